@@ -1,0 +1,165 @@
+"""The DeepSpeed keys a profile may hold.
+
+DeepSpeed ignores keys it does not know at the top level and in several sections, so a misspelt key would pass without
+a word. Every key is therefore named here with its type; what is not named is an error. Keys of ZeRO stage 3, fp16 and
+DeepSpeed's own schedulers are left out because this trainer does not use them.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _whole_number(value: object) -> object:
+    """`5e8` is a float to JSON and a bucket size to DeepSpeed's users."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Count = Annotated[int, BeforeValidator(_whole_number), Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A strictly validated object of a profile: no unknown keys, no coerced types, no NaN, no infinity."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class OptimizerParams(Section):
+    lr: float = Field(2e-4, gt=0)
+    """Learning rate before warm-up and milestones."""
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.99]
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    torch_adam: bool = True
+    """torch's own AdamW, which needs no compiler on the user's machine."""
+    fused: bool = True
+    """One kernel for the whole update."""
+
+
+class OptimizerSection(Section):
+    type: Literal["AdamW", "Adam"] = "AdamW"
+    params: OptimizerParams = OptimizerParams()
+
+
+class Bf16Section(Section):
+    enabled: bool = True
+    immediate_grad_update: bool = False
+    check_grad_overflow: Literal[True] = True
+    """Must stay on: codebooks and weights skip a non-finite step together."""
+    bf16_master_weights_and_grads: bool = False
+    bf16_optimizer_states: bool = False
+
+
+class OffloadOptimizerSection(Section):
+    device: Literal["none", "cpu"] = "none"
+    pin_memory: bool = False
+
+
+class ZeroSection(Section):
+    stage: Literal[0, 1, 2] = 2
+    contiguous_gradients: bool = True
+    reduce_scatter: bool = True
+    reduce_bucket_size: Count = 500_000_000
+    """Elements; DeepSpeed's default is a gigabyte of buffer for a model of 18 M parameters."""
+    allgather_partitions: bool = True
+    allgather_bucket_size: Count = 500_000_000
+    """Elements."""
+    use_multi_rank_bucket_allreduce: bool = True
+    overlap_comm: bool | None = None
+    compute_grad_norm: bool = True
+    load_from_fp32_weights: bool = True
+    ignore_unused_parameters: bool = True
+    round_robin_gradients: bool = False
+    parameter_alignment: bool = False
+    offload_optimizer: OffloadOptimizerSection | None = None
+
+
+class ActivationCheckpointingSection(Section):
+    """How activations are checkpointed; whether they are is `rvqvae.training.gradient_checkpointing`."""
+
+    partition_activations: bool = False
+    contiguous_memory_optimization: bool = False
+    cpu_checkpointing: bool = False
+    number_checkpoints: Count | None = None
+    synchronize_checkpoint_boundary: bool = False
+    profile: bool = False
+
+
+class DataTypesSection(Section):
+    grad_accum_dtype: Literal["fp32", "bf16"] | None = None
+
+
+class TensorboardSection(Section):
+    enabled: bool = True
+    output_path: str = ""
+    """Empty: the run's folder."""
+    job_name: str = "tensorboard"
+
+
+class CsvMonitorSection(Section):
+    enabled: bool = False
+    output_path: str = ""
+    job_name: str = "csv"
+
+
+class WandbSection(Section):
+    enabled: bool = False
+    group: str | None = None
+    team: str | None = None
+    project: str = "ds_rvqvae"
+
+
+class CheckpointSection(Section):
+    tag_validation: Literal["Ignore", "Warn", "Fail"] = "Fail"
+    use_node_local_storage: bool = False
+
+
+class FlopsProfilerSection(Section):
+    enabled: bool = False
+    recompute_fwd_factor: float = Field(0.0, ge=0)
+    profile_step: Count = 1
+    module_depth: int = -1
+    top_modules: Count = 1
+    detailed: bool = True
+    output_file: str | None = None
+
+
+class CommsLoggerSection(Section):
+    enabled: bool = False
+    verbose: bool = False
+    prof_all: bool = True
+    debug: bool = False
+    prof_ops: list[str] = []
+
+
+class DeepSpeedKeys(Section):
+    """Top level of a profile: DeepSpeed's own keys."""
+
+    train_batch_size: Count | None = None
+    """Global batch; binds the profile to one number of ranks, so the shipped profiles leave it out."""
+    train_micro_batch_size_per_gpu: Count
+    """Windows a rank takes at once."""
+    gradient_accumulation_steps: Count = 1
+    """Micro batches summed before an optimizer step."""
+    optimizer: OptimizerSection = OptimizerSection()
+    bf16: Bf16Section = Bf16Section()
+    zero_optimization: ZeroSection = ZeroSection()
+    gradient_clipping: float = Field(1.0, ge=0)
+    """Largest norm of the whole gradient; 0 is off."""
+    activation_checkpointing: ActivationCheckpointingSection = ActivationCheckpointingSection()
+    data_types: DataTypesSection | None = None
+    tensorboard: TensorboardSection = TensorboardSection()
+    csv_monitor: CsvMonitorSection | None = None
+    wandb: WandbSection | None = None
+    checkpoint: CheckpointSection = CheckpointSection()
+    flops_profiler: FlopsProfilerSection | None = None
+    comms_logger: CommsLoggerSection | None = None
+    communication_data_type: Literal["fp32", "bf16", "fp16"] | None = None
+    prescale_gradients: bool = False
+    gradient_predivide_factor: float = Field(1.0, gt=0)
+    steps_per_print: Count | None = None
+    wall_clock_breakdown: bool = False
+    memory_breakdown: bool = False
+    dump_state: bool = False
+    disable_python_gc: bool = False
+    log_level: Literal["debug", "info", "warning", "error", "critical"] | None = None

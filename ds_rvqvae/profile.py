@@ -1,0 +1,328 @@
+"""What a run is: a JSON profile, typed, overridden and validated.
+
+A profile is a DeepSpeed config with one more object, `rvqvae`. This module imports neither torch nor DeepSpeed.
+"""
+
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from ds_rvqvae.deepspeed_keys import Count, DeepSpeedKeys, Section
+from ds_rvqvae.errors import UserError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+BODY_PARTS = ("upper", "hands", "lower", "lower_trans", "whole", "whole_trans", "face")
+
+
+class ModelConfig(Section):
+    """The nets and the quantizer."""
+
+    width: Count = 512
+    """Channels inside encoder and decoder."""
+    depth: Count = 3
+    """Residual blocks a stage."""
+    down_t: Annotated[int, Field(ge=0, le=8)] = 2
+    """Down-sampling layers."""
+    stride_t: Annotated[int, Field(ge=1, le=8)] = 2
+    """Temporal stride of each down-sampling layer."""
+    dilation_growth_rate: Annotated[int, Field(ge=1, le=8)] = 3
+    """Dilation of block i is this to the power i; the largest comes first."""
+    activation: Literal["relu", "silu", "gelu"] = "relu"
+    norm: Literal["LN", "GN", "BN"] | None = None
+    """LN: layer norm over channels; GN: group norm of 32 groups; BN: batch norm, statistics of each rank's own batch."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Dropout at the end of each residual block."""
+    code_dim: Count = 128
+    """Length of a code vector."""
+    nb_code: Count = 1024
+    """Codes a level."""
+    num_quantizers: Count = 6
+    """Levels of the residual quantizer."""
+    shared_codebook: bool = False
+    """All levels use one codebook."""
+    mu: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay of the moving averages that codebooks are made of."""
+    quantize_dropout_prob: Share = 0.2
+    """How often a step trains only the first levels."""
+    sample_codebook_temp: Annotated[float, Field(ge=0)] = 0.0
+    """Gumbel noise on the choice of codes while training, relative to the level's mean nearest distance; 0 is off."""
+    codebook_init: Literal["samples", "kmeans"] = "samples"
+    """First codebooks: latents of the first global batch, or their k-means centres."""
+    dead_code_threshold: Share = 0.1
+    """A code used less than this share of uniform use is replaced."""
+    lineage: bool = False
+    """MoMask's arithmetic for comparison: one straight-through estimator a level, absolute sampling temperature, codes
+    with an average count under 1 overwritten by the first rows of the batch, full inertia from the first step."""
+
+    @property
+    def code_stride(self) -> int:
+        """Frames a code stands for."""
+        return self.stride_t**self.down_t
+
+
+class DataConfig(Section):
+    """Where motion comes from and how it is cut."""
+
+    path: str | None = None
+    """A BEAT2 folder, a folder of .npy feature matrices, one packed npz, or a prepared store."""
+    body_part: Literal[BODY_PARTS] = "upper"
+    """Which columns of SMPL-X data are used; other data give all their columns."""
+    speakers: list[int] | None = None
+    """Only BEAT2 clips of these speakers (the leading number of a clip's name)."""
+    window_size: Count = 128
+    """Frames a training window."""
+    window_stride: Count = 64
+    """Frames from the start of one window to the next."""
+    split: Literal["auto", "time", "hash"] = "auto"
+    """auto: the data's own split, else by a hash of the clip's name, else (a single clip) by time; time: the last part
+    of every clip is held out."""
+    fps: Annotated[float, Field(gt=0, le=1000)] = 30.0
+    """Frames a second; motion at another rate is resampled."""
+    mean_file: str | None = None
+    """A .npy file with one mean a column, in place of the training split's."""
+    std_file: str | None = None
+    """A .npy file with one standard deviation a column."""
+    std_floor: Annotated[float, Field(gt=0)] = 0.01
+    """Smallest standard deviation that columns are divided by."""
+    num_workers: Annotated[int, Field(ge=0, le=256)] = 2
+    """Threads a rank that gather batches; 0 gathers in the training thread."""
+
+
+class LossConfig(Section):
+    recons_loss: Literal["l1", "l2", "l1_smooth"] = "l1_smooth"
+    """Loss of the reconstruction and of its velocity."""
+    commit: Annotated[float, Field(ge=0)] = 0.02
+    """Weight of the commitment loss."""
+    loss_vel: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the loss of frame differences."""
+
+
+class ScheduleConfig(Section):
+    milestones: list[Count] = [50_000, 200_000, 400_000]
+    """Steps at which the learning rate is multiplied by gamma."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.05
+    warm_up_iter: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the learning rate rises from zero."""
+
+
+class TrainingConfig(Section):
+    total_iter: Count = 300_000
+    """Optimizer steps."""
+    log_every: Count = 100
+    eval_every: Count = 5_000
+    save_every: Count = 5_000
+    keep_checkpoints: Count = 3
+    """Newest checkpoints that stay on disk."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    gradient_checkpointing: bool = True
+    """Recompute the residual stacks in the backward pass instead of keeping their activations."""
+    compile: bool = False
+    """Compile the model with inductor."""
+
+
+class RvqvaeConfig(Section):
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    loss: LossConfig = LossConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    training: TrainingConfig = TrainingConfig()
+
+
+class Profile(DeepSpeedKeys):
+    """A run's settings: DeepSpeed's keys and ours."""
+
+    schema_: str | None = Field(None, alias="$schema")
+    rvqvae: RvqvaeConfig
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Profile":
+        model, data = self.rvqvae.model, self.rvqvae.data
+        if data.window_size % model.code_stride:
+            lower = data.window_size // model.code_stride * model.code_stride
+            fits = [str(size) for size in (lower, lower + model.code_stride) if size]
+            raise ValueError(
+                f"rvqvae.data.window_size: {data.window_size} is not a multiple of the down-sampling stride_t**down_t = "
+                f"{model.code_stride}; use {' or '.join(fits)}"
+            )
+        if (data.mean_file is None) != (data.std_file is None):
+            raise ValueError("rvqvae.data.mean_file: give mean_file and std_file together, or neither")
+        if self.rvqvae.schedule.milestones != sorted(self.rvqvae.schedule.milestones):
+            raise ValueError("rvqvae.schedule.milestones: give the steps in rising order")
+        bf16 = self.bf16
+        if bf16.bf16_optimizer_states and not bf16.bf16_master_weights_and_grads:
+            raise ValueError("bf16.bf16_optimizer_states: needs bf16.bf16_master_weights_and_grads as well")
+        return self
+
+    def warnings(self) -> list[str]:
+        """Settings that are allowed and have less effect than they seem to."""
+        training, schedule = self.rvqvae.training, self.rvqvae.schedule
+        late = [step for step in schedule.milestones if step >= training.total_iter]
+        if not late:
+            return []
+        steps = ", ".join(f"{step:,}" for step in late)
+        return [f"rvqvae.schedule.milestones: {steps} lie at or past total_iter {training.total_iter:,}: no effect"]
+
+    def check_world_size(self, world_size: int) -> None:
+        """Raises UserError where `train_batch_size` does not fit `world_size` ranks."""
+        product = self.train_micro_batch_size_per_gpu * self.gradient_accumulation_steps * world_size
+        if self.train_batch_size not in (None, product):
+            raise UserError(
+                f"train_batch_size: {self.train_batch_size} is not micro batch {self.train_micro_batch_size_per_gpu} x "
+                f"accumulation {self.gradient_accumulation_steps} x {world_size} ranks = {product}; leave it out"
+            )
+
+    def global_batch(self, world_size: int) -> int:
+        """Windows an optimizer step takes over all ranks."""
+        return self.train_micro_batch_size_per_gpu * self.gradient_accumulation_steps * world_size
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole profile as JSON objects, every key of ours written out."""
+        values = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        values["rvqvae"] = self.rvqvae.model_dump(mode="json")
+        return values
+
+    def deepspeed_config(self) -> dict[str, Any]:
+        """The dict for `deepspeed.initialize(config=…)`."""
+        return {key: value for key, value in self.to_dict().items() if key not in ("$schema", "rvqvae")}
+
+
+def shipped_profiles() -> dict[str, Path]:
+    """Names and files of the profiles that come with the package."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "ds_configs", package.parent / "ds_configs"):
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("*.json")) if path.stem != "profile.schema"}
+    return {}
+
+
+def profile_file(name: str | Path) -> Path:
+    """The file that a bare shipped name or a path means; raises UserError where there is none."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = shipped_profiles()
+    if str(name) in shipped:
+        return shipped[str(name)]
+    if path.is_dir():
+        raise UserError(f"{name}: a profile is a JSON file, this is a folder")
+    raise UserError(f"{name}: no such profile file, and none of the shipped profiles ({', '.join(shipped)})")
+
+
+def load_profile(path: str | Path, overrides: Iterable[str] = ()) -> Profile:
+    """Reads a profile by file or shipped name.
+
+    Args:
+        path: a JSON file, or a bare name such as `baseline`.
+        overrides: `path.to.key=value` strings; the value is JSON, or a plain string where it is not.
+
+    Raises:
+        UserError: naming the file, the JSON path of the culprit and what to do.
+    """
+    file = profile_file(path)
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}:{error.lineno}: not JSON: {error.msg} at column {error.colno}") from None
+    except _DuplicateKey as error:
+        raise UserError(f"{file}: the key {error} stands twice in one object") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: a profile is a JSON object, this is a {type(values).__name__}")
+    overrides = list(overrides)
+    for override in overrides:
+        _set(values, override)
+    source = str(file) if not overrides else f"{file} with {' '.join(overrides)}"
+    return profile_from_dict(values, source)
+
+
+def profile_from_dict(values: dict[str, Any], source: str = "profile") -> Profile:
+    """Validates a profile's JSON objects; `source` names them in errors."""
+    try:
+        return Profile.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_explain(error)}") from None
+
+
+class _DuplicateKey(ValueError):
+    pass
+
+
+def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise _DuplicateKey(key)
+    return dict(pairs)
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    """Sets one `path.to.key=value` in place."""
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise UserError(f"--set {override}: write it as path.to.key=value, for example rvqvae.model.width=256")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    for key in keys[:-1]:
+        if values.get(key) is None:
+            values[key] = {}
+        if not isinstance(values[key], dict):
+            raise UserError(f"--set {override}: {key} is not an object")
+        values = values[key]
+    values[keys[-1]] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """One line for the first of pydantic's complaints, and how many more there are."""
+    complaints = error.errors(include_url=False)
+    first = complaints[0]
+    location = [part for part in first["loc"] if part != "$schema"]
+    path = ".".join(str(part) for part in location)
+    kind = first["type"]
+    if kind == "extra_forbidden":
+        text = f"{path}: unknown key{_nearest(location)}"
+    elif kind == "missing":
+        text = f"{path}: missing"
+    elif kind == "value_error":
+        text = str(first["ctx"]["error"])
+    else:
+        text = f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}, not {json.dumps(first['input'], default=str)}"
+    return text if len(complaints) == 1 else f"{text} (and {len(complaints) - 1} more)"
+
+
+def _nearest(location: Sequence[int | str]) -> str:
+    section = section_at(location[:-1])
+    known = [field.alias or name for name, field in section.model_fields.items()] if section else []
+    near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(known)}"
+
+
+def section_at(location: Sequence[int | str]) -> type[BaseModel] | None:
+    """The class of the object at a JSON path of the profile."""
+    section: type[BaseModel] | None = Profile
+    for key in location:
+        field = section.model_fields.get(str(key)) if section else None
+        section = _section_of(field.annotation) if field else None
+    return section
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return next(filter(None, map(_section_of, typing.get_args(annotation))), None)
+    return None
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of profiles, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Profile.model_json_schema(by_alias=True)}
