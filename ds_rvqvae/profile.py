@@ -34,8 +34,8 @@ class ModelConfig(Section):
     dilation_growth_rate: Annotated[int, Field(ge=1, le=8)] = 3
     """Dilation of block i is this to the power i; the largest comes first."""
     activation: Literal["relu", "silu", "gelu"] = "relu"
-    norm: Literal["LN", "GN", "BN"] | None = None
-    """LN: layer norm over channels; GN: group norm of 32 groups; BN: batch norm, statistics of each rank's own batch."""
+    norm: Literal["LN", "GN"] | None = None
+    """LN: layer norm over channels; GN: group norm of 32 groups."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Dropout at the end of each residual block."""
     code_dim: Count = 128
@@ -147,8 +147,8 @@ class Profile(DeepSpeedKeys):
             lower = data.window_size // model.code_stride * model.code_stride
             fits = [str(size) for size in (lower, lower + model.code_stride) if size]
             raise ValueError(
-                f"rvqvae.data.window_size: {data.window_size} is not a multiple of the down-sampling stride_t**down_t = "
-                f"{model.code_stride}; use {' or '.join(fits)}"
+                f"rvqvae.data.window_size: {data.window_size} is not a multiple of the down-sampling "
+                f"stride_t**down_t = {model.code_stride}; use {' or '.join(fits)}"
             )
         if (data.mean_file is None) != (data.std_file is None):
             raise ValueError("rvqvae.data.mean_file: give mean_file and std_file together, or neither")
