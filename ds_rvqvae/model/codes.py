@@ -1,0 +1,57 @@
+"""Arithmetic of codes and vectors: distances, nearest codes, first codebooks, perplexity."""
+
+import torch
+from torch import Tensor
+
+_ROWS_AT_ONCE = 16_384
+"""Vectors whose distances to all codes are held at once."""
+_KMEANS_ITERATIONS = 10
+
+
+def squared_distances(rows: Tensor, book: Tensor) -> Tensor:
+    """Squared distances `[N, K]` of `rows [N, D]` to `book [K, D]`, less the rows' own squares, which order nothing."""
+    return torch.addmm((book**2).sum(dim=1), rows, book.t(), alpha=-2.0)
+
+
+def nearest_codes(rows: Tensor, book: Tensor) -> Tensor:
+    """Index `[N]` of the code of `book [K, D]` nearest to each of `rows [N, D]`."""
+    blocks = [squared_distances(block, book).argmin(dim=1) for block in rows.split(_ROWS_AT_ONCE)]
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+
+
+def first_codes(rows: Tensor, nb_code: int, *, kind: str, seed: int) -> Tensor:
+    """A codebook `[nb_code, D]` from data.
+
+    Args:
+        rows: `[N, D]`, finite.
+        kind: "samples", rows drawn without repeats; "kmeans", centres started from those; "first rows", as MoMask does.
+        seed: of the draw.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.arange(len(rows)) if kind == "first rows" else torch.randperm(len(rows), generator=generator)
+    repeats = -(-nb_code // len(rows))
+    codes = rows[order.repeat(repeats)[:nb_code].to(rows.device)]
+    if repeats > 1:
+        # Fewer vectors than codes: copies a little apart (the scale is MoMask's).
+        noise = torch.randn(codes.shape, generator=generator).to(codes.device)
+        noise[: len(rows)] = 0.0
+        codes = codes + noise * (0.01 / rows.shape[1] ** 0.5)
+    return _kmeans(rows, codes) if kind == "kmeans" else codes
+
+
+def _kmeans(rows: Tensor, centres: Tensor) -> Tensor:
+    """Lloyd's iterations; a centre without rows stays where it is."""
+    for _ in range(_KMEANS_ITERATIONS):
+        index = nearest_codes(rows, centres)
+        sums = torch.zeros_like(centres).index_add_(0, index, rows)
+        counts = centres.new_zeros(len(centres)).index_add_(0, index, rows.new_ones(len(rows)))
+        centres = torch.where((counts > 0).unsqueeze(-1), sums / counts.clamp(min=1).unsqueeze(-1), centres)
+    return centres
+
+
+def perplexity_of(counts: Tensor) -> Tensor:
+    """Perplexity `[Q]` of code counts `[Q, K]`: exp of the entropy, 1 … K; 0 where nothing was counted."""
+    total = counts.sum(dim=-1, keepdim=True)
+    share = counts / total.clamp(min=1)
+    entropy = -torch.special.xlogy(share, share).sum(dim=-1)
+    return torch.where(total.squeeze(-1) > 0, entropy.exp(), 0.0)

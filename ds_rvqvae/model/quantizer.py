@@ -1,0 +1,367 @@
+"""Residual vector quantization with codebooks that are moving averages.
+
+The forward pass never communicates: while training it only adds to staged statistics. `update_codebooks`, once an
+optimizer step, sums them over all ranks in one all-reduce and then does the same arithmetic everywhere.
+
+Sources: residual levels and quantizer dropout, SoundStream (Zeghidour et al. 2021); EMA codebooks, VQ-VAE-2 (Razavi et
+al. 2019); one straight-through estimator around all levels, EnCodec (Défossez et al. 2022); replacement by relative
+use, Moshi (Défossez et al. 2024); the `lineage` arithmetic, MoMask (Guo et al. 2024).
+"""
+
+import random
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ds_rvqvae.model.codes import first_codes, nearest_codes, perplexity_of, squared_distances
+from ds_rvqvae.model.seeds import fold_seed
+
+
+class ResidualQuantizer(nn.Module):
+    """Quantizes latents by `num_quantizers` codebooks, each on what the levels before it left.
+
+    Args:
+        num_quantizers: levels, Q.
+        nb_code: codes a level, K.
+        code_dim: length of a code vector, D.
+        shared_codebook: one codebook for all levels, updated once after the last.
+        mu: decay of the averages; update t uses `min(mu, t / (t + 9))`.
+        quantize_dropout_prob: share of steps that use only the first 1 … Q levels.
+        sample_codebook_temp: Gumbel noise on squared distances while training, relative to the mean nearest.
+        codebook_init: "samples" or "kmeans".
+        dead_code_threshold: a code whose average count is below this share of uniform use is replaced.
+        lineage: MoMask's arithmetic in all of this, for comparison.
+
+    Buffers, persistent and always fp32 where floating:
+        codebooks, ema_sum: `[Q or 1, K, D]`.
+        ema_count: `[Q or 1, K]`.
+        initialized: whether codebooks come from data.
+        updates: committed updates, int64.
+    `usage_counts [Q, K]`, not persistent: committed uses over all ranks since `take_usage_counts`.
+    """
+
+    def __init__(
+        self,
+        num_quantizers: int,
+        nb_code: int,
+        code_dim: int,
+        *,
+        shared_codebook: bool = False,
+        mu: float = 0.99,
+        quantize_dropout_prob: float = 0.0,
+        sample_codebook_temp: float = 0.0,
+        codebook_init: str = "samples",
+        dead_code_threshold: float = 0.1,
+        lineage: bool = False,
+    ):
+        super().__init__()
+        self.num_quantizers, self.nb_code, self.code_dim = num_quantizers, nb_code, code_dim
+        self.shared_codebook = shared_codebook
+        self.mu = mu
+        self.quantize_dropout_prob = quantize_dropout_prob
+        self.sample_codebook_temp = sample_codebook_temp
+        self.codebook_init = codebook_init
+        self.dead_code_threshold = dead_code_threshold
+        self.lineage = lineage
+        # A quarter of the codes can be replaced an update: all-reducing a vector for each would double the traffic.
+        self.replacements = nb_code if lineage else min(nb_code, max(64, nb_code // 4))
+
+        books = 1 if shared_codebook else num_quantizers
+        self.register_buffer("codebooks", torch.randn(books, nb_code, code_dim))
+        self.register_buffer("ema_sum", self.codebooks.clone())
+        self.register_buffer("ema_count", torch.ones(books, nb_code))
+        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("usage_counts", torch.zeros(num_quantizers, nb_code), persistent=False)
+        self._sizes = [num_quantizers * nb_code, books * nb_code * code_dim, books * self.replacements * code_dim, 1]
+        self.register_buffer("_staged", torch.zeros(sum(self._sizes)), persistent=False)
+        self._staged_latents: list[tuple[Tensor, Tensor]] = []
+        self._position = (0, 0, 0, 0)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ResidualQuantizer":
+        # Averages with decay 0.99 stall in bf16: a cast of the model moves these buffers but leaves their dtype.
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if tensor.dtype == torch.float32 and moved.dtype != torch.float32:
+                return tensor.to(moved.device)
+            return moved
+
+        return super()._apply(move, recurse)
+
+    def set_step(self, seed: int, step: int, micro_step: int = 0, rank: int = 0) -> None:
+        """Makes the next training forward's draws, and the next update's, a function of these four.
+
+        Level dropout and replacement draw from (seed, step), which ranks share; noise draws from all four.
+        """
+        self._position = (seed, step, micro_step, rank)
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Quantizes `latents [B, T, D]`.
+
+        Returns:
+            quantized `[B, T, D]` in the latents' dtype, with the identity as gradient; codes `[B, T, Q]` int64, -1 at
+            levels dropped; commitment loss, the mean over active levels of the squared distance to the code; perplexity
+            `[Q]` of this batch, 0 at levels dropped.
+        """
+        active = self._active_levels() if self.training else self.num_quantizers
+        with torch.autocast(latents.device.type, enabled=False):
+            residual = rows = latents.float().reshape(-1, self.code_dim)
+            total, commit_losses, estimates = torch.zeros_like(rows), [], []
+            codes = rows.new_full((len(rows), self.num_quantizers), -1, dtype=torch.int64)
+            counts = self.usage_counts.new_zeros(self.num_quantizers, self.nb_code)
+            for level in range(active):
+                index = self._choose(residual.detach(), level)
+                vector = self._book(level)[index]
+                commit_losses.append(torch.mean((residual - vector) ** 2))
+                counts[level].index_add_(0, index, torch.ones_like(index, dtype=torch.float32))
+                if self.training:
+                    self._staged_views()[1][self._book_index(level)].index_add_(0, index, residual.detach())
+                if self.lineage:
+                    estimates.append(_StraightThrough.apply(residual, vector))
+                codes[:, level] = index
+                total = total + vector
+                residual = residual - vector
+            if self.training:
+                self._staged_views()[0].add_(counts)
+                self._staged_latents.append((rows.detach(), codes))
+            quantized = torch.stack(estimates).sum(0) if self.lineage else _StraightThrough.apply(rows, total)
+            commit_loss = torch.stack(commit_losses).mean()
+        shape = latents.shape[:-1]
+        return (
+            quantized.reshape(latents.shape).to(latents.dtype),
+            codes.reshape(*shape, self.num_quantizers),
+            commit_loss,
+            perplexity_of(counts),
+        )
+
+    @torch.no_grad()
+    def encode(self, latents: Tensor) -> Tensor:
+        """Codes `[B, T, Q]` int64 of `latents [B, T, D]`: all levels, no noise, nothing staged."""
+        residual = latents.float().reshape(-1, self.code_dim)
+        codes = []
+        for level in range(self.num_quantizers):
+            codes.append(nearest_codes(residual, self._book(level)))
+            residual = residual - self._book(level)[codes[-1]]
+        return torch.stack(codes, dim=-1).reshape(*latents.shape[:-1], self.num_quantizers)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Quantized latents `[..., D]` fp32 of `codes [..., q]`, 1 <= q <= Q; -1 adds nothing.
+
+        Raises:
+            ValueError: too many levels, or a code outside -1 … K - 1.
+        """
+        levels = codes.shape[-1]
+        if not 1 <= levels <= self.num_quantizers:
+            raise ValueError(f"codes have {levels} levels; this quantizer takes 1 to {self.num_quantizers}")
+        if codes.numel() and (codes.min() < -1 or codes.max() >= self.nb_code):
+            raise ValueError(
+                f"codes reach from {codes.min()} to {codes.max()}; this quantizer has 0 to {self.nb_code - 1}"
+            )
+        quantized = self.codebooks.new_zeros(*codes.shape[:-1], self.code_dim)
+        for level in range(levels):
+            code = codes[..., level]
+            quantized += self._book(level)[code.clamp(min=0)] * (code >= 0).unsqueeze(-1)
+        return quantized
+
+    @torch.no_grad()
+    def initialize_codebooks(self, latents: Tensor, group: dist.ProcessGroup | None = None) -> None:
+        """Sets every level's codebook from the latents of the first global batch.
+
+        Args:
+            latents: `[B, T, D]`, each rank's own; ranks in order make up the global batch.
+            group: the ranks; all of them call this. They end equal, as one rank with all latents would.
+
+        Raises:
+            ValueError: no finite latent on any rank.
+        """
+        rows = _gather_rows(latents.detach().float().reshape(-1, self.code_dim), group)
+        rows = rows[torch.isfinite(rows).all(dim=1)]
+        if not len(rows):
+            raise ValueError("no finite latents to initialise the codebooks from")
+        residual, kind = rows, "first rows" if self.lineage else self.codebook_init
+        for level in range(self.num_quantizers):
+            if level < len(self.codebooks):
+                self.codebooks[level] = first_codes(
+                    residual, self.nb_code, kind=kind, seed=fold_seed("first codes", self._position[0], level)
+                )
+            residual = residual - self._book(level)[nearest_codes(residual, self._book(level))]
+        if _world(group)[0] > 1:
+            # Ranks on unlike devices may round differently.
+            dist.broadcast(self.codebooks, src=dist.get_global_rank(group, 0) if group else 0, group=group)
+        self.ema_sum.copy_(self.codebooks)
+        self.ema_count.fill_(1.0)
+        self.updates.zero_()
+        self.initialized.fill_(True)
+
+    @torch.no_grad()
+    def update_codebooks(self, group: dist.ProcessGroup | None = None, applied: bool = True) -> None:
+        """Commits the staged statistics: the codebooks' optimizer step, called once after the engine's on every rank.
+
+        Args:
+            group: the ranks, each of which calls this; they bring equally many vectors.
+            applied: whether the engine applied its step. False on any rank, or a number that is not finite, drops the
+                statistics on all ranks.
+
+        One all-reduce of one flat fp32 tensor, and no wait of the host for the device.
+        """
+        world_size, rank = _world(group)
+        counts, sums, candidates, refused = self._staged_views()
+        if self._staged_latents:
+            candidates.copy_(self._replacement_candidates(world_size, rank))
+        refused.fill_(0.0 if applied else 1.0)
+        if world_size > 1:
+            dist.all_reduce(self._staged, group=group)
+        commit = torch.isfinite(self._staged).all() & (refused == 0)
+        self._commit(commit, counts, sums, candidates)
+        self._staged.zero_()
+        self._staged_latents.clear()
+
+    def take_usage_counts(self) -> Tensor:
+        """Committed uses `[Q, K]` of each code over all ranks since the last call."""
+        counts = self.usage_counts.clone()
+        self.usage_counts.zero_()
+        return counts
+
+    def _book_index(self, level: int) -> int:
+        return 0 if self.shared_codebook else level
+
+    def _book(self, level: int) -> Tensor:
+        return self.codebooks[self._book_index(level)]
+
+    def _active_levels(self) -> int:
+        """Levels of this step, the same on all ranks and micro steps: a function of (seed, step)."""
+        seed, step, _, _ = self._position
+        draw = random.Random(fold_seed("levels", seed, step))
+        if draw.random() < self.quantize_dropout_prob:
+            return draw.randint(1, self.num_quantizers)
+        return self.num_quantizers
+
+    def _choose(self, rows: Tensor, level: int) -> Tensor:
+        """Code `[N]` of each of `rows [N, D]` at a level: the nearest, or while training a noisy choice."""
+        if not (self.training and self.sample_codebook_temp > 0):
+            return nearest_codes(rows, self._book(level))
+        distances = squared_distances(rows, self._book(level))
+        scale = self.sample_codebook_temp
+        if not self.lineage:
+            scale = scale * (distances.amin(dim=1) + (rows**2).sum(dim=1)).clamp(min=0).mean()
+        generator = torch.Generator(rows.device).manual_seed(fold_seed("noise", *self._position, level))
+        minus_gumbel = torch.empty_like(distances).exponential_(generator=generator).log_()
+        return (distances + scale * minus_gumbel).argmin(dim=1)
+
+    def _staged_views(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Views into the flat staged tensor: counts, sums, replacement candidates, refusals."""
+        counts, sums, candidates, refused = self._staged.split(self._sizes)
+        return (
+            counts.view(self.num_quantizers, self.nb_code),
+            sums.view_as(self.codebooks),
+            candidates.view(len(self.codebooks), self.replacements, self.code_dim),
+            refused[0],
+        )
+
+    def _replacement_candidates(self, world_size: int, rank: int) -> Tensor:
+        """Vectors `[Q or 1, R, D]` drawn over the global batch; each rank fills in its own, zeros elsewhere.
+
+        Vectors are what a level was asked to quantize: latents less the codes of the levels before it.
+        """
+        rows = torch.cat([rows for rows, _ in self._staged_latents])
+        codes = torch.cat([codes for _, codes in self._staged_latents])
+        shape = (len(self.codebooks), self.replacements)
+        owner, row = self._draw_owners(shape, world_size, len(rows))
+        owner, row = owner.to(rows.device, non_blocking=True), row.to(rows.device, non_blocking=True)
+        level = self._draw_levels(shape).to(rows.device, non_blocking=True)
+        levels = torch.arange(self.num_quantizers, device=rows.device)
+        book = torch.zeros_like(levels) if self.shared_codebook else levels
+        before = self.codebooks[book, codes[row].clamp(min=0)] * (levels < level.unsqueeze(-1)).unsqueeze(-1)
+        return (rows[row] - before.sum(dim=2)) * (owner == rank).unsqueeze(-1)
+
+    def _draw_owners(self, shape: tuple[int, int], world_size: int, rows: int) -> tuple[Tensor, Tensor]:
+        """Rank and row of each candidate; exact integers, so that any number of ranks draws the same global vector."""
+        if self.lineage:
+            first = torch.arange(shape[1]).expand(shape) % (world_size * rows)
+            return first // rows, first % rows
+        seed, step, _, _ = self._position
+        generator = torch.Generator().manual_seed(fold_seed("candidates", seed, step))
+        draw = torch.randint(2**32, shape, generator=generator) * world_size
+        return draw >> 32, ((draw & (2**32 - 1)) * rows) >> 32
+
+    def _draw_levels(self, shape: tuple[int, int]) -> Tensor:
+        """The level that each candidate is for; a shared codebook draws among the active ones."""
+        if not self.shared_codebook:
+            return torch.arange(shape[0]).unsqueeze(1).expand(shape)
+        seed, step, _, _ = self._position
+        generator = torch.Generator().manual_seed(fold_seed("candidate levels", seed, step))
+        return torch.randint(self._active_levels(), shape, generator=generator)
+
+    def _commit(self, commit: Tensor, counts: Tensor, sums: Tensor, candidates: Tensor) -> None:
+        """Moves averages and codebooks by the global statistics where `commit` holds."""
+        book_counts = counts.sum(dim=0, keepdim=True) if self.shared_codebook else counts
+        used = book_counts.sum(dim=1, keepdim=True) > 0
+        changes = commit & used
+        update = (self.updates + 1).float()
+        decay = self.mu if self.lineage else torch.clamp(update / (update + 9.0), max=self.mu)
+        count = decay * self.ema_count + (1 - decay) * book_counts
+        total = decay * self.ema_sum + (1 - decay) * sums
+        # A code unused for so long that its count has vanished stays where it was.
+        book = torch.where((count > 1e-6).unsqueeze(-1), total / count.unsqueeze(-1), self.codebooks)
+        count, total, book = self._replace_dead(count, total, book, candidates)
+        for buffer, value in ((self.ema_count, count), (self.ema_sum, total), (self.codebooks, book)):
+            mask = changes if value.dim() == 2 else changes.unsqueeze(-1)
+            buffer.copy_(torch.where(mask, value, buffer))
+        self.updates += changes.any()
+        self.usage_counts += torch.where(commit, counts, 0.0)
+
+    def _replace_dead(self, count: Tensor, total: Tensor, book: Tensor, candidates: Tensor) -> tuple[Tensor, ...]:
+        """Gives dead codes, the least used first, a candidate: vector, sum and count together."""
+        if self.lineage:
+            return count, total, torch.where((count >= 1.0).unsqueeze(-1), book, candidates)
+        share = count.sum(dim=1, keepdim=True) / self.nb_code
+        order = count.argsort(dim=1)[:, : self.replacements]
+        filled = (candidates != 0).any(dim=-1)
+        dead = (count.gather(1, order) < self.dead_code_threshold * share) & filled
+        vectors = order.unsqueeze(-1).expand_as(candidates)
+        new_book = torch.where(dead.unsqueeze(-1), candidates, book.gather(1, vectors))
+        new_count = torch.where(dead, share, count.gather(1, order))
+        new_total = torch.where(dead.unsqueeze(-1), candidates * share.unsqueeze(-1), total.gather(1, vectors))
+        return (
+            count.scatter(1, order, new_count),
+            total.scatter(1, vectors, new_total),
+            book.scatter(1, vectors, new_book),
+        )
+
+
+class _StraightThrough(torch.autograd.Function):
+    """`quantized` forward, the identity to `latents` backward (van den Oord et al. 2017)."""
+
+    @staticmethod
+    def forward(ctx: object, latents: Tensor, quantized: Tensor) -> Tensor:
+        return quantized.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def _world(group: dist.ProcessGroup | None) -> tuple[int, int]:
+    """World size and rank; (1, 0) where torch.distributed is not running."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size(group), dist.get_rank(group)
+    return 1, 0
+
+
+def _gather_rows(rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """All ranks' rows `[N, D]`, in rank order; ranks may have unequal numbers of them."""
+    world_size, _ = _world(group)
+    if world_size == 1:
+        return rows
+    length = torch.tensor([len(rows)], device=rows.device)
+    lengths = [torch.empty_like(length) for _ in range(world_size)]
+    dist.all_gather(lengths, length, group=group)
+    longest = int(torch.stack(lengths).max())
+    padded = rows.new_zeros(longest, rows.shape[1])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in range(world_size)]
+    dist.all_gather(parts, padded, group=group)
+    return torch.cat([part[: int(count)] for part, count in zip(parts, lengths, strict=True)])

@@ -1,0 +1,108 @@
+"""The RVQ-VAE: motion to codes and back."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ds_rvqvae.model.nets import Checkpoint, Decoder, Encoder, ResidualStack
+from ds_rvqvae.model.quantizer import ResidualQuantizer
+from ds_rvqvae.model.seeds import fold_seed
+from ds_rvqvae.profile import ModelConfig
+
+
+class RVQVAEOutput(NamedTuple):
+    """What a forward pass gives."""
+
+    reconstruction: Tensor
+    """`[B, T, C]`, in the input's dtype."""
+    codes: Tensor
+    """`[B, T / code_stride, Q]` int64; -1 at levels that quantizer dropout left out."""
+    commit_loss: Tensor
+    """Scalar, fp32."""
+    perplexity: Tensor
+    """`[Q]`, of this rank's batch; 0 at levels left out."""
+
+
+class RVQVAE(nn.Module):
+    """Residual vector-quantized VAE over motion (T2M-GPT's and MoMask's nets).
+
+    Args:
+        in_features: columns of the normalised motion.
+        model_config: the profile's `rvqvae.model`.
+
+    Parameters may be bf16: motion is cast to their dtype, codebooks and distances stay fp32.
+    """
+
+    def __init__(self, in_features: int, model_config: ModelConfig):
+        super().__init__()
+        self.in_features = in_features
+        self.config = model_config
+        self.encoder = Encoder(in_features, model_config)
+        self.quantizer = ResidualQuantizer(
+            model_config.num_quantizers,
+            model_config.nb_code,
+            model_config.code_dim,
+            shared_codebook=model_config.shared_codebook,
+            mu=model_config.mu,
+            quantize_dropout_prob=model_config.quantize_dropout_prob,
+            sample_codebook_temp=model_config.sample_codebook_temp,
+            codebook_init=model_config.codebook_init,
+            dead_code_threshold=model_config.dead_code_threshold,
+            lineage=model_config.lineage,
+        )
+        self.decoder = Decoder(in_features, model_config)
+
+    def set_step(self, seed: int, step: int, micro_step: int = 0, rank: int = 0) -> None:
+        """Makes the next training forward's randomness a function of these four; call it before each one.
+
+        Level dropout draws from (seed, step), which ranks share; sampling noise and block dropout from all four.
+        Seeds torch's default generators, which block dropout draws from.
+        """
+        self.quantizer.set_step(seed, step, micro_step, rank)
+        torch.manual_seed(fold_seed("dropout", seed, step, micro_step, rank))
+
+    def set_checkpointing(self, checkpoint: Checkpoint | None) -> None:
+        """Wraps the residual stacks, and nothing else, in `checkpoint(function, input)` while training.
+
+        The quantizer stays outside: recomputed, it would count its statistics twice.
+        """
+        for module in self.modules():
+            if isinstance(module, ResidualStack):
+                module.checkpoint = checkpoint
+
+    def encode_latents(self, motion: Tensor) -> Tensor:
+        """Normalised motion `[B, T, C]` to latents `[B, T / code_stride, code_dim]`.
+
+        Raises:
+            ValueError: where the columns are not `in_features`, or T is not a multiple of the down-sampling.
+        """
+        if motion.dim() != 3 or motion.shape[2] != self.in_features:
+            raise ValueError(f"motion is {tuple(motion.shape)}; this model takes [batch, time, {self.in_features}]")
+        if motion.shape[1] % self.config.code_stride or not motion.shape[1]:
+            raise ValueError(
+                f"{motion.shape[1]} frames are not a multiple of the {self.config.code_stride} a code stands for"
+            )
+        hidden = motion.to(self._dtype()).transpose(1, 2)
+        return self.encoder(hidden).transpose(1, 2)
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Latents `[B, T', code_dim]` to normalised motion `[B, T' * code_stride, C]`, in the parameters' dtype."""
+        return self.decoder(latents.to(self._dtype()).transpose(1, 2)).transpose(1, 2)
+
+    def forward(self, motion: Tensor) -> RVQVAEOutput:
+        """Normalised motion `[B, T, C]` through encoder, quantizer and decoder."""
+        quantized, codes, commit_loss, perplexity = self.quantizer(self.encode_latents(motion))
+        reconstruction = self.decode_latents(quantized).to(motion.dtype)
+        return RVQVAEOutput(reconstruction, codes, commit_loss, perplexity)
+
+    def encode(self, motion: Tensor) -> Tensor:
+        """Normalised motion `[B, T, C]` to codes `[B, T / code_stride, Q]`, int64, all levels, without noise."""
+        return self.quantizer.encode(self.encode_latents(motion))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes `[B, T', q]` with q <= Q to normalised motion `[B, T' * code_stride, C]`; -1 is a dropped level."""
+        return self.decode_latents(self.quantizer.decode(codes))
+
+    def _dtype(self) -> torch.dtype:
+        return next(self.encoder.parameters()).dtype
