@@ -66,7 +66,8 @@ class ZeroSection(Section):
     """Elements."""
     use_multi_rank_bucket_allreduce: bool = True
     overlap_comm: bool | None = None
-    compute_grad_norm: bool = True
+    compute_grad_norm: Literal[True] = True
+    """Must stay on: a step whose gradient is not finite is recognised by it."""
     load_from_fp32_weights: bool = True
     ignore_unused_parameters: bool = True
     round_robin_gradients: bool = False

@@ -157,6 +157,10 @@ class Profile(DeepSpeedKeys):
         bf16 = self.bf16
         if bf16.bf16_optimizer_states and not bf16.bf16_master_weights_and_grads:
             raise ValueError("bf16.bf16_optimizer_states: needs bf16.bf16_master_weights_and_grads as well")
+        if not bf16.enabled and self.zero_optimization.stage == 0:
+            raise ValueError(
+                "zero_optimization.stage: 0 without bf16 lets gradients that are not finite through; use stage 1 or 2"
+            )
         return self
 
     def warnings(self) -> list[str]:

@@ -1,0 +1,1 @@
+"""The DeepSpeed engine, the training loop, checkpoints and monitoring."""

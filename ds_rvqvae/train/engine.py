@@ -1,0 +1,114 @@
+"""The DeepSpeed engine round an RVQ-VAE."""
+
+import functools
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from deepspeed.utils import safe_get_full_fp32_param
+from torch.utils.checkpoint import checkpoint as torch_checkpoint
+
+from ds_rvqvae.model.nets import Checkpoint
+from ds_rvqvae.model.rvqvae import RVQVAE
+from ds_rvqvae.profile import Profile
+
+
+def start_distributed() -> None:
+    """Joins the ranks that the launcher started; without a launcher, a world of one."""
+    if "RANK" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in alone.items()})
+    # A shared-memory collective for CPUs, compiled for minutes in every new home folder and never used here.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+
+
+def build_engine(profile: Profile, in_features: int, run_folder: Path) -> deepspeed.DeepSpeedEngine:
+    """A DeepSpeed engine whose module is the profile's RVQ-VAE, equal on all ranks.
+
+    Raises:
+        RuntimeError: where DeepSpeed changed the codebooks' dtype.
+    """
+    training = profile.rvqvae.training
+    torch.manual_seed(training.seed)
+    model = RVQVAE(in_features, profile.rvqvae.model)
+    config = profile.deepspeed_config()
+    if not config["tensorboard"]["output_path"]:
+        config["tensorboard"]["output_path"] = str(run_folder)
+    model.set_checkpointing(checkpoint_function(profile))
+    engine, *_ = deepspeed.initialize(
+        model=model, model_parameters=model.parameters(), config=config, dist_init_required=False
+    )
+    quantizer = engine.module.quantizer
+    if quantizer.codebooks.dtype != torch.float32 or quantizer.ema_sum.dtype != torch.float32:
+        raise RuntimeError(f"codebooks are {quantizer.codebooks.dtype}, not fp32: deepspeed {deepspeed.__version__}?")
+    broadcast_buffers(engine.module)
+    if training.compile:
+        engine.compile()
+    return engine
+
+
+def broadcast_buffers(module: torch.nn.Module) -> None:
+    """Gives every rank rank 0's buffers; DeepSpeed does so for parameters only."""
+    for buffer in module.buffers():
+        plain = buffer.to(torch.uint8) if buffer.dtype == torch.bool else buffer
+        dist.broadcast(plain, src=0)
+        buffer.copy_(plain)
+
+
+def checkpoint_function(profile: Profile) -> Checkpoint | None:
+    """How residual stacks are recomputed, or None where they are not.
+
+    torch's non-reentrant kind, unless DeepSpeed's section asks for something that only DeepSpeed's own does. The
+    reentrant kind would leave a stack fed by raw data without gradients.
+    """
+    if not profile.rvqvae.training.gradient_checkpointing:
+        return None
+    section = profile.activation_checkpointing
+    if section.model_dump(exclude_none=True) == type(section)().model_dump(exclude_none=True):
+        return functools.partial(torch_checkpoint, use_reentrant=False)
+    deepspeed.checkpointing.configure(None, deepspeed_config=profile.deepspeed_config())
+    return deepspeed.checkpointing.non_reentrant_checkpoint
+
+
+def fp32_model(engine: deepspeed.DeepSpeedEngine) -> RVQVAE:
+    """A copy of the model in eval mode with the optimizer's fp32 weights. Every rank calls it."""
+    module = unwrapped(engine)
+    with torch.device(engine.device):
+        model = RVQVAE(module.in_features, module.config)
+    with torch.no_grad():
+        for target, source in zip(model.parameters(), module.parameters(), strict=True):
+            weights = safe_get_full_fp32_param(source)
+            target.copy_(source if weights is None else weights)
+        for target, source in zip(model.buffers(), module.buffers(), strict=True):
+            target.copy_(source)
+    return model.eval()
+
+
+def unwrapped(engine: deepspeed.DeepSpeedEngine) -> RVQVAE:
+    """The RVQ-VAE inside the engine, without the wrapper that compiling puts round it."""
+    return getattr(engine.module, "_orig_mod", engine.module)
+
+
+def on_rank_zero_first(task: Callable[[], Any]) -> Any:
+    """Runs `task` on rank 0 and gives its result, or raises its error, on every rank."""
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = task()
+        except Exception as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]

@@ -1,0 +1,244 @@
+"""The training loop: step, codebooks, log, evaluate, save."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from ds_rvqvae.data.batches import BatchLoader, BatchOrder
+from ds_rvqvae.data.motion_data import MotionData
+from ds_rvqvae.model.codes import perplexity_of
+from ds_rvqvae.model.losses import Losses, tokenizer_losses
+from ds_rvqvae.profile import Profile
+from ds_rvqvae.tokenizer.evaluation import evaluate_split, held_out_split, reconstruction_pictures
+from ds_rvqvae.tokenizer.pictures import pixels_of, save_figure
+from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
+from ds_rvqvae.train.checkpoints import save_checkpoint
+from ds_rvqvae.train.engine import fp32_model, unwrapped
+from ds_rvqvae.train.monitoring import Board, MetricsFile, logger, memory_by_rank
+from ds_rvqvae.train.schedule import learning_rate
+
+
+@dataclasses.dataclass
+class Interval:
+    """What is gathered, on the device, between two logged steps."""
+
+    started: float
+    steps: int = 0
+
+
+class Trainer:
+    """Trains one run from where its engine stands to `total_iter`.
+
+    Args:
+        engine: its module is the RVQ-VAE; weights and counters already restored on a resume.
+        profile: the run's.
+        data: training and held-out motion.
+        run_folder: where everything goes.
+        client_state: of the checkpoint resumed from; empty at the start.
+    """
+
+    def __init__(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        profile: Profile,
+        data: MotionData,
+        run_folder: Path,
+        client_state: dict[str, Any],
+    ):
+        self.engine, self.profile, self.data, self.run_folder = engine, profile, data, run_folder
+        self.model = unwrapped(engine)
+        self.settings = profile.rvqvae.training
+        self.device = torch.device(engine.device)
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.step = engine.global_steps
+        self.global_batch = profile.global_batch(self.world_size)
+        if "usage_counts" in client_state:
+            self.model.quantizer.usage_counts.copy_(client_state["usage_counts"])
+        order = BatchOrder(len(data.window_starts()), self.global_batch, self.settings.seed)
+        self.loader = BatchLoader(
+            data,
+            order,
+            rank=self.rank,
+            world_size=self.world_size,
+            micro_batch=profile.train_micro_batch_size_per_gpu,
+            accumulation=profile.gradient_accumulation_steps,
+            start_step=self.step,
+            num_workers=profile.rvqvae.data.num_workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        self.board = Board(engine)
+        self.metrics = MetricsFile(run_folder / "metrics.jsonl", self.step) if self.rank == 0 else None
+        self.interval = Interval(time.perf_counter())
+
+    def train(self) -> None:
+        """Runs to `total_iter`; the last step logs, saves, evaluates and exports."""
+        total = self.settings.total_iter
+        bar = self._progress_bar()
+        first_batch = None
+        if not self.model.quantizer.initialized.item():
+            first_batch = self.loader.next()
+            self._initialize_codebooks(first_batch)
+            self._evaluate("untrained.json")
+        self._start_interval()
+        while self.step < total:
+            losses = self._train_step(first_batch or self.loader.next())
+            first_batch = None
+            self.step += 1
+            last = self.step == total
+            if self.step == 1 or self.step % self.settings.log_every == 0 or last:
+                bar.set_postfix(self._log(losses), refresh=False)
+            bar.update()
+            saves, evaluates = (
+                self.step % every == 0 for every in (self.settings.save_every, self.settings.eval_every)
+            )
+            if saves or last:
+                self._save()
+            if evaluates or last:
+                model, scores = self._evaluate("scores.json")
+                if last:
+                    self._export(model, scores)
+            if saves or evaluates or last:
+                self._start_interval()
+        bar.close()
+        self._close()
+
+    def _train_step(self, micro_batches: list[Tensor]) -> Tensor:
+        """One optimizer step. Gives this rank's mean losses `[4]`, on the device."""
+        self._set_learning_rate()
+        self.engine.train()
+        gathered = []
+        for micro_step, batch in enumerate(micro_batches):
+            motion = batch.to(self.device, non_blocking=True)
+            self.model.set_step(self.settings.seed, self.step, micro_step, self.rank)
+            output = self.engine(motion)
+            losses = tokenizer_losses(output.reconstruction, motion, output.commit_loss, self.profile.rvqvae.loss)
+            self.engine.backward(losses.loss)
+            self.engine.step()
+            gathered.append(torch.stack([loss.detach() for loss in losses]))
+        applied = self.engine.was_step_applied()
+        self.model.quantizer.update_codebooks(applied=applied)
+        if not applied:
+            logger.warning("step %d skipped: a loss or gradient was not finite", self.step + 1)
+        self.interval.steps += 1
+        return torch.stack(gathered).mean(dim=0)
+
+    def _set_learning_rate(self) -> None:
+        base = self.profile.optimizer.params.lr
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, base, self.profile.rvqvae.schedule)
+
+    def _initialize_codebooks(self, micro_batches: list[Tensor]) -> None:
+        """Every level's first codes, from the latents of the first global batch, without dropout."""
+        self.model.eval()
+        self.model.quantizer.set_step(self.settings.seed, self.step)
+        with torch.no_grad():
+            latents = [self.model.encode_latents(batch.to(self.device)) for batch in micro_batches]
+        self.model.quantizer.initialize_codebooks(torch.cat(latents))
+
+    def _start_interval(self) -> None:
+        """Speed is measured without the time that saving and evaluating took."""
+        self.interval = Interval(time.perf_counter())
+        self.loader.take_wait()
+
+    def _log(self, losses: Tensor) -> dict[str, str]:
+        """Writes a logged step's metrics and gives what the progress bar shows."""
+        means = torch.cat([losses, torch.tensor([self.loader.take_wait()], device=self.device)])
+        dist.all_reduce(means)
+        *loss_values, waited = (means / self.world_size).tolist()
+        seconds = time.perf_counter() - self.interval.started
+        speed = self.global_batch * self.interval.steps / seconds if seconds else 0.0
+        counts = self.model.quantizer.take_usage_counts()
+        memory = memory_by_rank(self.device)
+        norm = self.engine.get_global_grad_norm()
+        metrics: dict[str, Any] = {
+            "step": self.step,
+            **dict(zip(Losses._fields, loss_values, strict=True)),
+            "perplexity": perplexity_of(counts).tolist(),
+            "usage": (counts > 0).float().mean(dim=1).tolist(),
+            "lr": self.engine.optimizer.param_groups[0]["lr"],
+            "grad_norm": None if norm is None else float(norm),
+            "skipped_steps": self.engine.skipped_steps,
+            "samples_per_s": speed,
+            "data_wait": waited / seconds if seconds else 0.0,
+            "memory_gib": memory,
+        }
+        if self.metrics is not None:
+            self.metrics.write(metrics)
+        self._show(metrics)
+        self.interval = Interval(time.perf_counter())
+        return {"loss": f"{metrics['loss']:.4f}", "samples/s": f"{speed:.1f}"}
+
+    def _show(self, metrics: dict[str, Any]) -> None:
+        """A logged step on TensorBoard."""
+        tags = {f"Train/{name}": metrics[name] for name in (*Losses._fields, "lr", "grad_norm", "skipped_steps")}
+        tags["Speed/samples_per_s"], tags["Speed/data_wait"] = metrics["samples_per_s"], metrics["data_wait"]
+        for name in ("perplexity", "usage"):
+            tags |= {f"Codebook_{name}/level_{level + 1}": value for level, value in enumerate(metrics[name])}
+        tags |= {f"Memory_GiB/rank_{rank}": value for rank, value in enumerate(metrics["memory_gib"])}
+        self.board.scalars(tags, self.engine.global_samples)
+
+    def _evaluate(self, file: str) -> tuple[Any, dict[str, Any]]:
+        """Scores the held-out split with fp32 weights into `eval/FILE`, with pictures and histograms."""
+        model = fp32_model(self.engine)
+        split = held_out_split(self.data)
+        scores = evaluate_split(model, self.data, split, self.device, self.rank, self.world_size)
+        scores["step"] = self.step
+        if self.rank == 0:
+            folder = self.run_folder / "eval"
+            folder.mkdir(exist_ok=True)
+            (folder / file).write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+            samples = self.engine.global_samples
+            names = ("l1", "angle_error_deg", "velocity_error")
+            tags = {f"Eval_{split}/{name}": scores[name] for name in names}
+            tags |= {f"Eval_{split}_usage/level_{level + 1}": value for level, value in enumerate(scores["usage"])}
+            self.board.scalars(tags, samples)
+            for level, count in enumerate(self.model.quantizer.ema_count):
+                self.board.histogram(f"Codebook_counts/level_{level + 1}", count, samples)
+            for name, figure in reconstruction_pictures(model, self.data, ("train", split), self.device):
+                save_figure(figure, folder / f"reconstruction_{name}.png")
+                self.board.image(f"Reconstruction/{name}", pixels_of(figure), samples)
+            logger.info("step %d, %s: %s", self.step, split, {name: scores[name] for name in names})
+        return model, scores
+
+    def _save(self) -> None:
+        state = {"usage_counts": self.model.quantizer.usage_counts.cpu()}
+        saved = save_checkpoint(self.engine, self.run_folder / "checkpoints", state, self.settings.keep_checkpoints)
+        logger.info("step %d: saved %s", self.step, saved)
+
+    def _export(self, model: Any, scores: dict[str, Any]) -> None:
+        """The tokenizer, in `tokenizer/`."""
+        if self.rank == 0:
+            data = self.profile.rvqvae.data
+            part = data.body_part if self.data.store.has_body_parts else None
+            details = {"body_part": part, "training_step": self.step, "scores": scores}
+            tokenizer = MotionTokenizer(
+                model, torch.from_numpy(self.data.mean), torch.from_numpy(self.data.std), self.data.layout,
+                self.data.fps, details,
+            )  # fmt: skip
+            tokenizer.save_pretrained(self.run_folder / "tokenizer")
+        dist.barrier()
+
+    def _progress_bar(self) -> tqdm:
+        return tqdm(
+            total=self.settings.total_iter,
+            initial=self.step,
+            disable=self.rank != 0,
+            unit="step",
+            desc=self.run_folder.name,
+            mininterval=0.5,
+            dynamic_ncols=True,
+        )
+
+    def _close(self) -> None:
+        self.loader.close()
+        self.board.close()
+        if self.metrics is not None:
+            self.metrics.close()

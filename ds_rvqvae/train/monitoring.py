@@ -1,0 +1,113 @@
+"""What a run tells about itself: `metrics.jsonl`, TensorBoard and the log. Rank 0 writes; the others pass through."""
+
+import json
+import logging
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from torch import Tensor
+
+logger = logging.getLogger("ds_rvqvae")
+
+
+def start_log(file: Path, rank: int) -> None:
+    """Sends rank 0's messages, and errors of any rank, to `file`; rank 0's warnings to the terminal as well."""
+    to_file = logging.FileHandler(file, encoding="utf-8")
+    to_file.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s rank {rank}: %(message)s"))
+    to_file.setLevel(logging.ERROR if rank else logging.INFO)
+    to_terminal = logging.StreamHandler(sys.stderr)
+    to_terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    to_terminal.addFilter(lambda record: rank == 0 and record.levelno == logging.WARNING)
+    logger.handlers[:] = [to_file, to_terminal]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+class MetricsFile:
+    """`metrics.jsonl`: a line of JSON a logged step.
+
+    Args:
+        file: appended to; lines past `step`, and a last line that a crash tore, are cut first.
+        step: the step that the run goes on from.
+    """
+
+    def __init__(self, file: Path, step: int):
+        kept = []
+        if file.exists():
+            for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+                if not line.endswith("\n") or json.loads(line)["step"] > step:
+                    break
+                kept.append(line)
+        unfinished = file.with_name(f".unfinished-{file.name}")
+        unfinished.write_text("".join(kept), encoding="utf-8")
+        unfinished.replace(file)
+        self._file = file.open("a", encoding="utf-8")
+
+    def write(self, metrics: dict[str, Any]) -> None:
+        """Appends a line; numbers that are not finite become null, as JSON has none."""
+        self._file.write(json.dumps({key: _finite(value) for key, value in metrics.items()}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Board:
+    """TensorBoard through the engine's own monitor; one x axis for all tags, samples over all ranks.
+
+    After a resume, points at and past the first sample to come are purged, so that no step shows twice.
+    """
+
+    def __init__(self, engine: deepspeed.DeepSpeedEngine):
+        self._monitor = engine.monitor
+        # Ranks other than 0, and profiles without TensorBoard, have no writer.
+        self._writer = getattr(engine.monitor.tb_monitor, "summary_writer", None)
+        if self._writer is not None and engine.global_samples:
+            start = Event(session_log=SessionLog(status=SessionLog.START), step=engine.global_samples + 1)
+            self._writer.file_writer.add_event(start)
+
+    def scalars(self, values: dict[str, float | None], samples: int) -> None:
+        """Scalars by tag, to every monitor of the profile; None is left out."""
+        if dist.get_rank() == 0 and self._monitor.enabled:
+            events = [(tag, value, samples) for tag, value in values.items() if value is not None]
+            self._monitor.write_events(events)
+
+    def histogram(self, tag: str, values: Tensor, samples: int) -> None:
+        if self._writer is not None:
+            self._writer.add_histogram(tag, values.cpu(), samples)
+
+    def image(self, tag: str, pixels: Any, samples: int) -> None:
+        """`pixels [height, width, 3]` uint8."""
+        if self._writer is not None:
+            self._writer.add_image(tag, pixels, samples, dataformats="HWC")
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.flush()
+
+
+def memory_by_rank(device: torch.device) -> list[float]:
+    """Peak GiB of device memory since the last call, a rank; on a CPU the process's resident memory."""
+    if device.type == "cuda":
+        used = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        import psutil
+
+        used = psutil.Process().memory_info().rss
+    mine = torch.tensor([used / 2**30], device=device)
+    by_rank = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(by_rank, mine)
+    return torch.cat(by_rank).tolist()
