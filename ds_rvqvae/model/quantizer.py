@@ -319,8 +319,7 @@ class ResidualQuantizer(nn.Module):
             return count, total, torch.where((count >= 1.0).unsqueeze(-1), book, candidates)
         share = count.sum(dim=1, keepdim=True) / self.nb_code
         order = count.argsort(dim=1)[:, : self.replacements]
-        filled = (candidates != 0).any(dim=-1)
-        dead = (count.gather(1, order) < self.dead_code_threshold * share) & filled
+        dead = count.gather(1, order) < self.dead_code_threshold * share
         vectors = order.unsqueeze(-1).expand_as(candidates)
         new_book = torch.where(dead.unsqueeze(-1), candidates, book.gather(1, vectors))
         new_count = torch.where(dead, share, count.gather(1, order))

@@ -7,17 +7,19 @@ tag; it gets its name once all files are on disk, and only then does `latest` po
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import deepspeed
 import torch.distributed as dist
 
 from ds_rvqvae.errors import UserError
 
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
 _UNFINISHED = ".unfinished-"
 
 
-def save_checkpoint(engine: deepspeed.DeepSpeedEngine, folder: Path, client_state: dict[str, Any], keep: int) -> Path:
+def save_checkpoint(engine: "DeepSpeedEngine", folder: Path, client_state: dict[str, Any], keep: int) -> Path:
     """Saves `folder/global_stepN` and points `latest` at it. Every rank calls it.
 
     Args:
@@ -72,7 +74,7 @@ def checkpoint_to_resume(folder: Path, world_size: int) -> Path | None:
     return checkpoint
 
 
-def load_checkpoint(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> dict[str, Any]:
+def load_checkpoint(engine: "DeepSpeedEngine", checkpoint: Path) -> dict[str, Any]:
     """Restores weights, optimizer, codebooks and counters on every rank; gives the client state."""
     _, client_state = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     if client_state is None:

@@ -14,14 +14,16 @@ from tqdm import tqdm
 
 from ds_rvqvae.data.batches import BatchLoader, BatchOrder
 from ds_rvqvae.data.motion_data import MotionData
+from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.codes import perplexity_of
 from ds_rvqvae.model.losses import Losses, tokenizer_losses
+from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.profile import Profile
 from ds_rvqvae.tokenizer.evaluation import evaluate_split, held_out_split, reconstruction_pictures
 from ds_rvqvae.tokenizer.pictures import pixels_of, save_figure
-from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 from ds_rvqvae.train.checkpoints import save_checkpoint
 from ds_rvqvae.train.engine import fp32_model, unwrapped
+from ds_rvqvae.train.export import make_tokenizer, motion_state
 from ds_rvqvae.train.monitoring import Board, MetricsFile, logger, memory_by_rank
 from ds_rvqvae.train.schedule import learning_rate
 
@@ -60,8 +62,8 @@ class Trainer:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.step = engine.global_steps
         self.global_batch = profile.global_batch(self.world_size)
-        if "usage_counts" in client_state:
-            self.model.quantizer.usage_counts.copy_(client_state["usage_counts"])
+        if client_state:
+            self._restore(client_state["rvqvae"])
         order = BatchOrder(len(data.window_starts()), self.global_batch, self.settings.seed)
         self.loader = BatchLoader(
             data,
@@ -185,7 +187,7 @@ class Trainer:
         tags |= {f"Memory_GiB/rank_{rank}": value for rank, value in enumerate(metrics["memory_gib"])}
         self.board.scalars(tags, self.engine.global_samples)
 
-    def _evaluate(self, file: str) -> tuple[Any, dict[str, Any]]:
+    def _evaluate(self, file: str) -> tuple[RVQVAE, dict[str, Any]]:
         """Scores the held-out split with fp32 weights into `eval/FILE`, with pictures and histograms."""
         model = fp32_model(self.engine)
         split = held_out_split(self.data)
@@ -209,20 +211,26 @@ class Trainer:
         return model, scores
 
     def _save(self) -> None:
-        state = {"usage_counts": self.model.quantizer.usage_counts.cpu()}
-        saved = save_checkpoint(self.engine, self.run_folder / "checkpoints", state, self.settings.keep_checkpoints)
-        logger.info("step %d: saved %s", self.step, saved)
+        state = motion_state(self.data, self.model.config)
+        state["usage_counts"] = self.model.quantizer.usage_counts.cpu()
+        folder, keep = self.run_folder / "checkpoints", self.settings.keep_checkpoints
+        logger.info("step %d: saved %s", self.step, save_checkpoint(self.engine, folder, {"rvqvae": state}, keep))
 
-    def _export(self, model: Any, scores: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any]) -> None:
+        """What DeepSpeed did not restore; raises UserError where the motion is normalised otherwise than it was."""
+        now = motion_state(self.data, self.model.config)
+        if now["layout"] != state["layout"] or any(not torch.equal(now[key], state[key]) for key in ("mean", "std")):
+            raise UserError(
+                f"{self.data.config.path}: other columns or another normalisation than {self.run_folder} was trained "
+                "with; resume with the same motion, or start a new run"
+            )
+        self.model.quantizer.usage_counts.copy_(state["usage_counts"])
+
+    def _export(self, model: RVQVAE, scores: dict[str, Any]) -> None:
         """The tokenizer, in `tokenizer/`."""
         if self.rank == 0:
-            data = self.profile.rvqvae.data
-            part = data.body_part if self.data.store.has_body_parts else None
-            details = {"body_part": part, "training_step": self.step, "scores": scores}
-            tokenizer = MotionTokenizer(
-                model, torch.from_numpy(self.data.mean), torch.from_numpy(self.data.std), self.data.layout,
-                self.data.fps, details,
-            )  # fmt: skip
+            state = motion_state(self.data, self.model.config)
+            tokenizer = make_tokenizer(model, state, training_step=self.step, scores=scores)
             tokenizer.save_pretrained(self.run_folder / "tokenizer")
         dist.barrier()
 

@@ -1,0 +1,136 @@
+"""BEAT2: SMPL-X poses, root translation and facial expressions, one npz a clip.
+
+Source: H. Liu et al., "EMAGE: Towards Unified Holistic Co-Speech Gesture Generation", CVPR 2024.
+"""
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+
+from ds_rvqvae.data.clips import Clip, ClipError, Reader, frame_rate, load_npz, matrix, no_file, npz_keys, visible_files
+from ds_rvqvae.data.layout import NUM_EXPRESSIONS, SMPLX_JOINTS, smplx_layout
+from ds_rvqvae.data.rotations import axis_angle_to_matrix, matrix_to_rotation_6d
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.profile import DataConfig
+
+CLIP_FOLDER = "smplxflame_30"
+SPLIT_FILE = "train_test_split.csv"
+_FPS_KEYS = ("mocap_frame_rate", "mocap_framerate")
+
+
+class Beat2Reader(Reader):
+    """A BEAT2 folder, its folder of npz files, or one such npz.
+
+    A clip listed in `train_test_split.csv` without a file is left out with that reason; a file that it does not list
+    counts as `additional`. A single file has no split.
+    """
+
+    format = "BEAT2 npz"
+    has_body_parts = True
+
+    def __init__(self, path: Path, config: DataConfig):
+        super().__init__(path, config)
+        self._split_file: Path | None = None
+        if path.is_file():
+            self._files = {path.stem: path}
+        else:
+            folder = path / CLIP_FOLDER if (path / CLIP_FOLDER).is_dir() else path
+            self._files = {file.stem: file for file in visible_files(folder, ".npz")}
+            beside = (folder / SPLIT_FILE, folder.parent / SPLIT_FILE)
+            self._split_file = next((file for file in beside if file.is_file()), None)
+        self._split = read_split_file(self._split_file) if self._split_file else {}
+        self._names = self._of_speakers(sorted({*self._files, *self._split}))
+
+    @classmethod
+    def matches(cls, path: Path) -> bool:
+        if path.is_file():
+            return path.suffix == ".npz" and "poses" in npz_keys(path)
+        return (path / CLIP_FOLDER).is_dir() or bool(visible_files(path, ".npz"))
+
+    def sources(self) -> list[Path]:
+        files = [self._files[name] for name in self._names if name in self._files]
+        return files if self._split_file is None else [*files, self._split_file]
+
+    def clip_names(self) -> list[str]:
+        return self._names
+
+    def file_of(self, name: str) -> str:
+        return self._files[name].name if name in self._files else f"{name}.npz"
+
+    def read(self, name: str) -> Clip:
+        if name not in self._files:
+            raise ClipError(f"{SPLIT_FILE} lists it, but {no_file(name)}")
+        arrays = load_npz(self._files[name], ("poses", "trans", "expressions"), _FPS_KEYS)
+        rotations, positions, expressions = _checked(arrays)
+        layout = smplx_layout()
+        fps = next((frame_rate(arrays[key], key) for key in _FPS_KEYS if key in arrays), 30.0)
+        motion = self._at_wanted_rate(np.concatenate([rotations, positions, expressions], axis=1), layout, fps)
+        translation = layout[len(SMPLX_JOINTS)]
+        motion = motion.copy()
+        motion[:, translation.start : translation.stop] = translation_features(
+            motion[:, translation.start : translation.stop]
+        )
+        with np.errstate(over="ignore"):  # what does not fit float32 is found as infinite, with its frame
+            motion = motion.astype(np.float32)
+        split = self._split.get(name, "additional") if self._split_file else None
+        return Clip(name, motion, self.config.fps, layout, split)
+
+    def _of_speakers(self, names: list[str]) -> list[str]:
+        if self.config.speakers is None:
+            return names
+        speakers = {name: int(number[0]) for name in names if (number := re.match(r"\d+", name))}
+        wanted = [name for name in names if speakers.get(name) in self.config.speakers]
+        if not wanted:
+            there = ", ".join(map(str, sorted(set(speakers.values())))) or "none"
+            raise UserError(
+                f"rvqvae.data.speakers: {', '.join(map(str, self.config.speakers))} have no clip in {self.path}; "
+                f"speakers there: {there}"
+            )
+        return wanted
+
+
+def read_split_file(file: Path) -> dict[str, str]:
+    """The split of each clip by `train_test_split.csv`; raises UserError where its columns are not there."""
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            rows = csv.DictReader(lines)
+            columns = rows.fieldnames or []
+            if not {"id", "type"} <= set(columns):
+                raise UserError(f"{file}: needs the columns id and type; it has {', '.join(columns) or 'none'}")
+            split: dict[str, str] = {}
+            for row in rows:
+                name, kind = (row["id"] or "").strip(), (row["type"] or "").strip()
+                if name:
+                    # Two answers make a split that is none of the known ones, which leaves the clip out by name.
+                    split[name] = kind if split.get(name, kind) == kind else f"{split[name]} and {kind}"
+            return split
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from None
+
+
+def translation_features(positions: np.ndarray) -> np.ndarray:
+    """Root positions in metres `[frames, 3]` to x velocity, y height and z velocity.
+
+    Velocities are metres a frame; the first frame, which has none before it, has 0.
+    """
+    features = positions.copy()
+    features[1:, [0, 2]] = np.diff(positions[:, [0, 2]], axis=0)
+    features[:1, [0, 2]] = 0
+    return features
+
+
+def _checked(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """6D rotations, positions and expressions of a clip, float64 `[frames, 330 | 3 | 100]`; raises ClipError."""
+    poses = matrix(arrays["poses"], "poses", 3 * len(SMPLX_JOINTS)).astype(np.float64)
+    positions = matrix(arrays["trans"], "trans", 3).astype(np.float64)
+    expressions = matrix(arrays["expressions"], "expressions", NUM_EXPRESSIONS).astype(np.float64)
+    counts = [len(poses), len(positions), len(expressions)]
+    if len(set(counts)) > 1:
+        raise ClipError("poses, trans and expressions have {}, {} and {} frames, not as many".format(*counts))
+    good = np.isfinite(poses).all(axis=1)
+    matrices = axis_angle_to_matrix(np.where(good[:, None], poses, 0).reshape(len(poses), -1, 3))
+    rotations = matrix_to_rotation_6d(matrices).reshape(len(poses), -1)
+    rotations[~good] = np.nan
+    return rotations, positions, expressions

@@ -1,0 +1,214 @@
+"""A clip of motion, and what every reader of motion files has in common."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from ds_rvqvae.data.layout import Layout, rotation_columns
+from ds_rvqvae.data.rotations import resample
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.profile import DataConfig
+
+MIN_FRAMES = 16
+SPLITS = ("train", "val", "test", "additional")
+"""`additional` is BEAT2's own word for clips that are neither trained on nor scored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One take: `motion` is float32 `[frames, features]`, its columns are told by `layout`."""
+
+    name: str
+    motion: np.ndarray
+    fps: float
+    layout: Layout
+    split: str | None = None
+
+
+class LeftOut(NamedTuple):
+    """A clip that is not used: its file (relative to the data), and why."""
+
+    file: str
+    reason: str
+
+
+class ClipError(Exception):
+    """Why one clip cannot be used; the reader adds whose file it is."""
+
+
+class Reader(ABC):
+    """One motion format. A new format is one subclass, named in `readers.READERS`."""
+
+    format: ClassVar[str]
+    has_body_parts: ClassVar[bool] = False
+    """Whether `rvqvae.data.body_part` selects columns of this format."""
+
+    def __init__(self, path: Path, config: DataConfig):
+        self.path = path
+        self.config = config
+
+    @classmethod
+    @abstractmethod
+    def matches(cls, path: Path) -> bool:
+        """Whether the file or folder looks like this format; opens as little as it can."""
+
+    @abstractmethod
+    def sources(self) -> list[Path]:
+        """Every file that the result depends on."""
+
+    @abstractmethod
+    def clip_names(self) -> list[str]:
+        """Names of the clips to try, in order."""
+
+    @abstractmethod
+    def file_of(self, name: str) -> str:
+        """What a clip's file is called in messages."""
+
+    @abstractmethod
+    def read(self, name: str) -> Clip:
+        """Reads one clip at the wanted frame rate; raises ClipError."""
+
+    def statistics(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The data's own mean and std, float32 `[features]` each, where it brings them."""
+        return None
+
+    def clips(self) -> Iterator[Clip | LeftOut]:
+        """Each usable clip, and why each other one is not; nothing is kept in memory between clips."""
+        for name in self.clip_names():
+            try:
+                clip = self.read(name)
+                check_clip(clip)
+            except ClipError as error:
+                clip = LeftOut(self.file_of(name), " ".join(str(error).split()))
+            yield clip
+
+    def _at_wanted_rate(self, motion: np.ndarray, layout: Layout, fps: float) -> np.ndarray:
+        check_finite(motion)
+        if not len(motion):
+            return motion  # too short for any rate, which check_clip says
+        try:
+            return resample(motion, rotation_columns(layout), fps, self.config.fps)
+        except ValueError as error:
+            raise ClipError(
+                f"cannot be resampled from {fps:g} to {self.config.fps:g} frames a second: {error}"
+            ) from None
+
+
+def check_clip(clip: Clip) -> None:
+    """Raises ClipError where a clip is too short, not finite or of no known split."""
+    if len(clip.motion) < MIN_FRAMES:
+        raise ClipError(
+            f"{len(clip.motion)} frames at {clip.fps:g} frames a second, fewer than the {MIN_FRAMES} a clip needs"
+        )
+    check_finite(clip.motion)
+    if clip.split not in (None, *SPLITS):
+        raise ClipError(f"its split is {clip.split!r}, none of {', '.join(SPLITS)}")
+
+
+def check_finite(motion: np.ndarray) -> None:
+    """Raises ClipError naming the frames of `[frames, columns]` that hold NaN or infinite values."""
+    bad = np.flatnonzero(~np.isfinite(motion).all(axis=1))
+    if bad.size:
+        raise ClipError(f"NaN or infinite values in {bad.size} of {len(motion)} frames: {spans(bad)}")
+
+
+def spans(frames: np.ndarray, most: int = 4) -> str:
+    """Sorted frame numbers in words: `3-5, 9`, and how many more spans there are."""
+    runs = np.split(frames, np.flatnonzero(np.diff(frames) > 1) + 1)
+    words = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs[:most]]
+    return ", ".join(words) + (f" and {len(runs) - most} more spans" if len(runs) > most else "")
+
+
+def visible_files(folder: Path, suffix: str) -> list[Path]:
+    """Files of a folder with a suffix, sorted, without hidden ones."""
+    return sorted(file for file in folder.glob(f"*{suffix}") if not file.name.startswith("."))
+
+
+def no_file(name: str) -> str:
+    """Why a name in a list of clips has no file."""
+    return "there is no such file" if Path(name).name == name else "the name leads out of the folder"
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Turns what numpy raises on a damaged file into a ClipError."""
+    try:
+        yield
+    except ClipError:
+        raise
+    except OSError as error:
+        raise ClipError(f"cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # zipfile, zlib and numpy raise a dozen unrelated types
+        if "pickle" in str(error):
+            raise ClipError("no NumPy file of plain arrays; pickled Python objects are never loaded") from None
+        raise ClipError(f"damaged or cut short: {error}") from None
+
+
+def load_npy(file: Path) -> np.ndarray:
+    """The array of a `.npy` file; raises ClipError."""
+    with _readable():
+        array = np.load(file, allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ClipError("an npz archive under the name of a single array")
+        return array
+
+
+def load_npz(file: Path, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """The named arrays of an npz, as far as they are there; other keys are not touched.
+
+    Raises:
+        ClipError: unreadable, or without one of the `required` keys.
+    """
+    with _readable(), _open_npz(file) as archive:
+        for key in required:
+            if key not in archive.files:
+                raise ClipError(missing_key(archive.files, key))
+        return {key: archive[key] for key in (*required, *optional) if key in archive.files}
+
+
+def npz_keys(file: Path) -> list[str]:
+    """The keys of an npz; raises ClipError."""
+    with _readable(), _open_npz(file) as archive:
+        return archive.files
+
+
+def _open_npz(file: Path) -> np.lib.npyio.NpzFile:
+    archive = np.load(file, allow_pickle=False)
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise ClipError("a single array under the name of an npz archive")
+    return archive
+
+
+def missing_key(keys: Sequence[str], key: str) -> str:
+    """Says that a key is missing, and which there are."""
+    more = f" and {len(keys) - 12} more" if len(keys) > 12 else ""
+    return f"no key {key}; it has {', '.join(keys[:12]) or 'none'}{more}"
+
+
+def matrix(values: np.ndarray, what: str, width: int | None = None) -> np.ndarray:
+    """`values`, where they are real numbers of shape `[frames, width]`; raises ClipError."""
+    if values.dtype.kind not in "fiu":
+        raise ClipError(f"{what} holds {values.dtype}, not numbers")
+    if values.ndim != 2 or width not in (None, values.shape[1]):
+        raise ClipError(f"{what} has shape {list(values.shape)}, not [frames, {width or 'features'}]")
+    if not values.size:
+        raise ClipError(f"{what} is empty")
+    return values
+
+
+def frame_rate(values: np.ndarray, key: str) -> float:
+    """The one positive number in `values`; raises ClipError."""
+    if values.size != 1 or values.dtype.kind not in "fiu" or not 0 < float(values.reshape(-1)[0]) < 1e5:
+        raise ClipError(f"{key} is {str(values)[:40]}, not a number of frames a second")
+    return float(values.reshape(-1)[0])
+
+
+def refuse_speakers(config: DataConfig, path: Path) -> None:
+    """Raises UserError where speakers are asked of a format that has none."""
+    if config.speakers is not None:
+        raise UserError(f"rvqvae.data.speakers: only a BEAT2 folder has speakers, {path} is none; leave it out")

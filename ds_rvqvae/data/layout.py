@@ -1,0 +1,153 @@
+"""What the columns of a feature matrix mean, and which of them a body part takes."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from ds_rvqvae.errors import UserError
+
+Kind = Literal["rotation_6d", "translation", "expression", "feature"]
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """Neighbouring columns of one meaning, `start` up to but not including `stop`; a `rotation_6d` has six."""
+
+    name: str
+    kind: Kind
+    start: int
+    stop: int
+
+    @property
+    def width(self) -> int:
+        return self.stop - self.start
+
+
+Layout = tuple[Channels, ...]
+
+_FINGERS = ("index", "middle", "pinky", "ring", "thumb")
+SMPLX_JOINTS = (
+    *("pelvis", "left_hip", "right_hip", "spine1", "left_knee", "right_knee", "spine2", "left_ankle", "right_ankle"),
+    *("spine3", "left_foot", "right_foot", "neck", "left_collar", "right_collar", "head", "left_shoulder"),
+    *("right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist", "jaw", "left_eye", "right_eye"),
+    *(f"{side}_{finger}{bone}" for side in ("left", "right") for finger in _FINGERS for bone in (1, 2, 3)),
+)
+"""SMPL-X's 55 joints in its order: 22 of the body, 3 of the face, 15 a hand."""
+
+SMPLX_PARENTS = (
+    *(-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 15, 15, 15),
+    *(20, 25, 26, 20, 28, 29, 20, 31, 32, 20, 34, 35, 20, 37, 38),
+    *(21, 40, 41, 21, 43, 44, 21, 46, 47, 21, 49, 50, 21, 52, 53),
+)
+"""Index of each joint's parent; the pelvis has none."""
+
+TRANSLATION, EXPRESSIONS, NUM_EXPRESSIONS = "translation", "expressions", 100
+
+_UPPER = (3, 6, 9, *range(12, 22))
+_HANDS = tuple(range(25, 55))
+_LOWER = (0, 1, 2, 4, 5, 7, 8, 10, 11)
+_WHOLE = (*range(22), *_HANDS)
+BODY_PART_CHANNELS: dict[str, tuple[str, ...]] = {
+    "upper": tuple(SMPLX_JOINTS[joint] for joint in _UPPER),
+    "hands": tuple(SMPLX_JOINTS[joint] for joint in _HANDS),
+    "lower": tuple(SMPLX_JOINTS[joint] for joint in _LOWER),
+    "lower_trans": (*(SMPLX_JOINTS[joint] for joint in _LOWER), TRANSLATION),
+    "whole": tuple(SMPLX_JOINTS[joint] for joint in _WHOLE),
+    "whole_trans": (*(SMPLX_JOINTS[joint] for joint in _WHOLE), TRANSLATION),
+    "face": (EXPRESSIONS,),
+}
+"""Names of the channels each body part takes of SMPL-X data."""
+
+
+def smplx_layout() -> Layout:
+    """55 joints as 6D, root translation (x velocity, y height, z velocity), 100 expressions: 433 columns."""
+    joints = [Channels(name, "rotation_6d", 6 * index, 6 * index + 6) for index, name in enumerate(SMPLX_JOINTS)]
+    start = joints[-1].stop
+    return (
+        *joints,
+        Channels(TRANSLATION, "translation", start, start + 3),
+        Channels(EXPRESSIONS, "expression", start + 3, start + 3 + NUM_EXPRESSIONS),
+    )
+
+
+def feature_layout(width: int) -> Layout:
+    """Columns about which nothing is known."""
+    return (Channels("features", "feature", 0, width),)
+
+
+def rotation_columns(layout: Layout) -> np.ndarray:
+    """Columns of each 6D rotation, int64 `[rotations, 6]`."""
+    starts = [channels.start for channels in layout if channels.kind == "rotation_6d"]
+    return np.asarray(starts, np.int64).reshape(-1, 1) + np.arange(6)
+
+
+def select_columns(layout: Layout, body_part: str) -> tuple[np.ndarray, Layout]:
+    """The columns of a body part, int64, and their own layout, renumbered from 0.
+
+    Data that do not have SMPL-X's body joints by name give all their columns.
+
+    Raises:
+        UserError: SMPL-X data without a channel that the body part needs.
+    """
+    there = {channels.name: channels for channels in layout}
+    wanted = BODY_PART_CHANNELS[body_part]
+    if not there.keys() >= set(SMPLX_JOINTS[:22]):
+        wanted = tuple(there)
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        raise UserError(f"rvqvae.data.body_part: {body_part} needs {missing[0]}, which these data do not have")
+    columns, selected, width = [], [], 0
+    for channels in (there[name] for name in wanted):
+        columns.extend(range(channels.start, channels.stop))
+        selected.append(Channels(channels.name, channels.kind, width, width + channels.width))
+        width += channels.width
+    return np.asarray(columns, np.int64), tuple(selected)
+
+
+def layout_to_json(layout: Sequence[Channels]) -> list[dict[str, Any]]:
+    """`[{"name", "kind", "columns": [from, to)}, …]`."""
+    return [{"name": part.name, "kind": part.kind, "columns": [part.start, part.stop]} for part in layout]
+
+
+def layout_from_json(entries: Any, width: int) -> Layout:
+    """Reads a layout, given as JSON text or as the list it holds; several rotations in one entry become one each.
+
+    Raises:
+        ValueError: saying what is wrong, where the entries do not cover columns 0 to `width` once, in order.
+    """
+    if isinstance(entries, str):
+        entries = json.loads(entries)
+    if not isinstance(entries, list):
+        raise ValueError("layout: not a list")
+    layout: list[Channels] = []
+    for entry in entries:
+        layout.extend(_channels_from_json(entry, layout[-1].stop if layout else 0))
+    if (layout[-1].stop if layout else 0) != width:
+        raise ValueError(f"layout: ends at column {layout[-1].stop if layout else 0} of {width}")
+    names = [channels.name for channels in layout]
+    if len(set(names)) < len(names):
+        raise ValueError("layout: a name stands twice")
+    return tuple(layout)
+
+
+def _channels_from_json(entry: Any, expected_start: int) -> list[Channels]:
+    if not isinstance(entry, dict) or not {"name", "kind", "columns"} <= entry.keys():
+        raise ValueError(f"layout: an entry is not an object of name, kind and columns: {entry}")
+    name, kind, columns = entry["name"], entry["kind"], entry["columns"]
+    if not isinstance(name, str) or kind not in get_args(Kind):
+        raise ValueError(f"layout: {name}: kind is {kind!r}, none of {', '.join(get_args(Kind))}")
+    if not isinstance(columns, list) or len(columns) != 2 or not all(type(column) is int for column in columns):
+        raise ValueError(f"layout: {name}: columns are [from, to], not {columns}")
+    start, stop = columns
+    if start != expected_start or stop <= start:
+        raise ValueError(f"layout: {name}: columns {start} to {stop} do not follow column {expected_start}")
+    if kind != "rotation_6d":
+        return [Channels(name, kind, start, stop)]
+    count, rest = divmod(stop - start, 6)
+    if rest:
+        raise ValueError(f"layout: {name}: {stop - start} columns are no whole number of 6D rotations")
+    names = [name] if count == 1 else [f"{name}{index}" for index in range(count)]
+    return [Channels(part, kind, start + 6 * i, start + 6 * i + 6) for i, part in enumerate(names)]

@@ -1,0 +1,142 @@
+"""A packed store as a run sees it: the columns of its body part, normalised, in windows."""
+
+from pathlib import Path
+
+import numpy as np
+
+from ds_rvqvae.data.clips import MIN_FRAMES
+from ds_rvqvae.data.features import read_statistics
+from ds_rvqvae.data.layout import Layout, select_columns
+from ds_rvqvae.data.prepare import prepare_store
+from ds_rvqvae.data.splits import Segment
+from ds_rvqvae.data.store import Store
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.profile import DataConfig
+
+
+class MotionData:
+    """A store through the settings of `rvqvae.data`. Windows are views by index: none is cut out or stored.
+
+    Attributes:
+        store: the packed store, with all columns.
+        in_features: columns in use, C below.
+        layout: what they mean, numbered from 0.
+        fps: frames a second.
+        mean, std: float32 `[C]`; motion is normalised as `(motion - mean) / std`, std being at least `std_floor`.
+    """
+
+    def __init__(self, store: Store, config: DataConfig):
+        self.store = store
+        self.config = config
+        self.fps = store.fps
+        columns: np.ndarray = np.arange(len(store.mean))
+        self.layout: Layout = store.layout
+        if store.has_body_parts:
+            columns, self.layout = select_columns(store.layout, config.body_part)
+        self._columns = columns
+        self.in_features = len(columns)
+        self.mean, std = self._statistics()
+        self.std = np.maximum(std, np.float32(config.std_floor))
+
+    @classmethod
+    def open(cls, config: DataConfig, progress: bool = False) -> "MotionData":
+        """Opens the data that `config` names, preparing their store where there is none yet.
+
+        Raises:
+            UserError: no path, no usable motion, or statistics of another width.
+        """
+        return cls(prepare_store(config, progress=progress), config)
+
+    def use_normalisation(self, mean: np.ndarray, std: np.ndarray) -> None:
+        """Normalises by `mean` and `std`, float32 `[C]`, such as a trained tokenizer's.
+
+        Raises:
+            UserError: for another number of columns.
+        """
+        if len(mean) != self.in_features:
+            raise UserError(f"{self.store.folder}: {self.in_features} columns, but the tokenizer takes {len(mean)}")
+        self.mean, self.std = mean, std
+
+    def segments(self, split: str) -> list[Segment]:
+        """Stretches of clips in `train`, `val`, `test` or `all`, of at least 16 frames."""
+        return [
+            segment
+            for segment in self.store.segments
+            if split in ("all", segment.split) and segment.stop - segment.start >= MIN_FRAMES
+        ]
+
+    def frames(self, segment: Segment) -> np.ndarray:
+        """A segment's motion in the data's own units, float32 `[frames, C]`."""
+        return self.store.clip(segment.name)[segment.start : segment.stop].take(self._columns, axis=1)
+
+    def normalised(self, segment: Segment) -> np.ndarray:
+        """A segment's motion as the model takes it, float32 `[frames, C]`."""
+        return self._normalise(self.frames(segment))
+
+    def window_starts(self, split: str = "train") -> np.ndarray:
+        """Row of the store where each window of `window_size` frames starts, int64, in order; none crosses a cut.
+
+        Raises:
+            UserError: where there is no window, saying how long the longest clip is and which size fits.
+        """
+        size, stride = self.config.window_size, self.config.window_stride
+        segments = self.segments(split)
+        starts = [
+            self.store.rows(segment.name)[0] + np.arange(segment.start, segment.stop - size + 1, stride)
+            for segment in segments
+            if segment.stop - segment.start >= size
+        ]
+        if not starts:
+            raise UserError(self._no_window(split, segments))
+        return np.concatenate(starts).astype(np.int64)
+
+    def windows(self, starts: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Normalised windows `[len(starts), window_size, C]`, float32, written into `out` where one is given."""
+        size = self.config.window_size
+        if out is None:
+            out = np.empty((len(starts), size, self.in_features), np.float32)
+        for window, start in zip(out, starts.tolist(), strict=True):
+            # mode="clip" only spares numpy a buffer: the columns are known to be there.
+            np.take(self.store.frames[start : start + size], self._columns, axis=1, out=window, mode="clip")
+        return self._normalise(out)
+
+    def clip_names(self, starts: np.ndarray) -> list[str]:
+        """The clip that each window comes from."""
+        clips = np.searchsorted(self.store.starts, starts, side="right") - 1
+        return [self.store.clip_names[clip] for clip in clips]
+
+    def _normalise(self, motion: np.ndarray) -> np.ndarray:
+        """Normalises in place."""
+        motion -= self.mean
+        motion /= self.std
+        return motion
+
+    def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and std of the columns in use, from the files that the settings name or from the store."""
+        files = self.config.mean_file, self.config.std_file
+        if files[0] is None or files[1] is None:
+            return self.store.mean[self._columns], self.store.std[self._columns]
+        return self._of_width(files[0]), self._of_width(files[1], positive=True)
+
+    def _of_width(self, file: str, positive: bool = False) -> np.ndarray:
+        values = read_statistics(Path(file).expanduser(), positive)
+        if len(values) == len(self.store.mean):
+            return values[self._columns]
+        if len(values) != self.in_features:
+            raise UserError(f"{file}: {len(values)} columns, but the motion has {self.in_features}")
+        return values
+
+    def _no_window(self, split: str, segments: list[Segment]) -> str:
+        size = self.config.window_size
+        if not segments:
+            splits = sorted({segment.split for segment in self.store.segments})
+            return (
+                f"{self.store.folder}: no clip is in {split} (there is {', '.join(splits)}); "
+                "set rvqvae.data.split to hash or time"
+            )
+        longest = max(segments, key=lambda segment: segment.stop - segment.start)
+        frames = longest.stop - longest.start
+        return (
+            f"rvqvae.data.window_size: no clip has the {size} frames of a window in {split}; the longest, "
+            f"{longest.name}, has {frames}: use --window_size {frames // MIN_FRAMES * MIN_FRAMES} or less"
+        )

@@ -1,0 +1,107 @@
+import json
+
+import numpy as np
+import pytest
+
+from ds_rvqvae.data.layout import (
+    BODY_PART_CHANNELS,
+    SMPLX_JOINTS,
+    SMPLX_PARENTS,
+    Channels,
+    feature_layout,
+    layout_from_json,
+    layout_to_json,
+    rotation_columns,
+    select_columns,
+    smplx_layout,
+)
+from ds_rvqvae.data.skeleton import forward_kinematics, rest_offsets
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.profile import BODY_PARTS
+
+WIDTHS = {"upper": 78, "hands": 180, "lower": 54, "lower_trans": 57, "whole": 312, "whole_trans": 315, "face": 100}
+
+
+def test_the_profile_knows_the_same_body_parts():
+    assert tuple(BODY_PART_CHANNELS) == BODY_PARTS
+
+
+@pytest.mark.parametrize(("body_part", "width"), WIDTHS.items())
+def test_body_parts_have_their_width_and_a_layout_of_their_own(body_part, width):
+    columns, layout = select_columns(smplx_layout(), body_part)
+    assert columns.dtype == np.int64 and len(columns) == len(set(columns.tolist())) == width
+    assert layout[0].start == 0 and layout[-1].stop == width
+    whole = {channels.name: channels for channels in smplx_layout()}
+    for channels in layout:
+        there = whole[channels.name]
+        assert columns[channels.start : channels.stop].tolist() == list(range(there.start, there.stop))
+
+
+def test_upper_takes_the_joints_above_the_hips():
+    _, layout = select_columns(smplx_layout(), "upper")
+    joints = [SMPLX_JOINTS.index(channels.name) for channels in layout]
+    assert joints == [3, 6, 9, *range(12, 22)]
+
+
+def test_smplx_has_its_joints_in_order():
+    assert len(SMPLX_JOINTS) == len(set(SMPLX_JOINTS)) == len(SMPLX_PARENTS) == 55
+    assert smplx_layout()[-1].stop == 433
+    assert [SMPLX_JOINTS[joint] for joint in (15, 20, 21, 22, 25, 40, 54)] == [
+        *("head", "left_wrist", "right_wrist", "jaw", "left_index1", "right_index1", "right_thumb3")
+    ]
+    assert all(parent < joint for joint, parent in enumerate(SMPLX_PARENTS))
+
+
+def test_other_data_give_all_their_columns():
+    columns, layout = select_columns(feature_layout(263), "upper")
+    assert columns.tolist() == list(range(263)) and layout == feature_layout(263)
+
+
+def test_a_body_part_that_is_not_there_is_named():
+    with pytest.raises(UserError, match="hands needs left_index1"):
+        select_columns(smplx_layout()[:22], "hands")
+
+
+def test_a_layout_survives_json():
+    layout = (Channels("Hips", "rotation_6d", 0, 6), Channels("root", "translation", 6, 9))
+    assert layout_from_json(layout_to_json(layout), 9) == layout
+    assert rotation_columns(layout).tolist() == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_several_rotations_in_one_entry_become_one_each():
+    layout = layout_from_json('[{"name": "arm", "kind": "rotation_6d", "columns": [0, 12]}]', 12)
+    assert layout == (Channels("arm0", "rotation_6d", 0, 6), Channels("arm1", "rotation_6d", 6, 12))
+
+
+@pytest.mark.parametrize(
+    ("layout", "complaint"),
+    [
+        ("{}", "not a list"),
+        ("[1]", "not an object"),
+        ('[{"name": "a", "kind": "quaternion", "columns": [0, 4]}]', "kind is 'quaternion'"),
+        ('[{"name": "a", "kind": "feature", "columns": [0, 3]}]', "ends at column 3 of 4"),
+        ('[{"name": "a", "kind": "feature", "columns": [1, 4]}]', "do not follow column 0"),
+        ('[{"name": "a", "kind": "feature", "columns": "all"}]', "from, to"),
+        ('[{"name": "a", "kind": "rotation_6d", "columns": [0, 4]}]', "no whole number"),
+        (json.dumps([{"name": "a", "kind": "feature", "columns": [i, i + 2]} for i in (0, 2)]), "stands twice"),
+    ],
+)
+def test_a_wrong_layout_is_refused(layout, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        layout_from_json(layout, 4)
+
+
+def test_the_stick_figure_stands_upright_and_mirrors_itself():
+    places = forward_kinematics(np.broadcast_to(np.eye(3), (2, 55, 3, 3)), rest_offsets())
+    joint = {name: places[0, index] for index, name in enumerate(SMPLX_JOINTS)}
+    assert joint["head"][1] > joint["pelvis"][1] > joint["left_knee"][1] > joint["left_foot"][1] > -0.05
+    for name in SMPLX_JOINTS:
+        if name.startswith("left_"):
+            assert np.allclose(joint[name] * [-1, 1, 1], joint[name.replace("left", "right")])
+
+
+def test_forward_kinematics_turns_what_hangs_on_a_joint():
+    rotations = np.tile(np.eye(3), (1, 3, 1, 1))
+    rotations[0, 0] = [[0, -1, 0], [1, 0, 0], [0, 0, 1]]  # a quarter turn about z
+    places = forward_kinematics(rotations, np.array([[0, 0, 0], [1, 0, 0], [2, 0, 0]]), (-1, 0, 1), np.ones((1, 3)))
+    assert np.allclose(places[0], [[1, 1, 1], [1, 2, 1], [1, 4, 1]])

@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+
+from ds_rvqvae.data.layout import smplx_layout
+from ds_rvqvae.data.motion_data import MotionData
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.profile import DataConfig
+from tests.data.motion import write_packed
+
+SPLIT = np.array(["train", "val", "train"])
+
+
+def open_packed(
+    tmp_path, *, window_size=16, window_stride=4, lengths=(40, 30, 50), split=SPLIT, **settings
+) -> MotionData:
+    file = write_packed(tmp_path / "all.npz", lengths, split=split)
+    return MotionData.open(DataConfig(path=str(file), window_size=window_size, window_stride=window_stride, **settings))
+
+
+def test_a_body_part_of_demo_motion(demo_folder):
+    data = MotionData.open(DataConfig(path=str(demo_folder), body_part="lower_trans", window_size=64, window_stride=8))
+    assert data.in_features == 57 and data.layout[-1].stop == 57
+    segment = data.segments("val")[0]
+    there = {channels.name: channels for channels in smplx_layout()}
+    for channels in data.layout:
+        whole = data.store.clip(segment.name)[:, there[channels.name].start : there[channels.name].stop]
+        assert np.array_equal(data.frames(segment)[:, channels.start : channels.stop], whole)
+
+
+def test_windows_stay_in_their_segment(tmp_path):
+    data = open_packed(tmp_path)
+    starts = data.window_starts()
+    assert starts.dtype == np.int64
+    assert starts.tolist() == [*range(0, 40 - 16 + 1, 4), *range(70, 120 - 16 + 1, 4)]
+    assert data.clip_names(starts) == ["clip0"] * 7 + ["clip2"] * 9
+    assert set(data.clip_names(data.window_starts("val"))) == {"clip1"}
+
+
+def test_no_window_crosses_a_cut_in_time(tmp_path):
+    data = open_packed(tmp_path, lengths=(100,), split=None)
+    assert data.window_starts().max() == 80 - 16
+    assert [segment.split for segment in data.segments("all")] == ["train"]  # ten frames are too few to hold out
+
+
+def test_windows_are_normalised_rows_of_the_store(tmp_path):
+    data = open_packed(tmp_path)
+    starts = data.window_starts()[[3, 0, 9]]
+    windows = data.windows(starts)
+    assert windows.shape == (3, 16, 5) and windows.dtype == np.float32
+    for window, start in zip(windows, starts, strict=True):
+        assert np.allclose(window * data.std + data.mean, data.store.frames[start : start + 16], atol=1e-4)
+    segment = data.segments("train")[0]
+    assert np.array_equal(data.windows(np.array([4]))[0], data.normalised(segment)[4:20])
+    assert np.array_equal(data.frames(segment), data.store.clip("clip0"))
+
+
+def test_a_column_that_never_moves_is_divided_by_the_floor(tmp_path):
+    file = write_packed(tmp_path / "all.npz", motion=np.full((120, 5), 3, np.float32))
+    data = MotionData.open(DataConfig(path=str(file), window_size=16, std_floor=0.5))
+    assert data.store.std.max() == 0 and data.std.tolist() == [0.5] * 5
+    assert not data.windows(data.window_starts()).any()
+
+
+def test_mean_and_std_from_files(tmp_path):
+    np.save(tmp_path / "m.npy", np.arange(5.0))
+    np.save(tmp_path / "s.npy", np.full(5, 2.0))
+    files = {"mean_file": str(tmp_path / "m.npy"), "std_file": str(tmp_path / "s.npy")}
+    data = open_packed(tmp_path, **files)
+    assert data.mean.tolist() == [0, 1, 2, 3, 4] and data.std.tolist() == [2] * 5
+    assert data.mean.dtype == data.std.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("std", "complaint"),
+    [
+        (np.ones(4), "4 columns, but the motion has 5"),
+        (np.ones((5, 1)), "one number a column"),
+        (np.full(5, np.nan), "NaN"),
+        (-np.ones(5), "negative"),
+        (np.array(["a"] * 5), "one number a column"),
+    ],
+)
+def test_a_wrong_statistics_file_is_named(tmp_path, std, complaint):
+    np.save(tmp_path / "m.npy", np.zeros(5))
+    np.save(tmp_path / "s.npy", std)
+    with pytest.raises(UserError, match=complaint) as refusal:
+        open_packed(tmp_path, mean_file=str(tmp_path / "m.npy"), std_file=str(tmp_path / "s.npy"))
+    assert "s.npy" in str(refusal.value)
+
+
+def test_statistics_that_a_feature_folder_brings_are_used(tmp_path):
+    folder = tmp_path / "motion"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        np.save(folder / f"{name}.npy", np.random.default_rng(0).normal(size=(50, 3)))
+    np.save(folder / "Mean.npy", np.array([1.0, 2, 3]))
+    np.save(folder / "Std.npy", np.array([4.0, 5, 6]))
+    data = MotionData.open(DataConfig(path=str(folder), window_size=16))
+    assert data.mean.tolist() == [1, 2, 3] and data.std.tolist() == [4, 5, 6]
+    assert data.store.clip_names == ["a", "b", "c"]
+
+
+def test_a_window_longer_than_every_clip_names_the_size_that_fits(tmp_path):
+    data = open_packed(tmp_path, window_size=64)
+    with pytest.raises(UserError, match="the longest, clip2, has 50: use --window_size 48 or less"):
+        data.window_starts()
+
+
+def test_nothing_to_train_on_names_the_way_out(tmp_path):
+    data = open_packed(tmp_path, split=np.array(["test"] * 3))
+    with pytest.raises(UserError, match=r"no clip is in train \(there is test\); set rvqvae.data.split"):
+        data.window_starts()
+
+
+@pytest.mark.real_data
+def test_the_cmu_task_has_its_known_windows(real_data):
+    data = MotionData.open(DataConfig(path=str(real_data / "cmu" / "task.npz"), window_size=64, window_stride=4))
+    assert data.in_features == 150 and len(data.store.frames) == 28_261
+    assert len(data.window_starts()) == 4_203
+    assert len(data.segments("val")) == 50 and len(data.segments("test")) == 15
+
+
+@pytest.mark.real_data
+def test_a_packed_file_without_layout_gives_all_columns(real_data):
+    data = MotionData.open(DataConfig(path=str(real_data / "cmu" / "motion_6d.npz")))
+    assert data.in_features == 189 and len(data.store.clip_names) == 98 and not data.store.left_out
+
+
+@pytest.mark.real_data
+def test_a_real_beat2_clip(real_data):
+    data = MotionData.open(DataConfig(path=str(real_data / "beat2"), window_size=64, window_stride=4))
+    assert data.in_features == 78 and [len(data.frames(segment)) for segment in data.segments("all")] == [
+        1524,
+        191,
+        191,
+    ]
+    windows = data.windows(data.window_starts())
+    assert windows.shape == (366, 64, 78) and np.isfinite(windows).all() and 0.8 < windows.std() < 1.2

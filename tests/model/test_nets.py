@@ -1,0 +1,149 @@
+"""The nets: parameter counts of the lineage, lengths, precision, activation checkpointing."""
+
+import functools
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from ds_rvqvae import RVQVAE, load_profile
+from ds_rvqvae.model.shapes import codebook_count, parameter_count
+from ds_rvqvae.profile import ModelConfig
+
+SMALL = ModelConfig(width=32, depth=2, code_dim=8, nb_code=16, num_quantizers=3, quantize_dropout_prob=0.0)
+RECOMPUTE = functools.partial(checkpoint, use_reentrant=False)
+
+
+@pytest.mark.parametrize(
+    ("profile", "count"), [("baseline", 17_688_270), ("wide", 127_153_358), ("large", 230_822_606)]
+)
+def test_parameter_counts_are_the_lineages(profile, count):
+    config = load_profile(profile).rvqvae.model
+    with torch.device("meta"):
+        model = RVQVAE(78, config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+    assert parameter_count(78, config) == count
+    assert model.quantizer.codebooks.shape == (codebook_count(config), config.nb_code, config.code_dim)
+
+
+@pytest.mark.parametrize("norm", [None, "LN", "GN"])
+@pytest.mark.parametrize(("down_t", "stride_t"), [(0, 2), (1, 1), (1, 3), (2, 2), (3, 2), (2, 4)])
+def test_lengths_and_counts_for_every_shape(norm, down_t, stride_t):
+    config = SMALL.model_copy(update={"norm": norm, "down_t": down_t, "stride_t": stride_t})
+    model = RVQVAE(5, config).eval()
+    stride = stride_t**down_t
+    motion = torch.randn(2, 3 * stride, 5)
+    output = model(motion)
+    assert output.reconstruction.shape == motion.shape
+    assert output.codes.shape == (2, 3, 3)
+    assert model.encode(motion).dtype == torch.int64
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameter_count(5, config)
+
+
+def test_forward_and_decode_of_its_codes_agree():
+    torch.manual_seed(0)
+    model = RVQVAE(5, SMALL).eval()
+    motion = torch.randn(2, 16, 5)
+    output = model(motion)
+    assert torch.equal(output.codes, model.encode(motion))
+    torch.testing.assert_close(model.decode(output.codes), output.reconstruction, atol=1e-6, rtol=0)
+
+
+def test_input_is_not_changed():
+    model = RVQVAE(5, SMALL)
+    motion = torch.randn(2, 16, 5)
+    before = motion.clone()
+    model(motion)
+    assert torch.equal(motion, before)
+
+
+def test_wrong_shapes_are_refused():
+    model = RVQVAE(5, SMALL)
+    with pytest.raises(ValueError, match="takes \\[batch, time, 5\\]"):
+        model(torch.randn(2, 16, 6))
+    with pytest.raises(ValueError, match="multiple of the 4"):
+        model(torch.randn(2, 18, 5))
+
+
+def test_bf16_leaves_codebooks_in_fp32():
+    model = RVQVAE(5, SMALL)
+    before = model.quantizer.codebooks.clone()
+    model.to(torch.bfloat16)
+    assert torch.equal(model.quantizer.codebooks, before)
+    assert model.quantizer.ema_sum.dtype == model.quantizer.ema_count.dtype == torch.float32
+    output = model(torch.randn(2, 16, 5))
+    assert output.reconstruction.dtype == torch.float32
+    assert output.commit_loss.dtype == torch.float32
+
+
+def test_dropout_is_a_function_of_seed_step_micro_step_and_rank():
+    model = RVQVAE(5, SMALL)
+    motion = torch.randn(2, 16, 5)
+
+    def reconstruction(*place):
+        model.set_step(*place)
+        return model(motion).reconstruction
+
+    reference = reconstruction(1, 2, 3, 4)
+    assert torch.equal(reference, reconstruction(1, 2, 3, 4))
+    for place in [(0, 2, 3, 4), (1, 0, 3, 4), (1, 2, 0, 4), (1, 2, 3, 0)]:
+        assert not torch.equal(reference, reconstruction(*place))
+
+
+def _gradients(model, motion):
+    model.zero_grad()
+    model.set_step(0, 5)
+    output = model(motion)
+    (output.reconstruction.square().mean() + output.commit_loss).backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_with_checkpointing_are_equal_bit_for_bit(dtype):
+    torch.manual_seed(0)
+    config = SMALL.model_copy(update={"dropout": 0.3})
+    model = RVQVAE(5, config).to(dtype).train()
+    motion = torch.randn(4, 32, 5)
+    kept = _gradients(model, motion)
+    model.set_checkpointing(RECOMPUTE)
+    recomputed = _gradients(model, motion)
+    assert len(kept) == len(list(model.parameters()))
+    for name, gradient in kept.items():
+        assert gradient.abs().sum() > 0, name
+        assert torch.equal(gradient, recomputed[name]), name
+
+
+def test_checkpointing_counts_codes_once():
+    model = RVQVAE(5, SMALL)
+    model.set_checkpointing(RECOMPUTE)
+    motion = torch.randn(2, 16, 5)
+    _gradients(model, motion)
+    model.quantizer.update_codebooks()
+    assert model.quantizer.take_usage_counts().sum(dim=1).tolist() == [8.0, 8.0, 8.0]
+
+
+def _kept_bytes(model, motion):
+    """Bytes that autograd keeps for the backward pass: distinct storages, parameters and buffers left out."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model(motion)
+        loss = output.reconstruction.float().square().mean() + output.commit_loss
+    loss.backward()
+    return sum(size for size, _ in kept.values())
+
+
+def test_checkpointing_keeps_less_than_half_the_bytes_at_the_baseline_shape():
+    config = load_profile("baseline").rvqvae.model
+    model = RVQVAE(78, config).to(torch.bfloat16).train()
+    motion = torch.randn(80, 128, 78)
+    whole = _kept_bytes(model, motion)
+    model.set_checkpointing(RECOMPUTE)
+    assert _kept_bytes(model, motion) < 0.5 * whole
