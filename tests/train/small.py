@@ -1,0 +1,40 @@
+"""A small run for tests: its flags, and its engine and trainer inside a rank."""
+
+from pathlib import Path
+
+SMALL = [
+    "--profile=demo",
+    "--width=32",
+    "--depth=2",
+    "--code_dim=8",
+    "--nb_code=16",
+    "--num_quantizers=3",
+    "--window_size=32",
+    "--window_stride=16",
+    "--log_every=1",
+    "--eval_every=1000",
+    "--save_every=1000",
+    "--num_workers=1",
+]
+EXACT = ["--mixed_precision=no", "--dropout=0", "--quantize_dropout_prob=0"]
+"""Nothing random, nothing rounded: what any number of ranks computes alike."""
+
+
+def make_trainer(folder: str, data: str, flags: list[str]):
+    """A trainer on this rank, of the small run with more flags."""
+    import argparse
+
+    from ds_rvqvae.data.motion_data import MotionData
+    from ds_rvqvae.flags import add_training_flags, profile_from_flags
+    from ds_rvqvae.train.engine import build_engine, start_distributed
+    from ds_rvqvae.train.loop import Trainer
+
+    parser = argparse.ArgumentParser()
+    add_training_flags(parser)
+    profile = profile_from_flags(parser.parse_args([*SMALL, f"--data_path={data}", *flags]))
+    start_distributed()
+    motion = MotionData.open(profile.rvqvae.data)
+    run = Path(folder)
+    for part in ("checkpoints", "eval"):
+        (run / part).mkdir(parents=True, exist_ok=True)
+    return Trainer(build_engine(profile, motion.in_features, run), profile, motion, run, {})

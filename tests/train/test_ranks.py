@@ -1,0 +1,167 @@
+"""What several ranks must agree on: codebooks, losses, skipped steps, shares of the optimizer."""
+
+import json
+
+import pytest
+
+from tests.ranks import run_ranks, train_ranks
+from tests.train.small import EXACT, SMALL, make_trainer
+
+pytestmark = pytest.mark.processes
+
+
+def _metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def _codebooks(run):
+    from safetensors.torch import load_file
+
+    return load_file(run / "tokenizer" / "model.safetensors")["model.quantizer.codebooks"]
+
+
+def test_any_number_of_ranks_computes_the_same(tmp_path, demo_folder):
+    shapes = {1: (12, 1), 2: (3, 2), 3: (4, 1)}
+    for ranks, (micro, accumulation) in shapes.items():
+        flags = [*SMALL, *EXACT, f"--data_path={demo_folder}", f"--out={tmp_path}", f"--name={ranks}"]
+        flags += [f"--batch_size={micro}", f"--gradient_accumulation_steps={accumulation}", "--total_iter=30"]
+        flags += ["--lr=0.001", "--nb_code=8"]
+        train_ranks(ranks, *flags)
+    reference = _metrics(tmp_path / "1")
+    assert [line["step"] for line in reference] == list(range(1, 31))
+    assert reference[-1]["recons"] < 0.97 * reference[0]["recons"]
+    for ranks in (2, 3):
+        for mine, theirs in zip(_metrics(tmp_path / str(ranks)), reference, strict=True):
+            for key in ("loss", "recons", "velocity", "commit", "grad_norm"):
+                assert mine[key] == pytest.approx(theirs[key], rel=1e-4), (ranks, mine["step"], key)
+        difference = (_codebooks(tmp_path / str(ranks)) - _codebooks(tmp_path / "1")).abs().max()
+        assert difference < 1e-4
+
+
+def train_with_everything_on(folder, data):
+    """Trains with level dropout, noise, dead codes and accumulation; says how codebooks differ between ranks."""
+    import torch
+    import torch.distributed as dist
+
+    flags = ["--batch_size=4", "--gradient_accumulation_steps=2", "--total_iter=12", "--quantize_dropout_prob=0.5"]
+    flags += ["--sample_codebook_temp=0.1", "--nb_code=64", "--dead_code_threshold=0.5"]
+    trainer = make_trainer(folder, data, flags)
+    initial = trainer.model.quantizer.codebooks.clone()
+    trainer.train()
+    differences = {}
+    for name, buffer in trainer.model.named_buffers():
+        everyones = [torch.empty_like(buffer) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyones, buffer.contiguous())
+        differences[name] = [not torch.equal(other, buffer) for other in everyones]
+    moved = not torch.equal(initial, trainer.model.quantizer.codebooks)
+    return {"differences": differences, "moved": moved, "updates": int(trainer.model.quantizer.updates)}
+
+
+def test_codebooks_are_bitwise_equal_on_all_ranks(tmp_path, demo_folder):
+    for result in run_ranks(2, train_with_everything_on, tmp_path, folder=str(tmp_path / "run"), data=str(demo_folder)):
+        assert result["moved"] and result["updates"] == 12
+        assert "quantizer.codebooks" in result["differences"] and "quantizer.ema_sum" in result["differences"]
+        assert not any(any(differs) for differs in result["differences"].values()), result["differences"]
+
+
+def count_collectives():
+    """Counts what forward, backward and update call of torch.distributed."""
+    import torch
+    import torch.distributed as dist
+
+    from ds_rvqvae import RVQVAE, load_profile
+
+    dist.init_process_group("gloo")
+    config = load_profile("demo", ["rvqvae.model.width=16", "rvqvae.model.quantize_dropout_prob=0.5"]).rvqvae.model
+    model = RVQVAE(5, config)
+    motion = torch.randn(2, 32, 5)
+    model.quantizer.initialize_codebooks(model.encode_latents(motion))
+    calls = []
+
+    def counted(name, function):
+        def call(*arguments, **keywords):
+            calls.append(name)
+            return function(*arguments, **keywords)
+
+        return call
+
+    names = ("all_reduce", "all_gather", "all_gather_into_tensor", "all_gather_object", "broadcast", "reduce", "gather")
+    names += ("reduce_scatter", "reduce_scatter_tensor", "scatter", "barrier", "send", "recv", "all_to_all")
+    names += ("broadcast_object_list", "all_to_all_single", "monitored_barrier", "all_reduce_coalesced")
+    for name in names:
+        setattr(dist, name, counted(name, getattr(dist, name)))
+    by_step = []
+    for step in range(5):
+        calls.clear()
+        for micro_step in range(2):
+            model.set_step(0, step, micro_step, dist.get_rank())
+            output = model(motion)
+            (output.reconstruction.sum() + output.commit_loss).backward()
+        model.quantizer.update_codebooks(applied=step != 3)
+        by_step.append(list(calls))
+    return by_step
+
+
+def test_a_step_spends_one_collective_on_codebooks(tmp_path):
+    for by_step in run_ranks(2, count_collectives, tmp_path):
+        assert by_step == [["all_reduce"]] * 5
+
+
+def train_with_a_nan_on_one_rank(folder, data, precision):
+    """Feeds rank 1 a NaN in its third batch."""
+    import torch
+
+    trainer = make_trainer(folder, data, ["--batch_size=4", "--total_iter=6", f"--mixed_precision={precision}"])
+    gather, given = trainer.loader.next, []
+
+    def poisoned():
+        batches = gather()
+        given.append(1)
+        if trainer.rank == 1 and len(given) == 3:
+            batches[0][0, 0, 0] = float("nan")
+        return batches
+
+    trainer.loader.next = poisoned
+    trainer.train()
+    tensors = [*trainer.model.parameters(), *trainer.model.buffers()]
+    finite = all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+    state = trainer.model.quantizer.state_dict()
+    return {
+        "finite": finite,
+        "skipped": trainer.engine.skipped_steps,
+        "updates": int(state["updates"]),
+        "codebooks": state["codebooks"].flatten().tolist(),
+    }
+
+
+@pytest.mark.parametrize("precision", ["bf16", "no"])
+def test_a_nan_on_one_rank_is_skipped_by_all(tmp_path, demo_folder, precision):
+    arguments = {"folder": str(tmp_path / "run"), "data": str(demo_folder), "precision": precision}
+    first, second = run_ranks(2, train_with_a_nan_on_one_rank, tmp_path, **arguments)
+    assert first["finite"] and second["finite"]
+    assert first["skipped"] == second["skipped"] == 1
+    assert first["updates"] == second["updates"] == 5
+    assert first["codebooks"] == second["codebooks"]
+    lines = _metrics(tmp_path / "run")
+    assert [line["skipped_steps"] for line in lines] == [0, 0, 1, 1, 1, 1]
+    assert lines[2]["loss"] is None and lines[5]["loss"] is not None
+    assert "step 3 skipped" in (tmp_path / "run" / "run.log").read_text() if (tmp_path / "run" / "run.log").exists() else True
+
+
+def optimizer_bytes(folder, data):
+    """Bytes of fp32 master weights and Adam moments on this rank, from the engine's own tensors."""
+    trainer = make_trainer(folder, data, ["--batch_size=4", "--total_iter=1", "--width=64"])
+    trainer.train()
+    optimizer = trainer.engine.optimizer
+    tensors = list(optimizer.single_partition_of_fp32_groups)
+    for state in optimizer.optimizer.state.values():
+        tensors += [state["exp_avg"], state["exp_avg_sq"]]
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    return {"bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors), "parameters": parameters}
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_each_rank_holds_its_share_of_the_optimizer(tmp_path, demo_folder, ranks):
+    arguments = {"folder": str(tmp_path / "run"), "data": str(demo_folder)}
+    for result in run_ranks(ranks, optimizer_bytes, tmp_path, **arguments):
+        assert result["bytes"] == pytest.approx(12 * result["parameters"] / ranks, rel=0.05)
