@@ -239,6 +239,8 @@ def load_profile(path: str | Path, overrides: Iterable[str] = ()) -> Profile:
         raise UserError(f"{file}: the key {error} stands twice in one object") from None
     if not isinstance(values, dict):
         raise UserError(f"{file}: a profile is a JSON object, this is a {type(values).__name__}")
+    if "rvqvae" not in values:
+        raise UserError(f"{file}: rvqvae: missing; a profile is a DeepSpeed config with this object of ours")
     overrides = list(overrides)
     for override in overrides:
         _set(values, override)

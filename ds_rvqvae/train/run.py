@@ -49,7 +49,9 @@ def _train(args: argparse.Namespace, profile: Profile, data: MotionData) -> int:
     from ds_rvqvae.train.engine import build_engine, on_rank_zero_first, start_distributed
     from ds_rvqvae.train.loop import Trainer
     from ds_rvqvae.train.monitoring import logger, start_log
+    from ds_rvqvae.train.orphans import end_with_launcher
 
+    end_with_launcher()
     start_distributed()
     folder = on_rank_zero_first(lambda: _open_run_folder(args, profile, data))
     start_log(folder / "run.log", dist.get_rank())

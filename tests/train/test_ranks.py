@@ -145,7 +145,11 @@ def test_a_nan_on_one_rank_is_skipped_by_all(tmp_path, demo_folder, precision):
     lines = _metrics(tmp_path / "run")
     assert [line["skipped_steps"] for line in lines] == [0, 0, 1, 1, 1, 1]
     assert lines[2]["loss"] is None and lines[5]["loss"] is not None
-    assert "step 3 skipped" in (tmp_path / "run" / "run.log").read_text() if (tmp_path / "run" / "run.log").exists() else True
+    assert (
+        "step 3 skipped" in (tmp_path / "run" / "run.log").read_text()
+        if (tmp_path / "run" / "run.log").exists()
+        else True
+    )
 
 
 def optimizer_bytes(folder, data):

@@ -46,7 +46,15 @@ def test_save_load_and_go_on_equals_no_interruption(tmp_path, demo_folder):
 def test_tensorboard_shows_no_step_twice_after_a_resume(tmp_path, demo_folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--batch_size=4", "--name=run", "--save_every=3"]
+    flags = [
+        *SMALL,
+        f"--data_path={demo_folder}",
+        f"--out={tmp_path}",
+        "--batch_size=4",
+        "--name=run",
+        "--save_every=3",
+    ]
+    flags.append("--name=run")
     train_ranks(1, *flags, "--total_iter=5")
     checkpoints = tmp_path / "run" / "checkpoints"
     # As if the run had died after step 5 with its last checkpoint at step 3.
