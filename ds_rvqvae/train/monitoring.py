@@ -29,6 +29,13 @@ def start_log(file: Path, rank: int) -> None:
     logger.propagate = False
 
 
+def announce(text: str) -> None:
+    """Rank 0 says something about the run, on the terminal and in the log."""
+    logger.info(text)
+    if dist.get_rank() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
 class MetricsFile:
     """`metrics.jsonl`: a line of JSON a logged step.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.flags import FlagParser, add_training_flags, profile_from_flags
+from ds_rvqvae.model.shapes import parameter_count
 from ds_rvqvae.profile import Profile
 from ds_rvqvae.runs import check_out_folder, choose_run_folder
 
@@ -48,33 +49,42 @@ def _train(args: argparse.Namespace, profile: Profile, data: MotionData) -> int:
     from ds_rvqvae.train.checkpoints import checkpoint_step, checkpoint_to_resume, load_checkpoint
     from ds_rvqvae.train.engine import build_engine, on_rank_zero_first, start_distributed
     from ds_rvqvae.train.loop import Trainer
-    from ds_rvqvae.train.monitoring import logger, start_log
+    from ds_rvqvae.train.monitoring import announce, start_log
     from ds_rvqvae.train.orphans import end_with_launcher
 
     end_with_launcher()
     start_distributed()
     folder = on_rank_zero_first(lambda: _open_run_folder(args, profile, data))
     start_log(folder / "run.log", dist.get_rank())
-    total = profile.rvqvae.training.total_iter
-    checkpoint = on_rank_zero_first(
-        lambda: checkpoint_to_resume(folder / "checkpoints", dist.get_world_size()) if args.resume else None
-    )
-    if checkpoint is not None and checkpoint_step(checkpoint) >= total:
-        logger.warning("%s is at or past total_iter %d: nothing to do", checkpoint, total)
+    total, saved = profile.rvqvae.training.total_iter, folder / "checkpoints"
+    checkpoint = on_rank_zero_first(lambda: checkpoint_to_resume(saved, dist.get_world_size()) if args.resume else None)
+    if checkpoint is not None and (checkpoint_step(checkpoint) or 0) >= total:
+        announce(f"{checkpoint} is at or past total_iter {total}: nothing to do")
         return _finished()
-    for warning in [*profile.warnings(), *_batch_warning(profile, data, dist.get_world_size())]:
-        logger.info("warning: %s", warning)
-    logger.info("%d ranks, %s in %s", dist.get_world_size(), args.profile, folder)
     engine = build_engine(profile, data.in_features, folder)
+    announce(_summary(folder, profile, data, dist.get_world_size()))
     client_state = {}
     if checkpoint is not None:
         client_state = load_checkpoint(engine, checkpoint)
-        logger.warning("going on from %s", checkpoint)
+        announce(f"going on from {checkpoint}")
     elif args.resume:
-        logger.warning("%s has no checkpoint yet: starting at step 0", folder)
+        announce(f"{folder} has no checkpoint yet: starting at step 0")
     Trainer(engine, profile, data, folder, client_state).train()
     engine.destroy()
     return _finished()
+
+
+def _summary(folder: Path, profile: Profile, data: MotionData, world_size: int) -> str:
+    """What is about to run, in one line."""
+    parts = [
+        f"{world_size} rank{'s' if world_size > 1 else ''}",
+        f"ZeRO stage {profile.zero_optimization.stage}",
+        "bf16" if profile.bf16.enabled else "fp32",
+        f"activation checkpointing {'on' if profile.rvqvae.training.gradient_checkpointing else 'off'}",
+        f"{parameter_count(data.in_features, profile.rvqvae.model):,} parameters",
+        f"global batch {profile.global_batch(world_size):,} of {len(data.window_starts()):,} windows",
+    ]
+    return f"{folder}: {', '.join(parts)}"
 
 
 def _finished() -> int:
@@ -99,11 +109,6 @@ def _open_run_folder(args: argparse.Namespace, profile: Profile, data: MotionDat
     unfinished.write_text(json.dumps(profile.to_dict(), indent=2) + "\n", encoding="utf-8")
     unfinished.replace(folder / "profile.json")
     return folder
-
-
-def _batch_warning(profile: Profile, data: MotionData, world_size: int) -> list[str]:
-    windows, batch = len(data.window_starts()), profile.global_batch(world_size)
-    return [f"a global batch of {batch} windows and only {windows} to train on"] if batch > windows else []
 
 
 def _report_crash(error: Exception, rank: int) -> int:

@@ -1,0 +1,58 @@
+"""Scores a run on the CMU task: angle errors by split, and codes in use over 2,048 training windows.
+
+    python benchmarks/cmu_task.py RUN [--data_path task.npz] [--json [FILE]]
+
+The task is 25 moving joints of 115 clips of the CMU motion capture database as one packed npz; train it with
+
+    --profile baseline --window_size 64 --window_stride 4 --total_iter 600    (global batch 32)
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ds_rvqvae import MotionTokenizer, load_profile
+from ds_rvqvae.data.motion_data import MotionData
+from ds_rvqvae.tokenizer.evaluation import evaluate_split
+
+WINDOWS = 2048
+
+
+def codes_in_use(tokenizer: MotionTokenizer, data: MotionData) -> list[int]:
+    """Codes in use a level over windows spread evenly over the training split."""
+    starts = data.window_starts("train")
+    chosen = starts[np.linspace(0, len(starts) - 1, min(WINDOWS, len(starts))).round().astype(int)]
+    codes = [tokenizer.model.encode(torch.from_numpy(data.windows(part))) for part in np.array_split(chosen, 32)]
+    return [len(level.unique()) for level in torch.cat(codes).flatten(0, 1).unbind(-1)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--data_path")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
+    args = parser.parse_args()
+    tokenizer = MotionTokenizer.from_pretrained(args.run / "tokenizer")
+    config = load_profile(args.run / "profile.json").rvqvae.data
+    config.path = args.data_path or config.path
+    data = MotionData.open(config)
+    data.use_normalisation(tokenizer.mean.numpy(), tokenizer.std.numpy())
+    result = {split: evaluate_split(tokenizer.model, data, split, "cpu") for split in ("train", "val", "test")}
+    result["codes_in_use"] = codes_in_use(tokenizer, data)
+    if args.json == "-":
+        print(json.dumps(result, indent=2))
+        return
+    for split in ("train", "val", "test"):
+        scores = result[split]
+        errors = f"{scores['angle_error_deg']:.2f} deg, L1 {scores['l1']:.3f}, velocity {scores['velocity_error']:.4f}"
+        print(f"{split}: {errors} ({scores['clips']} clips, {scores['frames']:,} frames)")
+    print("codes in use by level:", *result["codes_in_use"])
+    if args.json:
+        Path(args.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""The flags of training, the same for the launcher and for `--module ds_rvqvae.train`.
+
+Every field of the profile's `rvqvae` object is a flag of its own name; a few of DeepSpeed's keys have one too.
+"""
+
+import argparse
+import difflib
+import json
+import os
+import types
+import typing
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ds_rvqvae.errors import ExitStatus
+from ds_rvqvae.profile import Profile, RvqvaeConfig, load_profile, section_at
+
+ON_OFF = {"on": "true", "off": "false"}
+PRECISIONS = {"bf16": "true", "no": "false"}
+
+DEEPSPEED_FLAGS = {
+    "batch_size": "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "gradient_clipping": "gradient_clipping",
+    "lr": "optimizer.params.lr",
+    "weight_decay": "optimizer.params.weight_decay",
+    "mixed_precision": "bf16.enabled",
+}
+"""Flags that set DeepSpeed's own keys: flag to JSON path."""
+
+PROFILE_FLAGS = {
+    **DEEPSPEED_FLAGS,
+    **{
+        "data_path" if (section, name) == ("data", "path") else name: f"rvqvae.{section}.{name}"
+        for section, section_field in RvqvaeConfig.model_fields.items()
+        for name in section_field.annotation.model_fields
+    },
+}
+"""Every flag that sets a key of the profile: flag to JSON path."""
+
+RUN_FLAGS = ("profile", "out", "name", "resume", "set")
+"""Flags that are about the run, not about the profile's keys."""
+
+
+class FlagParser(argparse.ArgumentParser):
+    """A parser whose refusals are one line on stderr and exit status 2; abbreviated flags are refused."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            message = f"unknown flag {unknown}{self._nearest_flag(unknown)}"
+        self.exit(ExitStatus.BAD_INPUT, f"error: {message} (--help lists the flags)\n")
+
+    def _nearest_flag(self, unknown: str) -> str:
+        flag = unknown.split()[0].partition("=")[0]
+        near = difflib.get_close_matches(flag, self._option_string_actions, n=1, cutoff=0.6)
+        return f"; did you mean {near[0]}?" if near else ""
+
+
+def add_training_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds every flag of training to `parser`; `profile_from_flags` makes a profile of what they were set to."""
+    run = parser.add_argument_group("run")
+    run.add_argument(
+        "--profile",
+        "--deepspeed_config",
+        default="baseline",
+        metavar="NAME|FILE",
+        help="a shipped profile or a JSON file; every other default comes from it (default: baseline)",
+    )
+    run.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)")
+    run.add_argument("--name", help="the run's folder in --out (default: profile and body part, numbered)")
+    run.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, or start where none is")
+    run.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="override any key of the profile, after all other flags; repeatable",
+    )
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for flag, path in PROFILE_FLAGS.items():
+        title = "deepspeed" if flag in DEEPSPEED_FLAGS else path.split(".")[1]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title, "defaults come from the profile")
+        groups[title].add_argument(f"--{flag}", **_argument_of(flag, path))
+
+
+def profile_from_flags(args: argparse.Namespace) -> Profile:
+    """The profile that the flags ask for: the file, then the flags, then `--set`, which has the last word.
+
+    Without `--data_path` and a path in the profile, motion comes from the environment variable DS_RVQVAE_DATA.
+
+    Raises:
+        UserError: see `load_profile`.
+    """
+    overrides = [
+        f"{path}={_json_value(flag, path, getattr(args, flag))}"
+        for flag, path in PROFILE_FLAGS.items()
+        if getattr(args, flag) is not None
+    ]
+    profile = load_profile(args.profile, [*overrides, *args.set])
+    data = profile.rvqvae.data
+    data.path = data.path or os.environ.get("DS_RVQVAE_DATA") or None
+    for name in ("path", "mean_file", "std_file"):
+        if getattr(data, name) is not None:
+            setattr(data, name, str(Path(getattr(data, name)).expanduser().absolute()))
+    return profile
+
+
+def training_arguments(args: argparse.Namespace) -> list[str]:
+    """The training flags of `args` as a command line for `ds_rvqvae.train`."""
+    line = []
+    for flag in (*RUN_FLAGS, *PROFILE_FLAGS):
+        value = getattr(args, flag)
+        if value is True:
+            line.append(f"--{flag}")
+        elif value not in (None, False):
+            for text in map(str, value if isinstance(value, list) else [value]):
+                line += [f"--{flag}={text}"] if text.startswith("-") else [f"--{flag}", text]
+    return line
+
+
+def _field(path: str) -> Any:
+    *section, name = path.split(".")
+    return section_at(section).model_fields[name]
+
+
+def _is_list(annotation: Any) -> bool:
+    """Whether a field's type is `list[…]` or `list[…] | None`."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return any(map(_is_list, typing.get_args(annotation)))
+    return typing.get_origin(annotation) is list
+
+
+def _choices(annotation: Any) -> list[str] | None:
+    """The words of `Literal[…]` or `Literal[…] | None`, where the field's type is one."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return next(filter(None, map(_choices, typing.get_args(annotation))), None)
+    return list(typing.get_args(annotation)) if typing.get_origin(annotation) is typing.Literal else None
+
+
+def _argument_of(flag: str, path: str) -> dict[str, Any]:
+    """argparse's keywords for one flag, from its field in the profile."""
+    field = _field(path)
+    keywords: dict[str, Any] = {
+        "help": (field.description or f"Key {path} of the profile.").replace("\n", " ").replace("%", "%%")
+    }
+    if flag == "mixed_precision":
+        keywords |= {"nargs": "?", "const": "bf16", "choices": list(PRECISIONS), "help": "bf16 (also when bare), or no"}
+    elif field.annotation is bool:
+        keywords |= {"nargs": "?", "const": "on", "choices": list(ON_OFF)}
+    elif choices := _choices(field.annotation):
+        keywords |= {"choices": choices}
+    elif _is_list(field.annotation):
+        keywords |= {"metavar": "N,N,…"}
+    else:
+        keywords |= {"metavar": "PATH" if field.annotation == str | None else "N"}
+    return keywords
+
+
+def _json_value(flag: str, path: str, text: str) -> str:
+    """What a flag was given, as the JSON value of its key."""
+    annotation = _field(path).annotation
+    if flag == "mixed_precision":
+        return PRECISIONS[text]
+    if annotation is bool:
+        return ON_OFF[text]
+    if _is_list(annotation):
+        return text if text.startswith("[") else f"[{text}]"
+    # A folder called 123 or null is still a folder.
+    return json.dumps(text) if annotation == str | None else text

@@ -1,0 +1,328 @@
+"""Profile and flags into a checked deepspeed command, run under supervision."""
+
+import argparse
+import contextlib
+import os
+import shlex
+import shutil
+import socket
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ds_rvqvae import demo
+from ds_rvqvae.data.motion_data import MotionData
+from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.flags import FlagParser, add_training_flags, profile_from_flags, training_arguments
+from ds_rvqvae.gpu.nvml import NoDriver, list_gpus
+from ds_rvqvae.model.shapes import parameter_count
+from ds_rvqvae.profile import Profile
+from ds_rvqvae.runs import check_out_folder, choose_run_folder
+from ds_rvqvae.slots import (
+    DEFAULT_INCLUDE,
+    LOCAL,
+    Cards,
+    check_cpu_slots,
+    cores,
+    cpu_slots,
+    format_include,
+    parse_include,
+    read_hostfile,
+    slots_of_hosts,
+)
+from ds_rvqvae.supervise import OUTCOME_VARIABLE, supervise
+
+DEEPSPEED_HOSTFILE = Path("/job/hostfile")
+"""Where deepspeed looks for a hostfile that it was not told of."""
+DEEPSPEED_PORT = 29500
+CHECKPOINT_BYTES = 16
+"""A parameter in a checkpoint: fp32 master weight and two moments, and the module's own copy."""
+
+DEEPSPEED_VALUES = (
+    "hostfile", "num_nodes", "master_addr", "node_rank", "launcher", "launcher_args", "enable_each_rank_log",
+    "bind_core_list", "ssh_port", "venv_script", "log_level",
+)  # fmt: skip
+DEEPSPEED_SWITCHES = ("no_ssh", "no_ssh_check", "force_multi", "save_pid", "bind_cores_to_rank")
+"""deepspeed's own flags, handed through: those that take a value, and those that do not."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where the ranks run."""
+
+    include: str | None
+    """What deepspeed's --include is given; None for all slots of a hostfile."""
+    hosts: dict[str, list[int]]
+    """Slots by host."""
+    local: list[int] | None
+    """This machine's slots, empty for all its cards; None where none of the hosts is known to be this machine."""
+    port: int
+    cpu: bool
+    first_here: bool
+    """Whether rank 0 runs on this machine."""
+
+    @property
+    def world_size(self) -> int:
+        return sum(map(len, self.hosts.values()))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `launch/train_8x4090.py` and returns its exit status."""
+    try:
+        return _launch(sys.argv[1:] if argv is None else list(argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.status
+    except KeyboardInterrupt:
+        return ExitStatus.STOPPED
+    except Exception as error:
+        if os.environ.get("DS_RVQVAE_DEBUG"):
+            traceback.print_exc()
+        print(f"error: {type(error).__name__}: {error} (DS_RVQVAE_DEBUG=1 shows the traceback)", file=sys.stderr)
+        return ExitStatus.FAILED
+
+
+def _launch(argv: list[str]) -> int:
+    parser = _parser()
+    if "--demo" in argv:
+        parser.set_defaults(profile="demo")
+    args = parser.parse_args(argv)
+    environment = dict(os.environ)
+    if args.demo:
+        _choose_demo(args, environment)
+    profile = profile_from_flags(args)
+    args.data_path = profile.rvqvae.data.path
+    if args.demo:
+        demo.write_motion(profile.rvqvae.data)
+    folder, ranks = _check(args, profile, environment)
+    for warning in profile.warnings():
+        _warn(warning)
+    if args.demo:
+        # The ranks would choose the same name; said here, it is known where the scores will be.
+        args.name = folder.name
+    command = _command(args, ranks)
+    added = _rank_environment(args, ranks, environment)
+    if args.dry_run:
+        print(f"environment: {shlex.join(f'{name}={value}' for name, value in added.items())}", file=sys.stderr)
+        print(shlex.join(command))
+        return ExitStatus.DONE
+    status = _run(command, {**environment, **added}, ranks.first_here)
+    if args.demo and status == ExitStatus.DONE:
+        demo.print_results(folder)
+    return status
+
+
+def _run(command: list[str], environment: dict[str, str], first_here: bool) -> ExitStatus:
+    with tempfile.TemporaryDirectory(prefix="ds_rvqvae-") as temporary:
+        outcome = Path(temporary) / "outcome"
+        environment[OUTCOME_VARIABLE] = str(outcome)
+        return supervise(command, environment, outcome if first_here else None)
+
+
+def _parser() -> FlagParser:
+    parser = FlagParser(
+        prog="train_8x4090",
+        description="Checks a training run, starts it under the deepspeed launcher and supervises it.",
+        epilog="Exit status: 0 done, 2 bad input or no such card, 3 a card is not idle, 4 no NVIDIA driver, "
+        "70 a rank died, 75 stopped by a signal (--resume goes on).",
+    )
+    start = parser.add_argument_group("start")
+    start.add_argument("--demo", action="store_true", help="train on motion made for it, on what devices there are")
+    start.add_argument("--dry_run", action="store_true", help="check everything and print the deepspeed command")
+    start.add_argument(
+        "-i", "--include", metavar="HOST:SLOTS", help=f"GPUs (default: {DEFAULT_INCLUDE}, or all of a hostfile's)"
+    )
+    start.add_argument("--master_port", type=int, metavar="PORT", help="default: a port that is free")
+    start.add_argument(
+        "--require_idle",
+        nargs="?",
+        const="0",
+        metavar="IDS",
+        help="refuse to start unless these GPUs are idle (bare: 0)",
+    )
+    nccl = parser.add_argument_group("NCCL")
+    nccl.add_argument(
+        "--nccl_debug", nargs="?", const="INFO", choices=("VERSION", "WARN", "INFO", "TRACE"), help="bare: INFO"
+    )
+    nccl.add_argument("--nccl_socket_ifname", nargs="?", const="^docker0,lo", metavar="NAMES", help="bare: ^docker0,lo")
+    nccl.add_argument("--nccl_ib_disable", action="store_true", help="no InfiniBand")
+    nccl.add_argument("--nccl_p2p_disable", action="store_true", help="no direct transfers between cards")
+    add_training_flags(parser)
+    handed_on = parser.add_argument_group("deepspeed's launcher", "handed through; `deepspeed --help` explains them")
+    for name in DEEPSPEED_VALUES:
+        short = ["-H"] if name == "hostfile" else []
+        handed_on.add_argument(
+            *short, f"--{name}", type=int if name in ("num_nodes", "node_rank") else str, metavar="X"
+        )
+    for name in DEEPSPEED_SWITCHES:
+        handed_on.add_argument(f"--{name}", action="store_true")
+    return parser
+
+
+def _choose_demo(args: argparse.Namespace, environment: dict[str, str]) -> None:
+    """Sets the demo's motion, and its devices where the user names none: all cards, or two CPU ranks."""
+    args.data_path = args.data_path or str(demo.motion_folder())
+    if args.include or args.hostfile or args.num_nodes:
+        return
+    slots = cpu_slots(environment)
+    if slots is None:
+        with contextlib.suppress(NoDriver):
+            if gpus := list_gpus():
+                args.include = format_include(range(len(gpus)))
+                return
+    environment["DS_ACCELERATOR"] = "cpu"
+    environment.setdefault("LOCAL_SIZE", "2")
+    args.include = format_include(range(int(environment["LOCAL_SIZE"])))
+
+
+def _check(args: argparse.Namespace, profile: Profile, environment: dict[str, str]) -> tuple[Path, Ranks]:
+    """Everything that can be checked before a rank starts: what is quick first, then the data, cards last.
+
+    Raises:
+        UserError: with the statuses in the order 2, 4, 3.
+    """
+    config = profile.rvqvae
+    folder = choose_run_folder(args.out, args.name, args.profile, config.data.body_part, args.resume)
+    check_out_folder(folder)
+    idle = _indices(args.require_idle) if args.require_idle is not None else []
+    ranks = _place_ranks(args, environment)
+    if ranks.world_size:
+        profile.check_world_size(ranks.world_size)
+    data = MotionData.open(config.data)
+    windows = len(data.window_starts())
+    kept = 1 if args.resume else config.training.keep_checkpoints + 1
+    check_out_folder(folder, CHECKPOINT_BYTES * kept * parameter_count(data.in_features, config.model))
+    if ranks.local is not None and not ranks.cpu:
+        ranks = _check_cards(ranks, idle, environment)
+        profile.check_world_size(ranks.world_size)
+    elif idle:
+        _warn("--require_idle: no card of this machine takes part, so none is looked at")
+    batch = profile.global_batch(ranks.world_size)
+    if batch > windows:
+        _warn(f"the global batch of {batch:,} is larger than the {windows:,} training windows: a step spans epochs")
+    return folder, ranks
+
+
+def _place_ranks(args: argparse.Namespace, environment: dict[str, str]) -> Ranks:
+    """Where the ranks run, as far as that can be known without looking at cards."""
+    count = cpu_slots(environment)
+    if count is not None:
+        environment |= {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": str(count)}
+    hostfile = Path(args.hostfile) if args.hostfile else DEEPSPEED_HOSTFILE
+    if args.hostfile or hostfile.is_file():
+        return _place_on_hosts(args, slots_of_hosts(args.include, read_hostfile(hostfile)), cpu=count is not None)
+    if args.num_nodes is not None or args.no_ssh:
+        raise UserError("--num_nodes and --no_ssh need a --hostfile that names the hosts")
+    hosts = parse_include(args.include or DEFAULT_INCLUDE)
+    if list(hosts) != [LOCAL]:
+        raise UserError(f"--include {args.include}: without a --hostfile the only host is {LOCAL}")
+    slots = hosts[LOCAL]
+    if count is not None:
+        slots = slots or list(range(count))
+        check_cpu_slots(slots, count)
+    port = _port(args.master_port, here=True)
+    return Ranks(format_include(slots), {LOCAL: slots}, slots, port, count is not None, first_here=True)
+
+
+def _place_on_hosts(args: argparse.Namespace, hosts: dict[str, list[int]], cpu: bool) -> Ranks:
+    """Ranks on the hosts of a hostfile."""
+    if args.num_nodes is not None:
+        if args.include:
+            raise UserError("--num_nodes: deepspeed takes either it or --include; leave one out")
+        hosts = dict(list(hosts.items())[: args.num_nodes])
+    local = _this_host(args, list(hosts))
+    if local is None and args.launcher in (None, "pdsh") and shutil.which("pdsh") is None:
+        raise UserError("--hostfile: pdsh is not installed, which starts the ranks of other hosts; or use --no_ssh")
+    first_here = local is not None and local == next(iter(hosts))
+    # Hosts that are started one by one have to agree on the port.
+    port = _port(args.master_port or (DEEPSPEED_PORT if len(hosts) > 1 else None), first_here)
+    return Ranks(args.include, hosts, hosts[local] if local else None, port, cpu, first_here)
+
+
+def _this_host(args: argparse.Namespace, hosts: list[str]) -> str | None:
+    """Which of a hostfile's hosts is this machine, where the flags tell."""
+    if args.no_ssh:
+        if args.node_rank is None or not 0 <= args.node_rank < len(hosts) or not args.master_addr:
+            raise UserError(f"--no_ssh: give --node_rank, from 0 to {len(hosts) - 1}, and --master_addr")
+        return hosts[args.node_rank]
+    return hosts[0] if len(hosts) == 1 and hosts[0] in (LOCAL, socket.gethostname()) else None
+
+
+def _check_cards(ranks: Ranks, idle: list[int], environment: dict[str, str]) -> Ranks:
+    """Checks this machine's cards; gives the ranks with all cards filled in where none are named."""
+    cards = Cards.read()
+    if not ranks.local:
+        slots = [gpu.index for gpu in cards.gpus] or [0]
+        ranks = replace(ranks, include=format_include(slots), hosts={LOCAL: slots}, local=slots)
+    cards.check_there(ranks.local, "--include")
+    if environment.get("CUDA_VISIBLE_DEVICES"):
+        _warn(f"CUDA_VISIBLE_DEVICES={environment['CUDA_VISIBLE_DEVICES']} is ignored: --include names the GPUs")
+    cards.require_idle(idle)
+    for warning in cards.warnings(ranks.local):
+        _warn(warning)
+    return ranks
+
+
+def _indices(text: str) -> list[int]:
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise UserError(f"--require_idle {text}: give GPU numbers, for example 0,1")
+    return [int(part) for part in text.split(",")]
+
+
+def _port(wanted: int | None, here: bool) -> int:
+    """A free port, or the one wanted; checked where rank 0 listens on this machine."""
+    if wanted is not None and not 0 < wanted < 65536:
+        raise UserError(f"--master_port {wanted}: a port is a number from 1 to 65535")
+    if wanted is not None and not here:
+        return wanted
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("", wanted or 0))
+        except OSError as error:
+            raise UserError(
+                f"--master_port {wanted}: {error.strerror.lower()}; give another, or leave it out for a free one"
+            ) from None
+        return listener.getsockname()[1]
+
+
+def _command(args: argparse.Namespace, ranks: Ranks) -> list[str]:
+    script = Path(sys.executable).parent / "deepspeed"
+    command = [str(script)] if script.is_file() else [sys.executable, "-m", "deepspeed.launcher.runner"]
+    if ranks.include:
+        command += ["--include", ranks.include]
+    command += ["--master_port", str(ranks.port)]
+    for name in DEEPSPEED_VALUES:
+        value = getattr(args, name)
+        if name == "log_level":
+            value = value or "error"  # its lines on every variable and process drown the trainer's
+        if value is not None:
+            command += [f"--{name}={value}"]
+    command += [f"--{name}" for name in DEEPSPEED_SWITCHES if getattr(args, name)]
+    return [*command, "--module", "ds_rvqvae.train", *training_arguments(args)]
+
+
+def _rank_environment(args: argparse.Namespace, ranks: Ranks, environment: dict[str, str]) -> dict[str, str]:
+    """The variables that ranks get beside those of this process."""
+    added = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # as NVML counts the cards
+    if ranks.cpu:
+        added = {name: environment[name] for name in ("DS_ACCELERATOR", "LOCAL_SIZE") if name in environment}
+        # Ranks that each take all cores run ten times slower than one after the other.
+        added["OMP_NUM_THREADS"] = str(max(1, cores() // len(ranks.local or [0])))
+    flags = {
+        "NCCL_DEBUG": args.nccl_debug,
+        "NCCL_SOCKET_IFNAME": args.nccl_socket_ifname,
+        "NCCL_IB_DISABLE": "1" if args.nccl_ib_disable else None,
+        "NCCL_P2P_DISABLE": "1" if args.nccl_p2p_disable else None,
+    }
+    added |= {name: value for name, value in flags.items() if value is not None}
+    if "OMP_NUM_THREADS" in environment:
+        added.pop("OMP_NUM_THREADS", None)
+    return added
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)

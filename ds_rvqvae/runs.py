@@ -1,0 +1,67 @@
+"""Folders of runs: how a run is named, and whether it can be written."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from ds_rvqvae.errors import UserError
+
+
+def choose_run_folder(out: Path, name: str | None, profile_name: str, body_part: str, resume: bool) -> Path:
+    """The folder of a run in the folder of runs `out`. Creates nothing.
+
+    Without a name a run is called by profile and body part: `baseline-upper`, then `baseline-upper-2` and so on.
+    With `resume` the folder may exist already, and without a name it is the newest of those.
+
+    Raises:
+        UserError: `name` is no folder name, or is taken and `resume` is off.
+    """
+    if name is None:
+        # A profile given as a file, `configs/my.json`, names its runs `my`.
+        base = f"{Path(profile_name).name.removesuffix('.json')}-{body_part}"
+        newest = _newest_number(out, base)
+        number = max(newest, 1) if resume else newest + 1
+        return out / (base if number == 1 else f"{base}-{number}")
+    if not name.strip() or name in (".", "..") or "/" in name or "\\" in name or not name.isprintable():
+        raise UserError(f"--name {name!r}: give the name of one folder, without slashes; --out says where it goes")
+    folder = out / name
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--name {name}: {folder} is a file; give another name")
+    if folder.exists() and not resume:
+        raise UserError(f"--name {name}: {folder} exists; go on with it by --resume, or give another name")
+    return folder
+
+
+def check_out_folder(folder: Path, needed_bytes: int = 0) -> None:
+    """Raises UserError where `folder` cannot be made or written, or its disk has no room for `needed_bytes`.
+
+    Makes nothing: permissions and room are those of the nearest folder that exists.
+    """
+    existing = folder.absolute()
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(f"--out: {existing} is a file, so {folder} cannot be a folder; give another --out")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--out: no permission to write in {existing}; give another --out")
+    try:
+        free = shutil.disk_usage(existing).free
+    except OSError as error:
+        raise UserError(f"--out: {existing}: {error.strerror}; give another --out") from None
+    if free < needed_bytes:
+        raise UserError(
+            f"--out: the run needs about {_gigabytes(needed_bytes)} and the disk of {existing} has "
+            f"{_gigabytes(free)} free; give another --out, or lower --keep_checkpoints"
+        )
+
+
+def _newest_number(out: Path, base: str) -> int:
+    """The highest number of the runs called `base`, 0 where there is none."""
+    pattern = re.compile(re.escape(base) + r"(?:-(\d+))?")
+    names = [entry.name for entry in out.iterdir()] if out.is_dir() else []
+    return max((int(match[1] or 1) for match in map(pattern.fullmatch, names) if match), default=0)
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"

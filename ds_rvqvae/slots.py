@@ -1,0 +1,157 @@
+"""Which slots of which machines a run takes, and whether they are there: cards, or CPU ranks."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.gpu.nvml import Gpu, NoDriver, list_gpus
+
+LOCAL = "localhost"
+DEFAULT_INCLUDE = "localhost:1,2,3,4,5,6,7"
+
+
+def parse_include(text: str) -> dict[str, list[int]]:
+    """Slots by host of `NODE:SLOT,SLOT@NODE`, in rising order; a host without slots (an empty list) gives all of its.
+
+    Raises:
+        UserError: the text is not of that form.
+    """
+    hosts: dict[str, list[int]] = {}
+    for node in text.split("@"):
+        match = re.fullmatch(r"([^\s:@,]+)(?::(\d+(?:,\d+)*))?", node)
+        if match is None:
+            raise UserError(f"--include {text}: write it as HOST:SLOT,SLOT, for example {DEFAULT_INCLUDE}")
+        slots = [int(slot) for slot in match[2].split(",")] if match[2] else []
+        if len(set(slots)) < len(slots) or match[1] in hosts:
+            raise UserError(f"--include {text}: names a slot or a host twice")
+        hosts[match[1]] = sorted(slots)
+    return hosts
+
+
+def format_include(slots: Sequence[int]) -> str:
+    return f"{LOCAL}:{','.join(map(str, slots))}"
+
+
+def read_hostfile(file: Path) -> dict[str, int]:
+    """Slots a host of a deepspeed hostfile (`NAME slots=N` lines); raises UserError."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--hostfile {file}: cannot be read: {error}") from None
+    hosts: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        line = line.partition("#")[0].strip()
+        match = re.match(r"(\S+)\s+slots=(\d+)$", line)
+        if line and (match is None or match[1] in hosts):
+            raise UserError(f"--hostfile {file}:{number}: one line a host, written as NAME slots=N")
+        if match:
+            hosts[match[1]] = int(match[2])
+    if not hosts:
+        raise UserError(f"--hostfile {file}: names no host")
+    return hosts
+
+
+def slots_of_hosts(include: str | None, hosts: Mapping[str, int]) -> dict[str, list[int]]:
+    """The slots that `include` takes of a hostfile's hosts; all of them without one. Raises UserError."""
+    chosen = parse_include(include) if include else {host: [] for host in hosts}
+    for host, slots in chosen.items():
+        if host not in hosts:
+            raise UserError(f"--include {include}: the hostfile names no host {host}, only {', '.join(hosts)}")
+        if slots and slots[-1] >= hosts[host]:
+            raise UserError(f"--include {include}: {host} has {hosts[host]} slots by the hostfile, numbered from 0")
+    return {host: slots or list(range(hosts[host])) for host, slots in chosen.items()}
+
+
+def cpu_slots(environment: Mapping[str, str]) -> int | None:
+    """How many CPU ranks are this machine's slots, None where its slots are cards.
+
+    As deepspeed does: with DS_ACCELERATOR=cpu or LOCAL_SIZE=N there are N of them, one a NUMA node without N.
+
+    Raises:
+        UserError: LOCAL_SIZE is no number of ranks.
+    """
+    size = environment.get("LOCAL_SIZE")
+    if environment.get("DS_ACCELERATOR", "cpu" if size else "cuda") != "cpu":
+        return None
+    if size is None:
+        return max(1, len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))))
+    if not size.isdecimal() or int(size) < 1:
+        raise UserError(f"LOCAL_SIZE={size}: give the number of CPU slots, 1 or more")
+    return int(size)
+
+
+def check_cpu_slots(slots: Sequence[int], count: int) -> None:
+    """Raises UserError where one of `slots` is not among the `count` CPU slots."""
+    missing = [slot for slot in slots if slot >= count]
+    if missing:
+        raise UserError(
+            f"no CPU slot {', '.join(map(str, missing))}: there are {count}, numbered from 0; "
+            f"use --include {format_include(range(count))}, or LOCAL_SIZE={slots[-1] + 1} in the environment"
+        )
+
+
+@dataclass(frozen=True)
+class Cards:
+    """This machine's cards, checked against what a run wants of them."""
+
+    gpus: list[Gpu]
+
+    @classmethod
+    def read(cls) -> "Cards":
+        """Raises UserError with exit status 4 where no NVIDIA driver answers."""
+        try:
+            return cls(list_gpus())
+        except NoDriver as error:
+            raise UserError(
+                f"no NVIDIA driver answers on this machine ({error}); --demo trains on any machine, "
+                "and LOCAL_SIZE=8 in the environment makes eight CPU ranks the slots",
+                ExitStatus.NO_DRIVER,
+            ) from None
+
+    def check_there(self, slots: Sequence[int], what: str) -> None:
+        """Raises UserError where this machine lacks one of `slots`; `what` names the flag that asked for them."""
+        missing = [str(slot) for slot in slots if slot >= len(self.gpus)]
+        if not missing:
+            return
+        there = ", ".join(f"{gpu.index} ({gpu.name})" for gpu in self.gpus) or "none"
+        use = f"; use --include {format_include(range(len(self.gpus)))}" if what == "--include" and self.gpus else ""
+        raise UserError(f"{what}: no GPU {', '.join(missing)} on this machine, which has GPUs: {there}{use}")
+
+    def warnings(self, slots: Sequence[int]) -> list[str]:
+        """What a run on `slots` should know: GPU 0 taken, busy cards."""
+        lines = ["GPU 0 is included, so nothing is left for the desktop and for evaluation"] if 0 in slots else []
+        for gpu in self.gpus:
+            if not gpu.idle and (gpu.index == 0 or gpu.index in slots):
+                lines.append(f"GPU {gpu.index} is not idle: {users(gpu)}")
+        return lines
+
+    def require_idle(self, indices: Sequence[int]) -> None:
+        """Raises UserError with exit status 3, naming who uses it, where a card of `indices` is not idle."""
+        self.check_there(indices, "--require_idle")
+        busy = [f"GPU {index} is not idle: {users(self.gpus[index])}" for index in indices if not self.gpus[index].idle]
+        if busy:
+            raise UserError(f"--require_idle: {'; '.join(busy)}", ExitStatus.CARD_NOT_IDLE)
+
+
+def users(gpu: Gpu) -> str:
+    """Who uses a card, in words."""
+    held = f"{(gpu.memory_used_bytes or 0) / 2**30:.1f} GiB in use"
+    return ", ".join([held, *(_process(process.pid) for process in gpu.processes)])
+
+
+def _process(pid: int) -> str:
+    try:
+        process = psutil.Process(pid)
+        return f"process {pid} ({process.name()}, {process.username()})"
+    except (psutil.Error, KeyError):  # gone, in another container, or of a user without a name
+        return f"process {pid}"
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,142 @@
+"""Whole commands as a user types them, with real ranks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.ranks import ROOT, free_port
+from tests.train.small import SMALL
+
+pytestmark = pytest.mark.processes
+LAUNCHER = [sys.executable, str(ROOT / "launch" / "train_8x4090.py")]
+
+
+def _environment(folder: Path, **more: str) -> dict[str, str]:
+    plain = {"PATH": os.environ["PATH"], "HOME": str(folder / "home"), "DS_RVQVAE_CACHE": str(folder / "cache")}
+    (folder / "home").mkdir(exist_ok=True)
+    return {**plain, "PYTHONPATH": str(ROOT), **more}
+
+
+def _run(command: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess:
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=400)
+
+
+def test_demo_ends_with_scores_a_picture_and_the_tensorboard_command(tmp_path):
+    environment = _environment(tmp_path)
+    result = _run([*LAUNCHER, "--demo", "--total_iter=100"], tmp_path, environment)
+    assert result.returncode == 0, result.stderr
+    assert "2 ranks, ZeRO stage 2, bf16, activation checkpointing on" in result.stderr
+    run = tmp_path / "runs" / "demo-upper"
+    scores, untrained = (json.loads((run / "eval" / name).read_text()) for name in ("scores.json", "untrained.json"))
+    assert scores["angle_error_deg"] < 0.75 * untrained["angle_error_deg"]
+    assert [row["levels"] for row in scores["by_levels"]] == [1, 2, 3, 4, 5, 6]
+    picture = next(line for line in result.stdout.splitlines() if line.startswith("picture: "))
+    assert (tmp_path / picture.removeprefix("picture: ")).read_bytes().startswith(b"\x89PNG")
+    assert "tensorboard --logdir runs/demo-upper/tensorboard --host localhost" in result.stdout
+    parts = {"profile.json", "run.log", "metrics.jsonl", "tensorboard", "checkpoints", "eval", "tokenizer"}
+    assert {path.name for path in run.iterdir()} == parts
+    assert (run / "checkpoints" / "latest").read_text() == "global_step100"
+
+    command = [
+        sys.executable,
+        "-m",
+        "ds_rvqvae.cli",
+        "evaluate",
+        str(run),
+        "--json",
+        "--pictures",
+        str(tmp_path / "pictures"),
+    ]
+    evaluated = _run(command, tmp_path, environment)
+    assert evaluated.returncode == 0, evaluated.stderr
+    by_hand = json.loads(evaluated.stdout)
+    for key in ("clips", "frames", "usage"):
+        assert by_hand[key] == scores[key]
+    assert by_hand["angle_error_deg"] == pytest.approx(scores["angle_error_deg"], rel=1e-4)
+    assert (tmp_path / "pictures" / "reconstruction_val.png").is_file()
+
+    # The profile that the run wrote is enough to start it again.
+    again = [
+        *LAUNCHER,
+        "--include=localhost:0,1",
+        f"--profile={run / 'profile.json'}",
+        "--name=again",
+        "--total_iter=100",
+    ]
+    again = _run([*again, "--dry_run"], tmp_path, {**environment, "DS_ACCELERATOR": "cpu", "LOCAL_SIZE": "2"})
+    assert again.returncode == 0, again.stderr
+
+
+def test_seven_ranks_by_the_plain_deepspeed_command(tmp_path, demo_folder):
+    deepspeed = Path(sys.executable).parent / "deepspeed"
+    command = [str(deepspeed), "--include", "localhost:1,2,3,4,5,6,7", "--master_port", str(free_port())]
+    command += ["--module", "ds_rvqvae.train", "--profile", str(ROOT / "ds_configs" / "demo.json")]
+    command += ["--data_path", str(demo_folder), "--out", "runs", "--name", "seven", "--total_iter", "4", *SMALL[1:]]
+    environment = _environment(tmp_path, LOCAL_SIZE="8", OMP_NUM_THREADS="1")
+    result = _run(command, tmp_path, environment)
+    assert result.returncode == 0, result.stderr + result.stdout
+    lines = [json.loads(line) for line in (tmp_path / "runs" / "seven" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all(len(line["memory_gib"]) == 7 for line in lines)
+    shards = list((tmp_path / "runs" / "seven" / "checkpoints" / "global_step4").glob("*_optim_states.pt"))
+    assert len(shards) == 7
+
+
+@pytest.fixture
+def long_run(tmp_path, demo_folder):
+    """A launcher whose two ranks are training, and its run's folder."""
+    environment = _environment(tmp_path, DS_ACCELERATOR="cpu", LOCAL_SIZE="2")
+    command = [*LAUNCHER, *SMALL, "--include=localhost:0,1", f"--data_path={demo_folder}", "--batch_size=4"]
+    command += ["--total_iter=1000000", "--name=long"]
+    with (tmp_path / "said").open("w") as said:
+        launcher = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=said, stderr=said)
+    metrics = tmp_path / "runs" / "long" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and metrics.read_text()):
+        assert launcher.poll() is None and time.monotonic() < deadline, (tmp_path / "said").read_text()
+        time.sleep(0.2)
+    family = psutil.Process(launcher.pid).children(recursive=True)
+    yield launcher, family, tmp_path / "said"
+    for process in [*family, launcher]:
+        if process.is_running() if isinstance(process, psutil.Process) else process.poll() is None:
+            process.kill()
+    launcher.wait()
+
+
+def _ranks(family: list[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in family if "ds_rvqvae.train" in process.cmdline() and "-u" in process.cmdline()]
+
+
+def _assert_gone(family: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_every_process_with_status_75(long_run, number):
+    launcher, family, said = long_run
+    launcher.send_signal(number)
+    assert launcher.wait(timeout=60) == 75
+    _assert_gone(family)
+    assert "--resume" in said.read_text() and "Traceback" not in said.read_text()
+
+
+def test_a_killed_rank_ends_the_run_with_status_70(long_run):
+    launcher, family, said = long_run
+    _ranks(family)[1].kill()
+    assert launcher.wait(timeout=60) == 70
+    _assert_gone(family)
+    assert "a rank was ended by SIGKILL" in said.read_text()
+
+
+def test_a_killed_launcher_leaves_no_rank(long_run):
+    launcher, family, _ = long_run
+    launcher.kill()
+    _assert_gone(family)

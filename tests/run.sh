@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Runs the tests: finds or makes the Python environment; arguments go to pytest.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$root/launch/environment.sh" dev
+# The tests' ranks are CPU processes on every machine, and a rank with more threads than its share of cores crawls.
+export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+cd "$root"
+exec "$PYTHON" -m pytest "$@"

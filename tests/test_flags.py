@@ -1,0 +1,141 @@
+"""The flags of training."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ds_rvqvae.flags import PROFILE_FLAGS, FlagParser, add_training_flags, profile_from_flags, training_arguments
+from ds_rvqvae.profile import load_profile, section_at
+
+# One value a flag, each different from the baseline profile's.
+VALUES = {
+    "batch_size": (7, "train_micro_batch_size_per_gpu"),
+    "gradient_accumulation_steps": (3, "gradient_accumulation_steps"),
+    "gradient_clipping": (0.5, "gradient_clipping"),
+    "lr": (1e-3, "optimizer.params.lr"),
+    "width": (64, "rvqvae.model.width"),
+    "depth": (5, "rvqvae.model.depth"),
+    "down_t": (3, "rvqvae.model.down_t"),
+    "stride_t": (4, "rvqvae.model.stride_t"),
+    "nb_code": (512, "rvqvae.model.nb_code"),
+    "code_dim": (32, "rvqvae.model.code_dim"),
+    "num_quantizers": (2, "rvqvae.model.num_quantizers"),
+    "window_size": (192, "rvqvae.data.window_size"),
+    "window_stride": (16, "rvqvae.data.window_stride"),
+    "num_workers": (0, "rvqvae.data.num_workers"),
+    "body_part": ("hands", "rvqvae.data.body_part"),
+    "recons_loss": ("l2", "rvqvae.loss.recons_loss"),
+    "commit": (0.1, "rvqvae.loss.commit"),
+    "loss_vel": (0.2, "rvqvae.loss.loss_vel"),
+    "gamma": (0.3, "rvqvae.schedule.gamma"),
+    "warm_up_iter": (9, "rvqvae.schedule.warm_up_iter"),
+    "total_iter": (77, "rvqvae.training.total_iter"),
+    "seed": (5, "rvqvae.training.seed"),
+}
+
+
+def parse(*line):
+    parser = FlagParser(prog="train")
+    add_training_flags(parser)
+    return parser.parse_args(list(line))
+
+
+def profile_of(*line):
+    return profile_from_flags(parse(*line))
+
+
+def value_at(profile, path):
+    values = profile.to_dict()
+    for key in path.split("."):
+        values = values[key]
+    return values
+
+
+@pytest.mark.parametrize("flag", VALUES)
+def test_a_flag_sets_its_key(flag):
+    value, path = VALUES[flag]
+    assert value_at(load_profile("baseline"), path) != value
+    assert value_at(profile_of(f"--{flag}", str(value)), path) == value
+
+
+def test_lists():
+    profile = profile_of("--milestones", "10,20", "--speakers", "2")
+    assert profile.rvqvae.schedule.milestones == [10, 20]
+    assert profile.rvqvae.data.speakers == [2]
+
+
+def test_every_flag_has_a_key_in_the_profile():
+    for path in PROFILE_FLAGS.values():
+        *section, name = path.split(".")
+        assert name in section_at(section).model_fields
+
+
+@pytest.mark.parametrize(
+    ("line", "bf16", "checkpointing"),
+    [
+        (["--mixed_precision", "--gradient_checkpointing"], True, True),
+        (["--mixed_precision", "bf16", "--gradient_checkpointing", "on"], True, True),
+        (["--mixed_precision", "no", "--gradient_checkpointing", "off"], False, False),
+    ],
+)
+def test_switches_mean_on_when_bare(line, bf16, checkpointing):
+    start = ["--set", "rvqvae.model.dropout=0"]
+    profile = profile_of(*start, *line)
+    assert profile.bf16.enabled is bf16
+    assert profile.rvqvae.training.gradient_checkpointing is checkpointing
+
+
+def test_set_has_the_last_word():
+    assert profile_of("--set", "rvqvae.model.width=96", "--width", "64").rvqvae.model.width == 96
+
+
+def test_deepspeed_config_is_another_name_of_profile():
+    assert parse("--deepspeed_config", "large").profile == "large"
+    assert parse().profile == "baseline"
+
+
+def test_data_path_comes_from_the_flag_then_the_profile_then_the_environment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DS_RVQVAE_DATA", "/from/environment")
+    assert profile_of().rvqvae.data.path == "/from/environment"
+    assert profile_of("--set", "rvqvae.data.path=/from/profile").rvqvae.data.path == "/from/profile"
+    assert profile_of("--data_path", "123").rvqvae.data.path == str(tmp_path / "123")
+    monkeypatch.delenv("DS_RVQVAE_DATA")
+    assert profile_of().rvqvae.data.path is None
+
+
+def test_arguments_come_back_as_they_went_in():
+    line = (
+        "--profile wide --name x --resume --width 64 --milestones [10,20] --mixed_precision --lr=-1 --set a=1 --set b=2"
+    )
+    args = parse(*line.split())
+    assert parse(*training_arguments(args)) == args
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (["--widht", "3"], ["--widht", "did you mean --width?"]),
+        (["--wid", "3"], ["--wid", "did you mean --width?"]),
+        (["--width"], ["--width", "expected one argument"]),
+        (["--body_part", "uper"], ["--body_part", "uper", "'upper'"]),
+        (["--mixed_precision", "fp16"], ["--mixed_precision", "fp16", "bf16"]),
+        (["stray"], ["stray"]),
+    ],
+)
+def test_a_wrong_flag_is_one_line_and_exit_2(line, words, capsys):
+    with pytest.raises(SystemExit) as exit:
+        parse(*line)
+    said = capsys.readouterr()
+    assert exit.value.code == 2
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert all(word in said.err for word in words)
+
+
+def test_importing_flags_imports_neither_torch_nor_numpy():
+    code = "import json, sys, ds_rvqvae.flags, ds_rvqvae.runs; print(json.dumps(list(sys.modules)))"
+    modules = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    assert not {"torch", "numpy", "deepspeed"} & set(modules)
