@@ -2,36 +2,19 @@
 
 import argparse
 import json
-import os
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
 from ds_rvqvae import __version__
-from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.errors import ExitStatus, UserError, exit_status_of
 from ds_rvqvae.flags import FlagParser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb and gives its exit status (see `ExitStatus`)."""
     args = _parser().parse_args(argv)
-    try:
-        return args.verb(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.status
-    except KeyboardInterrupt:
-        return ExitStatus.STOPPED
-    except BrokenPipeError:
-        # The reader, `head` for one, has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitStatus.DONE
-    except Exception as error:
-        if os.environ.get("DS_RVQVAE_DEBUG"):
-            traceback.print_exc()
-        print(f"error: {type(error).__name__}: {error} (DS_RVQVAE_DEBUG=1 shows the traceback)", file=sys.stderr)
-        return ExitStatus.FAILED
+    return exit_status_of(lambda: args.verb(args))
 
 
 def _parser() -> FlagParser:
@@ -126,7 +109,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from ds_rvqvae.profile import load_profile
     from ds_rvqvae.tokenizer.evaluation import evaluate_split, reconstruction_pictures
     from ds_rvqvae.tokenizer.pictures import save_figure
-    from ds_rvqvae.tokenizer.score import score_table
+    from ds_rvqvae.tokenizer.tables import score_table
     from ds_rvqvae.train.export import tokenizer_of_run
 
     tokenizer = tokenizer_of_run(args.run)

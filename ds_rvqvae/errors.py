@@ -1,5 +1,9 @@
 """What can go wrong, and the exit status that says so."""
 
+import os
+import sys
+import traceback
+from collections.abc import Callable
 from enum import IntEnum
 
 
@@ -27,3 +31,23 @@ class UserError(Exception):
     def __init__(self, message: str, status: ExitStatus = ExitStatus.BAD_INPUT):
         super().__init__(message)
         self.status = status
+
+
+def exit_status_of(command: Callable[[], int]) -> int:
+    """Runs a command and turns what it raises into one line on stderr and an exit status."""
+    try:
+        return command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.status
+    except KeyboardInterrupt:
+        return ExitStatus.STOPPED
+    except BrokenPipeError:
+        # The reader, `head` for one, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitStatus.DONE
+    except Exception as error:
+        if os.environ.get("DS_RVQVAE_DEBUG"):
+            traceback.print_exc()
+        print(f"error: {type(error).__name__}: {error} (DS_RVQVAE_DEBUG=1 shows the traceback)", file=sys.stderr)
+        return ExitStatus.FAILED

@@ -56,8 +56,16 @@ class FlagParser(argparse.ArgumentParser):
 
     def _nearest_flag(self, unknown: str) -> str:
         flag = unknown.split()[0].partition("=")[0]
-        near = difflib.get_close_matches(flag, self._option_string_actions, n=1, cutoff=0.6)
+        near = difflib.get_close_matches(flag, self._known_flags(), n=1, cutoff=0.6)
         return f"; did you mean {near[0]}?" if near else ""
+
+    def _known_flags(self) -> list[str]:
+        """This parser's flags and those of its verbs, which leave what they do not know to it."""
+        known = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                known += [flag for verb in action.choices.values() for flag in verb._known_flags()]
+        return known
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:

@@ -8,14 +8,13 @@ import shutil
 import socket
 import sys
 import tempfile
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ds_rvqvae import demo
 from ds_rvqvae.data.motion_data import MotionData
-from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.errors import ExitStatus, UserError, exit_status_of
 from ds_rvqvae.flags import FlagParser, add_training_flags, profile_from_flags, training_arguments
 from ds_rvqvae.gpu.nvml import NoDriver, list_gpus
 from ds_rvqvae.model.shapes import parameter_count
@@ -71,18 +70,7 @@ class Ranks:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `launch/train_8x4090.py` and returns its exit status."""
-    try:
-        return _launch(sys.argv[1:] if argv is None else list(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.status
-    except KeyboardInterrupt:
-        return ExitStatus.STOPPED
-    except Exception as error:
-        if os.environ.get("DS_RVQVAE_DEBUG"):
-            traceback.print_exc()
-        print(f"error: {type(error).__name__}: {error} (DS_RVQVAE_DEBUG=1 shows the traceback)", file=sys.stderr)
-        return ExitStatus.FAILED
+    return exit_status_of(lambda: _launch(sys.argv[1:] if argv is None else list(argv)))
 
 
 def _launch(argv: list[str]) -> int:
@@ -98,8 +86,6 @@ def _launch(argv: list[str]) -> int:
     if args.demo:
         demo.write_motion(profile.rvqvae.data)
     folder, ranks = _check(args, profile, environment)
-    for warning in profile.warnings():
-        _warn(warning)
     if args.demo:
         # The ranks would choose the same name; said here, it is known where the scores will be.
         args.name = folder.name
@@ -200,9 +186,8 @@ def _check(args: argparse.Namespace, profile: Profile, environment: dict[str, st
         profile.check_world_size(ranks.world_size)
     elif idle:
         _warn("--require_idle: no card of this machine takes part, so none is looked at")
-    batch = profile.global_batch(ranks.world_size)
-    if batch > windows:
-        _warn(f"the global batch of {batch:,} is larger than the {windows:,} training windows: a step spans epochs")
+    for warning in profile.warnings(ranks.world_size, windows):
+        _warn(warning)
     return folder, ranks
 
 
@@ -298,7 +283,7 @@ def _command(args: argparse.Namespace, ranks: Ranks) -> list[str]:
     for name in DEEPSPEED_VALUES:
         value = getattr(args, name)
         if name == "log_level":
-            value = value or "error"  # its lines on every variable and process drown the trainer's
+            value = value or "critical"  # its lines on every variable and process drown the trainer's
         if value is not None:
             command += [f"--{name}={value}"]
     command += [f"--{name}" for name in DEEPSPEED_SWITCHES if getattr(args, name)]

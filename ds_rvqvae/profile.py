@@ -163,14 +163,24 @@ class Profile(DeepSpeedKeys):
             )
         return self
 
-    def warnings(self) -> list[str]:
-        """Settings that are allowed and have less effect than they seem to."""
+    def warnings(self, world_size: int | None = None, windows: int | None = None) -> list[str]:
+        """Settings that are allowed and have another effect than they seem to.
+
+        Args:
+            world_size, windows: ranks and training windows, once they are known.
+        """
         training, schedule = self.rvqvae.training, self.rvqvae.schedule
+        found = []
         late = [step for step in schedule.milestones if step >= training.total_iter]
-        if not late:
-            return []
-        steps = ", ".join(f"{step:,}" for step in late)
-        return [f"rvqvae.schedule.milestones: {steps} lie at or past total_iter {training.total_iter:,}: no effect"]
+        if late:
+            steps = ", ".join(f"{step:,}" for step in late)
+            total = f"{training.total_iter:,}"
+            found.append(f"rvqvae.schedule.milestones: {steps} lie at or past total_iter {total}: no effect")
+        batch = self.global_batch(world_size or 1)
+        if windows is not None and batch > windows:
+            sizes = f"{batch:,} is larger than the {windows:,} training windows"
+            found.append(f"the global batch of {sizes}: a step spans epochs")
+        return found
 
     def check_world_size(self, world_size: int) -> None:
         """Raises UserError where `train_batch_size` does not fit `world_size` ranks."""
@@ -250,10 +260,21 @@ def load_profile(path: str | Path, overrides: Iterable[str] = ()) -> Profile:
 
 def profile_from_dict(values: dict[str, Any], source: str = "profile") -> Profile:
     """Validates a profile's JSON objects; `source` names them in errors."""
+    return _validated((), values, source)
+
+
+def model_config_from_dict(values: Any, source: str) -> ModelConfig:
+    """Validates the `rvqvae.model` object that a tokenizer keeps; raises UserError that names `source`."""
+    return _validated(("rvqvae", "model"), values, source)
+
+
+def _validated(path: Sequence[str], values: Any, source: str) -> Any:
+    section = section_at(path)
+    assert section is not None
     try:
-        return Profile.model_validate(values)
+        return section.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{source}: {_explain(error)}") from None
+        raise UserError(f"{source}: {_explain(error, path)}") from None
 
 
 class _DuplicateKey(ValueError):
@@ -287,21 +308,21 @@ def _set(values: dict[str, Any], override: str) -> None:
     values[keys[-1]] = value
 
 
-def _explain(error: ValidationError) -> str:
-    """One line for the first of pydantic's complaints, and how many more there are."""
+def _explain(error: ValidationError, path: Sequence[str]) -> str:
+    """One line for the first of pydantic's complaints about the object at `path`, and how many more there are."""
     complaints = error.errors(include_url=False)
     first = complaints[0]
-    location = [part for part in first["loc"] if part != "$schema"]
-    path = ".".join(str(part) for part in location)
+    location = [*path, *(part for part in first["loc"] if part != "$schema")]
+    key = ".".join(str(part) for part in location)
     kind = first["type"]
     if kind == "extra_forbidden":
-        text = f"{path}: unknown key{_nearest(location)}"
+        text = f"{key}: unknown key{_nearest(location)}"
     elif kind == "missing":
-        text = f"{path}: missing"
+        text = f"{key}: missing"
     elif kind == "value_error":
         text = str(first["ctx"]["error"])
     else:
-        text = f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}, not {json.dumps(first['input'], default=str)}"
+        text = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, not {json.dumps(first['input'], default=str)}"
     return text if len(complaints) == 1 else f"{text} (and {len(complaints) - 1} more)"
 
 

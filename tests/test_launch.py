@@ -2,14 +2,12 @@
 
 import os
 import shlex
-import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from ds_rvqvae.errors import ExitStatus, UserError
@@ -296,29 +294,3 @@ def test_a_busy_card_is_a_warning_and_a_refusal_where_idleness_is_required():
     with pytest.raises(UserError, match="no GPU 7") as error:
         cards().require_idle([7])
     assert error.value.status == ExitStatus.BAD_INPUT
-
-
-@pytest.mark.processes
-def test_a_stopped_training_is_exit_75_and_a_killed_rank_is_exit_70(launch, demo_folder):
-    tiny = "--profile demo --width 32 --depth 1 --nb_code 16 --num_quantizers 2 --code_dim 16 --total_iter 100000"
-    line = [sys.executable, SCRIPT, *tiny.split(), "--include", "localhost:0,1", "--data_path", demo_folder]
-    for end, status in ((signal.SIGTERM, ExitStatus.STOPPED), (signal.SIGKILL, ExitStatus.FAILED)):
-        with (launch.folder / f"{end}.txt").open("w+") as said:
-            process = subprocess.Popen(line, cwd=launch.folder, env=environment(**CPU), stdout=said, stderr=said)
-            runs = launch.folder / "runs"
-            deadline = time.monotonic() + 120
-            while not [file for file in runs.glob("*/metrics.jsonl") if file.stat().st_mtime > process_start(process)]:
-                assert process.poll() is None and time.monotonic() < deadline, Path(said.name).read_text()
-                time.sleep(0.2)
-            tree = psutil.Process(process.pid).children(recursive=True)
-            rank = next(child for child in tree if "--local_rank=1" in child.cmdline())
-            (process if end == signal.SIGTERM else rank).send_signal(end)
-            process.wait(timeout=120)
-            assert process.returncode == status, Path(said.name).read_text()
-            assert not [child for child in tree if child.is_running()]
-            assert "Traceback" not in Path(said.name).read_text()
-    assert sorted(path.name for path in runs.iterdir()) == ["demo-upper", "demo-upper-2"]
-
-
-def process_start(process):
-    return psutil.Process(process.pid).create_time()

@@ -93,19 +93,3 @@ class ScoreSums:
             "perplexity": perplexity_of(self.counts).tolist(),
             "by_levels": by_levels,
         }
-
-
-def score_table(scores: dict[str, Any]) -> str:
-    """Scores as text for a terminal."""
-    head = f"{scores['split']}: {scores['clips']} clips, {scores['frames']:,} frames"
-    lines = [head, f"{'levels':>6} {'L1':>8} {'angle':>9} {'velocity':>9} {'codes in use':>13} {'perplexity':>11}"]
-    for index, row in enumerate(scores["by_levels"]):
-        angle = "-" if row["angle_error_deg"] is None else f"{row['angle_error_deg']:.2f} deg"
-        l1, velocity = (_number(row[key]) for key in ("l1", "velocity_error"))
-        usage, perplexity = scores["usage"][index], scores["perplexity"][index]
-        lines.append(f"{row['levels']:>6} {l1:>8} {angle:>9} {velocity:>9} {usage:>12.1%} {perplexity:>11.1f}")
-    return "\n".join(lines)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from ds_rvqvae import __version__
 from ds_rvqvae.data.layout import Layout, layout_from_json, layout_to_json
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.rvqvae import RVQVAE
-from ds_rvqvae.profile import ModelConfig
+from ds_rvqvae.profile import model_config_from_dict
 
 FORMAT_VERSION = 1
 
@@ -109,14 +108,14 @@ class MotionTokenizer(nn.Module):
                 raise UserError(
                     f"{config_file}: format_version {config['format_version']}, known here: {FORMAT_VERSION}"
                 )
-            model_config = ModelConfig.model_validate(config["model"])
+            model_config = model_config_from_dict(config["model"], str(config_file))
             layout = layout_from_json(config["layout"], config["in_features"])
             model = RVQVAE(config["in_features"], model_config)
             blank = torch.zeros(config["in_features"])
             known = ("format_version", "ds_rvqvae_version", "model", "in_features", "layout", "fps", "code_rate")
             details = {key: value for key, value in config.items() if key not in known}
             tokenizer = cls(model, blank, blank.clone(), layout, float(config["fps"]), details)
-        except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{config_file}: not a tokenizer's config: {type(error).__name__}: {error}") from None
         try:
             tokenizer.load_state_dict(load_file(weights_file))

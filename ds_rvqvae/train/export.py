@@ -10,7 +10,7 @@ from ds_rvqvae.data.layout import Layout, layout_from_json, layout_to_json
 from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.rvqvae import RVQVAE
-from ds_rvqvae.profile import ModelConfig
+from ds_rvqvae.profile import ModelConfig, model_config_from_dict
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 from ds_rvqvae.train.checkpoints import checkpoint_step, checkpoints
 
@@ -60,7 +60,7 @@ def _tokenizer_of_checkpoint(checkpoint: Path) -> MotionTokenizer:
     # DeepSpeed's checkpoints are pickles: those of the user's own runs only.
     states = torch.load(checkpoint / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
     state = states["rvqvae"]
-    model = RVQVAE(len(state["mean"]), ModelConfig.model_validate(state["model"]))
+    model = RVQVAE(len(state["mean"]), model_config_from_dict(state["model"], str(checkpoint)))
     weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
     return make_tokenizer(model, state, training_step=checkpoint_step(checkpoint))

@@ -49,7 +49,7 @@ def _train(args: argparse.Namespace, profile: Profile, data: MotionData) -> int:
     from ds_rvqvae.train.checkpoints import checkpoint_step, checkpoint_to_resume, load_checkpoint
     from ds_rvqvae.train.engine import build_engine, on_rank_zero_first, start_distributed
     from ds_rvqvae.train.loop import Trainer
-    from ds_rvqvae.train.monitoring import announce, start_log
+    from ds_rvqvae.train.monitoring import announce, logger, start_log
     from ds_rvqvae.train.orphans import end_with_launcher
 
     end_with_launcher()
@@ -63,6 +63,8 @@ def _train(args: argparse.Namespace, profile: Profile, data: MotionData) -> int:
         return _finished()
     engine = build_engine(profile, data.in_features, folder)
     announce(_summary(folder, profile, data, dist.get_world_size()))
+    for warning in profile.warnings(dist.get_world_size(), len(data.window_starts())):
+        logger.info("warning: %s", warning)  # the launcher has shown it
     client_state = {}
     if checkpoint is not None:
         client_state = load_checkpoint(engine, checkpoint)
