@@ -183,7 +183,7 @@ class Trainer:
         tags = {f"Train/{name}": metrics[name] for name in (*Losses._fields, "lr", "grad_norm", "skipped_steps")}
         tags["Speed/samples_per_s"], tags["Speed/data_wait"] = metrics["samples_per_s"], metrics["data_wait"]
         for name in ("perplexity", "usage"):
-            tags |= {f"Codebook_{name}/level_{level + 1}": value for level, value in enumerate(metrics[name])}
+            tags |= {f"Train_{name}/level_{level + 1}": value for level, value in enumerate(metrics[name])}
         tags |= {f"Memory_GiB/rank_{rank}": value for rank, value in enumerate(metrics["memory_gib"])}
         self.board.scalars(tags, self.engine.global_samples)
 
@@ -199,11 +199,12 @@ class Trainer:
             (folder / file).write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
             samples = self.engine.global_samples
             names = ("l1", "angle_error_deg", "velocity_error")
-            tags = {f"Eval_{split}/{name}": scores[name] for name in names}
-            tags |= {f"Eval_{split}_usage/level_{level + 1}": value for level, value in enumerate(scores["usage"])}
+            group = split.capitalize()
+            tags = {f"{group}/{name}": scores[name] for name in names}
+            tags |= {f"{group}_usage/level_{level + 1}": value for level, value in enumerate(scores["usage"])}
             self.board.scalars(tags, samples)
             for level, count in enumerate(self.model.quantizer.ema_count):
-                self.board.histogram(f"Codebook_counts/level_{level + 1}", count, samples)
+                self.board.histogram(f"Train_code_counts/level_{level + 1}", count, samples)
             for name, figure in reconstruction_pictures(model, self.data, ("train", split), self.device):
                 save_figure(figure, folder / f"reconstruction_{name}.png")
                 self.board.image(f"Reconstruction/{name}", pixels_of(figure), samples)

@@ -66,6 +66,6 @@ def test_tensorboard_shows_no_step_twice_after_a_resume(tmp_path, demo_folder):
     tags = events.Tags()
     for tag in ("Train/lr", "Train/grad_norm", "Train/skipped_steps", "Speed/samples_per_s", "Speed/data_wait"):
         assert tag in tags["scalars"]
-    assert "Codebook_perplexity/level_3" in tags["scalars"] and "Memory_GiB/rank_0" in tags["scalars"]
-    assert "Codebook_counts/level_1" in tags["histograms"]
+    assert "Train_perplexity/level_3" in tags["scalars"] and "Memory_GiB/rank_0" in tags["scalars"]
+    assert "Train_code_counts/level_1" in tags["histograms"]
     assert set(tags["images"]) == {"Reconstruction/train", "Reconstruction/val"}
