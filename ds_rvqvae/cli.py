@@ -122,7 +122,10 @@ def _evaluate(args: argparse.Namespace) -> int:
         raise UserError(f"{config.path}: no clip of 16 frames or more is in {args.split}")
     scores = evaluate_split(tokenizer.model, data, args.split, "cpu")
     folder = args.pictures or args.run / "eval"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--pictures {folder}: {error.strerror.lower()}; name another folder") from None
     pictures = []
     for name, figure in reconstruction_pictures(tokenizer.model, data, (args.split,), "cpu"):
         pictures.append(folder / f"reconstruction_{name}.png")
@@ -136,6 +139,7 @@ def _profile_show(args: argparse.Namespace) -> int:
     from ds_rvqvae.data.layout import select_columns, smplx_layout
     from ds_rvqvae.model.shapes import parameter_count
     from ds_rvqvae.profile import load_profile, profile_file
+    from ds_rvqvae.resuming import flat_keys
 
     profile = load_profile(args.profile, args.set)
     part = profile.rvqvae.data.body_part
@@ -143,7 +147,7 @@ def _profile_show(args: argparse.Namespace) -> int:
     count = parameter_count(columns, profile.rvqvae.model)
     result = {"profile": profile.to_dict(), "in_features": columns, "parameter_count": count}
     lines = [str(profile_file(args.profile))]
-    lines += [f"  {key} = {json.dumps(value)}" for key, value in _flat(profile.to_dict()).items()]
+    lines += [f"  {key} = {json.dumps(value)}" for key, value in flat_keys(profile.to_dict()).items()]
     lines.append(f"trainable parameters: {count:,} ({columns} columns, body part {part})")
     lines += [f"warning: {warning}" for warning in profile.warnings()]
     _print_result(args, result, "\n".join(lines))
@@ -168,8 +172,9 @@ def _profile_validate(args: argparse.Namespace) -> int:
 
 def _profile_diff(args: argparse.Namespace) -> int:
     from ds_rvqvae.profile import load_profile
+    from ds_rvqvae.resuming import flat_keys
 
-    first, second = (_flat(load_profile(name).to_dict()) for name in args.profiles)
+    first, second = (flat_keys(load_profile(name).to_dict()) for name in args.profiles)
     keys = [key for key in {**first, **second} if first.get(key) != second.get(key)]
     result = {key: [first.get(key), second.get(key)] for key in keys}
     lines = [f"{key}: {json.dumps(old)} -> {json.dumps(new)}" for key, (old, new) in result.items()]
@@ -182,17 +187,6 @@ def _profile_schema(args: argparse.Namespace) -> int:
 
     print(json.dumps(json_schema(), indent=2))
     return ExitStatus.DONE
-
-
-def _flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested objects as one level of dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{path}{key}.")
-        else:
-            flat[f"{path}{key}"] = value
-    return flat
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ class OptimizerParams(Section):
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.99]
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    torch_adam: bool = True
-    """torch's own AdamW, which needs no compiler on the user's machine."""
+    torch_adam: Literal[True] = True
+    """torch's own AdamW, which needs no compiler on the user's machine; DeepSpeed's does not take `fused`."""
     fused: bool = True
     """One kernel for the whole update."""
 
@@ -56,7 +56,8 @@ class OffloadOptimizerSection(Section):
 
 
 class ZeroSection(Section):
-    stage: Literal[0, 1, 2] = 2
+    stage: Literal[1, 2] = 2
+    """Stage 0 under bf16 keeps its fp32 weights where they cannot be read; stage 3 is for models that do not fit."""
     contiguous_gradients: bool = True
     reduce_scatter: bool = True
     reduce_bucket_size: Count = 500_000_000
@@ -79,8 +80,10 @@ class ActivationCheckpointingSection(Section):
     """How activations are checkpointed; whether they are is `rvqvae.training.gradient_checkpointing`."""
 
     partition_activations: bool = False
-    contiguous_memory_optimization: bool = False
+    contiguous_memory_optimization: Literal[False] = False
+    """Wants checkpoints of one shape, which the stages of an RVQ-VAE do not have."""
     cpu_checkpointing: bool = False
+    """Keep what is checkpointed in the host's memory."""
     number_checkpoints: Count | None = None
     synchronize_checkpoint_boundary: bool = False
     profile: bool = False

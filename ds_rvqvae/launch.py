@@ -19,7 +19,8 @@ from ds_rvqvae.flags import FlagParser, add_training_flags, profile_from_flags, 
 from ds_rvqvae.gpu.nvml import NoDriver, list_gpus
 from ds_rvqvae.model.shapes import parameter_count
 from ds_rvqvae.profile import Profile
-from ds_rvqvae.runs import check_out_folder, choose_run_folder
+from ds_rvqvae.resuming import find_resume
+from ds_rvqvae.runs import OUTCOME_VARIABLE, check_out_folder, choose_run_folder
 from ds_rvqvae.slots import (
     DEFAULT_INCLUDE,
     LOCAL,
@@ -32,7 +33,7 @@ from ds_rvqvae.slots import (
     read_hostfile,
     slots_of_hosts,
 )
-from ds_rvqvae.supervise import OUTCOME_VARIABLE, supervise
+from ds_rvqvae.supervise import supervise
 
 DEEPSPEED_HOSTFILE = Path("/job/hostfile")
 """Where deepspeed looks for a hostfile that it was not told of."""
@@ -186,6 +187,8 @@ def _check(args: argparse.Namespace, profile: Profile, environment: dict[str, st
         profile.check_world_size(ranks.world_size)
     elif idle:
         _warn("--require_idle: no card of this machine takes part, so none is looked at")
+    if args.resume:
+        find_resume(folder, profile, ranks.world_size, thorough=False)
     for warning in profile.warnings(ranks.world_size, windows):
         _warn(warning)
     return folder, ranks

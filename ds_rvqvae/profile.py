@@ -157,10 +157,8 @@ class Profile(DeepSpeedKeys):
         bf16 = self.bf16
         if bf16.bf16_optimizer_states and not bf16.bf16_master_weights_and_grads:
             raise ValueError("bf16.bf16_optimizer_states: needs bf16.bf16_master_weights_and_grads as well")
-        if not bf16.enabled and self.zero_optimization.stage == 0:
-            raise ValueError(
-                "zero_optimization.stage: 0 without bf16 lets gradients that are not finite through; use stage 1 or 2"
-            )
+        if model.norm == "GN" and model.width % 32:
+            raise ValueError(f"rvqvae.model.width: {model.width} is not a multiple of GN's 32 groups")
         return self
 
     def warnings(self, world_size: int | None = None, windows: int | None = None) -> list[str]:

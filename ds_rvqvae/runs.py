@@ -7,6 +7,12 @@ from pathlib import Path
 
 from ds_rvqvae.errors import UserError
 
+OUTCOME_VARIABLE = "DS_RVQVAE_OUTCOME"
+"""Environment variable with the file into which rank 0 writes `DONE` when the run ended well."""
+DONE = "done"
+RANK_LAUNCHER = "deepspeed.launcher.launch"
+"""The process of deepspeed's that starts the ranks, in its command line."""
+
 
 def choose_run_folder(out: Path, name: str | None, profile_name: str, body_part: str, resume: bool) -> Path:
     """The folder of a run in the folder of runs `out`. Creates nothing.

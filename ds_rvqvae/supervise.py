@@ -17,19 +17,15 @@ from types import FrameType
 import psutil
 
 from ds_rvqvae.errors import ExitStatus
-
-OUTCOME_VARIABLE = "DS_RVQVAE_OUTCOME"
-"""Environment variable with the file into which rank 0 writes `DONE` when the run ended well."""
-DONE = "done"
+from ds_rvqvae.runs import DONE, RANK_LAUNCHER
 
 STOP_GRACE = 120.0
-"""Seconds that ranks have, once stopped, to end their step and save."""
+"""Seconds that ranks have to end, once stopped."""
 END_GRACE = 10.0
 """Seconds that processes have which outlived the launcher."""
 KILL_PATIENCE = 30.0
 """Seconds to wait for killed processes to go."""
 
-_RANK_LAUNCHER = "deepspeed.launcher.launch"
 _PASSED_ON = {ExitStatus.BAD_INPUT, ExitStatus.CARD_NOT_IDLE, ExitStatus.NO_DRIVER, ExitStatus.FAILED}
 _PR_SET_PDEATHSIG = 1
 
@@ -108,7 +104,7 @@ def _wait(runner: subprocess.Popen, received: list[int], stop_grace: float) -> N
             return
         if received and deadline is None:
             deadline = time.monotonic() + stop_grace
-            _say("stopping: the ranks end their step and save; Ctrl-C once more kills them")
+            _say("stopping the ranks; Ctrl-C once more kills them")
             _stop_ranks(runner)
         if received.count(signal.SIGINT) > 1:
             _say("killing the ranks")
@@ -126,7 +122,7 @@ def _stop_ranks(runner: subprocess.Popen) -> None:
     ranks: list[psutil.Process] = []
     with suppress(psutil.Error):
         for child in psutil.Process(runner.pid).children():
-            if _RANK_LAUNCHER in child.cmdline():
+            if RANK_LAUNCHER in child.cmdline():
                 ranks += child.children()
     if not ranks:
         with suppress(ProcessLookupError):

@@ -26,10 +26,15 @@ def test_help_answers_without_torch():
         "print(sorted({'torch', 'deepspeed', 'matplotlib'} & set(sys.modules)))"
     )
     for arguments in (["--help"], ["evaluate", "--help"], ["profile", "show", "large"]):
-        began = time.monotonic()
-        result = subprocess.run([sys.executable, "-c", loaded, *arguments], cwd=ROOT, capture_output=True, text=True)
-        assert result.stdout.splitlines()[-1] == "[]", result.stdout
-        assert time.monotonic() - began < 5
+        seconds = []
+        for _ in range(3):
+            began = time.monotonic()
+            result = subprocess.run(
+                [sys.executable, "-c", loaded, *arguments], cwd=ROOT, capture_output=True, text=True
+            )
+            seconds.append(time.monotonic() - began)
+            assert result.stdout.splitlines()[-1] == "[]", result.stdout
+        assert min(seconds) < 1
 
 
 def test_profile_show_counts_the_parameters(capsys):

@@ -100,7 +100,7 @@ class ResidualQuantizer(nn.Module):
     # Its draws and staged statistics are Python's: compiled, it would be compiled anew at every step.
     @torch.compiler.disable
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Quantizes `latents [B, T, D]`.
+        """Quantizes `latents [B, T, D]`; while training, also keeps what the next `update_codebooks` needs of them.
 
         Returns:
             quantized `[B, T, D]` in the latents' dtype, with the identity as gradient; codes `[B, T, Q]` int64, -1 at
@@ -271,9 +271,11 @@ class ResidualQuantizer(nn.Module):
         rows = torch.cat([rows for rows, _ in self._staged_latents])
         codes = torch.cat([codes for _, codes in self._staged_latents])
         shape = (len(self.codebooks), self.replacements)
-        owner, row = self._draw_owners(shape, world_size, len(rows))
-        owner, row = owner.to(rows.device, non_blocking=True), row.to(rows.device, non_blocking=True)
-        level = self._draw_levels(shape).to(rows.device, non_blocking=True)
+        draws = torch.stack([*self._draw_owners(shape, world_size, len(rows)), self._draw_levels(shape)])
+        if rows.is_cuda:
+            # A copy from pageable memory would make the host wait for the device.
+            draws = draws.pin_memory()
+        owner, row, level = draws.to(rows.device, non_blocking=True)
         levels = torch.arange(self.num_quantizers, device=rows.device)
         book = torch.zeros_like(levels) if self.shared_codebook else levels
         before = self.codebooks[book, codes[row].clamp(min=0)] * (levels < level.unsqueeze(-1)).unsqueeze(-1)
@@ -320,7 +322,7 @@ class ResidualQuantizer(nn.Module):
         if self.lineage:
             return count, total, torch.where((count >= 1.0).unsqueeze(-1), book, candidates)
         share = count.sum(dim=1, keepdim=True) / self.nb_code
-        order = count.argsort(dim=1)[:, : self.replacements]
+        order = count.argsort(dim=1, stable=True)[:, : self.replacements]
         dead = count.gather(1, order) < self.dead_code_threshold * share
         vectors = order.unsqueeze(-1).expand_as(candidates)
         new_book = torch.where(dead.unsqueeze(-1), candidates, book.gather(1, vectors))

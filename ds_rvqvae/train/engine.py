@@ -32,6 +32,8 @@ def start_distributed() -> None:
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
     # A shared-memory collective for CPUs, compiled for minutes in every new home folder and never used here.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # fp32 is to mean fp32; a convolution's default on a GPU is TF32.
+    torch.backends.cudnn.allow_tf32 = False
     get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
@@ -56,6 +58,8 @@ def build_engine(profile: Profile, in_features: int, run_folder: Path) -> deepsp
     if quantizer.codebooks.dtype != torch.float32 or quantizer.ema_sum.dtype != torch.float32:
         raise RuntimeError(f"codebooks are {quantizer.codebooks.dtype}, not fp32: deepspeed {deepspeed.__version__}?")
     broadcast_buffers(engine.module)
+    # The engine would write the learning rate to disk, flushed, at every step; `Board` writes it with the rest.
+    engine.monitor.enabled = profile.wall_clock_breakdown and engine.monitor.enabled
     if training.compile:
         engine.compile()
     return engine
@@ -72,35 +76,37 @@ def broadcast_buffers(module: torch.nn.Module) -> None:
 def checkpoint_function(profile: Profile) -> Checkpoint | None:
     """How residual stacks are recomputed, or None where they are not.
 
-    torch's non-reentrant kind, unless DeepSpeed's section asks for something that only DeepSpeed's own does. The
-    reentrant kind would leave a stack fed by raw data without gradients.
+    torch's non-reentrant kind, unless DeepSpeed's section asks for what only DeepSpeed's own does. The reentrant kind
+    would leave a stack fed by raw data without gradients.
     """
     if not profile.rvqvae.training.gradient_checkpointing:
         return None
     section = profile.activation_checkpointing
-    if section.model_dump(exclude_none=True) == type(section)().model_dump(exclude_none=True):
-        return functools.partial(torch_checkpoint, use_reentrant=False)
-    deepspeed.checkpointing.configure(None, deepspeed_config=profile.deepspeed_config())
-    return deepspeed.checkpointing.non_reentrant_checkpoint
+    if section.cpu_checkpointing:
+        # Not DeepSpeed's: 0.19.8 empties a stack's input before it is recomputed from it.
+        return _checkpoint_on_cpu
+    if section.partition_activations or section.synchronize_checkpoint_boundary or section.profile:
+        deepspeed.checkpointing.configure(None, deepspeed_config=profile.deepspeed_config())
+        return deepspeed.checkpointing.non_reentrant_checkpoint
+    return functools.partial(torch_checkpoint, use_reentrant=False)
+
+
+def _checkpoint_on_cpu(function: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
+    with torch.autograd.graph.save_on_cpu(pin_memory=hidden.is_cuda):
+        return torch_checkpoint(function, hidden, use_reentrant=False)
 
 
 def fp32_model(engine: deepspeed.DeepSpeedEngine) -> RVQVAE:
     """A copy of the model in eval mode with the optimizer's fp32 weights. Every rank calls it."""
-    module = unwrapped(engine)
+    module = engine.module
     with torch.device(engine.device):
         model = RVQVAE(module.in_features, module.config)
     with torch.no_grad():
         for target, source in zip(model.parameters(), module.parameters(), strict=True):
-            weights = safe_get_full_fp32_param(source)
-            target.copy_(source if weights is None else weights)
+            target.copy_(safe_get_full_fp32_param(source))
         for target, source in zip(model.buffers(), module.buffers(), strict=True):
             target.copy_(source)
     return model.eval()
-
-
-def unwrapped(engine: deepspeed.DeepSpeedEngine) -> RVQVAE:
-    """The RVQ-VAE inside the engine, without the wrapper that compiling puts round it."""
-    return getattr(engine.module, "_orig_mod", engine.module)
 
 
 def on_rank_zero_first(task: Callable[[], Any]) -> Any:

@@ -1,18 +1,19 @@
 """From a run to its tokenizer."""
 
-import json
+import contextlib
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ds_rvqvae.checkpoints import latest, step_of
 from ds_rvqvae.data.layout import Layout, layout_from_json, layout_to_json
 from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.profile import ModelConfig, model_config_from_dict
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
-from ds_rvqvae.train.checkpoints import checkpoint_step, checkpoints
 
 
 def motion_state(data: MotionData, config: ModelConfig) -> dict[str, Any]:
@@ -42,25 +43,26 @@ def tokenizer_of_run(run_folder: Path) -> MotionTokenizer:
     """
     if not (run_folder / "profile.json").is_file():
         raise UserError(f"{run_folder}: not a run's folder: it has no profile.json")
-    newest = checkpoints(run_folder / "checkpoints")
-    exported = run_folder / "tokenizer"
+    exported, newest = run_folder / "tokenizer", latest(run_folder / "checkpoints")
     if exported.is_dir():
-        step = json.loads((exported / "config.json").read_text(encoding="utf-8")).get("training_step", 0)
-        if not newest or step >= (checkpoint_step(newest[-1]) or 0):
-            return MotionTokenizer.from_pretrained(exported)
-    if not newest:
+        tokenizer = MotionTokenizer.from_pretrained(exported)
+        if newest is None or tokenizer.details.get("training_step", 0) >= step_of(newest):
+            return tokenizer
+    if newest is None:
         raise UserError(f"{run_folder}: has no checkpoint yet")
-    return _tokenizer_of_checkpoint(newest[-1])
+    return _tokenizer_of_checkpoint(newest)
 
 
 def _tokenizer_of_checkpoint(checkpoint: Path) -> MotionTokenizer:
     """Gathers the ranks' fp32 weights."""
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+    # DeepSpeed prints what it does, and standard output may be read by a program.
+    with contextlib.redirect_stdout(sys.stderr):
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
+        weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     # DeepSpeed's checkpoints are pickles: those of the user's own runs only.
     states = torch.load(checkpoint / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
     state = states["rvqvae"]
     model = RVQVAE(len(state["mean"]), model_config_from_dict(state["model"], str(checkpoint)))
-    weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
-    return make_tokenizer(model, state, training_step=checkpoint_step(checkpoint))
+    return make_tokenizer(model, state, training_step=step_of(checkpoint))

@@ -21,16 +21,16 @@ from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.profile import Profile
 from ds_rvqvae.tokenizer.evaluation import evaluate_split, held_out_split, reconstruction_pictures
 from ds_rvqvae.tokenizer.pictures import pixels_of, save_figure
-from ds_rvqvae.train.checkpoints import save_checkpoint
-from ds_rvqvae.train.engine import fp32_model, unwrapped
+from ds_rvqvae.train.engine import fp32_model
 from ds_rvqvae.train.export import make_tokenizer, motion_state
 from ds_rvqvae.train.monitoring import Board, MetricsFile, logger, memory_by_rank
+from ds_rvqvae.train.saving import save_checkpoint
 from ds_rvqvae.train.schedule import learning_rate
 
 
 @dataclasses.dataclass
 class Interval:
-    """What is gathered, on the device, between two logged steps."""
+    """The host's clock and the steps since the last logged one."""
 
     started: float
     steps: int = 0
@@ -56,7 +56,7 @@ class Trainer:
         client_state: dict[str, Any],
     ):
         self.engine, self.profile, self.data, self.run_folder = engine, profile, data, run_folder
-        self.model = unwrapped(engine)
+        self.model = engine.module
         self.settings = profile.rvqvae.training
         self.device = torch.device(engine.device)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
@@ -104,9 +104,7 @@ class Trainer:
             if saves or last:
                 self._save()
             if evaluates or last:
-                model, scores = self._evaluate("scores.json")
-                if last:
-                    self._export(model, scores)
+                self._evaluate("scores.json", export=last)
             if saves or evaluates or last:
                 self._start_interval()
         bar.close()
@@ -187,8 +185,8 @@ class Trainer:
         tags |= {f"Memory_GiB/rank_{rank}": value for rank, value in enumerate(metrics["memory_gib"])}
         self.board.scalars(tags, self.engine.global_samples)
 
-    def _evaluate(self, file: str) -> tuple[RVQVAE, dict[str, Any]]:
-        """Scores the held-out split with fp32 weights into `eval/FILE`, with pictures and histograms."""
+    def _evaluate(self, file: str, export: bool = False) -> None:
+        """Scores the held-out split with fp32 weights into `eval/FILE`, with pictures; exports the weights if asked."""
         model = fp32_model(self.engine)
         split = held_out_split(self.data)
         scores = evaluate_split(model, self.data, split, self.device, self.rank, self.world_size)
@@ -205,11 +203,13 @@ class Trainer:
             self.board.scalars(tags, samples)
             for level, count in enumerate(self.model.quantizer.ema_count):
                 self.board.histogram(f"Train_code_counts/level_{level + 1}", count, samples)
-            for name, figure in reconstruction_pictures(model, self.data, ("train", split), self.device):
+            splits = tuple(dict.fromkeys(("train", split)))
+            for name, figure in reconstruction_pictures(model, self.data, splits, self.device):
                 save_figure(figure, folder / f"reconstruction_{name}.png")
                 self.board.image(f"Reconstruction/{name}", pixels_of(figure), samples)
             logger.info("step %d, %s: %s", self.step, split, {name: scores[name] for name in names})
-        return model, scores
+        if export:
+            self._export(model, scores)
 
     def _save(self) -> None:
         state = motion_state(self.data, self.model.config)

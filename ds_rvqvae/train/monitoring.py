@@ -74,20 +74,22 @@ def _finite(value: Any) -> Any:
 class Board:
     """TensorBoard through the engine's own monitor; one x axis for all tags, samples over all ranks.
 
-    After a resume, points at and past the first sample to come are purged, so that no step shows twice.
+    Points at and past the first sample to come are purged, so that no step shows twice after a resume, whether from a
+    checkpoint or, where the run died before its first, from the start.
     """
 
     def __init__(self, engine: deepspeed.DeepSpeedEngine):
         self._monitor = engine.monitor
         # Ranks other than 0, and profiles without TensorBoard, have no writer.
         self._writer = getattr(engine.monitor.tb_monitor, "summary_writer", None)
-        if self._writer is not None and engine.global_samples:
-            start = Event(session_log=SessionLog(status=SessionLog.START), step=engine.global_samples + 1)
+        if self._writer is not None:
+            first = engine.global_samples + 1 if engine.global_samples else 0
+            start = Event(session_log=SessionLog(status=SessionLog.START), step=first)
             self._writer.file_writer.add_event(start)
 
     def scalars(self, values: dict[str, float | None], samples: int) -> None:
         """Scalars by tag, to every monitor of the profile; None is left out."""
-        if dist.get_rank() == 0 and self._monitor.enabled:
+        if dist.get_rank() == 0:
             events = [(tag, value, samples) for tag, value in values.items() if value is not None]
             self._monitor.write_events(events)
 

@@ -13,15 +13,15 @@ import time
 import psutil
 
 from ds_rvqvae.errors import ExitStatus
+from ds_rvqvae.runs import RANK_LAUNCHER
 
 _SECONDS_BETWEEN_LOOKS = 2.0
-_RANK_LAUNCHER = "deepspeed.launcher.launch"
 
 
 def launchers_above() -> list[psutil.Process]:
     """deepspeed's `launch.py` and what started it, where this process is a rank of theirs."""
     parents = psutil.Process().parents()
-    if not parents or _RANK_LAUNCHER not in parents[0].cmdline():
+    if not parents or RANK_LAUNCHER not in parents[0].cmdline():
         return []
     # Process 1 adopts what the runner leaves behind; it is nobody's launcher.
     return [process for process in parents[:2] if process.pid != 1]

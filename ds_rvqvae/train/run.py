@@ -3,17 +3,20 @@
 import argparse
 import contextlib
 import json
+import logging
 import os
 import sys
 import traceback
 from pathlib import Path
 
+from ds_rvqvae.checkpoints import UNFINISHED
 from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.flags import FlagParser, add_training_flags, profile_from_flags
 from ds_rvqvae.model.shapes import parameter_count
 from ds_rvqvae.profile import Profile
-from ds_rvqvae.runs import check_out_folder, choose_run_folder
+from ds_rvqvae.resuming import Resume, find_resume
+from ds_rvqvae.runs import DONE, OUTCOME_VARIABLE, check_out_folder, choose_run_folder
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,11 +25,13 @@ def main(argv: list[str] | None = None) -> int:
     add_training_flags(parser)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     rank = int(os.environ.get("RANK", "0"))
-    if rank:
-        # Every rank reads the same flags and data and refuses for the same reason; one of them says so.
-        with contextlib.redirect_stderr(None):
-            args = parser.parse_args(argv)
-    else:
+    # Every rank reads the same flags and data and refuses for the same reason; one a machine says so.
+    speaks = os.environ.get("LOCAL_RANK", "0") == "0"
+    # Without a handler of ours, logging would print the traceback of a crash on every rank.
+    logging.getLogger("ds_rvqvae").addHandler(logging.NullHandler())
+    with contextlib.ExitStack() as silence:
+        if not speaks:
+            silence.enter_context(contextlib.redirect_stderr(silence.enter_context(Path(os.devnull).open("w"))))
         args = parser.parse_args(argv)
     try:
         profile = profile_from_flags(args)
@@ -35,9 +40,9 @@ def main(argv: list[str] | None = None) -> int:
         data.window_starts()
         return _train(args, profile, data)
     except UserError as error:
-        if rank == 0:
+        if speaks:
             print(f"error: {error}", file=sys.stderr)
-        return error.status
+        return _leave(error.status)
     except Exception as error:
         return _report_crash(error, rank)
 
@@ -46,31 +51,29 @@ def _train(args: argparse.Namespace, profile: Profile, data: MotionData) -> int:
     # Late, so that refusals come without the seconds that importing DeepSpeed takes.
     import torch.distributed as dist
 
-    from ds_rvqvae.train.checkpoints import checkpoint_step, checkpoint_to_resume, load_checkpoint
     from ds_rvqvae.train.engine import build_engine, on_rank_zero_first, start_distributed
     from ds_rvqvae.train.loop import Trainer
     from ds_rvqvae.train.monitoring import announce, logger, start_log
     from ds_rvqvae.train.orphans import end_with_launcher
+    from ds_rvqvae.train.saving import load_checkpoint
 
     end_with_launcher()
     start_distributed()
-    folder = on_rank_zero_first(lambda: _open_run_folder(args, profile, data))
+    world_size = dist.get_world_size()
+    folder, resume = on_rank_zero_first(lambda: _open_run(args, profile, world_size))
     start_log(folder / "run.log", dist.get_rank())
-    total, saved = profile.rvqvae.training.total_iter, folder / "checkpoints"
-    checkpoint = on_rank_zero_first(lambda: checkpoint_to_resume(saved, dist.get_world_size()) if args.resume else None)
-    if checkpoint is not None and (checkpoint_step(checkpoint) or 0) >= total:
-        announce(f"{checkpoint} is at or past total_iter {total}: nothing to do")
+    for note in resume.notes:
+        announce(note)
+    total = profile.rvqvae.training.total_iter
+    if resume.step() >= total:
+        announce(f"step {resume.step():,} is at or past total_iter {total:,}: nothing to do")
         return _finished()
     engine = build_engine(profile, data.in_features, folder)
-    announce(_summary(folder, profile, data, dist.get_world_size()))
-    for warning in profile.warnings(dist.get_world_size(), len(data.window_starts())):
-        logger.info("warning: %s", warning)  # the launcher has shown it
-    client_state = {}
-    if checkpoint is not None:
-        client_state = load_checkpoint(engine, checkpoint)
-        announce(f"going on from {checkpoint}")
-    elif args.resume:
-        announce(f"{folder} has no checkpoint yet: starting at step 0")
+    announce(_summary(folder, profile, data, world_size))
+    for warning in profile.warnings(world_size, len(data.window_starts())):
+        # Our launcher has shown them.
+        logger.log(logging.INFO if OUTCOME_VARIABLE in os.environ else logging.WARNING, warning)
+    client_state = load_checkpoint(engine, resume.checkpoint) if resume.checkpoint else {}
     Trainer(engine, profile, data, folder, client_state).train()
     engine.destroy()
     return _finished()
@@ -94,32 +97,46 @@ def _finished() -> int:
     import torch.distributed as dist
 
     dist.barrier()
-    outcome = os.environ.get("DS_RVQVAE_OUTCOME")
+    outcome = os.environ.get(OUTCOME_VARIABLE)
     if outcome and dist.get_rank() == 0:
-        Path(outcome).write_text("done", encoding="utf-8")
+        Path(outcome).write_text(DONE, encoding="utf-8")
     dist.destroy_process_group()
     return ExitStatus.DONE
 
 
-def _open_run_folder(args: argparse.Namespace, profile: Profile, data: MotionData) -> Path:
-    """Chooses and makes the run's folder and writes its `profile.json`, enough to start the run again."""
+def _open_run(args: argparse.Namespace, profile: Profile, world_size: int) -> tuple[Path, Resume]:
+    """Chooses the run's folder and what to go on from, then makes the one and writes its `profile.json`.
+
+    A refusal, or a run that is done already, leaves the folder as it is.
+    """
     folder = choose_run_folder(args.out, args.name, args.profile, profile.rvqvae.data.body_part, args.resume).absolute()
+    resume = find_resume(folder, profile, world_size) if args.resume else Resume()
     check_out_folder(folder)
     for part in ("checkpoints", "eval"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    unfinished = folder / ".unfinished-profile.json"
-    unfinished.write_text(json.dumps(profile.to_dict(), indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(folder / "profile.json")
-    return folder
+    if resume.step() < profile.rvqvae.training.total_iter:
+        unfinished = folder / f"{UNFINISHED}profile.json"
+        unfinished.write_text(json.dumps(profile.to_dict(), indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(folder / "profile.json")
+    return folder, resume
+
+
+def _leave(status: int) -> int:
+    """Gives `status`, or ends the process with it where it has joined the other ranks.
+
+    Ranks that still wait for this one are not waited for, and gloo's threads would abort the interpreter's exit.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_initialized():
+        logging.shutdown()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def _report_crash(error: Exception, rank: int) -> int:
-    """The traceback into `run.log`, one line on stderr, and out without waiting for ranks that wait for this one."""
-    import logging
-
-    logging.getLogger("ds_rvqvae").error("rank %d:\n%s", rank, traceback.format_exc())
+    """The traceback into `run.log`, and one line on stderr."""
+    logging.getLogger("ds_rvqvae").error("%s", traceback.format_exc())
     summary = str(error).strip().splitlines()
-    line = f"error: rank {rank}: {type(error).__name__}: {summary[0] if summary else ''}"
-    print(line, file=sys.stderr, flush=True)
-    logging.shutdown()
-    os._exit(ExitStatus.FAILED)
+    print(f"error: rank {rank}: {type(error).__name__}: {summary[0] if summary else ''}", file=sys.stderr)
+    return _leave(ExitStatus.FAILED)

@@ -1,5 +1,6 @@
 """A small run for tests: its flags, and its engine and trainer inside a rank."""
 
+import json
 from pathlib import Path
 
 SMALL = [
@@ -38,3 +39,8 @@ def make_trainer(folder: str, data: str, flags: list[str]):
     for part in ("checkpoints", "eval"):
         (run / part).mkdir(parents=True, exist_ok=True)
     return Trainer(build_engine(profile, motion.in_features, run), profile, motion, run, {})
+
+
+def read_metrics(run: Path) -> list[dict]:
+    """The lines of a run's `metrics.jsonl`."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

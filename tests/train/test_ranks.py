@@ -1,17 +1,11 @@
 """What several ranks must agree on: codebooks, losses, skipped steps, shares of the optimizer."""
 
-import json
-
 import pytest
 
 from tests.ranks import run_ranks, train_ranks
-from tests.train.small import EXACT, SMALL, make_trainer
+from tests.train.small import EXACT, SMALL, make_trainer, read_metrics
 
 pytestmark = pytest.mark.processes
-
-
-def _metrics(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def _codebooks(run):
@@ -27,11 +21,11 @@ def test_any_number_of_ranks_computes_the_same(tmp_path, demo_folder):
         flags += [f"--batch_size={micro}", f"--gradient_accumulation_steps={accumulation}", "--total_iter=30"]
         flags += ["--lr=0.001", "--nb_code=8"]
         train_ranks(ranks, *flags)
-    reference = _metrics(tmp_path / "1")
+    reference = read_metrics(tmp_path / "1")
     assert [line["step"] for line in reference] == list(range(1, 31))
     assert reference[-1]["recons"] < 0.97 * reference[0]["recons"]
     for ranks in (2, 3):
-        for mine, theirs in zip(_metrics(tmp_path / str(ranks)), reference, strict=True):
+        for mine, theirs in zip(read_metrics(tmp_path / str(ranks)), reference, strict=True):
             for key in ("loss", "recons", "velocity", "commit", "grad_norm"):
                 assert mine[key] == pytest.approx(theirs[key], rel=1e-4), (ranks, mine["step"], key)
         difference = (_codebooks(tmp_path / str(ranks)) - _codebooks(tmp_path / "1")).abs().max()
@@ -46,36 +40,58 @@ def train_with_everything_on(folder, data):
     flags = ["--batch_size=4", "--gradient_accumulation_steps=2", "--total_iter=12", "--quantize_dropout_prob=0.5"]
     flags += ["--sample_codebook_temp=0.1", "--nb_code=64", "--dead_code_threshold=0.5"]
     trainer = make_trainer(folder, data, flags)
-    initial = trainer.model.quantizer.codebooks.clone()
+    quantizer = trainer.model.quantizer
+    replaced, active = [], []
+    replace_dead, active_levels = quantizer._replace_dead, quantizer._active_levels
+
+    def counted_replacement(count, total, book, candidates):
+        result = replace_dead(count, total, book, candidates)
+        replaced.append(int((result[2] != book).any(dim=-1).sum()))
+        return result
+
+    def counted_levels():
+        active.append(active_levels())
+        return active[-1]
+
+    quantizer._replace_dead, quantizer._active_levels = counted_replacement, counted_levels
     trainer.train()
     differences = {}
     for name, buffer in trainer.model.named_buffers():
         everyones = [torch.empty_like(buffer) for _ in range(dist.get_world_size())]
         dist.all_gather(everyones, buffer.contiguous())
         differences[name] = [not torch.equal(other, buffer) for other in everyones]
-    moved = not torch.equal(initial, trainer.model.quantizer.codebooks)
-    return {"differences": differences, "moved": moved, "updates": int(trainer.model.quantizer.updates)}
+    return {"differences": differences, "replaced": replaced, "active": active, "updates": int(quantizer.updates)}
 
 
 def test_codebooks_are_bitwise_equal_on_all_ranks(tmp_path, demo_folder):
     for result in run_ranks(2, train_with_everything_on, tmp_path, folder=str(tmp_path / "run"), data=str(demo_folder)):
-        assert result["moved"] and result["updates"] == 12
+        assert result["updates"] == 12 and sum(result["replaced"]) > 0
+        assert {2, 3} <= set(result["active"])
         assert "quantizer.codebooks" in result["differences"] and "quantizer.ema_sum" in result["differences"]
         assert not any(any(differs) for differs in result["differences"].values()), result["differences"]
 
 
-def count_collectives():
-    """Counts what forward, backward and update call of torch.distributed."""
-    import torch
+COLLECTIVES = (
+    *("all_reduce", "all_gather", "all_gather_into_tensor", "all_gather_object", "broadcast", "reduce", "gather"),
+    *("reduce_scatter", "reduce_scatter_tensor", "scatter", "barrier", "send", "recv", "all_to_all"),
+    *(
+        "broadcast_object_list",
+        "all_to_all_single",
+        "monitored_barrier",
+        "all_reduce_coalesced",
+        "reduce_scatter_single",
+    ),
+    *("all_gather_single", "_all_gather_base", "_reduce_scatter_base"),
+)
+
+
+def count_collectives(folder, data):
+    """What a training step calls of torch.distributed, with the codebooks' update and without."""
     import torch.distributed as dist
 
-    from ds_rvqvae import RVQVAE, load_profile
-
-    dist.init_process_group("gloo")
-    config = load_profile("demo", ["rvqvae.model.width=16", "rvqvae.model.quantize_dropout_prob=0.5"]).rvqvae.model
-    model = RVQVAE(5, config)
-    motion = torch.randn(2, 32, 5)
-    model.quantizer.initialize_codebooks(model.encode_latents(motion))
+    flags = ["--batch_size=4", "--gradient_accumulation_steps=2", "--total_iter=100", "--quantize_dropout_prob=0.5"]
+    trainer = make_trainer(folder, data, flags)
+    trainer._initialize_codebooks(trainer.loader.next())
     calls = []
 
     def counted(name, function):
@@ -85,26 +101,27 @@ def count_collectives():
 
         return call
 
-    names = ("all_reduce", "all_gather", "all_gather_into_tensor", "all_gather_object", "broadcast", "reduce", "gather")
-    names += ("reduce_scatter", "reduce_scatter_tensor", "scatter", "barrier", "send", "recv", "all_to_all")
-    names += ("broadcast_object_list", "all_to_all_single", "monitored_barrier", "all_reduce_coalesced")
-    for name in names:
-        setattr(dist, name, counted(name, getattr(dist, name)))
-    by_step = []
-    for step in range(5):
+    for name in COLLECTIVES:
+        if hasattr(dist, name):
+            setattr(dist, name, counted(name, getattr(dist, name)))
+
+    def step():
         calls.clear()
-        for micro_step in range(2):
-            model.set_step(0, step, micro_step, dist.get_rank())
-            output = model(motion)
-            (output.reconstruction.sum() + output.commit_loss).backward()
-        model.quantizer.update_codebooks(applied=step != 3)
-        by_step.append(list(calls))
-    return by_step
+        trainer._train_step(trainer.loader.next())
+        trainer.step += 1
+        return sorted(calls)
+
+    whole = [step() for _ in range(4)]
+    trainer.model.quantizer.update_codebooks = lambda applied: None
+    return {"whole": whole, "without_update": [step() for _ in range(4)]}
 
 
-def test_a_step_spends_one_collective_on_codebooks(tmp_path):
-    for by_step in run_ranks(2, count_collectives, tmp_path):
-        assert by_step == [["all_reduce"]] * 5
+def test_a_step_spends_one_collective_on_codebooks(tmp_path, demo_folder):
+    arguments = {"folder": str(tmp_path / "run"), "data": str(demo_folder)}
+    for result in run_ranks(2, count_collectives, tmp_path, **arguments):
+        engines = result["without_update"][0]
+        assert result["without_update"] == [engines] * 4
+        assert result["whole"] == [sorted([*engines, "all_reduce"])] * 4
 
 
 def train_with_a_nan_on_one_rank(folder, data, precision):
@@ -142,7 +159,7 @@ def test_a_nan_on_one_rank_is_skipped_by_all(tmp_path, demo_folder, precision):
     assert first["skipped"] == second["skipped"] == 1
     assert first["updates"] == second["updates"] == 5
     assert first["codebooks"] == second["codebooks"]
-    lines = _metrics(tmp_path / "run")
+    lines = read_metrics(tmp_path / "run")
     assert [line["skipped_steps"] for line in lines] == [0, 0, 1, 1, 1, 1]
     assert lines[2]["loss"] is None and lines[5]["loss"] is not None
     assert (

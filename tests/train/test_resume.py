@@ -1,46 +1,68 @@
 """Save, load, go on: nobody can tell from the numbers."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.ranks import train_ranks
-from tests.train.small import SMALL
+from tests.ranks import finish, start_ranks, train_ranks
+from tests.train.small import SMALL, read_metrics
 
 pytestmark = pytest.mark.processes
 MACHINE_READINGS = ("samples_per_s", "data_wait", "memory_gib")
 
 
-def _metrics(run):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+def _numbers(run):
+    lines = read_metrics(run)
     return [{key: value for key, value in line.items() if key not in MACHINE_READINGS} for line in lines]
 
 
-def test_save_load_and_go_on_equals_no_interruption(tmp_path, demo_folder):
-    flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--batch_size=4", "--log_every=2"]
-    flags += ["--quantize_dropout_prob=0.5", "--gradient_accumulation_steps=2", "--milestones=5", "--save_every=5"]
-    train_ranks(2, *flags, "--name=whole", "--total_iter=8")
-    first = train_ranks(2, *flags, "--name=parts", "--total_iter=5", "--resume")
-    assert "has no checkpoint yet: starting at step 0" in first[0]
-    assert (tmp_path / "parts" / "checkpoints" / "latest").read_text() == "global_step5"
-    # What a crash after the checkpoint leaves behind: later lines, the last one torn.
-    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 6, "loss": 1.0}\n{"step": 8, "lo')
-    second = train_ranks(2, *flags, "--name=parts", "--total_iter=8", "--resume")
-    assert "going on from" in second[0]
-    whole, parts = (_metrics(tmp_path / name) for name in ("whole", "parts"))
-    # A run's last step is always logged, so the interrupted one has a line more.
-    assert [line["step"] for line in parts] == [1, 2, 4, 5, 6, 8]
-    same = [line for line in parts if line["step"] in (1, 2, 4, 8)]
-    assert same == [line for line in whole if line["step"] in (1, 2, 4, 8)]
-    weights, resumed = (load_file(tmp_path / name / "tokenizer" / "model.safetensors") for name in ("whole", "parts"))
-    assert weights.keys() == resumed.keys()
+def _assert_equal_tokenizers(first, second):
+    weights, others = (load_file(run / "tokenizer" / "model.safetensors") for run in (first, second))
+    assert weights.keys() == others.keys()
     for name, value in weights.items():
-        assert torch.equal(value, resumed[name]), name
-    third = train_ranks(2, *flags, "--name=parts", "--total_iter=8", "--resume")
-    assert "nothing to do" in third[0]
+        assert torch.equal(value, others[name]), name
+
+
+def test_save_load_and_go_on_equals_no_interruption(tmp_path, demo_folder):
+    flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--batch_size=4", "--log_every=4"]
+    flags += ["--quantize_dropout_prob=0.5", "--gradient_accumulation_steps=2", "--milestones=5", "--save_every=3"]
+    flags += ["--total_iter=8", "--resume"]
+    printed = train_ranks(2, *flags, "--name=whole")
+    assert "has no checkpoint yet: starting at step 0" in printed[0]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert [line["step"] for line in read_metrics(whole)] == [1, 4, 8]
+    # As a run that died in step 8 leaves it: saved at 3 and 6, in the middle of a logging interval, a line torn.
+    shutil.copytree(whole, broken)
+    shutil.rmtree(broken / "checkpoints" / "global_step8")
+    (broken / "checkpoints" / "latest").write_text("global_step6")
+    shutil.rmtree(broken / "tokenizer")
+    lines = (broken / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (broken / "metrics.jsonl").write_text("".join(lines[:2]) + '{"step": 7, "loss": 1.0}\n{"step": 8, "lo')
+    printed = train_ranks(2, *flags, "--name=broken")
+    assert "going on from" in printed[0] and "global_step6" in printed[0]
+    assert _numbers(broken) == _numbers(whole)
+    _assert_equal_tokenizers(whole, broken)
+    assert "nothing to do" in train_ranks(2, *flags, "--name=broken")[0]
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_past_ones_do_not_push_out_new_ones(tmp_path, demo_folder):
+    flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--batch_size=4", "--save_every=2", "--resume"]
+    flags += ["--name=run", "--keep_checkpoints=2"]
+    train_ranks(1, *flags, "--total_iter=6")
+    saved = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in saved.glob("global_step*")) == ["global_step4", "global_step6"]
+    model = saved / "global_step6" / "mp_rank_00_model_states.pt"
+    content = bytearray(model.read_bytes())
+    content[len(content) // 2] ^= 1
+    model.write_bytes(content)
+    (saved / ".unfinished-global_step5").mkdir()
+    printed = train_ranks(1, *flags, "--total_iter=5")
+    assert "global_step6: mp_rank_00_model_states.pt does not have its sha256" in printed[0]
+    assert (saved / "latest").read_text() == "global_step5" and (saved / "global_step5").is_dir()
+    assert not list(saved.glob(".unfinished*"))
 
 
 def test_tensorboard_shows_no_step_twice_after_a_resume(tmp_path, demo_folder):
@@ -51,21 +73,73 @@ def test_tensorboard_shows_no_step_twice_after_a_resume(tmp_path, demo_folder):
         f"--data_path={demo_folder}",
         f"--out={tmp_path}",
         "--batch_size=4",
-        "--name=run",
         "--save_every=3",
+        "--name=run",
     ]
-    flags.append("--name=run")
     train_ranks(1, *flags, "--total_iter=5")
     checkpoints = tmp_path / "run" / "checkpoints"
     # As if the run had died after step 5 with its last checkpoint at step 3.
     (checkpoints / "latest").write_text("global_step3")
     train_ranks(1, *flags, "--total_iter=7", "--resume")
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    assert [event.step for event in events.Scalars("Train/loss")] == [4 * step for step in range(1, 8)]
-    assert [line["step"] for line in _metrics(tmp_path / "run")] == list(range(1, 8))
+    # And as if it had then died again with none.
+    _assert_steps(EventAccumulator(str(tmp_path / "run" / "tensorboard")), 7)
+    shutil.rmtree(checkpoints)
+    train_ranks(1, *flags, "--total_iter=2", "--resume")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    _assert_steps(events, 2)
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2]
     tags = events.Tags()
     for tag in ("Train/lr", "Train/grad_norm", "Train/skipped_steps", "Speed/samples_per_s", "Speed/data_wait"):
         assert tag in tags["scalars"]
     assert "Train_perplexity/level_3" in tags["scalars"] and "Memory_GiB/rank_0" in tags["scalars"]
     assert "Train_code_counts/level_1" in tags["histograms"]
     assert set(tags["images"]) == {"Reconstruction/train", "Reconstruction/val"}
+
+
+def _assert_steps(events, count):
+    assert [event.step for event in events.Reload().Scalars("Train/loss")] == [4 * step for step in range(1, count + 1)]
+
+
+@pytest.mark.parametrize(
+    ("flag", "pattern"),
+    [
+        ("--width=64", "rvqvae.model.width was 32 in .* and cannot change to 64"),
+        ("--body_part=hands", 'rvqvae.data.body_part was "upper"'),
+        ("--data_path={other}", "other columns or another normalisation"),
+    ],
+)
+def test_a_resume_that_does_not_fit_is_refused_and_touches_nothing(tmp_path, demo_folder, flag, pattern):
+    import re
+
+    from ds_rvqvae.data.demo import write_demo_motion
+
+    flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--batch_size=4", "--name=run"]
+    train_ranks(1, *flags, "--total_iter=2")
+    before = (tmp_path / "run" / "profile.json").read_bytes()
+    other = write_demo_motion(tmp_path / "other", clips=4, frames=160, seed=5)
+    command = ["-m", "ds_rvqvae.train", *flags, "--total_iter=4", "--resume", flag.format(other=other)]
+    (rank,) = start_ranks(1, command)
+    printed = rank.communicate(timeout=120)[0]
+    assert rank.returncode == 2, printed
+    assert re.search(pattern, printed) and "Traceback" not in printed
+    if "data_path" not in flag:
+        assert (tmp_path / "run" / "profile.json").read_bytes() == before
+
+
+def test_an_interrupted_run_is_scored_from_its_checkpoint(tmp_path, demo_folder):
+    flags = [
+        *SMALL,
+        f"--data_path={demo_folder}",
+        f"--out={tmp_path}",
+        "--batch_size=4",
+        "--name=run",
+        "--total_iter=3",
+    ]
+    train_ranks(2, *flags)
+    run = tmp_path / "run"
+    scores = json.loads((run / "eval" / "scores.json").read_text())
+    shutil.rmtree(run / "tokenizer")
+    evaluate = ["-m", "ds_rvqvae.cli", "evaluate", str(run), "--json", str(tmp_path / "scores.json")]
+    finish(start_ranks(1, evaluate))
+    again = json.loads((tmp_path / "scores.json").read_text())
+    assert again["l1"] == pytest.approx(scores["l1"], rel=1e-5) and again["usage"] == scores["usage"]

@@ -1,0 +1,123 @@
+"""Checkpoints as they lie on disk: their names, whether they are whole, which one to go on from. Without torch."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+UNFINISHED = ".unfinished-"
+"""What the name of anything begins with that is still being written."""
+MANIFEST = "manifest.json"
+LATEST = "latest"
+_TAG = "global_step"
+
+
+def tag_of(step: int) -> str:
+    """The folder name of the checkpoint of a step."""
+    return f"{_TAG}{step}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint folder."""
+    return int(checkpoint.name.removeprefix(_TAG))
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    found = [path for path in folder.glob(f"{_TAG}*") if path.is_dir() and path.name.removeprefix(_TAG).isdecimal()]
+    return sorted(found, key=step_of)
+
+
+def latest(folder: Path) -> Path | None:
+    """The checkpoint that `latest` names, or the newest where it names none; None where there is no checkpoint."""
+    found = checkpoints(folder)
+    file = folder / LATEST
+    named = folder / file.read_text(encoding="utf-8").strip() if file.is_file() else None
+    return named if named in found else (found[-1] if found else None)
+
+
+def candidates(folder: Path) -> list[Path]:
+    """Checkpoints in the order in which a resume tries them: `latest`, the older ones, then what lies past it."""
+    head = latest(folder)
+    if head is None:
+        return []
+    found = checkpoints(folder)[::-1]
+    older = [path for path in found if step_of(path) <= step_of(head)]
+    return older + [path for path in found if path not in older]
+
+
+def digest_of(file: Path) -> dict[str, Any]:
+    """A file's entry in the manifest."""
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """The checkpoint's manifest; raises ValueError where it is missing or damaged."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        if (
+            manifest["step"] == step_of(checkpoint)
+            and manifest["world_size"] > 0
+            and isinstance(manifest["files"], dict)
+        ):
+            return manifest
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"{MANIFEST} is missing or damaged")
+
+
+def damage_of(checkpoint: Path, thorough: bool = True) -> str | None:
+    """What is wrong with a checkpoint, or None: every file of the manifest has to be there, of its size and sha256.
+
+    Args:
+        thorough: read the files; otherwise only names and sizes are compared.
+    """
+    try:
+        files = read_manifest(checkpoint)["files"]
+        for name, entry in files.items():
+            file = checkpoint / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != entry["bytes"]:
+                return f"{name} has {file.stat().st_size:,} bytes of {entry['bytes']:,}"
+            if thorough and digest_of(file) != entry:
+                return f"{name} does not have its sha256"
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def whole_checkpoint(folder: Path, thorough: bool = True) -> tuple[Path | None, list[str]]:
+    """The first whole checkpoint to go on from, and what is wrong with those that were passed over."""
+    damaged = []
+    for checkpoint in candidates(folder):
+        reason = damage_of(checkpoint, thorough)
+        if reason is None:
+            return checkpoint, damaged
+        damaged.append(f"{checkpoint}: {reason}")
+    return None, damaged
+
+
+def prune(folder: Path, step: int, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints up to `step`; what lies past it is another history's."""
+    for older in [path for path in checkpoints(folder) if step_of(path) <= step][:-keep]:
+        shutil.rmtree(older)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what a save that was cut short left behind."""
+    for path in _unfinished(folder):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _unfinished(folder: Path) -> Iterator[Path]:
+    return folder.glob(f"{UNFINISHED}*")
