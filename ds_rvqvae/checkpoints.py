@@ -19,6 +19,11 @@ def tag_of(step: int) -> str:
     return f"{_TAG}{step}"
 
 
+def is_tag(text: str) -> bool:
+    """Whether `text` is the folder name of a checkpoint."""
+    return text.startswith(_TAG) and text.removeprefix(_TAG).isdecimal()
+
+
 def step_of(checkpoint: Path) -> int:
     """The step of a checkpoint folder."""
     return int(checkpoint.name.removeprefix(_TAG))
@@ -26,7 +31,7 @@ def step_of(checkpoint: Path) -> int:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
-    found = [path for path in folder.glob(f"{_TAG}*") if path.is_dir() and path.name.removeprefix(_TAG).isdecimal()]
+    found = [path for path in folder.glob(f"{_TAG}*") if path.is_dir() and is_tag(path.name)]
     return sorted(found, key=step_of)
 
 
@@ -104,10 +109,20 @@ def whole_checkpoint(folder: Path, thorough: bool = True) -> tuple[Path | None, 
     return None, damaged
 
 
-def prune(folder: Path, step: int, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints up to `step`; what lies past it is another history's."""
-    for older in [path for path in checkpoints(folder) if step_of(path) <= step][:-keep]:
-        shutil.rmtree(older)
+def universal_of(checkpoint: Path) -> Path:
+    """Where the form of a checkpoint lies that any number of ranks can load."""
+    return checkpoint.with_name(f"{checkpoint.name}_universal")
+
+
+def prune(folder: Path, step: int, newest: int, every: int | None = None) -> None:
+    """Removes all but the `newest` checkpoints up to `step`, and those of steps that are a multiple of `every`.
+
+    What lies past `step` is another history's and stays.
+    """
+    for older in [path for path in checkpoints(folder) if step_of(path) <= step][:-newest]:
+        if every is None or step_of(older) % every:
+            shutil.rmtree(older)
+            shutil.rmtree(universal_of(older), ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:

@@ -80,7 +80,14 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     )
     run.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)")
     run.add_argument("--name", help="the run's folder in --out (default: profile and body part, numbered)")
-    run.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, or start where none is")
+    run.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="TAG|RUN",
+        help="go on from the newest whole checkpoint, or start where none is; or from this checkpoint or run",
+    )
     run.add_argument(
         "--set",
         action="append",

@@ -119,6 +119,10 @@ class TrainingConfig(Section):
     save_every: Count = 5_000
     keep_checkpoints: Count = 3
     """Newest checkpoints that stay on disk."""
+    keep_every: Count | None = None
+    """Checkpoints of steps that are a multiple of this stay for good."""
+    max_skipped_steps: Count = 25
+    """Steps in a row with a loss or gradient that is not finite after which the run gives up."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     gradient_checkpointing: bool = True
     """Recompute the residual stacks in the backward pass instead of keeping their activations."""

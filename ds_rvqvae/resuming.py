@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ds_rvqvae.checkpoints import checkpoints, read_manifest, step_of, whole_checkpoint
+from ds_rvqvae.checkpoints import checkpoints, damage_of, is_tag, read_manifest, step_of, whole_checkpoint
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.profile import Profile, load_profile
 
@@ -26,34 +26,70 @@ class Resume:
     """None: at step 0."""
     notes: list[str] = field(default_factory=list)
     """What the user should know: checkpoints passed over, settings that changed."""
+    micro_batch: int | None = None
+    """Where another number of ranks saved it: what keeps the global batch, with `accumulation`."""
+    accumulation: int | None = None
+
+    @property
+    def universal(self) -> bool:
+        """Whether the checkpoint has to be converted for this number of ranks."""
+        return self.micro_batch is not None
 
     def step(self) -> int:
         return 0 if self.checkpoint is None else step_of(self.checkpoint)
 
 
-def find_resume(run_folder: Path, profile: Profile, world_size: int, thorough: bool = True) -> Resume:
+def find_resume(
+    run_folder: Path, profile: Profile, world_size: int, thorough: bool = True, tag: bool | str = True
+) -> Resume:
     """Chooses the checkpoint to go on from. Changes nothing.
 
     Args:
         thorough: read every file of it; the launcher, which only wants to refuse early, does not.
+        tag: what `--resume` was given; the name of a checkpoint takes that one and no other.
 
     Raises:
         UserError: checkpoints exist and none is whole, each named; or the profile or the ranks do not fit it.
     """
     folder = run_folder / "checkpoints"
-    if not checkpoints(folder):
+    if isinstance(tag, str) and is_tag(tag):
+        damaged, checkpoint = [], folder / tag
+        reason = damage_of(checkpoint, thorough)
+        if reason is not None:
+            there = ", ".join(path.name for path in checkpoints(folder)) or "none"
+            raise UserError(f"--resume {tag}: {checkpoint}: {reason}; checkpoints there: {there}")
+    elif not checkpoints(folder):
         return Resume(notes=[f"{run_folder} has no checkpoint yet: starting at step 0"])
-    checkpoint, damaged = whole_checkpoint(folder, thorough)
+    else:
+        checkpoint, damaged = whole_checkpoint(folder, thorough)
     if checkpoint is None:
         raise UserError(f"--resume: no whole checkpoint: {'; '.join(damaged)}; start a new run by another --name")
     notes = [f"damaged, passed over: {text}" for text in damaged]
     notes += _changed_keys(run_folder, profile)
-    saved_by = read_manifest(checkpoint)["world_size"]
-    if saved_by != world_size:
+    resume = Resume(checkpoint, [*notes, f"going on from {checkpoint}"])
+    manifest = read_manifest(checkpoint)
+    if manifest["world_size"] != world_size:
+        _keep_global_batch(resume, manifest, profile, world_size)
+    return resume
+
+
+def _keep_global_batch(resume: Resume, manifest: dict[str, Any], profile: Profile, world_size: int) -> None:
+    """Chooses micro batch and accumulation so that another number of ranks takes the same global batch."""
+    batch, saved_by = manifest["global_batch"], manifest["world_size"]
+    share, rest = divmod(batch, world_size)
+    if rest:
+        fitting = ", ".join(str(ranks) for ranks in range(1, min(batch, 64) + 1) if batch % ranks == 0)
         raise UserError(
-            f"--resume: {checkpoint} was saved by {saved_by} ranks, this run has {world_size}; take {saved_by}"
+            f"--resume: {resume.checkpoint} was saved by {saved_by} ranks with a global batch of {batch}, which "
+            f"{world_size} ranks cannot share; numbers that can: {fitting}"
         )
-    return Resume(checkpoint, [*notes, f"going on from {checkpoint}"])
+    most = profile.train_micro_batch_size_per_gpu
+    resume.micro_batch = max(size for size in range(1, min(most, share) + 1) if share % size == 0)
+    resume.accumulation = share // resume.micro_batch
+    resume.notes.append(
+        f"saved by {saved_by} ranks: {world_size} ranks keep the global batch of {batch} with a micro batch of "
+        f"{resume.micro_batch} and {resume.accumulation} accumulated"
+    )
 
 
 def _changed_keys(run_folder: Path, profile: Profile) -> list[str]:

@@ -1,10 +1,12 @@
 """Folders of runs: how a run is named, and whether it can be written."""
 
+import fcntl
 import os
 import re
 import shutil
 from pathlib import Path
 
+from ds_rvqvae.checkpoints import is_tag
 from ds_rvqvae.errors import UserError
 
 OUTCOME_VARIABLE = "DS_RVQVAE_OUTCOME"
@@ -14,15 +16,20 @@ RANK_LAUNCHER = "deepspeed.launcher.launch"
 """The process of deepspeed's that starts the ranks, in its command line."""
 
 
-def choose_run_folder(out: Path, name: str | None, profile_name: str, body_part: str, resume: bool) -> Path:
+def choose_run_folder(out: Path, name: str | None, profile_name: str, body_part: str, resume: bool | str) -> Path:
     """The folder of a run in the folder of runs `out`. Creates nothing.
 
     Without a name a run is called by profile and body part: `baseline-upper`, then `baseline-upper-2` and so on.
-    With `resume` the folder may exist already, and without a name it is the newest of those.
+    With `resume` the folder may exist already, and without a name it is the newest of those; a `resume` that is neither
+    True nor a checkpoint's tag is the run's folder itself.
 
     Raises:
         UserError: `name` is no folder name, or is taken and `resume` is off.
     """
+    if isinstance(resume, str) and not is_tag(resume):
+        if not (Path(resume) / "profile.json").is_file():
+            raise UserError(f"--resume {resume}: neither a checkpoint (global_stepN) nor a run's folder")
+        return Path(resume)
     if name is None:
         # A profile given as a file, `configs/my.json`, names its runs `my`.
         base = f"{Path(profile_name).name.removesuffix('.json')}-{body_part}"
@@ -60,6 +67,25 @@ def check_out_folder(folder: Path, needed_bytes: int = 0) -> None:
             f"--out: the run needs about {_gigabytes(needed_bytes)} and the disk of {existing} has "
             f"{_gigabytes(free)} free; give another --out, or lower --keep_checkpoints"
         )
+
+
+def lock_run(folder: Path) -> None:
+    """Keeps other starts out of a run's folder for as long as this process lives.
+
+    The lock is on the folder itself: it leaves no file behind and dies with its process.
+
+    Raises:
+        UserError: another process has it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UserError(f"{folder}: another run is training in it; wait for its end or give another --name") from None
+    except OSError:
+        # A file system without locks, as some network ones are.
+        os.close(handle)
 
 
 def _newest_number(out: Path, base: str) -> int:

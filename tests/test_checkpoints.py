@@ -74,9 +74,9 @@ def test_a_quick_look_reads_no_file(tmp_path):
 def test_pruning_keeps_the_newest_and_what_lies_past(tmp_path):
     for step in (5, 10, 15, 20, 7):
         save(tmp_path, step)
-    prune(tmp_path, step=7, keep=1)
+    prune(tmp_path, step=7, newest=1)
     assert [path.name for path in checkpoints(tmp_path)] == [f"global_step{step}" for step in (7, 10, 15, 20)]
-    prune(tmp_path, step=20, keep=3)
+    prune(tmp_path, step=20, newest=3)
     assert [path.name for path in checkpoints(tmp_path)] == [f"global_step{step}" for step in (10, 15, 20)]
 
 

@@ -38,8 +38,13 @@ def start_distributed() -> None:
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
 
-def build_engine(profile: Profile, in_features: int, run_folder: Path) -> deepspeed.DeepSpeedEngine:
+def build_engine(
+    profile: Profile, in_features: int, run_folder: Path, universal: bool = False
+) -> deepspeed.DeepSpeedEngine:
     """A DeepSpeed engine whose module is the profile's RVQ-VAE, equal on all ranks.
+
+    Args:
+        universal: it is to load a checkpoint that another number of ranks saved.
 
     Raises:
         RuntimeError: where DeepSpeed changed the codebooks' dtype.
@@ -50,6 +55,7 @@ def build_engine(profile: Profile, in_features: int, run_folder: Path) -> deepsp
     config = profile.deepspeed_config()
     if not config["tensorboard"]["output_path"]:
         config["tensorboard"]["output_path"] = str(run_folder)
+    config["checkpoint"]["load_universal"] = universal
     model.set_checkpointing(checkpoint_function(profile))
     engine, *_ = deepspeed.initialize(
         model=model, model_parameters=model.parameters(), config=config, dist_init_required=False

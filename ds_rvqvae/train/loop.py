@@ -23,9 +23,12 @@ from ds_rvqvae.tokenizer.evaluation import evaluate_split, held_out_split, recon
 from ds_rvqvae.tokenizer.pictures import pixels_of, save_figure
 from ds_rvqvae.train.engine import fp32_model
 from ds_rvqvae.train.export import make_tokenizer, motion_state
-from ds_rvqvae.train.monitoring import Board, MetricsFile, logger, memory_by_rank
-from ds_rvqvae.train.saving import save_checkpoint
+from ds_rvqvae.train.monitoring import Board, MetricsFile, SpikeAlarm, logger, memory_by_rank
+from ds_rvqvae.train.preemption import Agreement, Request
+from ds_rvqvae.train.saving import Keeping, SaveFailed, save_checkpoint
 from ds_rvqvae.train.schedule import learning_rate
+
+_TOLERATED_FAILED_SAVES = 3
 
 
 @dataclasses.dataclass
@@ -45,6 +48,7 @@ class Trainer:
         data: training and held-out motion.
         run_folder: where everything goes.
         client_state: of the checkpoint resumed from; empty at the start.
+        agreement: by which ranks save or stop together on a signal.
     """
 
     def __init__(
@@ -54,7 +58,9 @@ class Trainer:
         data: MotionData,
         run_folder: Path,
         client_state: dict[str, Any],
+        agreement: Agreement,
     ):
+        self.agreement = agreement
         self.engine, self.profile, self.data, self.run_folder = engine, profile, data, run_folder
         self.model = engine.module
         self.settings = profile.rvqvae.training
@@ -64,10 +70,10 @@ class Trainer:
         self.global_batch = profile.global_batch(self.world_size)
         if client_state:
             self._restore(client_state["rvqvae"])
-        order = BatchOrder(len(data.window_starts()), self.global_batch, self.settings.seed)
+        self.order = BatchOrder(len(data.window_starts()), self.global_batch, self.settings.seed)
         self.loader = BatchLoader(
             data,
-            order,
+            self.order,
             rank=self.rank,
             world_size=self.world_size,
             micro_batch=profile.train_micro_batch_size_per_gpu,
@@ -76,13 +82,18 @@ class Trainer:
             num_workers=profile.rvqvae.data.num_workers,
             pin_memory=self.device.type == "cuda",
         )
+        self.skipped_in_a_row = self.failed_saves = 0
+        self.saved_step = self.step if client_state else None
+        self.spikes = SpikeAlarm()
         self.board = Board(engine)
         self.metrics = MetricsFile(run_folder / "metrics.jsonl", self.step) if self.rank == 0 else None
         self.interval = Interval(time.perf_counter())
 
     def train(self) -> None:
-        """Runs to `total_iter`; the last step logs, saves, evaluates and exports."""
-        total = self.settings.total_iter
+        """Runs to `total_iter`, or to the step at which the ranks are asked to stop.
+
+        The last step of all logs, saves, evaluates and exports.
+        """
         bar = self._progress_bar()
         first_batch = None
         if not self.model.quantizer.initialized.item():
@@ -90,25 +101,28 @@ class Trainer:
             self._initialize_codebooks(first_batch)
             self._evaluate("untrained.json")
         self._start_interval()
-        while self.step < total:
+        while self.step < self.settings.total_iter:
             losses = self._train_step(first_batch or self.loader.next())
             first_batch = None
             self.step += 1
-            last = self.step == total
-            if self.step == 1 or self.step % self.settings.log_every == 0 or last:
-                bar.set_postfix(self._log(losses), refresh=False)
             bar.update()
-            saves, evaluates = (
-                self.step % every == 0 for every in (self.settings.save_every, self.settings.eval_every)
-            )
-            if saves or last:
+            if self._is_due(self.settings.log_every) or self.step == 1:
+                bar.set_postfix(self._log(losses), refresh=False)
+            request = self.agreement.after_step()
+            saves = self._is_due(self.settings.save_every) or request is not Request.NONE
+            if saves:
                 self._save()
-            if evaluates or last:
-                self._evaluate("scores.json", export=last)
-            if saves or evaluates or last:
+            if request is Request.STOP:
+                break
+            if self._is_due(self.settings.eval_every):
+                self._evaluate("scores.json", export=self.step == self.settings.total_iter)
+            if saves or self._is_due(self.settings.eval_every):
                 self._start_interval()
         bar.close()
         self._close()
+
+    def _is_due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.settings.total_iter
 
     def _train_step(self, micro_batches: list[Tensor]) -> Tensor:
         """One optimizer step. Gives this rank's mean losses `[4]`, on the device."""
@@ -125,10 +139,22 @@ class Trainer:
             gathered.append(torch.stack([loss.detach() for loss in losses]))
         applied = self.engine.was_step_applied()
         self.model.quantizer.update_codebooks(applied=applied)
+        self.skipped_in_a_row = 0 if applied else self.skipped_in_a_row + 1
         if not applied:
-            logger.warning("step %d skipped: a loss or gradient was not finite", self.step + 1)
+            self._report_skipped()
         self.interval.steps += 1
         return torch.stack(gathered).mean(dim=0)
+
+    def _report_skipped(self) -> None:
+        """Names the clips of a step that was not applied; raises RuntimeError after too many in a row."""
+        starts = self.data.window_starts()[self.order.step(self.step)]
+        clips = ", ".join(sorted(set(self.data.clip_names(starts))))
+        logger.warning("step %d skipped: a loss or gradient was not finite; its clips: %s", self.step + 1, clips)
+        if self.skipped_in_a_row >= self.settings.max_skipped_steps:
+            raise RuntimeError(
+                f"{self.skipped_in_a_row} steps in a row had a loss or gradient that was not finite; run.log names "
+                "their clips: mend the data or lower the learning rate, then --resume from the newest checkpoint"
+            )
 
     def _set_learning_rate(self) -> None:
         base = self.profile.optimizer.params.lr
@@ -179,6 +205,9 @@ class Trainer:
     def _show(self, metrics: dict[str, Any]) -> None:
         """A logged step on TensorBoard."""
         tags = {f"Train/{name}": metrics[name] for name in (*Losses._fields, "lr", "grad_norm", "skipped_steps")}
+        tags["Train/loss_spike"] = float(self.spikes.is_spike(metrics["loss"]))
+        if tags["Train/loss_spike"]:
+            logger.warning("step %d: the loss jumped to %.4g", self.step, metrics["loss"])
         tags["Speed/samples_per_s"], tags["Speed/data_wait"] = metrics["samples_per_s"], metrics["data_wait"]
         for name in ("perplexity", "usage"):
             tags |= {f"Train_{name}/level_{level + 1}": value for level, value in enumerate(metrics[name])}
@@ -212,10 +241,26 @@ class Trainer:
             self._export(model, scores)
 
     def _save(self) -> None:
+        """Saves, unless this step is saved already; a failure is reported and tried again at the next interval.
+
+        Raises:
+            SaveFailed: after as many failures in a row as are tolerated.
+        """
+        if self.saved_step == self.step:
+            return
         state = motion_state(self.data, self.model.config)
         state["usage_counts"] = self.model.quantizer.usage_counts.cpu()
-        folder, keep = self.run_folder / "checkpoints", self.settings.keep_checkpoints
-        logger.info("step %d: saved %s", self.step, save_checkpoint(self.engine, folder, {"rvqvae": state}, keep))
+        keeping = Keeping(self.settings.keep_checkpoints, self.settings.keep_every)
+        try:
+            saved = save_checkpoint(self.engine, self.run_folder / "checkpoints", {"rvqvae": state}, keeping)
+        except SaveFailed as failure:
+            self.failed_saves += 1
+            logger.warning("step %d: no checkpoint saved, the older ones stay: %s", self.step, failure)
+            if self.failed_saves >= _TOLERATED_FAILED_SAVES or self.step == self.settings.total_iter:
+                raise
+            return
+        self.failed_saves, self.saved_step = 0, self.step
+        logger.info("step %d: saved %s", self.step, saved)
 
     def _restore(self, state: dict[str, Any]) -> None:
         """What DeepSpeed did not restore; raises UserError where the motion is normalised otherwise than it was."""
@@ -248,6 +293,7 @@ class Trainer:
 
     def _close(self) -> None:
         self.loader.close()
+        self.agreement.close()
         self.board.close()
         if self.metrics is not None:
             self.metrics.close()

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import sys
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,22 @@ class Board:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.flush()
+
+
+class SpikeAlarm:
+    """Says when a logged loss stands far above the ones before it."""
+
+    def __init__(self, remembered: int = 20, factor: float = 3.0):
+        self._losses: deque[float] = deque(maxlen=remembered)
+        self._factor = factor
+
+    def is_spike(self, loss: float) -> bool:
+        """Whether `loss` is more than `factor` times the median of the losses before it, of which it takes five."""
+        earlier = sorted(self._losses)
+        if not math.isfinite(loss):
+            return True
+        self._losses.append(loss)
+        return len(earlier) >= 5 and loss > self._factor * earlier[len(earlier) // 2]
 
 
 def memory_by_rank(device: torch.device) -> list[float]:

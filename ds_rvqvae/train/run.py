@@ -16,7 +16,7 @@ from ds_rvqvae.flags import FlagParser, add_training_flags, profile_from_flags
 from ds_rvqvae.model.shapes import parameter_count
 from ds_rvqvae.profile import Profile
 from ds_rvqvae.resuming import Resume, find_resume
-from ds_rvqvae.runs import DONE, OUTCOME_VARIABLE, check_out_folder, choose_run_folder
+from ds_rvqvae.runs import DONE, OUTCOME_VARIABLE, check_out_folder, choose_run_folder, lock_run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,7 +55,8 @@ def _train(args: argparse.Namespace, profile: Profile, data: MotionData) -> int:
     from ds_rvqvae.train.loop import Trainer
     from ds_rvqvae.train.monitoring import announce, logger, start_log
     from ds_rvqvae.train.orphans import end_with_launcher
-    from ds_rvqvae.train.saving import load_checkpoint
+    from ds_rvqvae.train.preemption import Agreement
+    from ds_rvqvae.train.saving import load_checkpoint, make_universal
 
     end_with_launcher()
     start_distributed()
@@ -68,14 +69,22 @@ def _train(args: argparse.Namespace, profile: Profile, data: MotionData) -> int:
     if resume.step() >= total:
         announce(f"step {resume.step():,} is at or past total_iter {total:,}: nothing to do")
         return _finished()
-    engine = build_engine(profile, data.in_features, folder)
+    _keep_global_batch(profile, resume)
+    if resume.universal:
+        on_rank_zero_first(lambda: make_universal(resume.checkpoint))
+    engine = build_engine(profile, data.in_features, folder, resume.universal)
     announce(_summary(folder, profile, data, world_size))
     for warning in profile.warnings(world_size, len(data.window_starts())):
         # Our launcher has shown them.
         logger.log(logging.INFO if OUTCOME_VARIABLE in os.environ else logging.WARNING, warning)
     client_state = load_checkpoint(engine, resume.checkpoint) if resume.checkpoint else {}
-    Trainer(engine, profile, data, folder, client_state).train()
+    trainer = Trainer(engine, profile, data, folder, client_state, Agreement())
+    trainer.train()
     engine.destroy()
+    if trainer.step < total:
+        announce(f"stopped at step {trainer.step:,}; the same command with --resume goes on")
+        dist.barrier()
+        return _leave(ExitStatus.STOPPED)
     return _finished()
 
 
@@ -104,16 +113,25 @@ def _finished() -> int:
     return ExitStatus.DONE
 
 
+def _keep_global_batch(profile: Profile, resume: Resume) -> None:
+    """Takes over the batch sizes that another number of ranks needs."""
+    if resume.micro_batch is not None and resume.accumulation is not None:
+        profile.train_micro_batch_size_per_gpu = resume.micro_batch
+        profile.gradient_accumulation_steps = resume.accumulation
+
+
 def _open_run(args: argparse.Namespace, profile: Profile, world_size: int) -> tuple[Path, Resume]:
     """Chooses the run's folder and what to go on from, then makes the one and writes its `profile.json`.
 
     A refusal, or a run that is done already, leaves the folder as it is.
     """
     folder = choose_run_folder(args.out, args.name, args.profile, profile.rvqvae.data.body_part, args.resume).absolute()
-    resume = find_resume(folder, profile, world_size) if args.resume else Resume()
+    resume = find_resume(folder, profile, world_size, tag=args.resume) if args.resume else Resume()
     check_out_folder(folder)
     for part in ("checkpoints", "eval"):
         (folder / part).mkdir(parents=True, exist_ok=True)
+    lock_run(folder)
+    _keep_global_batch(profile, resume)
     if resume.step() < profile.rvqvae.training.total_iter:
         unfinished = folder / f"{UNFINISHED}profile.json"
         unfinished.write_text(json.dumps(profile.to_dict(), indent=2) + "\n", encoding="utf-8")

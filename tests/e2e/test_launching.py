@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -133,7 +134,8 @@ def test_a_killed_rank_ends_the_run_with_status_70(long_run):
     _ranks(family)[1].kill()
     assert launcher.wait(timeout=60) == 70
     _assert_gone(family)
-    assert "a rank was ended by SIGKILL" in said.read_text()
+    # Which is noticed first: the rank that died, or the other that lost its connection.
+    assert re.search("rank .*(SIGKILL|died)|rank 0: .*closed by peer", said.read_text())
 
 
 def test_a_killed_launcher_leaves_no_rank(long_run):

@@ -29,6 +29,7 @@ def make_trainer(folder: str, data: str, flags: list[str]):
     from ds_rvqvae.flags import add_training_flags, profile_from_flags
     from ds_rvqvae.train.engine import build_engine, start_distributed
     from ds_rvqvae.train.loop import Trainer
+    from ds_rvqvae.train.preemption import Agreement
 
     parser = argparse.ArgumentParser()
     add_training_flags(parser)
@@ -38,7 +39,7 @@ def make_trainer(folder: str, data: str, flags: list[str]):
     run = Path(folder)
     for part in ("checkpoints", "eval"):
         (run / part).mkdir(parents=True, exist_ok=True)
-    return Trainer(build_engine(profile, motion.in_features, run), profile, motion, run, {})
+    return Trainer(build_engine(profile, motion.in_features, run), profile, motion, run, {}, Agreement())
 
 
 def read_metrics(run: Path) -> list[dict]:

@@ -1,0 +1,80 @@
+"""Requests by signal to save or to stop, carried out by all ranks at the same step."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from enum import IntEnum
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from ds_rvqvae.errors import ExitStatus
+
+_SECONDS_TO_AGREE = 20.0
+"""A SIGTERM may mean that another rank has died: then nobody is left to agree with, and SIGKILL comes after 30 s."""
+
+
+class Request(IntEnum):
+    """What the ranks agreed to do after a step; the larger one wins."""
+
+    NONE = 0
+    SAVE = 1
+    STOP = 2
+
+
+_REQUESTS = {signal.SIGTERM: Request.STOP, signal.SIGINT: Request.STOP, signal.SIGUSR1: Request.SAVE}
+
+
+class Agreement:
+    """Notes SIGTERM and SIGINT (save and stop) and SIGUSR1 (save and go on), and agrees on them with the other ranks.
+
+    Each step starts a maximum over all ranks on the host and takes the result of the one before, so that no step waits
+    for it. `close` puts the signals' former handlers back.
+    """
+
+    def __init__(self) -> None:
+        self._group = dist.new_group(backend="gloo")
+        self._mine = Request.NONE
+        self._value = torch.zeros(1, dtype=torch.int64)
+        self._round: dist.Work | None = None
+        self._limit: threading.Timer | None = None
+        self._before = {number: signal.signal(number, self._note) for number in _REQUESTS}
+
+    def after_step(self) -> Request:
+        """What all ranks do now; every rank calls it once a step."""
+        agreed = Request.NONE
+        if self._round is not None:
+            self._round.wait()
+            agreed = Request(int(self._value))
+        if agreed is Request.STOP and self._limit is not None:
+            self._limit.cancel()
+        if agreed >= self._mine:
+            self._mine = Request.NONE
+        self._value.fill_(self._mine)
+        self._round = dist.all_reduce(self._value, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return agreed
+
+    def close(self) -> None:
+        if self._round is not None:
+            self._round.wait()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self._limit is not None:
+            self._limit.cancel()
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        request = _REQUESTS[signal.Signals(number)]
+        self._mine = max(self._mine, request)
+        if request is Request.STOP and self._limit is None:
+            self._limit = threading.Timer(_SECONDS_TO_AGREE, _give_up)
+            self._limit.daemon = True
+            self._limit.start()
+
+
+def _give_up() -> None:
+    logging.getLogger("ds_rvqvae").error("asked to stop, but the other ranks do not answer: ended without saving")
+    print("error: asked to stop, but the other ranks do not answer: ended without saving", file=sys.stderr, flush=True)
+    os._exit(ExitStatus.FAILED)

@@ -1,0 +1,221 @@
+"""Runs that survive: other numbers of ranks, signals, full disks, bad numbers, two starts at once."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+from ds_rvqvae.checkpoints import checkpoints, damage_of
+from tests.ranks import run_ranks, start_ranks, train_ranks
+from tests.train.small import EXACT, SMALL, make_trainer, read_metrics
+
+pytestmark = pytest.mark.processes
+
+
+def test_the_number_of_ranks_may_change_on_the_way(tmp_path, demo_folder):
+    common = [*SMALL, *EXACT, f"--data_path={demo_folder}", f"--out={tmp_path}", "--nb_code=8", "--save_every=4"]
+    train_ranks(2, *common, "--name=never", "--batch_size=6", "--total_iter=12")
+    train_ranks(2, *common, "--name=often", "--batch_size=6", "--total_iter=4")
+    printed = train_ranks(3, *common, "--name=often", "--batch_size=6", "--total_iter=8", "--resume")
+    assert "3 ranks keep the global batch of 12 with a micro batch of 4 and 1 accumulated" in printed[0]
+    printed = train_ranks(1, *common, "--name=often", "--batch_size=6", "--total_iter=12", "--resume")
+    assert "1 ranks keep the global batch of 12 with a micro batch of 6 and 2 accumulated" in printed[0]
+    never, often = (read_metrics(tmp_path / name) for name in ("never", "often"))
+    assert [line["step"] for line in often] == list(range(1, 13))
+    for mine, theirs in zip(often, never, strict=True):
+        for key in ("loss", "recons", "velocity", "commit"):
+            assert mine[key] == pytest.approx(theirs[key], rel=1e-4), (mine["step"], key)
+    (ranks,) = start_ranks(1, ["-m", "ds_rvqvae.train", *common, "--name=never", "--batch_size=6", "--total_iter=20"])
+    assert "--resume" in ranks.communicate(timeout=60)[0] and ranks.returncode == 2
+
+
+def test_a_global_batch_that_ranks_cannot_share_is_refused(tmp_path, demo_folder):
+    flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--name=run", "--batch_size=4"]
+    train_ranks(1, *flags, "--total_iter=1")
+    for rank in start_ranks(3, ["-m", "ds_rvqvae.train", *flags, "--total_iter=2", "--resume"]):
+        printed = rank.communicate(timeout=60)[0]
+        assert rank.returncode == 2
+        assert "Traceback" not in printed
+        if "error" in printed:
+            assert "which 3 ranks cannot share; numbers that can: 1, 2, 4" in printed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_one_rank_saves_on_all(tmp_path, demo_folder, number):
+    flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--name=run", "--batch_size=4"]
+    ranks = start_ranks(2, ["-m", "ds_rvqvae.train", *flags, "--total_iter=100000"])
+    run = tmp_path / "run"
+    _wait(lambda: (run / "metrics.jsonl").is_file() and len((run / "metrics.jsonl").read_text().splitlines()) > 3)
+    ranks[1].send_signal(number)
+    _wait(lambda: checkpoints(run / "checkpoints"))
+    if number == signal.SIGUSR1:
+        saved = len(read_metrics(run))
+        _wait(lambda: len((run / "metrics.jsonl").read_text().splitlines()) > saved + 3)
+        ranks[0].send_signal(signal.SIGTERM)
+    printed = [rank.communicate(timeout=60)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [75, 75], printed
+    newest = checkpoints(run / "checkpoints")[-1]
+    assert damage_of(newest) is None and f"stopped at step {int(newest.name[11:]):,}" in printed[0]
+    assert "Traceback" not in "".join(printed)
+    step = int(newest.name[11:])
+    train_ranks(2, *flags, f"--total_iter={step + 2}", "--resume")
+    assert [line["step"] for line in read_metrics(run)] == list(range(1, step + 3))
+
+
+def _wait(done, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own with little room."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small file system takes root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def train_with_little_room(folder, data, before_check):
+    """Trains in a folder whose disk is full from step 4 to 7: already when a save looks, or only just after.
+
+    Gives the number of failed saves in a row after each, and what was said of them.
+    """
+    import logging
+    from pathlib import Path
+
+    from ds_rvqvae.train import saving
+
+    trainer = make_trainer(folder, data, ["--batch_size=4", "--total_iter=8", "--save_every=2", "--keep_checkpoints=9"])
+    save, prepare, failed, said = trainer._save, saving._prepare, [], []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("ds_rvqvae").addHandler(handler)
+    filler = Path(folder) / "filler"
+
+    def fill():
+        if trainer.step in (4, 6):
+            filler.write_bytes(b"x" * (shutil.disk_usage(folder).free - 40_000))
+
+    def filled_prepare(*arguments):
+        if before_check:
+            fill()
+        prepare(*arguments)
+        fill()
+
+    def counted():
+        filler.unlink(missing_ok=True)
+        save()
+        failed.append(trainer.failed_saves)
+
+    trainer._save, saving._prepare = counted, filled_prepare
+    trainer.train()
+    return {"failed": failed, "said": [text for text in said if "no checkpoint saved" in text]}
+
+
+@pytest.mark.parametrize(
+    ("before_check", "reason"),
+    [(True, r"[0-9,]+ too few for a checkpoint"), (False, "RuntimeError: |No space left")],
+    ids=["seen before", "in the middle of a file"],
+)
+def test_a_full_disk_leaves_the_older_checkpoint_and_training_goes_on(
+    small_disk, tmp_path, demo_folder, before_check, reason
+):
+    arguments = {"folder": str(small_disk / "run"), "data": str(demo_folder), "before_check": before_check}
+    first, second = run_ranks(2, train_with_little_room, tmp_path, **arguments)
+    assert first["failed"] == second["failed"] == [0, 1, 2, 0]
+    assert len(first["said"]) == 2 and re.search(reason, first["said"][0]), first["said"]
+    saved = checkpoints(small_disk / "run" / "checkpoints")
+    assert [path.name for path in saved] == ["global_step2", "global_step8"]
+    assert all(damage_of(path) is None for path in saved)
+    assert len(read_metrics(small_disk / "run")) == 8
+
+
+def train_on_poisoned_batches(folder, data):
+    """Every tenth step has a NaN on one rank."""
+    import logging
+
+    import torch
+
+    trainer = make_trainer(folder, data, ["--batch_size=4", "--total_iter=40", "--log_every=10"])
+    messages = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logging.getLogger("ds_rvqvae").addHandler(handler)
+    gather = trainer.loader.next
+
+    def poisoned():
+        batches = gather()
+        if trainer.rank == 1 and trainer.step % 10 == 5:
+            batches[0][0, 3] = float("nan")
+        return batches
+
+    trainer.loader.next = poisoned
+    trainer.train()
+    tensors = [*trainer.model.parameters(), *trainer.model.buffers()]
+    named = [message for message in messages if "skipped" in message]
+    return {"finite": all(bool(torch.isfinite(tensor).all()) for tensor in tensors), "named": named}
+
+
+def test_a_tenth_of_poisoned_batches_is_survived_and_their_clips_named(tmp_path, demo_folder):
+    arguments = {"folder": str(tmp_path / "run"), "data": str(demo_folder)}
+    for result in run_ranks(2, train_on_poisoned_batches, tmp_path, **arguments):
+        assert result["finite"] and len(result["named"]) == 4
+        assert "step 6 skipped" in result["named"][0] and "its clips: 1_" in result["named"][0]
+    assert read_metrics(tmp_path / "run")[-1]["skipped_steps"] == 4
+
+
+def train_on_nothing_but_nan(folder, data):
+    """Says what the run gave up with."""
+    trainer = make_trainer(folder, data, ["--batch_size=4", "--total_iter=40", "--max_skipped_steps=3"])
+    gather = trainer.loader.next
+    trainer.loader.next = lambda: [batch * (float("nan") if trainer.step > 4 else 1.0) for batch in gather()]
+    try:
+        trainer.train()
+    except RuntimeError as error:
+        return [trainer.step, str(error)]
+
+
+def test_too_many_bad_steps_in_a_row_end_the_run(tmp_path, demo_folder):
+    arguments = {"folder": str(tmp_path / "run"), "data": str(demo_folder)}
+    for step, said in run_ranks(2, train_on_nothing_but_nan, tmp_path, **arguments):
+        assert step == 7 and said.startswith("3 steps in a row")
+
+
+def test_a_second_start_in_one_folder_is_refused(tmp_path, demo_folder):
+    flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--name=run", "--batch_size=4", "--resume"]
+    command = ["-m", "ds_rvqvae.train", *flags, "--total_iter=100000"]
+    (first,) = start_ranks(1, command)
+    _wait(lambda: (tmp_path / "run" / "metrics.jsonl").is_file())
+    (second,) = start_ranks(1, command)
+    printed = second.communicate(timeout=60)[0]
+    first.kill()
+    first.communicate()
+    assert second.returncode == 2 and "another run is training in it" in printed
+    assert "Traceback" not in printed
+    # The lock dies with its process.
+    train_ranks(1, *flags, "--total_iter=2")
+
+
+def test_resume_takes_a_tag_or_a_folder(tmp_path, demo_folder):
+    flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--batch_size=4", "--save_every=2"]
+    train_ranks(1, *flags, "--name=run", "--total_iter=6")
+    printed = train_ranks(1, *flags, "--name=run", "--resume=global_step2", "--total_iter=4")
+    assert "going on from" in printed[0] and "global_step2" in printed[0]
+    printed = train_ranks(1, *flags, "--resume", str(tmp_path / "run"), "--total_iter=5")
+    assert "global_step4" in printed[0]
+    (rank,) = start_ranks(1, ["-m", "ds_rvqvae.train", *flags, "--name=run", "--resume=global_step3"])
+    printed = rank.communicate(timeout=60)[0]
+    assert rank.returncode == 2 and "global_step3" in printed and "checkpoints there" in printed
+    manifest = json.loads((tmp_path / "run" / "checkpoints" / "global_step5" / "manifest.json").read_text())
+    assert manifest["step"] == 5 and manifest["global_batch"] == 4 and set(manifest["versions"]) >= {"torch"}
