@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ds_rvqvae.data.batches import BatchLoader, BatchOrder
 from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.heartbeat import Heartbeat
 from ds_rvqvae.model.codes import perplexity_of
 from ds_rvqvae.model.losses import Losses, tokenizer_losses
 from ds_rvqvae.model.rvqvae import RVQVAE
@@ -49,6 +50,7 @@ class Trainer:
         run_folder: where everything goes.
         client_state: of the checkpoint resumed from; empty at the start.
         agreement: by which ranks save or stop together on a signal.
+        heartbeat: by which the launcher sees that this rank gets on.
     """
 
     def __init__(
@@ -59,8 +61,9 @@ class Trainer:
         run_folder: Path,
         client_state: dict[str, Any],
         agreement: Agreement,
+        heartbeat: Heartbeat,
     ):
-        self.agreement = agreement
+        self.agreement, self.heartbeat = agreement, heartbeat
         self.engine, self.profile, self.data, self.run_folder = engine, profile, data, run_folder
         self.model = engine.module
         self.settings = profile.rvqvae.training
@@ -105,18 +108,22 @@ class Trainer:
             losses = self._train_step(first_batch or self.loader.next())
             first_batch = None
             self.step += 1
+            self.heartbeat.beat(self.step)
             bar.update()
             if self._is_due(self.settings.log_every) or self.step == 1:
                 bar.set_postfix(self._log(losses), refresh=False)
             request = self.agreement.after_step()
+            # All that a step leaves is there before its checkpoint is, so that a resume has nothing to make up for.
+            evaluates = self._is_due(self.settings.eval_every)
             saves = self._is_due(self.settings.save_every) or request is not Request.NONE
-            if saves:
-                self._save()
+            with self.heartbeat.long_work():
+                if evaluates:
+                    self._evaluate("scores.json", export=self.step == self.settings.total_iter)
+                if saves:
+                    self._save()
             if request is Request.STOP:
                 break
-            if self._is_due(self.settings.eval_every):
-                self._evaluate("scores.json", export=self.step == self.settings.total_iter)
-            if saves or self._is_due(self.settings.eval_every):
+            if saves or evaluates:
                 self._start_interval()
         bar.close()
         self._close()
@@ -248,6 +255,7 @@ class Trainer:
         """
         if self.saved_step == self.step:
             return
+        self.board.flush()
         state = motion_state(self.data, self.model.config)
         state["usage_counts"] = self.model.quantizer.usage_counts.cpu()
         keeping = Keeping(self.settings.keep_checkpoints, self.settings.keep_every)
@@ -294,6 +302,6 @@ class Trainer:
     def _close(self) -> None:
         self.loader.close()
         self.agreement.close()
-        self.board.close()
+        self.board.flush()
         if self.metrics is not None:
             self.metrics.close()

@@ -103,7 +103,7 @@ class Board:
         if self._writer is not None:
             self._writer.add_image(tag, pixels, samples, dataformats="HWC")
 
-    def close(self) -> None:
+    def flush(self) -> None:
         if self._writer is not None:
             self._writer.flush()
 

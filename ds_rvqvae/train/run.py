@@ -13,6 +13,7 @@ from ds_rvqvae.checkpoints import UNFINISHED
 from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.flags import FlagParser, add_training_flags, profile_from_flags
+from ds_rvqvae.heartbeat import Heartbeat
 from ds_rvqvae.model.shapes import parameter_count
 from ds_rvqvae.profile import Profile
 from ds_rvqvae.resuming import Resume, find_resume
@@ -59,6 +60,7 @@ def _train(args: argparse.Namespace, profile: Profile, data: MotionData) -> int:
     from ds_rvqvae.train.saving import load_checkpoint, make_universal
 
     end_with_launcher()
+    heartbeat = Heartbeat.start(int(os.environ.get("RANK", "0")))
     start_distributed()
     world_size = dist.get_world_size()
     folder, resume = on_rank_zero_first(lambda: _open_run(args, profile, world_size))
@@ -78,7 +80,7 @@ def _train(args: argparse.Namespace, profile: Profile, data: MotionData) -> int:
         # Our launcher has shown them.
         logger.log(logging.INFO if OUTCOME_VARIABLE in os.environ else logging.WARNING, warning)
     client_state = load_checkpoint(engine, resume.checkpoint) if resume.checkpoint else {}
-    trainer = Trainer(engine, profile, data, folder, client_state, Agreement())
+    trainer = Trainer(engine, profile, data, folder, client_state, Agreement(), heartbeat)
     trainer.train()
     engine.destroy()
     if trainer.step < total:
@@ -105,6 +107,7 @@ def _finished() -> int:
     """Leaves word for the launcher, since DeepSpeed's exits with 0 when it is killed, and leaves the other ranks."""
     import torch.distributed as dist
 
+    Heartbeat.end(ExitStatus.DONE)
     dist.barrier()
     outcome = os.environ.get(OUTCOME_VARIABLE)
     if outcome and dist.get_rank() == 0:
@@ -144,6 +147,7 @@ def _leave(status: int) -> int:
 
     Ranks that still wait for this one are not waited for, and gloo's threads would abort the interpreter's exit.
     """
+    Heartbeat.end(status)
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_initialized():
         logging.shutdown()

@@ -25,8 +25,11 @@ def make_trainer(folder: str, data: str, flags: list[str]):
     """A trainer on this rank, of the small run with more flags."""
     import argparse
 
+    import torch.distributed as dist
+
     from ds_rvqvae.data.motion_data import MotionData
     from ds_rvqvae.flags import add_training_flags, profile_from_flags
+    from ds_rvqvae.heartbeat import Heartbeat
     from ds_rvqvae.train.engine import build_engine, start_distributed
     from ds_rvqvae.train.loop import Trainer
     from ds_rvqvae.train.preemption import Agreement
@@ -39,7 +42,8 @@ def make_trainer(folder: str, data: str, flags: list[str]):
     run = Path(folder)
     for part in ("checkpoints", "eval"):
         (run / part).mkdir(parents=True, exist_ok=True)
-    return Trainer(build_engine(profile, motion.in_features, run), profile, motion, run, {}, Agreement())
+    engine = build_engine(profile, motion.in_features, run)
+    return Trainer(engine, profile, motion, run, {}, Agreement(), Heartbeat.start(dist.get_rank()))
 
 
 def read_metrics(run: Path) -> list[dict]:
