@@ -11,6 +11,8 @@ UNFINISHED = ".unfinished-"
 """What the name of anything begins with that is still being written."""
 MANIFEST = "manifest.json"
 LATEST = "latest"
+BEST = "best"
+"""Files that hold the name of the newest checkpoint, and of the one that scored best on held-out motion."""
 _TAG = "global_step"
 
 
@@ -38,9 +40,13 @@ def checkpoints(folder: Path) -> list[Path]:
 def latest(folder: Path) -> Path | None:
     """The checkpoint that `latest` names, or the newest where it names none; None where there is no checkpoint."""
     found = checkpoints(folder)
-    file = folder / LATEST
-    named = folder / file.read_text(encoding="utf-8").strip() if file.is_file() else None
+    named = _named_by(folder / LATEST)
     return named if named in found else (found[-1] if found else None)
+
+
+def _named_by(file: Path) -> Path | None:
+    """The checkpoint that `latest` or `best` names."""
+    return file.parent / file.read_text(encoding="utf-8").strip() if file.is_file() else None
 
 
 def candidates(folder: Path) -> list[Path]:
@@ -115,12 +121,13 @@ def universal_of(checkpoint: Path) -> Path:
 
 
 def prune(folder: Path, step: int, newest: int, every: int | None = None) -> None:
-    """Removes all but the `newest` checkpoints up to `step`, and those of steps that are a multiple of `every`.
+    """Removes all but the `newest` checkpoints up to `step`, the best, and those whose step is a multiple of `every`.
 
     What lies past `step` is another history's and stays.
     """
+    best = _named_by(folder / BEST)
     for older in [path for path in checkpoints(folder) if step_of(path) <= step][:-newest]:
-        if every is None or step_of(older) % every:
+        if older != best and (every is None or step_of(older) % every):
             shutil.rmtree(older)
             shutil.rmtree(universal_of(older), ignore_errors=True)
 

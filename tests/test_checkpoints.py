@@ -80,6 +80,17 @@ def test_pruning_keeps_the_newest_and_what_lies_past(tmp_path):
     assert [path.name for path in checkpoints(tmp_path)] == [f"global_step{step}" for step in (10, 15, 20)]
 
 
+def test_pruning_keeps_the_best_and_every_so_many(tmp_path):
+    for step in (5, 10, 15, 20, 25):
+        save(tmp_path, step)
+    (tmp_path / "best").write_text("global_step5")
+    (tmp_path / "global_step15_universal").mkdir()
+    prune(tmp_path, step=25, newest=1, every=10)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [
+        *("global_step10", "global_step20", "global_step25", "global_step5"),
+    ]
+
+
 def test_sweeping_removes_what_was_cut_short(tmp_path):
     save(tmp_path, 5)
     (tmp_path / ".unfinished-global_step9").mkdir()

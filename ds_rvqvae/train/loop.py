@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,9 @@ class Trainer:
             num_workers=profile.rvqvae.data.num_workers,
             pin_memory=self.device.type == "cuda",
         )
+        self.best_l1 = client_state["rvqvae"]["best_l1"] if client_state else math.inf
+        self.is_best = False
+        """Whether the model as it is now scores best so far on held-out motion."""
         self.skipped_in_a_row = self.failed_saves = 0
         self.saved_step = self.step if client_state else None
         self.spikes = SpikeAlarm()
@@ -108,6 +112,7 @@ class Trainer:
             losses = self._train_step(first_batch or self.loader.next())
             first_batch = None
             self.step += 1
+            self.is_best = False
             self.heartbeat.beat(self.step)
             bar.update()
             if self._is_due(self.settings.log_every) or self.step == 1:
@@ -227,6 +232,9 @@ class Trainer:
         split = held_out_split(self.data)
         scores = evaluate_split(model, self.data, split, self.device, self.rank, self.world_size)
         scores["step"] = self.step
+        if self.step and scores["l1"] is not None:
+            self.is_best = scores["l1"] < self.best_l1
+            self.best_l1 = min(self.best_l1, scores["l1"])
         if self.rank == 0:
             folder = self.run_folder / "eval"
             folder.mkdir(exist_ok=True)
@@ -257,8 +265,8 @@ class Trainer:
             return
         self.board.flush()
         state = motion_state(self.data, self.model.config)
-        state["usage_counts"] = self.model.quantizer.usage_counts.cpu()
-        keeping = Keeping(self.settings.keep_checkpoints, self.settings.keep_every)
+        state |= {"usage_counts": self.model.quantizer.usage_counts.cpu(), "best_l1": self.best_l1}
+        keeping = Keeping(self.settings.keep_checkpoints, self.settings.keep_every, self.is_best)
         try:
             saved = save_checkpoint(self.engine, self.run_folder / "checkpoints", {"rvqvae": state}, keeping)
         except SaveFailed as failure:

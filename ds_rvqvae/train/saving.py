@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from ds_rvqvae import __version__
-from ds_rvqvae.checkpoints import LATEST, MANIFEST, UNFINISHED, digest_of, prune, sweep, tag_of, universal_of
+from ds_rvqvae.checkpoints import BEST, LATEST, MANIFEST, UNFINISHED, digest_of, prune, sweep, tag_of, universal_of
 
 _BYTES_A_PARAMETER = 16
 """Of a checkpoint: fp32 master weight, two moments, and the module's own copy with what goes with it."""
@@ -37,6 +37,8 @@ class Keeping:
     newest: int
     every: int | None = None
     """Also those whose step is a multiple of this."""
+    best: bool = False
+    """Whether the one being saved scores best so far; the best stays."""
 
 
 def save_checkpoint(
@@ -108,8 +110,9 @@ def _finish(manifest: dict[str, Any], unfinished: Path, finished: Path, keeping:
         shutil.rmtree(finished)
     unfinished.rename(finished)
     _sync(folder)
-    _write_synced(folder / f"{UNFINISHED}{LATEST}", finished.name)
-    (folder / f"{UNFINISHED}{LATEST}").replace(folder / LATEST)
+    for pointer in (BEST, LATEST) if keeping.best else (LATEST,):
+        _write_synced(folder / f"{UNFINISHED}{pointer}", finished.name)
+        (folder / f"{UNFINISHED}{pointer}").replace(folder / pointer)
     _sync(folder)
     prune(folder, manifest["step"], keeping.newest, keeping.every)
 

@@ -207,6 +207,17 @@ def test_a_second_start_in_one_folder_is_refused(tmp_path, demo_folder):
     train_ranks(1, *flags, "--total_iter=2")
 
 
+def test_the_best_checkpoint_stays(tmp_path, demo_folder):
+    flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--name=run", "--batch_size=4"]
+    # At this learning rate the model is spoilt soon after its first evaluation.
+    flags += ["--lr=5", "--save_every=2", "--eval_every=2", "--keep_checkpoints=1", "--keep_every=6"]
+    train_ranks(1, *flags, "--total_iter=10")
+    saved = tmp_path / "run" / "checkpoints"
+    best = (saved / "best").read_text()
+    assert {path.name for path in checkpoints(saved)} == {best, "global_step6", "global_step10"}
+    assert (saved / "latest").read_text() == "global_step10"
+
+
 def test_resume_takes_a_tag_or_a_folder(tmp_path, demo_folder):
     flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--batch_size=4", "--save_every=2"]
     train_ranks(1, *flags, "--name=run", "--total_iter=6")
