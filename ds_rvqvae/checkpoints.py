@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,6 +121,30 @@ def universal_of(checkpoint: Path) -> Path:
     return checkpoint.with_name(f"{checkpoint.name}_universal")
 
 
+def point(folder: Path, pointer: str, checkpoint: Path) -> None:
+    """Makes `latest` or `best` name a checkpoint, in one step."""
+    write_synced(folder / f"{UNFINISHED}{pointer}", checkpoint.name)
+    (folder / f"{UNFINISHED}{pointer}").replace(folder / pointer)
+    sync(folder)
+
+
+def write_synced(file: Path, text: str) -> None:
+    """Writes a file and waits until it is on disk."""
+    with file.open("w", encoding="utf-8") as opened:
+        opened.write(text)
+        opened.flush()
+        os.fsync(opened.fileno())
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or a folder's own entries, are on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def prune(folder: Path, step: int, newest: int, every: int | None = None) -> None:
     """Removes all but the `newest` checkpoints up to `step`, the best, and those whose step is a multiple of `every`.
 
@@ -128,8 +153,17 @@ def prune(folder: Path, step: int, newest: int, every: int | None = None) -> Non
     best = _named_by(folder / BEST)
     for older in [path for path in checkpoints(folder) if step_of(path) <= step][:-newest]:
         if older != best and (every is None or step_of(older) % every):
-            shutil.rmtree(older)
-            shutil.rmtree(universal_of(older), ignore_errors=True)
+            remove(older)
+            if universal_of(older).is_dir():
+                remove(universal_of(older))
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder so that, cut short, it leaves nothing under its name."""
+    doomed = folder.with_name(f"{UNFINISHED}removal-of-{folder.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def sweep(folder: Path) -> None:

@@ -2,13 +2,14 @@
 
 import argparse
 import contextlib
+import math
 import os
 import shlex
 import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.errors import ExitStatus, UserError, exit_status_of
 from ds_rvqvae.flags import FlagParser, add_training_flags, profile_from_flags, training_arguments
 from ds_rvqvae.gpu.nvml import NoDriver, list_gpus
+from ds_rvqvae.heartbeat import HEARTBEAT_VARIABLE, Watch
 from ds_rvqvae.model.shapes import parameter_count
 from ds_rvqvae.profile import Profile
+from ds_rvqvae.restarts import run_with_restarts
 from ds_rvqvae.resuming import find_resume
 from ds_rvqvae.runs import OUTCOME_VARIABLE, check_out_folder, choose_run_folder
 from ds_rvqvae.slots import (
@@ -33,11 +36,14 @@ from ds_rvqvae.slots import (
     read_hostfile,
     slots_of_hosts,
 )
-from ds_rvqvae.supervise import supervise
+from ds_rvqvae.supervise import Job
 
 DEEPSPEED_HOSTFILE = Path("/job/hostfile")
 """Where deepspeed looks for a hostfile that it was not told of."""
 DEEPSPEED_PORT = 29500
+HANG_TIMEOUT = 120.0
+SHORTEST_HANG_TIMEOUT = 5.0
+"""Ranks give a sign of life every second, later where the machine is busy."""
 CHECKPOINT_BYTES = 16
 """A parameter in a checkpoint: fp32 master weight and two moments, and the module's own copy."""
 
@@ -87,26 +93,45 @@ def _launch(argv: list[str]) -> int:
     if args.demo:
         demo.write_motion(profile.rvqvae.data)
     folder, ranks = _check(args, profile, environment)
-    if args.demo:
-        # The ranks would choose the same name; said here, it is known where the scores will be.
-        args.name = folder.name
-    command = _command(args, ranks)
+    if args.demo or args.max_restarts:
+        # The ranks would choose the same; said here, it is known where the scores will be, and to restarts.
+        args.out, args.name = folder.absolute().parent, folder.absolute().name
     added = _rank_environment(args, ranks, environment)
     if args.dry_run:
         print(f"environment: {shlex.join(f'{name}={value}' for name, value in added.items())}", file=sys.stderr)
-        print(shlex.join(command))
+        print(shlex.join(_command(args, ranks)))
         return ExitStatus.DONE
-    status = _run(command, {**environment, **added}, ranks.first_here)
+    with tempfile.TemporaryDirectory(prefix="ds_rvqvae-") as temporary:
+        make_job = _job_maker(args, ranks, {**environment, **added}, Path(temporary))
+        status = run_with_restarts(make_job, args.max_restarts)
     if args.demo and status == ExitStatus.DONE:
         demo.print_results(folder)
     return status
 
 
-def _run(command: list[str], environment: dict[str, str], first_here: bool) -> ExitStatus:
-    with tempfile.TemporaryDirectory(prefix="ds_rvqvae-") as temporary:
-        outcome = Path(temporary) / "outcome"
-        environment[OUTCOME_VARIABLE] = str(outcome)
-        return supervise(command, environment, outcome if first_here else None)
+def _job_maker(
+    args: argparse.Namespace, ranks: Ranks, environment: dict[str, str], temporary: Path
+) -> Callable[[int], Job]:
+    """Gives the function that makes the job for start 0 and for restarts 1, 2, …"""
+
+    def make_job(restart: int) -> Job:
+        again, at = args, ranks
+        if restart:
+            again = argparse.Namespace(**{**vars(args), "resume": True})
+            if args.master_port is None and len(ranks.hosts) == 1:
+                at = replace(ranks, port=_port(None, here=True))
+        heartbeats = temporary / f"heartbeats-{restart}"
+        heartbeats.mkdir()
+        outcome = temporary / f"outcome-{restart}"
+        variables = {OUTCOME_VARIABLE: str(outcome)}
+        watch = None
+        # With --force_multi even ranks of this machine are started by ssh, without these variables.
+        if ranks.local is not None and not args.force_multi:
+            variables[HEARTBEAT_VARIABLE] = str(heartbeats)
+            watch = Watch(heartbeats, len(ranks.local), args.hang_timeout)
+        return Job(_command(again, at), {**environment, **variables}, outcome if ranks.first_here else None, watch)
+
+    return make_job
 
 
 def _parser() -> FlagParser:
@@ -114,7 +139,7 @@ def _parser() -> FlagParser:
         prog="train_8x4090",
         description="Checks a training run, starts it under the deepspeed launcher and supervises it.",
         epilog="Exit status: 0 done, 2 bad input or no such card, 3 a card is not idle, 4 no NVIDIA driver, "
-        "70 a rank died, 75 stopped by a signal (--resume goes on).",
+        "70 a rank died or hung, 75 stopped by a signal (--resume goes on). SIGUSR1 saves and goes on.",
     )
     start = parser.add_argument_group("start")
     start.add_argument("--demo", action="store_true", help="train on motion made for it, on what devices there are")
@@ -129,6 +154,22 @@ def _parser() -> FlagParser:
         const="0",
         metavar="IDS",
         help="refuse to start unless these GPUs are idle (bare: 0)",
+    )
+    faults = parser.add_argument_group("faults")
+    faults.add_argument(
+        "--hang_timeout",
+        type=_hang_timeout,
+        default=HANG_TIMEOUT,
+        metavar="SECONDS",
+        help=f"end a run whose ranks give no sign of life or finish no step for so long; 0 never does "
+        f"(default: {HANG_TIMEOUT:.0f})",
+    )
+    faults.add_argument(
+        "--max_restarts",
+        type=_restarts,
+        default=0,
+        metavar="N",
+        help="start a run in which a rank died or hung again from the newest checkpoint, N times at most (default: 0)",
     )
     nccl = parser.add_argument_group("NCCL")
     nccl.add_argument(
@@ -147,6 +188,22 @@ def _parser() -> FlagParser:
     for name in DEEPSPEED_SWITCHES:
         handed_on.add_argument(f"--{name}", action="store_true")
     return parser
+
+
+def _hang_timeout(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if seconds != 0 and not SHORTEST_HANG_TIMEOUT <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: give {SHORTEST_HANG_TIMEOUT:.0f} seconds or more, or 0")
+    return seconds
+
+
+def _restarts(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number of restarts, 0 or more")
+    return int(text)
 
 
 def _choose_demo(args: argparse.Namespace, environment: dict[str, str]) -> None:
@@ -188,7 +245,7 @@ def _check(args: argparse.Namespace, profile: Profile, environment: dict[str, st
     elif idle:
         _warn("--require_idle: no card of this machine takes part, so none is looked at")
     if args.resume:
-        find_resume(folder, profile, ranks.world_size, thorough=False)
+        find_resume(folder, profile, ranks.world_size, thorough=False, tag=args.resume)
     for warning in profile.warnings(ranks.world_size, windows):
         _warn(warning)
     return folder, ranks

@@ -11,12 +11,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 import psutil
 
 from ds_rvqvae.errors import ExitStatus
+from ds_rvqvae.heartbeat import Sign, Watch
 from ds_rvqvae.runs import DONE, RANK_LAUNCHER
 
 STOP_GRACE = 120.0
@@ -26,56 +29,92 @@ END_GRACE = 10.0
 KILL_PATIENCE = 30.0
 """Seconds to wait for killed processes to go."""
 
-_PASSED_ON = {ExitStatus.BAD_INPUT, ExitStatus.CARD_NOT_IDLE, ExitStatus.NO_DRIVER, ExitStatus.FAILED}
+_PASSED_ON = {ExitStatus.BAD_INPUT, ExitStatus.CARD_NOT_IDLE, ExitStatus.NO_DRIVER}
 _PR_SET_PDEATHSIG = 1
 
 
-def supervise(
-    command: Sequence[str],
-    environment: Mapping[str, str],
-    outcome: Path | None,
-    stop_grace: float = STOP_GRACE,
-    end_grace: float = END_GRACE,
-) -> ExitStatus:
-    """Runs `command` to its end and returns the exit status that its end amounts to.
+@dataclass(frozen=True)
+class Job:
+    """One start of the deepspeed launcher."""
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    outcome: Path | None
+    """The file that holds `DONE` after a run that ended well; None where rank 0 is on another machine."""
+    watch: Watch | None = None
+    """Over the ranks' signs of life; None where they run on other machines."""
+
+
+@dataclass
+class Signals:
+    """Which signals this process got."""
+
+    stops: list[int] = field(default_factory=list)
+    """SIGINT, SIGTERM, SIGHUP, in the order of arrival."""
+    save: bool = False
+    """SIGUSR1 came and has not been passed on yet."""
+
+    def insist(self) -> bool:
+        """Whether a second SIGINT asks for the ranks to be killed."""
+        return self.stops.count(signal.SIGINT) > 1
+
+
+class Ending(NamedTuple):
+    """How a job ended."""
+
+    status: ExitStatus
+    by_ranks: bool = False
+    """Whether the ranks gave up of themselves, rather than being killed or hanging."""
+    step: int = 0
+    """The last step that a rank is known to have finished."""
+
+
+def supervise(job: Job, signals: Signals, stop_grace: float = STOP_GRACE, end_grace: float = END_GRACE) -> Ending:
+    """Runs a job to its end, within `signals_noted`, and says in a line on stderr why where the ranks do not.
 
     SIGINT, SIGTERM and SIGHUP stop the ranks, which have `stop_grace` seconds to save; a second SIGINT kills them.
-    When this returns no process that `command` started is left.
-
-    Args:
-        outcome: the file that holds `DONE` after a run that ended well; None where rank 0 is on another machine.
+    SIGUSR1 is passed on to the ranks. A rank that is stuck ends the job.
+    When this returns no process that the job started is left.
     """
-    with _signals_noted() as received:
-        runner = subprocess.Popen(
-            command,
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=_ending_with(os.getpid()),
-        )
-        try:
-            _wait(runner, received, stop_grace)
-        finally:
-            _end_session(runner, received, end_grace)
-    done = outcome is None or (outcome.is_file() and outcome.read_text() == DONE)
+    stuck = None
+    runner = subprocess.Popen(
+        job.command,
+        env=dict(job.environment),
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=_ending_with(os.getpid()),
+    )
+    try:
+        stuck = _wait(runner, job.watch, signals, stop_grace)
+        if stuck:
+            say(f"training failed: {stuck}")
+    finally:
+        _end_session(runner, signals, end_grace)
+    step = job.watch.step if job.watch else 0
+    if stuck:
+        return Ending(ExitStatus.FAILED, step=step)
+    done = job.outcome is None or (job.outcome.is_file() and job.outcome.read_text() == DONE)
     code = -signal.SIGKILL if runner.returncode is None else runner.returncode
-    return _status(code, done, stopped=bool(received))
+    return _ending(code, done, stopped=bool(signals.stops), watch=job.watch)._replace(step=step)
 
 
 @contextmanager
-def _signals_noted() -> Iterator[list[int]]:
-    """Collects the stop signals that arrive, in place of what they do by default."""
-    received: list[int] = []
+def signals_noted() -> Iterator[Signals]:
+    """Collects the signals that arrive, in place of what they do by default."""
+    signals = Signals()
 
     def note(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
+        if number == signal.SIGUSR1:
+            signals.save = True
+        else:
+            signals.stops.append(number)
 
-    numbers = [signal.SIGINT, signal.SIGTERM]
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored under nohup, and to stay so
         numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, note) for number in numbers}
     try:
-        yield received
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -95,23 +134,46 @@ def _ending_with(parent: int) -> Callable[[], None] | None:
     return prepare
 
 
-def _wait(runner: subprocess.Popen, received: list[int], stop_grace: float) -> None:
-    """Waits for the runner; returns early when a second SIGINT came or the ranks' time to stop is over."""
+def _wait(runner: subprocess.Popen, watch: Watch | None, signals: Signals, stop_grace: float) -> str | None:
+    """Waits for the runner.
+
+    Returns early where a rank is stuck, which it describes, where a second SIGINT came, and where the ranks' time to
+    stop is over.
+    """
     deadline = None
     while True:
+        # Looked at first, so that ranks which end together with the runner are seen.
+        stuck = watch.look() if watch else None
         with suppress(subprocess.TimeoutExpired):
             runner.wait(timeout=0.2)
-            return
-        if received and deadline is None:
+            return None
+        if signals.save:
+            signals.save = False
+            _ask_to_save(runner)
+        if not signals.stops:
+            if stuck:
+                return stuck
+            continue
+        if deadline is None:
             deadline = time.monotonic() + stop_grace
-            _say("stopping the ranks; Ctrl-C once more kills them")
+            say("stopping the ranks; Ctrl-C once more kills them")
             _stop_ranks(runner)
-        if received.count(signal.SIGINT) > 1:
-            _say("killing the ranks")
-            return
-        if deadline is not None and time.monotonic() > deadline:
-            _say(f"the ranks did not end within {stop_grace:.0f} s and are killed")
-            return
+        if signals.insist():
+            say("killing the ranks")
+            return None
+        if time.monotonic() > deadline:
+            say(f"the ranks did not end within {stop_grace:.0f} s and are killed")
+            return None
+
+
+def _ranks(runner: subprocess.Popen) -> list[psutil.Process]:
+    """The ranks on this machine; none before they are started."""
+    ranks: list[psutil.Process] = []
+    with suppress(psutil.Error):
+        for child in psutil.Process(runner.pid).children():
+            if RANK_LAUNCHER in child.cmdline():
+                ranks += child.children()
+    return ranks
 
 
 def _stop_ranks(runner: subprocess.Popen) -> None:
@@ -119,11 +181,7 @@ def _stop_ranks(runner: subprocess.Popen) -> None:
 
     Where there are none yet, or they are on other machines, all of the runner's process group gets it.
     """
-    ranks: list[psutil.Process] = []
-    with suppress(psutil.Error):
-        for child in psutil.Process(runner.pid).children():
-            if RANK_LAUNCHER in child.cmdline():
-                ranks += child.children()
+    ranks = _ranks(runner)
     if not ranks:
         with suppress(ProcessLookupError):
             os.killpg(runner.pid, signal.SIGTERM)
@@ -132,7 +190,25 @@ def _stop_ranks(runner: subprocess.Popen) -> None:
             rank.terminate()
 
 
-def _end_session(runner: subprocess.Popen, received: list[int], end_grace: float) -> None:
+def _ask_to_save(runner: subprocess.Popen) -> None:
+    """SIGUSR1 to the ranks that take it; one that is still importing would die of it."""
+    ranks = [rank for rank in _ranks(runner) if _catches(rank.pid, signal.SIGUSR1)]
+    say("asking the ranks to save" if ranks else "SIGUSR1: no rank on this machine is training yet, nothing to save")
+    for rank in ranks:
+        with suppress(psutil.NoSuchProcess):
+            rank.send_signal(signal.SIGUSR1)
+
+
+def _catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
+
+
+def _end_session(runner: subprocess.Popen, signals: Signals, end_grace: float) -> None:
     """Ends what is left of the runner's session: at once where the runner still runs, else after a grace."""
     left = _session(runner.pid)
     if runner.poll() is not None and left:
@@ -140,7 +216,7 @@ def _end_session(runner: subprocess.Popen, received: list[int], end_grace: float
             with suppress(psutil.NoSuchProcess):
                 process.terminate()
         deadline = time.monotonic() + end_grace
-        while left and time.monotonic() < deadline and received.count(signal.SIGINT) < 2:
+        while left and time.monotonic() < deadline and not signals.insist():
             _, left = psutil.wait_procs(left, timeout=0.2)
     # In rounds, because a process may fork while its siblings are being killed.
     deadline = time.monotonic() + KILL_PATIENCE
@@ -151,7 +227,7 @@ def _end_session(runner: subprocess.Popen, received: list[int], end_grace: float
         runner.poll()
         psutil.wait_procs(left, timeout=0.2)
     if left:
-        _say(f"not ended by SIGKILL, hung in a driver: process {', '.join(str(process.pid) for process in left)}")
+        say(f"not ended by SIGKILL, hung in a driver: process {', '.join(str(process.pid) for process in left)}")
     runner.poll()
 
 
@@ -167,29 +243,45 @@ def _session(leader: int) -> list[psutil.Process]:
     return found
 
 
-def _status(code: int, done: bool, stopped: bool) -> ExitStatus:
-    """The exit status for the runner's return code, with a line on stderr where the code itself says little."""
+def _ending(code: int, done: bool, stopped: bool, watch: Watch | None) -> Ending:
+    """What the runner's return code amounts to, with a line on stderr where the code itself says little."""
     if code == 0 and done:
-        return ExitStatus.DONE
+        return Ending(ExitStatus.DONE)
     if code in _PASSED_ON:
-        return ExitStatus(code)
+        return Ending(ExitStatus(code))
+    death = watch.first_dead() if watch else None
+    killed = death is not None and (death[1] is None or death[1] < 0)
+    if code == ExitStatus.FAILED and (stopped or not killed):
+        return Ending(ExitStatus.FAILED, by_ranks=True)  # and they have said why
     if stopped or code == ExitStatus.STOPPED:
-        _say("stopped; the same command with --resume goes on from the newest checkpoint")
-        return ExitStatus.STOPPED
-    _say(f"training failed: {_explain(code)}")
-    return ExitStatus.FAILED
+        say("stopped; the same command with --resume goes on from the newest checkpoint")
+        return Ending(ExitStatus.STOPPED)
+    say(f"training failed: {_explain(code, death)}")
+    return Ending(ExitStatus.FAILED, by_ranks=code > 0 and not _signal_in(code) and not killed)
 
 
-def _explain(code: int) -> str:
+def _explain(code: int, death: tuple[Sign, int | None] | None) -> str:
+    """Why a run failed, by the runner's return code and the rank that died first."""
+    who = str(death[0]) if death else "a rank"
+    if death and code >= 0 and death[1] is not None:
+        # A rank that failed because this one was killed may be the one whose status deepspeed passes on.
+        code = death[1] % 256
     if code == 0:
         return "deepspeed ended without a rank saying that the run is done; one of its processes was killed"
-    number = -code if code < 0 else 256 - code
-    if number in signal.valid_signals():
-        who = "deepspeed" if code < 0 else "a rank"
+    if number := _signal_in(code):
         reason = "; out of memory is the usual reason" if number == signal.SIGKILL else ""
-        return f"{who} was ended by {signal.Signals(number).name}{reason}"
-    return f"a rank ended with status {code}"
+        return f"{'deepspeed' if code < 0 else who} was ended by {signal.Signals(number).name}{reason}"
+    if death and death[1] is None:
+        return f"{who} was killed"
+    return f"{who} ended with status {code}"
 
 
-def _say(text: str) -> None:
+def _signal_in(code: int) -> int:
+    """The signal in the runner's return code: its own is negative, a rank's comes as 256 less the number. 0: none."""
+    number = -code if code < 0 else 256 - code
+    return number if number in signal.valid_signals() else 0
+
+
+def say(text: str) -> None:
+    """A line of the launcher's own."""
     print(text, file=sys.stderr, flush=True)

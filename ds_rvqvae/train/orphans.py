@@ -13,6 +13,7 @@ import time
 import psutil
 
 from ds_rvqvae.errors import ExitStatus
+from ds_rvqvae.heartbeat import Heartbeat
 from ds_rvqvae.runs import RANK_LAUNCHER
 
 _SECONDS_BETWEEN_LOOKS = 2.0
@@ -39,6 +40,7 @@ def _watch(launchers: list[psutil.Process]) -> None:
         time.sleep(_SECONDS_BETWEEN_LOOKS)
     logging.getLogger("ds_rvqvae").error("the launcher died: this rank ends")
     sys.stderr.flush()
+    Heartbeat.end(ExitStatus.FAILED)
     os._exit(ExitStatus.FAILED)
 
 

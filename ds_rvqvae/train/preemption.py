@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from ds_rvqvae.errors import ExitStatus
+from ds_rvqvae.heartbeat import Heartbeat
 
 _SECONDS_TO_AGREE = 20.0
 """A SIGTERM may mean that another rank has died: then nobody is left to agree with, and SIGKILL comes after 30 s."""
@@ -77,4 +78,5 @@ class Agreement:
 def _give_up() -> None:
     logging.getLogger("ds_rvqvae").error("asked to stop, but the other ranks do not answer: ended without saving")
     print("error: asked to stop, but the other ranks do not answer: ended without saving", file=sys.stderr, flush=True)
+    Heartbeat.end(ExitStatus.FAILED)
     os._exit(ExitStatus.FAILED)

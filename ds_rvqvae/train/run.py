@@ -9,7 +9,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from ds_rvqvae.checkpoints import UNFINISHED
+from ds_rvqvae.checkpoints import LATEST, UNFINISHED, point
 from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.flags import FlagParser, add_training_flags, profile_from_flags
@@ -107,13 +107,11 @@ def _finished() -> int:
     """Leaves word for the launcher, since DeepSpeed's exits with 0 when it is killed, and leaves the other ranks."""
     import torch.distributed as dist
 
-    Heartbeat.end(ExitStatus.DONE)
     dist.barrier()
     outcome = os.environ.get(OUTCOME_VARIABLE)
     if outcome and dist.get_rank() == 0:
         Path(outcome).write_text(DONE, encoding="utf-8")
-    dist.destroy_process_group()
-    return ExitStatus.DONE
+    return _leave(ExitStatus.DONE)
 
 
 def _keep_global_batch(profile: Profile, resume: Resume) -> None:
@@ -135,6 +133,9 @@ def _open_run(args: argparse.Namespace, profile: Profile, world_size: int) -> tu
         (folder / part).mkdir(parents=True, exist_ok=True)
     lock_run(folder)
     _keep_global_batch(profile, resume)
+    if resume.checkpoint is not None:
+        # From now on this is the run's history, also if it dies before its next save.
+        point(folder / "checkpoints", LATEST, resume.checkpoint)
     if resume.step() < profile.rvqvae.training.total_iter:
         unfinished = folder / f"{UNFINISHED}profile.json"
         unfinished.write_text(json.dumps(profile.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -143,17 +144,18 @@ def _open_run(args: argparse.Namespace, profile: Profile, world_size: int) -> tu
 
 
 def _leave(status: int) -> int:
-    """Gives `status`, or ends the process with it where it has joined the other ranks.
+    """Gives `status`, or ends the process with it at once where it has joined the other ranks.
 
-    Ranks that still wait for this one are not waited for, and gloo's threads would abort the interpreter's exit.
+    Ranks that still wait for this one are not waited for; and an interpreter's orderly exit, with gloo's threads still
+    there, was seen to abort.
     """
     Heartbeat.end(status)
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_initialized():
-        logging.shutdown()
-        sys.stderr.flush()
-        os._exit(status)
-    return status
+    if "torch.distributed" not in sys.modules:
+        return status
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _report_crash(error: Exception, rank: int) -> int:

@@ -19,7 +19,21 @@ import torch
 import torch.distributed as dist
 
 from ds_rvqvae import __version__
-from ds_rvqvae.checkpoints import BEST, LATEST, MANIFEST, UNFINISHED, digest_of, prune, sweep, tag_of, universal_of
+from ds_rvqvae.checkpoints import (
+    BEST,
+    LATEST,
+    MANIFEST,
+    UNFINISHED,
+    digest_of,
+    point,
+    prune,
+    remove,
+    sweep,
+    sync,
+    tag_of,
+    universal_of,
+    write_synced,
+)
 
 _BYTES_A_PARAMETER = 16
 """Of a checkpoint: fp32 master weight, two moments, and the module's own copy with what goes with it."""
@@ -104,16 +118,15 @@ def _write_parts(engine: deepspeed.DeepSpeedEngine, unfinished: Path, client_sta
 def _finish(manifest: dict[str, Any], unfinished: Path, finished: Path, keeping: Keeping) -> None:
     """Rank 0: manifest, disk, name, `latest`, and away with older ones."""
     folder = finished.parent
-    _write_synced(unfinished / MANIFEST, json.dumps(manifest, indent=1))
-    _sync(unfinished)
+    write_synced(unfinished / MANIFEST, json.dumps(manifest, indent=1))
+    for file in [*unfinished.iterdir(), unfinished]:
+        sync(file)
     if finished.exists():
-        shutil.rmtree(finished)
+        remove(finished)
     unfinished.rename(finished)
-    _sync(folder)
+    sync(folder)
     for pointer in (BEST, LATEST) if keeping.best else (LATEST,):
-        _write_synced(folder / f"{UNFINISHED}{pointer}", finished.name)
-        (folder / f"{UNFINISHED}{pointer}").replace(folder / pointer)
-    _sync(folder)
+        point(folder, pointer, finished)
     prune(folder, manifest["step"], keeping.newest, keeping.every)
 
 
@@ -195,20 +208,3 @@ def _gather(reasons: list[str | None]) -> list[str]:
 def _on_rank_zero(task: Callable[[], Any]) -> list[str]:
     """Runs `task` on rank 0; the failure, if any, on all ranks."""
     return _gather([_attempt(task)[1] if dist.get_rank() == 0 else None])
-
-
-def _write_synced(file: Path, text: str) -> None:
-    with file.open("w", encoding="utf-8") as opened:
-        opened.write(text)
-        opened.flush()
-        os.fsync(opened.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Waits until a folder and its files are on disk."""
-    for path in [*(path for path in folder.iterdir() if path.is_file()), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -1,0 +1,71 @@
+"""Real two-rank runs of which one rank stops or dies."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from tests.e2e.running import Launched
+from tests.train.small import read_metrics
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture
+def launch(tmp_path, demo_folder):
+    """Starts a run of two ranks and waits until it trains."""
+    started = []
+
+    def start(*flags):
+        run = Launched(tmp_path, demo_folder, "--include=localhost:0,1", "--name=hurt", *flags)
+        started.append(run)
+        metrics = tmp_path / "runs" / "hurt" / "metrics.jsonl"
+        run.wait_for(lambda: metrics.is_file() and metrics.read_text())
+        assert len(run.ranks()) == 2
+        return run
+
+    yield start
+    for run in started:
+        run.end()
+
+
+def test_a_stopped_rank_ends_the_run_and_is_named(launch):
+    run = launch("--total_iter=1000000", "--hang_timeout=5")
+    victim = run.ranks()[1]
+    began = time.monotonic()
+    os.kill(victim.pid, signal.SIGSTOP)
+    assert run.process.wait(timeout=60) == 70
+    assert time.monotonic() - began < 15
+    assert run.end() == []
+    assert f"training failed: rank 1 (process {victim.pid}) has been stopped for" in run.said()
+
+
+def test_a_killed_rank_is_named(launch):
+    run = launch("--total_iter=1000000")
+    victim = run.ranks()[1]
+    os.kill(victim.pid, signal.SIGKILL)
+    assert run.process.wait(timeout=60) == 70
+    assert run.end() == []
+    assert f"training failed: rank 1 (process {victim.pid}) was " in run.said()
+
+
+def test_a_request_to_save_saves_and_the_run_goes_on(launch, tmp_path):
+    run = launch("--total_iter=1000000")
+    run.process.send_signal(signal.SIGUSR1)
+    latest, metrics = (tmp_path / "runs" / "hurt" / name for name in ("checkpoints/latest", "metrics.jsonl"))
+    run.wait_for(latest.exists, seconds=30)
+    lines = metrics.read_text().count("\n")
+    run.wait_for(lambda: metrics.read_text().count("\n") > lines, seconds=30)
+
+
+def test_a_killed_rank_is_replaced_by_a_restart_that_ends_the_run(launch, tmp_path):
+    run = launch("--total_iter=60", "--save_every=5", "--max_restarts=1", "--hang_timeout=60")
+    run.wait_for(lambda: (tmp_path / "runs" / "hurt" / "checkpoints" / "latest").exists())
+    os.kill(run.ranks()[0].pid, signal.SIGKILL)
+    run.wait_for(lambda: "restart 1 of 1 in 5 s" in run.said())
+    run.wait_for(run.ranks)
+    assert run.process.wait(timeout=120) == 0, run.said()
+    assert run.end() == []
+    assert [line["step"] for line in read_metrics(tmp_path / "runs" / "hurt")] == list(range(1, 61))
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["hurt"]

@@ -1,0 +1,50 @@
+"""Two launchers side by side, as on two machines; both are this one."""
+
+import signal
+
+import pytest
+
+from tests.e2e.running import Launched
+from tests.ranks import free_port
+from tests.train.small import read_metrics
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture
+def start_nodes(tmp_path, demo_folder):
+    """Starts a run of two nodes with one rank each."""
+    started = []
+
+    def start(*flags):
+        (tmp_path / "hosts").write_text("localhost slots=1\n127.0.0.1 slots=1\n")
+        nodes = ["--hostfile=hosts", "--no_ssh", "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
+        for rank in (0, 1):
+            line = [*nodes, f"--node_rank={rank}", "--name=both", *flags]
+            started.append(Launched(tmp_path, demo_folder, *line, slots=1))
+        return started
+
+    yield start
+    for node in started:
+        node.end()
+
+
+def test_two_nodes_train_one_run(start_nodes, tmp_path):
+    nodes = start_nodes("--total_iter=3")
+    for node in nodes:
+        assert node.process.wait(timeout=200) == 0, node.said()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["both"]
+    lines = read_metrics(tmp_path / "runs" / "both")
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(len(line["memory_gib"]) == 2 for line in lines)
+    assert "2 ranks" in nodes[0].said() and "2 ranks" not in nodes[1].said()
+
+
+def test_a_signal_to_one_node_stops_both_at_a_saved_step(start_nodes, tmp_path):
+    nodes = start_nodes("--total_iter=1000000")
+    run = tmp_path / "runs" / "both"
+    nodes[0].wait_for(lambda: (run / "metrics.jsonl").is_file() and (run / "metrics.jsonl").read_text())
+    nodes[1].process.send_signal(signal.SIGTERM)
+    for node in nodes:
+        assert node.process.wait(timeout=60) == 75, node.said()
+    assert (run / "checkpoints" / "latest").read_text() == f"global_step{read_metrics(run)[-1]['step']}"
