@@ -74,9 +74,9 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--profile",
         "--deepspeed_config",
-        default="baseline",
         metavar="NAME|FILE",
-        help="a shipped profile or a JSON file; every other default comes from it (default: baseline)",
+        help="a shipped profile or a JSON file; every other default comes from it (default: that of the run named by "
+        "--resume, else baseline)",
     )
     run.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)")
     run.add_argument("--name", help="the run's folder in --out (default: profile and body part, numbered)")
@@ -106,11 +106,15 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
 def profile_from_flags(args: argparse.Namespace) -> Profile:
     """The profile that the flags ask for: the file, then the flags, then `--set`, which has the last word.
 
+    Without `--profile` that is the one of the run that `--resume` names, else baseline; `args.profile` says which.
     Without `--data_path` and a path in the profile, motion comes from the environment variable DS_RVQVAE_DATA.
 
     Raises:
         UserError: see `load_profile`.
     """
+    if args.profile is None:
+        resumed = Path(str(args.resume), "profile.json")
+        args.profile = str(resumed) if resumed.is_file() else "baseline"
     overrides = [
         f"{path}={_json_value(flag, path, getattr(args, flag))}"
         for flag, path in PROFILE_FLAGS.items()

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from ds_rvqvae.flags import PROFILE_FLAGS, FlagParser, add_training_flags, profile_from_flags, training_arguments
-from ds_rvqvae.profile import load_profile, section_at
+from ds_rvqvae.profile import load_profile, profile_file, section_at
 
 # One value a flag, each different from the baseline profile's.
 VALUES = {
@@ -93,7 +93,15 @@ def test_set_has_the_last_word():
 
 def test_deepspeed_config_is_another_name_of_profile():
     assert parse("--deepspeed_config", "large").profile == "large"
-    assert parse().profile == "baseline"
+    args = parse()
+    assert profile_from_flags(args).rvqvae.model.width == 512 and args.profile == "baseline"
+
+
+def test_a_resumed_folder_brings_its_own_profile(tmp_path):
+    (tmp_path / "profile.json").write_text(profile_file("large").read_text())
+    assert profile_of("--resume", str(tmp_path)).rvqvae.model.width == 1536
+    assert profile_of("--resume", str(tmp_path), "--profile", "wide").rvqvae.model.width == 1024
+    assert profile_of("--resume", "global_step5").rvqvae.model.width == 512
 
 
 def test_data_path_comes_from_the_flag_then_the_profile_then_the_environment(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from ds_rvqvae.checkpoints import LATEST, UNFINISHED, point
+from ds_rvqvae.checkpoints import LATEST, UNFINISHED, point, sweep
 from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.flags import FlagParser, add_training_flags, profile_from_flags
@@ -132,6 +132,7 @@ def _open_run(args: argparse.Namespace, profile: Profile, world_size: int) -> tu
     for part in ("checkpoints", "eval"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     lock_run(folder)
+    sweep(folder / "checkpoints")
     _keep_global_batch(profile, resume)
     if resume.checkpoint is not None:
         # From now on this is the run's history, also if it dies before its next save.

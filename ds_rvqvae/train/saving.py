@@ -118,6 +118,9 @@ def _write_parts(engine: deepspeed.DeepSpeedEngine, unfinished: Path, client_sta
 def _finish(manifest: dict[str, Any], unfinished: Path, finished: Path, keeping: Keeping) -> None:
     """Rank 0: manifest, disk, name, `latest`, and away with older ones."""
     folder = finished.parent
+    profile = folder.parent / "profile.json"
+    if profile.is_file():
+        manifest["profile"] = digest_of(profile)
     write_synced(unfinished / MANIFEST, json.dumps(manifest, indent=1))
     for file in [*unfinished.iterdir(), unfinished]:
         sync(file)

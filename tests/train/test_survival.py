@@ -223,10 +223,12 @@ def test_resume_takes_a_tag_or_a_folder(tmp_path, demo_folder):
     train_ranks(1, *flags, "--name=run", "--total_iter=6")
     printed = train_ranks(1, *flags, "--name=run", "--resume=global_step2", "--total_iter=4")
     assert "going on from" in printed[0] and "global_step2" in printed[0]
-    printed = train_ranks(1, *flags, "--resume", str(tmp_path / "run"), "--total_iter=5")
+    own = [f"--resume={tmp_path / 'run'}", "--total_iter=5"]
+    printed = train_ranks(1, *own)
     assert "global_step4" in printed[0]
     (rank,) = start_ranks(1, ["-m", "ds_rvqvae.train", *flags, "--name=run", "--resume=global_step3"])
     printed = rank.communicate(timeout=60)[0]
     assert rank.returncode == 2 and "global_step3" in printed and "checkpoints there" in printed
     manifest = json.loads((tmp_path / "run" / "checkpoints" / "global_step5" / "manifest.json").read_text())
     assert manifest["step"] == 5 and manifest["global_batch"] == 4 and set(manifest["versions"]) >= {"torch"}
+    assert len(manifest["profile"]["sha256"]) == 64
