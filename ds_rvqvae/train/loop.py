@@ -91,9 +91,9 @@ class Trainer:
         """Whether the model as it is now scores best so far on held-out motion."""
         self.skipped_in_a_row = self.failed_saves = 0
         self.saved_step = self.step if client_state else None
-        self.spikes = SpikeAlarm()
         self.board = Board(engine)
         self.metrics = MetricsFile(run_folder / "metrics.jsonl", self.step) if self.rank == 0 else None
+        self.spikes = SpikeAlarm(line["loss"] for line in self.metrics.earlier) if self.metrics else SpikeAlarm()
         self.interval = Interval(time.perf_counter())
 
     def train(self) -> None:

@@ -5,6 +5,7 @@ import logging
 import math
 import sys
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class MetricsFile:
     """
 
     def __init__(self, file: Path, step: int):
-        kept = []
+        kept: list[str] = []
         if file.exists():
             for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
                 if not line.endswith("\n") or json.loads(line)["step"] > step:
@@ -56,6 +57,8 @@ class MetricsFile:
         unfinished.write_text("".join(kept), encoding="utf-8")
         unfinished.replace(file)
         self._file = file.open("a", encoding="utf-8")
+        self.earlier = [json.loads(line) for line in kept]
+        """The lines before `step`."""
 
     def write(self, metrics: dict[str, Any]) -> None:
         """Appends a line; numbers that are not finite become null, as JSON has none."""
@@ -111,8 +114,8 @@ class Board:
 class SpikeAlarm:
     """Says when a logged loss stands far above the ones before it."""
 
-    def __init__(self, remembered: int = 20, factor: float = 3.0):
-        self._losses: deque[float] = deque(maxlen=remembered)
+    def __init__(self, earlier: Iterable[float | None] = (), remembered: int = 20, factor: float = 3.0):
+        self._losses = deque((loss for loss in earlier if loss is not None), maxlen=remembered)
         self._factor = factor
 
     def is_spike(self, loss: float) -> bool:

@@ -6,7 +6,6 @@ come: a rank watches the runner above its parent as well.
 
 import logging
 import os
-import sys
 import threading
 import time
 
@@ -19,27 +18,47 @@ from ds_rvqvae.runs import RANK_LAUNCHER
 _SECONDS_BETWEEN_LOOKS = 2.0
 
 
-def launchers_above() -> list[psutil.Process]:
-    """deepspeed's `launch.py` and what started it, where this process is a rank of theirs."""
+def launchers_above() -> list[psutil.Process] | None:
+    """deepspeed's `launch.py` and the runner above it, where this process is a rank of theirs; None where one has died.
+
+    A `launch.py` whose parent is none of deepspeed's has lost it, and was taken over by the system.
+    """
     parents = psutil.Process().parents()
-    if not parents or RANK_LAUNCHER not in parents[0].cmdline():
+    if not parents:
+        return None
+    if RANK_LAUNCHER not in _command_line(parents[0]):
         return []
-    # Process 1 adopts what the runner leaves behind; it is nobody's launcher.
-    return [process for process in parents[:2] if process.pid != 1]
+    if len(parents) < 2 or "deepspeed" not in _command_line(parents[1]):
+        return None
+    return parents[:2]
+
+
+def _command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+    except psutil.AccessDenied:
+        return "deepspeed, or any other of somebody else's"
 
 
 def end_with_launcher() -> None:
     """Starts a thread that ends this process, with status 70, once one of its launchers has died."""
     launchers = launchers_above()
-    if launchers:
+    if launchers is None:
+        _end()
+    elif launchers:
         threading.Thread(target=_watch, args=(launchers,), name="orphans", daemon=True).start()
 
 
 def _watch(launchers: list[psutil.Process]) -> None:
     while all(_alive(process) for process in launchers):
         time.sleep(_SECONDS_BETWEEN_LOOKS)
+    _end()
+
+
+def _end() -> None:
     logging.getLogger("ds_rvqvae").error("the launcher died: this rank ends")
-    sys.stderr.flush()
     Heartbeat.end(ExitStatus.FAILED)
     os._exit(ExitStatus.FAILED)
 

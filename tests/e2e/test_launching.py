@@ -142,3 +142,22 @@ def test_a_killed_launcher_leaves_no_rank(long_run):
     launcher, family, _ = long_run
     launcher.kill()
     _assert_gone(family)
+
+
+def test_a_launcher_killed_while_its_ranks_start_leaves_none(tmp_path, demo_folder):
+    environment = _environment(tmp_path, DS_ACCELERATOR="cpu", LOCAL_SIZE="2")
+    command = [*LAUNCHER, *SMALL, "--include=localhost:0,1", f"--data_path={demo_folder}", "--batch_size=4"]
+    launcher = subprocess.Popen(
+        [*command, "--total_iter=1000000"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while len(_ranks(family := psutil.Process(launcher.pid).children(recursive=True))) < 2:
+        assert launcher.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    launcher.kill()
+    launcher.wait()
+    _assert_gone(family)

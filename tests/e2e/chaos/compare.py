@@ -1,0 +1,78 @@
+"""What an interrupted run has to have in common with the one that never was."""
+
+import json
+import logging
+from pathlib import Path
+
+from safetensors.numpy import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ds_rvqvae.checkpoints import UNFINISHED, checkpoints, damage_of
+from tests.train.small import read_metrics
+
+logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of every restart
+
+MACHINE_READINGS = ("samples_per_s", "data_wait", "memory_gib")
+"""Keys of `metrics.jsonl` that tell of the machine."""
+MACHINE_TAGS = ("Speed/", "Memory_GiB/")
+"""What the tags on TensorBoard begin with that do."""
+
+
+def differences(run: Path, reference: Path) -> list[str]:
+    """How a finished run differs from the reference, and what it left behind; empty where nothing is wrong."""
+    found = _of_weights(*(folder / "tokenizer" / "model.safetensors" for folder in (run, reference)))
+    lines, expected = _numbers(run), _numbers(reference)
+    if len(lines) != len(expected):
+        found.append(f"metrics.jsonl has {len(lines)} lines of {len(expected)}")
+    found += [f"metrics.jsonl: {a} is not {b}" for a, b in zip(lines, expected, strict=False) if a != b][:1]
+    found += _of_boards(_points(run), _points(reference))
+    found += [f"{path.relative_to(run)} is left" for path in run.rglob(f"{UNFINISHED}*")]
+    kept, expected_kept = ([path.name for path in checkpoints(folder / "checkpoints")] for folder in (run, reference))
+    if kept != expected_kept:
+        found.append(f"checkpoints are {kept}, not {expected_kept}")
+    return found + damaged(run)
+
+
+def damaged(run: Path) -> list[str]:
+    """The checkpoints that bear their final name and are not whole."""
+    reasons = {path.name: damage_of(path) for path in checkpoints(run / "checkpoints")}
+    return [f"{name}: {reason}" for name, reason in reasons.items() if reason]
+
+
+def _of_weights(file: Path, expected_file: Path) -> list[str]:
+    if not file.is_file():
+        return [f"{file.name} is missing"]
+    weights, expected = load_file(file), load_file(expected_file)
+    if weights.keys() != expected.keys():
+        return [f"{file.name} has other tensors"]
+    unequal = [name for name, value in weights.items() if value.tobytes() != expected[name].tobytes()]
+    return [f"{len(unequal)} of {len(weights)} tensors differ, {unequal[0]} the first"] if unequal else []
+
+
+def _numbers(run: Path) -> list[str]:
+    """The lines of `metrics.jsonl` without readings of the machine, as text: equal text is equal to the bit."""
+    lines = read_metrics(run)
+    return [json.dumps({key: value for key, value in line.items() if key not in MACHINE_READINGS}) for line in lines]
+
+
+def _points(run: Path) -> dict[str, list[tuple]]:
+    """Scalars on TensorBoard: step and value, of the machine's readings only the step."""
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "images": 1, "histograms": 1})
+    events.Reload()
+    return {
+        tag: [(event.step, None if tag.startswith(MACHINE_TAGS) else event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
+
+
+def _of_boards(points: dict[str, list[tuple]], expected: dict[str, list[tuple]]) -> list[str]:
+    found = []
+    for tag in sorted({*points, *expected}):
+        steps, expected_steps = ([step for step, _ in side.get(tag, [])] for side in (points, expected))
+        twice = sorted({step for step in steps if steps.count(step) > 1})
+        missing = sorted({*expected_steps} - {*steps})
+        if twice or missing:
+            found.append(f"TensorBoard, {tag}: twice {twice}, missing {missing}")
+        elif points.get(tag) != expected.get(tag):
+            found.append(f"TensorBoard, {tag}: other steps or values")
+    return found
