@@ -47,7 +47,7 @@ def latest(folder: Path) -> Path | None:
 
 def _named_by(file: Path) -> Path | None:
     """The checkpoint that `latest` or `best` names."""
-    return file.parent / file.read_text(encoding="utf-8").strip() if file.is_file() else None
+    return file.parent / file.read_bytes().decode(errors="replace").strip() if file.is_file() else None
 
 
 def candidates(folder: Path) -> list[Path]:
@@ -69,17 +69,19 @@ def digest_of(file: Path) -> dict[str, Any]:
     return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
 
 
+def seal(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest with the sha256 of all that it says."""
+    body = {key: value for key, value in manifest.items() if key != "sha256"}
+    return {**body, "sha256": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()}
+
+
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
     """The checkpoint's manifest; raises ValueError where it is missing or damaged."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        if (
-            manifest["step"] == step_of(checkpoint)
-            and manifest["world_size"] > 0
-            and isinstance(manifest["files"], dict)
-        ):
+        if seal(manifest) == manifest and manifest["step"] == step_of(checkpoint):
             return manifest
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     raise ValueError(f"{MANIFEST} is missing or damaged")
 
@@ -153,13 +155,14 @@ def prune(folder: Path, step: int, newest: int, every: int | None = None) -> Non
     best = _named_by(folder / BEST)
     for older in [path for path in checkpoints(folder) if step_of(path) <= step][:-newest]:
         if older != best and (every is None or step_of(older) % every):
+            remove(universal_of(older))
             remove(older)
-            if universal_of(older).is_dir():
-                remove(universal_of(older))
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder so that, cut short, it leaves nothing under its name."""
+    """Removes a folder, where there is one, so that, cut short, it leaves nothing under its name."""
+    if not folder.is_dir():
+        return
     doomed = folder.with_name(f"{UNFINISHED}removal-of-{folder.name}")
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)

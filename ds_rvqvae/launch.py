@@ -233,7 +233,7 @@ def _check(args: argparse.Namespace, profile: Profile, environment: dict[str, st
     check_out_folder(folder)
     idle = _indices(args.require_idle) if args.require_idle is not None else []
     ranks = _place_ranks(args, environment)
-    if ranks.world_size:
+    if ranks.world_size and not args.resume:
         profile.check_world_size(ranks.world_size)
     data = MotionData.open(config.data)
     windows = len(data.window_starts())
@@ -241,11 +241,12 @@ def _check(args: argparse.Namespace, profile: Profile, environment: dict[str, st
     check_out_folder(folder, CHECKPOINT_BYTES * kept * parameter_count(data.in_features, config.model))
     if ranks.local is not None and not ranks.cpu:
         ranks = _check_cards(ranks, idle, environment)
-        profile.check_world_size(ranks.world_size)
+        if not args.resume:
+            profile.check_world_size(ranks.world_size)
     elif idle:
         _warn("--require_idle: no card of this machine takes part, so none is looked at")
     if args.resume:
-        find_resume(folder, profile, ranks.world_size, thorough=False, tag=args.resume)
+        find_resume(folder, profile, ranks.world_size, data.fingerprint(), thorough=False, tag=args.resume)
     for warning in profile.warnings(ranks.world_size, windows):
         _warn(warning)
     return folder, ranks

@@ -18,6 +18,10 @@ FIXED_DATA_KEYS = ("body_part", "fps", "mean_file", "std_file", "std_floor")
 """Keys of `rvqvae.data` that make other inputs."""
 
 
+BATCH_KEYS = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+"""Keys that ask for a global batch; where they are as they were, it stays whatever the number of ranks."""
+
+
 @dataclass
 class Resume:
     """Where a resumed run goes on."""
@@ -27,24 +31,27 @@ class Resume:
     notes: list[str] = field(default_factory=list)
     """What the user should know: checkpoints passed over, settings that changed."""
     micro_batch: int | None = None
-    """Where another number of ranks saved it: what keeps the global batch, with `accumulation`."""
+    """Where the number of ranks has changed: what keeps the global batch, with `accumulation`."""
     accumulation: int | None = None
-
-    @property
-    def universal(self) -> bool:
-        """Whether the checkpoint has to be converted for this number of ranks."""
-        return self.micro_batch is not None
+    universal: bool = False
+    """Whether the checkpoint has to be converted for this number of ranks."""
 
     def step(self) -> int:
         return 0 if self.checkpoint is None else step_of(self.checkpoint)
 
 
 def find_resume(
-    run_folder: Path, profile: Profile, world_size: int, thorough: bool = True, tag: bool | str = True
+    run_folder: Path,
+    profile: Profile,
+    world_size: int,
+    motion: str,
+    thorough: bool = True,
+    tag: bool | str = True,
 ) -> Resume:
     """Chooses the checkpoint to go on from. Changes nothing.
 
     Args:
+        motion: `MotionData.fingerprint` of what is to be trained on.
         thorough: read every file of it; the launcher, which only wants to refuse early, does not.
         tag: what `--resume` was given; the name of a checkpoint takes that one and no other.
 
@@ -68,7 +75,15 @@ def find_resume(
     notes += _changed_keys(run_folder, profile)
     resume = Resume(checkpoint, [*notes, f"going on from {checkpoint}"])
     manifest = read_manifest(checkpoint)
-    if manifest["world_size"] != world_size:
+    if manifest["motion"] != motion:
+        raise UserError(
+            f"--resume: {profile.rvqvae.data.path}: other columns or another normalisation than {checkpoint} was "
+            "trained with; resume with the same motion, or start a new run"
+        )
+    resume.universal = manifest["world_size"] != world_size
+    asked = load_profile(run_folder / "profile.json")
+    same = all(getattr(asked, key) == getattr(profile, key) for key in BATCH_KEYS)
+    if same and manifest["global_batch"] != profile.global_batch(world_size):
         _keep_global_batch(resume, manifest, profile, world_size)
     return resume
 
@@ -87,7 +102,7 @@ def _keep_global_batch(resume: Resume, manifest: dict[str, Any], profile: Profil
     resume.micro_batch = max(size for size in range(1, min(most, share) + 1) if share % size == 0)
     resume.accumulation = share // resume.micro_batch
     resume.notes.append(
-        f"saved by {saved_by} ranks: {world_size} ranks keep the global batch of {batch} with a micro batch of "
+        f"{world_size} ranks keep the global batch of {batch} with a micro batch of "
         f"{resume.micro_batch} and {resume.accumulation} accumulated"
     )
 

@@ -4,7 +4,17 @@ import json
 
 import pytest
 
-from ds_rvqvae.checkpoints import MANIFEST, checkpoints, damage_of, digest_of, latest, prune, sweep, whole_checkpoint
+from ds_rvqvae.checkpoints import (
+    MANIFEST,
+    checkpoints,
+    damage_of,
+    digest_of,
+    latest,
+    prune,
+    seal,
+    sweep,
+    whole_checkpoint,
+)
 
 
 def save(folder, step, latest=True):
@@ -14,7 +24,7 @@ def save(folder, step, latest=True):
     for name in ("model.pt", "shard.pt"):
         (checkpoint / name).write_bytes(f"{name} of {step}".encode() * 100)
     files = {name: digest_of(checkpoint / name) for name in ("model.pt", "shard.pt")}
-    (checkpoint / MANIFEST).write_text(json.dumps({"step": step, "world_size": 1, "files": files}))
+    (checkpoint / MANIFEST).write_text(json.dumps(seal({"step": step, "world_size": 1, "files": files})))
     if latest:
         (folder / "latest").write_text(checkpoint.name)
     return checkpoint
@@ -55,6 +65,23 @@ def test_every_damage_is_found_and_the_older_one_taken(tmp_path, name, kind):
     assert found == tmp_path / "global_step5"
     assert len(passed_over) == 1 and passed_over[0].startswith(f"{damaged}: ")
     assert name in passed_over[0] and (name == MANIFEST or reason in passed_over[0])
+
+
+def test_every_bit_of_a_manifest_counts(tmp_path):
+    save(tmp_path, 5)
+    manifest = save(tmp_path, 10) / MANIFEST
+    content = manifest.read_bytes()
+    for place in range(len(content)):
+        manifest.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        assert whole_checkpoint(tmp_path, thorough=False)[0] == tmp_path / "global_step5", place
+
+
+def test_a_spoilt_pointer_is_no_pointer(tmp_path):
+    save(tmp_path, 5)
+    for pointer in ("latest", "best"):
+        (tmp_path / pointer).write_bytes(b"global_step5\xff\xfe")
+    assert latest(tmp_path) == tmp_path / "global_step5"
+    prune(tmp_path, step=5, newest=1)
 
 
 def test_none_whole(tmp_path):

@@ -1,12 +1,14 @@
 """A packed store as a run sees it: the columns of its body part, normalised, in windows."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
 
 from ds_rvqvae.data.clips import MIN_FRAMES
 from ds_rvqvae.data.features import read_statistics
-from ds_rvqvae.data.layout import Layout, select_columns
+from ds_rvqvae.data.layout import Layout, layout_to_json, select_columns
 from ds_rvqvae.data.prepare import prepare_store
 from ds_rvqvae.data.splits import Segment
 from ds_rvqvae.data.store import Store
@@ -56,6 +58,11 @@ class MotionData:
         if len(mean) != self.in_features:
             raise UserError(f"{self.store.folder}: {self.in_features} columns, but the tokenizer takes {len(mean)}")
         self.mean, self.std = mean, std
+
+    def fingerprint(self) -> str:
+        """A sha256 of what a model's inputs are: columns and normalisation."""
+        columns = json.dumps(layout_to_json(self.layout)).encode()
+        return hashlib.sha256(columns + self.mean.tobytes() + self.std.tobytes()).hexdigest()
 
     def segments(self, split: str) -> list[Segment]:
         """Stretches of clips in `train`, `val`, `test` or `all`, of at least 16 frames."""

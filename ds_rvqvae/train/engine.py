@@ -15,6 +15,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_full_fp32_param
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
+from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.nets import Checkpoint
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.profile import Profile
@@ -121,8 +122,10 @@ def on_rank_zero_first(task: Callable[[], Any]) -> Any:
     if dist.get_rank() == 0:
         try:
             outcome[0] = task()
-        except Exception as error:
+        except UserError as error:
             outcome[1] = error
+        except Exception as error:  # of any type, which other ranks may not be able to unpickle
+            outcome[1] = RuntimeError(f"{type(error).__name__}: {error}")
     dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
         raise outcome[1]

@@ -19,6 +19,7 @@ from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 def motion_state(data: MotionData, config: ModelConfig) -> dict[str, Any]:
     """What a checkpoint says of the motion and the model, so that it makes a tokenizer by itself."""
     return {
+        "motion": data.fingerprint(),
         "mean": torch.from_numpy(data.mean),
         "std": torch.from_numpy(data.std),
         "layout": layout_to_json(data.layout),

@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from ds_rvqvae.data.batches import BatchLoader, BatchOrder
 from ds_rvqvae.data.motion_data import MotionData
-from ds_rvqvae.errors import UserError
 from ds_rvqvae.heartbeat import Heartbeat
 from ds_rvqvae.model.codes import perplexity_of
 from ds_rvqvae.model.losses import Losses, tokenizer_losses
@@ -72,8 +71,6 @@ class Trainer:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.step = engine.global_steps
         self.global_batch = profile.global_batch(self.world_size)
-        if client_state:
-            self._restore(client_state["rvqvae"])
         self.order = BatchOrder(len(data.window_starts()), self.global_batch, self.settings.seed)
         self.loader = BatchLoader(
             data,
@@ -86,11 +83,13 @@ class Trainer:
             num_workers=profile.rvqvae.data.num_workers,
             pin_memory=self.device.type == "cuda",
         )
-        self.best_l1 = client_state["rvqvae"]["best_l1"] if client_state else math.inf
+        self.best_l1 = math.inf
         self.is_best = False
         """Whether the model as it is now scores best so far on held-out motion."""
         self.skipped_in_a_row = self.failed_saves = 0
         self.saved_step = self.step if client_state else None
+        if client_state:
+            self._restore(client_state["rvqvae"])
         self.board = Board(engine)
         self.metrics = MetricsFile(run_folder / "metrics.jsonl", self.step) if self.rank == 0 else None
         self.spikes = SpikeAlarm(line["loss"] for line in self.metrics.earlier) if self.metrics else SpikeAlarm()
@@ -124,7 +123,7 @@ class Trainer:
             with self.heartbeat.long_work():
                 if evaluates:
                     self._evaluate("scores.json", export=self.step == self.settings.total_iter)
-                if saves:
+                if saves or self.is_best:
                     self._save()
             if request is Request.STOP:
                 break
@@ -265,7 +264,8 @@ class Trainer:
             return
         self.board.flush()
         state = motion_state(self.data, self.model.config)
-        state |= {"usage_counts": self.model.quantizer.usage_counts.cpu(), "best_l1": self.best_l1}
+        state["usage_counts"] = self.model.quantizer.usage_counts.cpu()
+        state |= {"best_l1": self.best_l1, "skipped_in_a_row": self.skipped_in_a_row}
         keeping = Keeping(self.settings.keep_checkpoints, self.settings.keep_every, self.is_best)
         try:
             saved = save_checkpoint(self.engine, self.run_folder / "checkpoints", {"rvqvae": state}, keeping)
@@ -279,14 +279,9 @@ class Trainer:
         logger.info("step %d: saved %s", self.step, saved)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        """What DeepSpeed did not restore; raises UserError where the motion is normalised otherwise than it was."""
-        now = motion_state(self.data, self.model.config)
-        if now["layout"] != state["layout"] or any(not torch.equal(now[key], state[key]) for key in ("mean", "std")):
-            raise UserError(
-                f"{self.data.config.path}: other columns or another normalisation than {self.run_folder} was trained "
-                "with; resume with the same motion, or start a new run"
-            )
+        """What DeepSpeed did not restore."""
         self.model.quantizer.usage_counts.copy_(state["usage_counts"])
+        self.best_l1, self.skipped_in_a_row = state["best_l1"], state["skipped_in_a_row"]
 
     def _export(self, model: RVQVAE, scores: dict[str, Any]) -> None:
         """The tokenizer, in `tokenizer/`."""

@@ -50,7 +50,7 @@ class MetricsFile:
         kept: list[str] = []
         if file.exists():
             for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-                if not line.endswith("\n") or json.loads(line)["step"] > step:
+                if not line.endswith("\n") or _step_of(line) > step:
                     break
                 kept.append(line)
         unfinished = file.with_name(f".unfinished-{file.name}")
@@ -67,6 +67,14 @@ class MetricsFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _step_of(line: str) -> float:
+    """The step of a line; infinite where a crash spoilt it."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def _finite(value: Any) -> Any:

@@ -21,16 +21,22 @@ _SECONDS_BETWEEN_LOOKS = 2.0
 def launchers_above() -> list[psutil.Process] | None:
     """deepspeed's `launch.py` and the runner above it, where this process is a rank of theirs; None where one has died.
 
-    A `launch.py` whose parent is none of deepspeed's has lost it, and was taken over by the system.
+    A `launch.py` whose parent is the system's first process, or one that stands in for it, has lost its own.
     """
     parents = psutil.Process().parents()
     if not parents:
         return None
     if RANK_LAUNCHER not in _command_line(parents[0]):
         return []
-    if len(parents) < 2 or "deepspeed" not in _command_line(parents[1]):
+    if len(parents) < 2 or _adopts(parents[1]):
         return None
     return parents[:2]
+
+
+def _adopts(process: psutil.Process) -> bool:
+    """Whether a process takes over those whose parent died, and did not start them itself."""
+    line = _command_line(process)
+    return (process.pid == 1 or "systemd" in line) and "deepspeed" not in line
 
 
 def _command_line(process: psutil.Process) -> str:

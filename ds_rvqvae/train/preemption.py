@@ -39,6 +39,8 @@ class Agreement:
     def __init__(self) -> None:
         self._group = dist.new_group(backend="gloo")
         self._mine = Request.NONE
+        self._noted: list[Request] = []
+        self._waiting = False
         self._value = torch.zeros(1, dtype=torch.int64)
         self._round: dist.Work | None = None
         self._limit: threading.Timer | None = None
@@ -48,12 +50,16 @@ class Agreement:
         """What all ranks do now; every rank calls it once a step."""
         agreed = Request.NONE
         if self._round is not None:
+            self._waiting = True
             self._round.wait()
+            self._waiting = False
             agreed = Request(int(self._value))
         if agreed is Request.STOP and self._limit is not None:
             self._limit.cancel()
         if agreed >= self._mine:
             self._mine = Request.NONE
+        while self._noted:
+            self._mine = max(self._mine, self._noted.pop())
         self._value.fill_(self._mine)
         self._round = dist.all_reduce(self._value, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
         return agreed
@@ -68,11 +74,20 @@ class Agreement:
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         request = _REQUESTS[signal.Signals(number)]
-        self._mine = max(self._mine, request)
+        self._noted.append(request)
         if request is Request.STOP and self._limit is None:
-            self._limit = threading.Timer(_SECONDS_TO_AGREE, _give_up)
-            self._limit.daemon = True
-            self._limit.start()
+            self._start_limit()
+
+    def _start_limit(self) -> None:
+        self._limit = threading.Timer(_SECONDS_TO_AGREE, self._give_up_waiting)
+        self._limit.daemon = True
+        self._limit.start()
+
+    def _give_up_waiting(self) -> None:
+        # An evaluation or a save may take longer than that; waiting for a rank that is gone must not.
+        if self._waiting:
+            _give_up()
+        self._start_limit()
 
 
 def _give_up() -> None:

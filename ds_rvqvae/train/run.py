@@ -36,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
         args = parser.parse_args(argv)
     try:
         profile = profile_from_flags(args)
-        profile.check_world_size(int(os.environ.get("WORLD_SIZE", "1")))
+        if not args.resume:
+            profile.check_world_size(int(os.environ.get("WORLD_SIZE", "1")))
         data = MotionData.open(profile.rvqvae.data)
         data.window_starts()
         return _train(args, profile, data)
@@ -63,7 +64,7 @@ def _train(args: argparse.Namespace, profile: Profile, data: MotionData) -> int:
     heartbeat = Heartbeat.start(int(os.environ.get("RANK", "0")))
     start_distributed()
     world_size = dist.get_world_size()
-    folder, resume = on_rank_zero_first(lambda: _open_run(args, profile, world_size))
+    folder, resume = on_rank_zero_first(lambda: _open_run(args, profile, data, world_size))
     start_log(folder / "run.log", dist.get_rank())
     for note in resume.notes:
         announce(note)
@@ -72,6 +73,7 @@ def _train(args: argparse.Namespace, profile: Profile, data: MotionData) -> int:
         announce(f"step {resume.step():,} is at or past total_iter {total:,}: nothing to do")
         return _finished()
     _keep_global_batch(profile, resume)
+    profile.check_world_size(world_size)
     if resume.universal:
         on_rank_zero_first(lambda: make_universal(resume.checkpoint))
     engine = build_engine(profile, data.in_features, folder, resume.universal)
@@ -84,7 +86,7 @@ def _train(args: argparse.Namespace, profile: Profile, data: MotionData) -> int:
     trainer.train()
     engine.destroy()
     if trainer.step < total:
-        announce(f"stopped at step {trainer.step:,}; the same command with --resume goes on")
+        announce(f"stopped at step {trainer.step:,}; --resume goes on from step {trainer.saved_step or 0:,}")
         dist.barrier()
         return _leave(ExitStatus.STOPPED)
     return _finished()
@@ -121,19 +123,24 @@ def _keep_global_batch(profile: Profile, resume: Resume) -> None:
         profile.gradient_accumulation_steps = resume.accumulation
 
 
-def _open_run(args: argparse.Namespace, profile: Profile, world_size: int) -> tuple[Path, Resume]:
+def _open_run(args: argparse.Namespace, profile: Profile, data: MotionData, world_size: int) -> tuple[Path, Resume]:
     """Chooses the run's folder and what to go on from, then makes the one and writes its `profile.json`.
 
     A refusal, or a run that is done already, leaves the folder as it is.
     """
     folder = choose_run_folder(args.out, args.name, args.profile, profile.rvqvae.data.body_part, args.resume).absolute()
-    resume = find_resume(folder, profile, world_size, tag=args.resume) if args.resume else Resume()
+    new = not folder.is_dir()
+    if not new:
+        lock_run(folder)
+    resume = Resume()
+    if args.resume:
+        resume = find_resume(folder, profile, world_size, data.fingerprint(), tag=args.resume)
     check_out_folder(folder)
     for part in ("checkpoints", "eval"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    lock_run(folder)
+    if new:
+        lock_run(folder)
     sweep(folder / "checkpoints")
-    _keep_global_batch(profile, resume)
     if resume.checkpoint is not None:
         # From now on this is the run's history, also if it dies before its next save.
         point(folder / "checkpoints", LATEST, resume.checkpoint)

@@ -4,6 +4,7 @@ DeepSpeed writes straight into the tag's folder and replaces `latest` in place. 
 tag; it gets its name once all files are on disk and in the manifest, and only then does `latest` point to it.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ from ds_rvqvae.checkpoints import (
     point,
     prune,
     remove,
+    seal,
     sweep,
     sync,
     tag_of,
@@ -77,7 +79,10 @@ def save_checkpoint(
         dist.all_gather_object(digests, mine or {})
         failures = _gather([reason])
     if not failures:
-        manifest = _manifest(engine, digests)
+        manifest = _manifest(engine, digests, client_state)
+        missing = dist.get_world_size() + 1 - len(manifest["files"])
+        failures = [f"{missing} files of the checkpoint are not to be seen in {unfinished}"] if missing else []
+    if not failures:
         failures = _on_rank_zero(lambda: _finish(manifest, unfinished, finished, keeping))
     if failures:
         _on_rank_zero(lambda: shutil.rmtree(unfinished, ignore_errors=True))
@@ -121,16 +126,17 @@ def _finish(manifest: dict[str, Any], unfinished: Path, finished: Path, keeping:
     profile = folder.parent / "profile.json"
     if profile.is_file():
         manifest["profile"] = digest_of(profile)
-    write_synced(unfinished / MANIFEST, json.dumps(manifest, indent=1))
+    write_synced(unfinished / MANIFEST, json.dumps(seal(manifest), indent=1))
     for file in [*unfinished.iterdir(), unfinished]:
         sync(file)
-    if finished.exists():
-        remove(finished)
+    remove(universal_of(finished))
+    remove(finished)
     unfinished.rename(finished)
     sync(folder)
     for pointer in (BEST, LATEST) if keeping.best else (LATEST,):
         point(folder, pointer, finished)
-    prune(folder, manifest["step"], keeping.newest, keeping.every)
+    with contextlib.suppress(OSError):  # what cannot be removed now is removed after the next save
+        prune(folder, manifest["step"], keeping.newest, keeping.every)
 
 
 def load_checkpoint(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> dict[str, Any]:
@@ -152,8 +158,10 @@ def load_checkpoint(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> dict
 def make_universal(checkpoint: Path) -> Path:
     """Converts a checkpoint so that any number of ranks can load it, once, beside it. Rank 0 calls it."""
     finished = universal_of(checkpoint)
-    if finished.is_dir():
-        return finished
+    source = {"of": digest_of(checkpoint / MANIFEST)}
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads((finished / MANIFEST).read_text(encoding="utf-8")) == source:
+            return finished
     unfinished = checkpoint.parent / f"{UNFINISHED}{finished.name}"
     shutil.rmtree(unfinished, ignore_errors=True)
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
@@ -164,6 +172,10 @@ def make_universal(checkpoint: Path) -> Path:
     result = subprocess.run(command, env={**environment, "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"{checkpoint} cannot be converted: {(result.stderr or result.stdout).strip()[-300:]}")
+    for path in [path for path in unfinished.rglob("*") if path.is_file()]:
+        sync(path)
+    write_synced(unfinished / MANIFEST, json.dumps(source))
+    remove(finished)
     unfinished.rename(finished)
     return finished
 
@@ -183,8 +195,11 @@ def _own_files(folder: Path, rank: int) -> list[Path]:
     return [*shards, folder / _MODEL_FILE] if rank == 0 else shards
 
 
-def _manifest(engine: deepspeed.DeepSpeedEngine, digests: list[dict[str, Any]]) -> dict[str, Any]:
+def _manifest(
+    engine: deepspeed.DeepSpeedEngine, digests: list[dict[str, Any]], client_state: dict[str, Any]
+) -> dict[str, Any]:
     return {
+        "motion": client_state["rvqvae"]["motion"],
         "step": engine.global_steps,
         "world_size": dist.get_world_size(),
         "global_batch": engine.train_batch_size(),
