@@ -235,24 +235,31 @@ class Trainer:
             self.is_best = scores["l1"] < self.best_l1
             self.best_l1 = min(self.best_l1, scores["l1"])
         if self.rank == 0:
-            folder = self.run_folder / "eval"
-            folder.mkdir(exist_ok=True)
-            (folder / file).write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
-            samples = self.engine.global_samples
-            names = ("l1", "angle_error_deg", "velocity_error")
-            group = split.capitalize()
-            tags = {f"{group}/{name}": scores[name] for name in names}
-            tags |= {f"{group}_usage/level_{level + 1}": value for level, value in enumerate(scores["usage"])}
-            self.board.scalars(tags, samples)
-            for level, count in enumerate(self.model.quantizer.ema_count):
-                self.board.histogram(f"Train_code_counts/level_{level + 1}", count, samples)
-            splits = tuple(dict.fromkeys(("train", split)))
-            for name, figure in reconstruction_pictures(model, self.data, splits, self.device):
-                save_figure(figure, folder / f"reconstruction_{name}.png")
-                self.board.image(f"Reconstruction/{name}", pixels_of(figure), samples)
-            logger.info("step %d, %s: %s", self.step, split, {name: scores[name] for name in names})
+            try:
+                self._show_evaluation(model, split, scores, file)
+            except OSError as error:
+                logger.warning("step %d: scores and pictures not written: %s", self.step, error)
         if export:
             self._export(model, scores)
+
+    def _show_evaluation(self, model: RVQVAE, split: str, scores: dict[str, Any], file: str) -> None:
+        """Rank 0: scores into `eval/FILE`, pictures beside it, all of it to TensorBoard."""
+        folder = self.run_folder / "eval"
+        folder.mkdir(exist_ok=True)
+        (folder / file).write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+        samples = self.engine.global_samples
+        names = ("l1", "angle_error_deg", "velocity_error")
+        group = split.capitalize()
+        tags = {f"{group}/{name}": scores[name] for name in names}
+        tags |= {f"{group}_usage/level_{level + 1}": value for level, value in enumerate(scores["usage"])}
+        self.board.scalars(tags, samples)
+        for level, count in enumerate(self.model.quantizer.ema_count):
+            self.board.histogram(f"Train_code_counts/level_{level + 1}", count, samples)
+        splits = tuple(dict.fromkeys(("train", split)))
+        for name, figure in reconstruction_pictures(model, self.data, splits, self.device):
+            save_figure(figure, folder / f"reconstruction_{name}.png")
+            self.board.image(f"Reconstruction/{name}", pixels_of(figure), samples)
+        logger.info("step %d, %s: %s", self.step, split, {name: scores[name] for name in names})
 
     def _save(self) -> None:
         """Saves, unless this step is saved already; a failure is reported and tried again at the next interval.

@@ -3,9 +3,10 @@
 import json
 import logging
 import math
+import os
 import sys
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +57,27 @@ class MetricsFile:
         unfinished = file.with_name(f".unfinished-{file.name}")
         unfinished.write_text("".join(kept), encoding="utf-8")
         unfinished.replace(file)
-        self._file = file.open("a", encoding="utf-8")
+        self._file = file.open("ab", buffering=0)
+        self._pending = b""
         self.earlier = [json.loads(line) for line in kept]
         """The lines before `step`."""
 
     def write(self, metrics: dict[str, Any]) -> None:
-        """Appends a line; numbers that are not finite become null, as JSON has none."""
-        self._file.write(json.dumps({key: _finite(value) for key, value in metrics.items()}) + "\n")
-        self._file.flush()
+        """Appends a line; numbers that are not finite become null, as JSON has none.
+
+        Lines that find no room on the disk are kept and written with a later one.
+        """
+        self._pending += json.dumps({key: _finite(value) for key, value in metrics.items()}).encode() + b"\n"
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            written = self._file.write(self._pending)
+        except OSError:
+            written = 0
+        if written == len(self._pending):
+            self._pending = b""
+        else:
+            self._file.truncate(end)
+            logger.warning("%s: no room for a line; it is kept for later", self._file.name)
 
     def close(self) -> None:
         self._file.close()
@@ -86,12 +100,14 @@ def _finite(value: Any) -> Any:
 class Board:
     """TensorBoard through the engine's own monitor; one x axis for all tags, samples over all ranks.
 
+    Where its disk has no room it falls silent, with one warning, rather than end the training.
+
     Points at and past the first sample to come are purged, so that no step shows twice after a resume, whether from a
     checkpoint or, where the run died before its first, from the start.
     """
 
     def __init__(self, engine: deepspeed.DeepSpeedEngine):
-        self._monitor = engine.monitor
+        self._monitor, self._silent = engine.monitor, False
         # Ranks other than 0, and profiles without TensorBoard, have no writer.
         self._writer = getattr(engine.monitor.tb_monitor, "summary_writer", None)
         if self._writer is not None:
@@ -103,20 +119,29 @@ class Board:
         """Scalars by tag, to every monitor of the profile; None is left out."""
         if dist.get_rank() == 0:
             events = [(tag, value, samples) for tag, value in values.items() if value is not None]
-            self._monitor.write_events(events)
+            self._try(lambda: self._monitor.write_events(events))
 
     def histogram(self, tag: str, values: Tensor, samples: int) -> None:
         if self._writer is not None:
-            self._writer.add_histogram(tag, values.cpu(), samples)
+            self._try(lambda: self._writer.add_histogram(tag, values.cpu(), samples))
 
     def image(self, tag: str, pixels: Any, samples: int) -> None:
         """`pixels [height, width, 3]` uint8."""
         if self._writer is not None:
-            self._writer.add_image(tag, pixels, samples, dataformats="HWC")
+            self._try(lambda: self._writer.add_image(tag, pixels, samples, dataformats="HWC"))
 
     def flush(self) -> None:
         if self._writer is not None:
-            self._writer.flush()
+            self._try(self._writer.flush)
+
+    def _try(self, write: Callable[[], None]) -> None:
+        if self._silent:
+            return
+        try:
+            write()
+        except OSError as error:
+            self._silent = True
+            logger.warning("TensorBoard gets nothing more until a restart: %s", error)
 
 
 class SpikeAlarm:

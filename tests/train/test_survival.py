@@ -90,7 +90,7 @@ def small_disk(tmp_path):
 
 
 def train_with_little_room(folder, data, before_check):
-    """Trains in a folder whose disk is full from step 4 to 7: already when a save looks, or only just after.
+    """Trains in a folder whose disk is full while steps 4 and 6 are saved: when a save looks, or only just after.
 
     Gives the number of failed saves in a row after each, and what was said of them.
     """
@@ -117,8 +117,8 @@ def train_with_little_room(folder, data, before_check):
         fill()
 
     def counted():
-        filler.unlink(missing_ok=True)
         save()
+        filler.unlink(missing_ok=True)
         failed.append(trainer.failed_saves)
 
     trainer._save, saving._prepare = counted, filled_prepare
