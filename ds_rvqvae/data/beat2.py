@@ -121,6 +121,13 @@ def translation_features(positions: np.ndarray) -> np.ndarray:
     return features
 
 
+def translation_positions(features: np.ndarray, start: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
+    """Root positions in metres `[frames, 3]` of what `translation_features` gives; `start` is the first x and z."""
+    positions = features.astype(np.float64)
+    positions[:, [0, 2]] = np.cumsum(positions[:, [0, 2]], axis=0) - positions[:1, [0, 2]] + start
+    return positions
+
+
 def _checked(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """6D rotations, positions and expressions of a clip, float64 `[frames, 330 | 3 | 100]`; raises ClipError."""
     poses = matrix(arrays["poses"], "poses", 3 * len(SMPLX_JOINTS)).astype(np.float64)
