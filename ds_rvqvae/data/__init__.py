@@ -1,5 +1,13 @@
-"""Motion files to packed frames to batches of windows."""
+"""Motion files to packed frames to batches of windows. Public names load on first use."""
 
-from ds_rvqvae.data.store import Store, open_store
+from typing import Any
 
 __all__ = ["Store", "open_store"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ds_rvqvae.data import store
+
+    return getattr(store, name)

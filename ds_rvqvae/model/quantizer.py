@@ -97,8 +97,6 @@ class ResidualQuantizer(nn.Module):
         """
         self._position = (seed, step, micro_step, rank)
 
-    # Its draws and staged statistics are Python's: compiled, it would be compiled anew at every step.
-    @torch.compiler.disable
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Quantizes `latents [B, T, D]`; while training, also keeps what the next `update_codebooks` needs of them.
 

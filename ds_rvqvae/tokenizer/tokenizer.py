@@ -1,9 +1,11 @@
 """The trained artefact: a folder that turns motion into codes and back, normalisation included."""
 
+import hashlib
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,8 +18,20 @@ from ds_rvqvae.data.layout import Layout, layout_from_json, layout_to_json
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.profile import model_config_from_dict
+from ds_rvqvae.tokenizer.card import model_card
+from ds_rvqvae.tokenizer.hub import download, is_repository, upload
+from ds_rvqvae.tokenizer.streams import DecoderStream, EncoderStream
 
 FORMAT_VERSION = 1
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+_OWN_KEYS = (
+    *("format_version", "ds_rvqvae_version", "fingerprint", "model", "in_features", "joint_names", "layout", "fps"),
+    *("code_rate", "normalisation"),
+)
+"""Keys of the config file that do not come from `details`."""
+
+Array = TypeVar("Array", Tensor, np.ndarray)
+Lengths = int | Sequence[int] | Tensor | np.ndarray
 
 
 class MotionTokenizer(nn.Module):
@@ -31,7 +45,13 @@ class MotionTokenizer(nn.Module):
         details: what else the config file should say (body part, training step, scores).
 
     In eval mode and fp32 unless `from_pretrained` is asked for bf16.
+
+    `chunk`: codes computed at a time. Clips of any length, batches and streams run in chunks of this one size, so that
+    their codes are the same bit for bit and memory does not grow with a clip's length; a smaller one makes streams
+    answer sooner and everything slower. A model with group norm takes whole clips only.
     """
+
+    chunk: int = 256
 
     def __init__(
         self,
@@ -44,9 +64,11 @@ class MotionTokenizer(nn.Module):
     ):
         super().__init__()
         self.model = model
-        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32))
-        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32))
+        # In the config file, not among the weights.
+        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32), persistent=False)
+        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32), persistent=False)
         self.layout, self.fps, self.details = layout, fps, dict(details or {})
+        self._loaded_fingerprint: str | None = None
         self.eval()
 
     @property
@@ -54,93 +76,232 @@ class MotionTokenizer(nn.Module):
         """Frames a code stands for."""
         return self.model.config.code_stride
 
-    @torch.no_grad()
-    def encode(self, motion: Tensor | np.ndarray) -> Tensor | np.ndarray:
-        """Motion `[T, C]` in the data's own units to codes `[ceil(T / code_stride), Q]`, int64.
+    @property
+    def code_rate(self) -> float:
+        """Codes a second and level."""
+        return self.fps / self.code_stride
 
-        Frames that do not fill a code are padded with copies of the last. An array gives an array, a tensor a tensor.
+    @property
+    def fingerprint(self) -> str:
+        """A sha256 of weights, codebooks, normalisation and frame rate: codes of equal ones mean the same motion.
+
+        That of the folder it was loaded from, also in bf16; computed for a tokenizer made in memory.
         """
-        frames = self._frames(motion)
-        missing = -len(frames) % self.code_stride
-        if missing:
-            frames = torch.cat([frames, frames[-1:].expand(missing, -1)])
-        codes = self.model.encode(((frames - self.mean) / self.std).unsqueeze(0))[0]
+        return self._loaded_fingerprint or self._compute_fingerprint()
+
+    def encode(self, motion: Array, lengths: Lengths | None = None) -> Array:
+        """Motion in the data's own units to codes, int64.
+
+        Args:
+            motion: one clip `[T, C]`, or a padded batch `[B, T, C]`; an array gives an array, a tensor a tensor.
+            lengths: frames of each clip of a batch, `[B]`, or of the one clip; all by default.
+
+        Returns:
+            `[ceil(T / code_stride), Q]` or `[B, ceil(T / code_stride), Q]`, -1 past a clip's end. Frames that do not
+            fill a code are padded with copies of the last. A clip's codes do not depend on the batch around it.
+
+        Raises:
+            ValueError: for another shape, or lengths that do not fit it.
+        """
+        frames = torch.as_tensor(motion)
+        if frames.dim() not in (2, 3) or frames.shape[-1] != len(self.mean) or not frames.shape[-2]:
+            raise ValueError(
+                f"motion is {tuple(frames.shape)}; this tokenizer takes [frames, {len(self.mean)}], or a batch of such"
+            )
+        clips = _clips(frames, lengths, frames.shape[-2])
+        codes = _as_given([self._encode_clip(clip) for clip in clips], frames, -(-frames.shape[-2] // self.code_stride))
         return codes.cpu().numpy() if isinstance(motion, np.ndarray) else codes
 
+    def decode(self, codes: Array, lengths: Lengths | None = None) -> Array:
+        """Codes to motion in the data's own units, fp32.
+
+        Args:
+            codes: of one clip `[T', q]`, or a padded batch `[B, T', q]`, q <= Q; -1 for a dropped level.
+            lengths: frames of each clip of a batch, `[B]`, or of the one clip; `T' * code_stride` by default.
+
+        Returns:
+            `[T, C]` or `[B, T, C]`, T being the longest of `lengths`; zeros past a clip's end.
+
+        Raises:
+            ValueError: for another shape, codes that do not exist, or lengths that do not fit.
+        """
+        indices = torch.as_tensor(codes)
+        if indices.dim() not in (2, 3) or indices.is_floating_point() or not indices.shape[-2]:
+            raise ValueError(f"codes are {indices.dtype} {tuple(indices.shape)}; give integers [codes, levels]")
+        indices = indices.to(torch.int64)
+        most = indices.shape[-2] * self.code_stride
+        frames = _lengths(lengths, indices.shape[0] if indices.dim() == 3 else 1, most)
+        clips = _clips(indices, [-(-count // self.code_stride) for count in frames], indices.shape[-2])
+        motion = [self._decode_clip(clip)[:count] for clip, count in zip(clips, frames, strict=True)]
+        found = _as_given(motion, indices, max(frames), padding=0)
+        return found.cpu().numpy() if isinstance(codes, np.ndarray) else found
+
+    def encoder_stream(self) -> EncoderStream:
+        """An encoder for one clip that comes piece by piece; it gives the codes of `encode`."""
+        return EncoderStream(self.model, self._normalise, self.chunk)
+
+    def decoder_stream(self) -> DecoderStream:
+        """A decoder for one clip whose codes come piece by piece; it gives the motion of `decode`."""
+        return DecoderStream(self.model, self._denormalise, self.chunk)
+
     @torch.no_grad()
-    def decode(self, codes: Tensor | np.ndarray) -> Tensor | np.ndarray:
-        """Codes `[T', q]`, q <= Q, -1 for a dropped level, to motion `[T' * code_stride, C]` in data units."""
-        indices = torch.as_tensor(codes, device=self.mean.device, dtype=torch.int64)
-        motion = self.model.decode(indices.unsqueeze(0))[0].float() * self.std + self.mean
-        return motion.cpu().numpy() if isinstance(codes, np.ndarray) else motion
+    def _encode_clip(self, frames: Tensor) -> Tensor:
+        if self._needs_whole_clips:
+            frames = torch.cat([frames, frames[-1:].expand(-len(frames) % self.code_stride, -1)])
+            return self.model.encode(self._normalise(frames).unsqueeze(0))[0]
+        stream = self.encoder_stream()
+        return torch.cat([stream.push(frames), stream.finish()])
+
+    @torch.no_grad()
+    def _decode_clip(self, codes: Tensor) -> Tensor:
+        if self._needs_whole_clips:
+            return self._denormalise(self.model.decode(codes.to(self.mean.device).unsqueeze(0))[0].float())
+        stream = self.decoder_stream()
+        return torch.cat([stream.push(codes), stream.finish()])
+
+    @property
+    def _needs_whole_clips(self) -> bool:
+        return self.model.config.norm == "GN"
+
+    def _normalise(self, frames: Tensor) -> Tensor:
+        return (frames.to(self.mean.device, torch.float32) - self.mean) / self.std
+
+    def _denormalise(self, frames: Tensor) -> Tensor:
+        return frames * self.std + self.mean
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `model.safetensors` and `config.json`; the folder is whole or it is not there."""
+        """Writes `model.safetensors`, `config.json` and a model card; the folder is whole or it is not there."""
         folder = Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
+        config = self._config()
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
             unfinished = Path(place) / folder.name
             unfinished.mkdir()
-            tensors = {name: tensor.contiguous().cpu() for name, tensor in self.state_dict().items()}
-            save_file(tensors, unfinished / "model.safetensors")
-            (unfinished / "config.json").write_text(json.dumps(self._config(), indent=2) + "\n", encoding="utf-8")
+            tensors = {name: tensor.contiguous().cpu() for name, tensor in self.model.state_dict().items()}
+            save_file(tensors, unfinished / WEIGHTS)
+            (unfinished / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            # safetensors keeps its files to their owner; these are for whoever may read the folder.
+            (unfinished / WEIGHTS).chmod((unfinished / CONFIG).stat().st_mode)
+            (unfinished / CARD).write_text(model_card(config), encoding="utf-8")
             if folder.exists():
                 folder.rename(Path(place) / "older")
             unfinished.rename(folder)
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+        cls,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
     ) -> "MotionTokenizer":
-        """Loads what `save_pretrained` wrote.
+        """Loads what `save_pretrained` wrote, from a folder or from the Hugging Face hub.
+
+        Args:
+            folder: a folder, or the id `owner/name` of a repository on the hub (needs the extra `hub`).
+            dtype: of the nets; codebooks, distances and normalisation stay fp32.
+            revision: branch, tag or commit of a repository on the hub.
 
         Raises:
             UserError: naming the folder or file and what is wrong with it.
         """
+        if is_repository(folder):
+            folder = download(str(folder), revision, (CONFIG, WEIGHTS, CARD))
         folder = Path(folder)
-        config_file, weights_file = folder / "config.json", folder / "model.safetensors"
-        for file in (config_file, weights_file):
-            if not file.is_file():
-                raise UserError(f"{folder}: not a tokenizer folder: {file.name} is missing")
+        for name in (CONFIG, WEIGHTS):
+            if not (folder / name).is_file():
+                raise UserError(f"{folder}: not a tokenizer folder: {name} is missing")
+        tokenizer = cls._from_config(folder / CONFIG)
         try:
-            config = json.loads(config_file.read_text(encoding="utf-8"))
-            if config["format_version"] != FORMAT_VERSION:
-                raise UserError(
-                    f"{config_file}: format_version {config['format_version']}, known here: {FORMAT_VERSION}"
-                )
-            model_config = model_config_from_dict(config["model"], str(config_file))
-            layout = layout_from_json(config["layout"], config["in_features"])
-            model = RVQVAE(config["in_features"], model_config)
-            blank = torch.zeros(config["in_features"])
-            known = ("format_version", "ds_rvqvae_version", "model", "in_features", "layout", "fps", "code_rate")
-            details = {key: value for key, value in config.items() if key not in known}
-            tokenizer = cls(model, blank, blank.clone(), layout, float(config["fps"]), details)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{config_file}: not a tokenizer's config: {type(error).__name__}: {error}") from None
-        try:
-            tokenizer.load_state_dict(load_file(weights_file))
+            tokenizer.model.load_state_dict(load_file(folder / WEIGHTS))
         except (OSError, SafetensorError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{weights_file}: does not hold this config's weights: {reason}") from None
+            raise UserError(f"{folder / WEIGHTS}: does not hold this config's weights: {reason}") from None
         tokenizer.to(device)
         # Normalisation stays in fp32; codebooks keep it by themselves.
         tokenizer.model.to(dtype)
         return tokenizer
 
-    def _frames(self, motion: Tensor | np.ndarray) -> Tensor:
-        frames = torch.as_tensor(motion, device=self.mean.device, dtype=torch.float32)
-        if frames.dim() != 2 or frames.shape[1] != len(self.mean) or not len(frames):
-            raise ValueError(f"motion is {tuple(frames.shape)}; this tokenizer takes [frames, {len(self.mean)}]")
-        return frames
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+        """Uploads what `save_pretrained` writes to the repository `owner/name` of the Hugging Face hub, making it if
+        there is none. Needs the extra `hub`.
+
+        Returns:
+            the address of the commit.
+        """
+        with tempfile.TemporaryDirectory() as place:
+            self.save_pretrained(Path(place) / "tokenizer")
+            return upload(Path(place) / "tokenizer", repo_id, private=private, token=token)
+
+    @classmethod
+    def _from_config(cls, file: Path) -> "MotionTokenizer":
+        """A tokenizer with random weights."""
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+            if config["format_version"] != FORMAT_VERSION:
+                raise UserError(f"{file}: format_version {config['format_version']}, known here: {FORMAT_VERSION}")
+            model_config = model_config_from_dict(config["model"], str(file))
+            features = config["in_features"]
+            mean, std = (torch.tensor(config["normalisation"][key], dtype=torch.float32) for key in ("mean", "std"))
+            if mean.shape != (features,) or std.shape != (features,):
+                raise ValueError(f"normalisation has {mean.numel()} and {std.numel()} numbers, not {features}")
+            details = {key: value for key, value in config.items() if key not in _OWN_KEYS}
+            layout = layout_from_json(config["layout"], features)
+            tokenizer = cls(RVQVAE(features, model_config), mean, std, layout, float(config["fps"]), details)
+            tokenizer._loaded_fingerprint = str(config["fingerprint"])
+            return tokenizer
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file}: not a tokenizer's config: {type(error).__name__}: {error}") from None
 
     def _config(self) -> dict[str, Any]:
         return {
             "format_version": FORMAT_VERSION,
             "ds_rvqvae_version": __version__,
+            "fingerprint": self._compute_fingerprint(),
             "model": self.model.config.model_dump(mode="json"),
             "in_features": self.model.in_features,
-            "layout": layout_to_json(self.layout),
             "fps": self.fps,
-            "code_rate": self.fps / self.code_stride,
+            "code_rate": self.code_rate,
+            "joint_names": [channels.name for channels in self.layout if channels.kind == "rotation_6d"],
+            "layout": layout_to_json(self.layout),
             **self.details,
+            "normalisation": {"mean": self.mean.tolist(), "std": self.std.tolist()},
         }
+
+    def _compute_fingerprint(self) -> str:
+        digest = hashlib.sha256(json.dumps([self.model.config.model_dump(mode="json"), self.fps]).encode())
+        training_only = ("ema_sum", "ema_count", "updates")
+        for name, tensor in [*sorted(self.model.state_dict().items()), ("mean", self.mean), ("std", self.std)]:
+            if not name.endswith(training_only):
+                digest.update(name.encode())
+                digest.update(tensor.detach().float().cpu().contiguous().numpy())
+        return digest.hexdigest()
+
+
+def _lengths(lengths: Lengths | None, clips: int, most: int) -> list[int]:
+    """A length for each clip, from 1 to `most`; raises ValueError."""
+    if lengths is None:
+        return [most] * clips
+    counts = [int(count) for count in torch.as_tensor(lengths).reshape(-1)]
+    if len(counts) != clips:
+        raise ValueError(f"{len(counts)} lengths for {clips} clips")
+    if any(not 1 <= count <= most for count in counts):
+        raise ValueError(f"lengths are from 1 to {most}, not {counts}")
+    return counts
+
+
+def _clips(rows: Tensor, lengths: Lengths | None, most: int) -> list[Tensor]:
+    """The clips `[length, …]` of one clip `[T, …]` or a batch `[B, T, …]`."""
+    batch = rows if rows.dim() == 3 else rows.unsqueeze(0)
+    return [clip[:count] for clip, count in zip(batch, _lengths(lengths, len(batch), most), strict=True)]
+
+
+def _as_given(clips: list[Tensor], given: Tensor, longest: int, padding: int = -1) -> Tensor:
+    """What came of each clip, as one clip or as a batch padded to `longest` rows, like `given`."""
+    if given.dim() == 2:
+        return clips[0]
+    batch = clips[0].new_full((len(clips), longest, clips[0].shape[-1]), padding)
+    for row, clip in zip(batch, clips, strict=True):
+        row[: len(clip)] = clip
+    return batch

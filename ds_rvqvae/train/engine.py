@@ -12,13 +12,14 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
-from deepspeed.utils import safe_get_full_fp32_param
+from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.nets import Checkpoint
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.profile import Profile
+from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 
 def start_distributed() -> None:
@@ -40,19 +41,24 @@ def start_distributed() -> None:
 
 
 def build_engine(
-    profile: Profile, in_features: int, run_folder: Path, universal: bool = False
+    profile: Profile, in_features: int, run_folder: Path, universal: bool = False, init_from: Path | None = None
 ) -> deepspeed.DeepSpeedEngine:
     """A DeepSpeed engine whose module is the profile's RVQ-VAE, equal on all ranks.
 
     Args:
         universal: it is to load a checkpoint that another number of ranks saved.
+        init_from: a tokenizer's folder that weights, codebooks and averages come from; rank 0 reads it.
 
     Raises:
+        UserError: the tokenizer cannot be loaded.
         RuntimeError: where DeepSpeed changed the codebooks' dtype.
     """
     training = profile.rvqvae.training
     torch.manual_seed(training.seed)
     model = RVQVAE(in_features, profile.rvqvae.model)
+    if init_from is not None:
+        on_rank_zero_first(lambda: _load_tokenizer(model, init_from))
+    weights = [parameter.detach().clone() for parameter in model.parameters()] if init_from is not None else []
     config = profile.deepspeed_config()
     if not config["tensorboard"]["output_path"]:
         config["tensorboard"]["output_path"] = str(run_folder)
@@ -65,11 +71,27 @@ def build_engine(
     if quantizer.codebooks.dtype != torch.float32 or quantizer.ema_sum.dtype != torch.float32:
         raise RuntimeError(f"codebooks are {quantizer.codebooks.dtype}, not fp32: deepspeed {deepspeed.__version__}?")
     broadcast_buffers(engine.module)
+    if weights:
+        _set_fp32_weights(engine, weights)
     # The engine would write the learning rate to disk, flushed, at every step; `Board` writes it with the rest.
     engine.monitor.enabled = profile.wall_clock_breakdown and engine.monitor.enabled
     if training.compile:
+        # Its draws and staged statistics are Python's: compiled, it would be compiled anew at every step.
+        quantizer.forward = torch.compiler.disable(quantizer.forward)
         engine.compile()
     return engine
+
+
+def _load_tokenizer(model: RVQVAE, folder: Path) -> None:
+    model.load_state_dict(MotionTokenizer.from_pretrained(folder).model.state_dict())
+
+
+def _set_fp32_weights(engine: deepspeed.DeepSpeedEngine, weights: list[torch.Tensor]) -> None:
+    """Sets the optimizer's fp32 weights to rank 0's `weights`; DeepSpeed makes them of what bf16 left of those."""
+    for parameter, weight in zip(engine.module.parameters(), weights, strict=True):
+        weight = weight.to(engine.device)
+        dist.broadcast(weight, src=0)
+        safe_set_full_fp32_param(parameter, weight)
 
 
 def broadcast_buffers(module: torch.nn.Module) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ds_rvqvae import RVQVAE, MotionTokenizer
-from ds_rvqvae.data.layout import Channels
+from ds_rvqvae.data.layout import Channels, feature_layout
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.profile import ModelConfig
 from tests.ranks import ROOT
@@ -30,6 +30,7 @@ def test_saved_and_loaded_it_is_the_same(tokenizer, tmp_path):
     assert not loaded.training and loaded.layout == tokenizer.layout and loaded.details == {"training_step": 7}
     for name, value in tokenizer.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[name]), name
+    assert torch.equal(tokenizer.mean, loaded.mean) and torch.equal(tokenizer.std, loaded.std)
     motion = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
     np.testing.assert_array_equal(tokenizer.encode(motion), loaded.encode(motion))
     config = json.loads((tmp_path / "tokenizer" / "config.json").read_text())
@@ -41,7 +42,8 @@ def test_saving_again_replaces_the_folder(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     (tmp_path / "tokenizer" / "stray").write_text("")
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    assert sorted(path.name for path in (tmp_path / "tokenizer").iterdir()) == ["config.json", "model.safetensors"]
+    names = sorted(path.name for path in (tmp_path / "tokenizer").iterdir())
+    assert names == ["README.md", "config.json", "model.safetensors"]
 
 
 def test_normalisation_is_included(tokenizer):
@@ -62,10 +64,67 @@ def test_arrays_give_arrays_and_any_length_is_padded(tokenizer):
     assert isinstance(tokenizer.encode(torch.zeros(18, 8)), torch.Tensor)
 
 
-@pytest.mark.parametrize("shape", [(10, 7), (10,), (0, 8), (1, 10, 8)])
+@pytest.mark.parametrize("shape", [(10, 7), (10,), (0, 8), (1, 0, 8), (1, 1, 10, 8)])
 def test_wrong_shapes_are_refused(tokenizer, shape):
     with pytest.raises(ValueError, match="takes \\[frames, 8\\]"):
         tokenizer.encode(np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize("norm", [None, "GN"])
+def test_a_padded_batch_is_its_clips_one_by_one(norm):
+    torch.manual_seed(1)
+    config = CONFIG.model_copy(update={"norm": norm, "width": 32})
+    tokenizer = MotionTokenizer(RVQVAE(8, config), torch.zeros(8), torch.ones(8), feature_layout(8), 30.0)
+    lengths = [33, 7, 40]
+    motion = np.random.default_rng(0).normal(size=(3, 40, 8)).astype(np.float32)
+    codes = tokenizer.encode(motion, lengths)
+    assert codes.shape == (3, 10, 3) and codes.dtype == np.int64
+    decoded = tokenizer.decode(codes, lengths)
+    assert decoded.shape == (3, 40, 8) and decoded.dtype == np.float32
+    for clip, length, its_codes, its_motion in zip(motion, lengths, codes, decoded, strict=True):
+        count = -(-length // 4)
+        np.testing.assert_array_equal(its_codes[:count], tokenizer.encode(clip[:length]))
+        assert (its_codes[count:] == -1).all()
+        np.testing.assert_array_equal(its_motion[:length], tokenizer.decode(its_codes[:count], length))
+        assert not its_motion[length:].any() and its_motion[:length].any()
+    assert torch.equal(tokenizer.encode(torch.from_numpy(motion), torch.tensor(lengths)), torch.from_numpy(codes))
+
+
+def test_lengths_that_do_not_fit_are_refused(tokenizer):
+    with pytest.raises(ValueError, match="2 lengths for 1 clips"):
+        tokenizer.encode(np.zeros((10, 8), np.float32), [3, 4])
+    with pytest.raises(ValueError, match="from 1 to 10, not \\[11\\]"):
+        tokenizer.encode(np.zeros((10, 8), np.float32), 11)
+    with pytest.raises(ValueError, match="from 1 to 8"):
+        tokenizer.decode(np.zeros((2, 3), np.int64), 0)
+    with pytest.raises(ValueError, match="float32"):
+        tokenizer.decode(np.zeros((2, 3), np.float32))
+
+
+def test_the_fingerprint_is_of_what_codes_mean(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    for dtype in (torch.float32, torch.bfloat16):
+        assert MotionTokenizer.from_pretrained(tmp_path / "tokenizer", dtype=dtype).fingerprint == tokenizer.fingerprint
+    before = tokenizer.fingerprint
+    tokenizer.model.quantizer.ema_count += 1  # of training only
+    assert tokenizer.fingerprint == before
+    tokenizer.model.quantizer.codebooks[0, 0, 0] += 1
+    assert tokenizer.fingerprint != before
+
+
+def test_the_config_and_the_card_say_what_it_is(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    config = json.loads((tmp_path / "tokenizer" / "config.json").read_text())
+    assert config["joint_names"] == ["hip"] and config["training_step"] == 7 and config["in_features"] == 8
+    assert config["normalisation"] == {"mean": tokenizer.mean.tolist(), "std": tokenizer.std.tolist()}
+    card = (tmp_path / "tokenizer" / "README.md").read_text()
+    # 7.5 codes a second of 3 levels of 8 codes.
+    assert "`[frames / 4, 3]`" in card and "68 bits/s" in card and tokenizer.fingerprint in card
+
+
+def test_the_files_are_as_readable_as_others(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    assert len({file.stat().st_mode for file in (tmp_path / "tokenizer").iterdir()}) == 1
 
 
 def test_bf16_keeps_codebooks_and_normalisation_in_fp32(tokenizer, tmp_path):
@@ -90,7 +149,11 @@ DAMAGE = {
     "no weights": (lambda folder: _without(folder, "model.safetensors"), "model.safetensors is missing"),
     "config is no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
     "another format": (lambda folder: _config(folder, format_version=99), "format_version 99"),
-    "a wider model": (lambda folder: _config(folder, in_features=9), "layout"),
+    "a wider model": (lambda folder: _config(folder, in_features=9), "8 and 8 numbers, not 9"),
+    "a mean too few": (
+        lambda folder: _config(folder, normalisation={"mean": [0.0] * 7, "std": [1.0] * 8}),
+        "7 and 8 numbers, not 8",
+    ),
     "unknown model key": (lambda folder: _config(folder, model={"widht": 3}), "widht"),
     "another code_dim": (lambda folder: _config(folder, model={"code_dim": 5}), "weights"),
     "truncated weights": (lambda folder: (folder / "model.safetensors").write_bytes(b"abc"), "model.safetensors"),

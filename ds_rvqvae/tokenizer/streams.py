@@ -1,0 +1,149 @@
+"""Encoding and decoding piece by piece, as motion comes in. Whole clips take the same way, so that both agree."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ds_rvqvae.model.chunks import ChunkedNet
+from ds_rvqvae.model.rvqvae import RVQVAE
+
+
+class EncoderStream:
+    """Motion of one clip in, its codes out; made by `MotionTokenizer.encoder_stream`.
+
+    Args:
+        model: in eval mode.
+        normalise: of frames `[n, C]` in the data's own units, to the model's device.
+        chunk: codes computed at a time.
+
+    Raises:
+        ValueError: for a model with group norm, which needs the whole clip.
+    """
+
+    def __init__(self, model: RVQVAE, normalise: Callable[[Tensor], Tensor], chunk: int):
+        self._model, self._normalise = model, normalise
+        self._net = ChunkedNet(model.encoder)
+        self._chunker = _Chunker(chunk * model.config.code_stride)
+        self._codes = 0
+        self._last: Tensor | None = None
+
+    @property
+    def latency(self) -> int:
+        """Frames that can follow a code's last frame before the code comes out."""
+        stride = self._model.config.code_stride
+        return self._chunker.size - stride + self._net.delay * stride
+
+    @torch.no_grad()
+    def push(self, motion: Tensor) -> Tensor:
+        """The next frames `[n, C]`, any number of them; gives the codes `[m, Q]` that are now known, int64."""
+        if len(motion):
+            self._last = motion[-1:].clone()
+        return self._joined([self._run(chunk, None) for chunk in self._chunker.push(motion)])
+
+    @torch.no_grad()
+    def finish(self) -> Tensor:
+        """The clip's last codes. Frames that do not fill a code are padded with copies of the last."""
+        found: list[Tensor] = []
+        missing = -self._chunker.pushed % self._model.config.code_stride
+        if missing and self._last is not None:
+            found.append(self.push(self._last.expand(missing, -1)))
+        length = self._chunker.pushed
+        while self._codes < length // self._model.config.code_stride:
+            found.append(self._run(self._chunker.rest(), length))
+        return self._joined(found)
+
+    def _run(self, frames: Tensor | None, length: int | None) -> Tensor:
+        parameter = self._model.encoder[0].weight
+        chunk = parameter.new_zeros(1, self._model.in_features, self._chunker.size)
+        if frames is not None:
+            chunk[0, :, : len(frames)] = self._normalise(frames).t()
+        latents, first = self._net.push(chunk, length)
+        latents = _known(latents, first, length and length // self._model.config.code_stride)
+        self._codes += latents.shape[-1]
+        return self._model.quantizer.encode(latents[0].t())
+
+    def _joined(self, codes: list[Tensor]) -> Tensor:
+        empty = self._model.quantizer.updates.new_zeros(0, self._model.config.num_quantizers)
+        return torch.cat([empty, *codes])
+
+
+class DecoderStream:
+    """Codes of one clip in, its motion out; made by `MotionTokenizer.decoder_stream`.
+
+    Args:
+        model: in eval mode.
+        denormalise: of frames `[n, C]` as the model gives them, to the data's own units.
+        chunk: codes computed at a time.
+
+    Raises:
+        ValueError: for a model with group norm, which needs the whole clip.
+    """
+
+    def __init__(self, model: RVQVAE, denormalise: Callable[[Tensor], Tensor], chunk: int):
+        self._model, self._denormalise = model, denormalise
+        self._net = ChunkedNet(model.decoder)
+        self._chunker = _Chunker(chunk)
+        self._frames = 0
+
+    @property
+    def latency(self) -> int:
+        """Frames that can follow a frame, as codes, before it comes out."""
+        return self._chunker.size * self._model.config.code_stride - 1 + self._net.delay
+
+    @torch.no_grad()
+    def push(self, codes: Tensor) -> Tensor:
+        """The next codes `[m, q]`, any number of them; gives the frames `[n, C]` that are now known, fp32."""
+        return self._joined([self._run(chunk, None) for chunk in self._chunker.push(codes)])
+
+    @torch.no_grad()
+    def finish(self) -> Tensor:
+        """The clip's last frames."""
+        length, found = self._chunker.pushed, []
+        while self._frames < length * self._model.config.code_stride:
+            found.append(self._run(self._chunker.rest(), length))
+        return self._joined(found)
+
+    def _run(self, codes: Tensor | None, length: int | None) -> Tensor:
+        parameter = self._model.decoder[0].weight
+        chunk = parameter.new_zeros(1, self._model.config.code_dim, self._chunker.size)
+        if codes is not None:
+            chunk[0, :, : len(codes)] = self._model.quantizer.decode(codes.to(parameter.device)).t()
+        motion, first = self._net.push(chunk, length)
+        motion = _known(motion, first, length and length * self._model.config.code_stride)
+        self._frames += motion.shape[-1]
+        return self._denormalise(motion[0].t().float())
+
+    def _joined(self, motion: list[Tensor]) -> Tensor:
+        empty = self._denormalise(self._model.quantizer.codebooks.new_zeros(0, self._model.in_features))
+        return torch.cat([empty, *motion])
+
+
+class _Chunker:
+    """Cuts rows that come in pieces of any length into chunks of `size`."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self.pushed = 0
+        """Rows so far."""
+        self._waiting: Tensor | None = None
+
+    def push(self, rows: Tensor) -> list[Tensor]:
+        """The chunks that `rows [n, …]` complete; they are views, what is left over is a copy."""
+        self.pushed += len(rows)
+        if self._waiting is not None:
+            rows = torch.cat([self._waiting, rows])
+        whole = len(rows) // self.size * self.size
+        self._waiting = rows[whole:].clone() if whole < len(rows) else None
+        return list(rows[:whole].split(self.size)) if whole else []
+
+    def rest(self) -> Tensor | None:
+        """What is left over, once."""
+        rows, self._waiting = self._waiting, None
+        return rows
+
+
+def _known(output: Tensor, first: int, length: int | None) -> Tensor:
+    """The samples of `[1, channels, samples]`, the first at position `first`, that are inside the clip."""
+    last = output.shape[-1] if length is None else max(length - first, 0)
+    return output[..., max(-first, 0) : last]
