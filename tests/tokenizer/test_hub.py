@@ -1,0 +1,157 @@
+"""Tokenizers on the hub: the real client against a small hub on this machine."""
+
+import base64
+import json
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+
+from ds_rvqvae import RVQVAE, MotionTokenizer
+from ds_rvqvae.data.layout import feature_layout
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.profile import ModelConfig
+from tests.ranks import ROOT
+
+pytest.importorskip("huggingface_hub")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """As much of the hub's interface as making, filling and reading a repository takes."""
+
+    files: dict[str, bytes]
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        if "/preupload/" in self.path:
+            wanted = json.loads(body)["files"]
+            kinds = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in wanted]
+            return self._answer({"files": kinds})
+        if "/commit/" in self.path:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            return self._answer({"success": True, "commitOid": COMMIT, "commitUrl": self._address(f"commit/{COMMIT}")})
+        return self._answer({"url": self._address(), "name": "someone/motion"})
+
+    def do_GET(self):
+        if match := re.fullmatch(r"/[^/]+/[^/]+/resolve/[^/]+/(.+)", self.path):
+            content = self.files[match[1]]
+            headers = {"ETag": f'"{match[1]}"', "X-Repo-Commit": COMMIT}
+            return self._answer(content, headers)
+        if "/tree/" in self.path:
+            files = self.files.items()
+            return self._answer([{"type": "file", "path": n, "size": len(c), "oid": n} for n, c in files])
+        if self.path.startswith("/api/models/someone/motion"):
+            return self._answer(
+                {"id": "someone/motion", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.files]}
+            )
+        return self._answer(b"", {"X-Error-Code": "RepoNotFound"}, status=404)
+
+    do_HEAD = do_GET
+
+    def _answer(self, content, headers=None, status=200):
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def _address(self, path=""):
+        return f"http://{self.headers['Host']}/someone/motion/{path}".rstrip("/")
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """Runs code in a process of its own, whose hub is this machine; gives its output."""
+    handler = type("Hub", (_Hub,), {"files": {}})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def run(code, *arguments, **environment):
+        variables = {
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_HOME": str(tmp_path / "hub"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        }
+        command = [sys.executable, "-c", "import sys\nfrom ds_rvqvae import MotionTokenizer\n" + code, *arguments]
+        return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60)
+
+    run.files = handler.files
+    yield run
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(0)
+    config = ModelConfig(width=16, depth=1, code_dim=4, nb_code=8, num_quantizers=2)
+    tokenizer = MotionTokenizer(RVQVAE(8, config), torch.zeros(8), torch.ones(8), feature_layout(8), 30.0)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    return tmp_path / "tokenizer"
+
+
+def test_pushed_and_loaded_again_it_is_the_same(hub, folder):
+    pushed = hub(
+        "print(MotionTokenizer.from_pretrained(sys.argv[1]).push_to_hub('someone/motion', token='hf_x'))", str(folder)
+    )
+    assert pushed.returncode == 0, pushed.stderr
+    assert pushed.stdout.strip().endswith(f"/commit/{COMMIT}")
+    assert sorted(hub.files) == ["README.md", "config.json", "model.safetensors"]
+    hub.files["optimizer.pt"] = b"not for us"
+    load = (
+        "import numpy\n"
+        "tokenizer = MotionTokenizer.from_pretrained('someone/motion')\n"
+        "print(tokenizer.fingerprint, tokenizer.encode(numpy.ones((9, 8), 'float32')).tolist())"
+    )
+    loaded = hub(load)
+    here = MotionTokenizer.from_pretrained(folder)
+    codes = here.encode(np.ones((9, 8), np.float32)).tolist()
+    assert loaded.stdout.strip() == f"{here.fingerprint} {codes}", loaded.stderr
+    # Once fetched, it is there without the hub.
+    assert hub(load, HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9").stdout == loaded.stdout
+
+
+def test_a_repository_that_is_not_there_is_refused_in_one_line(hub):
+    code = (
+        "from ds_rvqvae.errors import UserError\n"
+        "try: MotionTokenizer.from_pretrained('nobody/nothing')\n"
+        "except UserError as error: print(error)\n"
+    )
+    result = hub(code)
+    assert result.stdout.startswith("nobody/nothing: no such folder, and not to be had from the hub: "), result.stderr
+    assert len(result.stdout.splitlines()) == 1
+
+
+def test_without_the_client_folders_load_and_repositories_name_the_extra(hub, folder):
+    code = (
+        "sys.modules['huggingface_hub'] = None\n"
+        "from ds_rvqvae.errors import UserError\n"
+        "MotionTokenizer.from_pretrained(sys.argv[1])\n"
+        "try: MotionTokenizer.from_pretrained('someone/motion')\n"
+        "except UserError as error: print(error)\n"
+    )
+    result = hub(code, str(folder))
+    assert "pip install 'ds_rvqvae[hub]'" in result.stdout, result.stderr
+
+
+def test_a_misspelt_folder_is_no_repository(tmp_path):
+    with pytest.raises(UserError, match="not a tokenizer folder"):
+        MotionTokenizer.from_pretrained(tmp_path / "nothing")
+    with pytest.raises(UserError, match="not a tokenizer folder"):
+        MotionTokenizer.from_pretrained("runs/baseline-upper/tokeniser")
