@@ -14,6 +14,8 @@ MANIFEST = "manifest.json"
 LATEST = "latest"
 BEST = "best"
 """Files that hold the name of the newest checkpoint, and of the one that scored best on held-out motion."""
+MODEL_FILE = "mp_rank_00_model_states.pt"
+"""DeepSpeed's name for the file with the module's weights, its buffers and what the trainer adds."""
 _TAG = "global_step"
 
 
@@ -105,6 +107,23 @@ def damage_of(checkpoint: Path, thorough: bool = True) -> str | None:
     except (OSError, ValueError) as error:
         return str(error)
     return None
+
+
+def named_checkpoint(folder: Path, which: str) -> Path:
+    """The checkpoint that `which` means: `latest`, `best` or the name of one; whole by its manifest.
+
+    Raises:
+        ValueError: no such checkpoint, or a damaged one.
+    """
+    checkpoint = latest(folder) if which == LATEST else _named_by(folder / BEST) if which == BEST else folder / which
+    found = checkpoints(folder)
+    if checkpoint not in found:
+        there = ", ".join(path.name for path in found) or "none"
+        raise ValueError(f"no checkpoint {which}; there is {there}" if which != LATEST else "has no checkpoint yet")
+    reason = damage_of(checkpoint)
+    if reason is not None:
+        raise ValueError(f"{checkpoint.name}: {reason}")
+    return checkpoint
 
 
 def whole_checkpoint(folder: Path, thorough: bool = True) -> tuple[Path | None, list[str]]:

@@ -19,11 +19,11 @@ from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.profile import model_config_from_dict
 from ds_rvqvae.tokenizer.card import model_card
+from ds_rvqvae.tokenizer.folder import CARD, CONFIG, WEIGHTS, is_tokenizer
 from ds_rvqvae.tokenizer.hub import download, is_repository, upload
 from ds_rvqvae.tokenizer.streams import DecoderStream, EncoderStream
 
 FORMAT_VERSION = 1
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 _OWN_KEYS = (
     *("format_version", "ds_rvqvae_version", "fingerprint", "model", "in_features", "joint_names", "layout", "fps"),
     *("code_rate", "normalisation"),
@@ -170,8 +170,14 @@ class MotionTokenizer(nn.Module):
         return frames * self.std + self.mean
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `model.safetensors`, `config.json` and a model card; the folder is whole or it is not there."""
-        folder = Path(folder)
+        """Writes `model.safetensors`, `config.json` and a model card; the folder is whole or it is not there.
+
+        Raises:
+            UserError: the folder exists and holds something else than a tokenizer, which it replaces.
+        """
+        folder = Path(folder).absolute()
+        if folder.exists() and not is_tokenizer(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+            raise UserError(f"{folder}: exists and is no tokenizer; name another folder")
         folder.parent.mkdir(parents=True, exist_ok=True)
         config = self._config()
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
@@ -211,7 +217,8 @@ class MotionTokenizer(nn.Module):
         folder = Path(folder)
         for name in (CONFIG, WEIGHTS):
             if not (folder / name).is_file():
-                raise UserError(f"{folder}: not a tokenizer folder: {name} is missing")
+                hint = f"; this run's tokenizer is {folder / 'tokenizer'}" if is_tokenizer(folder / "tokenizer") else ""
+                raise UserError(f"{folder}: not a tokenizer folder: {name} is missing{hint}")
         tokenizer = cls._from_config(folder / CONFIG)
         try:
             tokenizer.model.load_state_dict(load_file(folder / WEIGHTS))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ds_rvqvae.checkpoints import latest, step_of
+from ds_rvqvae.checkpoints import LATEST, MODEL_FILE, latest, named_checkpoint, step_of
 from ds_rvqvae.data.layout import Layout, layout_from_json, layout_to_json
 from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.errors import UserError
@@ -36,22 +36,27 @@ def make_tokenizer(model: RVQVAE, state: dict[str, Any], **details: Any) -> Moti
     return MotionTokenizer(model, state["mean"], state["std"], layout, state["fps"], details)
 
 
-def tokenizer_of_run(run_folder: Path) -> MotionTokenizer:
-    """The newest tokenizer of a run: the exported one, or where training goes on, the newest checkpoint's.
+def tokenizer_of_run(run_folder: Path, which: str | None = None) -> MotionTokenizer:
+    """The tokenizer of a run.
+
+    Args:
+        which: a checkpoint: `latest`, `best` or `global_stepN`. Without it the exported tokenizer, or where training
+            went on after it, the newest checkpoint's.
 
     Raises:
-        UserError: the folder is no run, or has neither.
+        UserError: the folder is no run, or has no such checkpoint, or a damaged one.
     """
     if not (run_folder / "profile.json").is_file():
         raise UserError(f"{run_folder}: not a run's folder: it has no profile.json")
     exported, newest = run_folder / "tokenizer", latest(run_folder / "checkpoints")
-    if exported.is_dir():
+    if which is None and exported.is_dir():
         tokenizer = MotionTokenizer.from_pretrained(exported)
         if newest is None or tokenizer.details.get("training_step", 0) >= step_of(newest):
             return tokenizer
-    if newest is None:
-        raise UserError(f"{run_folder}: has no checkpoint yet")
-    return _tokenizer_of_checkpoint(newest)
+    try:
+        return _tokenizer_of_checkpoint(named_checkpoint(run_folder / "checkpoints", which or LATEST))
+    except ValueError as error:
+        raise UserError(f"{run_folder}: {error}") from None
 
 
 def _tokenizer_of_checkpoint(checkpoint: Path) -> MotionTokenizer:
@@ -62,8 +67,9 @@ def _tokenizer_of_checkpoint(checkpoint: Path) -> MotionTokenizer:
 
         weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     # DeepSpeed's checkpoints are pickles: those of the user's own runs only.
-    states = torch.load(checkpoint / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
+    states = torch.load(checkpoint / MODEL_FILE, map_location="cpu", weights_only=False)
     state = states["rvqvae"]
     model = RVQVAE(len(state["mean"]), model_config_from_dict(state["model"], str(checkpoint)))
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
-    return make_tokenizer(model, state, training_step=step_of(checkpoint))
+    details = {"scores": state["scores"]} if state.get("scores") else {}
+    return make_tokenizer(model, state, training_step=step_of(checkpoint), **details)

@@ -24,6 +24,7 @@ from ds_rvqvae.checkpoints import (
     BEST,
     LATEST,
     MANIFEST,
+    MODEL_FILE,
     UNFINISHED,
     digest_of,
     point,
@@ -39,7 +40,6 @@ from ds_rvqvae.checkpoints import (
 
 _BYTES_A_PARAMETER = 16
 """Of a checkpoint: fp32 master weight, two moments, and the module's own copy with what goes with it."""
-_MODEL_FILE = "mp_rank_00_model_states.pt"
 
 
 class SaveFailed(Exception):
@@ -182,7 +182,7 @@ def make_universal(checkpoint: Path) -> Path:
 
 def _restore_buffers(module: torch.nn.Module, checkpoint: Path) -> None:
     """Codebooks and their averages, which a universal checkpoint does not bring back."""
-    states = torch.load(checkpoint / _MODEL_FILE, map_location="cpu", weights_only=False)
+    states = torch.load(checkpoint / MODEL_FILE, map_location="cpu", weights_only=False)
     saved = {name: states["module"][name] for name in states["buffer_names"]}
     buffers = dict(module.named_buffers())
     for name, value in saved.items():
@@ -192,7 +192,7 @@ def _restore_buffers(module: torch.nn.Module, checkpoint: Path) -> None:
 def _own_files(folder: Path, rank: int) -> list[Path]:
     """The files of a checkpoint that this rank wrote: its shard of the optimizer, and on rank 0 the model."""
     shards = list(folder.glob(f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"))
-    return [*shards, folder / _MODEL_FILE] if rank == 0 else shards
+    return [*shards, folder / MODEL_FILE] if rank == 0 else shards
 
 
 def _manifest(
