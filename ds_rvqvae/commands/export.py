@@ -23,6 +23,12 @@ def add_to(verbs: Verbs) -> None:
         default="ds_rvqvae",
         help="momask, gesturelsm, t2mgpt: a checkpoint that their own code loads (default: ds_rvqvae)",
     )
+    export.add_argument(
+        "--embedding_proj",
+        choices=["on", "off"],
+        help="gesturelsm: with that layer, as the identity, or without, as its code before 2025 and SynTalker's take it "
+        "(default: on; a file imported without it goes out without)",
+    )
     add_json_flag(export)
     export.set_defaults(verb=_export)
 
@@ -45,7 +51,8 @@ def _export(args: argparse.Namespace) -> int:
         if args.format == "ds_rvqvae":
             tokenizer.save_pretrained(args.out)
         else:
-            save_foreign(tokenizer, args.format, args.out)
+            projected = None if args.embedding_proj is None else args.embedding_proj == "on"
+            save_foreign(tokenizer, args.format, args.out, embedding_proj=projected)
     except OSError as error:
         raise UserError(f"--out {args.out}: cannot be written: {error.strerror or error}; name another") from None
     files = sorted(str(file.relative_to(args.out)) for file in args.out.rglob("*") if file.is_file())

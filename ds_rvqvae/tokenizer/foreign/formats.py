@@ -1,0 +1,73 @@
+"""How MoMask, GestureLSM and T2M-GPT name the tensors that these nets have too. Without torch.
+
+Sources of the names: MoMask (Guo et al. 2024), GestureLSM (Liu et al. 2025) and T2M-GPT (Zhang et al. 2023). Their nets
+are one and the same, and `model/nets.py` computes what they compute, with two limits: outside the residual blocks
+theirs have ReLU whatever the blocks have, and their decoders up-sample by 2 whatever `stride_t` is.
+"""
+
+from dataclasses import dataclass
+
+from ds_rvqvae.profile import ModelConfig
+
+FIRST_WEIGHT = "encoder.model.0.weight"
+"""The one key that the files of all formats end a key in."""
+UPSAMPLING = 2
+"""What the decoders of all formats up-sample by."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignFormat:
+    """What sets one system's files apart."""
+
+    title: str
+    weights_keys: tuple[str, ...]
+    """Keys of the file under which its own loader looks for the state dict; the first is the one written."""
+    prefix: str
+    """What every key of the state dict begins with."""
+    weights_file: str
+    """Place of the weights in an exported folder, as its scripts expect it."""
+    statistics: str
+    """Folder of `mean.npy` and `std.npy` in an exported folder."""
+    fps: float
+    """Frames a second of the data it is trained on."""
+    one_codebook: bool = False
+    """Has a plain quantizer in place of a residual one."""
+    can_project: bool = False
+    """Some of its versions put the codebooks through a linear layer `embedding_proj` when they quantize."""
+
+    def codebook_key(self, level: int) -> str:
+        """Key of a level's codebook `[nb_code, code_dim]`, less the prefix."""
+        return "quantizer.codebook" if self.one_codebook else f"quantizer.layers.{level}.codebook"
+
+    def projection_keys(self, level: int) -> tuple[str, str]:
+        """Keys of the weight `[code_dim, code_dim]` and bias `[code_dim]` of a level's `embedding_proj`."""
+        return tuple(f"quantizer.layers.{level}.embedding_proj.{name}" for name in ("weight", "bias"))
+
+
+FORMATS = {
+    "momask": ForeignFormat("MoMask", ("vq_model", "net"), "", "model/net_best_fid.tar", "meta", 20.0),
+    "gesturelsm": ForeignFormat("GestureLSM", ("net",), "", "net.pth", ".", 30.0, can_project=True),
+    "t2mgpt": ForeignFormat("T2M-GPT", ("net",), "vqvae.", "net_last.pth", "meta", 20.0, one_codebook=True),
+}
+
+
+def net_keys(config: ModelConfig) -> dict[str, str]:
+    """Key of each parameter of `model.RVQVAE`'s encoder and decoder, and what it is called in all three formats."""
+    modules = {"encoder.0": "encoder.model.0", "decoder.0": "decoder.model.0"}
+    for stage in range(config.down_t):
+        theirs = f"model.{2 + stage}"
+        modules[f"encoder.{2 + 2 * stage}"] = f"encoder.{theirs}.0"
+        modules |= _block_keys(f"encoder.{3 + 2 * stage}", f"encoder.{theirs}.1", config)
+        modules |= _block_keys(f"decoder.{2 + 3 * stage}", f"decoder.{theirs}.0", config)
+        modules[f"decoder.{4 + 3 * stage}"] = f"decoder.{theirs}.2"
+    modules[f"encoder.{2 + 2 * config.down_t}"] = f"encoder.model.{2 + config.down_t}"
+    modules[f"decoder.{2 + 3 * config.down_t}"] = f"decoder.model.{2 + config.down_t}"
+    modules[f"decoder.{4 + 3 * config.down_t}"] = f"decoder.model.{4 + config.down_t}"
+    return {f"{ours}.{name}": f"{theirs}.{name}" for ours, theirs in modules.items() for name in ("weight", "bias")}
+
+
+def _block_keys(ours: str, theirs: str, config: ModelConfig) -> dict[str, str]:
+    """Modules of a residual stack; both sides have the largest dilation first."""
+    layers = ("norm1", "conv1", "norm2", "conv2") if config.norm else ("conv1", "conv2")
+    blocks = range(config.depth)
+    return {f"{ours}.blocks.{block}.{layer}": f"{theirs}.model.{block}.{layer}" for block in blocks for layer in layers}
