@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parent
 EXTRAS = {
     "bvh": [],
     "hub": ["huggingface_hub>=0.26"],
+    "render": ["imageio-ffmpeg>=0.6"],
 }
 TESTS = ["pytest>=8", "pytest-timeout", "hypothesis", "ruff"]
 

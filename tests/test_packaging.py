@@ -75,10 +75,10 @@ def test_the_version_stands_in_one_place(wheel):
 def test_the_dev_extra_contains_all_others():
     requirements = [Requirement(text) for text in requires("ds_rvqvae")]
     extras = {}
-    for extra in ("bvh", "hub", "dev"):
+    for extra in ("bvh", "hub", "render", "dev"):
         chosen = [item for item in requirements if item.marker and item.marker.evaluate({"extra": extra})]
         extras[extra] = {item.name for item in chosen}
-    assert extras["hub"] | extras["bvh"] <= extras["dev"]
+    assert extras["hub"] | extras["bvh"] | extras["render"] <= extras["dev"]
     assert {"pytest", "ruff"} <= extras["dev"]
 
 

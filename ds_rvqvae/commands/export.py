@@ -26,7 +26,7 @@ def add_to(verbs: Verbs) -> None:
     export.add_argument(
         "--embedding_proj",
         choices=["on", "off"],
-        help="gesturelsm: with that layer, as the identity, or without, as its code before 2025 and SynTalker's take it "
+        help="gesturelsm: with that layer, as the identity, or without, as code before 2025 and SynTalker's take it "
         "(default: on; a file imported without it goes out without)",
     )
     add_json_flag(export)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.flags import FlagParser
 
 Verbs = argparse._SubParsersAction
 """What a verb adds its parser to."""

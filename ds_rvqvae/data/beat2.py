@@ -5,6 +5,7 @@ Source: H. Liu et al., "EMAGE: Towards Unified Holistic Co-Speech Gesture Genera
 
 import csv
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from ds_rvqvae.profile import DataConfig
 
 CLIP_FOLDER = "smplxflame_30"
 SPLIT_FILE = "train_test_split.csv"
-_FPS_KEYS = ("mocap_frame_rate", "mocap_framerate")
+MOTION_KEYS = ("poses", "trans", "expressions")
+FPS_KEYS = ("mocap_frame_rate", "mocap_framerate")
+"""The frame rate stands under one of these; a file without them is at 30 frames a second."""
 
 
 class Beat2Reader(Reader):
@@ -62,11 +65,9 @@ class Beat2Reader(Reader):
     def read(self, name: str) -> Clip:
         if name not in self._files:
             raise ClipError(f"{SPLIT_FILE} lists it, but {no_file(name)}")
-        arrays = load_npz(self._files[name], ("poses", "trans", "expressions"), _FPS_KEYS)
-        rotations, positions, expressions = _checked(arrays)
+        arrays = load_npz(self._files[name], MOTION_KEYS, FPS_KEYS)
         layout = smplx_layout()
-        fps = next((frame_rate(arrays[key], key) for key in _FPS_KEYS if key in arrays), 30.0)
-        motion = self._at_wanted_rate(np.concatenate([rotations, positions, expressions], axis=1), layout, fps)
+        motion = self._at_wanted_rate(rotations_and_positions(arrays), layout, fps_of(arrays))
         translation = layout[len(SMPLX_JOINTS)]
         motion = motion.copy()
         motion[:, translation.start : translation.stop] = translation_features(
@@ -128,8 +129,16 @@ def translation_positions(features: np.ndarray, start: tuple[float, float] = (0.
     return positions
 
 
-def _checked(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """6D rotations, positions and expressions of a clip, float64 `[frames, 330 | 3 | 100]`; raises ClipError."""
+def fps_of(arrays: Mapping[str, np.ndarray]) -> float:
+    """Frames a second of a clip's arrays; raises ClipError."""
+    return next((frame_rate(arrays[key], key) for key in FPS_KEYS if key in arrays), 30.0)
+
+
+def rotations_and_positions(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """A clip's arrays as `smplx_layout` has them, but with positions for velocities, float64 `[frames, 433]`.
+
+    Frames with a NaN keep it. Raises ClipError.
+    """
     poses = matrix(arrays["poses"], "poses", 3 * len(SMPLX_JOINTS)).astype(np.float64)
     positions = matrix(arrays["trans"], "trans", 3).astype(np.float64)
     expressions = matrix(arrays["expressions"], "expressions", NUM_EXPRESSIONS).astype(np.float64)
@@ -140,4 +149,4 @@ def _checked(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.
     matrices = axis_angle_to_matrix(np.where(good[:, None], poses, 0).reshape(len(poses), -1, 3))
     rotations = matrix_to_rotation_6d(matrices).reshape(len(poses), -1)
     rotations[~good] = np.nan
-    return rotations, positions, expressions
+    return np.concatenate([rotations, positions, expressions], axis=1)

@@ -107,6 +107,17 @@ def select_columns(layout: Layout, body_part: str) -> tuple[np.ndarray, Layout]:
     return np.asarray(columns, np.int64), tuple(selected)
 
 
+def check_disjoint(body_parts: Sequence[str]) -> None:
+    """Raises UserError where two of `body_parts` take the same channel, as a part named twice does."""
+    taken: dict[str, str] = {}
+    for body_part in body_parts:
+        for name in BODY_PART_CHANNELS[body_part]:
+            if name in taken:
+                both = "is named twice" if taken[name] == body_part else f"and {taken[name]} both have {name}"
+                raise UserError(f"body part {body_part} {both}; name parts that share nothing: upper,hands,lower_trans")
+            taken[name] = body_part
+
+
 def layout_to_json(layout: Sequence[Channels]) -> list[dict[str, Any]]:
     """`[{"name", "kind", "columns": [from, to)}, …]`."""
     return [{"name": part.name, "kind": part.kind, "columns": [part.start, part.stop]} for part in layout]

@@ -1,14 +1,26 @@
-"""A stick figure: a rest pose of our own with SMPL-X's joints, and forward kinematics.
+"""Stick figures: a skeleton of our own with SMPL-X's joints, skeletons from files, and forward kinematics.
 
-The offsets are rough adult proportions (height 1.75 m), not SMPL-X's licensed template. y is up, x the figure's left,
-z its front; arms are stretched out sideways.
+SMPL-X's licence is for non-commercial research and covers what is computed from its files, so its joint offsets are not
+here: the built-in figure has rough adult proportions of our own (1.75 m). y is up, x the figure's left, z its front;
+arms are stretched out sideways.
 """
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ds_rvqvae.data.layout import SMPLX_JOINTS, SMPLX_PARENTS
+from ds_rvqvae.data.beat2 import translation_positions
+from ds_rvqvae.data.clips import ClipError, load_npz
+from ds_rvqvae.data.layout import SMPLX_JOINTS, SMPLX_PARENTS, Layout
+from ds_rvqvae.data.rotations import rotation_6d_to_matrix
+from ds_rvqvae.errors import UserError
+
+_LONGEST_BONE = 10.0
+"""Metres; a longer bone is one in centimetres or inches."""
 
 _MIDDLE = {
     "pelvis": (0.0, 0.95, 0.0),
@@ -43,9 +55,27 @@ _LEFT = {
 """Left side; the right one mirrors it. A finger's second and third joint share the last five."""
 
 
-def rest_offsets() -> np.ndarray:
-    """Each joint's place relative to its parent, metres, float64 `[55, 3]`; the pelvis's is its place in the world."""
-    return np.array([_offset(name) for name in SMPLX_JOINTS])
+@dataclass(frozen=True, eq=False)
+class Skeleton:
+    """A tree of joints at rest.
+
+    Attributes:
+        joint_names: one a joint; the rotations of a layout are matched to them by name.
+        parents: index of each joint's parent, which stands before it; -1 for the first joint alone, the root.
+        offsets: float64 `[joints, 3]` metres, each joint's place relative to its parent; the root's, in the world.
+        name: what messages call it.
+    """
+
+    joint_names: tuple[str, ...]
+    parents: tuple[int, ...]
+    offsets: np.ndarray
+    name: str
+
+
+def builtin_skeleton() -> Skeleton:
+    """The rough figure of this module, 1.75 m tall, with SMPL-X's 55 joints by name and order."""
+    offsets = np.array([_offset(name) for name in SMPLX_JOINTS])
+    return Skeleton(SMPLX_JOINTS, SMPLX_PARENTS, offsets, "built-in")
 
 
 def _offset(joint: str) -> tuple[float, float, float]:
@@ -54,6 +84,102 @@ def _offset(joint: str) -> tuple[float, float, float]:
     side, _, part = joint.partition("_")
     x, y, z = _LEFT.get(part) or _LEFT[part.rstrip("123")]
     return (x if side == "left" else -x), y, z
+
+
+def load_skeleton(file: Path) -> Skeleton:
+    """Reads a skeleton.
+
+    Args:
+        file: JSON with `joint_names`, `parents` and `offsets` (metres, one triple a joint), and `name` if it likes; or
+            an npz with `joint_names`, `parents` and `offsets_m`, `[joints, 3]` or `[clips, joints, 3]`, of which the
+            first clip's count.
+
+    Raises:
+        UserError: unreadable, or no tree of joints in metres whose parents stand before their children.
+    """
+    try:
+        if file.suffix == ".npz":
+            arrays = load_npz(file, ("joint_names", "parents", "offsets_m"))
+            offsets = arrays["offsets_m"]
+            if offsets.ndim == 3 and len(offsets):
+                offsets = offsets[0]
+            return _checked(arrays["joint_names"].tolist(), arrays["parents"].tolist(), offsets, file.stem)
+        entries = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(entries, dict):
+            raise ClipError("not an object of joint_names, parents and offsets")
+        for key in ("joint_names", "parents", "offsets"):
+            if key not in entries:
+                raise ClipError(f"no key {key}; a skeleton has joint_names, parents and offsets")
+        name = entries.get("name", file.stem)
+        return _checked(entries["joint_names"], entries["parents"], _array(entries["offsets"]), str(name))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror or error}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{file}: neither JSON nor an npz of a skeleton: {error}") from None
+    except ClipError as error:
+        raise UserError(f"{file}: not a skeleton: {' '.join(str(error).split())}") from None
+
+
+def _array(offsets: Any) -> np.ndarray:
+    try:
+        return np.array(offsets)
+    except ValueError:  # rows of unequal length
+        raise ClipError("offsets: not one x, y, z for each joint") from None
+
+
+def _checked(joint_names: Any, parents: Any, offsets: np.ndarray, name: str) -> Skeleton:
+    """A skeleton of what a file says; raises ClipError."""
+    if not isinstance(joint_names, list) or not joint_names or not all(isinstance(joint, str) for joint in joint_names):
+        raise ClipError("joint_names: not a list of names")
+    twice = next((joint for joint in joint_names if joint_names.count(joint) > 1), None)
+    if twice is not None:
+        raise ClipError(f"joint_names: {twice} stands twice")
+    count = len(joint_names)
+    if not isinstance(parents, list) or not all(type(parent) is int for parent in parents):
+        raise ClipError("parents: not a list of whole numbers")
+    if len(parents) != count:
+        raise ClipError(f"parents: {len(parents)} for {count} joints")
+    for index, (joint, parent) in enumerate(zip(joint_names, parents, strict=True)):
+        if index == 0 and parent != -1:
+            raise ClipError(f"parents: {joint} stands first and is the root; its parent is -1, not {parent}")
+        if index and not 0 <= parent < index:
+            raise ClipError(f"parents: {joint} (joint {index}) has parent {parent}; a parent stands before its child")
+    if offsets.dtype.kind not in "fiu" or offsets.shape != (count, 3):
+        raise ClipError(f"offsets: {offsets.dtype} of shape {list(offsets.shape)}, not numbers [{count}, 3]")
+    offsets = offsets.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(offsets).all(axis=1))
+    if bad.size:
+        raise ClipError(f"offsets: NaN or infinite at {joint_names[bad[0]]}")
+    lengths = np.linalg.norm(offsets[1:], axis=1)
+    if (lengths > _LONGEST_BONE).any():
+        longest = int(lengths.argmax())
+        raise ClipError(f"offsets: {joint_names[longest + 1]} is {lengths[longest]:.4g} from its parent; use metres")
+    return Skeleton(tuple(joint_names), tuple(parents), offsets, name)
+
+
+def joint_places(motion: np.ndarray, layout: Layout, skeleton: Skeleton) -> np.ndarray | None:
+    """Where a skeleton's joints are while it moves.
+
+    Args:
+        motion: `[frames, columns]` in the data's own units.
+        layout: of the columns. Rotations named as joints of the skeleton turn these; joints without one stay at rest.
+            The first `translation` (x velocity, height, z velocity; metres, a frame) moves the root, which starts at
+            x = z = 0. Without one the root stays at its offset.
+
+    Returns:
+        float64 `[frames, joints, 3]` metres, or None where the layout has no rotation of any joint of the skeleton.
+    """
+    joints = {name: index for index, name in enumerate(skeleton.joint_names)}
+    parts = [part for part in layout if part.kind == "rotation_6d" and part.name in joints]
+    if not parts:
+        return None
+    rotations = np.broadcast_to(np.eye(3), (len(motion), len(joints), 3, 3)).copy()
+    for part in parts:
+        columns = motion[:, part.start : part.stop].astype(np.float64)
+        rotations[:, joints[part.name]] = rotation_6d_to_matrix(columns)
+    moves = (part for part in layout if part.kind == "translation" and part.width == 3)
+    translation = next((translation_positions(motion[:, part.start : part.stop]) for part in moves), None)
+    return forward_kinematics(rotations, skeleton.offsets, skeleton.parents, translation)
 
 
 def forward_kinematics(

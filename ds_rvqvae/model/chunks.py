@@ -3,7 +3,7 @@
 Every convolution keeps the samples of earlier chunks that its kernel still reaches, as in the streaming convolutions
 of EnCodec (Défossez et al. 2022), so that nothing is computed twice. The nets are not causal: a layer that looks ahead
 gives its output late instead. Ends of a clip are zeros at the input of each convolution, which is what padding means in
-a pass over the whole clip. All chunks have one shape, so that a clip's numbers do not depend on how it was handed in.
+a pass over the whole clip.
 """
 
 import torch
@@ -36,7 +36,7 @@ class ChunkedNet:
         self._position = 0
 
     def push(self, chunk: Tensor, length: int | None = None) -> tuple[Tensor, int]:
-        """The next chunk `[1, channels, samples]`; `samples` is the same every time, a multiple of the down-sampling.
+        """The next chunk `[1, channels, samples]`, `samples` being a multiple of the down-sampling.
 
         Args:
             length: input samples of the clip, where its end is known; what is pushed past it counts as nothing.

@@ -3,13 +3,16 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from matplotlib.figure import Figure
 
 from ds_rvqvae.data.motion_data import MotionData
+from ds_rvqvae.data.skeleton import Skeleton, builtin_skeleton
 from ds_rvqvae.data.splits import Segment
 from ds_rvqvae.model.rvqvae import RVQVAE
+from ds_rvqvae.tokenizer.frechet import FrechetFeatures
 from ds_rvqvae.tokenizer.pictures import reconstruction_figure
 from ds_rvqvae.tokenizer.score import ScoreSums
 
@@ -17,7 +20,16 @@ _PICTURE_SECONDS = 10
 
 
 def evaluate_split(
-    model: RVQVAE, data: MotionData, split: str, device: torch.device | str, rank: int = 0, world_size: int = 1
+    model: RVQVAE,
+    data: MotionData,
+    split: str,
+    device: torch.device | str,
+    rank: int = 0,
+    world_size: int = 1,
+    *,
+    skeleton: Skeleton | None = None,
+    unit_std: np.ndarray | None = None,
+    features: FrechetFeatures | None = None,
 ) -> dict[str, Any]:
     """Scores of whole clips, dealt out over the ranks; every rank gets the scores of all.
 
@@ -25,14 +37,23 @@ def evaluate_split(
         model: fp32, in eval mode, on `device`.
         split: train, val, test or all.
         rank, world_size: this rank's place; more than one takes torch.distributed.
+        skeleton: whose joints are measured; the built-in figure without it.
+        unit_std: `[C]`, what a normalised unit is; see `ScoreSums`.
+        features: adds the Fréchet distance. Its sums do not travel: for one rank only.
     """
+    if features is not None and world_size > 1:
+        raise ValueError("a Fréchet distance is measured by one rank")
     mean, std = (torch.from_numpy(values).to(device) for values in (data.mean, data.std))
-    sums = ScoreSums(model, data.layout, mean, std)
+    unit = None if unit_std is None else torch.from_numpy(unit_std).to(device)
+    sums = ScoreSums(model, data.layout, mean, std, data.fps, skeleton or builtin_skeleton(), unit)
     for segment in data.segments(split)[rank::world_size]:
-        sums.add(torch.from_numpy(data.normalised(segment)).to(device))
+        motion = torch.from_numpy(data.normalised(segment)).to(device)
+        reconstruction = sums.add(motion)
+        if features is not None and reconstruction is not None:
+            features.add(*(clip * std + mean for clip in (motion[: len(reconstruction)], reconstruction)))
     if world_size > 1:
         dist.all_reduce(sums.flat)
-    return sums.scores(split)
+    return sums.scores(split) | (features.scores() if features is not None else {})
 
 
 def held_out_split(data: MotionData) -> str:
@@ -41,20 +62,33 @@ def held_out_split(data: MotionData) -> str:
 
 
 def reconstruction_pictures(
-    model: RVQVAE, data: MotionData, splits: tuple[str, ...], device: torch.device | str
+    model: RVQVAE,
+    data: MotionData,
+    splits: tuple[str, ...],
+    device: torch.device | str,
+    skeleton: Skeleton | None = None,
 ) -> Iterator[tuple[str, Figure]]:
-    """A figure of the longest clip's first seconds for each split that has clips."""
+    """A figure of the longest clip's first seconds for each split that has clips.
+
+    Args:
+        skeleton: of the stick figures; the built-in one without it.
+    """
     for split in splits:
         segments = data.segments(split)
         if segments:
-            yield split, _picture(model, data, max(segments, key=lambda part: part.stop - part.start), split, device)
+            longest = max(segments, key=lambda part: part.stop - part.start)
+            title = f"{longest.name} ({split}), all {model.config.num_quantizers} levels"
+            motion, found = _reconstructed(model, data, longest, device)
+            yield split, reconstruction_figure(motion, found, data.layout, data.fps, title, skeleton)
 
 
 @torch.no_grad()
-def _picture(model: RVQVAE, data: MotionData, segment: Segment, split: str, device: torch.device | str) -> Figure:
+def _reconstructed(
+    model: RVQVAE, data: MotionData, segment: Segment, device: torch.device | str
+) -> tuple[np.ndarray, np.ndarray]:
+    """A segment's first seconds and their reconstruction, `[T, C]` each, in the data's own units."""
     stride = model.config.code_stride
     frames = min(segment.stop - segment.start, int(_PICTURE_SECONDS * data.fps)) // stride * stride
     motion = torch.from_numpy(data.normalised(segment)[:frames]).to(device)
-    found = model.decode(model.encode(motion.unsqueeze(0)))[0].float().cpu().numpy() * data.std + data.mean
-    title = f"{segment.name} ({split}), all {model.config.num_quantizers} levels"
-    return reconstruction_figure(data.frames(segment)[:frames], found, data.layout, data.fps, title)
+    found = model.decode(model.encode(motion.unsqueeze(0)))[0].float().cpu().numpy()
+    return data.frames(segment)[:frames], found * data.std + data.mean

@@ -3,29 +3,33 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ds_rvqvae.data.layout import SMPLX_JOINTS, SMPLX_PARENTS, Layout
-from ds_rvqvae.data.skeleton import forward_kinematics, rest_offsets
-from ds_rvqvae.tokenizer.geometry import matrices_from_6d
+from ds_rvqvae.data.layout import Layout
+from ds_rvqvae.data.skeleton import Skeleton, builtin_skeleton, joint_places
+from ds_rvqvae.tokenizer.stick_figure import HEAD_RADIUS, Camera, StickFigure
 
 _CURVES = 6
 _POSES = 5
+_POSE_SPACING = 2.0
 _TRUTH, _FOUND = "#222222", "#e6550d"
 
 
-def reconstruction_figure(truth: np.ndarray, found: np.ndarray, layout: Layout, fps: float, title: str) -> Figure:
+def reconstruction_figure(
+    truth: np.ndarray, found: np.ndarray, layout: Layout, fps: float, title: str, skeleton: Skeleton | None = None
+) -> Figure:
     """Truth and reconstruction of one clip.
 
     Args:
         truth, found: `[T, C]` in the data's own units.
         layout: of the columns; curves show those that move most, one a joint.
         fps: frames a second, for the time axis.
+        skeleton: of the stick figures (default: the built-in one); without a joint of it in the layout there are none.
     """
-    poses = _joint_places(truth, layout), _joint_places(found, layout)
+    skeleton = skeleton or builtin_skeleton()
+    poses = joint_places(truth, layout, skeleton), joint_places(found, layout, skeleton)
     rows = _CURVES // 2 + (poses[0] is not None)
     figure = Figure(figsize=(12, 2.2 * rows + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -43,7 +47,7 @@ def reconstruction_figure(truth: np.ndarray, found: np.ndarray, layout: Layout, 
         if index >= _CURVES - 2:
             axes.set_xlabel("seconds", fontsize=8)
     if poses[0] is not None and poses[1] is not None:
-        _draw_poses(figure.add_subplot(grid[rows - 1, :]), poses[0], poses[1], fps)
+        _draw_poses(figure.add_subplot(grid[rows - 1, :]), poses[0], poses[1], skeleton, fps)
     return figure
 
 
@@ -72,27 +76,20 @@ def _moving_columns(truth: np.ndarray, layout: Layout) -> list[tuple[int, str]]:
     return [(column, f"{part.name}, {part.kind} [{column - part.start}]") for part, column in names]
 
 
-def _joint_places(motion: np.ndarray, layout: Layout) -> np.ndarray | None:
-    """Joint places `[T, 55, 3]` metres where the layout names SMPL-X joints; joints it leaves out stay at rest."""
-    parts = [part for part in layout if part.kind == "rotation_6d" and part.name in SMPLX_JOINTS]
-    if not parts:
-        return None
-    rotations = np.broadcast_to(np.eye(3), (len(motion), len(SMPLX_JOINTS), 3, 3)).copy()
-    for part in parts:
-        columns = torch.from_numpy(np.ascontiguousarray(motion[:, part.start : part.stop], dtype=np.float64))
-        rotations[:, SMPLX_JOINTS.index(part.name)] = matrices_from_6d(columns).numpy()
-    return forward_kinematics(rotations, rest_offsets())
-
-
-def _draw_poses(axes: Axes, truth: np.ndarray, found: np.ndarray, fps: float) -> None:
-    """A row of poses from the front, truth behind reconstruction."""
-    chosen = np.linspace(0, len(truth) - 1, _POSES).round().astype(int)
-    for place, frame in enumerate(chosen):
-        for joints, color, width in ((truth[frame], _TRUTH, 2.4), (found[frame], _FOUND, 1.2)):
-            for joint, parent in enumerate(SMPLX_PARENTS):
-                if parent >= 0:
-                    bone = joints[[parent, joint]]
-                    axes.plot(bone[:, 0] + 2.0 * place, bone[:, 1], color=color, linewidth=width)
-        axes.text(2.0 * place, -0.35, f"{frame / fps:.1f} s", ha="center", fontsize=8)
+def _draw_poses(axes: Axes, truth: np.ndarray, found: np.ndarray, skeleton: Skeleton, fps: float) -> None:
+    """A row of poses `[T, joints, 3]` from the front, the reconstruction over the truth."""
+    camera = Camera.before(truth, skeleton)
+    frames = np.linspace(0, len(truth) - 1, _POSES).round().astype(int)
+    # Each pose's root stands in its own column, however far the figure walked.
+    centres = truth[frames, :1] * [1.0, 0.0, 1.0]
+    columns = _POSE_SPACING * np.arange(_POSES)[:, None, None] * [1.0, 0.0, 0.0]
+    behind, before = (camera.project(places[frames], centres) + columns for places in (truth, found))
+    bottom, top = behind[..., 1].min() - 0.15, max(behind[..., 1].max(), before[..., 1].max())
+    for pose, frame in enumerate(frames):
+        for joints, color, width in ((behind[pose], _TRUTH, 2.4), (before[pose], _FOUND, 1.2)):
+            StickFigure(axes, skeleton, color, width).place(joints)
+        axes.text(columns[pose, 0, 0], bottom, f"{frame / fps:.1f} s", ha="center", va="top", fontsize=8)
+    axes.set_xlim(-_POSE_SPACING / 2, _POSE_SPACING * (_POSES - 0.5))
+    axes.set_ylim(bottom - 0.2, top + 2 * HEAD_RADIUS + 0.05)
     axes.set_aspect("equal")
     axes.set_axis_off()

@@ -8,6 +8,9 @@ from torch import Tensor
 from ds_rvqvae.model.chunks import ChunkedNet
 from ds_rvqvae.model.rvqvae import RVQVAE
 
+_LAST_CHUNK = 32
+"""A clip's last chunk, which also brings out what lags behind, is a multiple of so many codes: few different shapes."""
+
 
 class EncoderStream:
     """Motion of one clip in, its codes out; made by `MotionTokenizer.encoder_stream`.
@@ -39,27 +42,28 @@ class EncoderStream:
         """The next frames `[n, C]`, any number of them; gives the codes `[m, Q]` that are now known, int64."""
         if len(motion):
             self._last = motion[-1:].clone()
-        return self._joined([self._run(chunk, None) for chunk in self._chunker.push(motion)])
+        return self._joined([self._run(chunk) for chunk in self._chunker.push(motion)])
 
     @torch.no_grad()
     def finish(self) -> Tensor:
         """The clip's last codes. Frames that do not fill a code are padded with copies of the last."""
-        found: list[Tensor] = []
-        missing = -self._chunker.pushed % self._model.config.code_stride
+        stride, found = self._model.config.code_stride, []
+        missing = -self._chunker.pushed % stride
         if missing and self._last is not None:
             found.append(self.push(self._last.expand(missing, -1)))
         length = self._chunker.pushed
-        while self._codes < length // self._model.config.code_stride:
-            found.append(self._run(self._chunker.rest(), length))
+        if self._codes < length // stride:
+            rest = self._chunker.rest()
+            found.append(self._run(rest, length, _last_size(len(rest) // stride + self._net.delay) * stride))
         return self._joined(found)
 
-    def _run(self, frames: Tensor | None, length: int | None) -> Tensor:
+    def _run(self, frames: Tensor, length: int | None = None, size: int | None = None) -> Tensor:
+        """Codes that a chunk of `size` frames makes known, those after `frames` being past the clip's end."""
         parameter = self._model.encoder[0].weight
-        chunk = parameter.new_zeros(1, self._model.in_features, self._chunker.size)
-        if frames is not None:
-            chunk[0, :, : len(frames)] = self._normalise(frames).t()
+        chunk = parameter.new_zeros(1, self._model.in_features, size or len(frames))
+        chunk[0, :, : len(frames)] = self._normalise(frames).t()
         latents, first = self._net.push(chunk, length)
-        latents = _known(latents, first, length and length // self._model.config.code_stride)
+        latents = _known(latents, first, None if length is None else length // self._model.config.code_stride)
         self._codes += latents.shape[-1]
         return self._model.quantizer.encode(latents[0].t())
 
@@ -94,23 +98,25 @@ class DecoderStream:
     @torch.no_grad()
     def push(self, codes: Tensor) -> Tensor:
         """The next codes `[m, q]`, any number of them; gives the frames `[n, C]` that are now known, fp32."""
-        return self._joined([self._run(chunk, None) for chunk in self._chunker.push(codes)])
+        return self._joined([self._run(chunk) for chunk in self._chunker.push(codes)])
 
     @torch.no_grad()
     def finish(self) -> Tensor:
         """The clip's last frames."""
-        length, found = self._chunker.pushed, []
-        while self._frames < length * self._model.config.code_stride:
-            found.append(self._run(self._chunker.rest(), length))
+        stride, length, found = self._model.config.code_stride, self._chunker.pushed, []
+        if self._frames < length * stride:
+            rest = self._chunker.rest()
+            found.append(self._run(rest, length, _last_size(len(rest) - -self._net.delay // stride)))
         return self._joined(found)
 
-    def _run(self, codes: Tensor | None, length: int | None) -> Tensor:
+    def _run(self, codes: Tensor, length: int | None = None, size: int | None = None) -> Tensor:
+        """Frames that a chunk of `size` codes makes known, those after `codes` being past the clip's end."""
         parameter = self._model.decoder[0].weight
-        chunk = parameter.new_zeros(1, self._model.config.code_dim, self._chunker.size)
-        if codes is not None:
+        chunk = parameter.new_zeros(1, self._model.config.code_dim, size or len(codes))
+        if len(codes):
             chunk[0, :, : len(codes)] = self._model.quantizer.decode(codes.to(parameter.device)).t()
         motion, first = self._net.push(chunk, length)
-        motion = _known(motion, first, length and length * self._model.config.code_stride)
+        motion = _known(motion, first, None if length is None else length * self._model.config.code_stride)
         self._frames += motion.shape[-1]
         return self._denormalise(motion[0].t().float())
 
@@ -127,6 +133,7 @@ class _Chunker:
         self.pushed = 0
         """Rows so far."""
         self._waiting: Tensor | None = None
+        """Less than a chunk; None before the first rows."""
 
     def push(self, rows: Tensor) -> list[Tensor]:
         """The chunks that `rows [n, …]` complete; they are views, what is left over is a copy."""
@@ -134,13 +141,17 @@ class _Chunker:
         if self._waiting is not None:
             rows = torch.cat([self._waiting, rows])
         whole = len(rows) // self.size * self.size
-        self._waiting = rows[whole:].clone() if whole < len(rows) else None
+        self._waiting = rows[whole:].clone()
         return list(rows[:whole].split(self.size)) if whole else []
 
-    def rest(self) -> Tensor | None:
-        """What is left over, once."""
-        rows, self._waiting = self._waiting, None
-        return rows
+    def rest(self) -> Tensor:
+        """What is left over."""
+        assert self._waiting is not None
+        return self._waiting
+
+
+def _last_size(codes: int) -> int:
+    return -(-codes // _LAST_CHUNK) * _LAST_CHUNK
 
 
 def _known(output: Tensor, first: int, length: int | None) -> Tensor:

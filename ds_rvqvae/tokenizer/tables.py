@@ -1,8 +1,39 @@
-"""Scores as text for a terminal, without torch."""
+"""Scores as text for a terminal, and as the cells of a table, without torch."""
 
+from collections.abc import Sequence
 from typing import Any
 
 _ERRORS = {"l1": "L1, normalised units", "angle_error_deg": "angle error, degrees", "velocity_error": "velocity error"}
+_BY_LEVEL = (
+    ("bits_per_second", "bits/s", ".1f"),
+    ("l1", "L1", ".4f"),
+    ("angle_error_deg", "angle, deg", ".4f"),
+    ("velocity_error", "velocity", ".4f"),
+    ("mpjpe_mm", "MPJPE, mm", ".2f"),
+    ("usage", "codes used", ".1%"),
+    ("perplexity", "perplexity", ".1f"),
+)
+_ALWAYS = ("l1", "angle_error_deg", "velocity_error", "usage", "perplexity")
+"""Columns that the table by levels shows even where nothing was measured."""
+
+COMPARED = (
+    ("parameter_count", "parameters", "", ",d"),
+    ("code_rate", "codes", "1/s", "g"),
+    ("num_quantizers", "levels", "", "d"),
+    ("bits_per_second", "rate", "bits/s", ".1f"),
+    ("l1", "L1", "norm.", ".4f"),
+    ("angle_error_deg", "angle", "deg", ".3f"),
+    ("velocity_error", "velocity", "norm.", ".4f"),
+    ("jitter", "jitter", "norm.", ".4f"),
+    ("jitter_truth", "of truth", "norm.", ".4f"),
+    ("mpjpe_mm", "MPJPE", "mm", ".2f"),
+    ("root_error_mm", "root", "mm", ".1f"),
+    ("foot_sliding", "sliding", "cm/s", ".2f"),
+    ("foot_sliding_truth", "of truth", "cm/s", ".2f"),
+    ("frechet", "Fréchet", "", ".4g"),
+)
+"""Columns of a comparison: key of the scores, title, unit, format."""
+LOWER_IS_BETTER = ("l1", "angle_error_deg", "velocity_error", "mpjpe_mm", "root_error_mm", "foot_sliding", "frechet")
 
 
 def score_table(scores: dict[str, Any], untrained: dict[str, Any] | None = None) -> str:
@@ -10,14 +41,87 @@ def score_table(scores: dict[str, Any], untrained: dict[str, Any] | None = None)
     lines = [f"{scores['split']}: {scores['clips']} clips, {scores['frames']:,} frames"]
     if untrained is not None:
         lines.append(f"{'':24}{'untrained':>11}{'trained':>11}")
-        lines += [f"{title:24}{_number(untrained[key])}{_number(scores[key])}" for key, title in _ERRORS.items()]
+        for key, title in _ERRORS.items():
+            lines.append(f"{title:24}" + "".join(f"{_text(of[key], '.4f'):>11}" for of in (untrained, scores)))
         lines.append("")
-    lines.append(f"{'levels used':12}{'L1':>11}{'angle, deg':>11}{'velocity':>11}{'codes used':>11}{'perplexity':>11}")
-    for row, usage, perplexity in zip(scores["by_levels"], scores["usage"], scores["perplexity"], strict=True):
-        errors = "".join(_number(row[key]) for key in _ERRORS)
-        lines.append(f"{row['levels']:<12}{errors}{usage:>11.1%}{perplexity:>11.1f}")
+    else:
+        lines += _further(scores)
+    rows = [
+        {**row, "usage": usage, "perplexity": perplexity}
+        for row, usage, perplexity in zip(scores["by_levels"], scores["usage"], scores["perplexity"], strict=True)
+    ]
+    columns = [column for column in _BY_LEVEL if column[0] in _ALWAYS or rows[-1].get(column[0]) is not None]
+    lines.append(f"{'levels used':12}" + "".join(f"{title:>11}" for _, title, _ in columns))
+    for row in rows:
+        lines.append(f"{row['levels']:<12}" + "".join(f"{_text(row[key], form):>11}" for key, _, form in columns))
     return "\n".join(lines)
 
 
-def _number(value: float | None) -> str:
-    return f"{'-':>11}" if value is None else f"{value:>11.4f}"
+def comparison_cells(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Results of several tokenizers, a row each under titles and units; columns that none has are left out."""
+    columns = [column for column in COMPARED if any(result.get(column[0]) is not None for result in results)]
+    titles = [["tokenizer", *(title for _, title, _, _ in columns)], ["", *(unit for _, _, unit, _ in columns)]]
+    rows = [[result["name"], *(_text(result.get(key), form) for key, _, _, form in columns)] for result in results]
+    return titles + rows
+
+
+def best_cells(results: Sequence[dict[str, Any]]) -> set[tuple[int, int]]:
+    """Row and column in `comparison_cells` of the lowest error of each column that has more than one value.
+
+    None where the rows do not compare: other motion, or errors in other units.
+    """
+    if len({(one["data_path"], one["clips"], one["frames"], one["normalised_by"]) for one in results}) > 1:
+        return set()
+    columns = [column[0] for column in COMPARED if any(result.get(column[0]) is not None for result in results)]
+    best = set()
+    for index, key in enumerate(columns, start=1):
+        values = [result[key] for result in results if result.get(key) is not None]
+        if key in LOWER_IS_BETTER and len(set(values)) > 1:
+            best |= {(row + 2, index) for row, result in enumerate(results) if result.get(key) == min(values)}
+    return best
+
+
+def comparison_table(results: Sequence[dict[str, Any]], notes: Sequence[str] = ()) -> str:
+    """Several tokenizers side by side, one a line, with notes on what compares above."""
+    cells = comparison_cells(results)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) if not at else cell.rjust(width) for at, (cell, width) in enumerate(row)).rstrip()
+        for row in (list(zip(cell_row, widths, strict=True)) for cell_row in cells)
+    ]
+    return "\n".join([*notes, *lines])
+
+
+def figure_note(scores: dict[str, Any]) -> str | None:
+    """On what figure joints were measured."""
+    if not scores.get("skeleton"):
+        return None
+    figure = "built-in 1.75 m figure" if scores["skeleton"] == "built-in" else f"skeleton {scores['skeleton']}"
+    return f"{scores['mpjpe_joints']} joints on the {figure}, roots aligned"
+
+
+def _further(scores: dict[str, Any]) -> list[str]:
+    """What is not about levels, a line each."""
+    lines = []
+    if scores.get("bits_per_second") is not None:
+        bits, entropy = scores["bits_per_second"], scores["entropy_bits_per_second"]
+        lines.append(f"{scores['code_rate']:g} codes a second: {bits:.1f} bits/s, by their entropy {entropy:.1f}")
+    if scores.get("jitter") is not None:
+        jitter = f"{scores['jitter']:.4f}, of the motion itself {_text(scores['jitter_truth'], '.4f')}"
+        lines.append(f"jitter {jitter} (third difference, normalised units a frame³)")
+    if scores.get("mpjpe_mm") is not None:
+        lines.append(f"MPJPE {scores['mpjpe_mm']:.2f} mm over {figure_note(scores)}")
+    if scores.get("root_error_mm") is not None:
+        lines.append(f"root {scores['root_error_mm']:.1f} mm from its place")
+    if scores.get("foot_sliding") is not None:
+        sliding, truth = scores["foot_sliding"], scores["foot_sliding_truth"]
+        lines.append(f"standing feet slide {sliding:.2f} cm/s, in the motion itself {truth:.2f}")
+    if scores.get("frechet") is not None:
+        samples = f"{scores['frechet_samples']:,} samples in {scores['frechet_dimensions']} dimensions"
+        windows = f"windows of {scores['frechet_window']} frames"
+        lines.append(f"Fréchet distance {scores['frechet']:.4g} ({samples}, {windows})")
+    return lines
+
+
+def _text(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -46,9 +46,10 @@ class MotionTokenizer(nn.Module):
 
     In eval mode and fp32 unless `from_pretrained` is asked for bf16.
 
-    `chunk`: codes computed at a time. Clips of any length, batches and streams run in chunks of this one size, so that
-    their codes are the same bit for bit and memory does not grow with a clip's length; a smaller one makes streams
-    answer sooner and everything slower. A model with group norm takes whole clips only.
+    `chunk`: codes computed at a time. Clips of any length, batches and streams run in chunks of this one size (the last
+    as long as it has to be), so that their codes are the same bit for bit and memory does not grow with a clip's
+    length; a smaller one makes streams answer sooner and everything slower. A model with group norm takes whole clips
+    only.
     """
 
     chunk: int = 256

@@ -15,7 +15,6 @@ from ds_rvqvae.data.layout import (
     select_columns,
     smplx_layout,
 )
-from ds_rvqvae.data.skeleton import forward_kinematics, rest_offsets
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.profile import BODY_PARTS
 
@@ -89,19 +88,3 @@ def test_several_rotations_in_one_entry_become_one_each():
 def test_a_wrong_layout_is_refused(layout, complaint):
     with pytest.raises(ValueError, match=complaint):
         layout_from_json(layout, 4)
-
-
-def test_the_stick_figure_stands_upright_and_mirrors_itself():
-    places = forward_kinematics(np.broadcast_to(np.eye(3), (2, 55, 3, 3)), rest_offsets())
-    joint = {name: places[0, index] for index, name in enumerate(SMPLX_JOINTS)}
-    assert joint["head"][1] > joint["pelvis"][1] > joint["left_knee"][1] > joint["left_foot"][1] > -0.05
-    for name in SMPLX_JOINTS:
-        if name.startswith("left_"):
-            assert np.allclose(joint[name] * [-1, 1, 1], joint[name.replace("left", "right")])
-
-
-def test_forward_kinematics_turns_what_hangs_on_a_joint():
-    rotations = np.tile(np.eye(3), (1, 3, 1, 1))
-    rotations[0, 0] = [[0, -1, 0], [1, 0, 0], [0, 0, 1]]  # a quarter turn about z
-    places = forward_kinematics(rotations, np.array([[0, 0, 0], [1, 0, 0], [2, 0, 0]]), (-1, 0, 1), np.ones((1, 3)))
-    assert np.allclose(places[0], [[1, 1, 1], [1, 2, 1], [1, 4, 1]])

@@ -1,0 +1,150 @@
+"""Fréchet distance between features of motion and of its reconstruction.
+
+Source: Heusel et al. 2017, "GANs trained by a two time-scale update rule converge to a local Nash equilibrium" (FID);
+for gestures Yoon et al. 2020 (FGD). What the number means depends on the features: distances by different encoders, of
+windows of different length or of few samples do not compare.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ds_rvqvae.errors import UserError
+
+_WINDOWS_AT_ONCE = 64
+
+
+class Moments:
+    """Count, mean and covariance of vectors that come in parts, fp64 (Chan et al. 1983)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = np.zeros(0)
+        self._scatter = np.zeros((0, 0))
+
+    def add(self, vectors: np.ndarray) -> None:
+        """Adds `[N, D]`, N > 0."""
+        vectors = vectors.astype(np.float64)
+        mean = vectors.mean(axis=0)
+        centred = vectors - mean
+        scatter = centred.T @ centred
+        if self.count:
+            apart, total = mean - self.mean, self.count + len(vectors)
+            scatter += self._scatter + np.outer(apart, apart) * (self.count * len(vectors) / total)
+            mean = self.mean + apart * (len(vectors) / total)
+        self.count, self.mean, self._scatter = self.count + len(vectors), mean, scatter
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """`[D, D]`, unbiased; zeros for a single vector."""
+        return self._scatter / max(self.count - 1, 1)
+
+
+def frechet_distance(first: Moments, second: Moments) -> float:
+    """Squared Fréchet (2-Wasserstein) distance of two Gaussians, |m - n|² + tr(A + B - 2 (A B)^½); never negative.
+
+    The trace of the root is taken from the eigenvalues of A^½ B A^½, which are those of A B and of a symmetric matrix:
+    unlike a general matrix root they are real where covariances are singular, as those of few samples are.
+    """
+    values, vectors = np.linalg.eigh(first.covariance)
+    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
+    shared = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ second.covariance @ root), 0)).sum()
+    spread = np.trace(first.covariance) + np.trace(second.covariance) - 2 * shared
+    return max(float(((first.mean - second.mean) ** 2).sum() + spread), 0.0)
+
+
+class FrechetFeatures:
+    """Gathers features of motion and reconstruction, window by window.
+
+    Args:
+        file: a TorchScript module that takes motion `[B, T, C]`, fp32, in the data's own units, and gives `[B, D]`, or
+            `[B, T', D]`, where every step is a sample. It is code, which loading it runs.
+        window: frames T of a window. Windows follow one another; what is left at a clip's end is not used.
+
+    Raises:
+        UserError: no such file, or no TorchScript.
+    """
+
+    def __init__(self, file: Path, window: int):
+        self.file, self.window = file, window
+        try:
+            self._encoder = torch.jit.load(str(file), map_location="cpu").eval()
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = "no such file" if not file.is_file() else f"no TorchScript module ({_first_line(error)})"
+            raise UserError(f"--features {file}: {reason}; torch.jit.script(encoder).save(…) makes one") from None
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets what was gathered, for the next tokenizer."""
+        self.truth, self.found = Moments(), Moments()
+
+    def add(self, truth: Tensor, found: Tensor) -> None:
+        """Adds a clip and its reconstruction, `[T, C]` each, in the data's own units.
+
+        Raises:
+            UserError: where the encoder does not take them, or gives other than finite `[B, D]` or `[B, T', D]`.
+        """
+        for moments, motion in ((self.truth, truth), (self.found, found)):
+            count = len(motion) // self.window
+            windows = motion[: count * self.window].float().cpu().reshape(count, self.window, motion.shape[1])
+            for batch in windows.split(_WINDOWS_AT_ONCE) if count else ():
+                moments.add(self._features(batch))
+
+    def scores(self) -> dict[str, Any]:
+        """`frechet`, of how many samples and dimensions, and over what windows.
+
+        Raises:
+            UserError: where no clip has a whole window.
+        """
+        samples, dimensions = self.truth.count, len(self.truth.mean)
+        if samples < 2:
+            raise UserError(
+                f"--feature_window {self.window}: {samples} samples of features make no distance; give fewer "
+                "frames, or a split with longer clips"
+            )
+        return {
+            "frechet": frechet_distance(self.truth, self.found),
+            "frechet_samples": samples,
+            "frechet_dimensions": dimensions,
+            "frechet_window": self.window,
+        }
+
+    @torch.no_grad()
+    def _features(self, windows: Tensor) -> np.ndarray:
+        shape = list(windows.shape)
+        try:
+            features = self._encoder(windows)
+        except Exception as error:  # whatever the user's code raises
+            raise UserError(f"--features {self.file}: does not take motion {shape}: {_last_line(error)}") from None
+        if not isinstance(features, Tensor) or features.dim() not in (2, 3) or len(features) != len(windows):
+            gave = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise UserError(f"--features {self.file}: gives {gave} for motion {shape}, not [B, D] or [B, T', D]")
+        vectors = features.float().reshape(-1, features.shape[-1]).numpy()
+        if not vectors.size or not np.isfinite(vectors).all():
+            raise UserError(f"--features {self.file}: gives {'NaN or infinite' if vectors.size else 'no'} features")
+        if len(self.truth.mean) not in (0, vectors.shape[1]):
+            raise UserError(f"--features {self.file}: gives {len(self.truth.mean)} features, then {vectors.shape[1]}")
+        return vectors
+
+
+def frechet_warning(scores: dict[str, Any]) -> str | None:
+    """Why a distance should not be relied on, where it should not."""
+    samples, dimensions = scores["frechet_samples"], scores["frechet_dimensions"]
+    if samples > dimensions:
+        return None
+    return (
+        f"Fréchet distance of {samples} samples in {dimensions} dimensions: the covariances are singular and the "
+        "distance says little; score a larger split"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". ")[0]
+
+
+def _last_line(error: Exception) -> str:
+    """What TorchScript says went wrong: its traceback comes first."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

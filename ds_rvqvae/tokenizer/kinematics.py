@@ -1,0 +1,68 @@
+"""Where joints are, on the device: forward kinematics for scores over many frames."""
+
+import torch
+from torch import Tensor
+
+from ds_rvqvae.data.layout import Layout, rotation_columns
+from ds_rvqvae.data.skeleton import Skeleton
+from ds_rvqvae.tokenizer.geometry import matrices_from_6d
+
+FEET = ("left_foot", "right_foot", "LeftToeBase", "RightToeBase", "LeftToe", "RightToe")
+"""Joints at the balls of the feet: SMPL-X's names, and those that BVH files use."""
+
+
+class Kinematics:
+    """Places of a skeleton's joints, one product for all joints of the same depth.
+
+    The places equal those of `data.skeleton.joint_places` less the root's, which numpy gives joint by joint.
+
+    Args:
+        layout: of the motion's columns. Joints that it does not name rest.
+        skeleton: what turns.
+        device: where motion comes from.
+
+    Attributes:
+        measured: int64, the joints that the layout names and that one of its rotations moves. A rotation moves the
+            joints below its own, so that the uppermost joint of a layout is not among them, nor one that lies on it.
+        feet: int64, the joints of `FEET` that move.
+        translation: columns of the root's translation (x velocity, height, z velocity), or None.
+    """
+
+    def __init__(self, layout: Layout, skeleton: Skeleton, device: torch.device | str = "cpu"):
+        names, parents = skeleton.joint_names, skeleton.parents
+        turned = [part for part in layout if part.kind == "rotation_6d" and part.name in names]
+        there = {part.name for part in turned}
+        turned_above, moved, depths = [False] * len(names), [False] * len(names), [0] * len(names)
+        for joint, parent in enumerate(parents):
+            if parent >= 0:
+                turned_above[joint] = turned_above[parent] or names[parent] in there
+                moved[joint] = moved[parent] or (turned_above[joint] and bool(skeleton.offsets[joint].any()))
+                depths[joint] = depths[parent] + 1
+
+        def indices(joints: list[int]) -> Tensor:
+            return torch.tensor(joints, dtype=torch.int64, device=device)
+
+        self._columns = torch.from_numpy(rotation_columns(tuple(turned))).to(device)
+        self._turned = indices([names.index(part.name) for part in turned])
+        self._offsets = torch.as_tensor(skeleton.offsets, dtype=torch.float32, device=device)
+        self._by_depth = []
+        for depth in range(1, max(depths) + 1):
+            joints = [joint for joint, its in enumerate(depths) if its == depth]
+            self._by_depth.append((indices(joints), indices([parents[joint] for joint in joints])))
+        self.measured = indices([joint for joint, name in enumerate(names) if moved[joint] and name in there])
+        self.feet = indices([joint for joint, name in enumerate(names) if moved[joint] and name in FEET])
+        channels = next((part for part in layout if part.kind == "translation" and part.width == 3), None)
+        self.translation = slice(channels.start, channels.stop) if channels else None
+
+    def places(self, motion: Tensor) -> Tensor:
+        """Joint places `[T, J, 3]` in metres, the root's being 0, of motion `[T, C]` in the data's own units."""
+        identity = torch.eye(3, dtype=motion.dtype, device=motion.device)
+        turns = identity.repeat(len(motion), len(self._offsets), 1, 1)
+        turns[:, self._turned] = matrices_from_6d(motion[:, self._columns])
+        places = motion.new_zeros(len(motion), len(self._offsets), 3)
+        offsets = self._offsets.to(motion.dtype)
+        for joints, parents in self._by_depth:
+            above = turns[:, parents]
+            places[:, joints] = places[:, parents] + (above @ offsets[joints].unsqueeze(-1)).squeeze(-1)
+            turns[:, joints] = above @ turns[:, joints]
+        return places
