@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.flags import add_training_flags, profile_from_flags
+from ds_rvqvae.gpu.wire import transfers_of
 from ds_rvqvae.heartbeat import Heartbeat
 
 COLLECTIVES = (
@@ -75,12 +76,13 @@ def main() -> None:
             trainer.step += 1
         codebooks = trainer.model.quantizer._staged
         trainer._close()
-    parameters = sum(parameter.numel() for parameter in engine.module.parameters())
     if dist.get_rank() == 0:
         for name, size in sorted(calls.items()):
             print(f"{name:24} {size:>14,} bytes")
         print(f"{'of it the codebooks':24} {codebooks.numel() * codebooks.element_size():>14,} bytes")
-        print(f"{'2 bytes a parameter':24} {2 * parameters:>14,} bytes: gradients, and weights, by arithmetic")
+        print("by arithmetic:")
+        for transfer in transfers_of(profile, data.in_features, dist.get_world_size()):
+            print(f"{transfer.name:24} {transfer.payload_bytes:>14,} bytes, {transfer.collective}")
     dist.barrier()
     dist.destroy_process_group()
 

@@ -1,0 +1,78 @@
+"""`ds-rvqvae plan`: what a profile takes of each card."""
+
+import argparse
+import os
+from pathlib import Path
+
+from ds_rvqvae.commands.results import Verbs, add_json_flag, print_result
+from ds_rvqvae.errors import ExitStatus, UserError
+
+_PRESETS = ("4090", "3090", "a100", "h100", "h200")
+
+
+def add_to(verbs: Verbs) -> None:
+    """Adds the verb."""
+    plan = verbs.add_parser(
+        "plan", help="memory, arithmetic and traffic of a profile on given cards, before any starts"
+    )
+    plan.add_argument("profile", metavar="PROFILE", help="a shipped profile or a JSON file")
+    plan.add_argument("--gpus", type=int, default=7, metavar="N", help="cards, a rank each (default: 7)")
+    plan.add_argument("--card", choices=_PRESETS, help="model of card (default: 4090)")
+    plan.add_argument("--gpu_memory", metavar="SIZE", help="memory a card, as 24GiB (default: the card's own)")
+    plan.add_argument(
+        "--in_features", type=int, metavar="N", help="columns of the motion (default: those of the body part in SMPL-X)"
+    )
+    plan.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a key; repeatable")
+    plan.add_argument("--picture", type=Path, metavar="FILE.png", help="also draw the memory as a stacked bar")
+    add_json_flag(plan)
+    plan.set_defaults(verb=_plan)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from ds_rvqvae.gpu.cards import CARDS, parse_bytes
+    from ds_rvqvae.gpu.plan import make_plan
+    from ds_rvqvae.gpu.plan_table import plan_table
+    from ds_rvqvae.profile import load_profile
+    from ds_rvqvae.slots import cpu_slots
+
+    profile = load_profile(args.profile, args.set)
+    for flag in ("gpus", "in_features"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise UserError(f"--{flag} {value}: give 1 or more")
+    profile.check_world_size(args.gpus)
+    card = CARDS[args.card or "4090"]
+    if args.gpu_memory is not None:
+        card = card.with_memory(parse_bytes(args.gpu_memory))
+    columns = args.in_features or _columns(profile.rvqvae.data.body_part)
+    # Where the slots are CPU ranks and no card is named, what CPU ranks keep.
+    on_cpu = args.card is None and cpu_slots(os.environ) is not None
+    plan = make_plan(profile, columns, args.gpus, card, device="cpu" if on_cpu else "cuda")
+    text = plan_table(plan)
+    if on_cpu:
+        text += "\nactivations are counted as torch's CPU kernels keep them (DS_ACCELERATOR or LOCAL_SIZE is set)"
+    if args.picture is not None:
+        text += f"\npicture: {_draw(plan, args.profile, args.picture)}"
+    print_result(args, plan.to_dict(), text)
+    return ExitStatus.DONE
+
+
+def _columns(body_part: str) -> int:
+    from ds_rvqvae.data.layout import select_columns, smplx_layout
+
+    return len(select_columns(smplx_layout(), body_part)[0])
+
+
+def _draw(plan: object, name: str, file: Path) -> Path:
+    from ds_rvqvae.data.files import whole_file
+    from ds_rvqvae.gpu.plan_picture import plan_figure
+
+    if file.suffix.lower() != ".png":
+        raise UserError(f"--picture {file}: pictures are PNG; give a name that ends in .png")
+    figure = plan_figure(plan, f"{Path(name).stem} on {plan.gpus} cards")
+    try:
+        with whole_file(file) as content:
+            figure.savefig(content, dpi=110, format="png")
+    except OSError as error:
+        raise UserError(f"--picture {file}: cannot be written: {error.strerror or error}") from None
+    return file

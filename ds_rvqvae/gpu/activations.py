@@ -1,0 +1,286 @@
+"""What a training step keeps for its backward pass, by shape arithmetic and without torch.
+
+The walk below makes the operations of `model/nets.py`, `model/quantizer.py` and `model/losses.py` in their order and
+asks of each what torch's autograd saves for it: a convolution its input, ReLU its output, SiLU and GELU their input,
+a norm its input and statistics, dropout its mask. A tensor that two operations save is held once.
+"""
+
+from dataclasses import dataclass
+
+from ds_rvqvae.profile import Profile
+
+_FP32, _INT64 = 4, 8
+_GROUPS = 32
+"""Of group norm, as in `model/nets.py`."""
+_ROWS_AT_ONCE = 16_384
+"""Vectors whose distances are held at once, as in `model/codes.py`."""
+
+
+@dataclass
+class Layer:
+    """A part of the forward pass, in bytes and floating point operations of one micro batch."""
+
+    name: str
+    kept: int = 0
+    """Bytes that autograd keeps from this layer's forward pass to its backward pass, not counted before."""
+    recomputed: int = 0
+    """Bytes that its backward pass makes anew under activation checkpointing, and frees."""
+    offloaded: int = 0
+    """Bytes kept in the host's memory instead."""
+    forward_working: int = 0
+    """Bytes that its forward pass holds for a moment."""
+    backward_working: int = 0
+    """Bytes of gradients that its backward pass holds for a moment."""
+    flops: int = 0
+    """Of the forward pass; a multiplication and an addition are two."""
+    backward_flops: int = 0
+
+
+@dataclass(frozen=True)
+class Activations:
+    """One micro batch through the model and its losses."""
+
+    layers: list[Layer]
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that autograd keeps for the backward pass, without parameters, buffers and the batch itself."""
+        return sum(layer.kept for layer in self.layers)
+
+    @property
+    def offloaded_bytes(self) -> int:
+        """Bytes of checkpoints in the host's memory."""
+        return sum(layer.offloaded for layer in self.layers)
+
+    @property
+    def flops(self) -> int:
+        """Floating point operations of forward and backward pass, nothing recomputed."""
+        return sum(layer.flops + layer.backward_flops for layer in self.layers)
+
+    @property
+    def recomputed_flops(self) -> int:
+        """Floating point operations that checkpointing does a second time."""
+        return sum(layer.flops for layer in self.layers if layer.recomputed)
+
+    def forward_peak(self) -> int:
+        """Most bytes held at once in the forward pass."""
+        kept = peak = 0
+        for layer in self.layers:
+            kept += layer.kept
+            peak = max(peak, kept + layer.forward_working)
+        return peak
+
+    def backward_peak(self) -> int:
+        """Most bytes held at once in the backward pass, which frees what a layer kept once it is through it."""
+        kept = peak = 0
+        for layer in self.layers:
+            kept += layer.kept
+            peak = max(peak, kept + layer.recomputed + layer.backward_working)
+        return peak
+
+
+def activations_of(profile: Profile, in_features: int, micro_batch: int, device: str = "cuda") -> Activations:
+    """Activations of one micro batch in training, all levels of the quantizer in use.
+
+    Args:
+        in_features: columns of the motion.
+        micro_batch: windows.
+        device: "cuda", or "cpu", whose dropout keeps its noise in the tensor's type where CUDA keeps a mask of bytes.
+    """
+    walk = _Walk(profile, micro_batch, device)
+    motion = _Tensor(in_features, profile.rvqvae.data.window_size, _FP32)
+    walk.holds(motion)
+    latents = _encoder(walk, motion)
+    quantized = _quantizer(walk, latents)
+    _losses(walk, motion, _decoder(walk, quantized, in_features))
+    return Activations(walk.layers)
+
+
+@dataclass(eq=False, frozen=True)
+class _Tensor:
+    """`[micro batch, channels, time]`, one storage."""
+
+    channels: int
+    time: int
+    element_bytes: int
+
+
+class _Walk:
+    """Operations in order, and the storages that autograd keeps for them."""
+
+    def __init__(self, profile: Profile, micro_batch: int, device: str):
+        self.model, self.loss = profile.rvqvae.model, profile.rvqvae.loss
+        self.micro_batch = micro_batch
+        self.element_bytes = 2 if profile.bf16.enabled else _FP32
+        self.on_cuda = device == "cuda"
+        self.checkpoints = profile.rvqvae.training.gradient_checkpointing
+        self.to_host = profile.activation_checkpointing.cpu_checkpointing
+        self.layers: list[Layer] = []
+        self._kept: set[_Tensor] = set()
+        self._recomputed: set[_Tensor] | None = None
+
+    @property
+    def layer(self) -> Layer:
+        return self.layers[-1]
+
+    def start(self, name: str) -> None:
+        self.layers.append(Layer(name))
+
+    def holds(self, tensor: _Tensor) -> None:
+        """`tensor` is there anyway, so that keeping it costs nothing."""
+        self._kept.add(tensor)
+
+    def bytes_of(self, *tensors: _Tensor) -> int:
+        return sum(self.micro_batch * one.channels * one.time * one.element_bytes for one in tensors)
+
+    def made(self, channels: int, time: int) -> _Tensor:
+        return _Tensor(channels, time, self.element_bytes)
+
+    def keep(self, *tensors: _Tensor) -> None:
+        """Autograd saves these, each once."""
+        for tensor in tensors:
+            if tensor in self._kept or (self._recomputed is not None and tensor in self._recomputed):
+                continue
+            if self._recomputed is None:
+                self._kept.add(tensor)
+                self.layer.kept += self.bytes_of(tensor)
+            else:
+                self._recomputed.add(tensor)
+                self.layer.recomputed += self.bytes_of(tensor)
+
+    def keep_bytes(self, count: int) -> None:
+        """Autograd saves as many bytes that nothing else shares."""
+        if self._recomputed is None:
+            self.layer.kept += count
+        else:
+            self.layer.recomputed += count
+
+    def checkpoint(self, tensor: _Tensor) -> None:
+        """What follows is recomputed from `tensor`, until `end_checkpoint`."""
+        if self.to_host:
+            self.layer.offloaded += self.bytes_of(tensor)
+            self.layer.recomputed += self.bytes_of(tensor)
+        else:
+            self.keep(tensor)
+        self._recomputed = {tensor}
+
+    def end_checkpoint(self) -> None:
+        self._recomputed = None
+
+    def works(self, *tensors: _Tensor) -> None:
+        """The backward pass holds gradients of these sizes at once."""
+        self.layer.backward_working = max(self.layer.backward_working, self.bytes_of(*tensors))
+
+    def conv(self, inner: _Tensor, channels: int, kernel: int, time: int, first: bool = False) -> _Tensor:
+        """A convolution; the `first` one's input wants no gradient."""
+        self.keep(inner)
+        outer = self.made(channels, time)
+        self.works(inner, outer)
+        flops = 2 * self.micro_batch * time * channels * inner.channels * kernel
+        self.layer.flops += flops
+        self.layer.backward_flops += flops if first else 2 * flops
+        return outer
+
+    def activation(self, inner: _Tensor) -> _Tensor:
+        outer = self.made(inner.channels, inner.time)
+        self.keep(outer if self.model.activation == "relu" else inner)
+        self.works(inner, outer)
+        return outer
+
+    def norm(self, inner: _Tensor) -> _Tensor:
+        if self.model.norm is None:
+            return inner
+        self.keep(inner)
+        statistics = 2 * self.micro_batch * (inner.time if self.model.norm == "LN" else _GROUPS)
+        self.keep_bytes(statistics * self._statistics_bytes())
+        outer = self.made(inner.channels, inner.time)
+        # Layer norm works on the channels-last copy.
+        self.works(inner, outer, inner)
+        return outer
+
+    def _statistics_bytes(self) -> int:
+        return _FP32 if self.on_cuda and self.model.norm == "LN" else self.element_bytes
+
+    def dropout(self, inner: _Tensor) -> _Tensor:
+        if self.model.dropout == 0:
+            return inner
+        self.keep_bytes(self.bytes_of(inner) // (inner.element_bytes if self.on_cuda else 1))
+        return self.made(inner.channels, inner.time)
+
+
+def _encoder(walk: _Walk, motion: _Tensor) -> _Tensor:
+    model = walk.model
+    walk.start("encoder, first convolution")
+    inner = motion if walk.element_bytes == _FP32 else walk.made(motion.channels, motion.time)
+    hidden = walk.activation(walk.conv(inner, model.width, 3, motion.time, first=True))
+    for stage in range(model.down_t):
+        walk.start(f"encoder stage {stage + 1}, down-sampling")
+        time = hidden.time // model.stride_t
+        if model.stride_t % 2:
+            hidden = walk.made(model.width, hidden.time + 1)
+        hidden = walk.conv(hidden, model.width, 2 * model.stride_t, time)
+        walk.start(f"encoder stage {stage + 1}, residual stack")
+        hidden = _residual_stack(walk, hidden)
+    walk.start("encoder, last convolution")
+    return walk.conv(hidden, model.code_dim, 3, hidden.time)
+
+
+def _residual_stack(walk: _Walk, hidden: _Tensor) -> _Tensor:
+    width, time = hidden.channels, hidden.time
+    if walk.checkpoints:
+        walk.checkpoint(hidden)
+    for _ in range(walk.model.depth):
+        inner = walk.conv(walk.activation(walk.norm(hidden)), width, 3, time)
+        inner = walk.dropout(walk.conv(walk.activation(walk.norm(inner)), width, 1, time))
+        hidden = walk.made(width, time)
+        # The gradient that goes past the block, and two inside it.
+        walk.works(hidden, inner, inner)
+    walk.end_checkpoint()
+    return hidden
+
+
+def _quantizer(walk: _Walk, latents: _Tensor) -> _Tensor:
+    model, rows = walk.model, _Tensor(latents.channels, latents.time, _FP32)
+    walk.start("quantizer")
+    for _ in range(model.num_quantizers):
+        # The commitment loss squares what a level left.
+        walk.keep(_Tensor(rows.channels, rows.time, _FP32))
+    walk.works(rows, rows, rows)
+    vectors = walk.micro_batch * latents.time
+    # Noise, scaled noise and their sum stand beside the distances; without noise these go block by block.
+    at_once = 4 * vectors if model.sample_codebook_temp else min(vectors, _ROWS_AT_ONCE)
+    distances = at_once * model.nb_code * _FP32 + model.nb_code * model.code_dim * _FP32
+    # Rows, residual, code vectors and their sum; codes and the index of a level.
+    walk.layer.forward_working = (
+        distances + walk.bytes_of(rows, rows, rows, rows) + vectors * (model.num_quantizers + 1) * _INT64
+    )
+    walk.layer.flops += 2 * model.num_quantizers * vectors * model.nb_code * model.code_dim
+    return walk.made(latents.channels, latents.time)
+
+
+def _decoder(walk: _Walk, quantized: _Tensor, out_features: int) -> _Tensor:
+    model = walk.model
+    walk.start("decoder, first convolution")
+    hidden = walk.activation(walk.conv(quantized, model.width, 3, quantized.time))
+    for stage in range(model.down_t):
+        walk.start(f"decoder stage {stage + 1}, residual stack")
+        hidden = _residual_stack(walk, hidden)
+        walk.start(f"decoder stage {stage + 1}, up-sampling")
+        repeated = walk.made(model.width, hidden.time * model.stride_t)
+        hidden = walk.conv(repeated, model.width, 3, repeated.time)
+    walk.start("decoder, last convolutions")
+    hidden = walk.activation(walk.conv(hidden, model.width, 3, hidden.time))
+    return walk.conv(hidden, out_features, 3, hidden.time)
+
+
+def _losses(walk: _Walk, motion: _Tensor, output: _Tensor) -> None:
+    """Reconstruction loss, and the same on frame differences; both in fp32."""
+    walk.start("losses")
+    reconstruction = output if output.element_bytes == _FP32 else _Tensor(output.channels, output.time, _FP32)
+    steps = _Tensor(motion.channels, motion.time - 1, _FP32)
+    if walk.loss.recons_loss == "l1":
+        # torch composes it of a difference, whose sign the backward pass wants.
+        walk.keep(_Tensor(motion.channels, motion.time, _FP32), steps)
+    else:
+        walk.keep(reconstruction, motion, steps, _Tensor(steps.channels, steps.time, _FP32))
+    walk.works(reconstruction, reconstruction, output)

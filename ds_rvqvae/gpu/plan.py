@@ -1,0 +1,304 @@
+"""What a run will take of each card: memory, arithmetic and traffic, by arithmetic alone, in milliseconds.
+
+Nothing here imports torch. Tests hold each line against the real engine, the real model and torch's own counters.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from ds_rvqvae.gpu.activations import Activations, activations_of
+from ds_rvqvae.gpu.cards import MIB, Card
+from ds_rvqvae.gpu.wire import Transfer, transfers_of
+from ds_rvqvae.gpu.zero import ZeroBytes, zero_bytes
+from ds_rvqvae.model.shapes import codebook_count, parameter_count, parameter_sizes, replacement_count, staged_count
+from ds_rvqvae.profile import ModelConfig, Profile
+
+CONTEXT_BYTES = 600 * MIB
+"""CUDA context with the kernels of torch, cuBLAS and cuDNN. Assumed, not measured yet."""
+NCCL_BYTES = 300 * MIB
+"""NCCL's buffers and kernels for a ring of the cards of one machine; nothing on one card. Assumed, not measured yet."""
+WORKSPACE_BYTES = 256 * MIB
+"""Workspaces of cuDNN's convolutions and cuBLAS. Assumed, not measured yet."""
+FRAGMENTATION = 0.05
+"""Share of torch's own memory that its allocator reserves beyond it. Assumed, not measured yet."""
+_FP32, _INT64 = 4, 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Memory of one card at the step's peak, on the rank that holds most, and the work and traffic of one step."""
+
+    profile: Profile
+    in_features: int
+    gpus: int
+    card: Card
+    micro_batch: int
+    zero: ZeroBytes
+    activations: Activations
+    codebooks_bytes: int
+    """The quantizer's buffers, with its staged statistics and candidates."""
+    staged_vectors_bytes: int
+    """Vectors and codes of the step that the quantizer keeps until its update."""
+    batch_bytes: int
+    device: str
+    """Whose kernels the activations are counted for."""
+
+    @property
+    def parameter_count(self) -> int:
+        """Trainable parameters, without codebooks."""
+        return parameter_count(self.in_features, self.profile.rvqvae.model)
+
+    @property
+    def parameters_bytes(self) -> int:
+        return self.zero.parameters
+
+    @property
+    def gradients_bytes(self) -> int:
+        return self.zero.gradients
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """fp32 master weights and both of Adam's moments, on the card."""
+        return 0 if self.zero.on_host else self.zero.master_weights + self.zero.moments
+
+    @property
+    def activations_bytes(self) -> int:
+        """What autograd keeps for the backward pass of one micro batch."""
+        return self.activations.kept_bytes
+
+    @property
+    def buckets_bytes(self) -> int:
+        return self.zero.buckets
+
+    @cached_property
+    def peaks(self) -> dict[str, int]:
+        """Bytes above weights, optimizer, codebooks and batch at each moment of a step that could be its peak."""
+        zero, model = self.zero, self.profile.rvqvae.model
+        carried = zero.gradients if self.profile.gradient_accumulation_steps > 1 else 0
+        books = codebook_count(model) * model.code_dim * _FP32
+        chosen = 2 * books * replacement_count(model) * model.num_quantizers
+        backward = self.activations.backward_peak() + zero.gradients + zero.accumulating
+        return {
+            "forward pass": self.activations.forward_peak() + carried,
+            "backward pass": backward + zero.buckets + zero.reducing,
+            "optimizer step": zero.gradients + zero.stepping,
+            "codebook update": chosen + 6 * books * model.nb_code,
+            # A copy of the model in fp32; the held-out clips that go through it are not counted.
+            "evaluation": self.parameter_count * _FP32 + self.codebooks_bytes,
+        }
+
+    @property
+    def peak_moment(self) -> str:
+        return max(self.peaks, key=lambda name: self.peaks[name])
+
+    @property
+    def working_bytes(self) -> int:
+        """Held for a moment at the peak, beyond gradients, activations and buckets."""
+        lasting = self.gradients_bytes + self.activations_bytes + self.buckets_bytes
+        return max(0, max(self.peaks.values()) - lasting)
+
+    @property
+    def overheads(self) -> dict[str, int]:
+        """What `overhead_bytes` is made of; the first two by arithmetic, the others assumed."""
+        allocated = self.allocated_bytes
+        return {
+            "working_bytes": self.working_bytes,
+            "staged_vectors_bytes": self.staged_vectors_bytes,
+            "cuda_context_bytes": CONTEXT_BYTES,
+            "nccl_bytes": NCCL_BYTES if self.gpus > 1 else 0,
+            "workspace_bytes": WORKSPACE_BYTES,
+            "fragmentation_bytes": int(FRAGMENTATION * allocated),
+        }
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Peak of the tensors themselves: what `torch.cuda.max_memory_allocated` counts."""
+        lasting = self.parameters_bytes + self.gradients_bytes + self.optimizer_bytes + self.codebooks_bytes
+        step = self.activations_bytes + self.buckets_bytes + self.batch_bytes
+        return lasting + step + self.working_bytes + self.staged_vectors_bytes
+
+    @property
+    def overhead_bytes(self) -> int:
+        return sum(self.overheads.values())
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes by JSON key; together they are `total_bytes`."""
+        keys = ("parameters", "gradients", "optimizer", "codebooks", "activations", "buckets", "batch", "overhead")
+        return {f"{key}_bytes": getattr(self, f"{key}_bytes") for key in keys}
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether it fits into an empty card."""
+        return self.total_bytes <= self.card.memory_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        """Page-locked memory a rank: batches gathered ahead, and what is offloaded."""
+        data = self.profile.rvqvae.data
+        ahead = data.num_workers + 2 if data.num_workers else 1
+        step = self.micro_batch * data.window_size * self.in_features * _FP32
+        offloaded = self.zero.master_weights + self.zero.moments if self.zero.on_host else 0
+        batches = ahead * step * self.profile.gradient_accumulation_steps
+        return batches + offloaded + self.activations.offloaded_bytes
+
+    @property
+    def flops_per_step(self) -> int:
+        """Floating point operations of a card's optimizer step, forward and backward, nothing recomputed."""
+        return self.activations.flops * self.profile.gradient_accumulation_steps
+
+    @property
+    def recomputed_flops_per_step(self) -> int:
+        """Those that activation checkpointing does a second time."""
+        return self.activations.recomputed_flops * self.profile.gradient_accumulation_steps
+
+    @property
+    def compute_seconds(self) -> float:
+        """Arithmetic of a step, recomputing included, at the card's stated rate."""
+        rate = self.card.bf16_flops if self.profile.bf16.enabled else self.card.fp32_flops
+        return (self.flops_per_step + self.recomputed_flops_per_step) / rate
+
+    @property
+    def memory_seconds(self) -> float:
+        """Writing and reading once what a step keeps and recomputes and its optimizer holds, at the stated rate."""
+        recomputed = sum(layer.recomputed for layer in self.activations.layers)
+        micro = self.activations_bytes + recomputed
+        step = self.optimizer_bytes + self.gradients_bytes + self.parameters_bytes
+        return 2 * (micro * self.profile.gradient_accumulation_steps + step) / self.card.memory_bandwidth
+
+    @cached_property
+    def transfers(self) -> list[Transfer]:
+        return transfers_of(self.profile, self.in_features, self.gpus)
+
+    @property
+    def wire_bytes_per_step(self) -> int:
+        """What a rank sends in an optimizer step over a ring of all ranks; it receives as much."""
+        return sum(transfer.sent_bytes for transfer in self.transfers)
+
+    @property
+    def wire_seconds(self) -> float:
+        """The same at the link's stated rate."""
+        return self.wire_bytes_per_step / self.card.link_bandwidth
+
+    @cached_property
+    def largest_micro_batch(self) -> int:
+        """Windows a card at once with which the run still fits into an empty card; 0 where not one does."""
+
+        def fits(windows: int) -> bool:
+            return self.with_micro_batch(windows).fits
+
+        return _largest(fits) if fits(1) else 0
+
+    def with_micro_batch(self, windows: int) -> "Plan":
+        """The same run with another micro batch a card."""
+        return replace(self, **_of_batch(self.profile, self.in_features, windows, self.device))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON; sizes in bytes, times in seconds, all a card and an optimizer step."""
+        return {
+            "gpus": self.gpus,
+            "card": self.card.name,
+            "card_bytes": self.card.memory_bytes,
+            "counted_for": self.device,
+            "in_features": self.in_features,
+            "micro_batch": self.micro_batch,
+            "global_batch": self.micro_batch * self.profile.gradient_accumulation_steps * self.gpus,
+            "parameter_count": self.parameter_count,
+            **self.parts,
+            "total_bytes": self.total_bytes,
+            "fits": self.fits,
+            "flops_per_step": self.flops_per_step,
+            "wire_bytes_per_step": self.wire_bytes_per_step,
+            "largest_micro_batch": self.largest_micro_batch,
+            "allocated_bytes": self.allocated_bytes,
+            "peak_moment": self.peak_moment,
+            "overheads": self.overheads,
+            "host_bytes": self.host_bytes,
+            "recomputed_flops_per_step": self.recomputed_flops_per_step,
+            "compute_seconds": self.compute_seconds,
+            "memory_seconds": self.memory_seconds,
+            "wire_seconds": self.wire_seconds,
+            "wire": {
+                transfer.name: {
+                    "collective": transfer.collective,
+                    "payload_bytes": transfer.payload_bytes,
+                    "sent_bytes": transfer.sent_bytes,
+                }
+                for transfer in self.transfers
+            },
+        }
+
+
+def make_plan(
+    profile: Profile,
+    in_features: int,
+    gpus: int,
+    card: Card,
+    micro_batch: int | None = None,
+    device: str = "cuda",
+) -> Plan:
+    """The plan of a run.
+
+    Args:
+        in_features: columns of the motion.
+        gpus: cards, all of a kind.
+        micro_batch: windows a card at once, in place of the profile's.
+        device: "cpu" counts what torch's CPU kernels keep; see `activations_of`.
+    """
+    windows = profile.train_micro_batch_size_per_gpu if micro_batch is None else micro_batch
+    return Plan(
+        profile=profile,
+        in_features=in_features,
+        gpus=gpus,
+        card=card,
+        zero=zero_bytes(profile, parameter_sizes(in_features, profile.rvqvae.model), gpus),
+        codebooks_bytes=codebooks_bytes(profile.rvqvae.model),
+        device=device,
+        **_of_batch(profile, in_features, windows, device),
+    )
+
+
+def _of_batch(profile: Profile, in_features: int, windows: int, device: str) -> dict[str, Any]:
+    """What of a plan depends on the micro batch."""
+    model, data = profile.rvqvae.model, profile.rvqvae.data
+    accumulation = profile.gradient_accumulation_steps
+    vectors = windows * (data.window_size // model.code_stride) * accumulation
+    # The next micro batch comes while the one before is still there.
+    batches = 1 if accumulation == 1 else 2
+    return {
+        "micro_batch": windows,
+        "activations": activations_of(profile, in_features, windows, device),
+        "staged_vectors_bytes": vectors * (model.code_dim * _FP32 + model.num_quantizers * _INT64),
+        "batch_bytes": batches * windows * data.window_size * in_features * _FP32,
+    }
+
+
+def codebooks_bytes(model: ModelConfig) -> int:
+    """Bytes of the quantizer's buffers: codebooks, averages, counts, staged statistics, flag and count of updates."""
+    codes = codebook_count(model) * model.nb_code
+    averages = codes * (2 * model.code_dim + 1)
+    usage = model.num_quantizers * model.nb_code
+    return (averages + usage + staged_count(model)) * _FP32 + _INT64 + 1
+
+
+def largest_micro_batch(profile: Profile, in_features: int, gpus: int, card: Card) -> int:
+    """Windows a card at once with which a run fits; see `Plan.largest_micro_batch`."""
+    return make_plan(profile, in_features, gpus, card, micro_batch=1).largest_micro_batch
+
+
+def _largest(fits: Callable[[int], bool]) -> int:
+    """The largest whole number that fits, where 1 does and whatever is larger than one that does not does not."""
+    past = 2
+    while fits(past):
+        past *= 2
+    known = past // 2
+    while past - known > 1:
+        middle = (known + past) // 2
+        known, past = (middle, past) if fits(middle) else (known, middle)
+    return known

@@ -1,0 +1,45 @@
+"""A plan as a picture: a card's memory with what the run takes of it, and the parts of that as a stacked bar."""
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ds_rvqvae.gpu.plan import Plan
+from ds_rvqvae.gpu.plan_table import GIB, described_parts, size
+
+_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#E69F00", "#CC79A7", "#999999", "#333333")
+"""Okabe and Ito's, which people with any colour vision tell apart; and a dark grey for what is assumed."""
+
+
+def plan_figure(plan: Plan, title: str) -> Figure:
+    """Above, the run in the card; below, the parts of `total_bytes` from left to right in the order of the table."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    verdict = "fits" if plan.fits else "does not fit"
+    total, card = plan.total_bytes / GIB, plan.card.memory_bytes / GIB
+    figure.suptitle(f"{title}: {size(plan.total_bytes)} of {size(plan.card.memory_bytes)}, {verdict}")
+    whole, parts = figure.subplots(2, 1, height_ratios=[1, 2])
+    _stack(whole, plan)
+    whole.barh(0, max(card - total, 0), left=total, color="white", edgecolor="#888888", linewidth=0.8)
+    whole.axvline(card, color="black", linestyle="--", linewidth=1.5)
+    whole.set_xlim(0, 1.03 * max(card, total))
+    whole.set_xlabel("GiB; dashed: what the card has", fontsize=9)
+    _stack(parts, plan)
+    parts.set_xlim(0, total)
+    parts.set_xlabel("GiB on one card at the peak of a step", fontsize=9)
+    handles, labels = parts.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    return figure
+
+
+def _stack(axes: Axes, plan: Plan) -> None:
+    left = 0.0
+    for (name, count, _), colour in zip(described_parts(plan), _COLOURS, strict=True):
+        axes.barh(
+            0, count / GIB, left=left, color=colour, edgecolor="white", linewidth=0.4, label=f"{name}, {size(count)}"
+        )
+        left += count / GIB
+    axes.set_yticks([])
+    axes.margins(y=0.05)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)

@@ -1,0 +1,143 @@
+"""Activations and operations by arithmetic, against what torch itself saves and counts."""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from ds_rvqvae import RVQVAE, load_profile
+from ds_rvqvae.gpu.activations import activations_of
+from ds_rvqvae.model.losses import tokenizer_losses
+
+ALL_LEVELS = "rvqvae.model.quantize_dropout_prob=0"
+SMALL = ["rvqvae.model.width=64", "rvqvae.model.nb_code=32", "rvqvae.model.code_dim=16", ALL_LEVELS]
+
+
+def profile_with(name, *overrides, checkpointing):
+    return load_profile(name, [*overrides, f"rvqvae.training.gradient_checkpointing={str(checkpointing).lower()}"])
+
+
+def make_model(profile, in_features):
+    """The model as the engine trains it; a cast that also works on fake tensors."""
+    model = RVQVAE(in_features, profile.rvqvae.model).train()
+    dtype = torch.bfloat16 if profile.bf16.enabled else torch.float32
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            module.register_parameter(name, nn.Parameter(parameter.detach().to(dtype)))
+    if profile.rvqvae.training.gradient_checkpointing:
+        model.set_checkpointing(functools.partial(checkpoint, use_reentrant=False))
+    return model
+
+
+def loss_of(profile, model, motion):
+    output = model(motion)
+    return tokenizer_losses(output.reconstruction, motion, output.commit_loss, profile.rvqvae.loss).loss
+
+
+def saved_bytes(profile, in_features, windows):
+    """Bytes of distinct storages that autograd saves, without parameters, buffers and the batch."""
+    model = make_model(profile, in_features)
+    motion = torch.randn(windows, profile.rvqvae.data.window_size, in_features)
+    own = [tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers(), motion)]
+    saved, alive = {}, []
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            saved[storage._cdata] = storage.nbytes()
+        alive.append(tensor)  # so that no address is given out twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss_of(profile, model, motion)
+    return sum(saved.values())
+
+
+VARIANTS = {
+    "as shipped": [],
+    "layer norm": ["rvqvae.model.norm=LN"],
+    "layer norm, silu": ["rvqvae.model.norm=LN", "rvqvae.model.activation=silu"],
+    "group norm, silu": ["rvqvae.model.norm=GN", "rvqvae.model.activation=silu"],
+    "gelu without dropout": ["rvqvae.model.activation=gelu", "rvqvae.model.dropout=0"],
+    "odd stride, l1": ["rvqvae.model.stride_t=3", "rvqvae.data.window_size=36", "rvqvae.loss.recons_loss=l1"],
+    "stride 1, l2": ["rvqvae.model.stride_t=1", "rvqvae.loss.recons_loss=l2"],
+    "no down-sampling": ["rvqvae.model.down_t=0"],
+    "one block": ["rvqvae.model.depth=1", "rvqvae.model.down_t=3"],
+    "lineage": ["rvqvae.model.lineage=true", "rvqvae.model.shared_codebook=true"],
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("precision", ["true", "false"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_kept_bytes_are_autograds_to_the_byte(variant, precision, checkpointing):
+    overrides = [*SMALL, f"bf16.enabled={precision}", *VARIANTS[variant]]
+    profile = profile_with("baseline", *overrides, checkpointing=checkpointing)
+    assert activations_of(profile, 30, 3, device="cpu").kept_bytes == saved_bytes(profile, 30, 3)
+
+
+@pytest.mark.parametrize("name", ["baseline", "wide", "large"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_kept_bytes_of_the_shipped_profiles_at_their_own_batch(name, checkpointing):
+    profile = profile_with(name, ALL_LEVELS, checkpointing=checkpointing)
+    windows = profile.train_micro_batch_size_per_gpu
+    with FakeTensorMode():
+        saved = saved_bytes(profile, 78, windows)
+    assert activations_of(profile, 78, windows, device="cpu").kept_bytes == saved
+
+
+@pytest.mark.parametrize("norm", ["null", "GN"])
+def test_on_cuda_dropout_keeps_a_mask_of_bytes(norm, monkeypatch):
+    # The kernel that CUDA uses, which torch has for CPUs as well.
+    monkeypatch.setattr(nn.Dropout, "forward", lambda self, hidden: torch.native_dropout(hidden, self.p, True)[0])
+    profile = profile_with("baseline", *SMALL, f"rvqvae.model.norm={norm}", checkpointing=False)
+    on_cuda = activations_of(profile, 30, 3).kept_bytes
+    assert on_cuda == saved_bytes(profile, 30, 3) < activations_of(profile, 30, 3, device="cpu").kept_bytes
+
+
+@pytest.mark.parametrize("name", ["baseline", "wide", "large"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_operations_are_those_that_torch_counts(name, checkpointing):
+    profile = profile_with(name, ALL_LEVELS, checkpointing=checkpointing)
+    with FakeTensorMode():
+        model = make_model(profile, 78)
+        motion = torch.randn(4, profile.rvqvae.data.window_size, 78)
+        with FlopCounterMode(display=False) as counter:
+            loss_of(profile, model, motion).backward()
+    counted = activations_of(profile, 78, 4)
+    assert counted.flops + counted.recomputed_flops == counter.get_total_flops()
+    assert (counted.recomputed_flops > 0) == checkpointing
+
+
+def test_a_baseline_step_is_485_gflop():
+    assert activations_of(load_profile("baseline"), 78, 80).flops == pytest.approx(485e9, rel=0.01)
+
+
+def live_peak(profile, in_features, windows):
+    """Most bytes of activations alive at once in the backward pass, by the allocations that torch's profiler saw."""
+    model = make_model(profile, in_features)
+    motion = torch.randn(windows, profile.rvqvae.data.window_size, in_features)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as recorded:
+        loss_of(profile, model, motion).backward()
+    alive = peak = 0
+    for event in recorded.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            peak = max(peak, alive)
+    return peak
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_backward_peak_is_near_what_is_alive(checkpointing):
+    overrides = [ALL_LEVELS, "bf16.enabled=false", "rvqvae.model.width=128", "rvqvae.model.nb_code=32"]
+    profile = profile_with("baseline", *overrides, checkpointing=checkpointing)
+    activations = activations_of(profile, 30, 16, device="cpu")
+    peak = live_peak(profile, 30, 16)
+    parameters = sum(parameter.numel() for parameter in RVQVAE(30, profile.rvqvae.model).parameters()) * 4
+    assert activations.backward_peak() <= 1.1 * peak
+    assert peak <= 1.1 * (activations.backward_peak() + parameters)

@@ -1,0 +1,302 @@
+"""The plan, against the tensors that the engine really holds and the bytes that it really sends."""
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from ds_rvqvae.cli import main
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.gpu.cards import CARDS, parse_bytes
+from ds_rvqvae.gpu.plan import codebooks_bytes, largest_micro_batch, make_plan
+from ds_rvqvae.gpu.wire import transfers_of
+from ds_rvqvae.gpu.zero import flat_count, owned_gradient_counts, zero_bytes
+from ds_rvqvae.model.shapes import parameter_sizes, staged_count
+from ds_rvqvae.profile import load_profile, profile_from_dict
+from tests.ranks import run_ranks
+
+KEYS = ("parameters", "gradients", "optimizer", "codebooks", "activations", "buckets", "batch", "overhead")
+CARD = CARDS["4090"]
+
+VARIANTS = {
+    "stage 2": [],
+    "stage 2, fp32": ["--mixed_precision=no"],
+    "stage 2, accumulating": ["--gradient_accumulation_steps=2", "--norm=LN"],
+    "stage 2, nothing overlaps": ["--set=zero_optimization.overlap_comm=false"],
+    "stage 2, fp32 gradients": ["--set=data_types.grad_accum_dtype=fp32"],
+    "stage 1": ["--set=zero_optimization.stage=1"],
+    "stage 1, accumulating": ["--set=zero_optimization.stage=1", "--gradient_accumulation_steps=2"],
+}
+
+
+def held_by_the_engine(folder, data, variants):
+    """What this rank holds and sends in a step of each variant, from the engine's own tensors."""
+    from collections import Counter
+
+    from benchmarks.wire_bytes import count_payloads
+
+    calls = Counter()
+    count_payloads(calls)
+    from tests.train.small import make_trainer
+
+    found = {}
+    for name, flags in variants.items():
+        trainer = make_trainer(f"{folder}/{name}", data, ["--batch_size=4", "--total_iter=3", "--width=33", *flags])
+        trainer._initialize_codebooks(trainer.loader.next())
+        recorder = Recorder(trainer.engine.optimizer)
+        for _ in range(2):
+            calls.clear()
+            trainer._train_step(trainer.loader.next())
+            trainer.step += 1
+        trainer._close()
+        found[name] = {
+            **recorder.held(),
+            "codebooks": sum(buffer.nbytes for buffer in trainer.model.quantizer.buffers()),
+            "staged": trainer.model.quantizer._staged.numel(),
+            "all_reduce": calls["all_reduce"],
+            "all_gather": calls["all_gather_into_tensor"] or calls["all_gather_single"],
+            "sizes": [parameter.numel() for parameter in trainer.model.parameters()],
+            "in_features": trainer.model.in_features,
+            "profile": trainer.profile.to_dict(),
+        }
+    return found
+
+
+class Recorder:
+    """Looks into DeepSpeed's optimizer while its buffers are there."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+        self.buckets = self.gradients = self.whole_gradients = 0
+        setup_buckets, step = optimizer.setup_buckets, optimizer.step
+        epilogue = optimizer.overlapping_partition_gradients_reduce_epilogue
+
+        def recorded_setup():
+            setup_buckets()
+            buffers = [buffer for bucket in optimizer.ipg_buckets.values() for buffer in bucket.buffer]
+            self.buckets = storage_bytes(buffers)
+
+        def recorded_epilogue():
+            gradients = [parameter.grad for group in optimizer.bit16_groups for parameter in group]
+            self.whole_gradients = sum(gradient.nbytes for gradient in gradients if gradient is not None)
+            epilogue()
+
+        def recorded_step(*arguments, **keywords):
+            self.gradients = storage_bytes(optimizer.averaged_gradients[0])
+            return step(*arguments, **keywords)
+
+        optimizer.setup_buckets, optimizer.step = recorded_setup, recorded_step
+        optimizer.overlapping_partition_gradients_reduce_epilogue = recorded_epilogue
+
+    def held(self):
+        state = self.optimizer.optimizer.state.values()
+        return {
+            "parameters": self.optimizer.bit16_groups_flat[0].nbytes,
+            "gradients": self.gradients,
+            "whole_gradients": self.whole_gradients,
+            "master_weights": self.optimizer.single_partition_of_fp32_groups[0].nbytes,
+            "moments": sum(one["exp_avg"].nbytes + one["exp_avg_sq"].nbytes for one in state),
+            "buckets": self.buckets,
+        }
+
+
+def storage_bytes(tensors):
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("gpus", "variants"), [(1, ["stage 2"]), (2, list(VARIANTS)), (4, ["stage 2"])])
+def test_each_line_is_what_the_engine_holds(tmp_path, demo_folder, gpus, variants):
+    chosen = {name: VARIANTS[name] for name in variants}
+    arguments = {"folder": str(tmp_path / "runs"), "data": str(demo_folder), "variants": chosen}
+    ranks = run_ranks(gpus, held_by_the_engine, tmp_path / "found", **arguments)
+    for name in variants:
+        held = [rank[name] for rank in ranks]
+        profile = profile_from_dict(held[0]["profile"])
+        model, columns = profile.rvqvae.model, held[0]["in_features"]
+        sizes = parameter_sizes(columns, model)
+        assert sizes == held[0]["sizes"]
+        plan = make_plan(profile, columns, gpus, CARD)
+        assert max(rank["gradients"] for rank in held) <= plan.gradients_bytes
+        whole = profile.zero_optimization.stage == 1 and profile.gradient_accumulation_steps > 1
+        largest = "whole_gradients" if whole else "gradients"
+        assert max(rank[largest] for rank in held) == plan.gradients_bytes, name
+        for rank in held:
+            assert rank["parameters"] == plan.parameters_bytes, name
+            assert rank["master_weights"] + rank["moments"] == plan.optimizer_bytes, name
+            assert rank["buckets"] == plan.buckets_bytes, name
+            assert rank["codebooks"] == plan.codebooks_bytes and rank["staged"] == staged_count(model), name
+            payload = {transfer.name: transfer.payload_bytes for transfer in plan.transfers}
+            reduced = payload["gradients"] + payload["codebooks"]
+            if gpus > 1:
+                # And the flags and norms of a step, a few bytes each.
+                assert reduced < rank["all_reduce"] <= reduced + 16, name
+                assert rank["all_gather"] == payload["weights"], name
+
+
+def test_each_rank_keeps_the_gradients_that_reach_into_its_part():
+    profile = load_profile("baseline")
+    counts = owned_gradient_counts(profile, [5, 3, 4], 3)
+    # 12 elements and no padding: ranks own 0-3, 4-7, 8-11.
+    assert flat_count([5, 3, 4], 3) == 12 and counts == [5, 8, 4]
+    assert flat_count([5, 3], 2) == 8 and flat_count([5, 4], 2) == 12
+    # Padded to 12: the second rank's part ends with three zeros.
+    assert owned_gradient_counts(profile, [5, 4], 2) == [9, 4 + 3]
+
+
+def test_what_benchmarks_counted_on_two_ranks():
+    gradients, weights, codebooks = transfers_of(load_profile("baseline"), 78, 2)
+    assert gradients.payload_bytes + codebooks.payload_bytes == 39_333_285 - 5
+    assert weights.payload_bytes == 35_376_544 and codebooks.payload_bytes == 3_956_740
+
+
+def test_traffic_of_a_ring():
+    sent = [make_plan(load_profile("large"), 78, gpus, CARD).wire_bytes_per_step for gpus in (1, 7, 14, 56)]
+    assert sent[0] == 0
+    assert [round(one / 1e6) for one in sent[1:]] == [1205, 1306, 1381]
+
+
+@pytest.mark.parametrize("name", ["baseline", "wide", "large", "demo"])
+def test_parts_add_up_and_fit(name):
+    plan = make_plan(load_profile(name), 78, 7, CARD.with_memory(24 << 30))
+    result = plan.to_dict()
+    assert sum(result[f"{key}_bytes"] for key in KEYS) == result["total_bytes"]
+    assert result["fits"] and result["optimizer_bytes"] == pytest.approx(12 * plan.parameter_count / 7, rel=1e-3)
+    assert all(count >= 0 for count in result["overheads"].values())
+    assert plan.allocated_bytes + sum(list(plan.overheads.values())[2:]) == plan.total_bytes
+
+
+@pytest.mark.parametrize("override", ["rvqvae.training.gradient_checkpointing=false", "gradient_accumulation_steps=3"])
+@pytest.mark.parametrize("memory", ["3GiB", "24GiB"])
+def test_the_largest_micro_batch_fits_and_one_more_does_not(override, memory):
+    profile, card = load_profile("wide", [override]), CARD.with_memory(parse_bytes(memory))
+    largest = largest_micro_batch(profile, 78, 7, card)
+    assert largest > 1
+    assert make_plan(profile, 78, 7, card, largest).fits
+    assert not make_plan(profile, 78, 7, card, largest + 1).fits
+
+
+def test_where_nothing_fits():
+    assert largest_micro_batch(load_profile("large"), 78, 7, CARD.with_memory(1 << 30)) == 0
+
+
+def test_settings_move_the_lines_that_they_should():
+    def plan_with(*overrides, gpus=7):
+        return make_plan(load_profile("baseline", overrides), 78, gpus, CARD)
+
+    plan = plan_with()
+    assert plan_with("bf16.enabled=false").parameters_bytes == 2 * plan.parameters_bytes
+    assert plan_with("rvqvae.training.gradient_checkpointing=false").activations_bytes > 2 * plan.activations_bytes
+    assert plan_with("zero_optimization.reduce_bucket_size=1000000").buckets_bytes == 4_000_000
+    assert plan_with(gpus=1).optimizer_bytes == 12 * plan.parameter_count
+    assert plan_with(gpus=1).overheads["nccl_bytes"] == 0
+    offloaded = plan_with('zero_optimization.offload_optimizer={"device": "cpu"}')
+    assert offloaded.optimizer_bytes == offloaded.gradients_bytes == 0
+    assert offloaded.host_bytes - plan.host_bytes == plan.optimizer_bytes
+    on_host = plan_with("activation_checkpointing.cpu_checkpointing=true")
+    assert on_host.activations_bytes < plan.activations_bytes < on_host.activations_bytes + on_host.host_bytes
+    assert on_host.host_bytes > plan.host_bytes
+
+
+def test_a_large_bucket_counts_though_the_model_is_small():
+    profile = load_profile("demo", ["zero_optimization.reduce_bucket_size=500000000"])
+    held = zero_bytes(profile, parameter_sizes(78, profile.rvqvae.model), 2)
+    assert held.buckets == 2 * 2 * 500_000_000
+    assert held.reducing < 8 * held.parameters
+
+
+def test_codebooks_of_a_shared_book_are_one():
+    model = load_profile("baseline").rvqvae.model
+    shared = model.model_copy(update={"shared_codebook": True})
+    assert codebooks_bytes(shared) < codebooks_bytes(model) / 4
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("24GiB", 24 << 30), ("24GB", 24 * 10**9), ("24564MiB", 24564 << 20), ("1.5 GiB", 3 << 29), ("900b", 900)],
+)
+def test_sizes(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["24", "24G", "GiB", "-3GiB", "0GiB", "24 GiBs", "nan", "1e3GiB", "", "9" * 400 + "GiB"]
+)
+def test_sizes_that_are_none(text):
+    with pytest.raises(UserError, match="give a size with its unit") as caught:
+        parse_bytes(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.delenv("LOCAL_SIZE", raising=False)
+    file = tmp_path / "plan.json"
+    arguments = ["plan", "large", "--gpus", "7", "--gpu_memory", "24GiB", "--json", str(file)]
+    assert main([*arguments, "--picture", str(tmp_path / "new" / "plan.png")]) == 0
+    printed = capsys.readouterr().out
+    assert "230,822,606 trainable parameters" in printed and "fits" in printed
+    assert max(map(len, printed.replace(str(tmp_path), "").splitlines())) <= 120
+    result = json.loads(file.read_text())
+    assert {f"{key}_bytes" for key in (*KEYS, "total")} <= result.keys()
+    assert result["parameter_count"] == 230_822_606 and result["card_bytes"] == 24 << 30
+    from matplotlib.image import imread
+
+    picture = imread(tmp_path / "new" / "plan.png")
+    assert len(np.unique(picture[..., :3].reshape(-1, 3), axis=0)) > 9
+    assert main([*arguments[:-1], "--set", "rvqvae.data.body_part=hands"]) == 0
+    assert json.loads(capsys.readouterr().out)["in_features"] == 180
+
+
+def test_what_does_not_fit_says_so(capsys):
+    assert main(["plan", "large", "--gpu_memory", "2GiB", "--gpus", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "DOES NOT FIT" in printed and "not even a micro batch of one window" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gpu_memory", "24"], "give a size with its unit"),
+        (["--gpus", "0"], "--gpus 0: give 1 or more"),
+        (["--in_features", "-1"], "--in_features -1: give 1 or more"),
+        (["--picture", "plan.pdf"], "give a name that ends in .png"),
+        (["--picture", "/dev/null/plan.png"], "cannot be written"),
+        (["--set", "rvqvae.model.widht=3"], "did you mean width?"),
+        (["--set", "train_batch_size=4"], "train_batch_size: 4 is not"),
+    ],
+)
+def test_refusals_are_one_line(arguments, message, capsys):
+    assert main(["plan", "baseline", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_on_cpu_ranks_it_counts_what_cpu_ranks_keep(capsys, monkeypatch):
+    def kept(*arguments):
+        off = ["--set", "rvqvae.training.gradient_checkpointing=false"]
+        assert main(["plan", "baseline", *off, "--json", *arguments]) == 0
+        return json.loads(capsys.readouterr().out)["activations_bytes"]
+
+    monkeypatch.delenv("LOCAL_SIZE", raising=False)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    on_cpu = kept()
+    assert kept("--card", "4090") < on_cpu
+    monkeypatch.delenv("DS_ACCELERATOR")
+    assert kept() < on_cpu
+    monkeypatch.setenv("LOCAL_SIZE", "four")
+    assert main(["plan", "baseline"]) == 2
+    assert "LOCAL_SIZE=four" in capsys.readouterr().err
+
+
+def test_it_answers_at_once_and_without_torch():
+    code = "import sys; from ds_rvqvae.cli import main; main(['plan', 'large']); assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+    profile = load_profile("large")
+    started = time.perf_counter()
+    make_plan(profile, 78, 7, CARD).to_dict()
+    assert time.perf_counter() - started < 0.5
