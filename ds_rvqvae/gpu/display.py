@@ -1,0 +1,119 @@
+"""Where the monitor shows a refresh: a table on a terminal, else a plain line a card, or lines of JSON."""
+
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from ds_rvqvae.gpu.recording import json_line
+from ds_rvqvae.gpu.snapshot import Snapshot, plain_line
+
+_ENTER = "\x1b[?1049h\x1b[?25l"
+"""To the terminal's second screen, without a cursor."""
+_LEAVE = "\x1b[?25h\x1b[?1049l"
+_HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[2K", "\x1b[J"
+
+
+class Display:
+    """Where refreshes are shown; this one shows only problems, each once, on standard error."""
+
+    def __init__(self) -> None:
+        self._problems: set[str] = set()
+        # A terminal or file of another encoding gets question marks for the bars.
+        with suppress(AttributeError):
+            sys.stdout.reconfigure(errors="replace")
+
+    def show(self, snapshot: Snapshot, problems: Sequence[str]) -> None:
+        for problem in set(problems) - self._problems:
+            print(f"warning: {problem}", file=sys.stderr)
+        self._problems = set(problems)
+
+    def redraw(self) -> None:
+        """The terminal has changed its size."""
+
+    def suspend(self) -> None:
+        """Gives the terminal back to the shell for a while."""
+
+    def resume(self) -> None:
+        """Takes it again."""
+
+    def close(self) -> None:
+        """Gives it back for good."""
+
+
+class LinesDisplay(Display):
+    """A plain line a card and refresh."""
+
+    def show(self, snapshot: Snapshot, problems: Sequence[str]) -> None:
+        print("\n".join(plain_line(snapshot, gpu) for gpu in snapshot.cards), flush=True)
+        super().show(snapshot, problems)
+
+
+class JsonDisplay(Display):
+    """A line of JSON a refresh."""
+
+    def show(self, snapshot: Snapshot, problems: Sequence[str]) -> None:
+        sys.stdout.write(json_line(snapshot))
+        sys.stdout.flush()
+        super().show(snapshot, problems)
+
+
+class TableDisplay(Display):
+    """A table, live on the terminal's second screen; at its end the last one stays on the first.
+
+    Args:
+        live: whether refreshes replace one another; otherwise each is printed.
+        heading: more words for the table's first line.
+    """
+
+    def __init__(self, live: bool, heading: str = ""):
+        from rich.console import Console
+
+        from ds_rvqvae.gpu.table import History
+
+        super().__init__()
+        self._console = Console(highlight=False)
+        self._history = History()
+        self._live, self._heading = live, heading
+        self._last: tuple[Snapshot, float, Sequence[str]] | None = None
+        self.resume()
+
+    def show(self, snapshot: Snapshot, problems: Sequence[str]) -> None:
+        now = time.monotonic()
+        self._history.add(snapshot.cards, now)
+        self._last = (snapshot, now, list(problems))
+        if self._live:
+            self.redraw()
+
+    def redraw(self) -> None:
+        if self._live and self._last:
+            height = self._console.height
+            lines = self._text(height).splitlines()[:height]
+            self._write(_HOME + "\n".join(_CLEAR_LINE + line for line in lines) + _CLEAR_BELOW)
+
+    def suspend(self) -> None:
+        if self._live:
+            self._write(_LEAVE)
+
+    def resume(self) -> None:
+        if self._live:
+            self._write(_ENTER)
+
+    def close(self) -> None:
+        self.suspend()
+        if self._last:
+            self._write(self._text(None))
+
+    def _text(self, height: int | None) -> str:
+        from ds_rvqvae.gpu.table import Screen
+
+        snapshot, now, problems = self._last
+        screen = Screen(snapshot, self._history, now, self._console.width, height, self._heading)
+        with self._console.capture() as capture:
+            self._console.print(screen.render(problems))
+        return capture.get()
+
+    def _write(self, text: Any) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()

@@ -1,0 +1,204 @@
+"""The live monitor of the cards: `launch/monitor_gpu.py`."""
+
+import argparse
+import math
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+
+from ds_rvqvae.errors import ExitStatus, UserError, exit_status_of
+from ds_rvqvae.flags import FlagParser
+from ds_rvqvae.gpu.display import Display, JsonDisplay, LinesDisplay, TableDisplay
+from ds_rvqvae.gpu.nvml import CardReader, Driver, NoDriver
+from ds_rvqvae.gpu.processes import Owners
+from ds_rvqvae.gpu.recording import Record, ScalarsFolder, csv_file, json_file
+from ds_rvqvae.gpu.snapshot import Snapshot
+
+INTERVAL = 5.0
+SHORTEST_INTERVAL = 0.1
+"""Seconds; PCIe throughput alone takes some 40 ms a card."""
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGTSTP, signal.SIGWINCH}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `launch/monitor_gpu.py` and returns its exit status."""
+    args = _parser().parse_args(argv)
+    status = exit_status_of(lambda: _monitor(args))
+    return ExitStatus.DONE if status == ExitStatus.STOPPED else status
+
+
+def _parser() -> FlagParser:
+    parser = FlagParser(
+        prog="monitor_gpu",
+        description="Shows the GPUs of this machine, who uses them, and whether GPU 0 is idle.",
+        epilog="GPUs are numbered as by nvidia-smi, in the order of the PCI bus, whatever CUDA_VISIBLE_DEVICES says. "
+        "Exit status: 0 done, also by Ctrl-C; 2 bad input or no such GPU; 3 a GPU is not idle; 4 no NVIDIA driver.",
+    )
+    parser.add_argument(
+        "interval",
+        nargs="?",
+        type=_interval,
+        default=INTERVAL,
+        metavar="INTERVAL",
+        help=f"seconds between two refreshes (default: {INTERVAL:g})",
+    )
+    parser.add_argument("--count", type=_count, metavar="N", help="refresh N times (default: until Ctrl-C)")
+    parser.add_argument("--once", action="store_true", help="the same as --count 1")
+    parser.add_argument("--gpus", type=_gpus, metavar="IDS", help="only these GPUs, for example 1-7 or 1,3")
+    parser.add_argument(
+        "--require_idle",
+        nargs="?",
+        const="0",
+        type=_gpus,
+        metavar="IDS",
+        help="end with status 3 as soon as one of these GPUs is not idle (bare: 0); looks once, or --count times",
+    )
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        type=_json_target,
+        metavar="FILE",
+        help="an object of JSON a refresh, each on a line, added to FILE or alone on standard output",
+    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="adds a row a GPU and refresh to FILE")
+    parser.add_argument(
+        "--tensorboard",
+        type=Path,
+        metavar="DIR",
+        help="scalars a GPU in DIR/gpus; DIR may be a run's tensorboard folder",
+    )
+    return parser
+
+
+def _interval(text: str) -> float:
+    seconds = float(text)
+    if not SHORTEST_INTERVAL <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: give {SHORTEST_INTERVAL} seconds or more")
+    return seconds
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give a number of refreshes, 1 or more")
+    return int(text)
+
+
+def _gpus(text: str) -> list[int]:
+    indices: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,3})(?:-(\d{1,3}))?", part.strip())
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise argparse.ArgumentTypeError(f"{text}: give GPU numbers, for example 1-7 or 1,3")
+        indices.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return sorted(indices)
+
+
+def _json_target(text: str) -> str:
+    if re.fullmatch(r"[\d.]+", text):
+        raise argparse.ArgumentTypeError(f"{text} would be its FILE; an INTERVAL goes before it: {text} --json")
+    return text
+
+
+def _monitor(args: argparse.Namespace) -> int:
+    if args.once or (args.require_idle and not args.count):
+        args.count = 1
+    with ExitStack() as stack:
+        # Taken up between two refreshes only, so that no signal tears a row or the screen.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
+        records = _open_records(args)
+        for record in records:
+            stack.callback(record.close)
+        try:
+            driver = stack.enter_context(Driver())
+            cards = driver.cards()
+        except NoDriver as error:
+            raise UserError(f"no NVIDIA driver answers on this machine: {error}", ExitStatus.NO_DRIVER) from None
+        if not cards:
+            raise UserError(f"the NVIDIA driver {driver.version} answers, but there is no GPU")
+        for flag in ("gpus", "require_idle"):
+            _check_there(flag, getattr(args, flag) or [], cards)
+        display = _open_display(args)
+        stack.callback(display.close)
+        _refresh(args, driver, cards, records, display)
+    return ExitStatus.DONE
+
+
+def _open_records(args: argparse.Namespace) -> list[Record]:
+    """Raises UserError where a file or folder cannot be written."""
+    records: list[Record] = [csv_file(args.csv)] if args.csv else []
+    records += [json_file(Path(args.json))] if args.json not in (None, "-") else []
+    records += [ScalarsFolder(args.tensorboard)] if args.tensorboard else []
+    return records
+
+
+def _open_display(args: argparse.Namespace) -> Display:
+    if args.json == "-":
+        return JsonDisplay()
+    if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+        return LinesDisplay()
+    if args.count == 1:
+        return TableDisplay(live=False)
+    return TableDisplay(live=True, heading=f"every {args.interval:g} s")
+
+
+def _check_there(flag: str, indices: Sequence[int], cards: Sequence[CardReader]) -> None:
+    missing = [str(index) for index in indices if index >= len(cards)]
+    if missing:
+        there = "GPU 0 only" if len(cards) == 1 else f"GPUs 0 to {len(cards) - 1}"
+        raise UserError(f"--{flag}: no GPU {', '.join(missing)} on this machine, which has {there}")
+
+
+def _refresh(
+    args: argparse.Namespace, driver: Driver, cards: Sequence[CardReader], records: Sequence[Record], display: Display
+) -> None:
+    """Reads, shows and records until the count is full or a signal says stop.
+
+    Raises:
+        UserError: with exit status 3, a card that should be idle is not.
+    """
+    owners = Owners()
+    shown = args.gpus or [card.index for card in cards]
+    due = time.monotonic()
+    for number in count(1):
+        now = datetime.now().astimezone()
+        gpus = [card.read(pcie=card.index in shown) for card in cards]
+        known = owners.look_up(process.pid for gpu in gpus for process in gpu.processes)
+        snapshot = Snapshot(now, driver.version, driver.cuda_version, gpus, shown, known, dict(os.environ))
+        for record in records:
+            record.write(snapshot)
+        display.show(snapshot, [record.problem for record in records if record.problem])
+        busy = [
+            f"GPU {index}: {snapshot.state(gpus[index])}" for index in args.require_idle or () if not gpus[index].idle
+        ]
+        if busy:
+            raise UserError(f"--require_idle: {'; '.join(busy)}", ExitStatus.CARD_NOT_IDLE)
+        if number == args.count:
+            return
+        # A refresh that took longer than the interval is not made up for.
+        due = max(due + args.interval, time.monotonic())
+        if _wait(due, display):
+            return
+
+
+def _wait(due: float, display: Display) -> bool:
+    """Waits until `due`; whether a signal said stop. A resized terminal is drawn anew, a suspended one given back."""
+    while True:
+        received = signal.sigtimedwait(_SIGNALS, max(0.0, due - time.monotonic()))
+        if received is None:
+            return False
+        if received.si_signo in (signal.SIGINT, signal.SIGTERM):
+            return True
+        if received.si_signo == signal.SIGTSTP:
+            display.suspend()
+            os.kill(os.getpid(), signal.SIGSTOP)
+            display.resume()
+        display.redraw()

@@ -1,0 +1,152 @@
+"""Who is on a card: user, command, and the rank and run of ours."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import psutil
+
+TRAINER = "ds_rvqvae.train"
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A rank of a run of ours."""
+
+    rank: int | None
+    """None where only its local rank is known, as for another user's process."""
+    local_rank: int | None
+    world_size: int | None
+    run: str | None
+    """The run's folder, or its name where no more is known."""
+    environment: Mapping[str, str]
+    """Empty where it cannot be read."""
+
+    def __str__(self) -> str:
+        number = f"rank {self.rank}" if self.rank is not None else f"local rank {self.local_rank}"
+        of = f" of {self.world_size}" if self.world_size else ""
+        return f"{number}{of}" + (f", {Path(self.run).name}" if self.run else "")
+
+
+@dataclass(frozen=True)
+class Owner:
+    """What can be told of a process; None for what cannot, as of another container's."""
+
+    user: str | None = None
+    command: str | None = None
+    rank: Rank | None = None
+
+
+class Owners:
+    """The owners of processes, each looked up once."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[float, Owner]] = {}
+
+    def look_up(self, pids: Iterable[int]) -> dict[int, Owner]:
+        """The owner of every process of `pids`; forgets all others."""
+        self._known = {pid: self._find(pid) for pid in set(pids)}
+        return {pid: owner for pid, (_, owner) in self._known.items()}
+
+    def _find(self, pid: int) -> tuple[float, Owner]:
+        try:
+            process = psutil.Process(pid)
+            started = process.create_time()
+        except (psutil.Error, OSError, ValueError):
+            return 0.0, Owner()
+        known_start, known = self._known.get(pid, (None, None))
+        # A rank opens its run's log some time after it is on the card.
+        if known is not None and known_start == started and not (known.rank and known.rank.run is None):
+            return started, known
+        return started, _owner(process)
+
+
+def _owner(process: psutil.Process) -> Owner:
+    user = command = rank = None
+    line: list[str] = []
+    with suppress(psutil.Error, OSError, KeyError):
+        user = printable(process.username())
+    with suppress(psutil.Error, OSError):
+        line = process.cmdline()
+        command = short_command(line) or printable(process.name())
+    with suppress(psutil.Error, OSError):
+        rank = _rank(process, line)
+    return Owner(user, command, rank)
+
+
+def short_command(line: Sequence[str]) -> str:
+    """Program and script or module of a command line, without arguments, which may hold secrets."""
+    # Some programs write their title over the whole line.
+    words = line[0].split() if len(line) == 1 else list(line)
+    if not words:
+        return ""
+    shown = [Path(words[0]).name]
+    if shown[0].startswith("python"):
+        rest = iter(words[1:])
+        for word in rest:
+            if word == "-m":
+                shown += ["-m", next(rest, "")]
+                break
+            if word in ("-c", "-"):
+                shown.append(word)
+                break
+            if word in ("-W", "-X"):
+                next(rest, None)
+            elif not word.startswith("-"):
+                shown.append(Path(word).name)
+                break
+    return printable(" ".join(shown))
+
+
+def printable(text: str) -> str:
+    """Without control characters: a process chooses its own name, and a terminal obeys what it is sent."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _rank(process: psutil.Process, line: Sequence[str]) -> Rank | None:
+    # deepspeed's launchers name the module as well, but do not run it.
+    if ("-m", TRAINER) not in pairwise(line):
+        return None
+    environment: dict[str, str] = {}
+    with suppress(psutil.Error, OSError):
+        environment = process.environ()
+    local_rank = _number(environment.get("LOCAL_RANK") or _flag(line, "local_rank"))
+    # Without a launcher there is one rank, and no variable says so.
+    alone = bool(environment) and "RANK" not in environment
+    rank = 0 if alone else _number(environment.get("RANK"))
+    if rank is None and local_rank is None:
+        local_rank = 0
+    return Rank(rank, local_rank, _number(environment.get("WORLD_SIZE")), _run(process, line), environment)
+
+
+def _run(process: psutil.Process, line: Sequence[str]) -> str | None:
+    """The folder whose log the rank holds open, else what its command line says."""
+    with suppress(OSError):
+        for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+            with suppress(OSError):
+                target = descriptor.readlink()
+                if target.name == "run.log":
+                    return printable(str(target.parent))
+    name = _flag(line, "name")
+    if name is None:
+        return None
+    folder = Path(_flag(line, "out") or "runs", name)
+    with suppress(psutil.Error, OSError):
+        folder = process.cwd() / folder
+    return printable(str(folder))
+
+
+def _flag(line: Sequence[str], name: str) -> str | None:
+    """The value of `--name VALUE` or `--name=VALUE`."""
+    for word, following in zip(line, [*line[1:], None], strict=True):
+        if word == f"--{name}":
+            return following
+        if word.startswith(f"--{name}="):
+            return word.partition("=")[2]
+    return None
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isascii() and text.isdecimal() else None

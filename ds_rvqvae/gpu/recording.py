@@ -1,0 +1,204 @@
+"""Files that the monitor writes: rows appended whole to CSV or lines of JSON, and TensorBoard's scalars."""
+
+import csv
+import io
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.gpu.snapshot import CSV_COLUMNS, Snapshot, csv_rows, json_record, scalars
+
+_MOST_PENDING = 1 << 20
+"""Bytes of rows kept while the disk has no room."""
+_FLUSH_SECONDS = 10
+
+
+class Record(Protocol):
+    """What refreshes are written to."""
+
+    problem: str | None
+    """Why the last refresh was not written."""
+
+    def write(self, snapshot: Snapshot) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class AppendedFile:
+    """Lines at the end of a file: all lines of a refresh or none, after a last line that a crash tore was cut.
+
+    Rows that find no room on the disk are kept, and written with later ones; `problem` says so meanwhile.
+
+    Args:
+        flag: what named the file, for messages.
+        lines_of: whole lines for one refresh.
+        is_ours: whether an existing file's first line is one of ours; other files are not touched.
+        header: what a new file begins with.
+
+    Raises:
+        UserError: the file cannot be written, or is another program's. Nothing is made before the first line.
+    """
+
+    def __init__(
+        self,
+        flag: str,
+        file: Path,
+        lines_of: Callable[[Snapshot], str],
+        is_ours: Callable[[str], bool],
+        header: str = "",
+    ):
+        self.problem: str | None = None
+        self._lines_of = lines_of
+        self._name, self._path, self._header = f"{flag} {file}", file, header
+        self._handle: int | None = None
+        self._pending = b""
+        folder = file.absolute().parent
+        if file.is_dir():
+            raise UserError(f"{self._name}: is a folder; name a file in it")
+        if not folder.is_dir():
+            raise UserError(f"{self._name}: there is no folder {folder}; make it first")
+        if not os.access(file if file.exists() else folder, os.W_OK):
+            raise UserError(f"{self._name}: no permission to write; give another file")
+        if file.is_file():
+            self._check(is_ours)
+
+    def _check(self, is_ours: Callable[[str], bool]) -> None:
+        try:
+            with self._path.open(encoding="utf-8", errors="replace") as opened:
+                first = opened.readline(1 << 20)
+        except OSError as error:
+            raise UserError(f"{self._name}: {error.strerror.lower()}; give another file") from None
+        torn = not first.endswith("\n") and self._header.startswith(first)
+        if not torn and not is_ours(first):
+            raise UserError(f"{self._name}: holds something other than this monitor's records; give another file")
+
+    def write(self, snapshot: Snapshot) -> None:
+        """Adds the lines of one refresh; raises UserError where the file cannot be opened."""
+        self._pending += self._lines_of(snapshot).encode("utf-8", errors="replace")
+        if self._handle is None:
+            self._open()
+        regular = stat.S_ISREG(os.fstat(self._handle).st_mode)
+        end = os.lseek(self._handle, 0, os.SEEK_END) if regular else 0
+        written, why = 0, "no room on the disk"
+        try:
+            written = os.write(self._handle, self._pending)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            why = error.strerror
+        if written == len(self._pending):
+            self.problem, self._pending = None, b""
+            return
+        self.problem = f"{self._name}: {why}; rows are kept for later"
+        if regular:
+            os.ftruncate(self._handle, end)
+        if len(self._pending) > _MOST_PENDING:
+            self._pending = self._pending[-_MOST_PENDING:].partition(b"\n")[2]
+
+    def close(self) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+
+    def _open(self) -> None:
+        try:
+            self._handle = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise UserError(f"{self._name}: {error.strerror}") from None
+        size = 0
+        if stat.S_ISREG(os.fstat(self._handle).st_mode):
+            size = _whole_lines(self._handle)
+            os.ftruncate(self._handle, size)
+        if not size:
+            self._pending = self._header.encode() + self._pending
+
+
+def _whole_lines(handle: int, block: int = 1 << 16) -> int:
+    """Bytes up to the end of the last whole line."""
+    end = os.lseek(handle, 0, os.SEEK_END)
+    while end:
+        start = max(0, end - block)
+        found = os.pread(handle, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
+
+
+def csv_file(file: Path) -> AppendedFile:
+    """A row a card and refresh, under a header; raises as `AppendedFile`."""
+    header = _csv_lines([list(CSV_COLUMNS)])
+    return AppendedFile(
+        "--csv", file, lambda snapshot: _csv_lines(csv_rows(snapshot)), lambda line: line == header, header
+    )
+
+
+def json_file(file: Path) -> AppendedFile:
+    """An object a refresh, each on a line of its own; raises as `AppendedFile`."""
+    return AppendedFile("--json", file, json_line, _is_json_record)
+
+
+class ScalarsFolder:
+    """TensorBoard's scalars a card in the folder `gpus` below, a series of its own beside the run's.
+
+    Their step is the time in whole seconds since 1970, so that several monitors, one after the other, do not overlap.
+
+    Raises:
+        UserError: the folder cannot be made or written.
+    """
+
+    def __init__(self, folder: Path):
+        self.problem: str | None = None
+        self._folder = folder / "gpus"
+        self._name = f"--tensorboard {folder}"
+        self._writer = None
+        existing = self._folder.absolute()
+        while not existing.exists():
+            existing = existing.parent
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise UserError(f"{self._name}: {existing} is no folder that can be written; give another")
+
+    def write(self, snapshot: Snapshot) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(snapshot).items()]
+        seconds = snapshot.time.timestamp()
+        try:
+            if self._writer is None:
+                self._writer = EventFileWriter(str(self._folder), flush_secs=_FLUSH_SECONDS)
+            self._writer.add_event(Event(wall_time=seconds, step=int(seconds), summary=Summary(value=values)))
+            self.problem = None
+        except OSError as error:
+            self.problem = f"{self._name}: {error.strerror or error}"
+
+    def close(self) -> None:
+        if self._writer is not None:
+            try:
+                self._writer.close()
+            except OSError as error:
+                self.problem = f"{self._name}: {error.strerror or error}"
+
+
+def json_line(snapshot: Snapshot) -> str:
+    return json.dumps(json_record(snapshot)) + "\n"
+
+
+def _is_json_record(line: str) -> bool:
+    if not line.strip():
+        return not line
+    try:
+        return "gpu_0_idle" in json.loads(line)
+    except (ValueError, TypeError):
+        # A first line that a crash tore is one of ours by how it begins.
+        return not line.endswith("\n") and line.startswith('{"time": ')
+
+
+def _csv_lines(rows: list[list[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,201 @@
+"""All cards at one moment, and how one is written down: a plain line, an object of JSON, a row of CSV."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from ds_rvqvae.gpu.cuda_order import cuda_order
+from ds_rvqvae.gpu.nvml import Gpu, GpuProcess
+from ds_rvqvae.gpu.processes import Owner
+
+CSV_COLUMNS = (
+    "time", "gpu", "name", "uuid", "pci_bus_id", "cuda_device", "idle", "memory_used_MiB", "memory_total_MiB",
+    "utilisation_percent", "temperature_celsius", "fan_percent", "power_watts", "power_limit_watts",
+    "pcie_received_MB_per_s", "pcie_sent_MB_per_s", "energy_joules", "processes", "ranks", "runs", "error",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The cards at one moment."""
+
+    time: datetime
+    driver_version: str
+    cuda_version: str
+    gpus: Sequence[Gpu]
+    """All cards of the machine."""
+    shown: Sequence[int]
+    """Indices of those that were asked for."""
+    owners: Mapping[int, Owner]
+    """By process id."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """The monitor's own, whose CUDA_VISIBLE_DEVICES says what CUDA would call the cards."""
+
+    @property
+    def cards(self) -> list[Gpu]:
+        """Those that were asked for."""
+        return [gpu for gpu in self.gpus if gpu.index in self.shown]
+
+    def owner(self, process: GpuProcess) -> Owner:
+        return self.owners.get(process.pid, Owner())
+
+    def cuda_device(self, gpu: Gpu, process: GpuProcess | None = None) -> int | None:
+        """CUDA's number of a card, here or in a rank of ours; None where it has none or it cannot be told."""
+        environment = self.environment
+        if process is not None:
+            rank = self.owner(process).rank
+            if rank is None or not rank.environment:
+                return None
+            environment = rank.environment
+        order = cuda_order(self.gpus, environment) or []
+        return order.index(gpu.index) if gpu.index in order else None
+
+    def users(self, gpu: Gpu) -> str:
+        """Who uses a card, in words."""
+        memory = gpu.memory_used_bytes
+        held = ["memory use unknown" if memory is None else f"{memory / 2**30:.1f} GiB in use"]
+        computing = [process for process in gpu.processes if not process.graphics]
+        return "; ".join(held + [self._user(process) for process in computing or gpu.processes])
+
+    def _user(self, process: GpuProcess) -> str:
+        owner = self.owner(process)
+        what = [str(owner.rank)] if owner.rank else []
+        what += [text for text in (owner.command, owner.user) if text]
+        return f"process {process.pid}" + (f" ({', '.join(what)})" if what else "")
+
+    def state(self, gpu: Gpu) -> str:
+        """`idle`, or `NOT idle` and who, or `ERR` and why."""
+        if gpu.error:
+            return f"ERR ({gpu.error})"
+        return "idle" if gpu.idle else f"NOT idle ({self.users(gpu)})"
+
+
+def plain_line(snapshot: Snapshot, gpu: Gpu) -> str:
+    """One card on one line, for files and pipes."""
+    start = f"{snapshot.time.isoformat(timespec='seconds')} GPU {gpu.index} {gpu.name}".rstrip()
+    if gpu.error:
+        return f"{start}: {snapshot.state(gpu)}"
+    readings = [
+        f"{_gib(gpu.memory_used_bytes)} / {_gib(gpu.memory_total_bytes)} GiB",
+        f"{_whole(gpu.utilisation)} %",
+        f"{_whole(gpu.temperature)} °C",
+        f"{_whole(gpu.power_watts)} / {_whole(gpu.power_limit_watts)} W",
+        f"PCIe rx {gigabytes(gpu.pcie_received_bytes_per_s)} tx {gigabytes(gpu.pcie_sent_bytes_per_s)} GB/s",
+    ]
+    readings += [f"slice {part.index} {memory_text(part)} GiB" for part in gpu.slices]
+    readings += [] if gpu.processes_readable else ["processes N/A"]
+    return f"{start}: {', '.join(readings)}; {snapshot.state(gpu)}"
+
+
+def json_record(snapshot: Snapshot) -> dict[str, Any]:
+    """One refresh for programs. Units are in the keys; what is not known is null."""
+    first = next((gpu for gpu in snapshot.gpus if gpu.index == 0), None)
+    return {
+        "time": snapshot.time.isoformat(timespec="milliseconds"),
+        "driver_version": snapshot.driver_version,
+        "cuda_version": snapshot.cuda_version,
+        "gpu_0_idle": first.idle if first else None,
+        "gpus": [_json_card(snapshot, gpu) for gpu in snapshot.cards],
+    }
+
+
+def _json_card(snapshot: Snapshot, gpu: Gpu) -> dict[str, Any]:
+    return {
+        "index": gpu.index,
+        "name": gpu.name,
+        "uuid": gpu.uuid,
+        "pci_bus_id": gpu.pci_bus_id,
+        "cuda_device": snapshot.cuda_device(gpu),
+        "error": gpu.error,
+        "idle": gpu.idle,
+        "memory_used_bytes": gpu.memory_used_bytes,
+        "memory_reserved_bytes": gpu.memory_reserved_bytes,
+        "memory_total_bytes": gpu.memory_total_bytes,
+        "utilisation_percent": gpu.utilisation,
+        "temperature_celsius": gpu.temperature,
+        "fan_percent": gpu.fan,
+        "power_watts": gpu.power_watts,
+        "power_limit_watts": gpu.power_limit_watts,
+        "energy_joules": gpu.energy_joules,
+        "pcie_received_bytes_per_s": gpu.pcie_received_bytes_per_s,
+        "pcie_sent_bytes_per_s": gpu.pcie_sent_bytes_per_s,
+        "slowdowns": list(gpu.slowdowns),
+        "slices": [vars(part) for part in gpu.slices],
+        "processes": [_json_process(snapshot, gpu, process) for process in gpu.processes]
+        if gpu.processes_readable
+        else None,
+    }
+
+
+def _json_process(snapshot: Snapshot, gpu: Gpu, process: GpuProcess) -> dict[str, Any]:
+    owner = snapshot.owner(process)
+    rank = owner.rank
+    return {
+        "pid": process.pid,
+        "user": owner.user,
+        "command": owner.command,
+        "memory_bytes": process.memory_bytes,
+        "graphics": process.graphics,
+        "slice": process.slice,
+        "rank": rank.rank if rank else None,
+        "local_rank": rank.local_rank if rank else None,
+        "world_size": rank.world_size if rank else None,
+        "run": rank.run if rank else None,
+        "cuda_device": snapshot.cuda_device(gpu, process),
+    }
+
+
+def csv_rows(snapshot: Snapshot) -> list[list[Any]]:
+    """A row a card, of `CSV_COLUMNS`; what is not known is empty."""
+    rows = []
+    for gpu in snapshot.cards:
+        ranks = [owner.rank for owner in map(snapshot.owner, gpu.processes) if owner.rank]
+        rows.append(
+            [
+                *(snapshot.time.isoformat(timespec="milliseconds"), gpu.index, gpu.name, gpu.uuid, gpu.pci_bus_id),
+                *(snapshot.cuda_device(gpu), int(gpu.idle)),
+                *(_scaled(gpu.memory_used_bytes, 2**20), _scaled(gpu.memory_total_bytes, 2**20)),
+                *(gpu.utilisation, gpu.temperature, gpu.fan, gpu.power_watts, gpu.power_limit_watts),
+                *(_scaled(gpu.pcie_received_bytes_per_s, 1e6), _scaled(gpu.pcie_sent_bytes_per_s, 1e6)),
+                gpu.energy_joules,
+                len(gpu.processes) if gpu.processes_readable else None,
+                " ".join(str(rank.rank) for rank in ranks if rank.rank is not None),
+                " ".join(sorted({rank.run for rank in ranks if rank.run})),
+                gpu.error,
+            ]
+        )
+    return rows
+
+
+def scalars(snapshot: Snapshot) -> dict[str, float]:
+    """TensorBoard's scalars by tag; a card's missing readings are left out."""
+    values: dict[str, float | None] = {}
+    for gpu in snapshot.cards:
+        used = gpu.memory_used_bytes
+        values[f"GPU_memory_used_GiB/gpu_{gpu.index}"] = None if used is None else used / 2**30
+        values[f"GPU_utilisation_percent/gpu_{gpu.index}"] = gpu.utilisation
+        values[f"GPU_power_watts/gpu_{gpu.index}"] = gpu.power_watts
+        values[f"GPU_temperature_celsius/gpu_{gpu.index}"] = gpu.temperature
+    return {tag: float(value) for tag, value in values.items() if value is not None}
+
+
+def memory_text(device: Any) -> str:
+    """Used and total GiB of a card or slice, `18.2 / 24.0`."""
+    return f"{_gib(device.memory_used_bytes)} / {_gib(device.memory_total_bytes)}"
+
+
+def gigabytes(count: float | None) -> str:
+    return "N/A" if count is None else f"{count / 1e9:.1f}"
+
+
+def _gib(count: int | None) -> str:
+    return "N/A" if count is None else f"{count / 2**30:.1f}"
+
+
+def _whole(value: float | None) -> str:
+    return "N/A" if value is None else f"{value:.0f}"
+
+
+def _scaled(count: float | None, unit: float) -> float | None:
+    return None if count is None else round(count / unit, 1)

@@ -1,0 +1,42 @@
+"""The machine that tests of the monitor see: cards played by `nvml_stand_in.c`, loaded by the real pynvml."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+GPU_IS_LOST, NOT_SUPPORTED, NO_PERMISSION, VERSION_MISMATCH = 15, 3, 4, 18
+"""NVML's error numbers."""
+
+
+def command(*flags: object) -> list[str]:
+    """The monitor's command line."""
+    return [sys.executable, str(ROOT / "launch" / "monitor_gpu.py"), *map(str, flags)]
+
+
+@dataclass
+class StandIn:
+    """The library, and the file that says which cards it plays."""
+
+    library: Path
+    file: Path
+
+    def play(self, *lines: str) -> None:
+        """Plays eight idle RTX 4090s but for `lines` (see nvml_stand_in.c), from the next call on."""
+        unfinished = self.file.with_suffix(".unfinished")
+        unfinished.write_text("".join(f"{line}\n" for line in lines))
+        unfinished.replace(self.file)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        hidden = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")
+        environment = {name: value for name, value in os.environ.items() if name not in hidden}
+        added = {"LD_LIBRARY_PATH": str(self.library.parent), "NVML_STAND_IN": str(self.file), "TERM": "xterm-256color"}
+        return {**environment, **added}
+
+    def python(self, code: str) -> str:
+        """What a Python program prints that sees these cards."""
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, env=self.environment, check=True, text=True, capture_output=True).stdout
