@@ -15,6 +15,7 @@ _HOMES = {
     "RVQVAEOutput": "ds_rvqvae.model.rvqvae",
     "ResidualQuantizer": "ds_rvqvae.model.quantizer",
     "MotionTokenizer": "ds_rvqvae.tokenizer.tokenizer",
+    "BodyTokenizer": "ds_rvqvae.tokenizer.body",
 }
 
 __all__ = [*_HOMES, "__version__"]

@@ -12,8 +12,8 @@ import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ds_rvqvae.errors import ExitStatus
-from ds_rvqvae.profile import Profile, RvqvaeConfig, load_profile, section_at
+from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.profile import BODY_PARTS, Profile, RvqvaeConfig, load_profile, section_at
 
 ON_OFF = {"on": "true", "off": "false"}
 PRECISIONS = {"bf16": "true", "no": "false"}
@@ -110,8 +110,12 @@ def profile_from_flags(args: argparse.Namespace) -> Profile:
     Without `--data_path` and a path in the profile, motion comes from the environment variable DS_RVQVAE_DATA.
 
     Raises:
-        UserError: see `load_profile`.
+        UserError: several body parts, of which a profile has one; or see `load_profile`.
     """
+    if len(body_parts_of(args)) > 1:
+        raise UserError(
+            f"--body_part {args.body_part}: a run trains one part; launch/train_8x4090.sh trains several in turn"
+        )
     if args.profile is None:
         resumed = Path(str(args.resume), "profile.json")
         args.profile = str(resumed) if resumed.is_file() else "baseline"
@@ -123,10 +127,16 @@ def profile_from_flags(args: argparse.Namespace) -> Profile:
     profile = load_profile(args.profile, [*overrides, *args.set])
     data = profile.rvqvae.data
     data.path = data.path or os.environ.get("DS_RVQVAE_DATA") or None
-    for name in ("path", "mean_file", "std_file"):
-        if getattr(data, name) is not None:
-            setattr(data, name, str(Path(getattr(data, name)).expanduser().absolute()))
+    paths = [(data, "path"), (data, "mean_file"), (data, "std_file"), (profile.rvqvae.training, "init_from")]
+    for section, name in paths:
+        if getattr(section, name) is not None:
+            setattr(section, name, str(Path(getattr(section, name)).expanduser().absolute()))
     return profile
+
+
+def body_parts_of(args: argparse.Namespace) -> list[str]:
+    """The body parts that `--body_part` names; empty where it is left to the profile."""
+    return args.body_part.split(",") if args.body_part else []
 
 
 def training_arguments(args: argparse.Namespace) -> list[str]:
@@ -161,6 +171,17 @@ def _choices(annotation: Any) -> list[str] | None:
     return list(typing.get_args(annotation)) if typing.get_origin(annotation) is typing.Literal else None
 
 
+def _body_parts(text: str) -> str:
+    """Checks the names in `--body_part upper,hands`."""
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if part not in BODY_PARTS:
+            near = difflib.get_close_matches(part, BODY_PARTS, n=1, cutoff=0.6)
+            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(BODY_PARTS)}"
+            raise argparse.ArgumentTypeError(f"no body part {part!r}; {hint}")
+    return ",".join(parts)
+
+
 def _argument_of(flag: str, path: str) -> dict[str, Any]:
     """argparse's keywords for one flag, from its field in the profile."""
     field = _field(path)
@@ -169,6 +190,10 @@ def _argument_of(flag: str, path: str) -> dict[str, Any]:
     }
     if flag == "mixed_precision":
         keywords |= {"nargs": "?", "const": "bf16", "choices": list(PRECISIONS), "help": "bf16 (also when bare), or no"}
+    elif flag == "body_part":
+        several = "Launchers take several, by commas, and train them in turn."
+        keywords |= {"type": _body_parts, "metavar": "PART[,PART…]"}
+        keywords["help"] = f"{', '.join(BODY_PARTS)}. {keywords['help']} {several}"
     elif field.annotation is bool:
         keywords |= {"nargs": "?", "const": "on", "choices": list(ON_OFF)}
     elif choices := _choices(field.annotation):

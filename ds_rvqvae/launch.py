@@ -5,42 +5,28 @@ import contextlib
 import math
 import os
 import shlex
-import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ds_rvqvae import demo
 from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.errors import ExitStatus, UserError, exit_status_of
-from ds_rvqvae.flags import FlagParser, add_training_flags, profile_from_flags, training_arguments
+from ds_rvqvae.flags import FlagParser, add_training_flags, body_parts_of, profile_from_flags, training_arguments
 from ds_rvqvae.gpu.nvml import NoDriver, list_gpus
 from ds_rvqvae.heartbeat import HEARTBEAT_VARIABLE, Watch
+from ds_rvqvae.init_from import find_initial, take_start
 from ds_rvqvae.model.shapes import parameter_count
-from ds_rvqvae.profile import Profile
+from ds_rvqvae.parts import Body, CheckedRun, check_no_body
+from ds_rvqvae.placement import Ranks, check_cards, free_port, place_ranks, warn
 from ds_rvqvae.restarts import run_with_restarts
 from ds_rvqvae.resuming import find_resume
 from ds_rvqvae.runs import OUTCOME_VARIABLE, check_out_folder, choose_run_folder
-from ds_rvqvae.slots import (
-    DEFAULT_INCLUDE,
-    LOCAL,
-    Cards,
-    check_cpu_slots,
-    cores,
-    cpu_slots,
-    format_include,
-    parse_include,
-    read_hostfile,
-    slots_of_hosts,
-)
-from ds_rvqvae.supervise import Job
+from ds_rvqvae.slots import DEFAULT_INCLUDE, cores, cpu_slots, format_include
+from ds_rvqvae.supervise import Job, Signals, signals_noted
 
-DEEPSPEED_HOSTFILE = Path("/job/hostfile")
-"""Where deepspeed looks for a hostfile that it was not told of."""
-DEEPSPEED_PORT = 29500
 HANG_TIMEOUT = 120.0
 SHORTEST_HANG_TIMEOUT = 5.0
 """Ranks give a sign of life every second, later where the machine is busy."""
@@ -53,26 +39,6 @@ DEEPSPEED_VALUES = (
 )  # fmt: skip
 DEEPSPEED_SWITCHES = ("no_ssh", "no_ssh_check", "force_multi", "save_pid", "bind_cores_to_rank")
 """deepspeed's own flags, handed through: those that take a value, and those that do not."""
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Where the ranks run."""
-
-    include: str | None
-    """What deepspeed's --include is given; None for all slots of a hostfile."""
-    hosts: dict[str, list[int]]
-    """Slots by host."""
-    local: list[int] | None
-    """This machine's slots, empty for all its cards; None where none of the hosts is known to be this machine."""
-    port: int
-    cpu: bool
-    first_here: bool
-    """Whether rank 0 runs on this machine."""
-
-    @property
-    def world_size(self) -> int:
-        return sum(map(len, self.hosts.values()))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,24 +54,40 @@ def _launch(argv: list[str]) -> int:
     environment = dict(os.environ)
     if args.demo:
         _choose_demo(args, environment)
-    profile = profile_from_flags(args)
-    args.data_path = profile.rvqvae.data.path
-    if args.demo:
-        demo.write_motion(profile.rvqvae.data)
-    folder, ranks = _check(args, profile, environment)
-    if args.demo or args.max_restarts:
-        # The ranks would choose the same; said here, it is known where the scores will be, and to restarts.
-        args.out, args.name = folder.absolute().parent, folder.absolute().name
-    added = _rank_environment(args, ranks, environment)
+    if len(body_parts_of(args)) > 1:
+        body = Body.of(args)
+        checked = [_check(each, environment) for each in body.flags_by_part()]
+        body.check([run.data for run in checked], sum(run.disk_bytes for run in checked))
+    else:
+        check_no_body(args)
+        body, checked = None, [_check(args, environment)]
     if args.dry_run:
-        print(f"environment: {shlex.join(f'{name}={value}' for name, value in added.items())}", file=sys.stderr)
-        print(shlex.join(_command(args, ranks)))
+        _show([run for run in checked if body is None or not run.done], environment)
         return ExitStatus.DONE
+    with signals_noted() as signals:
+        if body is None:
+            return _train(checked[0], environment, signals)
+        return body.train(checked, lambda run: _train(run, environment, signals), signals)
+
+
+def _show(runs: list[CheckedRun], environment: dict[str, str]) -> None:
+    """Prints each run's command, and on stderr what the ranks' environment has beside that of this process."""
+    for run in runs[:1]:
+        added = _rank_environment(run.args, run.ranks, environment)
+        print(f"environment: {shlex.join(f'{name}={value}' for name, value in added.items())}", file=sys.stderr)
+    for run in runs:
+        print(shlex.join(_command(run.args, run.ranks)))
+
+
+def _train(run: CheckedRun, environment: dict[str, str], signals: Signals) -> ExitStatus:
+    """Trains one run to its end."""
+    args = run.args
+    variables = {**environment, **_rank_environment(args, run.ranks, environment)}
     with tempfile.TemporaryDirectory(prefix="ds_rvqvae-") as temporary:
-        make_job = _job_maker(args, ranks, {**environment, **added}, Path(temporary))
-        status = run_with_restarts(make_job, args.max_restarts)
+        make_job = _job_maker(args, run.ranks, variables, Path(temporary))
+        status = run_with_restarts(make_job, args.max_restarts, signals)
     if args.demo and status == ExitStatus.DONE:
-        demo.print_results(folder)
+        demo.print_results(run.folder)
     return status
 
 
@@ -118,8 +100,9 @@ def _job_maker(
         again, at = args, ranks
         if restart:
             again = argparse.Namespace(**{**vars(args), "resume": True})
-            if args.master_port is None and len(ranks.hosts) == 1:
-                at = replace(ranks, port=_port(None, here=True))
+        if args.master_port is None and len(ranks.hosts) == 1:
+            # A restart, or the next part of a body, may come long after the check.
+            at = replace(ranks, port=free_port(None, here=True))
         heartbeats = temporary / f"heartbeats-{restart}"
         heartbeats.mkdir()
         outcome = temporary / f"outcome-{restart}"
@@ -222,117 +205,52 @@ def _choose_demo(args: argparse.Namespace, environment: dict[str, str]) -> None:
     args.include = format_include(range(int(environment["LOCAL_SIZE"])))
 
 
-def _check(args: argparse.Namespace, profile: Profile, environment: dict[str, str]) -> tuple[Path, Ranks]:
+def _check(args: argparse.Namespace, environment: dict[str, str]) -> CheckedRun:
     """Everything that can be checked before a rank starts: what is quick first, then the data, cards last.
 
     Raises:
         UserError: with the statuses in the order 2, 4, 3.
     """
+    profile = profile_from_flags(args)
     config = profile.rvqvae
+    args.data_path = config.data.path
+    if args.demo:
+        demo.write_motion(config.data)
     folder = choose_run_folder(args.out, args.name, args.profile, config.data.body_part, args.resume)
     check_out_folder(folder)
     idle = _indices(args.require_idle) if args.require_idle is not None else []
-    ranks = _place_ranks(args, environment)
+    ranks = place_ranks(args, environment)
     if ranks.world_size and not args.resume:
         profile.check_world_size(ranks.world_size)
+    find_initial(folder, profile, args.resume)
     data = MotionData.open(config.data)
     windows = len(data.window_starts())
+    initial = take_start(folder, profile, data, args.resume)
     kept = 1 if args.resume else config.training.keep_checkpoints + 1
-    check_out_folder(folder, CHECKPOINT_BYTES * kept * parameter_count(data.in_features, config.model))
+    disk_bytes = CHECKPOINT_BYTES * kept * parameter_count(data.in_features, config.model)
+    check_out_folder(folder, disk_bytes)
     if ranks.local is not None and not ranks.cpu:
-        ranks = _check_cards(ranks, idle, environment)
+        ranks = check_cards(ranks, idle, environment)
         if not args.resume:
             profile.check_world_size(ranks.world_size)
     elif idle:
-        _warn("--require_idle: no card of this machine takes part, so none is looked at")
+        warn("--require_idle: no card of this machine takes part, so none is looked at")
+    step = 0
     if args.resume:
-        find_resume(folder, profile, ranks.world_size, data.fingerprint(), thorough=False, tag=args.resume)
-    for warning in profile.warnings(ranks.world_size, windows):
-        _warn(warning)
-    return folder, ranks
-
-
-def _place_ranks(args: argparse.Namespace, environment: dict[str, str]) -> Ranks:
-    """Where the ranks run, as far as that can be known without looking at cards."""
-    count = cpu_slots(environment)
-    if count is not None:
-        environment |= {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": str(count)}
-    hostfile = Path(args.hostfile) if args.hostfile else DEEPSPEED_HOSTFILE
-    if args.hostfile or hostfile.is_file():
-        return _place_on_hosts(args, slots_of_hosts(args.include, read_hostfile(hostfile)), cpu=count is not None)
-    if args.num_nodes is not None or args.no_ssh:
-        raise UserError("--num_nodes and --no_ssh need a --hostfile that names the hosts")
-    hosts = parse_include(args.include or DEFAULT_INCLUDE)
-    if list(hosts) != [LOCAL]:
-        raise UserError(f"--include {args.include}: without a --hostfile the only host is {LOCAL}")
-    slots = hosts[LOCAL]
-    if count is not None:
-        slots = slots or list(range(count))
-        check_cpu_slots(slots, count)
-    port = _port(args.master_port, here=True)
-    return Ranks(format_include(slots), {LOCAL: slots}, slots, port, count is not None, first_here=True)
-
-
-def _place_on_hosts(args: argparse.Namespace, hosts: dict[str, list[int]], cpu: bool) -> Ranks:
-    """Ranks on the hosts of a hostfile."""
-    if args.num_nodes is not None:
-        if args.include:
-            raise UserError("--num_nodes: deepspeed takes either it or --include; leave one out")
-        hosts = dict(list(hosts.items())[: args.num_nodes])
-    local = _this_host(args, list(hosts))
-    if local is None and args.launcher in (None, "pdsh") and shutil.which("pdsh") is None:
-        raise UserError("--hostfile: pdsh is not installed, which starts the ranks of other hosts; or use --no_ssh")
-    first_here = local is not None and local == next(iter(hosts))
-    # Hosts that are started one by one have to agree on the port.
-    port = _port(args.master_port or (DEEPSPEED_PORT if len(hosts) > 1 else None), first_here)
-    return Ranks(args.include, hosts, hosts[local] if local else None, port, cpu, first_here)
-
-
-def _this_host(args: argparse.Namespace, hosts: list[str]) -> str | None:
-    """Which of a hostfile's hosts is this machine, where the flags tell."""
-    if args.no_ssh:
-        if args.node_rank is None or not 0 <= args.node_rank < len(hosts) or not args.master_addr:
-            raise UserError(f"--no_ssh: give --node_rank, from 0 to {len(hosts) - 1}, and --master_addr")
-        return hosts[args.node_rank]
-    return hosts[0] if len(hosts) == 1 and hosts[0] in (LOCAL, socket.gethostname()) else None
-
-
-def _check_cards(ranks: Ranks, idle: list[int], environment: dict[str, str]) -> Ranks:
-    """Checks this machine's cards; gives the ranks with all cards filled in where none are named."""
-    cards = Cards.read()
-    if not ranks.local:
-        slots = [gpu.index for gpu in cards.gpus] or [0]
-        ranks = replace(ranks, include=format_include(slots), hosts={LOCAL: slots}, local=slots)
-    cards.check_there(ranks.local, "--include")
-    if environment.get("CUDA_VISIBLE_DEVICES"):
-        _warn(f"CUDA_VISIBLE_DEVICES={environment['CUDA_VISIBLE_DEVICES']} is ignored: --include names the GPUs")
-    cards.require_idle(idle)
-    for warning in cards.warnings(ranks.local):
-        _warn(warning)
-    return ranks
+        fingerprint = data.fingerprint()
+        step = find_resume(folder, profile, ranks.world_size, fingerprint, thorough=False, tag=args.resume).step()
+    for warning in [*profile.warnings(ranks.world_size, windows), *(initial.warnings(data) if initial else [])]:
+        warn(warning)
+    if args.demo or args.max_restarts:
+        # The ranks would choose the same; said here, it is known where the scores will be, and to restarts.
+        args.out, args.name = folder.absolute().parent, folder.absolute().name
+    return CheckedRun(args, folder, ranks, data, disk_bytes, done=step >= config.training.total_iter)
 
 
 def _indices(text: str) -> list[int]:
     if not all(part.isdecimal() for part in text.split(",")):
         raise UserError(f"--require_idle {text}: give GPU numbers, for example 0,1")
     return [int(part) for part in text.split(",")]
-
-
-def _port(wanted: int | None, here: bool) -> int:
-    """A free port, or the one wanted; checked where rank 0 listens on this machine."""
-    if wanted is not None and not 0 < wanted < 65536:
-        raise UserError(f"--master_port {wanted}: a port is a number from 1 to 65535")
-    if wanted is not None and not here:
-        return wanted
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("", wanted or 0))
-        except OSError as error:
-            raise UserError(
-                f"--master_port {wanted}: {error.strerror.lower()}; give another, or leave it out for a free one"
-            ) from None
-        return listener.getsockname()[1]
 
 
 def _command(args: argparse.Namespace, ranks: Ranks) -> list[str]:
@@ -368,7 +286,3 @@ def _rank_environment(args: argparse.Namespace, ranks: Ranks, environment: dict[
     if "OMP_NUM_THREADS" in environment:
         added.pop("OMP_NUM_THREADS", None)
     return added
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)

@@ -128,6 +128,9 @@ class TrainingConfig(Section):
     """Recompute the residual stacks in the backward pass instead of keeping their activations."""
     compile: bool = False
     """Compile the model with inductor."""
+    init_from: str | None = None
+    """A tokenizer's folder, exported or imported: the run starts from its weights, codebooks and normalisation. Of a
+    body's folder, the tokenizer of this run's body part."""
 
 
 class RvqvaeConfig(Section):
@@ -156,6 +159,10 @@ class Profile(DeepSpeedKeys):
             )
         if (data.mean_file is None) != (data.std_file is None):
             raise ValueError("rvqvae.data.mean_file: give mean_file and std_file together, or neither")
+        if self.rvqvae.training.init_from is not None and data.mean_file is not None:
+            raise ValueError(
+                "rvqvae.training.init_from: brings the tokenizer's normalisation; leave mean_file and std_file out"
+            )
         if self.rvqvae.schedule.milestones != sorted(self.rvqvae.schedule.milestones):
             raise ValueError("rvqvae.schedule.milestones: give the steps in rising order")
         bf16 = self.bf16

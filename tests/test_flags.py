@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from ds_rvqvae.errors import UserError
 from ds_rvqvae.flags import PROFILE_FLAGS, FlagParser, add_training_flags, profile_from_flags, training_arguments
 from ds_rvqvae.profile import load_profile, profile_file, section_at
 
@@ -129,6 +130,7 @@ def test_arguments_come_back_as_they_went_in():
         (["--wid", "3"], ["--wid", "did you mean --width?"]),
         (["--width"], ["--width", "expected one argument"]),
         (["--body_part", "uper"], ["--body_part", "uper", "'upper'"]),
+        (["--body_part", "upper,xyz"], ["--body_part", "'xyz'", "known are upper, hands"]),
         (["--mixed_precision", "fp16"], ["--mixed_precision", "fp16", "bf16"]),
         (["stray"], ["stray"]),
     ],
@@ -141,6 +143,19 @@ def test_a_wrong_flag_is_one_line_and_exit_2(line, words, capsys):
     assert said.out == ""
     assert said.err.count("\n") == 1
     assert all(word in said.err for word in words)
+
+
+def test_several_body_parts_are_for_a_launcher():
+    assert parse("--body_part", "upper, hands").body_part == "upper,hands"
+    with pytest.raises(UserError, match=r"--body_part upper,hands: a run trains one part; launch/train_8x4090\.sh"):
+        profile_of("--body_part=upper,hands")
+
+
+def test_paths_are_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    profile = profile_of("--data_path=motion", "--init_from=runs/x/tokenizer")
+    assert profile.rvqvae.training.init_from == str(tmp_path / "runs" / "x" / "tokenizer")
+    assert profile.rvqvae.data.path == str(tmp_path / "motion")
 
 
 def test_importing_flags_imports_neither_torch_nor_numpy():

@@ -77,6 +77,27 @@ def test_a_dry_run_prints_the_whole_command_on_one_line(launch, demo_folder):
     assert list(launch.folder.iterdir()) == []
 
 
+def test_several_body_parts_are_a_command_each(launch):
+    ran = launch("--dry_run", "--body_part", "upper,hands,lower_trans", "--name", "mine", "--width", "256")
+    assert ran.returncode == 0, ran.stderr
+    commands = [shlex.split(line) for line in ran.stdout.splitlines()]
+    for part, command in zip(("upper", "hands", "lower_trans"), commands, strict=True):
+        training = command[command.index("ds_rvqvae.train") + 1 :]
+        given = dict(zip(training[::2], training[1::2], strict=True))
+        assert given["--body_part"] == given["--name"] == part
+        assert (given["--out"], given["--width"]) == ("runs/mine", "256")
+    assert ran.stderr.count("environment: ") == 1
+    assert list(launch.folder.iterdir()) == []
+
+
+def test_a_run_itself_takes_one_body_part(launch, demo_folder):
+    line = [sys.executable, "-m", "ds_rvqvae.train", "--body_part", "upper,hands", "--data_path", str(demo_folder)]
+    ran = subprocess.run(line, cwd=launch.folder, env=environment(PYTHONPATH=str(ROOT)), capture_output=True, text=True)
+    assert ran.returncode == ExitStatus.BAD_INPUT and ran.stderr.count("\n") == 1
+    assert "launch/train_8x4090.sh trains several" in ran.stderr
+    assert list(launch.folder.iterdir()) == []
+
+
 def test_flags_for_nccl_and_deepspeed_reach_the_ranks(launch):
     ran = launch(
         "--dry_run", "--nccl_debug", "--nccl_socket_ifname", "--nccl_ib_disable", "--nccl_p2p_disable",
@@ -132,6 +153,12 @@ def test_a_batch_larger_than_the_data_is_a_warning(launch):
         (["--nccl_debug", "LOUD"], ["--nccl_debug", "INFO"]),
         (["--require_idle", "x"], ["--require_idle x"]),
         (["--batch_size", "0"], ["train_micro_batch_size_per_gpu"]),
+        (["--init_from", "nowhere"], ["--init_from", "nowhere", "config.json is missing"]),
+        (["--body_part", "upper,hans"], ["hans", "did you mean 'hands'?"]),
+        (["--body_part", "upper,"], ["no body part ''"]),
+        (["--body_part", "upper,whole"], ["--body_part upper,whole", "spine1"]),
+        (["--body_part", "upper,hands", "--width", "0"], ["rvqvae.model.width"]),
+        (["--body_part", "upper,hands", "--resume", "global_step1"], ["a checkpoint of one part"]),
     ],
 )
 def test_what_is_wrong_is_one_line_and_exit_2_and_leaves_nothing(launch, flags, words):

@@ -306,7 +306,8 @@ def test_a_killed_run_is_started_again_until_it_is_done(job, capfd):
         starts.append(restart)
         return job("done" if restart == 2 else "killed")
 
-    assert run_with_restarts(make_job, max_restarts=5, first_pause=0.1) is ExitStatus.DONE
+    with signals_noted() as signals:
+        assert run_with_restarts(make_job, 5, signals, first_pause=0.1) is ExitStatus.DONE
     assert starts == [0, 1, 2]
     error = capfd.readouterr().err
     assert "restart 1 of 5" in error and "restart 2 of 5" in error
@@ -329,13 +330,15 @@ def test_what_is_not_started_again(job, mode, restarts, starts, status):
         made.append(restart)
         return job(mode)
 
-    assert run_with_restarts(make_job, restarts, first_pause=0.1) is status
+    with signals_noted() as signals:
+        assert run_with_restarts(make_job, restarts, signals, first_pause=0.1) is status
     assert len(made) == starts
 
 
 def test_a_signal_ends_the_pause_before_a_restart(job, capfd):
     threading.Timer(3.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
     began = time.monotonic()
-    assert run_with_restarts(lambda _: job("70"), max_restarts=1, first_pause=60.0) is ExitStatus.STOPPED
+    with signals_noted() as signals:
+        assert run_with_restarts(lambda _: job("70"), 1, signals, first_pause=60.0) is ExitStatus.STOPPED
     assert time.monotonic() - began < 20
     assert "stopped before the restart" in capfd.readouterr().err

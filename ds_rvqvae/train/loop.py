@@ -84,6 +84,8 @@ class Trainer:
             pin_memory=self.device.type == "cuda",
         )
         self.best_l1 = math.inf
+        self.scores: dict[str, Any] = {}
+        """Of the last evaluation."""
         self.is_best = False
         """Whether the model as it is now scores best so far on held-out motion."""
         self.skipped_in_a_row = self.failed_saves = 0
@@ -102,9 +104,10 @@ class Trainer:
         """
         bar = self._progress_bar()
         first_batch = None
-        if not self.model.quantizer.initialized.item():
-            first_batch = self.loader.next()
-            self._initialize_codebooks(first_batch)
+        if self.saved_step is None:
+            if not self.model.quantizer.initialized.item():
+                first_batch = self.loader.next()
+                self._initialize_codebooks(first_batch)
             self._evaluate("untrained.json")
         self._start_interval()
         while self.step < self.settings.total_iter:
@@ -231,6 +234,7 @@ class Trainer:
         split = held_out_split(self.data)
         scores = evaluate_split(model, self.data, split, self.device, self.rank, self.world_size)
         scores["step"] = self.step
+        self.scores = scores
         if self.step and scores["l1"] is not None:
             self.is_best = scores["l1"] < self.best_l1
             self.best_l1 = min(self.best_l1, scores["l1"])
@@ -272,6 +276,7 @@ class Trainer:
         self.board.flush()
         state = motion_state(self.data, self.model.config)
         state["usage_counts"] = self.model.quantizer.usage_counts.cpu()
+        state["scores"] = self.scores if self.scores.get("step") == self.step else None
         state |= {"best_l1": self.best_l1, "skipped_in_a_row": self.skipped_in_a_row}
         keeping = Keeping(self.settings.keep_checkpoints, self.settings.keep_every, self.is_best)
         try:
@@ -295,7 +300,11 @@ class Trainer:
         if self.rank == 0:
             state = motion_state(self.data, self.model.config)
             tokenizer = make_tokenizer(model, state, training_step=self.step, scores=scores)
-            tokenizer.save_pretrained(self.run_folder / "tokenizer")
+            try:
+                tokenizer.save_pretrained(self.run_folder / "tokenizer")
+            except OSError as error:
+                command = f"ds-rvqvae export {self.run_folder} --out DIR"
+                logger.warning("step %d: tokenizer not exported: %s; `%s` does it", self.step, error, command)
         dist.barrier()
 
     def _progress_bar(self) -> tqdm:

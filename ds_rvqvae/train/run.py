@@ -8,16 +8,31 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from ds_rvqvae.checkpoints import LATEST, UNFINISHED, point, sweep
 from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.flags import FlagParser, add_training_flags, profile_from_flags
 from ds_rvqvae.heartbeat import Heartbeat
+from ds_rvqvae.init_from import Initial, keep_normalisation, take_start
 from ds_rvqvae.model.shapes import parameter_count
 from ds_rvqvae.profile import Profile
 from ds_rvqvae.resuming import Resume, find_resume
 from ds_rvqvae.runs import DONE, OUTCOME_VARIABLE, check_out_folder, choose_run_folder, lock_run
+
+
+class OpenedRun(NamedTuple):
+    """A run's folder and what it starts from, as rank 0 found them."""
+
+    folder: Path
+    resume: Resume
+    initial: Initial | None
+    """The tokenizer whose weights it starts from."""
+    mean: np.ndarray
+    std: np.ndarray
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,7 +79,8 @@ def _train(args: argparse.Namespace, profile: Profile, data: MotionData) -> int:
     heartbeat = Heartbeat.start(int(os.environ.get("RANK", "0")))
     start_distributed()
     world_size = dist.get_world_size()
-    folder, resume = on_rank_zero_first(lambda: _open_run(args, profile, data, world_size))
+    folder, resume, initial, mean, std = on_rank_zero_first(lambda: _open_run(args, profile, data, world_size))
+    data.use_normalisation(mean, std)
     start_log(folder / "run.log", dist.get_rank())
     for note in resume.notes:
         announce(note)
@@ -76,9 +92,13 @@ def _train(args: argparse.Namespace, profile: Profile, data: MotionData) -> int:
     profile.check_world_size(world_size)
     if resume.universal:
         on_rank_zero_first(lambda: make_universal(resume.checkpoint))
-    engine = build_engine(profile, data.in_features, folder, resume.universal)
+    init_from = initial.folder if initial else None
+    engine = build_engine(profile, data.in_features, folder, resume.universal, init_from)
     announce(_summary(folder, profile, data, world_size))
-    for warning in profile.warnings(world_size, len(data.window_starts())):
+    if initial:
+        announce(f"starting from the weights, codebooks and normalisation of {init_from}")
+    warnings = profile.warnings(world_size, len(data.window_starts()))
+    for warning in [*warnings, *(initial.warnings(data) if initial else [])]:
         # Our launcher has shown them.
         logger.log(logging.INFO if OUTCOME_VARIABLE in os.environ else logging.WARNING, warning)
     client_state = load_checkpoint(engine, resume.checkpoint) if resume.checkpoint else {}
@@ -123,7 +143,7 @@ def _keep_global_batch(profile: Profile, resume: Resume) -> None:
         profile.gradient_accumulation_steps = resume.accumulation
 
 
-def _open_run(args: argparse.Namespace, profile: Profile, data: MotionData, world_size: int) -> tuple[Path, Resume]:
+def _open_run(args: argparse.Namespace, profile: Profile, data: MotionData, world_size: int) -> OpenedRun:
     """Chooses the run's folder and what to go on from, then makes the one and writes its `profile.json`.
 
     A refusal, or a run that is done already, leaves the folder as it is.
@@ -132,6 +152,7 @@ def _open_run(args: argparse.Namespace, profile: Profile, data: MotionData, worl
     new = not folder.is_dir()
     if not new:
         lock_run(folder)
+    initial = take_start(folder, profile, data, args.resume)
     resume = Resume()
     if args.resume:
         resume = find_resume(folder, profile, world_size, data.fingerprint(), tag=args.resume)
@@ -144,11 +165,15 @@ def _open_run(args: argparse.Namespace, profile: Profile, data: MotionData, worl
     if resume.checkpoint is not None:
         # From now on this is the run's history, also if it dies before its next save.
         point(folder / "checkpoints", LATEST, resume.checkpoint)
+        if profile.rvqvae.training.init_from is not None:
+            resume.notes.append("rvqvae.training.init_from is not read again")
+    else:
+        keep_normalisation(folder, initial)
     if resume.step() < profile.rvqvae.training.total_iter:
         unfinished = folder / f"{UNFINISHED}profile.json"
         unfinished.write_text(json.dumps(profile.to_dict(), indent=2) + "\n", encoding="utf-8")
         unfinished.replace(folder / "profile.json")
-    return folder, resume
+    return OpenedRun(folder, resume, initial, data.mean, data.std)
 
 
 def _leave(status: int) -> int:

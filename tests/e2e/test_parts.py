@@ -1,0 +1,49 @@
+"""A whole body trained by one command, stopped in its second part and resumed."""
+
+import signal
+
+import numpy as np
+import pytest
+
+from ds_rvqvae import BodyTokenizer
+from ds_rvqvae.data.beat2 import CLIP_FOLDER
+from tests.e2e.running import Launched
+from tests.train.small import read_metrics
+
+pytestmark = pytest.mark.processes
+STEPS = 50
+
+
+def test_a_body_stopped_in_its_second_part_goes_on_there(tmp_path, demo_folder):
+    flags = ["--include=localhost:0,1", "--body_part=upper,hands,lower_trans", f"--total_iter={STEPS}", "--name=body"]
+    body = tmp_path / "runs" / "body"
+    metrics = body / "hands" / "metrics.jsonl"
+    first = Launched(tmp_path, demo_folder, *flags)
+    try:
+        first.wait_for(lambda: metrics.is_file() and metrics.read_text())
+        first.process.send_signal(signal.SIGTERM)
+        assert first.process.wait(timeout=60) == 75, first.said()
+    finally:
+        assert first.end() == []
+    assert "upper, part 1 of 3" in first.said() and "not started: lower_trans" in first.said()
+    assert len(read_metrics(body / "upper")) == STEPS and 0 < len(read_metrics(body / "hands")) < STEPS
+    assert sorted(path.name for path in body.iterdir()) == ["hands", "upper"]
+    scores = (body / "upper" / "eval" / "scores.json").stat().st_mtime_ns
+
+    second = Launched(tmp_path, demo_folder, *flags, "--resume")
+    try:
+        assert second.process.wait(timeout=180) == 0, second.said()
+    finally:
+        assert second.end() == []
+    assert "upper, part 1 of 3: trained already" in second.said() and "going on from" in second.said()
+    for part in ("upper", "hands", "lower_trans"):
+        assert [line["step"] for line in read_metrics(body / part)] == [*range(1, STEPS + 1)]
+    assert (body / "upper" / "eval" / "scores.json").stat().st_mtime_ns == scores
+
+    tokenizer = BodyTokenizer.from_pretrained(body / "tokenizer")
+    clip = sorted((demo_folder / CLIP_FOLDER).iterdir())[0]
+    codes = tokenizer.encode_file(clip)
+    assert {part: found.shape for part, found in codes.items()} == dict.fromkeys(tokenizer.parts, (40, 3))
+    tokenizer.decode_to_file(codes, tmp_path / "decoded.npz", source=clip)
+    truth, found = (np.load(file, allow_pickle=False)["poses"] for file in (clip, tmp_path / "decoded.npz"))
+    assert np.abs(found - truth).mean() < np.abs(truth).mean()
