@@ -1,7 +1,6 @@
 """`ds-rvqvae plan`: what a profile takes of each card."""
 
 import argparse
-import os
 from pathlib import Path
 
 from ds_rvqvae.commands.results import Verbs, add_json_flag, print_result
@@ -33,7 +32,6 @@ def _plan(args: argparse.Namespace) -> int:
     from ds_rvqvae.gpu.plan import make_plan
     from ds_rvqvae.gpu.plan_table import plan_table
     from ds_rvqvae.profile import load_profile
-    from ds_rvqvae.slots import cpu_slots
 
     profile = load_profile(args.profile, args.set)
     for flag in ("gpus", "in_features"):
@@ -45,12 +43,8 @@ def _plan(args: argparse.Namespace) -> int:
     if args.gpu_memory is not None:
         card = card.with_memory(parse_bytes(args.gpu_memory))
     columns = args.in_features or _columns(profile.rvqvae.data.body_part)
-    # Where the slots are CPU ranks and no card is named, what CPU ranks keep.
-    on_cpu = args.card is None and cpu_slots(os.environ) is not None
-    plan = make_plan(profile, columns, args.gpus, card, device="cpu" if on_cpu else "cuda")
+    plan = make_plan(profile, columns, args.gpus, card)
     text = plan_table(plan)
-    if on_cpu:
-        text += "\nactivations are counted as torch's CPU kernels keep them (DS_ACCELERATOR or LOCAL_SIZE is set)"
     if args.picture is not None:
         text += f"\npicture: {_draw(plan, args.profile, args.picture)}"
     print_result(args, plan.to_dict(), text)

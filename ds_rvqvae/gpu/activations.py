@@ -85,7 +85,7 @@ def activations_of(profile: Profile, in_features: int, micro_batch: int, device:
     Args:
         in_features: columns of the motion.
         micro_batch: windows.
-        device: "cuda", or "cpu", whose dropout keeps its noise in the tensor's type where CUDA keeps a mask of bytes.
+        device: "cuda", or "cpu", whose layer norm keeps its statistics in the tensor's type where CUDA keeps fp32.
     """
     walk = _Walk(profile, micro_batch, device)
     motion = _Tensor(in_features, profile.rvqvae.data.window_size, _FP32)
@@ -204,7 +204,7 @@ class _Walk:
     def dropout(self, inner: _Tensor) -> _Tensor:
         if self.model.dropout == 0:
             return inner
-        self.keep_bytes(self.bytes_of(inner) // (inner.element_bytes if self.on_cuda else 1))
+        self.keep_bytes(self.bytes_of(inner) // inner.element_bytes)
         return self.made(inner.channels, inner.time)
 
 

@@ -42,8 +42,6 @@ class Plan:
     staged_vectors_bytes: int
     """Vectors and codes of the step that the quantizer keeps until its update."""
     batch_bytes: int
-    device: str
-    """Whose kernels the activations are counted for."""
 
     @property
     def parameter_count(self) -> int:
@@ -197,7 +195,7 @@ class Plan:
 
     def with_micro_batch(self, windows: int) -> "Plan":
         """The same run with another micro batch a card."""
-        return replace(self, **_of_batch(self.profile, self.in_features, windows, self.device))
+        return replace(self, **_of_batch(self.profile, self.in_features, windows))
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON; sizes in bytes, times in seconds, all a card and an optimizer step."""
@@ -205,7 +203,6 @@ class Plan:
             "gpus": self.gpus,
             "card": self.card.name,
             "card_bytes": self.card.memory_bytes,
-            "counted_for": self.device,
             "in_features": self.in_features,
             "micro_batch": self.micro_batch,
             "global_batch": self.micro_batch * self.profile.gradient_accumulation_steps * self.gpus,
@@ -241,7 +238,6 @@ def make_plan(
     gpus: int,
     card: Card,
     micro_batch: int | None = None,
-    device: str = "cuda",
 ) -> Plan:
     """The plan of a run.
 
@@ -249,7 +245,6 @@ def make_plan(
         in_features: columns of the motion.
         gpus: cards, all of a kind.
         micro_batch: windows a card at once, in place of the profile's.
-        device: "cpu" counts what torch's CPU kernels keep; see `activations_of`.
     """
     windows = profile.train_micro_batch_size_per_gpu if micro_batch is None else micro_batch
     return Plan(
@@ -259,12 +254,11 @@ def make_plan(
         card=card,
         zero=zero_bytes(profile, parameter_sizes(in_features, profile.rvqvae.model), gpus),
         codebooks_bytes=codebooks_bytes(profile.rvqvae.model),
-        device=device,
-        **_of_batch(profile, in_features, windows, device),
+        **_of_batch(profile, in_features, windows),
     )
 
 
-def _of_batch(profile: Profile, in_features: int, windows: int, device: str) -> dict[str, Any]:
+def _of_batch(profile: Profile, in_features: int, windows: int) -> dict[str, Any]:
     """What of a plan depends on the micro batch."""
     model, data = profile.rvqvae.model, profile.rvqvae.data
     accumulation = profile.gradient_accumulation_steps
@@ -273,7 +267,7 @@ def _of_batch(profile: Profile, in_features: int, windows: int, device: str) -> 
     batches = 1 if accumulation == 1 else 2
     return {
         "micro_batch": windows,
-        "activations": activations_of(profile, in_features, windows, device),
+        "activations": activations_of(profile, in_features, windows),
         "staged_vectors_bytes": vectors * (model.code_dim * _FP32 + model.num_quantizers * _INT64),
         "batch_bytes": batches * windows * data.window_size * in_features * _FP32,
     }

@@ -30,6 +30,15 @@ def _norm(kind: str | None, width: int) -> nn.Module:
     return ChannelNorm(width) if kind == "LN" else nn.GroupNorm(32, width, eps=1e-6)
 
 
+class Dropout(nn.Dropout):
+    """Dropout that keeps a byte an element on CPUs too, where torch's own keeps noise in the input's type."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return hidden
+        return torch.native_dropout(hidden, self.p, True)[0]
+
+
 class ResidualBlock(nn.Module):
     """Norm, activation, dilated conv 3, norm, activation, conv 1, dropout, add."""
 
@@ -42,7 +51,7 @@ class ResidualBlock(nn.Module):
         self.norm2 = _norm(config.norm, width)
         self.activation2 = activation()
         self.conv2 = nn.Conv1d(width, width, 1)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, hidden: Tensor) -> Tensor:
         inner = self.conv1(self.activation1(self.norm1(hidden)))

@@ -87,16 +87,8 @@ def test_kept_bytes_of_the_shipped_profiles_at_their_own_batch(name, checkpointi
     windows = profile.train_micro_batch_size_per_gpu
     with FakeTensorMode():
         saved = saved_bytes(profile, 78, windows)
-    assert activations_of(profile, 78, windows, device="cpu").kept_bytes == saved
-
-
-@pytest.mark.parametrize("norm", ["null", "GN"])
-def test_on_cuda_dropout_keeps_a_mask_of_bytes(norm, monkeypatch):
-    # The kernel that CUDA uses, which torch has for CPUs as well.
-    monkeypatch.setattr(nn.Dropout, "forward", lambda self, hidden: torch.native_dropout(hidden, self.p, True)[0])
-    profile = profile_with("baseline", *SMALL, f"rvqvae.model.norm={norm}", checkpointing=False)
-    on_cuda = activations_of(profile, 30, 3).kept_bytes
-    assert on_cuda == saved_bytes(profile, 30, 3) < activations_of(profile, 30, 3, device="cpu").kept_bytes
+    # Without a layer norm, what CUDA keeps as well.
+    assert activations_of(profile, 78, windows).kept_bytes == saved
 
 
 @pytest.mark.parametrize("name", ["baseline", "wide", "large"])

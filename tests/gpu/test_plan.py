@@ -276,23 +276,6 @@ def test_refusals_are_one_line(arguments, message, capsys):
     assert message in error and error.count("\n") == 1
 
 
-def test_on_cpu_ranks_it_counts_what_cpu_ranks_keep(capsys, monkeypatch):
-    def kept(*arguments):
-        off = ["--set", "rvqvae.training.gradient_checkpointing=false"]
-        assert main(["plan", "baseline", *off, "--json", *arguments]) == 0
-        return json.loads(capsys.readouterr().out)["activations_bytes"]
-
-    monkeypatch.delenv("LOCAL_SIZE", raising=False)
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    on_cpu = kept()
-    assert kept("--card", "4090") < on_cpu
-    monkeypatch.delenv("DS_ACCELERATOR")
-    assert kept() < on_cpu
-    monkeypatch.setenv("LOCAL_SIZE", "four")
-    assert main(["plan", "baseline"]) == 2
-    assert "LOCAL_SIZE=four" in capsys.readouterr().err
-
-
 def test_it_answers_at_once_and_without_torch():
     code = "import sys; from ds_rvqvae.cli import main; main(['plan', 'large']); assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
