@@ -204,7 +204,7 @@ def _check_columns(data: MotionData, tokenizer: MotionTokenizer) -> None:
 
 
 def _splits_there(data: MotionData) -> str:
-    there = sorted({segment.split for segment in data.segments("all")})
+    there = sorted({segment.split for segment in data.store.segments})
     return f" (there is {', '.join(there)})" if there else ""
 
 

@@ -65,12 +65,16 @@ class MotionData:
         return hashlib.sha256(columns + self.mean.tobytes() + self.std.tobytes()).hexdigest()
 
     def segments(self, split: str) -> list[Segment]:
-        """Stretches of clips in `train`, `val`, `test` or `all`, of at least 16 frames."""
-        return [
-            segment
-            for segment in self.store.segments
-            if split in ("all", segment.split) and segment.stop - segment.start >= MIN_FRAMES
-        ]
+        """Stretches of clips of at least 16 frames in `train`, `val` or `test`; whole clips, whatever their split, in
+        `all`.
+        """
+        segments = [segment for segment in self.store.segments if segment.split == split]
+        if split == "all":
+            lengths = np.diff(self.store.starts).tolist()
+            segments = [
+                Segment(name, 0, frames, split) for name, frames in zip(self.store.clip_names, lengths, strict=True)
+            ]
+        return [segment for segment in segments if segment.stop - segment.start >= MIN_FRAMES]
 
     def frames(self, segment: Segment) -> np.ndarray:
         """A segment's motion in the data's own units, float32 `[frames, C]`."""

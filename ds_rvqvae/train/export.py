@@ -1,7 +1,7 @@
 """From a run to its tokenizer."""
 
 import contextlib
-import sys
+import io
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def tokenizer_of_run(run_folder: Path, which: str | None = None) -> MotionTokeni
 def _tokenizer_of_checkpoint(checkpoint: Path) -> MotionTokenizer:
     """Gathers the ranks' fp32 weights."""
     # DeepSpeed prints what it does, and standard output may be read by a program.
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
         weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
