@@ -16,6 +16,9 @@ _HOMES = {
     "ResidualQuantizer": "ds_rvqvae.model.quantizer",
     "MotionTokenizer": "ds_rvqvae.tokenizer.tokenizer",
     "BodyTokenizer": "ds_rvqvae.tokenizer.body",
+    "Codes": "ds_rvqvae.tokenizer.code_files",
+    "read_codes": "ds_rvqvae.tokenizer.code_files",
+    "read_body_codes": "ds_rvqvae.tokenizer.code_files",
 }
 
 __all__ = [*_HOMES, "__version__"]

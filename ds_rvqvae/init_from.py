@@ -7,35 +7,25 @@ checkpoints, its fingerprint of the motion and the tokenizer that it exports.
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ds_rvqvae.checkpoints import UNFINISHED, checkpoints
-from ds_rvqvae.data.layout import Layout, feature_layout, layout_from_json
+from ds_rvqvae.data.layout import feature_layout
 from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.profile import ModelConfig, Profile, model_config_from_dict
+from ds_rvqvae.profile import Profile
 from ds_rvqvae.resuming import FIXED_KEYS
-from ds_rvqvae.tokenizer.folder import BODY, CONFIG, WEIGHTS, tokenizer_folder
+from ds_rvqvae.tokenizer.folder import WEIGHTS, TokenizerConfig, read_config, statistics_from, tokenizer_folder
 
 NORMALISATION = "normalisation.json"
 """In the folder of a run that started from a tokenizer: `mean` and `std`, a number a column."""
 
 
-@dataclass(frozen=True, eq=False)
-class Initial:
+class Initial(TokenizerConfig):
     """The tokenizer that a run starts from, without its weights."""
-
-    folder: Path
-    model: ModelConfig
-    layout: Layout
-    fps: float
-    mean: np.ndarray
-    """float32 `[C]`, as is `std`."""
-    std: np.ndarray
 
     def check_columns(self, data: MotionData) -> None:
         """Raises UserError where the run's columns are not the tokenizer's."""
@@ -107,23 +97,12 @@ def read_initial(folder: Path) -> Initial:
     Raises:
         UserError: naming the folder or file and what is wrong with it.
     """
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise UserError(f"--init_from {folder}: not a tokenizer's folder: {name} is missing{_hint(folder)}")
-    file = folder / CONFIG
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        model = model_config_from_dict(config["model"], str(file))
-        layout = layout_from_json(config["layout"], config["in_features"])
-        mean, std = _statistics(config["normalisation"])
-        if len(mean) != config["in_features"]:
-            raise ValueError(f"normalisation has {len(mean)} columns, not {config['in_features']}")
-        initial = Initial(folder, model, layout, float(config["fps"]), mean, std)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--init_from {file}: not a tokenizer's config: {type(error).__name__}: {error}") from None
-    try:
+        initial = Initial(**vars(read_config(folder)))
         with safe_open(folder / WEIGHTS, framework="numpy"):
             return initial
+    except UserError as error:
+        raise UserError(f"--init_from {error}") from None
     except (OSError, SafetensorError) as error:
         raise UserError(f"--init_from {folder / WEIGHTS}: cannot be read: {error}") from None
 
@@ -142,25 +121,6 @@ def keep_normalisation(run_folder: Path, initial: Initial | None) -> None:
 
 def _read_normalisation(file: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
-        return _statistics(json.loads(file.read_text(encoding="utf-8")))
+        return statistics_from(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--resume: {file}: not a normalisation: {type(error).__name__}: {error}") from None
-
-
-def _statistics(values: dict[str, list[float]]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and std, float32; raises ValueError where they cannot normalise."""
-    mean, std = (np.asarray(values[key], np.float32) for key in ("mean", "std"))
-    if mean.ndim != 1 or mean.shape != std.shape:
-        raise ValueError(f"mean has the shape {list(mean.shape)}, std {list(std.shape)}")
-    if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
-        raise ValueError("mean or std is not finite, or a std is not above 0")
-    return mean, std
-
-
-def _hint(folder: Path) -> str:
-    """What may have been meant by a folder that is no tokenizer's."""
-    if (folder / "tokenizer" / CONFIG).is_file() or (folder / "tokenizer" / BODY).is_file():
-        return f"; did you mean {folder / 'tokenizer'}?"
-    if (folder.parent / BODY).is_file():
-        return f"; the body in {folder.parent} has no such part"
-    return ""

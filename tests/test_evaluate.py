@@ -146,7 +146,7 @@ def test_refusals_are_one_line_and_leave_nothing(run, tmp_path, demo_folder, cap
         (run, "--data_path", trains, "--split", "test"): r"in test \(there is train\)",
         (run, "--features", stranger): "stranger.npz: no TorchScript",
         (run, "--features", _encoder(tmp_path, 58), "--feature_window", "32"): "does not take motion",
-        (run, "--feature_window", "0"): "no number of frames",
+        (run, "--feature_window", "0"): "no whole number from 1",
         (run, "--skeleton", tmp_path / "none.json"): "none.json",
         (run, "--levels", "3"): "unknown flag --levels",
         (run, "--pictures", narrow): "--pictures",

@@ -89,11 +89,3 @@ def test_refusals_leave_nothing(run, tmp_path, capsys):
         assert status == 2 and "exists" in err
     assert _export(capsys, run, "--out", tmp_path / "file" / "out")[0] == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged", "empty", "file"]
-
-
-def test_a_folder_that_is_no_tokenizer_is_never_replaced(run, tmp_path):
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "thesis.txt").write_text("years")
-    with pytest.raises(Exception, match="is no tokenizer"):
-        MotionTokenizer.from_pretrained(run / "tokenizer").save_pretrained(tmp_path / "notes")
-    assert (tmp_path / "notes" / "thesis.txt").read_text() == "years"

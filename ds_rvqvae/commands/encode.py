@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ds_rvqvae.commands.results import Verbs, add_json_flag, print_result
+from ds_rvqvae.commands.results import Verbs, add_json_flag, count, print_result
 from ds_rvqvae.errors import ExitStatus
 
 if TYPE_CHECKING:
@@ -30,35 +30,33 @@ def add_to(verbs: Verbs) -> None:
 
 
 def _add_flags(verb: argparse.ArgumentParser, files: str, results: str) -> None:
-    verb.add_argument("tokenizer", metavar="TOKENIZER", help="folder of a tokenizer, or its id on the Hugging Face hub")
+    verb.add_argument(
+        "tokenizer",
+        metavar="TOKENIZER",
+        help="folder of a tokenizer or of a body's, or a tokenizer's id on the Hugging Face hub",
+    )
     verb.add_argument("files", nargs="+", type=Path, metavar="FILE|FOLDER", help=files)
     verb.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"folder of the {results}")
     verb.add_argument("--levels", type=int, metavar="N", help="only the first N levels (default: all)")
-    verb.add_argument("--workers", type=_count, default=2, metavar="N", help="files at once (default: 2)")
+    verb.add_argument("--workers", type=count, default=2, metavar="N", help="files at once (default: 2)")
     verb.add_argument("--overwrite", action="store_true", help="also what is done already")
     add_json_flag(verb)
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 256:
-        raise argparse.ArgumentTypeError(f"a number from 1 to 256, not {text}")
-    return int(text)
-
-
 def _encode(args: argparse.Namespace) -> int:
+    from ds_rvqvae.tokenizer.clip_tokenizer import load_any_tokenizer
     from ds_rvqvae.tokenizer.encoding import encode_files
-    from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
-    tokenizer = MotionTokenizer.from_pretrained(args.tokenizer)
+    tokenizer = load_any_tokenizer(args.tokenizer)
     settings = {"levels": args.levels, "overwrite": args.overwrite, "workers": args.workers}
     return _finish(args, encode_files(tokenizer, args.files, args.out, **settings))
 
 
 def _decode(args: argparse.Namespace) -> int:
+    from ds_rvqvae.tokenizer.clip_tokenizer import load_any_tokenizer
     from ds_rvqvae.tokenizer.decoding import decode_files
-    from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
-    tokenizer = MotionTokenizer.from_pretrained(args.tokenizer)
+    tokenizer = load_any_tokenizer(args.tokenizer)
     settings = {"levels": args.levels, "overwrite": args.overwrite, "workers": args.workers}
     settings |= {"source": args.source, "any_tokenizer": args.any_tokenizer}
     return _finish(args, decode_files(tokenizer, args.files, args.out, **settings))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ds_rvqvae.commands.results import Verbs, add_json_flag, print_result
+from ds_rvqvae.commands.results import Verbs, add_json_flag, count, print_result
 from ds_rvqvae.errors import ExitStatus, UserError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def add_to(verbs: Verbs) -> None:
     )
     evaluate.add_argument(
         "--feature_window",
-        type=_frames,
+        type=count,
         default=64,
         metavar="FRAMES",
         help="frames T that the encoder of --features is given at a time (default: 64)",
@@ -62,12 +62,6 @@ def add_to(verbs: Verbs) -> None:
     )
     add_json_flag(evaluate)
     evaluate.set_defaults(verb=_evaluate)
-
-
-def _frames(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text} is no number of frames")
-    return int(text)
 
 
 @dataclass
@@ -154,8 +148,9 @@ def _open(name: str, path: Path, args: argparse.Namespace) -> _Subject:
         tokenizer = tokenizer_of_run(path)
     elif (path / CONFIG).is_file():
         tokenizer = MotionTokenizer.from_pretrained(path)
-    elif (path / BODY).is_file():
-        raise UserError(f"{path}: the tokenizer of a body; name the folders of its parts, such as {path / 'upper'}")
+    elif body := next((place for place in (path, path / "tokenizer") if (place / BODY).is_file()), None):
+        parts = " ".join(str(file.parent) for file in sorted(body.glob(f"*/{CONFIG}")))
+        raise UserError(f"{path}: a body's tokenizer; name the folders of its parts: {parts}")
     else:
         raise UserError(f"{path}: not a run's folder (no profile.json), and no tokenizer's (no config.json)")
     config = _data_config(path, tokenizer, args.data_path)

@@ -1,10 +1,9 @@
 """`ds-rvqvae import`: other people's checkpoints as tokenizers."""
 
 import argparse
-import math
 from pathlib import Path
 
-from ds_rvqvae.commands.results import Verbs, add_json_flag, print_result
+from ds_rvqvae.commands.results import Verbs, add_json_flag, positive_number, print_result
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.profile import BODY_PARTS
 
@@ -27,7 +26,10 @@ def add_to(verbs: Verbs) -> None:
             "of SMPL-X's columns (default: motion is taken as it is)",
         )
     parser.add_argument(
-        "--fps", type=_fps, help="frames a second of its motion (default: 20, GestureLSM 30, KIT-ML's 251 columns 12.5)"
+        "--fps",
+        type=positive_number,
+        metavar="N",
+        help="frames a second of its motion (default: 20, GestureLSM 30, KIT-ML's 251 columns 12.5)",
     )
     parser.add_argument("--body_part", choices=BODY_PARTS, help="its columns are those of this part of SMPL-X data")
     parser.add_argument("--norm", choices=["LN", "GN"], help="which norm its blocks have, where they have one")
@@ -35,16 +37,6 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument("--dilation_growth_rate", type=int, default=3, metavar="N", help="(default: 3)")
     add_json_flag(parser)
     parser.set_defaults(verb=_import)
-
-
-def _fps(text: str) -> float:
-    try:
-        fps = float(text)
-    except ValueError:
-        fps = 0.0
-    if not 0 < fps < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no number of frames a second")
-    return fps
 
 
 def _import(args: argparse.Namespace) -> int:

@@ -2,13 +2,12 @@
 
 import argparse
 import difflib
-import math
 import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ds_rvqvae.commands.results import Verbs, add_json_flag, print_result
+from ds_rvqvae.commands.results import Verbs, add_json_flag, number, positive_number, print_result
 from ds_rvqvae.errors import ExitStatus, UserError
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def add_to(verbs: Verbs) -> None:
     render.add_argument("--out", type=Path, metavar="FILE", help=".mp4 or .gif (default: MOTION's name with .mp4)")
     render.add_argument("--levels", type=int, metavar="N", help="levels decoded (default: all)")
     render.add_argument("--start", type=_not_negative, default=0.0, metavar="S", help="second to start at (default: 0)")
-    render.add_argument("--seconds", type=_positive, default=10.0, metavar="S", help="how long (default: 10)")
+    render.add_argument("--seconds", type=positive_number, default=10.0, metavar="S", help="how long (default: 10)")
     render.add_argument(
         "--fps",
         type=_at_least_one,
@@ -155,34 +154,17 @@ def _choose(path: Path, names: list[str], name: str | None) -> str:
 
 
 def _not_negative(text: str) -> float:
-    number = _number(text)
-    if number < 0:
+    value = number(text)
+    if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return number
-
-
-def _positive(text: str) -> float:
-    number = _number(text)
-    if number <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number
+    return value
 
 
 def _at_least_one(text: str) -> float:
-    number = _number(text)
-    if number < 1:
+    value = number(text)
+    if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return number
-
-
-def _number(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number")
-    return number
+    return value
 
 
 def _size(text: str) -> tuple[int, int]:

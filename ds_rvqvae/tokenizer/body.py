@@ -1,7 +1,7 @@
 """The tokenizers of several body parts as one tokenizer of the body."""
 
+import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,15 +10,20 @@ import torch
 from torch import Tensor
 
 from ds_rvqvae import __version__
-from ds_rvqvae.data.clips import ClipError, LeftOut
-from ds_rvqvae.data.layout import BODY_PART_CHANNELS, check_disjoint, rotation_columns, select_columns, smplx_layout
-from ds_rvqvae.data.motion_files import open_motion_file, read_beat2_source, rest_source, write_beat2
+from ds_rvqvae.data.clips import Clip, ClipError, LeftOut
+from ds_rvqvae.data.layout import (
+    BODY_PART_CHANNELS,
+    Layout,
+    check_disjoint,
+    rotation_columns,
+    select_columns,
+    smplx_layout,
+)
+from ds_rvqvae.data.motion_files import BEAT2, open_motion_file, read_beat2_source, rest_source, write_beat2
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.profile import BODY_PARTS, DataConfig
-from ds_rvqvae.tokenizer.folder import BODY, CONFIG
+from ds_rvqvae.tokenizer.folder import BODY, CONFIG, FORMAT_VERSION, whole_folder
 from ds_rvqvae.tokenizer.tokenizer import Array, Lengths, MotionTokenizer
-
-FORMAT_VERSION = 1
 
 
 class BodyTokenizer:
@@ -34,6 +39,8 @@ class BodyTokenizer:
     Raises:
         UserError: no part, an unknown one, parts that overlap, other columns than their name says, or unlike rates.
     """
+
+    formats = (BEAT2,)
 
     def __init__(self, parts: Mapping[str, MotionTokenizer]):
         self.parts = dict(parts)
@@ -58,6 +65,12 @@ class BodyTokenizer:
     def code_rates(self) -> dict[str, float]:
         """Codes a second and level by part."""
         return {part: tokenizer.code_rate for part, tokenizer in self.parts.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """A sha256 of the parts' names and fingerprints, whatever their order."""
+        fingerprints = sorted((part, tokenizer.fingerprint) for part, tokenizer in self.parts.items())
+        return hashlib.sha256(json.dumps(fingerprints).encode()).hexdigest()
 
     def encode(self, motion: Array, lengths: Lengths | None = None) -> dict[str, Array]:
         """Motion to the codes of each part.
@@ -108,6 +121,18 @@ class BodyTokenizer:
                 row[count:] = 0
         return motion.cpu().numpy() if isinstance(given, np.ndarray) else motion
 
+    def encode_clip(self, clip: Clip) -> dict[str, np.ndarray]:
+        """The codes of a clip by part, as `encode`; raises ClipError where its columns are not SMPL-X's."""
+        if clip.layout != self._layout:
+            raise ClipError("not a BEAT2 clip, which the body's tokenizer takes")
+        return self.encode(clip.motion)
+
+    def decode_clip(self, codes: Mapping[str, np.ndarray], frames: int) -> tuple[np.ndarray, Layout]:
+        """Codes of one clip to its motion `[frames, 433]`, and which channels of it the codes cover."""
+        covered = {name for part in codes for name in BODY_PART_CHANNELS[part]}
+        layout = tuple(channels for channels in self._layout if channels.name in covered)
+        return self.decode(codes, frames), layout
+
     def encode_file(self, file: str | Path) -> dict[str, np.ndarray]:
         """The codes of a BEAT2 npz by part, `[ceil(T / code_stride), Q]`; motion at another rate is resampled.
 
@@ -133,19 +158,18 @@ class BodyTokenizer:
         frames = self._frames_of(codes) if source is None else len(self._read(Path(source)))
         try:
             kept = rest_source(frames, self.fps) if source is None else read_beat2_source(Path(source))
-            motion = self.decode(codes, frames)
-            covered = {name for part in codes for name in BODY_PART_CHANNELS[part]}
-            layout = tuple(channels for channels in self._layout if channels.name in covered)
+            motion, layout = self.decode_clip(codes, frames)
             write_beat2(Path(file), motion, layout, self.fps, kept)
         except ClipError as error:
             raise UserError(f"{source or file}: {error}") from None
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes each part's tokenizer into a folder of its name, and `body.json`; all of it or nothing is there."""
-        folder = Path(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
-            unfinished = Path(place) / folder.name
+        """Writes each part's tokenizer into a folder of its name, and `body.json`; all of it or nothing is there.
+
+        Raises:
+            UserError: the folder exists and holds something else than a body's tokenizer.
+        """
+        with whole_folder(Path(folder), BODY) as unfinished:
             for part, tokenizer in self.parts.items():
                 tokenizer.save_pretrained(unfinished / part)
             values = {
@@ -156,9 +180,6 @@ class BodyTokenizer:
                 "code_rates": self.code_rates,
             }
             (unfinished / BODY).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-            if folder.exists():
-                folder.rename(Path(place) / "older")
-            unfinished.rename(folder)
 
     @classmethod
     def from_pretrained(

@@ -11,28 +11,39 @@
 | `format` | what the source was: `beat2`, `features` (a `.npy` matrix) or `packed` |
 | `version` | of this table: 1 |
 
+Of a body's tokenizer the file has `codes`, `code_rate` and `fingerprint` once a part, with the part in the key:
+`codes_upper`, `codes_hands`, `codes_lower_trans`, `code_rate_upper` and so on, and no `codes`. The other keys
+are those of all parts; the format is `beat2`.
+
 A clip of a packed npz has the file's name. int32 rather than int16, which overflows without a word where somebody adds
-`level * nb_code`; the file is compressed, so that it hardly matters. `read_codes` gives int64, what torch indexes with.
+`level * nb_code`; the file is compressed, so that it hardly matters. Reading gives int64, what torch indexes with.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 
-from ds_rvqvae.data.clips import ClipError, load_npz
+from ds_rvqvae.data.clips import ClipError, load_npz, npz_keys
 from ds_rvqvae.data.files import check_regular, whole_file, write_npz
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.profile import BODY_PARTS
 
 VERSION = 1
 SourceFormat = Literal["beat2", "features", "packed"]
-_KEYS = ("version", "codes", "fps", "code_rate", "frames", "fingerprint", "source", "format")
+ONLY_PART = ""
+"""Stands for the part where a tokenizer is not a body's, so that its keys have no part in their names."""
+
+_SHARED = ("version", "fps", "frames", "source", "format")
+_OF_A_PART = ("codes", "code_rate", "fingerprint")
+_PREFIXES = tuple(f"{name}_" for name in _OF_A_PART)
 
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """The codes of one clip, and what they are codes of; the fields are the module's table."""
+    """The codes of one clip, or of one part of it, and what they are codes of; the fields are the module's table."""
 
     codes: np.ndarray
     """int64 `[ceil(frames / stride), levels]`."""
@@ -53,34 +64,68 @@ class Codes:
         return self.frames / self.fps
 
 
-def write_codes(file: str | Path, codes: Codes) -> None:
+def write_codes(file: str | Path, codes: Codes | Mapping[str, Codes]) -> None:
     """Writes a codes npz, whole or not at all.
 
+    Args:
+        codes: of one tokenizer; or of a body's, by part, all of one clip.
+
     Raises:
-        ValueError: codes that `read_codes` would refuse.
+        ValueError: codes that would be refused when they are read.
         OSError: the file cannot be written.
     """
-    arrays = {
-        "codes": np.asarray(codes.codes),
-        "fps": np.array(codes.fps, np.float64),
-        "code_rate": np.array(codes.code_rate, np.float64),
-        "frames": np.array(codes.frames, np.int64),
-        "fingerprint": np.array(codes.fingerprint),
-        "source": np.array(codes.source),
-        "format": np.array(codes.format),
-        "version": np.array(VERSION),
-    }
+    parts = {ONLY_PART: codes} if isinstance(codes, Codes) else dict(codes)
+    if parts.keys() != {ONLY_PART} and not (parts and parts.keys() <= set(BODY_PARTS)):
+        raise ValueError(f"codes of the parts {list(parts)}; known are {', '.join(BODY_PARTS)}")
+    first = next(iter(parts.values()))
+    for part, own in parts.items():
+        for name in ("fps", "frames", "source", "format"):
+            if getattr(own, name) != getattr(first, name):
+                found = f"{getattr(first, name)} and, of {part}, {getattr(own, name)}"
+                raise ValueError(f"codes are not of one clip: {name} is {found}")
+    arrays = {_key("codes", part): np.asarray(own.codes) for part, own in parts.items()}
+    arrays["fps"] = np.array(first.fps, np.float64)
+    arrays |= {_key("code_rate", part): np.array(own.code_rate, np.float64) for part, own in parts.items()}
+    arrays["frames"] = np.array(first.frames, np.int64)
+    arrays |= {_key("fingerprint", part): np.array(own.fingerprint) for part, own in parts.items()}
+    arrays |= {"source": np.array(first.source), "format": np.array(first.format), "version": np.array(VERSION)}
     try:
-        _codes_of(arrays)
+        for part in parts:
+            _codes_of(arrays, part)
     except ClipError as error:
         raise ValueError(str(error)) from None
-    arrays["codes"] = arrays["codes"].astype(np.int32)
+    for part in parts:
+        arrays[_key("codes", part)] = arrays[_key("codes", part)].astype(np.int32)
     with whole_file(Path(file)) as content:
         write_npz(content, arrays, compressed=True)
 
 
 def read_codes(file: str | Path) -> Codes:
-    """Reads a codes npz.
+    """Reads the codes npz of one tokenizer.
+
+    Raises:
+        UserError: naming the file and what is wrong with it.
+    """
+    parts = read_parts(file)
+    if ONLY_PART not in parts:
+        raise UserError(f"{file}: codes of a body's parts ({', '.join(parts)}), which read_body_codes reads")
+    return parts[ONLY_PART]
+
+
+def read_body_codes(file: str | Path) -> dict[str, Codes]:
+    """Reads the codes npz of a body's tokenizer, by part; `fps`, `frames`, `source` and `format` are the same in all.
+
+    Raises:
+        UserError: naming the file and what is wrong with it.
+    """
+    parts = read_parts(file)
+    if ONLY_PART in parts:
+        raise UserError(f"{file}: codes of one tokenizer and not of a body's, which read_codes reads")
+    return parts
+
+
+def read_parts(file: str | Path) -> dict[str, Codes]:
+    """Reads either kind of codes npz: a body's by part, one tokenizer's as that of `ONLY_PART`.
 
     Raises:
         UserError: naming the file and what is wrong with it.
@@ -88,29 +133,48 @@ def read_codes(file: str | Path) -> Codes:
     file = Path(file)
     try:
         check_regular(file)
-        return _codes_of(load_npz(file, _KEYS))
+        parts = _parts_of(npz_keys(file))
+        arrays = load_npz(file, (*_SHARED, *(_key(name, part) for part in parts for name in _OF_A_PART)))
+        return {part: _codes_of(arrays, part) for part in parts}
     except ClipError as error:
         raise UserError(f"{file}: {error}") from None
 
 
-def _codes_of(arrays: dict[str, np.ndarray]) -> Codes:
-    """Checks what a codes npz holds; raises ClipError."""
+def _key(name: str, part: str) -> str:
+    return f"{name}_{part}" if part else name
+
+
+def _parts_of(keys: Sequence[str]) -> list[str]:
+    """The parts that a codes npz with these keys is of; raises ClipError."""
+    if "codes" in keys:
+        return [ONLY_PART]
+    # By all that a part has, so that codes which are missing are missed.
+    found = [(key, key.removeprefix(prefix)) for key in keys for prefix in _PREFIXES if key.startswith(prefix)]
+    for key, part in found:
+        if part not in BODY_PARTS:
+            raise ClipError(f"{key}: no body part {part!r}; known are {', '.join(BODY_PARTS)}")
+    return list(dict.fromkeys(part for _, part in found)) or [ONLY_PART]
+
+
+def _codes_of(arrays: dict[str, np.ndarray], part: str) -> Codes:
+    """Checks what a codes npz holds of a part; raises ClipError."""
     version = _number(arrays, "version", "iu")
     if version != VERSION:
         raise ClipError(f"a codes file of version {version:g}, known here: {VERSION}")
-    codes = arrays["codes"]
+    key = _key("codes", part)
+    codes = arrays[key]
     if codes.dtype.kind not in "iu" or codes.ndim != 2 or not codes.size:
-        raise ClipError(f"codes are {codes.dtype} {list(codes.shape)}, not integers [time, levels]")
+        raise ClipError(f"{key} are {codes.dtype} {list(codes.shape)}, not integers [time, levels]")
     if codes.min() < -1 or codes[:, 0].min() < 0 or codes.max() > np.iinfo(np.int32).max:
-        raise ClipError(f"codes from {codes.min()} to {codes.max()}: they count from 0, -1 being a dropped level")
-    fps, code_rate, frames = (_number(arrays, key) for key in ("fps", "code_rate", "frames"))
+        raise ClipError(f"{key} from {codes.min()} to {codes.max()}: they count from 0, -1 being a dropped level")
+    fps, code_rate, frames = (_number(arrays, name) for name in ("fps", _key("code_rate", part), "frames"))
     stride = round(fps / code_rate)
     if frames != int(frames) or -(-int(frames) // max(stride, 1)) != len(codes):
-        raise ClipError(f"{len(codes)} codes of {stride} frames do not stand for {frames:g} frames")
-    kind = _text(arrays, "format")
-    if kind not in get_args(SourceFormat):
-        raise ClipError(f"format is {kind!r}, none of {', '.join(get_args(SourceFormat))}")
-    fingerprint, source = _text(arrays, "fingerprint"), _text(arrays, "source")
+        raise ClipError(f"{len(codes)} {key} of {stride} frames do not stand for {frames:g} frames")
+    kind, known = _text(arrays, "format"), get_args(SourceFormat) if part == ONLY_PART else ("beat2",)
+    if kind not in known:
+        raise ClipError(f"format is {kind!r}, none of {', '.join(known)}")
+    fingerprint, source = _text(arrays, _key("fingerprint", part)), _text(arrays, "source")
     return Codes(codes.astype(np.int64), fps, code_rate, int(frames), fingerprint, source, kind)
 
 

@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,11 +135,12 @@ def convert_files(converter: Converter, paths: Sequence[Path], workers: int) -> 
     return report
 
 
-def checked_levels(levels: int | None, tokenizer: MotionTokenizer) -> int | None:
-    """`--levels`; raises UserError where the tokenizer has not so many."""
-    most = tokenizer.model.config.num_quantizers
-    if levels is not None and not 1 <= levels <= most:
-        raise UserError(f"--levels {levels}: this tokenizer has levels 1 to {most}")
+def checked_levels(levels: int | None, parts: Mapping[str, MotionTokenizer]) -> int | None:
+    """`--levels`; raises UserError where one of the tokenizers has not so many."""
+    for part, tokenizer in parts.items():
+        most = tokenizer.model.config.num_quantizers
+        if levels is not None and not 1 <= levels <= most:
+            raise UserError(f"--levels {levels}: {part or 'this tokenizer'} has levels 1 to {most}")
     return levels
 
 

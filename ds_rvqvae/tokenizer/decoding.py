@@ -3,7 +3,7 @@
 import json
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,12 @@ import numpy as np
 from ds_rvqvae.data.beat2 import CLIP_FOLDER, fps_of
 from ds_rvqvae.data.clips import ClipError, check_finite
 from ds_rvqvae.data.files import FoundFile, is_regular, is_whole, whole_file
+from ds_rvqvae.data.layout import Layout
 from ds_rvqvae.data.motion_files import BEAT2, read_beat2_source, rest_source, same_rate, write_beat2, write_matrix
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.tokenizer.code_files import Codes, read_codes
+from ds_rvqvae.tokenizer.body import BodyTokenizer
+from ds_rvqvae.tokenizer.clip_tokenizer import ClipTokenizer, as_clip_tokenizer
+from ds_rvqvae.tokenizer.code_files import ONLY_PART, Codes, read_parts
 from ds_rvqvae.tokenizer.conversion import WORKERS, Converted, Report, checked_levels, convert_files
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
@@ -22,7 +25,7 @@ _RECORD = ".decoded.json"
 
 
 def decode_files(
-    tokenizer: MotionTokenizer,
+    tokenizer: MotionTokenizer | BodyTokenizer,
     paths: Sequence[Path],
     out: Path,
     *,
@@ -35,6 +38,7 @@ def decode_files(
     """Decodes codes files: of BEAT2 clips into BEAT2 npz files, of others into `.npy` matrices.
 
     Args:
+        tokenizer: that the codes are of. Codes of only some of a body's parts say as much as they cover.
         paths: codes files, and folders of them.
         out: folder of the motion files.
         source: a BEAT2 file, or a folder of them with the codes' names, from which a clip takes what the tokenizer does
@@ -46,7 +50,7 @@ def decode_files(
     Raises:
         UserError: as `encode_files`; or `source` is not there, or one file for several clips.
     """
-    decoder = _Decoder(tokenizer, out, levels, overwrite, source, any_tokenizer)
+    decoder = _Decoder(as_clip_tokenizer(tokenizer), out, levels, overwrite, source, any_tokenizer)
     return convert_files(decoder, paths, workers)
 
 
@@ -55,7 +59,7 @@ class _Decoder:
 
     def __init__(
         self,
-        tokenizer: MotionTokenizer,
+        tokenizer: ClipTokenizer,
         out: Path,
         levels: int | None,
         overwrite: bool,
@@ -66,8 +70,8 @@ class _Decoder:
             raise UserError(f"--source {source}: no such file or folder")
         self.tokenizer, self.out, self.overwrite = tokenizer, out, overwrite
         self.source, self.any_tokenizer = source, any_tokenizer
-        self.levels = checked_levels(levels, tokenizer)
-        self.fingerprint = tokenizer.fingerprint
+        self.levels = checked_levels(levels, tokenizer.parts)
+        self.fingerprints = {part: own.fingerprint for part, own in tokenizer.parts.items()}
         self.model_lock = threading.Lock()
         self.since = 0
 
@@ -77,7 +81,7 @@ class _Decoder:
             raise UserError(f"--source {self.source}: one file for {len(found)} clips; name a folder")
         record = self.out / _RECORD
         settings = {
-            "fingerprint": self.fingerprint,
+            "fingerprint": self.tokenizer.fingerprint,
             "levels": self.levels,
             "source": None if self.source is None else str(self.source.absolute()),
         }
@@ -96,8 +100,9 @@ class _Decoder:
         self.since = record.stat().st_mtime_ns
 
     def convert(self, found: FoundFile) -> Iterator[Converted]:
-        codes = read_codes(found.file)
-        self._check(codes)
+        parts = read_parts(found.file)
+        self._check(parts)
+        codes = next(iter(parts.values()))  # of any part: what is asked of it below is the same in all
         output = self.out / found.relative.with_suffix(".npz" if codes.format == BEAT2 else ".npy")
         source = self._source(codes, found) if codes.format == BEAT2 else None
         for original in filter(None, (source, Path(codes.source) if codes.source else None)):
@@ -107,21 +112,32 @@ class _Decoder:
             yield Converted(str(found.file), str(output), skipped=True)
             return
         with self.model_lock:
-            motion = self.tokenizer.decode(codes.codes[:, : self.levels], codes.frames)
+            indices = {part: own.codes[:, : self.levels] for part, own in parts.items()}
+            motion, layout = self.tokenizer.decode_clip(indices, codes.frames)
         check_finite(motion)
         notes: tuple[str, ...] = ()
         if codes.format == BEAT2:
-            notes = self._write_beat2(output, motion, source)
+            notes = self._write_beat2(output, motion, layout, source)
         else:
             write_matrix(output, motion)
         yield Converted(str(found.file), str(output), codes.seconds, notes=notes)
 
-    def _check(self, codes: Codes) -> None:
+    def _check(self, parts: Mapping[str, Codes]) -> None:
         """Raises ClipError where these are no codes of this tokenizer."""
-        config = self.tokenizer.model.config
-        if codes.fingerprint != self.fingerprint and not self.any_tokenizer:
+        if not parts.keys() <= self.tokenizer.parts.keys():
+            this = _named(self.tokenizer.parts)
+            raise ClipError(f"codes of {_named(parts)}, and this is {this}; name the tokenizer that they are of")
+        for part, codes in parts.items():
+            try:
+                self._check_part(codes, self.tokenizer.parts[part], self.fingerprints[part])
+            except ClipError as error:
+                raise ClipError(f"{part}: {error}" if part else str(error)) from None
+
+    def _check_part(self, codes: Codes, tokenizer: MotionTokenizer, fingerprint: str) -> None:
+        config = tokenizer.model.config
+        if codes.fingerprint != fingerprint and not self.any_tokenizer:
             raise ClipError(
-                f"codes of another tokenizer ({codes.fingerprint[:12]}, this one is {self.fingerprint[:12]}); "
+                f"codes of another tokenizer ({codes.fingerprint[:12]}, this one is {fingerprint[:12]}); "
                 "--any_tokenizer decodes them all the same"
             )
         if codes.levels > config.num_quantizers or codes.codes.max() >= config.nb_code:
@@ -131,10 +147,10 @@ class _Decoder:
             )
         if self.levels is not None and codes.levels < self.levels:
             raise ClipError(f"holds {codes.levels} levels, --levels asks for {self.levels}")
-        if abs(codes.fps / self.tokenizer.fps - 1) > 1e-6 or abs(codes.code_rate / self.tokenizer.code_rate - 1) > 1e-6:
+        if abs(codes.fps / tokenizer.fps - 1) > 1e-6 or abs(codes.code_rate / tokenizer.code_rate - 1) > 1e-6:
             raise ClipError(
                 f"{codes.code_rate:g} codes a second of motion at {codes.fps:g} frames a second; this tokenizer has "
-                f"{self.tokenizer.code_rate:g} at {self.tokenizer.fps:g}"
+                f"{tokenizer.code_rate:g} at {tokenizer.fps:g}"
             )
 
     def _source(self, codes: Codes, found: FoundFile) -> Path | None:
@@ -153,18 +169,24 @@ class _Decoder:
         newest = max(self.since, *(file.stat().st_mtime_ns for file in inputs))
         return output.stat().st_mtime_ns >= newest and is_whole(output)
 
-    def _write_beat2(self, output: Path, motion: np.ndarray, file: Path | None) -> tuple[str, ...]:
+    def _write_beat2(self, output: Path, motion: np.ndarray, layout: Layout, file: Path | None) -> tuple[str, ...]:
         """Writes the clip and tells what there is to say about it."""
         fps = self.tokenizer.fps
         if file is None:
-            write_beat2(output, motion, self.tokenizer.layout, fps, rest_source(len(motion), fps))
+            write_beat2(output, motion, layout, fps, rest_source(len(motion), fps))
             return ("no source file, so that what the tokenizer does not cover is at rest (--source names one)",)
         try:
             source = read_beat2_source(file)
-            write_beat2(output, motion, self.tokenizer.layout, fps, source)
+            write_beat2(output, motion, layout, fps, source)
         except ClipError as error:
             raise ClipError(f"source {file}: {error}") from None
         notes = [f"{key} holds Python objects and was left out" for key in source.left_out]
         if not same_rate(fps_of(source.arrays), fps):
             notes.append(f"source at {fps_of(source.arrays):g} frames a second, written at {fps:g}")
         return tuple(notes)
+
+
+def _named(parts: Iterable[str]) -> str:
+    """What the tokenizer of these parts is called."""
+    names = ", ".join(part for part in parts if part != ONLY_PART)
+    return f"a body's tokenizer ({names})" if names else "a single tokenizer"

@@ -5,21 +5,20 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from ds_rvqvae.data.clips import Clip, ClipError, LeftOut, Reader, check_finite
+from ds_rvqvae.data.clips import ClipError, LeftOut, Reader, check_finite
 from ds_rvqvae.data.files import FoundFile, is_regular, is_whole
-from ds_rvqvae.data.layout import Layout, feature_layout, select_columns
 from ds_rvqvae.data.motion_files import FORMATS, PACKED, open_motion_file
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.profile import DataConfig
-from ds_rvqvae.tokenizer.code_files import Codes, read_codes, write_codes
+from ds_rvqvae.tokenizer.body import BodyTokenizer
+from ds_rvqvae.tokenizer.clip_tokenizer import ClipTokenizer, as_clip_tokenizer
+from ds_rvqvae.tokenizer.code_files import Codes, read_parts, write_codes
 from ds_rvqvae.tokenizer.conversion import WORKERS, Converted, Report, checked_levels, convert_files, reason_of
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 
 def encode_files(
-    tokenizer: MotionTokenizer,
+    tokenizer: MotionTokenizer | BodyTokenizer,
     paths: Sequence[Path],
     out: Path,
     *,
@@ -32,6 +31,7 @@ def encode_files(
     A codes file that is whole, of this tokenizer, of as many levels and younger than its motion is skipped.
 
     Args:
+        tokenizer: of a body, it takes BEAT2 npz only.
         paths: BEAT2 npz, packed npz (a folder with a file a clip), `.npy` matrices, and folders of them.
         out: folder of the codes files.
         levels: the first so many; all by default.
@@ -40,17 +40,17 @@ def encode_files(
     Raises:
         UserError: nothing to encode, two files with one name in `out`, or a folder that cannot be written.
     """
-    return convert_files(_Encoder(tokenizer, out, levels, overwrite), paths, workers)
+    return convert_files(_Encoder(as_clip_tokenizer(tokenizer), out, levels, overwrite), paths, workers)
 
 
 class _Encoder:
     suffixes = (".npz", ".npy")
 
-    def __init__(self, tokenizer: MotionTokenizer, out: Path, levels: int | None, overwrite: bool):
+    def __init__(self, tokenizer: ClipTokenizer, out: Path, levels: int | None, overwrite: bool):
         self.tokenizer, self.out, self.overwrite = tokenizer, out, overwrite
-        self.levels = checked_levels(levels, tokenizer) or tokenizer.model.config.num_quantizers
-        self.fingerprint = tokenizer.fingerprint
-        self.body_part = tokenizer.details.get("body_part")
+        checked_levels(levels, tokenizer.parts)
+        self.levels = {part: levels or own.model.config.num_quantizers for part, own in tokenizer.parts.items()}
+        self.fingerprints = {part: own.fingerprint for part, own in tokenizer.parts.items()}
         self.model_lock = threading.Lock()
         self.claimed: dict[Path, str] = {}
 
@@ -60,8 +60,10 @@ class _Encoder:
     def convert(self, found: FoundFile) -> Iterator[Converted | LeftOut]:
         """A BEAT2 file or matrix is one clip, a packed npz has a folder of them."""
         reader = open_motion_file(found.file, DataConfig(path=str(found.file), fps=self.tokenizer.fps))
-        names = reader.clip_names()
-        if FORMATS[type(reader)] != PACKED:
+        kind, names = FORMATS[type(reader)], reader.clip_names()
+        if kind not in self.tokenizer.formats:
+            raise ClipError(f"motion of the format {kind}; this tokenizer takes {' or '.join(self.tokenizer.formats)}")
+        if kind != PACKED:
             output = self.out / found.relative.with_suffix(".npz")
             yield self._encode(reader, names[0], found.file, str(found.file), output)
             return
@@ -82,48 +84,39 @@ class _Encoder:
             return Converted(file, str(output), skipped=True)
         clip = reader.read(name)
         check_finite(clip.motion)
-        motion = self._columns(clip)
         with self.model_lock:
-            codes = self.tokenizer.encode(motion)[:, : self.levels]
-        result = Codes(
-            codes,
-            fps=self.tokenizer.fps,
-            code_rate=self.tokenizer.code_rate,
-            frames=len(motion),
-            fingerprint=self.fingerprint,
-            source=str(path.absolute()),
-            format=FORMATS[type(reader)],
-        )
-        write_codes(output, result)
-        return Converted(file, str(output), result.seconds)
+            codes = self.tokenizer.encode_clip(clip)
+        results = {
+            part: Codes(
+                codes[part][:, : self.levels[part]],
+                fps=own.fps,
+                code_rate=own.code_rate,
+                frames=len(clip.motion),
+                fingerprint=self.fingerprints[part],
+                source=str(path.absolute()),
+                format=FORMATS[type(reader)],
+            )
+            for part, own in self.tokenizer.parts.items()
+        }
+        write_codes(output, results)
+        return Converted(file, str(output), len(clip.motion) / self.tokenizer.fps)
 
     def _is_done(self, output: Path, path: Path) -> bool:
         """Whether `output` holds these codes; raises ClipError where it holds what is not to be written over."""
         if self.overwrite or not os.path.lexists(output):
             return False
         try:
-            there = read_codes(output)
+            there = read_parts(output)
         except UserError:
             if is_whole(output):
                 raise ClipError(f"{output} is there and holds no codes; --overwrite replaces it") from None
             return False
-        source = Path(there.source)
+        source = Path(next(iter(there.values())).source)
         if source != path.absolute() and is_regular(source):
             raise ClipError(f"{output} holds the codes of {source}; --overwrite replaces them")
-        same = there.fingerprint == self.fingerprint and there.levels == self.levels
+        same = {part: own.fingerprint for part, own in there.items()} == self.fingerprints
+        same = same and {part: own.levels for part, own in there.items()} == self.levels
         return same and output.stat().st_mtime_ns >= path.stat().st_mtime_ns
-
-    def _columns(self, clip: Clip) -> np.ndarray:
-        """The clip's motion `[frames, C]` in the tokenizer's columns; raises ClipError where they are not the same."""
-        wanted, width = self.tokenizer.layout, clip.motion.shape[1]
-        if self.body_part is None and clip.layout == feature_layout(width) and width == wanted[-1].stop:
-            return clip.motion
-        columns, layout = np.arange(width), clip.layout
-        if self.body_part is not None:
-            columns, layout = select_columns(clip.layout, self.body_part)
-        if layout != wanted:
-            raise ClipError(_difference(layout, wanted))
-        return clip.motion[:, columns]
 
 
 def _file_name(name: str, names: Sequence[str]) -> str:
@@ -133,12 +126,3 @@ def _file_name(name: str, names: Sequence[str]) -> str:
     if names.count(name) > 1:
         raise ClipError("the clip's name stands twice")
     return name
-
-
-def _difference(layout: Layout, wanted: Layout) -> str:
-    if layout[-1].stop != wanted[-1].stop:
-        return f"{layout[-1].stop} columns, this tokenizer takes {wanted[-1].stop}"
-    there, here = next(pair for pair in zip(layout, wanted, strict=False) if pair[0] != pair[1])
-    return (
-        f"column {there.start} is of {there.name} ({there.kind}), this tokenizer takes {here.name} ({here.kind}) there"
-    )

@@ -1,10 +1,49 @@
 """The folders of tokenizers as far as they can be told without torch."""
 
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from ds_rvqvae.data.layout import BODY_PART_CHANNELS, Layout, layout_from_json
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.profile import ModelConfig, model_config_from_dict
+
+FORMAT_VERSION = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 BODY = "body.json"
 """In the folder of a body's tokenizer: names its parts, each of which lies in a folder of its name."""
+_MARK = "ds_rvqvae_version"
+"""A key that our own `config.json` and `body.json` have."""
+_OWN_KEYS = (
+    *("format_version", _MARK, "fingerprint", "model", "in_features", "fps", "code_rate", "joint_names"),
+    *("layout", "normalisation"),
+)
+"""Keys of `config.json` that are not `details`."""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenizerConfig:
+    """What `config.json` says."""
+
+    folder: Path
+    model: ModelConfig
+    layout: Layout
+    fps: float
+    mean: np.ndarray
+    """float32 `[C]`, as is `std`."""
+    std: np.ndarray
+    details: dict[str, Any]
+    """What else it says: body part, training step, scores."""
+
+    @property
+    def in_features(self) -> int:
+        return len(self.mean)
 
 
 def is_tokenizer(folder: Path) -> bool:
@@ -15,3 +54,91 @@ def is_tokenizer(folder: Path) -> bool:
 def tokenizer_folder(folder: Path, body_part: str) -> Path:
     """The tokenizer of one body part: of a body's folder its part's, of any other the folder itself."""
     return folder / body_part if (folder / BODY).is_file() else folder
+
+
+def read_config(folder: Path) -> TokenizerConfig:
+    """Reads a tokenizer's `config.json`.
+
+    Raises:
+        UserError: naming the folder or file and what is wrong with it.
+    """
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: not a tokenizer's folder: {name} is missing{_hint(folder)}")
+    file = folder / CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if config["format_version"] != FORMAT_VERSION:
+            raise UserError(f"{file}: format_version {config['format_version']}, known here: {FORMAT_VERSION}")
+        model = model_config_from_dict(config["model"], str(file))
+        features, fps = config["in_features"], config["fps"]
+        layout = layout_from_json(config["layout"], features)
+        mean, std = statistics_from(config["normalisation"])
+        if len(mean) != features:
+            raise ValueError(f"normalisation has {len(mean)} columns, not {features}")
+        if not isinstance(fps, int | float) or not 0 < fps < 1e5:
+            raise ValueError(f"fps is {fps}, not a number of frames a second")
+        if (part := config.get("body_part")) is not None and part not in list(BODY_PART_CHANNELS):
+            raise ValueError(f"body_part is {part!r}, none of {', '.join(BODY_PART_CHANNELS)}")
+        details = {key: value for key, value in config.items() if key not in _OWN_KEYS}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{file}: not a tokenizer's config: {type(error).__name__}: {error}") from None
+    return TokenizerConfig(folder, model, layout, float(fps), mean, std, details)
+
+
+def statistics_from(values: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """`mean` and `std`, float32 `[C]`; raises ValueError where they cannot normalise."""
+    mean, std = (np.asarray(values[key], np.float32) for key in ("mean", "std"))
+    if mean.ndim != 1 or mean.shape != std.shape:
+        raise ValueError(f"normalisation: mean has the shape {list(mean.shape)}, std {list(std.shape)}")
+    if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
+        raise ValueError("normalisation: a mean or std is not finite, or a std is not above 0")
+    return mean, std
+
+
+@contextmanager
+def whole_folder(folder: Path, table: str) -> Iterator[Path]:
+    """A folder to write in, which takes the name `folder` at the end; it is whole or it is not there.
+
+    Args:
+        folder: replaced where it is empty or was written by us, which its file `table` (`config.json` or `body.json`)
+            shows; files beside ours stay.
+
+    Raises:
+        UserError: the folder exists and holds something else.
+    """
+    folder = folder.absolute()
+    _check_replaceable(folder, table)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
+        unfinished = Path(place) / folder.name
+        unfinished.mkdir()
+        yield unfinished
+        if folder.exists():
+            for entry in list(folder.iterdir()):
+                if not (unfinished / entry.name).exists():
+                    entry.rename(unfinished / entry.name)
+            folder.rename(Path(place) / "older")
+        unfinished.rename(folder)
+
+
+def _check_replaceable(folder: Path, table: str) -> None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        ours = _MARK in json.loads((folder / table).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, RecursionError):
+        ours = False
+    if not ours:
+        raise UserError(f"{folder}: exists and is no tokenizer of ours; name another folder")
+
+
+def _hint(folder: Path) -> str:
+    """What may have been meant by a folder that is no tokenizer's."""
+    if (folder / BODY).is_file():
+        return "; it is a body's, with a tokenizer in the folder of each part, which BodyTokenizer loads"
+    if (folder / "tokenizer" / CONFIG).is_file() or (folder / "tokenizer" / BODY).is_file():
+        return f"; did you mean {folder / 'tokenizer'}?"
+    if (folder.parent / BODY).is_file():
+        return f"; the body in {folder.parent} has no such part"
+    return ""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,8 +39,15 @@ class EncoderStream:
         return self._chunker.size - stride + self._net.delay * stride
 
     @torch.no_grad()
-    def push(self, motion: Tensor) -> Tensor:
-        """The next frames `[n, C]`, any number of them; gives the codes `[m, Q]` that are now known, int64."""
+    def push(self, motion: Tensor | np.ndarray) -> Tensor:
+        """The next frames `[n, C]`, any number of them; gives the codes `[m, Q]` that are now known, int64.
+
+        Raises:
+            ValueError: another shape, values that are not finite, or the clip is finished.
+        """
+        motion, features = torch.as_tensor(motion), self._model.in_features
+        if motion.dim() != 2 or motion.shape[1] != features:
+            raise ValueError(f"motion is {tuple(motion.shape)}; this tokenizer takes [frames, {features}]")
         if len(motion):
             self._last = motion[-1:].clone()
         return self._joined([self._run(chunk) for chunk in self._chunker.push(motion)])
@@ -51,9 +59,8 @@ class EncoderStream:
         missing = -self._chunker.pushed % stride
         if missing and self._last is not None:
             found.append(self.push(self._last.expand(missing, -1)))
-        length = self._chunker.pushed
+        length, rest = self._chunker.pushed, self._chunker.finish()
         if self._codes < length // stride:
-            rest = self._chunker.rest()
             found.append(self._run(rest, length, _last_size(len(rest) // stride + self._net.delay) * stride))
         return self._joined(found)
 
@@ -89,6 +96,7 @@ class DecoderStream:
         self._net = ChunkedNet(model.decoder)
         self._chunker = _Chunker(chunk)
         self._frames = 0
+        self._levels: int | None = None
 
     @property
     def latency(self) -> int:
@@ -96,16 +104,26 @@ class DecoderStream:
         return self._chunker.size * self._model.config.code_stride - 1 + self._net.delay
 
     @torch.no_grad()
-    def push(self, codes: Tensor) -> Tensor:
-        """The next codes `[m, q]`, any number of them; gives the frames `[n, C]` that are now known, fp32."""
+    def push(self, codes: Tensor | np.ndarray) -> Tensor:
+        """The next codes `[m, q]`, any number of them; gives the frames `[n, C]` that are now known, fp32.
+
+        Raises:
+            ValueError: another shape or number of levels, codes that do not exist, or the clip is finished.
+        """
+        codes = torch.as_tensor(codes)
+        if codes.dim() != 2 or codes.is_floating_point() or self._levels not in (None, codes.shape[1]):
+            raise ValueError(
+                f"codes are {codes.dtype} {tuple(codes.shape)}; give integers [codes, {self._levels or 'levels'}]"
+            )
+        self._levels = codes.shape[1]
         return self._joined([self._run(chunk) for chunk in self._chunker.push(codes)])
 
     @torch.no_grad()
     def finish(self) -> Tensor:
         """The clip's last frames."""
-        stride, length, found = self._model.config.code_stride, self._chunker.pushed, []
+        stride, found = self._model.config.code_stride, []
+        length, rest = self._chunker.pushed, self._chunker.finish()
         if self._frames < length * stride:
-            rest = self._chunker.rest()
             found.append(self._run(rest, length, _last_size(len(rest) - -self._net.delay // stride)))
         return self._joined(found)
 
@@ -134,9 +152,12 @@ class _Chunker:
         """Rows so far."""
         self._waiting: Tensor | None = None
         """Less than a chunk; None before the first rows."""
+        self._finished = False
 
     def push(self, rows: Tensor) -> list[Tensor]:
         """The chunks that `rows [n, …]` complete; they are views, what is left over is a copy."""
+        if self._finished:
+            raise ValueError("this stream is finished; a new clip takes a new one")
         self.pushed += len(rows)
         if self._waiting is not None:
             rows = torch.cat([self._waiting, rows])
@@ -144,10 +165,12 @@ class _Chunker:
         self._waiting = rows[whole:].clone()
         return list(rows[:whole].split(self.size)) if whole else []
 
-    def rest(self) -> Tensor:
-        """What is left over."""
-        assert self._waiting is not None
-        return self._waiting
+    def finish(self) -> Tensor:
+        """What is left over, `[0]` where nothing ever came; nothing comes after it."""
+        if self._finished:
+            raise ValueError("this stream is finished; a new clip takes a new one")
+        self._finished = True
+        return torch.zeros(0) if self._waiting is None else self._waiting
 
 
 def _last_size(codes: int) -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,26 +10,21 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ds_rvqvae import __version__
-from ds_rvqvae.data.layout import Layout, layout_from_json, layout_to_json
+from ds_rvqvae.data.layout import Layout, layout_to_json
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.rvqvae import RVQVAE
-from ds_rvqvae.profile import model_config_from_dict
 from ds_rvqvae.tokenizer.card import model_card
-from ds_rvqvae.tokenizer.folder import CARD, CONFIG, WEIGHTS, is_tokenizer
+from ds_rvqvae.tokenizer.folder import CARD, CONFIG, FORMAT_VERSION, WEIGHTS, TokenizerConfig, read_config, whole_folder
 from ds_rvqvae.tokenizer.hub import download, is_repository, upload
 from ds_rvqvae.tokenizer.streams import DecoderStream, EncoderStream
 
-FORMAT_VERSION = 1
-_OWN_KEYS = (
-    *("format_version", "ds_rvqvae_version", "fingerprint", "model", "in_features", "joint_names", "layout", "fps"),
-    *("code_rate", "normalisation"),
-)
-"""Keys of the config file that do not come from `details`."""
+_MEANING = ("down_t", "stride_t", "dilation_growth_rate", "activation", "norm", "shared_codebook", "num_quantizers")
+"""Settings that what the weights compute depends on, beside their shapes."""
 
 Array = TypeVar("Array", Tensor, np.ndarray)
 Lengths = int | Sequence[int] | Tensor | np.ndarray
@@ -45,6 +41,9 @@ class MotionTokenizer(nn.Module):
         details: what else the config file should say (body part, training step, scores).
 
     In eval mode and fp32 unless `from_pretrained` is asked for bf16.
+
+    Raises:
+        ValueError: no frame rate.
 
     `chunk`: codes computed at a time. Clips of any length, batches and streams run in chunks of this one size (the last
     as long as it has to be), so that their codes are the same bit for bit and memory does not grow with a clip's
@@ -64,12 +63,14 @@ class MotionTokenizer(nn.Module):
         details: dict[str, Any] | None = None,
     ):
         super().__init__()
+        if not 0 < fps < math.inf:
+            raise ValueError(f"fps is {fps}, not a number of frames a second")
         self.model = model
         # In the config file, not among the weights.
         self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32), persistent=False)
         self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32), persistent=False)
         self.layout, self.fps, self.details = layout, fps, dict(details or {})
-        self._loaded_fingerprint: str | None = None
+        self._fp32_fingerprint: str | None = None
         self.eval()
 
     @property
@@ -86,9 +87,9 @@ class MotionTokenizer(nn.Module):
     def fingerprint(self) -> str:
         """A sha256 of weights, codebooks, normalisation and frame rate: codes of equal ones mean the same motion.
 
-        That of the folder it was loaded from, also in bf16; computed for a tokenizer made in memory.
+        Computed at each call; in bf16, that of the weights as they were loaded.
         """
-        return self._loaded_fingerprint or self._compute_fingerprint()
+        return self._fp32_fingerprint or self._compute_fingerprint()
 
     def encode(self, motion: Array, lengths: Lengths | None = None) -> Array:
         """Motion in the data's own units to codes, int64.
@@ -102,10 +103,10 @@ class MotionTokenizer(nn.Module):
             fill a code are padded with copies of the last. A clip's codes do not depend on the batch around it.
 
         Raises:
-            ValueError: for another shape, or lengths that do not fit it.
+            ValueError: for another shape, lengths that do not fit it, or values that are not finite.
         """
         frames = torch.as_tensor(motion)
-        if frames.dim() not in (2, 3) or frames.shape[-1] != len(self.mean) or not frames.shape[-2]:
+        if frames.dim() not in (2, 3) or frames.shape[-1] != len(self.mean) or not frames.numel():
             raise ValueError(
                 f"motion is {tuple(frames.shape)}; this tokenizer takes [frames, {len(self.mean)}], or a batch of such"
             )
@@ -127,7 +128,7 @@ class MotionTokenizer(nn.Module):
             ValueError: for another shape, codes that do not exist, or lengths that do not fit.
         """
         indices = torch.as_tensor(codes)
-        if indices.dim() not in (2, 3) or indices.is_floating_point() or not indices.shape[-2]:
+        if indices.dim() not in (2, 3) or indices.is_floating_point() or not indices.numel():
             raise ValueError(f"codes are {indices.dtype} {tuple(indices.shape)}; give integers [codes, levels]")
         indices = indices.to(torch.int64)
         most = indices.shape[-2] * self.code_stride
@@ -165,7 +166,10 @@ class MotionTokenizer(nn.Module):
         return self.model.config.norm == "GN"
 
     def _normalise(self, frames: Tensor) -> Tensor:
-        return (frames.to(self.mean.device, torch.float32) - self.mean) / self.std
+        frames = frames.to(self.mean.device, torch.float32)
+        if not torch.isfinite(frames).all():
+            raise ValueError("motion has NaN or infinite values")
+        return (frames - self.mean) / self.std
 
     def _denormalise(self, frames: Tensor) -> Tensor:
         return frames * self.std + self.mean
@@ -175,24 +179,19 @@ class MotionTokenizer(nn.Module):
 
         Raises:
             UserError: the folder exists and holds something else than a tokenizer, which it replaces.
+            OSError: it cannot be written.
         """
-        folder = Path(folder).absolute()
-        if folder.exists() and not is_tokenizer(folder) and not (folder.is_dir() and not any(folder.iterdir())):
-            raise UserError(f"{folder}: exists and is no tokenizer; name another folder")
-        folder.parent.mkdir(parents=True, exist_ok=True)
         config = self._config()
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
-            unfinished = Path(place) / folder.name
-            unfinished.mkdir()
+        with whole_folder(Path(folder), CONFIG) as unfinished:
             tensors = {name: tensor.contiguous().cpu() for name, tensor in self.model.state_dict().items()}
-            save_file(tensors, unfinished / WEIGHTS)
+            try:
+                save_file(tensors, unfinished / WEIGHTS)
+            except SafetensorError as error:
+                raise OSError(str(error)) from None
             (unfinished / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             # safetensors keeps its files to their owner; these are for whoever may read the folder.
             (unfinished / WEIGHTS).chmod((unfinished / CONFIG).stat().st_mode)
             (unfinished / CARD).write_text(model_card(config), encoding="utf-8")
-            if folder.exists():
-                folder.rename(Path(place) / "older")
-            unfinished.rename(folder)
 
     @classmethod
     def from_pretrained(
@@ -215,18 +214,18 @@ class MotionTokenizer(nn.Module):
         """
         if is_repository(folder):
             folder = download(str(folder), revision, (CONFIG, WEIGHTS, CARD))
-        folder = Path(folder)
-        for name in (CONFIG, WEIGHTS):
-            if not (folder / name).is_file():
-                hint = f"; this run's tokenizer is {folder / 'tokenizer'}" if is_tokenizer(folder / "tokenizer") else ""
-                raise UserError(f"{folder}: not a tokenizer folder: {name} is missing{hint}")
-        tokenizer = cls._from_config(folder / CONFIG)
+        config = read_config(Path(folder))
+        file = config.folder / WEIGHTS
         try:
-            tokenizer.model.load_state_dict(load_file(folder / WEIGHTS))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{folder / WEIGHTS}: does not hold this config's weights: {reason}") from None
-        tokenizer.to(device)
+            _check_weights(file, config)
+            model = RVQVAE(config.in_features, config.model)
+            model.load_state_dict(load_file(file))
+        except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+            raise UserError(f"{file}: does not hold this config's weights: {_first_line(error)}") from None
+        mean, std = torch.from_numpy(config.mean), torch.from_numpy(config.std)
+        tokenizer = cls(model, mean, std, config.layout, config.fps, config.details).to(device)
+        if dtype != torch.float32:
+            tokenizer._fp32_fingerprint = tokenizer._compute_fingerprint()
         # Normalisation stays in fp32; codebooks keep it by themselves.
         tokenizer.model.to(dtype)
         return tokenizer
@@ -241,26 +240,6 @@ class MotionTokenizer(nn.Module):
         with tempfile.TemporaryDirectory() as place:
             self.save_pretrained(Path(place) / "tokenizer")
             return upload(Path(place) / "tokenizer", repo_id, private=private, token=token)
-
-    @classmethod
-    def _from_config(cls, file: Path) -> "MotionTokenizer":
-        """A tokenizer with random weights."""
-        try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-            if config["format_version"] != FORMAT_VERSION:
-                raise UserError(f"{file}: format_version {config['format_version']}, known here: {FORMAT_VERSION}")
-            model_config = model_config_from_dict(config["model"], str(file))
-            features = config["in_features"]
-            mean, std = (torch.tensor(config["normalisation"][key], dtype=torch.float32) for key in ("mean", "std"))
-            if mean.shape != (features,) or std.shape != (features,):
-                raise ValueError(f"normalisation has {mean.numel()} and {std.numel()} numbers, not {features}")
-            details = {key: value for key, value in config.items() if key not in _OWN_KEYS}
-            layout = layout_from_json(config["layout"], features)
-            tokenizer = cls(RVQVAE(features, model_config), mean, std, layout, float(config["fps"]), details)
-            tokenizer._loaded_fingerprint = str(config["fingerprint"])
-            return tokenizer
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file}: not a tokenizer's config: {type(error).__name__}: {error}") from None
 
     def _config(self) -> dict[str, Any]:
         return {
@@ -278,13 +257,31 @@ class MotionTokenizer(nn.Module):
         }
 
     def _compute_fingerprint(self) -> str:
-        digest = hashlib.sha256(json.dumps([self.model.config.model_dump(mode="json"), self.fps]).encode())
+        settings = {key: getattr(self.model.config, key) for key in _MEANING}
+        digest = hashlib.sha256(json.dumps([settings, self.fps]).encode())
         training_only = ("ema_sum", "ema_count", "updates")
         for name, tensor in [*sorted(self.model.state_dict().items()), ("mean", self.mean), ("std", self.std)]:
             if not name.endswith(training_only):
                 digest.update(name.encode())
                 digest.update(tensor.detach().float().cpu().contiguous().numpy())
         return digest.hexdigest()
+
+
+def _check_weights(file: Path, config: TokenizerConfig) -> None:
+    """Raises ValueError where a file does not hold the weights of such a model; allocates nothing."""
+    with torch.device("meta"):
+        expected = {
+            name: list(tensor.shape) for name, tensor in RVQVAE(config.in_features, config.model).state_dict().items()
+        }
+    with safe_open(file, framework="pt") as content:
+        there = {name: content.get_slice(name).get_shape() for name in content.keys()}  # noqa: SIM118
+    for name in [*expected, *there]:
+        if there.get(name) != expected.get(name):
+            raise ValueError(f"{name} is {there.get(name, 'missing')}, not {expected.get(name, 'known here')}")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _lengths(lengths: Lengths | None, clips: int, most: int) -> list[int]:

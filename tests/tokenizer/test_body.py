@@ -130,8 +130,7 @@ def test_all_parts_take_one_frame_rate():
 
 
 def test_saved_and_loaded_it_is_the_same(body, motion, tmp_path):
-    (tmp_path / "body").mkdir()
-    (tmp_path / "body" / "older").write_text("")
+    body.save_pretrained(tmp_path / "body")
     body.save_pretrained(tmp_path / "body")
     assert sorted(path.name for path in (tmp_path / "body").iterdir()) == ["body.json", "lower_trans", "upper"]
     assert [path.name for path in tmp_path.iterdir()] == ["body"]
@@ -140,6 +139,23 @@ def test_saved_and_loaded_it_is_the_same(body, motion, tmp_path):
     np.testing.assert_array_equal(loaded.decode(loaded.encode(motion)), body.decode(body.encode(motion)))
     bf16 = BodyTokenizer.from_pretrained(tmp_path / "body", dtype=torch.bfloat16)
     assert bf16.parts["upper"].model.encoder[0].weight.dtype == torch.bfloat16
+
+
+def test_a_folder_of_something_else_is_not_replaced(body, tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").write_text("years")
+    with pytest.raises(UserError, match="no tokenizer of ours"):
+        body.save_pretrained(tmp_path / "notes")
+    assert (tmp_path / "notes" / "thesis.txt").read_text() == "years"
+
+
+def test_the_fingerprint_is_that_of_all_parts_in_any_order(body, tmp_path):
+    turned = BodyTokenizer(dict(reversed(body.parts.items())))
+    assert turned.fingerprint == body.fingerprint and len(body.fingerprint) == 64
+    others = [{**body.parts, "upper": make_part("upper", seed=1)}, {"upper": body.parts["upper"]}]
+    assert len({body.fingerprint, *(BodyTokenizer(parts).fingerprint for parts in others)}) == 3
+    body.save_pretrained(tmp_path / "body")
+    assert BodyTokenizer.from_pretrained(tmp_path / "body").fingerprint == body.fingerprint
 
 
 def _describe(folder, **changes):

@@ -151,7 +151,7 @@ def test_without_the_client_folders_load_and_repositories_name_the_extra(hub, fo
 
 
 def test_a_misspelt_folder_is_no_repository(tmp_path):
-    with pytest.raises(UserError, match="not a tokenizer folder"):
+    with pytest.raises(UserError, match="not a tokenizer's folder"):
         MotionTokenizer.from_pretrained(tmp_path / "nothing")
-    with pytest.raises(UserError, match="not a tokenizer folder"):
+    with pytest.raises(UserError, match="not a tokenizer's folder"):
         MotionTokenizer.from_pretrained("runs/baseline-upper/tokeniser")

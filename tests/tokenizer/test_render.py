@@ -1,6 +1,7 @@
 """`ds-rvqvae render`: videos that can be read back, what they show, and what is refused."""
 
 import json
+import shutil
 import sys
 from itertools import pairwise
 
@@ -136,6 +137,7 @@ def test_a_stretch_is_cut_out_of_the_whole_reconstruction(tokenizer):
 
 def test_the_parts_of_a_body_are_shown_together(tokenizer, folder, capsys):
     lower = _tokenizer(select_columns(smplx_layout(), "lower_trans")[1])
+    shutil.rmtree(folder / "tokenizer")
     BodyTokenizer({"upper": tokenizer, "lower_trans": lower}).save_pretrained(folder / "tokenizer")
     assert _render(folder, "--out", str(folder / "body.gif"), "--seconds", "0.5", "--json") == 0
     shown = json.loads(capsys.readouterr().out)

@@ -1,5 +1,6 @@
 """Clips in chunks, clips in pieces and clips in one pass: the same codes and motion, for every shape of net."""
 
+import gc
 import random
 
 import numpy as np
@@ -90,13 +91,41 @@ def test_a_stream_keeps_no_more_of_a_long_clip_than_of_a_short_one():
     tokenizer.chunk = 8
 
     def kept(frames):
+        """Tensors alive that were not before, in bytes."""
+        before = _tensor_bytes()
         stream = tokenizer.encoder_stream()
-        for piece in _motion(frames).split(11):
-            stream.push(piece)
-        layers = [layer for layer in stream._net._layers if hasattr(layer, "past")]
-        return sum(layer.past.numel() for layer in layers)
+        for _ in range(frames // 11):
+            stream.push(torch.zeros(11, 6))
+        return _tensor_bytes() - before
 
-    assert kept(100) == kept(2000) > 0
+    assert 0 < kept(5500) <= kept(550) + 8 * 4 * 6 * 4
+
+
+def _tensor_bytes():
+    gc.collect()
+    tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor) and thing.layout == torch.strided]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def test_a_stream_takes_what_encode_takes_until_it_is_finished():
+    tokenizer = _tokenizer()
+    stream, motion = tokenizer.encoder_stream(), _motion(30)
+    for wrong in (motion[:, :1], motion[None], motion[0]):
+        with pytest.raises(ValueError, match="takes \\[frames, 6\\]"):
+            stream.push(wrong)
+    codes = torch.cat([stream.push(motion[:0].numpy()), stream.push(motion.numpy()), stream.finish()])
+    assert torch.equal(codes, tokenizer.encode(motion))
+    decoder = tokenizer.decoder_stream()
+    decoder.push(codes[:3, :2])
+    for wrong in (codes, codes.float(), codes[0]):
+        with pytest.raises(ValueError, match="give integers \\[codes, 2\\]"):
+            decoder.push(wrong)
+    decoder.finish()
+    for use in (stream.finish, decoder.finish, lambda: stream.push(motion), lambda: decoder.push(codes[:, :2])):
+        with pytest.raises(ValueError, match="finished"):
+            use()
+    assert len(tokenizer.encoder_stream().finish()) == len(tokenizer.decoder_stream().finish()) == 0
 
 
 def test_fewer_levels_and_dropped_ones_decode_in_pieces_too():
@@ -140,6 +169,9 @@ def test_real_motion_of_twenty_lengths(real_data):
         codes = tokenizer.encode(motion)
         streamed, _ = _in_pieces(tokenizer.encoder_stream(), motion, 900, len(motion))
         assert torch.equal(streamed, codes)
+        padded = torch.cat([motion, motion[-1:].expand(-len(motion) % 4, -1)])
+        one_pass = tokenizer.model.encode(((padded - tokenizer.mean) / tokenizer.std)[None])[0]
+        assert (one_pass != codes).float().mean() <= 0.001
         decoded = tokenizer.decode(codes)
         streamed, _ = _in_pieces(tokenizer.decoder_stream(), codes, 300, len(motion))
         assert torch.equal(streamed, decoded)

@@ -38,12 +38,44 @@ def test_saved_and_loaded_it_is_the_same(tokenizer, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer"]
 
 
-def test_saving_again_replaces_the_folder(tokenizer, tmp_path):
+def test_saving_again_replaces_what_it_wrote_and_nothing_else(tokenizer, tmp_path):
+    folder = tmp_path / "tokenizer"
+    tokenizer.save_pretrained(folder)
+    (folder / "notes").write_text("mine")
+    (folder / ".git").mkdir()
+    (folder / "model.safetensors").unlink()
+    tokenizer.save_pretrained(folder)
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [".git", "README.md", "config.json", "model.safetensors", "notes"]
+    assert (folder / "notes").read_text() == "mine" and list(tmp_path.iterdir()) == [folder]
+    assert MotionTokenizer.from_pretrained(folder).fingerprint == tokenizer.fingerprint
+
+
+@pytest.mark.parametrize("table", [None, "{", "{}", "[]", '{"model_type": "bert"}'])
+def test_a_folder_of_something_else_is_not_replaced(tokenizer, tmp_path, table):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("years")
+    if table is not None:
+        (tmp_path / "other" / "config.json").write_text(table)
+    with pytest.raises(UserError, match="no tokenizer of ours"):
+        tokenizer.save_pretrained(tmp_path / "other")
+    assert (tmp_path / "other" / "thesis.txt").read_text() == "years"
+
+
+def test_a_disk_that_is_full_leaves_nothing(tokenizer, tmp_path):
+    code = (
+        "import resource, sys\n"
+        "from ds_rvqvae import MotionTokenizer\n"
+        "tokenizer = MotionTokenizer.from_pretrained(sys.argv[1])\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try: tokenizer.save_pretrained(sys.argv[2])\n"
+        "except OSError as error: print('too large' in str(error))\n"
+    )
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    (tmp_path / "tokenizer" / "stray").write_text("")
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
-    names = sorted(path.name for path in (tmp_path / "tokenizer").iterdir())
-    assert names == ["README.md", "config.json", "model.safetensors"]
+    command = [sys.executable, "-c", code, str(tmp_path / "tokenizer"), str(tmp_path / "out")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout == "True\n", result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
 
 
 def test_normalisation_is_included(tokenizer):
@@ -64,7 +96,7 @@ def test_arrays_give_arrays_and_any_length_is_padded(tokenizer):
     assert isinstance(tokenizer.encode(torch.zeros(18, 8)), torch.Tensor)
 
 
-@pytest.mark.parametrize("shape", [(10, 7), (10,), (0, 8), (1, 0, 8), (1, 1, 10, 8)])
+@pytest.mark.parametrize("shape", [(10, 7), (10,), (0, 8), (1, 0, 8), (0, 10, 8), (1, 1, 10, 8)])
 def test_wrong_shapes_are_refused(tokenizer, shape):
     with pytest.raises(ValueError, match="takes \\[frames, 8\\]"):
         tokenizer.encode(np.zeros(shape, np.float32))
@@ -90,6 +122,14 @@ def test_a_padded_batch_is_its_clips_one_by_one(norm):
     assert torch.equal(tokenizer.encode(torch.from_numpy(motion), torch.tensor(lengths)), torch.from_numpy(codes))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_motion_that_is_not_finite_is_refused(tokenizer, value):
+    motion = np.zeros((40, 8), np.float32)
+    motion[39, 3] = value
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        tokenizer.encode(motion)
+
+
 def test_lengths_that_do_not_fit_are_refused(tokenizer):
     with pytest.raises(ValueError, match="2 lengths for 1 clips"):
         tokenizer.encode(np.zeros((10, 8), np.float32), [3, 4])
@@ -105,6 +145,12 @@ def test_the_fingerprint_is_of_what_codes_mean(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     for dtype in (torch.float32, torch.bfloat16):
         assert MotionTokenizer.from_pretrained(tmp_path / "tokenizer", dtype=dtype).fingerprint == tokenizer.fingerprint
+    weights = (tmp_path / "tokenizer" / "model.safetensors").read_bytes()
+    other = RVQVAE(8, CONFIG)
+    MotionTokenizer(other, tokenizer.mean, tokenizer.std, tokenizer.layout, 30.0).save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "model.safetensors").write_bytes(weights)
+    swapped = MotionTokenizer.from_pretrained(tmp_path / "other")
+    assert swapped.fingerprint == tokenizer.fingerprint  # of what is there, not of what the config says
     before = tokenizer.fingerprint
     tokenizer.model.quantizer.ema_count += 1  # of training only
     assert tokenizer.fingerprint == before
@@ -144,18 +190,35 @@ def _config(folder, **changes):
     (folder / "config.json").write_text(json.dumps(config | changes))
 
 
+MODEL = CONFIG.model_dump(mode="json")
 DAMAGE = {
     "no config": (lambda folder: _without(folder, "config.json"), "config.json is missing"),
     "no weights": (lambda folder: _without(folder, "model.safetensors"), "model.safetensors is missing"),
     "config is no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
     "another format": (lambda folder: _config(folder, format_version=99), "format_version 99"),
-    "a wider model": (lambda folder: _config(folder, in_features=9), "8 and 8 numbers, not 9"),
+    "a wider model": (lambda folder: _config(folder, in_features=9), "not a tokenizer's config: .* 8"),
     "a mean too few": (
         lambda folder: _config(folder, normalisation={"mean": [0.0] * 7, "std": [1.0] * 8}),
-        "7 and 8 numbers, not 8",
+        r"mean has the shape \[7\], std \[8\]",
     ),
+    "a std of 0": (
+        lambda folder: _config(folder, normalisation={"mean": [0.0] * 8, "std": [0.0] * 8}),
+        "a std is not above 0",
+    ),
+    "a mean that is NaN": (
+        lambda folder: _config(folder, normalisation={"mean": [float("nan")] * 8, "std": [1.0] * 8}),
+        "not finite",
+    ),
+    "no frame rate": (lambda folder: _config(folder, fps=0), "fps is 0"),
+    "a body part that is none": (lambda folder: _config(folder, body_part=["upper"]), "body_part is"),
+    "a model beyond memory": (
+        lambda folder: _config(folder, model={**MODEL, "width": 2**20, "nb_code": 2**40}),
+        "not \\[1048576, 8, 3\\]",
+    ),
+    "another depth": (lambda folder: _config(folder, model={**MODEL, "depth": 2}), "is missing, not"),
+    "nested without end": (lambda folder: (folder / "config.json").write_text("[" * 100_000), "config.json"),
     "unknown model key": (lambda folder: _config(folder, model={"widht": 3}), "widht"),
-    "another code_dim": (lambda folder: _config(folder, model={"code_dim": 5}), "weights"),
+    "another code_dim": (lambda folder: _config(folder, model={**MODEL, "code_dim": 5}), "quantizer.codebooks|encoder"),
     "truncated weights": (lambda folder: (folder / "model.safetensors").write_bytes(b"abc"), "model.safetensors"),
 }
 

@@ -150,7 +150,9 @@ def _infer(weights: StateDict, known: ForeignFormat, settings: dict[str, Any], f
     def shape(key: str, dimensions: int) -> torch.Size:
         if key not in weights:
             raise UserError(f"{file}: {key} is missing; not what {known.title} saves")
-        if weights[key].dim() != dimensions or not weights[key].numel():
+        if not weights[key].numel():
+            raise UserError(f"{file}: {key} {list(weights[key].shape)} is empty")
+        if weights[key].dim() != dimensions:
             raise UserError(f"{file}: {key} {list(weights[key].shape)} does not have {dimensions} dimensions")
         return weights[key].shape
 
