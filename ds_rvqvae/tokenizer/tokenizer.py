@@ -51,7 +51,7 @@ class MotionTokenizer(nn.Module):
     only.
     """
 
-    chunk: int = 256
+    chunk: int = 512
 
     def __init__(
         self,
