@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ds_rvqvae.errors import ExitStatus, UserError
-from ds_rvqvae.profile import BODY_PARTS, Profile, RvqvaeConfig, load_profile, section_at
+from ds_rvqvae.profile import BODY_PARTS, REFERENCE_RANKS, Profile, RvqvaeConfig, load_profile, section_at
 
 ON_OFF = {"on": "true", "off": "false"}
 PRECISIONS = {"bf16": "true", "no": "false"}
@@ -125,9 +125,12 @@ def profile_from_flags(args: argparse.Namespace) -> Profile:
         if getattr(args, flag) is not None
     ]
     profile = load_profile(args.profile, [*overrides, *args.set])
-    data = profile.rvqvae.data
+    training, data = profile.rvqvae.training, profile.rvqvae.data
+    if training.scale_lr is not None and training.reference_batch is None:
+        # Of the file as it stands: `--batch_size` is what the learning rate is to be scaled by.
+        training.reference_batch = load_profile(args.profile).global_batch(REFERENCE_RANKS)
     data.path = data.path or os.environ.get("DS_RVQVAE_DATA") or None
-    paths = [(data, "path"), (data, "mean_file"), (data, "std_file"), (profile.rvqvae.training, "init_from")]
+    paths = [(data, "path"), (data, "mean_file"), (data, "std_file"), (training, "init_from")]
     for section, name in paths:
         if getattr(section, name) is not None:
             setattr(section, name, str(Path(getattr(section, name)).expanduser().absolute()))

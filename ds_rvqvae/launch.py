@@ -21,6 +21,7 @@ from ds_rvqvae.init_from import find_initial, take_start
 from ds_rvqvae.model.shapes import parameter_count
 from ds_rvqvae.parts import Body, CheckedRun, check_no_body
 from ds_rvqvae.placement import Ranks, check_cards, free_port, place_ranks, warn
+from ds_rvqvae.preflight import Finding, Preflight, check_machine
 from ds_rvqvae.restarts import run_with_restarts
 from ds_rvqvae.resuming import find_resume
 from ds_rvqvae.runs import OUTCOME_VARIABLE, check_out_folder, choose_run_folder
@@ -57,25 +58,37 @@ def _launch(argv: list[str]) -> int:
     if len(body_parts_of(args)) > 1:
         body = Body.of(args)
         checked = [_check(each, environment) for each in body.flags_by_part()]
-        body.check([run.data for run in checked], sum(run.disk_bytes for run in checked))
+        body.check([run.data for run, _ in checked], sum(run.disk_bytes for run, _ in checked))
     else:
         check_no_body(args)
         body, checked = None, [_check(args, environment)]
     if args.dry_run:
-        _show([run for run in checked if body is None or not run.done], environment)
+        _show([(run, report) for run, report in checked if body is None or not run.done], environment)
         return ExitStatus.DONE
+    runs = [run for run, _ in checked]
     with signals_noted() as signals:
         if body is None:
-            return _train(checked[0], environment, signals)
-        return body.train(checked, lambda run: _train(run, environment, signals), signals)
+            return _train(runs[0], environment, signals)
+        return body.train(runs, lambda run: _train(run, environment, signals), signals)
 
 
-def _show(runs: list[CheckedRun], environment: dict[str, str]) -> None:
-    """Prints each run's command, and on stderr what the ranks' environment has beside that of this process."""
-    for run in runs[:1]:
+def _show(checked: list[tuple[CheckedRun, Preflight | None]], environment: dict[str, str]) -> None:
+    """Prints each run's command, and on stderr its plan, what the checks found and the ranks' own variables."""
+    shown: set[Finding] = set()
+    for run, report in checked:
+        if report is None:
+            print(f"{run.folder.name}: nothing is left to train", file=sys.stderr)
+            continue
+        # Most of what is found is the same for every part of a body.
+        new = [finding for finding in report.findings if finding not in shown]
+        shown.update(new)
+        lines = [f"plan of {run.folder.name}", *(f"  {line}" for line in report.plan_lines())]
+        lines += ["checks", *(f"  {finding}" for finding in new)]
+        print("\n".join(lines), file=sys.stderr)
+    for run, _ in checked[:1]:
         added = _rank_environment(run.args, run.ranks, environment)
         print(f"environment: {shlex.join(f'{name}={value}' for name, value in added.items())}", file=sys.stderr)
-    for run in runs:
+    for run, _ in checked:
         print(shlex.join(_command(run.args, run.ranks)))
 
 
@@ -126,7 +139,9 @@ def _parser() -> FlagParser:
     )
     start = parser.add_argument_group("start")
     start.add_argument("--demo", action="store_true", help="train on motion made for it, on what devices there are")
-    start.add_argument("--dry_run", action="store_true", help="check everything and print the deepspeed command")
+    start.add_argument(
+        "--dry_run", action="store_true", help="check everything, print plan, checks and the deepspeed command"
+    )
     start.add_argument(
         "-i", "--include", metavar="HOST:SLOTS", help=f"GPUs (default: {DEFAULT_INCLUDE}, or all of a hostfile's)"
     )
@@ -205,8 +220,10 @@ def _choose_demo(args: argparse.Namespace, environment: dict[str, str]) -> None:
     args.include = format_include(range(int(environment["LOCAL_SIZE"])))
 
 
-def _check(args: argparse.Namespace, environment: dict[str, str]) -> CheckedRun:
-    """Everything that can be checked before a rank starts: what is quick first, then the data, cards last.
+def _check(args: argparse.Namespace, environment: dict[str, str]) -> tuple[CheckedRun, Preflight | None]:
+    """Everything that can be checked before a rank starts: what is quick first, then the data, the machine last.
+
+    Gives no report on the machine where nothing is left to train.
 
     Raises:
         UserError: with the statuses in the order 2, 4, 3.
@@ -229,8 +246,9 @@ def _check(args: argparse.Namespace, environment: dict[str, str]) -> CheckedRun:
     kept = 1 if args.resume else config.training.keep_checkpoints + 1
     disk_bytes = CHECKPOINT_BYTES * kept * parameter_count(data.in_features, config.model)
     check_out_folder(folder, disk_bytes)
+    cards = None
     if ranks.local is not None and not ranks.cpu:
-        ranks = check_cards(ranks, idle, environment)
+        ranks, cards = check_cards(ranks, environment)
         if not args.resume:
             profile.check_world_size(ranks.world_size)
     elif idle:
@@ -239,12 +257,20 @@ def _check(args: argparse.Namespace, environment: dict[str, str]) -> CheckedRun:
     if args.resume:
         fingerprint = data.fingerprint()
         step = find_resume(folder, profile, ranks.world_size, fingerprint, thorough=False, tag=args.resume).step()
-    for warning in [*profile.warnings(ranks.world_size, windows), *(initial.warnings(data) if initial else [])]:
+    done = step >= config.training.total_iter
+    report = None
+    if not done:
+        report = check_machine(profile, data.in_features, ranks, cards, idle=idle, dry_run=args.dry_run)
+    if cards is not None:
+        cards.require_idle(idle)
+    found = [finding.text for finding in report.findings if finding.warning] if report and not args.dry_run else []
+    batches = profile.warnings(ranks.world_size, windows)
+    for warning in [*batches, *(initial.warnings(data) if initial else []), *found]:
         warn(warning)
     if args.demo or args.max_restarts:
         # The ranks would choose the same; said here, it is known where the scores will be, and to restarts.
         args.out, args.name = folder.absolute().parent, folder.absolute().name
-    return CheckedRun(args, folder, ranks, data, disk_bytes, done=step >= config.training.total_iter)
+    return CheckedRun(args, folder, ranks, data, disk_bytes, done), report
 
 
 def _indices(text: str) -> list[int]:

@@ -91,19 +91,17 @@ def _this_host(args: argparse.Namespace, hosts: list[str]) -> str | None:
     return hosts[0] if len(hosts) == 1 and hosts[0] in (LOCAL, socket.gethostname()) else None
 
 
-def check_cards(ranks: Ranks, idle: list[int], environment: dict[str, str]) -> Ranks:
-    """Checks this machine's cards; gives the ranks with all cards filled in where none are named."""
+def check_cards(ranks: Ranks, environment: dict[str, str]) -> tuple[Ranks, Cards]:
+    """Checks that this machine has the cards; gives them, and the ranks with all filled in where none are named."""
     cards = Cards.read()
     if not ranks.local:
         slots = [gpu.index for gpu in cards.gpus] or [0]
         ranks = replace(ranks, include=format_include(slots), hosts={LOCAL: slots}, local=slots)
     cards.check_there(ranks.local, "--include")
+    cards.check_readable(ranks.local)
     if environment.get("CUDA_VISIBLE_DEVICES"):
         warn(f"CUDA_VISIBLE_DEVICES={environment['CUDA_VISIBLE_DEVICES']} is ignored: --include names the GPUs")
-    cards.require_idle(idle)
-    for warning in cards.warnings(ranks.local):
-        warn(warning)
-    return ranks
+    return ranks, cards
 
 
 def free_port(wanted: int | None, here: bool) -> int:

@@ -17,6 +17,8 @@ from ds_rvqvae.deepspeed_keys import Count, DeepSpeedKeys, Section
 from ds_rvqvae.errors import UserError
 
 Share = Annotated[float, Field(ge=0, le=1)]
+REFERENCE_RANKS = 7
+"""Ranks that a profile's learning rate is meant for where it does not say: the GPUs that the launcher takes."""
 BODY_PARTS = ("upper", "hands", "lower", "lower_trans", "whole", "whole_trans", "face")
 
 
@@ -128,6 +130,14 @@ class TrainingConfig(Section):
     """Recompute the residual stacks in the backward pass instead of keeping their activations."""
     compile: bool = False
     """Compile the model with inductor."""
+    auto_batch_size: bool = False
+    """Before a run starts, lower its micro batch in sixteens until a step fits on every rank; gradient accumulation
+    keeps the global batch."""
+    scale_lr: Literal["linear"] | None = None
+    """linear: multiply the learning rate by the global batch over reference_batch."""
+    reference_batch: Count | None = None
+    """The global batch that the learning rate is meant for, for scale_lr (default: the batch sizes that stand in the
+    profile's file, before any flag, on seven ranks)."""
     init_from: str | None = None
     """A tokenizer's folder, exported or imported: the run starts from its weights, codebooks and normalisation. Of a
     body's folder, the tokenizer of this run's body part."""
@@ -200,9 +210,24 @@ class Profile(DeepSpeedKeys):
                 f"accumulation {self.gradient_accumulation_steps} x {world_size} ranks = {product}; leave it out"
             )
 
+    @property
+    def windows_per_rank(self) -> int:
+        """Windows a rank takes in an optimizer step."""
+        return self.train_micro_batch_size_per_gpu * self.gradient_accumulation_steps
+
     def global_batch(self, world_size: int) -> int:
         """Windows an optimizer step takes over all ranks."""
-        return self.train_micro_batch_size_per_gpu * self.gradient_accumulation_steps * world_size
+        return self.windows_per_rank * world_size
+
+    def learning_rate(self, world_size: int) -> float:
+        """The learning rate before warm-up and milestones: `optimizer.params.lr`, scaled where `scale_lr` says so.
+
+        Linear: Goyal et al. 2017, https://arxiv.org/abs/1706.02677, section 2.1.
+        """
+        training, rate = self.rvqvae.training, self.optimizer.params.lr
+        if training.scale_lr is None:
+            return rate
+        return rate * self.global_batch(world_size) / (training.reference_batch or self.global_batch(REFERENCE_RANKS))
 
     def to_dict(self) -> dict[str, Any]:
         """The whole profile as JSON objects, every key of ours written out."""

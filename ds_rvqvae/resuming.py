@@ -18,10 +18,6 @@ FIXED_DATA_KEYS = ("body_part", "fps", "mean_file", "std_file", "std_floor")
 """Keys of `rvqvae.data` that make other inputs."""
 
 
-BATCH_KEYS = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-"""Keys that ask for a global batch; where they are as they were, it stays whatever the number of ranks."""
-
-
 @dataclass
 class Resume:
     """Where a resumed run goes on."""
@@ -30,9 +26,10 @@ class Resume:
     """None: at step 0."""
     notes: list[str] = field(default_factory=list)
     """What the user should know: checkpoints passed over, settings that changed."""
-    micro_batch: int | None = None
-    """Where the number of ranks has changed: what keeps the global batch, with `accumulation`."""
-    accumulation: int | None = None
+    fitted: tuple[int, int] | None = None
+    """Micro batch and accumulation that `auto_batch_size` settled on when the run started; they stay."""
+    kept: tuple[int, int] | None = None
+    """Where the number of ranks has changed: micro batch and accumulation that keep the global batch."""
     universal: bool = False
     """Whether the checkpoint has to be converted for this number of ranks."""
 
@@ -71,9 +68,15 @@ def find_resume(
         checkpoint, damaged = whole_checkpoint(folder, thorough)
     if checkpoint is None:
         raise UserError(f"--resume: no whole checkpoint: {'; '.join(damaged)}; start a new run by another --name")
+    asked = load_profile(run_folder / "profile.json")
+    fitted = _fitted_batch(asked, profile)
+    if fitted is not None:
+        micro_batch, accumulation = fitted
+        sizes = {"train_micro_batch_size_per_gpu": micro_batch, "gradient_accumulation_steps": accumulation}
+        profile = profile.model_copy(update=sizes)
     notes = [f"damaged, passed over: {text}" for text in damaged]
     notes += _changed_keys(run_folder, profile)
-    resume = Resume(checkpoint, [*notes, f"going on from {checkpoint}"])
+    resume = Resume(checkpoint, [*notes, f"going on from {checkpoint}"], fitted)
     manifest = read_manifest(checkpoint)
     if manifest["motion"] != motion:
         raise UserError(
@@ -81,11 +84,29 @@ def find_resume(
             "trained with; resume with the same motion, or start a new run"
         )
     resume.universal = manifest["world_size"] != world_size
-    asked = load_profile(run_folder / "profile.json")
-    same = all(getattr(asked, key) == getattr(profile, key) for key in BATCH_KEYS)
+    # The global batch that was asked for stays, whatever the number of ranks.
+    same = asked.windows_per_rank == profile.windows_per_rank
     if same and manifest["global_batch"] != profile.global_batch(world_size):
         _keep_global_batch(resume, manifest, profile, world_size)
     return resume
+
+
+def split_batch(windows: int, most: int) -> tuple[int, int]:
+    """The largest micro batch of `most` windows or fewer that divides a rank's `windows`, and how many make them up."""
+    micro_batch = max(size for size in range(1, min(most, windows) + 1) if windows % size == 0)
+    return micro_batch, windows // micro_batch
+
+
+def _fitted_batch(asked: Profile, profile: Profile) -> tuple[int, int] | None:
+    """The sizes in the run's profile where `auto_batch_size` has put them and `profile` asks for the same again.
+
+    A smaller micro batch, given because memory has become scarce, is not the same.
+    """
+    automatic = asked.rvqvae.training.auto_batch_size and profile.rvqvae.training.auto_batch_size
+    smaller = profile.train_micro_batch_size_per_gpu < asked.train_micro_batch_size_per_gpu
+    if not automatic or smaller or asked.windows_per_rank != profile.windows_per_rank:
+        return None
+    return asked.train_micro_batch_size_per_gpu, asked.gradient_accumulation_steps
 
 
 def _keep_global_batch(resume: Resume, manifest: dict[str, Any], profile: Profile, world_size: int) -> None:
@@ -98,12 +119,10 @@ def _keep_global_batch(resume: Resume, manifest: dict[str, Any], profile: Profil
             f"--resume: {resume.checkpoint} was saved by {saved_by} ranks with a global batch of {batch}, which "
             f"{world_size} ranks cannot share; numbers that can: {fitting}"
         )
-    most = profile.train_micro_batch_size_per_gpu
-    resume.micro_batch = max(size for size in range(1, min(most, share) + 1) if share % size == 0)
-    resume.accumulation = share // resume.micro_batch
+    resume.kept = split_batch(share, profile.train_micro_batch_size_per_gpu)
     resume.notes.append(
         f"{world_size} ranks keep the global batch of {batch} with a micro batch of "
-        f"{resume.micro_batch} and {resume.accumulation} accumulated"
+        f"{resume.kept[0]} and {resume.kept[1]} accumulated"
     )
 
 

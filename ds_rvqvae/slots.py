@@ -4,12 +4,13 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
-import psutil
-
 from ds_rvqvae.errors import ExitStatus, UserError
-from ds_rvqvae.gpu.nvml import Gpu, NoDriver, list_gpus
+from ds_rvqvae.gpu.nvml import Driver, Gpu, NoDriver
+from ds_rvqvae.gpu.processes import Owners
+from ds_rvqvae.gpu.snapshot import Snapshot
 
 LOCAL = "localhost"
 DEFAULT_INCLUDE = "localhost:1,2,3,4,5,6,7"
@@ -97,21 +98,34 @@ def check_cpu_slots(slots: Sequence[int], count: int) -> None:
 
 @dataclass(frozen=True)
 class Cards:
-    """This machine's cards, checked against what a run wants of them."""
+    """This machine's cards at one moment, checked against what a run wants of them."""
 
-    gpus: list[Gpu]
+    snapshot: Snapshot
 
     @classmethod
     def read(cls) -> "Cards":
         """Raises UserError with exit status 4 where no NVIDIA driver answers."""
         try:
-            return cls(list_gpus())
+            with Driver() as driver:
+                gpus = [card.read() for card in driver.cards()]
         except NoDriver as error:
             raise UserError(
                 f"no NVIDIA driver answers on this machine ({error}); --demo trains on any machine, "
                 "and LOCAL_SIZE=8 in the environment makes eight CPU ranks the slots",
                 ExitStatus.NO_DRIVER,
             ) from None
+        owners = Owners().look_up(process.pid for gpu in gpus for process in gpu.processes)
+        now = datetime.now().astimezone()
+        shown = [gpu.index for gpu in gpus]
+        return cls(Snapshot(now, driver.version, driver.cuda_version, gpus, shown, owners))
+
+    @property
+    def gpus(self) -> Sequence[Gpu]:
+        return self.snapshot.gpus
+
+    def users(self, gpu: Gpu) -> str:
+        """Who uses a card, in words."""
+        return self.snapshot.users(gpu)
 
     def check_there(self, slots: Sequence[int], what: str) -> None:
         """Raises UserError where this machine lacks one of `slots`; `what` names the flag that asked for them."""
@@ -122,34 +136,35 @@ class Cards:
         use = f"; use --include {format_include(range(len(self.gpus)))}" if what == "--include" and self.gpus else ""
         raise UserError(f"{what}: no GPU {', '.join(missing)} on this machine, which has GPUs: {there}{use}")
 
+    def check_readable(self, slots: Sequence[int]) -> None:
+        """Raises UserError where a card of `slots` is lost to the driver."""
+        for slot in slots:
+            if error := self.gpus[slot].error:
+                others = [gpu.index for gpu in self.gpus if gpu.index in slots and not gpu.error]
+                rest = f", or go on without it: --include {format_include(others)}" if others else ""
+                raise UserError(f"GPU {slot} cannot be read ({error}): reset it or restart the machine{rest}")
+
     def warnings(self, slots: Sequence[int]) -> list[str]:
-        """What a run on `slots` should know: GPU 0 taken, busy cards."""
+        """What a run on `slots` should know: GPU 0 taken, busy cards, cards split into slices."""
         lines = ["GPU 0 is included, so nothing is left for the desktop and for evaluation"] if 0 in slots else []
         for gpu in self.gpus:
             if not gpu.idle and (gpu.index == 0 or gpu.index in slots):
-                lines.append(f"GPU {gpu.index} is not idle: {users(gpu)}")
+                lines.append(self._not_idle(gpu))
+            if gpu.slices and gpu.index in slots:
+                lines.append(f"GPU {gpu.index} is split into MIG slices, of which a rank gets the first alone")
         return lines
 
     def require_idle(self, indices: Sequence[int]) -> None:
         """Raises UserError with exit status 3, naming who uses it, where a card of `indices` is not idle."""
         self.check_there(indices, "--require_idle")
-        busy = [f"GPU {index} is not idle: {users(self.gpus[index])}" for index in indices if not self.gpus[index].idle]
+        busy = [self._not_idle(self.gpus[index]) for index in indices if not self.gpus[index].idle]
         if busy:
             raise UserError(f"--require_idle: {'; '.join(busy)}", ExitStatus.CARD_NOT_IDLE)
 
-
-def users(gpu: Gpu) -> str:
-    """Who uses a card, in words."""
-    held = f"{(gpu.memory_used_bytes or 0) / 2**30:.1f} GiB in use"
-    return ", ".join([held, *(_process(process.pid) for process in gpu.processes)])
-
-
-def _process(pid: int) -> str:
-    try:
-        process = psutil.Process(pid)
-        return f"process {pid} ({process.name()}, {process.username()})"
-    except (psutil.Error, KeyError):  # gone, in another container, or of a user without a name
-        return f"process {pid}"
+    def _not_idle(self, gpu: Gpu) -> str:
+        if gpu.error:
+            return f"GPU {gpu.index} cannot be read ({gpu.error})"
+        return f"GPU {gpu.index} is not idle: {self.users(gpu)}"
 
 
 def cores() -> int:

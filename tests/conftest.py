@@ -1,11 +1,14 @@
-"""What all tests share: a cache of their own, demo motion, and the real motion where it is at hand."""
+"""What all tests share: a cache of their own, demo motion, real motion where it is at hand, cards that are played."""
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from ds_rvqvae.data.demo import write_demo_motion
+from tests.gpu.stand_in import StandIn
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +33,23 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("DS_RVQVAE_TEST_DATA is not set")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def stand_in_library(tmp_path_factory) -> Path:
+    """A stand-in for NVIDIA's NVML library, compiled with the system's C compiler."""
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
+    if compiler is None:
+        pytest.skip("no C compiler for the stand-in of NVML")
+    library = tmp_path_factory.mktemp("nvml") / "libnvidia-ml.so.1"
+    source = Path(__file__).parent / "gpu" / "nvml_stand_in.c"
+    subprocess.run([compiler, "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, source], check=True)
+    return library
+
+
+@pytest.fixture
+def stand_in(stand_in_library, tmp_path) -> StandIn:
+    """Eight idle RTX 4090s, until told otherwise."""
+    played = StandIn(stand_in_library, tmp_path / "cards.txt")
+    played.play()
+    return played

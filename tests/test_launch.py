@@ -6,12 +6,15 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.gpu.nvml import Gpu, GpuProcess, NoDriver, list_gpus
+from ds_rvqvae.gpu.processes import Owners
+from ds_rvqvae.gpu.snapshot import Snapshot
 from ds_rvqvae.launch import DEEPSPEED_SWITCHES, DEEPSPEED_VALUES
 from ds_rvqvae.slots import Cards, parse_include, read_hostfile, slots_of_hosts
 
@@ -284,21 +287,15 @@ def test_a_bad_hostfile(tmp_path, text):
 def cards(*busy):
     """Two cards; those of `busy` run this process."""
     processes = (GpuProcess(os.getpid(), None),)
-    return Cards(
-        [
-            Gpu(
-                index,
-                "RTX 4090",
-                f"GPU-{index}",
-                f"0000:0{index}:00.0",
-                0,
-                24 << 30,
-                0,
-                processes if index in busy else (),
-            )
-            for index in (0, 1)
-        ]
-    )
+    gpus = [
+        Gpu(
+            *(index, "RTX 4090", f"GPU-{index}", f"0000:0{index}:00.0", 0, 24 << 30, 0),
+            processes if index in busy else (),
+        )
+        for index in (0, 1)
+    ]
+    owners = Owners().look_up([os.getpid()])
+    return Cards(Snapshot(datetime.now(), "550.54.14", "12.4", gpus, [0, 1], owners))
 
 
 def test_a_missing_card_names_those_there_are_and_what_fits():

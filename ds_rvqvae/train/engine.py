@@ -40,6 +40,11 @@ def start_distributed() -> None:
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
 
 
+def own_device() -> torch.device:
+    """The device of this rank, which its engine will be on."""
+    return torch.device(get_accelerator().current_device_name())
+
+
 def build_engine(
     profile: Profile, in_features: int, run_folder: Path, universal: bool = False, init_from: Path | None = None
 ) -> deepspeed.DeepSpeedEngine:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ds_rvqvae.data.batches import BatchLoader, BatchOrder
 from ds_rvqvae.data.motion_data import MotionData
+from ds_rvqvae.errors import UserError
 from ds_rvqvae.heartbeat import Heartbeat
 from ds_rvqvae.model.codes import perplexity_of
 from ds_rvqvae.model.losses import Losses, tokenizer_losses
@@ -24,10 +25,12 @@ from ds_rvqvae.tokenizer.evaluation import evaluate_split, held_out_split, recon
 from ds_rvqvae.tokenizer.pictures import pixels_of, save_figure
 from ds_rvqvae.train.engine import fp32_model
 from ds_rvqvae.train.export import make_tokenizer, motion_state
-from ds_rvqvae.train.monitoring import Board, MetricsFile, SpikeAlarm, logger, memory_by_rank
+from ds_rvqvae.train.monitoring import Board, MemoryAlarm, MetricsFile, SpikeAlarm, logger
 from ds_rvqvae.train.preemption import Agreement, Request
+from ds_rvqvae.train.readings import RankMeter, board_tags, gather_readings, metrics_of
 from ds_rvqvae.train.saving import Keeping, SaveFailed, save_checkpoint
 from ds_rvqvae.train.schedule import learning_rate
+from ds_rvqvae.train.summary import sum_up
 
 _TOLERATED_FAILED_SAVES = 3
 
@@ -69,7 +72,7 @@ class Trainer:
         self.settings = profile.rvqvae.training
         self.device = torch.device(engine.device)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self.step = engine.global_steps
+        self.step = self.first_step = engine.global_steps
         self.global_batch = profile.global_batch(self.world_size)
         self.order = BatchOrder(len(data.window_starts()), self.global_batch, self.settings.seed)
         self.loader = BatchLoader(
@@ -96,6 +99,7 @@ class Trainer:
         self.metrics = MetricsFile(run_folder / "metrics.jsonl", self.step) if self.rank == 0 else None
         self.spikes = SpikeAlarm(line["loss"] for line in self.metrics.earlier) if self.metrics else SpikeAlarm()
         self.interval = Interval(time.perf_counter())
+        self.meter, self.memory_alarm = RankMeter(self.device), MemoryAlarm()
 
     def train(self) -> None:
         """Runs to `total_iter`, or to the step at which the ranks are asked to stop.
@@ -123,6 +127,8 @@ class Trainer:
             # All that a step leaves is there before its checkpoint is, so that a resume has nothing to make up for.
             evaluates = self._is_due(self.settings.eval_every)
             saves = self._is_due(self.settings.save_every) or request is not Request.NONE
+            if evaluates or saves:
+                self.meter.leave_steps()
             with self.heartbeat.long_work():
                 if evaluates:
                     self._evaluate("scores.json", export=self.step == self.settings.total_iter)
@@ -171,7 +177,7 @@ class Trainer:
             )
 
     def _set_learning_rate(self) -> None:
-        base = self.profile.optimizer.params.lr
+        base = self.profile.learning_rate(self.world_size)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, base, self.profile.rvqvae.schedule)
 
@@ -184,19 +190,18 @@ class Trainer:
         self.model.quantizer.initialize_codebooks(torch.cat(latents))
 
     def _start_interval(self) -> None:
-        """Speed is measured without the time that saving and evaluating took."""
+        """Speed and memory of steps are measured without what saving and evaluating took."""
+        self.meter.enter_steps()
         self.interval = Interval(time.perf_counter())
         self.loader.take_wait()
 
     def _log(self, losses: Tensor) -> dict[str, str]:
         """Writes a logged step's metrics and gives what the progress bar shows."""
-        means = torch.cat([losses, torch.tensor([self.loader.take_wait()], device=self.device)])
-        dist.all_reduce(means)
-        *loss_values, waited = (means / self.world_size).tolist()
+        numbers = torch.cat([losses, torch.tensor([self.loader.take_wait()], device=self.device)])
+        (*loss_values, waited), readings = gather_readings(numbers, self.meter.read())
         seconds = time.perf_counter() - self.interval.started
         speed = self.global_batch * self.interval.steps / seconds if seconds else 0.0
         counts = self.model.quantizer.take_usage_counts()
-        memory = memory_by_rank(self.device)
         norm = self.engine.get_global_grad_norm()
         metrics: dict[str, Any] = {
             "step": self.step,
@@ -208,11 +213,13 @@ class Trainer:
             "skipped_steps": self.engine.skipped_steps,
             "samples_per_s": speed,
             "data_wait": waited / seconds if seconds else 0.0,
-            "memory_gib": memory,
+            **metrics_of(readings),
         }
         if self.metrics is not None:
             self.metrics.write(metrics)
         self._show(metrics)
+        for warning in self.memory_alarm.look(readings):
+            logger.warning("step %d: %s", self.step, warning)
         self.interval = Interval(time.perf_counter())
         return {"loss": f"{metrics['loss']:.4f}", "samples/s": f"{speed:.1f}"}
 
@@ -225,8 +232,7 @@ class Trainer:
         tags["Speed/samples_per_s"], tags["Speed/data_wait"] = metrics["samples_per_s"], metrics["data_wait"]
         for name in ("perplexity", "usage"):
             tags |= {f"Train_{name}/level_{level + 1}": value for level, value in enumerate(metrics[name])}
-        tags |= {f"Memory_GiB/rank_{rank}": value for rank, value in enumerate(metrics["memory_gib"])}
-        self.board.scalars(tags, self.engine.global_samples)
+        self.board.scalars(tags | board_tags(metrics), self.engine.global_samples)
 
     def _evaluate(self, file: str, export: bool = False) -> None:
         """Scores the held-out split with fp32 weights into `eval/FILE`, with pictures; exports the weights if asked."""
@@ -302,7 +308,7 @@ class Trainer:
             tokenizer = make_tokenizer(model, state, training_step=self.step, scores=scores)
             try:
                 tokenizer.save_pretrained(self.run_folder / "tokenizer")
-            except OSError as error:
+            except (OSError, UserError) as error:
                 command = f"ds-rvqvae export {self.run_folder} --out DIR"
                 logger.warning("step %d: tokenizer not exported: %s; `%s` does it", self.step, error, command)
         dist.barrier()
@@ -324,3 +330,5 @@ class Trainer:
         self.board.flush()
         if self.metrics is not None:
             self.metrics.close()
+        sum_up(self.meter, self.profile, self.data, self.run_folder, (self.first_step, self.step))
+        self.meter.close()

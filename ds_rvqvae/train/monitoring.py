@@ -6,15 +6,16 @@ import math
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import deepspeed
-import torch
 import torch.distributed as dist
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
+
+from ds_rvqvae.train.readings import Reading
 
 logger = logging.getLogger("ds_rvqvae")
 
@@ -160,16 +161,46 @@ class SpikeAlarm:
         return len(earlier) >= 5 and loss > self._factor * earlier[len(earlier) // 2]
 
 
-def memory_by_rank(device: torch.device) -> list[float]:
-    """Peak GiB of device memory since the last call, a rank; on a CPU the process's resident memory."""
-    if device.type == "cuda":
-        used = torch.cuda.max_memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        import psutil
+class MemoryAlarm:
+    """Says, once for each rank, that its card is nearly full, and that torch had to empty its cache to find room."""
 
-        used = psutil.Process().memory_info().rss
-    mine = torch.tensor([used / 2**30], device=device)
-    by_rank = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(by_rank, mine)
-    return torch.cat(by_rank).tolist()
+    def __init__(self, full: float = 0.9):
+        self._full = full
+        self._said: set[tuple[str, int]] = set()
+
+    def look(self, readings: Sequence[Reading]) -> list[str]:
+        """Warnings for readings by rank; empty where there is nothing new to say."""
+        full = self._new("full", [_share_used(reading) > self._full for reading in readings])
+        retried = self._new("retried", [(reading.allocation_retries or 0) > 0 for reading in readings])
+        warnings = []
+        if full:
+            cards = "; ".join(f"rank {rank}: {_fullness(readings[rank])}" for rank in full)
+            warnings.append(
+                f"over {self._full:.0%} of the card's memory is in use ({cards}); should it run out, "
+                "lower --batch_size or give --gradient_checkpointing"
+            )
+        if retried:
+            ranks = ", ".join(f"rank {rank} {readings[rank].allocation_retries:.0f} times" for rank in retried)
+            warnings.append(
+                f"torch found no room on the card and emptied its cache ({ranks}), which costs time; lower "
+                "--batch_size or set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the environment"
+            )
+        return warnings
+
+    def _new(self, kind: str, ranks: Iterable[bool]) -> list[int]:
+        """The ranks of which this was not said before."""
+        new = [rank for rank, concerned in enumerate(ranks) if concerned and (kind, rank) not in self._said]
+        self._said |= {(kind, rank) for rank in new}
+        return new
+
+
+def _share_used(reading: Reading) -> float:
+    """Of the card's memory; 0 where it is not known."""
+    return (reading.memory_used_gib or 0.0) / (reading.card_memory_gib or math.inf)
+
+
+def _fullness(reading: Reading) -> str:
+    text = f"{reading.memory_used_gib:.1f} of {reading.card_memory_gib:.1f} GiB"
+    if reading.memory_reserved_gib is None:
+        return text
+    return f"{text}, {reading.memory_reserved_gib:.1f} of them torch's, whose tensors took {reading.memory_gib:.1f}"

@@ -20,7 +20,7 @@ from ds_rvqvae.heartbeat import Heartbeat
 from ds_rvqvae.init_from import Initial, keep_normalisation, take_start
 from ds_rvqvae.model.shapes import parameter_count
 from ds_rvqvae.profile import Profile
-from ds_rvqvae.resuming import Resume, find_resume
+from ds_rvqvae.resuming import Resume, find_resume, split_batch
 from ds_rvqvae.runs import DONE, OUTCOME_VARIABLE, check_out_folder, choose_run_folder, lock_run
 
 
@@ -68,12 +68,10 @@ def _train(args: argparse.Namespace, profile: Profile, data: MotionData) -> int:
     # Late, so that refusals come without the seconds that importing DeepSpeed takes.
     import torch.distributed as dist
 
-    from ds_rvqvae.train.engine import build_engine, on_rank_zero_first, start_distributed
-    from ds_rvqvae.train.loop import Trainer
-    from ds_rvqvae.train.monitoring import announce, logger, start_log
+    from ds_rvqvae.train.engine import on_rank_zero_first, own_device, start_distributed
+    from ds_rvqvae.train.monitoring import announce, start_log
     from ds_rvqvae.train.orphans import end_with_launcher
-    from ds_rvqvae.train.preemption import Agreement
-    from ds_rvqvae.train.saving import load_checkpoint, make_universal
+    from ds_rvqvae.train.out_of_memory import out_of_memory_explained
 
     end_with_launcher()
     heartbeat = Heartbeat.start(int(os.environ.get("RANK", "0")))
@@ -88,13 +86,31 @@ def _train(args: argparse.Namespace, profile: Profile, data: MotionData) -> int:
     if resume.step() >= total:
         announce(f"step {resume.step():,} is at or past total_iter {total:,}: nothing to do")
         return _finished()
-    _keep_global_batch(profile, resume)
+    _settle_batch(profile, data, folder, resume)
     profile.check_world_size(world_size)
+    with out_of_memory_explained(profile, data.in_features, own_device()):
+        return _run(profile, data, OpenedRun(folder, resume, initial, mean, std), heartbeat)
+
+
+def _run(profile: Profile, data: MotionData, run: OpenedRun, heartbeat: Heartbeat) -> int:
+    """Builds the engine and trains to the end, or to where a signal stops it."""
+    import torch.distributed as dist
+
+    from ds_rvqvae.train.engine import build_engine, on_rank_zero_first
+    from ds_rvqvae.train.loop import Trainer
+    from ds_rvqvae.train.monitoring import announce, logger
+    from ds_rvqvae.train.preemption import Agreement
+    from ds_rvqvae.train.saving import load_checkpoint, make_universal
+
+    folder, resume, initial = run.folder, run.resume, run.initial
+    world_size = dist.get_world_size()
     if resume.universal:
         on_rank_zero_first(lambda: make_universal(resume.checkpoint))
     init_from = initial.folder if initial else None
     engine = build_engine(profile, data.in_features, folder, resume.universal, init_from)
     announce(_summary(folder, profile, data, world_size))
+    if profile.rvqvae.training.scale_lr is not None:
+        announce(_scaled_rate(profile, world_size))
     if initial:
         announce(f"starting from the weights, codebooks and normalisation of {init_from}")
     warnings = profile.warnings(world_size, len(data.window_starts()))
@@ -105,7 +121,7 @@ def _train(args: argparse.Namespace, profile: Profile, data: MotionData) -> int:
     trainer = Trainer(engine, profile, data, folder, client_state, Agreement(), heartbeat)
     trainer.train()
     engine.destroy()
-    if trainer.step < total:
+    if trainer.step < profile.rvqvae.training.total_iter:
         announce(f"stopped at step {trainer.step:,}; --resume goes on from step {trainer.saved_step or 0:,}")
         dist.barrier()
         return _leave(ExitStatus.STOPPED)
@@ -125,6 +141,12 @@ def _summary(folder: Path, profile: Profile, data: MotionData, world_size: int) 
     return f"{folder}: {', '.join(parts)}"
 
 
+def _scaled_rate(profile: Profile, world_size: int) -> str:
+    training, rate = profile.rvqvae.training, profile.optimizer.params.lr
+    batches = f"global batch {profile.global_batch(world_size):,} / {training.reference_batch:,}"
+    return f"--scale_lr linear: learning rate {rate:g} x {batches} = {profile.learning_rate(world_size):.4g}"
+
+
 def _finished() -> int:
     """Leaves word for the launcher, since DeepSpeed's exits with 0 when it is killed, and leaves the other ranks."""
     import torch.distributed as dist
@@ -136,11 +158,33 @@ def _finished() -> int:
     return _leave(ExitStatus.DONE)
 
 
-def _keep_global_batch(profile: Profile, resume: Resume) -> None:
-    """Takes over the batch sizes that another number of ranks needs."""
-    if resume.micro_batch is not None and resume.accumulation is not None:
-        profile.train_micro_batch_size_per_gpu = resume.micro_batch
-        profile.gradient_accumulation_steps = resume.accumulation
+def _settle_batch(profile: Profile, data: MotionData, folder: Path, resume: Resume) -> None:
+    """Sets the batch sizes to what keeps the global batch, and to what fits where that is to be found out."""
+    from ds_rvqvae.train.auto_batch import fit_batch
+    from ds_rvqvae.train.engine import on_rank_zero_first, own_device
+    from ds_rvqvae.train.monitoring import announce
+
+    _take_batch(profile, resume.fitted)
+    asked = profile.windows_per_rank
+    _take_batch(profile, resume.kept)
+    if not _fits_batch(profile, resume):
+        return
+    announce(fit_batch(profile, data.in_features, own_device()))
+    # In the run's profile are the windows a rank that were asked for, whatever the number of ranks now.
+    chosen = profile.model_copy()
+    _take_batch(chosen, split_batch(asked, profile.train_micro_batch_size_per_gpu))
+    on_rank_zero_first(lambda: _write_profile(folder, chosen))
+
+
+def _fits_batch(profile: Profile, resume: Resume) -> bool:
+    """Whether this start is to find out the micro batch."""
+    return profile.rvqvae.training.auto_batch_size and resume.fitted is None
+
+
+def _take_batch(profile: Profile, sizes: tuple[int, int] | None) -> None:
+    """Takes over a micro batch and accumulation, where there are any."""
+    if sizes is not None:
+        profile.train_micro_batch_size_per_gpu, profile.gradient_accumulation_steps = sizes
 
 
 def _open_run(args: argparse.Namespace, profile: Profile, data: MotionData, world_size: int) -> OpenedRun:
@@ -169,11 +213,18 @@ def _open_run(args: argparse.Namespace, profile: Profile, data: MotionData, worl
             resume.notes.append("rvqvae.training.init_from is not read again")
     else:
         keep_normalisation(folder, initial)
-    if resume.step() < profile.rvqvae.training.total_iter:
-        unfinished = folder / f"{UNFINISHED}profile.json"
-        unfinished.write_text(json.dumps(profile.to_dict(), indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(folder / "profile.json")
+    # A resumed run's profile stays until its batch is known: what it says of that would not be tried again.
+    waits = resume.checkpoint is not None and _fits_batch(profile, resume)
+    if resume.step() < profile.rvqvae.training.total_iter and not waits:
+        _take_batch(profile, resume.fitted)
+        _write_profile(folder, profile)
     return OpenedRun(folder, resume, initial, data.mean, data.std)
+
+
+def _write_profile(folder: Path, profile: Profile) -> None:
+    unfinished = folder / f"{UNFINISHED}profile.json"
+    unfinished.write_text(json.dumps(profile.to_dict(), indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(folder / "profile.json")
 
 
 def _leave(status: int) -> int:

@@ -41,7 +41,8 @@ def test_demo_ends_with_scores_a_picture_and_the_tensorboard_command(tmp_path):
     picture = next(line for line in result.stdout.splitlines() if line.startswith("picture: "))
     assert (tmp_path / picture.removeprefix("picture: ")).read_bytes().startswith(b"\x89PNG")
     assert "tensorboard --logdir runs/demo-upper/tensorboard --host localhost" in result.stdout
-    parts = {"profile.json", "run.log", "metrics.jsonl", "tensorboard", "checkpoints", "eval", "tokenizer"}
+    parts = {"profile.json", "run.log", "metrics.jsonl", "memory.json"}
+    parts |= {"tensorboard", "checkpoints", "eval", "tokenizer"}
     assert {path.name for path in run.iterdir()} == parts
     assert (run / "checkpoints" / "latest").read_text() == "global_step100"
 

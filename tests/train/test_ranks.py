@@ -11,7 +11,7 @@ pytestmark = pytest.mark.processes
 def _codebooks(run):
     from safetensors.torch import load_file
 
-    return load_file(run / "tokenizer" / "model.safetensors")["model.quantizer.codebooks"]
+    return load_file(run / "tokenizer" / "model.safetensors")["quantizer.codebooks"]
 
 
 def test_any_number_of_ranks_computes_the_same(tmp_path, demo_folder):

@@ -7,11 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ds_rvqvae.train.readings import READING_KEYS
 from tests.ranks import finish, start_ranks, train_ranks
 from tests.train.small import SMALL, read_metrics
 
 pytestmark = pytest.mark.processes
-MACHINE_READINGS = ("samples_per_s", "data_wait", "memory_gib")
+MACHINE_READINGS = ("samples_per_s", "data_wait", *READING_KEYS)
 
 
 def _numbers(run):
@@ -43,6 +44,7 @@ def test_save_load_and_go_on_equals_no_interruption(tmp_path, demo_folder):
     (broken / "metrics.jsonl").write_text("".join(lines[:2]) + '{"step": 7, "loss": 1.0}\n{"step": 8, "lo')
     printed = train_ranks(2, *flags, "--name=broken")
     assert "going on from" in printed[0] and "global_step6" in printed[0]
+    assert json.loads((broken / "memory.json").read_text())["first_step"] == 6
     assert _numbers(broken) == _numbers(whole)
     _assert_equal_tokenizers(whole, broken)
     assert "nothing to do" in train_ranks(2, *flags, "--name=broken")[0]

@@ -8,13 +8,14 @@ from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ds_rvqvae.checkpoints import UNFINISHED, checkpoints, damage_of
+from ds_rvqvae.train.readings import READING_KEYS
 from tests.train.small import read_metrics
 
 logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of every restart
 
-MACHINE_READINGS = ("samples_per_s", "data_wait", "memory_gib")
+MACHINE_READINGS = ("samples_per_s", "data_wait", *READING_KEYS)
 """Keys of `metrics.jsonl` that tell of the machine."""
-MACHINE_TAGS = ("Speed/", "Memory_GiB/")
+MACHINE_TAGS = ("Speed/", "Memory_", "GPU_")
 """What the tags on TensorBoard begin with that do."""
 
 

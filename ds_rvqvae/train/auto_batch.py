@@ -1,0 +1,157 @@
+"""`--auto_batch_size`: the micro batch whose step fits on every rank, found by trying.
+
+A try runs the model forward and backward on random motion of the real size, beside as many bytes as the engine will
+hold. It calls no collective, so that a rank that runs out of memory leaves no other waiting; after it the ranks agree.
+It leaves nothing behind: no tensor, no draw from a random generator, no peak in the statistics of memory.
+"""
+
+import gc
+
+import torch
+import torch.distributed as dist
+
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.gpu.cards import CARDS
+from ds_rvqvae.gpu.plan import Plan, make_plan
+from ds_rvqvae.model.losses import tokenizer_losses
+from ds_rvqvae.model.rvqvae import RVQVAE
+from ds_rvqvae.profile import Profile
+from ds_rvqvae.resuming import split_batch
+from ds_rvqvae.train.engine import checkpoint_function
+from ds_rvqvae.train.out_of_memory import gibibytes, is_out_of_memory, planned_bytes, room_bytes
+
+_STEP = 16
+
+
+def fit_batch(profile: Profile, in_features: int, device: torch.device) -> str:
+    """Lowers the micro batch of `profile` until a step fits on every rank; accumulation keeps the global batch.
+
+    Every rank calls this, before its engine is built, and ends with the same sizes.
+
+    Args:
+        in_features: columns of the motion.
+
+    Returns:
+        What was tried and chosen, in one line.
+
+    Raises:
+        UserError: not even one window fits.
+    """
+    share = profile.windows_per_rank
+    refusals = []
+    for size in micro_batches(profile.train_micro_batch_size_per_gpu, share):
+        tried = profile.model_copy(
+            update={"train_micro_batch_size_per_gpu": size, "gradient_accumulation_steps": share // size}
+        )
+        plan = make_plan(tried, in_features, dist.get_world_size(), CARDS["4090"])
+        refused = _ranks_where(not _fits(plan, device), device)
+        if not refused:
+            profile.train_micro_batch_size_per_gpu = size
+            profile.gradient_accumulation_steps = share // size
+            return _summary(refusals, size, share)
+        refusals.append(f"{size} {'not' if refusals else 'does not fit'} on {_names_of(refused)}")
+    raise UserError(_nothing_fits(plan, refused, device))
+
+
+def micro_batches(largest: int, share: int) -> list[int]:
+    """Micro batches to try, from `largest` down in sixteens, under 16 by halves, each lowered to a divisor of `share`.
+
+    Args:
+        share: windows a rank takes in an optimizer step.
+    """
+    sizes = [largest, *range(largest - _STEP, _STEP - 1, -_STEP), 16, 8, 4, 2, 1]
+    return sorted({split_batch(share, size)[0] for size in sizes if size <= largest}, reverse=True)
+
+
+def _fits(plan: Plan, device: torch.device) -> bool:
+    """Whether this rank gets through a step."""
+    fits = True
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        try:
+            _try_step(plan, device)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            fits = False
+    # Only here is the error gone, and with it the frames that hold the tensors.
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.reset_accumulated_memory_stats(device)
+    return fits
+
+
+def _try_step(plan: Plan, device: torch.device) -> None:
+    """A step of the plan's run in memory: raises what torch raises where it does not fit."""
+    profile, settings = plan.profile, plan.profile.rvqvae
+    # All levels at once are the most that a step takes.
+    model = RVQVAE(plan.in_features, settings.model.model_copy(update={"quantize_dropout_prob": 0.0}))
+    model = model.to(device, torch.bfloat16 if profile.bf16.enabled else torch.float32).train()
+    model.set_checkpointing(checkpoint_function(profile))
+    for parameter in model.parameters():
+        # The engine hands a gradient on as it comes; what it keeps of them is in `_engine_bytes`.
+        parameter.register_post_accumulate_grad_hook(_drop_gradient)
+    held = torch.empty(_engine_bytes(plan), dtype=torch.uint8, device=device)
+    motion = torch.randn(plan.micro_batch, settings.data.window_size, plan.in_features, device=device)
+    model.set_step(settings.training.seed, step=0)
+    output = model(motion)
+    tokenizer_losses(output.reconstruction, motion, output.commit_loss, settings.loss).loss.backward()
+    del output
+    momentary = max(plan.peaks[moment] for moment in ("optimizer step", "codebook update", "evaluation"))
+    torch.empty(momentary, dtype=torch.uint8, device=device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    del held
+
+
+def _drop_gradient(parameter: torch.Tensor) -> None:
+    parameter.grad = None
+
+
+def _engine_bytes(plan: Plan) -> int:
+    """What a step holds beside the model, its activations and its batch, while gradients come in."""
+    zero = plan.zero
+    engine = plan.optimizer_bytes + zero.gradients + zero.accumulating + zero.buckets + zero.reducing
+    data = plan.profile.rvqvae.data
+    next_batch = plan.batch_bytes - plan.micro_batch * data.window_size * plan.in_features * torch.float32.itemsize
+    accumulation = plan.profile.gradient_accumulation_steps
+    other_vectors = plan.staged_vectors_bytes * (accumulation - 1) // accumulation
+    return engine + next_batch + other_vectors
+
+
+def _ranks_where(mine: bool, device: torch.device) -> list[int]:
+    """The ranks on which a question has the answer yes."""
+    answer = torch.tensor([int(mine)], device=device)
+    answers = [torch.empty_like(answer) for _ in range(dist.get_world_size())]
+    dist.all_gather(answers, answer)
+    return [rank for rank, yes in enumerate(answers) if yes.item()]
+
+
+def _names_of(ranks: list[int]) -> str:
+    if len(ranks) == dist.get_world_size() > 1:
+        return "any rank"
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+
+
+def _summary(refusals: list[str], micro_batch: int, share: int) -> str:
+    batch = share * dist.get_world_size()
+    if not refusals:
+        return f"--auto_batch_size: micro batch {micro_batch} fits on every rank"
+    chosen = f"micro batch {micro_batch} x accumulation {share // micro_batch}, global batch {batch:,} as before"
+    return f"--auto_batch_size: {', '.join(refusals)}; {chosen}"
+
+
+def _nothing_fits(plan: Plan, refused: list[int], device: torch.device) -> str:
+    """Why the run cannot start, with the least memory that one of the ranks has."""
+    least = torch.tensor([room_bytes(device, plan.gpus)], device=device)
+    dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    planned, room = gibibytes(planned_bytes(plan, device)), gibibytes(int(least.item()))
+    helps = "a smaller rvqvae.model.width or window_size, or cards with more memory free"
+    if not plan.profile.rvqvae.training.gradient_checkpointing:
+        helps = f"--gradient_checkpointing on, {helps}"
+    return (
+        f"--auto_batch_size: not even {plan.micro_batch} window of {plan.profile.rvqvae.data.window_size} frames fits "
+        f"on {_names_of(refused)}: {planned} planned, {room} to be had where least is; try {helps}"
+    )

@@ -1,0 +1,127 @@
+"""What a run took of the machine, told at its end: a table by rank, and beside it what was planned."""
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from ds_rvqvae.checkpoints import UNFINISHED
+from ds_rvqvae.data.motion_data import MotionData
+from ds_rvqvae.gpu.cards import CARDS
+from ds_rvqvae.gpu.plan import Plan, make_plan
+from ds_rvqvae.profile import Profile
+from ds_rvqvae.train.monitoring import announce, logger
+from ds_rvqvae.train.readings import GIB, Peaks, RankMeter
+
+_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "resident_gib": ("peak resident", lambda value: f"{value:.2f} GiB"),
+    "allocated_gib": ("peak of tensors", lambda value: f"{value:.2f} GiB"),
+    "reserved_gib": ("reserved", lambda value: f"{value:.2f} GiB"),
+    "used_gib": ("card used", lambda value: f"{value:.2f} GiB"),
+    "card_memory_gib": ("of", lambda value: f"{value:.2f} GiB"),
+    "headroom_gib": ("headroom", lambda value: f"{value:.2f} GiB"),
+    "allocation_retries": ("retries", lambda value: f"{value:.0f}"),
+    "energy_wh": ("energy", lambda value: f"{value:,.1f} Wh"),
+    "mean_power_w": ("mean power", lambda value: f"{value:,.0f} W"),
+}
+"""Heading and form of each of `Peaks`' values; a column that no rank has a value for is left out."""
+
+
+def sum_up(meter: RankMeter, profile: Profile, data: MotionData, run_folder: Path, steps: tuple[int, int]) -> None:
+    """Tells, on rank 0, what all ranks took: on the terminal, in the log and in `memory.json`. Every rank calls it.
+
+    Args:
+        steps: those that this start of the run began and ended with.
+    """
+    peaks = meter.gather_peaks()
+    if dist.get_rank() != 0:
+        return
+    plan = plan_of(profile, data.in_features, peaks)
+    announce(summary_text(peaks, plan))
+    try:
+        _write(run_folder / "memory.json", summary_dict(peaks, plan, *steps))
+    except OSError as error:
+        logger.warning("memory.json not written: %s", error.strerror)
+
+
+def plan_of(profile: Profile, in_features: int, peaks: Sequence[Peaks]) -> Plan | None:
+    """What was planned for the ranks that have these peaks; None where none is on a card."""
+    if peaks[0].allocated_gib is None:
+        return None
+    # The bytes do not depend on the card's model: any will do.
+    card = next(iter(CARDS.values())).with_memory(int((peaks[0].card_memory_gib or 0) * GIB))
+    return make_plan(profile, in_features, len(peaks), card)
+
+
+def summary_text(peaks: Sequence[Peaks], plan: Plan | None) -> str:
+    """The peaks by rank as a table, sums over the ranks, and plan against truth."""
+    seconds = max((peak.seconds or 0.0 for peak in peaks), default=0.0)
+    taken = "memory" if all(peak.energy_wh is None for peak in peaks) else "memory and energy"
+    return "\n".join([f"{taken} of each rank over {_duration(seconds)}:", *_table(peaks), *_plan_lines(peaks, plan)])
+
+
+def summary_dict(peaks: Sequence[Peaks], plan: Plan | None, first_step: int, last_step: int) -> dict[str, Any]:
+    """The same as JSON; memory in GiB, energy in watt-hours."""
+    planned = plan and {"allocated_gib": plan.allocated_bytes / GIB, "total_gib": plan.total_bytes / GIB}
+    ranks = [{**asdict(peak), "headroom_gib": peak.headroom_gib, "mean_power_w": peak.mean_power_w} for peak in peaks]
+    return {"first_step": first_step, "last_step": last_step, "planned": planned, "ranks": ranks}
+
+
+def _write(file: Path, summary: dict[str, Any]) -> None:
+    """Raises OSError where it cannot be written; an earlier one stays then."""
+    unfinished = file.with_name(f"{UNFINISHED}{file.name}")
+    try:
+        unfinished.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(file)
+    except OSError:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise
+
+
+def _table(peaks: Sequence[Peaks]) -> list[str]:
+    columns = []
+    for name, (heading, form) in _COLUMNS.items():
+        values = [getattr(peak, name) for peak in peaks]
+        # Retries are worth a column only where there are some.
+        if any(value is not None for value in values) and (name != "allocation_retries" or any(values)):
+            cells = [heading, *("" if value is None else form(value) for value in values)]
+            columns.append([*cells, _total(name, values, form)])
+    labels = ["", *(f"rank {rank}" for rank in range(len(peaks))), "together"]
+    rows = list(zip(labels, *columns, strict=True))
+    if not any(rows[-1][1:]):
+        rows.pop()
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(["", row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+
+
+def _total(name: str, values: Sequence[float | None], form: Callable[[float], str]) -> str:
+    """Over all ranks; nobody asks for the sum of their memory."""
+    if len(values) == 1 or name not in ("energy_wh", "mean_power_w"):
+        return ""
+    return form(sum(value for value in values if value is not None))
+
+
+def _plan_lines(peaks: Sequence[Peaks], plan: Plan | None) -> list[str]:
+    if plan is None:
+        return []
+    in_steps = max((peak.step_allocated_gib or 0.0 for peak in peaks), default=0.0)
+    whole = max((peak.allocated_gib or 0.0 for peak in peaks), default=0.0)
+    used = max((peak.used_gib or 0.0 for peak in peaks), default=0.0)
+    lines = [f"  tensors: planned {plan.allocated_bytes / GIB:.2f} GiB a card, peak in steps {in_steps:.2f} GiB"]
+    if whole > in_steps:
+        lines[0] += f", at the start, in evaluations or saving {whole:.2f} GiB"
+    if used:
+        lines.append(f"  card: planned {plan.total_bytes / GIB:.2f} GiB, used {used:.2f} GiB with all that runs on it")
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = ((hours, "h"), (minutes, "min"), (rest, "s"))
+    return " ".join(f"{count} {unit}" for count, unit in parts if count) or "0 s"

@@ -1,0 +1,162 @@
+"""The micro batch that fits on every rank, and the learning rate that goes with a batch."""
+
+import gc
+import json
+import shutil
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from ds_rvqvae.checkpoints import read_manifest
+from ds_rvqvae.model.nets import Encoder
+from ds_rvqvae.profile import load_profile
+from ds_rvqvae.resuming import find_resume
+from ds_rvqvae.train.auto_batch import fit_batch, micro_batches
+from ds_rvqvae.train.readings import READING_KEYS
+from tests.ranks import finish, start_ranks
+from tests.train.limited import limited_memory
+from tests.train.small import SMALL, read_metrics
+
+MACHINE_READINGS = ("samples_per_s", "data_wait", *READING_KEYS)
+
+
+@pytest.mark.parametrize(
+    ("largest", "share", "expected"),
+    [
+        (80, 80, [80, 40, 20, 16, 8, 4, 2, 1]),
+        (160, 160, [160, 80, 40, 32, 16, 8, 4, 2, 1]),
+        (64, 128, [64, 32, 16, 8, 4, 2, 1]),
+        (48, 48, [48, 24, 16, 8, 4, 2, 1]),
+        (10, 30, [10, 6, 3, 2, 1]),
+        (7, 7, [7, 1]),
+        (1, 4, [1]),
+    ],
+)
+def test_micro_batches_go_down_in_sixteens_then_by_halves_and_divide_the_ranks_share(largest, share, expected):
+    assert micro_batches(largest, share) == expected
+
+
+@pytest.fixture
+def one_rank(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def small_profile(*overrides):
+    sizes = ["rvqvae.model.width=32", "rvqvae.model.nb_code=16", "rvqvae.data.window_size=32"]
+    return load_profile("demo", [*sizes, *overrides])
+
+
+def test_a_try_that_fails_leaves_nothing_behind(one_rank):
+    profile = small_profile("train_micro_batch_size_per_gpu=48")
+    random_state = torch.get_rng_state()
+    with limited_memory(30):
+        line = fit_batch(profile, 12, torch.device("cpu"))
+    assert line == (
+        "--auto_batch_size: 48 does not fit on rank 0; micro batch 24 x accumulation 2, global batch 48 as before"
+    )
+    assert (profile.train_micro_batch_size_per_gpu, profile.gradient_accumulation_steps) == (24, 2)
+    assert not any(isinstance(thing, Encoder) for thing in gc.get_objects())
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_a_batch_that_fits_stays_and_other_errors_come_through(one_rank):
+    profile = small_profile("train_micro_batch_size_per_gpu=6", "gradient_accumulation_steps=3")
+    assert fit_batch(profile, 12, torch.device("cpu")) == "--auto_batch_size: micro batch 6 fits on every rank"
+    assert (profile.train_micro_batch_size_per_gpu, profile.gradient_accumulation_steps) == (6, 3)
+    with limited_memory(1, RuntimeError("shapes differ")), pytest.raises(RuntimeError, match="shapes differ"):
+        fit_batch(profile, 12, torch.device("cpu"))
+
+
+def train(limits, *flags, status=0):
+    """A run on as many ranks as there are limits; what rank 0 printed."""
+    ranks = start_ranks(len(limits), ["-m", "tests.train.limited", json.dumps(limits), *SMALL, *flags])
+    if not status:
+        return finish(ranks)[0]
+    printed = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [status] * len(ranks), printed
+    return printed[0]
+
+
+def numbers(run):
+    lines = read_metrics(run)
+    return [{key: value for key, value in line.items() if key not in MACHINE_READINGS} for line in lines]
+
+
+def assert_equal_runs(first, second):
+    assert len(numbers(first)) == 4 and numbers(first) == numbers(second)
+    weights, others = (load_file(run / "tokenizer" / "model.safetensors") for run in (first, second))
+    assert weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+def batch_of(run):
+    profile = load_profile(run / "profile.json")
+    return profile.train_micro_batch_size_per_gpu, profile.gradient_accumulation_steps
+
+
+@pytest.mark.processes
+def test_two_ranks_with_unlike_memory_agree_and_train_as_by_hand_and_a_resume_does_not_try_again(tmp_path, demo_folder):
+    flags = [f"--data_path={demo_folder}", f"--out={tmp_path}", "--total_iter=4", "--save_every=2"]
+    train([99, 99], *flags, "--name=by_hand", "--batch_size=6", "--gradient_accumulation_steps=2")
+    flags += ["--batch_size=12", "--auto_batch_size", "--resume"]
+    said = train([99, 7], *flags, "--name=fitted")
+    chosen = "micro batch 6 x accumulation 2, global batch 24 as before"
+    assert f"--auto_batch_size: 12 does not fit on rank 1; {chosen}\n" in said
+    fitted, by_hand, resumed = tmp_path / "fitted", tmp_path / "by_hand", tmp_path / "resumed"
+    assert batch_of(fitted) == (6, 2) and load_profile(fitted / "profile.json").rvqvae.training.auto_batch_size
+    assert_equal_runs(fitted, by_hand)
+    shutil.copytree(fitted, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "global_step4")
+    (resumed / "checkpoints" / "latest").write_text("global_step2")
+    # By now there would be room for all 12.
+    said = train([99, 99], *flags, "--name=resumed")
+    assert "global_step2" in said and "auto_batch_size" not in said and "changed" not in said
+    assert batch_of(resumed) == (6, 2)
+    assert_equal_runs(resumed, fitted)
+
+
+@pytest.mark.processes
+def test_a_resume_on_other_ranks_may_start_to_fit_and_keeps_global_batch_and_learning_rate(tmp_path, demo_folder):
+    flags = [f"--data_path={demo_folder}", f"--out={tmp_path}", "--name=run", "--batch_size=20", "--scale_lr=linear"]
+    said = train([99], *flags, "--total_iter=1")
+    # The demo's learning rate is meant for its 16 windows a rank on seven ranks.
+    assert "--scale_lr linear: learning rate 0.0005 x global batch 20 / 112 = 8.929e-05" in said
+    said = train([99, 4], *flags, "--total_iter=2", "--resume", "--auto_batch_size")
+    assert "10 does not fit on rank 1, 5 not on rank 1; micro batch 2 x accumulation 5, global batch 20" in said
+    assert batch_of(tmp_path / "run") == (2, 10)
+    assert [line["lr"] for line in read_metrics(tmp_path / "run")] == [0.0005 * 20 / 112] * 2
+    # From now on that stays, but where less is asked for, as when even that does not fit any more.
+    assert fitted_at_resume(tmp_path / "run", 20, 1) == ((2, 10), (2, 5))
+    assert fitted_at_resume(tmp_path / "run", 20, 1, ranks=1) == ((2, 10), None)
+    assert fitted_at_resume(tmp_path / "run", 1, 20) == (None, (1, 10))
+    assert fitted_at_resume(tmp_path / "run", 20, 2) == (None, None)
+    assert fitted_at_resume(tmp_path / "run", 20, 1, automatic="false") == (None, (10, 1))
+
+
+def fitted_at_resume(run, micro_batch, accumulation, ranks=2, automatic="true"):
+    """What a resume takes over: the sizes that were fitted, and those that keep the global batch."""
+    asked = [f"train_micro_batch_size_per_gpu={micro_batch}", f"gradient_accumulation_steps={accumulation}"]
+    asked.append(f"rvqvae.training.auto_batch_size={automatic}")
+    motion = read_manifest(run / "checkpoints" / "global_step2")["motion"]
+    resume = find_resume(run, load_profile(run / "profile.json", asked), ranks, motion)
+    return resume.fitted, resume.kept
+
+
+@pytest.mark.processes
+def test_where_not_one_window_fits_the_run_is_refused_in_one_line(tmp_path, demo_folder):
+    flags = [f"--data_path={demo_folder}", f"--out={tmp_path}", "--batch_size=4", "--auto_batch_size"]
+    said = train([4, 0], *flags, status=2)
+    assert said.startswith("error: --auto_batch_size: not even 1 window of 32 frames fits on rank 1: ")
+    assert said.count("\n") == 1
+    assert not list(tmp_path.glob("*/metrics.jsonl"))
+
+
+def test_the_learning_rate_is_scaled_by_the_global_batch_where_asked():
+    plain = load_profile("baseline", ["train_micro_batch_size_per_gpu=160"])
+    assert plain.learning_rate(7) == plain.learning_rate(1) == 2e-4
+    scaled = load_profile("baseline", ["rvqvae.training.scale_lr=linear", "rvqvae.training.reference_batch=560"])
+    assert scaled.learning_rate(7) == 2e-4
+    assert scaled.learning_rate(2) == pytest.approx(2e-4 * 160 / 560)
