@@ -126,8 +126,9 @@ def profile_from_flags(args: argparse.Namespace) -> Profile:
     ]
     profile = load_profile(args.profile, [*overrides, *args.set])
     training, data = profile.rvqvae.training, profile.rvqvae.data
-    if training.scale_lr is not None and training.reference_batch is None:
-        # Of the file as it stands: `--batch_size` is what the learning rate is to be scaled by.
+    if training.reference_batch is None:
+        # Of the file as it stands: `--batch_size` is what the learning rate is to be scaled by. Always kept, so that a
+        # resume that asks for `--scale_lr` knows it.
         training.reference_batch = load_profile(args.profile).global_batch(REFERENCE_RANKS)
     data.path = data.path or os.environ.get("DS_RVQVAE_DATA") or None
     paths = [(data, "path"), (data, "mean_file"), (data, "std_file"), (training, "init_from")]

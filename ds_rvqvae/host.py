@@ -9,9 +9,11 @@ from pathlib import Path
 
 import psutil
 
-_CGROUP_FILES = (("memory.max", "memory.current", "inactive_file"),
-                 ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"))  # fmt: skip
-"""Limit, use, and what of the use can be dropped at once: of control groups version 2 and version 1."""
+_CGROUP_FILES = (
+    ("memory.max", "memory.current", ("inactive_file", "active_file", "slab_reclaimable")),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
+)
+"""Limit, use, and what of the use can be dropped: of control groups version 2 and version 1."""
 _STRICT = "2"
 """vm.overcommit_memory under which the kernel promises no more than it has."""
 
@@ -70,7 +72,8 @@ def _left_in_cgroups(root: Path) -> Iterator[int]:
         for limit_file, used_file, droppable in _CGROUP_FILES:
             with suppress(OSError, ValueError):  # no such file, or a limit of "max"
                 limit, used = int((folder / limit_file).read_text()), int((folder / used_file).read_text())
-                yield limit - used + _table(folder / "memory.stat", " ").get(droppable, 0)
+                statistics = _table(folder / "memory.stat", " ")
+                yield limit - used + sum(statistics.get(name, 0) for name in droppable)
 
 
 def _left_to_commit(root: Path) -> Iterator[int]:

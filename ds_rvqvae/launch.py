@@ -15,15 +15,15 @@ from ds_rvqvae import demo
 from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.errors import ExitStatus, UserError, exit_status_of
 from ds_rvqvae.flags import FlagParser, add_training_flags, body_parts_of, profile_from_flags, training_arguments
-from ds_rvqvae.gpu.nvml import NoDriver, list_gpus
+from ds_rvqvae.gpu.nvml import Driver, NoDriver
 from ds_rvqvae.heartbeat import HEARTBEAT_VARIABLE, Watch
 from ds_rvqvae.init_from import find_initial, take_start
 from ds_rvqvae.model.shapes import parameter_count
 from ds_rvqvae.parts import Body, CheckedRun, check_no_body
 from ds_rvqvae.placement import Ranks, check_cards, free_port, place_ranks, warn
-from ds_rvqvae.preflight import Finding, Preflight, check_machine
+from ds_rvqvae.preflight import Build, Finding, Preflight, can_use_cards, check_machine
 from ds_rvqvae.restarts import run_with_restarts
-from ds_rvqvae.resuming import find_resume
+from ds_rvqvae.resuming import find_resume, take_batch
 from ds_rvqvae.runs import OUTCOME_VARIABLE, check_out_folder, choose_run_folder
 from ds_rvqvae.slots import DEFAULT_INCLUDE, cores, cpu_slots, format_include
 from ds_rvqvae.supervise import Job, Signals, signals_noted
@@ -211,10 +211,13 @@ def _choose_demo(args: argparse.Namespace, environment: dict[str, str]) -> None:
         return
     slots = cpu_slots(environment)
     if slots is None:
-        with contextlib.suppress(NoDriver):
-            if gpus := list_gpus():
-                args.include = format_include(range(len(gpus)))
+        with contextlib.suppress(NoDriver), Driver() as driver:
+            gpus = len(driver.cards())
+            if gpus and can_use_cards(Build.read(), driver.cuda_version):
+                args.include = format_include(range(gpus))
                 return
+            if gpus:
+                warn("the installed torch cannot use this machine's cards: the demo trains on CPU ranks")
     environment["DS_ACCELERATOR"] = "cpu"
     environment.setdefault("LOCAL_SIZE", "2")
     args.include = format_include(range(int(environment["LOCAL_SIZE"])))
@@ -253,14 +256,16 @@ def _check(args: argparse.Namespace, environment: dict[str, str]) -> tuple[Check
             profile.check_world_size(ranks.world_size)
     elif idle:
         warn("--require_idle: no card of this machine takes part, so none is looked at")
-    step = 0
+    done, planned = False, profile.model_copy()
     if args.resume:
         fingerprint = data.fingerprint()
-        step = find_resume(folder, profile, ranks.world_size, fingerprint, thorough=False, tag=args.resume).step()
-    done = step >= config.training.total_iter
+        resume = find_resume(folder, profile, ranks.world_size, fingerprint, thorough=False, tag=args.resume)
+        done = resume.step() >= config.training.total_iter
+        take_batch(planned, resume.fitted)
+        take_batch(planned, resume.kept)
     report = None
     if not done:
-        report = check_machine(profile, data.in_features, ranks, cards, idle=idle, dry_run=args.dry_run)
+        report = check_machine(planned, data.in_features, ranks, cards, idle=idle, dry_run=args.dry_run)
     if cards is not None:
         cards.require_idle(idle)
     found = [finding.text for finding in report.findings if finding.warning] if report and not args.dry_run else []

@@ -17,7 +17,7 @@ from ds_rvqvae.profile import Profile
 from ds_rvqvae.resuming import split_batch
 from ds_rvqvae.slots import Cards, format_include
 
-CARD_PROCESS_BYTES, LEAST_CARD_PROCESS_BYTES = 3 * GIB, 1 * GIB
+CARD_PROCESS_BYTES, LEAST_CARD_PROCESS_BYTES = 3 * GIB, GIB // 2
 """Host memory of a rank on a card: Python, torch with its CUDA libraries, CUDA's context. Assumed, not measured yet;
 the second is what it surely takes."""
 CPU_PROCESS_BYTES, LEAST_CPU_PROCESS_BYTES = 512 * MIB, 192 * MIB
@@ -180,6 +180,8 @@ def _driver(cards: Cards, build: Build, dry_run: bool) -> Finding:
     """Raises UserError for a driver that is too old, or a torch that knows no cards."""
     driver, serves = cards.snapshot.driver_version, cards.snapshot.cuda_version
     torch = f"torch {build.version}".rstrip()
+    if not build.version:
+        return Finding("driver", f"{driver}; which CUDA torch is built for cannot be told", warning=True)
     if build.cuda is None:
         text = (
             f"{torch} is built without CUDA and cannot use these cards: install a build of it for CUDA {serves or 12}"
@@ -191,13 +193,18 @@ def _driver(cards: Cards, build: Build, dry_run: bool) -> Finding:
     if not serves:
         return Finding("driver", f"{driver or 'it'} does not tell which CUDA it serves; {wanted}", warning=True)
     newest, needed = _numbers(serves), _numbers(build.cuda)
-    if newest[0] < needed[0]:
+    if not can_use_cards(build, serves):
         raise UserError(
             f"the NVIDIA driver {driver} serves CUDA up to {serves}, but {wanted}: update the driver, "
             f"or install a build of torch for CUDA {newest[0]}"
         )
     within = "; enough within one major version, as NVIDIA promises" if newest < needed else ""
     return Finding("driver", f"{driver} serves CUDA up to {serves}, {wanted}{within}")
+
+
+def can_use_cards(build: Build, serves: str) -> bool:
+    """Whether a build of torch can use cards whose driver serves CUDA up to `serves`; empty where it does not tell."""
+    return build.cuda is not None and (not serves or _numbers(serves)[0] >= _numbers(build.cuda)[0])
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -272,10 +279,14 @@ def _host_memory(plan: Plan, placed: Ranks, host: Host) -> Finding:
 def _pinned_memory(plan: Plan, ranks: Ranks, host: Host) -> Finding:
     pinned = f"{size(len(ranks.local or ()) * plan.host_bytes)} of that is page-locked for the cards"
     limit = "unlimited" if host.memlock_bytes is None else size(host.memlock_bytes)
-    if len(ranks.hosts) > 1 and host.infiniband and (host.memlock_bytes or _LEAST_MEMLOCK) < _LEAST_MEMLOCK:
+    if len(ranks.hosts) > 1 and host.infiniband and _is_small(host.memlock_bytes):
         text = f"RLIMIT_MEMLOCK is {limit}, too little for NCCL over InfiniBand: ulimit -l unlimited"
         return Finding("pinned memory", f"{text}, or --nccl_ib_disable", warning=True)
     return Finding("pinned memory", f"{pinned}; RLIMIT_MEMLOCK, which binds InfiniBand alone, is {limit}")
+
+
+def _is_small(memlock_bytes: int | None) -> bool:
+    return memlock_bytes is not None and memlock_bytes < _LEAST_MEMLOCK
 
 
 def _shared_memory(ranks: int, host: Host) -> Finding:

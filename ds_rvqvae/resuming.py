@@ -91,6 +91,12 @@ def find_resume(
     return resume
 
 
+def take_batch(profile: Profile, sizes: tuple[int, int] | None) -> None:
+    """Takes over a micro batch and accumulation, where there are any."""
+    if sizes is not None:
+        profile.train_micro_batch_size_per_gpu, profile.gradient_accumulation_steps = sizes
+
+
 def split_batch(windows: int, most: int) -> tuple[int, int]:
     """The largest micro batch of `most` windows or fewer that divides a rank's `windows`, and how many make them up."""
     micro_batch = max(size for size in range(1, min(most, windows) + 1) if windows % size == 0)

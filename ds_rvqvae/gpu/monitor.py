@@ -79,7 +79,10 @@ def _parser() -> FlagParser:
 
 
 def _interval(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
     if not SHORTEST_INTERVAL <= seconds < math.inf:
         raise argparse.ArgumentTypeError(f"{text}: give {SHORTEST_INTERVAL} seconds or more")
     return seconds

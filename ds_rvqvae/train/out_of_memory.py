@@ -27,9 +27,15 @@ logger = logging.getLogger("ds_rvqvae")
 _WORDS = (
     "CUDA out of memory",
     "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
     "Cuda failure 2 'out of memory'",
+    "Cuda failure 'out of memory'",
     "CUDA_ERROR_OUT_OF_MEMORY",
     "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    # What torch makes of every plan of cuDNN's that found no room.
+    "unable to find an engine to execute this computation",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "DefaultCPUAllocator: can't allocate memory",
 )
@@ -168,6 +174,9 @@ def others_on_card(uuid: str, own_bytes: int, own_pid: int | None = None) -> str
     others = tuple(process for process in gpu.processes if process.pid != own_pid)
     own = next((process.memory_bytes for process in gpu.processes if process.pid == own_pid), None)
     left = (gpu.memory_used_bytes or 0) - (own or own_bytes + CONTEXT_BYTES)
+    if own is None and left < IDLE_MEMORY:
+        # In a container the driver may tell other process ids: then the one it lists is this one.
+        others = ()
     if not others and left < IDLE_MEMORY:
         return ""
     return f"also on GPU {gpu.index}: {_users(replace(gpu, processes=others, memory_used_bytes=max(0, left)))}"

@@ -20,7 +20,7 @@ from ds_rvqvae.heartbeat import Heartbeat
 from ds_rvqvae.init_from import Initial, keep_normalisation, take_start
 from ds_rvqvae.model.shapes import parameter_count
 from ds_rvqvae.profile import Profile
-from ds_rvqvae.resuming import Resume, find_resume, split_batch
+from ds_rvqvae.resuming import Resume, find_resume, split_batch, take_batch
 from ds_rvqvae.runs import DONE, OUTCOME_VARIABLE, check_out_folder, choose_run_folder, lock_run
 
 
@@ -164,27 +164,21 @@ def _settle_batch(profile: Profile, data: MotionData, folder: Path, resume: Resu
     from ds_rvqvae.train.engine import on_rank_zero_first, own_device
     from ds_rvqvae.train.monitoring import announce
 
-    _take_batch(profile, resume.fitted)
+    take_batch(profile, resume.fitted)
     asked = profile.windows_per_rank
-    _take_batch(profile, resume.kept)
+    take_batch(profile, resume.kept)
     if not _fits_batch(profile, resume):
         return
     announce(fit_batch(profile, data.in_features, own_device()))
     # In the run's profile are the windows a rank that were asked for, whatever the number of ranks now.
     chosen = profile.model_copy()
-    _take_batch(chosen, split_batch(asked, profile.train_micro_batch_size_per_gpu))
+    take_batch(chosen, split_batch(asked, profile.train_micro_batch_size_per_gpu))
     on_rank_zero_first(lambda: _write_profile(folder, chosen))
 
 
 def _fits_batch(profile: Profile, resume: Resume) -> bool:
     """Whether this start is to find out the micro batch."""
     return profile.rvqvae.training.auto_batch_size and resume.fitted is None
-
-
-def _take_batch(profile: Profile, sizes: tuple[int, int] | None) -> None:
-    """Takes over a micro batch and accumulation, where there are any."""
-    if sizes is not None:
-        profile.train_micro_batch_size_per_gpu, profile.gradient_accumulation_steps = sizes
 
 
 def _open_run(args: argparse.Namespace, profile: Profile, data: MotionData, world_size: int) -> OpenedRun:
@@ -216,7 +210,7 @@ def _open_run(args: argparse.Namespace, profile: Profile, data: MotionData, worl
     # A resumed run's profile stays until its batch is known: what it says of that would not be tried again.
     waits = resume.checkpoint is not None and _fits_batch(profile, resume)
     if resume.step() < profile.rvqvae.training.total_iter and not waits:
-        _take_batch(profile, resume.fitted)
+        take_batch(profile, resume.fitted)
         _write_profile(folder, profile)
     return OpenedRun(folder, resume, initial, data.mean, data.std)
 

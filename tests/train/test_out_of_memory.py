@@ -28,6 +28,8 @@ def raised(error, cause=None, context=None):
         (raised(RuntimeError("backward failed"), cause=torch.OutOfMemoryError("no room")), True),
         (raised(AssertionError("in the hook"), context=torch.OutOfMemoryError("no room")), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
+        (RuntimeError("CUDA driver error: out of memory"), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory: 8 TB"), True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (raised(RuntimeError("closed"), cause=ConnectionError("by peer")), False),
