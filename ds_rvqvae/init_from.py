@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ds_rvqvae.checkpoints import UNFINISHED, checkpoints
+from ds_rvqvae.checkpoints import checkpoints
+from ds_rvqvae.data.files import whole_file
 from ds_rvqvae.data.layout import feature_layout
 from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.errors import UserError
@@ -113,10 +114,9 @@ def keep_normalisation(run_folder: Path, initial: Initial | None) -> None:
     if initial is None:
         file.unlink(missing_ok=True)
         return
-    unfinished = file.with_name(f"{UNFINISHED}{file.name}")
     statistics = {"mean": initial.mean.tolist(), "std": initial.std.tolist()}
-    unfinished.write_text(json.dumps(statistics) + "\n", encoding="utf-8")
-    unfinished.replace(file)
+    with whole_file(file) as content:
+        content.write(json.dumps(statistics).encode() + b"\n")
 
 
 def _read_normalisation(file: Path) -> tuple[np.ndarray, np.ndarray]:

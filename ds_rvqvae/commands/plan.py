@@ -5,8 +5,7 @@ from pathlib import Path
 
 from ds_rvqvae.commands.results import Verbs, add_json_flag, print_result
 from ds_rvqvae.errors import ExitStatus, UserError
-
-_PRESETS = ("4090", "3090", "a100", "h100", "h200")
+from ds_rvqvae.gpu.cards import CARDS
 
 
 def add_to(verbs: Verbs) -> None:
@@ -16,7 +15,7 @@ def add_to(verbs: Verbs) -> None:
     )
     plan.add_argument("profile", metavar="PROFILE", help="a shipped profile or a JSON file")
     plan.add_argument("--gpus", type=int, default=7, metavar="N", help="cards, a rank each (default: 7)")
-    plan.add_argument("--card", choices=_PRESETS, help="model of card (default: 4090)")
+    plan.add_argument("--card", choices=CARDS, help="model of card (default: 4090)")
     plan.add_argument("--gpu_memory", metavar="SIZE", help="memory a card, as 24GiB (default: the card's own)")
     plan.add_argument(
         "--in_features", type=int, metavar="N", help="columns of the motion (default: those of the body part in SMPL-X)"
@@ -28,7 +27,7 @@ def add_to(verbs: Verbs) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from ds_rvqvae.gpu.cards import CARDS, parse_bytes
+    from ds_rvqvae.gpu.cards import parse_bytes
     from ds_rvqvae.gpu.plan import make_plan
     from ds_rvqvae.gpu.plan_table import plan_table
     from ds_rvqvae.profile import load_profile

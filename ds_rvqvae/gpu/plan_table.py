@@ -29,7 +29,11 @@ def described_parts(plan: Plan) -> list[tuple[str, int, str]]:
         ("activations", plan.activations_bytes, kept),
         ("buckets", plan.buckets_bytes, "DeepSpeed's buffers for reducing gradients"),
         ("batch", plan.batch_bytes, "motion, fp32"),
-        ("working memory", plan.working_bytes + plan.staged_vectors_bytes, f"for moments; peak in the {_peak(plan)}"),
+        (
+            "working memory",
+            plan.working_bytes + plan.staged_vectors_bytes,
+            f"for moments; peak in the {plan.peak_moment}",
+        ),
         ("CUDA, NCCL, slack", plan.overhead_bytes - plan.working_bytes - plan.staged_vectors_bytes, "assumed"),
     ]
 
@@ -44,10 +48,6 @@ def size(count: float) -> str:
 
 def _precision(plan: Plan) -> str:
     return "bf16" if plan.profile.bf16.enabled else "fp32"
-
-
-def _peak(plan: Plan) -> str:
-    return plan.peak_moment
 
 
 def _heading(plan: Plan) -> list[str]:

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ds_rvqvae.data.files import whole_file
 from ds_rvqvae.data.layout import Layout
 from ds_rvqvae.data.skeleton import Skeleton, builtin_skeleton, joint_places
 from ds_rvqvae.tokenizer.stick_figure import HEAD_RADIUS, Camera, StickFigure
@@ -59,9 +60,8 @@ def pixels_of(figure: Figure) -> np.ndarray:
 
 def save_figure(figure: Figure, file: Path) -> None:
     """Writes a PNG; it is whole or it is not there."""
-    unfinished = file.with_name(f".unfinished-{file.name}")
-    figure.savefig(unfinished, dpi=100, format="png")
-    unfinished.replace(file)
+    with whole_file(file) as content:
+        figure.savefig(content, dpi=100, format="png")
 
 
 def _moving_columns(truth: np.ndarray, layout: Layout) -> list[tuple[int, str]]:

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ds_rvqvae.checkpoints import LATEST, UNFINISHED, point, sweep
+from ds_rvqvae.checkpoints import LATEST, point, sweep
+from ds_rvqvae.data.files import whole_file
 from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.flags import FlagParser, add_training_flags, profile_from_flags
@@ -216,9 +217,8 @@ def _open_run(args: argparse.Namespace, profile: Profile, data: MotionData, worl
 
 
 def _write_profile(folder: Path, profile: Profile) -> None:
-    unfinished = folder / f"{UNFINISHED}profile.json"
-    unfinished.write_text(json.dumps(profile.to_dict(), indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(folder / "profile.json")
+    with whole_file(folder / "profile.json") as content:
+        content.write(json.dumps(profile.to_dict(), indent=2).encode() + b"\n")
 
 
 def _leave(status: int) -> int:

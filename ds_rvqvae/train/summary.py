@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from ds_rvqvae.checkpoints import UNFINISHED
+from ds_rvqvae.data.files import whole_file
 from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.gpu.cards import CARDS
 from ds_rvqvae.gpu.plan import Plan, make_plan
@@ -73,14 +72,8 @@ def summary_dict(peaks: Sequence[Peaks], plan: Plan | None, first_step: int, las
 
 def _write(file: Path, summary: dict[str, Any]) -> None:
     """Raises OSError where it cannot be written; an earlier one stays then."""
-    unfinished = file.with_name(f"{UNFINISHED}{file.name}")
-    try:
-        unfinished.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(file)
-    except OSError:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-        raise
+    with whole_file(file) as content:
+        content.write(json.dumps(summary, indent=2).encode() + b"\n")
 
 
 def _table(peaks: Sequence[Peaks]) -> list[str]:
