@@ -31,7 +31,7 @@ class Initial(TokenizerConfig):
     def check_columns(self, data: MotionData) -> None:
         """Raises UserError where the run's columns are not the tokenizer's."""
         if len(self.mean) != data.in_features:
-            part = f" for body part {data.config.body_part}" if data.store.has_body_parts else ""
+            part = f" for body part {data.body_part}" if data.body_part else ""
             raise UserError(
                 f"--init_from {self.folder}: takes {len(self.mean)} columns, and {data.config.path} has "
                 f"{data.in_features}{part}"

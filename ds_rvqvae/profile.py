@@ -13,13 +13,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from ds_rvqvae.deepspeed_keys import Count, DeepSpeedKeys, Section
+from ds_rvqvae.data_keys import BODY_PARTS as BODY_PARTS
+from ds_rvqvae.data_keys import DataConfig
+from ds_rvqvae.deepspeed_keys import Count, DeepSpeedKeys, Section, Share
 from ds_rvqvae.errors import UserError
 
-Share = Annotated[float, Field(ge=0, le=1)]
 REFERENCE_RANKS = 7
 """Ranks that a profile's learning rate is meant for where it does not say: the GPUs that the launcher takes."""
-BODY_PARTS = ("upper", "hands", "lower", "lower_trans", "whole", "whole_trans", "face")
 
 
 class ModelConfig(Section):
@@ -66,34 +66,6 @@ class ModelConfig(Section):
     def code_stride(self) -> int:
         """Frames a code stands for."""
         return self.stride_t**self.down_t
-
-
-class DataConfig(Section):
-    """Where motion comes from and how it is cut."""
-
-    path: str | None = None
-    """A BEAT2 folder, a folder of .npy feature matrices, one packed npz, or a prepared store."""
-    body_part: Literal[BODY_PARTS] = "upper"
-    """Which columns of SMPL-X data are used; other data give all their columns."""
-    speakers: list[int] | None = None
-    """Only BEAT2 clips of these speakers (the leading number of a clip's name)."""
-    window_size: Count = 128
-    """Frames a training window."""
-    window_stride: Count = 64
-    """Frames from the start of one window to the next."""
-    split: Literal["auto", "time", "hash"] = "auto"
-    """auto: the data's own split, else by a hash of the clip's name, else (a single clip) by time; time: the last part
-    of every clip is held out."""
-    fps: Annotated[float, Field(gt=0, le=1000)] = 30.0
-    """Frames a second; motion at another rate is resampled."""
-    mean_file: str | None = None
-    """A .npy file with one mean a column, in place of the training split's."""
-    std_file: str | None = None
-    """A .npy file with one standard deviation a column."""
-    std_floor: Annotated[float, Field(gt=0)] = 0.01
-    """Smallest standard deviation that columns are divided by."""
-    num_workers: Annotated[int, Field(ge=0, le=256)] = 2
-    """Threads a rank that gather batches; 0 gathers in the training thread."""
 
 
 class LossConfig(Section):
@@ -160,11 +132,14 @@ class Profile(DeepSpeedKeys):
     @model_validator(mode="after")
     def _fits_together(self) -> "Profile":
         model, data = self.rvqvae.model, self.rvqvae.data
-        if data.window_size % model.code_stride:
-            lower = data.window_size // model.code_stride * model.code_stride
+        sizes = [("window_size", data.window_size), *(("window_sizes", size) for size in data.window_sizes or [])]
+        for key, size in sizes:
+            if size % model.code_stride == 0:
+                continue
+            lower = size // model.code_stride * model.code_stride
             fits = [str(size) for size in (lower, lower + model.code_stride) if size]
             raise ValueError(
-                f"rvqvae.data.window_size: {data.window_size} is not a multiple of the down-sampling "
+                f"rvqvae.data.{key}: {size} is not a multiple of the down-sampling "
                 f"stride_t**down_t = {model.code_stride}; use {' or '.join(fits)}"
             )
         if (data.mean_file is None) != (data.std_file is None):

@@ -10,7 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from ds_rvqvae.data.clips import Clip, ClipError, Reader, frame_rate, load_npz, matrix, no_file, npz_keys, visible_files
+from ds_rvqvae.data.clips import (
+    ClipError,
+    Reader,
+    Take,
+    file_size,
+    frame_rate,
+    load_npz,
+    matrix,
+    no_file,
+    npz_keys,
+    visible_files,
+)
 from ds_rvqvae.data.layout import NUM_EXPRESSIONS, SMPLX_JOINTS, smplx_layout
 from ds_rvqvae.data.rotations import axis_angle_to_matrix, matrix_to_rotation_6d
 from ds_rvqvae.errors import UserError
@@ -31,6 +42,7 @@ class Beat2Reader(Reader):
     """
 
     format = "BEAT2 npz"
+    key = "beat2"
     has_body_parts = True
 
     def __init__(self, path: Path, config: DataConfig):
@@ -62,21 +74,17 @@ class Beat2Reader(Reader):
     def file_of(self, name: str) -> str:
         return self._files[name].name if name in self._files else f"{name}.npz"
 
-    def read(self, name: str) -> Clip:
+    def take(self, name: str) -> Take:
         if name not in self._files:
             raise ClipError(f"{SPLIT_FILE} lists it, but {no_file(name)}")
         arrays = load_npz(self._files[name], MOTION_KEYS, FPS_KEYS)
-        layout = smplx_layout()
-        motion = self._at_wanted_rate(rotations_and_positions(arrays), layout, fps_of(arrays))
-        translation = layout[len(SMPLX_JOINTS)]
-        motion = motion.copy()
-        motion[:, translation.start : translation.stop] = translation_features(
-            motion[:, translation.start : translation.stop]
-        )
-        with np.errstate(over="ignore"):  # what does not fit float32 is found as infinite, with its frame
-            motion = motion.astype(np.float32)
+        motion = rotations_and_positions(arrays)
         split = self._split.get(name, "additional") if self._split_file else None
-        return Clip(name, motion, self.config.fps, layout, split)
+        empty = ~(arrays["poses"].any(axis=1) | arrays["trans"].any(axis=1) | arrays["expressions"].any(axis=1))
+        return Take(name, motion, fps_of(arrays), smplx_layout(), split, empty, has_positions=True)
+
+    def weight(self, name: str) -> int:
+        return file_size(self._files.get(name))
 
     def _of_speakers(self, names: list[str]) -> list[str]:
         if self.config.speakers is None:
@@ -109,24 +117,6 @@ def read_split_file(file: Path) -> dict[str, str]:
             return split
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file}: cannot be read: {error}") from None
-
-
-def translation_features(positions: np.ndarray) -> np.ndarray:
-    """Root positions in metres `[frames, 3]` to x velocity, y height and z velocity.
-
-    Velocities are metres a frame; the first frame, which has none before it, has 0.
-    """
-    features = positions.copy()
-    features[1:, [0, 2]] = np.diff(positions[:, [0, 2]], axis=0)
-    features[:1, [0, 2]] = 0
-    return features
-
-
-def translation_positions(features: np.ndarray, start: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
-    """Root positions in metres `[frames, 3]` of what `translation_features` gives; `start` is the first x and z."""
-    positions = features.astype(np.float64)
-    positions[:, [0, 2]] = np.cumsum(positions[:, [0, 2]], axis=0) - positions[:1, [0, 2]] + start
-    return positions
 
 
 def fps_of(arrays: Mapping[str, np.ndarray]) -> float:

@@ -5,12 +5,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from ds_rvqvae.data.layout import Layout, rotation_columns
 from ds_rvqvae.data.rotations import resample
+from ds_rvqvae.data.translation import translation_features
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.profile import DataConfig
 
@@ -30,10 +31,42 @@ class Clip:
     split: str | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Take:
+    """What a motion file holds, at its own frame rate."""
+
+    name: str
+    motion: np.ndarray
+    """float `[frames, columns]`. Columns of kind `translation` hold positions, where `has_positions` says so; clips
+    made of it hold velocities then."""
+    fps: float
+    layout: Layout
+    split: str | None = None
+    empty: np.ndarray | None = None
+    """bool `[frames]`: where every number of the file is zero; without it, rows of zeros in `motion` count."""
+    has_positions: bool = False
+    skeleton: dict[str, Any] | None = None
+    """`joint_names`, `parents` (-1 for the root) and `offsets` (metres) of the figure that moves, where files say."""
+    notes: tuple[str, ...] = ()
+    """What the report should say of the file, such as a unit that was guessed."""
+
+
 class LeftOut(NamedTuple):
     """A clip that is not used: its file (relative to the data), and why."""
 
     file: str
+    reason: str
+
+
+class Quarantined(NamedTuple):
+    """A file, or a span of one, that the store does not hold."""
+
+    file: str
+    """Relative to the data."""
+    rule: str
+    """A key of `rvqvae.data.rules`, or `not_finite`, `too_short`, `unreadable`, `layout`, `name`."""
+    frames: tuple[int, int] | None
+    """First frame and the one after the last, counted in the file; None: all of it."""
     reason: str
 
 
@@ -45,8 +78,12 @@ class Reader(ABC):
     """One motion format. A new format is one subclass, named in `readers.READERS`."""
 
     format: ClassVar[str]
+    key: ClassVar[str]
+    """The format's name in `rvqvae.data.format`."""
     has_body_parts: ClassVar[bool] = False
-    """Whether `rvqvae.data.body_part` selects columns of this format."""
+    """Whether the parts of `BODY_PARTS` select columns of this format."""
+    parallel: ClassVar[bool] = True
+    """Whether several processes may each open the data and read some of the clips."""
 
     def __init__(self, path: Path, config: DataConfig):
         self.path = path
@@ -70,8 +107,35 @@ class Reader(ABC):
         """What a clip's file is called in messages."""
 
     @abstractmethod
+    def take(self, name: str) -> Take:
+        """What a clip's file holds, NaN included; raises ClipError."""
+
     def read(self, name: str) -> Clip:
-        """Reads one clip at the wanted frame rate; raises ClipError."""
+        """A whole clip at the wanted frame rate, whatever `rvqvae.data.rules` says; raises ClipError."""
+        take = self.take(name)
+        check_finite(take.motion)
+        return self.clip(take, name, 0, len(take.motion))
+
+    def clip(self, take: Take, name: str, start: int, stop: int) -> Clip:
+        """Frames `start` up to `stop` of a take, at the wanted frame rate; raises ClipError."""
+        motion = take.motion[start:stop]
+        if len(motion):
+            try:
+                motion = resample(motion, rotation_columns(take.layout), take.fps, self.config.fps)
+            except ValueError as error:
+                raise ClipError(
+                    f"cannot be resampled from {take.fps:g} to {self.config.fps:g} frames a second: {error}"
+                ) from None
+        if take.has_positions:
+            motion = motion.copy()
+            for part in (part for part in take.layout if part.kind == "translation"):
+                motion[:, part.start : part.stop] = translation_features(motion[:, part.start : part.stop])
+        with np.errstate(over="ignore"):  # what does not fit float32 is found as infinite, with its frame
+            return Clip(name, motion.astype(np.float32), self.config.fps, take.layout, take.split)
+
+    def weight(self, name: str) -> int:
+        """About how many bytes have to be read for a clip; 0 where its file is not there."""
+        return 0
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray] | None:
         """The data's own mean and std, float32 `[features]` each, where it brings them."""
@@ -86,17 +150,6 @@ class Reader(ABC):
             except ClipError as error:
                 clip = LeftOut(self.file_of(name), " ".join(str(error).split()))
             yield clip
-
-    def _at_wanted_rate(self, motion: np.ndarray, layout: Layout, fps: float) -> np.ndarray:
-        check_finite(motion)
-        if not len(motion):
-            return motion  # too short for any rate, which check_clip says
-        try:
-            return resample(motion, rotation_columns(layout), fps, self.config.fps)
-        except ValueError as error:
-            raise ClipError(
-                f"cannot be resampled from {fps:g} to {self.config.fps:g} frames a second: {error}"
-            ) from None
 
 
 def check_clip(clip: Clip) -> None:
@@ -127,6 +180,14 @@ def spans(frames: np.ndarray, most: int = 4) -> str:
 def visible_files(folder: Path, suffix: str) -> list[Path]:
     """Files of a folder with a suffix, sorted, without hidden ones."""
     return sorted(file for file in folder.glob(f"*{suffix}") if not file.name.startswith("."))
+
+
+def file_size(file: Path | None) -> int:
+    """Bytes of a file; 0 where there is none."""
+    try:
+        return 0 if file is None else file.stat().st_size
+    except OSError:
+        return 0
 
 
 def no_file(name: str) -> str:

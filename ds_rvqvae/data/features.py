@@ -8,7 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from ds_rvqvae.data.clips import Clip, ClipError, Reader, load_npy, matrix, no_file, refuse_speakers, visible_files
+from ds_rvqvae.data.clips import (
+    ClipError,
+    Reader,
+    Take,
+    file_size,
+    load_npy,
+    matrix,
+    no_file,
+    refuse_speakers,
+    visible_files,
+)
 from ds_rvqvae.data.layout import feature_layout
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.profile import DataConfig
@@ -25,6 +35,7 @@ class FeatureFolderReader(Reader):
     """
 
     format = ".npy feature matrices"
+    key = "features"
 
     def __init__(self, path: Path, config: DataConfig):
         super().__init__(path, config)
@@ -50,17 +61,18 @@ class FeatureFolderReader(Reader):
     def file_of(self, name: str) -> str:
         return self._files[name].name if name in self._files else f"{name}.npy"
 
-    def read(self, name: str) -> Clip:
+    def take(self, name: str) -> Take:
         if name not in self._files:
             raise ClipError(f"{self._split[name]}.txt lists it, but {no_file(name)}")
-        values = matrix(load_npy(self._files[name]), "the matrix", self._usual_width())
-        with np.errstate(over="ignore"):
-            motion = values.astype(np.float32)
+        motion = matrix(load_npy(self._files[name]), "the matrix", self._usual_width())
         split = None
         if self._lists:
             unlisted = "val" if [file.name for file in self._lists] == ["train.txt"] else "additional"
             split = self._split.get(name, unlisted)
-        return Clip(name, motion, self.config.fps, feature_layout(motion.shape[1]), split)
+        return Take(name, motion, self.config.fps, feature_layout(motion.shape[1]), split)
+
+    def weight(self, name: str) -> int:
+        return file_size(self._files.get(name))
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray] | None:
         files = [self._beside(name) for name in STATISTICS]

@@ -1,7 +1,9 @@
 """What the columns of a feature matrix mean, and which of them a body part takes."""
 
+import difflib
+import fnmatch
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -9,7 +11,8 @@ import numpy as np
 
 from ds_rvqvae.errors import UserError
 
-Kind = Literal["rotation_6d", "translation", "expression", "feature"]
+Kind = Literal["rotation_6d", "translation", "position", "expression", "feature"]
+"""`translation` is x velocity, height and z velocity (metres, metres a frame); `position` is a place in metres."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,9 @@ SMPLX_PARENTS = (
 )
 """Index of each joint's parent; the pelvis has none."""
 
+SMPLH_JOINTS = tuple(name for name in SMPLX_JOINTS if name not in ("jaw", "left_eye", "right_eye"))
+"""SMPL-H's 52 joints in its order: SMPL-X's without the face."""
+
 TRANSLATION, EXPRESSIONS, NUM_EXPRESSIONS = "translation", "expressions", 100
 
 _UPPER = (3, 6, 9, *range(12, 22))
@@ -64,13 +70,14 @@ BODY_PART_CHANNELS: dict[str, tuple[str, ...]] = {
 
 def smplx_layout() -> Layout:
     """55 joints as 6D, root translation (x velocity, y height, z velocity), 100 expressions: 433 columns."""
-    joints = [Channels(name, "rotation_6d", 6 * index, 6 * index + 6) for index, name in enumerate(SMPLX_JOINTS)]
-    start = joints[-1].stop
-    return (
-        *joints,
-        Channels(TRANSLATION, "translation", start, start + 3),
-        Channels(EXPRESSIONS, "expression", start + 3, start + 3 + NUM_EXPRESSIONS),
-    )
+    body = joint_layout(SMPLX_JOINTS, "translation")
+    return (*body, Channels(EXPRESSIONS, "expression", body[-1].stop, body[-1].stop + NUM_EXPRESSIONS))
+
+
+def joint_layout(joints: Sequence[str], root: Kind) -> Layout:
+    """Joints as 6D, then the root's `translation`, of kind `translation` or `position`."""
+    parts = [Channels(name, "rotation_6d", 6 * index, 6 * index + 6) for index, name in enumerate(joints)]
+    return (*parts, Channels(TRANSLATION, root, 6 * len(joints), 6 * len(joints) + 3))
 
 
 def feature_layout(width: int) -> Layout:
@@ -84,27 +91,58 @@ def rotation_columns(layout: Layout) -> np.ndarray:
     return np.asarray(starts, np.int64).reshape(-1, 1) + np.arange(6)
 
 
-def select_columns(layout: Layout, body_part: str) -> tuple[np.ndarray, Layout]:
+def select_columns(
+    layout: Layout, body_part: str, own_parts: Mapping[str, Sequence[str | int]] | None = None
+) -> tuple[np.ndarray, Layout]:
     """The columns of a body part, int64, and their own layout, renumbered from 0.
 
-    Data that do not have SMPL-X's body joints by name give all their columns.
+    Data that do not have SMPL-X's body joints by name give all their columns, unless `own_parts` has the part.
+
+    Args:
+        own_parts: `rvqvae.data.body_parts`; they come before the parts of the same name that SMPL-X data have.
 
     Raises:
-        UserError: SMPL-X data without a channel that the body part needs.
+        UserError: data without a channel that the body part needs.
     """
-    there = {channels.name: channels for channels in layout}
-    wanted = BODY_PART_CHANNELS[body_part]
-    if not there.keys() >= set(SMPLX_JOINTS[:22]):
-        wanted = tuple(there)
+    if own_parts and body_part in own_parts:
+        return take_channels(layout, _own_part(layout, body_part, own_parts[body_part]))
+    there = {channels.name for channels in layout}
+    wanted = BODY_PART_CHANNELS.get(body_part, ())
+    if not there >= set(SMPLX_JOINTS[:22]):
+        wanted = tuple(channels.name for channels in layout)
     missing = [name for name in wanted if name not in there]
-    if missing:
-        raise UserError(f"rvqvae.data.body_part: {body_part} needs {missing[0]}, which these data do not have")
+    if missing or not wanted:
+        needs = f"needs {missing[0]}, which these data do not have" if missing else "is not known"
+        raise UserError(f"rvqvae.data.body_part: {body_part} {needs}")
+    return take_channels(layout, wanted)
+
+
+def take_channels(layout: Layout, names: Sequence[str]) -> tuple[np.ndarray, Layout]:
+    """Columns of the channels called `names`, in that order, and their own layout; raises KeyError."""
+    there = {channels.name: channels for channels in layout}
     columns, selected, width = [], [], 0
-    for channels in (there[name] for name in wanted):
+    for channels in (there[name] for name in names):
         columns.extend(range(channels.start, channels.stop))
         selected.append(Channels(channels.name, channels.kind, width, width + channels.width))
         width += channels.width
     return np.asarray(columns, np.int64), tuple(selected)
+
+
+def _own_part(layout: Layout, body_part: str, joints: Sequence[str | int]) -> list[str]:
+    """The channels that a part's joints name, each once, in the order given."""
+    names = [channels.name for channels in layout]
+    found: dict[str, None] = {}
+    for joint in joints:
+        if isinstance(joint, int):
+            matches = [names[joint]] if 0 <= joint < len(names) else []
+        else:
+            matches = [joint] if joint in names else fnmatch.filter(names, joint)
+        if not matches:
+            near = difflib.get_close_matches(str(joint), names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names[:8])}, …; 0 to {len(names) - 1}"
+            raise UserError(f"rvqvae.data.body_parts.{body_part}: these data have no joint {joint}; {hint}")
+        found |= dict.fromkeys(matches)
+    return list(found)
 
 
 def check_disjoint(body_parts: Sequence[str]) -> None:

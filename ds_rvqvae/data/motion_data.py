@@ -23,6 +23,7 @@ class MotionData:
         store: the packed store, with all columns.
         in_features: columns in use, C below.
         layout: what they mean, numbered from 0.
+        body_part: the part whose columns they are; None where all columns are in use.
         fps: frames a second.
         mean, std: float32 `[C]`; motion is normalised as `(motion - mean) / std`, std being at least `std_floor`.
     """
@@ -33,8 +34,10 @@ class MotionData:
         self.fps = store.fps
         columns: np.ndarray = np.arange(len(store.mean))
         self.layout: Layout = store.layout
-        if store.has_body_parts:
-            columns, self.layout = select_columns(store.layout, config.body_part)
+        self.body_part: str | None = None
+        if store.has_body_parts or config.body_part in (config.body_parts or ()):
+            columns, self.layout = select_columns(store.layout, config.body_part, config.body_parts)
+            self.body_part = config.body_part
         self._columns = columns
         self.in_features = len(columns)
         self.mean, std = self._statistics()

@@ -12,12 +12,11 @@ from ds_rvqvae.data.beat2 import (
     Beat2Reader,
     fps_of,
     rotations_and_positions,
-    translation_positions,
 )
 from ds_rvqvae.data.clips import (
-    Clip,
     ClipError,
     Reader,
+    Take,
     check_finite,
     load_npy,
     load_npz,
@@ -40,6 +39,7 @@ from ds_rvqvae.data.layout import (
 from ds_rvqvae.data.packed import PackedReader
 from ds_rvqvae.data.readers import open_reader
 from ds_rvqvae.data.rotations import DECIMATION_TOLERANCE, matrix_to_axis_angle, resample, rotation_6d_to_matrix
+from ds_rvqvae.data.translation import translation_positions
 from ds_rvqvae.profile import DataConfig
 
 BEAT2, FEATURES, PACKED = "beat2", "features", "packed"
@@ -49,6 +49,7 @@ class FeatureFileReader(Reader):
     """One `.npy` matrix `[frames, features]`, taken to be at `rvqvae.data.fps`."""
 
     format = FeatureFolderReader.format
+    key = FeatureFolderReader.key
 
     @classmethod
     def matches(cls, path: Path) -> bool:
@@ -63,10 +64,9 @@ class FeatureFileReader(Reader):
     def file_of(self, name: str) -> str:
         return self.path.name
 
-    def read(self, name: str) -> Clip:
-        with np.errstate(over="ignore"):
-            motion = matrix(load_npy(self.path), "the matrix").astype(np.float32)
-        return Clip(name, motion, self.config.fps, feature_layout(motion.shape[1]))
+    def take(self, name: str) -> Take:
+        motion = matrix(load_npy(self.path), "the matrix")
+        return Take(name, motion, self.config.fps, feature_layout(motion.shape[1]))
 
 
 FORMATS: dict[type[Reader], str] = {Beat2Reader: BEAT2, PackedReader: PACKED, FeatureFileReader: FEATURES}

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ds_rvqvae.data.clips import Clip, ClipError, Reader, frame_rate, load_npz, matrix, npz_keys, refuse_speakers
+from ds_rvqvae.data.clips import ClipError, Reader, Take, frame_rate, load_npz, matrix, npz_keys, refuse_speakers
 from ds_rvqvae.data.layout import Layout, feature_layout, layout_from_json
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.profile import DataConfig
@@ -20,6 +20,8 @@ class PackedReader(Reader):
     """One packed npz. It is read whole, once its clips are asked for: an npz cannot be memory-mapped."""
 
     format = "packed npz"
+    key = "packed"
+    parallel = False
 
     def __init__(self, path: Path, config: DataConfig):
         super().__init__(path, config)
@@ -38,13 +40,14 @@ class PackedReader(Reader):
     def file_of(self, name: str) -> str:
         return f"{self.path.name}: {name}"
 
-    def read(self, name: str) -> Clip:
+    def take(self, name: str) -> Take:
         content = self._content
         index = content.names.index(name)
-        rows = content.motion[content.starts[index] : content.starts[index + 1]]
-        with np.errstate(over="ignore"):
-            motion = self._at_wanted_rate(rows.astype(np.float32), content.layout, content.fps)
-        return Clip(name, motion, self.config.fps, content.layout, content.split[index] if content.split else None)
+        motion = content.motion[content.starts[index] : content.starts[index + 1]]
+        return Take(name, motion, content.fps, content.layout, content.split[index] if content.split else None)
+
+    def weight(self, name: str) -> int:
+        return self.path.stat().st_size // len(self._content.names)
 
     @cached_property
     def _content(self) -> "_Content":

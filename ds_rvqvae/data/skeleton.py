@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ds_rvqvae.data.beat2 import translation_positions
 from ds_rvqvae.data.clips import ClipError, load_npz
 from ds_rvqvae.data.layout import SMPLX_JOINTS, SMPLX_PARENTS, Layout
 from ds_rvqvae.data.rotations import rotation_6d_to_matrix
+from ds_rvqvae.data.translation import translation_positions
 from ds_rvqvae.errors import UserError
 
 _LONGEST_BONE = 10.0

@@ -24,7 +24,7 @@ def motion_state(data: MotionData, config: ModelConfig) -> dict[str, Any]:
         "std": torch.from_numpy(data.std),
         "layout": layout_to_json(data.layout),
         "fps": data.fps,
-        "body_part": data.config.body_part if data.store.has_body_parts else None,
+        "body_part": data.body_part,
         "model": config.model_dump(mode="json"),
     }
 
