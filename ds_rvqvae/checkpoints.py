@@ -64,11 +64,7 @@ def candidates(folder: Path) -> list[Path]:
 
 def digest_of(file: Path) -> dict[str, Any]:
     """A file's entry in the manifest."""
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        while block := content.read(1 << 20):
-            digest.update(block)
-    return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
+    return {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
 
 
 def seal(manifest: dict[str, Any]) -> dict[str, Any]:

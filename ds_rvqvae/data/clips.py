@@ -1,15 +1,18 @@
 """A clip of motion, and what every reader of motion files has in common."""
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from ds_rvqvae.data import numpy_files
 from ds_rvqvae.data.layout import Layout, rotation_columns
+from ds_rvqvae.data.numpy_files import LARGEST, Header, Refused, open_npz, read_npy
 from ds_rvqvae.data.rotations import resample
 from ds_rvqvae.data.translation import translation_features
 from ds_rvqvae.errors import UserError
@@ -84,10 +87,14 @@ class Reader(ABC):
     """Whether the parts of `BODY_PARTS` select columns of this format."""
     parallel: ClassVar[bool] = True
     """Whether several processes may each open the data and read some of the clips."""
+    certain: ClassVar[bool] = False
+    """Whether `matches` leaves no doubt, whatever else lies in the folder."""
 
     def __init__(self, path: Path, config: DataConfig):
         self.path = path
         self.config = config
+        self.notes: tuple[str, ...] = ()
+        """What the report should say of the data, such as other files there that are not read."""
 
     @classmethod
     @abstractmethod
@@ -195,6 +202,38 @@ def no_file(name: str) -> str:
     return "there is no such file" if Path(name).name == name else "the name leads out of the folder"
 
 
+def files_below(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """Files in a folder and below it by their clips' names: the path without suffix, as `01/01_01`.
+
+    Where two files differ in nothing but the suffix, the second keeps it. Hidden files and folders are passed over; a
+    folder that links lead to more than once is searched once.
+
+    Raises:
+        UserError: a folder that cannot be read.
+    """
+    found: dict[str, Path] = {}
+    for file in sorted(_search(folder, tuple(suffixes))):
+        relative = file.relative_to(folder)
+        name = relative.with_suffix("").as_posix()
+        found[relative.as_posix() if name in found else name] = file
+    return found
+
+
+def _search(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+    seen: set[str] = set()
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read: {error.strerror or error}") from None
+
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = sorted(name for name in folders if not name.startswith(".")) if real not in seen else []
+        if real not in seen:
+            wanted = (name for name in files if not name.startswith(".") and name.lower().endswith(suffixes))
+            yield from (Path(place, name) for name in wanted)
+        seen.add(real)
+
+
 @contextmanager
 def _readable() -> Iterator[None]:
     """Turns what numpy raises on a damaged file into a ClipError."""
@@ -202,59 +241,78 @@ def _readable() -> Iterator[None]:
         yield
     except ClipError:
         raise
+    except Refused as error:
+        raise ClipError(str(error)) from None
     except OSError as error:
         raise ClipError(f"cannot be read: {error.strerror or error}") from None
     except Exception as error:  # zipfile, zlib and numpy raise a dozen unrelated types
-        if "pickle" in str(error):
-            raise ClipError("no NumPy file of plain arrays; pickled Python objects are never loaded") from None
-        raise ClipError(f"damaged or cut short: {error}") from None
+        raise ClipError(f"damaged or cut short: {str(error)[:200]}") from None
 
 
 def load_npy(file: Path) -> np.ndarray:
     """The array of a `.npy` file; raises ClipError."""
     with _readable():
-        array = np.load(file, allow_pickle=False)
-        if not isinstance(array, np.ndarray):
-            raise ClipError("an npz archive under the name of a single array")
-        return array
+        return read_npy(file)
 
 
-def load_npz(file: Path, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
+def load_npz(
+    file: Path, required: Sequence[str], optional: Sequence[str] = (), largest: int = LARGEST
+) -> dict[str, np.ndarray]:
     """The named arrays of an npz, as far as they are there; other keys are not touched.
+
+    Args:
+        largest: bytes that an array may take.
 
     Raises:
         ClipError: unreadable, or without one of the `required` keys.
     """
-    with _readable(), _open_npz(file) as archive:
+    with _readable(), open_npz(file) as archive:
         for key in required:
-            if key not in archive.files:
-                raise ClipError(missing_key(archive.files, key))
-        return {key: archive[key] for key in (*required, *optional) if key in archive.files}
+            if key not in archive.keys:
+                raise ClipError(missing_key(archive.keys, key))
+        return {key: archive.read(key, largest) for key in (*required, *optional) if key in archive.keys}
 
 
 def npz_keys(file: Path) -> list[str]:
     """The keys of an npz; raises ClipError."""
-    with _readable(), _open_npz(file) as archive:
-        return archive.files
+    with _readable(), open_npz(file) as archive:
+        return archive.keys
 
 
-def _open_npz(file: Path) -> np.lib.npyio.NpzFile:
-    archive = np.load(file, allow_pickle=False)
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise ClipError("a single array under the name of an npz archive")
-    return archive
+def npy_header(file: Path) -> Header:
+    """Shape and dtype of a `.npy` file, without its numbers; raises ClipError."""
+    with _readable():
+        return numpy_files.npy_header(file)
+
+
+def npz_headers(file: Path) -> dict[str, Header]:
+    """Shapes and dtypes of an npz's arrays, without their numbers; raises ClipError."""
+    with _readable(), open_npz(file) as archive:
+        return {key: archive.header(key) for key in archive.keys}
+
+
+def npz_samples(files: Iterable[Path], most: int = 16) -> Iterator[list[str]]:
+    """The keys of each of the first npz files that can be read, to tell what a folder holds."""
+    found = 0
+    for file in files:
+        with suppress(ClipError):
+            keys = npz_keys(file)
+            yield keys
+            found += 1
+        if found == most:
+            return
 
 
 def missing_key(keys: Sequence[str], key: str) -> str:
     """Says that a key is missing, and which there are."""
     more = f" and {len(keys) - 12} more" if len(keys) > 12 else ""
-    return f"no key {key}; it has {', '.join(keys[:12]) or 'none'}{more}"
+    return f"no key {key}; it has {', '.join(name[:40] for name in keys[:12]) or 'none'}{more}"
 
 
 def matrix(values: np.ndarray, what: str, width: int | None = None) -> np.ndarray:
     """`values`, where they are real numbers of shape `[frames, width]`; raises ClipError."""
     if values.dtype.kind not in "fiu":
-        raise ClipError(f"{what} holds {values.dtype}, not numbers")
+        raise ClipError(f"{what} holds {str(values.dtype)[:40]}, not numbers")
     if values.ndim != 2 or width not in (None, values.shape[1]):
         raise ClipError(f"{what} has shape {list(values.shape)}, not [frames, {width or 'features'}]")
     if not values.size:

@@ -1,30 +1,47 @@
-"""Motion files into a packed store: streamed clip by clip, built once, by one process."""
+"""Motion files into a packed store: built once, by one process at a time, whole or not there."""
 
 import hashlib
 import json
 import os
+import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
-import numpy as np
-from filelock import FileLock
-from tqdm import tqdm
+from filelock import FileLock, Timeout
 
-from ds_rvqvae.data.clips import Clip, LeftOut, Reader
+from ds_rvqvae.data.assembly import assemble, quarantine_of
+from ds_rvqvae.data.clips import Quarantined, Reader
 from ds_rvqvae.data.layout import Layout
+from ds_rvqvae.data.packing import Packed, PackerKilled, first_layout, pack_all
 from ds_rvqvae.data.readers import open_reader
-from ds_rvqvae.data.splits import ClipLength, Segment, split_clips
-from ds_rvqvae.data.statistics import RunningStatistics
-from ds_rvqvae.data.store import FRAMES, MEAN, STD, TABLE, VERSION, Store, is_store, open_store, write_table
+from ds_rvqvae.data.shards import ShardFacts, plan_shards, shard_files
+from ds_rvqvae.data.store import (
+    SHARDS,
+    VERSION,
+    Store,
+    holds_only_a_store,
+    is_store,
+    open_store,
+    write_json,
+)
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.profile import DataConfig
 
-_BUILDING = ".building-"
+_BUILDING, _PLAN, _NEW = ".building", "plan.json", "new"
+_SETTINGS = ("format", "fps", "split", "speakers", "metres_per_unit", "up_axis", "store_dtype", "rules")
+"""Keys of `rvqvae.data` that a store depends on."""
+
+
+class Prepared(NamedTuple):
+    """A store, and what making it took."""
+
+    store: Store
+    packed: Packed | None
+    """None where the store was there already."""
 
 
 def cache_folder() -> Path:
@@ -43,40 +60,68 @@ def prepare_store(config: DataConfig, out: Path | None = None, progress: bool = 
     Raises:
         UserError: no usable clip, or the store cannot be written. Clips left out singly are in `Store.left_out`.
     """
+    return prepare(config, out, progress=progress).store
+
+
+def prepare(
+    config: DataConfig,
+    out: Path | None = None,
+    *,
+    append: bool = False,
+    strict: bool = False,
+    workers: int | None = None,
+    progress: bool = False,
+) -> Prepared:
+    """As `prepare_store`, with what it took.
+
+    Args:
+        append: add the clips that the store at `out` does not have, by name, to it.
+        strict: leave nothing out: the first file or span that a rule finds is an error.
+        workers: processes that pack; None: one a core that this one may use.
+    """
     if config.path is None:
         raise UserError(
             "no motion to read: give --data_path, or set DS_RVQVAE_DATA, or try --demo, which makes its own"
         )
     path = Path(config.path).expanduser()
     if is_store(path):
-        return _prepared(path, config)
+        if out is not None:
+            raise UserError(f"{path}: is a prepared store already; name the motion files that it was made of")
+        return Prepared(_as_asked(path, config), None)
     reader = open_reader(path, config)
-    settings = {"fps": config.fps, "split": config.split, "speakers": config.speakers}
-    fingerprint = _fingerprint(reader, settings)
+    job = _Job(reader, strict, workers or len(os.sched_getaffinity(0)), progress)
     try:
-        folder = _cached_folder(path, settings, fingerprint) if out is None else Path(out)
-        if not _may_replace(folder):
-            raise UserError(f"{folder}: exists and is no store; name a new folder")
-        store = _matching(folder, fingerprint)
-        if store is None:
-            with _locked(folder):
-                store = _matching(folder, fingerprint)  # another process may just have built it
-                if store is None:
-                    _build(reader, folder, settings, fingerprint, progress)
-                    store = open_store(folder)
-                    if out is None:
-                        _remove_outdated(folder)
+        if append:
+            assert out is not None
+            with _locked(out):
+                return _append(job, out)
+        return _build_once(job, path, out)
     except OSError as error:
         where = out or f"{cache_folder()} (DS_RVQVAE_CACHE moves it)"
         raise UserError(f"the packed store cannot be written to {where}: {error.strerror or error}") from None
-    return store
 
 
-def _prepared(path: Path, config: DataConfig) -> Store:
+class _Job:
+    """What is to be packed, and how."""
+
+    def __init__(self, reader: Reader, strict: bool, workers: int, progress: bool):
+        self.reader, self.strict, self.workers, self.progress = reader, strict, workers, progress
+        self.settings = settings_of(reader.config)
+        self.fingerprint = _fingerprint(reader, self.settings)
+
+
+def settings_of(config: DataConfig) -> dict[str, Any]:
+    """The settings that a store depends on, as JSON objects."""
+    return config.model_dump(mode="json", include=set(_SETTINGS))
+
+
+def _as_asked(path: Path, config: DataConfig) -> Store:
     """A store given as the data, which must have been made with the settings now asked for."""
     store = open_store(path)
-    for key, asked, default in (("split", config.split, "auto"), ("speakers", config.speakers, None)):
-        if asked not in (default, store.settings.get(key)):
+    defaults = settings_of(DataConfig())
+    for key, asked in settings_of(config).items():
+        # `fps` is checked where it is used, against the tokenizer's or the run's.
+        if key != "fps" and asked not in (defaults[key], store.settings.get(key)):
             raise UserError(
                 f"rvqvae.data.{key}: {path} was prepared with {json.dumps(store.settings.get(key))}, not "
                 f"{json.dumps(asked)}; prepare it again from the motion files"
@@ -106,24 +151,30 @@ def _may_replace(folder: Path) -> bool:
     """Whether there is nothing in the way but an earlier store."""
     if not folder.is_dir():
         return not folder.exists()
-    files = {file.name for file in folder.iterdir()}
-    return not files or (TABLE in files and files <= {TABLE, FRAMES, MEAN, STD})
+    return not any(folder.iterdir()) or holds_only_a_store(folder)
 
 
 def _remove_outdated(folder: Path) -> None:
     """Frees the space of earlier stores of the same data and settings; a process that has one mapped keeps it."""
-    for other in folder.parent.glob(f"{escape(folder.name.rpartition('-')[0])}-*"):
+    family = escape(folder.name.rpartition("-")[0])
+    for other in folder.parent.glob(f"{family}-*"):
         if other != folder and is_store(other):
             shutil.rmtree(other, ignore_errors=True)
+    for unfinished in folder.parent.glob(f".{family}-*{_BUILDING}"):
+        try:
+            with _locked(folder.parent / unfinished.name[1 : -len(_BUILDING)], timeout=0):
+                shutil.rmtree(unfinished, ignore_errors=True)
+        except Timeout:  # somebody is at it
+            continue
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, timeout: float = -1) -> Iterator[None]:
     """One process at a time; the lock lies in the cache, so that nothing stays beside the store."""
     locks = cache_folder() / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]
-    with FileLock(locks / f"{name}.lock"):
+    with FileLock(locks / f"{name}.lock", timeout=timeout):
         yield
 
 
@@ -137,115 +188,157 @@ def _matching(folder: Path, fingerprint: str) -> Store | None:
     return store if store.fingerprint == fingerprint else None
 
 
-def _build(reader: Reader, folder: Path, settings: dict[str, Any], fingerprint: str, progress: bool) -> None:
-    """Builds beside the final place and renames, so that a store is whole or not there. The caller holds the lock."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for abandoned in folder.parent.glob(f".{escape(folder.name)}{_BUILDING}*"):
-        shutil.rmtree(abandoned, ignore_errors=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}{_BUILDING}", dir=folder.parent))
+def _build_once(job: _Job, path: Path, out: Path | None) -> Prepared:
+    folder = _cached_folder(path, job.settings, job.fingerprint) if out is None else Path(out)
+    if not _may_replace(folder):
+        raise UserError(f"{folder}: exists and is no store; name a new folder")
+    store, packed = _matching(folder, job.fingerprint), None
+    if store is None:
+        with _locked(folder):
+            store = _matching(folder, job.fingerprint)  # another process may just have built it
+            if store is None:
+                _keep_what_was_appended(folder)
+                packed = _build(job, folder)
+                store = open_store(folder)
+                if out is None:
+                    _remove_outdated(folder)
+    if job.strict and packed is None:
+        _refuse_quarantine(job, [Quarantined(**entry) for entry in store.report()["quarantine"]])
+    return Prepared(store, packed)
+
+
+def _keep_what_was_appended(folder: Path) -> None:
+    """Raises UserError where replacing a store would lose clips of other data."""
     try:
-        content = building / "new"
-        content.mkdir()
-        _write(reader, content, settings, fingerprint, progress)
-        if folder.exists():
-            folder.rename(building / "old")
-        content.rename(folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def _write(reader: Reader, folder: Path, settings: dict[str, Any], fingerprint: str, progress: bool) -> None:
-    packed = _Packer(reader)
-    with (folder / FRAMES).open("wb") as file:
-        packed.write(file, progress)
-        os.fsync(file.fileno())
-    segments = split_clips(packed.clips, settings["split"])
-    frames = np.load(folder / FRAMES, mmap_mode="r", allow_pickle=False)
-    mean, std = reader.statistics() or _statistics(frames, packed, segments)
-    if mean.shape != std.shape or mean.shape != frames.shape[1:]:
+        sources = open_store(folder).sources
+    except UserError:  # none, damaged, or of another version: nothing to lose
+        return
+    if len(sources) > 1:
         raise UserError(
-            f"{reader.path}: Mean.npy and Std.npy have {mean.size} and {std.size} columns, the motion {frames.shape[1]}"
+            f"{folder}: holds clips of {len(sources)} data sets ({', '.join(sources[:3])}); add to it with --append, "
+            "or name a new folder"
         )
-    np.save(folder / MEAN, mean)
-    np.save(folder / STD, std)
-    write_table(
-        folder,
-        layout=packed.layout,
-        fps=reader.config.fps,
-        clips=[(clip.name, stop) for clip, stop in zip(packed.clips, packed.stops, strict=True)],
-        segments=segments,
-        has_body_parts=reader.has_body_parts,
-        left_out=packed.left_out,
-        settings=settings,
-        fingerprint=fingerprint,
-    )
 
 
-def _statistics(frames: np.ndarray, packed: "_Packer", segments: list[Segment]) -> tuple[np.ndarray, np.ndarray]:
-    """Of the training split, or of all frames where nothing trains (a test set to be scored)."""
-    first_rows = {clip.name: stop - clip.frames for clip, stop in zip(packed.clips, packed.stops, strict=True)}
-    running = RunningStatistics(frames.shape[1])
-    for segment in [segment for segment in segments if segment.split == "train"] or segments:
-        first = first_rows[segment.name]
-        running.add(frames[first + segment.start : first + segment.stop])
-    return running.mean_and_std()
+def _build(job: _Job, folder: Path) -> Packed:
+    """Builds beside the final place and renames. The caller holds the lock; what a kill leaves is gone on from."""
+    building = _building_folder(folder, job.fingerprint)
+    new = building / _NEW
+    names, refused = _usable_names(job.reader, set())
+    if not names:
+        raise UserError(f"{job.reader.path}: holds no clips ({job.reader.format})")
+    with _removed_after_refusal(building):
+        layout = first_layout(job.reader, names)
+        packed = _pack(job, building, layout, names, refused, 0)
+        if not any(facts.rows for facts in packed.facts):
+            raise UserError(_nothing_left(job.reader, quarantine_of(packed.facts)))
+        assemble(new, job.reader, layout, packed.facts, job.settings, job.fingerprint, [str(job.reader.path)])
+    if folder.exists():
+        folder.rename(building / "old")
+    new.rename(folder)
+    shutil.rmtree(building, ignore_errors=True)
+    return packed
 
 
-class _Packer:
-    """Appends clips to `frames.npy` as they are read, and notes what went in and what did not."""
+def _append(job: _Job, folder: Path) -> Prepared:
+    """Adds clips to a store: their shards first, then the table that names them. The caller holds the lock."""
+    store = open_store(folder)
+    for key, value in job.settings.items():
+        if key != "format" and store.settings.get(key) != value:
+            raise UserError(
+                f"{folder}: was prepared with rvqvae.data.{key} {json.dumps(store.settings.get(key))}, not "
+                f"{json.dumps(value)}; append with the same"
+            )
+    there = [ShardFacts.read(shard_files(folder / SHARDS, index)[1]) for index in range(store.num_parts)]
+    fingerprint = hashlib.sha256(f"{store.fingerprint} {job.fingerprint}".encode()).hexdigest()
+    building = _building_folder(folder, fingerprint)
+    names, refused = _usable_names(job.reader, {_whole_name(name) for name in store.clip_names})
+    with _removed_after_refusal(building):
+        packed = _pack(job, building, store.layout, names, refused, store.num_parts)
+    if not any(facts.rows for facts in packed.facts):
+        shutil.rmtree(building, ignore_errors=True)
+        return Prepared(store, packed)
+    for file in sorted((building / _NEW / SHARDS).iterdir()):
+        shutil.copyfile(file, folder / SHARDS / file.name)  # a kill here leaves all that is needed to begin again
+    source = str(job.reader.path)
+    sources = store.sources if source in store.sources else [*store.sources, source]
+    facts = [*there, *packed.facts]
+    assemble(folder, job.reader, store.layout, facts, store.settings, fingerprint, sources)
+    shutil.rmtree(building, ignore_errors=True)
+    return Prepared(open_store(folder), packed)
 
-    def __init__(self, reader: Reader):
-        self._reader = reader
-        self.clips: list[ClipLength] = []
-        self.stops: list[int] = []
-        self.left_out: list[LeftOut] = []
-        self.layout: Layout = ()
 
-    def write(self, file: BinaryIO, progress: bool) -> None:
-        """Writes a whole `.npy` file; raises UserError where no clip is left."""
-        names = self._reader.clip_names()
-        if not names:
-            raise UserError(f"{self._reader.path}: holds no clips ({self._reader.format})")
-        seen: set[str] = set()
-        bar = tqdm(
-            zip(names, self._reader.clips(), strict=True),
-            desc="preparing motion",
-            total=len(names),
-            unit="clip",
-            disable=False if progress else None,
-        )
-        for name, clip in bar:
-            reason = self._refusal(clip, seen)
-            if reason:
-                self.left_out.append(LeftOut(self._reader.file_of(name), reason))
-                continue
-            seen.add(clip.name)
-            self._append(file, clip)
-        if not self.clips:
-            file_name, reason = self.left_out[0]
-            more = f" (and {len(self.left_out) - 1} more left out)" if len(self.left_out) > 1 else ""
-            raise UserError(f"{self._reader.path}: no usable clip; {file_name}: {reason}{more}")
-        self._write_header(file)
+def _building_folder(folder: Path, fingerprint: str) -> Path:
+    """Where a store is built, beside its place; what was built there of other data or settings is removed."""
+    building = folder.parent / f".{folder.name}{_BUILDING}"
+    plan = {"fingerprint": fingerprint}
+    try:
+        found = json.loads((building / _PLAN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if found != plan:
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+        write_json(building / _PLAN, plan)
+    shutil.rmtree(building / "old", ignore_errors=True)
+    return building
 
-    def _refusal(self, clip: Clip | LeftOut, seen: set[str]) -> str | None:
-        if isinstance(clip, LeftOut):
-            return clip.reason
-        if clip.name in seen:
-            return "the name stands twice; the first is kept"
-        if self.layout and clip.layout != self.layout:
-            return f"its {clip.motion.shape[1]} columns are not laid out as those of the clips before it"
-        return None
 
-    def _append(self, file: BinaryIO, clip: Clip) -> None:
-        if not self.clips:
-            self.layout = clip.layout
-            self._write_header(file)
-        np.ascontiguousarray(clip.motion, np.float32).tofile(file)
-        self.stops.append((self.stops[-1] if self.stops else 0) + len(clip.motion))
-        self.clips.append(ClipLength(clip.name, len(clip.motion), clip.split))
+@contextmanager
+def _removed_after_refusal(building: Path) -> Iterator[None]:
+    """Data that are refused leave nothing behind; what a full disk or a kill stops is gone on from."""
+    try:
+        yield
+    except PackerKilled:
+        raise
+    except UserError:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
 
-    def _write_header(self, file: BinaryIO) -> None:
-        """Numpy pads the header so that it keeps its length while the first axis grows."""
-        shape = (self.stops[-1] if self.stops else 0, self.layout[-1].stop)
-        file.seek(0)
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+
+def _usable_names(reader: Reader, known: set[str]) -> tuple[list[str], list[Quarantined]]:
+    """Clips to pack, without those that a store has, and those refused for a name that stands twice."""
+    names: dict[str, None] = {}
+    refused = []
+    every = reader.clip_names()
+    wholes = set(every)
+    for name in every:
+        if name in names:
+            reason = "the name stands twice; the first is kept"
+            refused.append(Quarantined(reader.file_of(name), "name", None, reason))
+        elif _whole_name(name) != name and _whole_name(name) in wholes:
+            reason = f"its name is that of a piece of {_whole_name(name)}"
+            refused.append(Quarantined(reader.file_of(name), "name", None, reason))
+        elif _whole_name(name) not in known:
+            names[name] = None
+    return list(names), refused
+
+
+def _pack(
+    job: _Job, building: Path, layout: Layout, names: list[str], refused: list[Quarantined], first: int
+) -> Packed:
+    plans = plan_shards(names, [job.reader.weight(name) for name in names], first)
+    if plans:
+        plans[0] = plans[0]._replace(refused=refused)
+    packed = pack_all(job.reader, plans, layout, building / _NEW / SHARDS, job.workers, job.progress)
+    if job.strict:
+        _refuse_quarantine(job, quarantine_of(packed.facts))
+    return packed
+
+
+def _refuse_quarantine(job: _Job, quarantined: list[Quarantined]) -> None:
+    if quarantined:
+        first = quarantined[0]
+        more = f" (and {len(quarantined) - 1} more)" if len(quarantined) > 1 else ""
+        raise UserError(f"{job.reader.path}: --strict: {first.file}: {first.reason}{more}")
+
+
+def _nothing_left(reader: Reader, quarantined: list[Quarantined]) -> str:
+    first = quarantined[0]
+    more = f" (and {len(quarantined) - 1} more left out)" if len(quarantined) > 1 else ""
+    return f"{reader.path}: no usable clip; {first.file}: {first.reason}{more}"
+
+
+def _whole_name(name: str) -> str:
+    """The clip that a piece `name#0` is of."""
+    return re.sub(r"#\d+$", "", name)

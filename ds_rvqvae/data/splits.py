@@ -1,6 +1,7 @@
 """Which frames train, which are held out."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -44,8 +45,8 @@ def split_by_hash(names: Sequence[str]) -> dict[str, str]:
     Few clips may all fall on one side: then the clip with the lowest hash trains, and of three or more the one with
     the highest is val.
     """
-    values = {name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 for name in names}
-    splits = {name: _side(value) for name, value in values.items()}
+    values = {name: _share_of(name) for name in names}
+    splits = {name: by_hash(name) for name in names}
     if "train" not in splits.values():
         splits[min(values, key=values.__getitem__)] = "train"
     if "val" not in splits.values() and len(splits) >= 3:
@@ -53,13 +54,26 @@ def split_by_hash(names: Sequence[str]) -> dict[str, str]:
     return splits
 
 
-def _side(value: float) -> str:
+def by_hash(name: str) -> str:
+    """The split of a clip by its name alone."""
+    value = _share_of(name)
     if value < TRAIN_SHARE:
         return "train"
     return "val" if value < TRAIN_SHARE + VAL_SHARE else "test"
 
 
+def _share_of(name: str) -> float:
+    """A hash of a name, from 0 to 1; the pieces of a clip share its own."""
+    clip = re.sub(r"#\d+$", "", name)
+    return int.from_bytes(hashlib.sha256(clip.encode()).digest()[:8], "big") / 2**64
+
+
+def train_frames_by_time(frames: int) -> int:
+    """How many of a clip's first frames train where time splits."""
+    return int(frames * TRAIN_SHARE)
+
+
 def _cut_by_time(clip: ClipLength) -> list[Segment]:
-    first, second = int(clip.frames * TRAIN_SHARE), int(clip.frames * (TRAIN_SHARE + VAL_SHARE))
+    first, second = train_frames_by_time(clip.frames), int(clip.frames * (TRAIN_SHARE + VAL_SHARE))
     cuts = (("train", 0, first), ("val", first, second), ("test", second, clip.frames))
     return [Segment(clip.name, start, stop, split) for split, start, stop in cuts if stop > start]

@@ -1,6 +1,4 @@
-import json
 import multiprocessing
-import os
 
 import numpy as np
 import pytest
@@ -8,7 +6,6 @@ import pytest
 from ds_rvqvae.data import open_store
 from ds_rvqvae.data.clips import LeftOut
 from ds_rvqvae.data.prepare import prepare_store
-from ds_rvqvae.data.statistics import RunningStatistics
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.profile import DataConfig
 from tests.data.motion import write_beat2, write_beat2_folder, write_packed
@@ -28,30 +25,12 @@ def test_a_store_gives_back_every_clip(tmp_path):
         again.clip("clip9")
 
 
-def test_clips_are_views_of_the_memory_map(tmp_path):
-    store = prepare(write_packed(tmp_path / "all.npz"))
-    assert isinstance(store.frames.base, np.memmap)
-    assert all(np.shares_memory(store.clip(name), store.frames) for name in store.clip_names)
-
-
 def test_mean_and_std_are_of_the_training_split(tmp_path):
     split = np.array(["train", "val", "train"])
     store = prepare(write_packed(tmp_path / "all.npz", split=split))
     training = np.concatenate([store.clip("clip0"), store.clip("clip2")]).astype(np.float64)
     assert np.allclose(store.mean, training.mean(axis=0), rtol=1e-6)
     assert np.allclose(store.std, training.std(axis=0), rtol=1e-6)
-
-
-def test_running_statistics_keep_their_digits_far_from_zero():
-    frames = (1e4 + np.random.default_rng(0).normal(size=(40_000, 3)) * 0.1).astype(np.float32)
-    running = RunningStatistics(3)
-    for part in np.array_split(frames, 7):
-        running.add(part)
-    mean, std = running.mean_and_std()
-    assert np.allclose(mean, frames.astype(np.float64).mean(axis=0)) and np.allclose(
-        std, frames.std(axis=0, dtype=float)
-    )
-    assert running.count == 40_000
 
 
 def test_a_store_is_reused_until_a_file_or_a_setting_changes(tmp_path, cache):
@@ -138,48 +117,6 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, cache):
         prepare(write_packed(tmp_path / "all.npz"))
 
 
-def _edit(**changes):
-    def edit(folder):
-        table = json.loads((folder / "store.json").read_text())
-        (folder / "store.json").write_text(json.dumps({**table, **changes}))
-
-    return edit
-
-
-def _cut_frames(folder):
-    os.truncate(folder / "frames.npy", 1000)
-
-
-@pytest.mark.parametrize(
-    ("damage", "complaint"),
-    [
-        (lambda folder: (folder / "store.json").unlink(), "no prepared store"),
-        (lambda folder: (folder / "store.json").write_text("{"), "damaged store"),
-        (lambda folder: (folder / "store.json").write_bytes(b"\xff"), "damaged store"),
-        (lambda folder: (folder / "store.json").write_text("[]"), "not the table of a store"),
-        (_edit(format="something else"), "not the table of a store"),
-        (_edit(version=99), "version 99, this is version 1"),
-        (_edit(clips=[]), "damaged store"),
-        (_edit(clips=[{"name": "a", "stop": 120}, {"name": "b", "stop": 10}]), "damaged store"),
-        (_edit(segments=[{"name": "clip0", "start": 0, "stop": 900, "split": "train"}]), "damaged store"),
-        (_edit(segments=[{"name": "nobody", "start": 0, "stop": 9, "split": "train"}]), "damaged store"),
-        (_edit(layout=[]), "damaged store"),
-        (_edit(fps=None), "damaged store"),
-        (_cut_frames, "damaged store"),
-        (lambda folder: (folder / "frames.npy").unlink(), "No such file"),
-        (lambda folder: np.save(folder / "mean.npy", np.zeros(3, np.float32)), "float32 columns"),
-        (lambda folder: np.save(folder / "std.npy", np.array([{}], object)), "damaged store"),
-    ],
-)
-def test_a_damaged_or_foreign_store_is_refused_in_one_line(tmp_path, damage, complaint):
-    out = tmp_path / "store"
-    prepare(write_packed(tmp_path / "all.npz"), out)
-    damage(out)
-    with pytest.raises(UserError, match=complaint) as refusal:
-        open_store(out)
-    assert str(out) in str(refusal.value) and "\n" not in str(refusal.value)
-
-
 def _prepare_in_process(path, start, results):
     start.wait()
     store = prepare(path)
@@ -187,7 +124,7 @@ def _prepare_in_process(path, start, results):
 
 
 def _inode(store) -> int:
-    return (store.folder / "frames.npy").stat().st_ino
+    return (store.folder / "shards/00000.npy").stat().st_ino
 
 
 @pytest.mark.processes

@@ -1,0 +1,47 @@
+"""How a store keeps numbers on disk."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+
+class NumberFormat(NamedTuple):
+    """Numbers on disk and in memory."""
+
+    stored: np.dtype
+    encode: Callable[[np.ndarray], np.ndarray]
+    """float32 to what is stored."""
+    decode: Callable[[np.ndarray], np.ndarray]
+    """What is stored to float32."""
+
+
+def _as_is(values: np.ndarray) -> np.ndarray:
+    return values
+
+
+def _to_float16(values: np.ndarray) -> np.ndarray:
+    limit = np.finfo(np.float16).max
+    return np.clip(values, -limit, limit).astype("<f2")
+
+
+def _from_float16(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float32)
+
+
+def _to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """The upper half of a float32, rounded to the nearest, ties to even; values are finite."""
+    bits = values.astype("<f4", copy=False).view("<u4")
+    return ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype("<u2")
+
+
+def _from_bfloat16(values: np.ndarray) -> np.ndarray:
+    return (values.astype(np.uint32) << 16).view(np.float32)
+
+
+NUMBER_FORMATS = {
+    "float32": NumberFormat(np.dtype("<f4"), _as_is, _as_is),
+    "float16": NumberFormat(np.dtype("<f2"), _to_float16, _from_float16),
+    "bfloat16": NumberFormat(np.dtype("<u2"), _to_bfloat16, _from_bfloat16),
+}
+"""By `rvqvae.data.store_dtype`. numpy has no bfloat16: its bits stand in a `uint16`."""
