@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ds_rvqvae.data.clips import LeftOut, Quarantined, Reader
+from ds_rvqvae.data.files import sync
 from ds_rvqvae.data.layout import Layout
 from ds_rvqvae.data.number_formats import NUMBER_FORMATS
 from ds_rvqvae.data.report import ColumnFacts, extreme_columns, make_report
@@ -46,7 +47,7 @@ def assemble(
         raise UserError(
             f"{reader.path}: Mean.npy and Std.npy have {mean.size} and {std.size} columns, the motion {layout[-1].stop}"
         )
-    quarantined = quarantine_of(facts)
+    quarantined, shards = quarantine_of(facts), _shards(facts)
     report = make_report(
         source=", ".join(sources),
         format=reader.format,
@@ -58,10 +59,13 @@ def assemble(
         columns=_column_facts(facts, layout),
         quarantined=quarantined,
     )
+    # Not shard by shard: the disk writes while the processor packs, and this waits for the rest.
+    for shard in shards:
+        sync(folder / shard.file)
     write_json(folder / REPORT, report)
     write_table(
         folder,
-        shards=_shards(facts),
+        shards=shards,
         num_parts=len(facts),
         clips=[(clip.name, stop) for clip, stop in zip(clips, stops, strict=True)],
         segments=segments,

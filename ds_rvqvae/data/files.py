@@ -160,6 +160,12 @@ def sha256_of(file: Path) -> str:
     return digest.hexdigest()
 
 
+def sync(file: Path) -> None:
+    """Waits until a file is on the disk."""
+    with file.open("rb") as content:
+        os.fsync(content.fileno())
+
+
 def is_whole(file: Path) -> bool:
     """Whether an npz or `.npy` file has all its bytes, and of an npz the right ones."""
     try:

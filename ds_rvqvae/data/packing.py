@@ -15,6 +15,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from ds_rvqvae.data.clips import ClipError, Reader
+from ds_rvqvae.data.files import sha256_of
 from ds_rvqvae.data.layout import Layout
 from ds_rvqvae.data.readers import open_reader
 from ds_rvqvae.data.shards import ShardFacts, ShardPlan, Work, pack_shard, shard_files
@@ -149,12 +150,12 @@ def _pack(plan: ShardPlan) -> Work:
 
 
 def _is_packed(folder: Path, plan: ShardPlan) -> bool:
-    """Whether a shard was packed by an earlier run; its `.json` is written last, but may have come through a crash."""
+    """Whether a shard was packed by an earlier run: after a machine's crash its files may be there and not be whole."""
     frames_file, facts_file = shard_files(folder, plan.index)
     try:
         facts = ShardFacts.read(facts_file)
         packed = {take.file for take in facts.takes} | {entry.file for entry in facts.quarantined}
-        return bool(packed) and (facts.rows == 0) != frames_file.is_file()
+        return bool(packed) and (not facts.rows or sha256_of(frames_file) == facts.sha256)
     except (OSError, KeyError, TypeError, ValueError):
         return False
 

@@ -14,7 +14,7 @@ from ds_rvqvae.data.splits import Segment
 EXTREME = 20.0
 """Standard deviations from the mean beyond which a value is called extreme."""
 _MOST_EXTREMES = 20
-_CONSTANT = 1e-6
+_CONSTANT = 1e-5
 """Range of a constant column, relative to its mean where that is over 1: interpolation rounds."""
 
 
@@ -242,7 +242,9 @@ def _heading(report: dict[str, Any]) -> list[str]:
 
 
 def _time(hours: float) -> str:
-    return f"{hours:,.2f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+    if hours >= 1:
+        return f"{hours:,.2f} hours"
+    return f"{60 * hours:.1f} minutes" if hours >= 1 / 60 else f"{3600 * hours:.1f} seconds"
 
 
 def _rate_lines(rates: list[dict[str, Any]]) -> list[str]:

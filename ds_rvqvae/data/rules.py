@@ -56,7 +56,9 @@ def cut_take(reader: Reader, take: Take, rules: RulesConfig) -> Cut:
             longest = max(longest, len(clip.motion))
             faults.append(_Fault("too_short", start, stop, _too_short(len(clip.motion), reader, rules)))
             continue
-        if not np.isfinite(clip.motion.sum()):  # a sum is cheap; only where it overflows each value is looked at
+        with np.errstate(over="ignore", invalid="ignore"):
+            certain = np.isfinite(clip.motion.sum())  # a sum is cheap; only where it overflows each value is looked at
+        if not certain:
             check_finite(clip.motion)
         clips.append(clip)
     if not clips:
@@ -108,16 +110,19 @@ def _jump(rule: str, first: int, after: int, words: str) -> _Fault:
 
 
 def _too_short(frames: int, reader: Reader, rules: RulesConfig) -> str:
-    fps = reader.config.fps
-    return f"{frames} frames at {fps:g} frames a second, fewer than the {rules.min_frames} a clip needs"
+    some = f"{frames} frame{'' if frames == 1 else 's'}"
+    return f"{some} at {reader.config.fps:g} frames a second, fewer than the {rules.min_frames} a clip needs"
 
 
 def _nothing_left(faults: list[_Fault], frames: int, too_short: str) -> tuple[str, str]:
-    """The rule that a whole take falls to, and all that is wrong with it."""
+    """The rule that takes most frames of a take of which nothing is left, and all that is wrong with it."""
     cuts = [fault for fault in faults if fault.rule != "too_short"]
     if not cuts:
         return "too_short", too_short
-    words = []
+    taken: dict[str, int] = {}
+    for fault in faults:
+        taken[fault.rule] = taken.get(fault.rule, 0) + fault.stop - fault.start
+    words = [f"the longest piece left has {too_short}"] if "too_short" in taken else []
     for rule in dict.fromkeys(fault.rule for fault in cuts):
         mine = [fault for fault in cuts if fault.rule == rule]
         if rule.startswith("max_"):
@@ -125,9 +130,7 @@ def _nothing_left(faults: list[_Fault], frames: int, too_short: str) -> tuple[st
         else:
             where = np.concatenate([np.arange(fault.start, fault.stop) for fault in mine])
             words.append(f"{mine[0].reason} in {len(where)} of {frames} frames: {spans(where)}")
-    if len(cuts) < len(faults):
-        return "too_short", f"{too_short}, is the longest piece left; {'; '.join(words)}"
-    return max(cuts, key=lambda fault: fault.stop - fault.start).rule, "; ".join(words)
+    return max(taken, key=taken.__getitem__), "; ".join(words)
 
 
 class _Facts(NamedTuple):

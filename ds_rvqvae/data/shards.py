@@ -5,7 +5,6 @@ a shard whose `.json` is there is whole.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -160,8 +159,6 @@ def pack_shard(
             _pack_clip(reader, name, layout, content, facts)
             advance(facts.rows - before)
         _write_header(content, facts.rows, layout, reader.config.store_dtype)
-        content.flush()
-        os.fsync(content.fileno())
     if facts.rows:
         facts.sha256 = sha256_of(frames_file)
     else:

@@ -6,13 +6,15 @@ arms are stretched out sideways.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ds_rvqvae.data.bvh import read_joints
+from ds_rvqvae.data.bvh_skeleton import guess_unit, rest_skeleton
 from ds_rvqvae.data.clips import ClipError, load_npz
 from ds_rvqvae.data.layout import SMPLX_JOINTS, SMPLX_PARENTS, Layout
 from ds_rvqvae.data.rotations import rotation_6d_to_matrix
@@ -92,7 +94,7 @@ def load_skeleton(file: Path) -> Skeleton:
     Args:
         file: JSON with `joint_names`, `parents` and `offsets` (metres, one triple a joint), and `name` if it likes; or
             an npz with `joint_names`, `parents` and `offsets_m`, `[joints, 3]` or `[clips, joints, 3]`, of which the
-            first clip's count.
+            first clip's count; or a BVH file, its unit guessed from how tall its figure is.
 
     Raises:
         UserError: unreadable, or no tree of joints in metres whose parents stand before their children.
@@ -104,20 +106,31 @@ def load_skeleton(file: Path) -> Skeleton:
             if offsets.ndim == 3 and len(offsets):
                 offsets = offsets[0]
             return _checked(arrays["joint_names"].tolist(), arrays["parents"].tolist(), offsets, file.stem)
+        if file.suffix.lower() == ".bvh":
+            joints = read_joints(file)
+            return skeleton_from_json(rest_skeleton(joints, guess_unit(joints).metres), file.stem)
         entries = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(entries, dict):
             raise ClipError("not an object of joint_names, parents and offsets")
-        for key in ("joint_names", "parents", "offsets"):
-            if key not in entries:
-                raise ClipError(f"no key {key}; a skeleton has joint_names, parents and offsets")
-        name = entries.get("name", file.stem)
-        return _checked(entries["joint_names"], entries["parents"], _array(entries["offsets"]), str(name))
+        return skeleton_from_json(entries, str(entries.get("name", file.stem)))
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror or error}") from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{file}: neither JSON nor an npz of a skeleton: {error}") from None
+        raise UserError(f"{file}: neither JSON nor an npz or BVH file of a skeleton: {error}") from None
     except ClipError as error:
         raise UserError(f"{file}: not a skeleton: {' '.join(str(error).split())}") from None
+
+
+def skeleton_from_json(entries: Mapping[str, Any], name: str) -> Skeleton:
+    """A skeleton of `joint_names`, `parents` and `offsets` (metres, one triple a joint), as a take or store has it.
+
+    Raises:
+        ClipError: no tree of joints in metres whose parents stand before their children.
+    """
+    for key in ("joint_names", "parents", "offsets"):
+        if key not in entries:
+            raise ClipError(f"no key {key}; a skeleton has joint_names, parents and offsets")
+    return _checked(entries["joint_names"], entries["parents"], _array(entries["offsets"]), name)
 
 
 def _array(offsets: Any) -> np.ndarray:
@@ -164,7 +177,7 @@ def joint_places(motion: np.ndarray, layout: Layout, skeleton: Skeleton) -> np.n
         motion: `[frames, columns]` in the data's own units.
         layout: of the columns. Rotations named as joints of the skeleton turn these; joints without one stay at rest.
             The first `translation` (x velocity, height, z velocity; metres, a frame) moves the root, which starts at
-            x = z = 0. Without one the root stays at its offset.
+            x = z = 0; or the first `position` (metres) is its place. Without one the root stays at its offset.
 
     Returns:
         float64 `[frames, joints, 3]` metres, or None where the layout has no rotation of any joint of the skeleton.
@@ -177,9 +190,15 @@ def joint_places(motion: np.ndarray, layout: Layout, skeleton: Skeleton) -> np.n
     for part in parts:
         columns = motion[:, part.start : part.stop].astype(np.float64)
         rotations[:, joints[part.name]] = rotation_6d_to_matrix(columns)
-    moves = (part for part in layout if part.kind == "translation" and part.width == 3)
-    translation = next((translation_positions(motion[:, part.start : part.stop]) for part in moves), None)
-    return forward_kinematics(rotations, skeleton.offsets, skeleton.parents, translation)
+    return forward_kinematics(rotations, skeleton.offsets, skeleton.parents, _root_places(motion, layout))
+
+
+def _root_places(motion: np.ndarray, layout: Layout) -> np.ndarray | None:
+    for part in layout:
+        if part.kind in ("translation", "position") and part.width == 3:
+            columns = motion[:, part.start : part.stop]
+            return columns if part.kind == "position" else translation_positions(columns)
+    return None
 
 
 def forward_kinematics(

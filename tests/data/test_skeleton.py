@@ -5,9 +5,16 @@ import json
 import numpy as np
 import pytest
 
+from ds_rvqvae.data.clips import ClipError
 from ds_rvqvae.data.layout import SMPLX_JOINTS, SMPLX_PARENTS, Channels, smplx_layout
 from ds_rvqvae.data.rotations import axis_angle_to_matrix, matrix_to_rotation_6d
-from ds_rvqvae.data.skeleton import builtin_skeleton, forward_kinematics, joint_places, load_skeleton
+from ds_rvqvae.data.skeleton import (
+    builtin_skeleton,
+    forward_kinematics,
+    joint_places,
+    load_skeleton,
+    skeleton_from_json,
+)
 from ds_rvqvae.errors import UserError
 
 ARM = {
@@ -54,6 +61,28 @@ def test_a_skeleton_is_read_from_json_and_from_npz(tmp_path, arm):
         read = load_skeleton(tmp_path / file)
         assert read.joint_names == arm.joint_names and read.parents == arm.parents
         np.testing.assert_array_equal(read.offsets, arm.offsets)
+
+
+def test_a_skeleton_is_read_from_a_bvh_file_whatever_its_motion(tmp_path):
+    elbow = "JOINT elbow\n{\nOFFSET 25 0 0\nCHANNELS 3 Zrotation Xrotation Yrotation\n"
+    end = "End Site\n{\nOFFSET 25 145 0\n}\n"
+    root = "HIERARCHY\nROOT shoulder\n{\nOFFSET 0 140 0\nCHANNELS 3 Zrotation Xrotation Yrotation\n"
+    file = tmp_path / "Arm.BVH"
+    file.write_text(f"{root}{elbow}{end}}}\n}}\nMOTION\nFrames: 9\n")
+    read = load_skeleton(file)
+    assert read.name == "Arm" and read.joint_names == ("shoulder", "elbow") and read.parents == (-1, 0)
+    assert np.allclose(read.offsets, [[0, 1.4, 0], [0.25, 0, 0]])
+    file.write_text(f"{root}{elbow}")
+    with pytest.raises(UserError, match=r"Arm\.BVH: not a skeleton: cut short"):
+        load_skeleton(file)
+
+
+def test_a_takes_skeleton_is_made_of_what_it_says(arm):
+    read = skeleton_from_json(ARM, "arm of a take")
+    assert read.name == "arm of a take" and read.joint_names == arm.joint_names and read.parents == arm.parents
+    np.testing.assert_array_equal(read.offsets, arm.offsets)
+    with pytest.raises(ClipError, match="no key offsets"):
+        skeleton_from_json({"joint_names": ["a"], "parents": [-1]}, "less")
 
 
 @pytest.mark.parametrize(
@@ -123,6 +152,14 @@ def test_the_translation_moves_the_root(arm):
     places = joint_places(motion, layout, arm)
     assert np.allclose(places[:, 0], [[0, 1.5, 0], [0.1, 1.4, -0.2], [0.2, 1.3, -0.2]])
     assert np.allclose(places[:, 2] - places[:, 0], [3, 0, 0])
+
+
+def test_a_position_is_the_roots_place(arm):
+    layout = (Channels("shoulder", "rotation_6d", 0, 6), Channels("translation", "position", 6, 9))
+    motion = np.array([[*IDENTITY_6D, 5, 1.5, 3], [*QUARTER_TURN, 6, 1.4, -0.2]])
+    places = joint_places(motion, layout, arm)
+    assert np.allclose(places[0], [[5, 1.5, 3], [6, 1.5, 3], [8, 1.5, 3]])
+    assert np.allclose(places[1], [[6, 1.4, -0.2], [6, 2.4, -0.2], [6, 4.4, -0.2]])
 
 
 def test_without_a_joint_of_the_skeleton_there_are_no_places(arm):
