@@ -75,28 +75,25 @@ def _prepare(args: argparse.Namespace) -> int:
     report = prepared.store.report()
     result = {"store": str(args.out), **report, **_cost(prepared.packed, prepared.store.fps)}
     result["left_out"] = [{"file": left.file, "reason": left.reason} for left in prepared.store.left_out]
-    print_result(args, result, f"{args.out}: {_summary(prepared)}\n{report_text(report)}")
+    print_result(args, result, f"{report_text(report)}\n\n{args.out}: {_summary(prepared)}")
     return ExitStatus.PARTLY_DONE if prepared.store.left_out else ExitStatus.DONE
 
 
 def _summary(prepared: "Prepared") -> str:
+    """What packing took, in a line or two."""
     store, packed = prepared.store, prepared.packed
-    words = (
-        f"{len(store.clip_names):,} clips, {store.num_frames:,} frames, {store.hours:.2f} hours at {store.fps:g} fps"
-    )
     if packed is None:
-        return f"{words}; it was there already"
-    if packed.kept_clips:
-        words += f"; {packed.kept_clips:,} files were packed by an earlier run"
-    if packed.work.frames:
-        cost = _cost(packed, store.fps)["packing"]
-        words += (
-            f"\npacked {packed.work.frames:,} frames in {cost['seconds']:.1f} s by {packed.workers} "
-            f"process{'es' if packed.workers > 1 else ''}: {cost['frames_per_s']:,.0f} frames a second, "
-            f"{cost['times_real_time']:,.0f} x real time; processors were busy {100 * cost['processor_share']:.0f} % "
-            "of the time, else they waited for the disk"
-        )
-    return words
+        return "the store was there already, of the same files and settings"
+    words = f"{packed.kept_clips:,} files were packed by an earlier run\n" if packed.kept_clips else ""
+    if not packed.work.frames:
+        return f"{words}nothing was new"
+    cost = _cost(packed, store.fps)["packing"]
+    return (
+        f"{words}packed {packed.work.frames:,} frames in {cost['seconds']:.1f} s by {packed.workers} "
+        f"process{'es' if packed.workers > 1 else ''}: {cost['frames_per_s']:,.0f} frames a second, "
+        f"{cost['times_real_time']:,.0f} x real time; processors were busy {100 * cost['processor_share']:.0f} % "
+        "of the time, else they waited for the disk or for others"
+    )
 
 
 def _cost(packed: "Packed | None", fps: float) -> dict[str, Any]:

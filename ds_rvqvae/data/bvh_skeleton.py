@@ -57,8 +57,10 @@ def guess_unit(joints: Sequence[Joint]) -> Unit:
         return Unit(0.01, "1 unit = 1 cm, as its skeleton has no size to guess from")
     metres = min(_UNITS, key=lambda unit: abs(math.log(extent) + math.log(unit / _USUAL_HEIGHT)))
     height = extent * metres
-    odd = "" if _SMALLEST < height < _TALLEST else f", which is {height:.3g} m; set rvqvae.data.metres_per_unit"
-    return Unit(metres, f"1 unit = {100 * metres:.4g} cm, guessed from a figure of {extent:.3g} units{odd}")
+    guess = f"1 unit = {100 * metres:.4g} cm, guessed from the size of the skeleton"
+    if not _SMALLEST < height < _TALLEST:
+        guess += f", which is {height:.3g} m then: set rvqvae.data.metres_per_unit"
+    return Unit(metres, guess)
 
 
 def outermost(joints: Sequence[Joint]) -> list[bool]:

@@ -86,7 +86,7 @@ def test_a_file_gives_rotations_the_roots_place_and_its_skeleton(tmp_path):
     np.testing.assert_allclose(matrices(take, "mixamorig:Leg"), euler("X", MOTION[:, 9]), atol=1e-12)
     np.testing.assert_allclose(take.motion[:, 18:], MOTION[:, :3] / 100, atol=1e-15)
     assert take.fps == pytest.approx(120, rel=1e-5) and take.split is None and not take.empty.any()
-    assert take.notes == ("1 unit = 1 cm, guessed from a figure of 145 units",)
+    assert take.notes == ("1 unit = 1 cm, guessed from the size of the skeleton",)
     assert take.skeleton["joint_names"] == ["Hips", "Left Arm", "mixamorig:Leg"]
     assert take.skeleton["parents"] == [-1, 0, 0]
     np.testing.assert_allclose(take.skeleton["offsets"], [[0, 0.9, 0], [0.1, 0.6, 0], [0.1, -0.85, 0]])
