@@ -15,23 +15,21 @@ from ds_rvqvae.data.clips import (
     Reader,
     Take,
     file_size,
-    frame_rate,
     load_npz,
     matrix,
     no_file,
     npz_keys,
+    npz_samples,
     visible_files,
 )
 from ds_rvqvae.data.layout import NUM_EXPRESSIONS, SMPLX_JOINTS, smplx_layout
-from ds_rvqvae.data.rotations import axis_angle_to_matrix, matrix_to_rotation_6d
+from ds_rvqvae.data.smpl import EXPRESSIONS, FPS_KEYS, POSES, TRANS, fps_of, write_rotation_6d
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.profile import DataConfig
 
 CLIP_FOLDER = "smplxflame_30"
 SPLIT_FILE = "train_test_split.csv"
-MOTION_KEYS = ("poses", "trans", "expressions")
-FPS_KEYS = ("mocap_frame_rate", "mocap_framerate")
-"""The frame rate stands under one of these; a file without them is at 30 frames a second."""
+MOTION_KEYS = (POSES, TRANS, EXPRESSIONS)
 
 
 class Beat2Reader(Reader):
@@ -44,6 +42,7 @@ class Beat2Reader(Reader):
     format = "BEAT2 npz"
     key = "beat2"
     has_body_parts = True
+    certain = True
 
     def __init__(self, path: Path, config: DataConfig):
         super().__init__(path, config)
@@ -61,8 +60,10 @@ class Beat2Reader(Reader):
     @classmethod
     def matches(cls, path: Path) -> bool:
         if path.is_file():
-            return path.suffix == ".npz" and "poses" in npz_keys(path)
-        return (path / CLIP_FOLDER).is_dir() or bool(visible_files(path, ".npz"))
+            return path.suffix == ".npz" and EXPRESSIONS in npz_keys(path)
+        return (path / CLIP_FOLDER).is_dir() or any(
+            EXPRESSIONS in keys for keys in npz_samples(visible_files(path, ".npz"))
+        )
 
     def sources(self) -> list[Path]:
         files = [self._files[name] for name in self._names if name in self._files]
@@ -80,7 +81,7 @@ class Beat2Reader(Reader):
         arrays = load_npz(self._files[name], MOTION_KEYS, FPS_KEYS)
         motion = rotations_and_positions(arrays)
         split = self._split.get(name, "additional") if self._split_file else None
-        empty = ~(arrays["poses"].any(axis=1) | arrays["trans"].any(axis=1) | arrays["expressions"].any(axis=1))
+        empty = ~np.logical_or.reduce([arrays[key].any(axis=1) for key in MOTION_KEYS])
         return Take(name, motion, fps_of(arrays), smplx_layout(), split, empty, has_positions=True)
 
     def weight(self, name: str) -> int:
@@ -119,24 +120,20 @@ def read_split_file(file: Path) -> dict[str, str]:
         raise UserError(f"{file}: cannot be read: {error}") from None
 
 
-def fps_of(arrays: Mapping[str, np.ndarray]) -> float:
-    """Frames a second of a clip's arrays; raises ClipError."""
-    return next((frame_rate(arrays[key], key) for key in FPS_KEYS if key in arrays), 30.0)
-
-
 def rotations_and_positions(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     """A clip's arrays as `smplx_layout` has them, but with positions for velocities, float64 `[frames, 433]`.
 
     Frames with a NaN keep it. Raises ClipError.
     """
-    poses = matrix(arrays["poses"], "poses", 3 * len(SMPLX_JOINTS)).astype(np.float64)
-    positions = matrix(arrays["trans"], "trans", 3).astype(np.float64)
-    expressions = matrix(arrays["expressions"], "expressions", NUM_EXPRESSIONS).astype(np.float64)
+    poses = matrix(arrays[POSES], POSES, 3 * len(SMPLX_JOINTS))
+    positions = matrix(arrays[TRANS], TRANS, 3)
+    expressions = matrix(arrays[EXPRESSIONS], EXPRESSIONS, NUM_EXPRESSIONS)
     counts = [len(poses), len(positions), len(expressions)]
     if len(set(counts)) > 1:
         raise ClipError("poses, trans and expressions have {}, {} and {} frames, not as many".format(*counts))
-    good = np.isfinite(poses).all(axis=1)
-    matrices = axis_angle_to_matrix(np.where(good[:, None], poses, 0).reshape(len(poses), -1, 3))
-    rotations = matrix_to_rotation_6d(matrices).reshape(len(poses), -1)
-    rotations[~good] = np.nan
-    return np.concatenate([rotations, positions, expressions], axis=1)
+    rotations = 6 * len(SMPLX_JOINTS)
+    motion = np.empty((len(poses), rotations + 3 + NUM_EXPRESSIONS))
+    write_rotation_6d(poses, motion[:, :rotations])
+    motion[:, rotations : rotations + 3] = positions
+    motion[:, rotations + 3 :] = expressions
+    return motion

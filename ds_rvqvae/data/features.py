@@ -1,9 +1,13 @@
-"""A folder of `.npy` feature matrices, one clip each, as HumanML3D keeps them.
+"""Feature matrices, one clip a file: folders in the form of HumanML3D and KIT, and plain ones.
 
-Source: C. Guo et al., "Generating Diverse and Natural 3D Human Motions from Text", CVPR 2022.
+Sources: C. Guo et al., "Generating Diverse and Natural 3D Human Motions from Text", CVPR 2022 (HumanML3D); C. Guo et
+al., "MoMask: Generative Masked Modeling of 3D Human Motions", CVPR 2024 (the weighting of columns).
 """
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,63 +17,75 @@ from ds_rvqvae.data.clips import (
     Reader,
     Take,
     file_size,
+    files_below,
+    frame_rate,
     load_npy,
+    load_npz,
     matrix,
-    no_file,
+    npy_header,
+    npz_headers,
     refuse_speakers,
-    visible_files,
 )
 from ds_rvqvae.data.layout import feature_layout
+from ds_rvqvae.data.numpy_files import Header
+from ds_rvqvae.data.split_lists import SplitLists, lists_of
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.profile import DataConfig
 
 CLIP_FOLDER = "new_joint_vecs"
 STATISTICS = ("Mean.npy", "Std.npy")
+MOTION, FPS, CLIP_START = "motion", "fps", "clip_start"
+_JOINTS = {263: 22, 251: 21}
+"""Of HumanML3D and of KIT, by their columns."""
 
 
 class FeatureFolderReader(Reader):
-    """`new_joint_vecs/*.npy` or just `*.npy`, each `[frames, features]`, taken to be at `rvqvae.data.fps`.
+    """A folder of `.npy` or `.npz` matrices `[frames, features]` at any depth, or one such file.
 
-    `train.txt`, `val.txt` and `test.txt` list the clips of each split; a file that none lists counts as `additional`,
-    or as held out where there is only `train.txt`. `Mean.npy` and `Std.npy` are the data's own statistics.
+    An npz has its matrix under `motion`, or no other; its `fps` counts, all else is taken to be at `rvqvae.data.fps`.
+    `train.txt`, `val.txt` and `test.txt` in the folder or beside it list the clips of each split; a file that none
+    lists counts as `additional`, or as held out where there is only `train.txt`. `Mean.npy` and `Std.npy` in the folder
+    are the data's own statistics.
     """
 
-    format = ".npy feature matrices"
+    format = ".npy or .npz feature matrices"
     key = "features"
 
     def __init__(self, path: Path, config: DataConfig):
         super().__init__(path, config)
         refuse_speakers(config, path)
-        self._folder = path / CLIP_FOLDER if (path / CLIP_FOLDER).is_dir() else path
-        files = visible_files(self._folder, ".npy")
-        self._files = {file.stem: file for file in files if file.name not in STATISTICS}
-        self._lists = [file for split in ("train", "val", "test") if (file := self._beside(f"{split}.txt"))]
-        self._split = self._read_lists()
+        self._folder = path
+        if path.is_file():
+            self._files, self._lists = {path.stem: path}, SplitLists()
+        else:
+            self._files, self._lists = self._find()
         self._width: int | None = None
 
     @classmethod
     def matches(cls, path: Path) -> bool:
-        return path.is_dir() and ((path / CLIP_FOLDER).is_dir() or bool(visible_files(path, ".npy")))
+        if path.is_file():
+            return path.suffix.lower() in (".npy", ".npz") and any(header.is_matrix for header in _headers([path]))
+        return any(header.is_matrix for header in islice(_headers(_matrices(path).values()), 16))
 
     def sources(self) -> list[Path]:
         statistics = [file for name in STATISTICS if (file := self._beside(name))]
-        return [*self._files.values(), *self._lists, *statistics]
+        return [*self._files.values(), *self._lists.files, *statistics]
 
     def clip_names(self) -> list[str]:
-        return sorted({*self._files, *self._split})
+        return sorted({*self._files, *self._lists.missing(self._files)})
 
     def file_of(self, name: str) -> str:
-        return self._files[name].name if name in self._files else f"{name}.npy"
+        if name not in self._files:
+            return f"{name}.npy"
+        file = self._files[name]
+        return file.name if file == self.path else file.relative_to(self._folder).as_posix()
 
     def take(self, name: str) -> Take:
         if name not in self._files:
-            raise ClipError(f"{self._split[name]}.txt lists it, but {no_file(name)}")
-        motion = matrix(load_npy(self._files[name]), "the matrix", self._usual_width())
-        split = None
-        if self._lists:
-            unlisted = "val" if [file.name for file in self._lists] == ["train.txt"] else "additional"
-            split = self._split.get(name, unlisted)
-        return Take(name, motion, self.config.fps, feature_layout(motion.shape[1]), split)
+            raise ClipError(self._lists.why_missing(name))
+        values, fps = self._load(self._files[name])
+        motion = matrix(values, "the matrix", self._usual_width())
+        return Take(name, motion, fps, feature_layout(motion.shape[1]), self._lists.split_of(name))
 
     def weight(self, name: str) -> int:
         return file_size(self._files.get(name))
@@ -80,34 +96,64 @@ class FeatureFolderReader(Reader):
             return None
         return read_statistics(files[0]), read_statistics(files[1], positive=True)
 
+    def _find(self) -> tuple[dict[str, Path], SplitLists]:
+        files = _matrices(self.path)
+        return files, lists_of(self.path, files)
+
+    def _load(self, file: Path) -> tuple[np.ndarray, float]:
+        """A file's matrix and frame rate; raises ClipError."""
+        if file.suffix.lower() == ".npy":
+            return load_npy(file), self.config.fps
+        key = _matrix_key(npz_headers(file))
+        arrays = load_npz(file, (key,), (FPS,))
+        return arrays[key], frame_rate(arrays[FPS], FPS) if FPS in arrays else self.config.fps
+
     def _beside(self, name: str) -> Path | None:
         return next((folder / name for folder in (self.path, self._folder) if (folder / name).is_file()), None)
-
-    def _read_lists(self) -> dict[str, str]:
-        split: dict[str, str] = {}
-        for file in self._lists:
-            try:
-                names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-            except (OSError, UnicodeDecodeError) as error:
-                raise UserError(f"{file}: cannot be read: {error}") from None
-            for name in names:
-                # Two answers make a split that is none of the known ones, which leaves the clip out by name.
-                split[name] = file.stem if split.get(name, file.stem) == file.stem else f"{split[name]} and {file.stem}"
-        return split
 
     def _usual_width(self) -> int | None:
         """The most common width of the first files, so that one odd file does not rule out all the others."""
         if self._width is None:
             widths: Counter[int] = Counter()
-            for file in list(self._files.values())[:100]:
-                try:
-                    shape = np.load(file, mmap_mode="r", allow_pickle=False).shape
-                except Exception:  # whatever is wrong with it is told when it is read
-                    continue
-                if len(shape) == 2:
-                    widths[shape[1]] += 1
+            widths.update(header.shape[1] for header in _headers(islice(self._files.values(), 100)) if header.is_matrix)
             self._width = widths.most_common(1)[0][0] if widths else None
         return self._width
+
+
+class HumanML3DReader(FeatureFolderReader):
+    """A folder in the form of HumanML3D or KIT: `new_joint_vecs/*.npy`, lists of the splits beside it.
+
+    Mirrored clips (`M000001`) are clips like others.
+    """
+
+    format = "HumanML3D or KIT features"
+    key = "humanml3d"
+    certain = True
+
+    @classmethod
+    def matches(cls, path: Path) -> bool:
+        return path.is_dir() and (path.name == CLIP_FOLDER or (path / CLIP_FOLDER).is_dir())
+
+    def _find(self) -> tuple[dict[str, Path], SplitLists]:
+        inside = (self.path / CLIP_FOLDER).is_dir()
+        if inside:
+            self._folder = self.path / CLIP_FOLDER
+        files = {name: file for name, file in files_below(self._folder, (".npy",)).items() if _is_no_statistic(file)}
+        return files, SplitLists(self.path, self._folder) if inside else lists_of(self.path, files)
+
+
+def feature_weights(width: int, feat_bias: float) -> np.ndarray | None:
+    """What the std of each column is divided by, float32 `[width]`; None for columns of unknown meaning.
+
+    As MoMask has it: turning and speed of the root, its height and the contacts of the feet weigh `feat_bias` times as
+    much as joints' places, rotations and velocities.
+    """
+    if width not in _JOINTS:
+        return None
+    joints = _JOINTS[width]
+    root, contacts = 4, 4
+    body = (joints - 1) * 3 + (joints - 1) * 6 + joints * 3
+    return np.repeat(np.array([feat_bias, 1, feat_bias], np.float32), (root, body, contacts))
 
 
 def read_statistics(file: str | Path, positive: bool = False) -> np.ndarray:
@@ -121,3 +167,40 @@ def read_statistics(file: str | Path, positive: bool = False) -> np.ndarray:
     if not np.isfinite(values).all() or (positive and (values < 0).any()):
         raise UserError(f"{file}: holds {'negative, ' if positive else ''}NaN or infinite values")
     return values.astype(np.float32)
+
+
+def _matrices(folder: Path) -> dict[str, Path]:
+    files = files_below(folder, (".npy", ".npz"))
+    return {name: file for name, file in files.items() if _is_no_statistic(file)}
+
+
+def _is_no_statistic(file: Path) -> bool:
+    return file.name not in STATISTICS
+
+
+def _header(file: Path) -> Header:
+    """Of a file's matrix; raises ClipError."""
+    if file.suffix.lower() == ".npy":
+        return npy_header(file)
+    headers = npz_headers(file)
+    return headers[_matrix_key(headers)]
+
+
+def _headers(files: Iterable[Path]) -> Iterator[Header]:
+    """Of the files that can be read; what is wrong with others is told when they are."""
+    for file in files:
+        with suppress(ClipError):
+            yield _header(file)
+
+
+def _matrix_key(headers: dict[str, Header]) -> str:
+    """The key of an npz's matrix; raises ClipError."""
+    if MOTION in headers:
+        if CLIP_START in headers:
+            raise ClipError("a packed npz of many clips; it is read by itself, not in a folder")
+        return MOTION
+    keys = [key for key, header in headers.items() if header.is_matrix]
+    if len(keys) != 1:
+        there = ", ".join(key[:40] for key in keys[:6]) or "none"
+        raise ClipError(f"one matrix [frames, features] is wanted, or one called {MOTION}; there are: {there}")
+    return keys[0]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 
 from ds_rvqvae.data.clips import ClipError, Reader, Take, frame_rate, load_npz, matrix, npz_keys, refuse_speakers
 from ds_rvqvae.data.layout import Layout, feature_layout, layout_from_json
@@ -22,6 +23,7 @@ class PackedReader(Reader):
     format = "packed npz"
     key = "packed"
     parallel = False
+    certain = True
 
     def __init__(self, path: Path, config: DataConfig):
         super().__init__(path, config)
@@ -29,7 +31,7 @@ class PackedReader(Reader):
 
     @classmethod
     def matches(cls, path: Path) -> bool:
-        return path.is_file() and path.suffix == ".npz" and "motion" in npz_keys(path)
+        return path.is_file() and path.suffix == ".npz" and {"motion", "clip_start"} <= set(npz_keys(path))
 
     def sources(self) -> list[Path]:
         return [self.path]
@@ -68,7 +70,8 @@ class _Content(NamedTuple):
 
 def _read(path: Path) -> _Content:
     """Raises ClipError."""
-    arrays = load_npz(path, ("motion", "clip_start", "clip_name", "fps"), ("split", "layout"))
+    free = psutil.virtual_memory().available  # data of one's own may be large, but not larger than what holds them
+    arrays = load_npz(path, ("motion", "clip_start", "clip_name", "fps"), ("split", "layout"), free)
     motion = matrix(arrays["motion"], "motion")
     names = _strings(arrays, "clip_name")
     split = _strings(arrays, "split") if "split" in arrays else None

@@ -1,6 +1,8 @@
 import csv
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ from scipy.spatial.transform import Rotation
 
 from ds_rvqvae.data.clips import Clip, LeftOut, spans
 from ds_rvqvae.data.layout import smplx_layout
-from ds_rvqvae.data.readers import open_reader
+from ds_rvqvae.data.readers import READERS, open_reader
+from ds_rvqvae.data_keys import FORMATS
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.profile import DataConfig
 from tests.data.motion import beat2_arrays, write_beat2, write_beat2_folder, write_packed
@@ -151,7 +154,7 @@ def _infinite_translation(file):
         (lambda file: file.write_bytes(b""), "damaged or cut short"),
         (lambda file: file.write_bytes(b"not an archive"), "no NumPy file of plain arrays"),
         (_cut_short, "damaged or cut short"),
-        (lambda file: file.mkdir(), "cannot be read: Is a directory"),
+        (lambda file: file.mkdir(), "a folder, not a file"),
         (lambda file: file.symlink_to("nowhere"), "cannot be read: No such file"),
         (lambda file: write_beat2(file, poses=None), "no key poses; it has betas, expressions"),
         (lambda file: write_beat2(file, trans=None), "no key trans"),
@@ -210,7 +213,7 @@ def _foreign_npz(path):
     [
         (lambda path: None, "no such file or folder"),
         (lambda path: path.mkdir(), "an empty folder"),
-        (lambda path: (path.mkdir(), (path / "b.bvh").touch(), (path / "a.txt").touch()), "no reader knows a.txt"),
+        (lambda path: (path.mkdir(), (path / "b.fbx").touch(), (path / "a.txt").touch()), "no reader knows a.txt"),
         (lambda path: path.write_text("HIERARCHY"), "no reader knows this file"),
     ],
 )
@@ -231,3 +234,74 @@ def test_an_npz_of_something_else_is_refused_with_its_keys(tmp_path):
 def test_speakers_are_refused_where_there_are_none(tmp_path):
     with pytest.raises(UserError, match="only a BEAT2 folder has speakers"):
         read(write_packed(tmp_path / "all.npz"), speakers=[1])
+
+
+BVH = "HIERARCHY\nROOT Hips\n{\nOFFSET 0 0 0\nCHANNELS 3 Zrotation Yrotation Xrotation\n"
+BVH += "End Site\n{\nOFFSET 0 90 0\n}\n}\nMOTION\nFrames: 20\nFrame Time: .0083333\n" + "1 2 3\n" * 20
+
+
+def _several_formats(folder):
+    folder.mkdir()
+    for index in range(3):
+        (folder / f"{index}.bvh").write_text(BVH)
+    np.save(folder / "features.npy", np.ones((40, 9)))
+    np.savez(folder / "walk.npz", poses=np.zeros((40, 156)), trans=np.zeros((40, 3)), mocap_framerate=np.array(120.0))
+    (folder / "notes.txt").touch()
+    return folder
+
+
+def test_of_several_formats_the_one_with_the_most_files_is_read_and_the_others_are_noted(tmp_path):
+    folder = _several_formats(tmp_path / "motion")
+    reader = open_reader(folder, DataConfig())
+    assert reader.key == "bvh" and len(reader.notes) == 2
+    assert "holds SMPL-X or SMPL-H npz, not read; rvqvae.data.format: smpl reads that instead" in reader.notes[0]
+
+
+def test_every_format_can_be_asked_for(tmp_path):
+    assert sorted(reader.key for reader in READERS) == sorted(FORMATS)
+    folder = _several_formats(tmp_path / "motion")
+    found = {name: open_reader(folder, DataConfig(format=name)) for name in ("bvh", "smpl", "features")}
+    assert {name: reader.key for name, reader in found.items()} == {name: name for name in found}
+    assert found["smpl"].clip_names() == ["walk"] and "features" in found["features"].clip_names()
+    assert not any(reader.notes for reader in found.values())
+
+
+def test_a_format_that_is_not_there_is_refused_with_what_is(tmp_path):
+    folder = _several_formats(tmp_path / "motion")
+    complaint = "rvqvae.data.format: .* is no BEAT2 npz; it holds 3 .bvh, 1 .npy, 1 .txt, 1 .npz"
+    with pytest.raises(UserError, match=complaint):
+        open_reader(folder, DataConfig(format="beat2"))
+    with pytest.raises(UserError, match="is no packed npz; it is a file"):
+        open_reader(folder / "0.bvh", DataConfig(format="packed"))
+
+
+def test_a_beat2_folder_stays_one_whatever_else_it_holds(tmp_path):
+    write_beat2_folder(tmp_path / "smplxflame_30", ("1_a",))
+    (tmp_path / "weights").mkdir()
+    for index in range(3):
+        np.save(tmp_path / "weights" / f"{index}.npy", np.ones((40, 9)))
+    reader = open_reader(tmp_path, DataConfig())
+    assert reader.key == "beat2" and reader.clip_names() == ["1_a"] and not reader.notes
+
+
+def test_a_folder_of_foreign_or_damaged_npz_is_refused_with_what_is_wrong(tmp_path):
+    _foreign_npz(tmp_path / "sound.npz")
+    with pytest.raises(UserError, match=r"no reader knows sound\.npz \(it has audio, rate\)"):
+        open_reader(tmp_path, DataConfig())
+    (tmp_path / "a.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"no reader knows a\.npz \(damaged or cut short: .*\)"):
+        open_reader(tmp_path, DataConfig())
+
+
+def test_nested_folders_are_searched_once_however_they_are_linked(tmp_path):
+    for name in ("a/x.npz", "b/x.npz"):
+        (tmp_path / name).parent.mkdir()
+        np.savez(tmp_path / name, motion=np.ones((40, 9)))
+    (tmp_path / "b" / "up").symlink_to(tmp_path)
+    (tmp_path / "c").symlink_to(tmp_path / "b")
+    assert open_reader(tmp_path, DataConfig()).clip_names() == ["a/x", "b/x"]
+
+
+def test_readers_are_imported_without_torch():
+    code = "import sys, ds_rvqvae.data.readers; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
