@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 import psutil
 
+from ds_rvqvae.checksum import sha256_of
 from ds_rvqvae.data.beat2 import CLIP_FOLDER, FPS_KEYS, MOTION_KEYS, rotations_and_positions
 from ds_rvqvae.data.clips import load_npz
 from ds_rvqvae.data.demo import write_demo_motion
-from ds_rvqvae.data.files import sha256_of, whole_file
+from ds_rvqvae.data.files import whole_file
 from ds_rvqvae.data.readers import open_reader
 from ds_rvqvae.data.rules import cut_take
 from ds_rvqvae.data.shards import ShardFacts
@@ -147,8 +148,9 @@ def median_of(function: Callable[[], Any]) -> float:
 def text(result: dict[str, Any]) -> str:
     packing = result["packing"]
     lines = [
-        f"{result['clips']:,} clips, {result['frames']:,} frames, {result['hours']:.1f} hours: "
-        f"{packing['seconds']:.0f} s by {packing['workers']} processes, {packing['frames_per_s']:,.0f} frames a second, "
+        f"{result['clips']:,} clips, {result['frames']:,} frames, {result['hours']:.1f} hours:",
+        f"{packing['seconds']:.0f} s by {packing['workers']} processes, "
+        f"{packing['frames_per_s']:,.0f} frames a second, "
         f"{packing['times_real_time']:,.0f} x real time, processors busy {100 * packing['processor_share']:.0f} %",
         f"peak memory of all processes {result['peak_memory_bytes'] / 2**20:,.0f} MiB",
         f"a frame costs {result['whole_us_a_frame']:.1f} us of a process; its parts by themselves:",

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ds_rvqvae.checksum import sha256_of
+
 UNFINISHED = ".unfinished-"
 """What the name of anything begins with that is still being written."""
 MANIFEST = "manifest.json"

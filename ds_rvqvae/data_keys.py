@@ -1,5 +1,6 @@
 """The `rvqvae.data` object of a profile: where motion comes from, what of it is used, and how it is cut."""
 
+import difflib
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -10,6 +11,13 @@ BODY_PARTS = ("upper", "hands", "lower", "lower_trans", "whole", "whole_trans", 
 """Parts of SMPL-X and SMPL-H data that need no definition."""
 FORMATS = ("beat2", "smpl", "bvh", "humanml3d", "features", "packed")
 """Names of motion formats; `data/readers.py` has the reader of each."""
+
+
+def is_part_name(name: object) -> bool:
+    """Whether a body part can be called so: its name is that of a folder beside `tokenizer`, and a part of keys."""
+    if not isinstance(name, str) or len(name) > 64 or name == "tokenizer":
+        return False
+    return name.replace("_", "").replace("-", "").isalnum()
 
 
 class RulesConfig(Section):
@@ -94,14 +102,15 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _parts_are_known(self) -> "DataConfig":
-        known = {*BODY_PARTS, *(self.body_parts or ())}
+        known = list(dict.fromkeys((*BODY_PARTS, *(self.body_parts or ()))))
         if self.body_part not in known:
+            near = difflib.get_close_matches(self.body_part, known, n=1, cutoff=0.6)
+            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)};"
             raise ValueError(
-                f"rvqvae.data.body_part: no body part {self.body_part!r}; known are {', '.join(sorted(known))}; "
-                "rvqvae.data.body_parts defines others"
+                f"rvqvae.data.body_part: no body part {self.body_part!r}; {hint} rvqvae.data.body_parts defines others"
             )
         for part in self.body_parts or ():
-            if not part.replace("_", "").replace("-", "").isalnum():
+            if not is_part_name(part):
                 raise ValueError(f"rvqvae.data.body_parts: {part!r}: name parts with letters, digits, - and _")
         if self.weights is not None and self.balance is None:
             raise ValueError("rvqvae.data.weights: say what they weigh by rvqvae.data.balance, speaker or set")

@@ -244,7 +244,7 @@ def _check(args: argparse.Namespace, environment: dict[str, str]) -> tuple[Check
         profile.check_world_size(ranks.world_size)
     find_initial(folder, profile, args.resume)
     data = MotionData.open(config.data)
-    windows = len(data.window_starts())
+    windows = data.count_training_windows()
     initial = take_start(folder, profile, data, args.resume)
     kept = 1 if args.resume else config.training.keep_checkpoints + 1
     disk_bytes = CHECKPOINT_BYTES * kept * parameter_count(data.in_features, config.model)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ds_rvqvae.batch_sizes import window_sizes_text
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.gpu.cards import CARDS, MIB
 from ds_rvqvae.gpu.nvml import Gpu
@@ -101,8 +102,8 @@ class Preflight:
         parts.sort(key=lambda part: -part[1])
         total = sum(count for _, count in parts)
         lines = [
-            f"{plan.gpus} {'CPU rank' if self.on_cpu else 'card'}{'s' * (plan.gpus > 1)}, each with {plan.micro_batch} "
-            f"windows of {data.window_size} frames x {plan.in_features} columns",
+            f"{plan.gpus} {'CPU rank' if self.on_cpu else 'card'}{'s' * (plan.gpus > 1)}, each with "
+            f"{window_sizes_text(data, plan.micro_batch)} x {plan.in_features} columns",
             f"{plan.parameter_count:,} trainable parameters, {precision}, "
             f"ZeRO stage {plan.profile.zero_optimization.stage}, activation checkpointing {recompute}",
             f"{size(total)} each: {', '.join(f'{name} {size(count)}' for name, count in parts)}",

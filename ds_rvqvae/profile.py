@@ -7,12 +7,13 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from ds_rvqvae.batch_sizes import windows_a_step
 from ds_rvqvae.data_keys import BODY_PARTS as BODY_PARTS
 from ds_rvqvae.data_keys import DataConfig
 from ds_rvqvae.deepspeed_keys import Count, DeepSpeedKeys, Section, Share
@@ -157,11 +158,12 @@ class Profile(DeepSpeedKeys):
             raise ValueError(f"rvqvae.model.width: {model.width} is not a multiple of GN's 32 groups")
         return self
 
-    def warnings(self, world_size: int | None = None, windows: int | None = None) -> list[str]:
+    def warnings(self, world_size: int | None = None, windows: Mapping[int, int] | None = None) -> list[str]:
         """Settings that are allowed and have another effect than they seem to.
 
         Args:
-            world_size, windows: ranks and training windows, once they are known.
+            world_size: ranks, once they are known.
+            windows: training windows by their length, once they are known.
         """
         training, schedule = self.rvqvae.training, self.rvqvae.schedule
         found = []
@@ -170,10 +172,15 @@ class Profile(DeepSpeedKeys):
             steps = ", ".join(f"{step:,}" for step in late)
             total = f"{training.total_iter:,}"
             found.append(f"rvqvae.schedule.milestones: {steps} lie at or past total_iter {total}: no effect")
-        batch = self.global_batch(world_size or 1)
-        if windows is not None and batch > windows:
-            sizes = f"{batch:,} is larger than the {windows:,} training windows"
-            found.append(f"the global batch of {sizes}: a step spans epochs")
+        batches = windows_a_step(self.rvqvae.data, self.global_batch(world_size or 1))
+        for size, count in (windows or {}).items():
+            if batches[size] > count:
+                of_length = f" of {size} frames" if self.rvqvae.data.window_sizes else ""
+                sizes = f"{batches[size]:,} is larger than the {count:,} training windows{of_length}"
+                found.append(f"the global batch of {sizes}: a step spans epochs")
+        if training.compile and len(batches) > 1:
+            lengths = f"windows have {len(batches)} lengths"
+            found.append(f"rvqvae.training.compile: {lengths}, and a new one's first steps wait for the compiler")
         return found
 
     def check_world_size(self, world_size: int) -> None:

@@ -14,7 +14,7 @@ FIXED_KEYS = (
     *("code_dim", "nb_code", "num_quantizers", "shared_codebook"),
 )
 """Keys of `rvqvae.model` that make other weights; the others may change on the way."""
-FIXED_DATA_KEYS = ("body_part", "fps", "mean_file", "std_file", "std_floor")
+FIXED_DATA_KEYS = ("body_part", "fps", "mean_file", "std_file", "std_floor", "feat_bias")
 """Keys of `rvqvae.data` that make other inputs."""
 
 

@@ -196,6 +196,18 @@ def test_milestones_past_the_end_are_a_warning():
     assert load_profile("baseline", ["rvqvae.training.total_iter=500000"]).warnings() == []
 
 
+def test_a_global_batch_that_spans_epochs_is_a_warning_by_length():
+    settings = ["rvqvae.training.total_iter=500000", "rvqvae.data.window_sizes=[64, 256]"]
+    profile = load_profile("baseline", settings)
+    (warning,) = profile.warnings(7, {64: 1119, 256: 280})
+    assert "1,120 is larger than the 1,119 training windows of 64 frames" in warning
+    assert profile.warnings(7, {64: 1120, 256: 280}) == []
+    (warning,) = load_profile("baseline", settings[:1]).warnings(7, {128: 559})
+    assert "560 is larger than the 559 training windows: a step spans epochs" in warning
+    (warning,) = load_profile("baseline", [*settings, "rvqvae.training.compile=true"]).warnings()
+    assert "rvqvae.training.compile: windows have 2 lengths" in warning
+
+
 def test_a_global_batch_fits_its_ranks_only():
     profile = load_profile("baseline", ["train_batch_size=160"])
     profile.check_world_size(2)

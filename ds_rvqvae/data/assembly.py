@@ -58,6 +58,7 @@ def assemble(
         segments=segments,
         columns=_column_facts(facts, layout),
         quarantined=quarantined,
+        notes=reader.notes,
     )
     # Not shard by shard: the disk writes while the processor packs, and this waits for the rest.
     for shard in shards:

@@ -1,59 +1,15 @@
-"""Which windows each step takes, and threads that gather them ahead of use."""
+"""Threads that gather the windows of each step ahead of use."""
 
-import threading
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ds_rvqvae.data.motion_data import MotionData
+from ds_rvqvae.data.order import BatchOrder
 
 if TYPE_CHECKING:
     import torch
-
-
-class BatchOrder:
-    """The order of the data: a pure function of (seed, step), whatever the number of ranks.
-
-    Samples form one endless sequence, epoch after epoch, each a permutation of all windows by (seed, epoch). Step s
-    takes samples s * G up to (s + 1) * G of it, G being the global batch; G may be larger than the number of windows.
-    """
-
-    def __init__(self, num_windows: int, global_batch: int, seed: int):
-        if num_windows < 1 or global_batch < 1:
-            raise ValueError(f"{num_windows} windows in batches of {global_batch}")
-        self.num_windows = num_windows
-        self.global_batch = global_batch
-        self.seed = seed
-        self._recent: dict[int, np.ndarray] = {}
-        self._lock = threading.Lock()
-
-    def epoch(self, epoch: int) -> np.ndarray:
-        """The permutation of one epoch, int64 `[num_windows]`."""
-        with self._lock:
-            if epoch not in self._recent:
-                while len(self._recent) >= 2:
-                    del self._recent[min(self._recent)]
-                self._recent[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.num_windows)
-            return self._recent[epoch]
-
-    def step(self, step: int) -> np.ndarray:
-        """Windows of one step over all ranks, int64 `[global_batch]`."""
-        first = step * self.global_batch
-        parts = []
-        while first < (step + 1) * self.global_batch:
-            epoch, position = divmod(first, self.num_windows)
-            part = self.epoch(epoch)[position : position + (step + 1) * self.global_batch - first]
-            parts.append(part)
-            first += len(part)
-        return np.concatenate(parts)
-
-    def rank_step(self, step: int, rank: int, world_size: int) -> np.ndarray:
-        """Windows of one step on one rank: its contiguous slice, `[global_batch / world_size]`."""
-        share = self.global_batch // world_size
-        return self.step(step)[rank * share : (rank + 1) * share]
 
 
 class BatchLoader:
@@ -61,7 +17,8 @@ class BatchLoader:
 
     Args:
         data: its training windows must be the ones that `order` counts.
-        micro_batch: windows a forward pass; `order.global_batch` is micro_batch * accumulation * world_size.
+        accumulation: micro batches of a step on this rank; they and those of the other ranks cut it into equal
+            stretches, in order.
         start_step: the first step to give, counted from 0.
         num_workers: threads; 0 gathers when asked.
         pin_memory: page-locked tensors where there is a GPU.
@@ -74,7 +31,6 @@ class BatchLoader:
         *,
         rank: int,
         world_size: int,
-        micro_batch: int,
         accumulation: int = 1,
         start_step: int = 0,
         num_workers: int = 1,
@@ -83,14 +39,14 @@ class BatchLoader:
         import torch
 
         self._data, self._order = data, order
-        self._starts = data.window_starts("train")
-        if len(self._starts) != order.num_windows or micro_batch * accumulation * world_size != order.global_batch:
-            raise ValueError(
-                f"{len(self._starts)} windows in batches of {micro_batch} x {accumulation} x {world_size}, "
-                f"but the order has {order.num_windows} in batches of {order.global_batch}"
-            )
-        self._rank, self._world_size = rank, world_size
-        self._shape = (accumulation, micro_batch, data.config.window_size, data.in_features)
+        self._starts = data.training_windows
+        counted = {size: sequence.num_windows for size, sequence in order.sequences.items()}
+        there = {size: len(starts) for size, starts in self._starts.items()}
+        if there != counted:
+            raise ValueError(f"windows by length are {there}, but the order has {counted}")
+        if min(order.batches.values()) < accumulation * world_size:
+            raise ValueError(f"steps of {order.batches} windows for {accumulation} x {world_size} micro batches")
+        self._rank, self._world_size, self._accumulation = rank, world_size, accumulation
         self._pin_memory = pin_memory and torch.cuda.is_available()
         self._next_step = start_step
         self._waited = 0.0
@@ -104,7 +60,7 @@ class BatchLoader:
                 self._submit()
 
     def next(self) -> list["torch.Tensor"]:
-        """The next step's micro batches on this rank, each float32 `[micro_batch, window_size, C]`.
+        """The next step's micro batches on this rank, each float32 `[windows, window_size, C]`.
 
         Raises what a thread raised while gathering them.
         """
@@ -146,10 +102,14 @@ class BatchLoader:
     def _gather(self, step: int) -> list["torch.Tensor"]:
         import torch
 
-        starts = self._starts[self._order.rank_step(step, self._rank, self._world_size)]
-        batch = torch.empty(self._shape, dtype=torch.float32, pin_memory=self._pin_memory)
-        self._data.windows(starts, out=batch.view(-1, *self._shape[2:]).numpy())
-        return list(batch)
+        samples = self._order.part(step, self._rank, self._world_size)
+        starts = self._starts[samples.window_size][samples.windows]
+        shape = (len(starts), samples.window_size, self._data.in_features)
+        batch = torch.empty(shape, dtype=torch.float32, pin_memory=self._pin_memory)
+        self._data.windows(starts, samples.window_size, out=batch.numpy())
+        parts, first = self._accumulation * self._world_size, self._rank * self._accumulation
+        bounds = [self._order.bounds(step, part, parts) for part in range(first, first + self._accumulation)]
+        return list(batch.split([stop - start for start, stop in bounds]))
 
 
 def _use_device(device: int | None) -> None:

@@ -1,6 +1,5 @@
 """Finding the files that a command is to work through, and writing files that are whole or not there."""
 
-import hashlib
 import os
 import socket
 import stat
@@ -149,15 +148,6 @@ def write_npz(content: BinaryIO, arrays: Mapping[str, np.ndarray], compressed: b
             entry.compress_type = method
             with archive.open(entry, "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asanyarray(values), allow_pickle=False)
-
-
-def sha256_of(file: Path) -> str:
-    """A file's checksum, in hexadecimal."""
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        while block := content.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def sync(file: Path) -> None:

@@ -2,12 +2,16 @@
 
 import hashlib
 import json
+from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from ds_rvqvae.batch_sizes import window_sizes
 from ds_rvqvae.data.clips import MIN_FRAMES
-from ds_rvqvae.data.features import read_statistics
+from ds_rvqvae.data.features import feature_weights, read_statistics
+from ds_rvqvae.data.groups import Groups, balanced, group_of, shares_text
 from ds_rvqvae.data.layout import Layout, layout_to_json, select_columns
 from ds_rvqvae.data.prepare import prepare_store
 from ds_rvqvae.data.splits import Segment
@@ -25,7 +29,8 @@ class MotionData:
         layout: what they mean, numbered from 0.
         body_part: the part whose columns they are; None where all columns are in use.
         fps: frames a second.
-        mean, std: float32 `[C]`; motion is normalised as `(motion - mean) / std`, std being at least `std_floor`.
+        mean, std: float32 `[C]`; motion is normalised as `(motion - mean) / std`, std being at least `std_floor`, over
+            the column's weight where `feat_bias` gives one.
     """
 
     def __init__(self, store: Store, config: DataConfig):
@@ -41,7 +46,7 @@ class MotionData:
         self._columns = columns
         self.in_features = len(columns)
         self.mean, std = self._statistics()
-        self.std = np.maximum(std, np.float32(config.std_floor))
+        self.std = np.maximum(std, np.float32(config.std_floor)) / self._weights()
 
     @classmethod
     def open(cls, config: DataConfig, progress: bool = False) -> "MotionData":
@@ -85,15 +90,18 @@ class MotionData:
 
     def normalised(self, segment: Segment) -> np.ndarray:
         """A segment's motion as the model takes it, float32 `[frames, C]`."""
-        return self._normalise(self.frames(segment))
+        return self.normalise(self.frames(segment))
 
-    def window_starts(self, split: str = "train") -> np.ndarray:
+    def window_starts(self, split: str = "train", window_size: int | None = None) -> np.ndarray:
         """Row of the store where each window of `window_size` frames starts, int64, in order; none crosses a cut.
+
+        Args:
+            window_size: frames; those of the settings without it.
 
         Raises:
             UserError: where there is no window, saying how long the longest clip is and which size fits.
         """
-        size, stride = self.config.window_size, self.config.window_stride
+        size, stride = window_size or self.config.window_size, self.config.window_stride
         segments = self.segments(split)
         starts = [
             self.store.rows(segment.name)[0] + np.arange(segment.start, segment.stop - size + 1, stride)
@@ -101,29 +109,88 @@ class MotionData:
             if segment.stop - segment.start >= size
         ]
         if not starts:
-            raise UserError(self._no_window(split, segments))
+            raise UserError(self._no_window(split, segments, size))
         return np.concatenate(starts).astype(np.int64)
 
-    def windows(self, starts: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    @cached_property
+    def training_windows(self) -> dict[int, np.ndarray]:
+        """`window_starts` of the training split for each length of window, the shortest first.
+
+        Raises:
+            UserError: a length of which there is no window.
+        """
+        return {size: self.window_starts("train", size) for size in window_sizes(self.config)}
+
+    @cached_property
+    def training_groups(self) -> dict[int, Groups]:
+        """Speakers or sets of `training_windows`, with the share of each by `weights`; empty without `balance`.
+
+        Raises:
+            UserError: weights for groups that are not in the training split, or for none that is.
+        """
+        if self.config.balance is None:
+            return {}
+        return {size: self._groups(starts, self.config.balance) for size, starts in self.training_windows.items()}
+
+    def count_training_windows(self) -> dict[int, int]:
+        """Training windows by length; raises UserError where they cannot be trained on as the settings say."""
+        _ = self.training_groups
+        return {size: len(starts) for size, starts in self.training_windows.items()}
+
+    def balance_lines(self) -> list[str]:
+        """For people: how much of each speaker or set is trained on, and how much of it there is."""
+        texts = {size: shares_text(groups) for size, groups in self.training_groups.items()}
+        start = f"rvqvae.data.balance: {self.config.balance}s by share of samples (of windows there are)"
+        if len(set(texts.values())) == 1:
+            return [f"{start}: {next(iter(texts.values()))}"]
+        return [f"{start}, {size} frames: {text}" for size, text in texts.items()]
+
+    def _groups(self, starts: np.ndarray, by: Literal["speaker", "set"]) -> Groups:
+        trained = sorted({segment.name for segment in self.segments("train")})
+        place = {name: index for index, name in enumerate(trained)}
+        clips, of_each = np.unique(self._clip_of(starts), return_inverse=True)
+        of_window = np.array([place[self.store.clip_names[clip]] for clip in clips.tolist()])[of_each]
+        return balanced([group_of(name, by) for name in trained], of_window, self.config.weights or {}, by)
+
+    def windows(self, starts: np.ndarray, window_size: int | None = None, out: np.ndarray | None = None) -> np.ndarray:
         """Normalised windows `[len(starts), window_size, C]`, float32, written into `out` where one is given."""
-        size = self.config.window_size
+        return self.normalise(self.raw_windows(starts, window_size, out))
+
+    def raw_windows(
+        self, starts: np.ndarray, window_size: int | None = None, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The same in the data's own units."""
+        size = window_size or self.config.window_size
         if out is None:
             out = np.empty((len(starts), size, self.in_features), np.float32)
         for window, start in zip(out, starts.tolist(), strict=True):
             # mode="clip" only spares numpy a buffer: the columns are known to be there.
-            np.take(self.store.frames[start : start + size], self._columns, axis=1, out=window, mode="clip")
-        return self._normalise(out)
+            np.take(self.store.read(start, start + size), self._columns, axis=1, out=window, mode="clip")
+        return out
 
-    def clip_names(self, starts: np.ndarray) -> list[str]:
-        """The clip that each window comes from."""
-        clips = np.searchsorted(self.store.starts, starts, side="right") - 1
-        return [self.store.clip_names[clip] for clip in clips]
-
-    def _normalise(self, motion: np.ndarray) -> np.ndarray:
-        """Normalises in place."""
+    def normalise(self, motion: np.ndarray) -> np.ndarray:
+        """Normalises `motion [..., C]`, float32 in the data's own units, in place."""
         motion -= self.mean
         motion /= self.std
         return motion
+
+    def clip_names(self, starts: np.ndarray) -> list[str]:
+        """The clip that each window comes from."""
+        return [self.store.clip_names[clip] for clip in self._clip_of(starts)]
+
+    def _clip_of(self, starts: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.store.starts, starts, side="right") - 1
+
+    def _weights(self) -> np.ndarray:
+        """How much each column weighs, float32 `[C]`; raises UserError where the columns have no known weights."""
+        width, bias = len(self.store.mean), self.config.feat_bias
+        weights = np.ones(width, np.float32) if bias == 1 else feature_weights(width, bias)
+        if weights is None:
+            raise UserError(
+                f"rvqvae.data.feat_bias: {self.store.folder} has {width} columns, and only the features of HumanML3D "
+                "(263) and KIT (251) can be weighted; leave it at 1"
+            )
+        return weights[self._columns]
 
     def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and std of the columns in use, from the files that the settings name or from the store."""
@@ -140,8 +207,7 @@ class MotionData:
             raise UserError(f"{file}: {len(values)} columns, but the motion has {self.in_features}")
         return values
 
-    def _no_window(self, split: str, segments: list[Segment]) -> str:
-        size = self.config.window_size
+    def _no_window(self, split: str, segments: list[Segment], size: int) -> str:
         if not segments:
             splits = sorted({segment.split for segment in self.store.segments})
             return (
@@ -150,7 +216,10 @@ class MotionData:
             )
         longest = max(segments, key=lambda segment: segment.stop - segment.start)
         frames = longest.stop - longest.start
+        key, advice = "window_size", f"use --window_size {frames // MIN_FRAMES * MIN_FRAMES} or less"
+        if self.config.window_sizes is not None:
+            key, advice = "window_sizes", f"leave {size} out"
         return (
-            f"rvqvae.data.window_size: no clip has the {size} frames of a window in {split}; the longest, "
-            f"{longest.name}, has {frames}: use --window_size {frames // MIN_FRAMES * MIN_FRAMES} or less"
+            f"rvqvae.data.{key}: no clip has the {size} frames of a window in {split}; the longest, "
+            f"{longest.name}, has {frames}: {advice}"
         )

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from ds_rvqvae.checksum import sha256_of
 from ds_rvqvae.data.clips import ClipError, Reader
-from ds_rvqvae.data.files import sha256_of
 from ds_rvqvae.data.layout import Layout
 from ds_rvqvae.data.readers import open_reader
 from ds_rvqvae.data.shards import ShardFacts, ShardPlan, Work, pack_shard, shard_files

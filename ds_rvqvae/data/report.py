@@ -53,12 +53,14 @@ def make_report(
     segments: Sequence[Segment],
     columns: ColumnFacts,
     quarantined: Sequence[Quarantined],
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The content of `report.json`: the same for the same data, whatever packed them.
 
     Args:
         takes: the files that could be read, those that no clip is left of included.
         quarantined: what the store does not hold, in order.
+        notes: on the data as a whole.
     """
     frames = sum(count for take in takes for _, count, _ in take.clips)
     rates = _frame_rates(takes, fps)
@@ -83,7 +85,7 @@ def make_report(
         "quarantine": [
             {**entry._asdict(), "frames": None if entry.frames is None else list(entry.frames)} for entry in quarantined
         ],
-        "notes": _notes(takes),
+        "notes": _notes(notes, takes),
         "settings": settings,
     }
 
@@ -193,13 +195,13 @@ def _rules(quarantined: Sequence[Quarantined]) -> dict[str, dict[str, int]]:
     return rules
 
 
-def _notes(takes: Sequence[TakeFacts]) -> dict[str, int]:
-    """How many files each note is about, the most frequent first."""
+def _notes(of_all: Sequence[str], takes: Sequence[TakeFacts]) -> dict[str, int]:
+    """How many files each note is about, the most frequent first; those on all the data, about no single file, lead."""
     counts: dict[str, int] = {}
     for take in takes:
         for note in dict.fromkeys(take.notes):
             counts[note] = counts.get(note, 0) + 1
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+    return dict.fromkeys(of_all, 0) | dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def report_text(report: dict[str, Any], most: int = 12) -> str:
@@ -309,7 +311,8 @@ def _column_lines(report: dict[str, Any], most: int) -> list[str]:
 
 
 def _note_lines(notes: dict[str, int], most: int) -> list[str]:
-    lines = [f"  {note} ({_count(files, 'file')})" for note, files in list(notes.items())[:most]]
+    shown = list(notes.items())[:most]
+    lines = [f"  {note} ({_count(files, 'file')})" if files else f"  {note}" for note, files in shown]
     if len(notes) > most:
         lines.append(f"  and {len(notes) - most:,} more; report.json names all")
     return ["notes", *lines] if lines else []

@@ -13,8 +13,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from ds_rvqvae.checksum import sha256_of
 from ds_rvqvae.data.clips import Clip, ClipError, Quarantined, Reader
-from ds_rvqvae.data.files import sha256_of, whole_file
+from ds_rvqvae.data.files import whole_file
 from ds_rvqvae.data.layout import Layout
 from ds_rvqvae.data.number_formats import NUMBER_FORMATS
 from ds_rvqvae.data.report import TakeFacts

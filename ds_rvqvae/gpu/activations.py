@@ -79,16 +79,19 @@ class Activations:
         return peak
 
 
-def activations_of(profile: Profile, in_features: int, micro_batch: int, device: str = "cuda") -> Activations:
+def activations_of(
+    profile: Profile, in_features: int, micro_batch: int, device: str = "cuda", window_size: int | None = None
+) -> Activations:
     """Activations of one micro batch in training, all levels of the quantizer in use.
 
     Args:
         in_features: columns of the motion.
         micro_batch: windows.
         device: "cuda", or "cpu", whose layer norm keeps its statistics in the tensor's type where CUDA keeps fp32.
+        window_size: frames a window; the profile's without it.
     """
     walk = _Walk(profile, micro_batch, device)
-    motion = _Tensor(in_features, profile.rvqvae.data.window_size, _FP32)
+    motion = _Tensor(in_features, window_size or profile.rvqvae.data.window_size, _FP32)
     walk.holds(motion)
     latents = _encoder(walk, motion)
     quantized = _quantizer(walk, latents)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from ds_rvqvae.batch_sizes import BatchShape, largest_micro_batch_shape
 from ds_rvqvae.gpu.activations import Activations, activations_of
 from ds_rvqvae.gpu.cards import MIB, Card
 from ds_rvqvae.gpu.wire import Transfer, transfers_of
@@ -35,6 +36,7 @@ class Plan:
     gpus: int
     card: Card
     micro_batch: int
+    """Windows of `window_size`; of other lengths as many as have these frames."""
     zero: ZeroBytes
     activations: Activations
     codebooks_bytes: int
@@ -42,6 +44,11 @@ class Plan:
     staged_vectors_bytes: int
     """Vectors and codes of the step that the quantizer keeps until its update."""
     batch_bytes: int
+
+    @property
+    def largest_shape(self) -> BatchShape:
+        """The micro batch of the most frames, which memory and work are counted for."""
+        return largest_micro_batch_shape(self.profile.rvqvae.data, self.micro_batch)
 
     @property
     def parameter_count(self) -> int:
@@ -141,7 +148,7 @@ class Plan:
         """Page-locked memory a rank: batches gathered ahead, and what is offloaded."""
         data = self.profile.rvqvae.data
         ahead = data.num_workers + 2 if data.num_workers else 1
-        step = self.micro_batch * data.window_size * self.in_features * _FP32
+        step = self.largest_shape.frames * self.in_features * _FP32
         offloaded = self.zero.master_weights + self.zero.moments if self.zero.on_host else 0
         batches = ahead * step * self.profile.gradient_accumulation_steps
         return batches + offloaded + self.activations.offloaded_bytes
@@ -262,14 +269,15 @@ def _of_batch(profile: Profile, in_features: int, windows: int) -> dict[str, Any
     """What of a plan depends on the micro batch."""
     model, data = profile.rvqvae.model, profile.rvqvae.data
     accumulation = profile.gradient_accumulation_steps
-    vectors = windows * (data.window_size // model.code_stride) * accumulation
+    shape = largest_micro_batch_shape(data, windows)
+    vectors = shape.frames // model.code_stride * accumulation
     # The next micro batch comes while the one before is still there.
     batches = 1 if accumulation == 1 else 2
     return {
         "micro_batch": windows,
-        "activations": activations_of(profile, in_features, windows),
+        "activations": activations_of(profile, in_features, shape.windows, window_size=shape.window_size),
         "staged_vectors_bytes": vectors * (model.code_dim * _FP32 + model.num_quantizers * _INT64),
-        "batch_bytes": batches * windows * data.window_size * in_features * _FP32,
+        "batch_bytes": batches * shape.frames * in_features * _FP32,
     }
 
 

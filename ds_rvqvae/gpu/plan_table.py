@@ -1,5 +1,6 @@
 """A plan as text for a terminal."""
 
+from ds_rvqvae.batch_sizes import window_sizes_text
 from ds_rvqvae.gpu.plan import Plan
 
 _BAR = 24
@@ -54,7 +55,7 @@ def _heading(plan: Plan) -> list[str]:
     profile = plan.profile
     data, training = profile.rvqvae.data, profile.rvqvae.training
     accumulation = profile.gradient_accumulation_steps
-    batch = f"{plan.micro_batch} windows of {data.window_size} frames x {plan.in_features} columns a card"
+    batch = f"{window_sizes_text(data, plan.micro_batch)} x {plan.in_features} columns a card"
     recompute = "on" if training.gradient_checkpointing else "off"
     return [
         f"{plan.gpus} x {plan.card.name} with {size(plan.card.memory_bytes)} each; "

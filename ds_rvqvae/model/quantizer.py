@@ -197,20 +197,27 @@ class ResidualQuantizer(nn.Module):
         self.initialized.fill_(True)
 
     @torch.no_grad()
-    def update_codebooks(self, group: dist.ProcessGroup | None = None, applied: bool = True) -> None:
+    def update_codebooks(
+        self,
+        group: dist.ProcessGroup | None = None,
+        applied: bool = True,
+        share: tuple[int, int, int] | None = None,
+    ) -> None:
         """Commits the staged statistics: the codebooks' optimizer step, called once after the engine's on every rank.
 
         Args:
-            group: the ranks, each of which calls this; they bring equally many vectors.
+            group: the ranks, each of which calls this; they bring equally many vectors, unless `share` says else.
             applied: whether the engine applied its step. False on any rank, or a number that is not finite, drops the
                 statistics on all ranks.
+            share: where this rank's batches lie in the global batch, whose parts follow each other in rank order: the
+                first, the one after the last, and how many there are of all ranks.
 
         One all-reduce of one flat fp32 tensor, and no wait of the host for the device.
         """
         world_size, rank = _world(group)
         counts, sums, candidates, refused = self._staged_views()
         if self._staged_latents:
-            candidates.copy_(self._replacement_candidates(world_size, rank))
+            candidates.copy_(self._replacement_candidates(*(share or (rank, rank + 1, world_size))))
         refused.fill_(0.0 if applied else 1.0)
         if world_size > 1:
             dist.all_reduce(self._staged, group=group)
@@ -261,7 +268,7 @@ class ResidualQuantizer(nn.Module):
             refused[0],
         )
 
-    def _replacement_candidates(self, world_size: int, rank: int) -> Tensor:
+    def _replacement_candidates(self, first: int, stop: int, count: int) -> Tensor:
         """Vectors `[Q or 1, R, D]` drawn over the global batch; each rank fills in its own, zeros elsewhere.
 
         Vectors are what a level was asked to quantize: latents less the codes of the levels before it.
@@ -269,25 +276,26 @@ class ResidualQuantizer(nn.Module):
         rows = torch.cat([rows for rows, _ in self._staged_latents])
         codes = torch.cat([codes for _, codes in self._staged_latents])
         shape = (len(self.codebooks), self.replacements)
-        draws = torch.stack([*self._draw_owners(shape, world_size, len(rows)), self._draw_levels(shape)])
+        each = len(rows) // (stop - first)
+        draws = torch.stack([self._draw_rows(shape, count * each) - first * each, self._draw_levels(shape)])
         if rows.is_cuda:
             # A copy from pageable memory would make the host wait for the device.
             draws = draws.pin_memory()
-        owner, row, level = draws.to(rows.device, non_blocking=True)
+        row, level = draws.to(rows.device, non_blocking=True)
+        mine = (row >= 0) & (row < len(rows))
+        row = row.clamp(0, len(rows) - 1)
         levels = torch.arange(self.num_quantizers, device=rows.device)
         book = torch.zeros_like(levels) if self.shared_codebook else levels
         before = self.codebooks[book, codes[row].clamp(min=0)] * (levels < level.unsqueeze(-1)).unsqueeze(-1)
-        return (rows[row] - before.sum(dim=2)) * (owner == rank).unsqueeze(-1)
+        return (rows[row] - before.sum(dim=2)) * mine.unsqueeze(-1)
 
-    def _draw_owners(self, shape: tuple[int, int], world_size: int, rows: int) -> tuple[Tensor, Tensor]:
-        """Rank and row of each candidate; exact integers, so that any number of ranks draws the same global vector."""
+    def _draw_rows(self, shape: tuple[int, int], rows: int) -> Tensor:
+        """Each candidate's row of the global batch; exact integers, so that any number of ranks draws the same."""
         if self.lineage:
-            first = torch.arange(shape[1]).expand(shape) % (world_size * rows)
-            return first // rows, first % rows
+            return torch.arange(shape[1]).expand(shape) % rows
         seed, step, _, _ = self._position
         generator = torch.Generator().manual_seed(fold_seed("candidates", seed, step))
-        draw = torch.randint(2**32, shape, generator=generator) * world_size
-        return draw >> 32, ((draw & (2**32 - 1)) * rows) >> 32
+        return (torch.randint(2**32, shape, generator=generator) * rows) >> 32
 
     def _draw_levels(self, shape: tuple[int, int]) -> Tensor:
         """The level that each candidate is for; a shared codebook draws among the active ones."""

@@ -94,7 +94,7 @@ def _try_step(plan: Plan, device: torch.device) -> None:
         # The engine hands a gradient on as it comes; what it keeps of them is in `_engine_bytes`.
         parameter.register_post_accumulate_grad_hook(_drop_gradient)
     held = torch.empty(_engine_bytes(plan), dtype=torch.uint8, device=device)
-    motion = torch.randn(plan.micro_batch, settings.data.window_size, plan.in_features, device=device)
+    motion = torch.randn(*plan.largest_shape, plan.in_features, device=device)
     model.set_step(settings.training.seed, step=0)
     output = model(motion)
     tokenizer_losses(output.reconstruction, motion, output.commit_loss, settings.loss).loss.backward()
@@ -114,8 +114,7 @@ def _engine_bytes(plan: Plan) -> int:
     """What a step holds beside the model, its activations and its batch, while gradients come in."""
     zero = plan.zero
     engine = plan.optimizer_bytes + zero.gradients + zero.accumulating + zero.buckets + zero.reducing
-    data = plan.profile.rvqvae.data
-    next_batch = plan.batch_bytes - plan.micro_batch * data.window_size * plan.in_features * torch.float32.itemsize
+    next_batch = plan.batch_bytes - plan.largest_shape.frames * plan.in_features * torch.float32.itemsize
     accumulation = plan.profile.gradient_accumulation_steps
     other_vectors = plan.staged_vectors_bytes * (accumulation - 1) // accumulation
     return engine + next_batch + other_vectors
@@ -152,6 +151,6 @@ def _nothing_fits(plan: Plan, refused: list[int], device: torch.device) -> str:
     if not plan.profile.rvqvae.training.gradient_checkpointing:
         helps = f"--gradient_checkpointing on, {helps}"
     return (
-        f"--auto_batch_size: not even {plan.micro_batch} window of {plan.profile.rvqvae.data.window_size} frames fits "
+        f"--auto_batch_size: not even {plan.micro_batch} window of {plan.largest_shape.window_size} frames fits "
         f"on {_names_of(refused)}: {planned} planned, {room} to be had where least is; try {helps}"
     )

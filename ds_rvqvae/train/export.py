@@ -13,6 +13,7 @@ from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.profile import ModelConfig, model_config_from_dict
+from ds_rvqvae.tokenizer.reading import reading_of
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 
@@ -25,6 +26,7 @@ def motion_state(data: MotionData, config: ModelConfig) -> dict[str, Any]:
         "layout": layout_to_json(data.layout),
         "fps": data.fps,
         "body_part": data.body_part,
+        "reading": reading_of(data.store.settings),
         "model": config.model_dump(mode="json"),
     }
 
@@ -32,7 +34,10 @@ def motion_state(data: MotionData, config: ModelConfig) -> dict[str, Any]:
 def make_tokenizer(model: RVQVAE, state: dict[str, Any], **details: Any) -> MotionTokenizer:
     """A tokenizer of `model` and what `motion_state` gave; `details` go into its config file."""
     layout: Layout = layout_from_json(state["layout"], model.in_features)
-    details = {"body_part": state["body_part"], **details}
+    kept = {"body_part": state["body_part"]}
+    if state.get("reading"):
+        kept["reading"] = state["reading"]
+    details = {**kept, **details}
     return MotionTokenizer(model, state["mean"], state["std"], layout, state["fps"], details)
 
 

@@ -1,5 +1,6 @@
 """The training loop: step, codebooks, log, evaluate, save."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -13,8 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from ds_rvqvae.data.batches import BatchLoader, BatchOrder
+from ds_rvqvae.data.batches import BatchLoader
 from ds_rvqvae.data.motion_data import MotionData
+from ds_rvqvae.data.order import BatchOrder
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.heartbeat import Heartbeat
 from ds_rvqvae.model.codes import perplexity_of
@@ -40,7 +42,8 @@ class Interval:
     """The host's clock and the steps since the last logged one."""
 
     started: float
-    steps: int = 0
+    windows: int = 0
+    """Over all ranks."""
 
 
 class Trainer:
@@ -73,14 +76,14 @@ class Trainer:
         self.device = torch.device(engine.device)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.step = self.first_step = engine.global_steps
-        self.global_batch = profile.global_batch(self.world_size)
-        self.order = BatchOrder(len(data.window_starts()), self.global_batch, self.settings.seed)
+        self.parts = profile.gradient_accumulation_steps * self.world_size
+        """Micro batches of a step over all ranks."""
+        self.order = BatchOrder.of(data, profile.global_batch(self.world_size), self.settings.seed, self.parts)
         self.loader = BatchLoader(
             data,
             self.order,
             rank=self.rank,
             world_size=self.world_size,
-            micro_batch=profile.train_micro_batch_size_per_gpu,
             accumulation=profile.gradient_accumulation_steps,
             start_step=self.step,
             num_workers=profile.rvqvae.data.num_workers,
@@ -115,7 +118,8 @@ class Trainer:
             self._evaluate("untrained.json")
         self._start_interval()
         while self.step < self.settings.total_iter:
-            losses = self._train_step(first_batch or self.loader.next())
+            with self.heartbeat.long_work() if self._may_compile() else contextlib.nullcontext():
+                losses = self._train_step(first_batch or self.loader.next())
             first_batch = None
             self.step += 1
             self.is_best = False
@@ -141,33 +145,43 @@ class Trainer:
         bar.close()
         self._close()
 
+    def _may_compile(self) -> bool:
+        """Whether the next step's windows may be the first of their length in this process."""
+        lengths = len(self.order.batches)
+        return self.settings.compile and lengths > 1 and self.step - self.first_step < 2 * lengths
+
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.settings.total_iter
 
     def _train_step(self, micro_batches: list[Tensor]) -> Tensor:
-        """One optimizer step. Gives this rank's mean losses `[4]`, on the device."""
+        """One optimizer step. Gives this rank's losses `[4]` on the device, whose mean over ranks is the batch's."""
         self._set_learning_rate()
         self.engine.train()
         gathered = []
+        global_batch = self.order.batch(self.step)
         for micro_step, batch in enumerate(micro_batches):
             motion = batch.to(self.device, non_blocking=True)
             self.model.set_step(self.settings.seed, self.step, micro_step, self.rank)
             output = self.engine(motion)
             losses = tokenizer_losses(output.reconstruction, motion, output.commit_loss, self.profile.rvqvae.loss)
-            self.engine.backward(losses.loss)
+            # Micro batches of a length that does not divide evenly differ by a window; the engine takes plain means.
+            weight = len(batch) * self.parts / global_batch
+            self.engine.backward(losses.loss if weight == 1 else losses.loss * weight)
             self.engine.step()
-            gathered.append(torch.stack([loss.detach() for loss in losses]))
+            gathered.append(torch.stack([loss.detach() for loss in losses]) * weight)
         applied = self.engine.was_step_applied()
-        self.model.quantizer.update_codebooks(applied=applied)
+        share = (*self.order.bounds(self.step, self.rank, self.world_size), global_batch)
+        self.model.quantizer.update_codebooks(applied=applied, share=share)
         self.skipped_in_a_row = 0 if applied else self.skipped_in_a_row + 1
         if not applied:
             self._report_skipped()
-        self.interval.steps += 1
+        self.interval.windows += global_batch
         return torch.stack(gathered).mean(dim=0)
 
     def _report_skipped(self) -> None:
         """Names the clips of a step that was not applied; raises RuntimeError after too many in a row."""
-        starts = self.data.window_starts()[self.order.step(self.step)]
+        samples = self.order.step(self.step)
+        starts = self.data.training_windows[samples.window_size][samples.windows]
         clips = ", ".join(sorted(set(self.data.clip_names(starts))))
         logger.warning("step %d skipped: a loss or gradient was not finite; its clips: %s", self.step + 1, clips)
         if self.skipped_in_a_row >= self.settings.max_skipped_steps:
@@ -200,11 +214,12 @@ class Trainer:
         numbers = torch.cat([losses, torch.tensor([self.loader.take_wait()], device=self.device)])
         (*loss_values, waited), readings = gather_readings(numbers, self.meter.read())
         seconds = time.perf_counter() - self.interval.started
-        speed = self.global_batch * self.interval.steps / seconds if seconds else 0.0
+        speed = self.interval.windows / seconds if seconds else 0.0
         counts = self.model.quantizer.take_usage_counts()
         norm = self.engine.get_global_grad_norm()
         metrics: dict[str, Any] = {
             "step": self.step,
+            **({"window_size": self.order.window_size(self.step - 1)} if self.data.config.window_sizes else {}),
             **dict(zip(Losses._fields, loss_values, strict=True)),
             "perplexity": perplexity_of(counts).tolist(),
             "usage": (counts > 0).float().mean(dim=1).tolist(),

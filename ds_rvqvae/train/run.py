@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         if not args.resume:
             profile.check_world_size(int(os.environ.get("WORLD_SIZE", "1")))
         data = MotionData.open(profile.rvqvae.data)
-        data.window_starts()
+        data.count_training_windows()
         return _train(args, profile, data)
     except UserError as error:
         if speaks:
@@ -114,7 +114,9 @@ def _run(profile: Profile, data: MotionData, run: OpenedRun, heartbeat: Heartbea
         announce(_scaled_rate(profile, world_size))
     if initial:
         announce(f"starting from the weights, codebooks and normalisation of {init_from}")
-    warnings = profile.warnings(world_size, len(data.window_starts()))
+    for line in data.balance_lines():
+        announce(line)
+    warnings = profile.warnings(world_size, data.count_training_windows())
     for warning in [*warnings, *(initial.warnings(data) if initial else [])]:
         # Our launcher has shown them.
         logger.log(logging.INFO if OUTCOME_VARIABLE in os.environ else logging.WARNING, warning)
@@ -137,9 +139,18 @@ def _summary(folder: Path, profile: Profile, data: MotionData, world_size: int) 
         "bf16" if profile.bf16.enabled else "fp32",
         f"activation checkpointing {'on' if profile.rvqvae.training.gradient_checkpointing else 'off'}",
         f"{parameter_count(data.in_features, profile.rvqvae.model):,} parameters",
-        f"global batch {profile.global_batch(world_size):,} of {len(data.window_starts()):,} windows",
+        _batch_text(profile, data, world_size),
     ]
     return f"{folder}: {', '.join(parts)}"
+
+
+def _batch_text(profile: Profile, data: MotionData, world_size: int) -> str:
+    batch, windows = profile.global_batch(world_size), data.count_training_windows()
+    if not profile.rvqvae.data.window_sizes:
+        (count,) = windows.values()
+        return f"global batch {batch:,} of {count:,} windows"
+    counts = ", ".join(f"{count:,} of {size}" for size, count in windows.items())
+    return f"global batch {batch:,} x {profile.rvqvae.data.window_size} frames; windows by length: {counts}"
 
 
 def _scaled_rate(profile: Profile, world_size: int) -> str:

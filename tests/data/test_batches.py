@@ -5,81 +5,93 @@ import numpy as np
 import pytest
 import torch
 
-from ds_rvqvae.data.batches import BatchLoader, BatchOrder
+from ds_rvqvae.data.batches import BatchLoader
 from ds_rvqvae.data.motion_data import MotionData
+from ds_rvqvae.data.order import BatchOrder, Shuffled
 from ds_rvqvae.profile import DataConfig
 from tests.data.motion import write_packed
 
 
+def open_data(folder, **settings) -> MotionData:
+    file = write_packed(folder / "all.npz", split=np.array(["train"] * 3))
+    return MotionData.open(DataConfig(path=str(file), window_size=16, window_stride=2, **settings))
+
+
 @pytest.fixture
 def data(tmp_path) -> MotionData:
-    file = write_packed(tmp_path / "all.npz", split=np.array(["train"] * 3))
-    return MotionData.open(DataConfig(path=str(file), window_size=16, window_stride=2))
+    return open_data(tmp_path)
 
 
-def load(data, steps, *, micro_batch, world_size=1, rank=0, seed=3, **settings) -> list[torch.Tensor]:
-    """Each step's windows on one rank, `[micro * accumulation, window, C]`."""
-    accumulation = settings.setdefault("accumulation", 1)
-    order = BatchOrder(len(data.window_starts()), micro_batch * accumulation * world_size, seed)
-    with BatchLoader(data, order, rank=rank, world_size=world_size, micro_batch=micro_batch, **settings) as loader:
+@pytest.fixture
+def of_several_lengths(tmp_path) -> MotionData:
+    return open_data(tmp_path, window_sizes=[16, 24, 40])
+
+
+def loader_of(data, batch, *, seed=3, world_size=1, rank=0, **settings) -> BatchLoader:
+    order = BatchOrder.of(data, batch, seed, world_size * settings.get("accumulation", 1))
+    return BatchLoader(data, order, rank=rank, world_size=world_size, **settings)
+
+
+def load(data, steps, batch, **settings) -> list[torch.Tensor]:
+    """Each step's windows on one rank, `[windows, window_size, C]`."""
+    with loader_of(data, batch, **settings) as loader:
         return [torch.cat(loader.next()) for _ in range(steps)]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
-def test_the_global_batch_does_not_depend_on_the_number_of_ranks(data, world_size):
-    share = 42 // world_size
-    ranks = [load(data, 3, micro_batch=share, world_size=world_size, rank=rank) for rank in range(world_size)]
+@pytest.mark.parametrize("several", [False, True])
+def test_the_global_batch_does_not_depend_on_the_number_of_ranks(tmp_path, world_size, several):
+    data = open_data(tmp_path, window_sizes=[16, 24, 40] if several else None)
+    ranks = [load(data, 6, 42, world_size=world_size, rank=rank) for rank in range(world_size)]
     together = [torch.cat(parts) for parts in zip(*ranks, strict=True)]
-    alone = load(data, 3, micro_batch=42)
+    alone = load(data, 6, 42)
     assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+    assert {tuple(windows.shape[:2]) for windows in alone} == (
+        {(42, 16), (28, 24), (16, 40)} if several else {(42, 16)}
+    )
 
 
 def test_accumulation_cuts_a_ranks_slice_in_order(data):
-    order = BatchOrder(len(data.window_starts()), 12, seed=3)
-    with BatchLoader(data, order, rank=1, world_size=2, micro_batch=2, accumulation=3) as loader:
+    with loader_of(data, 12, world_size=2, rank=1, accumulation=3) as loader:
         batches = loader.next()
     assert [tuple(batch.shape) for batch in batches] == [(2, 16, 5)] * 3
-    wanted = data.windows(data.window_starts()[order.step(0)[6:12]])
+    wanted = data.windows(data.window_starts()[BatchOrder.of(data, 12, seed=3).step(0).windows[6:12]])
     assert np.array_equal(torch.cat(batches).numpy(), wanted)
 
 
-@pytest.mark.parametrize(("num_windows", "global_batch"), [(10, 3), (10, 10), (3, 10), (7, 50), (1, 4)])
-def test_every_window_comes_once_an_epoch(num_windows, global_batch):
-    order = BatchOrder(num_windows, global_batch, seed=0)
-    samples = np.concatenate([order.step(step) for step in range(num_windows * 2)])
-    for epoch in samples.reshape(-1, num_windows):
-        assert sorted(epoch.tolist()) == list(range(num_windows))
-
-
-def test_the_order_is_a_function_of_seed_and_step():
-    order = BatchOrder(100, 7, seed=5)
-    forwards = [order.step(step) for step in range(60)]
-    assert all(np.array_equal(forwards[step], BatchOrder(100, 7, seed=5).step(step)) for step in (59, 0, 31))
-    assert not np.array_equal(forwards[0], BatchOrder(100, 7, seed=6).step(0))
-    assert not np.array_equal(order.epoch(0), order.epoch(1))
+def test_windows_of_several_lengths_come_in_micro_batches_of_about_equal_frames(of_several_lengths):
+    data = of_several_lengths
+    order = BatchOrder.of(data, 14, seed=3, parts=4)
+    with loader_of(data, 14, world_size=2, rank=1, accumulation=2) as loader:
+        for step in range(6):
+            samples, batches = order.step(step), loader.next()
+            sizes = {16: [3, 4], 24: [2, 3], 40: [1, 2]}[samples.window_size]
+            assert [tuple(batch.shape) for batch in batches] == [(size, samples.window_size, 5) for size in sizes]
+            starts = data.training_windows[samples.window_size][samples.windows[-sum(sizes) :]]
+            assert np.array_equal(torch.cat(batches).numpy(), data.windows(starts, samples.window_size))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
-def test_resuming_at_a_step_goes_on_as_if_nothing_happened(data, num_workers):
-    whole = load(data, 12, micro_batch=8, num_workers=num_workers)
-    resumed = load(data, 5, micro_batch=8, num_workers=num_workers, start_step=7)
+@pytest.mark.parametrize("settings", [{}, {"window_sizes": [24, 16, 40], "balance": "speaker"}])
+def test_resuming_at_a_step_goes_on_as_if_nothing_happened(tmp_path, num_workers, settings):
+    data = open_data(tmp_path, **settings)
+    whole = load(data, 12, 8, num_workers=num_workers)
+    resumed = load(data, 5, 8, num_workers=num_workers, start_step=7)
     assert all(torch.equal(one, other) for one, other in zip(whole[7:], resumed, strict=True))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_an_error_while_gathering_reaches_the_trainer(data, num_workers):
-    order = BatchOrder(len(data.window_starts()), 8, seed=0)
     data.mean = data.mean[:2]  # no longer fits the columns
     with (
-        BatchLoader(data, order, rank=0, world_size=1, micro_batch=8, num_workers=num_workers) as loader,
+        loader_of(data, 8, num_workers=num_workers) as loader,
         pytest.raises(ValueError, match="broadcast"),
     ):
         loader.next()
 
 
 def test_waiting_is_measured_and_closing_is_final(data):
-    order = BatchOrder(len(data.window_starts()), 8, seed=0)
-    loader = BatchLoader(data, order, rank=0, world_size=1, micro_batch=8, num_workers=0)
+    loader = loader_of(data, 8, num_workers=0)
     loader.next()
     assert loader.take_wait() > 0 and loader.take_wait() == 0
     loader.close()
@@ -88,8 +100,11 @@ def test_waiting_is_measured_and_closing_is_final(data):
 
 
 def test_an_order_for_other_data_is_refused(data):
-    with pytest.raises(ValueError, match="but the order has 5"):
-        BatchLoader(data, BatchOrder(5, 8, seed=0), rank=0, world_size=1, micro_batch=8)
+    other = BatchOrder({16: Shuffled(5, 0)}, {16: 8}, seed=0)
+    with pytest.raises(ValueError, match=r"but the order has \{16: 5\}"):
+        BatchLoader(data, other, rank=0, world_size=1)
+    with pytest.raises(ValueError, match=r"steps of \{16: 2\} windows for 3 x 1 micro batches"):
+        BatchLoader(data, BatchOrder.of(data, 2, seed=0), rank=0, world_size=1, accumulation=3)
 
 
 def test_reading_a_store_needs_no_torch(data):

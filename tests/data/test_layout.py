@@ -5,12 +5,16 @@ import pytest
 
 from ds_rvqvae.data.layout import (
     BODY_PART_CHANNELS,
+    SMPLH_JOINTS,
     SMPLX_JOINTS,
     SMPLX_PARENTS,
     Channels,
     feature_layout,
+    joint_layout,
     layout_from_json,
     layout_to_json,
+    missing_channels,
+    root_channels,
     rotation_columns,
     select_columns,
     smplx_layout,
@@ -59,6 +63,48 @@ def test_other_data_give_all_their_columns():
 def test_a_body_part_that_is_not_there_is_named():
     with pytest.raises(UserError, match="hands needs left_index1"):
         select_columns(smplx_layout()[:22], "hands")
+
+
+def test_own_parts_take_joints_by_name_pattern_and_number():
+    layout = joint_layout(("Hips", "LeftArm", "LeftForeArm", "Arm[1]"), "position")
+    columns, selected = select_columns(layout, "arms", {"arms": ["Left*Arm", 0, "LeftArm", "Arm[1]"]})
+    assert [channels.name for channels in selected] == ["LeftArm", "LeftForeArm", "Hips", "Arm[1]"]
+    assert columns.tolist() == [*range(6, 18), *range(6), *range(18, 24)]
+    # One's own definition comes before that of SMPL-X.
+    assert select_columns(smplx_layout(), "upper", {"upper": ["neck"]})[1][0].name == "neck"
+    for joint, words in (
+        ("LeftArn", "did you mean LeftArm"),
+        (5, "no joint 5"),
+        (-1, "no joint -1"),
+        ("*Leg", r"\*Leg"),
+    ):
+        with pytest.raises(UserError, match=rf"rvqvae\.data\.body_parts\.arms: .*{words}"):
+            select_columns(layout, "arms", {"arms": [joint]})
+
+
+def test_smplh_data_have_the_parts_without_a_face():
+    layout = joint_layout(SMPLH_JOINTS, "translation")
+    for part, width in {**WIDTHS, "face": None}.items():
+        if width is None:
+            with pytest.raises(UserError, match="face needs expressions"):
+                select_columns(layout, part)
+        else:
+            columns, selected = select_columns(layout, part)
+            assert len(columns) == width and missing_channels(smplx_layout(), selected) is None
+    hands = select_columns(layout, "hands")[0]
+    assert hands.tolist() == list(range(6 * 22, 6 * 52))
+
+
+def test_channels_are_missing_by_name_kind_and_width():
+    layout = joint_layout(("Hips",), "position")
+    assert missing_channels(layout, layout) is None and root_channels(layout).name == "translation"
+    for other in (
+        Channels("Head", "rotation_6d", 0, 6),
+        Channels("Hips", "feature", 0, 6),
+        joint_layout((), "translation")[0],
+    ):
+        assert missing_channels(layout, [layout[0], other]) == other
+    assert root_channels(feature_layout(3)) is None
 
 
 def test_a_layout_survives_json():

@@ -11,9 +11,10 @@ SPLIT = np.array(["train", "val", "train"])
 
 
 def open_packed(
-    tmp_path, *, window_size=16, window_stride=4, lengths=(40, 30, 50), split=SPLIT, **settings
+    tmp_path, *, window_size=16, window_stride=4, lengths=(40, 30, 50), split=SPLIT, clip_name=None, **settings
 ) -> MotionData:
-    file = write_packed(tmp_path / "all.npz", lengths, split=split)
+    names = {} if clip_name is None else {"clip_name": clip_name}
+    file = write_packed(tmp_path / "all.npz", lengths, split=split, **names)
     return MotionData.open(DataConfig(path=str(file), window_size=window_size, window_stride=window_stride, **settings))
 
 
@@ -49,7 +50,7 @@ def test_windows_are_normalised_rows_of_the_store(tmp_path):
     windows = data.windows(starts)
     assert windows.shape == (3, 16, 5) and windows.dtype == np.float32
     for window, start in zip(windows, starts, strict=True):
-        assert np.allclose(window * data.std + data.mean, data.store.frames[start : start + 16], atol=1e-4)
+        assert np.allclose(window * data.std + data.mean, data.store.read(start, start + 16), atol=1e-4)
     segment = data.segments("train")[0]
     assert np.array_equal(data.windows(np.array([4]))[0], data.normalised(segment)[4:20])
     assert np.array_equal(data.frames(segment), data.store.clip("clip0"))
@@ -113,10 +114,73 @@ def test_nothing_to_train_on_names_the_way_out(tmp_path):
         data.window_starts()
 
 
+def test_windows_of_several_lengths(tmp_path):
+    data = open_packed(tmp_path, window_sizes=[32, 16, 48, 16])
+    assert list(data.training_windows) == [16, 32, 48]
+    assert data.count_training_windows() == {16: 7 + 9, 32: 3 + 5, 48: 1}
+    starts = data.training_windows[32]
+    windows = data.windows(starts, 32)
+    assert windows.shape == (8, 32, 5)
+    for window, start in zip(windows, starts, strict=True):
+        assert np.allclose(window * data.std + data.mean, data.store.read(start, start + 32), atol=1e-4)
+    assert np.array_equal(data.normalise(data.raw_windows(starts, 32)), windows)
+
+
+def test_a_length_without_windows_is_named(tmp_path):
+    data = open_packed(tmp_path, window_sizes=[16, 64])
+    with pytest.raises(UserError, match=r"window_sizes: no clip has the 64 frames .* clip2, has 50: leave 64 out"):
+        data.count_training_windows()
+
+
+def test_groups_of_training_windows(tmp_path):
+    names = np.array(["cmu/01/a", "cmu/02/a", "bvh/03/a"])
+    data = open_packed(tmp_path, clip_name=names, split=None, window_stride=8, balance="set", weights={"bvh": 3})
+    clips = data.clip_names(data.training_windows[16])
+    groups = data.training_groups[16]
+    assert groups.names == sorted({clip.split("/")[0] for clip in clips})
+    assert [groups.names[group] for group in groups.of_window] == [clip.split("/")[0] for clip in clips]
+
+
+def test_balance_is_told_and_a_weight_for_nobody_refused(tmp_path):
+    data = open_packed(tmp_path, balance="speaker", weights={"clip2": 3})
+    assert data.balance_lines() == [
+        "rvqvae.data.balance: speakers by share of samples (of windows there are): "
+        "clip0 25.0% (43.8%), clip2 75.0% (56.2%)"
+    ]
+    # clip1 is held out.
+    data = open_packed(tmp_path, balance="speaker", weights={"clip1": 3})
+    with pytest.raises(UserError, match=r"no speaker 'clip1' in train; there: 'clip0', 'clip2'"):
+        data.count_training_windows()
+    assert open_packed(tmp_path).balance_lines() == []
+    lines = open_packed(tmp_path, balance="speaker", window_sizes=[16, 48]).balance_lines()
+    assert [line.partition(", ")[2] for line in lines] == [
+        "16 frames: clip0 50.0% (43.8%), clip2 50.0% (56.2%)",
+        "48 frames: clip0 0.0% (0.0%), clip2 100.0% (100.0%)",
+    ]
+
+
+def test_feature_weights_divide_the_deviations(tmp_path):
+    folder = tmp_path / "motion"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        np.save(folder / f"{name}.npy", np.random.default_rng(0).normal(size=(50, 263)))
+    plain = MotionData.open(DataConfig(path=str(folder), window_size=16))
+    weighted = MotionData.open(DataConfig(path=str(folder), window_size=16, feat_bias=5))
+    ratio = np.round(plain.std / weighted.std, 3)
+    # HumanML3D: 4 columns of the root, 3 * 21 positions, 6 * 21 rotations, 3 * 22 velocities, 4 contacts of the feet.
+    assert set(ratio[:4]) == set(ratio[-4:]) == {5} and set(ratio[4:-4]) == {1}
+    assert weighted.fingerprint() != plain.fingerprint()
+
+
+def test_feature_weights_are_for_known_features_only(tmp_path):
+    with pytest.raises(UserError, match=r"feat_bias: .* has 5 columns"):
+        open_packed(tmp_path, feat_bias=5)
+
+
 @pytest.mark.real_data
 def test_the_cmu_task_has_its_known_windows(real_data):
     data = MotionData.open(DataConfig(path=str(real_data / "cmu" / "task.npz"), window_size=64, window_stride=4))
-    assert data.in_features == 150 and len(data.store.frames) == 28_261
+    assert data.in_features == 150 and data.store.num_frames == 28_261
     assert len(data.window_starts()) == 4_203
     assert len(data.segments("val")) == 50 and len(data.segments("test")) == 15
 

@@ -180,6 +180,18 @@ def test_the_largest_micro_batch_fits_and_one_more_does_not(override, memory):
     assert not make_plan(profile, 78, 7, card, largest + 1).fits
 
 
+def test_several_lengths_of_windows_are_planned_for_by_their_longest_rounding():
+    lengths = ["rvqvae.data.window_sizes=[64, 96, 160]", "rvqvae.training.gradient_checkpointing=false"]
+    plan = make_plan(load_profile("baseline", lengths), 78, 7, CARD, 81)
+    # 81 x 128 frames are 162 windows of 64, exactly 108 of 96, and 64.8 of 160.
+    assert plan.largest_shape == (65, 160)
+    longest = make_plan(load_profile("baseline", [lengths[1], "rvqvae.data.window_size=160"]), 78, 7, CARD, 65)
+    for part in ("activations_bytes", "batch_bytes", "staged_vectors_bytes", "host_bytes", "flops_per_step"):
+        assert getattr(plan, part) == getattr(longest, part), part
+    most = plan.largest_micro_batch
+    assert plan.with_micro_batch(most).fits and not plan.with_micro_batch(most + 1).fits
+
+
 def test_where_nothing_fits():
     assert largest_micro_batch(load_profile("large"), 78, 7, CARD.with_memory(1 << 30)) == 0
 

@@ -1,0 +1,176 @@
+"""Which windows each step takes: pure functions of (seed, step), whatever the number of ranks."""
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ds_rvqvae.batch_sizes import windows_a_step
+from ds_rvqvae.data.groups import Groups
+
+if TYPE_CHECKING:
+    from ds_rvqvae.data.motion_data import MotionData
+
+# What a draw is for: no two draws of a run have the same numbers.
+_LENGTHS, _EPOCHS, _GROUPS = range(3)
+
+
+def _generator(seed: int, *key: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+class Samples(NamedTuple):
+    """Windows of one step, or of a part of it."""
+
+    window_size: int
+    """Frames a window."""
+    windows: np.ndarray
+    """int64 `[samples]`: places in `MotionData.window_starts(window_size=window_size)`."""
+    positions: np.ndarray
+    """int64 `[samples]`: places in the sequence of all samples of the run, from 0; no two samples have the same."""
+
+
+class WindowSequence(ABC):
+    """The endless sequence of all windows of one length, epoch after epoch of `num_windows` samples."""
+
+    def __init__(self, num_windows: int):
+        if num_windows < 1:
+            raise ValueError(f"{num_windows} windows")
+        self.num_windows = num_windows
+        self._recent: dict[int, np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """One epoch's windows, int64 `[num_windows]`."""
+        with self._lock:
+            if epoch not in self._recent:
+                while len(self._recent) >= 2:
+                    del self._recent[min(self._recent)]
+                self._recent[epoch] = self._make_epoch(epoch)
+            return self._recent[epoch]
+
+    def take(self, first: int, stop: int) -> np.ndarray:
+        """Samples `first` up to `stop` of the sequence, int64 `[stop - first]`."""
+        parts = [np.empty(0, np.int64)]
+        while first < stop:
+            epoch, position = divmod(first, self.num_windows)
+            parts.append(self.epoch(epoch)[position : position + stop - first])
+            first += len(parts[-1])
+        return np.concatenate(parts)
+
+    @abstractmethod
+    def _make_epoch(self, epoch: int) -> np.ndarray: ...
+
+
+class Shuffled(WindowSequence):
+    """Every window once an epoch: a permutation by (seed, epoch), or by (seed, key, epoch)."""
+
+    def __init__(self, num_windows: int, seed: int, *key: int):
+        super().__init__(num_windows)
+        self._seed, self._key = seed, key
+
+    def _make_epoch(self, epoch: int) -> np.ndarray:
+        if self._key:
+            generator = _generator(self._seed, *self._key, epoch)
+        else:
+            # As runs with windows of one length have always drawn.
+            generator = np.random.default_rng([self._seed, epoch])
+        return generator.permutation(self.num_windows)
+
+
+class Balanced(WindowSequence):
+    """As many samples of each group an epoch as its share says; a group's own windows are used in turn, evenly.
+
+    A group's windows form an endless sequence of their own, a permutation by (seed, group, cycle) after another; epochs
+    take from it without a break, and shuffle what they took by (seed, epoch).
+    """
+
+    def __init__(self, groups: Groups, seed: int, *key: int):
+        super().__init__(len(groups.of_window))
+        self._seed, self._key = seed, key
+        windows = np.bincount(groups.of_window, minlength=len(groups.names))
+        members = np.split(np.argsort(groups.of_window, kind="stable"), np.cumsum(windows)[:-1])
+        self._parts = [
+            (mine, count, Shuffled(len(mine), seed, _GROUPS, *key, group))
+            for group, (mine, count) in enumerate(zip(members, groups.samples(self.num_windows).tolist(), strict=True))
+            if count
+        ]
+
+    def _make_epoch(self, epoch: int) -> np.ndarray:
+        taken = [members[order.take(epoch * count, (epoch + 1) * count)] for members, count, order in self._parts]
+        return _generator(self._seed, _EPOCHS, *self._key, epoch).permutation(np.concatenate(taken))
+
+
+class BatchOrder:
+    """The order of the data: a pure function of (seed, step), whatever the number of ranks.
+
+    Each length of windows has a sequence of its own, and a step takes the next samples of one of them. Lengths come in
+    blocks of as many steps as there are lengths, each once, in an order by (seed, block). So both the samples of a
+    length and the samples of all lengths that come before a step are known by arithmetic.
+
+    Args:
+        sequences: by length of window, in frames.
+        batches: samples a step over all ranks, by length; may be more than a sequence has windows.
+    """
+
+    def __init__(self, sequences: Mapping[int, WindowSequence], batches: Mapping[int, int], seed: int):
+        if not sequences or sequences.keys() != batches.keys() or min(batches.values()) < 1:
+            raise ValueError(f"windows of {list(sequences)} frames in batches of {dict(batches)}")
+        self.sequences, self.batches, self.seed = dict(sequences), dict(batches), seed
+        self._sizes = sorted(sequences)
+
+    @classmethod
+    def of(cls, data: "MotionData", global_batch: int, seed: int, parts: int = 1) -> "BatchOrder":
+        """The order of `data`'s training windows.
+
+        Args:
+            global_batch: windows of `window_size` that a step stands for.
+            parts: micro batches that make up a step, over all ranks.
+
+        Raises:
+            UserError: no window of some length, or weights that do not fit the groups.
+        """
+        sequences: dict[int, WindowSequence] = {}
+        for size, starts in data.training_windows.items():
+            key = (size,) if data.config.window_sizes else ()
+            if size in data.training_groups:
+                sequences[size] = Balanced(data.training_groups[size], seed, *key)
+            else:
+                sequences[size] = Shuffled(len(starts), seed, *((_EPOCHS, *key) if key else ()))
+        return cls(sequences, windows_a_step(data.config, global_batch, parts), seed)
+
+    def window_size(self, step: int) -> int:
+        """The length of a step's windows, in frames."""
+        return self._place(step)[0]
+
+    def batch(self, step: int) -> int:
+        """Samples of a step over all ranks."""
+        return self.batches[self.window_size(step)]
+
+    def step(self, step: int) -> Samples:
+        """A step's samples over all ranks."""
+        return self.part(step, 0, 1)
+
+    def bounds(self, step: int, part: int, parts: int) -> tuple[int, int]:
+        """The first of a step's samples that `part` gives, and the one after its last."""
+        batch = self.batch(step)
+        return part * batch // parts, (part + 1) * batch // parts
+
+    def part(self, step: int, part: int, parts: int) -> Samples:
+        """The samples of one of `parts` equal stretches of a step, in order; they differ by one sample at most."""
+        size, earlier_steps = self._place(step)
+        batch = self.batches[size]
+        first, stop = self.bounds(step, part, parts)
+        of_length = earlier_steps[size] * batch
+        windows = self.sequences[size].take(of_length + first, of_length + stop)
+        before = sum(earlier_steps[other] * self.batches[other] for other in self._sizes)
+        return Samples(size, windows, np.arange(before + first, before + stop))
+
+    def _place(self, step: int) -> tuple[int, dict[int, int]]:
+        """A step's length, and how many steps before it each length had."""
+        block, place = divmod(step, len(self._sizes))
+        order = [0] if len(self._sizes) == 1 else _generator(self.seed, _LENGTHS, block).permutation(len(self._sizes))
+        lengths = [self._sizes[index] for index in order]
+        return lengths[place], {size: block + (size in lengths[:place]) for size in lengths}
