@@ -12,6 +12,9 @@ import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pydantic import BaseModel
+
+from ds_rvqvae.data_keys import is_part_name
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.profile import BODY_PARTS, REFERENCE_RANKS, Profile, RvqvaeConfig, load_profile, section_at
 
@@ -161,11 +164,23 @@ def _field(path: str) -> Any:
     return section_at(section).model_fields[name]
 
 
+def _kinds(annotation: Any) -> list[Any]:
+    """The plain types that a field's type is made of: `list` of `Annotated[list[int], …] | None`."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [kind for part in typing.get_args(annotation) for kind in _kinds(part)]
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _kinds(typing.get_args(annotation)[0])
+    return [] if annotation is type(None) else [typing.get_origin(annotation) or annotation]
+
+
 def _is_list(annotation: Any) -> bool:
     """Whether a field's type is `list[…]` or `list[…] | None`."""
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return any(map(_is_list, typing.get_args(annotation)))
-    return typing.get_origin(annotation) is list
+    return list in _kinds(annotation)
+
+
+def _is_object(annotation: Any) -> bool:
+    """Whether a field's value is a JSON object."""
+    return any(kind is dict or issubclass(kind, BaseModel) for kind in _kinds(annotation) if isinstance(kind, type))
 
 
 def _choices(annotation: Any) -> list[str] | None:
@@ -176,13 +191,11 @@ def _choices(annotation: Any) -> list[str] | None:
 
 
 def _body_parts(text: str) -> str:
-    """Checks the names in `--body_part upper,hands`."""
+    """Checks the names in `--body_part upper,hands`; the profile says which there are."""
     parts = [part.strip() for part in text.split(",")]
     for part in parts:
-        if part not in BODY_PARTS:
-            near = difflib.get_close_matches(part, BODY_PARTS, n=1, cutoff=0.6)
-            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(BODY_PARTS)}"
-            raise argparse.ArgumentTypeError(f"no body part {part!r}; {hint}")
+        if not is_part_name(part):
+            raise argparse.ArgumentTypeError(f"no body part {part!r}; known are {', '.join(BODY_PARTS)}, and your own")
     return ",".join(parts)
 
 
@@ -197,13 +210,15 @@ def _argument_of(flag: str, path: str) -> dict[str, Any]:
     elif flag == "body_part":
         several = "Launchers take several, by commas, and train them in turn."
         keywords |= {"type": _body_parts, "metavar": "PART[,PART…]"}
-        keywords["help"] = f"{', '.join(BODY_PARTS)}. {keywords['help']} {several}"
+        keywords["help"] = f"{', '.join(BODY_PARTS)}, or one of --body_parts. {keywords['help']} {several}"
     elif field.annotation is bool:
         keywords |= {"nargs": "?", "const": "on", "choices": list(ON_OFF)}
     elif choices := _choices(field.annotation):
         keywords |= {"choices": choices}
     elif _is_list(field.annotation):
         keywords |= {"metavar": "N,N,…"}
+    elif _is_object(field.annotation):
+        keywords |= {"metavar": "JSON"}
     else:
         keywords |= {"metavar": "PATH" if field.annotation == str | None else "N"}
     return keywords

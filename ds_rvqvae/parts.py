@@ -1,17 +1,17 @@
 """Several body parts, trained in turn: a run each inside one folder, and the tokenizer of the body that they make."""
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ds_rvqvae.checkpoints import is_tag
-from ds_rvqvae.data.layout import check_disjoint, select_columns, smplx_layout
+from ds_rvqvae.data.layout import BODY_PART_CHANNELS, Layout, check_disjoint
 from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.errors import ExitStatus, UserError
-from ds_rvqvae.flags import body_parts_of
+from ds_rvqvae.flags import body_parts_of, profile_from_flags
 from ds_rvqvae.placement import Ranks
-from ds_rvqvae.profile import BODY_PARTS
 from ds_rvqvae.runs import check_out_folder, choose_run_folder
 from ds_rvqvae.supervise import Signals, say
 
@@ -47,14 +47,13 @@ class Body:
         """The body that `--body_part upper,hands` asks for. Creates nothing.
 
         Raises:
-            UserError: parts that overlap, or a folder that cannot be theirs.
+            UserError: parts that are not known or overlap, or a folder that cannot be theirs.
         """
-        parts = body_parts_of(args)
-        try:
-            check_disjoint(parts)
-        except UserError as error:
-            raise UserError(f"--body_part {args.body_part}: {error}") from None
-        return cls(args, parts, _body_folder(args))
+        body = cls(args, body_parts_of(args), _body_folder(args))
+        data = [profile_from_flags(each).rvqvae.data for each in body.flags_by_part()]
+        # As far as can be told without the motion: joints as they are written, patterns and numbers too.
+        body._check_disjoint([{**BODY_PART_CHANNELS, **(own.body_parts or {})}[own.body_part] for own in data])
+        return body
 
     def flags_by_part(self) -> list[argparse.Namespace]:
         """The flags of each part's run, in turn. A resumed part brings its own profile, a new one that of another."""
@@ -73,14 +72,23 @@ class Body:
         """Checks all parts' runs together, once each has been checked by itself.
 
         Raises:
-            UserError: motion without body parts, or no room for all of them.
+            UserError: motion without body parts, parts that overlap in it, or no room for all of them.
         """
-        for part, motion in zip(self.parts, data, strict=True):
-            if motion.layout != select_columns(smplx_layout(), part)[1]:
+        for motion in data:
+            if motion.body_part is None:
                 raise UserError(
-                    f"--body_part {self.args.body_part}: {motion.config.path} has no body parts to select; leave it out"
+                    f"--body_part {self.args.body_part}: {motion.config.path} has no body parts to select; leave it "
+                    "out, or define parts of your own by rvqvae.data.body_parts"
                 )
+        self._check_disjoint([[channels.name for channels in motion.layout] for motion in data])
         check_out_folder(self.folder, disk_bytes)
+
+    def _check_disjoint(self, joints: Sequence[Sequence[str | int]]) -> None:
+        """Raises UserError where two parts share one of the joints that each takes."""
+        try:
+            check_disjoint(zip(self.parts, joints, strict=True))
+        except UserError as error:
+            raise UserError(f"--body_part {self.args.body_part}: {error}") from None
 
     def train(
         self, runs: Sequence[CheckedRun], train: Callable[[CheckedRun], ExitStatus], signals: Signals
@@ -110,17 +118,17 @@ class Body:
                     say(f"not started: {waiting}")
                 return status
         if runs[0].ranks.first_here:
-            self._write_tokenizer()
+            self._write_tokenizer(runs[0].data.store.layout)
         return ExitStatus.DONE
 
-    def _write_tokenizer(self) -> None:
-        """Puts the parts' tokenizers together as that of the body."""
+    def _write_tokenizer(self, layout: Layout) -> None:
+        """Puts the parts' tokenizers together as that of the body, whose motion has this layout."""
         # Late: they need torch, which nothing else in a launcher does.
         from ds_rvqvae.tokenizer.body import BodyTokenizer
         from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
         parts = {part: MotionTokenizer.from_pretrained(self.folder / part / TOKENIZER) for part in self.parts}
-        BodyTokenizer(parts).save_pretrained(self.folder / TOKENIZER)
+        BodyTokenizer(parts, layout).save_pretrained(self.folder / TOKENIZER)
         say(f"tokenizer of {', '.join(self.parts)}: {self.folder / TOKENIZER}")
 
 
@@ -157,5 +165,15 @@ def _body_folder(args: argparse.Namespace) -> Path:
 
 
 def _runs_in(folder: Path) -> list[str]:
-    """The body parts that have a run inside a folder."""
-    return [part for part in BODY_PARTS if (folder / part / "profile.json").is_file()]
+    """The body parts that have a run inside a folder, by name."""
+    if not folder.is_dir():
+        return []
+    return [entry.name for entry in sorted(folder.iterdir()) if _is_run_of(entry, entry.name)]
+
+
+def _is_run_of(folder: Path, part: str) -> bool:
+    try:
+        profile = json.loads((folder / "profile.json").read_text(encoding="utf-8"))
+        return profile["rvqvae"]["data"]["body_part"] == part
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from ds_rvqvae import RVQVAE, MotionTokenizer, cli
-from ds_rvqvae.data.layout import Channels, select_columns, smplx_layout
+from ds_rvqvae.data.layout import Channels, select_columns, smplx_layout, take_channels
 from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.profile import DataConfig, ModelConfig, load_profile
 from ds_rvqvae.tokenizer.evaluation import evaluate_split
+from tests.data.bvh_files import write_bvh_motion
 from tests.data.motion import write_packed
 
 CONTRACT = {
@@ -70,6 +71,28 @@ def test_a_run_is_scored_as_its_tokenizer_folder_is(run, tmp_path, demo_folder, 
     (run / "tokenizer").rename(tmp_path / "alone")
     scored = json.loads(_evaluate(capsys, tmp_path / "alone", "--data_path", demo_folder, "--json")[1])
     assert scored == {**scores, "name": "alone", "normalised_by": "alone"}
+
+
+def test_bvh_motion_is_measured_on_its_own_figure_and_parts_by_name(tmp_path, capsys):
+    for seed in range(3):
+        write_bvh_motion(tmp_path / "data" / f"{seed}.bvh", frames=100, seed=seed)
+    data = MotionData.open(DataConfig(path=str(tmp_path / "data")))
+    _, layout = take_channels(data.layout, ["Hips", "LeftArm", "LeftHand", "translation"])
+    for part, kept in (("arm", layout), (None, data.layout)):
+        width = kept[-1].stop
+        torch.manual_seed(0)
+        tokenizer = MotionTokenizer(
+            RVQVAE(width, MODEL), torch.zeros(width), torch.ones(width), kept, 30.0, {"body_part": part}
+        )
+        tokenizer.save_pretrained(tmp_path / str(part))
+    line = ["--data_path", tmp_path / "data", "--split", "all", "--json"]
+    status, out, error = _evaluate(capsys, tmp_path / "arm", tmp_path / "None", *line)
+    assert status == 0, error
+    arm, whole = json.loads(out)["tokenizers"]
+    assert (arm["frames"], whole["frames"]) == (300, 300)
+    assert arm["skeleton"] == whole["skeleton"] == "data"
+    assert (arm["mpjpe_joints"], whole["mpjpe_joints"]) == (2, 3)
+    assert arm["root_error_mm"] > 0 and arm["mpjpe_mm"] > 0
 
 
 def test_several_side_by_side(run, tmp_path, capsys):

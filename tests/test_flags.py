@@ -65,6 +65,12 @@ def test_lists():
     profile = profile_of("--milestones", "10,20", "--speakers", "2")
     assert profile.rvqvae.schedule.milestones == [10, 20]
     assert profile.rvqvae.data.speakers == [2]
+    assert profile_of("--window_sizes=64,96").rvqvae.data.window_sizes == [64, 96]
+
+
+def test_objects():
+    data = profile_of("--balance=speaker", '--weights={"2": 3}').rvqvae.data
+    assert data.balance == "speaker" and data.weights == {"2": 3}
 
 
 def test_every_flag_has_a_key_in_the_profile():
@@ -129,8 +135,7 @@ def test_arguments_come_back_as_they_went_in():
         (["--widht", "3"], ["--widht", "did you mean --width?"]),
         (["--wid", "3"], ["--wid", "did you mean --width?"]),
         (["--width"], ["--width", "expected one argument"]),
-        (["--body_part", "uper"], ["--body_part", "uper", "'upper'"]),
-        (["--body_part", "upper,xyz"], ["--body_part", "'xyz'", "known are upper, hands"]),
+        (["--body_part", "upper,../x"], ["--body_part", "'../x'", "known are upper, hands"]),
         (["--mixed_precision", "fp16"], ["--mixed_precision", "fp16", "bf16"]),
         (["stray"], ["stray"]),
     ],
@@ -149,6 +154,15 @@ def test_several_body_parts_are_for_a_launcher():
     assert parse("--body_part", "upper, hands").body_part == "upper,hands"
     with pytest.raises(UserError, match=r"--body_part upper,hands: a run trains one part; launch/train_8x4090\.sh"):
         profile_of("--body_part=upper,hands")
+
+
+def test_body_parts_are_those_of_smplx_and_the_profiles_own():
+    with pytest.raises(UserError, match=r"rvqvae\.data\.body_part: no body part 'uper'; did you mean 'upper'\?"):
+        profile_of("--body_part=uper")
+    own = """{"arms": ["Left*Arm", 20], "legs": ["*Leg"]}"""
+    assert profile_of("--body_part=arms", f"--body_parts={own}").rvqvae.data.body_parts["arms"] == ["Left*Arm", 20]
+    with pytest.raises(UserError, match="no body part 'leg'; did you mean 'legs'"):
+        profile_of("--body_part=leg", f"--body_parts={own}")
 
 
 def test_paths_are_made_absolute(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Several body parts in turn: what each part's run is given, in which order they run, and what ends them."""
 
 import argparse
+import json
 import signal
 from dataclasses import replace
 
@@ -8,14 +9,15 @@ import numpy as np
 import pytest
 
 from ds_rvqvae import BodyTokenizer
-from ds_rvqvae.data.layout import check_disjoint
+from ds_rvqvae.data.layout import BODY_PART_CHANNELS, check_disjoint
 from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.flags import add_training_flags
 from ds_rvqvae.parts import Body, CheckedRun, check_no_body
 from ds_rvqvae.placement import Ranks
-from ds_rvqvae.profile import DataConfig
+from ds_rvqvae.profile import DataConfig, load_profile
 from ds_rvqvae.supervise import Signals
+from tests.data.motion import write_packed
 from tests.tokenizer.test_body import make_part
 
 HERE = Ranks("localhost:0", {"localhost": [0]}, [0], 29500, cpu=True, first_here=True)
@@ -37,7 +39,8 @@ def out(tmp_path, monkeypatch):
 def make_run(out, *path):
     folder = out.joinpath(*path)
     folder.mkdir(parents=True)
-    (folder / "profile.json").write_text("{}")
+    profile = load_profile("baseline", [f"rvqvae.data.body_part={path[-1]}"] if len(path) > 1 else [])
+    (folder / "profile.json").write_text(json.dumps(profile.to_dict()))
 
 
 def given(body):
@@ -97,15 +100,15 @@ def test_what_makes_no_body_is_refused(out, line, words):
 
 
 def test_parts_that_share_nothing_fit():
-    check_disjoint(["upper", "hands", "lower_trans", "face"])
-    check_disjoint(["face", "whole_trans"])
+    for parts in (["upper", "hands", "lower_trans", "face"], ["face", "whole_trans"]):
+        check_disjoint([(part, BODY_PART_CHANNELS[part]) for part in parts])
 
 
 def test_one_part_stays_out_of_a_bodys_folder(out):
     make_run(out, "body", "hands")
     make_run(out, "body", "upper")
     for line in (["--name=body", "--resume"], ["--resume=runs/body"], ["--name=body", "--resume=global_step5"]):
-        with pytest.raises(UserError, match=r"several body parts \(upper, hands\).*--out runs/body --name upper"):
+        with pytest.raises(UserError, match=r"several body parts \(hands, upper\).*--out runs/body --name hands"):
             check_no_body(flags("--body_part=upper", *line))
     check_no_body(flags("--out=runs/body", "--name=upper", "--resume"))
     check_no_body(flags("--resume=runs/body/upper"))
@@ -120,14 +123,58 @@ def test_motion_without_body_parts_is_refused(out, tmp_path):
         Body.of(flags("--body_part=upper,hands")).check([data, data], 0)
 
 
+LAYOUT = [
+    {"name": name, "kind": "rotation_6d", "columns": [6 * index, 6 * index + 6]}
+    for index, name in enumerate(("Hips", "LeftArm", "LeftForeArm", "LeftLeg"))
+]
+OWN_PARTS = {"arms": ["Left*Arm"], "legs": ["*Leg", 0]}
+
+
+def own(tmp_path, parts, chosen="arms,legs"):
+    """The body of own parts, and what each part's run would read."""
+    if not (tmp_path / "task.npz").is_file():
+        write_packed(tmp_path / "task.npz", (200, 200), width=24, layout=np.array(json.dumps(LAYOUT)))
+    body = Body.of(flags(f"--body_part={chosen}", f"--body_parts={json.dumps(parts)}"))
+    path = str(tmp_path / "task.npz")
+    return body, [MotionData.open(DataConfig(path=path, body_part=part, body_parts=parts)) for part in body.parts]
+
+
+def test_own_parts_are_found_in_any_motion_with_names(out, tmp_path):
+    body, data = own(tmp_path, OWN_PARTS)
+    assert [args.name for args in body.flags_by_part()] == ["arms", "legs"]
+    assert [[channels.name for channels in motion.layout] for motion in data] == [
+        ["LeftArm", "LeftForeArm"],
+        ["LeftLeg", "Hips"],
+    ]
+    body.check(data, 0)
+
+
+def test_own_parts_that_overlap_are_refused(out, tmp_path):
+    with pytest.raises(UserError, match=r"--body_part arms,legs: body part legs and arms both have \*Arm"):
+        own(tmp_path, {"arms": ["*Arm"], "legs": ["*Leg", "*Arm"]})
+    # By pattern and number only the motion shows it.
+    for legs, joint in (([1], "LeftArm"), (["LeftF*"], "LeftForeArm")):
+        body, data = own(tmp_path, {"arms": ["Left*Arm"], "legs": legs})
+        with pytest.raises(UserError, match=f"--body_part arms,legs: body part legs and arms both have {joint};"):
+            body.check(data, 0)
+
+
+def test_unknown_parts_and_names_are_refused_before_any_motion_is_read(out, tmp_path):
+    with pytest.raises(UserError, match="no body part 'arm'; did you mean 'arms'"):
+        own(tmp_path, OWN_PARTS, "arm,legs")
+    with pytest.raises(UserError, match="'tokenizer': name parts"):
+        own(tmp_path, {**OWN_PARTS, "tokenizer": ["Hips"]})
+
+
 @pytest.fixture
-def body(out):
+def body(out, demo_folder):
     """A body whose parts' tokenizers are where runs would leave them, with its checked runs."""
+    data = MotionData.open(DataConfig(path=str(demo_folder)))
     args = flags("--body_part=upper,hands,lower_trans", "--name=body")
     body = Body.of(args)
     for index, part in enumerate(body.parts):
         make_part(part, seed=index).save_pretrained(out / "body" / part / "tokenizer")
-    runs = [CheckedRun(each, body.folder / each.name, HERE, None, 0, done=False) for each in body.flags_by_part()]
+    runs = [CheckedRun(each, body.folder / each.name, HERE, data, 0, done=False) for each in body.flags_by_part()]
     return body, runs
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def add_to(verbs: Verbs) -> None:
     """Adds both verbs."""
     encode = verbs.add_parser("encode", help="turn motion files into codes")
-    _add_flags(encode, "BEAT2 npz, packed npz, .npy matrices, or folders of them", "codes")
+    _add_flags(encode, "BEAT2 npz, BVH, packed npz, .npy matrices, or folders of them", "codes")
     encode.set_defaults(verb=_encode)
     decode = verbs.add_parser("decode", help="turn codes back into motion files")
     _add_flags(decode, "codes files, or folders of them", "motion")
@@ -23,8 +23,10 @@ def add_to(verbs: Verbs) -> None:
         "--source",
         type=Path,
         metavar="FOLDER|FILE",
-        help="BEAT2 motion for what the tokenizer does not cover (default: the encoded file, if it is still there)",
+        help="BEAT2 or BVH motion for what the tokenizer does not cover (default: the encoded file, if it is still "
+        "there)",
     )
+    decode.add_argument("--matrices", action="store_true", help="write .npy matrices, whatever was encoded")
     decode.add_argument("--any_tokenizer", action="store_true", help="decode codes of another tokenizer too")
     decode.set_defaults(verb=_decode)
 
@@ -58,7 +60,7 @@ def _decode(args: argparse.Namespace) -> int:
 
     tokenizer = load_any_tokenizer(args.tokenizer)
     settings = {"levels": args.levels, "overwrite": args.overwrite, "workers": args.workers}
-    settings |= {"source": args.source, "any_tokenizer": args.any_tokenizer}
+    settings |= {"source": args.source, "any_tokenizer": args.any_tokenizer, "matrices": args.matrices}
     return _finish(args, decode_files(tokenizer, args.files, args.out, **settings))
 
 

@@ -38,7 +38,8 @@ def add_to(verbs: Verbs) -> None:
         "--skeleton",
         type=Path,
         metavar="FILE",
-        help="JSON or npz of joint_names, parents and offsets that joints are measured on (default: a built-in figure)",
+        help="JSON or npz of joint_names, parents and offsets that joints are measured on (default: that of the "
+        "motion's own files, else a built-in figure)",
     )
     evaluate.add_argument(
         "--features",
@@ -139,7 +140,9 @@ def _open(name: str, path: Path, args: argparse.Namespace) -> _Subject:
     Raises:
         UserError: no run and no tokenizer, no motion, columns that do not fit, or an empty split.
     """
+    from ds_rvqvae.data.layout import missing_channels
     from ds_rvqvae.data.motion_data import MotionData
+    from ds_rvqvae.data.prepare import prepare_store
     from ds_rvqvae.tokenizer.folder import BODY, CONFIG
     from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
     from ds_rvqvae.train.export import tokenizer_of_run
@@ -154,7 +157,12 @@ def _open(name: str, path: Path, args: argparse.Namespace) -> _Subject:
     else:
         raise UserError(f"{path}: not a run's folder (no profile.json), and no tokenizer's (no config.json)")
     config = _data_config(path, tokenizer, args.data_path)
-    data = MotionData.open(config)
+    store = prepare_store(config)
+    if missing_channels(store.layout, tokenizer.layout) is None and store.layout != tokenizer.layout:
+        # By name, whatever body part the profile beside the tokenizer is about.
+        config.body_part = tokenizer.details.get("body_part") or "tokenizer"
+        config.body_parts = {config.body_part: [part.name for part in tokenizer.layout]}
+    data = MotionData(store, config)
     _check_columns(data, tokenizer)
     data.use_normalisation(tokenizer.mean.numpy(), tokenizer.std.numpy())
     if not data.segments(args.split):
@@ -164,10 +172,11 @@ def _open(name: str, path: Path, args: argparse.Namespace) -> _Subject:
 
 def _data_config(path: Path, tokenizer: MotionTokenizer, data_path: str | None) -> DataConfig:
     """The run's settings of data where its profile is there, at the tokenizer's own frame rate and body part."""
-    from ds_rvqvae.profile import DataConfig, load_profile
+    from ds_rvqvae.profile import load_profile
+    from ds_rvqvae.tokenizer.reading import reading_config
 
     file = next((place / "profile.json" for place in (path, path.resolve().parent) if _is_profile(place)), None)
-    config = load_profile(file).rvqvae.data if file else DataConfig()
+    config = load_profile(file).rvqvae.data if file else reading_config(tokenizer.details, tokenizer.fps)
     config.path = data_path or config.path or os.environ.get("DS_RVQVAE_DATA") or None
     if config.path is None:
         raise UserError(f"{path}: no motion to score, and no profile.json of its run beside it; give --data_path")

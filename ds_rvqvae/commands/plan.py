@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from ds_rvqvae.commands.columns import add_column_flags, columns_of
 from ds_rvqvae.commands.results import Verbs, add_json_flag, print_result
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.gpu.cards import CARDS
@@ -17,9 +18,7 @@ def add_to(verbs: Verbs) -> None:
     plan.add_argument("--gpus", type=int, default=7, metavar="N", help="cards, a rank each (default: 7)")
     plan.add_argument("--card", choices=CARDS, help="model of card (default: 4090)")
     plan.add_argument("--gpu_memory", metavar="SIZE", help="memory a card, as 24GiB (default: the card's own)")
-    plan.add_argument(
-        "--in_features", type=int, metavar="N", help="columns of the motion (default: those of the body part in SMPL-X)"
-    )
+    add_column_flags(plan)
     plan.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a key; repeatable")
     plan.add_argument("--picture", type=Path, metavar="FILE.png", help="also draw the memory as a stacked bar")
     add_json_flag(plan)
@@ -33,27 +32,19 @@ def _plan(args: argparse.Namespace) -> int:
     from ds_rvqvae.profile import load_profile
 
     profile = load_profile(args.profile, args.set)
-    for flag in ("gpus", "in_features"):
-        value = getattr(args, flag)
-        if value is not None and value < 1:
-            raise UserError(f"--{flag} {value}: give 1 or more")
+    if args.gpus < 1:
+        raise UserError(f"--gpus {args.gpus}: give 1 or more")
     profile.check_world_size(args.gpus)
     card = CARDS[args.card or "4090"]
     if args.gpu_memory is not None:
         card = card.with_memory(parse_bytes(args.gpu_memory))
-    columns = args.in_features or _columns(profile.rvqvae.data.body_part)
+    columns = columns_of(args, profile)
     plan = make_plan(profile, columns, args.gpus, card)
     text = plan_table(plan)
     if args.picture is not None:
         text += f"\npicture: {_draw(plan, args.profile, args.picture)}"
     print_result(args, plan.to_dict(), text)
     return ExitStatus.DONE
-
-
-def _columns(body_part: str) -> int:
-    from ds_rvqvae.data.layout import select_columns, smplx_layout
-
-    return len(select_columns(smplx_layout(), body_part)[0])
 
 
 def _draw(plan: object, name: str, file: Path) -> Path:

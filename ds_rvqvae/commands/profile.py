@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 
+from ds_rvqvae.commands.columns import add_column_flags, columns_of
 from ds_rvqvae.commands.results import Verbs, add_json_flag, print_result
 from ds_rvqvae.errors import ExitStatus, UserError
 
@@ -14,6 +15,7 @@ def add_to(verbs: Verbs) -> None:
     actions = profile.add_subparsers(metavar="ACTION", required=True)
     show = actions.add_parser("show", help="every setting, and the size of the model")
     show.add_argument("profile", metavar="NAME|FILE")
+    add_column_flags(show)
     show.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a key; repeatable")
     add_json_flag(show)
     show.set_defaults(verb=_show)
@@ -29,19 +31,26 @@ def add_to(verbs: Verbs) -> None:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from ds_rvqvae.data.layout import select_columns, smplx_layout
     from ds_rvqvae.model.shapes import parameter_count
     from ds_rvqvae.profile import load_profile, profile_file
     from ds_rvqvae.resuming import flat_keys
 
     profile = load_profile(args.profile, args.set)
     part = profile.rvqvae.data.body_part
-    columns = len(select_columns(smplx_layout(), part)[0])
-    count = parameter_count(columns, profile.rvqvae.model)
+    columns = count = None
+    try:
+        columns = columns_of(args, profile)
+        count = parameter_count(columns, profile.rvqvae.model)
+        size = f"{count:,} ({columns} columns, body part {part})"
+    except UserError as error:
+        if args.in_features is not None or args.data_path is not None:
+            raise
+        # A profile can be looked at without its motion.
+        size = f"not known: {error}"
     result = {"profile": profile.to_dict(), "in_features": columns, "parameter_count": count}
     lines = [str(profile_file(args.profile))]
     lines += [f"  {key} = {json.dumps(value)}" for key, value in flat_keys(profile.to_dict()).items()]
-    lines.append(f"trainable parameters: {count:,} ({columns} columns, body part {part})")
+    lines.append(f"trainable parameters: {size}")
     lines += [f"warning: {warning}" for warning in profile.warnings()]
     print_result(args, result, "\n".join(lines))
     return ExitStatus.DONE

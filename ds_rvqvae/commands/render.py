@@ -5,7 +5,7 @@ import difflib
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ds_rvqvae.commands.results import Verbs, add_json_flag, number, positive_number, print_result
 from ds_rvqvae.errors import ExitStatus, UserError
@@ -26,7 +26,7 @@ def add_to(verbs: Verbs) -> None:
         help="folder of a tokenizer, of a body's, or of a run; or a tokenizer's id on the Hugging Face hub",
     )
     render.add_argument(
-        "motion", type=Path, metavar="MOTION", help="BEAT2 npz, packed npz, .npy matrix, store or folder"
+        "motion", type=Path, metavar="MOTION", help="BEAT2 npz, BVH, packed npz, .npy matrix, store or folder"
     )
     render.add_argument("--clip", metavar="NAME", help="which clip, where MOTION holds several")
     render.add_argument("--out", type=Path, metavar="FILE", help=".mp4 or .gif (default: MOTION's name with .mp4)")
@@ -40,7 +40,11 @@ def add_to(verbs: Verbs) -> None:
         help=f"frames a second (default: the motion's; a gif at most {_GIF_FPS:g})",
     )
     render.add_argument(
-        "--skeleton", type=Path, metavar="FILE", help="JSON or npz with joint_names, parents and offsets in metres"
+        "--skeleton",
+        type=Path,
+        metavar="FILE",
+        help="JSON or npz with joint_names, parents and offsets in metres (default: the motion's own, else a built-in "
+        "figure)",
     )
     render.add_argument("--size", type=_size, default=(960, 480), metavar="WxH", help="pixels (default: 960x480)")
     add_json_flag(render)
@@ -57,13 +61,15 @@ def _render(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from ds_rvqvae.data.skeleton import builtin_skeleton, load_skeleton
+    from ds_rvqvae.data.skeleton import load_skeleton
     from ds_rvqvae.tokenizer.comparison import compare
+    from ds_rvqvae.tokenizer.reading import figure_of
     from ds_rvqvae.tokenizer.render import Animation
 
-    skeleton = load_skeleton(args.skeleton) if args.skeleton else builtin_skeleton()
+    given = load_skeleton(args.skeleton) if args.skeleton else None
     tokenizers = _load_tokenizers(args.tokenizer)
-    clip = _read_clip(args.motion, args.clip, tokenizers[0].fps)
+    clip, own = _read_clip(args.motion, args.clip, tokenizers[0])
+    skeleton = given or figure_of(own, args.motion.stem)
     comparison = compare(tokenizers, clip, skeleton, args.levels, args.start, args.seconds)
     fps = _frame_rate(args.fps, clip.fps, out.suffix.lower() == ".gif")
     animation = Animation(comparison, fps, args.size)
@@ -113,31 +119,35 @@ def _frame_rate(wanted: float | None, motion_fps: float, is_gif: bool) -> float:
     return wanted
 
 
-def _read_clip(path: Path, name: str | None, fps: float) -> "Clip":
-    """One clip of a file, folder or store, at the tokenizer's frame rate, with all its columns."""
+def _read_clip(path: Path, name: str | None, tokenizer: "MotionTokenizer") -> "tuple[Clip, dict[str, Any] | None]":
+    """One clip of a file, folder or store, at the tokenizer's frame rate, with all its columns; and its skeleton."""
     from ds_rvqvae.data.clips import Clip, ClipError, check_finite
     from ds_rvqvae.data.motion_files import open_motion_file
     from ds_rvqvae.data.readers import open_reader
     from ds_rvqvae.data.store import is_store, open_store
-    from ds_rvqvae.profile import load_profile
+    from ds_rvqvae.tokenizer.reading import reading_config
 
+    fps = tokenizer.fps
     try:
         if is_store(path):
             store = open_store(path)
             if store.fps != fps:
                 raise UserError(f"{path}: a store at {store.fps:g} frames a second; the tokenizer takes {fps:g}")
             name = _choose(path, store.clip_names, name)
-            clip = Clip(name, store.clip(name), fps, store.layout)
+            clip, skeleton = Clip(name, store.clip(name), fps, store.layout), store.skeleton
         else:
-            config = load_profile("baseline", [f"rvqvae.data.fps={fps}"]).rvqvae.data
+            config = reading_config(tokenizer.details, fps, str(path))
             reader = open_reader(path, config) if path.is_dir() else open_motion_file(path, config)
-            clip = reader.read(_choose(path, reader.clip_names(), name))
+            name = _choose(path, reader.clip_names(), name)
+            take = reader.take(name)
+            check_finite(take.motion)
+            clip, skeleton = reader.clip(take, name, 0, len(take.motion)), take.skeleton
         check_finite(clip.motion)
     except ClipError as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from None
     if not len(clip.motion):
         raise UserError(f"{path}: {clip.name} has no frames")
-    return clip
+    return clip, skeleton
 
 
 def _choose(path: Path, names: list[str], name: str | None) -> str:

@@ -5,6 +5,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from ds_rvqvae.data.gathering import Gatherer
 from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.data.order import BatchOrder
 
@@ -39,6 +40,7 @@ class BatchLoader:
         import torch
 
         self._data, self._order = data, order
+        self._gatherer = Gatherer(data, order.seed)
         self._starts = data.training_windows
         counted = {size: sequence.num_windows for size, sequence in order.sequences.items()}
         there = {size: len(starts) for size, starts in self._starts.items()}
@@ -106,7 +108,7 @@ class BatchLoader:
         starts = self._starts[samples.window_size][samples.windows]
         shape = (len(starts), samples.window_size, self._data.in_features)
         batch = torch.empty(shape, dtype=torch.float32, pin_memory=self._pin_memory)
-        self._data.windows(starts, samples.window_size, out=batch.numpy())
+        self._gatherer.gather(starts, samples.positions, samples.window_size, batch.numpy())
         parts, first = self._accumulation * self._world_size, self._rank * self._accumulation
         bounds = [self._order.bounds(step, part, parts) for part in range(first, first + self._accumulation)]
         return list(batch.split([stop - start for start, stop in bounds]))

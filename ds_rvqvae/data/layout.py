@@ -3,7 +3,7 @@
 import difflib
 import fnmatch
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -145,15 +145,30 @@ def _own_part(layout: Layout, body_part: str, joints: Sequence[str | int]) -> li
     return list(found)
 
 
-def check_disjoint(body_parts: Sequence[str]) -> None:
-    """Raises UserError where two of `body_parts` take the same channel, as a part named twice does."""
-    taken: dict[str, str] = {}
-    for body_part in body_parts:
-        for name in BODY_PART_CHANNELS[body_part]:
+def missing_channels(layout: Layout, wanted: Sequence[Channels]) -> Channels | None:
+    """The first of `wanted` that `layout` does not have by name, kind and width; None where it has them all."""
+    there = {(part.name, part.kind, part.width) for part in layout}
+    return next((part for part in wanted if (part.name, part.kind, part.width) not in there), None)
+
+
+def root_channels(layout: Layout) -> Channels | None:
+    """The channels that say where the root is: the first three columns of kind `translation` or `position`."""
+    return next((part for part in layout if part.kind in ("translation", "position") and part.width == 3), None)
+
+
+def check_disjoint(parts: Iterable[tuple[str, Sequence[str | int]]]) -> None:
+    """Raises UserError where two parts take the same channel, as a part named twice does.
+
+    Args:
+        parts: names of body parts, and of the channels that each takes.
+    """
+    taken: dict[str | int, str] = {}
+    for body_part, names in parts:
+        for name in names:
             if name in taken:
                 both = "is named twice" if taken[name] == body_part else f"and {taken[name]} both have {name}"
-                raise UserError(f"body part {body_part} {both}; name parts that share nothing: upper,hands,lower_trans")
-            taken[name] = body_part
+                raise UserError(f"body part {body_part} {both}; name parts that share nothing")
+        taken |= dict.fromkeys(names, body_part)
 
 
 def layout_to_json(layout: Sequence[Channels]) -> list[dict[str, Any]]:

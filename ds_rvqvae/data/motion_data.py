@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from ds_rvqvae.batch_sizes import window_sizes
+from ds_rvqvae.data.augment import Augment
 from ds_rvqvae.data.clips import MIN_FRAMES
 from ds_rvqvae.data.features import feature_weights, read_statistics
 from ds_rvqvae.data.groups import Groups, balanced, group_of, shares_text
@@ -26,6 +27,7 @@ class MotionData:
     Attributes:
         store: the packed store, with all columns.
         in_features: columns in use, C below.
+        columns: which of the store's they are, int64 `[C]`.
         layout: what they mean, numbered from 0.
         body_part: the part whose columns they are; None where all columns are in use.
         fps: frames a second.
@@ -43,7 +45,7 @@ class MotionData:
         if store.has_body_parts or config.body_part in (config.body_parts or ()):
             columns, self.layout = select_columns(store.layout, config.body_part, config.body_parts)
             self.body_part = config.body_part
-        self._columns = columns
+        self.columns = columns
         self.in_features = len(columns)
         self.mean, std = self._statistics()
         self.std = np.maximum(std, np.float32(config.std_floor)) / self._weights()
@@ -86,7 +88,7 @@ class MotionData:
 
     def frames(self, segment: Segment) -> np.ndarray:
         """A segment's motion in the data's own units, float32 `[frames, C]`."""
-        return self.store.clip(segment.name)[segment.start : segment.stop].take(self._columns, axis=1)
+        return self.store.clip(segment.name)[segment.start : segment.stop].take(self.columns, axis=1)
 
     def normalised(self, segment: Segment) -> np.ndarray:
         """A segment's motion as the model takes it, float32 `[frames, C]`."""
@@ -135,6 +137,8 @@ class MotionData:
     def count_training_windows(self) -> dict[int, int]:
         """Training windows by length; raises UserError where they cannot be trained on as the settings say."""
         _ = self.training_groups
+        if self.config.augment.is_on:
+            Augment(self.layout, self.config.augment, 0, self.store.skeleton)
         return {size: len(starts) for size, starts in self.training_windows.items()}
 
     def balance_lines(self) -> list[str]:
@@ -165,8 +169,21 @@ class MotionData:
             out = np.empty((len(starts), size, self.in_features), np.float32)
         for window, start in zip(out, starts.tolist(), strict=True):
             # mode="clip" only spares numpy a buffer: the columns are known to be there.
-            np.take(self.store.read(start, start + size), self._columns, axis=1, out=window, mode="clip")
+            np.take(self.store.read(start, start + size), self.columns, axis=1, out=window, mode="clip")
         return out
+
+    def training_frames(self, start: int, frames: int) -> np.ndarray:
+        """Rows of the store from `start` on, float32 `[frames, C]`; fewer where their training segment ends before."""
+        segment = int(np.searchsorted(self._training_bounds[0], start, side="right")) - 1
+        stop = min(start + frames, int(self._training_bounds[1][segment]))
+        return self.store.read(start, stop).take(self.columns, axis=1)
+
+    @cached_property
+    def _training_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """First rows of the training segments, sorted, and the rows after their last."""
+        firsts = {segment: self.store.rows(segment.name)[0] for segment in self.segments("train")}
+        bounds = sorted((first + segment.start, first + segment.stop) for segment, first in firsts.items())
+        return np.array([start for start, _ in bounds]), np.array([stop for _, stop in bounds])
 
     def normalise(self, motion: np.ndarray) -> np.ndarray:
         """Normalises `motion [..., C]`, float32 in the data's own units, in place."""
@@ -190,19 +207,19 @@ class MotionData:
                 f"rvqvae.data.feat_bias: {self.store.folder} has {width} columns, and only the features of HumanML3D "
                 "(263) and KIT (251) can be weighted; leave it at 1"
             )
-        return weights[self._columns]
+        return weights[self.columns]
 
     def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and std of the columns in use, from the files that the settings name or from the store."""
         files = self.config.mean_file, self.config.std_file
         if files[0] is None or files[1] is None:
-            return self.store.mean[self._columns], self.store.std[self._columns]
+            return self.store.mean[self.columns], self.store.std[self.columns]
         return self._of_width(files[0]), self._of_width(files[1], positive=True)
 
     def _of_width(self, file: str, positive: bool = False) -> np.ndarray:
         values = read_statistics(Path(file).expanduser(), positive)
         if len(values) == len(self.store.mean):
-            return values[self._columns]
+            return values[self.columns]
         if len(values) != self.in_features:
             raise UserError(f"{file}: {len(values)} columns, but the motion has {self.in_features}")
         return values

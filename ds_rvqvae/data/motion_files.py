@@ -9,18 +9,14 @@ import numpy as np
 from ds_rvqvae.data.beat2 import (
     FPS_KEYS,
     MOTION_KEYS,
-    Beat2Reader,
     fps_of,
     rotations_and_positions,
 )
 from ds_rvqvae.data.clips import (
     ClipError,
     Reader,
-    Take,
     check_finite,
-    load_npy,
     load_npz,
-    matrix,
     missing_key,
     npz_keys,
 )
@@ -32,45 +28,16 @@ from ds_rvqvae.data.layout import (
     SMPLX_JOINTS,
     TRANSLATION,
     Layout,
-    feature_layout,
     rotation_columns,
     smplx_layout,
 )
-from ds_rvqvae.data.packed import PackedReader
 from ds_rvqvae.data.readers import open_reader
 from ds_rvqvae.data.rotations import DECIMATION_TOLERANCE, matrix_to_axis_angle, resample, rotation_6d_to_matrix
 from ds_rvqvae.data.translation import translation_positions
 from ds_rvqvae.profile import DataConfig
 
-BEAT2, FEATURES, PACKED = "beat2", "features", "packed"
-
-
-class FeatureFileReader(Reader):
-    """One `.npy` matrix `[frames, features]`, taken to be at `rvqvae.data.fps`."""
-
-    format = FeatureFolderReader.format
-    key = FeatureFolderReader.key
-
-    @classmethod
-    def matches(cls, path: Path) -> bool:
-        return path.suffix == ".npy"
-
-    def sources(self) -> list[Path]:
-        return [self.path]
-
-    def clip_names(self) -> list[str]:
-        return [self.path.stem]
-
-    def file_of(self, name: str) -> str:
-        return self.path.name
-
-    def take(self, name: str) -> Take:
-        motion = matrix(load_npy(self.path), "the matrix")
-        return Take(name, motion, self.config.fps, feature_layout(motion.shape[1]))
-
-
-FORMATS: dict[type[Reader], str] = {Beat2Reader: BEAT2, PackedReader: PACKED, FeatureFileReader: FEATURES}
-"""The names of formats that one file can have."""
+BEAT2, BVH, PACKED = "beat2", "bvh", "packed"
+"""Formats that are written as they are read, and that which holds several clips."""
 
 
 def open_motion_file(file: Path, config: DataConfig) -> Reader:
@@ -81,7 +48,9 @@ def open_motion_file(file: Path, config: DataConfig) -> Reader:
         UserError: of no known format, or cannot be read.
     """
     check_regular(file)
-    return FeatureFileReader(file, config) if FeatureFileReader.matches(file) else open_reader(file, config)
+    if file.suffix.lower() == ".npy":
+        return FeatureFolderReader(file, config)  # which says what is wrong with one that it cannot read
+    return open_reader(file, config)
 
 
 def write_matrix(file: Path, motion: np.ndarray) -> None:
@@ -158,6 +127,8 @@ def write_beat2(file: Path, motion: np.ndarray, layout: Layout, fps: float, sour
         if channels.kind == "rotation_6d" and channels.name in SMPLX_JOINTS:
             joint = SMPLX_JOINTS.index(channels.name)
             arrays["poses"][:, 3 * joint : 3 * joint + 3] = matrix_to_axis_angle(rotation_6d_to_matrix(columns))
+        elif channels.name == TRANSLATION and channels.kind == "position":
+            arrays["trans"][:] = columns
         elif channels.name == TRANSLATION:
             x, _, z = arrays["trans"][0]
             arrays["trans"][:] = translation_positions(columns, (x, z))

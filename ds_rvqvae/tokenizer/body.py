@@ -2,64 +2,86 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ds_rvqvae import __version__
-from ds_rvqvae.data.clips import Clip, ClipError, LeftOut
+from ds_rvqvae.data.bvh_writer import write_bvh
+from ds_rvqvae.data.clips import Clip, ClipError, check_finite
 from ds_rvqvae.data.layout import (
-    BODY_PART_CHANNELS,
+    Channels,
     Layout,
     check_disjoint,
+    feature_layout,
+    layout_from_json,
+    layout_to_json,
+    missing_channels,
     rotation_columns,
-    select_columns,
     smplx_layout,
+    take_channels,
 )
-from ds_rvqvae.data.motion_files import BEAT2, open_motion_file, read_beat2_source, rest_source, write_beat2
+from ds_rvqvae.data.motion_files import open_motion_file, read_beat2_source, rest_source, write_beat2, write_matrix
+from ds_rvqvae.data_keys import is_part_name
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.profile import BODY_PARTS, DataConfig
 from ds_rvqvae.tokenizer.folder import BODY, CONFIG, FORMAT_VERSION, whole_folder
+from ds_rvqvae.tokenizer.reading import columns_for, reading_config
 from ds_rvqvae.tokenizer.tokenizer import Array, Lengths, MotionTokenizer
 
 
 class BodyTokenizer:
-    """Tokenizers of body parts that share nothing, as one tokenizer of SMPL-X's body.
+    """Tokenizers of body parts that share nothing, as one tokenizer of the whole motion.
 
-    Motion has the 433 columns of `smplx_layout()`. All parts take one frame rate; their code rates may differ, and with
-    them the numbers of codes a clip has.
+    All parts take one frame rate; their code rates may differ, and with them the numbers of codes a clip has.
+
+    Args:
+        parts: the tokenizers by body part.
+        layout: of the whole motion, in which each part's channels are found by name. Without it that is SMPL-X's (433
+            columns, `smplx_layout()`) where it has them all, else the parts' own channels one after another.
 
     Attributes:
         parts: the tokenizers by body part.
+        layout: of the C columns of the whole motion.
         fps: frames a second of the motion.
 
     Raises:
-        UserError: no part, an unknown one, parts that overlap, other columns than their name says, or unlike rates.
+        UserError: no part, one under another's name, parts that overlap or take what the layout does not have, or
+            unlike rates.
     """
 
-    formats = (BEAT2,)
-
-    def __init__(self, parts: Mapping[str, MotionTokenizer]):
+    def __init__(self, parts: Mapping[str, MotionTokenizer], layout: Layout | None = None):
         self.parts = dict(parts)
         if not self.parts:
             raise UserError("a body's tokenizer needs a part")
-        self._layout = smplx_layout()
+        for part, tokenizer in self.parts.items():
+            trained = tokenizer.details.get("body_part")
+            if not is_part_name(part):
+                raise UserError(f"no body part {part!r}; name parts with letters, digits, - and _")
+            if trained not in (None, part):
+                raise UserError(f"the tokenizer of {part} is that of body part {trained}")
+        check_disjoint((part, [own.name for own in tokenizer.layout]) for part, tokenizer in self.parts.items())
+        self.layout = _whole_layout(self.parts.values()) if layout is None else layout
         self._columns: dict[str, np.ndarray] = {}
         for part, tokenizer in self.parts.items():
-            if part not in BODY_PARTS:
-                raise UserError(f"no body part {part!r}; known are {', '.join(BODY_PARTS)}")
-            self._columns[part], layout = select_columns(self._layout, part)
-            if tokenizer.layout != layout:
-                raise UserError(f"the tokenizer of {part} takes other columns than that body part has")
-        check_disjoint(list(self.parts))
+            missing = missing_channels(self.layout, tokenizer.layout)
+            if missing is not None:
+                raise UserError(f"the tokenizer of {part} takes {missing.name}, which is not in the layout of the body")
+            self._columns[part] = take_channels(self.layout, [own.name for own in tokenizer.layout])[0]
         rates = {part: tokenizer.fps for part, tokenizer in self.parts.items()}
         if len(set(rates.values())) > 1:
             found = ", ".join(f"{part} {fps:g}" for part, fps in rates.items())
             raise UserError(f"the parts take different frames a second ({found}); train them with one --fps")
         self.fps = next(iter(rates.values()))
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What the parts' config files say beside their nets, which of the motion is the same in all."""
+        return next(iter(self.parts.values())).details
 
     @property
     def code_rates(self) -> dict[str, float]:
@@ -76,7 +98,7 @@ class BodyTokenizer:
         """Motion to the codes of each part.
 
         Args:
-            motion: one clip `[T, 433]` or a padded batch `[B, T, 433]`, array or tensor.
+            motion: one clip `[T, C]` or a padded batch `[B, T, C]`, array or tensor.
             lengths: frames of each clip of a batch, `[B]`, or of the one clip; all by default.
 
         Returns:
@@ -100,7 +122,7 @@ class BodyTokenizer:
                 these are at rest: rotations of none, translation and expressions of 0.
 
         Returns:
-            `[T, 433]` or `[B, T, 433]`, T being the longest of `lengths`; zeros past a clip's end.
+            `[T, C]` or `[B, T, C]`, T being the longest of `lengths`; zeros past a clip's end.
 
         Raises:
             ValueError: unknown parts, codes of clips of different lengths, or lengths that do not fit.
@@ -122,44 +144,68 @@ class BodyTokenizer:
         return motion.cpu().numpy() if isinstance(given, np.ndarray) else motion
 
     def encode_clip(self, clip: Clip) -> dict[str, np.ndarray]:
-        """The codes of a clip by part, as `encode`; raises ClipError where its columns are not SMPL-X's."""
-        if clip.layout != self._layout:
-            raise ClipError("not a BEAT2 clip, which the body's tokenizer takes")
-        return self.encode(clip.motion)
+        """The codes of a clip by part, as `encode`; raises ClipError where it has not all their columns."""
+        width = clip.motion.shape[1]
+        if clip.layout == feature_layout(width):
+            if width != self._width:
+                raise ClipError(f"{width} columns, this tokenizer takes {self._width}")
+            return self.encode(clip.motion)
+        codes = {}
+        for part, tokenizer in self.parts.items():
+            columns = columns_for(tokenizer.layout, clip.layout, takes_bare=False)
+            codes[part] = tokenizer.encode(np.ascontiguousarray(clip.motion[:, columns]))
+        return codes
 
     def decode_clip(self, codes: Mapping[str, np.ndarray], frames: int) -> tuple[np.ndarray, Layout]:
-        """Codes of one clip to its motion `[frames, 433]`, and which channels of it the codes cover."""
-        covered = {name for part in codes for name in BODY_PART_CHANNELS[part]}
-        layout = tuple(channels for channels in self._layout if channels.name in covered)
+        """Codes of one clip to its motion `[frames, C]`, and which channels of it the codes cover."""
+        covered = {own.name for part in codes for own in self.parts[part].layout}
+        layout = tuple(channels for channels in self.layout if channels.name in covered)
         return self.decode(codes, frames), layout
 
     def encode_file(self, file: str | Path) -> dict[str, np.ndarray]:
-        """The codes of a BEAT2 npz by part, `[ceil(T / code_stride), Q]`; motion at another rate is resampled.
+        """The codes of a file with one clip by part, `[ceil(T / code_stride), Q]`; another frame rate is resampled.
 
         Raises:
             UserError: naming the file and what is wrong with it.
         """
-        return self.encode(self._read(Path(file)))
+        try:
+            return self.encode_clip(self._read(Path(file)))
+        except ClipError as error:
+            raise UserError(f"{file}: {error}") from None
 
     def decode_to_file(
         self, codes: Mapping[str, np.ndarray], file: str | Path, source: str | Path | None = None
     ) -> None:
-        """Writes codes of one clip as a BEAT2 npz at this tokenizer's frame rate, whole or not at all.
+        """Writes codes of one clip at this tokenizer's frame rate, whole or not at all.
 
         Args:
             codes: by part, `[T', q]`.
-            source: the BEAT2 npz that was encoded: gives the clip's length, what the codes do not cover and all other
-                keys. Without it the rest is at rest and the length what the codes of every part reach.
+            file: `.npy`, a matrix of the columns of `layout`; `.bvh`, such a file; any other name, a BEAT2 npz.
+            source: the file that was encoded: gives the clip's length and what the codes do not cover, for a BEAT2 npz
+                also all other keys, for BVH the hierarchy. Without it, which a BVH file does not do, the rest is at
+                rest and the length what the codes of every part reach.
 
         Raises:
-            UserError: a source that cannot be read, or of another length.
+            UserError: a source that cannot be read, or of another length; a BEAT2 npz of joints that it has not.
             ValueError: as `decode`.
         """
-        frames = self._frames_of(codes) if source is None else len(self._read(Path(source)))
+        file = Path(file)
+        clip = None if source is None else self._read(Path(source))
+        frames = self._frames_of(codes) if clip is None else len(clip.motion)
         try:
+            if file.suffix == ".npy":
+                rest = None if clip is None else clip.motion[:, columns_for(self.layout, clip.layout)]
+                write_matrix(file, self.decode(codes, frames, rest))
+                return
+            if file.suffix == ".bvh" and source is None:
+                raise ClipError("a BVH file takes its hierarchy from a source; name one")
+            if file.suffix == ".bvh":
+                config = reading_config(self.details, self.fps, str(source))
+                write_bvh(file, *self.decode_clip(codes, frames), Path(source), config)
+                return
             kept = rest_source(frames, self.fps) if source is None else read_beat2_source(Path(source))
             motion, layout = self.decode_clip(codes, frames)
-            write_beat2(Path(file), motion, layout, self.fps, kept)
+            write_beat2(file, motion, layout, self.fps, kept)
         except ClipError as error:
             raise UserError(f"{source or file}: {error}") from None
 
@@ -178,6 +224,7 @@ class BodyTokenizer:
                 "parts": list(self.parts),
                 "fps": self.fps,
                 "code_rates": self.code_rates,
+                "layout": layout_to_json(self.layout),
             }
             (unfinished / BODY).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
@@ -198,17 +245,16 @@ class BodyTokenizer:
             single = (folder / CONFIG).is_file()
             hint = "; it is the tokenizer of one part, which MotionTokenizer loads" if single else ""
             raise UserError(f"{folder}: not a body's tokenizer: {BODY} is missing{hint}")
-        parts = {}
-        for part in _parts_in(folder / BODY):
-            parts[part] = MotionTokenizer.from_pretrained(folder / part, dtype=dtype, device=device)
+        names, layout = _read_body(folder / BODY)
+        parts = {part: MotionTokenizer.from_pretrained(folder / part, dtype=dtype, device=device) for part in names}
         try:
-            return cls(parts)
+            return cls(parts, layout)
         except UserError as error:
             raise UserError(f"{folder}: {error}") from None
 
     @property
     def _width(self) -> int:
-        return self._layout[-1].stop
+        return self.layout[-1].stop
 
     def _check_width(self, motion: Array, name: str) -> None:
         if motion.ndim not in (2, 3) or motion.shape[-1] != self._width:
@@ -230,7 +276,7 @@ class BodyTokenizer:
         """The motion that columns without codes keep."""
         if source is None:
             motion = torch.zeros(shape, device=device)
-            columns = rotation_columns(self._layout)
+            columns = rotation_columns(self.layout)
             motion[..., columns[:, [0, 4]].reshape(-1)] = 1.0  # of the first two rows of the identity
             return motion
         self._check_width(source, "source")
@@ -239,29 +285,41 @@ class BodyTokenizer:
             raise ValueError(f"source is {tuple(motion.shape)}, the codes give {shape}")
         return motion[..., : shape[-2], :].clone()
 
-    def _read(self, file: Path) -> np.ndarray:
-        """The motion `[T, 433]` of a BEAT2 npz at this tokenizer's frame rate."""
+    def _read(self, file: Path) -> Clip:
+        """The one clip of a file, at this tokenizer's frame rate."""
         try:
-            (clip,) = open_motion_file(file, DataConfig(fps=self.fps)).clips()
-        except (ClipError, ValueError) as error:
-            raise UserError(f"{file}: not one BEAT2 clip: {error}") from None
-        if isinstance(clip, LeftOut):
-            raise UserError(f"{file}: {clip.reason}")
-        if clip.layout != self._layout:
-            raise UserError(f"{file}: not a BEAT2 clip, which the body's tokenizer takes")
-        return clip.motion
+            reader = open_motion_file(file, reading_config(self.details, self.fps, str(file)))
+            names = reader.clip_names()
+            if len(names) != 1:
+                raise ClipError(f"holds {len(names)} clips; ds-rvqvae encode takes several")
+            clip = reader.read(names[0])
+            check_finite(clip.motion)
+            return clip
+        except ClipError as error:
+            raise UserError(f"{file}: {error}") from None
 
 
-def _parts_in(file: Path) -> list[str]:
-    """The parts that a `body.json` names."""
+def _whole_layout(tokenizers: Iterable[MotionTokenizer]) -> Layout:
+    """SMPL-X's layout where it has all channels of the tokenizers, else these one after another."""
+    channels = [own for tokenizer in tokenizers for own in tokenizer.layout]
+    if missing_channels(smplx_layout(), channels) is None:
+        return smplx_layout()
+    starts = np.cumsum([0, *(own.width for own in channels)]).tolist()
+    return tuple(Channels(own.name, own.kind, *span) for own, span in zip(channels, pairwise(starts), strict=True))
+
+
+def _read_body(file: Path) -> tuple[list[str], Layout | None]:
+    """The parts that a `body.json` names, and the layout; None in one of before there were parts of one's own."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-        version, parts = values["format_version"], values["parts"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        version, parts, layout = values["format_version"], values["parts"], values.get("layout")
+        if layout is not None:
+            layout = layout_from_json(layout, layout[-1]["columns"][1])
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise UserError(f"{file}: not a body's: {type(error).__name__}: {error}") from None
     if version != FORMAT_VERSION:
         raise UserError(f"{file}: format_version {version}, known here: {FORMAT_VERSION}")
     # Names of folders: none that leads out of this one.
-    if not isinstance(parts, list) or not parts or not all(part in BODY_PARTS for part in parts):
-        raise UserError(f"{file}: parts are {json.dumps(parts)}; known are {', '.join(BODY_PARTS)}")
-    return parts
+    if not isinstance(parts, list) or not parts or not all(map(is_part_name, parts)):
+        raise UserError(f"{file}: parts are {json.dumps(parts)}, not names of body parts")
+    return parts, layout

@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from ds_rvqvae.data.clips import Clip, ClipError
-from ds_rvqvae.data.layout import Layout, feature_layout, select_columns
-from ds_rvqvae.data.motion_files import FORMATS
+from ds_rvqvae.data.clips import Clip
+from ds_rvqvae.data.layout import Layout
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.tokenizer.body import BodyTokenizer
 from ds_rvqvae.tokenizer.code_files import ONLY_PART
 from ds_rvqvae.tokenizer.folder import BODY
+from ds_rvqvae.tokenizer.reading import columns_for
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 
@@ -22,8 +22,8 @@ class ClipTokenizer(Protocol):
     parts: Mapping[str, MotionTokenizer]
     """The tokenizers by body part; one by itself is that of `ONLY_PART`."""
     fps: float
-    formats: tuple[str, ...]
-    """Of the motion files it takes: values of `motion_files.FORMATS`."""
+    details: Mapping[str, Any]
+    """What config files say beside the nets."""
 
     @property
     def fingerprint(self) -> str:
@@ -42,33 +42,21 @@ class ClipTokenizer(Protocol):
 class SingleTokenizer:
     """A `MotionTokenizer` as a `ClipTokenizer`."""
 
-    formats = tuple(FORMATS.values())
-
     def __init__(self, tokenizer: MotionTokenizer):
         self.parts = {ONLY_PART: tokenizer}
-        self.fps, self.fingerprint = tokenizer.fps, tokenizer.fingerprint
+        self.fps, self.fingerprint, self.details = tokenizer.fps, tokenizer.fingerprint, tokenizer.details
         self._tokenizer = tokenizer
+        # A part's columns are rarely stored by themselves; as many of something else would go unnoticed.
+        self._takes_bare = tokenizer.details.get("body_part") is None
 
     def encode_clip(self, clip: Clip) -> dict[str, np.ndarray]:
         """As the protocol says."""
-        return {ONLY_PART: self._tokenizer.encode(self._columns(clip))}
+        columns = columns_for(self._tokenizer.layout, clip.layout, takes_bare=self._takes_bare)
+        return {ONLY_PART: self._tokenizer.encode(np.ascontiguousarray(clip.motion[:, columns]))}
 
     def decode_clip(self, codes: Mapping[str, np.ndarray], frames: int) -> tuple[np.ndarray, Layout]:
         """As the protocol says."""
         return self._tokenizer.decode(codes[ONLY_PART], frames), self._tokenizer.layout
-
-    def _columns(self, clip: Clip) -> np.ndarray:
-        """The clip's motion `[frames, C]` in the tokenizer's columns; raises ClipError where they are not the same."""
-        wanted, width = self._tokenizer.layout, clip.motion.shape[1]
-        body_part = self._tokenizer.details.get("body_part")
-        if body_part is None and clip.layout == feature_layout(width) and width == wanted[-1].stop:
-            return clip.motion
-        columns, layout = np.arange(width), clip.layout
-        if body_part is not None:
-            columns, layout = select_columns(clip.layout, body_part)
-        if layout != wanted:
-            raise ClipError(_difference(layout, wanted))
-        return clip.motion[:, columns]
 
 
 def as_clip_tokenizer(tokenizer: MotionTokenizer | BodyTokenizer) -> ClipTokenizer:
@@ -88,12 +76,3 @@ def load_any_tokenizer(name: str) -> MotionTokenizer | BodyTokenizer:
     if (folder / "tokenizer" / BODY).is_file():
         raise UserError(f"{folder}: not a tokenizer folder; the tokenizer of these runs is {folder / 'tokenizer'}")
     return MotionTokenizer.from_pretrained(name)
-
-
-def _difference(layout: Layout, wanted: Layout) -> str:
-    if layout[-1].stop != wanted[-1].stop:
-        return f"{layout[-1].stop} columns, this tokenizer takes {wanted[-1].stop}"
-    there, here = next(pair for pair in zip(layout, wanted, strict=False) if pair[0] != pair[1])
-    return (
-        f"column {there.start} is of {there.name} ({there.kind}), this tokenizer takes {here.name} ({here.kind}) there"
-    )

@@ -8,12 +8,12 @@
 | `frames` | frames of the motion as it was encoded, which decoding cuts to |
 | `fingerprint` | the tokenizer's: codes mean nothing to another |
 | `source` | absolute path of the motion file, as it was found; may be empty |
-| `format` | what the source was: `beat2`, `features` (a `.npy` matrix) or `packed` |
+| `format` | what the source was: a name of `rvqvae.data.format`, as `beat2`, `features` (a `.npy` matrix), `packed` |
 | `version` | of this table: 1 |
 
 Of a body's tokenizer the file has `codes`, `code_rate` and `fingerprint` once a part, with the part in the key:
 `codes_upper`, `codes_hands`, `codes_lower_trans`, `code_rate_upper` and so on, and no `codes`. The other keys
-are those of all parts; the format is `beat2`.
+are those of all parts.
 
 A clip of a packed npz has the file's name. int32 rather than int16, which overflows without a word where somebody adds
 `level * nb_code`; the file is compressed, so that it hardly matters. Reading gives int64, what torch indexes with.
@@ -22,17 +22,15 @@ A clip of a packed npz has the file's name. int32 rather than int16, which overf
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 
 from ds_rvqvae.data.clips import ClipError, load_npz, npz_keys
 from ds_rvqvae.data.files import check_regular, whole_file, write_npz
+from ds_rvqvae.data_keys import FORMATS, is_part_name
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.profile import BODY_PARTS
 
 VERSION = 1
-SourceFormat = Literal["beat2", "features", "packed"]
 ONLY_PART = ""
 """Stands for the part where a tokenizer is not a body's, so that its keys have no part in their names."""
 
@@ -52,7 +50,7 @@ class Codes:
     frames: int
     fingerprint: str
     source: str = ""
-    format: SourceFormat = "features"
+    format: str = "features"
 
     @property
     def levels(self) -> int:
@@ -75,8 +73,8 @@ def write_codes(file: str | Path, codes: Codes | Mapping[str, Codes]) -> None:
         OSError: the file cannot be written.
     """
     parts = {ONLY_PART: codes} if isinstance(codes, Codes) else dict(codes)
-    if parts.keys() != {ONLY_PART} and not (parts and parts.keys() <= set(BODY_PARTS)):
-        raise ValueError(f"codes of the parts {list(parts)}; known are {', '.join(BODY_PARTS)}")
+    if parts.keys() != {ONLY_PART} and not (parts and all(map(is_part_name, parts))):
+        raise ValueError(f"codes of the parts {list(parts)}: not names of body parts")
     first = next(iter(parts.values()))
     for part, own in parts.items():
         for name in ("fps", "frames", "source", "format"):
@@ -151,8 +149,8 @@ def _parts_of(keys: Sequence[str]) -> list[str]:
     # By all that a part has, so that codes which are missing are missed.
     found = [(key, key.removeprefix(prefix)) for key in keys for prefix in _PREFIXES if key.startswith(prefix)]
     for key, part in found:
-        if part not in BODY_PARTS:
-            raise ClipError(f"{key}: no body part {part!r}; known are {', '.join(BODY_PARTS)}")
+        if not is_part_name(part):
+            raise ClipError(f"{key}: no body part can be called {part!r}")
     return list(dict.fromkeys(part for _, part in found)) or [ONLY_PART]
 
 
@@ -171,9 +169,9 @@ def _codes_of(arrays: dict[str, np.ndarray], part: str) -> Codes:
     stride = round(fps / code_rate)
     if frames != int(frames) or -(-int(frames) // max(stride, 1)) != len(codes):
         raise ClipError(f"{len(codes)} {key} of {stride} frames do not stand for {frames:g} frames")
-    kind, known = _text(arrays, "format"), get_args(SourceFormat) if part == ONLY_PART else ("beat2",)
-    if kind not in known:
-        raise ClipError(f"format is {kind!r}, none of {', '.join(known)}")
+    kind = _text(arrays, "format")
+    if kind not in FORMATS:
+        raise ClipError(f"format is {kind!r}, none of {', '.join(FORMATS)}")
     fingerprint, source = _text(arrays, _key("fingerprint", part)), _text(arrays, "source")
     return Codes(codes.astype(np.int64), fps, code_rate, int(frames), fingerprint, source, kind)
 

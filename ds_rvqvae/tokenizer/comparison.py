@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ds_rvqvae.data.clips import Clip
-from ds_rvqvae.data.layout import Layout, rotation_columns
+from ds_rvqvae.data.clips import Clip, ClipError
+from ds_rvqvae.data.layout import Layout, feature_layout, rotation_columns
 from ds_rvqvae.data.skeleton import Skeleton, joint_places
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.tokenizer.geometry import angle_between
 from ds_rvqvae.tokenizer.kinematics import Kinematics
+from ds_rvqvae.tokenizer.reading import columns_for
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 
@@ -72,8 +73,13 @@ def compare(
     Raises:
         UserError: a column, a joint, a level or a second that is not there.
     """
-    layout = _layout(tokenizers[0].layout, clip)
-    columns = [_columns(tokenizer.layout, layout, clip.name) for tokenizer in tokenizers]
+    # Columns about which nothing is known are those of the one tokenizer that takes as many.
+    is_bare = clip.layout == feature_layout(clip.motion.shape[1])
+    layout = tokenizers[0].layout if is_bare else clip.layout
+    try:
+        columns = [columns_for(tokenizer.layout, clip.layout) for tokenizer in tokenizers]
+    except ClipError as error:
+        raise UserError(f"{clip.name}: {error}") from None
     names = {part.name for tokenizer in tokenizers for part in tokenizer.layout}
     covered = tuple(part for part in layout if part.name in names)
     measured = Kinematics(covered, skeleton).measured.numpy()
@@ -109,22 +115,6 @@ def compare(
         title=clip.name,
         levels=levels or most,
     )
-
-
-def _layout(wanted: Layout, clip: Clip) -> Layout:
-    """What a clip's columns are; those of a bare matrix as wide as the tokenizer's own are the tokenizer's."""
-    bare = all(part.kind == "feature" for part in clip.layout) and clip.layout[-1].stop == wanted[-1].stop
-    return wanted if bare else clip.layout
-
-
-def _columns(wanted: Layout, layout: Layout, clip_name: str) -> np.ndarray:
-    """Which columns a tokenizer takes, int64."""
-    there = {(part.name, part.kind, part.width): part for part in layout}
-    missing = next((part for part in wanted if (part.name, part.kind, part.width) not in there), None)
-    if missing is not None:
-        raise UserError(f"{clip_name}: has no {missing.name} ({missing.kind}), which the tokenizer takes")
-    parts = [there[part.name, part.kind, part.width] for part in wanted]
-    return np.concatenate([np.arange(part.start, part.stop) for part in parts])
 
 
 def _no_figure(covered: Layout, skeleton: Skeleton) -> str:

@@ -181,7 +181,8 @@ def _nothing(paths: Sequence[Path], suffixes: tuple[str, ...], left_out: Sequenc
     if left_out:
         more = f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else ""
         return f"{left_out[0].file}: {left_out[0].reason}{more}"
-    return f"{paths[0]}: no {' or '.join(suffixes)} file in it or below" + (" or in the others" if paths[1:] else "")
+    wanted = " or ".join(filter(None, (", ".join(suffixes[:-1]), suffixes[-1])))
+    return f"{paths[0]}: no {wanted} file in it or below" + (" or in the others" if paths[1:] else "")
 
 
 def _without_clashes(found: Sequence[FoundFile], out: Path) -> list[FoundFile]:

@@ -5,23 +5,28 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ds_rvqvae.data.beat2 import CLIP_FOLDER, fps_of
+from ds_rvqvae.data.bvh_writer import write_bvh
 from ds_rvqvae.data.clips import ClipError, check_finite
 from ds_rvqvae.data.files import FoundFile, is_regular, is_whole, whole_file
 from ds_rvqvae.data.layout import Layout
-from ds_rvqvae.data.motion_files import BEAT2, read_beat2_source, rest_source, same_rate, write_beat2, write_matrix
+from ds_rvqvae.data.motion_files import BEAT2, BVH, read_beat2_source, rest_source, same_rate, write_beat2, write_matrix
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.tokenizer.body import BodyTokenizer
 from ds_rvqvae.tokenizer.clip_tokenizer import ClipTokenizer, as_clip_tokenizer
 from ds_rvqvae.tokenizer.code_files import ONLY_PART, Codes, read_parts
 from ds_rvqvae.tokenizer.conversion import WORKERS, Converted, Report, checked_levels, convert_files
+from ds_rvqvae.tokenizer.reading import reading_config
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 _RECORD = ".decoded.json"
 """In a folder of decoded motion: what it was decoded with. A file younger than it was decoded like that."""
+_SUFFIXES = (".npz", ".npy", ".bvh")
+"""Of files of decoded motion."""
 
 
 def decode_files(
@@ -33,24 +38,28 @@ def decode_files(
     levels: int | None = None,
     overwrite: bool = False,
     any_tokenizer: bool = False,
+    matrices: bool = False,
     workers: int = WORKERS,
 ) -> Report:
-    """Decodes codes files: of BEAT2 clips into BEAT2 npz files, of others into `.npy` matrices.
+    """Decodes codes files: of BEAT2 clips into BEAT2 npz files, of BVH files into such where these are still there, of
+    others into `.npy` matrices of the tokenizer's columns; of a body's, all of its layout.
 
     Args:
         tokenizer: that the codes are of. Codes of only some of a body's parts say as much as they cover.
         paths: codes files, and folders of them.
         out: folder of the motion files.
-        source: a BEAT2 file, or a folder of them with the codes' names, from which a clip takes what the tokenizer does
-            not cover; by default the file that was encoded, if it is still there. Without one that is at rest.
+        source: a BEAT2 or BVH file, or a folder of them with the codes' names, from which a clip takes what the
+            tokenizer does not cover; by default the file that was encoded, if it is still there. Without one that is at
+            rest, and there is no hierarchy to write a BVH file with.
         levels: the first so many; all that a file has by default.
         overwrite: also what is done already.
         any_tokenizer: decode codes of another tokenizer too.
+        matrices: write `.npy` matrices whatever was encoded.
 
     Raises:
         UserError: as `encode_files`; or `source` is not there, or one file for several clips.
     """
-    decoder = _Decoder(as_clip_tokenizer(tokenizer), out, levels, overwrite, source, any_tokenizer)
+    decoder = _Decoder(as_clip_tokenizer(tokenizer), out, levels, overwrite, source, any_tokenizer, matrices)
     return convert_files(decoder, paths, workers)
 
 
@@ -65,11 +74,12 @@ class _Decoder:
         overwrite: bool,
         source: Path | None,
         any_tokenizer: bool,
+        matrices: bool,
     ):
         if source is not None and not source.exists():
             raise UserError(f"--source {source}: no such file or folder")
         self.tokenizer, self.out, self.overwrite = tokenizer, out, overwrite
-        self.source, self.any_tokenizer = source, any_tokenizer
+        self.source, self.any_tokenizer, self.matrices = source, any_tokenizer, matrices
         self.levels = checked_levels(levels, tokenizer.parts)
         self.fingerprints = {part: own.fingerprint for part, own in tokenizer.parts.items()}
         self.model_lock = threading.Lock()
@@ -80,17 +90,19 @@ class _Decoder:
         if self.source is not None and self.source.is_file() and len(found) > 1:
             raise UserError(f"--source {self.source}: one file for {len(found)} clips; name a folder")
         record = self.out / _RECORD
-        settings = {
+        settings: dict[str, Any] = {
             "fingerprint": self.tokenizer.fingerprint,
             "levels": self.levels,
             "source": None if self.source is None else str(self.source.absolute()),
         }
+        if self.matrices:
+            settings["matrices"] = True
         try:
             there = json.loads(record.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             there = None
         if there is None and not self.overwrite:
-            outputs = (self.out / file.relative.with_suffix(suffix) for file in found for suffix in (".npz", ".npy"))
+            outputs = (self.out / file.relative.with_suffix(suffix) for file in found for suffix in _SUFFIXES)
             in_the_way = next((output for output in outputs if os.path.lexists(output)), None)
             if in_the_way is not None:
                 raise UserError(f"{in_the_way}: is there and was not decoded into this folder; --overwrite replaces it")
@@ -103,8 +115,9 @@ class _Decoder:
         parts = read_parts(found.file)
         self._check(parts)
         codes = next(iter(parts.values()))  # of any part: what is asked of it below is the same in all
-        output = self.out / found.relative.with_suffix(".npz" if codes.format == BEAT2 else ".npy")
-        source = self._source(codes, found) if codes.format == BEAT2 else None
+        source = None if self.matrices else self._source(codes, found)
+        suffix = self._suffix(codes, source)
+        output = self.out / found.relative.with_suffix(suffix)
         for original in filter(None, (source, Path(codes.source) if codes.source else None)):
             if os.path.realpath(original) == os.path.realpath(output):
                 raise ClipError(f"{output} is its source, which is never written over; name another folder")
@@ -115,12 +128,20 @@ class _Decoder:
             indices = {part: own.codes[:, : self.levels] for part, own in parts.items()}
             motion, layout = self.tokenizer.decode_clip(indices, codes.frames)
         check_finite(motion)
-        notes: tuple[str, ...] = ()
-        if codes.format == BEAT2:
+        if suffix == ".npz":
             notes = self._write_beat2(output, motion, layout, source)
+        elif suffix == ".bvh" and source is not None:
+            notes = self._write_bvh(output, motion, layout, source)
         else:
             write_matrix(output, motion)
+            notes = self._notes_of_matrix(codes, motion, layout)
         yield Converted(str(found.file), str(output), codes.seconds, notes=notes)
+
+    def _suffix(self, codes: Codes, source: Path | None) -> str:
+        """Of the file that a clip is written to."""
+        if codes.format == BEAT2 and not self.matrices:
+            return ".npz"
+        return ".npy" if source is None else ".bvh"
 
     def _check(self, parts: Mapping[str, Codes]) -> None:
         """Raises ClipError where these are no codes of this tokenizer."""
@@ -154,11 +175,15 @@ class _Decoder:
             )
 
     def _source(self, codes: Codes, found: FoundFile) -> Path | None:
+        """The file that what is not in the codes comes from; None for a format that is not written."""
+        if codes.format not in (BEAT2, BVH):
+            return None
         name = Path(codes.source).name or found.file.name
         if self.source is None:
             places = [Path(codes.source)]
         elif self.source.is_dir():
-            places = [self.source / found.relative, self.source / name, self.source / CLIP_FOLDER / name]
+            relative = found.relative.with_suffix(Path(name).suffix)
+            places = [self.source / relative, self.source / name, self.source / CLIP_FOLDER / name]
         else:
             places = [self.source]
         return next((place for place in places if is_regular(place)), None)
@@ -167,7 +192,7 @@ class _Decoder:
         if self.overwrite or not output.is_file():
             return False
         newest = max(self.since, *(file.stat().st_mtime_ns for file in inputs))
-        return output.stat().st_mtime_ns >= newest and is_whole(output)
+        return output.stat().st_mtime_ns >= newest and (output.suffix == ".bvh" or is_whole(output))
 
     def _write_beat2(self, output: Path, motion: np.ndarray, layout: Layout, file: Path | None) -> tuple[str, ...]:
         """Writes the clip and tells what there is to say about it."""
@@ -183,6 +208,23 @@ class _Decoder:
         notes = [f"{key} holds Python objects and was left out" for key in source.left_out]
         if not same_rate(fps_of(source.arrays), fps):
             notes.append(f"source at {fps_of(source.arrays):g} frames a second, written at {fps:g}")
+        return tuple(notes)
+
+    def _write_bvh(self, output: Path, motion: np.ndarray, layout: Layout, source: Path) -> tuple[str, ...]:
+        """Writes the clip and tells what there is to say about it."""
+        config = reading_config(self.tokenizer.details, self.tokenizer.fps, str(source))
+        try:
+            write_bvh(output, motion, layout, source, config)
+        except ClipError as error:
+            raise ClipError(f"source {source}: {error}") from None
+        return ()
+
+    def _notes_of_matrix(self, codes: Codes, motion: np.ndarray, layout: Layout) -> tuple[str, ...]:
+        notes = []
+        if codes.format == BVH and not self.matrices:
+            notes.append("no source file, so that there is no hierarchy for a BVH file (--source names one)")
+        if sum(own.width for own in layout) < motion.shape[1]:
+            notes.append("columns of no part that has codes are at rest")
         return tuple(notes)
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from ds_rvqvae.data.clips import ClipError, LeftOut, Reader, check_finite
 from ds_rvqvae.data.files import FoundFile, is_regular, is_whole
-from ds_rvqvae.data.motion_files import FORMATS, PACKED, open_motion_file
+from ds_rvqvae.data.motion_files import PACKED, open_motion_file
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.profile import DataConfig
 from ds_rvqvae.tokenizer.body import BodyTokenizer
 from ds_rvqvae.tokenizer.clip_tokenizer import ClipTokenizer, as_clip_tokenizer
 from ds_rvqvae.tokenizer.code_files import Codes, read_parts, write_codes
 from ds_rvqvae.tokenizer.conversion import WORKERS, Converted, Report, checked_levels, convert_files, reason_of
+from ds_rvqvae.tokenizer.reading import reading_config
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 
@@ -31,8 +31,8 @@ def encode_files(
     A codes file that is whole, of this tokenizer, of as many levels and younger than its motion is skipped.
 
     Args:
-        tokenizer: of a body, it takes BEAT2 npz only.
-        paths: BEAT2 npz, packed npz (a folder with a file a clip), `.npy` matrices, and folders of them.
+        tokenizer: takes its columns by name, wherever they stand in a file.
+        paths: BEAT2 npz, BVH, packed npz (a folder with a file a clip), `.npy` matrices, and folders of them.
         out: folder of the codes files.
         levels: the first so many; all by default.
         overwrite: also what is done already, and files that hold something else.
@@ -44,7 +44,7 @@ def encode_files(
 
 
 class _Encoder:
-    suffixes = (".npz", ".npy")
+    suffixes = (".npz", ".npy", ".bvh")
 
     def __init__(self, tokenizer: ClipTokenizer, out: Path, levels: int | None, overwrite: bool):
         self.tokenizer, self.out, self.overwrite = tokenizer, out, overwrite
@@ -58,12 +58,11 @@ class _Encoder:
         """Nothing to prepare."""
 
     def convert(self, found: FoundFile) -> Iterator[Converted | LeftOut]:
-        """A BEAT2 file or matrix is one clip, a packed npz has a folder of them."""
-        reader = open_motion_file(found.file, DataConfig(path=str(found.file), fps=self.tokenizer.fps))
-        kind, names = FORMATS[type(reader)], reader.clip_names()
-        if kind not in self.tokenizer.formats:
-            raise ClipError(f"motion of the format {kind}; this tokenizer takes {' or '.join(self.tokenizer.formats)}")
-        if kind != PACKED:
+        """A file is one clip, but a packed npz has a folder of them."""
+        config = reading_config(self.tokenizer.details, self.tokenizer.fps, str(found.file))
+        reader = open_motion_file(found.file, config)
+        names = reader.clip_names()
+        if reader.key != PACKED:
             output = self.out / found.relative.with_suffix(".npz")
             yield self._encode(reader, names[0], found.file, str(found.file), output)
             return
@@ -94,7 +93,7 @@ class _Encoder:
                 frames=len(clip.motion),
                 fingerprint=self.fingerprints[part],
                 source=str(path.absolute()),
-                format=FORMATS[type(reader)],
+                format=reader.key,
             )
             for part, own in self.tokenizer.parts.items()
         }
@@ -120,8 +119,9 @@ class _Encoder:
 
 
 def _file_name(name: str, names: Sequence[str]) -> str:
-    """The name of a packed clip; raises ClipError where it cannot be a file's."""
-    if not name or name.startswith(".") or not name.isprintable() or Path(name).name != name:
+    """The name of a packed clip, which may have folders; raises ClipError where it cannot be a file's."""
+    parts = name.split("/")
+    if not name.isprintable() or "\\" in name or any(not part or part.startswith(".") for part in parts):
         raise ClipError("the clip's name cannot be a file's")
     if names.count(name) > 1:
         raise ClipError("the clip's name stands twice")

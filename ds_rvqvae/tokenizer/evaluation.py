@@ -1,6 +1,7 @@
 """Scores and pictures of a model on the clips of a split."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,12 @@ import torch.distributed as dist
 from matplotlib.figure import Figure
 
 from ds_rvqvae.data.motion_data import MotionData
-from ds_rvqvae.data.skeleton import Skeleton, builtin_skeleton
+from ds_rvqvae.data.skeleton import Skeleton
 from ds_rvqvae.data.splits import Segment
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.tokenizer.frechet import FrechetFeatures
 from ds_rvqvae.tokenizer.pictures import reconstruction_figure
+from ds_rvqvae.tokenizer.reading import figure_of
 from ds_rvqvae.tokenizer.score import ScoreSums
 
 _PICTURE_SECONDS = 10
@@ -37,7 +39,7 @@ def evaluate_split(
         model: fp32, in eval mode, on `device`.
         split: train, val, test or all.
         rank, world_size: this rank's place; more than one takes torch.distributed.
-        skeleton: whose joints are measured; the built-in figure without it.
+        skeleton: whose joints are measured; without it `skeleton_of` the data.
         unit_std: `[C]`, what a normalised unit is; see `ScoreSums`.
         features: adds the Fréchet distance. Its sums do not travel: for one rank only.
     """
@@ -45,7 +47,7 @@ def evaluate_split(
         raise ValueError("a Fréchet distance is measured by one rank")
     mean, std = (torch.from_numpy(values).to(device) for values in (data.mean, data.std))
     unit = None if unit_std is None else torch.from_numpy(unit_std).to(device)
-    sums = ScoreSums(model, data.layout, mean, std, data.fps, skeleton or builtin_skeleton(), unit)
+    sums = ScoreSums(model, data.layout, mean, std, data.fps, skeleton or skeleton_of(data), unit)
     for segment in data.segments(split)[rank::world_size]:
         motion = torch.from_numpy(data.normalised(segment)).to(device)
         reconstruction = sums.add(motion)
@@ -54,6 +56,11 @@ def evaluate_split(
     if world_size > 1:
         dist.all_reduce(sums.flat)
     return sums.scores(split) | (features.scores() if features is not None else {})
+
+
+def skeleton_of(data: MotionData) -> Skeleton:
+    """The figure that moves in the files, where they say so; else the built-in one."""
+    return figure_of(data.store.skeleton, Path(data.config.path or data.store.folder).stem)
 
 
 def held_out_split(data: MotionData) -> str:
@@ -71,8 +78,9 @@ def reconstruction_pictures(
     """A figure of the longest clip's first seconds for each split that has clips.
 
     Args:
-        skeleton: of the stick figures; the built-in one without it.
+        skeleton: of the stick figures; without it `skeleton_of` the data.
     """
+    skeleton = skeleton or skeleton_of(data)
     for split in splits:
         segments = data.segments(split)
         if segments:

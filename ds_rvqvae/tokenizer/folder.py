@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ds_rvqvae.data.layout import BODY_PART_CHANNELS, Layout, layout_from_json
+from ds_rvqvae.data.layout import Layout, layout_from_json
+from ds_rvqvae.data_keys import is_part_name
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.profile import ModelConfig, model_config_from_dict
 
@@ -78,8 +79,8 @@ def read_config(folder: Path) -> TokenizerConfig:
             raise ValueError(f"normalisation has {len(mean)} columns, not {features}")
         if not isinstance(fps, int | float) or not 0 < fps < 1e5:
             raise ValueError(f"fps is {fps}, not a number of frames a second")
-        if (part := config.get("body_part")) is not None and part not in list(BODY_PART_CHANNELS):
-            raise ValueError(f"body_part is {part!r}, none of {', '.join(BODY_PART_CHANNELS)}")
+        if (part := config.get("body_part")) is not None and not is_part_name(part):
+            raise ValueError(f"body_part is {part!r}, not the name of a body part")
         details = {key: value for key, value in config.items() if key not in _OWN_KEYS}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file}: not a tokenizer's config: {type(error).__name__}: {error}") from None

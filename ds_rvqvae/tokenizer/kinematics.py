@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ds_rvqvae.data.layout import Layout, rotation_columns
+from ds_rvqvae.data.layout import Layout, root_channels, rotation_columns
 from ds_rvqvae.data.skeleton import Skeleton
 from ds_rvqvae.tokenizer.geometry import matrices_from_6d
 
@@ -25,7 +25,7 @@ class Kinematics:
         measured: int64, the joints that the layout names and that one of its rotations moves. A rotation moves the
             joints below its own, so that the uppermost joint of a layout is not among them, nor one that lies on it.
         feet: int64, the joints of `FEET` that move.
-        translation: columns of the root's translation (x velocity, height, z velocity), or None.
+        has_root: whether the layout says where the root is.
     """
 
     def __init__(self, layout: Layout, skeleton: Skeleton, device: torch.device | str = "cpu"):
@@ -51,8 +51,18 @@ class Kinematics:
             self._by_depth.append((indices(joints), indices([parents[joint] for joint in joints])))
         self.measured = indices([joint for joint, name in enumerate(names) if moved[joint] and name in there])
         self.feet = indices([joint for joint, name in enumerate(names) if moved[joint] and name in FEET])
-        channels = next((part for part in layout if part.kind == "translation" and part.width == 3), None)
-        self.translation = slice(channels.start, channels.stop) if channels else None
+        self._root = root_channels(layout)
+        self.has_root = self._root is not None
+
+    def roots(self, motion: Tensor) -> Tensor:
+        """The root's places, fp64 `[T, 3]` metres, of motion `[T, C]`; velocities start at x = z = 0."""
+        if self._root is None:
+            raise ValueError("the layout does not say where the root is")
+        places = motion[:, self._root.start : self._root.stop].double()
+        if self._root.kind == "position":
+            return places
+        x, y, z = places.T
+        return torch.stack([x.cumsum(0) - x[0], y, z.cumsum(0) - z[0]], dim=1)
 
     def places(self, motion: Tensor) -> Tensor:
         """Joint places `[T, J, 3]` in metres, the root's being 0, of motion `[T, C]` in the data's own units."""

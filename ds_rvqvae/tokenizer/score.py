@@ -11,8 +11,8 @@ Every score is a mean over the frames of whole clips, so that long clips weigh m
 - `mpjpe_mm`: distance of joints from where they should be, the roots laid on each other, over the joints that the
   layout names and that its rotations can move; millimetres. Ionescu et al. 2014 (Human3.6M); root-aligned as MoMask
   reports it.
-- `root_error_mm`: distance of the root from where it should be, both starting at one place; millimetres. Errors of
-  velocity add up, so that it grows with a clip's length.
+- `root_error_mm`: distance of the root from where it should be; millimetres. Of a layout with velocities both start
+  at one place, and errors of velocity add up, so that it grows with a clip's length.
 - `foot_sliding`, `foot_sliding_truth`: horizontal speed of a foot from frame to frame while the motion's own foot
   stands: at most 5 cm above its lowest place in the clip and slower than 15 cm a second; cm a second. The height is
   that of Karunratanakul et al. 2023 (GMD), the limit on speed our own; the motion's own speed is under it by choice.
@@ -111,7 +111,7 @@ class ScoreSums:
                 self.joints[level] += apart.mean(dim=1).sum()
             self.counts[level] += torch.bincount(codes[0, :, level], minlength=self.counts.shape[1])
         self.jitter_truth += self._in_units(motion.diff(n=3, dim=0)).abs().mean(dim=1).sum()
-        if places is not None and self.kinematics.translation is not None:
+        if places is not None and self.kinematics.has_root:
             self._add_root(truth, found, places, found_places)
         self.clips += 1
         self.frames += frames
@@ -125,16 +125,15 @@ class ScoreSums:
 
     def _add_root(self, truth: Tensor, found: Tensor, places: Tensor, found_places: Tensor) -> None:
         """Adds what is about the way through the room; arguments in the data's own units and metres."""
-        columns, feet = self.kinematics.translation, self.kinematics.feet
-        roots = [motion[:, columns].double() for motion in (truth, found)]
-        paths = [torch.stack([x[1:].cumsum(0), y[1:], z[1:].cumsum(0)]) for x, y, z in (root.T for root in roots)]
-        self.root += (paths[1] - paths[0]).norm(dim=0).sum() + (roots[1] - roots[0])[0, 1].abs()
+        feet = self.kinematics.feet
+        roots = [self.kinematics.roots(motion) for motion in (truth, found)]
+        self.root += (roots[1] - roots[0]).norm(dim=1).sum()
         if not len(feet):
             return
         height = places[:, feet, 1] + roots[0][:, 1:2]
         is_low = height <= height.amin(dim=0) + STANDING_HEIGHT
         speeds = [
-            ((joints[:, feet][:, :, [0, 2]]).diff(dim=0) + root[1:, None, [0, 2]]).norm(dim=-1) * self.fps
+            (joints[:, feet].diff(dim=0) + root.diff(dim=0)[:, None])[..., [0, 2]].norm(dim=-1) * self.fps
             for joints, root in ((places, roots[0]), (found_places, roots[1]))
         ]
         stands = is_low[1:] & is_low[:-1] & (speeds[0] < STANDING_SPEED)
@@ -155,14 +154,14 @@ class ScoreSums:
             `split`, `clips`, `frames`; the errors with all levels, and `jitter_truth`; `skeleton`, the name of the
             figure that `mpjpe_mm` was measured on, and `mpjpe_joints`, over how many; `code_rate` in codes a second;
             `usage` and `perplexity` by level; `by_levels`, errors and bits with 1 … Q levels. What the layout does not
-            allow (no rotations, no joint of the skeleton, no translation, a foot that never stands) is None, and so is
-            a sum that is not finite.
+            allow (no rotations, no joint of the skeleton, no place of the root, a foot that never stands) is None, and
+            so is a sum that is not finite.
         """
         frames, clips = self.frames.item(), self.clips.item()
         perplexity = perplexity_of(self.counts).tolist()
         by_levels = self._by_levels(frames, clips, perplexity)
         has_joints = self._has_joints()
-        has_root = has_joints and self.kinematics.translation is not None
+        has_root = has_joints and self.kinematics.has_root
         standing = self.standing.item()
         return {
             "split": split,

@@ -1,11 +1,15 @@
 """`ds-rvqvae encode` and `decode` with the tokenizers of several body parts."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
 from ds_rvqvae import BodyTokenizer, read_body_codes, read_codes
+from ds_rvqvae.data.layout import Channels, layout_to_json
+from ds_rvqvae.data.motion_files import open_motion_file
+from ds_rvqvae.profile import DataConfig
 from ds_rvqvae.tokenizer.code_files import write_codes
 from tests.coding.commands import counts, files_below, run
 from tests.data.motion import write_beat2, write_beat2_folder, write_packed
@@ -62,17 +66,36 @@ def test_codes_of_some_parts_say_as_much_as_they_cover(tmp_path, body, capsys):
     assert (found["poses"][:, 9:12] != there["poses"][:, 9:12]).any()
 
 
-def test_a_body_takes_beat2_files_only(tmp_path, body, capsys):
-    data = tmp_path / "data"
+def test_a_body_takes_its_columns_by_name_wherever_they_stand(tmp_path, body, capsys):
+    data, motion = tmp_path / "data", tmp_path / "motion"
     write_beat2(data / "1_a.npz", 20)
-    write_packed(data / "task.npz", (40, 30))
-    np.save(data / "m.npy", np.ones((20, 433)))
+    clip = open_motion_file(data / "1_a.npz", DataConfig()).read("1_a")
+    # The same channels in another order, and one of no part.
+    channels = [Channels("tail", "feature", 0, 2), *reversed(clip.layout)]
+    columns = np.concatenate([np.arange(own.start, own.stop) for own in channels[1:]])
+    starts = np.cumsum([0, *(own.width for own in channels)]).tolist()
+    layout = [
+        Channels(own.name, own.kind, start, start + own.width) for own, start in zip(channels, starts, strict=False)
+    ]
+    turned = np.concatenate([np.zeros((20, 2), np.float32), clip.motion[:, columns]], axis=1)
+    write_packed(data / "task.npz", (20,), motion=turned, layout=np.array(json.dumps(layout_to_json(layout))))
+    np.save(data / "m.npy", clip.motion)
+    np.save(data / "five.npy", np.ones((20, 5)))
     status, result, _ = run(capsys, "encode", body, data, "--out", tmp_path / "codes")
-    assert status == 1 and files_below(tmp_path / "codes") == ["1_a.npz"]
-    assert {failed["file"]: failed["reason"] for failed in result["failed"]} == {
-        str(data / "task.npz"): "motion of the format packed; this tokenizer takes beat2",
-        str(data / "m.npy"): "motion of the format features; this tokenizer takes beat2",
-    }
+    assert status == 1 and files_below(tmp_path / "codes") == ["1_a.npz", "m.npz", "task/clip0.npz"]
+    assert [failed["reason"] for failed in result["failed"]] == ["5 columns, this tokenizer takes 433"]
+    found = [read_body_codes(tmp_path / "codes" / name) for name in ("1_a.npz", "m.npz", "task/clip0.npz")]
+    assert [codes["upper"].format for codes in found] == ["beat2", "features", "packed"]
+    for codes in found[1:]:
+        for part in ("upper", "lower_trans"):
+            np.testing.assert_array_equal(codes[part].codes, found[0][part].codes)
+    # What is no BEAT2 file comes back as the columns of the whole body.
+    status, result, _ = run(capsys, "decode", body, tmp_path / "codes", "--out", motion)
+    assert status == 0 and files_below(motion)[1:] == ["1_a.npz", "m.npy", "task/clip0.npy"]
+    assert [clip["notes"] for clip in result["done"]].count(["columns of no part that has codes are at rest"]) == 2
+    matrix = np.load(motion / "m.npy")
+    decoded = BodyTokenizer.from_pretrained(body).decode({part: own.codes for part, own in found[1].items()}, 20)
+    np.testing.assert_array_equal(matrix, decoded)
 
 
 def test_codes_that_are_not_of_this_body_fail(tmp_path, body, upper, capsys):

@@ -15,8 +15,9 @@ import numpy as np
 from tests.data.motion import beat2_arrays
 
 FRAMES = 40
-BOMB_BYTES = 256 << 20
-Arrays = Mapping[str, np.ndarray]
+_BOMB = 256 << 20
+_DEFLATED = zipfile.ZIP_DEFLATED
+Files = Mapping[str, np.ndarray | bytes]
 
 
 class Damaged(NamedTuple):
@@ -70,7 +71,7 @@ class Format(NamedTuple):
             inside = npz({**arrays, key: one.content}) if self.suffix == ".npz" else one.content
             found[name] = Damaged(inside, one.is_certain)
         if self.suffix == ".npz":
-            found |= broken_archives(arrays, key, marker)
+            found |= broken_archives(arrays, key, marker) | broken_keys(arrays, key, marker)
         return found
 
 
@@ -103,8 +104,8 @@ def npy(values: np.ndarray, pickles: bool = False) -> bytes:
     return content.getvalue()
 
 
-def npz(arrays: Mapping[str, np.ndarray | bytes], method: int = zipfile.ZIP_STORED, **lies: int) -> bytes:
-    """An npz with arrays, or the bytes of their files; `lies` stand in its directory for what is true of the first."""
+def npz(arrays: Files, method: int = zipfile.ZIP_STORED, **lies: int) -> bytes:
+    """An npz with arrays, or the bytes of their files; `lies` stand in its directory for what is true of the last."""
     content = io.BytesIO()
     with warnings.catch_warnings(), zipfile.ZipFile(content, "w", method) as archive:
         warnings.simplefilter("ignore")
@@ -112,7 +113,7 @@ def npz(arrays: Mapping[str, np.ndarray | bytes], method: int = zipfile.ZIP_STOR
             member = zipfile.ZipInfo(key if "." in key else f"{key}.npy")  # which has no time of its own
             archive.writestr(member, values if isinstance(values, bytes) else npy(values), method)
         for field, value in lies.items():
-            setattr(archive.filelist[0], field, value)
+            setattr(archive.filelist[-1], field, value)
     return content.getvalue()
 
 
@@ -148,7 +149,9 @@ def broken_bytes(rng: np.random.Generator, whole: bytes, count: int) -> Iterator
     """Bytes changed, put in, taken out or moved: at times where they do not matter."""
     for index in range(count):
         content = bytearray(whole)
-        start, end = (0, len(whole)) if index % 3 == 0 else (0, 300) if index % 3 == 1 else (len(whole) - 600, len(whole))
+        start, end = (
+            (0, len(whole)) if index % 3 == 0 else (0, 300) if index % 3 == 1 else (len(whole) - 600, len(whole))
+        )
         at = int(rng.integers(start, end))
         if index % 8 < 4:
             for place in rng.integers(start, end, int(rng.integers(1, 5))):
@@ -179,17 +182,42 @@ def broken_headers(values: np.ndarray) -> dict[str, Damaged]:
     rows, columns = values.shape
     numbers = values.tobytes()
     shapes = {
-        **{"negative": f"({-rows}, {-columns})", "one_negative": f"({-rows}, {columns})", "huge": f"({2**62}, 165)"},
-        **{"wide": f"(1, {2**47})", "overflow": f"({2**32}, {2**32})", "none": "()", "flat": f"({rows * columns},)"},
-        **{"five": f"(1, 1, 1, {rows}, {columns})", "empty": f"(0, {columns})", "zeros": "(0,) * 9", "text": "'40'"},
-        **{"floats": f"({rows}.0, {columns})", "names": "(rows, columns)", "list": f"[{rows}, {columns}]"},
-        **{"many": f"({', '.join(['1'] * 70)},)", "swapped": f"({columns}, {rows})", "long": f"({'9' * 6000}, 1)"},
+        "negative": f"({-rows}, {-columns})",
+        "one_negative": f"({-rows}, {columns})",
+        "huge": f"({2**62}, 165)",
+        "wide": f"(1, {2**47})",
+        "overflow": f"({2**32}, {2**32})",
+        "none": "()",
+        "flat": f"({rows * columns},)",
+        "five": f"(1, 1, 1, {rows}, {columns})",
+        "empty": f"(0, {columns})",
+        "zeros": "(0,) * 9",
+        "text": "'40'",
+        "floats": f"({rows}.0, {columns})",
+        "names": "(rows, columns)",
+        "list": f"[{rows}, {columns}]",
+        "many": f"({', '.join(['1'] * 70)},)",
+        "swapped": f"({columns}, {rows})",
+        "long": f"({'9' * 6000}, 1)",
     }
     descrs = {
-        **{"object": "'|O'", "void": "'|V4'", "strings": "'<U1'", "bytes": "'|S4'", "times": "'<M8[ns]'"},
-        **{"complex": "'<c8'", "bools": "'|b1'", "unknown": "'<q7'", "number": "4", "nothing": "None", "no_size": "'|S0'"},
-        **{"fields": "[('x', '<f4')]", "objects": "[('x', '|O')]", "nested": "[('x', [('y', '<f4', (2, 2))])]"},
-        **{"part": "('<f4', (1000000000,))", "comma": "'f4,f4'", "code": "__import__('os').mkdir('made')"},
+        "object": "'|O'",
+        "void": "'|V4'",
+        "strings": "'<U1'",
+        "bytes": "'|S4'",
+        "times": "'<M8[ns]'",
+        "complex": "'<c8'",
+        "bools": "'|b1'",
+        "unknown": "'<q7'",
+        "number": "4",
+        "nothing": "None",
+        "no_size": "'|S0'",
+        "fields": "[('x', '<f4')]",
+        "objects": "[('x', '|O')]",
+        "nested": "[('x', [('y', '<f4', (2, 2))])]",
+        "part": "('<f4', (1000000000,))",
+        "comma": "'f4,f4'",
+        "code": "__import__('os').mkdir('made')",
     }
     found = {f"shape_{name}": npy_of(header(shape), numbers) for name, shape in shapes.items()}
     found |= {f"descr_{name}": npy_of(header(f"({rows}, {columns})", descr), numbers) for name, descr in descrs.items()}
@@ -256,53 +284,122 @@ def _with(values: np.ndarray, rows: slice, value: float) -> np.ndarray:
     return changed
 
 
-def broken_archives(arrays: Arrays, key: str, marker: Path) -> dict[str, Damaged]:
-    """Archives that lie, bombs, and arrays that are missing or of another kind."""
-    first = {key: arrays[key], **arrays}
+def broken_archives(arrays: dict[str, np.ndarray], key: str, marker: Path) -> dict[str, Damaged]:
+    """Archives that lie about what is in them, and bombs; `key` is that of the poses or features."""
+    last = {name: values for name, values in arrays.items() if name != key} | {key: arrays[key]}
     content = npy(arrays[key])
-    deflated = zipfile.ZIP_DEFLATED
-    found: dict[str, bytes] = {
-        "claims_100_gb": npz(first, deflated, file_size=100 << 30),
-        "claims_2_63": npz(first, deflated, file_size=2**63),
-        "claims_little": npz(first, deflated, file_size=len(content) - 100),
-        "stored_claims": npz(first, file_size=2 * len(content)),
-        "packs_little": npz(first, deflated, compress_size=10),
-        "packs_much": npz(first, deflated, compress_size=2**40),
-        "encrypted": npz(first, flag_bits=1),
-        "strongly_encrypted": npz(first, flag_bits=0x40),
-        "bzip2": npz(first, zipfile.ZIP_BZIP2),
-        "method_99": npz(first, compress_type=99),
-        "outside": npz(first, header_offset=2**40),
-        "wrong_sum": npz(first, CRC=1),
-        "directory_inside": npz({**arrays, f"{key}.npy/": b""} | {key: b""}),
-        "key_missing": npz({name: values for name, values in arrays.items() if name != key} | {"other": np.zeros(3)}),
-        "zeros_100_gb": npz({**arrays, key: npy_of(header(f"({100 << 20}, 256)"), bytes(1 << 20))}, deflated),
-        "bomb": npz({**arrays, key: _bomb(*arrays[key].shape[1:])}, deflated) if key == "never" else b"",
+    pickled = npy(np.array(Marker(marker), object), pickles=True)
+    width = arrays[key].shape[1]
+    found = {
+        "claims_100_gb": npz(last, _DEFLATED, file_size=100 << 30),
+        "claims_2_63": npz(last, _DEFLATED, file_size=2**63),
+        "claims_little": npz(last, _DEFLATED, file_size=len(content) - 100),
+        "stored_claims": npz(last, file_size=2 * len(content)),
+        "packs_little": npz(last, _DEFLATED, compress_size=10),
+        "packs_much": npz(last, _DEFLATED, compress_size=2**40),
+        "encrypted": npz(last, flag_bits=1),
+        "strongly_encrypted": npz(last, flag_bits=0x40),
+        "patched": npz(last, flag_bits=0x20),
+        "bzip2": npz(last, zipfile.ZIP_BZIP2),
+        "method_99": npz(last, compress_type=99),
+        "outside": npz(last, header_offset=2**40),
+        "overlapping": npz({**last, "more": np.zeros(3)}, header_offset=0),
+        "wrong_sum": npz(last, CRC=1),
+        "twice": npz({**last, f"{key}.npy": content}),
+        "zeros_100_gb": npz({**last, key: npy_of(header(f"({(100 << 30) // 4 // width}, {width})"), bytes(1 << 20))}),
+        "zeros_bomb": bomb(width),
         "no_member": npz({}),
+        "many_members": many_members(),
         "nothing": b"",
-        "a_folder_of_zeros": bytes(4096),
-        "a_pickle": npy(np.array(Marker(marker), object), pickles=True)[-200:].partition(b"\x80")[2],
+        "zeros": bytes(4096),
+        "a_pickle": pickled[pickled.index(b"\x80") :],
         "a_single_array": content,
-        "twice": npz(arrays) and _twice(arrays, key),
-        "overlapping": _overlapping(arrays, key),
-        "many_members": npz({f"k{index}": b"" for index in range(10_500)}),
     }
-    del found["bomb"]
-    return {name: Damaged(content) for name, content in found.items()}
+    for name in ("../", "../../", f"{marker.parent}/", "C:\\", "sub/", "\x1b[31m", "line\n"):
+        found[f"named_{len(found)}"] = npz({**last, key: np.zeros(3), f"{name}{key}.npy": content})
+    beside = npz({"../../beside.npy": content, f"{marker}.npy": content, "bomb": pickled, **arrays})
+    return {name: Damaged(one) for name, one in found.items()} | {"beside": Damaged(beside, False)}
 
 
 @cache
-def _bomb(width: int) -> bytes:
-    return b""
+def bomb(width: int) -> bytes:
+    """An npz of about a megabyte with every key that a format needs, of zeros, `_BOMB` bytes of them in the first."""
+    rows = _BOMB // 4 // width
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", _DEFLATED, compresslevel=1) as archive:
+        smpl = {"poses": width, "trans": 3, "expressions": 100, "mocap_frame_rate": 0}
+        for key, columns in (smpl if width > 12 else {"motion": width}).items():
+            with archive.open(f"{key}.npy", "w") as member:
+                if not columns:
+                    member.write(npy(np.array(30)))
+                    continue
+                member.write(npy_of(header(f"({rows}, {columns})"), b""))
+                for start in range(0, rows, 1 << 12):
+                    member.write(bytes(4 * columns * min(1 << 12, rows - start)))
+    return content.getvalue()
 
 
-def _twice(arrays: Arrays, key: str) -> bytes:
-    return npz({**arrays, f"{key}.": b"", f"{key}.npy": npy(arrays[key])})
+@cache
+def many_members() -> bytes:
+    return npz({f"k{index}": b"" for index in range(10_500)})
 
 
-def _overlapping(arrays: Arrays, key: str) -> bytes:
-    return npz(arrays)
+def broken_keys(arrays: dict[str, np.ndarray], key: str, marker: Path) -> dict[str, Damaged]:
+    """Archives in which another array than that of `key` is missing, or of another kind."""
+    found: dict[str, Files] = {"key_missing": {**arrays, key: np.zeros(3)}}
+    rate = next(name for name in arrays if name.startswith(("fps", "mocap")))
+    rates = [0, -30, np.nan, np.inf, 1e-300, 1e9, 0.001, "30", True, 30j, [30, 30], [], np.datetime64(30, "s")]
+    for index, value in enumerate(rates):
+        found[f"rate_{index}"] = {**arrays, rate: np.array(value)}
+    found["rate_pickled"] = {**arrays, rate: npy(np.array(Marker(marker), object), pickles=True)}
+    found["rate_words"] = {**arrays, rate: npy_of(header("()", "'<U1'"), b"\xff" * 4)}
+    for name in ("trans", "expressions"):
+        if name in arrays:
+            values = arrays[name]
+            found[f"{name}_shorter"] = {**arrays, name: values[:-1]}
+            found[f"{name}_narrow"] = {**arrays, name: values[:, 1:]}
+            found[f"{name}_flat"] = {**arrays, name: values[:, 0]}
+            found[f"{name}_nan"] = {**arrays, name: values * np.nan}
+            found[f"{name}_words"] = {**arrays, name: np.full(values.shape, "a")}
+            found[f"{name}_missing"] = {other: values for other, values in arrays.items() if other != name}
+    return {name: Damaged(npz(one)) for name, one in found.items()} | {
+        "rate_slow": Damaged(npz({**arrays, rate: np.array(2.0)}), False),
+        "rate_fast": Damaged(npz({**arrays, rate: np.array(59.94)}), False),
+    }
 
 
 def broken_bvh(text: str) -> Iterator[Damaged]:
+    """BVH files with something else in the place of something."""
+    changes = {
+        "Frames: 40": ["Frames: 41", "Frames: 39", "Frames: -1", "Frames: 1e9", "Frames: 99999999999999", "Frames:"],
+        "Frames: 4": ["Frames: " + "4" * 5000, "Frames: \u0664", "frames 4"],
+        "0.0333333": ["0", "nan", "inf", "-0.03", "1e-300", "1e300", "1e9", "", "0.03 0.03", "0,0333", "9" * 400],
+        "CHANNELS 3": ["CHANNELS 2", "CHANNELS 4", "CHANNELS 99999999", "CHANNELS -1", "CHANNELS", "CHANNELS 3.0"],
+        "Xrotation Yrotation\n\tJOINT": ["Xrotation Xrotation Xrotation\n\tJOINT", "Wrotation Yrotation\n\tJOINT"],
+        "Xposition": ["Yposition", "\x00", "X" * 100_000],
+        "OFFSET 0.0 60.0 0.0": ["OFFSET 0.0 60.0", "OFFSET a b c", "OFFSET nan 0 0", "OFFSET 1e999 0 0", ""],
+        "JOINT Chest": ["JOINT", "ROOT Chest", "JOINT \x1b[2J", "JOINT a\x00b", "End Site"],
+        "{": ["", "{ {", "{ JOINT x " * 5000],
+        "}": ["", "} }"],
+        "HIERARCHY": ["", "HIERARCHY HIERARCHY", "\ufeffMOTION", "hier\narchy"],
+        "MOTION": ["", "MOTION MOTION", "MOTION\nMOTION"],
+        "0 ": ["nan ", "1_0 ", "x ", "\u0664 ", "1e999 ", "1" * 70_000 + " ", "\n\n{ ", "0\x000 "],
+    }
+    for old, others in changes.items():
+        for new in others:
+            place = text.index(old) if old != "0 " else text.rindex(old)
+            yield Damaged((text[:place] + new + text[place + len(old) :]).encode())
+    motion = text.index("\n", text.index("Frame Time")) + 1
+    numbers = text[motion:]
+    yield Damaged((text[:motion] + numbers.replace("\n", " ")).encode())
+    yield Damaged((text[:motion] + "0 " * 5_000_000).encode())
+    yield Damaged((text[:motion] + "0 " * 9 * FRAMES).encode())
+    yield Damaged((text[:motion] + ("0 " * 9 + "\n") * FRAMES).encode())
+    yield Damaged((text[:motion] + ("1e308 -1e308 1e308 " * 3 + "\n") * FRAMES).encode(), False)
+    yield Damaged((text + numbers).encode())
     yield Damaged(b"")
+    yield Damaged(b"\n" * 100_000)
+    yield Damaged(bytes(100_000))
+    yield Damaged("".join(f"HIERARCHY\nROOT {'{ROOT ' * 10_000}").encode())
+    yield Damaged(text.replace("\n", "\r").encode(), False)
+    yield Damaged(text.encode("utf-16"))

@@ -92,6 +92,7 @@ def _cut_frames(folder):
         (_edit(segments=[{"name": "nobody", "start": 0, "stop": 9, "split": "train"}]), "damaged store"),
         (_edit(layout=[]), "damaged store"),
         (_edit(fps=None), "damaged store"),
+        (_edit(fps=0), "fps is 0"),
         (_edit(dtype="float8"), "damaged store"),
         (_edit(mean=[0.0] * 3), "do not have as many"),
         (_edit(std=["x"] * 5), "damaged store"),

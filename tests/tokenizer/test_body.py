@@ -8,9 +8,10 @@ import torch
 
 from ds_rvqvae import RVQVAE, BodyTokenizer, MotionTokenizer
 from ds_rvqvae.data.beat2 import CLIP_FOLDER, Beat2Reader
-from ds_rvqvae.data.layout import rotation_columns, select_columns, smplx_layout
+from ds_rvqvae.data.layout import Channels, rotation_columns, select_columns, smplx_layout, take_channels
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.profile import DataConfig, ModelConfig
+from tests.data.motion import write_packed
 
 WIDTH = 433
 STRIDES = {"upper": 2, "lower_trans": 3}
@@ -22,7 +23,8 @@ def make_part(part, down_t=2, fps=30.0, seed=0):
     columns, layout = select_columns(smplx_layout(), part)
     config = ModelConfig(width=16, depth=1, code_dim=4, nb_code=8, num_quantizers=3, down_t=down_t)
     width = len(columns)
-    return MotionTokenizer(RVQVAE(width, config), torch.randn(width), torch.rand(width) + 0.5, layout, fps)
+    statistics = torch.randn(width), torch.rand(width) + 0.5
+    return MotionTokenizer(RVQVAE(width, config), *statistics, layout, fps, {"body_part": part})
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +117,8 @@ def test_what_does_not_fit_is_refused(body, motion):
     [
         ({}, "needs a part"),
         ({"upper": "upper", "whole": "whole"}, "whole and upper both have spine1"),
-        ({"upper": "hands"}, "upper takes other columns"),
-        ({"arms": "upper"}, "no body part 'arms'"),
+        ({"upper": "hands"}, "the tokenizer of upper is that of body part hands"),
+        ({"../upper": "upper"}, "no body part '../upper'"),
     ],
 )
 def test_parts_that_make_no_body_are_refused(parts, words):
@@ -158,6 +160,52 @@ def test_the_fingerprint_is_that_of_all_parts_in_any_order(body, tmp_path):
     assert BodyTokenizer.from_pretrained(tmp_path / "body").fingerprint == body.fingerprint
 
 
+OWN = (
+    Channels("Hips", "rotation_6d", 0, 6),
+    Channels("Arm", "rotation_6d", 6, 12),
+    Channels("root", "position", 12, 15),
+)
+
+
+def own_part(names, part):
+    layout = take_channels(OWN, names)[1]
+    width = layout[-1].stop
+    config = ModelConfig(width=16, depth=1, code_dim=4, nb_code=8, num_quantizers=3)
+    return MotionTokenizer(
+        RVQVAE(width, config), torch.zeros(width), torch.ones(width), layout, 30.0, {"body_part": part}
+    )
+
+
+def test_a_body_of_own_parts_has_the_layout_of_its_motion(tmp_path):
+    parts = {"limbs": own_part(["Arm"], "limbs"), "way": own_part(["root"], "way")}
+    together = BodyTokenizer(parts)
+    assert together.layout == (Channels("Arm", "rotation_6d", 0, 6), Channels("root", "position", 6, 9))
+    body = BodyTokenizer(parts, OWN)
+    motion = np.random.default_rng(0).normal(size=(20, 15)).astype(np.float32)
+    codes = body.encode(motion)
+    for part, found in together.encode(motion[:, 6:]).items():
+        np.testing.assert_array_equal(found, codes[part])
+    decoded = body.decode(codes)
+    np.testing.assert_array_equal(decoded[:, :6], np.tile([1, 0, 0, 0, 1, 0], (20, 1)))
+    np.testing.assert_array_equal(decoded[:, 6:], together.decode(codes))
+    body.save_pretrained(tmp_path / "body")
+    loaded = BodyTokenizer.from_pretrained(tmp_path / "body")
+    assert loaded.layout == OWN and loaded.fingerprint == together.fingerprint
+    np.testing.assert_array_equal(loaded.decode(codes), decoded)
+    with pytest.raises(UserError, match="limbs takes Arm, which is not in the layout"):
+        BodyTokenizer(parts, OWN[:1])
+
+
+def test_a_folder_of_before_there_were_own_parts_loads(body, motion, tmp_path):
+    body.save_pretrained(tmp_path / "body")
+    values = json.loads((tmp_path / "body" / "body.json").read_text())
+    del values["layout"]
+    (tmp_path / "body" / "body.json").write_text(json.dumps(values))
+    loaded = BodyTokenizer.from_pretrained(tmp_path / "body")
+    assert loaded.layout == smplx_layout()
+    np.testing.assert_array_equal(loaded.encode(motion)["upper"], body.encode(motion)["upper"])
+
+
 def _describe(folder, **changes):
     values = json.loads((folder / "body.json").read_text())
     (folder / "body.json").write_text(json.dumps(values | changes))
@@ -168,6 +216,11 @@ DAMAGE = {
     "no JSON": (lambda folder: (folder / "body.json").write_text("{"), "body.json: not a body's"),
     "a list": (lambda folder: (folder / "body.json").write_text("[]"), "body.json: not a body's"),
     "another format": (lambda folder: _describe(folder, format_version=9), "format_version 9, known here: 1"),
+    "a layout that is none": (lambda folder: _describe(folder, layout=[1]), "body.json: not a body's"),
+    "a layout of other columns": (
+        lambda folder: _describe(folder, layout=[{"name": "tail", "kind": "feature", "columns": [0, 2]}]),
+        "which is not in the layout of the body",
+    ),
     "no parts": (lambda folder: _describe(folder, parts=[]), r"parts are \[\]"),
     "a way out": (lambda folder: _describe(folder, parts=["../upper"]), r"parts are \[\"../upper\"\]"),
     "parts of parts": (lambda folder: _describe(folder, parts=[["upper"]]), "parts are"),
@@ -175,7 +228,7 @@ DAMAGE = {
     "a damaged part": (lambda folder: (folder / "upper" / "model.safetensors").write_bytes(b"x"), "model.safetensors"),
     "a part under another's name": (
         lambda folder: [(folder / "upper").rename(folder / "hands"), _describe(folder, parts=["hands"])],
-        "hands takes other columns",
+        "hands is that of body part upper",
     ),
 }
 
@@ -230,8 +283,9 @@ def test_without_a_source_a_file_is_at_rest_where_nothing_is_covered(body, beat2
 def test_files_that_are_no_clip_are_named(body, demo_folder, tmp_path):
     (tmp_path / "torn.npz").write_bytes(b"PK")
     np.savez(tmp_path / "other.npz", song=np.zeros(3))
-    np.save(tmp_path / "matrix.npy", np.zeros((40, WIDTH), np.float32))
-    for name in ("torn.npz", "other.npz", "matrix.npy", "missing.npz"):
+    np.save(tmp_path / "matrix.npy", np.zeros((40, 78), np.float32))
+    write_packed(tmp_path / "several.npz", (40, 30))
+    for name in ("torn.npz", "other.npz", "matrix.npy", "several.npz", "missing.npz"):
         with pytest.raises(UserError, match=name) as refusal:
             body.encode_file(tmp_path / name)
         assert "\n" not in str(refusal.value)

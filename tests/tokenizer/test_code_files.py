@@ -69,7 +69,7 @@ BAD = {
     "two rates": ({"fps": np.array([30.0, 30.0])}, "fps"),
     "objects": ({"codes": np.array([[{}]], object)}, "never loaded"),
     "text as bytes": ({"source": np.array(b"x")}, "source holds"),
-    "another format": ({"format": np.array("bvh")}, "'bvh', none of beat2, features, packed"),
+    "another format": ({"format": np.array("audio")}, "'audio', none of beat2"),
     "another version": ({"version": np.array(2)}, "version 2, known here: 1"),
 }
 
@@ -122,12 +122,13 @@ BAD_BODIES = {
         {f"{name}_{part}": None for name in ("codes", "code_rate", "fingerprint") for part in BODY},
         "no key codes",
     ),
-    "an unknown part": ({"codes_arms": np.zeros((13, 6), int)}, "codes_arms: no body part 'arms'; known are upper"),
+    "half a part": ({"codes_arms": np.zeros((13, 6), int)}, "no key code_rate_arms"),
+    "no part's name": ({"codes_../arms": np.zeros((13, 6), int)}, r"no body part can be called '\.\./arms'"),
     "floats": ({"codes_lower_trans": np.zeros((7, 4))}, "codes_lower_trans are float64"),
     "negative": ({"codes_lower_trans": np.full((7, 4), -2)}, "codes_lower_trans from -2 to -2"),
     "too few": ({"codes_lower_trans": np.zeros((6, 4), int)}, "6 codes_lower_trans of 8 frames do not stand for 50"),
     "a rate of another part": ({"code_rate_lower_trans": np.array(7.5)}, "7 codes_lower_trans of 4 frames"),
-    "no BEAT2": ({"format": np.array("packed")}, "'packed', none of beat2"),
+    "no motion": ({"format": np.array("audio")}, "'audio', none of beat2"),
     "objects": ({"codes_upper": np.array([[{}]], object)}, "never loaded"),
 }
 
@@ -142,11 +143,11 @@ def test_bad_files_of_a_body_are_refused_in_one_line(tmp_path, changes, pattern)
 @pytest.mark.parametrize(
     ("codes", "pattern"),
     [
-        ({}, r"parts \[\]; known are upper"),
-        ({"arms": CODES}, r"parts \['arms'\]"),
+        ({}, r"parts \[\]: not names"),
+        ({"a/b": CODES}, r"parts \['a/b'\]"),
         ({"": CODES, "upper": CODES}, r"parts \['', 'upper'\]"),
         ({"upper": CODES, "lower": dataclasses.replace(CODES, frames=49)}, "frames is 50 and, of lower, 49"),
-        ({"upper": dataclasses.replace(CODES, format="packed")}, "'packed', none of beat2"),
+        ({"upper": dataclasses.replace(CODES, format="audio")}, "'audio', none of beat2"),
     ],
 )
 def test_what_would_not_be_read_is_not_written(tmp_path, codes, pattern):

@@ -1,6 +1,7 @@
 """Scores against the same sums done plainly, and angles against scipy."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from scipy.spatial.transform import Rotation
 from ds_rvqvae import RVQVAE
 from ds_rvqvae.data.layout import BODY_PART_CHANNELS, Channels, select_columns, smplx_layout
 from ds_rvqvae.data.skeleton import Skeleton, builtin_skeleton, joint_places
+from ds_rvqvae.data.translation import translation_positions
 from ds_rvqvae.profile import ModelConfig
 from ds_rvqvae.tokenizer.geometry import angle_between, matrices_from_6d
 from ds_rvqvae.tokenizer.kinematics import Kinematics
@@ -209,8 +211,26 @@ def test_places_of_a_walk_are_those_of_the_skeleton(walk):
     assert sorted(measured) == sorted(set(BODY_PART_CHANNELS["lower_trans"]) - {"pelvis", "translation"})
 
 
-def test_root_and_feet_are_those_of_the_places(walk):
+@pytest.fixture(params=["translation", "position"])
+def walk_of_either_kind(walk, request):
+    """The same walk where the root's columns are velocities, and where they are places."""
     layout, mean, std, motion = walk
+    return (*layout[:-1], replace(layout[-1], kind=request.param)), mean, std, motion
+
+
+def test_velocities_and_places_say_the_same(walk):
+    layout, mean, std, motion = walk
+    frames = motion * std + mean
+    places = frames.clone().double()
+    places[:, -3:] = torch.from_numpy(translation_positions(frames[:, -3:].numpy(), (0.0, 0.0)))
+    as_places = Kinematics((*layout[:-1], replace(layout[-1], kind="position")), builtin_skeleton())
+    by_velocity = Kinematics(layout, builtin_skeleton())
+    torch.testing.assert_close(as_places.roots(places), by_velocity.roots(frames), atol=1e-6, rtol=0)
+    assert by_velocity.has_root and not Kinematics(layout[:-1], builtin_skeleton()).has_root
+
+
+def test_root_and_feet_are_those_of_the_places(walk_of_either_kind):
+    layout, mean, std, motion = walk_of_either_kind
     torch.manual_seed(4)
     model = RVQVAE(57, CONFIG).eval()
     sums = ScoreSums(model, layout, mean, std, 30.0, builtin_skeleton())

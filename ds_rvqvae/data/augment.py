@@ -1,0 +1,253 @@
+"""Random changes of training windows: mirrored left to right, played at another speed, with noise.
+
+Each is a pure function of the seed and of a sample's place in the run, so it depends neither on the number of ranks nor
+on where a run was resumed.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ds_rvqvae.data.layout import SMPLX_JOINTS, Layout, rotation_columns
+from ds_rvqvae.data.rotations import decimation, resample
+from ds_rvqvae.data_keys import AugmentConfig
+from ds_rvqvae.errors import UserError
+
+# What a draw is for; data/order.py has the numbers below.
+_CHANGES, _NOISE = 16, 17
+
+_SIDES = {"left": "right", "Left": "Right", "LEFT": "RIGHT", "l": "r", "L": "R"}
+_OTHER_SIDE = {**_SIDES, **{right: left for left, right in _SIDES.items()}}
+_SIDED = re.compile(
+    r"(?<![A-Za-z])(?:left|right|LEFT|RIGHT)|Left|Right"  # left_hip, LeftHip, mixamorig:LeftArm, hand_left
+    r"|(?<![A-Za-z])(?:[lr](?=[A-Z])|[LR](?=[A-Z][a-z]))"  # lThigh, LThumb; not LowerBack
+    r"|(?<![A-Za-z0-9])[LRlr](?![A-Za-z0-9])"  # Hip.L, hip_l, Bip01 L Arm; not L5, a vertebra
+    r"|(?<=[a-z0-9])[LR](?![A-Za-z])"  # ArmL, FootR1
+)
+"""Where a name surely tells a side."""
+_PERHAPS_SIDED = re.compile(r"^[lrLR]|[lrLR]$|left|right")
+"""Where it may: lfemur has rfemur beside it, lowerback nothing."""
+_LARGEST_ASYMMETRY = 0.25
+"""Of a figure at rest, as a share of its bones' lengths; real bodies have a few hundredths."""
+
+
+class Draws(NamedTuple):
+    """What is done to one sample."""
+
+    mirror: bool
+    speed: float
+    """Source frames a frame; 1 leaves the timing as it is."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether the sample differs from the window as it lies in the store, but for noise."""
+        return self.mirror or self.speed != 1
+
+
+class Augment:
+    """The changes that `rvqvae.data.augment` asks for.
+
+    A sample's place in the run, its `position`, counts over all ranks and from the run's first step.
+
+    Args:
+        layout: of the columns in use.
+        seed: of the run.
+        skeleton: `Store.skeleton`, which tells the axis that points from right to left; without one that is x.
+
+    Raises:
+        UserError: columns that cannot be mirrored where that is asked for, naming them.
+    """
+
+    def __init__(self, layout: Layout, config: AugmentConfig, seed: int, skeleton: Mapping[str, Any] | None = None):
+        self.config, self.seed = config, seed
+        self._mirror = Mirror(layout, skeleton) if config.mirror else None
+        self._rotations = rotation_columns(layout)
+        roots = (part for part in layout if part.kind == "translation" and part.width == 3)
+        self._velocities = np.array([start for part in roots for start in (part.start, part.start + 2)], np.int64)
+
+    def draw(self, position: int) -> Draws:
+        """What is done to the sample at `position`."""
+        mirror, pace = self._generator(position, _CHANGES).random(2)
+        speed = 1 + self.config.time_scale * (2 * pace - 1)
+        return Draws(bool(mirror < self.config.mirror), 1.0 if _is_one(speed) else float(speed))
+
+    @staticmethod
+    def needed(size: int, speed: float) -> int:
+        """Frames that a window of `size` takes at `speed`."""
+        return math.ceil((size - 1) * speed) + 1
+
+    def apply(self, motion: np.ndarray, draws: Draws, size: int) -> np.ndarray:
+        """A window of `size` frames as drawn.
+
+        Rotations are taken along the sphere, places of the root along the straight way, so that its velocities fit the
+        speed; other columns linearly.
+
+        Args:
+            motion: float32 `[frames, C]` in the data's own units, from the window's first frame on: `needed(size,
+                speed)` frames, or as many as the clip has left, `size` at the least; where they are too few the speed
+                is lowered to what they allow.
+
+        Returns:
+            float32 `[size, C]`, which may be a view of `motion`.
+
+        Raises:
+            ValueError: fewer than `size` frames for a window that is not slowed down.
+            UserError: six columns that should be a rotation are none.
+        """
+        speed = min(draws.speed, (len(motion) - 1) / max(size - 1, 1))
+        if len(motion) < min(size, self.needed(size, draws.speed)):
+            raise ValueError(f"{len(motion)} frames for a window of {size} at speed {draws.speed:g}")
+        window = motion[:size] if size == 1 or _is_one(speed) else self._at_speed(motion, speed, size)
+        return self._mirror(window) if draws.mirror and self._mirror else window
+
+    def add_noise(self, normalised: np.ndarray, position: int) -> None:
+        """Adds the noise of the sample at `position` to its normalised window, float32 `[size, C]`, in place."""
+        if self.config.noise:
+            noise = self._generator(position, _NOISE).standard_normal(normalised.shape, np.float32)
+            noise *= np.float32(self.config.noise)
+            normalised += noise
+
+    def _generator(self, position: int, what: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(what, position)))
+
+    def _at_speed(self, motion: np.ndarray, speed: float, size: int) -> np.ndarray:
+        motion = motion[: self.needed(size, speed)]
+        try:
+            window = resample(motion, self._rotations, speed, 1.0)[:size]
+        except ValueError as error:
+            raise UserError(
+                f"rvqvae.data.augment.time_scale: motion cannot be played at another speed: {error}"
+            ) from None
+        if self._velocities.size:
+            velocities = motion[:, self._velocities].astype(np.float64)
+            places = np.cumsum(velocities, axis=0)
+            times, frames = np.arange(size) * speed, np.arange(len(motion))
+            at_times = np.stack([np.interp(times, frames, column) for column in places.T], axis=1)
+            window[:, self._velocities] = np.diff(at_times, axis=0, prepend=0)
+            window[0, self._velocities] = velocities[0] * speed
+        return window
+
+
+def _is_one(speed: float) -> bool:
+    """Whether `resample` would leave the frames as they are."""
+    return decimation(speed, 1.0) == 1
+
+
+class Mirror:
+    """Motion as a mirror shows it: its plane stands upright between left and right, whose joints change places.
+
+    A rotation R becomes S R S, with S = diag(-1, 1, 1) for the plane x = 0: three of its six columns change sign.
+
+    Args:
+        layout: of the columns.
+        skeleton: `joint_names`, `parents` and `offsets` of the figure.
+
+    Raises:
+        UserError: columns of unknown meaning or of a face, a joint of one side without its partner, names that tell no
+            sides, or a figure whose two sides are no mirror images of one another.
+    """
+
+    def __init__(self, layout: Layout, skeleton: Mapping[str, Any] | None = None):
+        self._check(layout, skeleton)
+        self.axis = 0 if skeleton is None else _side_axis(skeleton)
+        """Of x, y and z, the one that changes its sign."""
+        sides = np.ones(3, np.float32)
+        sides[self.axis] = -1
+        self.columns = np.empty(layout[-1].stop, np.int64)
+        """int64 `[C]`: the column that each one takes its numbers from."""
+        self.signs = np.empty(layout[-1].stop, np.float32)
+        """float32 `[C]`, 1 and -1."""
+        for kind in {part.kind for part in layout}:
+            parts = {part.name: part for part in layout if part.kind == kind}
+            for name, partner in partners(list(parts), _no_partner).items():
+                part, source = parts[name], parts[partner]
+                self.columns[part.start : part.stop] = np.arange(source.start, source.stop)
+                self.signs[part.start : part.stop] = (
+                    np.outer(sides[:2], sides).reshape(-1) if kind == "rotation_6d" else sides
+                )
+
+    def __call__(self, motion: np.ndarray) -> np.ndarray:
+        """A mirrored copy of `motion [..., C]`, in the data's own units."""
+        return motion[..., self.columns] * self.signs
+
+    @staticmethod
+    def _check(layout: Layout, skeleton: Mapping[str, Any] | None) -> None:
+        for part in layout:
+            if part.kind in ("expression", "feature") or (part.kind != "rotation_6d" and part.width != 3):
+                raise UserError(
+                    f"rvqvae.data.augment.mirror: {part.name} ({part.width} columns of kind {part.kind}) cannot be "
+                    "mirrored; choose another body part, or set it to 0"
+                )
+        joints = [part.name for part in layout if part.kind == "rotation_6d"]
+        known = set(SMPLX_JOINTS)
+        if skeleton is not None and _has_sides(skeleton["joint_names"]):
+            known |= set(skeleton["joint_names"])
+        if joints and not _has_sides(joints) and not set(joints) <= known:
+            raise UserError(
+                f"rvqvae.data.augment.mirror: the joints' names tell no left from right: {', '.join(joints[:4])}; "
+                "set it to 0"
+            )
+
+
+def partners(names: Sequence[str], no_partner: Callable[[str], None]) -> dict[str, str]:
+    """Each joint's name and that of the same joint on the other side; those in the middle are their own partners.
+
+    Args:
+        no_partner: called with a name that surely tells a side but has no partner.
+    """
+    there, found = set(names), {}
+    for name in names:
+        found[name] = next((other for other in _candidates(name) if other in there), name)
+    found = {name: other if found[other] == name else name for name, other in found.items()}
+    for name, other in found.items():
+        if name == other and _SIDED.search(name):
+            no_partner(name)
+    return found
+
+
+def _candidates(name: str) -> list[str]:
+    """What the partner of a joint may be called, the most likely first."""
+    candidates = [_SIDED.sub(lambda match: _OTHER_SIDE[match[0]], name)]
+    for pattern in (_SIDED, _PERHAPS_SIDED):
+        for match in pattern.finditer(name):
+            candidates.append(name[: match.start()] + _OTHER_SIDE[match[0]] + name[match.end() :])
+    return [candidate for candidate in candidates if candidate != name]
+
+
+def _no_partner(name: str) -> None:
+    raise UserError(
+        f"rvqvae.data.augment.mirror: {name} has no partner on the other side among the columns in use; choose a body "
+        "part that has both, or set it to 0"
+    )
+
+
+def _has_sides(names: Sequence[str]) -> bool:
+    return any(name != other for name, other in partners(names, lambda name: None).items())
+
+
+def _side_axis(skeleton: Mapping[str, Any]) -> int:
+    """The axis (0: x, 2: z) along which a figure's two sides lie opposite each other; raises UserError."""
+    names, offsets = list(skeleton["joint_names"]), np.asarray(skeleton["offsets"], np.float64)
+    place = {name: index for index, name in enumerate(names)}
+    other = np.array([place[partner] for partner in partners(names, lambda name: None).values()])
+    bones = np.array([parent >= 0 for parent in skeleton["parents"]])  # the root's offset is a place in the world
+    here, there = offsets[bones], offsets[other][bones]
+    opposite = (np.minimum(np.abs(here), np.abs(there)) * (here * there < 0)).sum(axis=0)
+    axis = int(opposite.argmax())
+    mirrored = here.copy()
+    mirrored[:, axis] *= -1
+    asymmetry = np.linalg.norm(mirrored - there, axis=1).sum() / max(np.linalg.norm(here, axis=1).sum(), 1e-12)
+    if not opposite[axis] or asymmetry > _LARGEST_ASYMMETRY:
+        raise UserError(
+            "rvqvae.data.augment.mirror: the left and the right of this skeleton, at rest, are no mirror images of one "
+            "another, so its rotations cannot be mirrored; set it to 0"
+        )
+    if axis == 1:
+        raise UserError(
+            "rvqvae.data.augment.mirror: left and right of this skeleton lie along y, the axis that points up; see "
+            "rvqvae.data.up_axis"
+        )
+    return axis

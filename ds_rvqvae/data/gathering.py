@@ -1,0 +1,50 @@
+"""Training samples: windows of motion, normalised and, where that is asked for, changed at random."""
+
+import numpy as np
+
+from ds_rvqvae.data.augment import Augment, Draws
+from ds_rvqvae.data.motion_data import MotionData
+from ds_rvqvae.data.selected import gather, selected_frames, will_need
+
+
+class Gatherer:
+    """Gathers the samples of a data set's training split; threads may share one.
+
+    Args:
+        seed: of the run, from which augmentation draws.
+
+    Raises:
+        UserError: columns that cannot be augmented as asked.
+    """
+
+    def __init__(self, data: MotionData, seed: int):
+        self._data = data
+        augment = data.config.augment
+        self._augment = Augment(data.layout, augment, seed, data.store.skeleton) if augment.is_on else None
+        self._frames = selected_frames(data.store, data.columns, data.mean, data.std)
+
+    def gather(self, starts: np.ndarray, positions: np.ndarray, size: int, out: np.ndarray) -> None:
+        """Writes the samples at `positions` of the run, windows of `size` frames from `starts`, into `out`.
+
+        Args:
+            starts: int64 `[windows]`, rows of the store.
+            positions: int64 `[windows]`.
+            out: float32 `[windows, size, C]`.
+        """
+        if self._frames is not None:
+            gather(self._frames, starts, size, out)
+        else:
+            will_need(self._data.store, starts, size)
+            self._data.windows(starts, size, out)
+        if self._augment is None:
+            return
+        for window, start, position in zip(out, starts.tolist(), positions.tolist(), strict=True):
+            draws = self._augment.draw(position)
+            if draws.changes:
+                window[:] = self._data.normalise(self._changed(start, draws, size))
+            self._augment.add_noise(window, position)
+
+    def _changed(self, start: int, draws: Draws, size: int) -> np.ndarray:
+        assert self._augment is not None
+        motion = self._data.training_frames(start, self._augment.needed(size, draws.speed))
+        return np.array(self._augment.apply(motion, draws, size))  # a copy: it may be a view of the store

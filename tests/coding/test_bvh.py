@@ -1,0 +1,93 @@
+"""`ds-rvqvae encode` and `decode` of BVH files, with body parts of one's own."""
+
+import numpy as np
+import pytest
+
+from ds_rvqvae import BodyTokenizer, MotionTokenizer
+from ds_rvqvae.data.bvh_reader import BvhReader
+from ds_rvqvae.data.layout import take_channels
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.profile import DataConfig
+from tests.coding.commands import counts, files_below, make_tokenizer, run
+from tests.data.bvh_files import write_bvh_motion
+
+PARTS = {"arm": ["LeftArm", "LeftHand"], "lower": ["LeftLeg", "translation"]}
+
+
+@pytest.fixture
+def data(tmp_path):
+    for seed, name in enumerate(("a/walk", "b/walk")):
+        write_bvh_motion(tmp_path / "data" / f"{name}.bvh", frames=42, seed=seed)
+    return tmp_path / "data"
+
+
+def read(file, **settings):
+    return BvhReader(file, DataConfig(**settings)).read(file.stem)
+
+
+@pytest.fixture
+def body(tmp_path, data):
+    """The folder of a body's tokenizer: all of the figure but its hips."""
+    whole = read(data / "a" / "walk.bvh").layout
+    parts = {part: make_tokenizer(take_channels(whole, names)[1], part) for part, names in PARTS.items()}
+    BodyTokenizer(parts, whole).save_pretrained(tmp_path / "body")
+    return tmp_path / "body"
+
+
+def test_a_bvh_folder_through_a_body_of_own_parts_and_back(tmp_path, data, body, capsys):
+    codes, motion = tmp_path / "codes", tmp_path / "motion"
+    for command in (("encode", body, data, "--out", codes), ("decode", body, codes, "--out", motion)):
+        assert counts(capsys, *command) == (0, 2, 0, 0)
+        assert counts(capsys, *command) == (0, 0, 2, 0)
+    assert files_below(motion)[1:] == ["a/walk.bvh", "b/walk.bvh"]
+    tokenizer = BodyTokenizer.from_pretrained(body)
+    source, decoded = read(data / "b" / "walk.bvh"), read(motion / "b" / "walk.bvh")
+    expected = tokenizer.decode(tokenizer.encode_clip(source), 42, source.motion)
+    assert decoded.layout == tokenizer.layout == source.layout
+    np.testing.assert_allclose(decoded.motion[:, :6], source.motion[:, :6], atol=1e-6)
+    np.testing.assert_allclose(decoded.motion[:, -3:], expected[:, -3:], atol=1e-6)
+    tokenizer.decode_to_file(
+        tokenizer.encode_file(data / "b" / "walk.bvh"), tmp_path / "direct.bvh", data / "b/walk.bvh"
+    )
+    assert (tmp_path / "direct.bvh").read_bytes() == (motion / "b" / "walk.bvh").read_bytes()
+    tokenizer.decode_to_file(tokenizer.encode_file(data / "b" / "walk.bvh"), tmp_path / "d.npy", data / "b/walk.bvh")
+    np.testing.assert_array_equal(np.load(tmp_path / "d.npy"), expected)
+    with pytest.raises(UserError, match="takes its hierarchy from a source"):
+        tokenizer.decode_to_file(tokenizer.encode_clip(source), tmp_path / "none.bvh")
+
+
+def test_without_its_source_a_clip_is_a_matrix(tmp_path, data, body, capsys):
+    codes = tmp_path / "codes"
+    run(capsys, "encode", body, data, "--out", codes)
+    assert run(capsys, "decode", body, codes, "--out", tmp_path / "m", "--matrices")[0] == 0
+    data.rename(tmp_path / "moved")
+    status, result, _ = run(capsys, "decode", body, codes, "--out", tmp_path / "rest")
+    assert status == 0 and "no hierarchy for a BVH file" in result["done"][0]["notes"][0]
+    for name in ("a", "b"):
+        matrix = np.load(tmp_path / "m" / name / "walk.npy")
+        np.testing.assert_array_equal(np.load(tmp_path / "rest" / name / "walk.npy"), matrix)
+        np.testing.assert_array_equal(matrix[:, :6], np.tile([1, 0, 0, 0, 1, 0], (42, 1)))
+    again = ("decode", body, codes, "--out", tmp_path / "found", "--source", tmp_path / "moved")
+    assert counts(capsys, *again) == (0, 2, 0, 0)
+    moved = read(tmp_path / "moved" / "b" / "walk.bvh").motion[:, :6]
+    np.testing.assert_allclose(read(tmp_path / "found" / "b" / "walk.bvh").motion[:, :6], moved, atol=1e-6)
+
+
+def test_files_are_read_as_the_training_motion_was(tmp_path, data, capsys):
+    """A tokenizer of motion with z up, in inches, encodes and decodes such files without being told."""
+    settings = {"up_axis": "z", "metres_per_unit": 0.0254}
+    source = data / "a" / "walk.bvh"
+    clip = read(source, **settings)
+    tokenizer = make_tokenizer(clip.layout)
+    tokenizer.details["reading"] = settings
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    assert run(capsys, "encode", tmp_path / "tokenizer", source, "--out", tmp_path / "codes")[0] == 0
+    assert run(capsys, "decode", tmp_path / "tokenizer", tmp_path / "codes", "--out", tmp_path / "motion")[0] == 0
+    loaded = MotionTokenizer.from_pretrained(tmp_path / "tokenizer")
+    expected = loaded.decode(loaded.encode(clip.motion), 42)
+    found = read(tmp_path / "motion" / "walk.bvh", **settings).motion
+    np.testing.assert_allclose(found[:, -3:], expected[:, -3:], atol=1e-6)
+    tokenizer.details["reading"] = {"up_axis": "w"}
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    status, result, _ = run(capsys, "encode", tmp_path / "tokenizer", source, "--out", tmp_path / "other")
+    assert status == 1 and "the tokenizer's config: reading" in result["failed"][0]["reason"]
