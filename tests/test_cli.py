@@ -68,7 +68,7 @@ def test_prepare_packs_a_store_and_says_what_it_left_out(tmp_path, demo_folder, 
     for clip in sorted((demo_folder / "smplxflame_30").glob("*.npz"))[:2]:
         (motion / clip.name).write_bytes(clip.read_bytes())
     assert cli.main(["prepare", str(motion), "--out", str(tmp_path / "store")]) == 0
-    assert "2 clips, 320 frames" in capsys.readouterr().out
+    assert "2 clips of 2 files: 320 frames" in capsys.readouterr().out
     store = open_store(tmp_path / "store")
     assert len(store.clip_names) == 2 and store.clip(store.clip_names[0]).dtype == np.float32
     (motion / "3_broken_0_1_1.npz").write_bytes(b"no zip")
