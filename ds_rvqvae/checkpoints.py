@@ -187,7 +187,7 @@ def remove(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what a save that was cut short left behind."""
+    """Removes what a write that was cut short left behind."""
     for path in _unfinished(folder):
         if path.is_dir():
             shutil.rmtree(path)

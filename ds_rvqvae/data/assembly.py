@@ -23,6 +23,17 @@ def quarantine_of(facts: Sequence[ShardFacts]) -> list[Quarantined]:
     return [entry for shard in facts for entry in shard.quarantined]
 
 
+def own_statistics(reader: Reader, layout: Layout) -> tuple[np.ndarray, np.ndarray] | None:
+    """The data's own mean and std, float32 `[columns]` each, where it brings them; raises UserError."""
+    found = reader.statistics()
+    if found is not None and any(values.shape != (layout[-1].stop,) for values in found):
+        mean, std = found
+        raise UserError(
+            f"{reader.path}: Mean.npy and Std.npy have {mean.size} and {std.size} columns, the motion {layout[-1].stop}"
+        )
+    return found
+
+
 def assemble(
     folder: Path,
     reader: Reader,
@@ -42,11 +53,7 @@ def assemble(
     segments = split_clips(clips, settings["split"])
     dtype = settings["store_dtype"]
     measured = _training_statistics(folder, facts, clips, segments, settings["split"], layout, dtype)
-    mean, std = reader.statistics() or measured
-    if mean.shape != std.shape or len(mean) != layout[-1].stop:
-        raise UserError(
-            f"{reader.path}: Mean.npy and Std.npy have {mean.size} and {std.size} columns, the motion {layout[-1].stop}"
-        )
+    mean, std = own_statistics(reader, layout) or measured
     quarantined, shards = quarantine_of(facts), _shards(facts)
     report = make_report(
         source=", ".join(sources),

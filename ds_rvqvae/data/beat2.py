@@ -90,7 +90,7 @@ class Beat2Reader(Reader):
     def _of_speakers(self, names: list[str]) -> list[str]:
         if self.config.speakers is None:
             return names
-        speakers = {name: int(number[0]) for name in names if (number := re.match(r"\d+", name))}
+        speakers = {name: int(number[0]) for name in names if (number := re.match(r"\d{1,18}(?!\d)", name))}
         wanted = [name for name in names if speakers.get(name) in self.config.speakers]
         if not wanted:
             there = ", ".join(map(str, sorted(set(speakers.values())))) or "none"

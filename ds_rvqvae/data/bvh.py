@@ -237,7 +237,7 @@ def _read_channels(words: _Words, node: _Node) -> None:
 
 def _frame_count(text: TextIO) -> int:
     word = _value_of(text, _FRAMES, "Frames:")
-    if not (word.isdecimal() and len(word) < 16 and int(word)):
+    if not (word.isascii() and word.isdecimal() and len(word) < 16 and int(word)):
         raise ClipError(f"Frames: is {_quoted(word)}, not a number of frames")
     return int(word)
 

@@ -19,6 +19,9 @@ from ds_rvqvae.errors import UserError
 from ds_rvqvae.profile import DataConfig
 
 MIN_FRAMES = 16
+_MOST_COLUMNS = 2**16
+_DEEPEST = 64
+"""Folders in each other that are searched."""
 SPLITS = ("train", "val", "test", "additional")
 """`additional` is BEAT2's own word for clips that are neither trained on nor scored."""
 
@@ -226,6 +229,8 @@ def _search(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
         raise UserError(f"{error.filename}: cannot be read: {error.strerror or error}") from None
 
     for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        if len(Path(place).parts) > len(folder.parts) + _DEEPEST:
+            raise UserError(f"{folder}: has folders in each other, more than {_DEEPEST} deep; move them out of it")
         real = os.path.realpath(place)
         folders[:] = sorted(name for name in folders if not name.startswith(".")) if real not in seen else []
         if real not in seen:
@@ -317,12 +322,16 @@ def matrix(values: np.ndarray, what: str, width: int | None = None) -> np.ndarra
         raise ClipError(f"{what} has shape {list(values.shape)}, not [frames, {width or 'features'}]")
     if not values.size:
         raise ClipError(f"{what} is empty")
+    if values.shape[1] > _MOST_COLUMNS:
+        raise ClipError(f"{what} has {values.shape[1]:,} columns, more than {_MOST_COLUMNS:,}")
     return values
 
 
 def frame_rate(values: np.ndarray, key: str) -> float:
     """The one positive number in `values`; raises ClipError."""
-    if values.size != 1 or values.dtype.kind not in "fiu" or not 0 < float(values.reshape(-1)[0]) < 1e5:
+    if values.dtype.kind not in "fiu":  # text may not even be printable: NumPy takes any four bytes for a character
+        raise ClipError(f"{key} holds {str(values.dtype)[:40]}, not a number of frames a second")
+    if values.size != 1 or not 0 < float(values.reshape(-1)[0]) < 1e5:
         raise ClipError(f"{key} is {str(values)[:40]}, not a number of frames a second")
     return float(values.reshape(-1)[0])
 

@@ -164,9 +164,11 @@ def read_statistics(file: str | Path, positive: bool = False) -> np.ndarray:
         raise UserError(f"{file}: {error}") from None
     if values.dtype.kind not in "fiu" or values.ndim != 1:
         raise UserError(f"{file}: a .npy file with one number a column is wanted")
+    with np.errstate(over="ignore"):  # what does not fit float32 is refused as infinite
+        values = values.astype(np.float32)
     if not np.isfinite(values).all() or (positive and (values < 0).any()):
         raise UserError(f"{file}: holds {'negative, ' if positive else ''}NaN or infinite values")
-    return values.astype(np.float32)
+    return values
 
 
 def _matrices(folder: Path) -> dict[str, Path]:

@@ -16,6 +16,10 @@ class NumberFormat(NamedTuple):
     """What is stored to float32."""
 
 
+_LARGEST_BFLOAT16 = np.float32(2.0**128 - 2.0**120)
+"""Float32 has larger ones, which would be rounded to infinity."""
+
+
 def _as_is(values: np.ndarray) -> np.ndarray:
     return values
 
@@ -31,7 +35,7 @@ def _from_float16(values: np.ndarray) -> np.ndarray:
 
 def _to_bfloat16(values: np.ndarray) -> np.ndarray:
     """The upper half of a float32, rounded to the nearest, ties to even; values are finite."""
-    bits = values.astype("<f4", copy=False).view("<u4")
+    bits = np.clip(values, -_LARGEST_BFLOAT16, _LARGEST_BFLOAT16).astype("<f4", copy=False).view("<u4")
     return ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype("<u2")
 
 

@@ -24,6 +24,9 @@ _LOCAL_HEADER = 30
 """Bytes before a zip member's name; its data come after that."""
 _DEFLATE = 1032
 """How many bytes deflate makes of one, at most."""
+_BOMB, _BOMB_RATIO = 2**26, 100
+"""Bytes of an array, and how many times the whole archive's, beyond which it is none of motion: such a file would take
+gigabytes for its zeros."""
 _CHUNK = 2**20
 NO_PICKLE = "no NumPy file of plain arrays; pickled Python objects are never loaded"
 
@@ -62,6 +65,7 @@ class Npz:
         if magic and not magic.startswith(b"PK"):
             raise Refused(NO_PICKLE)
         self._archive = zipfile.ZipFile(stream)
+        self._size = stream.seek(0, io.SEEK_END)
         self._members: dict[str, zipfile.ZipInfo] = {}
         for member in self._archive.infolist():
             key = member.filename.removesuffix(".npy")
@@ -84,6 +88,8 @@ class Npz:
         member = self._members[key]
         if member.file_size > largest + _LONGEST_HEADER + 12:
             raise Refused(_too_large(key, member.file_size, largest))
+        if member.file_size > max(_BOMB, _BOMB_RATIO * self._size):
+            raise Refused(f"{key} takes {member.file_size:,} bytes and its archive {self._size:,}: a zip bomb")
         with self._open(member) as content:
             array = _read_array(content, member.file_size, key, largest)
             if content.read(1):  # which also has zipfile look at the checksum

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from ds_rvqvae.data.assembly import assemble, quarantine_of
+from ds_rvqvae.data.assembly import assemble, own_statistics, quarantine_of
 from ds_rvqvae.data.clips import Quarantined, Reader
 from ds_rvqvae.data.layout import Layout
 from ds_rvqvae.data.packing import Packed, PackerKilled, first_layout, pack_all
@@ -222,13 +222,14 @@ def _keep_what_was_appended(folder: Path) -> None:
 
 def _build(job: _Job, folder: Path) -> Packed:
     """Builds beside the final place and renames. The caller holds the lock; what a kill leaves is gone on from."""
-    building = _building_folder(folder, job.fingerprint)
-    new = building / _NEW
     names, refused = _usable_names(job.reader, set())
     if not names:
         raise UserError(f"{job.reader.path}: holds no clips ({job.reader.format})")
+    building = _building_folder(folder, job.fingerprint)
+    new = building / _NEW
     with _removed_after_refusal(building):
         layout = first_layout(job.reader, names)
+        own_statistics(job.reader, layout)  # refused now, not after hours of packing
         packed = _pack(job, building, layout, names, refused, 0)
         if not any(facts.rows for facts in packed.facts):
             raise UserError(_nothing_left(job.reader, quarantine_of(packed.facts)))
@@ -251,8 +252,8 @@ def _append(job: _Job, folder: Path) -> Prepared:
             )
     there = [ShardFacts.read(shard_files(folder / SHARDS, index)[1]) for index in range(store.num_parts)]
     fingerprint = hashlib.sha256(f"{store.fingerprint} {job.fingerprint}".encode()).hexdigest()
-    building = _building_folder(folder, fingerprint)
     names, refused = _usable_names(job.reader, {_whole_name(name) for name in store.clip_names})
+    building = _building_folder(folder, fingerprint)
     with _removed_after_refusal(building):
         packed = _pack(job, building, store.layout, names, refused, store.num_parts)
     if not any(facts.rows for facts in packed.facts):

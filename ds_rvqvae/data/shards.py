@@ -53,9 +53,9 @@ def plan_shards(names: Sequence[str], weights: Sequence[int], first: int = 0) ->
     """Cuts a list of clips into shards of about equal bytes, numbered from `first`."""
     size = min(max(sum(weights) // FEWEST_SHARDS, SMALLEST_SHARD), LARGEST_SHARD)
     shards: list[ShardPlan] = []
-    filled = size
+    filled = 0
     for name, weight in zip(names, weights, strict=True):
-        if filled + weight > size and filled:
+        if not shards or (filled + weight > size and filled):
             shards.append(ShardPlan(first + len(shards), []))
             filled = 0
         shards[-1].names.append(name)

@@ -9,6 +9,8 @@ LISTED = ("train", "val", "test")
 _SUFFIXES = (".bvh", ".npy", ".npz")
 _LARGEST = 2**28
 """Bytes of a list; no data set has as many clips."""
+_LONGEST = 4096
+"""Characters of a line; no file has a longer path."""
 _DEEPEST = 32
 """Folders of a listed name that are looked at."""
 
@@ -100,6 +102,9 @@ def _read_names(file: Path) -> set[str]:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read as a list of clips, a name a line in UTF-8: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if len(line) > _LONGEST:
+            raise UserError(f"{file}: line {number} has {len(line):,} characters, so it is no name of a clip")
     return {name for line in lines if (name := _without_suffix("/".join(_parts(line.strip()))))}
 
 

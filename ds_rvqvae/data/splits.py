@@ -65,7 +65,7 @@ def by_hash(name: str) -> str:
 def _share_of(name: str) -> float:
     """A hash of a name, from 0 to 1; the pieces of a clip share its own."""
     clip = re.sub(r"#\d+$", "", name)
-    return int.from_bytes(hashlib.sha256(clip.encode()).digest()[:8], "big") / 2**64
+    return int.from_bytes(hashlib.sha256(clip.encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
 
 
 def train_frames_by_time(frames: int) -> int:

@@ -300,5 +300,7 @@ def write_table(
 
 def write_json(file: Path, values: Any) -> None:
     """Writes one JSON file whole, a line an entry of its lists."""
+    text = json.dumps(values, indent=1, ensure_ascii=False)
     with whole_file(file) as content:
-        content.write(json.dumps(values, indent=1, ensure_ascii=False).encode() + b"\n")
+        # File names may hold bytes that are no UTF-8, which Python keeps as surrogates: written as JSON's own escapes.
+        content.write(text.encode(errors="backslashreplace") + b"\n")

@@ -211,7 +211,8 @@ def _open_run(args: argparse.Namespace, profile: Profile, data: MotionData, worl
         (folder / part).mkdir(parents=True, exist_ok=True)
     if new:
         lock_run(folder)
-    sweep(folder / "checkpoints")
+    for place in (folder, folder / "checkpoints", folder / "eval"):
+        sweep(place)
     if resume.checkpoint is not None:
         # From now on this is the run's history, also if it dies before its next save.
         point(folder / "checkpoints", LATEST, resume.checkpoint)

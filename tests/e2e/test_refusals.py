@@ -27,7 +27,7 @@ def _motion(folder: Path, **changes) -> str:
     """A folder with one BEAT2 clip, changed."""
     frames = changes.pop("frames", 100)
     arrays = {
-        "poses": np.zeros((frames, 165), np.float32),
+        "poses": np.full((frames, 165), 0.1, np.float32),
         "trans": np.zeros((frames, 3)),
         "expressions": np.zeros((frames, 100)),
         "betas": np.zeros(300, np.float32),
