@@ -1,14 +1,18 @@
 """How fast motion is packed, and by what it is bounded: many hours of BEAT2 files, made here.
 
-    python benchmarks/prepare.py FOLDER [--hours 50] [--workers N] [--json [FILE]]
+    python benchmarks/prepare.py FOLDER [--hours 50] [--workers N] [--kills 10] [--json [FILE]]
 
 FOLDER gets the motion (once; about 160 MB an hour) and the store (about 190 MB an hour). `ds-rvqvae prepare` runs as
 users run it, while the memory of all its processes together is watched. Beside it, in one process and on the same
 files, each part of the work is timed by itself: reading, conversion to 6D, rules, statistics, writing with a checksum.
-What their sum leaves of the whole is Python and processes.
+What their sum leaves of the whole is Python and processes. The disk's own pace is measured with plain reading and
+writing of the same files.
+
+`--kills N` then packs the same motion once more, killed N times at random moments, and compares the two stores.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -42,6 +46,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--hours", type=float, default=50.0, help="hours of motion (default: 50)")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--kills", type=int, default=0, metavar="N")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
     args = parser.parse_args()
     motion = args.folder / "motion"
@@ -52,6 +57,10 @@ def main() -> None:
     result["bare_us_a_frame"] = bare
     result["whole_us_a_frame"] = result["packing"]["seconds"] * result["packing"]["workers"] * 1e6 / result["frames"]
     result["share_of_bare_work"] = bare / result["whole_us_a_frame"]
+    result["read_bytes"], result["written_bytes"] = size_of(motion), size_of(args.folder / "store")
+    result["disk_bytes_per_s"] = disk(motion, args.folder)
+    if args.kills:
+        result["killed"] = killed(motion, args.folder, args.workers, args.kills, result["packing"]["seconds"])
     if args.json != "-":
         print(text(result))
     if args.json:
@@ -81,8 +90,7 @@ def whole(motion: Path, store: Path, workers: int) -> dict[str, Any]:
     """`ds-rvqvae prepare`, and the most memory that its processes had at a time."""
     shutil.rmtree(store, ignore_errors=True)
     report = store.with_name("prepared.json")
-    command = [sys.executable, "-m", "ds_rvqvae.cli", "prepare", str(motion), "--out", str(store)]
-    process = psutil.Popen([*command, "--workers", str(workers), "--json", str(report)], stdout=subprocess.DEVNULL)
+    process = psutil.Popen([*command(motion, store, workers), "--json", str(report)], stdout=subprocess.DEVNULL)
     peak = 0
     while process.poll() is None:
         peak = max(peak, memory_of(process))
@@ -91,6 +99,63 @@ def whole(motion: Path, store: Path, workers: int) -> dict[str, Any]:
         raise SystemExit(f"prepare ended with {process.returncode}")
     found = json.loads(report.read_text(encoding="utf-8"))
     return {key: found[key] for key in ("clips", "frames", "hours", "packing")} | {"peak_memory_bytes": peak}
+
+
+def command(motion: Path, store: Path, workers: int) -> list[str]:
+    program = [sys.executable, "-m", "ds_rvqvae.cli", "prepare", str(motion), "--out", str(store)]
+    return [*program, "--workers", str(workers)]
+
+
+def killed(motion: Path, folder: Path, workers: int, kills: int, seconds: float) -> dict[str, Any]:
+    """Packs again, killed at random moments, the processes all together or the first one alone."""
+    store = folder / "killed"
+    shutil.rmtree(store, ignore_errors=True)
+    rng = np.random.default_rng()
+    moments = []
+    for index in range(kills):
+        began = time.perf_counter()
+        process = psutil.Popen(command(motion, store, workers), stdout=subprocess.DEVNULL)
+        # A start goes on from what is packed already: together they last about as long as the whole.
+        with contextlib.suppress(psutil.TimeoutExpired):
+            process.wait(float(rng.uniform(1, 2 * seconds / kills)))
+        for each in [process, *(process.children(recursive=True) if process.is_running() and index % 2 else [])]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.wait()
+        moments.append(time.perf_counter() - began)
+    subprocess.run(command(motion, store, workers), stdout=subprocess.DEVNULL, check=True)
+    left = [path.name for path in folder.iterdir() if path.name.startswith(".")]
+    return {"after_s": moments, "equal": hashes(store) == hashes(folder / "store"), "left_behind": left}
+
+
+def size_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {str(file.relative_to(folder)): sha256_of(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def disk(motion: Path, folder: Path) -> dict[str, float]:
+    """Bytes a second of the disk, reading files that are not in memory and writing with a sync at the end."""
+    files = sorted((motion / CLIP_FOLDER).glob("*.npz"))[: 10 * SAMPLE]
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+    began = time.perf_counter()
+    size = sum(len(file.read_bytes()) for file in files)
+    read = size / (time.perf_counter() - began)
+    block, file = np.random.default_rng(0).bytes(64 << 20), folder / "written"
+    began = time.perf_counter()
+    with file.open("wb") as content:
+        for _ in range(16):
+            content.write(block)
+        content.flush()
+        os.fsync(content.fileno())
+    written = 16 * len(block) / (time.perf_counter() - began)
+    file.unlink()
+    return {"read": read, "write": written}
 
 
 def memory_of(process: psutil.Process) -> int:
@@ -159,6 +224,20 @@ def text(result: dict[str, Any]) -> str:
     lines.append(
         f"  together {result['bare_us_a_frame']:.1f} us, {100 * result['share_of_bare_work']:.0f} % of the whole"
     )
+    pace = {name: value / 1e6 for name, value in result["disk_bytes_per_s"].items()}
+    moved = {"read": result["read_bytes"] / 1e6, "write": result["written_bytes"] / 1e6}
+    least = sum(moved[name] / pace[name] for name in pace)
+    lines.append(
+        f"disk alone: reads {pace['read']:,.0f} MB/s, writes {pace['write']:,.0f} MB/s, so {moved['read']:,.0f} MB in "
+        f"and {moved['write']:,.0f} MB out take it {least:.0f} s"
+    )
+    if "killed" in result:
+        found = result["killed"]
+        moments = ", ".join(f"{after:.0f}" for after in found["after_s"])
+        lines.append(
+            f"killed after {moments} s, then run to the end: {'equal byte for byte' if found['equal'] else 'NOT EQUAL'}; "
+            f"left behind: {', '.join(found['left_behind']) or 'nothing'}"
+        )
     return "\n".join(lines)
 
 
