@@ -234,8 +234,9 @@ def text(result: dict[str, Any]) -> str:
     if "killed" in result:
         found = result["killed"]
         moments = ", ".join(f"{after:.0f}" for after in found["after_s"])
+        verdict = "equal byte for byte" if found["equal"] else "NOT EQUAL"
         lines.append(
-            f"killed after {moments} s, then run to the end: {'equal byte for byte' if found['equal'] else 'NOT EQUAL'}; "
+            f"killed after {moments} s, then run to the end: {verdict}; "
             f"left behind: {', '.join(found['left_behind']) or 'nothing'}"
         )
     return "\n".join(lines)

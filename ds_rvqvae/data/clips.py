@@ -1,6 +1,7 @@
 """A clip of motion, and what every reader of motion files has in common."""
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -251,7 +252,9 @@ def _readable() -> Iterator[None]:
     except OSError as error:
         raise ClipError(f"cannot be read: {error.strerror or error}") from None
     except Exception as error:  # zipfile, zlib and numpy raise a dozen unrelated types
-        raise ClipError(f"damaged or cut short: {str(error)[:200]}") from None
+        # An address in the words would make each report another one.
+        words = re.sub(r" object at 0x[0-9a-f]+", "", str(error)[:200])
+        raise ClipError(f"damaged or cut short: {words}") from None
 
 
 def load_npy(file: Path) -> np.ndarray:
@@ -329,7 +332,7 @@ def matrix(values: np.ndarray, what: str, width: int | None = None) -> np.ndarra
 
 def frame_rate(values: np.ndarray, key: str) -> float:
     """The one positive number in `values`; raises ClipError."""
-    if values.dtype.kind not in "fiu":  # text may not even be printable: NumPy takes any four bytes for a character
+    if values.dtype.kind not in "fiu":
         raise ClipError(f"{key} holds {str(values.dtype)[:40]}, not a number of frames a second")
     if values.size != 1 or not 0 < float(values.reshape(-1)[0]) < 1e5:
         raise ClipError(f"{key} is {str(values)[:40]}, not a number of frames a second")

@@ -190,6 +190,11 @@ def _read_array(stream: BinaryIO, size: int, what: str, largest: int) -> np.ndar
             raise Refused(f"damaged or cut short: {what} ends after {done} of {header.nbytes} bytes")
         content[done : done + len(chunk)] = np.frombuffer(chunk, np.uint8)
         done += len(chunk)
+    if (
+        header.dtype.kind == "U"
+        and (content.view(np.dtype("u4").newbyteorder(header.dtype.byteorder)) > 0x10FFFF).any()
+    ):
+        raise Refused(f"damaged: {what} holds what is no text")  # which NumPy would make strings of all the same
     values = content.view(header.dtype)
     return values.reshape(header.shape[::-1]).T if header.fortran_order else values.reshape(header.shape)
 

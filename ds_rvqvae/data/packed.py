@@ -97,14 +97,11 @@ def _layout(arrays: dict[str, np.ndarray], width: int) -> Layout:
         return feature_layout(width)
     try:
         return layout_from_json(str(arrays["layout"]), width)
-    except (ValueError, RecursionError, SystemError) as error:  # json's own errors are ValueErrors
+    except (ValueError, RecursionError) as error:  # json's own errors are ValueErrors
         raise ClipError(f"layout: {str(error).removeprefix('layout: ')}") from None
 
 
 def _strings(arrays: dict[str, np.ndarray], key: str) -> list[str]:
     if arrays[key].dtype.kind != "U" or arrays[key].ndim != 1:
         raise ClipError(f"{key} holds {arrays[key].dtype} of shape {list(arrays[key].shape)}, not a list of strings")
-    try:
-        return arrays[key].tolist()
-    except (ValueError, SystemError):  # NumPy takes any four bytes for a character
-        raise ClipError(f"damaged: {key} holds what is no text") from None
+    return arrays[key].tolist()

@@ -1,4 +1,4 @@
-"""Damaged motion files by the hundred, the same ones every time."""
+"""Damaged motion files by the hundred, the same every time."""
 
 import io
 import os
@@ -21,11 +21,10 @@ Files = Mapping[str, np.ndarray | bytes]
 
 
 class Damaged(NamedTuple):
-    """A file's content."""
+    """A file's content, and whether its damage leaves nothing to use."""
 
     content: bytes
     is_certain: bool = True
-    """Whether the damage leaves nothing to use."""
 
 
 class Marker:
@@ -141,17 +140,14 @@ ROOT Hips
 
 def cut(rng: np.random.Generator, whole: bytes) -> bytes:
     """Up to a random place, which is often near the start or the end."""
-    places = (rng.integers(0, 30), rng.integers(0, len(whole)), len(whole) - rng.integers(1, 300))
-    return whole[: places[rng.integers(3)]]
+    return whole[: rng.choice([rng.integers(0, 30), rng.integers(0, len(whole)), len(whole) - rng.integers(1, 300)])]
 
 
 def broken_bytes(rng: np.random.Generator, whole: bytes, count: int) -> Iterator[Damaged]:
     """Bytes changed, put in, taken out or moved: at times where they do not matter."""
     for index in range(count):
         content = bytearray(whole)
-        start, end = (
-            (0, len(whole)) if index % 3 == 0 else (0, 300) if index % 3 == 1 else (len(whole) - 600, len(whole))
-        )
+        start, end = ((0, len(whole)), (0, 300), (len(whole) - 600, len(whole)))[index % 3]
         at = int(rng.integers(start, end))
         if index % 8 < 4:
             for place in rng.integers(start, end, int(rng.integers(1, 5))):
@@ -238,17 +234,15 @@ def broken_headers(values: np.ndarray) -> dict[str, Damaged]:
         "numbers_short": npy_of(text, numbers[:-4]),
         "numbers_long": npy_of(text, numbers + b"1"),
     }
-    good = {"fortran": npy_of(header(f"({rows}, {columns})", order="True"), numbers)}  # a matrix, if an odd one
-    return {name: Damaged(content) for name, content in found.items()} | {
-        name: Damaged(content, False) for name, content in good.items()
-    }
+    fortran = Damaged(npy_of(header(f"({rows}, {columns})", order="True"), numbers), False)  # a matrix, if an odd one
+    return {name: Damaged(content) for name, content in found.items()} | {"fortran": fortran}
 
 
 def broken_values(values: np.ndarray, marker: Path) -> dict[str, Damaged]:
     """`.npy` files of the right form with what is no motion, or no numbers."""
     objects = np.full(values.shape, None, object)
     objects[0, 0] = Marker(marker)
-    spoilt = {"nan": np.nan, "inf": np.inf, "minus_inf": -np.inf, "zero": 0.0, "over_float32": 1e300}
+    spoilt = {"nan": np.nan, "inf": np.inf, "minus_inf": -np.inf, "over_float32": 1e300}
     found = {f"all_{name}": npy(np.full(values.shape, value)) for name, value in spoilt.items()}
     found |= {
         "pickled": npy(objects, pickles=True),
@@ -264,6 +258,7 @@ def broken_values(values: np.ndarray, marker: Path) -> dict[str, Damaged]:
         "broken_words": npy_of(header(str(values.shape), "'<U1'"), b"\xff" * 4 * values.size),
     }
     some = {
+        "all_zero": np.zeros_like(values),  # no reason to leave out a figure whose root moves
         "some_nan": _with(values, slice(3, 9), np.nan),
         "last_inf": _with(values, slice(-1, None), np.inf),
         "middle_zero": _with(values, slice(20, 22), 0),
@@ -388,7 +383,8 @@ def broken_bvh(text: str) -> Iterator[Damaged]:
     for old, others in changes.items():
         for new in others:
             place = text.index(old) if old != "0 " else text.rindex(old)
-            yield Damaged((text[:place] + new + text[place + len(old) :]).encode())
+            # A number that no float holds spoils its frame, not the others.
+            yield Damaged((text[:place] + new + text[place + len(old) :]).encode(), new != "1e999 ")
     motion = text.index("\n", text.index("Frame Time")) + 1
     numbers = text[motion:]
     yield Damaged((text[:motion] + numbers.replace("\n", " ")).encode())
