@@ -197,8 +197,7 @@ class _Walk:
         statistics = 2 * self.micro_batch * (inner.time if self.model.norm == "LN" else _GROUPS)
         self.keep_bytes(statistics * self._statistics_bytes())
         outer = self.made(inner.channels, inner.time)
-        # Layer norm works on the channels-last copy.
-        self.works(inner, outer, inner)
+        self.works(inner, outer)
         return outer
 
     def _statistics_bytes(self) -> int:
@@ -245,18 +244,16 @@ def _residual_stack(walk: _Walk, hidden: _Tensor) -> _Tensor:
 def _quantizer(walk: _Walk, latents: _Tensor) -> _Tensor:
     model, rows = walk.model, _Tensor(latents.channels, latents.time, _FP32)
     walk.start("quantizer")
-    for _ in range(model.num_quantizers):
-        # The commitment loss squares what a level left.
-        walk.keep(_Tensor(rows.channels, rows.time, _FP32))
+    # The commitment loss: the slope, summed over levels.
+    walk.keep(_Tensor(rows.channels, rows.time, _FP32))
     walk.works(rows, rows, rows)
     vectors = walk.micro_batch * latents.time
     # Noise, scaled noise and their sum stand beside the distances; without noise these go block by block.
     at_once = 4 * vectors if model.sample_codebook_temp else min(vectors, _ROWS_AT_ONCE)
     distances = at_once * model.nb_code * _FP32 + model.nb_code * model.code_dim * _FP32
-    # Rows, residual, code vectors and their sum; codes and the index of a level.
-    walk.layer.forward_working = (
-        distances + walk.bytes_of(rows, rows, rows, rows) + vectors * (model.num_quantizers + 1) * _INT64
-    )
+    # Rows, what each level left, twice at the end, code vectors and their sum; codes and the index of a level.
+    held = [rows] * (2 * model.num_quantizers + 3)
+    walk.layer.forward_working = distances + walk.bytes_of(*held) + vectors * (model.num_quantizers + 1) * _INT64
     walk.layer.flops += 2 * model.num_quantizers * vectors * model.nb_code * model.code_dim
     return walk.made(latents.channels, latents.time)
 

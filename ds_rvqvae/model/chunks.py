@@ -8,9 +8,8 @@ a pass over the whole clip.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from ds_rvqvae.model.nets import ResidualBlock, ResidualStack
+from ds_rvqvae.model.nets import ResidualBlock, ResidualStack, convolve
 
 
 class ChunkedNet:
@@ -105,7 +104,7 @@ class _Convolution(_Layer):
             self.past = chunk.new_zeros(*chunk.shape[:-1], self.kept)
         joined = torch.cat([self.past, chunk], dim=-1)
         self.past = joined[..., chunk.shape[-1] :]
-        return functional.conv1d(joined, conv.weight, conv.bias, conv.stride, dilation=conv.dilation)
+        return convolve(joined, conv.weight, conv.bias, self.stride, dilation=conv.dilation[0])
 
     def first_output(self, first: int) -> int:
         return (first - self.kept + self.padding) // self.stride

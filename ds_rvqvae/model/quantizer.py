@@ -10,12 +10,13 @@ use, Moshi (Défossez et al. 2024); the `lineage` arithmetic, MoMask (Guo et al.
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ds_rvqvae.model.codes import first_codes, nearest_codes, perplexity_of, squared_distances
+from ds_rvqvae.model.codes import first_codes, first_least, nearest_codes, perplexity_of, squared_distances
 from ds_rvqvae.model.seeds import fold_seed
 
 
@@ -107,31 +108,20 @@ class ResidualQuantizer(nn.Module):
         """
         active = self._active_levels() if self.training else self.num_quantizers
         with torch.autocast(latents.device.type, enabled=False):
-            residual = rows = latents.float().reshape(-1, self.code_dim)
-            total, commit_losses, estimates = torch.zeros_like(rows), [], []
-            codes = rows.new_full((len(rows), self.num_quantizers), -1, dtype=torch.int64)
-            counts = self.usage_counts.new_zeros(self.num_quantizers, self.nb_code)
-            for level in range(active):
-                index = self._choose(residual.detach(), level)
-                vector = self._book(level)[index]
-                commit_losses.append(torch.mean((residual - vector) ** 2))
-                counts[level].index_add_(0, index, torch.ones_like(index, dtype=torch.float32))
+            rows = latents.float().reshape(-1, self.code_dim)
+            with torch.no_grad():
+                residuals, total, codes = self._quantize(rows, active)
+                counts = self._count(codes)
                 if self.training:
-                    self._staged_views()[1][self._book_index(level)].index_add_(0, index, residual.detach())
-                if self.lineage:
-                    estimates.append(_StraightThrough.apply(residual, vector))
-                codes[:, level] = index
-                total = total + vector
-                residual = residual - vector
-            if self.training:
-                self._staged_views()[0].add_(counts)
-                self._staged_latents.append((rows.detach(), codes))
-            quantized = torch.stack(estimates).sum(0) if self.lineage else _StraightThrough.apply(rows, total)
-            commit_loss = torch.stack(commit_losses).mean()
-        shape = latents.shape[:-1]
+                    self._stage(residuals[:-1], codes, counts)
+                left = torch.stack(residuals[1:])
+                commit_loss = left.square().mean()
+            # MoMask has an estimator a level, so that the gradient comes as often.
+            quantized = _StraightThrough.apply(rows, total, active if self.lineage else 1)
+            commit_loss = _Commitment.apply(rows, commit_loss, left)
         return (
             quantized.reshape(latents.shape).to(latents.dtype),
-            codes.reshape(*shape, self.num_quantizers),
+            codes.reshape(*latents.shape[:-1], self.num_quantizers),
             commit_loss,
             perplexity_of(counts),
         )
@@ -246,6 +236,34 @@ class ResidualQuantizer(nn.Module):
             return draw.randint(1, self.num_quantizers)
         return self.num_quantizers
 
+    def _quantize(self, rows: Tensor, levels: int) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Of `rows [N, D]`: what each level found and what the last left, `[N, D]` each; the sum of the codes' vectors;
+        the codes `[N, Q]`, -1 past `levels`."""
+        residuals, total = [rows], torch.zeros_like(rows)
+        codes = torch.full((len(rows), self.num_quantizers), -1, device=rows.device)
+        for level in range(levels):
+            codes[:, level] = index = self._choose(residuals[-1], level)
+            vector = self._book(level).index_select(0, index)
+            total += vector
+            residuals.append(residuals[-1] - vector)
+        return residuals, total, codes
+
+    def _count(self, codes: Tensor) -> Tensor:
+        """Uses `[Q, K]` of each code in `codes [N, Q]`; dropped levels have none."""
+        used = codes >= 0
+        places = codes.clamp(min=0) + torch.arange(self.num_quantizers, device=codes.device) * self.nb_code
+        counts = torch.zeros(self.num_quantizers * self.nb_code, device=codes.device)
+        counts.index_add_(0, places.reshape(-1), used.reshape(-1).float())
+        return counts.view(self.num_quantizers, self.nb_code)
+
+    def _stage(self, residuals: list[Tensor], codes: Tensor, counts: Tensor) -> None:
+        """Keeps what the next `update_codebooks` needs of a batch: uses and sums of each code."""
+        staged_counts, sums, _, _ = self._staged_views()
+        staged_counts += counts
+        for level, residual in enumerate(residuals):
+            sums[self._book_index(level)].index_add_(0, codes[:, level], residual)
+        self._staged_latents.append((residuals[0], codes))
+
     def _choose(self, rows: Tensor, level: int) -> Tensor:
         """Code `[N]` of each of `rows [N, D]` at a level: the nearest, or while training a noisy choice."""
         if not (self.training and self.sample_codebook_temp > 0):
@@ -256,7 +274,7 @@ class ResidualQuantizer(nn.Module):
             scale = scale * (distances.amin(dim=1) + (rows**2).sum(dim=1)).clamp(min=0).mean()
         generator = torch.Generator(rows.device).manual_seed(fold_seed("noise", *self._position, level))
         minus_gumbel = torch.empty_like(distances).exponential_(generator=generator).log_()
-        return (distances + scale * minus_gumbel).argmin(dim=1)
+        return first_least(distances + scale * minus_gumbel)
 
     def _staged_views(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Views into the flat staged tensor: counts, sums, replacement candidates, refusals."""
@@ -342,15 +360,33 @@ class ResidualQuantizer(nn.Module):
 
 
 class _StraightThrough(torch.autograd.Function):
-    """`quantized` forward, the identity to `latents` backward (van den Oord et al. 2017)."""
+    """`quantized` forward, `gain` times the identity to `latents` backward (van den Oord et al. 2017)."""
 
     @staticmethod
-    def forward(ctx: object, latents: Tensor, quantized: Tensor) -> Tensor:
+    def forward(ctx: Any, latents: Tensor, quantized: Tensor, gain: int) -> Tensor:
+        ctx.gain = gain
         return quantized.clone()
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient if ctx.gain == 1 else gradient * ctx.gain, None, None
+
+
+class _Commitment(torch.autograd.Function):
+    """`loss`, which is the mean square of `left [levels, N, D]`: latents `[N, D]` less the codes up to each level.
+
+    Keeps one tensor of the latents' shape for the backward pass, however many levels there are.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, latents: Tensor, loss: Tensor, left: Tensor) -> Tensor:
+        ctx.save_for_backward(left.sum(dim=0).mul_(2.0 / left.numel()))
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return gradient * slope, None, None
 
 
 def _world(group: dist.ProcessGroup | None) -> tuple[int, int]:
