@@ -3,11 +3,11 @@
 import sys
 
 from ds_rvqvae import __version__
-from ds_rvqvae.commands import data, encode, evaluate, export, import_, plan, prepare, profile, render, store
+from ds_rvqvae.commands import bench, data, encode, evaluate, export, import_, plan, prepare, profile, render, store
 from ds_rvqvae.errors import exit_status_of
 from ds_rvqvae.flags import FlagParser
 
-_COMMANDS = (prepare, store, data, encode, evaluate, export, render, import_, plan, profile)
+_COMMANDS = (prepare, store, data, encode, evaluate, export, render, import_, bench, plan, profile)
 
 
 def main(argv: list[str] | None = None) -> int:

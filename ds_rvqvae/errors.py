@@ -33,12 +33,19 @@ class UserError(Exception):
         self.status = status
 
 
+def printable(text: str) -> str:
+    """Without control characters and bytes that are no text: names of files, clips and processes may hold any, and a
+    terminal obeys what it is sent."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def exit_status_of(command: Callable[[], int]) -> int:
     """Runs a command and turns what it raises into one line on stderr and an exit status."""
     try:
         return command()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        text = "\n".join(map(printable, str(error).split("\n")))
+        print(f"error: {text}", file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
         return ExitStatus.STOPPED

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_rvqvae.data.files import whole_file
-from ds_rvqvae.errors import UserError
+from ds_rvqvae.errors import UserError, printable
 
 Verbs = argparse._SubParsersAction
 """What a verb adds its parser to."""
@@ -40,7 +40,7 @@ def print_result(args: argparse.Namespace, result: Any, text: str) -> None:
     if args.json == "-":
         print(json.dumps(result, indent=2))
         return
-    print(text)
+    print("\n".join(map(printable, text.split("\n"))))
     if args.json:
         try:
             with whole_file(Path(args.json)) as content:

@@ -71,7 +71,7 @@ class Quarantined(NamedTuple):
     file: str
     """Relative to the data."""
     rule: str
-    """A key of `rvqvae.data.rules`, or `not_finite`, `too_short`, `unreadable`, `layout`, `name`."""
+    """A key of `rvqvae.data.rules`, or `not_finite`, `too_short`, `unreadable`, `layout`, `name`, `split`."""
     frames: tuple[int, int] | None
     """First frame and the one after the last, counted in the file; None: all of it."""
     reason: str

@@ -71,7 +71,7 @@ class _Search(NamedTuple):
             return
         clip_folders = [entry for entry in entries if entry.name in _CLIP_FOLDERS and _is_folder(entry)]
         for entry in clip_folders or entries:
-            if entry.suffix in self.suffixes and entry.name not in features.STATISTICS:
+            if entry.suffix.lower() in self.suffixes and entry.name not in features.STATISTICS:
                 yield FoundFile(entry, relative / entry.name)
             elif _is_folder(entry):
                 yield from self.files(entry, relative / entry.name, (*above, real))

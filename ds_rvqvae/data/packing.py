@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -24,6 +25,8 @@ from ds_rvqvae.profile import DataConfig
 
 _WORTH_PROCESSES = 64 << 20
 """Bytes of source files below which starting processes takes longer than it saves."""
+_LOOKED_AT = 9
+"""Clips whose columns are compared, to find the usual ones."""
 
 
 class PackerKilled(UserError):
@@ -169,12 +172,21 @@ def _sweep(folder: Path, shards: set[int]) -> None:
 
 
 def first_layout(reader: Reader, names: Sequence[str]) -> Layout:
-    """The columns of the first clip that can be read; raises UserError where none can."""
+    """The columns that most of some clips have, spread over all; raises UserError where none can be read.
+
+    One clip of another skeleton is not to rule out all the others.
+    """
+    found: Counter[Layout] = Counter()
     first = ""
-    for name in names:
+    spread = list(names[:: -(-len(names) // _LOOKED_AT)])
+    for position, name in enumerate([*spread, *names]):
+        if found and position >= len(spread):
+            break
         try:
-            return reader.take(name).layout
+            found[reader.take(name).layout] += 1
         except ClipError as error:
             first = first or f"{reader.file_of(name)}: {' '.join(str(error).split())}"
+    if found:
+        return found.most_common(1)[0][0]
     more = f" (and {len(names) - 1} more left out)" if len(names) > 1 else ""
     raise UserError(f"{reader.path}: no usable clip; {first}{more}")

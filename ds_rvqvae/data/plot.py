@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ds_rvqvae.data.layout import Channels
 from ds_rvqvae.data.look import Look
-from ds_rvqvae.data.plot_figures import PAGE_WIDTH, FigureDrawing, draw_heat_maps
+from ds_rvqvae.data.plot_figures import PAGE_WIDTH, FigureDrawing, draw_heat_maps, name_words
 from ds_rvqvae.data.store_summary import counted, hours_words, layout_words
 
 _SPLIT_COLORS = {"train": "#0072B2", "val": "#E69F00", "test": "#009E73", "additional": "#999999"}
@@ -63,11 +63,11 @@ def store_page(look: Look) -> Page:
 def _write_header(page: Page, look: Look, notes: Sequence[str]) -> None:
     height = page.get_figheight()
     store = look.store
-    page.text(0.012, 1 - 0.12 / height, store.folder.name, fontsize=15, fontweight="bold", va="top")
+    page.text(0.012, 1 - 0.12 / height, name_words(store.folder.name), fontsize=15, fontweight="bold", va="top")
     length = f"{hours_words(store.hours)}, {store.num_frames:,} frames at {store.fps:g} fps"
     what = f"{counted(len(store.clip_names), 'clip')}, {length}"
     part = f"; below, those of {look.facts['body_part']}" if look.facts["body_part"] else ""
-    columns = f"{len(store.mean)} columns: {layout_words(store.layout)}{part}"
+    columns = f"{len(store.mean)} columns: {name_words(layout_words(store.layout))}{part}"
     page.text(0.012, 1 - 0.43 / height, f"{what}; {columns}", fontsize=10, color=_GREY, va="top")
     for index, note in enumerate(notes):
         place = 1 - (0.70 + 0.24 * index) / height
@@ -104,7 +104,7 @@ def _draw_groups(axes: Axes, look: Look) -> None:
         if values.any():
             axes.bar(places, values, 0.7, bottom=bottom, color=color, label=split)
             bottom += values
-    labels = [textwrap.shorten(name, 18, placeholder="…") for name, _ in bars]
+    labels = [name_words(name, 18) for name, _ in bars]
     crowded = max(map(len, labels)) * len(labels) > 90
     axes.set_xticks(places, labels, rotation=30 if crowded else 0, ha="right" if crowded else "center")
     axes.set_xlim(-0.6, max(len(bars), 6) - 0.4)
@@ -155,8 +155,8 @@ def _draw_columns(page: Page, place: SubplotSpec, look: Look) -> None:
             start = parts[0].start
             panels += [(name, [Channels(name, kind, start + i, start + i + 1)]) for i, name in enumerate(_TRANSLATION)]
         elif len(parts) == 1:
-            of_place = kind == "position"
-            panels.append((parts[0].name if of_place else f"{parts[0].name}: {parts[0].width} columns", parts))
+            width = "" if kind == "position" else f": {parts[0].width} columns"
+            panels.append((name_words(parts[0].name) + width, parts))
         else:
             panels.append((f"{_KIND_TITLES[kind]}: {sum(part.width for part in parts)} columns", parts))
     counts = [sum(part.width for part in parts) for _, parts in panels]
@@ -203,9 +203,8 @@ def _name_columns(axes: Axes, parts: Sequence[Channels]) -> None:
     ends = np.cumsum([part.width for part in parts])
     each = -(-len(parts) // _MOST_NAMES)
     middles = ends - np.array([part.width for part in parts]) / 2 - 0.5
-    axes.set_xticks(
-        middles[::each], [part.name for part in parts[::each]], rotation=35, ha="right", rotation_mode="anchor"
-    )
+    names = [name_words(part.name) for part in parts[::each]]
+    axes.set_xticks(middles[::each], names, rotation=35, ha="right", rotation_mode="anchor")
     if each == 1:
         for end in ends[:-1]:
             axes.axvline(end - 0.5, color="white", linewidth=0.6)
@@ -218,7 +217,9 @@ def _draw_ways(height: Axes, above: Axes, look: Look) -> None:
     for name, color in zip(look.sample.clips, CLIP_COLORS, strict=False):
         first, stop = look.store.rows(name)
         path = look.root.path(look.store.read(first, min(stop, first + frames)))
-        height.plot(np.arange(len(path)) / look.store.fps, path[:, 1], color=color, linewidth=1.2, label=name)
+        height.plot(
+            np.arange(len(path)) / look.store.fps, path[:, 1], color=color, linewidth=1.2, label=name_words(name)
+        )
         above.plot(path[:, 0], path[:, 2], color=color, linewidth=1.2)
         above.plot(*path[-1, [0, 2]], "o", color=color, markersize=4)
     height.axhline(0, color="black", linewidth=1)

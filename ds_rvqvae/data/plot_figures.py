@@ -12,6 +12,7 @@ from matplotlib.patches import Circle
 
 from ds_rvqvae.data.look import SAMPLE_CLIPS, Look
 from ds_rvqvae.data.store_figures import Figure
+from ds_rvqvae.errors import printable
 
 _LEFT, _RIGHT, _MIDDLE, _NOT_USED = "#1f77b4", "#d9541e", "#3a3a3a", "#cccccc"
 PAGE_WIDTH = 15.0
@@ -22,6 +23,11 @@ _HEAD_SHARE = 0.06
 _NEAR_GROUND = 1.0
 _HEAT_SECONDS = 20.0
 _MOST_ROWS = 400
+
+
+def name_words(name: str, most: int = 200) -> str:
+    """A name as matplotlib can draw it, in `most` characters: dollars would make mathematics of it."""
+    return textwrap.shorten(printable(name), most, placeholder="…").replace("$", r"\$")
 
 
 class _Pose(NamedTuple):
@@ -84,7 +90,7 @@ class FigureDrawing:
         axes.text(left + metre, low, f" {metre:g} m", ha="left", va="bottom", fontsize=8)
         axes.set_aspect("equal")
         axes.set_ylabel("y, up (m)", fontsize=9)
-        labels = [f"{textwrap.shorten(pose.clip, 18, placeholder='…')}\n{pose.seconds:.1f} s" for pose in self._poses]
+        labels = [f"{name_words(pose.clip, 18)}\n{pose.seconds:.1f} s" for pose in self._poses]
         axes.set_xticks(spacing * np.arange(len(self._poses)), labels)
         axes.tick_params(labelsize=8)
         axes.tick_params(axis="x", length=0, pad=9)
@@ -155,7 +161,7 @@ def draw_heat_maps(page: Page, place: SubplotSpec, look: Look) -> None:
             interpolation="nearest",
             extent=(0, seconds, len(look.columns), 0),
         )
-        axes.set_title(textwrap.shorten(name, 26, placeholder="…"), fontsize=9)
+        axes.set_title(name_words(name, 26), fontsize=9)
         axes.set_xlabel("seconds", fontsize=9)
         axes.tick_params(labelsize=8)
         if index:

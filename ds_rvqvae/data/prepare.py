@@ -331,7 +331,11 @@ def _refuse_quarantine(job: _Job, quarantined: list[Quarantined]) -> None:
     if quarantined:
         first = quarantined[0]
         more = f" (and {len(quarantined) - 1} more)" if len(quarantined) > 1 else ""
-        raise UserError(f"{job.reader.path}: --strict: {first.file}: {first.reason}{more}")
+        rules = ", ".join(sorted({entry.rule for entry in quarantined}))
+        raise UserError(
+            f"{job.reader.path}: --strict: {first.file}: {first.reason}{more}; rules: {rules}. Mend or move the files, "
+            "turn a rule off (--set rvqvae.data.rules…), or leave out --strict, which cuts what the report then lists"
+        )
 
 
 def _nothing_left(reader: Reader, quarantined: list[Quarantined]) -> str:

@@ -10,6 +10,7 @@ from ds_rvqvae.data.clips import SPLITS, Quarantined
 from ds_rvqvae.data.layout import Layout
 from ds_rvqvae.data.rotations import decimation
 from ds_rvqvae.data.splits import Segment
+from ds_rvqvae.errors import printable
 
 EXTREME = 20.0
 """Standard deviations from the mean beyond which a value is called extreme."""
@@ -219,12 +220,7 @@ def report_text(report: dict[str, Any], most: int = 12) -> str:
         _column_lines(report, most),
         _note_lines(report["notes"], most),
     ]
-    return "\n\n".join("\n".join(map(_plain, lines)) for lines in sections if lines)
-
-
-def _plain(text: str) -> str:
-    """Without control characters: names of files and channels may hold any."""
-    return "".join(character if character.isprintable() else "?" for character in text)
+    return "\n\n".join("\n".join(map(printable, lines)) for lines in sections if lines)
 
 
 def _row(title: str, *cells: str, end: str = "") -> str:

@@ -175,7 +175,7 @@ def _pack_clip(reader: Reader, name: str, layout: Layout, content: BinaryIO, fac
     try:
         take = reader.take(name)
         if take.layout != layout:
-            reason = f"its {take.layout[-1].stop} columns are not laid out as those of the clips before it"
+            reason = f"its {take.layout[-1].stop} columns are not laid out as those of most clips"
             facts.quarantined.append(Quarantined(file, "layout", None, reason))
             return
         clips, quarantined = cut_take(reader, take, reader.config.rules)

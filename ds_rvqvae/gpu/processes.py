@@ -8,6 +8,8 @@ from pathlib import Path
 
 import psutil
 
+from ds_rvqvae.errors import printable
+
 TRAINER = "ds_rvqvae.train"
 
 
@@ -98,11 +100,6 @@ def short_command(line: Sequence[str]) -> str:
                 shown.append(Path(word).name)
                 break
     return printable(" ".join(shown))
-
-
-def printable(text: str) -> str:
-    """Without control characters: a process chooses its own name, and a terminal obeys what it is sent."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _rank(process: psutil.Process, line: Sequence[str]) -> Rank | None:

@@ -70,7 +70,7 @@ class Dropout(nn.Dropout):
     def forward(self, hidden: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return hidden
-        if hidden.device.type != "cpu" or torch.compiler.is_compiling():
+        if hidden.device.type != "cpu" or torch.compiler.is_compiling() or self.p > 1 - 2**-16:
             return torch.native_dropout(hidden, self.p, True)[0]
         return _DropoutOnCPU.apply(hidden, self.p)
 
@@ -84,7 +84,7 @@ class _DropoutOnCPU(torch.autograd.Function):
         strides = torch.empty_like(hidden, dtype=torch.int8).stride()
         dropped = round(probability * 2**16)
         kept = bits.as_strided(hidden.shape, strides) >= dropped - 2**15
-        ctx.scale = 2**16 / max(2**16 - dropped, 1)
+        ctx.scale = 2**16 / (2**16 - dropped)
         # Of the same bytes; multiplying by bool is slow.
         kept = kept.view(torch.uint8)
         ctx.save_for_backward(kept)

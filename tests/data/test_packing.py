@@ -189,3 +189,15 @@ def test_the_report_names_every_file_and_span(tmp_path):
     assert jump["file"] == "1_c.npz" and jump["rule"] == "max_root_step" and jump["frames"] == [29, 31]
     assert unreadable["frames"] is None and "no key poses" in unreadable["reason"]
     assert open_store(store.folder).left_out[0].file == "1_d.npz"
+
+
+def test_one_clip_of_other_columns_does_not_rule_out_the_others(tmp_path):
+    folder = tmp_path / "motion"
+    folder.mkdir()
+    for index in range(12):
+        np.savez(
+            folder / f"clip{index:02}.npz", motion=np.random.default_rng(index).normal(size=(40, 4 if index else 5))
+        )
+    store = prepare(DataConfig(path=str(folder)), tmp_path / "store").store
+    assert store.layout[-1].stop == 4 and len(store.clip_names) == 11
+    assert [left.file for left in store.left_out] == ["clip00.npz"]

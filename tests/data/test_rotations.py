@@ -170,6 +170,33 @@ def test_constant_turning_is_interpolated_exactly(axis, radians, source, target)
     assert np.allclose(resampled, at(np.arange(len(resampled)) * source / target), atol=1e-8)
 
 
+@given(st.integers(0, 99), st.integers(2, 60), rates, rates)
+@settings(deadline=None, max_examples=50)
+def test_a_pose_that_is_held_is_held_at_every_rate(seed, frames, source, target):
+    held = random_motion(seed, 1)
+    resampled = resample(np.repeat(held, frames, axis=0), ROTATIONS, source, target)
+    assert np.allclose(resampled, held, rtol=0, atol=1e-12)
+
+
+@given(st.integers(0, 99), st.integers(2, 60), st.floats(0, 3), rates, rates)
+@settings(deadline=None, max_examples=50)
+def test_resampled_rotations_are_rotations_on_the_way_from_one_frame_to_the_next(seed, frames, size, source, target):
+    turns = np.random.default_rng(seed).normal(size=(frames, 2, 3)) * size
+    poses = axis_angle_to_matrix(np.cumsum(turns, axis=0))
+    rows = resample(motion_of(poses, np.zeros((frames, 0))), ROTATIONS, source, target).reshape(-1, 2, 2, 3)
+    assert np.allclose(rows @ rows.swapaxes(-1, -2), np.eye(2), rtol=0, atol=1e-9)
+
+    assume(abs(source / target - round(source / target)) > 0.002 * round(source / target))
+    times = np.arange(len(rows)) * source / target
+    first = np.minimum(times.astype(int), frames - 2)
+    back = poses[first].swapaxes(-1, -2)
+    whole, part = (
+        np.linalg.norm(matrix_to_axis_angle(ends @ back), axis=-1)
+        for ends in (poses[first + 1], rotation_6d_to_matrix(rows.reshape(-1, 2, 6)))
+    )
+    assert np.allclose(part, np.minimum(times - first, 1)[:, None] * whole, rtol=0, atol=1e-5)
+
+
 @given(st.integers(0, 99), st.integers(1, 50), st.integers(2, 6))
 @settings(deadline=None, max_examples=50)
 def test_motion_made_faster_and_slower_again_is_what_it_was(seed, frames, factor):

@@ -7,6 +7,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from ds_rvqvae import RVQVAE, load_profile
+from ds_rvqvae.model.nets import Convolution, Dropout
 from ds_rvqvae.model.shapes import codebook_count, parameter_count
 from ds_rvqvae.profile import ModelConfig
 
@@ -147,3 +148,42 @@ def test_checkpointing_keeps_less_than_half_the_bytes_at_the_baseline_shape():
     whole = _kept_bytes(model, motion)
     model.set_checkpointing(RECOMPUTE)
     assert _kept_bytes(model, motion) < 0.5 * whole
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_its_share_and_scales_the_rest(dtype):
+    dropout = Dropout(0.2)
+    hidden = torch.ones(8, 64, 512, dtype=dtype).transpose(1, 2).requires_grad_()
+    torch.manual_seed(0)
+    dropped = dropout(hidden)
+    kept = dropped != 0
+    # 262,144 draws: five standard deviations are 0.004.
+    assert kept.float().mean().item() == pytest.approx(0.8, abs=0.004)
+    assert dropped[kept].unique().tolist() == [pytest.approx(1.25, rel=1e-3)]
+    assert dropped.stride() == hidden.stride()
+    (gradient,) = torch.autograd.grad(dropped.sum(), hidden)
+    assert torch.equal(gradient, dropped)
+    rates = kept.float().mean(dim=(0, 1)), kept.float().mean(dim=(0, 2)), kept.float().mean(dim=(1, 2))
+    assert all((rate - 0.8).abs().max() < 0.1 for rate in rates)
+    torch.manual_seed(0)
+    assert torch.equal(dropout(hidden), dropped)
+    assert not torch.equal(dropout(hidden), dropped)
+    assert dropout.eval()(hidden) is hidden
+
+
+@pytest.mark.parametrize("probability", [1e-6, 0.5, 1 - 1e-6, 1.0])
+def test_dropout_at_its_ends_is_finite(probability):
+    hidden = torch.ones(4, 8, 33)
+    dropped = Dropout(probability)(hidden)
+    assert torch.isfinite(dropped).all()
+    assert probability != 1.0 or not dropped.any()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolutions_are_torchs_own(stride):
+    torch.manual_seed(0)
+    ours = Convolution(6, 7, 4, stride=stride, padding=3, dilation=2)
+    theirs = torch.nn.Conv1d(6, 7, 4, stride=stride, padding=3, dilation=2)
+    theirs.load_state_dict(ours.state_dict())
+    for hidden in (torch.randn(3, 6, 20), torch.randn(3, 20, 6).transpose(1, 2), torch.randn(3, 6, 40)[:, :, 5:25]):
+        torch.testing.assert_close(ours(hidden), theirs(hidden))

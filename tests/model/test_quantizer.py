@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ds_rvqvae import ResidualQuantizer
-from ds_rvqvae.model.codes import nearest_codes, perplexity_of
+from ds_rvqvae.model.codes import first_least, nearest_codes, perplexity_of
 
 
 def make(levels=3, codes=16, dim=4, vectors=256, seed=0, **options):
@@ -308,3 +308,31 @@ def test_lineage_replaces_dead_codes_by_the_first_rows():
 def test_perplexity_of_counts():
     counts = torch.tensor([[5.0, 5.0, 5.0, 5.0], [20.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     torch.testing.assert_close(perplexity_of(counts), torch.tensor([4.0, 1.0, 0.0]))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_codes_and_vectors_are_those_of_vector_quantize_pytorch(shared):
+    from vector_quantize_pytorch import ResidualVQ
+
+    torch.manual_seed(0)
+    theirs = ResidualVQ(
+        dim=32, num_quantizers=6, codebook_size=128, shared_codebook=shared, decay=0.99, rotation_trick=False
+    ).train()
+    ours = ResidualQuantizer(6, 128, 32, shared_codebook=shared).train()
+    for level, book in enumerate(theirs.codebooks[:1] if shared else theirs.codebooks):
+        ours.codebooks[level].copy_(torch.as_tensor(book))
+    latents = torch.randn(4, 80, 32) * theirs.codebooks.std()
+    before = ours.codebooks.clone()
+    quantized, codes, _, _ = ours(latents)
+    assert torch.equal(ours.codebooks, before)
+    their_quantized, their_codes, _ = theirs.eval()(latents)
+    assert torch.equal(codes, their_codes)
+    torch.testing.assert_close(quantized, their_quantized)
+
+
+def test_the_first_of_the_least_is_found_as_argmin_does():
+    distances = torch.randint(0, 50, (300, 1024)).float()
+    assert torch.equal(first_least(distances), distances.argmin(dim=1))
+    assert torch.equal(first_least(distances[:, :1000]), distances[:, :1000].argmin(dim=1))
+    distances[7, 400] = torch.nan
+    assert first_least(distances)[7] == 400

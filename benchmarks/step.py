@@ -1,0 +1,11 @@
+"""A training step, part by part, beside a plain PyTorch loop: the same as `ds-rvqvae bench`, for a checkout.
+
+python benchmarks/step.py [PROFILE] [--json [FILE]] [...]
+"""
+
+import sys
+
+from ds_rvqvae.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["bench", *sys.argv[1:]]))

@@ -1,0 +1,1 @@
+"""Measures training steps: `ds-rvqvae bench`."""

@@ -1,0 +1,162 @@
+"""Where a step's time goes: spans within each other, and what the profiler says of operations."""
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from ds_rvqvae.train.loop import Trainer
+
+COLLECTIVES = (
+    *("all_reduce", "reduce", "broadcast", "all_gather", "all_gather_into_tensor"),
+    *("reduce_scatter", "reduce_scatter_tensor"),
+)
+QUANTIZER = "quantizer"
+
+
+class Spans:
+    """Seconds by name; a span within another counts for itself only. Waits for the device at every edge."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.seconds: Counter[str] = Counter()
+        self._open: list[str] = []
+        self._since = 0.0
+
+    @contextlib.contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        self._turn()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._turn()
+            self._open.pop()
+
+    def _turn(self) -> None:
+        """Gives what passed since the last edge to the innermost open span."""
+        synchronize(self.device)
+        now = time.perf_counter()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._since
+        self._since = now
+
+    def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any, **keywords: Any) -> Any:
+            with self.span(name):
+                result = function(*arguments, **keywords)
+                if name == "communication" and hasattr(result, "wait"):
+                    result.wait()  # here, so that the time is seen
+                return result
+
+        return called
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def split_step(trainer: Trainer, steps: int) -> dict[str, float]:
+    """Seconds a step by part, mean over `steps`, without overlap of communication or of host and device."""
+    spans = Spans(trainer.device)
+    model, engine, quantizer = trainer.model, trainer.engine, trainer.model.quantizer
+    places = [
+        (model.encoder, "forward", "forward: encoder"),
+        (quantizer, "forward", "forward: quantizer"),
+        (model.decoder, "forward", "forward: decoder"),
+        (engine, "backward", "backward"),
+        (engine, "step", "optimizer"),
+        (quantizer, "update_codebooks", "codebook update"),
+        (trainer.loader, "next", "data wait"),
+        *((dist, name, "communication") for name in COLLECTIVES if hasattr(dist, name)),
+    ]
+    with _wrapped(spans, places):
+        for _ in range(steps):
+            with spans.span("losses and the rest"):
+                one_step(trainer)
+    return {name: seconds / steps for name, seconds in spans.seconds.items()}
+
+
+@contextlib.contextmanager
+def _wrapped(spans: Spans, places: list[tuple[Any, str, str]]) -> Iterator[None]:
+    before = [(owner, name, owner.__dict__.get(name)) for owner, name, _ in places]
+    for owner, name, label in places:
+        setattr(owner, name, spans.around(label, getattr(owner, name)))
+    try:
+        yield
+    finally:
+        for owner, name, own in before:
+            setattr(owner, name, own) if own is not None else delattr(owner, name)
+
+
+def one_step(trainer: Trainer) -> None:
+    """A training step as the loop has it, without its log."""
+    trainer._train_step(trainer.loader.next())
+    trainer.step += 1
+
+
+class Operations(NamedTuple):
+    """What the profiler saw, a step."""
+
+    seconds: float
+    """Of the host's clock."""
+    conv_seconds: float
+    """In convolutions, the quantizer's distances left out; on a GPU of its time."""
+    busy_seconds: float | None
+    """Of a GPU; None on CPUs."""
+    kernels: int
+    """Launched on a GPU; on CPUs operations that run on their own."""
+
+
+def count_operations(trainer: Trainer, steps: int, trace: Path | None = None) -> Operations:
+    """Profiles steps, and writes a Chrome trace of them where a file is named."""
+    on_gpu = trainer.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    quantizer = trainer.model.quantizer
+    forward = quantizer.forward
+
+    def marked(latents: torch.Tensor) -> Any:
+        with record_function(QUANTIZER):
+            return forward(latents)
+
+    quantizer.forward = marked
+    try:
+        with profile(activities=activities) as found:
+            began = time.perf_counter()
+            for _ in range(steps):
+                one_step(trainer)
+            synchronize(trainer.device)
+            seconds = time.perf_counter() - began
+    finally:
+        del quantizer.forward
+    if trace is not None:
+        found.export_chrome_trace(str(trace))
+    events = found.events()
+    convs = [event for event in events if "conv" in event.name and not _within(event, QUANTIZER)]
+    conv = sum(event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in convs)
+    kernels = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    busy = sum(event.self_device_time_total for event in kernels) / 1e6 / steps
+    leaves = [event for event in events if event.name.startswith("aten::") and not event.cpu_children]
+    return Operations(
+        seconds=seconds / steps,
+        conv_seconds=conv / 1e6 / steps,
+        busy_seconds=busy if on_gpu else None,
+        kernels=round(len(kernels if on_gpu else leaves) / steps),
+    )
+
+
+def _within(event: Any, name: str) -> bool:
+    parent = event
+    while parent is not None:
+        if parent.name == name:
+            return True
+        parent = parent.cpu_parent
+    return False

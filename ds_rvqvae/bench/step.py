@@ -1,0 +1,276 @@
+"""A training step beside a plain PyTorch loop, in one process and on the same batches."""
+
+import gc
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import psutil
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from ds_rvqvae.bench.plain import PlainLoop
+from ds_rvqvae.bench.spans import count_operations, one_step, split_step, synchronize
+from ds_rvqvae.data.demo import write_demo_motion
+from ds_rvqvae.data.motion_data import MotionData
+from ds_rvqvae.heartbeat import Heartbeat
+from ds_rvqvae.model.losses import tokenizer_losses
+from ds_rvqvae.model.rvqvae import RVQVAE
+from ds_rvqvae.profile import Profile
+from ds_rvqvae.train.engine import build_engine, checkpoint_function, start_distributed
+from ds_rvqvae.train.loop import Trainer
+from ds_rvqvae.train.preemption import Agreement
+
+_MATMUL = {"cuda": 8192, "cpu": 2048}
+"""Rows and columns of the square matrices whose product measures the device."""
+_PROFILED = 2
+DEMO_CLIPS, DEMO_FRAMES = 12, 1800
+
+
+def measure_step(
+    profile: Profile, rounds: int = 7, plain: bool = True, trace: Path | None = None, progress: bool = False
+) -> dict[str, Any]:
+    """Times whole training steps through DeepSpeed, alone or beside the plain loops, in turns.
+
+    Args:
+        profile: without `rvqvae.data.path`, demo motion is made.
+        rounds: each way takes one step a round, after two that do not count.
+        plain: whether the plain loops run too.
+        trace: a file for the profiler's trace.
+
+    Returns:
+        What `ds-rvqvae bench --json` prints; seconds a step are medians.
+
+    Raises:
+        UserError: motion that cannot be trained on, or no `vector_quantize_pytorch` for the plain loops.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        if profile.rvqvae.data.path is None:
+            profile.rvqvae.data.path = str(write_demo_motion(Path(folder) / "motion", DEMO_CLIPS, DEMO_FRAMES))
+        checkpointing = profile.rvqvae.training.gradient_checkpointing
+        trainer = make_trainer(profile, Path(folder))
+        trainer._initialize_codebooks(trainer.loader.next())
+        result = describe(trainer)
+        ways = ways_of(trainer, plain)
+        seconds = in_turns(ways, trainer.device, rounds, progress)
+        # The plain loops' memory would stand beside ours.
+        ways.clear()
+        gc.collect()
+        result |= {f"{name}_s": statistics.median(taken) for name, taken in seconds.items()}
+        result["spread_s"] = {name: [min(taken), max(taken)] for name, taken in seconds.items()}
+        result |= details(trainer, trace)
+        if checkpointing is False:
+            result["checkpointed_step_s"] = checkpointed(trainer, max(2, rounds // 2))
+        trainer.loader.close()
+        trainer.agreement.close()
+        trainer.engine.destroy()
+    result |= ratios(result)
+    return result
+
+
+def make_trainer(profile: Profile, folder: Path) -> Trainer:
+    """A trainer in this process, of a run that is thrown away."""
+    start_distributed()
+    profile.tensorboard.enabled = False
+    profile.check_world_size(dist.get_world_size())
+    data = MotionData.open(profile.rvqvae.data)
+    data.count_training_windows()
+    for part in ("checkpoints", "eval"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    engine = build_engine(profile, data.in_features, folder)
+    return Trainer(engine, profile, data, folder, {}, Agreement(), Heartbeat.start(dist.get_rank()))
+
+
+def describe(trainer: Trainer) -> dict[str, Any]:
+    """What is measured, on what."""
+    profile, data = trainer.profile, trainer.data.config
+    return {
+        "device": device_name(trainer.device),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "deepspeed": deepspeed.__version__,
+            "cuda": torch.version.cuda,
+        },
+        "world_size": trainer.world_size,
+        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "micro_batch": profile.train_micro_batch_size_per_gpu,
+        "accumulation": profile.gradient_accumulation_steps,
+        "window_size": data.window_size,
+        "in_features": trainer.data.in_features,
+        "dtype": "bf16" if profile.bf16.enabled else "fp32",
+        "activation_checkpointing": profile.rvqvae.training.gradient_checkpointing,
+        "compile": profile.rvqvae.training.compile,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    names = [line for line in _cpuinfo() if line.startswith("model name")]
+    name = names[0].partition(":")[2].strip() if names else platform.machine()
+    return f"{torch.get_num_threads()} threads of {name}"
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
+def ways_of(trainer: Trainer, plain: bool) -> dict[str, Callable[[], Any]]:
+    """The step through DeepSpeed, the same model without it, and the plain loops."""
+    ways: dict[str, Callable[[], Any]] = {
+        "step": lambda: one_step(trainer),
+        "model": bare_model(trainer),
+    }
+    if plain:
+        batches = repeated(trainer)
+        for name, dtype in (("plain_fp32_step", torch.float32), ("plain_bf16_step", torch.bfloat16)):
+            loop = PlainLoop(trainer.model, trainer.profile, trainer.device, dtype)
+            ways[name] = lambda loop=loop: loop.step(next(batches))
+    return ways
+
+
+def repeated(trainer: Trainer) -> Iterator[list[Tensor]]:
+    """The first batches of the run, over and over: the plain loops wait for no data."""
+    batches = [trainer.loader.next() for _ in range(4)]
+    while True:
+        yield from batches
+
+
+def bare_model(trainer: Trainer) -> Callable[[], None]:
+    """Forward and backward pass of the same model in the same precision, with no engine and no optimizer."""
+    model = RVQVAE(trainer.data.in_features, trainer.profile.rvqvae.model).to(trainer.device)
+    if trainer.profile.bf16.enabled:
+        model.to(torch.bfloat16)
+    model.train().set_checkpointing(checkpoint_function(trainer.profile))
+    batches = repeated(trainer)
+
+    def step() -> None:
+        for batch in next(batches):
+            motion = batch.to(trainer.device)
+            output = model(motion)
+            losses = tokenizer_losses(output.reconstruction, motion, output.commit_loss, trainer.profile.rvqvae.loss)
+            losses.loss.backward()
+        model.zero_grad(set_to_none=True)
+        model.quantizer._staged_latents.clear()
+
+    return step
+
+
+def in_turns(
+    ways: dict[str, Callable[[], Any]], device: torch.device, rounds: int, progress: bool
+) -> dict[str, list[float]]:
+    """Seconds of each way, one step of each a round; a way that runs out of a GPU's memory is left out."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for round_ in range(rounds + 2):
+        for name in list(seconds):
+            try:
+                taken = timed(ways[name], device)
+            except torch.cuda.OutOfMemoryError:
+                if name == "step":
+                    raise
+                del seconds[name]
+                torch.cuda.empty_cache()
+                continue
+            if round_ > 1:
+                seconds[name].append(taken)
+        if progress:
+            print(f"round {round_ - 1} of {rounds}", file=sys.stderr, flush=True)
+    return seconds
+
+
+def timed(function: Callable[[], Any], device: torch.device) -> float:
+    synchronize(device)
+    began = time.perf_counter()
+    function()
+    synchronize(device)
+    return time.perf_counter() - began
+
+
+def details(trainer: Trainer, trace: Path | None) -> dict[str, Any]:
+    """Parts of a step, its operations, and how near it comes to the device's matrix products."""
+    device = trainer.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    taken = statistics.median(timed(lambda: one_step(trainer), device) for _ in range(3))
+    operations = count_operations(trainer, _PROFILED, trace)
+    flops = step_flops(trainer)
+    rate = matmul_rate(device, torch.bfloat16 if trainer.profile.bf16.enabled else torch.float32)
+    return {
+        # A compiled model is not cut into parts: it would be compiled anew.
+        "parts_s": None if trainer.profile.rvqvae.training.compile else split_step(trainer, _PROFILED + 1),
+        "conv_share": operations.conv_seconds / operations.seconds,
+        "conv_s": operations.conv_seconds,
+        "device_busy_share": operations.busy_seconds and operations.busy_seconds / operations.seconds,
+        "kernels": operations.kernels,
+        "flops": flops,
+        "matmul_flops": rate,
+        "mfu": flops / taken / rate,
+        "peak_memory_bytes": peak_memory(device),
+        "data_wait_share": data_wait_share(trainer),
+    }
+
+
+def step_flops(trainer: Trainer) -> float:
+    """Floating point operations of one optimizer step on this rank, nothing recomputed."""
+    config = trainer.profile.rvqvae
+    batch = trainer.profile.train_micro_batch_size_per_gpu
+    with torch.device("meta"):
+        model = RVQVAE(trainer.data.in_features, config.model).eval()
+        motion = torch.zeros(batch, config.data.window_size, trainer.data.in_features)
+    with FlopCounterMode(display=False) as counter:
+        latents = model.encode_latents(motion)
+        model.decode_latents(latents).sum().backward()
+    return float(counter.get_total_flops()) * trainer.profile.gradient_accumulation_steps
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating point operations a second of large square matrix products: the best of several."""
+    size = _MATMUL["cuda" if device.type == "cuda" else "cpu"]
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / min(timed(lambda: left @ right, device) for _ in range(10))
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: allocated on a GPU, resident of a process on CPUs."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss
+
+
+def data_wait_share(trainer: Trainer) -> float:
+    trainer.loader.take_wait()
+    seconds = sum(timed(lambda: one_step(trainer), trainer.device) for _ in range(3))
+    return trainer.loader.take_wait() / seconds
+
+
+def checkpointed(trainer: Trainer, steps: int) -> float:
+    """Seconds a step with activation checkpointing."""
+    profile = trainer.profile.model_copy(deep=True)
+    profile.rvqvae.training.gradient_checkpointing = True
+    trainer.model.set_checkpointing(checkpoint_function(profile))
+    taken = [timed(lambda: one_step(trainer), trainer.device) for _ in range(steps + 1)]
+    trainer.model.set_checkpointing(None)
+    return statistics.median(taken[1:])
+
+
+def ratios(result: dict[str, Any]) -> dict[str, Any]:
+    """How many times as fast as the plain loops, and what DeepSpeed and the trainer add to the model."""
+    step = result["step_s"]
+    found = {
+        f"times_{name}": result[f"{name}_step_s"] / step
+        for name in ("plain_fp32", "plain_bf16")
+        if f"{name}_step_s" in result
+    }
+    return found | {"added_share": (step - result["model_s"]) / step}

@@ -1,0 +1,60 @@
+"""`ds-rvqvae bench` and the plain loop that it measures beside."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ds_rvqvae import RVQVAE, load_profile
+from ds_rvqvae.bench.plain import PlainLoop
+from ds_rvqvae.errors import UserError
+
+KEYS = {
+    *("step_s", "model_s", "plain_fp32_step_s", "plain_bf16_step_s", "checkpointed_step_s", "conv_share"),
+    *("matmul_flops", "mfu", "device", "versions", "parts_s", "kernels", "peak_memory_bytes", "data_wait_share"),
+}
+SMALL = ["rvqvae.model.width=64", "rvqvae.model.dropout=0", "rvqvae.model.quantize_dropout_prob=0"]
+
+
+@pytest.mark.processes
+def test_the_command_measures_a_step_and_its_peers(tmp_path):
+    command = [sys.executable, "-m", "ds_rvqvae.cli", "bench", "demo", "--rounds", "2", "--json", "found.json"]
+    command += ["--trace", "trace.json"]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found.keys() >= KEYS
+    assert found["dtype"] == "bf16" and not found["activation_checkpointing"]
+    assert found["times_plain_fp32"] == pytest.approx(found["plain_fp32_step_s"] / found["step_s"])
+    assert 0 < found["mfu"] < 1 and 0 < found["conv_share"] < 1
+    parts = found["parts_s"]
+    assert parts.keys() >= {"forward: encoder", "forward: quantizer", "forward: decoder", "backward", "optimizer"}
+    assert all(seconds >= 0 for seconds in parts.values())
+    assert "times ours" in done.stdout and "convolutions" in done.stdout
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == ["found.json", "trace.json"]
+
+
+def test_the_plain_loop_trains_the_same_nets():
+    profile = load_profile("demo", SMALL)
+    torch.manual_seed(0)
+    model = RVQVAE(6, profile.rvqvae.model)
+    plain = PlainLoop(model, profile, torch.device("cpu"))
+    stock = {type(module) for net in (plain.encoder, plain.decoder) for module in net.modules()}
+    assert not any(kind.__module__.endswith("model.nets") and kind.__name__ == "Convolution" for kind in stock)
+    motion = torch.randn(4, 64, 6)
+    latents = plain.encoder(motion.transpose(1, 2)).transpose(1, 2)
+    torch.testing.assert_close(latents, model.encode_latents(motion))
+    torch.testing.assert_close(plain.decoder(latents.transpose(1, 2)).transpose(1, 2), model.decode_latents(latents))
+    losses = [float(plain.step([motion])) for _ in range(40)]
+    assert losses[-1] < 0.95 * losses[0]
+
+
+def test_nets_that_stock_modules_do_not_make_are_refused():
+    profile = load_profile("demo", [*SMALL, "rvqvae.model.norm=LN"])
+    with pytest.raises(UserError, match="--no_plain"):
+        PlainLoop(RVQVAE(6, profile.rvqvae.model), profile, torch.device("cpu"))
