@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from deepspeed.comm import comm
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from ds_rvqvae.train.loop import Trainer
@@ -17,6 +18,7 @@ COLLECTIVES = (
     *("all_reduce", "reduce", "broadcast", "all_gather", "all_gather_into_tensor"),
     *("reduce_scatter", "reduce_scatter_tensor"),
 )
+"""Of torch.distributed, which the codebooks are summed by, and of DeepSpeed's own layer over it."""
 QUANTIZER = "quantizer"
 
 
@@ -76,7 +78,7 @@ def split_step(trainer: Trainer, steps: int) -> dict[str, float]:
         (engine, "step", "optimizer"),
         (quantizer, "update_codebooks", "codebook update"),
         (trainer.loader, "next", "data wait"),
-        *((dist, name, "communication") for name in COLLECTIVES if hasattr(dist, name)),
+        *((owner, name, "communication") for owner in (dist, comm.cdb) for name in COLLECTIVES if hasattr(owner, name)),
     ]
     with _wrapped(spans, places):
         for _ in range(steps):

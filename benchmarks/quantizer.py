@@ -1,0 +1,107 @@
+"""The residual quantizer alone, beside `vector_quantize_pytorch.ResidualVQ`: tokens a second, forward in training.
+
+    python benchmarks/quantizer.py [--device cpu] [--vectors 2560] [--json [FILE]]
+
+Both take the same vectors from the same codebooks, without quantizer dropout and noise, and are checked to choose the
+same codes; where two codes are as near but for rounding, they may not (`other codes` counts vectors with one). A token
+is one vector's code at one level. In turns, medians of rounds. Theirs moves its codebooks within the forward pass; ours
+adds up what `update_codebooks` moves them by, once a step, which is timed beside it.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from vector_quantize_pytorch import ResidualVQ
+
+from ds_rvqvae import ResidualQuantizer
+
+ROUNDS = 15
+DIM = 128
+SHAPES = [(6, 1024), (16, 1024), (6, 8192), (16, 8192)]
+"""Levels and codes a level."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--vectors", type=int, default=2560, help="a batch (default: 2560, 80 windows of 128 frames)")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    rows = [measure(levels, codes, args.vectors, device) for levels, codes in SHAPES]
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    if args.json != "-":
+        print(
+            f"{name}, torch {torch.__version__}, {args.vectors} vectors of {DIM}; milliseconds, median (least to most)"
+        )
+        titles = ("ours", "update", "vector_quantize_pytorch", "times", "other codes", "tokens/s")
+        print("levels x codes  {:>24}{:>10}{:>28}{:>8}{:>13}{:>14}".format(*titles))
+        for row in rows:
+            print(
+                f"{row['levels']:>3} x {row['codes']:<10}{spread(row['ours_s']):>24}{1e3 * row['update_s'][0]:>10.2f}"
+                f"  {spread(row['theirs_s']):>26}{row['times']:>8.1f}{row['other_codes']:>13}{row['tokens_per_s']:>14,.0f}"
+            )
+    if args.json:
+        content = json.dumps({"device": name, "torch": torch.__version__, "measured": rows}, indent=2)
+        print(content) if args.json == "-" else Path(args.json).write_text(content + "\n", encoding="utf-8")
+
+
+def spread(values: list[float]) -> str:
+    median, least, most = (1e3 * value for value in values)
+    return f"{median:.2f} ({least:.2f} to {most:.2f})"
+
+
+def measure(levels: int, codes: int, vectors: int, device: torch.device) -> dict[str, Any]:
+    """One shape; times as [median, least, most] in seconds."""
+    torch.manual_seed(0)
+    theirs = ResidualVQ(
+        dim=DIM, num_quantizers=levels, codebook_size=codes, decay=0.99, rotation_trick=False, threshold_ema_dead_code=0
+    )
+    theirs = theirs.to(device).train()
+    ours = ResidualQuantizer(levels, codes, DIM).to(device).train()
+    books = [torch.randn(codes, DIM, device=device) * 0.7**level for level in range(levels)]
+    for level, book in enumerate(books):
+        ours.codebooks[level].copy_(book)
+        theirs.layers[level]._codebook.embed.data.copy_(book)
+        theirs.layers[level]._codebook.embed_avg.data.copy_(book)
+    latents = torch.randn(1, vectors, DIM, device=device)
+    others = int((ours(latents)[1] != theirs.eval()(latents)[1]).any(dim=-1).sum())
+    if others > vectors // 1000:
+        raise SystemExit(f"{others} vectors have other codes: the two cannot be compared")
+    theirs.train()
+    ours.update_codebooks(applied=False)
+    seconds: dict[str, list[float]] = {"ours": [], "update": [], "theirs": []}
+    for round_ in range(ROUNDS + 2):
+        ours.set_step(0, round_)
+        taken = {
+            "ours": timed(lambda: ours(latents), device),
+            "update": timed(ours.update_codebooks, device),
+            "theirs": timed(lambda: theirs(latents), device),
+        }
+        if round_ > 1:
+            for name, value in taken.items():
+                seconds[name].append(value)
+    found = {f"{name}_s": [statistics.median(taken), min(taken), max(taken)] for name, taken in seconds.items()}
+    times = statistics.median(b / a for a, b in zip(seconds["ours"], seconds["theirs"], strict=True))
+    tokens = levels * vectors / found["ours_s"][0]
+    return {"levels": levels, "codes": codes, **found, "other_codes": others, "times": times, "tokens_per_s": tokens}
+
+
+def timed(function: Callable[[], Any], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()

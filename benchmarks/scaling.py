@@ -1,0 +1,178 @@
+"""What throughput 1 to 1,024 GPUs would reach, by measured compute, counted bytes and stated links: a prediction.
+
+    python benchmarks/scaling.py [--profile baseline] [--card 4090] [--bench FILE] [--mfu 0.4] [--json [FILE]]
+    python benchmarks/scaling.py --check 1,2,3,7
+
+A step is compute, and what of the communication does not hide behind it. Compute is that of `ds-rvqvae bench --json`
+(`--bench FILE`), or the card's stated bf16 rate times `--mfu`. Gradients are reduced while the backward pass, two
+thirds of the compute, still runs; gathering weights and summing codebooks wait for it. Collectives are rings: bytes
+over the slowest link, and a latency for every hop. Links are what their makers state, times `--efficiency`. Every rank
+has its profile's micro batch, so that the global batch grows with the ranks.
+
+`--check` starts so many CPU ranks, counts the bytes that a step really hands to torch.distributed, and compares.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ds_rvqvae.data.columns import columns_in_use
+from ds_rvqvae.data.demo import write_demo_motion
+from ds_rvqvae.gpu.activations import activations_of
+from ds_rvqvae.gpu.cards import CARDS
+from ds_rvqvae.gpu.wire import transfers_of
+from ds_rvqvae.profile import Profile, load_profile
+
+RANKS = (1, 2, 4, 7, 8, 16, 32, 64, 128, 256, 512, 1024)
+A_NODE = 8
+"""Ranks that share a machine and its network."""
+BACKWARD_SHARE = 2 / 3
+
+
+@dataclass(frozen=True)
+class Link:
+    """Between two neighbours of the ring."""
+
+    name: str
+    bytes_per_s: float
+    """One direction, as stated by its makers."""
+    hop_s: float
+    """Latency of one step of a ring; assumed, of the order that NCCL's tests show."""
+
+
+PCIE = Link("PCIe 4.0 x16, through the host", 31.5e9, 20e-6)
+NVLINK = Link("NVLink 4", 450e9, 5e-6)
+ETHERNET = Link("100 Gb/s Ethernet a machine", 12.5e9, 40e-6)
+INFINIBAND = Link("400 Gb/s InfiniBand a card", 50e9, 10e-6)
+CLUSTERS = {
+    "PCIe, then Ethernet": (PCIE, ETHERNET),
+    "NVLink, then Ethernet": (NVLINK, ETHERNET),
+    "NVLink, then InfiniBand": (NVLINK, INFINIBAND),
+}
+"""The link within a machine of eight, and between machines."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", action="append", help="repeatable (default: baseline and large)")
+    parser.add_argument("--card", choices=CARDS, default="4090")
+    parser.add_argument("--bench", type=Path, metavar="FILE", help="of `ds-rvqvae bench --json`, for one profile")
+    parser.add_argument("--mfu", type=float, default=0.4, help="share of the card's bf16 rate, without --bench (0.4)")
+    parser.add_argument("--efficiency", type=float, default=0.7, help="share of a link's stated rate (0.7)")
+    parser.add_argument("--check", metavar="N,N", help="count the bytes of a step on so many CPU ranks")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
+    args = parser.parse_args()
+    if args.check:
+        sys.exit(check([int(count) for count in args.check.split(",")]))
+    rows = []
+    for name in args.profile or ["baseline", "large"]:
+        profile = load_profile(name)
+        compute, source = compute_seconds(profile, args)
+        for cluster in CLUSTERS:
+            rows += [
+                {
+                    "profile": name,
+                    "cluster": cluster,
+                    "compute": source,
+                    **predict(profile, cluster, ranks, compute, args),
+                }
+                for ranks in RANKS
+            ]
+    if args.json != "-":
+        print(text(rows))
+    if args.json:
+        content = json.dumps(rows, indent=2)
+        print(content) if args.json == "-" else Path(args.json).write_text(content + "\n", encoding="utf-8")
+
+
+def compute_seconds(profile: Profile, args: argparse.Namespace) -> tuple[float, str]:
+    """Seconds of a step on one rank, all but communication, and where they come from."""
+    if args.bench:
+        found = json.loads(args.bench.read_text(encoding="utf-8"))
+        return found["step_s"], f"measured on {found['device']}"
+    columns = columns_in_use(profile.rvqvae.data, None)
+    flops = activations_of(profile, columns, profile.train_micro_batch_size_per_gpu).flops
+    seconds = flops * profile.gradient_accumulation_steps / (args.mfu * CARDS[args.card].bf16_flops)
+    return seconds, f"{args.mfu:g} of the bf16 rate of {CARDS[args.card].name}"
+
+
+def predict(profile: Profile, cluster: str, ranks: int, compute: float, args: argparse.Namespace) -> dict[str, Any]:
+    """A step on so many ranks."""
+    inside, between = CLUSTERS[cluster]
+    link = inside if ranks <= A_NODE else between
+    seconds = {"compute": compute}
+    for transfer in transfers_of(profile, columns_in_use(profile.rvqvae.data, None), ranks):
+        hops = (ranks - 1) * (2 if transfer.collective == "all-reduce" else 1)
+        taken = transfer.sent_bytes / (args.efficiency * link.bytes_per_s) + hops * link.hop_s
+        hidden = BACKWARD_SHARE * compute if transfer.name == "gradients" else 0.0
+        seconds[transfer.name] = max(0.0, taken - hidden)
+    step = sum(seconds.values())
+    windows = ranks * profile.train_micro_batch_size_per_gpu * profile.gradient_accumulation_steps
+    return {
+        "ranks": ranks,
+        "step_s": step,
+        "parts_s": seconds,
+        "windows_per_s": windows / step,
+        "efficiency": compute / step,
+        "bottleneck": max(seconds, key=lambda name: seconds[name]),
+    }
+
+
+def text(rows: list[dict[str, Any]]) -> str:
+    lines, before = [], None
+    for row in rows:
+        title = (row["profile"], row["cluster"])
+        if title != before:
+            lines += ["", f"{row['profile']}, {row['cluster']}; compute {row['compute']}"]
+            lines.append(f"{'ranks':>6}{'step, ms':>12}{'windows/s':>14}{'efficiency':>12}  most of the step")
+            before = title
+        lines.append(
+            f"{row['ranks']:>6}{1e3 * row['step_s']:>12.2f}{row['windows_per_s']:>14,.0f}"
+            f"{100 * row['efficiency']:>10.1f} %  {row['bottleneck']}"
+        )
+    return "\n".join(lines[1:])
+
+
+def check(counts: list[int]) -> int:
+    """Compares counted with predicted bytes; 1 where they differ by more than a thousandth."""
+    wrong = 0
+    script = Path(__file__).with_name("wire_bytes.py")
+    with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
+        motion = write_demo_motion(Path(folder) / "motion", 6, 400)
+        environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+        for ranks in counts:
+            command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0"]
+            command += [str(script), "--profile=demo", f"--data_path={motion}", "--batch_size=2", f"--out={folder}"]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(f"{ranks} ranks: {done.stderr[-2000:]}")
+            counted, predicted = sizes_in(done.stdout)
+            same = abs(counted - predicted) <= 1e-3 * predicted
+            wrong += not same
+            print(f"{ranks} ranks: {counted:,} bytes counted, {predicted:,} by arithmetic: {'same' if same else 'NOT'}")
+    return 1 if wrong else 0
+
+
+def sizes_in(printed: str) -> tuple[int, int]:
+    """Bytes a rank and step in what `wire_bytes.py` printed: counted, and by arithmetic."""
+    counted, _, arithmetic = printed.partition("by arithmetic:")
+    sizes = [
+        [
+            int(size.replace(",", ""))
+            for name, size in re.findall(r"^(.*?)\s+([\d,]+) bytes", part, re.MULTILINE)
+            if "of it" not in name
+        ]
+        for part in (counted, arithmetic)
+    ]
+    return sum(sizes[0]), sum(sizes[1])
+
+
+if __name__ == "__main__":
+    main()
