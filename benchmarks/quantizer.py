@@ -43,9 +43,11 @@ def main() -> None:
         titles = ("ours", "update", "vector_quantize_pytorch", "times", "other codes", "tokens/s")
         print("levels x codes  {:>24}{:>10}{:>28}{:>8}{:>13}{:>14}".format(*titles))
         for row in rows:
+            shape = f"{row['levels']:>3} x {row['codes']:<10}"
+            ours, theirs = spread(row["ours_s"]), spread(row["theirs_s"])
             print(
-                f"{row['levels']:>3} x {row['codes']:<10}{spread(row['ours_s']):>24}{1e3 * row['update_s'][0]:>10.2f}"
-                f"  {spread(row['theirs_s']):>26}{row['times']:>8.1f}{row['other_codes']:>13}{row['tokens_per_s']:>14,.0f}"
+                f"{shape}{ours:>24}{1e3 * row['update_s'][0]:>10.2f}{theirs:>28}{row['times']:>8.1f}"
+                f"{row['other_codes']:>13}{row['tokens_per_s']:>14,.0f}"
             )
     if args.json:
         content = json.dumps({"device": name, "torch": torch.__version__, "measured": rows}, indent=2)
