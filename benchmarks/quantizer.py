@@ -41,12 +41,12 @@ def main() -> None:
             f"{name}, torch {torch.__version__}, {args.vectors} vectors of {DIM}; milliseconds, median (least to most)"
         )
         titles = ("ours", "update", "vector_quantize_pytorch", "times", "other codes", "tokens/s")
-        print("levels x codes  {:>24}{:>10}{:>28}{:>8}{:>13}{:>14}".format(*titles))
+        print("levels x codes  {:>26}{:>10}{:>30}{:>8}{:>13}{:>14}".format(*titles))
         for row in rows:
             shape = f"{row['levels']:>3} x {row['codes']:<10}"
             ours, theirs = spread(row["ours_s"]), spread(row["theirs_s"])
             print(
-                f"{shape}{ours:>24}{1e3 * row['update_s'][0]:>10.2f}{theirs:>28}{row['times']:>8.1f}"
+                f"{shape}{ours:>26}{1e3 * row['update_s'][0]:>10.2f}{theirs:>30}{row['times']:>8.1f}"
                 f"{row['other_codes']:>13}{row['tokens_per_s']:>14,.0f}"
             )
     if args.json:
