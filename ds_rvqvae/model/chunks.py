@@ -102,7 +102,7 @@ class _Convolution(_Layer):
         chunk = _zero_outside(chunk, first, length)
         if self.past is None:
             self.past = chunk.new_zeros(*chunk.shape[:-1], self.kept)
-        joined = torch.cat([self.past, chunk], dim=-1)
+        joined = _join(self.past, chunk)
         self.past = joined[..., chunk.shape[-1] :]
         return convolve(joined, conv.weight, conv.bias, self.stride, dilation=conv.dilation[0])
 
@@ -126,7 +126,7 @@ class _ResidualBlock(_Layer):
         if self.past is None:
             self.past = chunk.new_zeros(*chunk.shape[:-1], late)
         inner = self.convolution(block.activation1(block.norm1(chunk)), first, length)
-        joined = torch.cat([self.past, chunk], dim=-1)
+        joined = _join(self.past, chunk)
         skip, self.past = joined[..., : chunk.shape[-1]], joined[..., chunk.shape[-1] :]
         return skip + block.conv2(block.activation2(block.norm2(inner)))
 
@@ -147,6 +147,11 @@ def _layers_of(module: nn.Module, first: int) -> list[_Layer]:
     if isinstance(module, nn.Conv1d):
         return [_Convolution(module, first)]
     return [_Upsample(module) if isinstance(module, nn.Upsample) else _Layer(module)]
+
+
+def _join(past: Tensor, chunk: Tensor) -> Tensor:
+    """Both in turn, each frame's channels side by side in memory, as `convolve` wants them."""
+    return torch.cat([past.transpose(1, 2), chunk.transpose(1, 2)], dim=1).transpose(1, 2)
 
 
 def _zero_outside(chunk: Tensor, first: int, length: int | None) -> Tensor:
