@@ -44,11 +44,17 @@ class AugmentConfig(Section):
     """Windows are played at a speed drawn from 1 - this to 1 + this."""
     noise: Annotated[float, Field(ge=0)] = 0.0
     """Standard deviation of noise on the normalised windows."""
+    offset: Annotated[float, Field(ge=0)] = 0.0
+    """Standard deviation of what is added to a window's normalised columns, the same to all its frames: another
+    posture."""
+    mix: Share = 0.0
+    """How often a window takes some neighbouring joints from another one, as CutMix does with images (Yun et al.
+    2019)."""
 
     @property
     def is_on(self) -> bool:
         """Whether any of them does something."""
-        return bool(self.mirror or self.time_scale or self.noise)
+        return bool(self.mirror or self.time_scale or self.noise or self.offset or self.mix)
 
 
 class DataConfig(Section):

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from ds_rvqvae import demo
-from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.errors import ExitStatus, UserError, exit_status_of
 from ds_rvqvae.flags import FlagParser, add_training_flags, body_parts_of, profile_from_flags, training_arguments
 from ds_rvqvae.gpu.nvml import Driver, NoDriver
@@ -27,6 +26,7 @@ from ds_rvqvae.resuming import find_resume, take_batch
 from ds_rvqvae.runs import OUTCOME_VARIABLE, check_out_folder, choose_run_folder
 from ds_rvqvae.slots import DEFAULT_INCLUDE, cores, cpu_slots, format_include
 from ds_rvqvae.supervise import Job, Signals, signals_noted
+from ds_rvqvae.training_data import open_training_data
 
 HANG_TIMEOUT = 120.0
 SHORTEST_HANG_TIMEOUT = 5.0
@@ -243,7 +243,7 @@ def _check(args: argparse.Namespace, environment: dict[str, str]) -> tuple[Check
     if ranks.world_size and not args.resume:
         profile.check_world_size(ranks.world_size)
     find_initial(folder, profile, args.resume)
-    data = MotionData.open(config.data)
+    data = open_training_data(profile)
     windows = data.count_training_windows()
     initial = take_start(folder, profile, data, args.resume)
     kept = 1 if args.resume else config.training.keep_checkpoints + 1

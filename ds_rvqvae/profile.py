@@ -16,69 +16,18 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from ds_rvqvae.batch_sizes import windows_a_step
 from ds_rvqvae.data_keys import BODY_PARTS as BODY_PARTS
 from ds_rvqvae.data_keys import DataConfig
-from ds_rvqvae.deepspeed_keys import Count, DeepSpeedKeys, Section, Share
+from ds_rvqvae.deepspeed_keys import Count, DeepSpeedKeys, Section
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.model_keys import LossConfig, ModelConfig
 
 REFERENCE_RANKS = 7
 """Ranks that a profile's learning rate is meant for where it does not say: the GPUs that the launcher takes."""
 
 
-class ModelConfig(Section):
-    """The nets and the quantizer."""
-
-    width: Count = 512
-    """Channels inside encoder and decoder."""
-    depth: Count = 3
-    """Residual blocks a stage."""
-    down_t: Annotated[int, Field(ge=0, le=8)] = 2
-    """Down-sampling layers."""
-    stride_t: Annotated[int, Field(ge=1, le=8)] = 2
-    """Temporal stride of each down-sampling layer."""
-    dilation_growth_rate: Annotated[int, Field(ge=1, le=8)] = 3
-    """Dilation of block i is this to the power i; the largest comes first."""
-    activation: Literal["relu", "silu", "gelu"] = "relu"
-    norm: Literal["LN", "GN"] | None = None
-    """LN: layer norm over channels; GN: group norm of 32 groups."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Dropout at the end of each residual block."""
-    code_dim: Count = 128
-    """Length of a code vector."""
-    nb_code: Count = 1024
-    """Codes a level."""
-    num_quantizers: Count = 6
-    """Levels of the residual quantizer."""
-    shared_codebook: bool = False
-    """All levels use one codebook."""
-    mu: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Decay of the moving averages that codebooks are made of."""
-    quantize_dropout_prob: Share = 0.2
-    """How often a step trains only the first levels."""
-    sample_codebook_temp: Annotated[float, Field(ge=0)] = 0.0
-    """Gumbel noise on the choice of codes while training, relative to the level's mean nearest distance; 0 is off."""
-    codebook_init: Literal["samples", "kmeans"] = "samples"
-    """First codebooks: latents of the first global batch, or their k-means centres."""
-    dead_code_threshold: Share = 0.1
-    """A code used less than this share of uniform use is replaced."""
-    lineage: bool = False
-    """MoMask's arithmetic for comparison: one straight-through estimator a level, absolute sampling temperature, codes
-    with an average count under 1 overwritten by the first rows of the batch, full inertia from the first step."""
-
-    @property
-    def code_stride(self) -> int:
-        """Frames a code stands for."""
-        return self.stride_t**self.down_t
-
-
-class LossConfig(Section):
-    recons_loss: Literal["l1", "l2", "l1_smooth"] = "l1_smooth"
-    """Loss of the reconstruction and of its velocity."""
-    commit: Annotated[float, Field(ge=0)] = 0.02
-    """Weight of the commitment loss."""
-    loss_vel: Annotated[float, Field(ge=0)] = 0.5
-    """Weight of the loss of frame differences."""
-
-
 class ScheduleConfig(Section):
+    kind: Literal["milestones", "cosine"] = "milestones"
+    """cosine: half a wave from the learning rate down to nothing at total_iter (Loshchilov and Hutter 2017), in place
+    of milestones."""
     milestones: list[Count] = [50_000, 200_000, 400_000]
     """Steps at which the learning rate is multiplied by gamma."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.05
@@ -96,6 +45,9 @@ class TrainingConfig(Section):
     """Newest checkpoints that stay on disk."""
     keep_every: Count | None = None
     """Checkpoints of steps that are a multiple of this stay for good."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Evaluate and export a moving average of the weights with this decay (Polyak and Juditsky 1992); after t steps at
+    most (1 + t) / (10 + t). null: the weights themselves."""
     max_skipped_steps: Count = 25
     """Steps in a row with a loss or gradient that is not finite after which the run gives up."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -151,6 +103,13 @@ class Profile(DeepSpeedKeys):
             )
         if self.rvqvae.schedule.milestones != sorted(self.rvqvae.schedule.milestones):
             raise ValueError("rvqvae.schedule.milestones: give the steps in rising order")
+        if model.quantize_dropout_min_levels > model.num_quantizers:
+            raise ValueError(
+                f"rvqvae.model.quantize_dropout_min_levels: {model.quantize_dropout_min_levels} is more than the "
+                f"{model.num_quantizers} levels of num_quantizers"
+            )
+        if model.lineage and (model.gradient, model.codebook_distance) != ("straight_through", "euclidean"):
+            raise ValueError("rvqvae.model.lineage: MoMask's arithmetic has neither rotation trick nor cosine distance")
         bf16 = self.bf16
         if bf16.bf16_optimizer_states and not bf16.bf16_master_weights_and_grads:
             raise ValueError("bf16.bf16_optimizer_states: needs bf16.bf16_master_weights_and_grads as well")
@@ -168,7 +127,7 @@ class Profile(DeepSpeedKeys):
         training, schedule = self.rvqvae.training, self.rvqvae.schedule
         found = []
         late = [step for step in schedule.milestones if step >= training.total_iter]
-        if late:
+        if late and schedule.kind == "milestones":
             steps = ", ".join(f"{step:,}" for step in late)
             total = f"{training.total_iter:,}"
             found.append(f"rvqvae.schedule.milestones: {steps} lie at or past total_iter {total}: no effect")

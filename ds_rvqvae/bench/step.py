@@ -20,7 +20,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from ds_rvqvae.bench.plain import PlainLoop
 from ds_rvqvae.bench.spans import count_operations, one_step, split_step, synchronize
 from ds_rvqvae.data.demo import write_demo_motion
-from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.heartbeat import Heartbeat
 from ds_rvqvae.model.losses import tokenizer_losses
 from ds_rvqvae.model.rvqvae import RVQVAE
@@ -28,6 +27,7 @@ from ds_rvqvae.profile import Profile
 from ds_rvqvae.train.engine import build_engine, checkpoint_function, start_distributed
 from ds_rvqvae.train.loop import Trainer
 from ds_rvqvae.train.preemption import Agreement
+from ds_rvqvae.training_data import open_training_data
 
 _MATMUL = {"cuda": 8192, "cpu": 2048}
 """Rows and columns of the square matrices whose product measures the device."""
@@ -81,8 +81,7 @@ def make_trainer(profile: Profile, folder: Path) -> Trainer:
     start_distributed()
     profile.tensorboard.enabled = False
     profile.check_world_size(dist.get_world_size())
-    data = MotionData.open(profile.rvqvae.data)
-    data.count_training_windows()
+    data = open_training_data(profile)
     for part in ("checkpoints", "eval"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     engine = build_engine(profile, data.in_features, folder)
@@ -160,7 +159,9 @@ def bare_model(trainer: Trainer) -> Callable[[], None]:
         for batch in next(batches):
             motion = batch.to(trainer.device)
             output = model(motion)
-            losses = tokenizer_losses(output.reconstruction, motion, output.commit_loss, trainer.profile.rvqvae.loss)
+            losses = tokenizer_losses(
+                output.reconstruction, motion, output.commit_loss, trainer.profile.rvqvae.loss, trainer.loss_columns
+            )
             losses.loss.backward()
         model.zero_grad(set_to_none=True)
         model.quantizer._staged_latents.clear()

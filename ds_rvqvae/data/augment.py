@@ -1,4 +1,4 @@
-"""Random changes of training windows: mirrored left to right, played at another speed, with noise.
+"""Random changes of training windows: mirrored left to right, at another speed, with noise, offset, or mixed.
 
 Each is a pure function of the seed and of a sample's place in the run, so it depends neither on the number of ranks nor
 on where a run was resumed.
@@ -17,7 +17,7 @@ from ds_rvqvae.data_keys import AugmentConfig
 from ds_rvqvae.errors import UserError
 
 # What a draw is for; data/order.py has the numbers below.
-_CHANGES, _NOISE = 16, 17
+_CHANGES, _NOISE, _OFFSET, _MIX = 16, 17, 18, 19
 
 _SIDES = {"left": "right", "Left": "Right", "LEFT": "RIGHT", "l": "r", "L": "R"}
 _OTHER_SIDE = {**_SIDES, **{right: left for left, right in _SIDES.items()}}
@@ -64,6 +64,7 @@ class Augment:
     def __init__(self, layout: Layout, config: AugmentConfig, seed: int, skeleton: Mapping[str, Any] | None = None):
         self.config, self.seed = config, seed
         self._mirror = Mirror(layout, skeleton) if config.mirror else None
+        self._parts = [np.arange(part.start, part.stop) for part in layout]
         self._rotations = rotation_columns(layout)
         roots = (part for part in layout if part.kind == "translation" and part.width == 3)
         self._velocities = np.array([start for part in roots for start in (part.start, part.start + 2)], np.int64)
@@ -109,6 +110,26 @@ class Augment:
             noise = self._generator(position, _NOISE).standard_normal(normalised.shape, np.float32)
             noise *= np.float32(self.config.noise)
             normalised += noise
+
+    def add_offset(self, normalised: np.ndarray, position: int) -> None:
+        """Moves the normalised window at `position`, float32 `[size, C]`, as a whole and in place."""
+        if self.config.offset:
+            offset = self._generator(position, _OFFSET).standard_normal(normalised.shape[1], np.float32)
+            normalised += offset * np.float32(self.config.offset)
+
+    def partner(self, position: int, windows: int) -> tuple[int, np.ndarray] | None:
+        """Which of `windows` the sample at `position` takes columns from, and which: int64 `[columns]`; None for none.
+
+        The columns are those of a stretch of the layout's parts, neither none nor all of them.
+        """
+        if not self.config.mix or len(self._parts) < 2:
+            return None
+        generator = self._generator(position, _MIX)
+        if generator.random() >= self.config.mix:
+            return None
+        count, first = generator.integers(1, len(self._parts)), generator.integers(len(self._parts))
+        taken = [self._parts[index % len(self._parts)] for index in range(first, first + count)]
+        return int(generator.integers(windows)), np.concatenate(taken)
 
     def _generator(self, position: int, what: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(what, position)))

@@ -278,9 +278,13 @@ def _losses(walk: _Walk, motion: _Tensor, output: _Tensor) -> None:
     walk.start("losses")
     reconstruction = output if output.element_bytes == _FP32 else _Tensor(output.channels, output.time, _FP32)
     steps = _Tensor(motion.channels, motion.time - 1, _FP32)
+    differences = [steps]
+    if walk.loss.loss_acc:
+        differences.append(_Tensor(motion.channels, motion.time - 2, _FP32))
     if walk.loss.recons_loss == "l1":
         # torch composes it of a difference, whose sign the backward pass wants.
-        walk.keep(_Tensor(motion.channels, motion.time, _FP32), steps)
+        walk.keep(_Tensor(motion.channels, motion.time, _FP32), *differences)
     else:
-        walk.keep(reconstruction, motion, steps, _Tensor(steps.channels, steps.time, _FP32))
+        walk.keep(reconstruction, motion, *differences)
+        walk.keep(*(_Tensor(one.channels, one.time, _FP32) for one in differences))
     walk.works(reconstruction, reconstruction, output)

@@ -1,36 +1,101 @@
-"""What training minimises: reconstruction, velocity and commitment."""
+"""What training minimises: reconstruction, its velocity, and what else a profile asks for."""
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ds_rvqvae.data.joint_weights import column_weights
+from ds_rvqvae.data.layout import rotation_columns
+from ds_rvqvae.data.motion_data import MotionData
+from ds_rvqvae.model.geometry import matrices_from_6d
 from ds_rvqvae.profile import LossConfig
 
 _DISTANCES = {"l1": functional.l1_loss, "l2": functional.mse_loss, "l1_smooth": functional.smooth_l1_loss}
+_SMALLEST_CHORD = 1e-4
+"""Added to chords, in squares: at an error of 0 the geodesic angle has no gradient."""
 
 
 class Losses(NamedTuple):
-    """Scalars in fp32; `loss` is their weighted sum."""
+    """Scalars in fp32; `loss` is their weighted sum. Of what the profile leaves out, 0."""
 
     loss: Tensor
     recons: Tensor
     velocity: Tensor
+    acceleration: Tensor
+    rotation: Tensor
     commit: Tensor
 
 
-def tokenizer_losses(reconstruction: Tensor, motion: Tensor, commit_loss: Tensor, config: LossConfig) -> Losses:
+class LossColumns(NamedTuple):
+    """What losses need to know of the columns, on the device."""
+
+    weights: Tensor | None
+    """`[C]`, by `joint_weights`."""
+    rotations: Tensor
+    """int64 `[joints, 6]`."""
+    mean: Tensor
+    """`[joints, 6]`."""
+    std: Tensor
+    """`[joints, 6]`."""
+
+
+def loss_columns(config: LossConfig, data: MotionData, device: torch.device) -> LossColumns:
+    """Of the columns of `data`, normalised as they are now; raises UserError as `column_weights` does."""
+    rotations = torch.from_numpy(rotation_columns(data.layout))
+    mean, std = (torch.from_numpy(values)[rotations].to(device) for values in (data.mean, data.std))
+    weights = column_weights(config, data.layout)
+    return LossColumns(
+        None if weights is None else torch.from_numpy(weights).to(device), rotations.to(device), mean, std
+    )
+
+
+def tokenizer_losses(
+    reconstruction: Tensor,
+    motion: Tensor,
+    commit_loss: Tensor,
+    config: LossConfig,
+    columns: LossColumns | None = None,
+) -> Losses:
     """Losses of one micro batch.
 
     Args:
         reconstruction, motion: `[batch, time, features]`, normalised.
         commit_loss: the quantizer's, a scalar.
+        columns: without them the losses that need them are left out.
 
-    The velocity loss is the reconstruction's distance on frame differences (EMAGE, MoMask).
+    Velocity and acceleration are the reconstruction's distance on first and second differences (EMAGE, MoMask).
     """
-    distance = _DISTANCES[config.recons_loss]
+    weights = None if columns is None else columns.weights
     reconstruction, motion = reconstruction.float(), motion.float()
-    recons = distance(reconstruction, motion)
-    velocity = distance(reconstruction.diff(dim=1), motion.diff(dim=1))
+    none = commit_loss.new_zeros(())
+    acceleration = rotation = none
+    recons = _distance(reconstruction, motion, config, weights)
+    velocity = _distance(reconstruction.diff(dim=1), motion.diff(dim=1), config, weights)
     loss = recons + config.loss_vel * velocity + config.commit * commit_loss
-    return Losses(loss, recons, velocity, commit_loss)
+    if config.loss_acc:
+        acceleration = _distance(reconstruction.diff(n=2, dim=1), motion.diff(n=2, dim=1), config, weights)
+        loss = loss + config.loss_acc * acceleration
+    if config.loss_rotation and columns is not None:
+        rotation = _rotation_loss(reconstruction, motion, config, columns)
+        loss = loss + config.loss_rotation * rotation
+    return Losses(loss, recons, velocity, acceleration, rotation, commit_loss)
+
+
+def _distance(found: Tensor, truth: Tensor, config: LossConfig, weights: Tensor | None) -> Tensor:
+    distance = _DISTANCES[config.recons_loss]
+    if weights is None:
+        return distance(found, truth)
+    return (distance(found, truth, reduction="none") * weights).mean()
+
+
+def _rotation_loss(reconstruction: Tensor, motion: Tensor, config: LossConfig, columns: LossColumns) -> Tensor:
+    found, truth = (
+        matrices_from_6d(values[..., columns.rotations] * columns.std + columns.mean)
+        for values in (reconstruction, motion)
+    )
+    if config.rotation_distance == "matrix":
+        return functional.l1_loss(found, truth)
+    chord = ((found - truth).square().sum(dim=(-2, -1)) + _SMALLEST_CHORD**2).sqrt()
+    return 2.0 * torch.asin((chord / 8.0**0.5).clamp(max=1.0 - 1e-6)).mean()

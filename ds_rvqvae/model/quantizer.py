@@ -10,13 +10,15 @@ use, Moshi (Défossez et al. 2024); the `lineage` arithmetic, MoMask (Guo et al.
 
 import random
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ds_rvqvae.model.codes import first_codes, first_least, nearest_codes, perplexity_of, squared_distances
+from ds_rvqvae.model.gradients import Commitment, RotationTrick, StraightThrough
+from ds_rvqvae.model.ranks import gather_rows, world_of
 from ds_rvqvae.model.seeds import fold_seed
 
 
@@ -28,9 +30,14 @@ class ResidualQuantizer(nn.Module):
         nb_code: codes a level, K.
         code_dim: length of a code vector, D.
         shared_codebook: one codebook for all levels, updated once after the last.
-        mu: decay of the averages; update t uses `min(mu, t / (t + 9))`.
-        quantize_dropout_prob: share of steps that use only the first 1 … Q levels.
+        mu: decay of the averages.
+        mu_warm_up: update t decays by `min(mu, t / (t + mu_warm_up))`.
+        quantize_dropout_prob: share of steps that use only the first levels.
+        quantize_dropout_min_levels: how many they use at the least; up to Q.
         sample_codebook_temp: Gumbel noise on squared distances while training, relative to the mean nearest.
+        sample_anneal_iter: steps over which that noise falls to nothing; without it, it stays.
+        codebook_distance: "euclidean", or "cosine" of a vector and a code.
+        gradient: "straight_through" or "rotation_trick".
         codebook_init: "samples" or "kmeans".
         dead_code_threshold: a code whose average count is below this share of uniform use is replaced.
         lineage: MoMask's arithmetic in all of this, for comparison.
@@ -51,8 +58,13 @@ class ResidualQuantizer(nn.Module):
         *,
         shared_codebook: bool = False,
         mu: float = 0.99,
+        mu_warm_up: int = 9,
         quantize_dropout_prob: float = 0.0,
+        quantize_dropout_min_levels: int = 1,
         sample_codebook_temp: float = 0.0,
+        sample_anneal_iter: int | None = None,
+        codebook_distance: str = "euclidean",
+        gradient: str = "straight_through",
         codebook_init: str = "samples",
         dead_code_threshold: float = 0.1,
         lineage: bool = False,
@@ -60,9 +72,12 @@ class ResidualQuantizer(nn.Module):
         super().__init__()
         self.num_quantizers, self.nb_code, self.code_dim = num_quantizers, nb_code, code_dim
         self.shared_codebook = shared_codebook
-        self.mu = mu
+        self.mu, self.mu_warm_up = mu, mu_warm_up
         self.quantize_dropout_prob = quantize_dropout_prob
-        self.sample_codebook_temp = sample_codebook_temp
+        self.quantize_dropout_min_levels = quantize_dropout_min_levels
+        self.sample_codebook_temp, self.sample_anneal_iter = sample_codebook_temp, sample_anneal_iter
+        self.codebook_distance = codebook_distance
+        self.gradient = gradient
         self.codebook_init = codebook_init
         self.dead_code_threshold = dead_code_threshold
         self.lineage = lineage
@@ -116,9 +131,8 @@ class ResidualQuantizer(nn.Module):
                     self._stage(residuals[:-1], codes, counts)
                 left = torch.stack(residuals[1:])
                 commit_loss = left.square().mean()
-            # MoMask has an estimator a level, so that the gradient comes as often.
-            quantized = _StraightThrough.apply(rows, total, active if self.lineage else 1)
-            commit_loss = _Commitment.apply(rows, commit_loss, left)
+            quantized = self._with_gradient(rows, total, active)
+            commit_loss = Commitment.apply(rows, commit_loss, left)
         return (
             quantized.reshape(latents.shape).to(latents.dtype),
             codes.reshape(*latents.shape[:-1], self.num_quantizers),
@@ -132,7 +146,7 @@ class ResidualQuantizer(nn.Module):
         residual = latents.float().reshape(-1, self.code_dim)
         codes = []
         for level in range(self.num_quantizers):
-            codes.append(nearest_codes(residual, self._book(level)))
+            codes.append(self._nearest(residual, level))
             residual = residual - self._book(level)[codes[-1]]
         return torch.stack(codes, dim=-1).reshape(*latents.shape[:-1], self.num_quantizers)
 
@@ -167,7 +181,7 @@ class ResidualQuantizer(nn.Module):
         Raises:
             ValueError: no finite latent on any rank.
         """
-        rows = _gather_rows(latents.detach().float().reshape(-1, self.code_dim), group)
+        rows = gather_rows(latents.detach().float().reshape(-1, self.code_dim), group)
         rows = rows[torch.isfinite(rows).all(dim=1)]
         if not len(rows):
             raise ValueError("no finite latents to initialise the codebooks from")
@@ -177,8 +191,8 @@ class ResidualQuantizer(nn.Module):
                 self.codebooks[level] = first_codes(
                     residual, self.nb_code, kind=kind, seed=fold_seed("first codes", self._position[0], level)
                 )
-            residual = residual - self._book(level)[nearest_codes(residual, self._book(level))]
-        if _world(group)[0] > 1:
+            residual = residual - self._book(level)[self._nearest(residual, level)]
+        if world_of(group)[0] > 1:
             # Ranks on unlike devices may round differently.
             dist.broadcast(self.codebooks, src=dist.get_global_rank(group, 0) if group else 0, group=group)
         self.ema_sum.copy_(self.codebooks)
@@ -204,7 +218,7 @@ class ResidualQuantizer(nn.Module):
 
         One all-reduce of one flat fp32 tensor, and no wait of the host for the device.
         """
-        world_size, rank = _world(group)
+        world_size, rank = world_of(group)
         counts, sums, candidates, refused = self._staged_views()
         if self._staged_latents:
             candidates.copy_(self._replacement_candidates(*(share or (rank, rank + 1, world_size))))
@@ -233,7 +247,7 @@ class ResidualQuantizer(nn.Module):
         seed, step, _, _ = self._position
         draw = random.Random(fold_seed("levels", seed, step))
         if draw.random() < self.quantize_dropout_prob:
-            return draw.randint(1, self.num_quantizers)
+            return draw.randint(self.quantize_dropout_min_levels, self.num_quantizers)
         return self.num_quantizers
 
     def _quantize(self, rows: Tensor, levels: int) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -266,15 +280,35 @@ class ResidualQuantizer(nn.Module):
 
     def _choose(self, rows: Tensor, level: int) -> Tensor:
         """Code `[N]` of each of `rows [N, D]` at a level: the nearest, or while training a noisy choice."""
-        if not (self.training and self.sample_codebook_temp > 0):
-            return nearest_codes(rows, self._book(level))
-        distances = squared_distances(rows, self._book(level))
-        scale = self.sample_codebook_temp
+        scale = self._temperature() if self.training else 0.0
+        if not scale:
+            return self._nearest(rows, level)
+        distances = squared_distances(rows, self._searched(level))
         if not self.lineage:
             scale = scale * (distances.amin(dim=1) + (rows**2).sum(dim=1)).clamp(min=0).mean()
         generator = torch.Generator(rows.device).manual_seed(fold_seed("noise", *self._position, level))
         minus_gumbel = torch.empty_like(distances).exponential_(generator=generator).log_()
         return first_least(distances + scale * minus_gumbel)
+
+    def _temperature(self) -> float:
+        """Of the sampling noise at this step."""
+        if self.sample_anneal_iter is None:
+            return self.sample_codebook_temp
+        return self.sample_codebook_temp * max(0.0, 1.0 - self._position[1] / self.sample_anneal_iter)
+
+    def _nearest(self, rows: Tensor, level: int) -> Tensor:
+        return nearest_codes(rows, self._searched(level))
+
+    def _searched(self, level: int) -> Tensor:
+        """The vectors `[K, D]` to the nearest of which a level goes. Of codes of length 1 the nearest by angle."""
+        book = self._book(level)
+        return functional.normalize(book, dim=-1) if self.codebook_distance == "cosine" else book
+
+    def _with_gradient(self, latents: Tensor, quantized: Tensor, levels: int) -> Tensor:
+        if self.gradient == "rotation_trick":
+            return RotationTrick.apply(latents, quantized)
+        # MoMask has an estimator a level, so that the gradient comes as often.
+        return StraightThrough.apply(latents, quantized, levels if self.lineage else 1)
 
     def _staged_views(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Views into the flat staged tensor: counts, sums, replacement candidates, refusals."""
@@ -329,7 +363,7 @@ class ResidualQuantizer(nn.Module):
         used = book_counts.sum(dim=1, keepdim=True) > 0
         changes = commit & used
         update = (self.updates + 1).float()
-        decay = self.mu if self.lineage else torch.clamp(update / (update + 9.0), max=self.mu)
+        decay = self.mu if self.lineage else torch.clamp(update / (update + self.mu_warm_up), max=self.mu)
         count = decay * self.ema_count + (1 - decay) * book_counts
         total = decay * self.ema_sum + (1 - decay) * sums
         # A code unused for so long that its count has vanished stays where it was.
@@ -357,56 +391,3 @@ class ResidualQuantizer(nn.Module):
             total.scatter(1, vectors, new_total),
             book.scatter(1, vectors, new_book),
         )
-
-
-class _StraightThrough(torch.autograd.Function):
-    """`quantized` forward, `gain` times the identity to `latents` backward (van den Oord et al. 2017)."""
-
-    @staticmethod
-    def forward(ctx: Any, latents: Tensor, quantized: Tensor, gain: int) -> Tensor:
-        ctx.gain = gain
-        return quantized.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient if ctx.gain == 1 else gradient * ctx.gain, None, None
-
-
-class _Commitment(torch.autograd.Function):
-    """`loss`, which is the mean square of `left [levels, N, D]`: latents `[N, D]` less the codes up to each level.
-
-    Keeps one tensor of the latents' shape for the backward pass, however many levels there are.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, latents: Tensor, loss: Tensor, left: Tensor) -> Tensor:
-        ctx.save_for_backward(left.sum(dim=0).mul_(2.0 / left.numel()))
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (slope,) = ctx.saved_tensors
-        return gradient * slope, None, None
-
-
-def _world(group: dist.ProcessGroup | None) -> tuple[int, int]:
-    """World size and rank; (1, 0) where torch.distributed is not running."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_world_size(group), dist.get_rank(group)
-    return 1, 0
-
-
-def _gather_rows(rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """All ranks' rows `[N, D]`, in rank order; ranks may have unequal numbers of them."""
-    world_size, _ = _world(group)
-    if world_size == 1:
-        return rows
-    length = torch.tensor([len(rows)], device=rows.device)
-    lengths = [torch.empty_like(length) for _ in range(world_size)]
-    dist.all_gather(lengths, length, group=group)
-    longest = int(torch.stack(lengths).max())
-    padded = rows.new_zeros(longest, rows.shape[1])
-    padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in range(world_size)]
-    dist.all_gather(parts, padded, group=group)
-    return torch.cat([part[: int(count)] for part, count in zip(parts, lengths, strict=True)])

@@ -45,8 +45,13 @@ class RVQVAE(nn.Module):
             model_config.code_dim,
             shared_codebook=model_config.shared_codebook,
             mu=model_config.mu,
+            mu_warm_up=model_config.mu_warm_up,
             quantize_dropout_prob=model_config.quantize_dropout_prob,
+            quantize_dropout_min_levels=model_config.quantize_dropout_min_levels,
             sample_codebook_temp=model_config.sample_codebook_temp,
+            sample_anneal_iter=model_config.sample_anneal_iter,
+            codebook_distance=model_config.codebook_distance,
+            gradient=model_config.gradient,
             codebook_init=model_config.codebook_init,
             dead_code_threshold=model_config.dead_code_threshold,
             lineage=model_config.lineage,
@@ -92,7 +97,10 @@ class RVQVAE(nn.Module):
 
     def forward(self, motion: Tensor) -> RVQVAEOutput:
         """Normalised motion `[B, T, C]` through encoder, quantizer and decoder."""
-        quantized, codes, commit_loss, perplexity = self.quantizer(self.encode_latents(motion))
+        seen = motion
+        if self.training and self.config.input_noise:
+            seen = motion + self.config.input_noise * torch.randn_like(motion)
+        quantized, codes, commit_loss, perplexity = self.quantizer(self.encode_latents(seen))
         reconstruction = self.decode_latents(quantized).to(motion.dtype)
         return RVQVAEOutput(reconstruction, codes, commit_loss, perplexity)
 

@@ -10,7 +10,7 @@ from ds_rvqvae.data.clips import Clip, ClipError
 from ds_rvqvae.data.layout import Layout, feature_layout, rotation_columns
 from ds_rvqvae.data.skeleton import Skeleton, joint_places
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.tokenizer.geometry import angle_between
+from ds_rvqvae.model.geometry import angle_between
 from ds_rvqvae.tokenizer.kinematics import Kinematics
 from ds_rvqvae.tokenizer.reading import columns_for
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer

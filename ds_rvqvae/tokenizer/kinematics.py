@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ds_rvqvae.data.layout import Layout, root_channels, rotation_columns
 from ds_rvqvae.data.skeleton import Skeleton
-from ds_rvqvae.tokenizer.geometry import matrices_from_6d
+from ds_rvqvae.model.geometry import matrices_from_6d
 
 FEET = ("left_foot", "right_foot", "LeftToeBase", "RightToeBase", "LeftToe", "RightToe")
 """Joints at the balls of the feet: SMPL-X's names, and those that BVH files use."""

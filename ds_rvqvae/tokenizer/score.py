@@ -32,8 +32,8 @@ from ds_rvqvae.data.clips import MIN_FRAMES
 from ds_rvqvae.data.layout import Layout, rotation_columns
 from ds_rvqvae.data.skeleton import Skeleton
 from ds_rvqvae.model.codes import perplexity_of
+from ds_rvqvae.model.geometry import angle_between
 from ds_rvqvae.model.rvqvae import RVQVAE
-from ds_rvqvae.tokenizer.geometry import angle_between
 from ds_rvqvae.tokenizer.kinematics import Kinematics
 
 STANDING_HEIGHT = 0.05

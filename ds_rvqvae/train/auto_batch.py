@@ -13,7 +13,7 @@ import torch.distributed as dist
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.gpu.cards import CARDS
 from ds_rvqvae.gpu.plan import Plan, make_plan
-from ds_rvqvae.model.losses import tokenizer_losses
+from ds_rvqvae.model.losses import LossColumns, tokenizer_losses
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.profile import Profile
 from ds_rvqvae.resuming import split_batch
@@ -23,13 +23,14 @@ from ds_rvqvae.train.out_of_memory import gibibytes, is_out_of_memory, planned_b
 _STEP = 16
 
 
-def fit_batch(profile: Profile, in_features: int, device: torch.device) -> str:
+def fit_batch(profile: Profile, in_features: int, device: torch.device, columns: LossColumns | None = None) -> str:
     """Lowers the micro batch of `profile` until a step fits on every rank; accumulation keeps the global batch.
 
     Every rank calls this, before its engine is built, and ends with the same sizes.
 
     Args:
         in_features: columns of the motion.
+        columns: as losses know them, for those that need it.
 
     Returns:
         What was tried and chosen, in one line.
@@ -44,7 +45,7 @@ def fit_batch(profile: Profile, in_features: int, device: torch.device) -> str:
             update={"train_micro_batch_size_per_gpu": size, "gradient_accumulation_steps": share // size}
         )
         plan = make_plan(tried, in_features, dist.get_world_size(), CARDS["4090"])
-        refused = _ranks_where(not _fits(plan, device), device)
+        refused = _ranks_where(not _fits(plan, device, columns), device)
         if not refused:
             profile.train_micro_batch_size_per_gpu = size
             profile.gradient_accumulation_steps = share // size
@@ -63,13 +64,13 @@ def micro_batches(largest: int, share: int) -> list[int]:
     return sorted({split_batch(share, size)[0] for size in sizes if size <= largest}, reverse=True)
 
 
-def _fits(plan: Plan, device: torch.device) -> bool:
+def _fits(plan: Plan, device: torch.device, columns: LossColumns | None) -> bool:
     """Whether this rank gets through a step."""
     fits = True
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         try:
-            _try_step(plan, device)
+            _try_step(plan, device, columns)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -83,7 +84,7 @@ def _fits(plan: Plan, device: torch.device) -> bool:
     return fits
 
 
-def _try_step(plan: Plan, device: torch.device) -> None:
+def _try_step(plan: Plan, device: torch.device, columns: LossColumns | None) -> None:
     """A step of the plan's run in memory: raises what torch raises where it does not fit."""
     profile, settings = plan.profile, plan.profile.rvqvae
     # All levels at once are the most that a step takes.
@@ -97,7 +98,7 @@ def _try_step(plan: Plan, device: torch.device) -> None:
     motion = torch.randn(*plan.largest_shape, plan.in_features, device=device)
     model.set_step(settings.training.seed, step=0)
     output = model(motion)
-    tokenizer_losses(output.reconstruction, motion, output.commit_loss, settings.loss).loss.backward()
+    tokenizer_losses(output.reconstruction, motion, output.commit_loss, settings.loss, columns).loss.backward()
     del output
     momentary = max(plan.peaks[moment] for moment in ("optimizer step", "codebook update", "evaluation"))
     torch.empty(momentary, dtype=torch.uint8, device=device)

@@ -77,7 +77,7 @@ def build_engine(
         raise RuntimeError(f"codebooks are {quantizer.codebooks.dtype}, not fp32: deepspeed {deepspeed.__version__}?")
     broadcast_buffers(engine.module)
     if weights:
-        _set_fp32_weights(engine, weights)
+        set_fp32_weights(engine, weights)
     # The engine would write the learning rate to disk, flushed, at every step; `Board` writes it with the rest.
     engine.monitor.enabled = profile.wall_clock_breakdown and engine.monitor.enabled
     if training.compile:
@@ -91,8 +91,11 @@ def _load_tokenizer(model: RVQVAE, folder: Path) -> None:
     model.load_state_dict(MotionTokenizer.from_pretrained(folder).model.state_dict())
 
 
-def _set_fp32_weights(engine: deepspeed.DeepSpeedEngine, weights: list[torch.Tensor]) -> None:
-    """Sets the optimizer's fp32 weights to rank 0's `weights`; DeepSpeed makes them of what bf16 left of those."""
+def set_fp32_weights(engine: deepspeed.DeepSpeedEngine, weights: list[torch.Tensor]) -> None:
+    """Sets the optimizer's fp32 weights to rank 0's `weights`; DeepSpeed makes them of what bf16 left of those.
+
+    Those that the model computes with stay as they are. Every rank calls it.
+    """
     for parameter, weight in zip(engine.module.parameters(), weights, strict=True):
         weight = weight.to(engine.device)
         dist.broadcast(weight, src=0)

@@ -76,5 +76,9 @@ def _tokenizer_of_checkpoint(checkpoint: Path) -> MotionTokenizer:
     state = states["rvqvae"]
     model = RVQVAE(len(state["mean"]), model_config_from_dict(state["model"], str(checkpoint)))
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
+    if state.get("weight_average"):
+        with torch.no_grad():
+            for parameter, average in zip(model.parameters(), state["weight_average"]["weights"], strict=True):
+                parameter.copy_(average)
     details = {"scores": state["scores"]} if state.get("scores") else {}
     return make_tokenizer(model, state, training_step=step_of(checkpoint), **details)

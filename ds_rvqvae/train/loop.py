@@ -20,11 +20,12 @@ from ds_rvqvae.data.order import BatchOrder
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.heartbeat import Heartbeat
 from ds_rvqvae.model.codes import perplexity_of
-from ds_rvqvae.model.losses import Losses, tokenizer_losses
+from ds_rvqvae.model.losses import Losses, loss_columns, tokenizer_losses
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.profile import Profile
 from ds_rvqvae.tokenizer.evaluation import evaluate_split, held_out_split, reconstruction_pictures
 from ds_rvqvae.tokenizer.pictures import pixels_of, save_figure
+from ds_rvqvae.train.averaging import WeightAverage
 from ds_rvqvae.train.engine import fp32_model
 from ds_rvqvae.train.export import make_tokenizer, motion_state
 from ds_rvqvae.train.monitoring import Board, MemoryAlarm, MetricsFile, SpikeAlarm, logger
@@ -76,6 +77,7 @@ class Trainer:
         self.device = torch.device(engine.device)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.step = self.first_step = engine.global_steps
+        self.loss_columns = loss_columns(profile.rvqvae.loss, data, self.device)
         self.parts = profile.gradient_accumulation_steps * self.world_size
         """Micro batches of a step over all ranks."""
         self.order = BatchOrder.of(data, profile.global_batch(self.world_size), self.settings.seed, self.parts)
@@ -89,6 +91,8 @@ class Trainer:
             num_workers=profile.rvqvae.data.num_workers,
             pin_memory=self.device.type == "cuda",
         )
+        decay = self.settings.ema_decay
+        self.average = None if decay is None else WeightAverage(engine, decay)
         self.best_l1 = math.inf
         self.scores: dict[str, Any] = {}
         """Of the last evaluation."""
@@ -163,7 +167,9 @@ class Trainer:
             motion = batch.to(self.device, non_blocking=True)
             self.model.set_step(self.settings.seed, self.step, micro_step, self.rank)
             output = self.engine(motion)
-            losses = tokenizer_losses(output.reconstruction, motion, output.commit_loss, self.profile.rvqvae.loss)
+            losses = tokenizer_losses(
+                output.reconstruction, motion, output.commit_loss, self.profile.rvqvae.loss, self.loss_columns
+            )
             # Micro batches of a length that does not divide evenly differ by a window; the engine takes plain means.
             weight = len(batch) * self.parts / global_batch
             self.engine.backward(losses.loss if weight == 1 else losses.loss * weight)
@@ -172,6 +178,8 @@ class Trainer:
         applied = self.engine.was_step_applied()
         share = (*self.order.bounds(self.step, self.rank, self.world_size), global_batch)
         self.model.quantizer.update_codebooks(applied=applied, share=share)
+        if applied and self.average is not None:
+            self.average.update()
         self.skipped_in_a_row = 0 if applied else self.skipped_in_a_row + 1
         if not applied:
             self._report_skipped()
@@ -193,7 +201,7 @@ class Trainer:
     def _set_learning_rate(self) -> None:
         base = self.profile.learning_rate(self.world_size)
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, base, self.profile.rvqvae.schedule)
+            group["lr"] = learning_rate(self.step, base, self.profile.rvqvae.schedule, self.settings.total_iter)
 
     def _initialize_codebooks(self, micro_batches: list[Tensor]) -> None:
         """Every level's first codes, from the latents of the first global batch, without dropout."""
@@ -250,8 +258,9 @@ class Trainer:
         self.board.scalars(tags | board_tags(metrics), self.engine.global_samples)
 
     def _evaluate(self, file: str, export: bool = False) -> None:
-        """Scores the held-out split with fp32 weights into `eval/FILE`, with pictures; exports the weights if asked."""
-        model = fp32_model(self.engine)
+        """Scores the held-out split with fp32 weights, or their average, into `eval/FILE`; exports those if asked."""
+        with self.average.in_place() if self.average else contextlib.nullcontext():
+            model = fp32_model(self.engine)
         split = held_out_split(self.data)
         scores = evaluate_split(model, self.data, split, self.device, self.rank, self.world_size)
         scores["step"] = self.step
@@ -296,6 +305,7 @@ class Trainer:
             return
         self.board.flush()
         state = motion_state(self.data, self.model.config)
+        state["weight_average"] = self.average.state() if self.average else None
         state["usage_counts"] = self.model.quantizer.usage_counts.cpu()
         state["scores"] = self.scores if self.scores.get("step") == self.step else None
         state |= {"best_l1": self.best_l1, "skipped_in_a_row": self.skipped_in_a_row}
@@ -314,6 +324,8 @@ class Trainer:
     def _restore(self, state: dict[str, Any]) -> None:
         """What DeepSpeed did not restore."""
         self.model.quantizer.usage_counts.copy_(state["usage_counts"])
+        if self.average is not None and state.get("weight_average"):
+            self.average.restore(state["weight_average"])
         self.best_l1, self.skipped_in_a_row = state["best_l1"], state["skipped_in_a_row"]
 
     def _export(self, model: RVQVAE, scores: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from ds_rvqvae.model.shapes import parameter_count
 from ds_rvqvae.profile import Profile
 from ds_rvqvae.resuming import Resume, find_resume, split_batch, take_batch
 from ds_rvqvae.runs import DONE, OUTCOME_VARIABLE, check_out_folder, choose_run_folder, lock_run
+from ds_rvqvae.training_data import open_training_data
 
 
 class OpenedRun(NamedTuple):
@@ -54,8 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         profile = profile_from_flags(args)
         if not args.resume:
             profile.check_world_size(int(os.environ.get("WORLD_SIZE", "1")))
-        data = MotionData.open(profile.rvqvae.data)
-        data.count_training_windows()
+        data = open_training_data(profile)
         return _train(args, profile, data)
     except UserError as error:
         if speaks:
@@ -172,6 +172,7 @@ def _finished() -> int:
 
 def _settle_batch(profile: Profile, data: MotionData, folder: Path, resume: Resume) -> None:
     """Sets the batch sizes to what keeps the global batch, and to what fits where that is to be found out."""
+    from ds_rvqvae.model.losses import loss_columns
     from ds_rvqvae.train.auto_batch import fit_batch
     from ds_rvqvae.train.engine import on_rank_zero_first, own_device
     from ds_rvqvae.train.monitoring import announce
@@ -181,7 +182,8 @@ def _settle_batch(profile: Profile, data: MotionData, folder: Path, resume: Resu
     take_batch(profile, resume.kept)
     if not _fits_batch(profile, resume):
         return
-    announce(fit_batch(profile, data.in_features, own_device()))
+    columns = loss_columns(profile.rvqvae.loss, data, own_device())
+    announce(fit_batch(profile, data.in_features, own_device(), columns))
     # In the run's profile are the windows a rank that were asked for, whatever the number of ranks now.
     chosen = profile.model_copy()
     take_batch(chosen, split_batch(asked, profile.train_micro_batch_size_per_gpu))

@@ -12,8 +12,8 @@ from ds_rvqvae import RVQVAE
 from ds_rvqvae.data.layout import BODY_PART_CHANNELS, Channels, select_columns, smplx_layout
 from ds_rvqvae.data.skeleton import Skeleton, builtin_skeleton, joint_places
 from ds_rvqvae.data.translation import translation_positions
+from ds_rvqvae.model.geometry import angle_between, matrices_from_6d
 from ds_rvqvae.profile import ModelConfig
-from ds_rvqvae.tokenizer.geometry import angle_between, matrices_from_6d
 from ds_rvqvae.tokenizer.kinematics import Kinematics
 from ds_rvqvae.tokenizer.score import STANDING_HEIGHT, STANDING_SPEED, ScoreSums
 from ds_rvqvae.tokenizer.tables import best_cells, comparison_cells, comparison_table, score_table

@@ -1,4 +1,4 @@
-"""Rotations on the device: what scores and pictures need of 6D rotations."""
+"""Rotations on the device: what losses, scores and pictures need of 6D rotations."""
 
 import torch
 from torch import Tensor

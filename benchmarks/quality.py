@@ -1,0 +1,207 @@
+"""A study of tokenizers: many settings, several seeds each, trained and scored alike, in one table.
+
+    python benchmarks/quality.py --study FILE --data_path MOTION [--out DIR] [--jobs N] [--table FILE] [--picture FILE]
+
+A study is a JSON file:
+
+    {"profile": "baseline", "reference": "lineage", "seeds": [0, 1, 2],
+     "common": ["rvqvae.training.total_iter=2000"],
+     "settings": {"lineage": ["rvqvae.model.lineage=true"], "baseline": []},
+     "picture": ["lineage", "baseline"]}
+
+Every setting is a list of `--set` overrides on top of the profile and of `common`. Each run trains in a process of its
+own on one thread (one rank; on a GPU where there is one and `--jobs 1`), as `python -m ds_rvqvae.train` does, and is
+scored by `benchmarks/cmu_task.py`. As many run side by side as `--jobs` says, by default one a core. What is done is
+kept in `--out`: the same command goes on where it was stopped, and a setting that changed is trained anew. A run that
+fails is reported, and the others go on.
+
+The table has the mean over seeds and half of its 95 % interval (Student's t).
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from quality_tables import picture, tables
+
+from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.profile import load_profile
+
+HERE = Path(__file__).resolve().parent
+_KEYS = {"profile", "reference", "seeds", "common", "settings", "picture"}
+
+
+class Run(NamedTuple):
+    """One setting with one seed."""
+
+    setting: str
+    seed: int
+    overrides: list[str]
+    profile: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.setting}-seed{self.seed}"
+
+    def digest(self, data_path: Path) -> str:
+        """Of all that a result depends on, but the code."""
+        stat = data_path.stat()
+        resolved = load_profile(self.profile, self.overrides).to_dict()
+        text = json.dumps([resolved, self.seed, data_path.name, stat.st_size], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--study", type=Path, required=True)
+    parser.add_argument("--data_path", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="where runs and results are kept (default: runs/STUDY)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side (default: one a core)")
+    parser.add_argument("--only", help="comma-separated settings; the table has the others that are done as well")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write the tables as Markdown")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw error against rate, PNG")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="all results")
+    args = parser.parse_args()
+    try:
+        study = read_study(args.study)
+        out = args.out or Path("runs") / args.study.stem
+        failed = train_all(study, args, out)
+        results = results_of(study, args.data_path, out)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return ExitStatus.BAD_INPUT
+    text = tables(results, study["reference"])
+    if args.json != "-":
+        print(text)
+    if args.table:
+        args.table.write_text(text + "\n", encoding="utf-8")
+    if args.picture:
+        picture(results, study.get("picture") or list(study["settings"]), args.picture)
+    if args.json:
+        content = json.dumps(results, indent=1)
+        print(content) if args.json == "-" else Path(args.json).write_text(content + "\n", encoding="utf-8")
+    return ExitStatus.FAILED if failed else ExitStatus.DONE
+
+
+def read_study(path: Path) -> dict[str, Any]:
+    """The study in a file; raises UserError where it is none, or where one of its settings is no valid profile."""
+    try:
+        study = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from None
+    if not isinstance(study, dict) or not {"reference", "seeds", "settings"} <= set(study) or set(study) - _KEYS:
+        raise UserError(f"{path}: a study is an object of {', '.join(sorted(_KEYS))}")
+    for name in [study["reference"], *(study.get("picture") or [])]:
+        if name not in study["settings"]:
+            raise UserError(f"{path}: no setting is called {name!r}")
+    for name, overrides in study["settings"].items():
+        try:
+            load_profile(study.get("profile", "baseline"), [*study.get("common", []), *overrides])
+        except UserError as error:
+            raise UserError(f"{path}: {name}: {error}") from None
+    return study
+
+
+def runs_of(study: dict[str, Any]) -> list[Run]:
+    """All runs: every setting with the first seed, then with the next."""
+    profile, common = study.get("profile", "baseline"), study.get("common", [])
+    return [
+        Run(name, seed, [*common, *overrides], profile)
+        for seed in study["seeds"]
+        for name, overrides in study["settings"].items()
+    ]
+
+
+def train_all(study: dict[str, Any], args: argparse.Namespace, out: Path) -> list[str]:
+    """Trains and scores what is not done yet. Gives the names of runs that failed."""
+    if not args.data_path.exists():
+        raise UserError(f"{args.data_path}: no such file or folder")
+    only = set(args.only.split(",")) if args.only else set(study["settings"])
+    if unknown := only - set(study["settings"]):
+        raise UserError(f"--only: no setting is called {', '.join(sorted(unknown))}")
+    out.mkdir(parents=True, exist_ok=True)
+    waiting = [run for run in runs_of(study) if run.setting in only and not _result(run, args.data_path, out)]
+    done, failed, lock = len(runs_of(study)) - len(waiting), [], threading.Lock()
+
+    def one(run: Run) -> None:
+        nonlocal done
+        started = time.perf_counter()
+        error = _train(run, args, out)
+        with lock:
+            done += 1
+            minutes = (time.perf_counter() - started) / 60
+            print(f"{done}/{len(runs_of(study))} {run.name}: {error or f'{minutes:.1f} min'}", file=sys.stderr)
+            if error:
+                failed.append(run.name)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(one, waiting))
+    return failed
+
+
+def _train(run: Run, args: argparse.Namespace, out: Path) -> str | None:
+    """Trains and scores one run; gives why it failed."""
+    digest, folder = run.digest(args.data_path), out / "training" / run.name
+    mark = out / f"{run.name}.digest"
+    if folder.is_dir() and (not mark.is_file() or mark.read_text() != digest):
+        shutil.rmtree(folder)
+    mark.write_text(digest)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    if args.jobs > 1:
+        environment["DS_ACCELERATOR"] = "cpu"
+    sets = [f"--set={override}" for override in run.overrides]
+    place = [f"--profile={run.profile}", f"--out={folder.parent}", f"--name={run.name}", "--resume"]
+    train = ["-m", "ds_rvqvae.train", *place, f"--data_path={args.data_path}", f"--seed={run.seed}", *sets]
+    scores = out / f"{run.name}.scores.json"
+    score = [str(HERE / "cmu_task.py"), str(folder), f"--data_path={args.data_path}", f"--json={scores}"]
+    started = time.perf_counter()
+    with (out / f"{run.name}.log").open("a", encoding="utf-8") as log:
+        for command in (train, score):
+            ended = subprocess.run([sys.executable, *command], env=environment, stdout=log, stderr=log, check=False)
+            if ended.returncode:
+                return f"exit status {ended.returncode}; see {log.name}"
+    result = {
+        "setting": run.setting,
+        "seed": run.seed,
+        "digest": digest,
+        "minutes": (time.perf_counter() - started) / 60,
+        "scores": json.loads(scores.read_text(encoding="utf-8")),
+    }
+    unfinished = out / f"{run.name}.json.unfinished"
+    unfinished.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    unfinished.rename(out / f"{run.name}.json")
+    scores.unlink()
+    # Checkpoints are 16 bytes a parameter; the tokenizer stays.
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return None
+
+
+def _result(run: Run, data_path: Path, out: Path) -> dict[str, Any] | None:
+    """What is kept of a run that was trained with these very settings."""
+    file = out / f"{run.name}.json"
+    if not file.is_file():
+        return None
+    result = json.loads(file.read_text(encoding="utf-8"))
+    return result if result["digest"] == run.digest(data_path) else None
+
+
+def results_of(study: dict[str, Any], data_path: Path, out: Path) -> dict[str, list[dict[str, Any]]]:
+    """What is done, by setting, in the order of the study and of its seeds."""
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in study["settings"]}
+    for run in runs_of(study):
+        if result := _result(run, data_path, out):
+            results[run.setting].append(result)
+    return {name: found for name, found in results.items() if found}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

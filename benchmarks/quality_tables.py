@@ -1,0 +1,118 @@
+"""Tables and a picture of a study's results."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from scipy.stats import t as student
+
+Results = dict[str, list[dict[str, Any]]]
+"""By setting, one a seed."""
+SPLITS = ("val", "test")
+ERRORS = {
+    "angle_error_deg": ("angle, deg", 2),
+    "l1": ("L1", 4),
+    "velocity_error": ("velocity", 4),
+    "jitter": ("jitter", 4),
+    "mpjpe_mm": ("MPJPE, mm", 1),
+}
+
+
+def tables(results: Results, reference: str) -> str:
+    """All tables, as Markdown: the errors of each split, then codes in use and perplexity by level."""
+    parts = []
+    for split in SPLITS:
+        scores = next(iter(results.values()))[0]["scores"][split]
+        truth = f"the motion's own jitter is {scores['jitter_truth']:.4f}"
+        parts += [
+            f"### {split}: {scores['clips']} clips, {scores['frames']:,} frames; {truth}",
+            "",
+            _errors(results, reference, split),
+            "",
+        ]
+    parts += ["### Levels", "", _levels(results)]
+    return "\n".join(parts)
+
+
+def _errors(results: Results, reference: str, split: str) -> str:
+    keys = [key for key in ERRORS if all(_values(runs, split, key) for runs in results.values())]
+    heads = [ERRORS[key][0] for key in keys]
+    lines = [_row("setting", *heads, f"angle, L1 against {reference}", "bits/s", "seeds", "minutes a run")]
+    lines.append(_row(*["---"] * (len(heads) + 5)))
+    for name, runs in results.items():
+        cells = [with_interval(_values(runs, split, key), ERRORS[key][1]) for key in keys]
+        against = "" if name == reference or reference not in results else _against(results, name, reference, split)
+        bits = runs[0]["scores"][split]["bits_per_second"]
+        minutes = statistics.fmean(run["minutes"] for run in runs)
+        lines.append(_row(name, *cells, against, f"{bits:.0f}", str(len(runs)), f"{minutes:.0f}"))
+    return "\n".join(lines)
+
+
+def _against(results: Results, name: str, reference: str, split: str) -> str:
+    changes = []
+    for key in ("angle_error_deg", "l1"):
+        mine, theirs = (statistics.fmean(_values(results[one], split, key)) for one in (name, reference))
+        changes.append(f"{100 * (mine / theirs - 1):+.1f} %")
+    return ", ".join(changes)
+
+
+def _levels(results: Results) -> str:
+    levels = max(len(runs[0]["scores"]["codes_in_use"]) for runs in results.values())
+    heads = [f"{level + 1}" for level in range(levels)]
+    lines = [_row("setting", "by level", *heads), _row(*["---"] * (levels + 2))]
+    for name, runs in results.items():
+        used = [_mean(run["scores"]["codes_in_use"][level] for run in runs) for level in range(levels)]
+        lines.append(_row(name, "codes in use, training", *(f"{value:.0f}" for value in used)))
+        for split in ("train", *SPLITS):
+            mean = [_mean(run["scores"][split]["perplexity"][level] for run in runs) for level in range(levels)]
+            lines.append(_row("", f"perplexity, {split}", *(f"{value:.0f}" for value in mean)))
+    return "\n".join(lines)
+
+
+def _mean(values: Any) -> float:
+    return statistics.fmean(values)
+
+
+def _values(runs: Sequence[dict[str, Any]], split: str, key: str) -> list[float]:
+    values = [run["scores"][split][key] for run in runs]
+    return [value for value in values if value is not None]
+
+
+def with_interval(values: Sequence[float], digits: int) -> str:
+    """The mean, and half of its 95 % interval where there are two values or more."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ± {half_interval(values):.{digits}f}"
+
+
+def half_interval(values: Sequence[float]) -> float:
+    """Half of the mean's 95 % interval, by Student's t."""
+    return float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def picture(results: Results, names: Sequence[str], path: Path) -> None:
+    """Angle error and L1 against bits a second, by levels used, a line a setting; means over seeds."""
+    figure = Figure(figsize=(11, 4.5 * len(SPLITS)), layout="constrained")
+    axes = figure.subplots(len(SPLITS), 2, squeeze=False)
+    for row, split in zip(axes, SPLITS, strict=True):
+        for axis, key in zip(row, ("angle_error_deg", "l1"), strict=True):
+            for name in (one for one in names if one in results):
+                curves = [run["scores"][split]["by_levels"] for run in results[name]]
+                rates = [point["bits_per_second"] for point in curves[0]]
+                points = [[curve[level][key] for curve in curves] for level in range(len(rates))]
+                low, high = ([function(values) for values in points] for function in (min, max))
+                axis.plot(rates, [statistics.fmean(values) for values in points], marker="o", label=name)
+                axis.fill_between(rates, low, high, alpha=0.2)
+            axis.set(xlabel="bits a second", ylabel=ERRORS[key][0], title=split)
+            axis.set_ylim(bottom=0)
+            axis.grid(alpha=0.3)
+    axes[0][0].legend()
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,28 @@
+"""The ranks that train one model."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_of(group: dist.ProcessGroup | None) -> tuple[int, int]:
+    """World size and rank; (1, 0) where torch.distributed is not running."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size(group), dist.get_rank(group)
+    return 1, 0
+
+
+def gather_rows(rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """All ranks' rows `[N, D]`, in rank order; ranks may have unequal numbers of them."""
+    world_size, _ = world_of(group)
+    if world_size == 1:
+        return rows
+    length = torch.tensor([len(rows)], device=rows.device)
+    lengths = [torch.empty_like(length) for _ in range(world_size)]
+    dist.all_gather(lengths, length, group=group)
+    longest = int(torch.stack(lengths).max())
+    padded = rows.new_zeros(longest, rows.shape[1])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in range(world_size)]
+    dist.all_gather(parts, padded, group=group)
+    return torch.cat([part[: int(count)] for part, count in zip(parts, lengths, strict=True)])

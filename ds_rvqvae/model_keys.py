@@ -1,0 +1,85 @@
+"""The `rvqvae.model` and `rvqvae.loss` objects of a profile: the nets, the quantizer and what they are trained to."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ds_rvqvae.deepspeed_keys import Count, Section, Share
+
+
+class ModelConfig(Section):
+    """The nets and the quantizer."""
+
+    width: Count = 512
+    """Channels inside encoder and decoder."""
+    depth: Count = 3
+    """Residual blocks a stage."""
+    down_t: Annotated[int, Field(ge=0, le=8)] = 2
+    """Down-sampling layers."""
+    stride_t: Annotated[int, Field(ge=1, le=8)] = 2
+    """Temporal stride of each down-sampling layer."""
+    dilation_growth_rate: Annotated[int, Field(ge=1, le=8)] = 3
+    """Dilation of block i is this to the power i; the largest comes first."""
+    activation: Literal["relu", "silu", "gelu"] = "relu"
+    norm: Literal["LN", "GN"] | None = None
+    """LN: layer norm over channels; GN: group norm of 32 groups."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Dropout at the end of each residual block."""
+    code_dim: Count = 128
+    """Length of a code vector."""
+    nb_code: Count = 1024
+    """Codes a level."""
+    num_quantizers: Count = 6
+    """Levels of the residual quantizer."""
+    shared_codebook: bool = False
+    """All levels use one codebook."""
+    mu: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay of the moving averages that codebooks are made of."""
+    mu_warm_up: Annotated[int, Field(ge=0)] = 9
+    """Update t of the averages decays by t / (t + this) where that is less than mu; 0: by mu from the start."""
+    quantize_dropout_prob: Share = 0.2
+    """How often a step trains only the first levels (Zeghidour et al. 2021, SoundStream)."""
+    quantize_dropout_min_levels: Count = 1
+    """Levels that such a step trains at the least."""
+    sample_codebook_temp: Annotated[float, Field(ge=0)] = 0.0
+    """Gumbel noise on the choice of codes while training, relative to the level's mean nearest distance; 0 is off."""
+    sample_anneal_iter: Count | None = None
+    """Steps over which that noise falls linearly to nothing; null: it stays."""
+    codebook_distance: Literal["euclidean", "cosine"] = "euclidean"
+    """Which code is the nearest; cosine: by angle, as in ViT-VQGAN (Yu et al. 2021), whatever its length."""
+    gradient: Literal["straight_through", "rotation_trick"] = "straight_through"
+    """What gradient passes the quantizer: as it comes (van den Oord et al. 2017), or turned and stretched as the latent
+    is into its code (Fifty et al. 2024)."""
+    input_noise: Annotated[float, Field(ge=0)] = 0.0
+    """Standard deviation of noise on the normalised motion that the encoder sees while training; the losses do not see
+    it (Vincent et al. 2008, denoising autoencoders)."""
+    codebook_init: Literal["samples", "kmeans"] = "samples"
+    """First codebooks: latents of the first global batch, or their k-means centres."""
+    dead_code_threshold: Share = 0.1
+    """A code used less than this share of uniform use is replaced."""
+    lineage: bool = False
+    """MoMask's arithmetic for comparison: one straight-through estimator a level, absolute sampling temperature, codes
+    with an average count under 1 overwritten by the first rows of the batch, full inertia from the first step."""
+
+    @property
+    def code_stride(self) -> int:
+        """Frames a code stands for."""
+        return self.stride_t**self.down_t
+
+
+class LossConfig(Section):
+    recons_loss: Literal["l1", "l2", "l1_smooth"] = "l1_smooth"
+    """Loss of the reconstruction and of its velocity."""
+    commit: Annotated[float, Field(ge=0)] = 0.02
+    """Weight of the commitment loss."""
+    loss_vel: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the loss of frame differences."""
+    loss_acc: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the loss of second differences (EMAGE)."""
+    loss_rotation: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the loss on the joints' rotations, whatever the normalisation."""
+    rotation_distance: Literal["matrix", "geodesic"] = "matrix"
+    """Of that loss: mean absolute difference of rotation matrices, or the geodesic angle in radians (EMAGE)."""
+    joint_weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
+    """How much joints weigh in the reconstruction's and its differences' losses, by name (`*Hand` stands for several),
+    relative to 1 for those not named; the weights' mean is brought to 1."""
