@@ -213,7 +213,8 @@ class _Walk:
 def _encoder(walk: _Walk, motion: _Tensor) -> _Tensor:
     model = walk.model
     walk.start("encoder, first convolution")
-    inner = motion if walk.element_bytes == _FP32 else walk.made(motion.channels, motion.time)
+    same = walk.element_bytes == _FP32 and not model.input_noise
+    inner = motion if same else walk.made(motion.channels, motion.time)
     hidden = walk.activation(walk.conv(inner, model.width, 3, motion.time, first=True))
     for stage in range(model.down_t):
         walk.start(f"encoder stage {stage + 1}, down-sampling")
@@ -246,6 +247,8 @@ def _quantizer(walk: _Walk, latents: _Tensor) -> _Tensor:
     walk.start("quantizer")
     # The commitment loss: the slope, summed over levels.
     walk.keep(_Tensor(rows.channels, rows.time, _FP32))
+    if model.gradient == "rotation_trick":
+        walk.keep(rows, _Tensor(rows.channels, rows.time, _FP32))
     walk.works(rows, rows, rows)
     vectors = walk.micro_batch * latents.time
     # Noise, scaled noise and their sum stand beside the distances; without noise these go block by block.

@@ -69,6 +69,12 @@ class Plan:
         return 0 if self.zero.on_host else self.zero.master_weights + self.zero.moments
 
     @property
+    def weight_average_bytes(self) -> int:
+        """The moving average of this rank's share of the weights, in fp32."""
+        is_here = self.profile.rvqvae.training.ema_decay is not None and not self.zero.on_host
+        return _FP32 * -(-self.parameter_count // self.gpus) if is_here else 0
+
+    @property
     def activations_bytes(self) -> int:
         """What autograd keeps for the backward pass of one micro batch."""
         return self.activations.kept_bytes
@@ -90,8 +96,9 @@ class Plan:
             "backward pass": backward + zero.buckets + zero.reducing,
             "optimizer step": zero.gradients + zero.stepping,
             "codebook update": chosen + 6 * books * model.nb_code,
-            # A copy of the model in fp32; the held-out clips that go through it are not counted.
-            "evaluation": self.parameter_count * _FP32 + self.codebooks_bytes,
+            # A copy of the model in fp32, and of the weights where it is their average that is evaluated. The held-out
+            # clips that go through it are not counted.
+            "evaluation": self.parameter_count * _FP32 + self.codebooks_bytes + self.weight_average_bytes,
         }
 
     @property
@@ -106,11 +113,12 @@ class Plan:
 
     @property
     def overheads(self) -> dict[str, int]:
-        """What `overhead_bytes` is made of; the first two by arithmetic, the others assumed."""
+        """What `overhead_bytes` is made of; the first three by arithmetic, the others assumed."""
         allocated = self.allocated_bytes
         return {
             "working_bytes": self.working_bytes,
             "staged_vectors_bytes": self.staged_vectors_bytes,
+            "weight_average_bytes": self.weight_average_bytes,
             "cuda_context_bytes": CONTEXT_BYTES,
             "nccl_bytes": NCCL_BYTES if self.gpus > 1 else 0,
             "workspace_bytes": WORKSPACE_BYTES,
@@ -121,7 +129,7 @@ class Plan:
     def allocated_bytes(self) -> int:
         """Peak of the tensors themselves: what `torch.cuda.max_memory_allocated` counts."""
         lasting = self.parameters_bytes + self.gradients_bytes + self.optimizer_bytes + self.codebooks_bytes
-        step = self.activations_bytes + self.buckets_bytes + self.batch_bytes
+        step = self.activations_bytes + self.buckets_bytes + self.batch_bytes + self.weight_average_bytes
         return lasting + step + self.working_bytes + self.staged_vectors_bytes
 
     @property

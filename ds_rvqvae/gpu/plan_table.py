@@ -22,20 +22,19 @@ def described_parts(plan: Plan) -> list[tuple[str, int, str]]:
         optimizer = "in the host's memory"
     else:
         optimizer = "fp32 master weights and two moments" + (f", 1/{plan.gpus}" if plan.gpus > 1 else "")
+    average = [("weight average", plan.weight_average_bytes, "fp32" + (f", 1/{plan.gpus}" if plan.gpus > 1 else ""))]
+    counted = plan.working_bytes + plan.staged_vectors_bytes
     return [
         ("weights", plan.parameters_bytes, f"{_precision(plan)}, whole on every card"),
         ("gradients", plan.gradients_bytes, share),
         ("optimizer", plan.optimizer_bytes, optimizer),
+        *(average if plan.weight_average_bytes else []),
         ("codebooks", plan.codebooks_bytes, "fp32, with averages and statistics"),
         ("activations", plan.activations_bytes, kept),
         ("buckets", plan.buckets_bytes, "DeepSpeed's buffers for reducing gradients"),
         ("batch", plan.batch_bytes, "motion, fp32"),
-        (
-            "working memory",
-            plan.working_bytes + plan.staged_vectors_bytes,
-            f"for moments; peak in the {plan.peak_moment}",
-        ),
-        ("CUDA, NCCL, slack", plan.overhead_bytes - plan.working_bytes - plan.staged_vectors_bytes, "assumed"),
+        ("working memory", counted, f"for moments; peak in the {plan.peak_moment}"),
+        ("CUDA, NCCL, slack", plan.overhead_bytes - counted - plan.weight_average_bytes, "assumed"),
     ]
 
 

@@ -114,7 +114,14 @@ def _drop_gradient(parameter: torch.Tensor) -> None:
 def _engine_bytes(plan: Plan) -> int:
     """What a step holds beside the model, its activations and its batch, while gradients come in."""
     zero = plan.zero
-    engine = plan.optimizer_bytes + zero.gradients + zero.accumulating + zero.buckets + zero.reducing
+    engine = (
+        plan.optimizer_bytes
+        + plan.weight_average_bytes
+        + zero.gradients
+        + zero.accumulating
+        + zero.buckets
+        + zero.reducing
+    )
     next_batch = plan.batch_bytes - plan.largest_shape.frames * plan.in_features * torch.float32.itemsize
     accumulation = plan.profile.gradient_accumulation_steps
     other_vectors = plan.staged_vectors_bytes * (accumulation - 1) // accumulation

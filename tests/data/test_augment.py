@@ -238,3 +238,27 @@ def test_noise_is_as_large_as_asked_for_and_a_function_of_the_position():
         augment.add_noise(window, position)
     assert np.array_equal(windows[0], windows[2]) and abs(np.corrcoef(windows[:2].reshape(2, -1))[0, 1]) < 0.05
     assert 0.049 < windows.std() < 0.051 and not augment.draw(5).changes
+
+
+def test_an_offset_moves_a_window_as_a_whole():
+    augment = Augment(BODY, AugmentConfig(offset=0.3), seed=7)
+    windows = np.zeros((3, 64, BODY[-1].stop), np.float32)
+    for window, position in zip(windows, (5, 6, 5), strict=True):
+        augment.add_offset(window, position)
+    assert np.array_equal(windows[0], windows[2]) and not np.array_equal(windows[0], windows[1])
+    assert not np.diff(windows, axis=1).any() and 0.25 < windows[:, 0].std() < 0.35
+
+
+def test_a_mixed_window_takes_a_stretch_of_joints_from_another():
+    augment = Augment(BODY, AugmentConfig(mix=0.5), seed=7)
+    found = [augment.partner(position, 9) for position in range(400)]
+    mixed = [partner for partner in found if partner is not None]
+    assert 150 < len(mixed) < 250 and {other for other, _ in mixed} == set(range(9))
+    for _, columns in mixed:
+        taken = [np.isin(np.arange(part.start, part.stop), columns) for part in BODY]
+        assert all(part.all() or not part.any() for part in taken)
+        whole = [part.all() for part in taken]
+        assert 0 < sum(whole) < len(BODY)
+        assert sum(one != other for one, other in zip(whole, whole[1:] + whole[:1], strict=True)) == 2
+    assert augment.partner(3, 9) is None or np.array_equal(augment.partner(3, 9)[1], found[3][1])
+    assert Augment(BODY[:1], AugmentConfig(mix=1), seed=7).partner(0, 9) is None

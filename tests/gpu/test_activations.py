@@ -67,6 +67,12 @@ VARIANTS = {
     "stride 1, l2": ["rvqvae.model.stride_t=1", "rvqvae.loss.recons_loss=l2"],
     "no down-sampling": ["rvqvae.model.down_t=0"],
     "one block": ["rvqvae.model.depth=1", "rvqvae.model.down_t=3"],
+    "rotation trick, acceleration": ["rvqvae.model.gradient=rotation_trick", "rvqvae.loss.loss_acc=0.5"],
+    "input noise, l1, acceleration": [
+        "rvqvae.model.input_noise=0.1",
+        "rvqvae.loss.recons_loss=l1",
+        "rvqvae.loss.loss_acc=0.5",
+    ],
     "lineage": ["rvqvae.model.lineage=true", "rvqvae.model.shared_codebook=true"],
 }
 

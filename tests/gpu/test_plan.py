@@ -167,7 +167,7 @@ def test_parts_add_up_and_fit(name):
     assert sum(result[f"{key}_bytes"] for key in KEYS) == result["total_bytes"]
     assert result["fits"] and result["optimizer_bytes"] == pytest.approx(12 * plan.parameter_count / 7, rel=1e-3)
     assert all(count >= 0 for count in result["overheads"].values())
-    assert plan.allocated_bytes + sum(list(plan.overheads.values())[2:]) == plan.total_bytes
+    assert plan.allocated_bytes + sum(list(plan.overheads.values())[3:]) == plan.total_bytes
 
 
 @pytest.mark.parametrize("override", ["rvqvae.training.gradient_checkpointing=false", "gradient_accumulation_steps=3"])
@@ -212,6 +212,17 @@ def test_settings_move_the_lines_that_they_should():
     on_host = plan_with("activation_checkpointing.cpu_checkpointing=true")
     assert on_host.activations_bytes < plan.activations_bytes < on_host.activations_bytes + on_host.host_bytes
     assert on_host.host_bytes > plan.host_bytes
+
+
+def test_an_average_of_the_weights_is_a_share_of_them():
+    plain, averaged = (
+        make_plan(load_profile("baseline", overrides), 78, 7, CARD)
+        for overrides in ([], ["rvqvae.training.ema_decay=0.999"])
+    )
+    share = -(-plain.parameter_count // 7) * 4
+    assert (plain.weight_average_bytes, averaged.weight_average_bytes) == (0, share)
+    assert averaged.allocated_bytes == plain.allocated_bytes + share
+    assert averaged.optimizer_bytes == plain.optimizer_bytes
 
 
 def test_a_large_bucket_counts_though_the_model_is_small():

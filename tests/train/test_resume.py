@@ -30,7 +30,7 @@ def _assert_equal_tokenizers(first, second):
 def test_save_load_and_go_on_equals_no_interruption(tmp_path, demo_folder):
     flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--batch_size=4", "--log_every=4"]
     flags += ["--quantize_dropout_prob=0.5", "--gradient_accumulation_steps=2", "--milestones=5", "--save_every=3"]
-    flags += ["--total_iter=8", "--resume"]
+    flags += ["--total_iter=8", "--resume", "--set=rvqvae.training.ema_decay=0.9", "--set=rvqvae.schedule.kind=cosine"]
     printed = train_ranks(2, *flags, "--name=whole")
     assert "has no checkpoint yet: starting at step 0" in printed[0]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
