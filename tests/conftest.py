@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,10 @@ import pytest
 
 from ds_rvqvae.data.demo import write_demo_motion
 from tests.gpu.stand_in import StandIn
+
+# A shell lets what it starts in the background ignore SIGINT, and nohup SIGHUP; what the tests start would inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -162,8 +162,6 @@ def driven(tree, tmp_path):
             ],
             stderr=subprocess.PIPE,
             text=True,
-            # Under nohup these tests would ignore SIGHUP, and so would what they start.
-            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
         started.append(process)
         wait_until(lambda: len(ranks(tmp_path)) == 2)
