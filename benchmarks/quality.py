@@ -154,6 +154,7 @@ def _train(run: Run, args: argparse.Namespace, out: Path) -> str | None:
     mark = out / f"{run.name}.digest"
     if folder.is_dir() and (not mark.is_file() or mark.read_text() != digest):
         shutil.rmtree(folder)
+    resumed = folder.is_dir()
     mark.write_text(digest)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     if args.jobs > 1:
@@ -173,7 +174,8 @@ def _train(run: Run, args: argparse.Namespace, out: Path) -> str | None:
         "setting": run.setting,
         "seed": run.seed,
         "digest": digest,
-        "minutes": (time.perf_counter() - started) / 60,
+        # Of a run that was stopped and went on it is not known how long it took.
+        "minutes": None if resumed else (time.perf_counter() - started) / 60,
         "scores": json.loads(scores.read_text(encoding="utf-8")),
     }
     unfinished = out / f"{run.name}.json.unfinished"

@@ -12,6 +12,7 @@ from scipy.stats import t as student
 Results = dict[str, list[dict[str, Any]]]
 """By setting, one a seed."""
 SPLITS = ("val", "test")
+MARKERS = "os^D"
 ERRORS = {
     "angle_error_deg": ("angle, deg", 2),
     "l1": ("L1", 4),
@@ -46,8 +47,9 @@ def _errors(results: Results, reference: str, split: str) -> str:
         cells = [with_interval(_values(runs, split, key), ERRORS[key][1]) for key in keys]
         against = "" if name == reference or reference not in results else _against(results, name, reference, split)
         bits = runs[0]["scores"][split]["bits_per_second"]
-        minutes = statistics.fmean(run["minutes"] for run in runs)
-        lines.append(_row(name, *cells, against, f"{bits:.0f}", str(len(runs)), f"{minutes:.0f}"))
+        known = [run["minutes"] for run in runs if run["minutes"] is not None]
+        minutes = f"{statistics.fmean(known):.0f}" if known else ""
+        lines.append(_row(name, *cells, against, f"{bits:.0f}", str(len(runs)), minutes))
     return "\n".join(lines)
 
 
@@ -104,15 +106,20 @@ def picture(results: Results, names: Sequence[str], path: Path) -> None:
     axes = figure.subplots(len(SPLITS), 2, squeeze=False)
     for row, split in zip(axes, SPLITS, strict=True):
         for axis, key in zip(row, ("angle_error_deg", "l1"), strict=True):
-            for name in (one for one in names if one in results):
+            for place, name in enumerate(one for one in names if one in results):
                 curves = [run["scores"][split]["by_levels"] for run in results[name]]
                 rates = [point["bits_per_second"] for point in curves[0]]
                 points = [[curve[level][key] for curve in curves] for level in range(len(rates))]
                 low, high = ([function(values) for values in points] for function in (min, max))
-                axis.plot(rates, [statistics.fmean(values) for values in points], marker="o", label=name)
-                axis.fill_between(rates, low, high, alpha=0.2)
+                axis.plot(
+                    rates,
+                    [statistics.fmean(values) for values in points],
+                    color=f"C{place % 10}",
+                    marker=MARKERS[place // 10 % 4],
+                    label=name,
+                )
+                axis.fill_between(rates, low, high, color=f"C{place % 10}", alpha=0.2)
             axis.set(xlabel="bits a second", ylabel=ERRORS[key][0], title=split)
-            axis.set_ylim(bottom=0)
             axis.grid(alpha=0.3)
     axes[0][0].legend()
     figure.savefig(path, dpi=110)
