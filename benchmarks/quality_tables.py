@@ -102,7 +102,7 @@ def _row(*cells: str) -> str:
 
 def picture(results: Results, names: Sequence[str], path: Path) -> None:
     """Angle error and L1 against bits a second, by levels used, a line a setting; means over seeds."""
-    figure = Figure(figsize=(11, 4.5 * len(SPLITS)), layout="constrained")
+    figure = Figure(figsize=(13, 4.5 * len(SPLITS)), layout="constrained")
     axes = figure.subplots(len(SPLITS), 2, squeeze=False)
     for row, split in zip(axes, SPLITS, strict=True):
         for axis, key in zip(row, ("angle_error_deg", "l1"), strict=True):
@@ -121,5 +121,5 @@ def picture(results: Results, names: Sequence[str], path: Path) -> None:
                 axis.fill_between(rates, low, high, color=f"C{place % 10}", alpha=0.2)
             axis.set(xlabel="bits a second", ylabel=ERRORS[key][0], title=split)
             axis.grid(alpha=0.3)
-    axes[0][0].legend()
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(path, dpi=110)
