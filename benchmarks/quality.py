@@ -66,7 +66,7 @@ def main() -> int:
     parser.add_argument("--data_path", type=Path, required=True)
     parser.add_argument("--out", type=Path, help="where runs and results are kept (default: runs/STUDY)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side (default: one a core)")
-    parser.add_argument("--only", help="comma-separated settings; the table has the others that are done as well")
+    parser.add_argument("--only", action="append", metavar="SETTING", help="train this one; more than once for several")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the tables as Markdown")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw error against rate, PNG")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="all results")
@@ -125,7 +125,7 @@ def train_all(study: dict[str, Any], args: argparse.Namespace, out: Path) -> lis
     """Trains and scores what is not done yet. Gives the names of runs that failed."""
     if not args.data_path.exists():
         raise UserError(f"{args.data_path}: no such file or folder")
-    only = set(args.only.split(",")) if args.only else set(study["settings"])
+    only = set(args.only or study["settings"])
     if unknown := only - set(study["settings"]):
         raise UserError(f"--only: no setting is called {', '.join(sorted(unknown))}")
     out.mkdir(parents=True, exist_ok=True)

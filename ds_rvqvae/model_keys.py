@@ -41,6 +41,10 @@ class ModelConfig(Section):
     """How often a step trains only the first levels (Zeghidour et al. 2021, SoundStream)."""
     quantize_dropout_min_levels: Count = 1
     """Levels that such a step trains at the least."""
+    fsq_levels: list[Annotated[int, Field(ge=2)]] | None = None
+    """In place of codebooks a fixed grid: cells a column of the latents, of the columns a level has (Mentzer et al.
+    2023, finite scalar quantization). Their product is nb_code, and code_dim is 1 to num_quantizers times as many
+    columns: 1, and each level divides the cells of the level before; num_quantizers, and it has columns of its own."""
     sample_codebook_temp: Annotated[float, Field(ge=0)] = 0.0
     """Gumbel noise on the choice of codes while training, relative to the level's mean nearest distance; 0 is off."""
     sample_anneal_iter: Count | None = None

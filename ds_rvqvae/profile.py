@@ -5,6 +5,7 @@ A profile is a DeepSpeed config with one more object, `rvqvae`. This module impo
 
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +23,20 @@ from ds_rvqvae.model_keys import LossConfig, ModelConfig
 
 REFERENCE_RANKS = 7
 """Ranks that a profile's learning rate is meant for where it does not say: the GPUs that the launcher takes."""
+
+_OF_CODEBOOKS = (
+    "shared_codebook",
+    "mu",
+    "mu_warm_up",
+    "sample_codebook_temp",
+    "sample_anneal_iter",
+    "codebook_distance",
+    "gradient",
+    "codebook_init",
+    "dead_code_threshold",
+    "lineage",
+)
+"""Keys of `rvqvae.model` that mean nothing to finite scalar quantization."""
 
 
 class ScheduleConfig(Section):
@@ -110,6 +125,8 @@ class Profile(DeepSpeedKeys):
             )
         if model.lineage and (model.gradient, model.codebook_distance) != ("straight_through", "euclidean"):
             raise ValueError("rvqvae.model.lineage: MoMask's arithmetic has neither rotation trick nor cosine distance")
+        if model.fsq_levels is not None:
+            _check_scalar_quantization(model)
         bf16 = self.bf16
         if bf16.bf16_optimizer_states and not bf16.bf16_master_weights_and_grads:
             raise ValueError("bf16.bf16_optimizer_states: needs bf16.bf16_master_weights_and_grads as well")
@@ -179,6 +196,21 @@ class Profile(DeepSpeedKeys):
     def deepspeed_config(self) -> dict[str, Any]:
         """The dict for `deepspeed.initialize(config=…)`."""
         return {key: value for key, value in self.to_dict().items() if key not in ("$schema", "rvqvae")}
+
+
+def _check_scalar_quantization(model: ModelConfig) -> None:
+    """Raises ValueError where `fsq_levels` fits neither the other sizes nor a key that is about codebooks."""
+    columns, codes = len(model.fsq_levels or []), math.prod(model.fsq_levels or [])
+    if codes != model.nb_code:
+        raise ValueError(f"rvqvae.model.fsq_levels: the product of its numbers is {codes}, and nb_code {model.nb_code}")
+    if model.code_dim not in range(columns, columns * model.num_quantizers + 1, columns):
+        raise ValueError(
+            f"rvqvae.model.code_dim: {model.code_dim} is not 1 to {model.num_quantizers} times the {columns} columns "
+            f"of fsq_levels; use {columns} to {columns * model.num_quantizers}"
+        )
+    for key in _OF_CODEBOOKS:
+        if getattr(model, key) != ModelConfig.model_fields[key].default:
+            raise ValueError(f"rvqvae.model.{key}: is about codebooks, and with fsq_levels there are none")
 
 
 def shipped_profiles() -> dict[str, Path]:

@@ -245,12 +245,18 @@ def _residual_stack(walk: _Walk, hidden: _Tensor) -> _Tensor:
 def _quantizer(walk: _Walk, latents: _Tensor) -> _Tensor:
     model, rows = walk.model, _Tensor(latents.channels, latents.time, _FP32)
     walk.start("quantizer")
+    vectors = walk.micro_batch * latents.time
+    if model.fsq_levels is not None:
+        walk.keep(rows)
+        # What tanh gave, the sum of the levels' vectors and a copy; codes and the index of a level.
+        walk.layer.forward_working = walk.bytes_of(rows, rows, rows) + vectors * (model.num_quantizers + 1) * _INT64
+        walk.works(rows, rows)
+        return walk.made(latents.channels, latents.time)
     # The commitment loss: the slope, summed over levels.
     walk.keep(_Tensor(rows.channels, rows.time, _FP32))
     if model.gradient == "rotation_trick":
         walk.keep(rows, _Tensor(rows.channels, rows.time, _FP32))
     walk.works(rows, rows, rows)
-    vectors = walk.micro_batch * latents.time
     # Noise, scaled noise and their sum stand beside the distances; without noise these go block by block.
     at_once = 4 * vectors if model.sample_codebook_temp else min(vectors, _ROWS_AT_ONCE)
     distances = at_once * model.nb_code * _FP32 + model.nb_code * model.code_dim * _FP32

@@ -284,17 +284,24 @@ def _of_batch(profile: Profile, in_features: int, windows: int) -> dict[str, Any
     return {
         "micro_batch": windows,
         "activations": activations_of(profile, in_features, shape.windows, window_size=shape.window_size),
-        "staged_vectors_bytes": vectors * (model.code_dim * _FP32 + model.num_quantizers * _INT64),
+        "staged_vectors_bytes": vectors * staged_vector_bytes(model),
         "batch_bytes": batches * shape.frames * in_features * _FP32,
     }
 
 
+def staged_vector_bytes(model: ModelConfig) -> int:
+    """What the quantizer keeps of a latent until the codebooks' update: it and its codes."""
+    return model.code_dim * _FP32 + model.num_quantizers * _INT64 if codebook_count(model) else 0
+
+
 def codebooks_bytes(model: ModelConfig) -> int:
-    """Bytes of the quantizer's buffers: codebooks, averages, counts, staged statistics, flag and count of updates."""
+    """Bytes of the quantizer's buffers: codebooks, averages, counts, staged statistics, flag and count of updates, or
+    of a fixed grid its cells and their places in a code."""
     codes = codebook_count(model) * model.nb_code
     averages = codes * (2 * model.code_dim + 1)
     usage = model.num_quantizers * model.nb_code
-    return (averages + usage + staged_count(model)) * _FP32 + _INT64 + 1
+    grid = 2 * len(model.fsq_levels or ())
+    return (averages + usage + staged_count(model)) * _FP32 + (1 + grid) * _INT64 + 1
 
 
 def largest_micro_batch(profile: Profile, in_features: int, gpus: int, card: Card) -> int:

@@ -8,21 +8,19 @@ al. 2019); one straight-through estimator around all levels, EnCodec (Défossez 
 use, Moshi (Défossez et al. 2024); the `lineage` arithmetic, MoMask (Guo et al. 2024).
 """
 
-import random
-from collections.abc import Callable
-
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from ds_rvqvae.model.codes import first_codes, first_least, nearest_codes, perplexity_of, squared_distances
 from ds_rvqvae.model.gradients import Commitment, RotationTrick, StraightThrough
+from ds_rvqvae.model.levels import LevelledQuantizer
 from ds_rvqvae.model.ranks import gather_rows, world_of
 from ds_rvqvae.model.seeds import fold_seed
 
 
-class ResidualQuantizer(nn.Module):
+class ResidualQuantizer(LevelledQuantizer):
     """Quantizes latents by `num_quantizers` codebooks, each on what the levels before it left.
 
     Args:
@@ -69,12 +67,9 @@ class ResidualQuantizer(nn.Module):
         dead_code_threshold: float = 0.1,
         lineage: bool = False,
     ):
-        super().__init__()
-        self.num_quantizers, self.nb_code, self.code_dim = num_quantizers, nb_code, code_dim
+        super().__init__(num_quantizers, nb_code, code_dim, quantize_dropout_prob, quantize_dropout_min_levels)
         self.shared_codebook = shared_codebook
         self.mu, self.mu_warm_up = mu, mu_warm_up
-        self.quantize_dropout_prob = quantize_dropout_prob
-        self.quantize_dropout_min_levels = quantize_dropout_min_levels
         self.sample_codebook_temp, self.sample_anneal_iter = sample_codebook_temp, sample_anneal_iter
         self.codebook_distance = codebook_distance
         self.gradient = gradient
@@ -88,30 +83,9 @@ class ResidualQuantizer(nn.Module):
         self.register_buffer("codebooks", torch.randn(books, nb_code, code_dim))
         self.register_buffer("ema_sum", self.codebooks.clone())
         self.register_buffer("ema_count", torch.ones(books, nb_code))
-        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("usage_counts", torch.zeros(num_quantizers, nb_code), persistent=False)
         self._sizes = [num_quantizers * nb_code, books * nb_code * code_dim, books * self.replacements * code_dim, 1]
         self.register_buffer("_staged", torch.zeros(sum(self._sizes)), persistent=False)
         self._staged_latents: list[tuple[Tensor, Tensor]] = []
-        self._position = (0, 0, 0, 0)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ResidualQuantizer":
-        # Averages with decay 0.99 stall in bf16: a cast of the model moves these buffers but leaves their dtype.
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            if tensor.dtype == torch.float32 and moved.dtype != torch.float32:
-                return tensor.to(moved.device)
-            return moved
-
-        return super()._apply(move, recurse)
-
-    def set_step(self, seed: int, step: int, micro_step: int = 0, rank: int = 0) -> None:
-        """Makes the next training forward's draws, and the next update's, a function of these four.
-
-        Level dropout and replacement draw from (seed, step), which ranks share; noise draws from all four.
-        """
-        self._position = (seed, step, micro_step, rank)
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Quantizes `latents [B, T, D]`; while training, also keeps what the next `update_codebooks` needs of them.
@@ -121,7 +95,7 @@ class ResidualQuantizer(nn.Module):
             levels dropped; commitment loss, the mean over active levels of the squared distance to the code; perplexity
             `[Q]` of this batch, 0 at levels dropped.
         """
-        active = self._active_levels() if self.training else self.num_quantizers
+        active = self._active_levels()
         with torch.autocast(latents.device.type, enabled=False):
             rows = latents.float().reshape(-1, self.code_dim)
             with torch.no_grad():
@@ -157,15 +131,9 @@ class ResidualQuantizer(nn.Module):
         Raises:
             ValueError: too many levels, or a code outside -1 … K - 1.
         """
-        levels = codes.shape[-1]
-        if not 1 <= levels <= self.num_quantizers:
-            raise ValueError(f"codes have {levels} levels; this quantizer takes 1 to {self.num_quantizers}")
-        if codes.numel() and (codes.min() < -1 or codes.max() >= self.nb_code):
-            raise ValueError(
-                f"codes reach from {codes.min()} to {codes.max()}; this quantizer has 0 to {self.nb_code - 1}"
-            )
+        self._check_codes(codes)
         quantized = self.codebooks.new_zeros(*codes.shape[:-1], self.code_dim)
-        for level in range(levels):
+        for level in range(codes.shape[-1]):
             code = codes[..., level]
             quantized += self._book(level)[code.clamp(min=0)] * (code >= 0).unsqueeze(-1)
         return quantized
@@ -230,25 +198,15 @@ class ResidualQuantizer(nn.Module):
         self._staged.zero_()
         self._staged_latents.clear()
 
-    def take_usage_counts(self) -> Tensor:
-        """Committed uses `[Q, K]` of each code over all ranks since the last call."""
-        counts = self.usage_counts.clone()
-        self.usage_counts.zero_()
-        return counts
+    def average_counts(self) -> Tensor:
+        """Moving average `[Q or 1, K]` of each code's uses in an update."""
+        return self.ema_count
 
     def _book_index(self, level: int) -> int:
         return 0 if self.shared_codebook else level
 
     def _book(self, level: int) -> Tensor:
         return self.codebooks[self._book_index(level)]
-
-    def _active_levels(self) -> int:
-        """Levels of this step, the same on all ranks and micro steps: a function of (seed, step)."""
-        seed, step, _, _ = self._position
-        draw = random.Random(fold_seed("levels", seed, step))
-        if draw.random() < self.quantize_dropout_prob:
-            return draw.randint(self.quantize_dropout_min_levels, self.num_quantizers)
-        return self.num_quantizers
 
     def _quantize(self, rows: Tensor, levels: int) -> tuple[list[Tensor], Tensor, Tensor]:
         """Of `rows [N, D]`: what each level found and what the last left, `[N, D]` each; the sum of the codes' vectors;
@@ -261,14 +219,6 @@ class ResidualQuantizer(nn.Module):
             total += vector
             residuals.append(residuals[-1] - vector)
         return residuals, total, codes
-
-    def _count(self, codes: Tensor) -> Tensor:
-        """Uses `[Q, K]` of each code in `codes [N, Q]`; dropped levels have none."""
-        used = codes >= 0
-        places = codes.clamp(min=0) + torch.arange(self.num_quantizers, device=codes.device) * self.nb_code
-        counts = torch.zeros(self.num_quantizers * self.nb_code, device=codes.device)
-        counts.index_add_(0, places.reshape(-1), used.reshape(-1).float())
-        return counts.view(self.num_quantizers, self.nb_code)
 
     def _stage(self, residuals: list[Tensor], codes: Tensor, counts: Tensor) -> None:
         """Keeps what the next `update_codebooks` needs of a batch: uses and sums of each code."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ds_rvqvae.model.nets import Checkpoint, Decoder, Encoder, ResidualStack
 from ds_rvqvae.model.quantizer import ResidualQuantizer
+from ds_rvqvae.model.scalar_quantizer import ScalarQuantizer
 from ds_rvqvae.model.seeds import fold_seed
 from ds_rvqvae.profile import ModelConfig
 
@@ -24,6 +25,35 @@ class RVQVAEOutput(NamedTuple):
     """`[Q]`, of this rank's batch; 0 at levels left out."""
 
 
+def quantizer_of(config: ModelConfig) -> ResidualQuantizer | ScalarQuantizer:
+    """The quantizer that a profile's `rvqvae.model` asks for."""
+    if config.fsq_levels is not None:
+        return ScalarQuantizer(
+            config.num_quantizers,
+            config.fsq_levels,
+            config.code_dim,
+            quantize_dropout_prob=config.quantize_dropout_prob,
+            quantize_dropout_min_levels=config.quantize_dropout_min_levels,
+        )
+    return ResidualQuantizer(
+        config.num_quantizers,
+        config.nb_code,
+        config.code_dim,
+        shared_codebook=config.shared_codebook,
+        mu=config.mu,
+        mu_warm_up=config.mu_warm_up,
+        quantize_dropout_prob=config.quantize_dropout_prob,
+        quantize_dropout_min_levels=config.quantize_dropout_min_levels,
+        sample_codebook_temp=config.sample_codebook_temp,
+        sample_anneal_iter=config.sample_anneal_iter,
+        codebook_distance=config.codebook_distance,
+        gradient=config.gradient,
+        codebook_init=config.codebook_init,
+        dead_code_threshold=config.dead_code_threshold,
+        lineage=config.lineage,
+    )
+
+
 class RVQVAE(nn.Module):
     """Residual vector-quantized VAE over motion (T2M-GPT's and MoMask's nets).
 
@@ -39,23 +69,7 @@ class RVQVAE(nn.Module):
         self.in_features = in_features
         self.config = model_config
         self.encoder = Encoder(in_features, model_config)
-        self.quantizer = ResidualQuantizer(
-            model_config.num_quantizers,
-            model_config.nb_code,
-            model_config.code_dim,
-            shared_codebook=model_config.shared_codebook,
-            mu=model_config.mu,
-            mu_warm_up=model_config.mu_warm_up,
-            quantize_dropout_prob=model_config.quantize_dropout_prob,
-            quantize_dropout_min_levels=model_config.quantize_dropout_min_levels,
-            sample_codebook_temp=model_config.sample_codebook_temp,
-            sample_anneal_iter=model_config.sample_anneal_iter,
-            codebook_distance=model_config.codebook_distance,
-            gradient=model_config.gradient,
-            codebook_init=model_config.codebook_init,
-            dead_code_threshold=model_config.dead_code_threshold,
-            lineage=model_config.lineage,
-        )
+        self.quantizer = quantizer_of(model_config)
         self.decoder = Decoder(in_features, model_config)
 
     def set_step(self, seed: int, step: int, micro_step: int = 0, rank: int = 0) -> None:

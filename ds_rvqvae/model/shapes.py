@@ -24,7 +24,9 @@ def parameter_sizes(in_features: int, config: ModelConfig) -> list[int]:
 
 
 def codebook_count(config: ModelConfig) -> int:
-    """Codebooks stored: one, where all levels share it."""
+    """Codebooks stored: one, where all levels share it; none of finite scalar quantization."""
+    if config.fsq_levels is not None:
+        return 0
     return 1 if config.shared_codebook else config.num_quantizers
 
 

@@ -139,7 +139,7 @@ class DecoderStream:
         return self._denormalise(motion[0].t().float())
 
     def _joined(self, motion: list[Tensor]) -> Tensor:
-        empty = self._denormalise(self._model.quantizer.codebooks.new_zeros(0, self._model.in_features))
+        empty = self._denormalise(self._model.quantizer.usage_counts.new_zeros(0, self._model.in_features))
         return torch.cat([empty, *motion])
 
 

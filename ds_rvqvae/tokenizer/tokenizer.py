@@ -25,6 +25,8 @@ from ds_rvqvae.tokenizer.streams import DecoderStream, EncoderStream
 
 _MEANING = ("down_t", "stride_t", "dilation_growth_rate", "activation", "norm", "shared_codebook", "num_quantizers")
 """Settings that what the weights compute depends on, beside their shapes."""
+_MEANING_WHERE_SET = {"codebook_distance": "euclidean", "fsq_levels": None}
+"""More of them, which count where they are not these: tokenizers from before there was a choice stay what they are."""
 
 Array = TypeVar("Array", Tensor, np.ndarray)
 Lengths = int | Sequence[int] | Tensor | np.ndarray
@@ -258,6 +260,11 @@ class MotionTokenizer(nn.Module):
 
     def _compute_fingerprint(self) -> str:
         settings = {key: getattr(self.model.config, key) for key in _MEANING}
+        settings |= {
+            key: value
+            for key, default in _MEANING_WHERE_SET.items()
+            if (value := getattr(self.model.config, key)) != default
+        }
         digest = hashlib.sha256(json.dumps([settings, self.fps]).encode())
         training_only = ("ema_sum", "ema_count", "updates")
         for name, tensor in [*sorted(self.model.state_dict().items()), ("mean", self.mean), ("std", self.std)]:

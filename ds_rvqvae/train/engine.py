@@ -73,8 +73,9 @@ def build_engine(
         model=model, model_parameters=model.parameters(), config=config, dist_init_required=False
     )
     quantizer = engine.module.quantizer
-    if quantizer.codebooks.dtype != torch.float32 or quantizer.ema_sum.dtype != torch.float32:
-        raise RuntimeError(f"codebooks are {quantizer.codebooks.dtype}, not fp32: deepspeed {deepspeed.__version__}?")
+    for name, buffer in quantizer.named_buffers():
+        if buffer.is_floating_point() and buffer.dtype != torch.float32:
+            raise RuntimeError(f"{name} is {buffer.dtype}, not fp32: deepspeed {deepspeed.__version__}?")
     broadcast_buffers(engine.module)
     if weights:
         set_fp32_weights(engine, weights)

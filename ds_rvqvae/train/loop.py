@@ -287,7 +287,7 @@ class Trainer:
         tags = {f"{group}/{name}": scores[name] for name in names}
         tags |= {f"{group}_usage/level_{level + 1}": value for level, value in enumerate(scores["usage"])}
         self.board.scalars(tags, samples)
-        for level, count in enumerate(self.model.quantizer.ema_count):
+        for level, count in enumerate(self.model.quantizer.average_counts()):
             self.board.histogram(f"Train_code_counts/level_{level + 1}", count, samples)
         splits = tuple(dict.fromkeys(("train", split)))
         for name, figure in reconstruction_pictures(model, self.data, splits, self.device):

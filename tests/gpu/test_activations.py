@@ -73,6 +73,11 @@ VARIANTS = {
         "rvqvae.loss.recons_loss=l1",
         "rvqvae.loss.loss_acc=0.5",
     ],
+    "scalar quantization": [
+        "rvqvae.model.fsq_levels=[8,8]",
+        "rvqvae.model.nb_code=64",
+        "rvqvae.model.code_dim=4",
+    ],
     "lineage": ["rvqvae.model.lineage=true", "rvqvae.model.shared_codebook=true"],
 }
 

@@ -27,6 +27,7 @@ VARIANTS = {
     "stage 2, accumulating": ["--gradient_accumulation_steps=2", "--norm=LN"],
     "stage 2, nothing overlaps": ["--set=zero_optimization.overlap_comm=false"],
     "stage 2, fp32 gradients": ["--set=data_types.grad_accum_dtype=fp32"],
+    "scalar quantization": ["--set=rvqvae.model.fsq_levels=[4,4,4]", "--nb_code=64", "--code_dim=9"],
     "stage 1": ["--set=zero_optimization.stage=1"],
     "stage 1, accumulating": ["--set=zero_optimization.stage=1", "--gradient_accumulation_steps=2"],
 }

@@ -85,6 +85,8 @@ def foreign_state_dict(tokenizer: MotionTokenizer, format: str, *, embedding_pro
 
 def _check(config: ModelConfig, known: ForeignFormat) -> None:
     """Raises UserError where the other system's code computes something else with these weights."""
+    if config.fsq_levels is not None:
+        raise UserError(f"fsq_levels: {known.title} has codebooks, and finite scalar quantization has none")
     if known.one_codebook and config.num_quantizers > 1:
         raise UserError(f"num_quantizers {config.num_quantizers}: {known.title} has one quantizer; export to momask")
     if config.down_t and config.stride_t != UPSAMPLING:
