@@ -14,6 +14,8 @@ _GROUPS = 32
 """Of group norm, as in `model/nets.py`."""
 _ROWS_AT_ONCE = 16_384
 """Vectors whose distances are held at once, as in `model/codes.py`."""
+_ROTATION_BYTES = {"matrix": 116, "geodesic": 128}
+"""That autograd keeps for the loss on rotations, of a joint in a frame: its six numbers, lengths, products, matrix."""
 
 
 @dataclass
@@ -297,3 +299,10 @@ def _losses(walk: _Walk, motion: _Tensor, output: _Tensor) -> None:
         walk.keep(reconstruction, motion, *differences)
         walk.keep(*(_Tensor(one.channels, one.time, _FP32) for one in differences))
     walk.works(reconstruction, reconstruction, output)
+    if walk.loss.loss_rotation:
+        # Which columns are rotations is not known here; nearly all are, six a joint.
+        joints = walk.micro_batch * motion.time * (motion.channels // 6)
+        walk.keep_bytes(joints * _ROTATION_BYTES[walk.loss.rotation_distance])
+        # Matrices of reconstruction and motion, the steps to them and their difference; gradients of as many.
+        walk.layer.forward_working += joints * 60 * _FP32
+        walk.layer.backward_working += joints * 60 * _FP32

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ds_rvqvae import RVQVAE, load_profile
 from ds_rvqvae.gpu.activations import activations_of
-from ds_rvqvae.model.losses import tokenizer_losses
+from ds_rvqvae.model.losses import LossColumns, tokenizer_losses
 
 ALL_LEVELS = "rvqvae.model.quantize_dropout_prob=0"
 SMALL = ["rvqvae.model.width=64", "rvqvae.model.nb_code=32", "rvqvae.model.code_dim=16", ALL_LEVELS]
@@ -33,16 +33,25 @@ def make_model(profile, in_features):
     return model
 
 
-def loss_of(profile, model, motion):
+def columns_of(in_features):
+    """All of them rotations."""
+    joints = in_features // 6
+    return LossColumns(None, torch.arange(6 * joints).view(joints, 6), torch.zeros(joints, 6), torch.ones(joints, 6))
+
+
+def loss_of(profile, model, motion, columns=None):
     output = model(motion)
-    return tokenizer_losses(output.reconstruction, motion, output.commit_loss, profile.rvqvae.loss).loss
+    columns = columns or columns_of(motion.shape[2])
+    return tokenizer_losses(output.reconstruction, motion, output.commit_loss, profile.rvqvae.loss, columns).loss
 
 
 def saved_bytes(profile, in_features, windows):
     """Bytes of distinct storages that autograd saves, without parameters, buffers and the batch."""
     model = make_model(profile, in_features)
     motion = torch.randn(windows, profile.rvqvae.data.window_size, in_features)
-    own = [tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers(), motion)]
+    columns = columns_of(in_features)
+    data = (motion, columns.rotations, columns.mean, columns.std)
+    own = [tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers(), *data)]
     saved, alive = {}, []
 
     def pack(tensor):
@@ -53,7 +62,7 @@ def saved_bytes(profile, in_features, windows):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss_of(profile, model, motion)
+        loss_of(profile, model, motion, columns)
     return sum(saved.values())
 
 
@@ -73,6 +82,8 @@ VARIANTS = {
         "rvqvae.loss.recons_loss=l1",
         "rvqvae.loss.loss_acc=0.5",
     ],
+    "loss of rotations, l1": ["rvqvae.loss.loss_rotation=0.5", "rvqvae.loss.recons_loss=l1"],
+    "geodesic loss": ["rvqvae.loss.loss_rotation=0.5", "rvqvae.loss.rotation_distance=geodesic"],
     "scalar quantization": [
         "rvqvae.model.fsq_levels=[8,8]",
         "rvqvae.model.nb_code=64",
@@ -135,9 +146,16 @@ def live_peak(profile, in_features, windows):
     return peak
 
 
+@pytest.mark.parametrize("loss", ["loss_vel=0.5", "loss_rotation=0.5"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_backward_peak_is_near_what_is_alive(checkpointing):
-    overrides = [ALL_LEVELS, "bf16.enabled=false", "rvqvae.model.width=128", "rvqvae.model.nb_code=32"]
+def test_the_backward_peak_is_near_what_is_alive(checkpointing, loss):
+    overrides = [
+        ALL_LEVELS,
+        f"rvqvae.loss.{loss}",
+        "bf16.enabled=false",
+        "rvqvae.model.width=128",
+        "rvqvae.model.nb_code=32",
+    ]
     profile = profile_with("baseline", *overrides, checkpointing=checkpointing)
     activations = activations_of(profile, 30, 16, device="cpu")
     peak = live_peak(profile, 30, 16)
