@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ds_rvqvae import MotionTokenizer, load_profile
+from ds_rvqvae.data.gathering import Gatherer
 from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.tokenizer.evaluation import evaluate_split
 
@@ -22,10 +23,14 @@ WINDOWS = 2048
 
 
 def codes_in_use(tokenizer: MotionTokenizer, data: MotionData) -> list[int]:
-    """Codes in use a level over windows spread evenly over the training split."""
+    """Codes in use a level over windows spread evenly over the training split, changed as training changes them: codes
+    that mirrored windows fill are in use, and stand idle where no window is mirrored."""
     starts = data.window_starts("train")
     chosen = starts[np.linspace(0, len(starts) - 1, min(WINDOWS, len(starts))).round().astype(int)]
-    codes = [tokenizer.model.encode(torch.from_numpy(data.windows(part))) for part in np.array_split(chosen, 32)]
+    size = data.config.window_size
+    windows = np.empty((len(chosen), size, data.in_features), np.float32)
+    Gatherer(data, seed=0).gather(chosen, np.arange(len(chosen)), size, windows)
+    codes = [tokenizer.model.encode(torch.from_numpy(part)) for part in np.array_split(windows, 32)]
     return [len(level.unique()) for level in torch.cat(codes).flatten(0, 1).unbind(-1)]
 
 
