@@ -161,7 +161,7 @@ def test_traffic_of_a_ring():
     assert [round(one / 1e6) for one in sent[1:]] == [1205, 1306, 1381]
 
 
-@pytest.mark.parametrize("name", ["baseline", "wide", "large", "demo"])
+@pytest.mark.parametrize("name", ["baseline", "best", "wide", "large", "demo"])
 def test_parts_add_up_and_fit(name):
     plan = make_plan(load_profile(name), 78, 7, CARD.with_memory(24 << 30))
     result = plan.to_dict()
