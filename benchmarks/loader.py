@@ -41,6 +41,7 @@ from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.data.order import BatchOrder
 from ds_rvqvae.data.rotations import matrix_to_axis_angle, rotation_6d_to_matrix
 from ds_rvqvae.data.selected import gather, will_need
+from ds_rvqvae.host import processor_name
 from ds_rvqvae.profile import DataConfig
 
 WINDOW, STRIDE, BATCH, WORKERS = 128, 64, 80, 2
@@ -326,9 +327,7 @@ def training(path: Path, out: Path, profile: str, steps: int) -> dict[str, Any]:
 
 
 def device() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{len(os.sched_getaffinity(0))} cores of {name}"
+    return f"{len(os.sched_getaffinity(0))} cores of {processor_name()}"
 
 
 def versions() -> dict[str, str]:

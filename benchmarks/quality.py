@@ -1,19 +1,21 @@
 """A study of tokenizers: many settings, several seeds each, trained and scored alike, in one table.
 
-    python benchmarks/quality.py --study FILE --data_path MOTION [--out DIR] [--jobs N] [--table FILE] [--picture FILE]
+    python benchmarks/quality.py --study FILE --data_path MOTION [--out DIR] [--jobs N] [--known FILE]
+        [--table FILE] [--picture FILE] [--json [FILE]]
 
 A study is a JSON file:
 
     {"profile": "baseline", "reference": "lineage", "seeds": [0, 1, 2],
      "common": ["rvqvae.training.total_iter=2000"],
-     "settings": {"lineage": ["rvqvae.model.lineage=true"], "baseline": []},
+     "settings": {"lineage": ["rvqvae.model.lineage=true"], "baseline": [], "best": {"profile": "best", "set": []}},
      "picture": ["lineage", "baseline"]}
 
-Every setting is a list of `--set` overrides on top of the profile and of `common`. Each run trains in a process of its
-own on one thread (one rank; on a GPU where there is one and `--jobs 1`), as `python -m ds_rvqvae.train` does, and is
-scored by `benchmarks/cmu_task.py`. As many run side by side as `--jobs` says, by default one a core. What is done is
-kept in `--out`: the same command goes on where it was stopped, and a setting that changed is trained anew. A run that
-fails is reported, and the others go on.
+Every setting is a list of `--set` overrides on top of the profile and of `common`, or an object that names another
+profile for them. Each run trains in a process of its own on one thread (one rank; on a GPU where there is one and
+`--jobs 1`), as `python -m ds_rvqvae.train` does, and is scored by `benchmarks/cmu_task.py`. As many run side by side
+as `--jobs` says, by default one a core. What is done is kept in `--out`: the same command goes on where it was stopped,
+and a setting that changed is trained anew. A run that fails is reported, and the others go on. `--known` takes results
+that an earlier `--json` wrote, and does not train those runs again.
 
 The table has the mean over seeds and half of its 95 % interval (Student's t).
 """
@@ -28,12 +30,14 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from quality_tables import picture, tables
 
 from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.host import processor_name
 from ds_rvqvae.profile import load_profile
 
 HERE = Path(__file__).resolve().parent
@@ -55,8 +59,10 @@ class Run(NamedTuple):
     def digest(self, data_path: Path) -> str:
         """Of all that a result depends on, but the code."""
         stat = data_path.stat()
-        resolved = load_profile(self.profile, self.overrides).to_dict()
-        text = json.dumps([resolved, self.seed, data_path.name, stat.st_size], sort_keys=True)
+        profile = load_profile(self.profile, self.overrides)
+        # Without defaults: a key that is new and off changes no result.
+        ours = profile.rvqvae.model_dump(mode="json", exclude_defaults=True)
+        text = json.dumps([profile.deepspeed_config(), ours, self.seed, data_path.name, stat.st_size], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -67,6 +73,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="where runs and results are kept (default: runs/STUDY)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side (default: one a core)")
     parser.add_argument("--only", action="append", metavar="SETTING", help="train this one; more than once for several")
+    parser.add_argument("--known", type=Path, metavar="FILE", help="results of an earlier --json")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the tables as Markdown")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw error against rate, PNG")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="all results")
@@ -74,6 +81,9 @@ def main() -> int:
     try:
         study = read_study(args.study)
         out = args.out or Path("runs") / args.study.stem
+        out.mkdir(parents=True, exist_ok=True)
+        if args.known:
+            take_over(args.known, study, args.data_path, out)
         failed = train_all(study, args, out)
         results = results_of(study, args.data_path, out)
     except UserError as error:
@@ -103,22 +113,42 @@ def read_study(path: Path) -> dict[str, Any]:
     for name in [study["reference"], *(study.get("picture") or [])]:
         if name not in study["settings"]:
             raise UserError(f"{path}: no setting is called {name!r}")
-    for name, overrides in study["settings"].items():
+    for name, setting in study["settings"].items():
+        if isinstance(setting, dict) and set(setting) != {"profile", "set"}:
+            raise UserError(f"{path}: {name}: a setting is a list of overrides, or an object of profile and set")
+    for run in runs_of(study):
         try:
-            load_profile(study.get("profile", "baseline"), [*study.get("common", []), *overrides])
+            load_profile(run.profile, run.overrides)
         except UserError as error:
-            raise UserError(f"{path}: {name}: {error}") from None
+            raise UserError(f"{path}: {run.setting}: {error}") from None
     return study
 
 
 def runs_of(study: dict[str, Any]) -> list[Run]:
     """All runs: every setting with the first seed, then with the next."""
-    profile, common = study.get("profile", "baseline"), study.get("common", [])
+    common = study.get("common", [])
+    settings = {
+        name: setting if isinstance(setting, dict) else {"profile": study.get("profile", "baseline"), "set": setting}
+        for name, setting in study["settings"].items()
+    }
     return [
-        Run(name, seed, [*common, *overrides], profile)
+        Run(name, seed, [*common, *setting["set"]], setting["profile"])
         for seed in study["seeds"]
-        for name, overrides in study["settings"].items()
+        for name, setting in settings.items()
     ]
+
+
+def take_over(known: Path, study: dict[str, Any], data_path: Path, out: Path) -> None:
+    """Puts what `--json` wrote where training would put it; raises UserError where the file is not of that kind."""
+    try:
+        results = json.loads(known.read_text(encoding="utf-8"))
+        kept = {(result["digest"], result["seed"]): result for runs in results.values() for result in runs}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"--known {known}: not results that --json wrote: {error!r}") from None
+    for run in runs_of(study):
+        result = kept.get((run.digest(data_path), run.seed))
+        if result is not None and not _result(run, data_path, out):
+            _write_result(result | {"setting": run.setting}, run, out)
 
 
 def train_all(study: dict[str, Any], args: argparse.Namespace, out: Path) -> list[str]:
@@ -128,7 +158,6 @@ def train_all(study: dict[str, Any], args: argparse.Namespace, out: Path) -> lis
     only = set(args.only or study["settings"])
     if unknown := only - set(study["settings"]):
         raise UserError(f"--only: no setting is called {', '.join(sorted(unknown))}")
-    out.mkdir(parents=True, exist_ok=True)
     waiting = [run for run in runs_of(study) if run.setting in only and not _result(run, args.data_path, out)]
     done, failed, lock = len(runs_of(study)) - len(waiting), [], threading.Lock()
 
@@ -176,15 +205,20 @@ def _train(run: Run, args: argparse.Namespace, out: Path) -> str | None:
         "digest": digest,
         # Of a run that was stopped and went on it is not known how long it took.
         "minutes": None if resumed else (time.perf_counter() - started) / 60,
+        "machine": f"{processor_name()}, torch {version('torch')}",
         "scores": json.loads(scores.read_text(encoding="utf-8")),
     }
-    unfinished = out / f"{run.name}.json.unfinished"
-    unfinished.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    unfinished.rename(out / f"{run.name}.json")
+    _write_result(result, run, out)
     scores.unlink()
     # Checkpoints are 16 bytes a parameter; the tokenizer stays.
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return None
+
+
+def _write_result(result: dict[str, Any], run: Run, out: Path) -> None:
+    unfinished = out / f"{run.name}.json.unfinished"
+    unfinished.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    unfinished.rename(out / f"{run.name}.json")
 
 
 def _result(run: Run, data_path: Path, out: Path) -> dict[str, Any] | None:

@@ -34,7 +34,8 @@ def tables(results: Results, reference: str) -> str:
             _errors(results, reference, split),
             "",
         ]
-    parts += ["### Levels", "", _levels(results)]
+    machines = sorted({run["machine"] for runs in results.values() for run in runs})
+    parts += ["### Levels", "", _levels(results), "", f"Trained on {'; '.join(machines)}."]
     return "\n".join(parts)
 
 

@@ -48,13 +48,17 @@ class AugmentConfig(Section):
     """Standard deviation of what is added to a window's normalised columns, the same to all its frames: another
     posture."""
     mix: Share = 0.0
-    """How often a window takes some neighbouring joints from another one, as CutMix does with images (Yun et al.
-    2019)."""
+    """How often a window takes some neighbouring joints from others, as CutMix does with images (Yun et al. 2019)."""
+    mix_windows: Annotated[int, Field(ge=2)] = 2
+    """Windows that a mixed one is made of, itself included."""
+    scale: Annotated[float, Field(ge=0)] = 0.0
+    """Spread of what a window's normalised columns are multiplied by, one number a joint, whose logarithm has this
+    standard deviation: wider and narrower movements."""
 
     @property
     def is_on(self) -> bool:
         """Whether any of them does something."""
-        return bool(self.mirror or self.time_scale or self.noise or self.offset or self.mix)
+        return bool(self.mirror or self.time_scale or self.noise or self.offset or self.mix or self.scale)
 
 
 class DataConfig(Section):

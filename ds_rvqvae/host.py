@@ -1,6 +1,7 @@
-"""What this machine has left beside its cards: memory, shared memory, and the limits on them."""
+"""What this machine has beside its cards: its processor, what is left of memory and shared memory, limits on them."""
 
 import os
+import platform
 import resource
 from collections.abc import Iterator
 from contextlib import suppress
@@ -87,3 +88,12 @@ def _table(file: Path, separator: str) -> dict[str, int]:
     """Lines of a name and a number."""
     pairs = (line.partition(separator) for line in file.read_text().splitlines())
     return {name: int(value.split()[0]) for name, _, value in pairs if value.strip()}
+
+
+def processor_name() -> str:
+    """The processor as it calls itself, or else what it is built like."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()

@@ -25,6 +25,11 @@ class ModelConfig(Section):
     """LN: layer norm over channels; GN: group norm of 32 groups."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Dropout at the end of each residual block."""
+    weight_init: Literal["torch", "he"] = "torch"
+    """First weights of the convolutions: torch's own, which make each layer's output smaller than its input, or those
+    that keep its size (He et al. 2015)."""
+    zero_init_residual: bool = False
+    """Residual blocks start as the identity: the weights of their last convolution are 0 (Goyal et al. 2017)."""
     code_dim: Count = 128
     """Length of a code vector."""
     nb_code: Count = 1024

@@ -21,6 +21,7 @@ from ds_rvqvae.bench.plain import PlainLoop
 from ds_rvqvae.bench.spans import count_operations, one_step, split_step, synchronize
 from ds_rvqvae.data.demo import write_demo_motion
 from ds_rvqvae.heartbeat import Heartbeat
+from ds_rvqvae.host import processor_name
 from ds_rvqvae.model.losses import tokenizer_losses
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.profile import Profile
@@ -114,16 +115,7 @@ def describe(trainer: Trainer) -> dict[str, Any]:
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    names = [line for line in _cpuinfo() if line.startswith("model name")]
-    name = names[0].partition(":")[2].strip() if names else platform.machine()
-    return f"{torch.get_num_threads()} threads of {name}"
-
-
-def _cpuinfo() -> list[str]:
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
+    return f"{torch.get_num_threads()} threads of {processor_name()}"
 
 
 def ways_of(trainer: Trainer, plain: bool) -> dict[str, Callable[[], Any]]:

@@ -1,4 +1,4 @@
-"""Random changes of training windows: mirrored left to right, at another speed, with noise, offset, or mixed.
+"""Random changes of training windows: mirrored left to right, at another speed, with noise, offset, scaled, or mixed.
 
 Each is a pure function of the seed and of a sample's place in the run, so it depends neither on the number of ranks nor
 on where a run was resumed.
@@ -17,7 +17,7 @@ from ds_rvqvae.data_keys import AugmentConfig
 from ds_rvqvae.errors import UserError
 
 # What a draw is for; data/order.py has the numbers below.
-_CHANGES, _NOISE, _OFFSET, _MIX = 16, 17, 18, 19
+_CHANGES, _NOISE, _OFFSET, _MIX, _SCALE = 16, 17, 18, 19, 20
 
 _SIDES = {"left": "right", "Left": "Right", "LEFT": "RIGHT", "l": "r", "L": "R"}
 _OTHER_SIDE = {**_SIDES, **{right: left for left, right in _SIDES.items()}}
@@ -117,19 +117,30 @@ class Augment:
             offset = self._generator(position, _OFFSET).standard_normal(normalised.shape[1], np.float32)
             normalised += offset * np.float32(self.config.offset)
 
-    def partner(self, position: int, windows: int) -> tuple[int, np.ndarray] | None:
-        """Which of `windows` the sample at `position` takes columns from, and which: int64 `[columns]`; None for none.
+    def scale(self, normalised: np.ndarray, position: int) -> None:
+        """Multiplies the columns of each part of the normalised window at `position`, `[size, C]`, in place."""
+        if self.config.scale:
+            drawn = self._generator(position, _SCALE).standard_normal(len(self._parts), np.float32)
+            factors = np.exp(np.float32(self.config.scale) * drawn)
+            normalised *= np.repeat(factors, [len(columns) for columns in self._parts])
 
-        The columns are those of a stretch of the layout's parts, neither none nor all of them.
+    def mixed_from(self, position: int, windows: int) -> list[tuple[int, np.ndarray]]:
+        """Which of `windows` the sample at `position` takes columns from, and which: int64 `[columns]` each.
+
+        The layout's parts, as a ring, are cut into `mix_windows` stretches, one of which stays the sample's own.
         """
-        if not self.config.mix or len(self._parts) < 2:
-            return None
+        pieces = min(self.config.mix_windows, len(self._parts))
+        if not self.config.mix or pieces < 2:
+            return []
         generator = self._generator(position, _MIX)
         if generator.random() >= self.config.mix:
-            return None
-        count, first = generator.integers(1, len(self._parts)), generator.integers(len(self._parts))
-        taken = [self._parts[index % len(self._parts)] for index in range(first, first + count)]
-        return int(generator.integers(windows)), np.concatenate(taken)
+            return []
+        ring = np.roll(np.arange(len(self._parts)), -int(generator.integers(len(self._parts))))
+        cuts = np.sort(1 + generator.choice(len(ring) - 1, pieces - 1, replace=False))
+        return [
+            (int(generator.integers(windows)), np.concatenate([self._parts[part] for part in stretch]))
+            for stretch in np.split(ring, cuts)[1:]
+        ]
 
     def _generator(self, position: int, what: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(what, position)))

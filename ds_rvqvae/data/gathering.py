@@ -43,17 +43,16 @@ class Gatherer:
             if draws.changes:
                 window[:] = self._data.normalise(self._changed(start, draws, size))
             self._mix(window, position, size)
+            self._augment.scale(window, position)
             self._augment.add_offset(window, position)
             self._augment.add_noise(window, position)
 
     def _mix(self, window: np.ndarray, position: int, size: int) -> None:
-        """Takes some columns of a normalised window from another one of the training split."""
+        """Takes some columns of a normalised window from other ones of the training split."""
         assert self._augment is not None
         starts = self._data.training_windows[size]
-        if (partner := self._augment.partner(position, len(starts))) is None:
-            return
-        other, columns = partner
-        window[:, columns] = self._data.windows(starts[other : other + 1], size)[0][:, columns]
+        for other, columns in self._augment.mixed_from(position, len(starts)):
+            window[:, columns] = self._data.windows(starts[other : other + 1], size)[0][:, columns]
 
     def _changed(self, start: int, draws: Draws, size: int) -> np.ndarray:
         assert self._augment is not None

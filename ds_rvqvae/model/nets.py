@@ -144,6 +144,21 @@ class DownSample(Convolution):
         return super().forward(functional.pad(hidden, (0, 1)) if self.stride[0] % 2 else hidden)
 
 
+def _first_weights(net: nn.Sequential, config: ModelConfig) -> None:
+    """Sets weights as `weight_init` and `zero_init_residual` say, where they are not torch's own."""
+    before = None
+    for module in net.modules():
+        if config.weight_init == "he" and isinstance(module, nn.Conv1d):
+            activated = isinstance(before, tuple(_ACTIVATIONS.values()))
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu" if activated else "linear")
+            nn.init.zeros_(module.bias)
+        before = module
+    for module in net.modules():
+        if config.zero_init_residual and isinstance(module, ResidualBlock):
+            nn.init.zeros_(module.conv2.weight)
+            nn.init.zeros_(module.conv2.bias)
+
+
 class Encoder(nn.Sequential):
     """Motion `[batch, features, time]` to latents `[batch, code_dim, time / stride_t**down_t]`."""
 
@@ -155,6 +170,7 @@ class Encoder(nn.Sequential):
         for _ in range(config.down_t):
             layers += [DownSample(config.width, config.stride_t), ResidualStack(config)]
         super().__init__(*layers, Convolution(config.width, config.code_dim, 3, padding=1))
+        _first_weights(self, config)
 
 
 class Decoder(nn.Sequential):
@@ -168,3 +184,4 @@ class Decoder(nn.Sequential):
             layers += [ResidualStack(config), upsample, Convolution(width, width, 3, padding=1)]
         last = [Convolution(width, width, 3, padding=1), activation(), Convolution(width, out_features, 3, padding=1)]
         super().__init__(*layers, *last)
+        _first_weights(self, config)

@@ -249,16 +249,36 @@ def test_an_offset_moves_a_window_as_a_whole():
     assert not np.diff(windows, axis=1).any() and 0.25 < windows[:, 0].std() < 0.35
 
 
-def test_a_mixed_window_takes_a_stretch_of_joints_from_another():
-    augment = Augment(BODY, AugmentConfig(mix=0.5), seed=7)
-    found = [augment.partner(position, 9) for position in range(400)]
-    mixed = [partner for partner in found if partner is not None]
-    assert 150 < len(mixed) < 250 and {other for other, _ in mixed} == set(range(9))
-    for _, columns in mixed:
-        taken = [np.isin(np.arange(part.start, part.stop), columns) for part in BODY]
-        assert all(part.all() or not part.any() for part in taken)
-        whole = [part.all() for part in taken]
-        assert 0 < sum(whole) < len(BODY)
-        assert sum(one != other for one, other in zip(whole, whole[1:] + whole[:1], strict=True)) == 2
-    assert augment.partner(3, 9) is None or np.array_equal(augment.partner(3, 9)[1], found[3][1])
-    assert Augment(BODY[:1], AugmentConfig(mix=1), seed=7).partner(0, 9) is None
+def test_a_scaled_window_has_one_factor_a_joint():
+    augment = Augment(BODY, AugmentConfig(scale=0.3), seed=7)
+    windows = np.ones((400, 8, BODY[-1].stop), np.float32)
+    for position, window in enumerate(windows):
+        augment.scale(window, position)
+    assert not np.diff(windows, axis=1).any()
+    factors = np.stack([windows[:, 0, part.start] for part in BODY], axis=1)
+    assert all(np.ptp(windows[:, 0, part.start : part.stop], axis=1).max() == 0 for part in BODY)
+    assert 0.28 < np.log(factors).std() < 0.32 and abs(np.log(factors).mean()) < 0.03
+    again = np.ones_like(windows[0])
+    augment.scale(again, 5)
+    assert np.array_equal(again, windows[5]) and not np.array_equal(windows[5], windows[6])
+
+
+@pytest.mark.parametrize("pieces", [2, 3, len(BODY), 99])
+def test_a_mixed_window_takes_stretches_of_joints_from_others(pieces):
+    augment = Augment(BODY, AugmentConfig(mix=0.5, mix_windows=pieces), seed=7)
+    found = [augment.mixed_from(position, 9) for position in range(400)]
+    mixed = [sources for sources in found if sources]
+    assert 150 < len(mixed) < 250 and {other for sources in mixed for other, _ in sources} == set(range(9))
+    for sources in mixed:
+        assert len(sources) == min(pieces, len(BODY)) - 1
+        owner = np.zeros(BODY[-1].stop, int)
+        for place, (_, columns) in enumerate(sources):
+            assert not owner[columns].any()
+            owner[columns] = place + 1
+        parts = [set(owner[part.start : part.stop]) for part in BODY]
+        assert all(len(part) == 1 for part in parts) and {0} in parts
+        # Around the ring of parts every stretch is in one piece.
+        assert sum(one != other for one, other in zip(parts, parts[1:] + parts[:1], strict=True)) == len(sources) + 1
+    again = augment.mixed_from(3, 9)
+    assert [other for other, _ in again] == [other for other, _ in found[3]]
+    assert Augment(BODY[:1], AugmentConfig(mix=1), seed=7).mixed_from(0, 9) == []

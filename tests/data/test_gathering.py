@@ -10,7 +10,7 @@ from ds_rvqvae.data_keys import AugmentConfig, DataConfig
 from ds_rvqvae.errors import UserError
 from tests.data.motion import write_beat2_folder, write_packed
 
-AUGMENT = AugmentConfig(mirror=0.5, time_scale=0.3, noise=0.01, offset=0.1, mix=0.5)
+AUGMENT = AugmentConfig(mirror=0.5, time_scale=0.3, noise=0.01, offset=0.1, scale=0.1, mix=0.5, mix_windows=3)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from ds_rvqvae import RVQVAE, load_profile
-from ds_rvqvae.model.nets import Convolution, Dropout
+from ds_rvqvae.model.nets import Convolution, Dropout, ResidualStack
 from ds_rvqvae.model.shapes import codebook_count, parameter_count
 from ds_rvqvae.profile import ModelConfig
 
@@ -48,6 +48,27 @@ def test_forward_and_decode_of_its_codes_agree():
     output = model(motion)
     assert torch.equal(output.codes, model.encode(motion))
     torch.testing.assert_close(model.decode(output.codes), output.reconstruction, atol=1e-6, rtol=0)
+
+
+def test_first_weights_that_keep_the_size_of_what_passes():
+    config = SMALL.model_copy(update={"width": 256, "code_dim": 128})
+    motion, latents = torch.randn(8, 64, 32), torch.randn(8, 16, 128)
+    sizes = {}
+    for weight_init, zero in (("torch", False), ("he", True)):
+        torch.manual_seed(0)
+        model = RVQVAE(32, config.model_copy(update={"weight_init": weight_init, "zero_init_residual": zero}))
+        sizes[weight_init] = [model.encode_latents(motion).std().item(), model.decode_latents(latents).std().item()]
+    assert all(0.4 < size < 1.6 for size in sizes["he"])
+    assert all(size < 0.2 for size in sizes["torch"])
+
+
+def test_zero_init_residual_makes_every_stack_the_identity_until_it_learns():
+    model = RVQVAE(5, SMALL.model_copy(update={"zero_init_residual": True}))
+    stacks = [module for module in model.modules() if isinstance(module, ResidualStack)]
+    hidden = torch.randn(2, 32, 8)
+    assert len(stacks) == 4 and all(torch.equal(stack(hidden), hidden) for stack in stacks)
+    model(torch.randn(2, 16, 5)).reconstruction.square().mean().backward()
+    assert all(block.conv2.weight.grad.any() for stack in stacks for block in stack.blocks)
 
 
 def test_input_is_not_changed():
