@@ -1,5 +1,7 @@
 """Arithmetic of codes and vectors: distances, nearest codes, first codebooks, perplexity."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -53,11 +55,17 @@ def first_codes(rows: Tensor, nb_code: int, *, kind: str, seed: int) -> Tensor:
     repeats = -(-nb_code // len(rows))
     codes = rows[order.repeat(repeats)[:nb_code].to(rows.device)]
     if repeats > 1:
-        # Fewer vectors than codes: copies a little apart (the scale is MoMask's).
-        noise = torch.randn(codes.shape, generator=generator).to(codes.device)
-        noise[: len(rows)] = 0.0
-        codes = codes + noise * (0.01 / rows.shape[1] ** 0.5)
+        # Fewer vectors than codes: copies a little apart. MoMask moves the originals as well.
+        noise = noise_of_copies(codes.shape, generator).to(codes.device)
+        if kind != "first rows":
+            noise[: len(rows)] = 0.0
+        codes = codes + noise
     return _kmeans(rows, codes) if kind == "kmeans" else codes
+
+
+def noise_of_copies(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """By how much copies of vectors `[..., D]` are set apart, so that they are no longer one code; as MoMask does."""
+    return torch.randn(shape, generator=generator) * (0.01 / shape[-1] ** 0.5)
 
 
 def _kmeans(rows: Tensor, centres: Tensor) -> Tensor:

@@ -13,7 +13,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
-from ds_rvqvae.model.codes import first_codes, first_least, nearest_codes, perplexity_of, squared_distances
+from ds_rvqvae.model.codes import (
+    first_codes,
+    first_least,
+    nearest_codes,
+    noise_of_copies,
+    perplexity_of,
+    squared_distances,
+)
 from ds_rvqvae.model.gradients import Commitment, RotationTrick, StraightThrough
 from ds_rvqvae.model.levels import LevelledQuantizer
 from ds_rvqvae.model.ranks import gather_rows, world_of
@@ -289,7 +296,11 @@ class ResidualQuantizer(LevelledQuantizer):
         levels = torch.arange(self.num_quantizers, device=rows.device)
         book = torch.zeros_like(levels) if self.shared_codebook else levels
         before = self.codebooks[book, codes[row].clamp(min=0)] * (levels < level.unsqueeze(-1)).unsqueeze(-1)
-        return (rows[row] - before.sum(dim=2)) * mine.unsqueeze(-1)
+        vectors = rows[row] - before.sum(dim=2)
+        if self.lineage and count * each < self.replacements:
+            generator = torch.Generator().manual_seed(fold_seed("copies", *self._position[:2]))
+            vectors = vectors + noise_of_copies(vectors.shape, generator).to(vectors.device)
+        return vectors * mine.unsqueeze(-1)
 
     def _draw_rows(self, shape: tuple[int, int], rows: int) -> Tensor:
         """Each candidate's row of the global batch; exact integers, so that any number of ranks draws the same."""

@@ -305,6 +305,69 @@ def test_lineage_replaces_dead_codes_by_the_first_rows():
     assert torch.equal(quantizer.codebooks[0, 3], rows[3])
 
 
+def momask_step(books, sums, counts, rows, mu=0.99):
+    """One forward pass of MoMask's residual quantizer in training, level by level, as its paper's code has it: what the
+    levels quantized to, their codes, the commitment loss, and the state after it."""
+    residual, quantized, codes, losses = rows, 0, [], []
+    for level, book in enumerate(books):
+        code = torch.cdist(residual.double(), book.double()).argmin(dim=1)
+        vector = book[code]
+        hot = torch.nn.functional.one_hot(code, len(book)).to(rows.dtype)
+        sums[level] = mu * sums[level] + (1 - mu) * (hot.T @ residual.detach())
+        counts[level] = mu * counts[level] + (1 - mu) * hot.sum(dim=0)
+        alive = (counts[level] >= 1).unsqueeze(1)
+        books[level] = torch.where(alive, sums[level] / counts[level].unsqueeze(1), residual.detach()[: len(book)])
+        losses.append((residual - vector).square().mean())
+        quantized = quantized + residual + (vector - residual).detach()
+        residual = residual - vector
+        codes.append(code)
+    return quantized, torch.stack(codes, dim=-1), torch.stack(losses).mean()
+
+
+def test_lineage_is_momasks_arithmetic_over_many_steps():
+    torch.manual_seed(0)
+    quantizer = ResidualQuantizer(3, 16, 4, lineage=True).train()
+    quantizer.initialize_codebooks(torch.randn(2, 16, 4))
+    books = list(quantizer.codebooks.clone())
+    sums, counts = [book.clone() for book in books], [torch.ones(16) for _ in books]
+    replaced = 0
+    for step in range(60):
+        # Latents that drift away leave codes behind.
+        latents = (torch.randn(2, 16, 4) + 0.05 * step).requires_grad_()
+        mirrored = latents.detach().clone().requires_grad_()
+        quantizer.set_step(0, step)
+        quantized, codes, commit_loss, _ = quantizer(latents)
+        before = [count.clone() for count in counts]
+        expected = momask_step(books, sums, counts, mirrored.reshape(-1, 4))
+        torch.testing.assert_close(quantized.reshape(-1, 4), expected[0])
+        assert torch.equal(codes.reshape(-1, 3), expected[1])
+        torch.testing.assert_close(commit_loss, expected[2])
+        (quantized.pow(3).mean() + 0.02 * commit_loss).backward()
+        (expected[0].pow(3).mean() + 0.02 * expected[2]).backward()
+        torch.testing.assert_close(latents.grad, mirrored.grad)
+        quantizer.update_codebooks()
+        torch.testing.assert_close(quantizer.codebooks, torch.stack(books))
+        torch.testing.assert_close(quantizer.ema_count, torch.stack(counts))
+        replaced += sum(int(((was >= 1) & (now < 1)).sum()) for was, now in zip(before, counts, strict=True))
+    assert replaced > 10
+
+
+def test_lineage_sets_copies_apart_where_the_batch_has_fewer_rows_than_codes():
+    torch.manual_seed(0)
+    quantizer = ResidualQuantizer(1, 16, 4, lineage=True).train()
+    rows = torch.randn(1, 6, 4)
+    quantizer.initialize_codebooks(rows)
+    for step in range(2):
+        apart = quantizer.codebooks[0] - rows[0].repeat(3, 1)[:16]
+        assert 0.002 < apart.std() < 0.01 and len(quantizer.codebooks[0].unique(dim=0)) == 16
+        # All codes but a few die at once: 6 rows do not keep 16 counts over 1.
+        rows = torch.randn(1, 6, 4)
+        quantizer.set_step(0, step)
+        quantizer(rows)
+        quantizer.ema_count.zero_()
+        quantizer.update_codebooks()
+
+
 def test_perplexity_of_counts():
     counts = torch.tensor([[5.0, 5.0, 5.0, 5.0], [20.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     torch.testing.assert_close(perplexity_of(counts), torch.tensor([4.0, 1.0, 0.0]))
