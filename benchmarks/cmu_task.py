@@ -1,6 +1,6 @@
-"""Scores a run on the CMU task: angle errors by split, and codes in use over 2,048 training windows.
+"""Scores a run on the CMU task: angle errors by split, and use of codes over 2,048 training windows.
 
-    python benchmarks/cmu_task.py RUN [--data_path task.npz] [--json [FILE]]
+    python benchmarks/cmu_task.py RUN [--data_path task.npz] [--splits train,val,test] [--json [FILE]]
 
 The task is 25 moving joints of 115 clips of the CMU motion capture database as one packed npz; train it with
 
@@ -17,27 +17,34 @@ import torch
 from ds_rvqvae import MotionTokenizer, load_profile
 from ds_rvqvae.data.gathering import Gatherer
 from ds_rvqvae.data.motion_data import MotionData
+from ds_rvqvae.model.codes import perplexity_of
 from ds_rvqvae.tokenizer.evaluation import evaluate_split
 
 WINDOWS = 2048
 
 
-def codes_in_use(tokenizer: MotionTokenizer, data: MotionData) -> list[int]:
-    """Codes in use a level over windows spread evenly over the training split, changed as training changes them: codes
-    that mirrored windows fill are in use, and stand idle where no window is mirrored."""
+def use_of_codes(tokenizer: MotionTokenizer, data: MotionData) -> dict[str, list[float]]:
+    """Codes in use and their perplexity, by level, over windows spread evenly over the training split, changed as
+    training changes them: codes that mirrored windows fill are in use, and stand idle where no window is mirrored."""
     starts = data.window_starts("train")
     chosen = starts[np.linspace(0, len(starts) - 1, min(WINDOWS, len(starts))).round().astype(int)]
     size = data.config.window_size
     windows = np.empty((len(chosen), size, data.in_features), np.float32)
     Gatherer(data, seed=0).gather(chosen, np.arange(len(chosen)), size, windows)
     codes = [tokenizer.model.encode(torch.from_numpy(part)) for part in np.array_split(windows, 32)]
-    return [len(level.unique()) for level in torch.cat(codes).flatten(0, 1).unbind(-1)]
+    nb_code = tokenizer.model.config.nb_code
+    counts = torch.stack([level.bincount(minlength=nb_code) for level in torch.cat(codes).flatten(0, 1).unbind(-1)])
+    return {
+        "codes_in_use": (counts > 0).sum(dim=1).tolist(),
+        "perplexity_in_training": perplexity_of(counts.double()).tolist(),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--data_path")
+    parser.add_argument("--splits", default="train,val,test", help="what is scored (default: train,val,test)")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
     args = parser.parse_args()
     tokenizer = MotionTokenizer.from_pretrained(args.run / "tokenizer")
@@ -45,12 +52,13 @@ def main() -> None:
     config.path = args.data_path or config.path
     data = MotionData.open(config)
     data.use_normalisation(tokenizer.mean.numpy(), tokenizer.std.numpy())
-    result = {split: evaluate_split(tokenizer.model, data, split, "cpu") for split in ("train", "val", "test")}
-    result["codes_in_use"] = codes_in_use(tokenizer, data)
+    splits = args.splits.split(",")
+    result = {split: evaluate_split(tokenizer.model, data, split, "cpu") for split in splits}
+    result |= use_of_codes(tokenizer, data)
     if args.json == "-":
         print(json.dumps(result, indent=2))
         return
-    for split in ("train", "val", "test"):
+    for split in splits:
         scores = result[split]
         errors = f"{scores['angle_error_deg']:.2f} deg, L1 {scores['l1']:.3f}, velocity {scores['velocity_error']:.4f}"
         print(f"{split}: {errors} ({scores['clips']} clips, {scores['frames']:,} frames)")

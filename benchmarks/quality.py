@@ -34,7 +34,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from quality_tables import picture, tables
+from quality_tables import SPLITS, picture, tables
 
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.host import processor_name
@@ -193,6 +193,7 @@ def _train(run: Run, args: argparse.Namespace, out: Path) -> str | None:
     train = ["-m", "ds_rvqvae.train", *place, f"--data_path={args.data_path}", f"--seed={run.seed}", *sets]
     scores = out / f"{run.name}.scores.json"
     score = [str(HERE / "cmu_task.py"), str(folder), f"--data_path={args.data_path}", f"--json={scores}"]
+    score.append(f"--splits={','.join(SPLITS)}")
     started = time.perf_counter()
     with (out / f"{run.name}.log").open("a", encoding="utf-8") as log:
         for command in (train, score):

@@ -67,16 +67,16 @@ def _levels(results: Results) -> str:
     heads = [f"{level + 1}" for level in range(levels)]
     lines = [_row("setting", "by level", *heads), _row(*["---"] * (levels + 2))]
     for name, runs in results.items():
-        used = [_mean(run["scores"]["codes_in_use"][level] for run in runs) for level in range(levels)]
-        lines.append(_row(name, "codes in use, training", *(f"{value:.0f}" for value in used)))
-        for split in ("train", *SPLITS):
-            mean = [_mean(run["scores"][split]["perplexity"][level] for run in runs) for level in range(levels)]
-            lines.append(_row("", f"perplexity, {split}", *(f"{value:.0f}" for value in mean)))
+        scores = [run["scores"] for run in runs]
+        rows = {
+            "codes in use, training": [one["codes_in_use"] for one in scores],
+            "perplexity, training": [one["perplexity_in_training"] for one in scores],
+            **{f"perplexity, {split}": [one[split]["perplexity"] for one in scores] for split in SPLITS},
+        }
+        for row, values in rows.items():
+            means = map(statistics.fmean, zip(*values, strict=True))
+            lines.append(_row(name if row.startswith("codes") else "", row, *(f"{mean:.0f}" for mean in means)))
     return "\n".join(lines)
-
-
-def _mean(values: Any) -> float:
-    return statistics.fmean(values)
 
 
 def _values(runs: Sequence[dict[str, Any]], split: str, key: str) -> list[float]:
