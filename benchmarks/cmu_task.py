@@ -60,7 +60,9 @@ def main() -> None:
         return
     for split in splits:
         scores = result[split]
-        errors = f"{scores['angle_error_deg']:.2f} deg, L1 {scores['l1']:.3f}, velocity {scores['velocity_error']:.4f}"
+        errors = f"L1 {scores['l1']:.3f}, velocity {scores['velocity_error']:.4f}"
+        if scores["angle_error_deg"] is not None:
+            errors = f"{scores['angle_error_deg']:.2f} deg, {errors}"
         print(f"{split}: {errors} ({scores['clips']} clips, {scores['frames']:,} frames)")
     print("codes in use by level:", *result["codes_in_use"])
     if args.json:

@@ -86,6 +86,8 @@ def main() -> int:
             take_over(args.known, study, args.data_path, out)
         failed = train_all(study, args, out)
         results = results_of(study, args.data_path, out)
+        if not results:
+            raise UserError(f"{args.study}: no run has a result yet; {out} has what was said of those that failed")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return ExitStatus.BAD_INPUT

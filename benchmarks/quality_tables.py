@@ -42,7 +42,8 @@ def tables(results: Results, reference: str) -> str:
 def _errors(results: Results, reference: str, split: str) -> str:
     keys = [key for key in ERRORS if all(_values(runs, split, key) for runs in results.values())]
     heads = [ERRORS[key][0] for key in keys]
-    lines = [_row("setting", *heads, f"angle, L1 against {reference}", "bits/s", "seeds", "minutes a run")]
+    compared = ", ".join(ERRORS[key][0].removesuffix(", deg") for key in _drawn(results, split))
+    lines = [_row("setting", *heads, f"{compared} against {reference}", "bits/s", "seeds", "minutes a run")]
     lines.append(_row(*["---"] * (len(heads) + 5)))
     for name, runs in results.items():
         cells = [with_interval(_values(runs, split, key), ERRORS[key][1]) for key in keys]
@@ -56,10 +57,16 @@ def _errors(results: Results, reference: str, split: str) -> str:
 
 def _against(results: Results, name: str, reference: str, split: str) -> str:
     changes = []
-    for key in ("angle_error_deg", "l1"):
+    for key in _drawn(results, split):
         mine, theirs = (statistics.fmean(_values(results[one], split, key)) for one in (name, reference))
         changes.append(f"{100 * (mine / theirs - 1):+.1f} %")
     return ", ".join(changes)
+
+
+def _drawn(results: Results, split: str) -> list[str]:
+    """The errors that are compared and drawn: of motion without rotations there is no angle."""
+    runs = next(iter(results.values()))
+    return [key for key in ("angle_error_deg", "l1") if _values(runs, split, key)]
 
 
 def _levels(results: Results) -> str:
@@ -104,9 +111,10 @@ def _row(*cells: str) -> str:
 def picture(results: Results, names: Sequence[str], path: Path) -> None:
     """Angle error and L1 against bits a second, by levels used, a line a setting; means over seeds."""
     figure = Figure(figsize=(13, 4.5 * len(SPLITS)), layout="constrained")
-    axes = figure.subplots(len(SPLITS), 2, squeeze=False)
+    keys = _drawn(results, SPLITS[0])
+    axes = figure.subplots(len(SPLITS), len(keys), squeeze=False)
     for row, split in zip(axes, SPLITS, strict=True):
-        for axis, key in zip(row, ("angle_error_deg", "l1"), strict=True):
+        for axis, key in zip(row, keys, strict=True):
             for place, name in enumerate(one for one in names if one in results):
                 curves = [run["scores"][split]["by_levels"] for run in results[name]]
                 rates = [point["bits_per_second"] for point in curves[0]]
