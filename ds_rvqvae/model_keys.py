@@ -64,6 +64,9 @@ class ModelConfig(Section):
     it (Vincent et al. 2008, denoising autoencoders)."""
     codebook_init: Literal["samples", "kmeans"] = "samples"
     """First codebooks: latents of the first global batch, or their k-means centres."""
+    encode_paths: Annotated[int, Field(ge=1, le=64)] = 1
+    """Outside training, sums of codes that are followed from level to level, of which the nearest wins in the end
+    (Liu et al. 2015, improved residual vector quantization); 1: the nearest code of each level, as while training."""
     dead_code_threshold: Share = 0.1
     """A code used less than this share of uniform use is replaced."""
     lineage: bool = False

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ds_rvqvae.model.codes import (
+    best_codes,
     first_codes,
     first_least,
     nearest_codes,
@@ -44,6 +45,7 @@ class ResidualQuantizer(LevelledQuantizer):
         codebook_distance: "euclidean", or "cosine" of a vector and a code.
         gradient: "straight_through" or "rotation_trick".
         codebook_init: "samples" or "kmeans".
+        encode_paths: sums of codes that are followed from level to level outside training; 1 takes the nearest code.
         dead_code_threshold: a code whose average count is below this share of uniform use is replaced.
         lineage: MoMask's arithmetic in all of this, for comparison.
 
@@ -71,6 +73,7 @@ class ResidualQuantizer(LevelledQuantizer):
         codebook_distance: str = "euclidean",
         gradient: str = "straight_through",
         codebook_init: str = "samples",
+        encode_paths: int = 1,
         dead_code_threshold: float = 0.1,
         lineage: bool = False,
     ):
@@ -81,6 +84,7 @@ class ResidualQuantizer(LevelledQuantizer):
         self.codebook_distance = codebook_distance
         self.gradient = gradient
         self.codebook_init = codebook_init
+        self.encode_paths = encode_paths
         self.dead_code_threshold = dead_code_threshold
         self.lineage = lineage
         # A quarter of the codes can be replaced an update: all-reducing a vector for each would double the traffic.
@@ -124,12 +128,8 @@ class ResidualQuantizer(LevelledQuantizer):
     @torch.no_grad()
     def encode(self, latents: Tensor) -> Tensor:
         """Codes `[B, T, Q]` int64 of `latents [B, T, D]`: all levels, no noise, nothing staged."""
-        residual = latents.float().reshape(-1, self.code_dim)
-        codes = []
-        for level in range(self.num_quantizers):
-            codes.append(self._nearest(residual, level))
-            residual = residual - self._book(level)[codes[-1]]
-        return torch.stack(codes, dim=-1).reshape(*latents.shape[:-1], self.num_quantizers)
+        rows = latents.float().reshape(-1, self.code_dim)
+        return self._codes(rows).reshape(*latents.shape[:-1], self.num_quantizers)
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
@@ -220,8 +220,10 @@ class ResidualQuantizer(LevelledQuantizer):
         the codes `[N, Q]`, -1 past `levels`."""
         residuals, total = [rows], torch.zeros_like(rows)
         codes = torch.full((len(rows), self.num_quantizers), -1, device=rows.device)
+        searched = None if self.training else self._codes(rows)
         for level in range(levels):
-            codes[:, level] = index = self._choose(residuals[-1], level)
+            index = self._choose(residuals[-1], level) if searched is None else searched[:, level]
+            codes[:, level] = index
             vector = self._book(level).index_select(0, index)
             total += vector
             residuals.append(residuals[-1] - vector)
@@ -235,9 +237,19 @@ class ResidualQuantizer(LevelledQuantizer):
             sums[self._book_index(level)].index_add_(0, codes[:, level], residual)
         self._staged_latents.append((residuals[0], codes))
 
+    def _codes(self, rows: Tensor) -> Tensor:
+        """Codes `[N, Q]` of `rows [N, D]`: all levels, no noise."""
+        if self.encode_paths > 1:
+            return best_codes(rows, [self._book(level) for level in range(self.num_quantizers)], self.encode_paths)
+        codes = []
+        for level in range(self.num_quantizers):
+            codes.append(self._nearest(rows, level))
+            rows = rows - self._book(level)[codes[-1]]
+        return torch.stack(codes, dim=-1)
+
     def _choose(self, rows: Tensor, level: int) -> Tensor:
-        """Code `[N]` of each of `rows [N, D]` at a level: the nearest, or while training a noisy choice."""
-        scale = self._temperature() if self.training else 0.0
+        """Code `[N]` of each of `rows [N, D]` at a level while training: the nearest, or a noisy choice."""
+        scale = self._temperature()
         if not scale:
             return self._nearest(rows, level)
         distances = squared_distances(rows, self._searched(level))

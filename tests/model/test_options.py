@@ -1,5 +1,7 @@
 """Options of the quantizer and of the losses that are off by default: what each does, and nothing else."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -56,6 +58,27 @@ def test_cosine_distance_takes_the_code_of_the_nearest_angle_whatever_its_length
     assert torch.equal(quantizer(latents)[1][..., 0], codes)
 
 
+def test_more_paths_come_nearer_and_all_paths_find_the_nearest_of_all_sums():
+    quantizer, latents = make(levels=3, dead_code_threshold=0)
+    quantizer.eval()
+    errors = []
+    for paths in (1, 2, 4, 16, 256):
+        quantizer.encode_paths = paths
+        quantized, codes, _commit_loss, _ = quantizer(latents)
+        assert torch.equal(codes, quantizer.encode(latents))
+        torch.testing.assert_close(quantized, quantizer.decode(codes))
+        errors.append((quantized - latents).square().sum(dim=-1))
+    assert all(later.mean() < earlier.mean() for earlier, later in itertools.pairwise(errors))
+    one, two, three = quantizer.codebooks
+    sums = (one[:, None, None] + two[:, None] + three).reshape(-1, 4)
+    least = torch.cdist(latents.reshape(-1, 4).double(), sums.double()).amin(dim=1).square()
+    torch.testing.assert_close(errors[-1].reshape(-1).double(), least, atol=1e-5, rtol=1e-5)
+    # Training goes level by level, whatever is asked of encoding.
+    quantizer.train()
+    plain, _ = make(levels=3, dead_code_threshold=0)
+    assert torch.equal(quantizer(latents)[1], plain(latents)[1])
+
+
 def test_sampling_noise_falls_to_nothing():
     quantizer, latents = make(sample_codebook_temp=2.0, sample_anneal_iter=100)
     nearest = quantizer.encode(latents)
@@ -89,6 +112,7 @@ def test_level_dropout_leaves_the_first_levels():
         ("rvqvae.model.quantize_dropout_min_levels=7", "is more than the 6 levels"),
         ("rvqvae.model.gradient=rotation_trick", "neither rotation trick nor cosine distance"),
         ("rvqvae.model.codebook_distance=cosine", "neither rotation trick nor cosine distance"),
+        ("rvqvae.model.encode_paths=2", "encode_paths: .* without lineage"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(override, complaint):

@@ -286,6 +286,7 @@ def test_other_objects_are_never_unpickled(tmp_path):
         ("t2mgpt", {"num_quantizers": 2}, "num_quantizers 2: T2M-GPT has one quantizer"),
         ("momask", {"stride_t": 4}, "stride_t 4: MoMask's decoder up-samples by 2 only"),
         ("gesturelsm", {"activation": "gelu"}, "activation gelu: GestureLSM has ReLU outside its residual blocks"),
+        ("momask", {"codebook_distance": "cosine"}, "codebook_distance cosine: MoMask goes by distance"),
         ("encodec", {}, "--format encodec: known are"),
     ],
 )

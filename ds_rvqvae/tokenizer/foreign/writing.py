@@ -30,6 +30,9 @@ def save_foreign(
         embedding_proj: whether GestureLSM's quantizer has that layer, which is then written as the identity. By default
             as in the file that the tokenizer was imported from, else True, as its code has had since January 2025.
 
+    Their code decodes to the same motion. It encodes to the same codes where `encode_paths` is 1; otherwise to the
+    nearest code of each level, which is a little farther from the motion.
+
     Returns:
         The files written.
 
@@ -87,6 +90,8 @@ def _check(config: ModelConfig, known: ForeignFormat) -> None:
     """Raises UserError where the other system's code computes something else with these weights."""
     if config.fsq_levels is not None:
         raise UserError(f"fsq_levels: {known.title} has codebooks, and finite scalar quantization has none")
+    if config.codebook_distance != "euclidean":
+        raise UserError(f"codebook_distance {config.codebook_distance}: {known.title} goes by distance")
     if known.one_codebook and config.num_quantizers > 1:
         raise UserError(f"num_quantizers {config.num_quantizers}: {known.title} has one quantizer; export to momask")
     if config.down_t and config.stride_t != UPSAMPLING:
