@@ -1,0 +1,95 @@
+"""What a linear code reaches at a tokenizer's rate: the reverse water-filling of a Gaussian source, on real motion.
+
+    python benchmarks/rate_bound.py --data_path MOTION [--bits_per_second 450] [--frames 4 8 16]
+
+Motion is cut into blocks of so many frames. Mean and covariance of the training split's blocks, normalised as training
+normalises them, give the principal components, and the bits of a block are shared out among those as is best for a
+Gaussian (Cover and Thomas, Elements of Information Theory, 10.3): a component of variance v above the water level D
+keeps an error of D, the others are left out. A component above it is replaced by (1 - D / v) of itself and noise of
+variance D (1 - D / v), which is what the best possible code of infinitely many blocks at once does to it.
+
+A tokenizer with codes every 4 frames that uses nothing of their neighbours can hardly beat the row of 4 frames. The
+rows of longer blocks show what there is to win from what neighbouring codes have in common. Components and variances
+are the training split's, so other splits suffer from what they have in them that training has not.
+"""
+
+import argparse
+import json
+
+import numpy as np
+import torch
+
+from ds_rvqvae.data.layout import rotation_columns
+from ds_rvqvae.data.motion_data import MotionData
+from ds_rvqvae.model.geometry import angle_between
+from ds_rvqvae.profile import DataConfig
+
+SPLITS = ("train", "val", "test")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_path", required=True)
+    parser.add_argument(
+        "--bits_per_second", type=float, default=450.0, help="(default: 450, six codes of 1,024 at 7.5 Hz)"
+    )
+    parser.add_argument("--frames", type=int, nargs="+", default=[4, 8, 16], help="a block (default: 4 8 16)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    args = parser.parse_args()
+    data = MotionData.open(DataConfig(path=args.data_path))
+    rows = [bound(data, frames, args.bits_per_second * frames / data.fps) for frames in args.frames]
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return
+    print("frames  bits  components used   " + "   ".join(f"{split}: L1  angle, deg" for split in SPLITS))
+    for row in rows:
+        scores = "   ".join(f"{row[split]['l1']:10.4f}  {row[split]['angle_error_deg']:9.2f}" for split in SPLITS)
+        print(f"{row['frames']:6d}  {row['bits']:4.0f}  {row['components']:6d} of {row['columns']:5d}   {scores}")
+
+
+def bound(data: MotionData, frames: int, bits: float) -> dict:
+    """Errors of the best Gaussian code of blocks of `frames` frames in `bits` bits, by split."""
+    blocks = {split: blocks_of(data, split, frames) for split in SPLITS}
+    mean = blocks["train"].mean(axis=0)
+    variances, components = np.linalg.eigh(np.cov((blocks["train"] - mean).T))
+    variances = np.maximum(variances, 1e-12)
+    level = water_level(variances, bits)
+    kept = np.where(variances > level, 1 - level / variances, 0.0)
+    noise = np.random.default_rng(0)
+    result = {"frames": frames, "bits": bits, "columns": len(variances), "components": int((variances > level).sum())}
+    for split, truth in blocks.items():
+        values = (truth - mean) @ components
+        values = kept * values + np.sqrt(level * kept) * noise.standard_normal(values.shape)
+        result[split] = errors(data, truth, values @ components.T + mean)
+    return result
+
+
+def blocks_of(data: MotionData, split: str, frames: int) -> np.ndarray:
+    """Normalised blocks `[blocks, frames * C]` of a split, fp64; what is left of a clip is left out."""
+    clips = [data.normalised(segment) for segment in data.segments(split)]
+    return np.concatenate([clip[: len(clip) // frames * frames].reshape(-1, frames * clip.shape[1]) for clip in clips])
+
+
+def water_level(variances: np.ndarray, bits: float) -> float:
+    """The error that every component above it keeps when the rate is `bits`."""
+    low, high = variances.min(), variances.max()
+    for _ in range(100):
+        level = np.sqrt(low * high)
+        rate = 0.5 * np.log2(np.maximum(variances / level, 1)).sum()
+        low, high = (level, high) if rate > bits else (low, level)
+    return float(level)
+
+
+def errors(data: MotionData, truth: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    """L1 in normalised units, and the angle in degrees, of blocks."""
+    l1 = float(np.abs(found - truth).mean())
+    rotations = rotation_columns(data.layout)
+    poses = [
+        torch.from_numpy((blocks.reshape(-1, data.in_features) * data.std + data.mean)[:, rotations])
+        for blocks in (found, truth)
+    ]
+    return {"l1": l1, "angle_error_deg": float(angle_between(*poses).mean()) if len(rotations) else float("nan")}
+
+
+if __name__ == "__main__":
+    main()
