@@ -53,6 +53,8 @@ def main() -> None:
     data = MotionData.open(config)
     data.use_normalisation(tokenizer.mean.numpy(), tokenizer.std.numpy())
     splits = args.splits.split(",")
+    if unknown := set(splits) - {"train", "val", "test", "all"}:
+        parser.error(f"--splits: no split is called {', '.join(sorted(unknown))}")
     result = {split: evaluate_split(tokenizer.model, data, split, "cpu") for split in splits}
     result |= use_of_codes(tokenizer, data)
     if args.json == "-":
@@ -60,6 +62,9 @@ def main() -> None:
         return
     for split in splits:
         scores = result[split]
+        if not scores["frames"]:
+            print(f"{split}: no clips")
+            continue
         errors = f"L1 {scores['l1']:.3f}, velocity {scores['velocity_error']:.4f}"
         if scores["angle_error_deg"] is not None:
             errors = f"{scores['angle_error_deg']:.2f} deg, {errors}"

@@ -60,7 +60,7 @@ class Run(NamedTuple):
         """Of all that a result depends on, but the code."""
         stat = data_path.stat()
         profile = load_profile(self.profile, self.overrides)
-        # Without defaults: a key that is new and off changes no result.
+        # Without defaults: a key that is new and off changes no result. One whose default changes does, unseen.
         ours = profile.rvqvae.model_dump(mode="json", exclude_defaults=True)
         text = json.dumps([profile.deepspeed_config(), ours, self.seed, data_path.name, stat.st_size], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -81,26 +81,27 @@ def main() -> int:
     try:
         study = read_study(args.study)
         out = args.out or Path("runs") / args.study.stem
+        if not args.data_path.exists():
+            raise UserError(f"{args.data_path}: no such file or folder")
         out.mkdir(parents=True, exist_ok=True)
         if args.known:
             take_over(args.known, study, args.data_path, out)
         failed = train_all(study, args, out)
         results = results_of(study, args.data_path, out)
-        if not results:
-            raise UserError(f"{args.study}: no run has a result yet; {out} has what was said of those that failed")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return ExitStatus.BAD_INPUT
+    if not results:
+        print(f"error: no run of {args.study} has a result; {out} has what those that failed said", file=sys.stderr)
+        return ExitStatus.FAILED
+    if args.json and args.json != "-":
+        Path(args.json).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     text = tables(results, study["reference"])
-    if args.json != "-":
-        print(text)
+    print(json.dumps(results, indent=1) if args.json == "-" else text)
     if args.table:
         args.table.write_text(text + "\n", encoding="utf-8")
     if args.picture:
         picture(results, study.get("picture") or list(study["settings"]), args.picture)
-    if args.json:
-        content = json.dumps(results, indent=1)
-        print(content) if args.json == "-" else Path(args.json).write_text(content + "\n", encoding="utf-8")
     return ExitStatus.FAILED if failed else ExitStatus.DONE
 
 
@@ -155,8 +156,6 @@ def take_over(known: Path, study: dict[str, Any], data_path: Path, out: Path) ->
 
 def train_all(study: dict[str, Any], args: argparse.Namespace, out: Path) -> list[str]:
     """Trains and scores what is not done yet. Gives the names of runs that failed."""
-    if not args.data_path.exists():
-        raise UserError(f"{args.data_path}: no such file or folder")
     only = set(args.only or study["settings"])
     if unknown := only - set(study["settings"]):
         raise UserError(f"--only: no setting is called {', '.join(sorted(unknown))}")

@@ -13,6 +13,8 @@ Results = dict[str, list[dict[str, Any]]]
 """By setting, one a seed."""
 SPLITS = ("val", "test")
 MARKERS = "os^D"
+_COMPARED = ("angle_error_deg", "l1")
+"""The errors that are compared and drawn. Of motion without rotations there is no angle."""
 ERRORS = {
     "angle_error_deg": ("angle, deg", 2),
     "l1": ("L1", 4),
@@ -27,6 +29,8 @@ def tables(results: Results, reference: str) -> str:
     parts = []
     for split in SPLITS:
         scores = next(iter(results.values()))[0]["scores"][split]
+        if not scores["frames"]:
+            continue
         truth = f"the motion's own jitter is {scores['jitter_truth']:.4f}"
         parts += [
             f"### {split}: {scores['clips']} clips, {scores['frames']:,} frames; {truth}",
@@ -40,9 +44,9 @@ def tables(results: Results, reference: str) -> str:
 
 
 def _errors(results: Results, reference: str, split: str) -> str:
-    keys = [key for key in ERRORS if all(_values(runs, split, key) for runs in results.values())]
+    keys = [key for key in ERRORS if any(_values(runs, split, key) for runs in results.values())]
     heads = [ERRORS[key][0] for key in keys]
-    compared = ", ".join(ERRORS[key][0].removesuffix(", deg") for key in _drawn(results, split))
+    compared = ", ".join(ERRORS[key][0].removesuffix(", deg") for key in _COMPARED if key in keys)
     lines = [_row("setting", *heads, f"{compared} against {reference}", "bits/s", "seeds", "minutes a run")]
     lines.append(_row(*["---"] * (len(heads) + 5)))
     for name, runs in results.items():
@@ -57,16 +61,11 @@ def _errors(results: Results, reference: str, split: str) -> str:
 
 def _against(results: Results, name: str, reference: str, split: str) -> str:
     changes = []
-    for key in _drawn(results, split):
-        mine, theirs = (statistics.fmean(_values(results[one], split, key)) for one in (name, reference))
-        changes.append(f"{100 * (mine / theirs - 1):+.1f} %")
+    for key in _COMPARED:
+        mine, theirs = (_values(results[one], split, key) for one in (name, reference))
+        if mine and theirs:
+            changes.append(f"{100 * (statistics.fmean(mine) / statistics.fmean(theirs) - 1):+.1f} %")
     return ", ".join(changes)
-
-
-def _drawn(results: Results, split: str) -> list[str]:
-    """The errors that are compared and drawn: of motion without rotations there is no angle."""
-    runs = next(iter(results.values()))
-    return [key for key in ("angle_error_deg", "l1") if _values(runs, split, key)]
 
 
 def _levels(results: Results) -> str:
@@ -92,7 +91,9 @@ def _values(runs: Sequence[dict[str, Any]], split: str, key: str) -> list[float]
 
 
 def with_interval(values: Sequence[float], digits: int) -> str:
-    """The mean, and half of its 95 % interval where there are two values or more."""
+    """The mean, and half of its 95 % interval where there are two values or more. Nothing, of nothing."""
+    if not values:
+        return ""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return f"{mean:.{digits}f}"
@@ -111,12 +112,15 @@ def _row(*cells: str) -> str:
 def picture(results: Results, names: Sequence[str], path: Path) -> None:
     """Angle error and L1 against bits a second, by levels used, a line a setting; means over seeds."""
     figure = Figure(figsize=(13, 4.5 * len(SPLITS)), layout="constrained")
-    keys = _drawn(results, SPLITS[0])
+    keys = [key for key in _COMPARED if any(_values(runs, SPLITS[0], key) for runs in results.values())]
     axes = figure.subplots(len(SPLITS), len(keys), squeeze=False)
     for row, split in zip(axes, SPLITS, strict=True):
         for axis, key in zip(row, keys, strict=True):
-            for place, name in enumerate(one for one in names if one in results):
-                curves = [run["scores"][split]["by_levels"] for run in results[name]]
+            for place, name in enumerate(names):
+                scores = [run["scores"][split] for run in results.get(name, [])]
+                curves = [one["by_levels"] for one in scores if one[key] is not None]
+                if not curves:
+                    continue
                 rates = [point["bits_per_second"] for point in curves[0]]
                 points = [[curve[level][key] for curve in curves] for level in range(len(rates))]
                 low, high = ([function(values) for values in points] for function in (min, max))

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ds_rvqvae.deepspeed_keys import Count, Section, Share
 
@@ -29,7 +29,7 @@ class ModelConfig(Section):
     """First weights of the convolutions: torch's own, which make each layer's output smaller than its input, or those
     that keep its size (He et al. 2015)."""
     zero_init_residual: bool = False
-    """Residual blocks start as the identity: the weights of their last convolution are 0 (Goyal et al. 2017)."""
+    """Residual blocks start as the identity: the weights of their last convolution are 0 (Zhang et al. 2019, Fixup)."""
     code_dim: Count = 128
     """Length of a code vector."""
     nb_code: Count = 1024
@@ -64,14 +64,24 @@ class ModelConfig(Section):
     it (Vincent et al. 2008, denoising autoencoders)."""
     codebook_init: Literal["samples", "kmeans"] = "samples"
     """First codebooks: latents of the first global batch, or their k-means centres."""
-    encode_paths: Annotated[int, Field(ge=1, le=64)] = 1
-    """Outside training, sums of codes that are followed from level to level, of which the nearest wins in the end
-    (Liu et al. 2015, improved residual vector quantization); 1: the nearest code of each level, as while training."""
+    beam_size: Annotated[int, Field(ge=1, le=64)] = 1
+    """Outside training, beam search: so many sums of codes are followed from level to level, and the nearest wins in
+    the end (Liu et al. 2015, improved residual vector quantization). Its first levels alone may do less well than those
+    of 1: the nearest code of each level, as while training."""
     dead_code_threshold: Share = 0.1
     """A code used less than this share of uniform use is replaced."""
     lineage: bool = False
     """MoMask's arithmetic for comparison: one straight-through estimator a level, absolute sampling temperature, codes
     with an average count under 1 overwritten by the first rows of the batch, full inertia from the first step."""
+
+    @model_validator(mode="after")
+    def _beam_fits(self) -> "ModelConfig":
+        if self.beam_size > 1 and (self.lineage or self.shared_codebook or self.codebook_distance != "euclidean"):
+            raise ValueError(
+                f"rvqvae.model.beam_size: {self.beam_size} goes neither with lineage nor with a shared codebook nor "
+                "with cosine distance; use 1"
+            )
+        return self
 
     @property
     def code_stride(self) -> int:

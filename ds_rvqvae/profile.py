@@ -33,7 +33,7 @@ _OF_CODEBOOKS = (
     "codebook_distance",
     "gradient",
     "codebook_init",
-    "encode_paths",
+    "beam_size",
     "dead_code_threshold",
     "lineage",
 )
@@ -126,8 +126,6 @@ class Profile(DeepSpeedKeys):
             )
         if model.lineage and (model.gradient, model.codebook_distance) != ("straight_through", "euclidean"):
             raise ValueError("rvqvae.model.lineage: MoMask's arithmetic has neither rotation trick nor cosine distance")
-        if model.encode_paths > 1 and (model.lineage or model.codebook_distance != "euclidean"):
-            raise ValueError("rvqvae.model.encode_paths: adds up vectors by euclidean distance, without lineage; use 1")
         if model.fsq_levels is not None:
             _check_scalar_quantization(model)
         bf16 = self.bf16

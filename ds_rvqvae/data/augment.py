@@ -43,7 +43,7 @@ class Draws(NamedTuple):
 
     @property
     def changes(self) -> bool:
-        """Whether the sample differs from the window as it lies in the store, but for noise."""
+        """Whether the window has to be made of frames of the store, before it is normalised."""
         return self.mirror or self.speed != 1
 
 

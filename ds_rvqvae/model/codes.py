@@ -30,24 +30,25 @@ def nearest_codes(rows: Tensor, book: Tensor) -> Tensor:
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
-def best_codes(rows: Tensor, books: Sequence[Tensor], paths: int) -> Tensor:
+def beam_search(rows: Tensor, books: Sequence[Tensor], beam_size: int) -> Tensor:
     """Codes `[N, Q]` whose vectors, one of each of the `books [K, D]`, add up to what is near to each of `rows [N, D]`.
 
-    After each level the best `paths` sums go on, not the nearest code alone. Source: multi-path encoding, Liu et
-    al. 2015, "Improved residual vector quantization for high-dimensional approximate nearest neighbor search".
+    After each level the best `beam_size` sums go on, not the nearest code alone. The codes belong together: the first
+    of them alone may be farther away than the nearest codes are. Sources: Babenko and Lempitsky 2014 (additive
+    quantization), Liu et al. 2015 (the same for residual quantization).
     """
-    blocks = [_best_codes(block, books, paths) for block in rows.split(max(1, _ROWS_AT_ONCE // paths))]
+    blocks = [_beam_search(block, books, beam_size) for block in rows.split(max(1, _ROWS_AT_ONCE // beam_size))]
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
-def _best_codes(rows: Tensor, books: Sequence[Tensor], paths: int) -> Tensor:
+def _beam_search(rows: Tensor, books: Sequence[Tensor], beam_size: int) -> Tensor:
     left = rows.unsqueeze(1)
     codes = torch.empty(len(rows), 1, 0, dtype=torch.int64, device=rows.device)
     for book in books:
         distances = squared_distances(left.reshape(-1, left.shape[-1]), book).view(*left.shape[:2], len(book))
-        distances = distances + left.square().sum(dim=-1, keepdim=True)
-        each, code = distances.topk(min(paths, len(book)), dim=-1, largest=False)
-        chosen = each.flatten(1).topk(min(paths, each.shape[1] * each.shape[2]), dim=-1, largest=False).indices
+        distances += left.square().sum(dim=-1, keepdim=True)
+        each, code = distances.topk(min(beam_size, len(book)), dim=-1, largest=False)
+        chosen = each.flatten(1).topk(min(beam_size, each.shape[1] * each.shape[2]), dim=-1, largest=False).indices
         code, path = code.flatten(1).gather(1, chosen), chosen // each.shape[-1]
         left = torch.take_along_dim(left, path.unsqueeze(-1), dim=1) - book[code]
         codes = torch.cat([torch.take_along_dim(codes, path.unsqueeze(-1), dim=1), code.unsqueeze(-1)], dim=-1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ds_rvqvae.model.codes import (
-    best_codes,
+    beam_search,
     first_codes,
     first_least,
     nearest_codes,
@@ -45,7 +45,8 @@ class ResidualQuantizer(LevelledQuantizer):
         codebook_distance: "euclidean", or "cosine" of a vector and a code.
         gradient: "straight_through" or "rotation_trick".
         codebook_init: "samples" or "kmeans".
-        encode_paths: sums of codes that are followed from level to level outside training; 1 takes the nearest code.
+        beam_size: sums of codes that are followed from level to level outside training; 1 takes the nearest code.
+            More than 1 goes by euclidean distance to codebooks that levels do not share.
         dead_code_threshold: a code whose average count is below this share of uniform use is replaced.
         lineage: MoMask's arithmetic in all of this, for comparison.
 
@@ -73,7 +74,7 @@ class ResidualQuantizer(LevelledQuantizer):
         codebook_distance: str = "euclidean",
         gradient: str = "straight_through",
         codebook_init: str = "samples",
-        encode_paths: int = 1,
+        beam_size: int = 1,
         dead_code_threshold: float = 0.1,
         lineage: bool = False,
     ):
@@ -84,7 +85,7 @@ class ResidualQuantizer(LevelledQuantizer):
         self.codebook_distance = codebook_distance
         self.gradient = gradient
         self.codebook_init = codebook_init
-        self.encode_paths = encode_paths
+        self.beam_size = beam_size
         self.dead_code_threshold = dead_code_threshold
         self.lineage = lineage
         # A quarter of the codes can be replaced an update: all-reducing a vector for each would double the traffic.
@@ -239,8 +240,8 @@ class ResidualQuantizer(LevelledQuantizer):
 
     def _codes(self, rows: Tensor) -> Tensor:
         """Codes `[N, Q]` of `rows [N, D]`: all levels, no noise."""
-        if self.encode_paths > 1:
-            return best_codes(rows, [self._book(level) for level in range(self.num_quantizers)], self.encode_paths)
+        if self.beam_size > 1:
+            return beam_search(rows, [self._book(level) for level in range(self.num_quantizers)], self.beam_size)
         codes = []
         for level in range(self.num_quantizers):
             codes.append(self._nearest(rows, level))
@@ -311,7 +312,8 @@ class ResidualQuantizer(LevelledQuantizer):
         vectors = rows[row] - before.sum(dim=2)
         if self.lineage and count * each < self.replacements:
             generator = torch.Generator().manual_seed(fold_seed("copies", *self._position[:2]))
-            vectors = vectors + noise_of_copies(vectors.shape, generator).to(vectors.device)
+            noise = noise_of_copies(vectors.shape, generator)
+            vectors = vectors + (noise.pin_memory() if rows.is_cuda else noise).to(rows.device, non_blocking=True)
         return vectors * mine.unsqueeze(-1)
 
     def _draw_rows(self, shape: tuple[int, int], rows: int) -> Tensor:

@@ -49,7 +49,7 @@ def quantizer_of(config: ModelConfig) -> ResidualQuantizer | ScalarQuantizer:
         codebook_distance=config.codebook_distance,
         gradient=config.gradient,
         codebook_init=config.codebook_init,
-        encode_paths=config.encode_paths,
+        beam_size=config.beam_size,
         dead_code_threshold=config.dead_code_threshold,
         lineage=config.lineage,
     )

@@ -25,7 +25,7 @@ from ds_rvqvae.tokenizer.streams import DecoderStream, EncoderStream
 
 _MEANING = ("down_t", "stride_t", "dilation_growth_rate", "activation", "norm", "shared_codebook", "num_quantizers")
 """Settings that what the weights compute depends on, beside their shapes."""
-_MEANING_WHERE_SET = {"codebook_distance": "euclidean", "fsq_levels": None}
+_MEANING_WHERE_SET = {"beam_size": 1, "codebook_distance": "euclidean", "fsq_levels": None}
 """More of them, which count where they are not these: tokenizers from before there was a choice stay what they are."""
 
 Array = TypeVar("Array", Tensor, np.ndarray)

@@ -71,13 +71,12 @@ def test_a_study_trains_each_setting_once_and_goes_on_from_kept_results(tmp_path
         again = run_study(tmp_path, motion, STUDY, *flags)
         assert (again.returncode, again.stderr, again.stdout) == (0, "", done.stdout)
     # Settings are known by what they are, not by name; one that fails is named, and the others are shown.
-    more = {
-        **STUDY,
-        "settings": {"plain": [], "again": ["rvqvae.loss.commit=0.02"], "bad": ["optimizer.params.lr=1e9"]},
-    }
-    third = run_study(tmp_path, motion, more, "--out=third", "--known=kept.json", "--json=third.json", "--only=bad")
-    assert "bad: exit status" in third.stderr or "3/3 bad" in third.stderr
-    assert json.loads((tmp_path / "third.json").read_text())["again"][0]["scores"] == plain["scores"]
+    more = {**STUDY, "settings": {"plain": [], "again": ["rvqvae.loss.commit=0.02"], "mirror": [MIRROR]}}
+    third = run_study(tmp_path, motion, more, "--out=third", "--known=kept.json", "--json=third.json")
+    assert third.returncode == 70 and "3/3 mirror-seed0: exit status 2; see third/mirror-seed0.log" in third.stderr
+    assert "cannot be mirrored" in (tmp_path / "third" / "mirror-seed0.log").read_text()
+    found = json.loads((tmp_path / "third.json").read_text())
+    assert found.keys() == {"plain", "again"} and found["again"][0]["scores"] == plain["scores"]
 
 
 @pytest.mark.parametrize(
@@ -94,6 +93,9 @@ def test_studies_that_are_none_are_refused(tmp_path, motion, changes, words):
     refused = run_study(tmp_path, motion, {**STUDY, **changes})
     assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1
     assert re.search(words, refused.stderr), refused.stderr
+    refused = run_study(tmp_path, tmp_path / "nowhere.npz", STUDY, "--known=kept.json")
+    assert refused.returncode == 2 and "nowhere.npz: no such file" in refused.stderr
+    assert not (tmp_path / "runs").exists()
     (tmp_path / "kept.json").write_text("[1]")
     refused = run_study(tmp_path, motion, STUDY, "--known=kept.json")
     assert refused.returncode == 2 and "--known kept.json: not results" in refused.stderr

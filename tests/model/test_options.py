@@ -58,12 +58,18 @@ def test_cosine_distance_takes_the_code_of_the_nearest_angle_whatever_its_length
     assert torch.equal(quantizer(latents)[1][..., 0], codes)
 
 
-def test_more_paths_come_nearer_and_all_paths_find_the_nearest_of_all_sums():
+@pytest.mark.parametrize("other", ["codebook_distance=cosine", "shared_codebook=true", "fsq_levels=[4,4,4,4,4]"])
+def test_beam_search_takes_codebooks_of_each_level_by_euclidean_distance(other):
+    with pytest.raises(UserError, match=r"rvqvae\.model\.beam_size"):
+        load_profile("baseline", ["rvqvae.model.beam_size=4", f"rvqvae.model.{other}", "rvqvae.model.code_dim=30"])
+
+
+def test_a_wider_beam_comes_nearer_and_the_widest_finds_the_nearest_of_all_sums():
     quantizer, latents = make(levels=3, dead_code_threshold=0)
     quantizer.eval()
     errors = []
-    for paths in (1, 2, 4, 16, 256):
-        quantizer.encode_paths = paths
+    for beam_size in (1, 2, 4, 16, 256):
+        quantizer.beam_size = beam_size
         quantized, codes, _commit_loss, _ = quantizer(latents)
         assert torch.equal(codes, quantizer.encode(latents))
         torch.testing.assert_close(quantized, quantizer.decode(codes))
@@ -112,7 +118,7 @@ def test_level_dropout_leaves_the_first_levels():
         ("rvqvae.model.quantize_dropout_min_levels=7", "is more than the 6 levels"),
         ("rvqvae.model.gradient=rotation_trick", "neither rotation trick nor cosine distance"),
         ("rvqvae.model.codebook_distance=cosine", "neither rotation trick nor cosine distance"),
-        ("rvqvae.model.encode_paths=2", "encode_paths: .* without lineage"),
+        ("rvqvae.model.beam_size=2", "beam_size: 2 goes neither with lineage"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(override, complaint):

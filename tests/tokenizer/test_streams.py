@@ -20,7 +20,7 @@ SHAPES = {
     "stride 5": {"stride_t": 5, "down_t": 1, "dilation_growth_rate": 2},
     "gelu": {"stride_t": 4, "activation": "gelu"},
     "scalar quantization": {"fsq_levels": [4, 2, 2], "code_dim": 6},
-    "four paths": {"encode_paths": 4},
+    "beam search": {"beam_size": 4},
     "shared codebook": {"shared_codebook": True, "depth": 3},
 }
 

@@ -30,7 +30,7 @@ def save_foreign(
         embedding_proj: whether GestureLSM's quantizer has that layer, which is then written as the identity. By default
             as in the file that the tokenizer was imported from, else True, as its code has had since January 2025.
 
-    Their code decodes to the same motion. It encodes to the same codes where `encode_paths` is 1; otherwise to the
+    Their code decodes to the same motion. It encodes to the same codes where `beam_size` is 1; otherwise to the
     nearest code of each level, which is a little farther from the motion.
 
     Returns:
