@@ -9,6 +9,7 @@ import pytest
 from ds_rvqvae import profile as profiles
 from ds_rvqvae.deepspeed_keys import DeepSpeedKeys
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.model.shapes import parameter_count
 from ds_rvqvae.profile import load_profile, profile_from_dict, shipped_profiles
 
 SHIPPED = ("baseline", "best", "demo", "large", "wide")
@@ -99,16 +100,24 @@ def test_the_schema_is_fresh_and_every_profile_names_it():
     assert {read(name)["$schema"] for name in SHIPPED} == {"profile.schema.json"}
 
 
+_MODEL_KEYS_OF_BEST = (
+    *("activation", "weight_init", "zero_init_residual", "dropout", "code_dim"),
+    *("quantize_dropout_prob", "input_noise", "beam_size"),
+)
+
+
 def test_best_costs_what_baseline_costs():
-    """The same nets, codes, batch and steps; what differs is how they are trained."""
+    """Nets of the same shape and no more weights, the same codes, batch and steps; what differs is the training."""
     baseline, best = (load_profile(name).to_dict() for name in ("baseline", "best"))
     trained_otherwise = [
         ("optimizer", "params", "lr"),
         ("rvqvae", "loss"),
         ("rvqvae", "schedule"),
         ("rvqvae", "data", "augment"),
-        *(("rvqvae", "model", key) for key in ("dropout", "quantize_dropout_prob", "input_noise")),
+        *(("rvqvae", "model", key) for key in _MODEL_KEYS_OF_BEST),
     ]
+    sizes = [parameter_count(78, load_profile(name).rvqvae.model) for name in ("best", "baseline")]
+    assert 0.98 * sizes[1] < sizes[0] <= sizes[1]
     for values in (baseline, best):
         for *path, last in trained_otherwise:
             section = values
