@@ -303,6 +303,7 @@ class TestOwners:
         (package / "train.py").write_text("log = open('runs/big/run.log', 'w'); print(flush=True); input()")
         environment = {**os.environ, "RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "7"}
         environment["CUDA_VISIBLE_DEVICES"] = "1,2,3,4,5,6,7"
+        environment.pop("PYTHONPATH", None)  # the real package is not to be found first
         line = [sys.executable, "-u", "-m", "ds_rvqvae.train", "--local_rank=3", "--profile", "secret"]
         with subprocess.Popen(
             line, cwd=tmp_path, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
