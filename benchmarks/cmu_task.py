@@ -47,14 +47,14 @@ def main() -> None:
     parser.add_argument("--splits", default="train,val,test", help="what is scored (default: train,val,test)")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
     args = parser.parse_args()
+    splits = args.splits.split(",")
+    if unknown := set(splits) - {"train", "val", "test", "all"}:
+        parser.error(f"--splits: no split is called {', '.join(sorted(unknown))}")
     tokenizer = MotionTokenizer.from_pretrained(args.run / "tokenizer")
     config = load_profile(args.run / "profile.json").rvqvae.data
     config.path = args.data_path or config.path
     data = MotionData.open(config)
     data.use_normalisation(tokenizer.mean.numpy(), tokenizer.std.numpy())
-    splits = args.splits.split(",")
-    if unknown := set(splits) - {"train", "val", "test", "all"}:
-        parser.error(f"--splits: no split is called {', '.join(sorted(unknown))}")
     result = {split: evaluate_split(tokenizer.model, data, split, "cpu") for split in splits}
     result |= use_of_codes(tokenizer, data)
     if args.json == "-":
