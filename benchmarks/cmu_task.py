@@ -26,9 +26,11 @@ WINDOWS = 2048
 def use_of_codes(tokenizer: MotionTokenizer, data: MotionData) -> dict[str, list[float]]:
     """Codes in use and their perplexity, by level, over windows spread evenly over the training split, changed as
     training changes them: codes that mirrored windows fill are in use, and stand idle where no window is mirrored."""
-    starts = data.window_starts("train")
-    chosen = starts[np.linspace(0, len(starts) - 1, min(WINDOWS, len(starts))).round().astype(int)]
     size = data.config.window_size
+    if size not in data.training_windows:
+        size = max(data.training_windows)
+    starts = data.training_windows[size]
+    chosen = starts[np.linspace(0, len(starts) - 1, min(WINDOWS, len(starts))).round().astype(int)]
     windows = np.empty((len(chosen), size, data.in_features), np.float32)
     Gatherer(data, seed=0).gather(chosen, np.arange(len(chosen)), size, windows)
     codes = [tokenizer.model.encode(torch.from_numpy(part)) for part in np.array_split(windows, 32)]

@@ -21,6 +21,7 @@ The table has the mean over seeds and half of its 95 % interval (Student's t).
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -36,6 +37,7 @@ from typing import Any, NamedTuple
 
 from quality_tables import SPLITS, picture, tables
 
+from ds_rvqvae.checksum import sha256_of
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.host import processor_name
 from ds_rvqvae.profile import load_profile
@@ -58,12 +60,21 @@ class Run(NamedTuple):
 
     def digest(self, data_path: Path) -> str:
         """Of all that a result depends on, but the code."""
-        stat = data_path.stat()
         profile = load_profile(self.profile, self.overrides)
         # Without defaults: a key that is new and off changes no result. One whose default changes does, unseen.
         ours = profile.rvqvae.model_dump(mode="json", exclude_defaults=True)
-        text = json.dumps([profile.deepspeed_config(), ours, self.seed, data_path.name, stat.st_size], sort_keys=True)
+        text = json.dumps([profile.deepspeed_config(), ours, self.seed, digest_of_data(data_path)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@functools.cache
+def digest_of_data(path: Path) -> str:
+    """Of what lies in a file, or of the names, sizes and times of the files in a folder."""
+    if path.is_file():
+        return sha256_of(path)
+    files = sorted((str(file.relative_to(path)), file.stat()) for file in path.rglob("*") if file.is_file())
+    listed = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
 def main() -> int:
@@ -78,6 +89,8 @@ def main() -> int:
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw error against rate, PNG")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="all results")
     args = parser.parse_args()
+    if args.jobs < 1:
+        parser.error(f"--jobs: {args.jobs}: give 1 or more")
     try:
         study = read_study(args.study)
         out = args.out or Path("runs") / args.study.stem
@@ -113,18 +126,33 @@ def read_study(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {error}") from None
     if not isinstance(study, dict) or not {"reference", "seeds", "settings"} <= set(study) or set(study) - _KEYS:
         raise UserError(f"{path}: a study is an object of {', '.join(sorted(_KEYS))}")
+    _check_types(study, path)
     for name in [study["reference"], *(study.get("picture") or [])]:
         if name not in study["settings"]:
             raise UserError(f"{path}: no setting is called {name!r}")
-    for name, setting in study["settings"].items():
-        if isinstance(setting, dict) and set(setting) != {"profile", "set"}:
-            raise UserError(f"{path}: {name}: a setting is a list of overrides, or an object of profile and set")
     for run in runs_of(study):
         try:
             load_profile(run.profile, run.overrides)
         except UserError as error:
             raise UserError(f"{path}: {run.setting}: {error}") from None
     return study
+
+
+def _check_types(study: dict[str, Any], path: Path) -> None:
+    seeds, settings = study["seeds"], study["settings"]
+    numbers = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
+    if not numbers or not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"{path}: seeds: give a list of different whole numbers")
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: settings: give an object, a list of overrides by name")
+    for name, setting in {"common": study.get("common", []), **settings}.items():
+        overrides = setting
+        if isinstance(setting, dict) and set(setting) == {"profile", "set"}:
+            overrides = setting["set"]
+        if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
+            raise UserError(f"{path}: {name}: a setting is a list of overrides, or an object of profile and set")
+        if "/" in name:
+            raise UserError(f"{path}: {name}: names are those of files; leave / out")
 
 
 def runs_of(study: dict[str, Any]) -> list[Run]:

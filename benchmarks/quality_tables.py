@@ -112,7 +112,7 @@ def _row(*cells: str) -> str:
 def picture(results: Results, names: Sequence[str], path: Path) -> None:
     """Angle error and L1 against bits a second, by levels used, a line a setting; means over seeds."""
     figure = Figure(figsize=(13, 4.5 * len(SPLITS)), layout="constrained")
-    keys = [key for key in _COMPARED if any(_values(runs, SPLITS[0], key) for runs in results.values())]
+    keys = [key for key in _COMPARED if any(_values(runs, one, key) for runs in results.values() for one in SPLITS)]
     axes = figure.subplots(len(SPLITS), len(keys), squeeze=False)
     for row, split in zip(axes, SPLITS, strict=True):
         for axis, key in zip(row, keys, strict=True):

@@ -19,6 +19,17 @@ BEST = "best"
 MODEL_FILE = "mp_rank_00_model_states.pt"
 """DeepSpeed's name for the file with the module's weights, its buffers and what the trainer adds."""
 _TAG = "global_step"
+_BYTES_A_PARAMETER, _BYTES_OF_AVERAGE = 16, 4
+"""fp32 master weight, two moments, and the module's own copy with what goes with it; the weights' moving average."""
+
+
+def checkpoint_bytes(parameters: int, averaged: bool) -> int:
+    """Bytes that a checkpoint takes on disk at most.
+
+    Args:
+        averaged: whether the moving average of the weights goes with it.
+    """
+    return parameters * (_BYTES_A_PARAMETER + (_BYTES_OF_AVERAGE if averaged else 0))
 
 
 def tag_of(step: int) -> str:

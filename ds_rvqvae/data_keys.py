@@ -46,14 +46,14 @@ class AugmentConfig(Section):
     """Standard deviation of noise on the normalised windows."""
     offset: Annotated[float, Field(ge=0)] = 0.0
     """Standard deviation of what is added to a window's normalised columns, the same to all its frames: another
-    posture."""
+    posture. Of our own making."""
     mix: Share = 0.0
     """How often a window takes some neighbouring joints from others, as CutMix does with images (Yun et al. 2019)."""
     mix_windows: Annotated[int, Field(ge=2)] = 2
     """Windows that a mixed one is made of, itself included; no more than there are joints."""
     scale: Annotated[float, Field(ge=0)] = 0.0
     """Spread of what a window's normalised columns are multiplied by, one number a joint (or matrix of features), whose
-    logarithm has this standard deviation: wider and narrower movements."""
+    logarithm has this standard deviation: wider and narrower movements (Um et al. 2017, on wearables' signals)."""
 
     @property
     def is_on(self) -> bool:

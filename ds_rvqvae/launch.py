@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ds_rvqvae import demo
+from ds_rvqvae.checkpoints import checkpoint_bytes
 from ds_rvqvae.errors import ExitStatus, UserError, exit_status_of
 from ds_rvqvae.flags import FlagParser, add_training_flags, body_parts_of, profile_from_flags, training_arguments
 from ds_rvqvae.gpu.nvml import Driver, NoDriver
@@ -31,8 +32,6 @@ from ds_rvqvae.training_data import open_training_data
 HANG_TIMEOUT = 120.0
 SHORTEST_HANG_TIMEOUT = 5.0
 """Ranks give a sign of life every second, later where the machine is busy."""
-CHECKPOINT_BYTES = 16
-"""A parameter in a checkpoint: fp32 master weight and two moments, and the module's own copy."""
 
 DEEPSPEED_VALUES = (
     "hostfile", "num_nodes", "master_addr", "node_rank", "launcher", "launcher_args", "enable_each_rank_log",
@@ -247,7 +246,8 @@ def _check(args: argparse.Namespace, environment: dict[str, str]) -> tuple[Check
     windows = data.count_training_windows()
     initial = take_start(folder, profile, data, args.resume)
     kept = 1 if args.resume else config.training.keep_checkpoints + 1
-    disk_bytes = CHECKPOINT_BYTES * kept * parameter_count(data.in_features, config.model)
+    averaged = config.training.ema_decay is not None
+    disk_bytes = kept * checkpoint_bytes(parameter_count(data.in_features, config.model), averaged)
     check_out_folder(folder, disk_bytes)
     cards = None
     if ranks.local is not None and not ranks.cpu:
@@ -270,7 +270,7 @@ def _check(args: argparse.Namespace, environment: dict[str, str]) -> tuple[Check
         cards.require_idle(idle)
     found = [finding.text for finding in report.findings if finding.warning] if report and not args.dry_run else []
     batches = profile.warnings(ranks.world_size, windows)
-    for warning in [*batches, *(initial.warnings(data) if initial else []), *found]:
+    for warning in [*batches, *data.warnings(), *(initial.warnings(data) if initial else []), *found]:
         warn(warning)
     if args.demo or args.max_restarts:
         # The ranks would choose the same; said here, it is known where the scores will be, and to restarts.

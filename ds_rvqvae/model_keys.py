@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from ds_rvqvae.deepspeed_keys import Count, Section, Share
 
+_NOT_OF_LINEAGE = ("gradient", "codebook_distance", "codebook_init", "mu_warm_up", "dead_code_threshold")
+"""Keys of `rvqvae.model` that MoMask's arithmetic has no place for."""
+
 
 class ModelConfig(Section):
     """The nets and the quantizer."""
@@ -39,7 +42,7 @@ class ModelConfig(Section):
     shared_codebook: bool = False
     """All levels use one codebook."""
     mu: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Decay of the moving averages that codebooks are made of."""
+    """Decay of the moving averages that codebooks are made of (Razavi et al. 2019, VQ-VAE-2)."""
     mu_warm_up: Annotated[int, Field(ge=0)] = 9
     """Update t of the averages decays by t / (t + this) where that is less than mu; 0: by mu from the start."""
     quantize_dropout_prob: Share = 0.2
@@ -63,19 +66,29 @@ class ModelConfig(Section):
     """Standard deviation of noise on the normalised motion that the encoder sees while training; the losses do not see
     it (Vincent et al. 2008, denoising autoencoders)."""
     codebook_init: Literal["samples", "kmeans"] = "samples"
-    """First codebooks: latents of the first global batch, or their k-means centres."""
+    """First codebooks: latents of the first global batch, or their k-means centres (Zeghidour et al. 2021,
+    SoundStream)."""
     beam_size: Annotated[int, Field(ge=1, le=64)] = 1
     """Outside training, beam search: so many sums of codes are followed from level to level, and the nearest wins in
     the end (Liu et al. 2015, improved residual vector quantization). Its first levels alone may do less well than those
     of 1: the nearest code of each level, as while training."""
     dead_code_threshold: Share = 0.1
-    """A code used less than this share of uniform use is replaced."""
+    """A code used less than this share of uniform use is replaced by a latent of the batch (Défossez et al. 2024,
+    Moshi); 0: none is."""
     lineage: bool = False
     """MoMask's arithmetic for comparison: one straight-through estimator a level, absolute sampling temperature, codes
     with an average count under 1 overwritten by the first rows of the batch, full inertia from the first step."""
 
     @model_validator(mode="after")
-    def _beam_fits(self) -> "ModelConfig":
+    def _options_fit(self) -> "ModelConfig":
+        if self.sample_codebook_temp and self.codebook_distance != "euclidean":
+            raise ValueError(
+                "rvqvae.model.sample_codebook_temp: is relative to euclidean distances; use 0, or euclidean "
+                "codebook_distance"
+            )
+        for key in _NOT_OF_LINEAGE if self.lineage else ():
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"rvqvae.model.{key}: lineage, MoMask's arithmetic, has its own; leave it out")
         if self.beam_size > 1 and (self.lineage or self.shared_codebook or self.codebook_distance != "euclidean"):
             raise ValueError(
                 f"rvqvae.model.beam_size: {self.beam_size} goes neither with lineage nor with a shared codebook nor "
@@ -93,15 +106,15 @@ class LossConfig(Section):
     recons_loss: Literal["l1", "l2", "l1_smooth"] = "l1_smooth"
     """Loss of the reconstruction and of its velocity."""
     commit: Annotated[float, Field(ge=0)] = 0.02
-    """Weight of the commitment loss."""
+    """Weight of the commitment loss: the squared distance of latents to their codes (van den Oord et al. 2017)."""
     loss_vel: Annotated[float, Field(ge=0)] = 0.5
-    """Weight of the loss of frame differences."""
+    """Weight of the loss of frame differences (T2M-GPT, MoMask, EMAGE)."""
     loss_acc: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the loss of second differences (EMAGE)."""
     loss_rotation: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the loss on the joints' rotations, whatever the normalisation."""
+    """Weight of the loss on the joints' rotations, whatever the normalisation (EMAGE)."""
     rotation_distance: Literal["matrix", "geodesic"] = "matrix"
     """Of that loss: mean absolute difference of rotation matrices, or the geodesic angle in radians (EMAGE)."""
     joint_weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
     """How much joints weigh in the reconstruction's and its differences' losses, by name (`*Hand` stands for several),
-    relative to 1 for those not named; the weights' mean is brought to 1."""
+    relative to 1 for those not named; the weights' mean is brought to 1. In place of a loss by body part (EMAGE)."""

@@ -38,12 +38,14 @@ _OF_CODEBOOKS = (
     "lineage",
 )
 """Keys of `rvqvae.model` that mean nothing to finite scalar quantization."""
+_FINEST_GRID = 2**20
+"""Cells between -1 and 1: fp32 has 2**24 numbers there that are equally far apart."""
 
 
 class ScheduleConfig(Section):
     kind: Literal["milestones", "cosine"] = "milestones"
     """cosine: half a wave from the learning rate down to nothing at total_iter (Loshchilov and Hutter 2017), in place
-    of milestones."""
+    of milestones. Resumed with another total_iter, a run goes on along the new wave."""
     milestones: list[Count] = [50_000, 200_000, 400_000]
     """Steps at which the learning rate is multiplied by gamma."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.05
@@ -124,11 +126,14 @@ class Profile(DeepSpeedKeys):
                 f"rvqvae.model.quantize_dropout_min_levels: {model.quantize_dropout_min_levels} is more than the "
                 f"{model.num_quantizers} levels of num_quantizers"
             )
-        if model.lineage and (model.gradient, model.codebook_distance) != ("straight_through", "euclidean"):
-            raise ValueError("rvqvae.model.lineage: MoMask's arithmetic has neither rotation trick nor cosine distance")
         if model.fsq_levels is not None:
             _check_scalar_quantization(model)
         bf16 = self.bf16
+        if bf16.bf16_master_weights_and_grads and self.rvqvae.training.ema_decay is not None:
+            raise ValueError(
+                "rvqvae.training.ema_decay: a moving average stalls in bf16; leave it out, or "
+                "bf16.bf16_master_weights_and_grads"
+            )
         if bf16.bf16_optimizer_states and not bf16.bf16_master_weights_and_grads:
             raise ValueError("bf16.bf16_optimizer_states: needs bf16.bf16_master_weights_and_grads as well")
         if model.norm == "GN" and model.width % 32:
@@ -149,6 +154,11 @@ class Profile(DeepSpeedKeys):
             steps = ", ".join(f"{step:,}" for step in late)
             total = f"{training.total_iter:,}"
             found.append(f"rvqvae.schedule.milestones: {steps} lie at or past total_iter {total}: no effect")
+        model = self.rvqvae.model
+        if training.init_from is not None and (model.weight_init != "torch" or model.zero_init_residual):
+            found.append("rvqvae.model.weight_init, zero_init_residual: weights come from init_from: no effect")
+        if model.fsq_levels is not None and self.rvqvae.loss.commit != LossConfig().commit:
+            found.append("rvqvae.loss.commit: with fsq_levels there are no codes to commit to: no effect")
         batches = windows_a_step(self.rvqvae.data, self.global_batch(world_size or 1))
         for size, count in (windows or {}).items():
             if batches[size] > count:
@@ -208,6 +218,12 @@ def _check_scalar_quantization(model: ModelConfig) -> None:
         raise ValueError(
             f"rvqvae.model.code_dim: {model.code_dim} is not 1 to {model.num_quantizers} times the {columns} columns "
             f"of fsq_levels; use {columns} to {columns * model.num_quantizers}"
+        )
+    divisions = -(-model.num_quantizers * columns // model.code_dim)
+    if model.fsq_levels and max(model.fsq_levels) ** divisions > _FINEST_GRID:
+        raise ValueError(
+            f"rvqvae.model.fsq_levels: {divisions} levels would divide each column into {max(model.fsq_levels)} cells "
+            f"again and again, finer than fp32 tells apart; use a code_dim of more columns"
         )
     for key in _OF_CODEBOOKS:
         if getattr(model, key) != ModelConfig.model_fields[key].default:

@@ -11,9 +11,9 @@ from ds_rvqvae.profile import Profile, load_profile
 
 FIXED_KEYS = (
     *("width", "depth", "down_t", "stride_t", "dilation_growth_rate", "activation", "norm"),
-    *("code_dim", "nb_code", "num_quantizers", "shared_codebook"),
+    *("code_dim", "nb_code", "num_quantizers", "shared_codebook", "fsq_levels", "codebook_distance"),
 )
-"""Keys of `rvqvae.model` that make other weights; the others may change on the way."""
+"""Keys of `rvqvae.model` that make other weights or give codes another meaning; the others may change on the way."""
 FIXED_DATA_KEYS = ("body_part", "fps", "mean_file", "std_file", "std_floor", "feat_bias")
 """Keys of `rvqvae.data` that make other inputs."""
 
@@ -146,7 +146,10 @@ def _changed_keys(run_folder: Path, profile: Profile) -> list[str]:
                 )
     old, new = (flat_keys(settings) for settings in (load_profile(file).to_dict(), profile.to_dict()))
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return [f"changed: {key}: {json.dumps(old.get(key))} -> {json.dumps(new.get(key))}" for key in changed]
+    notes = [f"changed: {key}: {json.dumps(old.get(key))} -> {json.dumps(new.get(key))}" for key in changed]
+    if now.schedule.kind == "cosine" and before.training.total_iter != now.training.total_iter:
+        notes.append("rvqvae.schedule.kind: the learning rate goes on along the cosine of the new total_iter")
+    return notes
 
 
 def flat_keys(values: dict[str, Any], path: str = "") -> dict[str, Any]:

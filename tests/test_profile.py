@@ -224,6 +224,33 @@ def test_milestones_past_the_end_are_a_warning():
     assert load_profile("baseline", ["rvqvae.training.total_iter=500000"]).warnings() == []
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["rvqvae.training.init_from=t", "rvqvae.model.weight_init=he"],
+            "weight_init, zero_init_residual: weights come",
+        ),
+        (
+            ["rvqvae.model.fsq_levels=[4,4,4,4,4]", "rvqvae.model.code_dim=30", "rvqvae.loss.commit=1"],
+            "rvqvae.loss.commit: with fsq_levels",
+        ),
+    ],
+)
+def test_settings_without_effect_are_a_warning(overrides, words):
+    common = ["rvqvae.training.total_iter=500000"]
+    (warning,) = load_profile("baseline", [*common, *overrides]).warnings()
+    assert words in warning and warning.endswith("no effect")
+    assert load_profile("baseline", [*common, *overrides[:-1]]).warnings() == []
+
+
+def test_an_average_of_bf16_weights_is_refused():
+    zero = ["bf16.bf16_master_weights_and_grads=true"]
+    load_profile("baseline", zero)
+    with pytest.raises(UserError, match=r"ema_decay: a moving average stalls in bf16"):
+        load_profile("baseline", [*zero, "rvqvae.training.ema_decay=0.99"])
+
+
 def test_a_global_batch_that_spans_epochs_is_a_warning_by_length():
     settings = ["rvqvae.training.total_iter=500000", "rvqvae.data.window_sizes=[64, 256]"]
     profile = load_profile("baseline", settings)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.model.losses import tokenizer_losses
+from ds_rvqvae.model.losses import LossColumns, tokenizer_losses
 from ds_rvqvae.model.nets import Convolution, DownSample, Dropout, GroupNorm, Upsample
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.profile import ModelConfig, Profile
@@ -30,13 +30,21 @@ class PlainLoop:
     Args:
         model: copied, its convolutions, dropout and up-sampling replaced by PyTorch's own.
         dtype: what autocast computes in; fp32 without it.
+        columns: what the profile's losses need to know of them.
 
     Raises:
         UserError: `vector_quantize_pytorch` is not installed, or the profile's nets are none that stock modules make.
     """
 
-    def __init__(self, model: RVQVAE, profile: Profile, device: torch.device, dtype: torch.dtype = torch.float32):
-        self.loss, self.device, self.dtype = profile.rvqvae.loss, device, dtype
+    def __init__(
+        self,
+        model: RVQVAE,
+        profile: Profile,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        columns: LossColumns | None = None,
+    ):
+        self.loss, self.columns, self.device, self.dtype = profile.rvqvae.loss, columns, device, dtype
         self.encoder, self.decoder = (
             _stock(net, profile.rvqvae.model).to(device, torch.float32).train()
             for net in (model.encoder, model.decoder)
@@ -59,7 +67,8 @@ class PlainLoop:
             quantized, _, commit = self.quantizer(latents.float())
             with self._autocast():
                 reconstruction = self.decoder(quantized.transpose(1, 2)).transpose(1, 2)
-            loss = tokenizer_losses(reconstruction, motion, commit.mean(), self.loss).loss / len(batches)
+            losses_of_batch = tokenizer_losses(reconstruction, motion, commit.mean(), self.loss, self.columns)
+            loss = losses_of_batch.loss / len(batches)
             loss.backward()
             losses.append(loss.detach())
         if self.max_norm:

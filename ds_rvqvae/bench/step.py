@@ -127,7 +127,7 @@ def ways_of(trainer: Trainer, plain: bool) -> dict[str, Callable[[], Any]]:
     if plain:
         batches = repeated(trainer)
         for name, dtype in (("plain_fp32_step", torch.float32), ("plain_bf16_step", torch.bfloat16)):
-            loop = PlainLoop(trainer.model, trainer.profile, trainer.device, dtype)
+            loop = PlainLoop(trainer.model, trainer.profile, trainer.device, dtype, trainer.loss_columns)
             ways[name] = lambda loop=loop: loop.step(next(batches))
     return ways
 
@@ -156,7 +156,7 @@ def bare_model(trainer: Trainer) -> Callable[[], None]:
             )
             losses.loss.backward()
         model.zero_grad(set_to_none=True)
-        model.quantizer._staged_latents.clear()
+        model.quantizer.drop_staged()
 
     return step
 

@@ -124,10 +124,13 @@ class Augment:
             factors = np.exp(np.float32(self.config.scale) * drawn)
             normalised *= np.repeat(factors, [len(columns) for columns in self._parts])
 
-    def mixed_from(self, position: int, windows: int) -> list[tuple[int, np.ndarray]]:
+    def mixed_from(self, position: int, windows: int, reach: np.ndarray | None = None) -> list[tuple[int, np.ndarray]]:
         """Which of `windows` the sample at `position` takes columns from, and which: int64 `[columns]` each.
 
         The layout's parts, as a ring, are cut into `mix_windows` stretches, one of which stays the sample's own.
+
+        Args:
+            reach: `Groups.reach`, where windows are not to be drawn evenly.
         """
         pieces = min(self.config.mix_windows, len(self._parts))
         if not self.config.mix or pieces < 2:
@@ -138,7 +141,7 @@ class Augment:
         ring = np.roll(np.arange(len(self._parts)), -int(generator.integers(len(self._parts))))
         cuts = np.sort(1 + generator.choice(len(ring) - 1, pieces - 1, replace=False))
         return [
-            (int(generator.integers(windows)), np.concatenate([self._parts[part] for part in stretch]))
+            (_draw_window(generator, windows, reach), np.concatenate([self._parts[part] for part in stretch]))
             for stretch in np.split(ring, cuts)[1:]
         ]
 
@@ -161,6 +164,12 @@ class Augment:
             window[:, self._velocities] = np.diff(at_times, axis=0, prepend=0)
             window[0, self._velocities] = velocities[0] * speed
         return window
+
+
+def _draw_window(generator: np.random.Generator, windows: int, reach: np.ndarray | None) -> int:
+    if reach is None:
+        return int(generator.integers(windows))
+    return int(np.searchsorted(reach, reach[-1] * generator.random(), side="right"))
 
 
 def _is_one(speed: float) -> bool:

@@ -51,7 +51,9 @@ class Gatherer:
         """Takes some columns of a normalised window from other ones of the training split."""
         assert self._augment is not None
         starts = self._data.training_windows[size]
-        for other, columns in self._augment.mixed_from(position, len(starts)):
+        groups = self._data.training_groups.get(size)
+        reach = None if groups is None else groups.reach
+        for other, columns in self._augment.mixed_from(position, len(starts), reach):
             window[:, columns] = self._data.windows(starts[other : other + 1], size)[0][:, columns]
 
     def _changed(self, start: int, draws: Draws, size: int) -> np.ndarray:

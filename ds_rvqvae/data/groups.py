@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -23,6 +24,13 @@ class Groups:
     """int64 `[windows]`: the group of each window."""
     shares: np.ndarray
     """float64 `[groups]`, 1 together; 0 for a group that has no window or no weight."""
+
+    @cached_property
+    def reach(self) -> np.ndarray:
+        """Up to where, between 0 and 1, a number drawn evenly means each window or one before it: float64 `[windows]`,
+        in steps of a window's part in its group's share."""
+        windows = np.bincount(self.of_window, minlength=len(self.names))
+        return np.cumsum((self.shares / np.maximum(windows, 1))[self.of_window])
 
     def samples(self, count: int) -> np.ndarray:
         """How many of `count` samples are each group's, int64 `[groups]`: by largest remainder."""

@@ -141,6 +141,17 @@ class MotionData:
             Augment(self.layout, self.config.augment, 0, self.store.skeleton)
         return {size: len(starts) for size, starts in self.training_windows.items()}
 
+    def warnings(self) -> list[str]:
+        """Settings of `rvqvae.data` that are allowed and do not do what they say to these columns."""
+        augment, parts = self.config.augment, len(self.layout)
+        if not augment.mix:
+            return []
+        if parts < 2:
+            return [f"rvqvae.data.augment.mix: all columns are one part, {self.layout[0].name}: no effect"]
+        if augment.mix_windows > parts:
+            return [f"rvqvae.data.augment.mix_windows: {augment.mix_windows} are more than the {parts} joints: {parts}"]
+        return []
+
     def balance_lines(self) -> list[str]:
         """For people: how much of each speaker or set is trained on, and how much of it there is."""
         texts = {size: shares_text(groups) for size, groups in self.training_groups.items()}

@@ -70,9 +70,13 @@ class Plan:
 
     @property
     def weight_average_bytes(self) -> int:
-        """The moving average of this rank's share of the weights, in fp32."""
-        is_here = self.profile.rvqvae.training.ema_decay is not None and not self.zero.on_host
-        return _FP32 * -(-self.parameter_count // self.gpus) if is_here else 0
+        """The moving average of this rank's share of the weights, in fp32, on the card."""
+        return 0 if self.zero.on_host else self._average_bytes
+
+    @property
+    def _average_bytes(self) -> int:
+        is_kept = self.profile.rvqvae.training.ema_decay is not None
+        return _FP32 * -(-self.parameter_count // self.gpus) if is_kept else 0
 
     @property
     def activations_bytes(self) -> int:
@@ -157,7 +161,8 @@ class Plan:
         data = self.profile.rvqvae.data
         ahead = data.num_workers + 2 if data.num_workers else 1
         step = self.largest_shape.frames * self.in_features * _FP32
-        offloaded = self.zero.master_weights + self.zero.moments if self.zero.on_host else 0
+        zero = self.zero
+        offloaded = zero.master_weights + zero.moments + self._average_bytes if zero.on_host else 0
         batches = ahead * step * self.profile.gradient_accumulation_steps
         return batches + offloaded + self.activations.offloaded_bytes
 

@@ -2,13 +2,13 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ds_rvqvae.data.joint_weights import column_weights
-from ds_rvqvae.data.layout import rotation_columns
-from ds_rvqvae.data.motion_data import MotionData
+from ds_rvqvae.data.layout import Layout, rotation_columns
 from ds_rvqvae.model.geometry import matrices_from_6d
 from ds_rvqvae.profile import LossConfig
 
@@ -41,13 +41,19 @@ class LossColumns(NamedTuple):
     """`[joints, 6]`."""
 
 
-def loss_columns(config: LossConfig, data: MotionData, device: torch.device) -> LossColumns:
-    """Of the columns of `data`, normalised as they are now; raises UserError as `column_weights` does."""
-    rotations = torch.from_numpy(rotation_columns(data.layout))
-    mean, std = (torch.from_numpy(values)[rotations].to(device) for values in (data.mean, data.std))
-    weights = column_weights(config, data.layout)
+def loss_columns(
+    config: LossConfig, layout: Layout, mean: np.ndarray, std: np.ndarray, device: torch.device
+) -> LossColumns:
+    """Of the columns of `layout`, normalised by `mean` and `std`, float32 `[C]`.
+
+    Raises:
+        UserError: as `column_weights` does.
+    """
+    rotations = torch.from_numpy(rotation_columns(layout))
+    means, stds = (torch.from_numpy(values)[rotations].to(device) for values in (mean, std))
+    weights = column_weights(config, layout)
     return LossColumns(
-        None if weights is None else torch.from_numpy(weights).to(device), rotations.to(device), mean, std
+        None if weights is None else torch.from_numpy(weights).to(device), rotations.to(device), means, stds
     )
 
 

@@ -103,9 +103,9 @@ class ResidualQuantizer(LevelledQuantizer):
         """Quantizes `latents [B, T, D]`; while training, also keeps what the next `update_codebooks` needs of them.
 
         Returns:
-            quantized `[B, T, D]` in the latents' dtype, with the identity as gradient; codes `[B, T, Q]` int64, -1 at
-            levels dropped; commitment loss, the mean over active levels of the squared distance to the code; perplexity
-            `[Q]` of this batch, 0 at levels dropped.
+            quantized `[B, T, D]` in the latents' dtype, with the gradient that `gradient` names; codes `[B, T, Q]`
+            int64, -1 at levels dropped; commitment loss, the mean over active levels of the squared distance to the
+            code; perplexity `[Q]` of this batch, 0 at levels dropped.
         """
         active = self._active_levels()
         with torch.autocast(latents.device.type, enabled=False):
@@ -167,7 +167,9 @@ class ResidualQuantizer(LevelledQuantizer):
                 self.codebooks[level] = first_codes(
                     residual, self.nb_code, kind=kind, seed=fold_seed("first codes", self._position[0], level)
                 )
-            residual = residual - self._book(level)[self._nearest(residual, level)]
+            # MoMask goes on from what its sampled codes leave.
+            choose = self._choose if self.lineage else self._nearest
+            residual = residual - self._book(level)[choose(residual, level)]
         if world_of(group)[0] > 1:
             # Ranks on unlike devices may round differently.
             dist.broadcast(self.codebooks, src=dist.get_global_rank(group, 0) if group else 0, group=group)
@@ -203,6 +205,10 @@ class ResidualQuantizer(LevelledQuantizer):
             dist.all_reduce(self._staged, group=group)
         commit = torch.isfinite(self._staged).all() & (refused == 0)
         self._commit(commit, counts, sums, candidates)
+        self.drop_staged()
+
+    def drop_staged(self) -> None:
+        """Forgets what forward passes have staged since the last update."""
         self._staged.zero_()
         self._staged_latents.clear()
 
@@ -221,9 +227,10 @@ class ResidualQuantizer(LevelledQuantizer):
         the codes `[N, Q]`, -1 past `levels`."""
         residuals, total = [rows], torch.zeros_like(rows)
         codes = torch.full((len(rows), self.num_quantizers), -1, device=rows.device)
-        searched = None if self.training else self._codes(rows)
+        searched = self._codes(rows) if self.beam_size > 1 and not self.training else None
+        choose = self._choose if self.training else self._nearest
         for level in range(levels):
-            index = self._choose(residuals[-1], level) if searched is None else searched[:, level]
+            index = choose(residuals[-1], level) if searched is None else searched[:, level]
             codes[:, level] = index
             vector = self._book(level).index_select(0, index)
             total += vector

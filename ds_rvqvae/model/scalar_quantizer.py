@@ -125,6 +125,10 @@ class ScalarQuantizer(LevelledQuantizer):
         commit = self._staged[-1] == 0
         self.usage_counts += torch.where(commit, self._staged[:-1], 0.0).view_as(self.usage_counts)
         self.updates += commit
+        self.drop_staged()
+
+    def drop_staged(self) -> None:
+        """Forgets the uses that forward passes have counted since the last update."""
         self._staged.zero_()
 
     def average_counts(self) -> Tensor:

@@ -77,7 +77,7 @@ class Trainer:
         self.device = torch.device(engine.device)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.step = self.first_step = engine.global_steps
-        self.loss_columns = loss_columns(profile.rvqvae.loss, data, self.device)
+        self.loss_columns = loss_columns(profile.rvqvae.loss, data.layout, data.mean, data.std, self.device)
         self.parts = profile.gradient_accumulation_steps * self.world_size
         """Micro batches of a step over all ranks."""
         self.order = BatchOrder.of(data, profile.global_batch(self.world_size), self.settings.seed, self.parts)
@@ -158,7 +158,7 @@ class Trainer:
         return self.step % every == 0 or self.step == self.settings.total_iter
 
     def _train_step(self, micro_batches: list[Tensor]) -> Tensor:
-        """One optimizer step. Gives this rank's losses `[4]` on the device, whose mean over ranks is the batch's."""
+        """One optimizer step. Gives this rank's losses `[6]` on the device, whose mean over ranks is the batch's."""
         self._set_learning_rate()
         self.engine.train()
         gathered = []
@@ -204,11 +204,15 @@ class Trainer:
             group["lr"] = learning_rate(self.step, base, self.profile.rvqvae.schedule, self.settings.total_iter)
 
     def _initialize_codebooks(self, micro_batches: list[Tensor]) -> None:
-        """Every level's first codes, from the latents of the first global batch, without dropout."""
-        self.model.eval()
+        """Every level's first codes, from the latents of the first global batch: without dropout, but the lineage's
+        from those that its first step quantizes."""
+        self.model.train(self.profile.rvqvae.model.lineage)
+        latents = []
+        for micro_step, batch in enumerate(micro_batches):
+            self.model.set_step(self.settings.seed, self.step, micro_step, self.rank)
+            with torch.no_grad():
+                latents.append(self.model.encode_latents(batch.to(self.device)))
         self.model.quantizer.set_step(self.settings.seed, self.step)
-        with torch.no_grad():
-            latents = [self.model.encode_latents(batch.to(self.device)) for batch in micro_batches]
         self.model.quantizer.initialize_codebooks(torch.cat(latents))
 
     def _start_interval(self) -> None:

@@ -117,7 +117,7 @@ def _run(profile: Profile, data: MotionData, run: OpenedRun, heartbeat: Heartbea
     for line in data.balance_lines():
         announce(line)
     warnings = profile.warnings(world_size, data.count_training_windows())
-    for warning in [*warnings, *(initial.warnings(data) if initial else [])]:
+    for warning in [*warnings, *data.warnings(), *(initial.warnings(data) if initial else [])]:
         # Our launcher has shown them.
         logger.log(logging.INFO if OUTCOME_VARIABLE in os.environ else logging.WARNING, warning)
     client_state = load_checkpoint(engine, resume.checkpoint) if resume.checkpoint else {}
@@ -182,7 +182,7 @@ def _settle_batch(profile: Profile, data: MotionData, folder: Path, resume: Resu
     take_batch(profile, resume.kept)
     if not _fits_batch(profile, resume):
         return
-    columns = loss_columns(profile.rvqvae.loss, data, own_device())
+    columns = loss_columns(profile.rvqvae.loss, data.layout, data.mean, data.std, own_device())
     announce(fit_batch(profile, data.in_features, own_device(), columns))
     # In the run's profile are the windows a rank that were asked for, whatever the number of ranks now.
     chosen = profile.model_copy()

@@ -26,6 +26,7 @@ from ds_rvqvae.checkpoints import (
     MANIFEST,
     MODEL_FILE,
     UNFINISHED,
+    checkpoint_bytes,
     digest_of,
     point,
     prune,
@@ -37,9 +38,6 @@ from ds_rvqvae.checkpoints import (
     universal_of,
     write_synced,
 )
-
-_BYTES_A_PARAMETER = 16
-"""Of a checkpoint: fp32 master weight, two moments, and the module's own copy with what goes with it."""
 
 
 class SaveFailed(Exception):
@@ -70,7 +68,8 @@ def save_checkpoint(
     """
     step, rank = engine.global_steps, dist.get_rank()
     unfinished, finished = folder / f"{UNFINISHED}{tag_of(step)}", folder / tag_of(step)
-    failures = _on_rank_zero(lambda: _prepare(engine, folder, unfinished))
+    averaged = client_state.get("weight_average") is not None
+    failures = _on_rank_zero(lambda: _prepare(engine, folder, unfinished, averaged))
     if not failures:
         failures = _write_parts(engine, unfinished, client_state)
     digests: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
@@ -90,12 +89,12 @@ def save_checkpoint(
     return finished
 
 
-def _prepare(engine: deepspeed.DeepSpeedEngine, folder: Path, unfinished: Path) -> None:
+def _prepare(engine: deepspeed.DeepSpeedEngine, folder: Path, unfinished: Path, averaged: bool) -> None:
     """Clears what a broken save left, and makes sure that there is room."""
     sweep(folder)
     unfinished.mkdir(parents=True)
     parameters = sum(parameter.numel() for parameter in engine.module.parameters())
-    needed, free = _BYTES_A_PARAMETER * parameters, shutil.disk_usage(folder).free
+    needed, free = checkpoint_bytes(parameters, averaged), shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(f"the disk of {folder} has {free:,} bytes free, {needed - free:,} too few for a checkpoint")
 

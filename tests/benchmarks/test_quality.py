@@ -25,6 +25,8 @@ COMMON = [
     "rvqvae.training.total_iter=3",
     "rvqvae.training.save_every=3",
 ]
+LENGTHS = ["rvqvae.data.window_sizes=[16, 48]", "rvqvae.data.augment.mix=1"]
+"""No window has the `window_size` of COMMON."""
 MIRROR = "rvqvae.data.augment.mirror=1"
 """Fails: these columns have no sides."""
 STUDY = {
@@ -32,7 +34,7 @@ STUDY = {
     "reference": "plain",
     "seeds": [0],
     "common": COMMON,
-    "settings": {"plain": [], "large's": {"profile": "large", "set": ["rvqvae.loss.commit=0.5"]}},
+    "settings": {"plain": [], "large's": {"profile": "large", "set": ["rvqvae.loss.commit=0.5", *LENGTHS]}},
 }
 
 
@@ -90,6 +92,11 @@ def test_a_study_trains_each_setting_once_and_goes_on_from_kept_results(tmp_path
         ({"settings": {"plain": {"profile": "best"}}}, "plain: a setting is a list"),
         ({"settings": {"plain": {"profile": "bets", "set": []}}}, "bets: no such profile"),
         ({"seed": 1}, "a study is an object of"),
+        ({"seeds": 3}, "seeds: give a list of different whole numbers"),
+        ({"seeds": [0, 0]}, "seeds: give a list of different whole numbers"),
+        ({"settings": ["plain"]}, "settings: give an object"),
+        ({"settings": {"plain": [1]}}, "plain: a setting is a list"),
+        ({"settings": {"plain": [], "a/b": []}}, "a/b: names are those of files"),
     ],
 )
 def test_studies_that_are_none_are_refused(tmp_path, motion, changes, words):

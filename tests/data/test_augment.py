@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from ds_rvqvae.data.augment import Augment, Draws, Mirror, partners
+from ds_rvqvae.data.groups import balanced
 from ds_rvqvae.data.layout import (
     SMPLX_JOINTS,
     Channels,
@@ -282,3 +283,13 @@ def test_a_mixed_window_takes_stretches_of_joints_from_others(pieces):
     again = augment.mixed_from(3, 9)
     assert [other for other, _ in again] == [other for other, _ in found[3]]
     assert Augment(BODY[:1], AugmentConfig(mix=1), seed=7).mixed_from(0, 9) == []
+
+
+def test_a_mixed_window_takes_from_others_as_often_as_they_are_trained_on():
+    of_window = np.repeat([0, 1, 2], [50, 10, 30])
+    groups = balanced(["a", "b", "c"], of_window, {"a": 0, "c": 3})
+    augment = Augment(BODY, AugmentConfig(mix=1), seed=7)
+    sources = [other for position in range(4000) for other, _ in augment.mixed_from(position, 90, groups.reach)]
+    times = np.bincount(sources, minlength=90)
+    assert times[:50].sum() == 0 and times[50:].min() > 0
+    assert times[50:60].sum() == pytest.approx(1000, abs=100)

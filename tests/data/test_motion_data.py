@@ -159,6 +159,20 @@ def test_balance_is_told_and_a_weight_for_nobody_refused(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("body_part", "augment", "warnings"),
+    [
+        ("upper", {"mix": 0.5}, []),
+        ("upper", {"mix_windows": 30}, []),
+        ("upper", {"mix": 0.5, "mix_windows": 30}, ["mix_windows: 30 are more than the 13 joints: 13"]),
+        ("face", {"mix": 0.5}, ["mix: all columns are one part, expressions: no effect"]),
+    ],
+)
+def test_mixing_that_the_columns_do_not_allow_is_told(demo_folder, body_part, augment, warnings):
+    data = MotionData.open(DataConfig(path=str(demo_folder), body_part=body_part, augment=augment))
+    assert data.warnings() == [f"rvqvae.data.augment.{warning}" for warning in warnings]
+
+
 def test_feature_weights_divide_the_deviations(tmp_path):
     folder = tmp_path / "motion"
     folder.mkdir()

@@ -181,6 +181,7 @@ def test_balance_has_its_shares_whatever_they_are(counts, weights, seed):
 def test_weight_0_leaves_a_group_out():
     groups = by_group({"a": 10, "b": 10}, {"a": 0})
     assert set(Balanced(groups, 0).take(0, 50).tolist()) == set(range(10, 20))
+    assert groups.reach[9] == 0 and groups.reach[-1] == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

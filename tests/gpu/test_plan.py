@@ -210,6 +210,9 @@ def test_settings_move_the_lines_that_they_should():
     offloaded = plan_with('zero_optimization.offload_optimizer={"device": "cpu"}')
     assert offloaded.optimizer_bytes == offloaded.gradients_bytes == 0
     assert offloaded.host_bytes - plan.host_bytes == plan.optimizer_bytes
+    averaged = plan_with('zero_optimization.offload_optimizer={"device": "cpu"}', "rvqvae.training.ema_decay=0.99")
+    assert averaged.host_bytes - offloaded.host_bytes == -(-plan.parameter_count // averaged.gpus) * 4
+    assert averaged.allocated_bytes == offloaded.allocated_bytes
     on_host = plan_with("activation_checkpointing.cpu_checkpointing=true")
     assert on_host.activations_bytes < plan.activations_bytes < on_host.activations_bytes + on_host.host_bytes
     assert on_host.host_bytes > plan.host_bytes

@@ -116,14 +116,22 @@ def test_level_dropout_leaves_the_first_levels():
     ("override", "complaint"),
     [
         ("rvqvae.model.quantize_dropout_min_levels=7", "is more than the 6 levels"),
-        ("rvqvae.model.gradient=rotation_trick", "neither rotation trick nor cosine distance"),
-        ("rvqvae.model.codebook_distance=cosine", "neither rotation trick nor cosine distance"),
+        ("rvqvae.model.gradient=rotation_trick", "gradient: lineage, MoMask's arithmetic, has its own"),
+        ("rvqvae.model.codebook_distance=cosine", "codebook_distance: lineage, MoMask's"),
+        ("rvqvae.model.codebook_init=kmeans", "codebook_init: lineage, MoMask's"),
+        ("rvqvae.model.dead_code_threshold=0", "dead_code_threshold: lineage, MoMask's"),
+        ("rvqvae.model.mu_warm_up=0", "mu_warm_up: lineage, MoMask's"),
         ("rvqvae.model.beam_size=2", "beam_size: 2 goes neither with lineage"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(override, complaint):
     with pytest.raises(UserError, match=complaint):
         load_profile("baseline", ["rvqvae.model.lineage=true", override])
+
+
+def test_noise_goes_by_euclidean_distances_alone():
+    with pytest.raises(UserError, match="sample_codebook_temp: is relative to euclidean distances"):
+        load_profile("baseline", ["rvqvae.model.codebook_distance=cosine", "rvqvae.model.sample_codebook_temp=0.1"])
 
 
 def test_input_noise_reaches_the_encoder_in_training_alone():

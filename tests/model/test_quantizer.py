@@ -7,6 +7,7 @@ import torch
 
 from ds_rvqvae import ResidualQuantizer
 from ds_rvqvae.model.codes import first_least, nearest_codes, perplexity_of
+from ds_rvqvae.model.seeds import fold_seed
 
 
 def make(levels=3, codes=16, dim=4, vectors=256, seed=0, **options):
@@ -305,40 +306,70 @@ def test_lineage_replaces_dead_codes_by_the_first_rows():
     assert torch.equal(quantizer.codebooks[0, 3], rows[3])
 
 
-def momask_step(books, sums, counts, rows, mu=0.99):
-    """One forward pass of MoMask's residual quantizer in training, level by level, as its paper's code has it: what the
-    levels quantized to, their codes, the commitment loss, and the state after it."""
-    residual, quantized, codes, losses = rows, 0, [], []
-    for level, book in enumerate(books):
-        code = torch.cdist(residual.double(), book.double()).argmin(dim=1)
-        vector = book[code]
-        hot = torch.nn.functional.one_hot(code, len(book)).to(rows.dtype)
-        sums[level] = mu * sums[level] + (1 - mu) * (hot.T @ residual.detach())
-        counts[level] = mu * counts[level] + (1 - mu) * hot.sum(dim=0)
-        alive = (counts[level] >= 1).unsqueeze(1)
-        books[level] = torch.where(alive, sums[level] / counts[level].unsqueeze(1), residual.detach()[: len(book)])
-        losses.append((residual - vector).square().mean())
-        quantized = quantized + residual + (vector - residual).detach()
-        residual = residual - vector
-        codes.append(code)
-    return quantized, torch.stack(codes, dim=-1), torch.stack(losses).mean()
+class Momask:
+    """MoMask's residual quantizer in training, level by level, as its paper's code has it.
+
+    Args:
+        temperature: of the Gumbel noise on its choices, which is drawn as ours is.
+    """
+
+    def __init__(self, levels, nb_code, temperature, mu=0.99):
+        self.levels, self.nb_code, self.temperature, self.mu = levels, nb_code, temperature, mu
+        self.books = self.sums = self.counts = None
+
+    def choose(self, residual, book, step, level):
+        distances = torch.cdist(residual.double(), book.double()).square()
+        if self.temperature:
+            generator = torch.Generator().manual_seed(fold_seed("noise", 0, step, 0, 0, level))
+            gumbel = -torch.empty(distances.shape).exponential_(generator=generator).log_()
+            distances = distances - self.temperature * gumbel
+        return distances.argmin(dim=1)
+
+    def initialize(self, rows):
+        """Each level's first rows, of what the codes of the levels before left."""
+        self.books, residual = [], rows.detach()
+        for level in range(self.levels):
+            book = residual[: self.nb_code].clone()
+            self.books.append(book)
+            residual = residual - book[self.choose(residual, book, 0, level)]
+        self.sums, self.counts = [book.clone() for book in self.books], [torch.ones(self.nb_code)] * self.levels
+
+    def step(self, rows, step):
+        """What the levels quantized to, their codes and the commitment loss of one forward pass, which moves them."""
+        residual, quantized, codes, losses = rows, 0, [], []
+        for level, book in enumerate(self.books):
+            code = self.choose(residual.detach(), book, step, level)
+            vector = book[code]
+            hot = torch.nn.functional.one_hot(code, len(book)).to(rows.dtype)
+            self.sums[level] = self.mu * self.sums[level] + (1 - self.mu) * (hot.T @ residual.detach())
+            self.counts[level] = self.mu * self.counts[level] + (1 - self.mu) * hot.sum(dim=0)
+            alive, first = (self.counts[level] >= 1).unsqueeze(1), residual.detach()[: len(book)]
+            self.books[level] = torch.where(alive, self.sums[level] / self.counts[level].unsqueeze(1), first)
+            losses.append((residual - vector).square().mean())
+            quantized = quantized + residual + (vector - residual).detach()
+            residual = residual - vector
+            codes.append(code)
+        return quantized, torch.stack(codes, dim=-1), torch.stack(losses).mean()
 
 
-def test_lineage_is_momasks_arithmetic_over_many_steps():
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_lineage_is_momasks_arithmetic_over_many_steps(temperature):
     torch.manual_seed(0)
-    quantizer = ResidualQuantizer(3, 16, 4, lineage=True).train()
-    quantizer.initialize_codebooks(torch.randn(2, 16, 4))
-    books = list(quantizer.codebooks.clone())
-    sums, counts = [book.clone() for book in books], [torch.ones(16) for _ in books]
+    quantizer = ResidualQuantizer(3, 16, 4, lineage=True, sample_codebook_temp=temperature).train()
+    momask = Momask(3, 16, temperature)
     replaced = 0
     for step in range(60):
         # Latents that drift away leave codes behind.
         latents = (torch.randn(2, 16, 4) + 0.05 * step).requires_grad_()
         mirrored = latents.detach().clone().requires_grad_()
         quantizer.set_step(0, step)
+        if step == 0:
+            quantizer.initialize_codebooks(latents)
+            momask.initialize(mirrored.reshape(-1, 4))
+            torch.testing.assert_close(quantizer.codebooks, torch.stack(momask.books))
         quantized, codes, commit_loss, _ = quantizer(latents)
-        before = [count.clone() for count in counts]
-        expected = momask_step(books, sums, counts, mirrored.reshape(-1, 4))
+        before = momask.counts.copy()
+        expected = momask.step(mirrored.reshape(-1, 4), step)
         torch.testing.assert_close(quantized.reshape(-1, 4), expected[0])
         assert torch.equal(codes.reshape(-1, 3), expected[1])
         torch.testing.assert_close(commit_loss, expected[2])
@@ -346,9 +377,9 @@ def test_lineage_is_momasks_arithmetic_over_many_steps():
         (expected[0].pow(3).mean() + 0.02 * expected[2]).backward()
         torch.testing.assert_close(latents.grad, mirrored.grad)
         quantizer.update_codebooks()
-        torch.testing.assert_close(quantizer.codebooks, torch.stack(books))
-        torch.testing.assert_close(quantizer.ema_count, torch.stack(counts))
-        replaced += sum(int(((was >= 1) & (now < 1)).sum()) for was, now in zip(before, counts, strict=True))
+        torch.testing.assert_close(quantizer.codebooks, torch.stack(momask.books))
+        torch.testing.assert_close(quantizer.ema_count, torch.stack(momask.counts))
+        replaced += sum(int(((was >= 1) & (now < 1)).sum()) for was, now in zip(before, momask.counts, strict=True))
     assert replaced > 10
 
 

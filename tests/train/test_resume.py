@@ -106,6 +106,7 @@ def _assert_steps(events, count):
     ("flag", "pattern"),
     [
         ("--width=64", "rvqvae.model.width was 32 in .* and cannot change to 64"),
+        ("--set=rvqvae.model.codebook_distance=cosine", 'codebook_distance was "euclidean" in .* and cannot change'),
         ("--body_part=hands", 'rvqvae.data.body_part was "upper"'),
         ("--data_path={other}", "other columns or another normalisation"),
     ],
