@@ -92,18 +92,23 @@ def main() -> int:
     if args.jobs < 1:
         parser.error(f"--jobs: {args.jobs}: give 1 or more")
     try:
-        study = read_study(args.study)
-        out = args.out or Path("runs") / args.study.stem
-        if not args.data_path.exists():
-            raise UserError(f"{args.data_path}: no such file or folder")
-        out.mkdir(parents=True, exist_ok=True)
-        if args.known:
-            take_over(args.known, study, args.data_path, out)
-        failed = train_all(study, args, out)
-        results = results_of(study, args.data_path, out)
+        return run_study(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return ExitStatus.BAD_INPUT
+
+
+def run_study(args: argparse.Namespace) -> int:
+    """Trains what is not done, writes what is asked for; gives the exit status. Raises UserError for bad input."""
+    study = read_study(args.study)
+    out = args.out or Path("runs") / args.study.stem
+    if not args.data_path.exists():
+        raise UserError(f"{args.data_path}: no such file or folder")
+    out.mkdir(parents=True, exist_ok=True)
+    if args.known:
+        take_over(args.known, study, args.data_path, out)
+    failed = train_all(study, args, out)
+    results = results_of(study, args.data_path, out)
     if not results:
         print(f"error: no run of {args.study} has a result; {out} has what those that failed said", file=sys.stderr)
         return ExitStatus.FAILED

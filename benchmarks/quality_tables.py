@@ -9,6 +9,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
+from ds_rvqvae.errors import UserError
+
 Results = dict[str, list[dict[str, Any]]]
 """By setting, one a seed."""
 SPLITS = ("val", "test")
@@ -77,7 +79,11 @@ def _levels(results: Results) -> str:
         rows = {
             "codes in use, training": [one["codes_in_use"] for one in scores],
             "perplexity, training": [one["perplexity_in_training"] for one in scores],
-            **{f"perplexity, {split}": [one[split]["perplexity"] for one in scores] for split in SPLITS},
+            **{
+                f"perplexity, {split}": [one[split]["perplexity"] for one in scores]
+                for split in SPLITS
+                if scores[0][split]["frames"]
+            },
         }
         for row, values in rows.items():
             means = map(statistics.fmean, zip(*values, strict=True))
@@ -110,9 +116,14 @@ def _row(*cells: str) -> str:
 
 
 def picture(results: Results, names: Sequence[str], path: Path) -> None:
-    """Angle error and L1 against bits a second, by levels used, a line a setting; means over seeds."""
-    figure = Figure(figsize=(13, 4.5 * len(SPLITS)), layout="constrained")
+    """Angle error and L1 against bits a second, by levels used, a line a setting; means over seeds.
+
+    Raises UserError where no clip of any split was scored.
+    """
     keys = [key for key in _COMPARED if any(_values(runs, one, key) for runs in results.values() for one in SPLITS)]
+    if not keys:
+        raise UserError(f"{path}: no clip of {' or '.join(SPLITS)} has an error to draw")
+    figure = Figure(figsize=(13, 4.5 * len(SPLITS)), layout="constrained")
     axes = figure.subplots(len(SPLITS), len(keys), squeeze=False)
     for row, split in zip(axes, SPLITS, strict=True):
         for axis, key in zip(row, keys, strict=True):

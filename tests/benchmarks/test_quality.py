@@ -84,6 +84,18 @@ def test_a_study_trains_each_setting_once_and_goes_on_from_kept_results(tmp_path
     assert fourth.returncode == 0 and fourth.stderr == "" and "| again |" in fourth.stdout
 
 
+@pytest.mark.processes
+def test_without_held_out_clips_there_are_codes_but_no_picture(tmp_path):
+    values = np.random.default_rng(0).normal(size=(128, 5)).astype(np.float32)
+    motion = write_packed(tmp_path / "motion.npz", (64, 64), motion=values, split=np.array(["train", "train"]))
+    study = {**STUDY, "settings": {"plain": []}}
+    done = run_study(tmp_path, motion, study, "--picture=rates.png", "--table=table.md")
+    assert done.returncode == 2 and "rates.png: no clip of val or test has an error to draw" in done.stderr
+    table = (tmp_path / "table.md").read_text()
+    assert "codes in use, training" in table and "perplexity, val" not in table and "angle" not in table
+    assert not (tmp_path / "rates.png").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
