@@ -2,7 +2,7 @@
 
     python benchmarks/cmu_task.py RUN [--data_path task.npz] [--splits train,val,test] [--json [FILE]]
 
-The task is 25 moving joints of 115 clips of the CMU motion capture database as one packed npz; train it with
+The task is 25 moving joints of 98 clips of the CMU motion capture database as one packed npz; train it with
 
     --profile baseline --window_size 64 --window_stride 4 --total_iter 600    (global batch 32)
 """

@@ -39,11 +39,11 @@ class AugmentConfig(Section):
     """Random changes of training windows, drawn anew by seed for every sample; scoring never sees them."""
 
     mirror: Share = 0.0
-    """How often a window is mirrored: left and right joints change places (joints are paired by name)."""
+    """How often a window is mirrored: left and right change places, joints by name (Guo et al. 2022, HumanML3D)."""
     time_scale: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    """Windows are played at a speed drawn from 1 - this to 1 + this."""
+    """Windows are played at a speed drawn from 1 - this to 1 + this (Um et al. 2017, time-warping)."""
     noise: Annotated[float, Field(ge=0)] = 0.0
-    """Standard deviation of noise on the normalised windows."""
+    """Standard deviation of noise on the normalised windows (Um et al. 2017, jittering)."""
     offset: Annotated[float, Field(ge=0)] = 0.0
     """Standard deviation of what is added to a window's normalised columns, the same to all its frames: another
     posture. Of our own making."""
@@ -76,7 +76,7 @@ class DataConfig(Section):
     speakers: list[int] | None = None
     """Only BEAT2 clips of these speakers (the leading number of a clip's name)."""
     window_size: Count = 128
-    """Frames a training window."""
+    """Frames a training window (T2M-GPT and MoMask: 64)."""
     window_stride: Count = 64
     """Frames from the start of one window to the next."""
     window_sizes: Annotated[list[Count], Field(min_length=1)] | None = None

@@ -24,8 +24,9 @@ class ModelConfig(Section):
     dilation_growth_rate: Annotated[int, Field(ge=1, le=8)] = 3
     """Dilation of block i is this to the power i; the largest comes first."""
     activation: Literal["relu", "silu", "gelu"] = "relu"
+    """In the residual blocks, as in T2M-GPT, and between them."""
     norm: Literal["LN", "GN"] | None = None
-    """LN: layer norm over channels; GN: group norm of 32 groups."""
+    """LN: layer norm over channels; GN: group norm of 32 groups (T2M-GPT)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Dropout at the end of each residual block."""
     weight_init: Literal["torch", "he"] = "torch"
@@ -34,29 +35,31 @@ class ModelConfig(Section):
     zero_init_residual: bool = False
     """Residual blocks start as the identity: the weights of their last convolution are 0 (Zhang et al. 2019, Fixup)."""
     code_dim: Count = 128
-    """Length of a code vector."""
+    """Length of a code vector. Short ones are found by more of the latents (Yu et al. 2021, ViT-VQGAN)."""
     nb_code: Count = 1024
     """Codes a level."""
     num_quantizers: Count = 6
     """Levels of the residual quantizer."""
     shared_codebook: bool = False
-    """All levels use one codebook."""
+    """All levels use one codebook (Lee et al. 2022, RQ-VAE; MoMask)."""
     mu: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay of the moving averages that codebooks are made of (Razavi et al. 2019, VQ-VAE-2)."""
     mu_warm_up: Annotated[int, Field(ge=0)] = 9
-    """Update t of the averages decays by t / (t + this) where that is less than mu; 0: by mu from the start."""
+    """Update t of the averages decays by t / (t + this) where that is less than mu, as TensorFlow's
+    ExponentialMovingAverage does with 9; 0: by mu from the start."""
     quantize_dropout_prob: Share = 0.2
     """How often a step trains only the first levels (Zeghidour et al. 2021, SoundStream)."""
     quantize_dropout_min_levels: Count = 1
-    """Levels that such a step trains at the least."""
+    """Levels that such a step trains at the least (vector-quantize-pytorch)."""
     fsq_levels: list[Annotated[int, Field(ge=2)]] | None = None
     """In place of codebooks a fixed grid: cells a column of the latents, of the columns a level has (Mentzer et al.
     2023, finite scalar quantization). Their product is nb_code, and code_dim is 1 to num_quantizers times as many
     columns: 1, and each level divides the cells of the level before; num_quantizers, and it has columns of its own."""
     sample_codebook_temp: Annotated[float, Field(ge=0)] = 0.0
-    """Gumbel noise on the choice of codes while training, relative to the level's mean nearest distance; 0 is off."""
+    """Gumbel noise on the choice of codes while training (MoMask), relative to the level's mean nearest distance; 0 is
+    off."""
     sample_anneal_iter: Count | None = None
-    """Steps over which that noise falls linearly to nothing; null: it stays."""
+    """Steps over which that noise falls linearly to nothing (annealed as in Jang et al. 2017); null: it stays."""
     codebook_distance: Literal["euclidean", "cosine"] = "euclidean"
     """Which code is the nearest; cosine: by angle, as in ViT-VQGAN (Yu et al. 2021), whatever its length."""
     gradient: Literal["straight_through", "rotation_trick"] = "straight_through"
