@@ -1,14 +1,17 @@
 """Counts what one training step hands to torch.distributed, against arithmetic.
 
     DS_ACCELERATOR=cpu LOCAL_SIZE=2 deepspeed --include localhost:0,1 benchmarks/wire_bytes.py \
-        --profile baseline --data_path MOTION --batch_size 2 --out /tmp/wire
+        --profile baseline --data_path MOTION --batch_size 2 [--json [FILE]]
 
 Takes the flags of training. Counts payloads a rank, the size of the tensors reduced or gathered, on the third step.
 """
 
 import argparse
+import json
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -16,7 +19,7 @@ import torch.distributed as dist
 
 from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.flags import add_training_flags, profile_from_flags
-from ds_rvqvae.gpu.wire import transfers_of
+from ds_rvqvae.gpu.wire import Transfer, transfers_of
 from ds_rvqvae.heartbeat import Heartbeat
 
 COLLECTIVES = (
@@ -55,7 +58,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_flags(parser)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
-    profile = profile_from_flags(parser.parse_args())
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
+    args = parser.parse_args()
+    profile = profile_from_flags(args)
     calls: Counter = Counter()
     count_payloads(calls)
     # After that, since DeepSpeed keeps the functions that it finds when it is imported.
@@ -77,14 +82,27 @@ def main() -> None:
         codebooks = trainer.model.quantizer._staged
         trainer._close()
     if dist.get_rank() == 0:
-        for name, size in sorted(calls.items()):
-            print(f"{name:24} {size:>14,} bytes")
-        print(f"{'of it the codebooks':24} {codebooks.numel() * codebooks.element_size():>14,} bytes")
-        print("by arithmetic:")
-        for transfer in transfers_of(profile, data.in_features, dist.get_world_size()):
-            print(f"{transfer.name:24} {transfer.payload_bytes:>14,} bytes, {transfer.collective}")
+        transfers = transfers_of(profile, data.in_features, dist.get_world_size())
+        report(dict(calls), codebooks.numel() * codebooks.element_size(), transfers, args.json)
     dist.barrier()
     dist.destroy_process_group()
+
+
+def report(calls: dict[str, int], codebooks: int, transfers: Sequence[Transfer], file: str | None) -> None:
+    """Prints what was counted beside what arithmetic says; as JSON, too, where a file is named."""
+    counted = {"counted": calls, "codebooks": codebooks, "world_size": dist.get_world_size()}
+    result = json.dumps(counted | {"by_arithmetic": [asdict(transfer) for transfer in transfers]}, indent=2)
+    if file == "-":
+        print(result)
+        return
+    for name, size in sorted(calls.items()):
+        print(f"{name:24} {size:>14,} bytes")
+    print(f"{'of it the codebooks':24} {codebooks:>14,} bytes")
+    print("by arithmetic:")
+    for transfer in transfers:
+        print(f"{transfer.name:24} {transfer.payload_bytes:>14,} bytes, {transfer.collective}")
+    if file:
+        Path(file).write_text(result + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

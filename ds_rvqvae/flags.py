@@ -59,7 +59,9 @@ class FlagParser(argparse.ArgumentParser):
 
     def _nearest_flag(self, unknown: str) -> str:
         flag = unknown.split()[0].partition("=")[0]
-        near = difflib.get_close_matches(flag, self._known_flags(), n=1, cutoff=0.6)
+        # One that another verb has is known to this one's parser too.
+        known = [name for name in self._known_flags() if name != flag]
+        near = difflib.get_close_matches(flag, known, n=1, cutoff=0.6)
         return f"; did you mean {near[0]}?" if near else ""
 
     def _known_flags(self) -> list[str]:

@@ -37,7 +37,9 @@ DEEPSPEED_VALUES = (
     "hostfile", "num_nodes", "master_addr", "node_rank", "launcher", "launcher_args", "enable_each_rank_log",
     "bind_core_list", "ssh_port", "venv_script", "log_level",
 )  # fmt: skip
-DEEPSPEED_SWITCHES = ("no_ssh", "no_ssh_check", "force_multi", "save_pid", "bind_cores_to_rank")
+DEEPSPEED_SWITCHES = (
+    "no_ssh", "no_ssh_check", "force_multi", "save_pid", "bind_cores_to_rank", "no_local_rank", "quiet",
+)  # fmt: skip
 """deepspeed's own flags, handed through: those that take a value, and those that do not."""
 
 
@@ -144,6 +146,10 @@ def _parser() -> FlagParser:
     start.add_argument(
         "-i", "--include", metavar="HOST:SLOTS", help=f"GPUs (default: {DEFAULT_INCLUDE}, or all of a hostfile's)"
     )
+    start.add_argument("-e", "--exclude", metavar="HOST:SLOTS", help="take all GPUs but these")
+    start.add_argument(
+        "--num_gpus", "--num_accelerators", type=int, metavar="N", help="take GPUs 0 to N-1 (of every host)"
+    )
     start.add_argument("--master_port", type=int, metavar="PORT", help="default: a port that is free")
     start.add_argument(
         "--require_idle",
@@ -183,7 +189,8 @@ def _parser() -> FlagParser:
             *short, f"--{name}", type=int if name in ("num_nodes", "node_rank") else str, metavar="X"
         )
     for name in DEEPSPEED_SWITCHES:
-        handed_on.add_argument(f"--{name}", action="store_true")
+        short = ["-q"] if name == "quiet" else []
+        handed_on.add_argument(*short, f"--{name}", action="store_true")
     return parser
 
 
@@ -206,7 +213,7 @@ def _restarts(text: str) -> int:
 def _choose_demo(args: argparse.Namespace, environment: dict[str, str]) -> None:
     """Sets the demo's motion, and its devices where the user names none: all cards, or two CPU ranks."""
     args.data_path = args.data_path or str(demo.motion_folder())
-    if args.include or args.hostfile or args.num_nodes:
+    if args.include or args.exclude or args.num_gpus or args.hostfile or args.num_nodes:
         return
     slots = cpu_slots(environment)
     if slots is None:
@@ -292,6 +299,8 @@ def _command(args: argparse.Namespace, ranks: Ranks) -> list[str]:
     command += ["--master_port", str(ranks.port)]
     for name in DEEPSPEED_VALUES:
         value = getattr(args, name)
+        if name == "num_nodes" and ranks.include:
+            continue  # deepspeed takes one of the two
         if name == "log_level":
             value = value or "critical"  # its lines on every variable and process drown the trainer's
         if value is not None:

@@ -15,9 +15,12 @@ from ds_rvqvae.slots import (
     Cards,
     check_cpu_slots,
     cpu_slots,
+    first_slots,
+    format_hosts,
     format_include,
     parse_include,
     read_hostfile,
+    slots_but,
     slots_of_hosts,
 )
 
@@ -40,6 +43,8 @@ class Ranks:
     cpu: bool
     first_here: bool
     """Whether rank 0 runs on this machine."""
+    exclude: str | None = None
+    """Of all this machine's cards, those to leave out."""
 
     @property
     def world_size(self) -> int:
@@ -48,38 +53,64 @@ class Ranks:
 
 def place_ranks(args: argparse.Namespace, environment: dict[str, str]) -> Ranks:
     """Where the ranks run, as far as that can be known without looking at cards."""
+    _check_choice(args)
     count = cpu_slots(environment)
     if count is not None:
         environment |= {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": str(count)}
     hostfile = Path(args.hostfile) if args.hostfile else DEEPSPEED_HOSTFILE
     if args.hostfile or hostfile.is_file():
-        return _place_on_hosts(args, slots_of_hosts(args.include, read_hostfile(hostfile)), cpu=count is not None)
+        return _place_on_hosts(args, read_hostfile(hostfile), cpu=count is not None)
     if args.num_nodes is not None or args.no_ssh:
         raise UserError("--num_nodes and --no_ssh need a --hostfile that names the hosts")
-    hosts = parse_include(args.include or DEFAULT_INCLUDE)
-    if list(hosts) != [LOCAL]:
-        raise UserError(f"--include {args.include}: without a --hostfile the only host is {LOCAL}")
-    slots = hosts[LOCAL]
+    slots = _slots_here(args)
     if count is not None:
-        slots = slots or list(range(count))
+        slots = slots_but(args.exclude, {LOCAL: count})[LOCAL] if args.exclude else slots or list(range(count))
         check_cpu_slots(slots, count)
     port = free_port(args.master_port, here=True)
-    return Ranks(format_include(slots), {LOCAL: slots}, slots, port, count is not None, first_here=True)
+    cpu = count is not None
+    return Ranks(format_include(slots), {LOCAL: slots}, slots, port, cpu, first_here=True, exclude=args.exclude)
 
 
-def _place_on_hosts(args: argparse.Namespace, hosts: dict[str, list[int]], cpu: bool) -> Ranks:
-    """Ranks on the hosts of a hostfile."""
+def _check_choice(args: argparse.Namespace) -> None:
+    """Raises UserError where flags choose slots in two ways, or none."""
+    given = [f"--{name}" for name in ("include", "exclude", "num_gpus") if getattr(args, name) is not None]
+    if args.num_nodes is not None and given and given != ["--num_gpus"]:
+        given.append("--num_nodes")
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)}: deepspeed takes one of them; leave the other out")
+    for name in ("num_gpus", "num_nodes"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: give 1 or more")
+
+
+def _slots_here(args: argparse.Namespace) -> list[int]:
+    """The slots of this machine that the flags choose without a hostfile; empty for all that it turns out to have."""
+    if args.num_gpus is not None:
+        return list(range(args.num_gpus))
+    flag, text = ("--exclude", args.exclude) if args.exclude else ("--include", args.include or DEFAULT_INCLUDE)
+    hosts = parse_include(text, flag)
+    if list(hosts) != [LOCAL]:
+        raise UserError(f"{flag} {text}: without a --hostfile the only host is {LOCAL}")
+    return [] if args.exclude else hosts[LOCAL]
+
+
+def _place_on_hosts(args: argparse.Namespace, sizes: dict[str, int], cpu: bool) -> Ranks:
+    """Ranks on the hosts of a hostfile, which have so many slots."""
+    include = args.include
     if args.num_nodes is not None:
-        if args.include:
-            raise UserError("--num_nodes: deepspeed takes either it or --include; leave one out")
-        hosts = dict(list(hosts.items())[: args.num_nodes])
+        sizes = dict(list(sizes.items())[: args.num_nodes])
+    if args.exclude or args.num_gpus is not None:
+        hosts = slots_but(args.exclude, sizes) if args.exclude else first_slots(args.num_gpus, sizes)
+        include = format_hosts(hosts)
+    else:
+        hosts = slots_of_hosts(include, sizes)
     local = _this_host(args, list(hosts))
     if local is None and args.launcher in (None, "pdsh") and shutil.which("pdsh") is None:
         raise UserError("--hostfile: pdsh is not installed, which starts the ranks of other hosts; or use --no_ssh")
     first_here = local is not None and local == next(iter(hosts))
     # Hosts that are started one by one have to agree on the port.
     port = free_port(args.master_port or (DEEPSPEED_PORT if len(hosts) > 1 else None), first_here)
-    return Ranks(args.include, hosts, hosts[local] if local else None, port, cpu, first_here)
+    return Ranks(include, hosts, hosts[local] if local else None, port, cpu, first_here)
 
 
 def _this_host(args: argparse.Namespace, hosts: list[str]) -> str | None:
@@ -96,11 +127,13 @@ def check_cards(ranks: Ranks, environment: dict[str, str]) -> tuple[Ranks, Cards
     cards = Cards.read()
     if not ranks.local:
         slots = [gpu.index for gpu in cards.gpus] or [0]
+        if ranks.exclude:
+            slots = slots_but(ranks.exclude, {LOCAL: len(cards.gpus)})[LOCAL]
         ranks = replace(ranks, include=format_include(slots), hosts={LOCAL: slots}, local=slots)
     cards.check_there(ranks.local, "--include")
     cards.check_readable(ranks.local)
     if environment.get("CUDA_VISIBLE_DEVICES"):
-        warn(f"CUDA_VISIBLE_DEVICES={environment['CUDA_VISIBLE_DEVICES']} is ignored: --include names the GPUs")
+        warn(f"CUDA_VISIBLE_DEVICES={environment['CUDA_VISIBLE_DEVICES']} is ignored: flags name the GPUs")
     return ranks, cards
 
 

@@ -16,7 +16,7 @@ LOCAL = "localhost"
 DEFAULT_INCLUDE = "localhost:1,2,3,4,5,6,7"
 
 
-def parse_include(text: str) -> dict[str, list[int]]:
+def parse_include(text: str, flag: str = "--include") -> dict[str, list[int]]:
     """Slots by host of `NODE:SLOT,SLOT@NODE`, in rising order; a host without slots (an empty list) gives all of its.
 
     Raises:
@@ -26,16 +26,21 @@ def parse_include(text: str) -> dict[str, list[int]]:
     for node in text.split("@"):
         match = re.fullmatch(r"([^\s:@,]+)(?::(\d+(?:,\d+)*))?", node)
         if match is None:
-            raise UserError(f"--include {text}: write it as HOST:SLOT,SLOT, for example {DEFAULT_INCLUDE}")
+            raise UserError(f"{flag} {text}: write it as HOST:SLOT,SLOT, for example {DEFAULT_INCLUDE}")
         slots = [int(slot) for slot in match[2].split(",")] if match[2] else []
         if len(set(slots)) < len(slots) or match[1] in hosts:
-            raise UserError(f"--include {text}: names a slot or a host twice")
+            raise UserError(f"{flag} {text}: names a slot or a host twice")
         hosts[match[1]] = sorted(slots)
     return hosts
 
 
 def format_include(slots: Sequence[int]) -> str:
-    return f"{LOCAL}:{','.join(map(str, slots))}"
+    return format_hosts({LOCAL: slots})
+
+
+def format_hosts(hosts: Mapping[str, Sequence[int]]) -> str:
+    """`NODE:SLOT,SLOT@NODE:SLOT` of slots by host."""
+    return "@".join(f"{host}:{','.join(map(str, slots))}" for host, slots in hosts.items())
 
 
 def read_hostfile(file: Path) -> dict[str, int]:
@@ -57,15 +62,33 @@ def read_hostfile(file: Path) -> dict[str, int]:
     return hosts
 
 
-def slots_of_hosts(include: str | None, hosts: Mapping[str, int]) -> dict[str, list[int]]:
+def slots_of_hosts(include: str | None, hosts: Mapping[str, int], flag: str = "--include") -> dict[str, list[int]]:
     """The slots that `include` takes of a hostfile's hosts; all of them without one. Raises UserError."""
-    chosen = parse_include(include) if include else {host: [] for host in hosts}
+    chosen = parse_include(include, flag) if include else {host: [] for host in hosts}
     for host, slots in chosen.items():
         if host not in hosts:
-            raise UserError(f"--include {include}: the hostfile names no host {host}, only {', '.join(hosts)}")
+            raise UserError(f"{flag} {include}: the hostfile names no host {host}, only {', '.join(hosts)}")
         if slots and slots[-1] >= hosts[host]:
-            raise UserError(f"--include {include}: {host} has {hosts[host]} slots by the hostfile, numbered from 0")
+            raise UserError(f"{flag} {include}: {host} has {hosts[host]} slots, numbered from 0")
     return {host: slots or list(range(hosts[host])) for host, slots in chosen.items()}
+
+
+def slots_but(exclude: str, hosts: Mapping[str, int]) -> dict[str, list[int]]:
+    """The slots that `exclude` leaves of hosts with so many; it names whole hosts without slots. Raises UserError."""
+    left_out = slots_of_hosts(exclude, hosts, "--exclude")
+    left = {host: [slot for slot in range(size) if slot not in left_out.get(host, [])] for host, size in hosts.items()}
+    left = {host: slots for host, slots in left.items() if slots}
+    if not left:
+        raise UserError(f"--exclude {exclude}: leaves no slot")
+    return left
+
+
+def first_slots(count: int, hosts: Mapping[str, int]) -> dict[str, list[int]]:
+    """The first `count` slots of every host. Raises UserError where one has fewer."""
+    for host, size in hosts.items():
+        if size < count:
+            raise UserError(f"--num_gpus {count}: {host} has {size} slots by the hostfile")
+    return {host: list(range(count)) for host in hosts}
 
 
 def cpu_slots(environment: Mapping[str, str]) -> int | None:

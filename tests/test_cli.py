@@ -52,6 +52,10 @@ def test_profile_validate_names_what_is_wrong(tmp_path, capsys):
     printed = capsys.readouterr()
     assert "baseline: valid" in printed.out
     assert "rvqvae.model.widht: unknown key; did you mean width?" in printed.err
+    assert cli.main(["profile", "validate", "baseline", str(wrong), "--json"]) == 2
+    result = json.loads(capsys.readouterr().out)
+    assert result["baseline"]["valid"] and "milestones" in " ".join(result["baseline"]["warnings"])
+    assert not result[str(wrong)]["valid"] and "widht: unknown key" in result[str(wrong)]["error"]
 
 
 def test_profile_diff_of_baseline_and_large(capsys):

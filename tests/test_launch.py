@@ -16,7 +16,7 @@ from ds_rvqvae.gpu.nvml import Gpu, GpuProcess, NoDriver, list_gpus
 from ds_rvqvae.gpu.processes import Owners
 from ds_rvqvae.gpu.snapshot import Snapshot
 from ds_rvqvae.launch import DEEPSPEED_SWITCHES, DEEPSPEED_VALUES
-from ds_rvqvae.slots import Cards, parse_include, read_hostfile, slots_of_hosts
+from ds_rvqvae.slots import Cards, first_slots, parse_include, read_hostfile, slots_but, slots_of_hosts
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "launch" / "train_8x4090.py"
@@ -153,6 +153,13 @@ def test_a_batch_larger_than_the_data_is_a_warning(launch):
         (["--hostfile", "missing"], ["--hostfile missing"]),
         (["--num_nodes", "2"], ["--hostfile"]),
         (["--no_ssh"], ["--hostfile"]),
+        (["--exclude", "localhost:0", "--include", "localhost:1"], ["--include and --exclude", "one of them"]),
+        (["--num_gpus", "2", "--exclude", "localhost:0"], ["--exclude and --num_gpus", "one of them"]),
+        (["--num_gpus", "0"], ["--num_gpus 0", "1 or more"]),
+        (["--num_gpus", "9"], ["no CPU slot 8"]),
+        (["--exclude", "localhost:8"], ["--exclude localhost:8", "8 slots"]),
+        (["--exclude", "localhost"], ["--exclude localhost", "leaves no slot"]),
+        (["--exclude", "0"], ["--exclude 0", "without a --hostfile"]),
         (["--nccl_debug", "LOUD"], ["--nccl_debug", "INFO"]),
         (["--require_idle", "x"], ["--require_idle x"]),
         (["--batch_size", "0"], ["train_micro_batch_size_per_gpu"]),
@@ -229,6 +236,42 @@ def test_cpu_slots_without_a_number_are_numa_nodes(launch):
     assert ran.returncode == ExitStatus.BAD_INPUT and "LOCAL_SIZE=4097" in ran.stderr
 
 
+@pytest.mark.parametrize(
+    ("flags", "include"),
+    [
+        (["--exclude", "localhost:0,3"], "localhost:1,2,4,5,6,7"),
+        (["-e", "localhost:7"], "localhost:0,1,2,3,4,5,6"),
+        (["--num_gpus", "2"], "localhost:0,1"),
+        (["--num_accelerators=1", "--quiet"], "localhost:0"),
+    ],
+)
+def test_slots_chosen_as_deepspeed_lets_one(launch, flags, include):
+    ran = launch("--dry_run", *flags)
+    assert ran.returncode == 0, ran.stderr
+    command = shlex.split(ran.stdout)
+    assert command[command.index("--include") + 1] == include
+    assert ("--quiet" in command) == ("--quiet" in flags)
+    assert not {"--exclude", "-e", "--num_gpus"} & set(command)
+
+
+@pytest.mark.parametrize(
+    ("flags", "include"),
+    [
+        (["--exclude", "host-a:0@host-b"], "host-a:1"),
+        (["--num_gpus", "1"], "host-a:0@host-b:0"),
+        (["--num_gpus", "2", "--num_nodes", "1"], "host-a:0,1"),
+    ],
+)
+def test_slots_of_hosts_chosen_as_deepspeed_lets_one(launch, flags, include):
+    (launch.folder / "hosts").write_text("host-a slots=2\nhost-b slots=1\n")
+    at = ["--hostfile", "hosts", "--no_ssh", "--master_addr", "127.0.0.1", "--node_rank", "0"]
+    ran = launch("--dry_run", *at, *flags)
+    assert ran.returncode == 0, ran.stderr
+    command = shlex.split(ran.stdout)
+    assert command[command.index("--include") + 1] == include
+    assert not any(word.startswith(("--num_nodes", "--num_gpus", "--exclude")) for word in command)
+
+
 def test_two_hosts_started_one_by_one(launch):
     (launch.folder / "hosts").write_text("# two nodes\nhost-a slots=2\nhost-b slots=1\n")
     flags = ["--dry_run", "--hostfile", "hosts", "--no_ssh", "--master_addr", "127.0.0.1"]
@@ -275,6 +318,16 @@ def test_include_lists():
     for include in ("c", "a:2"):
         with pytest.raises(UserError, match=r"hostfile|slots"):
             slots_of_hosts(include, {"a": 2})
+
+
+def test_what_other_flags_leave_of_hosts():
+    hosts = {"a": 2, "b": 3}
+    assert slots_but("a:1@b:0,2", hosts) == {"a": [0], "b": [1]}
+    assert slots_but("a", hosts) == {"b": [0, 1, 2]}
+    assert first_slots(2, hosts) == {"a": [0, 1], "b": [0, 1]}
+    for wrong in (lambda: slots_but("a@b", hosts), lambda: slots_but("c", hosts), lambda: first_slots(3, hosts)):
+        with pytest.raises(UserError, match=r"--exclude|--num_gpus"):
+            wrong()
 
 
 @pytest.mark.parametrize("text", ["host-a", "host-a slots=x", "a slots=1\na slots=2", "# nothing\n"])

@@ -68,6 +68,15 @@ def found(done, topic):
     return [line.strip() for line in checks.splitlines() if line.startswith(f"  {topic} ")]
 
 
+def test_all_cards_but_some_and_the_first_ones(launch):
+    for flags, include in ((["--exclude", "localhost:0,5"], "1,2,3,4,6,7"), (["--num_gpus", "3"], "0,1,2")):
+        done = launch(*flags)
+        assert done.returncode == 0, done.stderr
+        assert f"--include localhost:{include} " in done.stdout
+    assert "--exclude localhost:8" in refusal(launch("--exclude", "localhost:8"), 2)
+    assert "no GPU 8" in refusal(launch("--num_gpus", "9"), 2)
+
+
 def test_eight_idle_cards(launch):
     done = launch("--master_port", "29123")
     assert done.returncode == 0, done.stderr

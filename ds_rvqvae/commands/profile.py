@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from typing import Any
 
 from ds_rvqvae.commands.columns import add_column_flags, columns_of
 from ds_rvqvae.commands.results import Verbs, add_json_flag, print_result
@@ -21,6 +22,7 @@ def add_to(verbs: Verbs) -> None:
     show.set_defaults(verb=_show)
     validate = actions.add_parser("validate", help="check profiles")
     validate.add_argument("profiles", nargs="+", metavar="NAME|FILE")
+    add_json_flag(validate)
     validate.set_defaults(verb=_validate)
     diff = actions.add_parser("diff", help="keys in which two profiles differ")
     diff.add_argument("profiles", nargs=2, metavar="NAME|FILE")
@@ -59,17 +61,19 @@ def _show(args: argparse.Namespace) -> int:
 def _validate(args: argparse.Namespace) -> int:
     from ds_rvqvae.profile import load_profile
 
-    status = ExitStatus.DONE
+    result: dict[str, dict[str, Any]] = {}
+    lines = []
     for name in args.profiles:
         try:
             warnings = load_profile(name).warnings()
-            print(f"{name}: valid")
-            for warning in warnings:
-                print(f"{name}: warning: {warning}")
+            result[name] = {"valid": True, "warnings": warnings}
+            lines += [f"{name}: valid", *(f"{name}: warning: {warning}" for warning in warnings)]
         except UserError as error:
+            result[name] = {"valid": False, "error": str(error)}
             print(f"error: {error}", file=sys.stderr)
-            status = ExitStatus.BAD_INPUT
-    return status
+    if lines or args.json:
+        print_result(args, result, "\n".join(lines))
+    return ExitStatus.DONE if all(one["valid"] for one in result.values()) else ExitStatus.BAD_INPUT
 
 
 def _diff(args: argparse.Namespace) -> int:
