@@ -8,13 +8,13 @@ The task is 25 moving joints of 98 clips of the CMU motion capture database as o
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ds_rvqvae import MotionTokenizer, load_profile
+from ds_rvqvae.commands.results import add_json_flag, print_result
 from ds_rvqvae.data.gathering import Gatherer
 from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.model.codes import perplexity_of
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--data_path")
     parser.add_argument("--splits", default="train,val,test", help="what is scored (default: train,val,test)")
-    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
+    add_json_flag(parser)
     args = parser.parse_args()
     splits = args.splits.split(",")
     if unknown := set(splits) - {"train", "val", "test", "all"}:
@@ -59,21 +59,18 @@ def main() -> None:
     data.use_normalisation(tokenizer.mean.numpy(), tokenizer.std.numpy())
     result = {split: evaluate_split(tokenizer.model, data, split, "cpu") for split in splits}
     result |= use_of_codes(tokenizer, data)
-    if args.json == "-":
-        print(json.dumps(result, indent=2))
-        return
+    lines = []
     for split in splits:
         scores = result[split]
         if not scores["frames"]:
-            print(f"{split}: no clips")
+            lines.append(f"{split}: no clips")
             continue
         errors = f"L1 {scores['l1']:.3f}, velocity {scores['velocity_error']:.4f}"
         if scores["angle_error_deg"] is not None:
             errors = f"{scores['angle_error_deg']:.2f} deg, {errors}"
-        print(f"{split}: {errors} ({scores['clips']} clips, {scores['frames']:,} frames)")
-    print("codes in use by level:", *result["codes_in_use"])
-    if args.json:
-        Path(args.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        lines.append(f"{split}: {errors} ({scores['clips']} clips, {scores['frames']:,} frames)")
+    lines.append(f"codes in use by level: {' '.join(map(str, result['codes_in_use']))}")
+    print_result(args, result, "\n".join(lines))
 
 
 if __name__ == "__main__":

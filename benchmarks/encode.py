@@ -6,11 +6,9 @@ Without a tokenizer: random weights at the baseline shape, 78 columns. All in on
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from ds_rvqvae import RVQVAE, MotionTokenizer, load_profile
+from ds_rvqvae.commands.results import add_json_flag, print_result
 from ds_rvqvae.data.layout import feature_layout
 
 ROUNDS = 5
@@ -28,24 +27,21 @@ def main() -> None:
     parser.add_argument("tokenizer", nargs="?", metavar="TOKENIZER", help="folder of an exported tokenizer")
     parser.add_argument("--minutes", type=float, default=10.0, help="length of the clip (default: 10)")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
+    add_json_flag(parser)
     args = parser.parse_args()
     rows = [measure(args, dtype) for dtype in (torch.float32, torch.bfloat16)]
     device = (
         torch.cuda.get_device_name() if args.device.startswith("cuda") else f"{torch.get_num_threads()} CPU threads"
     )
     result = {"device": device, "torch": torch.__version__, "minutes": args.minutes, "measured": rows}
-    if args.json != "-":
-        print(f"{device}, torch {torch.__version__}, {args.minutes:g} minutes of motion")
-        for row in rows:
-            print(
-                f"{row['dtype']:9} encode {row['encode_s']:.2f} s, {row['encode_times_real_time']:,.0f} x real time, "
-                f"{row['encode_gflops']:.0f} GFLOP/s; bare convolution {row['bare_gflops']:.0f} GFLOP/s, "
-                f"{row['bare_share']:.2f} of it; decode {row['decode_s']:.2f} s"
-            )
-    if args.json:
-        text = json.dumps(result, indent=2)
-        print(text) if args.json == "-" else Path(args.json).write_text(text + "\n", encoding="utf-8")
+    lines = [f"{device}, torch {torch.__version__}, {args.minutes:g} minutes of motion"]
+    lines += [
+        f"{row['dtype']:9} encode {row['encode_s']:.2f} s, {row['encode_times_real_time']:,.0f} x real time, "
+        f"{row['encode_gflops']:.0f} GFLOP/s; bare convolution {row['bare_gflops']:.0f} GFLOP/s, "
+        f"{row['bare_share']:.2f} of it; decode {row['decode_s']:.2f} s"
+        for row in rows
+    ]
+    print_result(args, result, "\n".join(lines))
 
 
 def measure(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, Any]:

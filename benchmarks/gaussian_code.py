@@ -15,13 +15,12 @@ neighbours. Longer blocks show what there is to win from what neighbouring codes
 """
 
 import argparse
-import json
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
+from ds_rvqvae.commands.results import add_json_flag, print_result
 from ds_rvqvae.data.layout import rotation_columns
 from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.model.geometry import angle_between
@@ -37,21 +36,19 @@ def main() -> None:
         "--bits_per_second", type=float, default=450.0, help="(default: 450, six codes of 1,024 at 7.5 Hz)"
     )
     parser.add_argument("--frames", type=int, nargs="+", default=[4, 8, 16], help="a block (default: 4 8 16)")
-    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
+    add_json_flag(parser)
     args = parser.parse_args()
     data = MotionData.open(DataConfig(path=args.data_path))
     rows = [gaussian_code(data, frames, args.bits_per_second * frames / data.fps) for frames in args.frames]
-    if args.json == "-":
-        print(json.dumps(rows, indent=2))
-        return
-    if args.json:
-        Path(args.json).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    print("frames  bits  components used   " + "   ".join(f"{split}: L1  angle, deg" for split in SPLITS))
+    lines = ["frames  bits  components used   " + "   ".join(f"{split}: L1  angle, deg" for split in SPLITS)]
     for row in rows:
         scores = "   ".join(
             f"{row[split]['l1']:10.4f}  {row[split]['angle_error_deg'] or float('nan'):9.2f}" for split in SPLITS
         )
-        print(f"{row['frames']:6d}  {row['bits']:4.0f}  {row['components']:6d} of {row['columns']:5d}   {scores}")
+        lines.append(
+            f"{row['frames']:6d}  {row['bits']:4.0f}  {row['components']:6d} of {row['columns']:5d}   {scores}"
+        )
+    print_result(args, rows, "\n".join(lines))
 
 
 def gaussian_code(data: MotionData, frames: int, bits: float) -> dict:

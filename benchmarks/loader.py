@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ds_rvqvae.commands.results import add_json_flag, print_result
 from ds_rvqvae.data.batches import BatchLoader
 from ds_rvqvae.data.beat2 import CLIP_FOLDER
 from ds_rvqvae.data.demo import write_demo_motion
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=150_000, help="of the default data (default: 150000)")
     parser.add_argument("--train", default="demo", metavar="PROFILE", help="of the short training; no: none")
     parser.add_argument("--train_steps", type=int, default=60, help="of it (default: 60)")
-    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
+    add_json_flag(parser)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="loader-") as folder:
         path = args.data
@@ -70,11 +71,7 @@ def main() -> None:
         result["measured"] = [measure(config_of(path, part), Path(folder) / part) for part in PARTS]
         if args.train != "no":
             result["training"] = training(path, Path(folder) / "runs", args.train, args.train_steps)
-    if args.json != "-":
-        print(text(result))
-    if args.json:
-        content = json.dumps(result, indent=2)
-        print(content) if args.json == "-" else Path(args.json).write_text(content + "\n", encoding="utf-8")
+    print_result(args, result, text(result))
 
 
 def config_of(path: Path, part: str) -> DataConfig:

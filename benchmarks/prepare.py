@@ -28,6 +28,7 @@ import numpy as np
 import psutil
 
 from ds_rvqvae.checksum import sha256_of
+from ds_rvqvae.commands.results import add_json_flag, print_result
 from ds_rvqvae.data.beat2 import CLIP_FOLDER, FPS_KEYS, MOTION_KEYS, rotations_and_positions
 from ds_rvqvae.data.clips import load_npz
 from ds_rvqvae.data.demo import write_demo_motion
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=50.0, help="hours of motion (default: 50)")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--kills", type=int, default=0, metavar="N")
-    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
+    add_json_flag(parser)
     args = parser.parse_args()
     motion = args.folder / "motion"
     write_motion(motion, round(args.hours * 3600 * FPS / FRAMES))
@@ -61,11 +62,7 @@ def main() -> None:
     result["disk_bytes_per_s"] = disk(motion, args.folder)
     if args.kills:
         result["killed"] = killed(motion, args.folder, args.workers, args.kills, result["packing"]["seconds"])
-    if args.json != "-":
-        print(text(result))
-    if args.json:
-        content = json.dumps(result, indent=2)
-        print(content) if args.json == "-" else Path(args.json).write_text(content + "\n", encoding="utf-8")
+    print_result(args, result, text(result))
 
 
 def write_motion(folder: Path, clips: int) -> None:

@@ -29,10 +29,10 @@ ERRORS = {
 def tables(results: Results, reference: str) -> str:
     """All tables, as Markdown: the errors of each split, then codes in use and perplexity by level."""
     parts = []
-    for split in SPLITS:
-        scores = next(iter(results.values()))[0]["scores"][split]
-        if not scores["frames"]:
-            continue
+    first = next(iter(results.values()))[0]["scores"]
+    scored = [split for split in SPLITS if first[split]["frames"]]
+    for split in scored:
+        scores = first[split]
         truth = f"the motion's own jitter is {scores['jitter_truth']:.4f}"
         parts += [
             f"### {split}: {scores['clips']} clips, {scores['frames']:,} frames; {truth}",
@@ -41,7 +41,7 @@ def tables(results: Results, reference: str) -> str:
             "",
         ]
     machines = sorted({run["machine"] for runs in results.values() for run in runs})
-    parts += ["### Levels", "", _levels(results), "", f"Trained on {'; '.join(machines)}."]
+    parts += ["### Levels", "", _levels(results, scored), "", f"Trained on {'; '.join(machines)}."]
     return "\n".join(parts)
 
 
@@ -70,7 +70,7 @@ def _against(results: Results, name: str, reference: str, split: str) -> str:
     return ", ".join(changes)
 
 
-def _levels(results: Results) -> str:
+def _levels(results: Results, splits: Sequence[str]) -> str:
     levels = max(len(runs[0]["scores"]["codes_in_use"]) for runs in results.values())
     heads = [f"{level + 1}" for level in range(levels)]
     lines = [_row("setting", "by level", *heads), _row(*["---"] * (levels + 2))]
@@ -79,11 +79,7 @@ def _levels(results: Results) -> str:
         rows = {
             "codes in use, training": [one["codes_in_use"] for one in scores],
             "perplexity, training": [one["perplexity_in_training"] for one in scores],
-            **{
-                f"perplexity, {split}": [one[split]["perplexity"] for one in scores]
-                for split in SPLITS
-                if scores[0][split]["frames"]
-            },
+            **{f"perplexity, {split}": [one[split]["perplexity"] for one in scores] for split in splits},
         }
         for row, values in rows.items():
             means = map(statistics.fmean, zip(*values, strict=True))

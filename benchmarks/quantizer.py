@@ -9,17 +9,16 @@ adds up what `update_codebooks` moves them by, once a step, which is timed besid
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from vector_quantize_pytorch import ResidualVQ
 
 from ds_rvqvae import ResidualQuantizer
+from ds_rvqvae.commands.results import add_json_flag, print_result
 
 ROUNDS = 15
 DIM = 128
@@ -31,27 +30,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--vectors", type=int, default=2560, help="a batch (default: 2560, 80 windows of 128 frames)")
-    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
+    add_json_flag(parser)
     args = parser.parse_args()
     device = torch.device(args.device)
     rows = [measure(levels, codes, args.vectors, device) for levels, codes in SHAPES]
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    if args.json != "-":
-        print(
-            f"{name}, torch {torch.__version__}, {args.vectors} vectors of {DIM}; milliseconds, median (least to most)"
+    titles = ("ours", "update", "vector_quantize_pytorch", "times", "other codes", "tokens/s")
+    lines = [
+        f"{name}, torch {torch.__version__}, {args.vectors} vectors of {DIM}; milliseconds, median (least to most)",
+        "levels x codes  {:>26}{:>10}{:>30}{:>8}{:>13}{:>14}".format(*titles),
+    ]
+    for row in rows:
+        shape = f"{row['levels']:>3} x {row['codes']:<10}"
+        ours, theirs = spread(row["ours_s"]), spread(row["theirs_s"])
+        lines.append(
+            f"{shape}{ours:>26}{1e3 * row['update_s'][0]:>10.2f}{theirs:>30}{row['times']:>8.1f}"
+            f"{row['other_codes']:>13}{row['tokens_per_s']:>14,.0f}"
         )
-        titles = ("ours", "update", "vector_quantize_pytorch", "times", "other codes", "tokens/s")
-        print("levels x codes  {:>26}{:>10}{:>30}{:>8}{:>13}{:>14}".format(*titles))
-        for row in rows:
-            shape = f"{row['levels']:>3} x {row['codes']:<10}"
-            ours, theirs = spread(row["ours_s"]), spread(row["theirs_s"])
-            print(
-                f"{shape}{ours:>26}{1e3 * row['update_s'][0]:>10.2f}{theirs:>30}{row['times']:>8.1f}"
-                f"{row['other_codes']:>13}{row['tokens_per_s']:>14,.0f}"
-            )
-    if args.json:
-        content = json.dumps({"device": name, "torch": torch.__version__, "measured": rows}, indent=2)
-        print(content) if args.json == "-" else Path(args.json).write_text(content + "\n", encoding="utf-8")
+    print_result(args, {"device": name, "torch": torch.__version__, "measured": rows}, "\n".join(lines))
 
 
 def spread(values: list[float]) -> str:

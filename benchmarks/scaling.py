@@ -15,7 +15,6 @@ has its profile's micro batch, so that the global batch grows with the ranks.
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ds_rvqvae.commands.results import add_json_flag, print_result
 from ds_rvqvae.data.columns import columns_in_use
 from ds_rvqvae.data.demo import write_demo_motion
 from ds_rvqvae.gpu.activations import activations_of
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--mfu", type=float, default=0.4, help="share of the card's bf16 rate, without --bench (0.4)")
     parser.add_argument("--efficiency", type=float, default=0.7, help="share of a link's stated rate (0.7)")
     parser.add_argument("--check", metavar="N,N", help="count the bytes of a step on so many CPU ranks")
-    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
+    add_json_flag(parser)
     args = parser.parse_args()
     if args.check:
         sys.exit(check([int(count) for count in args.check.split(",")]))
@@ -85,11 +85,7 @@ def main() -> None:
                 }
                 for ranks in RANKS
             ]
-    if args.json != "-":
-        print(text(rows))
-    if args.json:
-        content = json.dumps(rows, indent=2)
-        print(content) if args.json == "-" else Path(args.json).write_text(content + "\n", encoding="utf-8")
+    print_result(args, rows, text(rows))
 
 
 def compute_seconds(profile: Profile, args: argparse.Namespace) -> tuple[float, str]:
@@ -149,11 +145,14 @@ def check(counts: list[int]) -> int:
         environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
         for ranks in counts:
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-            command += [str(script), "--profile=demo", f"--data_path={motion}", "--batch_size=2", f"--out={folder}"]
+            file = Path(folder) / f"{ranks}.json"
+            command += [str(script), "--profile=demo", f"--data_path={motion}", "--batch_size=2", f"--json={file}"]
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise SystemExit(f"{ranks} ranks: {done.stderr[-2000:]}")
-            counted, predicted = sizes_in(done.stdout)
+            result = json.loads(file.read_text(encoding="utf-8"))
+            counted = sum(result["counted"].values())
+            predicted = sum(transfer["payload_bytes"] for transfer in result["by_arithmetic"])
             if ranks == 1:
                 print(f"1 rank: {counted:,} bytes handed over, nobody to send them to")
                 continue
@@ -161,20 +160,6 @@ def check(counts: list[int]) -> int:
             wrong += not same
             print(f"{ranks} ranks: {counted:,} bytes counted, {predicted:,} by arithmetic: {'same' if same else 'NOT'}")
     return 1 if wrong else 0
-
-
-def sizes_in(printed: str) -> tuple[int, int]:
-    """Bytes a rank and step in what `wire_bytes.py` printed: counted, and by arithmetic."""
-    counted, _, arithmetic = printed.partition("by arithmetic:")
-    sizes = [
-        [
-            int(size.replace(",", ""))
-            for name, size in re.findall(r"^(.*?)\s+([\d,]+) bytes", part, re.MULTILINE)
-            if "of it" not in name
-        ]
-        for part in (counted, arithmetic)
-    ]
-    return sum(sizes[0]), sum(sizes[1])
 
 
 if __name__ == "__main__":

@@ -7,19 +7,19 @@ Takes the flags of training. Counts payloads a rank, the size of the tensors red
 """
 
 import argparse
-import json
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from ds_rvqvae.commands.results import add_json_flag, print_result
 from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.flags import add_training_flags, profile_from_flags
-from ds_rvqvae.gpu.wire import Transfer, transfers_of
+from ds_rvqvae.gpu.wire import transfers_of
 from ds_rvqvae.heartbeat import Heartbeat
 
 COLLECTIVES = (
@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_flags(parser)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--json", nargs="?", const="-", metavar="FILE")
+    add_json_flag(parser)
     args = parser.parse_args()
     profile = profile_from_flags(args)
     calls: Counter = Counter()
@@ -82,27 +82,27 @@ def main() -> None:
         codebooks = trainer.model.quantizer._staged
         trainer._close()
     if dist.get_rank() == 0:
-        transfers = transfers_of(profile, data.in_features, dist.get_world_size())
-        report(dict(calls), codebooks.numel() * codebooks.element_size(), transfers, args.json)
+        world_size = dist.get_world_size()
+        result = {
+            "world_size": world_size,
+            "counted": dict(sorted(calls.items())),
+            "codebooks": codebooks.numel() * codebooks.element_size(),
+            "by_arithmetic": [asdict(transfer) for transfer in transfers_of(profile, data.in_features, world_size)],
+        }
+        print_result(args, result, text(result))
     dist.barrier()
     dist.destroy_process_group()
 
 
-def report(calls: dict[str, int], codebooks: int, transfers: Sequence[Transfer], file: str | None) -> None:
-    """Prints what was counted beside what arithmetic says; as JSON, too, where a file is named."""
-    counted = {"counted": calls, "codebooks": codebooks, "world_size": dist.get_world_size()}
-    result = json.dumps(counted | {"by_arithmetic": [asdict(transfer) for transfer in transfers]}, indent=2)
-    if file == "-":
-        print(result)
-        return
-    for name, size in sorted(calls.items()):
-        print(f"{name:24} {size:>14,} bytes")
-    print(f"{'of it the codebooks':24} {codebooks:>14,} bytes")
-    print("by arithmetic:")
-    for transfer in transfers:
-        print(f"{transfer.name:24} {transfer.payload_bytes:>14,} bytes, {transfer.collective}")
-    if file:
-        Path(file).write_text(result + "\n", encoding="utf-8")
+def text(result: dict[str, Any]) -> str:
+    """What was counted beside what arithmetic says."""
+    lines = [f"{name:24} {size:>14,} bytes" for name, size in result["counted"].items()]
+    lines += [f"{'of it the codebooks':24} {result['codebooks']:>14,} bytes", "by arithmetic:"]
+    lines += [
+        f"{transfer['name']:24} {transfer['payload_bytes']:>14,} bytes, {transfer['collective']}"
+        for transfer in result["by_arithmetic"]
+    ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

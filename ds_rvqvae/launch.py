@@ -41,6 +41,7 @@ DEEPSPEED_SWITCHES = (
     "no_ssh", "no_ssh_check", "force_multi", "save_pid", "bind_cores_to_rank", "no_local_rank", "quiet",
 )  # fmt: skip
 """deepspeed's own flags, handed through: those that take a value, and those that do not."""
+_SHORT = {"hostfile": ["-H"], "quiet": ["-q"]}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -184,13 +185,11 @@ def _parser() -> FlagParser:
     add_training_flags(parser)
     handed_on = parser.add_argument_group("deepspeed's launcher", "handed through; `deepspeed --help` explains them")
     for name in DEEPSPEED_VALUES:
-        short = ["-H"] if name == "hostfile" else []
         handed_on.add_argument(
-            *short, f"--{name}", type=int if name in ("num_nodes", "node_rank") else str, metavar="X"
+            *_SHORT.get(name, []), f"--{name}", type=int if name in ("num_nodes", "node_rank") else str, metavar="X"
         )
     for name in DEEPSPEED_SWITCHES:
-        short = ["-q"] if name == "quiet" else []
-        handed_on.add_argument(*short, f"--{name}", action="store_true")
+        handed_on.add_argument(*_SHORT.get(name, []), f"--{name}", action="store_true")
     return parser
 
 

@@ -64,7 +64,7 @@ def place_ranks(args: argparse.Namespace, environment: dict[str, str]) -> Ranks:
         raise UserError("--num_nodes and --no_ssh need a --hostfile that names the hosts")
     slots = _slots_here(args)
     if count is not None:
-        slots = slots_but(args.exclude, {LOCAL: count})[LOCAL] if args.exclude else slots or list(range(count))
+        slots = slots or _all_here(count, args.exclude)
         check_cpu_slots(slots, count)
     port = free_port(args.master_port, here=True)
     cpu = count is not None
@@ -73,9 +73,9 @@ def place_ranks(args: argparse.Namespace, environment: dict[str, str]) -> Ranks:
 
 def _check_choice(args: argparse.Namespace) -> None:
     """Raises UserError where flags choose slots in two ways, or none."""
-    given = [f"--{name}" for name in ("include", "exclude", "num_gpus") if getattr(args, name) is not None]
-    if args.num_nodes is not None and given and given != ["--num_gpus"]:
-        given.append("--num_nodes")
+    ways = (["include"], ["exclude"], ["num_gpus", "num_nodes"])
+    given = [" and ".join(f"--{name}" for name in way if getattr(args, name) is not None) for way in ways]
+    given = [flags for flags in given if flags]
     if len(given) > 1:
         raise UserError(f"{' and '.join(given)}: deepspeed takes one of them; leave the other out")
     for name in ("num_gpus", "num_nodes"):
@@ -94,16 +94,21 @@ def _slots_here(args: argparse.Namespace) -> list[int]:
     return [] if args.exclude else hosts[LOCAL]
 
 
+def _all_here(size: int, exclude: str | None) -> list[int]:
+    """All of this machine's so many slots, but those that `--exclude` names."""
+    return slots_but(exclude, {LOCAL: size})[LOCAL] if exclude else list(range(size))
+
+
 def _place_on_hosts(args: argparse.Namespace, sizes: dict[str, int], cpu: bool) -> Ranks:
     """Ranks on the hosts of a hostfile, which have so many slots."""
-    include = args.include
-    if args.num_nodes is not None:
-        sizes = dict(list(sizes.items())[: args.num_nodes])
-    if args.exclude or args.num_gpus is not None:
-        hosts = slots_but(args.exclude, sizes) if args.exclude else first_slots(args.num_gpus, sizes)
-        include = format_hosts(hosts)
+    sizes = dict(list(sizes.items())[: args.num_nodes])
+    if args.num_gpus is not None:
+        hosts = first_slots(args.num_gpus, sizes)
+    elif args.exclude:
+        hosts = slots_but(args.exclude, sizes)
     else:
-        hosts = slots_of_hosts(include, sizes)
+        hosts = slots_of_hosts(args.include, sizes)
+    include = format_hosts(hosts) if args.exclude or args.num_gpus is not None else args.include
     local = _this_host(args, list(hosts))
     if local is None and args.launcher in (None, "pdsh") and shutil.which("pdsh") is None:
         raise UserError("--hostfile: pdsh is not installed, which starts the ranks of other hosts; or use --no_ssh")
@@ -126,9 +131,7 @@ def check_cards(ranks: Ranks, environment: dict[str, str]) -> tuple[Ranks, Cards
     """Checks that this machine has the cards; gives them, and the ranks with all filled in where none are named."""
     cards = Cards.read()
     if not ranks.local:
-        slots = [gpu.index for gpu in cards.gpus] or [0]
-        if ranks.exclude:
-            slots = slots_but(ranks.exclude, {LOCAL: len(cards.gpus)})[LOCAL]
+        slots = _all_here(len(cards.gpus), ranks.exclude) or [0]
         ranks = replace(ranks, include=format_include(slots), hosts={LOCAL: slots}, local=slots)
     cards.check_there(ranks.local, "--include")
     cards.check_readable(ranks.local)
