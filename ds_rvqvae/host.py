@@ -1,5 +1,6 @@
 """What this machine has beside its cards: its processor, what is left of memory and shared memory, limits on them."""
 
+import functools
 import os
 import platform
 import resource
@@ -10,6 +11,14 @@ from pathlib import Path
 
 import psutil
 
+from ds_rvqvae.errors import UserError, printable
+
+CPU_BF16_VARIABLE = "DS_RVQVAE_CPU_BF16"
+"""Forces which bf16 arithmetic the processor counts as having: `native` or `none`."""
+_BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+"""What /proc/cpuinfo calls bf16 arithmetic; `bf16` is Arm's."""
+_ISAS_WITHOUT_BF16 = frozenset({"sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core", "avx512_core_vnni"})
+"""Values of oneDNN's ONEDNN_MAX_CPU_ISA below the first one with bf16 arithmetic, avx512_core_bf16."""
 _CGROUP_FILES = (
     ("memory.max", "memory.current", ("inactive_file", "active_file", "slab_reclaimable")),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
@@ -92,8 +101,46 @@ def _table(file: Path, separator: str) -> dict[str, int]:
 
 def processor_name() -> str:
     """The processor as it calls itself, or else what it is built like."""
+    return _processor().get("model name") or platform.machine()
+
+
+def has_bf16_arithmetic() -> bool:
+    """Whether this processor computes with bf16 numbers, so that its convolutions gain by them.
+
+    It does with AVX512-BF16, AMX or Arm's BF16, unless oneDNN, which computes the convolutions, is kept from them by
+    `ONEDNN_MAX_CPU_ISA` (older name `DNNL_MAX_CPU_ISA`). `DS_RVQVAE_CPU_BF16=native|none` overrules both.
+
+    Raises:
+        UserError: that variable has another value.
+    """
+    forced = os.environ.get(CPU_BF16_VARIABLE)
+    if forced:
+        if forced not in ("native", "none"):
+            raise UserError(f"{CPU_BF16_VARIABLE}={printable(forced)}: give native or none, or unset it")
+        return forced == "native"
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
+    if limit.lower() in _ISAS_WITHOUT_BF16:
+        return False
+    features = _processor()
+    return bool(_BF16_FEATURES & set((features.get("flags") or features.get("Features") or "").split()))
+
+
+def bf16_arithmetic_text() -> str:
+    """One line saying which arithmetic this processor has for bf16, and why it counts as that."""
+    reason = "by its own account"
+    if os.environ.get(CPU_BF16_VARIABLE):
+        reason = f"forced by {CPU_BF16_VARIABLE}"
+    elif os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA"):
+        reason = "under ONEDNN_MAX_CPU_ISA"
+    if has_bf16_arithmetic():
+        return f"bf16 arithmetic of this CPU: native ({reason})"
+    return f"bf16 arithmetic of this CPU: none ({reason}); convolutions compute in fp32 and round to bf16"
+
+
+@functools.cache
+def _processor() -> dict[str, str]:
+    """What /proc/cpuinfo says of the first processor; nothing where there is no such file."""
     with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
+        return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
+    return {}

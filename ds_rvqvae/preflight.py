@@ -12,7 +12,7 @@ from ds_rvqvae.gpu.cards import CARDS, MIB
 from ds_rvqvae.gpu.nvml import Gpu
 from ds_rvqvae.gpu.plan import Plan, make_plan
 from ds_rvqvae.gpu.plan_table import GIB, described_parts, size
-from ds_rvqvae.host import Host
+from ds_rvqvae.host import Host, bf16_arithmetic_text
 from ds_rvqvae.placement import Ranks
 from ds_rvqvae.profile import Profile
 from ds_rvqvae.resuming import split_batch
@@ -144,7 +144,7 @@ def check_machine(
         elsewhere = "the ranks run on other hosts, of which nothing is looked at from here"
         return Preflight(plan, None, ranks.cpu, [Finding("cards", elsewhere), _port(ranks)])
     host = host or Host.read()
-    findings, room = [], None
+    findings, room = [Finding("arithmetic", bf16_arithmetic_text())] if ranks.cpu else [], None
     if cards is not None:
         room = _least_room(cards, ranks.local, idle)
         if room is not None:

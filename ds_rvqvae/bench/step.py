@@ -21,7 +21,7 @@ from ds_rvqvae.bench.plain import PlainLoop
 from ds_rvqvae.bench.spans import count_operations, one_step, split_step, synchronize
 from ds_rvqvae.data.demo import write_demo_motion
 from ds_rvqvae.heartbeat import Heartbeat
-from ds_rvqvae.host import processor_name
+from ds_rvqvae.host import has_bf16_arithmetic, processor_name
 from ds_rvqvae.model.losses import tokenizer_losses
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.profile import Profile
@@ -107,6 +107,7 @@ def describe(trainer: Trainer) -> dict[str, Any]:
         "window_size": data.window_size,
         "in_features": trainer.data.in_features,
         "dtype": "bf16" if profile.bf16.enabled else "fp32",
+        "cpu_bf16_native": has_bf16_arithmetic() if trainer.device.type == "cpu" else None,
         "activation_checkpointing": profile.rvqvae.training.gradient_checkpointing,
         "compile": profile.rvqvae.training.compile,
     }
@@ -126,7 +127,11 @@ def ways_of(trainer: Trainer, plain: bool) -> dict[str, Callable[[], Any]]:
     }
     if plain:
         batches = repeated(trainer)
-        for name, dtype in (("plain_fp32_step", torch.float32), ("plain_bf16_step", torch.bfloat16)):
+        dtypes = {"plain_fp32_step": torch.float32, "plain_bf16_step": torch.bfloat16}
+        if not computes_in_bf16(trainer.device):
+            # torch's own bf16 convolutions are a reference there, of minutes a step.
+            del dtypes["plain_bf16_step"]
+        for name, dtype in dtypes.items():
             loop = PlainLoop(trainer.model, trainer.profile, trainer.device, dtype, trainer.loss_columns)
             ways[name] = lambda loop=loop: loop.step(next(batches))
     return ways
@@ -137,6 +142,11 @@ def repeated(trainer: Trainer) -> Iterator[list[Tensor]]:
     batches = [trainer.loader.next() for _ in range(4)]
     while True:
         yield from batches
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether a device has arithmetic for bf16 numbers."""
+    return device.type != "cpu" or has_bf16_arithmetic()
 
 
 def bare_model(trainer: Trainer) -> Callable[[], None]:
@@ -199,7 +209,8 @@ def details(trainer: Trainer, trace: Path | None) -> dict[str, Any]:
     taken = statistics.median(timed(lambda: one_step(trainer), device) for _ in range(3))
     operations = count_operations(trainer, _PROFILED, trace)
     flops = step_flops(trainer)
-    rate = matmul_rate(device, torch.bfloat16 if trainer.profile.bf16.enabled else torch.float32)
+    in_bf16 = trainer.profile.bf16.enabled and computes_in_bf16(device)
+    rate = matmul_rate(device, torch.bfloat16 if in_bf16 else torch.float32)
     return {
         # A compiled model is not cut into parts: it would be compiled anew.
         "parts_s": None if trainer.profile.rvqvae.training.compile else split_step(trainer, _PROFILED + 1),

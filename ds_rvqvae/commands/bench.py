@@ -7,6 +7,7 @@ from typing import Any
 
 from ds_rvqvae.commands.results import Verbs, add_json_flag, count, print_result
 from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.host import bf16_arithmetic_text
 
 
 def add_to(verbs: Verbs) -> None:
@@ -50,6 +51,7 @@ def bench_table(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version)
     lines = [
         f"{result['device']}; {versions}",
+        *([] if result["cpu_bf16_native"] is None else [bf16_arithmetic_text()]),
         f"{result['parameters']:,} parameters, {result['dtype']}, batch {result['micro_batch']} x "
         f"{result['window_size']} frames x {result['in_features']} columns, {result['world_size']} rank(s), "
         f"activation checkpointing {'on' if result['activation_checkpointing'] else 'off'}"
@@ -58,6 +60,8 @@ def bench_table(result: dict[str, Any]) -> str:
         f"{'seconds a step, median (least to most)':<42}",
         *(_line(words, result, name) for name, words in _WAYS.items() if f"{name}_s" in result),
     ]
+    if "plain_fp32_step_s" in result and result["cpu_bf16_native"] is False:
+        lines.append(f"  {_WAYS['plain_bf16_step']:<38}left out: PyTorch's own takes minutes a step on this CPU")
     if "checkpointed_step_s" in result:
         lines.append(f"  {'with activation checkpointing':<38}{result['checkpointed_step_s']:9.4f}")
     lines.append("")

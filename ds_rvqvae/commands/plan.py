@@ -7,6 +7,7 @@ from ds_rvqvae.commands.columns import add_column_flags, columns_of
 from ds_rvqvae.commands.results import Verbs, add_json_flag, print_result
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.gpu.cards import CARDS
+from ds_rvqvae.host import bf16_arithmetic_text, has_bf16_arithmetic
 
 
 def add_to(verbs: Verbs) -> None:
@@ -43,7 +44,8 @@ def _plan(args: argparse.Namespace) -> int:
     text = plan_table(plan)
     if args.picture is not None:
         text += f"\npicture: {_draw(plan, args.profile, args.picture)}"
-    print_result(args, plan.to_dict(), text)
+    text += f"\n{bf16_arithmetic_text()}"
+    print_result(args, {**plan.to_dict(), "cpu_bf16_native": has_bf16_arithmetic()}, text)
     return ExitStatus.DONE
 
 

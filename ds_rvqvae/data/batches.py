@@ -102,16 +102,24 @@ class BatchLoader:
         self._next_step += 1
 
     def _gather(self, step: int) -> list["torch.Tensor"]:
+        parts, first = self._accumulation * self._world_size, self._rank * self._accumulation
+        bounds = [self._order.bounds(step, part, parts) for part in range(first, first + self._accumulation)]
+        batch = self.samples(step, bounds[0][0], bounds[-1][1])
+        return list(batch.split([stop - start for start, stop in bounds]))
+
+    def samples(self, step: int, first: int, stop: int) -> "torch.Tensor":
+        """A step's windows from `first` up to `stop`, counted from 0 over all ranks: `[windows, window_size, C]`.
+
+        Neither `next` nor the wait for data knows of them.
+        """
         import torch
 
-        samples = self._order.part(step, self._rank, self._world_size)
+        samples = self._order.between(step, first, stop)
         starts = self._starts[samples.window_size][samples.windows]
         shape = (len(starts), samples.window_size, self._data.in_features)
         batch = torch.empty(shape, dtype=torch.float32, pin_memory=self._pin_memory)
         self._gatherer.gather(starts, samples.positions, samples.window_size, batch.numpy())
-        parts, first = self._accumulation * self._world_size, self._rank * self._accumulation
-        bounds = [self._order.bounds(step, part, parts) for part in range(first, first + self._accumulation)]
-        return list(batch.split([stop - start for start, stop in bounds]))
+        return batch
 
 
 def _use_device(device: int | None) -> None:

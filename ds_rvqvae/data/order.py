@@ -160,10 +160,12 @@ class BatchOrder:
 
     def part(self, step: int, part: int, parts: int) -> Samples:
         """The samples of one of `parts` equal stretches of a step, in order; they differ by one sample at most."""
+        return self.between(step, *self.bounds(step, part, parts))
+
+    def between(self, step: int, first: int, stop: int) -> Samples:
+        """A step's samples from `first` up to `stop`, counted from 0 over all ranks."""
         size, earlier_steps = self._place(step)
-        batch = self.batches[size]
-        first, stop = self.bounds(step, part, parts)
-        of_length = earlier_steps[size] * batch
+        of_length = earlier_steps[size] * self.batches[size]
         windows = self.sequences[size].take(of_length + first, of_length + stop)
         before = sum(earlier_steps[other] * self.batches[other] for other in self._sizes)
         return Samples(size, windows, np.arange(before + first, before + stop))

@@ -1,4 +1,4 @@
-"""Arithmetic of codes and vectors: distances, nearest codes, first codebooks, perplexity."""
+"""Arithmetic of codes and vectors: distances, nearest codes, noise, perplexity."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,6 @@ from torch.nn import functional
 _ROWS_AT_ONCE = 16_384
 """Vectors whose distances to all codes are held at once."""
 _BLOCK = 32
-_KMEANS_ITERATIONS = 10
 
 
 def squared_distances(rows: Tensor, book: Tensor) -> Tensor:
@@ -67,40 +66,9 @@ def first_least(distances: Tensor) -> Tensor:
     return block * _BLOCK + inside
 
 
-def first_codes(rows: Tensor, nb_code: int, *, kind: str, seed: int) -> Tensor:
-    """A codebook `[nb_code, D]` from data.
-
-    Args:
-        rows: `[N, D]`, finite.
-        kind: "samples", rows drawn without repeats; "kmeans", centres started from those; "first rows", as MoMask does.
-        seed: of the draw.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.arange(len(rows)) if kind == "first rows" else torch.randperm(len(rows), generator=generator)
-    repeats = -(-nb_code // len(rows))
-    codes = rows[order.repeat(repeats)[:nb_code].to(rows.device)]
-    if repeats > 1:
-        # Fewer vectors than codes: copies a little apart. MoMask moves the originals as well.
-        noise = noise_of_copies(codes.shape, generator).to(codes.device)
-        if kind != "first rows":
-            noise[: len(rows)] = 0.0
-        codes = codes + noise
-    return _kmeans(rows, codes) if kind == "kmeans" else codes
-
-
 def noise_of_copies(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """By how much copies of vectors `[..., D]` are set apart, so that they are no longer one code; as MoMask does."""
     return torch.randn(shape, generator=generator) * (0.01 / shape[-1] ** 0.5)
-
-
-def _kmeans(rows: Tensor, centres: Tensor) -> Tensor:
-    """Lloyd's iterations; a centre without rows stays where it is."""
-    for _ in range(_KMEANS_ITERATIONS):
-        index = nearest_codes(rows, centres)
-        sums = torch.zeros_like(centres).index_add_(0, index, rows)
-        counts = centres.new_zeros(len(centres)).index_add_(0, index, rows.new_ones(len(rows)))
-        centres = torch.where((counts > 0).unsqueeze(-1), sums / counts.clamp(min=1).unsqueeze(-1), centres)
-    return centres
 
 
 def perplexity_of(counts: Tensor) -> Tensor:

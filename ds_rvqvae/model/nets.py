@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ds_rvqvae.host import has_bf16_arithmetic
 from ds_rvqvae.profile import ModelConfig
 
 Checkpoint = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
@@ -19,12 +20,54 @@ Checkpoint = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
 _ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
 
 
+ROUND_TO_BF16 = not has_bf16_arithmetic()
+"""Whether CPU convolutions of bf16 tensors compute in fp32. Without bf16 instructions torch falls back to a reference
+convolution that takes several times as long and, accumulating in fp32 too, is no more exact."""
+
+
 def convolve(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1, padding: int = 0, dilation: int = 1
 ) -> Tensor:
     """`conv1d` of `[batch, channels, time]` as the `conv2d` of an image one pixel high, in channels-last memory."""
     image = hidden.unsqueeze(2).contiguous(memory_format=torch.channels_last)
-    return functional.conv2d(image, weight.unsqueeze(2), bias, (1, stride), (0, padding), (1, dilation)).squeeze(2)
+    places = ((1, stride), (0, padding), (1, dilation))
+    if not ROUND_TO_BF16 or _dtype_of(image) != torch.bfloat16 or image.device.type != "cpu":
+        return functional.conv2d(image, weight.unsqueeze(2), bias, *places).squeeze(2)
+    with torch.autocast("cpu", enabled=False):
+        image, weight, bias = (tensor if tensor is None else tensor.bfloat16() for tensor in (image, weight, bias))
+        if torch.compiler.is_compiling():
+            # What is kept for the backward pass is inductor's choice.
+            image, weight, bias = (tensor if tensor is None else tensor.float() for tensor in (image, weight, bias))
+            return functional.conv2d(image, weight.unsqueeze(2), bias, *places).bfloat16().squeeze(2)
+        return _RoundedConvolution.apply(image, weight.unsqueeze(2), bias, *places).squeeze(2)
+
+
+def _dtype_of(image: Tensor) -> torch.dtype:
+    """What a convolution of `image` computes in."""
+    autocast = image.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    return torch.get_autocast_dtype("cpu") if autocast else image.dtype
+
+
+class _RoundedConvolution(torch.autograd.Function):
+    """`conv2d` of bf16 tensors, in both passes computed in fp32 and rounded to bf16; it keeps them in bf16."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, weight: Tensor, bias: Tensor | None, *places: tuple[int, int]) -> Tensor:
+        ctx.save_for_backward(image, weight)
+        ctx.places, ctx.bias_sizes = places, None if bias is None else [len(bias)]
+        wide_bias = None if bias is None else bias.float()
+        return functional.conv2d(image.float(), weight.float(), wide_bias, *places).bfloat16()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        image, weight = (tensor.float() for tensor in ctx.saved_tensors)
+        wanted = [
+            wants and (index < 2 or ctx.bias_sizes is not None) for index, wants in enumerate(ctx.needs_input_grad[:3])
+        ]
+        gradients = torch.ops.aten.convolution_backward(
+            gradient.float(), image, weight, ctx.bias_sizes, *ctx.places, False, [0, 0], 1, wanted
+        )
+        return *(each if each is None else each.bfloat16() for each in gradients), None, None, None
 
 
 class Convolution(nn.Conv1d):

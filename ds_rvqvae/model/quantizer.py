@@ -15,13 +15,13 @@ from torch.nn import functional
 
 from ds_rvqvae.model.codes import (
     beam_search,
-    first_codes,
     first_least,
     nearest_codes,
     noise_of_copies,
     perplexity_of,
     squared_distances,
 )
+from ds_rvqvae.model.first_codes import first_codes, first_rows, left_out_residuals
 from ds_rvqvae.model.gradients import Commitment, RotationTrick, StraightThrough
 from ds_rvqvae.model.levels import LevelledQuantizer
 from ds_rvqvae.model.ranks import gather_rows, world_of
@@ -150,6 +150,8 @@ class ResidualQuantizer(LevelledQuantizer):
     def initialize_codebooks(self, latents: Tensor, group: dist.ProcessGroup | None = None) -> None:
         """Sets every level's codebook from the latents of the first global batch.
 
+        No two codes of a level are equal; of fewer distinct latents than codes there are copies a little apart.
+
         Args:
             latents: `[B, T, D]`, each rank's own; ranks in order make up the global batch.
             group: the ranks; all of them call this. They end equal, as one rank with all latents would.
@@ -161,15 +163,19 @@ class ResidualQuantizer(LevelledQuantizer):
         rows = rows[torch.isfinite(rows).all(dim=1)]
         if not len(rows):
             raise ValueError("no finite latents to initialise the codebooks from")
-        residual, kind = rows, "first rows" if self.lineage else self.codebook_init
-        for level in range(self.num_quantizers):
-            if level < len(self.codebooks):
-                self.codebooks[level] = first_codes(
-                    residual, self.nb_code, kind=kind, seed=fold_seed("first codes", self._position[0], level)
+        residual, by_angle = rows, self.codebook_distance == "cosine"
+        for level in range(len(self.codebooks)):
+            generator = torch.Generator().manual_seed(fold_seed("first codes", self._position[0], level))
+            if self.lineage:
+                self.codebooks[level] = first_rows(residual, self.nb_code, generator)
+                # MoMask goes on from what its sampled codes leave.
+                residual = residual - self._book(level)[self._choose(residual, level)]
+            else:
+                codes, found = first_codes(
+                    residual, self.nb_code, kind=self.codebook_init, generator=generator, direction_only=by_angle
                 )
-            # MoMask goes on from what its sampled codes leave.
-            choose = self._choose if self.lineage else self._nearest
-            residual = residual - self._book(level)[choose(residual, level)]
+                self.codebooks[level] = codes
+                residual = left_out_residuals(residual, codes[:found], by_angle)
         if world_of(group)[0] > 1:
             # Ranks on unlike devices may round differently.
             dist.broadcast(self.codebooks, src=dist.get_global_rank(group, 0) if group else 0, group=group)

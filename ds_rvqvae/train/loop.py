@@ -28,6 +28,7 @@ from ds_rvqvae.tokenizer.pictures import pixels_of, save_figure
 from ds_rvqvae.train.averaging import WeightAverage
 from ds_rvqvae.train.engine import fp32_model
 from ds_rvqvae.train.export import make_tokenizer, motion_state
+from ds_rvqvae.train.first_latents import count_steps, stretch
 from ds_rvqvae.train.monitoring import Board, MemoryAlarm, MetricsFile, SpikeAlarm, logger
 from ds_rvqvae.train.preemption import Agreement, Request
 from ds_rvqvae.train.readings import RankMeter, board_tags, gather_readings, metrics_of
@@ -204,14 +205,22 @@ class Trainer:
             group["lr"] = learning_rate(self.step, base, self.profile.rvqvae.schedule, self.settings.total_iter)
 
     def _initialize_codebooks(self, micro_batches: list[Tensor]) -> None:
-        """Every level's first codes, from the latents of the first global batch: without dropout, but the lineage's
-        from those that its first step quantizes."""
-        self.model.train(self.profile.rvqvae.model.lineage)
+        """Every level's first codes, from the latents of the first global batch, or of the first few where it has too
+        few: without dropout, but the lineage's from those that its first step quantizes."""
+        config = self.profile.rvqvae.model
+        batches = micro_batches
+        if not config.lineage:
+            steps, latents = count_steps(self.order, self.step, config)
+            if steps > 1:
+                logger.info("first codes: %d of a level from %d latents, %d batches", config.nb_code, latents, steps)
+                steps = range(self.step, self.step + steps)
+                batches = stretch(self.loader, self.order, steps, self.rank, self.world_size)
+        self.model.train(config.lineage)
         latents = []
-        for micro_step, batch in enumerate(micro_batches):
+        for micro_step, batch in enumerate(batches):
             self.model.set_step(self.settings.seed, self.step, micro_step, self.rank)
             with torch.no_grad():
-                latents.append(self.model.encode_latents(batch.to(self.device)))
+                latents.append(self.model.encode_latents(batch.to(self.device)).flatten(0, 1))
         self.model.quantizer.set_step(self.settings.seed, self.step)
         self.model.quantizer.initialize_codebooks(torch.cat(latents))
 

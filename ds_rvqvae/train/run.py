@@ -18,6 +18,7 @@ from ds_rvqvae.data.motion_data import MotionData
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.flags import FlagParser, add_training_flags, profile_from_flags
 from ds_rvqvae.heartbeat import Heartbeat
+from ds_rvqvae.host import bf16_arithmetic_text
 from ds_rvqvae.init_from import Initial, keep_normalisation, take_start
 from ds_rvqvae.model.shapes import parameter_count
 from ds_rvqvae.profile import Profile
@@ -110,6 +111,7 @@ def _run(profile: Profile, data: MotionData, run: OpenedRun, heartbeat: Heartbea
     init_from = initial.folder if initial else None
     engine = build_engine(profile, data.in_features, folder, resume.universal, init_from)
     announce(_summary(folder, profile, data, world_size))
+    logger.info(bf16_arithmetic_text())
     if profile.rvqvae.training.scale_lr is not None:
         announce(_scaled_rate(profile, world_size))
     if initial:

@@ -1,0 +1,142 @@
+"""First codebooks from data, of which no two codes of a level are equal.
+
+Equal codes are equally near to every vector, so rounding would choose between them, and N ranks would not compute what
+one rank computes. They would come by themselves: a vector that a level took as its code leaves a residual of exactly
+zero, and all those zeros are among the vectors that the next level draws from.
+
+So each vector is quantized as if it were not in the codebook (leave-one-out, Stone 1974, "Cross-validatory choice and
+assessment of statistical predictions"): by the nearest code other than itself. What it leaves then has the size that
+vectors of later batches leave. Means of nearest vectors instead of vectors would not do: a vector far from all others
+is its own mean.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ds_rvqvae.model.codes import nearest_codes, noise_of_copies
+
+_KMEANS_ITERATIONS = 10
+_APART, _ROUNDING = 1e-4, 1e-6
+"""Vectors nearer to each other than this are one: as a ratio to their distance from the mean, and to their length, below
+which distances in fp32 tell nothing apart (root mean squares)."""
+_ROWS_AT_ONCE = 2_048
+"""Vectors whose distances to all codes are held at once, in fp64."""
+
+
+def first_rows(rows: Tensor, nb_code: int, generator: torch.Generator) -> Tensor:
+    """A codebook `[nb_code, D]` of the first of `rows [N, D]`, as MoMask has it: copies where they are too few, all of
+    them, the originals too, set apart by noise."""
+    repeats = -(-nb_code // len(rows))
+    codes = rows.repeat(repeats, 1)[:nb_code]
+    return codes + noise_of_copies(codes.shape, generator).to(codes.device) if repeats > 1 else codes
+
+
+def first_codes(
+    rows: Tensor, nb_code: int, *, kind: str, generator: torch.Generator, direction_only: bool = False
+) -> tuple[Tensor, int]:
+    """A codebook `[nb_code, D]` from data, without equal codes, and how many of its codes are vectors of their own.
+
+    Where `rows` have fewer distinct vectors than there are codes, the rest, which come last, are copies, set apart by
+    noise of a hundredth of the vectors' spread.
+
+    Args:
+        rows: `[N, D]`, finite.
+        kind: "samples", rows drawn without repeats; "kmeans", centres started from those.
+        generator: of the draws, on the CPU.
+        direction_only: codes of one direction are one, whatever their lengths.
+    """
+    order = torch.randperm(len(rows), generator=generator).to(rows.device)
+    points = _Points(rows, direction_only)
+    codes = rows[_distinct(points, order, nb_code)]
+    if kind == "kmeans":
+        candidates = torch.cat([_kmeans(rows, codes), rows[order]])
+        points = _Points(candidates, direction_only)
+        codes = candidates[_distinct(points, torch.arange(len(candidates), device=rows.device), nb_code)]
+    found = len(codes)
+    missing = nb_code - found
+    if missing:
+        copies = codes.repeat(-(-missing // found), 1)[:missing]
+        noise = noise_of_copies(copies.shape, generator).to(copies.device)
+        codes = torch.cat([codes, copies + noise * _spread(rows)])
+    return codes, found
+
+
+def left_out_residuals(rows: Tensor, book: Tensor, direction_only: bool = False) -> Tensor:
+    """What each of `rows [N, D]` leaves of itself when the nearest code of `book [K, D]` other than itself is taken
+    from it, `[N, D]`.
+
+    Distances are in fp64, so that every processor and every number of ranks finds the same code.
+    """
+    points = _Points(rows, direction_only)
+    codes = points.like(book)
+    residuals = []
+    for block, where in zip(rows.split(_ROWS_AT_ONCE), points.values.split(_ROWS_AT_ONCE), strict=True):
+        distances = _squared_distances(where, codes)
+        distances.masked_fill_(distances <= points.reach, torch.inf)
+        residuals.append(block - book[distances.argmin(dim=1)])
+    return torch.cat(residuals)
+
+
+class _Points:
+    """Where vectors lie, in fp64 about their mean, or which way they point.
+
+    `reach`: square of the distance within which two are one.
+    """
+
+    def __init__(self, rows: Tensor, direction_only: bool):
+        self._place: Callable[[Tensor], Tensor] = functional.normalize if direction_only else Tensor.double
+        values = self._place(rows.double())
+        self._mean = values.mean(dim=0)
+        self.values = values - self._mean
+        self.reach = max(_APART**2 * _mean_square(self.values), _ROUNDING**2 * _mean_square(values))
+
+    def like(self, rows: Tensor) -> Tensor:
+        """Other vectors, seen in the same way."""
+        return self._place(rows.double()) - self._mean
+
+
+def _mean_square(values: Tensor) -> float:
+    """Of the lengths of `values [N, D]`."""
+    return float(values.square().sum(dim=1).mean())
+
+
+def _spread(rows: Tensor) -> float:
+    """Root mean square of the distances of `rows [N, D]` from their mean; where they are one, of their lengths."""
+    rows = rows.double()
+    about_mean, length = _mean_square(rows - rows.mean(dim=0)), _mean_square(rows)
+    return (about_mean if about_mean > _ROUNDING**2 * length else length or 1.0) ** 0.5
+
+
+def _distinct(points: _Points, order: Tensor, count: int) -> Tensor:
+    """The first `count` of `order` of which no two are one; fewer where there are not as many."""
+    kept = order[:0]
+    while len(kept) < count and len(order):
+        wanted = count - len(kept)
+        kept, order = torch.cat([kept, order[:wanted]]), order[wanted:]
+        values = points.values[kept]
+        places = torch.arange(len(kept), device=kept.device)
+        repeats = [
+            ((_squared_distances(values[block], values) <= points.reach) & (places < block.unsqueeze(1))).any(dim=1)
+            for block in places.split(_ROWS_AT_ONCE)
+        ]
+        kept = kept[~torch.cat(repeats)]
+    return kept
+
+
+def _squared_distances(left: Tensor, right: Tensor) -> Tensor:
+    """Squared distances `[N, K]` of `left [N, D]` to `right [K, D]`."""
+    squares = left.square().sum(dim=1, keepdim=True) + right.square().sum(dim=1)
+    return torch.addmm(squares, left, right.t(), alpha=-2.0)
+
+
+def _kmeans(rows: Tensor, centres: Tensor) -> Tensor:
+    """Lloyd's iterations; a centre without rows stays where it is."""
+    for _ in range(_KMEANS_ITERATIONS):
+        index = nearest_codes(rows, centres)
+        sums = torch.zeros_like(centres).index_add_(0, index, rows)
+        counts = centres.new_zeros(len(centres)).index_add_(0, index, rows.new_ones(len(rows)))
+        centres = torch.where((counts > 0).unsqueeze(-1), sums / counts.clamp(min=1).unsqueeze(-1), centres)
+    return centres

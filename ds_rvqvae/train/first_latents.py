@@ -1,0 +1,40 @@
+"""Which windows the first codes are made from: those of the run's first batch, or of as many as give enough latents."""
+
+from torch import Tensor
+
+from ds_rvqvae.data.batches import BatchLoader
+from ds_rvqvae.data.order import BatchOrder
+from ds_rvqvae.model_keys import ModelConfig
+
+_LATENTS_A_CODE = 2
+"""Latents wanted for a code of a level. With as many latents as codes each would be a code, and what the levels leave
+would repeat."""
+
+
+def count_steps(order: BatchOrder, first: int, config: ModelConfig) -> tuple[int, int]:
+    """How many batches from step `first` on the first codes need, and how many latents those have.
+
+    No more than there are training windows: the next epoch brings none that are new.
+    """
+    windows = sum(sequence.num_windows for sequence in order.sequences.values())
+    steps = taken = latents = 0
+    while latents < _LATENTS_A_CODE * config.nb_code and taken < windows:
+        step = first + steps
+        taken += order.batch(step)
+        latents += order.batch(step) * (order.window_size(step) // config.code_stride)
+        steps += 1
+    return steps, latents
+
+
+def stretch(loader: BatchLoader, order: BatchOrder, steps: range, rank: int, world_size: int) -> list[Tensor]:
+    """A rank's windows of several steps: the ranks' stretches follow each other in the order of one rank alone."""
+    total = sum(map(order.batch, steps))
+    first, stop = rank * total // world_size, (rank + 1) * total // world_size
+    parts, before = [], 0
+    for step in steps:
+        batch = order.batch(step)
+        here = max(first - before, 0), min(stop - before, batch)
+        if here[0] < here[1]:
+            parts.append(loader.samples(step, *here))
+        before += batch
+    return parts
