@@ -20,8 +20,8 @@ from ds_rvqvae.model.codes import nearest_codes, noise_of_copies
 
 _KMEANS_ITERATIONS = 10
 _APART, _ROUNDING = 1e-4, 1e-6
-"""Vectors nearer to each other than this are one: as a ratio to their distance from the mean, and to their length, below
-which distances in fp32 tell nothing apart (root mean squares)."""
+"""Vectors nearer to each other than this are one: as a ratio to their distance from the mean, and to their length,
+below which distances in fp32 tell nothing apart (root mean squares)."""
 _ROWS_AT_ONCE = 2_048
 """Vectors whose distances to all codes are held at once, in fp64."""
 
