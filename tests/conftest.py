@@ -1,15 +1,13 @@
 """What all tests share: a cache of their own, demo motion, real motion where it is at hand, cards that are played."""
 
 import os
-import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from ds_rvqvae.data.demo import write_demo_motion
-from tests.gpu.stand_in import StandIn
+from tests.gpu.stand_in import StandIn, compile_library
 
 # A shell lets what it starts in the background ignore SIGINT, and nohup SIGHUP; what the tests start would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -43,12 +41,9 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def stand_in_library(tmp_path_factory) -> Path:
     """A stand-in for NVIDIA's NVML library, compiled with the system's C compiler."""
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
-    if compiler is None:
+    library = compile_library(tmp_path_factory.mktemp("nvml"))
+    if library is None:
         pytest.skip("no C compiler for the stand-in of NVML")
-    library = tmp_path_factory.mktemp("nvml") / "libnvidia-ml.so.1"
-    source = Path(__file__).parent / "gpu" / "nvml_stand_in.c"
-    subprocess.run([compiler, "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, source], check=True)
     return library
 
 

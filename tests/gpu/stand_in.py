@@ -1,6 +1,7 @@
 """The machine that tests of the monitor see: cards played by `nvml_stand_in.c`, loaded by the real pynvml."""
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,6 +15,17 @@ GPU_IS_LOST, NOT_SUPPORTED, NO_PERMISSION, VERSION_MISMATCH = 15, 3, 4, 18
 def command(*flags: object) -> list[str]:
     """The monitor's command line."""
     return [sys.executable, str(ROOT / "launch" / "monitor_gpu.py"), *map(str, flags)]
+
+
+def compile_library(folder: Path) -> Path | None:
+    """The stand-in for NVIDIA's NVML library, made by the system's C compiler; None where there is none."""
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
+    if compiler is None:
+        return None
+    library = folder / "libnvidia-ml.so.1"
+    source = Path(__file__).with_name("nvml_stand_in.c")
+    subprocess.run([compiler, "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, source], check=True)
+    return library
 
 
 @dataclass
