@@ -10,7 +10,9 @@ from tests import freeze
 def _check(sections):
     frozen = freeze.read()
     for name, lines in sections.items():
-        difference = list(difflib.unified_diff(frozen[name], lines, "tests/frozen.txt", "now", name, name, "", 0))
+        difference = list(
+            difflib.unified_diff(frozen[name], lines, f"tests/frozen.txt: {name}", "now", n=0, lineterm="")
+        )
         assert not difference, "\n".join(difference)
 
 
