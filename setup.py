@@ -12,7 +12,15 @@ EXTRAS = {
     "hub": ["huggingface_hub>=0.26"],
     "render": ["imageio-ffmpeg>=0.6"],
 }
-TESTS = ["pytest>=8", "pytest-timeout", "hypothesis", "lmdb", "ruff", "vector-quantize-pytorch>=1.31"]
+TESTS = [
+    "pytest>=8",
+    "pytest-timeout",
+    "pytest-xdist>=3.5",
+    "hypothesis",
+    "lmdb",
+    "ruff",
+    "vector-quantize-pytorch>=1.31",
+]
 
 setup(
     name="ds_rvqvae",

@@ -1,15 +1,29 @@
 """Several real processes over gloo, as the launcher would start them."""
 
+import contextlib
 import json
+import multiprocessing
 import os
+import runpy
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+CPU_KIND = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "DS_RVQVAE_CPU_BF16")
+"""Variables that play another processor."""
+_RANKS_IMPORT = [
+    *("ds_rvqvae.train.run", "ds_rvqvae.train.loop", "deepspeed.runtime.zero.muon.muon_optimizer"),
+    *("torch._dynamo", "torch._inductor.compile_fx", "torch.utils.tensorboard", "safetensors.torch"),
+]
+"""What every rank imports: half of the time that a small training takes."""
 
 
 def free_port() -> int:
@@ -18,8 +32,94 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def start_ranks(world_size: int, command: list[str]) -> list[subprocess.Popen]:
-    """Starts `python command` as `world_size` ranks on this machine's CPUs."""
+def bare_environment(folder: Path, **more: str) -> dict[str, str]:
+    """The environment of a user who has just logged in, with a home and a cache in `folder`."""
+    (folder / "home").mkdir(exist_ok=True)
+    kind = {name: os.environ[name] for name in CPU_KIND if name in os.environ}
+    plain = {"PATH": os.environ["PATH"], "HOME": str(folder / "home"), "DS_RVQVAE_CACHE": str(folder / "cache")}
+    return {**plain, **kind, "PYTHONPATH": str(ROOT), **more}
+
+
+class Rank:
+    """A process that runs `python COMMAND`, forked from one that has imported what all ranks import.
+
+    What it does is what a new interpreter would do, seconds earlier. It has the methods of `subprocess.Popen` that the
+    tests use.
+    """
+
+    def __init__(self, command: list[str], environment: dict[str, str]):
+        said, name = tempfile.mkstemp(prefix="rank-")
+        os.close(said)
+        self._said = Path(name)
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_RANKS_IMPORT)
+        self._process: ForkServerProcess = context.Process(
+            target=_run_rank, args=(command, environment, str(Path.cwd()), name)
+        )
+        self._process.start()
+        self.pid = self._process.pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        self.returncode = self._process.exitcode
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self.poll() is None:
+            raise subprocess.TimeoutExpired(f"rank {self.pid}", timeout or 0.0)
+        assert self.returncode is not None
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        self.wait(timeout)
+        return self._said.read_text(), None
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            assert self.pid is not None
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def __del__(self) -> None:
+        self._said.unlink(missing_ok=True)
+
+
+def _run_rank(command: list[str], environment: dict[str, str], folder: str, said: str) -> None:
+    """Becomes what `python COMMAND` would be."""
+    output = os.open(said, os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    time.tzset()
+    flag, what, *arguments = command
+    sys.argv = [what if flag == "-m" else flag, *arguments]
+    if flag == "-m":
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    else:
+        exec(compile(what, "<rank>", "exec"), {"__name__": "__main__"})
+
+
+def _new_interpreter(command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+    line = [sys.executable, *command]
+    return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def start_ranks(
+    world_size: int, command: list[str], new_interpreters: bool = False
+) -> list[Rank | subprocess.Popen[str]]:
+    """Starts `python command` as `world_size` ranks on this machine's CPUs.
+
+    Args:
+        new_interpreters: needed where the environment changes what the system's loader or an import does.
+    """
+    start = _new_interpreter if new_interpreters else Rank
     shared = {
         "WORLD_SIZE": str(world_size),
         "LOCAL_SIZE": str(world_size),
@@ -30,18 +130,12 @@ def start_ranks(world_size: int, command: list[str]) -> list[subprocess.Popen]:
         "PYTHONPATH": str(ROOT),
     }
     return [
-        subprocess.Popen(
-            [sys.executable, *command],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        start(command, {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(world_size)
     ]
 
 
-def finish(ranks: list[subprocess.Popen], seconds: float = 300) -> list[str]:
+def finish(ranks: list[Rank | subprocess.Popen[str]], seconds: float = 300) -> list[str]:
     """Waits for all ranks and gives what each printed; fails where one did not exit with 0."""
     try:
         printed = [rank.communicate(timeout=seconds)[0] for rank in ranks]
@@ -58,7 +152,15 @@ def train_ranks(world_size: int, *flags: str) -> list[str]:
     return finish(start_ranks(world_size, ["-m", "ds_rvqvae.train", *flags]))
 
 
-def run_ranks(world_size: int, function: Callable[..., Any], results: Path, /, **arguments: Any) -> list[Any]:
+def run_ranks(
+    world_size: int,
+    function: Callable[..., Any],
+    results: Path,
+    /,
+    *,
+    new_interpreters: bool = False,
+    **arguments: Any,
+) -> list[Any]:
     """Runs a top-level function on `world_size` ranks and gives what each returned; all of it as JSON."""
     code = (
         "import importlib, json, os, sys, pathlib\n"
@@ -71,5 +173,6 @@ def run_ranks(world_size: int, function: Callable[..., Any], results: Path, /, *
     results.mkdir(parents=True, exist_ok=True)
     module = Path(sys.modules[function.__module__].__file__).resolve().relative_to(ROOT).with_suffix("")
     name = ".".join(module.parts)
-    finish(start_ranks(world_size, ["-c", code, name, function.__name__, str(results), json.dumps(arguments)]))
+    command = ["-c", code, name, function.__name__, str(results), json.dumps(arguments)]
+    finish(start_ranks(world_size, command, new_interpreters))
     return [json.loads((results / f"rank{rank}.json").read_text()) for rank in range(world_size)]

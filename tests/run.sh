@@ -6,4 +6,5 @@ source "$root/launch/environment.sh" dev
 # The tests' ranks are CPU processes on every machine, and a rank with more threads than its share of cores crawls.
 export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 cd "$root"
-exec "$PYTHON" -m pytest "$@"
+# A worker a core: tests of one process run beside those that start ranks. Arguments come last and win (-n 0: one by one).
+exec "$PYTHON" -m pytest -n logical --maxprocesses 8 --dist worksteal "$@"

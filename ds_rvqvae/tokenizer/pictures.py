@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 
 from ds_rvqvae.data.files import whole_file
 from ds_rvqvae.data.layout import Layout
@@ -58,10 +59,12 @@ def pixels_of(figure: Figure) -> np.ndarray:
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
-def save_figure(figure: Figure, file: Path) -> None:
-    """Writes a PNG; it is whole or it is not there."""
+def save_figure(figure: Figure, file: Path) -> np.ndarray:
+    """Writes a PNG, which is whole or not there, and gives its pixels; drawing them is what takes time."""
+    pixels = pixels_of(figure)
     with whole_file(file) as content:
-        figure.savefig(content, dpi=100, format="png")
+        imsave(content, pixels, format="png")
+    return pixels
 
 
 def _moving_columns(truth: np.ndarray, layout: Layout) -> list[tuple[int, str]]:

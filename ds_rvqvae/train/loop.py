@@ -24,7 +24,7 @@ from ds_rvqvae.model.losses import Losses, loss_columns, tokenizer_losses
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.profile import Profile
 from ds_rvqvae.tokenizer.evaluation import evaluate_split, held_out_split, reconstruction_pictures
-from ds_rvqvae.tokenizer.pictures import pixels_of, save_figure
+from ds_rvqvae.tokenizer.pictures import save_figure
 from ds_rvqvae.train.averaging import WeightAverage
 from ds_rvqvae.train.engine import fp32_model
 from ds_rvqvae.train.export import make_tokenizer, motion_state
@@ -304,8 +304,8 @@ class Trainer:
             self.board.histogram(f"Train_code_counts/level_{level + 1}", count, samples)
         splits = tuple(dict.fromkeys(("train", split)))
         for name, figure in reconstruction_pictures(model, self.data, splits, self.device):
-            save_figure(figure, folder / f"reconstruction_{name}.png")
-            self.board.image(f"Reconstruction/{name}", pixels_of(figure), samples)
+            pixels = save_figure(figure, folder / f"reconstruction_{name}.png")
+            self.board.image(f"Reconstruction/{name}", pixels, samples)
         logger.info("step %d, %s: %s", self.step, split, {name: scores[name] for name in names})
 
     def _save(self) -> None:

@@ -1,6 +1,5 @@
 """A launcher with its ranks, started as a user does, to be hurt by tests."""
 
-import os
 import subprocess
 import sys
 import time
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.ranks import ROOT
+from tests.ranks import ROOT, bare_environment
 from tests.train.small import SMALL
 
 LAUNCHER = [sys.executable, str(ROOT / "launch" / "train_8x4090.py")]
@@ -19,12 +18,12 @@ class Launched:
 
     def __init__(self, folder: Path, data: Path, *flags: str, slots: int = 2):
         self.folder, self._said = folder, folder / f"said-{time.monotonic_ns()}"
-        plain = {"PATH": os.environ["PATH"], "HOME": str(folder / "home"), "DS_RVQVAE_CACHE": str(folder / "cache")}
-        cpu = {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": str(slots), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        (folder / "home").mkdir(exist_ok=True)
+        cpu = {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": str(slots), "OMP_NUM_THREADS": "1"}
         command = [*LAUNCHER, *SMALL, f"--data_path={data}", "--batch_size=4", *flags]
         with self._said.open("w") as said:
-            self.process = subprocess.Popen(command, cwd=folder, env={**plain, **cpu}, stdout=said, stderr=said)
+            self.process = subprocess.Popen(
+                command, cwd=folder, env=bare_environment(folder, **cpu), stdout=said, stderr=said
+            )
         self.family: dict[int, psutil.Process] = {}
 
     def said(self) -> str:

@@ -1,7 +1,6 @@
 """Whole commands as a user types them, with real ranks."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -12,17 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.ranks import ROOT, free_port
+from tests.ranks import ROOT, bare_environment, free_port
 from tests.train.small import SMALL
 
 pytestmark = pytest.mark.processes
 LAUNCHER = [sys.executable, str(ROOT / "launch" / "train_8x4090.py")]
-
-
-def _environment(folder: Path, **more: str) -> dict[str, str]:
-    plain = {"PATH": os.environ["PATH"], "HOME": str(folder / "home"), "DS_RVQVAE_CACHE": str(folder / "cache")}
-    (folder / "home").mkdir(exist_ok=True)
-    return {**plain, "PYTHONPATH": str(ROOT), **more}
 
 
 def _run(command: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess:
@@ -30,7 +23,7 @@ def _run(command: list[str], folder: Path, environment: dict[str, str]) -> subpr
 
 
 def test_demo_ends_with_scores_a_picture_and_the_tensorboard_command(tmp_path):
-    environment = _environment(tmp_path)
+    environment = bare_environment(tmp_path)
     result = _run([*LAUNCHER, "--demo", "--total_iter=100"], tmp_path, environment)
     assert result.returncode == 0, result.stderr
     assert "2 ranks, ZeRO stage 2, bf16, activation checkpointing on" in result.stderr
@@ -81,7 +74,7 @@ def test_seven_ranks_by_the_plain_deepspeed_command(tmp_path, demo_folder):
     command = [str(deepspeed), "--include", "localhost:1,2,3,4,5,6,7", "--master_port", str(free_port())]
     command += ["--module", "ds_rvqvae.train", "--profile", str(ROOT / "ds_configs" / "demo.json")]
     command += ["--data_path", str(demo_folder), "--out", "runs", "--name", "seven", "--total_iter", "4", *SMALL[1:]]
-    environment = _environment(tmp_path, LOCAL_SIZE="8", OMP_NUM_THREADS="1")
+    environment = bare_environment(tmp_path, LOCAL_SIZE="8", OMP_NUM_THREADS="1")
     result = _run(command, tmp_path, environment)
     assert result.returncode == 0, result.stderr + result.stdout
     lines = [json.loads(line) for line in (tmp_path / "runs" / "seven" / "metrics.jsonl").read_text().splitlines()]
@@ -94,7 +87,7 @@ def test_seven_ranks_by_the_plain_deepspeed_command(tmp_path, demo_folder):
 @pytest.fixture
 def long_run(tmp_path, demo_folder):
     """A launcher whose two ranks are training, and its run's folder."""
-    environment = _environment(tmp_path, DS_ACCELERATOR="cpu", LOCAL_SIZE="2")
+    environment = bare_environment(tmp_path, DS_ACCELERATOR="cpu", LOCAL_SIZE="2")
     command = [*LAUNCHER, *SMALL, "--include=localhost:0,1", f"--data_path={demo_folder}", "--batch_size=4"]
     command += ["--total_iter=1000000", "--name=long"]
     with (tmp_path / "said").open("w") as said:
@@ -146,7 +139,7 @@ def test_a_killed_launcher_leaves_no_rank(long_run):
 
 
 def test_a_launcher_killed_while_its_ranks_start_leaves_none(tmp_path, demo_folder):
-    environment = _environment(tmp_path, DS_ACCELERATOR="cpu", LOCAL_SIZE="2")
+    environment = bare_environment(tmp_path, DS_ACCELERATOR="cpu", LOCAL_SIZE="2")
     command = [*LAUNCHER, *SMALL, "--include=localhost:0,1", f"--data_path={demo_folder}", "--batch_size=4"]
     launcher = subprocess.Popen(
         [*command, "--total_iter=1000000"],

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.ranks import ROOT
+from tests.ranks import ROOT, bare_environment
 
 GOOD_FLAGS = ["--profile=demo", "--data_path={data}", "--include=localhost:0,1"]
 
@@ -169,13 +169,12 @@ WRONG = {
 
 
 def _launch(folder: Path, flags: list[str], **environment: str) -> subprocess.CompletedProcess:
-    (folder / "home").mkdir()
     (folder / "here").mkdir()
-    plain = {"PATH": os.environ["PATH"], "HOME": str(folder / "home"), "DS_RVQVAE_CACHE": str(folder / "cache")}
+    cpu = {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": "2", "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(
         [sys.executable, str(ROOT / "launch" / "train_8x4090.py"), *flags],
         cwd=folder / "here",
-        env={**plain, "DS_ACCELERATOR": "cpu", "LOCAL_SIZE": "2", "PYTHONDONTWRITEBYTECODE": "1", **environment},
+        env=bare_environment(folder, **{**cpu, **environment}),
         capture_output=True,
         text=True,
         timeout=60,

@@ -21,7 +21,7 @@ from ds_rvqvae.errors import ExitStatus
 from ds_rvqvae.runs import RANK_LAUNCHER
 from tests.e2e.chaos.compare import damaged, differences
 from tests.e2e.chaos.plan import KILLS_A_RUN, Kill
-from tests.ranks import ROOT
+from tests.ranks import ROOT, bare_environment
 from tests.train.small import SMALL
 
 LAUNCHER = ROOT / "launch" / "train_8x4090.py"
@@ -336,13 +336,6 @@ def _tail(text: str) -> str:
 
 
 def _environment(folder: Path, mark: str) -> dict[str, str]:
-    return {
-        "PATH": os.environ["PATH"],
-        "HOME": str(folder / "home"),
-        "TMPDIR": str(folder / "tmp"),  # a killed launcher leaves its folder there
-        "DS_RVQVAE_CACHE": str(folder / "cache"),
-        "PYTHONPATH": str(ROOT),
-        "DS_ACCELERATOR": "cpu",
-        "LOCAL_SIZE": "2",
-        MARK: mark,
-    }
+    # A killed launcher leaves its temporary folder there.
+    temporary = str(folder / "tmp")
+    return bare_environment(folder, TMPDIR=temporary, DS_ACCELERATOR="cpu", LOCAL_SIZE="2", **{MARK: mark})
