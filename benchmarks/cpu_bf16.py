@@ -1,0 +1,79 @@
+"""A bf16 training step beside an fp32 one, in turns in one process: what bf16 costs or gains on this CPU.
+
+    python benchmarks/cpu_bf16.py [--profile NAME] [--batch N] [--window_size N] [--rounds N] [--json [FILE]]
+
+Whole steps through DeepSpeed on one rank, of the profile's nets, without activation checkpointing. A CPU with bf16
+arithmetic plays one without under `DS_RVQVAE_CPU_BF16=none`, or, for the instructions of its fp32 arithmetic too, under
+`ONEDNN_MAX_CPU_ISA=AVX2`; what torch itself would do there shows `DS_RVQVAE_CPU_BF16=native ONEDNN_MAX_CPU_ISA=AVX2`.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ds_rvqvae.bench.spans import one_step
+from ds_rvqvae.bench.step import DEMO_CLIPS, DEMO_FRAMES, device_name, in_turns, make_trainer
+from ds_rvqvae.commands.results import add_json_flag, count, print_result
+from ds_rvqvae.data.demo import write_demo_motion
+from ds_rvqvae.host import bf16_arithmetic_text, has_bf16_arithmetic
+from ds_rvqvae.profile import load_profile
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--profile", default="baseline")
+    parser.add_argument("--batch", type=count, default=4, help="windows of a step (default: 4)")
+    parser.add_argument("--window_size", type=count, default=128)
+    parser.add_argument("--rounds", type=count, default=9, help="steps of each kind (default: 9)")
+    add_json_flag(parser)
+    args = parser.parse_args()
+    result = measure(args.profile, args.batch, args.window_size, args.rounds)
+    print_result(args, result, text_of(result))
+    return 0
+
+
+def measure(name: str, batch: int, window_size: int, rounds: int) -> dict[str, Any]:
+    """Median seconds of a step in each precision, and the median of the ratios of one round."""
+    with tempfile.TemporaryDirectory(prefix="cpu-bf16-") as folder:
+        motion = write_demo_motion(Path(folder) / "motion", DEMO_CLIPS, DEMO_FRAMES)
+        trainers = {}
+        for precision in ("fp32", "bf16"):
+            settings = {
+                "train_micro_batch_size_per_gpu": batch,
+                "rvqvae.data.path": str(motion),
+                "rvqvae.data.window_size": window_size,
+                "rvqvae.training.gradient_checkpointing": "false",
+                "bf16.enabled": str(precision == "bf16").lower(),
+            }
+            profile = load_profile(name, [f"{key}={value}" for key, value in settings.items()])
+            trainers[precision] = make_trainer(profile, Path(folder) / precision)
+            trainers[precision]._initialize_codebooks(trainers[precision].loader.next())
+        device = trainers["bf16"].device
+        ways = {precision: lambda trainer=trainer: one_step(trainer) for precision, trainer in trainers.items()}
+        seconds = in_turns(ways, device, rounds, progress=False)
+    ratios = [bf16 / fp32 for fp32, bf16 in zip(seconds["fp32"], seconds["bf16"], strict=True)]
+    return {
+        "device": device_name(device),
+        "cpu_bf16": bf16_arithmetic_text(),
+        "cpu_bf16_native": has_bf16_arithmetic(),
+        "fp32_s": statistics.median(seconds["fp32"]),
+        "bf16_s": statistics.median(seconds["bf16"]),
+        "ratio": statistics.median(ratios),
+        "ratio_spread": [min(ratios), max(ratios)],
+    }
+
+
+def text_of(result: dict[str, Any]) -> str:
+    least, most = result["ratio_spread"]
+    return (
+        f"{result['device']}\n{result['cpu_bf16']}\n"
+        f"fp32 {result['fp32_s']:.4f} s a step, bf16 {result['bf16_s']:.4f} s: "
+        f"{result['ratio']:.2f} times ({least:.2f} to {most:.2f})"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
