@@ -110,7 +110,11 @@ class TestRequiredIdleness:
         done = run(stand_in, "--require_idle")
         assert done.returncode == 0 and len(done.stdout.splitlines()) == 8
 
-    @pytest.mark.parametrize("line", ["0 used 1073741824", f"0 process {os.getpid()} 1000", f"0 error {GPU_IS_LOST}"])
+    @pytest.mark.parametrize(
+        "line",
+        ["0 used 1073741824", f"0 process {os.getpid()} 1000", f"0 error {GPU_IS_LOST}"],
+        ids=["in use", "a process", "lost"],
+    )
     def test_a_card_that_is_not(self, stand_in, line):
         stand_in.play(line)
         message = one_line(run(stand_in, "--require_idle", 0), ExitStatus.CARD_NOT_IDLE)
