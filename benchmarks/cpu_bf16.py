@@ -18,6 +18,7 @@ from ds_rvqvae.bench.spans import one_step
 from ds_rvqvae.bench.step import DEMO_CLIPS, DEMO_FRAMES, device_name, in_turns, make_trainer
 from ds_rvqvae.commands.results import add_json_flag, count, print_result
 from ds_rvqvae.data.demo import write_demo_motion
+from ds_rvqvae.errors import ExitStatus, UserError, exit_status_of
 from ds_rvqvae.host import bf16_arithmetic_text, has_bf16_arithmetic
 from ds_rvqvae.profile import load_profile
 
@@ -30,9 +31,13 @@ def main() -> int:
     parser.add_argument("--rounds", type=count, default=9, help="steps of each kind (default: 9)")
     add_json_flag(parser)
     args = parser.parse_args()
+    return exit_status_of(lambda: _print(args))
+
+
+def _print(args: argparse.Namespace) -> int:
     result = measure(args.profile, args.batch, args.window_size, args.rounds)
     print_result(args, result, text_of(result))
-    return 0
+    return ExitStatus.DONE
 
 
 def measure(name: str, batch: int, window_size: int, rounds: int) -> dict[str, Any]:
@@ -52,8 +57,14 @@ def measure(name: str, batch: int, window_size: int, rounds: int) -> dict[str, A
             trainers[precision] = make_trainer(profile, Path(folder) / precision)
             trainers[precision]._initialize_codebooks(trainers[precision].loader.next())
         device = trainers["bf16"].device
+        if device.type != "cpu":
+            raise UserError("this measures CPUs: set DS_ACCELERATOR=cpu")
         ways = {precision: lambda trainer=trainer: one_step(trainer) for precision, trainer in trainers.items()}
         seconds = in_turns(ways, device, rounds, progress=False)
+        for trainer in trainers.values():
+            trainer.loader.close()
+            trainer.agreement.close()
+            trainer.engine.destroy()
     ratios = [bf16 / fp32 for fp32, bf16 in zip(seconds["fp32"], seconds["bf16"], strict=True)]
     return {
         "device": device_name(device),

@@ -118,23 +118,29 @@ def has_bf16_arithmetic() -> bool:
         if forced not in ("native", "none"):
             raise UserError(f"{CPU_BF16_VARIABLE}={printable(forced)}: give native or none, or unset it")
         return forced == "native"
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
-    if limit.lower() in _ISAS_WITHOUT_BF16:
+    if _onednn_limit()[1].lower() in _ISAS_WITHOUT_BF16:
         return False
     features = _processor()
     return bool(_BF16_FEATURES & set((features.get("flags") or features.get("Features") or "").split()))
 
 
 def bf16_arithmetic_text() -> str:
-    """One line saying which arithmetic this processor has for bf16, and why it counts as that."""
-    reason = "by its own account"
+    """One line saying which arithmetic this processor has for bf16, and what says so."""
     if os.environ.get(CPU_BF16_VARIABLE):
         reason = f"forced by {CPU_BF16_VARIABLE}"
-    elif os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA"):
-        reason = "under ONEDNN_MAX_CPU_ISA"
+    elif _onednn_limit()[1].lower() in _ISAS_WITHOUT_BF16:
+        reason = "kept from it by {}={}".format(*_onednn_limit())
+    else:
+        reason = "by /proc/cpuinfo"
     if has_bf16_arithmetic():
         return f"bf16 arithmetic of this CPU: native ({reason})"
-    return f"bf16 arithmetic of this CPU: none ({reason}); convolutions compute in fp32 and round to bf16"
+    return f"bf16 arithmetic of this CPU: none ({reason}); its convolutions of bf16 tensors compute in fp32"
+
+
+def _onednn_limit() -> tuple[str, str]:
+    """The variable by which oneDNN is kept from instructions, and its value; both empty where none is set."""
+    names = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+    return next(((name, value) for name in names if (value := os.environ.get(name))), ("", ""))
 
 
 @functools.cache

@@ -140,11 +140,12 @@ def check_machine(
         UserError: the run cannot start here.
     """
     plan = make_plan(profile, in_features, ranks.world_size, CARDS["4090"])
+    arithmetic = Finding("arithmetic", bf16_arithmetic_text())
     if ranks.local is None:
         elsewhere = "the ranks run on other hosts, of which nothing is looked at from here"
         return Preflight(plan, None, ranks.cpu, [Finding("cards", elsewhere), _port(ranks)])
     host = host or Host.read()
-    findings, room = [Finding("arithmetic", bf16_arithmetic_text())] if ranks.cpu else [], None
+    findings, room = [arithmetic] if ranks.cpu else [], None
     if cards is not None:
         room = _least_room(cards, ranks.local, idle)
         if room is not None:

@@ -30,6 +30,7 @@ from tests.ranks import ROOT, train_ranks
 from tests.train.small import SMALL
 
 FROZEN = Path(__file__).with_name("frozen.txt")
+MONITORED = ("keys of launch/monitor_gpu --json",)
 Sections = dict[str, list[str]]
 _NAMES_OF_PROFILES = re.compile(r"^(baseline)(?=\.)|^(rvqvae|train_|zero_)[\w.]+(?=\[\]$)")
 """Keys that name a profile, or a key of it."""
@@ -155,7 +156,13 @@ def results(folder: Path) -> Sections:
             json.loads(_printed([*name.split(), *arguments, "--json"]))
         )
     sections["keys of ds-rvqvae bench --json"] = keys_of(_benchmark())
-    sections["files of a store"] = _files(folder / "store")
+    written = {
+        "a store": "store",
+        "an export": "exported",
+        "an export for MoMask": "foreign",
+        "decoded codes": "decoded",
+    }
+    sections |= {f"files of {name}": _files(folder / place) for name, place in written.items()}
     with np.load(next(codes.rglob("*.npz"))) as file:
         sections["arrays of a codes file"] = sorted(file.files)
     return sections
@@ -165,7 +172,7 @@ def monitored(stand_in: StandIn) -> Sections:
     """The keys of the monitor's JSON, with a card that is in use."""
     stand_in.play("1 used 8000000000", "1 process 4242 7000000000", "1 utilisation 50")
     line = subprocess.run(command("--once", "--json"), env=stand_in.environment, capture_output=True, text=True).stdout
-    return {"keys of launch/monitor_gpu --json": keys_of(json.loads(line))}
+    return dict(zip(MONITORED, [keys_of(json.loads(line))], strict=True))
 
 
 def _foreign(run: Path, folder: Path) -> str:
@@ -175,8 +182,8 @@ def _foreign(run: Path, folder: Path) -> str:
 
 
 def _benchmark() -> dict[str, Any]:
-    """Of nets so small that even a CPU without bf16 arithmetic runs PyTorch's own bf16 loop."""
-    settings = ["rvqvae.model.width=16", "rvqvae.model.depth=1", "rvqvae.model.nb_code=16"]
+    """Of nets so small that even a CPU without bf16 arithmetic runs PyTorch's own bf16 loop, forced to."""
+    settings = ["bf16.enabled=false", "rvqvae.model.width=16", "rvqvae.model.depth=1", "rvqvae.model.nb_code=16"]
     arguments = ["bench", "demo", "--rounds=1", "--json", *(f"--set={setting}" for setting in settings)]
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "DS_RVQVAE_CPU_BF16": "native"}
     done = subprocess.run(

@@ -1,5 +1,6 @@
 """Several real processes over gloo, as the launcher would start them."""
 
+import atexit
 import contextlib
 import json
 import multiprocessing
@@ -11,10 +12,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU_KIND = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "DS_RVQVAE_CPU_BF16")
@@ -40,25 +44,40 @@ def bare_environment(folder: Path, **more: str) -> dict[str, str]:
     return {**plain, **kind, "PYTHONPATH": str(ROOT), **more}
 
 
+_OF_A_START = (*CPU_KIND, "OMP_NUM_THREADS", "DS_ACCELERATOR", "LD_LIBRARY_PATH")
+"""Variables that are read when a program starts or imports; a rank that has others needs a new interpreter."""
+_SHARED = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+_started: dict[str, str] = {}
+"""The environment of the process that ranks are forked from, once there is one."""
+
+
 class Rank:
     """A process that runs `python COMMAND`, forked from one that has imported what all ranks import.
 
-    What it does is what a new interpreter would do, seconds earlier. It has the methods of `subprocess.Popen` that the
+    Unlike a new interpreter, it hashes strings as the other ranks do, does not run `atexit`, and says nothing of its
+    imports; tests of each kind run ranks in new interpreters too. It has the methods of `subprocess.Popen` that the
     tests use.
     """
+
+    alive: weakref.WeakSet["Rank"] = weakref.WeakSet()
 
     def __init__(self, command: list[str], environment: dict[str, str]):
         said, name = tempfile.mkstemp(prefix="rank-")
         os.close(said)
         self._said = Path(name)
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_RANKS_IMPORT)
+        if not _started:
+            context.set_forkserver_preload(_RANKS_IMPORT)
+            _started.update({**os.environ, **_SHARED})
+            with mock.patch.dict(os.environ, _SHARED):
+                forkserver.ensure_running()
         self._process: ForkServerProcess = context.Process(
             target=_run_rank, args=(command, environment, str(Path.cwd()), name)
         )
         self._process.start()
         self.pid = self._process.pid
         self.returncode: int | None = None
+        self.alive.add(self)
 
     def poll(self) -> int | None:
         self.returncode = self._process.exitcode
@@ -67,6 +86,7 @@ class Rank:
     def wait(self, timeout: float | None = None) -> int:
         self._process.join(timeout)
         if self.poll() is None:
+            self.kill()
             raise subprocess.TimeoutExpired(f"rank {self.pid}", timeout or 0.0)
         assert self.returncode is not None
         return self.returncode
@@ -86,6 +106,13 @@ class Rank:
 
     def __del__(self) -> None:
         self._said.unlink(missing_ok=True)
+
+
+@atexit.register
+def _end_ranks() -> None:
+    """Before multiprocessing waits for them."""
+    for rank in Rank.alive:
+        rank.kill()
 
 
 def _run_rank(command: list[str], environment: dict[str, str], folder: str, said: str) -> None:
@@ -117,22 +144,20 @@ def start_ranks(
     """Starts `python command` as `world_size` ranks on this machine's CPUs.
 
     Args:
-        new_interpreters: needed where the environment changes what the system's loader or an import does.
+        new_interpreters: rather than forked ranks; also where the environment needs them.
     """
-    start = _new_interpreter if new_interpreters else Rank
     shared = {
         "WORLD_SIZE": str(world_size),
         "LOCAL_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
+        **_SHARED,
     }
-    return [
-        start(command, {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(world_size)
-    ]
+    environment = {**os.environ, **shared}
+    if _started and any(environment.get(name) != _started.get(name) for name in _OF_A_START):
+        new_interpreters = True
+    start = _new_interpreter if new_interpreters else Rank
+    return [start(command, {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(world_size)]
 
 
 def finish(ranks: list[Rank | subprocess.Popen[str]], seconds: float = 300) -> list[str]:
@@ -147,9 +172,9 @@ def finish(ranks: list[Rank | subprocess.Popen[str]], seconds: float = 300) -> l
     return printed
 
 
-def train_ranks(world_size: int, *flags: str) -> list[str]:
+def train_ranks(world_size: int, *flags: str, new_interpreters: bool = False) -> list[str]:
     """Runs `python -m ds_rvqvae.train` on `world_size` ranks."""
-    return finish(start_ranks(world_size, ["-m", "ds_rvqvae.train", *flags]))
+    return finish(start_ranks(world_size, ["-m", "ds_rvqvae.train", *flags], new_interpreters))
 
 
 def run_ranks(
@@ -157,8 +182,6 @@ def run_ranks(
     function: Callable[..., Any],
     results: Path,
     /,
-    *,
-    new_interpreters: bool = False,
     **arguments: Any,
 ) -> list[Any]:
     """Runs a top-level function on `world_size` ranks and gives what each returned; all of it as JSON."""
@@ -174,5 +197,5 @@ def run_ranks(
     module = Path(sys.modules[function.__module__].__file__).resolve().relative_to(ROOT).with_suffix("")
     name = ".".join(module.parts)
     command = ["-c", code, name, function.__name__, str(results), json.dumps(arguments)]
-    finish(start_ranks(world_size, command, new_interpreters))
+    finish(start_ranks(world_size, command))
     return [json.loads((results / f"rank{rank}.json").read_text()) for rank in range(world_size)]

@@ -5,7 +5,6 @@ import shlex
 import socket
 import subprocess
 import sys
-import time
 from datetime import datetime
 from pathlib import Path
 
@@ -294,11 +293,14 @@ def test_the_shell_script_passes_flags_on_from_any_folder(launch, demo_folder):
     assert shlex.split(ran.stdout)[-2:] == ["--data_path", str(demo_folder)]
 
 
-def test_help_answers_at_once():
-    began = time.monotonic()
-    ran = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True)
-    assert ran.returncode == 0 and "--require_idle" in ran.stdout
-    assert time.monotonic() - began < 5
+def test_help_answers_without_torch():
+    code = (
+        "import runpy, sys; sys.argv = sys.argv[1:]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code and not {'torch', 'deepspeed'} & set(sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, SCRIPT, "--help"], capture_output=True, text=True)
+    assert ran.returncode == 0 and "--require_idle" in ran.stdout, ran.stderr
 
 
 def test_deepspeed_takes_every_flag_that_is_handed_through():

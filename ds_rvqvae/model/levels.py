@@ -42,6 +42,9 @@ class LevelledQuantizer(nn.Module):
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.register_buffer("usage_counts", torch.zeros(num_quantizers, nb_code), persistent=False)
         self._position = (0, 0, 0, 0)
+        self.distinct_replacements = True
+        """Whether a code that is replaced gets a vector apart from all others of its level. A run that began without
+        goes on without, so that it ends as it would have."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Averages with decay 0.99 stall in bf16: a cast of the model moves these buffers but leaves their dtype.

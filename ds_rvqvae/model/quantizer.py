@@ -19,6 +19,7 @@ from ds_rvqvae.model.codes import (
     nearest_codes,
     noise_of_copies,
     perplexity_of,
+    repeats,
     squared_distances,
 )
 from ds_rvqvae.model.first_codes import first_codes, first_rows, left_out_residuals
@@ -147,14 +148,18 @@ class ResidualQuantizer(LevelledQuantizer):
         return quantized
 
     @torch.no_grad()
-    def initialize_codebooks(self, latents: Tensor, group: dist.ProcessGroup | None = None) -> None:
-        """Sets every level's codebook from the latents of the first global batch.
+    def initialize_codebooks(self, latents: Tensor, group: dist.ProcessGroup | None = None) -> int:
+        """Sets every level's codebook from the latents of the first global batch, or batches.
 
-        No two codes of a level are equal; of fewer distinct latents than codes there are copies a little apart.
+        No two codes of a level are equal. Where a level has fewer distinct vectors than codes, the rest are copies, a
+        little apart.
 
         Args:
-            latents: `[B, T, D]`, each rank's own; ranks in order make up the global batch.
+            latents: `[..., D]`, each rank's own; ranks in order make up the global batch.
             group: the ranks; all of them call this. They end equal, as one rank with all latents would.
+
+        Returns:
+            how many codes of all levels are copies.
 
         Raises:
             ValueError: no finite latent on any rank.
@@ -163,7 +168,7 @@ class ResidualQuantizer(LevelledQuantizer):
         rows = rows[torch.isfinite(rows).all(dim=1)]
         if not len(rows):
             raise ValueError("no finite latents to initialise the codebooks from")
-        residual, by_angle = rows, self.codebook_distance == "cosine"
+        residual, by_angle, copies = rows, self.codebook_distance == "cosine", 0
         for level in range(len(self.codebooks)):
             generator = torch.Generator().manual_seed(fold_seed("first codes", self._position[0], level))
             if self.lineage:
@@ -175,7 +180,9 @@ class ResidualQuantizer(LevelledQuantizer):
                     residual, self.nb_code, kind=self.codebook_init, generator=generator, direction_only=by_angle
                 )
                 self.codebooks[level] = codes
-                residual = left_out_residuals(residual, codes[:found], by_angle)
+                copies += self.nb_code - found
+                if level + 1 < len(self.codebooks):
+                    residual = left_out_residuals(residual, codes[:found], by_angle)
         if world_of(group)[0] > 1:
             # Ranks on unlike devices may round differently.
             dist.broadcast(self.codebooks, src=dist.get_global_rank(group, 0) if group else 0, group=group)
@@ -183,6 +190,7 @@ class ResidualQuantizer(LevelledQuantizer):
         self.ema_count.fill_(1.0)
         self.updates.zero_()
         self.initialized.fill_(True)
+        return copies
 
     @torch.no_grad()
     def update_codebooks(
@@ -370,6 +378,11 @@ class ResidualQuantizer(LevelledQuantizer):
         share = count.sum(dim=1, keepdim=True) / self.nb_code
         order = count.argsort(dim=1, stable=True)[:, : self.replacements]
         dead = count.gather(1, order) < self.dead_code_threshold * share
+        if self.distinct_replacements:
+            repeated = repeats(candidates, book)
+            apart_first = repeated.byte().argsort(dim=1, stable=True)
+            candidates = torch.take_along_dim(candidates, apart_first.unsqueeze(-1), dim=1)
+            dead &= ~repeated.gather(1, apart_first)
         vectors = order.unsqueeze(-1).expand_as(candidates)
         new_book = torch.where(dead.unsqueeze(-1), candidates, book.gather(1, vectors))
         new_count = torch.where(dead, share, count.gather(1, order))

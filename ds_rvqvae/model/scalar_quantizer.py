@@ -102,8 +102,9 @@ class ScalarQuantizer(LevelledQuantizer):
             quantized[..., self._columns_of(level)] += self._centres(cell, level) * (code >= 0).unsqueeze(-1)
         return quantized
 
-    def initialize_codebooks(self, latents: Tensor, group: dist.ProcessGroup | None = None) -> None:
-        """Nothing: the grid is there from the start."""
+    def initialize_codebooks(self, latents: Tensor, group: dist.ProcessGroup | None = None) -> int:
+        """Nothing: the grid is there from the start, without copies."""
+        return 0
 
     @torch.no_grad()
     def update_codebooks(

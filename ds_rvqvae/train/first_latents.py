@@ -14,7 +14,7 @@ would repeat."""
 def count_steps(order: BatchOrder, first: int, config: ModelConfig) -> tuple[int, int]:
     """How many batches from step `first` on the first codes need, and how many latents those have.
 
-    No more than there are training windows: the next epoch brings none that are new.
+    No more than there are training windows: the next epoch has the same ones.
     """
     windows = sum(sequence.num_windows for sequence in order.sequences.values())
     steps = taken = latents = 0

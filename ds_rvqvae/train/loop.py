@@ -213,8 +213,9 @@ class Trainer:
             steps, latents = count_steps(self.order, self.step, config)
             if steps > 1:
                 logger.info("first codes: %d of a level from %d latents, %d batches", config.nb_code, latents, steps)
-                steps = range(self.step, self.step + steps)
-                batches = stretch(self.loader, self.order, steps, self.rank, self.world_size)
+                wanted = range(self.step, self.step + steps)
+                parts = stretch(self.loader, self.order, wanted, self.rank, self.world_size)
+                batches = [batch for part in parts for batch in part.split(len(micro_batches[0]))]
         self.model.train(config.lineage)
         latents = []
         for micro_step, batch in enumerate(batches):
@@ -222,7 +223,9 @@ class Trainer:
             with torch.no_grad():
                 latents.append(self.model.encode_latents(batch.to(self.device)).flatten(0, 1))
         self.model.quantizer.set_step(self.settings.seed, self.step)
-        self.model.quantizer.initialize_codebooks(torch.cat(latents))
+        copies = self.model.quantizer.initialize_codebooks(torch.cat(latents))
+        if copies:
+            logger.warning("first codes: %d of all levels are copies, a little apart: too few latents differ", copies)
 
     def _start_interval(self) -> None:
         """Speed and memory of steps are measured without what saving and evaluating took."""
@@ -322,6 +325,7 @@ class Trainer:
         state["usage_counts"] = self.model.quantizer.usage_counts.cpu()
         state["scores"] = self.scores if self.scores.get("step") == self.step else None
         state |= {"best_l1": self.best_l1, "skipped_in_a_row": self.skipped_in_a_row}
+        state["distinct_replacements"] = self.model.quantizer.distinct_replacements
         keeping = Keeping(self.settings.keep_checkpoints, self.settings.keep_every, self.is_best)
         try:
             saved = save_checkpoint(self.engine, self.run_folder / "checkpoints", {"rvqvae": state}, keeping)
@@ -336,6 +340,7 @@ class Trainer:
 
     def _restore(self, state: dict[str, Any]) -> None:
         """What DeepSpeed did not restore."""
+        self.model.quantizer.distinct_replacements = state.get("distinct_replacements", False)
         self.model.quantizer.usage_counts.copy_(state["usage_counts"])
         if self.average is not None and state.get("weight_average"):
             self.average.restore(state["weight_average"])

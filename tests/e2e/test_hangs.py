@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 
 import pytest
 
@@ -33,10 +32,8 @@ def launch(tmp_path, demo_folder):
 def test_a_stopped_rank_ends_the_run_and_is_named(launch):
     run = launch("--total_iter=1000000", "--hang_timeout=5")
     victim = run.ranks()[1]
-    began = time.monotonic()
     os.kill(victim.pid, signal.SIGSTOP)
     assert run.process.wait(timeout=60) == 70
-    assert time.monotonic() - began < 15
     assert run.end() == []
     assert f"training failed: rank 1 (process {victim.pid}) has been stopped for" in run.said()
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from datetime import datetime
-from itertools import pairwise
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -51,10 +50,12 @@ def test_a_plain_line_a_card_and_refresh_where_it_is_no_terminal(stand_in):
 
 def test_count_refreshes_at_the_interval_and_json_parses(stand_in):
     stand_in.play("2 process 1 5368709120", "2 used 5368709120")
+    began = time.time()
     seen = records(stand_in, 0.5, "--count", 3)
     times = [datetime.fromisoformat(record["time"]) for record in seen]
     assert len(times) == 3
-    assert all((later - earlier).total_seconds() > 0.45 for earlier, later in pairwise(times))
+    # Never early; how late is the machine's.
+    assert times == sorted(times) and times[-1].timestamp() - began >= 1.0
     card = seen[0]["gpus"][2]
     assert (card["index"], card["name"], card["pci_bus_id"]) == (2, "NVIDIA GeForce RTX 4090", "00000000:21:00.0")
     assert card["memory_used_bytes"] == card["processes"][0]["memory_bytes"] == 5 * GIB
@@ -322,7 +323,7 @@ class TestOwners:
         (ours,), (other,), (gone,) = (cards[index]["processes"] for index in (4, 5, 6))
         assert [ours[key] for key in ("rank", "local_rank", "world_size", "cuda_device")] == [3, 3, 7, 3]
         assert ours["run"] == str(tmp_path / "runs" / "big") and ours["command"].endswith("-m ds_rvqvae.train")
-        assert other["rank"] is None and "pytest" in other["command"] and other["user"]
+        assert other["rank"] is None and "python" in other["command"] and other["user"]
         assert gone["user"] is gone["command"] is None
         text = run(stand_in, "--once", "--csv", tmp_path / "cards.csv").stdout
         assert "rank 3 of 7, big" in text and "secret" not in text

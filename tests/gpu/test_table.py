@@ -1,5 +1,6 @@
 """The monitor on a terminal: its table, and what keys, signals and sizes do to it."""
 
+import codecs
 import fcntl
 import os
 import pty
@@ -30,6 +31,8 @@ class Terminal:
             preexec_fn=lambda: (os.setsid(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),
         )  # fmt: skip
         self.text = ""
+        # What is read may end within a character.
+        self.decode = codecs.getincrementaldecoder("utf-8")().decode
 
     def resize(self, columns, rows):
         fcntl.ioctl(self.side, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
@@ -38,7 +41,7 @@ class Terminal:
         end = time.monotonic() + seconds
         while not re.search(pattern, self.text):
             assert time.monotonic() < end, self.text
-            self.text += os.read(self.side, 1 << 16).decode()
+            self.text += self.decode(os.read(self.side, 1 << 16))
 
     def type(self, keys):
         os.write(self.side, keys)
@@ -55,7 +58,7 @@ class Terminal:
     def _rest(self):
         os.set_blocking(self.side, False)
         try:
-            return os.read(self.side, 1 << 16).decode()
+            return self.decode(os.read(self.side, 1 << 16))
         except BlockingIOError:
             return ""
 
@@ -88,7 +91,7 @@ class TestTable:
         assert "ERR" in lines[9] and "GPU 5: ERR, GPU is lost" in lines
         if columns >= 80:
             assert "RTX 4090" in lines[5] and "23.3 / 24.0" in lines[5] and "450 / 450" in lines[5] and "█" in lines[5]
-            assert "util 5 min" in lines[2] and "rx/tx" in lines[2] and "pytest" in lines[-1]
+            assert "util 5 min" in lines[2] and "rx/tx" in lines[2] and "python" in lines[-1]
 
     def test_a_busy_gpu_0_is_red_and_names_who(self, stand_in):
         stand_in.play(f"0 process {os.getpid()} 2000000000", "0 used 2000000000")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ds_rvqvae import ResidualQuantizer
+from ds_rvqvae.model.codes import repeats
 from ds_rvqvae.model.first_codes import first_codes, left_out_residuals
 
 
@@ -37,6 +38,9 @@ AWKWARD = {
     "a rounding apart": torch.randn(320, 2, generator=generator()).repeat(2, 1)
     * (1 + 1e-7 * (HALF > 319)).unsqueeze(1),
     "far from zero": torch.randn(640, 2, generator=generator()) * 1e-3 + 5,
+    "very far from zero": torch.randn(640, 2, generator=generator()) * 1e-5 + 5,
+    "as far as fp32 goes": torch.randn(640, 2, generator=generator()) * 5e-6 + 5,
+    "with an outlier": torch.cat([torch.randn(639, 2, generator=generator()), torch.tensor([[1e6, 0.0]])]),
     "one vector": torch.ones(640, 2),
     "zeros": torch.zeros(640, 2),
     "one and many": torch.cat([torch.zeros(600, 2), torch.randn(40, 2, generator=generator())]),
@@ -81,11 +85,24 @@ def test_directions_are_drawn_once_where_only_they_count():
     assert found == 40 and (torch.cdist(directions, directions) + torch.eye(40)).min() > 1e-3
 
 
-def test_kmeans_centres_that_fall_together_are_one():
-    # Three clusters of equal vectors: four centres started from noise end on three places.
-    rows = torch.eye(3).repeat_interleave(50, dim=0)
-    codes, found = first_codes(rows, 4, kind="kmeans", generator=generator())
-    assert found == 3 and len(codes.unique(dim=0)) == 4
+def test_kmeans_centres_that_fall_together_are_one(monkeypatch):
+    rows = torch.randn(200, 3, generator=generator())
+    centres = torch.cat([rows[:30], rows[:2]]) + 1
+    monkeypatch.setattr("ds_rvqvae.model.first_codes._kmeans", lambda rows, codes: centres)
+    codes, found = first_codes(rows, 32, kind="kmeans", generator=generator())
+    assert found == 32 and len(codes.unique(dim=0)) == 32
+    assert torch.equal(codes[:30], centres[:30]) and (codes[30:].unsqueeze(1) == rows).all(dim=2).any(dim=1).all()
+
+
+def test_an_outlier_does_not_make_all_others_one():
+    rows = torch.cat([torch.randn(2559, 128, generator=generator()), torch.full((1, 128), 1e6)])
+    assert first_codes(rows, 1024, kind="samples", generator=generator())[1] == 1024
+
+
+def test_how_many_codes_are_copies_is_said():
+    quantizer = ResidualQuantizer(2, 64, 4)
+    assert quantizer.initialize_codebooks(torch.randn(1, 40, 4, generator=generator())) >= 24
+    assert quantizer.initialize_codebooks(torch.randn(1, 400, 4, generator=generator())) == 0
 
 
 def test_a_vector_that_is_a_code_leaves_what_the_next_nearest_leaves():
@@ -109,3 +126,33 @@ def test_a_shared_codebook_is_that_of_the_first_level():
     for quantizer in (shared, own):
         quantizer.initialize_codebooks(latents)
     assert torch.equal(shared.codebooks[0], own.codebooks[0])
+
+
+def test_codes_are_replaced_by_vectors_apart_from_all_others():
+    """Few vectors and many dead codes: drawn with repeats, of vectors that repeat, some of which are zeros."""
+    torch.manual_seed(0)
+    latents = torch.cat([torch.randn(30, 8).repeat(3, 1), torch.zeros(6, 8)]).reshape(1, -1, 8)
+    made = {}
+    for distinct in (True, False):
+        quantizer = ResidualQuantizer(3, 64, 8, dead_code_threshold=0.5).train()
+        quantizer.initialize_codebooks(latents)
+        quantizer.distinct_replacements = distinct
+        most = 0
+        for step in range(6):
+            quantizer.set_step(0, step)
+            quantizer(latents)
+            quantizer.update_codebooks()
+            most = max(most, sum(equal_codes(quantizer)))
+        made[distinct] = most
+    assert made[True] == 0 < made[False]
+
+
+def test_what_repeats_a_code_or_an_earlier_candidate(monkeypatch):
+    books = torch.randn(2, 8, 3, generator=generator())
+    candidates = torch.randn(2, 6, 3, generator=generator(1))
+    candidates[0, 2] = candidates[0, 0] * (1 + 1e-7)
+    candidates[1, 3], candidates[1, 5] = books[1, 4], candidates[1, 1]
+    expected = [[False, False, True, False, False, False], [False, False, False, True, False, True]]
+    assert repeats(candidates, books).tolist() == expected
+    monkeypatch.setattr("ds_rvqvae.model.codes._DISTANCES_AT_ONCE", 60)
+    assert repeats(candidates, books).tolist() == expected

@@ -172,9 +172,7 @@ def test_a_run_on_played_cards(tmp_path, demo_folder, stand_in, monkeypatch):
     for name in ("LD_LIBRARY_PATH", "NVML_STAND_IN"):
         monkeypatch.setenv(name, stand_in.environment[name])
     run = tmp_path / "run"
-    arguments = {"folder": str(run), "data": str(demo_folder)}
-    # The system's loader reads LD_LIBRARY_PATH when a program starts.
-    results = run_ranks(2, train_on_played_cards, tmp_path, new_interpreters=True, **arguments)
+    results = run_ranks(2, train_on_played_cards, tmp_path, folder=str(run), data=str(demo_folder))
     # At the meter's start, before the first step, at three logged ones, before and after evaluating, at the end.
     assert results == [{"taken": 8, "gathered": [1, 1, 1]}] * 2
 

@@ -44,7 +44,7 @@ def test_save_load_and_go_on_equals_no_interruption(tmp_path, demo_folder):
     shutil.rmtree(broken / "tokenizer")
     lines = (broken / "metrics.jsonl").read_text().splitlines(keepends=True)
     (broken / "metrics.jsonl").write_text("".join(lines[:2]) + '{"step": 7, "loss": 1.0}\n{"step": 8, "lo')
-    printed = train_ranks(2, *flags, "--name=broken")
+    printed = train_ranks(2, *flags, "--name=broken", new_interpreters=True)
     assert "going on from" in printed[0] and "global_step6" in printed[0]
     assert json.loads((broken / "memory.json").read_text())["first_step"] == 6
     assert _numbers(broken) == _numbers(whole)

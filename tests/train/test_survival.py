@@ -50,7 +50,8 @@ def test_a_global_batch_that_ranks_cannot_share_is_refused(tmp_path, demo_folder
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_one_rank_saves_on_all(tmp_path, demo_folder, number):
     flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--name=run", "--batch_size=4"]
-    ranks = start_ranks(2, ["-m", "ds_rvqvae.train", *flags, "--total_iter=100000"])
+    command = ["-m", "ds_rvqvae.train", *flags, "--total_iter=100000"]
+    ranks = start_ranks(2, command, new_interpreters=number == signal.SIGTERM)
     run = tmp_path / "run"
     _wait(lambda: (run / "metrics.jsonl").is_file() and len((run / "metrics.jsonl").read_text().splitlines()) > 3)
     ranks[1].send_signal(number)
