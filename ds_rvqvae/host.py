@@ -129,12 +129,12 @@ def bf16_arithmetic_text() -> str:
     if os.environ.get(CPU_BF16_VARIABLE):
         reason = f"forced by {CPU_BF16_VARIABLE}"
     elif _onednn_limit()[1].lower() in _ISAS_WITHOUT_BF16:
-        reason = "kept from it by {}={}".format(*_onednn_limit())
+        reason = "{}={}".format(*_onednn_limit())
     else:
         reason = "by /proc/cpuinfo"
     if has_bf16_arithmetic():
         return f"bf16 arithmetic of this CPU: native ({reason})"
-    return f"bf16 arithmetic of this CPU: none ({reason}); its convolutions of bf16 tensors compute in fp32"
+    return f"bf16 arithmetic of this CPU: none ({reason}); convolutions of bf16 tensors compute in fp32"
 
 
 def _onednn_limit() -> tuple[str, str]:
