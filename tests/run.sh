@@ -7,5 +7,5 @@ source "$root/launch/environment.sh" dev
 export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 cd "$root"
 # A worker a core: tests of one process run beside those that start ranks. Arguments come last and win (-n 0: one by one).
-workers=$(nproc)
+workers=$(env -u OMP_NUM_THREADS nproc) # which would take that for the number of cores
 exec "$PYTHON" -m pytest -n $((workers < 8 ? workers : 8)) --dist worksteal "$@"
