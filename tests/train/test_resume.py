@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ds_rvqvae import MotionTokenizer
 from ds_rvqvae.data.demo import write_demo_motion
 from ds_rvqvae.train.readings import READING_KEYS
 from tests.ranks import finish, start_ranks, train_ranks
@@ -151,3 +152,26 @@ def test_an_interrupted_run_is_scored_from_its_checkpoint(tmp_path, demo_folder)
     finish(start_ranks(1, evaluate))
     again = json.loads((tmp_path / "scores.json").read_text())
     assert again["l1"] == pytest.approx(scores["l1"], rel=1e-5) and again["usage"] == scores["usage"]
+
+
+def test_a_run_goes_on_on_the_other_kind_of_cpu(tmp_path, demo_folder, monkeypatch):
+    """With bf16 arithmetic and without: either resumes what the other saved, and computes the same but for rounding."""
+    flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--batch_size=4", "--mixed_precision=bf16"]
+    for begins, goes_on in (("native", "none"), ("none", "native")):
+        monkeypatch.setenv("DS_RVQVAE_CPU_BF16", begins)
+        train_ranks(1, *flags, f"--name={begins}", "--total_iter=4", "--save_every=2")
+        other = shutil.copytree(tmp_path / begins, tmp_path / f"{begins}-{goes_on}")
+        shutil.rmtree(other / "checkpoints" / "global_step4")
+        (other / "checkpoints" / "latest").write_text("global_step2")
+        monkeypatch.setenv("DS_RVQVAE_CPU_BF16", goes_on)
+        printed = train_ranks(1, *flags, f"--name={other.name}", "--total_iter=4", "--resume")
+        assert "global_step2" in printed[0]
+        assert f"bf16 arithmetic of this CPU: {goes_on} (forced" in (other / "run.log").read_text()
+        for mine, theirs in zip(read_metrics(other), read_metrics(tmp_path / begins), strict=True):
+            assert mine["loss"] == pytest.approx(theirs["loss"], rel=0.02), mine["step"]
+        # Tokenizers too: codes of the other kind's weights, in fp32.
+        monkeypatch.delenv("DS_RVQVAE_CPU_BF16")
+        tokenizers = [MotionTokenizer.from_pretrained(run / "tokenizer") for run in (other, tmp_path / begins)]
+        motion = torch.randn(64, tokenizers[0].model.in_features, generator=torch.Generator().manual_seed(0))
+        codes = [tokenizer.encode(motion) for tokenizer in tokenizers]
+        assert (codes[0][:, 0] == codes[1][:, 0]).float().mean() > 0.8
