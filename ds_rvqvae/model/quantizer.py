@@ -291,9 +291,12 @@ class ResidualQuantizer(LevelledQuantizer):
         return nearest_codes(rows, self._searched(level))
 
     def _searched(self, level: int) -> Tensor:
-        """The vectors `[K, D]` to the nearest of which a level goes. Of codes of length 1 the nearest by angle."""
-        book = self._book(level)
-        return functional.normalize(book, dim=-1) if self.codebook_distance == "cosine" else book
+        """The vectors `[K, D]` to the nearest of which a level goes."""
+        return self._seen(self._book(level))
+
+    def _seen(self, vectors: Tensor) -> Tensor:
+        """Codes as distances see them: of codes of length 1 the nearest is that by angle."""
+        return functional.normalize(vectors, dim=-1) if self.codebook_distance == "cosine" else vectors
 
     def _with_gradient(self, latents: Tensor, quantized: Tensor, levels: int) -> Tensor:
         if self.gradient == "rotation_trick":
@@ -379,7 +382,7 @@ class ResidualQuantizer(LevelledQuantizer):
         order = count.argsort(dim=1, stable=True)[:, : self.replacements]
         dead = count.gather(1, order) < self.dead_code_threshold * share
         if self.distinct_replacements:
-            repeated = repeats(candidates, book)
+            repeated = repeats(self._seen(candidates), self._seen(book))
             apart_first = repeated.byte().argsort(dim=1, stable=True)
             candidates = torch.take_along_dim(candidates, apart_first.unsqueeze(-1), dim=1)
             dead &= ~repeated.gather(1, apart_first)

@@ -128,13 +128,14 @@ def test_a_shared_codebook_is_that_of_the_first_level():
     assert torch.equal(shared.codebooks[0], own.codebooks[0])
 
 
-def test_codes_are_replaced_by_vectors_apart_from_all_others():
+@pytest.mark.parametrize("options", [{}, {"codebook_distance": "cosine"}, {"shared_codebook": True}])
+def test_codes_are_replaced_by_vectors_apart_from_all_others(options):
     """Few vectors and many dead codes: drawn with repeats, of vectors that repeat, some of which are zeros."""
     torch.manual_seed(0)
     latents = torch.cat([torch.randn(30, 8).repeat(3, 1), torch.zeros(6, 8)]).reshape(1, -1, 8)
     made = {}
     for distinct in (True, False):
-        quantizer = ResidualQuantizer(3, 64, 8, dead_code_threshold=0.5).train()
+        quantizer = ResidualQuantizer(3, 64, 8, dead_code_threshold=0.5, **options).train()
         quantizer.initialize_codebooks(latents)
         quantizer.distinct_replacements = distinct
         most = 0
