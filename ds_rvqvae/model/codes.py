@@ -10,9 +10,9 @@ _ROWS_AT_ONCE = 16_384
 """Vectors whose distances to all codes are held at once."""
 _DISTANCES_AT_ONCE = 2**24
 _BLOCK = 32
-_APART = 1e-5
-"""Vectors whose squared distance is a smaller ratio of their mean square length are one: rounding, not distance, would
-choose between them."""
+_APART, _NEAREST = 1e-8, 4
+"""Vectors whose squared distance is a smaller ratio of squared lengths count as one: rounding, not distance, would
+choose between them. So many of the nearest are looked at."""
 
 
 def squared_distances(rows: Tensor, book: Tensor) -> Tensor:
@@ -75,16 +75,21 @@ def repeats(candidates: Tensor, books: Tensor) -> Tensor:
     bool `[Q, R]`."""
     others = torch.cat([books, candidates], dim=1)
     squares, other_squares = candidates.square().sum(dim=-1, keepdim=True), others.square().sum(dim=-1).unsqueeze(1)
-    reach = _APART * squares.mean(dim=1, keepdim=True)
+    reach = _APART * (squares + squares.mean(dim=1, keepdim=True))
     # A candidate is compared with all codes, and with the candidates before it.
     place = torch.arange(others.shape[1], device=others.device) - books.shape[1]
     at_once = max(1, _DISTANCES_AT_ONCE // (others.shape[0] * others.shape[1]))
     found = []
     for first in range(0, candidates.shape[1], at_once):
-        rows = slice(first, first + at_once)
-        distances = torch.baddbmm(squares[:, rows], candidates[:, rows], others.transpose(1, 2), alpha=-2.0)
-        own = torch.arange(first, first + distances.shape[1], device=others.device).unsqueeze(1)
-        found.append(((distances + other_squares <= reach) & (place < own)).any(dim=-1))
+        block, near = candidates[:, first : first + at_once], reach[:, first : first + at_once]
+        own = torch.arange(first, first + block.shape[1], device=others.device).unsqueeze(1)
+        distances = torch.baddbmm(other_squares, block, others.transpose(1, 2), alpha=-2.0)
+        distances.masked_fill_(place >= own, torch.inf)
+        nearest = distances.topk(min(_NEAREST, distances.shape[-1]), dim=-1, largest=False)
+        # A product's distances are as wrong as the vectors are long; differences are not.
+        compared = torch.take_along_dim(others, nearest.indices.flatten(1).unsqueeze(-1), dim=1)
+        apart = block.unsqueeze(2) - compared.view(*nearest.indices.shape, -1)
+        found.append(((apart.square().sum(dim=-1) <= near) & nearest.values.isfinite()).any(dim=-1))
     return torch.cat(found, dim=1)
 
 
