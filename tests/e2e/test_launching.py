@@ -129,7 +129,7 @@ def test_a_killed_rank_ends_the_run_with_status_70(long_run):
     assert launcher.wait(timeout=60) == 70
     _assert_gone(family)
     # Which is noticed first: the rank that died, or the other that lost its connection.
-    assert re.search("rank .*(SIGKILL|died)|rank 0: .*closed by peer", said.read_text())
+    assert re.search("rank .*(SIGKILL|died|was killed)|rank 0: .*closed by peer", said.read_text())
 
 
 def test_a_killed_launcher_leaves_no_rank(long_run):
