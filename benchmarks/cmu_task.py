@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from ds_rvqvae import MotionTokenizer, load_profile
-from ds_rvqvae.commands.results import add_json_flag, print_result
+from ds_rvqvae.cli.common import add_json_flag, print_result
+from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.data.gathering import Gatherer
-from ds_rvqvae.data.motion_data import MotionData
-from ds_rvqvae.model.codes import perplexity_of
+from ds_rvqvae.model.vq import perplexity_of
 from ds_rvqvae.tokenizer.evaluation import evaluate_split
 
 WINDOWS = 2048

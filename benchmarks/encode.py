@@ -16,8 +16,8 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from ds_rvqvae import RVQVAE, MotionTokenizer, load_profile
-from ds_rvqvae.commands.results import add_json_flag, print_result
-from ds_rvqvae.data.layout import feature_layout
+from ds_rvqvae.cli.common import add_json_flag, print_result
+from ds_rvqvae.motion.layout import feature_layout
 
 ROUNDS = 5
 

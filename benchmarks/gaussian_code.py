@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
-from ds_rvqvae.commands.results import add_json_flag, print_result
-from ds_rvqvae.data.layout import rotation_columns
-from ds_rvqvae.data.motion_data import MotionData
-from ds_rvqvae.model.geometry import angle_between
-from ds_rvqvae.profile import DataConfig
+from ds_rvqvae.cli.common import add_json_flag, print_result
+from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.data.dataset import MotionData
+from ds_rvqvae.motion.kinematics import angle_between
+from ds_rvqvae.motion.layout import rotation_columns
 
 SPLITS = ("train", "val", "test")
 

@@ -33,17 +33,17 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ds_rvqvae.commands.results import add_json_flag, print_result
-from ds_rvqvae.data.batches import BatchLoader
-from ds_rvqvae.data.beat2 import CLIP_FOLDER
+from ds_rvqvae.cli.common import add_json_flag, print_result
+from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.data.cache import gather, will_need
+from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.data.demo import write_demo_motion
-from ds_rvqvae.data.layout import Layout, rotation_columns
-from ds_rvqvae.data.motion_data import MotionData
+from ds_rvqvae.data.formats.smpl import CLIP_FOLDER
+from ds_rvqvae.data.loader import BatchLoader
 from ds_rvqvae.data.order import BatchOrder
-from ds_rvqvae.data.rotations import matrix_to_axis_angle, rotation_6d_to_matrix
-from ds_rvqvae.data.selected import gather, will_need
 from ds_rvqvae.host import processor_name
-from ds_rvqvae.profile import DataConfig
+from ds_rvqvae.motion.layout import Layout, rotation_columns
+from ds_rvqvae.motion.rotations import matrix_to_axis_angle, rotation_6d_to_matrix
 
 WINDOW, STRIDE, BATCH, WORKERS = 128, 64, 80, 2
 ROUNDS, SECONDS, WARM = 5, 1.0, 6

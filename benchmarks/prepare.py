@@ -27,16 +27,15 @@ from typing import Any
 import numpy as np
 import psutil
 
-from ds_rvqvae.checksum import sha256_of
-from ds_rvqvae.commands.results import add_json_flag, print_result
-from ds_rvqvae.data.beat2 import CLIP_FOLDER, FPS_KEYS, MOTION_KEYS, rotations_and_positions
-from ds_rvqvae.data.clips import load_npz
+from ds_rvqvae.cli.common import add_json_flag, print_result
+from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.demo import write_demo_motion
-from ds_rvqvae.data.files import whole_file
-from ds_rvqvae.data.readers import open_reader
-from ds_rvqvae.data.rules import cut_take
-from ds_rvqvae.data.shards import ShardFacts
-from ds_rvqvae.profile import DataConfig
+from ds_rvqvae.data.formats.base import load_npz
+from ds_rvqvae.data.formats.readers import open_reader
+from ds_rvqvae.data.formats.smpl import CLIP_FOLDER, FPS_KEYS, MOTION_KEYS, rotations_and_positions
+from ds_rvqvae.data.store.rules import cut_take
+from ds_rvqvae.data.store.shards import ShardFacts
+from ds_rvqvae.files import sha256_of, whole_file
 
 FRAMES, FPS, BASES = 1800, 30, 24
 ROUNDS, SAMPLE = 3, 24

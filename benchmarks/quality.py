@@ -37,10 +37,10 @@ from typing import Any, NamedTuple
 
 from quality_tables import SPLITS, picture, tables
 
-from ds_rvqvae.checksum import sha256_of
+from ds_rvqvae.config.profile import load_profile
 from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.files import sha256_of
 from ds_rvqvae.host import processor_name
-from ds_rvqvae.profile import load_profile
 
 HERE = Path(__file__).resolve().parent
 _KEYS = {"profile", "reference", "seeds", "common", "settings", "picture"}

@@ -18,7 +18,7 @@ import torch
 from vector_quantize_pytorch import ResidualVQ
 
 from ds_rvqvae import ResidualQuantizer
-from ds_rvqvae.commands.results import add_json_flag, print_result
+from ds_rvqvae.cli.common import add_json_flag, print_result
 
 ROUNDS = 15
 DIM = 128

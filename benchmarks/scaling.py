@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ds_rvqvae.commands.results import add_json_flag, print_result
+from ds_rvqvae.cli.common import add_json_flag, print_result
+from ds_rvqvae.config.profile import Profile, load_profile
 from ds_rvqvae.data.columns import columns_in_use
 from ds_rvqvae.data.demo import write_demo_motion
 from ds_rvqvae.gpu.activations import activations_of
 from ds_rvqvae.gpu.cards import CARDS
-from ds_rvqvae.gpu.wire import transfers_of
-from ds_rvqvae.profile import Profile, load_profile
+from ds_rvqvae.gpu.sizes import transfers_of
 
 RANKS = (1, 2, 4, 7, 8, 16, 32, 64, 128, 256, 512, 1024)
 A_NODE = 8

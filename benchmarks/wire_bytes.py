@@ -16,11 +16,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ds_rvqvae.commands.results import add_json_flag, print_result
-from ds_rvqvae.data.motion_data import MotionData
-from ds_rvqvae.flags import add_training_flags, profile_from_flags
-from ds_rvqvae.gpu.wire import transfers_of
-from ds_rvqvae.heartbeat import Heartbeat
+from ds_rvqvae.cli.common import add_json_flag, print_result
+from ds_rvqvae.config.flags import add_training_flags, profile_from_flags
+from ds_rvqvae.data.dataset import MotionData
+from ds_rvqvae.gpu.sizes import transfers_of
+from ds_rvqvae.runs.heartbeat import Heartbeat
 
 COLLECTIVES = (
     "all_reduce",
@@ -65,8 +65,8 @@ def main() -> None:
     count_payloads(calls)
     # After that, since DeepSpeed keeps the functions that it finds when it is imported.
     from ds_rvqvae.train.engine import build_engine, start_distributed
-    from ds_rvqvae.train.loop import Trainer
-    from ds_rvqvae.train.preemption import Agreement
+    from ds_rvqvae.train.signals import Agreement
+    from ds_rvqvae.train.trainer import Trainer
 
     start_distributed()
     data = MotionData.open(profile.rvqvae.data)

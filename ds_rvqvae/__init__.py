@@ -9,16 +9,16 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Profile": "ds_rvqvae.profile",
-    "load_profile": "ds_rvqvae.profile",
+    "Profile": "ds_rvqvae.config.profile",
+    "load_profile": "ds_rvqvae.config.profile",
     "RVQVAE": "ds_rvqvae.model.rvqvae",
     "RVQVAEOutput": "ds_rvqvae.model.rvqvae",
     "ResidualQuantizer": "ds_rvqvae.model.quantizer",
     "MotionTokenizer": "ds_rvqvae.tokenizer.tokenizer",
     "BodyTokenizer": "ds_rvqvae.tokenizer.body",
-    "Codes": "ds_rvqvae.tokenizer.code_files",
-    "read_codes": "ds_rvqvae.tokenizer.code_files",
-    "read_body_codes": "ds_rvqvae.tokenizer.code_files",
+    "Codes": "ds_rvqvae.tokenizer.codes",
+    "read_codes": "ds_rvqvae.tokenizer.codes",
+    "read_body_codes": "ds_rvqvae.tokenizer.codes",
 }
 
 __all__ = [*_HOMES, "__version__"]

@@ -18,7 +18,7 @@ if missing:
     )
     sys.exit(2)
 
-from ds_rvqvae.launch import main  # noqa: E402
+from ds_rvqvae.launch.main import main  # noqa: E402  - torch and the rest are not imported before the check above
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -23,8 +23,8 @@ from ds_rvqvae import cli
 from ds_rvqvae.data.demo import write_demo_motion
 from ds_rvqvae.errors import ExitStatus
 from ds_rvqvae.gpu import monitor
-from ds_rvqvae.launch import main as launch
-from ds_rvqvae.train.run import main as rank
+from ds_rvqvae.launch.main import main as launch
+from ds_rvqvae.train.rank import main as rank
 from tests.gpu.stand_in import StandIn, command, compile_library
 from tests.ranks import ROOT, train_ranks
 from tests.train.small import SMALL

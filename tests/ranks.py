@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CPU_KIND = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "DS_RVQVAE_CPU_BF16")
 """Variables that play another processor."""
 _RANKS_IMPORT = [
-    *("ds_rvqvae.train.run", "ds_rvqvae.train.loop", "deepspeed.runtime.zero.muon.muon_optimizer"),
+    *("ds_rvqvae.train.rank", "ds_rvqvae.train.trainer", "deepspeed.runtime.zero.muon.muon_optimizer"),
     *("torch._dynamo", "torch._inductor.compile_fx", "torch.utils.tensorboard", "safetensors.torch"),
 ]
 """What every rank imports: half of the time that a small training takes."""

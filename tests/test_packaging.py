@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import ds_rvqvae
-from ds_rvqvae.profile import shipped_profiles
+from ds_rvqvae.config.profile import shipped_profiles
 
 ROOT = Path(__file__).resolve().parent.parent
 PINS = dict(
@@ -50,9 +50,7 @@ def test_the_wheel_holds_every_module_and_every_profile(wheel):
 def test_an_installed_wheel_finds_its_profiles(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
-    code = (
-        "from ds_rvqvae.profile import load_profile, profile_file; load_profile('large'); print(profile_file('large'))"
-    )
+    code = "from ds_rvqvae.config import profile as p; p.load_profile('large'); print(p.profile_file('large'))"
     found = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,

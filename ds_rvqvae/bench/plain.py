@@ -9,11 +9,12 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from ds_rvqvae.config.model import ModelConfig
+from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.losses import LossColumns, tokenizer_losses
 from ds_rvqvae.model.nets import Convolution, DownSample, Dropout, GroupNorm, Upsample
 from ds_rvqvae.model.rvqvae import RVQVAE
-from ds_rvqvae.profile import ModelConfig, Profile
 
 _STOCK = {
     Convolution: nn.Conv1d,

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from deepspeed.comm import comm
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from ds_rvqvae.train.loop import Trainer
+from ds_rvqvae.train.trainer import Trainer
 
 COLLECTIVES = (
     *("all_reduce", "reduce", "broadcast", "all_gather", "all_gather_into_tensor"),

@@ -19,16 +19,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ds_rvqvae.bench.plain import PlainLoop
 from ds_rvqvae.bench.spans import count_operations, one_step, split_step, synchronize
+from ds_rvqvae.config.profile import Profile
+from ds_rvqvae.data.dataset import open_training_data
 from ds_rvqvae.data.demo import write_demo_motion
-from ds_rvqvae.heartbeat import Heartbeat
 from ds_rvqvae.host import has_bf16_arithmetic, processor_name
 from ds_rvqvae.model.losses import tokenizer_losses
 from ds_rvqvae.model.rvqvae import RVQVAE
-from ds_rvqvae.profile import Profile
+from ds_rvqvae.runs.heartbeat import Heartbeat
 from ds_rvqvae.train.engine import build_engine, checkpoint_function, start_distributed
-from ds_rvqvae.train.loop import Trainer
-from ds_rvqvae.train.preemption import Agreement
-from ds_rvqvae.training_data import open_training_data
+from ds_rvqvae.train.signals import Agreement
+from ds_rvqvae.train.trainer import Trainer
 
 _MATMUL = {"cuda": 8192, "cpu": 2048}
 """Rows and columns of the square matrices whose product measures the device."""

@@ -8,6 +8,6 @@ __all__ = ["Store", "open_store"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from ds_rvqvae.data import store
+    from ds_rvqvae.data.store import store
 
     return getattr(store, name)

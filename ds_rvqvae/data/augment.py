@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ds_rvqvae.data.layout import SMPLX_JOINTS, Layout, rotation_columns
-from ds_rvqvae.data.rotations import decimation, resample
-from ds_rvqvae.data_keys import AugmentConfig
+from ds_rvqvae.config.data import AugmentConfig
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.motion.layout import SMPLX_JOINTS, Layout, rotation_columns
+from ds_rvqvae.motion.rotations import decimation, resample
 
 # What a draw is for; data/order.py has the numbers below.
 _CHANGES, _NOISE, _OFFSET, _MIX, _SCALE = 16, 17, 18, 19, 20

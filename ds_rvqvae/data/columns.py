@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from ds_rvqvae.data.clips import ClipError
-from ds_rvqvae.data.layout import Layout, select_columns, smplx_layout
-from ds_rvqvae.data.readers import open_reader
-from ds_rvqvae.data.store import is_store, open_store
+from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.data.formats.readers import open_reader
+from ds_rvqvae.data.store.store import is_store, open_store
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.profile import DataConfig
+from ds_rvqvae.motion.clip import ClipError
+from ds_rvqvae.motion.layout import Layout, select_columns, smplx_layout
 
 
 def columns_in_use(config: DataConfig, path: str | None = None) -> int:

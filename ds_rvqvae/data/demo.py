@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ds_rvqvae.data.beat2 import CLIP_FOLDER, SPLIT_FILE
-from ds_rvqvae.data.layout import NUM_EXPRESSIONS, SMPLX_JOINTS
+from ds_rvqvae.data.formats.smpl import CLIP_FOLDER, SPLIT_FILE
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.motion.layout import NUM_EXPRESSIONS, SMPLX_JOINTS
 
 FPS = 30
 _RECIPE = "demo.json"

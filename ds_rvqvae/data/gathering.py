@@ -3,8 +3,8 @@
 import numpy as np
 
 from ds_rvqvae.data.augment import Augment, Draws
-from ds_rvqvae.data.motion_data import MotionData
-from ds_rvqvae.data.selected import gather, selected_frames, will_need
+from ds_rvqvae.data.cache import gather, selected_frames, will_need
+from ds_rvqvae.data.dataset import MotionData
 
 
 class Gatherer:

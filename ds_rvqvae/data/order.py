@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ds_rvqvae.batch_sizes import windows_a_step
-from ds_rvqvae.data.groups import Groups
+from ds_rvqvae.config.batch_sizes import windows_a_step
+from ds_rvqvae.data.store.splits import Groups
 
 if TYPE_CHECKING:
-    from ds_rvqvae.data.motion_data import MotionData
+    from ds_rvqvae.data.dataset import MotionData
 
 # What a draw is for: no two draws of a run have the same numbers.
 _LENGTHS, _EPOCHS, _GROUPS = range(3)

@@ -7,7 +7,7 @@ a norm its input and statistics, dropout its mask. A tensor that two operations 
 
 from dataclasses import dataclass
 
-from ds_rvqvae.profile import Profile
+from ds_rvqvae.config.profile import Profile
 
 _FP32, _INT64 = 4, 8
 _GROUPS = 32

@@ -13,8 +13,8 @@ from datetime import datetime
 from itertools import count
 from pathlib import Path
 
+from ds_rvqvae.config.flags import FlagParser
 from ds_rvqvae.errors import ExitStatus, UserError, exit_status_of
-from ds_rvqvae.flags import FlagParser
 from ds_rvqvae.gpu.display import Display, JsonDisplay, LinesDisplay, TableDisplay
 from ds_rvqvae.gpu.nvml import CardReader, Driver, NoDriver
 from ds_rvqvae.gpu.processes import Owners

@@ -8,13 +8,22 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from ds_rvqvae.batch_sizes import BatchShape, largest_micro_batch_shape
+from ds_rvqvae.config.batch_sizes import BatchShape, largest_micro_batch_shape
+from ds_rvqvae.config.model import ModelConfig
+from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.gpu.activations import Activations, activations_of
 from ds_rvqvae.gpu.cards import MIB, Card
-from ds_rvqvae.gpu.wire import Transfer, transfers_of
-from ds_rvqvae.gpu.zero import ZeroBytes, zero_bytes
-from ds_rvqvae.model.shapes import codebook_count, parameter_count, parameter_sizes, replacement_count, staged_count
-from ds_rvqvae.profile import ModelConfig, Profile
+from ds_rvqvae.gpu.sizes import (
+    Transfer,
+    ZeroBytes,
+    codebook_count,
+    parameter_count,
+    parameter_sizes,
+    replacement_count,
+    staged_count,
+    transfers_of,
+    zero_bytes,
+)
 
 CONTEXT_BYTES = 600 * MIB
 """CUDA context with the kernels of torch, cuBLAS and cuDNN. Assumed, not measured yet."""

@@ -1,6 +1,6 @@
 """A plan as text for a terminal."""
 
-from ds_rvqvae.batch_sizes import window_sizes_text
+from ds_rvqvae.config.batch_sizes import window_sizes_text
 from ds_rvqvae.gpu.plan import Plan
 
 _BAR = 24

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ds_rvqvae.model.codes import nearest_codes, noise_of_copies
+from ds_rvqvae.model.vq import nearest_codes, noise_of_copies
 
 _KMEANS_ITERATIONS = 10
 _APART, _ROUNDING = 1e-4, 1e-6

@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from ds_rvqvae.model.seeds import fold_seed
+from ds_rvqvae.model.ranks import fold_seed
 
 
 class LevelledQuantizer(nn.Module):

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ds_rvqvae.data.joint_weights import column_weights
-from ds_rvqvae.data.layout import Layout, rotation_columns
-from ds_rvqvae.model.geometry import matrices_from_6d
-from ds_rvqvae.profile import LossConfig
+from ds_rvqvae.config.model import LossConfig
+from ds_rvqvae.motion.kinematics import matrices_from_6d
+from ds_rvqvae.motion.layout import Layout, column_weights, rotation_columns
 
 _DISTANCES = {"l1": functional.l1_loss, "l2": functional.mse_loss, "l1_smooth": functional.smooth_l1_loss}
 _SMALLEST_CHORD = 1e-4

@@ -11,15 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.host import has_bf16_arithmetic
-from ds_rvqvae.profile import ModelConfig
 
 Checkpoint = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
 """Runs `function(input)` and recomputes it in the backward pass."""
 
 _ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
-
-
 ROUND_TO_BF16 = not has_bf16_arithmetic()
 """Whether CPU convolutions of bf16 tensors compute in fp32. Without bf16 instructions torch's own take twice as long as
 in fp32 (AVX-512) or ten times (AVX2, a reference loop), and accumulate in fp32 all the same."""

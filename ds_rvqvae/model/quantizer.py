@@ -13,7 +13,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
-from ds_rvqvae.model.codes import (
+from ds_rvqvae.model.first_codes import first_codes, first_rows, left_out_residuals
+from ds_rvqvae.model.gradients import Commitment, RotationTrick, StraightThrough
+from ds_rvqvae.model.levels import LevelledQuantizer
+from ds_rvqvae.model.ranks import fold_seed, gather_rows, world_of
+from ds_rvqvae.model.vq import (
     beam_search,
     first_least,
     nearest_codes,
@@ -22,11 +26,6 @@ from ds_rvqvae.model.codes import (
     repeats,
     squared_distances,
 )
-from ds_rvqvae.model.first_codes import first_codes, first_rows, left_out_residuals
-from ds_rvqvae.model.gradients import Commitment, RotationTrick, StraightThrough
-from ds_rvqvae.model.levels import LevelledQuantizer
-from ds_rvqvae.model.ranks import gather_rows, world_of
-from ds_rvqvae.model.seeds import fold_seed
 
 
 class ResidualQuantizer(LevelledQuantizer):

@@ -1,4 +1,6 @@
-"""The ranks that train one model."""
+"""The ranks that train one model, and seeds they agree on."""
+
+import hashlib
 
 import torch
 import torch.distributed as dist
@@ -26,3 +28,9 @@ def gather_rows(rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     parts = [torch.empty_like(padded) for _ in range(world_size)]
     dist.all_gather(parts, padded, group=group)
     return torch.cat([part[: int(count)] for part, count in zip(parts, lengths, strict=True)])
+
+
+def fold_seed(*parts: int | str) -> int:
+    """A seed in [0, 2**63) that any change of `parts` changes; the same on every machine."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

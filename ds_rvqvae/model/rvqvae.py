@@ -5,11 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ds_rvqvae.config.model import ModelConfig
+from ds_rvqvae.model.fsq import ScalarQuantizer
 from ds_rvqvae.model.nets import Checkpoint, Decoder, Encoder, ResidualStack
 from ds_rvqvae.model.quantizer import ResidualQuantizer
-from ds_rvqvae.model.scalar_quantizer import ScalarQuantizer
-from ds_rvqvae.model.seeds import fold_seed
-from ds_rvqvae.profile import ModelConfig
+from ds_rvqvae.model.ranks import fold_seed
 
 
 class RVQVAEOutput(NamedTuple):

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from ds_rvqvae import __version__
-from ds_rvqvae.data.bvh_writer import write_bvh
-from ds_rvqvae.data.clips import Clip, ClipError, check_finite
-from ds_rvqvae.data.layout import (
+from ds_rvqvae.config.data import is_part_name
+from ds_rvqvae.data.formats.bvh_motion import write_bvh
+from ds_rvqvae.data.formats.writing import open_motion_file, read_beat2_source, rest_source, write_beat2, write_matrix
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.motion.clip import Clip, ClipError, check_finite
+from ds_rvqvae.motion.layout import (
     Channels,
     Layout,
     check_disjoint,
@@ -26,11 +29,7 @@ from ds_rvqvae.data.layout import (
     smplx_layout,
     take_channels,
 )
-from ds_rvqvae.data.motion_files import open_motion_file, read_beat2_source, rest_source, write_beat2, write_matrix
-from ds_rvqvae.data_keys import is_part_name
-from ds_rvqvae.errors import UserError
-from ds_rvqvae.tokenizer.folder import BODY, CONFIG, FORMAT_VERSION, whole_folder
-from ds_rvqvae.tokenizer.reading import columns_for, reading_config
+from ds_rvqvae.tokenizer.folder import BODY, CONFIG, FORMAT_VERSION, columns_for, reading_config, whole_folder
 from ds_rvqvae.tokenizer.tokenizer import Array, Lengths, MotionTokenizer
 
 

@@ -1,24 +1,17 @@
 """Scores and pictures of a model on the clips of a split."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from matplotlib.figure import Figure
 
-from ds_rvqvae.data.motion_data import MotionData
-from ds_rvqvae.data.skeleton import Skeleton
-from ds_rvqvae.data.splits import Segment
+from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.model.rvqvae import RVQVAE
+from ds_rvqvae.motion.skeleton import Skeleton, figure_of
 from ds_rvqvae.tokenizer.frechet import FrechetFeatures
-from ds_rvqvae.tokenizer.pictures import reconstruction_figure
-from ds_rvqvae.tokenizer.reading import figure_of
-from ds_rvqvae.tokenizer.score import ScoreSums
-
-_PICTURE_SECONDS = 10
+from ds_rvqvae.tokenizer.metrics import ScoreSums
 
 
 def evaluate_split(
@@ -66,37 +59,3 @@ def skeleton_of(data: MotionData) -> Skeleton:
 def held_out_split(data: MotionData) -> str:
     """The split that shows how training goes: val, or test or train where the data have none."""
     return next(split for split in ("val", "test", "train") if data.segments(split))
-
-
-def reconstruction_pictures(
-    model: RVQVAE,
-    data: MotionData,
-    splits: tuple[str, ...],
-    device: torch.device | str,
-    skeleton: Skeleton | None = None,
-) -> Iterator[tuple[str, Figure]]:
-    """A figure of the longest clip's first seconds for each split that has clips.
-
-    Args:
-        skeleton: of the stick figures; without it `skeleton_of` the data.
-    """
-    skeleton = skeleton or skeleton_of(data)
-    for split in splits:
-        segments = data.segments(split)
-        if segments:
-            longest = max(segments, key=lambda part: part.stop - part.start)
-            title = f"{longest.name} ({split}), all {model.config.num_quantizers} levels"
-            motion, found = _reconstructed(model, data, longest, device)
-            yield split, reconstruction_figure(motion, found, data.layout, data.fps, title, skeleton)
-
-
-@torch.no_grad()
-def _reconstructed(
-    model: RVQVAE, data: MotionData, segment: Segment, device: torch.device | str
-) -> tuple[np.ndarray, np.ndarray]:
-    """A segment's first seconds and their reconstruction, `[T, C]` each, in the data's own units."""
-    stride = model.config.code_stride
-    frames = min(segment.stop - segment.start, int(_PICTURE_SECONDS * data.fps)) // stride * stride
-    motion = torch.from_numpy(data.normalised(segment)[:frames]).to(device)
-    found = model.decode(model.encode(motion.unsqueeze(0)))[0].float().cpu().numpy()
-    return data.frames(segment)[:frames], found * data.std + data.mean

@@ -15,13 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ds_rvqvae import __version__
-from ds_rvqvae.data.layout import Layout, layout_to_json
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.rvqvae import RVQVAE
-from ds_rvqvae.tokenizer.card import model_card
+from ds_rvqvae.model.streaming import DecoderStream, EncoderStream
+from ds_rvqvae.motion.layout import Layout, layout_to_json
 from ds_rvqvae.tokenizer.folder import CARD, CONFIG, FORMAT_VERSION, WEIGHTS, TokenizerConfig, read_config, whole_folder
-from ds_rvqvae.tokenizer.hub import download, is_repository, upload
-from ds_rvqvae.tokenizer.streams import DecoderStream, EncoderStream
+from ds_rvqvae.tokenizer.hub import download, is_repository, model_card, upload
 
 _MEANING = ("down_t", "stride_t", "dilation_growth_rate", "activation", "norm", "shared_codebook", "num_quantizers")
 """Settings that what the weights compute depends on, beside their shapes."""

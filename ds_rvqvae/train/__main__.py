@@ -1,6 +1,6 @@
 import sys
 
-from ds_rvqvae.train.run import main
+from ds_rvqvae.train.rank import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,15 +10,15 @@ import gc
 import torch
 import torch.distributed as dist
 
+from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.gpu.cards import CARDS
 from ds_rvqvae.gpu.plan import Plan, make_plan
 from ds_rvqvae.model.losses import LossColumns, tokenizer_losses
 from ds_rvqvae.model.rvqvae import RVQVAE
-from ds_rvqvae.profile import Profile
-from ds_rvqvae.resuming import split_batch
+from ds_rvqvae.runs.start import split_batch
 from ds_rvqvae.train.engine import checkpoint_function
-from ds_rvqvae.train.out_of_memory import gibibytes, is_out_of_memory, planned_bytes, room_bytes
+from ds_rvqvae.train.memory import gibibytes, is_out_of_memory, planned_bytes, room_bytes
 
 _STEP = 16
 

@@ -1,9 +1,11 @@
 """The DeepSpeed engine round an RVQ-VAE."""
 
 import functools
+import math
 import os
 import socket
 import warnings
+from bisect import bisect_right
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,11 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
+from ds_rvqvae.config.profile import Profile
+from ds_rvqvae.config.training import ScheduleConfig
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.nets import Checkpoint
 from ds_rvqvae.model.rvqvae import RVQVAE
-from ds_rvqvae.profile import Profile
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 
@@ -161,3 +164,17 @@ def on_rank_zero_first(task: Callable[[], Any]) -> Any:
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
+
+
+def learning_rate(step: int, base: float, schedule: ScheduleConfig, total_iter: int) -> float:
+    """Learning rate of optimizer step `step`, counted from 0, of `total_iter`.
+
+    A linear rise over `warm_up_iter` steps, then `base` times `gamma` for each milestone passed (T2M-GPT's schedule),
+    or half a cosine wave that would reach nothing at `total_iter` (Loshchilov and Hutter 2017).
+    """
+    warm_up = schedule.warm_up_iter
+    if step < warm_up:
+        return base * (step + 1) / (warm_up + 1)
+    if schedule.kind == "cosine":
+        return base * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(total_iter - warm_up, 1)))
+    return base * schedule.gamma ** bisect_right(schedule.milestones, step)

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from ds_rvqvae.data.batches import BatchLoader
+from ds_rvqvae.config.model import ModelConfig
+from ds_rvqvae.data.loader import BatchLoader
 from ds_rvqvae.data.order import BatchOrder
-from ds_rvqvae.model_keys import ModelConfig
 
 _LATENTS_A_CODE = 2
 """Latents wanted for a code of a level. With as many latents as codes each would be a code, and what the levels leave

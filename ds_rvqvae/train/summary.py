@@ -8,12 +8,12 @@ from typing import Any
 
 import torch.distributed as dist
 
-from ds_rvqvae.data.files import whole_file
-from ds_rvqvae.data.motion_data import MotionData
+from ds_rvqvae.config.profile import Profile
+from ds_rvqvae.data.dataset import MotionData
+from ds_rvqvae.files import whole_file
 from ds_rvqvae.gpu.cards import CARDS
 from ds_rvqvae.gpu.plan import Plan, make_plan
-from ds_rvqvae.profile import Profile
-from ds_rvqvae.train.monitoring import announce, logger
+from ds_rvqvae.train.metrics import announce, logger
 from ds_rvqvae.train.readings import GIB, Peaks, RankMeter
 
 _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {

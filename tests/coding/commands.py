@@ -5,7 +5,7 @@ import json
 import torch
 
 from ds_rvqvae import RVQVAE, MotionTokenizer, cli
-from ds_rvqvae.profile import ModelConfig
+from ds_rvqvae.config.model import ModelConfig
 
 CONFIG = ModelConfig(width=16, depth=1, code_dim=4, nb_code=32, num_quantizers=3)
 

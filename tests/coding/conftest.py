@@ -3,7 +3,7 @@
 import pytest
 
 from ds_rvqvae import BodyTokenizer, MotionTokenizer
-from ds_rvqvae.data.layout import feature_layout, select_columns, smplx_layout
+from ds_rvqvae.motion.layout import feature_layout, select_columns, smplx_layout
 from tests.coding.commands import CONFIG, make_tokenizer
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from ds_rvqvae import BodyTokenizer, read_body_codes, read_codes
-from ds_rvqvae.data.layout import Channels, layout_to_json
-from ds_rvqvae.data.motion_files import open_motion_file
-from ds_rvqvae.profile import DataConfig
-from ds_rvqvae.tokenizer.code_files import write_codes
+from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.data.formats.writing import open_motion_file
+from ds_rvqvae.motion.layout import Channels, layout_to_json
+from ds_rvqvae.tokenizer.codes import write_codes
 from tests.coding.commands import counts, files_below, run
 from tests.data.motion import write_beat2, write_beat2_folder, write_packed
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from ds_rvqvae import BodyTokenizer, MotionTokenizer
-from ds_rvqvae.data.bvh_reader import BvhReader
-from ds_rvqvae.data.layout import take_channels
+from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.data.formats.bvh_motion import BvhReader
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.profile import DataConfig
+from ds_rvqvae.motion.layout import take_channels
 from tests.coding.commands import counts, files_below, make_tokenizer, run
-from tests.data.bvh_files import write_bvh_motion
+from tests.data.formats.bvh_files import write_bvh_motion
 
 PARTS = {"arm": ["LeftArm", "LeftHand"], "lower": ["LeftLeg", "translation"]}
 

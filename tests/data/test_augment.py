@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
+from ds_rvqvae.config.data import AugmentConfig
 from ds_rvqvae.data.augment import Augment, Draws, Mirror, partners
-from ds_rvqvae.data.groups import balanced
-from ds_rvqvae.data.layout import (
+from ds_rvqvae.data.store.splits import balanced
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.motion.layout import (
     SMPLX_JOINTS,
     Channels,
     feature_layout,
@@ -12,11 +14,13 @@ from ds_rvqvae.data.layout import (
     select_columns,
     smplx_layout,
 )
-from ds_rvqvae.data.rotations import axis_angle_to_matrix, matrix_to_rotation_6d, rotation_6d_to_matrix
-from ds_rvqvae.data.skeleton import Skeleton, builtin_skeleton, forward_kinematics, joint_places
-from ds_rvqvae.data.translation import translation_positions
-from ds_rvqvae.data_keys import AugmentConfig
-from ds_rvqvae.errors import UserError
+from ds_rvqvae.motion.rotations import (
+    axis_angle_to_matrix,
+    matrix_to_rotation_6d,
+    rotation_6d_to_matrix,
+    translation_positions,
+)
+from ds_rvqvae.motion.skeleton import Skeleton, builtin_skeleton, forward_kinematics, joint_places
 
 BODY = joint_layout(SMPLX_JOINTS, "translation")
 MIRROR_X = np.array([-1, 1, 1])

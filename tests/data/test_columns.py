@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from ds_rvqvae import cli
+from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.columns import columns_in_use
-from ds_rvqvae.data.prepare import prepare_store
+from ds_rvqvae.data.store.prepare import prepare_store
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.profile import DataConfig
-from tests.data.bvh_files import write_bvh_motion
+from tests.data.formats.bvh_files import write_bvh_motion
 from tests.data.motion import write_packed
 
 OWN = {"arm": ["LeftArm", "LeftHand"]}

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from ds_rvqvae.data.clips import Clip
+from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.demo import write_demo_motion
-from ds_rvqvae.data.readers import open_reader
+from ds_rvqvae.data.formats.readers import open_reader
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.profile import DataConfig
+from ds_rvqvae.motion.clip import Clip
 
 
 def contents(folder) -> dict[str, bytes]:

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from ds_rvqvae.data.batches import BatchLoader
+from ds_rvqvae.config.data import AugmentConfig, DataConfig
+from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.data.gathering import Gatherer
-from ds_rvqvae.data.motion_data import MotionData
+from ds_rvqvae.data.loader import BatchLoader
 from ds_rvqvae.data.order import BatchOrder
-from ds_rvqvae.data_keys import AugmentConfig, DataConfig
 from ds_rvqvae.errors import UserError
 from tests.data.motion import write_beat2_folder, write_packed
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ds_rvqvae.data.clips import ClipError, load_npy, load_npz, matrix, npy_header, npz_headers, npz_keys
+from ds_rvqvae.data.formats.base import load_npy, load_npz, matrix, npy_header, npz_headers, npz_keys
+from ds_rvqvae.motion.clip import ClipError
 
 POSES = np.arange(60.0).reshape(20, 3)
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ds_rvqvae.batch_sizes import largest_micro_batch_shape, windows_a_step
-from ds_rvqvae.data.groups import balanced, group_of, shares_text
+from ds_rvqvae.config.batch_sizes import largest_micro_batch_shape, windows_a_step
+from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.order import Balanced, BatchOrder, Shuffled
+from ds_rvqvae.data.store.splits import balanced, group_of, shares_text
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.profile import DataConfig
 
 SIZES = [64, 96, 128, 160]
 

@@ -8,13 +8,18 @@ import numpy as np
 import pytest
 
 from ds_rvqvae.cli import main
+from ds_rvqvae.config.profile import load_profile, profile_from_dict
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.gpu.cards import CARDS, parse_bytes
 from ds_rvqvae.gpu.plan import codebooks_bytes, largest_micro_batch, make_plan
-from ds_rvqvae.gpu.wire import transfers_of
-from ds_rvqvae.gpu.zero import flat_count, owned_gradient_counts, zero_bytes
-from ds_rvqvae.model.shapes import parameter_sizes, staged_count
-from ds_rvqvae.profile import load_profile, profile_from_dict
+from ds_rvqvae.gpu.sizes import (
+    flat_count,
+    owned_gradient_counts,
+    parameter_sizes,
+    staged_count,
+    transfers_of,
+    zero_bytes,
+)
 from tests.ranks import run_ranks
 
 KEYS = ("parameters", "gradients", "optimizer", "codebooks", "activations", "buckets", "batch", "overhead")

@@ -6,10 +6,10 @@ import os
 import pytest
 
 from ds_rvqvae.errors import printable
-from ds_rvqvae.gpu.cuda_order import cuda_order
 from ds_rvqvae.gpu.meter import CardMeter
 from ds_rvqvae.gpu.nvml import Gpu, GpuSlice
 from ds_rvqvae.gpu.processes import Owners, short_command
+from ds_rvqvae.gpu.snapshot import cuda_order
 from ds_rvqvae.gpu.table import History, bar
 from tests.gpu.stand_in import GPU_IS_LOST, NO_PERMISSION, NOT_SUPPORTED
 

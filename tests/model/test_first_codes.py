@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ds_rvqvae import ResidualQuantizer
-from ds_rvqvae.model.codes import repeats
 from ds_rvqvae.model.first_codes import first_codes, left_out_residuals
+from ds_rvqvae.model.vq import repeats
 
 
 def generator(seed=0):
@@ -155,5 +155,5 @@ def test_what_repeats_a_code_or_an_earlier_candidate(monkeypatch):
     candidates[1, 3], candidates[1, 5] = books[1, 4], candidates[1, 1]
     expected = [[False, False, True, False, False, False], [False, False, False, True, False, True]]
     assert repeats(candidates, books).tolist() == expected
-    monkeypatch.setattr("ds_rvqvae.model.codes._DISTANCES_AT_ONCE", 60)
+    monkeypatch.setattr("ds_rvqvae.model.vq._DISTANCES_AT_ONCE", 60)
     assert repeats(candidates, books).tolist() == expected

@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from ds_rvqvae import RVQVAE, ResidualQuantizer, load_profile
-from ds_rvqvae.data.joint_weights import check_losses, column_weights
-from ds_rvqvae.data.layout import Channels
+from ds_rvqvae.config.model import LossConfig
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.model.geometry import angle_between, matrices_from_6d
 from ds_rvqvae.model.losses import LossColumns, tokenizer_losses
-from ds_rvqvae.profile import LossConfig
+from ds_rvqvae.motion.kinematics import angle_between, matrices_from_6d
+from ds_rvqvae.motion.layout import Channels, check_losses, column_weights
 
 JOINTS = (
     Channels("Hips", "rotation_6d", 0, 6),

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ds_rvqvae import ResidualQuantizer
-from ds_rvqvae.model.codes import first_least, nearest_codes, perplexity_of
-from ds_rvqvae.model.seeds import fold_seed
+from ds_rvqvae.model.ranks import fold_seed
+from ds_rvqvae.model.vq import first_least, nearest_codes, perplexity_of
 
 
 def make(levels=3, codes=16, dim=4, vectors=256, seed=0, **options):

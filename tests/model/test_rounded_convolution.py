@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional
 
 from ds_rvqvae import RVQVAE
+from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.model import nets
-from ds_rvqvae.profile import ModelConfig
 
 SHAPES = [(1, 1, 1, 3), (1, 3, 3, 3), (1, 0, 1, 1), (2, 1, 1, 4), (1, 9, 9, 3)]
 """Stride, padding, dilation, kernel."""

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from ds_rvqvae import RVQVAE, MotionTokenizer
-from ds_rvqvae.data.layout import select_columns, smplx_layout
+from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.profile import ModelConfig
-from ds_rvqvae.tokenizer.foreign import FORMATS, import_foreign, save_foreign
-from ds_rvqvae.tokenizer.foreign.formats import net_keys
+from ds_rvqvae.motion.layout import select_columns, smplx_layout
+from ds_rvqvae.tokenizer.foreign.formats import FORMATS, net_keys
+from ds_rvqvae.tokenizer.foreign.reading import import_foreign
+from ds_rvqvae.tokenizer.foreign.writing import save_foreign
 from tests.tokenizer.foreign_checkpoints import (
     SMALL,
     as_t2mgpt,

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from ds_rvqvae import RVQVAE, MotionTokenizer
-from ds_rvqvae.data.layout import feature_layout
+from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.profile import ModelConfig
+from ds_rvqvae.motion.layout import feature_layout
 from tests.ranks import ROOT
 
 pytest.importorskip("huggingface_hub")

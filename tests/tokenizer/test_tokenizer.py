@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from ds_rvqvae import RVQVAE, MotionTokenizer
-from ds_rvqvae.data.layout import Channels, feature_layout
+from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.profile import ModelConfig
+from ds_rvqvae.motion.layout import Channels, feature_layout
 from tests.ranks import ROOT
 
 CONFIG = ModelConfig(width=16, depth=1, code_dim=4, nb_code=8, num_quantizers=3)

@@ -31,7 +31,7 @@ def limited_memory(windows: int, error: Exception | None = None) -> Iterator[Non
 
 
 if __name__ == "__main__":
-    from ds_rvqvae.train.run import main
+    from ds_rvqvae.train.rank import main
 
     with limited_memory(json.loads(sys.argv[1])[int(os.environ["RANK"])]):
         sys.exit(main(sys.argv[2:]))

@@ -27,12 +27,12 @@ def make_trainer(folder: str, data: str, flags: list[str]):
 
     import torch.distributed as dist
 
-    from ds_rvqvae.data.motion_data import MotionData
-    from ds_rvqvae.flags import add_training_flags, profile_from_flags
-    from ds_rvqvae.heartbeat import Heartbeat
+    from ds_rvqvae.config.flags import add_training_flags, profile_from_flags
+    from ds_rvqvae.data.dataset import MotionData
+    from ds_rvqvae.runs.heartbeat import Heartbeat
     from ds_rvqvae.train.engine import build_engine, start_distributed
-    from ds_rvqvae.train.loop import Trainer
-    from ds_rvqvae.train.preemption import Agreement
+    from ds_rvqvae.train.signals import Agreement
+    from ds_rvqvae.train.trainer import Trainer
 
     parser = argparse.ArgumentParser()
     add_training_flags(parser)

@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from ds_rvqvae.checkpoints import read_manifest
+from ds_rvqvae.config.profile import load_profile
 from ds_rvqvae.model.nets import Encoder
-from ds_rvqvae.profile import load_profile
-from ds_rvqvae.resuming import find_resume
+from ds_rvqvae.runs.checkpoints import read_manifest
+from ds_rvqvae.runs.start import find_resume
 from ds_rvqvae.train.auto_batch import fit_batch, micro_batches
 from ds_rvqvae.train.readings import READING_KEYS
 from tests.ranks import finish, start_ranks

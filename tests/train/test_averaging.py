@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ds_rvqvae.train.export import tokenizer_of_run
+from ds_rvqvae.runs.tokenizers import tokenizer_of_run
 from tests.ranks import run_ranks, train_ranks
 from tests.train.small import SMALL
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from ds_rvqvae.data.batches import BatchLoader
-from ds_rvqvae.data.motion_data import MotionData
+from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.config.model import ModelConfig
+from ds_rvqvae.data.dataset import MotionData
+from ds_rvqvae.data.loader import BatchLoader
 from ds_rvqvae.data.order import BatchOrder
-from ds_rvqvae.model_keys import ModelConfig
-from ds_rvqvae.profile import DataConfig
 from ds_rvqvae.train.first_latents import count_steps, stretch
 from tests.ranks import train_ranks
 from tests.train.small import SMALL

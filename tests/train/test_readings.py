@@ -141,7 +141,7 @@ def train_on_played_cards(folder, data):
     """Trains on CPUs while the meter sees card 1 + rank, and an allocator that says 2, and 3 GiB outside of steps."""
     import torch.distributed as dist
 
-    from ds_rvqvae.train.monitoring import start_log
+    from ds_rvqvae.train.metrics import start_log
 
     trainer = make_trainer(folder, data, ["--batch_size=4", "--total_iter=6", "--log_every=3"])
     start_log(trainer.run_folder / "run.log", trainer.rank)

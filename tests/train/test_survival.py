@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from ds_rvqvae.checkpoints import checkpoints, damage_of
+from ds_rvqvae.runs.checkpoints import checkpoints, damage_of
 from tests.ranks import run_ranks, start_ranks, train_ranks
 from tests.train.small import EXACT, SMALL, make_trainer, read_metrics
 
@@ -98,7 +98,7 @@ def train_with_little_room(folder, data, before_check):
     import logging
     from pathlib import Path
 
-    from ds_rvqvae.train import saving
+    from ds_rvqvae.train import checkpointer as saving
 
     trainer = make_trainer(folder, data, ["--batch_size=4", "--total_iter=8", "--save_every=2", "--keep_checkpoints=9"])
     save, prepare, failed, said = trainer._save, saving._prepare, [], []

@@ -7,7 +7,7 @@ theirs have ReLU whatever the blocks have, and their decoders up-sample by 2 wha
 
 from dataclasses import dataclass
 
-from ds_rvqvae.profile import ModelConfig
+from ds_rvqvae.config.model import ModelConfig
 
 FIRST_WEIGHT = "encoder.model.0.weight"
 """The one key that the files of all formats end a key in."""

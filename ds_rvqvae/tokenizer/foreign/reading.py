@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ds_rvqvae.data.clips import missing_key
-from ds_rvqvae.data.features import read_statistics
-from ds_rvqvae.data.layout import Layout, feature_layout, select_columns, smplx_layout
+from ds_rvqvae.config.data import BODY_PARTS
+from ds_rvqvae.config.model import ModelConfig
+from ds_rvqvae.config.profile import model_config_from_dict
+from ds_rvqvae.data.formats.base import missing_key
+from ds_rvqvae.data.formats.features import read_statistics
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.rvqvae import RVQVAE
-from ds_rvqvae.profile import BODY_PARTS, ModelConfig, model_config_from_dict
+from ds_rvqvae.motion.layout import Layout, feature_layout, select_columns, smplx_layout
 from ds_rvqvae.tokenizer.foreign.formats import FIRST_WEIGHT, FORMATS, ForeignFormat, net_keys
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 

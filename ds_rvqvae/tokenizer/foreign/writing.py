@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.profile import ModelConfig
 from ds_rvqvae.tokenizer.foreign.formats import FORMATS, UPSAMPLING, ForeignFormat, net_keys
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 

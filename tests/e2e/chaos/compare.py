@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ds_rvqvae.checkpoints import UNFINISHED, checkpoints, damage_of
+from ds_rvqvae.runs.checkpoints import UNFINISHED, checkpoints, damage_of
 from ds_rvqvae.train.readings import READING_KEYS
 from tests.train.small import read_metrics
 

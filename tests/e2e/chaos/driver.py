@@ -15,10 +15,10 @@ from statistics import median
 
 import psutil
 
-from ds_rvqvae.checkpoints import UNFINISHED, is_tag
 from ds_rvqvae.data.demo import write_demo_motion
 from ds_rvqvae.errors import ExitStatus
-from ds_rvqvae.runs import RANK_LAUNCHER
+from ds_rvqvae.runs.checkpoints import UNFINISHED, is_tag
+from ds_rvqvae.runs.folder import RANK_LAUNCHER
 from tests.e2e.chaos.compare import damaged, differences
 from tests.e2e.chaos.plan import KILLS_A_RUN, Kill
 from tests.ranks import ROOT, bare_environment

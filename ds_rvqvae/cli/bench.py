@@ -1,0 +1,101 @@
+"""`ds-rvqvae bench`: how fast a profile trains on this machine, beside a plain PyTorch loop."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from ds_rvqvae.cli.common import Verbs, add_json_flag, count, print_result
+from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.host import bf16_arithmetic_text
+
+
+def add_to(verbs: Verbs) -> None:
+    """Adds the verb."""
+    bench = verbs.add_parser("bench", help="time training steps, part by part, beside a plain PyTorch loop")
+    bench.add_argument("profile", nargs="?", default="baseline", metavar="PROFILE", help="(default: baseline)")
+    bench.add_argument("--data_path", metavar="PATH", help="motion to train on (default: demo motion, made for it)")
+    bench.add_argument("--body_part", metavar="PART", help="columns of it (default: the profile's)")
+    bench.add_argument("--rounds", type=count, default=7, metavar="N", help="steps of each way (default: 7)")
+    bench.add_argument(
+        "--checkpointing", action="store_true", help="with activation checkpointing, which the plain loops have not"
+    )
+    bench.add_argument("--no_plain", action="store_true", help="without the plain loops")
+    bench.add_argument("--trace", type=Path, metavar="FILE.json", help="also write two steps as a Chrome trace")
+    bench.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a key; repeatable")
+    add_json_flag(bench)
+    bench.set_defaults(verb=_bench)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from ds_rvqvae.config.profile import load_profile
+
+    overrides = [f"rvqvae.training.gradient_checkpointing={str(args.checkpointing).lower()}", *args.set]
+    profile = load_profile(args.profile, overrides)
+    profile.rvqvae.data.path = args.data_path or None
+    profile.rvqvae.data.body_part = args.body_part or profile.rvqvae.data.body_part
+    if args.trace is not None and not args.trace.absolute().parent.is_dir():
+        raise UserError(f"--trace {args.trace}: {args.trace.absolute().parent} is no folder")
+    from ds_rvqvae.bench.step import measure_step
+
+    speaks = os.environ.get("RANK", "0") == "0"
+    result = measure_step(profile, args.rounds, not args.no_plain, args.trace, progress=speaks)
+    if speaks:
+        print_result(args, result, bench_table(result))
+    return ExitStatus.DONE
+
+
+def bench_table(result: dict[str, Any]) -> str:
+    """The measurements for people."""
+    step = result["step_s"]
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version)
+    lines = [
+        f"{result['device']}; {versions}",
+        *([] if result["cpu_bf16_native"] is None else [bf16_arithmetic_text()]),
+        f"{result['parameters']:,} parameters, {result['dtype']}, batch {result['micro_batch']} x "
+        f"{result['window_size']} frames x {result['in_features']} columns, {result['world_size']} rank(s), "
+        f"activation checkpointing {'on' if result['activation_checkpointing'] else 'off'}"
+        + (", compiled" if result["compile"] else ""),
+        "",
+        f"{'seconds a step, median (least to most)':<42}",
+        *(_line(words, result, name) for name, words in _WAYS.items() if f"{name}_s" in result),
+    ]
+    if "plain_fp32_step_s" in result and result["cpu_bf16_native"] is False:
+        lines.append(f"  {_WAYS['plain_bf16_step']:<38}left out: PyTorch's own takes up to ten times fp32's time")
+    if "checkpointed_step_s" in result:
+        lines.append(f"  {'with activation checkpointing':<38}{result['checkpointed_step_s']:9.4f}")
+    lines.append("")
+    if result["parts_s"]:
+        total = sum(result["parts_s"].values())
+        lines.append("a step by part, one after another")
+        lines += [
+            f"  {name:<38}{seconds:9.4f}  {100 * seconds / total:5.1f} %"
+            for name, seconds in sorted(result["parts_s"].items(), key=lambda part: -part[1])
+        ]
+        lines.append("")
+    lines += [
+        f"convolutions {100 * result['conv_share']:.1f} % of a step; waiting for data "
+        f"{100 * result['data_wait_share']:.2f} %; what engine and loop add to the bare model "
+        f"{100 * result['added_share']:.1f} %",
+        f"{result['flops'] / 1e9:,.0f} GFLOP a step, {100 * result['mfu']:.1f} % of the rate of large matrix products "
+        f"({result['matmul_flops'] / 1e9:,.0f} GFLOP/s)",
+        f"{result['kernels']:,} kernels a step; peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB",
+    ]
+    if result["device_busy_share"] is not None:
+        lines.append(f"the GPU is busy {100 * result['device_busy_share']:.1f} % of a step")
+    windows = result["micro_batch"] * result["accumulation"] / step
+    return "\n".join([*lines, f"{windows:,.1f} windows a second a rank"])
+
+
+_WAYS = {
+    "step": "ds_rvqvae, through DeepSpeed",
+    "model": "its model alone, forward and backward",
+    "plain_fp32_step": "plain PyTorch loop, fp32",
+    "plain_bf16_step": "plain PyTorch loop, bf16 autocast",
+}
+
+
+def _line(words: str, result: dict[str, Any], name: str) -> str:
+    least, most = result["spread_s"][name]
+    text = f"  {words:<38}{result[f'{name}_s']:9.4f}  ({least:.4f} to {most:.4f})"
+    return text + (f", {result[f'{name}_s'] / result['step_s']:.2f} times ours" if name.startswith("plain") else "")

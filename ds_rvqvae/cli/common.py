@@ -1,0 +1,102 @@
+"""What the commands share: values of flags, columns of motion, and results for people and for programs."""
+
+import argparse
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from ds_rvqvae.config.profile import Profile
+from ds_rvqvae.errors import UserError, printable
+from ds_rvqvae.files import whole_file
+
+Verbs = argparse._SubParsersAction
+"""What a verb adds its parser to."""
+
+
+def add_json_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds `--json [FILE]`."""
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        type=_json_file,
+        metavar="FILE",
+        help="results as JSON, to FILE or standard output",
+    )
+
+
+def _json_file(text: str) -> str:
+    """Refuses a file that cannot be written before any work is done."""
+    file = Path(text)
+    if text != "-" and (file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK)):
+        reason = "is a folder" if file.is_dir() else f"{file.parent} is no folder that can be written to"
+        raise argparse.ArgumentTypeError(f"{text}: cannot be written: {reason}")
+    return text
+
+
+def print_result(args: argparse.Namespace, result: Any, text: str) -> None:
+    """Text for people; with `--json` the same for programs, alone on standard output where no file is named."""
+    if args.json == "-":
+        print(json.dumps(result, indent=2))
+        return
+    print("\n".join(map(printable, text.split("\n"))))
+    if args.json:
+        try:
+            with whole_file(Path(args.json)) as content:
+                content.write(json.dumps(result, indent=2).encode() + b"\n")
+        except OSError as error:
+            raise UserError(f"--json {args.json}: cannot be written: {error.strerror}") from None
+
+
+def number(text: str) -> float:
+    """A finite number, for a flag."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number")
+    return value
+
+
+def positive_number(text: str) -> float:
+    """A finite number above 0, for a flag."""
+    value = number(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number from 1, for a flag."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return int(text)
+
+
+def add_column_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds `--in_features` and `--data_path`."""
+    parser.add_argument(
+        "--in_features", type=int, metavar="N", help="columns of the motion (default: those of the body part in SMPL-X)"
+    )
+    parser.add_argument("--data_path", metavar="PATH", help="motion or a store whose columns are counted")
+
+
+def columns_of(args: argparse.Namespace, profile: Profile) -> int:
+    """The columns that the flags ask for.
+
+    Raises:
+        UserError: columns that cannot be known; see `columns_in_use`.
+    """
+    if args.in_features is not None:
+        if args.in_features < 1:
+            raise UserError(f"--in_features {args.in_features}: give 1 or more")
+        return args.in_features
+    from ds_rvqvae.data.columns import columns_in_use
+
+    data = profile.rvqvae.data
+    # The motion that a profile names may lie on another machine, and is looked at only where nothing else tells.
+    is_own = data.body_part in (data.body_parts or ())
+    return columns_in_use(data, args.data_path or (data.path if is_own else None))

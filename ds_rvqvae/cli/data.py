@@ -1,0 +1,59 @@
+"""`ds-rvqvae data`: looking at motion before it is trained on."""
+
+import argparse
+from pathlib import Path
+
+from ds_rvqvae.cli.common import Verbs, add_json_flag, count, print_result
+from ds_rvqvae.errors import ExitStatus, UserError
+
+
+def add_to(verbs: Verbs) -> None:
+    """Adds the verb."""
+    data = verbs.add_parser("data", help="look at motion before it is trained on")
+    actions = data.add_subparsers(metavar="ACTION", required=True)
+    plot = actions.add_parser(
+        "plot",
+        help="a page of a store: hours by speaker, clip lengths, columns, the root's way and five figures, in which a "
+        "wrong unit or a swapped axis shows",
+    )
+    plot.add_argument("store", type=Path, metavar="STORE", help="folder of a prepared store")
+    plot.add_argument(
+        "--out", type=Path, metavar="FILE.png", help="the picture (default: STORE's name with .png, here)"
+    )
+    plot.add_argument(
+        "--body_part", metavar="PART", help="show the columns of this part, and colour only it (default: all)"
+    )
+    plot.add_argument(
+        "--window_size",
+        type=count,
+        metavar="N",
+        help="frames of a window, marked among the clips' lengths (default: 128)",
+    )
+    add_json_flag(plot)
+    plot.set_defaults(verb=_plot)
+
+
+def _plot(args: argparse.Namespace) -> int:
+    from ds_rvqvae.config.data import DataConfig
+    from ds_rvqvae.data.store.store import open_store
+
+    out = args.out or Path(f"{args.store.resolve().name}.png")
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out {out}: pictures are PNG; give a name that ends in .png")
+    if out.is_dir():
+        raise UserError(f"--out {out}: is a folder")
+    store = open_store(args.store)
+
+    from ds_rvqvae.data.store.look import look_at, look_text
+    from ds_rvqvae.files import whole_file
+    from ds_rvqvae.viz.store_page import store_page
+
+    look = look_at(store, args.window_size or DataConfig().window_size, args.body_part)
+    page = store_page(look)
+    try:
+        with whole_file(out) as content:
+            page.savefig(content, dpi=100, format="png")
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written: {error.strerror or error}") from None
+    print_result(args, {**look.facts, "picture": str(out)}, f"{look_text(look)}\npicture: {out}")
+    return ExitStatus.DONE

@@ -1,0 +1,73 @@
+"""`ds-rvqvae encode` and `ds-rvqvae decode`: motion files to codes files and back."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ds_rvqvae.cli.common import Verbs, add_json_flag, count, print_result
+from ds_rvqvae.errors import ExitStatus
+
+if TYPE_CHECKING:
+    from ds_rvqvae.tokenizer.convert import Report
+
+
+def add_to(verbs: Verbs) -> None:
+    """Adds both verbs."""
+    encode = verbs.add_parser("encode", help="turn motion files into codes")
+    _add_flags(encode, "BEAT2 npz, BVH, packed npz, .npy matrices, or folders of them", "codes")
+    encode.set_defaults(verb=_encode)
+    decode = verbs.add_parser("decode", help="turn codes back into motion files")
+    _add_flags(decode, "codes files, or folders of them", "motion")
+    decode.add_argument(
+        "--source",
+        type=Path,
+        metavar="FOLDER|FILE",
+        help="BEAT2 or BVH motion for what the tokenizer does not cover (default: the encoded file, if it is still "
+        "there)",
+    )
+    decode.add_argument("--matrices", action="store_true", help="write .npy matrices, whatever was encoded")
+    decode.add_argument("--any_tokenizer", action="store_true", help="decode codes of another tokenizer too")
+    decode.set_defaults(verb=_decode)
+
+
+def _add_flags(verb: argparse.ArgumentParser, files: str, results: str) -> None:
+    verb.add_argument(
+        "tokenizer",
+        metavar="TOKENIZER",
+        help="folder of a tokenizer or of a body's, or a tokenizer's id on the Hugging Face hub",
+    )
+    verb.add_argument("files", nargs="+", type=Path, metavar="FILE|FOLDER", help=files)
+    verb.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"folder of the {results}")
+    verb.add_argument("--levels", type=int, metavar="N", help="only the first N levels (default: all)")
+    verb.add_argument("--workers", type=count, default=2, metavar="N", help="files at once (default: 2)")
+    verb.add_argument("--overwrite", action="store_true", help="also what is done already")
+    add_json_flag(verb)
+
+
+def _encode(args: argparse.Namespace) -> int:
+    from ds_rvqvae.runs.tokenizers import load_any_tokenizer
+    from ds_rvqvae.tokenizer.encode import encode_files
+
+    tokenizer = load_any_tokenizer(args.tokenizer)
+    settings = {"levels": args.levels, "overwrite": args.overwrite, "workers": args.workers}
+    return _finish(args, encode_files(tokenizer, args.files, args.out, **settings))
+
+
+def _decode(args: argparse.Namespace) -> int:
+    from ds_rvqvae.runs.tokenizers import load_any_tokenizer
+    from ds_rvqvae.tokenizer.decode import decode_files
+
+    tokenizer = load_any_tokenizer(args.tokenizer)
+    settings = {"levels": args.levels, "overwrite": args.overwrite, "workers": args.workers}
+    settings |= {"source": args.source, "any_tokenizer": args.any_tokenizer, "matrices": args.matrices}
+    return _finish(args, decode_files(tokenizer, args.files, args.out, **settings))
+
+
+def _finish(args: argparse.Namespace, report: "Report") -> int:
+    for failed in report.failed:
+        print(f"failed: {failed.file}: {failed.reason}", file=sys.stderr)
+    print_result(args, report.to_dict(), report.text())
+    if report.stopped:
+        return ExitStatus.STOPPED
+    return ExitStatus.PARTLY_DONE if report.failed else ExitStatus.DONE

@@ -1,0 +1,298 @@
+"""`ds-rvqvae evaluate`: scores and pictures, of one tokenizer or several side by side."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ds_rvqvae.cli.common import Verbs, add_json_flag, count, print_result
+from ds_rvqvae.errors import ExitStatus, UserError
+
+if TYPE_CHECKING:
+    from ds_rvqvae.config.data import DataConfig
+    from ds_rvqvae.data.dataset import MotionData
+    from ds_rvqvae.motion.skeleton import Skeleton
+    from ds_rvqvae.tokenizer.frechet import FrechetFeatures
+    from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
+
+
+def add_to(verbs: Verbs) -> None:
+    """Adds the verb."""
+    evaluate = verbs.add_parser("evaluate", help="score tokenizers on a split of their data, or of other data")
+    evaluate.add_argument(
+        "paths",
+        type=Path,
+        nargs="+",
+        metavar="RUN|TOKENIZER",
+        help="folder of a run, or of a tokenizer; several are put side by side",
+    )
+    evaluate.add_argument("--split", choices=["train", "val", "test", "all"], default="val")
+    evaluate.add_argument("--data_path", metavar="PATH", help="motion to score (default: what the run trained on)")
+    evaluate.add_argument(
+        "--skeleton",
+        type=Path,
+        metavar="FILE",
+        help="JSON or npz of joint_names, parents and offsets that joints are measured on (default: that of the "
+        "motion's own files, else a built-in figure)",
+    )
+    evaluate.add_argument(
+        "--features",
+        type=Path,
+        metavar="FILE",
+        help="TorchScript encoder, motion [B, T, C] in the data's own units to [B, D] or [B, T', D]: adds the Fréchet "
+        "distance of its features. Loading it runs its code: give none but your own",
+    )
+    evaluate.add_argument(
+        "--feature_window",
+        type=count,
+        default=64,
+        metavar="FRAMES",
+        help="frames T that the encoder of --features is given at a time (default: 64)",
+    )
+    evaluate.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="DIR",
+        help="where pictures go (default: RUN/eval of a single run, else none)",
+    )
+    add_json_flag(evaluate)
+    evaluate.set_defaults(verb=_evaluate)
+
+
+@dataclass
+class _Subject:
+    """A tokenizer and the motion it is scored on."""
+
+    name: str
+    path: Path
+    tokenizer: MotionTokenizer
+    data: MotionData
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from ds_rvqvae.data.formats.skeletons import load_skeleton
+    from ds_rvqvae.tokenizer.frechet import FrechetFeatures
+    from ds_rvqvae.tokenizer.tables import comparison_table, score_table
+
+    # What can be wrong is found before the first clip is scored.
+    skeleton = load_skeleton(args.skeleton) if args.skeleton else None
+    features = FrechetFeatures(args.features, args.feature_window) if args.features else None
+    names = _distinct_names(args.paths)
+    subjects = [_open(name, path, args) for name, path in zip(names, args.paths, strict=True)]
+    folder = _picture_folder(args)
+    results = [_score(subject, subjects[0], args.split, skeleton, features) for subject in subjects]
+    notes = _notes(subjects, results)
+    for warning in dict.fromkeys(warning for result in results for warning in result["warnings"]):
+        print(f"warning: {warning}", file=sys.stderr)
+    pictures = _draw(subjects, results, notes, folder, skeleton) if folder else []
+    if len(results) == 1:
+        result, text = results[0], score_table(results[0])
+    else:
+        result = {"tokenizers": results, "notes": notes}
+        tables = [f"{one['name']}, {score_table(one)}" for one in results]
+        text = "\n\n".join([*tables, comparison_table(results, notes)])
+    print_result(args, result, "\n".join([text, *(f"picture: {picture}" for picture in pictures)]))
+    return ExitStatus.DONE
+
+
+def _picture_folder(args: argparse.Namespace) -> Path | None:
+    """Where pictures go, made and known to be writable; None where none are drawn."""
+    run = args.paths[0] if len(args.paths) == 1 and (args.paths[0] / "profile.json").is_file() else None
+    folder: Path | None = args.pictures or (run and run / "eval")
+    if folder is None:
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(0, "Permission denied")
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    return folder
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"--pictures {folder}: {(error.strerror or str(error)).lower()}; name another folder")
+
+
+def _distinct_names(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart; `…/RUN/tokenizer` goes by its run."""
+    parts = [path.resolve().parts for path in paths]
+    parts = [part[:-1] if part[-1] == "tokenizer" and len(part) > 2 else part for part in parts]
+    names = [""] * len(paths)
+    for index, own in enumerate(parts):
+        others = {other for other in parts if other != own}
+        length = next(n for n in range(1, len(own) + 1) if all(other[-n:] != own[-n:] for other in others))
+        name = "/".join(own[-length:]).replace("//", "/")
+        earlier = parts[:index].count(own)
+        names[index] = f"{name} ({earlier + 1})" if earlier else name
+    return names
+
+
+def _open(name: str, path: Path, args: argparse.Namespace) -> _Subject:
+    """Loads one tokenizer and opens its motion.
+
+    Raises:
+        UserError: no run and no tokenizer, no motion, columns that do not fit, or an empty split.
+    """
+    from ds_rvqvae.data.dataset import MotionData
+    from ds_rvqvae.data.store.prepare import prepare_store
+    from ds_rvqvae.motion.layout import missing_channels
+    from ds_rvqvae.runs.tokenizers import tokenizer_of_run
+    from ds_rvqvae.tokenizer.folder import BODY, CONFIG
+    from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
+
+    if (path / "profile.json").is_file():
+        tokenizer = tokenizer_of_run(path)
+    elif (path / CONFIG).is_file():
+        tokenizer = MotionTokenizer.from_pretrained(path)
+    elif body := next((place for place in (path, path / "tokenizer") if (place / BODY).is_file()), None):
+        parts = " ".join(str(file.parent) for file in sorted(body.glob(f"*/{CONFIG}")))
+        raise UserError(f"{path}: a body's tokenizer; name the folders of its parts: {parts}")
+    else:
+        raise UserError(f"{path}: not a run's folder (no profile.json), and no tokenizer's (no config.json)")
+    config = _data_config(path, tokenizer, args.data_path)
+    store = prepare_store(config)
+    if missing_channels(store.layout, tokenizer.layout) is None and store.layout != tokenizer.layout:
+        # By name, whatever body part the profile beside the tokenizer is about.
+        config.body_part = tokenizer.details.get("body_part") or "tokenizer"
+        config.body_parts = {config.body_part: [part.name for part in tokenizer.layout]}
+    data = MotionData(store, config)
+    _check_columns(data, tokenizer)
+    data.use_normalisation(tokenizer.mean.numpy(), tokenizer.std.numpy())
+    if not data.segments(args.split):
+        raise UserError(f"{config.path}: no clip of 16 frames or more is in {args.split}{_splits_there(data)}")
+    return _Subject(name, path, tokenizer, data)
+
+
+def _data_config(path: Path, tokenizer: MotionTokenizer, data_path: str | None) -> DataConfig:
+    """The run's settings of data where its profile is there, at the tokenizer's own frame rate and body part."""
+    from ds_rvqvae.config.profile import load_profile
+    from ds_rvqvae.tokenizer.folder import reading_config
+
+    file = next((place / "profile.json" for place in (path, path.resolve().parent) if _is_profile(place)), None)
+    config = load_profile(file).rvqvae.data if file else reading_config(tokenizer.details, tokenizer.fps)
+    config.path = data_path or config.path or os.environ.get("DS_RVQVAE_DATA") or None
+    if config.path is None:
+        raise UserError(f"{path}: no motion to score, and no profile.json of its run beside it; give --data_path")
+    config.fps = tokenizer.fps
+    config.body_part = tokenizer.details.get("body_part") or config.body_part
+    # The tokenizer brings its own; the files it came from may be gone.
+    config.mean_file = config.std_file = None
+    return config
+
+
+def _is_profile(folder: Path) -> bool:
+    return (folder / "profile.json").is_file()
+
+
+def _check_columns(data: MotionData, tokenizer: MotionTokenizer) -> None:
+    """Raises UserError where the motion's columns are not the tokenizer's."""
+    advice = "give --data_path with motion like what it was trained on"
+    if data.in_features != len(tokenizer.mean):
+        wanted = len(tokenizer.mean)
+        raise UserError(f"{data.config.path}: {data.in_features} columns, but the tokenizer takes {wanted}; {advice}")
+    if any(all(part.kind == "feature" for part in layout) for layout in (data.layout, tokenizer.layout)):
+        return  # as many columns, and nothing more is known of one side
+    for there, wanted in zip(data.layout, tokenizer.layout, strict=False):
+        if there != wanted:
+            raise UserError(
+                f"{data.config.path}: column {there.start} is {there.name} ({there.kind}), but the tokenizer takes "
+                f"{wanted.name} ({wanted.kind}); {advice}"
+            )
+
+
+def _splits_there(data: MotionData) -> str:
+    there = sorted({segment.split for segment in data.store.segments})
+    return f" (there is {', '.join(there)})" if there else ""
+
+
+def _score(
+    subject: _Subject, first: _Subject, split: str, skeleton: Skeleton | None, features: FrechetFeatures | None
+) -> dict[str, Any]:
+    """One tokenizer's scores, with what it is; in the first one's units where it has the first one's columns."""
+    from ds_rvqvae.gpu.sizes import parameter_count
+    from ds_rvqvae.tokenizer.evaluation import evaluate_split
+    from ds_rvqvae.tokenizer.frechet import frechet_warning
+
+    tokenizer, data = subject.tokenizer, subject.data
+    shares_units = data.layout == first.data.layout
+    unit_std = first.data.std if shares_units and subject is not first else None
+    if features is not None:
+        features.clear()
+    scores = evaluate_split(
+        tokenizer.model, data, split, "cpu", skeleton=skeleton, unit_std=unit_std, features=features
+    )
+    warnings = [frechet_warning(scores)] if features is not None else []
+    model = tokenizer.model.config
+    return {
+        "name": subject.name,
+        **scores,
+        "parameter_count": parameter_count(tokenizer.model.in_features, model),
+        "num_quantizers": model.num_quantizers,
+        "nb_code": model.nb_code,
+        "training_step": tokenizer.details.get("training_step"),
+        "data_path": str(data.config.path),
+        "normalised_by": first.name if shares_units else subject.name,
+        "warnings": [f"{subject.name}: {warning}" for warning in warnings if warning],
+    }
+
+
+def _notes(subjects: Sequence[_Subject], results: Sequence[dict[str, Any]]) -> list[str]:
+    """What of a comparison compares, and on what figure."""
+    from ds_rvqvae.tokenizer.tables import figure_note
+
+    first = results[0]
+    notes = [f"{first['split']}: {first['clips']} clips, {first['frames']:,} frames"]
+    if any((one["data_path"], one["clips"], one["frames"]) != _motion(first) for one in results):
+        scored = "; ".join(f"{one['name']} {one['clips']} clips, {one['frames']:,} frames" for one in results)
+        notes = [f"{first['split']}: {scored}", "Scored on different motion: the rows do not compare."]
+    if all(one["normalised_by"] == first["name"] for one in results):
+        notes.append(f"L1, velocity and jitter in units of the standard deviations of {first['name']}, for all alike.")
+    else:
+        notes.append(
+            "L1, velocity and jitter in each one's own normalised units: of other columns, they do not compare."
+        )
+    figures = list(dict.fromkeys(note for one in results if (note := figure_note(one))))
+    return [*notes, *(f"MPJPE over {figure}." for figure in figures)]
+
+
+def _motion(result: dict[str, Any]) -> tuple[str, int, int]:
+    return result["data_path"], result["clips"], result["frames"]
+
+
+def _draw(
+    subjects: Sequence[_Subject],
+    results: Sequence[dict[str, Any]],
+    notes: Sequence[str],
+    folder: Path,
+    skeleton: Skeleton | None,
+) -> list[Path]:
+    """Draws reconstructions, rate against distortion and, of several tokenizers, their table."""
+    from ds_rvqvae.viz.reconstruction import reconstruction_pictures, save_figure
+    from ds_rvqvae.viz.scores import comparison_figure, rate_distortion_figure
+
+    split, is_single = results[0]["split"], len(subjects) == 1
+    pictures = []
+    try:
+        for subject in subjects:
+            suffix = "" if is_single else "_" + re.sub(r"[^\w.-]+", "-", subject.name).strip("-")
+            model, data = subject.tokenizer.model, subject.data
+            for name, figure in reconstruction_pictures(model, data, (split,), "cpu", skeleton):
+                pictures.append(folder / f"reconstruction_{name}{suffix}.png")
+                save_figure(figure, pictures[-1])
+        title = f"{subjects[0].name}, {notes[0]}" if is_single else f"{len(subjects)} tokenizers, {split}"
+        figures = {f"rate_distortion_{split}.png": rate_distortion_figure(results, title)}
+        if not is_single:
+            figures[f"comparison_{split}.png"] = comparison_figure(results, f"Scores, {split}", notes)
+        for file, figure in figures.items():
+            pictures.append(folder / file)
+            save_figure(figure, pictures[-1])
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    return pictures

@@ -1,0 +1,68 @@
+"""`ds-rvqvae export`: a run's tokenizer, for our own use or for others' code."""
+
+import argparse
+from pathlib import Path
+
+from ds_rvqvae.cli.common import Verbs, add_json_flag, print_result
+from ds_rvqvae.errors import ExitStatus, UserError
+
+
+def add_to(verbs: Verbs) -> None:
+    """Adds the verb."""
+    export = verbs.add_parser("export", help="write a run's tokenizer: safetensors and JSON, or as others read")
+    export.add_argument("run", type=Path, metavar="RUN|TOKENIZER", help="folder of a run, or of a tokenizer")
+    export.add_argument(
+        "--checkpoint",
+        metavar="latest|best|TAG",
+        help="which checkpoint of the run (default: the newest; best: by L1 on held-out motion)",
+    )
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; it must not exist yet")
+    export.add_argument(
+        "--format",
+        choices=["ds_rvqvae", "momask", "gesturelsm", "t2mgpt"],
+        default="ds_rvqvae",
+        help="momask, gesturelsm, t2mgpt: a checkpoint that their own code loads (default: ds_rvqvae)",
+    )
+    export.add_argument(
+        "--embedding_proj",
+        choices=["on", "off"],
+        help="gesturelsm: with that layer, as the identity, or without, as code before 2025 and SynTalker's take it "
+        "(default: on; a file imported without it goes out without)",
+    )
+    add_json_flag(export)
+    export.set_defaults(verb=_export)
+
+
+def _export(args: argparse.Namespace) -> int:
+    from ds_rvqvae.runs.tokenizers import tokenizer_of_run
+    from ds_rvqvae.tokenizer.folder import is_tokenizer
+    from ds_rvqvae.tokenizer.foreign.writing import save_foreign
+    from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
+
+    if args.out.exists():
+        raise UserError(f"--out {args.out}: exists; name a folder that does not")
+    if is_tokenizer(args.run):
+        if args.checkpoint:
+            raise UserError(f"--checkpoint: {args.run} is a tokenizer, which has no checkpoints; leave it out")
+        tokenizer = MotionTokenizer.from_pretrained(args.run)
+    else:
+        tokenizer = tokenizer_of_run(args.run, args.checkpoint)
+    try:
+        if args.format == "ds_rvqvae":
+            tokenizer.save_pretrained(args.out)
+        else:
+            projected = None if args.embedding_proj is None else args.embedding_proj == "on"
+            save_foreign(tokenizer, args.format, args.out, embedding_proj=projected)
+    except OSError as error:
+        raise UserError(f"--out {args.out}: cannot be written: {error.strerror or error}; name another") from None
+    files = sorted(str(file.relative_to(args.out)) for file in args.out.rglob("*") if file.is_file())
+    step = tokenizer.details.get("training_step")
+    result = {
+        "out": str(args.out),
+        "format": args.format,
+        "training_step": step,
+        "fingerprint": tokenizer.fingerprint,
+        "files": files,
+    }
+    print_result(args, result, f"{args.out}: {', '.join(files)}" + (f" (step {step:,})" if step is not None else ""))
+    return ExitStatus.DONE

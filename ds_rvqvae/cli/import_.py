@@ -1,0 +1,86 @@
+"""`ds-rvqvae import`: other people's checkpoints as tokenizers."""
+
+import argparse
+from pathlib import Path
+
+from ds_rvqvae.cli.common import Verbs, add_json_flag, positive_number, print_result
+from ds_rvqvae.config.data import BODY_PARTS
+from ds_rvqvae.errors import ExitStatus, UserError
+
+
+def add_to(verbs: Verbs) -> None:
+    """Adds the verb."""
+    parser = verbs.add_parser("import", help="make a tokenizer of a checkpoint of MoMask, GestureLSM or T2M-GPT")
+    parser.add_argument("file", type=Path, metavar="FILE", help="what its trainer saved (.tar, .pth)")
+    parser.add_argument(
+        "--format", choices=["momask", "gesturelsm", "t2mgpt"], required=True, help="whose checkpoint it is"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; it must not exist yet")
+    for flag in ("mean", "std"):
+        parser.add_argument(
+            f"--{flag}",
+            type=Path,
+            nargs="+",
+            metavar="FILE",
+            help=f"the {flag} that it normalises by, .npy; several are put one after another; with --body_part, of all "
+            "of SMPL-X's columns (default: motion is taken as it is)",
+        )
+    parser.add_argument(
+        "--fps",
+        type=positive_number,
+        metavar="N",
+        help="frames a second of its motion (default: 20, GestureLSM 30, KIT-ML's 251 columns 12.5)",
+    )
+    parser.add_argument("--body_part", choices=BODY_PARTS, help="its columns are those of this part of SMPL-X data")
+    parser.add_argument("--norm", choices=["LN", "GN"], help="which norm its blocks have, where they have one")
+    parser.add_argument("--activation", choices=["relu", "silu", "gelu"], default="relu", help="(default: relu)")
+    parser.add_argument("--dilation_growth_rate", type=int, default=3, metavar="N", help="(default: 3)")
+    add_json_flag(parser)
+    parser.set_defaults(verb=_import)
+
+
+def _import(args: argparse.Namespace) -> int:
+    from ds_rvqvae.tokenizer.foreign.formats import FORMATS
+    from ds_rvqvae.tokenizer.foreign.reading import import_foreign
+
+    if args.out.exists():
+        raise UserError(f"--out {args.out}: exists; name a folder that does not")
+    tokenizer = import_foreign(
+        args.file,
+        args.format,
+        mean=args.mean,
+        std=args.std,
+        fps=args.fps,
+        body_part=args.body_part,
+        activation=args.activation,
+        norm=args.norm,
+        dilation_growth_rate=args.dilation_growth_rate,
+    )
+    try:
+        tokenizer.save_pretrained(args.out)
+    except OSError as error:
+        raise UserError(f"--out {args.out}: cannot be written: {error.strerror or error}; name another") from None
+    model = tokenizer.model.config
+    result = {
+        "tokenizer": str(args.out),
+        "format": args.format,
+        "file": str(args.file),
+        "in_features": tokenizer.model.in_features,
+        "body_part": args.body_part,
+        "fps": tokenizer.fps,
+        "code_rate": tokenizer.code_rate,
+        "normalised": args.mean is not None,
+        "fingerprint": tokenizer.fingerprint,
+        "model": model.model_dump(mode="json"),
+    }
+    lines = [
+        f"{args.out}: {FORMATS[args.format].title} tokenizer, {tokenizer.model.in_features} columns at "
+        f"{tokenizer.fps:g} frames a second, {model.num_quantizers} x {model.nb_code:,} codes of {model.code_dim}"
+        f"{', one codebook for all levels' if model.shared_codebook else ''}",
+        f"nets: width {model.width}, depth {model.depth}, down_t {model.down_t}, stride_t {model.stride_t}; "
+        f"{tokenizer.code_rate:g} codes a second and level",
+    ]
+    if args.mean is None:
+        lines.append("no --mean and --std: it takes motion that is normalised already")
+    print_result(args, result, "\n".join(lines))
+    return ExitStatus.DONE

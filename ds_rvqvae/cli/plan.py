@@ -1,0 +1,63 @@
+"""`ds-rvqvae plan`: what a profile takes of each card."""
+
+import argparse
+from pathlib import Path
+
+from ds_rvqvae.cli.common import Verbs, add_column_flags, add_json_flag, columns_of, print_result
+from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.gpu.cards import CARDS
+from ds_rvqvae.host import bf16_arithmetic_text, has_bf16_arithmetic
+
+
+def add_to(verbs: Verbs) -> None:
+    """Adds the verb."""
+    plan = verbs.add_parser(
+        "plan", help="memory, arithmetic and traffic of a profile on given cards, before any starts"
+    )
+    plan.add_argument("profile", metavar="PROFILE", help="a shipped profile or a JSON file")
+    plan.add_argument("--gpus", type=int, default=7, metavar="N", help="cards, a rank each (default: 7)")
+    plan.add_argument("--card", choices=CARDS, help="model of card (default: 4090)")
+    plan.add_argument("--gpu_memory", metavar="SIZE", help="memory a card, as 24GiB (default: the card's own)")
+    add_column_flags(plan)
+    plan.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a key; repeatable")
+    plan.add_argument("--picture", type=Path, metavar="FILE.png", help="also draw the memory as a stacked bar")
+    add_json_flag(plan)
+    plan.set_defaults(verb=_plan)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from ds_rvqvae.config.profile import load_profile
+    from ds_rvqvae.gpu.cards import parse_bytes
+    from ds_rvqvae.gpu.plan import make_plan
+    from ds_rvqvae.gpu.plan_table import plan_table
+
+    profile = load_profile(args.profile, args.set)
+    if args.gpus < 1:
+        raise UserError(f"--gpus {args.gpus}: give 1 or more")
+    profile.check_world_size(args.gpus)
+    card = CARDS[args.card or "4090"]
+    if args.gpu_memory is not None:
+        card = card.with_memory(parse_bytes(args.gpu_memory))
+    columns = columns_of(args, profile)
+    plan = make_plan(profile, columns, args.gpus, card)
+    text = plan_table(plan)
+    if args.picture is not None:
+        text += f"\npicture: {_draw(plan, args.profile, args.picture)}"
+    text += f"\n{bf16_arithmetic_text()}"
+    print_result(args, {**plan.to_dict(), "cpu_bf16_native": has_bf16_arithmetic()}, text)
+    return ExitStatus.DONE
+
+
+def _draw(plan: object, name: str, file: Path) -> Path:
+    from ds_rvqvae.files import whole_file
+    from ds_rvqvae.viz.plan import plan_figure
+
+    if file.suffix.lower() != ".png":
+        raise UserError(f"--picture {file}: pictures are PNG; give a name that ends in .png")
+    figure = plan_figure(plan, f"{Path(name).stem} on {plan.gpus} cards")
+    try:
+        with whole_file(file) as content:
+            figure.savefig(content, dpi=110, format="png")
+    except OSError as error:
+        raise UserError(f"--picture {file}: cannot be written: {error.strerror or error}") from None
+    return file

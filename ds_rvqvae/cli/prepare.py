@@ -1,0 +1,115 @@
+"""`ds-rvqvae prepare`: motion files into a packed store."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ds_rvqvae.cli.common import Verbs, add_json_flag, count, positive_number, print_result
+from ds_rvqvae.config.data import FORMATS
+from ds_rvqvae.errors import ExitStatus, UserError
+
+if TYPE_CHECKING:
+    from ds_rvqvae.data.store.packing import Packed
+    from ds_rvqvae.data.store.prepare import Prepared
+
+_FLAGS = ("format", "fps", "split", "metres_per_unit", "up_axis", "store_dtype")
+"""Each sets the key of `rvqvae.data` that it is called by."""
+
+
+def add_to(verbs: Verbs) -> None:
+    """Adds the verb."""
+    prepare = verbs.add_parser(
+        "prepare",
+        help="pack motion files into a store that training reads",
+        epilog="Rules of what is left out are keys of rvqvae.data.rules: --set rvqvae.data.rules.max_root_step=1. The "
+        "same command goes on where a killed one stopped.",
+    )
+    prepare.add_argument(
+        "data",
+        metavar="DATA",
+        help="folder of motion files (BEAT2, SMPL-X, SMPL-H, BVH, HumanML3D, "
+        ".npy, .npz), one such file, or a packed npz",
+    )
+    prepare.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the store")
+    prepare.add_argument("--profile", default="baseline", help="whose rvqvae.data settings hold (default: baseline)")
+    prepare.add_argument("--format", choices=FORMATS, help="how files are read (default: by what is there)")
+    prepare.add_argument("--fps", type=positive_number, help="frames a second (default: the profile's)")
+    prepare.add_argument("--split", choices=["auto", "time", "hash"], help="see rvqvae.data.split")
+    prepare.add_argument("--speakers", metavar="N,N,…", help="only BEAT2 clips of these speakers")
+    prepare.add_argument(
+        "--metres_per_unit", type=positive_number, help="of BVH files (default: guessed from the skeleton)"
+    )
+    prepare.add_argument("--up_axis", choices=["y", "z"], help="the axis that points up in the files; z is turned to y")
+    prepare.add_argument("--store_dtype", "--dtype", choices=["float32", "float16", "bfloat16"], help="numbers on disk")
+    prepare.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="any other setting")
+    prepare.add_argument("--append", action="store_true", help="add the clips that STORE does not have, by name, to it")
+    prepare.add_argument("--strict", action="store_true", help="leave nothing out: the first fault is an error")
+    prepare.add_argument("--workers", type=count, metavar="N", help="processes (default: one a core)")
+    add_json_flag(prepare)
+    prepare.set_defaults(verb=_prepare)
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from ds_rvqvae.config.profile import load_profile
+    from ds_rvqvae.data.store.prepare import prepare
+    from ds_rvqvae.data.store.report import report_text
+    from ds_rvqvae.data.store.store import is_store
+
+    overrides = [f"rvqvae.data.path={json.dumps(args.data)}"]
+    overrides += [f"rvqvae.data.{key}={value}" for key in _FLAGS if (value := getattr(args, key)) is not None]
+    if args.speakers:
+        overrides.append(f"rvqvae.data.speakers=[{args.speakers}]")
+    config = load_profile(args.profile, [*overrides, *args.set]).rvqvae.data
+    if args.append and not is_store(args.out):
+        raise UserError(f"--append {args.out}: no store to add to; leave --append out to make one")
+    prepared = prepare(
+        config,
+        args.out,
+        append=args.append,
+        strict=args.strict,
+        workers=args.workers,
+        progress=sys.stderr.isatty(),
+    )
+    report = prepared.store.report()
+    result = {"store": str(args.out), **report, **_cost(prepared.packed, prepared.store.fps)}
+    result["left_out"] = [{"file": left.file, "reason": left.reason} for left in prepared.store.left_out]
+    print_result(args, result, f"{report_text(report)}\n\n{args.out}: {_summary(prepared)}")
+    return ExitStatus.PARTLY_DONE if prepared.store.left_out else ExitStatus.DONE
+
+
+def _summary(prepared: "Prepared") -> str:
+    """What packing took, in a line or two."""
+    store, packed = prepared.store, prepared.packed
+    if packed is None:
+        return "the store was there already, of the same files and settings"
+    words = f"{packed.kept_clips:,} files were packed by an earlier run\n" if packed.kept_clips else ""
+    if not packed.work.frames:
+        return f"{words}nothing was new"
+    cost = _cost(packed, store.fps)["packing"]
+    return (
+        f"{words}packed {packed.work.frames:,} frames in {cost['seconds']:.1f} s by {packed.workers} "
+        f"process{'es' if packed.workers > 1 else ''}: {cost['frames_per_s']:,.0f} frames a second, "
+        f"{cost['times_real_time']:,.0f} x real time; processors were busy {100 * cost['processor_share']:.0f} % "
+        "of the time, else they waited for the disk or for others"
+    )
+
+
+def _cost(packed: "Packed | None", fps: float) -> dict[str, Any]:
+    """What packing took; no part of the store, whose bytes are the same every time."""
+    if packed is None or not packed.work.frames:
+        return {}
+    work = packed.work
+    return {
+        "packing": {
+            "seconds": packed.wall_s,
+            "workers": packed.workers,
+            "frames": work.frames,
+            "frames_per_s": work.frames / packed.wall_s,
+            "times_real_time": work.frames / fps / packed.wall_s,
+            "source_bytes_per_s": work.source_bytes / packed.wall_s,
+            "processor_share": min(work.cpu_s / work.wall_s, 1.0),
+            "files_of_an_earlier_run": packed.kept_clips,
+        }
+    }

@@ -1,0 +1,94 @@
+"""`ds-rvqvae profile`: show, validate and compare profiles."""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from ds_rvqvae.cli.common import Verbs, add_column_flags, add_json_flag, columns_of, print_result
+from ds_rvqvae.errors import ExitStatus, UserError
+
+
+def add_to(verbs: Verbs) -> None:
+    """Adds the verb."""
+    profile = verbs.add_parser("profile", help="show, validate or compare profiles")
+    actions = profile.add_subparsers(metavar="ACTION", required=True)
+    show = actions.add_parser("show", help="every setting, and the size of the model")
+    show.add_argument("profile", metavar="NAME|FILE")
+    add_column_flags(show)
+    show.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a key; repeatable")
+    add_json_flag(show)
+    show.set_defaults(verb=_show)
+    validate = actions.add_parser("validate", help="check profiles")
+    validate.add_argument("profiles", nargs="+", metavar="NAME|FILE")
+    add_json_flag(validate)
+    validate.set_defaults(verb=_validate)
+    diff = actions.add_parser("diff", help="keys in which two profiles differ")
+    diff.add_argument("profiles", nargs=2, metavar="NAME|FILE")
+    add_json_flag(diff)
+    diff.set_defaults(verb=_diff)
+    schema = actions.add_parser("schema", help="the JSON schema of profiles, for editors")
+    schema.set_defaults(verb=_schema)
+
+
+def _show(args: argparse.Namespace) -> int:
+    from ds_rvqvae.config.profile import load_profile, profile_file
+    from ds_rvqvae.gpu.sizes import parameter_count
+    from ds_rvqvae.runs.start import flat_keys
+
+    profile = load_profile(args.profile, args.set)
+    part = profile.rvqvae.data.body_part
+    columns = count = None
+    try:
+        columns = columns_of(args, profile)
+        count = parameter_count(columns, profile.rvqvae.model)
+        size = f"{count:,} ({columns} columns, body part {part})"
+    except UserError as error:
+        if args.in_features is not None or args.data_path is not None:
+            raise
+        # A profile can be looked at without its motion.
+        size = f"not known: {error}"
+    result = {"profile": profile.to_dict(), "in_features": columns, "parameter_count": count}
+    lines = [str(profile_file(args.profile))]
+    lines += [f"  {key} = {json.dumps(value)}" for key, value in flat_keys(profile.to_dict()).items()]
+    lines.append(f"trainable parameters: {size}")
+    lines += [f"warning: {warning}" for warning in profile.warnings()]
+    print_result(args, result, "\n".join(lines))
+    return ExitStatus.DONE
+
+
+def _validate(args: argparse.Namespace) -> int:
+    from ds_rvqvae.config.profile import load_profile
+
+    result: dict[str, dict[str, Any]] = {}
+    lines = []
+    for name in args.profiles:
+        try:
+            warnings = load_profile(name).warnings()
+            result[name] = {"valid": True, "warnings": warnings}
+            lines += [f"{name}: valid", *(f"{name}: warning: {warning}" for warning in warnings)]
+        except UserError as error:
+            result[name] = {"valid": False, "error": str(error)}
+            print(f"error: {error}", file=sys.stderr)
+    if lines or args.json:
+        print_result(args, result, "\n".join(lines))
+    return ExitStatus.DONE if all(one["valid"] for one in result.values()) else ExitStatus.BAD_INPUT
+
+
+def _diff(args: argparse.Namespace) -> int:
+    from ds_rvqvae.config.profile import load_profile
+    from ds_rvqvae.runs.start import flat_keys
+
+    first, second = (flat_keys(load_profile(name).to_dict()) for name in args.profiles)
+    keys = [key for key in {**first, **second} if first.get(key) != second.get(key)]
+    result = {key: [first.get(key), second.get(key)] for key in keys}
+    lines = [f"{key}: {json.dumps(old)} -> {json.dumps(new)}" for key, (old, new) in result.items()]
+    print_result(args, result, "\n".join(lines) or "no difference")
+    return ExitStatus.DONE
+
+
+def _schema(args: argparse.Namespace) -> int:
+    from ds_rvqvae.config.profile import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+    return ExitStatus.DONE

@@ -1,0 +1,187 @@
+"""`ds-rvqvae render`: truth, reconstruction and difference as a video."""
+
+import argparse
+import difflib
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ds_rvqvae.cli.common import Verbs, add_json_flag, number, positive_number, print_result
+from ds_rvqvae.errors import ExitStatus, UserError
+
+if TYPE_CHECKING:
+    from ds_rvqvae.motion.clip import Clip
+    from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
+
+_GIF_FPS, _MOST_GIF_FPS = 15.0, 50.0
+
+
+def add_to(verbs: Verbs) -> None:
+    """Adds the verb."""
+    render = verbs.add_parser("render", help="a video of truth, reconstruction and difference as stick figures")
+    render.add_argument(
+        "tokenizer",
+        metavar="TOKENIZER|RUN",
+        help="folder of a tokenizer, of a body's, or of a run; or a tokenizer's id on the Hugging Face hub",
+    )
+    render.add_argument(
+        "motion", type=Path, metavar="MOTION", help="BEAT2 npz, BVH, packed npz, .npy matrix, store or folder"
+    )
+    render.add_argument("--clip", metavar="NAME", help="which clip, where MOTION holds several")
+    render.add_argument("--out", type=Path, metavar="FILE", help=".mp4 or .gif (default: MOTION's name with .mp4)")
+    render.add_argument("--levels", type=int, metavar="N", help="levels decoded (default: all)")
+    render.add_argument("--start", type=_not_negative, default=0.0, metavar="S", help="second to start at (default: 0)")
+    render.add_argument("--seconds", type=positive_number, default=10.0, metavar="S", help="how long (default: 10)")
+    render.add_argument(
+        "--fps",
+        type=_at_least_one,
+        metavar="F",
+        help=f"frames a second (default: the motion's; a gif at most {_GIF_FPS:g})",
+    )
+    render.add_argument(
+        "--skeleton",
+        type=Path,
+        metavar="FILE",
+        help="JSON or npz with joint_names, parents and offsets in metres (default: the motion's own, else a built-in "
+        "figure)",
+    )
+    render.add_argument("--size", type=_size, default=(960, 480), metavar="WxH", help="pixels (default: 960x480)")
+    add_json_flag(render)
+    render.set_defaults(verb=_render)
+
+
+def _render(args: argparse.Namespace) -> int:
+    from ds_rvqvae.runs.folder import check_out_folder
+    from ds_rvqvae.viz.video import check_video_file, write_video
+
+    out = args.out or Path(f"{args.motion.stem}.mp4")
+    check_video_file(out)
+    check_out_folder(out.parent)
+
+    from tqdm import tqdm
+
+    from ds_rvqvae.data.formats.skeletons import load_skeleton
+    from ds_rvqvae.motion.skeleton import figure_of
+    from ds_rvqvae.viz.comparison import compare
+    from ds_rvqvae.viz.render import Animation
+
+    given = load_skeleton(args.skeleton) if args.skeleton else None
+    tokenizers = _load_tokenizers(args.tokenizer)
+    clip, own = _read_clip(args.motion, args.clip, tokenizers[0])
+    skeleton = given or figure_of(own, args.motion.stem)
+    comparison = compare(tokenizers, clip, skeleton, args.levels, args.start, args.seconds)
+    fps = _frame_rate(args.fps, clip.fps, out.suffix.lower() == ".gif")
+    animation = Animation(comparison, fps, args.size)
+    progress = tqdm(animation, desc=out.name, unit="frame", disable=not sys.stderr.isatty(), leave=False)
+    write_video(progress, out, fps, args.size)
+    result = {
+        "video": str(out),
+        "frames": len(animation),
+        "fps": fps,
+        "size": list(args.size),
+        "clip": clip.name,
+        "levels": comparison.levels,
+        "angle_error_deg": float(comparison.angle_error.mean()),
+        "joint_error_mm": float(comparison.mean_distance_mm.mean()),
+    }
+    what = f"{len(animation)} frames of {args.size[0]}x{args.size[1]} at {fps:g} fps"
+    errors = f"{comparison.levels_text}: {result['angle_error_deg']:.2f} degrees, {result['joint_error_mm']:.1f} mm"
+    print_result(args, result, f"{out}: {what}; {clip.name}, {errors}")
+    return ExitStatus.DONE
+
+
+def _load_tokenizers(name: str) -> "list[MotionTokenizer]":
+    """The tokenizer of a run or folder, or all parts of a body's."""
+    from ds_rvqvae.runs.tokenizers import tokenizer_of_run
+    from ds_rvqvae.tokenizer.body import BodyTokenizer
+    from ds_rvqvae.tokenizer.folder import BODY
+    from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
+
+    folder = Path(name)
+    if (folder / "profile.json").is_file():
+        return [tokenizer_of_run(folder)]
+    body = next((place for place in (folder, folder / "tokenizer") if (place / BODY).is_file()), None)
+    return (
+        [MotionTokenizer.from_pretrained(name)]
+        if body is None
+        else [*BodyTokenizer.from_pretrained(body).parts.values()]
+    )
+
+
+def _frame_rate(wanted: float | None, motion_fps: float, is_gif: bool) -> float:
+    if wanted is None:
+        return min(motion_fps, _GIF_FPS) if is_gif else motion_fps
+    if wanted > motion_fps:
+        raise UserError(f"--fps {wanted:g}: the motion has {motion_fps:g} frames a second; give no more")
+    if is_gif and wanted > _MOST_GIF_FPS:
+        raise UserError(f"--fps {wanted:g}: programs play a gif at {_MOST_GIF_FPS:g} frames a second at most")
+    return wanted
+
+
+def _read_clip(path: Path, name: str | None, tokenizer: "MotionTokenizer") -> "tuple[Clip, dict[str, Any] | None]":
+    """One clip of a file, folder or store, at the tokenizer's frame rate, with all its columns; and its skeleton."""
+    from ds_rvqvae.data.formats.readers import open_reader
+    from ds_rvqvae.data.formats.writing import open_motion_file
+    from ds_rvqvae.data.store.store import is_store, open_store
+    from ds_rvqvae.motion.clip import Clip, ClipError, check_finite
+    from ds_rvqvae.tokenizer.folder import reading_config
+
+    fps = tokenizer.fps
+    try:
+        if is_store(path):
+            store = open_store(path)
+            if store.fps != fps:
+                raise UserError(f"{path}: a store at {store.fps:g} frames a second; the tokenizer takes {fps:g}")
+            name = _choose(path, store.clip_names, name)
+            clip, skeleton = Clip(name, store.clip(name), fps, store.layout), store.skeleton
+        else:
+            config = reading_config(tokenizer.details, fps, str(path))
+            reader = open_reader(path, config) if path.is_dir() else open_motion_file(path, config)
+            name = _choose(path, reader.clip_names(), name)
+            take = reader.take(name)
+            check_finite(take.motion)
+            clip, skeleton = reader.clip(take, name, 0, len(take.motion)), take.skeleton
+        check_finite(clip.motion)
+    except ClipError as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+    if not len(clip.motion):
+        raise UserError(f"{path}: {clip.name} has no frames")
+    return clip, skeleton
+
+
+def _choose(path: Path, names: list[str], name: str | None) -> str:
+    """The clip of that name, or the only one."""
+    if name is None and len(names) == 1:
+        return names[0]
+    if name is None:
+        some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        raise UserError(f"{path}: holds several clips; --clip NAME names one ({len(names)}: {some})")
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:3]
+        raise UserError(f"{path}: has no clip {name} among its {len(names)}; it has {', '.join(near)}")
+    return name
+
+
+def _not_negative(text: str) -> float:
+    value = number(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
+def _at_least_one(text: str) -> float:
+    value = number(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return value
+
+
+def _size(text: str) -> tuple[int, int]:
+    parts = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    size = (int(parts[1]), int(parts[2])) if parts else (0, 0)
+    if not (320 <= size[0] <= 7680 and 160 <= size[1] <= 4320):
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, from 320x160 to 7680x4320")
+    if size[0] % 2 or size[1] % 2:
+        raise argparse.ArgumentTypeError(f"{text}: both have to be even for mp4; {size[0] // 2 * 2}x{size[1] // 2 * 2}")
+    return size

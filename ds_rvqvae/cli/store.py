@@ -1,0 +1,203 @@
+"""`ds-rvqvae store`: what a prepared store holds, and whether it is whole."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ds_rvqvae.cli.common import Verbs, add_json_flag, print_result
+from ds_rvqvae.errors import ExitStatus, UserError
+
+if TYPE_CHECKING:
+    from ds_rvqvae.data.store.store import Store
+    from ds_rvqvae.data.store.verify import Damage
+
+_MOST_LINES = 6
+
+
+def add_to(verbs: Verbs) -> None:
+    """Adds the verb."""
+    store = verbs.add_parser("store", help="show or verify a prepared store")
+    actions = store.add_subparsers(metavar="ACTION", required=True)
+    show = actions.add_parser("show", help="clips, hours, splits, columns, and what was left out")
+    show.add_argument("store", type=Path, metavar="STORE", help="folder of a prepared store")
+    show.add_argument("--clips", action="store_true", help="also every clip with its frames, split and speaker")
+    add_json_flag(show)
+    show.set_defaults(verb=_show)
+    verify = actions.add_parser(
+        "verify", help="read every byte: checksums, shapes, NaN and infinite values; exit status 2 where it is damaged"
+    )
+    verify.add_argument("store", type=Path, metavar="STORE", help="folder of a prepared store")
+    add_json_flag(verify)
+    verify.set_defaults(verb=_verify)
+
+
+def _show(args: argparse.Namespace) -> int:
+    from ds_rvqvae.data.store.store import open_store
+
+    store = open_store(args.store)
+    facts = _facts(store)
+    lines = _fact_lines(store, facts)
+    if args.clips:
+        facts["clip_list"] = _clip_list(store)
+        width = max(len(clip["name"]) for clip in facts["clip_list"])
+        lines.append(f"\n{'clip':<{width}}  {'frames':>9}  {'speaker':<12} split")
+        lines += [
+            f"{clip['name']:<{width}}  {clip['frames']:>9,}  {clip['group'] or '-':<12} {', '.join(clip['splits'])}"
+            for clip in facts["clip_list"]
+        ]
+    print_result(args, facts, "\n".join(lines))
+    return ExitStatus.DONE
+
+
+def _facts(store: "Store") -> dict[str, Any]:
+    from ds_rvqvae.config.data import DataConfig
+    from ds_rvqvae.data.store.prepare import settings_of
+    from ds_rvqvae.data.store.store import VERSION
+    from ds_rvqvae.data.store.summary import channel_groups, layout_words, store_totals
+    from ds_rvqvae.motion.layout import layout_to_json
+
+    report = store.report()
+    defaults = settings_of(DataConfig())
+    return {
+        "store": str(store.folder),
+        "version": VERSION,
+        "format": report.get("format"),
+        "sources": store.sources,
+        **store_totals(store),
+        "dtype": store.dtype,
+        "bytes": store.nbytes,
+        "shards": len(store.shards),
+        "checksums": sum(bool(shard.sha256) for shard in store.shards),
+        "body_parts": _body_parts(store),
+        "skeleton_joints": len(store.skeleton["joint_names"]) if store.skeleton else None,
+        "layout": layout_words(store.layout),
+        "channel_groups": channel_groups(store.layout),
+        "channels": layout_to_json(store.layout),
+        "settings": {key: value for key, value in store.settings.items() if value != defaults.get(key)},
+        "left_out": len(store.left_out),
+        "quarantine": report.get("rules", {}),
+        "constant_columns": report.get("constant_column_count"),
+        "fingerprint": store.fingerprint,
+    }
+
+
+def _body_parts(store: "Store") -> dict[str, int]:
+    """Columns of each body part that these data have by themselves."""
+    from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, select_columns
+
+    there = {part.name for part in store.layout}
+    if not store.has_body_parts:
+        return {}
+    return {
+        part: len(select_columns(store.layout, part)[0])
+        for part, channels in BODY_PART_CHANNELS.items()
+        if there >= set(channels)
+    }
+
+
+def _fact_lines(store: "Store", facts: dict[str, Any]) -> list[str]:
+    from ds_rvqvae.data.store.summary import counted, hours_words, some
+
+    checks = "with checksums" if facts["checksums"] == facts["shards"] else "some without checksums"
+    rows = [
+        ("store", f"{store.folder} (version {facts['version']})"),
+        ("made of", f"{some(facts['sources'])} ({facts['format']})"),
+        ("holds", f"{counted(facts['clips'], 'clip')}, {facts['frames']:,} frames, {hours_words(facts['hours'])}"),
+        ("frame rate", f"{facts['fps']:g} a second"),
+        ("columns", f"{facts['columns']}: {facts['layout']}"),
+        ("on disk", f"{_size(facts['bytes'])} of {facts['dtype']} in {counted(facts['shards'], 'shard')}, {checks}"),
+    ]
+    parts = [f"{part} {columns}" for part, columns in facts["body_parts"].items()]
+    rows.append(("body parts", ", ".join(parts) or "none of SMPL-X; all columns, or rvqvae.data.body_parts"))
+    if facts["skeleton_joints"]:
+        rows.append(("skeleton", f"{facts['skeleton_joints']} joints, of the files"))
+    for split, part in facts["splits"].items():
+        rows.append(
+            (split, f"{counted(part['clips'], 'clip')}, {part['frames']:,} frames, {hours_words(part['hours'])}")
+        )
+    settings = [f"{key} {_plain(value)}" for key, value in facts["settings"].items()]
+    rows.append(("settings", ", ".join(settings) or "all defaults"))
+    rules = [
+        f"{rule}: {counted(counts['files'], 'file')}" + (f", {counts['frames']:,} frames" if counts["frames"] else "")
+        for rule, counts in facts["quarantine"].items()
+    ]
+    rows.append(("left out", "; ".join(rules) or "nothing"))
+    return [f"{name:<11} {text}" for name, text in rows]
+
+
+def _plain(value: Any) -> str:
+    import json
+
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _clip_list(store: "Store") -> list[dict[str, Any]]:
+    from ds_rvqvae.data.store.splits import group_of
+
+    splits: dict[str, dict[str, None]] = {}
+    for segment in store.segments:
+        splits.setdefault(segment.name, {})[segment.split] = None
+    return [
+        {
+            "name": name,
+            "frames": int(stop - start),
+            "splits": list(splits.get(name, ())),
+            "group": group_of(name, "speaker"),
+        }
+        for name, start, stop in zip(store.clip_names, store.starts[:-1], store.starts[1:], strict=True)
+    ]
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from ds_rvqvae.data.store.store import open_store
+    from ds_rvqvae.data.store.summary import counted, hours_words, store_totals
+    from ds_rvqvae.data.store.verify import verify_store
+
+    store = open_store(args.store, check_files=False)
+    started = time.monotonic()
+    damaged = verify_store(store, progress=sys.stderr.isatty())
+    seconds = time.monotonic() - started
+    result = {
+        "store": str(args.store),
+        "whole": not damaged,
+        **store_totals(store),
+        "shards": len(store.shards),
+        "bytes": store.nbytes,
+        "seconds": seconds,
+        "damaged": [{"file": damage.file, "problems": damage.problems, "clips": damage.clips} for damage in damaged],
+    }
+    text = (
+        f"{args.store}: whole: {counted(len(store.shards), 'shard')}, {counted(result['clips'], 'clip')}, "
+        f"{result['frames']:,} frames ({hours_words(result['hours'])}), {_size(store.nbytes)} read in "
+        f"{seconds:.1f} s"
+    )
+    if not damaged:
+        print_result(args, result, text)
+        return ExitStatus.DONE
+    refusal = _refusal(args.store, damaged)
+    if args.json:
+        print_result(args, result, refusal.partition("\n")[0])
+    raise UserError(refusal)
+
+
+def _refusal(folder: Path, damaged: "list[Damage]") -> str:
+    """What is damaged, in six lines at most."""
+    clips = sum(len(damage.clips) for damage in damaged)
+    lines = [f"{folder}: damaged in {len(damaged)} files, which hold {clips} clips; delete it and prepare it again"]
+    shown = damaged if len(damaged) < _MOST_LINES else damaged[: _MOST_LINES - 2]
+    lines += [f"  {damage}" for damage in shown]
+    if len(shown) < len(damaged):
+        lines.append(f"  and {len(damaged) - len(shown)} more files; --json names all, with their clips")
+    return "\n".join(lines)
+
+
+def _size(count: int) -> str:
+    """Bytes in words."""
+    size, unit = float(count), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"

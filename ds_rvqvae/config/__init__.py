@@ -1,0 +1,1 @@
+"""The profile: DeepSpeed's keys and ours, loaded, overridden, validated, and as flags."""

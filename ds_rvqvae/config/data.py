@@ -1,0 +1,127 @@
+"""The `rvqvae.data` object of a profile: where motion comes from, what of it is used, and how it is cut."""
+
+import difflib
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ds_rvqvae.config.deepspeed import Count, Section, Share
+
+BODY_PARTS = ("upper", "hands", "lower", "lower_trans", "whole", "whole_trans", "face")
+"""Parts of SMPL-X and SMPL-H data that need no definition."""
+FORMATS = ("beat2", "smpl", "bvh", "humanml3d", "features", "packed")
+"""Names of motion formats; `data/readers.py` has the reader of each."""
+
+
+def is_part_name(name: object) -> bool:
+    """Whether a body part can be called so: its name is that of a folder beside `tokenizer`, and a part of keys."""
+    if not isinstance(name, str) or len(name) > 64 or name == "tokenizer":
+        return False
+    return name.replace("_", "").replace("-", "").isalnum()
+
+
+class RulesConfig(Section):
+    """What is not motion. A clip is cut around it; the report names file, frames and rule."""
+
+    reference_pose: bool = True
+    """Cut a reference pose (T-pose) before the motion: frames in which most of the joints that move stand unturned."""
+    dropouts: bool = True
+    """Cut frames in which every value is zero."""
+    max_joint_step: Annotated[float, Field(gt=0)] | None = 30.0
+    """Degrees that joints turn from one frame to the next, mean over joints: more is a jump. null: no such rule."""
+    max_root_step: Annotated[float, Field(gt=0)] | None = 0.5
+    """Metres that the root moves from one frame to the next: more is a jump. null: no such rule."""
+    min_frames: Annotated[int, Field(ge=16)] = 16
+    """Frames that a piece of a clip needs, at `rvqvae.data.fps`."""
+
+
+class AugmentConfig(Section):
+    """Random changes of training windows, drawn anew by seed for every sample; scoring never sees them."""
+
+    mirror: Share = 0.0
+    """How often a window is mirrored: left and right change places, joints by name (Guo et al. 2022, HumanML3D)."""
+    time_scale: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Windows are played at a speed drawn from 1 - this to 1 + this (Um et al. 2017, time-warping)."""
+    noise: Annotated[float, Field(ge=0)] = 0.0
+    """Standard deviation of noise on the normalised windows (Um et al. 2017, jittering)."""
+    offset: Annotated[float, Field(ge=0)] = 0.0
+    """Standard deviation of what is added to a window's normalised columns, the same to all its frames: another
+    posture. Of our own making."""
+    mix: Share = 0.0
+    """How often a window takes some neighbouring joints from others, as CutMix does with images (Yun et al. 2019)."""
+    mix_windows: Annotated[int, Field(ge=2)] = 2
+    """Windows that a mixed one is made of, itself included; no more than there are joints."""
+    scale: Annotated[float, Field(ge=0)] = 0.0
+    """Spread of what a window's normalised columns are multiplied by, one number a joint (or matrix of features), whose
+    logarithm has this standard deviation: wider and narrower movements (Um et al. 2017, on wearables' signals)."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether any of them does something."""
+        return bool(self.mirror or self.time_scale or self.noise or self.offset or self.mix or self.scale)
+
+
+class DataConfig(Section):
+    """Where motion comes from and how it is cut."""
+
+    path: str | None = None
+    """A folder of motion files, one such file, one packed npz, or a prepared store."""
+    format: Literal[FORMATS] | None = None
+    """How the files are read; null: by what is in the folder."""
+    body_part: Annotated[str, Field(min_length=1)] = "upper"
+    """Which columns are used: a part of SMPL-X and SMPL-H data, or one of `body_parts`. Other data give all their
+    columns."""
+    body_parts: dict[str, Annotated[list[str | int], Field(min_length=1)]] | None = None
+    """Body parts of your own: a name, and its joints by name (`Left*` stands for several) or by number."""
+    speakers: list[int] | None = None
+    """Only BEAT2 clips of these speakers (the leading number of a clip's name)."""
+    window_size: Count = 128
+    """Frames a training window (T2M-GPT and MoMask: 64)."""
+    window_stride: Count = 64
+    """Frames from the start of one window to the next."""
+    window_sizes: Annotated[list[Count], Field(min_length=1)] | None = None
+    """Several lengths of training windows: each step takes one of them, with as many windows as keep the frames a
+    batch those of `window_size`."""
+    balance: Literal["speaker", "set"] | None = None
+    """Draw training windows evenly from speakers, or from sets (the first folder of a clip's name)."""
+    weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
+    """With `balance`: how much of a speaker or set is drawn, relative to 1 for those not named."""
+    split: Literal["auto", "time", "hash"] = "auto"
+    """auto: the data's own split, else by a hash of the clip's name, else (a single clip) by time; time: the last part
+    of every clip is held out."""
+    fps: Annotated[float, Field(gt=0, le=1000)] = 30.0
+    """Frames a second; motion at another rate is resampled."""
+    metres_per_unit: Annotated[float, Field(gt=0)] | None = None
+    """Length of a BVH file's unit; null: guessed from how tall its skeleton is."""
+    up_axis: Literal["y", "z"] = "y"
+    """The axis that points up in the files. z (AMASS, some BVH exports) is turned so that y does."""
+    store_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """How numbers are kept on disk."""
+    rules: RulesConfig = RulesConfig()
+    mean_file: str | None = None
+    """A .npy file with one mean a column, in place of the training split's."""
+    std_file: str | None = None
+    """A .npy file with one standard deviation a column."""
+    std_floor: Annotated[float, Field(gt=0)] = 0.01
+    """Smallest standard deviation that columns are divided by."""
+    feat_bias: Annotated[float, Field(gt=0)] = 1.0
+    """HumanML3D and KIT features: the root's and the feet's columns weigh this many times as much (MoMask: 5)."""
+    augment: AugmentConfig = AugmentConfig()
+    num_workers: Annotated[int, Field(ge=0, le=256)] = 2
+    """Threads a rank that gather batches; 0 gathers in the training thread."""
+
+    @model_validator(mode="after")
+    def _parts_are_known(self) -> "DataConfig":
+        known = list(dict.fromkeys((*BODY_PARTS, *(self.body_parts or ()))))
+        if self.body_part not in known:
+            near = difflib.get_close_matches(self.body_part, known, n=1, cutoff=0.6)
+            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)};"
+            raise ValueError(
+                f"rvqvae.data.body_part: no body part {self.body_part!r}; {hint} rvqvae.data.body_parts defines others"
+            )
+        for part in self.body_parts or ():
+            if not is_part_name(part):
+                raise ValueError(f"rvqvae.data.body_parts: {part!r}: name parts with letters, digits, - and _")
+        if self.weights is not None and self.balance is None:
+            raise ValueError("rvqvae.data.weights: say what they weigh by rvqvae.data.balance, speaker or set")
+        return self

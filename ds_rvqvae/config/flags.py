@@ -1,0 +1,239 @@
+"""The flags of training, the same for the launcher and for `--module ds_rvqvae.train`.
+
+Every field of the profile's `rvqvae` object is a flag of its own name; a few of DeepSpeed's keys have one too.
+"""
+
+import argparse
+import difflib
+import json
+import os
+import types
+import typing
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import BaseModel
+
+from ds_rvqvae.config.data import BODY_PARTS, is_part_name
+from ds_rvqvae.config.profile import REFERENCE_RANKS, Profile, RvqvaeConfig, load_profile, section_at
+from ds_rvqvae.errors import ExitStatus, UserError
+
+ON_OFF = {"on": "true", "off": "false"}
+PRECISIONS = {"bf16": "true", "no": "false"}
+
+DEEPSPEED_FLAGS = {
+    "batch_size": "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "gradient_clipping": "gradient_clipping",
+    "lr": "optimizer.params.lr",
+    "weight_decay": "optimizer.params.weight_decay",
+    "mixed_precision": "bf16.enabled",
+}
+"""Flags that set DeepSpeed's own keys: flag to JSON path."""
+
+PROFILE_FLAGS = {
+    **DEEPSPEED_FLAGS,
+    **{
+        "data_path" if (section, name) == ("data", "path") else name: f"rvqvae.{section}.{name}"
+        for section, section_field in RvqvaeConfig.model_fields.items()
+        for name in section_field.annotation.model_fields
+    },
+}
+"""Every flag that sets a key of the profile: flag to JSON path."""
+
+RUN_FLAGS = ("profile", "out", "name", "resume", "set")
+"""Flags that are about the run, not about the profile's keys."""
+
+
+class FlagParser(argparse.ArgumentParser):
+    """A parser whose refusals are one line on stderr and exit status 2; abbreviated flags are refused."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            message = f"unknown flag {unknown}{self._nearest_flag(unknown)}"
+        self.exit(ExitStatus.BAD_INPUT, f"error: {message} (--help lists the flags)\n")
+
+    def _nearest_flag(self, unknown: str) -> str:
+        flag = unknown.split()[0].partition("=")[0]
+        # One that another verb has is known to this one's parser too.
+        known = [name for name in self._known_flags() if name != flag]
+        near = difflib.get_close_matches(flag, known, n=1, cutoff=0.6)
+        return f"; did you mean {near[0]}?" if near else ""
+
+    def _known_flags(self) -> list[str]:
+        """This parser's flags and those of its verbs, which leave what they do not know to it."""
+        known = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                known += [flag for verb in action.choices.values() for flag in verb._known_flags()]
+        return known
+
+
+def add_training_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds every flag of training to `parser`; `profile_from_flags` makes a profile of what they were set to."""
+    run = parser.add_argument_group("run")
+    run.add_argument(
+        "--profile",
+        "--deepspeed_config",
+        metavar="NAME|FILE",
+        help="a shipped profile or a JSON file; every other default comes from it (default: that of the run named by "
+        "--resume, else baseline)",
+    )
+    run.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)")
+    run.add_argument("--name", help="the run's folder in --out (default: profile and body part, numbered)")
+    run.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="TAG|RUN",
+        help="go on from the newest whole checkpoint, or start where none is; or from this checkpoint or run",
+    )
+    run.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="override any key of the profile, after all other flags; repeatable",
+    )
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for flag, path in PROFILE_FLAGS.items():
+        title = "deepspeed" if flag in DEEPSPEED_FLAGS else path.split(".")[1]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title, "defaults come from the profile")
+        groups[title].add_argument(f"--{flag}", **_argument_of(flag, path))
+
+
+def profile_from_flags(args: argparse.Namespace) -> Profile:
+    """The profile that the flags ask for: the file, then the flags, then `--set`, which has the last word.
+
+    Without `--profile` that is the one of the run that `--resume` names, else baseline; `args.profile` says which.
+    Without `--data_path` and a path in the profile, motion comes from the environment variable DS_RVQVAE_DATA.
+
+    Raises:
+        UserError: several body parts, of which a profile has one; or see `load_profile`.
+    """
+    if len(body_parts_of(args)) > 1:
+        raise UserError(
+            f"--body_part {args.body_part}: a run trains one part; launch/train_8x4090.sh trains several in turn"
+        )
+    if args.profile is None:
+        resumed = Path(str(args.resume), "profile.json")
+        args.profile = str(resumed) if resumed.is_file() else "baseline"
+    overrides = [
+        f"{path}={_json_value(flag, path, getattr(args, flag))}"
+        for flag, path in PROFILE_FLAGS.items()
+        if getattr(args, flag) is not None
+    ]
+    profile = load_profile(args.profile, [*overrides, *args.set])
+    training, data = profile.rvqvae.training, profile.rvqvae.data
+    if training.reference_batch is None:
+        # Of the file as it stands: `--batch_size` is what the learning rate is to be scaled by. Always kept, so that a
+        # resume that asks for `--scale_lr` knows it.
+        training.reference_batch = load_profile(args.profile).global_batch(REFERENCE_RANKS)
+    data.path = data.path or os.environ.get("DS_RVQVAE_DATA") or None
+    paths = [(data, "path"), (data, "mean_file"), (data, "std_file"), (training, "init_from")]
+    for section, name in paths:
+        if getattr(section, name) is not None:
+            setattr(section, name, str(Path(getattr(section, name)).expanduser().absolute()))
+    return profile
+
+
+def body_parts_of(args: argparse.Namespace) -> list[str]:
+    """The body parts that `--body_part` names; empty where it is left to the profile."""
+    return args.body_part.split(",") if args.body_part else []
+
+
+def training_arguments(args: argparse.Namespace) -> list[str]:
+    """The training flags of `args` as a command line for `ds_rvqvae.train`."""
+    line = []
+    for flag in (*RUN_FLAGS, *PROFILE_FLAGS):
+        value = getattr(args, flag)
+        if value is True:
+            line.append(f"--{flag}")
+        elif value not in (None, False):
+            for text in map(str, value if isinstance(value, list) else [value]):
+                line += [f"--{flag}={text}"] if text.startswith("-") else [f"--{flag}", text]
+    return line
+
+
+def _field(path: str) -> Any:
+    *section, name = path.split(".")
+    return section_at(section).model_fields[name]
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """The plain types that a field's type is made of: `list` of `Annotated[list[int], …] | None`."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [kind for part in typing.get_args(annotation) for kind in _kinds(part)]
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _kinds(typing.get_args(annotation)[0])
+    return [] if annotation is type(None) else [typing.get_origin(annotation) or annotation]
+
+
+def _is_list(annotation: Any) -> bool:
+    """Whether a field's type is `list[…]` or `list[…] | None`."""
+    return list in _kinds(annotation)
+
+
+def _is_object(annotation: Any) -> bool:
+    """Whether a field's value is a JSON object."""
+    return any(kind is dict or issubclass(kind, BaseModel) for kind in _kinds(annotation) if isinstance(kind, type))
+
+
+def _choices(annotation: Any) -> list[str] | None:
+    """The words of `Literal[…]` or `Literal[…] | None`, where the field's type is one."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return next(filter(None, map(_choices, typing.get_args(annotation))), None)
+    return list(typing.get_args(annotation)) if typing.get_origin(annotation) is typing.Literal else None
+
+
+def _body_parts(text: str) -> str:
+    """Checks the names in `--body_part upper,hands`; the profile says which there are."""
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if not is_part_name(part):
+            raise argparse.ArgumentTypeError(f"no body part {part!r}; known are {', '.join(BODY_PARTS)}, and your own")
+    return ",".join(parts)
+
+
+def _argument_of(flag: str, path: str) -> dict[str, Any]:
+    """argparse's keywords for one flag, from its field in the profile."""
+    field = _field(path)
+    keywords: dict[str, Any] = {
+        "help": (field.description or f"Key {path} of the profile.").replace("\n", " ").replace("%", "%%")
+    }
+    if flag == "mixed_precision":
+        keywords |= {"nargs": "?", "const": "bf16", "choices": list(PRECISIONS), "help": "bf16 (also when bare), or no"}
+    elif flag == "body_part":
+        several = "Launchers take several, by commas, and train them in turn."
+        keywords |= {"type": _body_parts, "metavar": "PART[,PART…]"}
+        keywords["help"] = f"{', '.join(BODY_PARTS)}, or one of --body_parts. {keywords['help']} {several}"
+    elif field.annotation is bool:
+        keywords |= {"nargs": "?", "const": "on", "choices": list(ON_OFF)}
+    elif choices := _choices(field.annotation):
+        keywords |= {"choices": choices}
+    elif _is_list(field.annotation):
+        keywords |= {"metavar": "N,N,…"}
+    elif _is_object(field.annotation):
+        keywords |= {"metavar": "JSON"}
+    else:
+        keywords |= {"metavar": "PATH" if field.annotation == str | None else "N"}
+    return keywords
+
+
+def _json_value(flag: str, path: str, text: str) -> str:
+    """What a flag was given, as the JSON value of its key."""
+    annotation = _field(path).annotation
+    if flag == "mixed_precision":
+        return PRECISIONS[text]
+    if annotation is bool:
+        return ON_OFF[text]
+    if _is_list(annotation):
+        return text if text.startswith("[") else f"[{text}]"
+    # A folder called 123 or null is still a folder.
+    return json.dumps(text) if annotation == str | None else text

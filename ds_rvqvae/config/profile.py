@@ -1,0 +1,335 @@
+"""What a run is: a JSON profile, typed, overridden and validated.
+
+A profile is a DeepSpeed config with one more object, `rvqvae`. This module imports neither torch nor DeepSpeed.
+"""
+
+import difflib
+import json
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from ds_rvqvae.config.batch_sizes import windows_a_step
+from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.config.deepspeed import DeepSpeedKeys, Section
+from ds_rvqvae.config.model import LossConfig, ModelConfig
+from ds_rvqvae.config.training import ScheduleConfig, TrainingConfig
+from ds_rvqvae.errors import UserError
+
+REFERENCE_RANKS = 7
+"""Ranks that a profile's learning rate is meant for where it does not say: the GPUs that the launcher takes."""
+
+_OF_CODEBOOKS = (
+    "shared_codebook",
+    "mu",
+    "mu_warm_up",
+    "sample_codebook_temp",
+    "sample_anneal_iter",
+    "codebook_distance",
+    "gradient",
+    "codebook_init",
+    "beam_size",
+    "dead_code_threshold",
+    "lineage",
+)
+"""Keys of `rvqvae.model` that mean nothing to finite scalar quantization."""
+_FINEST_GRID = 2**20
+"""Cells between -1 and 1: fp32 has 2**24 numbers there that are equally far apart."""
+
+
+class RvqvaeConfig(Section):
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    loss: LossConfig = LossConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    training: TrainingConfig = TrainingConfig()
+
+
+class Profile(DeepSpeedKeys):
+    """A run's settings: DeepSpeed's keys and ours."""
+
+    schema_: str | None = Field(None, alias="$schema")
+    rvqvae: RvqvaeConfig
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Profile":
+        model, data = self.rvqvae.model, self.rvqvae.data
+        sizes = [("window_size", data.window_size), *(("window_sizes", size) for size in data.window_sizes or [])]
+        for key, size in sizes:
+            if size % model.code_stride == 0:
+                continue
+            lower = size // model.code_stride * model.code_stride
+            fits = [str(size) for size in (lower, lower + model.code_stride) if size]
+            raise ValueError(
+                f"rvqvae.data.{key}: {size} is not a multiple of the down-sampling "
+                f"stride_t**down_t = {model.code_stride}; use {' or '.join(fits)}"
+            )
+        if (data.mean_file is None) != (data.std_file is None):
+            raise ValueError("rvqvae.data.mean_file: give mean_file and std_file together, or neither")
+        if self.rvqvae.training.init_from is not None and data.mean_file is not None:
+            raise ValueError(
+                "rvqvae.training.init_from: brings the tokenizer's normalisation; leave mean_file and std_file out"
+            )
+        if self.rvqvae.schedule.milestones != sorted(self.rvqvae.schedule.milestones):
+            raise ValueError("rvqvae.schedule.milestones: give the steps in rising order")
+        if model.quantize_dropout_min_levels > model.num_quantizers:
+            raise ValueError(
+                f"rvqvae.model.quantize_dropout_min_levels: {model.quantize_dropout_min_levels} is more than the "
+                f"{model.num_quantizers} levels of num_quantizers"
+            )
+        if model.fsq_levels is not None:
+            _check_scalar_quantization(model)
+        bf16 = self.bf16
+        if bf16.bf16_master_weights_and_grads and self.rvqvae.training.ema_decay is not None:
+            raise ValueError(
+                "rvqvae.training.ema_decay: a moving average stalls in bf16; leave it out, or "
+                "bf16.bf16_master_weights_and_grads"
+            )
+        if bf16.bf16_optimizer_states and not bf16.bf16_master_weights_and_grads:
+            raise ValueError("bf16.bf16_optimizer_states: needs bf16.bf16_master_weights_and_grads as well")
+        if model.norm == "GN" and model.width % 32:
+            raise ValueError(f"rvqvae.model.width: {model.width} is not a multiple of GN's 32 groups")
+        return self
+
+    def warnings(self, world_size: int | None = None, windows: Mapping[int, int] | None = None) -> list[str]:
+        """Settings that are allowed and have another effect than they seem to.
+
+        Args:
+            world_size: ranks, once they are known.
+            windows: training windows by their length, once they are known.
+        """
+        training, schedule = self.rvqvae.training, self.rvqvae.schedule
+        found = []
+        late = [step for step in schedule.milestones if step >= training.total_iter]
+        if late and schedule.kind == "milestones":
+            steps = ", ".join(f"{step:,}" for step in late)
+            total = f"{training.total_iter:,}"
+            found.append(f"rvqvae.schedule.milestones: {steps} lie at or past total_iter {total}: no effect")
+        model = self.rvqvae.model
+        if training.init_from is not None and (model.weight_init != "torch" or model.zero_init_residual):
+            found.append("rvqvae.model.weight_init, zero_init_residual: weights come from init_from: no effect")
+        if model.fsq_levels is not None and self.rvqvae.loss.commit != LossConfig().commit:
+            found.append("rvqvae.loss.commit: with fsq_levels there are no codes to commit to: no effect")
+        batches = windows_a_step(self.rvqvae.data, self.global_batch(world_size or 1))
+        for size, count in (windows or {}).items():
+            if batches[size] > count:
+                of_length = f" of {size} frames" if self.rvqvae.data.window_sizes else ""
+                sizes = f"{batches[size]:,} is larger than the {count:,} training windows{of_length}"
+                found.append(f"the global batch of {sizes}: a step spans epochs")
+        if training.compile and len(batches) > 1:
+            lengths = f"windows have {len(batches)} lengths"
+            found.append(f"rvqvae.training.compile: {lengths}, and a new one's first steps wait for the compiler")
+        return found
+
+    def check_world_size(self, world_size: int) -> None:
+        """Raises UserError where `train_batch_size` does not fit `world_size` ranks."""
+        product = self.train_micro_batch_size_per_gpu * self.gradient_accumulation_steps * world_size
+        if self.train_batch_size not in (None, product):
+            raise UserError(
+                f"train_batch_size: {self.train_batch_size} is not micro batch {self.train_micro_batch_size_per_gpu} x "
+                f"accumulation {self.gradient_accumulation_steps} x {world_size} ranks = {product}; leave it out"
+            )
+
+    @property
+    def windows_per_rank(self) -> int:
+        """Windows a rank takes in an optimizer step."""
+        return self.train_micro_batch_size_per_gpu * self.gradient_accumulation_steps
+
+    def global_batch(self, world_size: int) -> int:
+        """Windows an optimizer step takes over all ranks."""
+        return self.windows_per_rank * world_size
+
+    def learning_rate(self, world_size: int) -> float:
+        """The learning rate before warm-up and milestones: `optimizer.params.lr`, scaled where `scale_lr` says so.
+
+        Linear: Goyal et al. 2017, https://arxiv.org/abs/1706.02677, section 2.1.
+        """
+        training, rate = self.rvqvae.training, self.optimizer.params.lr
+        if training.scale_lr is None:
+            return rate
+        return rate * self.global_batch(world_size) / (training.reference_batch or self.global_batch(REFERENCE_RANKS))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole profile as JSON objects, every key of ours written out."""
+        values = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        values["rvqvae"] = self.rvqvae.model_dump(mode="json")
+        return values
+
+    def deepspeed_config(self) -> dict[str, Any]:
+        """The dict for `deepspeed.initialize(config=…)`."""
+        return {key: value for key, value in self.to_dict().items() if key not in ("$schema", "rvqvae")}
+
+
+def _check_scalar_quantization(model: ModelConfig) -> None:
+    """Raises ValueError where `fsq_levels` fits neither the other sizes nor a key that is about codebooks."""
+    columns, codes = len(model.fsq_levels or []), math.prod(model.fsq_levels or [])
+    if codes != model.nb_code:
+        raise ValueError(f"rvqvae.model.fsq_levels: the product of its numbers is {codes}, and nb_code {model.nb_code}")
+    if model.code_dim not in range(columns, columns * model.num_quantizers + 1, columns):
+        raise ValueError(
+            f"rvqvae.model.code_dim: {model.code_dim} is not 1 to {model.num_quantizers} times the {columns} columns "
+            f"of fsq_levels; use {columns} to {columns * model.num_quantizers}"
+        )
+    divisions = -(-model.num_quantizers * columns // model.code_dim)
+    if model.fsq_levels and max(model.fsq_levels) ** divisions > _FINEST_GRID:
+        raise ValueError(
+            f"rvqvae.model.fsq_levels: {divisions} levels would divide each column into {max(model.fsq_levels)} cells "
+            f"again and again, finer than fp32 tells apart; use a code_dim of more columns"
+        )
+    for key in _OF_CODEBOOKS:
+        if getattr(model, key) != ModelConfig.model_fields[key].default:
+            raise ValueError(f"rvqvae.model.{key}: is about codebooks, and with fsq_levels there are none")
+
+
+def shipped_profiles() -> dict[str, Path]:
+    """Names and files of the profiles that come with the package."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "ds_configs", package.parent / "ds_configs"):
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("*.json")) if path.stem != "profile.schema"}
+    return {}
+
+
+def profile_file(name: str | Path) -> Path:
+    """The file that a bare shipped name or a path means; raises UserError where there is none."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = shipped_profiles()
+    if str(name) in shipped:
+        return shipped[str(name)]
+    if path.is_dir():
+        raise UserError(f"{name}: a profile is a JSON file, this is a folder")
+    raise UserError(f"{name}: no such profile file, and none of the shipped profiles ({', '.join(shipped)})")
+
+
+def load_profile(path: str | Path, overrides: Iterable[str] = ()) -> Profile:
+    """Reads a profile by file or shipped name.
+
+    Args:
+        path: a JSON file, or a bare name such as `baseline`.
+        overrides: `path.to.key=value` strings; the value is JSON, or a plain string where it is not.
+
+    Raises:
+        UserError: naming the file, the JSON path of the culprit and what to do.
+    """
+    file = profile_file(path)
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}:{error.lineno}: not JSON: {error.msg} at column {error.colno}") from None
+    except _DuplicateKey as error:
+        raise UserError(f"{file}: the key {error} stands twice in one object") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: a profile is a JSON object, this is a {type(values).__name__}")
+    if "rvqvae" not in values:
+        raise UserError(f"{file}: rvqvae: missing; a profile is a DeepSpeed config with this object of ours")
+    overrides = list(overrides)
+    for override in overrides:
+        _set(values, override)
+    source = str(file) if not overrides else f"{file} with {' '.join(overrides)}"
+    return profile_from_dict(values, source)
+
+
+def profile_from_dict(values: dict[str, Any], source: str = "profile") -> Profile:
+    """Validates a profile's JSON objects; `source` names them in errors."""
+    return _validated((), values, source)
+
+
+def model_config_from_dict(values: Any, source: str) -> ModelConfig:
+    """Validates the `rvqvae.model` object that a tokenizer keeps; raises UserError that names `source`."""
+    return _validated(("rvqvae", "model"), values, source)
+
+
+def _validated(path: Sequence[str], values: Any, source: str) -> Any:
+    section = section_at(path)
+    assert section is not None
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_explain(error, path)}") from None
+
+
+class _DuplicateKey(ValueError):
+    pass
+
+
+def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise _DuplicateKey(key)
+    return dict(pairs)
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    """Sets one `path.to.key=value` in place."""
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise UserError(f"--set {override}: write it as path.to.key=value, for example rvqvae.model.width=256")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    for key in keys[:-1]:
+        if values.get(key) is None:
+            values[key] = {}
+        if not isinstance(values[key], dict):
+            raise UserError(f"--set {override}: {key} is not an object")
+        values = values[key]
+    values[keys[-1]] = value
+
+
+def _explain(error: ValidationError, path: Sequence[str]) -> str:
+    """One line for the first of pydantic's complaints about the object at `path`, and how many more there are."""
+    complaints = error.errors(include_url=False)
+    first = complaints[0]
+    location = [*path, *(part for part in first["loc"] if part != "$schema")]
+    key = ".".join(str(part) for part in location)
+    kind = first["type"]
+    if kind == "extra_forbidden":
+        text = f"{key}: unknown key{_nearest(location)}"
+    elif kind == "missing":
+        text = f"{key}: missing"
+    elif kind == "value_error":
+        text = str(first["ctx"]["error"])
+    else:
+        text = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, not {json.dumps(first['input'], default=str)}"
+    return text if len(complaints) == 1 else f"{text} (and {len(complaints) - 1} more)"
+
+
+def _nearest(location: Sequence[int | str]) -> str:
+    section = section_at(location[:-1])
+    known = [field.alias or name for name, field in section.model_fields.items()] if section else []
+    near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(known)}"
+
+
+def section_at(location: Sequence[int | str]) -> type[BaseModel] | None:
+    """The class of the object at a JSON path of the profile."""
+    section: type[BaseModel] | None = Profile
+    for key in location:
+        field = section.model_fields.get(str(key)) if section else None
+        section = _section_of(field.annotation) if field else None
+    return section
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return next(filter(None, map(_section_of, typing.get_args(annotation))), None)
+    return None
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of profiles, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Profile.model_json_schema(by_alias=True)}

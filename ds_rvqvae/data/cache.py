@@ -1,0 +1,256 @@
+"""The columns of a body part, normalised once and kept in the cache, and fast copies of windows out of them.
+
+Picking 78 of 433 columns and normalising them at every access costs many times what copying a window does. So both are
+done once for all frames, where the result fits the memory beside everything else: then a window is one copy out of
+pages that all processes of a machine share.
+"""
+
+import hashlib
+import json
+import logging
+import mmap
+import os
+import shutil
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from ds_rvqvae.data.store.prepare import cache_folder
+from ds_rvqvae.data.store.store import HEADER_BYTES, Store
+from ds_rvqvae.host import Host
+
+KEPT = 8
+"""Selections that the cache holds, those last used: two data sets in four body parts."""
+SPARE_BYTES = 1 << 30
+"""Left free on the disk, for checkpoints and logs."""
+_VERSION = 1
+_FRAMES, _TABLE, _BUILDING = "frames.npy", "selection.json", ".building"
+_BLOCK_BYTES = 8 << 20
+_READ_AHEAD_BYTES = 1 << 20
+"""The kernel reads about this much ahead a call, whatever more it is asked for."""
+
+logger = logging.getLogger("ds_rvqvae")
+
+
+def selected_frames(store: Store, columns: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray | None:
+    """Some columns of all frames of a store as `(frames - mean) / std`, from the cache, built there if need be.
+
+    One process builds it while others wait; they all map the same file. Every number equals, bit for bit, that of a
+    window normalised by itself.
+
+    Args:
+        columns: int64 `[C]`.
+        mean, std: float32 `[C]`.
+
+    Returns:
+        A read-only memory map, float32 `[store.num_frames, C]`, whose rows are those of the store. None where it would
+        take more than half of the memory available, or cannot be written (a warning says why): windows are read from
+        the store itself then.
+    """
+    selection = _Selection(store, columns, mean, std)
+    try:
+        frames = selection.open()
+        if frames is not None:
+            read_ahead([selection.folder / _FRAMES])
+        elif _fits(selection.nbytes):
+            frames = selection.build()
+        else:
+            logger.info("%s in use: too much for the memory, windows are read from the store", selection.words)
+    except (OSError, NotImplementedError) as error:  # filelock's, where a file system has no locks
+        reason = getattr(error, "strerror", None) or error
+        logger.warning(
+            "%s in use: cannot be kept in %s: %s; training reads the store", selection.words, _root(), reason
+        )
+        read_ahead([store.folder / shard.file for shard in store.shards])
+        return None
+    return frames
+
+
+def gather(frames: np.ndarray, starts: np.ndarray, size: int, out: np.ndarray) -> np.ndarray:
+    """Copies windows of `size` rows into `out`.
+
+    One call of numpy, which lets other threads run meanwhile; a loop would take the interpreter's lock for each window.
+    Memory for `out` had best come from `np.empty`, which asks for huge pages.
+
+    Args:
+        frames: `[rows, C]`.
+        starts: int64 `[windows]`, the first row of each.
+        out: `[windows, size, C]` of the same dtype, contiguous.
+
+    Raises:
+        IndexError: a window reaches beyond the rows.
+    """
+    # mode="clip" only spares numpy a buffer.
+    if len(starts) and not 0 <= starts.min() <= starts.max() <= len(frames) - size:
+        raise IndexError(f"windows of {size} rows from {starts.min()} to {starts.max()}, of {len(frames)} rows")
+    return np.take(frames, starts[:, None] + np.arange(size), axis=0, out=out, mode="clip")
+
+
+def will_need(store: Store, starts: np.ndarray, size: int) -> None:
+    """Has the disk fetch windows of a store, all at once, before they are read one after the other.
+
+    Without it a page that is not in memory is waited for by itself, at a tenth of the disk's pace.
+    """
+    firsts = np.array([shard.first for shard in store.shards], np.int64)
+    for start in starts.tolist():
+        index = int(np.searchsorted(firsts, start, side="right")) - 1
+        frames = store.shard_frames(index)
+        row = frames.strides[0]
+        first = HEADER_BYTES + (start - store.shards[index].first) * row
+        page = first - first % mmap.PAGESIZE
+        _map_of(frames).madvise(mmap.MADV_WILLNEED, page, first + size * row - page)
+
+
+def read_ahead(files: Sequence[Path]) -> None:
+    """Starts to read files into memory, once and in order, where they fit half of it; does not wait for that."""
+    with suppress(OSError):  # it only saves time
+        sizes = [file.stat().st_size for file in files]
+        if _fits(sum(sizes)):
+            threading.Thread(target=_read_ahead, args=(list(zip(files, sizes, strict=True)),), daemon=True).start()
+
+
+def _read_ahead(files: list[tuple[Path, int]]) -> None:
+    with suppress(OSError):
+        for file, size in files:
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                for offset in range(0, size, _READ_AHEAD_BYTES):
+                    os.posix_fadvise(descriptor, offset, _READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
+
+
+def _fits(nbytes: int) -> bool:
+    return nbytes <= Host.read().memory_bytes // 2
+
+
+def _map_of(frames: np.ndarray) -> mmap.mmap:
+    """The memory map that an array is a view of."""
+    base = frames
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base
+
+
+def _root() -> Path:
+    return cache_folder() / "selected"
+
+
+class _Selection:
+    """Columns of a store with their normalisation, and their folder in the cache: `frames.npy`, `selection.json`."""
+
+    def __init__(self, store: Store, columns: np.ndarray, mean: np.ndarray, std: np.ndarray):
+        self.store, self.columns, self.mean, self.std = store, columns.astype(np.int64), mean, std
+        self.shape = (store.num_frames, len(columns))
+        self.nbytes = store.num_frames * len(columns) * 4
+        # Checksums too: other code may have packed the same files.
+        parts = [_VERSION, store.fingerprint, [shard.sha256 for shard in store.shards]]
+        self.content = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        key = hashlib.sha256(self.content.encode())
+        for values in (self.columns, mean, std):
+            key.update(f"{values.dtype.str}{values.shape}".encode() + values.tobytes())
+        self.folder = _root() / f"{store.folder.resolve().name[:40]}-{key.hexdigest()[:24]}"
+
+    @property
+    def words(self) -> str:
+        return (
+            f"{self.store.folder}: {self.shape[1]} columns of {self.shape[0]:,} frames ({self.nbytes / 2**30:.2f} GiB)"
+        )
+
+    def open(self) -> np.ndarray | None:
+        """The frames, where they are there, whole; marks them as just used."""
+        try:
+            frames = np.asarray(np.load(self.folder / _FRAMES, mmap_mode="r", allow_pickle=False))
+        except (OSError, ValueError, EOFError):
+            return None
+        if frames.shape != self.shape or frames.dtype != np.float32:
+            return None
+        with suppress(OSError):  # in a cache of others, say
+            os.utime(self.folder / _TABLE)
+        return frames
+
+    def build(self) -> np.ndarray | None:
+        """The frames, built beside their place and renamed, unless another process just did; raises OSError."""
+        root = self.folder.parent
+        root.mkdir(parents=True, exist_ok=True)
+        with _lock(self.folder):
+            frames = self.open()
+            if frames is not None:
+                return frames
+            _remove_unused(self)
+            free = shutil.disk_usage(root).free
+            if free < self.nbytes + SPARE_BYTES:
+                raise OSError(f"{free / 2**30:.2f} GiB free on its disk")
+            logger.info("%s: normalised once, for this run and later ones", self.words)
+            building = root / f".{self.folder.name}{_BUILDING}"
+            shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
+            building.mkdir()
+            try:
+                with (building / _FRAMES).open("wb") as file:
+                    self._write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                table = {"store": str(self.store.folder.resolve()), "content": self.content, "columns": self.shape[1]}
+                (building / _TABLE).write_text(json.dumps(table) + "\n", encoding="utf-8")
+                shutil.rmtree(self.folder, ignore_errors=True)  # damaged, or it would have been opened
+                building.rename(self.folder)
+            finally:
+                shutil.rmtree(building, ignore_errors=True)
+            return self.open()
+
+    def _write(self, file: BinaryIO) -> None:
+        """Writes the `.npy` file, reading the store once from its first row to its last."""
+        header = {"descr": "<f4", "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        rows = max(1, _BLOCK_BYTES // (4 * max(self.shape[1], len(self.store.mean))))
+        block = np.empty((rows, self.shape[1]), np.float32)
+        for first, last in pairwise(self.store.starts.tolist()):
+            for start in range(first, last, rows):
+                stop = min(start + rows, last)
+                part = block[: stop - start]
+                np.take(self.store.read(start, stop), self.columns, axis=1, out=part, mode="clip")
+                part -= self.mean
+                part /= self.std
+                file.write(part.data)
+
+
+def _lock(folder: Path, timeout: float = -1) -> FileLock:
+    """One process at a time builds a folder; the system lets go of the lock of one that is killed."""
+    locks = cache_folder() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return FileLock(locks / f"{folder.name}.lock", timeout=timeout)
+
+
+def _remove_unused(new: _Selection) -> None:
+    """Makes room for a selection. A process that has a removed one mapped keeps it.
+
+    Of the others go those of a store that is gone, of what its store held before, those that were not used for the
+    longest time beyond `KEPT`, and what killed processes left behind.
+    """
+    store, used = str(new.store.folder.resolve()), {}
+    for folder in new.folder.parent.iterdir():
+        if folder == new.folder or not folder.is_dir():
+            continue
+        if folder.name.endswith(_BUILDING):
+            with suppress(Timeout), _lock(Path(folder.name[1 : -len(_BUILDING)]), timeout=0):
+                shutil.rmtree(folder, ignore_errors=True)
+            continue
+        try:
+            table = json.loads((folder / _TABLE).read_text(encoding="utf-8"))
+            outdated = not Path(table["store"]).is_dir() or (
+                table["store"] == store and table["content"] != new.content
+            )
+            if not outdated:
+                used[folder] = (folder / _TABLE).stat().st_mtime
+                continue
+        except (OSError, ValueError, TypeError, KeyError):
+            pass  # damaged, or just removed by another process
+        shutil.rmtree(folder, ignore_errors=True)
+    for folder in sorted(used, key=used.__getitem__, reverse=True)[KEPT - 1 :]:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,261 @@
+"""A packed store as a run sees it: the columns of its body part, normalised, in windows."""
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ds_rvqvae.config.batch_sizes import window_sizes
+from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.config.profile import Profile
+from ds_rvqvae.data.augment import Augment
+from ds_rvqvae.data.formats.features import feature_weights, read_statistics
+from ds_rvqvae.data.store.prepare import prepare_store
+from ds_rvqvae.data.store.splits import Groups, Segment, balanced, group_of, shares_text
+from ds_rvqvae.data.store.store import Store
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.motion.clip import MIN_FRAMES
+from ds_rvqvae.motion.layout import Layout, check_losses, layout_to_json, select_columns
+
+
+class MotionData:
+    """A store through the settings of `rvqvae.data`. Windows are views by index: none is cut out or stored.
+
+    Attributes:
+        store: the packed store, with all columns.
+        in_features: columns in use, C below.
+        columns: which of the store's they are, int64 `[C]`.
+        layout: what they mean, numbered from 0.
+        body_part: the part whose columns they are; None where all columns are in use.
+        fps: frames a second.
+        mean, std: float32 `[C]`; motion is normalised as `(motion - mean) / std`, std being at least `std_floor`, over
+            the column's weight where `feat_bias` gives one.
+    """
+
+    def __init__(self, store: Store, config: DataConfig):
+        self.store = store
+        self.config = config
+        self.fps = store.fps
+        columns: np.ndarray = np.arange(len(store.mean))
+        self.layout: Layout = store.layout
+        self.body_part: str | None = None
+        if store.has_body_parts or config.body_part in (config.body_parts or ()):
+            columns, self.layout = select_columns(store.layout, config.body_part, config.body_parts)
+            self.body_part = config.body_part
+        self.columns = columns
+        self.in_features = len(columns)
+        self.mean, std = self._statistics()
+        self.std = np.maximum(std, np.float32(config.std_floor)) / self._weights()
+
+    @classmethod
+    def open(cls, config: DataConfig, progress: bool = False) -> "MotionData":
+        """Opens the data that `config` names, preparing their store where there is none yet.
+
+        Raises:
+            UserError: no path, no usable motion, or statistics of another width.
+        """
+        return cls(prepare_store(config, progress=progress), config)
+
+    def use_normalisation(self, mean: np.ndarray, std: np.ndarray) -> None:
+        """Normalises by `mean` and `std`, float32 `[C]`, such as a trained tokenizer's.
+
+        Raises:
+            UserError: for another number of columns.
+        """
+        if len(mean) != self.in_features:
+            raise UserError(f"{self.store.folder}: {self.in_features} columns, but the tokenizer takes {len(mean)}")
+        self.mean, self.std = mean, std
+
+    def fingerprint(self) -> str:
+        """A sha256 of what a model's inputs are: columns and normalisation."""
+        columns = json.dumps(layout_to_json(self.layout)).encode()
+        return hashlib.sha256(columns + self.mean.tobytes() + self.std.tobytes()).hexdigest()
+
+    def segments(self, split: str) -> list[Segment]:
+        """Stretches of clips of at least 16 frames in `train`, `val` or `test`; whole clips, whatever their split, in
+        `all`.
+        """
+        segments = [segment for segment in self.store.segments if segment.split == split]
+        if split == "all":
+            lengths = np.diff(self.store.starts).tolist()
+            segments = [
+                Segment(name, 0, frames, split) for name, frames in zip(self.store.clip_names, lengths, strict=True)
+            ]
+        return [segment for segment in segments if segment.stop - segment.start >= MIN_FRAMES]
+
+    def frames(self, segment: Segment) -> np.ndarray:
+        """A segment's motion in the data's own units, float32 `[frames, C]`."""
+        return self.store.clip(segment.name)[segment.start : segment.stop].take(self.columns, axis=1)
+
+    def normalised(self, segment: Segment) -> np.ndarray:
+        """A segment's motion as the model takes it, float32 `[frames, C]`."""
+        return self.normalise(self.frames(segment))
+
+    def window_starts(self, split: str = "train", window_size: int | None = None) -> np.ndarray:
+        """Row of the store where each window of `window_size` frames starts, int64, in order; none crosses a cut.
+
+        Args:
+            window_size: frames; those of the settings without it.
+
+        Raises:
+            UserError: where there is no window, saying how long the longest clip is and which size fits.
+        """
+        size, stride = window_size or self.config.window_size, self.config.window_stride
+        segments = self.segments(split)
+        starts = [
+            self.store.rows(segment.name)[0] + np.arange(segment.start, segment.stop - size + 1, stride)
+            for segment in segments
+            if segment.stop - segment.start >= size
+        ]
+        if not starts:
+            raise UserError(self._no_window(split, segments, size))
+        return np.concatenate(starts).astype(np.int64)
+
+    @cached_property
+    def training_windows(self) -> dict[int, np.ndarray]:
+        """`window_starts` of the training split for each length of window, the shortest first.
+
+        Raises:
+            UserError: a length of which there is no window.
+        """
+        return {size: self.window_starts("train", size) for size in window_sizes(self.config)}
+
+    @cached_property
+    def training_groups(self) -> dict[int, Groups]:
+        """Speakers or sets of `training_windows`, with the share of each by `weights`; empty without `balance`.
+
+        Raises:
+            UserError: weights for groups that are not in the training split, or for none that is.
+        """
+        if self.config.balance is None:
+            return {}
+        return {size: self._groups(starts, self.config.balance) for size, starts in self.training_windows.items()}
+
+    def count_training_windows(self) -> dict[int, int]:
+        """Training windows by length; raises UserError where they cannot be trained on as the settings say."""
+        _ = self.training_groups
+        if self.config.augment.is_on:
+            Augment(self.layout, self.config.augment, 0, self.store.skeleton)
+        return {size: len(starts) for size, starts in self.training_windows.items()}
+
+    def warnings(self) -> list[str]:
+        """Settings of `rvqvae.data` that are allowed and do not do what they say to these columns."""
+        augment, parts = self.config.augment, len(self.layout)
+        if not augment.mix:
+            return []
+        if parts < 2:
+            return [f"rvqvae.data.augment.mix: all columns are one part, {self.layout[0].name}: no effect"]
+        if augment.mix_windows > parts:
+            return [f"rvqvae.data.augment.mix_windows: {augment.mix_windows} are more than the {parts} joints: {parts}"]
+        return []
+
+    def balance_lines(self) -> list[str]:
+        """For people: how much of each speaker or set is trained on, and how much of it there is."""
+        texts = {size: shares_text(groups) for size, groups in self.training_groups.items()}
+        start = f"rvqvae.data.balance: {self.config.balance}s by share of samples (of windows there are)"
+        if len(set(texts.values())) == 1:
+            return [f"{start}: {next(iter(texts.values()))}"]
+        return [f"{start}, {size} frames: {text}" for size, text in texts.items()]
+
+    def _groups(self, starts: np.ndarray, by: Literal["speaker", "set"]) -> Groups:
+        trained = sorted({segment.name for segment in self.segments("train")})
+        place = {name: index for index, name in enumerate(trained)}
+        clips, of_each = np.unique(self._clip_of(starts), return_inverse=True)
+        of_window = np.array([place[self.store.clip_names[clip]] for clip in clips.tolist()])[of_each]
+        return balanced([group_of(name, by) for name in trained], of_window, self.config.weights or {}, by)
+
+    def windows(self, starts: np.ndarray, window_size: int | None = None, out: np.ndarray | None = None) -> np.ndarray:
+        """Normalised windows `[len(starts), window_size, C]`, float32, written into `out` where one is given."""
+        return self.normalise(self.raw_windows(starts, window_size, out))
+
+    def raw_windows(
+        self, starts: np.ndarray, window_size: int | None = None, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The same in the data's own units."""
+        size = window_size or self.config.window_size
+        if out is None:
+            out = np.empty((len(starts), size, self.in_features), np.float32)
+        for window, start in zip(out, starts.tolist(), strict=True):
+            # mode="clip" only spares numpy a buffer: the columns are known to be there.
+            np.take(self.store.read(start, start + size), self.columns, axis=1, out=window, mode="clip")
+        return out
+
+    def training_frames(self, start: int, frames: int) -> np.ndarray:
+        """Rows of the store from `start` on, float32 `[frames, C]`; fewer where their training segment ends before."""
+        segment = int(np.searchsorted(self._training_bounds[0], start, side="right")) - 1
+        stop = min(start + frames, int(self._training_bounds[1][segment]))
+        return self.store.read(start, stop).take(self.columns, axis=1)
+
+    @cached_property
+    def _training_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """First rows of the training segments, sorted, and the rows after their last."""
+        firsts = {segment: self.store.rows(segment.name)[0] for segment in self.segments("train")}
+        bounds = sorted((first + segment.start, first + segment.stop) for segment, first in firsts.items())
+        return np.array([start for start, _ in bounds]), np.array([stop for _, stop in bounds])
+
+    def normalise(self, motion: np.ndarray) -> np.ndarray:
+        """Normalises `motion [..., C]`, float32 in the data's own units, in place."""
+        motion -= self.mean
+        motion /= self.std
+        return motion
+
+    def clip_names(self, starts: np.ndarray) -> list[str]:
+        """The clip that each window comes from."""
+        return [self.store.clip_names[clip] for clip in self._clip_of(starts)]
+
+    def _clip_of(self, starts: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.store.starts, starts, side="right") - 1
+
+    def _weights(self) -> np.ndarray:
+        """How much each column weighs, float32 `[C]`; raises UserError where the columns have no known weights."""
+        width, bias = len(self.store.mean), self.config.feat_bias
+        weights = np.ones(width, np.float32) if bias == 1 else feature_weights(width, bias)
+        if weights is None:
+            raise UserError(
+                f"rvqvae.data.feat_bias: {self.store.folder} has {width} columns, and only the features of HumanML3D "
+                "(263) and KIT (251) can be weighted; leave it at 1"
+            )
+        return weights[self.columns]
+
+    def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and std of the columns in use, from the files that the settings name or from the store."""
+        files = self.config.mean_file, self.config.std_file
+        if files[0] is None or files[1] is None:
+            return self.store.mean[self.columns], self.store.std[self.columns]
+        return self._of_width(files[0]), self._of_width(files[1], positive=True)
+
+    def _of_width(self, file: str, positive: bool = False) -> np.ndarray:
+        values = read_statistics(Path(file).expanduser(), positive)
+        if len(values) == len(self.store.mean):
+            return values[self.columns]
+        if len(values) != self.in_features:
+            raise UserError(f"{file}: {len(values)} columns, but the motion has {self.in_features}")
+        return values
+
+    def _no_window(self, split: str, segments: list[Segment], size: int) -> str:
+        if not segments:
+            splits = sorted({segment.split for segment in self.store.segments})
+            return (
+                f"{self.store.folder}: no clip is in {split} (there is {', '.join(splits)}); "
+                "set rvqvae.data.split to hash or time"
+            )
+        longest = max(segments, key=lambda segment: segment.stop - segment.start)
+        frames = longest.stop - longest.start
+        key, advice = "window_size", f"use --window_size {frames // MIN_FRAMES * MIN_FRAMES} or less"
+        if self.config.window_sizes is not None:
+            key, advice = "window_sizes", f"leave {size} out"
+        return (
+            f"rvqvae.data.{key}: no clip has the {size} frames of a window in {split}; the longest, "
+            f"{longest.name}, has {frames}: {advice}"
+        )
+
+
+def open_training_data(profile: Profile) -> MotionData:
+    """Opens a profile's motion; raises UserError where it cannot be trained on as the profile says."""
+    data = MotionData.open(profile.rvqvae.data)
+    data.count_training_windows()
+    check_losses(profile.rvqvae.loss, data.layout)
+    return data

@@ -1,0 +1,1 @@
+"""A reader for each format of motion files, and the writers."""

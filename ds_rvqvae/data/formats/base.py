@@ -1,0 +1,262 @@
+"""What every reader of motion files has in common."""
+
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.data.formats import npz
+from ds_rvqvae.data.formats.npz import LARGEST, Header, Refused, open_npz, read_npy
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.motion.clip import Clip, ClipError, LeftOut, Take, check_clip, check_finite
+from ds_rvqvae.motion.layout import rotation_columns
+from ds_rvqvae.motion.rotations import resample, translation_features
+
+_MOST_COLUMNS = 2**16
+_DEEPEST = 64
+"""Folders in each other that are searched."""
+
+
+class Reader(ABC):
+    """One motion format. A new format is one subclass, named in `readers.READERS`."""
+
+    format: ClassVar[str]
+    key: ClassVar[str]
+    """The format's name in `rvqvae.data.format`."""
+    has_body_parts: ClassVar[bool] = False
+    """Whether the parts of `BODY_PARTS` select columns of this format."""
+    parallel: ClassVar[bool] = True
+    """Whether several processes may each open the data and read some of the clips."""
+    certain: ClassVar[bool] = False
+    """Whether `matches` leaves no doubt, whatever else lies in the folder."""
+
+    def __init__(self, path: Path, config: DataConfig):
+        self.path = path
+        self.config = config
+        self.notes: tuple[str, ...] = ()
+        """What the report should say of the data, such as other files there that are not read."""
+
+    @classmethod
+    @abstractmethod
+    def matches(cls, path: Path) -> bool:
+        """Whether the file or folder looks like this format; opens as little as it can."""
+
+    @abstractmethod
+    def sources(self) -> list[Path]:
+        """Every file that the result depends on."""
+
+    @abstractmethod
+    def clip_names(self) -> list[str]:
+        """Names of the clips to try, in order."""
+
+    @abstractmethod
+    def file_of(self, name: str) -> str:
+        """What a clip's file is called in messages."""
+
+    @abstractmethod
+    def take(self, name: str) -> Take:
+        """What a clip's file holds, NaN included; raises ClipError."""
+
+    def read(self, name: str) -> Clip:
+        """A whole clip at the wanted frame rate, whatever `rvqvae.data.rules` says; raises ClipError."""
+        take = self.take(name)
+        check_finite(take.motion)
+        return self.clip(take, name, 0, len(take.motion))
+
+    def clip(self, take: Take, name: str, start: int, stop: int) -> Clip:
+        """Frames `start` up to `stop` of a take, at the wanted frame rate; raises ClipError."""
+        motion = take.motion[start:stop]
+        if len(motion):
+            try:
+                motion = resample(motion, rotation_columns(take.layout), take.fps, self.config.fps)
+            except ValueError as error:
+                raise ClipError(
+                    f"cannot be resampled from {take.fps:g} to {self.config.fps:g} frames a second: {error}"
+                ) from None
+        if take.has_positions:
+            motion = motion.copy()
+            for part in (part for part in take.layout if part.kind == "translation"):
+                motion[:, part.start : part.stop] = translation_features(motion[:, part.start : part.stop])
+        with np.errstate(over="ignore"):  # what does not fit float32 is found as infinite, with its frame
+            return Clip(name, motion.astype(np.float32), self.config.fps, take.layout, take.split)
+
+    def weight(self, name: str) -> int:
+        """About how many bytes have to be read for a clip; 0 where its file is not there."""
+        return 0
+
+    def statistics(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The data's own mean and std, float32 `[features]` each, where it brings them."""
+        return None
+
+    def clips(self) -> Iterator[Clip | LeftOut]:
+        """Each usable clip, and why each other one is not; nothing is kept in memory between clips."""
+        for name in self.clip_names():
+            try:
+                clip = self.read(name)
+                check_clip(clip)
+            except ClipError as error:
+                clip = LeftOut(self.file_of(name), " ".join(str(error).split()))
+            yield clip
+
+
+def visible_files(folder: Path, suffix: str) -> list[Path]:
+    """Files of a folder with a suffix, sorted, without hidden ones."""
+    return sorted(file for file in folder.glob(f"*{suffix}") if not file.name.startswith("."))
+
+
+def file_size(file: Path | None) -> int:
+    """Bytes of a file; 0 where there is none."""
+    try:
+        return 0 if file is None else file.stat().st_size
+    except OSError:
+        return 0
+
+
+def no_file(name: str) -> str:
+    """Why a name in a list of clips has no file."""
+    return "there is no such file" if Path(name).name == name else "the name leads out of the folder"
+
+
+def files_below(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """Files in a folder and below it by their clips' names: the path without suffix, as `01/01_01`.
+
+    Where two files differ in nothing but the suffix, the second keeps it. Hidden files and folders are passed over; a
+    folder that links lead to more than once is searched once.
+
+    Raises:
+        UserError: a folder that cannot be read.
+    """
+    found: dict[str, Path] = {}
+    for file in sorted(_search(folder, tuple(suffixes))):
+        relative = file.relative_to(folder)
+        name = relative.with_suffix("").as_posix()
+        found[relative.as_posix() if name in found else name] = file
+    return found
+
+
+def _search(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+    seen: set[str] = set()
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read: {error.strerror or error}") from None
+
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        if len(Path(place).parts) > len(folder.parts) + _DEEPEST:
+            raise UserError(f"{folder}: has folders in each other, more than {_DEEPEST} deep; move them out of it")
+        real = os.path.realpath(place)
+        folders[:] = sorted(name for name in folders if not name.startswith(".")) if real not in seen else []
+        if real not in seen:
+            wanted = (name for name in files if not name.startswith(".") and name.lower().endswith(suffixes))
+            yield from (Path(place, name) for name in wanted)
+        seen.add(real)
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Turns what numpy raises on a damaged file into a ClipError."""
+    try:
+        yield
+    except ClipError:
+        raise
+    except Refused as error:
+        raise ClipError(str(error)) from None
+    except OSError as error:
+        raise ClipError(f"cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # zipfile, zlib and numpy raise a dozen unrelated types
+        # An address in the words would make each report another one.
+        words = re.sub(r" object at 0x[0-9a-f]+", "", str(error)[:200])
+        raise ClipError(f"damaged or cut short: {words}") from None
+
+
+def load_npy(file: Path) -> np.ndarray:
+    """The array of a `.npy` file; raises ClipError."""
+    with _readable():
+        return read_npy(file)
+
+
+def load_npz(
+    file: Path, required: Sequence[str], optional: Sequence[str] = (), largest: int = LARGEST
+) -> dict[str, np.ndarray]:
+    """The named arrays of an npz, as far as they are there; other keys are not touched.
+
+    Args:
+        largest: bytes that an array may take.
+
+    Raises:
+        ClipError: unreadable, or without one of the `required` keys.
+    """
+    with _readable(), open_npz(file) as archive:
+        for key in required:
+            if key not in archive.keys:
+                raise ClipError(missing_key(archive.keys, key))
+        return {key: archive.read(key, largest) for key in (*required, *optional) if key in archive.keys}
+
+
+def npz_keys(file: Path) -> list[str]:
+    """The keys of an npz; raises ClipError."""
+    with _readable(), open_npz(file) as archive:
+        return archive.keys
+
+
+def npy_header(file: Path) -> Header:
+    """Shape and dtype of a `.npy` file, without its numbers; raises ClipError."""
+    with _readable():
+        return npz.npy_header(file)
+
+
+def npz_headers(file: Path) -> dict[str, Header]:
+    """Shapes and dtypes of an npz's arrays, without their numbers; raises ClipError."""
+    with _readable(), open_npz(file) as archive:
+        return {key: archive.header(key) for key in archive.keys}
+
+
+def npz_samples(files: Iterable[Path], most: int = 16) -> Iterator[list[str]]:
+    """The keys of each of the first npz files that can be read, to tell what a folder holds."""
+    found = 0
+    for file in files:
+        with suppress(ClipError):
+            keys = npz_keys(file)
+            yield keys
+            found += 1
+        if found == most:
+            return
+
+
+def missing_key(keys: Sequence[str], key: str) -> str:
+    """Says that a key is missing, and which there are."""
+    more = f" and {len(keys) - 12} more" if len(keys) > 12 else ""
+    return f"no key {key}; it has {', '.join(name[:40] for name in keys[:12]) or 'none'}{more}"
+
+
+def matrix(values: np.ndarray, what: str, width: int | None = None) -> np.ndarray:
+    """`values`, where they are real numbers of shape `[frames, width]`; raises ClipError."""
+    if values.dtype.kind not in "fiu":
+        raise ClipError(f"{what} holds {str(values.dtype)[:40]}, not numbers")
+    if values.ndim != 2 or width not in (None, values.shape[1]):
+        raise ClipError(f"{what} has shape {list(values.shape)}, not [frames, {width or 'features'}]")
+    if not values.size:
+        raise ClipError(f"{what} is empty")
+    if values.shape[1] > _MOST_COLUMNS:
+        raise ClipError(f"{what} has {values.shape[1]:,} columns, more than {_MOST_COLUMNS:,}")
+    return values
+
+
+def frame_rate(values: np.ndarray, key: str) -> float:
+    """The one positive number in `values`; raises ClipError."""
+    if values.dtype.kind not in "fiu":
+        raise ClipError(f"{key} holds {str(values.dtype)[:40]}, not a number of frames a second")
+    if values.size != 1 or not 0 < float(values.reshape(-1)[0]) < 1e5:
+        raise ClipError(f"{key} is {str(values)[:40]}, not a number of frames a second")
+    return float(values.reshape(-1)[0])
+
+
+def refuse_speakers(config: DataConfig, path: Path) -> None:
+    """Raises UserError where speakers are asked of a format that has none."""
+    if config.speakers is not None:
+        raise UserError(f"rvqvae.data.speakers: only a BEAT2 folder has speakers, {path} is none; leave it out")

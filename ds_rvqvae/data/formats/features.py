@@ -1,0 +1,301 @@
+"""Feature matrices, one clip a file: folders in the form of HumanML3D and KIT, and plain ones.
+
+Sources: C. Guo et al., "Generating Diverse and Natural 3D Human Motions from Text", CVPR 2022 (HumanML3D); C. Guo et
+al., "MoMask: Generative Masked Modeling of 3D Human Motions", CVPR 2024 (the weighting of columns).
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import psutil
+
+from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.data.formats.base import (
+    Reader,
+    file_size,
+    files_below,
+    frame_rate,
+    load_npy,
+    load_npz,
+    matrix,
+    npy_header,
+    npz_headers,
+    npz_keys,
+    refuse_speakers,
+)
+from ds_rvqvae.data.formats.npz import Header
+from ds_rvqvae.data.formats.split_lists import SplitLists, lists_of
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.motion.clip import ClipError, Take
+from ds_rvqvae.motion.layout import Layout, feature_layout, layout_from_json
+
+CLIP_FOLDER = "new_joint_vecs"
+STATISTICS = ("Mean.npy", "Std.npy")
+MOTION, FPS, CLIP_START = "motion", "fps", "clip_start"
+_JOINTS = {263: 22, 251: 21}
+"""Of HumanML3D and of KIT, by their columns."""
+
+
+class FeatureFolderReader(Reader):
+    """A folder of `.npy` or `.npz` matrices `[frames, features]` at any depth, or one such file.
+
+    An npz has its matrix under `motion`, or no other; its `fps` counts, all else is taken to be at `rvqvae.data.fps`.
+    `train.txt`, `val.txt` and `test.txt` in the folder or beside it list the clips of each split; a file that none
+    lists counts as `additional`, or as held out where there is only `train.txt`. `Mean.npy` and `Std.npy` in the folder
+    are the data's own statistics.
+    """
+
+    format = ".npy or .npz feature matrices"
+    key = "features"
+
+    def __init__(self, path: Path, config: DataConfig):
+        super().__init__(path, config)
+        refuse_speakers(config, path)
+        self._folder = path
+        if path.is_file():
+            self._files, self._lists = {path.stem: path}, SplitLists()
+        else:
+            self._files, self._lists = self._find()
+        self._width: int | None = None
+
+    @classmethod
+    def matches(cls, path: Path) -> bool:
+        if path.is_file():
+            return path.suffix.lower() in (".npy", ".npz") and any(header.is_matrix for header in _headers([path]))
+        return any(header.is_matrix for header in islice(_headers(_matrices(path).values()), 16))
+
+    def sources(self) -> list[Path]:
+        statistics = [file for name in STATISTICS if (file := self._beside(name))]
+        return [*self._files.values(), *self._lists.files, *statistics]
+
+    def clip_names(self) -> list[str]:
+        return sorted({*self._files, *self._lists.missing(self._files)})
+
+    def file_of(self, name: str) -> str:
+        if name not in self._files:
+            return f"{name}.npy"
+        file = self._files[name]
+        return file.name if file == self.path else file.relative_to(self._folder).as_posix()
+
+    def take(self, name: str) -> Take:
+        if name not in self._files:
+            raise ClipError(self._lists.why_missing(name))
+        values, fps = self._load(self._files[name])
+        motion = matrix(values, "the matrix", self._usual_width())
+        return Take(name, motion, fps, feature_layout(motion.shape[1]), self._lists.split_of(name))
+
+    def weight(self, name: str) -> int:
+        return file_size(self._files.get(name))
+
+    def statistics(self) -> tuple[np.ndarray, np.ndarray] | None:
+        files = [self._beside(name) for name in STATISTICS]
+        if None in files:
+            return None
+        return read_statistics(files[0]), read_statistics(files[1], positive=True)
+
+    def _find(self) -> tuple[dict[str, Path], SplitLists]:
+        files = _matrices(self.path)
+        return files, lists_of(self.path, files)
+
+    def _load(self, file: Path) -> tuple[np.ndarray, float]:
+        """A file's matrix and frame rate; raises ClipError."""
+        if file.suffix.lower() == ".npy":
+            return load_npy(file), self.config.fps
+        key = _matrix_key(npz_headers(file))
+        arrays = load_npz(file, (key,), (FPS,))
+        return arrays[key], frame_rate(arrays[FPS], FPS) if FPS in arrays else self.config.fps
+
+    def _beside(self, name: str) -> Path | None:
+        return next((folder / name for folder in (self.path, self._folder) if (folder / name).is_file()), None)
+
+    def _usual_width(self) -> int | None:
+        """The most common width of the first files, so that one odd file does not rule out all the others."""
+        if self._width is None:
+            widths: Counter[int] = Counter()
+            widths.update(header.shape[1] for header in _headers(islice(self._files.values(), 100)) if header.is_matrix)
+            self._width = widths.most_common(1)[0][0] if widths else None
+        return self._width
+
+
+class HumanML3DReader(FeatureFolderReader):
+    """A folder in the form of HumanML3D or KIT: `new_joint_vecs/*.npy`, lists of the splits beside it.
+
+    Mirrored clips (`M000001`) are clips like others.
+    """
+
+    format = "HumanML3D or KIT features"
+    key = "humanml3d"
+    certain = True
+
+    @classmethod
+    def matches(cls, path: Path) -> bool:
+        return path.is_dir() and (path.name == CLIP_FOLDER or (path / CLIP_FOLDER).is_dir())
+
+    def _find(self) -> tuple[dict[str, Path], SplitLists]:
+        inside = (self.path / CLIP_FOLDER).is_dir()
+        if inside:
+            self._folder = self.path / CLIP_FOLDER
+        files = {name: file for name, file in files_below(self._folder, (".npy",)).items() if _is_no_statistic(file)}
+        return files, SplitLists(self.path, self._folder) if inside else lists_of(self.path, files)
+
+
+def feature_weights(width: int, feat_bias: float) -> np.ndarray | None:
+    """What the std of each column is divided by, float32 `[width]`; None for columns of unknown meaning.
+
+    As MoMask has it: turning and speed of the root, its height and the contacts of the feet weigh `feat_bias` times as
+    much as joints' places, rotations and velocities.
+    """
+    if width not in _JOINTS:
+        return None
+    joints = _JOINTS[width]
+    root, contacts = 4, 4
+    body = (joints - 1) * 3 + (joints - 1) * 6 + joints * 3
+    return np.repeat(np.array([feat_bias, 1, feat_bias], np.float32), (root, body, contacts))
+
+
+def read_statistics(file: str | Path, positive: bool = False) -> np.ndarray:
+    """A mean or std from a `.npy` file, float32 `[columns]`; raises UserError."""
+    try:
+        values = load_npy(Path(file))
+    except ClipError as error:
+        raise UserError(f"{file}: {error}") from None
+    if values.dtype.kind not in "fiu" or values.ndim != 1:
+        raise UserError(f"{file}: a .npy file with one number a column is wanted")
+    with np.errstate(over="ignore"):  # what does not fit float32 is refused as infinite
+        values = values.astype(np.float32)
+    if not np.isfinite(values).all() or (positive and (values < 0).any()):
+        raise UserError(f"{file}: holds {'negative, ' if positive else ''}NaN or infinite values")
+    return values
+
+
+def _matrices(folder: Path) -> dict[str, Path]:
+    files = files_below(folder, (".npy", ".npz"))
+    return {name: file for name, file in files.items() if _is_no_statistic(file)}
+
+
+def _is_no_statistic(file: Path) -> bool:
+    return file.name not in STATISTICS
+
+
+def _header(file: Path) -> Header:
+    """Of a file's matrix; raises ClipError."""
+    if file.suffix.lower() == ".npy":
+        return npy_header(file)
+    headers = npz_headers(file)
+    return headers[_matrix_key(headers)]
+
+
+def _headers(files: Iterable[Path]) -> Iterator[Header]:
+    """Of the files that can be read; what is wrong with others is told when they are."""
+    for file in files:
+        with suppress(ClipError):
+            yield _header(file)
+
+
+def _matrix_key(headers: dict[str, Header]) -> str:
+    """The key of an npz's matrix; raises ClipError."""
+    if MOTION in headers:
+        if CLIP_START in headers:
+            raise ClipError("a packed npz of many clips; it is read by itself, not in a folder")
+        return MOTION
+    keys = [key for key, header in headers.items() if header.is_matrix]
+    if len(keys) != 1:
+        there = ", ".join(key[:40] for key in keys[:6]) or "none"
+        raise ClipError(f"one matrix [frames, features] is wanted, or one called {MOTION}; there are: {there}")
+    return keys[0]
+
+
+class PackedReader(Reader):
+    """One packed npz. It is read whole, once its clips are asked for: an npz cannot be memory-mapped."""
+
+    format = "packed npz"
+    key = "packed"
+    parallel = False
+    certain = True
+
+    def __init__(self, path: Path, config: DataConfig):
+        super().__init__(path, config)
+        refuse_speakers(config, path)
+
+    @classmethod
+    def matches(cls, path: Path) -> bool:
+        return path.is_file() and path.suffix == ".npz" and {"motion", "clip_start"} <= set(npz_keys(path))
+
+    def sources(self) -> list[Path]:
+        return [self.path]
+
+    def clip_names(self) -> list[str]:
+        return list(self._content.names)
+
+    def file_of(self, name: str) -> str:
+        return f"{self.path.name}: {name}"
+
+    def take(self, name: str) -> Take:
+        content = self._content
+        index = content.names.index(name)
+        motion = content.motion[content.starts[index] : content.starts[index + 1]]
+        return Take(name, motion, content.fps, content.layout, content.split[index] if content.split else None)
+
+    def weight(self, name: str) -> int:
+        return self.path.stat().st_size // len(self._content.names)
+
+    @cached_property
+    def _content(self) -> "_Content":
+        try:
+            return _read(self.path)
+        except ClipError as error:
+            raise UserError(f"{self.path}: {error}") from None
+
+
+class _Content(NamedTuple):
+    motion: np.ndarray
+    starts: np.ndarray
+    names: list[str]
+    split: list[str] | None
+    layout: Layout
+    fps: float
+
+
+def _read(path: Path) -> _Content:
+    """Raises ClipError."""
+    free = psutil.virtual_memory().available  # data of one's own may be large, but not larger than what holds them
+    arrays = load_npz(path, ("motion", "clip_start", "clip_name", "fps"), ("split", "layout"), free)
+    motion = matrix(arrays["motion"], "motion")
+    names = _strings(arrays, "clip_name")
+    split = _strings(arrays, "split") if "split" in arrays else None
+    if split is not None and len(split) != len(names):
+        raise ClipError(f"split has {len(split)} entries, clip_name {len(names)}")
+    starts = _checked_starts(arrays["clip_start"], len(names), len(motion))
+    return _Content(motion, starts, names, split, _layout(arrays, motion.shape[1]), frame_rate(arrays["fps"], "fps"))
+
+
+def _checked_starts(starts: np.ndarray, clips: int, frames: int) -> np.ndarray:
+    if starts.dtype.kind not in "iu" or starts.shape != (clips + 1,):
+        raise ClipError(
+            f"clip_start is {starts.dtype} {list(starts.shape)}, not [clips + 1] = [{clips + 1}] row numbers"
+        )
+    starts = starts.astype(np.int64)
+    if (np.diff(starts) < 0).any() or starts[0] < 0 or starts[-1] > frames:
+        raise ClipError(f"clip_start does not rise from 0 to the {frames} frames of motion")
+    return starts
+
+
+def _layout(arrays: dict[str, np.ndarray], width: int) -> Layout:
+    if "layout" not in arrays:
+        return feature_layout(width)
+    try:
+        return layout_from_json(str(arrays["layout"]), width)
+    except (ValueError, RecursionError) as error:  # json's own errors are ValueErrors
+        raise ClipError(f"layout: {str(error).removeprefix('layout: ')}") from None
+
+
+def _strings(arrays: dict[str, np.ndarray], key: str) -> list[str]:
+    if arrays[key].dtype.kind != "U" or arrays[key].ndim != 1:
+        raise ClipError(f"{key} holds {arrays[key].dtype} of shape {list(arrays[key].shape)}, not a list of strings")
+    return arrays[key].tolist()

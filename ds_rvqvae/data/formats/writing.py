@@ -1,0 +1,172 @@
+"""Single motion files: any format read by itself, and features written back as motion."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.data.formats.base import Reader, load_npz, missing_key, npz_keys
+from ds_rvqvae.data.formats.features import FeatureFolderReader
+from ds_rvqvae.data.formats.finding import check_regular
+from ds_rvqvae.data.formats.npz import write_npz
+from ds_rvqvae.data.formats.readers import open_reader
+from ds_rvqvae.data.formats.smpl import FPS_KEYS, MOTION_KEYS, fps_of, rotations_and_positions
+from ds_rvqvae.files import whole_file
+from ds_rvqvae.motion.clip import ClipError, check_finite
+from ds_rvqvae.motion.layout import (
+    EXPRESSIONS,
+    NUM_EXPRESSIONS,
+    SMPLX_JOINTS,
+    TRANSLATION,
+    Layout,
+    rotation_columns,
+    smplx_layout,
+)
+from ds_rvqvae.motion.rotations import (
+    DECIMATION_TOLERANCE,
+    matrix_to_axis_angle,
+    resample,
+    rotation_6d_to_matrix,
+    translation_positions,
+)
+
+BEAT2, BVH, PACKED = "beat2", "bvh", "packed"
+"""Formats that are written as they are read, and that which holds several clips."""
+
+
+def open_motion_file(file: Path, config: DataConfig) -> Reader:
+    """The reader of one file.
+
+    Raises:
+        ClipError: no regular file.
+        UserError: of no known format, or cannot be read.
+    """
+    check_regular(file)
+    if file.suffix.lower() == ".npy":
+        return FeatureFolderReader(file, config)  # which says what is wrong with one that it cannot read
+    return open_reader(file, config)
+
+
+def write_matrix(file: Path, motion: np.ndarray) -> None:
+    """Writes a `.npy` feature matrix `[frames, features]`, float32."""
+    with whole_file(file) as content:
+        np.save(content, np.asarray(motion, np.float32), allow_pickle=False)
+
+
+class Beat2Source(NamedTuple):
+    """A BEAT2 file, of which a written clip takes what its features do not say."""
+
+    arrays: dict[str, np.ndarray]
+    """Its keys, in its order, with what they hold."""
+    left_out: list[str]
+    """Keys that hold Python objects, which are never loaded."""
+
+
+def read_beat2_source(file: Path) -> Beat2Source:
+    """All plain arrays of a BEAT2 npz; raises ClipError."""
+    check_regular(file)
+    arrays: dict[str, np.ndarray] = {}
+    left_out = []
+    for key in npz_keys(file):
+        try:
+            values = load_npz(file, (key,))[key]
+        except ClipError as error:
+            if "pickled" not in str(error):
+                raise
+            left_out.append(key)
+        else:
+            arrays[key] = values
+    for key in MOTION_KEYS:
+        if key not in arrays:
+            raise ClipError(missing_key(list(arrays), key))
+    return Beat2Source(arrays, left_out)
+
+
+def rest_source(frames: int, fps: float) -> Beat2Source:
+    """What stands in for a source that there is not: everything at rest, neutral shape."""
+    return Beat2Source(
+        {
+            "betas": np.zeros(300, np.float32),
+            "poses": np.zeros((frames, 3 * len(SMPLX_JOINTS)), np.float32),
+            "expressions": np.zeros((frames, NUM_EXPRESSIONS)),
+            "trans": np.zeros((frames, 3)),
+            "model": np.array("smplx2020"),
+            "gender": np.array("neutral"),
+            FPS_KEYS[0]: _rate_like(np.zeros((), np.int32), fps),
+        },
+        [],
+    )
+
+
+def write_beat2(file: Path, motion: np.ndarray, layout: Layout, fps: float, source: Beat2Source) -> None:
+    """Writes features as a BEAT2 npz with the keys, dtypes and order of `source`.
+
+    Args:
+        motion: `[frames, features]`: 6D rotations of SMPL-X joints, translation features, expressions.
+        layout: of its columns.
+        fps: frames a second of `motion`; the source's joints, translation and expressions that `layout` does not name
+            are brought to it, its other keys are copied.
+
+    Raises:
+        ClipError: the source's motion is not as long, or not finite, or the columns are none of SMPL-X.
+    """
+    arrays = _at_rate(source.arrays, fps)
+    if len(arrays["poses"]) != len(motion):
+        raise ClipError(
+            f"the source has {len(arrays['poses'])} frames at {fps:g} frames a second, the codes {len(motion)}"
+        )
+    motion = motion.astype(np.float64)
+    for channels in layout:
+        columns = motion[:, channels.start : channels.stop]
+        if channels.kind == "rotation_6d" and channels.name in SMPLX_JOINTS:
+            joint = SMPLX_JOINTS.index(channels.name)
+            arrays["poses"][:, 3 * joint : 3 * joint + 3] = matrix_to_axis_angle(rotation_6d_to_matrix(columns))
+        elif channels.name == TRANSLATION and channels.kind == "position":
+            arrays["trans"][:] = columns
+        elif channels.name == TRANSLATION:
+            x, _, z = arrays["trans"][0]
+            arrays["trans"][:] = translation_positions(columns, (x, z))
+        elif channels.name == EXPRESSIONS:
+            arrays["expressions"][:] = columns
+        else:
+            raise ClipError(f"{channels.name} ({channels.kind}) has no place in a BEAT2 file")
+    with whole_file(file) as content:
+        write_npz(content, arrays)
+
+
+def same_rate(source_fps: float, fps: float) -> bool:
+    """Whether `resample` keeps every frame: 29.97 is 30, also after rounding."""
+    return abs(source_fps / fps - 1) <= DECIMATION_TOLERANCE * (1 + 1e-9)
+
+
+def _at_rate(source: Mapping[str, np.ndarray], fps: float) -> dict[str, np.ndarray]:
+    """A clip's arrays at another frame rate, with copies of the motion; as they are where frame stands for frame."""
+    motion = rotations_and_positions(source)
+    check_finite(motion)
+    arrays = dict(source)
+    source_fps = fps_of(source)
+    dtypes = {key: np.promote_types(arrays[key].dtype, np.float16) for key in MOTION_KEYS}
+    if same_rate(source_fps, fps):
+        return arrays | {key: arrays[key].astype(dtypes[key]) for key in MOTION_KEYS}
+    layout = smplx_layout()
+    try:
+        motion = resample(motion, rotation_columns(layout), source_fps, fps)
+    except ValueError as error:
+        raise ClipError(f"the source cannot be resampled: {error}") from None
+    rotations = motion[:, rotation_columns(layout)]
+    poses = matrix_to_axis_angle(rotation_6d_to_matrix(rotations)).reshape(len(motion), -1)
+    first = 6 * len(SMPLX_JOINTS)
+    parts = {"poses": poses, "trans": motion[:, first : first + 3], "expressions": motion[:, first + 3 :]}
+    for key, values in parts.items():
+        arrays[key] = values.astype(dtypes[key])
+    key = next((key for key in FPS_KEYS if key in arrays), FPS_KEYS[0])
+    arrays[key] = _rate_like(arrays.get(key, np.zeros((), np.int32)), fps)
+    return arrays
+
+
+def _rate_like(values: np.ndarray, fps: float) -> np.ndarray:
+    """A frame rate of the shape and, where that can hold it, the dtype of `values`."""
+    dtype = values.dtype if values.dtype.kind == "f" or fps == int(fps) else np.float64
+    return np.full(values.shape, fps, dtype)

@@ -1,0 +1,1 @@
+"""The packed store: made from motion files, checked, measured and read."""

@@ -1,0 +1,193 @@
+"""Where the figure of a store stands: joints and the root's way in metres, whatever the columns mean."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from ds_rvqvae.data.store.store import TABLE, Store
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.motion.clip import ClipError
+from ds_rvqvae.motion.layout import SMPLX_JOINTS, SMPLX_PARENTS, Channels, Layout, root_channels
+from ds_rvqvae.motion.rotations import translation_positions
+from ds_rvqvae.motion.skeleton import Skeleton, builtin_skeleton, forward_kinematics, joint_places, skeleton_from_json
+
+HUMANML3D_COLUMNS, KIT_COLUMNS = 263, 251
+_KIT_CHAINS = ((0, 1, 2, 3, 4), (3, 5, 6, 7), (3, 8, 9, 10), (0, 11, 12, 13, 14, 15), (0, 16, 17, 18, 19, 20))
+_KIT_JOINTS = (
+    *("root", "belly", "chest", "neck", "head", "right_shoulder", "right_elbow", "right_wrist", "left_shoulder"),
+    *("left_elbow", "left_wrist", "right_hip", "right_knee", "right_ankle", "right_heel", "right_toe", "left_hip"),
+    *("left_knee", "left_ankle", "left_heel", "left_toe"),
+)
+_KIT_METRES = 0.001
+"""KIT's motion is in millimetres."""
+_LEFT_NAME, _RIGHT_NAME = (
+    re.compile(r"[Ll]eft|(^|[_.: ])[lL](?=[_. A-Z])|[_.]l$"),
+    re.compile(r"[Rr]ight|(^|[_.: ])[rR](?=[_. A-Z])|[_.]r$"),
+)
+_HIP, _FOOT, _TOE = r"hip(?!s)|upleg|thigh|upperleg|femur", r"ankle|foot|toe|heel", r"toe|foot|ball"
+_SIDE_FROM = 0.015
+
+
+@dataclass(frozen=True, eq=False)
+class Figure:
+    """A figure that a store's columns move.
+
+    Attributes:
+        name: where it comes from, in words.
+        joint_names, parents: -1 for the root.
+        sides: int64 `[joints]`, 1 on the figure's left, -1 on its right, 0 in the middle.
+        places: of motion `[frames, columns]`, float64 `[frames, joints, 3]` in metres, y up.
+    """
+
+    name: str
+    joint_names: tuple[str, ...]
+    parents: tuple[int, ...]
+    sides: np.ndarray
+    places: Callable[[np.ndarray], np.ndarray]
+
+    @property
+    def head(self) -> int | None:
+        """The joint called head, or one whose name says so."""
+        names = [name.lower() for name in self.joint_names]
+        return (
+            names.index("head")
+            if "head" in names
+            else next((i for i, name in enumerate(names) if "head" in name), None)
+        )
+
+    def joints(self, pattern: str) -> np.ndarray:
+        """Joints whose names match, int64."""
+        return np.flatnonzero([bool(re.search(pattern, name.lower())) for name in self.joint_names])
+
+    @property
+    def feet(self) -> np.ndarray:
+        """Joints of the feet, int64."""
+        return self.joints(_FOOT)
+
+    def front(self, places: np.ndarray) -> np.ndarray:
+        """Which way the figure faces, by where its left is: unit vectors over x and z, `[frames, 2]`.
+
+        The z axis where its sides lie one above the other, or are not known.
+        """
+        hips = np.isin(np.arange(len(self.sides)), self.joints(_HIP))
+        chosen = hips if (hips & (self.sides > 0)).any() and (hips & (self.sides < 0)).any() else np.ones_like(hips)
+        left, right = chosen & (self.sides > 0), chosen & (self.sides < 0)
+        front = np.tile([0.0, 1.0], (len(places), 1))
+        if left.any() and right.any():
+            x, _, z = np.moveaxis(places[:, left].mean(axis=1) - places[:, right].mean(axis=1), -1, 0)
+            length = np.hypot(x, z)
+            known = length > 1e-6
+            front[known] = np.stack([-z, x], axis=1)[known] / length[known, None]
+        return front
+
+    def toes_ahead(self, places: np.ndarray) -> np.ndarray | None:
+        """How far the toes lie before the joint of the foot above them, metres `[frames]`; None without such joints."""
+        feet = set(self.feet.tolist())
+        toes = [joint for joint in self.joints(_TOE).tolist() if self.parents[joint] in feet]
+        if not toes:
+            return None
+        ahead = (places[:, toes] - places[:, [self.parents[toe] for toe in toes]])[..., [0, 2]].mean(axis=1)
+        return (ahead * self.front(places)).sum(axis=1)
+
+
+def figure_of(store: Store) -> Figure | None:
+    """The figure of a store: its own skeleton, SMPL-X's joints on the built-in one, or HumanML3D's and KIT's places."""
+    if any(part.kind == "rotation_6d" for part in store.layout):
+        if store.skeleton is not None:
+            return _turned(store.layout, _own_skeleton(store), "the files' own skeleton")
+        if {part.name for part in store.layout} >= set(SMPLX_JOINTS[:22]):
+            return _turned(store.layout, builtin_skeleton(), "the built-in skeleton of 1.75 m")
+        return None
+    width = len(store.mean)
+    if width == HUMANML3D_COLUMNS:
+        names, parents = SMPLX_JOINTS[:22], SMPLX_PARENTS[:22]
+        return Figure("HumanML3D's joint places", names, parents, _sides(names), lambda motion: _placed(motion, 22))
+    if width == KIT_COLUMNS:
+        above = {child: joint for chain in _KIT_CHAINS for joint, child in pairwise(chain)}
+        parents = tuple(above.get(joint, -1) for joint in range(21))
+        return Figure(
+            "KIT's joint places, millimetres taken for metres",
+            _KIT_JOINTS,
+            parents,
+            _sides(_KIT_JOINTS),
+            lambda motion: _KIT_METRES * _placed(motion, 21),
+        )
+    return None
+
+
+def _own_skeleton(store: Store) -> Skeleton:
+    try:
+        return skeleton_from_json(store.skeleton or {}, store.folder.name)
+    except ClipError as error:
+        raise UserError(f"{store.folder / TABLE}: not a skeleton: {error}") from None
+
+
+def _turned(layout: Layout, skeleton: Skeleton, name: str) -> Figure | None:
+    if not {part.name for part in layout} & set(skeleton.joint_names):
+        return None
+
+    def places(motion: np.ndarray) -> np.ndarray:
+        found = joint_places(motion, layout, skeleton)
+        assert found is not None
+        return found
+
+    sides = _sides(skeleton.joint_names)
+    if not (sides > 0).any() or not (sides < 0).any():
+        still = np.broadcast_to(np.eye(3), (1, len(skeleton.parents), 3, 3))
+        x = forward_kinematics(still, skeleton.offsets, skeleton.parents)[0, :, 0]
+        sides = np.sign(np.where(np.abs(x - x[0]) > _SIDE_FROM, x - x[0], 0)).astype(np.int64)
+    return Figure(name, skeleton.joint_names, skeleton.parents, sides, places)
+
+
+def _sides(names: tuple[str, ...]) -> np.ndarray:
+    left, right = (np.array([bool(pattern.search(name)) for name in names]) for pattern in (_LEFT_NAME, _RIGHT_NAME))
+    return left.astype(np.int64) - right.astype(np.int64)
+
+
+def _placed(motion: np.ndarray, joints: int) -> np.ndarray:
+    """HumanML3D's joints `[frames, joints, 3]`: the root over the origin, the others turned as it faces."""
+    places = np.zeros((len(motion), joints, 3))
+    places[:, 0, 1] = motion[:, 3]
+    places[:, 1:] = motion[:, 4 : 4 + 3 * (joints - 1)].reshape(len(motion), joints - 1, 3)
+    return places
+
+
+@dataclass(frozen=True, eq=False)
+class Root:
+    """The root's way: `path` gives float64 `[frames, 3]` metres of motion `[frames, columns]`, from x = z = 0."""
+
+    name: str
+    path: Callable[[np.ndarray], np.ndarray]
+
+
+def root_of(store: Store) -> Root | None:
+    """Where a store keeps the root's way; None where it does not."""
+    part = root_channels(store.layout)
+    if part is not None:
+        return Root(part.name, lambda motion: _path(motion, part))
+    if not any(part.kind == "rotation_6d" for part in store.layout):
+        unit = {HUMANML3D_COLUMNS: 1.0, KIT_COLUMNS: _KIT_METRES}.get(len(store.mean))
+        if unit is not None:
+            return Root("columns 0 to 3", lambda motion: unit * _integrated(motion))
+    return None
+
+
+def _path(motion: np.ndarray, part: Channels) -> np.ndarray:
+    columns = motion[:, part.start : part.stop].astype(np.float64)
+    if part.kind == "translation":
+        return translation_positions(columns)
+    return columns - columns[:1] * [1.0, 0.0, 1.0]
+
+
+def _integrated(motion: np.ndarray) -> np.ndarray:
+    """The root of HumanML3D features: half the turn about y and the way in the root's frame since the frame before."""
+    turn, x, z = np.zeros((3, len(motion)))
+    turn[1:] = 2 * np.cumsum(motion[:-1, 0], dtype=np.float64)
+    x[1:], z[1:] = motion[:-1, 1], motion[:-1, 2]
+    sine, cosine = np.sin(turn), np.cos(turn)
+    # The features are turned to face z: back is the other way about y.
+    x, z = x * cosine - z * sine, x * sine + z * cosine
+    return np.stack([np.cumsum(x), motion[:, 3].astype(np.float64), np.cumsum(z)], axis=1)

@@ -1,0 +1,339 @@
+"""What a store's motion looks like, from a sample of it: the facts in which a wrong unit or a swapped axis shows."""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ds_rvqvae.data.store.figures import Figure, Root, figure_of, root_of
+from ds_rvqvae.data.store.report import column_ranges
+from ds_rvqvae.data.store.shards import ShardFacts
+from ds_rvqvae.data.store.splits import group_of
+from ds_rvqvae.data.store.statistics import RunningStatistics
+from ds_rvqvae.data.store.store import Store
+from ds_rvqvae.data.store.summary import counted, hours_words, some, store_totals
+from ds_rvqvae.motion.layout import Layout, rotation_columns, select_columns
+
+SAMPLE_CLIPS = 5
+"""Clips that are drawn."""
+_MEASURED_CLIPS, _RUNS, _RUN_FRAMES = 96, 2, 16
+"""Clips that are measured, and in how many places and frames."""
+_TALL = (0.5, 2.5)
+_LYING = 0.6
+"""A body whose line from the feet to the head has less than this share of its length along y lies."""
+_OFF_GROUND = 0.6
+_ROOT_HEIGHT = (0.15, 2.0)
+_FASTEST = 12.0
+"""Metres a second: no runner is faster."""
+_UNIT_ERROR = 0.05
+_TOES_BEHIND = -0.02
+_STILL, _MANY_STILL = 1e-6, 0.5
+_ALL_DIFFERENT = 0.9
+"""A store with more speakers than this share of its clips has clips with numbers for names."""
+_AXES = "xyz"
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Stretches of neighbouring frames from all over a store."""
+
+    runs: list[np.ndarray]
+    """float32 `[frames, columns]` each."""
+    clips: list[str]
+    """Clips to draw: of different speakers where there are, in the store's order."""
+
+    @property
+    def motion(self) -> np.ndarray:
+        """All frames, `[frames, columns]`."""
+        return np.concatenate(self.runs)
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """A store, looked at.
+
+    Attributes:
+        facts: for programs; `text` has the same for people.
+        layout, columns: of the body part whose columns are looked at; indices into the store's.
+        mean, std, low, high: float `[columns]` of those columns, over all frames (over the sample where the store does
+            not say).
+    """
+
+    store: Store
+    facts: dict[str, Any]
+    sample: Sample
+    figure: Figure | None
+    root: Root | None
+    layout: Layout
+    columns: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    lengths: np.ndarray
+    """int64 `[clips]`: frames of each clip."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What looks wrong."""
+        return self.facts["warnings"]
+
+
+def look_at(store: Store, window_size: int, body_part: str | None = None, seed: int = 0) -> Look:
+    """Looks at a store; reads a few thousand frames, however many it holds.
+
+    Args:
+        window_size: frames of a training window, which clips are held against.
+        body_part: whose columns are looked at; None: all. The figures are always whole.
+        seed: of the choice of clips.
+
+    Raises:
+        UserError: no such body part, or a damaged skeleton.
+    """
+    columns, layout = np.arange(len(store.mean)), store.layout
+    if body_part is not None:
+        columns, layout = select_columns(store.layout, body_part)
+    sample = take_sample(store, seed)
+    mean, std, low, high = (values[columns] for values in _column_statistics(store, sample))
+    figure, root = figure_of(store), root_of(store)
+    lengths = np.diff(store.starts)
+    warnings: list[str] = []
+    facts = {
+        "store": str(store.folder),
+        **store_totals(store),
+        "body_part": body_part,
+        "sampled_frames": sum(map(len, sample.runs)),
+        "groups": _groups(store, lengths),
+        "clip_seconds": dict(zip(("min", "median", "max"), _quantiles(lengths / store.fps, 0, 50, 100), strict=True)),
+        "window": _window(lengths, window_size, store.fps, warnings),
+        "channels": _channels(layout, mean, std, low, high),
+        "constant_columns": _constant(layout, low, high, warnings),
+        "rotations": _rotations(sample, store.layout, warnings),
+        "root": _root(root, sample, store.fps, figure is not None, warnings),
+        "figure": _figure(figure, sample, warnings),
+        "warnings": warnings,
+    }
+    return Look(store, facts, sample, figure, root, layout, columns, mean, std, low, high, lengths)
+
+
+def take_sample(store: Store, seed: int) -> Sample:
+    """A seeded sample of a store."""
+    rng = np.random.default_rng([seed, 1])
+    order = rng.permutation(len(store.clip_names)).tolist()
+    turns: Counter[str] = Counter()
+    turn = {}
+    for clip in order:  # first one of each speaker, then a second of each, …
+        group = group_of(store.clip_names[clip], "speaker")
+        turn[clip] = turns[group]
+        turns[group] += 1
+    order.sort(key=turn.__getitem__)
+    runs = []
+    for clip in order[:_MEASURED_CLIPS]:
+        first, stop = int(store.starts[clip]), int(store.starts[clip + 1])
+        frames = min(_RUN_FRAMES, stop - first)
+        for start in rng.integers(first, stop - frames + 1, _RUNS).tolist():
+            runs.append(store.read(start, start + frames))
+    return Sample(runs, [store.clip_names[clip] for clip in sorted(order[:SAMPLE_CLIPS])])
+
+
+def _column_statistics(store: Store, sample: Sample) -> tuple[np.ndarray, ...]:
+    """Mean, std, smallest and largest value a column: of all frames, as packing noted them, or of the sample."""
+    everything = RunningStatistics(len(store.mean))
+    try:
+        for shard in store.shards:
+            file = (store.folder / shard.file).with_suffix(".json")
+            everything.merge(ShardFacts.read(file).statistics["all"])
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        everything = RunningStatistics(len(store.mean))
+        everything.add(sample.motion)
+    return (*everything.mean_and_std(), everything.minimum, everything.maximum)
+
+
+def _groups(store: Store, lengths: np.ndarray) -> list[dict[str, Any]]:
+    """Clips and hours of each speaker, by split too; all as one, "", where names tell no speakers apart."""
+    of_clip = {name: group_of(name, "speaker") for name in store.clip_names}
+    if len(set(of_clip.values())) > _ALL_DIFFERENT * len(of_clip) and len(of_clip) > SAMPLE_CLIPS:
+        of_clip = dict.fromkeys(of_clip, "")
+    clips = Counter(of_clip.values())
+    hours: dict[str, dict[str, float]] = defaultdict(dict)
+    for segment in store.segments:
+        of_group = hours[of_clip[segment.name]]
+        of_group[segment.split] = of_group.get(segment.split, 0.0) + (segment.stop - segment.start) / store.fps / 3600
+    return [
+        {"name": name, "clips": clips[name], "hours": sum(hours[name].values()), "splits": hours[name]}
+        for name in sorted(clips)
+    ]
+
+
+def _window(lengths: np.ndarray, size: int, fps: float, warnings: list[str]) -> dict[str, Any]:
+    short = lengths < size
+    if short.all():
+        warnings.append(f"no clip has the {size} frames of a window; the longest has {lengths.max()}")
+    elif lengths[short].sum() > 0.2 * lengths.sum():
+        warnings.append(
+            f"{lengths[short].sum() / lengths.sum():.0%} of the frames are in clips shorter than a window of {size} "
+            "frames and train nothing"
+        )
+    return {
+        "frames": size,
+        "seconds": size / fps,
+        "shorter_clips": int(short.sum()),
+        "shorter_hours": float(lengths[short].sum() / fps / 3600),
+    }
+
+
+def _channels(
+    layout: Layout, mean: np.ndarray, std: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> list[dict[str, Any]]:
+    """Of each kind of channel: mean and std over its columns, and the extremes."""
+    found = []
+    for kind in dict.fromkeys(part.kind for part in layout):
+        of_kind = np.concatenate([np.arange(part.start, part.stop) for part in layout if part.kind == kind])
+        found.append(
+            {
+                "kind": kind,
+                "columns": len(of_kind),
+                "mean": float(mean[of_kind].mean()),
+                "std": float(std[of_kind].mean()),
+                "min": float(low[of_kind].min()),
+                "max": float(high[of_kind].max()),
+            }
+        )
+    return found
+
+
+def _constant(layout: Layout, low: np.ndarray, high: np.ndarray, warnings: list[str]) -> list[str]:
+    """Columns that never change, by channel."""
+    still = high.astype(np.float64) - low <= _STILL * np.maximum(1, np.abs(high))
+    if still.mean() > _MANY_STILL:
+        warnings.append(f"{still.sum()} of {len(still)} columns never change")
+    moved = [part for part in layout if part.kind in ("translation", "position")]
+    if moved and all(still[part.start : part.stop].all() for part in moved):
+        warnings.append("the root never moves: were translations lost?")
+    return column_ranges(np.flatnonzero(still), layout)
+
+
+def _rotations(sample: Sample, layout: Layout, warnings: list[str]) -> dict[str, float] | None:
+    """How far the two columns of each rotation are from unit length and from standing square, at most 1 % excepted."""
+    columns = rotation_columns(layout)
+    if not len(columns):
+        return None
+    pairs = sample.motion[:, columns].reshape(-1, 2, 3).astype(np.float64)
+    off = np.abs(np.einsum("nij,nkj->nik", pairs, pairs) - np.eye(2)).max(axis=(1, 2))
+    worst = float(np.percentile(off, 99))
+    if worst > _UNIT_ERROR:
+        warnings.append(f"rotations are no rotations: their two columns are off unit length or square by {worst:.2g}")
+    return {"off_p99": worst}
+
+
+def _root(
+    root: Root | None, sample: Sample, fps: float, has_figure: bool, warnings: list[str]
+) -> dict[str, Any] | None:
+    """The root's height and speed over the ground."""
+    if root is None:
+        return None
+    paths = [root.path(run) for run in sample.runs]
+    heights = np.concatenate([path[:, 1] for path in paths])
+    # The first step of a run belongs to the frame before it.
+    speeds = np.concatenate([np.linalg.norm(np.diff(path[1:, [0, 2]], axis=0), axis=1) * fps for path in paths])
+    low, middle, high = _quantiles(heights, 1, 50, 99)
+    speed = _quantiles(speeds, 50, 99) if len(speeds) else [0.0, 0.0]
+    if not has_figure and not _ROOT_HEIGHT[0] <= abs(middle) <= _ROOT_HEIGHT[1]:
+        warnings.append(f"the root's height is {middle:.3g}: is it in metres, and is y up?")
+    if speed[1] > _FASTEST:
+        warnings.append(f"the root moves at {speed[1]:.3g} m/s: is the way in metres, and the frame rate right?")
+    return {
+        "channel": root.name,
+        "height_m": {"p1": low, "median": middle, "p99": high},
+        "speed_m_per_s": {"median": speed[0], "p99": speed[1]},
+    }
+
+
+def _figure(figure: Figure | None, sample: Sample, warnings: list[str]) -> dict[str, Any] | None:
+    """How tall the figures are, along which axis, and where they stand."""
+    if figure is None:
+        return None
+    places = figure.places(sample.motion)
+    facts: dict[str, Any] = {"from": figure.name, "joints": len(figure.joint_names)}
+    spread = np.median(np.ptp(places, axis=1), axis=0)
+    facts["spread_m"] = dict(zip(_AXES, map(float, spread), strict=True))
+    feet = [joint for joint in figure.feet.tolist() if joint != 0]
+    if figure.head is not None and feet:
+        line = places[:, figure.head] - places[:, feet].mean(axis=1)
+        tall = float(np.median(np.linalg.norm(line, axis=1)))
+        shares = np.median(np.abs(line), axis=0) / max(tall, 1e-9)
+        facts["tall_m"] = tall
+        facts["tall_along"] = dict(zip(_AXES, map(float, shares), strict=True))
+        _judge_posture(line, tall, shares, warnings)
+    else:
+        facts["tall_m"] = tall = float(spread[1])
+    if not _TALL[0] <= tall <= _TALL[1]:
+        warnings.append(
+            f"figures are {tall:.3g} m tall: is their unit the metre? (rvqvae.data.metres_per_unit for BVH)"
+        )
+    lowest = float(np.median(places[..., 1].min(axis=1)))
+    facts["lowest_joint_m"] = lowest
+    if abs(lowest) > _OFF_GROUND:
+        side = "above" if lowest > 0 else "below"
+        warnings.append(
+            f"the lowest joint is {abs(lowest):.3g} m {side} y = 0: is the root's way in metres, and is y up?"
+        )
+    ahead = figure.toes_ahead(places)
+    if ahead is not None:
+        facts["toes_ahead_m"] = float(np.median(ahead))
+        if facts["toes_ahead_m"] < _TOES_BEHIND and spread[1] == spread.max():
+            warnings.append("toes point backwards: are left and right, or the signs of an axis, swapped?")
+    return facts
+
+
+def _judge_posture(line: np.ndarray, tall: float, shares: np.ndarray, warnings: list[str]) -> None:
+    """Lying and upside down, by the line from the feet to the head, `[frames, 3]`."""
+    if shares[1] < _LYING:
+        axis = _AXES[int(shares.argmax())]
+        hint = " (rvqvae.data.up_axis z turns such files)" if axis == "z" else ""
+        warnings.append(
+            f"figures lie: from feet to head it is {shares.max() * tall:.2f} m along {axis} and "
+            f"{shares[1] * tall:.2f} m along y, which should be up{hint}"
+        )
+    elif np.median(line[:, 1]) < 0:
+        warnings.append("figures stand on their heads: y should be up")
+
+
+def _quantiles(values: np.ndarray, *percents: float) -> list[float]:
+    return [float(value) for value in np.percentile(values, percents)]
+
+
+def look_text(look: Look) -> str:
+    """The facts in a few lines."""
+    facts = look.facts
+    seconds, window = facts["clip_seconds"], facts["window"]
+    groups = sorted(facts["groups"], key=lambda group: -group["hours"])
+    hours = [f"{group['name'] or 'no name'} {hours_words(group['hours'])}" for group in groups]
+    lines = [
+        f"{Path(facts['store'])}: {counted(facts['clips'], 'clip')}, {facts['frames']:,} frames, "
+        f"{hours_words(facts['hours'])} at {facts['fps']:g} fps, {facts['columns']} columns",
+        f"{counted(len(groups), 'speaker')}: {some(hours, 4)}" if groups[0]["name"] else "speakers: names do not say",
+        f"clips last {seconds['min']:.1f} to {seconds['max']:.1f} s, median {seconds['median']:.1f}; a window of "
+        f"{window['frames']} frames ({window['seconds']:.2f} s) is longer than "
+        f"{counted(window['shorter_clips'], 'clip')} "
+        f"({hours_words(window['shorter_hours'])})",
+    ]
+    if facts["figure"]:
+        figure = facts["figure"]
+        line = f"figures stand {figure['tall_m']:.2f} m tall" + (
+            " from feet to head" if "tall_along" in figure else " (joints' spread along y)"
+        )
+        lines.append(
+            f"{line}, the lowest joint {figure['lowest_joint_m']:+.2f} m from y = 0 (medians; {figure['from']})"
+        )
+    if facts["root"]:
+        height, speed = facts["root"]["height_m"], facts["root"]["speed_m_per_s"]
+        lines.append(
+            f"root ({facts['root']['channel']}): {height['median']:.2f} m high, {height['p1']:.2f} to "
+            f"{height['p99']:.2f} (1 to 99 %); {speed['median']:.2f} m/s, 99 % up to {speed['p99']:.2f}"
+        )
+    lines.append(f"constant columns: {some(facts['constant_columns'], 6) or 'none'}")
+    lines += [f"warning: {warning}" for warning in look.warnings]
+    return "\n".join(lines)

@@ -1,0 +1,193 @@
+"""Packing all shards of a store, on all cores, going on where a killed run stopped."""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.data.formats.base import Reader
+from ds_rvqvae.data.formats.readers import open_reader
+from ds_rvqvae.data.store.shards import ShardFacts, ShardPlan, Work, pack_shard, shard_files
+from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.files import sha256_of
+from ds_rvqvae.motion.clip import ClipError
+from ds_rvqvae.motion.layout import Layout
+
+_WORTH_PROCESSES = 64 << 20
+"""Bytes of source files below which starting processes takes longer than it saves."""
+_LOOKED_AT = 9
+"""Clips whose columns are compared, to find the usual ones."""
+
+
+class PackerKilled(UserError):
+    """A process that packed clips was killed; what is packed stays."""
+
+
+class Packed(NamedTuple):
+    """What packing did."""
+
+    facts: list[ShardFacts]
+    """Of every shard, those of an earlier run included."""
+    work: Work
+    """What this run did, added up over its processes."""
+    wall_s: float
+    workers: int
+    kept_clips: int
+    """Files that an earlier run, which was stopped, had packed."""
+
+
+def pack_all(
+    reader: Reader, plans: Sequence[ShardPlan], layout: Layout, folder: Path, workers: int, progress: bool
+) -> Packed:
+    """Packs the shards that are not yet in `folder`, a folder of shards alone, and removes what does not belong there.
+
+    Raises:
+        PackerKilled.
+        OSError: the disk is full, or cannot be written.
+    """
+    started = time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    done = [plan for plan in plans if _is_packed(folder, plan)]
+    finished = {plan.index for plan in done}
+    _sweep(folder, finished)
+    todo = [plan for plan in plans if plan.index not in finished]
+    source_bytes = sum(reader.weight(name) for plan in todo for name in plan.names)
+    workers = min(workers, len(todo)) if reader.parallel and source_bytes >= _WORTH_PROCESSES else min(1, len(todo))
+    kept = sum(len(plan.names) for plan in done)
+    frames = sum(ShardFacts.read(shard_files(folder, index)[1]).rows for index in sorted(finished))
+    total = sum(len(plan.names) for plan in plans)
+    with _Progress(total, kept, frames, reader.config.fps, progress) as bar:
+        jobs = _in_processes if workers > 1 else _in_this_process
+        works = list(jobs(reader, todo, layout, folder, workers, bar))
+    _sweep(folder, {plan.index for plan in plans})
+    facts = [ShardFacts.read(shard_files(folder, plan.index)[1]) for plan in plans]
+    work = Work(*(sum(column) for column in zip(*works, strict=True))) if works else Work(0, 0, 0.0, 0.0, 0)
+    return Packed(facts, work, time.perf_counter() - started, workers, kept)
+
+
+class _Progress:
+    """A bar of clips with hours and how much faster than they were recorded."""
+
+    def __init__(self, total: int, kept: int, frames: int, fps: float, progress: bool):
+        self._frames, self._new, self._fps = frames, 0, fps
+        self._started = time.perf_counter()
+        self._bar = tqdm(
+            desc="preparing motion", total=total, initial=kept, unit="clip", disable=False if progress else None
+        )
+
+    def advance(self, clips: int, frames: int) -> None:
+        self._frames, self._new = self._frames + frames, self._new + frames
+        rate = self._new / self._fps / max(time.perf_counter() - self._started, 1e-3)
+        self._bar.set_postfix_str(f"{self._frames / self._fps / 3600:.2f} h, {rate:,.0f} x real time", refresh=False)
+        self._bar.update(clips)
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+
+def _in_this_process(
+    reader: Reader, plans: Sequence[ShardPlan], layout: Layout, folder: Path, workers: int, bar: _Progress
+) -> Iterator[Work]:
+    for plan in plans:
+        yield pack_shard(reader, plan, layout, folder, lambda frames: bar.advance(1, frames))
+
+
+def _in_processes(
+    reader: Reader, plans: Sequence[ShardPlan], layout: Layout, folder: Path, workers: int, bar: _Progress
+) -> Iterator[Work]:
+    # Not forked: whoever prepares may have threads, or a context on a card.
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), _start_worker, (reader.path, reader.config, layout, folder)
+    )
+    try:
+        waiting: set[Future[Work]] = {pool.submit(_pack, plan) for plan in plans}
+        while waiting:
+            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in finished:
+                work = future.result()
+                bar.advance(work.clips, work.frames)
+                yield work
+    except BrokenProcessPool:
+        raise PackerKilled(
+            f"{reader.path}: a process that was packing clips was killed, perhaps for want of memory; the same command "
+            "goes on from here, with --workers 1 in less memory",
+            ExitStatus.FAILED,
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: tuple[Reader, Layout, Path]
+
+
+def _start_worker(path: Path, config: DataConfig, layout: Layout, folder: Path) -> None:
+    global _worker
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker = open_reader(path, config), layout, folder
+
+
+def _end_with_parent() -> None:
+    """A pool's processes outlive a parent that was killed, and would go on writing."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _pack(plan: ShardPlan) -> Work:
+    reader, layout, folder = _worker
+    return pack_shard(reader, plan, layout, folder)
+
+
+def _is_packed(folder: Path, plan: ShardPlan) -> bool:
+    """Whether a shard was packed by an earlier run: after a machine's crash its files may be there and not be whole."""
+    frames_file, facts_file = shard_files(folder, plan.index)
+    try:
+        facts = ShardFacts.read(facts_file)
+        packed = {take.file for take in facts.takes} | {entry.file for entry in facts.quarantined}
+        return bool(packed) and (not facts.rows or sha256_of(frames_file) == facts.sha256)
+    except (OSError, KeyError, TypeError, ValueError):
+        return False
+
+
+def _sweep(folder: Path, shards: set[int]) -> None:
+    """Removes everything but the shards named."""
+    keep = {file for index in shards for file in shard_files(folder, index)}
+    for entry in folder.iterdir():
+        if entry not in keep:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def first_layout(reader: Reader, names: Sequence[str]) -> Layout:
+    """The columns that most of some clips have, spread over all; raises UserError where none can be read.
+
+    One clip of another skeleton is not to rule out all the others.
+    """
+    found: Counter[Layout] = Counter()
+    first = ""
+    spread = list(names[:: -(-len(names) // _LOOKED_AT)])
+    for position, name in enumerate([*spread, *names]):
+        if found and position >= len(spread):
+            break
+        try:
+            found[reader.take(name).layout] += 1
+        except ClipError as error:
+            first = first or f"{reader.file_of(name)}: {' '.join(str(error).split())}"
+    if found:
+        return found.most_common(1)[0][0]
+    more = f" (and {len(names) - 1} more left out)" if len(names) > 1 else ""
+    raise UserError(f"{reader.path}: no usable clip; {first}{more}")

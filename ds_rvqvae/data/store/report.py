@@ -1,0 +1,314 @@
+"""What preparing found in motion files: `report.json`, and the same as text for a terminal."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ds_rvqvae.data.store.splits import Segment
+from ds_rvqvae.errors import printable
+from ds_rvqvae.motion.clip import SPLITS, Quarantined
+from ds_rvqvae.motion.layout import Layout
+from ds_rvqvae.motion.rotations import decimation
+
+EXTREME = 20.0
+"""Standard deviations from the mean beyond which a value is called extreme."""
+_MOST_EXTREMES = 20
+_CONSTANT = 1e-5
+"""Range of a constant column, relative to its mean where that is over 1: interpolation rounds."""
+
+
+class TakeFacts(NamedTuple):
+    """What one file gave."""
+
+    file: str
+    fps: float
+    """The file's own."""
+    frames: int
+    """In the file."""
+    clips: tuple[tuple[str, int, str | None], ...]
+    """Name, frames at the wanted rate and the data's own split of each clip made of it."""
+    notes: tuple[str, ...] = ()
+
+
+class ColumnFacts(NamedTuple):
+    """Statistics of all frames, `[columns]` each."""
+
+    mean: np.ndarray
+    std: np.ndarray
+    minimum: np.ndarray
+    maximum: np.ndarray
+    extremes: list[dict[str, Any]]
+    """What `extreme_columns` gives; `minimum_in` and `maximum_in` may name the clips with the values."""
+
+
+def make_report(
+    *,
+    source: str,
+    format: str,
+    settings: dict[str, Any],
+    layout: Layout,
+    fps: float,
+    takes: Sequence[TakeFacts],
+    segments: Sequence[Segment],
+    columns: ColumnFacts,
+    quarantined: Sequence[Quarantined],
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The content of `report.json`: the same for the same data, whatever packed them.
+
+    Args:
+        takes: the files that could be read, those that no clip is left of included.
+        quarantined: what the store does not hold, in order.
+        notes: on the data as a whole.
+    """
+    frames = sum(count for take in takes for _, count, _ in take.clips)
+    rates = _frame_rates(takes, fps)
+    constant = _constant_columns(columns)
+    return {
+        "source": source,
+        "format": format,
+        "files": len({take.file for take in takes} | {entry.file for entry in quarantined}),
+        "clips": sum(len(take.clips) for take in takes),
+        "frames": frames,
+        "hours": _hours(frames, fps),
+        "fps": fps,
+        "columns": layout[-1].stop if layout else 0,
+        "frame_rates": rates,
+        "resampled": sum(rate["files"] for rate in rates if rate["resampled"]),
+        "splits": _splits(segments, fps),
+        "constant_column_count": len(constant),
+        "constant_columns": column_ranges(constant, layout),
+        "extreme_values": columns.extremes,
+        "left_out": sum(entry.frames is None for entry in quarantined),
+        "rules": _rules(quarantined),
+        "quarantine": [
+            {**entry._asdict(), "frames": None if entry.frames is None else list(entry.frames)} for entry in quarantined
+        ],
+        "notes": _notes(notes, takes),
+        "settings": settings,
+    }
+
+
+def extreme_columns(
+    mean: np.ndarray, std: np.ndarray, minimum: np.ndarray, maximum: np.ndarray, layout: Layout
+) -> list[dict[str, Any]]:
+    """The columns with values more than 20 standard deviations from their mean, worst first, 20 at most."""
+    mean, std = mean.astype(np.float64), std.astype(np.float64)
+    furthest = np.maximum(maximum - mean, mean - minimum)
+    stds = np.divide(furthest, std, out=np.zeros_like(furthest), where=std > 0)
+    worst = np.argsort(-stds, kind="stable")[:_MOST_EXTREMES]
+    return [
+        {
+            "column": column_ranges([column], layout)[0],
+            "index": int(column),
+            "minimum": _rounded(minimum[column]),
+            "maximum": _rounded(maximum[column]),
+            "mean": _rounded(mean[column]),
+            "std": _rounded(std[column]),
+            "stds": round(float(stds[column]), 1),
+        }
+        for column in worst
+        if stds[column] > EXTREME
+    ]
+
+
+def column_ranges(columns: Iterable[int], layout: Layout) -> list[str]:
+    """Rising column numbers by channel: `Hips[0]`, `LeftFoot[3-5]`."""
+    wanted = np.asarray(list(columns), np.int64)
+    words = []
+    for part in layout:
+        inside = wanted[(wanted >= part.start) & (wanted < part.stop)] - part.start
+        for run in np.split(inside, np.flatnonzero(np.diff(inside) > 1) + 1) if len(inside) else []:
+            words.append(f"{part.name}[{run[0]}-{run[-1]}]" if len(run) > 1 else f"{part.name}[{run[0]}]")
+    return words
+
+
+def _rounded(value: float) -> float:
+    return float(f"{float(value):.6g}")
+
+
+def _hours(frames: float, fps: float) -> float:
+    return round(frames / fps / 3600, 6)
+
+
+def _constant_columns(columns: ColumnFacts) -> list[int]:
+    span = columns.maximum.astype(np.float64) - columns.minimum
+    return np.flatnonzero(span <= _CONSTANT * np.maximum(1, np.abs(columns.mean))).tolist()
+
+
+def _frame_rates(takes: Sequence[TakeFacts], fps: float) -> list[dict[str, Any]]:
+    """The rates of files, with what was done to reach `fps`, lowest first; 120.00004577 is 120."""
+    found: dict[tuple[float, str], list[TakeFacts]] = {}
+    for take in takes:
+        found.setdefault((round(take.fps, 3), _how(take.fps, fps)), []).append(take)
+    return [
+        {
+            "fps": rate,
+            "files": len(some),
+            "hours": round(math.fsum(take.frames / take.fps for take in some) / 3600, 6),
+            "resampled": how != "as it is",
+            "how": how,
+        }
+        for (rate, how), some in sorted(found.items())
+    ]
+
+
+def _how(source_fps: float, fps: float) -> str:
+    try:
+        step = decimation(source_fps, fps)
+    except ValueError:
+        return "not possible"
+    if step is None:
+        return "interpolated"
+    return "as it is" if step == 1 else f"decimated by {step}"
+
+
+def _splits(segments: Sequence[Segment], fps: float) -> dict[str, dict[str, Any]]:
+    splits = {}
+    for split in sorted({segment.split for segment in segments}, key=SPLITS.index):
+        mine = [segment for segment in segments if segment.split == split]
+        frames = sum(segment.stop - segment.start for segment in mine)
+        splits[split] = {
+            "clips": len({segment.name for segment in mine}),
+            "frames": frames,
+            "hours": _hours(frames, fps),
+        }
+    return splits
+
+
+def _rules(quarantined: Sequence[Quarantined]) -> dict[str, dict[str, int]]:
+    """For each rule, by name, how many files it struck, spans it cut and frames those hold.
+
+    Files left out whole have no spans. The frames on both sides of a jump are kept, those between several are not.
+    """
+    rules = {}
+    for rule in sorted({entry.rule for entry in quarantined}):
+        mine = [entry for entry in quarantined if entry.rule == rule]
+        spans = [entry.frames for entry in mine if entry.frames is not None]
+        kept = 2 if rule.startswith("max_") else 0
+        rules[rule] = {
+            "files": len({entry.file for entry in mine}),
+            "spans": len(spans),
+            "frames": sum(after - first - kept for first, after in spans),
+        }
+    return rules
+
+
+def _notes(of_all: Sequence[str], takes: Sequence[TakeFacts]) -> dict[str, int]:
+    """How many files each note is about, the most frequent first; those on all the data, about no single file, lead."""
+    counts: dict[str, int] = {}
+    for take in takes:
+        for note in dict.fromkeys(take.notes):
+            counts[note] = counts.get(note, 0) + 1
+    return dict.fromkeys(of_all, 0) | dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def report_text(report: dict[str, Any], most: int = 12) -> str:
+    """A report for a terminal: what went in, at which rates, its split, what was left out, and odd columns.
+
+    Args:
+        most: lines or names of a list at most; `report.json` has all of them.
+    """
+    sections = [
+        _heading(report),
+        _rate_lines(report["frame_rates"]),
+        _split_lines(report["splits"]),
+        _rule_lines(report, most),
+        _whole_file_lines(report["quarantine"], most),
+        _column_lines(report, most),
+        _note_lines(report["notes"], most),
+    ]
+    return "\n\n".join("\n".join(map(printable, lines)) for lines in sections if lines)
+
+
+def _row(title: str, *cells: str, end: str = "") -> str:
+    return (f"{title:<18}" + "".join(f"{cell:>11}" for cell in cells) + ("  " + end if end else "")).rstrip()
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _heading(report: dict[str, Any]) -> list[str]:
+    return [
+        f"{report['source']} ({report['format']})",
+        f"{_count(report['clips'], 'clip')} of {_count(report['files'], 'file')}: {report['frames']:,} frames, "
+        f"{_time(report['hours'])}, {report['columns']} columns, {report['fps']:g} frames a second",
+    ]
+
+
+def _time(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:,.2f} hours"
+    return f"{60 * hours:.1f} minutes" if hours >= 1 / 60 else f"{3600 * hours:.1f} seconds"
+
+
+def _rate_lines(rates: list[dict[str, Any]]) -> list[str]:
+    lines = [_row(f"{rate['fps']:g}", f"{rate['files']:,}", f"{rate['hours']:,.3f}", end=rate["how"]) for rate in rates]
+    return [_row("frames a second", "files", "hours"), *lines] if lines else []
+
+
+def _split_lines(splits: dict[str, dict[str, Any]]) -> list[str]:
+    lines = [
+        _row(split, f"{part['clips']:,}", f"{part['frames']:,}", f"{part['hours']:,.3f}")
+        for split, part in splits.items()
+    ]
+    return [_row("split", "clips", "frames", "hours"), *lines] if lines else []
+
+
+def _rule_lines(report: dict[str, Any], most: int) -> list[str]:
+    """A row a rule, with the first files and the frames in them."""
+    if not report["rules"]:
+        return ["nothing was left out"]
+    lines = [_row("left out", "files", "spans", "frames", end="first of them")]
+    for rule, counts in report["rules"].items():
+        first = [_place(entry) for entry in report["quarantine"] if entry["rule"] == rule]
+        shown = _shortened(first, max(most // 4, 1))
+        lines.append(_row(rule, f"{counts['files']:,}", f"{counts['spans']:,}", f"{counts['frames']:,}", end=shown))
+    return lines
+
+
+def _place(entry: dict[str, Any]) -> str:
+    if entry["frames"] is None:
+        return entry["file"]
+    first, last = entry["frames"][0], entry["frames"][1] - 1
+    return f"{entry['file']} {first}" + (f"-{last}" if last > first else "")
+
+
+def _shortened(words: Sequence[str], most: int) -> str:
+    return ", ".join(words[:most]) + (f", … ({len(words):,})" if len(words) > most else "")
+
+
+def _whole_file_lines(quarantine: list[dict[str, Any]], most: int) -> list[str]:
+    whole = [entry for entry in quarantine if entry["frames"] is None]
+    lines = [f"  {entry['file']}: {entry['reason']}" for entry in whole[:most]]
+    if len(whole) > most:
+        lines.append(f"  and {len(whole) - most:,} more; report.json names all")
+    return [f"{_count(len(whole), 'file')} left out whole", *lines] if whole else []
+
+
+def _column_lines(report: dict[str, Any], most: int) -> list[str]:
+    lines = []
+    if report["constant_columns"]:
+        names = _shortened(report["constant_columns"], most)
+        lines.append(f"{_count(report['constant_column_count'], 'constant column')}: {names}")
+    if report["extreme_values"]:
+        lines.append(f"columns with values more than {EXTREME:g} standard deviations from the mean")
+    for extreme in report["extreme_values"][:most]:
+        lowest = extreme["mean"] - extreme["minimum"] > extreme["maximum"] - extreme["mean"]
+        clip = extreme.get("minimum_in" if lowest else "maximum_in")
+        lines.append(
+            f"  {extreme['column']}: {extreme['minimum' if lowest else 'maximum']:g}, {extreme['stds']:g} standard "
+            f"deviations from {extreme['mean']:g}" + (f", in {clip}" if clip else "")
+        )
+    return lines
+
+
+def _note_lines(notes: dict[str, int], most: int) -> list[str]:
+    shown = list(notes.items())[:most]
+    lines = [f"  {note} ({_count(files, 'file')})" if files else f"  {note}" for note, files in shown]
+    if len(notes) > most:
+        lines.append(f"  and {len(notes) - most:,} more; report.json names all")
+    return ["notes", *lines] if lines else []

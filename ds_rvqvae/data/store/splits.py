@@ -1,0 +1,163 @@
+"""Which frames train and which are held out; speakers and sets of clips, and how much of each is trained on."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from ds_rvqvae.errors import UserError
+
+TRAIN_SHARE, VAL_SHARE = 0.8, 0.1
+_SHOWN = 12
+"""Groups that messages name."""
+
+
+class Segment(NamedTuple):
+    """Frames `start` up to but not including `stop`, counted in the clip `name` itself, and their split."""
+
+    name: str
+    start: int
+    stop: int
+    split: str
+
+
+class ClipLength(NamedTuple):
+    name: str
+    frames: int
+    split: str | None
+    """The data's own split."""
+
+
+def split_clips(clips: Sequence[ClipLength], mode: Literal["auto", "time", "hash"]) -> list[Segment]:
+    """Splits a data set; the same clips always give the same answer.
+
+    Args:
+        mode: `auto` takes the data's own split, else a hash of the clips' names, else, for a single clip, `time`;
+            `time` cuts every clip into its first 80 % (train), next 10 % (val) and last 10 % (test).
+    """
+    if mode == "auto" and all(clip.split is not None for clip in clips):
+        return [Segment(clip.name, 0, clip.frames, clip.split) for clip in clips if clip.split is not None]
+    if mode == "time" or (mode == "auto" and len(clips) == 1):
+        return [segment for clip in clips for segment in _cut_by_time(clip)]
+    splits = split_by_hash([clip.name for clip in clips])
+    return [Segment(clip.name, 0, clip.frames, splits[clip.name]) for clip in clips]
+
+
+def split_by_hash(names: Sequence[str]) -> dict[str, str]:
+    """80 % train, 10 % val, 10 % test by a hash of each name, so that a new clip moves no other one.
+
+    Few clips may all fall on one side: then the clip with the lowest hash trains, and of three or more the one with
+    the highest is val.
+    """
+    values = {name: _share_of(name) for name in names}
+    splits = {name: by_hash(name) for name in names}
+    if "train" not in splits.values():
+        splits[min(values, key=values.__getitem__)] = "train"
+    if "val" not in splits.values() and len(splits) >= 3:
+        splits[max(values, key=values.__getitem__)] = "val"
+    return splits
+
+
+def by_hash(name: str) -> str:
+    """The split of a clip by its name alone."""
+    value = _share_of(name)
+    if value < TRAIN_SHARE:
+        return "train"
+    return "val" if value < TRAIN_SHARE + VAL_SHARE else "test"
+
+
+def _share_of(name: str) -> float:
+    """A hash of a name, from 0 to 1; the pieces of a clip share its own."""
+    clip = re.sub(r"#\d+$", "", name)
+    return int.from_bytes(hashlib.sha256(clip.encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
+
+
+def train_frames_by_time(frames: int) -> int:
+    """How many of a clip's first frames train where time splits."""
+    return int(frames * TRAIN_SHARE)
+
+
+def _cut_by_time(clip: ClipLength) -> list[Segment]:
+    first, second = train_frames_by_time(clip.frames), int(clip.frames * (TRAIN_SHARE + VAL_SHARE))
+    cuts = (("train", 0, first), ("val", first, second), ("test", second, clip.frames))
+    return [Segment(clip.name, start, stop, split) for split, start, stop in cuts if stop > start]
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Windows by group, and the share of samples that each group is to have."""
+
+    names: list[str]
+    """All groups, sorted; a group's index is its place here, whatever windows there are."""
+    of_window: np.ndarray
+    """int64 `[windows]`: the group of each window."""
+    shares: np.ndarray
+    """float64 `[groups]`, 1 together; 0 for a group that has no window or no weight."""
+
+    @cached_property
+    def reach(self) -> np.ndarray:
+        """Up to where, between 0 and 1, a number drawn evenly means each window or one before it: float64 `[windows]`,
+        in steps of a window's part in its group's share."""
+        windows = np.bincount(self.of_window, minlength=len(self.names))
+        return np.cumsum((self.shares / np.maximum(windows, 1))[self.of_window])
+
+    def samples(self, count: int) -> np.ndarray:
+        """How many of `count` samples are each group's, int64 `[groups]`: by largest remainder."""
+        exact = self.shares * count
+        samples = np.floor(exact).astype(np.int64)
+        order = np.argsort(samples - exact, kind="stable")
+        samples[order[: count - samples.sum()]] += 1
+        return samples
+
+
+def group_of(clip_name: str, by: Literal["speaker", "set"]) -> str:
+    """The speaker or the set of a clip, by its name.
+
+    A speaker is the folder that the clip lies in ("CMU/01/01_01" is of "01"), or in flat data what the name begins with
+    ("2_scott_0_1_1" is of "2"). A set is the first folder ("CMU"), or "" in flat data. A clip's pieces are of its own.
+    """
+    *folders, name = re.sub(r"#\d+$", "", clip_name).split("/")
+    if by == "set":
+        return folders[0] if folders else ""
+    return folders[-1] if folders else name.partition("_")[0]
+
+
+def balanced(
+    of_clip: Sequence[str], clip_of_window: np.ndarray, weights: Mapping[str, float], what: str = "group"
+) -> Groups:
+    """Shares by weight, 1 for a group that `weights` does not name, of the groups that have windows.
+
+    Args:
+        of_clip: each training clip's group.
+        clip_of_window: int64 `[windows]`, the place in `of_clip` of each window's clip.
+        what: a group's name in messages: speaker or set.
+
+    Raises:
+        UserError: a weight for a group that is not there, or none for those that are.
+    """
+    names, of_each = np.unique(np.asarray(of_clip, dtype=str), return_inverse=True)
+    names = names.tolist()
+    unknown = sorted(set(weights) - set(names))
+    if unknown:
+        there = ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" * (len(names) > _SHOWN))
+        raise UserError(f"rvqvae.data.weights: no {what} {unknown[0]!r} in train; there: {there}")
+    of_window = of_each[clip_of_window]
+    weight = np.array([weights.get(name, 1.0) for name in names], np.float64)
+    weight *= np.bincount(of_window, minlength=len(names)) > 0
+    if not weight.any():
+        raise UserError(f"rvqvae.data.weights: every {what} that has windows has weight 0")
+    return Groups(names, of_window, weight / weight.sum())
+
+
+def shares_text(groups: Groups) -> str:
+    """`2 50.0% (12.5%), …`: a group's share of the samples, and beside it that of the windows."""
+    own = np.bincount(groups.of_window, minlength=len(groups.names)) / len(groups.of_window)
+    texts = [
+        f"{name or 'no folder'} {share:.1%} ({part:.1%})"
+        for name, share, part in zip(groups.names, groups.shares.tolist(), own.tolist(), strict=True)
+    ]
+    return ", ".join(texts[:_SHOWN]) + (f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else "")

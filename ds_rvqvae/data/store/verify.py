@@ -1,0 +1,192 @@
+"""Whether a store is what was written: every byte of every shard, read once, on several threads."""
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from ds_rvqvae.data.store.number_formats import NUMBER_FORMATS
+from ds_rvqvae.data.store.shards import ShardFacts, shard_files
+from ds_rvqvae.data.store.store import HEADER_BYTES, REPORT, SHARDS, Shard, Store
+from ds_rvqvae.data.store.summary import clips_of_rows, some
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.motion.clip import spans
+
+_BLOCK = 4 << 20
+"""Bytes read at a time: what is summed is still in the processor's cache when it is looked at."""
+_BFLOAT16_EXPONENT = 0x7F80
+
+
+@dataclass
+class Damage:
+    """What is wrong with one file of a store."""
+
+    file: str
+    """Relative to the store."""
+    problems: list[str]
+    clips: list[str] = field(default_factory=list)
+    """Names of the clips whose frames are in the file."""
+
+    def __str__(self) -> str:
+        clips = f" ({len(self.clips)} clips: {some(self.clips)})" if len(self.clips) > 1 else ""
+        one = f" (clip {self.clips[0]})" if len(self.clips) == 1 else ""
+        return f"{self.file}: {'; '.join(self.problems)}{clips or one}"
+
+
+class _Stopped(Exception):
+    """Another thread failed, or the user gave up."""
+
+
+def verify_store(store: Store, progress: bool = False) -> list[Damage]:
+    """Reads all of a store: checksums, shapes, NaN and infinite values, and whether its files agree with its table.
+
+    Args:
+        store: opened with `check_files=False`, so that one with files missing or cut short can be looked at too.
+        progress: draw a bar on stderr.
+
+    Returns:
+        What is damaged, in the order of the shards; nothing for a whole store.
+    """
+    stop = threading.Event()
+    sizes = sum(shard.rows * _row_bytes(store) + HEADER_BYTES for shard in store.shards)
+    workers = min(len(os.sched_getaffinity(0)), len(store.shards))
+    bar = tqdm(
+        desc="checking", total=sizes, unit="B", unit_scale=True, unit_divisor=1024, disable=not progress, leave=False
+    )
+    with bar, ThreadPoolExecutor(workers) as threads:
+        jobs = [threads.submit(_check_shard, store, shard, bar.update, stop) for shard in store.shards]
+        try:
+            found = [job.result() for job in jobs]
+        except BaseException:
+            stop.set()
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+    found += [_check_facts(store, index) for index in range(store.num_parts)]
+    found.append(_check_report(store))
+    return [damage for damage in found if damage is not None]
+
+
+def _row_bytes(store: Store) -> int:
+    return len(store.mean) * NUMBER_FORMATS[store.dtype].stored.itemsize
+
+
+def _check_shard(store: Store, shard: Shard, advance: Callable[[int], object], stop: threading.Event) -> Damage | None:
+    """A shard's header, length, numbers and checksum."""
+    problems: list[str] = []
+    clips = clips_of_rows(store, shard.first, shard.first + shard.rows)
+    row = _row_bytes(store)
+    try:
+        with (store.folder / shard.file).open("rb", buffering=0) as content:
+            size = os.fstat(content.fileno()).st_size
+            wanted = HEADER_BYTES + shard.rows * row
+            if size != wanted:
+                problems.append(f"{size:,} bytes, {abs(size - wanted):,} too {'few' if size < wanted else 'many'}")
+            header = content.read(HEADER_BYTES)
+            advance(len(header))
+            if not _is_header(header, shard, store):
+                problems.append(f"does not begin as an array of {shard.rows:,} x {len(store.mean)} {store.dtype}")
+            digest = hashlib.sha256(header)
+            bad = _read_rows(content, digest, store, row, shard.rows, advance, stop)
+            if bad.size:
+                problems.append(_where(store, shard, bad))
+            if digest.hexdigest() != shard.sha256:
+                problems.append("its checksum is not that of the table")
+    except OSError as error:
+        problems.append(f"cannot be read: {error.strerror or error}")
+    return Damage(shard.file, problems, clips) if problems else None
+
+
+def _is_header(header: bytes, shard: Shard, store: Store) -> bool:
+    stored = NUMBER_FORMATS[store.dtype].stored
+    entries = {"descr": stored.str, "fortran_order": False, "shape": (shard.rows, len(store.mean))}
+    return header[:8] == b"\x93NUMPY\x01\x00" and header[10:].decode("latin-1").strip() == _literal(entries)
+
+
+def _literal(entries: dict[str, object]) -> str:
+    """A `.npy` header's text, as numpy writes it."""
+    return "{" + "".join(f"'{key}': {value!r}, " for key, value in sorted(entries.items())) + "}"
+
+
+def _read_rows(
+    content: FileIO,
+    digest: "hashlib._Hash",
+    store: Store,
+    row: int,
+    rows: int,
+    advance: Callable[[int], object],
+    stop: threading.Event,
+) -> np.ndarray:
+    """Feeds the rest of a file to `digest`; gives the rows, int64, that hold NaN or infinite values."""
+    stored = NUMBER_FORMATS[store.dtype].stored
+    buffer = bytearray(max(_BLOCK // row, 1) * row)
+    bad, first = [], 0
+    while True:
+        if stop.is_set():
+            raise _Stopped
+        count = _fill(content, buffer)
+        block = memoryview(buffer)[:count]
+        digest.update(block)
+        advance(count)
+        numbers = np.frombuffer(block[: count // row * row], stored).reshape(-1, len(store.mean))
+        bad.append(first + np.flatnonzero(~_is_finite(numbers, store.dtype).all(axis=1)))
+        first += len(numbers)
+        if count < len(buffer):
+            found = np.concatenate(bad)
+            return found[found < rows]
+
+
+def _fill(content: FileIO, buffer: bytearray) -> int:
+    """Reads until `buffer` is full or the file ends; gives how many bytes it has."""
+    count, view = 0, memoryview(buffer)
+    while count < len(buffer) and (read := content.readinto(view[count:])):
+        count += read
+    return count
+
+
+def _is_finite(numbers: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype == "bfloat16":
+        return (numbers & _BFLOAT16_EXPONENT) != _BFLOAT16_EXPONENT
+    return np.isfinite(numbers)
+
+
+def _where(store: Store, shard: Shard, bad: np.ndarray) -> str:
+    """Says in which frames of which clip the numbers are no numbers."""
+    rows = shard.first + bad
+    clips = np.searchsorted(store.starts, rows, side="right") - 1
+    names, counts = np.unique(clips, return_counts=True)
+    first = rows[clips == names[0]] - store.starts[names[0]]
+    text = f"NaN or infinite values in frames {spans(first)} of {store.clip_names[names[0]]}"
+    return text + (f" and {len(bad) - counts[0]} frames of {len(names) - 1} more clips" if len(names) > 1 else "")
+
+
+def _check_facts(store: Store, index: int) -> Damage | None:
+    """What went into a part of the store, as its `.json` says, against the table; appending goes by it."""
+    frames_file, facts_file = (str(file) for file in shard_files(Path(SHARDS), index))
+    try:
+        facts = ShardFacts.read(store.folder / facts_file)
+    except OSError as error:
+        return Damage(facts_file, [f"cannot be read: {error.strerror or error}"])
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        return Damage(facts_file, [f"damaged: {type(error).__name__}: {' '.join(str(error).split())[:80]}"])
+    shard = next((shard for shard in store.shards if shard.file == frames_file), None)
+    names = clips_of_rows(store, shard.first, shard.first + shard.rows) if shard else []
+    lengths = [stop - start for start, stop in map(store.rows, names)]
+    clips = [(name, frames) for name, frames, _ in facts.clips]
+    if clips != list(zip(names, lengths, strict=True)) or (shard and facts.sha256 != shard.sha256):
+        return Damage(facts_file, ["does not agree with the store's table"])
+    return None
+
+
+def _check_report(store: Store) -> Damage | None:
+    try:
+        store.report()
+    except UserError as error:
+        return Damage(REPORT, [str(error).removeprefix(f"{store.folder / REPORT}: ")])
+    return None

@@ -1,0 +1,206 @@
+"""Sizes by arithmetic, without torch: parameters of the nets, ZeRO's states, bytes between ranks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ds_rvqvae.config.model import ModelConfig
+from ds_rvqvae.config.profile import Profile
+
+_FP32, _BF16 = 4, 2
+_START_ALIGNMENT = 2
+"""Elements a rank that the flat buffer is padded to."""
+_TENSOR_ALIGNMENT_BYTES = 16
+"""Of each tensor in the flat buffer, under `parameter_alignment`."""
+
+
+@dataclass(frozen=True)
+class ZeroBytes:
+    """Bytes on the rank that holds most."""
+
+    parameters: int
+    """The flat buffer that the model's weights are views of; whole on every rank."""
+    gradients: int
+    """Kept from the backward pass to the optimizer step."""
+    master_weights: int
+    moments: int
+    """Both of Adam's."""
+    buckets: int
+    """Buffers that gradients are collected in while they are reduced."""
+    reducing: int
+    """Held for a moment in the backward pass: the flattened copy of a bucket, and the largest gradient."""
+    accumulating: int
+    """A second set of gradients, until it is added to the first."""
+    stepping: int
+    """Held for a moment in the optimizer step: the flattened gradient, its fp32 copy, what AdamW makes."""
+    on_host: bool
+    """Whether master weights and moments lie in the host's memory."""
+
+
+def zero_bytes(profile: Profile, sizes: Sequence[int], gpus: int) -> ZeroBytes:
+    """What ZeRO holds.
+
+    Args:
+        sizes: elements of each parameter tensor, in the model's order.
+    """
+    zero, bf16 = profile.zero_optimization, profile.bf16
+    element = _BF16 if bf16.enabled else _FP32
+    flat = flat_count(sizes, gpus, zero.parameter_alignment, element)
+    part = flat // gpus
+    master = _BF16 if bf16.bf16_master_weights_and_grads else _FP32
+    moment = _BF16 if bf16.bf16_optimizer_states else _FP32
+    on_host = zero.offload_optimizer is not None and zero.offload_optimizer.device == "cpu"
+    gradients = _gradient_bytes(profile, sizes, gpus, flat)
+    collected = min(zero.reduce_bucket_size, sum(sizes))
+    flattened = part * element + (part * master if master != element else 0)
+    return ZeroBytes(
+        parameters=flat * element,
+        gradients=0 if on_host else gradients,
+        master_weights=part * master,
+        moments=2 * part * moment,
+        buckets=(zero.contiguous_gradients + bool(zero.overlap_comm)) * zero.reduce_bucket_size * element,
+        reducing=(max(collected, max(sizes)) + max(sizes) * (2 if on_host else 1)) * element,
+        accumulating=gradients if profile.gradient_accumulation_steps > 1 and zero.stage == 2 and not on_host else 0,
+        stepping=0 if on_host else flattened + (0 if profile.optimizer.params.fused else part * moment),
+        on_host=on_host,
+    )
+
+
+def flat_count(sizes: Sequence[int], gpus: int, parameter_alignment: bool = False, element_bytes: int = 2) -> int:
+    """Elements of the flat buffer of all parameters, with its padding."""
+    last = _ends(sizes, parameter_alignment, element_bytes)[-1]
+    alignment = _START_ALIGNMENT * gpus
+    return -(-last // alignment) * alignment
+
+
+def owned_gradient_counts(profile: Profile, sizes: Sequence[int], gpus: int) -> list[int]:
+    """Elements of gradient that each rank keeps: tensors that reach into its part of the flat buffer, whole."""
+    zero, element = profile.zero_optimization, _BF16 if profile.bf16.enabled else _FP32
+    ends = _ends(sizes, zero.parameter_alignment, element)
+    part = flat_count(sizes, gpus, zero.parameter_alignment, element) // gpus
+    counts = []
+    for rank in range(gpus):
+        first, past = rank * part, (rank + 1) * part
+        owned = sum(size for size, end in zip(sizes, ends, strict=True) if end > first and end - size < past)
+        counts.append(owned + max(0, past - max(ends[-1], first)))
+    return counts
+
+
+def _ends(sizes: Sequence[int], parameter_alignment: bool, element_bytes: int) -> list[int]:
+    """Where each tensor ends in the flat buffer."""
+    step = _TENSOR_ALIGNMENT_BYTES // element_bytes if parameter_alignment else 1
+    ends, position = [], 0
+    for size in sizes:
+        ends.append(-(-position // step) * step + size)
+        position = ends[-1]
+    return ends
+
+
+def _gradient_bytes(profile: Profile, sizes: Sequence[int], gpus: int, flat: int) -> int:
+    zero = profile.zero_optimization
+    in_fp32 = profile.data_types is not None and profile.data_types.grad_accum_dtype == "fp32"
+    if profile.bf16.enabled and in_fp32:
+        return flat * _FP32 // (gpus if zero.stage == 2 else 1)
+    element = _BF16 if profile.bf16.enabled else _FP32
+    if zero.stage == 1 and (profile.gradient_accumulation_steps > 1 or not zero.overlap_comm):
+        # Summed, or left, in the parameters' own gradients until they are reduced.
+        return sum(sizes) * element
+    return max(owned_gradient_counts(profile, sizes, gpus)) * element
+
+
+_DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One kind of traffic in an optimizer step, bytes a rank."""
+
+    name: str
+    collective: str
+    payload_bytes: int
+    """Of the tensors that are reduced or gathered."""
+    sent_bytes: int
+    """What a rank sends, and receives, over a ring of all ranks."""
+
+
+def transfers_of(profile: Profile, in_features: int, gpus: int) -> list[Transfer]:
+    """Gradients, weights and codebooks of one optimizer step; a few bytes of norms and flags are left out."""
+    model, zero = profile.rvqvae.model, profile.zero_optimization
+    element = 2 if profile.bf16.enabled else 4
+    gradient = _DTYPE_BYTES.get(profile.communication_data_type or "", element)
+    # Stage 2 keeps no whole gradient to sum micro batches in, so it reduces after each of them.
+    reductions = profile.gradient_accumulation_steps if zero.stage == 2 else 1
+    gradients = parameter_count(in_features, model) * gradient * reductions
+    weights = flat_count(parameter_sizes(in_features, model), gpus, zero.parameter_alignment, element) * element
+    to_owners = zero.reduce_scatter and not zero.use_multi_rank_bucket_allreduce
+    return [
+        _transfer("gradients", "reduce" if to_owners else "all-reduce", gradients, gpus),
+        _transfer("weights", "all-gather", weights, gpus),
+        _transfer("codebooks", "all-reduce", staged_count(model) * 4, gpus),
+    ]
+
+
+def _transfer(name: str, collective: str, payload: int, gpus: int) -> Transfer:
+    rounds = 2 if collective == "all-reduce" else 1
+    return Transfer(name, collective, payload, rounds * payload * (gpus - 1) // gpus)
+
+
+def parameter_count(in_features: int, config: ModelConfig) -> int:
+    """Trainable parameters of encoder and decoder. Codebooks are moving averages and not among them."""
+    return sum(parameter_sizes(in_features, config))
+
+
+def encoder_parameter_count(in_features: int, config: ModelConfig) -> int:
+    """Trainable parameters from motion to latents."""
+    return sum(_encoder_sizes(in_features, config))
+
+
+def decoder_parameter_count(in_features: int, config: ModelConfig) -> int:
+    """Trainable parameters from quantized latents to motion."""
+    return sum(_decoder_sizes(in_features, config))
+
+
+def parameter_sizes(in_features: int, config: ModelConfig) -> list[int]:
+    """Elements of each trainable tensor, in the order of `RVQVAE.parameters()`."""
+    return _encoder_sizes(in_features, config) + _decoder_sizes(in_features, config)
+
+
+def codebook_count(config: ModelConfig) -> int:
+    """Codebooks stored: one, where all levels share it; none of finite scalar quantization."""
+    if config.fsq_levels is not None:
+        return 0
+    return 1 if config.shared_codebook else config.num_quantizers
+
+
+def replacement_count(config: ModelConfig) -> int:
+    """Dead codes of a codebook that one update can replace."""
+    return config.nb_code if config.lineage else min(config.nb_code, max(64, config.nb_code // 4))
+
+
+def staged_count(config: ModelConfig) -> int:
+    """Numbers that the ranks sum an update: code counts, sums of vectors, replacement candidates, refusals."""
+    books = codebook_count(config)
+    vectors = books * (config.nb_code + replacement_count(config)) * config.code_dim
+    return config.num_quantizers * config.nb_code + vectors + 1
+
+
+def _encoder_sizes(in_features: int, config: ModelConfig) -> list[int]:
+    width = config.width
+    stage = _conv(width, width, 2 * config.stride_t) + _stack(config)
+    return _conv(in_features, width, 3) + config.down_t * stage + _conv(width, config.code_dim, 3)
+
+
+def _decoder_sizes(in_features: int, config: ModelConfig) -> list[int]:
+    width = config.width
+    stage = _stack(config) + _conv(width, width, 3)
+    last = _conv(width, width, 3) + _conv(width, in_features, 3)
+    return _conv(config.code_dim, width, 3) + config.down_t * stage + last
+
+
+def _conv(inputs: int, outputs: int, kernel: int) -> list[int]:
+    return [inputs * outputs * kernel, outputs]
+
+
+def _stack(config: ModelConfig) -> list[int]:
+    norm = [config.width, config.width] if config.norm else []
+    block = norm + _conv(config.width, config.width, 3) + norm + _conv(config.width, config.width, 1)
+    return config.depth * block

@@ -1,0 +1,1 @@
+"""The launcher of training: checks, starts the ranks and watches over them."""

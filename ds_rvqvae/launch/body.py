@@ -1,0 +1,179 @@
+"""Several body parts, trained in turn: a run each inside one folder, and the tokenizer of the body that they make."""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ds_rvqvae.config.flags import body_parts_of, profile_from_flags
+from ds_rvqvae.data.dataset import MotionData
+from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.launch.hosts import Ranks
+from ds_rvqvae.launch.supervise import Signals, say
+from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, Layout, check_disjoint
+from ds_rvqvae.runs.checkpoints import is_tag
+from ds_rvqvae.runs.folder import check_out_folder, choose_run_folder
+
+TOKENIZER = "tokenizer"
+"""The folder of a run's tokenizer, and of a body's beside the runs of its parts."""
+
+
+@dataclass(frozen=True)
+class CheckedRun:
+    """A run that may start."""
+
+    args: argparse.Namespace
+    folder: Path
+    ranks: Ranks
+    data: MotionData
+    disk_bytes: int
+    """What its checkpoints will take."""
+    done: bool
+    """Whether a resume of it has nothing left to train."""
+
+
+@dataclass(frozen=True)
+class Body:
+    """A folder of runs, one for each of several body parts."""
+
+    args: argparse.Namespace
+    """What the launcher was given."""
+    parts: Sequence[str]
+    folder: Path
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "Body":
+        """The body that `--body_part upper,hands` asks for. Creates nothing.
+
+        Raises:
+            UserError: parts that are not known or overlap, or a folder that cannot be theirs.
+        """
+        body = cls(args, body_parts_of(args), _body_folder(args))
+        data = [profile_from_flags(each).rvqvae.data for each in body.flags_by_part()]
+        # As far as can be told without the motion: joints as they are written, patterns and numbers too.
+        body._check_disjoint([{**BODY_PART_CHANNELS, **(own.body_parts or {})}[own.body_part] for own in data])
+        return body
+
+    def flags_by_part(self) -> list[argparse.Namespace]:
+        """The flags of each part's run, in turn. A resumed part brings its own profile, a new one that of another."""
+        shared = vars(self.args)
+        runs = _runs_in(self.folder) if isinstance(self.args.resume, str) else []
+        found = []
+        for part in self.parts:
+            profile = self.args.profile
+            if profile is None and runs:
+                profile = str(self.folder / (part if part in runs else runs[0]) / "profile.json")
+            own = {"body_part": part, "out": self.folder, "name": part, "resume": bool(self.args.resume)}
+            found.append(argparse.Namespace(**{**shared, **own, "profile": profile}))
+        return found
+
+    def check(self, data: Sequence[MotionData], disk_bytes: int) -> None:
+        """Checks all parts' runs together, once each has been checked by itself.
+
+        Raises:
+            UserError: motion without body parts, parts that overlap in it, or no room for all of them.
+        """
+        for motion in data:
+            if motion.body_part is None:
+                raise UserError(
+                    f"--body_part {self.args.body_part}: {motion.config.path} has no body parts to select; leave it "
+                    "out, or define parts of your own by rvqvae.data.body_parts"
+                )
+        self._check_disjoint([[channels.name for channels in motion.layout] for motion in data])
+        check_out_folder(self.folder, disk_bytes)
+
+    def _check_disjoint(self, joints: Sequence[Sequence[str | int]]) -> None:
+        """Raises UserError where two parts share one of the joints that each takes."""
+        try:
+            check_disjoint(zip(self.parts, joints, strict=True))
+        except UserError as error:
+            raise UserError(f"--body_part {self.args.body_part}: {error}") from None
+
+    def train(
+        self, runs: Sequence[CheckedRun], train: Callable[[CheckedRun], ExitStatus], signals: Signals
+    ) -> ExitStatus:
+        """Trains the parts that are left, in turn, and then makes the body's tokenizer.
+
+        Args:
+            runs: one a part.
+            train: trains one, noting signals in `signals`.
+
+        Returns:
+            the status of the first run that did not end well, after which no other starts.
+        """
+        for index, (part, run) in enumerate(zip(self.parts, runs, strict=True)):
+            if run.done:
+                say(f"{part}, part {index + 1} of {len(runs)}: trained already")
+                continue
+            say(f"{part}, part {index + 1} of {len(runs)}: {run.folder}")
+            status = train(run)
+            later = zip(self.parts[index + 1 :], runs[index + 1 :], strict=True)
+            waiting = ", ".join(part for part, run in later if not run.done)
+            if status == ExitStatus.DONE and waiting and signals.stops:
+                say("stopped; the same command with --resume goes on")
+                status = ExitStatus.STOPPED
+            if status != ExitStatus.DONE:
+                if waiting:
+                    say(f"not started: {waiting}")
+                return status
+        if runs[0].ranks.first_here:
+            self._write_tokenizer(runs[0].data.store.layout)
+        return ExitStatus.DONE
+
+    def _write_tokenizer(self, layout: Layout) -> None:
+        """Puts the parts' tokenizers together as that of the body, whose motion has this layout."""
+        # Late: they need torch, which nothing else in a launcher does.
+        from ds_rvqvae.tokenizer.body import BodyTokenizer
+        from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
+
+        parts = {part: MotionTokenizer.from_pretrained(self.folder / part / TOKENIZER) for part in self.parts}
+        BodyTokenizer(parts, layout).save_pretrained(self.folder / TOKENIZER)
+        say(f"tokenizer of {', '.join(self.parts)}: {self.folder / TOKENIZER}")
+
+
+def check_no_body(args: argparse.Namespace) -> None:
+    """Raises UserError where the run of a single part would go into a folder of several parts' runs."""
+    if isinstance(args.resume, str) and not is_tag(args.resume):
+        folder = Path(args.resume)
+    elif args.name:
+        folder = args.out / args.name
+    else:
+        return
+    runs = _runs_in(folder)
+    if runs:
+        raise UserError(
+            f"{folder}: holds the runs of several body parts ({', '.join(runs)}): name them all by --body_part, or one "
+            f"by --out {folder} --name {runs[0]}"
+        )
+
+
+def _body_folder(args: argparse.Namespace) -> Path:
+    """The folder that the parts' runs go into."""
+    if not isinstance(args.resume, str):
+        folder = choose_run_folder(args.out, args.name, args.profile or "baseline", "body", args.resume)
+    elif is_tag(args.resume):
+        raise UserError(f"--resume {args.resume}: a checkpoint of one part; give --resume alone, or one --body_part")
+    else:
+        folder = Path(args.resume)
+        if not _runs_in(folder):
+            raise UserError(f"--resume {folder}: no part's run is in it ({', '.join(body_parts_of(args))})")
+    if (folder / "profile.json").is_file():
+        raise UserError(f"{folder}: is the run of one body part; give several parts another --name")
+    check_out_folder(folder)
+    return folder
+
+
+def _runs_in(folder: Path) -> list[str]:
+    """The body parts that have a run inside a folder, by name."""
+    if not folder.is_dir():
+        return []
+    return [entry.name for entry in sorted(folder.iterdir()) if _is_run_of(entry, entry.name)]
+
+
+def _is_run_of(folder: Path, part: str) -> bool:
+    try:
+        profile = json.loads((folder / "profile.json").read_text(encoding="utf-8"))
+        return profile["rvqvae"]["data"]["body_part"] == part
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,47 @@
+"""Starts a job again when a rank died or hung."""
+
+import time
+from collections.abc import Callable
+
+from ds_rvqvae.errors import ExitStatus
+from ds_rvqvae.launch.supervise import Ending, Job, Signals, say, supervise
+
+FIRST_PAUSE = 5.0
+"""Seconds before the first restart; each further one waits twice as long as the one before."""
+LONGEST_PAUSE = 300.0
+
+
+def run_with_restarts(
+    make_job: Callable[[int], Job], max_restarts: int, signals: Signals, first_pause: float = FIRST_PAUSE
+) -> ExitStatus:
+    """Runs a job to its end, within `signals_noted`, and again after each failure, `max_restarts` times at most.
+
+    A failure that comes back at the same step, out of the ranks themselves, is not tried a third time.
+
+    Args:
+        make_job: gives the job for start 0 and for each restart, counted from 1.
+    """
+    before: Ending | None = None
+    restart = 0
+    while True:
+        ending = supervise(make_job(restart), signals)
+        if ending.status != ExitStatus.FAILED or signals.stops or restart == max_restarts:
+            return ending.status
+        if ending.by_ranks and ending == before:
+            say(f"the ranks failed at step {ending.step + 1} as they did before: not started again")
+            return ending.status
+        pause = min(LONGEST_PAUSE, first_pause * 2**restart)
+        say(f"restart {restart + 1} of {max_restarts} in {pause:.0f} s, from the newest whole checkpoint")
+        if not _pause(pause, signals):
+            say("stopped before the restart; the same command with --resume goes on")
+            return ExitStatus.STOPPED
+        before, restart = ending, restart + 1
+
+
+def _pause(seconds: float, signals: Signals) -> bool:
+    """Waits; False where a signal to stop came instead."""
+    end = time.monotonic() + seconds
+    while not signals.stops and time.monotonic() < end:
+        time.sleep(0.1)
+    signals.save = False  # there was nobody to save
+    return not signals.stops

@@ -1,0 +1,91 @@
+"""A clip of motion: frames of numbers, what its columns mean, and what makes one unusable."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ds_rvqvae.motion.layout import Layout
+
+MIN_FRAMES = 16
+SPLITS = ("train", "val", "test", "additional")
+"""`additional` is BEAT2's own word for clips that are neither trained on nor scored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One take: `motion` is float32 `[frames, features]`, its columns are told by `layout`."""
+
+    name: str
+    motion: np.ndarray
+    fps: float
+    layout: Layout
+    split: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Take:
+    """What a motion file holds, at its own frame rate."""
+
+    name: str
+    motion: np.ndarray
+    """float `[frames, columns]`. Columns of kind `translation` hold positions, where `has_positions` says so; clips
+    made of it hold velocities then."""
+    fps: float
+    layout: Layout
+    split: str | None = None
+    empty: np.ndarray | None = None
+    """bool `[frames]`: where every number of the file is zero; without it, rows of zeros in `motion` count."""
+    has_positions: bool = False
+    skeleton: dict[str, Any] | None = None
+    """`joint_names`, `parents` (-1 for the root) and `offsets` (metres) of the figure that moves, where files say."""
+    notes: tuple[str, ...] = ()
+    """What the report should say of the file, such as a unit that was guessed."""
+
+
+class LeftOut(NamedTuple):
+    """A clip that is not used: its file (relative to the data), and why."""
+
+    file: str
+    reason: str
+
+
+class Quarantined(NamedTuple):
+    """A file, or a span of one, that the store does not hold."""
+
+    file: str
+    """Relative to the data."""
+    rule: str
+    """A key of `rvqvae.data.rules`, or `not_finite`, `too_short`, `unreadable`, `layout`, `name`, `split`."""
+    frames: tuple[int, int] | None
+    """First frame and the one after the last, counted in the file; None: all of it."""
+    reason: str
+
+
+class ClipError(Exception):
+    """Why one clip cannot be used; the reader adds whose file it is."""
+
+
+def check_clip(clip: Clip) -> None:
+    """Raises ClipError where a clip is too short, not finite or of no known split."""
+    if len(clip.motion) < MIN_FRAMES:
+        raise ClipError(
+            f"{len(clip.motion)} frames at {clip.fps:g} frames a second, fewer than the {MIN_FRAMES} a clip needs"
+        )
+    check_finite(clip.motion)
+    if clip.split not in (None, *SPLITS):
+        raise ClipError(f"its split is {clip.split!r}, none of {', '.join(SPLITS)}")
+
+
+def check_finite(motion: np.ndarray) -> None:
+    """Raises ClipError naming the frames of `[frames, columns]` that hold NaN or infinite values."""
+    bad = np.flatnonzero(~np.isfinite(motion).all(axis=1))
+    if bad.size:
+        raise ClipError(f"NaN or infinite values in {bad.size} of {len(motion)} frames: {spans(bad)}")
+
+
+def spans(frames: np.ndarray, most: int = 4) -> str:
+    """Sorted frame numbers in words: `3-5, 9`, and how many more spans there are."""
+    runs = np.split(frames, np.flatnonzero(np.diff(frames) > 1) + 1)
+    words = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs[:most]]
+    return ", ".join(words) + (f" and {len(runs) - most} more spans" if len(runs) > most else "")

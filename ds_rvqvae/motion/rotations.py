@@ -1,0 +1,193 @@
+"""Rotations as matrices and as 6D rows, and motion at another frame rate.
+
+6D is the first two rows of the rotation matrix, row-major (Zhou et al., "On the Continuity of Rotation
+Representations in Neural Networks", 2019; pytorch3d's `matrix_to_rotation_6d`).
+"""
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+DECIMATION_TOLERANCE = 1e-3
+"""A rate this close to a whole multiple of the target, relatively, counts as that multiple: 29.97 is 30."""
+MOST_FRAMES_OF_ONE = 100
+"""Frames made of one at most: a rate further below the target is a mistake in the file, not motion."""
+_BLOCK = 1024
+"""Frames resampled at a time, of the source or the target, whichever are more: bounds the copies in float64."""
+
+
+def axis_angle_to_matrix(axis_angle: np.ndarray) -> np.ndarray:
+    """Axis times angle in radians `[..., 3]` to matrices `[..., 3, 3]`, float64."""
+    return Rotation.from_rotvec(axis_angle.reshape(-1, 3)).as_matrix().reshape(*axis_angle.shape[:-1], 3, 3)
+
+
+def matrix_to_axis_angle(matrices: np.ndarray) -> np.ndarray:
+    """Rotation matrices `[..., 3, 3]` to axis times angle in radians `[..., 3]`, angles from 0 to pi."""
+    return Rotation.from_matrix(matrices.reshape(-1, 3, 3)).as_rotvec().reshape(*matrices.shape[:-2], 3)
+
+
+def matrix_to_rotation_6d(matrices: np.ndarray) -> np.ndarray:
+    """Matrices `[..., 3, 3]` to 6D `[..., 6]`."""
+    return matrices[..., :2, :].reshape(*matrices.shape[:-2], 6)
+
+
+def rotation_6d_to_matrix(rotation_6d: np.ndarray) -> np.ndarray:
+    """6D `[..., 6]` to matrices `[..., 3, 3]` by Gram-Schmidt on the rows; any 6D of two independent rows will do."""
+    first = _unit(rotation_6d[..., :3])
+    second = rotation_6d[..., 3:]
+    second = _unit(second - (first * second).sum(-1, keepdims=True) * first)
+    return np.stack([first, second, np.cross(first, second)], axis=-2)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def decimation(source_fps: float, target_fps: float) -> int | None:
+    """Every how many frames of the source are kept (1: all), or None where frames have to be interpolated.
+
+    Raises:
+        ValueError: the rates lie so far apart that one of them must be wrong.
+    """
+    ratio = source_fps / target_fps
+    if not 1 / MOST_FRAMES_OF_ONE <= ratio < 1e9:
+        raise ValueError(
+            f"more than {MOST_FRAMES_OF_ONE} frames would be made of one" if ratio < 1 else "too far apart"
+        )
+    step = round(ratio)
+    return step if step >= 1 and abs(ratio - step) <= step * DECIMATION_TOLERANCE * (1 + 1e-9) else None
+
+
+def resampled_length(frames: int, source_fps: float, target_fps: float) -> int:
+    """How many frames `resample` makes of `frames`: those that lie within the time from the first to the last."""
+    step = decimation(source_fps, target_fps)
+    if step is not None or not frames:
+        return -(-frames // (step or 1))
+    return int((frames - 1) / (source_fps / target_fps) * (1 + 1e-12) + 1e-9) + 1
+
+
+def resample(motion: np.ndarray, rotation_columns: np.ndarray, source_fps: float, target_fps: float) -> np.ndarray:
+    """Motion at another frame rate: rotations along the sphere, every other column linearly.
+
+    A source rate within 0.1 % of a whole multiple of the target is decimated: frames are kept as they are.
+
+    Args:
+        motion: `[frames, columns]`.
+        rotation_columns: int `[rotations, 6]`, the columns of each 6D rotation.
+
+    Returns:
+        `[resampled_length(frames, …), columns]`, in motion's own dtype (whole numbers that are interpolated: float32);
+        where decimated, a view of `motion`.
+
+    Raises:
+        ValueError: where six columns that should be a rotation span no plane, or no such rate can be made.
+    """
+    step = decimation(source_fps, target_fps)
+    if step is not None:
+        return motion[::step]
+    ratio = source_fps / target_fps
+    dtype = motion.dtype if motion.dtype.kind == "f" else np.dtype(np.float32)
+    resampled = np.empty((resampled_length(len(motion), source_fps, target_fps), motion.shape[1]), dtype)
+    block = max(int(_BLOCK / max(ratio, 1)), 1)
+    for start in range(0, len(resampled), block):
+        stop = min(start + block, len(resampled))
+        _interpolate(motion, rotation_columns, np.arange(start, stop) * ratio, resampled[start:stop])
+    return resampled
+
+
+def _interpolate(motion: np.ndarray, rotation_columns: np.ndarray, times: np.ndarray, out: np.ndarray) -> None:
+    """Writes motion at `times` (rising, counted in frames) to `out` `[times, columns]`."""
+    last = len(motion) - 1
+    before = np.minimum(times.astype(np.int64), max(last - 1, 0))
+    share = np.clip(times - before, 0, 1)[:, None]  # rounding may put the last time past the last frame
+    first = before[0]
+    frames = motion[first : min(before[-1] + 1, last) + 1].astype(np.float64)
+    before -= first
+    after = np.minimum(before + 1, len(frames) - 1)
+    out[:] = frames[before] * (1 - share) + frames[after] * share
+    if rotation_columns.size:
+        rows = _orthonormal_rows(frames[:, rotation_columns], first)
+        out[:, rotation_columns] = _slerp(rows[:, :, before], rows[:, :, after], share)
+
+
+def _orthonormal_rows(rotation_6d: np.ndarray, first_frame: int) -> np.ndarray:
+    """The three rows of matrices, axis before row `[3, 3, frames, rotations]`, of 6D `[frames, rotations, 6]`.
+
+    With the axis first, each step of the arithmetic runs over whole arrays. Raises ValueError.
+    """
+    rows = np.empty((3, 3, *rotation_6d.shape[:2]))
+    rows[:, :2] = np.moveaxis(rotation_6d.reshape(*rotation_6d.shape[:2], 2, 3), (3, 2), (0, 1))
+    first, second, third = rows[:, 0], rows[:, 1], rows[:, 2]
+    first /= np.maximum(np.sqrt(_dot(first, first)), 1e-12)
+    second -= _dot(first, second) * first
+    second /= np.maximum(np.sqrt(_dot(second, second)), 1e-12)
+    third[:] = _cross(first, second)
+    flat = np.argwhere(~(_dot(third, third) > 0.9))  # NaN counts too
+    if len(flat):
+        frame, rotation = flat[0]
+        raise ValueError(f"the six columns of rotation {rotation} span no plane in frame {first_frame + frame}")
+    return rows
+
+
+def _slerp(start: np.ndarray, stop: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """6D rotations `[frames, rotations, 6]` at `share` `[frames, 1]` of the shortest way between orthonormal rows.
+
+    Each row r of `start` is turned by Rodrigues' formula: r + f (w x r) + g (w x (w x r)), where w is the axis times
+    the sine of the angle between both: half the sum of the cross products of their rows.
+    """
+    axis = sum(_cross(start[:, row], stop[:, row]) for row in range(3)) / 2
+    sine = np.sqrt(_dot(axis, axis))
+    cosine = (sum(_dot(start[:, row], stop[:, row]) for row in range(3)) - 1) / 2
+    angle = np.arctan2(sine, cosine)
+    small = sine < 1e-6
+    sine[small] = 1
+    along = np.where(small, share, np.sin(share * angle) / sine)
+    across = np.where(small, share**2 / 2, 2 * (np.sin(share * angle / 2) / sine) ** 2)
+    between = np.empty((*start.shape[2:], 6))
+    for row in range(2):
+        once = _cross(axis, start[:, row])
+        turned = start[:, row] + along * once + across * _cross(axis, once)
+        between[..., 3 * row : 3 * row + 3] = np.moveaxis(turned, 0, -1)
+    opposite = small & (cosine < 0)
+    if opposite.any():  # half a turn, where the sine no longer tells the axis
+        between[opposite] = _half_turns(start[:, :, opposite], stop[:, :, opposite], (share + 0 * sine)[opposite])
+    return between
+
+
+def _half_turns(start: np.ndarray, stop: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """`_slerp` by way of quaternions, for rows `[3, 3, rotations]` and `share` `[rotations]`."""
+    first = Rotation.from_matrix(np.moveaxis(start, -1, 0).swapaxes(1, 2))
+    way = (first.inv() * Rotation.from_matrix(np.moveaxis(stop, -1, 0).swapaxes(1, 2))).as_rotvec()
+    return matrix_to_rotation_6d((first * Rotation.from_rotvec(way * share[:, None])).as_matrix())
+
+
+def _dot(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Products of vectors `[3, …]`, `[…]`."""
+    return left[0] * right[0] + left[1] * right[1] + left[2] * right[2]
+
+
+def _cross(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Cross products of vectors `[3, …]`; np.cross is several times slower."""
+    product = np.empty_like(left)
+    for axis in range(3):
+        one, two = (axis + 1) % 3, (axis + 2) % 3
+        np.multiply(left[one], right[two], out=product[axis])
+        product[axis] -= left[two] * right[one]
+    return product
+
+
+def translation_features(positions: np.ndarray) -> np.ndarray:
+    """Root positions in metres `[frames, 3]` to x velocity, y height and z velocity.
+
+    Velocities are metres a frame; the first frame, which has none before it, has 0.
+    """
+    features = positions.copy()
+    features[1:, [0, 2]] = np.diff(positions[:, [0, 2]], axis=0)
+    features[:1, [0, 2]] = 0
+    return features
+
+
+def translation_positions(features: np.ndarray, start: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
+    """Root positions in metres `[frames, 3]` of what `translation_features` gives; `start` is the first x and z."""
+    positions = features.astype(np.float64)
+    positions[:, [0, 2]] = np.cumsum(positions[:, [0, 2]], axis=0) - positions[:1, [0, 2]] + start
+    return positions

@@ -1,0 +1,199 @@
+"""Stick figures: a skeleton of our own with SMPL-X's joints, skeletons from files, and forward kinematics.
+
+SMPL-X's licence is for non-commercial research and covers what is computed from its files, so its joint offsets are not
+here: the built-in figure has rough adult proportions of our own (1.75 m). y is up, x the figure's left, z its front;
+arms are stretched out sideways.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ds_rvqvae.motion.clip import ClipError
+from ds_rvqvae.motion.layout import SMPLX_JOINTS, SMPLX_PARENTS, Layout
+from ds_rvqvae.motion.rotations import rotation_6d_to_matrix, translation_positions
+
+_LONGEST_BONE = 10.0
+"""Metres; a longer bone is one in centimetres or inches."""
+_MIDDLE = {
+    "pelvis": (0.0, 0.95, 0.0),
+    "spine1": (0.0, 0.11, 0.0),
+    "spine2": (0.0, 0.13, 0.0),
+    "spine3": (0.0, 0.06, 0.01),
+    "neck": (0.0, 0.19, -0.02),
+    "head": (0.0, 0.10, 0.03),
+    "jaw": (0.0, 0.00, 0.03),
+}
+_LEFT = {
+    "hip": (0.08, -0.08, 0.0),
+    "knee": (0.02, -0.40, 0.01),
+    "ankle": (0.0, -0.41, -0.03),
+    "foot": (0.02, -0.05, 0.13),
+    "collar": (0.05, 0.12, -0.01),
+    "shoulder": (0.12, 0.03, -0.01),
+    "elbow": (0.27, 0.0, -0.01),
+    "wrist": (0.25, 0.0, 0.0),
+    "eye": (0.03, 0.06, 0.08),
+    "index1": (0.09, 0.0, 0.03),
+    "middle1": (0.10, 0.0, 0.01),
+    "pinky1": (0.08, -0.01, -0.03),
+    "ring1": (0.09, 0.0, -0.01),
+    "thumb1": (0.03, -0.02, 0.03),
+    "index": (0.03, 0.0, 0.0),
+    "middle": (0.03, 0.0, 0.0),
+    "pinky": (0.02, 0.0, 0.0),
+    "ring": (0.03, 0.0, 0.0),
+    "thumb": (0.02, 0.0, 0.02),
+}
+"""Left side; the right one mirrors it. A finger's second and third joint share the last five."""
+
+
+@dataclass(frozen=True, eq=False)
+class Skeleton:
+    """A tree of joints at rest.
+
+    Attributes:
+        joint_names: one a joint; the rotations of a layout are matched to them by name.
+        parents: index of each joint's parent, which stands before it; -1 for the first joint alone, the root.
+        offsets: float64 `[joints, 3]` metres, each joint's place relative to its parent; the root's, in the world.
+        name: what messages call it.
+    """
+
+    joint_names: tuple[str, ...]
+    parents: tuple[int, ...]
+    offsets: np.ndarray
+    name: str
+
+
+def builtin_skeleton() -> Skeleton:
+    """The rough figure of this module, 1.75 m tall, with SMPL-X's 55 joints by name and order."""
+    offsets = np.array([_offset(name) for name in SMPLX_JOINTS])
+    return Skeleton(SMPLX_JOINTS, SMPLX_PARENTS, offsets, "built-in")
+
+
+def _offset(joint: str) -> tuple[float, float, float]:
+    if joint in _MIDDLE:
+        return _MIDDLE[joint]
+    side, _, part = joint.partition("_")
+    x, y, z = _LEFT.get(part) or _LEFT[part.rstrip("123")]
+    return (x if side == "left" else -x), y, z
+
+
+def skeleton_from_json(entries: Mapping[str, Any], name: str) -> Skeleton:
+    """A skeleton of `joint_names`, `parents` and `offsets` (metres, one triple a joint), as a take or store has it.
+
+    Raises:
+        ClipError: no tree of joints in metres whose parents stand before their children.
+    """
+    for key in ("joint_names", "parents", "offsets"):
+        if key not in entries:
+            raise ClipError(f"no key {key}; a skeleton has joint_names, parents and offsets")
+    return checked_skeleton(entries["joint_names"], entries["parents"], _array(entries["offsets"]), name)
+
+
+def _array(offsets: Any) -> np.ndarray:
+    try:
+        return np.array(offsets)
+    except ValueError:  # rows of unequal length
+        raise ClipError("offsets: not one x, y, z for each joint") from None
+
+
+def checked_skeleton(joint_names: Any, parents: Any, offsets: np.ndarray, name: str) -> Skeleton:
+    """A skeleton of what a file says; raises ClipError."""
+    if not isinstance(joint_names, list) or not joint_names or not all(isinstance(joint, str) for joint in joint_names):
+        raise ClipError("joint_names: not a list of names")
+    twice = next((joint for joint in joint_names if joint_names.count(joint) > 1), None)
+    if twice is not None:
+        raise ClipError(f"joint_names: {twice} stands twice")
+    count = len(joint_names)
+    if not isinstance(parents, list) or not all(type(parent) is int for parent in parents):
+        raise ClipError("parents: not a list of whole numbers")
+    if len(parents) != count:
+        raise ClipError(f"parents: {len(parents)} for {count} joints")
+    for index, (joint, parent) in enumerate(zip(joint_names, parents, strict=True)):
+        if index == 0 and parent != -1:
+            raise ClipError(f"parents: {joint} stands first and is the root; its parent is -1, not {parent}")
+        if index and not 0 <= parent < index:
+            raise ClipError(f"parents: {joint} (joint {index}) has parent {parent}; a parent stands before its child")
+    if offsets.dtype.kind not in "fiu" or offsets.shape != (count, 3):
+        raise ClipError(f"offsets: {offsets.dtype} of shape {list(offsets.shape)}, not numbers [{count}, 3]")
+    offsets = offsets.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(offsets).all(axis=1))
+    if bad.size:
+        raise ClipError(f"offsets: NaN or infinite at {joint_names[bad[0]]}")
+    lengths = np.linalg.norm(offsets[1:], axis=1)
+    if (lengths > _LONGEST_BONE).any():
+        longest = int(lengths.argmax())
+        raise ClipError(f"offsets: {joint_names[longest + 1]} is {lengths[longest]:.4g} from its parent; use metres")
+    return Skeleton(tuple(joint_names), tuple(parents), offsets, name)
+
+
+def joint_places(motion: np.ndarray, layout: Layout, skeleton: Skeleton) -> np.ndarray | None:
+    """Where a skeleton's joints are while it moves.
+
+    Args:
+        motion: `[frames, columns]` in the data's own units.
+        layout: of the columns. Rotations named as joints of the skeleton turn these; joints without one stay at rest.
+            The first `translation` (x velocity, height, z velocity; metres, a frame) moves the root, which starts at
+            x = z = 0; or the first `position` (metres) is its place. Without one the root stays at its offset.
+
+    Returns:
+        float64 `[frames, joints, 3]` metres, or None where the layout has no rotation of any joint of the skeleton.
+    """
+    joints = {name: index for index, name in enumerate(skeleton.joint_names)}
+    parts = [part for part in layout if part.kind == "rotation_6d" and part.name in joints]
+    if not parts:
+        return None
+    rotations = np.broadcast_to(np.eye(3), (len(motion), len(joints), 3, 3)).copy()
+    for part in parts:
+        columns = motion[:, part.start : part.stop].astype(np.float64)
+        rotations[:, joints[part.name]] = rotation_6d_to_matrix(columns)
+    return forward_kinematics(rotations, skeleton.offsets, skeleton.parents, _root_places(motion, layout))
+
+
+def _root_places(motion: np.ndarray, layout: Layout) -> np.ndarray | None:
+    for part in layout:
+        if part.kind in ("translation", "position") and part.width == 3:
+            columns = motion[:, part.start : part.stop]
+            return columns if part.kind == "position" else translation_positions(columns)
+    return None
+
+
+def forward_kinematics(
+    rotations: np.ndarray,
+    offsets: np.ndarray,
+    parents: Sequence[int] = SMPLX_PARENTS,
+    root_translation: np.ndarray | None = None,
+) -> np.ndarray:
+    """Places of all joints, metres `[frames, joints, 3]`.
+
+    Args:
+        rotations: each joint's rotation relative to its parent, `[frames, joints, 3, 3]`.
+        offsets: `[joints, 3]` metres.
+        parents: a joint's parent stands before it; -1 for the root.
+        root_translation: `[frames, 3]` metres, the root's place; without it the root stays at its offset.
+    """
+    world = np.empty_like(rotations, dtype=np.float64)
+    places = np.empty(rotations.shape[:-1])
+    for joint, parent in enumerate(parents):
+        if parent < 0:
+            world[:, joint] = rotations[:, joint]
+            places[:, joint] = offsets[joint] if root_translation is None else root_translation
+        else:
+            world[:, joint] = world[:, parent] @ rotations[:, joint]
+            places[:, joint] = places[:, parent] + world[:, parent] @ offsets[joint]
+    return places
+
+
+def figure_of(skeleton: dict[str, Any] | None, motion: str) -> Skeleton:
+    """The skeleton that files of motion bring (`Take.skeleton`), named after them.
+
+    The built-in one stands in where they bring none, or one that is no figure in metres: no joint will match it then,
+    and no distance is measured.
+    """
+    try:
+        return builtin_skeleton() if skeleton is None else skeleton_from_json(skeleton, motion)
+    except ClipError:
+        return builtin_skeleton()

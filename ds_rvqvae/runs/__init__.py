@@ -1,0 +1,1 @@
+"""A run on disk: its folder, checkpoints, how it starts or goes on, and its tokenizer."""

@@ -1,0 +1,126 @@
+"""What `--init_from` takes over of a tokenizer, and whether that fits the run. Without torch.
+
+Weights and codebooks mean something only behind the normalisation they were trained with: behind that of other motion
+the encoder would see shifted and stretched inputs, and the first scores would not be the tokenizer's. So the run takes
+over mean and std as well. They lie in its folder, since a resume does not read the tokenizer again, and go into its
+checkpoints, its fingerprint of the motion and the tokenizer that it exports.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from ds_rvqvae.config.profile import Profile
+from ds_rvqvae.data.dataset import MotionData
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.files import whole_file
+from ds_rvqvae.motion.layout import feature_layout
+from ds_rvqvae.runs.checkpoints import checkpoints
+from ds_rvqvae.runs.start import FIXED_KEYS
+from ds_rvqvae.tokenizer.folder import WEIGHTS, TokenizerConfig, read_config, statistics_from, tokenizer_folder
+
+NORMALISATION = "normalisation.json"
+"""In the folder of a run that started from a tokenizer: `mean` and `std`, a number a column."""
+
+
+class Initial(TokenizerConfig):
+    """The tokenizer that a run starts from, without its weights."""
+
+    def check_columns(self, data: MotionData) -> None:
+        """Raises UserError where the run's columns are not the tokenizer's."""
+        if len(self.mean) != data.in_features:
+            part = f" for body part {data.body_part}" if data.body_part else ""
+            raise UserError(
+                f"--init_from {self.folder}: takes {len(self.mean)} columns, and {data.config.path} has "
+                f"{data.in_features}{part}"
+            )
+        # Of columns about which nothing is known only the number can be compared.
+        if feature_layout(data.in_features) not in (self.layout, data.layout):
+            for theirs, ours in zip(self.layout, data.layout, strict=False):
+                if theirs != ours:
+                    raise UserError(
+                        f"--init_from {self.folder}: its column {theirs.start} is of {theirs.name}, that of "
+                        f"{data.config.path} of {ours.name}; check --body_part"
+                    )
+
+    def warnings(self, data: MotionData) -> list[str]:
+        """What is allowed and may not be meant."""
+        if self.fps == data.fps:
+            return []
+        return [f"--init_from {self.folder}: trained at {self.fps:g} frames a second, this motion is at {data.fps:g}"]
+
+
+def find_initial(run_folder: Path, profile: Profile, resume: bool | str) -> Initial | None:
+    """The tokenizer that a run starts from; None where it starts from random weights or goes on from a checkpoint.
+
+    Raises:
+        UserError: the tokenizer cannot be read, or its nets are not the profile's: names the first key that differs.
+    """
+    training = profile.rvqvae.training
+    if training.init_from is None or _goes_on(run_folder, resume):
+        return None
+    initial = read_initial(tokenizer_folder(Path(training.init_from), profile.rvqvae.data.body_part))
+    for key in FIXED_KEYS:
+        there, here = (json.dumps(getattr(model, key)) for model in (initial.model, profile.rvqvae.model))
+        if there != here:
+            raise UserError(
+                f"--init_from {initial.folder}: rvqvae.model.{key} is {there} there and {here} in the profile; "
+                f"give --set rvqvae.model.{key}={there}"
+            )
+    return initial
+
+
+def take_start(run_folder: Path, profile: Profile, data: MotionData, resume: bool | str) -> Initial | None:
+    """`find_initial`, and normalises `data` by what the weights expect that the run starts or goes on with.
+
+    Raises:
+        UserError: as `find_initial`; or the tokenizer takes other columns.
+    """
+    file = run_folder / NORMALISATION
+    if _goes_on(run_folder, resume) and file.is_file():
+        data.use_normalisation(*_read_normalisation(file))
+    initial = find_initial(run_folder, profile, resume)
+    if initial is not None:
+        initial.check_columns(data)
+        data.use_normalisation(initial.mean, initial.std)
+    return initial
+
+
+def _goes_on(run_folder: Path, resume: bool | str) -> bool:
+    return bool(resume) and bool(checkpoints(run_folder / "checkpoints"))
+
+
+def read_initial(folder: Path) -> Initial:
+    """Reads a tokenizer's folder, without its weights.
+
+    Raises:
+        UserError: naming the folder or file and what is wrong with it.
+    """
+    try:
+        initial = Initial(**vars(read_config(folder)))
+        with safe_open(folder / WEIGHTS, framework="numpy"):
+            return initial
+    except UserError as error:
+        raise UserError(f"--init_from {error}") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"--init_from {folder / WEIGHTS}: cannot be read: {error}") from None
+
+
+def keep_normalisation(run_folder: Path, initial: Initial | None) -> None:
+    """Writes the normalisation that a run started with into its folder, and removes that of an earlier start."""
+    file = run_folder / NORMALISATION
+    if initial is None:
+        file.unlink(missing_ok=True)
+        return
+    statistics = {"mean": initial.mean.tolist(), "std": initial.std.tolist()}
+    with whole_file(file) as content:
+        content.write(json.dumps(statistics).encode() + b"\n")
+
+
+def _read_normalisation(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        return statistics_from(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--resume: {file}: not a normalisation: {type(error).__name__}: {error}") from None

@@ -1,0 +1,163 @@
+"""What `--resume` goes on from, and what may differ from the run it goes on with. Without torch."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ds_rvqvae.config.profile import Profile, load_profile
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.runs.checkpoints import checkpoints, damage_of, is_tag, read_manifest, step_of, whole_checkpoint
+
+FIXED_KEYS = (
+    *("width", "depth", "down_t", "stride_t", "dilation_growth_rate", "activation", "norm"),
+    *("code_dim", "nb_code", "num_quantizers", "shared_codebook", "fsq_levels", "codebook_distance"),
+)
+"""Keys of `rvqvae.model` that make other weights or give codes another meaning; the others may change on the way."""
+FIXED_DATA_KEYS = ("body_part", "fps", "mean_file", "std_file", "std_floor", "feat_bias")
+"""Keys of `rvqvae.data` that make other inputs."""
+
+
+@dataclass
+class Resume:
+    """Where a resumed run goes on."""
+
+    checkpoint: Path | None = None
+    """None: at step 0."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know: checkpoints passed over, settings that changed."""
+    fitted: tuple[int, int] | None = None
+    """Micro batch and accumulation that `auto_batch_size` settled on when the run started; they stay."""
+    kept: tuple[int, int] | None = None
+    """Where the number of ranks has changed: micro batch and accumulation that keep the global batch."""
+    universal: bool = False
+    """Whether the checkpoint has to be converted for this number of ranks."""
+
+    def step(self) -> int:
+        return 0 if self.checkpoint is None else step_of(self.checkpoint)
+
+
+def find_resume(
+    run_folder: Path,
+    profile: Profile,
+    world_size: int,
+    motion: str,
+    thorough: bool = True,
+    tag: bool | str = True,
+) -> Resume:
+    """Chooses the checkpoint to go on from. Changes nothing.
+
+    Args:
+        motion: `MotionData.fingerprint` of what is to be trained on.
+        thorough: read every file of it; the launcher, which only wants to refuse early, does not.
+        tag: what `--resume` was given; the name of a checkpoint takes that one and no other.
+
+    Raises:
+        UserError: checkpoints exist and none is whole, each named; or the profile or the ranks do not fit it.
+    """
+    folder = run_folder / "checkpoints"
+    if isinstance(tag, str) and is_tag(tag):
+        damaged, checkpoint = [], folder / tag
+        reason = damage_of(checkpoint, thorough)
+        if reason is not None:
+            there = ", ".join(path.name for path in checkpoints(folder)) or "none"
+            raise UserError(f"--resume {tag}: {checkpoint}: {reason}; checkpoints there: {there}")
+    elif not checkpoints(folder):
+        return Resume(notes=[f"{run_folder} has no checkpoint yet: starting at step 0"])
+    else:
+        checkpoint, damaged = whole_checkpoint(folder, thorough)
+    if checkpoint is None:
+        raise UserError(f"--resume: no whole checkpoint: {'; '.join(damaged)}; start a new run by another --name")
+    asked = load_profile(run_folder / "profile.json")
+    fitted = _fitted_batch(asked, profile)
+    if fitted is not None:
+        micro_batch, accumulation = fitted
+        sizes = {"train_micro_batch_size_per_gpu": micro_batch, "gradient_accumulation_steps": accumulation}
+        profile = profile.model_copy(update=sizes)
+    notes = [f"damaged, passed over: {text}" for text in damaged]
+    notes += _changed_keys(run_folder, profile)
+    resume = Resume(checkpoint, [*notes, f"going on from {checkpoint}"], fitted)
+    manifest = read_manifest(checkpoint)
+    if manifest["motion"] != motion:
+        raise UserError(
+            f"--resume: {profile.rvqvae.data.path}: other columns or another normalisation than {checkpoint} was "
+            "trained with; resume with the same motion, or start a new run"
+        )
+    resume.universal = manifest["world_size"] != world_size
+    # The global batch that was asked for stays, whatever the number of ranks.
+    same = asked.windows_per_rank == profile.windows_per_rank
+    if same and manifest["global_batch"] != profile.global_batch(world_size):
+        _keep_global_batch(resume, manifest, profile, world_size)
+    return resume
+
+
+def take_batch(profile: Profile, sizes: tuple[int, int] | None) -> None:
+    """Takes over a micro batch and accumulation, where there are any."""
+    if sizes is not None:
+        profile.train_micro_batch_size_per_gpu, profile.gradient_accumulation_steps = sizes
+
+
+def split_batch(windows: int, most: int) -> tuple[int, int]:
+    """The largest micro batch of `most` windows or fewer that divides a rank's `windows`, and how many make them up."""
+    micro_batch = max(size for size in range(1, min(most, windows) + 1) if windows % size == 0)
+    return micro_batch, windows // micro_batch
+
+
+def _fitted_batch(asked: Profile, profile: Profile) -> tuple[int, int] | None:
+    """The sizes in the run's profile where `auto_batch_size` has put them and `profile` asks for the same again.
+
+    A smaller micro batch, given because memory has become scarce, is not the same.
+    """
+    automatic = asked.rvqvae.training.auto_batch_size and profile.rvqvae.training.auto_batch_size
+    smaller = profile.train_micro_batch_size_per_gpu < asked.train_micro_batch_size_per_gpu
+    if not automatic or smaller or asked.windows_per_rank != profile.windows_per_rank:
+        return None
+    return asked.train_micro_batch_size_per_gpu, asked.gradient_accumulation_steps
+
+
+def _keep_global_batch(resume: Resume, manifest: dict[str, Any], profile: Profile, world_size: int) -> None:
+    """Chooses micro batch and accumulation so that another number of ranks takes the same global batch."""
+    batch, saved_by = manifest["global_batch"], manifest["world_size"]
+    share, rest = divmod(batch, world_size)
+    if rest:
+        fitting = ", ".join(str(ranks) for ranks in range(1, min(batch, 64) + 1) if batch % ranks == 0)
+        raise UserError(
+            f"--resume: {resume.checkpoint} was saved by {saved_by} ranks with a global batch of {batch}, which "
+            f"{world_size} ranks cannot share; numbers that can: {fitting}"
+        )
+    resume.kept = split_batch(share, profile.train_micro_batch_size_per_gpu)
+    resume.notes.append(
+        f"{world_size} ranks keep the global batch of {batch} with a micro batch of "
+        f"{resume.kept[0]} and {resume.kept[1]} accumulated"
+    )
+
+
+def _changed_keys(run_folder: Path, profile: Profile) -> list[str]:
+    """Notes on settings that differ from the run's; raises UserError for one that must not."""
+    file = run_folder / "profile.json"
+    before, now = load_profile(file).rvqvae, profile.rvqvae
+    for section, keys in (("model", FIXED_KEYS), ("data", FIXED_DATA_KEYS)):
+        for key in keys:
+            old, new = (getattr(getattr(settings, section), key) for settings in (before, now))
+            if old != new:
+                was = json.dumps(old)
+                raise UserError(
+                    f"--resume: rvqvae.{section}.{key} was {was} in {file} and cannot change to {json.dumps(new)}"
+                )
+    old, new = (flat_keys(settings) for settings in (load_profile(file).to_dict(), profile.to_dict()))
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    notes = [f"changed: {key}: {json.dumps(old.get(key))} -> {json.dumps(new.get(key))}" for key in changed]
+    if now.schedule.kind == "cosine" and before.training.total_iter != now.training.total_iter:
+        notes.append("rvqvae.schedule.kind: the learning rate goes on along the cosine of the new total_iter")
+    return notes
+
+
+def flat_keys(values: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested objects as one level of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flat_keys(value, f"{path}{key}.")
+        else:
+            flat[f"{path}{key}"] = value
+    return flat

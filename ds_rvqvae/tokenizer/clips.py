@@ -1,0 +1,61 @@
+"""What encoding and decoding of files ask of a tokenizer, be it one by itself or a body's."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from ds_rvqvae.motion.clip import Clip
+from ds_rvqvae.motion.layout import Layout
+from ds_rvqvae.tokenizer.body import BodyTokenizer
+from ds_rvqvae.tokenizer.codes import ONLY_PART
+from ds_rvqvae.tokenizer.folder import columns_for
+from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
+
+
+class ClipTokenizer(Protocol):
+    """Whole clips to codes by part, and back."""
+
+    parts: Mapping[str, MotionTokenizer]
+    """The tokenizers by body part; one by itself is that of `ONLY_PART`."""
+    fps: float
+    details: Mapping[str, Any]
+    """What config files say beside the nets."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Another for every tokenizer with other codes."""
+        ...
+
+    def encode_clip(self, clip: Clip) -> dict[str, np.ndarray]:
+        """By part int64 `[ceil(frames / code_stride), Q]`; raises ClipError where the clip has other columns."""
+        ...
+
+    def decode_clip(self, codes: Mapping[str, np.ndarray], frames: int) -> tuple[np.ndarray, Layout]:
+        """Motion float32 `[frames, C]`, and the layout of those of its columns that the codes say."""
+        ...
+
+
+class SingleTokenizer:
+    """A `MotionTokenizer` as a `ClipTokenizer`."""
+
+    def __init__(self, tokenizer: MotionTokenizer):
+        self.parts = {ONLY_PART: tokenizer}
+        self.fps, self.fingerprint, self.details = tokenizer.fps, tokenizer.fingerprint, tokenizer.details
+        self._tokenizer = tokenizer
+        # A part's columns are rarely stored by themselves; as many of something else would go unnoticed.
+        self._takes_bare = tokenizer.details.get("body_part") is None
+
+    def encode_clip(self, clip: Clip) -> dict[str, np.ndarray]:
+        """As the protocol says."""
+        columns = columns_for(self._tokenizer.layout, clip.layout, takes_bare=self._takes_bare)
+        return {ONLY_PART: self._tokenizer.encode(np.ascontiguousarray(clip.motion[:, columns]))}
+
+    def decode_clip(self, codes: Mapping[str, np.ndarray], frames: int) -> tuple[np.ndarray, Layout]:
+        """As the protocol says."""
+        return self._tokenizer.decode(codes[ONLY_PART], frames), self._tokenizer.layout
+
+
+def as_clip_tokenizer(tokenizer: MotionTokenizer | BodyTokenizer) -> ClipTokenizer:
+    """A body's tokenizer is one as it is."""
+    return SingleTokenizer(tokenizer) if isinstance(tokenizer, MotionTokenizer) else tokenizer

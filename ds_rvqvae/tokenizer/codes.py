@@ -1,0 +1,193 @@
+"""The npz of one clip's codes, what `ds-rvqvae encode` writes and `ds-rvqvae decode` reads.
+
+| key | holds |
+|---|---|
+| `codes` | int32 `[ceil(frames / stride), levels]`: index into each level's codebook; -1 drops a level but the first |
+| `fps` | frames a second of the motion as it was encoded |
+| `code_rate` | codes a second |
+| `frames` | frames of the motion as it was encoded, which decoding cuts to |
+| `fingerprint` | the tokenizer's: codes mean nothing to another |
+| `source` | absolute path of the motion file, as it was found; may be empty |
+| `format` | what the source was: a name of `rvqvae.data.format`, as `beat2`, `features` (a `.npy` matrix), `packed` |
+| `version` | of this table: 1 |
+
+Of a body's tokenizer the file has `codes`, `code_rate` and `fingerprint` once a part, with the part in the key:
+`codes_upper`, `codes_hands`, `codes_lower_trans`, `code_rate_upper` and so on, and no `codes`. The other keys
+are those of all parts.
+
+A clip of a packed npz has the file's name. int32 rather than int16, which overflows without a word where somebody adds
+`level * nb_code`; the file is compressed, so that it hardly matters. Reading gives int64, what torch indexes with.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ds_rvqvae.config.data import FORMATS, is_part_name
+from ds_rvqvae.data.formats.base import load_npz, npz_keys
+from ds_rvqvae.data.formats.finding import check_regular
+from ds_rvqvae.data.formats.npz import write_npz
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.files import whole_file
+from ds_rvqvae.motion.clip import ClipError
+
+VERSION = 1
+ONLY_PART = ""
+"""Stands for the part where a tokenizer is not a body's, so that its keys have no part in their names."""
+
+_SHARED = ("version", "fps", "frames", "source", "format")
+_OF_A_PART = ("codes", "code_rate", "fingerprint")
+_PREFIXES = tuple(f"{name}_" for name in _OF_A_PART)
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """The codes of one clip, or of one part of it, and what they are codes of; the fields are the module's table."""
+
+    codes: np.ndarray
+    """int64 `[ceil(frames / stride), levels]`."""
+    fps: float
+    code_rate: float
+    frames: int
+    fingerprint: str
+    source: str = ""
+    format: str = "features"
+
+    @property
+    def levels(self) -> int:
+        return self.codes.shape[1]
+
+    @property
+    def seconds(self) -> float:
+        """How long the motion lasts."""
+        return self.frames / self.fps
+
+
+def write_codes(file: str | Path, codes: Codes | Mapping[str, Codes]) -> None:
+    """Writes a codes npz, whole or not at all.
+
+    Args:
+        codes: of one tokenizer; or of a body's, by part, all of one clip.
+
+    Raises:
+        ValueError: codes that would be refused when they are read.
+        OSError: the file cannot be written.
+    """
+    parts = {ONLY_PART: codes} if isinstance(codes, Codes) else dict(codes)
+    if parts.keys() != {ONLY_PART} and not (parts and all(map(is_part_name, parts))):
+        raise ValueError(f"codes of the parts {list(parts)}: not names of body parts")
+    first = next(iter(parts.values()))
+    for part, own in parts.items():
+        for name in ("fps", "frames", "source", "format"):
+            if getattr(own, name) != getattr(first, name):
+                found = f"{getattr(first, name)} and, of {part}, {getattr(own, name)}"
+                raise ValueError(f"codes are not of one clip: {name} is {found}")
+    arrays = {_key("codes", part): np.asarray(own.codes) for part, own in parts.items()}
+    arrays["fps"] = np.array(first.fps, np.float64)
+    arrays |= {_key("code_rate", part): np.array(own.code_rate, np.float64) for part, own in parts.items()}
+    arrays["frames"] = np.array(first.frames, np.int64)
+    arrays |= {_key("fingerprint", part): np.array(own.fingerprint) for part, own in parts.items()}
+    arrays |= {"source": np.array(first.source), "format": np.array(first.format), "version": np.array(VERSION)}
+    try:
+        for part in parts:
+            _codes_of(arrays, part)
+    except ClipError as error:
+        raise ValueError(str(error)) from None
+    for part in parts:
+        arrays[_key("codes", part)] = arrays[_key("codes", part)].astype(np.int32)
+    with whole_file(Path(file)) as content:
+        write_npz(content, arrays, compressed=True)
+
+
+def read_codes(file: str | Path) -> Codes:
+    """Reads the codes npz of one tokenizer.
+
+    Raises:
+        UserError: naming the file and what is wrong with it.
+    """
+    parts = read_parts(file)
+    if ONLY_PART not in parts:
+        raise UserError(f"{file}: codes of a body's parts ({', '.join(parts)}), which read_body_codes reads")
+    return parts[ONLY_PART]
+
+
+def read_body_codes(file: str | Path) -> dict[str, Codes]:
+    """Reads the codes npz of a body's tokenizer, by part; `fps`, `frames`, `source` and `format` are the same in all.
+
+    Raises:
+        UserError: naming the file and what is wrong with it.
+    """
+    parts = read_parts(file)
+    if ONLY_PART in parts:
+        raise UserError(f"{file}: codes of one tokenizer and not of a body's, which read_codes reads")
+    return parts
+
+
+def read_parts(file: str | Path) -> dict[str, Codes]:
+    """Reads either kind of codes npz: a body's by part, one tokenizer's as that of `ONLY_PART`.
+
+    Raises:
+        UserError: naming the file and what is wrong with it.
+    """
+    file = Path(file)
+    try:
+        check_regular(file)
+        parts = _parts_of(npz_keys(file))
+        arrays = load_npz(file, (*_SHARED, *(_key(name, part) for part in parts for name in _OF_A_PART)))
+        return {part: _codes_of(arrays, part) for part in parts}
+    except ClipError as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+def _key(name: str, part: str) -> str:
+    return f"{name}_{part}" if part else name
+
+
+def _parts_of(keys: Sequence[str]) -> list[str]:
+    """The parts that a codes npz with these keys is of; raises ClipError."""
+    if "codes" in keys:
+        return [ONLY_PART]
+    # By all that a part has, so that codes which are missing are missed.
+    found = [(key, key.removeprefix(prefix)) for key in keys for prefix in _PREFIXES if key.startswith(prefix)]
+    for key, part in found:
+        if not is_part_name(part):
+            raise ClipError(f"{key}: no body part can be called {part!r}")
+    return list(dict.fromkeys(part for _, part in found)) or [ONLY_PART]
+
+
+def _codes_of(arrays: dict[str, np.ndarray], part: str) -> Codes:
+    """Checks what a codes npz holds of a part; raises ClipError."""
+    version = _number(arrays, "version", "iu")
+    if version != VERSION:
+        raise ClipError(f"a codes file of version {version:g}, known here: {VERSION}")
+    key = _key("codes", part)
+    codes = arrays[key]
+    if codes.dtype.kind not in "iu" or codes.ndim != 2 or not codes.size:
+        raise ClipError(f"{key} are {codes.dtype} {list(codes.shape)}, not integers [time, levels]")
+    if codes.min() < -1 or codes[:, 0].min() < 0 or codes.max() > np.iinfo(np.int32).max:
+        raise ClipError(f"{key} from {codes.min()} to {codes.max()}: they count from 0, -1 being a dropped level")
+    fps, code_rate, frames = (_number(arrays, name) for name in ("fps", _key("code_rate", part), "frames"))
+    stride = round(fps / code_rate)
+    if frames != int(frames) or -(-int(frames) // max(stride, 1)) != len(codes):
+        raise ClipError(f"{len(codes)} {key} of {stride} frames do not stand for {frames:g} frames")
+    kind = _text(arrays, "format")
+    if kind not in FORMATS:
+        raise ClipError(f"format is {kind!r}, none of {', '.join(FORMATS)}")
+    fingerprint, source = _text(arrays, _key("fingerprint", part)), _text(arrays, "source")
+    return Codes(codes.astype(np.int64), fps, code_rate, int(frames), fingerprint, source, kind)
+
+
+def _number(arrays: dict[str, np.ndarray], key: str, kinds: str = "fiu") -> float:
+    values = arrays[key]
+    if values.shape != () or values.dtype.kind not in kinds or not 0 < float(values) < 1e15:
+        raise ClipError(f"{key} is {str(values)[:40]}, not a positive number")
+    return float(values)
+
+
+def _text(arrays: dict[str, np.ndarray], key: str) -> str:
+    values = arrays[key]
+    if values.shape != () or values.dtype.kind != "U":
+        raise ClipError(f"{key} holds {values.dtype} {list(values.shape)}, not text")
+    return str(values)

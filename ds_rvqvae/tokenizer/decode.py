@@ -1,0 +1,243 @@
+"""Codes files to motion files."""
+
+import json
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ds_rvqvae.data.formats.bvh_motion import write_bvh
+from ds_rvqvae.data.formats.finding import FoundFile, is_regular, is_whole
+from ds_rvqvae.data.formats.smpl import CLIP_FOLDER, fps_of
+from ds_rvqvae.data.formats.writing import (
+    BEAT2,
+    BVH,
+    read_beat2_source,
+    rest_source,
+    same_rate,
+    write_beat2,
+    write_matrix,
+)
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.files import whole_file
+from ds_rvqvae.motion.clip import ClipError, check_finite
+from ds_rvqvae.motion.layout import Layout
+from ds_rvqvae.tokenizer.body import BodyTokenizer
+from ds_rvqvae.tokenizer.clips import ClipTokenizer, as_clip_tokenizer
+from ds_rvqvae.tokenizer.codes import ONLY_PART, Codes, read_parts
+from ds_rvqvae.tokenizer.convert import WORKERS, Converted, Report, checked_levels, convert_files
+from ds_rvqvae.tokenizer.folder import reading_config
+from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
+
+_RECORD = ".decoded.json"
+"""In a folder of decoded motion: what it was decoded with. A file younger than it was decoded like that."""
+_SUFFIXES = (".npz", ".npy", ".bvh")
+"""Of files of decoded motion."""
+
+
+def decode_files(
+    tokenizer: MotionTokenizer | BodyTokenizer,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    source: Path | None = None,
+    levels: int | None = None,
+    overwrite: bool = False,
+    any_tokenizer: bool = False,
+    matrices: bool = False,
+    workers: int = WORKERS,
+) -> Report:
+    """Decodes codes files: of BEAT2 clips into BEAT2 npz files, of BVH files into such where these are still there, of
+    others into `.npy` matrices of the tokenizer's columns; of a body's, all of its layout.
+
+    Args:
+        tokenizer: that the codes are of. Codes of only some of a body's parts say as much as they cover.
+        paths: codes files, and folders of them.
+        out: folder of the motion files.
+        source: a BEAT2 or BVH file, or a folder of them with the codes' names, from which a clip takes what the
+            tokenizer does not cover; by default the file that was encoded, if it is still there. Without one that is at
+            rest, and there is no hierarchy to write a BVH file with.
+        levels: the first so many; all that a file has by default.
+        overwrite: also what is done already.
+        any_tokenizer: decode codes of another tokenizer too.
+        matrices: write `.npy` matrices whatever was encoded.
+
+    Raises:
+        UserError: as `encode_files`; or `source` is not there, or one file for several clips.
+    """
+    decoder = _Decoder(as_clip_tokenizer(tokenizer), out, levels, overwrite, source, any_tokenizer, matrices)
+    return convert_files(decoder, paths, workers)
+
+
+class _Decoder:
+    suffixes = (".npz",)
+
+    def __init__(
+        self,
+        tokenizer: ClipTokenizer,
+        out: Path,
+        levels: int | None,
+        overwrite: bool,
+        source: Path | None,
+        any_tokenizer: bool,
+        matrices: bool,
+    ):
+        if source is not None and not source.exists():
+            raise UserError(f"--source {source}: no such file or folder")
+        self.tokenizer, self.out, self.overwrite = tokenizer, out, overwrite
+        self.source, self.any_tokenizer, self.matrices = source, any_tokenizer, matrices
+        self.levels = checked_levels(levels, tokenizer.parts)
+        self.fingerprints = {part: own.fingerprint for part, own in tokenizer.parts.items()}
+        self.model_lock = threading.Lock()
+        self.since = 0
+
+    def start(self, found: Sequence[FoundFile]) -> None:
+        """Notes in the folder what it is decoded with, so that the next run knows what is done."""
+        if self.source is not None and self.source.is_file() and len(found) > 1:
+            raise UserError(f"--source {self.source}: one file for {len(found)} clips; name a folder")
+        record = self.out / _RECORD
+        settings: dict[str, Any] = {
+            "fingerprint": self.tokenizer.fingerprint,
+            "levels": self.levels,
+            "source": None if self.source is None else str(self.source.absolute()),
+        }
+        if self.matrices:
+            settings["matrices"] = True
+        try:
+            there = json.loads(record.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            there = None
+        if there is None and not self.overwrite:
+            outputs = (self.out / file.relative.with_suffix(suffix) for file in found for suffix in _SUFFIXES)
+            in_the_way = next((output for output in outputs if os.path.lexists(output)), None)
+            if in_the_way is not None:
+                raise UserError(f"{in_the_way}: is there and was not decoded into this folder; --overwrite replaces it")
+        if there != settings:
+            with whole_file(record) as content:
+                content.write(json.dumps(settings).encode())
+        self.since = record.stat().st_mtime_ns
+
+    def convert(self, found: FoundFile) -> Iterator[Converted]:
+        parts = read_parts(found.file)
+        self._check(parts)
+        codes = next(iter(parts.values()))  # of any part: what is asked of it below is the same in all
+        source = None if self.matrices else self._source(codes, found)
+        suffix = self._suffix(codes, source)
+        output = self.out / found.relative.with_suffix(suffix)
+        for original in filter(None, (source, Path(codes.source) if codes.source else None)):
+            if os.path.realpath(original) == os.path.realpath(output):
+                raise ClipError(f"{output} is its source, which is never written over; name another folder")
+        if self._is_done(output, [found.file, *filter(None, [source])]):
+            yield Converted(str(found.file), str(output), skipped=True)
+            return
+        with self.model_lock:
+            indices = {part: own.codes[:, : self.levels] for part, own in parts.items()}
+            motion, layout = self.tokenizer.decode_clip(indices, codes.frames)
+        check_finite(motion)
+        if suffix == ".npz":
+            notes = self._write_beat2(output, motion, layout, source)
+        elif suffix == ".bvh" and source is not None:
+            notes = self._write_bvh(output, motion, layout, source)
+        else:
+            write_matrix(output, motion)
+            notes = self._notes_of_matrix(codes, motion, layout)
+        yield Converted(str(found.file), str(output), codes.seconds, notes=notes)
+
+    def _suffix(self, codes: Codes, source: Path | None) -> str:
+        """Of the file that a clip is written to."""
+        if codes.format == BEAT2 and not self.matrices:
+            return ".npz"
+        return ".npy" if source is None else ".bvh"
+
+    def _check(self, parts: Mapping[str, Codes]) -> None:
+        """Raises ClipError where these are no codes of this tokenizer."""
+        if not parts.keys() <= self.tokenizer.parts.keys():
+            this = _named(self.tokenizer.parts)
+            raise ClipError(f"codes of {_named(parts)}, and this is {this}; name the tokenizer that they are of")
+        for part, codes in parts.items():
+            try:
+                self._check_part(codes, self.tokenizer.parts[part], self.fingerprints[part])
+            except ClipError as error:
+                raise ClipError(f"{part}: {error}" if part else str(error)) from None
+
+    def _check_part(self, codes: Codes, tokenizer: MotionTokenizer, fingerprint: str) -> None:
+        config = tokenizer.model.config
+        if codes.fingerprint != fingerprint and not self.any_tokenizer:
+            raise ClipError(
+                f"codes of another tokenizer ({codes.fingerprint[:12]}, this one is {fingerprint[:12]}); "
+                "--any_tokenizer decodes them all the same"
+            )
+        if codes.levels > config.num_quantizers or codes.codes.max() >= config.nb_code:
+            raise ClipError(
+                f"codes up to {codes.codes.max()} on {codes.levels} levels; this tokenizer has {config.nb_code} codes "
+                f"on {config.num_quantizers} levels"
+            )
+        if self.levels is not None and codes.levels < self.levels:
+            raise ClipError(f"holds {codes.levels} levels, --levels asks for {self.levels}")
+        if abs(codes.fps / tokenizer.fps - 1) > 1e-6 or abs(codes.code_rate / tokenizer.code_rate - 1) > 1e-6:
+            raise ClipError(
+                f"{codes.code_rate:g} codes a second of motion at {codes.fps:g} frames a second; this tokenizer has "
+                f"{tokenizer.code_rate:g} at {tokenizer.fps:g}"
+            )
+
+    def _source(self, codes: Codes, found: FoundFile) -> Path | None:
+        """The file that what is not in the codes comes from; None for a format that is not written."""
+        if codes.format not in (BEAT2, BVH):
+            return None
+        name = Path(codes.source).name or found.file.name
+        if self.source is None:
+            places = [Path(codes.source)]
+        elif self.source.is_dir():
+            relative = found.relative.with_suffix(Path(name).suffix)
+            places = [self.source / relative, self.source / name, self.source / CLIP_FOLDER / name]
+        else:
+            places = [self.source]
+        return next((place for place in places if is_regular(place)), None)
+
+    def _is_done(self, output: Path, inputs: Sequence[Path]) -> bool:
+        if self.overwrite or not output.is_file():
+            return False
+        newest = max(self.since, *(file.stat().st_mtime_ns for file in inputs))
+        return output.stat().st_mtime_ns >= newest and (output.suffix == ".bvh" or is_whole(output))
+
+    def _write_beat2(self, output: Path, motion: np.ndarray, layout: Layout, file: Path | None) -> tuple[str, ...]:
+        """Writes the clip and tells what there is to say about it."""
+        fps = self.tokenizer.fps
+        if file is None:
+            write_beat2(output, motion, layout, fps, rest_source(len(motion), fps))
+            return ("no source file, so that what the tokenizer does not cover is at rest (--source names one)",)
+        try:
+            source = read_beat2_source(file)
+            write_beat2(output, motion, layout, fps, source)
+        except ClipError as error:
+            raise ClipError(f"source {file}: {error}") from None
+        notes = [f"{key} holds Python objects and was left out" for key in source.left_out]
+        if not same_rate(fps_of(source.arrays), fps):
+            notes.append(f"source at {fps_of(source.arrays):g} frames a second, written at {fps:g}")
+        return tuple(notes)
+
+    def _write_bvh(self, output: Path, motion: np.ndarray, layout: Layout, source: Path) -> tuple[str, ...]:
+        """Writes the clip and tells what there is to say about it."""
+        config = reading_config(self.tokenizer.details, self.tokenizer.fps, str(source))
+        try:
+            write_bvh(output, motion, layout, source, config)
+        except ClipError as error:
+            raise ClipError(f"source {source}: {error}") from None
+        return ()
+
+    def _notes_of_matrix(self, codes: Codes, motion: np.ndarray, layout: Layout) -> tuple[str, ...]:
+        notes = []
+        if codes.format == BVH and not self.matrices:
+            notes.append("no source file, so that there is no hierarchy for a BVH file (--source names one)")
+        if sum(own.width for own in layout) < motion.shape[1]:
+            notes.append("columns of no part that has codes are at rest")
+        return tuple(notes)
+
+
+def _named(parts: Iterable[str]) -> str:
+    """What the tokenizer of these parts is called."""
+    names = ", ".join(part for part in parts if part != ONLY_PART)
+    return f"a body's tokenizer ({names})" if names else "a single tokenizer"

@@ -1,0 +1,200 @@
+"""How well a tokenizer reconstructs motion, by number of levels used.
+
+Every score is a mean over the frames of whole clips, so that long clips weigh more than short ones.
+
+- `l1`: absolute difference, over columns; normalised units.
+- `angle_error_deg`: geodesic angle between rotations made orthonormal by Gram-Schmidt, over joints; degrees.
+  Zhou et al. 2019 (6D), Huynh 2009 (the metric).
+- `velocity_error`: absolute difference of frame differences, over columns; normalised units a frame.
+- `jitter`, `jitter_truth`: absolute third difference, over columns, of the reconstruction and of the motion itself;
+  normalised units a frame³. The third derivative is Flash and Hogan's (1985).
+- `mpjpe_mm`: distance of joints from where they should be, the roots laid on each other, over the joints that the
+  layout names and that its rotations can move; millimetres. Ionescu et al. 2014 (Human3.6M); root-aligned as MoMask
+  reports it.
+- `root_error_mm`: distance of the root from where it should be; millimetres. Of a layout with velocities both start
+  at one place, and errors of velocity add up, so that it grows with a clip's length.
+- `foot_sliding`, `foot_sliding_truth`: horizontal speed of a foot from frame to frame while the motion's own foot
+  stands: at most 5 cm above its lowest place in the clip and slower than 15 cm a second; cm a second. The height is
+  that of Karunratanakul et al. 2023 (GMD), the limit on speed our own; the motion's own speed is under it by choice.
+- `usage`: share of `nb_code` in use; `perplexity`: exp of the entropy of code use.
+- `bits_per_second`: codes a second times log2 `nb_code`, summed over levels; `entropy_bits_per_second`: the same with
+  log2 of the level's perplexity, which is what codes need that are stored each by itself, without regard to their
+  neighbours. Few frames make it too small: n codes have a perplexity of n at most.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ds_rvqvae.model.rvqvae import RVQVAE
+from ds_rvqvae.model.vq import perplexity_of
+from ds_rvqvae.motion.clip import MIN_FRAMES
+from ds_rvqvae.motion.kinematics import Kinematics, angle_between
+from ds_rvqvae.motion.layout import Layout, rotation_columns
+from ds_rvqvae.motion.skeleton import Skeleton
+
+STANDING_HEIGHT = 0.05
+"""Metres above its lowest place in the clip up to which a foot may stand."""
+STANDING_SPEED = 0.15
+"""Metres a second, horizontally, under which it does."""
+
+_BY_LEVEL = ("l1", "angle_error_deg", "velocity_error", "jitter", "mpjpe_mm")
+
+
+class ScoreSums:
+    """Sums over whole clips, from which scores follow. Sums of several ranks add up.
+
+    Args:
+        model: in eval mode, fp32.
+        layout: of the model's columns.
+        mean, std: `[C]` fp32, what normalised motion is multiplied by and moved to be in the data's own units.
+        fps: frames a second.
+        skeleton: whose joints `mpjpe_mm` and `foot_sliding` are about; without it both are None.
+        unit_std: `[C]`, what one normalised unit of `l1`, `velocity_error` and `jitter` is; without it `std`. By it
+            tokenizers with different normalisation are compared.
+
+    `flat` is one fp64 tensor, so that ranks are merged by one all-reduce.
+    """
+
+    def __init__(
+        self,
+        model: RVQVAE,
+        layout: Layout,
+        mean: Tensor,
+        std: Tensor,
+        fps: float,
+        skeleton: Skeleton | None = None,
+        unit_std: Tensor | None = None,
+    ):
+        self.model, self.fps, self.skeleton = model, fps, skeleton
+        device = mean.device
+        self.mean, self.std = mean, std
+        self.units = None if unit_std is None else std / unit_std
+        self.rotations = torch.from_numpy(rotation_columns(layout)).to(device)
+        self.kinematics = Kinematics(layout, skeleton, device) if skeleton else None
+        levels, codes = model.config.num_quantizers, model.config.nb_code
+        sizes = [7, len(_BY_LEVEL) * levels, levels * codes]
+        self.flat = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
+        totals, errors, counts = self.flat.split(sizes)
+        self.clips, self.frames, self.jitter_truth, self.root, *sliding = totals.unbind()
+        self.standing, self.sliding, self.sliding_truth = sliding
+        self.l1, self.angle, self.velocity, self.jitter, self.joints = errors.view(len(_BY_LEVEL), levels)
+        self.counts = counts.view(levels, codes)
+
+    @torch.no_grad()
+    def add(self, motion: Tensor) -> Tensor | None:
+        """Adds one clip `[T, C]`, normalised, and gives its reconstruction from all levels.
+
+        The clip is cut to a multiple of the down-sampling; one of fewer than 16 frames is left out, which gives None.
+        """
+        stride = self.model.config.code_stride
+        frames = len(motion) // stride * stride
+        if frames < MIN_FRAMES:
+            return None
+        motion = motion[:frames]
+        truth = motion * self.std + self.mean
+        places = self.kinematics.places(truth) if self._has_joints() else None
+        codes = self.model.encode(motion.unsqueeze(0))
+        for level in range(codes.shape[-1]):
+            reconstruction = self.model.decode(codes[..., : level + 1])[0].float()
+            found = reconstruction * self.std + self.mean
+            self._add_differences(level, motion, reconstruction)
+            if len(self.rotations):
+                angles = angle_between(found[:, self.rotations], truth[:, self.rotations])
+                self.angle[level] += angles.mean(dim=1).sum()
+            if places is not None:
+                found_places = self.kinematics.places(found)
+                apart = (found_places - places)[:, self.kinematics.measured].norm(dim=-1)
+                self.joints[level] += apart.mean(dim=1).sum()
+            self.counts[level] += torch.bincount(codes[0, :, level], minlength=self.counts.shape[1])
+        self.jitter_truth += self._in_units(motion.diff(n=3, dim=0)).abs().mean(dim=1).sum()
+        if places is not None and self.kinematics.has_root:
+            self._add_root(truth, found, places, found_places)
+        self.clips += 1
+        self.frames += frames
+        return reconstruction
+
+    def _add_differences(self, level: int, motion: Tensor, reconstruction: Tensor) -> None:
+        difference = self._in_units(reconstruction - motion)
+        self.l1[level] += difference.abs().mean(dim=1).sum()
+        self.velocity[level] += difference.diff(dim=0).abs().mean(dim=1).sum()
+        self.jitter[level] += self._in_units(reconstruction.diff(n=3, dim=0)).abs().mean(dim=1).sum()
+
+    def _add_root(self, truth: Tensor, found: Tensor, places: Tensor, found_places: Tensor) -> None:
+        """Adds what is about the way through the room; arguments in the data's own units and metres."""
+        feet = self.kinematics.feet
+        roots = [self.kinematics.roots(motion) for motion in (truth, found)]
+        self.root += (roots[1] - roots[0]).norm(dim=1).sum()
+        if not len(feet):
+            return
+        height = places[:, feet, 1] + roots[0][:, 1:2]
+        is_low = height <= height.amin(dim=0) + STANDING_HEIGHT
+        speeds = [
+            (joints[:, feet].diff(dim=0) + root.diff(dim=0)[:, None])[..., [0, 2]].norm(dim=-1) * self.fps
+            for joints, root in ((places, roots[0]), (found_places, roots[1]))
+        ]
+        stands = is_low[1:] & is_low[:-1] & (speeds[0] < STANDING_SPEED)
+        self.standing += stands.sum()
+        self.sliding_truth += speeds[0][stands].sum()
+        self.sliding += speeds[1][stands].sum()
+
+    def _in_units(self, difference: Tensor) -> Tensor:
+        return difference if self.units is None else difference * self.units
+
+    def _has_joints(self) -> bool:
+        return self.kinematics is not None and len(self.kinematics.measured) > 0
+
+    def scores(self, split: str) -> dict[str, Any]:
+        """The scores of all clips added; the module says what they are.
+
+        Returns:
+            `split`, `clips`, `frames`; the errors with all levels, and `jitter_truth`; `skeleton`, the name of the
+            figure that `mpjpe_mm` was measured on, and `mpjpe_joints`, over how many; `code_rate` in codes a second;
+            `usage` and `perplexity` by level; `by_levels`, errors and bits with 1 … Q levels. What the layout does not
+            allow (no rotations, no joint of the skeleton, no place of the root, a foot that never stands) is None, and
+            so is a sum that is not finite.
+        """
+        frames, clips = self.frames.item(), self.clips.item()
+        perplexity = perplexity_of(self.counts).tolist()
+        by_levels = self._by_levels(frames, clips, perplexity)
+        has_joints = self._has_joints()
+        has_root = has_joints and self.kinematics.has_root
+        standing = self.standing.item()
+        return {
+            "split": split,
+            "clips": int(clips),
+            "frames": int(frames),
+            **{key: value for key, value in by_levels[-1].items() if key != "levels"},
+            "jitter_truth": _mean(self.jitter_truth.item(), frames - 3 * clips),
+            "root_error_mm": _mean(1000 * self.root.item(), frames) if has_root else None,
+            "foot_sliding": _mean(100 * self.sliding.item(), standing),
+            "foot_sliding_truth": _mean(100 * self.sliding_truth.item(), standing),
+            "skeleton": self.skeleton.name if has_joints else None,
+            "mpjpe_joints": len(self.kinematics.measured) if has_joints else 0,
+            "code_rate": self.fps / self.model.config.code_stride,
+            "usage": (self.counts > 0).double().mean(dim=1).tolist(),
+            "perplexity": perplexity,
+            "by_levels": by_levels,
+        }
+
+    def _by_levels(self, frames: float, clips: float, perplexity: list[float]) -> list[dict[str, Any]]:
+        sums = (self.l1, self.angle, self.velocity, self.jitter, 1000 * self.joints)
+        counts = (frames, frames, frames - clips, frames - 3 * clips, frames)
+        there = (True, len(self.rotations) > 0, True, True, self._has_joints())
+        code_rate = self.fps / self.model.config.code_stride
+        rows = []
+        for level in range(len(perplexity)):
+            row: dict[str, Any] = {"levels": level + 1}
+            for key, total, count, is_there in zip(_BY_LEVEL, sums, counts, there, strict=True):
+                row[key] = _mean(total[level].item(), count) if is_there else None
+            row["bits_per_second"] = code_rate * (level + 1) * math.log2(self.model.config.nb_code)
+            entropy = sum(math.log2(value) for value in perplexity[: level + 1] if value > 0)
+            row["entropy_bits_per_second"] = code_rate * entropy
+            rows.append(row)
+        return rows
+
+
+def _mean(total: float, count: float) -> float | None:
+    return total / count if count and math.isfinite(total) else None

@@ -1,0 +1,227 @@
+"""Saves and loads checkpoints that are whole or not there.
+
+DeepSpeed writes straight into the tag's folder and replaces `latest` in place. Here every rank saves under a temporary
+tag; it gets its name once all files are on disk and in the manifest, and only then does `latest` point to it.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+
+from ds_rvqvae import __version__
+from ds_rvqvae.runs.checkpoints import (
+    BEST,
+    LATEST,
+    MANIFEST,
+    MODEL_FILE,
+    UNFINISHED,
+    checkpoint_bytes,
+    digest_of,
+    point,
+    prune,
+    remove,
+    seal,
+    sweep,
+    sync,
+    tag_of,
+    universal_of,
+    write_synced,
+)
+
+
+class SaveFailed(Exception):
+    """A checkpoint could not be written; the older ones are as they were."""
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Which checkpoints stay."""
+
+    newest: int
+    every: int | None = None
+    """Also those whose step is a multiple of this."""
+    best: bool = False
+    """Whether the one being saved scores best so far; the best stays."""
+
+
+def save_checkpoint(
+    engine: deepspeed.DeepSpeedEngine, folder: Path, client_state: dict[str, Any], keeping: Keeping
+) -> Path:
+    """Saves `folder/global_stepN` and points `latest` at it. Every rank calls it.
+
+    Args:
+        client_state: what DeepSpeed does not know; the same on all ranks.
+
+    Raises:
+        SaveFailed: on every rank, where any rank could not write its part.
+    """
+    step, rank = engine.global_steps, dist.get_rank()
+    unfinished, finished = folder / f"{UNFINISHED}{tag_of(step)}", folder / tag_of(step)
+    averaged = client_state.get("weight_average") is not None
+    failures = _on_rank_zero(lambda: _prepare(engine, folder, unfinished, averaged))
+    if not failures:
+        failures = _write_parts(engine, unfinished, client_state)
+    digests: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
+    if not failures:
+        mine, reason = _attempt(lambda: {file.name: digest_of(file) for file in _own_files(unfinished, rank)})
+        dist.all_gather_object(digests, mine or {})
+        failures = _gather([reason])
+    if not failures:
+        manifest = _manifest(engine, digests, client_state)
+        missing = dist.get_world_size() + 1 - len(manifest["files"])
+        failures = [f"{missing} files of the checkpoint are not to be seen in {unfinished}"] if missing else []
+    if not failures:
+        failures = _on_rank_zero(lambda: _finish(manifest, unfinished, finished, keeping))
+    if failures:
+        _on_rank_zero(lambda: shutil.rmtree(unfinished, ignore_errors=True))
+        raise SaveFailed("; ".join(dict.fromkeys(failures)))
+    return finished
+
+
+def _prepare(engine: deepspeed.DeepSpeedEngine, folder: Path, unfinished: Path, averaged: bool) -> None:
+    """Clears what a broken save left, and makes sure that there is room."""
+    sweep(folder)
+    unfinished.mkdir(parents=True)
+    parameters = sum(parameter.numel() for parameter in engine.module.parameters())
+    needed, free = checkpoint_bytes(parameters, averaged), shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(f"the disk of {folder} has {free:,} bytes free, {needed - free:,} too few for a checkpoint")
+
+
+def _write_parts(engine: deepspeed.DeepSpeedEngine, unfinished: Path, client_state: dict[str, Any]) -> list[str]:
+    """DeepSpeed's save. A rank whose disk is full must not leave the others waiting at DeepSpeed's barriers."""
+    reasons: list[str | None] = []
+    writer, write = engine.checkpoint_engine, engine.checkpoint_engine.save
+
+    def guarded(state_dict: Any, path: str) -> None:
+        reasons.append(_attempt(lambda: write(state_dict, path))[1])
+
+    writer.save = guarded
+    # The scripts that DeepSpeed copies beside checkpoints come with it; a full disk would fail here as well.
+    engine._copy_recovery_script = lambda save_path: None
+    try:
+        engine.save_checkpoint(
+            str(unfinished.parent), tag=unfinished.name, client_state=client_state, save_latest=False
+        )
+    finally:
+        writer.save = write
+    return _gather(reasons)
+
+
+def _finish(manifest: dict[str, Any], unfinished: Path, finished: Path, keeping: Keeping) -> None:
+    """Rank 0: manifest, disk, name, `latest`, and away with older ones."""
+    folder = finished.parent
+    profile = folder.parent / "profile.json"
+    if profile.is_file():
+        manifest["profile"] = digest_of(profile)
+    write_synced(unfinished / MANIFEST, json.dumps(seal(manifest), indent=1))
+    for file in [*unfinished.iterdir(), unfinished]:
+        sync(file)
+    remove(universal_of(finished))
+    remove(finished)
+    unfinished.rename(finished)
+    sync(folder)
+    for pointer in (BEST, LATEST) if keeping.best else (LATEST,):
+        point(folder, pointer, finished)
+    with contextlib.suppress(OSError):  # what cannot be removed now is removed after the next save
+        prune(folder, manifest["step"], keeping.newest, keeping.every)
+
+
+def load_checkpoint(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> dict[str, Any]:
+    """Restores weights, optimizer, codebooks and counters on every rank; gives the client state.
+
+    Args:
+        checkpoint: of as many ranks as these, or where the engine loads universal checkpoints, of any number.
+    """
+    universal = engine.load_universal_checkpoint()
+    tag = universal_of(checkpoint).name if universal else checkpoint.name
+    _, client_state = engine.load_checkpoint(str(checkpoint.parent), tag=tag)
+    if client_state is None:
+        raise RuntimeError(f"{checkpoint}: DeepSpeed loaded nothing")
+    if universal:
+        _restore_buffers(engine.module, checkpoint)
+    return client_state
+
+
+def make_universal(checkpoint: Path) -> Path:
+    """Converts a checkpoint so that any number of ranks can load it, once, beside it. Rank 0 calls it."""
+    finished = universal_of(checkpoint)
+    source = {"of": digest_of(checkpoint / MANIFEST)}
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads((finished / MANIFEST).read_text(encoding="utf-8")) == source:
+            return finished
+    unfinished = checkpoint.parent / f"{UNFINISHED}{finished.name}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command += ["--input_folder", str(checkpoint), "--output_folder", str(unfinished), "--num_extract_workers", "1"]
+    command += ["--num_merge_workers", "1"]
+    # The conversion needs no card, and is not a rank of this run.
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    result = subprocess.run(command, env={**environment, "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(f"{checkpoint} cannot be converted: {(result.stderr or result.stdout).strip()[-300:]}")
+    for path in [path for path in unfinished.rglob("*") if path.is_file()]:
+        sync(path)
+    write_synced(unfinished / MANIFEST, json.dumps(source))
+    remove(finished)
+    unfinished.rename(finished)
+    return finished
+
+
+def _restore_buffers(module: torch.nn.Module, checkpoint: Path) -> None:
+    """Codebooks and their averages, which a universal checkpoint does not bring back."""
+    states = torch.load(checkpoint / MODEL_FILE, map_location="cpu", weights_only=False)
+    saved = {name: states["module"][name] for name in states["buffer_names"]}
+    buffers = dict(module.named_buffers())
+    for name, value in saved.items():
+        buffers[name].copy_(value)
+
+
+def _own_files(folder: Path, rank: int) -> list[Path]:
+    """The files of a checkpoint that this rank wrote: its shard of the optimizer, and on rank 0 the model."""
+    shards = list(folder.glob(f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"))
+    return [*shards, folder / MODEL_FILE] if rank == 0 else shards
+
+
+def _manifest(
+    engine: deepspeed.DeepSpeedEngine, digests: list[dict[str, Any]], client_state: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "motion": client_state["rvqvae"]["motion"],
+        "step": engine.global_steps,
+        "world_size": dist.get_world_size(),
+        "global_batch": engine.train_batch_size(),
+        "versions": {"ds_rvqvae": __version__, "torch": torch.__version__, "deepspeed": deepspeed.__version__},
+        "files": {name: entry for own in digests for name, entry in sorted(own.items())},
+    }
+
+
+def _attempt(task: Callable[[], Any]) -> tuple[Any, str | None]:
+    """A task's result, or why it failed."""
+    try:
+        return task(), None
+    except Exception as error:  # torch raises RuntimeError where its writer meets a full disk
+        return None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _gather(reasons: list[str | None]) -> list[str]:
+    """The failures of all ranks."""
+    gathered: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, [reason for reason in reasons if reason])
+    return [reason for of_rank in gathered for reason in of_rank]
+
+
+def _on_rank_zero(task: Callable[[], Any]) -> list[str]:
+    """Runs `task` on rank 0; the failure, if any, on all ranks."""
+    return _gather([_attempt(task)[1] if dist.get_rank() == 0 else None])

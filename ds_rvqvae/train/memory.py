@@ -1,0 +1,196 @@
+"""What a rank says when its device's memory runs out: the batch, the peak, the plan, who else is there, what to do."""
+
+import json
+import logging
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from ds_rvqvae.config.profile import Profile
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.gpu.cards import CARDS
+from ds_rvqvae.gpu.nvml import IDLE_MEMORY, Gpu, NoDriver, list_gpus
+from ds_rvqvae.gpu.plan import CONTEXT_BYTES, NCCL_BYTES, Plan, largest_micro_batch, make_plan
+from ds_rvqvae.gpu.processes import Owners
+from ds_rvqvae.gpu.snapshot import Snapshot
+from ds_rvqvae.runs.start import split_batch
+
+logger = logging.getLogger("ds_rvqvae")
+
+_WORDS = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "Cuda failure 2 'out of memory'",
+    "Cuda failure 'out of memory'",
+    "CUDA_ERROR_OUT_OF_MEMORY",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    # What torch makes of every plan of cuDNN's that found no room.
+    "unable to find an engine to execute this computation",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "DefaultCPUAllocator: can't allocate memory",
+)
+"""How libraries say it whose errors are not torch's own `OutOfMemoryError`."""
+
+
+class OutOfMemory(RuntimeError):
+    """A rank ran out of its device's memory; the message is one line."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error`, or one that it was raised from or after, is for lack of memory."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in _WORDS):
+            return True
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def out_of_memory_explained(profile: Profile, in_features: int, device: torch.device) -> Iterator[None]:
+    """Raises `OutOfMemory` in place of an error for lack of memory, with the details in the log."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        try:
+            plan = _plan(profile, in_features, dist.get_world_size(), device)
+            message = explanation(plan, planned_bytes(plan, device), peak_of(device), others_on(device))
+            logger.error("planned bytes: %s", json.dumps({**plan.parts, "total_bytes": plan.total_bytes}))
+            if device.type == "cuda":
+                logger.error("%s", torch.cuda.memory_summary(device))
+        except Exception:
+            # What went wrong is the memory, not the words about it.
+            logger.exception("no more can be said of the memory")
+            raise error from None
+        raise OutOfMemory(message) from error
+
+
+def explanation(plan: Plan, planned: int, peak: str, others: str) -> str:
+    """The one line.
+
+    Args:
+        plan: of the profile, on a card with the memory that this rank can have.
+        planned: the plan's figure, in bytes.
+        peak: what the rank held at its most.
+        others: what else is on its card; empty where nothing is.
+    """
+    room = f"{gibibytes(planned)} planned, {gibibytes(plan.card.memory_bytes)} to be had on {plan.card.name}"
+    said = [f"micro batch {plan.micro_batch} does not fit: {peak}; {room}", others, _advice(plan)]
+    return "; ".join(filter(None, [*said, "run.log has the details"]))
+
+
+def _advice(plan: Plan) -> str:
+    """Flags that make the step smaller and leave the global batch as it is."""
+    training, share = plan.profile.rvqvae.training, plan.profile.windows_per_rank
+    flags = []
+    # Smaller micro batches are accumulated, which takes memory of its own.
+    accumulation = max(2, plan.profile.gradient_accumulation_steps)
+    accumulated = plan.profile.model_copy(update={"gradient_accumulation_steps": accumulation})
+    most = largest_micro_batch(accumulated, plan.in_features, plan.gpus, plan.card)
+    if most >= plan.micro_batch:
+        # It is the plan that is wrong, and half is a guess.
+        most = plan.micro_batch // 2
+    if most:
+        size, accumulation = split_batch(share, most)
+        flags.append(f"--batch_size {size} --gradient_accumulation_steps {accumulation}")
+    if not training.gradient_checkpointing:
+        flags.append("--gradient_checkpointing on")
+    if not training.auto_batch_size and plan.micro_batch > 1:
+        flags.append("--auto_batch_size")
+    return f"try {' or '.join(flags)}" if flags else "try other cards (--include) or a smaller rvqvae.model.width"
+
+
+def _plan(profile: Profile, in_features: int, world_size: int, device: torch.device) -> Plan:
+    # Rates of arithmetic and links take no part in what is said here.
+    card = replace(CARDS["4090"], name=_name_of(device), memory_bytes=room_bytes(device, world_size))
+    return make_plan(profile, in_features, world_size, card)
+
+
+def planned_bytes(plan: Plan, device: torch.device) -> int:
+    """What the plan says that a rank takes; on a CPU without CUDA's share."""
+    return plan.total_bytes if device.type == "cuda" else plan.allocated_bytes
+
+
+def _name_of(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "the host"
+
+
+def room_bytes(device: torch.device, world_size: int) -> int:
+    """Memory that this rank can have, its own included: the card's less what others hold."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available + psutil.Process().memory_info().rss
+    free, total = torch.cuda.mem_get_info(device)
+    # The plan counts these two; on the card they are neither free nor torch's.
+    overhead = CONTEXT_BYTES + (NCCL_BYTES if world_size > 1 else 0)
+    return min(total, free + torch.cuda.memory_reserved(device) + overhead)
+
+
+def peak_of(device: torch.device) -> str:
+    """The most that this rank held since the last logged step, in words; on a CPU since its start."""
+    if device.type != "cuda":
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return f"{gibibytes(resident)} resident at the peak"
+    allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+    return f"{gibibytes(allocated)} allocated and {gibibytes(reserved)} reserved at the peak"
+
+
+def others_on(device: torch.device) -> str:
+    """What else is on this rank's card, in words; empty where nothing is."""
+    if device.type != "cuda":
+        memory = psutil.virtual_memory()
+        return f"the host has {gibibytes(memory.available)} of {gibibytes(memory.total)} left for all its processes"
+    return others_on_card(str(torch.cuda.get_device_properties(device).uuid), torch.cuda.memory_reserved(device))
+
+
+def others_on_card(uuid: str, own_bytes: int, own_pid: int | None = None) -> str:
+    """What beside this process is on a card, in words; empty where nothing is.
+
+    Args:
+        uuid: the card's, as torch or NVML writes it.
+        own_bytes: what this process holds there, for where the driver does not tell.
+        own_pid: this process, unless it is told otherwise.
+    """
+    own_pid = os.getpid() if own_pid is None else own_pid
+    try:
+        gpus = list_gpus()
+    except (NoDriver, UserError) as error:
+        return f"what else is on the card cannot be told ({error})"
+    gpu = next((gpu for gpu in gpus if _bare(uuid) in [_bare(known.uuid) for known in (gpu, *gpu.slices)]), None)
+    if gpu is None or gpu.error:
+        return f"what else is on the card cannot be told ({gpu.error if gpu else 'NVML does not list it'})"
+    others = tuple(process for process in gpu.processes if process.pid != own_pid)
+    own = next((process.memory_bytes for process in gpu.processes if process.pid == own_pid), None)
+    left = (gpu.memory_used_bytes or 0) - (own or own_bytes + CONTEXT_BYTES)
+    if own is None and left < IDLE_MEMORY:
+        # In a container the driver may tell other process ids: then the one it lists is this one.
+        others = ()
+    if not others and left < IDLE_MEMORY:
+        return ""
+    return f"also on GPU {gpu.index}: {_users(replace(gpu, processes=others, memory_used_bytes=max(0, left)))}"
+
+
+def _users(gpu: Gpu) -> str:
+    owners = Owners().look_up(process.pid for process in gpu.processes)
+    return Snapshot(datetime.now(), "", "", [gpu], [gpu.index], owners).users(gpu)
+
+
+def _bare(uuid: str) -> str:
+    """A UUID without the prefix that NVML puts before it and torch does not."""
+    return uuid.removeprefix("GPU-").removeprefix("MIG-")
+
+
+def gibibytes(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"

@@ -1,0 +1,259 @@
+"""One rank of a training run, from its flags to its exit status."""
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ds_rvqvae.config.flags import FlagParser, add_training_flags, profile_from_flags
+from ds_rvqvae.config.profile import Profile
+from ds_rvqvae.data.dataset import MotionData, open_training_data
+from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.files import whole_file
+from ds_rvqvae.gpu.sizes import parameter_count
+from ds_rvqvae.host import bf16_arithmetic_text
+from ds_rvqvae.runs.checkpoints import LATEST, point, sweep
+from ds_rvqvae.runs.folder import DONE, OUTCOME_VARIABLE, check_out_folder, choose_run_folder, lock_run
+from ds_rvqvae.runs.heartbeat import Heartbeat
+from ds_rvqvae.runs.init_from import Initial, keep_normalisation, take_start
+from ds_rvqvae.runs.start import Resume, find_resume, split_batch, take_batch
+
+
+class OpenedRun(NamedTuple):
+    """A run's folder and what it starts from, as rank 0 found them."""
+
+    folder: Path
+    resume: Resume
+    initial: Initial | None
+    """The tokenizer whose weights it starts from."""
+    mean: np.ndarray
+    std: np.ndarray
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Trains as the flags say; what `python -m ds_rvqvae.train` runs on every rank."""
+    parser = FlagParser(prog="python -m ds_rvqvae.train", description="Train an RVQ-VAE under DeepSpeed.")
+    add_training_flags(parser)
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    rank = int(os.environ.get("RANK", "0"))
+    # Every rank reads the same flags and data and refuses for the same reason; one a machine says so.
+    speaks = os.environ.get("LOCAL_RANK", "0") == "0"
+    # Without a handler of ours, logging would print the traceback of a crash on every rank.
+    logging.getLogger("ds_rvqvae").addHandler(logging.NullHandler())
+    with contextlib.ExitStack() as silence:
+        if not speaks:
+            silence.enter_context(contextlib.redirect_stderr(silence.enter_context(Path(os.devnull).open("w"))))
+        args = parser.parse_args(argv)
+    try:
+        profile = profile_from_flags(args)
+        if not args.resume:
+            profile.check_world_size(int(os.environ.get("WORLD_SIZE", "1")))
+        data = open_training_data(profile)
+        return _train(args, profile, data)
+    except UserError as error:
+        if speaks:
+            print(f"error: {error}", file=sys.stderr)
+        return _leave(error.status)
+    except Exception as error:
+        return _report_crash(error, rank)
+
+
+def _train(args: argparse.Namespace, profile: Profile, data: MotionData) -> int:
+    # Late, so that refusals come without the seconds that importing DeepSpeed takes.
+    import torch.distributed as dist
+
+    from ds_rvqvae.train.engine import on_rank_zero_first, own_device, start_distributed
+    from ds_rvqvae.train.memory import out_of_memory_explained
+    from ds_rvqvae.train.metrics import announce, start_log
+    from ds_rvqvae.train.signals import end_with_launcher
+
+    end_with_launcher()
+    heartbeat = Heartbeat.start(int(os.environ.get("RANK", "0")))
+    start_distributed()
+    world_size = dist.get_world_size()
+    folder, resume, initial, mean, std = on_rank_zero_first(lambda: _open_run(args, profile, data, world_size))
+    data.use_normalisation(mean, std)
+    start_log(folder / "run.log", dist.get_rank())
+    for note in resume.notes:
+        announce(note)
+    total = profile.rvqvae.training.total_iter
+    if resume.step() >= total:
+        announce(f"step {resume.step():,} is at or past total_iter {total:,}: nothing to do")
+        return _finished()
+    _settle_batch(profile, data, folder, resume)
+    profile.check_world_size(world_size)
+    with out_of_memory_explained(profile, data.in_features, own_device()):
+        return _run(profile, data, OpenedRun(folder, resume, initial, mean, std), heartbeat)
+
+
+def _run(profile: Profile, data: MotionData, run: OpenedRun, heartbeat: Heartbeat) -> int:
+    """Builds the engine and trains to the end, or to where a signal stops it."""
+    import torch.distributed as dist
+
+    from ds_rvqvae.train.checkpointer import load_checkpoint, make_universal
+    from ds_rvqvae.train.engine import build_engine, on_rank_zero_first
+    from ds_rvqvae.train.metrics import announce, logger
+    from ds_rvqvae.train.signals import Agreement
+    from ds_rvqvae.train.trainer import Trainer
+
+    folder, resume, initial = run.folder, run.resume, run.initial
+    world_size = dist.get_world_size()
+    if resume.universal:
+        on_rank_zero_first(lambda: make_universal(resume.checkpoint))
+    init_from = initial.folder if initial else None
+    engine = build_engine(profile, data.in_features, folder, resume.universal, init_from)
+    announce(_summary(folder, profile, data, world_size))
+    logger.info(bf16_arithmetic_text())
+    if profile.rvqvae.training.scale_lr is not None:
+        announce(_scaled_rate(profile, world_size))
+    if initial:
+        announce(f"starting from the weights, codebooks and normalisation of {init_from}")
+    for line in data.balance_lines():
+        announce(line)
+    warnings = profile.warnings(world_size, data.count_training_windows())
+    for warning in [*warnings, *data.warnings(), *(initial.warnings(data) if initial else [])]:
+        # Our launcher has shown them.
+        logger.log(logging.INFO if OUTCOME_VARIABLE in os.environ else logging.WARNING, warning)
+    client_state = load_checkpoint(engine, resume.checkpoint) if resume.checkpoint else {}
+    trainer = Trainer(engine, profile, data, folder, client_state, Agreement(), heartbeat)
+    trainer.train()
+    engine.destroy()
+    if trainer.step < profile.rvqvae.training.total_iter:
+        announce(f"stopped at step {trainer.step:,}; --resume goes on from step {trainer.saved_step or 0:,}")
+        dist.barrier()
+        return _leave(ExitStatus.STOPPED)
+    return _finished()
+
+
+def _summary(folder: Path, profile: Profile, data: MotionData, world_size: int) -> str:
+    """What is about to run, in one line."""
+    parts = [
+        f"{world_size} rank{'s' if world_size > 1 else ''}",
+        f"ZeRO stage {profile.zero_optimization.stage}",
+        "bf16" if profile.bf16.enabled else "fp32",
+        f"activation checkpointing {'on' if profile.rvqvae.training.gradient_checkpointing else 'off'}",
+        f"{parameter_count(data.in_features, profile.rvqvae.model):,} parameters",
+        _batch_text(profile, data, world_size),
+    ]
+    return f"{folder}: {', '.join(parts)}"
+
+
+def _batch_text(profile: Profile, data: MotionData, world_size: int) -> str:
+    batch, windows = profile.global_batch(world_size), data.count_training_windows()
+    if not profile.rvqvae.data.window_sizes:
+        (count,) = windows.values()
+        return f"global batch {batch:,} of {count:,} windows"
+    counts = ", ".join(f"{count:,} of {size}" for size, count in windows.items())
+    return f"global batch {batch:,} x {profile.rvqvae.data.window_size} frames; windows by length: {counts}"
+
+
+def _scaled_rate(profile: Profile, world_size: int) -> str:
+    training, rate = profile.rvqvae.training, profile.optimizer.params.lr
+    batches = f"global batch {profile.global_batch(world_size):,} / {training.reference_batch:,}"
+    return f"--scale_lr linear: learning rate {rate:g} x {batches} = {profile.learning_rate(world_size):.4g}"
+
+
+def _finished() -> int:
+    """Leaves word for the launcher, since DeepSpeed's exits with 0 when it is killed, and leaves the other ranks."""
+    import torch.distributed as dist
+
+    dist.barrier()
+    outcome = os.environ.get(OUTCOME_VARIABLE)
+    if outcome and dist.get_rank() == 0:
+        Path(outcome).write_text(DONE, encoding="utf-8")
+    return _leave(ExitStatus.DONE)
+
+
+def _settle_batch(profile: Profile, data: MotionData, folder: Path, resume: Resume) -> None:
+    """Sets the batch sizes to what keeps the global batch, and to what fits where that is to be found out."""
+    from ds_rvqvae.model.losses import loss_columns
+    from ds_rvqvae.train.auto_batch import fit_batch
+    from ds_rvqvae.train.engine import on_rank_zero_first, own_device
+    from ds_rvqvae.train.metrics import announce
+
+    take_batch(profile, resume.fitted)
+    asked = profile.windows_per_rank
+    take_batch(profile, resume.kept)
+    if not _fits_batch(profile, resume):
+        return
+    columns = loss_columns(profile.rvqvae.loss, data.layout, data.mean, data.std, own_device())
+    announce(fit_batch(profile, data.in_features, own_device(), columns))
+    # In the run's profile are the windows a rank that were asked for, whatever the number of ranks now.
+    chosen = profile.model_copy()
+    take_batch(chosen, split_batch(asked, profile.train_micro_batch_size_per_gpu))
+    on_rank_zero_first(lambda: _write_profile(folder, chosen))
+
+
+def _fits_batch(profile: Profile, resume: Resume) -> bool:
+    """Whether this start is to find out the micro batch."""
+    return profile.rvqvae.training.auto_batch_size and resume.fitted is None
+
+
+def _open_run(args: argparse.Namespace, profile: Profile, data: MotionData, world_size: int) -> OpenedRun:
+    """Chooses the run's folder and what to go on from, then makes the one and writes its `profile.json`.
+
+    A refusal, or a run that is done already, leaves the folder as it is.
+    """
+    folder = choose_run_folder(args.out, args.name, args.profile, profile.rvqvae.data.body_part, args.resume).absolute()
+    new = not folder.is_dir()
+    if not new:
+        lock_run(folder)
+    initial = take_start(folder, profile, data, args.resume)
+    resume = Resume()
+    if args.resume:
+        resume = find_resume(folder, profile, world_size, data.fingerprint(), tag=args.resume)
+    check_out_folder(folder)
+    for part in ("checkpoints", "eval"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    if new:
+        lock_run(folder)
+    for place in (folder, folder / "checkpoints", folder / "eval"):
+        sweep(place)
+    if resume.checkpoint is not None:
+        # From now on this is the run's history, also if it dies before its next save.
+        point(folder / "checkpoints", LATEST, resume.checkpoint)
+        if profile.rvqvae.training.init_from is not None:
+            resume.notes.append("rvqvae.training.init_from is not read again")
+    else:
+        keep_normalisation(folder, initial)
+    # A resumed run's profile stays until its batch is known: what it says of that would not be tried again.
+    waits = resume.checkpoint is not None and _fits_batch(profile, resume)
+    if resume.step() < profile.rvqvae.training.total_iter and not waits:
+        take_batch(profile, resume.fitted)
+        _write_profile(folder, profile)
+    return OpenedRun(folder, resume, initial, data.mean, data.std)
+
+
+def _write_profile(folder: Path, profile: Profile) -> None:
+    with whole_file(folder / "profile.json") as content:
+        content.write(json.dumps(profile.to_dict(), indent=2).encode() + b"\n")
+
+
+def _leave(status: int) -> int:
+    """Gives `status`, or ends the process with it at once where it has joined the other ranks.
+
+    Ranks that still wait for this one are not waited for; and an interpreter's orderly exit, with gloo's threads still
+    there, was seen to abort.
+    """
+    Heartbeat.end(status)
+    if "torch.distributed" not in sys.modules:
+        return status
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _report_crash(error: Exception, rank: int) -> int:
+    """The traceback into `run.log`, and one line on stderr."""
+    logging.getLogger("ds_rvqvae").error("%s", traceback.format_exc())
+    summary = str(error).strip().splitlines()
+    print(f"error: rank {rank}: {type(error).__name__}: {summary[0] if summary else ''}", file=sys.stderr)
+    return _leave(ExitStatus.FAILED)

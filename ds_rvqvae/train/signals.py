@@ -1,0 +1,161 @@
+"""Signals that end a run, and ranks whose launcher is gone."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from enum import IntEnum
+from types import FrameType
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from ds_rvqvae.errors import ExitStatus
+from ds_rvqvae.runs.folder import RANK_LAUNCHER
+from ds_rvqvae.runs.heartbeat import Heartbeat
+
+_SECONDS_TO_AGREE = 20.0
+"""A SIGTERM may mean that another rank has died: then nobody is left to agree with, and SIGKILL comes after 30 s."""
+
+
+class Request(IntEnum):
+    """What the ranks agreed to do after a step; the larger one wins."""
+
+    NONE = 0
+    SAVE = 1
+    STOP = 2
+
+
+_REQUESTS = {signal.SIGTERM: Request.STOP, signal.SIGINT: Request.STOP, signal.SIGUSR1: Request.SAVE}
+
+
+class Agreement:
+    """Notes SIGTERM and SIGINT (save and stop) and SIGUSR1 (save and go on), and agrees on them with the other ranks.
+
+    Each step starts a maximum over all ranks on the host and takes the result of the one before, so that no step waits
+    for it. `close` puts the signals' former handlers back.
+    """
+
+    def __init__(self) -> None:
+        self._group = dist.new_group(backend="gloo")
+        self._mine = Request.NONE
+        self._noted: list[Request] = []
+        self._waiting = False
+        self._value = torch.zeros(1, dtype=torch.int64)
+        self._round: dist.Work | None = None
+        self._limit: threading.Timer | None = None
+        self._before = {number: signal.signal(number, self._note) for number in _REQUESTS}
+
+    def after_step(self) -> Request:
+        """What all ranks do now; every rank calls it once a step."""
+        agreed = Request.NONE
+        if self._round is not None:
+            self._waiting = True
+            self._round.wait()
+            self._waiting = False
+            agreed = Request(int(self._value))
+        if agreed is Request.STOP and self._limit is not None:
+            self._limit.cancel()
+        if agreed >= self._mine:
+            self._mine = Request.NONE
+        while self._noted:
+            self._mine = max(self._mine, self._noted.pop())
+        self._value.fill_(self._mine)
+        self._round = dist.all_reduce(self._value, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return agreed
+
+    def close(self) -> None:
+        if self._round is not None:
+            self._round.wait()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self._limit is not None:
+            self._limit.cancel()
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        request = _REQUESTS[signal.Signals(number)]
+        self._noted.append(request)
+        if request is Request.STOP and self._limit is None:
+            self._start_limit()
+
+    def _start_limit(self) -> None:
+        self._limit = threading.Timer(_SECONDS_TO_AGREE, self._give_up_waiting)
+        self._limit.daemon = True
+        self._limit.start()
+
+    def _give_up_waiting(self) -> None:
+        # An evaluation or a save may take longer than that; waiting for a rank that is gone must not.
+        if self._waiting:
+            _give_up()
+        self._start_limit()
+
+
+def _give_up() -> None:
+    logging.getLogger("ds_rvqvae").error("asked to stop, but the other ranks do not answer: ended without saving")
+    print("error: asked to stop, but the other ranks do not answer: ended without saving", file=sys.stderr, flush=True)
+    Heartbeat.end(ExitStatus.FAILED)
+    os._exit(ExitStatus.FAILED)
+
+
+_SECONDS_BETWEEN_LOOKS = 2.0
+
+
+def launchers_above() -> list[psutil.Process] | None:
+    """deepspeed's `launch.py` and the runner above it, where this process is a rank of theirs; None where one has died.
+
+    A `launch.py` whose parent is the system's first process, or one that stands in for it, has lost its own.
+    """
+    parents = psutil.Process().parents()
+    if not parents:
+        return None
+    if RANK_LAUNCHER not in _command_line(parents[0]):
+        return []
+    if len(parents) < 2 or _adopts(parents[1]):
+        return None
+    return parents[:2]
+
+
+def _adopts(process: psutil.Process) -> bool:
+    """Whether a process takes over those whose parent died, and did not start them itself."""
+    line = _command_line(process)
+    return (process.pid == 1 or "systemd" in line) and "deepspeed" not in line
+
+
+def _command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+    except psutil.AccessDenied:
+        return "deepspeed, or any other of somebody else's"
+
+
+def end_with_launcher() -> None:
+    """Starts a thread that ends this process, with status 70, once one of its launchers has died."""
+    launchers = launchers_above()
+    if launchers is None:
+        _end()
+    elif launchers:
+        threading.Thread(target=_watch, args=(launchers,), name="orphans", daemon=True).start()
+
+
+def _watch(launchers: list[psutil.Process]) -> None:
+    while all(_alive(process) for process in launchers):
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    _end()
+
+
+def _end() -> None:
+    logging.getLogger("ds_rvqvae").error("the launcher died: this rank ends")
+    Heartbeat.end(ExitStatus.FAILED)
+    os._exit(ExitStatus.FAILED)
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

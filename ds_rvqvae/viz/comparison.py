@@ -1,0 +1,132 @@
+"""A clip beside its reconstruction: where a skeleton's joints are in both, and how far apart."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.motion.clip import Clip, ClipError
+from ds_rvqvae.motion.kinematics import Kinematics, angle_between
+from ds_rvqvae.motion.layout import Layout, feature_layout, rotation_columns
+from ds_rvqvae.motion.skeleton import Skeleton, joint_places
+from ds_rvqvae.tokenizer.folder import columns_for
+from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A clip beside its reconstruction, T frames of it.
+
+    Attributes:
+        skeleton: whose J joints are shown.
+        truth, found: joint places `[T, J, 3]` in metres. What no tokenizer covers is the truth's in both.
+        angle_error: mean over the tokenizers' rotations, degrees `[T]`, as `evaluate` takes it.
+        joint_error: distance between the joints with both roots in one place, metres `[T, J]`.
+        measured: int64, the joints that the mean distance is taken over: the tokenizers' own that move.
+        fps: frames a second.
+        start: second of the clip that the first frame shows.
+        title: of the clip.
+        levels: levels decoded.
+    """
+
+    skeleton: Skeleton
+    truth: np.ndarray
+    found: np.ndarray
+    angle_error: np.ndarray
+    joint_error: np.ndarray
+    measured: np.ndarray
+    fps: float
+    start: float
+    title: str
+    levels: int
+
+    @property
+    def levels_text(self) -> str:
+        """The levels decoded, in words."""
+        return f"{self.levels} level" + ("s" if self.levels > 1 else "")
+
+    @property
+    def mean_distance_mm(self) -> np.ndarray:
+        """Mean distance of the measured joints, `[T]` millimetres."""
+        return 1000.0 * self.joint_error[:, self.measured].mean(axis=1)
+
+
+def compare(
+    tokenizers: Sequence[MotionTokenizer],
+    clip: Clip,
+    skeleton: Skeleton,
+    levels: int | None = None,
+    start: float = 0.0,
+    seconds: float | None = None,
+) -> Comparison:
+    """Encodes and decodes a whole clip and takes the frames wanted of both.
+
+    Args:
+        tokenizers: one, or those of several body parts, which share no columns.
+        clip: at the tokenizers' frame rate, with all its columns, or with those of the one tokenizer alone.
+        levels: levels decoded; all by default.
+        start, seconds: the stretch shown; to the clip's end where it is shorter, or by default.
+
+    Raises:
+        UserError: a column, a joint, a level or a second that is not there.
+    """
+    # Columns about which nothing is known are those of the one tokenizer that takes as many.
+    is_bare = clip.layout == feature_layout(clip.motion.shape[1])
+    layout = tokenizers[0].layout if is_bare else clip.layout
+    try:
+        columns = [columns_for(tokenizer.layout, clip.layout) for tokenizer in tokenizers]
+    except ClipError as error:
+        raise UserError(f"{clip.name}: {error}") from None
+    names = {part.name for tokenizer in tokenizers for part in tokenizer.layout}
+    covered = tuple(part for part in layout if part.name in names)
+    measured = Kinematics(covered, skeleton).measured.numpy()
+    if not len(measured):
+        raise UserError(_no_figure(covered, skeleton))
+    most = max(tokenizer.model.config.num_quantizers for tokenizer in tokenizers)
+    if levels is not None and not 1 <= levels <= most:
+        raise UserError(f"--levels {levels}: the tokenizer has 1 to {most}")
+    length = len(clip.motion) / clip.fps
+    if start >= length:
+        raise UserError(f"--start {start:g}: {clip.name} ends after {length:.1f} s")
+    first = min(round(start * clip.fps), len(clip.motion) - 1)
+    last = first + max(round(min(seconds or length, length) * clip.fps), 1)
+
+    found = clip.motion.copy()
+    for tokenizer, own in zip(tokenizers, columns, strict=True):
+        codes = tokenizer.encode(np.ascontiguousarray(clip.motion[:, own]))
+        found[:, own] = tokenizer.decode(codes[:, :levels], lengths=len(found))
+    truth_places, found_places = (_places(motion, layout, skeleton)[first:last] for motion in (clip.motion, found))
+    truth_6d, found_6d = (
+        torch.from_numpy(motion[first:last][:, rotation_columns(covered)]) for motion in (clip.motion, found)
+    )
+    together = found_places + truth_places[:, :1] - found_places[:, :1]
+    return Comparison(
+        skeleton=skeleton,
+        truth=truth_places,
+        found=found_places,
+        angle_error=angle_between(truth_6d, found_6d).mean(dim=1).numpy(),
+        joint_error=np.linalg.norm(together - truth_places, axis=-1),
+        measured=measured,
+        fps=clip.fps,
+        start=first / clip.fps,
+        title=clip.name,
+        levels=levels or most,
+    )
+
+
+def _no_figure(covered: Layout, skeleton: Skeleton) -> str:
+    names = [part.name for part in covered if part.kind == "rotation_6d"]
+    if not names:
+        return "the tokenizer has no rotations of joints, so there is no figure to show"
+    return (
+        f"none of the tokenizer's rotations ({', '.join(names[:3])}, …) moves the {skeleton.name} skeleton; "
+        "--skeleton FILE names one that fits: JSON or npz with joint_names, parents and offsets in metres"
+    )
+
+
+def _places(motion: np.ndarray, layout: Layout, skeleton: Skeleton) -> np.ndarray:
+    places = joint_places(motion, layout, skeleton)
+    assert places is not None  # the tokenizer's own rotations are among the layout's
+    return places

@@ -1,0 +1,169 @@
+"""Pictures of a video: truth, reconstruction and difference as stick figures, the error running below."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from scipy.ndimage import uniform_filter1d
+
+from ds_rvqvae.viz.comparison import Comparison
+from ds_rvqvae.viz.stick_figure import HEAD_RADIUS, LEFT, MIDDLE, RIGHT, Camera, StickFigure
+
+_GHOST, _GROUND = "#c9c9c9", "#e4e4e4"
+_ERRORS = LinearSegmentedColormap.from_list("error", ["#3a3a3a", "#8c2981", "#de4968", "#fe9f6d"])
+_TILE, _TILES = 0.5, 4
+_MARGIN = 0.12
+_PANEL_BOTTOM = 0.26
+
+
+class Animation:
+    """The pictures of a comparison, one after the other.
+
+    All that stands still is drawn once; a frame draws bones, ground, numbers and the place in the curve over it.
+
+    Args:
+        comparison: what is shown.
+        fps: pictures a second, at most the comparison's own.
+        size: width and height in pixels.
+
+    Attributes:
+        frames: int64, the frames of the comparison that are shown.
+    """
+
+    def __init__(self, comparison: Comparison, fps: float, size: tuple[int, int]):
+        self.comparison, self.fps, self.size = comparison, fps, size
+        count = max(int(len(comparison.truth) * fps / comparison.fps + 1e-9), 1)
+        self.frames = np.minimum(
+            (np.arange(count) * comparison.fps / fps + 0.5).astype(np.int64), len(comparison.truth) - 1
+        )
+        self._distance_mm = comparison.mean_distance_mm
+        self._project()
+        dpi = 100.0 * size[1] / 480
+        # A little over, because the canvas cuts fractions of a pixel off.
+        self._figure = Figure(figsize=((size[0] + 0.01) / dpi, (size[1] + 0.01) / dpi), dpi=dpi, facecolor="white")
+        self._canvas = FigureCanvasAgg(self._figure)
+        self._moving: list[tuple[Axes, Artist]] = []
+        self._draw_panels()
+        self._draw_curve()
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Each picture, uint8 `[height, width, 4]`, RGBA: a view that the next picture overwrites."""
+        self._canvas.draw()
+        background = self._canvas.copy_from_bbox(self._figure.bbox)
+        for frame in self.frames.tolist():
+            self._canvas.restore_region(background)
+            self._show(frame)
+            for axes, artist in self._moving:
+                axes.draw_artist(artist)
+            yield np.asarray(self._canvas.buffer_rgba())
+
+    def _project(self) -> None:
+        """Joints and ground as the camera sees them, which follows the truth's root over the ground."""
+        shown = self.comparison
+        camera = Camera.before(shown.truth, shown.skeleton)
+        ground = np.array([0.0, np.percentile(shown.truth[..., 1].min(axis=1), 5), 0.0])
+        smoothing = max(round(shown.fps), 1)
+        follow = uniform_filter1d(shown.truth[:, 0], smoothing, axis=0, mode="nearest") * [1.0, 0.0, 1.0] + ground
+        self._truth, self._found = (camera.project(places, follow[:, None]) for places in (shown.truth, shown.found))
+        # Ground lines lie on whole tiles of the world, so that they pass by under a figure that walks.
+        steps = _TILE * np.arange(-_TILES, _TILES + 1)
+        edge = steps[-1]
+        lines = [[[step, 0.0, -edge], [step, 0.0, edge]] for step in steps]
+        lines += [[[-edge, 0.0, step], [edge, 0.0, step]] for step in steps]
+        nearest = np.round(follow / _TILE) * _TILE * [1.0, 0.0, 1.0] + ground
+        world = np.asarray(lines)[None] + nearest[:, None, None]
+        self._ground = camera.project(world, follow[:, None, None])[..., :2]
+
+    def _draw_panels(self) -> None:
+        shown = self.comparison
+        titles = ("truth", f"reconstruction, {shown.levels_text}", "difference")
+        points = np.concatenate([self._truth, self._found], axis=1)[..., :2]
+        low, high = np.percentile(points.min(axis=1), 1, axis=0), np.percentile(points.max(axis=1), 99, axis=0)
+        self._grounds, self._figures = [], []
+        for index, title in enumerate(titles):
+            axes = self._figure.add_axes((index / 3, _PANEL_BOTTOM, 1 / 3, 1 - _PANEL_BOTTOM))
+            axes.set_axis_off()
+            axes.text(0.5, 0.975, title, transform=axes.transAxes, ha="center", va="top", fontsize=9)
+            self._set_limits(axes, low, high)
+            ground = LineCollection([], colors=_GROUND, linewidths=0.8, animated=True)
+            axes.add_collection(ground, autolim=False)
+            self._grounds.append(ground)
+            self._moving.append((axes, ground))
+            figures = [StickFigure(axes, shown.skeleton, animated=True)]
+            if index == 2:
+                figures = [StickFigure(axes, shown.skeleton, _GHOST, 3.0, animated=True), *figures]
+            for figure in figures:
+                self._moving += [(axes, artist) for artist in figure.artists]
+            self._figures += figures
+        first, _, third = self._figure.axes
+        for row, (side, color) in enumerate((("left", LEFT), ("right", RIGHT), ("middle", MIDDLE))):
+            first.text(0.03, 0.97 - 0.045 * row, side, color=color, transform=first.transAxes, va="top", fontsize=7)
+        self._draw_color_bar(third)
+
+    def _set_limits(self, axes: Axes, low: np.ndarray, high: np.ndarray) -> None:
+        """The same metres to the right and up, the whole motion within, room for the title above."""
+        width, height = self.size[0] / 3, (1 - _PANEL_BOTTOM) * self.size[1]
+        low, high = low - _MARGIN, high + np.array([_MARGIN, 2 * HEAD_RADIUS + _MARGIN])
+        metre = min(width / (high[0] - low[0]), 0.94 * height / (high[1] - low[1]))
+        middle = (low[0] + high[0]) / 2
+        axes.set_xlim(middle - width / metre / 2, middle + width / metre / 2)
+        axes.set_ylim(low[1], low[1] + height / metre)
+
+    def _draw_color_bar(self, axes: Axes) -> None:
+        errors = 1000.0 * self.comparison.joint_error[:, self.comparison.measured]
+        top = max(math.ceil(float(np.percentile(errors, 99)) / 10) * 10, 10)
+        self._color_of = ScalarMappable(Normalize(0, top), _ERRORS)
+        inset = axes.inset_axes((0.93, 0.30, 0.025, 0.45))
+        bar = self._figure.colorbar(self._color_of, cax=inset, ticks=[0, top / 2, top])
+        bar.ax.yaxis.set_ticks_position("left")
+        bar.ax.tick_params(labelsize=6.5, length=2)
+        bar.outline.set_visible(False)
+        bar.ax.set_title("mm", fontsize=6.5, pad=3)
+
+    def _draw_curve(self) -> None:
+        shown = self.comparison
+        self._seconds = shown.start + np.arange(len(shown.truth)) / shown.fps
+        axes = self._figure.add_axes((0.055, 0.085, 0.925, 0.125))
+        axes.plot(self._seconds, shown.angle_error, color=MIDDLE, linewidth=1.0)
+        axes.axhline(shown.angle_error.mean(), color=_GHOST, linewidth=0.8, zorder=0)
+        axes.set_xlim(self._seconds[0], max(self._seconds[-1], self._seconds[0] + 1 / shown.fps))
+        axes.set_ylim(0, max(1.15 * float(shown.angle_error.max()), 1e-3))
+        axes.tick_params(labelsize=6.5, length=2, pad=2)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.yaxis.set_major_locator(MaxNLocator(3))
+        heading = f"angle error, degrees; mean {shown.angle_error.mean():.2f}°, {self._distance_mm.mean():.0f} mm"
+        axes.text(0.0, 1.06, heading, transform=axes.transAxes, fontsize=7, va="bottom")
+        axes.text(
+            1.0, -0.42, f"{shown.title}, seconds", transform=axes.transAxes, fontsize=6.5, ha="right", va="center"
+        )
+        (self._cursor,) = axes.plot([], [], color=RIGHT, linewidth=1.0, animated=True)
+        (self._dot,) = axes.plot([], [], "o", color=RIGHT, markersize=3.5, animated=True)
+        self._clock = axes.text(
+            1.0, 1.06, "", transform=axes.transAxes, fontsize=7, ha="right", va="bottom", animated=True
+        )
+        self._moving += [(axes, self._cursor), (axes, self._dot), (axes, self._clock)]
+
+    def _show(self, frame: int) -> None:
+        shown = self.comparison
+        for ground in self._grounds:
+            ground.set_segments(self._ground[frame])
+        truth, found, ghost, difference = self._figures
+        truth.place(self._truth[frame])
+        found.place(self._found[frame])
+        ghost.place(self._truth[frame])
+        difference.place(self._found[frame], self._color_of.to_rgba(1000.0 * shown.joint_error[frame]))
+        second, error = self._seconds[frame], shown.angle_error[frame]
+        self._cursor.set_data([second, second], [0, error])
+        self._dot.set_data([second], [error])
+        self._clock.set_text(f"{second:.2f} s   {error:.1f}°   {self._distance_mm[frame]:.0f} mm")

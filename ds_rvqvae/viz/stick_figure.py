@@ -1,0 +1,111 @@
+"""Drawing a skeleton's joints as a stick figure seen by a fixed camera."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.patches import Circle
+
+from ds_rvqvae.motion.skeleton import Skeleton, forward_kinematics
+
+LEFT, RIGHT, MIDDLE = "#1f77b4", "#d9541e", "#3a3a3a"
+_SIDE_FROM = 0.015
+_FINGER = 0.055
+HEAD_RADIUS = 0.10
+_TURN, _TILT, _DISTANCE = np.radians(25.0), np.radians(8.0), 6.0
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A camera that looks at the figure's front, a little from the side and from above.
+
+    Attributes:
+        azimuth: radians about y from z towards x, where the camera stands.
+    """
+
+    azimuth: float
+
+    @classmethod
+    def before(cls, places: np.ndarray, skeleton: Skeleton) -> "Camera":
+        """The camera before the mean front of a moving figure, `[frames, joints, 3]`."""
+        sides = joint_sides(skeleton)
+        if not (sides > 0).any() or not (sides < 0).any():
+            return cls(_TURN)
+        left = (places[:, sides > 0].mean(axis=1) - places[:, sides < 0].mean(axis=1)).mean(axis=0)
+        return cls(float(np.arctan2(-left[2], left[0])) + _TURN)
+
+    def project(self, places: np.ndarray, centre: np.ndarray) -> np.ndarray:
+        """Places `[..., 3]` on the picture: to the right, up, and towards the camera, `[..., 3]`.
+
+        Args:
+            centre: `[..., 3]` or `[3]`, the place looked at, where a metre is one unit.
+        """
+        x, y, z = np.moveaxis(places - centre, -1, 0)
+        sine, cosine = np.sin(self.azimuth), np.cos(self.azimuth)
+        x, z = x * cosine - z * sine, x * sine + z * cosine
+        y, z = y * np.cos(_TILT) - z * np.sin(_TILT), y * np.sin(_TILT) + z * np.cos(_TILT)
+        nearness = _DISTANCE / np.maximum(_DISTANCE - z, 0.1)
+        return np.stack([x * nearness, y * nearness, z], axis=-1)
+
+
+class StickFigure:
+    """One figure in an Axes: bones coloured by side, a ring for a joint called head and what hangs on it.
+
+    Args:
+        axes: whose units are those of `Camera.project`.
+        color: of all bones; without one the left, right and middle ones have their own.
+        width: of bones in points; fingers are half as wide.
+        animated: for artists drawn by hand over a background.
+    """
+
+    def __init__(
+        self, axes: Axes, skeleton: Skeleton, color: str | None = None, width: float = 2.5, animated: bool = False
+    ):
+        names, parents = [name.lower() for name in skeleton.joint_names], np.asarray(skeleton.parents)
+        self._head = names.index("head") if "head" in names[1:] else None
+        # Jaw and eyes would only clutter the ring.
+        self._joints = np.flatnonzero((parents >= 0) & ((parents != self._head) if self._head is not None else True))
+        self._parents = parents[self._joints]
+        sides = joint_sides(skeleton)[self._joints]
+        self._colors = np.where(sides > 0, LEFT, np.where(sides < 0, RIGHT, MIDDLE)) if color is None else color
+        lengths = np.linalg.norm(skeleton.offsets[self._joints], axis=1)
+        self._widths = np.where(lengths < _FINGER, width / 2, width)
+        self._bones = LineCollection([], capstyle="round", animated=animated)
+        axes.add_collection(self._bones, autolim=False)
+        self.artists: list[Artist] = [self._bones]
+        if self._head is not None:
+            self._neck = skeleton.parents[self._head]
+            self._ring = Circle((0, 0), HEAD_RADIUS, fill=False, linewidth=width, animated=animated)
+            self._ring.set_edgecolor(color or MIDDLE)
+            axes.add_patch(self._ring)
+            self.artists.append(self._ring)
+
+    def place(self, joints: np.ndarray, colors: np.ndarray | None = None) -> None:
+        """Puts the joints at `[joints, 3]` of `Camera.project`; `colors` `[joints, 4]` colours each joint's bone."""
+        bones = np.stack([joints[self._parents], joints[self._joints]], axis=1)
+        far_to_near = bones[..., 2].mean(axis=1).argsort()
+        self._bones.set_segments(bones[far_to_near, :, :2])
+        self._bones.set_linewidths(self._widths[far_to_near])
+        if colors is not None:
+            self._bones.set_color(colors[self._joints[far_to_near]])
+        else:
+            self._bones.set_color(self._colors if isinstance(self._colors, str) else self._colors[far_to_near])
+        if self._head is not None:
+            self._place_head(joints, colors)
+
+    def _place_head(self, joints: np.ndarray, colors: np.ndarray | None) -> None:
+        head = joints[self._head, :2]
+        way = head - joints[self._neck, :2]
+        self._ring.set_center(head + way / max(float(np.linalg.norm(way)), 1e-6) * HEAD_RADIUS)
+        if colors is not None:
+            self._ring.set_edgecolor(colors[self._head])
+
+
+def joint_sides(skeleton: Skeleton) -> np.ndarray:
+    """1 for joints on the figure's left, -1 on its right, 0 in the middle, int64 `[joints]`; x at rest says so."""
+    still = np.broadcast_to(np.eye(3), (1, len(skeleton.parents), 3, 3))
+    x = forward_kinematics(still, skeleton.offsets, skeleton.parents)[0, :, 0]
+    x = x - x[0]
+    return np.where(x > _SIDE_FROM, 1, np.where(x < -_SIDE_FROM, -1, 0))

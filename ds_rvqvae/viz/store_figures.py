@@ -1,0 +1,174 @@
+"""Five figures of a store from two sides, in metres; or, of columns that are no figure, five clips as heat maps."""
+
+import textwrap
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure as Page
+from matplotlib.gridspec import GridSpecBase, SubplotSpec
+from matplotlib.patches import Circle
+
+from ds_rvqvae.data.store.figures import Figure
+from ds_rvqvae.data.store.look import SAMPLE_CLIPS, Look
+from ds_rvqvae.errors import printable
+
+_LEFT, _RIGHT, _MIDDLE, _NOT_USED = "#1f77b4", "#d9541e", "#3a3a3a", "#cccccc"
+PAGE_WIDTH = 15.0
+"""Inches."""
+_LARGE_ENOUGH = 2.4
+_HEAD_SHARE = 0.06
+"""Radius of the head's ring, of the figure's height."""
+_NEAR_GROUND = 1.0
+_HEAT_SECONDS = 20.0
+_MOST_ROWS = 400
+
+
+def name_words(name: str, most: int = 200) -> str:
+    """A name as matplotlib can draw it, in `most` characters: dollars would make mathematics of it."""
+    return textwrap.shorten(printable(name), most, placeholder="…").replace("$", r"\$")
+
+
+class _Pose(NamedTuple):
+    clip: str
+    seconds: float
+    across: np.ndarray
+    """`[joints]` metres to the figure's left of its middle."""
+    ahead: np.ndarray
+    """`[joints]` metres before its middle."""
+    up: np.ndarray
+
+
+class FigureDrawing:
+    """Five figures from the front and from their right side.
+
+    Attributes:
+        grid: rows and columns of the two views: beside each other where that makes them larger.
+        row_heights: inches of each row on the page.
+    """
+
+    def __init__(self, look: Look):
+        assert look.figure is not None
+        self._look = look
+        self._poses = _poses(look, look.figure)
+        lows, highs = [pose.up.min() for pose in self._poses], [pose.up.max() for pose in self._poses]
+        lowest = float(np.median(lows))
+        self._ground = 0.0 if abs(lowest) <= _NEAR_GROUND else lowest
+        self._tall = max(high - low for low, high in zip(lows, highs, strict=True))
+        width = max(np.ptp(values) for pose in self._poses for values in (pose.across, pose.ahead))
+        self._spacing = max(1.12 * width, 0.6 * self._tall, 1e-3)
+        low, high = min(self._ground, *lows), max(self._ground, *highs)
+        margin = 0.05 * (high - low)
+        self._limits = low - 2 * margin, high + (_HEAD_SHARE * 2) * self._tall + margin
+        shape = (self._limits[1] - self._limits[0]) / (len(self._poses) * self._spacing)
+        half, whole = (shape * (share * PAGE_WIDTH - 0.8) for share in (0.5, 1.0))
+        self.grid = (1, 2) if half >= _LARGE_ENOUGH else (2, 1)
+        inches = half if self.grid == (1, 2) else whole
+        self.row_heights = [float(np.clip(inches, 1.2, 5.0)) + 0.7] * self.grid[0]
+
+    def draw(self, page: Page, grid: GridSpecBase) -> None:
+        """Draws the two views into the cells of `grid`."""
+        views = (("front: the figure's left is blue", "across"), ("side: figures face right", "ahead"))
+        for place, (title, name) in enumerate(views):
+            axes = page.add_subplot(grid[place])
+            for index, pose in enumerate(self._poses):
+                _draw_figure(axes, self._look, getattr(pose, name) + index * self._spacing, pose.up, self._tall)
+            self._frame(axes, title)
+
+    def _frame(self, axes: Axes, title: str) -> None:
+        """The ground, a scale in metres, and names."""
+        spacing, ground, (low, high) = self._spacing, self._ground, self._limits
+        axes.set_xlim(-spacing * 0.55, spacing * (len(self._poses) - 0.45))
+        axes.set_ylim(low, high)
+        axes.axhline(ground, color="black", linewidth=1.2)
+        words = "" if ground == 0 else f"y = {ground:.1f} m: where the lowest joints are"
+        axes.text(1.0, ground, words, transform=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=8)
+        metre = 10.0 ** np.floor(np.log10(spacing * 1.5))
+        left = -spacing * 0.52
+        axes.plot([left, left + metre], [low] * 2, color="black", linewidth=4, solid_capstyle="butt", clip_on=False)
+        axes.text(left + metre, low, f" {metre:g} m", ha="left", va="bottom", fontsize=8)
+        axes.set_aspect("equal")
+        axes.set_ylabel("y, up (m)", fontsize=9)
+        labels = [f"{name_words(pose.clip, 18)}\n{pose.seconds:.1f} s" for pose in self._poses]
+        axes.set_xticks(spacing * np.arange(len(self._poses)), labels)
+        axes.tick_params(labelsize=8)
+        axes.tick_params(axis="x", length=0, pad=9)
+        axes.grid(axis="y", color="#eeeeee")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+        axes.set_title(title, fontsize=10, loc="left", fontweight="bold")
+
+
+def _poses(look: Look, figure: Figure) -> list[_Pose]:
+    """Frames from all over the clips drawn, each turned about y to face the front."""
+    clips = look.sample.clips
+    poses = []
+    for index in range(SAMPLE_CLIPS):
+        name = clips[index * len(clips) // SAMPLE_CLIPS]
+        first, stop = look.store.rows(name)
+        frame = (2 * index + 1) * (stop - first) // (2 * SAMPLE_CLIPS)
+        places = figure.places(look.store.read(first + frame, first + frame + 1))
+        (ahead_x, ahead_z), joints = figure.front(places)[0], places[0]
+        across = joints[:, 0] * ahead_z - joints[:, 2] * ahead_x
+        ahead = joints[:, 0] * ahead_x + joints[:, 2] * ahead_z
+        across, ahead = (values - (values.max() + values.min()) / 2 for values in (across, ahead))
+        poses.append(_Pose(name, frame / look.store.fps, across, ahead, joints[:, 1]))
+    return poses
+
+
+def _draw_figure(axes: Axes, look: Look, across: np.ndarray, up: np.ndarray, tall: float) -> None:
+    figure = look.figure
+    assert figure is not None
+    parents, head = np.array(figure.parents), figure.head
+    # Jaw, eyes and the like would only clutter the ring.
+    joints = np.flatnonzero((parents >= 0) & ((parents != head) if head is not None else True))
+    points = np.stack([across, up], axis=1)
+    colors = np.where(figure.sides > 0, _LEFT, np.where(figure.sides < 0, _RIGHT, _MIDDLE))
+    if look.facts["body_part"] is not None and look.layout is not look.store.layout:
+        used = {part.name for part in look.layout}
+        colors = np.where([name in used for name in figure.joint_names], colors, _NOT_USED)
+    lengths = np.linalg.norm(points[joints] - points[parents[joints]], axis=1)
+    widths = np.where(lengths < 0.035 * tall, 1.2, 2.4)
+    bones = np.stack([points[parents[joints]], points[joints]], axis=1)
+    axes.add_collection(LineCollection(bones, colors=colors[joints], linewidths=widths, capstyle="round"))
+    if head is not None and parents[head] >= 0:
+        way = points[head] - points[parents[head]]
+        radius = _HEAD_SHARE * tall
+        centre = points[head] + way / max(float(np.linalg.norm(way)), 1e-6) * radius
+        axes.add_patch(Circle(centre, radius, fill=False, linewidth=2.0, edgecolor=colors[head]))
+
+
+def draw_heat_maps(page: Page, place: SubplotSpec, look: Look) -> None:
+    """The columns of each clip drawn over time, normalised by mean and std."""
+    clips = look.sample.clips
+    panels = place.subgridspec(1, len(clips))
+    frames = int(_HEAT_SECONDS * look.store.fps)
+    shown = None
+    for index, name in enumerate(clips):
+        axes = page.add_subplot(panels[index])
+        first, stop = look.store.rows(name)
+        motion = look.store.read(first, min(stop, first + frames))[:, look.columns]
+        values = (motion - look.mean) / np.where(look.std > 0, look.std, 1)
+        values = values[:: -(-len(values) // _MOST_ROWS)]
+        seconds = min(stop - first, frames) / look.store.fps
+        shown = axes.imshow(
+            values.T,
+            aspect="auto",
+            cmap="RdBu_r",
+            vmin=-3,
+            vmax=3,
+            interpolation="nearest",
+            extent=(0, seconds, len(look.columns), 0),
+        )
+        axes.set_title(name_words(name, 26), fontsize=9)
+        axes.set_xlabel("seconds", fontsize=9)
+        axes.tick_params(labelsize=8)
+        if index:
+            axes.set_yticklabels([])
+        else:
+            axes.set_ylabel("column", fontsize=9)
+    if shown is not None:
+        bar = page.colorbar(shown, ax=page.axes[-len(clips) :], pad=0.01, aspect=30)
+        bar.set_label("standard deviations from the mean", fontsize=9)
+        bar.ax.tick_params(labelsize=8)

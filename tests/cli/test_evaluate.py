@@ -1,0 +1,212 @@
+"""`ds-rvqvae evaluate`: one tokenizer, several side by side, features and pictures, and what it refuses."""
+
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from ds_rvqvae import RVQVAE, MotionTokenizer, cli
+from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.config.model import ModelConfig
+from ds_rvqvae.config.profile import load_profile
+from ds_rvqvae.data.dataset import MotionData
+from ds_rvqvae.motion.layout import Channels, select_columns, smplx_layout, take_channels
+from ds_rvqvae.tokenizer.evaluation import evaluate_split
+from tests.data.formats.bvh_files import write_bvh_motion
+from tests.data.motion import write_packed
+
+CONTRACT = {
+    *("split", "clips", "frames", "l1", "angle_error_deg", "velocity_error", "usage", "perplexity", "by_levels"),
+}
+MODEL = ModelConfig(width=16, depth=1, code_dim=4, nb_code=8, num_quantizers=3)
+
+
+def _save(folder, body_part, levels=3, std=0.5, seed=0):
+    torch.manual_seed(seed)
+    _, layout = select_columns(smplx_layout(), body_part)
+    width = layout[-1].stop
+    model = RVQVAE(width, MODEL.model_copy(update={"num_quantizers": levels}))
+    mean, std = torch.full((width,), 0.1), torch.full((width,), std)
+    MotionTokenizer(model, mean, std, layout, 30.0, {"body_part": body_part}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, demo_folder):
+    """A run's folder of which only the profile and the tokenizer are left."""
+    _save(tmp_path / "run" / "tokenizer", "lower_trans")
+    profile = load_profile("demo", [f"rvqvae.data.path={demo_folder}", "rvqvae.data.body_part=lower_trans"])
+    (tmp_path / "run" / "profile.json").write_text(json.dumps(profile.to_dict()))
+    return tmp_path / "run"
+
+
+def _evaluate(capsys, *arguments):
+    status = cli.main(["evaluate", *map(str, arguments)])
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+def _encoder(tmp_path, columns=57):
+    torch.manual_seed(0)
+    torch.jit.trace(torch.nn.Conv1d(32, 4, columns), torch.zeros(1, 32, columns)).save(str(tmp_path / "encoder.pt"))
+    return tmp_path / "encoder.pt"
+
+
+def test_a_run_is_scored_as_its_tokenizer_folder_is(run, tmp_path, demo_folder, capsys):
+    status, out, _ = _evaluate(capsys, run, "--json")
+    scores = json.loads(out)
+    assert status == 0 and scores.keys() >= CONTRACT and scores["name"] == "run"
+    tokenizer = MotionTokenizer.from_pretrained(run / "tokenizer")
+    data = MotionData.open(DataConfig(path=str(demo_folder), body_part="lower_trans"))
+    data.use_normalisation(tokenizer.mean.numpy(), tokenizer.std.numpy())
+    expected = evaluate_split(tokenizer.model, data, "val", "cpu")
+    assert {key: scores[key] for key in expected} == expected
+    assert scores["mpjpe_mm"] > 0 and scores["foot_sliding"] > 0 and scores["skeleton"] == "built-in"
+    assert (run / "eval" / "reconstruction_val.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "eval" / "rate_distortion_val.png").read_bytes().startswith(b"\x89PNG")
+
+    # The tokenizer's folder by itself: its run's profile lies beside it, or --data_path says what to score.
+    assert json.loads(_evaluate(capsys, run / "tokenizer", "--json")[1]) == scores
+    (run / "tokenizer").rename(tmp_path / "alone")
+    scored = json.loads(_evaluate(capsys, tmp_path / "alone", "--data_path", demo_folder, "--json")[1])
+    assert scored == {**scores, "name": "alone", "normalised_by": "alone"}
+
+
+def test_bvh_motion_is_measured_on_its_own_figure_and_parts_by_name(tmp_path, capsys):
+    for seed in range(3):
+        write_bvh_motion(tmp_path / "data" / f"{seed}.bvh", frames=100, seed=seed)
+    data = MotionData.open(DataConfig(path=str(tmp_path / "data")))
+    _, layout = take_channels(data.layout, ["Hips", "LeftArm", "LeftHand", "translation"])
+    for part, kept in (("arm", layout), (None, data.layout)):
+        width = kept[-1].stop
+        torch.manual_seed(0)
+        tokenizer = MotionTokenizer(
+            RVQVAE(width, MODEL), torch.zeros(width), torch.ones(width), kept, 30.0, {"body_part": part}
+        )
+        tokenizer.save_pretrained(tmp_path / str(part))
+    line = ["--data_path", tmp_path / "data", "--split", "all", "--json"]
+    status, out, error = _evaluate(capsys, tmp_path / "arm", tmp_path / "None", *line)
+    assert status == 0, error
+    arm, whole = json.loads(out)["tokenizers"]
+    assert (arm["frames"], whole["frames"]) == (300, 300)
+    assert arm["skeleton"] == whole["skeleton"] == "data"
+    assert (arm["mpjpe_joints"], whole["mpjpe_joints"]) == (2, 3)
+    assert arm["root_error_mm"] > 0 and arm["mpjpe_mm"] > 0
+
+
+def test_several_side_by_side(run, tmp_path, capsys):
+    other = _save(tmp_path / "other" / "run" / "tokenizer", "lower_trans", levels=2, std=0.25)
+    pictures = tmp_path / "pictures"
+    data_path = load_profile(run / "profile.json").rvqvae.data.path
+    file = tmp_path / "scores.json"
+    arguments = (run, other, run, "--data_path", data_path, "--split", "all", "--pictures", pictures, "--json", file)
+    status, out, _ = _evaluate(capsys, *arguments)
+    result = json.loads(file.read_text())
+    first, second, third = result["tokenizers"]
+    assert status == 0 and [one["num_quantizers"] for one in result["tokenizers"]] == [3, 2, 3]
+    names = [one["name"] for one in result["tokenizers"]]
+    assert names[0].endswith("/run") and names[1] == "other/run" and names[2] == f"{names[0]} (2)"
+    assert {**third, "name": names[0]} == first and second["normalised_by"] == names[0]
+    own = json.loads(_evaluate(capsys, other, "--data_path", data_path, "--split", "all", "--json")[1])
+    # Its own units are half as large.
+    assert second["l1"] == pytest.approx(own["l1"] / 2) and second["mpjpe_mm"] == pytest.approx(own["mpjpe_mm"])
+    table = out[out.rindex("tokenizer  ") :].splitlines()
+    assert table[3].startswith("other/run ") and f"{second['l1']:.4f}" in table[3]
+    assert f"in units of the standard deviations of {names[0]}" in out
+    assert {"comparison_all.png", "rate_distortion_all.png"} < {picture.name for picture in pictures.iterdir()}
+    assert len(list(pictures.iterdir())) == 5
+
+
+def test_tokenizers_of_other_columns_are_not_compared(run, tmp_path, demo_folder, capsys):
+    upper = _save(tmp_path / "upper", "upper")
+    status, out, _ = _evaluate(capsys, run, upper, "--data_path", demo_folder)
+    assert status == 0 and "in each one's own normalised units: of other columns, they do not compare" in out
+    assert not (run / "eval").exists()
+
+
+def test_a_skeleton_of_ones_own(run, tmp_path, capsys):
+    bones = {
+        "name": "giant",
+        "joint_names": ["pelvis", "left_hip", "left_knee"],
+        "parents": [-1, 0, 1],
+        "offsets": [[0, 2, 0], [0.2, 0, 0], [0, -1, 0]],
+    }
+    (tmp_path / "giant.json").write_text(json.dumps(bones))
+    status, out, _ = _evaluate(capsys, run, "--skeleton", tmp_path / "giant.json")
+    assert status == 0 and "over 2 joints on the skeleton giant, roots aligned" in out
+
+
+def test_features_give_a_distance_and_a_warning_where_it_says_little(run, tmp_path, capsys):
+    encoder = _encoder(tmp_path)
+    arguments = (run, "--features", encoder, "--feature_window", "32", "--split", "all")
+    status, out, _ = _evaluate(capsys, *arguments, "--json")
+    scores = json.loads(out)
+    assert status == 0 and scores["frechet"] > 0
+    assert (scores["frechet_samples"], scores["frechet_dimensions"], scores["frechet_window"]) == (6 * 5 * 4, 1, 32)
+    _, _, errors = _evaluate(capsys, run, "--features", _encoder(tmp_path, columns=8), *arguments[3:])
+    assert errors == ""  # 120 samples in 50 dimensions
+    _, out, errors = _evaluate(capsys, run, "--features", _encoder(tmp_path, columns=8), "--feature_window", "32")
+    assert "Fréchet distance" in out and "samples in 50 dimensions: the covariances are singular" in errors
+
+
+def test_refusals_are_one_line_and_leave_nothing(run, tmp_path, demo_folder, capsys):
+    other = tuple(Channels(f"joint{index}", "rotation_6d", 6 * index, 6 * index + 6) for index in range(9))
+    layout = json.dumps([{"name": part.name, "kind": part.kind, "columns": [part.start, part.stop]} for part in other])
+    rotations = np.tile(np.eye(3)[:2].reshape(-1), (120, 9)).astype(np.float32)
+    stranger = write_packed(tmp_path / "stranger.npz", motion=rotations, layout=np.array(layout))
+    lower, alone = _save(tmp_path / "lower", "lower"), _save(tmp_path / "alone", "upper")
+    narrow = write_packed(tmp_path / "narrow.npz")
+    trains = write_packed(tmp_path / "trains.npz", (40, 30), width=57, split=np.array(["train", "train"]))
+    (tmp_path / "empty").mkdir()
+    pictures = tmp_path / "pictures"
+    cases = {
+        (): "required: RUN",
+        (tmp_path / "empty",): "not a run's folder",
+        (alone,): "no motion to score",
+        (run, "--data_path", narrow): "narrow.npz: 5 columns, but the tokenizer takes 57",
+        (lower, "--data_path", stranger): "column 0 is joint0 .* takes pelvis",
+        (run, "--data_path", trains, "--split", "test"): r"in test \(there is train\)",
+        (run, "--features", stranger): "stranger.npz: no TorchScript",
+        (run, "--features", _encoder(tmp_path, 58), "--feature_window", "32"): "does not take motion",
+        (run, "--feature_window", "0"): "no whole number from 1",
+        (run, "--skeleton", tmp_path / "none.json"): "none.json",
+        (run, "--levels", "3"): "unknown flag --levels",
+        (run, "--pictures", narrow): "--pictures",
+    }
+    for arguments, complaint in cases.items():
+        more = () if "--pictures" in arguments else ("--pictures", pictures)
+        try:
+            status, out, errors = _evaluate(capsys, *arguments, *more)
+        except SystemExit as refusal:
+            printed = capsys.readouterr()
+            status, out, errors = refusal.code, printed.out, printed.err
+        assert status == 2 and out == "" and len(errors.splitlines()) == 1, (arguments, errors)
+        assert re.search(complaint, errors), errors
+        assert not pictures.exists() or not list(pictures.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_to_is_named(run, tmp_path, capsys):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    status, _, errors = _evaluate(capsys, run, "--pictures", tmp_path / "locked")
+    assert status == 2 and "permission denied; name another folder" in errors
+
+
+@pytest.mark.real_data
+def test_real_motion_on_its_own_skeleton(real_data, tmp_path, capsys):
+    torch.manual_seed(0)
+    task = real_data / "cmu" / "task.npz"
+    data = MotionData.open(DataConfig(path=str(task)))
+    model = RVQVAE(data.in_features, MODEL)
+    mean, std = torch.from_numpy(data.mean), torch.from_numpy(data.std)
+    MotionTokenizer(model, mean, std, data.layout, 30.0).save_pretrained(tmp_path / "tokenizer")
+    skeleton = ("--skeleton", real_data / "cmu" / "motion_6d.npz")
+    status, out, _ = _evaluate(
+        capsys, tmp_path / "tokenizer", "--data_path", task, "--split", "test", "--json", *skeleton
+    )
+    scores = json.loads(out)
+    assert status == 0 and scores["frames"] == 3_376 and scores["jitter_truth"] == pytest.approx(0.1479, abs=1e-4)
+    assert scores["mpjpe_joints"] == 23 and 100 < scores["mpjpe_mm"] < 1000

@@ -1,0 +1,69 @@
+"""`ds-rvqvae import`."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from ds_rvqvae import RVQVAE, MotionTokenizer, cli
+from ds_rvqvae.config.model import ModelConfig
+from ds_rvqvae.motion.layout import select_columns, smplx_layout
+from ds_rvqvae.tokenizer.foreign.writing import save_foreign
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """GestureLSM's files of a small tokenizer of the upper body."""
+    torch.manual_seed(0)
+    config = ModelConfig(width=8, depth=1, code_dim=4, nb_code=8, num_quantizers=2)
+    layout = select_columns(smplx_layout(), "upper")[1]
+    tokenizer = MotionTokenizer(RVQVAE(78, config), torch.randn(78), torch.rand(78) + 0.5, layout, 30.0)
+    tokenizer.save_pretrained(tmp_path / "original")
+    save_foreign(tokenizer, "gesturelsm", tmp_path / "theirs")
+    return tmp_path
+
+
+def _import(folder, *flags, out="imported"):
+    arguments = [str(folder / "theirs" / "net.pth"), "--format", "gesturelsm", "--out", str(folder / out), *flags]
+    return cli.main(["import", *arguments])
+
+
+def test_export_and_import_give_the_same_codes(folder, capsys):
+    statistics = [f"--{name}={folder / 'theirs' / name}.npy" for name in ("mean", "std")]
+    assert _import(folder, "--body_part", "upper", "--json", *statistics) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["in_features"] == 78 and result["fps"] == 30.0 and result["normalised"]
+    original, imported = (MotionTokenizer.from_pretrained(folder / name) for name in ("original", "imported"))
+    assert imported.fingerprint == result["fingerprint"] and imported.layout == original.layout
+    motion = np.random.default_rng(0).normal(size=(50, 78)).astype(np.float32)
+    codes = original.encode(motion)
+    np.testing.assert_array_equal(imported.encode(motion), codes)
+    np.testing.assert_array_equal(imported.decode(codes), original.decode(codes))
+
+
+def test_text_says_what_was_found(folder, capsys):
+    assert _import(folder, "--fps", "25") == 0
+    printed = capsys.readouterr().out
+    assert "GestureLSM tokenizer, 78 columns at 25 frames a second, 2 x 8 codes of 4" in printed
+    assert "no --mean and --std: it takes motion that is normalised already" in printed
+    assert MotionTokenizer.from_pretrained(folder / "imported").fps == 25.0
+
+
+def test_refusals_are_one_line_and_leave_nothing(folder, capsys):
+    before = sorted(folder.rglob("*"))
+    for flags, out, message in (
+        ((), "theirs", "theirs: exists; name a folder that does not"),
+        ((), "theirs/net.pth/out", "cannot be written: "),
+        (("--mean", str(folder / "no.npy")), "out", "--mean, --std: give both or neither"),
+        (("--mean", "no.npy", "--std", "no.npy"), "out", "no.npy: cannot be read: No such file or directory"),
+        (("--body_part", "hands"), "out", "--body_part hands: has 180 columns"),
+    ):
+        assert _import(folder, *flags, out=out) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+    for flags in (("--fps", "nan"), ("--fps", "0"), ("--norms", "LN"), ("--body_part", "uper")):
+        with pytest.raises(SystemExit) as stopped:
+            _import(folder, *flags, out="out")
+        assert stopped.value.code == 2
+    assert sorted(folder.rglob("*")) == before

@@ -1,0 +1,306 @@
+import csv
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from ds_rvqvae.config.data import FORMATS, DataConfig
+from ds_rvqvae.data.formats.readers import READERS, open_reader
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.motion.clip import Clip, LeftOut, spans
+from ds_rvqvae.motion.layout import smplx_layout
+from tests.data.motion import beat2_arrays, write_beat2, write_beat2_folder, write_packed
+
+
+def read(path, **settings) -> list[Clip | LeftOut]:
+    return list(open_reader(path, DataConfig(**settings)).clips())
+
+
+def write_split(file, rows: dict[str, str]) -> None:
+    with file.open("w", newline="") as lines:
+        csv.writer(lines).writerows([("id", "type"), *rows.items()])
+
+
+def test_beat2_features_mean_what_the_layout_says(tmp_path):
+    arrays = beat2_arrays()
+    (clip,) = read(write_beat2(tmp_path / "1_a_0_1_1.npz"))
+    assert clip.motion.shape == (60, 433) and clip.motion.dtype == np.float32 and clip.layout == smplx_layout()
+    matrix = Rotation.from_rotvec(arrays["poses"][7].reshape(55, 3)[16]).as_matrix()
+    assert np.allclose(clip.motion[7, 16 * 6 : 17 * 6], matrix[:2].reshape(6), atol=1e-6)
+    x, y, z = clip.motion[:, 330:333].T
+    assert x[0] == 0 and z[0] == 0
+    assert np.allclose(np.cumsum(x), arrays["trans"][:, 0] - arrays["trans"][0, 0], atol=1e-5)
+    assert np.allclose(np.cumsum(z), arrays["trans"][:, 2] - arrays["trans"][0, 2], atol=1e-5)
+    assert np.allclose(y, arrays["trans"][:, 1], atol=1e-6)
+    assert np.allclose(clip.motion[:, 333:], arrays["expressions"], atol=1e-6)
+
+
+def test_beat2_velocities_are_per_frame_of_the_wanted_rate(tmp_path):
+    trans = np.linspace([0, 1, 0], [1.19, 1, -2.38], 120)
+    (clip,) = read(write_beat2(tmp_path / "1_a.npz", 120, trans=trans), fps=15.0)
+    assert clip.fps == 15 and clip.motion.shape == (60, 433)
+    assert np.allclose(clip.motion[1:, 330], 0.02, atol=1e-6) and np.allclose(clip.motion[1:, 332], -0.04, atol=1e-6)
+
+
+def test_beat2_folder_with_its_split(tmp_path):
+    write_beat2_folder(tmp_path / "smplxflame_30", ("1_a_0_1_1", "2_b_0_1_1", "2_b_0_2_2"))
+    write_split(tmp_path / "train_test_split.csv", {"1_a_0_1_1": "train", "2_b_0_1_1": "additional", "9_z": "test"})
+    for path in (tmp_path, tmp_path / "smplxflame_30"):
+        first, second, unlisted, missing = read(path)
+        assert [first.split, second.split, unlisted.split] == ["train", "additional", "additional"]
+        assert missing == LeftOut("9_z.npz", "train_test_split.csv lists it, but there is no such file")
+
+
+def test_beat2_speakers_are_chosen_by_the_leading_number(tmp_path):
+    write_beat2_folder(tmp_path, ("1_a", "2_b", "22_c", "3_d"))
+    assert [clip.name for clip in read(tmp_path, speakers=[2, 3])] == ["2_b", "3_d"]
+    with pytest.raises(UserError, match="speakers there: 1, 2, 3, 22"):
+        read(tmp_path, speakers=[7])
+
+
+def test_names_in_the_split_file_cannot_lead_out_of_the_folder(tmp_path):
+    write_beat2_folder(tmp_path / "smplxflame_30", ("1_a",))
+    write_beat2(tmp_path / "secret.npz")
+    write_split(tmp_path / "train_test_split.csv", {"../secret": "train", "1_a": "train"})
+    left_out, clip = read(tmp_path)
+    assert clip.name == "1_a" and "leads out of the folder" in left_out.reason
+
+
+def test_a_clip_listed_for_two_splits_is_left_out(tmp_path):
+    write_beat2_folder(tmp_path, ("1_a",))
+    (tmp_path / "train_test_split.csv").write_text("id,type\n1_a,train\n1_a,test\n")
+    (left_out,) = read(tmp_path)
+    assert "'train and test'" in left_out.reason
+
+
+def test_feature_folder_in_the_form_of_humanml3d(tmp_path):
+    joint_vecs = tmp_path / "new_joint_vecs"
+    joint_vecs.mkdir()
+    for index, name in enumerate(("000000", "000001", "M000001", "odd")):
+        np.save(joint_vecs / f"{name}.npy", np.full((40, 7 if name == "odd" else 9), index, np.float64))
+    (tmp_path / "train.txt").write_text("000000\nM000001\nodd\n\n")
+    (tmp_path / "val.txt").write_text("000001\n000009\n")
+    clips = {getattr(clip, "name", None) or clip.file: clip for clip in read(tmp_path, fps=20.0)}
+    assert {name: clip.split for name, clip in clips.items() if isinstance(clip, Clip)} == {
+        "000000": "train",
+        "000001": "val",
+        "M000001": "train",
+    }
+    assert clips["M000001"].fps == 20 and clips["M000001"].motion.dtype == np.float32
+    assert clips["odd.npy"].reason == "the matrix has shape [40, 7], not [frames, 9]"
+    assert "no such file" in clips["000009.npy"].reason
+
+
+def test_packed_npz_with_split_and_layout(tmp_path):
+    layout = [{"name": "Hips", "kind": "rotation_6d", "columns": [0, 6]}]
+    file = write_packed(
+        tmp_path / "all.npz", width=6, split=np.array(["train", "val", "test"]), layout=np.array(json.dumps(layout))
+    )
+    clips = read(file)
+    assert [(clip.name, len(clip.motion), clip.split) for clip in clips] == [
+        ("clip0", 40, "train"),
+        ("clip1", 30, "val"),
+        ("clip2", 50, "test"),
+    ]
+    assert clips[1].motion[0, 0] == 40 and clips[0].layout[0].name == "Hips"
+
+
+def test_packed_npz_is_resampled(tmp_path):
+    clip = read(write_packed(tmp_path / "all.npz", fps=np.array(60)), fps=30.0)[0]
+    assert clip.motion[:, 0].tolist() == list(range(0, 40, 2))
+
+
+@pytest.mark.parametrize("fps", [25.0, 30.0, 36.0])
+def test_an_empty_piece_of_a_packed_npz_is_left_out(tmp_path, fps):
+    first, empty, last = read(write_packed(tmp_path / "all.npz", clip_start=np.array([0, 40, 40, 120])), fps=fps)
+    assert empty == LeftOut("all.npz: clip1", f"0 frames at {fps:g} frames a second, fewer than the 16 a clip needs")
+    assert [first.name, last.name] == ["clip0", "clip2"]
+
+
+def test_spans_names_runs_of_frames():
+    assert spans(np.array([3, 4, 5, 9])) == "3-5, 9"
+    assert spans(np.arange(0, 20, 2), most=2) == "0, 2 and 8 more spans"
+
+
+def _object_array(file):
+    np.savez(file, **{**beat2_arrays(), "poses": np.array([{}, {}], object)})
+
+
+def _cut_short(file):
+    write_beat2(file)
+    file.write_bytes(file.read_bytes()[:5000])
+
+
+def _nan(file):
+    poses = beat2_arrays()["poses"]
+    poses[[3, 4, 5, 9]] = np.nan
+    write_beat2(file, poses=poses)
+
+
+def _infinite_translation(file):
+    trans = beat2_arrays()["trans"]
+    trans[11, 1] = 1e300
+    write_beat2(file, trans=trans)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda file: file.write_bytes(b""), "damaged or cut short"),
+        (lambda file: file.write_bytes(b"not an archive"), "no NumPy file of plain arrays"),
+        (_cut_short, "damaged or cut short"),
+        (lambda file: file.mkdir(), "a folder, not a file"),
+        (lambda file: file.symlink_to("nowhere"), "cannot be read: No such file"),
+        (lambda file: write_beat2(file, poses=None), "no key poses; it has betas, expressions"),
+        (lambda file: write_beat2(file, trans=None), "no key trans"),
+        (
+            lambda file: write_beat2(file, poses=np.zeros((60, 156))),
+            r"poses has shape \[60, 156\], not \[frames, 165\]",
+        ),
+        (lambda file: write_beat2(file, poses=np.zeros(165)), r"poses has shape \[165\]"),
+        (lambda file: write_beat2(file, poses=np.full((60, 165), "x")), "poses holds <U1"),
+        (lambda file: write_beat2(file, trans=np.zeros((59, 3))), "60, 59 and 60 frames"),
+        (lambda file: write_beat2(file, mocap_frame_rate=np.array(0)), "mocap_frame_rate is 0"),
+        (lambda file: write_beat2(file, frames=0), "poses is empty"),
+        (lambda file: write_beat2(file, frames=15), "15 frames at 30 frames a second"),
+        (_object_array, "never loaded"),
+        (_nan, "NaN or infinite values in 4 of 60 frames: 3-5, 9"),
+        (_infinite_translation, "in 1 of 60 frames: 11"),
+    ],
+)
+def test_a_damaged_clip_is_left_out_with_its_reason(tmp_path, damage, reason):
+    write_beat2(tmp_path / "1_good.npz")
+    damage(tmp_path / "2_bad.npz")
+    good, left_out = read(tmp_path)
+    assert good.name == "1_good" and left_out.file == "2_bad.npz"
+    assert re.search(reason, left_out.reason) and "\n" not in left_out.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"motion": np.zeros(5)}, "motion has shape"),
+        ({"clip_name": None}, "no key clip_name; it has motion, clip_start, fps"),
+        ({"fps": None}, "no key fps"),
+        ({"fps": np.array(-1.0)}, "fps is -1.0"),
+        ({"clip_start": np.array([0, 50, 40, 120])}, "does not rise"),
+        ({"clip_start": np.array([0, 40, 70, 500])}, "120 frames of motion"),
+        ({"clip_start": np.array([0, 40])}, "row numbers"),
+        ({"clip_name": np.array([1, 2, 3])}, "not a list of strings"),
+        ({"clip_name": np.array(["a", None, "b"], object)}, "never loaded"),
+        ({"split": np.array(["train"])}, "split has 1 entries, clip_name 3"),
+        ({"layout": np.array("{")}, "layout: "),
+    ],
+)
+def test_a_wrong_packed_npz_is_refused_in_one_line(tmp_path, changes, complaint):
+    file = write_packed(tmp_path / "all.npz", **changes)
+    with pytest.raises(UserError, match=complaint) as refusal:
+        read(file)
+    assert str(refusal.value).startswith(str(file)) and "\n" not in str(refusal.value)
+
+
+def _foreign_npz(path):
+    np.savez(path, audio=np.zeros(3), rate=np.array(1))
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda path: None, "no such file or folder"),
+        (lambda path: path.mkdir(), "an empty folder"),
+        (lambda path: (path.mkdir(), (path / "b.fbx").touch(), (path / "a.txt").touch()), "no reader knows a.txt"),
+        (lambda path: path.write_text("HIERARCHY"), "no reader knows this file"),
+    ],
+)
+def test_what_no_reader_knows_is_refused_in_one_line(tmp_path, make, complaint):
+    path = tmp_path / "motion"
+    make(path)
+    with pytest.raises(UserError, match=complaint) as refusal:
+        open_reader(path, DataConfig())
+    assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_an_npz_of_something_else_is_refused_with_its_keys(tmp_path):
+    _foreign_npz(tmp_path / "sound.npz")
+    with pytest.raises(UserError, match=r"sound\.npz: no key poses .* it has audio, rate"):
+        open_reader(tmp_path / "sound.npz", DataConfig())
+
+
+def test_speakers_are_refused_where_there_are_none(tmp_path):
+    with pytest.raises(UserError, match="only a BEAT2 folder has speakers"):
+        read(write_packed(tmp_path / "all.npz"), speakers=[1])
+
+
+BVH = "HIERARCHY\nROOT Hips\n{\nOFFSET 0 0 0\nCHANNELS 3 Zrotation Yrotation Xrotation\n"
+BVH += "End Site\n{\nOFFSET 0 90 0\n}\n}\nMOTION\nFrames: 20\nFrame Time: .0083333\n" + "1 2 3\n" * 20
+
+
+def _several_formats(folder):
+    folder.mkdir()
+    for index in range(3):
+        (folder / f"{index}.bvh").write_text(BVH)
+    np.save(folder / "features.npy", np.ones((40, 9)))
+    np.savez(folder / "walk.npz", poses=np.zeros((40, 156)), trans=np.zeros((40, 3)), mocap_framerate=np.array(120.0))
+    (folder / "notes.txt").touch()
+    return folder
+
+
+def test_of_several_formats_the_one_with_the_most_files_is_read_and_the_others_are_noted(tmp_path):
+    folder = _several_formats(tmp_path / "motion")
+    reader = open_reader(folder, DataConfig())
+    assert reader.key == "bvh" and len(reader.notes) == 2
+    assert "holds SMPL-X or SMPL-H npz, not read; rvqvae.data.format: smpl reads that instead" in reader.notes[0]
+
+
+def test_every_format_can_be_asked_for(tmp_path):
+    assert sorted(reader.key for reader in READERS) == sorted(FORMATS)
+    folder = _several_formats(tmp_path / "motion")
+    found = {name: open_reader(folder, DataConfig(format=name)) for name in ("bvh", "smpl", "features")}
+    assert {name: reader.key for name, reader in found.items()} == {name: name for name in found}
+    assert found["smpl"].clip_names() == ["walk"] and "features" in found["features"].clip_names()
+    assert not any(reader.notes for reader in found.values())
+
+
+def test_a_format_that_is_not_there_is_refused_with_what_is(tmp_path):
+    folder = _several_formats(tmp_path / "motion")
+    complaint = "rvqvae.data.format: .* is no BEAT2 npz; it holds 3 .bvh, 1 .npy, 1 .txt, 1 .npz"
+    with pytest.raises(UserError, match=complaint):
+        open_reader(folder, DataConfig(format="beat2"))
+    with pytest.raises(UserError, match="is no packed npz; it is a file"):
+        open_reader(folder / "0.bvh", DataConfig(format="packed"))
+
+
+def test_a_beat2_folder_stays_one_whatever_else_it_holds(tmp_path):
+    write_beat2_folder(tmp_path / "smplxflame_30", ("1_a",))
+    (tmp_path / "weights").mkdir()
+    for index in range(3):
+        np.save(tmp_path / "weights" / f"{index}.npy", np.ones((40, 9)))
+    reader = open_reader(tmp_path, DataConfig())
+    assert reader.key == "beat2" and reader.clip_names() == ["1_a"] and not reader.notes
+
+
+def test_a_folder_of_foreign_or_damaged_npz_is_refused_with_what_is_wrong(tmp_path):
+    _foreign_npz(tmp_path / "sound.npz")
+    with pytest.raises(UserError, match=r"no reader knows sound\.npz \(it has audio, rate\)"):
+        open_reader(tmp_path, DataConfig())
+    (tmp_path / "a.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"no reader knows a\.npz \(damaged or cut short: .*\)"):
+        open_reader(tmp_path, DataConfig())
+
+
+def test_nested_folders_are_searched_once_however_they_are_linked(tmp_path):
+    for name in ("a/x.npz", "b/x.npz"):
+        (tmp_path / name).parent.mkdir()
+        np.savez(tmp_path / name, motion=np.ones((40, 9)))
+    (tmp_path / "b" / "up").symlink_to(tmp_path)
+    (tmp_path / "c").symlink_to(tmp_path / "b")
+    assert open_reader(tmp_path, DataConfig()).clip_names() == ["a/x", "b/x"]
+
+
+def test_readers_are_imported_without_torch():
+    code = "import sys, ds_rvqvae.data.formats.readers; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,119 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from ds_rvqvae.data.formats.split_lists import SplitLists
+from ds_rvqvae.errors import UserError
+
+
+def write_lists(folder: Path, **names: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, text in names.items():
+        (folder / f"{split}.txt").write_bytes(text.encode())
+    return folder
+
+
+def test_without_lists_no_clip_has_a_split(tmp_path):
+    lists = SplitLists(tmp_path, tmp_path / "nowhere")
+    assert lists.files == [] and lists.split_of("a") is None and lists.names() == set()
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["01/01_01", "01/01_01.bvh", "bvh/01/01_01.BVH", "./01/01_01.npz", "/srv/cmu/bvh/01/01_01", "01_01", "01\\01_01"],
+)
+def test_a_name_may_have_a_suffix_and_more_or_fewer_folders(tmp_path, line):
+    lists = SplitLists(write_lists(tmp_path, train="other\n", test=f"\n  {line}\r\n"))
+    assert lists.split_of("01/01_01") == "test" and lists.split_of("01/01_02") == "additional"
+
+
+def test_a_list_may_be_written_on_windows(tmp_path):
+    lists = SplitLists(write_lists(tmp_path, train="\ufeffa.npy\r\n\r\nb\r\n", val=""))
+    assert lists.names() == {"a", "b"} and lists.split_of("a") == "train"
+
+
+def test_each_list_is_taken_from_the_first_folder_that_has_it(tmp_path):
+    folder = write_lists(tmp_path / "bvh", train="a")
+    lists = SplitLists(folder, write_lists(tmp_path, train="b", val="bvh/c"))
+    assert lists.files == [folder / "train.txt", tmp_path / "val.txt"]
+    assert [lists.split_of(name) for name in "abc"] == ["train", "additional", "val"]
+
+
+def test_clips_beside_a_lone_list_for_training_are_held_out(tmp_path):
+    lists = SplitLists(write_lists(tmp_path, train="a"))
+    assert [lists.split_of(name) for name in "ab"] == ["train", "val"]
+
+
+def test_two_answers_are_a_split_that_no_clip_may_have(tmp_path):
+    lists = SplitLists(write_lists(tmp_path, train="a\na.npy\nb", test="x/a\na", val="c"))
+    assert [lists.split_of(name) for name in "abc"] == ["train and test", "train", "val"]
+
+
+def test_the_nearest_name_counts(tmp_path):
+    folder = write_lists(tmp_path / "studio_a", train="studio_a/take\nb/c/d", test="studio_b/take\nd\nc/d")
+    lists = SplitLists(folder)
+    assert lists.split_of("take") == "train"
+    assert lists.split_of("b/c/d") == "train" and lists.split_of("c/d") == "test" and lists.split_of("e/c/d") == "test"
+    assert SplitLists(folder.rename(tmp_path / "renamed")).split_of("take") == "train and test"
+
+
+def test_a_name_that_leads_out_matches_nothing(tmp_path):
+    lists = SplitLists(write_lists(tmp_path, train="../secret\nb\nd/../e\ngone", val="x"))
+    assert lists.split_of("secret") == "additional" and lists.split_of("e") == "additional"
+    assert lists.missing(["secret", "b", "e", "a/x"]) == ["../secret", "d/../e", "gone"]
+    assert lists.why_missing("../secret") == "train.txt lists it, but the name leads out of the folder"
+    assert lists.why_missing("gone") == "train.txt lists it, but there is no such file"
+
+
+def test_what_is_no_list_is_refused_in_one_line(tmp_path):
+    write_lists(tmp_path)
+    (tmp_path / "train.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"train\.txt: cannot be read as a list of clips.*UTF-8") as refusal:
+        SplitLists(tmp_path)
+    assert "\n" not in str(refusal.value)
+    with (tmp_path / "train.txt").open("wb") as file:
+        file.truncate(2**28 + 1)
+    with pytest.raises(UserError, match="larger than 256 MiB"):
+        SplitLists(tmp_path)
+
+
+def test_fifty_thousand_names_are_looked_up_not_searched(tmp_path):
+    names = [f"set/{index % 7}/take/{index // 3}" for index in range(50_000)]
+    clips = [name.removeprefix("set/") for name in names]
+    few, many = (
+        SplitLists(write_lists(tmp_path, train="\n".join(names[:count]), val="/" * 2_000 + "a/" * 1_000))
+        for count in (100, 50_000)
+    )
+    assert {many.split_of(name) for name in clips} == {"train"} and len(many.missing(clips)) == 1
+    # Those that are listed last, and some that no list has.
+    steps = [
+        lines_run(lambda lists=lists, last=last: [lists.split_of(name) for name in [*last, *(f"{n}/x" for n in last)]])
+        for lists, last in ((few, clips[:100]), (many, clips[-100:]))
+    ]
+    assert steps[0] == steps[1] > 100
+
+
+def lines_run(function):
+    """Lines of Python that a call runs."""
+    count = 0
+
+    def trace(frame, event, argument):
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.real_data
+def test_the_lists_of_cmu(real_data, tmp_path):
+    lists = SplitLists(tmp_path / "bvh", real_data / "cmu")
+    assert [lists.split_of(name) for name in ("01/01_01", "06/06_01", "03/03_01")] == ["train", "test", "val"]
+    assert len(lists.names()) == 98 and len(lists.missing(["06/06_01"])) == 97

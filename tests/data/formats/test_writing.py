@@ -1,0 +1,221 @@
+"""Features written back as motion files, the search for files, and writing that leaves nothing half-done."""
+
+import os
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.data.formats.finding import check_regular, find_files, is_whole
+from ds_rvqvae.data.formats.npz import write_npz
+from ds_rvqvae.data.formats.writing import open_motion_file, read_beat2_source, rest_source, write_beat2, write_matrix
+from ds_rvqvae.files import remove_unfinished, whole_file
+from ds_rvqvae.motion.clip import ClipError
+from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, SMPLX_JOINTS, Channels, select_columns
+from tests.data.motion import beat2_arrays, write_beat2_folder, write_packed
+from tests.data.motion import write_beat2 as write_clip
+
+
+def features_of(file, body_part, fps=30.0):
+    reader = open_motion_file(file, DataConfig(fps=fps))
+    clip = reader.read(reader.clip_names()[0])
+    columns, layout = select_columns(clip.layout, body_part)
+    return clip.motion[:, columns], layout
+
+
+def angles(first, second):
+    """Degrees between two arrays of axis-angle poses, `[frames, 55]`."""
+    turns = [Rotation.from_rotvec(poses.reshape(-1, 3)) for poses in (first, second)]
+    return np.degrees((turns[0].inv() * turns[1]).magnitude()).reshape(len(first), -1)
+
+
+@pytest.mark.parametrize("body_part", BODY_PART_CHANNELS)
+def test_features_written_back_are_the_clip_they_came_from(tmp_path, body_part):
+    file = tmp_path / "1_a.npz"
+    with file.open("wb") as content:  # np.savez cannot write the key `file`
+        write_npz(content, {**beat2_arrays(), "extra": np.arange(3), "file": np.array("a name")})
+    motion, layout = features_of(file, body_part)
+    write_beat2(tmp_path / "out.npz", motion, layout, 30.0, read_beat2_source(file))
+    there, found = np.load(file), np.load(tmp_path / "out.npz")
+    assert found.files == there.files
+    covered = [SMPLX_JOINTS.index(part.name) for part in layout if part.name in SMPLX_JOINTS]
+    others = [joint for joint in range(55) if joint not in covered]
+    for key in there.files:
+        assert found[key].dtype == there[key].dtype and found[key].shape == there[key].shape, key
+        if key in ("trans", "expressions"):
+            np.testing.assert_allclose(found[key], there[key], atol=2e-5)
+        elif key != "poses":
+            np.testing.assert_array_equal(found[key], there[key])
+    assert angles(found["poses"], there["poses"]).max() < 1e-3
+    poses = found["poses"].reshape(-1, 55, 3), there["poses"].reshape(-1, 55, 3)
+    assert (poses[0][:, others] == poses[1][:, others]).all()
+
+
+def test_translation_starts_where_the_source_does(tmp_path):
+    file = write_clip(tmp_path / "1_a.npz")
+    motion, layout = features_of(file, "lower_trans")
+    changed = np.concatenate([motion[:, :54], motion[:, 54:] * 2], axis=1)
+    write_beat2(tmp_path / "out.npz", changed, layout, 30.0, read_beat2_source(file))
+    there, found = np.load(file)["trans"], np.load(tmp_path / "out.npz")["trans"]
+    np.testing.assert_allclose(found[0, [0, 2]], there[0, [0, 2]])
+    np.testing.assert_allclose(found[:, [0, 2]] - found[0, [0, 2]], 2 * (there - there[0])[:, [0, 2]], atol=1e-5)
+    np.testing.assert_allclose(found[:, 1], 2 * there[:, 1], atol=1e-5)
+
+
+def test_a_source_at_another_rate_is_resampled(tmp_path):
+    file = write_clip(tmp_path / "1_a.npz", 121, mocap_frame_rate=np.array(60, np.int32))
+    motion, layout = features_of(file, "upper")
+    assert len(motion) == 61
+    write_beat2(tmp_path / "out.npz", motion, layout, 30.0, read_beat2_source(file))
+    there, found = np.load(file), np.load(tmp_path / "out.npz")
+    assert found["mocap_frame_rate"] == 30 and found["mocap_frame_rate"].dtype == np.int32
+    assert angles(found["poses"], there["poses"][::2]).max() < 1e-3
+    np.testing.assert_allclose(found["expressions"], there["expressions"][::2])
+    slow, layout = features_of(file, "upper", fps=12.5)
+    write_beat2(tmp_path / "slow.npz", slow, layout, 12.5, read_beat2_source(file))
+    found = np.load(tmp_path / "slow.npz")
+    assert found["mocap_frame_rate"] == 12.5 and len(found["trans"]) == len(slow) == 26
+    np.testing.assert_allclose(found["trans"][5], there["trans"][24])
+
+
+def test_rates_a_hair_apart_keep_every_frame_and_the_rate_of_the_source(tmp_path):
+    file = write_clip(tmp_path / "1_a.npz", mocap_frame_rate=np.array(29.97))
+    motion, layout = features_of(file, "upper")
+    write_beat2(tmp_path / "out.npz", motion, layout, 30.0, read_beat2_source(file))
+    found = np.load(tmp_path / "out.npz")
+    assert found["mocap_frame_rate"] == 29.97 and found["poses"].shape == (60, 165)
+
+
+def test_without_a_source_the_rest_is_at_rest(tmp_path):
+    motion, layout = features_of(write_clip(tmp_path / "1_a.npz"), "upper")
+    write_beat2(tmp_path / "out.npz", motion, layout, 30.0, rest_source(len(motion), 30.0))
+    found, like = np.load(tmp_path / "out.npz"), beat2_arrays()
+    for key, values in like.items():
+        assert found[key].shape == values.shape and found[key].dtype == values.dtype, key
+    poses = found["poses"].reshape(-1, 55, 3)
+    upper = [SMPLX_JOINTS.index(part.name) for part in layout]
+    assert (np.delete(poses, upper, axis=1) == 0).all() and (poses[1:, upper] != 0).any()
+    assert (found["trans"] == 0).all() and found["gender"] == "neutral" and found["model"] == "smplx2020"
+    reader = open_motion_file(tmp_path / "out.npz", DataConfig())
+    np.testing.assert_allclose(reader.read("out").motion[:, 18:24], motion[:, :6], atol=1e-6)  # spine1
+
+
+def test_python_objects_of_a_source_are_left_out(tmp_path):
+    file = write_clip(tmp_path / "1_a.npz", notes=np.array([{"a": 1}], object))
+    source = read_beat2_source(file)
+    assert source.left_out == ["notes"] and "notes" not in source.arrays and "poses" in source.arrays
+
+
+@pytest.mark.parametrize(
+    ("frames", "layout", "pattern"),
+    [
+        (
+            59,
+            (Channels("spine1", "rotation_6d", 0, 6),),
+            "the source has 60 frames at 30 .*, the codes 59",
+        ),
+        (60, (Channels("Hips", "rotation_6d", 0, 6),), "Hips .* no place"),
+        (60, (Channels("features", "feature", 0, 6),), "features .* no place"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_nothing_written(tmp_path, frames, layout, pattern):
+    source = read_beat2_source(write_clip(tmp_path / "1_a.npz"))
+    with pytest.raises(ClipError, match=pattern):
+        write_beat2(tmp_path / "out.npz", np.ones((frames, 6), np.float32), layout, 30.0, source)
+    assert [file.name for file in tmp_path.iterdir()] == ["1_a.npz"]
+
+
+def test_matrices_are_float32(tmp_path):
+    write_matrix(tmp_path / "a" / "motion.npy", np.arange(6.0).reshape(2, 3))
+    found = np.load(tmp_path / "a" / "motion.npy")
+    assert found.dtype == np.float32 and found.tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_search_mirrors_the_tree_and_leaves_out_what_is_no_motion(tmp_path):
+    data, out = tmp_path / "data", tmp_path / "data" / "out"
+    write_beat2_folder(data / "beat2" / "smplxflame_30", ("1_a", "2_b"), 20)
+    write_beat2_folder(data / "beat2" / "weights", ("not_motion",), 20)
+    write_beat2_folder(data / ".hidden", ("1_a",), 20)
+    write_beat2_folder(out, ("1_a",), 20)
+    for name in (
+        "human/new_joint_vecs/M1.npy",
+        "human/new_joints/M1.npy",
+        "human/Mean.npy",
+        "Std.npy",
+        "deep/er/x.npy",
+    ):
+        write_matrix(data / name, np.ones((3, 2)))
+    (data / "notes.txt").write_text("")
+    (data / ".1_a.npz").write_text("")
+    (data / "deep" / "loop").symlink_to(data)
+    explicit = write_packed(tmp_path / "task.bin.npz")
+    found, left_out = find_files([data, explicit, tmp_path / "nowhere"], (".npz", ".npy"), leave_out=out)
+    expected = ["smplxflame_30/1_a.npz", "smplxflame_30/2_b.npz"]
+    expected = [f"beat2/{name}" for name in expected] + ["deep/er/x.npy", "human/new_joint_vecs/M1.npy", "task.bin.npz"]
+    assert [str(file.relative) for file in found] == expected
+    assert found[0].file == data / "beat2" / "smplxflame_30" / "1_a.npz" and found[-1].file == explicit
+    assert [(left.file, left.reason) for left in left_out] == [(str(tmp_path / "nowhere"), "no such file or folder")]
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "a.npz").symlink_to(tmp_path / "b.npz")
+    (tmp_path / "b.npz").symlink_to(tmp_path / "a.npz")
+    for path, reason in (("pipe.npz", "no regular"), (".", "a folder"), ("a.npz", "symbolic"), ("none", "No such")):
+        with pytest.raises(ClipError, match=reason):
+            check_regular(tmp_path / path)
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    file = tmp_path / "a.txt"
+    for text in (b"first", b"second"):
+        with whole_file(file) as content:
+            content.write(text)
+        assert file.read_bytes() == text
+    with pytest.raises(KeyboardInterrupt), whole_file(file) as content:
+        content.write(b"half")
+        raise KeyboardInterrupt
+    assert file.read_bytes() == b"second" and list(tmp_path.iterdir()) == [file]
+
+
+def test_leftovers_of_killed_processes_are_removed_and_those_of_living_ones_kept(tmp_path):
+    process = os.fork()
+    if process == 0:
+        with whole_file(tmp_path / "deep" / "a.npz") as content:
+            content.write(b"half")
+            content.flush()
+            os._exit(9)
+    os.waitpid(process, 0)
+    assert len(list((tmp_path / "deep").iterdir())) == 1
+    with whole_file(tmp_path / "b.npz") as content:
+        remove_unfinished(tmp_path)
+        content.write(b"whole")
+    assert list((tmp_path / "deep").iterdir()) == [] and (tmp_path / "b.npz").read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy"])
+def test_cut_and_changed_files_are_not_whole(tmp_path, suffix):
+    file = tmp_path / f"a{suffix}"
+    with file.open("wb") as content:
+        if suffix == ".npz":
+            write_npz(content, {"a": np.arange(1000)}, compressed=True)
+        else:
+            np.save(content, np.arange(1000))
+    whole = file.read_bytes()
+    assert is_whole(file) and not is_whole(tmp_path)
+    file.write_bytes(whole[: len(whole) // 2])
+    assert not is_whole(file)
+    if suffix == ".npz":
+        file.write_bytes(whole[:200] + bytes([whole[200] ^ 255]) + whole[201:])
+        assert not is_whole(file)
+
+
+def test_npz_of_the_same_arrays_are_the_same_bytes_and_objects_are_refused(tmp_path):
+    for name in ("a", "b"):
+        with (tmp_path / name).open("wb") as content:
+            write_npz(content, {"x": np.arange(5), "text": np.array("é")})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert np.load(tmp_path / "a")["text"] == "é"
+    with (tmp_path / "c").open("wb") as content, pytest.raises(ValueError, match="allow_pickle"):
+        write_npz(content, {"x": np.array([{}], object)})

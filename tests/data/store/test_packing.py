@@ -1,0 +1,204 @@
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.data import open_store
+from ds_rvqvae.data.store import packing, shards
+from ds_rvqvae.data.store.prepare import prepare
+from ds_rvqvae.errors import UserError
+from tests.data.motion import beat2_arrays, write_beat2, write_beat2_folder
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    """A few clips fill a shard, and processes start for any amount of work."""
+    monkeypatch.setattr(shards, "SMALLEST_SHARD", 1 << 19)
+    monkeypatch.setattr(packing, "_WORTH_PROCESSES", 0)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file of a store by its checksum."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def pack(path, out, **settings):
+    arguments = {key: settings.pop(key) for key in ("append", "strict", "workers") if key in settings}
+    return prepare(DataConfig(path=str(path), **settings), out, **arguments)
+
+
+@pytest.mark.processes
+def test_the_number_of_processes_changes_no_byte(tmp_path, small_shards):
+    folder = write_beat2_folder(tmp_path / "motion", tuple(f"{index}_a" for index in range(12)), frames=200)
+    write_beat2(folder / "5_bad.npz", poses=None)
+    one, three = pack(folder, tmp_path / "one", workers=1), pack(folder, tmp_path / "three", workers=3)
+    assert three.packed.workers == 3 and len(one.store.shards) > 3
+    assert contents(tmp_path / "one") == contents(tmp_path / "three")
+    assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]
+
+
+def test_statistics_are_those_of_the_frames_that_train(tmp_path, small_shards):
+    folder = write_beat2_folder(tmp_path / "motion", tuple(f"{index}_a" for index in range(9)), frames=200)
+    for split in ("hash", "time"):
+        store = pack(folder, tmp_path / split, workers=1, split=split).store
+        parts = [store.clip(part.name)[part.start : part.stop] for part in store.segments if part.split == "train"]
+        frames = np.concatenate(parts).astype(np.float64)
+        assert np.allclose(store.mean, frames.mean(axis=0), atol=1e-6)
+        assert np.allclose(store.std, frames.std(axis=0), atol=1e-6)
+
+
+_PREPARE = """
+import sys
+from pathlib import Path
+from ds_rvqvae.data import packing, shards
+from ds_rvqvae.data.prepare import prepare
+from ds_rvqvae.config.data import DataConfig
+shards.SMALLEST_SHARD, packing._WORTH_PROCESSES = 1 << 19, 0
+if __name__ == "__main__":
+    prepare(DataConfig(path=sys.argv[1]), Path(sys.argv[2]), workers=int(sys.argv[3]))
+"""
+
+
+@pytest.mark.processes
+def test_a_store_killed_at_any_time_ends_byte_for_byte_as_an_unbroken_one(tmp_path):
+    folder = write_beat2_folder(tmp_path / "motion", tuple(f"{index}_a" for index in range(12)), frames=400)
+    script = tmp_path / "prepare.py"
+    script.write_text(_PREPARE)
+    whole = tmp_path / "whole"
+    command = [sys.executable, str(script), str(folder)]
+    subprocess.run([*command, str(whole), "1"], check=True)
+    out, kills, chance = tmp_path / "store", 0, random.Random(0)
+    shards_so_far = tmp_path / ".store.building/new/shards"
+    while True:
+        seen = set(shards_so_far.glob("*"))
+        process = subprocess.Popen([*command, str(out), str(1 + kills % 2)])
+        while process.poll() is None and (kills == 6 or set(shards_so_far.glob("*")) <= seen):
+            time.sleep(0.002)
+        time.sleep(chance.random() * 0.05)
+        if process.poll() is not None:
+            assert process.returncode == 0
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    assert kills >= 3 and contents(out) == contents(whole)
+    time.sleep(0.5)
+    assert not list(tmp_path.glob(".*building*"))
+
+
+def test_what_an_earlier_run_packed_is_not_packed_again(tmp_path, small_shards, monkeypatch):
+    folder = write_beat2_folder(tmp_path / "motion", tuple(f"{index}_a" for index in range(12)), frames=200)
+    full, packed_names = packing.pack_shard, []
+
+    def pack_two(reader, plan, layout, place, advance=lambda frames: None):
+        if len(packed_names) == 2:
+            raise OSError(28, "No space left on device")
+        packed_names.append(plan.index)
+        return full(reader, plan, layout, place, advance)
+
+    monkeypatch.setattr(packing, "pack_shard", pack_two)
+    with pytest.raises(UserError, match=r"cannot be written to .*store: No space left"):
+        pack(folder, tmp_path / "store", workers=1)
+    assert not (tmp_path / "store").exists()
+    monkeypatch.setattr(packing, "pack_shard", full)
+    done = pack(folder, tmp_path / "store", workers=1)
+    assert 0 < done.packed.kept_clips < 12 and done.packed.work.clips == 12 - done.packed.kept_clips
+    assert contents(tmp_path / "store") == contents(pack(folder, tmp_path / "again", workers=1).store.folder)
+
+
+def test_a_damaged_half_of_an_unfinished_store_is_packed_again(tmp_path, small_shards, monkeypatch):
+    folder = write_beat2_folder(tmp_path / "motion", ("1_a", "1_b", "1_c", "1_d"), frames=200)
+    monkeypatch.setattr("ds_rvqvae.data.store.prepare.assemble", _interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pack(folder, tmp_path / "store", workers=1)
+    monkeypatch.undo()
+    (tmp_path / ".store.building/new/shards/00000.json").write_text("{")
+    os.truncate(tmp_path / ".store.building/new/shards/00000.npy", 5)
+    (tmp_path / ".store.building/new/shards/stray").write_text("")
+    assert pack(folder, tmp_path / "store", workers=1).store.clip_names == ["1_a", "1_b", "1_c", "1_d"]
+    assert contents(tmp_path / "store").keys() == contents(pack(folder, tmp_path / "again").store.folder).keys()
+
+
+def _interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_clips_are_appended_without_a_rebuild(tmp_path):
+    first = write_beat2_folder(tmp_path / "first", ("1_a", "1_b", "2_c"))
+    second = write_beat2_folder(tmp_path / "second", ("2_c", "3_d"), frames=90)
+    out = tmp_path / "store"
+    before = pack(first, out).store
+    shard = contents(out)["shards/00000.npy"]
+    grown = pack(second, out, append=True)
+    assert grown.store.clip_names == ["1_a", "1_b", "2_c", "3_d"] and grown.packed.work.clips == 1
+    assert len(grown.store.clip("2_c")) == 60 and len(grown.store.clip("3_d")) == 90
+    assert contents(out)["shards/00000.npy"] == shard and before.clip("1_b").shape == (60, 433)
+    assert grown.store.sources == [str(first), str(second)]
+    frames = np.concatenate(
+        [grown.store.clip(part.name)[part.start : part.stop] for part in grown.store.segments if part.split == "train"]
+    )
+    assert np.allclose(grown.store.mean, frames.mean(axis=0, dtype=float), atol=1e-6)
+    assert grown.store.report()["clips"] == 4
+    again = pack(second, out, append=True)
+    assert again.packed.work.clips == 0 and again.store.fingerprint == grown.store.fingerprint
+    with pytest.raises(UserError, match="holds clips of 2 data sets"):
+        pack(second, out)
+    with pytest.raises(UserError, match=r"prepared with rvqvae.data.fps 30.0, not 15.0; append with the same"):
+        pack(second, out, append=True, fps=15.0)
+
+
+def test_strict_leaves_nothing_out(tmp_path):
+    folder = write_beat2_folder(tmp_path / "motion", ("1_a", "1_b"))
+    poses = beat2_arrays()["poses"]
+    poses[40] = np.nan
+    write_beat2(folder / "1_c.npz", poses=poses)
+    with pytest.raises(UserError, match=r"--strict: 1_c\.npz: "):
+        pack(folder, tmp_path / "store", strict=True)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["cache", "motion"]
+    store = pack(folder, tmp_path / "store").store
+    assert store.clip_names == ["1_a", "1_b", "1_c#0", "1_c#1"]
+    with pytest.raises(UserError, match=r"--strict: 1_c\.npz: "):
+        pack(folder, tmp_path / "store", strict=True)
+
+
+def test_a_clip_called_like_a_piece_is_left_out(tmp_path):
+    folder = write_beat2_folder(tmp_path / "motion", ("1_a", "1_a#0", "1_b#1"))
+    store = pack(folder, tmp_path / "store").store
+    assert store.clip_names == ["1_a", "1_b#1"] and "name is that of a piece of 1_a" in store.left_out[0].reason
+
+
+def test_the_report_names_every_file_and_span(tmp_path):
+    folder = write_beat2_folder(tmp_path / "motion", ("1_a", "1_b"))
+    trans = beat2_arrays()["trans"]
+    trans[30:] += 5
+    write_beat2(folder / "1_c.npz", trans=trans)
+    write_beat2(folder / "1_d.npz", poses=None)
+    store = pack(folder, tmp_path / "store").store
+    found = json.loads((store.folder / "report.json").read_text())
+    assert found == store.report() and found["clips"] == 4 and found["frames"] == store.num_frames
+    jump, unreadable = found["quarantine"]
+    assert jump["file"] == "1_c.npz" and jump["rule"] == "max_root_step" and jump["frames"] == [29, 31]
+    assert unreadable["frames"] is None and "no key poses" in unreadable["reason"]
+    assert open_store(store.folder).left_out[0].file == "1_d.npz"
+
+
+def test_one_clip_of_other_columns_does_not_rule_out_the_others(tmp_path):
+    folder = tmp_path / "motion"
+    folder.mkdir()
+    for index in range(12):
+        np.savez(
+            folder / f"clip{index:02}.npz", motion=np.random.default_rng(index).normal(size=(40, 4 if index else 5))
+        )
+    store = prepare(DataConfig(path=str(folder)), tmp_path / "store").store
+    assert store.layout[-1].stop == 4 and len(store.clip_names) == 11
+    assert [left.file for left in store.left_out] == ["clip00.npz"]

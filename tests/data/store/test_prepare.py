@@ -1,0 +1,143 @@
+import multiprocessing
+
+import numpy as np
+import pytest
+
+from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.data import open_store
+from ds_rvqvae.data.store.prepare import prepare_store
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.motion.clip import LeftOut
+from tests.data.motion import write_beat2, write_beat2_folder, write_packed
+
+
+def prepare(path, out=None, **settings):
+    return prepare_store(DataConfig(path=str(path), **settings), out)
+
+
+def test_a_store_gives_back_every_clip(tmp_path):
+    store = prepare(write_packed(tmp_path / "all.npz"), tmp_path / "store")
+    again = open_store(tmp_path / "store")
+    assert again.clip_names == ["clip0", "clip1", "clip2"] and again.fps == 30 and again.layout == store.layout
+    assert again.clip("clip1")[:, 0].tolist() == list(range(40, 70))
+    assert again.clip("clip1").dtype == np.float32 and not again.clip("clip1").flags.writeable
+    with pytest.raises(UserError, match="no clip clip9"):
+        again.clip("clip9")
+
+
+def test_mean_and_std_are_of_the_training_split(tmp_path):
+    split = np.array(["train", "val", "train"])
+    store = prepare(write_packed(tmp_path / "all.npz", split=split))
+    training = np.concatenate([store.clip("clip0"), store.clip("clip2")]).astype(np.float64)
+    assert np.allclose(store.mean, training.mean(axis=0), rtol=1e-6)
+    assert np.allclose(store.std, training.std(axis=0), rtol=1e-6)
+
+
+def test_a_store_is_reused_until_a_file_or_a_setting_changes(tmp_path, cache):
+    folder = write_beat2_folder(tmp_path / "motion", ("1_a", "1_b", "2_c"))
+    first = prepare(folder)
+    unchanged = prepare(folder)
+    assert unchanged.folder == first.folder and _inode(unchanged) == _inode(first)
+    assert first.folder.parent == cache
+    assert prepare(folder, fps=15.0).folder != first.folder
+    assert prepare(folder, split="time").folder != first.folder
+    assert prepare(folder, speakers=[1]).clip_names == ["1_a", "1_b"]
+    write_beat2(folder / "2_c.npz", frames=80)
+    changed = prepare(folder)
+    assert changed.fingerprint != first.fingerprint and len(changed.clip("2_c")) == 80
+    assert not first.folder.exists()
+
+
+def test_a_named_store_is_replaced_when_its_files_change(tmp_path):
+    folder, out = write_beat2_folder(tmp_path / "motion", ("1_a", "1_b")), tmp_path / "store"
+    first = prepare(folder, out)
+    assert _inode(prepare(folder, out)) == _inode(first)
+    write_beat2(folder / "2_c.npz")
+    assert prepare(folder, out).clip_names == ["1_a", "1_b", "2_c"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["cache", "motion", "store"]
+
+
+def test_a_folder_of_the_users_is_never_replaced(tmp_path):
+    folder, out = write_beat2_folder(tmp_path / "motion", ("1_a",)), tmp_path / "thesis"
+    out.mkdir()
+    for name in ("store.json", "thesis.tex"):
+        (out / name).write_text("{}")
+    with pytest.raises(UserError, match="exists and is no store"):
+        prepare(folder, out)
+    assert (out / "thesis.tex").read_text() == "{}"
+
+
+def test_a_damaged_store_in_the_cache_is_built_again(tmp_path):
+    file = write_packed(tmp_path / "all.npz")
+    first = prepare(file)
+    (first.folder / "store.json").write_text("{")
+    assert prepare(file).clip_names == first.clip_names
+
+
+def test_a_prepared_store_is_data(tmp_path):
+    file, out = write_packed(tmp_path / "all.npz"), tmp_path / "store"
+    prepare(file, out)
+    assert prepare(out).folder == out
+    with pytest.raises(UserError, match=r'split: .* was prepared with "auto", not "time"'):
+        prepare(out, split="time")
+
+
+def test_clips_left_out_are_listed(tmp_path):
+    folder = write_beat2_folder(tmp_path / "motion", ("1_a", "1_b"))
+    write_beat2(folder / "1_short.npz", frames=9)
+    store = prepare(folder)
+    assert store.clip_names == ["1_a", "1_b"]
+    reason = "9 frames at 30 frames a second, fewer than the 16 a clip needs"
+    assert store.left_out == [LeftOut("1_short.npz", reason)] == open_store(store.folder).left_out
+
+
+def test_a_name_that_stands_twice_is_taken_once(tmp_path):
+    store = prepare(write_packed(tmp_path / "all.npz", clip_name=np.array(["a", "b", "a"])))
+    assert store.clip_names == ["a", "b"] and len(store.clip("a")) == 40
+    assert "stands twice" in store.left_out[0].reason
+
+
+def test_no_clip_left_names_the_first_file_and_leaves_nothing_behind(tmp_path, cache):
+    folder = tmp_path / "motion"
+    for name in ("1_a", "1_b"):
+        write_beat2(folder / f"{name}.npz", poses=None)
+    with pytest.raises(UserError, match=r"no usable clip; 1_a\.npz: no key poses; it has .* \(and 1 more left out\)"):
+        prepare(folder)
+    assert [entry.name for entry in cache.iterdir()] == ["locks"]
+
+
+def test_no_path_names_the_ways_to_give_one():
+    with pytest.raises(UserError, match=r"--data_path.*DS_RVQVAE_DATA.*--demo"):
+        prepare_store(DataConfig())
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, cache):
+    cache.write_text("a file in the way")
+    with pytest.raises(UserError, match="DS_RVQVAE_CACHE moves it"):
+        prepare(write_packed(tmp_path / "all.npz"))
+
+
+def _prepare_in_process(path, start, results):
+    start.wait()
+    store = prepare(path)
+    results.put((str(store.folder), _inode(store)))
+
+
+def _inode(store) -> int:
+    return (store.folder / "shards/00000.npy").stat().st_ino
+
+
+@pytest.mark.processes
+def test_processes_at_the_same_time_build_once(tmp_path, cache):
+    folder = write_beat2_folder(tmp_path / "motion", tuple(f"1_{index}" for index in range(20)), frames=300)
+    context = multiprocessing.get_context("spawn")
+    start, results = context.Event(), context.Queue()
+    processes = [context.Process(target=_prepare_in_process, args=(folder, start, results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    start.set()
+    found = {results.get(timeout=60) for _ in processes}
+    for process in processes:
+        process.join()
+    assert len(found) == 1
+    assert len([entry for entry in cache.iterdir() if entry.name != "locks"]) == 1

@@ -1,0 +1,343 @@
+"""Supervision of a real tree of processes: runner, deepspeed's rank launcher under it, ranks under that."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ds_rvqvae.errors import ExitStatus
+from ds_rvqvae.launch.restarts import run_with_restarts
+from ds_rvqvae.launch.supervise import Ending, Job, signals_noted, supervise
+from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, Watch
+from tests.ranks import ROOT
+
+pytestmark = pytest.mark.processes
+
+# Stands in for the runner and for the rank launcher: starts what comes after its own two words and passes on the
+# status of whichever rank ends first, after SIGTERM to the others, as deepspeed does.
+PARENT = """
+import os, subprocess, sys, time
+count, _name, *command = sys.argv[1:]
+children = []
+for rank in range(int(count)):
+    children.append(subprocess.Popen(command, env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank)}))
+while not (ended := [child for child in children if child.poll() not in (None, 0)]):
+    if all(child.poll() == 0 for child in children):
+        sys.exit(0)
+    time.sleep(0.6)
+for child in children:
+    child.terminate()
+for child in children:
+    child.wait()
+sys.exit(ended[0].returncode)
+"""
+
+# A rank: gives a sign of life, writes its pid, then does what its first word says.
+RANK = """
+import os, signal, sys, time
+from pathlib import Path
+import psutil
+from ds_rvqvae.runs.heartbeat import Heartbeat, read_heartbeats
+mode, folder, rank = sys.argv[1], Path(sys.argv[2]), int(os.environ["RANK"])
+def stop(*_):
+    (folder / f"stopped-{os.getpid()}").touch()
+    sys.exit(1 if mode == "first-75" else 75)
+signal.signal(signal.SIGTERM, signal.SIG_IGN if mode == "deaf" else stop)
+if mode == "deaf":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+elif mode == "wait" and rank == 0:
+    signal.signal(signal.SIGUSR1, lambda *_: (folder / f"saved-{os.getpid()}").touch())
+heartbeat = Heartbeat.start(rank)
+heartbeat.beat(7)
+(folder / f"rank-{os.getpid()}").touch()
+if mode == "done":
+    (folder / "outcome").write_text("done")
+elif mode == "silent":
+    pass
+elif mode.isdecimal():
+    Heartbeat.end(int(mode))
+    sys.exit(int(mode))
+elif mode == "killed" and rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+elif mode == "first-75" and rank == 0:
+    sys.exit(75)
+elif mode == "killed":
+    # As a rank fails whose connection to another is lost.
+    signs = Path(os.environ["DS_RVQVAE_HEARTBEAT"])
+    while not (dead := [sign.pid for sign in read_heartbeats(signs) if sign.rank == 1]):
+        time.sleep(0.01)
+    while psutil.pid_exists(dead[0]) and psutil.Process(dead[0]).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    Heartbeat.end(70)
+    os._exit(70)
+else:
+    time.sleep(120)
+"""
+
+DRIVER = """
+import os, sys
+from pathlib import Path
+from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, Watch
+from ds_rvqvae.launch.supervise import Job, signals_noted, supervise
+outcome, grace, limit, *command = sys.argv[1:]
+watch = Watch(Path(os.environ[HEARTBEAT_VARIABLE]), 2, float(limit))
+with signals_noted() as signals:
+    job = Job(command, os.environ, Path(outcome), watch)
+    sys.exit(supervise(job, signals, stop_grace=float(grace), end_grace=1.0).status)
+"""
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """Command lines of a supervised tree with two ranks, by what the ranks do."""
+    (tmp_path / "heartbeats").mkdir()
+    monkeypatch.setenv(HEARTBEAT_VARIABLE, str(tmp_path / "heartbeats"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for name, text in (("parent", PARENT), ("rank", RANK), ("driver", DRIVER)):
+        (tmp_path / f"{name}.py").write_text(text)
+
+    def command(mode):
+        parent = [sys.executable, str(tmp_path / "parent.py")]
+        rank = [sys.executable, str(tmp_path / "rank.py"), mode, str(tmp_path)]
+        return [*parent, "1", "runner", *parent, "2", "deepspeed.launcher.launch", *rank]
+
+    return command
+
+
+@pytest.fixture
+def job(tree, tmp_path):
+    """Jobs of such a tree."""
+
+    def make(mode):
+        signs = Path(tempfile.mkdtemp(dir=tmp_path))
+        variables = {**os.environ, HEARTBEAT_VARIABLE: str(signs)}
+        return Job(tree(mode), variables, tmp_path / "outcome", Watch(signs, 2, limit=0))
+
+    return make
+
+
+def run(job):
+    with signals_noted() as signals:
+        return supervise(job, signals, end_grace=1.0)
+
+
+def ranks(folder):
+    return [int(file.name.removeprefix("rank-")) for file in folder.glob("rank-*")]
+
+
+def alive(folder):
+    """Running processes of the tree below its supervisor."""
+    scripts = {f"{folder}/parent.py", f"{folder}/rank.py"}
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "status"])
+        if process.info["status"] != psutil.STATUS_ZOMBIE and scripts & set((process.info["cmdline"] or [])[1:2])
+    ]
+
+
+def wait_until(condition, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def driven(tree, tmp_path):
+    """Starts a supervised tree in a process of its own, to be signalled once both ranks run."""
+    started = []
+
+    def start(mode, grace=20.0, limit=0.0):
+        process = subprocess.Popen(
+            [
+                *(sys.executable, str(tmp_path / "driver.py"), str(tmp_path / "outcome")),
+                *(str(grace), str(limit), *tree(mode)),
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        wait_until(lambda: len(ranks(tmp_path)) == 2)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        for orphan in alive(tmp_path):
+            orphan.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("mode", "status", "said"),
+    [
+        ("done", ExitStatus.DONE, ""),
+        ("silent", ExitStatus.FAILED, "without a rank saying that the run is done"),
+        ("2", ExitStatus.BAD_INPUT, ""),
+        ("3", ExitStatus.CARD_NOT_IDLE, ""),
+        ("4", ExitStatus.NO_DRIVER, ""),
+        ("70", ExitStatus.FAILED, ""),
+        ("75", ExitStatus.STOPPED, "--resume"),
+        ("1", ExitStatus.FAILED, "ended with status 1"),
+        ("killed", ExitStatus.FAILED, "training failed: rank 1 (process "),
+        # Its sibling ends with another status, by the SIGTERM that deepspeed sends it.
+        ("first-75", ExitStatus.STOPPED, "--resume"),
+    ],
+)
+def test_how_the_ranks_end_is_the_exit_status(job, tmp_path, capfd, mode, status, said):
+    assert run(job(mode)).status is status
+    error = capfd.readouterr().err
+    assert said in error and error.count("\n") == bool(said)
+    assert not alive(tmp_path)
+
+
+@pytest.mark.parametrize(("mode", "by_ranks"), [("70", True), ("1", True), ("killed", False), ("silent", False)])
+def test_an_ending_tells_ranks_that_gave_up_from_those_that_were_killed(job, mode, by_ranks):
+    assert run(job(mode)) == Ending(ExitStatus.FAILED, by_ranks, step=7)
+
+
+def test_a_killed_rank_is_named(driven, tmp_path):
+    process = driven("wait")
+    victim = next(pid for pid in ranks(tmp_path) if psutil.Process(pid).environ()["RANK"] == "1")
+    os.kill(victim, signal.SIGKILL)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == ExitStatus.FAILED
+    assert (
+        error == f"training failed: rank 1 (process {victim}) was ended by SIGKILL; out of memory is the usual reason\n"
+    )
+    assert not alive(tmp_path)
+
+
+def test_a_stopped_rank_ends_the_job_and_is_named(driven, tmp_path):
+    process = driven("wait", limit=3.0)
+    victim = next(pid for pid in ranks(tmp_path) if psutil.Process(pid).environ()["RANK"] == "1")
+    os.kill(victim, signal.SIGSTOP)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == ExitStatus.FAILED
+    assert error.startswith(f"training failed: rank 1 (process {victim}) has been stopped for ")
+    assert not alive(tmp_path)
+
+
+def test_ranks_that_finish_no_step_end_the_job(driven, tmp_path):
+    process = driven("deaf", limit=2.0)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == ExitStatus.FAILED
+    assert "rank 0" in error and "rank 1" in error and "after step 7" in error and "--hang_timeout" in error
+    assert not alive(tmp_path)
+
+
+def test_a_request_to_save_reaches_the_ranks_that_take_it_and_no_other_process(driven, tmp_path):
+    process = driven("wait")
+    process.send_signal(signal.SIGUSR1)
+    wait_until(lambda: list(tmp_path.glob("saved-*")))
+    # The other rank has no handler, as before the training starts, and would have died of it.
+    time.sleep(0.5)
+    assert process.poll() is None and len(alive(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_every_rank_and_no_process_is_left(driven, tmp_path, number):
+    process = driven("wait")
+    process.send_signal(number)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == ExitStatus.STOPPED
+    assert len(list(tmp_path.glob("stopped-*"))) == 2
+    assert "--resume" in error
+    assert not alive(tmp_path)
+
+
+def test_ranks_that_do_not_stop_are_killed_after_the_grace(driven, tmp_path):
+    process = driven("deaf", grace=1.0)
+    began = time.monotonic()
+    process.terminate()
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == ExitStatus.STOPPED
+    assert time.monotonic() - began > 1.0
+    assert "did not end within 1 s" in error
+    assert not alive(tmp_path)
+
+
+def test_a_second_interrupt_kills_at_once(driven, tmp_path):
+    process = driven("deaf", grace=100.0)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None and len(alive(tmp_path)) == 4
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=10)
+    assert process.returncode == ExitStatus.STOPPED
+    assert not alive(tmp_path)
+
+
+def test_a_killed_rank_launcher_leaves_no_orphans_and_is_a_failure(driven, tmp_path):
+    process = driven("deaf")
+    launcher = psutil.Process(ranks(tmp_path)[0]).parent()
+    launcher.kill()
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == ExitStatus.FAILED
+    assert "SIGKILL" in error
+    assert not alive(tmp_path)
+
+
+def test_the_runner_ends_with_its_supervisor(driven, tmp_path):
+    process = driven("wait")
+    runner = psutil.Process(process.pid).children()[0]
+    process.kill()
+    wait_until(lambda: not runner.is_running() or runner.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_handlers_are_put_back(job):
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    run(job("done"))
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_a_killed_run_is_started_again_until_it_is_done(job, capfd):
+    starts = []
+
+    def make_job(restart):
+        starts.append(restart)
+        return job("done" if restart == 2 else "killed")
+
+    with signals_noted() as signals:
+        assert run_with_restarts(make_job, 5, signals, first_pause=0.1) is ExitStatus.DONE
+    assert starts == [0, 1, 2]
+    error = capfd.readouterr().err
+    assert "restart 1 of 5" in error and "restart 2 of 5" in error
+
+
+@pytest.mark.parametrize(
+    ("mode", "restarts", "starts", "status"),
+    [
+        ("killed", 0, 1, ExitStatus.FAILED),
+        ("killed", 2, 3, ExitStatus.FAILED),
+        ("70", 5, 2, ExitStatus.FAILED),  # at the same step twice
+        ("2", 5, 1, ExitStatus.BAD_INPUT),
+        ("75", 5, 1, ExitStatus.STOPPED),
+    ],
+)
+def test_what_is_not_started_again(job, mode, restarts, starts, status):
+    made = []
+
+    def make_job(restart):
+        made.append(restart)
+        return job(mode)
+
+    with signals_noted() as signals:
+        assert run_with_restarts(make_job, restarts, signals, first_pause=0.1) is status
+    assert len(made) == starts
+
+
+def test_a_signal_ends_the_pause_before_a_restart(job, capfd):
+    threading.Timer(3.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    # A pause that the signal did not end would outlast the test.
+    with signals_noted() as signals:
+        assert run_with_restarts(lambda _: job("70"), 1, signals, first_pause=3600.0) is ExitStatus.STOPPED
+    assert "stopped before the restart" in capfd.readouterr().err

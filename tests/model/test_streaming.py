@@ -1,0 +1,184 @@
+"""Clips in chunks, clips in pieces and clips in one pass: the same codes and motion, for every shape of net."""
+
+import gc
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from ds_rvqvae import RVQVAE, MotionTokenizer
+from ds_rvqvae.config.model import ModelConfig
+from ds_rvqvae.motion.layout import feature_layout
+
+SHAPES = {
+    "stride 2": {},
+    "stride 3": {"stride_t": 3},
+    "layer norm": {"down_t": 3, "norm": "LN"},
+    "stride 1": {"stride_t": 1, "down_t": 1},
+    "no down-sampling": {"down_t": 0},
+    "stride 5": {"stride_t": 5, "down_t": 1, "dilation_growth_rate": 2},
+    "gelu": {"stride_t": 4, "activation": "gelu"},
+    "scalar quantization": {"fsq_levels": [4, 2, 2], "code_dim": 6},
+    "beam search": {"beam_size": 4},
+    "shared codebook": {"shared_codebook": True, "depth": 3},
+}
+
+
+def _tokenizer(**shape):
+    torch.manual_seed(0)
+    config = ModelConfig(**{"width": 32, "depth": 2, "code_dim": 8, "nb_code": 16, "num_quantizers": 3, **shape})
+    return MotionTokenizer(RVQVAE(6, config), torch.randn(6), torch.rand(6) + 0.5, feature_layout(6), 30.0)
+
+
+def _motion(frames):
+    return torch.from_numpy(np.random.default_rng(frames).normal(size=(frames, 6)).astype(np.float32))
+
+
+def _in_pieces(stream, rows, most, seed):
+    """What a stream gives for pieces of random length, and for each piece the rows in and out so far."""
+    lengths, given, out, counts = random.Random(seed), 0, [], []
+    while given < len(rows):
+        count = lengths.randint(1, most)
+        out.append(stream.push(rows[given : given + count]))
+        given = min(given + count, len(rows))
+        counts.append((given, sum(map(len, out))))
+    return torch.cat([*out, stream.finish()]), counts
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_chunks_and_pieces_equal_one_pass(shape):
+    tokenizer = _tokenizer(**shape)
+    tokenizer.chunk = 7
+    stride = tokenizer.code_stride
+    for frames in (1, 2, 3, 8, 13, 50, 97, 333):
+        motion = _motion(frames)
+        codes = tokenizer.encode(motion)
+        streamed, counts = _in_pieces(tokenizer.encoder_stream(), motion, 60, frames)
+        assert torch.equal(streamed, codes)
+        latency = tokenizer.encoder_stream().latency
+        # A code is there once `latency` frames have followed its own.
+        assert all(known >= (given - latency) // stride for given, known in counts)
+
+        padded = torch.cat([motion, motion[-1:].expand(-frames % stride, -1)])
+        whole = tokenizer.model.encode(((padded - tokenizer.mean) / tokenizer.std)[None])[0]
+        # Another shape may round another way, and a code between two nearest ones moves.
+        assert (whole != codes).float().mean() <= 0.02
+
+        decoded = tokenizer.decode(codes)
+        streamed, counts = _in_pieces(tokenizer.decoder_stream(), codes, 20, frames)
+        assert torch.equal(streamed, decoded)
+        latency = tokenizer.decoder_stream().latency
+        assert all(known >= given * stride - latency for given, known in counts)
+
+        with torch.no_grad():
+            whole = tokenizer.model.decode(codes[None])[0] * tokenizer.std + tokenizer.mean
+        torch.testing.assert_close(decoded, whole, rtol=0, atol=1e-5)
+
+
+def test_the_latency_is_no_longer_than_it_has_to_be():
+    tokenizer = _tokenizer()
+    tokenizer.chunk = 1
+    stream = tokenizer.encoder_stream()
+    pushed = 0
+    for frame in _motion(200).split(1):
+        pushed += 1
+        if len(stream.push(frame)):
+            break
+    assert pushed - tokenizer.code_stride == stream.latency
+
+
+def test_a_stream_keeps_no_more_of_a_long_clip_than_of_a_short_one():
+    tokenizer = _tokenizer()
+    tokenizer.chunk = 8
+
+    def kept(frames):
+        """Tensors alive that were not before, in bytes."""
+        before = _tensor_bytes()
+        stream = tokenizer.encoder_stream()
+        for _ in range(frames // 11):
+            stream.push(torch.zeros(11, 6))
+        return _tensor_bytes() - before
+
+    assert 0 < kept(5500) <= kept(550) + 8 * 4 * 6 * 4
+
+
+def _tensor_bytes():
+    gc.collect()
+    # Of tensors that hold numbers: compiling, in a test before, leaves others.
+    kinds = (torch.Tensor, torch.nn.Parameter)
+    tensors = [thing for thing in gc.get_objects() if type(thing) in kinds and thing.layout == torch.strided]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def test_a_stream_takes_what_encode_takes_until_it_is_finished():
+    tokenizer = _tokenizer()
+    stream, motion = tokenizer.encoder_stream(), _motion(30)
+    for wrong in (motion[:, :1], motion[None], motion[0]):
+        with pytest.raises(ValueError, match="takes \\[frames, 6\\]"):
+            stream.push(wrong)
+    codes = torch.cat([stream.push(motion[:0].numpy()), stream.push(motion.numpy()), stream.finish()])
+    assert torch.equal(codes, tokenizer.encode(motion))
+    decoder = tokenizer.decoder_stream()
+    decoder.push(codes[:3, :2])
+    for wrong in (codes, codes.float(), codes[0]):
+        with pytest.raises(ValueError, match="give integers \\[codes, 2\\]"):
+            decoder.push(wrong)
+    decoder.finish()
+    for use in (stream.finish, decoder.finish, lambda: stream.push(motion), lambda: decoder.push(codes[:, :2])):
+        with pytest.raises(ValueError, match="finished"):
+            use()
+    assert len(tokenizer.encoder_stream().finish()) == len(tokenizer.decoder_stream().finish()) == 0
+
+
+def test_fewer_levels_and_dropped_ones_decode_in_pieces_too():
+    tokenizer = _tokenizer()
+    tokenizer.chunk = 5
+    codes = tokenizer.encode(_motion(90))
+    codes[3:9, 1] = -1
+    for levels in (1, 2, 3):
+        streamed, _ = _in_pieces(tokenizer.decoder_stream(), codes[:, :levels], 4, levels)
+        assert torch.equal(streamed, tokenizer.decode(codes[:, :levels]))
+
+
+def test_group_norm_takes_whole_clips_only():
+    tokenizer = _tokenizer(norm="GN")
+    with pytest.raises(ValueError, match="group norm"):
+        tokenizer.encoder_stream()
+    motion = _motion(50)
+    normalised = (torch.cat([motion, motion[-1:].expand(2, -1)]) - tokenizer.mean) / tokenizer.std
+    assert torch.equal(tokenizer.encode(motion), tokenizer.model.encode(normalised[None])[0])
+
+
+@pytest.mark.real_data
+def test_real_motion_of_twenty_lengths(real_data):
+    packed = np.load(real_data / "cmu" / "task.npz")
+    tokenizer = MotionTokenizer(
+        RVQVAE(150, ModelConfig(width=64, nb_code=256, code_dim=32)),
+        torch.from_numpy(packed["motion"].mean(axis=0)),
+        torch.from_numpy(packed["motion"].std(axis=0)).clamp(min=0.01),
+        feature_layout(150),
+        30.0,
+    )
+    with torch.no_grad():
+        tokenizer.model.quantizer.initialize_codebooks(
+            tokenizer.model.encode_latents(
+                (torch.from_numpy(packed["motion"][None, :4000]) - tokenizer.mean) / tokenizer.std
+            )
+        )
+    lengths = random.Random(0)
+    for _ in range(20):
+        motion = torch.from_numpy(packed["motion"][: lengths.randint(1, 5000)])
+        codes = tokenizer.encode(motion)
+        streamed, _ = _in_pieces(tokenizer.encoder_stream(), motion, 900, len(motion))
+        assert torch.equal(streamed, codes)
+        padded = torch.cat([motion, motion[-1:].expand(-len(motion) % 4, -1)])
+        one_pass = tokenizer.model.encode(((padded - tokenizer.mean) / tokenizer.std)[None])[0]
+        assert (one_pass != codes).float().mean() <= 0.001
+        decoded = tokenizer.decode(codes)
+        streamed, _ = _in_pieces(tokenizer.decoder_stream(), codes, 300, len(motion))
+        assert torch.equal(streamed, decoded)
+        with torch.no_grad():
+            whole = tokenizer.model.decode(codes[None])[0] * tokenizer.std + tokenizer.mean
+        torch.testing.assert_close(decoded, whole, rtol=0, atol=1e-5)

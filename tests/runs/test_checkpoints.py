@@ -1,0 +1,127 @@
+"""Checkpoints on disk: which are whole, which one a resume takes, which are pruned."""
+
+import json
+
+import pytest
+
+from ds_rvqvae.runs.checkpoints import (
+    MANIFEST,
+    checkpoints,
+    damage_of,
+    digest_of,
+    latest,
+    prune,
+    seal,
+    sweep,
+    whole_checkpoint,
+)
+
+
+def save(folder, step, latest=True):
+    """A checkpoint of two files."""
+    checkpoint = folder / f"global_step{step}"
+    checkpoint.mkdir(parents=True)
+    for name in ("model.pt", "shard.pt"):
+        (checkpoint / name).write_bytes(f"{name} of {step}".encode() * 100)
+    files = {name: digest_of(checkpoint / name) for name in ("model.pt", "shard.pt")}
+    (checkpoint / MANIFEST).write_text(json.dumps(seal({"step": step, "world_size": 1, "files": files})))
+    if latest:
+        (folder / "latest").write_text(checkpoint.name)
+    return checkpoint
+
+
+def test_the_newest_is_taken_in_the_order_of_steps(tmp_path):
+    for step in (5, 20, 100):
+        save(tmp_path, step)
+    assert whole_checkpoint(tmp_path) == (tmp_path / "global_step100", [])
+    assert [path.name for path in checkpoints(tmp_path)] == ["global_step5", "global_step20", "global_step100"]
+
+
+def test_latest_counts_even_where_something_lies_past_it(tmp_path):
+    save(tmp_path, 5)
+    save(tmp_path, 20, latest=False)
+    assert latest(tmp_path) == tmp_path / "global_step5"
+    assert whole_checkpoint(tmp_path)[0] == tmp_path / "global_step5"
+    (tmp_path / "latest").write_text("global_step7")
+    assert latest(tmp_path) == tmp_path / "global_step20"
+
+
+DAMAGE = {
+    "truncated": (lambda file: file.write_bytes(file.read_bytes()[:-1]), "bytes of"),
+    "emptied": (lambda file: file.write_bytes(b""), "0 bytes of"),
+    "flipped": (lambda file: file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:]), "sha256"),
+    "deleted": (lambda file: file.unlink(), "missing"),
+}
+
+
+@pytest.mark.parametrize("name", ["model.pt", "shard.pt", MANIFEST])
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_every_damage_is_found_and_the_older_one_taken(tmp_path, name, kind):
+    save(tmp_path, 5)
+    damaged = save(tmp_path, 10)
+    damage, reason = DAMAGE[kind]
+    damage(damaged / name)
+    found, passed_over = whole_checkpoint(tmp_path)
+    assert found == tmp_path / "global_step5"
+    assert len(passed_over) == 1 and passed_over[0].startswith(f"{damaged}: ")
+    assert name in passed_over[0] and (name == MANIFEST or reason in passed_over[0])
+
+
+def test_every_bit_of_a_manifest_counts(tmp_path):
+    save(tmp_path, 5)
+    manifest = save(tmp_path, 10) / MANIFEST
+    content = manifest.read_bytes()
+    for place in range(len(content)):
+        manifest.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        assert whole_checkpoint(tmp_path, thorough=False)[0] == tmp_path / "global_step5", place
+
+
+def test_a_spoilt_pointer_is_no_pointer(tmp_path):
+    save(tmp_path, 5)
+    for pointer in ("latest", "best"):
+        (tmp_path / pointer).write_bytes(b"global_step5\xff\xfe")
+    assert latest(tmp_path) == tmp_path / "global_step5"
+    prune(tmp_path, step=5, newest=1)
+
+
+def test_none_whole(tmp_path):
+    for step in (5, 10):
+        (save(tmp_path, step) / "model.pt").unlink()
+    found, passed_over = whole_checkpoint(tmp_path)
+    assert found is None and ["global_step10" in passed_over[0], "global_step5" in passed_over[1]] == [True, True]
+
+
+def test_a_quick_look_reads_no_file(tmp_path):
+    checkpoint = save(tmp_path, 5)
+    DAMAGE["flipped"][0](checkpoint / "model.pt")
+    assert damage_of(checkpoint, thorough=False) is None
+    assert "sha256" in damage_of(checkpoint)
+
+
+def test_pruning_keeps_the_newest_and_what_lies_past(tmp_path):
+    for step in (5, 10, 15, 20, 7):
+        save(tmp_path, step)
+    prune(tmp_path, step=7, newest=1)
+    assert [path.name for path in checkpoints(tmp_path)] == [f"global_step{step}" for step in (7, 10, 15, 20)]
+    prune(tmp_path, step=20, newest=3)
+    assert [path.name for path in checkpoints(tmp_path)] == [f"global_step{step}" for step in (10, 15, 20)]
+
+
+def test_pruning_keeps_the_best_and_every_so_many(tmp_path):
+    for step in (5, 10, 15, 20, 25):
+        save(tmp_path, step)
+    (tmp_path / "best").write_text("global_step5")
+    (tmp_path / "global_step15_universal").mkdir()
+    prune(tmp_path, step=25, newest=1, every=10)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [
+        *("global_step10", "global_step20", "global_step25", "global_step5"),
+    ]
+
+
+def test_sweeping_removes_what_was_cut_short(tmp_path):
+    save(tmp_path, 5)
+    (tmp_path / ".unfinished-global_step9").mkdir()
+    (tmp_path / ".unfinished-global_step9" / "model.pt").write_bytes(b"half")
+    (tmp_path / ".unfinished-latest").write_text("")
+    sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["global_step5", "latest"]

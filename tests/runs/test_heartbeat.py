@@ -1,0 +1,132 @@
+"""Signs of life: what a rank writes, and who is stuck by what all wrote."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, PATIENCE, Heartbeat, Sign, Watch, find_stuck, read_heartbeats
+
+NOW = 10_000.0
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv(HEARTBEAT_VARIABLE, str(tmp_path))
+    return tmp_path
+
+
+def sign(rank, step=5, alive=0.5, progress=0.5, patient=False, pid=None):
+    """A rank's sign, by how long ago its parts were; of this process unless told otherwise."""
+    return Sign(rank, rank, pid or os.getpid(), step, NOW - alive, NOW - progress, patient)
+
+
+def stuck(*signs, ranks=2, started=NOW - 5000, limit=120.0):
+    return find_stuck(signs, ranks, started, NOW, limit)
+
+
+def wait_until(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_a_rank_writes_who_and_where_it_is(folder, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    heartbeat = Heartbeat.start(3)
+    (first,) = read_heartbeats(folder)
+    assert (first.rank, first.local_rank, first.pid, first.step, first.patient) == (3, 1, os.getpid(), 0, True)
+    heartbeat.beat(12)
+    (second,) = read_heartbeats(folder)
+    assert second.step == 12 and second.progress > first.progress and not second.patient
+    wait_until(lambda: read_heartbeats(folder)[0].alive > second.alive)
+    assert read_heartbeats(folder)[0].progress == second.progress
+    with heartbeat.long_work():
+        wait_until(lambda: read_heartbeats(folder)[0].patient)
+    wait_until(lambda: not read_heartbeats(folder)[0].patient)
+
+
+def test_nothing_is_written_unless_a_launcher_asks(tmp_path, monkeypatch):
+    monkeypatch.delenv(HEARTBEAT_VARIABLE, raising=False)
+    monkeypatch.chdir(tmp_path)
+    heartbeat = Heartbeat.start(0)
+    heartbeat.beat(1)
+    with heartbeat.long_work():
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_gone_does_not_end_the_rank(folder, monkeypatch):
+    monkeypatch.setenv(HEARTBEAT_VARIABLE, str(folder / "gone"))
+    Heartbeat.start(0).beat(1)
+    assert read_heartbeats(folder / "gone") == []
+
+
+def test_an_empty_file_is_passed_over(folder):
+    (folder / "rank0").touch()
+    assert read_heartbeats(folder) == []
+
+
+def test_ranks_that_get_on_are_not_stuck():
+    assert stuck(sign(0), sign(1)) is None
+    assert stuck(sign(0, progress=119), sign(1, progress=119)) is None
+
+
+def test_a_silent_rank_is_named_before_those_that_wait_for_it():
+    text = stuck(sign(0, progress=130), sign(1, alive=125, progress=130))
+    assert text == f"rank 1 (process {os.getpid()}) has given no sign of life for 125 s"
+
+
+def test_a_stopped_process_is_called_that():
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+        text = stuck(sign(0), sign(1, alive=121, pid=process.pid))
+        assert text == f"rank 1 (process {process.pid}) has been stopped for 121 s"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_rank_that_has_ended_is_not_stuck():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    assert stuck(sign(0), sign(1, alive=1000, progress=1000, pid=process.pid)) is None
+
+
+def test_where_no_rank_gets_on_the_one_behind_is_named():
+    text = stuck(sign(0, step=8, progress=140), sign(1, step=7, progress=150))
+    assert text.startswith(f"rank 1 (process {os.getpid()}) has not finished a step for 140 s, after step 7")
+    text = stuck(sign(0, progress=140), sign(1, progress=140))
+    assert text.startswith("rank 0") and ", rank 1" in text and "have not finished" in text
+
+
+def test_one_rank_that_gets_on_is_waited_for():
+    assert stuck(sign(0, progress=500), sign(1, progress=10)) is None
+
+
+def test_long_work_and_the_start_have_more_time():
+    assert stuck(sign(0, progress=500), sign(1, progress=PATIENCE - 1, patient=True)) is None
+    assert stuck(sign(0, progress=700), sign(1, progress=PATIENCE + 1, patient=True)) is not None
+
+
+def test_ranks_that_never_wrote_have_the_time_of_the_start():
+    assert stuck(sign(0), started=NOW - PATIENCE + 1) is None
+    assert stuck(sign(0), started=NOW - PATIENCE - 1) == "local rank 1 did not start within 600 s"
+    assert stuck(started=NOW - PATIENCE - 1) == "local rank 0, 1 did not start within 600 s"
+    assert stuck(sign(0), started=NOW - 700, limit=900) is None
+
+
+def test_a_pause_of_the_watcher_does_not_count_as_silence(folder, monkeypatch):
+    watch = Watch(folder, 1, limit=60)
+    Heartbeat.start(0).beat(4)
+    assert watch.look() is None and watch.step == 4
+    later = time.monotonic() + 1000
+    monkeypatch.setattr("ds_rvqvae.runs.heartbeat.time.monotonic", lambda: later)
+    assert watch.look() is None

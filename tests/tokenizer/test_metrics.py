@@ -1,0 +1,287 @@
+"""Scores against the same sums done plainly, and angles against scipy."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from ds_rvqvae import RVQVAE
+from ds_rvqvae.config.model import ModelConfig
+from ds_rvqvae.motion.kinematics import Kinematics, angle_between, matrices_from_6d
+from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, Channels, select_columns, smplx_layout
+from ds_rvqvae.motion.rotations import translation_positions
+from ds_rvqvae.motion.skeleton import Skeleton, builtin_skeleton, joint_places
+from ds_rvqvae.tokenizer.metrics import STANDING_HEIGHT, STANDING_SPEED, ScoreSums
+from ds_rvqvae.tokenizer.tables import best_cells, comparison_cells, comparison_table, score_table
+
+CONFIG = ModelConfig(width=16, depth=1, code_dim=4, nb_code=8, num_quantizers=3)
+LAYOUT = (
+    Channels("hip", "rotation_6d", 0, 6),
+    Channels("knee", "rotation_6d", 6, 12),
+    Channels("rest", "feature", 12, 14),
+)
+
+
+def _rows(rotations: Rotation) -> torch.Tensor:
+    return torch.from_numpy(rotations.as_matrix()[:, :2].reshape(-1, 6))
+
+
+def test_angles_are_scipys():
+    first, second = Rotation.random(500, random_state=0), Rotation.random(500, random_state=1)
+    expected = np.rad2deg((first * second.inv()).magnitude())
+    np.testing.assert_allclose(angle_between(_rows(first), _rows(second)).numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("degrees", [0.0, 1e-3, 1.0, 90.0, 179.9])
+def test_small_and_large_angles_keep_their_digits(degrees):
+    turned = Rotation.from_rotvec([[0, math.radians(degrees), 0]])
+    angle = angle_between(_rows(turned).float(), _rows(Rotation.identity(1)).float())
+    assert angle.item() == pytest.approx(degrees, rel=1e-3, abs=1e-5)
+
+
+def test_gram_schmidt_gives_rotations():
+    matrices = matrices_from_6d(torch.randn(50, 6, dtype=torch.float64))
+    torch.testing.assert_close(matrices @ matrices.transpose(1, 2), torch.eye(3, dtype=torch.float64).expand(50, 3, 3))
+    torch.testing.assert_close(torch.linalg.det(matrices), torch.ones(50, dtype=torch.float64))
+
+
+def _third_differences(clip):
+    return (clip[3:] - 3 * clip[2:-1] + 3 * clip[1:-2] - clip[:-3]).abs()
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return RVQVAE(14, CONFIG).eval()
+
+
+def _sums(model, layout=LAYOUT, **more):
+    torch.manual_seed(1)
+    return ScoreSums(model, layout, torch.randn(14), torch.rand(14) + 0.5, 30.0, **more)
+
+
+def test_scores_are_the_plain_means(model):
+    torch.manual_seed(2)
+    clips = [torch.randn(length, 14) for length in (16, 35, 50)]
+    sums = _sums(model)
+    for clip in clips:
+        sums.add(clip)
+    scores = sums.scores("val")
+    kept = [clip[: len(clip) // 4 * 4] for clip in clips]
+    codes = [model.encode(clip[None])[0] for clip in kept]
+    assert (scores["split"], scores["clips"], scores["frames"]) == ("val", 3, 16 + 32 + 48)
+    for levels in (1, 2, 3):
+        found = [model.decode(code[None, :, :levels])[0] for code in codes]
+        differences = torch.cat([(a - b).abs() for a, b in zip(found, kept, strict=True)])
+        steps = torch.cat([(a - b).diff(dim=0).abs() for a, b in zip(found, kept, strict=True)])
+        angles = []
+        for a, b in zip(found, kept, strict=True):
+            for start in (0, 6):
+                pair = [(x * sums.std + sums.mean)[:, start : start + 6] for x in (a, b)]
+                angles.append(angle_between(*pair))
+        row = scores["by_levels"][levels - 1]
+        assert row["levels"] == levels
+        assert row["l1"] == pytest.approx(differences.mean().item(), rel=1e-5)
+        assert row["velocity_error"] == pytest.approx(steps.mean().item(), rel=1e-5)
+        assert row["angle_error_deg"] == pytest.approx(torch.cat(angles).mean().item(), rel=1e-5)
+        thirds = torch.cat([_third_differences(clip) for clip in found])
+        assert row["jitter"] == pytest.approx(thirds.mean().item(), rel=1e-5)
+    assert scores["jitter_truth"] == pytest.approx(
+        torch.cat(list(map(_third_differences, kept))).mean().item(), rel=1e-5
+    )
+    used = torch.cat(codes)
+    for level in range(3):
+        assert scores["usage"][level] == len(used[:, level].unique()) / 8
+    assert {key: scores[key] for key in ("l1", "angle_error_deg", "velocity_error")} == {
+        key: scores["by_levels"][-1][key] for key in ("l1", "angle_error_deg", "velocity_error")
+    }
+
+
+def test_sums_of_two_ranks_add_up(model):
+    torch.manual_seed(3)
+    clips = [torch.randn(20, 14) for _ in range(4)]
+    whole, first, second = _sums(model), _sums(model), _sums(model)
+    for index, clip in enumerate(clips):
+        whole.add(clip)
+        (second if index % 2 else first).add(clip)
+    first.flat += second.flat
+    merged, expected = first.scores("val"), whole.scores("val")
+    assert merged["clips"] == expected["clips"] == 4 and merged["usage"] == expected["usage"]
+    for mine, theirs in zip(merged["by_levels"], expected["by_levels"], strict=True):
+        assert mine == pytest.approx(theirs)
+
+
+def test_short_clips_are_left_out(model):
+    sums = _sums(model)
+    assert sums.add(torch.randn(15, 14)) is None
+    assert sums.add(torch.randn(17, 14)).shape == (16, 14)
+    assert sums.scores("all")["clips"] == 1
+
+
+def test_without_rotations_there_is_no_angle(model):
+    sums = _sums(model, (Channels("features", "feature", 0, 14),))
+    sums.add(torch.randn(20, 14))
+    scores = sums.scores("val")
+    assert scores["angle_error_deg"] is None and scores["l1"] > 0
+    assert " - " in score_table(scores)
+
+
+def test_table_shows_every_level_and_what_training_changed(model):
+    sums = _sums(model)
+    sums.add(torch.randn(20, 14))
+    scores = sums.scores("val")
+    lines = score_table(scores, scores).splitlines()
+    assert [line.split()[0] for line in lines[-3:]] == ["1", "2", "3"]
+    assert f"{scores['l1']:.4f}" in lines[2]
+
+
+def test_bits_are_counted_from_codes(model):
+    sums = _sums(model)
+    sums.add(torch.randn(20, 14))
+    scores = sums.scores("val")
+    assert scores["code_rate"] == 7.5
+    assert [row["bits_per_second"] for row in scores["by_levels"]] == [7.5 * 3, 7.5 * 6, 7.5 * 9]
+    entropy = 7.5 * sum(math.log2(value) for value in scores["perplexity"])
+    assert scores["entropy_bits_per_second"] == pytest.approx(entropy) and entropy <= scores["bits_per_second"] == 67.5
+
+
+def test_units_of_another_normalisation(model):
+    torch.manual_seed(3)
+    clip = torch.randn(40, 14)
+    plain, other = _sums(model), _sums(model)
+    other = ScoreSums(model, LAYOUT, other.mean, other.std, 30.0, unit_std=other.std / 2)
+    assert torch.equal(plain.add(clip), other.add(clip))
+    own, scaled = plain.scores("val"), other.scores("val")
+    for key in ("l1", "velocity_error", "jitter", "jitter_truth"):
+        assert scaled[key] == pytest.approx(2 * own[key])
+    assert scaled["angle_error_deg"] == pytest.approx(own["angle_error_deg"])
+
+
+CHAIN = Skeleton(
+    ("hip", "knee", "toe"), (-1, 0, 1), np.array([[0, 1, 0], [0, -0.5, 0], [0, -0.4, 0.1]], np.float64), "three joints"
+)
+
+
+def test_joints_that_the_layout_cannot_move_are_left_out(model):
+    sums = _sums(model, skeleton=CHAIN)
+    clip = torch.randn(32, 14)
+    reconstruction = sums.add(clip)
+    scores = sums.scores("val")
+    assert (scores["skeleton"], scores["mpjpe_joints"]) == ("three joints", 1)  # the knee: the hip stays, the toe rests
+    found, truth = ((frames * sums.std + sums.mean).numpy() for frames in (reconstruction, clip))
+    places = [joint_places(frames, LAYOUT, CHAIN) for frames in (found, truth)]
+    apart = np.linalg.norm(places[0] - places[1], axis=-1)
+    assert scores["mpjpe_mm"] == pytest.approx(1000 * apart[:, 1].mean(), rel=1e-4)
+    assert scores["by_levels"][-1]["mpjpe_mm"] == scores["mpjpe_mm"] != scores["by_levels"][0]["mpjpe_mm"]
+    assert scores["root_error_mm"] is None and scores["foot_sliding"] is None
+
+
+def test_a_skeleton_of_other_joints_gives_no_places(model):
+    sums = _sums(model, skeleton=builtin_skeleton())
+    sums.add(torch.randn(32, 14))
+    scores = sums.scores("val")
+    assert scores["mpjpe_mm"] is None and scores["skeleton"] is None and scores["mpjpe_joints"] == 0
+
+
+@pytest.fixture
+def walk():
+    """Layout `lower_trans`, its mean and std, and 80 frames of legs that turn a little over feet that often stand."""
+    _, layout = select_columns(smplx_layout(), "lower_trans")
+    rng = np.random.default_rng(0)
+    rest = np.tile([1, 0, 0, 0, 1, 0], len(BODY_PART_CHANNELS["lower_trans"]) - 1)
+    mean = torch.from_numpy(np.append(rest, [0, 0.95, 0])).float()
+    std = torch.full((57,), 0.02)
+    std[-3:] = torch.tensor([0.002, 0.01, 0.002])
+    motion = torch.from_numpy(np.cumsum(rng.normal(size=(80, 57)) * 0.1, axis=0)).float()
+    return layout, mean, std, motion
+
+
+def test_places_of_a_walk_are_those_of_the_skeleton(walk):
+    layout, mean, std, motion = walk
+    skeleton = builtin_skeleton()
+    frames = motion * std + mean
+    places = joint_places(frames.numpy(), layout, skeleton)
+    kinematics = Kinematics(layout, skeleton)
+    np.testing.assert_allclose(kinematics.places(frames).numpy(), places - places[:, :1], atol=1e-5)
+    measured = [skeleton.joint_names[joint] for joint in kinematics.measured]
+    assert sorted(measured) == sorted(set(BODY_PART_CHANNELS["lower_trans"]) - {"pelvis", "translation"})
+
+
+@pytest.fixture(params=["translation", "position"])
+def walk_of_either_kind(walk, request):
+    """The same walk where the root's columns are velocities, and where they are places."""
+    layout, mean, std, motion = walk
+    return (*layout[:-1], replace(layout[-1], kind=request.param)), mean, std, motion
+
+
+def test_velocities_and_places_say_the_same(walk):
+    layout, mean, std, motion = walk
+    frames = motion * std + mean
+    places = frames.clone().double()
+    places[:, -3:] = torch.from_numpy(translation_positions(frames[:, -3:].numpy(), (0.0, 0.0)))
+    as_places = Kinematics((*layout[:-1], replace(layout[-1], kind="position")), builtin_skeleton())
+    by_velocity = Kinematics(layout, builtin_skeleton())
+    torch.testing.assert_close(as_places.roots(places), by_velocity.roots(frames), atol=1e-6, rtol=0)
+    assert by_velocity.has_root and not Kinematics(layout[:-1], builtin_skeleton()).has_root
+
+
+def test_root_and_feet_are_those_of_the_places(walk_of_either_kind):
+    layout, mean, std, motion = walk_of_either_kind
+    torch.manual_seed(4)
+    model = RVQVAE(57, CONFIG).eval()
+    sums = ScoreSums(model, layout, mean, std, 30.0, builtin_skeleton())
+    reconstruction = sums.add(motion)
+    scores = sums.scores("val")
+    skeleton = builtin_skeleton()
+    feet = [skeleton.joint_names.index(name) for name in ("left_foot", "right_foot")]
+    truth, found = (
+        joint_places((frames * std + mean).numpy(), layout, skeleton) for frames in (motion, reconstruction)
+    )
+    root = np.linalg.norm(found[:, 0] - truth[:, 0], axis=-1)
+    assert scores["root_error_mm"] == pytest.approx(1000 * root.mean(), rel=1e-3)
+    height = truth[:, feet, 1]
+    low = height <= height.min(axis=0) + STANDING_HEIGHT
+    speeds = [np.linalg.norm(np.diff(places[:, feet][..., [0, 2]], axis=0), axis=-1) * 30 for places in (truth, found)]
+    stands = low[1:] & low[:-1] & (speeds[0] < STANDING_SPEED)
+    assert 10 < stands.sum() < stands.size
+    assert scores["foot_sliding_truth"] == pytest.approx(100 * speeds[0][stands].mean(), rel=1e-3)
+    assert scores["foot_sliding"] == pytest.approx(100 * speeds[1][stands].mean(), rel=1e-3)
+
+
+def test_all_sums_of_two_ranks_add_up(walk):
+    layout, mean, std, motion = walk
+    model = RVQVAE(57, CONFIG).eval()
+    whole, first, second = (ScoreSums(model, layout, mean, std, 30.0, builtin_skeleton()) for _ in range(3))
+    for rank, clip in ((first, motion[:32]), (second, motion[32:])):
+        rank.add(clip)
+        whole.add(clip)
+    first.flat += second.flat
+    merged, expected = first.scores("val"), whole.scores("val")
+    assert merged["by_levels"][-1] == pytest.approx(expected["by_levels"][-1])
+    for key in ("jitter_truth", "root_error_mm", "foot_sliding", "foot_sliding_truth"):
+        assert merged[key] == pytest.approx(expected[key]) and merged[key] > 0
+
+
+def test_tables_show_what_there_is(model):
+    sums = _sums(model, skeleton=CHAIN)
+    sums.add(torch.randn(20, 14))
+    scores = sums.scores("val")
+    text = score_table(scores)
+    assert "1 joints on the skeleton three joints" in text and "67.5 bits/s" in text and "sliding" not in text
+    results = [
+        {"name": name, **scores, "l1": l1, "data_path": "x", "normalised_by": "a", "parameter_count": 1234}
+        for name, l1 in (("a", 0.5), ("long name", 0.25))
+    ]
+    cells = comparison_cells(results)
+    column = cells[0].index("L1")
+    assert [row[column] for row in cells[2:]] == ["0.5000", "0.2500"] and "Fréchet" not in cells[0]
+    assert best_cells(results) == {(3, column)}
+    results[1]["data_path"] = "y"
+    assert best_cells(results) == set()
+    lines = comparison_table(results, ["a note"]).splitlines()
+    assert lines[0] == "a note" and lines[-1].startswith("long name") and "1,234" in lines[-1]
+    ends = [line.index(text) + len(text) for line, text in zip(lines[-2:], ("0.5000", "0.2500"), strict=True)]
+    assert ends[0] == ends[1]

@@ -1,0 +1,48 @@
+"""The metrics file and the alarms."""
+
+import json
+
+from ds_rvqvae.train.metrics import MemoryAlarm, MetricsFile, SpikeAlarm
+from ds_rvqvae.train.readings import Reading
+
+
+def test_lines_past_the_step_and_a_torn_one_are_cut(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1, "loss": 2.0}\n{"step": 5, "loss": 1.0}\n{"step": 6, "loss": 0.5}\n{"step": 7, "lo')
+    metrics = MetricsFile(file, 5)
+    metrics.write({"step": 6, "loss": float("nan"), "usage": [0.5, float("inf")]})
+    metrics.close()
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 5, 6]
+    assert lines[2] == {"step": 6, "loss": None, "usage": [0.5, None]}
+    assert [line["loss"] for line in metrics.earlier] == [2.0, 1.0]
+
+
+def test_a_loss_far_above_the_ones_before_is_a_spike_after_a_resume_too():
+    losses = [1.0, 1.1, 0.9, 1.0, 1.0, 0.8, 5.0, 1.0, float("nan")]
+    whole = SpikeAlarm()
+    assert [whole.is_spike(loss) for loss in losses] == [False] * 6 + [True, False, True]
+    resumed = SpikeAlarm(losses[:6])
+    assert [resumed.is_spike(loss) for loss in losses[6:]] == [True, False, True]
+
+
+def test_a_card_that_is_nearly_full_is_told_once_for_each_rank():
+    alarm = MemoryAlarm()
+
+    def look(*used):
+        return alarm.look([Reading(memory_used_gib=gib, card_memory_gib=24.0) for gib in used])
+
+    assert look(21.6, None) == []
+    (warning,) = look(21.7, 20.0)
+    assert "over 90%" in warning and "(rank 0: 21.7 of 24.0 GiB);" in warning
+    assert look(22.0, 20.0) == []
+    (warning,) = look(23.0, 23.5)
+    assert "(rank 1: 23.5 of 24.0 GiB);" in warning and "rank 0" not in warning
+
+
+def test_an_emptied_cache_is_told_once_for_each_rank():
+    alarm = MemoryAlarm()
+    assert alarm.look([Reading(allocation_retries=0.0), Reading()]) == []
+    (warning,) = alarm.look([Reading(allocation_retries=0.0), Reading(allocation_retries=3.0)])
+    assert "(rank 1 3 times)" in warning
+    assert alarm.look([Reading(allocation_retries=0.0), Reading(allocation_retries=4.0)]) == []
