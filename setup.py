@@ -19,6 +19,10 @@ TESTS = [
     "hypothesis",
     "lmdb",
     "ruff",
+    "mypy>=2",
+    "types-psutil",
+    "types-tqdm",
+    "pre-commit>=4",
     "vector-quantize-pytorch>=1.31",
 ]
 
@@ -35,7 +39,7 @@ setup(
     # The profiles live in ds_configs/ beside the package and are installed as ds_rvqvae/ds_configs.
     packages=[*find_packages(include=["ds_rvqvae", "ds_rvqvae.*"]), "ds_rvqvae.ds_configs"],
     package_dir={"ds_rvqvae": "ds_rvqvae", "ds_rvqvae.ds_configs": "ds_configs"},
-    package_data={"ds_rvqvae.ds_configs": ["*.json"]},
+    package_data={"ds_rvqvae": ["py.typed"], "ds_rvqvae.ds_configs": ["*.json"]},
     install_requires=[
         "torch>=2.6",
         "deepspeed>=0.19.2",

@@ -194,7 +194,7 @@ def write_lmdb(data: MotionData, starts: np.ndarray, folder: Path) -> None:
 class LineageWindows(Dataset):
     """Windows as the lineage reads them: float32 `[128, C]`, normalised."""
 
-    def __init__(self, folder: Path, count: int, data: MotionData):
+    def __init__(self, folder: Path, count: int, data: MotionData) -> None:
         self._folder, self._count = folder, count
         joints = [part.name for part in data.store.layout if part.kind == "rotation_6d"]
         self._joints = torch.tensor([joints.index(name) for name in rotations_of(data.layout)])

@@ -9,6 +9,7 @@ Takes the flags of training. Counts payloads a rank, the size of the tensors red
 import argparse
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,12 @@ COLLECTIVES = (
 )
 
 
-def count_payloads(calls: Counter) -> None:
+def count_payloads(calls: Counter[str]) -> None:
     """Wraps the collectives so that each adds its tensors' bytes to `calls`."""
-    inside = []
+    inside: list[str] = []
 
-    def wrapped(name, function):
-        def call(*arguments, **keywords):
+    def wrapped(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **keywords: Any) -> Any:
             tensors = [value for value in (*arguments, *keywords.values()) if isinstance(value, torch.Tensor)]
             if not inside:
                 calls[name] += max((tensor.numel() * tensor.element_size() for tensor in tensors), default=0)

@@ -28,7 +28,7 @@ class ExitStatus(IntEnum):
 class UserError(Exception):
     """Something the user can put right: one line saying what is wrong, where, and what to do."""
 
-    def __init__(self, message: str, status: ExitStatus = ExitStatus.BAD_INPUT):
+    def __init__(self, message: str, status: ExitStatus = ExitStatus.BAD_INPUT) -> None:
         super().__init__(message)
         self.status = status
 

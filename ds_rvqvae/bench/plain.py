@@ -44,7 +44,7 @@ class PlainLoop:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         columns: LossColumns | None = None,
-    ):
+    ) -> None:
         self.loss, self.columns, self.device, self.dtype = profile.rvqvae.loss, columns, device, dtype
         self.encoder, self.decoder = (
             _stock(net, profile.rvqvae.model).to(device, torch.float32).train()

@@ -25,7 +25,7 @@ QUANTIZER = "quantizer"
 class Spans:
     """Seconds by name; a span within another counts for itself only. Waits for the device at every edge."""
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device) -> None:
         self.device = device
         self.seconds: Counter[str] = Counter()
         self._open: list[str] = []

@@ -48,7 +48,7 @@ RUN_FLAGS = ("profile", "out", "name", "resume", "set")
 class FlagParser(argparse.ArgumentParser):
     """A parser whose refusals are one line on stderr and exit status 2; abbreviated flags are refused."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:

@@ -225,7 +225,7 @@ def load_profile(path: str | Path, overrides: Iterable[str] = ()) -> Profile:
         raise UserError(f"{file}: cannot be read: {error}") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno}: not JSON: {error.msg} at column {error.colno}") from None
-    except _DuplicateKey as error:
+    except _DuplicateKeyError as error:
         raise UserError(f"{file}: the key {error} stands twice in one object") from None
     if not isinstance(values, dict):
         raise UserError(f"{file}: a profile is a JSON object, this is a {type(values).__name__}")
@@ -257,7 +257,7 @@ def _validated(path: Sequence[str], values: Any, source: str) -> Any:
         raise UserError(f"{source}: {_explain(error, path)}") from None
 
 
-class _DuplicateKey(ValueError):
+class _DuplicateKeyError(ValueError):
     pass
 
 
@@ -265,7 +265,7 @@ def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     for key in keys:
         if keys.count(key) > 1:
-            raise _DuplicateKey(key)
+            raise _DuplicateKeyError(key)
     return dict(pairs)
 
 

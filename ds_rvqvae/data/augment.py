@@ -61,7 +61,9 @@ class Augment:
         UserError: columns that cannot be mirrored where that is asked for, naming them.
     """
 
-    def __init__(self, layout: Layout, config: AugmentConfig, seed: int, skeleton: Mapping[str, Any] | None = None):
+    def __init__(
+        self, layout: Layout, config: AugmentConfig, seed: int, skeleton: Mapping[str, Any] | None = None
+    ) -> None:
         self.config, self.seed = config, seed
         self._mirror = Mirror(layout, skeleton) if config.mirror else None
         self._parts = [np.arange(part.start, part.stop) for part in layout]
@@ -191,7 +193,7 @@ class Mirror:
             sides, or a figure whose two sides are no mirror images of one another.
     """
 
-    def __init__(self, layout: Layout, skeleton: Mapping[str, Any] | None = None):
+    def __init__(self, layout: Layout, skeleton: Mapping[str, Any] | None = None) -> None:
         self._check(layout, skeleton)
         self.axis = 0 if skeleton is None else _side_axis(skeleton)
         """Of x, y and z, the one that changes its sign."""

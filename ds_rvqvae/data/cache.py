@@ -145,7 +145,7 @@ def _root() -> Path:
 class _Selection:
     """Columns of a store with their normalisation, and their folder in the cache: `frames.npy`, `selection.json`."""
 
-    def __init__(self, store: Store, columns: np.ndarray, mean: np.ndarray, std: np.ndarray):
+    def __init__(self, store: Store, columns: np.ndarray, mean: np.ndarray, std: np.ndarray) -> None:
         self.store, self.columns, self.mean, self.std = store, columns.astype(np.int64), mean, std
         self.shape = (store.num_frames, len(columns))
         self.nbytes = store.num_frames * len(columns) * 4

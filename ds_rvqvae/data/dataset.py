@@ -35,7 +35,7 @@ class MotionData:
             the column's weight where `feat_bias` gives one.
     """
 
-    def __init__(self, store: Store, config: DataConfig):
+    def __init__(self, store: Store, config: DataConfig) -> None:
         self.store = store
         self.config = config
         self.fps = store.fps

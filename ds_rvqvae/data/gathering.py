@@ -17,7 +17,7 @@ class Gatherer:
         UserError: columns that cannot be augmented as asked.
     """
 
-    def __init__(self, data: MotionData, seed: int):
+    def __init__(self, data: MotionData, seed: int) -> None:
         self._data = data
         augment = data.config.augment
         self._augment = Augment(data.layout, augment, seed, data.store.skeleton) if augment.is_on else None

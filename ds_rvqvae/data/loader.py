@@ -36,7 +36,7 @@ class BatchLoader:
         start_step: int = 0,
         num_workers: int = 1,
         pin_memory: bool = False,
-    ):
+    ) -> None:
         import torch
 
         self._data, self._order = data, order

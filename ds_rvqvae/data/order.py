@@ -35,7 +35,7 @@ class Samples(NamedTuple):
 class WindowSequence(ABC):
     """The endless sequence of all windows of one length, epoch after epoch of `num_windows` samples."""
 
-    def __init__(self, num_windows: int):
+    def __init__(self, num_windows: int) -> None:
         if num_windows < 1:
             raise ValueError(f"{num_windows} windows")
         self.num_windows = num_windows
@@ -67,7 +67,7 @@ class WindowSequence(ABC):
 class Shuffled(WindowSequence):
     """Every window once an epoch: a permutation by (seed, epoch), or by (seed, key, epoch)."""
 
-    def __init__(self, num_windows: int, seed: int, *key: int):
+    def __init__(self, num_windows: int, seed: int, *key: int) -> None:
         super().__init__(num_windows)
         self._seed, self._key = seed, key
 
@@ -87,7 +87,7 @@ class Balanced(WindowSequence):
     take from it without a break, and shuffle what they took by (seed, epoch).
     """
 
-    def __init__(self, groups: Groups, seed: int, *key: int):
+    def __init__(self, groups: Groups, seed: int, *key: int) -> None:
         super().__init__(len(groups.of_window))
         self._seed, self._key = seed, key
         windows = np.bincount(groups.of_window, minlength=len(groups.names))
@@ -115,7 +115,7 @@ class BatchOrder:
         batches: samples a step over all ranks, by length; may be more than a sequence has windows.
     """
 
-    def __init__(self, sequences: Mapping[int, WindowSequence], batches: Mapping[int, int], seed: int):
+    def __init__(self, sequences: Mapping[int, WindowSequence], batches: Mapping[int, int], seed: int) -> None:
         if not sequences or sequences.keys() != batches.keys() or min(batches.values()) < 1:
             raise ValueError(f"windows of {list(sequences)} frames in batches of {dict(batches)}")
         self.sequences, self.batches, self.seed = dict(sequences), dict(batches), seed

@@ -113,7 +113,7 @@ class _Tensor:
 class _Walk:
     """Operations in order, and the storages that autograd keeps for them."""
 
-    def __init__(self, profile: Profile, micro_batch: int, device: str):
+    def __init__(self, profile: Profile, micro_batch: int, device: str) -> None:
         self.model, self.loss = profile.rvqvae.model, profile.rvqvae.loss
         self.micro_batch = micro_batch
         self.element_bytes = 2 if profile.bf16.enabled else _FP32

@@ -67,7 +67,7 @@ class TableDisplay(Display):
         heading: more words for the table's first line.
     """
 
-    def __init__(self, live: bool, heading: str = ""):
+    def __init__(self, live: bool, heading: str = "") -> None:
         from rich.console import Console
 
         from ds_rvqvae.gpu.table import History

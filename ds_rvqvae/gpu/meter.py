@@ -8,7 +8,7 @@ from typing import Any
 import pynvml
 
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.gpu.nvml import Driver, NoDriver, ask, memory_of, temperature_of, thousandths, utilisation_of
+from ds_rvqvae.gpu.nvml import Driver, NoDriverError, ask, memory_of, temperature_of, thousandths, utilisation_of
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class CardMeter:
             it, or its PCI bus id (`0000:01:00.0`).
     """
 
-    def __init__(self, identity: str):
+    def __init__(self, identity: str) -> None:
         self._driver: Driver | None = None
         self._handle: Any = None
         self._energy_before: float | None = None
         self._energy_summed: float | None = None
         self._last: tuple[float, float] | None = None
-        with suppress(NoDriver, UserError):
+        with suppress(NoDriverError, UserError):
             self._driver = Driver()
             self._handle = find_card(identity)
             self._energy_before = self._energy_counter()

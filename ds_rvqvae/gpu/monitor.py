@@ -16,7 +16,7 @@ from pathlib import Path
 from ds_rvqvae.config.flags import FlagParser
 from ds_rvqvae.errors import ExitStatus, UserError, exit_status_of
 from ds_rvqvae.gpu.display import Display, JsonDisplay, LinesDisplay, TableDisplay
-from ds_rvqvae.gpu.nvml import CardReader, Driver, NoDriver
+from ds_rvqvae.gpu.nvml import CardReader, Driver, NoDriverError
 from ds_rvqvae.gpu.processes import Owners
 from ds_rvqvae.gpu.recording import Record, ScalarsFolder, csv_file, json_file
 from ds_rvqvae.gpu.snapshot import Snapshot
@@ -123,7 +123,7 @@ def _monitor(args: argparse.Namespace) -> int:
         try:
             driver = stack.enter_context(Driver())
             cards = driver.cards()
-        except NoDriver as error:
+        except NoDriverError as error:
             raise UserError(f"no NVIDIA driver answers on this machine: {error}", ExitStatus.NO_DRIVER) from None
         if not cards:
             raise UserError(f"the NVIDIA driver {driver.version} answers, but there is no GPU")

@@ -38,7 +38,7 @@ _SLOWDOWNS = {
 """NVML's clock event reasons that slow a busy card down."""
 
 
-class NoDriver(Exception):
+class NoDriverError(Exception):
     """No NVIDIA driver answers on this machine."""
 
 
@@ -114,7 +114,7 @@ def list_gpus() -> list[Gpu]:
     """All cards of this machine, in the order of `CUDA_DEVICE_ORDER=PCI_BUS_ID`, without PCIe throughput.
 
     Raises:
-        NoDriver: there is no NVIDIA driver, or it does not answer.
+        NoDriverError: there is no NVIDIA driver, or it does not answer.
         UserError: another package hides NVIDIA's binding.
     """
     with Driver() as driver:
@@ -125,7 +125,7 @@ class Driver:
     """An open connection to the driver, closed at the end of its `with` block or by `close`.
 
     Raises:
-        NoDriver: there is no NVIDIA driver, or it does not answer.
+        NoDriverError: there is no NVIDIA driver, or it does not answer.
         UserError: another package hides NVIDIA's binding.
     """
 
@@ -140,7 +140,7 @@ class Driver:
             self.version: str = ask("nvmlSystemGetDriverVersion") or ""
             cuda = ask("nvmlSystemGetCudaDriverVersion_v2")
         except pynvml.NVMLError as error:
-            raise NoDriver(_reason(error)) from None
+            raise NoDriverError(_reason(error)) from None
         self.cuda_version = f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else ""
         """The newest CUDA version that the driver serves."""
 
@@ -155,11 +155,11 @@ class Driver:
             pynvml.nvmlShutdown()
 
     def cards(self) -> list["CardReader"]:
-        """Raises NoDriver where the driver does not even count its cards."""
+        """Raises NoDriverError where the driver does not even count its cards."""
         try:
             return [CardReader(index, self.lists_processes) for index in range(pynvml.nvmlDeviceGetCount())]
         except pynvml.NVMLError as error:
-            raise NoDriver(_reason(error)) from None
+            raise NoDriverError(_reason(error)) from None
 
     @property
     def lists_processes(self) -> bool:
@@ -171,7 +171,7 @@ class Driver:
 class CardReader:
     """One card of an open `Driver`, read as often as wanted; what does not change is read once."""
 
-    def __init__(self, index: int, lists_processes: bool = True):
+    def __init__(self, index: int, lists_processes: bool = True) -> None:
         self.index = index
         self.name = self.uuid = self.pci_bus_id = ""
         self._lists_processes = lists_processes

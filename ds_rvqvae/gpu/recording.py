@@ -50,7 +50,7 @@ class AppendedFile:
         lines_of: Callable[[Snapshot], str],
         is_ours: Callable[[str], bool],
         header: str = "",
-    ):
+    ) -> None:
         self.problem: str | None = None
         self._lines_of = lines_of
         self._name, self._path, self._header = f"{flag} {file}", file, header
@@ -150,7 +150,7 @@ class ScalarsFolder:
         UserError: the folder cannot be made or written.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path) -> None:
         self.problem: str | None = None
         self._folder = folder / "gpus"
         self._name = f"--tensorboard {folder}"

@@ -29,7 +29,7 @@ _HOT, _HOTTEST = 75, 85
 class History:
     """Each card's utilisation over the last minutes."""
 
-    def __init__(self, seconds: float = HISTORY_SECONDS):
+    def __init__(self, seconds: float = HISTORY_SECONDS) -> None:
         self.seconds = seconds
         self._samples: dict[int | None, deque[tuple[float, float]]] = {}
 
@@ -88,7 +88,7 @@ class Screen:
 
     def __init__(
         self, snapshot: Snapshot, history: History, now: float, width: int, height: int | None, heading: str = ""
-    ):
+    ) -> None:
         self.snapshot, self.history, self.now, self.width, self.height = snapshot, history, now, width, height
         self.heading = heading
         self.wide, self.gap = width >= 120, 2 if width >= 100 else 1
@@ -230,7 +230,7 @@ def _aligned(titles: Sequence[str], rows: Sequence[_Row], gap: int) -> list[Text
 class _Total:
     """Sums over cards, and the mean utilisation and highest temperature; None where no card says."""
 
-    def __init__(self, gpus: Sequence[Gpu]):
+    def __init__(self, gpus: Sequence[Gpu]) -> None:
         self.memory_used_bytes = _sum(gpu.memory_used_bytes for gpu in gpus)
         self.memory_total_bytes = _sum(gpu.memory_total_bytes for gpu in gpus)
         rates = [gpu.utilisation for gpu in gpus if gpu.utilisation is not None]

@@ -14,7 +14,7 @@ from pathlib import Path
 from ds_rvqvae.config.flags import FlagParser, add_training_flags, body_parts_of, profile_from_flags, training_arguments
 from ds_rvqvae.data.dataset import open_training_data
 from ds_rvqvae.errors import ExitStatus, UserError, exit_status_of
-from ds_rvqvae.gpu.nvml import Driver, NoDriver
+from ds_rvqvae.gpu.nvml import Driver, NoDriverError
 from ds_rvqvae.gpu.sizes import parameter_count
 from ds_rvqvae.launch import demo
 from ds_rvqvae.launch.body import Body, CheckedRun, check_no_body
@@ -216,7 +216,7 @@ def _choose_demo(args: argparse.Namespace, environment: dict[str, str]) -> None:
         return
     slots = cpu_slots(environment)
     if slots is None:
-        with contextlib.suppress(NoDriver), Driver() as driver:
+        with contextlib.suppress(NoDriverError), Driver() as driver:
             gpus = len(driver.cards())
             if gpus and can_use_cards(Build.read(), driver.cuda_version):
                 args.include = format_include(range(gpus))

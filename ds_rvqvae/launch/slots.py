@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ds_rvqvae.errors import ExitStatus, UserError
-from ds_rvqvae.gpu.nvml import Driver, Gpu, NoDriver
+from ds_rvqvae.gpu.nvml import Driver, Gpu, NoDriverError
 from ds_rvqvae.gpu.processes import Owners
 from ds_rvqvae.gpu.snapshot import Snapshot
 
@@ -131,7 +131,7 @@ class Cards:
         try:
             with Driver() as driver:
                 gpus = [card.read() for card in driver.cards()]
-        except NoDriver as error:
+        except NoDriverError as error:
             raise UserError(
                 f"no NVIDIA driver answers on this machine ({error}); --demo trains on any machine, "
                 "and LOCAL_SIZE=8 in the environment makes eight CPU ranks the slots",

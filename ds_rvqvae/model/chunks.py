@@ -24,7 +24,7 @@ class ChunkedNet:
         ValueError: a layer that cannot run in chunks.
     """
 
-    def __init__(self, net: nn.Sequential):
+    def __init__(self, net: nn.Sequential) -> None:
         self._layers: list[_Layer] = []
         first = 0
         for module in net:
@@ -54,7 +54,7 @@ class ChunkedNet:
 class _Layer:
     """A layer without memory."""
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module) -> None:
         self.module = module
 
     def __call__(self, chunk: Tensor, first: int, length: int | None) -> Tensor:
@@ -71,7 +71,7 @@ class _Layer:
 
 
 class _Upsample(_Layer):
-    def __init__(self, module: nn.Upsample):
+    def __init__(self, module: nn.Upsample) -> None:
         super().__init__(module)
         self.scale = int(module.scale_factor)
 
@@ -89,7 +89,7 @@ class _Convolution(_Layer):
     of a pass over the whole clip do.
     """
 
-    def __init__(self, module: nn.Conv1d, first: int):
+    def __init__(self, module: nn.Conv1d, first: int) -> None:
         super().__init__(module)
         self.stride = module.stride[0]
         least = module.dilation[0] * (module.kernel_size[0] - 1) + 1 - self.stride
@@ -116,7 +116,7 @@ class _Convolution(_Layer):
 class _ResidualBlock(_Layer):
     """A residual block whose skip connection waits for its dilated convolution."""
 
-    def __init__(self, module: ResidualBlock, first: int):
+    def __init__(self, module: ResidualBlock, first: int) -> None:
         super().__init__(module)
         self.convolution = _Convolution(module.conv1, first)
         self.past: Tensor | None = None

@@ -89,7 +89,7 @@ class _Points:
     `squared_reach`: square of the distance within which two count as one.
     """
 
-    def __init__(self, rows: Tensor, direction_only: bool):
+    def __init__(self, rows: Tensor, direction_only: bool) -> None:
         self._place: Callable[[Tensor], Tensor] = functional.normalize if direction_only else Tensor.double
         values = self._place(rows.double())
         self._mean = values.mean(dim=0)

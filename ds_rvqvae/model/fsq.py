@@ -45,7 +45,7 @@ class ScalarQuantizer(LevelledQuantizer):
         *,
         quantize_dropout_prob: float = 0.0,
         quantize_dropout_min_levels: int = 1,
-    ):
+    ) -> None:
         nb_code, self.columns = math.prod(fsq_levels), len(fsq_levels)
         self.groups = code_dim // self.columns
         if code_dim % self.columns or not 1 <= self.groups <= num_quantizers:

@@ -33,7 +33,7 @@ class LevelledQuantizer(nn.Module):
         code_dim: int,
         quantize_dropout_prob: float,
         quantize_dropout_min_levels: int,
-    ):
+    ) -> None:
         super().__init__()
         self.num_quantizers, self.nb_code, self.code_dim = num_quantizers, nb_code, code_dim
         self.quantize_dropout_prob = quantize_dropout_prob

@@ -143,7 +143,7 @@ class _DropoutOnCPU(torch.autograd.Function):
 class ResidualBlock(nn.Module):
     """Norm, activation, dilated conv 3, norm, activation, conv 1, dropout, add."""
 
-    def __init__(self, config: ModelConfig, dilation: int):
+    def __init__(self, config: ModelConfig, dilation: int) -> None:
         super().__init__()
         width, activation = config.width, _ACTIVATIONS[config.activation]
         self.norm1 = _norm(config.norm, width)
@@ -165,7 +165,7 @@ class ResidualStack(nn.Module):
     One region a stack keeps fewer bytes than one a block, because only the stack's input has to survive.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dilations = [config.dilation_growth_rate**index for index in reversed(range(config.depth))]
         self.blocks = nn.Sequential(*(ResidualBlock(config, dilation) for dilation in dilations))
@@ -180,7 +180,7 @@ class ResidualStack(nn.Module):
 class DownSample(Convolution):
     """Conv of kernel `2 * stride_t` and that stride: `time` to `time / stride_t`."""
 
-    def __init__(self, width: int, stride: int):
+    def __init__(self, width: int, stride: int) -> None:
         super().__init__(width, width, 2 * stride, stride=stride, padding=stride // 2)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -206,7 +206,7 @@ def _first_weights(net: nn.Sequential, config: ModelConfig) -> None:
 class Encoder(nn.Sequential):
     """Motion `[batch, features, time]` to latents `[batch, code_dim, time / stride_t**down_t]`."""
 
-    def __init__(self, in_features: int, config: ModelConfig):
+    def __init__(self, in_features: int, config: ModelConfig) -> None:
         layers: list[nn.Module] = [
             Convolution(in_features, config.width, 3, padding=1),
             _ACTIVATIONS[config.activation](),
@@ -220,7 +220,7 @@ class Encoder(nn.Sequential):
 class Decoder(nn.Sequential):
     """Latents `[batch, code_dim, time / stride_t**down_t]` to motion `[batch, features, time]`."""
 
-    def __init__(self, out_features: int, config: ModelConfig):
+    def __init__(self, out_features: int, config: ModelConfig) -> None:
         width, activation = config.width, _ACTIVATIONS[config.activation]
         layers: list[nn.Module] = [Convolution(config.code_dim, width, 3, padding=1), activation()]
         for _ in range(config.down_t):

@@ -77,7 +77,7 @@ class ResidualQuantizer(LevelledQuantizer):
         beam_size: int = 1,
         dead_code_threshold: float = 0.1,
         lineage: bool = False,
-    ):
+    ) -> None:
         super().__init__(num_quantizers, nb_code, code_dim, quantize_dropout_prob, quantize_dropout_min_levels)
         self.shared_codebook = shared_codebook
         self.mu, self.mu_warm_up = mu, mu_warm_up

@@ -65,7 +65,7 @@ class RVQVAE(nn.Module):
     Parameters may be bf16: motion is cast to their dtype, codebooks and distances stay fp32.
     """
 
-    def __init__(self, in_features: int, model_config: ModelConfig):
+    def __init__(self, in_features: int, model_config: ModelConfig) -> None:
         super().__init__()
         self.in_features = in_features
         self.config = model_config

@@ -25,7 +25,7 @@ class EncoderStream:
         ValueError: for a model with group norm, which needs the whole clip.
     """
 
-    def __init__(self, model: RVQVAE, normalise: Callable[[Tensor], Tensor], chunk: int):
+    def __init__(self, model: RVQVAE, normalise: Callable[[Tensor], Tensor], chunk: int) -> None:
         self._model, self._normalise = model, normalise
         self._net = ChunkedNet(model.encoder)
         self._chunker = _Chunker(chunk * model.config.code_stride)
@@ -91,7 +91,7 @@ class DecoderStream:
         ValueError: for a model with group norm, which needs the whole clip.
     """
 
-    def __init__(self, model: RVQVAE, denormalise: Callable[[Tensor], Tensor], chunk: int):
+    def __init__(self, model: RVQVAE, denormalise: Callable[[Tensor], Tensor], chunk: int) -> None:
         self._model, self._denormalise = model, denormalise
         self._net = ChunkedNet(model.decoder)
         self._chunker = _Chunker(chunk)
@@ -146,7 +146,7 @@ class DecoderStream:
 class _Chunker:
     """Cuts rows that come in pieces of any length into chunks of `size`."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int) -> None:
         self.size = size
         self.pushed = 0
         """Rows so far."""

@@ -28,7 +28,7 @@ class Kinematics:
         has_root: whether the layout says where the root is.
     """
 
-    def __init__(self, layout: Layout, skeleton: Skeleton, device: torch.device | str = "cpu"):
+    def __init__(self, layout: Layout, skeleton: Skeleton, device: torch.device | str = "cpu") -> None:
         names, parents = skeleton.joint_names, skeleton.parents
         turned = [part for part in layout if part.kind == "rotation_6d" and part.name in names]
         there = {part.name for part in turned}

@@ -57,7 +57,7 @@ class Heartbeat:
     _own: ClassVar["Heartbeat | None"] = None
     """This process's, once started."""
 
-    def __init__(self, folder: Path | None, rank: int):
+    def __init__(self, folder: Path | None, rank: int) -> None:
         now = time.monotonic()
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self._sign = Sign(rank, local_rank, os.getpid(), step=0, alive=now, progress=now, patient=True)
@@ -181,7 +181,7 @@ class Watch:
         limit: seconds without a sign, or without a step, after which a rank is stuck; 0 for any number.
     """
 
-    def __init__(self, folder: Path, local_ranks: int, limit: float):
+    def __init__(self, folder: Path, local_ranks: int, limit: float) -> None:
         self.folder, self.local_ranks, self.limit = folder, local_ranks, limit
         self.step = 0
         """The furthest step that a rank finished."""

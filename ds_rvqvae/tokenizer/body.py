@@ -53,7 +53,7 @@ class BodyTokenizer:
             unlike rates.
     """
 
-    def __init__(self, parts: Mapping[str, MotionTokenizer], layout: Layout | None = None):
+    def __init__(self, parts: Mapping[str, MotionTokenizer], layout: Layout | None = None) -> None:
         self.parts = dict(parts)
         if not self.parts:
             raise UserError("a body's tokenizer needs a part")

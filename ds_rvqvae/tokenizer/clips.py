@@ -39,7 +39,7 @@ class ClipTokenizer(Protocol):
 class SingleTokenizer:
     """A `MotionTokenizer` as a `ClipTokenizer`."""
 
-    def __init__(self, tokenizer: MotionTokenizer):
+    def __init__(self, tokenizer: MotionTokenizer) -> None:
         self.parts = {ONLY_PART: tokenizer}
         self.fps, self.fingerprint, self.details = tokenizer.fps, tokenizer.fingerprint, tokenizer.details
         self._tokenizer = tokenizer

@@ -84,7 +84,7 @@ class _Decoder:
         source: Path | None,
         any_tokenizer: bool,
         matrices: bool,
-    ):
+    ) -> None:
         if source is not None and not source.exists():
             raise UserError(f"--source {source}: no such file or folder")
         self.tokenizer, self.out, self.overwrite = tokenizer, out, overwrite

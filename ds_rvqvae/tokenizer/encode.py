@@ -47,7 +47,7 @@ def encode_files(
 class _Encoder:
     suffixes = (".npz", ".npy", ".bvh")
 
-    def __init__(self, tokenizer: ClipTokenizer, out: Path, levels: int | None, overwrite: bool):
+    def __init__(self, tokenizer: ClipTokenizer, out: Path, levels: int | None, overwrite: bool) -> None:
         self.tokenizer, self.out, self.overwrite = tokenizer, out, overwrite
         checked_levels(levels, tokenizer.parts)
         self.levels = {part: levels or own.model.config.num_quantizers for part, own in tokenizer.parts.items()}

@@ -68,7 +68,7 @@ class FrechetFeatures:
         UserError: no such file, or no TorchScript.
     """
 
-    def __init__(self, file: Path, window: int):
+    def __init__(self, file: Path, window: int) -> None:
         self.file, self.window = file, window
         try:
             self._encoder = torch.jit.load(str(file), map_location="cpu").eval()

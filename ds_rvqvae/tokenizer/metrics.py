@@ -67,7 +67,7 @@ class ScoreSums:
         fps: float,
         skeleton: Skeleton | None = None,
         unit_std: Tensor | None = None,
-    ):
+    ) -> None:
         self.model, self.fps, self.skeleton = model, fps, skeleton
         device = mean.device
         self.mean, self.std = mean, std

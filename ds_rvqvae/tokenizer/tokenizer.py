@@ -62,7 +62,7 @@ class MotionTokenizer(nn.Module):
         layout: Layout,
         fps: float,
         details: dict[str, Any] | None = None,
-    ):
+    ) -> None:
         super().__init__()
         if not 0 < fps < math.inf:
             raise ValueError(f"fps is {fps}, not a number of frames a second")

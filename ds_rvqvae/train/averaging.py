@@ -20,7 +20,7 @@ class WeightAverage:
         engine: as it starts or was resumed; the average starts at its weights.
     """
 
-    def __init__(self, engine: deepspeed.DeepSpeedEngine, decay: float):
+    def __init__(self, engine: deepspeed.DeepSpeedEngine, decay: float) -> None:
         self._engine, self._decay = engine, decay
         self.updates = 0
         self._averages = [part.detach().float().clone() for part in self._weights()]

@@ -40,7 +40,7 @@ from ds_rvqvae.runs.checkpoints import (
 )
 
 
-class SaveFailed(Exception):
+class SaveFailedError(Exception):
     """A checkpoint could not be written; the older ones are as they were."""
 
 
@@ -64,7 +64,7 @@ def save_checkpoint(
         client_state: what DeepSpeed does not know; the same on all ranks.
 
     Raises:
-        SaveFailed: on every rank, where any rank could not write its part.
+        SaveFailedError: on every rank, where any rank could not write its part.
     """
     step, rank = engine.global_steps, dist.get_rank()
     unfinished, finished = folder / f"{UNFINISHED}{tag_of(step)}", folder / tag_of(step)
@@ -85,7 +85,7 @@ def save_checkpoint(
         failures = _on_rank_zero(lambda: _finish(manifest, unfinished, finished, keeping))
     if failures:
         _on_rank_zero(lambda: shutil.rmtree(unfinished, ignore_errors=True))
-        raise SaveFailed("; ".join(dict.fromkeys(failures)))
+        raise SaveFailedError("; ".join(dict.fromkeys(failures)))
     return finished
 
 

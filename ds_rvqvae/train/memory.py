@@ -16,7 +16,7 @@ import torch.distributed as dist
 from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.gpu.cards import CARDS
-from ds_rvqvae.gpu.nvml import IDLE_MEMORY, Gpu, NoDriver, list_gpus
+from ds_rvqvae.gpu.nvml import IDLE_MEMORY, Gpu, NoDriverError, list_gpus
 from ds_rvqvae.gpu.plan import CONTEXT_BYTES, NCCL_BYTES, Plan, largest_micro_batch, make_plan
 from ds_rvqvae.gpu.processes import Owners
 from ds_rvqvae.gpu.snapshot import Snapshot
@@ -42,7 +42,7 @@ _WORDS = (
 """How libraries say it whose errors are not torch's own `OutOfMemoryError`."""
 
 
-class OutOfMemory(RuntimeError):
+class OutOfMemory(RuntimeError):  # noqa: N818 - users read this name in their logs
     """A rank ran out of its device's memory; the message is one line."""
 
 
@@ -166,7 +166,7 @@ def others_on_card(uuid: str, own_bytes: int, own_pid: int | None = None) -> str
     own_pid = os.getpid() if own_pid is None else own_pid
     try:
         gpus = list_gpus()
-    except (NoDriver, UserError) as error:
+    except (NoDriverError, UserError) as error:
         return f"what else is on the card cannot be told ({error})"
     gpu = next((gpu for gpu in gpus if _bare(uuid) in [_bare(known.uuid) for known in (gpu, *gpu.slices)]), None)
     if gpu is None or gpu.error:

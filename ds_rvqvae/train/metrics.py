@@ -48,7 +48,7 @@ class MetricsFile:
         step: the step that the run goes on from.
     """
 
-    def __init__(self, file: Path, step: int):
+    def __init__(self, file: Path, step: int) -> None:
         kept: list[str] = []
         if file.exists():
             for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
@@ -107,7 +107,7 @@ class Board:
     checkpoint or, where the run died before its first, from the start.
     """
 
-    def __init__(self, engine: deepspeed.DeepSpeedEngine):
+    def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
         self._monitor, self._silent = engine.monitor, False
         # Ranks other than 0, and profiles without TensorBoard, have no writer.
         self._writer = getattr(engine.monitor.tb_monitor, "summary_writer", None)
@@ -148,7 +148,7 @@ class Board:
 class SpikeAlarm:
     """Says when a logged loss stands far above the ones before it."""
 
-    def __init__(self, earlier: Iterable[float | None] = (), remembered: int = 20, factor: float = 3.0):
+    def __init__(self, earlier: Iterable[float | None] = (), remembered: int = 20, factor: float = 3.0) -> None:
         self._losses = deque((loss for loss in earlier if loss is not None), maxlen=remembered)
         self._factor = factor
 
@@ -164,7 +164,7 @@ class SpikeAlarm:
 class MemoryAlarm:
     """Says, once for each rank, that its card is nearly full, and that torch had to empty its cache to find room."""
 
-    def __init__(self, full: float = 0.9):
+    def __init__(self, full: float = 0.9) -> None:
         self._full = full
         self._said: set[tuple[str, int]] = set()
 

@@ -118,7 +118,7 @@ class Memory(Protocol):
 class CudaMemory:
     """A card's memory as torch's allocator counts it, on the host."""
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device) -> None:
         self._device = device
         self.total_bytes: int | None = torch.cuda.get_device_properties(device).total_memory
         self._earlier_retries = torch.cuda.memory_stats(device).get("num_alloc_retries", 0)
@@ -158,7 +158,7 @@ class RankMeter:
         memory: what counts its tensors; the device's own where None.
     """
 
-    def __init__(self, device: torch.device, card: str | None = None, memory: Memory | None = None):
+    def __init__(self, device: torch.device, card: str | None = None, memory: Memory | None = None) -> None:
         self._device = device
         on_card = device.type == "cuda"
         if card is None and on_card:

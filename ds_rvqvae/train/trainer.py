@@ -26,7 +26,7 @@ from ds_rvqvae.runs.heartbeat import Heartbeat
 from ds_rvqvae.runs.tokenizers import make_tokenizer, motion_state
 from ds_rvqvae.tokenizer.evaluation import evaluate_split, held_out_split
 from ds_rvqvae.train.averaging import WeightAverage
-from ds_rvqvae.train.checkpointer import Keeping, SaveFailed, save_checkpoint
+from ds_rvqvae.train.checkpointer import Keeping, SaveFailedError, save_checkpoint
 from ds_rvqvae.train.engine import fp32_model, learning_rate
 from ds_rvqvae.train.first_latents import count_steps, stretch
 from ds_rvqvae.train.metrics import Board, MemoryAlarm, MetricsFile, SpikeAlarm, logger
@@ -69,7 +69,7 @@ class Trainer:
         client_state: dict[str, Any],
         agreement: Agreement,
         heartbeat: Heartbeat,
-    ):
+    ) -> None:
         self.agreement, self.heartbeat = agreement, heartbeat
         self.engine, self.profile, self.data, self.run_folder = engine, profile, data, run_folder
         self.model = engine.module
@@ -314,7 +314,7 @@ class Trainer:
         """Saves, unless this step is saved already; a failure is reported and tried again at the next interval.
 
         Raises:
-            SaveFailed: after as many failures in a row as are tolerated.
+            SaveFailedError: after as many failures in a row as are tolerated.
         """
         if self.saved_step == self.step:
             return
@@ -328,7 +328,7 @@ class Trainer:
         keeping = Keeping(self.settings.keep_checkpoints, self.settings.keep_every, self.is_best)
         try:
             saved = save_checkpoint(self.engine, self.run_folder / "checkpoints", {"rvqvae": state}, keeping)
-        except SaveFailed as failure:
+        except SaveFailedError as failure:
             self.failed_saves += 1
             logger.warning("step %d: no checkpoint saved, the older ones stay: %s", self.step, failure)
             if self.failed_saves >= _TOLERATED_FAILED_SAVES or self.step == self.settings.total_iter:

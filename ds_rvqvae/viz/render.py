@@ -38,7 +38,7 @@ class Animation:
         frames: int64, the frames of the comparison that are shown.
     """
 
-    def __init__(self, comparison: Comparison, fps: float, size: tuple[int, int]):
+    def __init__(self, comparison: Comparison, fps: float, size: tuple[int, int]) -> None:
         self.comparison, self.fps, self.size = comparison, fps, size
         count = max(int(len(comparison.truth) * fps / comparison.fps + 1e-9), 1)
         self.frames = np.minimum(

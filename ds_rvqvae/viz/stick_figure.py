@@ -62,7 +62,7 @@ class StickFigure:
 
     def __init__(
         self, axes: Axes, skeleton: Skeleton, color: str | None = None, width: float = 2.5, animated: bool = False
-    ):
+    ) -> None:
         names, parents = [name.lower() for name in skeleton.joint_names], np.asarray(skeleton.parents)
         self._head = names.index("head") if "head" in names[1:] else None
         # Jaw and eyes would only clutter the ring.

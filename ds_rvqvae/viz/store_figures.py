@@ -48,7 +48,7 @@ class FigureDrawing:
         row_heights: inches of each row on the page.
     """
 
-    def __init__(self, look: Look):
+    def __init__(self, look: Look) -> None:
         assert look.figure is not None
         self._look = look
         self._poses = _poses(look, look.figure)

@@ -3,7 +3,7 @@
 import pynvml
 import pytest
 
-from ds_rvqvae.gpu.nvml import IDLE_MEMORY, Gpu, GpuProcess, NoDriver, list_gpus
+from ds_rvqvae.gpu.nvml import IDLE_MEMORY, Gpu, GpuProcess, NoDriverError, list_gpus
 
 
 def has_driver() -> bool:
@@ -25,7 +25,7 @@ def test_the_binding_is_the_maintained_one():
 
 @pytest.mark.skipif(has_driver(), reason="this machine has a driver")
 def test_without_a_driver():
-    with pytest.raises(NoDriver):
+    with pytest.raises(NoDriverError):
         list_gpus()
 
 

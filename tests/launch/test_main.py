@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ds_rvqvae.errors import ExitStatus, UserError
-from ds_rvqvae.gpu.nvml import Gpu, GpuProcess, NoDriver, list_gpus
+from ds_rvqvae.gpu.nvml import Gpu, GpuProcess, NoDriverError, list_gpus
 from ds_rvqvae.gpu.processes import Owners
 from ds_rvqvae.gpu.snapshot import Snapshot
 from ds_rvqvae.launch.main import DEEPSPEED_SWITCHES, DEEPSPEED_VALUES
@@ -25,7 +25,7 @@ CPU = {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": "8"}
 def has_driver() -> bool:
     try:
         return bool(list_gpus())
-    except NoDriver:
+    except NoDriverError:
         return False
 
 

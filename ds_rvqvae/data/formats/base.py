@@ -12,7 +12,7 @@ import numpy as np
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats import npz
-from ds_rvqvae.data.formats.npz import LARGEST, Header, Refused, open_npz, read_npy
+from ds_rvqvae.data.formats.npz import LARGEST, Header, RefusedError, open_npz, read_npy
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import Clip, ClipError, LeftOut, Take, check_clip, check_finite
 from ds_rvqvae.motion.layout import rotation_columns
@@ -36,7 +36,7 @@ class Reader(ABC):
     certain: ClassVar[bool] = False
     """Whether `matches` leaves no doubt, whatever else lies in the folder."""
 
-    def __init__(self, path: Path, config: DataConfig):
+    def __init__(self, path: Path, config: DataConfig) -> None:
         self.path = path
         self.config = config
         self.notes: tuple[str, ...] = ()
@@ -164,7 +164,7 @@ def _readable() -> Iterator[None]:
         yield
     except ClipError:
         raise
-    except Refused as error:
+    except RefusedError as error:
         raise ClipError(str(error)) from None
     except OSError as error:
         raise ClipError(f"cannot be read: {error.strerror or error}") from None

@@ -119,7 +119,7 @@ def _header(text: TextIO) -> str:
 class _Words:
     """The words of a header, braces by themselves."""
 
-    def __init__(self, text: str):
+    def __init__(self, text: str) -> None:
         self.text, self.position = text, 0
 
     def next(self) -> str:
@@ -155,7 +155,7 @@ class _Words:
 class _Node:
     """A joint while it is being read."""
 
-    def __init__(self, name: str, parent: int):
+    def __init__(self, name: str, parent: int) -> None:
         self.name, self.parent = name, parent
         self.offset: tuple[float, ...] | None = None
         self.channels: tuple[str, ...] | None = None

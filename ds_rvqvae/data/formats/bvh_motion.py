@@ -36,7 +36,7 @@ class BvhReader(Reader):
     format = "BVH"
     key = "bvh"
 
-    def __init__(self, path: Path, config: DataConfig):
+    def __init__(self, path: Path, config: DataConfig) -> None:
         super().__init__(path, config)
         refuse_speakers(config, path)
         if path.is_file():

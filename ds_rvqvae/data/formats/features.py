@@ -54,7 +54,7 @@ class FeatureFolderReader(Reader):
     format = ".npy or .npz feature matrices"
     key = "features"
 
-    def __init__(self, path: Path, config: DataConfig):
+    def __init__(self, path: Path, config: DataConfig) -> None:
         super().__init__(path, config)
         refuse_speakers(config, path)
         self._folder = path
@@ -219,7 +219,7 @@ class PackedReader(Reader):
     parallel = False
     certain = True
 
-    def __init__(self, path: Path, config: DataConfig):
+    def __init__(self, path: Path, config: DataConfig) -> None:
         super().__init__(path, config)
         refuse_speakers(config, path)
 

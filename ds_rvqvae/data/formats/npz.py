@@ -31,7 +31,7 @@ _CHUNK = 2**20
 NO_PICKLE = "no NumPy file of plain arrays; pickled Python objects are never loaded"
 
 
-class Refused(ValueError):
+class RefusedError(ValueError):
     """Why a file or an array is not read."""
 
 
@@ -57,20 +57,20 @@ class Header(NamedTuple):
 class Npz:
     """The arrays of an npz archive, by key; closes with the file."""
 
-    def __init__(self, stream: BinaryIO):
-        """Raises Refused, or what zipfile raises on a damaged archive."""
+    def __init__(self, stream: BinaryIO) -> None:
+        """Raises RefusedError, or what zipfile raises on a damaged archive."""
         magic = stream.read(6)
         if magic == np.lib.format.MAGIC_PREFIX:
-            raise Refused("a single array under the name of an npz archive")
+            raise RefusedError("a single array under the name of an npz archive")
         if magic and not magic.startswith(b"PK"):
-            raise Refused(NO_PICKLE)
+            raise RefusedError(NO_PICKLE)
         self._archive = zipfile.ZipFile(stream)
         self._size = stream.seek(0, io.SEEK_END)
         self._members: dict[str, zipfile.ZipInfo] = {}
         for member in self._archive.infolist():
             key = member.filename.removesuffix(".npy")
             if key in self._members:
-                raise Refused(f"damaged: {key[:40]} stands twice in the archive")
+                raise RefusedError(f"damaged: {key[:40]} stands twice in the archive")
             self._members[key] = member
         self._check_places()
 
@@ -79,90 +79,90 @@ class Npz:
         return list(self._members)
 
     def header(self, key: str) -> Header:
-        """What an array declares; raises Refused."""
+        """What an array declares; raises RefusedError."""
         with self._open(self._members[key]) as content:
             return _read_header(content)
 
     def read(self, key: str, largest: int = LARGEST) -> np.ndarray:
-        """An array; raises Refused."""
+        """An array; raises RefusedError."""
         member = self._members[key]
         if member.file_size > largest + _LONGEST_HEADER + 12:
-            raise Refused(_too_large(key, member.file_size, largest))
+            raise RefusedError(_too_large(key, member.file_size, largest))
         if member.file_size > max(_BOMB, _BOMB_RATIO * self._size):
-            raise Refused(f"{key} takes {member.file_size:,} bytes and its archive {self._size:,}: a zip bomb")
+            raise RefusedError(f"{key} takes {member.file_size:,} bytes and its archive {self._size:,}: a zip bomb")
         with self._open(member) as content:
             array = _read_array(content, member.file_size, key, largest)
             if content.read(1):  # which also has zipfile look at the checksum
-                raise Refused(f"damaged: {key} has more bytes than the archive says")
+                raise RefusedError(f"damaged: {key} has more bytes than the archive says")
             return array
 
     def _open(self, member: zipfile.ZipInfo) -> BinaryIO:
         name = member.filename[:40]
         if member.flag_bits & 0x41:
-            raise Refused(f"{name} is encrypted")
+            raise RefusedError(f"{name} is encrypted")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise Refused(f"{name} is compressed in a way that NumPy does not write")
+            raise RefusedError(f"{name} is compressed in a way that NumPy does not write")
         ratio = 1 if member.compress_type == zipfile.ZIP_STORED else _DEFLATE
         if not member.compress_size <= member.file_size + _CHUNK or member.file_size > ratio * member.compress_size:
-            raise Refused(f"damaged: {name} cannot have {member.file_size} bytes in {member.compress_size}")
+            raise RefusedError(f"damaged: {name} cannot have {member.file_size} bytes in {member.compress_size}")
         longer = copy.copy(member)
         longer.file_size += 1  # so that a byte too many is seen
         return self._archive.open(longer)
 
     def _check_places(self) -> None:
-        """Raises Refused where members share bytes, as those of a zip bomb do, or lie outside the file."""
+        """Raises RefusedError where members share bytes, as those of a zip bomb do, or lie outside the file."""
         if len(self._members) > _MOST_ARRAYS:
-            raise Refused(f"{len(self._members)} arrays in one archive, more than {_MOST_ARRAYS}")
+            raise RefusedError(f"{len(self._members)} arrays in one archive, more than {_MOST_ARRAYS}")
         members = sorted(self._members.values(), key=lambda member: member.header_offset)
         starts = [*(member.header_offset for member in members), self._archive.start_dir]
         for member, start, following in zip(members, starts, starts[1:], strict=False):
             if start < 0 or start + _LOCAL_HEADER + member.compress_size > following:
-                raise Refused(f"damaged: {member.filename[:40]} overlaps what follows it in the archive")
+                raise RefusedError(f"damaged: {member.filename[:40]} overlaps what follows it in the archive")
 
 
 @contextmanager
 def open_npz(file: Path) -> Iterator[Npz]:
-    """The arrays of an npz; raises Refused, OSError, or what zipfile raises on a damaged archive."""
+    """The arrays of an npz; raises RefusedError, OSError, or what zipfile raises on a damaged archive."""
     with open_regular(file) as stream:
         yield Npz(stream)
 
 
 def read_npy(file: Path, largest: int = LARGEST) -> np.ndarray:
-    """The array of a `.npy` file; raises Refused or OSError."""
+    """The array of a `.npy` file; raises RefusedError or OSError."""
     with open_regular(file) as stream:
         return _read_array(stream, file.stat().st_size, "the array", largest)
 
 
 def npy_header(file: Path) -> Header:
-    """What a `.npy` file declares; raises Refused or OSError."""
+    """What a `.npy` file declares; raises RefusedError or OSError."""
     with open_regular(file) as stream:
         return _read_header(stream)
 
 
 def open_regular(file: Path) -> BinaryIO:
-    """A file opened for reading; raises Refused for a folder, a pipe or a device, which are not opened."""
+    """A file opened for reading; raises RefusedError for a folder, a pipe or a device, which are not opened."""
     mode = file.stat().st_mode
     if not stat.S_ISREG(mode):
-        raise Refused("a folder, not a file" if stat.S_ISDIR(mode) else "no regular file")
+        raise RefusedError("a folder, not a file" if stat.S_ISDIR(mode) else "no regular file")
     return file.open("rb")
 
 
 def _read_header(stream: BinaryIO) -> Header:
     magic = stream.read(8)
     if magic.startswith(b"PK"):
-        raise Refused("an npz archive under the name of a single array")
+        raise RefusedError("an npz archive under the name of a single array")
     if magic and not magic.startswith(np.lib.format.MAGIC_PREFIX):
-        raise Refused(NO_PICKLE)
+        raise RefusedError(NO_PICKLE)
     if len(magic) < 8 or magic[6:] not in (b"\x01\x00", b"\x02\x00", b"\x03\x00"):
-        raise Refused("damaged or cut short: no NumPy header")
+        raise RefusedError("damaged or cut short: no NumPy header")
     size_bytes = 2 if magic[6] == 1 else 4
     size = stream.read(size_bytes)
     length = int.from_bytes(size, "little")
     if length > _LONGEST_HEADER:
-        raise Refused(f"damaged: a header of {length} bytes")
+        raise RefusedError(f"damaged: a header of {length} bytes")
     text = stream.read(length)
     if len(size) < size_bytes or len(text) < length:
-        raise Refused("damaged or cut short: no whole NumPy header")
+        raise RefusedError("damaged or cut short: no whole NumPy header")
     read = np.lib.format.read_array_header_1_0 if magic[6] == 1 else np.lib.format.read_array_header_2_0
     shape, fortran_order, dtype = read(io.BytesIO(size + text))
     return Header(shape, dtype, fortran_order, 8 + size_bytes + length)
@@ -172,29 +172,29 @@ def _read_array(stream: BinaryIO, size: int, what: str, largest: int) -> np.ndar
     """The array in a stream that should have `size` bytes."""
     header = _read_header(stream)
     if header.dtype.hasobject:
-        raise Refused(NO_PICKLE)
+        raise RefusedError(NO_PICKLE)
     if header.dtype.kind == "V" or not header.dtype.itemsize:
-        raise Refused(f"{what} holds {str(header.dtype)[:40]}, not numbers")
+        raise RefusedError(f"{what} holds {str(header.dtype)[:40]}, not numbers")
     if any(not 0 <= length <= 2**48 for length in header.shape):
-        raise Refused(f"damaged: {what} has shape {str(list(header.shape))[:60]}")
+        raise RefusedError(f"damaged: {what} has shape {str(list(header.shape))[:60]}")
     if header.nbytes > largest:
-        raise Refused(_too_large(what, header.nbytes, largest))
+        raise RefusedError(_too_large(what, header.nbytes, largest))
     if header.nbytes != size - header.start:
         words = f"declares {header.nbytes} bytes of numbers and has {size - header.start}"
-        raise Refused(f"damaged or cut short: {what} {words}")
+        raise RefusedError(f"damaged or cut short: {what} {words}")
     content = np.empty(header.nbytes, np.uint8)  # memory is only taken as it is written to
     done = 0
     while done < header.nbytes:
         chunk = stream.read(min(_CHUNK, header.nbytes - done))
         if not chunk:
-            raise Refused(f"damaged or cut short: {what} ends after {done} of {header.nbytes} bytes")
+            raise RefusedError(f"damaged or cut short: {what} ends after {done} of {header.nbytes} bytes")
         content[done : done + len(chunk)] = np.frombuffer(chunk, np.uint8)
         done += len(chunk)
     if (
         header.dtype.kind == "U"
         and (content.view(np.dtype("u4").newbyteorder(header.dtype.byteorder)) > 0x10FFFF).any()
     ):
-        raise Refused(f"damaged: {what} holds what is no text")  # which NumPy would make strings of all the same
+        raise RefusedError(f"damaged: {what} holds what is no text")  # which NumPy would make strings of all the same
     values = content.view(header.dtype)
     return values.reshape(header.shape[::-1]).T if header.fortran_order else values.reshape(header.shape)
 

@@ -57,7 +57,7 @@ class SmplReader(Reader):
     key = "smpl"
     has_body_parts = True
 
-    def __init__(self, path: Path, config: DataConfig):
+    def __init__(self, path: Path, config: DataConfig) -> None:
         super().__init__(path, config)
         refuse_speakers(config, path)
         if path.is_file():
@@ -183,7 +183,7 @@ class Beat2Reader(Reader):
     has_body_parts = True
     certain = True
 
-    def __init__(self, path: Path, config: DataConfig):
+    def __init__(self, path: Path, config: DataConfig) -> None:
         super().__init__(path, config)
         self._split_file: Path | None = None
         if path.is_file():

@@ -23,7 +23,7 @@ class SplitLists:
     data's own folder first; or else, without some of the folders that the data have (`01_01` is `01/01_01`).
     """
 
-    def __init__(self, *folders: Path):
+    def __init__(self, *folders: Path) -> None:
         """Reads the lists; raises UserError where one cannot be read. The data's own folder comes first."""
         self.files: list[Path] = []
         self._splits: dict[str, int] = {}  # a bit for each of `LISTED`

@@ -30,7 +30,7 @@ _LOOKED_AT = 9
 """Clips whose columns are compared, to find the usual ones."""
 
 
-class PackerKilled(UserError):
+class PackerKilledError(UserError):
     """A process that packed clips was killed; what is packed stays."""
 
 
@@ -53,7 +53,7 @@ def pack_all(
     """Packs the shards that are not yet in `folder`, a folder of shards alone, and removes what does not belong there.
 
     Raises:
-        PackerKilled.
+        PackerKilledError.
         OSError: the disk is full, or cannot be written.
     """
     started = time.perf_counter()
@@ -79,7 +79,7 @@ def pack_all(
 class _Progress:
     """A bar of clips with hours and how much faster than they were recorded."""
 
-    def __init__(self, total: int, kept: int, frames: int, fps: float, progress: bool):
+    def __init__(self, total: int, kept: int, frames: int, fps: float, progress: bool) -> None:
         self._frames, self._new, self._fps = frames, 0, fps
         self._started = time.perf_counter()
         self._bar = tqdm(
@@ -122,7 +122,7 @@ def _in_processes(
                 bar.advance(work.clips, work.frames)
                 yield work
     except BrokenProcessPool:
-        raise PackerKilled(
+        raise PackerKilledError(
             f"{reader.path}: a process that was packing clips was killed, perhaps for want of memory; the same command "
             "goes on from here, with --workers 1 in less memory",
             ExitStatus.FAILED,

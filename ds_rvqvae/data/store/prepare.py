@@ -17,7 +17,7 @@ from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.base import Reader
 from ds_rvqvae.data.formats.readers import open_reader
 from ds_rvqvae.data.store.assembly import assemble, own_statistics, quarantine_of
-from ds_rvqvae.data.store.packing import Packed, PackerKilled, first_layout, pack_all
+from ds_rvqvae.data.store.packing import Packed, PackerKilledError, first_layout, pack_all
 from ds_rvqvae.data.store.shards import ShardFacts, plan_shards, shard_files
 from ds_rvqvae.data.store.store import SHARDS, VERSION, Store, holds_only_a_store, is_store, open_store, write_json
 from ds_rvqvae.errors import UserError
@@ -97,7 +97,7 @@ def prepare(
 class _Job:
     """What is to be packed, and how."""
 
-    def __init__(self, reader: Reader, strict: bool, workers: int, progress: bool):
+    def __init__(self, reader: Reader, strict: bool, workers: int, progress: bool) -> None:
         self.reader, self.strict, self.workers, self.progress = reader, strict, workers, progress
         self.settings = settings_of(reader.config)
         self.fingerprint = _fingerprint(reader, self.settings)
@@ -283,7 +283,7 @@ def _removed_after_refusal(building: Path) -> Iterator[None]:
     """Data that are refused leave nothing behind; what a full disk or a kill stops is gone on from."""
     try:
         yield
-    except PackerKilled:
+    except PackerKilledError:
         raise
     except UserError:
         shutil.rmtree(building, ignore_errors=True)

@@ -71,7 +71,7 @@ def shard_files(folder: Path, index: int) -> tuple[Path, Path]:
 class ShardFacts:
     """What went into a shard, what did not, and what its numbers are like: the content of its `.json`."""
 
-    def __init__(self, columns: int):
+    def __init__(self, columns: int) -> None:
         self.clips: list[tuple[str, int, str | None]] = []
         """Names, frames, and the data's own split."""
         self.takes: list[TakeFacts] = []

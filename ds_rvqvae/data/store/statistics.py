@@ -14,7 +14,7 @@ class RunningStatistics:
     Source: T. Chan, G. Golub, R. LeVeque, "Algorithms for Computing the Sample Variance", 1983.
     """
 
-    def __init__(self, columns: int):
+    def __init__(self, columns: int) -> None:
         self.count = 0
         self.minimum = np.full(columns, np.inf, np.float32)
         self.maximum = np.full(columns, -np.inf, np.float32)

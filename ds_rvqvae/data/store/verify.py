@@ -40,7 +40,7 @@ class Damage:
         return f"{self.file}: {'; '.join(self.problems)}{clips or one}"
 
 
-class _Stopped(Exception):
+class _StoppedError(Exception):
     """Another thread failed, or the user gave up."""
 
 
@@ -129,7 +129,7 @@ def _read_rows(
     bad, first = [], 0
     while True:
         if stop.is_set():
-            raise _Stopped
+            raise _StoppedError
         count = _fill(content, buffer)
         block = memoryview(buffer)[:count]
         digest.update(block)

@@ -78,7 +78,7 @@ class RunRecord:
         return f"run-{self.number:03d}"
 
 
-class RunFailed(Exception):
+class RunFailedError(Exception):
     """A start of a run that neither trained nor ended as it should."""
 
 
@@ -132,13 +132,13 @@ class Life:
         return False
 
     def wait_until(self, true: Callable[[], object], seconds: float, pause: float = 0.02) -> bool:
-        """False where the launcher ended first; raises RunFailed after `seconds`."""
+        """False where the launcher ended first; raises RunFailedError after `seconds`."""
         deadline = time.monotonic() + seconds
         while not true():
             if self.launcher.poll() is not None:
                 return False
             if time.monotonic() > deadline:
-                raise RunFailed(f"waited {seconds:.0f} s in vain")
+                raise RunFailedError(f"waited {seconds:.0f} s in vain")
             time.sleep(pause)
         return True
 
@@ -209,7 +209,7 @@ class Driver:
                     first_seen.setdefault(name, last_seen[name])
                 time.sleep(0.001)
             if life.launcher.returncode != ExitStatus.DONE:
-                raise RunFailed(f"the reference run ended with {life.launcher.returncode}:\n{life.said()[-2000:]}")
+                raise RunFailedError(f"the reference run ended with {life.launcher.returncode}:\n{life.said()[-2000:]}")
         finally:
             life.kill_all()
         self.save_seconds = median(last_seen[name] - first_seen[name] for name in last_seen)
@@ -237,7 +237,7 @@ class Driver:
                     _note_resume(record, life)
                     self._check_end(life, record)
                     break
-        except RunFailed as failure:
+        except RunFailedError as failure:
             record.faults.append(f"start {record.starts}: {failure}; it said: {_tail(life.said())}")
         finally:
             if life is not None:
@@ -310,7 +310,7 @@ class Driver:
     def _check_end(self, life: Life, record: RunRecord) -> None:
         status = life.launcher.returncode
         if status != ExitStatus.DONE:
-            raise RunFailed(f"ended by itself with status {status}")
+            raise RunFailedError(f"ended by itself with status {status}")
         record.faults += [f"left after the end: {process}" for process in life.processes()]
         found = differences(self.work / "runs" / record.name, self.work / "runs" / "reference")
         record.compared_equal = not found
