@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 
 from ds_rvqvae.cli.common import add_json_flag, print_result
-from ds_rvqvae.config.flags import add_training_flags, profile_from_flags
+from ds_rvqvae.config.flags import add_training_flags
+from ds_rvqvae.config.request import flags_of
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.gpu.sizes import transfers_of
 from ds_rvqvae.runs.heartbeat import Heartbeat
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     add_json_flag(parser)
     args = parser.parse_args()
-    profile = profile_from_flags(args)
+    profile = flags_of(args).request().profile
     calls: Counter = Counter()
     count_payloads(calls)
     # After that, since DeepSpeed keeps the functions that it finds when it is imported.

@@ -6,17 +6,17 @@ Every field of the profile's `rvqvae` object is a flag of its own name; a few of
 import argparse
 import difflib
 import json
-import os
 import types
 import typing
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from ds_rvqvae.config.data import BODY_PARTS, is_part_name
-from ds_rvqvae.config.profile import REFERENCE_RANKS, Profile, RvqvaeConfig, load_profile, section_at
-from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.config.profile import RvqvaeConfig, section_at
+from ds_rvqvae.errors import ExitStatus
 
 ON_OFF = {"on": "true", "off": "false"}
 PRECISIONS = {"bf16": "true", "no": "false"}
@@ -35,21 +35,18 @@ PROFILE_FLAGS = {
     **DEEPSPEED_FLAGS,
     **{
         "data_path" if (section, name) == ("data", "path") else name: f"rvqvae.{section}.{name}"
-        for section, section_field in RvqvaeConfig.model_fields.items()
-        for name in section_field.annotation.model_fields
+        for section in RvqvaeConfig.model_fields
+        for name in type(getattr(RvqvaeConfig(), section)).model_fields
     },
 }
 """Every flag that sets a key of the profile: flag to JSON path."""
-
-RUN_FLAGS = ("profile", "out", "name", "resume", "set")
-"""Flags that are about the run, not about the profile's keys."""
 
 
 class FlagParser(argparse.ArgumentParser):
     """A parser whose refusals are one line on stderr and exit status 2; abbreviated flags are refused."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **{**keywords, "allow_abbrev": False})
 
     def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ")
@@ -74,7 +71,7 @@ class FlagParser(argparse.ArgumentParser):
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds every flag of training to `parser`; `profile_from_flags` makes a profile of what they were set to."""
+    """Adds every flag of training to `parser`; see `config.request` for what becomes of them."""
     run = parser.add_argument_group("run")
     run.add_argument(
         "--profile",
@@ -108,62 +105,11 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
         groups[title].add_argument(f"--{flag}", **_argument_of(flag, path))
 
 
-def profile_from_flags(args: argparse.Namespace) -> Profile:
-    """The profile that the flags ask for: the file, then the flags, then `--set`, which has the last word.
-
-    Without `--profile` that is the one of the run that `--resume` names, else baseline; `args.profile` says which.
-    Without `--data_path` and a path in the profile, motion comes from the environment variable DS_RVQVAE_DATA.
-
-    Raises:
-        UserError: several body parts, of which a profile has one; or see `load_profile`.
-    """
-    if len(body_parts_of(args)) > 1:
-        raise UserError(
-            f"--body_part {args.body_part}: a run trains one part; launch/train_8x4090.sh trains several in turn"
-        )
-    if args.profile is None:
-        resumed = Path(str(args.resume), "profile.json")
-        args.profile = str(resumed) if resumed.is_file() else "baseline"
-    overrides = [
-        f"{path}={_json_value(flag, path, getattr(args, flag))}"
-        for flag, path in PROFILE_FLAGS.items()
-        if getattr(args, flag) is not None
-    ]
-    profile = load_profile(args.profile, [*overrides, *args.set])
-    training, data = profile.rvqvae.training, profile.rvqvae.data
-    if training.reference_batch is None:
-        # Of the file as it stands: `--batch_size` is what the learning rate is to be scaled by. Always kept, so that a
-        # resume that asks for `--scale_lr` knows it.
-        training.reference_batch = load_profile(args.profile).global_batch(REFERENCE_RANKS)
-    data.path = data.path or os.environ.get("DS_RVQVAE_DATA") or None
-    paths = [(data, "path"), (data, "mean_file"), (data, "std_file"), (training, "init_from")]
-    for section, name in paths:
-        if getattr(section, name) is not None:
-            setattr(section, name, str(Path(getattr(section, name)).expanduser().absolute()))
-    return profile
-
-
-def body_parts_of(args: argparse.Namespace) -> list[str]:
-    """The body parts that `--body_part` names; empty where it is left to the profile."""
-    return args.body_part.split(",") if args.body_part else []
-
-
-def training_arguments(args: argparse.Namespace) -> list[str]:
-    """The training flags of `args` as a command line for `ds_rvqvae.train`."""
-    line = []
-    for flag in (*RUN_FLAGS, *PROFILE_FLAGS):
-        value = getattr(args, flag)
-        if value is True:
-            line.append(f"--{flag}")
-        elif value not in (None, False):
-            for text in map(str, value if isinstance(value, list) else [value]):
-                line += [f"--{flag}={text}"] if text.startswith("-") else [f"--{flag}", text]
-    return line
-
-
-def _field(path: str) -> Any:
-    *section, name = path.split(".")
-    return section_at(section).model_fields[name]
+def _field(path: str) -> FieldInfo:
+    *above, name = path.split(".")
+    section = section_at(above)
+    assert section is not None
+    return section.model_fields[name]
 
 
 def _kinds(annotation: Any) -> list[Any]:
@@ -226,9 +172,9 @@ def _argument_of(flag: str, path: str) -> dict[str, Any]:
     return keywords
 
 
-def _json_value(flag: str, path: str, text: str) -> str:
+def json_value(flag: str, text: str) -> str:
     """What a flag was given, as the JSON value of its key."""
-    annotation = _field(path).annotation
+    annotation = _field(PROFILE_FLAGS[flag]).annotation
     if flag == "mixed_precision":
         return PRECISIONS[text]
     if annotation is bool:

@@ -1,18 +1,16 @@
 """Several body parts, trained in turn: a run each inside one folder, and the tokenizer of the body that they make."""
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ds_rvqvae.config.flags import body_parts_of, profile_from_flags
+from ds_rvqvae.config.request import Flags, Request, Start
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.launch.hosts import Ranks
 from ds_rvqvae.launch.supervise import Signals, say
 from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, Layout, check_disjoint
-from ds_rvqvae.runs.checkpoints import is_tag
 from ds_rvqvae.runs.folder import check_out_folder, choose_run_folder
 
 TOKENIZER = "tokenizer"
@@ -23,7 +21,7 @@ TOKENIZER = "tokenizer"
 class CheckedRun:
     """A run that may start."""
 
-    args: argparse.Namespace
+    request: Request
     folder: Path
     ranks: Ranks
     data: MotionData
@@ -37,36 +35,43 @@ class CheckedRun:
 class Body:
     """A folder of runs, one for each of several body parts."""
 
-    args: argparse.Namespace
+    flags: Flags
     """What the launcher was given."""
-    parts: Sequence[str]
     folder: Path
 
     @classmethod
-    def of(cls, args: argparse.Namespace) -> "Body":
+    def of(cls, flags: Flags) -> "Body":
         """The body that `--body_part upper,hands` asks for. Creates nothing.
 
         Raises:
             UserError: parts that are not known or overlap, or a folder that cannot be theirs.
         """
-        body = cls(args, body_parts_of(args), _body_folder(args))
-        data = [profile_from_flags(each).rvqvae.data for each in body.flags_by_part()]
+        body = cls(flags, _body_folder(flags))
+        data = [request.profile.rvqvae.data for request in body.requests()]
         # As far as can be told without the motion: joints as they are written, patterns and numbers too.
         body._check_disjoint([{**BODY_PART_CHANNELS, **(own.body_parts or {})}[own.body_part] for own in data])
         return body
 
-    def flags_by_part(self) -> list[argparse.Namespace]:
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return self.flags.parts
+
+    def flags_by_part(self) -> list[Flags]:
         """The flags of each part's run, in turn. A resumed part brings its own profile, a new one that of another."""
-        shared = vars(self.args)
-        runs = _runs_in(self.folder) if isinstance(self.args.resume, str) else []
+        start = Start("newest" if self.flags.start.resumes else "new")
+        runs = _runs_in(self.folder) if self.flags.start.folder is not None else []
         found = []
         for part in self.parts:
-            profile = self.args.profile
+            profile = self.flags.profile
             if profile is None and runs:
                 profile = str(self.folder / (part if part in runs else runs[0]) / "profile.json")
-            own = {"body_part": part, "out": self.folder, "name": part, "resume": bool(self.args.resume)}
-            found.append(argparse.Namespace(**{**shared, **own, "profile": profile}))
+            own = replace(self.flags, out=self.folder, name=part, start=start, profile=profile)
+            found.append(own.with_key("body_part", part))
         return found
+
+    def requests(self) -> list[Request]:
+        """What is asked for each part, in turn."""
+        return [flags.request() for flags in self.flags_by_part()]
 
     def check(self, data: Sequence[MotionData], disk_bytes: int) -> None:
         """Checks all parts' runs together, once each has been checked by itself.
@@ -77,7 +82,7 @@ class Body:
         for motion in data:
             if motion.body_part is None:
                 raise UserError(
-                    f"--body_part {self.args.body_part}: {motion.config.path} has no body parts to select; leave it "
+                    f"--body_part {self._named}: {motion.config.path} has no body parts to select; leave it "
                     "out, or define parts of your own by rvqvae.data.body_parts"
                 )
         self._check_disjoint([[channels.name for channels in motion.layout] for motion in data])
@@ -88,7 +93,11 @@ class Body:
         try:
             check_disjoint(zip(self.parts, joints, strict=True))
         except UserError as error:
-            raise UserError(f"--body_part {self.args.body_part}: {error}") from None
+            raise UserError(f"--body_part {self._named}: {error}") from None
+
+    @property
+    def _named(self) -> str:
+        return ",".join(self.parts)
 
     def train(
         self, runs: Sequence[CheckedRun], train: Callable[[CheckedRun], ExitStatus], signals: Signals
@@ -132,12 +141,12 @@ class Body:
         say(f"tokenizer of {', '.join(self.parts)}: {self.folder / TOKENIZER}")
 
 
-def check_no_body(args: argparse.Namespace) -> None:
+def check_no_body(flags: Flags) -> None:
     """Raises UserError where the run of a single part would go into a folder of several parts' runs."""
-    if isinstance(args.resume, str) and not is_tag(args.resume):
-        folder = Path(args.resume)
-    elif args.name:
-        folder = args.out / args.name
+    if flags.start.folder is not None:
+        folder = flags.start.folder
+    elif flags.name:
+        folder = flags.out / flags.name
     else:
         return
     runs = _runs_in(folder)
@@ -148,16 +157,17 @@ def check_no_body(args: argparse.Namespace) -> None:
         )
 
 
-def _body_folder(args: argparse.Namespace) -> Path:
+def _body_folder(flags: Flags) -> Path:
     """The folder that the parts' runs go into."""
-    if not isinstance(args.resume, str):
-        folder = choose_run_folder(args.out, args.name, args.profile or "baseline", "body", args.resume)
-    elif is_tag(args.resume):
-        raise UserError(f"--resume {args.resume}: a checkpoint of one part; give --resume alone, or one --body_part")
+    start = flags.start
+    if start.tag is not None:
+        raise UserError(f"--resume {start.tag}: a checkpoint of one part; give --resume alone, or one --body_part")
+    if start.folder is None:
+        folder = choose_run_folder(flags.out, flags.name, flags.profile or "baseline", "body", start)
     else:
-        folder = Path(args.resume)
+        folder = start.folder
         if not _runs_in(folder):
-            raise UserError(f"--resume {folder}: no part's run is in it ({', '.join(body_parts_of(args))})")
+            raise UserError(f"--resume {folder}: no part's run is in it ({', '.join(flags.parts)})")
     if (folder / "profile.json").is_file():
         raise UserError(f"{folder}: is the run of one body part; give several parts another --name")
     check_out_folder(folder)
@@ -174,6 +184,6 @@ def _runs_in(folder: Path) -> list[str]:
 def _is_run_of(folder: Path, part: str) -> bool:
     try:
         profile = json.loads((folder / "profile.json").read_text(encoding="utf-8"))
-        return profile["rvqvae"]["data"]["body_part"] == part
+        return bool(profile["rvqvae"]["data"]["body_part"] == part)
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -1,18 +1,48 @@
 """The launcher's `--demo`: motion made for it, and what came out of training on it."""
 
+import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.config.request import Flags
 from ds_rvqvae.data.demo import write_demo_motion
 from ds_rvqvae.data.store.prepare import cache_folder
+from ds_rvqvae.gpu.nvml import Driver, NoDriverError
+from ds_rvqvae.launch.hosts import warn
+from ds_rvqvae.launch.preflight import Build, can_use_cards
+from ds_rvqvae.launch.slots import cpu_slots, format_include
 from ds_rvqvae.tokenizer.tables import score_table
 
 
 def motion_folder() -> Path:
     """Where the demo's motion is kept."""
     return cache_folder().absolute() / "demo_motion"
+
+
+def with_demo(flags: Flags) -> Flags:
+    """The flags with the demo's motion, and its devices where the user names none: all cards, or two CPU ranks."""
+    if not flags.keys.get("data_path"):
+        flags = flags.with_key("data_path", str(motion_folder()))
+    if flags.options.chooses_devices:
+        return flags
+    environment = flags.environment
+    if cpu_slots(environment) is None:
+        with contextlib.suppress(NoDriverError), Driver() as driver:
+            gpus = len(driver.cards())
+            if gpus and can_use_cards(Build.read(), driver.cuda_version):
+                return _on_slots(flags, gpus)
+            if gpus:
+                warn("the installed torch cannot use this machine's cards: the demo trains on CPU ranks")
+    environment = {"LOCAL_SIZE": "2", **environment, "DS_ACCELERATOR": "cpu"}
+    return replace(_on_slots(flags, int(environment["LOCAL_SIZE"])), environment=MappingProxyType(environment))
+
+
+def _on_slots(flags: Flags, count: int) -> Flags:
+    return replace(flags, options=replace(flags.options, include=format_include(range(count))))
 
 
 def write_motion(config: DataConfig) -> None:
@@ -34,4 +64,5 @@ def print_results(run: Path) -> None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8"))
+    scores: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return scores

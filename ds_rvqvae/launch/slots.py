@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from ds_rvqvae.config.launch_flags import DEFAULT_INCLUDE
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.gpu.nvml import Driver, Gpu, NoDriverError
 from ds_rvqvae.gpu.processes import Owners
 from ds_rvqvae.gpu.snapshot import Snapshot
 
 LOCAL = "localhost"
-DEFAULT_INCLUDE = "localhost:1,2,3,4,5,6,7"
 
 
 def parse_include(text: str, flag: str = "--include") -> dict[str, list[int]]:

@@ -134,7 +134,7 @@ def _ending_with(parent: int) -> Callable[[], None] | None:
     return prepare
 
 
-def _wait(runner: subprocess.Popen, watch: Watch | None, signals: Signals, stop_grace: float) -> str | None:
+def _wait(runner: subprocess.Popen[bytes], watch: Watch | None, signals: Signals, stop_grace: float) -> str | None:
     """Waits for the runner.
 
     Returns early where a rank is stuck, which it describes, where a second SIGINT came, and where the ranks' time to
@@ -166,7 +166,7 @@ def _wait(runner: subprocess.Popen, watch: Watch | None, signals: Signals, stop_
             return None
 
 
-def _ranks(runner: subprocess.Popen) -> list[psutil.Process]:
+def _ranks(runner: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """The ranks on this machine; none before they are started."""
     ranks: list[psutil.Process] = []
     with suppress(psutil.Error):
@@ -176,7 +176,7 @@ def _ranks(runner: subprocess.Popen) -> list[psutil.Process]:
     return ranks
 
 
-def _stop_ranks(runner: subprocess.Popen) -> None:
+def _stop_ranks(runner: subprocess.Popen[bytes]) -> None:
     """SIGTERM to the ranks alone: deepspeed's processes above them pass on their exit status.
 
     Where there are none yet, or they are on other machines, all of the runner's process group gets it.
@@ -190,7 +190,7 @@ def _stop_ranks(runner: subprocess.Popen) -> None:
             rank.terminate()
 
 
-def _ask_to_save(runner: subprocess.Popen) -> None:
+def _ask_to_save(runner: subprocess.Popen[bytes]) -> None:
     """SIGUSR1 to the ranks that take it; one that is still importing would die of it."""
     ranks = [rank for rank in _ranks(runner) if _catches(rank.pid, signal.SIGUSR1)]
     say("asking the ranks to save" if ranks else "SIGUSR1: no rank on this machine is training yet, nothing to save")
@@ -208,7 +208,7 @@ def _catches(pid: int, number: int) -> bool:
     return False
 
 
-def _end_session(runner: subprocess.Popen, signals: Signals, end_grace: float) -> None:
+def _end_session(runner: subprocess.Popen[bytes], signals: Signals, end_grace: float) -> None:
     """Ends what is left of the runner's session: at once where the runner still runs, else after a grace."""
     left = _session(runner.pid)
     if runner.poll() is not None and left:

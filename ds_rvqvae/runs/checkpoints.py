@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ds_rvqvae.config.request import TAG, is_tag
 from ds_rvqvae.files import sha256_of
 
 UNFINISHED = ".unfinished-"
@@ -18,7 +19,6 @@ BEST = "best"
 """Files that hold the name of the newest checkpoint, and of the one that scored best on held-out motion."""
 MODEL_FILE = "mp_rank_00_model_states.pt"
 """DeepSpeed's name for the file with the module's weights, its buffers and what the trainer adds."""
-_TAG = "global_step"
 _BYTES_A_PARAMETER, _BYTES_OF_AVERAGE = 16, 4
 """fp32 master weight, two moments, and the module's own copy with what goes with it; the weights' moving average."""
 
@@ -34,22 +34,17 @@ def checkpoint_bytes(parameters: int, averaged: bool) -> int:
 
 def tag_of(step: int) -> str:
     """The folder name of the checkpoint of a step."""
-    return f"{_TAG}{step}"
-
-
-def is_tag(text: str) -> bool:
-    """Whether `text` is the folder name of a checkpoint."""
-    return text.startswith(_TAG) and text.removeprefix(_TAG).isdecimal()
+    return f"{TAG}{step}"
 
 
 def step_of(checkpoint: Path) -> int:
     """The step of a checkpoint folder."""
-    return int(checkpoint.name.removeprefix(_TAG))
+    return int(checkpoint.name.removeprefix(TAG))
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
-    found = [path for path in folder.glob(f"{_TAG}*") if path.is_dir() and is_tag(path.name)]
+    found = [path for path in folder.glob(f"{TAG}*") if path.is_dir() and is_tag(path.name)]
     return sorted(found, key=step_of)
 
 

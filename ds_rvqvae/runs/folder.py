@@ -1,13 +1,16 @@
 """Folders of runs: how a run is named, and whether it can be written."""
 
 import fcntl
+import json
 import os
 import re
 import shutil
 from pathlib import Path
 
+from ds_rvqvae.config.profile import Profile
+from ds_rvqvae.config.request import Request, Start
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.runs.checkpoints import is_tag
+from ds_rvqvae.files import whole_file
 
 OUTCOME_VARIABLE = "DS_RVQVAE_OUTCOME"
 """Environment variable with the file into which rank 0 writes `DONE` when the run ended well."""
@@ -16,34 +19,52 @@ RANK_LAUNCHER = "deepspeed.launcher.launch"
 """The process of deepspeed's that starts the ranks, in its command line."""
 
 
-def choose_run_folder(out: Path, name: str | None, profile_name: str, body_part: str, resume: bool | str) -> Path:
+RUN_VARIABLE = "DS_RVQVAE_RUN"
+"""Environment variable with the folder of the run, where our launcher has chosen and made it."""
+
+
+def run_folder_of(request: Request) -> Path:
+    """The folder of the run that is asked for: the launcher's choice, else see `choose_run_folder`."""
+    chosen = request.flags.environment.get(RUN_VARIABLE)
+    if chosen:
+        return Path(chosen)
+    flags = request.flags
+    return choose_run_folder(flags.out, flags.name, request.source, request.profile.rvqvae.data.body_part, flags.start)
+
+
+def choose_run_folder(out: Path, name: str | None, profile_name: str, body_part: str, start: Start) -> Path:
     """The folder of a run in the folder of runs `out`. Creates nothing.
 
     Without a name a run is called by profile and body part: `baseline-upper`, then `baseline-upper-2` and so on.
-    With `resume` the folder may exist already, and without a name it is the newest of those; a `resume` that is neither
-    True nor a checkpoint's tag is the run's folder itself.
+    With a `start` that resumes the folder may exist already, and without a name it is the newest of those.
 
     Raises:
-        UserError: `name` is no folder name, or is taken and `resume` is off.
+        UserError: `name` is no folder name, or is taken and `start` is new.
     """
-    if isinstance(resume, str) and not is_tag(resume):
-        if not (Path(resume) / "profile.json").is_file():
-            raise UserError(f"--resume {resume}: neither a checkpoint (global_stepN) nor a run's folder")
-        return Path(resume)
+    if start.folder is not None:
+        if not (start.folder / "profile.json").is_file():
+            raise UserError(f"--resume {start.folder}: neither a checkpoint (global_stepN) nor a run's folder")
+        return start.folder
     if name is None:
         # A profile given as a file, `configs/my.json`, names its runs `my`.
         base = f"{Path(profile_name).name.removesuffix('.json')}-{body_part}"
         newest = _newest_number(out, base)
-        number = max(newest, 1) if resume else newest + 1
+        number = max(newest, 1) if start.resumes else newest + 1
         return out / (base if number == 1 else f"{base}-{number}")
     if not name.strip() or name in (".", "..") or "/" in name or "\\" in name or not name.isprintable():
         raise UserError(f"--name {name!r}: give the name of one folder, without slashes; --out says where it goes")
     folder = out / name
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--name {name}: {folder} is a file; give another name")
-    if folder.exists() and not resume:
+    if folder.exists() and not start.resumes:
         raise UserError(f"--name {name}: {folder} exists; go on with it by --resume, or give another name")
     return folder
+
+
+def write_profile(folder: Path, profile: Profile) -> None:
+    """Writes a run's `profile.json`: every key of its profile, enough to start it again."""
+    with whole_file(folder / "profile.json") as content:
+        content.write(json.dumps(profile.to_dict(), indent=2).encode() + b"\n")
 
 
 def check_out_folder(folder: Path, needed_bytes: int = 0) -> None:

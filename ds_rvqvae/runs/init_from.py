@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ds_rvqvae.config.profile import Profile
+from ds_rvqvae.config.request import Start
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import whole_file
@@ -52,14 +53,14 @@ class Initial(TokenizerConfig):
         return [f"--init_from {self.folder}: trained at {self.fps:g} frames a second, this motion is at {data.fps:g}"]
 
 
-def find_initial(run_folder: Path, profile: Profile, resume: bool | str) -> Initial | None:
+def find_initial(run_folder: Path, profile: Profile, start: Start) -> Initial | None:
     """The tokenizer that a run starts from; None where it starts from random weights or goes on from a checkpoint.
 
     Raises:
         UserError: the tokenizer cannot be read, or its nets are not the profile's: names the first key that differs.
     """
     training = profile.rvqvae.training
-    if training.init_from is None or _goes_on(run_folder, resume):
+    if training.init_from is None or _goes_on(run_folder, start):
         return None
     initial = read_initial(tokenizer_folder(Path(training.init_from), profile.rvqvae.data.body_part))
     for key in FIXED_KEYS:
@@ -72,24 +73,24 @@ def find_initial(run_folder: Path, profile: Profile, resume: bool | str) -> Init
     return initial
 
 
-def take_start(run_folder: Path, profile: Profile, data: MotionData, resume: bool | str) -> Initial | None:
+def take_start(run_folder: Path, profile: Profile, data: MotionData, start: Start) -> Initial | None:
     """`find_initial`, and normalises `data` by what the weights expect that the run starts or goes on with.
 
     Raises:
         UserError: as `find_initial`; or the tokenizer takes other columns.
     """
     file = run_folder / NORMALISATION
-    if _goes_on(run_folder, resume) and file.is_file():
+    if _goes_on(run_folder, start) and file.is_file():
         data.use_normalisation(*_read_normalisation(file))
-    initial = find_initial(run_folder, profile, resume)
+    initial = find_initial(run_folder, profile, start)
     if initial is not None:
         initial.check_columns(data)
         data.use_normalisation(initial.mean, initial.std)
     return initial
 
 
-def _goes_on(run_folder: Path, resume: bool | str) -> bool:
-    return bool(resume) and bool(checkpoints(run_folder / "checkpoints"))
+def _goes_on(run_folder: Path, start: Start) -> bool:
+    return start.resumes and bool(checkpoints(run_folder / "checkpoints"))
 
 
 def read_initial(folder: Path) -> Initial:

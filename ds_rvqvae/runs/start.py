@@ -1,13 +1,15 @@
 """What `--resume` goes on from, and what may differ from the run it goes on with. Without torch."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ds_rvqvae.config.profile import Profile, load_profile
+from ds_rvqvae.config.profile import Profile, load_profile, section_at
+from ds_rvqvae.config.request import Start
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.runs.checkpoints import checkpoints, damage_of, is_tag, read_manifest, step_of, whole_checkpoint
+from ds_rvqvae.runs.checkpoints import checkpoints, damage_of, read_manifest, step_of, whole_checkpoint
 
 FIXED_KEYS = (
     *("width", "depth", "down_t", "stride_t", "dilation_growth_rate", "activation", "norm"),
@@ -16,6 +18,9 @@ FIXED_KEYS = (
 """Keys of `rvqvae.model` that make other weights or give codes another meaning; the others may change on the way."""
 FIXED_DATA_KEYS = ("body_part", "fps", "mean_file", "std_file", "std_floor", "feat_bias")
 """Keys of `rvqvae.data` that make other inputs."""
+
+
+NEWEST = Start("newest")
 
 
 @dataclass
@@ -43,25 +48,27 @@ def find_resume(
     world_size: int,
     motion: str,
     thorough: bool = True,
-    tag: bool | str = True,
+    start: Start = NEWEST,
 ) -> Resume:
     """Chooses the checkpoint to go on from. Changes nothing.
 
     Args:
         motion: `MotionData.fingerprint` of what is to be trained on.
         thorough: read every file of it; the launcher, which only wants to refuse early, does not.
-        tag: what `--resume` was given; the name of a checkpoint takes that one and no other.
+        start: one that names a checkpoint takes that one and no other.
 
     Raises:
         UserError: checkpoints exist and none is whole, each named; or the profile or the ranks do not fit it.
     """
     folder = run_folder / "checkpoints"
-    if isinstance(tag, str) and is_tag(tag):
-        damaged, checkpoint = [], folder / tag
-        reason = damage_of(checkpoint, thorough)
+    checkpoint: Path | None
+    damaged: list[str] = []
+    if start.tag is not None:
+        checkpoint = named = folder / start.tag
+        reason = damage_of(named, thorough)
         if reason is not None:
             there = ", ".join(path.name for path in checkpoints(folder)) or "none"
-            raise UserError(f"--resume {tag}: {checkpoint}: {reason}; checkpoints there: {there}")
+            raise UserError(f"--resume {start.tag}: {named}: {reason}; checkpoints there: {there}")
     elif not checkpoints(folder):
         return Resume(notes=[f"{run_folder} has no checkpoint yet: starting at step 0"])
     else:
@@ -70,10 +77,7 @@ def find_resume(
         raise UserError(f"--resume: no whole checkpoint: {'; '.join(damaged)}; start a new run by another --name")
     asked = load_profile(run_folder / "profile.json")
     fitted = _fitted_batch(asked, profile)
-    if fitted is not None:
-        micro_batch, accumulation = fitted
-        sizes = {"train_micro_batch_size_per_gpu": micro_batch, "gradient_accumulation_steps": accumulation}
-        profile = profile.model_copy(update=sizes)
+    profile = with_batch(profile, fitted)
     notes = [f"damaged, passed over: {text}" for text in damaged]
     notes += _changed_keys(run_folder, profile)
     resume = Resume(checkpoint, [*notes, f"going on from {checkpoint}"], fitted)
@@ -91,10 +95,28 @@ def find_resume(
     return resume
 
 
-def take_batch(profile: Profile, sizes: tuple[int, int] | None) -> None:
-    """Takes over a micro batch and accumulation, where there are any."""
-    if sizes is not None:
-        profile.train_micro_batch_size_per_gpu, profile.gradient_accumulation_steps = sizes
+def with_batch(profile: Profile, sizes: tuple[int, int] | None) -> Profile:
+    """The profile with this micro batch and accumulation, where there are any."""
+    if sizes is None:
+        return profile
+    keys = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    return profile.model_copy(update=dict(zip(keys, sizes, strict=True)))
+
+
+def overrides_between(before: Profile, now: Profile) -> list[str]:
+    """What `--set` has to be given, `path=value` each, so that one profile becomes the other."""
+    old, new = (profile.model_dump(mode="json", by_alias=True) for profile in (before, now))
+    return [override for override in _differences((), old, new) if not override.startswith("$schema=")]
+
+
+def _differences(path: tuple[str, ...], old: Any, new: Any) -> Iterator[str]:
+    if old == new:
+        return
+    if isinstance(old, dict) and isinstance(new, dict) and section_at(path) is not None:
+        for key, value in new.items():
+            yield from _differences((*path, key), old[key], value)
+    else:
+        yield f"{'.'.join(path)}={json.dumps(new)}"
 
 
 def split_batch(windows: int, most: int) -> tuple[int, int]:

@@ -16,15 +16,17 @@ from ds_rvqvae.gpu.cards import CARDS
 from ds_rvqvae.gpu.plan import Plan, make_plan
 from ds_rvqvae.model.losses import LossColumns, tokenizer_losses
 from ds_rvqvae.model.rvqvae import RVQVAE
-from ds_rvqvae.runs.start import split_batch
+from ds_rvqvae.runs.start import split_batch, with_batch
 from ds_rvqvae.train.engine import checkpoint_function
 from ds_rvqvae.train.memory import gibibytes, is_out_of_memory, planned_bytes, room_bytes
 
 _STEP = 16
 
 
-def fit_batch(profile: Profile, in_features: int, device: torch.device, columns: LossColumns | None = None) -> str:
-    """Lowers the micro batch of `profile` until a step fits on every rank; accumulation keeps the global batch.
+def fit_batch(
+    profile: Profile, in_features: int, device: torch.device, columns: LossColumns | None = None
+) -> tuple[Profile, str]:
+    """Finds the micro batch whose step fits on every rank; accumulation keeps the global batch.
 
     Every rank calls this, before its engine is built, and ends with the same sizes.
 
@@ -33,7 +35,7 @@ def fit_batch(profile: Profile, in_features: int, device: torch.device, columns:
         columns: as losses know them, for those that need it.
 
     Returns:
-        What was tried and chosen, in one line.
+        The profile with these sizes, and in one line what was tried and chosen.
 
     Raises:
         UserError: not even one window fits.
@@ -41,15 +43,11 @@ def fit_batch(profile: Profile, in_features: int, device: torch.device, columns:
     share = profile.windows_per_rank
     refusals = []
     for size in micro_batches(profile.train_micro_batch_size_per_gpu, share):
-        tried = profile.model_copy(
-            update={"train_micro_batch_size_per_gpu": size, "gradient_accumulation_steps": share // size}
-        )
+        tried = with_batch(profile, (size, share // size))
         plan = make_plan(tried, in_features, dist.get_world_size(), CARDS["4090"])
         refused = _ranks_where(not _fits(plan, device, columns), device)
         if not refused:
-            profile.train_micro_batch_size_per_gpu = size
-            profile.gradient_accumulation_steps = share // size
-            return _summary(refusals, size, share)
+            return tried, _summary(refusals, size, share)
         refusals.append(f"{size} {'not' if refusals else 'does not fit'} on {_names_of(refused)}")
     raise UserError(_nothing_fits(plan, refused, device))
 

@@ -1,8 +1,6 @@
 """One rank of a training run, from its flags to its exit status."""
 
-import argparse
 import contextlib
-import json
 import logging
 import os
 import sys
@@ -11,19 +9,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ds_rvqvae.config.flags import FlagParser, add_training_flags, profile_from_flags
 from ds_rvqvae.config.profile import Profile
+from ds_rvqvae.config.request import Request, read_training_flags
 from ds_rvqvae.data.dataset import MotionData, open_training_data
 from ds_rvqvae.errors import ExitStatus, UserError
-from ds_rvqvae.files import whole_file
 from ds_rvqvae.gpu.sizes import parameter_count
 from ds_rvqvae.host import bf16_arithmetic_text
 from ds_rvqvae.runs.checkpoints import LATEST, point, sweep
-from ds_rvqvae.runs.folder import DONE, OUTCOME_VARIABLE, check_out_folder, choose_run_folder, lock_run
+from ds_rvqvae.runs.folder import DONE, OUTCOME_VARIABLE, check_out_folder, lock_run, run_folder_of, write_profile
 from ds_rvqvae.runs.heartbeat import Heartbeat
 from ds_rvqvae.runs.init_from import Initial, keep_normalisation, take_start
-from ds_rvqvae.runs.start import Resume, find_resume, split_batch, take_batch
+from ds_rvqvae.runs.start import Resume, find_resume, split_batch, with_batch
 
 
 class OpenedRun(NamedTuple):
@@ -33,15 +31,12 @@ class OpenedRun(NamedTuple):
     resume: Resume
     initial: Initial | None
     """The tokenizer whose weights it starts from."""
-    mean: np.ndarray
-    std: np.ndarray
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Trains as the flags say; what `python -m ds_rvqvae.train` runs on every rank."""
-    parser = FlagParser(prog="python -m ds_rvqvae.train", description="Train an RVQ-VAE under DeepSpeed.")
-    add_training_flags(parser)
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     rank = int(os.environ.get("RANK", "0"))
     # Every rank reads the same flags and data and refuses for the same reason; one a machine says so.
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"
@@ -50,13 +45,12 @@ def main(argv: list[str] | None = None) -> int:
     with contextlib.ExitStack() as silence:
         if not speaks:
             silence.enter_context(contextlib.redirect_stderr(silence.enter_context(Path(os.devnull).open("w"))))
-        args = parser.parse_args(argv)
+        flags = read_training_flags(argv)
     try:
-        profile = profile_from_flags(args)
-        if not args.resume:
-            profile.check_world_size(int(os.environ.get("WORLD_SIZE", "1")))
-        data = open_training_data(profile)
-        return _train(args, profile, data)
+        request = flags.request()
+        if not request.start.resumes:
+            request.profile.check_world_size(int(os.environ.get("WORLD_SIZE", "1")))
+        return _train(request, open_training_data(request.profile))
     except UserError as error:
         if speaks:
             print(f"error: {error}", file=sys.stderr)
@@ -65,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         return _report_crash(error, rank)
 
 
-def _train(args: argparse.Namespace, profile: Profile, data: MotionData) -> int:
+def _train(request: Request, data: MotionData) -> int:
     # Late, so that refusals come without the seconds that importing DeepSpeed takes.
     import torch.distributed as dist
 
@@ -78,16 +72,16 @@ def _train(args: argparse.Namespace, profile: Profile, data: MotionData) -> int:
     heartbeat = Heartbeat.start(int(os.environ.get("RANK", "0")))
     start_distributed()
     world_size = dist.get_world_size()
-    folder, resume, initial, mean, std = on_rank_zero_first(lambda: _open_run(args, profile, data, world_size))
+    folder, resume, initial, mean, std = on_rank_zero_first(lambda: _open_run(request, data, world_size))
     data.use_normalisation(mean, std)
     start_log(folder / "run.log", dist.get_rank())
     for note in resume.notes:
         announce(note)
-    total = profile.rvqvae.training.total_iter
+    total = request.profile.rvqvae.training.total_iter
     if resume.step() >= total:
         announce(f"step {resume.step():,} is at or past total_iter {total:,}: nothing to do")
         return _finished()
-    _settle_batch(profile, data, folder, resume)
+    profile = _settle_batch(request.profile, data, folder, resume)
     profile.check_world_size(world_size)
     with out_of_memory_explained(profile, data.in_features, own_device()):
         return _run(profile, data, OpenedRun(folder, resume, initial, mean, std), heartbeat)
@@ -105,8 +99,9 @@ def _run(profile: Profile, data: MotionData, run: OpenedRun, heartbeat: Heartbea
 
     folder, resume, initial = run.folder, run.resume, run.initial
     world_size = dist.get_world_size()
-    if resume.universal:
-        on_rank_zero_first(lambda: make_universal(resume.checkpoint))
+    checkpoint = resume.checkpoint
+    if checkpoint is not None and resume.universal:
+        on_rank_zero_first(lambda: make_universal(checkpoint))
     init_from = initial.folder if initial else None
     engine = build_engine(profile, data.in_features, folder, resume.universal, init_from)
     announce(_summary(folder, profile, data, world_size))
@@ -171,24 +166,25 @@ def _finished() -> int:
     return _leave(ExitStatus.DONE)
 
 
-def _settle_batch(profile: Profile, data: MotionData, folder: Path, resume: Resume) -> None:
-    """Sets the batch sizes to what keeps the global batch, and to what fits where that is to be found out."""
+def _settle_batch(profile: Profile, data: MotionData, folder: Path, resume: Resume) -> Profile:
+    """The profile with batch sizes that keep the global batch, and that fit where that is to be found out."""
     from ds_rvqvae.model.losses import loss_columns
     from ds_rvqvae.train.auto_batch import fit_batch
     from ds_rvqvae.train.engine import on_rank_zero_first, own_device
     from ds_rvqvae.train.metrics import announce
 
-    take_batch(profile, resume.fitted)
+    profile = with_batch(profile, resume.fitted)
     asked = profile.windows_per_rank
-    take_batch(profile, resume.kept)
+    profile = with_batch(profile, resume.kept)
     if not _fits_batch(profile, resume):
-        return
+        return profile
     columns = loss_columns(profile.rvqvae.loss, data.layout, data.mean, data.std, own_device())
-    announce(fit_batch(profile, data.in_features, own_device(), columns))
+    profile, tried = fit_batch(profile, data.in_features, own_device(), columns)
+    announce(tried)
     # In the run's profile are the windows a rank that were asked for, whatever the number of ranks now.
-    chosen = profile.model_copy()
-    take_batch(chosen, split_batch(asked, profile.train_micro_batch_size_per_gpu))
-    on_rank_zero_first(lambda: _write_profile(folder, chosen))
+    chosen = with_batch(profile, split_batch(asked, profile.train_micro_batch_size_per_gpu))
+    on_rank_zero_first(lambda: write_profile(folder, chosen))
+    return profile
 
 
 def _fits_batch(profile: Profile, resume: Resume) -> bool:
@@ -196,19 +192,20 @@ def _fits_batch(profile: Profile, resume: Resume) -> bool:
     return profile.rvqvae.training.auto_batch_size and resume.fitted is None
 
 
-def _open_run(args: argparse.Namespace, profile: Profile, data: MotionData, world_size: int) -> OpenedRun:
+def _open_run(request: Request, data: MotionData, world_size: int) -> OpenedRun:
     """Chooses the run's folder and what to go on from, then makes the one and writes its `profile.json`.
 
     A refusal, or a run that is done already, leaves the folder as it is.
     """
-    folder = choose_run_folder(args.out, args.name, args.profile, profile.rvqvae.data.body_part, args.resume).absolute()
+    profile, start = request.profile, request.start
+    folder = run_folder_of(request).absolute()
     new = not folder.is_dir()
     if not new:
         lock_run(folder)
-    initial = take_start(folder, profile, data, args.resume)
+    initial = take_start(folder, profile, data, start)
     resume = Resume()
-    if args.resume:
-        resume = find_resume(folder, profile, world_size, data.fingerprint(), tag=args.resume)
+    if start.resumes:
+        resume = find_resume(folder, profile, world_size, data.fingerprint(), start=start)
     check_out_folder(folder)
     for part in ("checkpoints", "eval"):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -226,14 +223,8 @@ def _open_run(args: argparse.Namespace, profile: Profile, data: MotionData, worl
     # A resumed run's profile stays until its batch is known: what it says of that would not be tried again.
     waits = resume.checkpoint is not None and _fits_batch(profile, resume)
     if resume.step() < profile.rvqvae.training.total_iter and not waits:
-        take_batch(profile, resume.fitted)
-        _write_profile(folder, profile)
+        write_profile(folder, with_batch(profile, resume.fitted))
     return OpenedRun(folder, resume, initial, data.mean, data.std)
-
-
-def _write_profile(folder: Path, profile: Profile) -> None:
-    with whole_file(folder / "profile.json") as content:
-        content.write(json.dumps(profile.to_dict(), indent=2).encode() + b"\n")
 
 
 def _leave(status: int) -> int:

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from ds_rvqvae.config.flags import PROFILE_FLAGS, FlagParser, add_training_flags, profile_from_flags, training_arguments
+from ds_rvqvae.config.flags import PROFILE_FLAGS
 from ds_rvqvae.config.profile import load_profile, profile_file, section_at
+from ds_rvqvae.config.request import read_training_flags
 from ds_rvqvae.errors import UserError
 
 # One value a flag, each different from the baseline profile's.
@@ -38,13 +39,11 @@ VALUES = {
 
 
 def parse(*line):
-    parser = FlagParser(prog="train")
-    add_training_flags(parser)
-    return parser.parse_args(list(line))
+    return read_training_flags(line)
 
 
 def profile_of(*line):
-    return profile_from_flags(parse(*line))
+    return parse(*line).request().profile
 
 
 def value_at(profile, path):
@@ -100,8 +99,8 @@ def test_set_has_the_last_word():
 
 def test_deepspeed_config_is_another_name_of_profile():
     assert parse("--deepspeed_config", "large").profile == "large"
-    args = parse()
-    assert profile_from_flags(args).rvqvae.model.width == 512 and args.profile == "baseline"
+    request = parse().request()
+    assert request.profile.rvqvae.model.width == 512 and request.resolved.profile == "baseline"
 
 
 def test_a_resumed_folder_brings_its_own_profile(tmp_path):
@@ -125,8 +124,8 @@ def test_arguments_come_back_as_they_went_in():
     line = (
         "--profile wide --name x --resume --width 64 --milestones [10,20] --mixed_precision --lr=-1 --set a=1 --set b=2"
     )
-    args = parse(*line.split())
-    assert parse(*training_arguments(args)) == args
+    flags = parse(*line.split())
+    assert parse(*flags.arguments()) == flags
 
 
 @pytest.mark.parametrize(
@@ -151,7 +150,7 @@ def test_a_wrong_flag_is_one_line_and_exit_2(line, words, capsys):
 
 
 def test_several_body_parts_are_for_a_launcher():
-    assert parse("--body_part", "upper, hands").body_part == "upper,hands"
+    assert parse("--body_part", "upper, hands").parts == ("upper", "hands")
     with pytest.raises(UserError, match=r"--body_part upper,hands: a run trains one part; launch/train_8x4090\.sh"):
         profile_of("--body_part=upper,hands")
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ds_rvqvae.config.data import DataConfig
-from ds_rvqvae.data import cache as selected
+from ds_rvqvae.data import cache as columns_cache
 from ds_rvqvae.data.cache import KEPT, gather, selected_frames, will_need
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.data.store.prepare import prepare_store
@@ -26,8 +26,8 @@ MEAN, STD = np.array([0.1, -2, 3], np.float32), np.array([0.3, 7, 1.7], np.float
 SETUP = """
 import os, resource, signal, sys
 import numpy as np
-from ds_rvqvae.data.selected import selected_frames
-from ds_rvqvae.data.store import Store, open_store
+from ds_rvqvae.data.cache import selected_frames
+from ds_rvqvae.data.store.store import Store, open_store
 
 store = open_store(sys.argv[1])
 of_store = store, np.array([3, 0, 4]), np.array([0.1, -2, 3], np.float32), np.array([0.3, 7, 1.7], np.float32)
@@ -87,7 +87,7 @@ def test_windows_equal_those_normalised_by_themselves(demo_folder, tmp_path, dty
 def test_small_blocks_give_the_same(store, monkeypatch, cache):
     whole = np.array(select(store))
     shutil.rmtree(cache / "selected")
-    monkeypatch.setattr(selected, "_BLOCK_BYTES", 7 * 20)
+    monkeypatch.setattr(columns_cache, "_BLOCK_BYTES", 7 * 20)
     assert np.array_equal(select(store), whole)
 
 
@@ -164,7 +164,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning(store, cache, caplog):
 
 
 def test_a_disk_without_room_is_a_warning(store, cache, monkeypatch, caplog):
-    monkeypatch.setattr(selected, "SPARE_BYTES", 1 << 62)
+    monkeypatch.setattr(columns_cache, "SPARE_BYTES", 1 << 62)
     assert select(store) is None
     assert "GiB free on its disk" in caplog.text and not in_cache(cache)
 

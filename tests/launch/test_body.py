@@ -1,6 +1,5 @@
 """Several body parts in turn: what each part's run is given, in which order they run, and what ends them."""
 
-import argparse
 import json
 import signal
 from dataclasses import replace
@@ -10,8 +9,8 @@ import pytest
 
 from ds_rvqvae import BodyTokenizer
 from ds_rvqvae.config.data import DataConfig
-from ds_rvqvae.config.flags import add_training_flags
 from ds_rvqvae.config.profile import load_profile
+from ds_rvqvae.config.request import read_training_flags
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.launch.body import Body, CheckedRun, check_no_body
@@ -21,13 +20,11 @@ from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, check_disjoint
 from tests.data.motion import write_packed
 from tests.tokenizer.test_body import make_part
 
-HERE = Ranks("localhost:0", {"localhost": [0]}, [0], 29500, cpu=True, first_here=True)
+HERE = Ranks("localhost:0", {"localhost": [0]}, [0], 29500, cpu_slots=1, first_here=True)
 
 
 def flags(*line):
-    parser = argparse.ArgumentParser()
-    add_training_flags(parser)
-    return parser.parse_args(line)
+    return read_training_flags(line)
 
 
 @pytest.fixture
@@ -46,10 +43,7 @@ def make_run(out, *path):
 
 def given(body):
     """Of each part's flags: body part, folder, whether it resumes, profile."""
-    return [
-        (args.body_part, str(args.out / args.name), args.resume, args.profile and str(args.profile))
-        for args in body.flags_by_part()
-    ]
+    return [(*each.parts, str(each.out / each.name), each.start.resumes, each.profile) for each in body.flags_by_part()]
 
 
 def test_each_part_gets_a_run_in_the_bodys_folder(out):
@@ -58,7 +52,7 @@ def test_each_part_gets_a_run_in_the_bodys_folder(out):
         ("upper", "runs/wide-body/upper", False, "wide"),
         ("hands", "runs/wide-body/hands", False, "wide"),
     ]
-    assert {args.width for args in body.flags_by_part()} == {"64"}
+    assert {each.keys["width"] for each in body.flags_by_part()} == {"64"}
     assert not out.exists()
 
 
@@ -142,7 +136,7 @@ def own(tmp_path, parts, chosen="arms,legs"):
 
 def test_own_parts_are_found_in_any_motion_with_names(out, tmp_path):
     body, data = own(tmp_path, OWN_PARTS)
-    assert [args.name for args in body.flags_by_part()] == ["arms", "legs"]
+    assert [each.name for each in body.flags_by_part()] == ["arms", "legs"]
     assert [[channels.name for channels in motion.layout] for motion in data] == [
         ["LeftArm", "LeftForeArm"],
         ["LeftLeg", "Hips"],
@@ -171,11 +165,10 @@ def test_unknown_parts_and_names_are_refused_before_any_motion_is_read(out, tmp_
 def body(out, demo_folder):
     """A body whose parts' tokenizers are where runs would leave them, with its checked runs."""
     data = MotionData.open(DataConfig(path=str(demo_folder)))
-    args = flags("--body_part=upper,hands,lower_trans", "--name=body")
-    body = Body.of(args)
+    body = Body.of(flags("--body_part=upper,hands,lower_trans", "--name=body"))
     for index, part in enumerate(body.parts):
         make_part(part, seed=index).save_pretrained(out / "body" / part / "tokenizer")
-    runs = [CheckedRun(each, body.folder / each.name, HERE, data, 0, done=False) for each in body.flags_by_part()]
+    runs = [CheckedRun(each, body.folder / each.flags.name, HERE, data, 0, done=False) for each in body.requests()]
     return body, runs
 
 
@@ -184,8 +177,8 @@ def train(body, runs, ends=None, signals=None):
     started = []
 
     def end(run):
-        started.append(run.args.name)
-        return (ends or {}).get(run.args.name, ExitStatus.DONE)
+        started.append(run.folder.name)
+        return (ends or {}).get(run.folder.name, ExitStatus.DONE)
 
     return body.train(runs, end, signals or Signals()), started
 

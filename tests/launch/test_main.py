@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from ds_rvqvae.config.launch_flags import DEEPSPEED_SWITCHES, DEEPSPEED_VALUES
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.gpu.nvml import Gpu, GpuProcess, NoDriverError, list_gpus
 from ds_rvqvae.gpu.processes import Owners
 from ds_rvqvae.gpu.snapshot import Snapshot
-from ds_rvqvae.launch.main import DEEPSPEED_SWITCHES, DEEPSPEED_VALUES
 from ds_rvqvae.launch.slots import Cards, first_slots, parse_include, read_hostfile, slots_but, slots_of_hosts
 
 ROOT = Path(__file__).resolve().parents[2]

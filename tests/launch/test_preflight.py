@@ -214,7 +214,7 @@ def check(
 ):
     """The findings' texts by topic, on cards with `used` bytes taken."""
     names = ["localhost", *(f"host-{number}" for number in range(1, hosts))]
-    ranks = Ranks(None, {name: list(slots) for name in names}, list(slots), 29500, cpu, True)
+    ranks = Ranks(None, {name: list(slots) for name in names}, list(slots), 29500, len(slots) if cpu else None, True)
     gpus = [Gpu(index, "RTX 4090", f"GPU-{index}", f"0000:0{index}:00.0", used, 24 * GIB, 0) for index in range(3)]
     cards = None if cpu else Cards(Snapshot(datetime.now(), "550.54.14", "12.4", gpus, [0, 1, 2], {}))
     report = check_machine(load_profile(profile, overrides), 78, ranks, cards, dry_run=dry_run, host=host, build=build)

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from ds_rvqvae.config.request import Start
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.runs.folder import check_out_folder, choose_run_folder
 
 
 def choose(out, name=None, profile="baseline", resume=False):
-    return choose_run_folder(out, name, profile, "upper", resume)
+    return choose_run_folder(out, name, profile, "upper", Start.of(resume))
 
 
 def test_names_count_up_so_that_a_command_works_twice(tmp_path):

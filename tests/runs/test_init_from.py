@@ -10,6 +10,7 @@ import torch
 
 from ds_rvqvae import RVQVAE, BodyTokenizer, MotionTokenizer, load_profile
 from ds_rvqvae.config.model import ModelConfig
+from ds_rvqvae.config.request import Start
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.data.demo import write_demo_motion
 from ds_rvqvae.errors import UserError
@@ -54,7 +55,7 @@ def start(profile, folder, run_folder=None):
     """What a run of the profile would start from, and its motion."""
     profile.rvqvae.training.init_from = str(folder)
     data = MotionData.open(profile.rvqvae.data)
-    return take_start(run_folder or folder.parent / "run", profile, data, resume=run_folder is not None), data
+    return take_start(run_folder or folder.parent / "run", profile, data, Start.of(run_folder is not None)), data
 
 
 def refusal(profile, folder):

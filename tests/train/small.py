@@ -23,20 +23,16 @@ EXACT = ["--mixed_precision=no", "--dropout=0", "--quantize_dropout_prob=0"]
 
 def make_trainer(folder: str, data: str, flags: list[str]):
     """A trainer on this rank, of the small run with more flags."""
-    import argparse
-
     import torch.distributed as dist
 
-    from ds_rvqvae.config.flags import add_training_flags, profile_from_flags
+    from ds_rvqvae.config.request import read_training_flags
     from ds_rvqvae.data.dataset import MotionData
     from ds_rvqvae.runs.heartbeat import Heartbeat
     from ds_rvqvae.train.engine import build_engine, start_distributed
     from ds_rvqvae.train.signals import Agreement
     from ds_rvqvae.train.trainer import Trainer
 
-    parser = argparse.ArgumentParser()
-    add_training_flags(parser)
-    profile = profile_from_flags(parser.parse_args([*SMALL, f"--data_path={data}", *flags]))
+    profile = read_training_flags([*SMALL, f"--data_path={data}", *flags]).request().profile
     start_distributed()
     motion = MotionData.open(profile.rvqvae.data)
     run = Path(folder)

@@ -54,19 +54,21 @@ def test_a_try_that_fails_leaves_nothing_behind(one_rank):
     profile = small_profile("train_micro_batch_size_per_gpu=48")
     random_state = torch.get_rng_state()
     with limited_memory(30):
-        line = fit_batch(profile, 12, torch.device("cpu"))
+        fitted, line = fit_batch(profile, 12, torch.device("cpu"))
     assert line == (
         "--auto_batch_size: 48 does not fit on rank 0; micro batch 24 x accumulation 2, global batch 48 as before"
     )
-    assert (profile.train_micro_batch_size_per_gpu, profile.gradient_accumulation_steps) == (24, 2)
+    assert (fitted.train_micro_batch_size_per_gpu, fitted.gradient_accumulation_steps) == (24, 2)
+    assert profile.train_micro_batch_size_per_gpu == 48
     assert not any(isinstance(thing, Encoder) for thing in gc.get_objects())
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
 def test_a_batch_that_fits_stays_and_other_errors_come_through(one_rank):
     profile = small_profile("train_micro_batch_size_per_gpu=6", "gradient_accumulation_steps=3")
-    assert fit_batch(profile, 12, torch.device("cpu")) == "--auto_batch_size: micro batch 6 fits on every rank"
-    assert (profile.train_micro_batch_size_per_gpu, profile.gradient_accumulation_steps) == (6, 3)
+    fitted, line = fit_batch(profile, 12, torch.device("cpu"))
+    assert line == "--auto_batch_size: micro batch 6 fits on every rank"
+    assert (fitted.train_micro_batch_size_per_gpu, fitted.gradient_accumulation_steps) == (6, 3)
     with limited_memory(1, RuntimeError("shapes differ")), pytest.raises(RuntimeError, match="shapes differ"):
         fit_batch(profile, 12, torch.device("cpu"))
 

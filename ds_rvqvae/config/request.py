@@ -1,0 +1,284 @@
+"""What a command line asks of training, as one value that is made once and never changed.
+
+Only this module sees what argparse gives. `Flags` is the command line as it was written, `Request` the same with its
+profile read, overridden and validated; everything that starts or is a rank takes one of them.
+"""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+from ds_rvqvae.config.flags import PROFILE_FLAGS, FlagParser, add_training_flags, json_value
+from ds_rvqvae.config.launch_flags import DEEPSPEED_SWITCHES, DEEPSPEED_VALUES, add_deepspeed_flags, add_launch_flags
+from ds_rvqvae.config.profile import REFERENCE_RANKS, Profile, load_profile
+from ds_rvqvae.errors import UserError
+
+DATA_VARIABLE = "DS_RVQVAE_DATA"
+"""Environment variable with the motion of runs that name none."""
+TAG = "global_step"
+"""Checkpoints are folders called this and their step."""
+
+
+def is_tag(text: str) -> bool:
+    """Whether `text` is the folder name of a checkpoint."""
+    return text.startswith(TAG) and text.removeprefix(TAG).isdecimal()
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a run starts: what `--resume` says.
+
+    Attributes:
+        kind: `new`, without the flag; `newest`, with the bare flag: go on from the newest whole checkpoint, or start at
+            step 0 where there is none; `checkpoint`: go on from the one called `tag`; `run`: go on with the run in
+            `folder`.
+    """
+
+    kind: Literal["new", "newest", "checkpoint", "run"] = "new"
+    tag: str | None = None
+    folder: Path | None = None
+
+    @classmethod
+    def of(cls, resume: bool | str) -> "Start":
+        """From the flag's value: False without it, True where it is bare, else a checkpoint's name or a folder."""
+        if not isinstance(resume, str):
+            return cls("newest" if resume else "new")
+        if is_tag(resume):
+            return cls("checkpoint", tag=resume)
+        return cls("run", folder=Path(resume))
+
+    @property
+    def resumes(self) -> bool:
+        """Whether the run may exist already."""
+        return self.kind != "new"
+
+    def arguments(self) -> list[str]:
+        """As a command line says it."""
+        named = self.tag or self.folder
+        return [] if not self.resumes else ["--resume"] if named is None else _flag("resume", str(named))
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """What the launcher takes beside the flags of training; see `add_launch_flags`."""
+
+    demo: bool = False
+    dry_run: bool = False
+    include: str | None = None
+    exclude: str | None = None
+    num_gpus: int | None = None
+    master_port: int | None = None
+    require_idle: tuple[int, ...] | None = None
+    """GPUs that must be idle; None: not asked for."""
+    hang_timeout: float = 0.0
+    """Seconds; 0: never."""
+    max_restarts: int = 0
+    nccl: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Environment variables of NCCL that flags set."""
+    hostfile: str | None = None
+    num_nodes: int | None = None
+    node_rank: int | None = None
+    master_addr: str | None = None
+    launcher: str | None = None
+    no_ssh: bool = False
+    force_multi: bool = False
+    handed_through: tuple[tuple[str, str | None], ...] = ()
+    """deepspeed's own flags as they were given, those above too, by name and value (None for a switch)."""
+
+    @property
+    def chooses_devices(self) -> bool:
+        """Whether a flag says on which devices or hosts ranks run."""
+        return bool(self.include or self.exclude or self.num_gpus or self.hostfile or self.num_nodes)
+
+
+@dataclass(frozen=True)
+class Flags:
+    """A command line of training, before any profile is read.
+
+    Attributes:
+        profile: a file or a shipped profile's name; None: not given.
+        out: the folder of runs.
+        name: of the run's folder in it; None: to be chosen.
+        keys: what flags that set keys of the profile were given, by flag.
+        overrides: what `--set` was given.
+        options: the launcher's; the defaults for `python -m ds_rvqvae.train`.
+        environment: this process's variables when the line was read.
+    """
+
+    profile: str | None
+    out: Path
+    name: str | None
+    start: Start
+    keys: Mapping[str, str]
+    overrides: tuple[str, ...]
+    options: LaunchOptions
+    environment: Mapping[str, str]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The body parts that `--body_part` names; empty where it is left to the profile."""
+        text = self.keys.get("body_part")
+        return tuple(text.split(",")) if text else ()
+
+    def with_key(self, flag: str, text: str) -> "Flags":
+        """These flags with one more or another that sets a key of the profile."""
+        return replace(self, keys=MappingProxyType({**self.keys, flag: text}))
+
+    def request(self) -> "Request":
+        """Reads the profile that the flags ask for: the file, then the flags, then `--set`, which has the last word.
+
+        Without `--profile` that is the one of the run that `--resume` names, else baseline. Without `--data_path` and
+        a path in the profile, motion comes from the environment variable DS_RVQVAE_DATA.
+
+        Raises:
+            UserError: several body parts, of which a profile has one; or see `load_profile`.
+        """
+        if len(self.parts) > 1:
+            raise UserError(
+                f"--body_part {self.keys['body_part']}: a run trains one part; launch/train_8x4090.sh trains several "
+                "in turn"
+            )
+        source = self._source()
+        profile = load_profile(source, [*self._overrides(), *self.overrides])
+        training, data = profile.rvqvae.training, profile.rvqvae.data
+        if training.reference_batch is None:
+            # Of the file as it stands: `--batch_size` is what the learning rate is to be scaled by. Always kept, so
+            # that a resume that asks for `--scale_lr` knows it.
+            reference = load_profile(source).global_batch(REFERENCE_RANKS)
+            training = training.model_copy(update={"reference_batch": reference})
+        training = training.model_copy(update=_absolute({"init_from": training.init_from}))
+        path = data.path or self.environment.get(DATA_VARIABLE) or None
+        files = {"path": path, "mean_file": data.mean_file, "std_file": data.std_file}
+        data = data.model_copy(update=_absolute(files))
+        ours = profile.rvqvae.model_copy(update={"data": data, "training": training})
+        return Request(self, source, profile.model_copy(update={"rvqvae": ours}))
+
+    def _source(self) -> str:
+        if self.profile is not None:
+            return self.profile
+        if self.start.folder is not None and (self.start.folder / "profile.json").is_file():
+            return str(self.start.folder / "profile.json")
+        return "baseline"
+
+    def _overrides(self) -> list[str]:
+        given = [(flag, path) for flag, path in PROFILE_FLAGS.items() if flag in self.keys]
+        return [f"{path}={json_value(flag, self.keys[flag])}" for flag, path in given]
+
+    def arguments(self) -> list[str]:
+        """The flags of training as a command line for `ds_rvqvae.train`."""
+        line = [] if self.profile is None else _flag("profile", self.profile)
+        line += _flag("out", str(self.out))
+        line += [] if self.name is None else _flag("name", self.name)
+        line += self.start.arguments()
+        line += [word for override in self.overrides for word in _flag("set", override)]
+        return line + [word for flag in PROFILE_FLAGS if flag in self.keys for word in _flag(flag, self.keys[flag])]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A run that is asked for: its flags and its profile.
+
+    Attributes:
+        source: the profile's file, or its shipped name.
+        profile: with everything that flags and environment change; paths are absolute.
+    """
+
+    flags: Flags
+    source: str
+    profile: Profile
+
+    @property
+    def start(self) -> Start:
+        return self.flags.start
+
+    @property
+    def options(self) -> LaunchOptions:
+        return self.flags.options
+
+    @cached_property
+    def resolved(self) -> Flags:
+        """The flags with what they left open: which profile, and where the motion is."""
+        flags = replace(self.flags, profile=self.source)
+        path = self.profile.rvqvae.data.path
+        return flags if path is None else flags.with_key("data_path", path)
+
+
+def read_training_flags(argv: Sequence[str] | None = None, prog: str = "python -m ds_rvqvae.train") -> Flags:
+    """The command line of one rank; refusals are a line on stderr and exit status 2."""
+    parser = FlagParser(prog=prog, description="Train an RVQ-VAE under DeepSpeed.")
+    add_training_flags(parser)
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    return flags_of(parser.parse_args(argv))
+
+
+def read_launch_flags(argv: Sequence[str]) -> Flags:
+    """The launcher's command line; refusals are a line on stderr and exit status 2.
+
+    Raises:
+        UserError: `--require_idle` names no GPUs.
+    """
+    parser = FlagParser(
+        prog="train_8x4090",
+        description="Checks a training run, starts it under the deepspeed launcher and supervises it.",
+        epilog="Exit status: 0 done, 2 bad input or no such card, 3 a card is not idle, 4 no NVIDIA driver, "
+        "70 a rank died or hung, 75 stopped by a signal (--resume goes on). SIGUSR1 saves and goes on.",
+    )
+    add_launch_flags(parser)
+    add_training_flags(parser)
+    add_deepspeed_flags(parser)
+    if "--demo" in argv:
+        parser.set_defaults(profile="demo")
+    args = parser.parse_args(argv)
+    nccl = {
+        "NCCL_DEBUG": args.nccl_debug,
+        "NCCL_SOCKET_IFNAME": args.nccl_socket_ifname,
+        "NCCL_IB_DISABLE": "1" if args.nccl_ib_disable else None,
+        "NCCL_P2P_DISABLE": "1" if args.nccl_p2p_disable else None,
+    }
+    values = [(name, getattr(args, name)) for name in DEEPSPEED_VALUES if getattr(args, name) is not None]
+    switches = [name for name in DEEPSPEED_SWITCHES if getattr(args, name)]
+    own = (
+        *("demo", "dry_run", "include", "exclude", "num_gpus", "master_port", "hang_timeout", "max_restarts"),
+        *("hostfile", "num_nodes", "node_rank", "master_addr", "launcher", "no_ssh", "force_multi"),
+    )
+    options = LaunchOptions(
+        **{name: getattr(args, name) for name in own},
+        require_idle=None if args.require_idle is None else _indices(args.require_idle),
+        nccl=MappingProxyType({name: value for name, value in nccl.items() if value is not None}),
+        handed_through=(*((name, str(value)) for name, value in values), *((name, None) for name in switches)),
+    )
+    return flags_of(args, options)
+
+
+def flags_of(args: argparse.Namespace, options: LaunchOptions | None = None) -> Flags:
+    """What a parser with `add_training_flags` has read."""
+    given = {flag: getattr(args, flag) for flag in PROFILE_FLAGS if getattr(args, flag) is not None}
+    return Flags(
+        profile=args.profile,
+        out=args.out,
+        name=args.name,
+        start=Start.of(args.resume),
+        keys=MappingProxyType(given),
+        overrides=tuple(args.set),
+        options=options or LaunchOptions(),
+        environment=MappingProxyType(dict(os.environ)),
+    )
+
+
+def _indices(text: str) -> tuple[int, ...]:
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise UserError(f"--require_idle {text}: give GPU numbers, for example 0,1")
+    return tuple(int(part) for part in text.split(","))
+
+
+def _absolute(paths: Mapping[str, str | None]) -> dict[str, str | None]:
+    return {key: path if path is None else str(Path(path).expanduser().absolute()) for key, path in paths.items()}
+
+
+def _flag(name: str, text: str) -> list[str]:
+    return [f"--{name}={text}"] if text.startswith("-") else [f"--{name}", text]

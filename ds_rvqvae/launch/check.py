@@ -1,0 +1,69 @@
+"""Everything about one run that can be checked before a rank starts."""
+
+from ds_rvqvae.config.request import Request
+from ds_rvqvae.data.dataset import MotionData, open_training_data
+from ds_rvqvae.gpu.sizes import parameter_count
+from ds_rvqvae.launch import demo
+from ds_rvqvae.launch.body import CheckedRun
+from ds_rvqvae.launch.hosts import check_cards, place_ranks, warn
+from ds_rvqvae.launch.preflight import Preflight, check_machine
+from ds_rvqvae.runs.checkpoints import checkpoint_bytes
+from ds_rvqvae.runs.folder import check_out_folder, run_folder_of
+from ds_rvqvae.runs.init_from import find_initial, take_start
+from ds_rvqvae.runs.start import find_resume, with_batch
+
+
+def check_run(request: Request) -> tuple[CheckedRun, Preflight | None]:
+    """Checks what is quick first, then the data, the machine last.
+
+    Gives no report on the machine where nothing is left to train.
+
+    Raises:
+        UserError: with the statuses in the order 2, 4, 3.
+    """
+    profile, start, options = request.profile, request.start, request.options
+    config = profile.rvqvae
+    if options.demo:
+        demo.write_motion(config.data)
+    folder = run_folder_of(request)
+    check_out_folder(folder)
+    idle = list(options.require_idle or ())
+    ranks = place_ranks(options, request.flags.environment)
+    if ranks.world_size and not start.resumes:
+        profile.check_world_size(ranks.world_size)
+    find_initial(folder, profile, start)
+    data = open_training_data(profile)
+    windows = data.count_training_windows()
+    initial = take_start(folder, profile, data, start)
+    disk_bytes = _disk_bytes(request, data)
+    check_out_folder(folder, disk_bytes)
+    cards = None
+    if ranks.local is not None and not ranks.cpu:
+        ranks, cards = check_cards(ranks, request.flags.environment)
+        if not start.resumes:
+            profile.check_world_size(ranks.world_size)
+    elif idle:
+        warn("--require_idle: no card of this machine takes part, so none is looked at")
+    done, planned = False, profile
+    if start.resumes:
+        resume = find_resume(folder, profile, ranks.world_size, data.fingerprint(), thorough=False, start=start)
+        done = resume.step() >= config.training.total_iter
+        planned = with_batch(with_batch(profile, resume.fitted), resume.kept)
+    report = None
+    if not done:
+        report = check_machine(planned, data.in_features, ranks, cards, idle=idle, dry_run=options.dry_run)
+    if cards is not None:
+        cards.require_idle(idle)
+    found = [finding.text for finding in report.findings if finding.warning] if report and not options.dry_run else []
+    batches = profile.warnings(ranks.world_size, windows)
+    for warning in [*batches, *data.warnings(), *(initial.warnings(data) if initial else []), *found]:
+        warn(warning)
+    return CheckedRun(request, folder, ranks, data, disk_bytes, done), report
+
+
+def _disk_bytes(request: Request, data: MotionData) -> int:
+    """What the run's checkpoints will take on disk beside those that are there."""
+    config = request.profile.rvqvae
+    kept = 1 if request.start.resumes else config.training.keep_checkpoints + 1
+    averaged = config.training.ema_decay is not None
+    return kept * checkpoint_bytes(parameter_count(data.in_features, config.model), averaged)

@@ -1,0 +1,140 @@
+"""From a checked run to the processes that train it: deepspeed's command line, the ranks' variables, restarts.
+
+Ranks of this machine read the run's own `profile.json`, which lies in its folder before they start; what else is asked
+for stands on their command line as overrides. Hosts that may not see this disk get the flags as they were given.
+"""
+
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from ds_rvqvae.config.profile import load_profile
+from ds_rvqvae.config.request import Flags, Start
+from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.launch import demo
+from ds_rvqvae.launch.body import CheckedRun
+from ds_rvqvae.launch.hosts import Ranks, free_port
+from ds_rvqvae.launch.restarts import run_with_restarts
+from ds_rvqvae.launch.slots import cores
+from ds_rvqvae.launch.supervise import Job, Signals
+from ds_rvqvae.runs.folder import OUTCOME_VARIABLE, RUN_VARIABLE, write_profile
+from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, Watch
+from ds_rvqvae.runs.start import overrides_between
+
+
+def train(run: CheckedRun, signals: Signals) -> ExitStatus:
+    """Trains one run to its end."""
+    options = run.request.options
+    with tempfile.TemporaryDirectory(prefix="ds_rvqvae-") as temporary, _folder_made(run):
+        status = run_with_restarts(lambda restart: _job(run, restart, Path(temporary)), options.max_restarts, signals)
+    if options.demo and status == ExitStatus.DONE:
+        demo.print_results(run.folder)
+    return status
+
+
+def command_by_flags(run: CheckedRun) -> list[str]:
+    """The deepspeed command whose ranks parse the flags of training; works by hand."""
+    flags = run.request.resolved
+    if run.request.options.demo or run.request.options.max_restarts:
+        # The ranks would choose the same; said here, it is known where the scores will be, and to restarts.
+        folder = run.folder.absolute()
+        flags = replace(flags, out=folder.parent, name=folder.name)
+    return _command(run.ranks, flags)
+
+
+def rank_variables(run: CheckedRun) -> dict[str, str]:
+    """The variables that ranks get beside those of this process."""
+    ranks = run.ranks
+    added = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # as NVML counts the cards
+    if ranks.cpu:
+        added = {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": str(ranks.cpu_slots)}
+        # Ranks that each take all cores run ten times slower than one after the other.
+        added["OMP_NUM_THREADS"] = str(max(1, cores() // len(ranks.local or [0])))
+    added |= run.request.options.nccl
+    if "OMP_NUM_THREADS" in run.request.flags.environment:
+        added.pop("OMP_NUM_THREADS", None)
+    return added
+
+
+def _reads_the_runs_profile(run: CheckedRun) -> bool:
+    # With --force_multi even ranks of this machine are started by ssh, without this process's variables.
+    return run.ranks.on_this_machine and not run.request.options.force_multi
+
+
+@contextmanager
+def _folder_made(run: CheckedRun) -> Iterator[None]:
+    """Makes a new run's folder with its `profile.json`; a run that no rank has opened leaves nothing behind."""
+    folder, file = run.folder, run.folder / "profile.json"
+    makes = _reads_the_runs_profile(run) and not file.is_file()
+    if makes:
+        try:
+            folder.mkdir(parents=True, exist_ok=run.request.start.resumes)
+        except FileExistsError:
+            raise UserError(f"{folder}: another start has just made it; give another --name, or --resume") from None
+        except OSError as error:
+            raise UserError(f"--out: {folder} cannot be made: {error.strerror}; give another --out") from None
+        write_profile(folder, run.request.profile)
+    try:
+        yield
+    finally:
+        if makes and [entry.name for entry in folder.iterdir()] == [file.name]:
+            with suppress(OSError):
+                file.unlink()
+                folder.rmdir()
+
+
+def _job(run: CheckedRun, restart: int, temporary: Path) -> Job:
+    """The job of start 0 and of restarts 1, 2, …"""
+    options, ranks = run.request.options, run.ranks
+    if options.master_port is None and len(ranks.hosts) == 1:
+        # A restart, or the next part of a body, may come long after the check.
+        ranks = replace(ranks, port=free_port(None, here=True))
+    again = run
+    if restart:
+        flags = replace(run.request.flags, start=Start("newest"))
+        again = replace(run, request=replace(run.request, flags=flags))
+    outcome = temporary / f"outcome-{restart}"
+    variables = {**run.request.flags.environment, **rank_variables(run), OUTCOME_VARIABLE: str(outcome)}
+    watch = None
+    if ranks.local is not None and not options.force_multi:
+        heartbeats = temporary / f"heartbeats-{restart}"
+        heartbeats.mkdir()
+        variables[HEARTBEAT_VARIABLE] = str(heartbeats)
+        watch = Watch(heartbeats, len(ranks.local), options.hang_timeout)
+    if _reads_the_runs_profile(run):
+        variables[RUN_VARIABLE] = str(run.folder.absolute())
+        command = _command(ranks, _flags_by_profile(again))
+    else:
+        command = command_by_flags(replace(again, ranks=ranks))
+    return Job(command, variables, outcome if ranks.first_here else None, watch)
+
+
+def _flags_by_profile(run: CheckedRun) -> Flags:
+    """Flags that mean the same as the run's, by its own `profile.json` and what is to differ from it now."""
+    folder, request = run.folder.absolute(), run.request
+    file = folder / "profile.json"
+    start = request.start
+    if start.kind == "run":
+        start = Start("newest")  # it is named by folder
+    overrides = overrides_between(load_profile(file), request.profile)
+    flags = replace(request.flags, profile=str(file), out=folder.parent, name=folder.name, start=start)
+    return replace(flags, keys={}, overrides=tuple(overrides))
+
+
+def _command(ranks: Ranks, flags: Flags) -> list[str]:
+    script = Path(sys.executable).parent / "deepspeed"
+    command = [str(script)] if script.is_file() else [sys.executable, "-m", "deepspeed.launcher.runner"]
+    if ranks.include:
+        command += ["--include", ranks.include]
+    command += ["--master_port", str(ranks.port)]
+    given: Mapping[str, str | None] = dict(flags.options.handed_through)
+    if "log_level" not in given:
+        given = {"log_level": "critical", **given}  # its lines on every variable and process drown the trainer's
+    for name, value in given.items():
+        if name == "num_nodes" and ranks.include:
+            continue  # deepspeed takes one of the two
+        command.append(f"--{name}" if value is None else f"--{name}={value}")
+    return [*command, "--module", "ds_rvqvae.train", *flags.arguments()]
