@@ -31,7 +31,7 @@ find_python() {
 }
 
 stamp_of() { # extras
-  printf '%s\n' "$project" "$({ cat "$project/setup.py" "$project/constraints.txt"; echo "$1"; } | cksum)"
+  printf '%s\n' "$project" "$({ cat "$project/pyproject.toml" "$project/setup.py" "$project/constraints.txt"; echo "$1"; } | cksum)"
 }
 
 # The environment for the tests serves training too.

@@ -29,7 +29,7 @@ def wheel(tmp_path_factory):
     source = folder / "source"
     for name in ("ds_rvqvae", "ds_configs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, source)
     build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, source]
     subprocess.run(build, check=True, capture_output=True)
@@ -44,6 +44,7 @@ def test_the_wheel_holds_every_module_and_every_profile(wheel):
     profiles = {f"ds_rvqvae/ds_configs/{file.name}" for file in (ROOT / "ds_configs").glob("*.json")}
     assert profiles <= names and "ds_rvqvae/ds_configs/profile.schema.json" in profiles
     assert "ds-rvqvae = ds_rvqvae.cli:main" in entry_points
+    assert "ds_rvqvae/py.typed" in names
     assert not [name for name in names if name.startswith("tests")]
 
 
