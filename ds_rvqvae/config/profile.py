@@ -10,13 +10,14 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ds_rvqvae.config.batch_sizes import windows_a_step
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.deepspeed import DeepSpeedKeys, Section
+from ds_rvqvae.config.facts import ModelFacts, keys_that
 from ds_rvqvae.config.model import LossConfig, ModelConfig
 from ds_rvqvae.config.training import ScheduleConfig, TrainingConfig
 from ds_rvqvae.errors import UserError
@@ -24,20 +25,6 @@ from ds_rvqvae.errors import UserError
 REFERENCE_RANKS = 7
 """Ranks that a profile's learning rate is meant for where it does not say: the GPUs that the launcher takes."""
 
-_OF_CODEBOOKS = (
-    "shared_codebook",
-    "mu",
-    "mu_warm_up",
-    "sample_codebook_temp",
-    "sample_anneal_iter",
-    "codebook_distance",
-    "gradient",
-    "codebook_init",
-    "beam_size",
-    "dead_code_threshold",
-    "lineage",
-)
-"""Keys of `rvqvae.model` that mean nothing to finite scalar quantization."""
 _FINEST_GRID = 2**20
 """Cells between -1 and 1: fp32 has 2**24 numbers there that are equally far apart."""
 
@@ -181,7 +168,7 @@ def _check_scalar_quantization(model: ModelConfig) -> None:
             f"rvqvae.model.fsq_levels: {divisions} levels would divide each column into {max(model.fsq_levels)} cells "
             f"again and again, finer than fp32 tells apart; use a code_dim of more columns"
         )
-    for key in _OF_CODEBOOKS:
+    for key in keys_that(ModelConfig, ModelFacts, lambda facts: facts.codebooks_only):
         if getattr(model, key) != ModelConfig.model_fields[key].default:
             raise ValueError(f"rvqvae.model.{key}: is about codebooks, and with fsq_levels there are none")
 
@@ -240,17 +227,19 @@ def load_profile(path: str | Path, overrides: Iterable[str] = ()) -> Profile:
 
 def profile_from_dict(values: dict[str, Any], source: str = "profile") -> Profile:
     """Validates a profile's JSON objects; `source` names them in errors."""
-    return _validated((), values, source)
+    return _validated(Profile, (), values, source)
 
 
 def model_config_from_dict(values: Any, source: str) -> ModelConfig:
     """Validates the `rvqvae.model` object that a tokenizer keeps; raises UserError that names `source`."""
-    return _validated(("rvqvae", "model"), values, source)
+    return _validated(ModelConfig, ("rvqvae", "model"), values, source)
 
 
-def _validated(path: Sequence[str], values: Any, source: str) -> Any:
-    section = section_at(path)
-    assert section is not None
+_Section = TypeVar("_Section", bound=BaseModel)
+
+
+def _validated(section: type[_Section], path: Sequence[str], values: Any, source: str) -> _Section:
+    """`values` as the section at `path` of a profile; raises UserError that names `source`."""
     try:
         return section.model_validate(values)
     except ValidationError as error:
