@@ -11,8 +11,10 @@ from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.facts import FREE, DataFacts, Facts, ModelFacts, facts_of, keys_that
 from ds_rvqvae.config.model import LossConfig, ModelConfig
 from ds_rvqvae.config.profile import RvqvaeConfig, load_profile, profile_from_dict, section_at
+from ds_rvqvae.data.store.prepare import prepare
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.layout import feature_layout
+from tests.data.formats.bvh_files import write_bvh_motion
 from tests.settings import SMALL, models_with_another
 
 KINDS = {"model": ModelFacts, "data": DataFacts, "loss": Facts, "schedule": Facts, "training": Facts}
@@ -148,3 +150,31 @@ def test_of_several_keys_the_first_is_refused():
         assert f"rvqvae.model.{key}: lineage" in refusal_of(ModelConfig.model_validate, values)
         del values[key]
     assert not refusal_of(ModelConfig.model_validate, values)
+
+
+class Recorded(DataConfig):
+    """Remembers which of its keys were read."""
+
+    def __getattribute__(self, name):
+        if name in DataConfig.model_fields:
+            READ.add(name)
+        return super().__getattribute__(name)
+
+
+READ: set[str] = set()
+
+
+@pytest.mark.parametrize("kind", ["beat2", "bvh"])
+def test_no_other_keys_make_a_store_than_those_that_say_so(kind, demo_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("DS_RVQVAE_CACHE", str(tmp_path / "cache"))
+    if kind == "bvh":
+        (tmp_path / "motion").mkdir()
+        for seed in range(4):
+            write_bvh_motion(tmp_path / "motion" / f"{seed}.bvh", seed=seed)
+    config = Recorded(path=str(demo_folder if kind == "beat2" else tmp_path / "motion"))
+    READ.clear()
+    prepare(config, tmp_path / "store")
+    of_a_store = keys_that(DataConfig, DataFacts, lambda facts: facts.store != "no")
+    reading = keys_that(DataConfig, DataFacts, lambda facts: facts.reading)
+    assert {"path", "fps", "store_dtype", "rules"} <= READ <= {*of_a_store}
+    assert kind != "bvh" or {*reading} <= READ
