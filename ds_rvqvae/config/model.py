@@ -1,12 +1,13 @@
 """The `rvqvae.model` and `rvqvae.loss` objects of a profile: the nets, the quantizer and what they are trained to."""
 
+import math
 from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from ds_rvqvae.config.deepspeed import Count, Section, Share
-from ds_rvqvae.config.facts import FREE, ModelFacts, facts_of
+from ds_rvqvae.config.facts import FREE, ModelFacts, facts_of, keys_that
 
 _WEIGHTS = ModelFacts(resume="fixed", codes="weights", codebooks_only=False, lineage="same", formats="any")
 """Keys that make weights of other shapes."""
@@ -20,6 +21,8 @@ _GRADIENT = replace(_CODEBOOKS, lineage="gradient")
 _AVERAGES = replace(_CODEBOOKS, lineage="averages")
 _QUANTIZER = replace(_NETS, codes="setting if set", formats="default")
 """Keys that choose a quantizer which the first tokenizers did not have."""
+_FINEST_GRID = 2**20
+"""Cells between -1 and 1: fp32 has 2**24 numbers there that are equally far apart."""
 
 
 class ModelConfig(Section):
@@ -119,11 +122,42 @@ class ModelConfig(Section):
         frames: int = self.stride_t**self.down_t
         return frames
 
+    @property
+    def grid_key(self) -> str | None:
+        """The key that asks for a quantizer without codebooks, where one does."""
+        return None if self.fsq_levels is None else "fsq_levels"
+
 
 def _not_of_lineage() -> list[str]:
     """Keys that MoMask's arithmetic has no place for, in the order in which they are refused."""
     facts, own = facts_of(ModelConfig, ModelFacts), ("gradient", "codes", "averages")
     return sorted((key for key in facts if facts[key].lineage in own), key=lambda key: own.index(facts[key].lineage))
+
+
+def check_quantizer(model: ModelConfig) -> None:
+    """Raises ValueError where the keys of a quantizer do not fit each other."""
+    if model.fsq_levels is not None:
+        _check_scalar_quantization(model, model.fsq_levels)
+    for key in keys_that(ModelConfig, ModelFacts, lambda facts: facts.codebooks_only) if model.grid_key else ():
+        if getattr(model, key) != ModelConfig.model_fields[key].default:
+            raise ValueError(f"rvqvae.model.{key}: is about codebooks, and with {model.grid_key} there are none")
+
+
+def _check_scalar_quantization(model: ModelConfig, cells: list[int]) -> None:
+    columns, codes = len(cells), math.prod(cells)
+    if codes != model.nb_code:
+        raise ValueError(f"rvqvae.model.fsq_levels: the product of its numbers is {codes}, and nb_code {model.nb_code}")
+    if model.code_dim not in range(columns, columns * model.num_quantizers + 1, columns):
+        raise ValueError(
+            f"rvqvae.model.code_dim: {model.code_dim} is not 1 to {model.num_quantizers} times the {columns} columns "
+            f"of fsq_levels; use {columns} to {columns * model.num_quantizers}"
+        )
+    divisions = -(-model.num_quantizers * columns // model.code_dim)
+    if cells and max(cells) ** divisions > _FINEST_GRID:
+        raise ValueError(
+            f"rvqvae.model.fsq_levels: {divisions} levels would divide each column into {max(cells)} cells "
+            f"again and again, finer than fp32 tells apart; use a code_dim of more columns"
+        )
 
 
 class LossConfig(Section):

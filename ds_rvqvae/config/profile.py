@@ -5,7 +5,6 @@ A profile is a DeepSpeed config with one more object, `rvqvae`. This module impo
 
 import difflib
 import json
-import math
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,16 +16,12 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from ds_rvqvae.config.batch_sizes import windows_a_step
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.deepspeed import DeepSpeedKeys, Section
-from ds_rvqvae.config.facts import ModelFacts, keys_that
-from ds_rvqvae.config.model import LossConfig, ModelConfig
+from ds_rvqvae.config.model import LossConfig, ModelConfig, check_quantizer
 from ds_rvqvae.config.training import ScheduleConfig, TrainingConfig
 from ds_rvqvae.errors import UserError
 
 REFERENCE_RANKS = 7
 """Ranks that a profile's learning rate is meant for where it does not say: the GPUs that the launcher takes."""
-
-_FINEST_GRID = 2**20
-"""Cells between -1 and 1: fp32 has 2**24 numbers there that are equally far apart."""
 
 
 class RvqvaeConfig(Section):
@@ -69,8 +64,7 @@ class Profile(DeepSpeedKeys):
                 f"rvqvae.model.quantize_dropout_min_levels: {model.quantize_dropout_min_levels} is more than the "
                 f"{model.num_quantizers} levels of num_quantizers"
             )
-        if model.fsq_levels is not None:
-            _check_scalar_quantization(model)
+        check_quantizer(model)
         bf16 = self.bf16
         if bf16.bf16_master_weights_and_grads and self.rvqvae.training.ema_decay is not None:
             raise ValueError(
@@ -100,8 +94,8 @@ class Profile(DeepSpeedKeys):
         model = self.rvqvae.model
         if training.init_from is not None and (model.weight_init != "torch" or model.zero_init_residual):
             found.append("rvqvae.model.weight_init, zero_init_residual: weights come from init_from: no effect")
-        if model.fsq_levels is not None and self.rvqvae.loss.commit != LossConfig().commit:
-            found.append("rvqvae.loss.commit: with fsq_levels there are no codes to commit to: no effect")
+        if model.grid_key is not None and self.rvqvae.loss.commit != LossConfig().commit:
+            found.append(f"rvqvae.loss.commit: with {model.grid_key} there are no codes to commit to: no effect")
         batches = windows_a_step(self.rvqvae.data, self.global_batch(world_size or 1))
         for size, count in (windows or {}).items():
             if batches[size] > count:
@@ -150,27 +144,6 @@ class Profile(DeepSpeedKeys):
     def deepspeed_config(self) -> dict[str, Any]:
         """The dict for `deepspeed.initialize(config=…)`."""
         return {key: value for key, value in self.to_dict().items() if key not in ("$schema", "rvqvae")}
-
-
-def _check_scalar_quantization(model: ModelConfig) -> None:
-    """Raises ValueError where `fsq_levels` fits neither the other sizes nor a key that is about codebooks."""
-    columns, codes = len(model.fsq_levels or []), math.prod(model.fsq_levels or [])
-    if codes != model.nb_code:
-        raise ValueError(f"rvqvae.model.fsq_levels: the product of its numbers is {codes}, and nb_code {model.nb_code}")
-    if model.code_dim not in range(columns, columns * model.num_quantizers + 1, columns):
-        raise ValueError(
-            f"rvqvae.model.code_dim: {model.code_dim} is not 1 to {model.num_quantizers} times the {columns} columns "
-            f"of fsq_levels; use {columns} to {columns * model.num_quantizers}"
-        )
-    divisions = -(-model.num_quantizers * columns // model.code_dim)
-    if model.fsq_levels and max(model.fsq_levels) ** divisions > _FINEST_GRID:
-        raise ValueError(
-            f"rvqvae.model.fsq_levels: {divisions} levels would divide each column into {max(model.fsq_levels)} cells "
-            f"again and again, finer than fp32 tells apart; use a code_dim of more columns"
-        )
-    for key in keys_that(ModelConfig, ModelFacts, lambda facts: facts.codebooks_only):
-        if getattr(model, key) != ModelConfig.model_fields[key].default:
-            raise ValueError(f"rvqvae.model.{key}: is about codebooks, and with fsq_levels there are none")
 
 
 def shipped_profiles() -> dict[str, Path]:

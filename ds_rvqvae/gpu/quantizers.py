@@ -79,8 +79,8 @@ def staged_count(model: ModelConfig) -> int:
 
 
 def codebook_count(model: ModelConfig) -> int:
-    """Codebooks stored: one, where all levels share it; none of finite scalar quantization."""
-    if model.fsq_levels is not None:
+    """Codebooks stored: one, where all levels share it; none where codes are cells of a grid."""
+    if model.grid_key is not None:
         return 0
     return 1 if model.shared_codebook else model.num_quantizers
 
