@@ -1,16 +1,28 @@
 """The `rvqvae.data` object of a profile: where motion comes from, what of it is used, and how it is cut."""
 
 import difflib
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from ds_rvqvae.config.deepspeed import Count, Section, Share
+from ds_rvqvae.config.facts import DataFacts
 
 BODY_PARTS = ("upper", "hands", "lower", "lower_trans", "whole", "whole_trans", "face")
 """Parts of SMPL-X and SMPL-H data that need no definition."""
-FORMATS = ("beat2", "smpl", "bvh", "humanml3d", "features", "packed")
-"""Names of motion formats; `data/readers.py` has the reader of each."""
+FormatName = Literal["beat2", "smpl", "bvh", "humanml3d", "features", "packed"]
+FORMATS: tuple[FormatName, ...] = get_args(FormatName)
+"""Names of motion formats; `data/formats/readers.py` has the reader of each."""
+
+_STORE = DataFacts(resume="free", store="setting", reading=False)
+"""Keys of how files are made into a store."""
+_READING = DataFacts(resume="free", store="setting", reading=True)
+"""Those of them that say what the numbers in a file mean."""
+_INPUTS = DataFacts(resume="fixed", store="no", reading=False)
+"""Keys that make other inputs of the same store."""
+_FREE = DataFacts(resume="free", store="no", reading=False)
+"""Keys of what training draws from a store. `body_parts` is among them because what it makes of the columns of a run is
+compared by themselves."""
 
 
 def is_part_name(name: object) -> bool:
@@ -23,35 +35,35 @@ def is_part_name(name: object) -> bool:
 class RulesConfig(Section):
     """What is not motion. A clip is cut around it; the report names file, frames and rule."""
 
-    reference_pose: bool = True
+    reference_pose: Annotated[bool, _STORE] = True
     """Cut a reference pose (T-pose) before the motion: frames in which most of the joints that move stand unturned."""
-    dropouts: bool = True
+    dropouts: Annotated[bool, _STORE] = True
     """Cut frames in which every value is zero."""
-    max_joint_step: Annotated[float, Field(gt=0)] | None = 30.0
+    max_joint_step: Annotated[Annotated[float, Field(gt=0)] | None, _STORE] = 30.0
     """Degrees that joints turn from one frame to the next, mean over joints: more is a jump. null: no such rule."""
-    max_root_step: Annotated[float, Field(gt=0)] | None = 0.5
+    max_root_step: Annotated[Annotated[float, Field(gt=0)] | None, _STORE] = 0.5
     """Metres that the root moves from one frame to the next: more is a jump. null: no such rule."""
-    min_frames: Annotated[int, Field(ge=16)] = 16
+    min_frames: Annotated[int, Field(ge=16), _STORE] = 16
     """Frames that a piece of a clip needs, at `rvqvae.data.fps`."""
 
 
 class AugmentConfig(Section):
     """Random changes of training windows, drawn anew by seed for every sample; scoring never sees them."""
 
-    mirror: Share = 0.0
+    mirror: Annotated[Share, _FREE] = 0.0
     """How often a window is mirrored: left and right change places, joints by name (Guo et al. 2022, HumanML3D)."""
-    time_scale: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    time_scale: Annotated[float, Field(ge=0, le=0.5), _FREE] = 0.0
     """Windows are played at a speed drawn from 1 - this to 1 + this (Um et al. 2017, time-warping)."""
-    noise: Annotated[float, Field(ge=0)] = 0.0
+    noise: Annotated[float, Field(ge=0), _FREE] = 0.0
     """Standard deviation of noise on the normalised windows (Um et al. 2017, jittering)."""
-    offset: Annotated[float, Field(ge=0)] = 0.0
+    offset: Annotated[float, Field(ge=0), _FREE] = 0.0
     """Standard deviation of what is added to a window's normalised columns, the same to all its frames: another
     posture. Of our own making."""
-    mix: Share = 0.0
+    mix: Annotated[Share, _FREE] = 0.0
     """How often a window takes some neighbouring joints from others, as CutMix does with images (Yun et al. 2019)."""
-    mix_windows: Annotated[int, Field(ge=2)] = 2
+    mix_windows: Annotated[int, Field(ge=2), _FREE] = 2
     """Windows that a mixed one is made of, itself included; no more than there are joints."""
-    scale: Annotated[float, Field(ge=0)] = 0.0
+    scale: Annotated[float, Field(ge=0), _FREE] = 0.0
     """Spread of what a window's normalised columns are multiplied by, one number a joint (or matrix of features), whose
     logarithm has this standard deviation: wider and narrower movements (Um et al. 2017, on wearables' signals)."""
 
@@ -64,50 +76,50 @@ class AugmentConfig(Section):
 class DataConfig(Section):
     """Where motion comes from and how it is cut."""
 
-    path: str | None = None
+    path: Annotated[str | None, DataFacts(resume="free", store="source", reading=False)] = None
     """A folder of motion files, one such file, one packed npz, or a prepared store."""
-    format: Literal[FORMATS] | None = None
+    format: Annotated[FormatName | None, _STORE] = None
     """How the files are read; null: by what is in the folder."""
-    body_part: Annotated[str, Field(min_length=1)] = "upper"
+    body_part: Annotated[str, Field(min_length=1), _INPUTS] = "upper"
     """Which columns are used: a part of SMPL-X and SMPL-H data, or one of `body_parts`. Other data give all their
     columns."""
-    body_parts: dict[str, Annotated[list[str | int], Field(min_length=1)]] | None = None
+    body_parts: Annotated[dict[str, Annotated[list[str | int], Field(min_length=1)]] | None, _FREE] = None
     """Body parts of your own: a name, and its joints by name (`Left*` stands for several) or by number."""
-    speakers: list[int] | None = None
+    speakers: Annotated[list[int] | None, _STORE] = None
     """Only BEAT2 clips of these speakers (the leading number of a clip's name)."""
-    window_size: Count = 128
+    window_size: Annotated[Count, _FREE] = 128
     """Frames a training window (T2M-GPT and MoMask: 64)."""
-    window_stride: Count = 64
+    window_stride: Annotated[Count, _FREE] = 64
     """Frames from the start of one window to the next."""
-    window_sizes: Annotated[list[Count], Field(min_length=1)] | None = None
+    window_sizes: Annotated[Annotated[list[Count], Field(min_length=1)] | None, _FREE] = None
     """Several lengths of training windows: each step takes one of them, with as many windows as keep the frames a
     batch those of `window_size`."""
-    balance: Literal["speaker", "set"] | None = None
+    balance: Annotated[Literal["speaker", "set"] | None, _FREE] = None
     """Draw training windows evenly from speakers, or from sets (the first folder of a clip's name)."""
-    weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
+    weights: Annotated[dict[str, Annotated[float, Field(ge=0)]] | None, _FREE] = None
     """With `balance`: how much of a speaker or set is drawn, relative to 1 for those not named."""
-    split: Literal["auto", "time", "hash"] = "auto"
+    split: Annotated[Literal["auto", "time", "hash"], _STORE] = "auto"
     """auto: the data's own split, else by a hash of the clip's name, else (a single clip) by time; time: the last part
     of every clip is held out."""
-    fps: Annotated[float, Field(gt=0, le=1000)] = 30.0
+    fps: Annotated[float, Field(gt=0, le=1000), DataFacts(resume="fixed", store="setting", reading=False)] = 30.0
     """Frames a second; motion at another rate is resampled."""
-    metres_per_unit: Annotated[float, Field(gt=0)] | None = None
+    metres_per_unit: Annotated[Annotated[float, Field(gt=0)] | None, _READING] = None
     """Length of a BVH file's unit; null: guessed from how tall its skeleton is."""
-    up_axis: Literal["y", "z"] = "y"
+    up_axis: Annotated[Literal["y", "z"], _READING] = "y"
     """The axis that points up in the files. z (AMASS, some BVH exports) is turned so that y does."""
-    store_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    store_dtype: Annotated[Literal["float32", "float16", "bfloat16"], _STORE] = "float32"
     """How numbers are kept on disk."""
-    rules: RulesConfig = RulesConfig()
-    mean_file: str | None = None
+    rules: Annotated[RulesConfig, _STORE] = RulesConfig()
+    mean_file: Annotated[str | None, _INPUTS] = None
     """A .npy file with one mean a column, in place of the training split's."""
-    std_file: str | None = None
+    std_file: Annotated[str | None, _INPUTS] = None
     """A .npy file with one standard deviation a column."""
-    std_floor: Annotated[float, Field(gt=0)] = 0.01
+    std_floor: Annotated[float, Field(gt=0), _INPUTS] = 0.01
     """Smallest standard deviation that columns are divided by."""
-    feat_bias: Annotated[float, Field(gt=0)] = 1.0
+    feat_bias: Annotated[float, Field(gt=0), _INPUTS] = 1.0
     """HumanML3D and KIT features: the root's and the feet's columns weigh this many times as much (MoMask: 5)."""
-    augment: AugmentConfig = AugmentConfig()
-    num_workers: Annotated[int, Field(ge=0, le=256)] = 2
+    augment: Annotated[AugmentConfig, _FREE] = AugmentConfig()
+    num_workers: Annotated[int, Field(ge=0, le=256), _FREE] = 2
     """Threads a rank that gather batches; 0 gathers in the training thread."""
 
     @model_validator(mode="after")

@@ -26,11 +26,11 @@ class Section(BaseModel):
 
 
 class OptimizerParams(Section):
-    lr: float = Field(2e-4, gt=0)
+    lr: Annotated[float, Field(gt=0)] = 2e-4
     """Learning rate before warm-up and milestones."""
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.99]
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
     torch_adam: Literal[True] = True
     """torch's own AdamW, which needs no compiler on the user's machine; DeepSpeed's does not take `fused`."""
     fused: bool = True
@@ -121,7 +121,7 @@ class CheckpointSection(Section):
 
 class FlopsProfilerSection(Section):
     enabled: bool = False
-    recompute_fwd_factor: float = Field(0.0, ge=0)
+    recompute_fwd_factor: Annotated[float, Field(ge=0)] = 0.0
     profile_step: Count = 1
     module_depth: int = -1
     top_modules: Count = 1
@@ -149,7 +149,7 @@ class DeepSpeedKeys(Section):
     optimizer: OptimizerSection = OptimizerSection()
     bf16: Bf16Section = Bf16Section()
     zero_optimization: ZeroSection = ZeroSection()
-    gradient_clipping: float = Field(1.0, ge=0)
+    gradient_clipping: Annotated[float, Field(ge=0)] = 1.0
     """Largest norm of the whole gradient; 0 is off."""
     activation_checkpointing: ActivationCheckpointingSection = ActivationCheckpointingSection()
     data_types: DataTypesSection | None = None
@@ -161,7 +161,7 @@ class DeepSpeedKeys(Section):
     comms_logger: CommsLoggerSection | None = None
     communication_data_type: Literal["fp32", "bf16", "fp16"] | None = None
     prescale_gradients: bool = False
-    gradient_predivide_factor: float = Field(1.0, gt=0)
+    gradient_predivide_factor: Annotated[float, Field(gt=0)] = 1.0
     steps_per_print: Count | None = None
     wall_clock_breakdown: bool = False
     memory_breakdown: bool = False

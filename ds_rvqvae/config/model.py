@@ -1,84 +1,101 @@
 """The `rvqvae.model` and `rvqvae.loss` objects of a profile: the nets, the quantizer and what they are trained to."""
 
+import math
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from ds_rvqvae.config.deepspeed import Count, Section, Share
+from ds_rvqvae.config.facts import FREE, ModelFacts, facts_of, keys_that
 
-_NOT_OF_LINEAGE = ("gradient", "codebook_distance", "codebook_init", "mu_warm_up", "dead_code_threshold")
-"""Keys of `rvqvae.model` that MoMask's arithmetic has no place for."""
+_WEIGHTS = ModelFacts(resume="fixed", codes="weights", codebooks_only=False, lineage="same", formats="any")
+"""Keys that make weights of other shapes."""
+_NETS = replace(_WEIGHTS, codes="setting")
+"""Keys by which the same weights compute something else."""
+_TRAINING = ModelFacts(resume="free", codes="same", codebooks_only=False, lineage="same", formats="any")
+"""Keys that only training sees."""
+_CODEBOOKS = replace(_TRAINING, codebooks_only=True)
+"""Keys of how codebooks are trained."""
+_GRADIENT = replace(_CODEBOOKS, lineage="gradient")
+_AVERAGES = replace(_CODEBOOKS, lineage="averages")
+_QUANTIZER = replace(_NETS, codes="setting if set", formats="default")
+"""Keys that choose a quantizer which the first tokenizers did not have."""
+_FINEST_GRID = 2**20
+"""Cells between -1 and 1: fp32 has 2**24 numbers there that are equally far apart."""
 
 
 class ModelConfig(Section):
     """The nets and the quantizer."""
 
-    width: Count = 512
+    width: Annotated[Count, _WEIGHTS] = 512
     """Channels inside encoder and decoder."""
-    depth: Count = 3
+    depth: Annotated[Count, _WEIGHTS] = 3
     """Residual blocks a stage."""
-    down_t: Annotated[int, Field(ge=0, le=8)] = 2
+    down_t: Annotated[int, Field(ge=0, le=8), _NETS] = 2
     """Down-sampling layers."""
-    stride_t: Annotated[int, Field(ge=1, le=8)] = 2
+    stride_t: Annotated[int, Field(ge=1, le=8), replace(_NETS, formats="some")] = 2
     """Temporal stride of each down-sampling layer."""
-    dilation_growth_rate: Annotated[int, Field(ge=1, le=8)] = 3
+    dilation_growth_rate: Annotated[int, Field(ge=1, le=8), _NETS] = 3
     """Dilation of block i is this to the power i; the largest comes first."""
-    activation: Literal["relu", "silu", "gelu"] = "relu"
+    activation: Annotated[Literal["relu", "silu", "gelu"], replace(_NETS, formats="default")] = "relu"
     """In the residual blocks, as in T2M-GPT, and between them."""
-    norm: Literal["LN", "GN"] | None = None
+    norm: Annotated[Literal["LN", "GN"] | None, _NETS] = None
     """LN: layer norm over channels; GN: group norm of 32 groups (T2M-GPT)."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    dropout: Annotated[float, Field(ge=0, lt=1), _TRAINING] = 0.2
     """Dropout at the end of each residual block."""
-    weight_init: Literal["torch", "he"] = "torch"
+    weight_init: Annotated[Literal["torch", "he"], _TRAINING] = "torch"
     """First weights of the convolutions: torch's own, which make each layer's output smaller than its input, or those
     that keep its size (He et al. 2015)."""
-    zero_init_residual: bool = False
+    zero_init_residual: Annotated[bool, _TRAINING] = False
     """Residual blocks start as the identity: the weights of their last convolution are 0 (Zhang et al. 2019, Fixup)."""
-    code_dim: Count = 128
+    code_dim: Annotated[Count, _WEIGHTS] = 128
     """Length of a code vector. Short ones are found by more of the latents (Yu et al. 2021, ViT-VQGAN)."""
-    nb_code: Count = 1024
+    nb_code: Annotated[Count, _WEIGHTS] = 1024
     """Codes a level."""
-    num_quantizers: Count = 6
+    num_quantizers: Annotated[Count, replace(_NETS, formats="some")] = 6
     """Levels of the residual quantizer."""
-    shared_codebook: bool = False
+    shared_codebook: Annotated[bool, replace(_NETS, codebooks_only=True)] = False
     """All levels use one codebook (Lee et al. 2022, RQ-VAE; MoMask)."""
-    mu: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    mu: Annotated[float, Field(ge=0, lt=1), _CODEBOOKS] = 0.99
     """Decay of the moving averages that codebooks are made of (Razavi et al. 2019, VQ-VAE-2)."""
-    mu_warm_up: Annotated[int, Field(ge=0)] = 9
+    mu_warm_up: Annotated[int, Field(ge=0), _AVERAGES] = 9
     """Update t of the averages decays by t / (t + this) where that is less than mu, as TensorFlow's
     ExponentialMovingAverage does with 9; 0: by mu from the start."""
-    quantize_dropout_prob: Share = 0.2
+    quantize_dropout_prob: Annotated[Share, _TRAINING] = 0.2
     """How often a step trains only the first levels (Zeghidour et al. 2021, SoundStream)."""
-    quantize_dropout_min_levels: Count = 1
+    quantize_dropout_min_levels: Annotated[Count, _TRAINING] = 1
     """Levels that such a step trains at the least (vector-quantize-pytorch)."""
-    fsq_levels: list[Annotated[int, Field(ge=2)]] | None = None
+    fsq_levels: Annotated[list[Annotated[int, Field(ge=2)]] | None, _QUANTIZER] = None
     """In place of codebooks a fixed grid: cells a column of the latents, of the columns a level has (Mentzer et al.
     2023, finite scalar quantization). Their product is nb_code, and code_dim is 1 to num_quantizers times as many
     columns: 1, and each level divides the cells of the level before; num_quantizers, and it has columns of its own."""
-    sample_codebook_temp: Annotated[float, Field(ge=0)] = 0.0
+    sample_codebook_temp: Annotated[float, Field(ge=0), _CODEBOOKS] = 0.0
     """Gumbel noise on the choice of codes while training (MoMask), relative to the level's mean nearest distance; 0 is
     off."""
-    sample_anneal_iter: Count | None = None
+    sample_anneal_iter: Annotated[Count | None, _CODEBOOKS] = None
     """Steps over which that noise falls linearly to nothing (annealed as in Jang et al. 2017); null: it stays."""
-    codebook_distance: Literal["euclidean", "cosine"] = "euclidean"
+    codebook_distance: Annotated[
+        Literal["euclidean", "cosine"], replace(_QUANTIZER, codebooks_only=True, lineage="codes")
+    ] = "euclidean"
     """Which code is the nearest; cosine: by angle, as in ViT-VQGAN (Yu et al. 2021), whatever its length."""
-    gradient: Literal["straight_through", "rotation_trick"] = "straight_through"
+    gradient: Annotated[Literal["straight_through", "rotation_trick"], _GRADIENT] = "straight_through"
     """What gradient passes the quantizer: as it comes (van den Oord et al. 2017), or turned and stretched as the latent
     is into its code (Fifty et al. 2024)."""
-    input_noise: Annotated[float, Field(ge=0)] = 0.0
+    input_noise: Annotated[float, Field(ge=0), _TRAINING] = 0.0
     """Standard deviation of noise on the normalised motion that the encoder sees while training; the losses do not see
     it (Vincent et al. 2008, denoising autoencoders)."""
-    codebook_init: Literal["samples", "kmeans"] = "samples"
+    codebook_init: Annotated[Literal["samples", "kmeans"], replace(_CODEBOOKS, lineage="codes")] = "samples"
     """First codebooks: latents of the first global batch, or their k-means centres (Zeghidour et al. 2021,
     SoundStream)."""
-    beam_size: Annotated[int, Field(ge=1, le=64)] = 1
+    beam_size: Annotated[int, Field(ge=1, le=64), replace(_CODEBOOKS, codes="setting if set")] = 1
     """Outside training, beam search: so many sums of codes are followed from level to level, and the nearest wins in
     the end (Liu et al. 2015, improved residual vector quantization). Its first levels alone may do less well than those
     of 1: the nearest code of each level, as while training."""
-    dead_code_threshold: Share = 0.1
+    dead_code_threshold: Annotated[Share, _AVERAGES] = 0.1
     """A code used less than this share of uniform use is replaced by a latent of the batch (Défossez et al. 2024,
     Moshi); 0: none is."""
-    lineage: bool = False
+    lineage: Annotated[bool, _CODEBOOKS] = False
     """MoMask's arithmetic for comparison: one straight-through estimator a level, absolute sampling temperature, codes
     with an average count under 1 overwritten by the first rows of the batch, full inertia from the first step."""
 
@@ -89,7 +106,7 @@ class ModelConfig(Section):
                 "rvqvae.model.sample_codebook_temp: is relative to euclidean distances; use 0, or euclidean "
                 "codebook_distance"
             )
-        for key in _NOT_OF_LINEAGE if self.lineage else ():
+        for key in _not_of_lineage() if self.lineage else ():
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"rvqvae.model.{key}: lineage, MoMask's arithmetic, has its own; leave it out")
         if self.beam_size > 1 and (self.lineage or self.shared_codebook or self.codebook_distance != "euclidean"):
@@ -102,22 +119,60 @@ class ModelConfig(Section):
     @property
     def code_stride(self) -> int:
         """Frames a code stands for."""
-        return self.stride_t**self.down_t
+        frames: int = self.stride_t**self.down_t
+        return frames
+
+    @property
+    def grid_key(self) -> str | None:
+        """The key that asks for a quantizer without codebooks, where one does."""
+        return None if self.fsq_levels is None else "fsq_levels"
+
+
+def _not_of_lineage() -> list[str]:
+    """Keys that MoMask's arithmetic has no place for, in the order in which they are refused."""
+    facts, own = facts_of(ModelConfig, ModelFacts), ("gradient", "codes", "averages")
+    return sorted((key for key in facts if facts[key].lineage in own), key=lambda key: own.index(facts[key].lineage))
+
+
+def check_quantizer(model: ModelConfig) -> None:
+    """Raises ValueError where the keys of a quantizer do not fit each other."""
+    if model.fsq_levels is not None:
+        _check_scalar_quantization(model, model.fsq_levels)
+    for key in keys_that(ModelConfig, ModelFacts, lambda facts: facts.codebooks_only) if model.grid_key else ():
+        if getattr(model, key) != ModelConfig.model_fields[key].default:
+            raise ValueError(f"rvqvae.model.{key}: is about codebooks, and with {model.grid_key} there are none")
+
+
+def _check_scalar_quantization(model: ModelConfig, cells: list[int]) -> None:
+    columns, codes = len(cells), math.prod(cells)
+    if codes != model.nb_code:
+        raise ValueError(f"rvqvae.model.fsq_levels: the product of its numbers is {codes}, and nb_code {model.nb_code}")
+    if model.code_dim not in range(columns, columns * model.num_quantizers + 1, columns):
+        raise ValueError(
+            f"rvqvae.model.code_dim: {model.code_dim} is not 1 to {model.num_quantizers} times the {columns} columns "
+            f"of fsq_levels; use {columns} to {columns * model.num_quantizers}"
+        )
+    divisions = -(-model.num_quantizers * columns // model.code_dim)
+    if cells and max(cells) ** divisions > _FINEST_GRID:
+        raise ValueError(
+            f"rvqvae.model.fsq_levels: {divisions} levels would divide each column into {max(cells)} cells "
+            f"again and again, finer than fp32 tells apart; use a code_dim of more columns"
+        )
 
 
 class LossConfig(Section):
-    recons_loss: Literal["l1", "l2", "l1_smooth"] = "l1_smooth"
+    recons_loss: Annotated[Literal["l1", "l2", "l1_smooth"], FREE] = "l1_smooth"
     """Loss of the reconstruction and of its velocity."""
-    commit: Annotated[float, Field(ge=0)] = 0.02
+    commit: Annotated[float, Field(ge=0), FREE] = 0.02
     """Weight of the commitment loss: the squared distance of latents to their codes (van den Oord et al. 2017)."""
-    loss_vel: Annotated[float, Field(ge=0)] = 0.5
+    loss_vel: Annotated[float, Field(ge=0), FREE] = 0.5
     """Weight of the loss of frame differences (T2M-GPT, MoMask, EMAGE)."""
-    loss_acc: Annotated[float, Field(ge=0)] = 0.0
+    loss_acc: Annotated[float, Field(ge=0), FREE] = 0.0
     """Weight of the loss of second differences (EMAGE)."""
-    loss_rotation: Annotated[float, Field(ge=0)] = 0.0
+    loss_rotation: Annotated[float, Field(ge=0), FREE] = 0.0
     """Weight of the loss on the joints' rotations, whatever the normalisation (EMAGE)."""
-    rotation_distance: Literal["matrix", "geodesic"] = "matrix"
+    rotation_distance: Annotated[Literal["matrix", "geodesic"], FREE] = "matrix"
     """Of that loss: mean absolute difference of rotation matrices, or the geodesic angle in radians (EMAGE)."""
-    joint_weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
+    joint_weights: Annotated[dict[str, Annotated[float, Field(ge=0)]] | None, FREE] = None
     """How much joints weigh in the reconstruction's and its differences' losses, by name (`*Hand` stands for several),
     relative to 1 for those not named; the weights' mean is brought to 1. In place of a loss by body part (EMAGE)."""

@@ -5,41 +5,23 @@ A profile is a DeepSpeed config with one more object, `rvqvae`. This module impo
 
 import difflib
 import json
-import math
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ds_rvqvae.config.batch_sizes import windows_a_step
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.deepspeed import DeepSpeedKeys, Section
-from ds_rvqvae.config.model import LossConfig, ModelConfig
+from ds_rvqvae.config.model import LossConfig, ModelConfig, check_quantizer
 from ds_rvqvae.config.training import ScheduleConfig, TrainingConfig
 from ds_rvqvae.errors import UserError
 
 REFERENCE_RANKS = 7
 """Ranks that a profile's learning rate is meant for where it does not say: the GPUs that the launcher takes."""
-
-_OF_CODEBOOKS = (
-    "shared_codebook",
-    "mu",
-    "mu_warm_up",
-    "sample_codebook_temp",
-    "sample_anneal_iter",
-    "codebook_distance",
-    "gradient",
-    "codebook_init",
-    "beam_size",
-    "dead_code_threshold",
-    "lineage",
-)
-"""Keys of `rvqvae.model` that mean nothing to finite scalar quantization."""
-_FINEST_GRID = 2**20
-"""Cells between -1 and 1: fp32 has 2**24 numbers there that are equally far apart."""
 
 
 class RvqvaeConfig(Section):
@@ -82,8 +64,7 @@ class Profile(DeepSpeedKeys):
                 f"rvqvae.model.quantize_dropout_min_levels: {model.quantize_dropout_min_levels} is more than the "
                 f"{model.num_quantizers} levels of num_quantizers"
             )
-        if model.fsq_levels is not None:
-            _check_scalar_quantization(model)
+        check_quantizer(model)
         bf16 = self.bf16
         if bf16.bf16_master_weights_and_grads and self.rvqvae.training.ema_decay is not None:
             raise ValueError(
@@ -113,8 +94,8 @@ class Profile(DeepSpeedKeys):
         model = self.rvqvae.model
         if training.init_from is not None and (model.weight_init != "torch" or model.zero_init_residual):
             found.append("rvqvae.model.weight_init, zero_init_residual: weights come from init_from: no effect")
-        if model.fsq_levels is not None and self.rvqvae.loss.commit != LossConfig().commit:
-            found.append("rvqvae.loss.commit: with fsq_levels there are no codes to commit to: no effect")
+        if model.grid_key is not None and self.rvqvae.loss.commit != LossConfig().commit:
+            found.append(f"rvqvae.loss.commit: with {model.grid_key} there are no codes to commit to: no effect")
         batches = windows_a_step(self.rvqvae.data, self.global_batch(world_size or 1))
         for size, count in (windows or {}).items():
             if batches[size] > count:
@@ -163,27 +144,6 @@ class Profile(DeepSpeedKeys):
     def deepspeed_config(self) -> dict[str, Any]:
         """The dict for `deepspeed.initialize(config=…)`."""
         return {key: value for key, value in self.to_dict().items() if key not in ("$schema", "rvqvae")}
-
-
-def _check_scalar_quantization(model: ModelConfig) -> None:
-    """Raises ValueError where `fsq_levels` fits neither the other sizes nor a key that is about codebooks."""
-    columns, codes = len(model.fsq_levels or []), math.prod(model.fsq_levels or [])
-    if codes != model.nb_code:
-        raise ValueError(f"rvqvae.model.fsq_levels: the product of its numbers is {codes}, and nb_code {model.nb_code}")
-    if model.code_dim not in range(columns, columns * model.num_quantizers + 1, columns):
-        raise ValueError(
-            f"rvqvae.model.code_dim: {model.code_dim} is not 1 to {model.num_quantizers} times the {columns} columns "
-            f"of fsq_levels; use {columns} to {columns * model.num_quantizers}"
-        )
-    divisions = -(-model.num_quantizers * columns // model.code_dim)
-    if model.fsq_levels and max(model.fsq_levels) ** divisions > _FINEST_GRID:
-        raise ValueError(
-            f"rvqvae.model.fsq_levels: {divisions} levels would divide each column into {max(model.fsq_levels)} cells "
-            f"again and again, finer than fp32 tells apart; use a code_dim of more columns"
-        )
-    for key in _OF_CODEBOOKS:
-        if getattr(model, key) != ModelConfig.model_fields[key].default:
-            raise ValueError(f"rvqvae.model.{key}: is about codebooks, and with fsq_levels there are none")
 
 
 def shipped_profiles() -> dict[str, Path]:
@@ -240,17 +200,19 @@ def load_profile(path: str | Path, overrides: Iterable[str] = ()) -> Profile:
 
 def profile_from_dict(values: dict[str, Any], source: str = "profile") -> Profile:
     """Validates a profile's JSON objects; `source` names them in errors."""
-    return _validated((), values, source)
+    return _validated(Profile, (), values, source)
 
 
 def model_config_from_dict(values: Any, source: str) -> ModelConfig:
     """Validates the `rvqvae.model` object that a tokenizer keeps; raises UserError that names `source`."""
-    return _validated(("rvqvae", "model"), values, source)
+    return _validated(ModelConfig, ("rvqvae", "model"), values, source)
 
 
-def _validated(path: Sequence[str], values: Any, source: str) -> Any:
-    section = section_at(path)
-    assert section is not None
+_Section = TypeVar("_Section", bound=BaseModel)
+
+
+def _validated(section: type[_Section], path: Sequence[str], values: Any, source: str) -> _Section:
+    """`values` as the section at `path` of a profile; raises UserError that names `source`."""
     try:
         return section.model_validate(values)
     except ValidationError as error:

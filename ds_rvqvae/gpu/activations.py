@@ -1,19 +1,25 @@
 """What a training step keeps for its backward pass, by shape arithmetic and without torch.
 
-The walk below makes the operations of `model/nets.py`, `model/quantizer.py` and `model/losses.py` in their order and
-asks of each what torch's autograd saves for it: a convolution its input, ReLU its output, SiLU and GELU their input,
-a norm its input and statistics, dropout its mask. A tensor that two operations save is held once.
+The walk below makes the operations of `model/nets.py`, the quantizer and `model/losses.py` in their order and asks of
+each what torch's autograd saves for it: a convolution its input, ReLU its output, SiLU and GELU their input, a norm its
+input and statistics, dropout its mask. A tensor that two operations save is held once.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ds_rvqvae.config.profile import Profile
+from ds_rvqvae.gpu.quantizers import quantizer_pass
 
-_FP32, _INT64 = 4, 8
+LAYERS = (
+    *("RVQVAE", "Encoder", "Decoder", "Sequential", "ResidualStack", "ResidualBlock"),
+    *("Convolution", "DownSample", "Upsample", "ReLU", "SiLU", "GELU", "Identity", "ChannelNorm", "GroupNorm"),
+    "Dropout",
+)
+"""Classes of the model's modules that the walk knows, beside `gpu.quantizers.QUANTIZERS`."""
+_FP32 = 4
 _GROUPS = 32
 """Of group norm, as in `model/nets.py`."""
-_ROWS_AT_ONCE = 16_384
-"""Vectors whose distances are held at once, as in `model/codes.py`."""
 _ROTATION_BYTES = {"matrix": 116, "geodesic": 128}
 """That autograd keeps for the loss on rotations, of a joint in a frame: its six numbers, lengths, products, matrix."""
 
@@ -245,27 +251,16 @@ def _residual_stack(walk: _Walk, hidden: _Tensor) -> _Tensor:
 
 
 def _quantizer(walk: _Walk, latents: _Tensor) -> _Tensor:
-    model, rows = walk.model, _Tensor(latents.channels, latents.time, _FP32)
-    walk.start("quantizer")
-    vectors = walk.micro_batch * latents.time
-    if model.fsq_levels is not None:
-        walk.keep(rows)
-        # What tanh gave, the sum of the levels' vectors and a copy; codes and the index of a level.
-        walk.layer.forward_working = walk.bytes_of(rows, rows, rows) + vectors * (model.num_quantizers + 1) * _INT64
-        walk.works(rows, rows)
-        return walk.made(latents.channels, latents.time)
-    # The commitment loss: the slope, summed over levels.
-    walk.keep(_Tensor(rows.channels, rows.time, _FP32))
-    if model.gradient == "rotation_trick":
-        walk.keep(rows, _Tensor(rows.channels, rows.time, _FP32))
-    walk.works(rows, rows, rows)
-    # Noise, scaled noise and their sum stand beside the distances; without noise these go block by block.
-    at_once = 4 * vectors if model.sample_codebook_temp else min(vectors, _ROWS_AT_ONCE)
-    distances = at_once * model.nb_code * _FP32 + model.nb_code * model.code_dim * _FP32
-    # Rows, what each level left, twice at the end, code vectors and their sum; codes and the index of a level.
-    held = [rows] * (2 * model.num_quantizers + 3)
-    walk.layer.forward_working = distances + walk.bytes_of(*held) + vectors * (model.num_quantizers + 1) * _INT64
-    walk.layer.flops += 2 * model.num_quantizers * vectors * model.nb_code * model.code_dim
+    through = quantizer_pass(walk.model, walk.micro_batch * latents.time)
+    walk.layers.append(
+        Layer(
+            "quantizer",
+            kept=through.kept,
+            forward_working=through.forward_working,
+            backward_working=through.backward_working,
+            flops=through.flops,
+        )
+    )
     return walk.made(latents.channels, latents.time)
 
 
@@ -285,24 +280,56 @@ def _decoder(walk: _Walk, quantized: _Tensor, out_features: int) -> _Tensor:
 
 
 def _losses(walk: _Walk, motion: _Tensor, output: _Tensor) -> None:
-    """Reconstruction loss, and the same on frame differences; both in fp32."""
+    """All losses, in fp32."""
     walk.start("losses")
     reconstruction = output if output.element_bytes == _FP32 else _Tensor(output.channels, output.time, _FP32)
-    steps = _Tensor(motion.channels, motion.time - 1, _FP32)
-    differences = [steps]
-    if walk.loss.loss_acc:
-        differences.append(_Tensor(motion.channels, motion.time - 2, _FP32))
+    walk.works(reconstruction, reconstruction, output)
+    for loss in LOSSES.values():
+        loss(walk, reconstruction, motion)
+
+
+def _reconstruction_loss(walk: _Walk, reconstruction: _Tensor, motion: _Tensor) -> None:
     if walk.loss.recons_loss == "l1":
         # torch composes it of a difference, whose sign the backward pass wants.
-        walk.keep(_Tensor(motion.channels, motion.time, _FP32), *differences)
+        walk.keep(_Tensor(motion.channels, motion.time, _FP32))
     else:
-        walk.keep(reconstruction, motion, *differences)
-        walk.keep(*(_Tensor(one.channels, one.time, _FP32) for one in differences))
-    walk.works(reconstruction, reconstruction, output)
-    if walk.loss.loss_rotation:
-        # Which columns are rotations is not known here; nearly all are, six a joint.
-        joints = walk.micro_batch * motion.time * (motion.channels // 6)
-        walk.keep_bytes(joints * _ROTATION_BYTES[walk.loss.rotation_distance])
-        # Matrices of reconstruction and motion, the steps to them and their difference; gradients of as many.
-        walk.layer.forward_working += joints * 60 * _FP32
-        walk.layer.backward_working += joints * 60 * _FP32
+        walk.keep(reconstruction, motion)
+
+
+def _velocity_loss(walk: _Walk, reconstruction: _Tensor, motion: _Tensor) -> None:
+    _reconstruction_loss(walk, _differences(reconstruction, 1), _differences(motion, 1))
+
+
+def _acceleration_loss(walk: _Walk, reconstruction: _Tensor, motion: _Tensor) -> None:
+    if walk.loss.loss_acc:
+        _reconstruction_loss(walk, _differences(reconstruction, 2), _differences(motion, 2))
+
+
+def _differences(tensor: _Tensor, order: int) -> _Tensor:
+    """From frame to frame."""
+    return _Tensor(tensor.channels, tensor.time - order, _FP32)
+
+
+def _rotation_loss(walk: _Walk, reconstruction: _Tensor, motion: _Tensor) -> None:
+    if not walk.loss.loss_rotation:
+        return
+    # Which columns are rotations is not known here; nearly all are, six a joint.
+    joints = walk.micro_batch * motion.time * (motion.channels // 6)
+    walk.keep_bytes(joints * _ROTATION_BYTES[walk.loss.rotation_distance])
+    # Matrices of reconstruction and motion, the steps to them and their difference; gradients of as many.
+    walk.layer.forward_working += joints * 60 * _FP32
+    walk.layer.backward_working += joints * 60 * _FP32
+
+
+def _nothing_more(walk: _Walk, reconstruction: _Tensor, motion: _Tensor) -> None:
+    """Of the commitment loss, which the quantizer computes."""
+
+
+LOSSES: dict[str, Callable[[_Walk, _Tensor, _Tensor], None]] = {
+    "recons": _reconstruction_loss,
+    "velocity": _velocity_loss,
+    "acceleration": _acceleration_loss,
+    "rotation": _rotation_loss,
+    "commit": _nothing_more,
+}
+"""What each of `model.losses.Losses` adds to the walk: of reconstruction and motion in fp32."""

@@ -1,9 +1,9 @@
 """Where the monitor shows a refresh: a table on a terminal, else a plain line a card, or lines of JSON."""
 
+import io
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 from ds_rvqvae.gpu.recording import json_line
@@ -21,7 +21,7 @@ class Display:
     def __init__(self) -> None:
         self._problems: set[str] = set()
         # A terminal or file of another encoding gets question marks for the bars.
-        with suppress(AttributeError):
+        if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")
 
     def show(self, snapshot: Snapshot, problems: Sequence[str]) -> None:
@@ -89,7 +89,7 @@ class TableDisplay(Display):
     def redraw(self) -> None:
         if self._live and self._last:
             height = self._console.height
-            lines = self._text(height).splitlines()[:height]
+            lines = self._text(self._last, height).splitlines()[:height]
             self._write(_HOME + "\n".join(_CLEAR_LINE + line for line in lines) + _CLEAR_BELOW)
 
     def suspend(self) -> None:
@@ -103,12 +103,12 @@ class TableDisplay(Display):
     def close(self) -> None:
         self.suspend()
         if self._last:
-            self._write(self._text(None))
+            self._write(self._text(self._last, None))
 
-    def _text(self, height: int | None) -> str:
+    def _text(self, shown: tuple[Snapshot, float, Sequence[str]], height: int | None) -> str:
         from ds_rvqvae.gpu.table import Screen
 
-        snapshot, now, problems = self._last
+        snapshot, now, problems = shown
         screen = Screen(snapshot, self._history, now, self._console.width, height, self._heading)
         with self._console.capture() as capture:
             self._console.print(screen.render(problems))

@@ -292,13 +292,15 @@ def memory_of(handle: Any) -> Any:
 
 def utilisation_of(handle: Any) -> int | None:
     rates = ask("nvmlDeviceGetUtilizationRates", handle)
-    return rates.gpu if rates else None
+    percent: int | None = rates.gpu if rates else None
+    return percent
 
 
 def temperature_of(handle: Any) -> int | None:
     """Degrees Celsius."""
     sensor = pynvml.NVML_TEMPERATURE_GPU
-    return ask("nvmlDeviceGetTemperatureV", handle, sensor, older="nvmlDeviceGetTemperature")
+    degrees: int | None = ask("nvmlDeviceGetTemperatureV", handle, sensor, older="nvmlDeviceGetTemperature")
+    return degrees
 
 
 def thousandths(value: int | None) -> float | None:

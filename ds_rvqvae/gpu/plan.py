@@ -9,18 +9,15 @@ from functools import cached_property
 from typing import Any
 
 from ds_rvqvae.config.batch_sizes import BatchShape, largest_micro_batch_shape
-from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.gpu.activations import Activations, activations_of
 from ds_rvqvae.gpu.cards import MIB, Card
+from ds_rvqvae.gpu.quantizers import buffer_bytes, staged_vector_bytes, update_bytes
 from ds_rvqvae.gpu.sizes import (
     Transfer,
     ZeroBytes,
-    codebook_count,
     parameter_count,
     parameter_sizes,
-    replacement_count,
-    staged_count,
     transfers_of,
     zero_bytes,
 )
@@ -33,7 +30,7 @@ WORKSPACE_BYTES = 256 * MIB
 """Workspaces of cuDNN's convolutions and cuBLAS. Assumed, not measured yet."""
 FRAGMENTATION = 0.05
 """Share of torch's own memory that its allocator reserves beyond it. Assumed, not measured yet."""
-_FP32, _INT64 = 4, 8
+_FP32 = 4
 
 
 @dataclass(frozen=True)
@@ -101,14 +98,12 @@ class Plan:
         """Bytes above weights, optimizer, codebooks and batch at each moment of a step that could be its peak."""
         zero, model = self.zero, self.profile.rvqvae.model
         carried = zero.gradients if self.profile.gradient_accumulation_steps > 1 else 0
-        books = codebook_count(model) * model.code_dim * _FP32
-        chosen = 2 * books * replacement_count(model) * model.num_quantizers
         backward = self.activations.backward_peak() + zero.gradients + zero.accumulating
         return {
             "forward pass": self.activations.forward_peak() + carried,
             "backward pass": backward + zero.buckets + zero.reducing,
             "optimizer step": zero.gradients + zero.stepping,
-            "codebook update": chosen + 6 * books * model.nb_code,
+            "codebook update": update_bytes(model),
             # A copy of the model in fp32, and of the weights where it is their average that is evaluated. The held-out
             # clips that go through it are not counted.
             "evaluation": self.parameter_count * _FP32 + self.codebooks_bytes + self.weight_average_bytes,
@@ -282,7 +277,7 @@ def make_plan(
         gpus=gpus,
         card=card,
         zero=zero_bytes(profile, parameter_sizes(in_features, profile.rvqvae.model), gpus),
-        codebooks_bytes=codebooks_bytes(profile.rvqvae.model),
+        codebooks_bytes=sum(buffer_bytes(profile.rvqvae.model).values()),
         **_of_batch(profile, in_features, windows),
     )
 
@@ -301,21 +296,6 @@ def _of_batch(profile: Profile, in_features: int, windows: int) -> dict[str, Any
         "staged_vectors_bytes": vectors * staged_vector_bytes(model),
         "batch_bytes": batches * shape.frames * in_features * _FP32,
     }
-
-
-def staged_vector_bytes(model: ModelConfig) -> int:
-    """What the quantizer keeps of a latent until the codebooks' update: it and its codes."""
-    return model.code_dim * _FP32 + model.num_quantizers * _INT64 if codebook_count(model) else 0
-
-
-def codebooks_bytes(model: ModelConfig) -> int:
-    """Bytes of the quantizer's buffers: codebooks, averages, counts, staged statistics, flag and count of updates, or
-    of a fixed grid its cells and their places in a code."""
-    codes = codebook_count(model) * model.nb_code
-    averages = codes * (2 * model.code_dim + 1)
-    usage = model.num_quantizers * model.nb_code
-    grid = 2 * len(model.fsq_levels or ())
-    return (averages + usage + staged_count(model)) * _FP32 + (1 + grid) * _INT64 + 1
 
 
 def largest_micro_batch(profile: Profile, in_features: int, gpus: int, card: Card) -> int:

@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.gpu.snapshot import CSV_COLUMNS, Snapshot, csv_rows, json_record, scalars
@@ -71,7 +71,7 @@ class AppendedFile:
             with self._path.open(encoding="utf-8", errors="replace") as opened:
                 first = opened.readline(1 << 20)
         except OSError as error:
-            raise UserError(f"{self._name}: {error.strerror.lower()}; give another file") from None
+            raise UserError(f"{self._name}: {_reason(error).lower()}; give another file") from None
         torn = not first.endswith("\n") and self._header.startswith(first)
         if not torn and not is_ours(first):
             raise UserError(f"{self._name}: holds something other than this monitor's records; give another file")
@@ -79,23 +79,22 @@ class AppendedFile:
     def write(self, snapshot: Snapshot) -> None:
         """Adds the lines of one refresh; raises UserError where the file cannot be opened."""
         self._pending += self._lines_of(snapshot).encode("utf-8", errors="replace")
-        if self._handle is None:
-            self._open()
-        regular = stat.S_ISREG(os.fstat(self._handle).st_mode)
-        end = os.lseek(self._handle, 0, os.SEEK_END) if regular else 0
+        handle = self._open() if self._handle is None else self._handle
+        regular = stat.S_ISREG(os.fstat(handle).st_mode)
+        end = os.lseek(handle, 0, os.SEEK_END) if regular else 0
         written, why = 0, "no room on the disk"
         try:
-            written = os.write(self._handle, self._pending)
+            written = os.write(handle, self._pending)
         except BrokenPipeError:
             raise
         except OSError as error:
-            why = error.strerror
+            why = _reason(error)
         if written == len(self._pending):
             self.problem, self._pending = None, b""
             return
         self.problem = f"{self._name}: {why}; rows are kept for later"
         if regular:
-            os.ftruncate(self._handle, end)
+            os.ftruncate(handle, end)
         if len(self._pending) > _MOST_PENDING:
             self._pending = self._pending[-_MOST_PENDING:].partition(b"\n")[2]
 
@@ -103,17 +102,22 @@ class AppendedFile:
         if self._handle is not None:
             os.close(self._handle)
 
-    def _open(self) -> None:
+    def _open(self) -> int:
         try:
-            self._handle = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            handle = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            raise UserError(f"{self._name}: {error.strerror}") from None
-        size = 0
-        if stat.S_ISREG(os.fstat(self._handle).st_mode):
-            size = _whole_lines(self._handle)
-            os.ftruncate(self._handle, size)
+            raise UserError(f"{self._name}: {_reason(error)}") from None
+        self._handle, size = handle, 0
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            size = _whole_lines(handle)
+            os.ftruncate(handle, size)
         if not size:
             self._pending = self._header.encode() + self._pending
+        return handle
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 def _whole_lines(handle: int, block: int = 1 << 16) -> int:
@@ -154,7 +158,7 @@ class ScalarsFolder:
         self.problem: str | None = None
         self._folder = folder / "gpus"
         self._name = f"--tensorboard {folder}"
-        self._writer = None
+        self._writer: Any = None
         existing = self._folder.absolute()
         while not existing.exists():
             existing = existing.parent
@@ -174,14 +178,14 @@ class ScalarsFolder:
             self._writer.add_event(Event(wall_time=seconds, step=int(seconds), summary=Summary(value=values)))
             self.problem = None
         except OSError as error:
-            self.problem = f"{self._name}: {error.strerror or error}"
+            self.problem = f"{self._name}: {_reason(error)}"
 
     def close(self) -> None:
         if self._writer is not None:
             try:
                 self._writer.close()
             except OSError as error:
-                self.problem = f"{self._name}: {error.strerror or error}"
+                self.problem = f"{self._name}: {_reason(error)}"
 
 
 def json_line(snapshot: Snapshot) -> str:

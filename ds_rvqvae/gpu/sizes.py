@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.config.profile import Profile
+from ds_rvqvae.gpu.quantizers import staged_count
 
 _FP32, _BF16 = 4, 2
 _START_ALIGNMENT = 2
@@ -162,25 +163,6 @@ def decoder_parameter_count(in_features: int, config: ModelConfig) -> int:
 def parameter_sizes(in_features: int, config: ModelConfig) -> list[int]:
     """Elements of each trainable tensor, in the order of `RVQVAE.parameters()`."""
     return _encoder_sizes(in_features, config) + _decoder_sizes(in_features, config)
-
-
-def codebook_count(config: ModelConfig) -> int:
-    """Codebooks stored: one, where all levels share it; none of finite scalar quantization."""
-    if config.fsq_levels is not None:
-        return 0
-    return 1 if config.shared_codebook else config.num_quantizers
-
-
-def replacement_count(config: ModelConfig) -> int:
-    """Dead codes of a codebook that one update can replace."""
-    return config.nb_code if config.lineage else min(config.nb_code, max(64, config.nb_code // 4))
-
-
-def staged_count(config: ModelConfig) -> int:
-    """Numbers that the ranks sum an update: code counts, sums of vectors, replacement candidates, refusals."""
-    books = codebook_count(config)
-    vectors = books * (config.nb_code + replacement_count(config)) * config.code_dim
-    return config.num_quantizers * config.nb_code + vectors + 1
 
 
 def _encoder_sizes(in_features: int, config: ModelConfig) -> list[int]:

@@ -230,6 +230,5 @@ def cuda_order(gpus: Sequence[Gpu], environment: Mapping[str, str]) -> list[int]
 def _has_uuid(gpu: Gpu, text: str) -> bool:
     if text.startswith("MIG-GPU-"):  # drivers before 470 write MIG-GPU-UUID/INSTANCE/INSTANCE
         return bool(gpu.uuid) and text[4:].partition("/")[0] == gpu.uuid
-    return text.startswith(("GPU-", "MIG-")) and any(
-        device.uuid.startswith(text) for device in (gpu, *gpu.slices) if device.uuid
-    )
+    uuids = [gpu.uuid, *(part.uuid for part in gpu.slices)]
+    return text.startswith(("GPU-", "MIG-")) and any(uuid.startswith(text) for uuid in uuids)

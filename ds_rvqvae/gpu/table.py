@@ -36,7 +36,7 @@ class History:
     def add(self, gpus: Iterable[Gpu], now: float) -> None:
         """Adds one sample a card and their mean; `now` in seconds, of a clock that never goes back."""
         known = {gpu.index: float(gpu.utilisation) for gpu in gpus if gpu.utilisation is not None}
-        samples: dict[int | None, float] = {**known}
+        samples: dict[int | None, float] = dict(known.items())
         if known:
             samples[None] = sum(known.values()) / len(known)
         for index, value in samples.items():
@@ -269,8 +269,9 @@ def _memory_bar(device: Gpu | _Total, width: int) -> Text:
 
 def _temperature(device: Gpu | _Total) -> Text:
     text = _number(device.temperature, "°C")
-    if (device.temperature or 0) >= _HOT:
-        text.stylize("red" if device.temperature >= _HOTTEST else "yellow")
+    degrees = device.temperature or 0
+    if degrees >= _HOT:
+        text.stylize("red" if degrees >= _HOTTEST else "yellow")
     return text
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from ds_rvqvae.config.facts import fixed_keys
+from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.config.request import Start
 from ds_rvqvae.data.dataset import MotionData
@@ -19,7 +21,6 @@ from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import whole_file
 from ds_rvqvae.motion.layout import feature_layout
 from ds_rvqvae.runs.checkpoints import checkpoints
-from ds_rvqvae.runs.start import FIXED_KEYS
 from ds_rvqvae.tokenizer.folder import WEIGHTS, TokenizerConfig, read_config, statistics_from, tokenizer_folder
 
 NORMALISATION = "normalisation.json"
@@ -63,7 +64,7 @@ def find_initial(run_folder: Path, profile: Profile, start: Start) -> Initial | 
     if training.init_from is None or _goes_on(run_folder, start):
         return None
     initial = read_initial(tokenizer_folder(Path(training.init_from), profile.rvqvae.data.body_part))
-    for key in FIXED_KEYS:
+    for key in fixed_keys(ModelConfig):
         there, here = (json.dumps(getattr(model, key)) for model in (initial.model, profile.rvqvae.model))
         if there != here:
             raise UserError(

@@ -6,19 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ds_rvqvae.config.facts import fixed_keys
 from ds_rvqvae.config.profile import Profile, load_profile, section_at
 from ds_rvqvae.config.request import Start
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.runs.checkpoints import checkpoints, damage_of, read_manifest, step_of, whole_checkpoint
-
-FIXED_KEYS = (
-    *("width", "depth", "down_t", "stride_t", "dilation_growth_rate", "activation", "norm"),
-    *("code_dim", "nb_code", "num_quantizers", "shared_codebook", "fsq_levels", "codebook_distance"),
-)
-"""Keys of `rvqvae.model` that make other weights or give codes another meaning; the others may change on the way."""
-FIXED_DATA_KEYS = ("body_part", "fps", "mean_file", "std_file", "std_floor", "feat_bias")
-"""Keys of `rvqvae.data` that make other inputs."""
-
 
 NEWEST = Start("newest")
 
@@ -158,8 +150,8 @@ def _changed_keys(run_folder: Path, profile: Profile) -> list[str]:
     """Notes on settings that differ from the run's; raises UserError for one that must not."""
     file = run_folder / "profile.json"
     before, now = load_profile(file).rvqvae, profile.rvqvae
-    for section, keys in (("model", FIXED_KEYS), ("data", FIXED_DATA_KEYS)):
-        for key in keys:
+    for section, values in now:
+        for key in fixed_keys(type(values)):
             old, new = (getattr(getattr(settings, section), key) for settings in (before, now))
             if old != new:
                 was = json.dumps(old)

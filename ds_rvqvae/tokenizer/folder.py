@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from ds_rvqvae.config.data import DataConfig, is_part_name
+from ds_rvqvae.config.facts import DataFacts, keys_that
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.config.profile import model_config_from_dict
 from ds_rvqvae.errors import UserError
@@ -148,8 +149,9 @@ def _hint(folder: Path) -> str:
     return ""
 
 
-READING_KEYS = ("up_axis", "metres_per_unit")
-"""Keys of `rvqvae.data` that say what the numbers in a file mean. A tokenizer keeps those of its training motion."""
+READING_KEYS = sorted(keys_that(DataConfig, DataFacts, lambda facts: facts.reading), reverse=True)
+"""Keys of `rvqvae.data` that say what the numbers in a file mean. A tokenizer keeps those of its training motion, in
+this order."""
 
 
 def reading_of(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ds_rvqvae import __version__
+from ds_rvqvae.config.facts import ModelFacts, keys_that
+from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.model.streaming import DecoderStream, EncoderStream
@@ -22,10 +24,14 @@ from ds_rvqvae.motion.layout import Layout, layout_to_json
 from ds_rvqvae.tokenizer.folder import CARD, CONFIG, FORMAT_VERSION, WEIGHTS, TokenizerConfig, read_config, whole_folder
 from ds_rvqvae.tokenizer.hub import download, is_repository, model_card, upload
 
-_MEANING = ("down_t", "stride_t", "dilation_growth_rate", "activation", "norm", "shared_codebook", "num_quantizers")
+# The order is that of the first tokenizers, whose fingerprints stay: the number of levels comes last.
+_MEANING = sorted(
+    keys_that(ModelConfig, ModelFacts, lambda facts: facts.codes == "setting"), key=lambda key: key == "num_quantizers"
+)
 """Settings that what the weights compute depends on, beside their shapes."""
-_MEANING_WHERE_SET = {"beam_size": 1, "codebook_distance": "euclidean", "fsq_levels": None}
-"""More of them, which count where they are not these: tokenizers from before there was a choice stay what they are."""
+_MEANING_WHERE_SET = sorted(keys_that(ModelConfig, ModelFacts, lambda facts: facts.codes == "setting if set"))
+"""More of them, which count where they are not the default: tokenizers from before there was a choice stay what they
+are."""
 
 Array = TypeVar("Array", Tensor, np.ndarray)
 Lengths = int | Sequence[int] | Tensor | np.ndarray
@@ -261,8 +267,8 @@ class MotionTokenizer(nn.Module):
         settings = {key: getattr(self.model.config, key) for key in _MEANING}
         settings |= {
             key: value
-            for key, default in _MEANING_WHERE_SET.items()
-            if (value := getattr(self.model.config, key)) != default
+            for key in _MEANING_WHERE_SET
+            if (value := getattr(self.model.config, key)) != ModelConfig.model_fields[key].default
         }
         digest = hashlib.sha256(json.dumps([settings, self.fps]).encode())
         training_only = ("ema_sum", "ema_count", "updates")

@@ -10,8 +10,13 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from ds_rvqvae import RVQVAE, load_profile
-from ds_rvqvae.gpu.activations import activations_of
-from ds_rvqvae.model.losses import LossColumns, tokenizer_losses
+from ds_rvqvae.config.model import LossConfig, ModelConfig
+from ds_rvqvae.gpu.activations import LAYERS, LOSSES, activations_of
+from ds_rvqvae.gpu.quantizers import QUANTIZERS
+from ds_rvqvae.gpu.sizes import parameter_sizes
+from ds_rvqvae.model.losses import LossColumns, Losses, tokenizer_losses
+from tests.settings import ALL_LOSSES, losses_with_another, models_with_another
+from tests.settings import SMALL as SMALL_MODEL
 
 ALL_LEVELS = "rvqvae.model.quantize_dropout_prob=0"
 SMALL = ["rvqvae.model.width=64", "rvqvae.model.nb_code=32", "rvqvae.model.code_dim=16", ALL_LEVELS]
@@ -33,15 +38,16 @@ def make_model(profile, in_features):
     return model
 
 
-def columns_of(in_features):
+def columns_of(profile, in_features):
     """All of them rotations."""
     joints = in_features // 6
-    return LossColumns(None, torch.arange(6 * joints).view(joints, 6), torch.zeros(joints, 6), torch.ones(joints, 6))
+    weights = None if profile.rvqvae.loss.joint_weights is None else torch.ones(in_features)
+    return LossColumns(weights, torch.arange(6 * joints).view(joints, 6), torch.zeros(joints, 6), torch.ones(joints, 6))
 
 
 def loss_of(profile, model, motion, columns=None):
     output = model(motion)
-    columns = columns or columns_of(motion.shape[2])
+    columns = columns or columns_of(profile, motion.shape[2])
     return tokenizer_losses(output.reconstruction, motion, output.commit_loss, profile.rvqvae.loss, columns).loss
 
 
@@ -49,8 +55,8 @@ def saved_bytes(profile, in_features, windows):
     """Bytes of distinct storages that autograd saves, without parameters, buffers and the batch."""
     model = make_model(profile, in_features)
     motion = torch.randn(windows, profile.rvqvae.data.window_size, in_features)
-    columns = columns_of(in_features)
-    data = (motion, columns.rotations, columns.mean, columns.std)
+    columns = columns_of(profile, in_features)
+    data = (motion, *(tensor for tensor in columns if tensor is not None))
     own = [tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers(), *data)]
     saved, alive = {}, []
 
@@ -100,6 +106,61 @@ def test_kept_bytes_are_autograds_to_the_byte(variant, precision, checkpointing)
     overrides = [*SMALL, f"bf16.enabled={precision}", *VARIANTS[variant]]
     profile = profile_with("baseline", *overrides, checkpointing=checkpointing)
     assert activations_of(profile, 30, 3, device="cpu").kept_bytes == saved_bytes(profile, 30, 3)
+
+
+@pytest.mark.parametrize("key", [*ModelConfig.model_fields, *LossConfig.model_fields])
+def test_kept_bytes_are_autograds_whatever_a_key_says(key):
+    is_loss = key in LossConfig.model_fields
+    profile = profile_with("baseline", "rvqvae.data.window_size=36", checkpointing=False)
+    profile.rvqvae.model, profile.rvqvae.loss = SMALL_MODEL, ALL_LOSSES
+    for config in losses_with_another(key) if is_loss else models_with_another(key):
+        setattr(profile.rvqvae, "loss" if is_loss else "model", config)
+        profile.rvqvae.model = profile.rvqvae.model.model_copy(update={"quantize_dropout_prob": 0.0})
+        assert activations_of(profile, 30, 3, device="cpu").kept_bytes == saved_bytes(profile, 30, 3), config
+
+
+def unknown_layers(model):
+    """What the memory plan would have to say of modules that it does not know."""
+    found = dict.fromkeys(type(module).__name__ for module in model.modules())
+    return [
+        f"{name}: not known to the memory plan; count what it keeps in the walk of ds_rvqvae/gpu/activations.py and "
+        "name it in LAYERS there, or a quantizer in ds_rvqvae/gpu/quantizers.py and in its QUANTIZERS"
+        for name in found
+        if name not in (*LAYERS, *QUANTIZERS)
+    ]
+
+
+def small_models():
+    """On the meta device, with every kind of layer and quantizer that a key can choose."""
+    configs = [SMALL_MODEL, *(config for key in ModelConfig.model_fields for config in models_with_another(key))]
+    with torch.device("meta"):
+        return [RVQVAE(30, config) for config in configs]
+
+
+def test_the_plan_knows_every_layer_and_parameter():
+    models = small_models()
+    assert not (unknown := sorted({text for model in models for text in unknown_layers(model)})), "\n".join(unknown)
+    there = {type(module).__name__ for model in models for module in model.modules()}
+    assert set(LAYERS) <= there, "LAYERS names classes that no model has"
+    for model in models:
+        assert parameter_sizes(30, model.config) == [one.numel() for one in model.parameters()], model.config
+
+
+def test_a_layer_that_it_does_not_know_is_named():
+    class Snake(nn.Module):
+        """Some new activation."""
+
+    model = RVQVAE(30, SMALL_MODEL)
+    assert unknown_layers(model) == []
+    model.decoder.append(Snake())
+    (text,) = unknown_layers(model)
+    assert text.startswith("Snake: not known to the memory plan")
+
+
+def test_the_plan_knows_every_loss():
+    unknown = [name for name in Losses._fields if name not in ("loss", *LOSSES)]
+    assert not unknown, f"{', '.join(unknown)}: say in LOSSES of ds_rvqvae/gpu/activations.py what it keeps"
+    assert set(LOSSES) < set(Losses._fields), "LOSSES names losses that there are not"
 
 
 @pytest.mark.parametrize("name", ["baseline", "wide", "large"])

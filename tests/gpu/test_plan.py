@@ -11,15 +11,9 @@ from ds_rvqvae.cli import main
 from ds_rvqvae.config.profile import load_profile, profile_from_dict
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.gpu.cards import CARDS, parse_bytes
-from ds_rvqvae.gpu.plan import codebooks_bytes, largest_micro_batch, make_plan
-from ds_rvqvae.gpu.sizes import (
-    flat_count,
-    owned_gradient_counts,
-    parameter_sizes,
-    staged_count,
-    transfers_of,
-    zero_bytes,
-)
+from ds_rvqvae.gpu.plan import largest_micro_batch, make_plan
+from ds_rvqvae.gpu.quantizers import staged_count
+from ds_rvqvae.gpu.sizes import flat_count, owned_gradient_counts, parameter_sizes, transfers_of, zero_bytes
 from tests.ranks import run_ranks
 
 KEYS = ("parameters", "gradients", "optimizer", "codebooks", "activations", "buckets", "batch", "overhead")
@@ -238,12 +232,6 @@ def test_a_large_bucket_counts_though_the_model_is_small():
     held = zero_bytes(profile, parameter_sizes(78, profile.rvqvae.model), 2)
     assert held.buckets == 2 * 2 * 500_000_000
     assert held.reducing < 8 * held.parameters
-
-
-def test_codebooks_of_a_shared_book_are_one():
-    model = load_profile("baseline").rvqvae.model
-    shared = model.model_copy(update={"shared_codebook": True})
-    assert codebooks_bytes(shared) < codebooks_bytes(model) / 4
 
 
 @pytest.mark.parametrize(

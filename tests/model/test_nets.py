@@ -8,7 +8,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ds_rvqvae import RVQVAE, load_profile
 from ds_rvqvae.config.model import ModelConfig
-from ds_rvqvae.gpu.sizes import codebook_count, parameter_count
+from ds_rvqvae.gpu.quantizers import codebook_count
+from ds_rvqvae.gpu.sizes import parameter_count
 from ds_rvqvae.model.nets import Convolution, Dropout, ResidualStack
 
 SMALL = ModelConfig(width=32, depth=2, code_dim=8, nb_code=16, num_quantizers=3, quantize_dropout_prob=0.0)

@@ -9,10 +9,12 @@ import torch
 from ds_rvqvae import RVQVAE, MotionTokenizer
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.motion.layout import select_columns, smplx_layout
+from ds_rvqvae.motion.layout import feature_layout, select_columns, smplx_layout
+from ds_rvqvae.tokenizer.foreign import writing
 from ds_rvqvae.tokenizer.foreign.formats import FORMATS, net_keys
 from ds_rvqvae.tokenizer.foreign.reading import import_foreign
 from ds_rvqvae.tokenizer.foreign.writing import save_foreign
+from tests.settings import models_with_another
 from tests.tokenizer.foreign_checkpoints import (
     SMALL,
     as_t2mgpt,
@@ -297,6 +299,26 @@ def test_what_cannot_be_expressed_is_not_written(format, settings, message, tmp_
     with pytest.raises(UserError, match=message):
         save_foreign(tokenizer, format, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ["fsq_levels", "codebook_distance", "activation"])
+def test_a_key_without_words_of_its_own_is_refused_all_the_same(key, tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "_REFUSALS", {})
+    for config in models_with_another(key):
+        tokenizer = MotionTokenizer(RVQVAE(6, config), torch.zeros(6), torch.ones(6), feature_layout(6), 30.0)
+        with pytest.raises(UserError, match=rf"{key} .*: MoMask has nothing of the kind"):
+            save_foreign(tokenizer, "momask", tmp_path / "out")
+
+
+def test_of_several_keys_the_first_is_refused(tmp_path):
+    """Whatever their order in a profile."""
+    settings = {"activation": "silu", "stride_t": 4, "num_quantizers": 2, "codebook_distance": "cosine"}
+    small = {"width": 8, "depth": 1, "down_t": 1, "code_dim": 4, "nb_code": 8}
+    for key in ("codebook_distance", "num_quantizers", "stride_t", "activation"):
+        model = RVQVAE(6, ModelConfig(**{**small, "num_quantizers": 1, **settings}))
+        tokenizer = MotionTokenizer(model, torch.zeros(6), torch.ones(6), feature_layout(6), 30.0)
+        with pytest.raises(UserError, match=f"^{key} {settings.pop(key)}: T2M-GPT"):
+            save_foreign(tokenizer, "t2mgpt", tmp_path / "out")
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path):

@@ -141,6 +141,30 @@ def test_lengths_that_do_not_fit_are_refused(tokenizer):
         tokenizer.decode(np.zeros((2, 3), np.float32))
 
 
+@pytest.mark.parametrize(
+    ("settings", "fingerprint"),
+    [
+        ({}, "c624baf182d6d93442828980d03f411eebee541a1e809ce58d86cecb1ac8dce7"),
+        ({"mu": 0.5, "dropout": 0.1}, "c624baf182d6d93442828980d03f411eebee541a1e809ce58d86cecb1ac8dce7"),
+        ({"norm": "LN", "activation": "silu"}, "3e55a5ef664a3d1f73f8d7f028612a912d497b0446f59359e75512af06da5b1c"),
+        ({"beam_size": 2}, "dff12c4256857c62cca45314807f9e0f61342c37598cb6f260831cf8e41b6258"),
+        (
+            {"codebook_distance": "cosine", "shared_codebook": True},
+            "f544c304a70f6300844236cdb9230cb3c090c5615ef8bfbcb498a7a57c6ac6de",
+        ),
+        ({"fsq_levels": [2, 2]}, "d037c4ef04fba5f0665bcc09999c3215215bba757896bb72bfd3dfd57397bea0"),
+    ],
+)
+def test_fingerprints_stay_what_they_were(settings, fingerprint):
+    """Codes files and bodies name the fingerprint of their tokenizer: no later version may compute another."""
+    model = RVQVAE(3, ModelConfig(width=4, depth=1, down_t=1, code_dim=2, nb_code=4, num_quantizers=2, **settings))
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.copy_(torch.arange(tensor.numel()).view(tensor.shape))
+    tokenizer = MotionTokenizer(model, torch.zeros(3), torch.ones(3), feature_layout(3), 30.0)
+    assert tokenizer.fingerprint == fingerprint
+
+
 def test_the_fingerprint_is_of_what_codes_mean(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     for dtype in (torch.float32, torch.bfloat16):

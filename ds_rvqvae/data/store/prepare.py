@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 
 from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.config.facts import DataFacts, keys_that
 from ds_rvqvae.data.formats.base import Reader
 from ds_rvqvae.data.formats.readers import open_reader
 from ds_rvqvae.data.store.assembly import assemble, own_statistics, quarantine_of
@@ -25,7 +26,7 @@ from ds_rvqvae.motion.clip import Quarantined
 from ds_rvqvae.motion.layout import Layout
 
 _BUILDING, _PLAN, _NEW = ".building", "plan.json", "new"
-_SETTINGS = ("format", "fps", "split", "speakers", "metres_per_unit", "up_axis", "store_dtype", "rules")
+_SETTINGS = keys_that(DataConfig, DataFacts, lambda facts: facts.store == "setting")
 """Keys of `rvqvae.data` that a store depends on."""
 
 

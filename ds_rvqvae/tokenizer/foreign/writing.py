@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ds_rvqvae.config.facts import ModelFacts, keys_that
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.tokenizer.foreign.formats import FORMATS, UPSAMPLING, ForeignFormat, net_keys
@@ -15,6 +16,15 @@ from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 _DATASETS = {263: "t2m", 251: "kit"}
 """What MoMask calls the data sets that it knows, by their columns."""
+_REFUSALS = {
+    "fsq_levels": "{key}: {title} has codebooks, and finite scalar quantization has none",
+    "codebook_distance": "{key} {value}: {title} goes by distance",
+    "num_quantizers": "{key} {value}: {title} has one quantizer; export to momask",
+    "stride_t": f"{{key}} {{value}}: {{title}}'s decoder up-samples by {UPSAMPLING} only",
+    "activation": "{key} {value}: {title} has ReLU outside its residual blocks",
+}
+"""What is said of keys with a value that cannot be written, in the order in which they are checked; other keys of which
+this can be said have a text in common."""
 
 
 def save_foreign(
@@ -88,16 +98,19 @@ def foreign_state_dict(tokenizer: MotionTokenizer, format: str, *, embedding_pro
 
 def _check(config: ModelConfig, known: ForeignFormat) -> None:
     """Raises UserError where the other system's code computes something else with these weights."""
-    if config.fsq_levels is not None:
-        raise UserError(f"fsq_levels: {known.title} has codebooks, and finite scalar quantization has none")
-    if config.codebook_distance != "euclidean":
-        raise UserError(f"codebook_distance {config.codebook_distance}: {known.title} goes by distance")
-    if known.one_codebook and config.num_quantizers > 1:
-        raise UserError(f"num_quantizers {config.num_quantizers}: {known.title} has one quantizer; export to momask")
-    if config.down_t and config.stride_t != UPSAMPLING:
-        raise UserError(f"stride_t {config.stride_t}: {known.title}'s decoder up-samples by {UPSAMPLING} only")
-    if config.activation != "relu":
-        raise UserError(f"activation {config.activation}: {known.title} has ReLU outside its residual blocks")
+    limited = keys_that(ModelConfig, ModelFacts, lambda facts: facts.formats != "any")
+    for key in dict.fromkeys((*_REFUSALS, *limited)):
+        if not _can_be_written(key, config, known):
+            text = _REFUSALS.get(key, "{key} {value}: {title} has nothing of the kind")
+            raise UserError(text.format(key=key, value=getattr(config, key), title=known.title))
+
+
+def _can_be_written(key: str, config: ModelConfig, known: ForeignFormat) -> bool:
+    if key == "num_quantizers":
+        return config.num_quantizers == 1 or not known.one_codebook
+    if key == "stride_t":
+        return config.stride_t == UPSAMPLING or not config.down_t
+    return bool(getattr(config, key) == ModelConfig.model_fields[key].default)
 
 
 def _momask_options(tokenizer: MotionTokenizer, folder: Path) -> str:

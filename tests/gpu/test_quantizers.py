@@ -1,0 +1,56 @@
+"""Buffers of quantizers by arithmetic, by name and byte against the real modules."""
+
+import pytest
+import torch
+
+from ds_rvqvae import RVQVAE
+from ds_rvqvae.config.model import ModelConfig
+from ds_rvqvae.gpu.quantizers import buffer_bytes
+from tests.settings import SMALL, models_with_another
+
+
+def model_of(config):
+    with torch.device("meta"):
+        return RVQVAE(30, config)
+
+
+def wrongly_counted(model):
+    """What is wrong with the memory plan's buffers of a model."""
+    planned = {f"quantizer.{name}": count for name, count in buffer_bytes(model.config).items()}
+    there = {name: buffer.nbytes for name, buffer in model.named_buffers()}
+    owners = {f"{path}.{name}": module for path, module in model.named_modules() for name, _ in module.named_buffers()}
+    return [
+        f"{type(owners[name]).__name__}: buffer {name} has {there[name]} bytes, the memory plan counts "
+        f"{planned.get(name, 'none')}; see buffer_bytes in ds_rvqvae/gpu/quantizers.py"
+        if name in there
+        else f"{name}: the memory plan counts {planned[name]} bytes of a buffer that is not there"
+        for name in {**there, **planned}
+        if there.get(name) != planned.get(name)
+    ]
+
+
+@pytest.mark.parametrize("key", ModelConfig.model_fields)
+def test_the_plan_knows_every_buffer(key):
+    for config in (SMALL, *models_with_another(key)):
+        assert not (wrong := wrongly_counted(model_of(config))), "\n".join([str(config), *wrong])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("lineage", [False, True])
+@pytest.mark.parametrize("nb_code", [16, 64, 1024])
+def test_the_plan_knows_buffers_of_all_sizes(shared, lineage, nb_code):
+    """Codes that can be replaced are counted otherwise from 64 on, from 256 on, and in MoMask's arithmetic."""
+    config = SMALL.model_copy(update={"shared_codebook": shared, "lineage": lineage, "nb_code": nb_code})
+    assert wrongly_counted(model_of(config)) == []
+
+
+def test_a_buffer_that_it_does_not_know_is_named():
+    model = model_of(SMALL)
+    model.encoder[0].register_buffer("running_mean", torch.zeros(3), persistent=False)
+    (text,) = wrongly_counted(model)
+    assert text.startswith("Convolution: buffer encoder.0.running_mean has 12 bytes, the memory plan counts none")
+    del model.quantizer.ema_count
+    assert (
+        wrongly_counted(model)[1]
+        == "quantizer.ema_count: the memory plan counts 128 bytes of a buffer that is not there"
+    )
