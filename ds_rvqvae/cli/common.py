@@ -5,14 +5,19 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.errors import UserError, printable
 from ds_rvqvae.files import whole_file
 
-Verbs = argparse._SubParsersAction
+Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What a verb adds its parser to."""
+TOKENIZER_HELP = (
+    "folder of a run, of a tokenizer, or of a body's; a run's checkpoint, as RUN/checkpoints/global_step5000 or "
+    "RUN/checkpoints/best; or a tokenizer's id on the Hugging Face hub"
+)
+"""By what names every command takes a tokenizer; `ds_rvqvae.runs.references` finds what they stand for."""
 
 
 def add_json_flag(parser: argparse.ArgumentParser) -> None:
@@ -90,10 +95,11 @@ def columns_of(args: argparse.Namespace, profile: Profile) -> int:
     Raises:
         UserError: columns that cannot be known; see `columns_in_use`.
     """
-    if args.in_features is not None:
-        if args.in_features < 1:
-            raise UserError(f"--in_features {args.in_features}: give 1 or more")
-        return args.in_features
+    given: int | None = args.in_features
+    if given is not None:
+        if given < 1:
+            raise UserError(f"--in_features {given}: give 1 or more")
+        return given
     from ds_rvqvae.data.columns import columns_in_use
 
     data = profile.rvqvae.data

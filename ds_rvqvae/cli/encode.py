@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ds_rvqvae.cli.common import Verbs, add_json_flag, count, print_result
+from ds_rvqvae.cli.common import TOKENIZER_HELP, Verbs, add_json_flag, count, print_result
 from ds_rvqvae.errors import ExitStatus
 
 if TYPE_CHECKING:
@@ -32,11 +32,7 @@ def add_to(verbs: Verbs) -> None:
 
 
 def _add_flags(verb: argparse.ArgumentParser, files: str, results: str) -> None:
-    verb.add_argument(
-        "tokenizer",
-        metavar="TOKENIZER",
-        help="folder of a tokenizer or of a body's, or a tokenizer's id on the Hugging Face hub",
-    )
+    verb.add_argument("tokenizer", metavar="TOKENIZER", help=TOKENIZER_HELP)
     verb.add_argument("files", nargs="+", type=Path, metavar="FILE|FOLDER", help=files)
     verb.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"folder of the {results}")
     verb.add_argument("--levels", type=int, metavar="N", help="only the first N levels (default: all)")
@@ -46,19 +42,19 @@ def _add_flags(verb: argparse.ArgumentParser, files: str, results: str) -> None:
 
 
 def _encode(args: argparse.Namespace) -> int:
-    from ds_rvqvae.runs.tokenizers import load_any_tokenizer
+    from ds_rvqvae.runs.tokenizers import open_tokenizer
     from ds_rvqvae.tokenizer.encode import encode_files
 
-    tokenizer = load_any_tokenizer(args.tokenizer)
+    tokenizer = open_tokenizer(args.tokenizer)
     settings = {"levels": args.levels, "overwrite": args.overwrite, "workers": args.workers}
     return _finish(args, encode_files(tokenizer, args.files, args.out, **settings))
 
 
 def _decode(args: argparse.Namespace) -> int:
-    from ds_rvqvae.runs.tokenizers import load_any_tokenizer
+    from ds_rvqvae.runs.tokenizers import open_tokenizer
     from ds_rvqvae.tokenizer.decode import decode_files
 
-    tokenizer = load_any_tokenizer(args.tokenizer)
+    tokenizer = open_tokenizer(args.tokenizer)
     settings = {"levels": args.levels, "overwrite": args.overwrite, "workers": args.workers}
     settings |= {"source": args.source, "any_tokenizer": args.any_tokenizer, "matrices": args.matrices}
     return _finish(args, decode_files(tokenizer, args.files, args.out, **settings))

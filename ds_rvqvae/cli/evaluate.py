@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ds_rvqvae.cli.common import Verbs, add_json_flag, count, print_result
+from ds_rvqvae.cli.common import TOKENIZER_HELP, Verbs, add_json_flag, count, print_result
 from ds_rvqvae.errors import ExitStatus, UserError
 
 if TYPE_CHECKING:
     from ds_rvqvae.config.data import DataConfig
     from ds_rvqvae.data.dataset import MotionData
     from ds_rvqvae.motion.skeleton import Skeleton
+    from ds_rvqvae.runs.references import Reference
     from ds_rvqvae.tokenizer.frechet import FrechetFeatures
     from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
@@ -27,10 +28,9 @@ def add_to(verbs: Verbs) -> None:
     evaluate = verbs.add_parser("evaluate", help="score tokenizers on a split of their data, or of other data")
     evaluate.add_argument(
         "paths",
-        type=Path,
         nargs="+",
         metavar="RUN|TOKENIZER",
-        help="folder of a run, or of a tokenizer; several are put side by side",
+        help=f"{TOKENIZER_HELP}; several, and the parts of a body, are put side by side",
     )
     evaluate.add_argument("--split", choices=["train", "val", "test", "all"], default="val")
     evaluate.add_argument("--data_path", metavar="PATH", help="motion to score (default: what the run trained on)")
@@ -70,22 +70,23 @@ class _Subject:
     """A tokenizer and the motion it is scored on."""
 
     name: str
-    path: Path
     tokenizer: MotionTokenizer
     data: MotionData
 
 
 def _evaluate(args: argparse.Namespace) -> int:
     from ds_rvqvae.data.formats.skeletons import load_skeleton
+    from ds_rvqvae.runs.references import find_reference
     from ds_rvqvae.tokenizer.frechet import FrechetFeatures
     from ds_rvqvae.tokenizer.tables import comparison_table, score_table
 
     # What can be wrong is found before the first clip is scored.
     skeleton = load_skeleton(args.skeleton) if args.skeleton else None
     features = FrechetFeatures(args.features, args.feature_window) if args.features else None
-    names = _distinct_names(args.paths)
-    subjects = [_open(name, path, args) for name, path in zip(names, args.paths, strict=True)]
-    folder = _picture_folder(args)
+    references = [part for name in args.paths for part in find_reference(name).parts()]
+    names = _distinct_names(references)
+    subjects = [_open(name, reference, args) for name, reference in zip(names, references, strict=True)]
+    folder = _picture_folder(args, references)
     results = [_score(subject, subjects[0], args.split, skeleton, features) for subject in subjects]
     notes = _notes(subjects, results)
     for warning in dict.fromkeys(warning for result in results for warning in result["warnings"]):
@@ -101,9 +102,11 @@ def _evaluate(args: argparse.Namespace) -> int:
     return ExitStatus.DONE
 
 
-def _picture_folder(args: argparse.Namespace) -> Path | None:
+def _picture_folder(args: argparse.Namespace, references: Sequence[Reference]) -> Path | None:
     """Where pictures go, made and known to be writable; None where none are drawn."""
-    run = args.paths[0] if len(args.paths) == 1 and (args.paths[0] / "profile.json").is_file() else None
+    from ds_rvqvae.runs.references import Kind
+
+    run = references[0].run if len(references) == 1 and references[0].kind is Kind.RUN else None
     folder: Path | None = args.pictures or (run and run / "eval")
     if folder is None:
         return None
@@ -120,11 +123,12 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
     return UserError(f"--pictures {folder}: {(error.strerror or str(error)).lower()}; name another folder")
 
 
-def _distinct_names(paths: Sequence[Path]) -> list[str]:
+def _distinct_names(references: Sequence[Reference]) -> list[str]:
     """The shortest ends of the paths that tell them apart; `…/RUN/tokenizer` goes by its run."""
-    parts = [path.resolve().parts for path in paths]
+    parts = [Path(reference.name).resolve().parts for reference in references]
     parts = [part[:-1] if part[-1] == "tokenizer" and len(part) > 2 else part for part in parts]
-    names = [""] * len(paths)
+    parts = [(*part[:-2], part[-1]) if part[-2:-1] == ("checkpoints",) else part for part in parts]
+    names = [""] * len(parts)
     for index, own in enumerate(parts):
         others = {other for other in parts if other != own}
         length = next(n for n in range(1, len(own) + 1) if all(other[-n:] != own[-n:] for other in others))
@@ -134,29 +138,19 @@ def _distinct_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def _open(name: str, path: Path, args: argparse.Namespace) -> _Subject:
+def _open(name: str, reference: Reference, args: argparse.Namespace) -> _Subject:
     """Loads one tokenizer and opens its motion.
 
     Raises:
-        UserError: no run and no tokenizer, no motion, columns that do not fit, or an empty split.
+        UserError: a tokenizer that cannot be loaded, no motion, columns that do not fit, or an empty split.
     """
     from ds_rvqvae.data.dataset import MotionData
     from ds_rvqvae.data.store.prepare import prepare_store
     from ds_rvqvae.motion.layout import missing_channels
-    from ds_rvqvae.runs.tokenizers import tokenizer_of_run
-    from ds_rvqvae.tokenizer.folder import BODY, CONFIG
-    from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
+    from ds_rvqvae.runs.tokenizers import open_single
 
-    if (path / "profile.json").is_file():
-        tokenizer = tokenizer_of_run(path)
-    elif (path / CONFIG).is_file():
-        tokenizer = MotionTokenizer.from_pretrained(path)
-    elif body := next((place for place in (path, path / "tokenizer") if (place / BODY).is_file()), None):
-        parts = " ".join(str(file.parent) for file in sorted(body.glob(f"*/{CONFIG}")))
-        raise UserError(f"{path}: a body's tokenizer; name the folders of its parts: {parts}")
-    else:
-        raise UserError(f"{path}: not a run's folder (no profile.json), and no tokenizer's (no config.json)")
-    config = _data_config(path, tokenizer, args.data_path)
+    tokenizer = open_single(reference)
+    config = _data_config(reference, tokenizer, args.data_path)
     store = prepare_store(config)
     if missing_channels(store.layout, tokenizer.layout) is None and store.layout != tokenizer.layout:
         # By name, whatever body part the profile beside the tokenizer is about.
@@ -167,19 +161,21 @@ def _open(name: str, path: Path, args: argparse.Namespace) -> _Subject:
     data.use_normalisation(tokenizer.mean.numpy(), tokenizer.std.numpy())
     if not data.segments(args.split):
         raise UserError(f"{config.path}: no clip of 16 frames or more is in {args.split}{_splits_there(data)}")
-    return _Subject(name, path, tokenizer, data)
+    return _Subject(name, tokenizer, data)
 
 
-def _data_config(path: Path, tokenizer: MotionTokenizer, data_path: str | None) -> DataConfig:
+def _data_config(reference: Reference, tokenizer: MotionTokenizer, data_path: str | None) -> DataConfig:
     """The run's settings of data where its profile is there, at the tokenizer's own frame rate and body part."""
     from ds_rvqvae.config.profile import load_profile
     from ds_rvqvae.tokenizer.folder import reading_config
 
-    file = next((place / "profile.json" for place in (path, path.resolve().parent) if _is_profile(place)), None)
-    config = load_profile(file).rvqvae.data if file else reading_config(tokenizer.details, tokenizer.fps)
+    run = reference.run
+    config = load_profile(run / "profile.json").rvqvae.data if run else reading_config(tokenizer.details, tokenizer.fps)
     config.path = data_path or config.path or os.environ.get("DS_RVQVAE_DATA") or None
     if config.path is None:
-        raise UserError(f"{path}: no motion to score, and no profile.json of its run beside it; give --data_path")
+        raise UserError(
+            f"{reference.name}: no motion to score, and no profile.json of its run beside it; give --data_path"
+        )
     config.fps = tokenizer.fps
     config.body_part = tokenizer.details.get("body_part") or config.body_part
     # The tokenizer brings its own; the files it came from may be gone.
@@ -187,16 +183,12 @@ def _data_config(path: Path, tokenizer: MotionTokenizer, data_path: str | None) 
     return config
 
 
-def _is_profile(folder: Path) -> bool:
-    return (folder / "profile.json").is_file()
-
-
 def _check_columns(data: MotionData, tokenizer: MotionTokenizer) -> None:
     """Raises UserError where the motion's columns are not the tokenizer's."""
     advice = "give --data_path with motion like what it was trained on"
-    if data.in_features != len(tokenizer.mean):
-        wanted = len(tokenizer.mean)
-        raise UserError(f"{data.config.path}: {data.in_features} columns, but the tokenizer takes {wanted}; {advice}")
+    width = len(tokenizer.mean)
+    if data.in_features != width:
+        raise UserError(f"{data.config.path}: {data.in_features} columns, but the tokenizer takes {width}; {advice}")
     if any(all(part.kind == "feature" for part in layout) for layout in (data.layout, tokenizer.layout)):
         return  # as many columns, and nothing more is known of one side
     for there, wanted in zip(data.layout, tokenizer.layout, strict=False):

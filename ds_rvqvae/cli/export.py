@@ -3,14 +3,14 @@
 import argparse
 from pathlib import Path
 
-from ds_rvqvae.cli.common import Verbs, add_json_flag, print_result
+from ds_rvqvae.cli.common import TOKENIZER_HELP, Verbs, add_json_flag, print_result
 from ds_rvqvae.errors import ExitStatus, UserError
 
 
 def add_to(verbs: Verbs) -> None:
     """Adds the verb."""
     export = verbs.add_parser("export", help="write a run's tokenizer: safetensors and JSON, or as others read")
-    export.add_argument("run", type=Path, metavar="RUN|TOKENIZER", help="folder of a run, or of a tokenizer")
+    export.add_argument("run", metavar="RUN|TOKENIZER", help=TOKENIZER_HELP)
     export.add_argument(
         "--checkpoint",
         metavar="latest|best|TAG",
@@ -34,21 +34,23 @@ def add_to(verbs: Verbs) -> None:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from ds_rvqvae.runs.tokenizers import tokenizer_of_run
-    from ds_rvqvae.tokenizer.folder import is_tokenizer
+    from ds_rvqvae.runs.references import Kind, find_reference
+    from ds_rvqvae.runs.tokenizers import open_single, open_tokenizer
+    from ds_rvqvae.tokenizer.body import BodyTokenizer
     from ds_rvqvae.tokenizer.foreign.writing import save_foreign
-    from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
     if args.out.exists():
         raise UserError(f"--out {args.out}: exists; name a folder that does not")
-    if is_tokenizer(args.run):
-        if args.checkpoint:
-            raise UserError(f"--checkpoint: {args.run} is a tokenizer, which has no checkpoints; leave it out")
-        tokenizer = MotionTokenizer.from_pretrained(args.run)
-    else:
-        tokenizer = tokenizer_of_run(args.run, args.checkpoint)
+    reference = find_reference(args.run, args.checkpoint)
+    is_ours = args.format == "ds_rvqvae"
+    if reference.kind is Kind.BODY and not is_ours:
+        parts = " ".join(part.name for part in reference.parts())
+        raise UserError(
+            f"--format {args.format}: takes one tokenizer, and {args.run} is a body's; name one of its parts: {parts}"
+        )
+    tokenizer = open_tokenizer(reference) if is_ours else open_single(reference)
     try:
-        if args.format == "ds_rvqvae":
+        if isinstance(tokenizer, BodyTokenizer) or is_ours:
             tokenizer.save_pretrained(args.out)
         else:
             projected = None if args.embedding_proj is None else args.embedding_proj == "on"
@@ -56,7 +58,10 @@ def _export(args: argparse.Namespace) -> int:
     except OSError as error:
         raise UserError(f"--out {args.out}: cannot be written: {error.strerror or error}; name another") from None
     files = sorted(str(file.relative_to(args.out)) for file in args.out.rglob("*") if file.is_file())
-    step = tokenizer.details.get("training_step")
+    tokenizers = [*tokenizer.parts.values()] if isinstance(tokenizer, BodyTokenizer) else [tokenizer]
+    steps = {part.details.get("training_step") for part in tokenizers}
+    # The parts of a body may have been trained for different times.
+    step = steps.pop() if len(steps) == 1 else None
     result = {
         "out": str(args.out),
         "format": args.format,

@@ -2,11 +2,15 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ds_rvqvae.cli.common import Verbs, add_column_flags, add_json_flag, columns_of, print_result
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.gpu.cards import CARDS
 from ds_rvqvae.host import bf16_arithmetic_text, has_bf16_arithmetic
+
+if TYPE_CHECKING:
+    from ds_rvqvae.gpu.plan import Plan
 
 
 def add_to(verbs: Verbs) -> None:
@@ -48,7 +52,7 @@ def _plan(args: argparse.Namespace) -> int:
     return ExitStatus.DONE
 
 
-def _draw(plan: object, name: str, file: Path) -> Path:
+def _draw(plan: "Plan", name: str, file: Path) -> Path:
     from ds_rvqvae.files import whole_file
     from ds_rvqvae.viz.plan import plan_figure
 

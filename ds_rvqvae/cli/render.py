@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ds_rvqvae.cli.common import Verbs, add_json_flag, number, positive_number, print_result
+from ds_rvqvae.cli.common import TOKENIZER_HELP, Verbs, add_json_flag, number, positive_number, print_result
 from ds_rvqvae.errors import ExitStatus, UserError
 
 if TYPE_CHECKING:
@@ -20,11 +20,7 @@ _GIF_FPS, _MOST_GIF_FPS = 15.0, 50.0
 def add_to(verbs: Verbs) -> None:
     """Adds the verb."""
     render = verbs.add_parser("render", help="a video of truth, reconstruction and difference as stick figures")
-    render.add_argument(
-        "tokenizer",
-        metavar="TOKENIZER|RUN",
-        help="folder of a tokenizer, of a body's, or of a run; or a tokenizer's id on the Hugging Face hub",
-    )
+    render.add_argument("tokenizer", metavar="TOKENIZER|RUN", help=TOKENIZER_HELP)
     render.add_argument(
         "motion", type=Path, metavar="MOTION", help="BEAT2 npz, BVH, packed npz, .npy matrix, store or folder"
     )
@@ -63,11 +59,14 @@ def _render(args: argparse.Namespace) -> int:
 
     from ds_rvqvae.data.formats.skeletons import load_skeleton
     from ds_rvqvae.motion.skeleton import figure_of
+    from ds_rvqvae.runs.tokenizers import open_tokenizer
+    from ds_rvqvae.tokenizer.body import BodyTokenizer
     from ds_rvqvae.viz.comparison import compare
     from ds_rvqvae.viz.render import Animation
 
     given = load_skeleton(args.skeleton) if args.skeleton else None
-    tokenizers = _load_tokenizers(args.tokenizer)
+    tokenizer = open_tokenizer(args.tokenizer)
+    tokenizers = [*tokenizer.parts.values()] if isinstance(tokenizer, BodyTokenizer) else [tokenizer]
     clip, own = _read_clip(args.motion, args.clip, tokenizers[0])
     skeleton = given or figure_of(own, args.motion.stem)
     comparison = compare(tokenizers, clip, skeleton, args.levels, args.start, args.seconds)
@@ -89,24 +88,6 @@ def _render(args: argparse.Namespace) -> int:
     errors = f"{comparison.levels_text}: {result['angle_error_deg']:.2f} degrees, {result['joint_error_mm']:.1f} mm"
     print_result(args, result, f"{out}: {what}; {clip.name}, {errors}")
     return ExitStatus.DONE
-
-
-def _load_tokenizers(name: str) -> "list[MotionTokenizer]":
-    """The tokenizer of a run or folder, or all parts of a body's."""
-    from ds_rvqvae.runs.tokenizers import tokenizer_of_run
-    from ds_rvqvae.tokenizer.body import BodyTokenizer
-    from ds_rvqvae.tokenizer.folder import BODY
-    from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
-
-    folder = Path(name)
-    if (folder / "profile.json").is_file():
-        return [tokenizer_of_run(folder)]
-    body = next((place for place in (folder, folder / "tokenizer") if (place / BODY).is_file()), None)
-    return (
-        [MotionTokenizer.from_pretrained(name)]
-        if body is None
-        else [*BodyTokenizer.from_pretrained(body).parts.values()]
-    )
 
 
 def _frame_rate(wanted: float | None, motion_fps: float, is_gif: bool) -> float:

@@ -16,6 +16,7 @@ from typing import Literal
 from ds_rvqvae.config.flags import PROFILE_FLAGS, FlagParser, add_training_flags, json_value
 from ds_rvqvae.config.launch_flags import DEEPSPEED_SWITCHES, DEEPSPEED_VALUES, add_deepspeed_flags, add_launch_flags
 from ds_rvqvae.config.profile import REFERENCE_RANKS, Profile, load_profile
+from ds_rvqvae.config.training import is_repository
 from ds_rvqvae.errors import UserError
 
 DATA_VARIABLE = "DS_RVQVAE_DATA"
@@ -151,7 +152,8 @@ class Flags:
             # that a resume that asks for `--scale_lr` knows it.
             reference = load_profile(source).global_batch(REFERENCE_RANKS)
             training = training.model_copy(update={"reference_batch": reference})
-        training = training.model_copy(update=_absolute({"init_from": training.init_from}))
+        if training.init_from is not None and not is_repository(training.init_from):
+            training = training.model_copy(update=_absolute({"init_from": training.init_from}))
         path = data.path or self.environment.get(DATA_VARIABLE) or None
         files = {"path": path, "mean_file": data.mean_file, "std_file": data.std_file}
         data = data.model_copy(update=_absolute(files))

@@ -1,5 +1,7 @@
 """The `rvqvae.schedule` and `rvqvae.training` objects of a profile."""
 
+import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -48,5 +50,16 @@ class TrainingConfig(Section):
     """The global batch that the learning rate is meant for, for scale_lr (default: the batch sizes that stand in the
     profile's file, before any flag, on seven ranks)."""
     init_from: Annotated[str | None, FREE] = None
-    """A tokenizer's folder, exported or imported: the run starts from its weights, codebooks and normalisation. Of a
-    body's folder, the tokenizer of this run's body part."""
+    """A tokenizer, exported or imported, a run or one of its checkpoints, or a repository of the Hugging Face hub: this
+    run starts from its weights, codebooks and normalisation. Of a body, from the tokenizer of this run's body part."""
+
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def is_repository(name: str | Path) -> bool:
+    """Whether `name` can only be the id `owner/name` of a repository of the Hugging Face hub: there is no such folder.
+
+    A `Path` never is.
+    """
+    return isinstance(name, str) and _REPOSITORY.fullmatch(name) is not None and not Path(name).exists()

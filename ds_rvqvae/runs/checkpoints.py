@@ -84,7 +84,7 @@ def seal(manifest: dict[str, Any]) -> dict[str, Any]:
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
     """The checkpoint's manifest; raises ValueError where it is missing or damaged."""
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
         if seal(manifest) == manifest and manifest["step"] == step_of(checkpoint):
             return manifest
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -113,8 +113,11 @@ def damage_of(checkpoint: Path, thorough: bool = True) -> str | None:
     return None
 
 
-def named_checkpoint(folder: Path, which: str) -> Path:
+def named_checkpoint(folder: Path, which: str, thorough: bool = True) -> Path:
     """The checkpoint that `which` means: `latest`, `best` or the name of one; whole by its manifest.
+
+    Args:
+        thorough: as `damage_of` takes it.
 
     Raises:
         ValueError: no such checkpoint, or a damaged one.
@@ -124,7 +127,7 @@ def named_checkpoint(folder: Path, which: str) -> Path:
     if checkpoint not in found:
         there = ", ".join(path.name for path in found) or "none"
         raise ValueError(f"no checkpoint {which}; there is {there}" if which != LATEST else "has no checkpoint yet")
-    reason = damage_of(checkpoint)
+    reason = damage_of(checkpoint, thorough)
     if reason is not None:
         raise ValueError(f"{checkpoint.name}: {reason}")
     return checkpoint
@@ -132,7 +135,7 @@ def named_checkpoint(folder: Path, which: str) -> Path:
 
 def whole_checkpoint(folder: Path, thorough: bool = True) -> tuple[Path | None, list[str]]:
     """The first whole checkpoint to go on from, and what is wrong with those that were passed over."""
-    damaged = []
+    damaged: list[str] = []
     for checkpoint in candidates(folder):
         reason = damage_of(checkpoint, thorough)
         if reason is None:

@@ -1,4 +1,4 @@
-"""What `--init_from` takes over of a tokenizer, and whether that fits the run. Without torch.
+"""What `--init_from` takes over of a tokenizer, and whether that fits the run. Without torch, but for a checkpoint.
 
 Weights and codebooks mean something only behind the normalisation they were trained with: behind that of other motion
 the encoder would see shifted and stretched inputs, and the first scores would not be the tokenizer's. So the run takes
@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from ds_rvqvae.config.facts import fixed_keys
@@ -21,7 +22,8 @@ from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import whole_file
 from ds_rvqvae.motion.layout import feature_layout
 from ds_rvqvae.runs.checkpoints import checkpoints
-from ds_rvqvae.tokenizer.folder import WEIGHTS, TokenizerConfig, read_config, statistics_from, tokenizer_folder
+from ds_rvqvae.runs.references import Kind, find_reference
+from ds_rvqvae.tokenizer.folder import WEIGHTS, TokenizerConfig, read_config, statistics_from
 
 NORMALISATION = "normalisation.json"
 """In the folder of a run that started from a tokenizer: `mean` and `std`, a number a column."""
@@ -63,7 +65,7 @@ def find_initial(run_folder: Path, profile: Profile, start: Start) -> Initial | 
     training = profile.rvqvae.training
     if training.init_from is None or _goes_on(run_folder, start):
         return None
-    initial = read_initial(tokenizer_folder(Path(training.init_from), profile.rvqvae.data.body_part))
+    initial = read_initial(training.init_from, profile.rvqvae.data.body_part)
     for key in fixed_keys(ModelConfig):
         there, here = (json.dumps(getattr(model, key)) for model in (initial.model, profile.rvqvae.model))
         if there != here:
@@ -94,18 +96,31 @@ def _goes_on(run_folder: Path, start: Start) -> bool:
     return start.resumes and bool(checkpoints(run_folder / "checkpoints"))
 
 
-def read_initial(folder: Path) -> Initial:
-    """Reads a tokenizer's folder, without its weights.
+def read_initial(name: str, body_part: str) -> Initial:
+    """Reads a tokenizer, without its weights.
+
+    Args:
+        name: of any kind that `find_reference` takes.
+        body_part: the part that is taken of a body.
 
     Raises:
         UserError: naming the folder or file and what is wrong with it.
     """
     try:
+        # What the weights are loaded from is read in full then.
+        reference = find_reference(name, thorough=False)
+        if reference.is_checkpoint:
+            # Late: only torch can read a checkpoint, and a launcher does without for all else.
+            from ds_rvqvae.runs.tokenizers import config_of_checkpoint
+
+            return Initial(**vars(config_of_checkpoint(reference.folder)))
+        folder = reference.folder / body_part if reference.kind is Kind.BODY else reference.folder
         initial = Initial(**vars(read_config(folder)))
-        with safe_open(folder / WEIGHTS, framework="numpy"):
-            return initial
     except UserError as error:
         raise UserError(f"--init_from {error}") from None
+    try:
+        with safe_open(folder / WEIGHTS, framework="numpy"):
+            return initial
     except (OSError, SafetensorError) as error:
         raise UserError(f"--init_from {folder / WEIGHTS}: cannot be read: {error}") from None
 
@@ -121,7 +136,7 @@ def keep_normalisation(run_folder: Path, initial: Initial | None) -> None:
         content.write(json.dumps(statistics).encode() + b"\n")
 
 
-def _read_normalisation(file: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_normalisation(file: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     try:
         return statistics_from(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,7 +1,8 @@
-"""From a run to its tokenizer."""
+"""Opens tokenizers: a run's, a checkpoint's, one in a folder, a body's, one of the hub."""
 
 import contextlib
 import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,42 @@ from ds_rvqvae.config.profile import model_config_from_dict
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.rvqvae import RVQVAE
-from ds_rvqvae.motion.layout import Layout, layout_from_json, layout_to_json
-from ds_rvqvae.runs.checkpoints import LATEST, MODEL_FILE, latest, named_checkpoint, step_of
+from ds_rvqvae.motion.layout import layout_from_json, layout_to_json
+from ds_rvqvae.runs.checkpoints import MODEL_FILE, step_of
+from ds_rvqvae.runs.references import Kind, Reference, find_reference
 from ds_rvqvae.tokenizer.body import BodyTokenizer
-from ds_rvqvae.tokenizer.folder import BODY, reading_of
+from ds_rvqvae.tokenizer.folder import TokenizerConfig, reading_of
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 
-def load_any_tokenizer(name: str) -> MotionTokenizer | BodyTokenizer:
-    """The tokenizer in a folder, a body's or one by itself, or that of a repository on the Hugging Face hub.
+def open_tokenizer(name: str | Path | Reference, checkpoint: str | None = None) -> MotionTokenizer | BodyTokenizer:
+    """The tokenizer that a name stands for; `ds_rvqvae.runs.references` lists the names.
+
+    Args:
+        checkpoint: of a run, `latest`, `best` or `global_stepN`.
 
     Raises:
-        UserError: naming the folder or file and what is wrong with it.
+        UserError: as `find_reference`; or naming the folder or file and what is wrong with it.
     """
-    folder = Path(name)
-    if (folder / BODY).is_file():
-        return BodyTokenizer.from_pretrained(folder)
-    if (folder / "tokenizer" / BODY).is_file():
-        raise UserError(f"{folder}: not a tokenizer folder; the tokenizer of these runs is {folder / 'tokenizer'}")
-    return MotionTokenizer.from_pretrained(name)
+    reference = name if isinstance(name, Reference) else find_reference(name, checkpoint)
+    if reference.kind is Kind.BODY:
+        return BodyTokenizer.from_pretrained(reference.folder)
+    return open_single(reference)
+
+
+def open_single(name: str | Path | Reference) -> MotionTokenizer:
+    """As `open_tokenizer`, where only the tokenizer of one part will do.
+
+    Raises:
+        UserError: also for a body's, naming the folders of its parts.
+    """
+    reference = name if isinstance(name, Reference) else find_reference(name)
+    if reference.kind is Kind.BODY:
+        parts = " ".join(part.name for part in reference.parts())
+        raise UserError(f"{reference.name}: a body's tokenizer; name the folder of one of its parts: {parts}")
+    if reference.is_checkpoint:
+        return _tokenizer_of_checkpoint(reference.folder)
+    return MotionTokenizer.from_pretrained(reference.folder)
 
 
 def motion_state(data: MotionData, config: ModelConfig) -> dict[str, Any]:
@@ -49,35 +67,28 @@ def motion_state(data: MotionData, config: ModelConfig) -> dict[str, Any]:
 
 def make_tokenizer(model: RVQVAE, state: dict[str, Any], **details: Any) -> MotionTokenizer:
     """A tokenizer of `model` and what `motion_state` gave; `details` go into its config file."""
-    layout: Layout = layout_from_json(state["layout"], model.in_features)
-    kept = {"body_part": state["body_part"]}
-    if state.get("reading"):
-        kept["reading"] = state["reading"]
-    details = {**kept, **details}
-    return MotionTokenizer(model, state["mean"], state["std"], layout, state["fps"], details)
+    layout = layout_from_json(state["layout"], model.in_features)
+    return MotionTokenizer(model, state["mean"], state["std"], layout, state["fps"], _details_of(state) | details)
 
 
-def tokenizer_of_run(run_folder: Path, which: str | None = None) -> MotionTokenizer:
-    """The tokenizer of a run.
-
-    Args:
-        which: a checkpoint: `latest`, `best` or `global_stepN`. Without it the exported tokenizer, or where training
-            went on after it, the newest checkpoint's.
+def config_of_checkpoint(checkpoint: Path) -> TokenizerConfig:
+    """What the `config.json` of a checkpoint's tokenizer would say; the weights stay on disk.
 
     Raises:
-        UserError: the folder is no run, or has no such checkpoint, or a damaged one.
+        UserError: the checkpoint cannot be read.
     """
-    if not (run_folder / "profile.json").is_file():
-        raise UserError(f"{run_folder}: not a run's folder: it has no profile.json")
-    exported, newest = run_folder / "tokenizer", latest(run_folder / "checkpoints")
-    if which is None and exported.is_dir():
-        tokenizer = MotionTokenizer.from_pretrained(exported)
-        if newest is None or tokenizer.details.get("training_step", 0) >= step_of(newest):
-            return tokenizer
     try:
-        return _tokenizer_of_checkpoint(named_checkpoint(run_folder / "checkpoints", which or LATEST))
-    except ValueError as error:
-        raise UserError(f"{run_folder}: {error}") from None
+        # DeepSpeed's checkpoints are pickles: those of the user's own runs only.
+        states = torch.load(checkpoint / MODEL_FILE, map_location="cpu", weights_only=False, mmap=True)
+        state = states["rvqvae"]
+        mean, std = (state[name].numpy().copy() for name in ("mean", "std"))
+        layout = layout_from_json(state["layout"], len(mean))
+    except (OSError, EOFError, RuntimeError, ValueError, LookupError, pickle.UnpicklingError) as error:
+        reason = f"cannot be read: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise UserError(f"{checkpoint / MODEL_FILE}: {reason}") from None
+    model = model_config_from_dict(state["model"], str(checkpoint))
+    details = _details_of(state) | _progress_of(checkpoint, state)
+    return TokenizerConfig(checkpoint, model, layout, state["fps"], mean, std, details)
 
 
 def _tokenizer_of_checkpoint(checkpoint: Path) -> MotionTokenizer:
@@ -96,5 +107,16 @@ def _tokenizer_of_checkpoint(checkpoint: Path) -> MotionTokenizer:
         with torch.no_grad():
             for parameter, average in zip(model.parameters(), state["weight_average"]["weights"], strict=True):
                 parameter.copy_(average)
-    details = {"scores": state["scores"]} if state.get("scores") else {}
-    return make_tokenizer(model, state, training_step=step_of(checkpoint), **details)
+    return make_tokenizer(model, state, **_progress_of(checkpoint, state))
+
+
+def _details_of(state: dict[str, Any]) -> dict[str, Any]:
+    """What a tokenizer's config file says of the motion that `motion_state` is about, beside its columns."""
+    kept = {"body_part": state["body_part"]}
+    return kept | ({"reading": state["reading"]} if state.get("reading") else {})
+
+
+def _progress_of(checkpoint: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """How far training was and what it scored."""
+    progress = {"training_step": step_of(checkpoint)}
+    return progress | ({"scores": state["scores"]} if state.get("scores") else {})

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ds_rvqvae import __version__
@@ -22,14 +23,21 @@ from ds_rvqvae.motion.layout import (
     Layout,
     check_disjoint,
     feature_layout,
-    layout_from_json,
     layout_to_json,
     missing_channels,
     rotation_columns,
     smplx_layout,
     take_channels,
 )
-from ds_rvqvae.tokenizer.folder import BODY, CONFIG, FORMAT_VERSION, columns_for, reading_config, whole_folder
+from ds_rvqvae.tokenizer.folder import (
+    BODY,
+    CONFIG,
+    FORMAT_VERSION,
+    columns_for,
+    read_body,
+    reading_config,
+    whole_folder,
+)
 from ds_rvqvae.tokenizer.tokenizer import Array, Lengths, MotionTokenizer
 
 
@@ -65,7 +73,7 @@ class BodyTokenizer:
                 raise UserError(f"the tokenizer of {part} is that of body part {trained}")
         check_disjoint((part, [own.name for own in tokenizer.layout]) for part, tokenizer in self.parts.items())
         self.layout = _whole_layout(self.parts.values()) if layout is None else layout
-        self._columns: dict[str, np.ndarray] = {}
+        self._columns: dict[str, NDArray[np.int64]] = {}
         for part, tokenizer in self.parts.items():
             missing = missing_channels(self.layout, tokenizer.layout)
             if missing is not None:
@@ -126,9 +134,9 @@ class BodyTokenizer:
         Raises:
             ValueError: unknown parts, codes of clips of different lengths, or lengths that do not fit.
         """
-        given = next(iter(codes.values()), None)
         most = self._frames_of(codes)
-        clips = given.shape[:-2]
+        given = next(iter(codes.values()))
+        clips: tuple[int, ...] = tuple(given.shape[:-2])
         if lengths is None:
             frames = most if source is None else source.shape[-2]
             lengths = [frames] * clips[0] if clips else frames
@@ -142,7 +150,7 @@ class BodyTokenizer:
                 row[count:] = 0
         return motion.cpu().numpy() if isinstance(given, np.ndarray) else motion
 
-    def encode_clip(self, clip: Clip) -> dict[str, np.ndarray]:
+    def encode_clip(self, clip: Clip) -> dict[str, NDArray[np.int64]]:
         """The codes of a clip by part, as `encode`; raises ClipError where it has not all their columns."""
         width = clip.motion.shape[1]
         if clip.layout == feature_layout(width):
@@ -155,13 +163,13 @@ class BodyTokenizer:
             codes[part] = tokenizer.encode(np.ascontiguousarray(clip.motion[:, columns]))
         return codes
 
-    def decode_clip(self, codes: Mapping[str, np.ndarray], frames: int) -> tuple[np.ndarray, Layout]:
+    def decode_clip(self, codes: Mapping[str, NDArray[np.int64]], frames: int) -> tuple[NDArray[np.float32], Layout]:
         """Codes of one clip to its motion `[frames, C]`, and which channels of it the codes cover."""
         covered = {own.name for part in codes for own in self.parts[part].layout}
         layout = tuple(channels for channels in self.layout if channels.name in covered)
         return self.decode(codes, frames), layout
 
-    def encode_file(self, file: str | Path) -> dict[str, np.ndarray]:
+    def encode_file(self, file: str | Path) -> dict[str, NDArray[np.int64]]:
         """The codes of a file with one clip by part, `[ceil(T / code_stride), Q]`; another frame rate is resampled.
 
         Raises:
@@ -173,7 +181,7 @@ class BodyTokenizer:
             raise UserError(f"{file}: {error}") from None
 
     def decode_to_file(
-        self, codes: Mapping[str, np.ndarray], file: str | Path, source: str | Path | None = None
+        self, codes: Mapping[str, NDArray[np.int64]], file: str | Path, source: str | Path | None = None
     ) -> None:
         """Writes codes of one clip at this tokenizer's frame rate, whole or not at all.
 
@@ -196,9 +204,9 @@ class BodyTokenizer:
                 rest = None if clip is None else clip.motion[:, columns_for(self.layout, clip.layout)]
                 write_matrix(file, self.decode(codes, frames, rest))
                 return
-            if file.suffix == ".bvh" and source is None:
-                raise ClipError("a BVH file takes its hierarchy from a source; name one")
             if file.suffix == ".bvh":
+                if source is None:
+                    raise ClipError("a BVH file takes its hierarchy from a source; name one")
                 config = reading_config(self.details, self.fps, str(source))
                 write_bvh(file, *self.decode_clip(codes, frames), Path(source), config)
                 return
@@ -244,7 +252,7 @@ class BodyTokenizer:
             single = (folder / CONFIG).is_file()
             hint = "; it is the tokenizer of one part, which MotionTokenizer loads" if single else ""
             raise UserError(f"{folder}: not a body's tokenizer: {BODY} is missing{hint}")
-        names, layout = _read_body(folder / BODY)
+        names, layout = read_body(folder)
         parts = {part: MotionTokenizer.from_pretrained(folder / part, dtype=dtype, device=device) for part in names}
         try:
             return cls(parts, layout)
@@ -305,20 +313,3 @@ def _whole_layout(tokenizers: Iterable[MotionTokenizer]) -> Layout:
         return smplx_layout()
     starts = np.cumsum([0, *(own.width for own in channels)]).tolist()
     return tuple(Channels(own.name, own.kind, *span) for own, span in zip(channels, pairwise(starts), strict=True))
-
-
-def _read_body(file: Path) -> tuple[list[str], Layout | None]:
-    """The parts that a `body.json` names, and the layout; None in one of before there were parts of one's own."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        version, parts, layout = values["format_version"], values["parts"], values.get("layout")
-        if layout is not None:
-            layout = layout_from_json(layout, layout[-1]["columns"][1])
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise UserError(f"{file}: not a body's: {type(error).__name__}: {error}") from None
-    if version != FORMAT_VERSION:
-        raise UserError(f"{file}: format_version {version}, known here: {FORMAT_VERSION}")
-    # Names of folders: none that leads out of this one.
-    if not isinstance(parts, list) or not parts or not all(map(is_part_name, parts)):
-        raise UserError(f"{file}: parts are {json.dumps(parts)}, not names of body parts")
-    return parts, layout

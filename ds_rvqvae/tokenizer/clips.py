@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.motion.clip import Clip
 from ds_rvqvae.motion.layout import Layout
@@ -16,22 +17,28 @@ from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 class ClipTokenizer(Protocol):
     """Whole clips to codes by part, and back."""
 
-    parts: Mapping[str, MotionTokenizer]
-    """The tokenizers by body part; one by itself is that of `ONLY_PART`."""
     fps: float
-    details: Mapping[str, Any]
-    """What config files say beside the nets."""
+
+    @property
+    def parts(self) -> Mapping[str, MotionTokenizer]:
+        """The tokenizers by body part; one by itself is that of `ONLY_PART`."""
+        ...
+
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """What config files say beside the nets."""
+        ...
 
     @property
     def fingerprint(self) -> str:
         """Another for every tokenizer with other codes."""
         ...
 
-    def encode_clip(self, clip: Clip) -> dict[str, np.ndarray]:
+    def encode_clip(self, clip: Clip) -> dict[str, NDArray[np.int64]]:
         """By part int64 `[ceil(frames / code_stride), Q]`; raises ClipError where the clip has other columns."""
         ...
 
-    def decode_clip(self, codes: Mapping[str, np.ndarray], frames: int) -> tuple[np.ndarray, Layout]:
+    def decode_clip(self, codes: Mapping[str, NDArray[np.int64]], frames: int) -> tuple[NDArray[np.float32], Layout]:
         """Motion float32 `[frames, C]`, and the layout of those of its columns that the codes say."""
         ...
 
@@ -46,12 +53,12 @@ class SingleTokenizer:
         # A part's columns are rarely stored by themselves; as many of something else would go unnoticed.
         self._takes_bare = tokenizer.details.get("body_part") is None
 
-    def encode_clip(self, clip: Clip) -> dict[str, np.ndarray]:
+    def encode_clip(self, clip: Clip) -> dict[str, NDArray[np.int64]]:
         """As the protocol says."""
         columns = columns_for(self._tokenizer.layout, clip.layout, takes_bare=self._takes_bare)
         return {ONLY_PART: self._tokenizer.encode(np.ascontiguousarray(clip.motion[:, columns]))}
 
-    def decode_clip(self, codes: Mapping[str, np.ndarray], frames: int) -> tuple[np.ndarray, Layout]:
+    def decode_clip(self, codes: Mapping[str, NDArray[np.int64]], frames: int) -> tuple[NDArray[np.float32], Layout]:
         """As the protocol says."""
         return self._tokenizer.decode(codes[ONLY_PART], frames), self._tokenizer.layout
 

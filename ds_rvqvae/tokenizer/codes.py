@@ -22,8 +22,10 @@ A clip of a packed npz has the file's name. int32 rather than int16, which overf
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import FORMATS, is_part_name
 from ds_rvqvae.data.formats.base import load_npz, npz_keys
@@ -46,7 +48,7 @@ _PREFIXES = tuple(f"{name}_" for name in _OF_A_PART)
 class Codes:
     """The codes of one clip, or of one part of it, and what they are codes of; the fields are the module's table."""
 
-    codes: np.ndarray
+    codes: NDArray[np.int64]
     """int64 `[ceil(frames / stride), levels]`."""
     fps: float
     code_rate: float
@@ -57,7 +59,7 @@ class Codes:
 
     @property
     def levels(self) -> int:
-        return self.codes.shape[1]
+        return int(self.codes.shape[1])
 
     @property
     def seconds(self) -> float:
@@ -157,7 +159,7 @@ def _parts_of(keys: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(part for _, part in found)) or [ONLY_PART]
 
 
-def _codes_of(arrays: dict[str, np.ndarray], part: str) -> Codes:
+def _codes_of(arrays: dict[str, NDArray[Any]], part: str) -> Codes:
     """Checks what a codes npz holds of a part; raises ClipError."""
     version = _number(arrays, "version", "iu")
     if version != VERSION:
@@ -179,14 +181,14 @@ def _codes_of(arrays: dict[str, np.ndarray], part: str) -> Codes:
     return Codes(codes.astype(np.int64), fps, code_rate, int(frames), fingerprint, source, kind)
 
 
-def _number(arrays: dict[str, np.ndarray], key: str, kinds: str = "fiu") -> float:
+def _number(arrays: dict[str, NDArray[Any]], key: str, kinds: str = "fiu") -> float:
     values = arrays[key]
     if values.shape != () or values.dtype.kind not in kinds or not 0 < float(values) < 1e15:
         raise ClipError(f"{key} is {str(values)[:40]}, not a positive number")
     return float(values)
 
 
-def _text(arrays: dict[str, np.ndarray], key: str) -> str:
+def _text(arrays: dict[str, NDArray[Any]], key: str) -> str:
     values = arrays[key]
     if values.shape != () or values.dtype.kind != "U":
         raise ClipError(f"{key} holds {values.dtype} {list(values.shape)}, not text")

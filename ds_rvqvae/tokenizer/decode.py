@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.data.formats.bvh_motion import write_bvh
 from ds_rvqvae.data.formats.finding import FoundFile, is_regular, is_whole
@@ -73,7 +74,7 @@ def decode_files(
 
 
 class _Decoder:
-    suffixes = (".npz",)
+    suffixes: tuple[str, ...] = (".npz",)
 
     def __init__(
         self,
@@ -203,7 +204,9 @@ class _Decoder:
         newest = max(self.since, *(file.stat().st_mtime_ns for file in inputs))
         return output.stat().st_mtime_ns >= newest and (output.suffix == ".bvh" or is_whole(output))
 
-    def _write_beat2(self, output: Path, motion: np.ndarray, layout: Layout, file: Path | None) -> tuple[str, ...]:
+    def _write_beat2(
+        self, output: Path, motion: NDArray[np.float32], layout: Layout, file: Path | None
+    ) -> tuple[str, ...]:
         """Writes the clip and tells what there is to say about it."""
         fps = self.tokenizer.fps
         if file is None:
@@ -219,7 +222,7 @@ class _Decoder:
             notes.append(f"source at {fps_of(source.arrays):g} frames a second, written at {fps:g}")
         return tuple(notes)
 
-    def _write_bvh(self, output: Path, motion: np.ndarray, layout: Layout, source: Path) -> tuple[str, ...]:
+    def _write_bvh(self, output: Path, motion: NDArray[np.float32], layout: Layout, source: Path) -> tuple[str, ...]:
         """Writes the clip and tells what there is to say about it."""
         config = reading_config(self.tokenizer.details, self.tokenizer.fps, str(source))
         try:
@@ -228,7 +231,7 @@ class _Decoder:
             raise ClipError(f"source {source}: {error}") from None
         return ()
 
-    def _notes_of_matrix(self, codes: Codes, motion: np.ndarray, layout: Layout) -> tuple[str, ...]:
+    def _notes_of_matrix(self, codes: Codes, motion: NDArray[np.float32], layout: Layout) -> tuple[str, ...]:
         notes = []
         if codes.format == BVH and not self.matrices:
             notes.append("no source file, so that there is no hierarchy for a BVH file (--source names one)")

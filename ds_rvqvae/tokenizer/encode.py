@@ -45,7 +45,7 @@ def encode_files(
 
 
 class _Encoder:
-    suffixes = (".npz", ".npy", ".bvh")
+    suffixes: tuple[str, ...] = (".npz", ".npy", ".bvh")
 
     def __init__(self, tokenizer: ClipTokenizer, out: Path, levels: int | None, overwrite: bool) -> None:
         self.tokenizer, self.out, self.overwrite = tokenizer, out, overwrite

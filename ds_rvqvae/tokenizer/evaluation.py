@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.model.rvqvae import RVQVAE
@@ -23,7 +24,7 @@ def evaluate_split(
     world_size: int = 1,
     *,
     skeleton: Skeleton | None = None,
-    unit_std: np.ndarray | None = None,
+    unit_std: NDArray[np.float32] | None = None,
     features: FrechetFeatures | None = None,
 ) -> dict[str, Any]:
     """Scores of whole clips, dealt out over the ranks; every rank gets the scores of all.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from ds_rvqvae.config.data import DataConfig, is_part_name
@@ -21,6 +22,8 @@ from ds_rvqvae.motion.layout import Layout, feature_layout, layout_from_json, mi
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+FILES = (CONFIG, WEIGHTS, CARD)
+"""All that a tokenizer's folder has."""
 BODY = "body.json"
 """In the folder of a body's tokenizer: names its parts, each of which lies in a folder of its name."""
 _MARK = "ds_rvqvae_version"
@@ -40,9 +43,9 @@ class TokenizerConfig:
     model: ModelConfig
     layout: Layout
     fps: float
-    mean: np.ndarray
+    mean: NDArray[np.float32]
     """float32 `[C]`, as is `std`."""
-    std: np.ndarray
+    std: NDArray[np.float32]
     details: dict[str, Any]
     """What else it says: body part, training step, scores."""
 
@@ -56,11 +59,6 @@ def is_tokenizer(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
 
 
-def tokenizer_folder(folder: Path, body_part: str) -> Path:
-    """The tokenizer of one body part: of a body's folder its part's, of any other the folder itself."""
-    return folder / body_part if (folder / BODY).is_file() else folder
-
-
 def read_config(folder: Path) -> TokenizerConfig:
     """Reads a tokenizer's `config.json`.
 
@@ -69,7 +67,7 @@ def read_config(folder: Path) -> TokenizerConfig:
     """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise UserError(f"{folder}: not a tokenizer's folder: {name} is missing{_hint(folder)}")
+            raise UserError(f"{folder}: not a tokenizer's folder: {name} is missing{hint_of(folder)}")
     file = folder / CONFIG
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -91,7 +89,32 @@ def read_config(folder: Path) -> TokenizerConfig:
     return TokenizerConfig(folder, model, layout, float(fps), mean, std, details)
 
 
-def statistics_from(values: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def read_body(folder: Path) -> tuple[list[str], Layout | None]:
+    """The parts that a body's `body.json` names, and the layout of the whole motion.
+
+    Returns:
+        the names, and None for the layout in a file of before there were parts of one's own.
+
+    Raises:
+        UserError: naming the file and what is wrong with it.
+    """
+    file = folder / BODY
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        version, parts, layout = values["format_version"], values["parts"], values.get("layout")
+        if layout is not None:
+            layout = layout_from_json(layout, layout[-1]["columns"][1])
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise UserError(f"{file}: not a body's: {type(error).__name__}: {error}") from None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{file}: format_version {version}, known here: {FORMAT_VERSION}")
+    # Names of folders: none that leads out of this one.
+    if not isinstance(parts, list) or not parts or not all(map(is_part_name, parts)):
+        raise UserError(f"{file}: parts are {json.dumps(parts)}, not names of body parts")
+    return parts, layout
+
+
+def statistics_from(values: Mapping[str, Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """`mean` and `std`, float32 `[C]`; raises ValueError where they cannot normalise."""
     mean, std = (np.asarray(values[key], np.float32) for key in ("mean", "std"))
     if mean.ndim != 1 or mean.shape != std.shape:
@@ -138,7 +161,7 @@ def _check_replaceable(folder: Path, table: str) -> None:
         raise UserError(f"{folder}: exists and is no tokenizer of ours; name another folder")
 
 
-def _hint(folder: Path) -> str:
+def hint_of(folder: Path) -> str:
     """What may have been meant by a folder that is no tokenizer's."""
     if (folder / BODY).is_file():
         return "; it is a body's, with a tokenizer in the folder of each part, which BodyTokenizer loads"
@@ -177,7 +200,7 @@ def reading_config(details: Mapping[str, Any], fps: float, path: str | None = No
         raise UserError(f"the tokenizer's config: reading: {str(error).splitlines()[0]}: {reading}") from None
 
 
-def columns_for(wanted: Layout, layout: Layout, takes_bare: bool = True) -> np.ndarray:
+def columns_for(wanted: Layout, layout: Layout, takes_bare: bool = True) -> NDArray[np.int64]:
     """The columns of motion laid out as `layout` that a tokenizer takes, int64, in its order.
 
     Args:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ds_rvqvae.errors import UserError
@@ -25,7 +26,7 @@ class Moments:
         self.mean = np.zeros(0)
         self._scatter = np.zeros((0, 0))
 
-    def add(self, vectors: np.ndarray) -> None:
+    def add(self, vectors: NDArray[np.floating[Any]]) -> None:
         """Adds `[N, D]`, N > 0."""
         vectors = vectors.astype(np.float64)
         mean = vectors.mean(axis=0)
@@ -38,7 +39,7 @@ class Moments:
         self.count, self.mean, self._scatter = self.count + len(vectors), mean, scatter
 
     @property
-    def covariance(self) -> np.ndarray:
+    def covariance(self) -> NDArray[np.float64]:
         """`[D, D]`, unbiased; zeros for a single vector."""
         return self._scatter / max(self.count - 1, 1)
 
@@ -71,7 +72,8 @@ class FrechetFeatures:
     def __init__(self, file: Path, window: int) -> None:
         self.file, self.window = file, window
         try:
-            self._encoder = torch.jit.load(str(file), map_location="cpu").eval()
+            module = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call] # as torch has it
+            self._encoder: torch.nn.Module = module.eval()
         except (OSError, ValueError, RuntimeError) as error:
             reason = "no such file" if not file.is_file() else f"no TorchScript module ({_first_line(error)})"
             raise UserError(f"--features {file}: {reason}; torch.jit.script(encoder).save(…) makes one") from None
@@ -90,7 +92,7 @@ class FrechetFeatures:
         for moments, motion in ((self.truth, truth), (self.found, found)):
             count = len(motion) // self.window
             windows = motion[: count * self.window].float().cpu().reshape(count, self.window, motion.shape[1])
-            for batch in windows.split(_WINDOWS_AT_ONCE) if count else ():
+            for batch in torch.split(windows, _WINDOWS_AT_ONCE) if count else ():
                 moments.add(self._features(batch))
 
     def scores(self) -> dict[str, Any]:
@@ -113,7 +115,7 @@ class FrechetFeatures:
         }
 
     @torch.no_grad()
-    def _features(self, windows: Tensor) -> np.ndarray:
+    def _features(self, windows: Tensor) -> NDArray[np.float32]:
         shape = list(windows.shape)
         try:
             features = self._encoder(windows)

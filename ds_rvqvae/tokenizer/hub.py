@@ -1,7 +1,6 @@
 """Tokenizers on the Hugging Face hub. The extra `hub` brings its client, which folders on disk do not need."""
 
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -9,13 +8,6 @@ from typing import Any
 
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.tokenizer.tables import score_table
-
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-def is_repository(name: str | Path) -> bool:
-    """Whether `name` can only be the id `owner/name` of a repository, there being no such folder."""
-    return isinstance(name, str) and _REPOSITORY.fullmatch(name) is not None and not Path(name).exists()
 
 
 def download(repo_id: str, revision: str | None, files: Sequence[str]) -> Path:

@@ -73,11 +73,13 @@ class ScoreSums:
         self.mean, self.std = mean, std
         self.units = None if unit_std is None else std / unit_std
         self.rotations = torch.from_numpy(rotation_columns(layout)).to(device)
-        self.kinematics = Kinematics(layout, skeleton, device) if skeleton else None
+        kinematics = Kinematics(layout, skeleton, device) if skeleton else None
+        # Without a joint that the layout moves there is nothing to measure.
+        self.kinematics = kinematics if kinematics is not None and len(kinematics.measured) else None
         levels, codes = model.config.num_quantizers, model.config.nb_code
         sizes = [7, len(_BY_LEVEL) * levels, levels * codes]
         self.flat = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
-        totals, errors, counts = self.flat.split(sizes)
+        totals, errors, counts = torch.split(self.flat, sizes)
         self.clips, self.frames, self.jitter_truth, self.root, *sliding = totals.unbind()
         self.standing, self.sliding, self.sliding_truth = sliding
         self.l1, self.angle, self.velocity, self.jitter, self.joints = errors.view(len(_BY_LEVEL), levels)
@@ -94,8 +96,8 @@ class ScoreSums:
         if frames < MIN_FRAMES:
             return None
         motion = motion[:frames]
-        truth = motion * self.std + self.mean
-        places = self.kinematics.places(truth) if self._has_joints() else None
+        truth, kinematics = motion * self.std + self.mean, self.kinematics
+        places = kinematics.places(truth) if kinematics is not None else None
         codes = self.model.encode(motion.unsqueeze(0))
         for level in range(codes.shape[-1]):
             reconstruction = self.model.decode(codes[..., : level + 1])[0].float()
@@ -104,14 +106,14 @@ class ScoreSums:
             if len(self.rotations):
                 angles = angle_between(found[:, self.rotations], truth[:, self.rotations])
                 self.angle[level] += angles.mean(dim=1).sum()
-            if places is not None:
-                found_places = self.kinematics.places(found)
-                apart = (found_places - places)[:, self.kinematics.measured].norm(dim=-1)
+            if kinematics is not None and places is not None:
+                found_places = kinematics.places(found)
+                apart = (found_places - places)[:, kinematics.measured].norm(dim=-1)
                 self.joints[level] += apart.mean(dim=1).sum()
             self.counts[level] += torch.bincount(codes[0, :, level], minlength=self.counts.shape[1])
         self.jitter_truth += self._in_units(motion.diff(n=3, dim=0)).abs().mean(dim=1).sum()
-        if places is not None and self.kinematics.has_root:
-            self._add_root(truth, found, places, found_places)
+        if kinematics is not None and places is not None and kinematics.has_root:
+            self._add_root(kinematics, truth, found, places, found_places)
         self.clips += 1
         self.frames += frames
         return reconstruction
@@ -122,10 +124,12 @@ class ScoreSums:
         self.velocity[level] += difference.diff(dim=0).abs().mean(dim=1).sum()
         self.jitter[level] += self._in_units(reconstruction.diff(n=3, dim=0)).abs().mean(dim=1).sum()
 
-    def _add_root(self, truth: Tensor, found: Tensor, places: Tensor, found_places: Tensor) -> None:
+    def _add_root(
+        self, kinematics: Kinematics, truth: Tensor, found: Tensor, places: Tensor, found_places: Tensor
+    ) -> None:
         """Adds what is about the way through the room; arguments in the data's own units and metres."""
-        feet = self.kinematics.feet
-        roots = [self.kinematics.roots(motion) for motion in (truth, found)]
+        feet = kinematics.feet
+        roots = [kinematics.roots(motion) for motion in (truth, found)]
         self.root += (roots[1] - roots[0]).norm(dim=1).sum()
         if not len(feet):
             return
@@ -143,9 +147,6 @@ class ScoreSums:
     def _in_units(self, difference: Tensor) -> Tensor:
         return difference if self.units is None else difference * self.units
 
-    def _has_joints(self) -> bool:
-        return self.kinematics is not None and len(self.kinematics.measured) > 0
-
     def scores(self, split: str) -> dict[str, Any]:
         """The scores of all clips added; the module says what they are.
 
@@ -159,8 +160,8 @@ class ScoreSums:
         frames, clips = self.frames.item(), self.clips.item()
         perplexity = perplexity_of(self.counts).tolist()
         by_levels = self._by_levels(frames, clips, perplexity)
-        has_joints = self._has_joints()
-        has_root = has_joints and self.kinematics.has_root
+        kinematics = self.kinematics
+        has_root = kinematics is not None and kinematics.has_root
         standing = self.standing.item()
         return {
             "split": split,
@@ -171,8 +172,8 @@ class ScoreSums:
             "root_error_mm": _mean(1000 * self.root.item(), frames) if has_root else None,
             "foot_sliding": _mean(100 * self.sliding.item(), standing),
             "foot_sliding_truth": _mean(100 * self.sliding_truth.item(), standing),
-            "skeleton": self.skeleton.name if has_joints else None,
-            "mpjpe_joints": len(self.kinematics.measured) if has_joints else 0,
+            "skeleton": self.skeleton.name if self.skeleton is not None and kinematics is not None else None,
+            "mpjpe_joints": len(kinematics.measured) if kinematics is not None else 0,
             "code_rate": self.fps / self.model.config.code_stride,
             "usage": (self.counts > 0).double().mean(dim=1).tolist(),
             "perplexity": perplexity,
@@ -182,7 +183,7 @@ class ScoreSums:
     def _by_levels(self, frames: float, clips: float, perplexity: list[float]) -> list[dict[str, Any]]:
         sums = (self.l1, self.angle, self.velocity, self.jitter, 1000 * self.joints)
         counts = (frames, frames, frames - clips, frames - 3 * clips, frames)
-        there = (True, len(self.rotations) > 0, True, True, self._has_joints())
+        there = (True, len(self.rotations) > 0, True, True, self.kinematics is not None)
         code_rate = self.fps / self.model.config.code_stride
         rows = []
         for level in range(len(perplexity)):

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -17,12 +18,22 @@ from torch import Tensor, nn
 from ds_rvqvae import __version__
 from ds_rvqvae.config.facts import ModelFacts, keys_that
 from ds_rvqvae.config.model import ModelConfig
+from ds_rvqvae.config.training import is_repository
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.model.streaming import DecoderStream, EncoderStream
 from ds_rvqvae.motion.layout import Layout, layout_to_json
-from ds_rvqvae.tokenizer.folder import CARD, CONFIG, FORMAT_VERSION, WEIGHTS, TokenizerConfig, read_config, whole_folder
-from ds_rvqvae.tokenizer.hub import download, is_repository, model_card, upload
+from ds_rvqvae.tokenizer.folder import (
+    CARD,
+    CONFIG,
+    FILES,
+    FORMAT_VERSION,
+    WEIGHTS,
+    TokenizerConfig,
+    read_config,
+    whole_folder,
+)
+from ds_rvqvae.tokenizer.hub import download, model_card, upload
 
 # The order is that of the first tokenizers, whose fingerprints stay: the number of levels comes last.
 _MEANING = sorted(
@@ -33,8 +44,8 @@ _MEANING_WHERE_SET = sorted(keys_that(ModelConfig, ModelFacts, lambda facts: fac
 """More of them, which count where they are not the default: tokenizers from before there was a choice stay what they
 are."""
 
-Array = TypeVar("Array", Tensor, np.ndarray)
-Lengths = int | Sequence[int] | Tensor | np.ndarray
+Array = TypeVar("Array", Tensor, NDArray[Any])
+Lengths = int | Sequence[int] | Tensor | NDArray[np.integer[Any]]
 
 
 class MotionTokenizer(nn.Module):
@@ -59,6 +70,8 @@ class MotionTokenizer(nn.Module):
     """
 
     chunk: int = 512
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -220,7 +233,7 @@ class MotionTokenizer(nn.Module):
             UserError: naming the folder or file and what is wrong with it.
         """
         if is_repository(folder):
-            folder = download(str(folder), revision, (CONFIG, WEIGHTS, CARD))
+            folder = download(str(folder), revision, FILES)
         config = read_config(Path(folder))
         file = config.folder / WEIGHTS
         try:

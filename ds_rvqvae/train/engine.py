@@ -22,7 +22,7 @@ from ds_rvqvae.config.training import ScheduleConfig
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.nets import Checkpoint
 from ds_rvqvae.model.rvqvae import RVQVAE
-from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
+from ds_rvqvae.runs.tokenizers import open_single
 
 
 def start_distributed() -> None:
@@ -55,7 +55,8 @@ def build_engine(
 
     Args:
         universal: it is to load a checkpoint that another number of ranks saved.
-        init_from: a tokenizer's folder that weights, codebooks and averages come from; rank 0 reads it.
+        init_from: folder of a tokenizer or of a checkpoint that weights, codebooks and averages come from; rank 0
+            reads it.
 
     Raises:
         UserError: the tokenizer cannot be loaded.
@@ -92,7 +93,7 @@ def build_engine(
 
 
 def _load_tokenizer(model: RVQVAE, folder: Path) -> None:
-    model.load_state_dict(MotionTokenizer.from_pretrained(folder).model.state_dict())
+    model.load_state_dict(open_single(folder).model.state_dict())
 
 
 def set_fp32_weights(engine: deepspeed.DeepSpeedEngine, weights: list[torch.Tensor]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import Clip, ClipError
@@ -32,11 +33,11 @@ class Comparison:
     """
 
     skeleton: Skeleton
-    truth: np.ndarray
-    found: np.ndarray
-    angle_error: np.ndarray
-    joint_error: np.ndarray
-    measured: np.ndarray
+    truth: NDArray[np.float64]
+    found: NDArray[np.float64]
+    angle_error: NDArray[np.float32]
+    joint_error: NDArray[np.float64]
+    measured: NDArray[np.int64]
     fps: float
     start: float
     title: str
@@ -48,9 +49,10 @@ class Comparison:
         return f"{self.levels} level" + ("s" if self.levels > 1 else "")
 
     @property
-    def mean_distance_mm(self) -> np.ndarray:
+    def mean_distance_mm(self) -> NDArray[np.float64]:
         """Mean distance of the measured joints, `[T]` millimetres."""
-        return 1000.0 * self.joint_error[:, self.measured].mean(axis=1)
+        mean: NDArray[np.float64] = self.joint_error[:, self.measured].mean(axis=1)
+        return 1000.0 * mean
 
 
 def compare(
@@ -75,10 +77,7 @@ def compare(
     # Columns about which nothing is known are those of the one tokenizer that takes as many.
     is_bare = clip.layout == feature_layout(clip.motion.shape[1])
     layout = tokenizers[0].layout if is_bare else clip.layout
-    try:
-        columns = [columns_for(tokenizer.layout, clip.layout) for tokenizer in tokenizers]
-    except ClipError as error:
-        raise UserError(f"{clip.name}: {error}") from None
+    columns = _columns(tokenizers, clip)
     names = {part.name for tokenizer in tokenizers for part in tokenizer.layout}
     covered = tuple(part for part in layout if part.name in names)
     measured = Kinematics(covered, skeleton).measured.numpy()
@@ -87,12 +86,7 @@ def compare(
     most = max(tokenizer.model.config.num_quantizers for tokenizer in tokenizers)
     if levels is not None and not 1 <= levels <= most:
         raise UserError(f"--levels {levels}: the tokenizer has 1 to {most}")
-    length = len(clip.motion) / clip.fps
-    if start >= length:
-        raise UserError(f"--start {start:g}: {clip.name} ends after {length:.1f} s")
-    first = min(round(start * clip.fps), len(clip.motion) - 1)
-    last = first + max(round(min(seconds or length, length) * clip.fps), 1)
-
+    first, last = _stretch(clip, start, seconds)
     found = clip.motion.copy()
     for tokenizer, own in zip(tokenizers, columns, strict=True):
         codes = tokenizer.encode(np.ascontiguousarray(clip.motion[:, own]))
@@ -116,6 +110,23 @@ def compare(
     )
 
 
+def _columns(tokenizers: Sequence[MotionTokenizer], clip: Clip) -> list[NDArray[np.int64]]:
+    """The columns of the clip that each tokenizer takes; raises UserError."""
+    try:
+        return [columns_for(tokenizer.layout, clip.layout) for tokenizer in tokenizers]
+    except ClipError as error:
+        raise UserError(f"{clip.name}: {error}") from None
+
+
+def _stretch(clip: Clip, start: float, seconds: float | None) -> tuple[int, int]:
+    """The first frame shown and the one after the last, which may lie past the end; raises UserError."""
+    length = len(clip.motion) / clip.fps
+    if start >= length:
+        raise UserError(f"--start {start:g}: {clip.name} ends after {length:.1f} s")
+    first = min(round(start * clip.fps), len(clip.motion) - 1)
+    return first, first + max(round(min(seconds or length, length) * clip.fps), 1)
+
+
 def _no_figure(covered: Layout, skeleton: Skeleton) -> str:
     names = [part.name for part in covered if part.kind == "rotation_6d"]
     if not names:
@@ -126,7 +137,7 @@ def _no_figure(covered: Layout, skeleton: Skeleton) -> str:
     )
 
 
-def _places(motion: np.ndarray, layout: Layout, skeleton: Skeleton) -> np.ndarray:
+def _places(motion: NDArray[np.float32], layout: Layout, skeleton: Skeleton) -> NDArray[np.float64]:
     places = joint_places(motion, layout, skeleton)
     assert places is not None  # the tokenizer's own rotations are among the layout's
     return places

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
+from numpy.typing import NDArray
 
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.data.store.splits import Segment
@@ -17,6 +18,7 @@ from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.motion.layout import Layout
 from ds_rvqvae.motion.skeleton import Skeleton, builtin_skeleton, joint_places
 from ds_rvqvae.tokenizer.evaluation import skeleton_of
+from ds_rvqvae.viz.canvas import canvas_of, pixels_on
 from ds_rvqvae.viz.stick_figure import HEAD_RADIUS, Camera, StickFigure
 
 _PICTURE_SECONDS = 10
@@ -47,7 +49,7 @@ def reconstruction_pictures(
 @torch.no_grad()
 def _reconstructed(
     model: RVQVAE, data: MotionData, segment: Segment, device: torch.device | str
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """A segment's first seconds and their reconstruction, `[T, C]` each, in the data's own units."""
     stride = model.config.code_stride
     frames = min(segment.stop - segment.start, int(_PICTURE_SECONDS * data.fps)) // stride * stride
@@ -63,7 +65,12 @@ _TRUTH, _FOUND = "#222222", "#e6550d"
 
 
 def reconstruction_figure(
-    truth: np.ndarray, found: np.ndarray, layout: Layout, fps: float, title: str, skeleton: Skeleton | None = None
+    truth: NDArray[np.float32],
+    found: NDArray[np.float32],
+    layout: Layout,
+    fps: float,
+    title: str,
+    skeleton: Skeleton | None = None,
 ) -> Figure:
     """Truth and reconstruction of one clip.
 
@@ -96,13 +103,14 @@ def reconstruction_figure(
     return figure
 
 
-def pixels_of(figure: Figure) -> np.ndarray:
+def pixels_of(figure: Figure) -> NDArray[np.uint8]:
     """The figure as `[height, width, 3]` uint8."""
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+    canvas = canvas_of(figure)
+    canvas.draw()
+    return pixels_on(canvas)[..., :3].copy()
 
 
-def save_figure(figure: Figure, file: Path) -> np.ndarray:
+def save_figure(figure: Figure, file: Path) -> NDArray[np.uint8]:
     """Writes a PNG, which is whole or not there, and gives its pixels; drawing them is what takes time."""
     pixels = pixels_of(figure)
     with whole_file(file) as content:
@@ -110,7 +118,7 @@ def save_figure(figure: Figure, file: Path) -> np.ndarray:
     return pixels
 
 
-def _moving_columns(truth: np.ndarray, layout: Layout) -> list[tuple[int, str]]:
+def _moving_columns(truth: NDArray[np.float32], layout: Layout) -> list[tuple[int, str]]:
     """The column that moves most of each part of the layout, the liveliest parts first; or of all columns."""
     spread = truth.std(axis=0)
     if len(layout) >= _CURVES:
@@ -122,7 +130,9 @@ def _moving_columns(truth: np.ndarray, layout: Layout) -> list[tuple[int, str]]:
     return [(column, f"{part.name}, {part.kind} [{column - part.start}]") for part, column in names]
 
 
-def _draw_poses(axes: Axes, truth: np.ndarray, found: np.ndarray, skeleton: Skeleton, fps: float) -> None:
+def _draw_poses(
+    axes: Axes, truth: NDArray[np.float64], found: NDArray[np.float64], skeleton: Skeleton, fps: float
+) -> None:
     """A row of poses `[T, joints, 3]` from the front, the reconstruction over the truth."""
     camera = Camera.before(truth, skeleton)
     frames = np.linspace(0, len(truth) - 1, _POSES).round().astype(int)

@@ -6,14 +6,15 @@ from collections.abc import Iterator
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter1d
 
+from ds_rvqvae.viz.canvas import canvas_of, pixels_on
 from ds_rvqvae.viz.comparison import Comparison
 from ds_rvqvae.viz.stick_figure import HEAD_RADIUS, LEFT, MIDDLE, RIGHT, Camera, StickFigure
 
@@ -49,7 +50,7 @@ class Animation:
         dpi = 100.0 * size[1] / 480
         # A little over, because the canvas cuts fractions of a pixel off.
         self._figure = Figure(figsize=((size[0] + 0.01) / dpi, (size[1] + 0.01) / dpi), dpi=dpi, facecolor="white")
-        self._canvas = FigureCanvasAgg(self._figure)
+        self._canvas = canvas_of(self._figure)
         self._moving: list[tuple[Axes, Artist]] = []
         self._draw_panels()
         self._draw_curve()
@@ -57,7 +58,7 @@ class Animation:
     def __len__(self) -> int:
         return len(self.frames)
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         """Each picture, uint8 `[height, width, 4]`, RGBA: a view that the next picture overwrites."""
         self._canvas.draw()
         background = self._canvas.copy_from_bbox(self._figure.bbox)
@@ -66,7 +67,7 @@ class Animation:
             self._show(frame)
             for axes, artist in self._moving:
                 axes.draw_artist(artist)
-            yield np.asarray(self._canvas.buffer_rgba())
+            yield pixels_on(self._canvas)
 
     def _project(self) -> None:
         """Joints and ground as the camera sees them, which follows the truth's root over the ground."""
@@ -111,7 +112,7 @@ class Animation:
             first.text(0.03, 0.97 - 0.045 * row, side, color=color, transform=first.transAxes, va="top", fontsize=7)
         self._draw_color_bar(third)
 
-    def _set_limits(self, axes: Axes, low: np.ndarray, high: np.ndarray) -> None:
+    def _set_limits(self, axes: Axes, low: NDArray[np.float64], high: NDArray[np.float64]) -> None:
         """The same metres to the right and up, the whole motion within, room for the title above."""
         width, height = self.size[0] / 3, (1 - _PANEL_BOTTOM) * self.size[1]
         low, high = low - _MARGIN, high + np.array([_MARGIN, 2 * HEAD_RADIUS + _MARGIN])
@@ -128,7 +129,7 @@ class Animation:
         bar = self._figure.colorbar(self._color_of, cax=inset, ticks=[0, top / 2, top])
         bar.ax.yaxis.set_ticks_position("left")
         bar.ax.tick_params(labelsize=6.5, length=2)
-        bar.outline.set_visible(False)
+        bar.ax.spines["outline"].set_visible(False)
         bar.ax.set_title("mm", fontsize=6.5, pad=3)
 
     def _draw_curve(self) -> None:

@@ -62,7 +62,7 @@ def comparison_figure(results: Sequence[dict[str, Any]], title: str, notes: Sequ
         right = 0
         for column, (text, width) in enumerate(zip(line, widths, strict=True)):
             right += width
-            style = {"color": "#666666" if row == 1 else "black", "fontsize": 8 if row == 1 else 9}
+            style: dict[str, Any] = {"color": "#666666" if row == 1 else "black", "fontsize": 8 if row == 1 else 9}
             weight = "bold" if row == 0 or (row, column) in best else "normal"
             place, side = (0, "left") if column == 0 else (right, "right")
             axes.text(place, row + 2, text, ha=side, va="center", fontweight=weight, **style)

@@ -7,6 +7,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.patches import Circle
+from numpy.typing import NDArray
 
 from ds_rvqvae.motion.skeleton import Skeleton, forward_kinematics
 
@@ -28,7 +29,7 @@ class Camera:
     azimuth: float
 
     @classmethod
-    def before(cls, places: np.ndarray, skeleton: Skeleton) -> "Camera":
+    def before(cls, places: NDArray[np.float64], skeleton: Skeleton) -> "Camera":
         """The camera before the mean front of a moving figure, `[frames, joints, 3]`."""
         sides = joint_sides(skeleton)
         if not (sides > 0).any() or not (sides < 0).any():
@@ -36,7 +37,7 @@ class Camera:
         left = (places[:, sides > 0].mean(axis=1) - places[:, sides < 0].mean(axis=1)).mean(axis=0)
         return cls(float(np.arctan2(-left[2], left[0])) + _TURN)
 
-    def project(self, places: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    def project(self, places: NDArray[np.float64], centre: NDArray[np.float64]) -> NDArray[np.float64]:
         """Places `[..., 3]` on the picture: to the right, up, and towards the camera, `[..., 3]`.
 
         Args:
@@ -82,28 +83,29 @@ class StickFigure:
             axes.add_patch(self._ring)
             self.artists.append(self._ring)
 
-    def place(self, joints: np.ndarray, colors: np.ndarray | None = None) -> None:
+    def place(self, joints: NDArray[np.float64], colors: NDArray[np.float64] | None = None) -> None:
         """Puts the joints at `[joints, 3]` of `Camera.project`; `colors` `[joints, 4]` colours each joint's bone."""
         bones = np.stack([joints[self._parents], joints[self._joints]], axis=1)
         far_to_near = bones[..., 2].mean(axis=1).argsort()
-        self._bones.set_segments(bones[far_to_near, :, :2])
-        self._bones.set_linewidths(self._widths[far_to_near])
+        self._bones.set_segments([*bones[far_to_near, :, :2]])
+        self._bones.set_linewidth(self._widths[far_to_near])
         if colors is not None:
             self._bones.set_color(colors[self._joints[far_to_near]])
         else:
             self._bones.set_color(self._colors if isinstance(self._colors, str) else self._colors[far_to_near])
         if self._head is not None:
-            self._place_head(joints, colors)
+            self._place_head(self._head, joints, colors)
 
-    def _place_head(self, joints: np.ndarray, colors: np.ndarray | None) -> None:
-        head = joints[self._head, :2]
-        way = head - joints[self._neck, :2]
-        self._ring.set_center(head + way / max(float(np.linalg.norm(way)), 1e-6) * HEAD_RADIUS)
+    def _place_head(self, head: int, joints: NDArray[np.float64], colors: NDArray[np.float64] | None) -> None:
+        place = joints[head, :2]
+        way = place - joints[self._neck, :2]
+        x, y = (place + way / max(float(np.linalg.norm(way)), 1e-6) * HEAD_RADIUS).tolist()
+        self._ring.set_center((x, y))
         if colors is not None:
-            self._ring.set_edgecolor(colors[self._head])
+            self._ring.set_edgecolor(colors[head])
 
 
-def joint_sides(skeleton: Skeleton) -> np.ndarray:
+def joint_sides(skeleton: Skeleton) -> NDArray[np.int64]:
     """1 for joints on the figure's left, -1 on its right, 0 in the middle, int64 `[joints]`; x at rest says so."""
     still = np.broadcast_to(np.eye(3), (1, len(skeleton.parents), 3, 3))
     x = forward_kinematics(still, skeleton.offsets, skeleton.parents)[0, :, 0]

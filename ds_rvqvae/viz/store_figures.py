@@ -9,6 +9,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure as Page
 from matplotlib.gridspec import GridSpecBase, SubplotSpec
 from matplotlib.patches import Circle
+from numpy.typing import NDArray
 
 from ds_rvqvae.data.store.figures import Figure
 from ds_rvqvae.data.store.look import SAMPLE_CLIPS, Look
@@ -33,11 +34,11 @@ def name_words(name: str, most: int = 200) -> str:
 class _Pose(NamedTuple):
     clip: str
     seconds: float
-    across: np.ndarray
+    across: NDArray[np.float64]
     """`[joints]` metres to the figure's left of its middle."""
-    ahead: np.ndarray
+    ahead: NDArray[np.float64]
     """`[joints]` metres before its middle."""
-    up: np.ndarray
+    up: NDArray[np.float64]
 
 
 class FigureDrawing:
@@ -117,7 +118,7 @@ def _poses(look: Look, figure: Figure) -> list[_Pose]:
     return poses
 
 
-def _draw_figure(axes: Axes, look: Look, across: np.ndarray, up: np.ndarray, tall: float) -> None:
+def _draw_figure(axes: Axes, look: Look, across: NDArray[np.float64], up: NDArray[np.float64], tall: float) -> None:
     figure = look.figure
     assert figure is not None
     parents, head = np.array(figure.parents), figure.head
@@ -131,7 +132,7 @@ def _draw_figure(axes: Axes, look: Look, across: np.ndarray, up: np.ndarray, tal
     lengths = np.linalg.norm(points[joints] - points[parents[joints]], axis=1)
     widths = np.where(lengths < 0.035 * tall, 1.2, 2.4)
     bones = np.stack([points[parents[joints]], points[joints]], axis=1)
-    axes.add_collection(LineCollection(bones, colors=colors[joints], linewidths=widths, capstyle="round"))
+    axes.add_collection(LineCollection([*bones], colors=colors[joints], linewidths=widths, capstyle="round"))
     if head is not None and parents[head] >= 0:
         way = points[head] - points[parents[head]]
         radius = _HEAD_SHARE * tall

@@ -8,7 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Page
 from matplotlib.gridspec import SubplotSpec
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
 
 from ds_rvqvae.data.store.look import Look
 from ds_rvqvae.data.store.summary import counted, hours_words, layout_words
@@ -41,9 +43,10 @@ def store_page(look: Look) -> Page:
     heights = [2.8, 3.0] + [3.0] * has_root + (drawing.row_heights if drawing else [3.4])
     notes = [line for warning in look.warnings for line in textwrap.wrap(f"! {warning}", 150)]
     header = 0.75 + 0.24 * len(notes)
-    page = Page(figsize=(PAGE_WIDTH, sum(heights) + header), layout="constrained")
+    height = sum(heights) + header
+    layout = ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - header / height), h_pad=0.1, w_pad=0.1)
+    page = Page(figsize=(PAGE_WIDTH, height), layout=layout)
     FigureCanvasAgg(page)
-    page.get_layout_engine().set(rect=(0, 0, 1, 1 - header / page.get_figheight()), h_pad=0.1, w_pad=0.1)
     _write_header(page, look, notes)
     grid = page.add_gridspec(len(heights), 1, height_ratios=heights)
     top = grid[0].subgridspec(1, 2)
@@ -78,8 +81,8 @@ def _tidy(axes: Axes, title: str) -> None:
     axes.set_title(title, fontsize=10, loc="left", fontweight="bold")
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.label.set_size(9)
-    axes.yaxis.label.set_size(9)
+    axes.xaxis.label.set_fontsize(9)
+    axes.yaxis.label.set_fontsize(9)
 
 
 def _legend_above(axes: Axes) -> None:
@@ -120,7 +123,7 @@ def _draw_lengths(axes: Axes, look: Look) -> None:
     low, high = min(seconds.min(), window["seconds"]), max(seconds.max(), window["seconds"])
     is_wide = high > 30 * low
     bins = np.geomspace(0.95 * low, 1.05 * high, 41) if is_wide else np.linspace(0, 1.05 * high, 41)
-    axes.hist(seconds, bins, color="#56B4E9", edgecolor="white", linewidth=0.4)
+    axes.hist(seconds, bins.tolist(), color="#56B4E9", edgecolor="white", linewidth=0.4)
     if is_wide:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -162,16 +165,16 @@ def _draw_columns(page: Page, place: SubplotSpec, look: Look) -> None:
     counts = [sum(part.width for part in parts) for _, parts in panels]
     widths = [max(count, 0.14 * max(counts)) if count > 1 else 0.08 * max(counts) for count in counts]
     grid = place.subgridspec(1, len(panels), width_ratios=widths)
-    for index, (title, parts) in enumerate(panels):
+    for index, (title, shown) in enumerate(panels):
         axes = page.add_subplot(grid[index])
-        _draw_range(axes, look, np.concatenate([np.arange(part.start, part.stop) for part in parts]))
-        _name_columns(axes, parts)
+        _draw_range(axes, look, np.concatenate([np.arange(part.start, part.stop) for part in shown]))
+        _name_columns(axes, shown)
         _tidy(axes, title)
         if index == 0:
             _legend_above(axes)
 
 
-def _draw_range(axes: Axes, look: Look, columns: np.ndarray) -> None:
+def _draw_range(axes: Axes, look: Look, columns: NDArray[np.int64]) -> None:
     mean, std, low, high = (values[columns] for values in (look.mean, look.std, look.low, look.high))
     places, few = np.arange(len(columns)), len(columns) <= _FEW_COLUMNS
     if few:

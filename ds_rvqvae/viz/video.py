@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from ds_rvqvae.errors import UserError
@@ -28,7 +29,7 @@ def check_video_file(file: Path) -> None:
         _ffmpeg()
 
 
-def write_video(pictures: Collection[np.ndarray], file: Path, fps: float, size: tuple[int, int]) -> None:
+def write_video(pictures: Collection[NDArray[np.uint8]], file: Path, fps: float, size: tuple[int, int]) -> None:
     """Writes an mp4 (H.264, yuv420p) or a gif, by the file's suffix; it is whole or it is not there.
 
     Args:
@@ -54,7 +55,8 @@ def _ffmpeg() -> str:
     try:
         import imageio_ffmpeg
 
-        return imageio_ffmpeg.get_ffmpeg_exe()
+        program: str = imageio_ffmpeg.get_ffmpeg_exe()
+        return program
     except (ImportError, RuntimeError):
         found = shutil.which("ffmpeg")
         if found:
@@ -64,7 +66,7 @@ def _ffmpeg() -> str:
         ) from None
 
 
-def _write_mp4(pictures: Iterable[np.ndarray], file: str, fps: float, size: tuple[int, int]) -> None:
+def _write_mp4(pictures: Iterable[NDArray[np.uint8]], file: str, fps: float, size: tuple[int, int]) -> None:
     """Pipes raw pictures to ffmpeg, which encodes them beside the drawing."""
     raw = ["-f", "rawvideo", "-pix_fmt", "rgba", "-s", f"{size[0]}x{size[1]}", "-r", f"{fps:.6f}", "-i", "-"]
     coded = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "20", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]
@@ -92,7 +94,7 @@ def _write_mp4(pictures: Iterable[np.ndarray], file: str, fps: float, size: tupl
             raise OSError(f"ffmpeg: {reason.strip()}")
 
 
-def _write_gif(pictures: Collection[np.ndarray], content: BinaryIO, fps: float, size: tuple[int, int]) -> None:
+def _write_gif(pictures: Collection[NDArray[np.uint8]], content: BinaryIO, fps: float, size: tuple[int, int]) -> None:
     """One palette for all frames; a frame lasts hundredths of a second, which in sum keep time."""
     if len(pictures) * size[0] * size[1] > _GIF_BYTES:
         raise UserError(

@@ -10,7 +10,7 @@ from ds_rvqvae import RVQVAE, MotionTokenizer, load_profile
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.fsq import ScalarQuantizer
 from ds_rvqvae.motion.layout import feature_layout
-from ds_rvqvae.runs.tokenizers import tokenizer_of_run
+from ds_rvqvae.runs.tokenizers import open_single
 from ds_rvqvae.tokenizer.foreign.writing import save_foreign
 from tests.ranks import train_ranks
 from tests.train.small import SMALL, read_metrics
@@ -183,7 +183,7 @@ def test_ranks_train_it_and_go_on_after_a_stop(tmp_path, demo_folder):
     train_ranks(2, *flags, "--name=whole", "--total_iter=6")
     train_ranks(2, *flags, "--name=broken", "--total_iter=3")
     train_ranks(2, *flags, "--name=broken", "--total_iter=6", "--resume")
-    whole, broken = (tokenizer_of_run(tmp_path / name, "latest").model for name in ("whole", "broken"))
+    whole, broken = (open_single(tmp_path / name / "checkpoints" / "latest").model for name in ("whole", "broken"))
     for name, value in whole.state_dict().items():
         assert torch.equal(broken.state_dict()[name], value), name
     assert whole.quantizer.updates == 6

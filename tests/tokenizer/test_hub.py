@@ -1,12 +1,7 @@
 """Tokenizers on the hub: the real client against a small hub on this machine."""
 
-import base64
-import json
-import re
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -17,84 +12,24 @@ from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.layout import feature_layout
 from tests.ranks import ROOT
+from tests.tokenizer.local_hub import COMMIT, local_hub
 
 pytest.importorskip("huggingface_hub")
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class _Hub(BaseHTTPRequestHandler):
-    """As much of the hub's interface as making, filling and reading a repository takes."""
-
-    files: dict[str, bytes]
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
-        if "/preupload/" in self.path:
-            wanted = json.loads(body)["files"]
-            kinds = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in wanted]
-            return self._answer({"files": kinds})
-        if "/commit/" in self.path:
-            for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
-                    self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            return self._answer({"success": True, "commitOid": COMMIT, "commitUrl": self._address(f"commit/{COMMIT}")})
-        return self._answer({"url": self._address(), "name": "someone/motion"})
-
-    def do_GET(self):
-        if match := re.fullmatch(r"/[^/]+/[^/]+/resolve/[^/]+/(.+)", self.path):
-            content = self.files[match[1]]
-            headers = {"ETag": f'"{match[1]}"', "X-Repo-Commit": COMMIT}
-            return self._answer(content, headers)
-        if "/tree/" in self.path:
-            files = self.files.items()
-            return self._answer([{"type": "file", "path": n, "size": len(c), "oid": n} for n, c in files])
-        if self.path.startswith("/api/models/someone/motion"):
-            return self._answer(
-                {"id": "someone/motion", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.files]}
-            )
-        return self._answer(b"", {"X-Error-Code": "RepoNotFound"}, status=404)
-
-    do_HEAD = do_GET  # noqa: N815 - the name that http.server calls
-
-    def _answer(self, content, headers=None, status=200):
-        data = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
-
-    def _address(self, path=""):
-        return f"http://{self.headers['Host']}/someone/motion/{path}".rstrip("/")
-
-    def log_message(self, *args):
-        pass
 
 
 @pytest.fixture
 def hub(tmp_path):
     """Runs code in a process of its own, whose hub is this machine; gives its output."""
-    handler = type("Hub", (_Hub,), {"files": {}})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    files: dict[str, bytes] = {}
+    with local_hub(files, tmp_path / "hub") as of_hub:
 
-    def run(code, *arguments, **environment):
-        variables = {
-            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-            "HF_HOME": str(tmp_path / "hub"),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "OMP_NUM_THREADS": "1",
-            **environment,
-        }
-        command = [sys.executable, "-c", "import sys\nfrom ds_rvqvae import MotionTokenizer\n" + code, *arguments]
-        return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60)
+        def run(code, *arguments, **environment):
+            variables = {**of_hub, "OMP_NUM_THREADS": "1", **environment}
+            command = [sys.executable, "-c", "import sys\nfrom ds_rvqvae import MotionTokenizer\n" + code, *arguments]
+            return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60)
 
-    run.files = handler.files
-    yield run
-    server.shutdown()
-    server.server_close()
+        run.files = files
+        yield run
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ds_rvqvae.runs.tokenizers import tokenizer_of_run
+from ds_rvqvae.runs.tokenizers import open_single
 from tests.ranks import run_ranks, train_ranks
 from tests.train.small import SMALL
 
@@ -64,7 +64,7 @@ def test_a_resume_with_another_number_of_ranks_goes_on_with_it_and_exports_it(tm
     tokenizers = [load_file(tmp_path / name / "tokenizer" / "model.safetensors") for name in ("whole", "broken")]
     for name, value in tokenizers[0].items():
         torch.testing.assert_close(tokenizers[1][name].float(), value.float(), rtol=1e-4, atol=1e-5, msg=name)
-    saved = tokenizer_of_run(tmp_path / "whole", "latest").model.state_dict()
+    saved = open_single(tmp_path / "whole" / "checkpoints" / "latest").model.state_dict()
     assert all(torch.equal(saved[name], value) for name, value in tokenizers[0].items())
     # And it is not the weights themselves.
     flags.remove("--set=rvqvae.training.ema_decay=0.9")

@@ -41,7 +41,8 @@ class ForeignFormat:
 
     def projection_keys(self, level: int) -> tuple[str, str]:
         """Keys of the weight `[code_dim, code_dim]` and bias `[code_dim]` of a level's `embedding_proj`."""
-        return tuple(f"quantizer.layers.{level}.embedding_proj.{name}" for name in ("weight", "bias"))
+        layer = f"quantizer.layers.{level}.embedding_proj"
+        return f"{layer}.weight", f"{layer}.bias"
 
 
 FORMATS = {

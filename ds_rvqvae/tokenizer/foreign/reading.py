@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -245,7 +246,7 @@ def _quantizer_state(books: Tensor, config: ModelConfig) -> StateDict:
     }
 
 
-def _layout(features: int, body_part: str | None, file: Path) -> tuple[Layout, np.ndarray | None]:
+def _layout(features: int, body_part: str | None, file: Path) -> tuple[Layout, NDArray[np.int64] | None]:
     """The layout, and where a body part is named, its columns in SMPL-X's."""
     if body_part is None:
         return feature_layout(features), None
@@ -257,7 +258,7 @@ def _layout(features: int, body_part: str | None, file: Path) -> tuple[Layout, n
     return layout, columns
 
 
-def _statistics(mean: Any, std: Any, columns: np.ndarray | None, features: int) -> tuple[Tensor, Tensor]:
+def _statistics(mean: Any, std: Any, columns: NDArray[np.int64] | None, features: int) -> tuple[Tensor, Tensor]:
     """Mean and std `[features]`; the identity without files."""
     if mean is None and std is None:
         return torch.zeros(features), torch.ones(features)

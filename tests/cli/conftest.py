@@ -4,7 +4,7 @@ import pytest
 
 from ds_rvqvae import BodyTokenizer, MotionTokenizer
 from ds_rvqvae.motion.layout import feature_layout, select_columns, smplx_layout
-from tests.coding.commands import CONFIG, make_tokenizer
+from tests.cli.commands import CONFIG, make_tokenizer
 
 
 @pytest.fixture(scope="module")

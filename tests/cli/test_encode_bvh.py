@@ -8,7 +8,7 @@ from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.bvh_motion import BvhReader
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.layout import take_channels
-from tests.coding.commands import counts, files_below, make_tokenizer, run
+from tests.cli.commands import counts, files_below, make_tokenizer, run
 from tests.data.formats.bvh_files import write_bvh_motion
 
 PARTS = {"arm": ["LeftArm", "LeftHand"], "lower": ["LeftLeg", "translation"]}

@@ -13,7 +13,7 @@ from ds_rvqvae.data.formats.writing import open_motion_file
 from ds_rvqvae.motion.kinematics import angle_between
 from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, SMPLX_JOINTS, select_columns
 from ds_rvqvae.motion.rotations import axis_angle_to_matrix, matrix_to_rotation_6d
-from tests.coding.commands import counts, files_below, run
+from tests.cli.commands import counts, files_below, run
 from tests.data.motion import beat2_arrays, write_beat2, write_beat2_folder, write_packed
 
 

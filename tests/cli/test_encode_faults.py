@@ -16,7 +16,7 @@ import torch
 from ds_rvqvae import MotionTokenizer, cli, read_codes
 from ds_rvqvae.motion.layout import select_columns, smplx_layout
 from ds_rvqvae.tokenizer.codes import write_codes
-from tests.coding.commands import files_below, make_tokenizer, run
+from tests.cli.commands import files_below, make_tokenizer, run
 from tests.data.motion import beat2_arrays, write_beat2, write_beat2_folder, write_packed
 from tests.ranks import ROOT
 

@@ -1,0 +1,144 @@
+"""What the name of a tokenizer stands for, and where its weights lie. Without torch.
+
+A command takes a tokenizer by any of these names:
+
+| name | stands for |
+|---|---|
+| `RUN` | the folder of a run: its exported tokenizer, or where training went on after it, its newest checkpoint |
+| `RUN/checkpoints/global_step5000`, `…/latest`, `…/best` | that checkpoint of the run |
+| a folder with `config.json` and `model.safetensors` | an exported or imported tokenizer |
+| a folder with `body.json`, or the folder of a body's runs | the tokenizer of a body, which has several parts |
+| `owner/name`, where there is no such folder | a tokenizer on the Hugging Face hub |
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from ds_rvqvae.config.request import is_tag
+from ds_rvqvae.config.training import is_repository
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.runs.checkpoints import BEST, LATEST, checkpoints, latest, named_checkpoint, step_of
+from ds_rvqvae.tokenizer.folder import BODY, CONFIG, FILES, WEIGHTS, hint_of, read_body, read_config
+from ds_rvqvae.tokenizer.hub import download
+
+_PROFILE, _TOKENIZER, _CHECKPOINTS = "profile.json", "tokenizer", "checkpoints"
+_SHOWN = 3
+"""Names that a refusal proposes at most."""
+
+
+class Kind(Enum):
+    """What a name stands for, in words."""
+
+    RUN = "a run"
+    CHECKPOINT = "a checkpoint"
+    TOKENIZER = "a tokenizer"
+    BODY = "a body's tokenizer"
+    REPOSITORY = "a tokenizer of the hub"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A tokenizer that was named, and where it lies."""
+
+    name: str
+    """As it was given."""
+    kind: Kind
+    folder: Path
+    """What is to be loaded: a tokenizer's folder, a body's, or a checkpoint's."""
+    run: Path | None = None
+    """The folder of the run that it comes from, whose profile says how its motion is read, where that is known."""
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether the weights are those of a checkpoint, which takes torch and DeepSpeed to read."""
+        return self.kind is Kind.CHECKPOINT or (self.kind is Kind.RUN and is_tag(self.folder.name))
+
+    def parts(self) -> "list[Reference]":
+        """The parts of a body, each as a tokenizer; of anything else the reference itself."""
+        if self.kind is not Kind.BODY:
+            return [self]
+        folders = [self.folder / part for part in read_body(self.folder)[0]]
+        return [Reference(str(folder), Kind.TOKENIZER, folder, _run_of(folder)) for folder in folders]
+
+
+def find_reference(name: str | Path, checkpoint: str | None = None, *, thorough: bool = True) -> Reference:
+    """Finds what a name stands for. A repository of the hub is downloaded; nothing else is changed or loaded.
+
+    Args:
+        name: one of the names in the module's table; a `Path` is never that of a repository.
+        checkpoint: of a run, `latest`, `best` or `global_stepN`.
+        thorough: read every file of a checkpoint to know that it is whole; otherwise names and sizes are compared.
+
+    Raises:
+        UserError: it stands for nothing, has no such checkpoint or a damaged one, or is not to be had from the hub.
+    """
+    folder = Path(name)
+    if is_repository(name):
+        _refuse_checkpoint(checkpoint, name, Kind.TOKENIZER)
+        return Reference(str(name), Kind.REPOSITORY, download(str(name), None, FILES))
+    body = folder if (folder / BODY).is_file() else folder / _TOKENIZER
+    is_tokenizer = (folder / CONFIG).is_file() or (folder / WEIGHTS).is_file()
+    if body == folder:
+        _refuse_checkpoint(checkpoint, name, Kind.BODY)
+        return Reference(str(name), Kind.BODY, folder)
+    if is_tokenizer:
+        _refuse_checkpoint(checkpoint, name, Kind.TOKENIZER)
+        return Reference(str(name), Kind.TOKENIZER, folder, _run_of(folder))
+    if (folder / _PROFILE).is_file():
+        return Reference(str(name), Kind.RUN, _weights_of_run(folder, checkpoint, thorough), folder)
+    if (body / BODY).is_file():
+        _refuse_checkpoint(checkpoint, name, Kind.BODY)
+        return Reference(str(name), Kind.BODY, body)
+    if is_tag(folder.name) or (folder.name in (LATEST, BEST) and folder.parent.name == _CHECKPOINTS):
+        run = folder.absolute().parent.parent
+        if checkpoint is not None:
+            raise UserError(f"--checkpoint: {name} is a checkpoint itself; leave it out, or name the run {run}")
+        found = _checkpoint(folder.parent, folder.name, folder.parent, thorough)
+        return Reference(str(name), Kind.CHECKPOINT, found, run if (run / _PROFILE).is_file() else None)
+    raise UserError(
+        f"{folder}: not a run's folder (no {_PROFILE}), and not a tokenizer's folder: {CONFIG} is missing"
+        f"{hint_of(folder) or _hint(folder)}"
+    )
+
+
+def _refuse_checkpoint(checkpoint: str | None, name: str | Path, kind: Kind) -> None:
+    if checkpoint is not None:
+        raise UserError(f"--checkpoint: {name} is {kind.value}, which has no checkpoints; leave it out")
+
+
+def _weights_of_run(run: Path, which: str | None, thorough: bool) -> Path:
+    """The folder of the exported tokenizer, or of the checkpoint asked for or that training went on to."""
+    exported, newest = run / _TOKENIZER, latest(run / _CHECKPOINTS)
+    if which is None and exported.is_dir():
+        step: int = read_config(exported).details.get("training_step", 0)
+        if newest is None or step >= step_of(newest):
+            return exported
+    return _checkpoint(run / _CHECKPOINTS, which or LATEST, run, thorough)
+
+
+def _checkpoint(folder: Path, which: str, place: Path, thorough: bool) -> Path:
+    """A checkpoint in `folder`; `place` is what a refusal names."""
+    try:
+        return named_checkpoint(folder, which, thorough)
+    except ValueError as error:
+        raise UserError(f"{place}: {error}") from None
+
+
+def _run_of(folder: Path) -> Path | None:
+    """The run that an exported tokenizer lies in, by itself or as a part of a body; or whose profile lies in it."""
+    folder = folder.resolve()
+    places = [folder, folder.parent]
+    if (folder.parent / BODY).is_file():
+        places.append(folder.parent.parent / folder.name)
+    return next((place for place in places if (place / _PROFILE).is_file()), None)
+
+
+def _hint(folder: Path) -> str:
+    """What may have been meant by a folder that holds runs or checkpoints."""
+    runs = sorted(file.parent for file in folder.glob(f"*/{_PROFILE}"))
+    found, what = (runs, "runs") if runs else (checkpoints(folder)[::-1], "checkpoints")
+    if not found:
+        return ""
+    names = ", ".join(map(str, found[:_SHOWN])) + (", …" if len(found) > _SHOWN else "")
+    return f"; it holds {what}, of which one can be named: {names}"
