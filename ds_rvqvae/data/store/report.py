@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ds_rvqvae.data.store.splits import Segment
+from ds_rvqvae.data.store.store import Store
 from ds_rvqvae.errors import printable
 from ds_rvqvae.motion.clip import SPLITS, Quarantined
 from ds_rvqvae.motion.layout import Layout
@@ -43,51 +44,48 @@ class ColumnFacts(NamedTuple):
     """What `extreme_columns` gives; `minimum_in` and `maximum_in` may name the clips with the values."""
 
 
-def make_report(
-    *,
-    source: str,
-    format: str,
-    settings: dict[str, Any],
-    layout: Layout,
-    fps: float,
-    takes: Sequence[TakeFacts],
-    segments: Sequence[Segment],
-    columns: ColumnFacts,
-    quarantined: Sequence[Quarantined],
-    notes: Sequence[str] = (),
-) -> dict[str, Any]:
-    """The content of `report.json`: the same for the same data, whatever packed them.
+class Findings(NamedTuple):
+    """What packing found in motion files."""
 
-    Args:
-        takes: the files that could be read, those that no clip is left of included.
-        quarantined: what the store does not hold, in order.
-        notes: on the data as a whole.
-    """
+    format: str
+    """Of the files, in words."""
+    takes: Sequence[TakeFacts]
+    """The files that could be read, those that no clip is left of included."""
+    quarantined: Sequence[Quarantined]
+    """What the store does not hold, in order."""
+    columns: ColumnFacts
+    notes: Sequence[str] = ()
+    """On the data as a whole."""
+
+
+def make_report(store: Store, found: Findings) -> dict[str, Any]:
+    """The content of `report.json`: the same for the same data, whatever packed them."""
+    fps, takes, quarantined = store.fps, found.takes, found.quarantined
     frames = sum(count for take in takes for _, count, _ in take.clips)
     rates = _frame_rates(takes, fps)
-    constant = _constant_columns(columns)
+    constant = _constant_columns(found.columns)
     return {
-        "source": source,
-        "format": format,
+        "source": ", ".join(store.sources),
+        "format": found.format,
         "files": len({take.file for take in takes} | {entry.file for entry in quarantined}),
         "clips": sum(len(take.clips) for take in takes),
         "frames": frames,
         "hours": _hours(frames, fps),
         "fps": fps,
-        "columns": layout[-1].stop if layout else 0,
+        "columns": store.layout[-1].stop if store.layout else 0,
         "frame_rates": rates,
         "resampled": sum(rate["files"] for rate in rates if rate["resampled"]),
-        "splits": _splits(segments, fps),
+        "splits": _splits(store.segments, fps),
         "constant_column_count": len(constant),
-        "constant_columns": column_ranges(constant, layout),
-        "extreme_values": columns.extremes,
+        "constant_columns": column_ranges(constant, store.layout),
+        "extreme_values": found.columns.extremes,
         "left_out": sum(entry.frames is None for entry in quarantined),
         "rules": _rules(quarantined),
         "quarantine": [
             {**entry._asdict(), "frames": None if entry.frames is None else list(entry.frames)} for entry in quarantined
         ],
-        "notes": _notes(notes, takes),
-        "settings": settings,
+        "notes": _notes(found.notes, takes),
+        "settings": store.settings,
     }
 
 

@@ -256,46 +256,30 @@ def _check_shards(store: Store, check_files: bool) -> None:
             raise ValueError(f"{shard.file} has {size:,} bytes, not those of {shard.rows:,} frames")
 
 
-def write_table(
-    folder: Path,
-    *,
-    shards: Sequence[Shard],
-    num_parts: int,
-    clips: Sequence[tuple[str, int]],
-    segments: Sequence[Segment],
-    layout: Layout,
-    fps: float,
-    dtype: str,
-    mean: np.ndarray,
-    std: np.ndarray,
-    has_body_parts: bool,
-    skeleton: dict[str, Any] | None,
-    left_out: Sequence[LeftOut],
-    settings: dict[str, Any],
-    fingerprint: str,
-    sources: Sequence[str],
-) -> None:
-    """Writes `store.json`, which makes a store of its shards; `clips` are names and the row after each one's last."""
+def write_table(store: Store) -> None:
+    """Writes `store.json` into the store's folder, which makes a store of the shards there."""
     table = {
         "format": FORMAT,
         "version": VERSION,
-        "fingerprint": fingerprint,
-        "sources": list(sources),
-        "settings": settings,
-        "fps": fps,
-        "dtype": dtype,
-        "has_body_parts": has_body_parts,
-        "layout": layout_to_json(layout),
-        "skeleton": skeleton,
-        "mean": mean.tolist(),
-        "std": std.tolist(),
-        "num_parts": num_parts,
-        "shards": [{"file": shard.file, "rows": shard.rows, "sha256": shard.sha256} for shard in shards],
-        "clips": [{"name": name, "stop": stop} for name, stop in clips],
-        "segments": [segment._asdict() for segment in segments],
-        "left_out": [entry._asdict() for entry in left_out],
+        "fingerprint": store.fingerprint,
+        "sources": store.sources,
+        "settings": store.settings,
+        "fps": store.fps,
+        "dtype": store.dtype,
+        "has_body_parts": store.has_body_parts,
+        "layout": layout_to_json(store.layout),
+        "skeleton": store.skeleton,
+        "mean": store.mean.tolist(),
+        "std": store.std.tolist(),
+        "num_parts": store.num_parts,
+        "shards": [{"file": shard.file, "rows": shard.rows, "sha256": shard.sha256} for shard in store.shards],
+        "clips": [
+            {"name": name, "stop": stop} for name, stop in zip(store.clip_names, store.starts[1:].tolist(), strict=True)
+        ],
+        "segments": [segment._asdict() for segment in store.segments],
+        "left_out": [entry._asdict() for entry in store.left_out],
     }
-    write_json(folder / TABLE, table)
+    write_json(store.folder / TABLE, table)
 
 
 def write_json(file: Path, values: Any) -> None:
