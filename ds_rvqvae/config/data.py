@@ -1,7 +1,7 @@
 """The `rvqvae.data` object of a profile: where motion comes from, what of it is used, and how it is cut."""
 
 import difflib
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -9,8 +9,19 @@ from ds_rvqvae.config.deepspeed import Count, Section, Share
 
 BODY_PARTS = ("upper", "hands", "lower", "lower_trans", "whole", "whole_trans", "face")
 """Parts of SMPL-X and SMPL-H data that need no definition."""
-FORMATS = ("beat2", "smpl", "bvh", "humanml3d", "features", "packed")
-"""Names of motion formats; `data/readers.py` has the reader of each."""
+FORMATS = {
+    "beat2": "smpl.Beat2Reader",
+    "smpl": "smpl.SmplReader",
+    "bvh": "bvh_motion.BvhReader",
+    "humanml3d": "features.HumanML3DReader",
+    "features": "features.FeatureFolderReader",
+    "packed": "features.PackedReader",
+}
+"""Motion formats by name, and where the reader of each is: a module of `data/formats/`, and a class in it."""
+if TYPE_CHECKING:
+    FormatName = str
+else:
+    FormatName = Literal[tuple(FORMATS)]
 
 
 def is_part_name(name: object) -> bool:
@@ -66,7 +77,7 @@ class DataConfig(Section):
 
     path: str | None = None
     """A folder of motion files, one such file, one packed npz, or a prepared store."""
-    format: Literal[FORMATS] | None = None
+    format: FormatName | None = None
     """How the files are read; null: by what is in the folder."""
     body_part: Annotated[str, Field(min_length=1)] = "upper"
     """Which columns are used: a part of SMPL-X and SMPL-H data, or one of `body_parts`. Other data give all their

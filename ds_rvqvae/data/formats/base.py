@@ -24,17 +24,17 @@ _DEEPEST = 64
 
 
 class Reader(ABC):
-    """One motion format. A new format is one subclass, named in `readers.READERS`."""
+    """One motion format. A new format is one subclass, named in `config.data.FORMATS`."""
 
     format: ClassVar[str]
     key: ClassVar[str]
-    """The format's name in `rvqvae.data.format`."""
+    """The format's name in `config.data.FORMATS`, and so in `rvqvae.data.format`."""
     has_body_parts: ClassVar[bool] = False
     """Whether the parts of `BODY_PARTS` select columns of this format."""
     parallel: ClassVar[bool] = True
     """Whether several processes may each open the data and read some of the clips."""
-    certain: ClassVar[bool] = False
-    """Whether `matches` leaves no doubt, whatever else lies in the folder."""
+    certainty: ClassVar[int] = 0
+    """Above 0 where `matches` leaves no doubt, whatever else lies in the folder; the highest is asked first."""
 
     def __init__(self, path: Path, config: DataConfig) -> None:
         self.path = path

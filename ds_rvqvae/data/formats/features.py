@@ -131,7 +131,7 @@ class HumanML3DReader(FeatureFolderReader):
 
     format = "HumanML3D or KIT features"
     key = "humanml3d"
-    certain = True
+    certainty = 1
 
     @classmethod
     def matches(cls, path: Path) -> bool:
@@ -217,7 +217,7 @@ class PackedReader(Reader):
     format = "packed npz"
     key = "packed"
     parallel = False
-    certain = True
+    certainty = 2
 
     def __init__(self, path: Path, config: DataConfig) -> None:
         super().__init__(path, config)

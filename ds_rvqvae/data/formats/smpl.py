@@ -181,7 +181,7 @@ class Beat2Reader(Reader):
     format = "BEAT2 npz"
     key = "beat2"
     has_body_parts = True
-    certain = True
+    certainty = 1
 
     def __init__(self, path: Path, config: DataConfig) -> None:
         super().__init__(path, config)
