@@ -32,14 +32,8 @@ def matrix_to_rotation_6d(matrices: np.ndarray) -> np.ndarray:
 
 def rotation_6d_to_matrix(rotation_6d: np.ndarray) -> np.ndarray:
     """6D `[..., 6]` to matrices `[..., 3, 3]` by Gram-Schmidt on the rows; any 6D of two independent rows will do."""
-    first = _unit(rotation_6d[..., :3])
-    second = rotation_6d[..., 3:]
-    second = _unit(second - (first * second).sum(-1, keepdims=True) * first)
-    return np.stack([first, second, np.cross(first, second)], axis=-2)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    rows = _orthonormal_rows(rotation_6d.reshape(-1, 6))
+    return np.ascontiguousarray(rows.transpose(2, 1, 0)).reshape(*rotation_6d.shape[:-1], 3, 3)
 
 
 def decimation(source_fps: float, target_fps: float) -> int | None:
@@ -105,27 +99,34 @@ def _interpolate(motion: np.ndarray, rotation_columns: np.ndarray, times: np.nda
     after = np.minimum(before + 1, len(frames) - 1)
     out[:] = frames[before] * (1 - share) + frames[after] * share
     if rotation_columns.size:
-        rows = _orthonormal_rows(frames[:, rotation_columns], first)
+        rows = _orthonormal_rows(frames[:, rotation_columns])
+        _check_planes(rows, first)
         out[:, rotation_columns] = _slerp(rows[:, :, before], rows[:, :, after], share)
 
 
-def _orthonormal_rows(rotation_6d: np.ndarray, first_frame: int) -> np.ndarray:
-    """The three rows of matrices, axis before row `[3, 3, frames, rotations]`, of 6D `[frames, rotations, 6]`.
+def _orthonormal_rows(rotation_6d: np.ndarray) -> np.ndarray:
+    """The three rows of matrices, axis before row `[3, 3, ...]`, of 6D `[..., 6]`, by Gram-Schmidt; floats.
 
-    With the axis first, each step of the arithmetic runs over whole arrays. Raises ValueError.
+    With the axis first, each step of the arithmetic runs over whole arrays.
     """
-    rows = np.empty((3, 3, *rotation_6d.shape[:2]))
-    rows[:, :2] = np.moveaxis(rotation_6d.reshape(*rotation_6d.shape[:2], 2, 3), (3, 2), (0, 1))
+    dtype = rotation_6d.dtype if rotation_6d.dtype.kind == "f" else np.dtype(np.float64)
+    rows = np.empty((3, 3, *rotation_6d.shape[:-1]), dtype)
+    rows[:, :2] = np.moveaxis(rotation_6d.reshape(*rotation_6d.shape[:-1], 2, 3), (-1, -2), (0, 1))
     first, second, third = rows[:, 0], rows[:, 1], rows[:, 2]
     first /= np.maximum(np.sqrt(_dot(first, first)), 1e-12)
     second -= _dot(first, second) * first
     second /= np.maximum(np.sqrt(_dot(second, second)), 1e-12)
     third[:] = _cross(first, second)
+    return rows
+
+
+def _check_planes(rows: np.ndarray, first_frame: int) -> None:
+    """Raises ValueError where what `_orthonormal_rows` made of `[frames, rotations, 6]` is no rotation."""
+    third = rows[:, 2]
     flat = np.argwhere(~(_dot(third, third) > 0.9))  # NaN counts too
     if len(flat):
         frame, rotation = flat[0]
         raise ValueError(f"the six columns of rotation {rotation} span no plane in frame {first_frame + frame}")
-    return rows
 
 
 def _slerp(start: np.ndarray, stop: np.ndarray, share: np.ndarray) -> np.ndarray:
