@@ -5,8 +5,7 @@ on where a run was resumed.
 """
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,21 +14,11 @@ from ds_rvqvae.config.data import AugmentConfig
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.layout import SMPLX_JOINTS, Layout, rotation_columns
 from ds_rvqvae.motion.rotations import decimation, resample
+from ds_rvqvae.motion.sides import partners
 
 # What a draw is for; data/order.py has the numbers below.
 _CHANGES, _NOISE, _OFFSET, _MIX, _SCALE = 16, 17, 18, 19, 20
 
-_SIDES = {"left": "right", "Left": "Right", "LEFT": "RIGHT", "l": "r", "L": "R"}
-_OTHER_SIDE = {**_SIDES, **{right: left for left, right in _SIDES.items()}}
-_SIDED = re.compile(
-    r"(?<![A-Za-z])(?:left|right|LEFT|RIGHT)|Left|Right"  # left_hip, LeftHip, mixamorig:LeftArm, hand_left
-    r"|(?<![A-Za-z])(?:[lr](?=[A-Z])|[LR](?=[A-Z][a-z]))"  # lThigh, LThumb; not LowerBack
-    r"|(?<![A-Za-z0-9])[LRlr](?![A-Za-z0-9])"  # Hip.L, hip_l, Bip01 L Arm; not L5, a vertebra
-    r"|(?<=[a-z0-9])[LR](?![A-Za-z])"  # ArmL, FootR1
-)
-"""Where a name surely tells a side."""
-_PERHAPS_SIDED = re.compile(r"^[lrLR]|[lrLR]$|left|right")
-"""Where it may: lfemur has rfemur beside it, lowerback nothing."""
 _LARGEST_ASYMMETRY = 0.25
 """Of a figure at rest, as a share of its bones' lengths; real bodies have a few hundredths."""
 
@@ -235,31 +224,6 @@ class Mirror:
             )
 
 
-def partners(names: Sequence[str], no_partner: Callable[[str], None]) -> dict[str, str]:
-    """Each joint's name and that of the same joint on the other side; those in the middle are their own partners.
-
-    Args:
-        no_partner: called with a name that surely tells a side but has no partner.
-    """
-    there, found = set(names), {}
-    for name in names:
-        found[name] = next((other for other in _candidates(name) if other in there), name)
-    found = {name: other if found[other] == name else name for name, other in found.items()}
-    for name, other in found.items():
-        if name == other and _SIDED.search(name):
-            no_partner(name)
-    return found
-
-
-def _candidates(name: str) -> list[str]:
-    """What the partner of a joint may be called, the most likely first."""
-    candidates = [_SIDED.sub(lambda match: _OTHER_SIDE[match[0]], name)]
-    for pattern in (_SIDED, _PERHAPS_SIDED):
-        for match in pattern.finditer(name):
-            candidates.append(name[: match.start()] + _OTHER_SIDE[match[0]] + name[match.end() :])
-    return [candidate for candidate in candidates if candidate != name]
-
-
 def _no_partner(name: str) -> None:
     raise UserError(
         f"rvqvae.data.augment.mirror: {name} has no partner on the other side among the columns in use; choose a body "
@@ -268,14 +232,14 @@ def _no_partner(name: str) -> None:
 
 
 def _has_sides(names: Sequence[str]) -> bool:
-    return any(name != other for name, other in partners(names, lambda name: None).items())
+    return any(name != other for name, other in partners(names).items())
 
 
 def _side_axis(skeleton: Mapping[str, Any]) -> int:
     """The axis (0: x, 2: z) along which a figure's two sides lie opposite each other; raises UserError."""
     names, offsets = list(skeleton["joint_names"]), np.asarray(skeleton["offsets"], np.float64)
     place = {name: index for index, name in enumerate(names)}
-    other = np.array([place[partner] for partner in partners(names, lambda name: None).values()])
+    other = np.array([place[partner] for partner in partners(names).values()])
     bones = np.array([parent >= 0 for parent in skeleton["parents"]])  # the root's offset is a place in the world
     here, there = offsets[bones], offsets[other][bones]
     opposite = (np.minimum(np.abs(here), np.abs(there)) * (here * there < 0)).sum(axis=0)

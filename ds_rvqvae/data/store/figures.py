@@ -12,7 +12,8 @@ from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError
 from ds_rvqvae.motion.layout import SMPLX_JOINTS, SMPLX_PARENTS, Channels, Layout, root_channels
 from ds_rvqvae.motion.rotations import translation_positions
-from ds_rvqvae.motion.skeleton import Skeleton, builtin_skeleton, forward_kinematics, joint_places, skeleton_from_json
+from ds_rvqvae.motion.sides import sides_at_rest, sides_by_name
+from ds_rvqvae.motion.skeleton import Skeleton, builtin_skeleton, joint_places, skeleton_from_json
 
 HUMANML3D_COLUMNS, KIT_COLUMNS = 263, 251
 _KIT_CHAINS = ((0, 1, 2, 3, 4), (3, 5, 6, 7), (3, 8, 9, 10), (0, 11, 12, 13, 14, 15), (0, 16, 17, 18, 19, 20))
@@ -23,12 +24,7 @@ _KIT_JOINTS = (
 )
 _KIT_METRES = 0.001
 """KIT's motion is in millimetres."""
-_LEFT_NAME, _RIGHT_NAME = (
-    re.compile(r"[Ll]eft|(^|[_.: ])[lL](?=[_. A-Z])|[_.]l$"),
-    re.compile(r"[Rr]ight|(^|[_.: ])[rR](?=[_. A-Z])|[_.]r$"),
-)
 _HIP, _FOOT, _TOE = r"hip(?!s)|upleg|thigh|upperleg|femur", r"ankle|foot|toe|heel", r"toe|foot|ball"
-_SIDE_FROM = 0.015
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +100,9 @@ def figure_of(store: Store) -> Figure | None:
     width = len(store.mean)
     if width == HUMANML3D_COLUMNS:
         names, parents = SMPLX_JOINTS[:22], SMPLX_PARENTS[:22]
-        return Figure("HumanML3D's joint places", names, parents, _sides(names), lambda motion: _placed(motion, 22))
+        return Figure(
+            "HumanML3D's joint places", names, parents, sides_by_name(names), lambda motion: _placed(motion, 22)
+        )
     if width == KIT_COLUMNS:
         above = {child: joint for chain in _KIT_CHAINS for joint, child in pairwise(chain)}
         parents = tuple(above.get(joint, -1) for joint in range(21))
@@ -112,7 +110,7 @@ def figure_of(store: Store) -> Figure | None:
             "KIT's joint places, millimetres taken for metres",
             _KIT_JOINTS,
             parents,
-            _sides(_KIT_JOINTS),
+            sides_by_name(_KIT_JOINTS),
             lambda motion: _KIT_METRES * _placed(motion, 21),
         )
     return None
@@ -134,17 +132,10 @@ def _turned(layout: Layout, skeleton: Skeleton, name: str) -> Figure | None:
         assert found is not None
         return found
 
-    sides = _sides(skeleton.joint_names)
+    sides = sides_by_name(skeleton.joint_names)
     if not (sides > 0).any() or not (sides < 0).any():
-        still = np.broadcast_to(np.eye(3), (1, len(skeleton.parents), 3, 3))
-        x = forward_kinematics(still, skeleton.offsets, skeleton.parents)[0, :, 0]
-        sides = np.sign(np.where(np.abs(x - x[0]) > _SIDE_FROM, x - x[0], 0)).astype(np.int64)
+        sides = sides_at_rest(skeleton)
     return Figure(name, skeleton.joint_names, skeleton.parents, sides, places)
-
-
-def _sides(names: tuple[str, ...]) -> np.ndarray:
-    left, right = (np.array([bool(pattern.search(name)) for name in names]) for pattern in (_LEFT_NAME, _RIGHT_NAME))
-    return left.astype(np.int64) - right.astype(np.int64)
 
 
 def _placed(motion: np.ndarray, joints: int) -> np.ndarray:
