@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from ds_rvqvae.data.store.prepare import cache_folder
 from ds_rvqvae.data.store.store import HEADER_BYTES, Store
+from ds_rvqvae.files import sync, whole_folder
 from ds_rvqvae.host import Host
 
 KEPT = 8
@@ -188,20 +189,13 @@ class _Selection:
             if free < self.nbytes + SPARE_BYTES:
                 raise OSError(f"{free / 2**30:.2f} GiB free on its disk")
             logger.info("%s: normalised once, for this run and later ones", self.words)
-            building = root / f".{self.folder.name}{_BUILDING}"
-            shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
-            building.mkdir()
-            try:
-                with (building / _FRAMES).open("wb") as file:
+            # An earlier folder is damaged, or it would have been opened.
+            with whole_folder(self.folder, root / f".{self.folder.name}{_BUILDING}") as unfinished:
+                with (unfinished / _FRAMES).open("wb") as file:
                     self._write(file)
-                    file.flush()
-                    os.fsync(file.fileno())
+                sync(unfinished / _FRAMES)
                 table = {"store": str(self.store.folder.resolve()), "content": self.content, "columns": self.shape[1]}
-                (building / _TABLE).write_text(json.dumps(table) + "\n", encoding="utf-8")
-                shutil.rmtree(self.folder, ignore_errors=True)  # damaged, or it would have been opened
-                building.rename(self.folder)
-            finally:
-                shutil.rmtree(building, ignore_errors=True)
+                (unfinished / _TABLE).write_text(json.dumps(table) + "\n", encoding="utf-8")
             return self.open()
 
     def _write(self, file: BinaryIO) -> None:

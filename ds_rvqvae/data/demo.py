@@ -6,8 +6,6 @@ is the same for the same seed.
 
 import csv
 import json
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import numpy as np
 
 from ds_rvqvae.data.formats.smpl import CLIP_FOLDER, SPLIT_FILE
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.files import whole_folder
 from ds_rvqvae.motion.layout import NUM_EXPRESSIONS, SMPLX_JOINTS
 
 FPS = 30
@@ -69,12 +68,12 @@ def write_demo_motion(folder: Path, clips: int = 12, frames: int = 600, seed: in
         folder.parent.mkdir(parents=True, exist_ok=True)
         if _holds(folder, recipe):
             return folder
-        building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.building-", dir=folder.parent))
         try:
-            _write_all(building / "new", recipe)
-            _put_in_place(building / "new", folder, recipe)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
+            with whole_folder(folder, replace=False) as unfinished:
+                _write_all(unfinished, recipe)
+        except OSError:
+            if not _holds(folder, recipe):  # else another process was first
+                raise
     except OSError as error:
         raise UserError(f"{folder}: demo motion cannot be written: {error.strerror or error}") from None
     return folder
@@ -90,14 +89,6 @@ def _holds(folder: Path, recipe: dict[str, int]) -> bool:
     if found != recipe:
         raise UserError(f"{folder}: holds something other than this demo motion; name a new folder")
     return True
-
-
-def _put_in_place(made: Path, folder: Path, recipe: dict[str, int]) -> None:
-    try:
-        made.replace(folder)
-    except OSError:  # another process was first
-        if not _holds(folder, recipe):
-            raise
 
 
 def _write_all(folder: Path, recipe: dict[str, int]) -> None:

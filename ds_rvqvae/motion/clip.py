@@ -1,5 +1,6 @@
 """A clip of motion: frames of numbers, what its columns mean, and what makes one unusable."""
 
+import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -64,6 +65,16 @@ class Quarantined(NamedTuple):
 
 class ClipError(Exception):
     """Why one clip cannot be used; the reader adds whose file it is."""
+
+
+def piece_name(clip: str, index: int) -> str:
+    """The name of the piece, counted from 0, of a clip that is cut around what is left out."""
+    return f"{clip}#{index}"
+
+
+def whole_name(name: str) -> str:
+    """The clip that a piece is of, by its name; other names as they are."""
+    return re.sub(r"#\d+$", "", name)
 
 
 def check_clip(clip: Clip) -> None:

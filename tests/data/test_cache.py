@@ -26,8 +26,8 @@ MEAN, STD = np.array([0.1, -2, 3], np.float32), np.array([0.3, 7, 1.7], np.float
 SETUP = """
 import os, resource, signal, sys
 import numpy as np
-from ds_rvqvae.data.selected import selected_frames
-from ds_rvqvae.data.store import Store, open_store
+from ds_rvqvae.data.cache import selected_frames
+from ds_rvqvae.data.store.store import Store, open_store
 
 store = open_store(sys.argv[1])
 of_store = store, np.array([3, 0, 4]), np.array([0.1, -2, 3], np.float32), np.array([0.3, 7, 1.7], np.float32)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,8 @@ from ds_rvqvae.data.store.packing import Packed, PackerKilledError, first_layout
 from ds_rvqvae.data.store.shards import ShardFacts, plan_shards, shard_files
 from ds_rvqvae.data.store.store import SHARDS, VERSION, Store, holds_only_a_store, is_store, open_store, write_json
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.motion.clip import Quarantined
+from ds_rvqvae.files import replace_folder
+from ds_rvqvae.motion.clip import Quarantined, whole_name
 
 _BUILDING, _PLAN, _NEW = ".building", "plan.json", "new"
 _SETTINGS = ("format", "fps", "split", "speakers", "metres_per_unit", "up_axis", "store_dtype", "rules")
@@ -226,9 +226,7 @@ def _build(job: _Job, folder: Path) -> Packed:
         if not any(facts.rows for facts in packed.facts):
             raise UserError(_nothing_left(job.reader, quarantine_of(packed.facts)))
         builder.finish(packed.facts, job.fingerprint, [str(job.reader.path)])
-    if folder.exists():
-        folder.rename(building / "old")
-    new.rename(folder)
+    replace_folder(new, folder)
     shutil.rmtree(building, ignore_errors=True)
     return packed
 
@@ -244,7 +242,7 @@ def _append(job: _Job, folder: Path) -> Prepared:
             )
     there = [ShardFacts.read(shard_files(folder / SHARDS, index)[1]) for index in range(store.num_parts)]
     fingerprint = hashlib.sha256(f"{store.fingerprint} {job.fingerprint}".encode()).hexdigest()
-    names, refused = _usable_names(job.reader, {_whole_name(name) for name in store.clip_names})
+    names, refused = _usable_names(job.reader, {whole_name(name) for name in store.clip_names})
     building = _building_folder(folder, fingerprint)
     with _removed_after_refusal(building):
         beside = StoreBuilder(job.reader, store.layout, building / _NEW, store.settings)
@@ -274,7 +272,6 @@ def _building_folder(folder: Path, fingerprint: str) -> Path:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         write_json(building / _PLAN, plan)
-    shutil.rmtree(building / "old", ignore_errors=True)
     return building
 
 
@@ -300,10 +297,10 @@ def _usable_names(reader: Reader, known: set[str]) -> tuple[list[str], list[Quar
         if name in names:
             reason = "the name stands twice; the first is kept"
             refused.append(Quarantined(reader.file_of(name), "name", None, reason))
-        elif _whole_name(name) != name and _whole_name(name) in wholes:
-            reason = f"its name is that of a piece of {_whole_name(name)}"
+        elif whole_name(name) != name and whole_name(name) in wholes:
+            reason = f"its name is that of a piece of {whole_name(name)}"
             refused.append(Quarantined(reader.file_of(name), "name", None, reason))
-        elif _whole_name(name) not in known:
+        elif whole_name(name) not in known:
             names[name] = None
     return list(names), refused
 
@@ -334,8 +331,3 @@ def _nothing_left(reader: Reader, quarantined: list[Quarantined]) -> str:
     first = quarantined[0]
     more = f" (and {len(quarantined) - 1} more left out)" if len(quarantined) > 1 else ""
     return f"{reader.path}: no usable clip; {first.file}: {first.reason}{more}"
-
-
-def _whole_name(name: str) -> str:
-    """The clip that a piece `name#0` is of."""
-    return re.sub(r"#\d+$", "", name)

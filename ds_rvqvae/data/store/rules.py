@@ -7,7 +7,7 @@ import numpy as np
 
 from ds_rvqvae.config.data import RulesConfig
 from ds_rvqvae.data.formats.base import Reader
-from ds_rvqvae.motion.clip import SPLITS, Clip, Quarantined, Take, check_finite, spans
+from ds_rvqvae.motion.clip import SPLITS, Clip, Quarantined, Take, check_finite, piece_name, spans
 from ds_rvqvae.motion.layout import Layout, rotation_columns
 from ds_rvqvae.motion.rotations import rotation_6d_to_matrix
 
@@ -51,7 +51,7 @@ def cut_take(reader: Reader, take: Take, rules: RulesConfig) -> Cut:
     clips: list[Clip] = []
     longest = 0
     for start, stop in pieces:
-        name = take.name if len(pieces) == 1 else f"{take.name}#{len(clips)}"
+        name = take.name if len(pieces) == 1 else piece_name(take.name, len(clips))
         clip = reader.clip(take, name, start, stop)
         if len(clip.motion) < rules.min_frames:
             longest = max(longest, len(clip.motion))

@@ -1,7 +1,6 @@
 """Which frames train and which are held out; speakers and sets of clips, and how much of each is trained on."""
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.motion.clip import whole_name
 
 TRAIN_SHARE, VAL_SHARE = 0.8, 0.1
 _SHOWN = 12
@@ -72,8 +72,7 @@ def by_hash(name: str) -> str:
 
 def _share_of(name: str) -> float:
     """A hash of a name, from 0 to 1; the pieces of a clip share its own."""
-    clip = re.sub(r"#\d+$", "", name)
-    return int.from_bytes(hashlib.sha256(clip.encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
+    return int.from_bytes(hashlib.sha256(whole_name(name).encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
 
 
 def train_frames_by_time(frames: int) -> int:
@@ -120,7 +119,7 @@ def group_of(clip_name: str, by: Literal["speaker", "set"]) -> str:
     A speaker is the folder that the clip lies in ("CMU/01/01_01" is of "01"), or in flat data what the name begins with
     ("2_scott_0_1_1" is of "2"). A set is the first folder ("CMU"), or "" in flat data. A clip's pieces are of its own.
     """
-    *folders, name = re.sub(r"#\d+$", "", clip_name).split("/")
+    *folders, name = whole_name(clip_name).split("/")
     if by == "set":
         return folders[0] if folders else ""
     return folders[-1] if folders else name.partition("_")[0]

@@ -60,8 +60,8 @@ def test_statistics_are_those_of_the_frames_that_train(tmp_path, small_shards):
 _PREPARE = """
 import sys
 from pathlib import Path
-from ds_rvqvae.data import packing, shards
-from ds_rvqvae.data.prepare import prepare
+from ds_rvqvae.data.store import packing, shards
+from ds_rvqvae.data.store.prepare import prepare
 from ds_rvqvae.config.data import DataConfig
 shards.SMALLEST_SHARD, packing._WORTH_PROCESSES = 1 << 19, 0
 if __name__ == "__main__":
