@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import AugmentConfig
 from ds_rvqvae.errors import UserError
@@ -71,7 +72,7 @@ class Augment:
         """Frames that a window of `size` takes at `speed`."""
         return math.ceil((size - 1) * speed) + 1
 
-    def apply(self, motion: np.ndarray, draws: Draws, size: int) -> np.ndarray:
+    def apply(self, motion: NDArray[np.float32], draws: Draws, size: int) -> NDArray[np.float32]:
         """A window of `size` frames as drawn.
 
         Rotations are taken along the sphere, places of the root along the straight way, so that its velocities fit the
@@ -95,27 +96,29 @@ class Augment:
         window = motion[:size] if size == 1 or _is_one(speed) else self._at_speed(motion, speed, size)
         return self._mirror(window) if draws.mirror and self._mirror else window
 
-    def add_noise(self, normalised: np.ndarray, position: int) -> None:
+    def add_noise(self, normalised: NDArray[np.float32], position: int) -> None:
         """Adds the noise of the sample at `position` to its normalised window, float32 `[size, C]`, in place."""
         if self.config.noise:
             noise = self._generator(position, _NOISE).standard_normal(normalised.shape, np.float32)
             noise *= np.float32(self.config.noise)
             normalised += noise
 
-    def add_offset(self, normalised: np.ndarray, position: int) -> None:
+    def add_offset(self, normalised: NDArray[np.float32], position: int) -> None:
         """Moves the normalised window at `position`, float32 `[size, C]`, as a whole and in place."""
         if self.config.offset:
             offset = self._generator(position, _OFFSET).standard_normal(normalised.shape[1], np.float32)
             normalised += offset * np.float32(self.config.offset)
 
-    def scale(self, normalised: np.ndarray, position: int) -> None:
+    def scale(self, normalised: NDArray[np.float32], position: int) -> None:
         """Multiplies the columns of each part of the normalised window at `position`, `[size, C]`, in place."""
         if self.config.scale:
             drawn = self._generator(position, _SCALE).standard_normal(len(self._parts), np.float32)
             factors = np.exp(np.float32(self.config.scale) * drawn)
             normalised *= np.repeat(factors, [len(columns) for columns in self._parts])
 
-    def mixed_from(self, position: int, windows: int, reach: np.ndarray | None = None) -> list[tuple[int, np.ndarray]]:
+    def mixed_from(
+        self, position: int, windows: int, reach: NDArray[np.float64] | None = None
+    ) -> list[tuple[int, NDArray[np.int64]]]:
         """Which of `windows` the sample at `position` takes columns from, and which: int64 `[columns]` each.
 
         The layout's parts, as a ring, are cut into `mix_windows` stretches, one of which stays the sample's own.
@@ -139,7 +142,7 @@ class Augment:
     def _generator(self, position: int, what: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(what, position)))
 
-    def _at_speed(self, motion: np.ndarray, speed: float, size: int) -> np.ndarray:
+    def _at_speed(self, motion: NDArray[np.float32], speed: float, size: int) -> NDArray[np.float32]:
         motion = motion[: self.needed(size, speed)]
         try:
             window = resample(motion, self._rotations, speed, 1.0)[:size]
@@ -157,7 +160,7 @@ class Augment:
         return window
 
 
-def _draw_window(generator: np.random.Generator, windows: int, reach: np.ndarray | None) -> int:
+def _draw_window(generator: np.random.Generator, windows: int, reach: NDArray[np.float64] | None) -> int:
     if reach is None:
         return int(generator.integers(windows))
     return int(np.searchsorted(reach, reach[-1] * generator.random(), side="right"))
@@ -201,7 +204,7 @@ class Mirror:
                     np.outer(sides[:2], sides).reshape(-1) if kind == "rotation_6d" else sides
                 )
 
-    def __call__(self, motion: np.ndarray) -> np.ndarray:
+    def __call__(self, motion: NDArray[np.float32]) -> NDArray[np.float32]:
         """A mirrored copy of `motion [..., C]`, in the data's own units."""
         return motion[..., self.columns] * self.signs
 

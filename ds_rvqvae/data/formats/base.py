@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats import npz
@@ -90,7 +91,7 @@ class Reader(ABC):
         """About how many bytes have to be read for a clip; 0 where its file is not there."""
         return 0
 
-    def statistics(self) -> tuple[np.ndarray, np.ndarray] | None:
+    def statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         """The data's own mean and std, float32 `[features]` each, where it brings them."""
         return None
 
@@ -101,8 +102,9 @@ class Reader(ABC):
                 clip = self.read(name)
                 check_clip(clip)
             except ClipError as error:
-                clip = LeftOut(self.file_of(name), " ".join(str(error).split()))
-            yield clip
+                yield LeftOut(self.file_of(name), " ".join(str(error).split()))
+            else:
+                yield clip
 
 
 def visible_files(folder: Path, suffix: str) -> list[Path]:
@@ -174,7 +176,7 @@ def _readable() -> Iterator[None]:
         raise ClipError(f"damaged or cut short: {words}") from None
 
 
-def load_npy(file: Path) -> np.ndarray:
+def load_npy(file: Path) -> NDArray[Any]:
     """The array of a `.npy` file; raises ClipError."""
     with _readable():
         return read_npy(file)
@@ -182,7 +184,7 @@ def load_npy(file: Path) -> np.ndarray:
 
 def load_npz(
     file: Path, required: Sequence[str], optional: Sequence[str] = (), largest: int = LARGEST
-) -> dict[str, np.ndarray]:
+) -> dict[str, NDArray[Any]]:
     """The named arrays of an npz, as far as they are there; other keys are not touched.
 
     Args:
@@ -234,7 +236,7 @@ def missing_key(keys: Sequence[str], key: str) -> str:
     return f"no key {key}; it has {', '.join(name[:40] for name in keys[:12]) or 'none'}{more}"
 
 
-def matrix(values: np.ndarray, what: str, width: int | None = None) -> np.ndarray:
+def matrix(values: NDArray[Any], what: str, width: int | None = None) -> NDArray[Any]:
     """`values`, where they are real numbers of shape `[frames, width]`; raises ClipError."""
     if values.dtype.kind not in "fiu":
         raise ClipError(f"{what} holds {str(values.dtype)[:40]}, not numbers")
@@ -247,7 +249,7 @@ def matrix(values: np.ndarray, what: str, width: int | None = None) -> np.ndarra
     return values
 
 
-def frame_rate(values: np.ndarray, key: str) -> float:
+def frame_rate(values: NDArray[Any], key: str) -> float:
     """The one positive number in `values`; raises ClipError."""
     if values.dtype.kind not in "fiu":
         raise ClipError(f"{key} holds {str(values.dtype)[:40]}, not a number of frames a second")

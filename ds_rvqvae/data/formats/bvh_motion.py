@@ -5,8 +5,10 @@ import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from ds_rvqvae.config.data import DataConfig
@@ -73,7 +75,7 @@ class BvhReader(Reader):
         turning = [index for index, joint in enumerate(bvh.joints) if joint.axes]
         if not turning:
             raise ClipError("no joint has rotation channels")
-        empty = ~bvh.values.any(axis=1)
+        empty = np.asarray(~bvh.values.any(axis=1))
         notes += _notes(bvh, names, unit, empty)
         motion = np.concatenate([rotations(bvh, turn), unit * root_places(bvh, turn)], axis=1)
         layout = joint_layout([names[index] for index in turning], "position")
@@ -85,7 +87,7 @@ class BvhReader(Reader):
         return file_size(self._files.get(name))
 
 
-def rotations(bvh: Bvh, turn: np.ndarray | None = None) -> np.ndarray:
+def rotations(bvh: Bvh, turn: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
     """The local rotation of each joint with rotation channels, in order, as 6D, float64 `[frames, 6 * joints]`.
 
     Args:
@@ -102,15 +104,15 @@ def rotations(bvh: Bvh, turn: np.ndarray | None = None) -> np.ndarray:
         column += len(joint.channels)
     motion = np.empty((len(bvh.values), row, 6))
     for (axes, turned), members in groups.items():
-        rows, columns = [row for row, _ in members], np.array([columns for _, columns in members])
-        first = (turn if turned else np.eye(3))[:2]
+        rows, places = [row for row, _ in members], np.array([columns for _, columns in members])
+        first = (np.eye(3) if turn is None or not turned else turn)[:2]
         for start in range(0, len(motion), _FRAMES_AT_ONCE):
-            angles = np.deg2rad(bvh.values[start : start + _FRAMES_AT_ONCE, columns])
+            angles = np.deg2rad(bvh.values[start : start + _FRAMES_AT_ONCE, places])
             motion[start : start + _FRAMES_AT_ONCE, rows] = euler_rows(angles, axes, first)
     return motion.reshape(len(motion), -1)
 
 
-def euler_rows(angles: np.ndarray, axes: Sequence[int], first: np.ndarray) -> np.ndarray:
+def euler_rows(angles: NDArray[np.float64], axes: Sequence[int], first: NDArray[np.float64]) -> NDArray[np.float64]:
     """`first` times the rotations about `axes`, multiplied from left to right, for column vectors.
 
     Args:
@@ -131,7 +133,7 @@ def euler_rows(angles: np.ndarray, axes: Sequence[int], first: np.ndarray) -> np
     return rows.transpose(2, 3, 0, 1).reshape(*angles.shape[:2], 6)
 
 
-def root_places(bvh: Bvh, turn: np.ndarray | None = None) -> np.ndarray:
+def root_places(bvh: Bvh, turn: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
     """The root's place in the file's unit, float64 `[frames, 3]`: its position channels, its OFFSET where it has none.
 
     Args:
@@ -145,7 +147,7 @@ def root_places(bvh: Bvh, turn: np.ndarray | None = None) -> np.ndarray:
     return places if turn is None else places @ turn.T
 
 
-def _notes(bvh: Bvh, names: Sequence[str], unit: float, empty: np.ndarray) -> list[str]:
+def _notes(bvh: Bvh, names: Sequence[str], unit: float, empty: NDArray[np.bool_]) -> list[str]:
     """What of a file's skeleton and channels is not read as it stands."""
     notes = []
     renamed = [f"{joint.name} {name}" for joint, name in zip(bvh.joints, names, strict=True) if joint.name != name]
@@ -168,7 +170,7 @@ def _notes(bvh: Bvh, names: Sequence[str], unit: float, empty: np.ndarray) -> li
     return notes
 
 
-def write_bvh(file: Path, motion: np.ndarray, layout: Layout, source: Path, config: DataConfig) -> None:
+def write_bvh(file: Path, motion: NDArray[Any], layout: Layout, source: Path, config: DataConfig) -> None:
     """Writes motion as a BVH file with the hierarchy, names and order of channels of `source`.
 
     Args:
@@ -207,7 +209,13 @@ def write_bvh(file: Path, motion: np.ndarray, layout: Layout, source: Path, conf
         np.savetxt(content, values, fmt="%.6f")
 
 
-def _fill(values: np.ndarray, bvh: Bvh, matrices: np.ndarray, root: np.ndarray, turn: np.ndarray | None) -> None:
+def _fill(
+    values: NDArray[np.float64],
+    bvh: Bvh,
+    matrices: NDArray[np.float64],
+    root: NDArray[np.float64],
+    turn: NDArray[np.float64] | None,
+) -> None:
     """Writes rotations `[frames, turning joints, 3, 3]` and the root's place `[frames, 3]` into their channels."""
     back = np.eye(3) if turn is None else turn.T
     column = row = 0
@@ -223,7 +231,7 @@ def _fill(values: np.ndarray, bvh: Bvh, matrices: np.ndarray, root: np.ndarray, 
             values[:, column] = root[:, "XYZ".index(channel[0])]
 
 
-def _angles(matrices: np.ndarray, joint: Joint) -> np.ndarray:
+def _angles(matrices: NDArray[np.float64], joint: Joint) -> NDArray[np.float64]:
     """A joint's rotations `[frames, 3, 3]` in the order of its channels, degrees `[frames, axes]`, without jumps.
 
     A joint with fewer than three rotation channels cannot turn in all ways; what its channels cannot say is left out.

@@ -10,10 +10,11 @@ from contextlib import suppress
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.base import (
@@ -93,17 +94,17 @@ class FeatureFolderReader(Reader):
     def weight(self, name: str) -> int:
         return file_size(self._files.get(name))
 
-    def statistics(self) -> tuple[np.ndarray, np.ndarray] | None:
-        files = [self._beside(name) for name in STATISTICS]
-        if None in files:
+    def statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        mean, std = (self._beside(name) for name in STATISTICS)
+        if mean is None or std is None:
             return None
-        return read_statistics(files[0]), read_statistics(files[1], positive=True)
+        return read_statistics(mean), read_statistics(std, positive=True)
 
     def _find(self) -> tuple[dict[str, Path], SplitLists]:
         files = _matrices(self.path)
         return files, lists_of(self.path, files)
 
-    def _load(self, file: Path) -> tuple[np.ndarray, float]:
+    def _load(self, file: Path) -> tuple[NDArray[Any], float]:
         """A file's matrix and frame rate; raises ClipError."""
         if file.suffix.lower() == ".npy":
             return load_npy(file), self.config.fps
@@ -145,7 +146,7 @@ class HumanML3DReader(FeatureFolderReader):
         return files, SplitLists(self.path, self._folder) if inside else lists_of(self.path, files)
 
 
-def feature_weights(width: int, feat_bias: float) -> np.ndarray | None:
+def feature_weights(width: int, feat_bias: float) -> NDArray[np.float32] | None:
     """What the std of each column is divided by, float32 `[width]`; None for columns of unknown meaning.
 
     As MoMask has it: turning and speed of the root, its height and the contacts of the feet weigh `feat_bias` times as
@@ -159,7 +160,7 @@ def feature_weights(width: int, feat_bias: float) -> np.ndarray | None:
     return np.repeat(np.array([feat_bias, 1, feat_bias], np.float32), (root, body, contacts))
 
 
-def read_statistics(file: str | Path, positive: bool = False) -> np.ndarray:
+def read_statistics(file: str | Path, positive: bool = False) -> NDArray[np.float32]:
     """A mean or std from a `.npy` file, float32 `[columns]`; raises UserError."""
     try:
         values = load_npy(Path(file))
@@ -254,8 +255,8 @@ class PackedReader(Reader):
 
 
 class _Content(NamedTuple):
-    motion: np.ndarray
-    starts: np.ndarray
+    motion: NDArray[Any]
+    starts: NDArray[np.int64]
     names: list[str]
     split: list[str] | None
     layout: Layout
@@ -275,7 +276,7 @@ def _read(path: Path) -> _Content:
     return _Content(motion, starts, names, split, _layout(arrays, motion.shape[1]), frame_rate(arrays["fps"], "fps"))
 
 
-def _checked_starts(starts: np.ndarray, clips: int, frames: int) -> np.ndarray:
+def _checked_starts(starts: NDArray[Any], clips: int, frames: int) -> NDArray[np.int64]:
     if starts.dtype.kind not in "iu" or starts.shape != (clips + 1,):
         raise ClipError(
             f"clip_start is {starts.dtype} {list(starts.shape)}, not [clips + 1] = [{clips + 1}] row numbers"
@@ -286,7 +287,7 @@ def _checked_starts(starts: np.ndarray, clips: int, frames: int) -> np.ndarray:
     return starts
 
 
-def _layout(arrays: dict[str, np.ndarray], width: int) -> Layout:
+def _layout(arrays: dict[str, NDArray[Any]], width: int) -> Layout:
     if "layout" not in arrays:
         return feature_layout(width)
     try:
@@ -295,7 +296,8 @@ def _layout(arrays: dict[str, np.ndarray], width: int) -> Layout:
         raise ClipError(f"layout: {str(error).removeprefix('layout: ')}") from None
 
 
-def _strings(arrays: dict[str, np.ndarray], key: str) -> list[str]:
+def _strings(arrays: dict[str, NDArray[Any]], key: str) -> list[str]:
     if arrays[key].dtype.kind != "U" or arrays[key].ndim != 1:
         raise ClipError(f"{key} holds {arrays[key].dtype} of shape {list(arrays[key].shape)}, not a list of strings")
-    return arrays[key].tolist()
+    strings: list[str] = arrays[key].tolist()
+    return strings

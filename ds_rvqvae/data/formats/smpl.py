@@ -9,8 +9,10 @@ import csv
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.base import (
@@ -100,25 +102,25 @@ class SmplReader(Reader):
         motion[:, -3:] = trans
         if self.config.up_axis == "z":
             _turn_upright(motion)
-        empty = ~(poses.any(axis=1) | trans.any(axis=1))
+        empty = np.asarray(~(poses.any(axis=1) | trans.any(axis=1)))
         return Take(name, motion, fps, layout, self._lists.split_of(name), empty, has_positions=True)
 
     def weight(self, name: str) -> int:
         return file_size(self._files.get(name))
 
     @staticmethod
-    def _fps(arrays: Mapping[str, np.ndarray], file: Path) -> float:
+    def _fps(arrays: Mapping[str, NDArray[Any]], file: Path) -> float:
         if not any(key in arrays for key in FPS_KEYS) and EXPRESSIONS not in (keys := npz_keys(file)):
             raise ClipError(missing_key(keys, " or ".join(FPS_KEYS)))
         return fps_of(arrays)
 
 
-def fps_of(arrays: Mapping[str, np.ndarray]) -> float:
+def fps_of(arrays: Mapping[str, NDArray[Any]]) -> float:
     """Frames a second of a clip's arrays, BEAT2's where they do not say; raises ClipError."""
     return next((frame_rate(arrays[key], key) for key in FPS_KEYS if key in arrays), BEAT2_FPS)
 
 
-def write_rotation_6d(axis_angle: np.ndarray, out: np.ndarray) -> None:
+def write_rotation_6d(axis_angle: NDArray[Any], out: NDArray[np.floating[Any]]) -> None:
     """Writes rotations given as axis times angle in radians as 6D.
 
     With the Gibbs vector `g = axis * tan(angle / 2)` the rotation is `I + 2 / (1 + g·g) * ([g] + [g][g])`, of which
@@ -134,7 +136,7 @@ def write_rotation_6d(axis_angle: np.ndarray, out: np.ndarray) -> None:
         _write_block(block.reshape(len(block), -1, 3), out[start : start + _BLOCK].reshape(len(block), -1, 6))
 
 
-def _write_block(axis_angle: np.ndarray, out: np.ndarray) -> None:
+def _write_block(axis_angle: NDArray[np.floating[Any]], out: NDArray[np.floating[Any]]) -> None:
     """`[frames, joints, 3]` to `[frames, joints, 6]`."""
     gibbs = np.empty((3, *axis_angle.shape[:2]))
     gibbs[:] = np.moveaxis(axis_angle, 2, 0)
@@ -154,7 +156,7 @@ def _write_block(axis_angle: np.ndarray, out: np.ndarray) -> None:
         out[..., 5] = scaled_y * z - scaled_x
 
 
-def _turn_upright(motion: np.ndarray) -> None:
+def _turn_upright(motion: NDArray[np.floating[Any]]) -> None:
     """Turns the root, in the first six and the last three columns, by -90 degrees about x: z up becomes y up."""
     motion[:, 3:6] = np.cross(motion[:, :3], motion[:, 3:6])
     y = motion[:, -2].copy()
@@ -259,7 +261,7 @@ def read_split_file(file: Path) -> dict[str, str]:
         raise UserError(f"{file}: cannot be read: {error}") from None
 
 
-def rotations_and_positions(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+def rotations_and_positions(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
     """A clip's arrays as `smplx_layout` has them, but with positions for velocities, float64 `[frames, 433]`.
 
     Frames with a NaN keep it. Raises ClipError.

@@ -4,8 +4,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.data.store.store import TABLE, Store
 from ds_rvqvae.errors import UserError
@@ -41,8 +43,8 @@ class Figure:
     name: str
     joint_names: tuple[str, ...]
     parents: tuple[int, ...]
-    sides: np.ndarray
-    places: Callable[[np.ndarray], np.ndarray]
+    sides: NDArray[np.int64]
+    places: Callable[[NDArray[Any]], NDArray[np.float64]]
 
     @property
     def head(self) -> int | None:
@@ -54,16 +56,16 @@ class Figure:
             else next((i for i, name in enumerate(names) if "head" in name), None)
         )
 
-    def joints(self, pattern: str) -> np.ndarray:
+    def joints(self, pattern: str) -> NDArray[np.int64]:
         """Joints whose names match, int64."""
         return np.flatnonzero([bool(re.search(pattern, name.lower())) for name in self.joint_names])
 
     @property
-    def feet(self) -> np.ndarray:
+    def feet(self) -> NDArray[np.int64]:
         """Joints of the feet, int64."""
         return self.joints(_FOOT)
 
-    def front(self, places: np.ndarray) -> np.ndarray:
+    def front(self, places: NDArray[np.float64]) -> NDArray[np.float64]:
         """Which way the figure faces, by where its left is: unit vectors over x and z, `[frames, 2]`.
 
         The z axis where its sides lie one above the other, or are not known.
@@ -79,14 +81,15 @@ class Figure:
             front[known] = np.stack([-z, x], axis=1)[known] / length[known, None]
         return front
 
-    def toes_ahead(self, places: np.ndarray) -> np.ndarray | None:
+    def toes_ahead(self, places: NDArray[np.float64]) -> NDArray[np.float64] | None:
         """How far the toes lie before the joint of the foot above them, metres `[frames]`; None without such joints."""
         feet = set(self.feet.tolist())
         toes = [joint for joint in self.joints(_TOE).tolist() if self.parents[joint] in feet]
         if not toes:
             return None
         ahead = (places[:, toes] - places[:, [self.parents[toe] for toe in toes]])[..., [0, 2]].mean(axis=1)
-        return (ahead * self.front(places)).sum(axis=1)
+        forward: NDArray[np.float64] = (ahead * self.front(places)).sum(axis=1)
+        return forward
 
 
 def figure_of(store: Store) -> Figure | None:
@@ -99,9 +102,13 @@ def figure_of(store: Store) -> Figure | None:
         return None
     width = len(store.mean)
     if width == HUMANML3D_COLUMNS:
-        names, parents = SMPLX_JOINTS[:22], SMPLX_PARENTS[:22]
+        names = SMPLX_JOINTS[:22]
         return Figure(
-            "HumanML3D's joint places", names, parents, sides_by_name(names), lambda motion: _placed(motion, 22)
+            "HumanML3D's joint places",
+            names,
+            SMPLX_PARENTS[:22],
+            sides_by_name(names),
+            lambda motion: _placed(motion, 22),
         )
     if width == KIT_COLUMNS:
         above = {child: joint for chain in _KIT_CHAINS for joint, child in pairwise(chain)}
@@ -127,7 +134,7 @@ def _turned(layout: Layout, skeleton: Skeleton, name: str) -> Figure | None:
     if not {part.name for part in layout} & set(skeleton.joint_names):
         return None
 
-    def places(motion: np.ndarray) -> np.ndarray:
+    def places(motion: NDArray[Any]) -> NDArray[np.float64]:
         found = joint_places(motion, layout, skeleton)
         assert found is not None
         return found
@@ -138,7 +145,7 @@ def _turned(layout: Layout, skeleton: Skeleton, name: str) -> Figure | None:
     return Figure(name, skeleton.joint_names, skeleton.parents, sides, places)
 
 
-def _placed(motion: np.ndarray, joints: int) -> np.ndarray:
+def _placed(motion: NDArray[Any], joints: int) -> NDArray[np.float64]:
     """HumanML3D's joints `[frames, joints, 3]`: the root over the origin, the others turned as it faces."""
     places = np.zeros((len(motion), joints, 3))
     places[:, 0, 1] = motion[:, 3]
@@ -151,7 +158,7 @@ class Root:
     """The root's way: `path` gives float64 `[frames, 3]` metres of motion `[frames, columns]`, from x = z = 0."""
 
     name: str
-    path: Callable[[np.ndarray], np.ndarray]
+    path: Callable[[NDArray[Any]], NDArray[np.float64]]
 
 
 def root_of(store: Store) -> Root | None:
@@ -166,14 +173,14 @@ def root_of(store: Store) -> Root | None:
     return None
 
 
-def _path(motion: np.ndarray, part: Channels) -> np.ndarray:
+def _path(motion: NDArray[Any], part: Channels) -> NDArray[np.float64]:
     columns = motion[:, part.start : part.stop].astype(np.float64)
     if part.kind == "translation":
         return translation_positions(columns)
     return columns - columns[:1] * [1.0, 0.0, 1.0]
 
 
-def _integrated(motion: np.ndarray) -> np.ndarray:
+def _integrated(motion: NDArray[Any]) -> NDArray[np.float64]:
     """The root of HumanML3D features: half the turn about y and the way in the root's frame since the frame before."""
     turn, x, z = np.zeros((3, len(motion)))
     turn[1:] = 2 * np.cumsum(motion[:-1, 0], dtype=np.float64)

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -309,7 +310,7 @@ def _pack(job: _Job, builder: StoreBuilder, names: list[str], refused: list[Quar
     """Packs clips into shards numbered from `first`."""
     plans = plan_shards(names, [job.reader.weight(name) for name in names], first)
     if plans:
-        plans[0] = plans[0]._replace(refused=refused)
+        plans[0] = replace(plans[0], refused=refused)
     packed = builder.pack(plans, job.workers, job.progress)
     if job.strict:
         _refuse_quarantine(job, quarantine_of(packed.facts))

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.data.store.splits import Segment
 from ds_rvqvae.data.store.store import Store
@@ -36,10 +37,10 @@ class TakeFacts(NamedTuple):
 class ColumnFacts(NamedTuple):
     """Statistics of all frames, `[columns]` each."""
 
-    mean: np.ndarray
-    std: np.ndarray
-    minimum: np.ndarray
-    maximum: np.ndarray
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+    minimum: NDArray[np.float32]
+    maximum: NDArray[np.float32]
     extremes: list[dict[str, Any]]
     """What `extreme_columns` gives; `minimum_in` and `maximum_in` may name the clips with the values."""
 
@@ -90,7 +91,11 @@ def make_report(store: Store, found: Findings) -> dict[str, Any]:
 
 
 def extreme_columns(
-    mean: np.ndarray, std: np.ndarray, minimum: np.ndarray, maximum: np.ndarray, layout: Layout
+    mean: NDArray[np.floating[Any]],
+    std: NDArray[np.floating[Any]],
+    minimum: NDArray[np.floating[Any]],
+    maximum: NDArray[np.floating[Any]],
+    layout: Layout,
 ) -> list[dict[str, Any]]:
     """The columns with values more than 20 standard deviations from their mean, worst first, 20 at most."""
     mean, std = mean.astype(np.float64), std.astype(np.float64)
@@ -133,7 +138,8 @@ def _hours(frames: float, fps: float) -> float:
 
 def _constant_columns(columns: ColumnFacts) -> list[int]:
     span = columns.maximum.astype(np.float64) - columns.minimum
-    return np.flatnonzero(span <= _CONSTANT * np.maximum(1, np.abs(columns.mean))).tolist()
+    constant: list[int] = np.flatnonzero(span <= _CONSTANT * np.maximum(1, np.abs(columns.mean))).tolist()
+    return constant
 
 
 def _frame_rates(takes: Sequence[TakeFacts], fps: float) -> list[dict[str, Any]]:
@@ -269,10 +275,11 @@ def _rule_lines(report: dict[str, Any], most: int) -> list[str]:
 
 
 def _place(entry: dict[str, Any]) -> str:
+    file: str = entry["file"]
     if entry["frames"] is None:
-        return entry["file"]
+        return file
     first, last = entry["frames"][0], entry["frames"][1] - 1
-    return f"{entry['file']} {first}" + (f"-{last}" if last > first else "")
+    return f"{file} {first}" + (f"-{last}" if last > first else "")
 
 
 def _shortened(words: Sequence[str], most: int) -> str:

@@ -7,13 +7,15 @@ a shard whose `.json` is there is whole.
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.data.formats.base import Reader
+from ds_rvqvae.data.formats.npz import write_header
 from ds_rvqvae.data.store.number_formats import NUMBER_FORMATS
 from ds_rvqvae.data.store.report import TakeFacts
 from ds_rvqvae.data.store.rules import cut_take
@@ -30,7 +32,8 @@ TRAINING_SETS = ("own", "time", "hash", "all")
 """Of which frames each shard keeps statistics, since the split is known only once all clips are."""
 
 
-class ShardPlan(NamedTuple):
+@dataclass(frozen=True)
+class ShardPlan:
     """Which clips go into a shard."""
 
     index: int
@@ -77,8 +80,8 @@ class ShardFacts:
         self.takes: list[TakeFacts] = []
         self.quarantined: list[Quarantined] = []
         self.statistics = {name: RunningStatistics(columns) for name in TRAINING_SETS}
-        self.smallest_in = np.full(columns, -1)
-        self.largest_in = np.full(columns, -1)
+        self.smallest_in: NDArray[np.int64] = np.full(columns, -1)
+        self.largest_in: NDArray[np.int64] = np.full(columns, -1)
         """Which of `clips` holds each column's smallest and largest value."""
         self.skeleton: dict[str, Any] | None = None
         self.sha256 = ""
@@ -202,7 +205,6 @@ class ShardPacker:
         facts.takes.append(TakeFacts(file, float(take.fps), len(take.motion), made, tuple(take.notes)))
 
     def _write_header(self, content: BinaryIO, rows: int) -> None:
-        header = {"descr": self._numbers.stored.str, "fortran_order": False, "shape": (rows, self.layout[-1].stop)}
         content.seek(0)
-        np.lib.format.write_array_header_1_0(content, header)
+        write_header(content, self._numbers.stored, rows, self.layout[-1].stop)
         assert content.tell() == HEADER_BYTES

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import whole_name
@@ -92,19 +93,19 @@ class Groups:
 
     names: list[str]
     """All groups, sorted; a group's index is its place here, whatever windows there are."""
-    of_window: np.ndarray
+    of_window: NDArray[np.int64]
     """int64 `[windows]`: the group of each window."""
-    shares: np.ndarray
+    shares: NDArray[np.float64]
     """float64 `[groups]`, 1 together; 0 for a group that has no window or no weight."""
 
     @cached_property
-    def reach(self) -> np.ndarray:
+    def reach(self) -> NDArray[np.float64]:
         """Up to where, between 0 and 1, a number drawn evenly means each window or one before it: float64 `[windows]`,
         in steps of a window's part in its group's share."""
         windows = np.bincount(self.of_window, minlength=len(self.names))
         return np.cumsum((self.shares / np.maximum(windows, 1))[self.of_window])
 
-    def samples(self, count: int) -> np.ndarray:
+    def samples(self, count: int) -> NDArray[np.int64]:
         """How many of `count` samples are each group's, int64 `[groups]`: by largest remainder."""
         exact = self.shares * count
         samples = np.floor(exact).astype(np.int64)
@@ -126,7 +127,7 @@ def group_of(clip_name: str, by: Literal["speaker", "set"]) -> str:
 
 
 def balanced(
-    of_clip: Sequence[str], clip_of_window: np.ndarray, weights: Mapping[str, float], what: str = "group"
+    of_clip: Sequence[str], clip_of_window: NDArray[np.int64], weights: Mapping[str, float], what: str = "group"
 ) -> Groups:
     """Shares by weight, 1 for a group that `weights` does not name, of the groups that have windows.
 
