@@ -27,6 +27,7 @@ from ds_rvqvae.data.store.prepare import cache_folder
 from ds_rvqvae.data.store.store import HEADER_BYTES, Store
 from ds_rvqvae.files import sync, whole_folder
 from ds_rvqvae.host import Host
+from ds_rvqvae.text import gibibytes
 
 KEPT = 8
 """Selections that the cache holds, those last used: two data sets in four body parts."""
@@ -169,9 +170,7 @@ class _Selection:
 
     @property
     def words(self) -> str:
-        return (
-            f"{self.store.folder}: {self.shape[1]} columns of {self.shape[0]:,} frames ({self.nbytes / 2**30:.2f} GiB)"
-        )
+        return f"{self.store.folder}: {self.shape[1]} columns of {self.shape[0]:,} frames ({gibibytes(self.nbytes)})"
 
     def open(self) -> NDArray[np.float32] | None:
         """The frames, where they are there, whole; marks them as just used."""
@@ -196,7 +195,7 @@ class _Selection:
             _remove_unused(self)
             free = shutil.disk_usage(root).free
             if free < self.nbytes + SPARE_BYTES:
-                raise OSError(f"{free / 2**30:.2f} GiB free on its disk")
+                raise OSError(f"{gibibytes(free)} free on its disk")
             logger.info("%s: normalised once, for this run and later ones", self.words)
             # An earlier folder is damaged, or it would have been opened.
             with whole_folder(self.folder, root / f".{self.folder.name}{_BUILDING}") as unfinished:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ds_rvqvae.data.formats.finding import check_regular
 from ds_rvqvae.motion.clip import ClipError
+from ds_rvqvae.text import gibibytes
 
 LARGEST_FILE = 2**30
 """Bytes; at 120 frames a second a figure of 100 joints needs them for two and a half hours."""
@@ -92,7 +93,9 @@ def _open(file: Path) -> Iterator[TextIO]:
         with file.open("rb") as content:
             size = content.seek(0, io.SEEK_END)
             if size > LARGEST_FILE:
-                raise ClipError(f"{size / 2**30:.1f} GiB, more than the {LARGEST_FILE >> 30} GiB of a BVH file; cut it")
+                raise ClipError(
+                    f"{gibibytes(size, '.1f')}, more than the {gibibytes(LARGEST_FILE, '.0f')} of a BVH file; cut it"
+                )
             content.seek(0)
             # Names may be in any encoding; all else is ASCII.
             yield io.TextIOWrapper(content, encoding="utf-8-sig", errors="replace", newline=None)

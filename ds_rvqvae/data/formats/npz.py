@@ -17,6 +17,8 @@ from typing import IO, Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ds_rvqvae.text import gibibytes
+
 LARGEST = 2**30
 """Bytes that an array may take, unless the caller says otherwise."""
 _LONGEST_HEADER = 10_000
@@ -205,7 +207,7 @@ def _read_array(stream: IO[bytes], size: int, what: str, largest: int) -> NDArra
 
 
 def _too_large(what: str, nbytes: int, largest: int) -> str:
-    return f"{what} takes {nbytes / 2**30:.3g} GiB, more than the {largest / 2**30:.3g} GiB that an array may"
+    return f"{what} takes {gibibytes(nbytes, '.3g')}, more than the {gibibytes(largest, '.3g')} that an array may"
 
 
 def write_header(content: BinaryIO, dtype: np.dtype[Any], rows: int, columns: int) -> None:
