@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.runs.checkpoints import is_tag
+from ds_rvqvae.text import gigabytes
 
 OUTCOME_VARIABLE = "DS_RVQVAE_OUTCOME"
 """Environment variable with the file into which rank 0 writes `DONE` when the run ended well."""
@@ -64,8 +65,8 @@ def check_out_folder(folder: Path, needed_bytes: int = 0) -> None:
         raise UserError(f"--out: {existing}: {error.strerror}; give another --out") from None
     if free < needed_bytes:
         raise UserError(
-            f"--out: the run needs about {_gigabytes(needed_bytes)} and the disk of {existing} has "
-            f"{_gigabytes(free)} free; give another --out, or lower --keep_checkpoints"
+            f"--out: the run needs about {gigabytes(needed_bytes)} and the disk of {existing} has "
+            f"{gigabytes(free)} free; give another --out, or lower --keep_checkpoints"
         )
 
 
@@ -93,7 +94,3 @@ def _newest_number(out: Path, base: str) -> int:
     pattern = re.compile(re.escape(base) + r"(?:-(\d+))?")
     names = [entry.name for entry in out.iterdir()] if out.is_dir() else []
     return max((int(match[1] or 1) for match in map(pattern.fullmatch, names) if match), default=0)
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"
