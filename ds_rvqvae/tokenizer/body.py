@@ -29,7 +29,7 @@ from ds_rvqvae.motion.layout import (
     smplx_layout,
     take_channels,
 )
-from ds_rvqvae.tokenizer.folder import BODY, CONFIG, FORMAT_VERSION, columns_for, reading_config, whole_folder
+from ds_rvqvae.tokenizer.folder import BODY, CONFIG, FORMAT_VERSION, columns_for, reading_config, whole_tokenizer_folder
 from ds_rvqvae.tokenizer.tokenizer import Array, Lengths, MotionTokenizer
 
 
@@ -214,7 +214,7 @@ class BodyTokenizer:
         Raises:
             UserError: the folder exists and holds something else than a body's tokenizer.
         """
-        with whole_folder(Path(folder), BODY) as unfinished:
+        with whole_tokenizer_folder(Path(folder), BODY) as unfinished:
             for part, tokenizer in self.parts.items():
                 tokenizer.save_pretrained(unfinished / part)
             values = {

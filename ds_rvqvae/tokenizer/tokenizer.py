@@ -19,7 +19,15 @@ from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.model.streaming import DecoderStream, EncoderStream
 from ds_rvqvae.motion.layout import Layout, layout_to_json
-from ds_rvqvae.tokenizer.folder import CARD, CONFIG, FORMAT_VERSION, WEIGHTS, TokenizerConfig, read_config, whole_folder
+from ds_rvqvae.tokenizer.folder import (
+    CARD,
+    CONFIG,
+    FORMAT_VERSION,
+    WEIGHTS,
+    TokenizerConfig,
+    read_config,
+    whole_tokenizer_folder,
+)
 from ds_rvqvae.tokenizer.hub import download, is_repository, model_card, upload
 
 _MEANING = ("down_t", "stride_t", "dilation_growth_rate", "activation", "norm", "shared_codebook", "num_quantizers")
@@ -183,7 +191,7 @@ class MotionTokenizer(nn.Module):
             OSError: it cannot be written.
         """
         config = self._config()
-        with whole_folder(Path(folder), CONFIG) as unfinished:
+        with whole_tokenizer_folder(Path(folder), CONFIG) as unfinished:
             tensors = {name: tensor.contiguous().cpu() for name, tensor in self.model.state_dict().items()}
             try:
                 save_file(tensors, unfinished / WEIGHTS)
