@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats import npz
 from ds_rvqvae.data.formats.npz import LARGEST, Header, RefusedError, open_npz, read_npy
+from ds_rvqvae.data.formats.split_lists import SplitLists, lists_of
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import Clip, ClipError, LeftOut, Take, check_clip, check_finite
 from ds_rvqvae.motion.layout import rotation_columns
@@ -105,6 +106,59 @@ class Reader(ABC):
                 yield LeftOut(self.file_of(name), " ".join(str(error).split()))
             else:
                 yield clip
+
+
+class FilesReader(Reader):
+    """A format of a file a clip, in a folder of motion at any depth, or one such file.
+
+    `train.txt`, `val.txt` and `test.txt` in the folder or beside it list the clips of each split.
+    """
+
+    suffix: ClassVar[str]
+    """What the file of a clip that is only listed is said to end with."""
+
+    def __init__(self, path: Path, config: DataConfig) -> None:
+        super().__init__(path, config)
+        refuse_speakers(config, path)
+        self._folder = path
+        """What the names of clips are relative to."""
+        if path.is_file():
+            self._files, self._lists = {path.stem: path}, SplitLists()
+        else:
+            self._files, self._lists = self._find()
+
+    @classmethod
+    @abstractmethod
+    def files_of(cls, folder: Path) -> dict[str, Path]:
+        """The files of a folder by their clips' names, as `files_below` gives them; raises UserError."""
+
+    def _find(self) -> tuple[dict[str, Path], SplitLists]:
+        files = self.files_of(self.path)
+        return files, lists_of(self.path, files)
+
+    def sources(self) -> list[Path]:
+        return [*self._files.values(), *self._lists.files]
+
+    def clip_names(self) -> list[str]:
+        return sorted({*self._files, *self._lists.missing(self._files)})
+
+    def file_of(self, name: str) -> str:
+        if name not in self._files:
+            return f"{name}{self.suffix}"
+        file = self._files[name]
+        return file.name if file == self.path else file.relative_to(self._folder).as_posix()
+
+    def take(self, name: str) -> Take:
+        if name not in self._files:
+            raise ClipError(self._lists.why_missing(name))
+        return self.take_of(name, self._files[name], self._lists.split_of(name))
+
+    @abstractmethod
+    def take_of(self, name: str, file: Path, split: str | None) -> Take:
+        """What the clip's file holds, NaN included; raises ClipError."""
+
+    def weight(self, name: str) -> int:
+        return file_size(self._files.get(name))
 
 
 def visible_files(folder: Path, suffix: str) -> list[Path]:

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from ds_rvqvae.config.data import DataConfig
-from ds_rvqvae.data.formats.base import Reader, file_size, files_below, refuse_speakers
+from ds_rvqvae.data.formats.base import FilesReader, files_below
 from ds_rvqvae.data.formats.bvh import Bvh, Joint, read_bvh
 from ds_rvqvae.data.formats.skeletons import Z_UP_TO_Y_UP, guess_unit, outermost, rest_skeleton, unique_names
-from ds_rvqvae.data.formats.split_lists import SplitLists, lists_of
 from ds_rvqvae.files import whole_file
 from ds_rvqvae.motion.clip import ClipError, Take
 from ds_rvqvae.motion.layout import Layout, joint_layout, missing_channels, rotation_columns
@@ -28,44 +27,27 @@ _FRAMES_AT_ONCE = 1024
 """Small enough for the processor's cache."""
 
 
-class BvhReader(Reader):
+class BvhReader(FilesReader):
     """One BVH file, or a folder with BVH files in it and in the folders below.
 
     Each joint with rotation channels is its local rotation as 6D, in the file's order of joints; then comes the root's
-    place in metres. `train.txt`, `val.txt` and `test.txt` in the folder or beside it list the clips of each split.
+    place in metres.
     """
 
     format = "BVH"
     key = "bvh"
-
-    def __init__(self, path: Path, config: DataConfig) -> None:
-        super().__init__(path, config)
-        refuse_speakers(config, path)
-        if path.is_file():
-            self._files, self._lists = {path.stem: path}, SplitLists()
-        else:
-            self._files = files_below(path, (SUFFIX,))
-            self._lists = lists_of(path, self._files)
+    suffix = SUFFIX
 
     @classmethod
     def matches(cls, path: Path) -> bool:
-        return path.suffix.lower() == SUFFIX if path.is_file() else bool(files_below(path, (SUFFIX,)))
+        return path.suffix.lower() == SUFFIX if path.is_file() else bool(cls.files_of(path))
 
-    def sources(self) -> list[Path]:
-        return [*self._files.values(), *self._lists.files]
+    @classmethod
+    def files_of(cls, folder: Path) -> dict[str, Path]:
+        return files_below(folder, (SUFFIX,))
 
-    def clip_names(self) -> list[str]:
-        return sorted({*self._files, *self._lists.missing(self._files)})
-
-    def file_of(self, name: str) -> str:
-        if name not in self._files:
-            return f"{name}{SUFFIX}"
-        return self.path.name if self._files[name] == self.path else self._files[name].relative_to(self.path).as_posix()
-
-    def take(self, name: str) -> Take:
-        if name not in self._files:
-            raise ClipError(self._lists.why_missing(name))
-        bvh = read_bvh(self._files[name])
+    def take_of(self, name: str, file: Path, split: str | None) -> Take:
+        bvh = read_bvh(file)
         turn = Z_UP_TO_Y_UP if self.config.up_axis == "z" else None
         unit, notes = self.config.metres_per_unit, []
         if unit is None:
@@ -79,12 +61,8 @@ class BvhReader(Reader):
         notes += _notes(bvh, names, unit, empty)
         motion = np.concatenate([rotations(bvh, turn), unit * root_places(bvh, turn)], axis=1)
         layout = joint_layout([names[index] for index in turning], "position")
-        split = self._lists.split_of(name)
         skeleton = rest_skeleton(bvh.joints, unit, turn)
         return Take(name, motion, bvh.fps, layout, split, empty, skeleton=skeleton, notes=tuple(notes))
-
-    def weight(self, name: str) -> int:
-        return file_size(self._files.get(name))
 
 
 def rotations(bvh: Bvh, turn: NDArray[np.float64] | None = None) -> NDArray[np.float64]:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.base import (
+    FilesReader,
     Reader,
-    file_size,
     files_below,
     frame_rate,
     load_npy,
@@ -31,7 +31,7 @@ from ds_rvqvae.data.formats.base import (
     refuse_speakers,
 )
 from ds_rvqvae.data.formats.npz import Header
-from ds_rvqvae.data.formats.split_lists import SplitLists, lists_of
+from ds_rvqvae.data.formats.split_lists import SplitLists
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError, Take
 from ds_rvqvae.motion.layout import Layout, feature_layout, layout_from_json
@@ -43,66 +43,46 @@ _JOINTS = {263: 22, 251: 21}
 """Of HumanML3D and of KIT, by their columns."""
 
 
-class FeatureFolderReader(Reader):
+class FeatureFolderReader(FilesReader):
     """A folder of `.npy` or `.npz` matrices `[frames, features]` at any depth, or one such file.
 
     An npz has its matrix under `motion`, or no other; its `fps` counts, all else is taken to be at `rvqvae.data.fps`.
-    `train.txt`, `val.txt` and `test.txt` in the folder or beside it list the clips of each split; a file that none
-    lists counts as `additional`, or as held out where there is only `train.txt`. `Mean.npy` and `Std.npy` in the folder
-    are the data's own statistics.
+    A file that no list of a split names counts as `additional`, or as held out where there is only `train.txt`.
+    `Mean.npy` and `Std.npy` in the folder are the data's own statistics.
     """
 
     format = ".npy or .npz feature matrices"
     key = "features"
+    suffix = ".npy"
 
     def __init__(self, path: Path, config: DataConfig) -> None:
         super().__init__(path, config)
-        refuse_speakers(config, path)
-        self._folder = path
-        if path.is_file():
-            self._files, self._lists = {path.stem: path}, SplitLists()
-        else:
-            self._files, self._lists = self._find()
         self._width: int | None = None
 
     @classmethod
     def matches(cls, path: Path) -> bool:
         if path.is_file():
             return path.suffix.lower() in (".npy", ".npz") and any(header.is_matrix for header in _headers([path]))
-        return any(header.is_matrix for header in islice(_headers(_matrices(path).values()), 16))
+        return any(header.is_matrix for header in islice(_headers(cls.files_of(path).values()), 16))
 
     def sources(self) -> list[Path]:
         statistics = [file for name in STATISTICS if (file := self._beside(name))]
-        return [*self._files.values(), *self._lists.files, *statistics]
+        return [*super().sources(), *statistics]
 
-    def clip_names(self) -> list[str]:
-        return sorted({*self._files, *self._lists.missing(self._files)})
+    @classmethod
+    def files_of(cls, folder: Path) -> dict[str, Path]:
+        return _without_statistics(files_below(folder, (".npy", ".npz")))
 
-    def file_of(self, name: str) -> str:
-        if name not in self._files:
-            return f"{name}.npy"
-        file = self._files[name]
-        return file.name if file == self.path else file.relative_to(self._folder).as_posix()
-
-    def take(self, name: str) -> Take:
-        if name not in self._files:
-            raise ClipError(self._lists.why_missing(name))
-        values, fps = self._load(self._files[name])
+    def take_of(self, name: str, file: Path, split: str | None) -> Take:
+        values, fps = self._load(file)
         motion = matrix(values, "the matrix", self._usual_width())
-        return Take(name, motion, fps, feature_layout(motion.shape[1]), self._lists.split_of(name))
-
-    def weight(self, name: str) -> int:
-        return file_size(self._files.get(name))
+        return Take(name, motion, fps, feature_layout(motion.shape[1]), split)
 
     def statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         mean, std = (self._beside(name) for name in STATISTICS)
         if mean is None or std is None:
             return None
         return read_statistics(mean), read_statistics(std, positive=True)
-
-    def _find(self) -> tuple[dict[str, Path], SplitLists]:
-        files = _matrices(self.path)
-        return files, lists_of(self.path, files)
 
     def _load(self, file: Path) -> tuple[NDArray[Any], float]:
         """A file's matrix and frame rate; raises ClipError."""
@@ -138,12 +118,15 @@ class HumanML3DReader(FeatureFolderReader):
     def matches(cls, path: Path) -> bool:
         return path.is_dir() and (path.name == CLIP_FOLDER or (path / CLIP_FOLDER).is_dir())
 
+    @classmethod
+    def files_of(cls, folder: Path) -> dict[str, Path]:
+        return _without_statistics(files_below(folder, (".npy",)))
+
     def _find(self) -> tuple[dict[str, Path], SplitLists]:
-        inside = (self.path / CLIP_FOLDER).is_dir()
-        if inside:
-            self._folder = self.path / CLIP_FOLDER
-        files = {name: file for name, file in files_below(self._folder, (".npy",)).items() if _is_no_statistic(file)}
-        return files, SplitLists(self.path, self._folder) if inside else lists_of(self.path, files)
+        if not (self.path / CLIP_FOLDER).is_dir():
+            return super()._find()
+        self._folder = self.path / CLIP_FOLDER
+        return self.files_of(self._folder), SplitLists(self.path, self._folder)
 
 
 def feature_weights(width: int, feat_bias: float) -> NDArray[np.float32] | None:
@@ -175,13 +158,8 @@ def read_statistics(file: str | Path, positive: bool = False) -> NDArray[np.floa
     return values
 
 
-def _matrices(folder: Path) -> dict[str, Path]:
-    files = files_below(folder, (".npy", ".npz"))
-    return {name: file for name, file in files.items() if _is_no_statistic(file)}
-
-
-def _is_no_statistic(file: Path) -> bool:
-    return file.name not in STATISTICS
+def _without_statistics(files: dict[str, Path]) -> dict[str, Path]:
+    return {name: file for name, file in files.items() if file.name not in STATISTICS}
 
 
 def _header(file: Path) -> Header:

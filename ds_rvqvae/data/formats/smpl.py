@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.base import (
+    FilesReader,
     Reader,
     file_size,
     files_below,
@@ -26,10 +27,8 @@ from ds_rvqvae.data.formats.base import (
     no_file,
     npz_keys,
     npz_samples,
-    refuse_speakers,
     visible_files,
 )
-from ds_rvqvae.data.formats.split_lists import SplitLists, lists_of
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError, Take
 from ds_rvqvae.motion.layout import NUM_EXPRESSIONS, SMPLH_JOINTS, SMPLX_JOINTS, joint_layout, smplx_layout
@@ -48,48 +47,31 @@ _BLOCK = 512
 and it takes twice as long)."""
 
 
-class SmplReader(Reader):
+class SmplReader(FilesReader):
     """A folder of npz files at any depth, or one: `poses`, `trans` and the frame rate, in metres and radians.
 
     SMPL-X has 165 columns of axis-angle rotations (55 joints), SMPL-H 156 (52). Facial expressions are not read.
-    `train.txt`, `val.txt` and `test.txt` in the folder or beside it list the clips of each split.
     """
 
     format = "SMPL-X or SMPL-H npz"
     key = "smpl"
+    suffix = ".npz"
     has_body_parts = True
-
-    def __init__(self, path: Path, config: DataConfig) -> None:
-        super().__init__(path, config)
-        refuse_speakers(config, path)
-        if path.is_file():
-            self._files, self._lists = {path.stem: path}, SplitLists()
-        else:
-            self._files = _motion_files(path)
-            self._lists = lists_of(path, self._files)
 
     @classmethod
     def matches(cls, path: Path) -> bool:
         if path.is_file():
             return path.suffix.lower() == ".npz" and POSES in npz_keys(path)
-        return any(POSES in keys for keys in npz_samples(_motion_files(path).values()))
+        return any(POSES in keys for keys in npz_samples(cls.files_of(path).values()))
 
-    def sources(self) -> list[Path]:
-        return [*self._files.values(), *self._lists.files]
+    @classmethod
+    def files_of(cls, folder: Path) -> dict[str, Path]:
+        files = files_below(folder, (".npz",))
+        return {name: file for name, file in files.items() if not file.name.endswith(_SHAPE_FILES)}
 
-    def clip_names(self) -> list[str]:
-        return sorted({*self._files, *self._lists.missing(self._files)})
-
-    def file_of(self, name: str) -> str:
-        if name not in self._files:
-            return f"{name}.npz"
-        return self.path.name if self._files[name] == self.path else self._files[name].relative_to(self.path).as_posix()
-
-    def take(self, name: str) -> Take:
-        if name not in self._files:
-            raise ClipError(self._lists.why_missing(name))
-        arrays = load_npz(self._files[name], (POSES, TRANS), FPS_KEYS)
-        fps = self._fps(arrays, self._files[name])
+    def take_of(self, name: str, file: Path, split: str | None) -> Take:
+        arrays = load_npz(file, (POSES, TRANS), FPS_KEYS)
+        fps = self._fps(arrays, file)
         poses, trans = matrix(arrays[POSES], POSES), matrix(arrays[TRANS], TRANS, 3)
         if poses.shape[1] not in LAYOUTS:
             wanted = "165 (SMPL-X, 55 joints) or 156 (SMPL-H, 52)"
@@ -103,10 +85,7 @@ class SmplReader(Reader):
         if self.config.up_axis == "z":
             _turn_upright(motion)
         empty = np.asarray(~(poses.any(axis=1) | trans.any(axis=1)))
-        return Take(name, motion, fps, layout, self._lists.split_of(name), empty, has_positions=True)
-
-    def weight(self, name: str) -> int:
-        return file_size(self._files.get(name))
+        return Take(name, motion, fps, layout, split, empty, has_positions=True)
 
     @staticmethod
     def _fps(arrays: Mapping[str, NDArray[Any]], file: Path) -> float:
@@ -161,11 +140,6 @@ def _turn_upright(motion: NDArray[np.floating[Any]]) -> None:
     motion[:, 3:6] = np.cross(motion[:, :3], motion[:, 3:6])
     y = motion[:, -2].copy()
     motion[:, -2], motion[:, -1] = motion[:, -1], -y
-
-
-def _motion_files(folder: Path) -> dict[str, Path]:
-    files = files_below(folder, (".npz",))
-    return {name: file for name, file in files.items() if not file.name.endswith(_SHAPE_FILES)}
 
 
 CLIP_FOLDER = "smplxflame_30"
