@@ -27,11 +27,11 @@ from ds_rvqvae.data.store.prepare import cache_folder
 from ds_rvqvae.data.store.store import HEADER_BYTES, Store
 from ds_rvqvae.files import sync, whole_folder
 from ds_rvqvae.host import Host
-from ds_rvqvae.text import gibibytes
+from ds_rvqvae.text import GIB, gibibytes
 
 KEPT = 8
 """Selections that the cache holds, those last used: two data sets in four body parts."""
-SPARE_BYTES = 1 << 30
+SPARE_BYTES = GIB
 """Left free on the disk, for checkpoints and logs."""
 _VERSION = 1
 _FRAMES, _TABLE, _BUILDING = "frames.npy", "selection.json", ".building"

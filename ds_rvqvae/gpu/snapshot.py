@@ -7,7 +7,7 @@ from typing import Any
 
 from ds_rvqvae.gpu.nvml import Gpu, GpuProcess
 from ds_rvqvae.gpu.processes import Owner
-from ds_rvqvae.text import gibibytes, in_gb, in_gib
+from ds_rvqvae.text import GIB, MIB, gibibytes, in_gb, in_gib
 
 CSV_COLUMNS = (
     "time", "gpu", "name", "uuid", "pci_bus_id", "cuda_device", "idle", "memory_used_MiB", "memory_total_MiB",
@@ -155,7 +155,7 @@ def csv_rows(snapshot: Snapshot) -> list[list[Any]]:
             [
                 *(snapshot.time.isoformat(timespec="milliseconds"), gpu.index, gpu.name, gpu.uuid, gpu.pci_bus_id),
                 *(snapshot.cuda_device(gpu), int(gpu.idle)),
-                *(_scaled(gpu.memory_used_bytes, 2**20), _scaled(gpu.memory_total_bytes, 2**20)),
+                *(_scaled(gpu.memory_used_bytes, MIB), _scaled(gpu.memory_total_bytes, MIB)),
                 *(gpu.utilisation, gpu.temperature, gpu.fan, gpu.power_watts, gpu.power_limit_watts),
                 *(_scaled(gpu.pcie_received_bytes_per_s, 1e6), _scaled(gpu.pcie_sent_bytes_per_s, 1e6)),
                 gpu.energy_joules,
@@ -173,7 +173,7 @@ def scalars(snapshot: Snapshot) -> dict[str, float]:
     values: dict[str, float | None] = {}
     for gpu in snapshot.cards:
         used = gpu.memory_used_bytes
-        values[f"GPU_memory_used_GiB/gpu_{gpu.index}"] = None if used is None else used / 2**30
+        values[f"GPU_memory_used_GiB/gpu_{gpu.index}"] = None if used is None else used / GIB
         values[f"GPU_utilisation_percent/gpu_{gpu.index}"] = gpu.utilisation
         values[f"GPU_power_watts/gpu_{gpu.index}"] = gpu.power_watts
         values[f"GPU_temperature_celsius/gpu_{gpu.index}"] = gpu.temperature

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from ds_rvqvae.data.formats.finding import check_regular
 from ds_rvqvae.motion.clip import ClipError
-from ds_rvqvae.text import gibibytes
+from ds_rvqvae.text import GIB, gibibytes
 
-LARGEST_FILE = 2**30
+LARGEST_FILE = GIB
 """Bytes; at 120 frames a second a figure of 100 joints needs them for two and a half hours."""
 _LARGEST_HEADER = 2**22
 """Characters before MOTION; a joint takes about a hundred."""

@@ -17,9 +17,9 @@ from typing import IO, Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_rvqvae.text import gibibytes
+from ds_rvqvae.text import GIB, gibibytes
 
-LARGEST = 2**30
+LARGEST = GIB
 """Bytes that an array may take, unless the caller says otherwise."""
 _LONGEST_HEADER = 10_000
 _MOST_ARRAYS = 10_000
