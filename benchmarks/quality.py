@@ -39,7 +39,7 @@ from quality_tables import SPLITS, picture, tables
 
 from ds_rvqvae.config.profile import load_profile
 from ds_rvqvae.errors import ExitStatus, UserError
-from ds_rvqvae.files import sha256_of
+from ds_rvqvae.files import sha256_of, whole_file
 from ds_rvqvae.host import processor_name
 
 HERE = Path(__file__).resolve().parent
@@ -251,9 +251,8 @@ def _train(run: Run, args: argparse.Namespace, out: Path) -> str | None:
 
 
 def _write_result(result: dict[str, Any], run: Run, out: Path) -> None:
-    unfinished = out / f"{run.name}.json.unfinished"
-    unfinished.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    unfinished.rename(out / f"{run.name}.json")
+    with whole_file(out / f"{run.name}.json") as content:
+        content.write(json.dumps(result, indent=1).encode())
 
 
 def _result(run: Run, data_path: Path, out: Path) -> dict[str, Any] | None:

@@ -1,8 +1,11 @@
-"""Files that are written whole or not at all, and their checksums."""
+"""Files and folders that are written whole or not at all, lines that are appended whole, and checksums."""
 
 import hashlib
 import os
+import shutil
 import socket
+import stat
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,18 +16,138 @@ _UNFINISHED = f".unfinished-{socket.gethostname()}-"
 
 
 @contextmanager
-def whole_file(file: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of `file` once all is written; after an exception nothing has changed."""
+def whole_file(file: Path, synced: bool = False) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of `file` once all is written; after an exception nothing has changed.
+
+    Args:
+        synced: wait until both the file and its name are on the disk.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f"{_UNFINISHED}{os.getpid()}-{threading.get_ident()}")
     try:
         with unfinished.open("wb") as content:
             yield content
+            if synced:
+                content.flush()
+                os.fsync(content.fileno())
         unfinished.replace(file)
     except BaseException:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
         raise
+    if synced:
+        sync(file.parent)
+
+
+@contextmanager
+def whole_folder(folder: Path, place: Path | None = None, *, replace: bool = True) -> Iterator[Path]:
+    """A folder to fill, which takes the name `folder` once all is written; after an exception nothing has changed.
+
+    Args:
+        place: a folder beside `folder` that holds everything until then; what a killed process left in it is removed.
+            Without it, one of a new name.
+        replace: whether an earlier folder that is not empty is replaced; else it raises OSError at the end.
+    """
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if place is None:
+        place = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    else:
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+    try:
+        unfinished = place / "new"
+        unfinished.mkdir()
+        yield unfinished
+        if replace:
+            replace_folder(unfinished, folder)
+        else:
+            unfinished.rename(folder)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def replace_folder(made: Path, folder: Path) -> None:
+    """Gives `made` the name `folder`, on the same disk; an earlier folder of that name is removed.
+
+    A process that is killed in between leaves the earlier one beside `made`, its name with `.old` after it.
+    """
+    earlier = made.with_name(f"{made.name}.old")
+    shutil.rmtree(earlier, ignore_errors=True)
+    if folder.exists():
+        folder.rename(earlier)
+    try:
+        made.rename(folder)
+    except OSError:
+        if earlier.exists():
+            earlier.rename(folder)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+class AppendedLines:
+    """Lines at the end of a file: all lines of a write or none, after a last line that a crash tore was cut.
+
+    Lines that find no room are kept, and written with later ones.
+
+    Args:
+        file: made where there is none; it may be a pipe or a device.
+        header: what an empty file begins with.
+        most_pending: bytes of lines that are kept; beyond them the oldest are dropped.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+
+    def __init__(self, file: Path, header: bytes = b"", most_pending: int | None = None) -> None:
+        self._handle = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._is_regular = stat.S_ISREG(os.fstat(self._handle).st_mode)
+        self._most_pending = most_pending
+        size = 0
+        if self._is_regular:
+            size = _whole_lines(self._handle)
+            os.ftruncate(self._handle, size)
+        self._pending = b"" if size else header
+
+    def write(self, lines: bytes) -> str | None:
+        """Adds whole lines; gives why they are kept for later, or None where all were written.
+
+        Raises:
+            BrokenPipeError: nobody reads the pipe any more.
+        """
+        self._pending += lines
+        end = os.lseek(self._handle, 0, os.SEEK_END) if self._is_regular else 0
+        written, why = 0, "no room on the disk"
+        try:
+            written = os.write(self._handle, self._pending)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            why = error.strerror or why
+        if written == len(self._pending):
+            self._pending = b""
+            return None
+        if self._is_regular:
+            os.ftruncate(self._handle, end)
+        if self._most_pending is not None and len(self._pending) > self._most_pending:
+            self._pending = self._pending[-self._most_pending :].partition(b"\n")[2]
+        return why
+
+    def close(self) -> None:
+        """Closes the file; lines that are kept are lost."""
+        os.close(self._handle)
+
+
+def _whole_lines(handle: int, block: int = 1 << 16) -> int:
+    """Bytes up to the end of the last whole line."""
+    end = os.lseek(handle, 0, os.SEEK_END)
+    while end:
+        start = max(0, end - block)
+        found = os.pread(handle, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
 
 
 def check_writable(folder: Path) -> None:
@@ -45,10 +168,13 @@ def remove_unfinished(folder: Path) -> None:
                 leftover.unlink()
 
 
-def sync(file: Path) -> None:
-    """Waits until a file is on the disk."""
-    with file.open("rb") as content:
-        os.fsync(content.fileno())
+def sync(path: Path) -> None:
+    """Waits until a file, or a folder's own entries, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sha256_of(file: Path) -> str:

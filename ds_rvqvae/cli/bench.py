@@ -8,6 +8,7 @@ from typing import Any
 from ds_rvqvae.cli.common import Verbs, add_json_flag, count, print_result
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.host import bf16_arithmetic_text
+from ds_rvqvae.text import gibibytes
 
 
 def add_to(verbs: Verbs) -> None:
@@ -79,7 +80,7 @@ def bench_table(result: dict[str, Any]) -> str:
         f"{100 * result['added_share']:.1f} %",
         f"{result['flops'] / 1e9:,.0f} GFLOP a step, {100 * result['mfu']:.1f} % of the rate of large matrix products "
         f"({result['matmul_flops'] / 1e9:,.0f} GFLOP/s)",
-        f"{result['kernels']:,} kernels a step; peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB",
+        f"{result['kernels']:,} kernels a step; peak memory {gibibytes(result['peak_memory_bytes'])}",
     ]
     if result["device_busy_share"] is not None:
         lines.append(f"the GPU is busy {100 * result['device_busy_share']:.1f} % of a step")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ds_rvqvae.cli.common import Verbs, add_json_flag, print_result
 from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.text import size
 
 if TYPE_CHECKING:
     from ds_rvqvae.data.store.store import Store
@@ -107,7 +108,10 @@ def _fact_lines(store: "Store", facts: dict[str, Any]) -> list[str]:
         ("holds", f"{counted(facts['clips'], 'clip')}, {facts['frames']:,} frames, {hours_words(facts['hours'])}"),
         ("frame rate", f"{facts['fps']:g} a second"),
         ("columns", f"{facts['columns']}: {facts['layout']}"),
-        ("on disk", f"{_size(facts['bytes'])} of {facts['dtype']} in {counted(facts['shards'], 'shard')}, {checks}"),
+        (
+            "on disk",
+            f"{size(facts['bytes'], short=False)} of {facts['dtype']} in {counted(facts['shards'], 'shard')}, {checks}",
+        ),
     ]
     parts = [f"{part} {columns}" for part, columns in facts["body_parts"].items()]
     rows.append(("body parts", ", ".join(parts) or "none of SMPL-X; all columns, or rvqvae.data.body_parts"))
@@ -170,7 +174,7 @@ def _verify(args: argparse.Namespace) -> int:
     }
     text = (
         f"{args.store}: whole: {counted(len(store.shards), 'shard')}, {counted(result['clips'], 'clip')}, "
-        f"{result['frames']:,} frames ({hours_words(result['hours'])}), {_size(store.nbytes)} read in "
+        f"{result['frames']:,} frames ({hours_words(result['hours'])}), {size(store.nbytes, short=False)} read in "
         f"{seconds:.1f} s"
     )
     if not damaged:
@@ -191,13 +195,3 @@ def _refusal(folder: Path, damaged: "list[Damage]") -> str:
     if len(shown) < len(damaged):
         lines.append(f"  and {len(damaged) - len(shown)} more files; --json names all, with their clips")
     return "\n".join(lines)
-
-
-def _size(count: int) -> str:
-    """Bytes in words."""
-    size, unit = float(count), "bytes"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if size < 1024:
-            break
-        size, unit = size / 1024, larger
-    return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"

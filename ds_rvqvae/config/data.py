@@ -1,7 +1,7 @@
 """The `rvqvae.data` object of a profile: where motion comes from, what of it is used, and how it is cut."""
 
 import difflib
-from typing import Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,9 +10,19 @@ from ds_rvqvae.config.facts import DataFacts
 
 BODY_PARTS = ("upper", "hands", "lower", "lower_trans", "whole", "whole_trans", "face")
 """Parts of SMPL-X and SMPL-H data that need no definition."""
-FormatName = Literal["beat2", "smpl", "bvh", "humanml3d", "features", "packed"]
-FORMATS: tuple[FormatName, ...] = get_args(FormatName)
-"""Names of motion formats; `data/formats/readers.py` has the reader of each."""
+FORMATS = {
+    "beat2": "smpl.Beat2Reader",
+    "smpl": "smpl.SmplReader",
+    "bvh": "bvh_motion.BvhReader",
+    "humanml3d": "features.HumanML3DReader",
+    "features": "features.FeatureFolderReader",
+    "packed": "features.PackedReader",
+}
+"""Motion formats by name, and where the reader of each is: a module of `data/formats/`, and a class in it."""
+if TYPE_CHECKING:
+    FormatName = str
+else:
+    FormatName = Literal[tuple(FORMATS)]
 
 _STORE = DataFacts(resume="free", store="setting", reading=False)
 """Keys of how files are made into a store."""

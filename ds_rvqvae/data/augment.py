@@ -5,31 +5,21 @@ on where a run was resumed.
 """
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import AugmentConfig
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.layout import SMPLX_JOINTS, Layout, rotation_columns
 from ds_rvqvae.motion.rotations import decimation, resample
+from ds_rvqvae.motion.sides import partners
 
 # What a draw is for; data/order.py has the numbers below.
 _CHANGES, _NOISE, _OFFSET, _MIX, _SCALE = 16, 17, 18, 19, 20
 
-_SIDES = {"left": "right", "Left": "Right", "LEFT": "RIGHT", "l": "r", "L": "R"}
-_OTHER_SIDE = {**_SIDES, **{right: left for left, right in _SIDES.items()}}
-_SIDED = re.compile(
-    r"(?<![A-Za-z])(?:left|right|LEFT|RIGHT)|Left|Right"  # left_hip, LeftHip, mixamorig:LeftArm, hand_left
-    r"|(?<![A-Za-z])(?:[lr](?=[A-Z])|[LR](?=[A-Z][a-z]))"  # lThigh, LThumb; not LowerBack
-    r"|(?<![A-Za-z0-9])[LRlr](?![A-Za-z0-9])"  # Hip.L, hip_l, Bip01 L Arm; not L5, a vertebra
-    r"|(?<=[a-z0-9])[LR](?![A-Za-z])"  # ArmL, FootR1
-)
-"""Where a name surely tells a side."""
-_PERHAPS_SIDED = re.compile(r"^[lrLR]|[lrLR]$|left|right")
-"""Where it may: lfemur has rfemur beside it, lowerback nothing."""
 _LARGEST_ASYMMETRY = 0.25
 """Of a figure at rest, as a share of its bones' lengths; real bodies have a few hundredths."""
 
@@ -82,7 +72,7 @@ class Augment:
         """Frames that a window of `size` takes at `speed`."""
         return math.ceil((size - 1) * speed) + 1
 
-    def apply(self, motion: np.ndarray, draws: Draws, size: int) -> np.ndarray:
+    def apply(self, motion: NDArray[np.float32], draws: Draws, size: int) -> NDArray[np.float32]:
         """A window of `size` frames as drawn.
 
         Rotations are taken along the sphere, places of the root along the straight way, so that its velocities fit the
@@ -106,27 +96,29 @@ class Augment:
         window = motion[:size] if size == 1 or _is_one(speed) else self._at_speed(motion, speed, size)
         return self._mirror(window) if draws.mirror and self._mirror else window
 
-    def add_noise(self, normalised: np.ndarray, position: int) -> None:
+    def add_noise(self, normalised: NDArray[np.float32], position: int) -> None:
         """Adds the noise of the sample at `position` to its normalised window, float32 `[size, C]`, in place."""
         if self.config.noise:
             noise = self._generator(position, _NOISE).standard_normal(normalised.shape, np.float32)
             noise *= np.float32(self.config.noise)
             normalised += noise
 
-    def add_offset(self, normalised: np.ndarray, position: int) -> None:
+    def add_offset(self, normalised: NDArray[np.float32], position: int) -> None:
         """Moves the normalised window at `position`, float32 `[size, C]`, as a whole and in place."""
         if self.config.offset:
             offset = self._generator(position, _OFFSET).standard_normal(normalised.shape[1], np.float32)
             normalised += offset * np.float32(self.config.offset)
 
-    def scale(self, normalised: np.ndarray, position: int) -> None:
+    def scale(self, normalised: NDArray[np.float32], position: int) -> None:
         """Multiplies the columns of each part of the normalised window at `position`, `[size, C]`, in place."""
         if self.config.scale:
             drawn = self._generator(position, _SCALE).standard_normal(len(self._parts), np.float32)
             factors = np.exp(np.float32(self.config.scale) * drawn)
             normalised *= np.repeat(factors, [len(columns) for columns in self._parts])
 
-    def mixed_from(self, position: int, windows: int, reach: np.ndarray | None = None) -> list[tuple[int, np.ndarray]]:
+    def mixed_from(
+        self, position: int, windows: int, reach: NDArray[np.float64] | None = None
+    ) -> list[tuple[int, NDArray[np.int64]]]:
         """Which of `windows` the sample at `position` takes columns from, and which: int64 `[columns]` each.
 
         The layout's parts, as a ring, are cut into `mix_windows` stretches, one of which stays the sample's own.
@@ -150,7 +142,7 @@ class Augment:
     def _generator(self, position: int, what: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(what, position)))
 
-    def _at_speed(self, motion: np.ndarray, speed: float, size: int) -> np.ndarray:
+    def _at_speed(self, motion: NDArray[np.float32], speed: float, size: int) -> NDArray[np.float32]:
         motion = motion[: self.needed(size, speed)]
         try:
             window = resample(motion, self._rotations, speed, 1.0)[:size]
@@ -168,7 +160,7 @@ class Augment:
         return window
 
 
-def _draw_window(generator: np.random.Generator, windows: int, reach: np.ndarray | None) -> int:
+def _draw_window(generator: np.random.Generator, windows: int, reach: NDArray[np.float64] | None) -> int:
     if reach is None:
         return int(generator.integers(windows))
     return int(np.searchsorted(reach, reach[-1] * generator.random(), side="right"))
@@ -212,7 +204,7 @@ class Mirror:
                     np.outer(sides[:2], sides).reshape(-1) if kind == "rotation_6d" else sides
                 )
 
-    def __call__(self, motion: np.ndarray) -> np.ndarray:
+    def __call__(self, motion: NDArray[np.float32]) -> NDArray[np.float32]:
         """A mirrored copy of `motion [..., C]`, in the data's own units."""
         return motion[..., self.columns] * self.signs
 
@@ -235,31 +227,6 @@ class Mirror:
             )
 
 
-def partners(names: Sequence[str], no_partner: Callable[[str], None]) -> dict[str, str]:
-    """Each joint's name and that of the same joint on the other side; those in the middle are their own partners.
-
-    Args:
-        no_partner: called with a name that surely tells a side but has no partner.
-    """
-    there, found = set(names), {}
-    for name in names:
-        found[name] = next((other for other in _candidates(name) if other in there), name)
-    found = {name: other if found[other] == name else name for name, other in found.items()}
-    for name, other in found.items():
-        if name == other and _SIDED.search(name):
-            no_partner(name)
-    return found
-
-
-def _candidates(name: str) -> list[str]:
-    """What the partner of a joint may be called, the most likely first."""
-    candidates = [_SIDED.sub(lambda match: _OTHER_SIDE[match[0]], name)]
-    for pattern in (_SIDED, _PERHAPS_SIDED):
-        for match in pattern.finditer(name):
-            candidates.append(name[: match.start()] + _OTHER_SIDE[match[0]] + name[match.end() :])
-    return [candidate for candidate in candidates if candidate != name]
-
-
 def _no_partner(name: str) -> None:
     raise UserError(
         f"rvqvae.data.augment.mirror: {name} has no partner on the other side among the columns in use; choose a body "
@@ -268,14 +235,14 @@ def _no_partner(name: str) -> None:
 
 
 def _has_sides(names: Sequence[str]) -> bool:
-    return any(name != other for name, other in partners(names, lambda name: None).items())
+    return any(name != other for name, other in partners(names).items())
 
 
 def _side_axis(skeleton: Mapping[str, Any]) -> int:
     """The axis (0: x, 2: z) along which a figure's two sides lie opposite each other; raises UserError."""
     names, offsets = list(skeleton["joint_names"]), np.asarray(skeleton["offsets"], np.float64)
     place = {name: index for index, name in enumerate(names)}
-    other = np.array([place[partner] for partner in partners(names, lambda name: None).values()])
+    other = np.array([place[partner] for partner in partners(names).values()])
     bones = np.array([parent >= 0 for parent in skeleton["parents"]])  # the root's offset is a place in the world
     here, there = offsets[bones], offsets[other][bones]
     opposite = (np.minimum(np.abs(here), np.abs(there)) * (here * there < 0)).sum(axis=0)

@@ -20,14 +20,18 @@ from typing import BinaryIO
 
 import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
+from ds_rvqvae.data.formats.npz import write_header
 from ds_rvqvae.data.store.prepare import cache_folder
 from ds_rvqvae.data.store.store import HEADER_BYTES, Store
+from ds_rvqvae.files import sync, whole_folder
 from ds_rvqvae.host import Host
+from ds_rvqvae.text import GIB, gibibytes
 
 KEPT = 8
 """Selections that the cache holds, those last used: two data sets in four body parts."""
-SPARE_BYTES = 1 << 30
+SPARE_BYTES = GIB
 """Left free on the disk, for checkpoints and logs."""
 _VERSION = 1
 _FRAMES, _TABLE, _BUILDING = "frames.npy", "selection.json", ".building"
@@ -38,7 +42,9 @@ _READ_AHEAD_BYTES = 1 << 20
 logger = logging.getLogger("ds_rvqvae")
 
 
-def selected_frames(store: Store, columns: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray | None:
+def selected_frames(
+    store: Store, columns: NDArray[np.int64], mean: NDArray[np.float32], std: NDArray[np.float32]
+) -> NDArray[np.float32] | None:
     """Some columns of all frames of a store as `(frames - mean) / std`, from the cache, built there if need be.
 
     One process builds it while others wait; they all map the same file. Every number equals, bit for bit, that of a
@@ -72,7 +78,9 @@ def selected_frames(store: Store, columns: np.ndarray, mean: np.ndarray, std: np
     return frames
 
 
-def gather(frames: np.ndarray, starts: np.ndarray, size: int, out: np.ndarray) -> np.ndarray:
+def gather(
+    frames: NDArray[np.float32], starts: NDArray[np.int64], size: int, out: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """Copies windows of `size` rows into `out`.
 
     One call of numpy, which lets other threads run meanwhile; a loop would take the interpreter's lock for each window.
@@ -92,7 +100,7 @@ def gather(frames: np.ndarray, starts: np.ndarray, size: int, out: np.ndarray) -
     return np.take(frames, starts[:, None] + np.arange(size), axis=0, out=out, mode="clip")
 
 
-def will_need(store: Store, starts: np.ndarray, size: int) -> None:
+def will_need(store: Store, starts: NDArray[np.int64], size: int) -> None:
     """Has the disk fetch windows of a store, all at once, before they are read one after the other.
 
     Without it a page that is not in memory is waited for by itself, at a tenth of the disk's pace.
@@ -130,11 +138,12 @@ def _fits(nbytes: int) -> bool:
     return nbytes <= Host.read().memory_bytes // 2
 
 
-def _map_of(frames: np.ndarray) -> mmap.mmap:
+def _map_of(frames: NDArray[np.float32]) -> mmap.mmap:
     """The memory map that an array is a view of."""
-    base = frames
+    base: object = frames
     while isinstance(base, np.ndarray):
         base = base.base
+    assert isinstance(base, mmap.mmap)
     return base
 
 
@@ -145,7 +154,9 @@ def _root() -> Path:
 class _Selection:
     """Columns of a store with their normalisation, and their folder in the cache: `frames.npy`, `selection.json`."""
 
-    def __init__(self, store: Store, columns: np.ndarray, mean: np.ndarray, std: np.ndarray) -> None:
+    def __init__(
+        self, store: Store, columns: NDArray[np.int64], mean: NDArray[np.float32], std: NDArray[np.float32]
+    ) -> None:
         self.store, self.columns, self.mean, self.std = store, columns.astype(np.int64), mean, std
         self.shape = (store.num_frames, len(columns))
         self.nbytes = store.num_frames * len(columns) * 4
@@ -159,11 +170,9 @@ class _Selection:
 
     @property
     def words(self) -> str:
-        return (
-            f"{self.store.folder}: {self.shape[1]} columns of {self.shape[0]:,} frames ({self.nbytes / 2**30:.2f} GiB)"
-        )
+        return f"{self.store.folder}: {self.shape[1]} columns of {self.shape[0]:,} frames ({gibibytes(self.nbytes)})"
 
-    def open(self) -> np.ndarray | None:
+    def open(self) -> NDArray[np.float32] | None:
         """The frames, where they are there, whole; marks them as just used."""
         try:
             frames = np.asarray(np.load(self.folder / _FRAMES, mmap_mode="r", allow_pickle=False))
@@ -175,7 +184,7 @@ class _Selection:
             os.utime(self.folder / _TABLE)
         return frames
 
-    def build(self) -> np.ndarray | None:
+    def build(self) -> NDArray[np.float32] | None:
         """The frames, built beside their place and renamed, unless another process just did; raises OSError."""
         root = self.folder.parent
         root.mkdir(parents=True, exist_ok=True)
@@ -186,28 +195,20 @@ class _Selection:
             _remove_unused(self)
             free = shutil.disk_usage(root).free
             if free < self.nbytes + SPARE_BYTES:
-                raise OSError(f"{free / 2**30:.2f} GiB free on its disk")
+                raise OSError(f"{gibibytes(free)} free on its disk")
             logger.info("%s: normalised once, for this run and later ones", self.words)
-            building = root / f".{self.folder.name}{_BUILDING}"
-            shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
-            building.mkdir()
-            try:
-                with (building / _FRAMES).open("wb") as file:
+            # An earlier folder is damaged, or it would have been opened.
+            with whole_folder(self.folder, root / f".{self.folder.name}{_BUILDING}") as unfinished:
+                with (unfinished / _FRAMES).open("wb") as file:
                     self._write(file)
-                    file.flush()
-                    os.fsync(file.fileno())
+                sync(unfinished / _FRAMES)
                 table = {"store": str(self.store.folder.resolve()), "content": self.content, "columns": self.shape[1]}
-                (building / _TABLE).write_text(json.dumps(table) + "\n", encoding="utf-8")
-                shutil.rmtree(self.folder, ignore_errors=True)  # damaged, or it would have been opened
-                building.rename(self.folder)
-            finally:
-                shutil.rmtree(building, ignore_errors=True)
+                (unfinished / _TABLE).write_text(json.dumps(table) + "\n", encoding="utf-8")
             return self.open()
 
     def _write(self, file: BinaryIO) -> None:
         """Writes the `.npy` file, reading the store once from its first row to its last."""
-        header = {"descr": "<f4", "fortran_order": False, "shape": self.shape}
-        np.lib.format.write_array_header_1_0(file, header)
+        write_header(file, np.dtype("<f4"), *self.shape)
         rows = max(1, _BLOCK_BYTES // (4 * max(self.shape[1], len(self.store.mean))))
         block = np.empty((rows, self.shape[1]), np.float32)
         for first, last in pairwise(self.store.starts.tolist()):

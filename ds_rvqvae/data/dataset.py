@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.config.batch_sizes import window_sizes
 from ds_rvqvae.config.data import DataConfig
@@ -39,7 +40,7 @@ class MotionData:
         self.store = store
         self.config = config
         self.fps = store.fps
-        columns: np.ndarray = np.arange(len(store.mean))
+        columns: NDArray[np.int64] = np.arange(len(store.mean))
         self.layout: Layout = store.layout
         self.body_part: str | None = None
         if store.has_body_parts or config.body_part in (config.body_parts or ()):
@@ -48,7 +49,7 @@ class MotionData:
         self.columns = columns
         self.in_features = len(columns)
         self.mean, std = self._statistics()
-        self.std = np.maximum(std, np.float32(config.std_floor)) / self._weights()
+        self.std: NDArray[np.float32] = np.divide(np.maximum(std, np.float32(config.std_floor)), self._weights())
 
     @classmethod
     def open(cls, config: DataConfig, progress: bool = False) -> "MotionData":
@@ -59,7 +60,7 @@ class MotionData:
         """
         return cls(prepare_store(config, progress=progress), config)
 
-    def use_normalisation(self, mean: np.ndarray, std: np.ndarray) -> None:
+    def use_normalisation(self, mean: NDArray[np.float32], std: NDArray[np.float32]) -> None:
         """Normalises by `mean` and `std`, float32 `[C]`, such as a trained tokenizer's.
 
         Raises:
@@ -86,15 +87,15 @@ class MotionData:
             ]
         return [segment for segment in segments if segment.stop - segment.start >= MIN_FRAMES]
 
-    def frames(self, segment: Segment) -> np.ndarray:
+    def frames(self, segment: Segment) -> NDArray[np.float32]:
         """A segment's motion in the data's own units, float32 `[frames, C]`."""
         return self.store.clip(segment.name)[segment.start : segment.stop].take(self.columns, axis=1)
 
-    def normalised(self, segment: Segment) -> np.ndarray:
+    def normalised(self, segment: Segment) -> NDArray[np.float32]:
         """A segment's motion as the model takes it, float32 `[frames, C]`."""
         return self.normalise(self.frames(segment))
 
-    def window_starts(self, split: str = "train", window_size: int | None = None) -> np.ndarray:
+    def window_starts(self, split: str = "train", window_size: int | None = None) -> NDArray[np.int64]:
         """Row of the store where each window of `window_size` frames starts, int64, in order; none crosses a cut.
 
         Args:
@@ -112,10 +113,11 @@ class MotionData:
         ]
         if not starts:
             raise UserError(self._no_window(split, segments, size))
-        return np.concatenate(starts).astype(np.int64)
+        rows: NDArray[np.int64] = np.concatenate(starts).astype(np.int64)
+        return rows
 
     @cached_property
-    def training_windows(self) -> dict[int, np.ndarray]:
+    def training_windows(self) -> dict[int, NDArray[np.int64]]:
         """`window_starts` of the training split for each length of window, the shortest first.
 
         Raises:
@@ -160,20 +162,22 @@ class MotionData:
             return [f"{start}: {next(iter(texts.values()))}"]
         return [f"{start}, {size} frames: {text}" for size, text in texts.items()]
 
-    def _groups(self, starts: np.ndarray, by: Literal["speaker", "set"]) -> Groups:
+    def _groups(self, starts: NDArray[np.int64], by: Literal["speaker", "set"]) -> Groups:
         trained = sorted({segment.name for segment in self.segments("train")})
         place = {name: index for index, name in enumerate(trained)}
         clips, of_each = np.unique(self._clip_of(starts), return_inverse=True)
         of_window = np.array([place[self.store.clip_names[clip]] for clip in clips.tolist()])[of_each]
         return balanced([group_of(name, by) for name in trained], of_window, self.config.weights or {}, by)
 
-    def windows(self, starts: np.ndarray, window_size: int | None = None, out: np.ndarray | None = None) -> np.ndarray:
+    def windows(
+        self, starts: NDArray[np.int64], window_size: int | None = None, out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
         """Normalised windows `[len(starts), window_size, C]`, float32, written into `out` where one is given."""
         return self.normalise(self.raw_windows(starts, window_size, out))
 
     def raw_windows(
-        self, starts: np.ndarray, window_size: int | None = None, out: np.ndarray | None = None
-    ) -> np.ndarray:
+        self, starts: NDArray[np.int64], window_size: int | None = None, out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
         """The same in the data's own units."""
         size = window_size or self.config.window_size
         if out is None:
@@ -183,33 +187,33 @@ class MotionData:
             np.take(self.store.read(start, start + size), self.columns, axis=1, out=window, mode="clip")
         return out
 
-    def training_frames(self, start: int, frames: int) -> np.ndarray:
+    def training_frames(self, start: int, frames: int) -> NDArray[np.float32]:
         """Rows of the store from `start` on, float32 `[frames, C]`; fewer where their training segment ends before."""
         segment = int(np.searchsorted(self._training_bounds[0], start, side="right")) - 1
         stop = min(start + frames, int(self._training_bounds[1][segment]))
         return self.store.read(start, stop).take(self.columns, axis=1)
 
     @cached_property
-    def _training_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+    def _training_bounds(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First rows of the training segments, sorted, and the rows after their last."""
         firsts = {segment: self.store.rows(segment.name)[0] for segment in self.segments("train")}
         bounds = sorted((first + segment.start, first + segment.stop) for segment, first in firsts.items())
         return np.array([start for start, _ in bounds]), np.array([stop for _, stop in bounds])
 
-    def normalise(self, motion: np.ndarray) -> np.ndarray:
+    def normalise(self, motion: NDArray[np.float32]) -> NDArray[np.float32]:
         """Normalises `motion [..., C]`, float32 in the data's own units, in place."""
         motion -= self.mean
         motion /= self.std
         return motion
 
-    def clip_names(self, starts: np.ndarray) -> list[str]:
+    def clip_names(self, starts: NDArray[np.int64]) -> list[str]:
         """The clip that each window comes from."""
         return [self.store.clip_names[clip] for clip in self._clip_of(starts)]
 
-    def _clip_of(self, starts: np.ndarray) -> np.ndarray:
+    def _clip_of(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.searchsorted(self.store.starts, starts, side="right") - 1
 
-    def _weights(self) -> np.ndarray:
+    def _weights(self) -> NDArray[np.float32]:
         """How much each column weighs, float32 `[C]`; raises UserError where the columns have no known weights."""
         width, bias = len(self.store.mean), self.config.feat_bias
         weights = np.ones(width, np.float32) if bias == 1 else feature_weights(width, bias)
@@ -220,14 +224,14 @@ class MotionData:
             )
         return weights[self.columns]
 
-    def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
+    def _statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Mean and std of the columns in use, from the files that the settings name or from the store."""
         files = self.config.mean_file, self.config.std_file
         if files[0] is None or files[1] is None:
             return self.store.mean[self.columns], self.store.std[self.columns]
         return self._of_width(files[0]), self._of_width(files[1], positive=True)
 
-    def _of_width(self, file: str, positive: bool = False) -> np.ndarray:
+    def _of_width(self, file: str, positive: bool = False) -> NDArray[np.float32]:
         values = read_statistics(Path(file).expanduser(), positive)
         if len(values) == len(self.store.mean):
             return values[self.columns]

@@ -6,15 +6,17 @@ is the same for the same seed.
 
 import csv
 import json
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ds_rvqvae.data.formats.npz import write_npz
 from ds_rvqvae.data.formats.smpl import CLIP_FOLDER, SPLIT_FILE
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.files import whole_folder
 from ds_rvqvae.motion.layout import NUM_EXPRESSIONS, SMPLX_JOINTS
 
 FPS = 30
@@ -69,12 +71,12 @@ def write_demo_motion(folder: Path, clips: int = 12, frames: int = 600, seed: in
         folder.parent.mkdir(parents=True, exist_ok=True)
         if _holds(folder, recipe):
             return folder
-        building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.building-", dir=folder.parent))
         try:
-            _write_all(building / "new", recipe)
-            _put_in_place(building / "new", folder, recipe)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
+            with whole_folder(folder, replace=False) as unfinished:
+                _write_all(unfinished, recipe)
+        except OSError:
+            if not _holds(folder, recipe):  # else another process was first
+                raise
     except OSError as error:
         raise UserError(f"{folder}: demo motion cannot be written: {error.strerror or error}") from None
     return folder
@@ -92,14 +94,6 @@ def _holds(folder: Path, recipe: dict[str, int]) -> bool:
     return True
 
 
-def _put_in_place(made: Path, folder: Path, recipe: dict[str, int]) -> None:
-    try:
-        made.replace(folder)
-    except OSError:  # another process was first
-        if not _holds(folder, recipe):
-            raise
-
-
 def _write_all(folder: Path, recipe: dict[str, int]) -> None:
     (folder / CLIP_FOLDER).mkdir(parents=True)
     names = []
@@ -107,9 +101,10 @@ def _write_all(folder: Path, recipe: dict[str, int]) -> None:
         style = index % len(_STYLES)
         names.append(f"{style + 1}_{_STYLES[style].name}_0_{index // len(_STYLES) + 1}_{index + 1}")
         motion = _clip(_STYLES[style], recipe["frames"], np.random.default_rng([recipe["seed"], index]))
-        np.savez(folder / CLIP_FOLDER / f"{names[-1]}.npz", **motion)
-    with (folder / SPLIT_FILE).open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
+        with (folder / CLIP_FOLDER / f"{names[-1]}.npz").open("wb") as file:
+            write_npz(file, motion)
+    with (folder / SPLIT_FILE).open("w", newline="", encoding="utf-8") as lines:
+        rows = csv.writer(lines)
         rows.writerow(("id", "type"))
         rows.writerows(zip(names, _splits(len(names)), strict=True))
     (folder / _RECIPE).write_text(json.dumps(recipe) + "\n", encoding="utf-8")
@@ -122,7 +117,7 @@ def _splits(clips: int) -> list[str]:
     return ["train"] * (clips - val - test) + ["val"] * val + ["test"] * test
 
 
-def _clip(style: _Style, frames: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _clip(style: _Style, frames: int, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
     """One clip under BEAT2's keys and dtypes."""
     seconds = np.arange(frames) / FPS
     poses = np.zeros((frames, len(SMPLX_JOINTS), 3))
@@ -150,14 +145,18 @@ def _clip(style: _Style, frames: int, rng: np.random.Generator) -> dict[str, np.
     }
 
 
-def _oscillate(rng: np.random.Generator, seconds: np.ndarray, rate: float, channels: int) -> np.ndarray:
+def _oscillate(
+    rng: np.random.Generator, seconds: NDArray[np.float64], rate: float, channels: int
+) -> NDArray[np.float64]:
     """Band-limited noise of about unit size, `[frames, channels]`: four sines a channel around `rate` Hz."""
     rates = rate * rng.uniform(0.6, 1.3, size=(4, 1, channels))
     phases = rng.uniform(0, 2 * np.pi, size=(4, 1, channels))
-    return np.sin(2 * np.pi * rates * seconds[:, None] + phases).sum(axis=0) / np.sqrt(2)
+    sines = np.sin(2 * np.pi * rates * seconds[:, None] + phases)
+    noise: NDArray[np.float64] = sines.sum(axis=0) / np.sqrt(2)
+    return noise
 
 
-def _phrases(rng: np.random.Generator, seconds: np.ndarray) -> np.ndarray:
+def _phrases(rng: np.random.Generator, seconds: NDArray[np.float64]) -> NDArray[np.float64]:
     """How much is being gestured, 0 to 1, `[frames]`: phrases and pauses with soft edges."""
     gate = np.zeros(len(seconds))
     start = rng.uniform(0, 0.6)
@@ -169,7 +168,9 @@ def _phrases(rng: np.random.Generator, seconds: np.ndarray) -> np.ndarray:
     return np.convolve(np.pad(gate, len(edge), mode="edge"), edge / edge.sum(), mode="same")[len(edge) : -len(edge)]
 
 
-def _move_body(poses: np.ndarray, style: _Style, seconds: np.ndarray, rng: np.random.Generator) -> None:
+def _move_body(
+    poses: NDArray[np.float64], style: _Style, seconds: NDArray[np.float64], rng: np.random.Generator
+) -> None:
     """Sway spread over the spine and taken back by the head; the weight goes from leg to leg."""
     sway = style.sway * _oscillate(rng, seconds, 0.25, 3)
     poses[:, _JOINT["pelvis"]] = 0.5 * sway
@@ -187,13 +188,13 @@ def _move_body(poses: np.ndarray, style: _Style, seconds: np.ndarray, rng: np.ra
 
 
 def _move_arm(
-    poses: np.ndarray,
+    poses: NDArray[np.float64],
     side: str,
     sign: float,
     style: _Style,
     lift: float,
-    activity: np.ndarray,
-    seconds: np.ndarray,
+    activity: NDArray[np.float64],
+    seconds: NDArray[np.float64],
     rng: np.random.Generator,
 ) -> None:
     """Arms hang in pauses and rise in phrases; each joint down the chain repeats the same beat a little later."""

@@ -1,6 +1,7 @@
 """Training samples: windows of motion, normalised and, where that is asked for, changed at random."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.data.augment import Augment, Draws
 from ds_rvqvae.data.cache import gather, selected_frames, will_need
@@ -23,7 +24,9 @@ class Gatherer:
         self._augment = Augment(data.layout, augment, seed, data.store.skeleton) if augment.is_on else None
         self._frames = selected_frames(data.store, data.columns, data.mean, data.std)
 
-    def gather(self, starts: np.ndarray, positions: np.ndarray, size: int, out: np.ndarray) -> None:
+    def gather(
+        self, starts: NDArray[np.int64], positions: NDArray[np.int64], size: int, out: NDArray[np.float32]
+    ) -> None:
         """Writes the samples at `positions` of the run, windows of `size` frames from `starts`, into `out`.
 
         Args:
@@ -47,7 +50,7 @@ class Gatherer:
             self._augment.add_offset(window, position)
             self._augment.add_noise(window, position)
 
-    def _mix(self, window: np.ndarray, position: int, size: int) -> None:
+    def _mix(self, window: NDArray[np.float32], position: int, size: int) -> None:
         """Takes some columns of a normalised window from other ones of the training split."""
         assert self._augment is not None
         starts = self._data.training_windows[size]
@@ -56,7 +59,7 @@ class Gatherer:
         for other, columns in self._augment.mixed_from(position, len(starts), reach):
             window[:, columns] = self._data.windows(starts[other : other + 1], size)[0][:, columns]
 
-    def _changed(self, start: int, draws: Draws, size: int) -> np.ndarray:
+    def _changed(self, start: int, draws: Draws, size: int) -> NDArray[np.float32]:
         assert self._augment is not None
         motion = self._data.training_frames(start, self._augment.needed(size, draws.speed))
         return np.array(self._augment.apply(motion, draws, size))  # a copy: it may be a view of the store

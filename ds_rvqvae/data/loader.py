@@ -102,10 +102,12 @@ class BatchLoader:
         self._next_step += 1
 
     def _gather(self, step: int) -> list["torch.Tensor"]:
+        import torch
+
         parts, first = self._accumulation * self._world_size, self._rank * self._accumulation
         bounds = [self._order.bounds(step, part, parts) for part in range(first, first + self._accumulation)]
         batch = self.samples(step, bounds[0][0], bounds[-1][1])
-        return list(batch.split([stop - start for start, stop in bounds]))
+        return list(torch.split(batch, [stop - start for start, stop in bounds]))
 
     def samples(self, step: int, first: int, stop: int) -> "torch.Tensor":
         """A step's windows from `first` up to `stop`, counted from 0 over all ranks: `[windows, window_size, C]`.

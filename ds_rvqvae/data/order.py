@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.config.batch_sizes import windows_a_step
 from ds_rvqvae.data.store.splits import Groups
@@ -26,9 +27,9 @@ class Samples(NamedTuple):
 
     window_size: int
     """Frames a window."""
-    windows: np.ndarray
+    windows: NDArray[np.int64]
     """int64 `[samples]`: places in `MotionData.window_starts(window_size=window_size)`."""
-    positions: np.ndarray
+    positions: NDArray[np.int64]
     """int64 `[samples]`: places in the sequence of all samples of the run, from 0; no two samples have the same."""
 
 
@@ -39,10 +40,10 @@ class WindowSequence(ABC):
         if num_windows < 1:
             raise ValueError(f"{num_windows} windows")
         self.num_windows = num_windows
-        self._recent: dict[int, np.ndarray] = {}
+        self._recent: dict[int, NDArray[np.int64]] = {}
         self._lock = threading.Lock()
 
-    def epoch(self, epoch: int) -> np.ndarray:
+    def epoch(self, epoch: int) -> NDArray[np.int64]:
         """One epoch's windows, int64 `[num_windows]`."""
         with self._lock:
             if epoch not in self._recent:
@@ -51,9 +52,9 @@ class WindowSequence(ABC):
                 self._recent[epoch] = self._make_epoch(epoch)
             return self._recent[epoch]
 
-    def take(self, first: int, stop: int) -> np.ndarray:
+    def take(self, first: int, stop: int) -> NDArray[np.int64]:
         """Samples `first` up to `stop` of the sequence, int64 `[stop - first]`."""
-        parts = [np.empty(0, np.int64)]
+        parts: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
         while first < stop:
             epoch, position = divmod(first, self.num_windows)
             parts.append(self.epoch(epoch)[position : position + stop - first])
@@ -61,7 +62,7 @@ class WindowSequence(ABC):
         return np.concatenate(parts)
 
     @abstractmethod
-    def _make_epoch(self, epoch: int) -> np.ndarray: ...
+    def _make_epoch(self, epoch: int) -> NDArray[np.int64]: ...
 
 
 class Shuffled(WindowSequence):
@@ -71,7 +72,7 @@ class Shuffled(WindowSequence):
         super().__init__(num_windows)
         self._seed, self._key = seed, key
 
-    def _make_epoch(self, epoch: int) -> np.ndarray:
+    def _make_epoch(self, epoch: int) -> NDArray[np.int64]:
         if self._key:
             generator = _generator(self._seed, *self._key, epoch)
         else:
@@ -98,7 +99,7 @@ class Balanced(WindowSequence):
             if count
         ]
 
-    def _make_epoch(self, epoch: int) -> np.ndarray:
+    def _make_epoch(self, epoch: int) -> NDArray[np.int64]:
         taken = [members[order.take(epoch * count, (epoch + 1) * count)] for members, count, order in self._parts]
         return _generator(self._seed, _EPOCHS, *self._key, epoch).permutation(np.concatenate(taken))
 

@@ -2,9 +2,9 @@
 
 from ds_rvqvae.config.batch_sizes import window_sizes_text
 from ds_rvqvae.gpu.plan import Plan
+from ds_rvqvae.text import size
 
 _BAR = 24
-GIB = 1 << 30
 
 
 def plan_table(plan: Plan) -> str:
@@ -36,14 +36,6 @@ def described_parts(plan: Plan) -> list[tuple[str, int, str]]:
         ("working memory", counted, f"for moments; peak in the {plan.peak_moment}"),
         ("CUDA, NCCL, slack", plan.overhead_bytes - counted - plan.weight_average_bytes, "assumed"),
     ]
-
-
-def size(count: float) -> str:
-    """Bytes in the unit that leaves one to four digits before the point."""
-    for unit, scale in (("GiB", GIB), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if count >= scale:
-            return f"{count / scale:,.2f} {unit}" if unit == "GiB" else f"{count / scale:,.1f} {unit}"
-    return f"{count:,.0f} B"
 
 
 def _precision(plan: Plan) -> str:

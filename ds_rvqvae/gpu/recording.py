@@ -4,12 +4,12 @@ import csv
 import io
 import json
 import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.files import AppendedLines
 from ds_rvqvae.gpu.snapshot import CSV_COLUMNS, Snapshot, csv_rows, json_record, scalars
 
 _MOST_PENDING = 1 << 20
@@ -54,8 +54,7 @@ class AppendedFile:
         self.problem: str | None = None
         self._lines_of = lines_of
         self._name, self._path, self._header = f"{flag} {file}", file, header
-        self._handle: int | None = None
-        self._pending = b""
+        self._file: AppendedLines | None = None
         folder = file.absolute().parent
         if file.is_dir():
             raise UserError(f"{self._name}: is a folder; name a file in it")
@@ -78,58 +77,21 @@ class AppendedFile:
 
     def write(self, snapshot: Snapshot) -> None:
         """Adds the lines of one refresh; raises UserError where the file cannot be opened."""
-        self._pending += self._lines_of(snapshot).encode("utf-8", errors="replace")
-        handle = self._open() if self._handle is None else self._handle
-        regular = stat.S_ISREG(os.fstat(handle).st_mode)
-        end = os.lseek(handle, 0, os.SEEK_END) if regular else 0
-        written, why = 0, "no room on the disk"
-        try:
-            written = os.write(handle, self._pending)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            why = _reason(error)
-        if written == len(self._pending):
-            self.problem, self._pending = None, b""
-            return
-        self.problem = f"{self._name}: {why}; rows are kept for later"
-        if regular:
-            os.ftruncate(handle, end)
-        if len(self._pending) > _MOST_PENDING:
-            self._pending = self._pending[-_MOST_PENDING:].partition(b"\n")[2]
+        if self._file is None:
+            try:
+                self._file = AppendedLines(self._path, self._header.encode(), _MOST_PENDING)
+            except OSError as error:
+                raise UserError(f"{self._name}: {_reason(error)}") from None
+        why = self._file.write(self._lines_of(snapshot).encode("utf-8", errors="replace"))
+        self.problem = why and f"{self._name}: {why}; rows are kept for later"
 
     def close(self) -> None:
-        if self._handle is not None:
-            os.close(self._handle)
-
-    def _open(self) -> int:
-        try:
-            handle = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise UserError(f"{self._name}: {_reason(error)}") from None
-        self._handle, size = handle, 0
-        if stat.S_ISREG(os.fstat(handle).st_mode):
-            size = _whole_lines(handle)
-            os.ftruncate(handle, size)
-        if not size:
-            self._pending = self._header.encode() + self._pending
-        return handle
+        if self._file is not None:
+            self._file.close()
 
 
 def _reason(error: OSError) -> str:
     return error.strerror or str(error)
-
-
-def _whole_lines(handle: int, block: int = 1 << 16) -> int:
-    """Bytes up to the end of the last whole line."""
-    end = os.lseek(handle, 0, os.SEEK_END)
-    while end:
-        start = max(0, end - block)
-        found = os.pread(handle, end - start, start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0
 
 
 def csv_file(file: Path) -> AppendedFile:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ds_rvqvae.gpu.nvml import Gpu, GpuProcess
 from ds_rvqvae.gpu.processes import Owner
+from ds_rvqvae.text import GIB, MIB, gibibytes, in_gb, in_gib
 
 CSV_COLUMNS = (
     "time", "gpu", "name", "uuid", "pci_bus_id", "cuda_device", "idle", "memory_used_MiB", "memory_total_MiB",
@@ -53,7 +54,7 @@ class Snapshot:
     def users(self, gpu: Gpu) -> str:
         """Who uses a card, in words."""
         memory = gpu.memory_used_bytes
-        held = ["memory use unknown" if memory is None else f"{memory / 2**30:.1f} GiB in use"]
+        held = ["memory use unknown" if memory is None else f"{gibibytes(memory, '.1f')} in use"]
         computing = [process for process in gpu.processes if not process.graphics]
         return "; ".join(held + [self._user(process) for process in computing or gpu.processes])
 
@@ -76,11 +77,11 @@ def plain_line(snapshot: Snapshot, gpu: Gpu) -> str:
     if gpu.error:
         return f"{start}: {snapshot.state(gpu)}"
     readings = [
-        f"{_gib(gpu.memory_used_bytes)} / {_gib(gpu.memory_total_bytes)} GiB",
+        f"{in_gib(gpu.memory_used_bytes)} / {in_gib(gpu.memory_total_bytes)} GiB",
         f"{_whole(gpu.utilisation)} %",
         f"{_whole(gpu.temperature)} °C",
         f"{_whole(gpu.power_watts)} / {_whole(gpu.power_limit_watts)} W",
-        f"PCIe rx {gigabytes(gpu.pcie_received_bytes_per_s)} tx {gigabytes(gpu.pcie_sent_bytes_per_s)} GB/s",
+        f"PCIe rx {in_gb(gpu.pcie_received_bytes_per_s)} tx {in_gb(gpu.pcie_sent_bytes_per_s)} GB/s",
     ]
     readings += [f"slice {part.index} {memory_text(part)} GiB" for part in gpu.slices]
     readings += [] if gpu.processes_readable else ["processes N/A"]
@@ -154,7 +155,7 @@ def csv_rows(snapshot: Snapshot) -> list[list[Any]]:
             [
                 *(snapshot.time.isoformat(timespec="milliseconds"), gpu.index, gpu.name, gpu.uuid, gpu.pci_bus_id),
                 *(snapshot.cuda_device(gpu), int(gpu.idle)),
-                *(_scaled(gpu.memory_used_bytes, 2**20), _scaled(gpu.memory_total_bytes, 2**20)),
+                *(_scaled(gpu.memory_used_bytes, MIB), _scaled(gpu.memory_total_bytes, MIB)),
                 *(gpu.utilisation, gpu.temperature, gpu.fan, gpu.power_watts, gpu.power_limit_watts),
                 *(_scaled(gpu.pcie_received_bytes_per_s, 1e6), _scaled(gpu.pcie_sent_bytes_per_s, 1e6)),
                 gpu.energy_joules,
@@ -172,7 +173,7 @@ def scalars(snapshot: Snapshot) -> dict[str, float]:
     values: dict[str, float | None] = {}
     for gpu in snapshot.cards:
         used = gpu.memory_used_bytes
-        values[f"GPU_memory_used_GiB/gpu_{gpu.index}"] = None if used is None else used / 2**30
+        values[f"GPU_memory_used_GiB/gpu_{gpu.index}"] = None if used is None else used / GIB
         values[f"GPU_utilisation_percent/gpu_{gpu.index}"] = gpu.utilisation
         values[f"GPU_power_watts/gpu_{gpu.index}"] = gpu.power_watts
         values[f"GPU_temperature_celsius/gpu_{gpu.index}"] = gpu.temperature
@@ -181,15 +182,7 @@ def scalars(snapshot: Snapshot) -> dict[str, float]:
 
 def memory_text(device: Any) -> str:
     """Used and total GiB of a card or slice, `18.2 / 24.0`."""
-    return f"{_gib(device.memory_used_bytes)} / {_gib(device.memory_total_bytes)}"
-
-
-def gigabytes(count: float | None) -> str:
-    return "N/A" if count is None else f"{count / 1e9:.1f}"
-
-
-def _gib(count: int | None) -> str:
-    return "N/A" if count is None else f"{count / 2**30:.1f}"
+    return f"{in_gib(device.memory_used_bytes)} / {in_gib(device.memory_total_bytes)}"
 
 
 def _whole(value: float | None) -> str:

@@ -9,7 +9,8 @@ from rich.console import Group
 from rich.text import Text
 
 from ds_rvqvae.gpu.nvml import Gpu, GpuProcess, GpuSlice
-from ds_rvqvae.gpu.snapshot import Snapshot, gigabytes, memory_text
+from ds_rvqvae.gpu.snapshot import Snapshot, memory_text
+from ds_rvqvae.text import in_gb, in_gib
 
 HISTORY_SECONDS = 300
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -198,7 +199,7 @@ class Screen:
         owner = self.snapshot.owner(process)
         device = self.snapshot.cuda_device(gpu, process)
         where = f"{gpu.index}" if process.slice is None else f"{gpu.index}.{process.slice}"
-        held = "N/A" if process.memory_bytes is None else f"{process.memory_bytes / 2**30:.1f}"
+        held = in_gib(process.memory_bytes)
         rank = str(owner.rank or "") + ("" if device is None else f" (cuda:{device})")
         command = (owner.command or "N/A") + (" (graphics)" if process.graphics else "")
         texts = {"GPU": where, "PID": str(process.pid), "GiB": held, "user": owner.user or "N/A", "command": command}
@@ -282,7 +283,7 @@ def _power(device: Gpu | _Total) -> Text:
 
 def _pcie(device: Gpu | _Total) -> Text:
     received, sent = device.pcie_received_bytes_per_s, device.pcie_sent_bytes_per_s
-    return _number(None) if received is None and sent is None else Text(f"{gigabytes(received)} / {gigabytes(sent)}")
+    return _number(None) if received is None and sent is None else Text(f"{in_gb(received)} / {in_gb(sent)}")
 
 
 def _slice_row(gpu: Gpu, part: GpuSlice) -> _Row:

@@ -1,9 +1,11 @@
 """A clip of motion: frames of numbers, what its columns mean, and what makes one unusable."""
 
+import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.motion.layout import Layout
 
@@ -17,7 +19,7 @@ class Clip:
     """One take: `motion` is float32 `[frames, features]`, its columns are told by `layout`."""
 
     name: str
-    motion: np.ndarray
+    motion: NDArray[np.float32]
     fps: float
     layout: Layout
     split: str | None = None
@@ -28,13 +30,13 @@ class Take:
     """What a motion file holds, at its own frame rate."""
 
     name: str
-    motion: np.ndarray
+    motion: NDArray[Any]
     """float `[frames, columns]`. Columns of kind `translation` hold positions, where `has_positions` says so; clips
     made of it hold velocities then."""
     fps: float
     layout: Layout
     split: str | None = None
-    empty: np.ndarray | None = None
+    empty: NDArray[np.bool_] | None = None
     """bool `[frames]`: where every number of the file is zero; without it, rows of zeros in `motion` count."""
     has_positions: bool = False
     skeleton: dict[str, Any] | None = None
@@ -66,6 +68,16 @@ class ClipError(Exception):
     """Why one clip cannot be used; the reader adds whose file it is."""
 
 
+def piece_name(clip: str, index: int) -> str:
+    """The name of the piece, counted from 0, of a clip that is cut around what is left out."""
+    return f"{clip}#{index}"
+
+
+def whole_name(name: str) -> str:
+    """The clip that a piece is of, by its name; other names as they are."""
+    return re.sub(r"#\d+$", "", name)
+
+
 def check_clip(clip: Clip) -> None:
     """Raises ClipError where a clip is too short, not finite or of no known split."""
     if len(clip.motion) < MIN_FRAMES:
@@ -77,14 +89,14 @@ def check_clip(clip: Clip) -> None:
         raise ClipError(f"its split is {clip.split!r}, none of {', '.join(SPLITS)}")
 
 
-def check_finite(motion: np.ndarray) -> None:
+def check_finite(motion: NDArray[Any]) -> None:
     """Raises ClipError naming the frames of `[frames, columns]` that hold NaN or infinite values."""
     bad = np.flatnonzero(~np.isfinite(motion).all(axis=1))
     if bad.size:
         raise ClipError(f"NaN or infinite values in {bad.size} of {len(motion)} frames: {spans(bad)}")
 
 
-def spans(frames: np.ndarray, most: int = 4) -> str:
+def spans(frames: NDArray[np.intp], most: int = 4) -> str:
     """Sorted frame numbers in words: `3-5, 9`, and how many more spans there are."""
     runs = np.split(frames, np.flatnonzero(np.diff(frames) > 1) + 1)
     words = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs[:most]]

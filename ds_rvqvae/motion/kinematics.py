@@ -14,7 +14,7 @@ FEET = ("left_foot", "right_foot", "LeftToeBase", "RightToeBase", "LeftToe", "Ri
 class Kinematics:
     """Places of a skeleton's joints, one product for all joints of the same depth.
 
-    The places equal those of `data.skeleton.joint_places` less the root's, which numpy gives joint by joint.
+    The places equal those of `skeleton.joint_places` less the root's, which numpy gives joint by joint.
 
     Args:
         layout: of the motion's columns. Joints that it does not name rest.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.config.model import LossConfig
 from ds_rvqvae.errors import UserError
@@ -81,7 +82,7 @@ def feature_layout(width: int) -> Layout:
     return (Channels("features", "feature", 0, width),)
 
 
-def rotation_columns(layout: Layout) -> np.ndarray:
+def rotation_columns(layout: Layout) -> NDArray[np.int64]:
     """Columns of each 6D rotation, int64 `[rotations, 6]`."""
     starts = [channels.start for channels in layout if channels.kind == "rotation_6d"]
     return np.asarray(starts, np.int64).reshape(-1, 1) + np.arange(6)
@@ -89,7 +90,7 @@ def rotation_columns(layout: Layout) -> np.ndarray:
 
 def select_columns(
     layout: Layout, body_part: str, own_parts: Mapping[str, Sequence[str | int]] | None = None
-) -> tuple[np.ndarray, Layout]:
+) -> tuple[NDArray[np.int64], Layout]:
     """The columns of a body part, int64, and their own layout, renumbered from 0.
 
     Data that do not have SMPL-X's body joints by name give all their columns, unless `own_parts` has the part.
@@ -113,10 +114,11 @@ def select_columns(
     return take_channels(layout, wanted)
 
 
-def take_channels(layout: Layout, names: Sequence[str]) -> tuple[np.ndarray, Layout]:
+def take_channels(layout: Layout, names: Sequence[str]) -> tuple[NDArray[np.int64], Layout]:
     """Columns of the channels called `names`, in that order, and their own layout; raises KeyError."""
     there = {channels.name: channels for channels in layout}
-    columns, selected, width = [], [], 0
+    columns: list[int] = []
+    selected, width = [], 0
     for channels in (there[name] for name in names):
         columns.extend(range(channels.start, channels.stop))
         selected.append(Channels(channels.name, channels.kind, width, width + channels.width))
@@ -220,7 +222,7 @@ def check_losses(config: LossConfig, layout: Layout) -> None:
     column_weights(config, layout)
 
 
-def column_weights(config: LossConfig, layout: Layout) -> np.ndarray | None:
+def column_weights(config: LossConfig, layout: Layout) -> NDArray[np.float32] | None:
     """`joint_weights` as float32 `[C]` of mean 1, or None where there are none; of several patterns the last counts.
 
     Raises:
@@ -238,4 +240,5 @@ def column_weights(config: LossConfig, layout: Layout) -> np.ndarray | None:
             weights[part.start : part.stop] = weight
     if not weights.any():
         raise UserError("rvqvae.loss.joint_weights: every joint weighs 0")
-    return weights / weights.mean()
+    weights /= weights.mean()
+    return weights

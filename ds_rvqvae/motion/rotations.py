@@ -4,9 +4,14 @@
 Representations in Neural Networks", 2019; pytorch3d's `matrix_to_rotation_6d`).
 """
 
+from typing import Any, TypeVar
+
 import numpy as np
+from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+Float = TypeVar("Float", bound=np.floating[Any])
+"""float32 or float64; what comes is what goes."""
 DECIMATION_TOLERANCE = 1e-3
 """A rate this close to a whole multiple of the target, relatively, counts as that multiple: 29.97 is 30."""
 MOST_FRAMES_OF_ONE = 100
@@ -15,31 +20,27 @@ _BLOCK = 1024
 """Frames resampled at a time, of the source or the target, whichever are more: bounds the copies in float64."""
 
 
-def axis_angle_to_matrix(axis_angle: np.ndarray) -> np.ndarray:
+def axis_angle_to_matrix(axis_angle: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Axis times angle in radians `[..., 3]` to matrices `[..., 3, 3]`, float64."""
-    return Rotation.from_rotvec(axis_angle.reshape(-1, 3)).as_matrix().reshape(*axis_angle.shape[:-1], 3, 3)
+    matrices: NDArray[np.float64] = Rotation.from_rotvec(axis_angle.reshape(-1, 3)).as_matrix()
+    return matrices.reshape(*axis_angle.shape[:-1], 3, 3)
 
 
-def matrix_to_axis_angle(matrices: np.ndarray) -> np.ndarray:
+def matrix_to_axis_angle(matrices: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Rotation matrices `[..., 3, 3]` to axis times angle in radians `[..., 3]`, angles from 0 to pi."""
-    return Rotation.from_matrix(matrices.reshape(-1, 3, 3)).as_rotvec().reshape(*matrices.shape[:-2], 3)
+    axis_angle: NDArray[np.float64] = Rotation.from_matrix(matrices.reshape(-1, 3, 3)).as_rotvec()
+    return axis_angle.reshape(*matrices.shape[:-2], 3)
 
 
-def matrix_to_rotation_6d(matrices: np.ndarray) -> np.ndarray:
+def matrix_to_rotation_6d(matrices: NDArray[Float]) -> NDArray[Float]:
     """Matrices `[..., 3, 3]` to 6D `[..., 6]`."""
     return matrices[..., :2, :].reshape(*matrices.shape[:-2], 6)
 
 
-def rotation_6d_to_matrix(rotation_6d: np.ndarray) -> np.ndarray:
+def rotation_6d_to_matrix(rotation_6d: NDArray[Float]) -> NDArray[Float]:
     """6D `[..., 6]` to matrices `[..., 3, 3]` by Gram-Schmidt on the rows; any 6D of two independent rows will do."""
-    first = _unit(rotation_6d[..., :3])
-    second = rotation_6d[..., 3:]
-    second = _unit(second - (first * second).sum(-1, keepdims=True) * first)
-    return np.stack([first, second, np.cross(first, second)], axis=-2)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    rows = _orthonormal_rows(rotation_6d.reshape(-1, 6))
+    return np.ascontiguousarray(rows.transpose(2, 1, 0)).reshape(*rotation_6d.shape[:-1], 3, 3)
 
 
 def decimation(source_fps: float, target_fps: float) -> int | None:
@@ -65,7 +66,9 @@ def resampled_length(frames: int, source_fps: float, target_fps: float) -> int:
     return int((frames - 1) / (source_fps / target_fps) * (1 + 1e-12) + 1e-9) + 1
 
 
-def resample(motion: np.ndarray, rotation_columns: np.ndarray, source_fps: float, target_fps: float) -> np.ndarray:
+def resample(
+    motion: NDArray[Any], rotation_columns: NDArray[np.int64], source_fps: float, target_fps: float
+) -> NDArray[Any]:
     """Motion at another frame rate: rotations along the sphere, every other column linearly.
 
     A source rate within 0.1 % of a whole multiple of the target is decimated: frames are kept as they are.
@@ -90,11 +93,14 @@ def resample(motion: np.ndarray, rotation_columns: np.ndarray, source_fps: float
     block = max(int(_BLOCK / max(ratio, 1)), 1)
     for start in range(0, len(resampled), block):
         stop = min(start + block, len(resampled))
-        _interpolate(motion, rotation_columns, np.arange(start, stop) * ratio, resampled[start:stop])
+        times = np.arange(start, stop, dtype=np.float64) * ratio
+        _interpolate(motion, rotation_columns, times, resampled[start:stop])
     return resampled
 
 
-def _interpolate(motion: np.ndarray, rotation_columns: np.ndarray, times: np.ndarray, out: np.ndarray) -> None:
+def _interpolate(
+    motion: NDArray[Any], rotation_columns: NDArray[np.int64], times: NDArray[np.float64], out: NDArray[Any]
+) -> None:
     """Writes motion at `times` (rising, counted in frames) to `out` `[times, columns]`."""
     last = len(motion) - 1
     before = np.minimum(times.astype(np.int64), max(last - 1, 0))
@@ -105,38 +111,46 @@ def _interpolate(motion: np.ndarray, rotation_columns: np.ndarray, times: np.nda
     after = np.minimum(before + 1, len(frames) - 1)
     out[:] = frames[before] * (1 - share) + frames[after] * share
     if rotation_columns.size:
-        rows = _orthonormal_rows(frames[:, rotation_columns], first)
+        rows = _orthonormal_rows(frames[:, rotation_columns])
+        _check_planes(rows, first)
         out[:, rotation_columns] = _slerp(rows[:, :, before], rows[:, :, after], share)
 
 
-def _orthonormal_rows(rotation_6d: np.ndarray, first_frame: int) -> np.ndarray:
-    """The three rows of matrices, axis before row `[3, 3, frames, rotations]`, of 6D `[frames, rotations, 6]`.
+def _orthonormal_rows(rotation_6d: NDArray[Float]) -> NDArray[Float]:
+    """The three rows of matrices, axis before row `[3, 3, ...]`, of 6D `[..., 6]`, by Gram-Schmidt; floats.
 
-    With the axis first, each step of the arithmetic runs over whole arrays. Raises ValueError.
+    With the axis first, each step of the arithmetic runs over whole arrays.
     """
-    rows = np.empty((3, 3, *rotation_6d.shape[:2]))
-    rows[:, :2] = np.moveaxis(rotation_6d.reshape(*rotation_6d.shape[:2], 2, 3), (3, 2), (0, 1))
+    dtype = rotation_6d.dtype if rotation_6d.dtype.kind == "f" else np.dtype(np.float64)
+    rows = np.empty((3, 3, *rotation_6d.shape[:-1]), dtype)
+    rows[:, :2] = np.moveaxis(rotation_6d.reshape(*rotation_6d.shape[:-1], 2, 3), (-1, -2), (0, 1))
     first, second, third = rows[:, 0], rows[:, 1], rows[:, 2]
     first /= np.maximum(np.sqrt(_dot(first, first)), 1e-12)
     second -= _dot(first, second) * first
     second /= np.maximum(np.sqrt(_dot(second, second)), 1e-12)
     third[:] = _cross(first, second)
+    return rows
+
+
+def _check_planes(rows: NDArray[np.floating[Any]], first_frame: int) -> None:
+    """Raises ValueError where what `_orthonormal_rows` made of `[frames, rotations, 6]` is no rotation."""
+    third = rows[:, 2]
     flat = np.argwhere(~(_dot(third, third) > 0.9))  # NaN counts too
     if len(flat):
         frame, rotation = flat[0]
         raise ValueError(f"the six columns of rotation {rotation} span no plane in frame {first_frame + frame}")
-    return rows
 
 
-def _slerp(start: np.ndarray, stop: np.ndarray, share: np.ndarray) -> np.ndarray:
+def _slerp(start: NDArray[np.float64], stop: NDArray[np.float64], share: NDArray[np.float64]) -> NDArray[np.float64]:
     """6D rotations `[frames, rotations, 6]` at `share` `[frames, 1]` of the shortest way between orthonormal rows.
 
     Each row r of `start` is turned by Rodrigues' formula: r + f (w x r) + g (w x (w x r)), where w is the axis times
     the sine of the angle between both: half the sum of the cross products of their rows.
     """
-    axis = sum(_cross(start[:, row], stop[:, row]) for row in range(3)) / 2
+    zero = np.zeros(())
+    axis = sum((_cross(start[:, row], stop[:, row]) for row in range(3)), zero) / 2
     sine = np.sqrt(_dot(axis, axis))
-    cosine = (sum(_dot(start[:, row], stop[:, row]) for row in range(3)) - 1) / 2
+    cosine = (sum((_dot(start[:, row], stop[:, row]) for row in range(3)), zero) - 1) / 2
     angle = np.arctan2(sine, cosine)
     small = sine < 1e-6
     sine[small] = 1
@@ -153,19 +167,23 @@ def _slerp(start: np.ndarray, stop: np.ndarray, share: np.ndarray) -> np.ndarray
     return between
 
 
-def _half_turns(start: np.ndarray, stop: np.ndarray, share: np.ndarray) -> np.ndarray:
+def _half_turns(
+    start: NDArray[np.float64], stop: NDArray[np.float64], share: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """`_slerp` by way of quaternions, for rows `[3, 3, rotations]` and `share` `[rotations]`."""
     first = Rotation.from_matrix(np.moveaxis(start, -1, 0).swapaxes(1, 2))
     way = (first.inv() * Rotation.from_matrix(np.moveaxis(stop, -1, 0).swapaxes(1, 2))).as_rotvec()
-    return matrix_to_rotation_6d((first * Rotation.from_rotvec(way * share[:, None])).as_matrix())
+    matrices: NDArray[np.float64] = (first * Rotation.from_rotvec(way * share[:, None])).as_matrix()
+    return matrix_to_rotation_6d(matrices)
 
 
-def _dot(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def _dot(left: NDArray[Float], right: NDArray[Float]) -> NDArray[Float]:
     """Products of vectors `[3, …]`, `[…]`."""
-    return left[0] * right[0] + left[1] * right[1] + left[2] * right[2]
+    products: NDArray[Float] = left[0] * right[0] + left[1] * right[1] + left[2] * right[2]
+    return products
 
 
-def _cross(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def _cross(left: NDArray[Float], right: NDArray[Float]) -> NDArray[Float]:
     """Cross products of vectors `[3, …]`; np.cross is several times slower."""
     product = np.empty_like(left)
     for axis in range(3):
@@ -175,7 +193,7 @@ def _cross(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return product
 
 
-def translation_features(positions: np.ndarray) -> np.ndarray:
+def translation_features(positions: NDArray[Float]) -> NDArray[Float]:
     """Root positions in metres `[frames, 3]` to x velocity, y height and z velocity.
 
     Velocities are metres a frame; the first frame, which has none before it, has 0.
@@ -186,7 +204,9 @@ def translation_features(positions: np.ndarray) -> np.ndarray:
     return features
 
 
-def translation_positions(features: np.ndarray, start: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
+def translation_positions(
+    features: NDArray[np.floating[Any]], start: tuple[float, float] = (0.0, 0.0)
+) -> NDArray[np.float64]:
     """Root positions in metres `[frames, 3]` of what `translation_features` gives; `start` is the first x and z."""
     positions = features.astype(np.float64)
     positions[:, [0, 2]] = np.cumsum(positions[:, [0, 2]], axis=0) - positions[:1, [0, 2]] + start

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.motion.clip import ClipError
 from ds_rvqvae.motion.layout import SMPLX_JOINTS, SMPLX_PARENTS, Layout
@@ -63,7 +64,7 @@ class Skeleton:
 
     joint_names: tuple[str, ...]
     parents: tuple[int, ...]
-    offsets: np.ndarray
+    offsets: NDArray[np.float64]
     name: str
 
 
@@ -93,14 +94,14 @@ def skeleton_from_json(entries: Mapping[str, Any], name: str) -> Skeleton:
     return checked_skeleton(entries["joint_names"], entries["parents"], _array(entries["offsets"]), name)
 
 
-def _array(offsets: Any) -> np.ndarray:
+def _array(offsets: Any) -> NDArray[Any]:
     try:
         return np.array(offsets)
     except ValueError:  # rows of unequal length
         raise ClipError("offsets: not one x, y, z for each joint") from None
 
 
-def checked_skeleton(joint_names: Any, parents: Any, offsets: np.ndarray, name: str) -> Skeleton:
+def checked_skeleton(joint_names: Any, parents: Any, offsets: NDArray[Any], name: str) -> Skeleton:
     """A skeleton of what a file says; raises ClipError."""
     if not isinstance(joint_names, list) or not joint_names or not all(isinstance(joint, str) for joint in joint_names):
         raise ClipError("joint_names: not a list of names")
@@ -130,7 +131,7 @@ def checked_skeleton(joint_names: Any, parents: Any, offsets: np.ndarray, name: 
     return Skeleton(tuple(joint_names), tuple(parents), offsets, name)
 
 
-def joint_places(motion: np.ndarray, layout: Layout, skeleton: Skeleton) -> np.ndarray | None:
+def joint_places(motion: NDArray[Any], layout: Layout, skeleton: Skeleton) -> NDArray[np.float64] | None:
     """Where a skeleton's joints are while it moves.
 
     Args:
@@ -153,7 +154,7 @@ def joint_places(motion: np.ndarray, layout: Layout, skeleton: Skeleton) -> np.n
     return forward_kinematics(rotations, skeleton.offsets, skeleton.parents, _root_places(motion, layout))
 
 
-def _root_places(motion: np.ndarray, layout: Layout) -> np.ndarray | None:
+def _root_places(motion: NDArray[Any], layout: Layout) -> NDArray[Any] | None:
     for part in layout:
         if part.kind in ("translation", "position") and part.width == 3:
             columns = motion[:, part.start : part.stop]
@@ -162,11 +163,11 @@ def _root_places(motion: np.ndarray, layout: Layout) -> np.ndarray | None:
 
 
 def forward_kinematics(
-    rotations: np.ndarray,
-    offsets: np.ndarray,
+    rotations: NDArray[np.floating[Any]],
+    offsets: NDArray[np.float64],
     parents: Sequence[int] = SMPLX_PARENTS,
-    root_translation: np.ndarray | None = None,
-) -> np.ndarray:
+    root_translation: NDArray[np.floating[Any]] | None = None,
+) -> NDArray[np.float64]:
     """Places of all joints, metres `[frames, joints, 3]`.
 
     Args:

@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ds_rvqvae.config.request import TAG, is_tag
-from ds_rvqvae.files import sha256_of
+from ds_rvqvae.files import sha256_of, whole_file
 
 UNFINISHED = ".unfinished-"
 """What the name of anything begins with that is still being written."""
@@ -151,26 +150,13 @@ def universal_of(checkpoint: Path) -> Path:
 
 def point(folder: Path, pointer: str, checkpoint: Path) -> None:
     """Makes `latest` or `best` name a checkpoint, in one step."""
-    write_synced(folder / f"{UNFINISHED}{pointer}", checkpoint.name)
-    (folder / f"{UNFINISHED}{pointer}").replace(folder / pointer)
-    sync(folder)
+    write_synced(folder / pointer, checkpoint.name)
 
 
 def write_synced(file: Path, text: str) -> None:
-    """Writes a file and waits until it is on disk."""
-    with file.open("w", encoding="utf-8") as opened:
-        opened.write(text)
-        opened.flush()
-        os.fsync(opened.fileno())
-
-
-def sync(path: Path) -> None:
-    """Waits until a file, or a folder's own entries, are on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Writes a file whole and waits until it is on disk."""
+    with whole_file(file, synced=True) as content:
+        content.write(text.encode())
 
 
 def prune(folder: Path, step: int, newest: int, every: int | None = None) -> None:

@@ -11,6 +11,7 @@ from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.config.request import Request, Start
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import whole_file
+from ds_rvqvae.text import gigabytes
 
 OUTCOME_VARIABLE = "DS_RVQVAE_OUTCOME"
 """Environment variable with the file into which rank 0 writes `DONE` when the run ended well."""
@@ -85,8 +86,8 @@ def check_out_folder(folder: Path, needed_bytes: int = 0) -> None:
         raise UserError(f"--out: {existing}: {error.strerror}; give another --out") from None
     if free < needed_bytes:
         raise UserError(
-            f"--out: the run needs about {_gigabytes(needed_bytes)} and the disk of {existing} has "
-            f"{_gigabytes(free)} free; give another --out, or lower --keep_checkpoints"
+            f"--out: the run needs about {gigabytes(needed_bytes)} and the disk of {existing} has "
+            f"{gigabytes(free)} free; give another --out, or lower --keep_checkpoints"
         )
 
 
@@ -114,7 +115,3 @@ def _newest_number(out: Path, base: str) -> int:
     pattern = re.compile(re.escape(base) + r"(?:-(\d+))?")
     names = [entry.name for entry in out.iterdir()] if out.is_dir() else []
     return max((int(match[1] or 1) for match in map(pattern.fullmatch, names) if match), default=0)
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"

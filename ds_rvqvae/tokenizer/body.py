@@ -36,7 +36,7 @@ from ds_rvqvae.tokenizer.folder import (
     columns_for,
     read_body,
     reading_config,
-    whole_folder,
+    whole_tokenizer_folder,
 )
 from ds_rvqvae.tokenizer.tokenizer import Array, Lengths, MotionTokenizer
 
@@ -222,7 +222,7 @@ class BodyTokenizer:
         Raises:
             UserError: the folder exists and holds something else than a body's tokenizer.
         """
-        with whole_folder(Path(folder), BODY) as unfinished:
+        with whole_tokenizer_folder(Path(folder), BODY) as unfinished:
             for part, tokenizer in self.parts.items():
                 tokenizer.save_pretrained(unfinished / part)
             values = {

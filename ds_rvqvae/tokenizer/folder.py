@@ -1,7 +1,6 @@
 """The folders of tokenizers as far as they can be told without torch."""
 
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from ds_rvqvae.config.facts import DataFacts, keys_that
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.config.profile import model_config_from_dict
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.files import whole_folder
 from ds_rvqvae.motion.clip import ClipError
 from ds_rvqvae.motion.layout import Layout, feature_layout, layout_from_json, missing_channels, take_channels
 
@@ -125,7 +125,7 @@ def statistics_from(values: Mapping[str, Any]) -> tuple[NDArray[np.float32], NDA
 
 
 @contextmanager
-def whole_folder(folder: Path, table: str) -> Iterator[Path]:
+def whole_tokenizer_folder(folder: Path, table: str) -> Iterator[Path]:
     """A folder to write in, which takes the name `folder` at the end; it is whole or it is not there.
 
     Args:
@@ -137,17 +137,11 @@ def whole_folder(folder: Path, table: str) -> Iterator[Path]:
     """
     folder = folder.absolute()
     _check_replaceable(folder, table)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
-        unfinished = Path(place) / folder.name
-        unfinished.mkdir()
+    with whole_folder(folder) as unfinished:
         yield unfinished
-        if folder.exists():
-            for entry in list(folder.iterdir()):
-                if not (unfinished / entry.name).exists():
-                    entry.rename(unfinished / entry.name)
-            folder.rename(Path(place) / "older")
-        unfinished.rename(folder)
+        for entry in list(folder.iterdir()) if folder.exists() else []:
+            if not (unfinished / entry.name).exists():
+                entry.rename(unfinished / entry.name)
 
 
 def _check_replaceable(folder: Path, table: str) -> None:

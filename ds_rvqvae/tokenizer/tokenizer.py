@@ -31,7 +31,7 @@ from ds_rvqvae.tokenizer.folder import (
     WEIGHTS,
     TokenizerConfig,
     read_config,
-    whole_folder,
+    whole_tokenizer_folder,
 )
 from ds_rvqvae.tokenizer.hub import download, model_card, upload
 
@@ -202,7 +202,7 @@ class MotionTokenizer(nn.Module):
             OSError: it cannot be written.
         """
         config = self._config()
-        with whole_folder(Path(folder), CONFIG) as unfinished:
+        with whole_tokenizer_folder(Path(folder), CONFIG) as unfinished:
             tensors = {name: tensor.contiguous().cpu() for name, tensor in self.model.state_dict().items()}
             try:
                 save_file(tensors, unfinished / WEIGHTS)

@@ -17,8 +17,9 @@ from ds_rvqvae.gpu.plan import Plan, make_plan
 from ds_rvqvae.model.losses import LossColumns, tokenizer_losses
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.runs.start import split_batch, with_batch
+from ds_rvqvae.text import gibibytes
 from ds_rvqvae.train.engine import checkpoint_function
-from ds_rvqvae.train.memory import gibibytes, is_out_of_memory, planned_bytes, room_bytes
+from ds_rvqvae.train.memory import is_out_of_memory, planned_bytes, room_bytes
 
 _STEP = 16
 

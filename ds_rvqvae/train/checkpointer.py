@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from ds_rvqvae import __version__
+from ds_rvqvae.files import replace_folder, sync
 from ds_rvqvae.runs.checkpoints import (
     BEST,
     LATEST,
@@ -33,7 +34,6 @@ from ds_rvqvae.runs.checkpoints import (
     remove,
     seal,
     sweep,
-    sync,
     tag_of,
     universal_of,
     write_synced,
@@ -129,8 +129,7 @@ def _finish(manifest: dict[str, Any], unfinished: Path, finished: Path, keeping:
     for file in [*unfinished.iterdir(), unfinished]:
         sync(file)
     remove(universal_of(finished))
-    remove(finished)
-    unfinished.rename(finished)
+    replace_folder(unfinished, finished)
     sync(folder)
     for pointer in (BEST, LATEST) if keeping.best else (LATEST,):
         point(folder, pointer, finished)
@@ -174,8 +173,7 @@ def make_universal(checkpoint: Path) -> Path:
     for path in [path for path in unfinished.rglob("*") if path.is_file()]:
         sync(path)
     write_synced(unfinished / MANIFEST, json.dumps(source))
-    remove(finished)
-    unfinished.rename(finished)
+    replace_folder(unfinished, finished)
     return finished
 
 

@@ -21,6 +21,7 @@ from ds_rvqvae.gpu.plan import CONTEXT_BYTES, NCCL_BYTES, Plan, largest_micro_ba
 from ds_rvqvae.gpu.processes import Owners
 from ds_rvqvae.gpu.snapshot import Snapshot
 from ds_rvqvae.runs.start import split_batch
+from ds_rvqvae.text import gibibytes
 
 logger = logging.getLogger("ds_rvqvae")
 
@@ -190,7 +191,3 @@ def _users(gpu: Gpu) -> str:
 def _bare(uuid: str) -> str:
     """A UUID without the prefix that NVML puts before it and torch does not."""
     return uuid.removeprefix("GPU-").removeprefix("MIG-")
-
-
-def gibibytes(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB"

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 
+from ds_rvqvae.files import AppendedLines, whole_file
 from ds_rvqvae.train.readings import Reading
 
 logger = logging.getLogger("ds_rvqvae")
@@ -55,11 +55,9 @@ class MetricsFile:
                 if not line.endswith("\n") or _step_of(line) > step:
                     break
                 kept.append(line)
-        unfinished = file.with_name(f".unfinished-{file.name}")
-        unfinished.write_text("".join(kept), encoding="utf-8")
-        unfinished.replace(file)
-        self._file = file.open("ab", buffering=0)
-        self._pending = b""
+        with whole_file(file) as content:
+            content.write("".join(kept).encode())
+        self._path, self._file = file, AppendedLines(file)
         self.earlier = [json.loads(line) for line in kept]
         """The lines before `step`."""
 
@@ -68,17 +66,9 @@ class MetricsFile:
 
         Lines that find no room on the disk are kept and written with a later one.
         """
-        self._pending += json.dumps({key: _finite(value) for key, value in metrics.items()}).encode() + b"\n"
-        end = self._file.seek(0, os.SEEK_END)
-        try:
-            written = self._file.write(self._pending)
-        except OSError:
-            written = 0
-        if written == len(self._pending):
-            self._pending = b""
-        else:
-            self._file.truncate(end)
-            logger.warning("%s: no room for a line; it is kept for later", self._file.name)
+        line = json.dumps({key: _finite(value) for key, value in metrics.items()})
+        if self._file.write(line.encode() + b"\n"):
+            logger.warning("%s: no room for a line; it is kept for later", self._path)
 
     def close(self) -> None:
         self._file.close()

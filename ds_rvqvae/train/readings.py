@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ds_rvqvae.gpu.meter import CardMeter, CardReading
+from ds_rvqvae.text import GIB
 
-GIB = 1 << 30
 _JOULES_A_WATT_HOUR = 3600
 
 

@@ -13,8 +13,9 @@ from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.files import whole_file
 from ds_rvqvae.gpu.cards import CARDS
 from ds_rvqvae.gpu.plan import Plan, make_plan
+from ds_rvqvae.text import GIB, gibibytes
 from ds_rvqvae.train.metrics import announce, logger
-from ds_rvqvae.train.readings import GIB, Peaks, RankMeter
+from ds_rvqvae.train.readings import Peaks, RankMeter
 
 _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "resident_gib": ("peak resident", lambda value: f"{value:.2f} GiB"),
@@ -105,11 +106,11 @@ def _plan_lines(peaks: Sequence[Peaks], plan: Plan | None) -> list[str]:
     in_steps = max((peak.step_allocated_gib or 0.0 for peak in peaks), default=0.0)
     whole = max((peak.allocated_gib or 0.0 for peak in peaks), default=0.0)
     used = max((peak.used_gib or 0.0 for peak in peaks), default=0.0)
-    lines = [f"  tensors: planned {plan.allocated_bytes / GIB:.2f} GiB a card, peak in steps {in_steps:.2f} GiB"]
+    lines = [f"  tensors: planned {gibibytes(plan.allocated_bytes)} a card, peak in steps {in_steps:.2f} GiB"]
     if whole > in_steps:
         lines[0] += f", at the start, in evaluations or saving {whole:.2f} GiB"
     if used:
-        lines.append(f"  card: planned {plan.total_bytes / GIB:.2f} GiB, used {used:.2f} GiB with all that runs on it")
+        lines.append(f"  card: planned {gibibytes(plan.total_bytes)}, used {used:.2f} GiB with all that runs on it")
     return lines
 
 

@@ -5,7 +5,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ds_rvqvae.gpu.plan import Plan
-from ds_rvqvae.gpu.plan_table import GIB, described_parts, size
+from ds_rvqvae.gpu.plan_table import described_parts
+from ds_rvqvae.text import GIB, size
 
 _COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#E69F00", "#CC79A7", "#999999", "#333333")
 """Okabe and Ito's, which people with any colour vision tell apart; and a dark grey for what is assumed."""

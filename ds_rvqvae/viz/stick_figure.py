@@ -9,10 +9,10 @@ from matplotlib.collections import LineCollection
 from matplotlib.patches import Circle
 from numpy.typing import NDArray
 
-from ds_rvqvae.motion.skeleton import Skeleton, forward_kinematics
+from ds_rvqvae.motion.sides import sides_at_rest
+from ds_rvqvae.motion.skeleton import Skeleton
 
 LEFT, RIGHT, MIDDLE = "#1f77b4", "#d9541e", "#3a3a3a"
-_SIDE_FROM = 0.015
 _FINGER = 0.055
 HEAD_RADIUS = 0.10
 _TURN, _TILT, _DISTANCE = np.radians(25.0), np.radians(8.0), 6.0
@@ -31,7 +31,7 @@ class Camera:
     @classmethod
     def before(cls, places: NDArray[np.float64], skeleton: Skeleton) -> "Camera":
         """The camera before the mean front of a moving figure, `[frames, joints, 3]`."""
-        sides = joint_sides(skeleton)
+        sides = sides_at_rest(skeleton)
         if not (sides > 0).any() or not (sides < 0).any():
             return cls(_TURN)
         left = (places[:, sides > 0].mean(axis=1) - places[:, sides < 0].mean(axis=1)).mean(axis=0)
@@ -69,7 +69,7 @@ class StickFigure:
         # Jaw and eyes would only clutter the ring.
         self._joints = np.flatnonzero((parents >= 0) & ((parents != self._head) if self._head is not None else True))
         self._parents = parents[self._joints]
-        sides = joint_sides(skeleton)[self._joints]
+        sides = sides_at_rest(skeleton)[self._joints]
         self._colors = np.where(sides > 0, LEFT, np.where(sides < 0, RIGHT, MIDDLE)) if color is None else color
         lengths = np.linalg.norm(skeleton.offsets[self._joints], axis=1)
         self._widths = np.where(lengths < _FINGER, width / 2, width)
@@ -103,11 +103,3 @@ class StickFigure:
         self._ring.set_center((x, y))
         if colors is not None:
             self._ring.set_edgecolor(colors[head])
-
-
-def joint_sides(skeleton: Skeleton) -> NDArray[np.int64]:
-    """1 for joints on the figure's left, -1 on its right, 0 in the middle, int64 `[joints]`; x at rest says so."""
-    still = np.broadcast_to(np.eye(3), (1, len(skeleton.parents), 3, 3))
-    x = forward_kinematics(still, skeleton.offsets, skeleton.parents)[0, :, 0]
-    x = x - x[0]
-    return np.where(x > _SIDE_FROM, 1, np.where(x < -_SIDE_FROM, -1, 0))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ds_rvqvae.config.data import AugmentConfig
-from ds_rvqvae.data.augment import Augment, Draws, Mirror, partners
+from ds_rvqvae.data.augment import Augment, Draws, Mirror
 from ds_rvqvae.data.store.splits import balanced
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.layout import (
@@ -20,6 +20,7 @@ from ds_rvqvae.motion.rotations import (
     rotation_6d_to_matrix,
     translation_positions,
 )
+from ds_rvqvae.motion.sides import partners
 from ds_rvqvae.motion.skeleton import Skeleton, builtin_skeleton, forward_kinematics, joint_places
 
 BODY = joint_layout(SMPLX_JOINTS, "translation")
@@ -42,37 +43,6 @@ def on_the_other_side(names) -> list[int]:
         raise AssertionError(name)
 
     return [list(names).index(other) for other in partners(names, refuse).values()]
-
-
-@pytest.mark.parametrize(
-    ("left", "right"),
-    [
-        ("left_hip", "right_hip"),
-        ("LeftUpLeg", "RightUpLeg"),
-        ("LHipJoint", "RHipJoint"),
-        ("LThumb", "RThumb"),
-        ("lThigh", "rThigh"),
-        ("upper_arm.L", "upper_arm.R"),
-        ("thumb.L.001", "thumb.R.001"),
-        ("hip_l", "hip_r"),
-        ("L_Hip", "R_Hip"),
-        ("Bip01 L Finger02", "Bip01 R Finger02"),
-        ("mixamorig:LeftArm", "mixamorig:RightArm"),
-        ("mixamorigLeftHandIndex1", "mixamorigRightHandIndex1"),
-        ("HandL", "HandR"),
-        ("lfemur", "rfemur"),
-        ("LEFT_WRIST", "RIGHT_WRIST"),
-    ],
-)
-def test_joints_are_paired_by_name(left, right):
-    names = ["Hips", left, "LowerBack", "L5", "lowerneck", right, "root", "upright"]
-    found = partners(names, lambda name: pytest.fail(name))
-    assert {name: other for name, other in found.items() if name != other} == {left: right, right: left}
-
-
-def test_every_sided_joint_of_smplx_has_its_partner():
-    found = partners(SMPLX_JOINTS, lambda name: pytest.fail(name))
-    assert all((name != other) == ("left" in name or "right" in name) for name, other in found.items())
 
 
 @pytest.mark.parametrize("body_part", ["upper", "hands", "lower", "lower_trans", "whole_trans"])

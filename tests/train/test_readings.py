@@ -9,7 +9,8 @@ import time
 import pytest
 import torch
 
-from ds_rvqvae.train.readings import BOARD_GROUPS, GIB, READING_KEYS, HostMemory, OwnMemory, RankMeter, Reading
+from ds_rvqvae.text import GIB
+from ds_rvqvae.train.readings import BOARD_GROUPS, READING_KEYS, HostMemory, OwnMemory, RankMeter, Reading
 from tests.gpu.stand_in import GPU_IS_LOST, NOT_SUPPORTED
 from tests.ranks import run_ranks, start_ranks
 from tests.train.small import SMALL, make_trainer, read_metrics

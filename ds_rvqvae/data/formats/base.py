@@ -6,13 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats import npz
 from ds_rvqvae.data.formats.npz import LARGEST, Header, RefusedError, open_npz, read_npy
+from ds_rvqvae.data.formats.split_lists import SplitLists, lists_of
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import Clip, ClipError, LeftOut, Take, check_clip, check_finite
 from ds_rvqvae.motion.layout import rotation_columns
@@ -24,17 +26,17 @@ _DEEPEST = 64
 
 
 class Reader(ABC):
-    """One motion format. A new format is one subclass, named in `readers.READERS`."""
+    """One motion format. A new format is one subclass, named in `config.data.FORMATS`."""
 
     format: ClassVar[str]
     key: ClassVar[str]
-    """The format's name in `rvqvae.data.format`."""
+    """The format's name in `config.data.FORMATS`, and so in `rvqvae.data.format`."""
     has_body_parts: ClassVar[bool] = False
     """Whether the parts of `BODY_PARTS` select columns of this format."""
     parallel: ClassVar[bool] = True
     """Whether several processes may each open the data and read some of the clips."""
-    certain: ClassVar[bool] = False
-    """Whether `matches` leaves no doubt, whatever else lies in the folder."""
+    certainty: ClassVar[int] = 0
+    """Above 0 where `matches` leaves no doubt, whatever else lies in the folder; the highest is asked first."""
 
     def __init__(self, path: Path, config: DataConfig) -> None:
         self.path = path
@@ -90,7 +92,7 @@ class Reader(ABC):
         """About how many bytes have to be read for a clip; 0 where its file is not there."""
         return 0
 
-    def statistics(self) -> tuple[np.ndarray, np.ndarray] | None:
+    def statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         """The data's own mean and std, float32 `[features]` each, where it brings them."""
         return None
 
@@ -101,8 +103,62 @@ class Reader(ABC):
                 clip = self.read(name)
                 check_clip(clip)
             except ClipError as error:
-                clip = LeftOut(self.file_of(name), " ".join(str(error).split()))
-            yield clip
+                yield LeftOut(self.file_of(name), " ".join(str(error).split()))
+            else:
+                yield clip
+
+
+class FilesReader(Reader):
+    """A format of a file a clip, in a folder of motion at any depth, or one such file.
+
+    `train.txt`, `val.txt` and `test.txt` in the folder or beside it list the clips of each split.
+    """
+
+    suffix: ClassVar[str]
+    """What the file of a clip that is only listed is said to end with."""
+
+    def __init__(self, path: Path, config: DataConfig) -> None:
+        super().__init__(path, config)
+        refuse_speakers(config, path)
+        self._folder = path
+        """What the names of clips are relative to."""
+        if path.is_file():
+            self._files, self._lists = {path.stem: path}, SplitLists()
+        else:
+            self._files, self._lists = self._find()
+
+    @classmethod
+    @abstractmethod
+    def files_of(cls, folder: Path) -> dict[str, Path]:
+        """The files of a folder by their clips' names, as `files_below` gives them; raises UserError."""
+
+    def _find(self) -> tuple[dict[str, Path], SplitLists]:
+        files = self.files_of(self.path)
+        return files, lists_of(self.path, files)
+
+    def sources(self) -> list[Path]:
+        return [*self._files.values(), *self._lists.files]
+
+    def clip_names(self) -> list[str]:
+        return sorted({*self._files, *self._lists.missing(self._files)})
+
+    def file_of(self, name: str) -> str:
+        if name not in self._files:
+            return f"{name}{self.suffix}"
+        file = self._files[name]
+        return file.name if file == self.path else file.relative_to(self._folder).as_posix()
+
+    def take(self, name: str) -> Take:
+        if name not in self._files:
+            raise ClipError(self._lists.why_missing(name))
+        return self.take_of(name, self._files[name], self._lists.split_of(name))
+
+    @abstractmethod
+    def take_of(self, name: str, file: Path, split: str | None) -> Take:
+        """What the clip's file holds, NaN included; raises ClipError."""
+
+    def weight(self, name: str) -> int:
+        return file_size(self._files.get(name))
 
 
 def visible_files(folder: Path, suffix: str) -> list[Path]:
@@ -174,7 +230,7 @@ def _readable() -> Iterator[None]:
         raise ClipError(f"damaged or cut short: {words}") from None
 
 
-def load_npy(file: Path) -> np.ndarray:
+def load_npy(file: Path) -> NDArray[Any]:
     """The array of a `.npy` file; raises ClipError."""
     with _readable():
         return read_npy(file)
@@ -182,7 +238,7 @@ def load_npy(file: Path) -> np.ndarray:
 
 def load_npz(
     file: Path, required: Sequence[str], optional: Sequence[str] = (), largest: int = LARGEST
-) -> dict[str, np.ndarray]:
+) -> dict[str, NDArray[Any]]:
     """The named arrays of an npz, as far as they are there; other keys are not touched.
 
     Args:
@@ -234,7 +290,7 @@ def missing_key(keys: Sequence[str], key: str) -> str:
     return f"no key {key}; it has {', '.join(name[:40] for name in keys[:12]) or 'none'}{more}"
 
 
-def matrix(values: np.ndarray, what: str, width: int | None = None) -> np.ndarray:
+def matrix(values: NDArray[Any], what: str, width: int | None = None) -> NDArray[Any]:
     """`values`, where they are real numbers of shape `[frames, width]`; raises ClipError."""
     if values.dtype.kind not in "fiu":
         raise ClipError(f"{what} holds {str(values.dtype)[:40]}, not numbers")
@@ -247,7 +303,7 @@ def matrix(values: np.ndarray, what: str, width: int | None = None) -> np.ndarra
     return values
 
 
-def frame_rate(values: np.ndarray, key: str) -> float:
+def frame_rate(values: NDArray[Any], key: str) -> float:
     """The one positive number in `values`; raises ClipError."""
     if values.dtype.kind not in "fiu":
         raise ClipError(f"{key} holds {str(values.dtype)[:40]}, not a number of frames a second")

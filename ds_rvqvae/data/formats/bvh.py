@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.data.formats.finding import check_regular
 from ds_rvqvae.motion.clip import ClipError
+from ds_rvqvae.text import GIB, gibibytes
 
-LARGEST_FILE = 2**30
+LARGEST_FILE = GIB
 """Bytes; at 120 frames a second a figure of 100 joints needs them for two and a half hours."""
 _LARGEST_HEADER = 2**22
 """Characters before MOTION; a joint takes about a hundred."""
@@ -59,7 +61,7 @@ class Bvh:
     """What a BVH file holds, in its own units."""
 
     joints: tuple[Joint, ...]
-    values: np.ndarray
+    values: NDArray[np.float64]
     """float64 `[frames, channels]`, finite: the joints' channels one after the other; degrees and units of length."""
     fps: float
 
@@ -91,7 +93,9 @@ def _open(file: Path) -> Iterator[TextIO]:
         with file.open("rb") as content:
             size = content.seek(0, io.SEEK_END)
             if size > LARGEST_FILE:
-                raise ClipError(f"{size / 2**30:.1f} GiB, more than the {LARGEST_FILE >> 30} GiB of a BVH file; cut it")
+                raise ClipError(
+                    f"{gibibytes(size, '.1f')}, more than the {gibibytes(LARGEST_FILE, '.0f')} of a BVH file; cut it"
+                )
             content.seek(0)
             # Names may be in any encoding; all else is ASCII.
             yield io.TextIOWrapper(content, encoding="utf-8-sig", errors="replace", newline=None)
@@ -157,8 +161,13 @@ class _Node:
 
     def __init__(self, name: str, parent: int) -> None:
         self.name, self.parent = name, parent
-        self.offset: tuple[float, ...] | None = None
+        self.offset: tuple[float, float, float] | None = None
         self.channels: tuple[str, ...] | None = None
+
+    def joint(self) -> Joint:
+        """The joint, once it has its OFFSET."""
+        assert self.offset is not None
+        return Joint(self.name, self.parent, self.offset, self.channels or ())
 
 
 def _parse_hierarchy(header: str) -> tuple[Joint, ...]:
@@ -190,7 +199,7 @@ def _parse_hierarchy(header: str) -> tuple[Joint, ...]:
         raise ClipError("no ROOT in its HIERARCHY")
     if inside:
         raise ClipError(f"cut short, or a closing brace is missing: {nodes[inside[-1]].name or 'an End Site'} is open")
-    return tuple(Joint(node.name, node.parent, node.offset, node.channels or ()) for node in nodes)
+    return tuple(node.joint() for node in nodes)
 
 
 def _open_node(words: _Words, key: str, nodes: list[_Node], inside: list[int]) -> None:
@@ -211,7 +220,8 @@ def _open_node(words: _Words, key: str, nodes: list[_Node], inside: list[int]) -
 def _read_offset(words: _Words, node: _Node) -> None:
     if node.offset is not None:
         raise words.error("a second OFFSET in one joint")
-    node.offset = words.numbers(3, "OFFSET")
+    x, y, z = words.numbers(3, "OFFSET")
+    node.offset = x, y, z
 
 
 def _read_channels(words: _Words, node: _Node) -> None:
@@ -250,7 +260,7 @@ def _frame_rate(text: TextIO) -> float:
     return 1 / seconds
 
 
-def _value_of(text: TextIO, pattern: re.Pattern, what: str) -> str:
+def _value_of(text: TextIO, pattern: re.Pattern[str], what: str) -> str:
     while line := text.readline(_LARGEST_HEADER):
         if line.strip():
             match = pattern.fullmatch(line)
@@ -260,7 +270,7 @@ def _value_of(text: TextIO, pattern: re.Pattern, what: str) -> str:
     raise ClipError(f"cut short: {what} is missing")
 
 
-def _values(text: TextIO, names: Sequence[str], frames: int) -> np.ndarray:
+def _values(text: TextIO, names: Sequence[str], frames: int) -> NDArray[np.float64]:
     """The numbers, float64 `[frames, channels]`, of which `names` are the channels; raises ClipError."""
     width = len(names)
     # Of an honest file never more is read than this holds, and the file's size bounds it.
@@ -296,7 +306,9 @@ def _lines(text: TextIO, width: int) -> Iterator[list[str]]:
         yield lines
 
 
-def _floats(lines: list[str], rows: list[list[str]], count: int, names: Sequence[str], before: int) -> np.ndarray:
+def _floats(
+    lines: list[str], rows: list[list[str]], count: int, names: Sequence[str], before: int
+) -> NDArray[np.float64]:
     """The numbers in `rows`, the words of `lines`; there are `count`, after `before` others; raises ClipError."""
     found = None
     with suppress(ValueError):
@@ -311,7 +323,7 @@ def _floats(lines: list[str], rows: list[list[str]], count: int, names: Sequence
     raise ClipError(f"frame {frame}: {names[channel]} is {_quoted(word)}, not a number")
 
 
-def _check_counts(counts: np.ndarray, frames: int, width: int) -> None:
+def _check_counts(counts: NDArray[np.int64], frames: int, width: int) -> None:
     """Raises ClipError where lines of so many values are not `frames` frames of `width` on lines of their own."""
     ends = np.cumsum(counts)
     total = int(ends[-1]) if ends.size else 0

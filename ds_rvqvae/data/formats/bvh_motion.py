@@ -5,15 +5,16 @@ import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from ds_rvqvae.config.data import DataConfig
-from ds_rvqvae.data.formats.base import Reader, file_size, files_below, refuse_speakers
+from ds_rvqvae.data.formats.base import FilesReader, files_below
 from ds_rvqvae.data.formats.bvh import Bvh, Joint, read_bvh
 from ds_rvqvae.data.formats.skeletons import Z_UP_TO_Y_UP, guess_unit, outermost, rest_skeleton, unique_names
-from ds_rvqvae.data.formats.split_lists import SplitLists, lists_of
 from ds_rvqvae.files import whole_file
 from ds_rvqvae.motion.clip import ClipError, Take
 from ds_rvqvae.motion.layout import Layout, joint_layout, missing_channels, rotation_columns
@@ -26,44 +27,27 @@ _FRAMES_AT_ONCE = 1024
 """Small enough for the processor's cache."""
 
 
-class BvhReader(Reader):
+class BvhReader(FilesReader):
     """One BVH file, or a folder with BVH files in it and in the folders below.
 
     Each joint with rotation channels is its local rotation as 6D, in the file's order of joints; then comes the root's
-    place in metres. `train.txt`, `val.txt` and `test.txt` in the folder or beside it list the clips of each split.
+    place in metres.
     """
 
     format = "BVH"
     key = "bvh"
-
-    def __init__(self, path: Path, config: DataConfig) -> None:
-        super().__init__(path, config)
-        refuse_speakers(config, path)
-        if path.is_file():
-            self._files, self._lists = {path.stem: path}, SplitLists()
-        else:
-            self._files = files_below(path, (SUFFIX,))
-            self._lists = lists_of(path, self._files)
+    suffix = SUFFIX
 
     @classmethod
     def matches(cls, path: Path) -> bool:
-        return path.suffix.lower() == SUFFIX if path.is_file() else bool(files_below(path, (SUFFIX,)))
+        return path.suffix.lower() == SUFFIX if path.is_file() else bool(cls.files_of(path))
 
-    def sources(self) -> list[Path]:
-        return [*self._files.values(), *self._lists.files]
+    @classmethod
+    def files_of(cls, folder: Path) -> dict[str, Path]:
+        return files_below(folder, (SUFFIX,))
 
-    def clip_names(self) -> list[str]:
-        return sorted({*self._files, *self._lists.missing(self._files)})
-
-    def file_of(self, name: str) -> str:
-        if name not in self._files:
-            return f"{name}{SUFFIX}"
-        return self.path.name if self._files[name] == self.path else self._files[name].relative_to(self.path).as_posix()
-
-    def take(self, name: str) -> Take:
-        if name not in self._files:
-            raise ClipError(self._lists.why_missing(name))
-        bvh = read_bvh(self._files[name])
+    def take_of(self, name: str, file: Path, split: str | None) -> Take:
+        bvh = read_bvh(file)
         turn = Z_UP_TO_Y_UP if self.config.up_axis == "z" else None
         unit, notes = self.config.metres_per_unit, []
         if unit is None:
@@ -73,19 +57,15 @@ class BvhReader(Reader):
         turning = [index for index, joint in enumerate(bvh.joints) if joint.axes]
         if not turning:
             raise ClipError("no joint has rotation channels")
-        empty = ~bvh.values.any(axis=1)
+        empty = np.asarray(~bvh.values.any(axis=1))
         notes += _notes(bvh, names, unit, empty)
         motion = np.concatenate([rotations(bvh, turn), unit * root_places(bvh, turn)], axis=1)
         layout = joint_layout([names[index] for index in turning], "position")
-        split = self._lists.split_of(name)
         skeleton = rest_skeleton(bvh.joints, unit, turn)
         return Take(name, motion, bvh.fps, layout, split, empty, skeleton=skeleton, notes=tuple(notes))
 
-    def weight(self, name: str) -> int:
-        return file_size(self._files.get(name))
 
-
-def rotations(bvh: Bvh, turn: np.ndarray | None = None) -> np.ndarray:
+def rotations(bvh: Bvh, turn: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
     """The local rotation of each joint with rotation channels, in order, as 6D, float64 `[frames, 6 * joints]`.
 
     Args:
@@ -102,15 +82,15 @@ def rotations(bvh: Bvh, turn: np.ndarray | None = None) -> np.ndarray:
         column += len(joint.channels)
     motion = np.empty((len(bvh.values), row, 6))
     for (axes, turned), members in groups.items():
-        rows, columns = [row for row, _ in members], np.array([columns for _, columns in members])
-        first = (turn if turned else np.eye(3))[:2]
+        rows, places = [row for row, _ in members], np.array([columns for _, columns in members])
+        first = (np.eye(3) if turn is None or not turned else turn)[:2]
         for start in range(0, len(motion), _FRAMES_AT_ONCE):
-            angles = np.deg2rad(bvh.values[start : start + _FRAMES_AT_ONCE, columns])
+            angles = np.deg2rad(bvh.values[start : start + _FRAMES_AT_ONCE, places])
             motion[start : start + _FRAMES_AT_ONCE, rows] = euler_rows(angles, axes, first)
     return motion.reshape(len(motion), -1)
 
 
-def euler_rows(angles: np.ndarray, axes: Sequence[int], first: np.ndarray) -> np.ndarray:
+def euler_rows(angles: NDArray[np.float64], axes: Sequence[int], first: NDArray[np.float64]) -> NDArray[np.float64]:
     """`first` times the rotations about `axes`, multiplied from left to right, for column vectors.
 
     Args:
@@ -131,7 +111,7 @@ def euler_rows(angles: np.ndarray, axes: Sequence[int], first: np.ndarray) -> np
     return rows.transpose(2, 3, 0, 1).reshape(*angles.shape[:2], 6)
 
 
-def root_places(bvh: Bvh, turn: np.ndarray | None = None) -> np.ndarray:
+def root_places(bvh: Bvh, turn: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
     """The root's place in the file's unit, float64 `[frames, 3]`: its position channels, its OFFSET where it has none.
 
     Args:
@@ -145,7 +125,7 @@ def root_places(bvh: Bvh, turn: np.ndarray | None = None) -> np.ndarray:
     return places if turn is None else places @ turn.T
 
 
-def _notes(bvh: Bvh, names: Sequence[str], unit: float, empty: np.ndarray) -> list[str]:
+def _notes(bvh: Bvh, names: Sequence[str], unit: float, empty: NDArray[np.bool_]) -> list[str]:
     """What of a file's skeleton and channels is not read as it stands."""
     notes = []
     renamed = [f"{joint.name} {name}" for joint, name in zip(bvh.joints, names, strict=True) if joint.name != name]
@@ -168,7 +148,7 @@ def _notes(bvh: Bvh, names: Sequence[str], unit: float, empty: np.ndarray) -> li
     return notes
 
 
-def write_bvh(file: Path, motion: np.ndarray, layout: Layout, source: Path, config: DataConfig) -> None:
+def write_bvh(file: Path, motion: NDArray[Any], layout: Layout, source: Path, config: DataConfig) -> None:
     """Writes motion as a BVH file with the hierarchy, names and order of channels of `source`.
 
     Args:
@@ -207,7 +187,13 @@ def write_bvh(file: Path, motion: np.ndarray, layout: Layout, source: Path, conf
         np.savetxt(content, values, fmt="%.6f")
 
 
-def _fill(values: np.ndarray, bvh: Bvh, matrices: np.ndarray, root: np.ndarray, turn: np.ndarray | None) -> None:
+def _fill(
+    values: NDArray[np.float64],
+    bvh: Bvh,
+    matrices: NDArray[np.float64],
+    root: NDArray[np.float64],
+    turn: NDArray[np.float64] | None,
+) -> None:
     """Writes rotations `[frames, turning joints, 3, 3]` and the root's place `[frames, 3]` into their channels."""
     back = np.eye(3) if turn is None else turn.T
     column = row = 0
@@ -223,7 +209,7 @@ def _fill(values: np.ndarray, bvh: Bvh, matrices: np.ndarray, root: np.ndarray, 
             values[:, column] = root[:, "XYZ".index(channel[0])]
 
 
-def _angles(matrices: np.ndarray, joint: Joint) -> np.ndarray:
+def _angles(matrices: NDArray[np.float64], joint: Joint) -> NDArray[np.float64]:
     """A joint's rotations `[frames, 3, 3]` in the order of its channels, degrees `[frames, axes]`, without jumps.
 
     A joint with fewer than three rotation channels cannot turn in all ways; what its channels cannot say is left out.

@@ -10,15 +10,16 @@ from contextlib import suppress
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.base import (
+    FilesReader,
     Reader,
-    file_size,
     files_below,
     frame_rate,
     load_npy,
@@ -30,7 +31,7 @@ from ds_rvqvae.data.formats.base import (
     refuse_speakers,
 )
 from ds_rvqvae.data.formats.npz import Header
-from ds_rvqvae.data.formats.split_lists import SplitLists, lists_of
+from ds_rvqvae.data.formats.split_lists import SplitLists
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError, Take
 from ds_rvqvae.motion.layout import Layout, feature_layout, layout_from_json
@@ -42,68 +43,48 @@ _JOINTS = {263: 22, 251: 21}
 """Of HumanML3D and of KIT, by their columns."""
 
 
-class FeatureFolderReader(Reader):
+class FeatureFolderReader(FilesReader):
     """A folder of `.npy` or `.npz` matrices `[frames, features]` at any depth, or one such file.
 
     An npz has its matrix under `motion`, or no other; its `fps` counts, all else is taken to be at `rvqvae.data.fps`.
-    `train.txt`, `val.txt` and `test.txt` in the folder or beside it list the clips of each split; a file that none
-    lists counts as `additional`, or as held out where there is only `train.txt`. `Mean.npy` and `Std.npy` in the folder
-    are the data's own statistics.
+    A file that no list of a split names counts as `additional`, or as held out where there is only `train.txt`.
+    `Mean.npy` and `Std.npy` in the folder are the data's own statistics.
     """
 
     format = ".npy or .npz feature matrices"
     key = "features"
+    suffix = ".npy"
 
     def __init__(self, path: Path, config: DataConfig) -> None:
         super().__init__(path, config)
-        refuse_speakers(config, path)
-        self._folder = path
-        if path.is_file():
-            self._files, self._lists = {path.stem: path}, SplitLists()
-        else:
-            self._files, self._lists = self._find()
         self._width: int | None = None
 
     @classmethod
     def matches(cls, path: Path) -> bool:
         if path.is_file():
             return path.suffix.lower() in (".npy", ".npz") and any(header.is_matrix for header in _headers([path]))
-        return any(header.is_matrix for header in islice(_headers(_matrices(path).values()), 16))
+        return any(header.is_matrix for header in islice(_headers(cls.files_of(path).values()), 16))
 
     def sources(self) -> list[Path]:
         statistics = [file for name in STATISTICS if (file := self._beside(name))]
-        return [*self._files.values(), *self._lists.files, *statistics]
+        return [*super().sources(), *statistics]
 
-    def clip_names(self) -> list[str]:
-        return sorted({*self._files, *self._lists.missing(self._files)})
+    @classmethod
+    def files_of(cls, folder: Path) -> dict[str, Path]:
+        return _without_statistics(files_below(folder, (".npy", ".npz")))
 
-    def file_of(self, name: str) -> str:
-        if name not in self._files:
-            return f"{name}.npy"
-        file = self._files[name]
-        return file.name if file == self.path else file.relative_to(self._folder).as_posix()
-
-    def take(self, name: str) -> Take:
-        if name not in self._files:
-            raise ClipError(self._lists.why_missing(name))
-        values, fps = self._load(self._files[name])
+    def take_of(self, name: str, file: Path, split: str | None) -> Take:
+        values, fps = self._load(file)
         motion = matrix(values, "the matrix", self._usual_width())
-        return Take(name, motion, fps, feature_layout(motion.shape[1]), self._lists.split_of(name))
+        return Take(name, motion, fps, feature_layout(motion.shape[1]), split)
 
-    def weight(self, name: str) -> int:
-        return file_size(self._files.get(name))
-
-    def statistics(self) -> tuple[np.ndarray, np.ndarray] | None:
-        files = [self._beside(name) for name in STATISTICS]
-        if None in files:
+    def statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        mean, std = (self._beside(name) for name in STATISTICS)
+        if mean is None or std is None:
             return None
-        return read_statistics(files[0]), read_statistics(files[1], positive=True)
+        return read_statistics(mean), read_statistics(std, positive=True)
 
-    def _find(self) -> tuple[dict[str, Path], SplitLists]:
-        files = _matrices(self.path)
-        return files, lists_of(self.path, files)
-
-    def _load(self, file: Path) -> tuple[np.ndarray, float]:
+    def _load(self, file: Path) -> tuple[NDArray[Any], float]:
         """A file's matrix and frame rate; raises ClipError."""
         if file.suffix.lower() == ".npy":
             return load_npy(file), self.config.fps
@@ -131,21 +112,24 @@ class HumanML3DReader(FeatureFolderReader):
 
     format = "HumanML3D or KIT features"
     key = "humanml3d"
-    certain = True
+    certainty = 1
 
     @classmethod
     def matches(cls, path: Path) -> bool:
         return path.is_dir() and (path.name == CLIP_FOLDER or (path / CLIP_FOLDER).is_dir())
 
+    @classmethod
+    def files_of(cls, folder: Path) -> dict[str, Path]:
+        return _without_statistics(files_below(folder, (".npy",)))
+
     def _find(self) -> tuple[dict[str, Path], SplitLists]:
-        inside = (self.path / CLIP_FOLDER).is_dir()
-        if inside:
-            self._folder = self.path / CLIP_FOLDER
-        files = {name: file for name, file in files_below(self._folder, (".npy",)).items() if _is_no_statistic(file)}
-        return files, SplitLists(self.path, self._folder) if inside else lists_of(self.path, files)
+        if not (self.path / CLIP_FOLDER).is_dir():
+            return super()._find()
+        self._folder = self.path / CLIP_FOLDER
+        return self.files_of(self._folder), SplitLists(self.path, self._folder)
 
 
-def feature_weights(width: int, feat_bias: float) -> np.ndarray | None:
+def feature_weights(width: int, feat_bias: float) -> NDArray[np.float32] | None:
     """What the std of each column is divided by, float32 `[width]`; None for columns of unknown meaning.
 
     As MoMask has it: turning and speed of the root, its height and the contacts of the feet weigh `feat_bias` times as
@@ -159,7 +143,7 @@ def feature_weights(width: int, feat_bias: float) -> np.ndarray | None:
     return np.repeat(np.array([feat_bias, 1, feat_bias], np.float32), (root, body, contacts))
 
 
-def read_statistics(file: str | Path, positive: bool = False) -> np.ndarray:
+def read_statistics(file: str | Path, positive: bool = False) -> NDArray[np.float32]:
     """A mean or std from a `.npy` file, float32 `[columns]`; raises UserError."""
     try:
         values = load_npy(Path(file))
@@ -174,13 +158,8 @@ def read_statistics(file: str | Path, positive: bool = False) -> np.ndarray:
     return values
 
 
-def _matrices(folder: Path) -> dict[str, Path]:
-    files = files_below(folder, (".npy", ".npz"))
-    return {name: file for name, file in files.items() if _is_no_statistic(file)}
-
-
-def _is_no_statistic(file: Path) -> bool:
-    return file.name not in STATISTICS
+def _without_statistics(files: dict[str, Path]) -> dict[str, Path]:
+    return {name: file for name, file in files.items() if file.name not in STATISTICS}
 
 
 def _header(file: Path) -> Header:
@@ -217,7 +196,7 @@ class PackedReader(Reader):
     format = "packed npz"
     key = "packed"
     parallel = False
-    certain = True
+    certainty = 2
 
     def __init__(self, path: Path, config: DataConfig) -> None:
         super().__init__(path, config)
@@ -254,8 +233,8 @@ class PackedReader(Reader):
 
 
 class _Content(NamedTuple):
-    motion: np.ndarray
-    starts: np.ndarray
+    motion: NDArray[Any]
+    starts: NDArray[np.int64]
     names: list[str]
     split: list[str] | None
     layout: Layout
@@ -275,7 +254,7 @@ def _read(path: Path) -> _Content:
     return _Content(motion, starts, names, split, _layout(arrays, motion.shape[1]), frame_rate(arrays["fps"], "fps"))
 
 
-def _checked_starts(starts: np.ndarray, clips: int, frames: int) -> np.ndarray:
+def _checked_starts(starts: NDArray[Any], clips: int, frames: int) -> NDArray[np.int64]:
     if starts.dtype.kind not in "iu" or starts.shape != (clips + 1,):
         raise ClipError(
             f"clip_start is {starts.dtype} {list(starts.shape)}, not [clips + 1] = [{clips + 1}] row numbers"
@@ -286,7 +265,7 @@ def _checked_starts(starts: np.ndarray, clips: int, frames: int) -> np.ndarray:
     return starts
 
 
-def _layout(arrays: dict[str, np.ndarray], width: int) -> Layout:
+def _layout(arrays: dict[str, NDArray[Any]], width: int) -> Layout:
     if "layout" not in arrays:
         return feature_layout(width)
     try:
@@ -295,7 +274,8 @@ def _layout(arrays: dict[str, np.ndarray], width: int) -> Layout:
         raise ClipError(f"layout: {str(error).removeprefix('layout: ')}") from None
 
 
-def _strings(arrays: dict[str, np.ndarray], key: str) -> list[str]:
+def _strings(arrays: dict[str, NDArray[Any]], key: str) -> list[str]:
     if arrays[key].dtype.kind != "U" or arrays[key].ndim != 1:
         raise ClipError(f"{key} holds {arrays[key].dtype} of shape {list(arrays[key].shape)}, not a list of strings")
-    return arrays[key].tolist()
+    strings: list[str] = arrays[key].tolist()
+    return strings

@@ -9,14 +9,17 @@ import io
 import math
 import stat
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-LARGEST = 2**30
+from ds_rvqvae.text import GIB, gibibytes
+
+LARGEST = GIB
 """Bytes that an array may take, unless the caller says otherwise."""
 _LONGEST_HEADER = 10_000
 _MOST_ARRAYS = 10_000
@@ -28,6 +31,8 @@ _BOMB, _BOMB_RATIO = 2**26, 100
 """Bytes of an array, and how many times the whole archive's, beyond which it is none of motion: such a file would take
 gigabytes for its zeros."""
 _CHUNK = 2**20
+_HeaderReader = Callable[[BinaryIO], tuple[tuple[int, ...], bool, np.dtype[Any]]]
+"""Shape, whether in Fortran's order, and dtype; numpy leaves its own without types."""
 NO_PICKLE = "no NumPy file of plain arrays; pickled Python objects are never loaded"
 
 
@@ -39,7 +44,7 @@ class Header(NamedTuple):
     """What an array's file declares."""
 
     shape: tuple[int, ...]
-    dtype: np.dtype
+    dtype: np.dtype[Any]
     fortran_order: bool
     start: int
     """Bytes before the numbers."""
@@ -83,7 +88,7 @@ class Npz:
         with self._open(self._members[key]) as content:
             return _read_header(content)
 
-    def read(self, key: str, largest: int = LARGEST) -> np.ndarray:
+    def read(self, key: str, largest: int = LARGEST) -> NDArray[Any]:
         """An array; raises RefusedError."""
         member = self._members[key]
         if member.file_size > largest + _LONGEST_HEADER + 12:
@@ -96,7 +101,7 @@ class Npz:
                 raise RefusedError(f"damaged: {key} has more bytes than the archive says")
             return array
 
-    def _open(self, member: zipfile.ZipInfo) -> BinaryIO:
+    def _open(self, member: zipfile.ZipInfo) -> IO[bytes]:
         name = member.filename[:40]
         if member.flag_bits & 0x41:
             raise RefusedError(f"{name} is encrypted")
@@ -127,7 +132,7 @@ def open_npz(file: Path) -> Iterator[Npz]:
         yield Npz(stream)
 
 
-def read_npy(file: Path, largest: int = LARGEST) -> np.ndarray:
+def read_npy(file: Path, largest: int = LARGEST) -> NDArray[Any]:
     """The array of a `.npy` file; raises RefusedError or OSError."""
     with open_regular(file) as stream:
         return _read_array(stream, file.stat().st_size, "the array", largest)
@@ -147,7 +152,7 @@ def open_regular(file: Path) -> BinaryIO:
     return file.open("rb")
 
 
-def _read_header(stream: BinaryIO) -> Header:
+def _read_header(stream: IO[bytes]) -> Header:
     magic = stream.read(8)
     if magic.startswith(b"PK"):
         raise RefusedError("an npz archive under the name of a single array")
@@ -163,12 +168,14 @@ def _read_header(stream: BinaryIO) -> Header:
     text = stream.read(length)
     if len(size) < size_bytes or len(text) < length:
         raise RefusedError("damaged or cut short: no whole NumPy header")
-    read = np.lib.format.read_array_header_1_0 if magic[6] == 1 else np.lib.format.read_array_header_2_0
+    read: _HeaderReader = np.lib.format.read_array_header_2_0
+    if magic[6] == 1:
+        read = np.lib.format.read_array_header_1_0
     shape, fortran_order, dtype = read(io.BytesIO(size + text))
     return Header(shape, dtype, fortran_order, 8 + size_bytes + length)
 
 
-def _read_array(stream: BinaryIO, size: int, what: str, largest: int) -> np.ndarray:
+def _read_array(stream: IO[bytes], size: int, what: str, largest: int) -> NDArray[Any]:
     """The array in a stream that should have `size` bytes."""
     header = _read_header(stream)
     if header.dtype.hasobject:
@@ -200,10 +207,16 @@ def _read_array(stream: BinaryIO, size: int, what: str, largest: int) -> np.ndar
 
 
 def _too_large(what: str, nbytes: int, largest: int) -> str:
-    return f"{what} takes {nbytes / 2**30:.3g} GiB, more than the {largest / 2**30:.3g} GiB that an array may"
+    return f"{what} takes {gibibytes(nbytes, '.3g')}, more than the {gibibytes(largest, '.3g')} that an array may"
 
 
-def write_npz(content: BinaryIO, arrays: Mapping[str, np.ndarray], compressed: bool = False) -> None:
+def write_header(content: BinaryIO, dtype: np.dtype[Any], rows: int, columns: int) -> None:
+    """Writes what a `.npy` file of a matrix begins with. numpy pads it to one length for any number of rows."""
+    write: Callable[[BinaryIO, dict[str, object]], None] = np.lib.format.write_array_header_1_0
+    write(content, {"descr": dtype.str, "fortran_order": False, "shape": (rows, columns)})
+
+
+def write_npz(content: BinaryIO, arrays: Mapping[str, NDArray[Any]], compressed: bool = False) -> None:
     """Writes an npz as `np.savez` does, but under any key and the same bytes for the same arrays.
 
     Raises:
@@ -215,4 +228,4 @@ def write_npz(content: BinaryIO, arrays: Mapping[str, np.ndarray], compressed: b
             entry = zipfile.ZipInfo(f"{key}.npy")
             entry.compress_type = method
             with archive.open(entry, "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.asanyarray(values), allow_pickle=False)
+                np.save(member, values, allow_pickle=False)

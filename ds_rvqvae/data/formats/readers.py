@@ -1,25 +1,24 @@
-"""Which reader reads a file or folder. A new format is one file with one class, and its entry here."""
+"""Which reader reads a file or folder. A new format is one file with one class, and its entry in `FORMATS`."""
 
 from collections import Counter
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 
-from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.config.data import FORMATS, DataConfig
 from ds_rvqvae.data.formats.base import Reader, files_below, missing_key, npz_keys
-from ds_rvqvae.data.formats.bvh_motion import BvhReader
-from ds_rvqvae.data.formats.features import FeatureFolderReader, HumanML3DReader, PackedReader
-from ds_rvqvae.data.formats.smpl import Beat2Reader, SmplReader
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError
 
-READERS: tuple[type[Reader], ...] = (
-    PackedReader,
-    Beat2Reader,
-    HumanML3DReader,
-    SmplReader,
-    BvhReader,
-    FeatureFolderReader,
-)
+
+def _reader(place: str) -> type[Reader]:
+    """The reader class at `module.Class` of this folder."""
+    module, _, name = place.partition(".")
+    reader: type[Reader] = getattr(import_module(f"ds_rvqvae.data.formats.{module}"), name)
+    return reader
+
+
+READERS = tuple(sorted(map(_reader, FORMATS.values()), key=lambda reader: -reader.certainty))
 """The first that is certain reads; else the one that matches; of several that do, the one with the most files."""
 
 
@@ -39,9 +38,9 @@ def open_reader(path: Path, config: DataConfig) -> Reader:
                 raise UserError(f"rvqvae.data.format: {path} is no {reader.format}; {_what_is_there(path)}")
             return reader(path, config)
         for reader in READERS:
-            if reader.certain and reader.matches(path):
+            if reader.certainty and reader.matches(path):
                 return reader(path, config)
-        found = [reader(path, config) for reader in READERS if not reader.certain and reader.matches(path)]
+        found = [reader(path, config) for reader in READERS if not reader.certainty and reader.matches(path)]
         if not found:
             raise UserError(_unknown(path))
         return _largest(found)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.data.formats.base import load_npz
 from ds_rvqvae.data.formats.bvh import Joint, read_joints
@@ -76,7 +77,9 @@ def outermost(joints: Sequence[Joint]) -> list[bool]:
     return free
 
 
-def rest_skeleton(joints: Sequence[Joint], metres_per_unit: float, turn: np.ndarray | None = None) -> dict[str, Any]:
+def rest_skeleton(
+    joints: Sequence[Joint], metres_per_unit: float, turn: NDArray[np.float64] | None = None
+) -> dict[str, Any]:
     """The joints with channels as `joint_names`, `parents` and `offsets` (metres), for JSON.
 
     Joints without channels do not move: what hangs on one hangs on its parent.

@@ -9,11 +9,14 @@ import csv
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.base import (
+    FilesReader,
     Reader,
     file_size,
     files_below,
@@ -24,10 +27,8 @@ from ds_rvqvae.data.formats.base import (
     no_file,
     npz_keys,
     npz_samples,
-    refuse_speakers,
     visible_files,
 )
-from ds_rvqvae.data.formats.split_lists import SplitLists, lists_of
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError, Take
 from ds_rvqvae.motion.layout import NUM_EXPRESSIONS, SMPLH_JOINTS, SMPLX_JOINTS, joint_layout, smplx_layout
@@ -46,48 +47,31 @@ _BLOCK = 512
 and it takes twice as long)."""
 
 
-class SmplReader(Reader):
+class SmplReader(FilesReader):
     """A folder of npz files at any depth, or one: `poses`, `trans` and the frame rate, in metres and radians.
 
     SMPL-X has 165 columns of axis-angle rotations (55 joints), SMPL-H 156 (52). Facial expressions are not read.
-    `train.txt`, `val.txt` and `test.txt` in the folder or beside it list the clips of each split.
     """
 
     format = "SMPL-X or SMPL-H npz"
     key = "smpl"
+    suffix = ".npz"
     has_body_parts = True
-
-    def __init__(self, path: Path, config: DataConfig) -> None:
-        super().__init__(path, config)
-        refuse_speakers(config, path)
-        if path.is_file():
-            self._files, self._lists = {path.stem: path}, SplitLists()
-        else:
-            self._files = _motion_files(path)
-            self._lists = lists_of(path, self._files)
 
     @classmethod
     def matches(cls, path: Path) -> bool:
         if path.is_file():
             return path.suffix.lower() == ".npz" and POSES in npz_keys(path)
-        return any(POSES in keys for keys in npz_samples(_motion_files(path).values()))
+        return any(POSES in keys for keys in npz_samples(cls.files_of(path).values()))
 
-    def sources(self) -> list[Path]:
-        return [*self._files.values(), *self._lists.files]
+    @classmethod
+    def files_of(cls, folder: Path) -> dict[str, Path]:
+        files = files_below(folder, (".npz",))
+        return {name: file for name, file in files.items() if not file.name.endswith(_SHAPE_FILES)}
 
-    def clip_names(self) -> list[str]:
-        return sorted({*self._files, *self._lists.missing(self._files)})
-
-    def file_of(self, name: str) -> str:
-        if name not in self._files:
-            return f"{name}.npz"
-        return self.path.name if self._files[name] == self.path else self._files[name].relative_to(self.path).as_posix()
-
-    def take(self, name: str) -> Take:
-        if name not in self._files:
-            raise ClipError(self._lists.why_missing(name))
-        arrays = load_npz(self._files[name], (POSES, TRANS), FPS_KEYS)
-        fps = self._fps(arrays, self._files[name])
+    def take_of(self, name: str, file: Path, split: str | None) -> Take:
+        arrays = load_npz(file, (POSES, TRANS), FPS_KEYS)
+        fps = self._fps(arrays, file)
         poses, trans = matrix(arrays[POSES], POSES), matrix(arrays[TRANS], TRANS, 3)
         if poses.shape[1] not in LAYOUTS:
             wanted = "165 (SMPL-X, 55 joints) or 156 (SMPL-H, 52)"
@@ -100,25 +84,22 @@ class SmplReader(Reader):
         motion[:, -3:] = trans
         if self.config.up_axis == "z":
             _turn_upright(motion)
-        empty = ~(poses.any(axis=1) | trans.any(axis=1))
-        return Take(name, motion, fps, layout, self._lists.split_of(name), empty, has_positions=True)
-
-    def weight(self, name: str) -> int:
-        return file_size(self._files.get(name))
+        empty = np.asarray(~(poses.any(axis=1) | trans.any(axis=1)))
+        return Take(name, motion, fps, layout, split, empty, has_positions=True)
 
     @staticmethod
-    def _fps(arrays: Mapping[str, np.ndarray], file: Path) -> float:
+    def _fps(arrays: Mapping[str, NDArray[Any]], file: Path) -> float:
         if not any(key in arrays for key in FPS_KEYS) and EXPRESSIONS not in (keys := npz_keys(file)):
             raise ClipError(missing_key(keys, " or ".join(FPS_KEYS)))
         return fps_of(arrays)
 
 
-def fps_of(arrays: Mapping[str, np.ndarray]) -> float:
+def fps_of(arrays: Mapping[str, NDArray[Any]]) -> float:
     """Frames a second of a clip's arrays, BEAT2's where they do not say; raises ClipError."""
     return next((frame_rate(arrays[key], key) for key in FPS_KEYS if key in arrays), BEAT2_FPS)
 
 
-def write_rotation_6d(axis_angle: np.ndarray, out: np.ndarray) -> None:
+def write_rotation_6d(axis_angle: NDArray[Any], out: NDArray[np.floating[Any]]) -> None:
     """Writes rotations given as axis times angle in radians as 6D.
 
     With the Gibbs vector `g = axis * tan(angle / 2)` the rotation is `I + 2 / (1 + g·g) * ([g] + [g][g])`, of which
@@ -134,7 +115,7 @@ def write_rotation_6d(axis_angle: np.ndarray, out: np.ndarray) -> None:
         _write_block(block.reshape(len(block), -1, 3), out[start : start + _BLOCK].reshape(len(block), -1, 6))
 
 
-def _write_block(axis_angle: np.ndarray, out: np.ndarray) -> None:
+def _write_block(axis_angle: NDArray[np.floating[Any]], out: NDArray[np.floating[Any]]) -> None:
     """`[frames, joints, 3]` to `[frames, joints, 6]`."""
     gibbs = np.empty((3, *axis_angle.shape[:2]))
     gibbs[:] = np.moveaxis(axis_angle, 2, 0)
@@ -154,16 +135,11 @@ def _write_block(axis_angle: np.ndarray, out: np.ndarray) -> None:
         out[..., 5] = scaled_y * z - scaled_x
 
 
-def _turn_upright(motion: np.ndarray) -> None:
+def _turn_upright(motion: NDArray[np.floating[Any]]) -> None:
     """Turns the root, in the first six and the last three columns, by -90 degrees about x: z up becomes y up."""
     motion[:, 3:6] = np.cross(motion[:, :3], motion[:, 3:6])
     y = motion[:, -2].copy()
     motion[:, -2], motion[:, -1] = motion[:, -1], -y
-
-
-def _motion_files(folder: Path) -> dict[str, Path]:
-    files = files_below(folder, (".npz",))
-    return {name: file for name, file in files.items() if not file.name.endswith(_SHAPE_FILES)}
 
 
 CLIP_FOLDER = "smplxflame_30"
@@ -181,7 +157,7 @@ class Beat2Reader(Reader):
     format = "BEAT2 npz"
     key = "beat2"
     has_body_parts = True
-    certain = True
+    certainty = 1
 
     def __init__(self, path: Path, config: DataConfig) -> None:
         super().__init__(path, config)
@@ -259,7 +235,7 @@ def read_split_file(file: Path) -> dict[str, str]:
         raise UserError(f"{file}: cannot be read: {error}") from None
 
 
-def rotations_and_positions(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+def rotations_and_positions(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
     """A clip's arrays as `smplx_layout` has them, but with positions for velocities, float64 `[frames, 433]`.
 
     Frames with a NaN keep it. Raises ClipError.

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.base import Reader, load_npz, missing_key, npz_keys
@@ -49,7 +50,7 @@ def open_motion_file(file: Path, config: DataConfig) -> Reader:
     return open_reader(file, config)
 
 
-def write_matrix(file: Path, motion: np.ndarray) -> None:
+def write_matrix(file: Path, motion: NDArray[Any]) -> None:
     """Writes a `.npy` feature matrix `[frames, features]`, float32."""
     with whole_file(file) as content:
         np.save(content, np.asarray(motion, np.float32), allow_pickle=False)
@@ -58,7 +59,7 @@ def write_matrix(file: Path, motion: np.ndarray) -> None:
 class Beat2Source(NamedTuple):
     """A BEAT2 file, of which a written clip takes what its features do not say."""
 
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, NDArray[Any]]
     """Its keys, in its order, with what they hold."""
     left_out: list[str]
     """Keys that hold Python objects, which are never loaded."""
@@ -67,7 +68,7 @@ class Beat2Source(NamedTuple):
 def read_beat2_source(file: Path) -> Beat2Source:
     """All plain arrays of a BEAT2 npz; raises ClipError."""
     check_regular(file)
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, NDArray[Any]] = {}
     left_out = []
     for key in npz_keys(file):
         try:
@@ -100,7 +101,7 @@ def rest_source(frames: int, fps: float) -> Beat2Source:
     )
 
 
-def write_beat2(file: Path, motion: np.ndarray, layout: Layout, fps: float, source: Beat2Source) -> None:
+def write_beat2(file: Path, motion: NDArray[Any], layout: Layout, fps: float, source: Beat2Source) -> None:
     """Writes features as a BEAT2 npz with the keys, dtypes and order of `source`.
 
     Args:
@@ -141,7 +142,7 @@ def same_rate(source_fps: float, fps: float) -> bool:
     return abs(source_fps / fps - 1) <= DECIMATION_TOLERANCE * (1 + 1e-9)
 
 
-def _at_rate(source: Mapping[str, np.ndarray], fps: float) -> dict[str, np.ndarray]:
+def _at_rate(source: Mapping[str, NDArray[Any]], fps: float) -> dict[str, NDArray[Any]]:
     """A clip's arrays at another frame rate, with copies of the motion; as they are where frame stands for frame."""
     motion = rotations_and_positions(source)
     check_finite(motion)
@@ -158,7 +159,11 @@ def _at_rate(source: Mapping[str, np.ndarray], fps: float) -> dict[str, np.ndarr
     rotations = motion[:, rotation_columns(layout)]
     poses = matrix_to_axis_angle(rotation_6d_to_matrix(rotations)).reshape(len(motion), -1)
     first = 6 * len(SMPLX_JOINTS)
-    parts = {"poses": poses, "trans": motion[:, first : first + 3], "expressions": motion[:, first + 3 :]}
+    parts: dict[str, NDArray[Any]] = {
+        "poses": poses,
+        "trans": motion[:, first : first + 3],
+        "expressions": motion[:, first + 3 :],
+    }
     for key, values in parts.items():
         arrays[key] = values.astype(dtypes[key])
     key = next((key for key in FPS_KEYS if key in arrays), FPS_KEYS[0])
@@ -166,7 +171,7 @@ def _at_rate(source: Mapping[str, np.ndarray], fps: float) -> dict[str, np.ndarr
     return arrays
 
 
-def _rate_like(values: np.ndarray, fps: float) -> np.ndarray:
+def _rate_like(values: NDArray[Any], fps: float) -> NDArray[Any]:
     """A frame rate of the shape and, where that can hold it, the dtype of `values`."""
     dtype = values.dtype if values.dtype.kind == "f" or fps == int(fps) else np.float64
     return np.full(values.shape, fps, dtype)

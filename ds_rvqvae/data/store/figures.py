@@ -4,15 +4,18 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.data.store.store import TABLE, Store
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError
 from ds_rvqvae.motion.layout import SMPLX_JOINTS, SMPLX_PARENTS, Channels, Layout, root_channels
 from ds_rvqvae.motion.rotations import translation_positions
-from ds_rvqvae.motion.skeleton import Skeleton, builtin_skeleton, forward_kinematics, joint_places, skeleton_from_json
+from ds_rvqvae.motion.sides import sides_at_rest, sides_by_name
+from ds_rvqvae.motion.skeleton import Skeleton, builtin_skeleton, joint_places, skeleton_from_json
 
 HUMANML3D_COLUMNS, KIT_COLUMNS = 263, 251
 _KIT_CHAINS = ((0, 1, 2, 3, 4), (3, 5, 6, 7), (3, 8, 9, 10), (0, 11, 12, 13, 14, 15), (0, 16, 17, 18, 19, 20))
@@ -23,12 +26,7 @@ _KIT_JOINTS = (
 )
 _KIT_METRES = 0.001
 """KIT's motion is in millimetres."""
-_LEFT_NAME, _RIGHT_NAME = (
-    re.compile(r"[Ll]eft|(^|[_.: ])[lL](?=[_. A-Z])|[_.]l$"),
-    re.compile(r"[Rr]ight|(^|[_.: ])[rR](?=[_. A-Z])|[_.]r$"),
-)
 _HIP, _FOOT, _TOE = r"hip(?!s)|upleg|thigh|upperleg|femur", r"ankle|foot|toe|heel", r"toe|foot|ball"
-_SIDE_FROM = 0.015
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +43,8 @@ class Figure:
     name: str
     joint_names: tuple[str, ...]
     parents: tuple[int, ...]
-    sides: np.ndarray
-    places: Callable[[np.ndarray], np.ndarray]
+    sides: NDArray[np.int64]
+    places: Callable[[NDArray[Any]], NDArray[np.float64]]
 
     @property
     def head(self) -> int | None:
@@ -58,16 +56,16 @@ class Figure:
             else next((i for i, name in enumerate(names) if "head" in name), None)
         )
 
-    def joints(self, pattern: str) -> np.ndarray:
+    def joints(self, pattern: str) -> NDArray[np.int64]:
         """Joints whose names match, int64."""
         return np.flatnonzero([bool(re.search(pattern, name.lower())) for name in self.joint_names])
 
     @property
-    def feet(self) -> np.ndarray:
+    def feet(self) -> NDArray[np.int64]:
         """Joints of the feet, int64."""
         return self.joints(_FOOT)
 
-    def front(self, places: np.ndarray) -> np.ndarray:
+    def front(self, places: NDArray[np.float64]) -> NDArray[np.float64]:
         """Which way the figure faces, by where its left is: unit vectors over x and z, `[frames, 2]`.
 
         The z axis where its sides lie one above the other, or are not known.
@@ -83,14 +81,15 @@ class Figure:
             front[known] = np.stack([-z, x], axis=1)[known] / length[known, None]
         return front
 
-    def toes_ahead(self, places: np.ndarray) -> np.ndarray | None:
+    def toes_ahead(self, places: NDArray[np.float64]) -> NDArray[np.float64] | None:
         """How far the toes lie before the joint of the foot above them, metres `[frames]`; None without such joints."""
         feet = set(self.feet.tolist())
         toes = [joint for joint in self.joints(_TOE).tolist() if self.parents[joint] in feet]
         if not toes:
             return None
         ahead = (places[:, toes] - places[:, [self.parents[toe] for toe in toes]])[..., [0, 2]].mean(axis=1)
-        return (ahead * self.front(places)).sum(axis=1)
+        forward: NDArray[np.float64] = (ahead * self.front(places)).sum(axis=1)
+        return forward
 
 
 def figure_of(store: Store) -> Figure | None:
@@ -103,8 +102,14 @@ def figure_of(store: Store) -> Figure | None:
         return None
     width = len(store.mean)
     if width == HUMANML3D_COLUMNS:
-        names, parents = SMPLX_JOINTS[:22], SMPLX_PARENTS[:22]
-        return Figure("HumanML3D's joint places", names, parents, _sides(names), lambda motion: _placed(motion, 22))
+        names = SMPLX_JOINTS[:22]
+        return Figure(
+            "HumanML3D's joint places",
+            names,
+            SMPLX_PARENTS[:22],
+            sides_by_name(names),
+            lambda motion: _placed(motion, 22),
+        )
     if width == KIT_COLUMNS:
         above = {child: joint for chain in _KIT_CHAINS for joint, child in pairwise(chain)}
         parents = tuple(above.get(joint, -1) for joint in range(21))
@@ -112,7 +117,7 @@ def figure_of(store: Store) -> Figure | None:
             "KIT's joint places, millimetres taken for metres",
             _KIT_JOINTS,
             parents,
-            _sides(_KIT_JOINTS),
+            sides_by_name(_KIT_JOINTS),
             lambda motion: _KIT_METRES * _placed(motion, 21),
         )
     return None
@@ -129,25 +134,18 @@ def _turned(layout: Layout, skeleton: Skeleton, name: str) -> Figure | None:
     if not {part.name for part in layout} & set(skeleton.joint_names):
         return None
 
-    def places(motion: np.ndarray) -> np.ndarray:
+    def places(motion: NDArray[Any]) -> NDArray[np.float64]:
         found = joint_places(motion, layout, skeleton)
         assert found is not None
         return found
 
-    sides = _sides(skeleton.joint_names)
+    sides = sides_by_name(skeleton.joint_names)
     if not (sides > 0).any() or not (sides < 0).any():
-        still = np.broadcast_to(np.eye(3), (1, len(skeleton.parents), 3, 3))
-        x = forward_kinematics(still, skeleton.offsets, skeleton.parents)[0, :, 0]
-        sides = np.sign(np.where(np.abs(x - x[0]) > _SIDE_FROM, x - x[0], 0)).astype(np.int64)
+        sides = sides_at_rest(skeleton)
     return Figure(name, skeleton.joint_names, skeleton.parents, sides, places)
 
 
-def _sides(names: tuple[str, ...]) -> np.ndarray:
-    left, right = (np.array([bool(pattern.search(name)) for name in names]) for pattern in (_LEFT_NAME, _RIGHT_NAME))
-    return left.astype(np.int64) - right.astype(np.int64)
-
-
-def _placed(motion: np.ndarray, joints: int) -> np.ndarray:
+def _placed(motion: NDArray[Any], joints: int) -> NDArray[np.float64]:
     """HumanML3D's joints `[frames, joints, 3]`: the root over the origin, the others turned as it faces."""
     places = np.zeros((len(motion), joints, 3))
     places[:, 0, 1] = motion[:, 3]
@@ -160,7 +158,7 @@ class Root:
     """The root's way: `path` gives float64 `[frames, 3]` metres of motion `[frames, columns]`, from x = z = 0."""
 
     name: str
-    path: Callable[[np.ndarray], np.ndarray]
+    path: Callable[[NDArray[Any]], NDArray[np.float64]]
 
 
 def root_of(store: Store) -> Root | None:
@@ -175,14 +173,14 @@ def root_of(store: Store) -> Root | None:
     return None
 
 
-def _path(motion: np.ndarray, part: Channels) -> np.ndarray:
+def _path(motion: NDArray[Any], part: Channels) -> NDArray[np.float64]:
     columns = motion[:, part.start : part.stop].astype(np.float64)
     if part.kind == "translation":
         return translation_positions(columns)
     return columns - columns[:1] * [1.0, 0.0, 1.0]
 
 
-def _integrated(motion: np.ndarray) -> np.ndarray:
+def _integrated(motion: NDArray[Any]) -> NDArray[np.float64]:
     """The root of HumanML3D features: half the turn about y and the way in the root's frame since the frame before."""
     turn, x, z = np.zeros((3, len(motion)))
     turn[1:] = 2 * np.cumsum(motion[:-1, 0], dtype=np.float64)

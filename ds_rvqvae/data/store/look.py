@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.data.store.figures import Figure, Root, figure_of, root_of
 from ds_rvqvae.data.store.report import column_ranges
@@ -39,13 +40,13 @@ _AXES = "xyz"
 class Sample:
     """Stretches of neighbouring frames from all over a store."""
 
-    runs: list[np.ndarray]
+    runs: list[NDArray[np.float32]]
     """float32 `[frames, columns]` each."""
     clips: list[str]
     """Clips to draw: of different speakers where there are, in the store's order."""
 
     @property
-    def motion(self) -> np.ndarray:
+    def motion(self) -> NDArray[np.float32]:
         """All frames, `[frames, columns]`."""
         return np.concatenate(self.runs)
 
@@ -67,18 +68,19 @@ class Look:
     figure: Figure | None
     root: Root | None
     layout: Layout
-    columns: np.ndarray
-    mean: np.ndarray
-    std: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    lengths: np.ndarray
+    columns: NDArray[np.int64]
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
+    lengths: NDArray[np.int64]
     """int64 `[clips]`: frames of each clip."""
 
     @property
     def warnings(self) -> list[str]:
         """What looks wrong."""
-        return self.facts["warnings"]
+        warnings: list[str] = self.facts["warnings"]
+        return warnings
 
 
 def look_at(store: Store, window_size: int, body_part: str | None = None, seed: int = 0) -> Look:
@@ -92,7 +94,8 @@ def look_at(store: Store, window_size: int, body_part: str | None = None, seed: 
     Raises:
         UserError: no such body part, or a damaged skeleton.
     """
-    columns, layout = np.arange(len(store.mean)), store.layout
+    columns: NDArray[np.int64] = np.arange(len(store.mean))
+    layout = store.layout
     if body_part is not None:
         columns, layout = select_columns(store.layout, body_part)
     sample = take_sample(store, seed)
@@ -138,7 +141,7 @@ def take_sample(store: Store, seed: int) -> Sample:
     return Sample(runs, [store.clip_names[clip] for clip in sorted(order[:SAMPLE_CLIPS])])
 
 
-def _column_statistics(store: Store, sample: Sample) -> tuple[np.ndarray, ...]:
+def _column_statistics(store: Store, sample: Sample) -> tuple[NDArray[np.float32], ...]:
     """Mean, std, smallest and largest value a column: of all frames, as packing noted them, or of the sample."""
     everything = RunningStatistics(len(store.mean))
     try:
@@ -151,7 +154,7 @@ def _column_statistics(store: Store, sample: Sample) -> tuple[np.ndarray, ...]:
     return (*everything.mean_and_std(), everything.minimum, everything.maximum)
 
 
-def _groups(store: Store, lengths: np.ndarray) -> list[dict[str, Any]]:
+def _groups(store: Store, lengths: NDArray[np.int64]) -> list[dict[str, Any]]:
     """Clips and hours of each speaker, by split too; all as one, "", where names tell no speakers apart."""
     of_clip = {name: group_of(name, "speaker") for name in store.clip_names}
     if len(set(of_clip.values())) > _ALL_DIFFERENT * len(of_clip) and len(of_clip) > SAMPLE_CLIPS:
@@ -167,7 +170,7 @@ def _groups(store: Store, lengths: np.ndarray) -> list[dict[str, Any]]:
     ]
 
 
-def _window(lengths: np.ndarray, size: int, fps: float, warnings: list[str]) -> dict[str, Any]:
+def _window(lengths: NDArray[np.int64], size: int, fps: float, warnings: list[str]) -> dict[str, Any]:
     short = lengths < size
     if short.all():
         warnings.append(f"no clip has the {size} frames of a window; the longest has {lengths.max()}")
@@ -185,7 +188,11 @@ def _window(lengths: np.ndarray, size: int, fps: float, warnings: list[str]) -> 
 
 
 def _channels(
-    layout: Layout, mean: np.ndarray, std: np.ndarray, low: np.ndarray, high: np.ndarray
+    layout: Layout,
+    mean: NDArray[np.float32],
+    std: NDArray[np.float32],
+    low: NDArray[np.float32],
+    high: NDArray[np.float32],
 ) -> list[dict[str, Any]]:
     """Of each kind of channel: mean and std over its columns, and the extremes."""
     found = []
@@ -204,7 +211,7 @@ def _channels(
     return found
 
 
-def _constant(layout: Layout, low: np.ndarray, high: np.ndarray, warnings: list[str]) -> list[str]:
+def _constant(layout: Layout, low: NDArray[np.float32], high: NDArray[np.float32], warnings: list[str]) -> list[str]:
     """Columns that never change, by channel."""
     still = high.astype(np.float64) - low <= _STILL * np.maximum(1, np.abs(high))
     if still.mean() > _MANY_STILL:
@@ -288,7 +295,7 @@ def _figure(figure: Figure | None, sample: Sample, warnings: list[str]) -> dict[
     return facts
 
 
-def _judge_posture(line: np.ndarray, tall: float, shares: np.ndarray, warnings: list[str]) -> None:
+def _judge_posture(line: NDArray[np.float64], tall: float, shares: NDArray[np.float64], warnings: list[str]) -> None:
     """Lying and upside down, by the line from the feet to the head, `[frames, 3]`."""
     if shares[1] < _LYING:
         axis = _AXES[int(shares.argmax())]
@@ -301,7 +308,7 @@ def _judge_posture(line: np.ndarray, tall: float, shares: np.ndarray, warnings: 
         warnings.append("figures stand on their heads: y should be up")
 
 
-def _quantiles(values: np.ndarray, *percents: float) -> list[float]:
+def _quantiles(values: NDArray[Any], *percents: float) -> list[float]:
     return [float(value) for value in np.percentile(values, percents)]
 
 

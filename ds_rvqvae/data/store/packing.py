@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.base import Reader
 from ds_rvqvae.data.formats.readers import open_reader
-from ds_rvqvae.data.store.shards import ShardFacts, ShardPlan, Work, pack_shard, shard_files
+from ds_rvqvae.data.store.shards import ShardFacts, ShardPacker, ShardPlan, Work, shard_files
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.files import sha256_of
 from ds_rvqvae.motion.clip import ClipError
@@ -47,16 +47,15 @@ class Packed(NamedTuple):
     """Files that an earlier run, which was stopped, had packed."""
 
 
-def pack_all(
-    reader: Reader, plans: Sequence[ShardPlan], layout: Layout, folder: Path, workers: int, progress: bool
-) -> Packed:
-    """Packs the shards that are not yet in `folder`, a folder of shards alone, and removes what does not belong there.
+def pack_all(packer: ShardPacker, plans: Sequence[ShardPlan], workers: int, progress: bool) -> Packed:
+    """Packs the shards that are not yet in the packer's folder, and removes what does not belong there.
 
     Raises:
         PackerKilledError.
         OSError: the disk is full, or cannot be written.
     """
     started = time.perf_counter()
+    reader, folder = packer.reader, packer.folder
     folder.mkdir(parents=True, exist_ok=True)
     done = [plan for plan in plans if _is_packed(folder, plan)]
     finished = {plan.index for plan in done}
@@ -69,7 +68,7 @@ def pack_all(
     total = sum(len(plan.names) for plan in plans)
     with _Progress(total, kept, frames, reader.config.fps, progress) as bar:
         jobs = _in_processes if workers > 1 else _in_this_process
-        works = list(jobs(reader, todo, layout, folder, workers, bar))
+        works = list(jobs(packer, todo, workers, bar))
     _sweep(folder, {plan.index for plan in plans})
     facts = [ShardFacts.read(shard_files(folder, plan.index)[1]) for plan in plans]
     work = Work(*(sum(column) for column in zip(*works, strict=True))) if works else Work(0, 0, 0.0, 0.0, 0)
@@ -99,20 +98,17 @@ class _Progress:
         self._bar.close()
 
 
-def _in_this_process(
-    reader: Reader, plans: Sequence[ShardPlan], layout: Layout, folder: Path, workers: int, bar: _Progress
-) -> Iterator[Work]:
+def _in_this_process(packer: ShardPacker, plans: Sequence[ShardPlan], workers: int, bar: _Progress) -> Iterator[Work]:
     for plan in plans:
-        yield pack_shard(reader, plan, layout, folder, lambda frames: bar.advance(1, frames))
+        yield packer.pack(plan, lambda frames: bar.advance(1, frames))
 
 
-def _in_processes(
-    reader: Reader, plans: Sequence[ShardPlan], layout: Layout, folder: Path, workers: int, bar: _Progress
-) -> Iterator[Work]:
+def _in_processes(packer: ShardPacker, plans: Sequence[ShardPlan], workers: int, bar: _Progress) -> Iterator[Work]:
+    reader = packer.reader
     # Not forked: whoever prepares may have threads, or a context on a card.
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _start_worker, (reader.path, reader.config, layout, folder)
-    )
+    context = multiprocessing.get_context("spawn")
+    arguments = (reader.path, reader.config, packer.layout, packer.folder)
+    pool = ProcessPoolExecutor(workers, context, _start_worker, arguments)
     try:
         waiting: set[Future[Work]] = {pool.submit(_pack, plan) for plan in plans}
         while waiting:
@@ -131,13 +127,13 @@ def _in_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_worker: tuple[Reader, Layout, Path]
+_worker: ShardPacker
 
 
 def _start_worker(path: Path, config: DataConfig, layout: Layout, folder: Path) -> None:
     global _worker
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker = open_reader(path, config), layout, folder
+    _worker = ShardPacker(open_reader(path, config), layout, folder)
 
 
 def _end_with_parent() -> None:
@@ -149,8 +145,7 @@ def _end_with_parent() -> None:
 
 
 def _pack(plan: ShardPlan) -> Work:
-    reader, layout, folder = _worker
-    return pack_shard(reader, plan, layout, folder)
+    return _worker.pack(plan)
 
 
 def _is_packed(folder: Path, plan: ShardPlan) -> bool:

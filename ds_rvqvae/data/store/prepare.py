@@ -3,10 +3,10 @@
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,13 +17,13 @@ from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.facts import DataFacts, keys_that
 from ds_rvqvae.data.formats.base import Reader
 from ds_rvqvae.data.formats.readers import open_reader
-from ds_rvqvae.data.store.assembly import assemble, own_statistics, quarantine_of
-from ds_rvqvae.data.store.packing import Packed, PackerKilledError, first_layout, pack_all
+from ds_rvqvae.data.store.builder import StoreBuilder, quarantine_of
+from ds_rvqvae.data.store.packing import Packed, PackerKilledError, first_layout
 from ds_rvqvae.data.store.shards import ShardFacts, plan_shards, shard_files
 from ds_rvqvae.data.store.store import SHARDS, VERSION, Store, holds_only_a_store, is_store, open_store, write_json
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.motion.clip import Quarantined
-from ds_rvqvae.motion.layout import Layout
+from ds_rvqvae.files import replace_folder
+from ds_rvqvae.motion.clip import Quarantined, whole_name
 
 _BUILDING, _PLAN, _NEW = ".building", "plan.json", "new"
 _SETTINGS = keys_that(DataConfig, DataFacts, lambda facts: facts.store == "setting")
@@ -222,15 +222,13 @@ def _build(job: _Job, folder: Path) -> Packed:
     building = _building_folder(folder, job.fingerprint)
     new = building / _NEW
     with _removed_after_refusal(building):
-        layout = first_layout(job.reader, names)
-        own_statistics(job.reader, layout)  # refused now, not after hours of packing
-        packed = _pack(job, building, layout, names, refused, 0)
+        builder = StoreBuilder(job.reader, first_layout(job.reader, names), new, job.settings)
+        builder.own_statistics()  # refused now, not after hours of packing
+        packed = _pack(job, builder, names, refused)
         if not any(facts.rows for facts in packed.facts):
             raise UserError(_nothing_left(job.reader, quarantine_of(packed.facts)))
-        assemble(new, job.reader, layout, packed.facts, job.settings, job.fingerprint, [str(job.reader.path)])
-    if folder.exists():
-        folder.rename(building / "old")
-    new.rename(folder)
+        builder.finish(packed.facts, job.fingerprint, [str(job.reader.path)])
+    replace_folder(new, folder)
     shutil.rmtree(building, ignore_errors=True)
     return packed
 
@@ -246,10 +244,11 @@ def _append(job: _Job, folder: Path) -> Prepared:
             )
     there = [ShardFacts.read(shard_files(folder / SHARDS, index)[1]) for index in range(store.num_parts)]
     fingerprint = hashlib.sha256(f"{store.fingerprint} {job.fingerprint}".encode()).hexdigest()
-    names, refused = _usable_names(job.reader, {_whole_name(name) for name in store.clip_names})
+    names, refused = _usable_names(job.reader, {whole_name(name) for name in store.clip_names})
     building = _building_folder(folder, fingerprint)
     with _removed_after_refusal(building):
-        packed = _pack(job, building, store.layout, names, refused, store.num_parts)
+        beside = StoreBuilder(job.reader, store.layout, building / _NEW, store.settings)
+        packed = _pack(job, beside, names, refused, store.num_parts)
     if not any(facts.rows for facts in packed.facts):
         shutil.rmtree(building, ignore_errors=True)
         return Prepared(store, packed)
@@ -257,8 +256,8 @@ def _append(job: _Job, folder: Path) -> Prepared:
         shutil.copyfile(file, folder / SHARDS / file.name)  # a kill here leaves all that is needed to begin again
     source = str(job.reader.path)
     sources = store.sources if source in store.sources else [*store.sources, source]
-    facts = [*there, *packed.facts]
-    assemble(folder, job.reader, store.layout, facts, store.settings, fingerprint, sources)
+    builder = StoreBuilder(job.reader, store.layout, folder, store.settings)
+    builder.finish([*there, *packed.facts], fingerprint, sources)
     shutil.rmtree(building, ignore_errors=True)
     return Prepared(open_store(folder), packed)
 
@@ -275,7 +274,6 @@ def _building_folder(folder: Path, fingerprint: str) -> Path:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         write_json(building / _PLAN, plan)
-    shutil.rmtree(building / "old", ignore_errors=True)
     return building
 
 
@@ -301,21 +299,20 @@ def _usable_names(reader: Reader, known: set[str]) -> tuple[list[str], list[Quar
         if name in names:
             reason = "the name stands twice; the first is kept"
             refused.append(Quarantined(reader.file_of(name), "name", None, reason))
-        elif _whole_name(name) != name and _whole_name(name) in wholes:
-            reason = f"its name is that of a piece of {_whole_name(name)}"
+        elif whole_name(name) != name and whole_name(name) in wholes:
+            reason = f"its name is that of a piece of {whole_name(name)}"
             refused.append(Quarantined(reader.file_of(name), "name", None, reason))
-        elif _whole_name(name) not in known:
+        elif whole_name(name) not in known:
             names[name] = None
     return list(names), refused
 
 
-def _pack(
-    job: _Job, building: Path, layout: Layout, names: list[str], refused: list[Quarantined], first: int
-) -> Packed:
+def _pack(job: _Job, builder: StoreBuilder, names: list[str], refused: list[Quarantined], first: int = 0) -> Packed:
+    """Packs clips into shards numbered from `first`."""
     plans = plan_shards(names, [job.reader.weight(name) for name in names], first)
     if plans:
-        plans[0] = plans[0]._replace(refused=refused)
-    packed = pack_all(job.reader, plans, layout, building / _NEW / SHARDS, job.workers, job.progress)
+        plans[0] = replace(plans[0], refused=refused)
+    packed = builder.pack(plans, job.workers, job.progress)
     if job.strict:
         _refuse_quarantine(job, quarantine_of(packed.facts))
     return packed
@@ -336,8 +333,3 @@ def _nothing_left(reader: Reader, quarantined: list[Quarantined]) -> str:
     first = quarantined[0]
     more = f" (and {len(quarantined) - 1} more left out)" if len(quarantined) > 1 else ""
     return f"{reader.path}: no usable clip; {first.file}: {first.reason}{more}"
-
-
-def _whole_name(name: str) -> str:
-    """The clip that a piece `name#0` is of."""
-    return re.sub(r"#\d+$", "", name)

@@ -5,8 +5,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.data.store.splits import Segment
+from ds_rvqvae.data.store.store import Store
 from ds_rvqvae.errors import printable
 from ds_rvqvae.motion.clip import SPLITS, Quarantined
 from ds_rvqvae.motion.layout import Layout
@@ -35,64 +37,65 @@ class TakeFacts(NamedTuple):
 class ColumnFacts(NamedTuple):
     """Statistics of all frames, `[columns]` each."""
 
-    mean: np.ndarray
-    std: np.ndarray
-    minimum: np.ndarray
-    maximum: np.ndarray
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+    minimum: NDArray[np.float32]
+    maximum: NDArray[np.float32]
     extremes: list[dict[str, Any]]
     """What `extreme_columns` gives; `minimum_in` and `maximum_in` may name the clips with the values."""
 
 
-def make_report(
-    *,
-    source: str,
-    format: str,
-    settings: dict[str, Any],
-    layout: Layout,
-    fps: float,
-    takes: Sequence[TakeFacts],
-    segments: Sequence[Segment],
-    columns: ColumnFacts,
-    quarantined: Sequence[Quarantined],
-    notes: Sequence[str] = (),
-) -> dict[str, Any]:
-    """The content of `report.json`: the same for the same data, whatever packed them.
+class Findings(NamedTuple):
+    """What packing found in motion files."""
 
-    Args:
-        takes: the files that could be read, those that no clip is left of included.
-        quarantined: what the store does not hold, in order.
-        notes: on the data as a whole.
-    """
+    format: str
+    """Of the files, in words."""
+    takes: Sequence[TakeFacts]
+    """The files that could be read, those that no clip is left of included."""
+    quarantined: Sequence[Quarantined]
+    """What the store does not hold, in order."""
+    columns: ColumnFacts
+    notes: Sequence[str] = ()
+    """On the data as a whole."""
+
+
+def make_report(store: Store, found: Findings) -> dict[str, Any]:
+    """The content of `report.json`: the same for the same data, whatever packed them."""
+    fps, takes, quarantined = store.fps, found.takes, found.quarantined
     frames = sum(count for take in takes for _, count, _ in take.clips)
     rates = _frame_rates(takes, fps)
-    constant = _constant_columns(columns)
+    constant = _constant_columns(found.columns)
     return {
-        "source": source,
-        "format": format,
+        "source": ", ".join(store.sources),
+        "format": found.format,
         "files": len({take.file for take in takes} | {entry.file for entry in quarantined}),
         "clips": sum(len(take.clips) for take in takes),
         "frames": frames,
         "hours": _hours(frames, fps),
         "fps": fps,
-        "columns": layout[-1].stop if layout else 0,
+        "columns": store.layout[-1].stop if store.layout else 0,
         "frame_rates": rates,
         "resampled": sum(rate["files"] for rate in rates if rate["resampled"]),
-        "splits": _splits(segments, fps),
+        "splits": _splits(store.segments, fps),
         "constant_column_count": len(constant),
-        "constant_columns": column_ranges(constant, layout),
-        "extreme_values": columns.extremes,
+        "constant_columns": column_ranges(constant, store.layout),
+        "extreme_values": found.columns.extremes,
         "left_out": sum(entry.frames is None for entry in quarantined),
         "rules": _rules(quarantined),
         "quarantine": [
             {**entry._asdict(), "frames": None if entry.frames is None else list(entry.frames)} for entry in quarantined
         ],
-        "notes": _notes(notes, takes),
-        "settings": settings,
+        "notes": _notes(found.notes, takes),
+        "settings": store.settings,
     }
 
 
 def extreme_columns(
-    mean: np.ndarray, std: np.ndarray, minimum: np.ndarray, maximum: np.ndarray, layout: Layout
+    mean: NDArray[np.floating[Any]],
+    std: NDArray[np.floating[Any]],
+    minimum: NDArray[np.floating[Any]],
+    maximum: NDArray[np.floating[Any]],
+    layout: Layout,
 ) -> list[dict[str, Any]]:
     """The columns with values more than 20 standard deviations from their mean, worst first, 20 at most."""
     mean, std = mean.astype(np.float64), std.astype(np.float64)
@@ -135,7 +138,8 @@ def _hours(frames: float, fps: float) -> float:
 
 def _constant_columns(columns: ColumnFacts) -> list[int]:
     span = columns.maximum.astype(np.float64) - columns.minimum
-    return np.flatnonzero(span <= _CONSTANT * np.maximum(1, np.abs(columns.mean))).tolist()
+    constant: list[int] = np.flatnonzero(span <= _CONSTANT * np.maximum(1, np.abs(columns.mean))).tolist()
+    return constant
 
 
 def _frame_rates(takes: Sequence[TakeFacts], fps: float) -> list[dict[str, Any]]:
@@ -271,10 +275,11 @@ def _rule_lines(report: dict[str, Any], most: int) -> list[str]:
 
 
 def _place(entry: dict[str, Any]) -> str:
+    file: str = entry["file"]
     if entry["frames"] is None:
-        return entry["file"]
+        return file
     first, last = entry["frames"][0], entry["frames"][1] - 1
-    return f"{entry['file']} {first}" + (f"-{last}" if last > first else "")
+    return f"{file} {first}" + (f"-{last}" if last > first else "")
 
 
 def _shortened(words: Sequence[str], most: int) -> str:

@@ -1,13 +1,14 @@
 """What in a motion file is no motion, and the clips that are left when it is cut out."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import RulesConfig
 from ds_rvqvae.data.formats.base import Reader
-from ds_rvqvae.motion.clip import SPLITS, Clip, Quarantined, Take, check_finite, spans
+from ds_rvqvae.motion.clip import SPLITS, Clip, Quarantined, Take, check_finite, piece_name, spans
 from ds_rvqvae.motion.layout import Layout, rotation_columns
 from ds_rvqvae.motion.rotations import rotation_6d_to_matrix
 
@@ -51,7 +52,7 @@ def cut_take(reader: Reader, take: Take, rules: RulesConfig) -> Cut:
     clips: list[Clip] = []
     longest = 0
     for start, stop in pieces:
-        name = take.name if len(pieces) == 1 else f"{take.name}#{len(clips)}"
+        name = take.name if len(pieces) == 1 else piece_name(take.name, len(clips))
         clip = reader.clip(take, name, start, stop)
         if len(clip.motion) < rules.min_frames:
             longest = max(longest, len(clip.motion))
@@ -63,8 +64,8 @@ def cut_take(reader: Reader, take: Take, rules: RulesConfig) -> Cut:
             check_finite(clip.motion)
         clips.append(clip)
     if not clips:
-        reason = _nothing_left(faults, len(take.motion), _too_short(longest, reader, rules))
-        return Cut([], [Quarantined(file, reason[0], None, reason[1])])
+        rule, reason = _nothing_left(faults, len(take.motion), _too_short(longest, reader, rules))
+        return Cut([], [Quarantined(file, rule, None, reason)])
     faults.sort(key=lambda fault: (fault.start, fault.stop))
     return Cut(clips, [Quarantined(file, fault.rule, (fault.start, fault.stop), fault.reason) for fault in faults])
 
@@ -97,7 +98,7 @@ def find_pieces(take: Take, rules: RulesConfig) -> tuple[list[tuple[int, int]], 
     return list(zip(np.flatnonzero(starts).tolist(), (np.flatnonzero(stops) + 1).tolist(), strict=True)), faults
 
 
-def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
+def _runs(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
     """Where a mask is true: first index and the one after the last, of each run."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
     return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
@@ -137,17 +138,17 @@ def _nothing_left(faults: list[_Fault], frames: int, too_short: str) -> tuple[st
 class _Facts(NamedTuple):
     """What one look at all numbers of a take tells."""
 
-    finite: np.ndarray
+    finite: NDArray[np.bool_]
     """bool `[frames]`, as float32."""
-    zero: np.ndarray
+    zero: NDArray[np.bool_]
     """bool `[frames]`: every column is zero."""
-    step: np.ndarray
+    step: NDArray[np.float32]
     """float32 `[frames - 1]`: mean over rotations of the squared distance of neighbouring 6D rows."""
-    uneven: np.ndarray
+    uneven: NDArray[np.bool_]
     """bool `[frames]`: the rows of its rotations are not of unit length, so that `step` bounds no angle."""
 
 
-def _measure(motion: np.ndarray, rotations: np.ndarray) -> _Facts:
+def _measure(motion: NDArray[Any], rotations: NDArray[np.int64]) -> _Facts:
     """Facts of `[frames, columns]`, each number read once; `rotations` are columns `[rotations, 6]`."""
     frames, count = len(motion), len(rotations)
     finite, zero, uneven = np.ones(frames, bool), np.zeros(frames, bool), np.zeros(frames, bool)
@@ -171,14 +172,14 @@ def _measure(motion: np.ndarray, rotations: np.ndarray) -> _Facts:
     return _Facts(finite, zero, step, uneven)
 
 
-def _as_slice(columns: np.ndarray) -> np.ndarray | slice:
+def _as_slice(columns: NDArray[np.int64]) -> NDArray[np.int64] | slice:
     """Columns as a slice, where they follow one another: no copy is made of them then."""
     if len(columns) and (np.diff(columns) == 1).all():
         return slice(int(columns[0]), int(columns[-1]) + 1)
     return columns
 
 
-def _reference_pose(take: Take, bad: np.ndarray) -> np.ndarray:
+def _reference_pose(take: Take, bad: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """bool `[frames]`: leading frames of one pose in which more than half of the joints that move stand unturned.
 
     A joint moves if it is turned in most frames, and not always the same way. Bad frames before or between are passed
@@ -205,19 +206,20 @@ def _reference_pose(take: Take, bad: np.ndarray) -> np.ndarray:
     return found
 
 
-def _near(rotation_6d: np.ndarray, other: np.ndarray) -> np.ndarray:
+def _near(rotation_6d: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Whether 6D rotations `[..., 6]` are within about half a degree of others: bool `[...]`."""
-    return np.square(rotation_6d - other).sum(axis=-1) <= _UNTURNED
+    near: NDArray[np.bool_] = np.square(rotation_6d - other).sum(axis=-1) <= _UNTURNED
+    return near
 
 
-Words = Callable[[np.ndarray], str]
+Words = Callable[[NDArray[np.float64]], str]
 
 
 def _steps(
-    take: Take, rules: RulesConfig, facts: _Facts, comparable: np.ndarray
-) -> list[tuple[str, np.ndarray, Words]]:
+    take: Take, rules: RulesConfig, facts: _Facts, comparable: NDArray[np.bool_]
+) -> list[tuple[str, NDArray[np.float64], Words]]:
     """For each rule about jumps its name, the size of each step `[frames - 1]`, and words for the largest of some."""
-    steps: list[tuple[str, np.ndarray, Words]] = []
+    steps: list[tuple[str, NDArray[np.float64], Words]] = []
     columns = rotation_columns(take.layout)
     if rules.max_joint_step is not None and len(columns):
         # A joint that turns by x has 6D rows at least 2 sin(x / 2) apart, and x <= pi sin(x / 2): so the mean angle
@@ -234,7 +236,7 @@ def _steps(
     return steps
 
 
-def _mean_angles(motion: np.ndarray, columns: np.ndarray, frames: np.ndarray) -> np.ndarray:
+def _mean_angles(motion: NDArray[Any], columns: NDArray[np.int64], frames: NDArray[np.int64]) -> NDArray[np.float64]:
     """Degrees that rotations turn from each of `frames` to the next, mean over those that are rotations in both."""
     means = np.zeros(len(frames))
     for start in range(0, len(frames), _BLOCK):
@@ -249,7 +251,7 @@ def _mean_angles(motion: np.ndarray, columns: np.ndarray, frames: np.ndarray) ->
     return means
 
 
-def _root_steps(take: Take) -> np.ndarray:
+def _root_steps(take: Take) -> NDArray[np.float64]:
     """Metres that the root moves from each frame to the next, float64 `[frames - 1]`; 0 where none are known.
 
     Where several joints have positions, the furthest step counts.
@@ -261,7 +263,7 @@ def _root_steps(take: Take) -> np.ndarray:
     return steps
 
 
-def _root_vectors(motion: np.ndarray, layout: Layout, has_positions: bool) -> list[np.ndarray]:
+def _root_vectors(motion: NDArray[Any], layout: Layout, has_positions: bool) -> list[NDArray[np.float64]]:
     """The way from each frame to the next, float64 `[frames - 1, 3]`, by every channel that tells one."""
     vectors = []
     for part in layout:

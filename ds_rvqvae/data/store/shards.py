@@ -7,13 +7,15 @@ a shard whose `.json` is there is whole.
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.data.formats.base import Reader
+from ds_rvqvae.data.formats.npz import write_header
 from ds_rvqvae.data.store.number_formats import NUMBER_FORMATS
 from ds_rvqvae.data.store.report import TakeFacts
 from ds_rvqvae.data.store.rules import cut_take
@@ -30,7 +32,8 @@ TRAINING_SETS = ("own", "time", "hash", "all")
 """Of which frames each shard keeps statistics, since the split is known only once all clips are."""
 
 
-class ShardPlan(NamedTuple):
+@dataclass(frozen=True)
+class ShardPlan:
     """Which clips go into a shard."""
 
     index: int
@@ -77,8 +80,8 @@ class ShardFacts:
         self.takes: list[TakeFacts] = []
         self.quarantined: list[Quarantined] = []
         self.statistics = {name: RunningStatistics(columns) for name in TRAINING_SETS}
-        self.smallest_in = np.full(columns, -1)
-        self.largest_in = np.full(columns, -1)
+        self.smallest_in: NDArray[np.int64] = np.full(columns, -1)
+        self.largest_in: NDArray[np.int64] = np.full(columns, -1)
         """Which of `clips` holds each column's smallest and largest value."""
         self.skeleton: dict[str, Any] | None = None
         self.sha256 = ""
@@ -140,63 +143,68 @@ class ShardFacts:
         return facts
 
 
-def pack_shard(
-    reader: Reader, plan: ShardPlan, layout: Layout, folder: Path, advance: Callable[[int], None] = lambda frames: None
-) -> Work:
-    """Packs a shard's clips into `folder`; its `.json` is written last.
+class ShardPacker:
+    """Packs shards of one store: what each process that packs holds.
 
     Args:
+        reader: of the motion files.
         layout: of the store; clips with another one are left out.
-        advance: called after each file with the frames that came of it.
+        folder: the shards are written into.
     """
-    started, cpu = time.perf_counter(), time.process_time()
-    facts = ShardFacts(layout[-1].stop)
-    facts.quarantined.extend(plan.refused)
-    frames_file, facts_file = shard_files(folder, plan.index)
-    with whole_file(frames_file) as content:
-        _write_header(content, 0, layout, reader.config.store_dtype)
-        for name in plan.names:
-            before = facts.rows
-            _pack_clip(reader, name, layout, content, facts)
-            advance(facts.rows - before)
-        _write_header(content, facts.rows, layout, reader.config.store_dtype)
-    if facts.rows:
-        facts.sha256 = sha256_of(frames_file)
-    else:
-        frames_file.unlink()
-    write_json(facts_file, facts.to_json())
-    source_bytes = sum(map(reader.weight, plan.names))
-    return Work(len(plan.names), facts.rows, time.perf_counter() - started, time.process_time() - cpu, source_bytes)
 
+    def __init__(self, reader: Reader, layout: Layout, folder: Path) -> None:
+        self.reader, self.layout, self.folder = reader, layout, folder
+        self._numbers = NUMBER_FORMATS[reader.config.store_dtype]
 
-def _pack_clip(reader: Reader, name: str, layout: Layout, content: BinaryIO, facts: ShardFacts) -> None:
-    """Packs what is good of one file, and notes what is not."""
-    file = reader.file_of(name)
-    try:
-        take = reader.take(name)
-        if take.layout != layout:
-            reason = f"its {take.layout[-1].stop} columns are not laid out as those of most clips"
-            facts.quarantined.append(Quarantined(file, "layout", None, reason))
+    def pack(self, plan: ShardPlan, advance: Callable[[int], None] = lambda frames: None) -> Work:
+        """Packs a shard's clips; its `.json` is written last.
+
+        Args:
+            advance: called after each file with the frames that came of it.
+        """
+        started, cpu = time.perf_counter(), time.process_time()
+        facts = ShardFacts(self.layout[-1].stop)
+        facts.quarantined.extend(plan.refused)
+        frames_file, facts_file = shard_files(self.folder, plan.index)
+        with whole_file(frames_file) as content:
+            self._write_header(content, 0)
+            for name in plan.names:
+                before = facts.rows
+                self._pack_clip(name, content, facts)
+                advance(facts.rows - before)
+            self._write_header(content, facts.rows)
+        if facts.rows:
+            facts.sha256 = sha256_of(frames_file)
+        else:
+            frames_file.unlink()
+        write_json(facts_file, facts.to_json())
+        source_bytes = sum(map(self.reader.weight, plan.names))
+        return Work(len(plan.names), facts.rows, time.perf_counter() - started, time.process_time() - cpu, source_bytes)
+
+    def _pack_clip(self, name: str, content: BinaryIO, facts: ShardFacts) -> None:
+        """Packs what is good of one file, and notes what is not."""
+        file = self.reader.file_of(name)
+        try:
+            take = self.reader.take(name)
+            if take.layout != self.layout:
+                reason = f"its {take.layout[-1].stop} columns are not laid out as those of most clips"
+                facts.quarantined.append(Quarantined(file, "layout", None, reason))
+                return
+            clips, quarantined = cut_take(self.reader, take, self.reader.config.rules)
+        except ClipError as error:
+            facts.quarantined.append(Quarantined(file, "unreadable", None, " ".join(str(error).split())))
             return
-        clips, quarantined = cut_take(reader, take, reader.config.rules)
-    except ClipError as error:
-        facts.quarantined.append(Quarantined(file, "unreadable", None, " ".join(str(error).split())))
-        return
-    facts.quarantined.extend(quarantined)
-    numbers = NUMBER_FORMATS[reader.config.store_dtype]
-    for clip in clips:
-        stored = numbers.encode(np.ascontiguousarray(clip.motion, "<f4"))
-        content.write(stored.data)
-        facts.add(replace(clip, motion=numbers.decode(stored)))
-    if facts.skeleton is None and clips:
-        facts.skeleton = take.skeleton
-    made = tuple((clip.name, len(clip.motion), clip.split) for clip in clips)
-    facts.takes.append(TakeFacts(file, float(take.fps), len(take.motion), made, tuple(take.notes)))
+        facts.quarantined.extend(quarantined)
+        for clip in clips:
+            stored = self._numbers.encode(np.ascontiguousarray(clip.motion, "<f4"))
+            content.write(stored.data)
+            facts.add(replace(clip, motion=self._numbers.decode(stored)))
+        if facts.skeleton is None and clips:
+            facts.skeleton = take.skeleton
+        made = tuple((clip.name, len(clip.motion), clip.split) for clip in clips)
+        facts.takes.append(TakeFacts(file, float(take.fps), len(take.motion), made, tuple(take.notes)))
 
-
-def _write_header(content: BinaryIO, rows: int, layout: Layout, dtype: str) -> None:
-    stored = NUMBER_FORMATS[dtype].stored
-    header = {"descr": stored.str, "fortran_order": False, "shape": (rows, layout[-1].stop)}
-    content.seek(0)
-    np.lib.format.write_array_header_1_0(content, header)
-    assert content.tell() == HEADER_BYTES
+    def _write_header(self, content: BinaryIO, rows: int) -> None:
+        content.seek(0)
+        write_header(content, self._numbers.stored, rows, self.layout[-1].stop)
+        assert content.tell() == HEADER_BYTES

@@ -1,15 +1,16 @@
 """Which frames train and which are held out; speakers and sets of clips, and how much of each is trained on."""
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.motion.clip import whole_name
 
 TRAIN_SHARE, VAL_SHARE = 0.8, 0.1
 _SHOWN = 12
@@ -72,8 +73,7 @@ def by_hash(name: str) -> str:
 
 def _share_of(name: str) -> float:
     """A hash of a name, from 0 to 1; the pieces of a clip share its own."""
-    clip = re.sub(r"#\d+$", "", name)
-    return int.from_bytes(hashlib.sha256(clip.encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
+    return int.from_bytes(hashlib.sha256(whole_name(name).encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
 
 
 def train_frames_by_time(frames: int) -> int:
@@ -93,19 +93,19 @@ class Groups:
 
     names: list[str]
     """All groups, sorted; a group's index is its place here, whatever windows there are."""
-    of_window: np.ndarray
+    of_window: NDArray[np.int64]
     """int64 `[windows]`: the group of each window."""
-    shares: np.ndarray
+    shares: NDArray[np.float64]
     """float64 `[groups]`, 1 together; 0 for a group that has no window or no weight."""
 
     @cached_property
-    def reach(self) -> np.ndarray:
+    def reach(self) -> NDArray[np.float64]:
         """Up to where, between 0 and 1, a number drawn evenly means each window or one before it: float64 `[windows]`,
         in steps of a window's part in its group's share."""
         windows = np.bincount(self.of_window, minlength=len(self.names))
         return np.cumsum((self.shares / np.maximum(windows, 1))[self.of_window])
 
-    def samples(self, count: int) -> np.ndarray:
+    def samples(self, count: int) -> NDArray[np.int64]:
         """How many of `count` samples are each group's, int64 `[groups]`: by largest remainder."""
         exact = self.shares * count
         samples = np.floor(exact).astype(np.int64)
@@ -120,14 +120,14 @@ def group_of(clip_name: str, by: Literal["speaker", "set"]) -> str:
     A speaker is the folder that the clip lies in ("CMU/01/01_01" is of "01"), or in flat data what the name begins with
     ("2_scott_0_1_1" is of "2"). A set is the first folder ("CMU"), or "" in flat data. A clip's pieces are of its own.
     """
-    *folders, name = re.sub(r"#\d+$", "", clip_name).split("/")
+    *folders, name = whole_name(clip_name).split("/")
     if by == "set":
         return folders[0] if folders else ""
     return folders[-1] if folders else name.partition("_")[0]
 
 
 def balanced(
-    of_clip: Sequence[str], clip_of_window: np.ndarray, weights: Mapping[str, float], what: str = "group"
+    of_clip: Sequence[str], clip_of_window: NDArray[np.int64], weights: Mapping[str, float], what: str = "group"
 ) -> Groups:
     """Shares by weight, 1 for a group that `weights` does not name, of the groups that have windows.
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 _BLOCK = 512
 """Frames at a time: the float64 copy stays in the processor's cache."""
@@ -16,12 +17,12 @@ class RunningStatistics:
 
     def __init__(self, columns: int) -> None:
         self.count = 0
-        self.minimum = np.full(columns, np.inf, np.float32)
-        self.maximum = np.full(columns, -np.inf, np.float32)
-        self._mean = np.zeros(columns)
-        self._squares = np.zeros(columns)
+        self.minimum: NDArray[np.float32] = np.full(columns, np.inf, np.float32)
+        self.maximum: NDArray[np.float32] = np.full(columns, -np.inf, np.float32)
+        self._mean: NDArray[np.float64] = np.zeros(columns)
+        self._squares: NDArray[np.float64] = np.zeros(columns)
 
-    def add(self, frames: np.ndarray) -> None:
+    def add(self, frames: NDArray[np.float32]) -> None:
         """Takes float32 frames `[frames, columns]`."""
         if not len(frames):
             return
@@ -43,13 +44,13 @@ class RunningStatistics:
         np.maximum(self.maximum, other.maximum, out=self.maximum)
         self._merge(other.count, other._mean, other._squares)
 
-    def mean_and_std(self) -> tuple[np.ndarray, np.ndarray]:
+    def mean_and_std(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """float32 `[columns]` each; the std is the population's (divided by the count)."""
         return self._mean.astype(np.float32), np.sqrt(self._squares / max(self.count, 1)).astype(np.float32)
 
     def to_json(self) -> dict[str, Any]:
         """All of it; JSON keeps every digit."""
-        arrays = {"mean": self._mean, "squares": self._squares}
+        arrays: dict[str, NDArray[Any]] = {"mean": self._mean, "squares": self._squares}
         if self.count:
             arrays |= {"minimum": self.minimum, "maximum": self.maximum}
         return {"count": self.count, **{name: values.tolist() for name, values in arrays.items()}}
@@ -65,7 +66,7 @@ class RunningStatistics:
             running.maximum = np.array(values["maximum"], np.float32)
         return running
 
-    def _merge(self, count: int, mean: np.ndarray, squares: np.ndarray) -> None:
+    def _merge(self, count: int, mean: NDArray[np.float64], squares: NDArray[np.float64]) -> None:
         total = self.count + count
         if not count:
             return

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_rvqvae.data.store.number_formats import NUMBER_FORMATS
 from ds_rvqvae.data.store.splits import Segment
@@ -49,16 +50,16 @@ class Store:
 
     folder: Path
     shards: list[Shard]
-    starts: np.ndarray
+    starts: NDArray[np.int64]
     """int64 `[clips + 1]`: the row where each clip starts, and where the last one ends, over all shards."""
     clip_names: list[str]
     layout: Layout
     fps: float
     dtype: str
     """Of the numbers on disk: a key of `NUMBER_FORMATS`."""
-    mean: np.ndarray
+    mean: NDArray[np.float32]
     """float32 `[columns]`: of the training split (of all frames where it has none), or the data's own."""
-    std: np.ndarray
+    std: NDArray[np.float32]
     """float32 `[columns]`, as measured: fixed columns have 0."""
     segments: list[Segment]
     has_body_parts: bool
@@ -72,7 +73,7 @@ class Store:
     """How many shards were packed; those of which nothing was good have no file."""
     sources: list[str]
     """The data it was made of: the first, and what was appended."""
-    _maps: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+    _maps: dict[int, NDArray[Any]] = field(default_factory=dict, repr=False)
 
     @property
     def num_frames(self) -> int:
@@ -89,7 +90,7 @@ class Store:
         """Bytes of all frames on disk."""
         return self.num_frames * len(self.mean) * NUMBER_FORMATS[self.dtype].stored.itemsize
 
-    def clip(self, name: str) -> np.ndarray:
+    def clip(self, name: str) -> NDArray[np.float32]:
         """A clip's motion, float32 `[frames, columns]` in the data's own units, not to be written to.
 
         Of a float32 store it is a view of the file; the others are converted.
@@ -107,13 +108,13 @@ class Store:
             ) from None
         return int(self.starts[index]), int(self.starts[index + 1])
 
-    def read(self, start: int, stop: int) -> np.ndarray:
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """Rows `start` up to `stop` of one shard (so, of one clip), float32 `[stop - start, columns]`, read-only."""
         index = int(np.searchsorted(self._shard_starts, start, side="right")) - 1
         first = self.shards[index].first
         return NUMBER_FORMATS[self.dtype].decode(self.shard_frames(index)[start - first : stop - first])
 
-    def shard_frames(self, index: int) -> np.ndarray:
+    def shard_frames(self, index: int) -> NDArray[Any]:
         """A shard's memory map, `[rows, columns]` as it is on disk."""
         if index not in self._maps:
             # A plain view of the map: slicing np.memmap itself costs several times as much.
@@ -124,14 +125,15 @@ class Store:
     def report(self) -> dict[str, Any]:
         """What `report.json` says; raises UserError where it cannot be read."""
         try:
-            return json.loads((self.folder / REPORT).read_text(encoding="utf-8"))
+            report: dict[str, Any] = json.loads((self.folder / REPORT).read_text(encoding="utf-8"))
+            return report
         except OSError as error:
             raise UserError(f"{self.folder / REPORT}: cannot be read: {error.strerror or error}") from None
         except ValueError as error:
             raise UserError(f"{self.folder / REPORT}: damaged: {error}") from None
 
     @cached_property
-    def _shard_starts(self) -> np.ndarray:
+    def _shard_starts(self) -> NDArray[np.int64]:
         return np.array([shard.first for shard in self.shards], np.int64)
 
     @cached_property
@@ -256,46 +258,30 @@ def _check_shards(store: Store, check_files: bool) -> None:
             raise ValueError(f"{shard.file} has {size:,} bytes, not those of {shard.rows:,} frames")
 
 
-def write_table(
-    folder: Path,
-    *,
-    shards: Sequence[Shard],
-    num_parts: int,
-    clips: Sequence[tuple[str, int]],
-    segments: Sequence[Segment],
-    layout: Layout,
-    fps: float,
-    dtype: str,
-    mean: np.ndarray,
-    std: np.ndarray,
-    has_body_parts: bool,
-    skeleton: dict[str, Any] | None,
-    left_out: Sequence[LeftOut],
-    settings: dict[str, Any],
-    fingerprint: str,
-    sources: Sequence[str],
-) -> None:
-    """Writes `store.json`, which makes a store of its shards; `clips` are names and the row after each one's last."""
+def write_table(store: Store) -> None:
+    """Writes `store.json` into the store's folder, which makes a store of the shards there."""
     table = {
         "format": FORMAT,
         "version": VERSION,
-        "fingerprint": fingerprint,
-        "sources": list(sources),
-        "settings": settings,
-        "fps": fps,
-        "dtype": dtype,
-        "has_body_parts": has_body_parts,
-        "layout": layout_to_json(layout),
-        "skeleton": skeleton,
-        "mean": mean.tolist(),
-        "std": std.tolist(),
-        "num_parts": num_parts,
-        "shards": [{"file": shard.file, "rows": shard.rows, "sha256": shard.sha256} for shard in shards],
-        "clips": [{"name": name, "stop": stop} for name, stop in clips],
-        "segments": [segment._asdict() for segment in segments],
-        "left_out": [entry._asdict() for entry in left_out],
+        "fingerprint": store.fingerprint,
+        "sources": store.sources,
+        "settings": store.settings,
+        "fps": store.fps,
+        "dtype": store.dtype,
+        "has_body_parts": store.has_body_parts,
+        "layout": layout_to_json(store.layout),
+        "skeleton": store.skeleton,
+        "mean": store.mean.tolist(),
+        "std": store.std.tolist(),
+        "num_parts": store.num_parts,
+        "shards": [{"file": shard.file, "rows": shard.rows, "sha256": shard.sha256} for shard in store.shards],
+        "clips": [
+            {"name": name, "stop": stop} for name, stop in zip(store.clip_names, store.starts[1:].tolist(), strict=True)
+        ],
+        "segments": [segment._asdict() for segment in store.segments],
+        "left_out": [entry._asdict() for entry in store.left_out],
     }
-    write_json(folder / TABLE, table)
+    write_json(store.folder / TABLE, table)
 
 
 def write_json(file: Path, values: Any) -> None:

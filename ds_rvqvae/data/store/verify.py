@@ -8,8 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ds_rvqvae.data.store.number_formats import NUMBER_FORMATS
@@ -122,7 +124,7 @@ def _read_rows(
     rows: int,
     advance: Callable[[int], object],
     stop: threading.Event,
-) -> np.ndarray:
+) -> NDArray[np.intp]:
     """Feeds the rest of a file to `digest`; gives the rows, int64, that hold NaN or infinite values."""
     stored = NUMBER_FORMATS[store.dtype].stored
     buffer = bytearray(max(_BLOCK // row, 1) * row)
@@ -150,13 +152,14 @@ def _fill(content: FileIO, buffer: bytearray) -> int:
     return count
 
 
-def _is_finite(numbers: np.ndarray, dtype: str) -> np.ndarray:
-    if dtype == "bfloat16":
-        return (numbers & _BFLOAT16_EXPONENT) != _BFLOAT16_EXPONENT
-    return np.isfinite(numbers)
+def _is_finite(numbers: NDArray[Any], dtype: str) -> NDArray[np.bool_]:
+    finite: NDArray[np.bool_] = (
+        (numbers & _BFLOAT16_EXPONENT) != _BFLOAT16_EXPONENT if dtype == "bfloat16" else np.isfinite(numbers)
+    )
+    return finite
 
 
-def _where(store: Store, shard: Shard, bad: np.ndarray) -> str:
+def _where(store: Store, shard: Shard, bad: NDArray[np.intp]) -> str:
     """Says in which frames of which clip the numbers are no numbers."""
     rows = shard.first + bad
     clips = np.searchsorted(store.starts, rows, side="right") - 1

@@ -1,6 +1,5 @@
 """Other people's checkpoints out: a tokenizer as MoMask, GestureLSM or T2M-GPT load it."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from ds_rvqvae.config.facts import ModelFacts, keys_that
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.files import whole_folder
 from ds_rvqvae.tokenizer.foreign.formats import FORMATS, UPSAMPLING, ForeignFormat, net_keys
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
@@ -63,9 +63,7 @@ def save_foreign(
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder}: exists; name a new folder")
-        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=f".{folder.name}-") as place:
-            unfinished = Path(place) / "folder"
+        with whole_folder(folder, replace=False) as unfinished:
             for part in (known.weights_file, f"{known.statistics}/mean.npy"):
                 (unfinished / part).parent.mkdir(parents=True, exist_ok=True)
             torch.save(content, unfinished / known.weights_file)
@@ -74,7 +72,6 @@ def save_foreign(
             if format == "momask":
                 (unfinished / "opt.txt").write_text(_momask_options(tokenizer, folder), encoding="utf-8")
             written = sorted(file.relative_to(unfinished) for file in unfinished.rglob("*") if file.is_file())
-            unfinished.rename(folder)
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"{folder}: cannot be written: {reason.lower()}") from None

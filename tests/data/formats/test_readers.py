@@ -1,19 +1,27 @@
 import csv
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+import ds_rvqvae
 from ds_rvqvae.config.data import FORMATS, DataConfig
+from ds_rvqvae.data import open_store
 from ds_rvqvae.data.formats.readers import READERS, open_reader
-from ds_rvqvae.errors import UserError
+from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.motion.clip import Clip, LeftOut, spans
 from ds_rvqvae.motion.layout import smplx_layout
 from tests.data.motion import beat2_arrays, write_beat2, write_beat2_folder, write_packed
+
+PACKAGE = Path(ds_rvqvae.__file__).parent
+DOCUMENT = Path(__file__).parents[3] / "docs" / "data.md"
 
 
 def read(path, **settings) -> list[Clip | LeftOut]:
@@ -256,8 +264,47 @@ def test_of_several_formats_the_one_with_the_most_files_is_read_and_the_others_a
     assert "holds SMPL-X or SMPL-H npz, not read; rvqvae.data.format: smpl reads that instead" in reader.notes[0]
 
 
+def test_readers_are_asked_in_the_order_of_their_certainty():
+    assert [reader.key for reader in READERS] == ["packed", "beat2", "humanml3d", "smpl", "bvh", "features"]
+    assert {reader.key: f"{reader.__module__}.{reader.__name__}" for reader in READERS} == {
+        name: f"ds_rvqvae.data.formats.{place}" for name, place in FORMATS.items()
+    }
+
+
+def _package_with_the_documented_format(folder):
+    """A copy of the package to which the recipe "Adding a format" of docs/data.md was applied."""
+    recipe = DOCUMENT.read_text(encoding="utf-8").partition("## Adding a format")[2]
+    reader, registration = (code.partition("```")[0] for code in recipe.split("```python\n")[1:])
+    shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(PACKAGE.parent / "ds_configs", folder / "ds_configs")
+    (folder / reader.split("\n")[0].removeprefix("# ")).write_text(reader, encoding="utf-8")
+    place, start, _, entry, end, _ = registration.split("\n")
+    listed = folder / place.removeprefix("# ")
+    text = listed.read_text(encoding="utf-8")
+    stop = text.index(f"\n{end}\n", text.index(f"\n{start}\n"))
+    listed.write_text(f"{text[:stop]}\n{entry}{text[stop:]}", encoding="utf-8")
+
+
+@pytest.mark.processes
+def test_a_format_is_added_as_the_documents_say(tmp_path):
+    _package_with_the_documented_format(tmp_path / "copy")
+    (tmp_path / "motion" / "a").mkdir(parents=True)
+    motion = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
+    np.savetxt(tmp_path / "motion" / "a" / "walk.csv", motion, fmt="%.9g", delimiter=",")
+    (tmp_path / "motion" / "bad.csv").write_text("1,2\nx,y\n")
+    np.save(tmp_path / "motion" / "other.npy", np.ones((40, 9)))
+    command = [sys.executable, "-m", "ds_rvqvae.cli", "prepare", tmp_path / "motion", "--out", tmp_path / "store"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "copy"), "DS_RVQVAE_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [*command, "--format", "csv"], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == ExitStatus.PARTLY_DONE, done.stderr
+    store = open_store(tmp_path / "store")
+    assert store.clip_names == ["a/walk"] and [entry.file for entry in store.left_out] == ["bad.csv"]
+    assert np.array_equal(store.clip("a/walk"), motion) and store.settings["format"] == "csv"
+
+
 def test_every_format_can_be_asked_for(tmp_path):
-    assert sorted(reader.key for reader in READERS) == sorted(FORMATS)
     folder = _several_formats(tmp_path / "motion")
     found = {name: open_reader(folder, DataConfig(format=name)) for name in ("bvh", "smpl", "features")}
     assert {name: reader.key for name, reader in found.items()} == {name: name for name in found}

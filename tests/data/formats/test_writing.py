@@ -10,7 +10,6 @@ from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.finding import check_regular, find_files, is_whole
 from ds_rvqvae.data.formats.npz import write_npz
 from ds_rvqvae.data.formats.writing import open_motion_file, read_beat2_source, rest_source, write_beat2, write_matrix
-from ds_rvqvae.files import remove_unfinished, whole_file
 from ds_rvqvae.motion.clip import ClipError
 from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, SMPLX_JOINTS, Channels, select_columns
 from tests.data.motion import beat2_arrays, write_beat2_folder, write_packed
@@ -165,33 +164,6 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
     for path, reason in (("pipe.npz", "no regular"), (".", "a folder"), ("a.npz", "symbolic"), ("none", "No such")):
         with pytest.raises(ClipError, match=reason):
             check_regular(tmp_path / path)
-
-
-def test_a_file_is_whole_or_as_it_was(tmp_path):
-    file = tmp_path / "a.txt"
-    for text in (b"first", b"second"):
-        with whole_file(file) as content:
-            content.write(text)
-        assert file.read_bytes() == text
-    with pytest.raises(KeyboardInterrupt), whole_file(file) as content:
-        content.write(b"half")
-        raise KeyboardInterrupt
-    assert file.read_bytes() == b"second" and list(tmp_path.iterdir()) == [file]
-
-
-def test_leftovers_of_killed_processes_are_removed_and_those_of_living_ones_kept(tmp_path):
-    process = os.fork()
-    if process == 0:
-        with whole_file(tmp_path / "deep" / "a.npz") as content:
-            content.write(b"half")
-            content.flush()
-            os._exit(9)
-    os.waitpid(process, 0)
-    assert len(list((tmp_path / "deep").iterdir())) == 1
-    with whole_file(tmp_path / "b.npz") as content:
-        remove_unfinished(tmp_path)
-        content.write(b"whole")
-    assert list((tmp_path / "deep").iterdir()) == [] and (tmp_path / "b.npz").read_bytes() == b"whole"
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".npy"])

@@ -98,19 +98,19 @@ def test_a_store_killed_at_any_time_ends_byte_for_byte_as_an_unbroken_one(tmp_pa
 
 def test_what_an_earlier_run_packed_is_not_packed_again(tmp_path, small_shards, monkeypatch):
     folder = write_beat2_folder(tmp_path / "motion", tuple(f"{index}_a" for index in range(12)), frames=200)
-    full, packed_names = packing.pack_shard, []
+    full, packed_names = shards.ShardPacker.pack, []
 
-    def pack_two(reader, plan, layout, place, advance=lambda frames: None):
+    def pack_two(packer, plan, advance=lambda frames: None):
         if len(packed_names) == 2:
             raise OSError(28, "No space left on device")
         packed_names.append(plan.index)
-        return full(reader, plan, layout, place, advance)
+        return full(packer, plan, advance)
 
-    monkeypatch.setattr(packing, "pack_shard", pack_two)
+    monkeypatch.setattr(shards.ShardPacker, "pack", pack_two)
     with pytest.raises(UserError, match=r"cannot be written to .*store: No space left"):
         pack(folder, tmp_path / "store", workers=1)
     assert not (tmp_path / "store").exists()
-    monkeypatch.setattr(packing, "pack_shard", full)
+    monkeypatch.setattr(shards.ShardPacker, "pack", full)
     done = pack(folder, tmp_path / "store", workers=1)
     assert 0 < done.packed.kept_clips < 12 and done.packed.work.clips == 12 - done.packed.kept_clips
     assert contents(tmp_path / "store") == contents(pack(folder, tmp_path / "again", workers=1).store.folder)
@@ -118,7 +118,7 @@ def test_what_an_earlier_run_packed_is_not_packed_again(tmp_path, small_shards, 
 
 def test_a_damaged_half_of_an_unfinished_store_is_packed_again(tmp_path, small_shards, monkeypatch):
     folder = write_beat2_folder(tmp_path / "motion", ("1_a", "1_b", "1_c", "1_d"), frames=200)
-    monkeypatch.setattr("ds_rvqvae.data.store.prepare.assemble", _interrupted)
+    monkeypatch.setattr("ds_rvqvae.data.store.builder.StoreBuilder.finish", _interrupted)
     with pytest.raises(KeyboardInterrupt):
         pack(folder, tmp_path / "store", workers=1)
     monkeypatch.undo()

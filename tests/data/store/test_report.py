@@ -1,9 +1,19 @@
 import json
+from pathlib import Path
 
 import numpy as np
 
-from ds_rvqvae.data.store.report import ColumnFacts, TakeFacts, column_ranges, extreme_columns, make_report, report_text
+from ds_rvqvae.data.store.report import (
+    ColumnFacts,
+    Findings,
+    TakeFacts,
+    column_ranges,
+    extreme_columns,
+    make_report,
+    report_text,
+)
 from ds_rvqvae.data.store.splits import Segment
+from ds_rvqvae.data.store.store import Store
 from ds_rvqvae.motion.clip import Quarantined
 from ds_rvqvae.motion.layout import Channels, feature_layout, joint_layout
 
@@ -43,18 +53,34 @@ def columns() -> ColumnFacts:
     return ColumnFacts(*statistics, extreme_columns(*statistics, LAYOUT))
 
 
-def report() -> dict:
-    return make_report(
-        source="/motion",
-        format="BVH",
-        settings={"fps": 30.0},
-        layout=LAYOUT,
+def store_of(layout, segments) -> Store:
+    """A store of one data set, as far as its report is concerned."""
+    names = list(dict.fromkeys(segment.name for segment in segments))
+    stops = [max(segment.stop for segment in segments if segment.name == name) for name in names]
+    width = layout[-1].stop
+    return Store(
+        folder=Path("/store"),
+        shards=[],
+        starts=np.cumsum([0, *stops]),
+        clip_names=names,
+        layout=layout,
         fps=30.0,
-        takes=TAKES,
-        segments=SEGMENTS,
-        columns=columns(),
-        quarantined=QUARANTINED,
+        dtype="float32",
+        mean=np.zeros(width, np.float32),
+        std=np.ones(width, np.float32),
+        segments=list(segments),
+        has_body_parts=False,
+        skeleton=None,
+        left_out=[],
+        settings={"fps": 30.0},
+        fingerprint="",
+        num_parts=1,
+        sources=["/motion"],
     )
+
+
+def report() -> dict:
+    return make_report(store_of(LAYOUT, SEGMENTS), Findings("BVH", TAKES, QUARANTINED, columns()))
 
 
 def test_counts_and_hours_add_up():
@@ -151,17 +177,9 @@ def test_long_lists_end_with_their_count():
 
 def test_a_report_of_nothing_odd_is_short():
     clean = ColumnFacts(np.zeros(3), np.ones(3), -np.ones(3), np.ones(3), [])
-    found = make_report(
-        source="/motion",
-        format="BVH",
-        settings={},
-        layout=feature_layout(3),
-        fps=30.0,
-        takes=[TakeFacts("a.npy", 30.0, 60, (("a", 60, "train"),))],
-        segments=[Segment("a", 0, 60, "train")],
-        columns=clean,
-        quarantined=[],
-    )
+    takes = [TakeFacts("a.npy", 30.0, 60, (("a", 60, "train"),))]
+    store = store_of(feature_layout(3), [Segment("a", 0, 60, "train")])
+    found = make_report(store, Findings("BVH", takes, [], clean))
     text = report_text(found)
     assert "1 clip of 1 file: 60 frames, 2.0 seconds" in text and "nothing was left out" in text
     assert found["constant_columns"] == [] and "constant" not in text and "notes" not in text

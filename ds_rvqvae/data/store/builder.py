@@ -1,0 +1,165 @@
+"""The builder of a store: its shards first, then the report, then the table that makes a store of both."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ds_rvqvae.data.formats.base import Reader
+from ds_rvqvae.data.store.number_formats import NUMBER_FORMATS
+from ds_rvqvae.data.store.packing import Packed, pack_all
+from ds_rvqvae.data.store.report import ColumnFacts, Findings, extreme_columns, make_report
+from ds_rvqvae.data.store.shards import ShardFacts, ShardPacker, ShardPlan, shard_files
+from ds_rvqvae.data.store.splits import ClipLength, Segment, by_hash, split_clips
+from ds_rvqvae.data.store.statistics import RunningStatistics
+from ds_rvqvae.data.store.store import REPORT, SHARDS, Shard, Store, write_json, write_table
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.files import sync
+from ds_rvqvae.motion.clip import LeftOut, Quarantined
+from ds_rvqvae.motion.layout import Layout
+
+
+def quarantine_of(facts: Sequence[ShardFacts]) -> list[Quarantined]:
+    """All that was left out, in order."""
+    return [entry for shard in facts for entry in shard.quarantined]
+
+
+class StoreBuilder:
+    """Builds a store of motion files.
+
+    Args:
+        reader: of the files.
+        layout: of the store's columns; clips with another one are left out.
+        folder: of the store.
+        settings: what `settings_of` gives; the store keeps it.
+    """
+
+    def __init__(self, reader: Reader, layout: Layout, folder: Path, settings: dict[str, Any]) -> None:
+        self.reader, self.layout, self.folder, self.settings = reader, layout, folder, settings
+
+    def own_statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """The data's own mean and std, float32 `[columns]` each, where it brings them; raises UserError."""
+        found = self.reader.statistics()
+        width = self.layout[-1].stop
+        if found is not None and any(values.shape != (width,) for values in found):
+            mean, std = found
+            raise UserError(
+                f"{self.reader.path}: Mean.npy and Std.npy have {mean.size} and {std.size} columns, the motion {width}"
+            )
+        return found
+
+    def pack(self, plans: Sequence[ShardPlan], workers: int, progress: bool) -> Packed:
+        """Packs the shards that the folder does not have yet; raises as `pack_all`."""
+        return pack_all(ShardPacker(self.reader, self.layout, self.folder / SHARDS), plans, workers, progress)
+
+    def finish(self, facts: Sequence[ShardFacts], fingerprint: str, sources: Sequence[str]) -> None:
+        """Writes the report and then the table of the shards, at least one with frames, that lie in the folder.
+
+        Args:
+            facts: of every shard, in order.
+            sources: the data that the shards were packed from.
+
+        Raises:
+            UserError: the data's own statistics are of another width.
+        """
+        clips = [ClipLength(*clip) for shard in facts for clip in shard.clips]
+        segments = split_clips(clips, self.settings["split"])
+        measured = self._training_statistics(facts, clips, segments)
+        mean, std = self.own_statistics() or measured
+        quarantined = quarantine_of(facts)
+        store = Store(
+            folder=self.folder,
+            shards=_shards(facts),
+            starts=np.cumsum([0, *(clip.frames for clip in clips)]),
+            clip_names=[clip.name for clip in clips],
+            layout=self.layout,
+            fps=self.reader.config.fps,
+            dtype=self.settings["store_dtype"],
+            mean=mean,
+            std=std,
+            segments=segments,
+            has_body_parts=self.reader.has_body_parts,
+            skeleton=next((shard.skeleton for shard in facts if shard.skeleton is not None), None),
+            left_out=[LeftOut(entry.file, entry.reason) for entry in quarantined if entry.frames is None],
+            settings=self.settings,
+            fingerprint=fingerprint,
+            num_parts=len(facts),
+            sources=list(sources),
+        )
+        takes = [take for shard in facts for take in shard.takes]
+        found = Findings(self.reader.format, takes, quarantined, self._column_facts(facts), self.reader.notes)
+        report = make_report(store, found)
+        # Not shard by shard: the disk writes while the processor packs, and this waits for the rest.
+        for shard in store.shards:
+            sync(self.folder / shard.file)
+        write_json(self.folder / REPORT, report)
+        write_table(store)
+
+    def _training_statistics(
+        self, facts: Sequence[ShardFacts], clips: Sequence[ClipLength], segments: Sequence[Segment]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Mean and std of the training split, or of all frames where nothing trains (a test set to be scored)."""
+        mode = self.settings["split"]
+        trains = [segment for segment in segments if segment.split == "train"]
+        if not trains:
+            return _merged(facts, "all").mean_and_std()
+        if mode == "auto" and all(clip.split is not None for clip in clips):
+            return _merged(facts, "own").mean_and_std()
+        if mode == "time" or (mode == "auto" and len(clips) == 1):
+            return _merged(facts, "time").mean_and_std()
+        names = {segment.name for segment in trains}
+        if names == {clip.name for clip in clips if by_hash(clip.name) == "train"}:
+            return _merged(facts, "hash").mean_and_std()
+        return self._statistics_of(facts, names).mean_and_std()
+
+    def _statistics_of(self, facts: Sequence[ShardFacts], names: set[str]) -> RunningStatistics:
+        """Of the clips named, read again: a few clips, of which the hash puts none where some are needed."""
+        running = RunningStatistics(self.layout[-1].stop)
+        numbers = NUMBER_FORMATS[self.settings["store_dtype"]]
+        for index, shard in enumerate(facts):
+            row = 0
+            for name, frames, _ in shard.clips:
+                if name in names:
+                    file = shard_files(self.folder / SHARDS, index)[0]
+                    stored = np.load(file, mmap_mode="r", allow_pickle=False)
+                    running.add(numbers.decode(np.asarray(stored[row : row + frames])))
+                row += frames
+        return running
+
+    def _column_facts(self, facts: Sequence[ShardFacts]) -> ColumnFacts:
+        """Of all frames; extreme values with the clips that they are in."""
+        everything = _merged(facts, "all")
+        mean, std = everything.mean_and_std()
+        extremes = extreme_columns(mean, std, everything.minimum, everything.maximum, self.layout)
+        for extreme in extremes:
+            column = extreme["index"]
+            for key, values, clip_in in (
+                ("minimum", everything.minimum, "smallest_in"),
+                ("maximum", everything.maximum, "largest_in"),
+            ):
+                shard = next(
+                    shard
+                    for shard in facts
+                    if shard.rows and getattr(shard.statistics["all"], key)[column] == values[column]
+                )
+                extreme[f"{key}_in"] = shard.clips[getattr(shard, clip_in)[column]][0]
+        return ColumnFacts(mean, std, everything.minimum, everything.maximum, extremes)
+
+
+def _shards(facts: Sequence[ShardFacts]) -> list[Shard]:
+    shards, first = [], 0
+    for index, shard in enumerate(facts):
+        if shard.rows:
+            file = shard_files(Path(SHARDS), index)[0].as_posix()
+            shards.append(Shard(file, first, shard.rows, shard.sha256))
+            first += shard.rows
+    return shards
+
+
+def _merged(facts: Sequence[ShardFacts], training_set: str) -> RunningStatistics:
+    merged = RunningStatistics(len(facts[0].smallest_in))
+    for shard in facts:
+        merged.merge(shard.statistics[training_set])
+    return merged

@@ -1,0 +1,41 @@
+"""Numbers of bytes as text."""
+
+KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
+
+
+def in_gib(count: float | None, digits: str = ".1f") -> str:
+    """Bytes in GiB, the number alone: `18.2`; `N/A` for None.
+
+    Args:
+        digits: how the number is formatted.
+    """
+    return "N/A" if count is None else f"{count / GIB:{digits}}"
+
+
+def in_gb(count: float | None, digits: str = ".1f") -> str:
+    """Bytes in units of 1,000,000,000, the number alone: `18.2`; `N/A` for None."""
+    return "N/A" if count is None else f"{count / 1e9:{digits}}"
+
+
+def gibibytes(count: float, digits: str = ".2f") -> str:
+    """Bytes in GiB with the unit: `18.20 GiB`."""
+    return f"{in_gib(count, digits)} GiB"
+
+
+def gigabytes(count: float, digits: str = ".1f") -> str:
+    """Bytes in units of 1,000,000,000 with the unit: `18.2 GB`."""
+    return f"{in_gb(count, digits)} GB"
+
+
+def size(count: float, short: bool = True) -> str:
+    """Bytes in the unit that leaves one to four digits before the point.
+
+    Args:
+        short: as tables have it, `512 B`, `1.5 KiB`, `2.50 GiB`, larger ones in GiB, too; else `512 bytes`, `2.5 GiB`,
+            `1.5 TiB`.
+    """
+    units = ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"))
+    for scale, unit in units if short else ((TIB, "TiB"), *units):
+        if count >= scale:
+            return f"{count / scale:,.{2 if short and scale == GIB else 1}f} {unit}"
+    return f"{count:,.0f} {'B' if short else 'bytes'}"

@@ -1,0 +1,181 @@
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ds_rvqvae.files import (
+    AppendedLines,
+    check_writable,
+    remove_unfinished,
+    replace_folder,
+    sha256_of,
+    sync,
+    whole_file,
+    whole_folder,
+)
+
+
+def contents(folder) -> dict[str, str]:
+    return {str(file.relative_to(folder)): file.read_text() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    file = tmp_path / "a.txt"
+    for text in (b"first", b"second"):
+        with whole_file(file) as content:
+            content.write(text)
+        assert file.read_bytes() == text
+    with pytest.raises(KeyboardInterrupt), whole_file(file) as content:
+        content.write(b"half")
+        raise KeyboardInterrupt
+    assert file.read_bytes() == b"second" and list(tmp_path.iterdir()) == [file]
+
+
+def test_leftovers_of_killed_processes_are_removed_and_those_of_living_ones_kept(tmp_path):
+    process = os.fork()
+    if process == 0:
+        with whole_file(tmp_path / "deep" / "a.npz") as content:
+            content.write(b"half")
+            content.flush()
+            os._exit(9)
+    os.waitpid(process, 0)
+    assert len(list((tmp_path / "deep").iterdir())) == 1
+    with whole_file(tmp_path / "b.npz") as content:
+        remove_unfinished(tmp_path)
+        content.write(b"whole")
+    assert list((tmp_path / "deep").iterdir()) == [] and (tmp_path / "b.npz").read_bytes() == b"whole"
+
+
+def test_a_synced_file_is_like_any_other(tmp_path):
+    with whole_file(tmp_path / "deep" / "a.txt", synced=True) as content:
+        content.write(b"text")
+    assert contents(tmp_path) == {"deep/a.txt": "text"}
+    sync(tmp_path / "deep")
+    sync(tmp_path / "deep" / "a.txt")
+    with pytest.raises(FileNotFoundError):
+        sync(tmp_path / "none")
+
+
+def test_a_folder_is_whole_or_as_it_was(tmp_path):
+    folder = tmp_path / "deep" / "a"
+    for text in ("first", "second"):
+        with whole_folder(folder) as unfinished:
+            (unfinished / f"{text}.txt").write_text(text)
+        assert contents(tmp_path) == {f"deep/a/{text}.txt": text}
+    with pytest.raises(KeyboardInterrupt), whole_folder(folder) as unfinished:
+        (unfinished / "half.txt").write_text("half")
+        raise KeyboardInterrupt
+    assert contents(tmp_path) == {"deep/a/second.txt": "second"} and list(folder.parent.iterdir()) == [folder]
+
+
+def test_a_folder_that_is_not_to_be_replaced_stays(tmp_path):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    with whole_folder(folder, replace=False) as unfinished:  # an empty one is nothing to lose
+        (unfinished / "x").write_text("first")
+    with pytest.raises(OSError, match="not empty"), whole_folder(folder, replace=False) as unfinished:
+        (unfinished / "x").write_text("second")
+    assert contents(tmp_path) == {"a/x": "first"} and list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_folder_may_say_where_it_is_made(tmp_path):
+    place = tmp_path / ".a.building"
+    (place / "new").mkdir(parents=True)
+    (place / "new" / "stray").write_text("of a killed process")
+    with whole_folder(tmp_path / "a", place) as unfinished:
+        assert unfinished.parent == place and not any(unfinished.iterdir())
+        (unfinished / "x").write_text("whole")
+    assert contents(tmp_path) == {"a/x": "whole"} and not place.exists()
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_earlier_one(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_text("earlier")
+    with pytest.raises(FileNotFoundError):
+        replace_folder(tmp_path / "none", tmp_path / "a")
+    assert contents(tmp_path) == {"a/x": "earlier"} and [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+def test_lines_are_added_after_a_torn_one_is_cut(tmp_path):
+    file = tmp_path / "lines"
+    file.write_bytes(b"one\ntwo\nthr")
+    lines = AppendedLines(file, b"header\n")
+    assert lines.write(b"three\n") is None and lines.write(b"four\nfive\n") is None
+    lines.close()
+    assert file.read_bytes() == b"one\ntwo\nthree\nfour\nfive\n"
+
+
+def test_an_empty_file_begins_with_the_header(tmp_path):
+    for before in (None, b"", b"torn"):
+        file = tmp_path / "lines"
+        if before is not None:
+            file.write_bytes(before)
+        lines = AppendedLines(file, b"header\n")
+        lines.write(b"one\n")
+        lines.close()
+        assert file.read_bytes() == b"header\none\n"
+        file.unlink()
+
+
+@contextmanager
+def room_for(size) -> Iterator[None]:
+    """Files of this process may grow to `size` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_lines_that_find_no_room_are_kept_whole_for_later(tmp_path):
+    file = tmp_path / "lines"
+    lines = AppendedLines(file)
+    with room_for(10):
+        assert lines.write(b"one\n") is None
+        assert lines.write(b"second\n") == "no room on the disk" and file.read_bytes() == b"one\n"  # six bytes fit
+        assert lines.write(b"third\n") == "no room on the disk" and file.read_bytes() == b"one\n"
+    with room_for(4):
+        assert lines.write(b"fourth\n") == "File too large" and file.read_bytes() == b"one\n"
+    assert lines.write(b"fifth\n") is None
+    lines.close()
+    assert file.read_bytes() == b"one\nsecond\nthird\nfourth\nfifth\n"
+
+
+def test_of_lines_that_are_kept_the_oldest_are_dropped(tmp_path):
+    file = tmp_path / "lines"
+    lines = AppendedLines(file, most_pending=15)
+    with room_for(0):
+        for line in (b"first\n", b"second\n", b"third\n"):
+            assert lines.write(line) == "File too large"
+    assert lines.write(b"fourth\n") is None
+    lines.close()
+    assert file.read_bytes() == b"second\nthird\nfourth\n"
+
+
+def test_what_is_no_file_gets_lines_as_they_come(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    lines = AppendedLines(tmp_path / "pipe", b"header\n")
+    assert lines.write(b"one\n") is None and os.read(reader, 100) == b"header\none\n"
+    lines.close()
+    os.close(reader)
+    lines = AppendedLines(Path("/dev/full"))
+    assert lines.write(b"one\n") == "No space left on device"
+    lines.close()
+
+
+def test_a_folder_that_can_be_written_stays_as_it_is(tmp_path):
+    check_writable(tmp_path)
+    assert not any(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="exists"):
+        check_writable(tmp_path / "file")
+
+
+def test_a_checksum_is_sha256(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
