@@ -80,7 +80,7 @@ def main() -> None:
             calls.clear()
             trainer._train_step(trainer.loader.next())
             trainer.step += 1
-        codebooks = trainer.model.quantizer._staged
+        codebooks = trainer.model.quantizer.staged
         trainer._close()
     if dist.get_rank() == 0:
         world_size = dist.get_world_size()

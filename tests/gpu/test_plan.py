@@ -60,7 +60,7 @@ def held_by_the_engine(folder, data, variants):
         found[name] = {
             **recorder.held(),
             "codebooks": sum(buffer.nbytes for buffer in trainer.model.quantizer.buffers()),
-            "staged": trainer.model.quantizer._staged.numel(),
+            "staged": trainer.model.quantizer.staged.numel(),
             "all_reduce": calls["all_reduce"],
             "all_gather": calls["all_gather_into_tensor"] or calls["all_gather_single"],
             "sizes": [parameter.numel() for parameter in trainer.model.parameters()],
