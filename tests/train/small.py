@@ -25,25 +25,14 @@ def make_trainer(folder: str, data: str, flags: list[str]):
     """A trainer on this rank, of the small run with more flags."""
     import argparse
 
-    import torch.distributed as dist
-
     from ds_rvqvae.config.flags import add_training_flags, profile_from_flags
     from ds_rvqvae.data.dataset import MotionData
-    from ds_rvqvae.runs.heartbeat import Heartbeat
-    from ds_rvqvae.train.engine import build_engine, start_distributed
-    from ds_rvqvae.train.signals import Agreement
     from ds_rvqvae.train.trainer import Trainer
 
     parser = argparse.ArgumentParser()
     add_training_flags(parser)
     profile = profile_from_flags(parser.parse_args([*SMALL, f"--data_path={data}", *flags]))
-    start_distributed()
-    motion = MotionData.open(profile.rvqvae.data)
-    run = Path(folder)
-    for part in ("checkpoints", "eval"):
-        (run / part).mkdir(parents=True, exist_ok=True)
-    engine = build_engine(profile, motion.in_features, run)
-    return Trainer(engine, profile, motion, run, {}, Agreement(), Heartbeat.start(dist.get_rank()))
+    return Trainer.build(profile, MotionData.open(profile.rvqvae.data), Path(folder))
 
 
 def read_metrics(run: Path) -> list[dict]:

@@ -19,10 +19,9 @@ def average_by_hand(data: str, folder: str) -> dict:
 
     trainer = make_trainer(folder, data, FLAGS)
     expected = [parameter.detach().clone() for parameter in fp32_model(trainer.engine).parameters()]
-    trainer._initialize_codebooks(trainer.loader.next())
+    trainer.initialize_codebooks()
     for step in range(1, 5):
-        trainer._train_step(trainer.loader.next())
-        trainer.step += 1
+        trainer.step()
         decay = min(0.9, (1 + step) / (10 + step))
         for average, weight in zip(expected, fp32_model(trainer.engine).parameters(), strict=True):
             average.mul_(decay).add_(weight.detach(), alpha=1 - decay)

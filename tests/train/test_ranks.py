@@ -102,7 +102,7 @@ def count_collectives(folder, data):
 
     flags = ["--batch_size=4", "--gradient_accumulation_steps=2", "--total_iter=100", "--quantize_dropout_prob=0.5"]
     trainer = make_trainer(folder, data, flags)
-    trainer._initialize_codebooks(trainer.loader.next())
+    trainer.initialize_codebooks()
     calls = []
 
     def counted(name, function):
@@ -118,8 +118,7 @@ def count_collectives(folder, data):
 
     def step():
         calls.clear()
-        trainer._train_step(trainer.loader.next())
-        trainer.step += 1
+        trainer.step()
         return sorted(calls)
 
     whole = [step() for _ in range(4)]

@@ -146,19 +146,19 @@ def train_on_played_cards(folder, data):
     trainer = make_trainer(folder, data, ["--batch_size=4", "--total_iter=6", "--log_every=3"])
     start_log(trainer.run_folder / "run.log", trainer.rank)
     memory = PlayedMemory(3, 3, 2, retries=trainer.rank)
-    trainer.meter = RankMeter(trainer.device, CARD.format(1 + trainer.rank), memory)
+    trainer.log.meter = RankMeter(trainer.device, CARD.format(1 + trainer.rank), memory)
     calls, logged = [], []
     gather = dist.all_gather
     dist.all_gather = lambda *arguments, **keywords: (calls.append(1), gather(*arguments, **keywords))[1]
-    log = trainer._log
+    write = trainer.log.write
 
-    def counted_log(losses):
+    def counted_write(*arguments):
         before = len(calls)
-        shown = log(losses)
+        shown = write(*arguments)
         logged.append(len(calls) - before)
         return shown
 
-    trainer._log = counted_log
+    trainer.log.write = counted_write
     trainer.train()
     return {"taken": memory.calls, "gathered": logged}
 
