@@ -136,12 +136,16 @@ class CudaMemory:
 
 
 class HostMemory:
-    """The resident memory of a process that computes on the CPU."""
+    """The resident memory of a process that computes on the CPU.
+
+    Args:
+        process: this one by default.
+    """
 
     total_bytes: int | None = None
 
-    def __init__(self) -> None:
-        self._process = psutil.Process()
+    def __init__(self, process: psutil.Process | None = None) -> None:
+        self._process = process or psutil.Process()
 
     def take(self) -> OwnMemory:
         with suppress(psutil.Error, OSError):

@@ -4,8 +4,11 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 
+import psutil
 import pytest
 import torch
 
@@ -46,10 +49,10 @@ def test_on_a_cpu_it_is_the_processs_resident_memory():
 
 
 def test_a_process_that_cannot_be_read_gives_no_reading():
-    memory = HostMemory()
-    memory._process._pid = 2**31 - 1
-    memory._process._proc.pid = 2**31 - 1
-    meter = RankMeter(CPU, memory=memory)
+    other = psutil.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    meter = RankMeter(CPU, memory=HostMemory(other))
+    assert meter.read().memory_gib > 0
+    other.communicate(b"\n")
     assert meter.read() == Reading()
 
 
