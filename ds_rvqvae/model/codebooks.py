@@ -34,8 +34,8 @@ class _Staged(NamedTuple):
 class AveragedCodebooks(LevelledQuantizer):
     """Levels with codebooks, how a step's statistics move them, and what becomes of dead codes.
 
-    A class derived from this one quantizes, stages what it quantized, and may have other arithmetic in what the methods
-    from `_decay` on do.
+    A derived class quantizes, and stages what it quantized by `_stage`. It may override the methods from `_decay` on,
+    which are the arithmetic of an update.
 
     Args:
         shared_codebook: one codebook for all levels, updated once after the last.
@@ -214,7 +214,7 @@ class AveragedCodebooks(LevelledQuantizer):
         return (torch.randint(2**32, shape, generator=generator) * rows) >> 32
 
     def _set_apart(self, candidates: Tensor, rows: int) -> Tensor:
-        """Candidates `[Q or 1, R, D]`, drawn from so many rows of the global batch, as they will be codes."""
+        """Candidates `[Q or 1, R, D]`, drawn from so many rows of the global batch, in the form that codes get."""
         return candidates
 
     def _replace_dead(

@@ -16,7 +16,7 @@ class MoMaskQuantizer(ResidualQuantizer):
 
     - First codes are the first rows of the first batch; levels go on from what sampled codes leave.
     - Sampling noise is absolute, whatever the distances.
-    - An estimator round each level: the gradient comes as many times as there are active levels.
+    - One straight-through estimator a level: the gradient arrives multiplied by the number of active levels.
     - Averages have full inertia from the first update on.
     - Codes with an average count under 1 are overwritten by the first rows of the batch, their averages left alone.
 

@@ -23,8 +23,7 @@ from ds_rvqvae.model.vq import beam_search, first_least, nearest_codes, perplexi
 class ResidualQuantizer(AveragedCodebooks):
     """Quantizes latents by `num_quantizers` codebooks, each on what the levels before it left.
 
-    A class derived from this one may have other arithmetic in what the methods from `_first_codes` on do, here and in
-    `AveragedCodebooks` from `_decay` on.
+    A derived class may override the methods from `_first_codes` on, and those of `AveragedCodebooks` from `_decay` on.
 
     Args:
         num_quantizers: levels, Q.
@@ -263,5 +262,5 @@ class ResidualQuantizer(AveragedCodebooks):
         return temperature * nearest.clamp(min=0).mean()
 
     def _estimators(self, levels: int) -> int:
-        """Straight-through estimators round so many levels, each of which hands the gradient on."""
+        """Straight-through estimators around so many active levels; the gradient arrives multiplied by their number."""
         return 1

@@ -12,7 +12,7 @@ from ds_rvqvae.train.engine import fp32_model, set_fp32_weights
 
 
 class AverageState(TypedDict):
-    """The whole average, as checkpoints keep it."""
+    """The average of all weights, as checkpoints keep it."""
 
     updates: int
     weights: list[Tensor]
@@ -53,7 +53,7 @@ class WeightAverage:
             self._set(kept)
 
     def state(self) -> AverageState:
-        """The whole average. Every rank calls it."""
+        """The average of all weights. Every rank calls it."""
         with self.in_place():
             weights = [parameter.detach().cpu() for parameter in fp32_model(self._engine).parameters()]
         return {"updates": self.updates, "weights": weights}

@@ -216,9 +216,9 @@ def _fullness(reading: Reading) -> str:
 
 
 class StepLog:
-    """Logged steps: measures what passed since the last one and tells it to all places that are to know.
+    """Measures what passed between logged steps, and writes it to `metrics.jsonl`, TensorBoard and the log.
 
-    Every rank has one, for the measuring; rank 0's writes.
+    Every rank has one and measures; rank 0's writes.
 
     Args:
         engine: the one that trains.
