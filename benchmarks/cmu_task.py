@@ -9,6 +9,7 @@ The task is 25 moving joints of 98 clips of the CMU motion capture database as o
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +58,7 @@ def main() -> None:
     config.path = args.data_path or config.path
     data = MotionData.open(config)
     data.use_normalisation(tokenizer.mean.numpy(), tokenizer.std.numpy())
-    result = {split: evaluate_split(tokenizer.model, data, split, "cpu") for split in splits}
+    result: dict[str, Any] = {split: evaluate_split(tokenizer.model, data, split, "cpu") for split in splits}
     result |= use_of_codes(tokenizer, data)
     lines = []
     for split in splits:

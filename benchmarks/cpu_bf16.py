@@ -14,7 +14,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ds_rvqvae.bench.spans import one_step
 from ds_rvqvae.bench.step import DEMO_CLIPS, DEMO_FRAMES, device_name, in_turns, make_trainer
 from ds_rvqvae.cli.common import add_json_flag, count, print_result
 from ds_rvqvae.config.profile import load_profile
@@ -55,16 +54,14 @@ def measure(name: str, batch: int, window_size: int, rounds: int) -> dict[str, A
             }
             profile = load_profile(name, [f"{key}={value}" for key, value in settings.items()])
             trainers[precision] = make_trainer(profile, Path(folder) / precision)
-            trainers[precision]._initialize_codebooks(trainers[precision].loader.next())
+            trainers[precision].initialize_codebooks()
         device = trainers["bf16"].device
         if device.type != "cpu":
             raise UserError("this measures CPUs: set DS_ACCELERATOR=cpu")
-        ways = {precision: lambda trainer=trainer: one_step(trainer) for precision, trainer in trainers.items()}
+        ways = {precision: trainer.step for precision, trainer in trainers.items()}
         seconds = in_turns(ways, device, rounds, progress=False)
         for trainer in trainers.values():
-            trainer.loader.close()
-            trainer.agreement.close()
-            trainer.engine.destroy()
+            trainer.close()
     ratios = [bf16 / fp32 for fp32, bf16 in zip(seconds["fp32"], seconds["bf16"], strict=True)]
     return {
         "device": device_name(device),

@@ -93,7 +93,8 @@ def encoder_operations(tokenizer: MotionTokenizer, frames: int) -> float:
         tokenizer.model.encode_latents(
             torch.zeros(1, counted, tokenizer.model.in_features, device=tokenizer.mean.device)
         )
-    return counter.get_total_flops() * frames / counted
+    operations: float = counter.get_total_flops() * frames / counted
+    return operations
 
 
 def in_turns(functions: dict[str, Callable[[], Any]], device: str) -> dict[str, float]:

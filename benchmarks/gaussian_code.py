@@ -15,10 +15,12 @@ neighbours. Longer blocks show what there is to win from what neighbouring codes
 """
 
 import argparse
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 
 from ds_rvqvae.cli.common import add_json_flag, print_result
 from ds_rvqvae.config.data import DataConfig
@@ -51,7 +53,7 @@ def main() -> None:
     print_result(args, rows, "\n".join(lines))
 
 
-def gaussian_code(data: MotionData, frames: int, bits: float) -> dict:
+def gaussian_code(data: MotionData, frames: int, bits: float) -> dict[str, Any]:
     """Errors of the best Gaussian code of blocks of `frames` frames in `bits` bits, by split."""
     blocks = {split: blocks_of(data, split, frames, step=frames) for split in SPLITS}
     # At every frame, since a covariance of few blocks knows some directions not at all.
@@ -62,7 +64,8 @@ def gaussian_code(data: MotionData, frames: int, bits: float) -> dict:
     level = water_level(variances, bits)
     kept = np.where(variances > level, 1 - level / variances, 0.0)
     noise = np.random.default_rng(0)
-    result = {"frames": frames, "bits": bits, "columns": len(variances), "components": int((variances > level).sum())}
+    counts = {"columns": len(variances), "components": int((variances > level).sum())}
+    result: dict[str, Any] = {"frames": frames, "bits": bits, **counts}
     for split, truth in blocks.items():
         values = (truth - mean) @ components
         values = kept * values + np.sqrt(level * kept) * noise.standard_normal(values.shape)
@@ -70,14 +73,14 @@ def gaussian_code(data: MotionData, frames: int, bits: float) -> dict:
     return result
 
 
-def blocks_of(data: MotionData, split: str, frames: int, step: int) -> np.ndarray:
+def blocks_of(data: MotionData, split: str, frames: int, step: int) -> NDArray[np.float64]:
     """Normalised blocks `[blocks, frames * C]` of a split's clips, fp64, one every `step` frames."""
     clips = [data.normalised(segment).astype(np.float64) for segment in data.segments(split)]
     views = [sliding_window_view(clip, frames, axis=0)[::step] for clip in clips if len(clip) >= frames]
     return np.concatenate([view.transpose(0, 2, 1).reshape(len(view), -1) for view in views])
 
 
-def water_level(variances: np.ndarray, bits: float) -> float:
+def water_level(variances: NDArray[np.float64], bits: float) -> float:
     """The error that every component above it keeps when the rate is `bits`."""
     low, high = variances.min(), variances.max()
     for _ in range(100):
@@ -87,7 +90,7 @@ def water_level(variances: np.ndarray, bits: float) -> float:
     return float(level)
 
 
-def errors(data: MotionData, truth: np.ndarray, found: np.ndarray) -> dict[str, float | None]:
+def errors(data: MotionData, truth: NDArray[np.float64], found: NDArray[np.float64]) -> dict[str, float | None]:
     """L1 in normalised units, and the angle in degrees, of blocks."""
     l1 = float(np.abs(found - truth).mean())
     rotations = rotation_columns(data.layout)

@@ -31,6 +31,7 @@ from typing import Any
 import lmdb
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from ds_rvqvae.cli.common import add_json_flag, print_result
@@ -149,7 +150,7 @@ def pace(next_batch: Callable[[], Any]) -> float:
     return batches * BATCH / (time.perf_counter() - began)
 
 
-def bare(data: MotionData, starts: np.ndarray) -> Callable[[], float]:
+def bare(data: MotionData, starts: NDArray[np.int64]) -> Callable[[], float]:
     """Two threads that copy windows by index out of normalised frames in memory, each into the same buffer."""
     frames = np.concatenate([data.normalised(segment) for segment in data.segments("train")])
     last = len(frames) - WINDOW
@@ -173,7 +174,7 @@ def bare(data: MotionData, starts: np.ndarray) -> Callable[[], float]:
 KEPT_ALIVE: dict[str, Any] = {"persistent_workers": True}
 
 
-def write_lmdb(data: MotionData, starts: np.ndarray, folder: Path) -> None:
+def write_lmdb(data: MotionData, starts: NDArray[np.int64], folder: Path) -> None:
     """Each window's poses as axis-angle, and its other columns, pickled under its number."""
     layout = data.store.layout
     columns = rotation_columns(layout)
@@ -183,7 +184,7 @@ def write_lmdb(data: MotionData, starts: np.ndarray, folder: Path) -> None:
         for index, start in enumerate(starts.tolist()):
             rows = data.store.read(start, start + WINDOW)
             poses = matrix_to_axis_angle(rotation_6d_to_matrix(rows[:, columns].astype(np.float64)))
-            sample = {"poses": poses.reshape(WINDOW, -1).astype(np.float32)}
+            sample: dict[str, NDArray[np.float32]] = {"poses": poses.reshape(WINDOW, -1).astype(np.float32)}
             for part in layout:
                 if part.kind != "rotation_6d":
                     sample[part.name] = rows[:, part.start : part.stop].copy()
@@ -191,7 +192,7 @@ def write_lmdb(data: MotionData, starts: np.ndarray, folder: Path) -> None:
     environment.close()
 
 
-class LineageWindows(Dataset):
+class LineageWindows(Dataset[torch.Tensor]):
     """Windows as the lineage reads them: float32 `[128, C]`, normalised."""
 
     def __init__(self, folder: Path, count: int, data: MotionData) -> None:
@@ -234,7 +235,7 @@ def axis_angle_to_matrix(axis_angle: torch.Tensor) -> torch.Tensor:
     return torch.stack(rows, -1).reshape(*axis_angle.shape[:-1], 3, 3)
 
 
-def endless(loader: DataLoader) -> Iterator[torch.Tensor]:
+def endless(loader: DataLoader[torch.Tensor]) -> Iterator[torch.Tensor]:
     while True:
         yield from loader
 
@@ -252,37 +253,46 @@ def in_own_process(function: Callable[[DataConfig], Any], config: DataConfig) ->
 def cold(config: DataConfig) -> dict[str, Any]:
     """Bytes a second of plain reading and of windows in random order, which do not overlap, by two threads."""
     config = config.model_copy(update={"window_stride": WINDOW})
-    data = MotionData.open(config)
-    files = [data.store.folder / shard.file for shard in data.store.shards]
-    starts = np.random.default_rng(0).permutation(data.window_starts())
-    batches = np.array_split(starts, max(len(starts) // BATCH, 1))
-
-    def read(batch: np.ndarray) -> None:
-        will_need(data.store, batch, WINDOW)
-        data.normalise(data.raw_windows(batch))
-
+    store = MotionData.open(config).store
+    files = [store.folder / shard.file for shard in store.shards]
+    frame_bytes = store.nbytes / store.num_frames
     plain, windows, from_disk = [], [], []
     for _ in range(3):
         drop(files)
         began = time.perf_counter()
         read_bytes = sum(map(read_through, files))
         plain.append(read_bytes / (time.perf_counter() - began))
-        data.store._maps.clear()
-        drop(files)
-        before, began = bytes_from_disk(), time.perf_counter()
-        with ThreadPoolExecutor(WORKERS) as threads:
-            list(threads.map(read, batches))
-        wanted = len(starts) * WINDOW * data.store.nbytes / data.store.num_frames
-        windows.append(wanted / (time.perf_counter() - began))
-        from_disk.append((bytes_from_disk() - before) / wanted)
+        frames, seconds, fetched = cold_windows(config, files)
+        windows.append(frames * frame_bytes / seconds)
+        from_disk.append(fetched / (frames * frame_bytes))
     return {
-        "bytes": data.store.nbytes,
+        "bytes": store.nbytes,
         "plain_bytes_per_s": spread(plain),
         "windows_bytes_per_s": spread(windows),
-        "windows_per_s": spread([pace / (WINDOW * data.store.nbytes / data.store.num_frames) for pace in windows]),
+        "windows_per_s": spread([pace / (WINDOW * frame_bytes) for pace in windows]),
         "share_of_plain": spread([ours / theirs for ours, theirs in zip(windows, plain, strict=True)]),
         "read_from_disk": spread(from_disk),
     }
+
+
+def cold_windows(config: DataConfig, files: list[Path]) -> tuple[int, float, int]:
+    """Frames of all windows, the seconds that reading them took, and the bytes that were fetched from the disk.
+
+    Opens the data anew: what an earlier reader has mapped cannot be dropped from memory.
+    """
+    data = MotionData.open(config)
+    starts = np.random.default_rng(0).permutation(data.window_starts())
+    batches = np.array_split(starts, max(len(starts) // BATCH, 1))
+
+    def read(batch: NDArray[np.int64]) -> None:
+        will_need(data.store, batch, WINDOW)
+        data.normalise(data.raw_windows(batch))
+
+    drop(files)
+    before, began = bytes_from_disk(), time.perf_counter()
+    with ThreadPoolExecutor(WORKERS) as threads:
+        list(threads.map(read, batches))
+    return len(starts) * WINDOW, time.perf_counter() - began, bytes_from_disk() - before
 
 
 def drop(files: list[Path]) -> None:

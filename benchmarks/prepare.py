@@ -176,6 +176,10 @@ def parts(motion: Path, folder: Path) -> dict[str, float]:
     clips = [clip for take in takes for clip in cut_take(reader, take, config.rules).clips]
     facts = ShardFacts(clips[0].motion.shape[1])
 
+    def add_up() -> None:
+        for clip in clips:
+            facts.add(clip)
+
     def write() -> None:
         file = folder / "written.npy"
         with whole_file(file) as content:
@@ -190,7 +194,7 @@ def parts(motion: Path, folder: Path) -> dict[str, float]:
         "read": lambda: [load_npz(file, MOTION_KEYS, FPS_KEYS) for file in files],
         "conversion": lambda: [rotations_and_positions(each) for each in arrays],
         "rules and features": lambda: [cut_take(reader, take, config.rules) for take in takes],
-        "statistics": lambda: [facts.add(clip) for clip in clips],
+        "statistics": add_up,
         "write, sync, checksum": write,
     }
     frames = sum(len(take.motion) for take in takes)

@@ -64,10 +64,11 @@ def measure(levels: int, codes: int, vectors: int, device: torch.device) -> dict
     theirs = theirs.to(device).train()
     ours = ResidualQuantizer(levels, codes, DIM).to(device).train()
     books = [torch.randn(codes, DIM, device=device) * 0.7**level for level in range(levels)]
+    their_state = theirs.state_dict()
     for level, book in enumerate(books):
         ours.codebooks[level].copy_(book)
-        theirs.layers[level]._codebook.embed.data.copy_(book)
-        theirs.layers[level]._codebook.embed_avg.data.copy_(book)
+        for name in ("embed", "embed_avg"):
+            their_state[f"layers.{level}._codebook.{name}"].copy_(book)
     latents = torch.randn(1, vectors, DIM, device=device)
     others = int((ours(latents)[1] != theirs.eval()(latents)[1]).any(dim=-1).sum())
     if others > vectors // 1000:

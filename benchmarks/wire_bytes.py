@@ -22,7 +22,6 @@ from ds_rvqvae.config.flags import add_training_flags
 from ds_rvqvae.config.request import flags_of
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.gpu.sizes import transfers_of
-from ds_rvqvae.runs.heartbeat import Heartbeat
 
 COLLECTIVES = (
     "all_reduce",
@@ -63,32 +62,26 @@ def main() -> None:
     add_json_flag(parser)
     args = parser.parse_args()
     profile = flags_of(args).request().profile
-    calls: Counter = Counter()
+    calls: Counter[str] = Counter()
     count_payloads(calls)
     # After that, since DeepSpeed keeps the functions that it finds when it is imported.
-    from ds_rvqvae.train.engine import build_engine, start_distributed
-    from ds_rvqvae.train.signals import Agreement
     from ds_rvqvae.train.trainer import Trainer
 
-    start_distributed()
     data = MotionData.open(profile.rvqvae.data)
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder)
-        engine = build_engine(profile, data.in_features, run)
-        trainer = Trainer(engine, profile, data, run, {}, Agreement(), Heartbeat.start(dist.get_rank()))
-        trainer._initialize_codebooks(trainer.loader.next())
+        trainer = Trainer.build(profile, data, Path(folder))
+        trainer.initialize_codebooks()
         for _ in range(3):
             calls.clear()
-            trainer._train_step(trainer.loader.next())
-            trainer.step += 1
-        codebooks = trainer.model.quantizer._staged
-        trainer._close()
+            trainer.step()
+        codebooks = trainer.model.quantizer.staged.nbytes
+        trainer.close()
     if dist.get_rank() == 0:
         world_size = dist.get_world_size()
         result = {
             "world_size": world_size,
             "counted": dict(sorted(calls.items())),
-            "codebooks": codebooks.numel() * codebooks.element_size(),
+            "codebooks": codebooks,
             "by_arithmetic": [asdict(transfer) for transfer in transfers_of(profile, data.in_features, world_size)],
         }
         print_result(args, result, text(result))

@@ -5,6 +5,7 @@ Stock convolutions and dropout, `vector_quantize_pytorch.ResidualVQ`, AdamW with
 
 import contextlib
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +54,9 @@ class PlainLoop:
         self.quantizer = residual_vq(profile.rvqvae.model).to(device).train()
         adam = profile.optimizer.params
         self.parameters = [*self.encoder.parameters(), *self.decoder.parameters()]
+        first, second = adam.betas
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=adam.lr, betas=tuple(adam.betas), weight_decay=adam.weight_decay
+            self.parameters, lr=adam.lr, betas=(first, second), weight_decay=adam.weight_decay
         )
         self.max_norm = profile.gradient_clipping
 
@@ -70,7 +72,7 @@ class PlainLoop:
                 reconstruction = self.decoder(quantized.transpose(1, 2)).transpose(1, 2)
             losses_of_batch = tokenizer_losses(reconstruction, motion, commit.mean(), self.loss, self.columns)
             loss = losses_of_batch.loss / len(batches)
-            loss.backward()
+            torch.autograd.backward(loss)
             losses.append(loss.detach())
         if self.max_norm:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.max_norm)
@@ -78,7 +80,7 @@ class PlainLoop:
         self.optimizer.zero_grad(set_to_none=True)
         return torch.stack(losses).sum()
 
-    def _autocast(self) -> contextlib.AbstractContextManager:
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
 
@@ -90,7 +92,7 @@ def residual_vq(config: ModelConfig) -> nn.Module:
         raise UserError(
             "the plain loops need vector_quantize_pytorch, which comes with the extra `dev`; without it: --no_plain"
         ) from None
-    return ResidualVQ(
+    quantizer: nn.Module = ResidualVQ(
         dim=config.code_dim,
         num_quantizers=config.num_quantizers,
         codebook_size=config.nb_code,
@@ -99,6 +101,7 @@ def residual_vq(config: ModelConfig) -> nn.Module:
         quantize_dropout=config.quantize_dropout_prob > 0,
         rotation_trick=False,
     )
+    return quantizer
 
 
 def _stock(net: nn.Module, config: ModelConfig) -> nn.Module:

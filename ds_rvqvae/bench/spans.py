@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ class Spans:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
         self._open: list[str] = []
         self._since = 0.0
 
@@ -70,7 +70,7 @@ def split_step(trainer: Trainer, steps: int) -> dict[str, float]:
     """Seconds a step by part, mean over `steps`, without overlap of communication or of host and device."""
     spans = Spans(trainer.device)
     model, engine, quantizer = trainer.model, trainer.engine, trainer.model.quantizer
-    places = [
+    places: list[tuple[Any, str, str]] = [
         (model.encoder, "forward", "forward: encoder"),
         (quantizer, "forward", "forward: quantizer"),
         (model.decoder, "forward", "forward: decoder"),
@@ -80,29 +80,24 @@ def split_step(trainer: Trainer, steps: int) -> dict[str, float]:
         (trainer.loader, "next", "data wait"),
         *((owner, name, "communication") for owner in (dist, comm.cdb) for name in COLLECTIVES if hasattr(owner, name)),
     ]
-    with _wrapped(spans, places):
+    with _replaced([(owner, name, spans.around(label, getattr(owner, name))) for owner, name, label in places]):
         for _ in range(steps):
             with spans.span("losses and the rest"):
-                one_step(trainer)
+                trainer.step()
     return {name: seconds / steps for name, seconds in spans.seconds.items()}
 
 
 @contextlib.contextmanager
-def _wrapped(spans: Spans, places: list[tuple[Any, str, str]]) -> Iterator[None]:
+def _replaced(places: list[tuple[Any, str, Callable[..., Any]]]) -> Iterator[None]:
+    """Other functions meanwhile under a name of an object, a module's or an instance's."""
     before = [(owner, name, owner.__dict__.get(name)) for owner, name, _ in places]
-    for owner, name, label in places:
-        setattr(owner, name, spans.around(label, getattr(owner, name)))
+    for owner, name, function in places:
+        setattr(owner, name, function)
     try:
         yield
     finally:
         for owner, name, own in before:
             setattr(owner, name, own) if own is not None else delattr(owner, name)
-
-
-def one_step(trainer: Trainer) -> None:
-    """A training step as the loop has it, without its log."""
-    trainer._train_step(trainer.loader.next())
-    trainer.step += 1
 
 
 class Operations(NamedTuple):
@@ -129,22 +124,18 @@ def count_operations(trainer: Trainer, steps: int, trace: Path | None = None) ->
         with record_function(QUANTIZER):
             return forward(latents)
 
-    quantizer.forward = marked
-    try:
-        with profile(activities=activities) as found:
-            began = time.perf_counter()
-            for _ in range(steps):
-                one_step(trainer)
-            synchronize(trainer.device)
-            seconds = time.perf_counter() - began
-    finally:
-        del quantizer.forward
+    with _replaced([(quantizer, "forward", marked)]), profile(activities=activities) as found:
+        began = time.perf_counter()
+        for _ in range(steps):
+            trainer.step()
+        synchronize(trainer.device)
+        seconds = time.perf_counter() - began
     if trace is not None:
         found.export_chrome_trace(str(trace))
     events = found.events()
     convs = [event for event in events if "conv" in event.name and not _within(event, QUANTIZER)]
     conv = sum(event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in convs)
-    kernels = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [event for event in events if event.device_type.name == "CUDA"]
     busy = sum(event.self_device_time_total for event in kernels) / 1e6 / steps
     leaves = [event for event in events if event.name.startswith("aten::") and not event.cpu_children]
     return Operations(

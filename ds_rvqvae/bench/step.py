@@ -13,21 +13,18 @@ from typing import Any
 import deepspeed
 import psutil
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ds_rvqvae.bench.plain import PlainLoop
-from ds_rvqvae.bench.spans import count_operations, one_step, split_step, synchronize
+from ds_rvqvae.bench.spans import count_operations, split_step, synchronize
 from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.data.dataset import open_training_data
 from ds_rvqvae.data.demo import write_demo_motion
 from ds_rvqvae.host import has_bf16_arithmetic, processor_name
 from ds_rvqvae.model.losses import tokenizer_losses
 from ds_rvqvae.model.rvqvae import RVQVAE
-from ds_rvqvae.runs.heartbeat import Heartbeat
-from ds_rvqvae.train.engine import build_engine, checkpoint_function, start_distributed
-from ds_rvqvae.train.signals import Agreement
+from ds_rvqvae.train.engine import checkpoint_function
 from ds_rvqvae.train.trainer import Trainer
 
 _MATMUL = {"cuda": 8192, "cpu": 2048}
@@ -58,7 +55,7 @@ def measure_step(
             profile.rvqvae.data.path = str(write_demo_motion(Path(folder) / "motion", DEMO_CLIPS, DEMO_FRAMES))
         checkpointing = profile.rvqvae.training.gradient_checkpointing
         trainer = make_trainer(profile, Path(folder))
-        trainer._initialize_codebooks(trainer.loader.next())
+        trainer.initialize_codebooks()
         result = describe(trainer)
         ways = ways_of(trainer, plain)
         seconds = in_turns(ways, trainer.device, rounds, progress)
@@ -70,23 +67,15 @@ def measure_step(
         result |= details(trainer, trace)
         if checkpointing is False:
             result["checkpointed_step_s"] = checkpointed(trainer, max(2, rounds // 2))
-        trainer.loader.close()
-        trainer.agreement.close()
-        trainer.engine.destroy()
+        trainer.close()
     result |= ratios(result)
     return result
 
 
 def make_trainer(profile: Profile, folder: Path) -> Trainer:
     """A trainer in this process, of a run that is thrown away."""
-    start_distributed()
     profile.tensorboard.enabled = False
-    profile.check_world_size(dist.get_world_size())
-    data = open_training_data(profile)
-    for part in ("checkpoints", "eval"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    engine = build_engine(profile, data.in_features, folder)
-    return Trainer(engine, profile, data, folder, {}, Agreement(), Heartbeat.start(dist.get_rank()))
+    return Trainer.build(profile, open_training_data(profile), folder)
 
 
 def describe(trainer: Trainer) -> dict[str, Any]:
@@ -122,7 +111,7 @@ def device_name(device: torch.device) -> str:
 def ways_of(trainer: Trainer, plain: bool) -> dict[str, Callable[[], Any]]:
     """The step through DeepSpeed, the same model without it, and the plain loops."""
     ways: dict[str, Callable[[], Any]] = {
-        "step": lambda: one_step(trainer),
+        "step": trainer.step,
         "model": bare_model(trainer),
     }
     if plain:
@@ -133,8 +122,12 @@ def ways_of(trainer: Trainer, plain: bool) -> dict[str, Callable[[], Any]]:
             del dtypes["plain_bf16_step"]
         for name, dtype in dtypes.items():
             loop = PlainLoop(trainer.model, trainer.profile, trainer.device, dtype, trainer.loss_columns)
-            ways[name] = lambda loop=loop: loop.step(next(batches))
+            ways[name] = _step_of(loop, batches)
     return ways
+
+
+def _step_of(loop: PlainLoop, batches: Iterator[list[Tensor]]) -> Callable[[], Tensor]:
+    return lambda: loop.step(next(batches))
 
 
 def repeated(trainer: Trainer) -> Iterator[list[Tensor]]:
@@ -164,7 +157,7 @@ def bare_model(trainer: Trainer) -> Callable[[], None]:
             losses = tokenizer_losses(
                 output.reconstruction, motion, output.commit_loss, trainer.profile.rvqvae.loss, trainer.loss_columns
             )
-            losses.loss.backward()
+            torch.autograd.backward(losses.loss)
         model.zero_grad(set_to_none=True)
         model.quantizer.drop_staged()
 
@@ -206,7 +199,7 @@ def details(trainer: Trainer, trace: Path | None) -> dict[str, Any]:
     device = trainer.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    taken = statistics.median(timed(lambda: one_step(trainer), device) for _ in range(3))
+    taken = statistics.median(timed(trainer.step, device) for _ in range(3))
     operations = count_operations(trainer, _PROFILED, trace)
     flops = step_flops(trainer)
     in_bf16 = trainer.profile.bf16.enabled and computes_in_bf16(device)
@@ -235,7 +228,7 @@ def step_flops(trainer: Trainer) -> float:
         motion = torch.zeros(batch, config.data.window_size, trainer.data.in_features)
     with FlopCounterMode(display=False) as counter:
         latents = model.encode_latents(motion)
-        model.decode_latents(latents).sum().backward()
+        torch.autograd.backward(model.decode_latents(latents).sum())
     return float(counter.get_total_flops()) * trainer.profile.gradient_accumulation_steps
 
 
@@ -255,7 +248,7 @@ def peak_memory(device: torch.device) -> int:
 
 def data_wait_share(trainer: Trainer) -> float:
     trainer.loader.take_wait()
-    seconds = sum(timed(lambda: one_step(trainer), trainer.device) for _ in range(3))
+    seconds = sum(timed(trainer.step, trainer.device) for _ in range(3))
     return trainer.loader.take_wait() / seconds
 
 
@@ -264,7 +257,7 @@ def checkpointed(trainer: Trainer, steps: int) -> float:
     profile = trainer.profile.model_copy(deep=True)
     profile.rvqvae.training.gradient_checkpointing = True
     trainer.model.set_checkpointing(checkpoint_function(profile))
-    taken = [timed(lambda: one_step(trainer), trainer.device) for _ in range(steps + 1)]
+    taken = [timed(trainer.step, trainer.device) for _ in range(steps + 1)]
     trainer.model.set_checkpointing(None)
     return statistics.median(taken[1:])
 

@@ -9,7 +9,7 @@ a pass over the whole clip.
 import torch
 from torch import Tensor, nn
 
-from ds_rvqvae.model.nets import ResidualBlock, ResidualStack, convolve
+from ds_rvqvae.model.nets import Convolution, ResidualBlock, ResidualStack, Upsample, convolve
 
 
 class ChunkedNet:
@@ -59,7 +59,8 @@ class _Layer:
 
     def __call__(self, chunk: Tensor, first: int, length: int | None) -> Tensor:
         """Output for samples `first` … of a clip of `length` samples."""
-        return self.module(chunk)
+        output: Tensor = self.module(chunk)
+        return output
 
     def first_output(self, first: int) -> int:
         """Position of the first output sample for a chunk that begins at `first`."""
@@ -71,7 +72,7 @@ class _Layer:
 
 
 class _Upsample(_Layer):
-    def __init__(self, module: nn.Upsample) -> None:
+    def __init__(self, module: Upsample) -> None:
         super().__init__(module)
         self.scale = int(module.scale_factor)
 
@@ -89,22 +90,22 @@ class _Convolution(_Layer):
     of a pass over the whole clip do.
     """
 
-    def __init__(self, module: nn.Conv1d, first: int) -> None:
+    def __init__(self, module: Convolution, first: int) -> None:
         super().__init__(module)
-        self.stride = module.stride[0]
+        self.weight, self.bias = module.weight, module.bias
+        self.stride, self.dilation = module.stride[0], module.dilation[0]
         least = module.dilation[0] * (module.kernel_size[0] - 1) + 1 - self.stride
         self.padding = module.padding[0]
         self.kept = least + (self.padding + first - least) % self.stride
         self.past: Tensor | None = None
 
     def __call__(self, chunk: Tensor, first: int, length: int | None) -> Tensor:
-        conv = self.module
         chunk = _zero_outside(chunk, first, length)
         if self.past is None:
             self.past = chunk.new_zeros(*chunk.shape[:-1], self.kept)
         joined = _join(self.past, chunk)
         self.past = joined[..., chunk.shape[-1] :]
-        return convolve(joined, conv.weight, conv.bias, self.stride, dilation=conv.dilation[0])
+        return convolve(joined, self.weight, self.bias, self.stride, dilation=self.dilation)
 
     def first_output(self, first: int) -> int:
         return (first - self.kept + self.padding) // self.stride
@@ -118,17 +119,19 @@ class _ResidualBlock(_Layer):
 
     def __init__(self, module: ResidualBlock, first: int) -> None:
         super().__init__(module)
+        self.block = module
         self.convolution = _Convolution(module.conv1, first)
         self.past: Tensor | None = None
 
     def __call__(self, chunk: Tensor, first: int, length: int | None) -> Tensor:
-        block, late = self.module, first - self.first_output(first)
+        block, late = self.block, first - self.first_output(first)
         if self.past is None:
             self.past = chunk.new_zeros(*chunk.shape[:-1], late)
         inner = self.convolution(block.activation1(block.norm1(chunk)), first, length)
         joined = _join(self.past, chunk)
         skip, self.past = joined[..., : chunk.shape[-1]], joined[..., chunk.shape[-1] :]
-        return skip + block.conv2(block.activation2(block.norm2(inner)))
+        added: Tensor = block.conv2(block.activation2(block.norm2(inner)))
+        return skip + added
 
     def first_output(self, first: int) -> int:
         return self.convolution.first_output(first)
@@ -139,14 +142,15 @@ def _layers_of(module: nn.Module, first: int) -> list[_Layer]:
     if isinstance(module, ResidualStack):
         layers: list[_Layer] = []
         for block in module.blocks:
+            assert isinstance(block, ResidualBlock)
             if isinstance(block.norm1, nn.GroupNorm):
                 raise ValueError("group norm looks at the whole clip at once and cannot run in chunks")
             layers.append(_ResidualBlock(block, first))
             first = layers[-1].first_output(first)
         return layers
-    if isinstance(module, nn.Conv1d):
+    if isinstance(module, Convolution):
         return [_Convolution(module, first)]
-    return [_Upsample(module) if isinstance(module, nn.Upsample) else _Layer(module)]
+    return [_Upsample(module) if isinstance(module, Upsample) else _Layer(module)]
 
 
 def _join(past: Tensor, chunk: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ds_rvqvae.model.vq import nearest_codes, noise_of_copies
+from ds_rvqvae.model.vq import nearest_codes, noise_of_copies, squared_distances
 
 _KMEANS_ITERATIONS = 10
 _APART, _ROUNDING = 1e-4, 1e-6
@@ -26,14 +26,6 @@ _LEAST_SPREAD = 1e-3
 """Of copies, as a ratio to the vectors' length: noise must not vanish in rounding where vectors lie far from zero."""
 _ROWS_AT_ONCE, _DISTANCES_AT_ONCE = 2_048, 2**24
 """Vectors, and distances in fp64, that are held at once."""
-
-
-def first_rows(rows: Tensor, nb_code: int, generator: torch.Generator) -> Tensor:
-    """A codebook `[nb_code, D]` of the first of `rows [N, D]`, as MoMask has it: copies where they are too few, all of
-    them, the originals too, set apart by noise."""
-    repeats = -(-nb_code // len(rows))
-    codes = rows.repeat(repeats, 1)[:nb_code]
-    return codes + noise_of_copies(codes.shape, generator).to(codes.device) if repeats > 1 else codes
 
 
 def first_codes(
@@ -51,12 +43,11 @@ def first_codes(
         direction_only: codes of one direction are one, whatever their lengths.
     """
     order = torch.randperm(len(rows), generator=generator).to(rows.device)
-    points = _Points(rows, direction_only)
-    codes = rows[_distinct(points, order, nb_code)]
+    codes = rows[distinct_rows(rows, order, nb_code, direction_only)]
     if kind == "kmeans":
         candidates = torch.cat([_kmeans(rows, codes), rows[order]])
-        points = _Points(candidates, direction_only)
-        codes = candidates[_distinct(points, torch.arange(len(candidates), device=rows.device), nb_code)]
+        order = torch.arange(len(candidates), device=rows.device)
+        codes = candidates[distinct_rows(candidates, order, nb_code, direction_only)]
     found = len(codes)
     missing = nb_code - found
     if missing:
@@ -64,6 +55,24 @@ def first_codes(
         noise = noise_of_copies(copies.shape, generator).to(copies.device)
         codes = torch.cat([codes, copies + noise * _spread(rows)])
     return codes, found
+
+
+def distinct_rows(rows: Tensor, order: Tensor, count: int, direction_only: bool = False) -> Tensor:
+    """Places int64 `[n <= count]` of the first of `rows [N, D]`, in an `order [N]`, of which no two count as one.
+
+    Fewer than `count` where there are not as many.
+    """
+    points = _Points(rows, direction_only)
+    kept = order[:0]
+    for block in torch.split(order, _ROWS_AT_ONCE):
+        values = points.values[block]
+        near = (squared_distances(values, values) <= points.squared_reach).tril(-1).any(dim=1)
+        for known in torch.split(points.values[kept], max(1, _DISTANCES_AT_ONCE // len(block))):
+            near |= (squared_distances(values, known) <= points.squared_reach).any(dim=1)
+        kept = torch.cat([kept, block[~near]])[:count]
+        if len(kept) == count:
+            break
+    return kept
 
 
 def left_out_residuals(rows: Tensor, book: Tensor, direction_only: bool = False) -> Tensor:
@@ -76,8 +85,8 @@ def left_out_residuals(rows: Tensor, book: Tensor, direction_only: bool = False)
     codes = points.like(book)
     residuals = []
     at_once = max(1, _DISTANCES_AT_ONCE // len(book))
-    for block, where in zip(rows.split(at_once), points.values.split(at_once), strict=True):
-        distances = _squared_distances(where, codes)
+    for block, where in zip(torch.split(rows, at_once), torch.split(points.values, at_once), strict=True):
+        distances = squared_distances(where, codes)
         distances.masked_fill_(distances <= points.squared_reach, torch.inf)
         residuals.append(block - book[distances.argmin(dim=1)])
     return torch.cat(residuals)
@@ -112,26 +121,6 @@ def _spread(rows: Tensor) -> float:
     rows = rows.double()
     about_mean, length = _typical_square(rows - rows.mean(dim=0)), _typical_square(rows)
     return max(about_mean, _LEAST_SPREAD**2 * length) ** 0.5 or 1.0
-
-
-def _distinct(points: _Points, order: Tensor, count: int) -> Tensor:
-    """The first `count` of `order` of which no two count as one; fewer where there are not as many."""
-    kept = order[:0]
-    for block in order.split(_ROWS_AT_ONCE):
-        values = points.values[block]
-        near = (_squared_distances(values, values) <= points.squared_reach).tril(-1).any(dim=1)
-        for known in points.values[kept].split(max(1, _DISTANCES_AT_ONCE // len(block))):
-            near |= (_squared_distances(values, known) <= points.squared_reach).any(dim=1)
-        kept = torch.cat([kept, block[~near]])[:count]
-        if len(kept) == count:
-            break
-    return kept
-
-
-def _squared_distances(left: Tensor, right: Tensor) -> Tensor:
-    """Squared distances `[N, K]` of `left [N, D]` to `right [K, D]`."""
-    distances = torch.addmm(right.square().sum(dim=1), left, right.t(), alpha=-2.0)
-    return distances.add_(left.square().sum(dim=1, keepdim=True))
 
 
 def _kmeans(rows: Tensor, centres: Tensor) -> Tensor:

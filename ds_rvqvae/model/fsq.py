@@ -10,8 +10,10 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from typing_extensions import Self
 
-from ds_rvqvae.model.gradients import StraightThrough
+from ds_rvqvae.config.model import ModelConfig
+from ds_rvqvae.model.gradients import straight_through
 from ds_rvqvae.model.levels import LevelledQuantizer
 from ds_rvqvae.model.ranks import world_of
 from ds_rvqvae.model.vq import perplexity_of
@@ -37,6 +39,9 @@ class ScalarQuantizer(LevelledQuantizer):
         ValueError: code_dim is no such multiple.
     """
 
+    _cells: Tensor
+    _radix: Tensor
+
     def __init__(
         self,
         num_quantizers: int,
@@ -55,8 +60,25 @@ class ScalarQuantizer(LevelledQuantizer):
         # Mixed radix, the first column the lowest digit.
         self.register_buffer("_cells", cells, persistent=False)
         self.register_buffer("_radix", cells.cumprod(0) // cells, persistent=False)
-        self.register_buffer("_staged", torch.zeros(num_quantizers * nb_code + 1), persistent=False)
+        self.register_buffer("staged", torch.zeros(num_quantizers * nb_code + 1), persistent=False)
         self.initialized.fill_(True)
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> Self:
+        """The quantizer of a profile's `rvqvae.model`.
+
+        Raises:
+            ValueError: the profile has no `fsq_levels`.
+        """
+        if config.fsq_levels is None:
+            raise ValueError("rvqvae.model.fsq_levels is null")
+        return cls(
+            config.num_quantizers,
+            config.fsq_levels,
+            config.code_dim,
+            quantize_dropout_prob=config.quantize_dropout_prob,
+            quantize_dropout_min_levels=config.quantize_dropout_min_levels,
+        )
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Quantizes `latents [B, T, D]`; while training, also keeps what the next `update_codebooks` needs of them.
@@ -69,11 +91,11 @@ class ScalarQuantizer(LevelledQuantizer):
         with torch.autocast(latents.device.type, enabled=False):
             bounded = latents.float().tanh().reshape(-1, self.code_dim)
             with torch.no_grad():
-                total, codes = self._quantize(bounded, self._active_levels())
+                total, codes = self._quantize(bounded, self.active_levels())
                 counts = self._count(codes)
                 if self.training:
-                    self._staged[:-1] += counts.flatten()
-            quantized = StraightThrough.apply(bounded, total, 1)
+                    self.staged[:-1] += counts.flatten()
+            quantized = straight_through(bounded, total, 1)
         return (
             quantized.reshape(latents.shape).to(latents.dtype),
             codes.reshape(*latents.shape[:-1], self.num_quantizers),
@@ -120,17 +142,13 @@ class ScalarQuantizer(LevelledQuantizer):
             applied: whether the engine applied its step. False on any rank drops the uses on all.
             share: not needed here.
         """
-        self._staged[-1] = 0.0 if applied else 1.0
+        self.staged[-1] = 0.0 if applied else 1.0
         if world_of(group)[0] > 1:
-            dist.all_reduce(self._staged, group=group)
-        commit = self._staged[-1] == 0
-        self.usage_counts += torch.where(commit, self._staged[:-1], 0.0).view_as(self.usage_counts)
+            dist.all_reduce(self.staged, group=group)
+        commit = self.staged[-1] == 0
+        self.usage_counts += torch.where(commit, self.staged[:-1], 0.0).view_as(self.usage_counts)
         self.updates += commit
         self.drop_staged()
-
-    def drop_staged(self) -> None:
-        """Forgets the uses that forward passes have counted since the last update."""
-        self._staged.zero_()
 
     def average_counts(self) -> Tensor:
         """None, `[0, K]`: averages are for codebooks."""

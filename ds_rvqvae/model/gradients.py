@@ -1,12 +1,13 @@
 """Gradients through the quantizer, which has none of its own."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-class StraightThrough(torch.autograd.Function):
+class _StraightThrough(torch.autograd.Function):
     """`quantized` forward, `gain` times the identity to `latents` backward (van den Oord et al. 2017)."""
 
     @staticmethod
@@ -19,7 +20,7 @@ class StraightThrough(torch.autograd.Function):
         return gradient if ctx.gain == 1 else gradient * ctx.gain, None, None
 
 
-class RotationTrick(torch.autograd.Function):
+class _RotationTrick(torch.autograd.Function):
     """`quantized [N, D]` forward; backward as if it were `latents [N, D]` turned and stretched into it.
 
     Turn and stretch count as constants: latents that share a code get gradients that differ as the latents do.
@@ -44,7 +45,7 @@ class RotationTrick(torch.autograd.Function):
         return turned * (lengths[1] / lengths[0]), None
 
 
-class Commitment(torch.autograd.Function):
+class _Commitment(torch.autograd.Function):
     """`loss`, which is the mean square of `left [levels, N, D]`: latents `[N, D]` less the codes up to each level.
 
     Keeps one tensor of the latents' shape for the backward pass, however many levels there are.
@@ -59,3 +60,12 @@ class Commitment(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (slope,) = ctx.saved_tensors
         return gradient * slope, None, None
+
+
+# torch's `apply` comes without types.
+straight_through: Callable[[Tensor, Tensor, int], Tensor] = _StraightThrough.apply
+"""Of latents, what they were quantized to and a gain: `quantized`, with the gradient times the gain to `latents`."""
+rotation_trick: Callable[[Tensor, Tensor], Tensor] = _RotationTrick.apply
+"""Of latents and what they were quantized to, `[N, D]`: `quantized`, with a turned and stretched gradient."""
+commitment: Callable[[Tensor, Tensor, Tensor], Tensor] = _Commitment.apply
+"""Of latents `[N, D]`, the loss and what the levels left `[levels, N, D]`: the loss, with its gradient to latents."""

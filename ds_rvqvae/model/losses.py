@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -41,7 +42,7 @@ class LossColumns(NamedTuple):
 
 
 def loss_columns(
-    config: LossConfig, layout: Layout, mean: np.ndarray, std: np.ndarray, device: torch.device
+    config: LossConfig, layout: Layout, mean: NDArray[np.float32], std: NDArray[np.float32], device: torch.device
 ) -> LossColumns:
     """Of the columns of `layout`, normalised by `mean` and `std`, float32 `[C]`.
 

@@ -32,12 +32,13 @@ def convolve(
     if not ROUND_TO_BF16 or not _is_in_bf16(image, weight):
         return functional.conv2d(image, weight.unsqueeze(2), bias, *places).squeeze(2)
     with torch.autocast("cpu", enabled=False):
-        image, weight, bias = (tensor if tensor is None else tensor.bfloat16() for tensor in (image, weight, bias))
+        image, weight = image.bfloat16(), weight.bfloat16().unsqueeze(2)
+        bias = None if bias is None else bias.bfloat16()
         if torch.compiler.is_compiling():
             # What is kept for the backward pass is inductor's choice.
-            image, weight, bias = (tensor if tensor is None else tensor.float() for tensor in (image, weight, bias))
-            return functional.conv2d(image, weight.unsqueeze(2), bias, *places).bfloat16().squeeze(2)
-        return _RoundedConvolution.apply(image, weight.unsqueeze(2), bias, *places).squeeze(2)
+            wide_bias = None if bias is None else bias.float()
+            return functional.conv2d(image.float(), weight.float(), wide_bias, *places).bfloat16().squeeze(2)
+        return _rounded_convolution(image, weight, bias, *places).squeeze(2)
 
 
 def _is_in_bf16(image: Tensor, weight: Tensor) -> bool:
@@ -53,11 +54,19 @@ class _RoundedConvolution(torch.autograd.Function):
     """`conv2d` of bf16 tensors, in both passes computed in fp32 and rounded to bf16; it keeps them in bf16."""
 
     @staticmethod
-    def forward(ctx: Any, image: Tensor, weight: Tensor, bias: Tensor | None, *places: tuple[int, int]) -> Tensor:
+    def forward(
+        ctx: Any,
+        image: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+    ) -> Tensor:
         ctx.save_for_backward(image, weight)
-        ctx.places, ctx.bias_sizes = places, None if bias is None else [len(bias)]
+        ctx.places, ctx.bias_sizes = (stride, padding, dilation), None if bias is None else [len(bias)]
         wide_bias = None if bias is None else bias.float()
-        return functional.conv2d(image.float(), weight.float(), wide_bias, *places).bfloat16()
+        return functional.conv2d(image.float(), weight.float(), wide_bias, stride, padding, dilation).bfloat16()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -71,8 +80,14 @@ class _RoundedConvolution(torch.autograd.Function):
         return *(each if each is None else each.bfloat16() for each in gradients), None, None, None
 
 
+# torch's `apply` comes without types.
+_rounded_convolution: Callable[..., Tensor] = _RoundedConvolution.apply
+
+
 class Convolution(nn.Conv1d):
     """`nn.Conv1d`, and its weights, by `convolve`."""
+
+    padding: tuple[int, ...]
 
     def forward(self, hidden: Tensor) -> Tensor:
         return convolve(hidden, self.weight, self.bias, self.stride[0], self.padding[0], self.dilation[0])
@@ -80,6 +95,8 @@ class Convolution(nn.Conv1d):
 
 class Upsample(nn.Upsample):
     """Repeats every frame."""
+
+    scale_factor: float
 
     def forward(self, hidden: Tensor) -> Tensor:
         return hidden.transpose(1, 2).repeat_interleave(int(self.scale_factor), dim=1).transpose(1, 2)
@@ -116,7 +133,7 @@ class Dropout(nn.Dropout):
             return hidden
         if hidden.device.type != "cpu" or torch.compiler.is_compiling() or self.p > 1 - 2**-16:
             return torch.native_dropout(hidden, self.p, True)[0]
-        return _DropoutOnCPU.apply(hidden, self.p)
+        return _dropout_on_cpu(hidden, self.p)
 
 
 class _DropoutOnCPU(torch.autograd.Function):
@@ -140,6 +157,9 @@ class _DropoutOnCPU(torch.autograd.Function):
         return (gradient * kept).mul_(ctx.scale), None
 
 
+_dropout_on_cpu: Callable[[Tensor, float], Tensor] = _DropoutOnCPU.apply
+
+
 class ResidualBlock(nn.Module):
     """Norm, activation, dilated conv 3, norm, activation, conv 1, dropout, add."""
 
@@ -156,7 +176,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         inner = self.conv1(self.activation1(self.norm1(hidden)))
-        return hidden + self.dropout(self.conv2(self.activation2(self.norm2(inner))))
+        added: Tensor = self.dropout(self.conv2(self.activation2(self.norm2(inner))))
+        return hidden + added
 
 
 class ResidualStack(nn.Module):
@@ -174,7 +195,8 @@ class ResidualStack(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         if self.checkpoint is not None and self.training and torch.is_grad_enabled():
             return self.checkpoint(self.blocks, hidden)
-        return self.blocks(hidden)
+        output: Tensor = self.blocks(hidden)
+        return output
 
 
 class DownSample(Convolution):
@@ -195,12 +217,17 @@ def _first_weights(net: nn.Sequential, config: ModelConfig) -> None:
         if config.weight_init == "he" and isinstance(module, nn.Conv1d):
             activated = isinstance(before, tuple(_ACTIVATIONS.values()))
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu" if activated else "linear")
-            nn.init.zeros_(module.bias)
+            _zero(module.bias)
         before = module
     for module in net.modules():
         if config.zero_init_residual and isinstance(module, ResidualBlock):
-            nn.init.zeros_(module.conv2.weight)
-            nn.init.zeros_(module.conv2.bias)
+            _zero(module.conv2.weight)
+            _zero(module.conv2.bias)
+
+
+def _zero(parameter: Tensor | None) -> None:
+    if parameter is not None:
+        nn.init.zeros_(parameter)
 
 
 class Encoder(nn.Sequential):

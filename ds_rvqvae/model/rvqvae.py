@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.model.fsq import ScalarQuantizer
+from ds_rvqvae.model.levels import LevelledQuantizer
+from ds_rvqvae.model.momask import MoMaskQuantizer
 from ds_rvqvae.model.nets import Checkpoint, Decoder, Encoder, ResidualStack
 from ds_rvqvae.model.quantizer import ResidualQuantizer
 from ds_rvqvae.model.ranks import fold_seed
@@ -25,34 +27,13 @@ class RVQVAEOutput(NamedTuple):
     """`[Q]`, of this rank's batch; 0 at levels left out."""
 
 
-def quantizer_of(config: ModelConfig) -> ResidualQuantizer | ScalarQuantizer:
-    """The quantizer that a profile's `rvqvae.model` asks for."""
+def quantizer_of(config: ModelConfig) -> LevelledQuantizer:
+    """The quantizer that a profile's `rvqvae.model` asks for: the one place that knows all of them."""
     if config.fsq_levels is not None:
-        return ScalarQuantizer(
-            config.num_quantizers,
-            config.fsq_levels,
-            config.code_dim,
-            quantize_dropout_prob=config.quantize_dropout_prob,
-            quantize_dropout_min_levels=config.quantize_dropout_min_levels,
-        )
-    return ResidualQuantizer(
-        config.num_quantizers,
-        config.nb_code,
-        config.code_dim,
-        shared_codebook=config.shared_codebook,
-        mu=config.mu,
-        mu_warm_up=config.mu_warm_up,
-        quantize_dropout_prob=config.quantize_dropout_prob,
-        quantize_dropout_min_levels=config.quantize_dropout_min_levels,
-        sample_codebook_temp=config.sample_codebook_temp,
-        sample_anneal_iter=config.sample_anneal_iter,
-        codebook_distance=config.codebook_distance,
-        gradient=config.gradient,
-        codebook_init=config.codebook_init,
-        beam_size=config.beam_size,
-        dead_code_threshold=config.dead_code_threshold,
-        lineage=config.lineage,
-    )
+        return ScalarQuantizer.from_config(config)
+    if config.lineage:
+        return MoMaskQuantizer.from_config(config)
+    return ResidualQuantizer.from_config(config)
 
 
 class RVQVAE(nn.Module):
@@ -103,12 +84,13 @@ class RVQVAE(nn.Module):
             raise ValueError(
                 f"{motion.shape[1]} frames are not a multiple of the {self.config.code_stride} a code stands for"
             )
-        hidden = motion.to(self._dtype()).transpose(1, 2)
-        return self.encoder(hidden).transpose(1, 2)
+        latents: Tensor = self.encoder(motion.to(self._dtype()).transpose(1, 2))
+        return latents.transpose(1, 2)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Latents `[B, T', code_dim]` to normalised motion `[B, T' * code_stride, C]`, in the parameters' dtype."""
-        return self.decoder(latents.to(self._dtype()).transpose(1, 2)).transpose(1, 2)
+        motion: Tensor = self.decoder(latents.to(self._dtype()).transpose(1, 2))
+        return motion.transpose(1, 2)
 
     def forward(self, motion: Tensor) -> RVQVAEOutput:
         """Normalised motion `[B, T, C]` through encoder, quantizer and decoder."""

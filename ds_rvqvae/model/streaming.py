@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ds_rvqvae.model.chunks import ChunkedNet
@@ -39,7 +40,7 @@ class EncoderStream:
         return self._chunker.size - stride + self._net.delay * stride
 
     @torch.no_grad()
-    def push(self, motion: Tensor | np.ndarray) -> Tensor:
+    def push(self, motion: Tensor | NDArray[np.floating]) -> Tensor:
         """The next frames `[n, C]`, any number of them; gives the codes `[m, Q]` that are now known, int64.
 
         Raises:
@@ -66,7 +67,7 @@ class EncoderStream:
 
     def _run(self, frames: Tensor, length: int | None = None, size: int | None = None) -> Tensor:
         """Codes that a chunk of `size` frames makes known, those after `frames` being past the clip's end."""
-        parameter = self._model.encoder[0].weight
+        parameter = next(self._model.encoder.parameters())
         chunk = parameter.new_zeros(1, self._model.in_features, size or len(frames))
         chunk[0, :, : len(frames)] = self._normalise(frames).t()
         latents, first = self._net.push(chunk, length)
@@ -104,7 +105,7 @@ class DecoderStream:
         return self._chunker.size * self._model.config.code_stride - 1 + self._net.delay
 
     @torch.no_grad()
-    def push(self, codes: Tensor | np.ndarray) -> Tensor:
+    def push(self, codes: Tensor | NDArray[np.integer]) -> Tensor:
         """The next codes `[m, q]`, any number of them; gives the frames `[n, C]` that are now known, fp32.
 
         Raises:
@@ -129,7 +130,7 @@ class DecoderStream:
 
     def _run(self, codes: Tensor, length: int | None = None, size: int | None = None) -> Tensor:
         """Frames that a chunk of `size` codes makes known, those after `codes` being past the clip's end."""
-        parameter = self._model.decoder[0].weight
+        parameter = next(self._model.decoder.parameters())
         chunk = parameter.new_zeros(1, self._model.config.code_dim, size or len(codes))
         if len(codes):
             chunk[0, :, : len(codes)] = self._model.quantizer.decode(codes.to(parameter.device)).t()
@@ -163,7 +164,7 @@ class _Chunker:
             rows = torch.cat([self._waiting, rows])
         whole = len(rows) // self.size * self.size
         self._waiting = rows[whole:].clone()
-        return list(rows[:whole].split(self.size)) if whole else []
+        return list(torch.split(rows[:whole], self.size)) if whole else []
 
     def finish(self) -> Tensor:
         """What is left over, `[0]` where nothing ever came; nothing comes after it."""

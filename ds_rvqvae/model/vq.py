@@ -1,4 +1,10 @@
-"""Arithmetic of codes and vectors: distances, nearest codes, noise, perplexity."""
+"""Arithmetic of codes and vectors: distances, nearest codes, noise, perplexity.
+
+Distances are computed in three ways. `squared_distances` are complete, in the type of what it is given: in fp64 they
+say alike on every processor which vectors are one. `ranking_distances`, the hot path of every forward pass, are in fp32
+and lack a summand that does not change which code is the nearest. `repeats` must tell distances near zero apart in
+fp32, where a matrix product is as wrong as the vectors are long: it takes differences of the few nearest.
+"""
 
 from collections.abc import Sequence
 
@@ -15,7 +21,13 @@ _APART, _NEAREST = 1e-8, 4
 choose between them. So many of the nearest are looked at."""
 
 
-def squared_distances(rows: Tensor, book: Tensor) -> Tensor:
+def squared_distances(left: Tensor, right: Tensor) -> Tensor:
+    """Squared distances `[N, K]` of `left [N, D]` to `right [K, D]`, in their own floating type."""
+    distances = torch.addmm(right.square().sum(dim=1), left, right.t(), alpha=-2.0)
+    return distances.add_(left.square().sum(dim=1, keepdim=True))
+
+
+def ranking_distances(rows: Tensor, book: Tensor) -> Tensor:
     """Squared distances `[N, K]` of `rows [N, D]` to `book [K, D]`, less the rows' own squares, which order nothing."""
     squares = (book**2).sum(dim=1)
     if rows.device.type != "cpu" or not len(rows):
@@ -29,7 +41,7 @@ def squared_distances(rows: Tensor, book: Tensor) -> Tensor:
 
 def nearest_codes(rows: Tensor, book: Tensor) -> Tensor:
     """Index `[N]` of the code of `book [K, D]` nearest to each of `rows [N, D]`; of several, the first."""
-    blocks = [first_least(squared_distances(block, book)) for block in rows.split(_ROWS_AT_ONCE)]
+    blocks = [first_least(ranking_distances(block, book)) for block in torch.split(rows, _ROWS_AT_ONCE)]
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
@@ -40,7 +52,7 @@ def beam_search(rows: Tensor, books: Sequence[Tensor], beam_size: int) -> Tensor
     of them alone may be farther away than the nearest codes are. Sources: Babenko and Lempitsky 2014 (additive
     quantization), Liu et al. 2015 (the same for residual quantization).
     """
-    blocks = [_beam_search(block, books, beam_size) for block in rows.split(max(1, _ROWS_AT_ONCE // beam_size))]
+    blocks = [_beam_search(block, books, beam_size) for block in torch.split(rows, max(1, _ROWS_AT_ONCE // beam_size))]
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
@@ -48,7 +60,8 @@ def _beam_search(rows: Tensor, books: Sequence[Tensor], beam_size: int) -> Tenso
     left = rows.unsqueeze(1)
     codes = torch.empty(len(rows), 1, 0, dtype=torch.int64, device=rows.device)
     for book in books:
-        distances = squared_distances(left.reshape(-1, left.shape[-1]), book).view(*left.shape[:2], len(book))
+        distances = ranking_distances(left.reshape(-1, left.shape[-1]), book).view(*left.shape[:2], len(book))
+        # Sums of one row are compared with each other here, so that their own squares count.
         distances += left.square().sum(dim=-1, keepdim=True)
         each, code = distances.topk(min(beam_size, len(book)), dim=-1, largest=False)
         chosen = each.flatten(1).topk(min(beam_size, each.shape[1] * each.shape[2]), dim=-1, largest=False).indices
@@ -70,15 +83,19 @@ def first_least(distances: Tensor) -> Tensor:
     return block * _BLOCK + inside
 
 
-def repeats(candidates: Tensor, books: Tensor) -> Tensor:
+def repeats(candidates: Tensor, books: Tensor, distances_at_once: int = _DISTANCES_AT_ONCE) -> Tensor:
     """Which of `candidates [Q, R, D]` are, but for rounding, a code of the `books [Q, K, D]` or an earlier candidate:
-    bool `[Q, R]`."""
+    bool `[Q, R]`.
+
+    Args:
+        distances_at_once: how many are held in memory, over all levels; the result does not depend on it.
+    """
     others = torch.cat([books, candidates], dim=1)
     squares, other_squares = candidates.square().sum(dim=-1, keepdim=True), others.square().sum(dim=-1).unsqueeze(1)
     reach = _APART * (squares + squares.mean(dim=1, keepdim=True))
     # A candidate is compared with all codes, and with the candidates before it.
     place = torch.arange(others.shape[1], device=others.device) - books.shape[1]
-    at_once = max(1, _DISTANCES_AT_ONCE // (others.shape[0] * others.shape[1]))
+    at_once = max(1, distances_at_once // (others.shape[0] * others.shape[1]))
     found = []
     for first in range(0, candidates.shape[1], at_once):
         block, near = candidates[:, first : first + at_once], reach[:, first : first + at_once]
@@ -95,7 +112,8 @@ def repeats(candidates: Tensor, books: Tensor) -> Tensor:
 
 def noise_of_copies(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """By how much copies of vectors `[..., D]` are set apart, so that they are no longer one code; as MoMask does."""
-    return torch.randn(shape, generator=generator) * (0.01 / shape[-1] ** 0.5)
+    size: float = 0.01 / shape[-1] ** 0.5
+    return torch.randn(shape, generator=generator) * size
 
 
 def perplexity_of(counts: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ It leaves nothing behind: no tensor, no draw from a random generator, no peak in
 """
 
 import gc
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -42,7 +44,7 @@ def fit_batch(
         UserError: not even one window fits.
     """
     share = profile.windows_per_rank
-    refusals = []
+    refusals: list[str] = []
     for size in micro_batches(profile.train_micro_batch_size_per_gpu, share):
         tried = with_batch(profile, (size, share // size))
         plan = make_plan(tried, in_features, dist.get_world_size(), CARDS["4090"])
@@ -92,12 +94,15 @@ def _try_step(plan: Plan, device: torch.device, columns: LossColumns | None) -> 
     model.set_checkpointing(checkpoint_function(profile))
     for parameter in model.parameters():
         # The engine hands a gradient on as it comes; what it keeps of them is in `_engine_bytes`.
-        parameter.register_post_accumulate_grad_hook(_drop_gradient)
+        add_hook: Callable[..., Any] = parameter.register_post_accumulate_grad_hook  # torch has no types for it
+        add_hook(_drop_gradient)
     held = torch.empty(_engine_bytes(plan), dtype=torch.uint8, device=device)
     motion = torch.randn(*plan.largest_shape, plan.in_features, device=device)
     model.set_step(settings.training.seed, step=0)
     output = model(motion)
-    tokenizer_losses(output.reconstruction, motion, output.commit_loss, settings.loss, columns).loss.backward()
+    losses = tokenizer_losses(output.reconstruction, motion, output.commit_loss, settings.loss, columns)
+    torch.autograd.backward(losses.loss)
+    del losses
     del output
     momentary = max(plan.peaks[moment] for moment in ("optimizer step", "codebook update", "evaluation"))
     torch.empty(momentary, dtype=torch.uint8, device=device)

@@ -2,12 +2,21 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import TypedDict
 
 import deepspeed
 import torch
 from torch import Tensor
 
 from ds_rvqvae.train.engine import fp32_model, set_fp32_weights
+
+
+class AverageState(TypedDict):
+    """The average of all weights, as checkpoints keep it."""
+
+    updates: int
+    weights: list[Tensor]
+    """By the order of the model's parameters, on the CPU."""
 
 
 class WeightAverage:
@@ -43,13 +52,13 @@ class WeightAverage:
         finally:
             self._set(kept)
 
-    def state(self) -> dict[str, int | list[Tensor]]:
-        """The whole average, on the CPU, by the order of the model's parameters. Every rank calls it."""
+    def state(self) -> AverageState:
+        """The average of all weights. Every rank calls it."""
         with self.in_place():
             weights = [parameter.detach().cpu() for parameter in fp32_model(self._engine).parameters()]
         return {"updates": self.updates, "weights": weights}
 
-    def restore(self, state: dict[str, int | list[Tensor]]) -> None:
+    def restore(self, state: AverageState) -> None:
         """Goes on from what `state` gave, on any number of ranks. Every rank calls it."""
         kept = [part.detach().clone() for part in self._weights()]
         set_fp32_weights(self._engine, state["weights"])

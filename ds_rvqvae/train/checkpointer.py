@@ -6,6 +6,7 @@ tag; it gets its name once all files are on disk and in the manifest, and only t
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from ds_rvqvae import __version__
+from ds_rvqvae.config.training import TrainingConfig
 from ds_rvqvae.files import replace_folder, sync
 from ds_rvqvae.runs.checkpoints import (
     BEST,
@@ -39,6 +41,10 @@ from ds_rvqvae.runs.checkpoints import (
     write_synced,
 )
 
+logger = logging.getLogger("ds_rvqvae")
+
+_TOLERATED_FAILED_SAVES = 3
+
 
 class SaveFailedError(Exception):
     """A checkpoint could not be written; the older ones are as they were."""
@@ -53,6 +59,54 @@ class Keeping:
     """Also those whose step is a multiple of this."""
     best: bool = False
     """Whether the one being saved scores best so far; the best stays."""
+
+
+class Checkpointer:
+    """Saves a run's checkpoints, and tolerates some saves that fail.
+
+    Args:
+        engine: what is saved.
+        run_folder: checkpoints go into its `checkpoints`.
+        settings: which ones stay, and which step is the last.
+        saved_step: of the checkpoint that the run goes on from.
+    """
+
+    def __init__(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        run_folder: Path,
+        settings: TrainingConfig,
+        saved_step: int | None = None,
+    ) -> None:
+        self._engine, self._folder, self._settings = engine, run_folder / "checkpoints", settings
+        self.saved_step = saved_step
+        """Of the newest checkpoint; None where there is none yet."""
+        self.failures = 0
+        """Saves in a row that failed."""
+
+    def save(self, step: int, state: dict[str, Any], best: bool = False) -> None:
+        """Saves the checkpoint of `step`; a failure is reported, to be tried again at the next interval.
+
+        Every rank calls it.
+
+        Args:
+            state: what DeepSpeed does not know; the same on all ranks.
+            best: whether it scores best so far.
+
+        Raises:
+            SaveFailedError: after as many failures in a row as are tolerated, or at the last step.
+        """
+        keeping = Keeping(self._settings.keep_checkpoints, self._settings.keep_every, best)
+        try:
+            saved = save_checkpoint(self._engine, self._folder, {"rvqvae": state}, keeping)
+        except SaveFailedError as failure:
+            self.failures += 1
+            logger.warning("step %d: no checkpoint saved, the older ones stay: %s", step, failure)
+            if self.failures >= _TOLERATED_FAILED_SAVES or step == self._settings.total_iter:
+                raise
+            return
+        self.failures, self.saved_step = 0, step
+        logger.info("step %d: saved %s", step, saved)
 
 
 def save_checkpoint(
@@ -145,7 +199,8 @@ def load_checkpoint(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> dict
     """
     universal = engine.load_universal_checkpoint()
     tag = universal_of(checkpoint).name if universal else checkpoint.name
-    _, client_state = engine.load_checkpoint(str(checkpoint.parent), tag=tag)
+    loaded: tuple[str | None, dict[str, Any] | None] = engine.load_checkpoint(str(checkpoint.parent), tag=tag)
+    client_state = loaded[1]
     if client_state is None:
         raise RuntimeError(f"{checkpoint}: DeepSpeed loaded nothing")
     if universal:

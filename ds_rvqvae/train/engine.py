@@ -87,7 +87,8 @@ def build_engine(
     engine.monitor.enabled = profile.wall_clock_breakdown and engine.monitor.enabled
     if training.compile:
         # Its draws and staged statistics are Python's: compiled, it would be compiled anew at every step.
-        quantizer.forward = torch.compiler.disable(quantizer.forward)
+        disable: Callable[..., Any] = torch.compiler.disable
+        quantizer.forward = disable(quantizer.forward)
         engine.compile()
     return engine
 
@@ -129,13 +130,15 @@ def checkpoint_function(profile: Profile) -> Checkpoint | None:
         return _checkpoint_on_cpu
     if section.partition_activations or section.synchronize_checkpoint_boundary or section.profile:
         deepspeed.checkpointing.configure(None, deepspeed_config=profile.deepspeed_config())
-        return deepspeed.checkpointing.non_reentrant_checkpoint
+        own: Checkpoint = deepspeed.checkpointing.non_reentrant_checkpoint
+        return own
     return functools.partial(torch_checkpoint, use_reentrant=False)
 
 
 def _checkpoint_on_cpu(function: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
     with torch.autograd.graph.save_on_cpu(pin_memory=hidden.is_cuda):
-        return torch_checkpoint(function, hidden, use_reentrant=False)
+        output: torch.Tensor = torch_checkpoint(function, hidden, use_reentrant=False)
+        return output
 
 
 def fp32_model(engine: deepspeed.DeepSpeedEngine) -> RVQVAE:
@@ -144,10 +147,10 @@ def fp32_model(engine: deepspeed.DeepSpeedEngine) -> RVQVAE:
     with torch.device(engine.device):
         model = RVQVAE(module.in_features, module.config)
     with torch.no_grad():
-        for target, source in zip(model.parameters(), module.parameters(), strict=True):
-            target.copy_(safe_get_full_fp32_param(source))
-        for target, source in zip(model.buffers(), module.buffers(), strict=True):
-            target.copy_(source)
+        for parameter, trained in zip(model.parameters(), module.parameters(), strict=True):
+            parameter.copy_(safe_get_full_fp32_param(trained))
+        for buffer, source in zip(model.buffers(), module.buffers(), strict=True):
+            buffer.copy_(source)
     return model.eval()
 
 

@@ -1,14 +1,30 @@
 """Which windows the first codes are made from: those of the run's first batch, or of as many as give enough latents."""
 
+import logging
+
 from torch import Tensor
 
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.data.loader import BatchLoader
 from ds_rvqvae.data.order import BatchOrder
 
+logger = logging.getLogger("ds_rvqvae")
+
 _LATENTS_A_CODE = 2
 """Latents wanted for a code of a level. With as many latents as codes each would be a code, and what the levels leave
 would repeat."""
+
+
+def first_batches(
+    loader: BatchLoader, order: BatchOrder, step: int, config: ModelConfig, rank: int, world_size: int
+) -> list[Tensor] | None:
+    """A rank's windows of the batches from `step` on that the first codes are made from, `[windows, window_size, C]`
+    each; None where the batch of `step` is enough."""
+    steps, latents = count_steps(order, step, config)
+    if steps == 1:
+        return None
+    logger.info("first codes: %d of a level from %d latents, %d batches", config.nb_code, latents, steps)
+    return stretch(loader, order, range(step, step + steps), rank, world_size)
 
 
 def count_steps(order: BatchOrder, first: int, config: ModelConfig) -> tuple[int, int]:

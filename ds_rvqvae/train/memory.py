@@ -50,11 +50,12 @@ class OutOfMemory(RuntimeError):  # noqa: N818 - users read this name in their l
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error`, or one that it was raised from or after, is for lack of memory."""
     seen: list[BaseException] = []
-    while error is not None and error not in seen:
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in _WORDS):
+    raised: BaseException | None = error
+    while raised is not None and raised not in seen:
+        if isinstance(raised, (torch.OutOfMemoryError, MemoryError)) or any(words in str(raised) for words in _WORDS):
             return True
-        seen.append(error)
-        error = error.__cause__ or error.__context__
+        seen.append(raised)
+        raised = raised.__cause__ or raised.__context__
     return False
 
 
@@ -169,7 +170,7 @@ def others_on_card(uuid: str, own_bytes: int, own_pid: int | None = None) -> str
         gpus = list_gpus()
     except (NoDriverError, UserError) as error:
         return f"what else is on the card cannot be told ({error})"
-    gpu = next((gpu for gpu in gpus if _bare(uuid) in [_bare(known.uuid) for known in (gpu, *gpu.slices)]), None)
+    gpu = next((gpu for gpu in gpus if _bare(uuid) in map(_bare, _uuids_of(gpu))), None)
     if gpu is None or gpu.error:
         return f"what else is on the card cannot be told ({gpu.error if gpu else 'NVML does not list it'})"
     others = tuple(process for process in gpu.processes if process.pid != own_pid)
@@ -186,6 +187,10 @@ def others_on_card(uuid: str, own_bytes: int, own_pid: int | None = None) -> str
 def _users(gpu: Gpu) -> str:
     owners = Owners().look_up(process.pid for process in gpu.processes)
     return Snapshot(datetime.now(), "", "", [gpu], [gpu.index], owners).users(gpu)
+
+
+def _uuids_of(gpu: Gpu) -> list[str]:
+    return [gpu.uuid, *(part.uuid for part in gpu.slices)]
 
 
 def _bare(uuid: str) -> str:

@@ -4,18 +4,25 @@ import json
 import logging
 import math
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import deepspeed
+import numpy as np
+import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 
+from ds_rvqvae.data.loader import BatchLoader
 from ds_rvqvae.files import AppendedLines, whole_file
-from ds_rvqvae.train.readings import Reading
+from ds_rvqvae.model.losses import Losses
+from ds_rvqvae.model.vq import perplexity_of
+from ds_rvqvae.train.readings import RankMeter, Reading, board_tags, gather_readings, metrics_of
 
 logger = logging.getLogger("ds_rvqvae")
 
@@ -77,7 +84,7 @@ class MetricsFile:
 def _step_of(line: str) -> float:
     """The step of a line; infinite where a crash spoilt it."""
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
 
@@ -113,13 +120,15 @@ class Board:
             self._try(lambda: self._monitor.write_events(events))
 
     def histogram(self, tag: str, values: Tensor, samples: int) -> None:
-        if self._writer is not None:
-            self._try(lambda: self._writer.add_histogram(tag, values.cpu(), samples))
+        writer = self._writer
+        if writer is not None:
+            self._try(lambda: writer.add_histogram(tag, values.cpu(), samples))
 
-    def image(self, tag: str, pixels: Any, samples: int) -> None:
+    def image(self, tag: str, pixels: NDArray[np.uint8], samples: int) -> None:
         """`pixels [height, width, 3]` uint8."""
-        if self._writer is not None:
-            self._try(lambda: self._writer.add_image(tag, pixels, samples, dataformats="HWC"))
+        writer = self._writer
+        if writer is not None:
+            self._try(lambda: writer.add_image(tag, pixels, samples, dataformats="HWC"))
 
     def flush(self) -> None:
         if self._writer is not None:
@@ -194,3 +203,98 @@ def _fullness(reading: Reading) -> str:
     if reading.memory_reserved_gib is None:
         return text
     return f"{text}, {reading.memory_reserved_gib:.1f} of them torch's, whose tensors took {reading.memory_gib:.1f}"
+
+
+class StepLog:
+    """Measures what passed between logged steps, and writes it to `metrics.jsonl`, TensorBoard and the log.
+
+    Every rank has one and measures; rank 0's writes.
+
+    Args:
+        engine: the one that trains.
+        loader: whose waits for data are measured.
+        run_folder: `metrics.jsonl` is in it.
+        step: the step that the run goes on from.
+    """
+
+    def __init__(self, engine: deepspeed.DeepSpeedEngine, loader: BatchLoader, run_folder: Path, step: int) -> None:
+        self._engine, self._loader = engine, loader
+        self._device = torch.device(engine.device)
+        self.board = Board(engine)
+        self._file = MetricsFile(run_folder / "metrics.jsonl", step) if dist.get_rank() == 0 else None
+        self._spikes = SpikeAlarm(line["loss"] for line in self._file.earlier) if self._file else SpikeAlarm()
+        self._started, self._windows = time.perf_counter(), 0
+        self.meter, self._memory_alarm = RankMeter(self._device), MemoryAlarm()
+
+    def start_interval(self) -> None:
+        """Training steps begin: speed and memory are measured from here on, without what went on before."""
+        self.meter.enter_steps()
+        self._begin()
+        self._loader.take_wait()
+
+    def end_interval(self) -> None:
+        """Training steps end, and other work begins."""
+        self.meter.leave_steps()
+
+    def count(self, windows: int) -> None:
+        """A step over so many windows of all ranks was trained."""
+        self._windows += windows
+
+    def write(self, step: int, losses: Losses, window_size: int | None = None) -> dict[str, str]:
+        """Writes a logged step; every rank calls it.
+
+        Args:
+            step: steps so far.
+            losses: this rank's, of the last step.
+            window_size: of the last step, where a run has several.
+
+        Returns:
+            what the progress bar shows.
+        """
+        numbers = torch.cat([torch.stack(losses), torch.tensor([self._loader.take_wait()], device=self._device)])
+        (*loss_values, waited), readings = gather_readings(numbers, self.meter.read())
+        seconds = time.perf_counter() - self._started
+        speed = self._windows / seconds if seconds else 0.0
+        counts = self._engine.module.quantizer.take_usage_counts()
+        norm = self._engine.get_global_grad_norm()
+        metrics: dict[str, Any] = {
+            "step": step,
+            **({} if window_size is None else {"window_size": window_size}),
+            **dict(zip(Losses._fields, loss_values, strict=True)),
+            "perplexity": perplexity_of(counts).tolist(),
+            "usage": (counts > 0).float().mean(dim=1).tolist(),
+            "lr": self._engine.optimizer.param_groups[0]["lr"],
+            "grad_norm": None if norm is None else float(norm),
+            "skipped_steps": self._engine.skipped_steps,
+            "samples_per_s": speed,
+            "data_wait": waited / seconds if seconds else 0.0,
+            **metrics_of(readings),
+        }
+        if self._file is not None:
+            self._file.write(metrics)
+        self._show(metrics)
+        for warning in self._memory_alarm.look(readings):
+            logger.warning("step %d: %s", step, warning)
+        self._begin()
+        return {"loss": f"{metrics['loss']:.4f}", "samples/s": f"{speed:.1f}"}
+
+    def close(self) -> None:
+        """Ends the files and the metering."""
+        self.board.flush()
+        if self._file is not None:
+            self._file.close()
+        self.meter.close()
+
+    def _begin(self) -> None:
+        self._started, self._windows = time.perf_counter(), 0
+
+    def _show(self, metrics: dict[str, Any]) -> None:
+        """A logged step on TensorBoard."""
+        tags = {f"Train/{name}": metrics[name] for name in (*Losses._fields, "lr", "grad_norm", "skipped_steps")}
+        tags["Train/loss_spike"] = float(self._spikes.is_spike(metrics["loss"]))
+        if tags["Train/loss_spike"]:
+            logger.warning("step %d: the loss jumped to %.4g", metrics["step"], metrics["loss"])
+        tags["Speed/samples_per_s"], tags["Speed/data_wait"] = metrics["samples_per_s"], metrics["data_wait"]
+        for name in ("perplexity", "usage"):
+            tags |= {f"Train_{name}/level_{level + 1}": value for level, value in enumerate(metrics[name])}
+        self.board.scalars(tags | board_tags(metrics), self._engine.global_samples)

@@ -91,19 +91,21 @@ def _run(profile: Profile, data: MotionData, run: OpenedRun, heartbeat: Heartbea
     """Builds the engine and trains to the end, or to where a signal stops it."""
     import torch.distributed as dist
 
-    from ds_rvqvae.train.checkpointer import load_checkpoint, make_universal
-    from ds_rvqvae.train.engine import build_engine, on_rank_zero_first
     from ds_rvqvae.train.metrics import announce, logger
-    from ds_rvqvae.train.signals import Agreement
     from ds_rvqvae.train.trainer import Trainer
 
     folder, resume, initial = run.folder, run.resume, run.initial
     world_size = dist.get_world_size()
-    checkpoint = resume.checkpoint
-    if checkpoint is not None and resume.universal:
-        on_rank_zero_first(lambda: make_universal(checkpoint))
     init_from = initial.folder if initial else None
-    engine = build_engine(profile, data.in_features, folder, resume.universal, init_from)
+    trainer = Trainer.build(
+        profile,
+        data,
+        folder,
+        checkpoint=resume.checkpoint,
+        universal=resume.universal,
+        init_from=init_from,
+        heartbeat=heartbeat,
+    )
     announce(_summary(folder, profile, data, world_size))
     logger.info(bf16_arithmetic_text())
     if profile.rvqvae.training.scale_lr is not None:
@@ -116,12 +118,10 @@ def _run(profile: Profile, data: MotionData, run: OpenedRun, heartbeat: Heartbea
     for warning in [*warnings, *data.warnings(), *(initial.warnings(data) if initial else [])]:
         # Our launcher has shown them.
         logger.log(logging.INFO if OUTCOME_VARIABLE in os.environ else logging.WARNING, warning)
-    client_state = load_checkpoint(engine, resume.checkpoint) if resume.checkpoint else {}
-    trainer = Trainer(engine, profile, data, folder, client_state, Agreement(), heartbeat)
     trainer.train()
-    engine.destroy()
-    if trainer.step < profile.rvqvae.training.total_iter:
-        announce(f"stopped at step {trainer.step:,}; --resume goes on from step {trainer.saved_step or 0:,}")
+    if trainer.steps_done < profile.rvqvae.training.total_iter:
+        saved = trainer.checkpointer.saved_step or 0
+        announce(f"stopped at step {trainer.steps_done:,}; --resume goes on from step {saved:,}")
         dist.barrier()
         return _leave(ExitStatus.STOPPED)
     return _finished()

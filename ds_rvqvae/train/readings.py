@@ -136,12 +136,16 @@ class CudaMemory:
 
 
 class HostMemory:
-    """The resident memory of a process that computes on the CPU."""
+    """The resident memory of a process that computes on the CPU.
+
+    Args:
+        process: this one by default.
+    """
 
     total_bytes: int | None = None
 
-    def __init__(self) -> None:
-        self._process = psutil.Process()
+    def __init__(self, process: psutil.Process | None = None) -> None:
+        self._process = process or psutil.Process()
 
     def take(self) -> OwnMemory:
         with suppress(psutil.Error, OSError):
@@ -176,8 +180,18 @@ class RankMeter:
         own, card = self._memory.take(), self._card.read() if self._card else CardReading()
         total = self._memory.total_bytes or card.memory_total_bytes
         energy = None if card.energy_joules is None else card.energy_joules / _JOULES_A_WATT_HOUR
-        memory = (own.peak, own.allocated, own.reserved, card.memory_used_bytes, total)
-        reading = Reading(*map(_gib, memory), card.utilisation, card.power_watts, card.temperature, energy, own.retries)
+        reading = Reading(
+            memory_gib=_gib(own.peak),
+            memory_allocated_gib=_gib(own.allocated),
+            memory_reserved_gib=_gib(own.reserved),
+            memory_used_gib=_gib(card.memory_used_bytes),
+            card_memory_gib=_gib(total),
+            utilisation=card.utilisation,
+            power_w=card.power_watts,
+            temperature_c=card.temperature,
+            energy_wh=energy,
+            allocation_retries=own.retries,
+        )
         self._note(reading, _gib(own.peak_reserved))
         return reading
 

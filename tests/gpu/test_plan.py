@@ -44,23 +44,22 @@ def held_by_the_engine(folder, data, variants):
     found = {}
     for name, flags in variants.items():
         trainer = make_trainer(f"{folder}/{name}", data, ["--batch_size=4", "--total_iter=3", "--width=33", *flags])
-        trainer._initialize_codebooks(trainer.loader.next())
+        trainer.initialize_codebooks()
         recorder = Recorder(trainer.engine.optimizer)
         for _ in range(2):
             calls.clear()
-            trainer._train_step(trainer.loader.next())
-            trainer.step += 1
-        trainer._close()
+            trainer.step()
         found[name] = {
             **recorder.held(),
             "codebooks": sum(buffer.nbytes for buffer in trainer.model.quantizer.buffers()),
-            "staged": trainer.model.quantizer._staged.numel(),
+            "staged": trainer.model.quantizer.staged.numel(),
             "all_reduce": calls["all_reduce"],
             "all_gather": calls["all_gather_into_tensor"] or calls["all_gather_single"],
             "sizes": [parameter.numel() for parameter in trainer.model.parameters()],
             "in_features": trainer.model.in_features,
             "profile": trainer.profile.to_dict(),
         }
+        trainer.close()
     return found
 
 

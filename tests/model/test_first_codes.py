@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ds_rvqvae import ResidualQuantizer
-from ds_rvqvae.model.first_codes import first_codes, left_out_residuals
+from ds_rvqvae.model.first_codes import distinct_rows, first_codes, left_out_residuals
 from ds_rvqvae.model.vq import repeats
 
 
@@ -85,13 +85,14 @@ def test_directions_are_drawn_once_where_only_they_count():
     assert found == 40 and (torch.cdist(directions, directions) + torch.eye(40)).min() > 1e-3
 
 
-def test_kmeans_centres_that_fall_together_are_one(monkeypatch):
+def test_centres_that_fall_together_are_one_and_vectors_take_their_place():
     rows = torch.randn(200, 3, generator=generator())
     centres = torch.cat([rows[:30], rows[:2]]) + 1
-    monkeypatch.setattr("ds_rvqvae.model.first_codes._kmeans", lambda rows, codes: centres)
-    codes, found = first_codes(rows, 32, kind="kmeans", generator=generator())
-    assert found == 32 and len(codes.unique(dim=0)) == 32
-    assert torch.equal(codes[:30], centres[:30]) and (codes[30:].unsqueeze(1) == rows).all(dim=2).any(dim=1).all()
+    candidates = torch.cat([centres, rows])
+    places = distinct_rows(candidates, torch.arange(len(candidates)), 32)
+    assert places.tolist() == [*range(30), 32, 33]
+    backwards = distinct_rows(candidates, torch.arange(len(candidates)).flip(0), 231)
+    assert len(backwards) == 230 and not {0, 1} & set(backwards.tolist())
 
 
 def test_an_outlier_does_not_make_all_others_one():
@@ -148,12 +149,11 @@ def test_codes_are_replaced_by_vectors_apart_from_all_others(options):
     assert made[True] == 0 < made[False]
 
 
-def test_what_repeats_a_code_or_an_earlier_candidate(monkeypatch):
+def test_what_repeats_a_code_or_an_earlier_candidate():
     books = torch.randn(2, 8, 3, generator=generator())
     candidates = torch.randn(2, 6, 3, generator=generator(1))
     candidates[0, 2] = candidates[0, 0] * (1 + 1e-7)
     candidates[1, 3], candidates[1, 5] = books[1, 4], candidates[1, 1]
     expected = [[False, False, True, False, False, False], [False, False, False, True, False, True]]
     assert repeats(candidates, books).tolist() == expected
-    monkeypatch.setattr("ds_rvqvae.model.vq._DISTANCES_AT_ONCE", 60)
-    assert repeats(candidates, books).tolist() == expected
+    assert repeats(candidates, books, distances_at_once=60).tolist() == expected

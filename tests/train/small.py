@@ -23,23 +23,12 @@ EXACT = ["--mixed_precision=no", "--dropout=0", "--quantize_dropout_prob=0"]
 
 def make_trainer(folder: str, data: str, flags: list[str]):
     """A trainer on this rank, of the small run with more flags."""
-    import torch.distributed as dist
-
     from ds_rvqvae.config.request import read_training_flags
     from ds_rvqvae.data.dataset import MotionData
-    from ds_rvqvae.runs.heartbeat import Heartbeat
-    from ds_rvqvae.train.engine import build_engine, start_distributed
-    from ds_rvqvae.train.signals import Agreement
     from ds_rvqvae.train.trainer import Trainer
 
     profile = read_training_flags([*SMALL, f"--data_path={data}", *flags]).request().profile
-    start_distributed()
-    motion = MotionData.open(profile.rvqvae.data)
-    run = Path(folder)
-    for part in ("checkpoints", "eval"):
-        (run / part).mkdir(parents=True, exist_ok=True)
-    engine = build_engine(profile, motion.in_features, run)
-    return Trainer(engine, profile, motion, run, {}, Agreement(), Heartbeat.start(dist.get_rank()))
+    return Trainer.build(profile, MotionData.open(profile.rvqvae.data), Path(folder))
 
 
 def read_metrics(run: Path) -> list[dict]:

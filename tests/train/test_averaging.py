@@ -14,30 +14,28 @@ FLAGS = [*SMALL, "--batch_size=4", "--set=rvqvae.training.ema_decay=0.9"]
 
 def average_by_hand(data: str, folder: str) -> dict:
     """In a rank: the trainer's average and one of the gathered weights after some steps, and what is left behind."""
-    from ds_rvqvae.train.engine import fp32_model
+    from ds_rvqvae.train.averaging import WeightAverage
+    from ds_rvqvae.train.engine import fp32_model, set_fp32_weights
     from tests.train.small import make_trainer
 
     trainer = make_trainer(folder, data, FLAGS)
     expected = [parameter.detach().clone() for parameter in fp32_model(trainer.engine).parameters()]
-    trainer._initialize_codebooks(trainer.loader.next())
+    trainer.initialize_codebooks()
     for step in range(1, 5):
-        trainer._train_step(trainer.loader.next())
-        trainer.step += 1
+        trainer.step()
         decay = min(0.9, (1 + step) / (10 + step))
         for average, weight in zip(expected, fp32_model(trainer.engine).parameters(), strict=True):
             average.mul_(decay).add_(weight.detach(), alpha=1 - decay)
     before = [parameter.detach().clone() for parameter in fp32_model(trainer.engine).parameters()]
     state = trainer.average.state()
     found = state["weights"]
-    trainer.average._set([torch.zeros_like(part) for part in trainer.average._averages])
-    for average in trainer.average._averages:
-        average.zero_()
-    from ds_rvqvae.train.engine import set_fp32_weights
-
+    # As a resumed run has it: the weights are there, and an average that begins at them.
+    set_fp32_weights(trainer.engine, [torch.zeros_like(weight) for weight in before])
     set_fp32_weights(trainer.engine, before)
-    trainer.average.restore(state)
+    fresh = WeightAverage(trainer.engine, 0.9)
+    fresh.restore(state)
     after = list(fp32_model(trainer.engine).parameters())
-    restored = trainer.average.state()
+    restored = fresh.state()
     return {
         "close": all(torch.allclose(one, other, atol=1e-7) for one, other in zip(found, expected, strict=True)),
         "apart": max((one - other).abs().max().item() for one, other in zip(found, before, strict=True)),

@@ -50,18 +50,21 @@ def train_with_everything_on(folder, data):
     trainer = make_trainer(folder, data, flags)
     quantizer = trainer.model.quantizer
     replaced, active = [], []
-    replace_dead, active_levels = quantizer._replace_dead, quantizer._active_levels
+    update = quantizer.update_codebooks
 
-    def counted_replacement(count, total, book, candidates):
-        result = replace_dead(count, total, book, candidates)
-        replaced.append(int((result[2] != book).any(dim=-1).sum()))
-        return result
+    def counted_update(**keywords):
+        books, uses = quantizer.codebooks.clone(), quantizer.usage_counts.clone()
+        update(**keywords)
+        # The mean of an unused code stays where it is, but for rounding.
+        unused, moved = quantizer.usage_counts == uses, (quantizer.codebooks - books).norm(dim=-1)
+        replaced.append(int((unused & (moved > 1e-3 * books.norm(dim=-1))).sum()))
 
-    def counted_levels():
-        active.append(active_levels())
-        return active[-1]
+    def count_levels(module, latents, output):
+        if module.training:
+            active.append(int((output[1][0, 0] >= 0).sum()))
 
-    quantizer._replace_dead, quantizer._active_levels = counted_replacement, counted_levels
+    quantizer.update_codebooks = counted_update
+    quantizer.register_forward_hook(count_levels)
     trainer.train()
     differences = {}
     for name, buffer in trainer.model.named_buffers():
@@ -99,7 +102,7 @@ def count_collectives(folder, data):
 
     flags = ["--batch_size=4", "--gradient_accumulation_steps=2", "--total_iter=100", "--quantize_dropout_prob=0.5"]
     trainer = make_trainer(folder, data, flags)
-    trainer._initialize_codebooks(trainer.loader.next())
+    trainer.initialize_codebooks()
     calls = []
 
     def counted(name, function):
@@ -115,8 +118,7 @@ def count_collectives(folder, data):
 
     def step():
         calls.clear()
-        trainer._train_step(trainer.loader.next())
-        trainer.step += 1
+        trainer.step()
         return sorted(calls)
 
     whole = [step() for _ in range(4)]

@@ -4,8 +4,11 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 
+import psutil
 import pytest
 import torch
 
@@ -47,10 +50,10 @@ def test_on_a_cpu_it_is_the_processs_resident_memory():
 
 
 def test_a_process_that_cannot_be_read_gives_no_reading():
-    memory = HostMemory()
-    memory._process._pid = 2**31 - 1
-    memory._process._proc.pid = 2**31 - 1
-    meter = RankMeter(CPU, memory=memory)
+    other = psutil.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    meter = RankMeter(CPU, memory=HostMemory(other))
+    assert meter.read().memory_gib > 0
+    other.communicate(b"\n")
     assert meter.read() == Reading()
 
 
@@ -147,19 +150,19 @@ def train_on_played_cards(folder, data):
     trainer = make_trainer(folder, data, ["--batch_size=4", "--total_iter=6", "--log_every=3"])
     start_log(trainer.run_folder / "run.log", trainer.rank)
     memory = PlayedMemory(3, 3, 2, retries=trainer.rank)
-    trainer.meter = RankMeter(trainer.device, CARD.format(1 + trainer.rank), memory)
+    trainer.log.meter = RankMeter(trainer.device, CARD.format(1 + trainer.rank), memory)
     calls, logged = [], []
     gather = dist.all_gather
     dist.all_gather = lambda *arguments, **keywords: (calls.append(1), gather(*arguments, **keywords))[1]
-    log = trainer._log
+    write = trainer.log.write
 
-    def counted_log(losses):
+    def counted_write(*arguments):
         before = len(calls)
-        shown = log(losses)
+        shown = write(*arguments)
         logged.append(len(calls) - before)
         return shown
 
-    trainer._log = counted_log
+    trainer.log.write = counted_write
     trainer.train()
     return {"taken": memory.calls, "gathered": logged}
 

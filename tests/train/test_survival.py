@@ -98,31 +98,30 @@ def train_with_little_room(folder, data, before_check):
     import logging
     from pathlib import Path
 
-    from ds_rvqvae.train import checkpointer as saving
-
     trainer = make_trainer(folder, data, ["--batch_size=4", "--total_iter=8", "--save_every=2", "--keep_checkpoints=9"])
-    save, prepare, failed, said = trainer._save, saving._prepare, [], []
+    save, write, failed, said = trainer.checkpointer.save, trainer.engine.save_checkpoint, [], []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
     logging.getLogger("ds_rvqvae").addHandler(handler)
     filler = Path(folder) / "filler"
 
     def fill():
-        if trainer.step in (4, 6):
+        if trainer.steps_done in (4, 6):
             filler.write_bytes(b"x" * (shutil.disk_usage(folder).free - 40_000))
 
-    def filled_prepare(*arguments):
-        if before_check:
+    def filled_save(*arguments):
+        if before_check and trainer.rank == 0:
             fill()
-        prepare(*arguments)
-        fill()
-
-    def counted():
-        save()
+        save(*arguments)
         filler.unlink(missing_ok=True)
-        failed.append(trainer.failed_saves)
+        failed.append(trainer.checkpointer.failures)
 
-    trainer._save, saving._prepare = counted, filled_prepare
+    def filled_write(*arguments, **keywords):
+        if trainer.rank == 0:
+            fill()
+        write(*arguments, **keywords)
+
+    trainer.checkpointer.save, trainer.engine.save_checkpoint = filled_save, filled_write
     trainer.train()
     return {"failed": failed, "said": [text for text in said if "no checkpoint saved" in text]}
 
@@ -160,7 +159,7 @@ def train_on_poisoned_batches(folder, data):
 
     def poisoned():
         batches = gather()
-        if trainer.rank == 1 and trainer.step % 10 == 5:
+        if trainer.rank == 1 and trainer.steps_done % 10 == 5:
             batches[0][0, 3] = float("nan")
         return batches
 
@@ -183,11 +182,11 @@ def train_on_nothing_but_nan(folder, data):
     """Says what the run gave up with."""
     trainer = make_trainer(folder, data, ["--batch_size=4", "--total_iter=40", "--max_skipped_steps=3"])
     gather = trainer.loader.next
-    trainer.loader.next = lambda: [batch * (float("nan") if trainer.step > 4 else 1.0) for batch in gather()]
+    trainer.loader.next = lambda: [batch * (float("nan") if trainer.steps_done > 4 else 1.0) for batch in gather()]
     try:
         trainer.train()
     except RuntimeError as error:
-        return [trainer.step, str(error)]
+        return [trainer.steps_done, str(error)]
 
 
 def test_too_many_bad_steps_in_a_row_end_the_run(tmp_path, demo_folder):

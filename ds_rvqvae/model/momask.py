@@ -1,0 +1,116 @@
+"""MoMask's residual quantizer (Guo et al. 2024), for comparison, under this project's statistics and ranks."""
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from ds_rvqvae.config.model import ModelConfig
+from ds_rvqvae.model.quantizer import ResidualQuantizer
+from ds_rvqvae.model.ranks import fold_seed
+from ds_rvqvae.model.vq import noise_of_copies
+
+
+class MoMaskQuantizer(ResidualQuantizer):
+    """A `ResidualQuantizer` with MoMask's arithmetic in training.
+
+    - First codes are the first rows of the first batch; levels go on from what sampled codes leave.
+    - Sampling noise is absolute, whatever the distances.
+    - One straight-through estimator a level: the gradient arrives multiplied by the number of active levels.
+    - Averages have full inertia from the first update on.
+    - Codes with an average count under 1 are overwritten by the first rows of the batch, their averages left alone.
+
+    Args:
+        sample_codebook_temp: Gumbel noise on squared distances while training, in their own units.
+
+    The others are those of `ResidualQuantizer`.
+    """
+
+    starts_with_first_step = True
+
+    def __init__(
+        self,
+        num_quantizers: int,
+        nb_code: int,
+        code_dim: int,
+        *,
+        shared_codebook: bool = False,
+        mu: float = 0.99,
+        quantize_dropout_prob: float = 0.0,
+        quantize_dropout_min_levels: int = 1,
+        sample_codebook_temp: float = 0.0,
+        sample_anneal_iter: int | None = None,
+    ) -> None:
+        super().__init__(
+            num_quantizers,
+            nb_code,
+            code_dim,
+            shared_codebook=shared_codebook,
+            mu=mu,
+            quantize_dropout_prob=quantize_dropout_prob,
+            quantize_dropout_min_levels=quantize_dropout_min_levels,
+            sample_codebook_temp=sample_codebook_temp,
+            sample_anneal_iter=sample_anneal_iter,
+        )
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> Self:
+        """The quantizer of a profile's `rvqvae.model`."""
+        return cls(
+            config.num_quantizers,
+            config.nb_code,
+            config.code_dim,
+            shared_codebook=config.shared_codebook,
+            mu=config.mu,
+            quantize_dropout_prob=config.quantize_dropout_prob,
+            quantize_dropout_min_levels=config.quantize_dropout_min_levels,
+            sample_codebook_temp=config.sample_codebook_temp,
+            sample_anneal_iter=config.sample_anneal_iter,
+        )
+
+    def _first_codes(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
+        """The first of `rows [N, D]`; where they are too few, copies of all of them, the originals set apart too.
+
+        None counts as a copy: MoMask says nothing of them.
+        """
+        repeats = -(-self.nb_code // len(rows))
+        codes = rows.repeat(repeats, 1)[: self.nb_code]
+        if repeats > 1:
+            codes = codes + noise_of_copies(codes.shape, generator).to(codes.device)
+        return codes, self.nb_code
+
+    def _left_by_first_codes(self, rows: Tensor, level: int, found: int) -> Tensor:
+        """What the codes that a training step would choose, by sampling, leave."""
+        return rows - self._book(level)[self._choose(rows, level)]
+
+    def _noise_scale(self, temperature: float, rows: Tensor, distances: Tensor) -> float:
+        return temperature
+
+    def _estimators(self, levels: int) -> int:
+        return levels
+
+    def _decay(self) -> float:
+        return self.mu
+
+    @staticmethod
+    def _most_replacements(nb_code: int) -> int:
+        return nb_code
+
+    def _candidate_rows(self, shape: tuple[int, int], rows: int) -> Tensor:
+        """The first rows of the global batch, from the start again where they are too few."""
+        return torch.arange(shape[1]).expand(shape) % rows
+
+    def _set_apart(self, candidates: Tensor, rows: int) -> Tensor:
+        """With noise where there are more candidates than rows, so that some are copies."""
+        if rows >= self.replacements:
+            return candidates
+        generator = torch.Generator().manual_seed(fold_seed("copies", *self._position[:2]))
+        noise = noise_of_copies(candidates.shape, generator)
+        if candidates.is_cuda:
+            # A copy from pageable memory would make the host wait for the device.
+            noise = noise.pin_memory()
+        return candidates + noise.to(candidates.device, non_blocking=True)
+
+    def _replace_dead(
+        self, count: Tensor, total: Tensor, book: Tensor, candidates: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return count, total, torch.where((count >= 1.0).unsqueeze(-1), book, candidates)

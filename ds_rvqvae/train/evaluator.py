@@ -1,0 +1,113 @@
+"""What a run makes of its model on the way: scores, pictures, and in the end the tokenizer."""
+
+import contextlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+
+from ds_rvqvae.data.dataset import MotionData
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.model.rvqvae import RVQVAE
+from ds_rvqvae.runs.tokenizers import make_tokenizer, motion_state
+from ds_rvqvae.tokenizer.evaluation import evaluate_split, held_out_split
+from ds_rvqvae.train.averaging import WeightAverage
+from ds_rvqvae.train.engine import fp32_model
+from ds_rvqvae.train.metrics import Board, logger
+from ds_rvqvae.viz.reconstruction import reconstruction_pictures, save_figure
+
+
+class Evaluator:
+    """Scores the held-out split with fp32 weights, or their average, and knows the best score so far.
+
+    Args:
+        engine: its module is the RVQ-VAE.
+        data: training and held-out motion.
+        run_folder: scores and pictures go into its `eval`, the tokenizer into its `tokenizer`.
+        board: gets scores and pictures too.
+        average: of the weights, where the run keeps one.
+    """
+
+    def __init__(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        data: MotionData,
+        run_folder: Path,
+        board: Board,
+        average: WeightAverage | None = None,
+    ) -> None:
+        self._engine, self._data, self._run_folder = engine, data, run_folder
+        self._board, self._average = board, average
+        self._device = torch.device(engine.device)
+        self._scores: dict[str, Any] = {}
+        self._best_step: int | None = None
+        self.best_l1 = math.inf
+        """Least L1 of the evaluations so far; a resumed run sets it."""
+
+    def evaluate(self, step: int, file: str, export: bool = False) -> None:
+        """Scores the model as it is after `step` steps into `eval/FILE`; every rank calls it.
+
+        Args:
+            export: make a tokenizer of the weights that were scored.
+        """
+        with self._average.in_place() if self._average else contextlib.nullcontext():
+            model = fp32_model(self._engine)
+        split = held_out_split(self._data)
+        scores = evaluate_split(model, self._data, split, self._device, dist.get_rank(), dist.get_world_size())
+        scores["step"] = step
+        self._scores = scores
+        if step and scores["l1"] is not None and scores["l1"] < self.best_l1:
+            self.best_l1, self._best_step = scores["l1"], step
+        if dist.get_rank() == 0:
+            try:
+                self._show(model, split, file)
+            except OSError as error:
+                logger.warning("step %d: scores and pictures not written: %s", step, error)
+        if export:
+            export_tokenizer(model, self._data, self._run_folder, step, scores)
+
+    def scores_of(self, step: int) -> dict[str, Any] | None:
+        """The scores after `step` steps, if those are the last that were taken."""
+        return self._scores if self._scores.get("step") == step else None
+
+    def is_best(self, step: int) -> bool:
+        """Whether the model after `step` steps was scored, and better than any before it."""
+        return self._best_step == step
+
+    def _show(self, model: RVQVAE, split: str, file: str) -> None:
+        """Rank 0: scores into `eval/FILE`, pictures beside it, all of it to TensorBoard."""
+        scores, folder = self._scores, self._run_folder / "eval"
+        folder.mkdir(exist_ok=True)
+        (folder / file).write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+        samples = self._engine.global_samples
+        names = ("l1", "angle_error_deg", "velocity_error")
+        group = split.capitalize()
+        tags = {f"{group}/{name}": scores[name] for name in names}
+        tags |= {f"{group}_usage/level_{level + 1}": value for level, value in enumerate(scores["usage"])}
+        self._board.scalars(tags, samples)
+        for level, count in enumerate(self._engine.module.quantizer.average_counts()):
+            self._board.histogram(f"Train_code_counts/level_{level + 1}", count, samples)
+        splits = tuple(dict.fromkeys(("train", split)))
+        for name, figure in reconstruction_pictures(model, self._data, splits, self._device):
+            pixels = save_figure(figure, folder / f"reconstruction_{name}.png")
+            self._board.image(f"Reconstruction/{name}", pixels, samples)
+        logger.info("step %d, %s: %s", scores["step"], split, {name: scores[name] for name in names})
+
+
+def export_tokenizer(model: RVQVAE, data: MotionData, run_folder: Path, step: int, scores: dict[str, Any]) -> None:
+    """Rank 0 writes the tokenizer of `model` into the run's `tokenizer`; every rank calls it.
+
+    A failure is reported, with the command that does it later.
+    """
+    if dist.get_rank() == 0:
+        tokenizer = make_tokenizer(model, motion_state(data, model.config), training_step=step, scores=scores)
+        try:
+            tokenizer.save_pretrained(run_folder / "tokenizer")
+        except (OSError, UserError) as error:
+            command = f"ds-rvqvae export {run_folder} --out DIR"
+            logger.warning("step %d: tokenizer not exported: %s; `%s` does it", step, error, command)
+    dist.barrier()
