@@ -37,7 +37,8 @@ def test_a_place_on_the_map_is_there(file, name):
 def test_files_that_are_named_exist():
     named = set(re.findall(r"`((?:ds_rvqvae|tests|docs|benchmarks|launch|ds_configs)/[\w./]+)`", TEXT))
     assert len(named) > 4
-    assert sorted(name for name in named if not (ROOT / name).exists()) == []
+    # NAME stands for what is to be added.
+    assert sorted(name for name in named if "NAME" not in name and not (ROOT / name).exists()) == []
 
 
 def test_every_room_is_on_the_map():

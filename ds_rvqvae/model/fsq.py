@@ -13,10 +13,9 @@ from torch import Tensor
 from typing_extensions import Self
 
 from ds_rvqvae.config.model import ModelConfig
-from ds_rvqvae.model.gradients import straight_through
 from ds_rvqvae.model.levels import LevelledQuantizer
 from ds_rvqvae.model.ranks import world_of
-from ds_rvqvae.model.vq import perplexity_of
+from ds_rvqvae.model.vq import perplexity_of, straight_through
 
 
 class ScalarQuantizer(LevelledQuantizer):

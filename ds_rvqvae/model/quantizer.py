@@ -14,9 +14,17 @@ from typing_extensions import Self
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.model.codebooks import AveragedCodebooks
 from ds_rvqvae.model.first_codes import first_codes, left_out_residuals
-from ds_rvqvae.model.gradients import commitment, rotation_trick, straight_through
 from ds_rvqvae.model.ranks import fold_seed, gather_rows, world_of
-from ds_rvqvae.model.vq import beam_search, first_least, nearest_codes, perplexity_of, ranking_distances
+from ds_rvqvae.model.vq import (
+    beam_search,
+    commitment,
+    first_least,
+    nearest_codes,
+    perplexity_of,
+    ranking_distances,
+    rotation_trick,
+    straight_through,
+)
 
 
 class ResidualQuantizer(AveragedCodebooks):
