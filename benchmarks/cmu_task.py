@@ -55,7 +55,7 @@ def main() -> None:
         parser.error(f"--splits: no split is called {', '.join(sorted(unknown))}")
     tokenizer = MotionTokenizer.from_pretrained(args.run / "tokenizer")
     config = load_profile(args.run / "profile.json").rvqvae.data
-    config.path = args.data_path or config.path
+    config = config.with_values({"path": args.data_path or config.path})
     data = MotionData.open(config)
     data.use_normalisation(tokenizer.mean.numpy(), tokenizer.std.numpy())
     result: dict[str, Any] = {split: evaluate_split(tokenizer.model, data, split, "cpu") for split in splits}

@@ -52,7 +52,8 @@ def measure_step(
     """
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         if profile.rvqvae.data.path is None:
-            profile.rvqvae.data.path = str(write_demo_motion(Path(folder) / "motion", DEMO_CLIPS, DEMO_FRAMES))
+            motion = write_demo_motion(Path(folder) / "motion", DEMO_CLIPS, DEMO_FRAMES)
+            profile = profile.with_values({"rvqvae.data.path": str(motion)})
         checkpointing = profile.rvqvae.training.gradient_checkpointing
         trainer = make_trainer(profile, Path(folder))
         trainer.initialize_codebooks()
@@ -74,7 +75,7 @@ def measure_step(
 
 def make_trainer(profile: Profile, folder: Path) -> Trainer:
     """A trainer in this process, of a run that is thrown away."""
-    profile.tensorboard.enabled = False
+    profile = profile.with_values({"tensorboard.enabled": False})
     return Trainer.build(profile, open_training_data(profile), folder)
 
 
@@ -254,8 +255,7 @@ def data_wait_share(trainer: Trainer) -> float:
 
 def checkpointed(trainer: Trainer, steps: int) -> float:
     """Seconds a step with activation checkpointing."""
-    profile = trainer.profile.model_copy(deep=True)
-    profile.rvqvae.training.gradient_checkpointing = True
+    profile = trainer.profile.with_values({"rvqvae.training.gradient_checkpointing": True})
     trainer.model.set_checkpointing(checkpoint_function(profile))
     taken = [timed(trainer.step, trainer.device) for _ in range(steps + 1)]
     trainer.model.set_checkpointing(None)

@@ -33,8 +33,8 @@ def _bench(args: argparse.Namespace) -> int:
 
     overrides = [f"rvqvae.training.gradient_checkpointing={str(args.checkpointing).lower()}", *args.set]
     profile = load_profile(args.profile, overrides)
-    profile.rvqvae.data.path = args.data_path or None
-    profile.rvqvae.data.body_part = args.body_part or profile.rvqvae.data.body_part
+    part = args.body_part or profile.rvqvae.data.body_part
+    profile = profile.with_values({"rvqvae.data.path": args.data_path or None, "rvqvae.data.body_part": part})
     if args.trace is not None and not args.trace.absolute().parent.is_dir():
         raise UserError(f"--trace {args.trace}: {args.trace.absolute().parent} is no folder")
     from ds_rvqvae.bench.step import measure_step

@@ -154,8 +154,9 @@ def _open(name: str, reference: Reference, args: argparse.Namespace) -> _Subject
     store = prepare_store(config)
     if missing_channels(store.layout, tokenizer.layout) is None and store.layout != tokenizer.layout:
         # By name, whatever body part the profile beside the tokenizer is about.
-        config.body_part = tokenizer.details.get("body_part") or "tokenizer"
-        config.body_parts = {config.body_part: [part.name for part in tokenizer.layout]}
+        part = tokenizer.details.get("body_part") or "tokenizer"
+        columns = {part: [channels.name for channels in tokenizer.layout]}
+        config = config.with_values({"body_part": part, "body_parts": columns})
     data = MotionData(store, config)
     _check_columns(data, tokenizer)
     data.use_normalisation(tokenizer.mean.numpy(), tokenizer.std.numpy())
@@ -171,16 +172,15 @@ def _data_config(reference: Reference, tokenizer: MotionTokenizer, data_path: st
 
     run = reference.run
     config = load_profile(run / "profile.json").rvqvae.data if run else reading_config(tokenizer.details, tokenizer.fps)
-    config.path = data_path or config.path or os.environ.get("DS_RVQVAE_DATA") or None
-    if config.path is None:
+    path = data_path or config.path or os.environ.get("DS_RVQVAE_DATA") or None
+    if path is None:
         raise UserError(
             f"{reference.name}: no motion to score, and no profile.json of its run beside it; give --data_path"
         )
-    config.fps = tokenizer.fps
-    config.body_part = tokenizer.details.get("body_part") or config.body_part
-    # The tokenizer brings its own; the files it came from may be gone.
-    config.mean_file = config.std_file = None
-    return config
+    part = tokenizer.details.get("body_part") or config.body_part
+    # The tokenizer brings its own normalisation; the files it came from may be gone.
+    normalisation = {"mean_file": None, "std_file": None}
+    return config.with_values({"path": path, "fps": tokenizer.fps, "body_part": part, **normalisation})
 
 
 def _check_columns(data: MotionData, tokenizer: MotionTokenizer) -> None:

@@ -5,9 +5,11 @@ a word. Every key is therefore named here with its type; what is not named is an
 DeepSpeed's own schedulers are left out because this trainer does not use them.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from typing_extensions import Self
 
 
 def _whole_number(value: object) -> object:
@@ -20,9 +22,24 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """A strictly validated object of a profile: no unknown keys, no coerced types, no NaN, no infinity."""
+    """A strictly validated object of a profile: no unknown keys, no coerced types, no NaN, no infinity. Frozen."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True, frozen=True
+    )
+
+    def with_values(self, values: Mapping[str, Any]) -> Self:
+        """A copy in which keys, by their dotted paths from here, have other values. They are not validated."""
+        own: dict[str, Any] = {}
+        below: dict[str, dict[str, Any]] = {}
+        for path, value in values.items():
+            key, _, rest = path.partition(".")
+            if rest:
+                below.setdefault(key, {})[rest] = value
+            else:
+                own[key] = value
+        sections = {key: getattr(self, key).with_values(found) for key, found in below.items()}
+        return self.model_copy(update={**own, **sections})
 
 
 class OptimizerParams(Section):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from ds_rvqvae.config.flags import PROFILE_FLAGS, FlagParser, add_training_flags, json_value
 from ds_rvqvae.config.launch_flags import DEEPSPEED_SWITCHES, DEEPSPEED_VALUES, add_deepspeed_flags, add_launch_flags
@@ -147,18 +147,17 @@ class Flags:
         source = self._source()
         profile = load_profile(source, [*self._overrides(), *self.overrides])
         training, data = profile.rvqvae.training, profile.rvqvae.data
+        changed: dict[str, Any] = {}
         if training.reference_batch is None:
             # Of the file as it stands: `--batch_size` is what the learning rate is to be scaled by. Always kept, so
             # that a resume that asks for `--scale_lr` knows it.
-            reference = load_profile(source).global_batch(REFERENCE_RANKS)
-            training = training.model_copy(update={"reference_batch": reference})
-        if training.init_from is not None and not is_repository(training.init_from):
-            training = training.model_copy(update=_absolute({"init_from": training.init_from}))
+            changed["rvqvae.training.reference_batch"] = load_profile(source).global_batch(REFERENCE_RANKS)
         path = data.path or self.environment.get(DATA_VARIABLE) or None
-        files = {"path": path, "mean_file": data.mean_file, "std_file": data.std_file}
-        data = data.model_copy(update=_absolute(files))
-        ours = profile.rvqvae.model_copy(update={"data": data, "training": training})
-        return Request(self, source, profile.model_copy(update={"rvqvae": ours}))
+        files = {"data.path": path, "data.mean_file": data.mean_file, "data.std_file": data.std_file}
+        if training.init_from is not None and not is_repository(training.init_from):
+            files["training.init_from"] = training.init_from
+        changed |= {f"rvqvae.{key}": None if file is None else _absolute(file) for key, file in files.items()}
+        return Request(self, source, profile.with_values(changed))
 
     def _source(self) -> str:
         if self.profile is not None:
@@ -278,8 +277,8 @@ def _indices(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-def _absolute(paths: Mapping[str, str | None]) -> dict[str, str | None]:
-    return {key: path if path is None else str(Path(path).expanduser().absolute()) for key, path in paths.items()}
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def _flag(name: str, text: str) -> list[str]:

@@ -52,7 +52,7 @@ def quantizer_pass(model: ModelConfig, vectors: int) -> QuantizerPass:
 def buffer_bytes(model: ModelConfig) -> dict[str, int]:
     """Bytes of each of the quantizer's buffers by name, in the module's order."""
     codes, books = model.num_quantizers * model.nb_code, codebook_count(model)
-    staged = {"_staged": staged_count(model) * _FP32}
+    staged = {"staged": staged_count(model) * _FP32}
     always = {"initialized": _BOOL, "updates": _INT64, "usage_counts": codes * _FP32}
     if model.fsq_levels is not None:
         grid = len(model.fsq_levels) * _INT64

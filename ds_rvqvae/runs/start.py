@@ -92,7 +92,7 @@ def with_batch(profile: Profile, sizes: tuple[int, int] | None) -> Profile:
     if sizes is None:
         return profile
     keys = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-    return profile.model_copy(update=dict(zip(keys, sizes, strict=True)))
+    return profile.with_values(dict(zip(keys, sizes, strict=True)))
 
 
 def overrides_between(before: Profile, now: Profile) -> list[str]:

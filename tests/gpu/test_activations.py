@@ -112,10 +112,10 @@ def test_kept_bytes_are_autograds_to_the_byte(variant, precision, checkpointing)
 def test_kept_bytes_are_autograds_whatever_a_key_says(key):
     is_loss = key in LossConfig.model_fields
     profile = profile_with("baseline", "rvqvae.data.window_size=36", checkpointing=False)
-    profile.rvqvae.model, profile.rvqvae.loss = SMALL_MODEL, ALL_LOSSES
+    profile = profile.with_values({"rvqvae.model": SMALL_MODEL, "rvqvae.loss": ALL_LOSSES})
     for config in losses_with_another(key) if is_loss else models_with_another(key):
-        setattr(profile.rvqvae, "loss" if is_loss else "model", config)
-        profile.rvqvae.model = profile.rvqvae.model.model_copy(update={"quantize_dropout_prob": 0.0})
+        profile = profile.with_values({"rvqvae.loss" if is_loss else "rvqvae.model": config})
+        profile = profile.with_values({"rvqvae.model.quantize_dropout_prob": 0.0})
         assert activations_of(profile, 30, 3, device="cpu").kept_bytes == saved_bytes(profile, 30, 3), config
 
 

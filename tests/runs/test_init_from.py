@@ -53,7 +53,7 @@ def folder(tokenizer, tmp_path):
 
 def start(profile, folder, run_folder=None):
     """What a run of the profile would start from, and its motion."""
-    profile.rvqvae.training.init_from = str(folder)
+    profile = profile.with_values({"rvqvae.training.init_from": str(folder)})
     data = MotionData.open(profile.rvqvae.data)
     return take_start(run_folder or folder.parent / "run", profile, data, Start.of(run_folder is not None)), data
 
@@ -76,24 +76,22 @@ def test_of_a_body_the_part_is_taken(profile, tokenizer, tmp_path):
     BodyTokenizer({"upper": tokenizer}).save_pretrained(tmp_path / "body")
     initial, _ = start(profile, tmp_path / "body")
     assert initial.folder == tmp_path / "body" / "upper"
-    profile.rvqvae.data.body_part = "hands"
+    profile = profile.with_values({"rvqvae.data.body_part": "hands"})
     assert "the body in" in (said := refusal(profile, tmp_path / "body")) and "has no such part" in said
 
 
 @pytest.mark.parametrize("key", ["width", "nb_code", "activation"])
 def test_the_first_key_that_differs_is_named_with_both_values(profile, folder, key):
     other = {"width": 48, "nb_code": 8, "activation": "gelu"}[key]
-    setattr(profile.rvqvae.model, key, other)
-    said = refusal(profile, folder)
+    said = refusal(profile.with_values({f"rvqvae.model.{key}": other}), folder)
     expected = json.dumps(getattr(MODEL, key))
     assert f"rvqvae.model.{key} is {expected} there and {json.dumps(other)} in the profile" in said
     assert f"--set rvqvae.model.{key}={expected}" in said
 
 
 def test_other_columns_are_refused(profile, tokenizer, folder, tmp_path):
-    profile.rvqvae.data.body_part = "hands"
-    assert "takes 78 columns" in (said := refusal(profile, folder)) and "180 for body part hands" in said
-    profile.rvqvae.data.body_part = "upper"
+    hands = profile.with_values({"rvqvae.data.body_part": "hands"})
+    assert "takes 78 columns" in (said := refusal(hands, folder)) and "180 for body part hands" in said
     first, second, *rest = tokenizer.layout
     swapped = (type(first)(second.name, first.kind, 0, 6), type(first)(first.name, first.kind, 6, 12), *rest)
     tokenizer.layout = swapped
@@ -203,8 +201,7 @@ def test_the_first_scores_are_the_tokenizers_and_a_resume_needs_it_no_more(profi
     train_ranks(2, *flags, f"--init_from={folder}", "--total_iter=2")
     run = tmp_path / "run"
     first = json.loads((run / "eval" / "untrained.json").read_text())
-    profile.rvqvae.data.path = str(other)
-    data = MotionData.open(profile.rvqvae.data)
+    data = MotionData.open(profile.rvqvae.data.with_values({"path": str(other)}))
     data.use_normalisation(tokenizer.mean.numpy(), tokenizer.std.numpy())
     expected = evaluate_split(tokenizer.model, data, "val", "cpu")
     assert (first["step"], first["clips"]) == (0, expected["clips"]) and first["usage"] == expected["usage"]

@@ -54,15 +54,14 @@ def run(tmp_path):
     (checkpoint / MANIFEST).write_text(json.dumps(seal(manifest)))
     (checkpoint.parent / "latest").write_text(checkpoint.name)
     profile = load_profile("demo", ["train_micro_batch_size_per_gpu=16", "rvqvae.data.window_size=64"])
-    profile.rvqvae.model = SMALL
+    profile = profile.with_values({"rvqvae.model": SMALL})
     (tmp_path / "profile.json").write_text(json.dumps(profile.to_dict()))
     return tmp_path
 
 
 def resumed(run, section, key, value):
     """What a resume says of another value."""
-    profile = load_profile(run / "profile.json")
-    setattr(getattr(profile.rvqvae, section), key, value)
+    profile = load_profile(run / "profile.json").with_values({f"rvqvae.{section}.{key}": value})
     return find_resume(run, profile, 1, "motion").notes
 
 
