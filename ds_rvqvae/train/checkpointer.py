@@ -115,14 +115,14 @@ def save_checkpoint(
     """Saves `folder/global_stepN` and points `latest` at it. Every rank calls it.
 
     Args:
-        client_state: what DeepSpeed does not know; the same on all ranks.
+        client_state: what DeepSpeed does not know, under `rvqvae`; the same on all ranks.
 
     Raises:
         SaveFailedError: on every rank, where any rank could not write its part.
     """
     step, rank = engine.global_steps, dist.get_rank()
     unfinished, finished = folder / f"{UNFINISHED}{tag_of(step)}", folder / tag_of(step)
-    averaged = client_state.get("weight_average") is not None
+    averaged = client_state["rvqvae"].get("weight_average") is not None
     failures = _on_rank_zero(lambda: _prepare(engine, folder, unfinished, averaged))
     if not failures:
         failures = _write_parts(engine, unfinished, client_state)

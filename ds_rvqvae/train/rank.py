@@ -82,7 +82,6 @@ def _train(request: Request, data: MotionData) -> int:
         announce(f"step {resume.step():,} is at or past total_iter {total:,}: nothing to do")
         return _finished()
     profile = _settle_batch(request.profile, data, folder, resume)
-    profile.check_world_size(world_size)
     with out_of_memory_explained(profile, data.in_features, own_device()):
         return _run(profile, data, OpenedRun(folder, resume, initial, mean, std), heartbeat)
 

@@ -1,48 +1,36 @@
-"""Which recomputation a profile asks for, and that DeepSpeed's own gives the same gradients."""
+"""What a save checks before it writes."""
 
-import torch
+import pytest
 
-from ds_rvqvae import load_profile
+from ds_rvqvae.gpu.sizes import parameter_count
+from ds_rvqvae.runs.checkpoints import checkpoint_bytes
 from tests.ranks import run_ranks
+from tests.train.small import SMALL
+
+pytestmark = pytest.mark.processes
 
 
-def gradients_by_kind():
-    """Names of the recomputations, and whether each gives the gradients of none."""
-    import deepspeed
+def saves_with_so_much_free(folder: str, data: str, missing: int, *, averaged: bool):
+    """In a rank: whether a save goes on where so few bytes are missing on the disk, and the bytes that it asks for."""
+    import shutil
+    from unittest import mock
 
-    from ds_rvqvae import RVQVAE
-    from ds_rvqvae.train.engine import checkpoint_function, start_distributed
+    from tests.train.small import make_trainer
 
-    start_distributed()
-    settings = {
-        "torch": [],
-        "deepspeed": ["activation_checkpointing.partition_activations=true"],
-        "cpu": ["activation_checkpointing.cpu_checkpointing=true"],
-        "off": ["rvqvae.training.gradient_checkpointing=false"],
-    }
-    torch.manual_seed(0)
-    config = load_profile("demo", ["rvqvae.model.width=32"]).rvqvae.model
-    model, motion = RVQVAE(6, config), torch.randn(4, 32, 6)
-    result, gradients = {}, {}
-    for name, overrides in settings.items():
-        function = checkpoint_function(load_profile("demo", overrides))
-        model.set_checkpointing(function)
-        model.zero_grad()
-        model.set_step(0, 1)
-        output = model(motion)
-        (output.reconstruction.square().mean() + output.commit_loss).backward()
-        gradients[name] = [parameter.grad.clone() for parameter in model.parameters()]
-        result[name] = [function is None, function is deepspeed.checkpointing.non_reentrant_checkpoint]
-    for name in ("torch", "deepspeed", "cpu"):
-        result[name] += [all(map(torch.equal, gradients[name], gradients["off"]))]
-    return result
+    trainer = make_trainer(folder, data, [*SMALL, *(["--set=rvqvae.training.ema_decay=0.9"] if averaged else [])])
+    trainer.initialize_codebooks()
+    trainer.step()
+    needed = checkpoint_bytes(parameter_count(trainer.data.in_features, trainer.profile.rvqvae.model), averaged)
+    usage = shutil.disk_usage(folder)._replace(free=needed - missing)
+    # The disk alone is played: filling a real one to the byte takes a file system of its own.
+    with mock.patch("shutil.disk_usage", return_value=usage):
+        trainer.save()
+    return trainer.checkpointer.saved_step, trainer.checkpointer.failures
 
 
-def test_deepspeeds_section_says_how_and_ours_whether(tmp_path):
-    (result,) = run_ranks(1, gradients_by_kind, tmp_path)
-    assert result == {
-        "torch": [False, False, True],
-        "deepspeed": [False, True, True],
-        "cpu": [False, False, True],
-        "off": [True, False],
-    }
+@pytest.mark.parametrize("averaged", [False, True])
+def test_room_for_the_whole_checkpoint_is_asked_for_the_weights_average_too(tmp_path, demo_folder, averaged):
+    for missing, expected in ((0, [1, 0]), (1, [None, 1])):
+        arguments = {"folder": str(tmp_path / f"run{missing}"), "data": str(demo_folder), "missing": missing}
+        (found,) = run_ranks(1, saves_with_so_much_free, tmp_path, averaged=averaged, **arguments)
+        assert list(found) == expected

@@ -1,11 +1,14 @@
-"""The learning rate by step."""
+"""The learning rate by step; which recomputation a profile asks for, and that it changes no gradient."""
 
 import itertools
 
 import pytest
+import torch
 
+from ds_rvqvae import load_profile
 from ds_rvqvae.config.training import ScheduleConfig
 from ds_rvqvae.train.engine import learning_rate
+from tests.ranks import run_ranks
 
 
 def test_steps_down_by_gamma_at_each_milestone():
@@ -28,3 +31,45 @@ def test_cosine_falls_from_the_base_to_nothing_after_the_warm_up():
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[54] == pytest.approx(0.5) and 0 < rates[103] < 0.001
     assert all(first > second for first, second in itertools.pairwise(rates[4:]))
+
+
+def gradients_by_kind():
+    """Names of the recomputations, and whether each gives the gradients of none."""
+    import deepspeed
+
+    from ds_rvqvae import RVQVAE
+    from ds_rvqvae.train.engine import checkpoint_function, start_distributed
+
+    start_distributed()
+    settings = {
+        "torch": [],
+        "deepspeed": ["activation_checkpointing.partition_activations=true"],
+        "cpu": ["activation_checkpointing.cpu_checkpointing=true"],
+        "off": ["rvqvae.training.gradient_checkpointing=false"],
+    }
+    torch.manual_seed(0)
+    config = load_profile("demo", ["rvqvae.model.width=32"]).rvqvae.model
+    model, motion = RVQVAE(6, config), torch.randn(4, 32, 6)
+    result, gradients = {}, {}
+    for name, overrides in settings.items():
+        function = checkpoint_function(load_profile("demo", overrides))
+        model.set_checkpointing(function)
+        model.zero_grad()
+        model.set_step(0, 1)
+        output = model(motion)
+        (output.reconstruction.square().mean() + output.commit_loss).backward()
+        gradients[name] = [parameter.grad.clone() for parameter in model.parameters()]
+        result[name] = [function is None, function is deepspeed.checkpointing.non_reentrant_checkpoint]
+    for name in ("torch", "deepspeed", "cpu"):
+        result[name] += [all(map(torch.equal, gradients[name], gradients["off"]))]
+    return result
+
+
+def test_deepspeeds_section_says_how_and_ours_whether(tmp_path):
+    (result,) = run_ranks(1, gradients_by_kind, tmp_path)
+    assert result == {
+        "torch": [False, False, True],
+        "deepspeed": [False, True, True],
+        "cpu": [False, False, True],
+        "off": [True, False],
+    }
