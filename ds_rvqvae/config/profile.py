@@ -20,6 +20,8 @@ from ds_rvqvae.config.model import LossConfig, ModelConfig, check_quantizer
 from ds_rvqvae.config.training import ScheduleConfig, TrainingConfig
 from ds_rvqvae.errors import UserError
 
+PROFILE_FILE = "profile.json"
+"""In the folder of each run."""
 REFERENCE_RANKS = 7
 """Ranks that a profile's learning rate is meant for where it does not say: the GPUs that the launcher takes."""
 

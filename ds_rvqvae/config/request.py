@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from ds_rvqvae.config.flags import PROFILE_FLAGS, FlagParser, add_training_flags, json_value
 from ds_rvqvae.config.launch_flags import DEEPSPEED_SWITCHES, DEEPSPEED_VALUES, add_deepspeed_flags, add_launch_flags
-from ds_rvqvae.config.profile import REFERENCE_RANKS, Profile, load_profile
+from ds_rvqvae.config.profile import PROFILE_FILE, REFERENCE_RANKS, Profile, load_profile
 from ds_rvqvae.config.training import is_repository
 from ds_rvqvae.errors import UserError
 
@@ -162,8 +162,8 @@ class Flags:
     def _source(self) -> str:
         if self.profile is not None:
             return self.profile
-        if self.start.folder is not None and (self.start.folder / "profile.json").is_file():
-            return str(self.start.folder / "profile.json")
+        if self.start.folder is not None and (self.start.folder / PROFILE_FILE).is_file():
+            return str(self.start.folder / PROFILE_FILE)
         return "baseline"
 
     def _overrides(self) -> list[str]:

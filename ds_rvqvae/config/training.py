@@ -58,8 +58,11 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def is_repository(name: str | Path) -> bool:
-    """Whether `name` can only be the id `owner/name` of a repository of the Hugging Face hub: there is no such folder.
+    """Whether `name` can only be the id `owner/name` of a repository of the Hugging Face hub: there is no such folder,
+    nor one called `owner`, in which it would be a misspelt one.
 
     A `Path` never is.
     """
-    return isinstance(name, str) and _REPOSITORY.fullmatch(name) is not None and not Path(name).exists()
+    if not isinstance(name, str) or _REPOSITORY.fullmatch(name) is None:
+        return False
+    return not Path(name).exists() and not Path(name).parent.is_dir()

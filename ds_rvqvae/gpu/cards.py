@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, replace
 
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.text import MIB
 
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
@@ -34,7 +35,6 @@ class Card:
 _PCIE_4 = 31.5e9
 """PCIe 4.0 x16: 16 GT/s on 16 lanes in 128b/130b coding, one direction."""
 _NO_PEERS = "PCIe 4.0 x16, no NVLink, no peer-to-peer: through the host"
-MIB = 1 << 20
 
 CARDS = {
     "4090": Card(

@@ -11,7 +11,7 @@ from typing import Any
 from ds_rvqvae.config.batch_sizes import BatchShape, largest_micro_batch_shape
 from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.gpu.activations import Activations, activations_of
-from ds_rvqvae.gpu.cards import MIB, Card
+from ds_rvqvae.gpu.cards import Card
 from ds_rvqvae.gpu.quantizers import buffer_bytes, staged_vector_bytes, update_bytes
 from ds_rvqvae.gpu.sizes import (
     Transfer,
@@ -21,6 +21,7 @@ from ds_rvqvae.gpu.sizes import (
     transfers_of,
     zero_bytes,
 )
+from ds_rvqvae.text import MIB
 
 CONTEXT_BYTES = 600 * MIB
 """CUDA context with the kernels of torch, cuBLAS and cuDNN. Assumed, not measured yet."""

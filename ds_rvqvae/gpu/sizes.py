@@ -150,16 +150,6 @@ def parameter_count(in_features: int, config: ModelConfig) -> int:
     return sum(parameter_sizes(in_features, config))
 
 
-def encoder_parameter_count(in_features: int, config: ModelConfig) -> int:
-    """Trainable parameters from motion to latents."""
-    return sum(_encoder_sizes(in_features, config))
-
-
-def decoder_parameter_count(in_features: int, config: ModelConfig) -> int:
-    """Trainable parameters from quantized latents to motion."""
-    return sum(_decoder_sizes(in_features, config))
-
-
 def parameter_sizes(in_features: int, config: ModelConfig) -> list[int]:
     """Elements of each trainable tensor, in the order of `RVQVAE.parameters()`."""
     return _encoder_sizes(in_features, config) + _decoder_sizes(in_features, config)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ds_rvqvae.config.profile import PROFILE_FILE
 from ds_rvqvae.config.request import Flags, Request, Start
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.errors import ExitStatus, UserError
@@ -12,9 +13,7 @@ from ds_rvqvae.launch.hosts import Ranks
 from ds_rvqvae.launch.supervise import Signals, say
 from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, Layout, check_disjoint
 from ds_rvqvae.runs.folder import check_out_folder, choose_run_folder
-
-TOKENIZER = "tokenizer"
-"""The folder of a run's tokenizer, and of a body's beside the runs of its parts."""
+from ds_rvqvae.tokenizer.folder import TOKENIZER
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Body:
         for part in self.parts:
             profile = self.flags.profile
             if profile is None and runs:
-                profile = str(self.folder / (part if part in runs else runs[0]) / "profile.json")
+                profile = str(self.folder / (part if part in runs else runs[0]) / PROFILE_FILE)
             own = replace(self.flags, out=self.folder, name=part, start=start, profile=profile)
             found.append(own.with_key("body_part", part))
         return found
@@ -168,7 +167,7 @@ def _body_folder(flags: Flags) -> Path:
         folder = start.folder
         if not _runs_in(folder):
             raise UserError(f"--resume {folder}: no part's run is in it ({', '.join(flags.parts)})")
-    if (folder / "profile.json").is_file():
+    if (folder / PROFILE_FILE).is_file():
         raise UserError(f"{folder}: is the run of one body part; give several parts another --name")
     check_out_folder(folder)
     return folder
@@ -183,7 +182,7 @@ def _runs_in(folder: Path) -> list[str]:
 
 def _is_run_of(folder: Path, part: str) -> bool:
     try:
-        profile = json.loads((folder / "profile.json").read_text(encoding="utf-8"))
+        profile = json.loads((folder / PROFILE_FILE).read_text(encoding="utf-8"))
         return bool(profile["rvqvae"]["data"]["body_part"] == part)
     except (OSError, ValueError, KeyError, TypeError):
         return False

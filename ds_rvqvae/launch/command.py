@@ -4,14 +4,15 @@ Ranks of this machine read the run's own `profile.json`, which lies in its folde
 for stands on their command line as overrides. Hosts that may not see this disk get the flags as they were given.
 """
 
+import functools
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from ds_rvqvae.config.profile import load_profile
+from ds_rvqvae.config.profile import PROFILE_FILE, load_profile
 from ds_rvqvae.config.request import Flags, Start
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.launch import demo
@@ -20,7 +21,7 @@ from ds_rvqvae.launch.hosts import Ranks, free_port
 from ds_rvqvae.launch.restarts import run_with_restarts
 from ds_rvqvae.launch.slots import cores
 from ds_rvqvae.launch.supervise import Job, Signals
-from ds_rvqvae.runs.folder import OUTCOME_VARIABLE, RUN_VARIABLE, write_profile
+from ds_rvqvae.runs.folder import OUTCOME_VARIABLE, RUN_VARIABLE, run_folder_of, write_profile
 from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, Watch
 from ds_rvqvae.runs.start import overrides_between
 
@@ -28,10 +29,11 @@ from ds_rvqvae.runs.start import overrides_between
 def train(run: CheckedRun, signals: Signals) -> ExitStatus:
     """Trains one run to its end."""
     options = run.request.options
-    with tempfile.TemporaryDirectory(prefix="ds_rvqvae-") as temporary, _folder_made(run):
-        status = run_with_restarts(lambda restart: _job(run, restart, Path(temporary)), options.max_restarts, signals)
+    with tempfile.TemporaryDirectory(prefix="ds_rvqvae-") as temporary, _opened_folder(run) as opened:
+        make_job = functools.partial(_job, opened, Path(temporary))
+        status = run_with_restarts(make_job, options.max_restarts, signals)
     if options.demo and status == ExitStatus.DONE:
-        demo.print_results(run.folder)
+        demo.print_results(opened.folder)
     return status
 
 
@@ -65,28 +67,56 @@ def _reads_the_runs_profile(run: CheckedRun) -> bool:
 
 
 @contextmanager
-def _folder_made(run: CheckedRun) -> Iterator[None]:
-    """Makes a new run's folder with its `profile.json`; a run that no rank has opened leaves nothing behind."""
-    folder, file = run.folder, run.folder / "profile.json"
-    makes = _reads_the_runs_profile(run) and not file.is_file()
-    if makes:
-        try:
-            folder.mkdir(parents=True, exist_ok=run.request.start.resumes)
-        except FileExistsError:
-            raise UserError(f"{folder}: another start has just made it; give another --name, or --resume") from None
-        except OSError as error:
-            raise UserError(f"--out: {folder} cannot be made: {error.strerror}; give another --out") from None
-        write_profile(folder, run.request.profile)
+def _opened_folder(run: CheckedRun) -> Iterator[CheckedRun]:
+    """Gives the run with a folder that is its own, and its `profile.json` in it.
+
+    A run that is new makes its folder here, so that no other start can take it. A run that no rank has opened leaves
+    nothing behind.
+    """
+    if not _reads_the_runs_profile(run) or (run.request.start.resumes and (run.folder / PROFILE_FILE).is_file()):
+        yield run
+        return
+    run, made = _make_folder(run)
     try:
-        yield
+        try:
+            write_profile(run.folder, run.request.profile)
+        except OSError as error:
+            raise UserError(f"--out: {run.folder} cannot be written: {error.strerror or error}") from None
+        yield run
     finally:
-        if makes and [entry.name for entry in folder.iterdir()] == [file.name]:
-            with suppress(OSError):
-                file.unlink()
-                folder.rmdir()
+        _remove_unopened(run.folder, made)
 
 
-def _job(run: CheckedRun, restart: int, temporary: Path) -> Job:
+def _make_folder(run: CheckedRun) -> tuple[CheckedRun, list[Path]]:
+    """Makes a run's folder; gives the run with it, and which folders were made, the lowest first.
+
+    Where another start has made it since this one chose it, a run without `--name` takes the next free number.
+
+    Raises:
+        UserError: `--name` is taken, or the folder cannot be made.
+    """
+    while True:
+        made = [place for place in (run.folder, *run.folder.parents) if not place.exists()]
+        try:
+            run.folder.mkdir(parents=True, exist_ok=run.request.start.resumes)
+            return run, made
+        except FileExistsError:
+            run = replace(run, folder=run_folder_of(run.request))
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"--out: {run.folder} cannot be made: {reason}; give another --out") from None
+
+
+def _remove_unopened(folder: Path, made: Sequence[Path]) -> None:
+    """Removes a run's folder, and those above it that were made for it, where nothing but its profile is in it."""
+    with suppress(OSError):
+        if {entry.name for entry in folder.iterdir()} <= {PROFILE_FILE}:
+            (folder / PROFILE_FILE).unlink(missing_ok=True)
+            for place in made:
+                place.rmdir()
+
+
+def _job(run: CheckedRun, temporary: Path, restart: int) -> Job:
     """The job of start 0 and of restarts 1, 2, …"""
     options, ranks = run.request.options, run.ranks
     if options.master_port is None and len(ranks.hosts) == 1:
@@ -115,7 +145,7 @@ def _job(run: CheckedRun, restart: int, temporary: Path) -> Job:
 def _flags_by_profile(run: CheckedRun) -> Flags:
     """Flags that mean the same as the run's, by its own `profile.json` and what is to differ from it now."""
     folder, request = run.folder.absolute(), run.request
-    file = folder / "profile.json"
+    file = folder / PROFILE_FILE
     start = request.start
     if start.kind == "run":
         start = Start("newest")  # it is named by folder

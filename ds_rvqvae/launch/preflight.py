@@ -9,7 +9,7 @@ from pathlib import Path
 from ds_rvqvae.config.batch_sizes import window_sizes_text
 from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.gpu.cards import CARDS, MIB
+from ds_rvqvae.gpu.cards import CARDS
 from ds_rvqvae.gpu.nvml import Gpu
 from ds_rvqvae.gpu.plan import Plan, make_plan
 from ds_rvqvae.gpu.plan_table import described_parts
@@ -17,7 +17,7 @@ from ds_rvqvae.host import Host, bf16_arithmetic_text
 from ds_rvqvae.launch.hosts import Ranks
 from ds_rvqvae.launch.slots import Cards, format_include
 from ds_rvqvae.runs.start import split_batch
-from ds_rvqvae.text import GIB, size
+from ds_rvqvae.text import GIB, MIB, size
 
 CARD_PROCESS_BYTES, LEAST_CARD_PROCESS_BYTES = 3 * GIB, GIB // 2
 """Host memory of a rank on a card: Python, torch with its CUDA libraries, CUDA's context. Assumed, not measured yet;

@@ -7,7 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
-from ds_rvqvae.config.profile import Profile
+from ds_rvqvae.config.profile import PROFILE_FILE, Profile
 from ds_rvqvae.config.request import Request, Start
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import whole_file
@@ -25,10 +25,7 @@ RUN_VARIABLE = "DS_RVQVAE_RUN"
 
 
 def run_folder_of(request: Request) -> Path:
-    """The folder of the run that is asked for: the launcher's choice, else see `choose_run_folder`."""
-    chosen = request.flags.environment.get(RUN_VARIABLE)
-    if chosen:
-        return Path(chosen)
+    """The folder of the run that is asked for; see `choose_run_folder`."""
     flags = request.flags
     return choose_run_folder(flags.out, flags.name, request.source, request.profile.rvqvae.data.body_part, flags.start)
 
@@ -43,7 +40,7 @@ def choose_run_folder(out: Path, name: str | None, profile_name: str, body_part:
         UserError: `name` is no folder name, or is taken and `start` is new.
     """
     if start.folder is not None:
-        if not (start.folder / "profile.json").is_file():
+        if not (start.folder / PROFILE_FILE).is_file():
             raise UserError(f"--resume {start.folder}: neither a checkpoint (global_stepN) nor a run's folder")
         return start.folder
     if name is None:
@@ -64,7 +61,7 @@ def choose_run_folder(out: Path, name: str | None, profile_name: str, body_part:
 
 def write_profile(folder: Path, profile: Profile) -> None:
     """Writes a run's `profile.json`: every key of its profile, enough to start it again."""
-    with whole_file(folder / "profile.json") as content:
+    with whole_file(folder / PROFILE_FILE) as content:
         content.write(json.dumps(profile.to_dict(), indent=2).encode() + b"\n")
 
 

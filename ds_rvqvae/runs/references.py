@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from ds_rvqvae.config.profile import PROFILE_FILE
 from ds_rvqvae.config.request import is_tag
 from ds_rvqvae.config.training import is_repository
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.runs.checkpoints import BEST, LATEST, checkpoints, latest, named_checkpoint, step_of
-from ds_rvqvae.tokenizer.folder import BODY, CONFIG, FILES, WEIGHTS, hint_of, read_body, read_config
+from ds_rvqvae.tokenizer.folder import BODY, CONFIG, FILES, TOKENIZER, WEIGHTS, hint_of, read_body, read_config
 from ds_rvqvae.tokenizer.hub import download
 
-_PROFILE, _TOKENIZER, _CHECKPOINTS = "profile.json", "tokenizer", "checkpoints"
+_CHECKPOINTS = "checkpoints"
 _SHOWN = 3
 """Names that a refusal proposes at most."""
 
@@ -77,7 +78,7 @@ def find_reference(name: str | Path, checkpoint: str | None = None, *, thorough:
     if is_repository(name):
         _refuse_checkpoint(checkpoint, name, Kind.TOKENIZER)
         return Reference(str(name), Kind.REPOSITORY, download(str(name), None, FILES))
-    body = folder if (folder / BODY).is_file() else folder / _TOKENIZER
+    body = folder if (folder / BODY).is_file() else folder / TOKENIZER
     is_tokenizer = (folder / CONFIG).is_file() or (folder / WEIGHTS).is_file()
     if body == folder:
         _refuse_checkpoint(checkpoint, name, Kind.BODY)
@@ -85,7 +86,7 @@ def find_reference(name: str | Path, checkpoint: str | None = None, *, thorough:
     if is_tokenizer:
         _refuse_checkpoint(checkpoint, name, Kind.TOKENIZER)
         return Reference(str(name), Kind.TOKENIZER, folder, _run_of(folder))
-    if (folder / _PROFILE).is_file():
+    if (folder / PROFILE_FILE).is_file():
         return Reference(str(name), Kind.RUN, _weights_of_run(folder, checkpoint, thorough), folder)
     if (body / BODY).is_file():
         _refuse_checkpoint(checkpoint, name, Kind.BODY)
@@ -95,9 +96,9 @@ def find_reference(name: str | Path, checkpoint: str | None = None, *, thorough:
         if checkpoint is not None:
             raise UserError(f"--checkpoint: {name} is a checkpoint itself; leave it out, or name the run {run}")
         found = _checkpoint(folder.parent, folder.name, folder.parent, thorough)
-        return Reference(str(name), Kind.CHECKPOINT, found, run if (run / _PROFILE).is_file() else None)
+        return Reference(str(name), Kind.CHECKPOINT, found, run if (run / PROFILE_FILE).is_file() else None)
     raise UserError(
-        f"{folder}: not a run's folder (no {_PROFILE}), and not a tokenizer's folder: {CONFIG} is missing"
+        f"{folder}: not a run's folder (no {PROFILE_FILE}), and not a tokenizer's folder: {CONFIG} is missing"
         f"{hint_of(folder) or _hint(folder)}"
     )
 
@@ -109,7 +110,7 @@ def _refuse_checkpoint(checkpoint: str | None, name: str | Path, kind: Kind) -> 
 
 def _weights_of_run(run: Path, which: str | None, thorough: bool) -> Path:
     """The folder of the exported tokenizer, or of the checkpoint asked for or that training went on to."""
-    exported, newest = run / _TOKENIZER, latest(run / _CHECKPOINTS)
+    exported, newest = run / TOKENIZER, latest(run / _CHECKPOINTS)
     if which is None and exported.is_dir():
         step: int = read_config(exported).details.get("training_step", 0)
         if newest is None or step >= step_of(newest):
@@ -131,12 +132,12 @@ def _run_of(folder: Path) -> Path | None:
     places = [folder, folder.parent]
     if (folder.parent / BODY).is_file():
         places.append(folder.parent.parent / folder.name)
-    return next((place for place in places if (place / _PROFILE).is_file()), None)
+    return next((place for place in places if (place / PROFILE_FILE).is_file()), None)
 
 
 def _hint(folder: Path) -> str:
     """What may have been meant by a folder that holds runs or checkpoints."""
-    runs = sorted(file.parent for file in folder.glob(f"*/{_PROFILE}"))
+    runs = sorted(file.parent for file in folder.glob(f"*/{PROFILE_FILE}"))
     found, what = (runs, "runs") if runs else (checkpoints(folder)[::-1], "checkpoints")
     if not found:
         return ""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_rvqvae.config.facts import fixed_keys
-from ds_rvqvae.config.profile import Profile, load_profile, section_at
+from ds_rvqvae.config.profile import PROFILE_FILE, Profile, load_profile, section_at
 from ds_rvqvae.config.request import Start
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.runs.checkpoints import checkpoints, damage_of, read_manifest, step_of, whole_checkpoint
@@ -67,7 +67,7 @@ def find_resume(
         checkpoint, damaged = whole_checkpoint(folder, thorough)
     if checkpoint is None:
         raise UserError(f"--resume: no whole checkpoint: {'; '.join(damaged)}; start a new run by another --name")
-    asked = load_profile(run_folder / "profile.json")
+    asked = load_profile(run_folder / PROFILE_FILE)
     fitted = _fitted_batch(asked, profile)
     profile = with_batch(profile, fitted)
     notes = [f"damaged, passed over: {text}" for text in damaged]
@@ -148,7 +148,7 @@ def _keep_global_batch(resume: Resume, manifest: dict[str, Any], profile: Profil
 
 def _changed_keys(run_folder: Path, profile: Profile) -> list[str]:
     """Notes on settings that differ from the run's; raises UserError for one that must not."""
-    file = run_folder / "profile.json"
+    file = run_folder / PROFILE_FILE
     before, now = load_profile(file).rvqvae, profile.rvqvae
     for section, values in now:
         for key in fixed_keys(type(values)):

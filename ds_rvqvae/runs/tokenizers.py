@@ -21,16 +21,13 @@ from ds_rvqvae.tokenizer.folder import TokenizerConfig, reading_of
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 
-def open_tokenizer(name: str | Path | Reference, checkpoint: str | None = None) -> MotionTokenizer | BodyTokenizer:
+def open_tokenizer(name: str | Path | Reference) -> MotionTokenizer | BodyTokenizer:
     """The tokenizer that a name stands for; `ds_rvqvae.runs.references` lists the names.
-
-    Args:
-        checkpoint: of a run, `latest`, `best` or `global_stepN`.
 
     Raises:
         UserError: as `find_reference`; or naming the folder or file and what is wrong with it.
     """
-    reference = name if isinstance(name, Reference) else find_reference(name, checkpoint)
+    reference = name if isinstance(name, Reference) else find_reference(name)
     if reference.kind is Kind.BODY:
         return BodyTokenizer.from_pretrained(reference.folder)
     return open_single(reference)

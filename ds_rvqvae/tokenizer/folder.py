@@ -21,6 +21,8 @@ from ds_rvqvae.motion.clip import ClipError
 from ds_rvqvae.motion.layout import Layout, feature_layout, layout_from_json, missing_channels, take_channels
 
 FORMAT_VERSION = 1
+TOKENIZER = "tokenizer"
+"""The folder of a run\'s tokenizer, and of a body\'s beside the runs of its parts."""
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FILES = (CONFIG, WEIGHTS, CARD)
 """All that a tokenizer's folder has."""
@@ -159,7 +161,7 @@ def hint_of(folder: Path) -> str:
     """What may have been meant by a folder that is no tokenizer's."""
     if (folder / BODY).is_file():
         return "; it is a body's, with a tokenizer in the folder of each part, which BodyTokenizer loads"
-    if (folder / "tokenizer" / CONFIG).is_file() or (folder / "tokenizer" / BODY).is_file():
+    if (folder / TOKENIZER / CONFIG).is_file() or (folder / TOKENIZER / BODY).is_file():
         return f"; did you mean {folder / 'tokenizer'}?"
     if (folder.parent / BODY).is_file():
         return f"; the body in {folder.parent} has no such part"

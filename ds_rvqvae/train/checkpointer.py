@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from ds_rvqvae import __version__
+from ds_rvqvae.config.profile import PROFILE_FILE
 from ds_rvqvae.config.training import TrainingConfig
 from ds_rvqvae.files import replace_folder, sync
 from ds_rvqvae.runs.checkpoints import (
@@ -176,7 +177,7 @@ def _write_parts(engine: deepspeed.DeepSpeedEngine, unfinished: Path, client_sta
 def _finish(manifest: dict[str, Any], unfinished: Path, finished: Path, keeping: Keeping) -> None:
     """Rank 0: manifest, disk, name, `latest`, and away with older ones."""
     folder = finished.parent
-    profile = folder.parent / "profile.json"
+    profile = folder.parent / PROFILE_FILE
     if profile.is_file():
         manifest["profile"] = digest_of(profile)
     write_synced(unfinished / MANIFEST, json.dumps(seal(manifest), indent=1))

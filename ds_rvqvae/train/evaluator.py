@@ -15,6 +15,7 @@ from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.runs.tokenizers import make_tokenizer, motion_state
 from ds_rvqvae.tokenizer.evaluation import evaluate_split, held_out_split
+from ds_rvqvae.tokenizer.folder import TOKENIZER
 from ds_rvqvae.train.averaging import WeightAverage
 from ds_rvqvae.train.engine import fp32_model
 from ds_rvqvae.train.metrics import Board, logger
@@ -106,7 +107,7 @@ def export_tokenizer(model: RVQVAE, data: MotionData, run_folder: Path, step: in
     if dist.get_rank() == 0:
         tokenizer = make_tokenizer(model, motion_state(data, model.config), training_step=step, scores=scores)
         try:
-            tokenizer.save_pretrained(run_folder / "tokenizer")
+            tokenizer.save_pretrained(run_folder / TOKENIZER)
         except (OSError, UserError) as error:
             command = f"ds-rvqvae export {run_folder} --out DIR"
             logger.warning("step %d: tokenizer not exported: %s; `%s` does it", step, error, command)

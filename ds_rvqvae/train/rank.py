@@ -11,14 +11,22 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_rvqvae.config.profile import Profile
+from ds_rvqvae.config.profile import PROFILE_FILE, Profile
 from ds_rvqvae.config.request import Request, read_training_flags
 from ds_rvqvae.data.dataset import MotionData, open_training_data
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.gpu.sizes import parameter_count
 from ds_rvqvae.host import bf16_arithmetic_text
 from ds_rvqvae.runs.checkpoints import LATEST, point, sweep
-from ds_rvqvae.runs.folder import DONE, OUTCOME_VARIABLE, check_out_folder, lock_run, run_folder_of, write_profile
+from ds_rvqvae.runs.folder import (
+    DONE,
+    OUTCOME_VARIABLE,
+    RUN_VARIABLE,
+    check_out_folder,
+    lock_run,
+    run_folder_of,
+    write_profile,
+)
 from ds_rvqvae.runs.heartbeat import Heartbeat
 from ds_rvqvae.runs.init_from import Initial, keep_normalisation, take_start
 from ds_rvqvae.runs.start import Resume, find_resume, split_batch, with_batch
@@ -197,7 +205,10 @@ def _open_run(request: Request, data: MotionData, world_size: int) -> OpenedRun:
     A refusal, or a run that is done already, leaves the folder as it is.
     """
     profile, start = request.profile, request.start
-    folder = run_folder_of(request).absolute()
+    chosen = request.flags.environment.get(RUN_VARIABLE)
+    folder = Path(chosen) if chosen else run_folder_of(request).absolute()
+    if chosen and not start.resumes and any(entry.name != PROFILE_FILE for entry in folder.iterdir()):
+        raise UserError(f"{folder}: holds a run; go on with it by --resume, or give another --name")
     new = not folder.is_dir()
     if not new:
         lock_run(folder)

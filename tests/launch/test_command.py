@@ -1,0 +1,51 @@
+"""From a checked run to its ranks: whose folder a run gets, and what is left of one that no rank has opened."""
+
+import json
+
+import pytest
+
+from ds_rvqvae.config.request import read_launch_flags
+from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.launch.check import check_run
+from ds_rvqvae.launch.command import train
+from ds_rvqvae.launch.supervise import Signals
+from tests.ranks import bare_environment
+from tests.train.small import SMALL, read_metrics
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture
+def checked(tmp_path, demo_folder, monkeypatch):
+    """Checks a run of one CPU rank, as the launcher does before it trains it."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in bare_environment(tmp_path, DS_ACCELERATOR="cpu", LOCAL_SIZE="1", OMP_NUM_THREADS="1").items():
+        monkeypatch.setenv(name, value)
+    line = [*SMALL, "--include=localhost:0", f"--data_path={demo_folder}", "--batch_size=4"]
+    return lambda *flags: check_run(read_launch_flags([*line, *flags]).request())[0]
+
+
+def steps_of(run):
+    return [line["step"] for line in read_metrics(run)]
+
+
+def test_two_starts_that_were_checked_at_once_do_not_share_a_folder(checked, tmp_path):
+    first, second = checked("--total_iter=2"), checked("--total_iter=3", "--width=16")
+    named, again = checked("--total_iter=1", "--name=mine"), checked("--total_iter=3", "--name=mine")
+    assert first.folder == second.folder
+    assert [train(run, Signals()) for run in (first, second, named)] == [ExitStatus.DONE] * 3
+    runs = tmp_path / "runs"
+    assert sorted(path.name for path in runs.iterdir()) == ["demo-upper", "demo-upper-2", "mine"]
+    assert (steps_of(runs / "demo-upper"), steps_of(runs / "demo-upper-2")) == ([1, 2], [1, 2, 3])
+    assert json.loads((runs / "demo-upper" / "profile.json").read_text())["rvqvae"]["model"]["width"] == 32
+    with pytest.raises(UserError, match="--name mine: runs/mine exists; go on with it by --resume"):
+        train(again, Signals())
+    assert steps_of(runs / "mine") == [1]
+
+
+def test_a_folder_that_cannot_be_made_is_named_and_leaves_nothing(checked, tmp_path):
+    run = checked("--out=here/runs", "--total_iter=1")
+    (tmp_path / "here").write_text("a file")
+    with pytest.raises(UserError, match="--out: here/runs/demo-upper cannot be made: Not a directory"):
+        train(run, Signals())
+    assert (tmp_path / "here").read_text() == "a file"
