@@ -88,7 +88,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     subjects = [_open(name, reference, args) for name, reference in zip(names, references, strict=True)]
     folder = _picture_folder(args, references)
     results = [_score(subject, subjects[0], args.split, skeleton, features) for subject in subjects]
-    notes = _notes(subjects, results)
+    notes = _notes(results)
     for warning in dict.fromkeys(warning for result in results for warning in result["warnings"]):
         print(f"warning: {warning}", file=sys.stderr)
     pictures = _draw(subjects, results, notes, folder, skeleton) if folder else []
@@ -235,7 +235,7 @@ def _score(
     }
 
 
-def _notes(subjects: Sequence[_Subject], results: Sequence[dict[str, Any]]) -> list[str]:
+def _notes(results: Sequence[dict[str, Any]]) -> list[str]:
     """What of a comparison compares, and on what figure."""
     from ds_rvqvae.tokenizer.tables import figure_note
 

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.files import whole_file
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.runs.tokenizers import make_tokenizer, motion_state
 from ds_rvqvae.tokenizer.evaluation import evaluate_split, held_out_split
@@ -82,8 +83,8 @@ class Evaluator:
     def _show(self, model: RVQVAE, split: str, file: str) -> None:
         """Rank 0: scores into `eval/FILE`, pictures beside it, all of it to TensorBoard."""
         scores, folder = self._scores, self._run_folder / "eval"
-        folder.mkdir(exist_ok=True)
-        (folder / file).write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+        with whole_file(folder / file) as content:
+            content.write(json.dumps(scores, indent=2).encode() + b"\n")
         samples = self._engine.global_samples
         names = ("l1", "angle_error_deg", "velocity_error")
         group = split.capitalize()

@@ -108,7 +108,7 @@ def look_at(store: Store, window_size: int, body_part: str | None = None, seed: 
         **store_totals(store),
         "body_part": body_part,
         "sampled_frames": sum(map(len, sample.runs)),
-        "groups": _groups(store, lengths),
+        "groups": _groups(store),
         "clip_seconds": dict(zip(("min", "median", "max"), _quantiles(lengths / store.fps, 0, 50, 100), strict=True)),
         "window": _window(lengths, window_size, store.fps, warnings),
         "channels": _channels(layout, mean, std, low, high),
@@ -154,7 +154,7 @@ def _column_statistics(store: Store, sample: Sample) -> tuple[NDArray[np.float32
     return (*everything.mean_and_std(), everything.minimum, everything.maximum)
 
 
-def _groups(store: Store, lengths: NDArray[np.int64]) -> list[dict[str, Any]]:
+def _groups(store: Store) -> list[dict[str, Any]]:
     """Clips and hours of each speaker, by split too; all as one, "", where names tell no speakers apart."""
     of_clip = {name: group_of(name, "speaker") for name in store.clip_names}
     if len(set(of_clip.values())) > _ALL_DIFFERENT * len(of_clip) and len(of_clip) > SAMPLE_CLIPS:
