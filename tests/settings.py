@@ -51,7 +51,9 @@ def losses_with_another(key: str) -> list[LossConfig]:
 def _with_another(key: str, base: BaseModel) -> list:
     values = _words(type(base).model_fields[key].annotation) or _VALUES.get(key)
     assert values, f"{type(base).__name__}.{key}: give other values of it in tests/settings.py, _VALUES"
-    return [type(base).model_validate({**base.model_dump(), key: one}) for one in values if one != getattr(base, key)]
+    others = [one for one in values if one != getattr(base, key)]
+    assert others, f"{key}: all values in tests/settings.py are that of the base; give SMALL or ALL_LOSSES another"
+    return [type(base).model_validate({**base.model_dump(), key: one}) for one in others]
 
 
 def _words(annotation) -> list:

@@ -29,8 +29,10 @@ class ModelFacts(Facts):
     of a tokenizer tells. setting if set: the same weights give or mean other codes; the fingerprint covers the value
     where it is not the default. setting: covered always. No new key can be that: the fingerprints of all tokenizers
     would change."""
+    without_codebooks: bool
+    """Another value than the default asks for a quantizer without codebooks, and without a commitment loss."""
     codebooks_only: bool
-    """Means nothing to a quantizer without codebooks, and is refused beside `fsq_levels`."""
+    """Means nothing to a quantizer without codebooks, and is refused beside the key that asks for one."""
     lineage: Literal["same", "gradient", "codes", "averages"]
     """What of MoMask's own arithmetic takes the key's place, so that it is refused beside `lineage`: the gradient that
     passes its quantizer, its choice of codes, or its averages. same: the key holds there too."""

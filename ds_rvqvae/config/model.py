@@ -1,5 +1,6 @@
 """The `rvqvae.model` and `rvqvae.loss` objects of a profile: the nets, the quantizer and what they are trained to."""
 
+import functools
 import math
 from dataclasses import replace
 from typing import Annotated, Literal
@@ -9,11 +10,13 @@ from pydantic import Field, model_validator
 from ds_rvqvae.config.deepspeed import Count, Section, Share
 from ds_rvqvae.config.facts import FREE, ModelFacts, facts_of, keys_that
 
-_WEIGHTS = ModelFacts(resume="fixed", codes="weights", codebooks_only=False, lineage="same", formats="any")
+_WEIGHTS = ModelFacts(
+    resume="fixed", codes="weights", without_codebooks=False, codebooks_only=False, lineage="same", formats="any"
+)
 """Keys that make weights of other shapes."""
 _NETS = replace(_WEIGHTS, codes="setting")
 """Keys by which the same weights compute something else."""
-_TRAINING = ModelFacts(resume="free", codes="same", codebooks_only=False, lineage="same", formats="any")
+_TRAINING = replace(_WEIGHTS, resume="free", codes="same")
 """Keys that only training sees."""
 _CODEBOOKS = replace(_TRAINING, codebooks_only=True)
 """Keys of how codebooks are trained."""
@@ -21,6 +24,8 @@ _GRADIENT = replace(_CODEBOOKS, lineage="gradient")
 _AVERAGES = replace(_CODEBOOKS, lineage="averages")
 _QUANTIZER = replace(_NETS, codes="setting if set", formats="default")
 """Keys that choose a quantizer which the first tokenizers did not have."""
+_GRID = replace(_QUANTIZER, without_codebooks=True)
+"""Those of them whose quantizer has no codebooks."""
 _FINEST_GRID = 2**20
 """Cells between -1 and 1: fp32 has 2**24 numbers there that are equally far apart."""
 
@@ -66,7 +71,7 @@ class ModelConfig(Section):
     """How often a step trains only the first levels (Zeghidour et al. 2021, SoundStream)."""
     quantize_dropout_min_levels: Annotated[Count, _TRAINING] = 1
     """Levels that such a step trains at the least (vector-quantize-pytorch)."""
-    fsq_levels: Annotated[list[Annotated[int, Field(ge=2)]] | None, _QUANTIZER] = None
+    fsq_levels: Annotated[list[Annotated[int, Field(ge=2)]] | None, _GRID] = None
     """In place of codebooks a fixed grid: cells a column of the latents, of the columns a level has (Mentzer et al.
     2023, finite scalar quantization). Their product is nb_code, and code_dim is 1 to num_quantizers times as many
     columns: 1, and each level divides the cells of the level before; num_quantizers, and it has columns of its own."""
@@ -125,7 +130,13 @@ class ModelConfig(Section):
     @property
     def grid_key(self) -> str | None:
         """The key that asks for a quantizer without codebooks, where one does."""
-        return None if self.fsq_levels is None else "fsq_levels"
+        defaults = type(self).model_fields
+        return next((key for key in _grid_keys() if getattr(self, key) != defaults[key].default), None)
+
+
+@functools.cache
+def _grid_keys() -> tuple[str, ...]:
+    return keys_that(ModelConfig, ModelFacts, lambda facts: facts.without_codebooks)
 
 
 def _not_of_lineage() -> list[str]:

@@ -53,6 +53,11 @@ class Profile(DeepSpeedKeys):
                 f"rvqvae.data.{key}: {size} is not a multiple of the down-sampling "
                 f"stride_t**down_t = {model.code_stride}; use {' or '.join(fits)}"
             )
+        # The mean over no differences is NaN.
+        shortest, differences = min(size for _, size in sizes), 2 if self.rvqvae.loss.loss_acc else 1
+        if shortest <= differences:
+            of = "second differences (rvqvae.loss.loss_acc)" if differences == 2 else "differences"
+            raise ValueError(f"rvqvae.data.window_size: {shortest} frames have no {of}; use {differences + 1} or more")
         if (data.mean_file is None) != (data.std_file is None):
             raise ValueError("rvqvae.data.mean_file: give mean_file and std_file together, or neither")
         if self.rvqvae.training.init_from is not None and data.mean_file is not None:

@@ -86,7 +86,14 @@ def tokenizer_losses(
     if config.loss_rotation and columns is not None:
         rotation = _rotation_loss(reconstruction, motion, config, columns)
         loss = loss + config.loss_rotation * rotation
-    return Losses(loss, recons, velocity, acceleration, rotation, commit_loss)
+    return Losses(
+        loss=loss,
+        recons=recons,
+        velocity=velocity,
+        acceleration=acceleration,
+        rotation=rotation,
+        commit=commit_loss,
+    )
 
 
 def _distance(found: Tensor, truth: Tensor, config: LossConfig, weights: Tensor | None) -> Tensor:

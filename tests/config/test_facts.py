@@ -1,5 +1,6 @@
 """Facts about keys: every key says them, and they are true."""
 
+import itertools
 from typing import Annotated
 
 import pytest
@@ -62,7 +63,7 @@ def test_a_key_that_says_none_is_named():
     assert text.startswith("rvqvae.loss.loss_foot: says no facts") and "Annotated[its type, Facts(…)]" in text
     assert unsaid(Nested, Facts, "x") == ["x.rules.fixed: says other facts than x.rules"]
     with pytest.raises(TypeError, match="codebooks_only"):
-        ModelFacts(resume="free", codes="same", lineage="same", formats="any")
+        ModelFacts(resume="free", codes="same", without_codebooks=False, lineage="same", formats="any")
 
 
 def test_keys_come_in_the_sections_order():
@@ -124,9 +125,10 @@ def refusal_of(make, values):
 @pytest.mark.parametrize("key", FACTS)
 def test_what_means_nothing_without_codebooks_is_refused_there(key):
     profile = load_profile("demo").to_dict()
-    grid = {**SMALL.model_dump(), "fsq_levels": [4, 4]}
-    for config in models_with_another(key):
-        profile["rvqvae"]["model"] = {**grid, key: getattr(config, key)}
+    grids = [grid for name in FACTS if FACTS[name].without_codebooks for grid in models_with_another(name)]
+    assert grids
+    for grid, config in itertools.product(grids, models_with_another(key)):
+        profile["rvqvae"]["model"] = {**grid.model_dump(), key: getattr(config, key)}
         said = f"rvqvae.model.{key}: is about codebooks" in refusal_of(profile_from_dict, profile)
         assert said == FACTS[key].codebooks_only, config
 

@@ -302,3 +302,15 @@ def test_deepspeed_knows_every_key_that_profiles_may_hold():
     trees = [ast.parse(file.read_text()) for file in files]
     literals = {node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)}
     assert {*DeepSpeedKeys.model_fields, *ours("data_types"), *ours("checkpoint")} <= literals
+
+
+def test_windows_without_the_differences_that_losses_take_are_refused():
+    """Their mean is NaN, and so were the loss and all that was trained by it."""
+    short = ["rvqvae.model.down_t=0", "rvqvae.data.window_size=2"]
+    load_profile("demo", short)
+    with pytest.raises(
+        UserError, match=r"rvqvae\.data\.window_size: 2 frames have no second differences .*use 3 or more"
+    ):
+        load_profile("demo", [*short, "rvqvae.loss.loss_acc=0.5"])
+    with pytest.raises(UserError, match=r"window_size: 1 frames have no differences; use 2 or more"):
+        load_profile("demo", [*short, "rvqvae.data.window_sizes=[1, 8]"])

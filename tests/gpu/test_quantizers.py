@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from ds_rvqvae import RVQVAE
 from ds_rvqvae.config.model import ModelConfig
-from ds_rvqvae.gpu.quantizers import buffer_bytes
+from ds_rvqvae.gpu.quantizers import buffer_bytes, quantizer_pass
 from tests.settings import SMALL, models_with_another
 
 
@@ -42,6 +43,18 @@ def test_the_plan_knows_buffers_of_all_sizes(shared, lineage, nb_code):
     """Codes that can be replaced are counted otherwise from 64 on, from 256 on, and in MoMask's arithmetic."""
     config = SMALL.model_copy(update={"shared_codebook": shared, "lineage": lineage, "nb_code": nb_code})
     assert wrongly_counted(model_of(config)) == []
+
+
+@pytest.mark.parametrize("key", ModelConfig.model_fields)
+def test_the_plan_knows_the_operations_of_a_training_pass(key):
+    for config in (SMALL, *models_with_another(key)):
+        config = config.model_copy(update={"quantize_dropout_prob": 0.0})
+        quantizer = RVQVAE(30, config).quantizer.train()
+        quantizer.set_step(0, 0)
+        quantizer.initialize_codebooks(torch.randn(64, config.code_dim))
+        with FlopCounterMode(display=False) as counter:
+            quantizer(torch.randn(4, 12, config.code_dim))
+        assert quantizer_pass(config, 48).flops == counter.get_total_flops(), config
 
 
 def test_a_buffer_that_it_does_not_know_is_named():

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from ds_rvqvae.cli import main
+from ds_rvqvae.config import data as config_data
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data import open_store
 from ds_rvqvae.data.store.prepare import prepare
@@ -36,6 +37,8 @@ from tests.data.motion import packed_arrays
 GOOD = 3
 MOST_BYTES = 64 << 20
 """That reading damaged files may take; their bombs hold four times as much."""
+UNTRIED = {"packed"}
+"""Formats whose files are damaged in tests of their own."""
 HOLE = 72 << 20
 """Bytes of a file that was never written to; with it the files are worth several processes."""
 LIMITED = """
@@ -102,6 +105,11 @@ def test_there_are_hundreds(tmp_path):
 
 
 @pytest.mark.timeout(60)
+def test_every_format_is_tried():
+    missing = set(config_data.FORMATS) - {kind.key for kind in FORMATS.values()} - UNTRIED
+    assert not missing, f"{missing}: give tests/data/formats/damaged.py files of it"
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_damaged_files_are_left_out_by_name(tmp_path, place, name):
     form = FORMATS[name]

@@ -265,7 +265,8 @@ def test_of_several_formats_the_one_with_the_most_files_is_read_and_the_others_a
 
 
 def test_readers_are_asked_in_the_order_of_their_certainty():
-    assert [reader.key for reader in READERS] == ["packed", "beat2", "humanml3d", "smpl", "bvh", "features"]
+    order = [reader.key for reader in READERS]
+    assert order == ["packed", "beat2", "humanml3d", "smpl", "bvh", "features"], "a new format goes into this list too"
     assert {reader.key: f"{reader.__module__}.{reader.__name__}" for reader in READERS} == {
         name: f"ds_rvqvae.data.formats.{place}" for name, place in FORMATS.items()
     }
@@ -292,6 +293,8 @@ def test_a_format_is_added_as_the_documents_say(tmp_path):
     motion = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
     np.savetxt(tmp_path / "motion" / "a" / "walk.csv", motion, fmt="%.9g", delimiter=",")
     (tmp_path / "motion" / "bad.csv").write_text("1,2\nx,y\n")
+    (tmp_path / "motion" / "empty.csv").touch()
+    os.mkfifo(tmp_path / "motion" / "pipe.csv")
     np.save(tmp_path / "motion" / "other.npy", np.ones((40, 9)))
     command = [sys.executable, "-m", "ds_rvqvae.cli", "prepare", tmp_path / "motion", "--out", tmp_path / "store"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "copy"), "DS_RVQVAE_CACHE": str(tmp_path / "cache")}
@@ -300,7 +303,9 @@ def test_a_format_is_added_as_the_documents_say(tmp_path):
     )
     assert done.returncode == ExitStatus.PARTLY_DONE, done.stderr
     store = open_store(tmp_path / "store")
-    assert store.clip_names == ["a/walk"] and [entry.file for entry in store.left_out] == ["bad.csv"]
+    assert store.clip_names == ["a/walk"]
+    assert [entry.file for entry in store.left_out] == ["bad.csv", "empty.csv", "pipe.csv"]
+    assert "UserWarning" not in done.stderr
     assert np.array_equal(store.clip("a/walk"), motion) and store.settings["format"] == "csv"
 
 
