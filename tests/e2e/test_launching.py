@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.ranks import ROOT, bare_environment, free_port
+from tests.ranks import ROOT, bare_environment
 from tests.train.small import SMALL
 
 pytestmark = pytest.mark.processes
@@ -69,19 +70,24 @@ def test_demo_ends_with_scores_a_picture_and_the_tensorboard_command(tmp_path):
     assert again.returncode == 0, again.stderr
 
 
-def test_seven_ranks_by_the_plain_deepspeed_command(tmp_path, demo_folder):
-    deepspeed = Path(sys.executable).parent / "deepspeed"
-    command = [str(deepspeed), "--include", "localhost:1,2,3,4,5,6,7", "--master_port", str(free_port())]
-    command += ["--module", "ds_rvqvae.train", "--profile", str(ROOT / "ds_configs" / "demo.json")]
-    command += ["--data_path", str(demo_folder), "--out", "runs", "--name", "seven", "--total_iter", "4", *SMALL[1:]]
+def test_seven_ranks_by_the_plain_deepspeed_command_that_a_dry_run_prints(tmp_path, demo_folder):
     environment = bare_environment(tmp_path, LOCAL_SIZE="8", OMP_NUM_THREADS="1")
+    before = {path.name for path in tmp_path.iterdir()}
+    flags = [*SMALL, f"--data_path={demo_folder}", "--name", "seven ranks", "--total_iter", "4"]
+    shown = _run([*LAUNCHER, *flags, "--dry_run"], tmp_path, environment)
+    assert shown.returncode == 0, shown.stderr
+    # The motion is checked from its store, which is kept in the user's cache.
+    assert {path.name for path in tmp_path.iterdir()} - before <= {"cache"}
+    command = shlex.split(shown.stdout)
+    assert Path(command[0]).name == "deepspeed"
+    assert command[command.index("--include") + 1] == "localhost:1,2,3,4,5,6,7"
     result = _run(command, tmp_path, environment)
     assert result.returncode == 0, result.stderr + result.stdout
-    lines = [json.loads(line) for line in (tmp_path / "runs" / "seven" / "metrics.jsonl").read_text().splitlines()]
+    run = tmp_path / "runs" / "seven ranks"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert all(len(line["memory_gib"]) == 7 for line in lines)
-    shards = list((tmp_path / "runs" / "seven" / "checkpoints" / "global_step4").glob("*_optim_states.pt"))
-    assert len(shards) == 7
+    assert len(list((run / "checkpoints" / "global_step4").glob("*_optim_states.pt"))) == 7
 
 
 @pytest.fixture

@@ -14,6 +14,12 @@ pytestmark = pytest.mark.processes
 STEPS = 50
 
 
+def arguments_of(rank):
+    """A rank's arguments, without deepspeed's own."""
+    words = rank.cmdline()
+    return [word for word in words[words.index("ds_rvqvae.train") + 1 :] if not word.startswith("--local_rank")]
+
+
 def test_a_body_stopped_in_its_second_part_goes_on_there(tmp_path, demo_folder):
     flags = ["--include=localhost:0,1", "--body_part=upper,hands,lower_trans", f"--total_iter={STEPS}", "--name=body"]
     body = tmp_path / "runs" / "body"
@@ -21,6 +27,9 @@ def test_a_body_stopped_in_its_second_part_goes_on_there(tmp_path, demo_folder):
     first = Launched(tmp_path, demo_folder, *flags)
     try:
         first.wait_for(lambda: metrics.is_file() and metrics.read_text())
+        # Ranks read the part's own profile, which says all that was asked for.
+        own = ["--profile", str(body / "hands" / "profile.json"), "--out", str(body), "--name", "hands"]
+        assert arguments_of(first.ranks()[0]) == own
         first.process.send_signal(signal.SIGTERM)
         assert first.process.wait(timeout=60) == 75, first.said()
     finally:
@@ -30,8 +39,11 @@ def test_a_body_stopped_in_its_second_part_goes_on_there(tmp_path, demo_folder):
     assert sorted(path.name for path in body.iterdir()) == ["hands", "upper"]
     scores = (body / "upper" / "eval" / "scores.json").stat().st_mtime_ns
 
-    second = Launched(tmp_path, demo_folder, *flags, "--resume")
+    second = Launched(tmp_path, demo_folder, *flags, "--resume", "--keep_checkpoints=2", "--lr=1e-3")
     try:
+        second.wait_for(lambda: "hands, part 2 of 3" in second.said() and second.ranks())
+        changed = ["--set", "optimizer.params.lr=0.001", "--set", "rvqvae.training.keep_checkpoints=2"]
+        assert arguments_of(second.ranks()[0]) == [*own, "--resume", *changed]
         assert second.process.wait(timeout=180) == 0, second.said()
     finally:
         assert second.end() == []

@@ -1,6 +1,7 @@
 """From a checked run to its ranks: whose folder a run gets, and what is left of one that no rank has opened."""
 
 import json
+import subprocess
 
 import pytest
 
@@ -9,6 +10,7 @@ from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.launch.check import check_run
 from ds_rvqvae.launch.command import train
 from ds_rvqvae.launch.supervise import Signals
+from tests.e2e.running import LAUNCHER
 from tests.ranks import bare_environment
 from tests.train.small import SMALL, read_metrics
 
@@ -31,16 +33,16 @@ def steps_of(run):
 
 def test_two_starts_that_were_checked_at_once_do_not_share_a_folder(checked, tmp_path):
     first, second = checked("--total_iter=2"), checked("--total_iter=3", "--width=16")
-    named, again = checked("--total_iter=1", "--name=mine"), checked("--total_iter=3", "--name=mine")
-    assert first.folder == second.folder
-    assert [train(run, Signals()) for run in (first, second, named)] == [ExitStatus.DONE] * 3
+    named = checked("--total_iter=3", "--name=demo-upper")
+    assert first.folder == second.folder == named.folder
+    assert [train(run, Signals()) for run in (first, second)] == [ExitStatus.DONE] * 2
     runs = tmp_path / "runs"
-    assert sorted(path.name for path in runs.iterdir()) == ["demo-upper", "demo-upper-2", "mine"]
+    assert sorted(path.name for path in runs.iterdir()) == ["demo-upper", "demo-upper-2"]
     assert (steps_of(runs / "demo-upper"), steps_of(runs / "demo-upper-2")) == ([1, 2], [1, 2, 3])
     assert json.loads((runs / "demo-upper" / "profile.json").read_text())["rvqvae"]["model"]["width"] == 32
-    with pytest.raises(UserError, match="--name mine: runs/mine exists; go on with it by --resume"):
-        train(again, Signals())
-    assert steps_of(runs / "mine") == [1]
+    with pytest.raises(UserError, match="--name demo-upper: runs/demo-upper exists; go on with it by --resume"):
+        train(named, Signals())
+    assert steps_of(runs / "demo-upper") == [1, 2]
 
 
 def test_a_folder_that_cannot_be_made_is_named_and_leaves_nothing(checked, tmp_path):
@@ -49,3 +51,15 @@ def test_a_folder_that_cannot_be_made_is_named_and_leaves_nothing(checked, tmp_p
     with pytest.raises(UserError, match="--out: here/runs/demo-upper cannot be made: Not a directory"):
         train(run, Signals())
     assert (tmp_path / "here").read_text() == "a file"
+
+
+def test_a_run_that_no_rank_has_opened_leaves_no_folder(tmp_path, demo_folder):
+    (tmp_path / "broken").mkdir()
+    # Every rank ends as its interpreter starts.
+    (tmp_path / "broken" / "sitecustomize.py").write_text("import os\nif 'LOCAL_RANK' in os.environ: os._exit(9)\n")
+    line = [*LAUNCHER, *SMALL, "--include=localhost:0", f"--data_path={demo_folder}", "--name=none", "--total_iter=2"]
+    environment = bare_environment(tmp_path, DS_ACCELERATOR="cpu", LOCAL_SIZE="1", OMP_NUM_THREADS="1")
+    environment["PYTHONPATH"] = f"{tmp_path / 'broken'}:{environment.get('PYTHONPATH', '')}"
+    ran = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 70, ran.stderr
+    assert not (tmp_path / "runs").exists()
