@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds_rvqvae.data.formats.base import load_npy, load_npz, npy_header, npz_headers, npz_keys
-from ds_rvqvae.data.formats.npz import write_npz
+from ds_rvqvae.data.formats.npz import write_header, write_npz
 from ds_rvqvae.motion.clip import ClipError
 
 POSES = np.arange(60.0).reshape(20, 3)
@@ -254,3 +254,17 @@ def test_npz_of_the_same_arrays_are_the_same_bytes_and_objects_are_refused(tmp_p
     assert np.load(tmp_path / "a")["text"] == "é"
     with (tmp_path / "c").open("wb") as content, pytest.raises(ValueError, match="allow_pickle"):
         write_npz(content, {"x": np.array([{}], object)})
+
+
+def test_the_header_of_a_matrix_is_numpys_and_as_long_for_any_number_of_rows(tmp_path):
+    with (tmp_path / "a.npy").open("wb") as content:
+        for rows in (0, 10**12, 2):
+            content.seek(0)
+            write_header(content, np.dtype("<f4"), rows, 3)
+            assert content.tell() == 128
+        content.write(np.arange(6, dtype="<f4").tobytes())
+    assert np.load(tmp_path / "a.npy").tolist() == [[0, 1, 2], [3, 4, 5]]
+    header = npy_header(tmp_path / "a.npy")
+    assert (header.nbytes, header.start, header.is_matrix) == (24, 128, True)
+    np.save(tmp_path / "b.npy", np.zeros((2, 3), complex))
+    assert not npy_header(tmp_path / "b.npy").is_matrix

@@ -5,7 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from ds_rvqvae.data.formats.skeletons import load_skeleton
+from ds_rvqvae.data.formats.bvh import Joint
+from ds_rvqvae.data.formats.skeletons import (
+    Z_UP_TO_Y_UP,
+    guess_unit,
+    load_skeleton,
+    outermost,
+    rest_skeleton,
+    unique_names,
+)
 from ds_rvqvae.errors import UserError
 from tests.motion.arm import ARM, load_arm
 
@@ -94,3 +102,61 @@ def test_an_npz_of_python_objects_is_refused(tmp_path):
     np.savez(tmp_path / "pickled.npz", joint_names=names, parents=np.array([-1, 0]), offsets_m=np.zeros((2, 3)))
     with pytest.raises(UserError, match="never loaded"):
         load_skeleton(tmp_path / "pickled.npz")
+
+
+TURNS = ("Zrotation", "Xrotation", "Yrotation")
+PLACES = ("Xposition", "Yposition", "Zposition")
+
+
+def leg(scale=1.0):
+    """A leg that hangs on a pelvis that does not move, with its toe's End Site; 1.7 units from top to bottom."""
+    return [
+        Joint("world", -1, (0, 0, 0), PLACES),
+        Joint("pelvis", 0, (0, 0.9 * scale, 0), ()),
+        Joint("knee", 1, (0.1 * scale, -0.9 * scale, 0), TURNS),
+        Joint("", 2, (0, -0.8 * scale, 0), ()),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("scale", "metres", "words"),
+    [
+        (1, 1.0, "1 unit = 100 cm"),
+        (100, 0.01, "1 unit = 1 cm"),
+        (1000, 0.001, "1 unit = 0.1 cm"),
+        (1 / 0.0254, 0.0254, "1 unit = 2.54 cm"),
+        (1 / 0.3048, 0.3048, "1 unit = 30.48 cm"),
+    ],
+)
+def test_the_unit_is_the_one_that_makes_a_figure_as_tall_as_a_person(scale, metres, words):
+    assert guess_unit(leg(scale)) == (metres, f"{words}, guessed from the size of the skeleton")
+
+
+def test_a_figure_of_no_size_and_one_of_no_persons_say_so():
+    assert guess_unit(leg(0)).note == "1 unit = 1 cm, as its skeleton has no size to guess from"
+    giant = guess_unit(leg(10_000))
+    assert giant.metres == 0.001 and giant.note.endswith("which is 17 m then: set rvqvae.data.metres_per_unit")
+
+
+def test_names_are_made_unique_and_none_is_called_as_the_translation():
+    names = ["a", "a.1", "a", "a", "", "translation", ""]
+    joints = [Joint(name, index - 1, (0, 0, 0), ()) for index, name in enumerate(names)]
+    assert unique_names(joints) == ["a", "a.1", "a.2", "a.3", "", "translation.1", ""]
+
+
+def test_what_nothing_turns_lies_in_the_world():
+    assert outermost(leg()) == [True, True, True, False]
+
+
+def test_a_rest_skeleton_has_the_joints_that_move_in_metres():
+    # The knee hangs on the world, which carries the pelvis: 0.9 up and 0.9 down.
+    expected = [[0, 0, 0], [0.2, 0, 0]]
+    found = rest_skeleton(leg(), 2.0)
+    assert found["joint_names"] == ["world", "knee"] and found["parents"] == [-1, 0]
+    np.testing.assert_allclose(found["offsets"], expected, atol=1e-12)
+
+
+def test_turned_upright_only_what_lies_in_the_world_is_turned():
+    joints = [Joint("hips", -1, (1, 2, 3), TURNS), Joint("spine", 0, (0, 0, 5), TURNS)]
+    # z up becomes y, and what was ahead comes to -z; the spine turns with the hips.
+    assert rest_skeleton(joints, 1.0, Z_UP_TO_Y_UP)["offsets"] == [[1, 3, -2], [0, 0, 5]]
