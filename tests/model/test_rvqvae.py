@@ -80,3 +80,26 @@ def test_dropout_is_a_function_of_seed_step_micro_step_and_rank():
     assert torch.equal(reference, reconstruction(1, 2, 3, 4))
     for place in [(0, 2, 3, 4), (1, 0, 3, 4), (1, 2, 0, 4), (1, 2, 3, 0)]:
         assert not torch.equal(reference, reconstruction(*place))
+
+
+def test_each_prefix_of_levels_decodes_and_a_dropped_level_adds_nothing():
+    torch.manual_seed(0)
+    model = RVQVAE(5, SMALL).eval()
+    codes = torch.randint(0, 16, (2, 4, 3))
+    assert model.decode(codes).shape == (2, 16, 5)
+    dropped = codes.clone()
+    dropped[..., 2] = -1
+    torch.testing.assert_close(model.decode(codes[..., :2]), model.decode(dropped))
+
+
+def test_the_checkpoint_wraps_each_residual_stack_once_while_training():
+    model, calls = RVQVAE(5, SMALL), []
+    model.set_checkpointing(lambda function, value: calls.append(value.shape) or function(value))
+    motion = torch.randn(2, 16, 5)
+    model(motion)
+    # Two stages down, at 8 and 4 frames, and two up, at 4 and 8.
+    assert [shape[-1] for shape in calls] == [8, 4, 4, 8]
+    model.eval()(motion)
+    model.train().set_checkpointing(None)
+    model(motion)
+    assert len(calls) == 4

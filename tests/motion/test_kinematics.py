@@ -9,9 +9,10 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from ds_rvqvae.motion.kinematics import Kinematics, angle_between, matrices_from_6d
-from ds_rvqvae.motion.layout import BODY_PART_CHANNELS
+from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, Channels
 from ds_rvqvae.motion.rotations import translation_positions
 from ds_rvqvae.motion.skeleton import builtin_skeleton, joint_places
+from tests.motion.arm import load_arm
 from tests.motion.walking import legs
 
 
@@ -63,3 +64,36 @@ def test_velocities_and_places_say_the_same(walk):
     by_velocity = Kinematics(layout, builtin_skeleton())
     torch.testing.assert_close(as_places.roots(places), by_velocity.roots(frames), atol=1e-6, rtol=0)
     assert by_velocity.has_root and not Kinematics(layout[:-1], builtin_skeleton()).has_root
+
+
+QUARTER_TURN = [0.0, -1, 0, 1, 0, 0]
+"""About z: x becomes y."""
+
+
+def test_places_of_a_quarter_turn_by_hand(tmp_path):
+    layout = (Channels("shoulder", "rotation_6d", 0, 6), Channels("elbow", "rotation_6d", 6, 12))
+    kinematics = Kinematics(layout, load_arm(tmp_path))
+    rest = [1.0, 0, 0, 0, 1, 0]
+    motion = torch.tensor([[*rest, *rest], [*QUARTER_TURN, *rest], [*rest, *QUARTER_TURN], [*QUARTER_TURN] * 2])
+    expected = [
+        [[0, 0, 0], [1, 0, 0], [3, 0, 0]],
+        [[0, 0, 0], [0, 1, 0], [0, 3, 0]],
+        [[0, 0, 0], [1, 0, 0], [1, 2, 0]],
+        [[0, 0, 0], [0, 1, 0], [-2, 1, 0]],
+    ]
+    torch.testing.assert_close(kinematics.places(motion), torch.tensor(expected).float())
+    # The shoulder moves nothing above it; the wrist moves, but the layout does not name it.
+    assert kinematics.measured.tolist() == [1] and kinematics.feet.tolist() == []
+
+
+def test_the_roots_place_is_told_by_velocities_or_places_or_not_at_all(tmp_path):
+    skeleton = load_arm(tmp_path)
+    motion = torch.tensor([[5.0, 1.5, 1], [0.1, 1.4, -0.2], [0.1, 1.3, 0]])
+    velocities, places = (
+        Kinematics((Channels("translation", kind, 0, 3),), skeleton) for kind in ("translation", "position")
+    )
+    expected = torch.tensor([[0, 1.5, 0], [0.1, 1.4, -0.2], [0.2, 1.3, -0.2]], dtype=torch.float64)
+    torch.testing.assert_close(velocities.roots(motion), expected, atol=1e-6, rtol=0)
+    assert torch.equal(places.roots(motion), motion.double())
+    with pytest.raises(ValueError, match="does not say where the root is"):
+        Kinematics((Channels("elbow", "rotation_6d", 0, 6),), skeleton).roots(motion)

@@ -1,4 +1,4 @@
-"""Scores against the same sums done plainly, and the tables that show them."""
+"""Scores against the same sums done plainly."""
 
 import math
 from dataclasses import replace
