@@ -1,11 +1,12 @@
 """The losses: each is the distance that it says, weighed by joint, and refused where the columns do not have it."""
 
+import numpy as np
 import pytest
 import torch
 
 from ds_rvqvae.config.model import LossConfig
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.model.losses import LossColumns, tokenizer_losses
+from ds_rvqvae.model.losses import LossColumns, loss_columns, tokenizer_losses
 from ds_rvqvae.motion.kinematics import angle_between, matrices_from_6d
 from ds_rvqvae.motion.layout import Channels, check_losses, column_weights
 
@@ -78,3 +79,32 @@ def test_joints_weigh_by_name():
 def test_losses_that_the_columns_do_not_allow_are_refused(config, layout, complaint):
     with pytest.raises(UserError, match=complaint):
         check_losses(config, layout)
+
+
+@pytest.mark.parametrize(
+    ("kind", "recons", "velocity"),
+    [
+        # Differences 0, 3, -0.5 and 0: their changes are 3, -3.5, 0.5.
+        ("l1", 3.5 / 4, 7 / 3),
+        ("l2", 9.25 / 4, 21.5 / 3),
+        # Half the square below 1, beyond it the distance less a half.
+        ("l1_smooth", (2.5 + 0.125) / 4, (2.5 + 3 + 0.125) / 3),
+    ],
+)
+def test_losses_of_four_frames_by_hand(kind, recons, velocity):
+    truth = torch.tensor([1.0, 2, 3, 4]).view(1, 4, 1)
+    found = truth + torch.tensor([0, 3, -0.5, 0]).view(1, 4, 1)
+    config = LossConfig(recons_loss=kind, loss_vel=0.25, commit=0.5)
+    losses = tokenizer_losses(found, truth, torch.tensor(2.0), config)
+    assert losses.recons.item() == pytest.approx(recons) and losses.velocity.item() == pytest.approx(velocity)
+    assert losses.loss.item() == pytest.approx(recons + 0.25 * velocity + 0.5 * 2)
+    assert losses.commit == 2 and losses.acceleration == losses.rotation == 0
+
+
+def test_columns_know_where_rotations_stand_and_what_they_are_normalised_by():
+    mean, std = np.arange(15, dtype=np.float32), np.arange(15, dtype=np.float32) + 1
+    about = loss_columns(LossConfig(joint_weights={"root": 0}), JOINTS, mean, std, torch.device("cpu"))
+    assert about.rotations.tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+    assert torch.equal(about.mean, about.rotations.float()) and torch.equal(about.std, about.mean + 1)
+    torch.testing.assert_close(about.weights, torch.tensor([15 / 12] * 12 + [0.0] * 3))
+    assert loss_columns(LossConfig(), JOINTS, mean, std, torch.device("cpu")).weights is None
