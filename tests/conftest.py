@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from ds_rvqvae.data.demo import write_demo_motion
+from ds_rvqvae.data.store.store import Store
+from tests.data.store.looked_at import make_store
 from tests.gpu.stand_in import StandIn, compile_library
 
 # A shell lets what it starts in the background ignore SIGINT, and nohup SIGHUP; what the tests start would inherit it.
@@ -27,6 +29,12 @@ def cache(tmp_path, monkeypatch) -> Path:
 def demo_folder(tmp_path_factory) -> Path:
     """Demo motion: six BEAT2 clips of 160 frames; not to be written to."""
     return write_demo_motion(tmp_path_factory.mktemp("motion") / "demo", clips=6, frames=160)
+
+
+@pytest.fixture(scope="session")
+def demo_store(tmp_path_factory, demo_folder) -> Store:
+    """A store of the demo motion, of which nothing is cut; not to be written to."""
+    return make_store(tmp_path_factory.mktemp("store"), demo_folder)
 
 
 @pytest.fixture(scope="session")

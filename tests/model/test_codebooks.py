@@ -130,3 +130,11 @@ def test_shared_codebook_is_updated_once_after_all_levels():
     counts = torch.bincount(codes.flatten(), minlength=16).float()
     torch.testing.assert_close(quantizer.ema_count[0], counts)
     torch.testing.assert_close(quantizer.ema_sum[0], sums)
+
+
+def test_averages_start_at_full_inertia_without_a_warm_up():
+    quantizer, latents = make(levels=1, mu_warm_up=0, dead_code_threshold=0.0)
+    before, counts = quantizer.ema_count.clone(), torch.bincount(quantizer.encode(latents).flatten(), minlength=16)
+    quantizer(latents)
+    quantizer.update_codebooks()
+    torch.testing.assert_close(quantizer.ema_count[0], 0.99 * before[0] + 0.01 * counts)

@@ -1,5 +1,6 @@
-"""The residual quantizer on one rank: gradients, levels, dropout, noise, initialisation."""
+"""The residual quantizer on one rank: gradients, levels, dropout, noise, distances, beams, initialisation."""
 
+import itertools
 import math
 
 import pytest
@@ -168,3 +169,63 @@ def test_codes_and_vectors_are_those_of_vector_quantize_pytorch(shared):
     their_quantized, their_codes, _ = theirs.eval()(latents)
     assert torch.equal(codes, their_codes)
     torch.testing.assert_close(quantized, their_quantized)
+
+
+def test_the_rotation_trick_is_the_turn_and_stretch_of_each_latent_into_its_codes():
+    quantizer, latents = make(gradient="rotation_trick")
+    plain, _ = make()
+    latents = latents[:1, :6].clone().requires_grad_()
+    quantized = quantizer(latents)[0]
+    assert torch.equal(quantized, plain(latents)[0])
+    gradient = torch.randn_like(quantized)
+    (found,) = torch.autograd.grad(quantized, latents, gradient)
+    for vector, code, outer, inner in zip(
+        latents[0].detach(), quantized[0].detach(), gradient[0], found[0], strict=True
+    ):
+        source, target = vector / vector.norm(), code / code.norm()
+        # Rodrigues' formula in the plane of both.
+        plane, cosine = torch.outer(target, source) - torch.outer(source, target), source @ target
+        turn = torch.eye(4) + plane + plane @ plane / (1 + cosine)
+        torch.testing.assert_close(turn @ source, target)
+        torch.testing.assert_close(inner, code.norm() / vector.norm() * turn.T @ outer, rtol=1e-4, atol=1e-5)
+
+
+def test_cosine_distance_takes_the_code_of_the_nearest_angle_whatever_its_length():
+    quantizer, latents = make(levels=1, codebook_distance="cosine")
+    codes = quantizer.eval().encode(latents)[..., 0]
+    similarity = torch.nn.functional.cosine_similarity(latents[:, :, None], quantizer.codebooks[0], dim=-1)
+    assert torch.equal(codes, similarity.argmax(-1))
+    quantizer.codebooks *= torch.rand(1, 16, 1) + 0.5
+    assert torch.equal(quantizer.encode(latents)[..., 0], codes)
+    assert torch.equal(quantizer(latents)[1][..., 0], codes)
+
+
+def test_a_wider_beam_comes_nearer_and_the_widest_finds_the_nearest_of_all_sums():
+    quantizer, latents = make(levels=3, dead_code_threshold=0)
+    quantizer.eval()
+    errors = []
+    for beam_size in (1, 2, 4, 16, 256):
+        quantizer.beam_size = beam_size
+        quantized, codes, _commit_loss, _ = quantizer(latents)
+        assert torch.equal(codes, quantizer.encode(latents))
+        torch.testing.assert_close(quantized, quantizer.decode(codes))
+        errors.append((quantized - latents).square().sum(dim=-1))
+    assert all(later.mean() < earlier.mean() for earlier, later in itertools.pairwise(errors))
+    one, two, three = quantizer.codebooks
+    sums = (one[:, None, None] + two[:, None] + three).reshape(-1, 4)
+    least = torch.cdist(latents.reshape(-1, 4).double(), sums.double()).amin(dim=1).square()
+    torch.testing.assert_close(errors[-1].reshape(-1).double(), least, atol=1e-5, rtol=1e-5)
+    # Training goes level by level, whatever is asked of encoding.
+    quantizer.train()
+    plain, _ = make(levels=3, dead_code_threshold=0)
+    assert torch.equal(quantizer(latents)[1], plain(latents)[1])
+
+
+def test_sampling_noise_falls_to_nothing():
+    quantizer, latents = make(sample_codebook_temp=2.0, sample_anneal_iter=100)
+    nearest = quantizer.encode(latents)
+    changed = []
+    for step in (0, 50, 90, 100, 1000):
+        quantizer.set_step(0, step)
+        changed.append((quantizer(latents)[1] != nearest)[..., 0].float().mean().item())
+    assert changed[0] > changed[1] > changed[2] > 0 and changed[3:] == [0, 0]

@@ -1,4 +1,4 @@
-"""Scores against the same sums done plainly, and angles against scipy."""
+"""Scores against the same sums done plainly."""
 
 import math
 from dataclasses import replace
@@ -6,16 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy.spatial.transform import Rotation
 
 from ds_rvqvae import RVQVAE
 from ds_rvqvae.config.model import ModelConfig
-from ds_rvqvae.motion.kinematics import Kinematics, angle_between, matrices_from_6d
-from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, Channels, select_columns, smplx_layout
-from ds_rvqvae.motion.rotations import translation_positions
+from ds_rvqvae.motion.kinematics import angle_between
+from ds_rvqvae.motion.layout import Channels
 from ds_rvqvae.motion.skeleton import Skeleton, builtin_skeleton, joint_places
 from ds_rvqvae.tokenizer.metrics import STANDING_HEIGHT, STANDING_SPEED, ScoreSums
 from ds_rvqvae.tokenizer.tables import best_cells, comparison_cells, comparison_table, score_table
+from tests.motion.walking import legs
 
 CONFIG = ModelConfig(width=16, depth=1, code_dim=4, nb_code=8, num_quantizers=3)
 LAYOUT = (
@@ -23,29 +22,6 @@ LAYOUT = (
     Channels("knee", "rotation_6d", 6, 12),
     Channels("rest", "feature", 12, 14),
 )
-
-
-def _rows(rotations: Rotation) -> torch.Tensor:
-    return torch.from_numpy(rotations.as_matrix()[:, :2].reshape(-1, 6))
-
-
-def test_angles_are_scipys():
-    first, second = Rotation.random(500, random_state=0), Rotation.random(500, random_state=1)
-    expected = np.rad2deg((first * second.inv()).magnitude())
-    np.testing.assert_allclose(angle_between(_rows(first), _rows(second)).numpy(), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("degrees", [0.0, 1e-3, 1.0, 90.0, 179.9])
-def test_small_and_large_angles_keep_their_digits(degrees):
-    turned = Rotation.from_rotvec([[0, math.radians(degrees), 0]])
-    angle = angle_between(_rows(turned).float(), _rows(Rotation.identity(1)).float())
-    assert angle.item() == pytest.approx(degrees, rel=1e-3, abs=1e-5)
-
-
-def test_gram_schmidt_gives_rotations():
-    matrices = matrices_from_6d(torch.randn(50, 6, dtype=torch.float64))
-    torch.testing.assert_close(matrices @ matrices.transpose(1, 2), torch.eye(3, dtype=torch.float64).expand(50, 3, 3))
-    torch.testing.assert_close(torch.linalg.det(matrices), torch.ones(50, dtype=torch.float64))
 
 
 def _third_differences(clip):
@@ -188,26 +164,7 @@ def test_a_skeleton_of_other_joints_gives_no_places(model):
 
 @pytest.fixture
 def walk():
-    """Layout `lower_trans`, its mean and std, and 80 frames of legs that turn a little over feet that often stand."""
-    _, layout = select_columns(smplx_layout(), "lower_trans")
-    rng = np.random.default_rng(0)
-    rest = np.tile([1, 0, 0, 0, 1, 0], len(BODY_PART_CHANNELS["lower_trans"]) - 1)
-    mean = torch.from_numpy(np.append(rest, [0, 0.95, 0])).float()
-    std = torch.full((57,), 0.02)
-    std[-3:] = torch.tensor([0.002, 0.01, 0.002])
-    motion = torch.from_numpy(np.cumsum(rng.normal(size=(80, 57)) * 0.1, axis=0)).float()
-    return layout, mean, std, motion
-
-
-def test_places_of_a_walk_are_those_of_the_skeleton(walk):
-    layout, mean, std, motion = walk
-    skeleton = builtin_skeleton()
-    frames = motion * std + mean
-    places = joint_places(frames.numpy(), layout, skeleton)
-    kinematics = Kinematics(layout, skeleton)
-    np.testing.assert_allclose(kinematics.places(frames).numpy(), places - places[:, :1], atol=1e-5)
-    measured = [skeleton.joint_names[joint] for joint in kinematics.measured]
-    assert sorted(measured) == sorted(set(BODY_PART_CHANNELS["lower_trans"]) - {"pelvis", "translation"})
+    return legs()
 
 
 @pytest.fixture(params=["translation", "position"])
@@ -215,17 +172,6 @@ def walk_of_either_kind(walk, request):
     """The same walk where the root's columns are velocities, and where they are places."""
     layout, mean, std, motion = walk
     return (*layout[:-1], replace(layout[-1], kind=request.param)), mean, std, motion
-
-
-def test_velocities_and_places_say_the_same(walk):
-    layout, mean, std, motion = walk
-    frames = motion * std + mean
-    places = frames.clone().double()
-    places[:, -3:] = torch.from_numpy(translation_positions(frames[:, -3:].numpy(), (0.0, 0.0)))
-    as_places = Kinematics((*layout[:-1], replace(layout[-1], kind="position")), builtin_skeleton())
-    by_velocity = Kinematics(layout, builtin_skeleton())
-    torch.testing.assert_close(as_places.roots(places), by_velocity.roots(frames), atol=1e-6, rtol=0)
-    assert by_velocity.has_root and not Kinematics(layout[:-1], builtin_skeleton()).has_root
 
 
 def test_root_and_feet_are_those_of_the_places(walk_of_either_kind):

@@ -1,16 +1,14 @@
+"""A prepared store: clips are views of it, and one that is damaged or foreign is refused."""
+
 import json
 import os
-from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data import open_store
-from ds_rvqvae.data.store.number_formats import NUMBER_FORMATS
 from ds_rvqvae.data.store.prepare import prepare_store
-from ds_rvqvae.data.store.shards import plan_shards
-from ds_rvqvae.data.store.statistics import RunningStatistics
 from ds_rvqvae.errors import UserError
 from tests.data.motion import write_packed
 
@@ -26,42 +24,6 @@ def test_clips_are_views_of_the_memory_map(store):
     assert all(np.shares_memory(store.clip(name), frames) for name in store.clip_names)
     assert store.num_frames == 120 and store.hours == 120 / 30 / 3600
     assert np.array_equal(store.read(*store.rows("clip1")), store.clip("clip1"))
-
-
-def test_a_bfloat16_store_rounds_as_torch_does(tmp_path):
-    import torch
-
-    values = np.random.default_rng(0).normal(size=(120, 5)).astype(np.float32) * 10.0 ** np.arange(-3, 2)
-    file = write_packed(tmp_path / "all.npz", motion=values)
-    for dtype in ("bfloat16", "float16"):
-        store = prepare_store(DataConfig(path=str(file), store_dtype=dtype), tmp_path / dtype)
-        rounded = torch.from_numpy(values.astype(np.float32)).to(getattr(torch, dtype)).float().numpy()
-        assert store.clip("clip2").dtype == np.float32 and np.array_equal(store.clip("clip2"), rounded[70:])
-        assert store.nbytes == 120 * 5 * 2 and (store.folder / "shards/00000.npy").stat().st_size == 128 + 1200
-    assert NUMBER_FORMATS["float16"].encode(np.array([1e9], np.float32))[0] == np.finfo(np.float16).max
-
-
-def test_shards_take_about_the_same_bytes_and_every_clip_once():
-    weights = np.random.default_rng(0).integers(0, 3 << 20, size=1000).tolist()
-    plans = plan_shards([str(index) for index in range(1000)], weights, first=7)
-    assert [name for plan in plans for name in plan.names] == [str(index) for index in range(1000)]
-    assert [plan.index for plan in plans] == list(range(7, 7 + len(plans)))
-    filled = [sum(weights[int(name)] for name in plan.names) for plan in plans]
-    assert max(filled) <= 8 << 20 and all(sum(pair) > 8 << 20 for pair in pairwise(filled))
-    assert [plan.names for plan in plan_shards(["a", "b"], [1 << 40, 5])] == [["a"], ["b"]]
-
-
-def test_running_statistics_keep_their_digits_far_from_zero():
-    frames = (1e4 + np.random.default_rng(0).normal(size=(40_000, 3)) * 0.1).astype(np.float32)
-    running, parts = RunningStatistics(3), [RunningStatistics(3) for _ in range(7)]
-    for part, rows in zip(parts, np.array_split(frames, 7), strict=True):
-        part.add(rows)
-        running.merge(RunningStatistics.from_json(json.loads(json.dumps(part.to_json()))))
-    mean, std = running.mean_and_std()
-    exact = frames.astype(np.float64)
-    assert np.allclose(mean, exact.mean(axis=0), rtol=1e-7) and np.allclose(std, exact.std(axis=0), rtol=1e-6)
-    assert running.count == 40_000
-    assert np.array_equal(running.minimum, frames.min(axis=0)) and np.array_equal(running.maximum, frames.max(axis=0))
 
 
 def _edit(**changes):

@@ -1,0 +1,17 @@
+"""An arm of three joints as a file of a skeleton has it."""
+
+import json
+
+from ds_rvqvae.data.formats.skeletons import load_skeleton
+
+ARM = {
+    "joint_names": ["shoulder", "elbow", "wrist"],
+    "parents": [-1, 0, 1],
+    "offsets": [[0, 1, 0], [1, 0, 0], [2, 0, 0]],
+}
+
+
+def load_arm(folder):
+    """The arm, written to a folder and read."""
+    (folder / "arm.json").write_text(json.dumps(ARM))
+    return load_skeleton(folder / "arm.json")
