@@ -1,9 +1,12 @@
-"""Readings of cards, on a real driver where there is one."""
+"""Readings of cards: those that the stand-in library plays, and on a real driver where there is one."""
+
+import json
 
 import pynvml
 import pytest
 
 from ds_rvqvae.gpu.nvml import IDLE_MEMORY, Gpu, GpuProcess, NoDriverError, list_gpus
+from tests.gpu.stand_in import GPU_IS_LOST, NO_PERMISSION
 
 
 def has_driver() -> bool:
@@ -45,3 +48,42 @@ def test_idle_is_no_compute_process_and_little_memory():
     assert card(IDLE_MEMORY - 1).idle
     assert not card(IDLE_MEMORY).idle
     assert not card(0, [GpuProcess(1, None)]).idle
+
+
+FUNCTION_NOT_FOUND = 13
+
+
+def cards(stand_in):
+    code = """
+import json
+from dataclasses import asdict
+from ds_rvqvae.gpu.nvml import list_gpus
+print(json.dumps([{**asdict(gpu), "idle": gpu.idle} for gpu in list_gpus()]))
+"""
+    return json.loads(stand_in.python(code))
+
+
+def test_memory_counts_no_reserved_memory_unless_the_driver_cannot_tell(stand_in):
+    stand_in.play(
+        "0 used 1000", "0 reserved 500", "1 used 1000", "1 reserved 500", f"1 memory_v2 !{FUNCTION_NOT_FOUND}"
+    )
+    new, old = cards(stand_in)[:2]
+    assert (new["memory_used_bytes"], new["memory_reserved_bytes"]) == (1000, 500)
+    assert (old["memory_used_bytes"], old["memory_reserved_bytes"]) == (1500, None)
+
+
+def test_a_lost_card_does_not_hide_the_others(stand_in):
+    stand_in.play(f"0 error {GPU_IS_LOST}", f"2 memory !{NO_PERMISSION}", "3 memory !999")
+    lost, sound, silent, broken = cards(stand_in)[:4]
+    assert lost["error"] == "GPU is lost" and lost["index"] == 0 and not lost["idle"]
+    assert sound["error"] is None and sound["idle"]
+    assert silent["error"] is None and silent["memory_used_bytes"] is None and silent["temperature"] == 32
+    assert broken["error"] == "Unknown Error"
+
+
+def test_graphics_processes_are_listed_and_leave_a_card_idle(stand_in):
+    stand_in.play("0 graphics 7 1000", "1 graphics 7 1000", "1 process 8 2000", "1 slowdowns 36")
+    first, second = cards(stand_in)[:2]
+    assert [process["graphics"] for process in first["processes"]] == [True] and first["idle"]
+    assert {process["pid"]: process["graphics"] for process in second["processes"]} == {7: True, 8: False}
+    assert not second["idle"] and second["slowdowns"] == ["power cap", "thermal slowdown"]

@@ -9,11 +9,10 @@ import pytest
 
 from ds_rvqvae.cli import main
 from ds_rvqvae.config.profile import load_profile, profile_from_dict
-from ds_rvqvae.errors import UserError
 from ds_rvqvae.gpu.cards import CARDS, parse_bytes
 from ds_rvqvae.gpu.plan import largest_micro_batch, make_plan
 from ds_rvqvae.gpu.quantizers import staged_count
-from ds_rvqvae.gpu.sizes import flat_count, owned_gradient_counts, parameter_sizes, transfers_of, zero_bytes
+from ds_rvqvae.gpu.sizes import parameter_sizes
 from tests.ranks import run_ranks
 
 KEYS = ("parameters", "gradients", "optimizer", "codebooks", "activations", "buckets", "batch", "overhead")
@@ -136,22 +135,6 @@ def test_each_line_is_what_the_engine_holds(tmp_path, demo_folder, gpus, variant
                 assert rank["all_gather"] == payload["weights"], name
 
 
-def test_each_rank_keeps_the_gradients_that_reach_into_its_part():
-    profile = load_profile("baseline")
-    counts = owned_gradient_counts(profile, [5, 3, 4], 3)
-    # 12 elements and no padding: ranks own 0-3, 4-7, 8-11.
-    assert flat_count([5, 3, 4], 3) == 12 and counts == [5, 8, 4]
-    assert flat_count([5, 3], 2) == 8 and flat_count([5, 4], 2) == 12
-    # Padded to 12: the second rank's part ends with three zeros.
-    assert owned_gradient_counts(profile, [5, 4], 2) == [9, 4 + 3]
-
-
-def test_what_benchmarks_counted_on_two_ranks():
-    gradients, weights, codebooks = transfers_of(load_profile("baseline"), 78, 2)
-    assert gradients.payload_bytes + codebooks.payload_bytes == 39_333_285 - 5
-    assert weights.payload_bytes == 35_376_544 and codebooks.payload_bytes == 3_956_740
-
-
 def test_traffic_of_a_ring():
     sent = [make_plan(load_profile("large"), 78, gpus, CARD).wire_bytes_per_step for gpus in (1, 7, 14, 56)]
     assert sent[0] == 0
@@ -226,30 +209,6 @@ def test_an_average_of_the_weights_is_a_share_of_them():
     assert averaged.optimizer_bytes == plain.optimizer_bytes
 
 
-def test_a_large_bucket_counts_though_the_model_is_small():
-    profile = load_profile("demo", ["zero_optimization.reduce_bucket_size=500000000"])
-    held = zero_bytes(profile, parameter_sizes(78, profile.rvqvae.model), 2)
-    assert held.buckets == 2 * 2 * 500_000_000
-    assert held.reducing < 8 * held.parameters
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("24GiB", 24 << 30), ("24GB", 24 * 10**9), ("24564MiB", 24564 << 20), ("1.5 GiB", 3 << 29), ("900b", 900)],
-)
-def test_sizes(text, size):
-    assert parse_bytes(text) == size
-
-
-@pytest.mark.parametrize(
-    "text", ["24", "24G", "GiB", "-3GiB", "0GiB", "24 GiBs", "nan", "1e3GiB", "", "9" * 400 + "GiB"]
-)
-def test_sizes_that_are_none(text):
-    with pytest.raises(UserError, match="give a size with its unit") as caught:
-        parse_bytes(text)
-    assert "\n" not in str(caught.value)
-
-
 def test_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("DS_ACCELERATOR", raising=False)
     monkeypatch.delenv("LOCAL_SIZE", raising=False)
@@ -268,12 +227,6 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert len(np.unique(picture[..., :3].reshape(-1, 3), axis=0)) > 9
     assert main([*arguments[:-1], "--set", "rvqvae.data.body_part=hands"]) == 0
     assert json.loads(capsys.readouterr().out)["in_features"] == 180
-
-
-def test_what_does_not_fit_says_so(capsys):
-    assert main(["plan", "large", "--gpu_memory", "2GiB", "--gpus", "1"]) == 0
-    printed = capsys.readouterr().out
-    assert "DOES NOT FIT" in printed and "not even a micro batch of one window" in printed
 
 
 @pytest.mark.parametrize(

@@ -1,66 +1,15 @@
-"""The monitor on a terminal: its table, and what keys, signals and sizes do to it."""
+"""The monitor's table on a terminal: what it shows at which size, its bars and its history."""
 
-import codecs
-import fcntl
 import os
-import pty
 import re
 import signal
-import struct
-import subprocess
-import termios
-import time
-from pathlib import Path
 
 import pytest
 
-from tests.gpu.stand_in import GPU_IS_LOST, command
-
-
-class Terminal:
-    """A terminal with a monitor in it."""
-
-    def __init__(self, stand_in, columns, rows, *flags):
-        self.side, theirs = pty.openpty()
-        self.resize(columns, rows)
-        self.modes = termios.tcgetattr(theirs)
-        self.theirs = theirs
-        # A session of its own, so that what is typed reaches it as signals.
-        self.monitor = subprocess.Popen(
-            command(*flags), env=stand_in.environment, stdin=theirs, stdout=theirs, stderr=theirs,
-            preexec_fn=lambda: (os.setsid(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),
-        )  # fmt: skip
-        self.text = ""
-        # What is read may end within a character.
-        self.decode = codecs.getincrementaldecoder("utf-8")().decode
-
-    def resize(self, columns, rows):
-        fcntl.ioctl(self.side, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    def read_until(self, pattern, seconds=20):
-        end = time.monotonic() + seconds
-        while not re.search(pattern, self.text):
-            assert time.monotonic() < end, self.text
-            self.text += self.decode(os.read(self.side, 1 << 16))
-
-    def type(self, keys):
-        os.write(self.side, keys)
-
-    def end(self):
-        """The exit status, and what was written after the second screen was left."""
-        status = self.monitor.wait(10)
-        self.text += "".join(iter(self._rest, ""))
-        assert termios.tcgetattr(self.theirs) == self.modes
-        os.close(self.side)
-        os.close(self.theirs)
-        return status, self.text.rpartition("\x1b[?1049l")[2]
-
-    def _rest(self):
-        os.set_blocking(self.side, False)
-        try:
-            return self.decode(os.read(self.side, 1 << 16))
-        except BlockingIOError:
-            return ""
+from ds_rvqvae.gpu.nvml import Gpu
+from ds_rvqvae.gpu.table import History, bar
+from tests.gpu.stand_in import GPU_IS_LOST
+from tests.gpu.terminal import Terminal
 
 
 def visible(text):
@@ -113,16 +62,22 @@ class TestTable:
         terminal.type(b"\x03")
         assert terminal.end()[0] == 0
 
-    def test_ctrl_z_gives_the_terminal_back_meanwhile(self, stand_in):
-        terminal = Terminal(stand_in, 80, 30, 60)
-        terminal.read_until("total")
-        terminal.type(b"\x1a")
-        terminal.read_until(re.escape("\x1b[?1049l"))
-        pid = terminal.monitor.pid
-        stat = Path(f"/proc/{pid}/stat")
-        while stat.read_text().rpartition(")")[2].split()[0] != "T":
-            time.sleep(0.02)
-        os.kill(pid, signal.SIGCONT)
-        terminal.read_until("(?s)1049l.*1049h.*total")
-        terminal.type(b"\x03")
-        assert terminal.end()[0] == 0
+
+def test_bars_are_exact_to_an_eighth():
+    assert [bar(share, 4) for share in (-1, 0, 0.5, 1 / 32, 1, 7)] == ["░░░░", "░░░░", "██░░", "▏░░░", "████", "████"]
+
+
+class TestHistory:
+    def test_a_sparkline_is_the_mean_of_each_span(self):
+        history = History(seconds=100)
+        for second, value in ((5, 0), (15, 100), (17, 0), (95, 100)):
+            history.add([Gpu(0, "", "", "", 0, 1, value)], second)
+        assert history.sparkline(0, 100, 10) == "▁▅▅▅▅▅▅▅▅█"
+
+    def test_old_samples_go_and_missing_ones_leave_no_mark(self):
+        history = History(seconds=10)
+        history.add([Gpu(0, "", "", "", 0, 1, 100), Gpu(1, "", "", "", 0, 1, 0), Gpu(2, "", "", "", 0, 1, None)], 0)
+        assert history.sparkline(0, 0, 3) == "  █" and history.sparkline(2, 0, 3) == "   "
+        assert history.sparkline(None, 0, 3) == "  ▅"
+        history.add([Gpu(0, "", "", "", 0, 1, 0)], 20)
+        assert history.sparkline(0, 20, 3) == "  ▁" and history.sparkline(1, 20, 3) == "   "

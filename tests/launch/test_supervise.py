@@ -4,82 +4,16 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
-import threading
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 
 from ds_rvqvae.errors import ExitStatus
-from ds_rvqvae.launch.restarts import run_with_restarts
-from ds_rvqvae.launch.supervise import Ending, Job, signals_noted, supervise
-from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, Watch
-from tests.ranks import ROOT
+from ds_rvqvae.launch.supervise import Ending, signals_noted, supervise
 
 pytestmark = pytest.mark.processes
 
-# Stands in for the runner and for the rank launcher: starts what comes after its own two words and passes on the
-# status of whichever rank ends first, after SIGTERM to the others, as deepspeed does.
-PARENT = """
-import os, subprocess, sys, time
-count, _name, *command = sys.argv[1:]
-children = []
-for rank in range(int(count)):
-    children.append(subprocess.Popen(command, env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank)}))
-while not (ended := [child for child in children if child.poll() not in (None, 0)]):
-    if all(child.poll() == 0 for child in children):
-        sys.exit(0)
-    time.sleep(0.6)
-for child in children:
-    child.terminate()
-for child in children:
-    child.wait()
-sys.exit(ended[0].returncode)
-"""
-
-# A rank: gives a sign of life, writes its pid, then does what its first word says.
-RANK = """
-import os, signal, sys, time
-from pathlib import Path
-import psutil
-from ds_rvqvae.runs.heartbeat import Heartbeat, read_heartbeats
-mode, folder, rank = sys.argv[1], Path(sys.argv[2]), int(os.environ["RANK"])
-def stop(*_):
-    (folder / f"stopped-{os.getpid()}").touch()
-    sys.exit(1 if mode == "first-75" else 75)
-signal.signal(signal.SIGTERM, signal.SIG_IGN if mode == "deaf" else stop)
-if mode == "deaf":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-elif mode == "wait" and rank == 0:
-    signal.signal(signal.SIGUSR1, lambda *_: (folder / f"saved-{os.getpid()}").touch())
-heartbeat = Heartbeat.start(rank)
-heartbeat.beat(7)
-(folder / f"rank-{os.getpid()}").touch()
-if mode == "done":
-    (folder / "outcome").write_text("done")
-elif mode == "silent":
-    pass
-elif mode.isdecimal():
-    Heartbeat.end(int(mode))
-    sys.exit(int(mode))
-elif mode == "killed" and rank == 1:
-    os.kill(os.getpid(), signal.SIGKILL)
-elif mode == "first-75" and rank == 0:
-    sys.exit(75)
-elif mode == "killed":
-    # As a rank fails whose connection to another is lost.
-    signs = Path(os.environ["DS_RVQVAE_HEARTBEAT"])
-    while not (dead := [sign.pid for sign in read_heartbeats(signs) if sign.rank == 1]):
-        time.sleep(0.01)
-    while psutil.pid_exists(dead[0]) and psutil.Process(dead[0]).status() != psutil.STATUS_ZOMBIE:
-        time.sleep(0.01)
-    Heartbeat.end(70)
-    os._exit(70)
-else:
-    time.sleep(120)
-"""
 
 DRIVER = """
 import os, sys
@@ -92,35 +26,6 @@ with signals_noted() as signals:
     job = Job(command, os.environ, Path(outcome), watch)
     sys.exit(supervise(job, signals, stop_grace=float(grace), end_grace=1.0).status)
 """
-
-
-@pytest.fixture
-def tree(tmp_path, monkeypatch):
-    """Command lines of a supervised tree with two ranks, by what the ranks do."""
-    (tmp_path / "heartbeats").mkdir()
-    monkeypatch.setenv(HEARTBEAT_VARIABLE, str(tmp_path / "heartbeats"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    for name, text in (("parent", PARENT), ("rank", RANK), ("driver", DRIVER)):
-        (tmp_path / f"{name}.py").write_text(text)
-
-    def command(mode):
-        parent = [sys.executable, str(tmp_path / "parent.py")]
-        rank = [sys.executable, str(tmp_path / "rank.py"), mode, str(tmp_path)]
-        return [*parent, "1", "runner", *parent, "2", "deepspeed.launcher.launch", *rank]
-
-    return command
-
-
-@pytest.fixture
-def job(tree, tmp_path):
-    """Jobs of such a tree."""
-
-    def make(mode):
-        signs = Path(tempfile.mkdtemp(dir=tmp_path))
-        variables = {**os.environ, HEARTBEAT_VARIABLE: str(signs)}
-        return Job(tree(mode), variables, tmp_path / "outcome", Watch(signs, 2, limit=0))
-
-    return make
 
 
 def run(job):
@@ -152,6 +57,7 @@ def wait_until(condition, seconds=20.0):
 @pytest.fixture
 def driven(tree, tmp_path):
     """Starts a supervised tree in a process of its own, to be signalled once both ranks run."""
+    (tmp_path / "driver.py").write_text(DRIVER)
     started = []
 
     def start(mode, grace=20.0, limit=0.0):
@@ -297,47 +203,3 @@ def test_handlers_are_put_back(job):
     before = [signal.getsignal(number) for number in numbers]
     run(job("done"))
     assert [signal.getsignal(number) for number in numbers] == before
-
-
-def test_a_killed_run_is_started_again_until_it_is_done(job, capfd):
-    starts = []
-
-    def make_job(restart):
-        starts.append(restart)
-        return job("done" if restart == 2 else "killed")
-
-    with signals_noted() as signals:
-        assert run_with_restarts(make_job, 5, signals, first_pause=0.1) is ExitStatus.DONE
-    assert starts == [0, 1, 2]
-    error = capfd.readouterr().err
-    assert "restart 1 of 5" in error and "restart 2 of 5" in error
-
-
-@pytest.mark.parametrize(
-    ("mode", "restarts", "starts", "status"),
-    [
-        ("killed", 0, 1, ExitStatus.FAILED),
-        ("killed", 2, 3, ExitStatus.FAILED),
-        ("70", 5, 2, ExitStatus.FAILED),  # at the same step twice
-        ("2", 5, 1, ExitStatus.BAD_INPUT),
-        ("75", 5, 1, ExitStatus.STOPPED),
-    ],
-)
-def test_what_is_not_started_again(job, mode, restarts, starts, status):
-    made = []
-
-    def make_job(restart):
-        made.append(restart)
-        return job(mode)
-
-    with signals_noted() as signals:
-        assert run_with_restarts(make_job, restarts, signals, first_pause=0.1) is status
-    assert len(made) == starts
-
-
-def test_a_signal_ends_the_pause_before_a_restart(job, capfd):
-    threading.Timer(3.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    # A pause that the signal did not end would outlast the test.
-    with signals_noted() as signals:
-        assert run_with_restarts(lambda _: job("70"), 1, signals, first_pause=3600.0) is ExitStatus.STOPPED
-    assert "stopped before the restart" in capfd.readouterr().err

@@ -1,6 +1,7 @@
 """A small run for tests: its flags, and its engine and trainer inside a rank."""
 
 import json
+import time
 from pathlib import Path
 
 SMALL = [
@@ -19,6 +20,8 @@ SMALL = [
 ]
 EXACT = ["--mixed_precision=no", "--dropout=0", "--quantize_dropout_prob=0"]
 """Nothing random, nothing rounded: what any number of ranks computes alike."""
+THREE_STEPS = [*EXACT, "--batch_size=4", "--gradient_accumulation_steps=2", "--total_iter=3", "--nb_code=64"]
+"""A run of three steps, two micro batches each."""
 
 
 def make_trainer(folder: str, data: str, flags: list[str]):
@@ -34,3 +37,11 @@ def make_trainer(folder: str, data: str, flags: list[str]):
 def read_metrics(run: Path) -> list[dict]:
     """The lines of a run's `metrics.jsonl`."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_until(done, seconds=90):
+    """Waits for ranks to come so far; fails where they do not within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

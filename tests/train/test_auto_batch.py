@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 
 from ds_rvqvae.config.profile import load_profile
@@ -36,13 +35,6 @@ MACHINE_READINGS = ("samples_per_s", "data_wait", *READING_KEYS)
 )
 def test_micro_batches_go_down_in_sixteens_then_by_halves_and_divide_the_ranks_share(largest, share, expected):
     assert micro_batches(largest, share) == expected
-
-
-@pytest.fixture
-def one_rank(tmp_path):
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def small_profile(*overrides):

@@ -1,21 +1,18 @@
 """The trainer, step by step and as a whole."""
 
-import math
-
 import pytest
 
 from tests.ranks import run_ranks
-from tests.train.small import EXACT, make_trainer, read_metrics
+from tests.train.small import THREE_STEPS, make_trainer, read_metrics
 
 pytestmark = pytest.mark.processes
-FLAGS = [*EXACT, "--batch_size=4", "--gradient_accumulation_steps=2", "--total_iter=3", "--nb_code=64"]
 
 
 def steps_by_hand_and_by_the_loop(folder: str, data: str) -> dict:
     """In a rank: how a run of three steps differs from three single steps, and the single steps' losses."""
     import torch
 
-    stepped = make_trainer(f"{folder}/stepped", data, FLAGS)
+    stepped = make_trainer(f"{folder}/stepped", data, THREE_STEPS)
     losses = []
     for _ in range(3):
         # Only the first call makes codes; none takes a batch away.
@@ -23,7 +20,7 @@ def steps_by_hand_and_by_the_loop(folder: str, data: str) -> dict:
         losses.append(stepped.step())
     state = {name: value.clone() for name, value in stepped.model.state_dict().items()}
     stepped.close()
-    trained = make_trainer(f"{folder}/trained", data, FLAGS)
+    trained = make_trainer(f"{folder}/trained", data, THREE_STEPS)
     trained.train()
     return {
         "differ": [name for name, value in trained.model.state_dict().items() if not torch.equal(value, state[name])],
@@ -42,51 +39,3 @@ def test_the_loop_is_single_steps_and_logs_their_losses(tmp_path, demo_folder, w
         of_ranks = [found["losses"][step] for found in ranks]
         for name in of_ranks[0]:
             assert line[name] == pytest.approx(sum(losses[name] for losses in of_ranks) / world_size, rel=1e-6), name
-
-
-def best_checkpoints(folder: str, data: str) -> list:
-    """In a rank: after each save, its step and whether it counted as the best; and what evaluations say of a step."""
-    trainer = make_trainer(folder, data, [*FLAGS, "--eval_every=1", "--save_every=1", "--lr=5"])
-    save, saved = trainer.checkpointer.save, []
-
-    def noted(step, state, best):
-        saved.append([step, best, state["scores"]["step"], state["scores"]["l1"]])
-        save(step, state, best)
-
-    trainer.checkpointer.save = noted
-    trainer.train()
-    assert trainer.evaluator.scores_of(2) is None and trainer.evaluator.scores_of(3)["step"] == 3
-    assert trainer.evaluator.best_l1 == min(l1 for *_, l1 in saved)
-    return saved
-
-
-def test_the_best_is_the_step_that_scores_better_than_all_before(tmp_path, demo_folder):
-    (saved,) = run_ranks(1, best_checkpoints, tmp_path / "results", folder=str(tmp_path / "run"), data=str(demo_folder))
-    steps, best, scored, errors = zip(*saved, strict=True)
-    assert steps == scored == (1, 2, 3)
-    assert list(best) == [error < min(errors[:place], default=math.inf) for place, error in enumerate(errors)]
-    assert best != (True, True, True)
-
-
-def export_into_a_file(folder: str, data: str) -> dict:
-    """In a rank: a run whose tokenizer cannot be written, and whose scores cannot either."""
-    import logging
-    from pathlib import Path
-
-    trainer = make_trainer(folder, data, FLAGS)
-    said = []
-    handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())
-    logging.getLogger("ds_rvqvae").addHandler(handler)
-    for name in ("tokenizer", "eval"):
-        (Path(folder) / name).write_text("in the way")
-    trainer.train()
-    return {"said": said, "steps": trainer.steps_done}
-
-
-def test_what_cannot_be_written_is_said_and_the_run_ends_well(tmp_path, demo_folder):
-    run = tmp_path / "run"
-    (found,) = run_ranks(1, export_into_a_file, tmp_path / "results", folder=str(run), data=str(demo_folder))
-    assert found["steps"] == 3
-    assert any("scores and pictures not written" in text for text in found["said"])
-    assert any(f"`ds-rvqvae export {run} --out DIR` does it" in text for text in found["said"]), found["said"]

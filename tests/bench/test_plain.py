@@ -1,0 +1,47 @@
+"""The plain loop that `ds-rvqvae bench` measures beside ours."""
+
+import numpy as np
+import pytest
+import torch
+
+from ds_rvqvae import RVQVAE, load_profile
+from ds_rvqvae.bench.plain import PlainLoop
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.model.losses import loss_columns
+from ds_rvqvae.motion.layout import joint_layout
+
+CPU = torch.device("cpu")
+SMALL = ["rvqvae.model.width=64", "rvqvae.model.dropout=0", "rvqvae.model.quantize_dropout_prob=0"]
+
+
+def test_the_plain_loop_has_the_profiles_losses():
+    layout = joint_layout(("spine1", "neck"), "translation")[:2]
+    profile = load_profile("demo", [*SMALL, "rvqvae.loss.loss_rotation=10"])
+    columns = loss_columns(profile.rvqvae.loss, layout, np.zeros(12, np.float32), np.ones(12, np.float32), CPU)
+    motion, losses = torch.randn(4, 64, 12), []
+    for known in (None, columns):
+        torch.manual_seed(0)
+        plain = PlainLoop(RVQVAE(12, profile.rvqvae.model), profile, CPU, columns=known)
+        losses.append(float(plain.step([motion])))
+    assert losses[1] > losses[0] + 1
+
+
+def test_the_plain_loop_trains_the_same_nets():
+    profile = load_profile("demo", SMALL)
+    torch.manual_seed(0)
+    model = RVQVAE(6, profile.rvqvae.model)
+    plain = PlainLoop(model, profile, CPU)
+    stock = {type(module) for net in (plain.encoder, plain.decoder) for module in net.modules()}
+    assert not any(kind.__module__.endswith("model.nets") and kind.__name__ == "Convolution" for kind in stock)
+    motion = torch.randn(4, 64, 6)
+    latents = plain.encoder(motion.transpose(1, 2)).transpose(1, 2)
+    torch.testing.assert_close(latents, model.encode_latents(motion))
+    torch.testing.assert_close(plain.decoder(latents.transpose(1, 2)).transpose(1, 2), model.decode_latents(latents))
+    losses = [float(plain.step([motion])) for _ in range(40)]
+    assert losses[-1] < 0.95 * losses[0]
+
+
+def test_nets_that_stock_modules_do_not_make_are_refused():
+    profile = load_profile("demo", [*SMALL, "rvqvae.model.norm=LN"])
+    with pytest.raises(UserError, match="--no_plain"):
+        PlainLoop(RVQVAE(6, profile.rvqvae.model), profile, CPU)

@@ -1,0 +1,47 @@
+"""What can go wrong as a user meets it: one line on stderr and an exit status."""
+
+import pytest
+
+from ds_rvqvae.errors import ExitStatus, UserError, exit_status_of, printable
+
+
+def test_control_characters_are_not_printed():
+    assert printable("a\x1b[2Jb\nc") == "a?[2Jb?c"
+
+
+def raising(error):
+    def command():
+        raise error
+
+    return command
+
+
+def test_a_command_that_ends_well_has_the_status_it_gives(capsys):
+    assert exit_status_of(lambda: ExitStatus.PARTLY_DONE) is ExitStatus.PARTLY_DONE
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_the_user_can_put_right_is_one_line_with_its_own_status(capsys):
+    assert exit_status_of(raising(UserError("no clip x\x1b[2J"))) is ExitStatus.BAD_INPUT
+    assert exit_status_of(raising(UserError("busy", ExitStatus.CARD_NOT_IDLE))) is ExitStatus.CARD_NOT_IDLE
+    assert capsys.readouterr() == ("", "error: no clip x?[2J\nerror: busy\n")
+
+
+def test_lines_of_a_message_stay_lines(capsys):
+    exit_status_of(raising(UserError("one\ntwo\x07")))
+    assert capsys.readouterr().err == "error: one\ntwo?\n"
+
+
+def test_an_interrupt_is_a_stop_without_a_word(capsys):
+    assert exit_status_of(raising(KeyboardInterrupt())) is ExitStatus.STOPPED
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_an_error_of_our_own_is_one_line_and_its_traceback_only_where_asked_for(capsys, monkeypatch, debug):
+    monkeypatch.setenv("DS_RVQVAE_DEBUG", "1" if debug else "")
+    assert exit_status_of(raising(ValueError("what"))) is ExitStatus.FAILED
+    *traceback, line = capsys.readouterr().err.splitlines()
+    assert line == "error: ValueError: what (DS_RVQVAE_DEBUG=1 shows the traceback)"
+    assert any("in command" in text for text in traceback) is debug
+    assert bool(traceback) is debug

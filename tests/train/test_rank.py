@@ -1,0 +1,34 @@
+"""Refusals of a run by its ranks, before any of them trains."""
+
+import pytest
+
+from tests.ranks import start_ranks, train_ranks
+from tests.train.small import SMALL, wait_until
+
+pytestmark = pytest.mark.processes
+
+
+def test_a_global_batch_that_ranks_cannot_share_is_refused(tmp_path, demo_folder):
+    flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--name=run", "--batch_size=4"]
+    train_ranks(1, *flags, "--total_iter=1")
+    for rank in start_ranks(3, ["-m", "ds_rvqvae.train", *flags, "--total_iter=2", "--resume"]):
+        printed = rank.communicate(timeout=60)[0]
+        assert rank.returncode == 2
+        assert "Traceback" not in printed
+        if "error" in printed:
+            assert "which 3 ranks cannot share; numbers that can: 1, 2, 4" in printed
+
+
+def test_a_second_start_in_one_folder_is_refused(tmp_path, demo_folder):
+    flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--name=run", "--batch_size=4", "--resume"]
+    command = ["-m", "ds_rvqvae.train", *flags, "--total_iter=100000"]
+    (first,) = start_ranks(1, command)
+    wait_until(lambda: (tmp_path / "run" / "metrics.jsonl").is_file())
+    (second,) = start_ranks(1, command)
+    printed = second.communicate(timeout=60)[0]
+    first.kill()
+    first.communicate()
+    assert second.returncode == 2 and "another run is training in it" in printed
+    assert "Traceback" not in printed
+    # The lock dies with its process.
+    train_ranks(1, *flags, "--total_iter=2")

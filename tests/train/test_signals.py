@@ -1,0 +1,67 @@
+"""Signals that end a run or make it save, and ranks whose launcher is gone."""
+
+import signal
+
+import pytest
+
+from ds_rvqvae.runs.checkpoints import checkpoints, damage_of
+from ds_rvqvae.train.signals import Agreement, Request
+from tests.ranks import start_ranks, train_ranks
+from tests.train.small import SMALL, read_metrics, wait_until
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_one_rank_saves_on_all(tmp_path, demo_folder, number):
+    flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--name=run", "--batch_size=4"]
+    command = ["-m", "ds_rvqvae.train", *flags, "--total_iter=100000"]
+    ranks = start_ranks(2, command, new_interpreters=number == signal.SIGTERM)
+    run = tmp_path / "run"
+    wait_until(lambda: (run / "metrics.jsonl").is_file() and len((run / "metrics.jsonl").read_text().splitlines()) > 3)
+    ranks[1].send_signal(number)
+    wait_until(lambda: checkpoints(run / "checkpoints"))
+    if number == signal.SIGUSR1:
+        saved = len(read_metrics(run))
+        wait_until(lambda: len((run / "metrics.jsonl").read_text().splitlines()) > saved + 3)
+        ranks[0].send_signal(signal.SIGTERM)
+    printed = [rank.communicate(timeout=60)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [75, 75], printed
+    newest = checkpoints(run / "checkpoints")[-1]
+    assert damage_of(newest) is None
+    assert f"stopped at step {int(newest.name[11:]):,}; --resume goes on from step" in printed[0]
+    assert "Traceback" not in "".join(printed)
+    step = int(newest.name[11:])
+    train_ranks(2, *flags, f"--total_iter={step + 2}", "--resume")
+    assert [line["step"] for line in read_metrics(run)] == list(range(1, step + 3))
+
+
+@pytest.fixture
+def agreement(one_rank):
+    found = Agreement()
+    yield found
+    found.close()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "request_"),
+    [
+        ([signal.SIGUSR1], Request.SAVE),
+        ([signal.SIGTERM], Request.STOP),
+        ([signal.SIGINT], Request.STOP),
+        ([signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1], Request.STOP),
+    ],
+)
+def test_a_request_is_agreed_on_by_the_step_after_the_next_and_only_once(agreement, numbers, request_):
+    assert agreement.after_step() is Request.NONE
+    for number in numbers:
+        signal.raise_signal(number)
+    assert [agreement.after_step() for _ in range(4)] == [Request.NONE, request_, Request.NONE, Request.NONE]
+
+
+def test_the_handlers_before_are_put_back(one_rank):
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    agreement = Agreement()
+    assert all(signal.getsignal(number) not in before for number in numbers)
+    agreement.close()
+    assert [signal.getsignal(number) for number in numbers] == before
