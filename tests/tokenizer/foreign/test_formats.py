@@ -17,10 +17,9 @@ def test_every_parameter_has_a_foreign_name():
 def test_names_are_those_of_the_documented_checkpoints():
     weights = random_weights(**SMALL | {"projected": True})
     names = net_keys(ModelConfig(width=8, depth=2, down_t=2, code_dim=4, nb_code=16, num_quantizers=3))
-    levels = [
-        (FORMATS["gesturelsm"].codebook_key(level), *FORMATS["gesturelsm"].projection_keys(level)) for level in range(3)
-    ]
-    assert {*names.values(), *sum(levels, ())} == set(weights)
+    known = FORMATS["gesturelsm"]
+    levels = [key for level in range(3) for key in (known.codebook_key(level), *known.projection_keys(level))]
+    assert {*names.values(), *levels} == set(weights)
     assert FORMATS["momask"].codebook_key(2) == "quantizer.layers.2.codebook"
     one = as_t2mgpt(random_weights(**SMALL | {"levels": 1}))
     known = FORMATS["t2mgpt"]
