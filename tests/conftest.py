@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.demo import write_demo_motion
+from ds_rvqvae.data.store.prepare import prepare_store
+from ds_rvqvae.data.store.store import Store
 from tests.gpu.stand_in import StandIn, compile_library
 
 # A shell lets what it starts in the background ignore SIGINT, and nohup SIGHUP; what the tests start would inherit it.
@@ -27,6 +30,12 @@ def cache(tmp_path, monkeypatch) -> Path:
 def demo_folder(tmp_path_factory) -> Path:
     """Demo motion: six BEAT2 clips of 160 frames; not to be written to."""
     return write_demo_motion(tmp_path_factory.mktemp("motion") / "demo", clips=6, frames=160)
+
+
+@pytest.fixture(scope="session")
+def demo_store(tmp_path_factory, demo_folder) -> Store:
+    """The store of demo motion, in a folder called store; not to be written to."""
+    return prepare_store(DataConfig(path=str(demo_folder)), tmp_path_factory.mktemp("store") / "store")
 
 
 @pytest.fixture(scope="session")

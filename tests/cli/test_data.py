@@ -1,17 +1,9 @@
 """`ds-rvqvae data plot`: the picture of a store that it writes, and what it refuses."""
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from ds_rvqvae import cli
-from ds_rvqvae.config.data import DataConfig
-from ds_rvqvae.data.store.prepare import prepare_store
-
-
-@pytest.fixture(scope="module")
-def demo_store(tmp_path_factory, demo_folder):
-    return prepare_store(DataConfig(path=str(demo_folder)), tmp_path_factory.mktemp("store") / "store")
 
 
 def test_the_verb_writes_a_picture(tmp_path, demo_store, monkeypatch, capsys):

@@ -13,11 +13,6 @@ from ds_rvqvae.viz.store_figures import PAGE_WIDTH, FigureDrawing, draw_heat_map
 from tests.data.motion import write_packed
 
 
-@pytest.fixture(scope="module")
-def demo_store(tmp_path_factory, demo_folder):
-    return prepare_store(DataConfig(path=str(demo_folder)), tmp_path_factory.mktemp("store") / "store")
-
-
 def _drawn(look):
     drawing = FigureDrawing(look)
     page = Figure(figsize=(PAGE_WIDTH, sum(drawing.row_heights)), layout="constrained")

@@ -34,11 +34,6 @@ def _told(store, words):
     return [warning for warning in look_at(store, 64).warnings if words in warning]
 
 
-@pytest.fixture(scope="module")
-def demo_store(tmp_path_factory, demo_folder):
-    return _store(tmp_path_factory.mktemp("store"), demo_folder)
-
-
 def test_facts_of_demo_motion(demo_store):
     facts = look_at(demo_store, 64).facts
     assert facts["warnings"] == []
