@@ -1,22 +1,17 @@
 """The plan, against the tensors that the engine really holds and the bytes that it really sends."""
 
-import json
-import subprocess
-import sys
-
-import numpy as np
 import pytest
 
-from ds_rvqvae.cli import main
 from ds_rvqvae.config.profile import load_profile, profile_from_dict
 from ds_rvqvae.gpu.cards import CARDS, parse_bytes
 from ds_rvqvae.gpu.plan import largest_micro_batch, make_plan
 from ds_rvqvae.gpu.quantizers import staged_count
 from ds_rvqvae.gpu.sizes import parameter_sizes
+from tests.gpu.plans import KEYS
 from tests.ranks import run_ranks
 
-KEYS = ("parameters", "gradients", "optimizer", "codebooks", "activations", "buckets", "batch", "overhead")
 CARD = CARDS["4090"]
+
 
 VARIANTS = {
     "stage 2": [],
@@ -207,46 +202,3 @@ def test_an_average_of_the_weights_is_a_share_of_them():
     assert (plain.weight_average_bytes, averaged.weight_average_bytes) == (0, share)
     assert averaged.allocated_bytes == plain.allocated_bytes + share
     assert averaged.optimizer_bytes == plain.optimizer_bytes
-
-
-def test_the_command(tmp_path, capsys, monkeypatch):
-    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
-    monkeypatch.delenv("LOCAL_SIZE", raising=False)
-    file = tmp_path / "plan.json"
-    arguments = ["plan", "large", "--gpus", "7", "--gpu_memory", "24GiB", "--json", str(file)]
-    assert main([*arguments, "--picture", str(tmp_path / "new" / "plan.png")]) == 0
-    printed = capsys.readouterr().out
-    assert "230,822,606 trainable parameters" in printed and "fits" in printed
-    assert max(map(len, printed.replace(str(tmp_path), "").splitlines())) <= 120
-    result = json.loads(file.read_text())
-    assert {f"{key}_bytes" for key in (*KEYS, "total")} <= result.keys()
-    assert result["parameter_count"] == 230_822_606 and result["card_bytes"] == 24 << 30
-    from matplotlib.image import imread
-
-    picture = imread(tmp_path / "new" / "plan.png")
-    assert len(np.unique(picture[..., :3].reshape(-1, 3), axis=0)) > 9
-    assert main([*arguments[:-1], "--set", "rvqvae.data.body_part=hands"]) == 0
-    assert json.loads(capsys.readouterr().out)["in_features"] == 180
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--gpu_memory", "24"], "give a size with its unit"),
-        (["--gpus", "0"], "--gpus 0: give 1 or more"),
-        (["--in_features", "-1"], "--in_features -1: give 1 or more"),
-        (["--picture", "plan.pdf"], "give a name that ends in .png"),
-        (["--picture", "/dev/null/plan.png"], "cannot be written"),
-        (["--set", "rvqvae.model.widht=3"], "did you mean width?"),
-        (["--set", "train_batch_size=4"], "train_batch_size: 4 is not"),
-    ],
-)
-def test_refusals_are_one_line(arguments, message, capsys):
-    assert main(["plan", "baseline", *arguments]) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
-
-
-def test_it_answers_without_torch():
-    code = "import sys; from ds_rvqvae.cli import main; main(['plan', 'large']); assert 'torch' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

@@ -8,41 +8,23 @@ import pytest
 import torch
 
 from ds_rvqvae import RVQVAE
-from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.motion.kinematics import angle_between
 from ds_rvqvae.motion.layout import Channels
-from ds_rvqvae.motion.skeleton import Skeleton, builtin_skeleton, joint_places
+from ds_rvqvae.motion.skeleton import builtin_skeleton, joint_places
 from ds_rvqvae.tokenizer.metrics import STANDING_HEIGHT, STANDING_SPEED, ScoreSums
-from ds_rvqvae.tokenizer.tables import best_cells, comparison_cells, comparison_table, score_table
+from ds_rvqvae.tokenizer.tables import score_table
 from tests.motion.walking import legs
-
-CONFIG = ModelConfig(width=16, depth=1, code_dim=4, nb_code=8, num_quantizers=3)
-LAYOUT = (
-    Channels("hip", "rotation_6d", 0, 6),
-    Channels("knee", "rotation_6d", 6, 12),
-    Channels("rest", "feature", 12, 14),
-)
+from tests.tokenizer.scoring import CHAIN, CONFIG, LAYOUT, make_sums
 
 
 def _third_differences(clip):
     return (clip[3:] - 3 * clip[2:-1] + 3 * clip[1:-2] - clip[:-3]).abs()
 
 
-@pytest.fixture
-def model():
-    torch.manual_seed(0)
-    return RVQVAE(14, CONFIG).eval()
-
-
-def _sums(model, layout=LAYOUT, **more):
-    torch.manual_seed(1)
-    return ScoreSums(model, layout, torch.randn(14), torch.rand(14) + 0.5, 30.0, **more)
-
-
 def test_scores_are_the_plain_means(model):
     torch.manual_seed(2)
     clips = [torch.randn(length, 14) for length in (16, 35, 50)]
-    sums = _sums(model)
+    sums = make_sums(model)
     for clip in clips:
         sums.add(clip)
     scores = sums.scores("val")
@@ -79,7 +61,7 @@ def test_scores_are_the_plain_means(model):
 def test_sums_of_two_ranks_add_up(model):
     torch.manual_seed(3)
     clips = [torch.randn(20, 14) for _ in range(4)]
-    whole, first, second = _sums(model), _sums(model), _sums(model)
+    whole, first, second = make_sums(model), make_sums(model), make_sums(model)
     for index, clip in enumerate(clips):
         whole.add(clip)
         (second if index % 2 else first).add(clip)
@@ -91,31 +73,22 @@ def test_sums_of_two_ranks_add_up(model):
 
 
 def test_short_clips_are_left_out(model):
-    sums = _sums(model)
+    sums = make_sums(model)
     assert sums.add(torch.randn(15, 14)) is None
     assert sums.add(torch.randn(17, 14)).shape == (16, 14)
     assert sums.scores("all")["clips"] == 1
 
 
 def test_without_rotations_there_is_no_angle(model):
-    sums = _sums(model, (Channels("features", "feature", 0, 14),))
+    sums = make_sums(model, (Channels("features", "feature", 0, 14),))
     sums.add(torch.randn(20, 14))
     scores = sums.scores("val")
     assert scores["angle_error_deg"] is None and scores["l1"] > 0
     assert " - " in score_table(scores)
 
 
-def test_table_shows_every_level_and_what_training_changed(model):
-    sums = _sums(model)
-    sums.add(torch.randn(20, 14))
-    scores = sums.scores("val")
-    lines = score_table(scores, scores).splitlines()
-    assert [line.split()[0] for line in lines[-3:]] == ["1", "2", "3"]
-    assert f"{scores['l1']:.4f}" in lines[2]
-
-
 def test_bits_are_counted_from_codes(model):
-    sums = _sums(model)
+    sums = make_sums(model)
     sums.add(torch.randn(20, 14))
     scores = sums.scores("val")
     assert scores["code_rate"] == 7.5
@@ -127,7 +100,7 @@ def test_bits_are_counted_from_codes(model):
 def test_units_of_another_normalisation(model):
     torch.manual_seed(3)
     clip = torch.randn(40, 14)
-    plain, other = _sums(model), _sums(model)
+    plain, other = make_sums(model), make_sums(model)
     other = ScoreSums(model, LAYOUT, other.mean, other.std, 30.0, unit_std=other.std / 2)
     assert torch.equal(plain.add(clip), other.add(clip))
     own, scaled = plain.scores("val"), other.scores("val")
@@ -136,13 +109,8 @@ def test_units_of_another_normalisation(model):
     assert scaled["angle_error_deg"] == pytest.approx(own["angle_error_deg"])
 
 
-CHAIN = Skeleton(
-    ("hip", "knee", "toe"), (-1, 0, 1), np.array([[0, 1, 0], [0, -0.5, 0], [0, -0.4, 0.1]], np.float64), "three joints"
-)
-
-
 def test_joints_that_the_layout_cannot_move_are_left_out(model):
-    sums = _sums(model, skeleton=CHAIN)
+    sums = make_sums(model, skeleton=CHAIN)
     clip = torch.randn(32, 14)
     reconstruction = sums.add(clip)
     scores = sums.scores("val")
@@ -156,7 +124,7 @@ def test_joints_that_the_layout_cannot_move_are_left_out(model):
 
 
 def test_a_skeleton_of_other_joints_gives_no_places(model):
-    sums = _sums(model, skeleton=builtin_skeleton())
+    sums = make_sums(model, skeleton=builtin_skeleton())
     sums.add(torch.randn(32, 14))
     scores = sums.scores("val")
     assert scores["mpjpe_mm"] is None and scores["skeleton"] is None and scores["mpjpe_joints"] == 0
@@ -209,25 +177,3 @@ def test_all_sums_of_two_ranks_add_up(walk):
     assert merged["by_levels"][-1] == pytest.approx(expected["by_levels"][-1])
     for key in ("jitter_truth", "root_error_mm", "foot_sliding", "foot_sliding_truth"):
         assert merged[key] == pytest.approx(expected[key]) and merged[key] > 0
-
-
-def test_tables_show_what_there_is(model):
-    sums = _sums(model, skeleton=CHAIN)
-    sums.add(torch.randn(20, 14))
-    scores = sums.scores("val")
-    text = score_table(scores)
-    assert "1 joints on the skeleton three joints" in text and "67.5 bits/s" in text and "sliding" not in text
-    results = [
-        {"name": name, **scores, "l1": l1, "data_path": "x", "normalised_by": "a", "parameter_count": 1234}
-        for name, l1 in (("a", 0.5), ("long name", 0.25))
-    ]
-    cells = comparison_cells(results)
-    column = cells[0].index("L1")
-    assert [row[column] for row in cells[2:]] == ["0.5000", "0.2500"] and "Fréchet" not in cells[0]
-    assert best_cells(results) == {(3, column)}
-    results[1]["data_path"] = "y"
-    assert best_cells(results) == set()
-    lines = comparison_table(results, ["a note"]).splitlines()
-    assert lines[0] == "a note" and lines[-1].startswith("long name") and "1,234" in lines[-1]
-    ends = [line.index(text) + len(text) for line, text in zip(lines[-2:], ("0.5000", "0.2500"), strict=True)]
-    assert ends[0] == ends[1]

@@ -3,6 +3,8 @@
 import torch
 from torch.nn import functional
 
+LOCATION = {"momask": "model/net_best_fid.tar", "gesturelsm": "net.pth", "t2mgpt": "net_last.pth"}
+"""Where the weights lie in an exported folder."""
 SMALL = {"features": 5, "width": 8, "depth": 2, "down_t": 2, "stride": 2, "code_dim": 4, "nb_code": 16, "levels": 3}
 
 

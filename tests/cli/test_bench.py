@@ -1,0 +1,83 @@
+"""`ds-rvqvae bench`: its measurements as a table, and what it refuses before it measures."""
+
+import pytest
+
+from ds_rvqvae import cli
+from ds_rvqvae.cli.bench import bench_table
+
+RESULT = {
+    "device": "a card",
+    "versions": {"torch": "2.9", "deepspeed": "0.18", "cuda": None},
+    "cpu_bf16_native": None,
+    "parameters": 1_234_567,
+    "dtype": "bf16",
+    "micro_batch": 80,
+    "accumulation": 2,
+    "window_size": 64,
+    "in_features": 78,
+    "world_size": 1,
+    "activation_checkpointing": False,
+    "compile": False,
+    "step_s": 0.5,
+    "model_s": 0.25,
+    "plain_fp32_step_s": 1.25,
+    "spread_s": {"step": (0.4, 0.6), "model": (0.2, 0.3), "plain_fp32_step": (1.0, 1.5)},
+    "parts_s": {"optimizer": 0.1, "backward": 0.3},
+    "conv_share": 0.875,
+    "data_wait_share": 0.0125,
+    "added_share": 0.5,
+    "flops": 2e12,
+    "mfu": 0.4,
+    "matmul_flops": 1e13,
+    "kernels": 1500,
+    "peak_memory_bytes": 3 << 30,
+    "device_busy_share": None,
+}
+
+
+def test_the_table_says_how_long_each_way_takes():
+    lines = bench_table(RESULT).splitlines()
+    assert lines[0] == "a card; torch 2.9, deepspeed 0.18"
+    assert "1,234,567 parameters, bf16, batch 80 x 64 frames x 78 columns, 1 rank(s), " in lines[1]
+    assert lines[1].endswith("activation checkpointing off")
+    (ours,) = (line for line in lines if "through DeepSpeed" in line)
+    assert ours.split("DeepSpeed")[1].split() == ["0.5000", "(0.4000", "to", "0.6000)"]
+    # 1.25 s beside 0.5 s, and only plain loops are compared.
+    (plain,) = (line for line in lines if "plain PyTorch loop, fp32" in line)
+    assert plain.endswith("(1.0000 to 1.5000), 2.50 times ours")
+    assert sum("times ours" in line for line in lines) == 1 and not any("bf16 autocast" in line for line in lines)
+
+
+def test_the_table_ends_with_shares_and_throughput():
+    text = bench_table(RESULT)
+    # The largest part comes first; shares are of the parts' sum.
+    parts = [line.split()[0] for line in text.splitlines() if line.endswith(" %") and "convolutions" not in line]
+    assert parts[:2] == ["backward", "optimizer"] and "75.0 %" in text and "25.0 %" in text
+    assert "convolutions 87.5 % of a step; waiting for data 1.25 %" in text
+    assert "2,000 GFLOP a step, 40.0 % of the rate of large matrix products (10,000 GFLOP/s)" in text
+    assert "1,500 kernels a step; peak memory 3.00 GiB" in text and "the GPU is busy" not in text
+    # Two micro batches of 80 windows in half a second.
+    assert text.splitlines()[-1] == "320.0 windows a second a rank"
+
+
+def test_what_was_not_measured_is_not_shown_and_what_was_left_out_is_told():
+    alone = {key: value for key, value in RESULT.items() if not key.startswith("plain")}
+    assert "plain" not in bench_table(alone)
+    text = bench_table({**RESULT, "cpu_bf16_native": False, "checkpointed_step_s": 0.75, "device_busy_share": 0.9})
+    assert "left out: PyTorch's own takes up to ten times fp32's time" in text and "bf16 arithmetic of this CPU" in text
+    assert "with activation checkpointing" in text and "0.7500" in text and "the GPU is busy 90.0 % of a step" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["nothing"], "nothing: no such profile"),
+        (["demo", "--trace", "nowhere/trace.json"], "is no folder"),
+        (["demo", "--set", "rvqvae.model.widht=3"], "did you mean width?"),
+    ],
+)
+def test_refusals_are_one_line_and_come_before_the_measuring(tmp_path, monkeypatch, capsys, arguments, complaint):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["bench", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert complaint in error and error.count("\n") == 1 and not list(tmp_path.iterdir())

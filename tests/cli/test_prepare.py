@@ -1,0 +1,51 @@
+"""`ds-rvqvae prepare`: the store that it packs, and what it says of that."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ds_rvqvae import cli
+from ds_rvqvae.data import open_store
+
+
+def test_prepare_packs_a_store_and_says_what_it_left_out(tmp_path, demo_folder, capsys):
+    motion = tmp_path / "motion"
+    motion.mkdir()
+    for clip in sorted((demo_folder / "smplxflame_30").glob("*.npz"))[:2]:
+        (motion / clip.name).write_bytes(clip.read_bytes())
+    assert cli.main(["prepare", str(motion), "--out", str(tmp_path / "store")]) == 0
+    assert "2 clips of 2 files: 320 frames" in capsys.readouterr().out
+    store = open_store(tmp_path / "store")
+    assert len(store.clip_names) == 2 and store.clip(store.clip_names[0]).dtype == np.float32
+    (motion / "3_broken_0_1_1.npz").write_bytes(b"no zip")
+    assert cli.main(["prepare", str(motion), "--out", str(tmp_path / "partly"), "--json"]) == 1
+    result = json.loads(capsys.readouterr().out)
+    assert result["clips"] == 2 and result["left_out"][0]["file"].endswith("3_broken_0_1_1.npz")
+
+
+def test_the_same_command_again_says_that_the_store_is_there(tmp_path, demo_folder, capsys):
+    command = ["prepare", str(demo_folder), "--out", str(tmp_path / "store"), "--workers", "1"]
+    assert cli.main([*command, "--json"]) == 0
+    packing = json.loads(capsys.readouterr().out)["packing"]
+    assert (packing["frames"], packing["workers"], packing["files_of_an_earlier_run"]) == (960, 1, 0)
+    assert packing["times_real_time"] == pytest.approx(960 / 30 / packing["seconds"])
+    assert cli.main(command) == 0
+    assert "the store was there already, of the same files and settings" in capsys.readouterr().out
+
+
+def test_flags_set_the_keys_that_they_are_called_by_and_set_comes_after_them(tmp_path, demo_folder, capsys):
+    flags = ["--fps", "20", "--speakers", "1,2", "--store_dtype", "float16", "--set", "rvqvae.data.fps=15"]
+    assert cli.main(["prepare", str(demo_folder), "--out", str(tmp_path / "store"), *flags, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    store = open_store(tmp_path / "store")
+    assert store.fps == 15.0 and {name.partition("_")[0] for name in store.clip_names} == {"1", "2"}
+    assert result["clips"] == len(store.clip_names) == 4
+    assert store.clip(store.clip_names[0]).shape == (80, 433)
+
+
+def test_there_has_to_be_a_store_to_add_to(tmp_path, demo_folder, capsys):
+    assert cli.main(["prepare", str(demo_folder), "--out", str(tmp_path / "store"), "--append"]) == 2
+    error = capsys.readouterr().err
+    assert "no store to add to; leave --append out" in error and error.count("\n") == 1
+    assert not (tmp_path / "store").exists()

@@ -1,0 +1,35 @@
+"""`ds-rvqvae profile`: settings and sizes that are shown, profiles that are checked and compared."""
+
+import json
+
+from ds_rvqvae import cli
+from tests.ranks import ROOT
+
+
+def test_profile_show_counts_the_parameters(capsys):
+    assert cli.main(["profile", "show", "large"]) == 0
+    assert "trainable parameters: 230,822,606 (78 columns, body part upper)" in capsys.readouterr().out
+    assert cli.main(["profile", "show", "baseline", "--json", "--set", "rvqvae.model.width=256"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["profile"]["rvqvae"]["model"]["width"] == 256 and shown["parameter_count"] < 17_688_270
+
+
+def test_profile_validate_names_what_is_wrong(tmp_path, capsys):
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text((ROOT / "ds_configs" / "demo.json").read_text().replace('"width"', '"widht"'))
+    assert cli.main(["profile", "validate", "baseline", str(wrong)]) == 2
+    printed = capsys.readouterr()
+    assert "baseline: valid" in printed.out
+    assert "rvqvae.model.widht: unknown key; did you mean width?" in printed.err
+    assert cli.main(["profile", "validate", "baseline", str(wrong), "--json"]) == 2
+    result = json.loads(capsys.readouterr().out)
+    assert result["baseline"]["valid"] and "milestones" in " ".join(result["baseline"]["warnings"])
+    assert not result[str(wrong)]["valid"] and "widht: unknown key" in result[str(wrong)]["error"]
+
+
+def test_profile_diff_of_baseline_and_large(capsys):
+    assert cli.main(["profile", "diff", "baseline", "large", "--json"]) == 0
+    difference = json.loads(capsys.readouterr().out)
+    assert difference["rvqvae.model.width"] == [512, 1536]
+    assert difference["train_micro_batch_size_per_gpu"] == [80, 160]
+    assert "rvqvae.model.code_dim" not in difference

@@ -1,0 +1,13 @@
+"""An untrained model of 14 columns."""
+
+import pytest
+import torch
+
+from ds_rvqvae import RVQVAE
+from tests.tokenizer.scoring import CONFIG
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return RVQVAE(14, CONFIG).eval()

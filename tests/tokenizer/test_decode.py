@@ -1,0 +1,131 @@
+"""Codes files to motion files: what is written, what is done already, and which codes are refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ds_rvqvae import read_codes
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.motion.layout import feature_layout, select_columns, smplx_layout
+from ds_rvqvae.tokenizer.codes import Codes, write_codes
+from ds_rvqvae.tokenizer.decode import decode_files
+from ds_rvqvae.tokenizer.encode import encode_files
+from tests.cli.commands import files_below, make_tokenizer
+from tests.data.motion import write_beat2
+
+
+@pytest.fixture
+def tokenizer():
+    return make_tokenizer(feature_layout(5))
+
+
+def _codes(tokenizer, frames=21, levels=3, **changes):
+    codes = np.random.default_rng(0).integers(0, 32, size=(-(-frames // 4), levels))
+    known = {"fps": 30.0, "code_rate": 7.5, "frames": frames, "fingerprint": tokenizer.fingerprint}
+    return Codes(codes, **{**known, **changes})
+
+
+@pytest.fixture
+def codes(tokenizer, tmp_path):
+    write_codes(tmp_path / "codes" / "a.npz", _codes(tokenizer))
+    return tmp_path / "codes"
+
+
+def _reason(report):
+    (left,) = report.failed
+    return left.reason
+
+
+def test_codes_of_columns_without_names_become_a_matrix(tokenizer, codes, tmp_path):
+    report = decode_files(tokenizer, [codes], tmp_path / "out")
+    assert [clip.notes for clip in report.done] == [()] and report.seconds == pytest.approx(21 / 30)
+    motion = np.load(tmp_path / "out" / "a.npy")
+    assert motion.dtype == np.float32 and motion.shape == (21, 5)
+    np.testing.assert_array_equal(motion, tokenizer.decode(read_codes(codes / "a.npz").codes, 21))
+
+
+def test_fewer_levels_are_the_first_ones(tokenizer, codes, tmp_path):
+    decode_files(tokenizer, [codes], tmp_path / "out", levels=2)
+    expected = tokenizer.decode(read_codes(codes / "a.npz").codes[:, :2], 21)
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "a.npy"), expected)
+    write_codes(codes / "a.npz", _codes(tokenizer, levels=1))
+    report = decode_files(tokenizer, [codes], tmp_path / "out", levels=2)
+    assert _reason(report) == "holds 1 levels, --levels asks for 2"
+
+
+def test_a_folder_notes_what_it_was_decoded_with_and_other_settings_decode_again(tokenizer, codes, tmp_path):
+    out = tmp_path / "out"
+
+    def again(**settings):
+        report = decode_files(tokenizer, [codes], out, **settings)
+        return len(report.done), len(report.skipped)
+
+    assert [again(), again()] == [(1, 0), (0, 1)]
+    record = json.loads((out / ".decoded.json").read_text())
+    assert record == {"fingerprint": tokenizer.fingerprint, "levels": None, "source": None}
+    assert [again(levels=1), again(levels=1), again(), again(overwrite=True)] == [(1, 0), (0, 1), (1, 0), (1, 0)]
+    (out / "a.npy").write_bytes((out / "a.npy").read_bytes()[:-8])
+    assert [again(), again()] == [(1, 0), (0, 1)]
+    assert files_below(out) == [".decoded.json", "a.npy"]
+
+
+def test_what_was_not_decoded_here_is_not_written_over(tokenizer, codes, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    np.save(out / "a.npy", np.ones(3))
+    with pytest.raises(UserError, match=r"a\.npy: is there and was not decoded into this folder; --overwrite replaces"):
+        decode_files(tokenizer, [codes], out)
+    assert np.load(out / "a.npy").shape == (3,) and files_below(out) == ["a.npy"]
+    assert len(decode_files(tokenizer, [codes], out, overwrite=True).done) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"fingerprint": "0" * 64}, "codes of another tokenizer (000000000000, this one is"),
+        ({"levels": 4}, "on 4 levels; this tokenizer has 32 codes on 3 levels"),
+        (
+            {"fps": 20.0, "code_rate": 5.0},
+            "5 codes a second of motion at 20 frames a second; this tokenizer has 7.5",
+        ),
+    ],
+)
+def test_codes_that_do_not_fit_are_named(tokenizer, tmp_path, changes, complaint):
+    write_codes(tmp_path / "codes" / "a.npz", _codes(tokenizer, **changes))
+    report = decode_files(tokenizer, [tmp_path / "codes"], tmp_path / "out")
+    assert complaint in _reason(report) and not (tmp_path / "out" / "a.npy").exists()
+
+
+def test_a_code_that_the_tokenizer_does_not_have_is_refused_even_of_any_tokenizer(tokenizer, tmp_path):
+    own = _codes(tokenizer, fingerprint="0" * 64)
+    write_codes(tmp_path / "codes" / "a.npz", own)
+    assert len(decode_files(tokenizer, [tmp_path / "codes"], tmp_path / "out", any_tokenizer=True).done) == 1
+    own.codes[0, 0] = 32
+    write_codes(tmp_path / "codes" / "a.npz", own)
+    report = decode_files(tokenizer, [tmp_path / "codes"], tmp_path / "out", any_tokenizer=True)
+    assert _reason(report) == "codes up to 32 on 3 levels; this tokenizer has 32 codes on 3 levels"
+
+
+def test_a_body_part_comes_back_beside_what_its_source_has_or_at_rest_or_as_a_matrix(tmp_path):
+    upper = make_tokenizer(select_columns(smplx_layout(), "upper")[1], "upper")
+    source = write_beat2(tmp_path / "data" / "1_a.npz", 20)
+    encode_files(upper, [source], tmp_path / "codes")
+    decode_files(upper, [tmp_path / "codes"], tmp_path / "beside")
+    np.testing.assert_array_equal(np.load(tmp_path / "beside" / "1_a.npz")["trans"], np.load(source)["trans"])
+    decode_files(upper, [tmp_path / "codes"], tmp_path / "matrix", matrices=True)
+    codes = read_codes(tmp_path / "codes" / "1_a.npz").codes
+    np.testing.assert_array_equal(np.load(tmp_path / "matrix" / "1_a.npy"), upper.decode(codes, 20))
+    source.rename(tmp_path / "elsewhere.npz")
+    (clip,) = decode_files(upper, [tmp_path / "codes"], tmp_path / "rest").done
+    assert not np.load(tmp_path / "rest" / "1_a.npz")["trans"].any() and "is at rest" in clip.notes[0]
+    named = decode_files(upper, [tmp_path / "codes"], tmp_path / "named", source=tmp_path / "elsewhere.npz")
+    assert named.done[0].notes == () and np.load(tmp_path / "named" / "1_a.npz")["trans"].any()
+
+
+def test_a_source_that_is_not_there_or_is_one_file_for_several_is_refused(tokenizer, codes, tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such file or folder"):
+        decode_files(tokenizer, [codes], tmp_path / "out", source=tmp_path / "nowhere")
+    write_codes(codes / "b.npz", _codes(tokenizer))
+    with pytest.raises(UserError, match="one file for 2 clips; name a folder"):
+        decode_files(tokenizer, [codes], tmp_path / "out", source=codes / "a.npz")

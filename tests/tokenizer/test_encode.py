@@ -1,0 +1,89 @@
+"""Motion files to codes files: what is written, what is done already, and what is not written over."""
+
+import os
+
+import numpy as np
+import pytest
+
+from ds_rvqvae import read_codes
+from ds_rvqvae.motion.layout import feature_layout
+from ds_rvqvae.tokenizer.encode import encode_files
+from tests.cli.commands import files_below, make_tokenizer
+from tests.data.motion import write_packed
+
+
+@pytest.fixture
+def tokenizer():
+    return make_tokenizer(feature_layout(5))
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    np.save(folder / "a.npy", np.random.default_rng(0).normal(size=(21, 5)).astype(np.float32))
+    return folder
+
+
+def _ends(report):
+    return len(report.done), len(report.skipped), [left.reason for left in report.failed]
+
+
+def test_codes_are_the_tokenizers_with_what_they_are_codes_of(tokenizer, data, tmp_path):
+    report = encode_files(tokenizer, [data], tmp_path / "out")
+    assert _ends(report) == (1, 0, []) and report.seconds == pytest.approx(21 / 30)
+    codes = read_codes(tmp_path / "out" / "a.npz")
+    np.testing.assert_array_equal(codes.codes, tokenizer.encode(np.load(data / "a.npy")))
+    assert (codes.frames, codes.fps, codes.code_rate, codes.levels) == (21, 30.0, 7.5, 3)
+    assert (codes.fingerprint, codes.source) == (tokenizer.fingerprint, str(data / "a.npy"))
+
+
+def test_a_packed_file_becomes_a_folder_and_clips_fail_one_by_one(tokenizer, tmp_path):
+    names = np.array(["walk/1", "../escape", "jump"])
+    file = write_packed(tmp_path / "task.npz", (20, 20, 20), clip_name=names)
+    report = encode_files(tokenizer, [file], tmp_path / "out")
+    assert files_below(tmp_path / "out") == ["task/jump.npz", "task/walk/1.npz"]
+    (left,) = report.failed
+    assert left.file == f"{file}: ../escape" and left.reason == "the clip's name cannot be a file's"
+
+
+def test_done_is_what_is_whole_of_this_tokenizer_of_these_levels_and_younger(tokenizer, data, tmp_path):
+    out = tmp_path / "out"
+
+    def again(used=tokenizer, **settings):
+        report = encode_files(used, [data], out, **settings)
+        return len(report.done), len(report.skipped)
+
+    assert [again(), again()] == [(1, 0), (0, 1)]
+    assert [again(levels=2), again(levels=2), again(levels=3), again()] == [(1, 0), (0, 1), (1, 0), (0, 1)]
+    other = make_tokenizer(feature_layout(5), seed=1)
+    assert [again(other), again(other)] == [(1, 0), (0, 1)]
+    assert [again(other, overwrite=True), again()] == [(1, 0), (1, 0)]
+    later = (out / "a.npz").stat().st_mtime + 5
+    os.utime(data / "a.npy", (later, later))
+    assert again() == (1, 0)
+    os.utime(data / "a.npy", (0, 0))
+    (out / "a.npz").write_bytes((out / "a.npz").read_bytes()[:-50])
+    assert [again(), again()] == [(1, 0), (0, 1)]
+
+
+def test_what_holds_something_else_is_left_alone(tokenizer, data, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    np.savez(out / "a.npz", mine=np.ones(3))
+    before = (out / "a.npz").read_bytes()
+    assert _ends(encode_files(tokenizer, [data], out)) == (
+        0,
+        0,
+        [f"{out / 'a.npz'} is there and holds no codes; --overwrite replaces it"],
+    )
+    assert (out / "a.npz").read_bytes() == before
+    assert _ends(encode_files(tokenizer, [data], out, overwrite=True)) == (1, 0, [])
+    # Codes of another file, as long as that one is there.
+    other = tmp_path / "other"
+    other.mkdir()
+    np.save(other / "a.npy", np.ones((8, 5), np.float32))
+    assert "holds the codes of" in _ends(encode_files(tokenizer, [other], out))[2][0]
+    (data / "a.npy").unlink()
+    assert _ends(encode_files(tokenizer, [other], out)) == (1, 0, [])
+    assert read_codes(out / "a.npz").source == str(other / "a.npy")
