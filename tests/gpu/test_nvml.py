@@ -8,6 +8,8 @@ import pytest
 from ds_rvqvae.gpu.nvml import IDLE_MEMORY, Gpu, GpuProcess, NoDriverError, list_gpus
 from tests.gpu.stand_in import GPU_IS_LOST, NO_PERMISSION
 
+FUNCTION_NOT_FOUND = 13
+
 
 def has_driver() -> bool:
     try:
@@ -48,9 +50,6 @@ def test_idle_is_no_compute_process_and_little_memory():
     assert card(IDLE_MEMORY - 1).idle
     assert not card(IDLE_MEMORY).idle
     assert not card(0, [GpuProcess(1, None)]).idle
-
-
-FUNCTION_NOT_FOUND = 13
 
 
 def cards(stand_in):

@@ -14,7 +14,6 @@ from ds_rvqvae.launch.supervise import Ending, signals_noted, supervise
 
 pytestmark = pytest.mark.processes
 
-
 DRIVER = """
 import os, sys
 from pathlib import Path

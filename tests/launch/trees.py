@@ -19,7 +19,6 @@ for child in children:
 sys.exit(ended[0].returncode)
 """
 
-
 # A rank: gives a sign of life, writes its pid, then does what its first word says.
 RANK = """
 import os, signal, sys, time
