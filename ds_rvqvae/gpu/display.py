@@ -63,7 +63,7 @@ class TableDisplay(Display):
     """A table, live on the terminal's second screen; at its end the last one stays on the first.
 
     Args:
-        live: whether refreshes replace one another; otherwise each is printed.
+        live: whether refreshes replace one another; otherwise the last one is printed at the end.
         heading: more words for the table's first line.
     """
 

@@ -21,7 +21,7 @@ _SECONDS_TO_AGREE = 20.0
 """A SIGTERM may mean that another rank has died: then nobody is left to agree with, and SIGKILL comes after 30 s."""
 
 
-class Request(IntEnum):
+class Wanted(IntEnum):
     """What the ranks agreed to do after a step; the larger one wins."""
 
     NONE = 0
@@ -29,7 +29,7 @@ class Request(IntEnum):
     STOP = 2
 
 
-_REQUESTS = {signal.SIGTERM: Request.STOP, signal.SIGINT: Request.STOP, signal.SIGUSR1: Request.SAVE}
+_REQUESTS = {signal.SIGTERM: Wanted.STOP, signal.SIGINT: Wanted.STOP, signal.SIGUSR1: Wanted.SAVE}
 
 
 class Agreement:
@@ -41,26 +41,26 @@ class Agreement:
 
     def __init__(self) -> None:
         self._group = dist.new_group(backend="gloo")
-        self._mine = Request.NONE
-        self._noted: list[Request] = []
+        self._mine = Wanted.NONE
+        self._noted: list[Wanted] = []
         self._waiting = False
         self._value = torch.zeros(1, dtype=torch.int64)
         self._round: dist.Work | None = None
         self._limit: threading.Timer | None = None
         self._before = {number: signal.signal(number, self._note) for number in _REQUESTS}
 
-    def after_step(self) -> Request:
+    def after_step(self) -> Wanted:
         """What all ranks do now; every rank calls it once a step."""
-        agreed = Request.NONE
+        agreed = Wanted.NONE
         if self._round is not None:
             self._waiting = True
             self._round.wait()
             self._waiting = False
-            agreed = Request(int(self._value))
-        if agreed is Request.STOP and self._limit is not None:
+            agreed = Wanted(int(self._value))
+        if agreed is Wanted.STOP and self._limit is not None:
             self._limit.cancel()
         if agreed >= self._mine:
-            self._mine = Request.NONE
+            self._mine = Wanted.NONE
         while self._noted:
             self._mine = max(self._mine, self._noted.pop())
         self._value.fill_(self._mine)
@@ -78,7 +78,7 @@ class Agreement:
     def _note(self, number: int, _frame: FrameType | None) -> None:
         request = _REQUESTS[signal.Signals(number)]
         self._noted.append(request)
-        if request is Request.STOP and self._limit is None:
+        if request is Wanted.STOP and self._limit is None:
             self._start_limit()
 
     def _start_limit(self) -> None:

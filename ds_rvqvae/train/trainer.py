@@ -25,7 +25,7 @@ from ds_rvqvae.train.engine import build_engine, learning_rate, on_rank_zero_fir
 from ds_rvqvae.train.evaluator import Evaluator
 from ds_rvqvae.train.first_latents import first_batches
 from ds_rvqvae.train.metrics import StepLog, logger
-from ds_rvqvae.train.signals import Agreement, Request
+from ds_rvqvae.train.signals import Agreement, Wanted
 from ds_rvqvae.train.summary import sum_up
 
 
@@ -149,7 +149,7 @@ class Trainer:
             request = self.agreement.after_step()
             # All that a step leaves is there before its checkpoint is, so that a resume has nothing to make up for.
             evaluates = self._is_due(self.settings.eval_every)
-            saves = self._is_due(self.settings.save_every) or request is not Request.NONE
+            saves = self._is_due(self.settings.save_every) or request is not Wanted.NONE
             if evaluates or saves:
                 self.log.end_interval()
             with self.heartbeat.long_work():
@@ -158,7 +158,7 @@ class Trainer:
                     self.evaluator.evaluate(self.steps_done, "scores.json", export=last)
                 if saves or self.evaluator.is_best(self.steps_done):
                     self.save()
-            if request is Request.STOP:
+            if request is Wanted.STOP:
                 break
             if saves or evaluates:
                 self.log.start_interval()

@@ -10,6 +10,8 @@ from ds_rvqvae.text import GIB, size
 
 _COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#E69F00", "#CC79A7", "#999999", "#333333")
 """Okabe and Ito's, which people with any colour vision tell apart; and a dark grey for what is assumed."""
+_AVERAGE = "#AA4499"
+"""Of the weights' average, which not every plan has; the other parts keep their colours."""
 
 
 def plan_figure(plan: Plan, title: str) -> Figure:
@@ -34,8 +36,10 @@ def plan_figure(plan: Plan, title: str) -> Figure:
 
 
 def _stack(axes: Axes, plan: Plan) -> None:
-    left = 0.0
-    for (name, count, _), colour in zip(described_parts(plan), _COLOURS, strict=True):
+    left, colours = 0.0, list(_COLOURS)
+    if plan.weight_average_bytes:
+        colours.insert(3, _AVERAGE)
+    for (name, count, _), colour in zip(described_parts(plan), colours, strict=True):
         axes.barh(
             0, count / GIB, left=left, color=colour, edgecolor="white", linewidth=0.4, label=f"{name}, {size(count)}"
         )

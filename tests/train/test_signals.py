@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from ds_rvqvae.runs.checkpoints import checkpoints, damage_of
-from ds_rvqvae.train.signals import Agreement, Request
+from ds_rvqvae.train.signals import Agreement, Wanted
 from tests.ranks import start_ranks, train_ranks
 from tests.train.small import SMALL, read_metrics, wait_until
 
@@ -45,17 +45,17 @@ def agreement(one_rank):
 @pytest.mark.parametrize(
     ("numbers", "request_"),
     [
-        ([signal.SIGUSR1], Request.SAVE),
-        ([signal.SIGTERM], Request.STOP),
-        ([signal.SIGINT], Request.STOP),
-        ([signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1], Request.STOP),
+        ([signal.SIGUSR1], Wanted.SAVE),
+        ([signal.SIGTERM], Wanted.STOP),
+        ([signal.SIGINT], Wanted.STOP),
+        ([signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1], Wanted.STOP),
     ],
 )
 def test_a_request_is_agreed_on_by_the_step_after_the_next_and_only_once(agreement, numbers, request_):
-    assert agreement.after_step() is Request.NONE
+    assert agreement.after_step() is Wanted.NONE
     for number in numbers:
         signal.raise_signal(number)
-    assert [agreement.after_step() for _ in range(4)] == [Request.NONE, request_, Request.NONE, Request.NONE]
+    assert [agreement.after_step() for _ in range(4)] == [Wanted.NONE, request_, Wanted.NONE, Wanted.NONE]
 
 
 def test_the_handlers_before_are_put_back(one_rank):
