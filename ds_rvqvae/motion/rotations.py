@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
 Float = TypeVar("Float", bound=np.floating[Any])
 """float32 or float64; what comes is what goes."""
@@ -22,12 +21,16 @@ _BLOCK = 1024
 
 def axis_angle_to_matrix(axis_angle: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Axis times angle in radians `[..., 3]` to matrices `[..., 3, 3]`, float64."""
+    from scipy.spatial.transform import Rotation  # late: a fifth of the time that the launcher takes to start
+
     matrices: NDArray[np.float64] = Rotation.from_rotvec(axis_angle.reshape(-1, 3)).as_matrix()
     return matrices.reshape(*axis_angle.shape[:-1], 3, 3)
 
 
 def matrix_to_axis_angle(matrices: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Rotation matrices `[..., 3, 3]` to axis times angle in radians `[..., 3]`, angles from 0 to pi."""
+    from scipy.spatial.transform import Rotation
+
     axis_angle: NDArray[np.float64] = Rotation.from_matrix(matrices.reshape(-1, 3, 3)).as_rotvec()
     return axis_angle.reshape(*matrices.shape[:-2], 3)
 
@@ -171,6 +174,8 @@ def _half_turns(
     start: NDArray[np.float64], stop: NDArray[np.float64], share: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """`_slerp` by way of quaternions, for rows `[3, 3, rotations]` and `share` `[rotations]`."""
+    from scipy.spatial.transform import Rotation
+
     first = Rotation.from_matrix(np.moveaxis(start, -1, 0).swapaxes(1, 2))
     way = (first.inv() * Rotation.from_matrix(np.moveaxis(stop, -1, 0).swapaxes(1, 2))).as_rotvec()
     matrices: NDArray[np.float64] = (first * Rotation.from_rotvec(way * share[:, None])).as_matrix()

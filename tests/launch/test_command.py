@@ -32,17 +32,21 @@ def steps_of(run):
 
 
 def test_two_starts_that_were_checked_at_once_do_not_share_a_folder(checked, tmp_path):
-    first, second = checked("--total_iter=2"), checked("--total_iter=3", "--width=16")
-    named = checked("--total_iter=3", "--name=demo-upper")
-    assert first.folder == second.folder == named.folder
-    assert [train(run, Signals()) for run in (first, second)] == [ExitStatus.DONE] * 2
-    runs = tmp_path / "runs"
-    assert sorted(path.name for path in runs.iterdir()) == ["demo-upper", "demo-upper-2"]
-    assert (steps_of(runs / "demo-upper"), steps_of(runs / "demo-upper-2")) == ([1, 2], [1, 2, 3])
-    assert json.loads((runs / "demo-upper" / "profile.json").read_text())["rvqvae"]["model"]["width"] == 32
+    unnamed, named = checked("--total_iter=2", "--width=16"), checked("--total_iter=2", "--name=demo-upper")
+    first = tmp_path / "runs" / "demo-upper"
+    assert unnamed.folder.absolute() == named.folder.absolute() == first
+    # Another start, checked at the same time, has trained in it meanwhile.
+    first.mkdir(parents=True)
+    (first / "profile.json").write_text("{}")
+    (first / "metrics.jsonl").write_text("its own")
+    assert train(unnamed, Signals()) is ExitStatus.DONE
+    assert sorted(path.name for path in first.parent.iterdir()) == ["demo-upper", "demo-upper-2"]
+    second = first.with_name("demo-upper-2")
+    assert steps_of(second) == [1, 2]
+    assert json.loads((second / "profile.json").read_text())["rvqvae"]["model"]["width"] == 16
     with pytest.raises(UserError, match="--name demo-upper: runs/demo-upper exists; go on with it by --resume"):
         train(named, Signals())
-    assert steps_of(runs / "demo-upper") == [1, 2]
+    assert (first / "profile.json").read_text() == "{}" and (first / "metrics.jsonl").read_text() == "its own"
 
 
 def test_a_folder_that_cannot_be_made_is_named_and_leaves_nothing(checked, tmp_path):

@@ -10,8 +10,8 @@ from tests.train.small import SMALL
 pytestmark = pytest.mark.processes
 
 
-def saves_with_so_much_free(folder: str, data: str, missing: int, *, averaged: bool):
-    """In a rank: whether a save goes on where so few bytes are missing on the disk, and the bytes that it asks for."""
+def saves_with_so_much_free(folder: str, data: str, *, averaged: bool):
+    """In a rank: the step saved and the saves failed, where a byte is missing on the disk, and where none is."""
     import shutil
     from unittest import mock
 
@@ -21,16 +21,18 @@ def saves_with_so_much_free(folder: str, data: str, missing: int, *, averaged: b
     trainer.initialize_codebooks()
     trainer.step()
     needed = checkpoint_bytes(parameter_count(trainer.data.in_features, trainer.profile.rvqvae.model), averaged)
-    usage = shutil.disk_usage(folder)._replace(free=needed - missing)
-    # The disk alone is played: filling a real one to the byte takes a file system of its own.
-    with mock.patch("shutil.disk_usage", return_value=usage):
-        trainer.save()
-    return trainer.checkpointer.saved_step, trainer.checkpointer.failures
+    found = []
+    for free in (needed - 1, needed):
+        # The disk alone is played: filling a real one to the byte takes a file system of its own.
+        usage = shutil.disk_usage(folder)._replace(free=free)
+        with mock.patch("shutil.disk_usage", return_value=usage):
+            trainer.save()
+        found.append([trainer.checkpointer.saved_step, trainer.checkpointer.failures])
+    return found
 
 
 @pytest.mark.parametrize("averaged", [False, True])
 def test_room_for_the_whole_checkpoint_is_asked_for_the_weights_average_too(tmp_path, demo_folder, averaged):
-    for missing, expected in ((0, [1, 0]), (1, [None, 1])):
-        arguments = {"folder": str(tmp_path / f"run{missing}"), "data": str(demo_folder), "missing": missing}
-        (found,) = run_ranks(1, saves_with_so_much_free, tmp_path, averaged=averaged, **arguments)
-        assert list(found) == expected
+    arguments = {"folder": str(tmp_path / "run"), "data": str(demo_folder), "averaged": averaged}
+    (found,) = run_ranks(1, saves_with_so_much_free, tmp_path, **arguments)
+    assert found == [[None, 1], [1, 0]]

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.base import FilesReader, files_below
@@ -214,6 +213,8 @@ def _angles(matrices: NDArray[np.float64], joint: Joint) -> NDArray[np.float64]:
 
     A joint with fewer than three rotation channels cannot turn in all ways; what its channels cannot say is left out.
     """
+    from scipy.spatial.transform import Rotation
+
     axes: Sequence[int] = joint.axes + tuple(axis for axis in range(3) if axis not in joint.axes)
     axes = axes[: max(3, len(joint.axes))]
     if any(first == second for first, second in pairwise(axes)):
