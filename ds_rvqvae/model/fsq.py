@@ -10,9 +10,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from typing_extensions import Self
 
-from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.model.levels import LevelledQuantizer
 from ds_rvqvae.model.ranks import world_of
 from ds_rvqvae.model.vq import perplexity_of, straight_through
@@ -61,23 +59,6 @@ class ScalarQuantizer(LevelledQuantizer):
         self.register_buffer("_radix", cells.cumprod(0) // cells, persistent=False)
         self.register_buffer("staged", torch.zeros(num_quantizers * nb_code + 1), persistent=False)
         self.initialized.fill_(True)
-
-    @classmethod
-    def from_config(cls, config: ModelConfig) -> Self:
-        """The quantizer of a profile's `rvqvae.model`.
-
-        Raises:
-            ValueError: the profile has no `fsq_levels`.
-        """
-        if config.fsq_levels is None:
-            raise ValueError("rvqvae.model.fsq_levels is null")
-        return cls(
-            config.num_quantizers,
-            config.fsq_levels,
-            config.code_dim,
-            quantize_dropout_prob=config.quantize_dropout_prob,
-            quantize_dropout_min_levels=config.quantize_dropout_min_levels,
-        )
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Quantizes `latents [B, T, D]`; while training, also keeps what the next `update_codebooks` needs of them.

@@ -1,5 +1,6 @@
 """What residual quantizers have in common, however a level chooses its codes."""
 
+import inspect
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.model.ranks import fold_seed
 
 
@@ -58,6 +60,11 @@ class LevelledQuantizer(nn.Module, ABC):
         self.distinct_replacements = True
         """Whether a code that is replaced gets a vector apart from all others of its level. A run that began without
         goes on without, so that it ends as it would have."""
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> Self:
+        """The quantizer of a profile's `rvqvae.model`, whose keys are the arguments of each class by their names."""
+        return cls(**{name: getattr(config, name) for name in inspect.signature(cls).parameters})
 
     @abstractmethod
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -2,9 +2,7 @@
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
-from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.model.quantizer import ResidualQuantizer
 from ds_rvqvae.model.ranks import fold_seed
 from ds_rvqvae.model.vq import noise_of_copies
@@ -50,21 +48,6 @@ class MoMaskQuantizer(ResidualQuantizer):
             quantize_dropout_min_levels=quantize_dropout_min_levels,
             sample_codebook_temp=sample_codebook_temp,
             sample_anneal_iter=sample_anneal_iter,
-        )
-
-    @classmethod
-    def from_config(cls, config: ModelConfig) -> Self:
-        """The quantizer of a profile's `rvqvae.model`."""
-        return cls(
-            config.num_quantizers,
-            config.nb_code,
-            config.code_dim,
-            shared_codebook=config.shared_codebook,
-            mu=config.mu,
-            quantize_dropout_prob=config.quantize_dropout_prob,
-            quantize_dropout_min_levels=config.quantize_dropout_min_levels,
-            sample_codebook_temp=config.sample_codebook_temp,
-            sample_anneal_iter=config.sample_anneal_iter,
         )
 
     def _first_codes(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:

@@ -9,9 +9,7 @@ around all levels, EnCodec (Défossez et al. 2022).
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from typing_extensions import Self
 
-from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.model.codebooks import AveragedCodebooks
 from ds_rvqvae.model.first_codes import first_codes, left_out_residuals
 from ds_rvqvae.model.ranks import fold_seed, gather_rows, world_of
@@ -93,27 +91,6 @@ class ResidualQuantizer(AveragedCodebooks):
         self.gradient = gradient
         self.codebook_init = codebook_init
         self.beam_size = beam_size
-
-    @classmethod
-    def from_config(cls, config: ModelConfig) -> Self:
-        """The quantizer of a profile's `rvqvae.model`."""
-        return cls(
-            config.num_quantizers,
-            config.nb_code,
-            config.code_dim,
-            shared_codebook=config.shared_codebook,
-            mu=config.mu,
-            mu_warm_up=config.mu_warm_up,
-            quantize_dropout_prob=config.quantize_dropout_prob,
-            quantize_dropout_min_levels=config.quantize_dropout_min_levels,
-            sample_codebook_temp=config.sample_codebook_temp,
-            sample_anneal_iter=config.sample_anneal_iter,
-            codebook_distance=config.codebook_distance,
-            gradient=config.gradient,
-            codebook_init=config.codebook_init,
-            beam_size=config.beam_size,
-            dead_code_threshold=config.dead_code_threshold,
-        )
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Quantizes `latents [B, T, D]`; while training, also keeps what the next `update_codebooks` needs of them.
