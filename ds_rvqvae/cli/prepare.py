@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ds_rvqvae.data.store.packing import Packed
     from ds_rvqvae.data.store.prepare import Prepared
 
-_FLAGS = ("format", "fps", "split", "metres_per_unit", "up_axis", "store_dtype")
+_FLAGS = ("format", "fps", "split", "source_fps", "metres_per_unit", "up_axis", "split_version", "store_dtype")
 """Each sets the key of `rvqvae.data` that it is called by."""
 
 
@@ -39,9 +39,22 @@ def add_to(verbs: Verbs) -> None:
     prepare.add_argument("--split", choices=["auto", "time", "hash"], help="see rvqvae.data.split")
     prepare.add_argument("--speakers", metavar="N,N,…", help="only BEAT2 clips of these speakers")
     prepare.add_argument(
-        "--metres_per_unit", type=positive_number, help="of BVH files (default: guessed from the skeleton)"
+        "--split_version", metavar="NAME", help="the folder of split lists to take, where the data have several"
     )
-    prepare.add_argument("--up_axis", choices=["y", "z"], help="the axis that points up in the files; z is turned to y")
+    prepare.add_argument(
+        "--source_fps",
+        type=positive_number,
+        metavar="N",
+        help="frames a second of the files, whatever they say (default: what they say, or what is known of the format)",
+    )
+    prepare.add_argument(
+        "--metres_per_unit", type=positive_number, help="of BVH files (default: what they say, else by the skeleton)"
+    )
+    prepare.add_argument(
+        "--up_axis",
+        choices=["y", "z"],
+        help="the axis that points up in the files; z is turned to y (default: y, refused where the figures lie)",
+    )
     prepare.add_argument("--store_dtype", "--dtype", choices=["float32", "float16", "bfloat16"], help="numbers on disk")
     prepare.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="any other setting")
     prepare.add_argument("--append", action="store_true", help="add the clips that STORE does not have, by name, to it")
@@ -58,7 +71,9 @@ def _prepare(args: argparse.Namespace) -> int:
     from ds_rvqvae.data.store.store import is_store
 
     overrides = [f"rvqvae.data.path={json.dumps(args.data)}"]
-    overrides += [f"rvqvae.data.{key}={value}" for key in _FLAGS if (value := getattr(args, key)) is not None]
+    overrides += [
+        f"rvqvae.data.{key}={json.dumps(value)}" for key in _FLAGS if (value := getattr(args, key)) is not None
+    ]
     if args.speakers:
         overrides.append(f"rvqvae.data.speakers=[{args.speakers}]")
     config = load_profile(args.profile, [*overrides, *args.set]).rvqvae.data

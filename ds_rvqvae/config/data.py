@@ -28,11 +28,18 @@ _STORE = DataFacts(resume="free", store="setting", reading=False)
 """Keys of how files are made into a store."""
 _READING = DataFacts(resume="free", store="setting", reading=True)
 """Those of them that say what the numbers in a file mean."""
+_VERSION = DataFacts(resume="fixed", store="setting", reading=True)
+"""The version of the rules that give those numbers their meaning."""
 _INPUTS = DataFacts(resume="fixed", store="no", reading=False)
 """Keys that make other inputs of the same store."""
 _FREE = DataFacts(resume="free", store="no", reading=False)
 """Keys of what training draws from a store. `body_parts` is among them because what it makes of the columns of a run is
 compared by themselves."""
+
+
+def to_say(key: str, value: object) -> str:
+    """How a key of `rvqvae.data` that `prepare` has a flag for is given, for messages."""
+    return f"--{key} {value} (rvqvae.data.{key})"
 
 
 def is_part_name(name: object) -> bool:
@@ -113,10 +120,18 @@ class DataConfig(Section):
     of every clip is held out."""
     fps: Annotated[float, Field(gt=0, le=1000), DataFacts(resume="fixed", store="setting", reading=False)] = 30.0
     """Frames a second; motion at another rate is resampled."""
+    source_fps: Annotated[Annotated[float, Field(gt=0, le=1e5)] | None, _READING] = None
+    """Frames a second of the files, whatever they say themselves; null: what they say, or what is known of their
+    format."""
     metres_per_unit: Annotated[Annotated[float, Field(gt=0)] | None, _READING] = None
-    """Length of a BVH file's unit; null: guessed from how tall its skeleton is."""
-    up_axis: Annotated[Literal["y", "z"], _READING] = "y"
-    """The axis that points up in the files. z (AMASS, some BVH exports) is turned so that y does."""
+    """Length of a BVH file's unit; null: what the file says, else recognised by how tall its skeleton is."""
+    up_axis: Annotated[Literal["y", "z"] | None, _READING] = None
+    """The axis that points up in the files. z (AMASS, some BVH exports) is turned so that y does; null: y, and
+    refused where the figures lie then."""
+    split_version: Annotated[Annotated[str, Field(min_length=1)] | None, _STORE] = None
+    """The folder that the split lists are taken from, by name, where there are several (`split/version1`, …)."""
+    reading_version: Annotated[Literal[1, 2], _VERSION] = 2
+    """The rules by which files are read. 1: those of ds_rvqvae up to 0.2, for stores, runs and tokenizers of then."""
     store_dtype: Annotated[Literal["float32", "float16", "bfloat16"], _STORE] = "float32"
     """How numbers are kept on disk."""
     rules: Annotated[RulesConfig, _STORE] = RulesConfig()

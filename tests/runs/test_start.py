@@ -17,7 +17,7 @@ FIXED = {
         *("width", "depth", "down_t", "stride_t", "dilation_growth_rate", "activation", "norm"),
         *("code_dim", "nb_code", "num_quantizers", "shared_codebook", "fsq_levels", "codebook_distance"),
     ),
-    "data": ("body_part", "fps", "mean_file", "std_file", "std_floor", "feat_bias"),
+    "data": ("body_part", "fps", "reading_version", "mean_file", "std_file", "std_floor", "feat_bias"),
 }
 OTHER_DATA = {
     "path": "/elsewhere",
@@ -31,8 +31,11 @@ OTHER_DATA = {
     "balance": "speaker",
     "split": "hash",
     "fps": 60.0,
+    "source_fps": 60.0,
     "metres_per_unit": 0.01,
     "up_axis": "z",
+    "split_version": "version2",
+    "reading_version": 1,
     "store_dtype": "float16",
     "rules": {"dropouts": False},
     "mean_file": "/mean.npy",

@@ -44,6 +44,11 @@ class Reader(ABC):
         self.notes: tuple[str, ...] = ()
         """What the report should say of the data, such as other files there that are not read."""
 
+    @property
+    def fps(self) -> float:
+        """Frames a second of the clips that `read` and `clip` give."""
+        return self.config.fps
+
     @classmethod
     @abstractmethod
     def matches(cls, path: Path) -> bool:
@@ -76,17 +81,17 @@ class Reader(ABC):
         motion = take.motion[start:stop]
         if len(motion):
             try:
-                motion = resample(motion, rotation_columns(take.layout), take.fps, self.config.fps)
+                motion = resample(motion, rotation_columns(take.layout), take.fps, self.fps)
             except ValueError as error:
                 raise ClipError(
-                    f"cannot be resampled from {take.fps:g} to {self.config.fps:g} frames a second: {error}"
+                    f"cannot be resampled from {take.fps:g} to {self.fps:g} frames a second: {error}"
                 ) from None
         if take.has_positions:
             motion = motion.copy()
             for part in (part for part in take.layout if part.kind == "translation"):
                 motion[:, part.start : part.stop] = translation_features(motion[:, part.start : part.stop])
         with np.errstate(over="ignore"):  # what does not fit float32 is found as infinite, with its frame
-            return Clip(name, motion.astype(np.float32), self.config.fps, take.layout, take.split)
+            return Clip(name, motion.astype(np.float32), self.fps, take.layout, take.split)
 
     def weight(self, name: str) -> int:
         """About how many bytes have to be read for a clip; 0 where its file is not there."""

@@ -75,7 +75,7 @@ class StoreBuilder:
             starts=np.cumsum([0, *(clip.frames for clip in clips)]),
             clip_names=[clip.name for clip in clips],
             layout=self.layout,
-            fps=self.reader.config.fps,
+            fps=self.reader.fps,
             dtype=self.settings["store_dtype"],
             mean=mean,
             std=std,

@@ -66,7 +66,7 @@ def pack_all(packer: ShardPacker, plans: Sequence[ShardPlan], workers: int, prog
     kept = sum(len(plan.names) for plan in done)
     frames = sum(ShardFacts.read(shard_files(folder, index)[1]).rows for index in sorted(finished))
     total = sum(len(plan.names) for plan in plans)
-    with _Progress(total, kept, frames, reader.config.fps, progress) as bar:
+    with _Progress(total, kept, frames, reader.fps, progress) as bar:
         jobs = _in_processes if workers > 1 else _in_this_process
         works = list(jobs(packer, todo, workers, bar))
     _sweep(folder, {plan.index for plan in plans})

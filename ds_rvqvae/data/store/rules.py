@@ -113,7 +113,7 @@ def _jump(rule: str, first: int, after: int, words: str) -> _Fault:
 
 def _too_short(frames: int, reader: Reader, rules: RulesConfig) -> str:
     some = f"{frames} frame{'' if frames == 1 else 's'}"
-    return f"{some} at {reader.config.fps:g} frames a second, fewer than the {rules.min_frames} a clip needs"
+    return f"{some} at {reader.fps:g} frames a second, fewer than the {rules.min_frames} a clip needs"
 
 
 def _nothing_left(faults: list[_Fault], frames: int, too_short: str) -> tuple[str, str]:
