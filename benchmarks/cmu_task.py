@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ds_rvqvae import MotionTokenizer, load_profile
+from ds_rvqvae import MotionTokenizer
 from ds_rvqvae.cli.common import add_json_flag, print_result
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.data.gathering import Gatherer
 from ds_rvqvae.model.vq import perplexity_of
+from ds_rvqvae.runs.folder import read_profile
 from ds_rvqvae.tokenizer.evaluation import evaluate_split
 
 WINDOWS = 2048
@@ -54,7 +55,7 @@ def main() -> None:
     if unknown := set(splits) - {"train", "val", "test", "all"}:
         parser.error(f"--splits: no split is called {', '.join(sorted(unknown))}")
     tokenizer = MotionTokenizer.from_pretrained(args.run / "tokenizer")
-    config = load_profile(args.run / "profile.json").rvqvae.data
+    config = read_profile(args.run).rvqvae.data
     config = config.with_values({"path": args.data_path or config.path})
     data = MotionData.open(config)
     data.use_normalisation(tokenizer.mean.numpy(), tokenizer.std.numpy())

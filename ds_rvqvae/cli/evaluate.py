@@ -167,11 +167,11 @@ def _open(name: str, reference: Reference, args: argparse.Namespace) -> _Subject
 
 def _data_config(reference: Reference, tokenizer: MotionTokenizer, data_path: str | None) -> DataConfig:
     """The run's settings of data where its profile is there, at the tokenizer's own frame rate and body part."""
-    from ds_rvqvae.config.profile import PROFILE_FILE, load_profile
+    from ds_rvqvae.runs.folder import read_profile
     from ds_rvqvae.tokenizer.folder import reading_config
 
     run = reference.run
-    config = load_profile(run / PROFILE_FILE).rvqvae.data if run else reading_config(tokenizer.details, tokenizer.fps)
+    config = read_profile(run).rvqvae.data if run else reading_config(tokenizer.details, tokenizer.fps)
     path = data_path or config.path or os.environ.get("DS_RVQVAE_DATA") or None
     if path is None:
         raise UserError(

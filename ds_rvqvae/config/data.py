@@ -26,10 +26,8 @@ else:
 
 _STORE = DataFacts(resume="free", store="setting", reading=False)
 """Keys of how files are made into a store."""
-_READING = DataFacts(resume="free", store="setting", reading=True)
+_READING = DataFacts(resume="fixed", store="setting", reading=True)
 """Those of them that say what the numbers in a file mean."""
-_VERSION = DataFacts(resume="fixed", store="setting", reading=True)
-"""The version of the rules that give those numbers their meaning."""
 _INPUTS = DataFacts(resume="fixed", store="no", reading=False)
 """Keys that make other inputs of the same store."""
 _FREE = DataFacts(resume="free", store="no", reading=False)
@@ -130,7 +128,7 @@ class DataConfig(Section):
     refused where the figures lie then."""
     split_version: Annotated[Annotated[str, Field(min_length=1)] | None, _STORE] = None
     """The folder that the split lists are taken from, by name, where there are several (`split/version1`, …)."""
-    reading_version: Annotated[Literal[1, 2], _VERSION] = 2
+    reading_version: Annotated[Literal[1, 2], _READING] = 2
     """The rules by which files are read. 1: those of ds_rvqvae up to 0.2, for stores, runs and tokenizers of then."""
     store_dtype: Annotated[Literal["float32", "float16", "bfloat16"], _STORE] = "float32"
     """How numbers are kept on disk."""

@@ -101,6 +101,8 @@ class Profile(DeepSpeedKeys):
         model = self.rvqvae.model
         if training.init_from is not None and (model.weight_init != "torch" or model.zero_init_residual):
             found.append("rvqvae.model.weight_init, zero_init_residual: weights come from init_from: no effect")
+        if training.init_from is not None and model.codebook_init != ModelConfig().codebook_init:
+            found.append("rvqvae.model.codebook_init: codebooks come from init_from: no effect")
         if model.grid_key is not None and self.rvqvae.loss.commit != LossConfig().commit:
             found.append(f"rvqvae.loss.commit: with {model.grid_key} there are no codes to commit to: no effect")
         batches = windows_a_step(self.rvqvae.data, self.global_batch(world_size or 1))

@@ -15,8 +15,9 @@ from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.data.augment import Augment
 from ds_rvqvae.data.formats.features import feature_weights, read_statistics
 from ds_rvqvae.data.store.prepare import prepare_store
+from ds_rvqvae.data.store.report import column_ranges, shortened
 from ds_rvqvae.data.store.splits import Groups, Segment, balanced, group_of, shares_text
-from ds_rvqvae.data.store.store import Store
+from ds_rvqvae.data.store.store import REPORT, Store
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import MIN_FRAMES
 from ds_rvqvae.motion.layout import Layout, check_losses, layout_to_json, select_columns
@@ -32,8 +33,8 @@ class MotionData:
         layout: what they mean, numbered from 0.
         body_part: the part whose columns they are; None where all columns are in use.
         fps: frames a second.
-        mean, std: float32 `[C]`; motion is normalised as `(motion - mean) / std`, std being at least `std_floor`, over
-            the column's weight where `feat_bias` gives one.
+        mean, std: float32 `[C]`; motion is normalised as `(motion - mean) / std`, over the column's weight where
+            `feat_bias` gives one. A std that was measured is at least `std_floor`; one that is given is used as it is.
     """
 
     def __init__(self, store: Store, config: DataConfig) -> None:
@@ -49,7 +50,7 @@ class MotionData:
         self.columns = columns
         self.in_features = len(columns)
         self.mean, std = self._statistics()
-        self.std: NDArray[np.float32] = np.divide(np.maximum(std, np.float32(config.std_floor)), self._weights())
+        self.std: NDArray[np.float32] = np.divide(std, self._weights())
 
     @classmethod
     def open(cls, config: DataConfig, progress: bool = False) -> "MotionData":
@@ -144,15 +145,21 @@ class MotionData:
         return {size: len(starts) for size, starts in self.training_windows.items()}
 
     def warnings(self) -> list[str]:
-        """Settings of `rvqvae.data` that are allowed and do not do what they say to these columns."""
+        """What was found and assumed when the store was made, and settings of `rvqvae.data` that do not do what they
+        say to these columns."""
+        found = store_warnings(self.store)
+        if self.store.settings["reading_version"] < self.config.reading_version:
+            found.append(
+                f"{self.store.folder}: was prepared by a version up to 0.2, so its files were read by the rules of "
+                "then (rvqvae.data.reading_version 1, see docs/data.md); prepare it again to have those of today"
+            )
         augment, parts = self.config.augment, len(self.layout)
-        if not augment.mix:
-            return []
-        if parts < 2:
-            return [f"rvqvae.data.augment.mix: all columns are one part, {self.layout[0].name}: no effect"]
-        if augment.mix_windows > parts:
-            return [f"rvqvae.data.augment.mix_windows: {augment.mix_windows} are more than the {parts} joints: {parts}"]
-        return []
+        if augment.mix and parts < 2:
+            found.append(f"rvqvae.data.augment.mix: all columns are one part, {self.layout[0].name}: no effect")
+        elif augment.mix and augment.mix_windows > parts:
+            more = f"{augment.mix_windows} are more than the {parts} joints: {parts}"
+            found.append(f"rvqvae.data.augment.mix_windows: {more}")
+        return found
 
     def balance_lines(self) -> list[str]:
         """For people: how much of each speaker or set is trained on, and how much of it there is."""
@@ -225,11 +232,22 @@ class MotionData:
         return weights[self.columns]
 
     def _statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Mean and std of the columns in use, from the files that the settings name or from the store."""
+        """Mean and std of the columns in use, from the files that the settings name or from the store.
+
+        Raises:
+            UserError: a std that is given is 0 somewhere.
+        """
         files = self.config.mean_file, self.config.std_file
+        floor = np.float32(self.config.std_floor)
         if files[0] is None or files[1] is None:
-            return self.store.mean[self.columns], self.store.std[self.columns]
-        return self._of_width(files[0]), self._of_width(files[1], positive=True)
+            return self.store.mean[self.columns], np.maximum(self.store.std[self.columns], floor)
+        mean, std = self._of_width(files[0]), self._of_width(files[1], positive=True)
+        if self.config.reading_version == 1:
+            return mean, np.maximum(std, floor)
+        zeros = column_ranges(np.flatnonzero(std == 0), self.layout)
+        if zeros:
+            raise UserError(f"{files[1]}: holds 0 for {shortened(zeros, 6)}: no column can be divided by that")
+        return mean, std
 
     def _of_width(self, file: str, positive: bool = False) -> NDArray[np.float32]:
         values = read_statistics(Path(file).expanduser(), positive)
@@ -255,6 +273,26 @@ class MotionData:
             f"rvqvae.data.{key}: no clip has the {size} frames of a window in {split}; the longest, "
             f"{longest.name}, has {frames}: {advice}"
         )
+
+
+def store_warnings(store: Store, most: int = 8) -> list[str]:
+    """What `prepare` told of a store, for who trains on it: notes, and files that were left out whole.
+
+    Args:
+        most: notes at most; the report has all of them.
+    """
+    report = store.report()
+    counts = report["notes"].items()
+    found = [f"{note} ({count:,} file{'s' * (count > 1)})" if count else note for note, count in counts]
+    if len(found) > most:
+        found[most:] = [f"{len(found) - most:,} more notes are in {store.folder / REPORT}"]
+    if store.left_out:
+        first = store.left_out[0]
+        more = f"; {store.folder / REPORT} names all" if len(store.left_out) > 1 else ""
+        found.append(
+            f"{len(store.left_out):,} of {report['files']:,} files are left out: {first.file}: {first.reason}{more}"
+        )
+    return found
 
 
 def open_training_data(profile: Profile) -> MotionData:

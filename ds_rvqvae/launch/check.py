@@ -10,7 +10,7 @@ from ds_rvqvae.launch.preflight import Preflight, check_machine
 from ds_rvqvae.runs.checkpoints import checkpoint_bytes
 from ds_rvqvae.runs.folder import check_out_folder, run_folder_of
 from ds_rvqvae.runs.init_from import find_initial, take_start
-from ds_rvqvae.runs.start import find_resume, with_batch
+from ds_rvqvae.runs.start import as_begun, find_resume, record_of, with_batch
 
 
 def check_run(request: Request) -> tuple[CheckedRun, Preflight | None]:
@@ -21,12 +21,13 @@ def check_run(request: Request) -> tuple[CheckedRun, Preflight | None]:
     Raises:
         UserError: with the statuses in the order 2, 4, 3.
     """
+    folder = run_folder_of(request)
+    check_out_folder(folder)
+    request = as_begun(request, folder)
     profile, start, options = request.profile, request.start, request.options
     config = profile.rvqvae
     if options.demo:
         demo.write_motion(config.data)
-    folder = run_folder_of(request)
-    check_out_folder(folder)
     idle = list(options.require_idle or ())
     ranks = place_ranks(options, request.flags.environment)
     if ranks.world_size and not start.resumes:
@@ -46,7 +47,7 @@ def check_run(request: Request) -> tuple[CheckedRun, Preflight | None]:
         warn("--require_idle: no card of this machine takes part, so none is looked at")
     done, planned = False, profile
     if start.resumes:
-        resume = find_resume(folder, profile, ranks.world_size, data.fingerprint(), thorough=False, start=start)
+        resume = find_resume(folder, profile, ranks.world_size, record_of(data), thorough=False, start=start)
         done = resume.step() >= config.training.total_iter
         planned = with_batch(with_batch(profile, resume.fitted), resume.kept)
     report = None

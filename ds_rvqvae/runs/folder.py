@@ -7,7 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
-from ds_rvqvae.config.profile import PROFILE_FILE, Profile
+from ds_rvqvae.config.profile import PROFILE_FILE, Profile, load_profile
 from ds_rvqvae.config.request import Request, Start
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import whole_file
@@ -63,6 +63,17 @@ def write_profile(folder: Path, profile: Profile) -> None:
     """Writes a run's `profile.json`: every key of its profile, enough to start it again."""
     with whole_file(folder / PROFILE_FILE) as content:
         content.write(json.dumps(profile.to_dict(), indent=2).encode() + b"\n")
+
+
+def read_profile(folder: Path) -> Profile:
+    """A run's `profile.json`; raises UserError as `load_profile`.
+
+    One that does not say by which rules its motion is read is of a version before there were others.
+    """
+    profile = load_profile(folder / PROFILE_FILE)
+    if "reading_version" in profile.rvqvae.data.model_fields_set:
+        return profile
+    return profile.with_values({"rvqvae.data.reading_version": 1})
 
 
 def check_out_folder(folder: Path, needed_bytes: int = 0) -> None:

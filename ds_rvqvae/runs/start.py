@@ -1,16 +1,21 @@
 """What `--resume` goes on from, and what may differ from the run it goes on with. Without torch."""
 
+import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.facts import fixed_keys
-from ds_rvqvae.config.profile import PROFILE_FILE, Profile, load_profile, section_at
-from ds_rvqvae.config.request import Start
+from ds_rvqvae.config.profile import PROFILE_FILE, Profile, section_at
+from ds_rvqvae.config.request import Request, Start
+from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.runs.checkpoints import checkpoints, damage_of, read_manifest, step_of, whole_checkpoint
+from ds_rvqvae.runs.folder import read_profile
+from ds_rvqvae.tokenizer.folder import READING_KEYS
 
 NEWEST = Start("newest")
 
@@ -34,18 +39,54 @@ class Resume:
         return 0 if self.checkpoint is None else step_of(self.checkpoint)
 
 
+def as_begun(request: Request, run_folder: Path) -> Request:
+    """The request with what its run's files meant when it began, where it goes on from a checkpoint.
+
+    Keys of how files are read that are not asked for now stay those of the run.
+    """
+    if not request.start.resumes or not checkpoints(run_folder / "checkpoints"):
+        return request
+    began, asked, defaults = read_profile(run_folder).rvqvae.data, request.profile.rvqvae.data, DataConfig()
+    kept = {
+        f"rvqvae.data.{key}": getattr(began, key)
+        for key in READING_KEYS
+        if getattr(asked, key) == getattr(defaults, key)
+    }
+    return replace(request, profile=request.profile.with_values(kept))
+
+
+def record_of(data: MotionData) -> dict[str, Any]:
+    """What a checkpoint remembers of the motion that a run is trained on, for JSON.
+
+    `motion` is what a model's inputs are: columns and normalisation. The others can change beside a normalisation that
+    is given and stays: frame rate, splits, what the numbers in files mean, and the frames themselves.
+    """
+    store, settings = data.store, data.store.settings
+    return {
+        "motion": data.fingerprint(),
+        "fps": data.fps,
+        "splits": _sha256([list(segment) for segment in store.segments]),
+        "reading": {key: settings.get(key) for key in READING_KEYS if settings.get(key) is not None},
+        "frames": _sha256([shard.sha256 for shard in store.shards]),
+    }
+
+
+def _sha256(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
 def find_resume(
     run_folder: Path,
     profile: Profile,
     world_size: int,
-    motion: str,
+    record: Mapping[str, Any],
     thorough: bool = True,
     start: Start = NEWEST,
 ) -> Resume:
     """Chooses the checkpoint to go on from. Changes nothing.
 
     Args:
-        motion: `MotionData.fingerprint` of what is to be trained on.
+        record: of what is to be trained on.
         thorough: read every file of it; the launcher, which only wants to refuse early, does not.
         start: one that names a checkpoint takes that one and no other.
 
@@ -67,17 +108,18 @@ def find_resume(
         checkpoint, damaged = whole_checkpoint(folder, thorough)
     if checkpoint is None:
         raise UserError(f"--resume: no whole checkpoint: {'; '.join(damaged)}; start a new run by another --name")
-    asked = load_profile(run_folder / PROFILE_FILE)
+    asked = read_profile(run_folder)
     fitted = _fitted_batch(asked, profile)
     profile = with_batch(profile, fitted)
     notes = [f"damaged, passed over: {text}" for text in damaged]
     notes += _changed_keys(run_folder, profile)
     resume = Resume(checkpoint, [*notes, f"going on from {checkpoint}"], fitted)
     manifest = read_manifest(checkpoint)
-    if manifest["motion"] != motion:
-        raise UserError(
-            f"--resume: {profile.rvqvae.data.path}: other columns or another normalisation than {checkpoint} was "
-            "trained with; resume with the same motion, or start a new run"
+    resume.notes += _changed_motion(f"--resume: {profile.rvqvae.data.path}", manifest, record, checkpoint)
+    if profile.rvqvae.data.reading_version == 1:
+        resume.notes.append(
+            "this run was begun by a version up to 0.2, so its motion is read by the rules of then "
+            "(rvqvae.data.reading_version 1); a new run reads it by those of today"
         )
     resume.universal = manifest["world_size"] != world_size
     # The global batch that was asked for stays, whatever the number of ranks.
@@ -85,6 +127,29 @@ def find_resume(
     if same and manifest["global_batch"] != profile.global_batch(world_size):
         _keep_global_batch(resume, manifest, profile, world_size)
     return resume
+
+
+def _changed_motion(start: str, manifest: Mapping[str, Any], record: Mapping[str, Any], checkpoint: Path) -> list[str]:
+    """Notes on motion that is not quite what a checkpoint remembers; raises UserError where a run must not mix both.
+
+    A checkpoint of a version up to 0.2 remembers columns and normalisation only.
+    """
+    changed = [key for key, value in record.items() if manifest.get(key, value) != value]
+    way = "resume with the same motion, or start a new run"
+    if "motion" in changed:
+        raise UserError(f"{start}: other columns or another normalisation than {checkpoint} was trained with; {way}")
+    if "fps" in changed:
+        rates = f"{record['fps']:g} frames a second, and {checkpoint} was trained at {manifest['fps']:g}"
+        raise UserError(f"{start}: {rates}; {way}")
+    if "reading" in changed:
+        was, now = (json.dumps(values["reading"]) for values in (manifest, record))
+        raise UserError(f"{start}: its files are read with {now}, those of {checkpoint} with {was}; {way}")
+    if "splits" in changed:
+        raise UserError(
+            f"{start}: other clips are trained on or held out than by {checkpoint} (new or missing files, other lists "
+            f"of splits); {way}"
+        )
+    return [f"{start}: the motion is not the same as when {checkpoint} was saved"] if "frames" in changed else []
 
 
 def with_batch(profile: Profile, sizes: tuple[int, int] | None) -> Profile:
@@ -149,7 +214,7 @@ def _keep_global_batch(resume: Resume, manifest: dict[str, Any], profile: Profil
 def _changed_keys(run_folder: Path, profile: Profile) -> list[str]:
     """Notes on settings that differ from the run's; raises UserError for one that must not."""
     file = run_folder / PROFILE_FILE
-    before, now = load_profile(file).rvqvae, profile.rvqvae
+    before, now = read_profile(run_folder).rvqvae, profile.rvqvae
     for section, values in now:
         for key in fixed_keys(type(values)):
             old, new = (getattr(getattr(settings, section), key) for settings in (before, now))
@@ -158,7 +223,7 @@ def _changed_keys(run_folder: Path, profile: Profile) -> list[str]:
                 raise UserError(
                     f"--resume: rvqvae.{section}.{key} was {was} in {file} and cannot change to {json.dumps(new)}"
                 )
-    old, new = (flat_keys(settings) for settings in (load_profile(file).to_dict(), profile.to_dict()))
+    old, new = (flat_keys(settings) for settings in (read_profile(run_folder).to_dict(), profile.to_dict()))
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     notes = [f"changed: {key}: {json.dumps(old.get(key))} -> {json.dumps(new.get(key))}" for key in changed]
     if now.schedule.kind == "cosine" and before.training.total_iter != now.training.total_iter:

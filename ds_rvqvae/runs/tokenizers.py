@@ -16,6 +16,7 @@ from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.motion.layout import layout_from_json, layout_to_json
 from ds_rvqvae.runs.checkpoints import MODEL_FILE, step_of
 from ds_rvqvae.runs.references import Kind, Reference, find_reference
+from ds_rvqvae.runs.start import record_of
 from ds_rvqvae.tokenizer.body import BodyTokenizer
 from ds_rvqvae.tokenizer.folder import TokenizerConfig, reading_of
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
@@ -51,7 +52,7 @@ def open_single(name: str | Path | Reference) -> MotionTokenizer:
 def motion_state(data: MotionData, config: ModelConfig) -> dict[str, Any]:
     """What a checkpoint says of the motion and the model, so that it makes a tokenizer by itself."""
     return {
-        "motion": data.fingerprint(),
+        "record": record_of(data),
         "mean": torch.from_numpy(data.mean),
         "std": torch.from_numpy(data.std),
         "layout": layout_to_json(data.layout),

@@ -174,10 +174,13 @@ this order."""
 
 
 def reading_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a tokenizer keeps of a store's settings, where it is not the default: the entry `reading` of its details."""
-    defaults = DataConfig()
-    found = {key: settings.get(key, getattr(defaults, key)) for key in READING_KEYS}
-    return {key: value for key, value in found.items() if value != getattr(defaults, key)}
+    """What a tokenizer keeps of a store's settings: the entry `reading` of its details.
+
+    Keys that are null are left out, and `reading_version` where it is 1, as it is of tokenizers from before there were
+    others.
+    """
+    found = {key: settings.get(key) for key in READING_KEYS}
+    return {key: value for key, value in found.items() if value is not None and (key, value) != ("reading_version", 1)}
 
 
 def reading_config(details: Mapping[str, Any], fps: float, path: str | None = None) -> DataConfig:
@@ -191,7 +194,8 @@ def reading_config(details: Mapping[str, Any], fps: float, path: str | None = No
     """
     reading = details.get("reading") or {}
     try:
-        return DataConfig(path=path, fps=fps, **{key: reading[key] for key in READING_KEYS if key in reading})
+        known = {"reading_version": 1, **{key: reading[key] for key in READING_KEYS if key in reading}}
+        return DataConfig(path=path, fps=fps, **known)
     except (ValidationError, TypeError) as error:
         raise UserError(f"the tokenizer's config: reading: {str(error).splitlines()[0]}: {reading}") from None
 

@@ -252,7 +252,7 @@ def _manifest(
     engine: deepspeed.DeepSpeedEngine, digests: list[dict[str, Any]], client_state: dict[str, Any]
 ) -> dict[str, Any]:
     return {
-        "motion": client_state["rvqvae"]["motion"],
+        **client_state["rvqvae"]["record"],
         "step": engine.global_steps,
         "world_size": dist.get_world_size(),
         "global_batch": engine.train_batch_size(),

@@ -29,7 +29,7 @@ from ds_rvqvae.runs.folder import (
 )
 from ds_rvqvae.runs.heartbeat import Heartbeat
 from ds_rvqvae.runs.init_from import Initial, keep_normalisation, take_start
-from ds_rvqvae.runs.start import Resume, find_resume, split_batch, with_batch
+from ds_rvqvae.runs.start import Resume, as_begun, find_resume, record_of, split_batch, with_batch
 
 
 class OpenedRun(NamedTuple):
@@ -58,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
         request = flags.request()
         if not request.start.resumes:
             request.profile.check_world_size(int(os.environ.get("WORLD_SIZE", "1")))
+        if request.start.resumes:
+            request = as_begun(request, _folder_of(request))
         return _train(request, open_training_data(request.profile))
     except UserError as error:
         if speaks:
@@ -65,6 +67,12 @@ def main(argv: list[str] | None = None) -> int:
         return _leave(error.status)
     except Exception as error:
         return _report_crash(error, rank)
+
+
+def _folder_of(request: Request) -> Path:
+    """The run's folder: the one that our launcher has chosen, else the one that the flags mean."""
+    chosen = request.flags.environment.get(RUN_VARIABLE)
+    return Path(chosen) if chosen else run_folder_of(request).absolute()
 
 
 def _train(request: Request, data: MotionData) -> int:
@@ -205,8 +213,8 @@ def _open_run(request: Request, data: MotionData, world_size: int) -> OpenedRun:
     A refusal, or a run that is done already, leaves the folder as it is.
     """
     profile, start = request.profile, request.start
-    chosen = request.flags.environment.get(RUN_VARIABLE)
-    folder = Path(chosen) if chosen else run_folder_of(request).absolute()
+    folder = _folder_of(request)
+    chosen = RUN_VARIABLE in request.flags.environment
     if chosen and not start.resumes and any(entry.name != PROFILE_FILE for entry in folder.iterdir()):
         raise UserError(f"{folder}: holds a run; go on with it by --resume, or give another --name")
     new = not folder.is_dir()
@@ -215,7 +223,7 @@ def _open_run(request: Request, data: MotionData, world_size: int) -> OpenedRun:
     initial = take_start(folder, profile, data, start)
     resume = Resume()
     if start.resumes:
-        resume = find_resume(folder, profile, world_size, data.fingerprint(), start=start)
+        resume = find_resume(folder, profile, world_size, record_of(data), start=start)
     check_out_folder(folder)
     for part in ("checkpoints", "eval"):
         (folder / part).mkdir(parents=True, exist_ok=True)

@@ -229,6 +229,10 @@ def test_milestones_past_the_end_are_a_warning():
             "weight_init, zero_init_residual: weights come",
         ),
         (
+            ["rvqvae.training.init_from=t", "rvqvae.model.codebook_init=kmeans"],
+            "rvqvae.model.codebook_init: codebooks come",
+        ),
+        (
             ["rvqvae.model.fsq_levels=[4,4,4,4,4]", "rvqvae.model.code_dim=30", "rvqvae.loss.commit=1"],
             "rvqvae.loss.commit: with fsq_levels",
         ),

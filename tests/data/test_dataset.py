@@ -72,6 +72,21 @@ def test_mean_and_std_from_files(tmp_path):
     assert data.mean.dtype == data.std.dtype == np.float32
 
 
+def test_a_std_that_is_given_is_used_as_it_is(tmp_path):
+    """The floor is for measured ones: MoMask's std of HumanML3D's root, over its `feat_bias` of 5, is far below it."""
+    std = np.array([0.0004, 1e-5, 0.003, 2, 0.5])
+    np.save(tmp_path / "m.npy", np.zeros(5))
+    np.save(tmp_path / "s.npy", std)
+    files = {"mean_file": str(tmp_path / "m.npy"), "std_file": str(tmp_path / "s.npy")}
+    data = open_packed(tmp_path, std_floor=0.01, **files)
+    assert np.array_equal(data.std, std.astype(np.float32))
+    theirs = data.frames(data.segments("train")[0]).astype(np.float64) / std
+    assert np.allclose(data.normalised(data.segments("train")[0]), theirs, rtol=1e-6)
+    before = open_packed(tmp_path, std_floor=0.01, reading_version=1, **files)
+    assert np.array_equal(before.std, np.maximum(std, 0.01).astype(np.float32))
+    assert before.fingerprint() != data.fingerprint()
+
+
 @pytest.mark.parametrize(
     ("std", "complaint"),
     [
@@ -79,6 +94,7 @@ def test_mean_and_std_from_files(tmp_path):
         (np.ones((5, 1)), "one number a column"),
         (np.full(5, np.nan), "NaN"),
         (-np.ones(5), "negative"),
+        (np.array([1, 0, 1, 1, 0.0]), r"holds 0 for features\[1\], features\[4\]: no column can be divided by that"),
         (np.array(["a"] * 5), "one number a column"),
     ],
 )

@@ -1,12 +1,14 @@
 """Folders of runs."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from ds_rvqvae.config.profile import load_profile
 from ds_rvqvae.config.request import Start
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.runs.folder import check_out_folder, choose_run_folder
+from ds_rvqvae.runs.folder import check_out_folder, choose_run_folder, read_profile, write_profile
 
 
 def choose(out, name=None, profile="baseline", resume=False):
@@ -82,3 +84,13 @@ def test_too_little_room_says_how_much_there_is(tmp_path):
 def test_a_folder_without_permission():
     with pytest.raises(UserError, match="no permission to write in /proc/self"):
         check_out_folder(Path("/proc/self/runs"))
+
+
+def test_a_profile_of_a_version_without_reading_versions_has_the_first(tmp_path):
+    write_profile(tmp_path, load_profile("baseline"))
+    assert read_profile(tmp_path).rvqvae.data.reading_version == 2
+    values = json.loads((tmp_path / "profile.json").read_text())
+    del values["rvqvae"]["data"]["reading_version"]
+    (tmp_path / "profile.json").write_text(json.dumps(values))
+    assert read_profile(tmp_path).rvqvae.data.reading_version == 1
+    assert load_profile(tmp_path / "profile.json").rvqvae.data.reading_version == 2  # for a new run

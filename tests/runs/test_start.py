@@ -7,9 +7,11 @@ import pytest
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.config.profile import load_profile
+from ds_rvqvae.config.request import read_training_flags
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.runs.checkpoints import MANIFEST, seal
-from ds_rvqvae.runs.start import find_resume
+from ds_rvqvae.runs.folder import write_profile
+from ds_rvqvae.runs.start import as_begun, find_resume
 from tests.settings import SMALL, models_with_another
 
 FIXED = {
@@ -17,7 +19,10 @@ FIXED = {
         *("width", "depth", "down_t", "stride_t", "dilation_growth_rate", "activation", "norm"),
         *("code_dim", "nb_code", "num_quantizers", "shared_codebook", "fsq_levels", "codebook_distance"),
     ),
-    "data": ("body_part", "fps", "reading_version", "mean_file", "std_file", "std_floor", "feat_bias"),
+    "data": (
+        *("body_part", "fps", "source_fps", "metres_per_unit", "up_axis", "reading_version"),
+        *("mean_file", "std_file", "std_floor", "feat_bias"),
+    ),
 }
 OTHER_DATA = {
     "path": "/elsewhere",
@@ -65,7 +70,7 @@ def run(tmp_path):
 def resumed(run, section, key, value):
     """What a resume says of another value."""
     profile = load_profile(run / "profile.json").with_values({f"rvqvae.{section}.{key}": value})
-    return find_resume(run, profile, 1, "motion").notes
+    return find_resume(run, profile, 1, {"motion": "motion"}).notes
 
 
 @pytest.mark.parametrize("key", ModelConfig.model_fields)
@@ -86,3 +91,70 @@ def _check(run, section, key, value):
             resumed(run, section, key, value)
     else:
         assert any(note.startswith(f"changed: rvqvae.{section}.{key}") for note in resumed(run, section, key, value))
+
+
+RECORD = {"motion": "motion", "fps": 30.0, "splits": "some", "reading": {"up_axis": "z"}, "frames": "these"}
+
+
+def _remember(run, record):
+    """Has the run's checkpoint remember this of its motion."""
+    file = run / "checkpoints" / "global_step5" / MANIFEST
+    manifest = json.loads(file.read_text())
+    del manifest["motion"]
+    file.write_text(json.dumps(seal(manifest | record)))
+
+
+@pytest.mark.parametrize(
+    ("key", "now", "complaint"),
+    [
+        ("motion", "another", "other columns or another normalisation"),
+        ("fps", 20.0, "20 frames a second, and .*global_step5 was trained at 30"),
+        ("reading", {"up_axis": "y"}, r'its files are read with {"up_axis": "y"}, those of .* with {"up_axis": "z"}'),
+        ("splits", "others", "other clips are trained on or held out"),
+    ],
+)
+def test_a_run_goes_on_with_its_own_motion_only(run, key, now, complaint):
+    """Also where the normalisation is given, so that columns and statistics do not tell."""
+    profile = load_profile(run / "profile.json")
+    _remember(run, RECORD)
+    assert find_resume(run, profile, 1, RECORD).notes == [f"going on from {run / 'checkpoints' / 'global_step5'}"]
+    with pytest.raises(UserError, match=f"^--resume: .*{complaint}.*; resume with the same motion, or start a new run"):
+        find_resume(run, profile, 1, RECORD | {key: now})
+
+
+def test_other_frames_behind_the_same_normalisation_are_said(run):
+    _remember(run, RECORD)
+    notes = find_resume(run, load_profile(run / "profile.json"), 1, RECORD | {"frames": "those"}).notes
+    assert any("the motion is not the same as when" in note for note in notes)
+
+
+def test_a_checkpoint_that_remembers_less_is_gone_on_from(run):
+    profile = load_profile(run / "profile.json")
+    assert find_resume(run, profile, 1, RECORD).step() == 5
+    with pytest.raises(UserError, match="other columns"):
+        find_resume(run, profile, 1, RECORD | {"motion": "another"})
+
+
+def _request(run, *flags):
+    return read_training_flags(["--profile=demo", f"--out={run.parent}", f"--name={run.name}", *flags]).request()
+
+
+def test_a_run_of_before_reads_its_motion_as_it_was_read_then(run):
+    profile = json.loads((run / "profile.json").read_text())
+    del profile["rvqvae"]["data"]["reading_version"]
+    profile["rvqvae"]["data"] |= {"up_axis": "z", "metres_per_unit": 0.01}
+    (run / "profile.json").write_text(json.dumps(profile))
+    began = as_begun(_request(run, "--resume", "--metres_per_unit=0.02"), run).profile.rvqvae.data
+    # What is asked for otherwise stays asked for, and is refused then.
+    assert (began.reading_version, began.up_axis, began.metres_per_unit) == (1, "z", 0.02)
+    assert as_begun(_request(run.parent / "new"), run).profile.rvqvae.data.reading_version == 2
+    (run / "checkpoints" / "global_step5" / MANIFEST).unlink()
+    (run / "checkpoints" / "global_step5").rmdir()
+    assert as_begun(_request(run, "--resume"), run).profile.rvqvae.data.reading_version == 2
+
+
+def test_a_resume_says_that_motion_is_read_as_it_was(run):
+    profile = load_profile(run / "profile.json").with_values({"rvqvae.data.reading_version": 1})
+    write_profile(run, profile)
+    notes = find_resume(run, profile, 1, {"motion": "motion"}).notes
+    assert any("rvqvae.data.reading_version 1" in note and "a new run" in note for note in notes)

@@ -134,8 +134,8 @@ def fitted_at_resume(run, micro_batch, accumulation, ranks=2, automatic="true"):
     """What a resume takes over: the sizes that were fitted, and those that keep the global batch."""
     asked = [f"train_micro_batch_size_per_gpu={micro_batch}", f"gradient_accumulation_steps={accumulation}"]
     asked.append(f"rvqvae.training.auto_batch_size={automatic}")
-    motion = read_manifest(run / "checkpoints" / "global_step2")["motion"]
-    resume = find_resume(run, load_profile(run / "profile.json", asked), ranks, motion)
+    manifest = read_manifest(run / "checkpoints" / "global_step2")
+    resume = find_resume(run, load_profile(run / "profile.json", asked), ranks, manifest)
     return resume.fitted, resume.kept
 
 

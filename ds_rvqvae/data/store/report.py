@@ -269,7 +269,7 @@ def _rule_lines(report: dict[str, Any], most: int) -> list[str]:
     lines = [_row("left out", "files", "spans", "frames", end="first of them")]
     for rule, counts in report["rules"].items():
         first = [_place(entry) for entry in report["quarantine"] if entry["rule"] == rule]
-        shown = _shortened(first, max(most // 4, 1))
+        shown = shortened(first, max(most // 4, 1))
         lines.append(_row(rule, f"{counts['files']:,}", f"{counts['spans']:,}", f"{counts['frames']:,}", end=shown))
     return lines
 
@@ -282,7 +282,8 @@ def _place(entry: dict[str, Any]) -> str:
     return f"{file} {first}" + (f"-{last}" if last > first else "")
 
 
-def _shortened(words: Sequence[str], most: int) -> str:
+def shortened(words: Sequence[str], most: int) -> str:
+    """The first words of a list, and how many there are."""
     return ", ".join(words[:most]) + (f", … ({len(words):,})" if len(words) > most else "")
 
 
@@ -297,7 +298,7 @@ def _whole_file_lines(quarantine: list[dict[str, Any]], most: int) -> list[str]:
 def _column_lines(report: dict[str, Any], most: int) -> list[str]:
     lines = []
     if report["constant_columns"]:
-        names = _shortened(report["constant_columns"], most)
+        names = shortened(report["constant_columns"], most)
         lines.append(f"{_count(report['constant_column_count'], 'constant column')}: {names}")
     if report["extreme_values"]:
         lines.append(f"columns with values more than {EXTREME:g} standard deviations from the mean")

@@ -227,7 +227,8 @@ def _read(folder: Path, table: dict[str, Any], check_files: bool) -> Store:
         has_body_parts=bool(table["has_body_parts"]),
         skeleton=table["skeleton"],
         left_out=[LeftOut(**entry) for entry in table["left_out"]],
-        settings=dict(table["settings"]),
+        # Stores of before there were several versions do not say.
+        settings={"reading_version": 1, **table["settings"]},
         fingerprint=str(table["fingerprint"]),
         num_parts=int(table["num_parts"]),
         sources=[str(source) for source in table["sources"]],
