@@ -23,7 +23,7 @@ from ds_rvqvae.files import whole_file
 from ds_rvqvae.motion.layout import feature_layout
 from ds_rvqvae.runs.checkpoints import checkpoints
 from ds_rvqvae.runs.references import Kind, find_reference
-from ds_rvqvae.tokenizer.folder import WEIGHTS, TokenizerConfig, read_config, statistics_from
+from ds_rvqvae.tokenizer.folder import WEIGHTS, TokenizerConfig, read_config, reading_of, statistics_from
 
 NORMALISATION = "normalisation.json"
 """In the folder of a run that started from a tokenizer: `mean` and `std`, a number a column."""
@@ -51,9 +51,13 @@ class Initial(TokenizerConfig):
 
     def warnings(self, data: MotionData) -> list[str]:
         """What is allowed and may not be meant."""
-        if self.fps == data.fps:
-            return []
-        return [f"--init_from {self.folder}: trained at {self.fps:g} frames a second, this motion is at {data.fps:g}"]
+        found = []
+        if self.fps != data.fps:
+            found.append(f"trained at {self.fps:g} frames a second, this motion is at {data.fps:g}")
+        theirs, ours = self.details["reading"], reading_of(data.store.settings)
+        if theirs != ours:
+            found.append(f"its motion was read with {json.dumps(theirs)}, this one is with {json.dumps(ours)}")
+        return [f"--init_from {self.folder}: {text}" for text in found]
 
 
 def find_initial(run_folder: Path, profile: Profile, start: Start) -> Initial | None:

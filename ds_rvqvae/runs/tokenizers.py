@@ -18,7 +18,7 @@ from ds_rvqvae.runs.checkpoints import MODEL_FILE, step_of
 from ds_rvqvae.runs.references import Kind, Reference, find_reference
 from ds_rvqvae.runs.start import record_of
 from ds_rvqvae.tokenizer.body import BodyTokenizer
-from ds_rvqvae.tokenizer.folder import TokenizerConfig, reading_of
+from ds_rvqvae.tokenizer.folder import TokenizerConfig, explicit_reading, reading_of
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 
@@ -110,8 +110,7 @@ def _tokenizer_of_checkpoint(checkpoint: Path) -> MotionTokenizer:
 
 def _details_of(state: dict[str, Any]) -> dict[str, Any]:
     """What a tokenizer's config file says of the motion that `motion_state` is about, beside its columns."""
-    kept = {"body_part": state["body_part"]}
-    return kept | ({"reading": state["reading"]} if state.get("reading") else {})
+    return explicit_reading({"body_part": state["body_part"], "reading": state.get("reading")})
 
 
 def _progress_of(checkpoint: Path, state: dict[str, Any]) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def read_config(folder: Path) -> TokenizerConfig:
             raise ValueError(f"fps is {fps}, not a number of frames a second")
         if (part := config.get("body_part")) is not None and not is_part_name(part):
             raise ValueError(f"body_part is {part!r}, not the name of a body part")
-        details = {key: value for key, value in config.items() if key not in _OWN_KEYS}
+        details = explicit_reading({key: value for key, value in config.items() if key not in _OWN_KEYS})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file}: not a tokenizer's config: {type(error).__name__}: {error}") from None
     return TokenizerConfig(folder, model, layout, float(fps), mean, std, details)
@@ -174,13 +174,13 @@ this order."""
 
 
 def reading_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a tokenizer keeps of a store's settings: the entry `reading` of its details.
+    """What a tokenizer keeps of a store's settings: the entry `reading` of its details, without keys that are null."""
+    return {key: value for key in READING_KEYS if (value := settings.get(key)) is not None}
 
-    Keys that are null are left out, and `reading_version` where it is 1, as it is of tokenizers from before there were
-    others.
-    """
-    found = {key: settings.get(key) for key in READING_KEYS}
-    return {key: value for key, value in found.items() if value is not None and (key, value) != ("reading_version", 1)}
+
+def explicit_reading(details: dict[str, Any]) -> dict[str, Any]:
+    """The details of a tokenizer that was saved, with its `reading_version`; it is 1 where they do not say."""
+    return details | {"reading": {"reading_version": 1, **(details.get("reading") or {})}}
 
 
 def reading_config(details: Mapping[str, Any], fps: float, path: str | None = None) -> DataConfig:
@@ -194,8 +194,7 @@ def reading_config(details: Mapping[str, Any], fps: float, path: str | None = No
     """
     reading = details.get("reading") or {}
     try:
-        known = {"reading_version": 1, **{key: reading[key] for key in READING_KEYS if key in reading}}
-        return DataConfig(path=path, fps=fps, **known)
+        return DataConfig(path=path, fps=fps, **{key: reading[key] for key in READING_KEYS if key in reading})
     except (ValidationError, TypeError) as error:
         raise UserError(f"the tokenizer's config: reading: {str(error).splitlines()[0]}: {reading}") from None
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ds_rvqvae import __version__
+from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.facts import ModelFacts, keys_that
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.config.training import is_repository
@@ -31,6 +32,7 @@ from ds_rvqvae.tokenizer.folder import (
     WEIGHTS,
     TokenizerConfig,
     read_config,
+    reading_of,
     whole_tokenizer_folder,
 )
 from ds_rvqvae.tokenizer.hub import download, model_card, upload
@@ -89,7 +91,9 @@ class MotionTokenizer(nn.Module):
         # In the config file, not among the weights.
         self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32), persistent=False)
         self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32), persistent=False)
-        self.layout, self.fps, self.details = layout, fps, dict(details or {})
+        # Files are read for it as they are today, unless it was trained before.
+        self.details = {"reading": reading_of(DataConfig().model_dump()), **(details or {})}
+        self.layout, self.fps = layout, fps
         self._fp32_fingerprint: str | None = None
         self.eval()
 

@@ -109,6 +109,11 @@ def test_another_frame_rate_is_a_warning(profile, tokenizer, tmp_path):
     initial, data = start(profile, tmp_path / "slow")
     (warning,) = initial.warnings(data)
     assert "20 frames a second, this motion is at 30" in warning
+    tokenizer.fps, tokenizer.details["reading"] = 30.0, {"reading_version": 1}
+    tokenizer.save_pretrained(tmp_path / "old")
+    initial, data = start(profile, tmp_path / "old")
+    (warning,) = initial.warnings(data)
+    assert 'its motion was read with {"reading_version": 1}, this one is with {"reading_version": 2}' in warning
 
 
 def _normalisation(folder, **changes):

@@ -27,7 +27,8 @@ def tokenizer():
 def test_saved_and_loaded_it_is_the_same(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     loaded = MotionTokenizer.from_pretrained(tmp_path / "tokenizer")
-    assert not loaded.training and loaded.layout == tokenizer.layout and loaded.details == {"training_step": 7}
+    assert not loaded.training and loaded.layout == tokenizer.layout
+    assert loaded.details == {"reading": {"reading_version": 2}, "training_step": 7}
     for name, value in tokenizer.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[name]), name
     assert torch.equal(tokenizer.mean, loaded.mean) and torch.equal(tokenizer.std, loaded.std)
