@@ -14,8 +14,8 @@ from tests.settings import SMALL, models_with_another
 
 FIXED = {
     "model": (
-        *("width", "depth", "down_t", "stride_t", "dilation_growth_rate", "activation", "norm"),
-        *("code_dim", "nb_code", "num_quantizers", "shared_codebook", "fsq_levels", "codebook_distance"),
+        *("width", "depth", "down_t", "stride_t", "dilation_growth_rate", "activation", "outer_activation"),
+        *("norm", "code_dim", "nb_code", "num_quantizers", "shared_codebook", "fsq_levels", "codebook_distance"),
     ),
     "data": ("body_part", "fps", "reading_version", "mean_file", "std_file", "std_floor", "feat_bias"),
 }
