@@ -72,11 +72,6 @@ def import_foreign(
     GestureLSM's `embedding_proj` is folded into the codebooks, which is what its forward pass computes; its decoding of
     codes forgets the layer, and gives other motion.
 
-    None of these systems saves the averages that codebooks are trained by. They are set as if each update so far had
-    brought 4,096 vectors, MoMask's batch, spread evenly over the codes, with full inertia (`updates` 100,000): no code
-    is dead when a fine-tuning starts, and with batches of that size its first updates move codes by a hundredth of the
-    way to their new vectors, as they do late in a training.
-
     Raises:
         UserError: the file cannot be read, or holds anything but such a tokenizer, naming the key and its shape; an
             option file and the shapes do not agree; or something is not told, naming all arguments to give.
@@ -91,22 +86,11 @@ def import_foreign(
     layout, columns = _layout(settings, shapes["in_features"], body_part)
     statistics = _statistics(settings, columns, shapes["in_features"], {"mean": mean, "std": std}, no_normalisation)
     projected = known.can_project and any(".embedding_proj." in key for key in weights)
-    config = model_config_from_dict(values, str(file))
-    check_weights(weights, shapes["in_features"], config, known, projected, file)
-    books = codebooks_of(weights, config, known, projected)
-    config, books = _shared(settings, config, books)
-    settings.check()
+    model = _model(settings, weights, shapes["in_features"], values, projected)
     assert fps is not None and statistics is not None
-    model = RVQVAE(shapes["in_features"], config)
-    nets = {ours: weights[theirs] for ours, theirs in net_keys(config).items()}
-    model.load_state_dict(nets | quantizer_state(torch.stack(books), config))
-    origin = {
-        "format": format,
-        "file": file.name,
-        "embedding_proj": projected,
-        "settings": {key: {"value": one.value, "from": one.source} for key, one in settings.found.items()},
-    }
     part = settings.found["body_part"].value if "body_part" in settings.found else None
+    told = {key: {"value": one.value, "from": one.source} for key, one in settings.found.items()}
+    origin = {"format": format, "file": file.name, "embedding_proj": projected, "settings": told}
     details = {"body_part": part, "imported_from": origin, "reading": reading_of(DataConfig().model_dump())}
     return MotionTokenizer(model, *statistics, layout, fps, details)
 
@@ -262,6 +246,19 @@ def _above_zero(std: Tensor, name: str) -> Tensor:
     if zeros:
         raise UserError(f"{name}: column {zeros[0]} of {len(std)} is 0, which cannot be divided by; put a 1 there")
     return std
+
+
+def _model(settings: Settings, weights: StateDict, features: int, values: dict[str, Any], projected: bool) -> RVQVAE:
+    """The model with its weights; raises UserError where these are not its own, or where something is missing."""
+    known, file = settings.known, settings.file
+    config = model_config_from_dict(values, str(file))
+    check_weights(weights, features, config, known, projected, file)
+    config, books = _shared(settings, config, codebooks_of(weights, config, known, projected))
+    settings.check()
+    model = RVQVAE(features, config)
+    nets = {ours: weights[theirs] for ours, theirs in net_keys(config).items()}
+    model.load_state_dict(nets | quantizer_state(torch.stack(books), config))
+    return model
 
 
 def _shared(settings: Settings, config: ModelConfig, books: list[Tensor]) -> tuple[ModelConfig, list[Tensor]]:

@@ -166,7 +166,13 @@ def codebooks_of(weights: StateDict, config: ModelConfig, known: ForeignFormat, 
 
 
 def quantizer_state(books: Tensor, config: ModelConfig) -> StateDict:
-    """Buffers of the quantizer for `books [Q or 1, K, D]`; see `import_foreign` on the averages."""
+    """Buffers of the quantizer for `books [Q or 1, K, D]`.
+
+    None of these systems saves the averages that codebooks are trained by. They are set as if each update so far had
+    brought 4,096 vectors, MoMask's batch, spread evenly over the codes, with full inertia (`updates` 100,000): no code
+    is dead when a fine-tuning starts, and with batches of that size its first updates move codes by a hundredth of the
+    way to their new vectors, as they do late in a training.
+    """
     levels_a_book = config.num_quantizers / len(books)
     count = torch.full(books.shape[:2], levels_a_book * _VECTORS_AN_UPDATE / config.nb_code)
     return {
