@@ -121,7 +121,6 @@ def option_text(tokenizer: MotionTokenizer, format: str, folder: Path) -> str:
     MoMask's scripts build the model from theirs; they and T2M-GPT's know data of 263 and 251 columns only.
     """
     known, config = FORMATS[format], tokenizer.model.config
-    body_part = tokenizer.details.get("body_part")
     datasets = {columns: name for name, (columns, _) in DATASETS.items()}
     options: dict[str, Any] = {
         "code_dim": config.code_dim,
@@ -138,7 +137,9 @@ def option_text(tokenizer: MotionTokenizer, format: str, folder: Path) -> str:
         "width": config.width,
     }
     if known.dataset_key is not None:
-        options[known.dataset_key] = datasets.get(tokenizer.model.in_features, body_part or "motion")
+        options[known.dataset_key] = datasets.get(
+            tokenizer.model.in_features, tokenizer.details.get("body_part") or "motion"
+        )
     if not known.one_codebook:
         options |= {
             "num_quantizers": config.num_quantizers,
@@ -152,6 +153,7 @@ def option_text(tokenizer: MotionTokenizer, format: str, folder: Path) -> str:
         lines = [f"{key}: {value}" for key, value in sorted(options.items())]
         return "\n".join(["------------ Options -------------", *lines, "-------------- End ----------------", ""])
     options |= {"mean_pose_path": "mean.npy", "std_pose_path": "std.npy"}
-    if body_part in BODY_PARTS and tokenizer.layout == select_columns(smplx_layout(), body_part)[1]:
-        options["body_part"] = body_part
+    for part in BODY_PARTS:
+        if tokenizer.layout == select_columns(smplx_layout(), part)[1]:
+            options["body_part"] = part
     return str(yaml.safe_dump(options))
