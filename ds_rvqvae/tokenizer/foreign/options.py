@@ -7,7 +7,7 @@ the checkpoints of the body parts, the statistics and the frame rate.
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -65,8 +65,9 @@ def checkpoint_in(path: Path, known: ForeignFormat) -> Path:
     """The checkpoint that a user means by a file or folder; raises UserError where that may be several or none."""
     if not path.is_dir():
         return path
-    if (file := path / known.weights_file).is_file():
-        return file
+    for file in (path / known.weights_file, path / Path(known.weights_file).name):
+        if file.is_file():
+            return file
     suffix = Path(known.weights_file).suffix
     folders = [path, path / "model"]
     try:
@@ -81,8 +82,11 @@ def checkpoint_in(path: Path, known: ForeignFormat) -> Path:
     raise UserError(f"{path}: holds no {known.weights_file} and no other {suffix} file; name the checkpoint")
 
 
-def read_options(file: Path, known: ForeignFormat, named: Path | None = None) -> Options:
+def read_options(file: Path, known: ForeignFormat, named: Path | None = None, given: Collection[str] = ()) -> Options:
     """What is said of a checkpoint by the option files where its system puts them, or by the one named.
+
+    Args:
+        given: keys that flags say, so that it does not matter whether the value of an option means anything.
 
     Raises:
         UserError: a file cannot be read, or a value in it is none.
@@ -90,7 +94,7 @@ def read_options(file: Path, known: ForeignFormat, named: Path | None = None) ->
     said: dict[str, list[Said]] = {}
     files = []
     for option_file in [named] if named is not None else _option_files(file, known):
-        entries = list(_read(option_file, file, known))
+        entries = list(_read(option_file, file, known, given))
         if named is not None and not entries:
             raise UserError(f"--options {named}: says nothing of a {known.title} model")
         for key, entry in entries:
@@ -171,7 +175,7 @@ def _readable_entries(folder: Path) -> list[Path]:
         return []
 
 
-def _read(option_file: Path, file: Path, known: ForeignFormat) -> Iterator[tuple[str, Said]]:
+def _read(option_file: Path, file: Path, known: ForeignFormat, given: Collection[str]) -> Iterator[tuple[str, Said]]:
     """Keys, by their names here, and what is said of them."""
     readers: dict[str, Callable[[str, Path], list[tuple[str, Any]]]] = {
         ".txt": _read_lines,
@@ -200,7 +204,9 @@ def _read(option_file: Path, file: Path, known: ForeignFormat) -> Iterator[tuple
         try:
             yield name, Said(kind(value), text, option_file)
         except ValueError as error:
-            raise UserError(f"{option_file}: {text}: {error}") from None
+            if name not in given:
+                raise UserError(f"{option_file}: {text}: {error}") from None
+            yield name, Said(None, text, option_file)
 
 
 def _text(file: Path) -> str:
@@ -208,7 +214,7 @@ def _text(file: Path) -> str:
         if not file.is_file():
             raise UserError(f"{file}: is no file; name an option file")
         with file.open("rb") as content:
-            return content.read(_MOST_BYTES).decode("utf-8", errors="replace")
+            return content.read(_MOST_BYTES).decode("utf-8-sig", errors="replace")
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {(error.strerror or str(error)).lower()}") from None
 

@@ -79,9 +79,11 @@ def import_foreign(
     known = _format(format)
     file = checkpoint_in(Path(file), known)
     weights = read_weights(file, known)
-    settings = Settings(file, known, read_options(file, known, None if options is None else Path(options)))
+    flags = {"activation": activation, "norm": norm, "dilation_growth_rate": dilation_growth_rate}
+    given = [key for key, value in (*flags.items(), ("fps", fps), ("body_part", body_part)) if value is not None]
+    settings = Settings(file, known, read_options(file, known, None if options is None else Path(options), given))
     shapes = shapes_of(weights, known, file)
-    values = _model_settings(settings, weights, shapes, activation, norm, dilation_growth_rate)
+    values = _model_settings(settings, weights, shapes, flags)
     fps = settings.choose("fps", fps, "--fps N", _rates(settings, shapes["in_features"], fps))
     layout, columns = _layout(settings, shapes["in_features"], body_part)
     statistics = _statistics(settings, columns, shapes["in_features"], {"mean": mean, "std": std}, no_normalisation)
@@ -102,12 +104,7 @@ def _format(name: str) -> ForeignFormat:
 
 
 def _model_settings(
-    settings: Settings,
-    weights: StateDict,
-    shapes: dict[str, int],
-    activation: str | None,
-    norm: str | None,
-    dilation_growth_rate: int | None,
+    settings: Settings, weights: StateDict, shapes: dict[str, int], flags: dict[str, Any]
 ) -> dict[str, Any]:
     """Values for `ModelConfig`; those that nothing tells are left out, and are counted as missing."""
     for key, value in shapes.items():
@@ -118,12 +115,12 @@ def _model_settings(
         return values
     if shapes["depth"] > 1:
         wanted = "--dilation_growth_rate N"
-        values["dilation_growth_rate"] = settings.choose("dilation_growth_rate", dilation_growth_rate, wanted)
-    values["activation"] = settings.choose("activation", activation, "--activation relu|silu|gelu")
+        values["dilation_growth_rate"] = settings.choose("dilation_growth_rate", flags["dilation_growth_rate"], wanted)
+    values["activation"] = settings.choose("activation", flags["activation"], "--activation relu|silu|gelu")
     if values["activation"] not in (None, OUTER_ACTIVATION):
         values["outer_activation"] = OUTER_ACTIVATION
         settings.set("outer_activation", OUTER_ACTIVATION, f"{settings.known.title}'s nets, always")
-    found = _norm(settings, possible_norms(weights, shapes["width"]), norm)
+    found = _norm(settings, possible_norms(weights, shapes["width"]), flags["norm"])
     # Which of two it is does not matter to the shapes that are compared before all that is missing is named.
     values["norm"] = None if found == "none" else found or "LN"
     for key in ("mu", "quantize_dropout_prob"):
@@ -223,21 +220,22 @@ def _statistics(
     arrays = []
     for name, named in files.items():
         paths = [Path(named)] if isinstance(named, str | Path) else [Path(path) for path in named]
-        flag = f"--{name} " if given[name] is not None else ""
+        flag = f"--{name}" if given[name] is not None else ""
         values = np.concatenate([read_statistics(path, positive=name == "std") for path in paths])
         if not flag and columns is None and len(values) > features:
             settings.miss(f"--body_part PART ({paths[0].name} has {len(values)} columns, the shapes {features})")
             return None
-        arrays.append(_of_columns(values, columns, features, f"{flag}{paths[0]}"))
-        settings.set(name, " ".join(map(str, paths)), f"--{name}" if flag else kept)
-    return arrays[0], _above_zero(arrays[1], "--std" if given["std"] is not None else str(files["std"]))
+        arrays.append(_of_columns(values, columns, features, f"{flag} {paths[0]}".strip()))
+        settings.set(name, " ".join(map(str, paths)), flag or kept)
+    return arrays[0], _above_zero(arrays[1], "--std" if given["std"] is not None else settings.found["std"].value)
 
 
 def _of_columns(values: NDArray[np.float32], columns: NDArray[np.int64] | None, features: int, name: str) -> Tensor:
     if len(values) != features and columns is not None and columns.max() < len(values):
         values = values[columns]
     if len(values) != features:
-        raise UserError(f"{name}: {len(values)} numbers, where the checkpoint takes {features} columns")
+        hint = "" if name.startswith("--") else f"; give {_SAY_STATISTICS}"
+        raise UserError(f"{name}: {len(values)} numbers, where the checkpoint takes {features} columns{hint}")
     return torch.from_numpy(values)
 
 

@@ -197,6 +197,10 @@ def test_what_weights_do_not_tell_is_read_or_asked_for(format, activation, norm,
     assert tokenizer.fps == (30.0 if format == "gesturelsm" else 20.0)
     assert tokenizer.details["body_part"] == ("upper" if format == "gesturelsm" else None)
 
+    save_foreign(tokenizer, format, tmp_path / "out")
+    again = import_foreign(tmp_path / "out", format)
+    assert again.fingerprint == tokenizer.fingerprint and again.model.config == tokenizer.model.config
+
     (tmp_path / "bare").mkdir()
     bare = save_as_trainer(tmp_path / "bare" / "net.pth", format, weights)
     flags = {"activation": activation, "dilation_growth_rate": growth, "fps": 20.0} | ({"norm": norm} if norm else {})
@@ -229,6 +233,46 @@ def test_what_the_shapes_settle_is_not_asked(tmp_path):
             with pytest.raises(UserError) as refusal:
                 import_foreign(file, "gesturelsm", **statistics, **{k: flags[k] for k in flags if k != key})
             assert flags_in(str(refusal.value)) == {key}
+
+
+def test_statistics_are_used_as_they_are_or_refused(tmp_path):
+    """MoMask's std of the root and the feet is a fifth, or less, of what it is of their motion."""
+    file = _published(tmp_path)
+    meta = file.parent.parent / "meta"
+    std = np.full(263, 0.5, np.float32)
+    std[:4] = 1e-5
+    np.save(meta / "std.npy", std)
+    np.testing.assert_array_equal(import_foreign(file, "momask").std.numpy(), std)
+    for wrong, message in (
+        (
+            std * (np.arange(263) != 3),
+            r"meta/std\.npy: column 3 of 263 is 0, which cannot be divided by; put a 1 there",
+        ),
+        (std[:251], r"meta/std\.npy: 251 numbers, where the checkpoint takes 263 columns; give --mean FILE --std FILE"),
+        (-std, r"meta/std\.npy: holds negative"),
+    ):
+        np.save(meta / "std.npy", wrong)
+        with pytest.raises(UserError, match=message):
+            import_foreign(file, "momask")
+        assert import_foreign(file, "momask", no_normalisation=True).std.unique().tolist() == [1.0]
+
+
+def test_columns_of_a_body_part_are_asked_for_where_statistics_have_more(tmp_path):
+    statistics = np.ones((2, 330), np.float32)
+    options = {"vq_act": "relu", "dilation_growth_rate": 3, "pose_fps": 30}
+    weights = random_weights(**SMALL | {"features": 78})
+    file = model_as_published(tmp_path, "gesturelsm", weights, options, *statistics)
+    yaml = tmp_path / "configs" / "shortcut.yaml"
+    yaml.write_text(yaml.read_text().replace("vqvae_upper_path", "vqvae_any_path"))
+    with pytest.raises(UserError) as refusal:
+        import_foreign(file, "gesturelsm", options=yaml)
+    assert flags_in(str(refusal.value)) == {"body_part"}
+    assert import_foreign(file, "gesturelsm", options=yaml, body_part="upper").details["body_part"] == "upper"
+    yaml.write_text(yaml.read_text().replace("vqvae_any_path", "vqvae_hands_path"))
+    with pytest.raises(
+        UserError, match=r"says vqvae_hands_path: .*, and net_300000_upper.pth takes 78 columns, and this"
+    ):
+        import_foreign(file, "gesturelsm")
 
 
 def _published(tmp_path, **others):

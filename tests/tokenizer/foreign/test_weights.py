@@ -23,6 +23,15 @@ def test_prefixes_and_bare_state_dicts_are_understood(prefix, tmp_path):
     assert bare.fingerprint == net.fingerprint and bare.model.config == net.model.config
 
 
+def test_a_codebook_that_was_trained_by_gradients_is_understood(tmp_path):
+    """T2M-GPT's `--quantizer orig` has an embedding in place of averages."""
+    weights = random_weights(**SMALL | {"levels": 1})
+    plain = import_foreign(save_as_trainer(tmp_path / "plain.pth", "t2mgpt", weights), "t2mgpt", **SAID)
+    weights["quantizer.layers.0.embedding.weight"] = weights.pop("quantizer.layers.0.codebook")
+    orig = import_foreign(save_as_trainer(tmp_path / "orig.pth", "t2mgpt", weights), "t2mgpt", **SAID)
+    assert orig.fingerprint == plain.fingerprint
+
+
 def _without(key):
     return lambda weights: weights.pop(key)
 
