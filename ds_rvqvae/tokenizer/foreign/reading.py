@@ -132,6 +132,8 @@ def _model_settings(
 
 def _norm(settings: Settings, possible: tuple[str, ...], norm: str | None) -> str | None:
     width, file = settings.found["width"].value, settings.file
+    if norm not in (None, "none", "LN", "GN"):
+        raise UserError(f"--norm {norm}: known are none, LN, GN")
     if norm is not None and norm not in possible:
         if norm == "GN" and "LN" in possible:
             raise UserError(
@@ -206,7 +208,7 @@ def _statistics(
     if no_normalisation:
         if files:
             raise UserError("--no_normalisation: motion is taken as it is; leave --mean and --std out")
-        settings.set("normalisation", None, "--no_normalisation")
+        settings.set("normalisation", "none", "--no_normalisation")
         return torch.zeros(features), torch.ones(features)
     if len(files) == 1:
         raise UserError("--mean, --std: give both or neither")

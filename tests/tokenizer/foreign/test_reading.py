@@ -152,6 +152,8 @@ def test_settings_that_do_not_fit_are_refused(tmp_path):
         (file, {"norm": "LN"}, r"--norm LN: .*a.tar has no weights of norms; leave --norm out"),
         (normed, {"norm": "none"}, r"--norm none: .*b.tar has norms' weights; say LN or GN"),
         (normed, {"norm": "GN"}, "--norm GN: has 32 groups"),
+        (normed, {"norm": "BN"}, "--norm BN: known are none, LN, GN"),
+        (normed, {"activation": "tanh"}, "activation"),
         (file, {"dilation_growth_rate": 0}, "dilation_growth_rate"),
     ):
         with pytest.raises(UserError, match=message):
