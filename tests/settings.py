@@ -15,6 +15,7 @@ _VALUES = {
     "down_t": [0, 2],
     "stride_t": [3, 4],
     "dilation_growth_rate": [2],
+    "outer_activation": ["silu", "gelu"],
     "dropout": [0.0],
     "code_dim": [8],
     "nb_code": [32],
@@ -35,7 +36,7 @@ _VALUES = {
     "loss_rotation": [0.0],
     "joint_weights": [{"*": 2.0}],
 }
-"""Of keys that are neither words nor on or off."""
+"""Of keys that are neither words nor on or off, or of which a word may mean the same as another."""
 
 
 def models_with_another(key: str) -> list[ModelConfig]:
@@ -49,7 +50,7 @@ def losses_with_another(key: str) -> list[LossConfig]:
 
 
 def _with_another(key: str, base: BaseModel) -> list:
-    values = _words(type(base).model_fields[key].annotation) or _VALUES.get(key)
+    values = _VALUES.get(key) or _words(type(base).model_fields[key].annotation)
     assert values, f"{type(base).__name__}.{key}: give other values of it in tests/settings.py, _VALUES"
     others = [one for one in values if one != getattr(base, key)]
     assert others, f"{key}: all values in tests/settings.py are that of the base; give SMALL or ALL_LOSSES another"

@@ -10,31 +10,40 @@ from ds_rvqvae.errors import ExitStatus, UserError
 
 def add_to(verbs: Verbs) -> None:
     """Adds the verb."""
-    parser = verbs.add_parser("import", help="make a tokenizer of a checkpoint of MoMask, GestureLSM or T2M-GPT")
-    parser.add_argument("file", type=Path, metavar="FILE", help="what its trainer saved (.tar, .pth)")
+    parser = verbs.add_parser(
+        "import",
+        help="make a tokenizer of a checkpoint of MoMask, GestureLSM or T2M-GPT",
+        description="Makes a tokenizer of a checkpoint of MoMask, GestureLSM or T2M-GPT. What the shapes of its "
+        "weights do not tell is read from the option file that the system keeps beside it (MoMask: opt.txt; T2M-GPT: "
+        "run.log; GestureLSM: run.log or yaml), or said by flags, which go before the option file. Nothing is assumed.",
+    )
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="what its trainer saved (.tar, .pth), or the folder of the model"
+    )
     parser.add_argument(
         "--format", choices=["momask", "gesturelsm", "t2mgpt"], required=True, help="whose checkpoint it is"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; it must not exist yet")
+    parser.add_argument(
+        "--options", type=Path, metavar="FILE", help="its option file, in place of those around the checkpoint"
+    )
     for flag in ("mean", "std"):
         parser.add_argument(
             f"--{flag}",
             type=Path,
             nargs="+",
             metavar="FILE",
-            help=f"the {flag} that it normalises by, .npy; several are put one after another; with --body_part, of all "
-            "of SMPL-X's columns (default: motion is taken as it is)",
+            help=f"the {flag} that it normalises by, .npy, used as it is; several are put one after another; with a "
+            "body part, of all of SMPL-X's columns",
         )
-    parser.add_argument(
-        "--fps",
-        type=positive_number,
-        metavar="N",
-        help="frames a second of its motion (default: 20, GestureLSM 30, KIT-ML's 251 columns 12.5)",
-    )
+    parser.add_argument("--no_normalisation", action="store_true", help="motion is taken as it is")
+    parser.add_argument("--fps", type=positive_number, metavar="N", help="frames a second of its motion")
     parser.add_argument("--body_part", choices=BODY_PARTS, help="its columns are those of this part of SMPL-X data")
-    parser.add_argument("--norm", choices=["LN", "GN"], help="which norm its blocks have, where they have one")
-    parser.add_argument("--activation", choices=["relu", "silu", "gelu"], default="relu", help="(default: relu)")
-    parser.add_argument("--dilation_growth_rate", type=int, default=3, metavar="N", help="(default: 3)")
+    parser.add_argument("--activation", choices=["relu", "silu", "gelu"], help="of its residual blocks")
+    parser.add_argument(
+        "--norm", choices=["none", "LN", "GN"], help="of its residual blocks: none, layer norm or group norm"
+    )
+    parser.add_argument("--dilation_growth_rate", type=int, metavar="N", help="of its residual blocks")
     add_json_flag(parser)
     parser.set_defaults(verb=_import)
 
@@ -48,8 +57,10 @@ def _import(args: argparse.Namespace) -> int:
     tokenizer = import_foreign(
         args.file,
         args.format,
+        options=args.options,
         mean=args.mean,
         std=args.std,
+        no_normalisation=args.no_normalisation,
         fps=args.fps,
         body_part=args.body_part,
         activation=args.activation,
@@ -61,17 +72,19 @@ def _import(args: argparse.Namespace) -> int:
     except OSError as error:
         raise UserError(f"--out {args.out}: cannot be written: {error.strerror or error}; name another") from None
     model = tokenizer.model.config
+    settings = tokenizer.details["imported_from"]["settings"]
     result = {
         "tokenizer": str(args.out),
         "format": args.format,
         "file": str(args.file),
         "in_features": tokenizer.model.in_features,
-        "body_part": args.body_part,
+        "body_part": tokenizer.details["body_part"],
         "fps": tokenizer.fps,
         "code_rate": tokenizer.code_rate,
-        "normalised": args.mean is not None,
+        "normalised": "mean" in settings,
         "fingerprint": tokenizer.fingerprint,
         "model": model.model_dump(mode="json"),
+        "settings": settings,
     }
     lines = [
         f"{args.out}: {FORMATS[args.format].title} tokenizer, {tokenizer.model.in_features} columns at "
@@ -80,7 +93,10 @@ def _import(args: argparse.Namespace) -> int:
         f"nets: width {model.width}, depth {model.depth}, down_t {model.down_t}, stride_t {model.stride_t}; "
         f"{tokenizer.code_rate:g} codes a second and level",
     ]
-    if args.mean is None:
-        lines.append("no --mean and --std: it takes motion that is normalised already")
+    if not result["normalised"]:
+        lines.append("no mean and std: it takes motion that is normalised already")
+    lines.append("from where:")
+    width = max(map(len, settings))
+    lines += [f"  {key:<{width}}  {one['value']}  from {one['from']}" for key, one in settings.items()]
     print_result(args, result, "\n".join(lines))
     return ExitStatus.DONE

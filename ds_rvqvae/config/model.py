@@ -43,8 +43,13 @@ class ModelConfig(Section):
     """Temporal stride of each down-sampling layer."""
     dilation_growth_rate: Annotated[int, Field(ge=1, le=8), _NETS] = 3
     """Dilation of block i is this to the power i; the largest comes first."""
-    activation: Annotated[Literal["relu", "silu", "gelu"], replace(_NETS, formats="default")] = "relu"
-    """In the residual blocks, as in T2M-GPT, and between them."""
+    activation: Annotated[Literal["relu", "silu", "gelu"], replace(_NETS, formats="some")] = "relu"
+    """In the residual blocks, as in T2M-GPT, and where `outer_activation` is null outside them."""
+    outer_activation: Annotated[
+        Literal["relu", "silu", "gelu"] | None, replace(_NETS, codes="setting if set", formats="some")
+    ] = None
+    """After the first convolution of encoder and decoder and before the decoder's last. T2M-GPT and MoMask have relu
+    there whatever the blocks have; null: that of the blocks."""
     norm: Annotated[Literal["LN", "GN"] | None, _NETS] = None
     """LN: layer norm over channels; GN: group norm of 32 groups (T2M-GPT)."""
     dropout: Annotated[float, Field(ge=0, lt=1), _TRAINING] = 0.2
@@ -126,6 +131,11 @@ class ModelConfig(Section):
         """Frames a code stands for."""
         frames: int = self.stride_t**self.down_t
         return frames
+
+    @property
+    def activation_outside(self) -> str:
+        """The activation outside the residual blocks."""
+        return self.outer_activation or self.activation
 
     @property
     def grid_key(self) -> str | None:

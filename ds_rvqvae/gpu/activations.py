@@ -192,9 +192,9 @@ class _Walk:
         self.layer.backward_flops += flops if first else 2 * flops
         return outer
 
-    def activation(self, inner: _Tensor) -> _Tensor:
+    def activation(self, inner: _Tensor, kind: str) -> _Tensor:
         outer = self.made(inner.channels, inner.time)
-        self.keep(outer if self.model.activation == "relu" else inner)
+        self.keep(outer if kind == "relu" else inner)
         self.works(inner, outer)
         return outer
 
@@ -223,7 +223,7 @@ def _encoder(walk: _Walk, motion: _Tensor) -> _Tensor:
     walk.start("encoder, first convolution")
     same = walk.element_bytes == _FP32 and not model.input_noise
     inner = motion if same else walk.made(motion.channels, motion.time)
-    hidden = walk.activation(walk.conv(inner, model.width, 3, motion.time, first=True))
+    hidden = walk.activation(walk.conv(inner, model.width, 3, motion.time, first=True), model.activation_outside)
     for stage in range(model.down_t):
         walk.start(f"encoder stage {stage + 1}, down-sampling")
         time = hidden.time // model.stride_t
@@ -237,12 +237,12 @@ def _encoder(walk: _Walk, motion: _Tensor) -> _Tensor:
 
 
 def _residual_stack(walk: _Walk, hidden: _Tensor) -> _Tensor:
-    width, time = hidden.channels, hidden.time
+    width, time, kind = hidden.channels, hidden.time, walk.model.activation
     if walk.checkpoints:
         walk.checkpoint(hidden)
     for _ in range(walk.model.depth):
-        inner = walk.conv(walk.activation(walk.norm(hidden)), width, 3, time)
-        inner = walk.dropout(walk.conv(walk.activation(walk.norm(inner)), width, 1, time))
+        inner = walk.conv(walk.activation(walk.norm(hidden), kind), width, 3, time)
+        inner = walk.dropout(walk.conv(walk.activation(walk.norm(inner), kind), width, 1, time))
         hidden = walk.made(width, time)
         # The gradient that goes past the block, and two inside it.
         walk.works(hidden, inner, inner)
@@ -267,7 +267,7 @@ def _quantizer(walk: _Walk, latents: _Tensor) -> _Tensor:
 def _decoder(walk: _Walk, quantized: _Tensor, out_features: int) -> _Tensor:
     model = walk.model
     walk.start("decoder, first convolution")
-    hidden = walk.activation(walk.conv(quantized, model.width, 3, quantized.time))
+    hidden = walk.activation(walk.conv(quantized, model.width, 3, quantized.time), model.activation_outside)
     for stage in range(model.down_t):
         walk.start(f"decoder stage {stage + 1}, residual stack")
         hidden = _residual_stack(walk, hidden)
@@ -275,7 +275,7 @@ def _decoder(walk: _Walk, quantized: _Tensor, out_features: int) -> _Tensor:
         repeated = walk.made(model.width, hidden.time * model.stride_t)
         hidden = walk.conv(repeated, model.width, 3, repeated.time)
     walk.start("decoder, last convolutions")
-    hidden = walk.activation(walk.conv(hidden, model.width, 3, hidden.time))
+    hidden = walk.activation(walk.conv(hidden, model.width, 3, hidden.time), model.activation_outside)
     return walk.conv(hidden, out_features, 3, hidden.time)
 
 

@@ -236,7 +236,7 @@ class Encoder(nn.Sequential):
     def __init__(self, in_features: int, config: ModelConfig) -> None:
         layers: list[nn.Module] = [
             Convolution(in_features, config.width, 3, padding=1),
-            _ACTIVATIONS[config.activation](),
+            _ACTIVATIONS[config.activation_outside](),
         ]
         for _ in range(config.down_t):
             layers += [DownSample(config.width, config.stride_t), ResidualStack(config)]
@@ -248,7 +248,7 @@ class Decoder(nn.Sequential):
     """Latents `[batch, code_dim, time / stride_t**down_t]` to motion `[batch, features, time]`."""
 
     def __init__(self, out_features: int, config: ModelConfig) -> None:
-        width, activation = config.width, _ACTIVATIONS[config.activation]
+        width, activation = config.width, _ACTIVATIONS[config.activation_outside]
         layers: list[nn.Module] = [Convolution(config.code_dim, width, 3, padding=1), activation()]
         for _ in range(config.down_t):
             upsample = Upsample(scale_factor=config.stride_t, mode="nearest")

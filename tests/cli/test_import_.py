@@ -42,12 +42,41 @@ def test_export_and_import_give_the_same_codes(folder, capsys):
     np.testing.assert_array_equal(imported.decode(codes), original.decode(codes))
 
 
-def test_text_says_what_was_found(folder, capsys):
-    assert _import(folder, "--fps", "25") == 0
+def test_text_says_what_was_found_and_where(folder, capsys):
+    assert _import(folder, "--fps", "25", "--no_normalisation") == 0
     printed = capsys.readouterr().out
     assert "GestureLSM tokenizer, 78 columns at 25 frames a second, 2 x 8 codes of 4" in printed
-    assert "no --mean and --std: it takes motion that is normalised already" in printed
-    assert MotionTokenizer.from_pretrained(folder / "imported").fps == 25.0
+    assert "no mean and std: it takes motion that is normalised already" in printed
+    tokenizer = MotionTokenizer.from_pretrained(folder / "imported")
+    assert tokenizer.fps == 25.0
+    lines = [line.split() for line in printed.partition("from where:\n")[2].splitlines()]
+    assert ["width", "8", "from", "shapes"] in lines
+    assert ["activation", "relu", "from", "net.yaml", "(vq_act:", "relu)"] in lines
+    assert ["fps", "25.0", "from", "--fps,", "against", "net.yaml", "(pose_fps:", "30.0)"] in lines
+    assert [line[0] for line in lines] == list(tokenizer.details["imported_from"]["settings"])
+
+
+def test_the_folder_of_a_model_is_enough(folder, capsys):
+    arguments = [str(folder / "theirs"), "--format", "gesturelsm", "--out", str(folder / "imported"), "--json"]
+    assert cli.main(["import", *arguments]) == 0
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    assert settings["body_part"] == {"value": "upper", "from": "net.yaml (body_part: upper)"}
+    original, imported = (MotionTokenizer.from_pretrained(folder / name) for name in ("original", "imported"))
+    motion = np.random.default_rng(0).normal(size=(50, 78)).astype(np.float32)
+    np.testing.assert_array_equal(imported.encode(motion), original.encode(motion))
+    assert imported.layout == original.layout and imported.fps == original.fps
+
+
+def test_a_refusal_names_all_flags_at_once_and_writes_nothing(folder, capsys):
+    (folder / "theirs" / "net.yaml").unlink()
+    before = sorted(folder.rglob("*"))
+    assert _import(folder) == 2
+    error = capsys.readouterr().err
+    assert error.endswith(
+        "no option file (GestureLSM has run.log, *.yaml, *.yml) lies beside it; give --activation relu|silu|gelu, "
+        "--fps N, and --mean FILE --std FILE or --no_normalisation\n"
+    )
+    assert error.count("\n") == 1 and sorted(folder.rglob("*")) == before
 
 
 def test_refusals_are_one_line_and_leave_nothing(folder, capsys):

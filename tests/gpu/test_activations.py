@@ -77,6 +77,7 @@ VARIANTS = {
     "layer norm": ["rvqvae.model.norm=LN"],
     "layer norm, silu": ["rvqvae.model.norm=LN", "rvqvae.model.activation=silu"],
     "group norm, silu": ["rvqvae.model.norm=GN", "rvqvae.model.activation=silu"],
+    "silu in the blocks": ["rvqvae.model.activation=silu", "rvqvae.model.outer_activation=relu"],
     "gelu without dropout": ["rvqvae.model.activation=gelu", "rvqvae.model.dropout=0"],
     "odd stride, l1": ["rvqvae.model.stride_t=3", "rvqvae.data.window_size=36", "rvqvae.loss.recons_loss=l1"],
     "stride 1, l2": ["rvqvae.model.stride_t=1", "rvqvae.loss.recons_loss=l2"],

@@ -16,8 +16,8 @@ from tests.settings import SMALL, models_with_another
 
 FIXED = {
     "model": (
-        *("width", "depth", "down_t", "stride_t", "dilation_growth_rate", "activation", "norm"),
-        *("code_dim", "nb_code", "num_quantizers", "shared_codebook", "fsq_levels", "codebook_distance"),
+        *("width", "depth", "down_t", "stride_t", "dilation_growth_rate", "activation", "outer_activation"),
+        *("norm", "code_dim", "nb_code", "num_quantizers", "shared_codebook", "fsq_levels", "codebook_distance"),
     ),
     "data": (
         *("body_part", "fps", "source_fps", "metres_per_unit", "up_axis", "reading_version"),

@@ -148,6 +148,10 @@ def test_lengths_that_do_not_fit_are_refused(tokenizer):
         ({}, "c624baf182d6d93442828980d03f411eebee541a1e809ce58d86cecb1ac8dce7"),
         ({"mu": 0.5, "dropout": 0.1}, "c624baf182d6d93442828980d03f411eebee541a1e809ce58d86cecb1ac8dce7"),
         ({"norm": "LN", "activation": "silu"}, "3e55a5ef664a3d1f73f8d7f028612a912d497b0446f59359e75512af06da5b1c"),
+        (
+            {"activation": "silu", "outer_activation": "relu"},
+            "e968ff52fca0e82851f4326783ce0d5a7699b2b26ca2b0b7f7a2a12cddb4a9cf",
+        ),
         ({"beam_size": 2}, "dff12c4256857c62cca45314807f9e0f61342c37598cb6f260831cf8e41b6258"),
         (
             {"codebook_distance": "cosine", "shared_codebook": True},

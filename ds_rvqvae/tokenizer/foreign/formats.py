@@ -2,7 +2,8 @@
 
 Sources of the names: MoMask (Guo et al. 2024), GestureLSM (Liu et al. 2025) and T2M-GPT (Zhang et al. 2023). Their nets
 are one and the same, and `model/nets.py` computes what they compute, with two limits: outside the residual blocks
-theirs have ReLU whatever the blocks have, and their decoders up-sample by 2 whatever `stride_t` is.
+theirs have ReLU whatever the blocks have (`outer_activation`), and their decoders up-sample by 2 whatever `stride_t`
+is.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,10 @@ FIRST_WEIGHT = "encoder.model.0.weight"
 """The one key that the files of all formats end a key in."""
 UPSAMPLING = 2
 """What the decoders of all formats up-sample by."""
+OUTER_ACTIVATION = "relu"
+"""What the nets of all formats have outside their residual blocks."""
+DATASETS = {"t2m": (263, 20.0), "kit": (251, 12.5)}
+"""Columns and frames a second of the data sets that MoMask and T2M-GPT know: HumanML3D and KIT-ML."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +33,14 @@ class ForeignFormat:
     """Place of the weights in an exported folder, as its scripts expect it."""
     statistics: str
     """Folder of `mean.npy` and `std.npy` in an exported folder."""
-    fps: float
-    """Frames a second of the data it is trained on."""
+    option_files: tuple[str, ...]
+    """Names (patterns) of the files in which its scripts keep what a model was trained with."""
+    dataset_key: str | None
+    """The option that names one of `DATASETS`."""
+    fps_key: str
+    """The option that says frames a second; MoMask and T2M-GPT have none, and exports of ours have `fps`."""
+    exported_options: str
+    """The option file that exports have."""
     one_codebook: bool = False
     """Has a plain quantizer in place of a residual one."""
     can_project: bool = False
@@ -46,9 +57,42 @@ class ForeignFormat:
 
 
 FORMATS = {
-    "momask": ForeignFormat("MoMask", ("vq_model", "net"), "", "model/net_best_fid.tar", "meta", 20.0),
-    "gesturelsm": ForeignFormat("GestureLSM", ("net",), "", "net.pth", ".", 30.0, can_project=True),
-    "t2mgpt": ForeignFormat("T2M-GPT", ("net",), "vqvae.", "net_last.pth", "meta", 20.0, one_codebook=True),
+    "momask": ForeignFormat(
+        "MoMask",
+        ("vq_model", "net"),
+        "",
+        "model/net_best_fid.tar",
+        "meta",
+        option_files=("opt.txt",),
+        dataset_key="dataset_name",
+        fps_key="fps",
+        exported_options="opt.txt",
+    ),
+    "gesturelsm": ForeignFormat(
+        "GestureLSM",
+        ("net",),
+        "",
+        "net.pth",
+        ".",
+        # `run.log` names a data set too, but never the one that it is trained on.
+        option_files=("run.log", "*.yaml", "*.yml"),
+        dataset_key=None,
+        fps_key="pose_fps",
+        exported_options="net.yaml",
+        can_project=True,
+    ),
+    "t2mgpt": ForeignFormat(
+        "T2M-GPT",
+        ("net",),
+        "vqvae.",
+        "net_last.pth",
+        "meta",
+        option_files=("run.log",),
+        dataset_key="dataname",
+        fps_key="fps",
+        exported_options="run.log",
+        one_codebook=True,
+    ),
 }
 
 

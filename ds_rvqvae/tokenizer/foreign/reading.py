@@ -1,9 +1,6 @@
 """Other people's checkpoints in: weights that MoMask, GestureLSM or T2M-GPT saved, as a tokenizer."""
 
-import pickle
-import re
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,84 +8,93 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
-from ds_rvqvae.config.data import BODY_PARTS
+from ds_rvqvae.config.data import BODY_PARTS, DataConfig
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.config.profile import model_config_from_dict
-from ds_rvqvae.data.formats.base import missing_key
 from ds_rvqvae.data.formats.features import read_statistics
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.motion.layout import Layout, feature_layout, select_columns, smplx_layout
-from ds_rvqvae.tokenizer.foreign.formats import FIRST_WEIGHT, FORMATS, ForeignFormat, net_keys
+from ds_rvqvae.tokenizer.folder import reading_of
+from ds_rvqvae.tokenizer.foreign.formats import DATASETS, FORMATS, OUTER_ACTIVATION, ForeignFormat, net_keys
+from ds_rvqvae.tokenizer.foreign.options import Said, checkpoint_in, read_options, statistics_files
+from ds_rvqvae.tokenizer.foreign.settings import SHAPES, Settings
+from ds_rvqvae.tokenizer.foreign.weights import (
+    StateDict,
+    check_weights,
+    codebooks_of,
+    possible_norms,
+    quantizer_state,
+    read_weights,
+    shapes_of,
+)
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
-_VECTORS_AN_UPDATE = 4096
-"""Latents in MoMask's batch: 256 windows of 64 frames, 4 frames each."""
-_UPDATES = 100_000
-"""Enough for the averages' inertia to be full at any `mu` in use (0.99 takes 891)."""
-
-StateDict = dict[str, Tensor]
+Files = str | Path | Sequence[str | Path]
+_SAY_STATISTICS = "--mean FILE --std FILE or --no_normalisation"
 
 
 def import_foreign(
     file: str | Path,
     format: str,
     *,
-    mean: str | Path | Sequence[str | Path] | None = None,
-    std: str | Path | Sequence[str | Path] | None = None,
+    options: str | Path | None = None,
+    mean: Files | None = None,
+    std: Files | None = None,
+    no_normalisation: bool = False,
     fps: float | None = None,
     body_part: str | None = None,
-    activation: str = "relu",
+    activation: str | None = None,
     norm: str | None = None,
-    dilation_growth_rate: int = 3,
+    dilation_growth_rate: int | None = None,
 ) -> MotionTokenizer:
     """Makes a tokenizer whose codes and motion are those of the system that saved `file`.
 
+    Nothing is assumed: what the shapes of the weights do not tell has to be said by the system's own option file, which
+    is looked for where the system puts it, or by an argument, which goes before the file. `details["imported_from"]`
+    says what came from where.
+
     Args:
-        file: what its trainer saved, or the bare state dict.
+        file: what its trainer saved, or the bare state dict, or the folder of the model.
         format: "momask", "gesturelsm" or "t2mgpt".
-        mean, std: `.npy` files of one number a column; several are put one after another. With `body_part` they may
-            cover all of SMPL-X's columns, or as many of the first as are needed. Without them motion is taken as it is.
-        fps: frames a second of its motion; by default 20 (MoMask and T2M-GPT; 12.5 with KIT-ML's 251 columns) or 30.
-        body_part: says that the columns are this part's of SMPL-X data; without it they are features without a name.
-        activation, norm, dilation_growth_rate: what weights do not tell. Norms are seen, but not which kind it is.
+        options: the option file, in place of those around the checkpoint.
+        mean, std: `.npy` files of one number a column, used as they are; several are put one after another. With a
+            body part they may cover all of SMPL-X's columns, or as many of the first as are needed.
+        no_normalisation: motion is taken as it is.
+        fps: frames a second of its motion.
+        body_part: says that the columns are this part's of SMPL-X data; without it, and where no option file says it,
+            they are features without a name.
+        activation: of the residual blocks.
+        norm: of the residual blocks, "none", "LN" or "GN"; wanted where weights of norms may be either's.
+        dilation_growth_rate: as in `ModelConfig`.
 
     GestureLSM's `embedding_proj` is folded into the codebooks, which is what its forward pass computes; its decoding of
     codes forgets the layer, and gives other motion.
 
-    None of these systems saves the averages that codebooks are trained by. They are set as if each update so far had
-    brought 4,096 vectors, MoMask's batch, spread evenly over the codes, with full inertia (`updates` 100,000): no code
-    is dead when a fine-tuning starts, and with batches of that size its first updates move codes by a hundredth of the
-    way to their new vectors, as they do late in a training.
-
     Raises:
-        UserError: the file cannot be read, or holds anything but such a tokenizer; names the key and its shape.
+        UserError: the file cannot be read, or holds anything but such a tokenizer, naming the key and its shape; an
+            option file and the shapes do not agree; or something is not told, naming all arguments to give.
     """
-    known, file = _format(format), Path(file)
-    if activation != "relu":
-        raise UserError(
-            f"--activation {activation}: {known.title} has ReLU outside its residual blocks all the same, which cannot "
-            "be expressed here; only relu can be imported"
-        )
-    weights = _state_dict(file, known)
-    settings = {"activation": activation, "norm": norm, "dilation_growth_rate": dilation_growth_rate}
-    features, config = _infer(weights, known, settings, file)
+    known = _format(format)
+    file = checkpoint_in(Path(file), known)
+    weights = read_weights(file, known)
+    flags = {"activation": activation, "norm": norm, "dilation_growth_rate": dilation_growth_rate}
+    given = [key for key, value in (*flags.items(), ("fps", fps), ("body_part", body_part)) if value is not None]
+    settings = Settings(file, known, read_options(file, known, None if options is None else Path(options), given))
+    shapes = shapes_of(weights, known, file)
+    values = _model_settings(settings, weights, shapes, flags)
+    fps = settings.choose("fps", fps, "--fps N", _rates(settings, shapes["in_features"], fps))
+    layout, columns = _layout(settings, shapes["in_features"], body_part)
+    statistics = _statistics(settings, columns, shapes["in_features"], {"mean": mean, "std": std}, no_normalisation)
     projected = known.can_project and any(".embedding_proj." in key for key in weights)
-    _check(weights, features, config, known, projected, file)
-    books = _codebooks(weights, config, known, projected)
-    if config.num_quantizers > 1 and all(torch.equal(books[0], book) for book in books[1:]):
-        config, books = config.model_copy(update={"shared_codebook": True}), books[:1]
-    model = RVQVAE(features, config)
-    nets = {ours: weights[theirs] for ours, theirs in net_keys(config).items()}
-    model.load_state_dict(nets | _quantizer_state(torch.stack(books), config))
-    layout, columns = _layout(features, body_part, file)
-    statistics = _statistics(mean, std, columns, features)
-    if fps is None:
-        fps = 12.5 if known.fps == 20.0 and features == 251 else known.fps
-    origin = {"format": format, "file": file.name, "embedding_proj": projected}
-    return MotionTokenizer(model, *statistics, layout, fps, {"body_part": body_part, "imported_from": origin})
+    model = _model(settings, weights, shapes["in_features"], values, projected)
+    assert fps is not None and statistics is not None
+    part = settings.found["body_part"].value if "body_part" in settings.found else None
+    told = {key: {"value": one.value, "from": one.source} for key, one in settings.found.items()}
+    origin = {"format": format, "file": file.name, "embedding_proj": projected, "settings": told}
+    details = {"body_part": part, "imported_from": origin, "reading": reading_of(DataConfig().model_dump())}
+    return MotionTokenizer(model, *statistics, layout, fps, details)
 
 
 def _format(name: str) -> ForeignFormat:
@@ -97,183 +103,171 @@ def _format(name: str) -> ForeignFormat:
     return FORMATS[name]
 
 
-def _state_dict(file: Path, known: ForeignFormat) -> StateDict:
-    """The state dict of the net in a file, without prefixes, in fp32."""
-    content = _load(file)
-    if not isinstance(content, Mapping):
-        raise UserError(f"{file}: holds a {type(content).__name__}, not what {known.title} saves")
-    keys = [key for key in known.weights_keys if isinstance(content.get(key), Mapping)]
-    if keys:
-        content = content[keys[0]]
-    elif not any(str(key).endswith(FIRST_WEIGHT) for key in content):
-        reason = missing_key([str(key) for key in content], " or ".join(known.weights_keys))
-        raise UserError(f"{file}: {reason}; not what {known.title} saves")
-    prefixes = [str(key).removesuffix(FIRST_WEIGHT) for key in content if str(key).endswith(FIRST_WEIGHT)]
-    if not prefixes:
-        raise UserError(f"{file}: {FIRST_WEIGHT} is missing; not what {known.title} saves")
-    if len(prefixes) > 1:
-        raise UserError(f"{file}: {len(prefixes)} keys end in {FIRST_WEIGHT}, so that it holds several nets; save one")
-    return {str(key).removeprefix(prefixes[0]): _fp32(value, str(key), file) for key, value in content.items()}
+def _model_settings(
+    settings: Settings, weights: StateDict, shapes: dict[str, int], flags: dict[str, Any]
+) -> dict[str, Any]:
+    """Values for `ModelConfig`; those that nothing tells are left out, and are counted as missing."""
+    for key, value in shapes.items():
+        settings.from_shapes(key, value)
+    values: dict[str, Any] = {key: value for key, value in shapes.items() if key != "in_features"}
+    if "depth" not in shapes:
+        # No residual blocks, in which these would be.
+        return values
+    if shapes["depth"] > 1:
+        wanted = "--dilation_growth_rate N"
+        values["dilation_growth_rate"] = settings.choose("dilation_growth_rate", flags["dilation_growth_rate"], wanted)
+    values["activation"] = settings.choose("activation", flags["activation"], "--activation relu|silu|gelu")
+    if values["activation"] not in (None, OUTER_ACTIVATION):
+        values["outer_activation"] = OUTER_ACTIVATION
+        settings.set("outer_activation", OUTER_ACTIVATION, f"{settings.known.title}'s nets, always")
+    found = _norm(settings, possible_norms(weights, shapes["width"]), flags["norm"])
+    # Which of two it is does not matter to the shapes that are compared before all that is missing is named.
+    values["norm"] = None if found == "none" else found or "LN"
+    for key in ("mu", "quantize_dropout_prob"):
+        if said := settings.options.of(key):
+            values[key] = said[-1].value
+            settings.set(key, said[-1].value, said[-1].where)
+    return {key: value for key, value in values.items() if value is not None}
 
 
-def _load(file: Path) -> Any:
-    if file.exists() and not file.is_file():
-        raise UserError(f"{file}: no regular file; name the checkpoint itself")
-    try:
-        opened = file.open("rb")
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {(error.strerror or str(error)).lower()}") from None
-    with opened, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return torch.load(opened, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch, zipfile and pickle raise a dozen unrelated types on damaged files
-            if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
-                raise UserError(
-                    f"{file}: holds Python objects besides tensors, which are never loaded; where you trust it, save "
-                    'its state dict alone, as torch.save({"net": state_dict}, file)'
-                ) from None
-            raise UserError(f"{file}: no file of torch's, or damaged") from None
-
-
-def _fp32(value: Any, key: str, file: Path) -> Tensor:
-    if not isinstance(value, Tensor) or value.layout is not torch.strided or value.device.type != "cpu":
-        raise UserError(f"{file}: {key} is a {type(value).__name__}, not a dense tensor with values")
-    if not value.is_floating_point():
-        raise UserError(f"{file}: {key} {list(value.shape)} is {value.dtype}, not floating-point weights")
-    weights = value.detach().float()
-    if not torch.isfinite(weights).all():
-        raise UserError(f"{file}: {key} {list(value.shape)} holds NaN or infinite values")
-    return weights
-
-
-def _infer(weights: StateDict, known: ForeignFormat, settings: dict[str, Any], file: Path) -> tuple[int, ModelConfig]:
-    """Columns and settings of the model, from the shapes of its weights and `settings`."""
-
-    def shape(key: str, dimensions: int) -> torch.Size:
-        if key not in weights:
-            raise UserError(f"{file}: {key} is missing; not what {known.title} saves")
-        if not weights[key].numel():
-            raise UserError(f"{file}: {key} {list(weights[key].shape)} is empty")
-        if weights[key].dim() != dimensions:
-            raise UserError(f"{file}: {key} {list(weights[key].shape)} does not have {dimensions} dimensions")
-        return weights[key].shape
-
-    def count(pattern: str) -> int:
-        return sum(re.fullmatch(pattern, key) is not None for key in weights)
-
-    width, features, _ = shape(FIRST_WEIGHT, 3)
-    down_t = count(r"encoder\.model\.\d+\.0\.weight")
-    nb_code, code_dim = shape(known.codebook_key(0), 2)
-    values = settings | {
-        "width": width,
-        "down_t": down_t,
-        "code_dim": code_dim,
-        "nb_code": nb_code,
-        "num_quantizers": 1 if known.one_codebook else count(r"quantizer\.layers\.\d+\.codebook"),
-    }
-    if down_t:
-        kernel = shape("encoder.model.2.0.weight", 3)[2]
-        if kernel % 4:
-            # An odd stride leaves their encoders a frame short, which these nets make up for.
+def _norm(settings: Settings, possible: tuple[str, ...], norm: str | None) -> str | None:
+    width, file = settings.found["width"].value, settings.file
+    if norm not in (None, "none", "LN", "GN"):
+        raise UserError(f"--norm {norm}: known are none, LN, GN")
+    if norm is not None and norm not in possible:
+        if norm == "GN" and "LN" in possible:
             raise UserError(
-                f"{file}: encoder.model.2.0.weight has kernel {kernel}, for a stride of {kernel / 2:g}; only an even "
-                "stride gives codes that stand for whole groups of frames"
+                f"--norm GN: has 32 groups, which {file}'s {width} channels do not divide into; try --norm LN"
             )
-        values["stride_t"] = kernel // 2
-        values["depth"] = count(r"encoder\.model\.2\.1\.model\.\d+\.conv1\.weight")
-        _check_norm(weights, width, settings["norm"], file)
-    return features, model_config_from_dict(values, str(file))
+        has = "has norms' weights" if norm == "none" else "has no weights of norms"
+        raise UserError(f"--norm {norm}: {file} {has}; {'say LN or GN' if norm == 'none' else 'leave --norm out'}")
+    if norm is None:
+        for one in settings.options.of("norm"):
+            if one.value not in possible:
+                settings.refuse(one, f"the shapes of {file.name} are those of norm {' or '.join(possible)}")
+    if len(possible) == 1:
+        settings.set("norm", possible[0], SHAPES)
+        return possible[0]
+    chosen: str | None = settings.choose("norm", norm, "--norm LN|GN")
+    return chosen
 
 
-def _check_norm(weights: StateDict, width: int, norm: str | None, file: Path) -> None:
-    first = "encoder.model.2.1.model.0.norm1"
-    if f"{first}.running_mean" in weights:
-        raise UserError(f"{file}: {first}.running_mean [{width}]: batch norm, which these nets do not have")
-    if f"{first}.weight" in weights and norm is None:
-        raise UserError(f"{file}: {first}.weight may be layer or group norm; say which: --norm LN or --norm GN")
-    if f"{first}.weight" not in weights and norm is not None:
-        raise UserError(f"--norm {norm}: {file} has no {first}.weight; leave --norm out")
-    if norm == "GN" and width % 32:
-        raise UserError(f"--norm GN: has 32 groups, which {file}'s {width} channels do not divide into; try --norm LN")
+def _rates(settings: Settings, features: int, flag: float | None) -> list[Said]:
+    """Frames a second by the option file, or by the data set that it names."""
+    if said := settings.options.of("fps"):
+        return said
+    rates = []
+    for one in settings.options.of("dataset"):
+        if one.value in DATASETS:
+            columns, fps = DATASETS[one.value]
+            if columns != features and flag is None:
+                raise UserError(
+                    f"{one.file} says {one.text}, which has {columns} columns, and {settings.file.name} takes "
+                    f"{features}: say its frame rate, --fps N"
+                )
+            rates.append(Said(fps, one.text, one.file))
+    return rates
 
 
-def _check(
-    weights: StateDict, features: int, config: ModelConfig, known: ForeignFormat, projected: bool, file: Path
-) -> None:
-    """Raises UserError unless the keys and shapes are exactly those of a model of this config."""
-    with torch.device("meta"):
-        model = RVQVAE(features, config)
-    ours = model.state_dict()
-    expected = {theirs: list(ours[key].shape) for key, theirs in net_keys(config).items()}
-    for level in range(config.num_quantizers):
-        expected[known.codebook_key(level)] = [config.nb_code, config.code_dim]
-        if projected:
-            weight, bias = known.projection_keys(level)
-            expected |= {weight: [config.code_dim, config.code_dim], bias: [config.code_dim]}
-    for key, shape in expected.items():
-        if key not in weights:
-            raise UserError(f"{file}: {key} {shape} is missing")
-        if list(weights[key].shape) != shape:
-            raise UserError(f"{file}: {key} is {list(weights[key].shape)}, where the other weights need {shape}")
-    for key in weights:
-        if key not in expected:
-            raise UserError(f"{file}: {key} {list(weights[key].shape)} is nothing that a {known.title} tokenizer has")
-
-
-def _codebooks(weights: StateDict, config: ModelConfig, known: ForeignFormat, projected: bool) -> list[Tensor]:
-    """The codebook `[nb_code, code_dim]` of each level, as its forward pass uses it."""
-    books = []
-    for level in range(config.num_quantizers):
-        book = weights[known.codebook_key(level)]
-        if projected:
-            weight, bias = (weights[key] for key in known.projection_keys(level))
-            book = functional.linear(book, weight, bias)
-        books.append(book)
-    return books
-
-
-def _quantizer_state(books: Tensor, config: ModelConfig) -> StateDict:
-    """Buffers of the quantizer for `books [Q or 1, K, D]`; see `import_foreign` on the averages."""
-    levels_a_book = config.num_quantizers / len(books)
-    count = torch.full(books.shape[:2], levels_a_book * _VECTORS_AN_UPDATE / config.nb_code)
-    return {
-        "quantizer.codebooks": books,
-        "quantizer.ema_sum": books * count.unsqueeze(-1),
-        "quantizer.ema_count": count,
-        "quantizer.initialized": torch.tensor(True),
-        "quantizer.updates": torch.tensor(_UPDATES),
-    }
-
-
-def _layout(features: int, body_part: str | None, file: Path) -> tuple[Layout, NDArray[np.int64] | None]:
+def _layout(settings: Settings, features: int, body_part: str | None) -> tuple[Layout, NDArray[np.int64] | None]:
     """The layout, and where a body part is named, its columns in SMPL-X's."""
-    if body_part is None:
-        return feature_layout(features), None
-    if body_part not in BODY_PARTS:
+    if body_part is not None and body_part not in BODY_PARTS:
         raise UserError(f"--body_part {body_part}: known are {', '.join(BODY_PARTS)}")
-    columns, layout = select_columns(smplx_layout(), body_part)
+    said = settings.options.of("body_part")
+    if body_part is None and not said:
+        return feature_layout(features), None
+    # GestureLSM's `vqvae_lower_path` may be that of the legs with the translation.
+    said = [_with_translation(one, features) for one in said]
+    part = settings.choose("body_part", body_part, "--body_part PART", said)
+    if part is None:
+        return feature_layout(features), None
+    columns, layout = select_columns(smplx_layout(), part)
     if len(columns) != features:
-        raise UserError(f"--body_part {body_part}: has {len(columns)} columns, {file} takes {features}")
+        if body_part is None:
+            settings.refuse(said[0], f"{settings.file.name} takes {features} columns, and this part has {len(columns)}")
+        raise UserError(f"--body_part {part}: has {len(columns)} columns, {settings.file} takes {features}")
     return layout, columns
 
 
-def _statistics(mean: Any, std: Any, columns: NDArray[np.int64] | None, features: int) -> tuple[Tensor, Tensor]:
-    """Mean and std `[features]`; the identity without files."""
-    if mean is None and std is None:
+def _with_translation(one: Said, features: int) -> Said:
+    with_it = f"{one.value}_trans"
+    if with_it in BODY_PARTS and len(select_columns(smplx_layout(), with_it)[0]) == features:
+        return Said(with_it, one.text, one.file)
+    return one
+
+
+def _statistics(
+    settings: Settings,
+    columns: NDArray[np.int64] | None,
+    features: int,
+    given: dict[str, Files | None],
+    no_normalisation: bool,
+) -> tuple[Tensor, Tensor] | None:
+    """Mean and std `[features]`; None, and counted as missing, where nothing tells them."""
+    files = {name: paths for name, paths in given.items() if paths is not None}
+    if no_normalisation:
+        if files:
+            raise UserError("--no_normalisation: motion is taken as it is; leave --mean and --std out")
+        settings.set("normalisation", "none", "--no_normalisation")
         return torch.zeros(features), torch.ones(features)
-    if mean is None or std is None:
+    if len(files) == 1:
         raise UserError("--mean, --std: give both or neither")
-    found = []
-    for flag, files in (("--mean", mean), ("--std", std)):
-        paths = [files] if isinstance(files, str | Path) else list(files)
-        values = np.concatenate([read_statistics(path, positive=flag == "--std") for path in paths])
-        if len(values) != features and columns is not None and columns.max() < len(values):
-            values = values[columns]
-        if len(values) != features:
-            raise UserError(f"{flag} {paths[0]}: {len(values)} numbers, where the checkpoint takes {features} columns")
-        found.append(torch.from_numpy(values))
-    zeros = (found[1] == 0).nonzero().flatten().tolist()
+    kept = f"where {settings.known.title} keeps it"
+    if not files:
+        found = statistics_files(settings.file, settings.known, settings.options)
+        if isinstance(found, str):
+            settings.miss(_SAY_STATISTICS + (f" ({found})" if found else ""))
+            return None
+        files = dict(found)
+    arrays = []
+    for name, named in files.items():
+        paths = [Path(named)] if isinstance(named, str | Path) else [Path(path) for path in named]
+        flag = f"--{name}" if given[name] is not None else ""
+        values = np.concatenate([read_statistics(path, positive=name == "std") for path in paths])
+        if not flag and columns is None and len(values) > features:
+            settings.miss(f"--body_part PART ({paths[0].name} has {len(values)} columns, the shapes {features})")
+            return None
+        arrays.append(_of_columns(values, columns, features, f"{flag} {paths[0]}".strip()))
+        settings.set(name, " ".join(map(str, paths)), flag or kept)
+    return arrays[0], _above_zero(arrays[1], "--std" if given["std"] is not None else settings.found["std"].value)
+
+
+def _of_columns(values: NDArray[np.float32], columns: NDArray[np.int64] | None, features: int, name: str) -> Tensor:
+    if len(values) != features and columns is not None and columns.max() < len(values):
+        values = values[columns]
+    if len(values) != features:
+        hint = "" if name.startswith("--") else f"; give {_SAY_STATISTICS}"
+        raise UserError(f"{name}: {len(values)} numbers, where the checkpoint takes {features} columns{hint}")
+    return torch.from_numpy(values)
+
+
+def _above_zero(std: Tensor, name: str) -> Tensor:
+    zeros = (std == 0).nonzero().flatten().tolist()
     if zeros:
-        raise UserError(f"--std: column {zeros[0]} of {features} is 0, which cannot be divided by; put a 1 there")
-    return found[0], found[1]
+        raise UserError(f"{name}: column {zeros[0]} of {len(std)} is 0, which cannot be divided by; put a 1 there")
+    return std
+
+
+def _model(settings: Settings, weights: StateDict, features: int, values: dict[str, Any], projected: bool) -> RVQVAE:
+    """The model with its weights; raises UserError where these are not its own, or where something is missing."""
+    known, file = settings.known, settings.file
+    config = model_config_from_dict(values, str(file))
+    check_weights(weights, features, config, known, projected, file)
+    config, books = _shared(settings, config, codebooks_of(weights, config, known, projected))
+    settings.check()
+    model = RVQVAE(features, config)
+    nets = {ours: weights[theirs] for ours, theirs in net_keys(config).items()}
+    model.load_state_dict(nets | quantizer_state(torch.stack(books), config))
+    return model
+
+
+def _shared(settings: Settings, config: ModelConfig, books: list[Tensor]) -> tuple[ModelConfig, list[Tensor]]:
+    """Levels with one codebook share it, unless the option file says that each has its own."""
+    equal = len(books) > 1 and all(torch.equal(books[0], book) for book in books[1:])
+    said = settings.options.of("shared_codebook")
+    for one in said:
+        if one.value and len(books) > 1 and not equal:
+            settings.refuse(one, f"the codebooks of {settings.file.name} differ")
+    shared = equal and all(one.value for one in said)
+    settings.set("shared_codebook", shared, said[0].where if said else "weights")
+    return (config.model_copy(update={"shared_codebook": True}), books[:1]) if shared else (config, books)

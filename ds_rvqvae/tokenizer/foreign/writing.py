@@ -1,27 +1,30 @@
 """Other people's checkpoints out: a tokenizer as MoMask, GestureLSM or T2M-GPT load it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
 
+from ds_rvqvae.config.data import BODY_PARTS
 from ds_rvqvae.config.facts import ModelFacts, keys_that
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import whole_folder
-from ds_rvqvae.tokenizer.foreign.formats import FORMATS, UPSAMPLING, ForeignFormat, net_keys
+from ds_rvqvae.motion.layout import select_columns, smplx_layout
+from ds_rvqvae.tokenizer.foreign.formats import DATASETS, FORMATS, OUTER_ACTIVATION, UPSAMPLING, ForeignFormat, net_keys
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
-_DATASETS = {263: "t2m", 251: "kit"}
-"""What MoMask calls the data sets that it knows, by their columns."""
 _REFUSALS = {
     "fsq_levels": "{key}: {title} has codebooks, and finite scalar quantization has none",
     "codebook_distance": "{key} {value}: {title} goes by distance",
     "num_quantizers": "{key} {value}: {title} has one quantizer; export to momask",
     "stride_t": f"{{key}} {{value}}: {{title}}'s decoder up-samples by {UPSAMPLING} only",
-    "activation": "{key} {value}: {title} has ReLU outside its residual blocks",
+    "activation": "{key} {value}: {title} has ReLU outside its residual blocks; train with outer_activation relu",
+    "outer_activation": "{key} {value}: {title} has ReLU outside its residual blocks",
 }
 """What is said of keys with a value that cannot be written, in the order in which they are checked; other keys of which
 this can be said have a text in common."""
@@ -34,8 +37,9 @@ def save_foreign(
 
     Args:
         format: "momask" writes `model/net_best_fid.tar`, `meta/mean.npy`, `meta/std.npy` and `opt.txt`, for
-            `checkpoints/DATASET/NAME`; "t2mgpt" writes `net_last.pth`, `meta/mean.npy` and `meta/std.npy`; "gesturelsm"
-            writes `net.pth`, `mean.npy` and `std.npy`, of this tokenizer's columns only.
+            `checkpoints/DATASET/NAME`; "t2mgpt" writes `net_last.pth`, `meta/mean.npy`, `meta/std.npy` and `run.log`;
+            "gesturelsm" writes `net.pth`, `mean.npy` and `std.npy`, of this tokenizer's columns only, and `net.yaml`.
+            The option files say all that weights do not, so that `import_foreign` asks for nothing.
         folder: a new or empty one; it is whole or it is not there.
         embedding_proj: whether GestureLSM's quantizer has that layer, which is then written as the identity. By default
             as in the file that the tokenizer was imported from, else True, as its code has had since January 2025.
@@ -69,8 +73,7 @@ def save_foreign(
             torch.save(content, unfinished / known.weights_file)
             np.save(unfinished / known.statistics / "mean.npy", tokenizer.mean.cpu().numpy())
             np.save(unfinished / known.statistics / "std.npy", tokenizer.std.cpu().numpy())
-            if format == "momask":
-                (unfinished / "opt.txt").write_text(_momask_options(tokenizer, folder), encoding="utf-8")
+            (unfinished / known.exported_options).write_text(option_text(tokenizer, format, folder), encoding="utf-8")
             written = sorted(file.relative_to(unfinished) for file in unfinished.rglob("*") if file.is_file())
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
@@ -107,31 +110,50 @@ def _can_be_written(key: str, config: ModelConfig, known: ForeignFormat) -> bool
         return config.num_quantizers == 1 or not known.one_codebook
     if key == "stride_t":
         return config.stride_t == UPSAMPLING or not config.down_t
+    if key in ("activation", "outer_activation"):
+        return config.activation_outside == OUTER_ACTIVATION
     return bool(getattr(config, key) == ModelConfig.model_fields[key].default)
 
 
-def _momask_options(tokenizer: MotionTokenizer, folder: Path) -> str:
-    """The options file that MoMask's scripts build the model from; they know data of 263 and 251 columns only."""
-    config = tokenizer.model.config
-    body_part = tokenizer.details.get("body_part")
-    options = {
-        "checkpoints_dir": "./checkpoints",
+def option_text(tokenizer: MotionTokenizer, format: str, folder: Path) -> str:
+    """An option file as the other system writes it, and the frame rate.
+
+    MoMask's scripts build the model from theirs; they and T2M-GPT's know data of 263 and 251 columns only.
+    """
+    known, config = FORMATS[format], tokenizer.model.config
+    datasets = {columns: name for name, (columns, _) in DATASETS.items()}
+    options: dict[str, Any] = {
         "code_dim": config.code_dim,
-        "dataset_name": _DATASETS.get(tokenizer.model.in_features, body_part or "motion"),
         "depth": config.depth,
         "dilation_growth_rate": config.dilation_growth_rate,
         "down_t": config.down_t,
+        known.fps_key: tokenizer.fps,
         "mu": config.mu,
-        "name": folder.absolute().name,
         "nb_code": config.nb_code,
-        "num_quantizers": config.num_quantizers,
         "output_emb_width": config.code_dim,
-        "quantize_dropout_prob": config.quantize_dropout_prob,
-        "shared_codebook": config.shared_codebook,
         "stride_t": config.stride_t,
         "vq_act": config.activation,
         "vq_norm": config.norm,
         "width": config.width,
     }
-    lines = [f"{key}: {value}" for key, value in options.items()]
-    return "\n".join(["------------ Options -------------", *lines, "-------------- End ----------------", ""])
+    if known.dataset_key is not None:
+        options[known.dataset_key] = datasets.get(
+            tokenizer.model.in_features, tokenizer.details.get("body_part") or "motion"
+        )
+    if not known.one_codebook:
+        options |= {
+            "num_quantizers": config.num_quantizers,
+            "quantize_dropout_prob": config.quantize_dropout_prob,
+            "shared_codebook": config.shared_codebook,
+        }
+    if format == "t2mgpt":
+        return f"INFO {json.dumps(options, indent=4, sort_keys=True)}\n"
+    if format == "momask":
+        options |= {"checkpoints_dir": "./checkpoints", "name": folder.absolute().name}
+        lines = [f"{key}: {value}" for key, value in sorted(options.items())]
+        return "\n".join(["------------ Options -------------", *lines, "-------------- End ----------------", ""])
+    options |= {"mean_pose_path": "mean.npy", "std_pose_path": "std.npy"}
+    for part in BODY_PARTS:
+        if tokenizer.layout == select_columns(smplx_layout(), part)[1]:
+            options["body_part"] = part
+    return str(yaml.safe_dump(options))

@@ -1,11 +1,19 @@
 """Checkpoints of MoMask, GestureLSM and T2M-GPT by their documented names, and what these compute, step by step."""
 
+import json
+
+import numpy as np
 import torch
 from torch.nn import functional
 
 LOCATION = {"momask": "model/net_best_fid.tar", "gesturelsm": "net.pth", "t2mgpt": "net_last.pth"}
 """Where the weights lie in an exported folder."""
 SMALL = {"features": 5, "width": 8, "depth": 2, "down_t": 2, "stride": 2, "code_dim": 4, "nb_code": 16, "levels": 3}
+
+
+SAID = {"activation": "relu", "dilation_growth_rate": 3, "fps": 20.0, "no_normalisation": True}
+"""What the weights of a model without norms do not tell."""
+_ACTIVATIONS = {"relu": functional.relu, "silu": functional.silu, "gelu": functional.gelu}
 
 
 def random_weights(
@@ -51,7 +59,7 @@ def random_weights(
 def save_as_trainer(file, format, weights):
     """What that system's trainer saves, with the optimizer's and the scheduler's state where it saves them."""
     if format == "momask":
-        parameters = [torch.nn.Parameter(weights["encoder.model.0.weight"])]
+        parameters = [torch.nn.Parameter(weights["encoder.model.0.weight"].clone())]
         optimizer = torch.optim.AdamW(parameters)
         scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[5, 10], gamma=0.05)
         parameters[0].grad = torch.ones_like(parameters[0])
@@ -65,14 +73,45 @@ def save_as_trainer(file, format, weights):
     return file
 
 
+def model_as_published(folder, format, weights, options, mean, std):
+    """A model with its option file and its statistics, all where the system's scripts put them; the checkpoint."""
+    if format == "momask":
+        model = folder / "checkpoints" / "t2m" / "rvq"
+        (model / "model").mkdir(parents=True)
+        lines = "".join(f"{key}: {value}\n" for key, value in sorted(options.items()))
+        (model / "opt.txt").write_text(
+            f"------------ Options -------------\n{lines}-------------- End ----------------\n"
+        )
+        file, statistics = model / "model" / "net_best_fid.tar", model / "meta"
+    elif format == "t2mgpt":
+        model = folder / "output" / "VQVAE"
+        model.mkdir(parents=True)
+        dump = json.dumps(options, indent=4, sort_keys=True)
+        (model / "run.log").write_text(f"2023-01-20 10:00:00,123 INFO {dump}\n2023-01-20 10:00:01,123 INFO Training\n")
+        file = model / "net_last.pth"
+        statistics = folder / "checkpoints" / options["dataname"] / "VQVAEV3_CB1024_CMT_H1024_NRES3" / "meta"
+    else:
+        (folder / "configs").mkdir()
+        (folder / "ckpt").mkdir()
+        sections = {**options, "mean_pose_path": "./mean_std/mean.npy", "std_pose_path": "./mean_std/std.npy"}
+        (folder / "configs" / "other.yaml").write_text("vqvae_upper_path: ./ckpt/other.pth\npose_fps: 15\n")
+        sections["vqvae_upper_path"] = "./ckpt/net_300000_upper.pth"
+        (folder / "configs" / "shortcut.yaml").write_text("".join(f"{k}: {v}\n" for k, v in sections.items()))
+        file, statistics = folder / "ckpt" / "net_300000_upper.pth", folder / "mean_std"
+    statistics.mkdir(parents=True)
+    np.save(statistics / "mean.npy", mean)
+    np.save(statistics / "std.npy", std)
+    return save_as_trainer(file, format, weights)
+
+
 def as_t2mgpt(weights):
     return {f"vqvae.{key}".replace("quantizer.layers.0.", "quantizer."): value for key, value in weights.items()}
 
 
-def _stack(weights, name, hidden, norm):
+def _stack(weights, name, hidden, norm, activation, growth):
     blocks = sum(f"{name}.model.{block}.conv1.weight" in weights for block in range(100))
     for block in range(blocks):
-        inner, dilation = hidden, 3 ** (blocks - 1 - block)
+        inner, dilation = hidden, growth ** (blocks - 1 - block)
         for part, around in (("1", dilation), ("2", 1)):
             key = f"{name}.model.{block}"
             if norm:
@@ -83,7 +122,7 @@ def _stack(weights, name, hidden, norm):
                     inner = functional.group_norm(inner, 32, scale, shift, eps=1e-6)
             weight, bias = weights[f"{key}.conv{part}.weight"], weights[f"{key}.conv{part}.bias"]
             padding = around if part == "1" else 0
-            inner = functional.conv1d(functional.relu(inner), weight, bias, padding=padding, dilation=around)
+            inner = functional.conv1d(_ACTIVATIONS[activation](inner), weight, bias, padding=padding, dilation=around)
         hidden = hidden + inner
     return hidden
 
@@ -97,7 +136,7 @@ def quantizing_books(weights):
         yield book
 
 
-def reference(weights, motion, down_t, norm=None):
+def reference(weights, motion, down_t, norm=None, activation="relu", growth=3):
     """Codes `[T', Q]` and reconstruction `[T, C]` of normalised motion `[T, C]`, as their forward passes have them."""
 
     def conv(name, hidden, **how):
@@ -108,7 +147,7 @@ def reference(weights, motion, down_t, norm=None):
     for stage in range(2, 2 + down_t):
         stride = weights[f"encoder.model.{stage}.0.weight"].shape[2] // 2
         hidden = conv(f"encoder.model.{stage}.0", hidden, stride=stride, padding=stride // 2)
-        hidden = _stack(weights, f"encoder.model.{stage}.1", hidden, norm)
+        hidden = _stack(weights, f"encoder.model.{stage}.1", hidden, norm, activation, growth)
     residual = conv(f"encoder.model.{2 + down_t}", hidden)[0].T
     quantized, codes = torch.zeros_like(residual), []
     for book in quantizing_books(weights):
@@ -117,7 +156,7 @@ def reference(weights, motion, down_t, norm=None):
         residual = residual - book[codes[-1]]
     hidden = functional.relu(conv("decoder.model.0", quantized.T[None]))
     for stage in range(2, 2 + down_t):
-        hidden = _stack(weights, f"decoder.model.{stage}.0", hidden, norm)
+        hidden = _stack(weights, f"decoder.model.{stage}.0", hidden, norm, activation, growth)
         stride = weights[f"encoder.model.{stage}.0.weight"].shape[2] // 2
         hidden = conv(f"decoder.model.{stage}.2", hidden.repeat_interleave(stride, dim=2))
     hidden = functional.relu(conv(f"decoder.model.{2 + down_t}", hidden))

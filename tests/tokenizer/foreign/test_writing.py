@@ -15,6 +15,7 @@ from ds_rvqvae.tokenizer.foreign.writing import save_foreign
 from tests.settings import models_with_another
 from tests.tokenizer.foreign.checkpoints import (
     LOCATION,
+    SAID,
     SMALL,
     as_t2mgpt,
     quantizing_books,
@@ -51,7 +52,7 @@ def test_exported_keys_and_shapes_are_exactly_the_documented_ones(format, norm, 
 
 def test_gesturelsm_without_its_later_layer(tmp_path):
     weights = random_weights(**SMALL)
-    tokenizer = import_foreign(save_as_trainer(tmp_path / "net.pth", "gesturelsm", weights), "gesturelsm")
+    tokenizer = import_foreign(save_as_trainer(tmp_path / "net.pth", "gesturelsm", weights), "gesturelsm", **SAID)
     # As it came: without the layer.
     save_foreign(tokenizer, "gesturelsm", tmp_path / "as it came")
     content = torch.load(tmp_path / "as it came" / "net.pth", weights_only=True)["net"]
@@ -69,6 +70,7 @@ def test_gesturelsm_without_its_later_layer(tmp_path):
         ("t2mgpt", {"num_quantizers": 2}, "num_quantizers 2: T2M-GPT has one quantizer"),
         ("momask", {"stride_t": 4}, "stride_t 4: MoMask's decoder up-samples by 2 only"),
         ("gesturelsm", {"activation": "gelu"}, "activation gelu: GestureLSM has ReLU outside its residual blocks"),
+        ("t2mgpt", {"outer_activation": "silu"}, "activation relu: T2M-GPT has ReLU outside its residual blocks"),
         ("momask", {"codebook_distance": "cosine"}, "codebook_distance cosine: MoMask goes by distance"),
         ("encodec", {}, "--format encodec: known are"),
     ],
@@ -102,7 +104,7 @@ def test_of_several_keys_the_first_is_refused(tmp_path):
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path):
-    tokenizer = import_foreign(save_as_trainer(tmp_path / "a", "momask", random_weights(**SMALL)), "momask")
+    tokenizer = import_foreign(save_as_trainer(tmp_path / "a", "momask", random_weights(**SMALL)), "momask", **SAID)
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "mine").write_text("")
     (tmp_path / "empty").mkdir()
@@ -117,7 +119,7 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
 
 def test_momasks_options_file_says_what_its_scripts_build_the_model_from(tmp_path):
     settings = SMALL | {"features": 263, "shared": True}
-    tokenizer = import_foreign(save_as_trainer(tmp_path / "a", "momask", random_weights(**settings)), "momask")
+    tokenizer = import_foreign(save_as_trainer(tmp_path / "a", "momask", random_weights(**settings)), "momask", **SAID)
     save_foreign(tokenizer, "momask", tmp_path / "rvq")
     lines = (tmp_path / "rvq" / "opt.txt").read_text().splitlines()
     options = dict(line.split(": ") for line in lines[1:-1])

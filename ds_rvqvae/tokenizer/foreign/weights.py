@@ -1,0 +1,184 @@
+"""The weights in other people's checkpoints: read, measured, and held against what such a model has."""
+
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ds_rvqvae.config.model import ModelConfig
+from ds_rvqvae.data.formats.base import missing_key
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.model.rvqvae import RVQVAE
+from ds_rvqvae.tokenizer.foreign.formats import FIRST_WEIGHT, ForeignFormat, net_keys
+
+_VECTORS_AN_UPDATE = 4096
+"""Latents in MoMask's batch: 256 windows of 64 frames, 4 frames each."""
+_UPDATES = 100_000
+"""Enough for the averages' inertia to be full at any `mu` in use (0.99 takes 891)."""
+_FIRST_NORM = "encoder.model.2.1.model.0.norm1"
+_TRAINED_CODEBOOK = "quantizer.embedding.weight"
+"""The codebook of T2M-GPT's `--quantizer orig`; it is looked up as others are."""
+
+StateDict = dict[str, Tensor]
+
+
+def read_weights(file: Path, known: ForeignFormat) -> StateDict:
+    """The state dict of the net in a file, without prefixes, in fp32."""
+    content = _load(file)
+    if not isinstance(content, Mapping):
+        raise UserError(f"{file}: holds a {type(content).__name__}, not what {known.title} saves")
+    keys = [key for key in known.weights_keys if isinstance(content.get(key), Mapping)]
+    if keys:
+        content = content[keys[0]]
+    elif not any(str(key).endswith(FIRST_WEIGHT) for key in content):
+        reason = missing_key([str(key) for key in content], " or ".join(known.weights_keys))
+        raise UserError(f"{file}: {reason}; not what {known.title} saves")
+    prefixes = [str(key).removesuffix(FIRST_WEIGHT) for key in content if str(key).endswith(FIRST_WEIGHT)]
+    if not prefixes:
+        raise UserError(f"{file}: {FIRST_WEIGHT} is missing; not what {known.title} saves")
+    if len(prefixes) > 1:
+        raise UserError(f"{file}: {len(prefixes)} keys end in {FIRST_WEIGHT}, so that it holds several nets; save one")
+    for key, value in content.items():
+        if str(key).endswith(".running_mean") and isinstance(value, Tensor):
+            raise UserError(f"{file}: {key} {list(value.shape)}: BatchNorm, which these nets do not have")
+    weights = {str(key).removeprefix(prefixes[0]): _fp32(value, str(key), file) for key, value in content.items()}
+    if known.one_codebook and _TRAINED_CODEBOOK in weights:
+        weights[known.codebook_key(0)] = weights.pop(_TRAINED_CODEBOOK)
+    return weights
+
+
+def _load(file: Path) -> Any:
+    if file.exists() and not file.is_file():
+        raise UserError(f"{file}: no regular file; name the checkpoint itself")
+    try:
+        opened = file.open("rb")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {(error.strerror or str(error)).lower()}") from None
+    with opened, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return torch.load(opened, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch, zipfile and pickle raise a dozen unrelated types on damaged files
+            if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
+                raise UserError(
+                    f"{file}: holds Python objects besides tensors, which are never loaded; where you trust it, save "
+                    'its state dict alone, as torch.save({"net": state_dict}, file)'
+                ) from None
+            raise UserError(f"{file}: no file of torch's, or damaged") from None
+
+
+def _fp32(value: Any, key: str, file: Path) -> Tensor:
+    if not isinstance(value, Tensor) or value.layout is not torch.strided or value.device.type != "cpu":
+        raise UserError(f"{file}: {key} is a {type(value).__name__}, not a dense tensor with values")
+    if not value.is_floating_point():
+        raise UserError(f"{file}: {key} {list(value.shape)} is {value.dtype}, not floating-point weights")
+    weights = value.detach().float()
+    if not torch.isfinite(weights).all():
+        raise UserError(f"{file}: {key} {list(value.shape)} holds NaN or infinite values")
+    return weights
+
+
+def shapes_of(weights: StateDict, known: ForeignFormat, file: Path) -> dict[str, int]:
+    """What the shapes of the weights tell: columns (`in_features`) and settings of the model.
+
+    Without down-sampling layers there are no residual blocks, and no `stride_t` and `depth`.
+
+    Raises:
+        UserError: naming a weight that is missing or has no such shape.
+    """
+
+    def shape(key: str, dimensions: int) -> torch.Size:
+        if key not in weights:
+            raise UserError(f"{file}: {key} is missing; not what {known.title} saves")
+        if not weights[key].numel():
+            raise UserError(f"{file}: {key} {list(weights[key].shape)} is empty")
+        if weights[key].dim() != dimensions:
+            raise UserError(f"{file}: {key} {list(weights[key].shape)} does not have {dimensions} dimensions")
+        return weights[key].shape
+
+    def count(pattern: str) -> int:
+        return sum(re.fullmatch(pattern, key) is not None for key in weights)
+
+    width, features, _ = shape(FIRST_WEIGHT, 3)
+    down_t = count(r"encoder\.model\.\d+\.0\.weight")
+    nb_code, code_dim = shape(known.codebook_key(0), 2)
+    levels = 1 if known.one_codebook else count(r"quantizer\.layers\.\d+\.codebook")
+    found = {"in_features": features, "width": width, "down_t": down_t}
+    if down_t:
+        kernel = shape("encoder.model.2.0.weight", 3)[2]
+        if kernel % 4:
+            # An odd stride leaves their encoders a frame short, which these nets make up for.
+            raise UserError(
+                f"{file}: encoder.model.2.0.weight has kernel {kernel}, for a stride of {kernel / 2:g}; only an even "
+                "stride gives codes that stand for whole groups of frames"
+            )
+        found["stride_t"] = kernel // 2
+        found["depth"] = count(r"encoder\.model\.2\.1\.model\.\d+\.conv1\.weight")
+    return found | {"code_dim": code_dim, "nb_code": nb_code, "num_quantizers": levels}
+
+
+def possible_norms(weights: StateDict, width: int) -> tuple[str, ...]:
+    """The norms that the blocks may have: layer and group norm have weights alike, and group norm has 32 groups."""
+    if f"{_FIRST_NORM}.weight" not in weights:
+        return ("none",)
+    return ("LN",) if width % 32 else ("LN", "GN")
+
+
+def check_weights(
+    weights: StateDict, features: int, config: ModelConfig, known: ForeignFormat, projected: bool, file: Path
+) -> None:
+    """Raises UserError unless the keys and shapes are exactly those of a model of this config."""
+    with torch.device("meta"):
+        model = RVQVAE(features, config)
+    ours = model.state_dict()
+    expected = {theirs: list(ours[key].shape) for key, theirs in net_keys(config).items()}
+    for level in range(config.num_quantizers):
+        expected[known.codebook_key(level)] = [config.nb_code, config.code_dim]
+        if projected:
+            weight, bias = known.projection_keys(level)
+            expected |= {weight: [config.code_dim, config.code_dim], bias: [config.code_dim]}
+    for key, shape in expected.items():
+        if key not in weights:
+            raise UserError(f"{file}: {key} {shape} is missing")
+        if list(weights[key].shape) != shape:
+            raise UserError(f"{file}: {key} is {list(weights[key].shape)}, where the other weights need {shape}")
+    for key in weights:
+        if key not in expected:
+            raise UserError(f"{file}: {key} {list(weights[key].shape)} is nothing that a {known.title} tokenizer has")
+
+
+def codebooks_of(weights: StateDict, config: ModelConfig, known: ForeignFormat, projected: bool) -> list[Tensor]:
+    """The codebook `[nb_code, code_dim]` of each level, as its forward pass uses it."""
+    books = []
+    for level in range(config.num_quantizers):
+        book = weights[known.codebook_key(level)]
+        if projected:
+            weight, bias = (weights[key] for key in known.projection_keys(level))
+            book = functional.linear(book, weight, bias)
+        books.append(book)
+    return books
+
+
+def quantizer_state(books: Tensor, config: ModelConfig) -> StateDict:
+    """Buffers of the quantizer for `books [Q or 1, K, D]`.
+
+    None of these systems saves the averages that codebooks are trained by. They are set as if each update so far had
+    brought 4,096 vectors, MoMask's batch, spread evenly over the codes, with full inertia (`updates` 100,000): no code
+    is dead when a fine-tuning starts, and with batches of that size its first updates move codes by a hundredth of the
+    way to their new vectors, as they do late in a training.
+    """
+    levels_a_book = config.num_quantizers / len(books)
+    count = torch.full(books.shape[:2], levels_a_book * _VECTORS_AN_UPDATE / config.nb_code)
+    return {
+        "quantizer.codebooks": books,
+        "quantizer.ema_sum": books * count.unsqueeze(-1),
+        "quantizer.ema_count": count,
+        "quantizer.initialized": torch.tensor(True),
+        "quantizer.updates": torch.tensor(_UPDATES),
+    }
