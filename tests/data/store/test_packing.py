@@ -135,7 +135,8 @@ def _interrupted(*_):
 
 def test_clips_are_appended_without_a_rebuild(tmp_path):
     first = write_beat2_folder(tmp_path / "first", ("1_a", "1_b", "2_c"))
-    second = write_beat2_folder(tmp_path / "second", ("2_c", "3_d"), frames=90)
+    second = write_beat2_folder(tmp_path / "second", ("3_d",), frames=90)
+    (second / "2_c.npz").write_bytes((first / "2_c.npz").read_bytes())
     out = tmp_path / "store"
     before = pack(first, out).store
     shard = contents(out)["shards/00000.npy"]
