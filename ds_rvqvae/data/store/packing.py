@@ -150,6 +150,9 @@ def _end_with_parent() -> None:
 
 
 def _pack(plan: ShardPlan) -> Work:
+    parent = multiprocessing.parent_process()
+    if parent is None or not parent.is_alive():  # plans of a parent that was killed are still in the pipe
+        os._exit(1)
     return _worker.pack(plan)
 
 
