@@ -210,7 +210,7 @@ def content_of(file: Path) -> str | None:
             while count := content.readinto(block):
                 digest.update(block[:count])
                 size += count
-    except OSError:
+    except (OSError, ValueError):  # of a path that no file can have
         return None
     return f"{size}-{digest.hexdigest()}"
 

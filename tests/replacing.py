@@ -13,12 +13,20 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from ds_rvqvae.data.store.prepare import Prepared
+
 
 def npy_bytes(values: np.ndarray) -> bytes:
     """What `np.save` writes."""
     content = io.BytesIO()
     np.save(content, values)
     return content.getvalue()
+
+
+def files_of(prepared: Prepared) -> tuple[int, int]:
+    """How many files were read and packed, and how many had not changed since the store before."""
+    assert prepared.packed is not None
+    return prepared.packed.work.clips, prepared.packed.work.kept
 
 
 def touch_all(folder: Path) -> None:

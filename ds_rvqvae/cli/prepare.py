@@ -100,20 +100,20 @@ def _summary(prepared: "Prepared") -> str:
     if packed is None:
         return "the store was there already, of the same files and settings"
     lines = list(prepared.notes)
-    files = packed.files
-    if files["of_an_earlier_run"]:
-        lines.append(f"{files['of_an_earlier_run']:,} files were packed by an earlier run")
-    if files["unchanged"]:
-        lines.append(f"{files['unchanged']:,} files had not changed and were taken from the store before")
+    work = packed.work
+    if packed.kept_clips:
+        lines.append(f"{packed.kept_clips:,} files were packed by an earlier run")
+    if work.kept:
+        lines.append(f"{work.kept:,} files had not changed and were taken from the store before")
     cost = _cost(packed, store.fps)["packing"]
-    if packed.work.frames:
+    if work.frames:
         lines.append(
-            f"packed {packed.work.frames:,} frames of {files['packed']:,} files in {cost['seconds']:.1f} s by "
+            f"packed {work.frames:,} frames of {work.clips:,} files in {cost['seconds']:.1f} s by "
             f"{packed.workers} process{'es' if packed.workers > 1 else ''}: {cost['frames_per_s']:,.0f} frames a "
             f"second, {cost['times_real_time']:,.0f} x real time; processors were busy "
             f"{100 * cost['processor_share']:.0f} % of the time, else they waited for the disk or for others"
         )
-    elif not files["unchanged"]:
+    elif not work.kept:
         lines.append("nothing was new")
     return "\n".join(lines)
 
@@ -127,7 +127,8 @@ def _cost(packed: "Packed | None", fps: float) -> dict[str, Any]:
         "packing": {
             "seconds": packed.wall_s,
             "workers": packed.workers,
-            "files": packed.files,
+            "files_packed": work.clips,
+            "files_unchanged": work.kept,
             "frames": work.frames,
             "frames_per_s": work.frames / packed.wall_s,
             "times_real_time": work.frames / fps / packed.wall_s,

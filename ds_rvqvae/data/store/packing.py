@@ -46,11 +46,6 @@ class Packed(NamedTuple):
     kept_clips: int
     """Files that an earlier run, which was stopped, had packed."""
 
-    @property
-    def files(self) -> dict[str, int]:
-        """How many files were read and packed now, and how many did not have to be."""
-        return {"packed": self.work.clips, "unchanged": self.work.kept, "of_an_earlier_run": self.kept_clips}
-
 
 def pack_all(packer: ShardPacker, plans: Sequence[ShardPlan], workers: int, progress: bool) -> Packed:
     """Packs the shards that are not yet in the packer's folder, and removes what does not belong there.

@@ -18,7 +18,7 @@ from ds_rvqvae.data.store.prepare import prepare
 from ds_rvqvae.errors import UserError
 from tests.data.formats.bvh_files import write_bvh_motion
 from tests.data.motion import beat2_arrays, write_beat2, write_beat2_folder
-from tests.replacing import WAYS, replace_by, touch_all
+from tests.replacing import WAYS, files_of, replace_by, touch_all
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_appending_says_that_a_file_of_the_store_was_replaced(tmp_path, way):
     with pytest.raises(UserError, match=r"has another content under the name of 1_b\.npz; prepare the store again"):
         pack(first, out, append=True)
     assert contents(out) == before
-    assert pack(first, out).packed.files == {"packed": 2, "unchanged": 2, "of_an_earlier_run": 0}
+    assert files_of(pack(first, out)) == (2, 2)
 
 
 def test_appending_to_a_store_that_does_not_know_contents_says_that(tmp_path):
@@ -181,7 +181,7 @@ def test_appending_to_a_store_that_does_not_know_contents_says_that(tmp_path):
     grown = pack(write_beat2_folder(first, ("3_d",)), out, append=True)
     assert grown.store.clip_names == ["1_a", "1_b", "3_d"]
     assert grown.notes[0].startswith("of 2 clips only the names were compared")
-    assert pack(first, out).packed.files == {"packed": 2, "unchanged": 1, "of_an_earlier_run": 0}
+    assert files_of(pack(first, out)) == (2, 1)
 
 
 def _forget_contents(store):
@@ -205,10 +205,10 @@ def test_a_rebuilt_store_equals_one_that_is_packed_anew(tmp_path, small_shards):
     (folder / "7_a.npz").rename(folder / "0_first.npz")
     (folder / "9_a.npz").unlink()
     rebuilt = pack(folder, out, workers=1)
-    assert rebuilt.packed.files == {"packed": 2, "unchanged": 11, "of_an_earlier_run": 0}
+    assert files_of(rebuilt) == (2, 11)
     assert contents(out) == contents(pack(folder, tmp_path / "again", workers=1).store.folder)
     # Other settings give other numbers.
-    assert pack(folder, out, workers=1, fps=15.0).packed.files["unchanged"] == 0
+    assert files_of(pack(folder, out, workers=1, fps=15.0))[1] == 0
 
 
 @pytest.mark.processes
@@ -218,7 +218,7 @@ def test_several_processes_rebuild_the_same(tmp_path, small_shards):
     write_beat2(folder / "0_a.npz", frames=300, seed=50)
     write_beat2(folder / "9_a.npz", frames=300, seed=51)
     rebuilt = pack(folder, tmp_path / "store", workers=3)
-    assert rebuilt.packed.files == {"packed": 2, "unchanged": 10, "of_an_earlier_run": 0}
+    assert files_of(rebuilt) == (2, 10)
     assert contents(tmp_path / "store") == contents(pack(folder, tmp_path / "again", workers=1).store.folder)
 
 
@@ -229,7 +229,7 @@ def test_figures_of_bvh_files_are_kept_when_the_first_of_them_goes(tmp_path):
     pack(tmp_path / "motion", tmp_path / "store")
     (tmp_path / "motion" / "0.bvh").unlink()
     rebuilt = pack(tmp_path / "motion", tmp_path / "store")
-    assert rebuilt.packed.files == {"packed": 0, "unchanged": 3, "of_an_earlier_run": 0}
+    assert files_of(rebuilt) == (0, 3)
     anew = pack(tmp_path / "motion", tmp_path / "again")
     assert contents(tmp_path / "store") == contents(tmp_path / "again") and anew.store.skeleton is not None
 
@@ -244,7 +244,7 @@ def test_a_damaged_shard_gives_nothing_to_a_rebuilt_store(tmp_path, small_shards
     shard.write_bytes(damaged)
     write_beat2(folder / "5_a.npz", frames=200, seed=50)
     rebuilt = pack(folder, out, workers=1)
-    assert 1 < rebuilt.packed.files["packed"] < 6
+    assert 1 < files_of(rebuilt)[0] < 6
     assert contents(out) == contents(pack(folder, tmp_path / "again", workers=1).store.folder)
 
 
@@ -256,7 +256,7 @@ def test_a_file_that_changes_after_a_kill_is_not_taken_from_what_was_packed(tmp_
     monkeypatch.undo()
     replace_by("cp -p", folder / "1_b.npz", write_beat2(tmp_path / "other.npz", seed=9).read_bytes())
     done = pack(folder, tmp_path / "store", workers=1)
-    assert done.packed.files["packed"] == 2
+    assert files_of(done)[0] == 2
     assert contents(tmp_path / "store") == contents(pack(folder, tmp_path / "again").store.folder)
 
 

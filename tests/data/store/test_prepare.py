@@ -10,7 +10,7 @@ from ds_rvqvae.data.store.prepare import prepare_store
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import LeftOut
 from tests.data.motion import packed_arrays, write_beat2, write_beat2_folder, write_packed
-from tests.replacing import WAYS, npy_bytes, replace_by, touch_all
+from tests.replacing import WAYS, files_of, npy_bytes, replace_by, touch_all
 
 
 def prepare(path, out=None, **settings):
@@ -63,7 +63,7 @@ def test_a_file_that_is_replaced_is_read_again_however_that_was_done(tmp_path, w
     prepared = prepare_with_cost(DataConfig(path=str(folder)), out)
     assert prepared.store.clip("b").tolist() == np.load(folder / "b.npy").tolist()
     assert prepared.store.fingerprint != first.fingerprint
-    assert prepared.packed.files == {"packed": 1, "unchanged": 2, "of_an_earlier_run": 0}
+    assert files_of(prepared) == (1, 2)
     touch_all(folder)
     assert prepare_with_cost(DataConfig(path=str(folder)), out).packed is None
 
@@ -82,14 +82,14 @@ def test_files_that_change_nothing_but_their_splits_are_not_read_again(tmp_path)
     prepare(folder, out)
     (folder / "train_test_split.csv").write_text("id,type\n1_a,train\n1_b,train\n2_c,test\n")
     listed = prepare_with_cost(DataConfig(path=str(folder)), out)
-    assert listed.packed.files["packed"] == 0
+    assert files_of(listed)[0] == 0
     assert {part.name: part.split for part in listed.store.segments} == {"1_a": "train", "1_b": "train", "2_c": "test"}
     (folder / "train_test_split.csv").write_text("id,type\n1_a,train\n1_b,nowhere\n2_c,test\n")
     odd = prepare_with_cost(DataConfig(path=str(folder)), out)
-    assert odd.packed.files["packed"] == 1 and "its split is 'nowhere'" in odd.store.left_out[0].reason
+    assert files_of(odd)[0] == 1 and "its split is 'nowhere'" in odd.store.left_out[0].reason
     (folder / "train_test_split.csv").write_text("id,type\n1_a,train\n1_b,val\n2_c,test\n")
     again = prepare_with_cost(DataConfig(path=str(folder)), out)
-    assert again.packed.files["packed"] == 1 and not again.store.left_out
+    assert files_of(again)[0] == 1 and not again.store.left_out
 
 
 def test_a_file_that_cannot_be_read_is_tried_again(tmp_path):
