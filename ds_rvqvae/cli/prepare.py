@@ -89,6 +89,7 @@ def _prepare(args: argparse.Namespace) -> int:
     )
     report = prepared.store.report()
     result = {"store": str(args.out), **report, **_cost(prepared.packed, prepared.store.fps)}
+    result["notes"] = [*report["notes"], *prepared.notes]
     result["left_out"] = [{"file": left.file, "reason": left.reason} for left in prepared.store.left_out]
     print_result(args, result, f"{report_text(report)}\n\n{args.out}: {_summary(prepared)}")
     return ExitStatus.PARTLY_DONE if prepared.store.left_out else ExitStatus.DONE
@@ -102,9 +103,9 @@ def _summary(prepared: "Prepared") -> str:
     lines = list(prepared.notes)
     work = packed.work
     if packed.kept_clips:
-        lines.append(f"{packed.kept_clips:,} files were packed by an earlier run")
+        lines.append(f"files packed by an earlier run: {packed.kept_clips:,}")
     if work.kept:
-        lines.append(f"{work.kept:,} files had not changed and were taken from the store before")
+        lines.append(f"unchanged files, taken from the store before: {work.kept:,}")
     cost = _cost(packed, store.fps)["packing"]
     if work.frames:
         lines.append(

@@ -61,7 +61,7 @@ def test_it_says_how_many_files_had_not_changed(tmp_path, capsys):
     capsys.readouterr()
     assert cli.main(command) == 0
     printed = capsys.readouterr().out
-    assert "2 files had not changed and were taken from the store before" in printed
+    assert "unchanged files, taken from the store before: 2" in printed
     assert "nothing was new" not in printed
     write_beat2(folder / "1_a.npz", 80)
     assert cli.main([*command, "--json"]) == 0

@@ -30,7 +30,7 @@ from ds_rvqvae.data.store.places import (
 from ds_rvqvae.data.store.shards import ShardFacts, plan_shards, same_after, shard_files
 from ds_rvqvae.data.store.store import SHARDS, VERSION, Store, is_store, open_store
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.files import contents_of, replace_folder
+from ds_rvqvae.files import content_of, contents_of, replace_folder
 from ds_rvqvae.motion.clip import Quarantined, whole_name
 
 _NEW = "new"
@@ -88,7 +88,7 @@ def prepare(
             raise UserError(f"{path}: is a prepared store already; name the motion files that it was made of")
         return Prepared(_as_asked(path, config), None)
     # First: of a file that is changed while it is read, the next check sees another content than this.
-    contents = contents_of([path] if path.is_file() else ())
+    contents = {path: content_of(path)}
     job = _Job(open_reader(path, config), contents, strict, workers or len(os.sched_getaffinity(0)), progress)
     try:
         if append:
@@ -300,8 +300,8 @@ def _known_names(job: _Job, store: Store, there: Sequence[ShardFacts]) -> tuple[
     if not unknown:
         return in_store | same, ()
     return in_store | same, (
-        f"of {unknown} clips only the names were compared, with those in the store, which does not say what content "
-        "theirs were made of",
+        f"of {unknown} clips that the store has only the names were compared: it does not say, file by file, what "
+        "content they were made of",
     )
 
 

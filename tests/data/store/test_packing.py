@@ -180,7 +180,7 @@ def test_appending_to_a_store_that_does_not_know_contents_says_that(tmp_path):
     _forget_contents(out)
     grown = pack(write_beat2_folder(first, ("3_d",)), out, append=True)
     assert grown.store.clip_names == ["1_a", "1_b", "3_d"]
-    assert grown.notes[0].startswith("of 2 clips only the names were compared")
+    assert grown.notes[0].startswith("of 2 clips that the store has only the names were compared")
     assert files_of(pack(first, out)) == (2, 1)
 
 
