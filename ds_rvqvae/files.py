@@ -1,4 +1,5 @@
-"""Files and folders that are written whole or not at all, lines that are appended whole, and checksums."""
+"""Files and folders that are written whole or not at all, lines that are appended whole, checksums, and what tells that
+a file is another than before."""
 
 import hashlib
 import os
@@ -7,11 +8,17 @@ import socket
 import stat
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+import xxhash
+
+_BLOCK_BYTES = 1 << 20
+_READERS = min(32, 4 * (os.cpu_count() or 1))
+"""Threads that read files at once: more than cores, since they wait for the disk, or for a network."""
 _UNFINISHED = f".unfinished-{socket.gethostname()}-"
 
 
@@ -184,3 +191,32 @@ def sha256_of(file: Path) -> str:
         while block := content.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def content_of(file: Path) -> str | None:
+    """What a file's content is known by: its bytes, counted and hashed by xxh3_128, as `2831524-68d0b2…`.
+
+    It is read whole, every time: name, size and times can stay the same where `cp -p`, `rsync -a` or an archive put
+    another file in the place of one.
+
+    Returns:
+        None for what is no file, or cannot be read.
+    """
+    size, digest, block = 0, xxhash.xxh3_128(), memoryview(bytearray(_BLOCK_BYTES))
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited on for ever
+            return None
+        with file.open("rb", buffering=0) as content:
+            while count := content.readinto(block):
+                digest.update(block[:count])
+                size += count
+    except (OSError, ValueError):  # of a path that no file can have
+        return None
+    return f"{size}-{digest.hexdigest()}"
+
+
+def contents_of(files: Iterable[Path]) -> dict[Path, str | None]:
+    """`content_of` each file, several at once; reading and hashing both let other threads run."""
+    files = list(dict.fromkeys(files))
+    with ThreadPoolExecutor(_READERS) as pool:
+        return dict(zip(files, pool.map(content_of, files), strict=True))

@@ -5,10 +5,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import xxhash
 
 from ds_rvqvae.files import (
     AppendedLines,
     check_writable,
+    content_of,
+    contents_of,
     remove_unfinished,
     replace_folder,
     sha256_of,
@@ -179,3 +182,23 @@ def test_a_folder_that_can_be_written_stays_as_it_is(tmp_path):
 def test_a_checksum_is_sha256(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_of(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_file_is_known_by_its_size_and_a_hash_of_all_its_bytes(tmp_path):
+    for size in (0, 1, 1 << 20, (1 << 20) + 1, 3 << 20):
+        content = os.urandom(size)
+        (tmp_path / str(size)).write_bytes(content)
+        assert content_of(tmp_path / str(size)) == f"{size}-{xxhash.xxh3_128_hexdigest(content)}"
+    last = tmp_path / str(3 << 20)
+    before = content_of(last)
+    last.write_bytes(last.read_bytes()[:-1] + b"?")
+    assert content_of(last) != before
+    files = [tmp_path / str(size) for size in (0, 1, 1, 1 << 20)]
+    assert contents_of(iter(files)) == {file: content_of(file) for file in files}
+
+
+def test_what_is_no_file_has_no_content_and_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for name in ("pipe", "dangling", "nowhere", "", "a\0b", "x" * 300):
+        assert content_of(tmp_path / name) is None

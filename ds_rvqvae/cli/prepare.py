@@ -89,6 +89,7 @@ def _prepare(args: argparse.Namespace) -> int:
     )
     report = prepared.store.report()
     result = {"store": str(args.out), **report, **_cost(prepared.packed, prepared.store.fps)}
+    result["notes"] = [*report["notes"], *prepared.notes]
     result["left_out"] = [{"file": left.file, "reason": left.reason} for left in prepared.store.left_out]
     print_result(args, result, f"{report_text(report)}\n\n{args.out}: {_summary(prepared)}")
     return ExitStatus.PARTLY_DONE if prepared.store.left_out else ExitStatus.DONE
@@ -99,32 +100,41 @@ def _summary(prepared: "Prepared") -> str:
     store, packed = prepared.store, prepared.packed
     if packed is None:
         return "the store was there already, of the same files and settings"
-    words = f"{packed.kept_clips:,} files were packed by an earlier run\n" if packed.kept_clips else ""
-    if not packed.work.frames:
-        return f"{words}nothing was new"
+    lines = list(prepared.notes)
+    work = packed.work
+    if packed.kept_clips:
+        lines.append(f"files packed by an earlier run: {packed.kept_clips:,}")
+    if work.kept:
+        lines.append(f"unchanged files, taken from the store before: {work.kept:,}")
     cost = _cost(packed, store.fps)["packing"]
-    return (
-        f"{words}packed {packed.work.frames:,} frames in {cost['seconds']:.1f} s by {packed.workers} "
-        f"process{'es' if packed.workers > 1 else ''}: {cost['frames_per_s']:,.0f} frames a second, "
-        f"{cost['times_real_time']:,.0f} x real time; processors were busy {100 * cost['processor_share']:.0f} % "
-        "of the time, else they waited for the disk or for others"
-    )
+    if work.frames:
+        lines.append(
+            f"packed {work.frames:,} frames of {work.clips:,} files in {cost['seconds']:.1f} s by "
+            f"{packed.workers} process{'es' if packed.workers > 1 else ''}: {cost['frames_per_s']:,.0f} frames a "
+            f"second, {cost['times_real_time']:,.0f} x real time; processors were busy "
+            f"{100 * cost['processor_share']:.0f} % of the time, else they waited for the disk or for others"
+        )
+    elif not work.kept:
+        lines.append("nothing was new")
+    return "\n".join(lines)
 
 
 def _cost(packed: "Packed | None", fps: float) -> dict[str, Any]:
     """What packing took; no part of the store, whose bytes are the same every time."""
-    if packed is None or not packed.work.frames:
+    if packed is None:
         return {}
     work = packed.work
     return {
         "packing": {
             "seconds": packed.wall_s,
             "workers": packed.workers,
+            "files_packed": work.clips,
+            "files_unchanged": work.kept,
             "frames": work.frames,
             "frames_per_s": work.frames / packed.wall_s,
             "times_real_time": work.frames / fps / packed.wall_s,
             "source_bytes_per_s": work.source_bytes / packed.wall_s,
-            "processor_share": min(work.cpu_s / work.wall_s, 1.0),
+            "processor_share": min(work.cpu_s / work.wall_s, 1.0) if work.wall_s else 0.0,
             "files_of_an_earlier_run": packed.kept_clips,
         }
     }

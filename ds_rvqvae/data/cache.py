@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from ds_rvqvae.data.formats.npz import write_header
-from ds_rvqvae.data.store.prepare import cache_folder
+from ds_rvqvae.data.store.places import cache_folder
 from ds_rvqvae.data.store.store import HEADER_BYTES, Store
 from ds_rvqvae.files import sync, whole_folder
 from ds_rvqvae.host import Host

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.data.augment import Augment
 from ds_rvqvae.data.formats.features import feature_weights, read_statistics
-from ds_rvqvae.data.store.prepare import prepare_store
+from ds_rvqvae.data.store.prepare import prepare_store, settings_of
 from ds_rvqvae.data.store.report import column_ranges, shortened
 from ds_rvqvae.data.store.splits import Groups, Segment, balanced, group_of, shares_text
 from ds_rvqvae.data.store.store import REPORT, Store
@@ -295,9 +296,23 @@ def store_warnings(store: Store, most: int = 8) -> list[str]:
     return found
 
 
-def open_training_data(profile: Profile) -> MotionData:
-    """Opens a profile's motion; raises UserError where it cannot be trained on as the profile says."""
-    data = MotionData.open(profile.rvqvae.data)
+def store_of_the_same(config: DataConfig, opened: Sequence[MotionData]) -> Store | None:
+    """The store of motion that is open already, where `config` asks for the same."""
+    asked = config.path, settings_of(config)
+    return next((data.store for data in opened if asked == (data.config.path, settings_of(data.config))), None)
+
+
+def open_training_data(profile: Profile, store: Store | None = None) -> MotionData:
+    """Opens a profile's motion.
+
+    Args:
+        store: of that motion, where it was checked already; without it, that is done now.
+
+    Raises:
+        UserError: the motion cannot be trained on as the profile says.
+    """
+    config = profile.rvqvae.data
+    data = MotionData.open(config) if store is None else MotionData(store, config)
     data.count_training_windows()
     check_losses(profile.rvqvae.loss, data.layout)
     return data

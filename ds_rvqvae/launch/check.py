@@ -1,7 +1,9 @@
 """Everything about one run that can be checked before a rank starts."""
 
+from collections.abc import Sequence
+
 from ds_rvqvae.config.request import Request
-from ds_rvqvae.data.dataset import MotionData, open_training_data
+from ds_rvqvae.data.dataset import MotionData, open_training_data, store_of_the_same
 from ds_rvqvae.gpu.sizes import parameter_count
 from ds_rvqvae.launch import demo
 from ds_rvqvae.launch.body import CheckedRun
@@ -13,10 +15,13 @@ from ds_rvqvae.runs.init_from import find_initial, take_start
 from ds_rvqvae.runs.start import as_begun, find_resume, record_of, with_batch
 
 
-def check_run(request: Request) -> tuple[CheckedRun, Preflight | None]:
+def check_run(request: Request, opened: Sequence[MotionData] = ()) -> tuple[CheckedRun, Preflight | None]:
     """Checks what is quick first, then the data, the machine last.
 
     Gives no report on the machine where nothing is left to train.
+
+    Args:
+        opened: motion of other runs of this start, whose files are not read again.
 
     Raises:
         UserError: with the statuses in the order 2, 4, 3.
@@ -33,7 +38,7 @@ def check_run(request: Request) -> tuple[CheckedRun, Preflight | None]:
     if ranks.world_size and not start.resumes:
         profile.check_world_size(ranks.world_size)
     find_initial(folder, profile, start)
-    data = open_training_data(profile)
+    data = open_training_data(profile, store_of_the_same(config.data, opened))
     windows = data.count_training_windows()
     initial = take_start(folder, profile, data, start)
     disk_bytes = _disk_bytes(request, data)

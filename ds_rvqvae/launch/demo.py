@@ -10,7 +10,7 @@ from typing import Any
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.request import Flags
 from ds_rvqvae.data.demo import write_demo_motion
-from ds_rvqvae.data.store.prepare import cache_folder
+from ds_rvqvae.data.store.places import cache_folder
 from ds_rvqvae.gpu.nvml import Driver, NoDriverError
 from ds_rvqvae.launch.hosts import warn
 from ds_rvqvae.launch.preflight import Build, can_use_cards

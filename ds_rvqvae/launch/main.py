@@ -24,7 +24,9 @@ def _launch(flags: Flags) -> ExitStatus:
         flags = demo.with_demo(flags)
     if len(flags.parts) > 1:
         body = Body.of(flags)
-        checked = [check_run(request) for request in body.requests()]
+        checked: list[tuple[CheckedRun, Preflight | None]] = []
+        for request in body.requests():
+            checked.append(check_run(request, [run.data for run, _ in checked]))
         body.check([run.data for run, _ in checked], sum(run.disk_bytes for run, _ in checked))
     else:
         check_no_body(flags)

@@ -24,6 +24,11 @@ RUN_VARIABLE = "DS_RVQVAE_RUN"
 """Environment variable with the folder of the run, where our launcher has chosen and made it."""
 
 
+STORE_VARIABLE = "DS_RVQVAE_STORE"
+"""Environment variable with the folder of the run's motion, packed, where our launcher has checked it against the
+files. It is checked once a start: ranks would each read all files again, and a restart might find others."""
+
+
 def run_folder_of(request: Request) -> Path:
     """The folder of the run that is asked for; see `choose_run_folder`."""
     flags = request.flags

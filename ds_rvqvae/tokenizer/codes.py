@@ -9,6 +9,8 @@
 | `fingerprint` | the tokenizer's: codes mean nothing to another |
 | `source` | absolute path of the motion file, as it was found; may be empty |
 | `format` | what the source was: a name of `rvqvae.data.format`, as `beat2`, `features` (a `.npy` matrix), `packed` |
+| `source_content` | what that file's content is known by, its bytes counted and hashed by xxh3_128; may be missing |
+| `reading` | JSON: by which of the tokenizer's settings the file was read; may be missing |
 | `version` | of this table: 1 |
 
 Of a body's tokenizer the file has `codes`, `code_rate` and `fingerprint` once a part, with the part in the key:
@@ -40,6 +42,7 @@ ONLY_PART = ""
 """Stands for the part where a tokenizer is not a body's, so that its keys have no part in their names."""
 
 _SHARED = ("version", "fps", "frames", "source", "format")
+_OPTIONAL = ("source_content", "reading")
 _OF_A_PART = ("codes", "code_rate", "fingerprint")
 _PREFIXES = tuple(f"{name}_" for name in _OF_A_PART)
 
@@ -56,6 +59,9 @@ class Codes:
     fingerprint: str
     source: str = ""
     format: str = "features"
+    source_content: str = ""
+    """Empty in files that do not say, as those made before they did."""
+    reading: str = ""
 
     @property
     def levels(self) -> int:
@@ -82,7 +88,7 @@ def write_codes(file: str | Path, codes: Codes | Mapping[str, Codes]) -> None:
         raise ValueError(f"codes of the parts {list(parts)}: not names of body parts")
     first = next(iter(parts.values()))
     for part, own in parts.items():
-        for name in ("fps", "frames", "source", "format"):
+        for name in ("fps", "frames", "source", "format", *_OPTIONAL):
             if getattr(own, name) != getattr(first, name):
                 found = f"{getattr(first, name)} and, of {part}, {getattr(own, name)}"
                 raise ValueError(f"codes are not of one clip: {name} is {found}")
@@ -92,6 +98,7 @@ def write_codes(file: str | Path, codes: Codes | Mapping[str, Codes]) -> None:
     arrays["frames"] = np.array(first.frames, np.int64)
     arrays |= {_key("fingerprint", part): np.array(own.fingerprint) for part, own in parts.items()}
     arrays |= {"source": np.array(first.source), "format": np.array(first.format), "version": np.array(VERSION)}
+    arrays |= {name: np.array(text) for name in _OPTIONAL if (text := getattr(first, name))}
     try:
         for part in parts:
             _codes_of(arrays, part)
@@ -137,7 +144,8 @@ def read_parts(file: str | Path) -> dict[str, Codes]:
     try:
         check_regular(file)
         parts = _parts_of(npz_keys(file))
-        arrays = load_npz(file, (*_SHARED, *(_key(name, part) for part in parts for name in _OF_A_PART)))
+        required = (*_SHARED, *(_key(name, part) for part in parts for name in _OF_A_PART))
+        arrays = load_npz(file, required, _OPTIONAL)
         return {part: _codes_of(arrays, part) for part in parts}
     except ClipError as error:
         raise UserError(f"{file}: {error}") from None
@@ -178,7 +186,8 @@ def _codes_of(arrays: dict[str, NDArray[Any]], part: str) -> Codes:
     if kind not in FORMATS:
         raise ClipError(f"format is {kind!r}, none of {', '.join(FORMATS)}")
     fingerprint, source = _text(arrays, _key("fingerprint", part)), _text(arrays, "source")
-    return Codes(codes.astype(np.int64), fps, code_rate, int(frames), fingerprint, source, kind)
+    content, reading = (_text(arrays, name) if name in arrays else "" for name in _OPTIONAL)
+    return Codes(codes.astype(np.int64), fps, code_rate, int(frames), fingerprint, source, kind, content, reading)
 
 
 def _number(arrays: dict[str, NDArray[Any]], key: str, kinds: str = "fiu") -> float:

@@ -1,9 +1,11 @@
 """Codes files to motion files."""
 
+import errno
 import json
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from ds_rvqvae.data.formats.writing import (
     write_matrix,
 )
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.files import whole_file
+from ds_rvqvae.files import AppendedLines, content_of
 from ds_rvqvae.motion.clip import ClipError, check_finite
 from ds_rvqvae.motion.layout import Layout
 from ds_rvqvae.tokenizer.body import BodyTokenizer
@@ -33,8 +35,11 @@ from ds_rvqvae.tokenizer.convert import WORKERS, Converted, Report, checked_leve
 from ds_rvqvae.tokenizer.folder import reading_config
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
-_RECORD = ".decoded.json"
-"""In a folder of decoded motion: what it was decoded with. A file younger than it was decoded like that."""
+_RECORD = ".decoded.jsonl"
+"""In a folder of decoded motion: a line when a file is begun, and one when it is there, with what it was made from."""
+_OLD_RECORD = ".decoded.json"
+"""What versions up to 0.2 had in its place: of what all files of the folder were decoded with."""
+_NOT_OURS = "is there and was not decoded into this folder; --overwrite replaces it"
 _SUFFIXES = (".npz", ".npy", ".bvh")
 """Of files of decoded motion."""
 
@@ -70,11 +75,68 @@ def decode_files(
         UserError: as `encode_files`; or `source` is not there, or one file for several clips.
     """
     decoder = _Decoder(as_clip_tokenizer(tokenizer), out, levels, overwrite, source, any_tokenizer, matrices)
-    return convert_files(decoder, paths, workers)
+    try:
+        return convert_files(decoder, paths, workers)
+    finally:
+        if decoder.record is not None:
+            decoder.record.close()
+
+
+class _Record:
+    """What files of a folder were decoded from, and what came of it. It is there after a kill, too.
+
+    An entry has `output`, the file in the folder; `made`, what it was decoded from and with; `source`, the content of
+    the file that the rest was taken from; and `content`, its own. Without the last it was begun, or decoded by a
+    version that noted less.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._lock = folder, threading.Lock()
+        self.is_new = not (folder / _RECORD).is_file() and not (folder / _OLD_RECORD).is_file()
+        self._entries: dict[str, dict[str, Any]] = {}
+        self._lines: AppendedLines | None = None
+        with suppress(FileNotFoundError):
+            for line in (folder / _RECORD).read_bytes().splitlines():
+                with suppress(ValueError, TypeError, KeyError):
+                    entry = json.loads(line)
+                    self._entries[entry["output"]] = entry
+
+    def open(self) -> None:
+        """Lets notes be made; raises OSError."""
+        self._lines = AppendedLines(self.folder / _RECORD)
+        old = self.folder / _OLD_RECORD
+        if old.is_file():
+            for file in self.folder.rglob("*"):
+                if file.suffix in _SUFFIXES and self.of(file) is None:
+                    self.note(file, before=True)
+            old.unlink()
+
+    def of(self, output: Path) -> dict[str, Any] | None:
+        """The newest entry of a file."""
+        return self._entries.get(output.relative_to(self.folder).as_posix())
+
+    def note(self, output: Path, **facts: Any) -> None:
+        """Makes an entry; raises OSError where it cannot be written."""
+        assert self._lines is not None
+        entry = {"output": output.relative_to(self.folder).as_posix(), **facts}
+        with self._lock:
+            kept = self._lines.write(json.dumps(entry).encode() + b"\n")
+            self._entries[entry["output"]] = entry
+        if kept:
+            raise OSError(errno.ENOSPC, kept, str(self.folder / _RECORD))
+
+    def close(self) -> None:
+        """No more notes can be made."""
+        if self._lines is not None:
+            self._lines.close()
 
 
 class _Decoder:
     suffixes: tuple[str, ...] = (".npz",)
+    record: _Record | None = None
 
     def __init__(
         self,
@@ -93,35 +155,22 @@ class _Decoder:
         self.levels = checked_levels(levels, tokenizer.parts)
         self.fingerprints = {part: own.fingerprint for part, own in tokenizer.parts.items()}
         self.model_lock = threading.Lock()
-        self.since = 0
 
     def start(self, found: Sequence[FoundFile]) -> None:
-        """Notes in the folder what it is decoded with, so that the next run knows what is done."""
+        """Opens the folder's record; raises UserError where files would be replaced that were not decoded into it."""
         if self.source is not None and self.source.is_file() and len(found) > 1:
             raise UserError(f"--source {self.source}: one file for {len(found)} clips; name a folder")
-        record = self.out / _RECORD
-        settings: dict[str, Any] = {
-            "fingerprint": self.tokenizer.fingerprint,
-            "levels": self.levels,
-            "source": None if self.source is None else str(self.source.absolute()),
-        }
-        if self.matrices:
-            settings["matrices"] = True
-        try:
-            there = json.loads(record.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            there = None
-        if there is None and not self.overwrite:
+        record = _Record(self.out)
+        if record.is_new and not self.overwrite:
             outputs = (self.out / file.relative.with_suffix(suffix) for file in found for suffix in _SUFFIXES)
             in_the_way = next((output for output in outputs if os.path.lexists(output)), None)
             if in_the_way is not None:
-                raise UserError(f"{in_the_way}: is there and was not decoded into this folder; --overwrite replaces it")
-        if there != settings:
-            with whole_file(record) as content:
-                content.write(json.dumps(settings).encode())
-        self.since = record.stat().st_mtime_ns
+                raise UserError(f"{in_the_way}: {_NOT_OURS}")
+        record.open()
+        self.record = record
 
     def convert(self, found: FoundFile) -> Iterator[Converted]:
+        codes_content = content_of(found.file)  # first: codes that are changed meanwhile are decoded again
         parts = read_parts(found.file)
         self._check(parts)
         codes = next(iter(parts.values()))  # of any part: what is asked of it below is the same in all
@@ -131,13 +180,18 @@ class _Decoder:
         for original in filter(None, (source, Path(codes.source) if codes.source else None)):
             if os.path.realpath(original) == os.path.realpath(output):
                 raise ClipError(f"{output} is its source, which is never written over; name another folder")
-        if self._is_done(output, [found.file, *filter(None, [source])]):
+        made = self._made(codes_content)
+        source_content = None if source is None else content_of(source)
+        if self._is_done(output, made, source_content):
             yield Converted(str(found.file), str(output), skipped=True)
             return
         with self.model_lock:
             indices = {part: own.codes[:, : self.levels] for part, own in parts.items()}
             motion, layout = self.tokenizer.decode_clip(indices, codes.frames)
         check_finite(motion)
+        assert self.record is not None
+        entry = self.record.of(output)
+        self.record.note(output)
         if suffix == ".npz":
             notes = self._write_beat2(output, motion, layout, source)
         elif suffix == ".bvh" and source is not None:
@@ -145,6 +199,9 @@ class _Decoder:
         else:
             write_matrix(output, motion)
             notes = self._notes_of_matrix(codes, motion, layout)
+        self.record.note(output, made=made, source=source_content, content=content_of(output))
+        if entry is not None and entry.get("before"):
+            notes = (*notes, "decoded again, since its folder did not say of what content it was made")
         yield Converted(str(found.file), str(output), codes.seconds, notes=notes)
 
     def _suffix(self, codes: Codes, source: Path | None) -> str:
@@ -198,11 +255,27 @@ class _Decoder:
             places = [self.source]
         return next((place for place in places if is_regular(place)), None)
 
-    def _is_done(self, output: Path, inputs: Sequence[Path]) -> bool:
-        if self.overwrite or not output.is_file():
+    def _made(self, codes_content: str | None) -> dict[str, Any]:
+        """What a file is decoded from and with, but for its source."""
+        details = self.tokenizer.details
+        settings = {"levels": self.levels, "matrices": self.matrices, "reading": details.get("reading") or {}}
+        return {"codes": codes_content, "tokenizer": self.tokenizer.fingerprint, **settings}
+
+    def _is_done(self, output: Path, made: Mapping[str, Any], source_content: str | None) -> bool:
+        """Whether `output` is what would be decoded; raises ClipError where it is what is not to be written over."""
+        if self.overwrite or not os.path.lexists(output):
             return False
-        newest = max(self.since, *(file.stat().st_mtime_ns for file in inputs))
-        return output.stat().st_mtime_ns >= newest and (output.suffix == ".bvh" or is_whole(output))
+        entry = None if self.record is None else self.record.of(output)
+        if entry is None:
+            raise ClipError(f"{output}: {_NOT_OURS}")
+        if "content" not in entry:
+            return False
+        if content_of(output) != entry["content"]:
+            if output.suffix == ".bvh" or is_whole(output):
+                raise ClipError(f"{output} was changed since it was decoded; --overwrite replaces it")
+            return False
+        # Where its source is gone, it holds more than could be decoded now.
+        return entry.get("made") == made and source_content in (entry.get("source"), None)
 
     def _write_beat2(
         self, output: Path, motion: NDArray[np.float32], layout: Layout, file: Path | None

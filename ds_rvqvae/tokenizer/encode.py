@@ -1,5 +1,6 @@
 """Motion files to codes files."""
 
+import json
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -9,12 +10,13 @@ from ds_rvqvae.data.formats.base import Reader
 from ds_rvqvae.data.formats.finding import FoundFile, is_regular, is_whole
 from ds_rvqvae.data.formats.writing import PACKED, open_motion_file
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.files import content_of
 from ds_rvqvae.motion.clip import ClipError, LeftOut, check_finite
 from ds_rvqvae.tokenizer.body import BodyTokenizer
 from ds_rvqvae.tokenizer.clips import ClipTokenizer, as_clip_tokenizer
 from ds_rvqvae.tokenizer.codes import Codes, read_parts, write_codes
 from ds_rvqvae.tokenizer.convert import WORKERS, Converted, Report, checked_levels, convert_files, reason_of
-from ds_rvqvae.tokenizer.folder import reading_config
+from ds_rvqvae.tokenizer.folder import reading_config, reading_of
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 
@@ -29,7 +31,8 @@ def encode_files(
 ) -> Report:
     """Encodes motion files into codes files (`code_files`) of the same names and folders.
 
-    A codes file that is whole, of this tokenizer, of as many levels and younger than its motion is skipped.
+    A codes file that is whole, of this tokenizer, of as many levels and of a file of the same content is skipped; all
+    files are read for that.
 
     Args:
         tokenizer: takes its columns by name, wherever they stand in a file.
@@ -61,26 +64,30 @@ class _Encoder:
     def convert(self, found: FoundFile) -> Iterator[Converted | LeftOut]:
         """A file is one clip, but a packed npz has a folder of them."""
         config = reading_config(self.tokenizer.details, self.tokenizer.fps, str(found.file))
+        content = content_of(found.file) or ""  # first: one that is changed meanwhile is encoded again by the next run
         reader = open_motion_file(found.file, config)
         names = reader.clip_names()
         if reader.key != PACKED:
             output = self.out / found.relative.with_suffix(".npz")
-            yield self._encode(reader, names[0], found.file, str(found.file), output)
+            yield self._encode(reader, names[0], content, str(found.file), output)
             return
         for name in names:
             file = f"{found.file}: {name}"
             try:
                 output = self.out / found.relative.with_suffix("") / f"{_file_name(name, names)}.npz"
-                yield self._encode(reader, name, found.file, file, output)
+                yield self._encode(reader, name, content, file, output)
             except Exception as error:  # one clip, whatever is wrong with it, does not stop the others
                 yield LeftOut(file, reason_of(error, found.file))
 
-    def _encode(self, reader: Reader, name: str, path: Path, file: str, output: Path) -> Converted:
+    def _encode(self, reader: Reader, name: str, content: str, file: str, output: Path) -> Converted:
+        """Encodes one clip of a file of this content; raises ClipError."""
         # A clip packed in task.npz and a file task/clip.npz have one output.
         other = self.claimed.setdefault(output, file)
         if other != file:
             raise ClipError(f"{output} is already that of {other}")
-        if self._is_done(output, path):
+        reading = _reading(reader)
+        there = self._there(output, reader.path)
+        if {(own.source_content, own.reading) for own in there.values()} == {(content, reading)}:
             return Converted(file, str(output), skipped=True)
         clip = reader.read(name)
         check_finite(clip.motion)
@@ -93,30 +100,44 @@ class _Encoder:
                 code_rate=own.code_rate,
                 frames=len(clip.motion),
                 fingerprint=self.fingerprints[part],
-                source=str(path.absolute()),
+                source=str(reader.path.absolute()),
                 format=reader.key,
+                source_content=content,
+                reading=reading,
             )
             for part, own in self.tokenizer.parts.items()
         }
         write_codes(output, results)
-        return Converted(file, str(output), len(clip.motion) / self.tokenizer.fps)
+        before = any(not own.source_content for own in there.values())
+        notes = ("encoded again, since its codes did not say of what content they were",) if before else ()
+        return Converted(file, str(output), len(clip.motion) / self.tokenizer.fps, notes=notes)
 
-    def _is_done(self, output: Path, path: Path) -> bool:
-        """Whether `output` holds these codes; raises ClipError where it holds what is not to be written over."""
+    def _there(self, output: Path, path: Path) -> dict[str, Codes]:
+        """The codes that `output` holds of this tokenizer and these levels, by part; none where there are not all.
+
+        Raises:
+            ClipError: it holds what is not to be written over.
+        """
         if self.overwrite or not os.path.lexists(output):
-            return False
+            return {}
         try:
             there = read_parts(output)
         except UserError:
             if is_whole(output):
                 raise ClipError(f"{output} is there and holds no codes; --overwrite replaces it") from None
-            return False
+            return {}
         source = Path(next(iter(there.values())).source)
         if source != path.absolute() and is_regular(source):
             raise ClipError(f"{output} holds the codes of {source}; --overwrite replaces them")
         same = {part: own.fingerprint for part, own in there.items()} == self.fingerprints
-        same = same and {part: own.levels for part, own in there.items()} == self.levels
-        return same and output.stat().st_mtime_ns >= path.stat().st_mtime_ns
+        return there if same and {part: own.levels for part, own in there.items()} == self.levels else {}
+
+
+def _reading(reader: Reader) -> str:
+    """As what a reader takes the numbers of its file, in JSON."""
+    config, facts = reader.config, reader.reading_facts()
+    settings = {**reading_of(config.model_dump(mode="json")), "reading_version": config.reading_version}
+    return json.dumps({**settings, **({"facts": facts} if facts else {})}, sort_keys=True)
 
 
 def _file_name(name: str, names: Sequence[str]) -> str:

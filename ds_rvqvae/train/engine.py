@@ -170,6 +170,18 @@ def on_rank_zero_first(task: Callable[[], Any]) -> Any:
     return outcome[0]
 
 
+def of_this_host(own: Any) -> Any:
+    """What the first rank of this host gives for `own`; raises a UserError that the first rank of any host gives."""
+    first = os.environ["LOCAL_RANK"] == "0"
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, (socket.gethostname(), own) if first else None)
+    by_host = dict(filter(None, found))
+    for given in by_host.values():
+        if isinstance(given, UserError):
+            raise given
+    return by_host.get(socket.gethostname())
+
+
 def learning_rate(step: int, base: float, schedule: ScheduleConfig, total_iter: int) -> float:
     """Learning rate of optimizer step `step`, counted from 0, of `total_iter`.
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ds_rvqvae.config.profile import PROFILE_FILE, Profile
 from ds_rvqvae.config.request import Request, read_training_flags
 from ds_rvqvae.data.dataset import MotionData, open_training_data
+from ds_rvqvae.data.store.store import is_store, open_store
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.gpu.sizes import parameter_count
 from ds_rvqvae.host import bf16_arithmetic_text
@@ -22,6 +23,7 @@ from ds_rvqvae.runs.folder import (
     DONE,
     OUTCOME_VARIABLE,
     RUN_VARIABLE,
+    STORE_VARIABLE,
     check_out_folder,
     lock_run,
     run_folder_of,
@@ -58,9 +60,9 @@ def main(argv: list[str] | None = None) -> int:
         request = flags.request()
         if not request.start.resumes:
             request.profile.check_world_size(int(os.environ.get("WORLD_SIZE", "1")))
-        if request.start.resumes:
+        else:
             request = as_begun(request, _folder_of(request))
-        return _train(request, open_training_data(request.profile))
+        return _train(request, _motion_of(request))
     except UserError as error:
         if speaks:
             print(f"error: {error}", file=sys.stderr)
@@ -75,7 +77,43 @@ def _folder_of(request: Request) -> Path:
     return Path(chosen) if chosen else run_folder_of(request).absolute()
 
 
-def _train(request: Request, data: MotionData) -> int:
+def _motion_of(request: Request) -> MotionData | UserError | None:
+    """The motion, where this rank is to open it by itself.
+
+    Our launcher has checked it against its files. Else the first rank of each host does, which takes as long as reading
+    them all, and the others wait for what it finds (`_shared_motion`): None here.
+    """
+    profile, checked = request.profile, request.flags.environment.get(STORE_VARIABLE)
+    if checked:
+        try:
+            return open_training_data(profile, open_store(checked))
+        except UserError as error:
+            if is_store(Path(checked)):
+                raise
+            raise UserError(
+                f"{checked}: is gone, the motion that this run was started with; start it again with --resume"
+            ) from error
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return open_training_data(profile)
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return None
+    try:
+        return open_training_data(profile)
+    except UserError as error:
+        return error
+
+
+def _shared_motion(request: Request, own: MotionData | UserError | None) -> MotionData:
+    """The motion on every rank, once they have found together; raises UserError on all where one is to refuse."""
+    from ds_rvqvae.train.engine import of_this_host
+
+    if isinstance(own, MotionData) and (STORE_VARIABLE in os.environ or int(os.environ["WORLD_SIZE"]) == 1):
+        return own
+    folder = of_this_host(str(own.store.folder) if isinstance(own, MotionData) else own)
+    return own if isinstance(own, MotionData) else open_training_data(request.profile, open_store(folder))
+
+
+def _train(request: Request, own: MotionData | UserError | None) -> int:
     # Late, so that refusals come without the seconds that importing DeepSpeed takes.
     import torch.distributed as dist
 
@@ -87,6 +125,7 @@ def _train(request: Request, data: MotionData) -> int:
     end_with_launcher()
     heartbeat = Heartbeat.start(int(os.environ.get("RANK", "0")))
     start_distributed()
+    data = _shared_motion(request, own)
     world_size = dist.get_world_size()
     folder, resume, initial, mean, std = on_rank_zero_first(lambda: _open_run(request, data, world_size))
     data.use_normalisation(mean, std)

@@ -7,6 +7,7 @@ import pytest
 
 from ds_rvqvae import cli
 from ds_rvqvae.data import open_store
+from tests.data.motion import write_beat2, write_beat2_folder
 
 
 def test_prepare_packs_a_store_and_says_what_it_left_out(tmp_path, demo_folder, capsys):
@@ -29,6 +30,7 @@ def test_the_same_command_again_says_that_the_store_is_there(tmp_path, demo_fold
     assert cli.main([*command, "--json"]) == 0
     packing = json.loads(capsys.readouterr().out)["packing"]
     assert (packing["frames"], packing["workers"], packing["files_of_an_earlier_run"]) == (960, 1, 0)
+    assert (packing["files_packed"], packing["files_unchanged"]) == (6, 0)
     assert packing["times_real_time"] == pytest.approx(960 / 30 / packing["seconds"])
     assert cli.main(command) == 0
     assert "the store was there already, of the same files and settings" in capsys.readouterr().out
@@ -49,3 +51,19 @@ def test_there_has_to_be_a_store_to_add_to(tmp_path, demo_folder, capsys):
     error = capsys.readouterr().err
     assert "no store to add to; leave --append out" in error and error.count("\n") == 1
     assert not (tmp_path / "store").exists()
+
+
+def test_it_says_how_many_files_had_not_changed(tmp_path, capsys):
+    folder = write_beat2_folder(tmp_path / "motion", ("1_a", "1_b", "2_c"))
+    command = ["prepare", str(folder), "--out", str(tmp_path / "store")]
+    assert cli.main(command) == 0
+    (folder / "2_c.npz").unlink()
+    capsys.readouterr()
+    assert cli.main(command) == 0
+    printed = capsys.readouterr().out
+    assert "unchanged files, taken from the store before: 2" in printed
+    assert "nothing was new" not in printed
+    write_beat2(folder / "1_a.npz", 80)
+    assert cli.main([*command, "--json"]) == 0
+    packing = json.loads(capsys.readouterr().out)["packing"]
+    assert (packing["files_packed"], packing["files_unchanged"], packing["frames"]) == (1, 1, 80)

@@ -1,6 +1,7 @@
 """From a checked run to its ranks: whose folder a run gets, and what is left of one that no rank has opened."""
 
 import json
+import shutil
 import subprocess
 
 import pytest
@@ -67,3 +68,22 @@ def test_a_run_that_no_rank_has_opened_leaves_no_folder(tmp_path, demo_folder):
     ran = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 70, ran.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_ranks_take_the_store_that_was_checked_and_read_no_files(checked, tmp_path, demo_folder):
+    # Motion that changes after the check is that of the next start.
+    shutil.copytree(demo_folder, tmp_path / "motion")
+    run = checked(f"--data_path={tmp_path / 'motion'}", "--name=mine", "--total_iter=2")
+    for file in (tmp_path / "motion").rglob("*.npz"):
+        file.write_bytes(b"no motion")
+    assert train(run, Signals()) is ExitStatus.DONE
+    assert steps_of(run.folder) == [1, 2]
+    with pytest.raises(UserError, match="no usable clip"):
+        checked(f"--data_path={tmp_path / 'motion'}", "--name=other")
+
+
+def test_a_store_that_is_gone_before_the_ranks_start_is_named(checked, capfd):
+    run = checked("--name=mine", "--total_iter=2")
+    shutil.rmtree(run.data.store.folder)
+    assert train(run, Signals()) is ExitStatus.BAD_INPUT
+    assert f"{run.data.store.folder}: is gone, the motion that this run was started with" in capfd.readouterr().err

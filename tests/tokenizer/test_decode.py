@@ -1,18 +1,22 @@
 """Codes files to motion files: what is written, what is done already, and which codes are refused."""
 
 import json
+import shutil
+import struct
 
 import numpy as np
 import pytest
 
 from ds_rvqvae import read_codes
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.files import content_of
 from ds_rvqvae.motion.layout import feature_layout, select_columns, smplx_layout
 from ds_rvqvae.tokenizer.codes import Codes, write_codes
 from ds_rvqvae.tokenizer.decode import decode_files
 from ds_rvqvae.tokenizer.encode import encode_files
 from tests.cli.commands import files_below, make_tokenizer
 from tests.data.motion import write_beat2
+from tests.replacing import WAYS, replace_by, touch_all
 
 
 @pytest.fixture
@@ -62,12 +66,13 @@ def test_a_folder_notes_what_it_was_decoded_with_and_other_settings_decode_again
         return len(report.done), len(report.skipped)
 
     assert [again(), again()] == [(1, 0), (0, 1)]
-    record = json.loads((out / ".decoded.json").read_text())
-    assert record == {"fingerprint": tokenizer.fingerprint, "levels": None, "source": None}
+    entry = json.loads((out / ".decoded.jsonl").read_text().splitlines()[-1])
+    assert entry["made"]["tokenizer"] == tokenizer.fingerprint and entry["made"]["levels"] is None
+    assert entry["made"]["codes"] == content_of(codes / "a.npz") and entry["content"] == content_of(out / "a.npy")
     assert [again(levels=1), again(levels=1), again(), again(overwrite=True)] == [(1, 0), (0, 1), (1, 0), (1, 0)]
     (out / "a.npy").write_bytes((out / "a.npy").read_bytes()[:-8])
     assert [again(), again()] == [(1, 0), (0, 1)]
-    assert files_below(out) == [".decoded.json", "a.npy"]
+    assert files_below(out) == [".decoded.jsonl", "a.npy"]
 
 
 def test_what_was_not_decoded_here_is_not_written_over(tokenizer, codes, tmp_path):
@@ -129,3 +134,86 @@ def test_a_source_that_is_not_there_or_is_one_file_for_several_is_refused(tokeni
     write_codes(codes / "b.npz", _codes(tokenizer))
     with pytest.raises(UserError, match="one file for 2 clips; name a folder"):
         decode_files(tokenizer, [codes], tmp_path / "out", source=codes / "a.npz")
+
+
+def _ends(report):
+    return len(report.done), len(report.skipped), [left.reason for left in report.failed]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_codes_that_are_replaced_are_decoded_again_however_that_was_done(tokenizer, codes, tmp_path, way):
+    out = tmp_path / "out"
+    shutil.copy(codes / "a.npz", codes / "b.npz")
+    decode_files(tokenizer, [codes], out)
+    other = _codes(tokenizer)
+    other.codes[:] = (other.codes + 1) % 32
+    write_codes(tmp_path / "other.npz", other)
+    # A zip may be followed by anything, and of the same size it is to be.
+    sizes = [(codes / "a.npz").stat().st_size, (tmp_path / "other.npz").stat().st_size]
+    (codes / "a.npz").write_bytes(_padded(codes / "a.npz", max(sizes)))
+    decode_files(tokenizer, [codes], out)
+    replace_by(way, codes / "a.npz", _padded(tmp_path / "other.npz", max(sizes)))
+    touch_all(codes)
+    assert _ends(decode_files(tokenizer, [codes], out)) == (1, 1, [])
+    np.testing.assert_array_equal(np.load(out / "a.npy"), tokenizer.decode(other.codes, 21))
+
+
+def _padded(file, size):
+    """A zip with a comment that makes it so large."""
+    content = file.read_bytes()
+    return content[:-2] + struct.pack("<H", size - len(content)) + b" " * (size - len(content))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_source_that_is_replaced_is_taken_however_that_was_done(tmp_path, way):
+    upper = make_tokenizer(select_columns(smplx_layout(), "upper")[1], "upper")
+    source = write_beat2(tmp_path / "data" / "1_a.npz", 20)
+    encode_files(upper, [source], tmp_path / "codes")
+    assert _ends(decode_files(upper, [tmp_path / "codes"], tmp_path / "out")) == (1, 0, [])
+    trans = np.load(source)["trans"] + 1
+    replace_by(way, source, write_beat2(tmp_path / "other.npz", 20, trans=trans).read_bytes())
+    assert _ends(decode_files(upper, [tmp_path / "codes"], tmp_path / "out")) == (1, 0, [])
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "1_a.npz")["trans"], trans)
+    assert _ends(decode_files(upper, [tmp_path / "codes"], tmp_path / "out")) == (0, 1, [])
+    # Without a source there would be less in it.
+    source.unlink()
+    assert _ends(decode_files(upper, [tmp_path / "codes"], tmp_path / "out")) == (0, 1, [])
+
+
+def test_what_was_changed_since_it_was_decoded_is_not_written_over(tokenizer, codes, tmp_path):
+    out = tmp_path / "out"
+    decode_files(tokenizer, [codes], out)
+    np.save(out / "a.npy", np.load(out / "a.npy") * 2)
+    assert _ends(decode_files(tokenizer, [codes], out))[2] == [
+        f"{out / 'a.npy'} was changed since it was decoded; --overwrite replaces it"
+    ]
+    write_codes(codes / "b.npz", _codes(tokenizer))
+    np.save(out / "b.npy", np.ones(3))
+    assert _reason(decode_files(tokenizer, [codes / "b.npz"], out)).startswith(f"{out / 'b.npy'}: is there and was not")
+    assert _ends(decode_files(tokenizer, [codes], out, overwrite=True)) == (2, 0, [])
+    assert _ends(decode_files(tokenizer, [codes], out)) == (0, 2, [])
+
+
+def test_a_killed_decoding_is_gone_on_from(tokenizer, codes, tmp_path):
+    out = tmp_path / "out"
+    write_codes(codes / "b.npz", _codes(tokenizer))
+    decode_files(tokenizer, [codes], out)
+    record = out / ".decoded.jsonl"
+    lines = record.read_bytes().splitlines(keepends=True)
+    begun = [line for line in lines if b"content" not in line]
+    assert len(begun) == 2 and len(lines) == 4
+    record.write_bytes(b"".join(begun) + lines[-1][:30])
+    assert _ends(decode_files(tokenizer, [codes], out)) == (2, 0, [])
+    record.write_bytes(b"\xff\x00{}\n[]\n{}\n" + record.read_bytes())
+    assert _ends(decode_files(tokenizer, [codes], out)) == (0, 2, [])
+
+
+def test_a_folder_that_an_earlier_version_decoded_into_is_decoded_again_and_that_is_said(tokenizer, codes, tmp_path):
+    out = tmp_path / "out"
+    decode_files(tokenizer, [codes], out)
+    (out / ".decoded.jsonl").unlink()
+    (out / ".decoded.json").write_text(json.dumps({"fingerprint": tokenizer.fingerprint, "levels": None}))
+    report = decode_files(tokenizer, [codes], out)
+    assert _ends(report) == (1, 0, []) and "its folder did not say of what content it was made" in report.text()
+    assert files_below(out) == [".decoded.jsonl", "a.npy"]
+    assert _ends(decode_files(tokenizer, [codes], out)) == (0, 1, [])

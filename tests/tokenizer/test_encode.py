@@ -1,15 +1,19 @@
 """Motion files to codes files: what is written, what is done already, and what is not written over."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from ds_rvqvae import read_codes
-from ds_rvqvae.motion.layout import feature_layout
+from ds_rvqvae.files import content_of
+from ds_rvqvae.motion.layout import feature_layout, select_columns, smplx_layout
+from ds_rvqvae.tokenizer.codes import write_codes
 from ds_rvqvae.tokenizer.encode import encode_files
 from tests.cli.commands import files_below, make_tokenizer
-from tests.data.motion import write_packed
+from tests.data.motion import write_beat2, write_packed
+from tests.replacing import WAYS, npy_bytes, replace_by, touch_all
 
 
 @pytest.fixture
@@ -47,7 +51,7 @@ def test_a_packed_file_becomes_a_folder_and_clips_fail_one_by_one(tokenizer, tmp
     assert left.file == f"{file}: ../escape" and left.reason == "the clip's name cannot be a file's"
 
 
-def test_done_is_what_is_whole_of_this_tokenizer_of_these_levels_and_younger(tokenizer, data, tmp_path):
+def test_done_is_what_is_whole_of_this_tokenizer_of_these_levels_and_of_this_content(tokenizer, data, tmp_path):
     out = tmp_path / "out"
 
     def again(used=tokenizer, **settings):
@@ -61,8 +65,10 @@ def test_done_is_what_is_whole_of_this_tokenizer_of_these_levels_and_younger(tok
     assert [again(other, overwrite=True), again()] == [(1, 0), (1, 0)]
     later = (out / "a.npz").stat().st_mtime + 5
     os.utime(data / "a.npy", (later, later))
-    assert again() == (1, 0)
+    assert again() == (0, 1)
+    np.save(data / "a.npy", np.load(data / "a.npy") * 2)
     os.utime(data / "a.npy", (0, 0))
+    assert [again(), again()] == [(1, 0), (0, 1)]
     (out / "a.npz").write_bytes((out / "a.npz").read_bytes()[:-50])
     assert [again(), again()] == [(1, 0), (0, 1)]
 
@@ -87,3 +93,33 @@ def test_what_holds_something_else_is_left_alone(tokenizer, data, tmp_path):
     (data / "a.npy").unlink()
     assert _ends(encode_files(tokenizer, [other], out)) == (1, 0, [])
     assert read_codes(out / "a.npz").source == str(other / "a.npy")
+
+
+def test_codes_that_do_not_say_of_what_content_they_are_are_made_again_and_that_is_said(tokenizer, data, tmp_path):
+    encode_files(tokenizer, [data], tmp_path / "out")
+    codes = read_codes(tmp_path / "out" / "a.npz")
+    assert codes.source_content == content_of(data / "a.npy")
+    write_codes(tmp_path / "out" / "a.npz", replace(codes, source_content="", reading=""))
+    report = encode_files(tokenizer, [data], tmp_path / "out")
+    assert _ends(report) == (1, 0, []) and "did not say of what content they were" in report.text()
+    assert _ends(encode_files(tokenizer, [data], tmp_path / "out")) == (0, 1, [])
+
+
+def test_files_that_are_read_in_another_way_are_encoded_again(tmp_path):
+    file = write_beat2(tmp_path / "data" / "1_a.npz", 40, expressions=None)
+    tokenizer = make_tokenizer(select_columns(smplx_layout(), "upper")[1], "upper")
+    assert _ends(encode_files(tokenizer, [file], tmp_path / "out"))[:2] == (1, 0)
+    tokenizer.details["reading"] = {"up_axis": "z"}
+    assert _ends(encode_files(tokenizer, [file], tmp_path / "out"))[:2] == (1, 0)
+    assert _ends(encode_files(tokenizer, [file], tmp_path / "out"))[:2] == (0, 1)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_motion_that_is_replaced_is_encoded_again_however_that_was_done(tokenizer, data, tmp_path, way):
+    np.save(data / "b.npy", np.zeros((21, 5), np.float32))
+    encode_files(tokenizer, [data], tmp_path / "out")
+    replace_by(way, data / "a.npy", npy_bytes(np.load(data / "a.npy") + 1))
+    touch_all(data)
+    assert _ends(encode_files(tokenizer, [data], tmp_path / "out")) == (1, 1, [])
+    expected = tokenizer.encode(np.load(data / "a.npy"))
+    np.testing.assert_array_equal(read_codes(tmp_path / "out" / "a.npz").codes, expected)

@@ -32,3 +32,12 @@ def test_a_second_start_in_one_folder_is_refused(tmp_path, demo_folder):
     assert "Traceback" not in printed
     # The lock dies with its process.
     train_ranks(1, *flags, "--total_iter=2")
+
+
+def test_the_first_rank_of_a_host_reads_the_files_and_all_refuse_what_it_refuses(tmp_path, demo_folder):
+    flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--name=run", "--batch_size=4"]
+    train_ranks(2, *flags, "--total_iter=1")
+    ranks = start_ranks(2, ["-m", "ds_rvqvae.train", *flags, "--name=other", "--window_size=100000"])
+    printed = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2]
+    assert "no clip has the 100000 frames of a window" in "".join(printed) and "Traceback" not in "".join(printed)

@@ -93,6 +93,22 @@ class Reader(ABC):
         with np.errstate(over="ignore"):  # what does not fit float32 is found as infinite, with its frame
             return Clip(name, motion.astype(np.float32), self.fps, take.layout, take.split)
 
+    def source_of(self, name: str) -> Path | None:
+        """The file that a clip comes from, where it holds no other clip: while its content stays, so do the clip's
+        numbers, its name, `split_of` and `reading_facts` being the same.
+        """
+        return None
+
+    def split_of(self, name: str) -> str | None:
+        """The split of a clip's take, by what the data say; nothing is read for it."""
+        return None
+
+    def reading_facts(self) -> dict[str, Any]:
+        """What the numbers of clips depend on beside their own files and the settings, as JSON objects: such as a unit
+        that all files together tell.
+        """
+        return {}
+
     def weight(self, name: str) -> int:
         """About how many bytes have to be read for a clip; 0 where its file is not there."""
         return 0
@@ -156,7 +172,13 @@ class FilesReader(Reader):
     def take(self, name: str) -> Take:
         if name not in self._files:
             raise ClipError(self._lists.why_missing(name))
-        return self.take_of(name, self._files[name], self._lists.split_of(name))
+        return self.take_of(name, self._files[name], self.split_of(name))
+
+    def source_of(self, name: str) -> Path | None:
+        return self._files.get(name)
+
+    def split_of(self, name: str) -> str | None:
+        return self._lists.split_of(name)
 
     @abstractmethod
     def take_of(self, name: str, file: Path, split: str | None) -> Take:

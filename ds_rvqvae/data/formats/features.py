@@ -78,6 +78,9 @@ class FeatureFolderReader(FilesReader):
         motion = matrix(values, "the matrix", self._usual_width())
         return Take(name, motion, fps, feature_layout(motion.shape[1]), split)
 
+    def reading_facts(self) -> dict[str, Any]:
+        return {"width": self._usual_width()}
+
     def statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         mean, std = (self._beside(name) for name in STATISTICS)
         if mean is None or std is None:
@@ -219,7 +222,10 @@ class PackedReader(Reader):
         content = self._content
         index = content.names.index(name)
         motion = content.motion[content.starts[index] : content.starts[index + 1]]
-        return Take(name, motion, content.fps, content.layout, content.split[index] if content.split else None)
+        return Take(name, motion, content.fps, content.layout, self.split_of(name))
+
+    def split_of(self, name: str) -> str | None:
+        return self._content.split[self._content.names.index(name)] if self._content.split else None
 
     def weight(self, name: str) -> int:
         return self.path.stat().st_size // len(self._content.names)

@@ -195,9 +195,14 @@ class Beat2Reader(Reader):
             raise ClipError(f"{SPLIT_FILE} lists it, but {no_file(name)}")
         arrays = load_npz(self._files[name], MOTION_KEYS, FPS_KEYS)
         motion = rotations_and_positions(arrays)
-        split = self._split.get(name, "additional") if self._split_file else None
         empty = ~np.logical_or.reduce([arrays[key].any(axis=1) for key in MOTION_KEYS])
-        return Take(name, motion, fps_of(arrays), smplx_layout(), split, empty, has_positions=True)
+        return Take(name, motion, fps_of(arrays), smplx_layout(), self.split_of(name), empty, has_positions=True)
+
+    def source_of(self, name: str) -> Path | None:
+        return self._files.get(name)
+
+    def split_of(self, name: str) -> str | None:
+        return self._split.get(name, "additional") if self._split_file else None
 
     def weight(self, name: str) -> int:
         return file_size(self._files.get(name))

@@ -1,5 +1,7 @@
 """The builder of a store: its shards first, then the report, then the table that makes a store of both."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,17 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds_rvqvae.data.formats.base import Reader
-from ds_rvqvae.data.store.number_formats import NUMBER_FORMATS
 from ds_rvqvae.data.store.packing import Packed, pack_all
 from ds_rvqvae.data.store.report import ColumnFacts, Findings, extreme_columns, make_report
 from ds_rvqvae.data.store.shards import ShardFacts, ShardPacker, ShardPlan, shard_files
 from ds_rvqvae.data.store.splits import ClipLength, Segment, by_hash, split_clips
 from ds_rvqvae.data.store.statistics import RunningStatistics
-from ds_rvqvae.data.store.store import REPORT, SHARDS, Shard, Store, write_json, write_table
+from ds_rvqvae.data.store.store import NUMBER_FORMATS, REPORT, SHARDS, VERSION, Shard, Store, write_json, write_table
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import sync
 from ds_rvqvae.motion.clip import LeftOut, Quarantined
-from ds_rvqvae.motion.layout import Layout
+from ds_rvqvae.motion.layout import Layout, layout_to_json
 
 
 def quarantine_of(facts: Sequence[ShardFacts]) -> list[Quarantined]:
@@ -50,9 +51,19 @@ class StoreBuilder:
             )
         return found
 
-    def pack(self, plans: Sequence[ShardPlan], workers: int, progress: bool) -> Packed:
-        """Packs the shards that the folder does not have yet; raises as `pack_all`."""
-        return pack_all(ShardPacker(self.reader, self.layout, self.folder / SHARDS), plans, workers, progress)
+    def packing_key(self) -> str:
+        """A hash of all that shards depend on beside the content of files and the lists of splits."""
+        facts = [VERSION, self.reader.key, self.reader.fps, self.settings, layout_to_json(self.layout)]
+        return hashlib.sha256(json.dumps([*facts, self.reader.reading_facts()]).encode()).hexdigest()
+
+    def pack(self, plans: Sequence[ShardPlan], workers: int, progress: bool, earlier: Path | None = None) -> Packed:
+        """Packs the shards that the folder does not have yet; raises as `pack_all`.
+
+        Args:
+            earlier: the folder of the shards that the plans' `kept` are about.
+        """
+        packer = ShardPacker(self.reader, self.layout, self.folder / SHARDS, self.packing_key(), earlier)
+        return pack_all(packer, plans, workers, progress)
 
     def finish(self, facts: Sequence[ShardFacts], fingerprint: str, sources: Sequence[str]) -> None:
         """Writes the report and then the table of the shards, at least one with frames, that lie in the folder.

@@ -20,7 +20,7 @@ from ds_rvqvae.data.formats.base import Reader
 from ds_rvqvae.data.formats.readers import open_reader
 from ds_rvqvae.data.store.shards import ShardFacts, ShardPacker, ShardPlan, Work, shard_files
 from ds_rvqvae.errors import ExitStatus, UserError
-from ds_rvqvae.files import sha256_of
+from ds_rvqvae.files import contents_of, sha256_of
 from ds_rvqvae.motion.clip import ClipError
 from ds_rvqvae.motion.layout import Layout
 
@@ -57,11 +57,11 @@ def pack_all(packer: ShardPacker, plans: Sequence[ShardPlan], workers: int, prog
     started = time.perf_counter()
     reader, folder = packer.reader, packer.folder
     folder.mkdir(parents=True, exist_ok=True)
-    done = [plan for plan in plans if _is_packed(folder, plan)]
+    done = [plan for plan in plans if _is_packed(packer, plan)]
     finished = {plan.index for plan in done}
     _sweep(folder, finished)
     todo = [plan for plan in plans if plan.index not in finished]
-    source_bytes = sum(reader.weight(name) for plan in todo for name in plan.names)
+    source_bytes = sum(reader.weight(name) for plan in todo for name in plan.names if name not in plan.kept)
     workers = min(workers, len(todo)) if reader.parallel and source_bytes >= _WORTH_PROCESSES else min(1, len(todo))
     kept = sum(len(plan.names) for plan in done)
     frames = sum(ShardFacts.read(shard_files(folder, index)[1]).rows for index in sorted(finished))
@@ -107,7 +107,7 @@ def _in_processes(packer: ShardPacker, plans: Sequence[ShardPlan], workers: int,
     reader = packer.reader
     # Not forked: whoever prepares may have threads, or a context on a card.
     context = multiprocessing.get_context("spawn")
-    arguments = (reader.path, reader.config, packer.layout, packer.folder)
+    arguments = (reader.path, reader.config, packer.layout, packer.folder, packer.key, packer.earlier)
     pool = ProcessPoolExecutor(workers, context, _start_worker, arguments)
     try:
         waiting: set[Future[Work]] = {pool.submit(_pack, plan) for plan in plans}
@@ -115,7 +115,7 @@ def _in_processes(packer: ShardPacker, plans: Sequence[ShardPlan], workers: int,
             finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in finished:
                 work = future.result()
-                bar.advance(work.clips, work.frames)
+                bar.advance(work.clips + work.kept, work.frames)
                 yield work
     except BrokenProcessPool:
         raise PackerKilledError(
@@ -130,10 +130,10 @@ def _in_processes(packer: ShardPacker, plans: Sequence[ShardPlan], workers: int,
 _worker: ShardPacker
 
 
-def _start_worker(path: Path, config: DataConfig, layout: Layout, folder: Path) -> None:
+def _start_worker(path: Path, config: DataConfig, layout: Layout, folder: Path, key: str, earlier: Path | None) -> None:
     global _worker
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker = ShardPacker(open_reader(path, config), layout, folder)
+    _worker = ShardPacker(open_reader(path, config), layout, folder, key, earlier)
 
 
 def _end_with_parent() -> None:
@@ -145,16 +145,30 @@ def _end_with_parent() -> None:
 
 
 def _pack(plan: ShardPlan) -> Work:
+    parent = multiprocessing.parent_process()
+    if parent is None or not parent.is_alive():  # plans of a parent that was killed are still in the pipe
+        os._exit(1)
     return _worker.pack(plan)
 
 
-def _is_packed(folder: Path, plan: ShardPlan) -> bool:
-    """Whether a shard was packed by an earlier run: after a machine's crash its files may be there and not be whole."""
-    frames_file, facts_file = shard_files(folder, plan.index)
+def _is_packed(packer: ShardPacker, plan: ShardPlan) -> bool:
+    """Whether a shard was packed by an earlier run, of these clips, as their files are now.
+
+    After a machine's crash its files may be there and not be whole.
+    """
+    frames_file, facts_file = shard_files(packer.folder, plan.index)
+    reader = packer.reader
     try:
         facts = ShardFacts.read(facts_file)
-        packed = {take.file for take in facts.takes} | {entry.file for entry in facts.quarantined}
-        return bool(packed) and (not facts.rows or sha256_of(frames_file) == facts.sha256)
+        of_none = len(facts.quarantined) - sum(file.quarantined for file in facts.files)
+        same = facts.key == packer.key and [file.name for file in facts.files] == plan.names
+        if not same or facts.quarantined[:of_none] != list(plan.refused):
+            return False
+        sources = {name: source for name in plan.names if (source := reader.source_of(name)) is not None}
+        contents = contents_of(sources.values())
+        now = [(contents[sources[name]] if name in sources else None, reader.split_of(name)) for name in plan.names]
+        changed = [(file.content, file.split) for file in facts.files] != now
+        return not changed and (not facts.rows or sha256_of(frames_file) == facts.sha256)
     except (OSError, KeyError, TypeError, ValueError):
         return False
 

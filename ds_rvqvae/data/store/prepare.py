@@ -1,17 +1,13 @@
 """Motion files into a packed store: built once, by one process at a time, whole or not there."""
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from filelock import FileLock, Timeout
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.facts import DataFacts, keys_that
@@ -19,13 +15,25 @@ from ds_rvqvae.data.formats.base import Reader
 from ds_rvqvae.data.formats.readers import open_reader
 from ds_rvqvae.data.store.builder import StoreBuilder, quarantine_of
 from ds_rvqvae.data.store.packing import Packed, PackerKilledError, first_layout
-from ds_rvqvae.data.store.shards import ShardFacts, plan_shards, shard_files
-from ds_rvqvae.data.store.store import SHARDS, VERSION, Store, holds_only_a_store, is_store, open_store, write_json
+from ds_rvqvae.data.store.places import (
+    begin,
+    cache_folder,
+    cached_folder,
+    cached_place,
+    folder_to_build_in,
+    hash_of,
+    locked,
+    may_replace,
+    remove_outdated,
+    stores_there,
+)
+from ds_rvqvae.data.store.shards import ShardFacts, plan_shards, same_after, shard_files
+from ds_rvqvae.data.store.store import SHARDS, VERSION, Store, is_store, open_store
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.files import replace_folder
+from ds_rvqvae.files import content_of, contents_of, replace_folder
 from ds_rvqvae.motion.clip import Quarantined, whole_name
 
-_BUILDING, _PLAN, _NEW = ".building", "plan.json", "new"
+_NEW = "new"
 _SETTINGS = keys_that(DataConfig, DataFacts, lambda facts: facts.store == "setting")
 """Keys of `rvqvae.data` that a store depends on."""
 
@@ -36,11 +44,8 @@ class Prepared(NamedTuple):
     store: Store
     packed: Packed | None
     """None where the store was there already."""
-
-
-def cache_folder() -> Path:
-    """Where training keeps its stores: `~/.cache/ds_rvqvae`, or what DS_RVQVAE_CACHE names."""
-    return Path(os.environ.get("DS_RVQVAE_CACHE") or "~/.cache/ds_rvqvae").expanduser()
+    notes: tuple[str, ...] = ()
+    """What there is to say beside the store's report."""
 
 
 def prepare_store(config: DataConfig, out: Path | None = None, progress: bool = False) -> Store:
@@ -82,12 +87,13 @@ def prepare(
         if out is not None:
             raise UserError(f"{path}: is a prepared store already; name the motion files that it was made of")
         return Prepared(_as_asked(path, config), None)
-    reader = open_reader(path, config)
-    job = _Job(reader, strict, workers or len(os.sched_getaffinity(0)), progress)
+    # First: of a file that is changed while it is read, the next check sees another content than this.
+    contents = {path: content_of(path)}
+    job = _Job(open_reader(path, config), contents, strict, workers or len(os.sched_getaffinity(0)), progress)
     try:
         if append:
             assert out is not None
-            with _locked(out):
+            with locked(out):
                 return _append(job, out)
         return _build_once(job, path, out)
     except OSError as error:
@@ -98,10 +104,42 @@ def prepare(
 class _Job:
     """What is to be packed, and how."""
 
-    def __init__(self, reader: Reader, strict: bool, workers: int, progress: bool) -> None:
+    def __init__(
+        self, reader: Reader, contents: dict[Path, str | None], strict: bool, workers: int, progress: bool
+    ) -> None:
         self.reader, self.strict, self.workers, self.progress = reader, strict, workers, progress
         self.settings = settings_of(reader.config)
-        self.fingerprint = _fingerprint(reader, self.settings)
+        self._contents = contents
+
+    def contents(self, files: Iterable[Path]) -> dict[Path, str | None]:
+        """`content_of` each of some source files, which is read once a job."""
+        files = list(files)
+        self._contents |= contents_of(file for file in files if file not in self._contents)
+        return {file: self._contents[file] for file in files}
+
+    def content_of_clip(self, name: str) -> str | None:
+        """Of the file that a clip comes from, where that was read already."""
+        source = self.reader.source_of(name)
+        return None if source is None else self._contents.get(source)
+
+    def fingerprint(self, packed: Sequence[ShardFacts] = ()) -> str:
+        """A hash of the format, the settings, and every source file's name and content.
+
+        Args:
+            packed: shards that say of their files what content was packed.
+        """
+        reader, sources = self.reader, self.reader.sources()
+        known = {reader.source_of(file.name): file.content for facts in packed for file in facts.files}
+        contents = self.contents(source for source in sources if source not in known) | known
+        names = [os.path.relpath(source, reader.path) for source in sources]
+        parts = [VERSION, reader.format, self.settings]
+        return hash_of([*parts, *([name, contents[source]] for name, source in zip(names, sources, strict=True))])
+
+    def others(self, names: Iterable[str]) -> dict[str, str | None]:
+        """The content of the source files that no one clip of these comes from, such as lists of splits, by name."""
+        of_clips = {self.reader.source_of(name) for name in names}
+        others = self.contents(source for source in self.reader.sources() if source not in of_clips)
+        return {os.path.relpath(source, self.reader.path): content for source, content in others.items()}
 
 
 def settings_of(config: DataConfig) -> dict[str, Any]:
@@ -123,82 +161,33 @@ def _as_asked(path: Path, config: DataConfig) -> Store:
     return store
 
 
-def _fingerprint(reader: Reader, settings: dict[str, Any]) -> str:
-    """A hash of the format, the settings, and every source file's name, size and time of change."""
-    parts: list[Any] = [VERSION, reader.format, settings]
-    for file in reader.sources():
-        try:
-            status = file.stat()
-        except OSError:  # a dangling link: its clip is left out
-            continue
-        parts.append([os.path.relpath(file, reader.path), status.st_size, status.st_mtime_ns])
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _cached_folder(path: Path, settings: dict[str, Any], fingerprint: str) -> Path:
-    """`NAME-KEY-FINGERPRINT`: stores of the same data and settings share all but the last."""
-    key = hashlib.sha256(json.dumps([str(path.resolve()), settings], sort_keys=True).encode()).hexdigest()[:8]
-    return cache_folder() / f"{path.resolve().stem[:40]}-{key}-{fingerprint[:16]}"
-
-
-def _may_replace(folder: Path) -> bool:
-    """Whether there is nothing in the way but an earlier store."""
-    if not folder.is_dir():
-        return not folder.exists()
-    return not any(folder.iterdir()) or holds_only_a_store(folder)
-
-
-def _remove_outdated(folder: Path) -> None:
-    """Frees the space of earlier stores of the same data and settings; a process that has one mapped keeps it."""
-    family = escape(folder.name.rpartition("-")[0])
-    for other in folder.parent.glob(f"{family}-*"):
-        if other != folder and is_store(other):
-            shutil.rmtree(other, ignore_errors=True)
-    for unfinished in folder.parent.glob(f".{family}-*{_BUILDING}"):
-        try:
-            with _locked(folder.parent / unfinished.name[1 : -len(_BUILDING)], timeout=0):
-                shutil.rmtree(unfinished, ignore_errors=True)
-        except Timeout:  # somebody is at it
-            continue
-
-
-@contextmanager
-def _locked(folder: Path, timeout: float = -1) -> Iterator[None]:
-    """One process at a time; the lock lies in the cache, so that nothing stays beside the store."""
-    locks = cache_folder() / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]
-    with FileLock(locks / f"{name}.lock", timeout=timeout):
-        yield
-
-
-def _matching(folder: Path, fingerprint: str) -> Store | None:
-    if not is_store(folder):
-        return None
-    try:
-        store = open_store(folder)
-    except UserError:
-        return None
-    return store if store.fingerprint == fingerprint else None
-
-
 def _build_once(job: _Job, path: Path, out: Path | None) -> Prepared:
-    folder = _cached_folder(path, job.settings, job.fingerprint) if out is None else Path(out)
-    if not _may_replace(folder):
-        raise UserError(f"{folder}: exists and is no store; name a new folder")
-    store, packed = _matching(folder, job.fingerprint), None
+    place = cached_place(path, job.settings) if out is None else Path(out)
+    if out is not None and not may_replace(place):
+        raise UserError(f"{place}: exists and is no store; name a new folder")
+    store, packed = _matching(job, place, out), None
     if store is None:
-        with _locked(folder):
-            store = _matching(folder, job.fingerprint)  # another process may just have built it
+        with locked(place):
+            store = _matching(job, place, out)  # another process may just have built it
             if store is None:
-                _keep_what_was_appended(folder)
-                packed = _build(job, folder)
+                if out is not None:
+                    _keep_what_was_appended(place)
+                folder, packed = _build(job, place, out)
                 store = open_store(folder)
                 if out is None:
-                    _remove_outdated(folder)
+                    remove_outdated(place, folder)
     if job.strict and packed is None:
         _refuse_quarantine(job, [Quarantined(**entry) for entry in store.report()["quarantine"]])
     return Prepared(store, packed)
+
+
+def _matching(job: _Job, place: Path, out: Path | None) -> Store | None:
+    """The store that is there already of these files, as they are now, and of these settings."""
+    for store in stores_there(place, out):
+        # Files are read only where a store might be theirs.
+        if store.settings == job.settings and store.fingerprint == job.fingerprint():
+            return store
+    return None
 
 
 def _keep_what_was_appended(folder: Path) -> None:
@@ -214,23 +203,47 @@ def _keep_what_was_appended(folder: Path) -> None:
         )
 
 
-def _build(job: _Job, folder: Path) -> Packed:
-    """Builds beside the final place and renames. The caller holds the lock; what a kill leaves is gone on from."""
+def _build(job: _Job, place: Path, out: Path | None) -> tuple[Path, Packed]:
+    """Builds beside the final place and renames. The caller holds the lock; what a kill leaves is gone on from.
+
+    Returns:
+        the store's folder, and what packing did.
+    """
     names, refused = _usable_names(job.reader, set())
     if not names:
         raise UserError(f"{job.reader.path}: holds no clips ({job.reader.format})")
-    building = _building_folder(folder, job.fingerprint)
-    new = building / _NEW
+    layout, others = first_layout(job.reader, names), job.others(names)
+    building = folder_to_build_in(place)
+    builder = StoreBuilder(job.reader, layout, building / _NEW, job.settings)
+    begin(building, builder.packing_key(), others)
+    earlier = next(stores_there(place, out), None)
+    kept = {} if earlier is None else _unchanged(job, earlier, builder.packing_key())
     with _removed_after_refusal(building):
-        builder = StoreBuilder(job.reader, first_layout(job.reader, names), new, job.settings)
         builder.own_statistics()  # refused now, not after hours of packing
-        packed = _pack(job, builder, names, refused)
+        packed = _pack(job, builder, names, refused, kept=kept, earlier=earlier)
         if not any(facts.rows for facts in packed.facts):
             raise UserError(_nothing_left(job.reader, quarantine_of(packed.facts)))
-        builder.finish(packed.facts, job.fingerprint, [str(job.reader.path)])
-    replace_folder(new, folder)
+        fingerprint = job.fingerprint(packed.facts)
+        builder.finish(packed.facts, fingerprint, [str(job.reader.path)])
+    folder = place if out is not None else cached_folder(place, fingerprint)
+    replace_folder(building / _NEW, folder)
     shutil.rmtree(building, ignore_errors=True)
-    return packed
+    return folder, packed
+
+
+def _unchanged(job: _Job, store: Store, key: str) -> dict[str, int]:
+    """The clips whose files are as they were when a store was packed, with their shards there."""
+    job.contents(job.reader.sources())
+    found = {}
+    for index in range(store.num_parts):
+        try:
+            facts = ShardFacts.read(shard_files(store.folder / SHARDS, index)[1])
+        except (OSError, LookupError, TypeError, ValueError):  # damaged: its files are read again
+            continue
+        for file in facts.files if facts.key == key else ():
+            if same_after(file, job.content_of_clip(file.name), job.reader.split_of(file.name)):
+                found[file.name] = index
+    return found
 
 
 def _append(job: _Job, folder: Path) -> Prepared:
@@ -243,38 +256,53 @@ def _append(job: _Job, folder: Path) -> Prepared:
                 f"{json.dumps(value)}; append with the same"
             )
     there = [ShardFacts.read(shard_files(folder / SHARDS, index)[1]) for index in range(store.num_parts)]
-    fingerprint = hashlib.sha256(f"{store.fingerprint} {job.fingerprint}".encode()).hexdigest()
-    names, refused = _usable_names(job.reader, {whole_name(name) for name in store.clip_names})
-    building = _building_folder(folder, fingerprint)
+    known, notes = _known_names(job, store, there)
+    names, refused = _usable_names(job.reader, known)
+    others = job.others(names)
+    building = folder_to_build_in(folder)
+    beside = StoreBuilder(job.reader, store.layout, building / _NEW, store.settings)
+    begin(building, beside.packing_key(), {**others, "": store.fingerprint})
     with _removed_after_refusal(building):
-        beside = StoreBuilder(job.reader, store.layout, building / _NEW, store.settings)
         packed = _pack(job, beside, names, refused, store.num_parts)
     if not any(facts.rows for facts in packed.facts):
         shutil.rmtree(building, ignore_errors=True)
-        return Prepared(store, packed)
+        return Prepared(store, packed, notes)
     for file in sorted((building / _NEW / SHARDS).iterdir()):
         shutil.copyfile(file, folder / SHARDS / file.name)  # a kill here leaves all that is needed to begin again
     source = str(job.reader.path)
     sources = store.sources if source in store.sources else [*store.sources, source]
+    fingerprint = hash_of([store.fingerprint, job.fingerprint(packed.facts)])
     builder = StoreBuilder(job.reader, store.layout, folder, store.settings)
     builder.finish([*there, *packed.facts], fingerprint, sources)
     shutil.rmtree(building, ignore_errors=True)
-    return Prepared(open_store(folder), packed)
+    return Prepared(open_store(folder), packed, notes)
 
 
-def _building_folder(folder: Path, fingerprint: str) -> Path:
-    """Where a store is built, beside its place; what was built there of other data or settings is removed."""
-    building = folder.parent / f".{folder.name}{_BUILDING}"
-    plan = {"fingerprint": fingerprint}
-    try:
-        found = json.loads((building / _PLAN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    if found != plan:
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
-        write_json(building / _PLAN, plan)
-    return building
+def _known_names(job: _Job, store: Store, there: Sequence[ShardFacts]) -> tuple[set[str], tuple[str, ...]]:
+    """The names of data that a store has already, with what there is to say of them.
+
+    Raises:
+        UserError: the store has another content under one of the names.
+    """
+    reader, packed = job.reader, {file.name: file.content for facts in there for file in facts.files}
+    names = [name for name in reader.clip_names() if reader.source_of(name) is not None]
+    in_store = {whole_name(name) for name in store.clip_names}
+    job.contents(source for name in names if name in packed and (source := reader.source_of(name)) is not None)
+    same = {name for name in names if packed.get(name) is not None and packed[name] == job.content_of_clip(name)}
+    changed = [name for name in names if name in in_store and packed.get(name) and name not in same]
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise UserError(
+            f"{store.folder}: has another content under the name of {reader.file_of(changed[0])}{more}; prepare the "
+            "store again, which takes what has not changed from it, or, where both are wanted, give one another name"
+        )
+    unknown = sum(name in in_store and not packed.get(name) for name in {*names, *reader.clip_names()})
+    if not unknown:
+        return in_store | same, ()
+    return in_store | same, (
+        f"of {unknown} clips that the store has only the names were compared: it does not say, file by file, what "
+        "content they were made of",
+    )
 
 
 @contextmanager
@@ -307,12 +335,23 @@ def _usable_names(reader: Reader, known: set[str]) -> tuple[list[str], list[Quar
     return list(names), refused
 
 
-def _pack(job: _Job, builder: StoreBuilder, names: list[str], refused: list[Quarantined], first: int = 0) -> Packed:
-    """Packs clips into shards numbered from `first`."""
+def _pack(
+    job: _Job,
+    builder: StoreBuilder,
+    names: list[str],
+    refused: list[Quarantined],
+    first: int = 0,
+    *,
+    kept: Mapping[str, int] | None = None,
+    earlier: Store | None = None,
+) -> Packed:
+    """Packs clips into shards numbered from `first`; those that are `kept` are in these shards of an earlier store."""
     plans = plan_shards(names, [job.reader.weight(name) for name in names], first)
     if plans:
         plans[0] = replace(plans[0], refused=refused)
-    packed = builder.pack(plans, job.workers, job.progress)
+    if kept and earlier is not None:
+        plans = [replace(plan, kept={name: kept[name] for name in plan.names if name in kept}) for plan in plans]
+    packed = builder.pack(plans, job.workers, job.progress, None if earlier is None else earlier.folder / SHARDS)
     if job.strict:
         _refuse_quarantine(job, quarantine_of(packed.facts))
     return packed

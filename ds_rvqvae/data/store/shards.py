@@ -6,8 +6,8 @@ a shard whose `.json` is there is whole.
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 
 from ds_rvqvae.data.formats.base import Reader
 from ds_rvqvae.data.formats.npz import write_header
-from ds_rvqvae.data.store.number_formats import NUMBER_FORMATS
 from ds_rvqvae.data.store.report import TakeFacts
 from ds_rvqvae.data.store.rules import cut_take
 from ds_rvqvae.data.store.splits import by_hash, train_frames_by_time
 from ds_rvqvae.data.store.statistics import RunningStatistics
-from ds_rvqvae.data.store.store import HEADER_BYTES, write_json
-from ds_rvqvae.files import sha256_of, whole_file
-from ds_rvqvae.motion.clip import Clip, ClipError, Quarantined
+from ds_rvqvae.data.store.store import HEADER_BYTES, NUMBER_FORMATS, write_json
+from ds_rvqvae.files import content_of, sha256_of, whole_file
+from ds_rvqvae.motion.clip import SPLITS, Clip, ClipError, Quarantined
 from ds_rvqvae.motion.layout import Layout
 
 SMALLEST_SHARD, LARGEST_SHARD, FEWEST_SHARDS = 8 << 20, 512 << 20, 256
@@ -40,16 +39,36 @@ class ShardPlan:
     names: list[str]
     refused: Sequence[Quarantined] = ()
     """What never came to packing; it is noted in the first shard."""
+    kept: Mapping[str, int] = field(default_factory=dict)
+    """Clips whose files have not changed since the store before was packed, with their shards there."""
 
 
 class Work(NamedTuple):
     """What packing cost."""
 
     clips: int
+    """Files that were read."""
     frames: int
+    """Of them."""
     wall_s: float
     cpu_s: float
     source_bytes: int
+    kept: int = 0
+    """Files that did not have to be read: what came of them was copied from the store before."""
+
+
+class FileFacts(NamedTuple):
+    """By what a shard knows one file again, and how many of each of its lists' entries are of that file, in order."""
+
+    name: str
+    content: str | None
+    """`content_of` the file, just before it was read; None where several clips, or none, come from it."""
+    split: str | None
+    clips: int
+    takes: int
+    quarantined: int
+    skeleton: int | None
+    """Which of the shard's skeletons is that of its clips."""
 
 
 def plan_shards(names: Sequence[str], weights: Sequence[int], first: int = 0) -> list[ShardPlan]:
@@ -75,16 +94,27 @@ class ShardFacts:
     """What went into a shard, what did not, and what its numbers are like: the content of its `.json`."""
 
     def __init__(self, columns: int) -> None:
+        self.key = ""
+        """Of the settings and of all else, beside the files, that the shard depends on."""
+        self.files: list[FileFacts] = []
+        """Empty in shards made before they knew their files by content."""
         self.clips: list[tuple[str, int, str | None]] = []
         """Names, frames, and the data's own split."""
         self.takes: list[TakeFacts] = []
         self.quarantined: list[Quarantined] = []
+        """Those of no file that was packed come first."""
         self.statistics = {name: RunningStatistics(columns) for name in TRAINING_SETS}
         self.smallest_in: NDArray[np.int64] = np.full(columns, -1)
         self.largest_in: NDArray[np.int64] = np.full(columns, -1)
         """Which of `clips` holds each column's smallest and largest value."""
-        self.skeleton: dict[str, Any] | None = None
+        self.skeletons: list[dict[str, Any]] = []
+        """Those of the clips, each once."""
         self.sha256 = ""
+
+    @property
+    def skeleton(self) -> dict[str, Any] | None:
+        """That of the first clip whose file has one."""
+        return self.skeletons[0] if self.skeletons else None
 
     @property
     def rows(self) -> int:
@@ -109,15 +139,40 @@ class ShardFacts:
             self.statistics["hash"].merge(parts[0])
         self.clips.append((clip.name, len(clip.motion), clip.split))
 
+    def add_file(
+        self,
+        name: str,
+        content: str | None,
+        split: str | None,
+        clips: Sequence[Clip],
+        take: TakeFacts | None,
+        quarantined: Sequence[Quarantined],
+        skeleton: dict[str, Any] | None,
+    ) -> None:
+        """Takes all that came of a file; the clips' numbers as they are on disk."""
+        for clip in clips:
+            self.add(clip)
+        index = None
+        if clips and skeleton is not None:
+            if skeleton not in self.skeletons:
+                self.skeletons.append(skeleton)
+            index = self.skeletons.index(skeleton)
+        self.takes.extend([] if take is None else [take])
+        self.quarantined.extend(quarantined)
+        counts = len(clips), 0 if take is None else 1, len(quarantined)
+        self.files.append(FileFacts(name, content, split, *counts, index))
+
     def to_json(self) -> dict[str, Any]:
         """All of it."""
         return {
             "rows": self.rows,
             "sha256": self.sha256,
+            "key": self.key,
+            "files": [list(file) for file in self.files],
             "clips": [list(clip) for clip in self.clips],
             "takes": [list(take) for take in self.takes],
             "quarantined": [list(entry) for entry in self.quarantined],
-            "skeleton": self.skeleton,
+            "skeletons": self.skeletons,
             "smallest_in": self.smallest_in.tolist(),
             "largest_in": self.largest_in.tolist(),
             "statistics": {name: running.to_json() for name, running in self.statistics.items()},
@@ -139,8 +194,76 @@ class ShardFacts:
         ]
         facts.statistics = {name: RunningStatistics.from_json(values["statistics"][name]) for name in TRAINING_SETS}
         facts.smallest_in, facts.largest_in = np.array(values["smallest_in"]), np.array(values["largest_in"])
-        facts.skeleton, facts.sha256 = values["skeleton"], str(values["sha256"])
+        facts.files = [FileFacts(*file) for file in values.get("files", ())]
+        facts.skeletons = (
+            values["skeletons"] if "skeletons" in values else [values["skeleton"]] * bool(values["skeleton"])
+        )
+        facts.key, facts.sha256 = str(values.get("key", "")), str(values["sha256"])
         return facts
+
+
+class EarlierShards:
+    """The shards of a store that is to be replaced, from which what came of unchanged files is taken."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._opened: dict[int, _OpenedShard | None] = {}
+
+    def find(self, name: str, index: int) -> "tuple[ShardFacts, _Found, NDArray[Any]] | None":
+        """What came of a file: where its entries are, and its rows; None where the shard is damaged."""
+        if index not in self._opened:
+            self._opened[index] = self._open(index)
+        shard = self._opened[index]
+        found = shard.files.get(name) if shard else None
+        return None if shard is None or found is None else (shard.facts, found, shard.frames[found.rows])
+
+    def _open(self, index: int) -> "_OpenedShard | None":
+        frames_file, facts_file = shard_files(self.folder, index)
+        try:
+            facts = ShardFacts.read(facts_file)
+            # What is damaged would get a checksum of its own in the new store, and be found by nobody.
+            if facts.rows and sha256_of(frames_file) != facts.sha256:
+                return None
+            frames = np.load(frames_file, mmap_mode="r", allow_pickle=False) if facts.rows else np.empty((0, 0))
+            return _OpenedShard(facts, _files_by_name(facts), np.asarray(frames))
+        except (OSError, LookupError, TypeError, ValueError, EOFError):
+            return None
+
+
+class _Found(NamedTuple):
+    """A file's entries in a shard's lists, and its rows."""
+
+    file: FileFacts
+    clips: slice
+    takes: slice
+    quarantined: slice
+    rows: slice
+
+
+class _OpenedShard(NamedTuple):
+    facts: ShardFacts
+    files: dict[str, _Found]
+    frames: NDArray[Any]
+
+
+def same_after(file: FileFacts, content: str | None, split: str | None) -> bool:
+    """Whether what came of a file holds for one of this content and split."""
+    known = (None, *SPLITS)
+    same_split = split == file.split or (split in known and file.split in known)
+    return content is not None and content == file.content and same_split
+
+
+def _files_by_name(facts: ShardFacts) -> dict[str, _Found]:
+    found: dict[str, _Found] = {}
+    clips = takes = row = 0
+    quarantined = len(facts.quarantined) - sum(file.quarantined for file in facts.files)
+    for file in facts.files:
+        rows = sum(frames for _, frames, _ in facts.clips[clips : clips + file.clips])
+        starts = ((clips, file.clips), (takes, file.takes), (quarantined, file.quarantined), (row, rows))
+        found[file.name] = _Found(file, *(slice(start, start + count) for start, count in starts))
+        clips, takes = clips + file.clips, takes + file.takes
+        quarantined, row = quarantined + file.quarantined, row + rows
+    return found
 
 
 class ShardPacker:
@@ -150,11 +273,16 @@ class ShardPacker:
         reader: of the motion files.
         layout: of the store; clips with another one are left out.
         folder: the shards are written into.
+        key: of all that shards depend on beside the files; they keep it.
+        earlier: the folder of the shards that plans' `kept` are about.
     """
 
-    def __init__(self, reader: Reader, layout: Layout, folder: Path) -> None:
-        self.reader, self.layout, self.folder = reader, layout, folder
+    def __init__(
+        self, reader: Reader, layout: Layout, folder: Path, key: str = "", earlier: Path | None = None
+    ) -> None:
+        self.reader, self.layout, self.folder, self.key, self.earlier = reader, layout, folder, key, earlier
         self._numbers = NUMBER_FORMATS[reader.config.store_dtype]
+        self._earlier = None if earlier is None else EarlierShards(earlier)
 
     def pack(self, plan: ShardPlan, advance: Callable[[int], None] = lambda frames: None) -> Work:
         """Packs a shard's clips; its `.json` is written last.
@@ -164,13 +292,18 @@ class ShardPacker:
         """
         started, cpu = time.perf_counter(), time.process_time()
         facts = ShardFacts(self.layout[-1].stop)
+        facts.key = self.key
         facts.quarantined.extend(plan.refused)
         frames_file, facts_file = shard_files(self.folder, plan.index)
+        read, frames = [], 0
         with whole_file(frames_file) as content:
             self._write_header(content, 0)
             for name in plan.names:
                 before = facts.rows
-                self._pack_clip(name, content, facts)
+                if name not in plan.kept or not self._copy_clip(name, plan.kept[name], content, facts):
+                    self._pack_clip(name, content, facts)
+                    read.append(name)
+                    frames += facts.rows - before
                 advance(facts.rows - before)
             self._write_header(content, facts.rows)
         if facts.rows:
@@ -178,31 +311,58 @@ class ShardPacker:
         else:
             frames_file.unlink()
         write_json(facts_file, facts.to_json())
-        source_bytes = sum(map(self.reader.weight, plan.names))
-        return Work(len(plan.names), facts.rows, time.perf_counter() - started, time.process_time() - cpu, source_bytes)
+        source_bytes, kept = sum(map(self.reader.weight, read)), len(plan.names) - len(read)
+        wall, cpu = time.perf_counter() - started, time.process_time() - cpu
+        return Work(len(read), frames, wall, cpu, source_bytes, kept)
 
     def _pack_clip(self, name: str, content: BinaryIO, facts: ShardFacts) -> None:
         """Packs what is good of one file, and notes what is not."""
-        file = self.reader.file_of(name)
+        file, source = self.reader.file_of(name), self.reader.source_of(name)
+        # First: of a file that is changed meanwhile, the next check sees another content than this.
+        known_by = None if source is None else content_of(source)
+        split = self.reader.split_of(name)
         try:
             take = self.reader.take(name)
             if take.layout != self.layout:
                 reason = f"its {take.layout[-1].stop} columns are not laid out as those of most clips"
-                facts.quarantined.append(Quarantined(file, "layout", None, reason))
+                quarantined = [Quarantined(file, "layout", None, reason)]
+                facts.add_file(name, known_by, split, [], None, quarantined, None)
                 return
             clips, quarantined = cut_take(self.reader, take, self.reader.config.rules)
         except ClipError as error:
-            facts.quarantined.append(Quarantined(file, "unreadable", None, " ".join(str(error).split())))
+            quarantined = [Quarantined(file, "unreadable", None, " ".join(str(error).split()))]
+            facts.add_file(name, known_by, split, [], None, quarantined, None)
             return
-        facts.quarantined.extend(quarantined)
+        kept = []
         for clip in clips:
             stored = self._numbers.encode(np.ascontiguousarray(clip.motion, "<f4"))
             content.write(stored.data)
-            facts.add(replace(clip, motion=self._numbers.decode(stored)))
-        if facts.skeleton is None and clips:
-            facts.skeleton = take.skeleton
+            kept.append(replace(clip, motion=self._numbers.decode(stored)))
         made = tuple((clip.name, len(clip.motion), clip.split) for clip in clips)
-        facts.takes.append(TakeFacts(file, float(take.fps), len(take.motion), made, tuple(take.notes)))
+        take_facts = TakeFacts(file, float(take.fps), len(take.motion), made, tuple(take.notes))
+        facts.add_file(name, known_by, split, kept, take_facts, quarantined, take.skeleton)
+
+    def _copy_clip(self, name: str, index: int, content: BinaryIO, facts: ShardFacts) -> bool:
+        """Takes what came of one file from the earlier shard `index`; False where that cannot be.
+
+        All but the split, which other files decide, is as packing gives it.
+        """
+        assert self._earlier is not None
+        earlier = self._earlier.find(name, index)
+        if earlier is None:
+            return False
+        before, found, rows = earlier
+        split, clips, start = self.reader.split_of(name), [], 0
+        for clip_name, frames, _ in before.clips[found.clips]:
+            stored = rows[start : start + frames]
+            content.write(np.ascontiguousarray(stored).data)
+            clips.append(Clip(clip_name, self._numbers.decode(stored), self.reader.fps, self.layout, split))
+            start += frames
+        made = tuple((clip.name, len(clip.motion), split) for clip in clips)
+        take = next((replaced._replace(clips=made) for replaced in before.takes[found.takes]), None)
+        skeleton = None if found.file.skeleton is None else before.skeletons[found.file.skeleton]
+        facts.add_file(name, found.file.content, split, clips, take, before.quarantined[found.quarantined], skeleton)
+        return True
 
     def _write_header(self, content: BinaryIO, rows: int) -> None:
         content.seek(0)

@@ -7,7 +7,7 @@ mean and std, checksums) and `report.json` (what was found in the files, and wha
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_rvqvae.data.store.number_formats import NUMBER_FORMATS
 from ds_rvqvae.data.store.splits import Segment
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import whole_file
@@ -30,6 +29,51 @@ _SHARD_FILE = re.compile(r"\d{5,}\.(npy|json)")
 _OF_VERSION_1 = {"frames.npy", "mean.npy", "std.npy"}
 HEADER_BYTES = 128
 """Of every shard's `.npy` header, which numpy pads so that it keeps its length while the first axis grows."""
+
+
+class NumberFormat(NamedTuple):
+    """Numbers on disk and in memory."""
+
+    stored: np.dtype[Any]
+    encode: Callable[[NDArray[np.float32]], NDArray[Any]]
+    """float32 to what is stored."""
+    decode: Callable[[NDArray[Any]], NDArray[np.float32]]
+    """What is stored to float32."""
+
+
+_LARGEST_BFLOAT16 = np.float32(2.0**128 - 2.0**120)
+"""Float32 has larger ones, which would be rounded to infinity."""
+
+
+def _as_is(values: NDArray[Any]) -> NDArray[Any]:
+    return values
+
+
+def _to_float16(values: NDArray[np.float32]) -> NDArray[Any]:
+    limit = np.finfo(np.float16).max
+    return np.clip(values, -limit, limit).astype("<f2")
+
+
+def _from_float16(values: NDArray[Any]) -> NDArray[np.float32]:
+    return values.astype(np.float32)
+
+
+def _to_bfloat16(values: NDArray[np.float32]) -> NDArray[Any]:
+    """The upper half of a float32, rounded to the nearest, ties to even; values are finite."""
+    bits = np.clip(values, -_LARGEST_BFLOAT16, _LARGEST_BFLOAT16).astype("<f4", copy=False).view("<u4")
+    return ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype("<u2")
+
+
+def _from_bfloat16(values: NDArray[Any]) -> NDArray[np.float32]:
+    return (values.astype(np.uint32) << 16).view(np.float32)
+
+
+NUMBER_FORMATS = {
+    "float32": NumberFormat(np.dtype("<f4"), _as_is, _as_is),
+    "float16": NumberFormat(np.dtype("<f2"), _to_float16, _from_float16),
+    "bfloat16": NumberFormat(np.dtype("<u2"), _to_bfloat16, _from_bfloat16),
+}
+"""How numbers are kept on disk, by `rvqvae.data.store_dtype`. numpy has no bfloat16: its bits stand in a `uint16`."""
 
 
 class Shard(NamedTuple):

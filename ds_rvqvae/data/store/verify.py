@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ds_rvqvae.data.store.number_formats import NUMBER_FORMATS
 from ds_rvqvae.data.store.shards import ShardFacts, shard_files
-from ds_rvqvae.data.store.store import HEADER_BYTES, REPORT, SHARDS, Shard, Store
+from ds_rvqvae.data.store.store import HEADER_BYTES, NUMBER_FORMATS, REPORT, SHARDS, Shard, Store
 from ds_rvqvae.data.store.summary import clips_of_rows, some
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import spans

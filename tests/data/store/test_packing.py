@@ -16,7 +16,9 @@ from ds_rvqvae.data import open_store
 from ds_rvqvae.data.store import packing, shards
 from ds_rvqvae.data.store.prepare import prepare
 from ds_rvqvae.errors import UserError
+from tests.data.formats.bvh_files import write_bvh_motion
 from tests.data.motion import beat2_arrays, write_beat2, write_beat2_folder
+from tests.replacing import WAYS, files_of, replace_by, touch_all
 
 
 @pytest.fixture
@@ -135,7 +137,8 @@ def _interrupted(*_):
 
 def test_clips_are_appended_without_a_rebuild(tmp_path):
     first = write_beat2_folder(tmp_path / "first", ("1_a", "1_b", "2_c"))
-    second = write_beat2_folder(tmp_path / "second", ("2_c", "3_d"), frames=90)
+    second = write_beat2_folder(tmp_path / "second", ("3_d",), frames=90)
+    (second / "2_c.npz").write_bytes((first / "2_c.npz").read_bytes())
     out = tmp_path / "store"
     before = pack(first, out).store
     shard = contents(out)["shards/00000.npy"]
@@ -155,6 +158,106 @@ def test_clips_are_appended_without_a_rebuild(tmp_path):
         pack(second, out)
     with pytest.raises(UserError, match=r"prepared with rvqvae.data.fps 30.0, not 15.0; append with the same"):
         pack(second, out, append=True, fps=15.0)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_appending_says_that_a_file_of_the_store_was_replaced(tmp_path, way):
+    first, out = write_beat2_folder(tmp_path / "first", ("1_a", "1_b", "2_c")), tmp_path / "store"
+    pack(first, out)
+    write_beat2(first / "3_d.npz")
+    replace_by(way, first / "1_b.npz", write_beat2(tmp_path / "other.npz", seed=9).read_bytes())
+    touch_all(first)
+    before = contents(out)
+    with pytest.raises(UserError, match=r"has another content under the name of 1_b\.npz; prepare the store again"):
+        pack(first, out, append=True)
+    assert contents(out) == before
+    assert files_of(pack(first, out)) == (2, 2)
+
+
+def test_appending_to_a_store_that_does_not_know_contents_says_that(tmp_path):
+    first, out = write_beat2_folder(tmp_path / "first", ("1_a", "1_b")), tmp_path / "store"
+    pack(first, out)
+    _forget_contents(out)
+    grown = pack(write_beat2_folder(first, ("3_d",)), out, append=True)
+    assert grown.store.clip_names == ["1_a", "1_b", "3_d"]
+    assert grown.notes[0].startswith("of 2 clips that the store has only the names were compared")
+    assert files_of(pack(first, out)) == (2, 1)
+
+
+def _forget_contents(store):
+    """Makes of a store what was packed before shards knew their files by content."""
+    for file in (store / "shards").glob("*.json"):
+        facts = json.loads(file.read_text())
+        skeletons = facts.pop("skeletons")
+        del facts["files"], facts["key"]
+        file.write_text(json.dumps({**facts, "skeleton": (skeletons or [None])[0]}))
+
+
+def test_a_rebuilt_store_equals_one_that_is_packed_anew(tmp_path, small_shards):
+    folder = write_beat2_folder(tmp_path / "motion", tuple(f"{index}_a" for index in range(12)), frames=200)
+    write_beat2(folder / "5_bad.npz", poses=None)
+    poses = beat2_arrays(200)["poses"]
+    poses[100] = np.nan
+    write_beat2(folder / "6_cut.npz", 200, poses=poses)
+    out = tmp_path / "store"
+    pack(folder, out, workers=1)
+    write_beat2(folder / "3_a.npz", frames=300, seed=50)
+    (folder / "7_a.npz").rename(folder / "0_first.npz")
+    (folder / "9_a.npz").unlink()
+    rebuilt = pack(folder, out, workers=1)
+    assert files_of(rebuilt) == (2, 11)
+    assert contents(out) == contents(pack(folder, tmp_path / "again", workers=1).store.folder)
+    # Other settings give other numbers.
+    assert files_of(pack(folder, out, workers=1, fps=15.0))[1] == 0
+
+
+@pytest.mark.processes
+def test_several_processes_rebuild_the_same(tmp_path, small_shards):
+    folder = write_beat2_folder(tmp_path / "motion", tuple(f"{index}_a" for index in range(12)), frames=200)
+    pack(folder, tmp_path / "store", workers=3)
+    write_beat2(folder / "0_a.npz", frames=300, seed=50)
+    write_beat2(folder / "9_a.npz", frames=300, seed=51)
+    rebuilt = pack(folder, tmp_path / "store", workers=3)
+    assert files_of(rebuilt) == (2, 10)
+    assert contents(tmp_path / "store") == contents(pack(folder, tmp_path / "again", workers=1).store.folder)
+
+
+def test_figures_of_bvh_files_are_kept_when_the_first_of_them_goes(tmp_path):
+    for index, length in enumerate((b"50.0", b"51.0", b"51.0", b"52.0")):
+        file = write_bvh_motion(tmp_path / "motion" / f"{index}.bvh", seed=index)
+        file.write_bytes(file.read_bytes().replace(b"OFFSET 10.0 50.0", b"OFFSET 10.0 " + length))
+    pack(tmp_path / "motion", tmp_path / "store")
+    (tmp_path / "motion" / "0.bvh").unlink()
+    rebuilt = pack(tmp_path / "motion", tmp_path / "store")
+    assert files_of(rebuilt) == (0, 3)
+    anew = pack(tmp_path / "motion", tmp_path / "again")
+    assert contents(tmp_path / "store") == contents(tmp_path / "again") and anew.store.skeleton is not None
+
+
+def test_a_damaged_shard_gives_nothing_to_a_rebuilt_store(tmp_path, small_shards):
+    folder = write_beat2_folder(tmp_path / "motion", tuple(f"{index}_a" for index in range(6)), frames=200)
+    out = tmp_path / "store"
+    pack(folder, out, workers=1)
+    shard = out / "shards/00000.npy"
+    damaged = bytearray(shard.read_bytes())
+    damaged[-1] ^= 1
+    shard.write_bytes(damaged)
+    write_beat2(folder / "5_a.npz", frames=200, seed=50)
+    rebuilt = pack(folder, out, workers=1)
+    assert 1 < files_of(rebuilt)[0] < 6
+    assert contents(out) == contents(pack(folder, tmp_path / "again", workers=1).store.folder)
+
+
+def test_a_file_that_changes_after_a_kill_is_not_taken_from_what_was_packed(tmp_path, monkeypatch):
+    folder = write_beat2_folder(tmp_path / "motion", ("1_a", "1_b"))
+    monkeypatch.setattr("ds_rvqvae.data.store.builder.StoreBuilder.finish", _interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pack(folder, tmp_path / "store", workers=1)
+    monkeypatch.undo()
+    replace_by("cp -p", folder / "1_b.npz", write_beat2(tmp_path / "other.npz", seed=9).read_bytes())
+    done = pack(folder, tmp_path / "store", workers=1)
+    assert files_of(done)[0] == 2
+    assert contents(tmp_path / "store") == contents(pack(folder, tmp_path / "again").store.folder)
 
 
 def test_strict_leaves_nothing_out(tmp_path):

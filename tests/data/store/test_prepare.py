@@ -5,10 +5,12 @@ import pytest
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data import open_store
+from ds_rvqvae.data.store.prepare import prepare as prepare_with_cost
 from ds_rvqvae.data.store.prepare import prepare_store
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import LeftOut
-from tests.data.motion import write_beat2, write_beat2_folder, write_packed
+from tests.data.motion import packed_arrays, write_beat2, write_beat2_folder, write_packed
+from tests.replacing import WAYS, files_of, npy_bytes, replace_by, touch_all
 
 
 def prepare(path, out=None, **settings):
@@ -46,6 +48,56 @@ def test_a_store_is_reused_until_a_file_or_a_setting_changes(tmp_path, cache):
     changed = prepare(folder)
     assert changed.fingerprint != first.fingerprint and len(changed.clip("2_c")) == 80
     assert not first.folder.exists()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("named", [True, False])
+def test_a_file_that_is_replaced_is_read_again_however_that_was_done(tmp_path, way, named):
+    folder, out = tmp_path / "motion", tmp_path / "store" if named else None
+    folder.mkdir()
+    for name in "abc":
+        np.save(folder / f"{name}.npy", np.full((20, 3), ord(name), np.float32))
+    first = prepare(folder, out)
+    replace_by(way, folder / "b.npy", npy_bytes(np.arange(60, dtype=np.float32).reshape(20, 3)))
+    touch_all(folder)
+    prepared = prepare_with_cost(DataConfig(path=str(folder)), out)
+    assert prepared.store.clip("b").tolist() == np.load(folder / "b.npy").tolist()
+    assert prepared.store.fingerprint != first.fingerprint
+    assert files_of(prepared) == (1, 2)
+    touch_all(folder)
+    assert prepare_with_cost(DataConfig(path=str(folder)), out).packed is None
+
+
+def test_a_packed_file_that_is_replaced_is_read_again(tmp_path):
+    (tmp_path / "data").mkdir()
+    file = write_packed(tmp_path / "data" / "all.npz")
+    first = prepare(file)
+    motion = np.asarray(first.clip("clip1")).copy()
+    replace_by("cp -p", file, write_packed(tmp_path / "other.npz", motion=packed_arrays()["motion"] + 1).read_bytes())
+    assert prepare(file).clip("clip1").tolist() == (motion + 1).tolist()
+
+
+def test_files_that_change_nothing_but_their_splits_are_not_read_again(tmp_path):
+    folder, out = write_beat2_folder(tmp_path / "motion", ("1_a", "1_b", "2_c")), tmp_path / "store"
+    prepare(folder, out)
+    (folder / "train_test_split.csv").write_text("id,type\n1_a,train\n1_b,train\n2_c,test\n")
+    listed = prepare_with_cost(DataConfig(path=str(folder)), out)
+    assert files_of(listed)[0] == 0
+    assert {part.name: part.split for part in listed.store.segments} == {"1_a": "train", "1_b": "train", "2_c": "test"}
+    (folder / "train_test_split.csv").write_text("id,type\n1_a,train\n1_b,nowhere\n2_c,test\n")
+    odd = prepare_with_cost(DataConfig(path=str(folder)), out)
+    assert files_of(odd)[0] == 1 and "its split is 'nowhere'" in odd.store.left_out[0].reason
+    (folder / "train_test_split.csv").write_text("id,type\n1_a,train\n1_b,val\n2_c,test\n")
+    again = prepare_with_cost(DataConfig(path=str(folder)), out)
+    assert files_of(again)[0] == 1 and not again.store.left_out
+
+
+def test_a_file_that_cannot_be_read_is_tried_again(tmp_path):
+    folder = write_beat2_folder(tmp_path / "motion", ("1_a", "1_b"))
+    (folder / "2_c.npz").symlink_to(tmp_path / "nowhere.npz")
+    assert [left.file for left in prepare(folder).left_out] == ["2_c.npz"]
+    write_beat2(tmp_path / "nowhere.npz")
+    assert prepare(folder).clip_names == ["1_a", "1_b", "2_c"]
 
 
 def test_a_named_store_is_replaced_when_its_files_change(tmp_path):

@@ -1,0 +1,95 @@
+"""Where stores are: their folders in the user's cache, the locks on them, and what is built beside them."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ds_rvqvae.data.store.store import Store, holds_only_a_store, is_store, open_store, write_json
+from ds_rvqvae.errors import UserError
+
+_BUILDING, _PLAN = ".building", "plan.json"
+
+
+def hash_of(value: Any) -> str:
+    """Of JSON objects, a sha256 in hexadecimal."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where training keeps its stores: `~/.cache/ds_rvqvae`, or what DS_RVQVAE_CACHE names."""
+    return Path(os.environ.get("DS_RVQVAE_CACHE") or "~/.cache/ds_rvqvae").expanduser()
+
+
+def cached_place(path: Path, settings: dict[str, Any]) -> Path:
+    """`NAME-KEY`, what the stores of the same data and settings in the cache are called, before their fingerprints."""
+    return cache_folder() / f"{path.resolve().stem[:40]}-{hash_of([str(path.resolve()), settings])[:8]}"
+
+
+def cached_folder(place: Path, fingerprint: str) -> Path:
+    """Where the store at such a place is whose fingerprint this is."""
+    return place.with_name(f"{place.name}-{fingerprint[:16]}")
+
+
+def cached_stores(place: Path) -> list[Path]:
+    """The folders of stores at such a place, whatever their state."""
+    return sorted(folder for folder in place.parent.glob(f"{escape(place.name)}-*") if is_store(folder))
+
+
+def may_replace(folder: Path) -> bool:
+    """Whether there is nothing in the way but an earlier store."""
+    if not folder.is_dir():
+        return not folder.exists()
+    return not any(folder.iterdir()) or holds_only_a_store(folder)
+
+
+def remove_outdated(place: Path, folder: Path) -> None:
+    """Frees the space of earlier stores of the same data and settings; a process that has one mapped keeps it."""
+    for other in cached_stores(place):
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time; the lock lies in the cache, so that nothing stays beside the store."""
+    locks = cache_folder() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]
+    with FileLock(locks / f"{name}.lock"):
+        yield
+
+
+def stores_there(place: Path, out: Path | None) -> Iterator[Store]:
+    """The stores at a place that can be opened: the one in `out`, or those in the cache."""
+    for folder in cached_stores(place) if out is None else [place]:
+        with suppress(UserError):
+            yield open_store(folder)
+
+
+def folder_to_build_in(folder: Path) -> Path:
+    """Beside the place of a store, so that what is whole there can be renamed."""
+    return folder.parent / f".{folder.name}{_BUILDING}"
+
+
+def begin(building: Path, key: str, others: Mapping[str, str | None]) -> None:
+    """Makes the folder that a store is built in; what was built there in another way is removed.
+
+    Shards that stay there know the content of their own files; `others` is that of the rest.
+    """
+    plan = {"key": key, "others": hash_of(others)}
+    try:
+        found = json.loads((building / _PLAN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if found != plan:
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+        write_json(building / _PLAN, plan)
