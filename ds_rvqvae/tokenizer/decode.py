@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ds_rvqvae.data.formats.beat2 import CLIP_FOLDER
 from ds_rvqvae.data.formats.bvh_motion import write_bvh
 from ds_rvqvae.data.formats.finding import FoundFile, is_regular, is_whole
-from ds_rvqvae.data.formats.smpl import CLIP_FOLDER, fps_of
+from ds_rvqvae.data.formats.smpl import fps_of
 from ds_rvqvae.data.formats.writing import (
     BEAT2,
     BVH,

@@ -56,9 +56,22 @@ class Reader(ABC):
     def matches(cls, path: Path) -> bool:
         """Whether the file or folder looks like this format; opens as little as it can."""
 
+    @classmethod
+    def matched_before(cls, path: Path) -> bool:
+        """As `matches`, by the rules of versions up to 0.2."""
+        return cls.matches(path)
+
     @abstractmethod
     def sources(self) -> list[Path]:
         """Every file that the result depends on."""
+
+    def clip_files(self) -> list[Path]:
+        """Those of them that clips are read from."""
+        return [self.path] if self.path.is_file() else self.sources()
+
+    def why_passed_over(self, file: Path) -> str:
+        """Why no clip is read from a visible file of the data."""
+        return "statistics or a list" if file in self.sources() else "not of this format"
 
     @abstractmethod
     def clip_names(self) -> list[str]:
@@ -146,6 +159,9 @@ class FilesReader(Reader):
     def sources(self) -> list[Path]:
         return [*self._files.values(), *self._lists.files]
 
+    def clip_files(self) -> list[Path]:
+        return list(self._files.values())
+
     def clip_names(self) -> list[str]:
         return sorted({*self._files, *self._lists.missing(self._files)})
 
@@ -169,8 +185,9 @@ class FilesReader(Reader):
 
 
 def visible_files(folder: Path, suffix: str) -> list[Path]:
-    """Files of a folder with a suffix, sorted, without hidden ones."""
-    return sorted(file for file in folder.glob(f"*{suffix}") if not file.name.startswith("."))
+    """Files of a folder with a suffix, in whatever case, sorted, without hidden ones."""
+    files = folder.iterdir() if folder.is_dir() else ()
+    return sorted(file for file in files if file.name.lower().endswith(suffix) and not file.name.startswith("."))
 
 
 def file_size(file: Path | None) -> int:

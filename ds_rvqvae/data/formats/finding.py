@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ds_rvqvae.data.formats import features, smpl
+from ds_rvqvae.data.formats import beat2, features
 from ds_rvqvae.motion.clip import ClipError, LeftOut
 
-_CLIP_FOLDERS = (smpl.CLIP_FOLDER, features.CLIP_FOLDER)
+_CLIP_FOLDERS = (beat2.CLIP_FOLDER, features.CLIP_FOLDER)
 
 
 class FoundFile(NamedTuple):

@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import DataConfig
-from ds_rvqvae.data.formats.base import Reader, load_npz, missing_key, npz_keys
+from ds_rvqvae.data.formats.base import FPS_KEYS, Reader, load_npz, missing_key, npz_keys
+from ds_rvqvae.data.formats.beat2 import MOTION_KEYS, rotations_and_positions
 from ds_rvqvae.data.formats.features import FeatureFolderReader
 from ds_rvqvae.data.formats.finding import check_regular
 from ds_rvqvae.data.formats.npz import write_npz
 from ds_rvqvae.data.formats.readers import open_reader
-from ds_rvqvae.data.formats.smpl import FPS_KEYS, MOTION_KEYS, fps_of, rotations_and_positions
+from ds_rvqvae.data.formats.smpl import fps_of
 from ds_rvqvae.files import whole_file
 from ds_rvqvae.motion.clip import ClipError, check_finite
 from ds_rvqvae.motion.layout import (
