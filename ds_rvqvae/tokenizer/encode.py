@@ -8,6 +8,7 @@ from pathlib import Path
 from ds_rvqvae.data.formats.base import Reader
 from ds_rvqvae.data.formats.finding import FoundFile, is_regular, is_whole
 from ds_rvqvae.data.formats.writing import PACKED, open_motion_file
+from ds_rvqvae.data.store.figures import lying_note
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError, LeftOut, check_finite
 from ds_rvqvae.tokenizer.body import BodyTokenizer
@@ -82,7 +83,9 @@ class _Encoder:
             raise ClipError(f"{output} is already that of {other}")
         if self._is_done(output, path):
             return Converted(file, str(output), skipped=True)
-        clip = reader.read(name)
+        take = reader.take(name)
+        check_finite(take.motion)
+        clip = reader.clip(take, name, 0, len(take.motion))
         check_finite(clip.motion)
         with self.model_lock:
             codes = self.tokenizer.encode_clip(clip)
@@ -99,7 +102,9 @@ class _Encoder:
             for part, own in self.tokenizer.parts.items()
         }
         write_codes(output, results)
-        return Converted(file, str(output), len(clip.motion) / self.tokenizer.fps)
+        lying = lying_note(reader, take)
+        notes = (*reader.notes, *take.notes, *((lying,) if lying else ()))
+        return Converted(file, str(output), len(clip.motion) / self.tokenizer.fps, notes=notes)
 
     def _is_done(self, output: Path, path: Path) -> bool:
         """Whether `output` holds these codes; raises ClipError where it holds what is not to be written over."""

@@ -35,6 +35,8 @@ class Reader(ABC):
     """The format's name in `config.data.FORMATS`, and so in `rvqvae.data.format`."""
     has_body_parts: ClassVar[bool] = False
     """Whether the parts of `BODY_PARTS` select columns of this format."""
+    has_up_axis: ClassVar[bool] = False
+    """Whether `rvqvae.data.up_axis` turns what the files hold."""
     parallel: ClassVar[bool] = True
     """Whether several processes may each open the data and read some of the clips."""
     certainty: ClassVar[int] = 0

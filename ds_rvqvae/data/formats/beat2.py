@@ -49,6 +49,7 @@ class Beat2Reader(Reader):
     format = "BEAT2 npz"
     key = "beat2"
     has_body_parts = True
+    has_up_axis = True
     certainty = 1
 
     def __init__(self, path: Path, config: DataConfig) -> None:

@@ -54,6 +54,7 @@ class SmplReader(FilesReader):
     key = "smpl"
     suffix = ".npz"
     has_body_parts = True
+    has_up_axis = True
 
     @classmethod
     def matches(cls, path: Path) -> bool:

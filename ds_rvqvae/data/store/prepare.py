@@ -18,6 +18,7 @@ from ds_rvqvae.config.facts import DataFacts, keys_that
 from ds_rvqvae.data.formats.base import Reader
 from ds_rvqvae.data.formats.readers import open_reader
 from ds_rvqvae.data.store.builder import StoreBuilder, quarantine_of
+from ds_rvqvae.data.store.figures import check_upright
 from ds_rvqvae.data.store.packing import Packed, PackerKilledError, first_layout
 from ds_rvqvae.data.store.shards import ShardFacts, plan_shards, shard_files
 from ds_rvqvae.data.store.store import SHARDS, VERSION, Store, holds_only_a_store, is_store, open_store, write_json
@@ -245,6 +246,7 @@ def _append(job: _Job, folder: Path) -> Prepared:
     there = [ShardFacts.read(shard_files(folder / SHARDS, index)[1]) for index in range(store.num_parts)]
     fingerprint = hashlib.sha256(f"{store.fingerprint} {job.fingerprint}".encode()).hexdigest()
     names, refused = _usable_names(job.reader, {whole_name(name) for name in store.clip_names})
+    check_upright(job.reader, names)
     building = _building_folder(folder, fingerprint)
     with _removed_after_refusal(building):
         beside = StoreBuilder(job.reader, store.layout, building / _NEW, store.settings)
