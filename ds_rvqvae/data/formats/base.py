@@ -67,13 +67,13 @@ class Reader(ABC):
     def sources(self) -> list[Path]:
         """Every file that the result depends on."""
 
-    def clip_files(self) -> list[Path]:
-        """Those of them that clips are read from."""
-        return [self.path] if self.path.is_file() else self.sources()
+    def clip_files(self) -> dict[str, Path]:
+        """Those of them that clips are read from, by the clips' names."""
+        return dict.fromkeys(self.clip_names(), self.path)
 
     def why_passed_over(self, file: Path) -> str:
-        """Why no clip is read from a visible file of the data."""
-        return "statistics or a list" if file in self.sources() else "not of this format"
+        """Why no clip is read from a file of the data that is none of `sources`."""
+        return "not of this format"
 
     @abstractmethod
     def clip_names(self) -> list[str]:
@@ -161,8 +161,8 @@ class FilesReader(Reader):
     def sources(self) -> list[Path]:
         return [*self._files.values(), *self._lists.files]
 
-    def clip_files(self) -> list[Path]:
-        return list(self._files.values())
+    def clip_files(self) -> dict[str, Path]:
+        return self._files
 
     def clip_names(self) -> list[str]:
         return sorted({*self._files, *self._lists.missing(self._files)})

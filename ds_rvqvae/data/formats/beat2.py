@@ -8,7 +8,7 @@ Modeling", CVPR 2024. As it is published, `beat_english_v2.0.0` and its kin each
 import csv
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,12 @@ class Beat2Reader(Reader):
         self._missing: dict[str, str] = {}
         """Names that a list has and no file, with the part of each that the list says."""
         self._split_files: list[Path] = []
+        self._folders: list[Path] = []
         if path.is_file():
             self._files = {path.stem: path}
         else:
-            self._find(_first_folder(path) if config.reading_version == 1 else clip_folders(path))
+            self._folders = _first_folder(path) if config.reading_version == 1 else clip_folders(path)
+            self._find()
         self._names = self._of_speakers(sorted({*self._files, *self._missing}))
 
     @classmethod
@@ -76,10 +78,15 @@ class Beat2Reader(Reader):
         return path.suffix == ".npz" and cls.matches(path) if path.is_file() else bool(_first_folder(path))
 
     def sources(self) -> list[Path]:
-        return [*self.clip_files(), *self._split_files]
+        return [*self.clip_files().values(), *self._split_files]
 
-    def clip_files(self) -> list[Path]:
-        return [self._files[name] for name in self._names if name in self._files]
+    def clip_files(self) -> dict[str, Path]:
+        return {name: self._files[name] for name in self._names if name in self._files}
+
+    def why_passed_over(self, file: Path) -> str:
+        if file.suffix.lower() != ".npz":
+            return super().why_passed_over(file)
+        return "of other speakers" if file.parent in self._folders else "not in a folder of clips"
 
     def clip_names(self) -> list[str]:
         return self._names
@@ -104,10 +111,10 @@ class Beat2Reader(Reader):
     def weight(self, name: str) -> int:
         return file_size(self._files.get(name))
 
-    def _find(self, folders: Iterable[Path]) -> None:
-        """Finds the clips of folders and their splits."""
+    def _find(self) -> None:
+        """Finds the clips and their splits."""
         of_list: dict[Path | None, dict[str, Path]] = defaultdict(dict)
-        for folder in folders:
+        for folder in self._folders:
             found: dict[str, Path] = {}
             for file in visible_files(folder, ".npz"):
                 if file.suffix == ".npz" or self.config.reading_version > 1:

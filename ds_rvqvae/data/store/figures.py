@@ -309,7 +309,7 @@ def lying_note(reader: Reader, take: Take) -> str | None:
     if posture is None or not posture.lies:
         return None
     turned = "now that rvqvae.data.up_axis z has turned it" if config.up_axis == "z" else "does another axis point up?"
-    return f"the figure lies, from feet to head it is {posture.words}: {turned}"
+    return f"the figure lies along {posture.axis}, where y should be up: {turned}"
 
 
 def _usual_axis(lying: Sequence[Posture]) -> str:

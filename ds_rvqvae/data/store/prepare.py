@@ -17,7 +17,7 @@ from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.facts import DataFacts, keys_that
 from ds_rvqvae.data.formats.base import Reader
 from ds_rvqvae.data.formats.readers import open_reader
-from ds_rvqvae.data.store.builder import StoreBuilder, quarantine_of
+from ds_rvqvae.data.store.builder import StoreBuilder, counted_files, quarantine_of
 from ds_rvqvae.data.store.figures import check_upright
 from ds_rvqvae.data.store.packing import Packed, PackerKilledError, first_layout
 from ds_rvqvae.data.store.shards import ShardFacts, plan_shards, shard_files
@@ -228,7 +228,8 @@ def _build(job: _Job, folder: Path) -> Packed:
         packed = _pack(job, builder, names, refused)
         if not any(facts.rows for facts in packed.facts):
             raise UserError(_nothing_left(job.reader, quarantine_of(packed.facts)))
-        builder.finish(packed.facts, job.fingerprint, [str(job.reader.path)])
+        counts = counted_files(job.reader, packed.facts, (folder, building))
+        builder.finish(packed.facts, job.fingerprint, [str(job.reader.path)], [counts])
     replace_folder(new, folder)
     shutil.rmtree(building, ignore_errors=True)
     return packed
@@ -251,7 +252,8 @@ def _append(job: _Job, folder: Path) -> Prepared:
     with _removed_after_refusal(building):
         beside = StoreBuilder(job.reader, store.layout, building / _NEW, store.settings)
         packed = _pack(job, beside, names, refused, store.num_parts)
-    if not any(facts.rows for facts in packed.facts):
+    new = set(quarantine_of(packed.facts)) - set(quarantine_of(there))
+    if not new and not any(facts.rows for facts in packed.facts):
         shutil.rmtree(building, ignore_errors=True)
         return Prepared(store, packed)
     for file in sorted((building / _NEW / SHARDS).iterdir()):
@@ -259,7 +261,11 @@ def _append(job: _Job, folder: Path) -> Prepared:
     source = str(job.reader.path)
     sources = store.sources if source in store.sources else [*store.sources, source]
     builder = StoreBuilder(job.reader, store.layout, folder, store.settings)
-    builder.finish([*there, *packed.facts], fingerprint, sources)
+    before = store.report().get("file_counts")
+    if before is None:
+        job.reader.notes += ("files are counted from the added ones on: the store is of a version up to 0.2",)
+    counts = [*(before or ()), counted_files(job.reader, packed.facts, (folder, building))]
+    builder.finish([*there, *packed.facts], fingerprint, sources, counts)
     shutil.rmtree(building, ignore_errors=True)
     return Prepared(open_store(folder), packed)
 
