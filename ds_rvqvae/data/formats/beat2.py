@@ -26,7 +26,7 @@ from ds_rvqvae.data.formats.base import (
     npz_samples,
     visible_files,
 )
-from ds_rvqvae.data.formats.smpl import EXPRESSIONS, POSES, TRANS, load_motion, turn_upright, write_rotation_6d
+from ds_rvqvae.data.formats.smpl import EXPRESSIONS, POSES, TRANS, load_motion, turn_upright, turns_z, write_rotation_6d
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError, Take
 from ds_rvqvae.motion.layout import NUM_EXPRESSIONS, SMPLX_JOINTS, smplx_layout
@@ -102,7 +102,7 @@ class Beat2Reader(Reader):
             raise ClipError(f"{SPLIT_FILE} lists it, but {no_file(self._missing[name])}")
         arrays, fps, notes = load_motion(self._files[name], MOTION_KEYS, self.config)
         motion = rotations_and_positions(arrays)
-        if self.config.up_axis == "z" and self.config.reading_version > 1:
+        if turns_z(self.config):
             turn_upright(motion[:, : 6 * len(SMPLX_JOINTS) + 3])
         split = self._split.get(name, "additional") if self._split_files else None
         empty = ~np.logical_or.reduce([arrays[key].any(axis=1) for key in MOTION_KEYS])

@@ -202,6 +202,11 @@ def _write_block(axis_angle: NDArray[np.floating[Any]], out: NDArray[np.floating
         out[..., 5] = scaled_y * z - scaled_x
 
 
+def turns_z(config: DataConfig) -> bool:
+    """Whether BEAT2 files are turned so that y points up; versions up to 0.2 turned other SMPL files alone."""
+    return config.up_axis == "z" and config.reading_version > 1
+
+
 def turn_upright(motion: NDArray[np.floating[Any]]) -> None:
     """Turns the root, in the first six and the last three columns, by -90 degrees about x: z up becomes y up."""
     motion[:, 3:6] = np.cross(motion[:, :3], motion[:, 3:6])
