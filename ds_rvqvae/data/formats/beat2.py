@@ -128,6 +128,8 @@ class Beat2Reader(Reader):
         without = of_list.get(None, {})
         if without and self._split_files:
             self.notes += (_unlisted(without, self.path),)
+        if self.config.reading_version > 1 and self.path / CLIP_FOLDER not in self._folders:
+            self.notes += _others(self.path, self._folders)
 
     def _split_by(self, list_file: Path, files: Mapping[str, Path]) -> None:
         """Takes what a list says of the clips that it is for."""
@@ -188,6 +190,17 @@ def _first_folder(path: Path) -> list[Path]:
         return [path / CLIP_FOLDER]
     keys = npz_samples(visible_files(path, ".npz"))
     return [path] if any(EXPRESSIONS in some for some in keys) else []
+
+
+def _others(path: Path, folders: Collection[Path]) -> tuple[str, ...]:
+    """A note of motion that lies beside the folders of clips."""
+    files = [file for file in files_below(path, (".npz",)).values() if file.parent not in folders]
+    if not any(POSES in keys for keys in npz_samples(files)):
+        return ()
+    return (
+        f"{len(files):,} npz files beside the folders of BEAT2 clips are not read, as "
+        f"{files[0].relative_to(path).as_posix()}; give their folder by itself, or rvqvae.data.format: smpl for all",
+    )
 
 
 def _unlisted(names: Collection[str], path: Path) -> str:

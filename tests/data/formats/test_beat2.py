@@ -144,6 +144,20 @@ def test_a_file_that_differs_in_its_suffixs_case_alone_keeps_it(tmp_path):
     assert sorted(clips_of(tmp_path)) == ["a", "a.npz"]
 
 
+def test_motion_beside_the_languages_is_said_and_not_read(beat2):
+    for index in range(3):
+        write_beat2(beat2 / "AMASS" / "CMU" / f"{index}.npz", expressions=None)
+    np.savez(beat2 / CHINESE / "weights" / "mean.npz", mean=np.zeros(3))
+    reader = open_reader(beat2, DataConfig())
+    assert len(reader.clip_names()) == 5 and reader.notes == (
+        "4 npz files beside the folders of BEAT2 clips are not read, as AMASS/CMU/0.npz; give their folder by itself, "
+        "or rvqvae.data.format: smpl for all",
+    )
+    assert reader.why_passed_over(beat2 / "AMASS" / "CMU" / "0.npz") == "not in a folder of clips"
+    (beat2 / "AMASS").rename(beat2.parent / "AMASS")
+    assert open_reader(beat2, DataConfig()).notes == ()
+
+
 def test_links_to_languages_are_followed(beat2, tmp_path):
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / ENGLISH).symlink_to(beat2 / ENGLISH)
