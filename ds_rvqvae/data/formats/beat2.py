@@ -8,7 +8,7 @@ Modeling", CVPR 2024. As it is published, `beat_english_v2.0.0` and its kin each
 import csv
 import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +125,8 @@ class Beat2Reader(Reader):
         self._split_files = [file for file in of_list if file is not None]
         for file in self._split_files:
             self._split_by(file, of_list[file])
-        without = of_list.get(None, {})
-        if without and self._split_files:
-            self.notes += (_unlisted(without, self.path),)
-        if self.config.reading_version > 1 and self.path / CLIP_FOLDER not in self._folders:
-            self.notes += _others(self.path, self._folders)
+        if self.config.reading_version > 1:
+            self.notes += self._what_is_not_used(of_list.get(None, {}))
 
     def _split_by(self, list_file: Path, files: Mapping[str, Path]) -> None:
         """Takes what a list says of the clips that it is for."""
@@ -139,6 +136,29 @@ class Beat2Reader(Reader):
         folders = {file.parent for file in files.values()} or {self.path}
         prefix = self._prefix(folders.pop() if len(folders) == 1 else list_file.parent)
         self._missing |= {f"{prefix}{name}": name for name in listed if name not in stems}
+
+    def _what_is_not_used(self, unlisted: Collection[str]) -> tuple[str, ...]:
+        """Notes of clips without a list, of lists without clips, and of motion that is not read."""
+        notes = []
+        is_published = any(folder.name == CLIP_FOLDER for folder in self._folders)
+        if unlisted and (self._split_files or (is_published and self.config.split == "auto")):
+            what = "count as additional, neither trained on nor scored"
+            what = what if self._split_files else "have no split but that which rvqvae.data.split makes"
+            notes.append(f"no {SPLIT_FILE} for {_languages(unlisted, self.path)}: {len(unlisted):,} clips {what}")
+        if self.path / CLIP_FOLDER in self._folders:
+            return tuple(notes)  # what lies beside the clips of one language is none of it
+        below = files_below(self.path, (".npz", SPLIT_FILE)).values()
+        lists = [file for file in below if file.name.lower() == SPLIT_FILE and file not in self._split_files]
+        if lists:
+            notes.append(f"{_some([file.relative_to(self.path).as_posix() for file in lists])}: not used")
+        files = [file for file in below if file.suffix.lower() == ".npz" and file.parent not in self._folders]
+        if any(POSES in keys for keys in npz_samples(files)):
+            notes.append(
+                f"{len(files):,} npz files beside the folders of BEAT2 clips are not read, as "
+                f"{files[0].relative_to(self.path).as_posix()}; give their folder by itself, or rvqvae.data.format: "
+                "smpl for all"
+            )
+        return tuple(notes)
 
     def _prefix(self, folder: Path) -> str:
         """What the names of a folder's clips begin with."""
@@ -192,23 +212,13 @@ def _first_folder(path: Path) -> list[Path]:
     return [path] if any(EXPRESSIONS in some for some in keys) else []
 
 
-def _others(path: Path, folders: Collection[Path]) -> tuple[str, ...]:
-    """A note of motion that lies beside the folders of clips."""
-    files = [file for file in files_below(path, (".npz",)).values() if file.parent not in folders]
-    if not any(POSES in keys for keys in npz_samples(files)):
-        return ()
-    return (
-        f"{len(files):,} npz files beside the folders of BEAT2 clips are not read, as "
-        f"{files[0].relative_to(path).as_posix()}; give their folder by itself, or rvqvae.data.format: smpl for all",
-    )
+def _languages(names: Collection[str], path: Path) -> str:
+    folders = {name.rpartition("/")[0].removesuffix(f"/{CLIP_FOLDER}") or path.name for name in names}
+    return _some(sorted(folders))
 
 
-def _unlisted(names: Collection[str], path: Path) -> str:
-    folders = sorted({name.rpartition("/")[0].removesuffix(f"/{CLIP_FOLDER}") or path.name for name in names})
-    return (
-        f"no {SPLIT_FILE} for {', '.join(folders[:4])}{f' and {len(folders) - 4} more' * (len(folders) > 4)}: "
-        f"{len(names):,} clips count as additional, neither trained on nor scored"
-    )
+def _some(names: Sequence[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def read_split_file(file: Path) -> dict[str, str]:

@@ -124,7 +124,7 @@ def count_files(
         if file in known:
             reason = "its clips are in the store already"
         elif file in used:
-            reason = "lists or statistics, used"
+            reason = "lists and statistics in use"
         else:
             reason = "hidden" if is_hidden else reader.why_passed_over(file)
         groups[reason, "" if is_hidden else file.suffix.lower()[:16]].append(file)

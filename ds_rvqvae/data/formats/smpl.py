@@ -85,7 +85,7 @@ class SmplReader(FilesReader):
         return files, lists_of(self.path, files)
 
     def why_passed_over(self, file: Path) -> str:
-        return "holds no motion (no poses)" if file.name.endswith(_SHAPE_FILES) else super().why_passed_over(file)
+        return "without poses, so without motion" if file.name.endswith(_SHAPE_FILES) else super().why_passed_over(file)
 
     def take_of(self, name: str, file: Path, split: str | None) -> Take:
         arrays, fps, notes = load_motion(file, (POSES, TRANS), self.config)

@@ -91,6 +91,18 @@ def test_without_any_list_no_clip_has_a_split(beat2):
     for language in SPLITS:
         (beat2 / language / SPLIT_FILE).unlink()
     assert {clip.split for clip in clips_of(beat2).values()} == {None}
+    assert open_reader(beat2, DataConfig()).notes == (
+        f"no {SPLIT_FILE} for {CHINESE}, {ENGLISH}: 5 clips have no split but that which rvqvae.data.split makes",
+    )
+    assert open_reader(beat2, DataConfig(split="hash")).notes == ()
+    assert open_reader(beat2 / ENGLISH, DataConfig()).notes[0].startswith(f"no {SPLIT_FILE} for {ENGLISH}: 3 clips")
+
+
+def test_a_list_of_a_language_without_clips_is_said(beat2):
+    for file in (beat2 / CHINESE / CLIP_FOLDER).iterdir():
+        file.unlink()
+    reader = open_reader(beat2, DataConfig())
+    assert reader.notes == (f"{CHINESE}/{SPLIT_FILE}: not used",) and len(reader.clip_names()) == 3
 
 
 def test_listed_clips_without_a_file_are_left_out_under_their_language(beat2):

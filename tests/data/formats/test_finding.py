@@ -92,7 +92,7 @@ def test_every_file_of_a_folder_is_counted_once_with_what_became_of_it(tmp_path)
         PassedOver("hidden", "", 4, [".DS_Store", ".git/HEAD", ".git/deep/x"]),
         PassedOver("not of this format", ".wav", 3, ["wave16k/1_a.wav", "wave16k/1_b.WAV", "wave16k/1_c.wav"]),
         PassedOver("its clips are in the store already", ".npz", 1, ["smplxflame_30/1_c.npz"]),
-        PassedOver("lists or statistics, used", ".csv", 1, ["train_test_split.csv"]),
+        PassedOver("lists and statistics in use", ".csv", 1, ["train_test_split.csv"]),
         PassedOver("not in a folder of clips", ".npz", 1, ["more/3_e.npz"]),
         PassedOver("not of this format", "", 1, ["README"]),
         PassedOver("of other speakers", ".npz", 1, ["smplxflame_30/2_d.npz"]),

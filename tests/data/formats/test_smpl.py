@@ -234,7 +234,7 @@ def test_files_called_as_those_of_shapes_are_passed_over_only_without_motion(tmp
     (tmp_path / "broken_shape.npz").write_bytes(b"PK")
     reader = open_reader(tmp_path, DataConfig())
     assert reader.clip_names() == ["broken_shape", "shape", "walk"]
-    assert reader.why_passed_over(tmp_path / "neutral_stagei.npz") == "holds no motion (no poses)"
+    assert reader.why_passed_over(tmp_path / "neutral_stagei.npz") == "without poses, so without motion"
     assert open_reader(tmp_path, DataConfig(reading_version=1)).clip_names() == ["walk"]
     (tmp_path / "walk.npz").unlink()
     with pytest.raises(UserError, match="no reader knows"):
