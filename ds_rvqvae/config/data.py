@@ -11,7 +11,7 @@ from ds_rvqvae.config.facts import DataFacts
 BODY_PARTS = ("upper", "hands", "lower", "lower_trans", "whole", "whole_trans", "face")
 """Parts of SMPL-X and SMPL-H data that need no definition."""
 FORMATS = {
-    "beat2": "smpl.Beat2Reader",
+    "beat2": "beat2.Beat2Reader",
     "smpl": "smpl.SmplReader",
     "bvh": "bvh_motion.BvhReader",
     "humanml3d": "features.HumanML3DReader",

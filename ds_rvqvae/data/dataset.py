@@ -175,7 +175,8 @@ class MotionData:
         place = {name: index for index, name in enumerate(trained)}
         clips, of_each = np.unique(self._clip_of(starts), return_inverse=True)
         of_window = np.array([place[self.store.clip_names[clip]] for clip in clips.tolist()])[of_each]
-        return balanced([group_of(name, by) for name in trained], of_window, self.config.weights or {}, by)
+        groups = [group_of(name, by, self.config.reading_version) for name in trained]
+        return balanced(groups, of_window, self.config.weights or {}, by)
 
     def windows(
         self, starts: NDArray[np.int64], window_size: int | None = None, out: NDArray[np.float32] | None = None

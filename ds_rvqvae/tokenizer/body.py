@@ -210,7 +210,9 @@ class BodyTokenizer:
                 config = reading_config(self.details, self.fps, str(source))
                 write_bvh(file, *self.decode_clip(codes, frames), Path(source), config)
                 return
-            kept = rest_source(frames, self.fps) if source is None else read_beat2_source(Path(source))
+            kept = rest_source(frames, self.fps)
+            if source is not None:
+                kept = read_beat2_source(Path(source), reading_config(self.details, self.fps, str(source)))
             motion, layout = self.decode_clip(codes, frames)
             write_beat2(file, motion, layout, self.fps, kept)
         except ClipError as error:

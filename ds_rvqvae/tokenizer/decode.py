@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ds_rvqvae.data.formats.beat2 import CLIP_FOLDER
 from ds_rvqvae.data.formats.bvh_motion import write_bvh
 from ds_rvqvae.data.formats.finding import FoundFile, is_regular, is_whole
-from ds_rvqvae.data.formats.smpl import CLIP_FOLDER, fps_of
 from ds_rvqvae.data.formats.writing import (
     BEAT2,
     BVH,
@@ -286,13 +286,13 @@ class _Decoder:
             write_beat2(output, motion, layout, fps, rest_source(len(motion), fps))
             return ("no source file, so that what the tokenizer does not cover is at rest (--source names one)",)
         try:
-            source = read_beat2_source(file)
+            source = read_beat2_source(file, reading_config(self.tokenizer.details, fps, str(file)))
             write_beat2(output, motion, layout, fps, source)
         except ClipError as error:
             raise ClipError(f"source {file}: {error}") from None
         notes = [f"{key} holds Python objects and was left out" for key in source.left_out]
-        if not same_rate(fps_of(source.arrays), fps):
-            notes.append(f"source at {fps_of(source.arrays):g} frames a second, written at {fps:g}")
+        if not same_rate(source.fps, fps):
+            notes.append(f"source at {source.fps:g} frames a second, written at {fps:g}")
         return tuple(notes)
 
     def _write_bvh(self, output: Path, motion: NDArray[np.float32], layout: Layout, source: Path) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ds_rvqvae.data.formats.base import Reader
 from ds_rvqvae.data.formats.finding import FoundFile, is_regular, is_whole
 from ds_rvqvae.data.formats.writing import PACKED, open_motion_file
+from ds_rvqvae.data.store.figures import lying_note
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import content_of
 from ds_rvqvae.motion.clip import ClipError, LeftOut, check_finite
@@ -89,7 +90,9 @@ class _Encoder:
         there = self._there(output, reader.path)
         if {(own.source_content, own.reading) for own in there.values()} == {(content, reading)}:
             return Converted(file, str(output), skipped=True)
-        clip = reader.read(name)
+        take = reader.take(name)
+        check_finite(take.motion)
+        clip = reader.clip(take, name, 0, len(take.motion))
         check_finite(clip.motion)
         with self.model_lock:
             codes = self.tokenizer.encode_clip(clip)
@@ -109,7 +112,9 @@ class _Encoder:
         }
         write_codes(output, results)
         before = any(not own.source_content for own in there.values())
-        notes = ("encoded again, since its codes did not say of what content they were",) if before else ()
+        lying = lying_note(reader, take)
+        notes = (*reader.notes, *take.notes, *((lying,) if lying else ()))
+        notes += ("encoded again, since its codes did not say of what content they were",) if before else ()
         return Converted(file, str(output), len(clip.motion) / self.tokenizer.fps, notes=notes)
 
     def _there(self, output: Path, path: Path) -> dict[str, Codes]:

@@ -44,6 +44,19 @@ def test_a_beat2_folder_and_back(tmp_path, upper, capsys):
     np.testing.assert_allclose(second, first / np.linalg.norm(first, axis=-1, keepdims=True), atol=1e-5)
 
 
+def test_figures_that_lie_are_said_of_files_however_many(tmp_path, upper, capsys):
+    for index in range(3):
+        poses, lying = beat2_arrays(20)["poses"], [np.pi / 2, 0, 0]
+        poses[:, :3] = lying if index else 0
+        write_beat2(tmp_path / "data" / f"{index}.npz", 20, poses=poses)
+    command = ["encode", str(upper), str(tmp_path / "data"), "--out", str(tmp_path / "codes")]
+    assert cli.main(command) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "lies along z, where y should be up" in line]
+    assert len(lines) == 1 and lines[0].endswith("1.npz and 1 more")
+    _, result, _ = run(capsys, *command, "--overwrite")
+    assert [len(clip["notes"]) for clip in result["done"]] == [0, 1, 1]
+
+
 def test_matrices_and_packed_files_and_back(tmp_path, five, capsys):
     rng = np.random.default_rng(0)
     (tmp_path / "data").mkdir()

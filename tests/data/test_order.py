@@ -114,10 +114,15 @@ def test_ranks_and_micro_batches_cut_a_step_in_order(ranks, accumulation):
         ("CMU/01/01_01", "01", "CMU"),
         ("CMU/01/01_01#0", "01", "CMU"),
         ("a#b/take", "a#b", "a#b"),
+        ("beat_english_v2.0.0/smplxflame_30/2_scott_0_1_1#1", "2", "beat_english_v2.0.0"),
     ],
 )
 def test_the_group_of_a_clip(name, speaker, set_name):
     assert (group_of(name, "speaker"), group_of(name, "set")) == (speaker, set_name)
+
+
+def test_versions_before_took_the_folder_of_beat2_clips_for_a_speaker():
+    assert group_of("beat_english_v2.0.0/smplxflame_30/2_scott_0_1_1", "speaker", 1) == "smplxflame_30"
 
 
 def test_shares_of_an_epoch_and_even_use_of_each_groups_windows():

@@ -3,7 +3,7 @@
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,15 +11,17 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.config.data import DataConfig, to_say
 from ds_rvqvae.data.formats import npz
 from ds_rvqvae.data.formats.npz import LARGEST, Header, RefusedError, open_npz, read_npy
 from ds_rvqvae.data.formats.split_lists import SplitLists, lists_of
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import Clip, ClipError, LeftOut, Take, check_clip, check_finite
 from ds_rvqvae.motion.layout import rotation_columns
-from ds_rvqvae.motion.rotations import resample, translation_features
+from ds_rvqvae.motion.rotations import DECIMATION_TOLERANCE, resample, translation_features
 
+FPS_KEYS = ("mocap_frame_rate", "mocap_framerate", "fps", "mocap_fps", "frame_rate")
+"""The keys of an npz that may say its frame rate."""
 _MOST_COLUMNS = 2**16
 _DEEPEST = 64
 """Folders in each other that are searched."""
@@ -33,6 +35,8 @@ class Reader(ABC):
     """The format's name in `config.data.FORMATS`, and so in `rvqvae.data.format`."""
     has_body_parts: ClassVar[bool] = False
     """Whether the parts of `BODY_PARTS` select columns of this format."""
+    has_up_axis: ClassVar[bool] = False
+    """Whether `rvqvae.data.up_axis` turns what the files hold."""
     parallel: ClassVar[bool] = True
     """Whether several processes may each open the data and read some of the clips."""
     certainty: ClassVar[int] = 0
@@ -54,9 +58,22 @@ class Reader(ABC):
     def matches(cls, path: Path) -> bool:
         """Whether the file or folder looks like this format; opens as little as it can."""
 
+    @classmethod
+    def matched_before(cls, path: Path) -> bool:
+        """As `matches`, by the rules of versions up to 0.2."""
+        return cls.matches(path)
+
     @abstractmethod
     def sources(self) -> list[Path]:
         """Every file that the result depends on."""
+
+    def clip_files(self) -> dict[str, Path]:
+        """Those of them that clips are read from, by the clips' names."""
+        return dict.fromkeys(self.clip_names(), self.path)
+
+    def why_passed_over(self, file: Path) -> str:
+        """Why no clip is read from a file of the data that is none of `sources`."""
+        return "not of this format"
 
     @abstractmethod
     def clip_names(self) -> list[str]:
@@ -160,6 +177,9 @@ class FilesReader(Reader):
     def sources(self) -> list[Path]:
         return [*self._files.values(), *self._lists.files]
 
+    def clip_files(self) -> dict[str, Path]:
+        return self._files
+
     def clip_names(self) -> list[str]:
         return sorted({*self._files, *self._lists.missing(self._files)})
 
@@ -189,8 +209,9 @@ class FilesReader(Reader):
 
 
 def visible_files(folder: Path, suffix: str) -> list[Path]:
-    """Files of a folder with a suffix, sorted, without hidden ones."""
-    return sorted(file for file in folder.glob(f"*{suffix}") if not file.name.startswith("."))
+    """Files of a folder with a suffix, in whatever case, sorted, without hidden ones."""
+    files = folder.iterdir() if folder.is_dir() else ()
+    return sorted(file for file in files if file.name.lower().endswith(suffix) and not file.name.startswith("."))
 
 
 def file_size(file: Path | None) -> int:
@@ -337,6 +358,31 @@ def frame_rate(values: NDArray[Any], key: str) -> float:
     if values.size != 1 or not 0 < float(values.reshape(-1)[0]) < 1e5:
         raise ClipError(f"{key} is {str(values)[:40]}, not a number of frames a second")
     return float(values.reshape(-1)[0])
+
+
+def rate_of(arrays: Mapping[str, NDArray[Any]]) -> float | None:
+    """Frames a second by those of `FPS_KEYS` that are there, as numbers or as text (`b"30"`); None where none is.
+
+    29.97 and 30 are read alike, so they agree.
+
+    Raises:
+        ClipError: no frame rate, or two keys that disagree.
+    """
+    rates = {key: frame_rate(_as_number(arrays[key]), key) for key in FPS_KEYS if key in arrays}
+    key, rate = next(iter(rates.items()), ("", None))
+    for other, fps in rates.items():
+        if rate is not None and abs(fps / rate - 1) > DECIMATION_TOLERANCE * (1 + 1e-9):
+            source_fps = to_say("source_fps", "N")
+            raise ClipError(f"{key} is {rate:g} and {other} is {fps:g} frames a second; {source_fps} says which")
+    return rate
+
+
+def _as_number(values: NDArray[Any]) -> NDArray[Any]:
+    """The number that a text of it stands for; all else as it is."""
+    if values.dtype.kind in "SU" and values.size == 1:
+        with suppress(ValueError):
+            return values.astype(np.float64)
+    return values
 
 
 def refuse_speakers(config: DataConfig, path: Path) -> None:

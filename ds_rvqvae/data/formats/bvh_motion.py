@@ -36,6 +36,7 @@ class BvhReader(FilesReader):
     format = "BVH"
     key = "bvh"
     suffix = SUFFIX
+    has_up_axis = True
 
     @classmethod
     def matches(cls, path: Path) -> bool:

@@ -3,16 +3,20 @@
 import os
 import stat
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from ds_rvqvae.data.formats import features, smpl
+from ds_rvqvae.data.formats import beat2, features
+from ds_rvqvae.data.formats.base import Reader
 from ds_rvqvae.motion.clip import ClipError, LeftOut
 
-_CLIP_FOLDERS = (smpl.CLIP_FOLDER, features.CLIP_FOLDER)
+_NAMED = 3
+"""Files that are named of those passed over for one reason."""
+_CLIP_FOLDERS = (beat2.CLIP_FOLDER, features.CLIP_FOLDER)
 
 
 class FoundFile(NamedTuple):
@@ -70,6 +74,94 @@ class _Search(NamedTuple):
                 yield FoundFile(entry, relative / entry.name)
             elif _is_folder(entry):
                 yield from self.files(entry, relative / entry.name, (*above, real))
+
+
+class PassedOver(NamedTuple):
+    """Files that no clip is read from, for one reason."""
+
+    reason: str
+    suffix: str
+    files: int
+    first: list[str]
+    """The names of some, relative to the data."""
+
+
+class FileCount(NamedTuple):
+    """What became of every file of the data: the numbers add up."""
+
+    source: str
+    """The file or folder of motion."""
+    seen: int
+    read: int
+    """Files that clips came of."""
+    left_out: int
+    """Files that were to be read and no clip came of."""
+    passed_over: list[PassedOver]
+    """All others, the most first."""
+
+
+def count_files(
+    reader: Reader, read: Collection[str], left_out: Collection[str], leave_out: Collection[Path] = ()
+) -> FileCount:
+    """Counts the files of the data, hidden ones too, by what became of them.
+
+    Args:
+        read: what `file_of` calls the clips that are in the store now.
+        left_out: what it calls those that were left out whole.
+        leave_out: folders that are not the data's, such as the store's.
+    """
+    files = reader.clip_files()
+    tried = {name: reader.file_of(name) for name in files}
+    of_read = {files[name] for name, file in tried.items() if file in read}
+    of_left_out = {files[name] for name, file in tried.items() if file in left_out} - of_read
+    known, used = set(files.values()), set(reader.sources())
+    groups: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    seen = 0
+    for file, is_hidden in _every_file(reader.path, {os.path.realpath(folder) for folder in leave_out}):
+        seen += 1
+        if file in of_read or file in of_left_out:
+            continue
+        if file in known:
+            reason = "its clips are in the store already"
+        elif file in used:
+            reason = "lists and statistics in use"
+        else:
+            reason = "hidden" if is_hidden else reader.why_passed_over(file)
+        groups[reason, "" if is_hidden else file.suffix.lower()[:16]].append(file)
+    passed_over = [
+        PassedOver(reason, suffix, len(some), [os.path.relpath(file, reader.path) for file in some[:_NAMED]])
+        for (reason, suffix), some in sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
+    ]
+    return FileCount(str(reader.path), seen, len(of_read), len(of_left_out), passed_over)
+
+
+def _every_file(path: Path, leave_out: Collection[str]) -> Iterator[tuple[Path, bool]]:
+    """The files of a folder and those below it, and whether each is hidden; folders that cannot be read have none.
+
+    Folders are searched as `files_below` does, so that its files are among them by the same names.
+    """
+    if not path.is_dir():
+        yield path, False
+        return
+    seen = set(leave_out)
+    for place, folders, files in os.walk(path, followlinks=True):
+        real = os.path.realpath(place)
+        visible = sorted(name for name in folders if not name.startswith("."))
+        hidden = [Path(place, name) for name in folders if name.startswith(".")]
+        folders[:] = [] if real in seen else visible
+        if real not in seen:
+            seen.add(real)
+            yield from ((Path(place, name), name.startswith(".")) for name in sorted(files))
+            for folder in sorted(hidden):
+                yield from ((file, True) for file in _all_below(folder, leave_out))
+
+
+def _all_below(folder: Path, leave_out: Collection[str]) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder):
+        if os.path.realpath(place) in leave_out:
+            folders.clear()
+        else:
+            yield from (Path(place, name) for name in sorted(files))
 
 
 def check_regular(file: Path) -> None:

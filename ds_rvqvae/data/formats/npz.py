@@ -179,7 +179,7 @@ def _read_array(stream: IO[bytes], size: int, what: str, largest: int) -> NDArra
     """The array in a stream that should have `size` bytes."""
     header = _read_header(stream)
     if header.dtype.hasobject:
-        raise RefusedError(NO_PICKLE)
+        raise RefusedError(f"{what}: pickled Python objects are never loaded")
     if header.dtype.kind == "V" or not header.dtype.itemsize:
         raise RefusedError(f"{what} holds {str(header.dtype)[:40]}, not numbers")
     if any(not 0 <= length <= 2**48 for length in header.shape):

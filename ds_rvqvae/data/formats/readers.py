@@ -1,6 +1,7 @@
 """Which reader reads a file or folder. A new format is one file with one class, and its entry in `FORMATS`."""
 
 from collections import Counter
+from contextlib import suppress
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -32,22 +33,46 @@ def open_reader(path: Path, config: DataConfig) -> Reader:
     try:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder; --data_path names a folder of motion or one packed npz")
-        if config.format is not None:
-            reader = next(reader for reader in READERS if reader.key == config.format)
-            if not reader.matches(path):
-                raise UserError(f"rvqvae.data.format: {path} is no {reader.format}; {_what_is_there(path)}")
-            return reader(path, config)
-        for reader in READERS:
-            if reader.certainty and reader.matches(path):
-                return reader(path, config)
-        found = [reader(path, config) for reader in READERS if not reader.certainty and reader.matches(path)]
-        if not found:
-            raise UserError(_unknown(path))
-        return _largest(found)
+        chosen = _choose(path, config)
+        if config.reading_version == 1:
+            chosen.notes += _differs_now(chosen, path, config)
+        return chosen
     except ClipError as error:
         raise UserError(f"{path}: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _choose(path: Path, config: DataConfig) -> Reader:
+    """The reader of what is there, by the rules of `rvqvae.data.reading_version`; raises UserError."""
+
+    def matches(reader: type[Reader]) -> bool:
+        return reader.matched_before(path) if config.reading_version == 1 else reader.matches(path)
+
+    if config.format is not None:
+        reader = next(reader for reader in READERS if reader.key == config.format)
+        if not matches(reader):
+            raise UserError(f"rvqvae.data.format: {path} is no {reader.format}; {_what_is_there(path)}")
+        return reader(path, config)
+    for reader in READERS:
+        if reader.certainty and matches(reader):
+            return reader(path, config)
+    found = [reader(path, config) for reader in READERS if not reader.certainty and matches(reader)]
+    if not found:
+        raise UserError(_unknown(path))
+    return _largest(found)
+
+
+def _differs_now(chosen: Reader, path: Path, config: DataConfig) -> tuple[str, ...]:
+    """A note where another reader is chosen by the rules of now."""
+    with suppress(UserError, ClipError):
+        now = _choose(path, config.model_copy(update={"reading_version": 2}))
+        if now.key != chosen.key:
+            return (
+                f"read as versions up to 0.2 did: as {chosen.format}, but it is {now.format}; prepare again with "
+                "reading_version 2 for that",
+            )
+    return ()
 
 
 def _largest(readers: list[Reader]) -> Reader:

@@ -5,37 +5,34 @@ Sources: N. Mahmood et al., "AMASS: Archive of Motion Capture as Surface Shapes"
 "Embodied Hands", SIGGRAPH Asia 2017 (SMPL-H).
 """
 
-import csv
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.config.data import DataConfig, to_say
 from ds_rvqvae.data.formats.base import (
+    FPS_KEYS,
     FilesReader,
-    Reader,
-    file_size,
     files_below,
     frame_rate,
     load_npz,
     matrix,
     missing_key,
-    no_file,
     npz_keys,
     npz_samples,
-    visible_files,
+    rate_of,
 )
-from ds_rvqvae.errors import UserError
+from ds_rvqvae.data.formats.split_lists import SplitLists, lists_of
 from ds_rvqvae.motion.clip import ClipError, Take
-from ds_rvqvae.motion.layout import NUM_EXPRESSIONS, SMPLH_JOINTS, SMPLX_JOINTS, joint_layout, smplx_layout
+from ds_rvqvae.motion.layout import SMPLH_JOINTS, SMPLX_JOINTS, joint_layout
 
 POSES, TRANS, EXPRESSIONS = "poses", "trans", "expressions"
-FPS_KEYS = ("mocap_frame_rate", "mocap_framerate")
-"""The frame rate stands under one of these."""
+_FPS_KEYS_BEFORE = FPS_KEYS[:2]
+"""Those that versions up to 0.2 knew."""
 BEAT2_FPS = 30.0
 """Of a file with facial expressions that does not say."""
 LAYOUTS = {3 * len(joints): joint_layout(joints, "translation") for joints in (SMPLX_JOINTS, SMPLH_JOINTS)}
@@ -57,6 +54,7 @@ class SmplReader(FilesReader):
     key = "smpl"
     suffix = ".npz"
     has_body_parts = True
+    has_up_axis = True
 
     @classmethod
     def matches(cls, path: Path) -> bool:
@@ -67,11 +65,30 @@ class SmplReader(FilesReader):
     @classmethod
     def files_of(cls, folder: Path) -> dict[str, Path]:
         files = files_below(folder, (".npz",))
+        return {name: file for name, file in files.items() if not _holds_no_motion(file)}
+
+    @classmethod
+    def matched_before(cls, path: Path) -> bool:
+        if path.is_file():
+            return cls.matches(path)
+        return any(POSES in keys for keys in npz_samples(cls._files_before(path).values()))
+
+    @classmethod
+    def _files_before(cls, folder: Path) -> dict[str, Path]:
+        files = files_below(folder, (".npz",))
         return {name: file for name, file in files.items() if not file.name.endswith(_SHAPE_FILES)}
 
+    def _find(self) -> tuple[dict[str, Path], SplitLists]:
+        if self.config.reading_version > 1:
+            return super()._find()
+        files = self._files_before(self.path)
+        return files, lists_of(self.path, files)
+
+    def why_passed_over(self, file: Path) -> str:
+        return "without poses, so without motion" if file.name.endswith(_SHAPE_FILES) else super().why_passed_over(file)
+
     def take_of(self, name: str, file: Path, split: str | None) -> Take:
-        arrays = load_npz(file, (POSES, TRANS), FPS_KEYS)
-        fps = self._fps(arrays, file)
+        arrays, fps, notes = load_motion(file, (POSES, TRANS), self.config)
         poses, trans = matrix(arrays[POSES], POSES), matrix(arrays[TRANS], TRANS, 3)
         if poses.shape[1] not in LAYOUTS:
             wanted = "165 (SMPL-X, 55 joints) or 156 (SMPL-H, 52)"
@@ -83,20 +100,70 @@ class SmplReader(FilesReader):
         write_rotation_6d(poses, motion[:, :-3])
         motion[:, -3:] = trans
         if self.config.up_axis == "z":
-            _turn_upright(motion)
+            turn_upright(motion)
+        if self.config.format is None and self.config.reading_version > 1 and EXPRESSIONS in npz_keys(file):
+            notes += ("its facial expressions are not read; rvqvae.data.format: beat2 reads files with them",)
         empty = np.asarray(~(poses.any(axis=1) | trans.any(axis=1)))
-        return Take(name, motion, fps, layout, split, empty, has_positions=True)
+        return Take(name, motion, fps, layout, split, empty, has_positions=True, notes=notes)
 
-    @staticmethod
-    def _fps(arrays: Mapping[str, NDArray[Any]], file: Path) -> float:
-        if not any(key in arrays for key in FPS_KEYS) and EXPRESSIONS not in (keys := npz_keys(file)):
-            raise ClipError(missing_key(keys, " or ".join(FPS_KEYS)))
-        return fps_of(arrays)
+
+def _holds_no_motion(file: Path) -> bool:
+    """Whether it is a file of a subject's shape, by its name and its keys."""
+    if file.name.endswith(_SHAPE_FILES):
+        with suppress(ClipError):
+            return POSES not in npz_keys(file)
+    return False
+
+
+class Loaded(NamedTuple):
+    """Some arrays of a clip."""
+
+    arrays: dict[str, NDArray[Any]]
+    fps: float
+    """Frames a second."""
+    notes: tuple[str, ...]
+
+
+def load_motion(file: Path, required: Sequence[str], config: DataConfig) -> Loaded:
+    """The required arrays of a clip and its frame rate.
+
+    That is `rvqvae.data.source_fps`, or else what the file says, or else BEAT2's where it has facial expressions.
+
+    Raises:
+        ClipError: unreadable, or without one of the keys, or without a frame rate.
+    """
+    if config.source_fps is not None:
+        return Loaded(load_npz(file, required), config.source_fps, ())
+    before = config.reading_version == 1
+    known = _FPS_KEYS_BEFORE if before else FPS_KEYS
+    arrays = load_npz(file, required, known)
+    if not any(key in arrays for key in known) and EXPRESSIONS not in (keys := npz_keys(file)):
+        missing = missing_key(keys, f"{', '.join(known[:-1])} or {known[-1]}")
+        raise ClipError(missing if before else f"{missing}; give {to_say('source_fps', 'N')}")
+    if not before:
+        return Loaded(arrays, fps_of(arrays), ())
+    fps = next((frame_rate(arrays[key], key) for key in known if key in arrays), BEAT2_FPS)
+    return Loaded(arrays, fps, _differs_now(file, fps))
+
+
+def _differs_now(file: Path, fps: float) -> tuple[str, ...]:
+    """A note where the file's rate is another one by the rules of now."""
+    try:
+        now = rate_of(load_npz(file, (), FPS_KEYS)) or fps
+        words = f"{now:g}"
+    except ClipError:
+        now, words = 0.0, "two rates or none"
+    if now == fps:
+        return ()
+    return (
+        f"read as versions up to 0.2 did: {fps:g} frames a second, but its keys say {words}; prepare again with "
+        "reading_version 2 for those",
+    )
 
 
 def fps_of(arrays: Mapping[str, NDArray[Any]]) -> float:
     """Frames a second of a clip's arrays, BEAT2's where they do not say; raises ClipError."""
-    return next((frame_rate(arrays[key], key) for key in FPS_KEYS if key in arrays), BEAT2_FPS)
+    return rate_of(arrays) or BEAT2_FPS
 
 
 def write_rotation_6d(axis_angle: NDArray[Any], out: NDArray[np.floating[Any]]) -> None:
@@ -135,125 +202,13 @@ def _write_block(axis_angle: NDArray[np.floating[Any]], out: NDArray[np.floating
         out[..., 5] = scaled_y * z - scaled_x
 
 
-def _turn_upright(motion: NDArray[np.floating[Any]]) -> None:
+def turns_z(config: DataConfig) -> bool:
+    """Whether BEAT2 files are turned so that y points up; versions up to 0.2 turned other SMPL files alone."""
+    return config.up_axis == "z" and config.reading_version > 1
+
+
+def turn_upright(motion: NDArray[np.floating[Any]]) -> None:
     """Turns the root, in the first six and the last three columns, by -90 degrees about x: z up becomes y up."""
     motion[:, 3:6] = np.cross(motion[:, :3], motion[:, 3:6])
     y = motion[:, -2].copy()
     motion[:, -2], motion[:, -1] = motion[:, -1], -y
-
-
-CLIP_FOLDER = "smplxflame_30"
-SPLIT_FILE = "train_test_split.csv"
-MOTION_KEYS = (POSES, TRANS, EXPRESSIONS)
-
-
-class Beat2Reader(Reader):
-    """A BEAT2 folder, its folder of npz files, or one such npz.
-
-    A clip listed in `train_test_split.csv` without a file is left out with that reason; a file that it does not list
-    counts as `additional`. A single file has no split.
-    """
-
-    format = "BEAT2 npz"
-    key = "beat2"
-    has_body_parts = True
-    certainty = 1
-
-    def __init__(self, path: Path, config: DataConfig) -> None:
-        super().__init__(path, config)
-        self._split_file: Path | None = None
-        if path.is_file():
-            self._files = {path.stem: path}
-        else:
-            folder = path / CLIP_FOLDER if (path / CLIP_FOLDER).is_dir() else path
-            self._files = {file.stem: file for file in visible_files(folder, ".npz")}
-            beside = (folder / SPLIT_FILE, folder.parent / SPLIT_FILE)
-            self._split_file = next((file for file in beside if file.is_file()), None)
-        self._split = read_split_file(self._split_file) if self._split_file else {}
-        self._names = self._of_speakers(sorted({*self._files, *self._split}))
-
-    @classmethod
-    def matches(cls, path: Path) -> bool:
-        if path.is_file():
-            return path.suffix == ".npz" and EXPRESSIONS in npz_keys(path)
-        return (path / CLIP_FOLDER).is_dir() or any(
-            EXPRESSIONS in keys for keys in npz_samples(visible_files(path, ".npz"))
-        )
-
-    def sources(self) -> list[Path]:
-        files = [self._files[name] for name in self._names if name in self._files]
-        return files if self._split_file is None else [*files, self._split_file]
-
-    def clip_names(self) -> list[str]:
-        return self._names
-
-    def file_of(self, name: str) -> str:
-        return self._files[name].name if name in self._files else f"{name}.npz"
-
-    def take(self, name: str) -> Take:
-        if name not in self._files:
-            raise ClipError(f"{SPLIT_FILE} lists it, but {no_file(name)}")
-        arrays = load_npz(self._files[name], MOTION_KEYS, FPS_KEYS)
-        motion = rotations_and_positions(arrays)
-        empty = ~np.logical_or.reduce([arrays[key].any(axis=1) for key in MOTION_KEYS])
-        return Take(name, motion, fps_of(arrays), smplx_layout(), self.split_of(name), empty, has_positions=True)
-
-    def source_of(self, name: str) -> Path | None:
-        return self._files.get(name)
-
-    def split_of(self, name: str) -> str | None:
-        return self._split.get(name, "additional") if self._split_file else None
-
-    def weight(self, name: str) -> int:
-        return file_size(self._files.get(name))
-
-    def _of_speakers(self, names: list[str]) -> list[str]:
-        if self.config.speakers is None:
-            return names
-        speakers = {name: int(number[0]) for name in names if (number := re.match(r"\d{1,18}(?!\d)", name))}
-        wanted = [name for name in names if speakers.get(name) in self.config.speakers]
-        if not wanted:
-            there = ", ".join(map(str, sorted(set(speakers.values())))) or "none"
-            raise UserError(
-                f"rvqvae.data.speakers: {', '.join(map(str, self.config.speakers))} have no clip in {self.path}; "
-                f"speakers there: {there}"
-            )
-        return wanted
-
-
-def read_split_file(file: Path) -> dict[str, str]:
-    """The split of each clip by `train_test_split.csv`; raises UserError where its columns are not there."""
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            rows = csv.DictReader(lines)
-            columns = rows.fieldnames or []
-            if not {"id", "type"} <= set(columns):
-                raise UserError(f"{file}: needs the columns id and type; it has {', '.join(columns) or 'none'}")
-            split: dict[str, str] = {}
-            for row in rows:
-                name, kind = (row["id"] or "").strip(), (row["type"] or "").strip()
-                if name:
-                    # Two answers make a split that is none of the known ones, which leaves the clip out by name.
-                    split[name] = kind if split.get(name, kind) == kind else f"{split[name]} and {kind}"
-            return split
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from None
-
-
-def rotations_and_positions(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
-    """A clip's arrays as `smplx_layout` has them, but with positions for velocities, float64 `[frames, 433]`.
-
-    Frames with a NaN keep it. Raises ClipError.
-    """
-    poses = matrix(arrays[POSES], POSES, 3 * len(SMPLX_JOINTS))
-    positions = matrix(arrays[TRANS], TRANS, 3)
-    expressions = matrix(arrays[EXPRESSIONS], EXPRESSIONS, NUM_EXPRESSIONS)
-    counts = [len(poses), len(positions), len(expressions)]
-    if len(set(counts)) > 1:
-        raise ClipError("poses, trans and expressions have {}, {} and {} frames, not as many".format(*counts))
-    rotations = 6 * len(SMPLX_JOINTS)
-    motion = np.empty((len(poses), rotations + 3 + NUM_EXPRESSIONS))
-    write_rotation_6d(poses, motion[:, :rotations])
-    motion[:, rotations : rotations + 3] = positions
-    motion[:, rotations + 3 :] = expressions
-    return motion

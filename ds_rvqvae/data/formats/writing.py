@@ -1,6 +1,5 @@
 """Single motion files: any format read by itself, and features written back as motion."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,12 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import DataConfig
-from ds_rvqvae.data.formats.base import Reader, load_npz, missing_key, npz_keys
+from ds_rvqvae.data.formats.base import FPS_KEYS, Reader, load_npz, missing_key, npz_keys, rate_of
+from ds_rvqvae.data.formats.beat2 import MOTION_KEYS, rotations_and_positions
 from ds_rvqvae.data.formats.features import FeatureFolderReader
 from ds_rvqvae.data.formats.finding import check_regular
 from ds_rvqvae.data.formats.npz import write_npz
 from ds_rvqvae.data.formats.readers import open_reader
-from ds_rvqvae.data.formats.smpl import FPS_KEYS, MOTION_KEYS, fps_of, rotations_and_positions
+from ds_rvqvae.data.formats.smpl import load_motion, turns_z
 from ds_rvqvae.files import whole_file
 from ds_rvqvae.motion.clip import ClipError, check_finite
 from ds_rvqvae.motion.layout import (
@@ -21,6 +21,7 @@ from ds_rvqvae.motion.layout import (
     NUM_EXPRESSIONS,
     SMPLX_JOINTS,
     TRANSLATION,
+    Channels,
     Layout,
     rotation_columns,
     smplx_layout,
@@ -35,6 +36,8 @@ from ds_rvqvae.motion.rotations import (
 
 BEAT2, BVH, PACKED = "beat2", "bvh", "packed"
 """Formats that are written as they are read, and that which holds several clips."""
+_Y_UP_TO_Z_UP = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
+"""By 90 degrees about x, back from how the reader turned it."""
 
 
 def open_motion_file(file: Path, config: DataConfig) -> Reader:
@@ -63,10 +66,15 @@ class Beat2Source(NamedTuple):
     """Its keys, in its order, with what they hold."""
     left_out: list[str]
     """Keys that hold Python objects, which are never loaded."""
+    fps: float
+    """Frames a second of it."""
+    has_z_up: bool = False
+    """Whether z points up in it, where y does in features."""
 
 
-def read_beat2_source(file: Path) -> Beat2Source:
-    """All plain arrays of a BEAT2 npz; raises ClipError."""
+def read_beat2_source(file: Path, config: DataConfig | None = None) -> Beat2Source:
+    """All plain arrays of a BEAT2 npz, and its rate as `config` has it read; raises ClipError."""
+    config = config or DataConfig()
     check_regular(file)
     arrays: dict[str, NDArray[Any]] = {}
     left_out = []
@@ -82,7 +90,7 @@ def read_beat2_source(file: Path) -> Beat2Source:
     for key in MOTION_KEYS:
         if key not in arrays:
             raise ClipError(missing_key(list(arrays), key))
-    return Beat2Source(arrays, left_out)
+    return Beat2Source(arrays, left_out, load_motion(file, (), config).fps, turns_z(config))
 
 
 def rest_source(frames: int, fps: float) -> Beat2Source:
@@ -98,6 +106,7 @@ def rest_source(frames: int, fps: float) -> Beat2Source:
             FPS_KEYS[0]: _rate_like(np.zeros((), np.int32), fps),
         },
         [],
+        fps,
     )
 
 
@@ -113,7 +122,7 @@ def write_beat2(file: Path, motion: NDArray[Any], layout: Layout, fps: float, so
     Raises:
         ClipError: the source's motion is not as long, or not finite, or the columns are none of SMPL-X.
     """
-    arrays = _at_rate(source.arrays, fps)
+    arrays = _at_rate(source, fps)
     if len(arrays["poses"]) != len(motion):
         raise ClipError(
             f"the source has {len(arrays['poses'])} frames at {fps:g} frames a second, the codes {len(motion)}"
@@ -123,12 +132,12 @@ def write_beat2(file: Path, motion: NDArray[Any], layout: Layout, fps: float, so
         columns = motion[:, channels.start : channels.stop]
         if channels.kind == "rotation_6d" and channels.name in SMPLX_JOINTS:
             joint = SMPLX_JOINTS.index(channels.name)
-            arrays["poses"][:, 3 * joint : 3 * joint + 3] = matrix_to_axis_angle(rotation_6d_to_matrix(columns))
-        elif channels.name == TRANSLATION and channels.kind == "position":
-            arrays["trans"][:] = columns
+            matrices = rotation_6d_to_matrix(columns)
+            if joint == 0 and source.has_z_up:
+                matrices = _Y_UP_TO_Z_UP @ matrices
+            arrays["poses"][:, 3 * joint : 3 * joint + 3] = matrix_to_axis_angle(matrices)
         elif channels.name == TRANSLATION:
-            x, _, z = arrays["trans"][0]
-            arrays["trans"][:] = translation_positions(columns, (x, z))
+            arrays["trans"][:] = _places(columns, channels, arrays["trans"][0], source.has_z_up)
         elif channels.name == EXPRESSIONS:
             arrays["expressions"][:] = columns
         else:
@@ -137,17 +146,30 @@ def write_beat2(file: Path, motion: NDArray[Any], layout: Layout, fps: float, so
         write_npz(content, arrays)
 
 
+def _places(
+    columns: NDArray[np.float64], channels: Channels, first: NDArray[Any], has_z_up: bool
+) -> NDArray[np.float64]:
+    """The root's places `[frames, 3]` of its columns, as the source has them; it starts over `first`."""
+    if channels.kind != "position":
+        x, _, z = _Y_UP_TO_Z_UP.T @ first if has_z_up else first
+        columns = translation_positions(columns, (x, z))
+    places: NDArray[np.float64] = columns @ _Y_UP_TO_Z_UP.T if has_z_up else columns
+    return places
+
+
 def same_rate(source_fps: float, fps: float) -> bool:
     """Whether `resample` keeps every frame: 29.97 is 30, also after rounding."""
     return abs(source_fps / fps - 1) <= DECIMATION_TOLERANCE * (1 + 1e-9)
 
 
-def _at_rate(source: Mapping[str, NDArray[Any]], fps: float) -> dict[str, NDArray[Any]]:
+def _at_rate(source: Beat2Source, fps: float) -> dict[str, NDArray[Any]]:
     """A clip's arrays at another frame rate, with copies of the motion; as they are where frame stands for frame."""
-    motion = rotations_and_positions(source)
+    motion = rotations_and_positions(source.arrays)
     check_finite(motion)
-    arrays = dict(source)
-    source_fps = fps_of(source)
+    arrays, source_fps = dict(source.arrays), source.fps
+    for key in FPS_KEYS:
+        if key in arrays and not _says(arrays[key], key, fps):
+            arrays[key] = _rate_like(arrays[key], fps)
     dtypes = {key: np.promote_types(arrays[key].dtype, np.float16) for key in MOTION_KEYS}
     if same_rate(source_fps, fps):
         return arrays | {key: arrays[key].astype(dtypes[key]) for key in MOTION_KEYS}
@@ -166,12 +188,22 @@ def _at_rate(source: Mapping[str, NDArray[Any]], fps: float) -> dict[str, NDArra
     }
     for key, values in parts.items():
         arrays[key] = values.astype(dtypes[key])
-    key = next((key for key in FPS_KEYS if key in arrays), FPS_KEYS[0])
-    arrays[key] = _rate_like(arrays.get(key, np.zeros((), np.int32)), fps)
+    if not any(key in arrays for key in FPS_KEYS):
+        arrays[FPS_KEYS[0]] = _rate_like(np.zeros((), np.int32), fps)
     return arrays
+
+
+def _says(values: NDArray[Any], key: str, fps: float) -> bool:
+    """Whether a key of a source says a rate, or one that is read alike."""
+    try:
+        said = rate_of({key: values})
+    except ClipError:
+        return False
+    return said is not None and same_rate(said, fps)
 
 
 def _rate_like(values: NDArray[Any], fps: float) -> NDArray[Any]:
     """A frame rate of the shape and, where that can hold it, the dtype of `values`."""
-    dtype = values.dtype if values.dtype.kind == "f" or fps == int(fps) else np.float64
+    is_number = values.dtype.kind == "f" or (values.dtype.kind in "iu" and fps == int(fps))
+    dtype = values.dtype if is_number else np.float64
     return np.full(values.shape, fps, dtype)

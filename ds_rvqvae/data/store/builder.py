@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds_rvqvae.data.formats.base import Reader
+from ds_rvqvae.data.formats.finding import count_files
 from ds_rvqvae.data.store.packing import Packed, pack_all
 from ds_rvqvae.data.store.report import ColumnFacts, Findings, extreme_columns, make_report
 from ds_rvqvae.data.store.shards import ShardFacts, ShardPacker, ShardPlan, shard_files
@@ -25,6 +26,13 @@ from ds_rvqvae.motion.layout import Layout, layout_to_json
 def quarantine_of(facts: Sequence[ShardFacts]) -> list[Quarantined]:
     """All that was left out, in order."""
     return [entry for shard in facts for entry in shard.quarantined]
+
+
+def counted_files(reader: Reader, facts: Sequence[ShardFacts], leave_out: Collection[Path]) -> dict[str, Any]:
+    """What became of the files that shards were packed from, as JSON objects; as `count_files`."""
+    read = {take.file for shard in facts for take in shard.takes if take.clips}
+    count = count_files(reader, read, {entry.file for entry in quarantine_of(facts)}, leave_out)
+    return {**count._asdict(), "passed_over": [group._asdict() for group in count.passed_over]}
 
 
 class StoreBuilder:
@@ -65,12 +73,19 @@ class StoreBuilder:
         packer = ShardPacker(self.reader, self.layout, self.folder / SHARDS, self.packing_key(), earlier)
         return pack_all(packer, plans, workers, progress)
 
-    def finish(self, facts: Sequence[ShardFacts], fingerprint: str, sources: Sequence[str]) -> None:
+    def finish(
+        self,
+        facts: Sequence[ShardFacts],
+        fingerprint: str,
+        sources: Sequence[str],
+        file_counts: Sequence[dict[str, Any]] = (),
+    ) -> None:
         """Writes the report and then the table of the shards, at least one with frames, that lie in the folder.
 
         Args:
             facts: of every shard, in order.
             sources: the data that the shards were packed from.
+            file_counts: what became of their files, as `counted_files` gives it.
 
         Raises:
             UserError: the data's own statistics are of another width.
@@ -100,7 +115,9 @@ class StoreBuilder:
             sources=list(sources),
         )
         takes = [take for shard in facts for take in shard.takes]
-        found = Findings(self.reader.format, takes, quarantined, self._column_facts(facts), self.reader.notes)
+        found = Findings(
+            self.reader.format, takes, quarantined, self._column_facts(facts), self.reader.notes, file_counts
+        )
         report = make_report(store, found)
         # Not shard by shard: the disk writes while the processor packs, and this waits for the rest.
         for shard in store.shards:

@@ -1,17 +1,21 @@
 """Where the figure of a store stands: joints and the root's way in metres, whatever the columns mean."""
 
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ds_rvqvae.config.data import to_say
+from ds_rvqvae.data.formats.base import Reader
 from ds_rvqvae.data.store.store import TABLE, Store
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.motion.clip import ClipError
+from ds_rvqvae.motion.clip import ClipError, Take
 from ds_rvqvae.motion.layout import SMPLX_JOINTS, SMPLX_PARENTS, Channels, Layout, root_channels
 from ds_rvqvae.motion.rotations import translation_positions
 from ds_rvqvae.motion.sides import sides_at_rest, sides_by_name
@@ -26,6 +30,15 @@ _KIT_JOINTS = (
 )
 _KIT_METRES = 0.001
 """KIT's motion is in millimetres."""
+LYING = 0.6
+"""A body whose line from the feet to the head has less than this share of its length along y lies."""
+AXES = "xyz"
+LOOKED_AT, _LOOKED_AGAIN, _FRAMES = 9, 45, 16
+"""Clips that are looked at before all are packed, those where one of the first lies, and the frames of each."""
+_MANY_LIE = 0.2
+"""The share of clips in which people may lie on the floor."""
+_BODY_JOINTS, _BODY_SIZE = 12, 1.0
+"""Joints and metres of a body whose head or feet have no known names."""
 _HIP, _FOOT, _TOE = r"hip(?!s)|upleg|thigh|upperleg|femur", r"ankle|foot|toe|heel", r"toe|foot|ball"
 
 
@@ -65,6 +78,11 @@ class Figure:
         """Joints of the feet, int64."""
         return self.joints(_FOOT)
 
+    def line(self, places: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """From between the feet to the head, metres `[frames, 3]`; None where no names say which joints they are."""
+        feet = [joint for joint in self.feet.tolist() if joint != 0]
+        return None if self.head is None or not feet else places[:, self.head] - places[:, feet].mean(axis=1)
+
     def front(self, places: NDArray[np.float64]) -> NDArray[np.float64]:
         """Which way the figure faces, by where its left is: unit vectors over x and z, `[frames, 2]`.
 
@@ -95,11 +113,10 @@ class Figure:
 def figure_of(store: Store) -> Figure | None:
     """The figure of a store: its own skeleton, SMPL-X's joints on the built-in one, or HumanML3D's and KIT's places."""
     if any(part.kind == "rotation_6d" for part in store.layout):
-        if store.skeleton is not None:
-            return _turned(store.layout, _own_skeleton(store), "the files' own skeleton")
-        if {part.name for part in store.layout} >= set(SMPLX_JOINTS[:22]):
-            return _turned(store.layout, builtin_skeleton(), "the built-in skeleton of 1.75 m")
-        return None
+        try:
+            return _of_rotations(store.layout, store.skeleton, store.folder.name)
+        except ClipError as error:
+            raise UserError(f"{store.folder / TABLE}: not a skeleton: {error}") from None
     width = len(store.mean)
     if width == HUMANML3D_COLUMNS:
         names = SMPLX_JOINTS[:22]
@@ -123,11 +140,13 @@ def figure_of(store: Store) -> Figure | None:
     return None
 
 
-def _own_skeleton(store: Store) -> Skeleton:
-    try:
-        return skeleton_from_json(store.skeleton or {}, store.folder.name)
-    except ClipError as error:
-        raise UserError(f"{store.folder / TABLE}: not a skeleton: {error}") from None
+def _of_rotations(layout: Layout, skeleton: dict[str, Any] | None, name: str) -> Figure | None:
+    """Of the joints' rotations; raises ClipError where the files' own skeleton is none."""
+    if skeleton is not None:
+        return _turned(layout, skeleton_from_json(skeleton, name), "the files' own skeleton")
+    if {part.name for part in layout} >= set(SMPLX_JOINTS[:22]):
+        return _turned(layout, builtin_skeleton(), "the built-in skeleton of 1.75 m")
+    return None
 
 
 def _turned(layout: Layout, skeleton: Skeleton, name: str) -> Figure | None:
@@ -189,3 +208,125 @@ def _integrated(motion: NDArray[Any]) -> NDArray[np.float64]:
     # The features are turned to face z: back is the other way about y.
     x, z = x * cosine - z * sine, x * sine + z * cosine
     return np.stack([np.cumsum(x), motion[:, 3].astype(np.float64), np.cumsum(z)], axis=1)
+
+
+class Posture(NamedTuple):
+    """How a figure stands."""
+
+    tall: float
+    """Metres from the feet to the head, or across a body whose head or feet have no known names."""
+    shares: tuple[float, float, float]
+    """The share of it along each axis."""
+    clip: str = ""
+
+    @property
+    def lies(self) -> bool:
+        return self.shares[1] < LYING
+
+    @property
+    def axis(self) -> str:
+        """The axis that most of it is along."""
+        return AXES[max(range(3), key=self.shares.__getitem__)]
+
+    @property
+    def words(self) -> str:
+        """How long it is along that axis and along y."""
+        return f"{max(self.shares) * self.tall:.2f} m along {self.axis} and {self.shares[1] * self.tall:.2f} m along y"
+
+
+def posture_of(take: Take) -> Posture | None:
+    """How a take's figure stands, by the median of some frames; None where there is no figure, or no frame of it."""
+    motion = take.motion[np.linspace(0, len(take.motion) - 1, min(len(take.motion), _FRAMES)).astype(np.int64)]
+    motion = motion[np.isfinite(motion).all(axis=1)]
+    try:
+        figure = _of_rotations(take.layout, take.skeleton, take.name) if len(motion) else None
+    except ClipError:
+        return None
+    if figure is None:
+        return None
+    places = figure.places(motion)
+    line = figure.line(places)
+    if line is not None:
+        return posture_along(line)._replace(clip=take.name)
+    spread = np.median(np.ptp(places, axis=1), axis=0)
+    if len(figure.joint_names) < _BODY_JOINTS or spread.max() < _BODY_SIZE:
+        return None
+    x, y, z = (spread / spread.max()).tolist()
+    return Posture(float(spread.max()), (x, y, z), take.name)
+
+
+def posture_along(line: NDArray[np.float64]) -> Posture:
+    """The posture of a line from the feet to the head, `[frames, 3]`."""
+    tall = float(np.median(np.linalg.norm(line, axis=1)))
+    x, y, z = (np.median(np.abs(line), axis=0) / max(tall, 1e-9)).tolist()
+    return Posture(tall, (x, y, z))
+
+
+def check_upright(reader: Reader, names: Sequence[str], first: Sequence[Posture] | None = None) -> None:
+    """Looks whether figures lie, in some clips that are spread over all.
+
+    If most do and `rvqvae.data.up_axis` does not say which axis points up, that is an error. It is noted where not most
+    but many do, where z has been turned, and by the rules of versions up to 0.2.
+
+    Args:
+        first: the postures of some clips, where they have been read already.
+
+    Raises:
+        UserError: most figures lie.
+    """
+    config = reader.config
+    before = config.reading_version == 1
+    if not reader.has_up_axis or (config.up_axis == "y" and not before):
+        return
+    seen = _postures(reader, names, LOOKED_AT) if first is None else first
+    if len(names) > LOOKED_AT and any(posture.lies for posture in seen):
+        seen = _postures(reader, names, _LOOKED_AGAIN)
+    lying = [posture for posture in seen if posture.lies]
+    if not lying or len(lying) < _MANY_LIE * len(seen):
+        return
+    said = _lying_words(lying, len(seen))
+    if before:
+        again = "prepare again with reading_version 2 to say the axis"
+        reader.notes += (f"{said}; read as versions up to 0.2 did; {again}",)
+    elif config.up_axis == "z":
+        reader.notes += (f"{said} now that rvqvae.data.up_axis z has turned them",)
+    elif 2 * len(lying) <= len(seen):
+        first_of = ", ".join(posture.clip for posture in lying[:3])
+        reader.notes += (f"{said}, as in {first_of}: does another axis point up in some files?",)
+    else:
+        axis = _usual_axis(lying)
+        turn = f"{to_say('up_axis', 'z')} turns z up, " if axis == "z" else f"no setting turns {axis} up, "
+        as_it_is = f"{to_say('up_axis', 'y')} takes them as they are"
+        raise UserError(f"{reader.path}: {said}; the files do not say which axis is: {turn}{as_it_is}")
+
+
+def lying_note(reader: Reader, take: Take) -> str | None:
+    """Says of a single file that its figure lies, where nothing says which axis points up."""
+    config = reader.config
+    if not reader.has_up_axis or config.up_axis == "y":
+        return None
+    posture = posture_of(take)
+    if posture is None or not posture.lies:
+        return None
+    turned = "now that rvqvae.data.up_axis z has turned it" if config.up_axis == "z" else "does another axis point up?"
+    return f"the figure lies along {posture.axis}, where y should be up: {turned}"
+
+
+def _usual_axis(lying: Sequence[Posture]) -> str:
+    return Counter(posture.axis for posture in lying).most_common(1)[0][0]
+
+
+def _lying_words(lying: Sequence[Posture], looked_at: int) -> str:
+    axis = _usual_axis(lying)
+    words = next(posture for posture in lying if posture.axis == axis).words
+    of = f"{len(lying)} of {looked_at} clips looked at"
+    return f"figures lie: in {of}, it is from feet to head {words}, which should be up"
+
+
+def _postures(reader: Reader, names: Sequence[str], most: int) -> list[Posture]:
+    """Of some clips, spread over all, as far as they can be read and have a figure."""
+    found = []
+    for name in names[:: -(-len(names) // most)] if names else ():
+        with suppress(ClipError):
+            found.append(posture_of(reader.take(name)))
+    return [posture for posture in found if posture is not None]

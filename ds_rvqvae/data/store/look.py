@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_rvqvae.data.store.figures import Figure, Root, figure_of, root_of
+from ds_rvqvae.data.store.figures import AXES, Figure, Posture, Root, figure_of, posture_along, root_of
 from ds_rvqvae.data.store.report import column_ranges
 from ds_rvqvae.data.store.shards import ShardFacts
 from ds_rvqvae.data.store.splits import group_of
@@ -22,8 +22,6 @@ SAMPLE_CLIPS = 5
 _MEASURED_CLIPS, _RUNS, _RUN_FRAMES = 96, 2, 16
 """Clips that are measured, and in how many places and frames."""
 _TALL = (0.5, 2.5)
-_LYING = 0.6
-"""A body whose line from the feet to the head has less than this share of its length along y lies."""
 _OFF_GROUND = 0.6
 _ROOT_HEIGHT = (0.15, 2.0)
 _FASTEST = 12.0
@@ -33,7 +31,6 @@ _TOES_BEHIND = -0.02
 _STILL, _MANY_STILL = 1e-6, 0.5
 _ALL_DIFFERENT = 0.9
 """A store with more speakers than this share of its clips has clips with numbers for names."""
-_AXES = "xyz"
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,15 +262,13 @@ def _figure(figure: Figure | None, sample: Sample, warnings: list[str]) -> dict[
     places = figure.places(sample.motion)
     facts: dict[str, Any] = {"from": figure.name, "joints": len(figure.joint_names)}
     spread = np.median(np.ptp(places, axis=1), axis=0)
-    facts["spread_m"] = dict(zip(_AXES, map(float, spread), strict=True))
-    feet = [joint for joint in figure.feet.tolist() if joint != 0]
-    if figure.head is not None and feet:
-        line = places[:, figure.head] - places[:, feet].mean(axis=1)
-        tall = float(np.median(np.linalg.norm(line, axis=1)))
-        shares = np.median(np.abs(line), axis=0) / max(tall, 1e-9)
-        facts["tall_m"] = tall
-        facts["tall_along"] = dict(zip(_AXES, map(float, shares), strict=True))
-        _judge_posture(line, tall, shares, warnings)
+    facts["spread_m"] = dict(zip(AXES, map(float, spread), strict=True))
+    line = figure.line(places)
+    if line is not None:
+        posture = posture_along(line)
+        facts["tall_m"] = tall = posture.tall
+        facts["tall_along"] = dict(zip(AXES, posture.shares, strict=True))
+        _judge_posture(line, posture, warnings)
     else:
         facts["tall_m"] = tall = float(spread[1])
     if not _TALL[0] <= tall <= _TALL[1]:
@@ -295,15 +290,11 @@ def _figure(figure: Figure | None, sample: Sample, warnings: list[str]) -> dict[
     return facts
 
 
-def _judge_posture(line: NDArray[np.float64], tall: float, shares: NDArray[np.float64], warnings: list[str]) -> None:
+def _judge_posture(line: NDArray[np.float64], posture: Posture, warnings: list[str]) -> None:
     """Lying and upside down, by the line from the feet to the head, `[frames, 3]`."""
-    if shares[1] < _LYING:
-        axis = _AXES[int(shares.argmax())]
-        hint = " (rvqvae.data.up_axis z turns such files)" if axis == "z" else ""
-        warnings.append(
-            f"figures lie: from feet to head it is {shares.max() * tall:.2f} m along {axis} and "
-            f"{shares[1] * tall:.2f} m along y, which should be up{hint}"
-        )
+    if posture.lies:
+        hint = " (rvqvae.data.up_axis z turns such files)" if posture.axis == "z" else ""
+        warnings.append(f"figures lie: from feet to head it is {posture.words}, which should be up{hint}")
     elif np.median(line[:, 1]) < 0:
         warnings.append("figures stand on their heads: y should be up")
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.base import Reader
 from ds_rvqvae.data.formats.readers import open_reader
+from ds_rvqvae.data.store.figures import LOOKED_AT, Posture, check_upright, posture_of
 from ds_rvqvae.data.store.shards import ShardFacts, ShardPacker, ShardPlan, Work, shard_files
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.files import contents_of, sha256_of
@@ -26,8 +27,6 @@ from ds_rvqvae.motion.layout import Layout
 
 _WORTH_PROCESSES = 64 << 20
 """Bytes of source files below which starting processes takes longer than it saves."""
-_LOOKED_AT = 9
-"""Clips whose columns are compared, to find the usual ones."""
 
 
 class PackerKilledError(UserError):
@@ -182,21 +181,28 @@ def _sweep(folder: Path, shards: set[int]) -> None:
 
 
 def first_layout(reader: Reader, names: Sequence[str]) -> Layout:
-    """The columns that most of some clips have, spread over all; raises UserError where none can be read.
+    """The columns that most of some clips have, spread over all; one of another skeleton does not rule out the others.
 
-    One clip of another skeleton is not to rule out all the others.
+    Raises:
+        UserError: none can be read, or most figures lie (`check_upright`).
     """
     found: Counter[Layout] = Counter()
+    postures: list[Posture] = []
     first = ""
-    spread = list(names[:: -(-len(names) // _LOOKED_AT)])
+    spread = list(names[:: -(-len(names) // LOOKED_AT)])
     for position, name in enumerate([*spread, *names]):
         if found and position >= len(spread):
             break
         try:
-            found[reader.take(name).layout] += 1
+            take = reader.take(name)
         except ClipError as error:
             first = first or f"{reader.file_of(name)}: {' '.join(str(error).split())}"
+        else:
+            found[take.layout] += 1
+            posture = posture_of(take) if reader.has_up_axis else None
+            postures += [posture] if posture is not None else []
     if found:
+        check_upright(reader, names, postures)
         return found.most_common(1)[0][0]
     more = f" (and {len(names) - 1} more left out)" if len(names) > 1 else ""
     raise UserError(f"{reader.path}: no usable clip; {first}{more}")

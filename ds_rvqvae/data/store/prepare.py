@@ -13,7 +13,8 @@ from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.facts import DataFacts, keys_that
 from ds_rvqvae.data.formats.base import Reader
 from ds_rvqvae.data.formats.readers import open_reader
-from ds_rvqvae.data.store.builder import StoreBuilder, quarantine_of
+from ds_rvqvae.data.store.builder import StoreBuilder, counted_files, quarantine_of
+from ds_rvqvae.data.store.figures import check_upright
 from ds_rvqvae.data.store.packing import Packed, PackerKilledError, first_layout
 from ds_rvqvae.data.store.places import (
     begin,
@@ -224,7 +225,8 @@ def _build(job: _Job, place: Path, out: Path | None) -> tuple[Path, Packed]:
         if not any(facts.rows for facts in packed.facts):
             raise UserError(_nothing_left(job.reader, quarantine_of(packed.facts)))
         fingerprint = job.fingerprint(packed.facts)
-        builder.finish(packed.facts, fingerprint, [str(job.reader.path)])
+        counts = counted_files(job.reader, packed.facts, (place, building))
+        builder.finish(packed.facts, fingerprint, [str(job.reader.path)], [counts])
     folder = place if out is not None else cached_folder(place, fingerprint)
     replace_folder(building / _NEW, folder)
     shutil.rmtree(building, ignore_errors=True)
@@ -258,13 +260,15 @@ def _append(job: _Job, folder: Path) -> Prepared:
     there = [ShardFacts.read(shard_files(folder / SHARDS, index)[1]) for index in range(store.num_parts)]
     known, notes = _known_names(job, store, there)
     names, refused = _usable_names(job.reader, known)
+    check_upright(job.reader, names)
     others = job.others(names)
     building = folder_to_build_in(folder)
     beside = StoreBuilder(job.reader, store.layout, building / _NEW, store.settings)
     begin(building, beside.packing_key(), {**others, "": store.fingerprint})
     with _removed_after_refusal(building):
         packed = _pack(job, beside, names, refused, store.num_parts)
-    if not any(facts.rows for facts in packed.facts):
+    new = set(quarantine_of(packed.facts)) - set(quarantine_of(there))
+    if not new and not any(facts.rows for facts in packed.facts):
         shutil.rmtree(building, ignore_errors=True)
         return Prepared(store, packed, notes)
     for file in sorted((building / _NEW / SHARDS).iterdir()):
@@ -273,7 +277,11 @@ def _append(job: _Job, folder: Path) -> Prepared:
     sources = store.sources if source in store.sources else [*store.sources, source]
     fingerprint = hash_of([store.fingerprint, job.fingerprint(packed.facts)])
     builder = StoreBuilder(job.reader, store.layout, folder, store.settings)
-    builder.finish([*there, *packed.facts], fingerprint, sources)
+    before = store.report().get("file_counts")
+    if before is None:
+        job.reader.notes += ("files are counted from the added ones on: the store is of a version up to 0.2",)
+    counts = [*(before or ()), counted_files(job.reader, packed.facts, (folder, building))]
+    builder.finish([*there, *packed.facts], fingerprint, sources, counts)
     shutil.rmtree(building, ignore_errors=True)
     return Prepared(open_store(folder), packed, notes)
 

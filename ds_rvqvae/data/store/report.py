@@ -1,7 +1,8 @@
 """What preparing found in motion files: `report.json`, and the same as text for a terminal."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,11 +13,13 @@ from ds_rvqvae.data.store.store import Store
 from ds_rvqvae.errors import printable
 from ds_rvqvae.motion.clip import SPLITS, Quarantined
 from ds_rvqvae.motion.layout import Layout
-from ds_rvqvae.motion.rotations import decimation
+from ds_rvqvae.motion.rotations import DECIMATION_TOLERANCE, decimation
 
 EXTREME = 20.0
 """Standard deviations from the mean beyond which a value is called extreme."""
 _MOST_EXTREMES = 20
+_MOST_ODD_RATES, _ODD_SHARE = 3, 0.02
+"""Rates beside the usual one, and the share of the files with one, up to which files are named for it."""
 _CONSTANT = 1e-5
 """Range of a constant column, relative to its mean where that is over 1: interpolation rounds."""
 
@@ -57,18 +60,26 @@ class Findings(NamedTuple):
     columns: ColumnFacts
     notes: Sequence[str] = ()
     """On the data as a whole."""
+    file_counts: Sequence[dict[str, Any]] = ()
+    """What became of the files of each data set, as `count_files` has it."""
 
 
 def make_report(store: Store, found: Findings) -> dict[str, Any]:
     """The content of `report.json`: the same for the same data, whatever packed them."""
-    fps, takes, quarantined = store.fps, found.takes, found.quarantined
+    fps, takes, quarantined, counts = store.fps, found.takes, found.quarantined, found.file_counts
     frames = sum(count for take in takes for _, count, _ in take.clips)
     rates = _frame_rates(takes, fps)
+    notes = (*found.notes, *_odd_rates(takes))
     constant = _constant_columns(found.columns)
     return {
         "source": ", ".join(store.sources),
         "format": found.format,
         "files": len({take.file for take in takes} | {entry.file for entry in quarantined}),
+        "files_seen": sum(count["seen"] for count in counts),
+        "files_read": sum(count["read"] for count in counts),
+        "files_left_out": sum(count["left_out"] for count in counts),
+        "files_passed_over": sum(group["files"] for count in counts for group in count["passed_over"]),
+        "file_counts": list(counts),
         "clips": sum(len(take.clips) for take in takes),
         "frames": frames,
         "hours": _hours(frames, fps),
@@ -85,7 +96,7 @@ def make_report(store: Store, found: Findings) -> dict[str, Any]:
         "quarantine": [
             {**entry._asdict(), "frames": None if entry.frames is None else list(entry.frames)} for entry in quarantined
         ],
-        "notes": _notes(found.notes, takes),
+        "notes": _notes(notes, takes),
         "settings": store.settings,
     }
 
@@ -159,6 +170,25 @@ def _frame_rates(takes: Sequence[TakeFacts], fps: float) -> list[dict[str, Any]]
     ]
 
 
+def _odd_rates(takes: Sequence[TakeFacts]) -> Iterator[str]:
+    """Names the few files whose rate differs from that of all others; data of many rates are told by their table."""
+    found: dict[float, list[str]] = {}
+    for take in takes:
+        rate = next((rate for rate in found if abs(take.fps / rate - 1) <= DECIMATION_TOLERANCE), take.fps)
+        found.setdefault(rate, []).append(take.file)
+    usual = max(found, key=lambda rate: len(found[rate]), default=0.0)
+    odd = sorted(rate for rate in found if rate != usual)
+    if len(odd) > _MOST_ODD_RATES or 2 * len(found.get(usual, ())) < len(takes):
+        return
+    for rate in odd:
+        files = found[rate]
+        if len(files) == 1 or len(files) <= _ODD_SHARE * len(takes):
+            has = "has" if len(files) == 1 else "have"
+            others = "the others" if len(odd) == 1 else "most others"
+            words = f"{_count(len(files), 'file')} {has} {rate:g} frames a second, {others} {usual:g}"
+            yield f"{words}: {shortened(files, 4)}"
+
+
 def _how(source_fps: float, fps: float) -> str:
     try:
         step = decimation(source_fps, fps)
@@ -216,7 +246,7 @@ def report_text(report: dict[str, Any], most: int = 12) -> str:
         most: lines or names of a list at most; `report.json` has all of them.
     """
     sections = [
-        _heading(report),
+        [*_heading(report), *_seen_lines(report)],
         _rate_lines(report["frame_rates"]),
         _split_lines(report["splits"]),
         _rule_lines(report, most),
@@ -241,6 +271,24 @@ def _heading(report: dict[str, Any]) -> list[str]:
         f"{_count(report['clips'], 'clip')} of {_count(report['files'], 'file')}: {report['frames']:,} frames, "
         f"{_time(report['hours'])}, {report['columns']} columns, {report['fps']:g} frames a second",
     ]
+
+
+def _seen_lines(report: dict[str, Any]) -> list[str]:
+    """What became of all files; none where files do not say, as those of earlier versions."""
+    if not report.get("files_seen"):
+        return []
+    line = (
+        f"of {_count(report['files_seen'], 'file')} there {report['files_read']:,} are read, "
+        f"{report['files_left_out']:,} left out, {report['files_passed_over']:,} passed over"
+    )
+    of_reason: dict[str, Counter[str]] = {}
+    for group in (group for count in report["file_counts"] for group in count["passed_over"]):
+        of_reason.setdefault(group["reason"], Counter())[group["suffix"]] += group["files"]
+    words = [
+        f"{suffixes.total():,} {reason}" + (f" ({some})" if (some := shortened([*filter(None, suffixes)], 4)) else "")
+        for reason, suffixes in of_reason.items()
+    ]
+    return [line, *(f"  {word}" for word in words)]
 
 
 def _time(hours: float) -> str:

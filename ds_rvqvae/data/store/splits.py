@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ds_rvqvae.data.formats.beat2 import CLIP_FOLDER
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import whole_name
 
@@ -114,16 +115,20 @@ class Groups:
         return samples
 
 
-def group_of(clip_name: str, by: Literal["speaker", "set"]) -> str:
+def group_of(clip_name: str, by: Literal["speaker", "set"], reading_version: int = 2) -> str:
     """The speaker or the set of a clip, by its name.
 
-    A speaker is the folder that the clip lies in ("CMU/01/01_01" is of "01"), or in flat data what the name begins with
-    ("2_scott_0_1_1" is of "2"). A set is the first folder ("CMU"), or "" in flat data. A clip's pieces are of its own.
+    A speaker is the folder that the clip lies in ("CMU/01/01_01" is of "01"), or in flat data and in BEAT2's folders of
+    clips what the name begins with ("2_scott_0_1_1" and "beat_english_v2.0.0/smplxflame_30/2_scott_0_1_1" are of "2";
+    the second not by version 1, `rvqvae.data.reading_version`). A set is the first folder ("CMU"), or "" in flat data.
+    A clip's pieces are of its own.
     """
     *folders, name = whole_name(clip_name).split("/")
     if by == "set":
         return folders[0] if folders else ""
-    return folders[-1] if folders else name.partition("_")[0]
+    if folders and (folders[-1] != CLIP_FOLDER or reading_version == 1):
+        return folders[-1]
+    return name.partition("_")[0]
 
 
 def balanced(

@@ -5,11 +5,13 @@ import os
 import numpy as np
 import pytest
 
-from ds_rvqvae.data.formats.finding import check_regular, find_files, is_whole
+from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.data.formats.finding import PassedOver, check_regular, count_files, find_files, is_whole
 from ds_rvqvae.data.formats.npz import write_npz
+from ds_rvqvae.data.formats.readers import open_reader
 from ds_rvqvae.data.formats.writing import write_matrix
 from ds_rvqvae.motion.clip import ClipError
-from tests.data.motion import write_beat2_folder, write_packed
+from tests.data.motion import write_beat2, write_beat2_folder, write_packed
 
 
 def test_search_mirrors_the_tree_and_leaves_out_what_is_no_motion(tmp_path):
@@ -62,3 +64,52 @@ def test_cut_and_changed_files_are_not_whole(tmp_path, suffix):
     if suffix == ".npz":
         file.write_bytes(whole[:200] + bytes([whole[200] ^ 255]) + whole[201:])
         assert not is_whole(file)
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def counted(path, read, left_out=(), leave_out=(), **settings):
+    return count_files(open_reader(path, DataConfig(**settings)), read, left_out, leave_out)
+
+
+def test_every_file_of_a_folder_is_counted_once_with_what_became_of_it(tmp_path):
+    data = tmp_path / "data"
+    write_beat2_folder(data / "smplxflame_30", ("1_a", "1_b", "1_c", "2_d"), 20)
+    write_beat2(data / "more" / "3_e.npz")
+    (data / "train_test_split.csv").write_text("id,type\n1_a,train\n")
+    touch(
+        data, "wave16k/1_a.wav", "wave16k/1_b.WAV", "wave16k/1_c.wav", ".git/HEAD", ".git/deep/x", ".DS_Store", "README"
+    )
+    touch(data, "smplxflame_30/.1_a.npz.swp", "store/store.json", ".building/x")
+    (data / "loop").symlink_to(data)
+    count = counted(data, {"1_a.npz"}, {"1_b.npz"}, (data / "store", data / ".building"), speakers=[1])
+    assert (count.seen, count.read, count.left_out) == (14, 1, 1)
+    assert count.passed_over == [
+        PassedOver("hidden", "", 4, [".DS_Store", ".git/HEAD", ".git/deep/x"]),
+        PassedOver("not of this format", ".wav", 3, ["wave16k/1_a.wav", "wave16k/1_b.WAV", "wave16k/1_c.wav"]),
+        PassedOver("its clips are in the store already", ".npz", 1, ["smplxflame_30/1_c.npz"]),
+        PassedOver("lists and statistics in use", ".csv", 1, ["train_test_split.csv"]),
+        PassedOver("not in a folder of clips", ".npz", 1, ["more/3_e.npz"]),
+        PassedOver("not of this format", "", 1, ["README"]),
+        PassedOver("of other speakers", ".npz", 1, ["smplxflame_30/2_d.npz"]),
+    ]
+    assert count.seen == count.read + count.left_out + sum(group.files for group in count.passed_over)
+
+
+def test_single_files_are_counted(tmp_path):
+    packed = write_packed(tmp_path / "task.npz")
+    assert counted(packed, {"task.npz: clip1"}, {"task.npz: clip0"})[1:] == (1, 1, 0, [])
+    write_beat2_folder(tmp_path / "data", ("1_a",), 20)
+    assert counted(tmp_path / "data" / "1_a.npz", {"1_a.npz"})[1:] == (1, 1, 0, [])
+    assert counted(tmp_path / "data", set(), {"1_a.npz"})[1:] == (1, 0, 1, [])
+
+
+def test_thousands_of_files_beside_the_motion_are_one_line(tmp_path):
+    write_beat2_folder(tmp_path / "data" / "smplxflame_30", ("1_a",), 20)
+    touch(tmp_path / "data", *(f"textgrid/{index}.TextGrid" for index in range(2000)))
+    count = counted(tmp_path / "data", {"1_a.npz"})
+    assert count.seen == 2001 and [(group.files, len(group.first)) for group in count.passed_over] == [(2000, 3)]

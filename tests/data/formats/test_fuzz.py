@@ -26,9 +26,11 @@ from tests.data.formats.damaged import (
     Format,
     Marker,
     bomb,
+    broken_bytes,
     broken_headers,
     broken_keys,
     broken_values,
+    cut,
     npy,
     npz,
 )
@@ -144,6 +146,24 @@ def test_damaged_files_are_left_out_by_name(tmp_path, place, name):
     assert clips.keys() == good
     for clip in clips.values():
         assert np.array_equal(store.clip(clip), alone.clip(clip))
+
+
+@pytest.mark.parametrize("name", ["smpl", "beat2"])
+def test_of_a_thousand_damaged_files_none_is_unreported(place, name):
+    form = FORMATS[name]
+    clips = write_good(form, place / "data")
+    rng = np.random.default_rng(7)
+    whole = form.content(0)
+    damaged = [one.content for one in broken_bytes(rng, whole, 700)] + [cut(rng, whole) for _ in range(300)]
+    for index, content in enumerate(damaged):
+        (clips / f"damaged_{index:04}.npz").write_bytes(content)
+    (place / "data" / "notes.txt").touch()
+    report = prepare(DataConfig(path="data"), Path("store"), workers=1).store.report()
+    left_out = {entry["file"] for entry in report["quarantine"] if entry["frames"] is None}
+    assert report["files_seen"] == 1000 + GOOD + 1 and report["files_passed_over"] == 1
+    assert report["files_read"] + report["files_left_out"] == 1000 + GOOD
+    assert report["files_left_out"] == len(left_out) > 500
+    assert sum(rate["files"] for rate in report["frame_rates"]) == report["files_read"]
 
 
 @pytest.mark.parametrize("name", ["npy", "npz", "humanml3d"])

@@ -331,6 +331,7 @@ def test_a_beat2_folder_stays_one_whatever_else_it_holds(tmp_path):
     (tmp_path / "weights").mkdir()
     for index in range(3):
         np.save(tmp_path / "weights" / f"{index}.npy", np.ones((40, 9)))
+    write_split(tmp_path / "train_test_split.csv", {"1_a": "train"})
     reader = open_reader(tmp_path, DataConfig())
     assert reader.key == "beat2" and reader.clip_names() == ["1_a"] and not reader.notes
 

@@ -8,8 +8,9 @@ from hypothesis.extra.numpy import arrays
 from scipy.spatial.transform import Rotation
 
 from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.data.formats.beat2 import Beat2Reader
 from ds_rvqvae.data.formats.readers import open_reader
-from ds_rvqvae.data.formats.smpl import Beat2Reader, SmplReader, write_rotation_6d
+from ds_rvqvae.data.formats.smpl import SmplReader, write_rotation_6d
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError
 from ds_rvqvae.motion.layout import SMPLH_JOINTS, SMPLX_JOINTS, joint_layout, select_columns
@@ -168,7 +169,10 @@ def test_lists_beside_the_folder_that_name_other_data_are_passed_over(tmp_path):
         ({"trans": None}, "no key trans; it has gender"),
         ({"trans": np.zeros((239, 3))}, "240 and 239 frames"),
         ({"trans": np.zeros((240, 2))}, r"not \[frames, 3\]"),
-        ({"mocap_framerate": None}, "no key mocap_frame_rate or mocap_framerate; it has trans, gender"),
+        (
+            {"mocap_framerate": None},
+            "no key mocap_frame_rate, .* or frame_rate; it has trans, gender.*; give --source_fps N",
+        ),
         ({"mocap_framerate": np.array(np.nan)}, "mocap_framerate is nan"),
         ({"poses": np.full((240, 156), None, object)}, "never loaded"),
     ],
@@ -178,6 +182,73 @@ def test_what_is_wrong_with_a_clip_is_told(tmp_path, changes, reason):
     with pytest.raises(ClipError, match=reason) as refusal:
         open_reader(file, DataConfig()).take("a")
     assert "\n" not in str(refusal.value)
+
+
+def fps_of_file(folder, **settings):
+    return open_reader(folder, DataConfig(format="smpl", **settings)).take("a").fps
+
+
+@pytest.mark.parametrize("key", ["mocap_frame_rate", "mocap_framerate", "fps", "mocap_fps", "frame_rate"])
+@pytest.mark.parametrize("value", [20, np.float32(20), [20], [[20]], b"20", "20", [b"20.0"]])
+@pytest.mark.parametrize("write", [write_smpl, write_beat2])
+def test_the_rate_of_a_file_is_read_under_each_key(tmp_path, key, value, write):
+    own = "mocap_framerate" if write is write_smpl else "mocap_frame_rate"
+    write(tmp_path / "a.npz", **{own: None, key: np.array(value)})
+    assert fps_of_file(tmp_path) == open_reader(tmp_path, DataConfig()).take("a").fps == 20
+
+
+def test_rates_that_disagree_and_files_without_one_are_refused_unless_the_rate_is_given(tmp_path):
+    write_smpl(tmp_path / "a.npz", fps=np.array(30))
+    with pytest.raises(ClipError, match="mocap_framerate is 120 and fps is 30 frames a second; --source_fps N"):
+        fps_of_file(tmp_path)
+    assert fps_of_file(tmp_path, source_fps=60) == 60
+    write_smpl(tmp_path / "a.npz", mocap_framerate=None)
+    with pytest.raises(ClipError, match=r"give --source_fps N \(rvqvae.data.source_fps\)"):
+        fps_of_file(tmp_path)
+    assert fps_of_file(tmp_path, source_fps=60) == 60
+    write_smpl(tmp_path / "a.npz", fps=np.array(None, object))
+    assert fps_of_file(tmp_path, source_fps=60) == 60  # the keys are not read
+
+
+def test_versions_before_took_the_first_of_two_keys_and_it_is_said(tmp_path):
+    write_smpl(tmp_path / "a.npz", mocap_frame_rate=np.array(60), fps=np.array(30))
+    take = open_reader(tmp_path, DataConfig(reading_version=1)).take("a")
+    assert take.fps == 60 and take.notes == (
+        "read as versions up to 0.2 did: 60 frames a second, but its keys say two rates or none; prepare again with "
+        "reading_version 2 for those",
+    )
+    write_beat2(tmp_path / "b" / "a.npz", mocap_frame_rate=None, fps=np.array(25))
+    take = open_reader(tmp_path / "b", DataConfig(reading_version=1)).take("a")
+    assert take.fps == 30 and len(take.notes) == 1 and "but its keys say 25;" in take.notes[0]
+    write_smpl(tmp_path / "c" / "a.npz", mocap_framerate=None, fps=np.array(25))
+    with pytest.raises(ClipError, match="no key mocap_frame_rate or mocap_framerate; it has"):
+        open_reader(tmp_path / "c", DataConfig(reading_version=1)).take("a")
+    write_smpl(tmp_path / "d" / "a.npz", fps=np.array(None, object))
+    assert open_reader(tmp_path / "d", DataConfig(reading_version=1)).take("a").fps == 120.00004577
+
+
+def test_files_called_as_those_of_shapes_are_passed_over_only_without_motion(tmp_path):
+    write_smpl(tmp_path / "shape.npz")
+    write_smpl(tmp_path / "walk.npz")
+    np.savez(tmp_path / "neutral_stagei.npz", betas=np.zeros(16))
+    (tmp_path / "broken_shape.npz").write_bytes(b"PK")
+    reader = open_reader(tmp_path, DataConfig())
+    assert reader.clip_names() == ["broken_shape", "shape", "walk"]
+    assert reader.why_passed_over(tmp_path / "neutral_stagei.npz") == "without poses, so without motion"
+    assert open_reader(tmp_path, DataConfig(reading_version=1)).clip_names() == ["walk"]
+    (tmp_path / "walk.npz").unlink()
+    with pytest.raises(UserError, match="no reader knows"):
+        open_reader(tmp_path, DataConfig(reading_version=1))
+    assert open_reader(tmp_path, DataConfig()).take("shape").motion.shape == (240, 315)
+
+
+def test_expressions_that_are_not_read_are_said(tmp_path):
+    for name in ("b", "c", "d"):
+        write_smpl(tmp_path / "x" / f"{name}.npz", 55)
+    write_beat2(tmp_path / "z" / "a.npz")
+    reader = open_reader(tmp_path, DataConfig())
+    assert [len(reader.take(name).notes) for name in reader.clip_names()] == [0, 0, 0, 1]
+    assert open_reader(tmp_path, DataConfig(format="smpl")).take("z/a").notes == ()
 
 
 def test_frames_of_zeros_are_dropouts_although_their_rotations_are_not(tmp_path):

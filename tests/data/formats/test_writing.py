@@ -13,8 +13,8 @@ from tests.data.motion import beat2_arrays
 from tests.data.motion import write_beat2 as write_clip
 
 
-def features_of(file, body_part, fps=30.0):
-    reader = open_motion_file(file, DataConfig(fps=fps))
+def features_of(file, body_part, fps=30.0, **settings):
+    reader = open_motion_file(file, DataConfig(fps=fps, **settings))
     clip = reader.read(reader.clip_names()[0])
     columns, layout = select_columns(clip.layout, body_part)
     return clip.motion[:, columns], layout
@@ -81,6 +81,34 @@ def test_rates_a_hair_apart_keep_every_frame_and_the_rate_of_the_source(tmp_path
     write_beat2(tmp_path / "out.npz", motion, layout, 30.0, read_beat2_source(file))
     found = np.load(tmp_path / "out.npz")
     assert found["mocap_frame_rate"] == 29.97 and found["poses"].shape == (60, 165)
+
+
+@pytest.mark.parametrize("body_part", ["whole_trans", "lower", "upper"])
+def test_motion_with_z_up_is_written_back_with_z_up(tmp_path, body_part):
+    file = write_clip(tmp_path / "1_a.npz")
+    config = DataConfig(up_axis="z")
+    motion, layout = features_of(file, body_part, up_axis="z")
+    write_beat2(tmp_path / "out.npz", motion, layout, 30.0, read_beat2_source(file, config))
+    there, found = np.load(file), np.load(tmp_path / "out.npz")
+    np.testing.assert_allclose(found["trans"], there["trans"], atol=2e-5)
+    assert angles(found["poses"], there["poses"]).max() < 1e-3
+    again, _ = features_of(tmp_path / "out.npz", body_part, up_axis="z")
+    np.testing.assert_allclose(again, motion, atol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [np.array(b"60"), np.array(["60"]), np.array(60), np.array([60.0])])
+def test_a_rate_that_the_source_has_wrong_is_written_right(tmp_path, rate):
+    changes = {"mocap_frame_rate": None, "fps": rate, "frame_rate": np.array(120)}
+    file = write_clip(tmp_path / "1_a.npz", **changes)
+    config = DataConfig(fps=120.0, source_fps=120.0)
+    motion, layout = features_of(file, "upper", 120.0, source_fps=120.0)
+    assert len(motion) == 60
+    with pytest.raises(ClipError, match="fps is 60 and frame_rate is 120"):
+        read_beat2_source(file)
+    write_beat2(tmp_path / "out.npz", motion, layout, 120.0, read_beat2_source(file, config))
+    assert open_motion_file(tmp_path / "out.npz", DataConfig()).take("out").fps == 120
+    found = np.load(tmp_path / "out.npz")
+    assert found["fps"].shape == rate.shape and "mocap_frame_rate" not in found.files and len(found["poses"]) == 60
 
 
 def test_without_a_source_the_rest_is_at_rest(tmp_path):

@@ -14,14 +14,14 @@ def make_store(tmp_path, path, name="store", **settings):
     return prepare_store(DataConfig(path=str(path), **{"rules": ALL_KEPT, **settings}), tmp_path / name)
 
 
-def demo_with(tmp_path, demo_folder, change, files=6):
+def demo_with(tmp_path, demo_folder, change, files=6, **settings):
     """Demo motion whose arrays were changed, as a store."""
     folder = tmp_path / "changed"
     folder.mkdir()
     for file in sorted((demo_folder / "smplxflame_30").glob("*.npz"))[:files]:
         with np.load(file) as arrays:
             np.savez(folder / file.name, **change(dict(arrays)))
-    return make_store(tmp_path, folder)
+    return make_store(tmp_path, folder, **settings)
 
 
 def humanml3d(folder, mirrored=False, scale=1.0):

@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from ds_rvqvae.data.store.figures import Figure, figure_of, root_of
+from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.data.formats.readers import open_reader
+from ds_rvqvae.data.store.figures import Figure, Posture, check_upright, figure_of, lying_note, posture_of, root_of
 from ds_rvqvae.data.store.look import look_at
+from ds_rvqvae.data.store.prepare import prepare
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.motion.layout import joint_layout
 from tests.data.store.looked_at import humanml3d, make_store
 
 
@@ -82,3 +87,162 @@ def test_kits_places_are_millimetres(tmp_path):
     assert [figure.joint_names[joint] for joint in np.flatnonzero(figure.sides > 0)] == [
         name for name in figure.joint_names if name.startswith("left")
     ]
+
+
+UP = {"y": None, "z": (90, 0, 0), "x": (0, 0, -90)}
+"""How a figure that stands along y is turned so that it stands along an axis."""
+BODY = """HIERARCHY
+ROOT Hips
+{{
+  OFFSET 0 0 0
+  CHANNELS 6 Xposition Yposition Zposition Zrotation Xrotation Yrotation
+  JOINT {head}
+  {{
+    OFFSET {top}
+    CHANNELS 3 Zrotation Xrotation Yrotation
+    End Site
+    {{
+      OFFSET {end}
+    }}
+  }}
+  JOINT {foot}
+  {{
+    OFFSET {bottom}
+    CHANNELS 3 Zrotation Xrotation Yrotation
+    End Site
+    {{
+      OFFSET {end}
+    }}
+  }}
+}}
+MOTION
+Frames: 40
+Frame Time: 0.0333333
+"""
+
+
+def write_smpl(file, up="y", joints=52, degrees=0, **changes):
+    """Forty frames of a figure that stands along an axis and leans by some degrees, under AMASS's keys."""
+    rng = np.random.default_rng(0)
+    poses = 0.02 * rng.normal(size=(40, 3 * joints))
+    turn = Rotation.from_euler("xyz", UP[up] or (0, 0, 0), degrees=True)
+    poses[:, :3] = (turn * Rotation.from_euler("x", degrees, degrees=True)).as_rotvec()
+    trans = turn.apply([0.1, 0.9, 0.2] + 0.001 * rng.normal(size=(40, 3)))
+    content = {"poses": poses, "trans": trans, "mocap_framerate": np.array(30.0), **changes}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(file, **content)
+    return file
+
+
+def write_bvh(file, up="y", head="Head", foot="LeftFoot"):
+    """A standing body in metres along an axis, by its bones."""
+    axis = "xyz".index(up)
+    places = {
+        key: " ".join(str(value * (index == axis)) for index in range(3))
+        for key, value in (("top", 0.7), ("bottom", -0.9), ("end", 0.05))
+    }
+    rng = np.random.default_rng(0)
+    rows = "\n".join(
+        " ".join(f"{value:.3f}" for value in row) for row in rng.normal(size=(40, 12)) * ([0.1] * 3 + [3] * 9)
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(BODY.format(head=head, foot=foot, **places) + rows + "\n")
+    return file
+
+
+def check(path, **settings):
+    """The notes that looking at a file or folder gives."""
+    reader = open_reader(path, DataConfig(**{"metres_per_unit": 1.0, **settings}))
+    check_upright(reader, reader.clip_names())
+    return reader.notes
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        write_smpl,
+        write_bvh,
+        lambda file, up: write_smpl(file, up, 55),
+        lambda file, up: write_smpl(file, up, 55, expressions=np.ones((40, 100))),
+    ],
+)
+def test_figures_that_lie_are_refused_until_the_axis_is_said(tmp_path, write):
+    suffix = ".bvh" if write is write_bvh else ".npz"
+    file = write(tmp_path / f"a{suffix}", "z")
+    for path in (file, tmp_path):
+        with pytest.raises(UserError, match="figures lie: in 1 of 1 clips looked at") as refusal:
+            check(path)
+        words = str(refusal.value)
+        assert "m along z and 0.0" in words and "--up_axis z (rvqvae.data.up_axis) turns z up" in words
+        assert "--up_axis y (rvqvae.data.up_axis) takes them as they are" in words and len(words.splitlines()) == 1
+        assert check(path, up_axis="z") == check(path, up_axis="y") == ()
+        assert len(check(path, reading_version=1)) == 1
+    upright = write(tmp_path / "up" / f"a{suffix}", "y")
+    assert check(upright) == check(upright, up_axis="y") == check(upright, reading_version=1) == ()
+    assert "now that rvqvae.data.up_axis z has turned them" in check(upright, up_axis="z")[0]
+
+
+def test_what_no_setting_turns_is_said(tmp_path):
+    write_smpl(tmp_path / "a.npz", "x")
+    with pytest.raises(UserError, match=r"m along x and .*: no setting turns x up, --up_axis y"):
+        check(tmp_path)
+
+
+@pytest.mark.parametrize(("lying", "ends"), [(1, ""), (8, ""), (40, "noted"), (70, "refused"), (100, "refused")])
+def test_a_few_clips_of_people_on_the_floor_are_no_other_axis(tmp_path, lying, ends):
+    order = np.random.default_rng(3).permutation(100)
+    for index in range(100):
+        write_smpl(tmp_path / f"{index:03}.npz", "z" if order[index] < lying else "y")
+    if ends == "refused":
+        with pytest.raises(UserError, match="figures lie"):
+            check(tmp_path)
+    else:
+        notes = check(tmp_path)
+        assert bool(notes) == (ends == "noted"), notes
+        assert all("does another axis point up in some files?" in note for note in notes)
+
+
+@pytest.mark.parametrize(("degrees", "lies"), [(0, False), (45, False), (60, True), (90, True), (180, False)])
+def test_leaning_is_not_lying(tmp_path, degrees, lies):
+    write_smpl(tmp_path / "a.npz", degrees=degrees)
+    assert posture_of(open_reader(tmp_path, DataConfig()).take("a")).lies is lies
+
+
+def test_prepare_and_append_stop_before_they_pack(tmp_path):
+    write_smpl(tmp_path / "data" / "a.npz", "z")
+    write_smpl(tmp_path / "more" / "b.npz", "y")
+    with pytest.raises(UserError, match="--up_axis z"):
+        prepare(DataConfig(path=str(tmp_path / "data")), tmp_path / "store")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "data", "more"]
+    prepare(DataConfig(path=str(tmp_path / "more")), tmp_path / "store")
+    with pytest.raises(UserError, match="--up_axis z"):
+        prepare(DataConfig(path=str(tmp_path / "data")), tmp_path / "store", append=True)
+    store = prepare(DataConfig(path=str(tmp_path / "data"), up_axis="z"), tmp_path / "z").store
+    assert store.clip("a")[:, -2] == pytest.approx(0.9, abs=0.01) and store.report()["notes"] == {}
+
+
+def test_a_single_file_is_noted(tmp_path):
+    for axis, words in ((None, "does another axis point up?"), ("z", None), ("y", None)):
+        reader = open_reader(write_smpl(tmp_path / "a.npz", "z"), DataConfig(up_axis=axis))
+        note = lying_note(reader, reader.take("a"))
+        assert note is None if words is None else words in note and "lies along z" in note
+    upright = open_reader(write_smpl(tmp_path / "a.npz"), DataConfig())
+    assert lying_note(upright, upright.take("a")) is None
+
+
+def test_a_body_of_unknown_names_is_judged_by_its_spread_and_a_hand_is_not(tmp_path):
+    take = open_reader(write_bvh(tmp_path / "a.bvh", "z"), DataConfig(metres_per_unit=1.0)).take("a")
+    assert posture_of(take) == Posture(pytest.approx(1.6, abs=0.01), take_shares := posture_of(take).shares, "a")
+    assert take_shares[2] > 0.99
+    names = [f"bone{index}" for index in range(12)]
+    offsets = np.zeros((12, 3))
+    offsets[1:, 2] = 0.15
+    motion = np.tile([1, 0, 0, 0, 1, 0.0], (20, 12))
+
+    def made(scale):
+        skeleton = {"joint_names": names, "parents": list(range(-1, 11)), "offsets": (offsets * scale).tolist()}
+        return replace(take, motion=motion, layout=joint_layout(names, "position")[:-1], skeleton=skeleton)
+
+    assert posture_of(made(1)).lies and posture_of(made(0.1)) is None
+    assert posture_of(replace(made(1), motion=motion * np.nan)) is None
+    assert posture_of(made(1000)) is None  # no figure in metres

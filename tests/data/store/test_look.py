@@ -45,7 +45,7 @@ def test_a_lying_figure_is_told(tmp_path, demo_folder):
         poses[:, :3] = [np.pi / 2, 0, 0]
         return {**arrays, "poses": poses, "trans": np.stack([trans[:, 0], -trans[:, 2], trans[:, 1]], axis=1)}
 
-    store = demo_with(tmp_path, demo_folder, z_up)
+    store = demo_with(tmp_path, demo_folder, z_up, up_axis="y")
     assert _told(store, "figures lie: from feet to head it is 1.5") and _told(store, "along z")
 
 

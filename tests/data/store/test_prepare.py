@@ -193,3 +193,35 @@ def test_processes_at_the_same_time_build_once(tmp_path, cache):
         process.join()
     assert len(found) == 1
     assert len([entry for entry in cache.iterdir() if entry.name != "locks"]) == 1
+
+
+def test_the_files_of_the_report_add_up_also_after_clips_were_added(tmp_path):
+    data, more = tmp_path / "data", tmp_path / "more"
+    write_beat2_folder(data, ("1_a", "1_b"))
+    (data / "1_c.npz").write_bytes(b"PK")
+    (data / "notes.txt").touch()
+    write_beat2_folder(more, ("1_a", "2_d"))
+    (more / "2_e.npz").write_bytes(b"PK")
+    store = prepare(data, data / "store")  # which is not counted
+    keys = ("files_seen", "files_read", "files_left_out", "files_passed_over")
+    assert [store.report()[key] for key in keys] == [4, 2, 1, 1]
+    again = prepare_with_cost(DataConfig(path=str(data)), data / "store").packed
+    assert again is None
+    store = prepare_with_cost(DataConfig(path=str(more)), data / "store", append=True).store
+    report = store.report()
+    assert [report[key] for key in keys] == [7, 3, 2, 2] and report["notes"] == {}
+    assert [count["source"] for count in report["file_counts"]] == [str(data), str(more)]
+    assert report["file_counts"][1]["passed_over"][0]["reason"] == "its clips are in the store already"
+
+
+def test_added_files_of_which_none_is_usable_are_reported_once(tmp_path):
+    write_beat2_folder(tmp_path / "data", ("1_a",))
+    (tmp_path / "more").mkdir()
+    write_beat2_folder(tmp_path / "more" / "smplxflame_30", ())
+    (tmp_path / "more" / "smplxflame_30").mkdir()
+    (tmp_path / "more" / "smplxflame_30" / "2_e.npz").write_bytes(b"PK")
+    prepare(tmp_path / "data", tmp_path / "store")
+    for _ in range(2):
+        store = prepare_with_cost(DataConfig(path=str(tmp_path / "more")), tmp_path / "store", append=True).store
+        assert [left.file for left in store.left_out] == ["2_e.npz"] and store.report()["files_seen"] == 2
+    assert np.isfinite(store.clip("1_a")).all()

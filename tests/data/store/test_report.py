@@ -183,3 +183,41 @@ def test_a_report_of_nothing_odd_is_short():
     text = report_text(found)
     assert "1 clip of 1 file: 60 frames, 2.0 seconds" in text and "nothing was left out" in text
     assert found["constant_columns"] == [] and "constant" not in text and "notes" not in text
+
+
+def rates_of(*rates: float) -> list[str]:
+    takes = [TakeFacts(f"{index}.npz", rate, 60, ((str(index), 60, None),)) for index, rate in enumerate(rates)]
+    return list(make_report(store_of(LAYOUT, SEGMENTS), Findings("SMPL", takes, (), columns()))["notes"])
+
+
+def test_files_whose_rate_differs_from_all_others_are_named():
+    assert rates_of(30, 30, 20, 30) == ["1 file has 20 frames a second, the others 30: 2.npz"]
+    assert rates_of(20, 30) == ["1 file has 30 frames a second, the others 20: 1.npz"]
+    assert rates_of(*[30] * 300, 20, 20) == ["2 files have 20 frames a second, the others 30: 300.npz, 301.npz"]
+    assert rates_of(60, 30, 30, 30, 30, 100) == [
+        "1 file has 60 frames a second, most others 30: 0.npz",
+        "1 file has 100 frames a second, most others 30: 5.npz",
+    ]
+
+
+def test_data_of_many_rates_and_rates_that_are_read_alike_are_no_news():
+    assert rates_of(30, 30, 29.99, 120, 60, 100, 150, 250) == []
+    assert rates_of(*[120] * 50, *[60] * 20) == [] == rates_of(120, 120.00004577, 119.95) == rates_of()
+
+
+def test_what_became_of_all_files_is_told():
+    groups = [
+        {"reason": "not of this format", "suffix": ".wav", "files": 1200, "first": ["a.wav"]},
+        {"reason": "hidden", "suffix": "", "files": 2, "first": [".a"]},
+        {"reason": "not of this format", "suffix": "", "files": 1, "first": ["README"]},
+    ]
+    counts = [{"source": name, "seen": 1210, "read": 5, "left_out": 2, "passed_over": groups} for name in ("a", "b")]
+    found = make_report(store_of(LAYOUT, SEGMENTS), Findings("BVH", TAKES, QUARANTINED, columns(), (), counts))
+    seen, read, left_out, passed_over = (found[f"files_{key}"] for key in ("seen", "read", "left_out", "passed_over"))
+    assert seen == read + left_out + passed_over == 2420 and found["file_counts"] == counts
+    lines = report_text(found).splitlines()
+    start = lines.index("of 2,420 files there 10 are read, 4 left out, 2,406 passed over")
+    assert lines[start + 1 : start + 4] == ["  2,402 not of this format (.wav)", "  4 hidden", ""]
+    old = {key: value for key, value in found.items() if not key.startswith("file_")}
+    del old["files_seen"]
+    assert "are read" not in report_text(old)
