@@ -11,6 +11,7 @@ from ds_rvqvae.data.formats.base import (
     missing_key,
     no_file,
     npz_samples,
+    rate_of,
     visible_files,
 )
 from ds_rvqvae.errors import UserError
@@ -62,6 +63,26 @@ def test_a_frame_rate_is_the_one_number_there_is(values):
 def test_what_is_no_frame_rate_is_refused(values, reason):
     with pytest.raises(ClipError, match=reason):
         frame_rate(values, "fps")
+
+
+@pytest.mark.parametrize("key", ["mocap_frame_rate", "mocap_framerate", "fps", "mocap_fps", "frame_rate"])
+@pytest.mark.parametrize("value", [20, 20.0, np.float32(20), [20], [[20.0]], b"20", "20.0", [b"20"], np.uint8(20)])
+def test_a_rate_stands_under_any_of_its_keys_in_any_shape(key, value):
+    assert rate_of({"poses": np.zeros(3), key: np.array(value)}) == 20
+    assert rate_of({key: np.array(value), "mocap_frame_rate": np.array(20.001)}) == pytest.approx(20, abs=0.002)
+
+
+def test_no_rate_is_none_and_two_that_disagree_are_refused():
+    assert rate_of({"poses": np.zeros(3)}) is None
+    with pytest.raises(ClipError, match="mocap_framerate is 120 and fps is 30 frames a second; --source_fps N") as said:
+        rate_of({"fps": np.array(30), "mocap_framerate": np.array([120.0])})
+    assert "rvqvae.data.source_fps" in str(said.value)
+
+
+@pytest.mark.parametrize("value", [b"fast", "", "30 fps", b"nan", "0", ["30", "30"], True, 30j])
+def test_a_rate_in_no_words_of_a_number_is_refused(value):
+    with pytest.raises(ClipError, match="^fps "):
+        rate_of({"fps": np.array(value)})
 
 
 def test_a_key_that_is_missing_is_told_with_those_there_are():
