@@ -61,6 +61,11 @@ def decimation(source_fps: float, target_fps: float) -> int | None:
     return step if step >= 1 and abs(ratio - step) <= step * DECIMATION_TOLERANCE * (1 + 1e-9) else None
 
 
+def same_rate(fps: float, other: float) -> bool:
+    """Whether two frame rates are so close that one counts as the other."""
+    return abs(fps / other - 1) <= DECIMATION_TOLERANCE * (1 + 1e-9)
+
+
 def resampled_length(frames: int, source_fps: float, target_fps: float) -> int:
     """How many frames `resample` makes of `frames`: those that lie within the time from the first to the last."""
     step = decimation(source_fps, target_fps)

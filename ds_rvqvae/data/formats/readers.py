@@ -37,10 +37,11 @@ def open_reader(path: Path, config: DataConfig) -> Reader:
             if not reader.matches(path):
                 raise UserError(f"rvqvae.data.format: {path} is no {reader.format}; {_what_is_there(path)}")
             return reader(path, config)
-        for reader in READERS:
+        readers = [reader for reader in READERS if config.reading_version > 1 or reader.matched_before(path)]
+        for reader in readers:
             if reader.certainty and reader.matches(path):
                 return reader(path, config)
-        found = [reader(path, config) for reader in READERS if not reader.certainty and reader.matches(path)]
+        found = [reader(path, config) for reader in readers if not reader.certainty and reader.matches(path)]
         if not found:
             raise UserError(_unknown(path))
         return _largest(found)

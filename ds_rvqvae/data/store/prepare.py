@@ -24,6 +24,7 @@ from ds_rvqvae.data.store.store import SHARDS, VERSION, Store, holds_only_a_stor
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import replace_folder
 from ds_rvqvae.motion.clip import Quarantined, whole_name
+from ds_rvqvae.motion.rotations import same_rate
 
 _BUILDING, _PLAN, _NEW = ".building", "plan.json", "new"
 _SETTINGS = keys_that(DataConfig, DataFacts, lambda facts: facts.store == "setting")
@@ -242,6 +243,11 @@ def _append(job: _Job, folder: Path) -> Prepared:
                 f"{folder}: was prepared with rvqvae.data.{key} {json.dumps(store.settings.get(key))}, not "
                 f"{json.dumps(value)}; append with the same"
             )
+    if not same_rate(job.reader.fps, store.fps):
+        raise UserError(
+            f"{job.reader.path}: {job.reader.fps:g} frames per second, but {folder} has {store.fps:g}; motion of one "
+            "frame rate makes a store"
+        )
     there = [ShardFacts.read(shard_files(folder / SHARDS, index)[1]) for index in range(store.num_parts)]
     fingerprint = hashlib.sha256(f"{store.fingerprint} {job.fingerprint}".encode()).hexdigest()
     names, refused = _usable_names(job.reader, {whole_name(name) for name in store.clip_names})

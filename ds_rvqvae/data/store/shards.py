@@ -91,8 +91,8 @@ class ShardFacts:
         """Frames of all clips."""
         return sum(frames for _, frames, _ in self.clips)
 
-    def add(self, clip: Clip) -> None:
-        """Takes a clip's numbers, as they are on disk."""
+    def add(self, clip: Clip, reading_version: int = 2) -> None:
+        """Takes a clip's numbers, as they are on disk; its hash is that of `reading_version`."""
         everything = self.statistics["all"]
         cut = train_frames_by_time(len(clip.motion))
         parts = [RunningStatistics(clip.motion.shape[1]) for _ in range(2)]
@@ -105,7 +105,7 @@ class ShardFacts:
         everything.merge(parts[0])
         if clip.split == "train":
             self.statistics["own"].merge(parts[0])
-        if by_hash(clip.name) == "train":
+        if by_hash(clip.name, reading_version) == "train":
             self.statistics["hash"].merge(parts[0])
         self.clips.append((clip.name, len(clip.motion), clip.split))
 
@@ -198,7 +198,7 @@ class ShardPacker:
         for clip in clips:
             stored = self._numbers.encode(np.ascontiguousarray(clip.motion, "<f4"))
             content.write(stored.data)
-            facts.add(replace(clip, motion=self._numbers.decode(stored)))
+            facts.add(replace(clip, motion=self._numbers.decode(stored)), self.reader.config.reading_version)
         if facts.skeleton is None and clips:
             facts.skeleton = take.skeleton
         made = tuple((clip.name, len(clip.motion), clip.split) for clip in clips)

@@ -93,6 +93,7 @@ FORMATS = {
     "npy": Format("features", ".npy", 12, lambda seed: matrix_arrays(12, seed)),
     "npz": Format("features", ".npz", 12, lambda seed: {**matrix_arrays(12, seed), "fps": np.array(30)}),
     "humanml3d": Format("humanml3d", ".npy", 263, lambda seed: matrix_arrays(263, seed), "new_joint_vecs"),
+    "humanml3d_272": Format("humanml3d_272", ".npy", 272, lambda seed: matrix_arrays(272, seed), "motion_data"),
     "bvh": Format("bvh", ".bvh", 15, bvh_arrays),
 }
 
@@ -343,7 +344,7 @@ def broken_keys(arrays: dict[str, np.ndarray], key: str, marker: Path) -> dict[s
     """Archives in which another array than that of `key` is missing, or of another kind."""
     found: dict[str, Files] = {"key_missing": {**arrays, key: np.zeros(3)}}
     rate = next(name for name in arrays if name.startswith(("fps", "mocap")))
-    rates = [0, -30, np.nan, np.inf, 1e-300, 1e9, 0.001, "30", True, 30j, [30, 30], [], np.datetime64(30, "s")]
+    rates = [0, -30, np.nan, np.inf, 1e-300, 1e9, 0.001, "fast", True, 30j, [30, 30], [], np.datetime64(30, "s")]
     for index, value in enumerate(rates):
         found[f"rate_{index}"] = {**arrays, rate: np.array(value)}
     found["rate_pickled"] = {**arrays, rate: npy(np.array(Marker(marker), object), pickles=True)}

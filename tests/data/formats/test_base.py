@@ -81,7 +81,7 @@ def test_no_rate_is_none_and_two_that_disagree_are_refused():
 
 @pytest.mark.parametrize("value", [b"fast", "", "30 fps", b"nan", "0", ["30", "30"], True, 30j])
 def test_a_rate_in_no_words_of_a_number_is_refused(value):
-    with pytest.raises(ClipError, match="^fps "):
+    with pytest.raises(ClipError, match=r"^fps "):
         rate_of({"fps": np.array(value)})
 
 
