@@ -142,7 +142,8 @@ def statistics_in(folder: Path, clip_folder: str) -> Iterator[tuple[Path, ...]]:
     places = [folder]
     for name in entries(folder):
         if name.lower() in _STATISTICS_FOLDERS or name.lower().endswith("mean_std"):
-            places += [folder / name, folder / name / clip_folder]
+            below = sorted(entries(folder / name), key=lambda entry: entry != clip_folder)
+            places += [folder / name, *(folder / name / entry for entry in below)]
     for place in places:
         there = {name.lower(): place / name for name in reversed(entries(place))}
         found = tuple(there[name] for name in _STATISTICS_NAMES if name in there and is_statistics(there[name]))
