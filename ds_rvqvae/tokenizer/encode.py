@@ -99,7 +99,7 @@ class _Encoder:
             for part, own in self.tokenizer.parts.items()
         }
         write_codes(output, results)
-        return Converted(file, str(output), len(clip.motion) / self.tokenizer.fps)
+        return Converted(file, str(output), len(clip.motion) / self.tokenizer.fps, notes=reader.notes)
 
     def _is_done(self, output: Path, path: Path) -> bool:
         """Whether `output` holds these codes; raises ClipError where it holds what is not to be written over."""

@@ -137,7 +137,7 @@ def statistics_in(folder: Path, clip_folder: str) -> Iterator[tuple[Path, ...]]:
     """Mean and std in a folder of the data, and in those for statistics in it; one by itself where there is no other.
 
     Args:
-        clip_folder: the name of the folder of clips, which a folder for statistics may have inside.
+        clip_folder: the name of the folder of clips; one of that name in a folder for statistics comes first.
     """
     places = [folder]
     for name in entries(folder):
