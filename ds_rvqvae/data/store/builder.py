@@ -12,7 +12,7 @@ from ds_rvqvae.data.store.number_formats import NUMBER_FORMATS
 from ds_rvqvae.data.store.packing import Packed, pack_all
 from ds_rvqvae.data.store.report import ColumnFacts, Findings, extreme_columns, make_report
 from ds_rvqvae.data.store.shards import ShardFacts, ShardPacker, ShardPlan, shard_files
-from ds_rvqvae.data.store.splits import ClipLength, Segment, by_hash, split_clips
+from ds_rvqvae.data.store.splits import ClipLength, Segment, by_hash, is_split_by_time, split_clips
 from ds_rvqvae.data.store.statistics import RunningStatistics
 from ds_rvqvae.data.store.store import REPORT, SHARDS, Shard, Store, write_json, write_table
 from ds_rvqvae.errors import UserError
@@ -111,7 +111,7 @@ class StoreBuilder:
             return _merged(facts, "all").mean_and_std()
         if mode == "auto" and all(clip.split is not None for clip in clips):
             return _merged(facts, "own").mean_and_std()
-        if mode == "time" or (mode == "auto" and len(clips) == 1):
+        if is_split_by_time(clips, mode, self._reading_version):
             return _merged(facts, "time").mean_and_std()
         names = {segment.name for segment in trains}
         if names == {clip.name for clip in clips if by_hash(clip.name, self._reading_version) == "train"}:

@@ -39,23 +39,30 @@ def split_clips(
     """Splits a data set; the same clips always give the same answer.
 
     Args:
-        mode: `auto` takes the data's own split, else a hash of the clips' names, else, for a single clip, `time`;
+        mode: `auto` takes the data's own split, else a hash of the clips' names, else, for a single take, `time`;
             `time` cuts every clip into its first 80 % (train), next 10 % (val) and last 10 % (test).
         reading_version: as for `by_hash`.
     """
     if mode == "auto" and all(clip.split is not None for clip in clips):
         return [Segment(clip.name, 0, clip.frames, clip.split) for clip in clips if clip.split is not None]
-    if mode == "time" or (mode == "auto" and len(clips) == 1):
+    if is_split_by_time(clips, mode, reading_version):
         return [segment for clip in clips for segment in _cut_by_time(clip)]
     splits = split_by_hash([clip.name for clip in clips], reading_version)
     return [Segment(clip.name, 0, clip.frames, splits[clip.name]) for clip in clips]
 
 
+def is_split_by_time(clips: Sequence[ClipLength], mode: str, reading_version: int = 2) -> bool:
+    """Whether `split_clips` cuts every clip, where the data have no split of their own."""
+    if mode != "auto":
+        return mode == "time"
+    return len(clips) == 1 or (reading_version > 1 and len({original_name(clip.name) for clip in clips}) == 1)
+
+
 def split_by_hash(names: Sequence[str], reading_version: int = 2) -> dict[str, str]:
     """80 % train, 10 % val, 10 % test by `by_hash`, so that a new clip moves no other one.
 
-    Few takes may all fall on one side: then the take with the lowest hash trains, and of three or more the one with the
-    highest is val, each with all its clips.
+    Few clips may all fall on one side: then the take with the lowest hash trains, and of three clips or more the take
+    with the highest is val, each with all its clips.
     """
     values = {name: _share_of(name, reading_version) for name in names}
     splits = {name: by_hash(name, reading_version) for name in names}
@@ -66,8 +73,8 @@ def split_by_hash(names: Sequence[str], reading_version: int = 2) -> dict[str, s
 
     if "train" not in splits.values():
         move(min(values, key=values.__getitem__), "train")
-    takes = len(splits) if reading_version == 1 else len(set(values.values()))
-    if "val" not in splits.values() and takes >= 3:
+    others = len(splits) >= 3 and (reading_version == 1 or len(set(values.values())) >= 2)
+    if "val" not in splits.values() and others:
         move(max(values, key=values.__getitem__), "val")
     return splits
 

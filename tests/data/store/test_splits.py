@@ -81,8 +81,14 @@ def test_few_takes_keep_their_pieces_and_mirror_images_together():
             len({splits[name] for name in names if name[:-2].endswith(f"{variant}{take}")}) == 1 for take in "123"
         )
         assert {"train", "val"} <= set(splits.values())
-    one = split_by_hash(["5#0", "5#1", "M5#0", "M5#1"])
-    assert set(one.values()) == {"train"}
+        two = split_by_hash(names[:2] + names[3:5])
+        assert sorted(two.values()) == ["train", "train", "val", "val"]
+
+
+def test_one_take_in_pieces_is_split_by_time():
+    pieces = [ClipLength(name, 100, None) for name in ("5#0", "5#1", "M5#0")]
+    assert split_clips(pieces, "auto") == split_clips(pieces, "time")
+    assert split_clips(pieces, "auto", 1) == split_clips(pieces, "hash", 1)
 
 
 def test_version_1_takes_a_mirror_image_for_a_take_of_its_own():
