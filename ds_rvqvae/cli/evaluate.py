@@ -147,11 +147,17 @@ def _open(name: str, reference: Reference, args: argparse.Namespace) -> _Subject
     from ds_rvqvae.data.dataset import MotionData
     from ds_rvqvae.data.store.prepare import prepare_store
     from ds_rvqvae.motion.layout import missing_channels
+    from ds_rvqvae.motion.rotations import same_rate
     from ds_rvqvae.runs.tokenizers import open_single
 
     tokenizer = open_single(reference)
     config = _data_config(reference, tokenizer, args.data_path)
     store = prepare_store(config)
+    if not same_rate(store.fps, tokenizer.fps):
+        raise UserError(
+            f"{config.path}: {store.fps:g} frames per second; {name} takes {tokenizer.fps:g}: give --data_path with "
+            "motion at that rate"
+        )
     if missing_channels(store.layout, tokenizer.layout) is None and store.layout != tokenizer.layout:
         # By name, whatever body part the profile beside the tokenizer is about.
         part = tokenizer.details.get("body_part") or "tokenizer"

@@ -106,6 +106,7 @@ def _read_clip(path: Path, name: str | None, tokenizer: "MotionTokenizer") -> "t
     from ds_rvqvae.data.formats.writing import open_motion_file
     from ds_rvqvae.data.store.store import is_store, open_store
     from ds_rvqvae.motion.clip import Clip, ClipError, check_finite
+    from ds_rvqvae.motion.rotations import same_rate
     from ds_rvqvae.tokenizer.folder import reading_config
 
     fps = tokenizer.fps
@@ -120,6 +121,8 @@ def _read_clip(path: Path, name: str | None, tokenizer: "MotionTokenizer") -> "t
             config = reading_config(tokenizer.details, fps, str(path))
             reader = open_reader(path, config) if path.is_dir() else open_motion_file(path, config)
             name = _choose(path, reader.clip_names(), name)
+            if not same_rate(reader.fps, fps):
+                raise UserError(f"{path}: {reader.fps:g} frames per second; the tokenizer takes {fps:g}")
             take = reader.take(name)
             check_finite(take.motion)
             clip, skeleton = reader.clip(take, name, 0, len(take.motion)), take.skeleton

@@ -15,8 +15,9 @@ FORMATS = {
     "smpl": "smpl.SmplReader",
     "bvh": "bvh_motion.BvhReader",
     "humanml3d": "features.HumanML3DReader",
+    "humanml3d_272": "features.HumanML3D272Reader",
     "features": "features.FeatureFolderReader",
-    "packed": "features.PackedReader",
+    "packed": "packed.PackedReader",
 }
 """Motion formats by name, and where the reader of each is: a module of `data/formats/`, and a class in it."""
 if TYPE_CHECKING:

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from ds_rvqvae.motion.layout import Layout
 
 MIN_FRAMES = 16
+_PIECES = re.compile(r"(#\d+)+$")
+_MIRROR_MARK = re.compile(r"^mirror(ed)?_(?=.)|(?<=.)_mirror(ed)?$", re.IGNORECASE)
+_MIRRORED_CLIP = re.compile(r"^(M(?=\d+$)|m_(?=.))")
 SPLITS = ("train", "val", "test", "additional")
 """`additional` is BEAT2's own word for clips that are neither trained on nor scored."""
 
@@ -76,6 +79,22 @@ def piece_name(clip: str, index: int) -> str:
 def whole_name(name: str) -> str:
     """The clip that a piece is of, by its name; other names as they are."""
     return re.sub(r"#\d+$", "", name)
+
+
+def take_name(name: str) -> str:
+    """The take that a clip is a piece of, by its name, however often it was cut: `gp_00171` of `gp_00171#0#276`."""
+    return _PIECES.sub("", name)
+
+
+def original_name(name: str) -> str:
+    """The take that a clip's frames come from, by its name: without numbers of pieces and without the mark of a mirror.
+
+    Marks are those of HumanML3D and KIT (`M000012`), SnapMoGen (`m_gp_00171`, pieces `gp_00171#0#276`) and
+    MotionMillion (`Mirror_BABEL/12`), and words (`walk_mirror`, `mirrored/walk`).
+    """
+    *folders, clip = take_name(name).split("/")
+    kept = [_MIRROR_MARK.sub("", part) for part in folders if part.lower() not in ("mirror", "mirrored")]
+    return "/".join([*kept, _MIRRORED_CLIP.sub("", _MIRROR_MARK.sub("", clip))])
 
 
 def check_clip(clip: Clip) -> None:

@@ -61,6 +61,11 @@ def decimation(source_fps: float, target_fps: float) -> int | None:
     return step if step >= 1 and abs(ratio - step) <= step * DECIMATION_TOLERANCE * (1 + 1e-9) else None
 
 
+def same_rate(source_fps: float, fps: float) -> bool:
+    """Whether `resample` keeps every frame: 29.97 is 30, also after rounding."""
+    return abs(source_fps / fps - 1) <= DECIMATION_TOLERANCE * (1 + 1e-9)
+
+
 def resampled_length(frames: int, source_fps: float, target_fps: float) -> int:
     """How many frames `resample` makes of `frames`: those that lie within the time from the first to the last."""
     step = decimation(source_fps, target_fps)

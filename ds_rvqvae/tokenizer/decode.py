@@ -20,7 +20,6 @@ from ds_rvqvae.data.formats.writing import (
     BVH,
     read_beat2_source,
     rest_source,
-    same_rate,
     write_beat2,
     write_matrix,
 )
@@ -28,6 +27,7 @@ from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import AppendedLines, content_of
 from ds_rvqvae.motion.clip import ClipError, check_finite
 from ds_rvqvae.motion.layout import Layout
+from ds_rvqvae.motion.rotations import same_rate
 from ds_rvqvae.tokenizer.body import BodyTokenizer
 from ds_rvqvae.tokenizer.clips import ClipTokenizer, as_clip_tokenizer
 from ds_rvqvae.tokenizer.codes import ONLY_PART, Codes, read_parts

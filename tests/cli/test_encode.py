@@ -75,6 +75,20 @@ def test_matrices_and_packed_files_and_back(tmp_path, five, capsys):
     assert run(capsys, "encode", five, tmp_path / "data", "--out", tmp_path / "codes")[1]["done"] == []
 
 
+def test_matrices_of_another_rate_fail_and_an_assumed_rate_is_said(tmp_path, five, capsys):
+    (tmp_path / "data").mkdir()
+    for name, rate in {"fast": {"fps": np.array(60)}, "right": {"fps": np.array(29.97)}, "silent": {}}.items():
+        np.savez(tmp_path / "data" / f"{name}.npz", motion=np.ones((20, 5)), **rate)
+    write_packed(tmp_path / "data" / "task.npz", fps=np.array(60))
+    status, result, _ = run(capsys, "encode", five, tmp_path / "data", "--out", tmp_path / "codes")
+    assert status == 1 and files_below(tmp_path / "codes") == ["right.npz", "silent.npz"]
+    assert {entry["reason"] for entry in result["failed"]} == {
+        "60 frames per second, 30 are wanted; features are never resampled"
+    }
+    notes = {entry["output"].rpartition("/")[2]: entry["notes"] for entry in result["done"]}
+    assert notes["right.npz"] == [] and "30 frames per second (rvqvae.data.fps) are taken" in notes["silent.npz"][0]
+
+
 def test_done_files_are_skipped_and_only_they(tmp_path, upper, capsys):
     data, codes, motion = tmp_path / "data", tmp_path / "codes", tmp_path / "motion"
     write_beat2_folder(data, ("1_a", "2_b", "3_c"), 20)

@@ -159,6 +159,7 @@ def test_refusals_are_one_line_and_leave_nothing(run, tmp_path, demo_folder, cap
     stranger = write_packed(tmp_path / "stranger.npz", motion=rotations, layout=np.array(layout))
     lower, alone = _save(tmp_path / "lower", "lower"), _save(tmp_path / "alone", "upper")
     narrow = write_packed(tmp_path / "narrow.npz")
+    fast = write_packed(tmp_path / "fast.npz", width=57, fps=np.array(60))
     trains = write_packed(tmp_path / "trains.npz", (40, 30), width=57, split=np.array(["train", "train"]))
     (tmp_path / "empty").mkdir()
     pictures = tmp_path / "pictures"
@@ -167,6 +168,7 @@ def test_refusals_are_one_line_and_leave_nothing(run, tmp_path, demo_folder, cap
         (tmp_path / "empty",): "not a run's folder",
         (alone,): "no motion to score",
         (run, "--data_path", narrow): "narrow.npz: 5 columns, but the tokenizer takes 57",
+        (run, "--data_path", fast): "fast.npz: 60 frames per second; .*takes 30: give --data_path",
         (lower, "--data_path", stranger): "column 0 is joint0 .* takes pelvis",
         (run, "--data_path", trains, "--split", "test"): r"in test \(there is train\)",
         (run, "--features", stranger): "stranger.npz: no TorchScript",

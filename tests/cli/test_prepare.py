@@ -67,3 +67,15 @@ def test_it_says_how_many_files_had_not_changed(tmp_path, capsys):
     assert cli.main([*command, "--json"]) == 0
     packing = json.loads(capsys.readouterr().out)["packing"]
     assert (packing["files_packed"], packing["files_unchanged"], packing["frames"]) == (1, 1, 80)
+
+
+def test_motion_of_another_rate_is_not_added_to_a_store(tmp_path, capsys):
+    for name, fps in {"a": 30, "b": 60}.items():
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / f"{name}.npz", motion=np.ones((40, 5)), fps=np.array(fps))
+    prepare = ["prepare", "--out", str(tmp_path / "store")]
+    assert cli.main([*prepare, str(tmp_path / "a")]) == 0
+    assert cli.main([*prepare, str(tmp_path / "b"), "--append"]) == 2
+    error = capsys.readouterr().err
+    assert "60 frames per second, but" in error and "has 30; motion of one frame rate makes a store" in error
+    assert open_store(tmp_path / "store").clip_names == ["a"]

@@ -48,3 +48,28 @@ def write_packed(file: Path, lengths: tuple[int, ...] = (40, 30, 50), width: int
     arrays = {**packed_arrays(lengths, width), **changes}
     np.savez(file, **{key: values for key, values in arrays.items() if values is not None})
     return file
+
+
+def write_matrices(folder: Path, names: tuple[str, ...], width: int, frames: int = 40, suffix: str = ".npy") -> Path:
+    """A matrix file a name, in the folders that names have; each value is drawn anew."""
+    for seed, name in enumerate(names):
+        file = folder / f"{name}{suffix}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, np.random.default_rng(seed).normal(size=(frames, width)).astype(np.float32))
+    return folder
+
+
+def write_lists(folder: Path, **names: str) -> Path:
+    """`train.txt` and its like: the names of clips, separated by blanks, a line each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, listed in names.items():
+        (folder / f"{split}.txt").write_text("".join(f"{name}\n" for name in listed.split()))
+    return folder
+
+
+def write_statistics(folder: Path, width: int, mean: str = "Mean.npy", std: str = "Std.npy") -> Path:
+    """A mean and a std that no motion of `write_matrices` has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / mean, np.arange(width, dtype=np.float32))
+    np.save(folder / std, np.arange(1, width + 1, dtype=np.float32))
+    return folder

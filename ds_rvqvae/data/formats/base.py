@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ds_rvqvae.config.data import DataConfig, to_say
 from ds_rvqvae.data.formats import npz
 from ds_rvqvae.data.formats.npz import LARGEST, Header, RefusedError, open_npz, read_npy
-from ds_rvqvae.data.formats.split_lists import SplitLists, lists_of
+from ds_rvqvae.data.formats.split_lists import SplitLists, find_lists
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import Clip, ClipError, LeftOut, Take, check_clip, check_finite
 from ds_rvqvae.motion.layout import rotation_columns
@@ -130,6 +130,11 @@ class Reader(ABC):
         """About how many bytes have to be read for a clip; 0 where its file is not there."""
         return 0
 
+    @property
+    def statistics_files(self) -> Sequence[Path]:
+        """The files of the data's own mean and std, where it brings them."""
+        return ()
+
     def statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         """The data's own mean and std, float32 `[features]` each, where it brings them."""
         return None
@@ -149,7 +154,7 @@ class Reader(ABC):
 class FilesReader(Reader):
     """A format of a file a clip, in a folder of motion at any depth, or one such file.
 
-    `train.txt`, `val.txt` and `test.txt` in the folder or beside it list the clips of each split.
+    Lists of the clips of each split (`train.txt`, …) count where `find_lists` finds them.
     """
 
     suffix: ClassVar[str]
@@ -172,7 +177,13 @@ class FilesReader(Reader):
 
     def _find(self) -> tuple[dict[str, Path], SplitLists]:
         files = self.files_of(self.path)
-        return files, lists_of(self.path, files)
+        return files, self._lists_of(files, [self.path], self.path.parent)
+
+    def _lists_of(self, files: dict[str, Path], folders: Sequence[Path], beside: Path | None) -> SplitLists:
+        """As `find_lists`, whose notes become the reader's."""
+        found = find_lists(folders, beside, files, self.config.split_version, self.config.reading_version)
+        self.notes += found.notes
+        return found.lists
 
     def sources(self) -> list[Path]:
         return [*self._files.values(), *self._lists.files]

@@ -1,25 +1,26 @@
-"""Feature matrices, one clip a file: folders in the form of HumanML3D and KIT, and plain ones.
+"""Feature matrices, one clip a file: folders in the form of HumanML3D, KIT and the 272 columns, and plain ones.
 
-Sources: C. Guo et al., "Generating Diverse and Natural 3D Human Motions from Text", CVPR 2022 (HumanML3D); C. Guo et
-al., "MoMask: Generative Masked Modeling of 3D Human Motions", CVPR 2024 (the weighting of columns).
+Sources: C. Guo et al., "Generating Diverse and Natural 3D Human Motions from Text", CVPR 2022 (HumanML3D); M. Plappert
+et al., "The KIT Motion-Language Dataset", Big Data 2016; L. Xiao et al., "MotionStreamer", ICCV 2025 (272 columns); K.
+Fan et al., "Go to Zero", ICCV 2025 (MotionMillion); C. Guo et al., "SnapMoGen", 2025; C. Guo et al., "MoMask:
+Generative Masked Modeling of 3D Human Motions", CVPR 2024 (the weighting of columns).
 """
 
+import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
-from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.config.data import DataConfig, to_say
 from ds_rvqvae.data.formats.base import (
+    FPS_KEYS,
     FilesReader,
-    Reader,
     files_below,
     frame_rate,
     load_npy,
@@ -27,28 +28,48 @@ from ds_rvqvae.data.formats.base import (
     matrix,
     npy_header,
     npz_headers,
-    npz_keys,
-    refuse_speakers,
+    rate_of,
 )
+from ds_rvqvae.data.formats.finding import HUMANML3D_CLIPS, STATISTICS, is_statistics, statistics_in
 from ds_rvqvae.data.formats.npz import Header
 from ds_rvqvae.data.formats.split_lists import SplitLists
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError, Take
-from ds_rvqvae.motion.layout import Layout, feature_layout, layout_from_json
+from ds_rvqvae.motion.layout import feature_layout
+from ds_rvqvae.motion.rotations import same_rate
 
-CLIP_FOLDER = "new_joint_vecs"
-STATISTICS = ("Mean.npy", "Std.npy")
+CLIP_FOLDERS_272 = ("motion_data/vector_272", "motion_data", "motion_272rpr")
+"""Of MotionMillion, of MotionStreamer's HumanML3D and BABEL, and of MotionMillion's archive."""
 MOTION, FPS, CLIP_START = "motion", "fps", "clip_start"
 _JOINTS = {263: 22, 251: 21}
 """Of HumanML3D and of KIT, by their columns."""
+_SLOWEST, _FASTEST = 0.5, 1e4
+_LOOKED_AT = 100
+"""Files that tell a folder's width and frame rate."""
+
+
+class _Known(NamedTuple):
+    """Published features, by their columns."""
+
+    name: str
+    fps: float
+
+
+_KNOWN = {
+    263: _Known("HumanML3D", 20.0),
+    251: _Known("KIT", 12.5),
+    272: _Known("HumanML3D-272", 30.0),
+    296: _Known("SnapMoGen", 30.0),
+}
 
 
 class FeatureFolderReader(FilesReader):
     """A folder of `.npy` or `.npz` matrices `[frames, features]` at any depth, or one such file.
 
-    An npz has its matrix under `motion`, or no other; its `fps` counts, all else is taken to be at `rvqvae.data.fps`.
+    An npz has its matrix under `motion`, or no other. Matrices are never resampled: their frame rate is
+    `rvqvae.data.source_fps`, or what most npz files say, or what is known of their columns, or `rvqvae.data.fps`.
     A file that no list of a split names counts as `additional`, or as held out where there is only `train.txt`.
-    `Mean.npy` and `Std.npy` in the folder are the data's own statistics.
+    `Mean.npy` and `Std.npy` in the folder, or in one for them, are the data's own statistics.
     """
 
     format = ".npy or .npz feature matrices"
@@ -56,8 +77,17 @@ class FeatureFolderReader(FilesReader):
     suffix = ".npy"
 
     def __init__(self, path: Path, config: DataConfig) -> None:
+        self._places = [path]
+        """The folder of the clips, and those above it that belong to the data."""
         super().__init__(path, config)
-        self._width: int | None = None
+        self._width, self._said = self._usual()
+        self._known = _KNOWN.get(self._width or 0)
+        self._fps = self._rate()
+        self._pair = self._find_statistics()
+
+    @property
+    def fps(self) -> float:
+        return self._fps if self.config.reading_version > 1 else self.config.fps
 
     @classmethod
     def matches(cls, path: Path) -> bool:
@@ -66,70 +96,190 @@ class FeatureFolderReader(FilesReader):
         return any(header.is_matrix for header in islice(_headers(cls.files_of(path).values()), 16))
 
     def sources(self) -> list[Path]:
-        statistics = [file for name in STATISTICS if (file := self._beside(name))]
-        return [*super().sources(), *statistics]
+        return [*super().sources(), *self.statistics_files]
 
     @classmethod
     def files_of(cls, folder: Path) -> dict[str, Path]:
         return _without_statistics(files_below(folder, (".npy", ".npz")))
 
+    def _find(self) -> tuple[dict[str, Path], SplitLists]:
+        self._folder = self._places[0]
+        files = self.files_of(self._folder)
+        if self.config.reading_version > 1:
+            files = {name: file for name, file in files.items() if not is_statistics(file)}
+        lists = self._lists_of(files, self._places, self.path.parent if self._places == [self.path] else None)
+        if any(self.path not in file.parents for file in lists.files) and self._places == [self.path]:
+            self._places = [self.path, self.path.parent]  # whose lists are the data's
+        return files, lists
+
     def take_of(self, name: str, file: Path, split: str | None) -> Take:
-        values, fps = self._load(file)
-        motion = matrix(values, "the matrix", self._usual_width())
+        values, said = self._load(file)
+        motion = matrix(values, "the matrix", self._width)
+        fps = self.config.source_fps or said or self._unsaid()
+        if self.config.reading_version > 1:
+            self._check_rate(fps, bool(said))
         return Take(name, motion, fps, feature_layout(motion.shape[1]), split)
 
+    def _check_rate(self, fps: float, is_said: bool) -> None:
+        check_rate(fps)
+        if not same_rate(fps, self._fps):
+            own = f"{fps:g} frames per second" if is_said else f"no frame rate is said, so {fps:g} a second are taken"
+            every = to_say("source_fps", "N")
+            raise ClipError(f"{own}, but most of the files have {self._fps:g}; {every} is the rate of all")
+
     def reading_facts(self) -> dict[str, Any]:
-        return {"width": self._usual_width()}
+        """What the numbers of clips depend on beside their own files and the settings."""
+        return {"width": self._width, "fps": self.fps}
+
+    @property
+    def statistics_files(self) -> Sequence[Path]:
+        return self._pair
 
     def statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-        mean, std = (self._beside(name) for name in STATISTICS)
-        if mean is None or std is None:
+        if not self._pair:
             return None
+        mean, std = self._pair
         return read_statistics(mean), read_statistics(std, positive=True)
 
-    def _load(self, file: Path) -> tuple[NDArray[Any], float]:
-        """A file's matrix and frame rate; raises ClipError."""
+    def _load(self, file: Path) -> tuple[NDArray[Any], float | None]:
+        """A file's matrix, and the frame rate that it says; raises ClipError."""
         if file.suffix.lower() == ".npy":
-            return load_npy(file), self.config.fps
+            return load_npy(file), None
         key = _matrix_key(npz_headers(file))
-        arrays = load_npz(file, (key,), (FPS,))
-        return arrays[key], frame_rate(arrays[FPS], FPS) if FPS in arrays else self.config.fps
+        arrays = load_npz(file, (key,), FPS_KEYS)
+        return arrays[key], self._said_in(arrays)
 
-    def _beside(self, name: str) -> Path | None:
-        return next((folder / name for folder in (self.path, self._folder) if (folder / name).is_file()), None)
+    def _said_in(self, arrays: dict[str, NDArray[Any]]) -> float | None:
+        if self.config.reading_version == 1:
+            return frame_rate(arrays[FPS], FPS) if FPS in arrays else None
+        return None if self.config.source_fps else rate_of(arrays)
 
-    def _usual_width(self) -> int | None:
-        """The most common width of the first files, so that one odd file does not rule out all the others."""
-        if self._width is None:
-            widths: Counter[int] = Counter()
-            widths.update(header.shape[1] for header in _headers(islice(self._files.values(), 100)) if header.is_matrix)
-            self._width = widths.most_common(1)[0][0] if widths else None
-        return self._width
+    def _usual(self) -> tuple[int | None, Counter[float | None]]:
+        """The most common width of the first files, so that one odd file does not rule out all the others; and how many
+        of them say which frame rate."""
+        widths: Counter[int] = Counter()
+        rates: Counter[float | None] = Counter()
+        for file in islice(self._files.values(), _LOOKED_AT):
+            with suppress(ClipError):
+                if (header := _header(file)).is_matrix:
+                    widths[header.shape[1]] += 1
+                    rates[self._said_in(load_npz(file, (), FPS_KEYS)) if file.suffix.lower() == ".npz" else None] += 1
+        return (widths.most_common(1)[0][0] if widths else None), rates
+
+    def _unsaid(self) -> float:
+        """Frames a second of a file that does not say."""
+        if self.config.reading_version == 1 or self._known is None:
+            return self.config.fps
+        return self._known.fps
+
+    def _rate(self) -> float:
+        """Frames a second of most files, by the rules of today; the notes say what was assumed."""
+        wanted, known = self.config.fps, self._known
+        unsaid = known.fps if known else wanted
+        rates: Counter[float] = Counter()
+        for said, count in self._said.items():
+            rates[said or unsaid] += count
+        rate = self.config.source_fps or (rates.most_common(1)[0][0] if rates else wanted)
+        is_said = rate in self._said
+        if self.config.reading_version == 1:
+            if not same_rate(rate, wanted):
+                self.notes += (
+                    _as_before(f"at {wanted:g} frames per second (rvqvae.data.fps), where the files have {rate:g}"),
+                )
+        elif self.config.source_fps is None and not (is_said or known):
+            self.notes += (
+                f"no file says its frame rate: {rate:g} frames per second (rvqvae.data.fps) are taken; "
+                f"{to_say('source_fps', 'N')} says another",
+            )
+        elif self.config.source_fps is None and not same_rate(rate, wanted):
+            whose = "the files' own" if is_said or known is None else f"{known.name}'s, by the {self._width} columns"
+            self.notes += (kept_rate(f"{rate:g} frames per second are {whose}", self.config),)
+        return rate
+
+    def _find_statistics(self) -> tuple[Path, ...]:
+        """The files of mean and std; the notes say which others are there."""
+        before = tuple(file for name in STATISTICS if (file := _beside((self.path, self._folder), name)))
+        before = before if len(before) == len(STATISTICS) else ()
+        if self.path.is_file():
+            return before
+        found = [pair for place in self._places for pair in statistics_in(place, self._places[0].name)]
+        whole = [pair for pair in found if len(pair) == len(STATISTICS)]
+        fitting = [pair for pair in whole if all(_widths(file) == (self._width,) for file in pair)]
+        chosen = next(iter(fitting or whole), ())
+        if self.config.reading_version == 1:
+            if chosen != before:
+                self.notes += (_as_before("with another mean and std than those that lie beside the data"),)
+            return before
+        words = " and ".join(self._relative(file) for file in chosen) or "the training clips"
+        for pair in found:
+            names = " and ".join(self._relative(file) for file in pair)
+            if len(pair) < len(STATISTICS):
+                self.notes += (f"{names}: not used, mean and std lie there together or not at all",)
+            elif pair != chosen and not _same_numbers(pair, chosen):
+                self.notes += (f"{names}: not used, mean and std are those of {words}, which differ",)
+        return chosen
+
+    def _relative(self, file: Path) -> str:
+        return os.path.relpath(file, self._places[-1])
 
 
 class HumanML3DReader(FeatureFolderReader):
     """A folder in the form of HumanML3D or KIT: `new_joint_vecs/*.npy`, lists of the splits beside it.
 
-    Mirrored clips (`M000001`) are clips like others.
+    Mirrored clips (`M000001`) are clips like others; they go into the split of their originals.
     """
 
     format = "HumanML3D or KIT features"
     key = "humanml3d"
     certainty = 1
+    clip_folders: ClassVar[tuple[str, ...]] = (HUMANML3D_CLIPS,)
+    """Folders of the clips, relative to the data set's own."""
+
+    def _find(self) -> tuple[dict[str, Path], SplitLists]:
+        self._places = self._folders(self.path)
+        if self.config.reading_version == 1 and self._places[0] == self.path.absolute():
+            self._places = [self.path]
+        files, lists = super()._find()
+        if not lists.files and self.config.reading_version > 1 and self.config.split == "auto":
+            self.notes += ("no list of the official splits is there: clips are held out by a hash of their names",)
+        return files, lists
 
     @classmethod
     def matches(cls, path: Path) -> bool:
-        return path.is_dir() and (path.name == CLIP_FOLDER or (path / CLIP_FOLDER).is_dir())
+        return path.is_dir() and bool(cls._folders(path))
 
     @classmethod
     def files_of(cls, folder: Path) -> dict[str, Path]:
         return _without_statistics(files_below(folder, (".npy",)))
 
-    def _find(self) -> tuple[dict[str, Path], SplitLists]:
-        if not (self.path / CLIP_FOLDER).is_dir():
-            return super()._find()
-        self._folder = self.path / CLIP_FOLDER
-        return self.files_of(self._folder), SplitLists(self.path, self._folder)
+    @classmethod
+    def _folders(cls, path: Path) -> list[Path]:
+        """The folder of the clips and the data set's own, of which `path` is one; none where it is not in this form."""
+        whole = path.absolute()
+        for root in (whole, whole.parent, whole.parent.parent):
+            for clips in (root / name for name in cls.clip_folders):
+                if (whole in (root, clips) or whole in clips.parents) and clips.is_dir():
+                    return [clips, root]
+        return []
+
+
+class HumanML3D272Reader(HumanML3DReader):
+    """A folder in the form of HumanML3D-272 and kin: 272 columns in `motion_data/`, beside it `split/`, …."""
+
+    format = "HumanML3D-272 features"
+    key = "humanml3d_272"
+    clip_folders = CLIP_FOLDERS_272
+
+    @classmethod
+    def matches(cls, path: Path) -> bool:
+        if not super().matches(path):
+            return False
+        headers = islice(_headers(cls.files_of(cls._folders(path)[0]).values()), 16)
+        return any(header.is_matrix and header.shape[1] == 272 for header in headers)
+
+    @classmethod
+    def matched_before(cls, path: Path) -> bool:
+        return False
 
 
 def feature_weights(width: int, feat_bias: float) -> NDArray[np.float32] | None:
@@ -159,6 +309,44 @@ def read_statistics(file: str | Path, positive: bool = False) -> NDArray[np.floa
     if not np.isfinite(values).all() or (positive and (values < 0).any()):
         raise UserError(f"{file}: holds {'negative, ' if positive else ''}NaN or infinite values")
     return values
+
+
+def check_rate(fps: float) -> None:
+    """Raises ClipError for a frame rate that no motion has, which resampling would have refused."""
+    if not _SLOWEST <= fps <= _FASTEST:
+        raise ClipError(
+            f"{fps:g} frames per second are no frame rate of motion; {to_say('source_fps', 'N')} says another"
+        )
+
+
+def kept_rate(words: str, config: DataConfig) -> str:
+    """A note of a frame rate that is not the one asked for."""
+    return f"{words}: feature matrices are never resampled, rvqvae.data.fps {config.fps:g} is not used"
+
+
+def _as_before(words: str) -> str:
+    return (
+        f"read as versions up to 0.2 did: {words}; prepare again with rvqvae.data.reading_version 2 for the data's own"
+    )
+
+
+def _beside(folders: Sequence[Path], name: str) -> Path | None:
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+
+
+def _widths(file: Path) -> tuple[int, ...]:
+    """The shape of statistics; none where the file cannot be read."""
+    try:
+        return npy_header(file).shape
+    except ClipError:
+        return ()
+
+
+def _same_numbers(files: Sequence[Path], others: Sequence[Path]) -> bool:
+    try:
+        return all(np.array_equal(load_npy(file), load_npy(other)) for file, other in zip(files, others, strict=True))
+    except ClipError:
+        return False
 
 
 def _without_statistics(files: dict[str, Path]) -> dict[str, Path]:
@@ -191,97 +379,3 @@ def _matrix_key(headers: dict[str, Header]) -> str:
         there = ", ".join(key[:40] for key in keys[:6]) or "none"
         raise ClipError(f"one matrix [frames, features] is wanted, or one called {MOTION}; there are: {there}")
     return keys[0]
-
-
-class PackedReader(Reader):
-    """One packed npz. It is read whole, once its clips are asked for: an npz cannot be memory-mapped."""
-
-    format = "packed npz"
-    key = "packed"
-    parallel = False
-    certainty = 2
-
-    def __init__(self, path: Path, config: DataConfig) -> None:
-        super().__init__(path, config)
-        refuse_speakers(config, path)
-
-    @classmethod
-    def matches(cls, path: Path) -> bool:
-        return path.is_file() and path.suffix == ".npz" and {"motion", "clip_start"} <= set(npz_keys(path))
-
-    def sources(self) -> list[Path]:
-        return [self.path]
-
-    def clip_names(self) -> list[str]:
-        return list(self._content.names)
-
-    def file_of(self, name: str) -> str:
-        return f"{self.path.name}: {name}"
-
-    def take(self, name: str) -> Take:
-        content = self._content
-        index = content.names.index(name)
-        motion = content.motion[content.starts[index] : content.starts[index + 1]]
-        return Take(name, motion, content.fps, content.layout, self.split_of(name))
-
-    def split_of(self, name: str) -> str | None:
-        return self._content.split[self._content.names.index(name)] if self._content.split else None
-
-    def weight(self, name: str) -> int:
-        return self.path.stat().st_size // len(self._content.names)
-
-    @cached_property
-    def _content(self) -> "_Content":
-        try:
-            return _read(self.path)
-        except ClipError as error:
-            raise UserError(f"{self.path}: {error}") from None
-
-
-class _Content(NamedTuple):
-    motion: NDArray[Any]
-    starts: NDArray[np.int64]
-    names: list[str]
-    split: list[str] | None
-    layout: Layout
-    fps: float
-
-
-def _read(path: Path) -> _Content:
-    """Raises ClipError."""
-    free = psutil.virtual_memory().available  # data of one's own may be large, but not larger than what holds them
-    arrays = load_npz(path, ("motion", "clip_start", "clip_name", "fps"), ("split", "layout"), free)
-    motion = matrix(arrays["motion"], "motion")
-    names = _strings(arrays, "clip_name")
-    split = _strings(arrays, "split") if "split" in arrays else None
-    if split is not None and len(split) != len(names):
-        raise ClipError(f"split has {len(split)} entries, clip_name {len(names)}")
-    starts = _checked_starts(arrays["clip_start"], len(names), len(motion))
-    return _Content(motion, starts, names, split, _layout(arrays, motion.shape[1]), frame_rate(arrays["fps"], "fps"))
-
-
-def _checked_starts(starts: NDArray[Any], clips: int, frames: int) -> NDArray[np.int64]:
-    if starts.dtype.kind not in "iu" or starts.shape != (clips + 1,):
-        raise ClipError(
-            f"clip_start is {starts.dtype} {list(starts.shape)}, not [clips + 1] = [{clips + 1}] row numbers"
-        )
-    starts = starts.astype(np.int64)
-    if (np.diff(starts) < 0).any() or starts[0] < 0 or starts[-1] > frames:
-        raise ClipError(f"clip_start does not rise from 0 to the {frames} frames of motion")
-    return starts
-
-
-def _layout(arrays: dict[str, NDArray[Any]], width: int) -> Layout:
-    if "layout" not in arrays:
-        return feature_layout(width)
-    try:
-        return layout_from_json(str(arrays["layout"]), width)
-    except (ValueError, RecursionError) as error:  # json's own errors are ValueErrors
-        raise ClipError(f"layout: {str(error).removeprefix('layout: ')}") from None
-
-
-def _strings(arrays: dict[str, NDArray[Any]], key: str) -> list[str]:
-    if arrays[key].dtype.kind != "U" or arrays[key].ndim != 1:
-        raise ClipError(f"{key} holds {arrays[key].dtype} of shape {list(arrays[key].shape)}, not a list of strings")
-    strings: list[str] = arrays[key].tolist()
-    return strings

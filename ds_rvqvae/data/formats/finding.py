@@ -1,4 +1,4 @@
-"""Finding the files that a command is to work through, and telling whole files from damaged ones."""
+"""Finding the files that a command is to work through; telling whole files from damaged ones, and statistics."""
 
 import os
 import stat
@@ -10,13 +10,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ds_rvqvae.data.formats import beat2, features
-from ds_rvqvae.data.formats.base import Reader
+from ds_rvqvae.data.formats import beat2
+from ds_rvqvae.data.formats.base import Reader, npy_header
+from ds_rvqvae.data.formats.split_lists import entries
 from ds_rvqvae.motion.clip import ClipError, LeftOut
 
+HUMANML3D_CLIPS = "new_joint_vecs"
+"""The folder of the clips of HumanML3D and KIT."""
+_CLIP_FOLDERS = (beat2.CLIP_FOLDER, HUMANML3D_CLIPS)
+STATISTICS = ("Mean.npy", "Std.npy")
+_STATISTICS_NAMES = tuple(name.lower() for name in STATISTICS)
+_STATISTICS_FOLDERS = ("mean_std", "meta_data", "meta")
+"""Of MotionStreamer and MotionMillion, of SnapMoGen, and of MoMask; BABEL's is called `t2m_babel_mean_std`."""
 _NAMED = 3
 """Files that are named of those passed over for one reason."""
-_CLIP_FOLDERS = (beat2.CLIP_FOLDER, features.CLIP_FOLDER)
 
 
 class FoundFile(NamedTuple):
@@ -70,7 +77,7 @@ class _Search(NamedTuple):
             return
         clip_folders = [entry for entry in entries if entry.name in _CLIP_FOLDERS and _is_folder(entry)]
         for entry in clip_folders or entries:
-            if entry.suffix.lower() in self.suffixes and entry.name not in features.STATISTICS:
+            if entry.suffix.lower() in self.suffixes and not is_statistics(entry):
                 yield FoundFile(entry, relative / entry.name)
             elif _is_folder(entry):
                 yield from self.files(entry, relative / entry.name, (*above, real))
@@ -202,3 +209,34 @@ def is_whole(file: Path) -> bool:
         return True
     except Exception:  # numpy and zipfile raise a dozen unrelated types
         return False
+
+
+def is_statistics(file: Path) -> bool:
+    """Whether a file is a mean or std by its name, and no motion."""
+    if file.name in STATISTICS:
+        return True
+    if file.name.lower() not in _STATISTICS_NAMES:
+        return False
+    try:
+        shape = npy_header(file).shape
+    except ClipError:
+        return False
+    return len(shape) < 2 or shape[0] < 2
+
+
+def statistics_in(folder: Path, clip_folder: str) -> Iterator[tuple[Path, ...]]:
+    """Mean and std in a folder of the data, and in those for statistics in it; one by itself where there is no other.
+
+    Args:
+        clip_folder: the name of the folder of clips; one of that name in a folder for statistics comes first.
+    """
+    places = [folder]
+    for name in entries(folder):
+        if name.lower() in _STATISTICS_FOLDERS or name.lower().endswith("mean_std"):
+            below = sorted(entries(folder / name), key=lambda entry: entry != clip_folder)
+            places += [folder / name, *(folder / name / entry for entry in below)]
+    for place in places:
+        there = {name.lower(): place / name for name in reversed(entries(place))}
+        found = tuple(there[name] for name in _STATISTICS_NAMES if name in there and is_statistics(there[name]))
+        if found:
+            yield found

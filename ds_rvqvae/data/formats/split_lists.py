@@ -1,11 +1,29 @@
-"""Lists of the clips of each split: `train.txt`, `val.txt` and `test.txt`, a clip a line."""
+"""Lists of the clips of each split: `train.txt`, `val.txt` and `test.txt`, a clip a line, and where data sets put them.
 
-from collections.abc import Collection, Iterable
+Sources of the places: HumanML3D and KIT (beside the clips), MotionStreamer's 272 columns (`split/`), MotionMillion
+(`split/version1/tokenizer_96/`), SnapMoGen (`data_split_info/train_fnames.txt`), as their repositories have them.
+"""
+
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from ds_rvqvae.config.data import to_say
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.motion.clip import original_name, take_name, whole_name
 
 LISTED = ("train", "val", "test")
+_ALIKE = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
+_ENDINGS = ("", "_fnames", "_ids")
+"""SnapMoGen lists its takes as `train_fnames.txt`, and pieces of them as `train_ids.txt`."""
+_FILES = {f"{name}{end}.txt": split for split, names in _ALIKE.items() for end in _ENDINGS for name in names}
+"""Names of lists in small letters, and their splits; of several in one folder the first counts."""
+_FOLDER = re.compile(r"splits?|(data_)?split_info\d*|data_splits?\d*", re.IGNORECASE)
+_TOKEN = re.compile(r"(?<![a-z])(train|training|val|valid|validation|dev|test|testing)(?![a-z])", re.IGNORECASE)
+_ENDS = ("", ".txt", ".lst", ".list", ".csv", ".bak", ".old", ".orig")
+"""What a file that may be a list ends with, wherever it lies."""
 _SUFFIXES = (".bvh", ".npy", ".npz")
 _LARGEST = 2**28
 """Bytes of a list; no data set has as many clips."""
@@ -13,6 +31,10 @@ _LONGEST = 4096
 """Characters of a line; no file has a longer path."""
 _DEEPEST = 32
 """Folders of a listed name that are looked at."""
+_LEVELS = 4
+"""Folders in each other that are searched for lists."""
+_MOST_READ, _SHOWN = 100, 3
+"""Files read because they may be lists, and named in a note."""
 
 
 class SplitLists:
@@ -23,17 +45,26 @@ class SplitLists:
     data's own folder first; or else, without some of the folders that the data have (`01_01` is `01/01_01`).
     """
 
-    def __init__(self, *folders: Path) -> None:
-        """Reads the lists; raises UserError where one cannot be read. The data's own folder comes first."""
-        self.files: list[Path] = []
+    def __init__(self, *folders: Path, files: Mapping[str, Path] | None = None) -> None:
+        """Reads the lists; raises UserError where one cannot be read. The data's own folder comes first.
+
+        Args:
+            files: the lists by split, wherever they lie; clips that they do not name go then with their take.
+        """
+        self._by_split = (
+            _nearest_lists(folders) if files is None else {key: files[key] for key in LISTED if key in files}
+        )
+        self._with_takes = files is not None
         self._splits: dict[str, int] = {}  # a bit for each of `LISTED`
         self._shortened: dict[str, int] = {}
         self._above = [tuple(part for part in folder.resolve().parts if part != "/") for folder in folders]
-        for split in LISTED:
-            file = next((folder / f"{split}.txt" for folder in folders if (folder / f"{split}.txt").is_file()), None)
-            if file is not None:
-                self.files.append(file)
-                self._add(_read_names(file), split)
+        for split, file in self._by_split.items():
+            self._add(_read_names(file), split)
+
+    @property
+    def files(self) -> list[Path]:
+        """The lists that were read."""
+        return list(self._by_split.values())
 
     def names(self) -> set[str]:
         """Every listed name, with `/` between folders and without suffix."""
@@ -48,20 +79,25 @@ class SplitLists:
         """
         if not self.files:
             return None
-        found = self._found("/".join(_parts(name)))
+        name = "/".join(_parts(name))
+        found = self._found(name) or (self._with_takes and self._found(take_name(name)))
         if found:
             return " and ".join(_words(found))
-        return "val" if [file.name for file in self.files] == ["train.txt"] else "additional"
+        # The mirror image of a clip that trains is not held out.
+        trains = self._with_takes and self._found(original_name(name))
+        return "val" if list(self._by_split) == ["train"] and not trains else "additional"
 
     def missing(self, clip_names: Iterable[str]) -> list[str]:
         """Listed names that match none of the clips, sorted."""
         clips = {"/".join(_parts(name)) for name in clip_names}
+        if self._with_takes:
+            clips |= {take_name(name) for name in clips}
         tails = clips.union(*(_tails(name) for name in clips))
         return sorted(name for name in self._splits if name not in tails and clips.isdisjoint(_tails(name)))
 
     def why_missing(self, name: str) -> str:
         """Says which lists have a name that no file of the data has."""
-        lists = " and ".join(f"{split}.txt" for split in _words(self._splits[name]))
+        lists = " and ".join(self._by_split[split].name for split in _words(self._splits[name]))
         out = ".." in _parts(name)
         return f"{lists} lists it, but {'the name leads out of the folder' if out else 'there is no such file'}"
 
@@ -89,10 +125,202 @@ def _words(bits: int) -> list[str]:
     return [split for index, split in enumerate(LISTED) if bits >> index & 1]
 
 
-def lists_of(folder: Path, clip_names: Collection[str]) -> SplitLists:
-    """The lists in a folder or beside it; those beside it only where they name one of its clips."""
-    lists = SplitLists(folder, folder.parent)
-    return lists if len(lists.missing(clip_names)) < len(lists.names()) else SplitLists(folder)
+class FoundLists(NamedTuple):
+    """The lists of a data set, and what the report should say of lists there."""
+
+    lists: SplitLists
+    notes: tuple[str, ...] = ()
+
+
+def find_lists(
+    folders: Sequence[Path],
+    beside: Path | None,
+    clip_names: Collection[str],
+    version: str | None = None,
+    reading_version: int = 2,
+) -> FoundLists:
+    """The lists of a data set: among its clips or beside them, else in folders for lists (`split/`, …) and below these.
+
+    Args:
+        folders: of the data: the one that clips are named relative to, and those above it.
+        beside: the folder around them, which may hold other data: its lists count where they name a clip.
+        version: the folder of lists to take, by the end of its path (`rvqvae.data.split_version`).
+        reading_version: `rvqvae.data.reading_version`; 1 looks among the clips and beside them only.
+
+    Raises:
+        UserError: several folders of lists that differ and no version, one that is not there, or a damaged list.
+    """
+    if reading_version == 1:
+        return _lists_of_version_1(folders, beside, clip_names)
+    search = _Search(folders, beside, clip_names)
+    chosen = search.chosen(version)
+    files = {} if chosen is None else chosen.files
+    around = [*folders, beside] if beside else folders
+    return FoundLists(SplitLists(*around, files=files), tuple(search.notes(chosen, version)))
+
+
+def _lists_of_version_1(folders: Sequence[Path], beside: Path | None, clip_names: Collection[str]) -> FoundLists:
+    """Those beside the data only where they name a clip."""
+    lists = SplitLists(*reversed(folders), *([beside] if beside else []))
+    if beside is not None and len(lists.missing(clip_names)) >= len(lists.names()):
+        lists = SplitLists(*folders)
+    try:
+        same = find_lists(folders, beside, clip_names).lists.files == lists.files
+    except UserError:
+        same = False
+    if same and (lists.files or all(original_name(name) == whole_name(name) for name in clip_names)):
+        return FoundLists(lists)
+    note = "read as versions up to 0.2 did: other clips train and are held out than now; prepare again with "
+    return FoundLists(lists, (f"{note}rvqvae.data.reading_version 2 for the data set's own split",))
+
+
+class _Lists(NamedTuple):
+    """The lists of one place."""
+
+    place: str
+    """Relative to the data; empty among the clips and beside them."""
+    files: dict[str, Path]
+    names: dict[str, set[str]]
+    """Both by split."""
+
+    @property
+    def words(self) -> str:
+        return ", ".join(f"{self.place}/{file.name}".lstrip("/") for file in self.files.values())
+
+
+class _Search:
+    """All lists in the folders of a data set."""
+
+    def __init__(self, folders: Sequence[Path], beside: Path | None, clip_names: Collection[str]) -> None:
+        self._root = folders[-1]
+        clips = {"/".join(_parts(name)) for name in clip_names}
+        self._clips = clips | {take_name(name) for name in clips}
+        self._tails = self._clips.union(*(_tails(name) for name in self._clips))
+        self._unmatched: list[_Lists] = []
+        near: dict[str, Path] = {}
+        self._elsewhere: list[_Lists] = []
+        for folder in (*folders, *([beside] if beside else [])):
+            for place in ("", *_list_folders(folder)):
+                found = self._read(folder, place, is_own=folder != beside)
+                if place and found is not None:
+                    self._elsewhere.append(found)
+                elif found is not None:
+                    near = found.files | near
+        self._near = _Lists("", near, {split: _read_names(file) for split, file in near.items()}) if near else None
+
+    def _read(self, folder: Path, place: str, is_own: bool) -> _Lists | None:
+        """The lists of a place, where they name a clip."""
+        files = _lists_in(folder / place)
+        try:
+            lists = _Lists(place, files, {split: _read_names(file) for split, file in files.items()})
+        except UserError:
+            if is_own:
+                raise
+            return None
+        if any(map(self._names_a_clip, lists.names.values())):
+            return lists
+        if is_own and any(file.stem in LISTED for file in files.values()):
+            self._unmatched.append(lists)
+        return None
+
+    def _names_a_clip(self, names: Iterable[str]) -> bool:
+        return any(name in self._tails or not self._clips.isdisjoint(_tails(name)) for name in names)
+
+    def chosen(self, version: str | None) -> _Lists | None:
+        """The lists to take; raises UserError where that is not clear."""
+        there = ", ".join(lists.place for lists in self._elsewhere)
+        if version is not None and self._elsewhere:
+            wanted = _parts(version)
+            fitting = [lists for lists in self._elsewhere if _parts(lists.place)[-len(wanted) :] == wanted]
+            if len(fitting) == 1:
+                return fitting[0]
+            raise UserError(
+                f"rvqvae.data.split_version: {version} names {'several' if fitting else 'none'} of the folders of "
+                f"split lists in {self._root}; there: {there}"
+            )
+        if self._near is not None or not self._elsewhere:
+            return self._near
+        if any(lists.names != self._elsewhere[0].names for lists in self._elsewhere):
+            say = to_say("split_version", "NAME")
+            raise UserError(f"{self._root}: several folders of split lists: {there}; {say} says which")
+        return self._elsewhere[0]
+
+    def notes(self, chosen: _Lists | None, version: str | None) -> Iterator[str]:
+        """Of lists that are there and not taken."""
+        if version is not None and not self._elsewhere:
+            yield f"rvqvae.data.split_version {version} is not used: there is no folder of split lists"
+        others = [lists for lists in self._elsewhere if chosen is not None and lists.names != chosen.names]
+        if others and version is None and chosen is not None:
+            yield f"{_shown([lists.words for lists in others])}: not used, {chosen.words} beside the data say otherwise"
+        for lists in self._unmatched:
+            yield f"{lists.words}: not used, names none of the clips"
+        loose = [file.relative_to(self._root).as_posix() for file in self._loose()]
+        if loose:
+            yield f"{_shown(loose)}: names clips as a list of a split does, and is not used"
+
+    def _loose(self) -> Iterator[Path]:
+        """Files that name clips and are called like lists, where no list is looked for."""
+        places = [lists for lists in (self._near, *self._elsewhere, *self._unmatched) if lists is not None]
+        known = {file for lists in places for file in lists.files.values()}
+        for file in [file for file in sorted(_like_lists(self._root)) if file not in known][:_MOST_READ]:
+            try:
+                names = _read_names(file)
+            except UserError:
+                continue
+            if self._names_a_clip(name.partition(",")[0] for name in names):
+                yield file
+
+
+def _nearest_lists(folders: Sequence[Path]) -> dict[str, Path]:
+    """`train.txt`, `val.txt` and `test.txt`, each of the first folder that has it."""
+    files = {split: [folder / f"{split}.txt" for folder in folders] for split in LISTED}
+    found = {split: next((file for file in places if file.is_file()), None) for split, places in files.items()}
+    return {split: file for split, file in found.items() if file is not None}
+
+
+def _lists_in(folder: Path) -> dict[str, Path]:
+    """The lists of one folder by split."""
+    there = {name.lower(): folder / name for name in entries(folder) if name.lower() in _FILES}
+    found: dict[str, Path] = {}
+    for name, split in _FILES.items():
+        if name in there and there[name].is_file():
+            found.setdefault(split, there[name])
+    return {split: found[split] for split in LISTED if split in found}
+
+
+def _list_folders(folder: Path) -> list[str]:
+    """Folders for lists in a folder and those below them, relative to it, sorted."""
+    found: list[str] = []
+    level = [name for name in entries(folder) if _FOLDER.fullmatch(name) and (folder / name).is_dir()]
+    for _ in range(_LEVELS):
+        found += level
+        below = [f"{place}/{name}" for place in level for name in entries(folder / place) if name[0] != "."]
+        level = [place for place in below if (folder / place).is_dir()]
+    return found
+
+
+def _like_lists(root: Path) -> Iterator[Path]:
+    """Files of a folder and those below it whose names say that they list one split."""
+    for place, folders, files in os.walk(root):
+        depth = len(Path(place).parts) - len(root.parts)
+        folders[:] = [name for name in folders if name[0] != "." and depth + 1 < _LEVELS]
+        for name in files:
+            splits = {word.lower()[:3] for word in _TOKEN.findall(name)}
+            if len(splits) == 1 and name[0] != "." and Path(name).suffix.lower() in _ENDS:
+                yield Path(place, name)
+
+
+def entries(folder: Path) -> list[str]:
+    """The names of what a folder holds, sorted, as far as one may look."""
+    try:
+        return sorted(entry.name for entry in folder.iterdir())
+    except OSError:
+        return []
+
+
+def _shown(words: Sequence[str]) -> str:
+    more = f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else ""
+    return ", ".join(words[:_SHOWN]) + more
 
 
 def _read_names(file: Path) -> set[str]:

@@ -27,10 +27,10 @@ from ds_rvqvae.motion.layout import (
     smplx_layout,
 )
 from ds_rvqvae.motion.rotations import (
-    DECIMATION_TOLERANCE,
     matrix_to_axis_angle,
     resample,
     rotation_6d_to_matrix,
+    same_rate,
     translation_positions,
 )
 
@@ -41,16 +41,19 @@ _Y_UP_TO_Z_UP = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
 
 
 def open_motion_file(file: Path, config: DataConfig) -> Reader:
-    """The reader of one file.
+    """The reader of one file, whose clips are at `rvqvae.data.fps`.
 
     Raises:
-        ClipError: no regular file.
+        ClipError: no regular file, or one that keeps another frame rate.
         UserError: of no known format, or cannot be read.
     """
     check_regular(file)
-    if file.suffix.lower() == ".npy":
-        return FeatureFolderReader(file, config)  # which says what is wrong with one that it cannot read
-    return open_reader(file, config)
+    # A matrix's own reader says what is wrong with one that it cannot read.
+    is_npy = file.suffix.lower() == ".npy"
+    reader = FeatureFolderReader(file, config) if is_npy else open_reader(file, config)
+    if not same_rate(reader.fps, config.fps):
+        raise ClipError(f"{reader.fps:g} frames per second, {config.fps:g} are wanted; features are never resampled")
+    return reader
 
 
 def write_matrix(file: Path, motion: NDArray[Any]) -> None:
@@ -155,11 +158,6 @@ def _places(
         columns = translation_positions(columns, (x, z))
     places: NDArray[np.float64] = columns @ _Y_UP_TO_Z_UP.T if has_z_up else columns
     return places
-
-
-def same_rate(source_fps: float, fps: float) -> bool:
-    """Whether `resample` keeps every frame: 29.97 is 30, also after rounding."""
-    return abs(source_fps / fps - 1) <= DECIMATION_TOLERANCE * (1 + 1e-9)
 
 
 def _at_rate(source: Beat2Source, fps: float) -> dict[str, NDArray[Any]]:

@@ -14,7 +14,7 @@ from ds_rvqvae.data.formats.finding import count_files
 from ds_rvqvae.data.store.packing import Packed, pack_all
 from ds_rvqvae.data.store.report import ColumnFacts, Findings, extreme_columns, make_report
 from ds_rvqvae.data.store.shards import ShardFacts, ShardPacker, ShardPlan, shard_files
-from ds_rvqvae.data.store.splits import ClipLength, Segment, by_hash, split_clips
+from ds_rvqvae.data.store.splits import ClipLength, Segment, by_hash, is_split_by_time, split_clips
 from ds_rvqvae.data.store.statistics import RunningStatistics
 from ds_rvqvae.data.store.store import NUMBER_FORMATS, REPORT, SHARDS, VERSION, Shard, Store, write_json, write_table
 from ds_rvqvae.errors import UserError
@@ -47,6 +47,7 @@ class StoreBuilder:
 
     def __init__(self, reader: Reader, layout: Layout, folder: Path, settings: dict[str, Any]) -> None:
         self.reader, self.layout, self.folder, self.settings = reader, layout, folder, settings
+        self._reading_version = int(settings.get("reading_version", 1))  # stores up to 0.2 do not say
 
     def own_statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         """The data's own mean and std, float32 `[columns]` each, where it brings them; raises UserError."""
@@ -54,9 +55,8 @@ class StoreBuilder:
         width = self.layout[-1].stop
         if found is not None and any(values.shape != (width,) for values in found):
             mean, std = found
-            raise UserError(
-                f"{self.reader.path}: Mean.npy and Std.npy have {mean.size} and {std.size} columns, the motion {width}"
-            )
+            files = " and ".join(file.name for file in self.reader.statistics_files)
+            raise UserError(f"{self.reader.path}: {files} have {mean.size} and {std.size} columns, the motion {width}")
         return found
 
     def packing_key(self) -> str:
@@ -91,9 +91,13 @@ class StoreBuilder:
             UserError: the data's own statistics are of another width.
         """
         clips = [ClipLength(*clip) for shard in facts for clip in shard.clips]
-        segments = split_clips(clips, self.settings["split"])
+        segments = split_clips(clips, self.settings["split"], self._reading_version)
         measured = self._training_statistics(facts, clips, segments)
-        mean, std = self.own_statistics() or measured
+        own, notes = self.own_statistics(), self.reader.notes
+        if own is not None and len(sources) > 1:
+            files = " and ".join(file.name for file in self.reader.statistics_files)
+            own, notes = None, (*notes, f"{files}: not used, mean and std are those of the training clips of all data")
+        mean, std = own or measured
         quarantined = quarantine_of(facts)
         store = Store(
             folder=self.folder,
@@ -115,9 +119,7 @@ class StoreBuilder:
             sources=list(sources),
         )
         takes = [take for shard in facts for take in shard.takes]
-        found = Findings(
-            self.reader.format, takes, quarantined, self._column_facts(facts), self.reader.notes, file_counts
-        )
+        found = Findings(self.reader.format, takes, quarantined, self._column_facts(facts), notes, file_counts)
         report = make_report(store, found)
         # Not shard by shard: the disk writes while the processor packs, and this waits for the rest.
         for shard in store.shards:
@@ -135,10 +137,10 @@ class StoreBuilder:
             return _merged(facts, "all").mean_and_std()
         if mode == "auto" and all(clip.split is not None for clip in clips):
             return _merged(facts, "own").mean_and_std()
-        if mode == "time" or (mode == "auto" and len(clips) == 1):
+        if is_split_by_time(clips, mode, self._reading_version):
             return _merged(facts, "time").mean_and_std()
         names = {segment.name for segment in trains}
-        if names == {clip.name for clip in clips if by_hash(clip.name) == "train"}:
+        if names == {clip.name for clip in clips if by_hash(clip.name, self._reading_version) == "train"}:
             return _merged(facts, "hash").mean_and_std()
         return self._statistics_of(facts, names).mean_and_std()
 

@@ -33,6 +33,7 @@ from ds_rvqvae.data.store.store import SHARDS, VERSION, Store, is_store, open_st
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import content_of, contents_of, replace_folder
 from ds_rvqvae.motion.clip import Quarantined, whole_name
+from ds_rvqvae.motion.rotations import same_rate
 
 _NEW = "new"
 _SETTINGS = keys_that(DataConfig, DataFacts, lambda facts: facts.store == "setting")
@@ -257,6 +258,11 @@ def _append(job: _Job, folder: Path) -> Prepared:
                 f"{folder}: was prepared with rvqvae.data.{key} {json.dumps(store.settings.get(key))}, not "
                 f"{json.dumps(value)}; append with the same"
             )
+    if not same_rate(job.reader.fps, store.fps):
+        raise UserError(
+            f"{job.reader.path}: {job.reader.fps:g} frames per second, but {folder} has {store.fps:g}; motion of one "
+            "frame rate makes a store"
+        )
     there = [ShardFacts.read(shard_files(folder / SHARDS, index)[1]) for index in range(store.num_parts)]
     known, notes = _known_names(job, store, there)
     names, refused = _usable_names(job.reader, known)

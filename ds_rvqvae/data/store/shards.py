@@ -93,7 +93,9 @@ def shard_files(folder: Path, index: int) -> tuple[Path, Path]:
 class ShardFacts:
     """What went into a shard, what did not, and what its numbers are like: the content of its `.json`."""
 
-    def __init__(self, columns: int) -> None:
+    def __init__(self, columns: int, reading_version: int = 2) -> None:
+        self.reading_version = reading_version
+        """By whose rules clips are split by their names."""
         self.key = ""
         """Of the settings and of all else, beside the files, that the shard depends on."""
         self.files: list[FileFacts] = []
@@ -135,7 +137,7 @@ class ShardFacts:
         everything.merge(parts[0])
         if clip.split == "train":
             self.statistics["own"].merge(parts[0])
-        if by_hash(clip.name) == "train":
+        if by_hash(clip.name, self.reading_version) == "train":
             self.statistics["hash"].merge(parts[0])
         self.clips.append((clip.name, len(clip.motion), clip.split))
 
@@ -291,7 +293,7 @@ class ShardPacker:
             advance: called after each file with the frames that came of it.
         """
         started, cpu = time.perf_counter(), time.process_time()
-        facts = ShardFacts(self.layout[-1].stop)
+        facts = ShardFacts(self.layout[-1].stop, self.reader.config.reading_version)
         facts.key = self.key
         facts.quarantined.extend(plan.refused)
         frames_file, facts_file = shard_files(self.folder, plan.index)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ds_rvqvae.data.formats.beat2 import CLIP_FOLDER
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.motion.clip import whole_name
+from ds_rvqvae.motion.clip import original_name, whole_name
 
 TRAIN_SHARE, VAL_SHARE = 0.8, 0.1
 _SHOWN = 12
@@ -34,47 +34,68 @@ class ClipLength(NamedTuple):
     """The data's own split."""
 
 
-def split_clips(clips: Sequence[ClipLength], mode: Literal["auto", "time", "hash"]) -> list[Segment]:
+def split_clips(
+    clips: Sequence[ClipLength], mode: Literal["auto", "time", "hash"], reading_version: int = 2
+) -> list[Segment]:
     """Splits a data set; the same clips always give the same answer.
 
     Args:
-        mode: `auto` takes the data's own split, else a hash of the clips' names, else, for a single clip, `time`;
+        mode: `auto` takes the data's own split, else a hash of the clips' names, else, for a single take, `time`;
             `time` cuts every clip into its first 80 % (train), next 10 % (val) and last 10 % (test).
+        reading_version: as for `by_hash`.
     """
     if mode == "auto" and all(clip.split is not None for clip in clips):
         return [Segment(clip.name, 0, clip.frames, clip.split) for clip in clips if clip.split is not None]
-    if mode == "time" or (mode == "auto" and len(clips) == 1):
+    if is_split_by_time(clips, mode, reading_version):
         return [segment for clip in clips for segment in _cut_by_time(clip)]
-    splits = split_by_hash([clip.name for clip in clips])
+    splits = split_by_hash([clip.name for clip in clips], reading_version)
     return [Segment(clip.name, 0, clip.frames, splits[clip.name]) for clip in clips]
 
 
-def split_by_hash(names: Sequence[str]) -> dict[str, str]:
-    """80 % train, 10 % val, 10 % test by a hash of each name, so that a new clip moves no other one.
+def is_split_by_time(clips: Sequence[ClipLength], mode: str, reading_version: int = 2) -> bool:
+    """Whether `split_clips` cuts every clip, where the data have no split of their own."""
+    if mode != "auto":
+        return mode == "time"
+    return len(clips) == 1 or (reading_version > 1 and len({original_name(clip.name) for clip in clips}) == 1)
 
-    Few clips may all fall on one side: then the clip with the lowest hash trains, and of three or more the one with
-    the highest is val.
+
+def split_by_hash(names: Sequence[str], reading_version: int = 2) -> dict[str, str]:
+    """80 % train, 10 % val, 10 % test by `by_hash`, so that a new clip moves no other one.
+
+    Few clips may all fall on one side: then the take with the lowest hash trains, and of three clips or more the take
+    with the highest is val, each with all its clips.
     """
-    values = {name: _share_of(name) for name in names}
-    splits = {name: by_hash(name) for name in names}
+    values = {name: _share_of(name, reading_version) for name in names}
+    splits = {name: by_hash(name, reading_version) for name in names}
+
+    def move(extreme: str, split: str) -> None:
+        alike = [extreme] if reading_version == 1 else [name for name in names if values[name] == values[extreme]]
+        splits.update(dict.fromkeys(alike, split))
+
     if "train" not in splits.values():
-        splits[min(values, key=values.__getitem__)] = "train"
-    if "val" not in splits.values() and len(splits) >= 3:
-        splits[max(values, key=values.__getitem__)] = "val"
+        move(min(values, key=values.__getitem__), "train")
+    others = len(splits) >= 3 and (reading_version == 1 or len(set(values.values())) >= 2)
+    if "val" not in splits.values() and others:
+        move(max(values, key=values.__getitem__), "val")
     return splits
 
 
-def by_hash(name: str) -> str:
-    """The split of a clip by its name alone."""
-    value = _share_of(name)
+def by_hash(name: str, reading_version: int = 2) -> str:
+    """The split of a clip by its name alone: that of its take, as are its pieces' and its mirror image's.
+
+    Args:
+        reading_version: 1 counts the mirror image as a take of its own, as versions up to 0.2 did.
+    """
+    value = _share_of(name, reading_version)
     if value < TRAIN_SHARE:
         return "train"
     return "val" if value < TRAIN_SHARE + VAL_SHARE else "test"
 
 
-def _share_of(name: str) -> float:
-    """A hash of a name, from 0 to 1; the pieces of a clip share its own."""
-    return int.from_bytes(hashlib.sha256(whole_name(name).encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
+def _share_of(name: str, reading_version: int) -> float:
+    """A hash of a name, from 0 to 1; the clips of one take share its own."""
+    take = whole_name(name) if reading_version == 1 else original_name(name)
+    return int.from_bytes(hashlib.sha256(take.encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
 
 
 def train_frames_by_time(frames: int) -> int:

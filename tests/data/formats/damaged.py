@@ -93,6 +93,7 @@ FORMATS = {
     "npy": Format("features", ".npy", 12, lambda seed: matrix_arrays(12, seed)),
     "npz": Format("features", ".npz", 12, lambda seed: {**matrix_arrays(12, seed), "fps": np.array(30)}),
     "humanml3d": Format("humanml3d", ".npy", 263, lambda seed: matrix_arrays(263, seed), "new_joint_vecs"),
+    "humanml3d_272": Format("humanml3d_272", ".npy", 272, lambda seed: matrix_arrays(272, seed), "motion_data"),
     "bvh": Format("bvh", ".bvh", 15, bvh_arrays),
 }
 

@@ -64,7 +64,7 @@ def test_a_folder_of_matrices_at_any_depth(tmp_path):
     data = tmp_path / "features"
     values = np.arange(360.0).reshape(40, 9)
     write_npy(data / "a.npy")
-    write_npy(data / "day1" / "b.npz", motion=values, other=values, fps=np.array(60.0))
+    write_npy(data / "day1" / "b.npz", motion=values, other=values, fps=np.array(30.0))
     write_npy(data / "day2" / "deep" / "c.npz", pose_features=values, names=np.array(["x"]), weight=np.ones(3))
     write_npy(data / "day2" / "deep" / "c.npy", 50)
     write_npy(data / ".hidden" / "d.npy")
@@ -72,11 +72,11 @@ def test_a_folder_of_matrices_at_any_depth(tmp_path):
     clips = read(data, fps=30.0)
     assert {name: (clip.motion.shape, clip.split) for name, clip in clips.items()} == {
         "a": ((40, 9), "train"),
-        "day1/b": ((20, 9), "train"),
+        "day1/b": ((40, 9), "train"),
         "day2/deep/c": ((50, 9), "val"),
         "day2/deep/c.npz": ((40, 9), "val"),
     }
-    assert np.array_equal(clips["day1/b"].motion, values[::2])
+    assert np.array_equal(clips["day1/b"].motion, values)
     assert type(open_reader(data, DataConfig())) is FeatureFolderReader
     assert open_reader(data, DataConfig()).file_of("day1/b") == "day1/b.npz"
 
@@ -129,3 +129,77 @@ def test_speakers_are_refused(tmp_path):
     write_npy(tmp_path / "a.npy")
     with pytest.raises(UserError, match="only a BEAT2 folder has speakers"):
         open_reader(tmp_path, DataConfig(speakers=[1]))
+
+
+def reader_of(path, **settings):
+    return open_reader(path, DataConfig(**settings))
+
+
+@pytest.mark.parametrize(("width", "fps"), [(263, 20.0), (251, 12.5), (272, 30.0), (296, 30.0)])
+def test_what_is_known_of_columns_tells_the_rate_also_of_one_file(tmp_path, width, fps):
+    write_npy(tmp_path / "a.npy", width=width)
+    for path in (tmp_path, tmp_path / "a.npy"):
+        reader = reader_of(path, fps=25.0)
+        (clip,) = reader.clips()
+        assert reader.fps == clip.fps == fps and len(clip.motion) == 40
+        (note,) = reader.notes
+        assert note.startswith(f"{fps:g} frames per second are ") and f"by the {width} columns" in note
+        assert "never resampled, rvqvae.data.fps 25 is not used" in note
+        assert reader_of(path, fps=fps).notes == ()
+
+
+def test_matrices_without_a_rate_take_that_of_the_settings_which_is_said(tmp_path):
+    write_npy(tmp_path / "a.npy")
+    reader = reader_of(tmp_path, fps=24.0)
+    assert reader.fps == 24 and len(reader.read("a").motion) == 40
+    (note,) = reader.notes
+    assert note.startswith("no file says its frame rate: 24 frames per second (rvqvae.data.fps) are taken; ")
+    assert note.endswith("--source_fps N (rvqvae.data.source_fps) says another")
+    reader = reader_of(tmp_path, fps=24.0, source_fps=60.0)
+    assert reader.fps == 60 and len(reader.read("a").motion) == 40 and reader.notes == ()
+
+
+@pytest.mark.parametrize("rate", [{"fps": 60.0}, {"frame_rate": b"60"}, {"mocap_framerate": [59.94]}])
+def test_an_npz_keeps_the_rate_that_it_says(tmp_path, rate):
+    values = np.random.default_rng(0).normal(size=(40, 9))
+    for name in "ab":
+        np.savez(tmp_path / f"{name}.npz", motion=values, **{key: np.array(value) for key, value in rate.items()})
+    reader = reader_of(tmp_path, fps=30.0)
+    assert reader.fps == pytest.approx(60, rel=2e-3)
+    clip = reader.read("a")
+    assert clip.fps == reader.fps and np.array_equal(clip.motion, values.astype(np.float32))
+    assert "frames per second are the files' own: feature matrices are never resampled" in reader.notes[0]
+    assert reader_of(tmp_path, fps=60.0).notes == ()
+
+
+def test_files_of_another_rate_than_most_are_left_out(tmp_path):
+    values = np.zeros((40, 9))
+    for name, fps in {"a": 60, "b": 60.03, "c": 60, "d": 120}.items():
+        write_npy(tmp_path / f"{name}.npz", motion=values, fps=np.array(fps))
+    write_npy(tmp_path / "e.npy")
+    write_npy(tmp_path / "f.npz", motion=values, fps=np.array(60), frame_rate=np.array(30))
+    clips = read(tmp_path)
+    assert {name for name, clip in clips.items() if isinstance(clip, Clip)} == {"a", "b", "c"}
+    every = "--source_fps N (rvqvae.data.source_fps)"
+    assert clips["d.npz"].reason == f"120 frames per second, but most of the files have 60; {every} is the rate of all"
+    assert clips["e.npy"].reason.startswith("no frame rate is said, so 30 a second are taken, but most of the files")
+    assert clips["f.npz"].reason == f"fps is 60 and frame_rate is 30 frames a second; {every} says which"
+    clips = read(tmp_path, source_fps=50.0)
+    assert all(isinstance(clip, Clip) and clip.fps == 50 and len(clip.motion) == 40 for clip in clips.values())
+
+
+@pytest.mark.parametrize("fps", [1e-300, 0.3, 2e4])
+def test_a_rate_that_no_motion_has_is_refused(tmp_path, fps):
+    write_npy(tmp_path / "a.npz", motion=np.zeros((40, 9)), fps=np.array(fps))
+    assert "are no frame rate of motion" in read(tmp_path)["a.npz"].reason
+
+
+def test_version_1_resamples_as_before(tmp_path):
+    values = np.arange(360.0).reshape(40, 9)
+    write_npy(tmp_path / "a.npz", motion=values, fps=np.array(60.0))
+    reader = reader_of(tmp_path, fps=30.0, reading_version=1)
+    assert reader.fps == 30 and np.array_equal(reader.read("a").motion, values[::2])
+    (note,) = reader.notes
+    assert note.startswith("read as versions up to 0.2 did: at 30 frames per second (rvqvae.data.fps), where the files")
+    write_npy(tmp_path / "263" / "000001.npy", width=263)
+    assert reader_of(tmp_path / "263", fps=30.0, reading_version=1).read("000001").fps == 30

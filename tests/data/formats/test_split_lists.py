@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_rvqvae.data.formats.split_lists import SplitLists
+from ds_rvqvae.data.formats.split_lists import SplitLists, find_lists
 from ds_rvqvae.errors import UserError
 
 
@@ -117,3 +117,97 @@ def test_the_lists_of_cmu(real_data, tmp_path):
     lists = SplitLists(tmp_path / "bvh", real_data / "cmu")
     assert [lists.split_of(name) for name in ("01/01_01", "06/06_01", "03/03_01")] == ["train", "test", "val"]
     assert len(lists.names()) == 98 and len(lists.missing(["06/06_01"])) == 97
+
+
+def found(folder, *clips, beside=None, **settings):
+    return find_lists([folder], beside, clips, **settings)
+
+
+@pytest.mark.parametrize("place", ["", "split", "splits", "SPLIT", "data_split_info", "data_split_info1", "split/v1/a"])
+def test_lists_are_found_where_data_sets_put_them(tmp_path, place):
+    write_lists(tmp_path / place, train="a", val="b")
+    lists = found(tmp_path, "a", "b", "c")
+    assert [lists.lists.split_of(name) for name in "abc"] == ["train", "val", "additional"] and lists.notes == ()
+    assert lists.lists.files == [tmp_path / place / "train.txt", tmp_path / place / "val.txt"]
+    around = find_lists([tmp_path / "clips"], tmp_path, "abc")
+    assert around.lists.split_of("b") == "val"
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (("train_fnames", "val_fnames", "test_fnames"), ("train_fnames", "val_fnames", "test_fnames")),
+        (("Train", "VALID", "Testing"), ("Train", "VALID", "Testing")),
+        (("train", "training", "dev", "validation"), ("train", "validation")),
+        (("train_ids", "train_fnames", "train", "test_ids"), ("train", "test_ids")),
+    ],
+)
+def test_lists_have_the_names_that_data_sets_give_them(tmp_path, names, wanted):
+    write_lists(tmp_path, **dict.fromkeys(names, "a"))
+    assert [file.stem for file in found(tmp_path, "a").lists.files] == list(wanted)
+
+
+def test_a_missing_clip_names_the_list_that_has_it(tmp_path):
+    lists = found(write_lists(tmp_path, train_fnames="a\ngone"), "a").lists
+    assert lists.missing(["a"]) == ["gone"]
+    assert lists.why_missing("gone") == "train_fnames.txt lists it, but there is no such file"
+
+
+def test_pieces_go_with_the_take_that_is_listed(tmp_path):
+    write_lists(tmp_path, train="gp_1\nx", test="gp_2")
+    lists = found(tmp_path, "gp_1#0#276", "gp_2#276#552", "x").lists
+    assert [lists.split_of(name) for name in ("gp_1#0#276", "gp_2#276#552", "gp_2#0")] == ["train", "test", "test"]
+    assert lists.missing(["gp_1#0#276", "gp_2#276#552", "x"]) == []
+    assert lists.split_of("gp_3#0") == "additional"
+
+
+def test_the_mirror_image_of_a_clip_that_trains_is_not_held_out(tmp_path):
+    lists = found(write_lists(tmp_path, train="000001"), "000001", "M000001", "000002").lists
+    assert [lists.split_of(name) for name in ("000001", "M000001", "000002")] == ["train", "additional", "val"]
+
+
+def test_unions_of_lists_and_what_is_no_list_are_passed_over(tmp_path):
+    write_lists(tmp_path, train="a", val="b", train_val="a\nb", all="a\nb", latest="a", contest="a")
+    write_lists(tmp_path / "texts", a="a", test_walk="a man walks")
+    write_lists(tmp_path / ".hidden", test="a")
+    (tmp_path / "notes_test.md").write_text("a\n")
+    (tmp_path / "broken_test.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "gone_test.txt").symlink_to("nowhere")
+    assert found(tmp_path, "a", "b").notes == ()
+
+
+@pytest.mark.parametrize("name", ["old/test.txt", "test_old.txt", "test.txt.bak", "subset-train.lst", "a/b/TEST.csv"])
+def test_lists_elsewhere_are_said(tmp_path, name):
+    write_lists(tmp_path, train="a", val="b")
+    file = tmp_path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("b,1\nc,2\n" if name.endswith("csv") else "b.npy\nc\n")
+    (note,) = found(tmp_path, "a", "b", "c").notes
+    assert note == f"{name}: names clips as a list of a split does, and is not used"
+
+
+def test_many_lists_elsewhere_are_one_note(tmp_path):
+    write_lists(tmp_path / "old", **{f"train_{number}": "a" for number in range(9)})
+    (note,) = found(tmp_path, "a").notes
+    assert note.startswith("old/train_0.txt, old/train_1.txt, old/train_2.txt and 6 more: names clips")
+
+
+def test_a_damaged_list_is_refused_in_the_data_and_passed_over_beside_it(tmp_path):
+    folder = write_lists(tmp_path / "data")
+    (tmp_path / "train.txt").write_bytes(b"\xff\xfe\x00")
+    assert find_lists([folder], tmp_path, ["a"]).lists.files == []
+    (folder / "split").mkdir()
+    (folder / "split" / "train.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"split/train\.txt: cannot be read as a list of clips"):
+        find_lists([folder], tmp_path, ["a"])
+
+
+def test_version_1_looks_among_the_clips_and_beside_them(tmp_path):
+    write_lists(tmp_path / "split", train="a", val="b")
+    before = found(tmp_path, "a", "b", reading_version=1)
+    assert before.lists.files == [] and before.lists.split_of("a") is None
+    assert before.notes[0].startswith("read as versions up to 0.2 did: other clips train and are held out than now")
+    write_lists(tmp_path, train="a", val="b")
+    assert found(tmp_path, "a", "b", reading_version=1).notes == ()
+    assert len(found(write_lists(tmp_path / "none"), "a", "M000001", reading_version=1).notes) == 1
+    assert found(tmp_path / "none", "a", "b#1", reading_version=1).notes == ()

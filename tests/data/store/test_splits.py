@@ -2,7 +2,8 @@ from collections import Counter
 
 import pytest
 
-from ds_rvqvae.data.store.splits import ClipLength, Segment, split_by_hash, split_clips
+from ds_rvqvae.data.store.splits import ClipLength, Segment, by_hash, split_by_hash, split_clips
+from ds_rvqvae.motion.clip import original_name
 
 
 def clips(count: int, frames: int = 100, split: str | None = None) -> list[ClipLength]:
@@ -45,3 +46,60 @@ def test_auto_prefers_the_datas_own_split_then_the_hash_then_time():
     assert {segment.split for segment in split_clips(own, "auto")} == {"val"}
     assert split_clips(clips(3), "auto") == split_clips(own, "hash")
     assert split_clips(clips(1), "auto") == split_clips(clips(1, split="val"), "time")
+
+
+@pytest.mark.parametrize(
+    "alike",
+    [
+        ("000012", "M000012", "M000012#0", "000012#3"),
+        ("gp_00171", "m_gp_00171", "gp_00171#0#276", "m_gp_00171#276#552"),
+        ("BABEL/a/12", "Mirror_BABEL/a/12", "mirrored/BABEL/a/12"),
+        ("day1/walk", "day1/walk_mirror", "day1/walk_mirrored#1", "day1/Mirrored_walk"),
+    ],
+)
+def test_the_mirror_image_and_the_pieces_of_a_take_go_where_it_goes(alike):
+    for number in range(300):
+        names = [
+            name.replace("12", f"{number:04}").replace("171", f"{number}").replace("walk", f"walk{number}")
+            for name in alike
+        ]
+        assert len(set(split_by_hash(names).values())) == 1
+    before = [by_hash(f"{number:06}", 1) == by_hash(f"M{number:06}", 1) for number in range(300)]
+    assert not all(before)
+
+
+def test_other_names_do_not_lose_a_letter():
+    names = ["Mary", "M12a", "Mm12", "m_", "_mirror", "mirror", "am_x", "M", "12M"]
+    assert [original_name(name) for name in names] == names
+
+
+def test_few_takes_keep_their_pieces_and_mirror_images_together():
+    for variant in range(200):
+        names = [f"{mark}{variant}{take}#{piece}" for mark in ("", "M") for take in "123" for piece in range(3)]
+        splits = split_by_hash(names)
+        assert all(
+            len({splits[name] for name in names if name[:-2].endswith(f"{variant}{take}")}) == 1 for take in "123"
+        )
+        assert {"train", "val"} <= set(splits.values())
+        two = split_by_hash(names[:2] + names[3:5])
+        assert sorted(two.values()) == ["train", "train", "val", "val"]
+
+
+def test_one_take_in_pieces_is_split_by_time():
+    pieces = [ClipLength(name, 100, None) for name in ("5#0", "5#1", "M5#0")]
+    assert split_clips(pieces, "auto") == split_clips(pieces, "time")
+    assert split_clips(pieces, "auto", 1) == split_clips(pieces, "hash", 1)
+
+
+def test_version_1_takes_a_mirror_image_for_a_take_of_its_own():
+    names = [f"{mark}{number:06}" for mark in ("", "M") for number in range(2000)]
+    known = {"000002": "test", "000005": "val", "M000001": "test", "M000014": "val"}  # as version 0.2 had them
+    splits = split_by_hash(names, 1)
+    assert {name: splits[name] for name in known} == known
+    mirrored = sum(splits[f"{number:06}"] != splits[f"M{number:06}"] for number in range(2000))
+    assert mirrored > 500
+    now = split_by_hash(names)
+    assert all(now[f"{number:06}"] == now[f"M{number:06}"] for number in range(2000))
+    assert split_clips([ClipLength(name, 20, None) for name in names], "hash", 1) == [
+        Segment(name, 0, 20, splits[name]) for name in names
+    ]
