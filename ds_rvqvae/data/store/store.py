@@ -272,7 +272,7 @@ def _read(folder: Path, table: dict[str, Any], check_files: bool) -> Store:
         skeleton=table["skeleton"],
         left_out=[LeftOut(**entry) for entry in table["left_out"]],
         # Stores of before there were several versions do not say.
-        settings={"reading_version": 1, **table["settings"]},
+        settings={**table["settings"], "reading_version": table["settings"].get("reading_version", 1)},
         fingerprint=str(table["fingerprint"]),
         num_parts=int(table["num_parts"]),
         sources=[str(source) for source in table["sources"]],
