@@ -37,6 +37,7 @@ class EncoderStream:
     """
 
     def __init__(self, model: RVQVAE, normalise: Callable[[Tensor], Tensor], chunk: int) -> None:
+        model.restore()
         self._model, self._normalise = model, normalise
         self._net = ChunkedNet(model.encoder)
         self._chunker = _Chunker(chunk * model.config.code_stride)
@@ -105,6 +106,7 @@ class DecoderStream:
     """
 
     def __init__(self, model: RVQVAE, denormalise: Callable[[Tensor], Tensor], chunk: int) -> None:
+        model.restore()
         self._model, self._denormalise = model, denormalise
         self._net = ChunkedNet(model.decoder)
         self._chunker = _Chunker(chunk)
