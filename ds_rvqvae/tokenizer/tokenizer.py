@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import Self, override
 
@@ -20,7 +20,6 @@ from ds_rvqvae import __version__
 from ds_rvqvae.config.facts import ModelFacts, keys_that
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.config.training import is_repository
-from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.exact import eager, exactly, plain_tensors
 from ds_rvqvae.model.frozen import KeepsFloatType, device_after
 from ds_rvqvae.model.rvqvae import RVQVAE
@@ -32,11 +31,11 @@ from ds_rvqvae.tokenizer.folder import (
     FILES,
     FORMAT_VERSION,
     WEIGHTS,
-    TokenizerConfig,
     read_config,
     whole_tokenizer_folder,
 )
 from ds_rvqvae.tokenizer.hub import download, model_card, upload
+from ds_rvqvae.tokenizer.weights import load_model
 
 # The order is that of the first tokenizers, whose fingerprints stay: the number of levels comes last.
 _MEANING = sorted(
@@ -278,7 +277,7 @@ class MotionTokenizer(KeepsFloatType):
             folder = download(str(folder), revision, FILES)
         config = read_config(Path(folder))
         with plain_tensors():
-            model = _load_model(config)
+            model = load_model(config)
             mean, std = torch.from_numpy(config.mean), torch.from_numpy(config.std)
             fingerprint = None
             if dtype != torch.float32 and not trainable:
@@ -330,39 +329,6 @@ class MotionTokenizer(KeepsFloatType):
                 digest.update(name.encode())
                 digest.update(tensor.detach().float().cpu().contiguous().numpy())
         return digest.hexdigest()
-
-
-def _load_model(config: TokenizerConfig) -> RVQVAE:
-    file = config.folder / WEIGHTS
-    try:
-        _check_weights(file, config)
-        model = RVQVAE(config.in_features, config.model)
-        if any(tensor.is_meta or not tensor.numel() for tensor in model.state_dict().values()):
-            raise UserError(
-                f"{file}: not loaded, for something here takes the weights out of new modules (init_empty_weights, "
-                "deepspeed.zero.Init); load the tokenizer outside of it"
-            )
-        model.load_state_dict(load_file(file))
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        raise UserError(f"{file}: does not hold this config's weights: {_first_line(error)}") from None
-    return model
-
-
-def _check_weights(file: Path, config: TokenizerConfig) -> None:
-    """Raises ValueError where a file does not hold the weights of such a model; allocates nothing."""
-    with torch.device("meta"):
-        expected = {
-            name: list(tensor.shape) for name, tensor in RVQVAE(config.in_features, config.model).state_dict().items()
-        }
-    with safe_open(file, framework="pt") as content:
-        there = {name: content.get_slice(name).get_shape() for name in content.keys()}  # noqa: SIM118
-    for name in [*expected, *there]:
-        if there.get(name) != expected.get(name):
-            raise ValueError(f"{name} is {there.get(name, 'missing')}, not {expected.get(name, 'known here')}")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _lengths(lengths: Lengths | None, clips: int, most: int) -> list[int]:

@@ -4,19 +4,16 @@ import contextlib
 import copy
 import io
 import pickle
-import threading
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parallel import DataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ds_rvqvae import RVQVAE, MotionTokenizer
 from ds_rvqvae.config.model import ModelConfig
-from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.layout import feature_layout
 
 COLUMNS, FRAMES = 12, 403
