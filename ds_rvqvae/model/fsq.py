@@ -97,7 +97,7 @@ class ScalarQuantizer(LevelledQuantizer):
             ValueError: too many levels, or a code outside -1 … K - 1.
         """
         self._check_codes(codes)
-        quantized = torch.zeros(*codes.shape[:-1], self.code_dim, device=codes.device)
+        quantized = torch.zeros(*codes.shape[:-1], self.code_dim, device=codes.device, dtype=torch.float32)
         for level in range(codes.shape[-1]):
             code = codes[..., level]
             cell = code.clamp(min=0).unsqueeze(-1) // self._radix % self._cells
@@ -144,7 +144,7 @@ class ScalarQuantizer(LevelledQuantizer):
 
     def _centres(self, cell: Tensor, level: int) -> Tensor:
         """Middle of each of the cells `[..., columns]`, from the middle of what the level divides."""
-        return ((2 * cell + 1) / self._cells - 1) * self._widths(level)
+        return ((2 * cell + 1).float() / self._cells - 1) * self._widths(level)
 
     def _quantize(self, bounded: Tensor, levels: int) -> tuple[Tensor, Tensor]:
         """Of `bounded [N, D]`: the sum of the codes' vectors; the codes `[N, Q]`, -1 past `levels`."""

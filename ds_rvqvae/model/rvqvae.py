@@ -3,9 +3,10 @@
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ds_rvqvae.config.model import ModelConfig
+from ds_rvqvae.model.frozen import Freezable
 from ds_rvqvae.model.fsq import ScalarQuantizer
 from ds_rvqvae.model.levels import LevelledQuantizer
 from ds_rvqvae.model.momask import MoMaskQuantizer
@@ -36,7 +37,7 @@ def quantizer_of(config: ModelConfig) -> LevelledQuantizer:
     return ResidualQuantizer.from_config(config)
 
 
-class RVQVAE(nn.Module):
+class RVQVAE(Freezable):
     """Residual vector-quantized VAE over motion (T2M-GPT's and MoMask's nets).
 
     Args:

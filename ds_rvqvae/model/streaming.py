@@ -1,17 +1,27 @@
 """Encoding and decoding piece by piece, as motion comes in. Whole clips take the same way, so that both agree."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ds_rvqvae.model.exact import eager, exactly
 from ds_rvqvae.model.nets import Convolution, ResidualBlock, ResidualStack, Upsample, convolve
 from ds_rvqvae.model.rvqvae import RVQVAE
 
 _LAST_CHUNK = 32
 """A clip's last chunk, which also brings out what lags behind, is a multiple of so many codes: few different shapes."""
+
+
+def as_tensor(values: Tensor | NDArray[Any]) -> Tensor:
+    """`values` on their own device, as they are in memory where torch can read that; float16 of a file as fp32."""
+    if isinstance(values, Tensor):
+        return values
+    dtype = np.dtype(np.float32) if values.dtype == np.float16 else values.dtype.newbyteorder("=")
+    return torch.from_numpy(np.ascontiguousarray(values, dtype))
 
 
 class EncoderStream:
@@ -27,6 +37,7 @@ class EncoderStream:
     """
 
     def __init__(self, model: RVQVAE, normalise: Callable[[Tensor], Tensor], chunk: int) -> None:
+        model.restore()
         self._model, self._normalise = model, normalise
         self._net = ChunkedNet(model.encoder)
         self._chunker = _Chunker(chunk * model.config.code_stride)
@@ -39,21 +50,22 @@ class EncoderStream:
         stride = self._model.config.code_stride
         return self._chunker.size - stride + self._net.delay * stride
 
-    @torch.no_grad()
+    @eager
     def push(self, motion: Tensor | NDArray[np.floating]) -> Tensor:
         """The next frames `[n, C]`, any number of them; gives the codes `[m, Q]` that are now known, int64.
 
         Raises:
             ValueError: another shape, values that are not finite, or the clip is finished.
         """
-        motion, features = torch.as_tensor(motion), self._model.in_features
+        motion, features = as_tensor(motion), self._model.in_features
         if motion.dim() != 2 or motion.shape[1] != features:
             raise ValueError(f"motion is {tuple(motion.shape)}; this tokenizer takes [frames, {features}]")
         if len(motion):
             self._last = motion[-1:].clone()
-        return self._joined([self._run(chunk) for chunk in self._chunker.push(motion)])
+        with exactly(self._model):
+            return self._joined([self._run(chunk) for chunk in self._chunker.push(motion)])
 
-    @torch.no_grad()
+    @eager
     def finish(self) -> Tensor:
         """The clip's last codes. Frames that do not fill a code are padded with copies of the last."""
         stride, found = self._model.config.code_stride, []
@@ -61,9 +73,10 @@ class EncoderStream:
         if missing and self._last is not None:
             found.append(self.push(self._last.expand(missing, -1)))
         length, rest = self._chunker.pushed, self._chunker.finish()
-        if self._codes < length // stride:
-            found.append(self._run(rest, length, _last_size(len(rest) // stride + self._net.delay) * stride))
-        return self._joined(found)
+        with exactly(self._model):
+            if self._codes < length // stride:
+                found.append(self._run(rest, length, _last_size(len(rest) // stride + self._net.delay) * stride))
+            return self._joined(found)
 
     def _run(self, frames: Tensor, length: int | None = None, size: int | None = None) -> Tensor:
         """Codes that a chunk of `size` frames makes known, those after `frames` being past the clip's end."""
@@ -93,6 +106,7 @@ class DecoderStream:
     """
 
     def __init__(self, model: RVQVAE, denormalise: Callable[[Tensor], Tensor], chunk: int) -> None:
+        model.restore()
         self._model, self._denormalise = model, denormalise
         self._net = ChunkedNet(model.decoder)
         self._chunker = _Chunker(chunk)
@@ -104,29 +118,31 @@ class DecoderStream:
         """Frames that can follow a frame, as codes, before it comes out."""
         return self._chunker.size * self._model.config.code_stride - 1 + self._net.delay
 
-    @torch.no_grad()
+    @eager
     def push(self, codes: Tensor | NDArray[np.integer]) -> Tensor:
         """The next codes `[m, q]`, any number of them; gives the frames `[n, C]` that are now known, fp32.
 
         Raises:
             ValueError: another shape or number of levels, codes that do not exist, or the clip is finished.
         """
-        codes = torch.as_tensor(codes)
+        codes = as_tensor(codes)
         if codes.dim() != 2 or codes.is_floating_point() or self._levels not in (None, codes.shape[1]):
             raise ValueError(
                 f"codes are {codes.dtype} {tuple(codes.shape)}; give integers [codes, {self._levels or 'levels'}]"
             )
         self._levels = codes.shape[1]
-        return self._joined([self._run(chunk) for chunk in self._chunker.push(codes)])
+        with exactly(self._model):
+            return self._joined([self._run(chunk) for chunk in self._chunker.push(codes)])
 
-    @torch.no_grad()
+    @eager
     def finish(self) -> Tensor:
         """The clip's last frames."""
         stride, found = self._model.config.code_stride, []
         length, rest = self._chunker.pushed, self._chunker.finish()
-        if self._frames < length * stride:
-            found.append(self._run(rest, length, _last_size(len(rest) - -self._net.delay // stride)))
-        return self._joined(found)
+        with exactly(self._model):
+            if self._frames < length * stride:
+                found.append(self._run(rest, length, _last_size(len(rest) - -self._net.delay // stride)))
+            return self._joined(found)
 
     def _run(self, codes: Tensor, length: int | None = None, size: int | None = None) -> Tensor:
         """Frames that a chunk of `size` codes makes known, those after `codes` being past the clip's end."""

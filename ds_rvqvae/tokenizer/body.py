@@ -11,12 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import Self, override
 
 from ds_rvqvae import __version__
 from ds_rvqvae.config.data import is_part_name
 from ds_rvqvae.data.formats.bvh_motion import write_bvh
 from ds_rvqvae.data.formats.writing import open_motion_file, read_beat2_source, rest_source, write_beat2, write_matrix
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.model.exact import eager
+from ds_rvqvae.model.frozen import KeepsFloatType
+from ds_rvqvae.model.streaming import as_tensor
 from ds_rvqvae.motion.clip import Clip, ClipError, check_finite
 from ds_rvqvae.motion.layout import (
     Channels,
@@ -41,10 +45,11 @@ from ds_rvqvae.tokenizer.folder import (
 from ds_rvqvae.tokenizer.tokenizer import Array, Lengths, MotionTokenizer
 
 
-class BodyTokenizer:
+class BodyTokenizer(KeepsFloatType):
     """Tokenizers of body parts that share nothing, as one tokenizer of the whole motion.
 
-    All parts take one frame rate; their code rates may differ, and with them the numbers of codes a clip has.
+    All parts take one frame rate; their code rates may differ, and with them the numbers of codes a clip has. In a
+    second stage it is what each `MotionTokenizer` is there.
 
     Args:
         parts: the tokenizers by body part.
@@ -62,6 +67,7 @@ class BodyTokenizer:
     """
 
     def __init__(self, parts: Mapping[str, MotionTokenizer], layout: Layout | None = None) -> None:
+        super().__init__()
         self.parts = dict(parts)
         if not self.parts:
             raise UserError("a body's tokenizer needs a part")
@@ -84,6 +90,19 @@ class BodyTokenizer:
             found = ", ".join(f"{part} {fps:g}" for part, fps in rates.items())
             raise UserError(f"the parts take different frames a second ({found}); train them with one --fps")
         self.fps = next(iter(rates.values()))
+        for part, tokenizer in self.parts.items():
+            # No part may be called like an attribute of a module.
+            self.add_module(f"part_{part}", tokenizer)
+
+    @override
+    def float_type(self) -> torch.dtype | None:
+        return next((kept for one in self.parts.values() if (kept := one.float_type()) is not None), None)
+
+    @override
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        for tokenizer in self.parts.values():
+            tokenizer.requires_grad_(requires_grad)
+        return self
 
     @property
     def details(self) -> dict[str, Any]:
@@ -101,6 +120,7 @@ class BodyTokenizer:
         fingerprints = sorted((part, tokenizer.fingerprint) for part, tokenizer in self.parts.items())
         return hashlib.sha256(json.dumps(fingerprints).encode()).hexdigest()
 
+    @eager
     def encode(self, motion: Array, lengths: Lengths | None = None) -> dict[str, Array]:
         """Motion to the codes of each part.
 
@@ -117,6 +137,7 @@ class BodyTokenizer:
         self._check_width(motion, "motion")
         return {part: self.parts[part].encode(motion[..., columns], lengths) for part, columns in self._columns.items()}
 
+    @eager
     def decode(self, codes: Mapping[str, Array], lengths: Lengths | None = None, source: Array | None = None) -> Array:
         """Codes of the parts to motion of the whole body, fp32.
 
@@ -140,7 +161,7 @@ class BodyTokenizer:
         if lengths is None:
             frames = most if source is None else source.shape[-2]
             lengths = [frames] * clips[0] if clips else frames
-        decoded = {part: torch.as_tensor(self.parts[part].decode(codes[part], lengths)) for part in codes}
+        decoded = {part: as_tensor(self.parts[part].decode(codes[part], lengths)) for part in codes}
         frames = next(iter(decoded.values())).shape[-2]
         motion = self._background(source, (*clips, frames, self._width), next(iter(decoded.values())).device)
         for part, columns in decoded.items():
@@ -239,12 +260,18 @@ class BodyTokenizer:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+        cls,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        trainable: bool = False,
     ) -> "BodyTokenizer":
         """Loads what `save_pretrained` wrote.
 
         Args:
             dtype: of the nets; codebooks, distances and normalisation stay fp32.
+            trainable: as of `MotionTokenizer`.
 
         Raises:
             UserError: naming the folder or file and what is wrong with it.
@@ -255,7 +282,8 @@ class BodyTokenizer:
             hint = "; it is the tokenizer of one part, which MotionTokenizer loads" if single else ""
             raise UserError(f"{folder}: not a body's tokenizer: {BODY} is missing{hint}")
         names, layout = read_body(folder)
-        parts = {part: MotionTokenizer.from_pretrained(folder / part, dtype=dtype, device=device) for part in names}
+        kinds: dict[str, Any] = {"dtype": dtype, "device": device, "trainable": trainable}
+        parts = {part: MotionTokenizer.from_pretrained(folder / part, **kinds) for part in names}
         try:
             return cls(parts, layout)
         except UserError as error:
@@ -284,12 +312,12 @@ class BodyTokenizer:
     def _background(self, source: Array | None, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """The motion that columns without codes keep."""
         if source is None:
-            motion = torch.zeros(shape, device=device)
+            motion = torch.zeros(shape, dtype=torch.float32, device=device)
             columns = rotation_columns(self.layout)
             motion[..., columns[:, [0, 4]].reshape(-1)] = 1.0  # of the first two rows of the identity
             return motion
         self._check_width(source, "source")
-        motion = torch.as_tensor(source, dtype=torch.float32, device=device)
+        motion = as_tensor(source).to(device, torch.float32)
         if motion.shape[:-2] != shape[:-2] or motion.shape[-2] < shape[-2]:
             raise ValueError(f"source is {tuple(motion.shape)}, the codes give {shape}")
         return motion[..., : shape[-2], :].clone()

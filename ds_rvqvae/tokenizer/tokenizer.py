@@ -4,25 +4,27 @@ import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+from typing_extensions import Self, override
 
 from ds_rvqvae import __version__
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.facts import ModelFacts, keys_that
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.config.training import is_repository
-from ds_rvqvae.errors import UserError
+from ds_rvqvae.model.exact import eager, exactly, plain_tensors
+from ds_rvqvae.model.frozen import KeepsFloatType, device_after
 from ds_rvqvae.model.rvqvae import RVQVAE
-from ds_rvqvae.model.streaming import DecoderStream, EncoderStream
+from ds_rvqvae.model.streaming import DecoderStream, EncoderStream, as_tensor
 from ds_rvqvae.motion.layout import Layout, layout_to_json
 from ds_rvqvae.tokenizer.folder import (
     CARD,
@@ -30,12 +32,12 @@ from ds_rvqvae.tokenizer.folder import (
     FILES,
     FORMAT_VERSION,
     WEIGHTS,
-    TokenizerConfig,
     read_config,
     reading_of,
     whole_tokenizer_folder,
 )
 from ds_rvqvae.tokenizer.hub import download, model_card, upload
+from ds_rvqvae.tokenizer.weights import load_model
 
 # The order is that of the first tokenizers, whose fingerprints stay: the number of levels comes last.
 _MEANING = sorted(
@@ -47,23 +49,29 @@ _MEANING_WHERE_SET = sorted(keys_that(ModelConfig, ModelFacts, lambda facts: fac
 are."""
 
 Array = TypeVar("Array", Tensor, NDArray[Any])
+_ROUNDED = (torch.bfloat16, torch.float16)
 Lengths = int | Sequence[int] | Tensor | NDArray[np.integer[Any]]
 
 
-class MotionTokenizer(nn.Module):
+class MotionTokenizer(KeepsFloatType):
     """An RVQ-VAE with the normalisation it was trained with.
 
     Args:
-        model: the trained net.
+        model: the trained net, which is frozen.
         mean, std: `[C]` of the training motion.
         layout: what the columns are.
         fps: frames a second of the motion it takes.
         details: what else the config file should say (body part, training step, scores).
+        trainable: do not freeze the net: parameters, modes and float types of `model` are then as of any module.
 
-    In eval mode and fp32 unless `from_pretrained` is asked for bf16.
+    In eval mode and fp32 unless `from_pretrained` is asked for bf16; codes and motion are then the same in whatever
+    module, mode, autocast or precision setting it is used. As a submodule it moves to its parent's device and is in its
+    parent's checkpoints, but shows the parent no parameters, buffers and layers, so that nothing trains, initialises,
+    averages or casts them.
 
     Raises:
         ValueError: no frame rate.
+        TypeError: asked for another float type, or, frozen, for gradients.
 
     `chunk`: codes computed at a time. Clips of any length, batches and streams run in chunks of this one size (the last
     as long as it has to be), so that their codes are the same bit for bit and memory does not grow with a clip's
@@ -72,8 +80,6 @@ class MotionTokenizer(nn.Module):
     """
 
     chunk: int = 512
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -83,19 +89,40 @@ class MotionTokenizer(nn.Module):
         layout: Layout,
         fps: float,
         details: dict[str, Any] | None = None,
+        *,
+        trainable: bool = False,
     ) -> None:
         super().__init__()
         if not 0 < fps < math.inf:
             raise ValueError(f"fps is {fps}, not a number of frames a second")
-        self.model = model
-        # In the config file, not among the weights.
-        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32), persistent=False)
-        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32), persistent=False)
+        self.model = model.eval() if trainable else model.freeze()
+        # No buffers: these a trainer casts, averages and sends to other ranks.
+        self.mean, self.std = (torch.as_tensor(row, dtype=torch.float32) for row in (mean, std))
         # Files are read for it as they are today, unless it was trained before.
         self.details = {"reading": reading_of(DataConfig().model_dump()), **(details or {})}
         self.layout, self.fps = layout, fps
         self._fp32_fingerprint: str | None = None
-        self.eval()
+        self.training = False
+
+    @override
+    def float_type(self) -> torch.dtype | None:
+        return self.model.float_type()
+
+    @override
+    def train(self, mode: bool = True) -> Self:
+        return self if self.model.frozen else super().train(mode)
+
+    @override
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        self.model.requires_grad_(requires_grad)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        apply: Callable[..., Self] = super()._apply  # torch has no types for it
+        apply(fn, recurse)
+        device = device_after(fn, self.mean.device)
+        self.mean, self.std = self.mean.to(device), self.std.to(device)
+        return self
 
     @property
     def code_stride(self) -> int:
@@ -115,6 +142,7 @@ class MotionTokenizer(nn.Module):
         """
         return self._fp32_fingerprint or self._compute_fingerprint()
 
+    @eager
     def encode(self, motion: Array, lengths: Lengths | None = None) -> Array:
         """Motion in the data's own units to codes, int64.
 
@@ -128,8 +156,10 @@ class MotionTokenizer(nn.Module):
 
         Raises:
             ValueError: for another shape, lengths that do not fit it, or values that are not finite.
+            TypeError: a tensor that has been rounded to bf16 or fp16, as trainers cast batches; not where the nets are
+                in such a type.
         """
-        frames = torch.as_tensor(motion)
+        frames = as_tensor(motion)
         if frames.dim() not in (2, 3) or frames.shape[-1] != len(self.mean) or not frames.numel():
             raise ValueError(
                 f"motion is {tuple(frames.shape)}; this tokenizer takes [frames, {len(self.mean)}], or a batch of such"
@@ -138,6 +168,7 @@ class MotionTokenizer(nn.Module):
         codes = _as_given([self._encode_clip(clip) for clip in clips], frames, -(-frames.shape[-2] // self.code_stride))
         return codes.cpu().numpy() if isinstance(motion, np.ndarray) else codes
 
+    @eager
     def decode(self, codes: Array, lengths: Lengths | None = None) -> Array:
         """Codes to motion in the data's own units, fp32.
 
@@ -151,7 +182,7 @@ class MotionTokenizer(nn.Module):
         Raises:
             ValueError: for another shape, codes that do not exist, or lengths that do not fit.
         """
-        indices = torch.as_tensor(codes)
+        indices = as_tensor(codes)
         if indices.dim() not in (2, 3) or indices.is_floating_point() or not indices.numel():
             raise ValueError(f"codes are {indices.dtype} {tuple(indices.shape)}; give integers [codes, levels]")
         indices = indices.to(torch.int64)
@@ -170,18 +201,18 @@ class MotionTokenizer(nn.Module):
         """A decoder for one clip whose codes come piece by piece; it gives the motion of `decode`."""
         return DecoderStream(self.model, self._denormalise, self.chunk)
 
-    @torch.no_grad()
     def _encode_clip(self, frames: Tensor) -> Tensor:
         if self._needs_whole_clips:
-            frames = torch.cat([frames, frames[-1:].expand(-len(frames) % self.code_stride, -1)])
-            return self.model.encode(self._normalise(frames).unsqueeze(0))[0]
+            with exactly(self.model):
+                frames = torch.cat([frames, frames[-1:].expand(-len(frames) % self.code_stride, -1)])
+                return self.model.encode(self._normalise(frames).unsqueeze(0))[0]
         stream = self.encoder_stream()
         return torch.cat([stream.push(frames), stream.finish()])
 
-    @torch.no_grad()
     def _decode_clip(self, codes: Tensor) -> Tensor:
         if self._needs_whole_clips:
-            return self._denormalise(self.model.decode(codes.to(self.mean.device).unsqueeze(0))[0].float())
+            with exactly(self.model):
+                return self._denormalise(self.model.decode(codes.to(self.mean.device).unsqueeze(0))[0].float())
         stream = self.decoder_stream()
         return torch.cat([stream.push(codes), stream.finish()])
 
@@ -190,6 +221,11 @@ class MotionTokenizer(nn.Module):
         return self.model.config.norm == "GN"
 
     def _normalise(self, frames: Tensor) -> Tensor:
+        if frames.dtype in _ROUNDED and self.model.float_type() == torch.float32:
+            raise TypeError(
+                f"motion is {frames.dtype}, which has rounded it, and its codes are others; "
+                "give the fp32 motion from before a trainer cast it, or motion.float() where it was stored so"
+            )
         frames = frames.to(self.mean.device, torch.float32)
         if not torch.isfinite(frames).all():
             raise ValueError("motion has NaN or infinite values")
@@ -225,6 +261,7 @@ class MotionTokenizer(nn.Module):
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
         revision: str | None = None,
+        trainable: bool = False,
     ) -> "MotionTokenizer":
         """Loads what `save_pretrained` wrote, from a folder or from the Hugging Face hub.
 
@@ -232,27 +269,29 @@ class MotionTokenizer(nn.Module):
             folder: a folder, or the id `owner/name` of a repository on the hub (needs the extra `hub`).
             dtype: of the nets; codebooks, distances and normalisation stay fp32.
             revision: branch, tag or commit of a repository on the hub.
+            trainable: as of `MotionTokenizer`.
+
+        torch's default device, default float type and inference mode have no say in what is loaded.
 
         Raises:
             UserError: naming the folder or file and what is wrong with it.
+            ValueError: for the meta device.
         """
         if is_repository(folder):
             folder = download(str(folder), revision, FILES)
         config = read_config(Path(folder))
-        file = config.folder / WEIGHTS
-        try:
-            _check_weights(file, config)
-            model = RVQVAE(config.in_features, config.model)
-            model.load_state_dict(load_file(file))
-        except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-            raise UserError(f"{file}: does not hold this config's weights: {_first_line(error)}") from None
-        mean, std = torch.from_numpy(config.mean), torch.from_numpy(config.std)
-        tokenizer = cls(model, mean, std, config.layout, config.fps, config.details).to(device)
-        if dtype != torch.float32:
-            tokenizer._fp32_fingerprint = tokenizer._compute_fingerprint()
-        # Normalisation stays in fp32; codebooks keep it by themselves.
-        tokenizer.model.to(dtype)
-        return tokenizer
+        with plain_tensors():
+            model = load_model(config)
+            mean, std = torch.from_numpy(config.mean), torch.from_numpy(config.std)
+            fingerprint = None
+            if dtype != torch.float32 and not trainable:
+                whole = cls(model, mean, std, config.layout, config.fps, trainable=True)
+                fingerprint = whole._compute_fingerprint()
+            # Normalisation stays in fp32; codebooks keep it by themselves.
+            model.to(dtype)
+            tokenizer = cls(model, mean, std, config.layout, config.fps, config.details, trainable=trainable)
+            tokenizer._fp32_fingerprint = fingerprint
+            return tokenizer.to(device)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Uploads what `save_pretrained` writes to the repository `owner/name` of the Hugging Face hub, making it if
@@ -296,28 +335,11 @@ class MotionTokenizer(nn.Module):
         return digest.hexdigest()
 
 
-def _check_weights(file: Path, config: TokenizerConfig) -> None:
-    """Raises ValueError where a file does not hold the weights of such a model; allocates nothing."""
-    with torch.device("meta"):
-        expected = {
-            name: list(tensor.shape) for name, tensor in RVQVAE(config.in_features, config.model).state_dict().items()
-        }
-    with safe_open(file, framework="pt") as content:
-        there = {name: content.get_slice(name).get_shape() for name in content.keys()}  # noqa: SIM118
-    for name in [*expected, *there]:
-        if there.get(name) != expected.get(name):
-            raise ValueError(f"{name} is {there.get(name, 'missing')}, not {expected.get(name, 'known here')}")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
 def _lengths(lengths: Lengths | None, clips: int, most: int) -> list[int]:
     """A length for each clip, from 1 to `most`; raises ValueError."""
     if lengths is None:
         return [most] * clips
-    counts = [int(count) for count in torch.as_tensor(lengths).reshape(-1)]
+    counts = [int(count) for count in torch.as_tensor(lengths, device="cpu").reshape(-1)]
     if len(counts) != clips:
         raise ValueError(f"{len(counts)} lengths for {clips} clips")
     if any(not 1 <= count <= most for count in counts):

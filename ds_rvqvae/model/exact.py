@@ -1,0 +1,130 @@
+"""Arithmetic that is the same in whatever surroundings it is called: autocast, TF32, compilers, modes and defaults."""
+
+import functools
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import torch
+
+from ds_rvqvae.model.frozen import Freezable
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+@contextmanager
+def exactly(model: Freezable) -> Iterator[None]:
+    """What `model` computes inside is what it computes alone: in eval mode, without autocast, TF32 and gradients."""
+    model.restore()
+    device = next(model.parameters()).device.type
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        with torch.no_grad(), torch.autocast(device, enabled=False), _full_precision(device):
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class _Switch(NamedTuple):
+    """A setting of torch that makes fp32 arithmetic less than that."""
+
+    owner: Any
+    attribute: str
+    reduced: tuple[Any, ...]
+    full: Any
+    parent: Any = None
+    """What the setting follows where it is "none"."""
+
+
+class _MatmulPrecision:
+    """torch's setting as an attribute."""
+
+    @property
+    def value(self) -> str:
+        return torch.get_float32_matmul_precision()
+
+    @value.setter
+    def value(self, value: str) -> None:
+        torch.set_float32_matmul_precision(value)
+
+
+def _switches(device: str) -> list[_Switch]:
+    backends: Any = torch.backends
+    if not hasattr(backends, "fp32_precision"):  # before torch 2.9
+        matmul = _Switch(_MatmulPrecision(), "value", ("high", "medium"), "highest")
+        return [matmul] if device == "cpu" else [matmul, _Switch(backends.cudnn, "allow_tf32", (True,), False)]
+    if device == "cpu":
+        parent, owners = backends.mkldnn, (backends.mkldnn.conv, backends.mkldnn.matmul)
+    else:
+        parent, owners = backends.cudnn, (backends.cudnn.conv, backends.cuda.matmul)
+    return [_Switch(owner, "fp32_precision", ("tf32", "bf16"), "ieee", parent) for owner in owners]
+
+
+_pinning = threading.Lock()
+_pinned: dict[str, list[tuple[_Switch, Any]]] = {}
+"""By kind of device, settings changed until the last thread that computes there is through, with what they were."""
+_computing: dict[str, int] = {}
+
+
+@contextmanager
+def _full_precision(device: str) -> Iterator[None]:
+    """fp32 arithmetic of the whole process is fp32 inside, whatever `torch.backends` says outside.
+
+    These settings are the process's, not the thread's: several threads may be inside, and the last one sets them back.
+    """
+    with _pinning:
+        _computing[device] = _computing.get(device, 0) + 1
+        for switch in _switches(device):
+            value = getattr(switch.owner, switch.attribute)
+            if value in switch.reduced:
+                follows = switch.parent is not None and switch.parent.fp32_precision == value
+                _pinned.setdefault(device, []).append((switch, "none" if follows else value))
+                setattr(switch.owner, switch.attribute, switch.full)
+    try:
+        yield
+    finally:
+        with _pinning:
+            _computing[device] -= 1
+            if not _computing[device]:
+                for switch, value in _pinned.pop(device, []):
+                    setattr(switch.owner, switch.attribute, value)
+
+
+@contextmanager
+def plain_tensors() -> Iterator[None]:
+    """New tensors inside are on the CPU, in fp32 and no tensors of inference mode, where nothing else is said."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def eager(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """`function`, which torch.compile leaves as it is in what it compiles: fused, its sums round otherwise.
+
+    `torch.compiler.disable` as a decorator would import the compiler, which takes a second.
+    """
+
+    # torch has no types for it.
+    disable: Callable[..., Callable[Arguments, Result]] = torch.compiler.disable
+    uncompiled: Callable[Arguments, Result] | None = None
+
+    @functools.wraps(function)
+    def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        nonlocal uncompiled
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **kwargs)
+        if uncompiled is None:
+            uncompiled = disable(function)
+        return uncompiled(*args, **kwargs)
+
+    return run
