@@ -14,8 +14,14 @@ from torch import Tensor
 
 from ds_rvqvae import __version__
 from ds_rvqvae.config.data import is_part_name
-from ds_rvqvae.data.formats.bvh_motion import write_bvh
-from ds_rvqvae.data.formats.writing import open_motion_file, read_beat2_source, rest_source, write_beat2, write_matrix
+from ds_rvqvae.data.formats.writing import (
+    open_motion_file,
+    read_beat2_source,
+    rest_source,
+    write_beat2,
+    write_bvh,
+    write_matrix,
+)
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import Clip, ClipError, check_finite
 from ds_rvqvae.motion.layout import (

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_rvqvae.data.formats.bvh_motion import write_bvh
 from ds_rvqvae.data.formats.finding import FoundFile, is_regular, is_whole
 from ds_rvqvae.data.formats.smpl import CLIP_FOLDER, fps_of
 from ds_rvqvae.data.formats.writing import (
@@ -20,6 +19,7 @@ from ds_rvqvae.data.formats.writing import (
     rest_source,
     same_rate,
     write_beat2,
+    write_bvh,
     write_matrix,
 )
 from ds_rvqvae.errors import UserError

@@ -43,6 +43,8 @@ class Reader(ABC):
         self.config = config
         self.notes: tuple[str, ...] = ()
         """What the report should say of the data, such as other files there that are not read."""
+        self.readings: tuple[str, ...] = ()
+        """How numbers of the files are read, for the report; what users should know beforehand is in `notes`."""
 
     @property
     def fps(self) -> float:
@@ -69,6 +71,13 @@ class Reader(ABC):
     @abstractmethod
     def take(self, name: str) -> Take:
         """What a clip's file holds, NaN included; raises ClipError."""
+
+    def check(self, names: Sequence[str]) -> None:  # noqa: B027 - most formats have nothing to look at
+        """Looks at the clips before a store is made of them: adds to `notes` and `readings`.
+
+        Raises:
+            UserError: data that cannot be read rightly, and how to say what is missing.
+        """
 
     def read(self, name: str) -> Clip:
         """A whole clip at the wanted frame rate, whatever `rvqvae.data.rules` says; raises ClipError."""
