@@ -23,24 +23,24 @@ UNITS = {
     "millimetres": 0.001,
 }
 """Metres of each; CMU's is that of its ASF files."""
-_GROWN = (1.39, 2.01)
-"""Metres of a grown person, with room for what lies above and below the outermost joints."""
-_PERHAPS_GROWN = (1.2, 2.3)
-"""Metres that are believed where no other unit makes a figure of `_ANY_SIZE`."""
+_GROWN, _ABOUT_GROWN, _PERHAPS_GROWN = (1.3997, 2.0005), (1.38, 2.0005), (1.2, 2.3)
+"""Metres of a grown person; with room for soles, where one other unit makes a figure of `_ANY_SIZE` at most; and where
+none does."""
 _ANY_SIZE = (0.29, 3.5)
 """Metres, from a doll to a giant."""
 _OF_CMU = frozenset({"LHipJoint", "RHipJoint", "LowerBack", "LeftFingerBase", "RightFingerBase", "LThumb", "RThumb"})
 """Joints that only the CMU database's skeletons have together."""
 _HIPS = re.compile(r"(?:(?:^|[^A-Za-z])(?:hips?|pelvis|HIPS?|PELVIS)|Hips?|Pelvis)[\W\d_]*$")
 _HEAD = re.compile(r"head[\W\d_]*$", re.IGNORECASE)
+_TOP = re.compile(r"^$|top|end|nub|tip|crown", re.IGNORECASE)
 _NECK = re.compile(r"neck|head", re.IGNORECASE)
 _LEG = re.compile("leg|thigh|knee|shin|calf|ankle|foot|femur|tibia", re.IGNORECASE)
 _ARM = re.compile("arm|shoulder|elbow|hand|wrist|humerus", re.IGNORECASE)
 _ALIKE = (0.03, 0.1)
 """Two limbs whose names do not say it are a pair where their lengths differ by no more than this share: those by the
 first come before those by the second, such as a leg and the way up to a hand."""
-_ALONG = np.cos(np.radians(35))
-"""A bone within so much of upright counts by its length: it is straight in a person who stands."""
+_BENT, _STRAIGHT = np.cos(np.radians(35)), 0.985
+"""Bones so far from upright are straight in a person who stands; a rest pose this straight is as tall as it is."""
 _STANDS = 0.7
 """A rest pose stands where it reaches so much of its bones' length from feet to head."""
 _HIP, _FOOT, _CROWN = 0.6, 0.3, 0.12
@@ -153,12 +153,14 @@ class Tree:
         for joint in limbs:
             if self._partner.get(joint) in limbs:
                 return joint, self._partner[joint]
-        for share in _ALIKE:
-            for first, second in pairwise(limbs):
-                is_alike = self.reach[second] >= (1 - share) * self.reach[first] > 0
-                if is_alike and abs(self._deep[second] - self._deep[first]) < 2:
-                    return first, second
-        return None
+        limbs = [joint for joint in limbs if self.pairs_below[joint] < 2]  # a hand has fingers, a figure legs and arms
+        pairs = ((pair, share) for share in _ALIKE for pair in pairwise(limbs))
+        return next((pair for pair, share in pairs if self._is_alike(*pair, share)), None)
+
+    def _is_alike(self, first: int, second: int, share: float = _ALIKE[0]) -> bool:
+        """Whether what hangs on two joints, the longer one first, is as long and has as many joints."""
+        is_as_long = self.reach[second] >= (1 - share) * self.reach[first] > 0
+        return is_as_long and abs(self._deep[second] - self._deep[first]) < 2
 
     def is_hips(self, joint: int) -> bool:
         """Whether a joint is called so, and not that of one side."""
@@ -188,16 +190,23 @@ class Tree:
         """
         while self.pairs[joint] is None:
             bodies = [child for child in self.children[joint] if self.pairs_below[child]]
-            hips = [next(filter(self.is_hips, self.below(child)), None) for child in bodies[:2]]
-            if len(hips) == 2 and None not in hips:
-                names = " and ".join(self.joints[index].name for index in hips if index is not None)
-                raise ClipError(f"holds two figures, with {names}; export each into a file of its own")
+            if self._are_figures(bodies):
+                names = " and ".join(self.joints[child].name for child in bodies[:2])
+                raise ClipError(f"holds two figures, {names}; export each into a file of its own")
             if not bodies:
                 bodies = [child for child in self.children[joint] if self._deep[child]]
             if len(bodies) != 1:
                 break
             joint = bodies[0]
         return joint
+
+    def _are_figures(self, joints: Sequence[int]) -> bool:
+        """Whether whole figures hang on joints, not the halves of one: each has hips, or they are of one build."""
+        first, second = sorted(joints, key=lambda joint: -self.reach[joint])[:2] if len(joints) > 1 else (0, 0)
+        if first == second or min(self.pairs_below[first], self.pairs_below[second]) < 2:
+            return False
+        hips = [any(map(self.is_hips, self.below(joint))) for joint in (first, second)]
+        return all(hips) or self._is_alike(first, second)
 
     def carrier(self) -> int:
         """The first joint that carries the body, whose place and rotation are the body's.
@@ -241,7 +250,7 @@ class Tree:
         arms = self.pairs[chest] if chest != hips else self.pair(others)
         if legs is None or arms is None:
             return None
-        leg, arm = self.reach[legs[0]], self.reach[arms[0]]
+        leg, arm = (min(self.reach[joint] for joint in pair) for pair in (legs, arms))  # what is held makes one longer
         if not 0.4 * leg <= arm <= 1.6 * leg:
             return None
         necks = [child for child in self.children[chest] if child not in (*legs, *arms)]
@@ -251,7 +260,7 @@ class Tree:
     def size(self) -> tuple[float, bool]:
         """How tall the figure is, in the file's unit, and whether it is a person's body; raises ClipError.
 
-        Where the limbs do not show it, names may, such as hips, a leg and an arm; it is the largest extent at rest then.
+        Where limbs do not show it, names may: hips, a leg and an arm. Then it is the largest extent at rest.
         """
         body = self.body()
         if body is not None:
@@ -276,8 +285,12 @@ class Tree:
         spine = float(sum(self.lengths[joint] for joint, _ in up))
         whole = spine + float(np.mean([sum(self.lengths[joint] for joint, _ in leg) for leg in legs]))
         if abs(rest[axis]) >= _STANDS * whole > 0:
-            drops = [max(self._straight(leg, -upright)) for leg in legs]
-            return max(self._straight(up, upright), default=0.0) + float(np.mean(drops))
+            tall = [
+                max(self._ends(up, upright, bent), default=0.0)
+                + float(np.mean([max(self._ends(leg, -upright, bent)) for leg in legs]))
+                for bent in (1.0, _BENT)
+            ]
+            return tall[0] if tall[0] >= _STRAIGHT * tall[1] else tall[1]
         # Bones that point anywhere at rest: by their usual shares.
         height = spine + float(np.mean([self._leg_length([joint for joint, _ in leg]) for leg in legs]))
         is_crown = bool(up) and not self.joints[up[-1][0]].name and self.lengths[up[-1][0]] > 0
@@ -291,7 +304,8 @@ class Tree:
         head = next((joint for joint in above if _HEAD.search(self.joints[joint].name)), None)
         if head is None:
             return self._end(body.neck, body)
-        tops = [joint for joint in self.children[head] if not self.children[joint] and self._is_near(joint, body)]
+        ends = [joint for joint in self.children[head] if _TOP.search(self.joints[joint].name)]
+        tops = [joint for joint in ends if not self.children[joint] and self._is_near(joint, body)]
         return max(tops, key=self.lengths.__getitem__) if tops else head
 
     def _end(self, joint: int, body: Body) -> int:
@@ -316,12 +330,12 @@ class Tree:
     def _rest(self, way: Sequence[tuple[int, int]]) -> NDArray[np.float64]:
         return np.sum([sign * self.bones[joint] for joint, sign in way], axis=0) if way else np.zeros(3)
 
-    def _straight(self, way: Sequence[tuple[int, int]], direction: NDArray[np.float64]) -> list[float]:
-        """How far along `direction` each bone of a way ends, once those that nearly point there do."""
+    def _ends(self, way: Sequence[tuple[int, int]], direction: NDArray[np.float64], bent: float) -> list[float]:
+        """How far along `direction` each bone of a way ends; bones that point there by a cosine over `bent` do so."""
         ends, reached = [], 0.0
         for joint, sign in way:
             part = float(sign * self.bones[joint] @ direction)
-            reached += float(self.lengths[joint]) if part >= _ALONG * self.lengths[joint] else part
+            reached += float(self.lengths[joint]) if part > bent * self.lengths[joint] else part
             ends.append(reached)
         return ends
 
@@ -346,19 +360,14 @@ def recognise_unit(tree: Tree, way_on: str = _WAY_ON) -> Unit:
     heights = {unit: size * metres for unit, metres in UNITS.items()}
     if {joint.name for joint in tree.joints} >= _OF_CMU and _within(heights["CMU's unit"], _PERHAPS_GROWN):
         return Unit(UNITS["CMU's unit"], heights["CMU's unit"], "by the CMU database's joints", None)
-    alone = {
-        unit: not any(_within(other, _ANY_SIZE) for own, other in heights.items() if own != unit) for unit in UNITS
-    }
-    grown = [
-        unit
-        for unit, height in heights.items()
-        if _within(height, _GROWN) or (alone[unit] and _within(height, _PERHAPS_GROWN))
-    ]
+    others = {unit: sum(_within(other, _ANY_SIZE) for own, other in heights.items() if own != unit) for unit in UNITS}
+    limits = (_PERHAPS_GROWN, _ABOUT_GROWN, _GROWN)
+    grown = [unit for unit, height in heights.items() if _within(height, limits[min(others[unit], 2)])]
     if len(grown) != 1:
         raise ClipError(_refusal("its body is no grown person's in any unit", size, way_on))
     unit = grown[0]
     note = None
-    if not alone[unit]:
+    if others[unit]:
         note = (
             f"{in_words(UNITS[unit])} is assumed, as bodies are grown persons' then; one of another size has the same "
             f"numbers in another unit: {to_say('metres_per_unit', 'N')} says otherwise"
@@ -368,7 +377,7 @@ def recognise_unit(tree: Tree, way_on: str = _WAY_ON) -> Unit:
 
 def in_words(metres: float) -> str:
     """A unit in words, as `1 unit = 1 cm`."""
-    return f"1 unit = {100 * metres:.4g} cm"
+    return f"1 unit = {metres:.4g} m" if metres >= 1 else f"1 unit = {100 * metres:.4g} cm"
 
 
 def _within(height: float, limits: tuple[float, float]) -> bool:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_rvqvae.config.data import DataConfig, to_say
+from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.base import FilesReader, files_below
 from ds_rvqvae.data.formats.bodies import Tree, Unit, bones_of, in_words, recognise_unit, unique_names
 from ds_rvqvae.data.formats.bvh import Bvh, Joint, is_motion, read_bvh
@@ -15,14 +15,12 @@ from ds_rvqvae.data.formats.skeletons import Z_UP_TO_Y_UP, guess_unit, outermost
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError, Take
 from ds_rvqvae.motion.layout import joint_layout
-from ds_rvqvae.motion.rotations import DECIMATION_TOLERANCE
 
 SUFFIX = ".bvh"
 _STILL = 1e-3
 """Metres that a joint's position channels may change without being mentioned."""
 _FRAMES_AT_ONCE = 1024
 """Small enough for the processor's cache."""
-_MOST_NAMED = 3
 
 
 class Figure(NamedTuple):
@@ -36,6 +34,7 @@ class Figure(NamedTuple):
     notes: tuple[str, ...]
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a damaged file may hold any number
 def figure_of(bvh: Bvh, config: DataConfig) -> Figure:
     """How a file is read; raises ClipError where its unit is not known, or it holds two figures."""
     is_old = config.reading_version == 1
@@ -96,7 +95,7 @@ class BvhReader(FilesReader):
         return files_below(folder, (SUFFIX,))
 
     def check(self, names: Sequence[str]) -> None:
-        """Looks at the beginning of all files: their units and their rates.
+        """Looks at the beginning of all files for their unit.
 
         Raises:
             UserError: the unit is not known of half of the files, or of several of one skeleton and none of its others.
@@ -104,7 +103,6 @@ class BvhReader(FilesReader):
         """
         if self.config.reading_version == 1:
             return
-        rates: dict[str, float] = {}
         units: dict[tuple[float, str], list[float]] = {}
         unknown: dict[tuple[str, ...], list[str]] = {}
         known: set[tuple[str, ...]] = set()
@@ -115,7 +113,6 @@ class BvhReader(FilesReader):
                     bvh = read_bvh(file)
             except ClipError:
                 continue  # which packing says
-            rates[str(file.relative_to(self.path) if file != self.path else file.name)] = bvh.fps
             joints = tuple(joint.name for joint in bvh.joints)
             try:
                 unit = figure_of(bvh, self.config).unit
@@ -125,13 +122,12 @@ class BvhReader(FilesReader):
                 known.add(joints)
                 units.setdefault((unit.metres, unit.how), []).append(unit.height)
         count = sum(map(len, unknown.values()))
+        total = count + sum(map(len, units.values()))
         whole = [files for joints, files in unknown.items() if len(files) > 1 and joints not in known]
-        if whole or (count and 2 * count >= len(rates)):
-            more = f" (and {count - 1} more of {len(rates)} files)" if count > 1 else ""
+        if whole or (count and 2 * count >= total):
+            more = f" (and {count - 1} more of {total} files)" if count > 1 else ""
             raise UserError([*whole, *unknown.values()][0][0] + more)
         self.readings = tuple(_unit_words(*key, heights) for key, heights in units.items())
-        if self.config.source_fps is None:
-            self.notes += _rate_notes(rates)
 
     def take_of(self, name: str, file: Path, split: str | None) -> Take:
         bvh = read_bvh(file)
@@ -157,35 +153,6 @@ def _unit_words(metres: float, how: str, heights: Sequence[float]) -> str:
     return f"{in_words(metres)}, {how}{tall if max(heights) else ''} ({files})"
 
 
-def _rate_notes(rates: Mapping[str, float]) -> tuple[str, ...]:
-    """Names the few files whose rate is not that of all others."""
-    groups: list[tuple[float, list[str]]] = []
-    for name, rate in sorted(rates.items(), key=lambda item: item[1]):
-        if groups and abs(rate / groups[-1][0] - 1) <= DECIMATION_TOLERANCE * (1 + 1e-9):
-            groups[-1][1].append(name)
-        else:
-            groups.append((rate, [name]))
-    usual = max(groups, key=lambda group: len(group[1]), default=(0.0, []))
-    odd = [f"{name} ({rate:.4g})" for rate, names in groups if names is not usual[1] for name in names]
-    if not odd or len(odd) >= len(usual[1]):
-        return _mixed_rates(groups)
-    shown = ", ".join(odd[:_MOST_NAMED]) + (f" and {len(odd) - _MOST_NAMED} more" if len(odd) > _MOST_NAMED else "")
-    return (
-        f"Frame Time is not that of all other files ({usual[0]:.4g} frames a second) in {shown}; "
-        f"{to_say('source_fps', 'N')} gives all files one rate",
-    )
-
-
-def _mixed_rates(groups: Sequence[tuple[float, list[str]]]) -> tuple[str, ...]:
-    if len(groups) < 2:
-        return ()
-    some = ", ".join(f"{rate:.4g} as {names[0]}" for rate, names in groups[:_MOST_NAMED])
-    more = f" and {len(groups) - _MOST_NAMED} more" if len(groups) > _MOST_NAMED else ""
-    return (
-        f"Frame Time differs between files (frames a second: {some}{more}); {to_say('source_fps', 'N')} gives all one",
-    )
-
-
 def columns_of(bvh: Bvh, figure: Figure, turn: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
     """Rotations as `rotations`, that of the body's carrier turned by what lies above it, and the carrier's place in
     metres, float64 `[frames, columns]`.
@@ -196,7 +163,7 @@ def columns_of(bvh: Bvh, figure: Figure, turn: NDArray[np.float64] | None = None
     *above, carrier = path_to(bvh.joints, figure.carrier)
     motion = rotations(bvh, turn)
     place = _local_places(bvh, carrier)
-    with np.errstate(invalid="ignore"):  # what is not finite stays so, and the rules cut it out
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite stays so, and the rules cut it out
         if above:
             turned, origin = world_of(bvh.joints, above, _matrices_of(bvh, above), places_of(bvh, above))
             place = origin + turned_by(turned, place)
@@ -208,7 +175,7 @@ def columns_of(bvh: Bvh, figure: Figure, turn: NDArray[np.float64] | None = None
                 motion[:, first : first + 6] = (turned @ whole)[:, :2].reshape(-1, 6)
         if turn is not None:
             place = place @ turn.T
-    return np.concatenate([motion, figure.unit.metres * place], axis=1)
+        return np.concatenate([motion, figure.unit.metres * place], axis=1)
 
 
 def path_to(joints: Sequence[Joint], joint: int) -> list[int]:
@@ -325,6 +292,7 @@ def euler_rows(angles: NDArray[np.float64], axes: Sequence[int], first: NDArray[
     return rows.transpose(2, 3, 0, 1).reshape(*angles.shape[:2], 6)
 
 
+@np.errstate(over="ignore")
 def _notes(bvh: Bvh, names: Sequence[str], figure: Figure, empty: NDArray[np.bool_]) -> list[str]:
     """What of a file's skeleton and channels is not read as it stands."""
     notes = []

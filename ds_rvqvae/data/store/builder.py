@@ -89,7 +89,8 @@ class StoreBuilder:
             sources=list(sources),
         )
         takes = [take for shard in facts for take in shard.takes]
-        found = Findings(self.reader.format, takes, quarantined, self._column_facts(facts), self.reader.notes)
+        reader = self.reader
+        found = Findings(reader.format, takes, quarantined, self._column_facts(facts), reader.notes, reader.readings)
         report = make_report(store, found)
         # Not shard by shard: the disk writes while the processor packs, and this waits for the rest.
         for shard in store.shards:

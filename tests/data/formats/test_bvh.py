@@ -224,7 +224,7 @@ def test_names_that_stand_twice_are_made_unique(tmp_path):
 
 @pytest.mark.parametrize(
     ("scale", "unit"),
-    [(1, "1 cm"), (10, "0.1 cm"), (0.01, "100 cm"), (0.4, "2.54 cm"), (0.033, "30.48 cm"), (0.17, "5.644 cm")],
+    [(1, "1 cm"), (10, "0.1 cm"), (0.01, "1 m"), (0.4, "2.54 cm"), (0.033, "30.48 cm"), (0.17, "5.644 cm")],
 )
 def test_the_unit_is_recognised_by_the_figures_size(tmp_path, scale, unit):
     lines = FIGURE.splitlines()
@@ -235,7 +235,7 @@ def test_the_unit_is_recognised_by_the_figures_size(tmp_path, scale, unit):
     reader = BvhReader(tmp_path / "figure.bvh", DataConfig())
     reader.check(reader.clip_names())
     assert reader.readings[0].startswith(f"1 unit = {unit}, by the body's height, ")
-    is_said = unit in ("100 cm", "2.54 cm", "5.644 cm")
+    is_said = unit in ("1 m", "2.54 cm", "5.644 cm")
     assert [f"1 unit = {unit} is assumed" in note for note in take.notes] == [True] * is_said
     given = take_of(tmp_path / "figure.bvh", metres_per_unit=2)
     assert given.notes == ()
