@@ -334,10 +334,85 @@ def test_a_damaged_file_is_refused_with_its_place(tmp_path, case):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("value", ["NaN", "-nan", "inf", "1e999"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("NaN", "-nan", "inf", "1e999", "-1.#IND", "1.#QNAN", "-1.#INF", "1.#INF00", "-1.#IND00", "1.#SNAN0", "1.#J"),
+        *("nan(ind)", "-nan(snan)", "NaNQ", "nan(0x8000)", "Infinity"),
+    ],
+)
 def test_a_frame_with_a_value_that_is_not_finite_is_left_to_the_rules(tmp_path, value):
     bad = ~np.isfinite(take_of(write(tmp_path, FIGURE.replace(" 51 ", f" {value} "))).motion).all(axis=1)
     assert bad.tolist() == [False, True, False]
+
+
+def test_words_for_infinity_keep_their_sign(tmp_path):
+    text = FIGURE.replace(" 51 ", " -1.#INF ").replace("1.5 93", "1.#INF nan")
+    values = read_bvh(write(tmp_path, text)).values[1]
+    assert values[0] == np.inf and np.isnan(values[1]) and values[7] == -np.inf
+
+
+@pytest.mark.parametrize("end", ["\x1a", "\r\n\x1a\r\n", "\0" * 200_000, "\n\x1a" + "\0" * 511, "\x1a\n\x1a\n"])
+@pytest.mark.parametrize("line_end", ["\n", ""])
+def test_what_follows_the_motion_at_the_end_of_a_file_is_read_past(tmp_path, end, line_end):
+    wanted = read_bvh(write(tmp_path, FIGURE, "plain.bvh")).values
+    found = read_bvh(write(tmp_path, FIGURE.rstrip("\n") + line_end + end))
+    np.testing.assert_array_equal(found.values, wanted)
+
+
+@pytest.mark.parametrize("mark", ["\x1a", "\0"])
+def test_the_end_of_a_file_within_its_motion_is_refused(tmp_path, mark):
+    for text in (FIGURE.replace("1.5 93", f"{mark}\n1.5 93"), FIGURE.replace(" 51 ", f" 5{mark}1 ")):
+        with pytest.raises(ClipError, match="stands within its motion"):
+            read_bvh(write(tmp_path, text))
+    with pytest.raises(ClipError, match="cut short: Frames: says 3, there are 2"):
+        read_bvh(write(tmp_path, FIGURE[: FIGURE.rindex("2 94")] + mark))
+
+
+def test_source_fps_takes_the_place_of_frame_time(tmp_path):
+    file = write(tmp_path, FIGURE)
+    assert take_of(file).fps == pytest.approx(120, rel=1e-5)
+    assert take_of(file, source_fps=60).fps == 60
+
+
+def test_versions_up_to_0_2_are_read_as_they_read_and_what_differs_is_said(tmp_path):
+    text = FIGURE.replace("ROOT Hips\n{", "ROOT world { OFFSET 5 0 0 JOINT Hips {").replace("\nMOTION", "}\nMOTION")
+    file = write(tmp_path, text)
+    take = take_of(file, reading_version=1)
+    np.testing.assert_allclose(take.motion[:, 18:], [[0.05, 0, 0]] * 3)
+    assert take.skeleton["joint_names"][0] == "world"
+    assert take.notes[:2] == (
+        "1 unit = 1 cm, guessed from the size of the skeleton",
+        "read as versions up to 0.2 did: place and rotation are those of world, not of Hips by the rules of today; "
+        "prepare again with rvqvae.data.reading_version 2 for these",
+    )
+    plain = write(tmp_path, FIGURE, "plain.bvh")
+    for new, old in zip(*([take_of(plain, reading_version=version).motion] for version in (2, 1)), strict=True):
+        np.testing.assert_array_equal(new, old)
+    small = write(tmp_path, FIGURE.replace("60.0", "35.0").replace("-85.0", "-65.0"), "other.bvh")
+    assert "the unit is not known" in take_of(small, reading_version=1).notes[1]
+
+
+def test_data_whose_unit_is_not_known_are_refused_before_packing_but_single_files_are_left_out(tmp_path):
+    def folder(name: str, good: int, bad: int, text: str) -> BvhReader:
+        for index in range(good + bad):
+            write(tmp_path / name, FIGURE if index < good else text, f"{index:02}.bvh")
+        return BvhReader(tmp_path / name, DataConfig())
+
+    hand = FIGURE.replace("Hips", "Wrist").replace("mixamorig:Leg", "Thumb")
+    child = FIGURE.replace("60.0", "35.0").replace("75.0", "35.0").replace("-85.0", "-65.0")
+    for reader in (folder("hands", 0, 3, hand), folder("both", 9, 2, hand), folder("half", 2, 2, child)):
+        with pytest.raises(UserError, match=r"bvh: its unit of length is not known.*--metres_per_unit N") as error:
+            reader.check(reader.clip_names())
+        assert "\n" not in str(error.value)
+    reader = folder("few", 9, 1, hand)
+    reader.check(reader.clip_names())
+    assert reader.readings == ("1 unit = 1 cm, by the body's height, 1.45 m (9 files)",)
+    with pytest.raises(ClipError, match=r"no body with two arms and two legs \(it is .* 0\.14 m in millimetres tall\)"):
+        reader.take("09")
+    given = BvhReader(tmp_path / "hands", DataConfig(metres_per_unit=0.01))
+    given.check(given.clip_names())
+    assert given.readings == ("1 unit = 1 cm, as it was given (3 files)",)
 
 
 def test_joints_in_a_long_chain_are_read(tmp_path):
