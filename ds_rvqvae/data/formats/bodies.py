@@ -137,6 +137,8 @@ class Tree:
         """Length of the longest way down from each joint's parent, through joints that turn."""
         self.pairs: list[tuple[int, int] | None] = [None] * len(joints)
         """The longest pair of limbs that hangs on each."""
+        self._limb = [0.0] * len(joints)
+        """Length of the longest limb that hangs on each and is one of a pair, or below it."""
         self.pairs_below = [0] * len(joints)
         """Joints with a pair, from each down."""
         for index in reversed(range(len(joints))):
@@ -144,7 +146,9 @@ class Tree:
             self._deep[index] = bool(joints[index].axes) + max((self._deep[child] for child in below), default=0)
             reached = max((self.reach[child] for child in below if self._deep[child]), default=0.0)
             self.reach[index] = float(self.lengths[index]) + reached
-            self.pairs[index] = self.pair(below)
+            self.pairs[index] = pair = self.pair(below)
+            limbs = (self._limb[child] for child in below)
+            self._limb[index] = max(limbs, default=0.0) if pair is None else max(self.reach[pair[0]], *limbs)
             self.pairs_below[index] = (self.pairs[index] is not None) + sum(self.pairs_below[child] for child in below)
 
     def pair(self, joints: Sequence[int]) -> tuple[int, int] | None:
@@ -153,7 +157,8 @@ class Tree:
         for joint in limbs:
             if self._partner.get(joint) in limbs:
                 return joint, self._partner[joint]
-        limbs = [joint for joint in limbs if self.pairs_below[joint] < 2]  # a hand has fingers, a figure legs and arms
+        # The fingers of an arm are short; what has long limbs of its own is no limb.
+        limbs = [joint for joint in limbs if self._limb[joint] < 0.5 * self._tail((joint,))]
         pairs = ((pair, share) for share in _ALIKE for pair in pairwise(limbs))
         return next((pair for pair, share in pairs if self._is_alike(*pair, share)), None)
 
@@ -223,11 +228,10 @@ class Tree:
         named = next(filter(self.is_hips, way), None)
         if named is not None:
             chosen = named
-        elif placed:
-            in_a_row = not self.children[last] or not any(self._deep[child] for child in self.children[last])
-            chosen = placed[0] if in_a_row and len(placed) == len(way) else placed[-1]
-        else:
-            chosen = last
+        elif any(self._deep[child] for child in self.children[last]):
+            chosen = placed[-1] if placed else last
+        else:  # joints in a row
+            chosen = placed[-1] if len(way) > len(placed) > 0 else way[0]
         turning = [joint for joint in way if self.joints[joint].axes]
         below, above = [joint for joint in turning if joint >= chosen], [joint for joint in turning if joint < chosen]
         return (below or above[-1:] or [chosen])[0]
@@ -250,12 +254,18 @@ class Tree:
         arms = self.pairs[chest] if chest != hips else self.pair(others)
         if legs is None or arms is None:
             return None
+        if hips == chest and self._tail(arms) > self._tail(legs):
+            legs, arms = arms, legs
         leg, arm = (min(self.reach[joint] for joint in pair) for pair in (legs, arms))  # what is held makes one longer
         if not 0.4 * leg <= arm <= 1.6 * leg:
             return None
         necks = [child for child in self.children[chest] if child not in (*legs, *arms)]
         necks.sort(key=lambda joint: (not _NECK.search(self.joints[joint].name), -self.reach[joint]))
         return Body(hips, legs, chest, arms, necks[0] if necks else None)
+
+    def _tail(self, limbs: Sequence[int]) -> float:
+        """Length of limbs without their first bones, that to a shoulder or a hip."""
+        return min(self.reach[joint] - float(self.lengths[joint]) for joint in limbs)
 
     def size(self) -> tuple[float, bool]:
         """How tall the figure is, in the file's unit, and whether it is a person's body; raises ClipError.

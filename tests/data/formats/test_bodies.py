@@ -149,6 +149,42 @@ def test_bones_come_from_position_channels_where_every_joint_has_them(tmp_path):
             np.testing.assert_array_equal(bones_of(bvh.joints)[index], joint.offset)
 
 
+@pytest.mark.parametrize(
+    ("positions", "carrier"), [((), 0), ((0,), 0), ((0, 1), 1), ((1,), 1), ((0, 1, 2, 3), 0)], ids=str
+)
+def test_joints_in_a_row_are_carried_by_the_last_that_has_a_place_of_its_own(positions, carrier):
+    turns, places = ("Zrotation", "Xrotation"), ("Xposition", "Yposition", "Zposition")
+    joints = [
+        Joint(f"j{index}", index - 1, (0, 1, 0), (*places, *turns) if index in positions else turns)
+        for index in range(4)
+    ]
+    assert Tree(joints, bones_of(joints)).carrier() == carrier
+
+
+def waist() -> list[Part]:
+    """Legs and chest both hang on the waist."""
+    return [
+        Part("Waist", "", (0, 100, 0), 6),
+        *(part._replace(parent="Waist") if part.name in ("Hips", "Spine") else part for part in body()),
+    ]
+
+
+def torso() -> list[Part]:
+    """Arms, legs and head hang on one joint; the way to a hand is the longest."""
+    parts = [part for part in body("Torso") if part.name not in ("Spine", "Chest")]
+    return [
+        part._replace(parent="Torso", offset=(part.offset[0], part.offset[1] + 37, part.offset[2]))
+        if part.parent == "Chest"
+        else part
+        for part in parts
+    ]
+
+
+@pytest.mark.parametrize(("parts", "carrier", "units"), [(waist(), "Waist", 264.0), (torso(), "Torso", 169.0)])
+def test_bodies_of_other_builds_are_measured(parts, carrier, units):
+    assert recognised(parts, 1.7, 0.01, units) == (0.01, False)
+
+
 def test_two_figures_under_one_root_are_refused(tmp_path):
     second = [part._replace(name=f"B:{part.name}" if part.name else "", parent=f"B:{part.parent}") for part in body()]
     second[0] = second[0]._replace(parent="Scene")
