@@ -15,8 +15,14 @@ from typing_extensions import Self, override
 
 from ds_rvqvae import __version__
 from ds_rvqvae.config.data import is_part_name
-from ds_rvqvae.data.formats.bvh_motion import write_bvh
-from ds_rvqvae.data.formats.writing import open_motion_file, read_beat2_source, rest_source, write_beat2, write_matrix
+from ds_rvqvae.data.formats.writing import (
+    open_motion_file,
+    read_beat2_source,
+    rest_source,
+    write_beat2,
+    write_bvh,
+    write_matrix,
+)
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.exact import eager
 from ds_rvqvae.model.frozen import KeepsFloatType

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds_rvqvae.data.formats.beat2 import CLIP_FOLDER
-from ds_rvqvae.data.formats.bvh_motion import write_bvh
 from ds_rvqvae.data.formats.finding import FoundFile, is_regular, is_whole
 from ds_rvqvae.data.formats.writing import (
     BEAT2,
@@ -21,6 +20,7 @@ from ds_rvqvae.data.formats.writing import (
     read_beat2_source,
     rest_source,
     write_beat2,
+    write_bvh,
     write_matrix,
 )
 from ds_rvqvae.errors import UserError

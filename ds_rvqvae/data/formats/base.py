@@ -3,7 +3,7 @@
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,17 +11,15 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_rvqvae.config.data import DataConfig, to_say
+from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats import npz
 from ds_rvqvae.data.formats.npz import LARGEST, Header, RefusedError, open_npz, read_npy
 from ds_rvqvae.data.formats.split_lists import SplitLists, find_lists
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import Clip, ClipError, LeftOut, Take, check_clip, check_finite
 from ds_rvqvae.motion.layout import rotation_columns
-from ds_rvqvae.motion.rotations import DECIMATION_TOLERANCE, resample, translation_features
+from ds_rvqvae.motion.rotations import resample, translation_features
 
-FPS_KEYS = ("mocap_frame_rate", "mocap_framerate", "fps", "mocap_fps", "frame_rate")
-"""The keys of an npz that may say its frame rate."""
 _MOST_COLUMNS = 2**16
 _DEEPEST = 64
 """Folders in each other that are searched."""
@@ -47,6 +45,8 @@ class Reader(ABC):
         self.config = config
         self.notes: tuple[str, ...] = ()
         """What the report should say of the data, such as other files there that are not read."""
+        self.readings: tuple[str, ...] = ()
+        """How numbers of the files are read, for the report; what users should know beforehand is in `notes`."""
 
     @property
     def fps(self) -> float:
@@ -86,6 +86,13 @@ class Reader(ABC):
     @abstractmethod
     def take(self, name: str) -> Take:
         """What a clip's file holds, NaN included; raises ClipError."""
+
+    def check(self, names: Sequence[str]) -> None:  # noqa: B027 - most formats have nothing to look at
+        """Looks at the clips before a store is made of them: adds to `notes` and `readings`.
+
+        Raises:
+            UserError: data that cannot be read rightly, and how to say what is missing.
+        """
 
     def read(self, name: str) -> Clip:
         """A whole clip at the wanted frame rate, whatever `rvqvae.data.rules` says; raises ClipError."""
@@ -359,40 +366,6 @@ def matrix(values: NDArray[Any], what: str, width: int | None = None) -> NDArray
         raise ClipError(f"{what} is empty")
     if values.shape[1] > _MOST_COLUMNS:
         raise ClipError(f"{what} has {values.shape[1]:,} columns, more than {_MOST_COLUMNS:,}")
-    return values
-
-
-def frame_rate(values: NDArray[Any], key: str) -> float:
-    """The one positive number in `values`; raises ClipError."""
-    if values.dtype.kind not in "fiu":
-        raise ClipError(f"{key} holds {str(values.dtype)[:40]}, not a number of frames a second")
-    if values.size != 1 or not 0 < float(values.reshape(-1)[0]) < 1e5:
-        raise ClipError(f"{key} is {str(values)[:40]}, not a number of frames a second")
-    return float(values.reshape(-1)[0])
-
-
-def rate_of(arrays: Mapping[str, NDArray[Any]]) -> float | None:
-    """Frames a second by those of `FPS_KEYS` that are there, as numbers or as text (`b"30"`); None where none is.
-
-    29.97 and 30 are read alike, so they agree.
-
-    Raises:
-        ClipError: no frame rate, or two keys that disagree.
-    """
-    rates = {key: frame_rate(_as_number(arrays[key]), key) for key in FPS_KEYS if key in arrays}
-    key, rate = next(iter(rates.items()), ("", None))
-    for other, fps in rates.items():
-        if rate is not None and abs(fps / rate - 1) > DECIMATION_TOLERANCE * (1 + 1e-9):
-            source_fps = to_say("source_fps", "N")
-            raise ClipError(f"{key} is {rate:g} and {other} is {fps:g} frames a second; {source_fps} says which")
-    return rate
-
-
-def _as_number(values: NDArray[Any]) -> NDArray[Any]:
-    """The number that a text of it stands for; all else as it is."""
-    if values.dtype.kind in "SU" and values.size == 1:
-        with suppress(ValueError):
-            return values.astype(np.float64)
     return values
 
 

@@ -1,7 +1,8 @@
 """BVH files: a skeleton's joints with their channels, and one number a channel and frame.
 
 Source of the format: M. Meredith, S. Maddock, "Motion Capture File Formats Explained", University of Sheffield, 2001.
-Read beyond it: keywords of any case, line ends of any system, a frame on several lines, names with spaces.
+Read beyond it: keywords of any case, line ends of any system, a frame on several lines, names with spaces, DOS's
+end of file (^Z) or NULs after the motion, and the words of several systems for what is not finite.
 """
 
 import io
@@ -31,6 +32,9 @@ _LONGEST_NUMBER = 64
 """Characters a value, blanks included, beyond which a line of motion is junk."""
 _VALUES_AT_ONCE = 2**18
 _LONGEST_QUOTE = 40
+_AFTER_THE_END = "\x1a\0 \t\r\n"
+_NOT_FINITE = re.compile(r"([+-]?)(?:(1\.#inf\d*)|1\.#[a-z]+\d*|nan[qs]?(?:\([a-z0-9_]*\))?)", re.IGNORECASE)
+"""What C libraries write beyond `inf` and `nan`: `1.#INF` (its second group), `-1.#IND`, `1.#QNAN0`, `nan(ind)`, …"""
 
 _WORD = re.compile(r"[{}]|[^\s{}]+")
 _NAME = re.compile(r"[^\n{}]*")
@@ -66,8 +70,12 @@ class Bvh:
     fps: float
 
 
-def read_bvh(file: Path) -> Bvh:
-    """Reads a BVH file; raises ClipError where it is none, damaged, cut short, or larger than `LARGEST_FILE`."""
+def read_bvh(file: Path, first_only: bool = False) -> Bvh:
+    """Reads a BVH file, or its first frame only, without a look at those after it.
+
+    Raises:
+        ClipError: none, damaged, cut short, or larger than `LARGEST_FILE`.
+    """
     with _open(file) as text:
         joints = _parse_hierarchy(_header(text))
         names = [f"{joint.name or 'End Site'} {channel}" for joint in joints for channel in joint.channels]
@@ -77,13 +85,18 @@ def read_bvh(file: Path) -> Bvh:
         # A value takes a digit and a blank.
         if frames * len(names) > file.stat().st_size // 2 + 1:
             raise ClipError(f"cut short, or Frames: is wrong: {frames} frames do not fit into a file of its size")
-        return Bvh(joints, _values(text, names, frames), fps)
+        return Bvh(joints, _first_frame(text, names) if first_only else _values(text, names, frames), fps)
 
 
 def read_joints(file: Path) -> tuple[Joint, ...]:
     """The joints of a BVH file, whatever its motion; raises ClipError."""
     with _open(file) as text:
         return _parse_hierarchy(_header(text))
+
+
+def is_motion(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether each frame of `[frames, channels]` is finite and not all zero, bool `[frames]`."""
+    return np.asarray(np.isfinite(values).all(axis=1) & values.any(axis=1))
 
 
 @contextmanager
@@ -156,18 +169,14 @@ class _Words:
         return ClipError(f"line {line}: {message}")
 
 
+@dataclass
 class _Node:
     """A joint while it is being read."""
 
-    def __init__(self, name: str, parent: int) -> None:
-        self.name, self.parent = name, parent
-        self.offset: tuple[float, float, float] | None = None
-        self.channels: tuple[str, ...] | None = None
-
-    def joint(self) -> Joint:
-        """The joint, once it has its OFFSET."""
-        assert self.offset is not None
-        return Joint(self.name, self.parent, self.offset, self.channels or ())
+    name: str
+    parent: int
+    offset: tuple[float, float, float] | None = None
+    channels: tuple[str, ...] | None = None
 
 
 def _parse_hierarchy(header: str) -> tuple[Joint, ...]:
@@ -199,7 +208,7 @@ def _parse_hierarchy(header: str) -> tuple[Joint, ...]:
         raise ClipError("no ROOT in its HIERARCHY")
     if inside:
         raise ClipError(f"cut short, or a closing brace is missing: {nodes[inside[-1]].name or 'an End Site'} is open")
-    return tuple(node.joint() for node in nodes)
+    return tuple(Joint(node.name, node.parent, node.offset or (0, 0, 0), node.channels or ()) for node in nodes)
 
 
 def _open_node(words: _Words, key: str, nodes: list[_Node], inside: list[int]) -> None:
@@ -289,15 +298,30 @@ def _values(text: TextIO, names: Sequence[str], frames: int) -> NDArray[np.float
     return values.reshape(frames, width)
 
 
-def _lines(text: TextIO, width: int) -> Iterator[list[str]]:
+def _first_frame(text: TextIO, names: Sequence[str]) -> NDArray[np.float64]:
+    """The first frame's numbers, float64 `[1, channels]`; raises ClipError."""
+    words: list[str] = []
+    for lines in _lines(text, len(names), at_once=1):
+        words += lines[0].split()
+        if len(words) >= len(names):
+            break
+    return _values(io.StringIO(" ".join(words[: len(names)])), names, 1)
+
+
+def _lines(text: TextIO, width: int, at_once: int | None = None) -> Iterator[list[str]]:
     """Lines that are not blank, some at a time; raises ClipError for one that is too long for `width` numbers."""
     limit = _LONGEST_NUMBER * (width + 16)
-    most = max(1, _VALUES_AT_ONCE // width)
+    most = at_once or max(1, _VALUES_AT_ONCE // width)
     lines: list[str] = []
     while line := text.readline(limit):
+        if "\x1a" in line or "\0" in line:
+            line = line.rstrip(_AFTER_THE_END)
+            while more := text.read(2**16):
+                if more.strip(_AFTER_THE_END):
+                    raise ClipError("the end of the file (^Z or NUL) stands within its motion")
         if len(line) == limit:
             raise ClipError(f"a line of motion is longer than {width} numbers can be")
-        if not line.isspace():
+        if line and not line.isspace():
             lines.append(line)
         if len(lines) == most:
             yield lines
@@ -310,17 +334,18 @@ def _floats(
     lines: list[str], rows: list[list[str]], count: int, names: Sequence[str], before: int
 ) -> NDArray[np.float64]:
     """The numbers in `rows`, the words of `lines`; there are `count`, after `before` others; raises ClipError."""
-    found = None
     with suppress(ValueError):
         found = np.fromiter(map(float, chain.from_iterable(rows)), np.float64, count)
         if all(map(_is_plain, lines)):
             return found
-    words = enumerate(chain.from_iterable(rows), before)
-    index, word = next(((index, word) for index, word in words if _number(word) is None), (0, ""))
-    if not word and found is not None:
-        return found  # what is not ASCII in the lines is blank
-    frame, channel = divmod(index, len(names))
-    raise ClipError(f"frame {frame}: {names[channel]} is {_quoted(word)}, not a number")
+    values = []
+    for index, word in enumerate(chain.from_iterable(rows), before):
+        value = _value(word)
+        if value is None:
+            frame, channel = divmod(index, len(names))
+            raise ClipError(f"frame {frame}: {names[channel]} is {_quoted(word)}, not a number")
+        values.append(value)
+    return np.array(values)
 
 
 def _check_counts(counts: NDArray[np.int64], frames: int, width: int) -> None:
@@ -342,11 +367,23 @@ def _check_counts(counts: NDArray[np.int64], frames: int, width: int) -> None:
 
 
 def _number(word: str) -> float | None:
-    try:
-        number = float(word) if _is_plain(word) else math.nan
-    except ValueError:
+    """A finite number; None where the word is none."""
+    number = _value(word)
+    return number if number is not None and math.isfinite(number) else None
+
+
+def _value(word: str) -> float | None:
+    """A number, or one of the words for what is not finite; None where the word is neither."""
+    if not _is_plain(word):
         return None
-    return number if math.isfinite(number) else None
+    try:
+        return float(word)
+    except ValueError:
+        match = _NOT_FINITE.fullmatch(word)
+    if match is None:
+        return None
+    sign = -1 if match[1] == "-" else 1
+    return sign * (math.inf if match[2] else math.nan)
 
 
 def _is_plain(word: str) -> bool:
@@ -359,6 +396,5 @@ def _quoted(word: str) -> str:
     if not word:
         return "the end"
     quoted = ascii(word[:_LONGEST_QUOTE])
-    return (
-        quoted if len(quoted) <= _LONGEST_QUOTE + 2 and len(word) <= _LONGEST_QUOTE else f"{quoted[:_LONGEST_QUOTE]}..."
-    )
+    is_whole = len(word) <= _LONGEST_QUOTE and len(quoted) <= _LONGEST_QUOTE + 2
+    return quoted if is_whole else f"{quoted[:_LONGEST_QUOTE]}..."

@@ -1,23 +1,20 @@
-"""Motion from BVH files, and back into them."""
+"""Motion from BVH files."""
 
-import io
-import warnings
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.base import FilesReader, files_below
-from ds_rvqvae.data.formats.bvh import Bvh, Joint, read_bvh
-from ds_rvqvae.data.formats.skeletons import Z_UP_TO_Y_UP, guess_unit, outermost, rest_skeleton, unique_names
-from ds_rvqvae.files import whole_file
+from ds_rvqvae.data.formats.bodies import Tree, Unit, bones_of, in_words, recognise_unit, unique_names
+from ds_rvqvae.data.formats.bvh import Bvh, Joint, is_motion, read_bvh
+from ds_rvqvae.data.formats.skeletons import Z_UP_TO_Y_UP, guess_unit, outermost, rest_skeleton
+from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError, Take
-from ds_rvqvae.motion.layout import Layout, joint_layout, missing_channels, rotation_columns
-from ds_rvqvae.motion.rotations import resample, rotation_6d_to_matrix
+from ds_rvqvae.motion.layout import joint_layout
 
 SUFFIX = ".bvh"
 _STILL = 1e-3
@@ -26,11 +23,63 @@ _FRAMES_AT_ONCE = 1024
 """Small enough for the processor's cache."""
 
 
+class Figure(NamedTuple):
+    """How the numbers of a file are read."""
+
+    carrier: int
+    """The joint that carries the body: `translation` is its place, its rotation is the world's."""
+    bones: NDArray[np.float64]
+    """float64 `[joints, 3]`: each joint's place relative to its parent at rest, in the file's unit."""
+    unit: Unit
+    notes: tuple[str, ...]
+
+
+@np.errstate(over="ignore", invalid="ignore")  # a damaged file may hold any number
+def figure_of(bvh: Bvh, config: DataConfig) -> Figure:
+    """How a file is read; raises ClipError where its unit is not known, or it holds two figures."""
+    is_old = config.reading_version == 1
+    given = config.metres_per_unit
+    good = np.flatnonzero(is_motion(bvh.values))
+    try:
+        tree = Tree(bvh.joints, bones_of(bvh.joints, bvh.values[good[0]] if len(good) else None))
+        carrier = tree.carrier()
+        unit = recognise_unit(tree) if given is None else Unit(given, 0.0, "as it was given", None)
+    except ClipError:
+        if not is_old:
+            raise
+        carrier, unit = 0, None
+    if is_old or unit is None:
+        return _figure_of_before(bvh, given, carrier, unit)
+    if len(good) > 1:
+        good = good[np.unique(np.linspace(0, len(good) - 1, _FRAMES_AT_ONCE).astype(np.int64))]
+        bones = bones_of(bvh.joints, np.median(bvh.values[good], axis=0))
+    else:
+        bones = tree.bones
+    return Figure(carrier, bones, unit, () if unit.note is None else (unit.note,))
+
+
+def _figure_of_before(bvh: Bvh, given: float | None, carrier: int, unit: Unit | None) -> Figure:
+    """As versions up to 0.2 read: the root's place, and a guessed unit; says what would be read otherwise."""
+    metres, note = guess_unit(bvh.joints) if given is None else (given, "")
+    notes = [note] if note else []
+    differs = []
+    if carrier:
+        differs.append(f"place and rotation are those of {bvh.joints[0].name}, not of {bvh.joints[carrier].name}")
+    if given is None and (unit is None or unit.metres != metres):
+        differs.append("the unit is " + ("not known" if unit is None else in_words(unit.metres)))
+    if differs:
+        notes.append(
+            f"read as versions up to 0.2 did: {' and '.join(differs)} by the rules of today; prepare again with "
+            "rvqvae.data.reading_version 2 for these"
+        )
+    return Figure(0, bones_of(bvh.joints), Unit(metres, 0.0, "guessed", None), tuple(notes))
+
+
 class BvhReader(FilesReader):
     """One BVH file, or a folder with BVH files in it and in the folders below.
 
-    Each joint with rotation channels is its local rotation as 6D, in the file's order of joints; then comes the root's
-    place in metres.
+    Each joint with rotation channels is its local rotation as 6D, in the file's order of joints; then comes the place
+    in metres of the joint that carries the body (`Tree.carrier`), whose rotation is the world's.
     """
 
     format = "BVH"
@@ -46,23 +95,156 @@ class BvhReader(FilesReader):
     def files_of(cls, folder: Path) -> dict[str, Path]:
         return files_below(folder, (SUFFIX,))
 
+    def check(self, names: Sequence[str]) -> None:
+        """Looks at the beginning of all files for their unit.
+
+        Raises:
+            UserError: the unit is not known of half of the files, or of several of one skeleton and none of its others.
+                Single ones are left out.
+        """
+        if self.config.reading_version == 1:
+            return
+        units: dict[tuple[float, str], list[float]] = {}
+        unknown: dict[tuple[str, ...], list[str]] = {}
+        known: set[tuple[str, ...]] = set()
+        for file in (self._files[name] for name in names if name in self._files):
+            try:
+                bvh = read_bvh(file, first_only=True)
+                if not is_motion(bvh.values).any():
+                    bvh = read_bvh(file)
+            except ClipError:
+                continue  # which packing says
+            joints = tuple(joint.name for joint in bvh.joints)
+            try:
+                unit = figure_of(bvh, self.config).unit
+            except ClipError as error:
+                unknown.setdefault(joints, []).append(f"{file}: {error}")
+            else:
+                known.add(joints)
+                units.setdefault((unit.metres, unit.how), []).append(unit.height)
+        count = sum(map(len, unknown.values()))
+        total = count + sum(map(len, units.values()))
+        whole = [files for joints, files in unknown.items() if len(files) > 1 and joints not in known]
+        if whole or (count and 2 * count >= total):
+            more = f" (and {count - 1} more of {total} files)" if count > 1 else ""
+            raise UserError([*whole, *unknown.values()][0][0] + more)
+        self.readings = tuple(_unit_words(*key, heights) for key, heights in units.items())
+
     def take_of(self, name: str, file: Path, split: str | None) -> Take:
         bvh = read_bvh(file)
         turn = Z_UP_TO_Y_UP if self.config.up_axis == "z" else None
-        unit, notes = self.config.metres_per_unit, []
-        if unit is None:
-            unit, note = guess_unit(bvh.joints)
-            notes.append(note)
         names = unique_names(bvh.joints)
-        turning = [index for index, joint in enumerate(bvh.joints) if joint.axes]
-        if not turning:
+        if not any(joint.axes for joint in bvh.joints):
             raise ClipError("no joint has rotation channels")
+        figure = figure_of(bvh, self.config)
         empty = np.asarray(~bvh.values.any(axis=1))
-        notes += _notes(bvh, names, unit, empty)
-        motion = np.concatenate([rotations(bvh, turn), unit * root_places(bvh, turn)], axis=1)
-        layout = joint_layout([names[index] for index in turning], "position")
-        skeleton = rest_skeleton(bvh.joints, unit, turn)
-        return Take(name, motion, bvh.fps, layout, split, empty, skeleton=skeleton, notes=tuple(notes))
+        notes = (*figure.notes, *_notes(bvh, names, figure, empty))
+        motion = columns_of(bvh, figure, turn)
+        layout = joint_layout([name for name, joint in zip(names, bvh.joints, strict=True) if joint.axes], "position")
+        skeleton = rest_skeleton(bvh.joints, figure.unit.metres * figure.bones, figure.carrier, turn)
+        fps = self.config.source_fps or bvh.fps
+        return Take(name, motion, fps, layout, split, empty, skeleton=skeleton, notes=notes)
+
+
+def _unit_words(metres: float, how: str, heights: Sequence[float]) -> str:
+    """A unit for the report: what it is, how that is known, and how tall bodies are."""
+    low, high = (f"{height:.2f}" for height in (min(heights), max(heights)))
+    tall = f", {low} m" if low == high else f", {low} to {high} m"
+    files = f"{len(heights):,} file{'' if len(heights) == 1 else 's'}"
+    return f"{in_words(metres)}, {how}{tall if max(heights) else ''} ({files})"
+
+
+def columns_of(bvh: Bvh, figure: Figure, turn: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """Rotations as `rotations`, that of the body's carrier turned by what lies above it, and the carrier's place in
+    metres, float64 `[frames, columns]`.
+
+    Args:
+        turn: `[3, 3]`, turns the world.
+    """
+    *above, carrier = path_to(bvh.joints, figure.carrier)
+    motion = rotations(bvh, turn)
+    place = _local_places(bvh, carrier)
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite stays so, and the rules cut it out
+        if above:
+            turned, origin = world_of(bvh.joints, above, _matrices_of(bvh, above), places_of(bvh, above))
+            place = origin + turned_by(turned, place)
+            if turned is not None and bvh.joints[carrier].axes:
+                turned = turned if turn is None else turn @ turned
+                first = 6 * sum(bool(joint.axes) for joint in bvh.joints[:carrier])
+                local = motion[:, first : first + 6].reshape(-1, 2, 3)
+                whole = np.concatenate([local, np.cross(local[:, :1], local[:, 1:])], axis=1)
+                motion[:, first : first + 6] = (turned @ whole)[:, :2].reshape(-1, 6)
+        if turn is not None:
+            place = place @ turn.T
+        return np.concatenate([motion, figure.unit.metres * place], axis=1)
+
+
+def path_to(joints: Sequence[Joint], joint: int) -> list[int]:
+    """The joints from the root down to one."""
+    path = [joint]
+    while joints[path[-1]].parent >= 0:
+        path.append(joints[path[-1]].parent)
+    return path[::-1]
+
+
+def world_of(
+    joints: Sequence[Joint],
+    path: Sequence[int],
+    matrices: Mapping[int, NDArray[np.float64]],
+    places: Mapping[int, NDArray[np.float64]],
+) -> tuple[NDArray[np.float64] | None, NDArray[np.float64]]:
+    """Forward kinematics along a path of joints, each the child of the one before.
+
+    Args:
+        matrices: of the joints with rotation channels, `[frames, 3, 3]`.
+        places: of all, relative to the joint before, `[frames, 3]`.
+
+    Returns:
+        the rotation of what hangs on the last joint, None where none turns, and its place, `[frames, 3]`.
+    """
+    turned: NDArray[np.float64] | None = None
+    origin: NDArray[np.float64] = np.zeros(3)
+    for joint in path:
+        origin = origin + turned_by(turned, places[joint])
+        if joints[joint].axes:
+            turned = matrices[joint] if turned is None else turned @ matrices[joint]
+    return turned, origin
+
+
+def turned_by(matrices: NDArray[np.float64] | None, places: NDArray[np.float64]) -> NDArray[np.float64]:
+    return places if matrices is None else (matrices @ places[..., None])[..., 0]
+
+
+def places_of(bvh: Bvh, joints: Sequence[int]) -> dict[int, NDArray[np.float64]]:
+    return {joint: _local_places(bvh, joint) for joint in joints}
+
+
+def _matrices_of(bvh: Bvh, joints: Sequence[int]) -> dict[int, NDArray[np.float64]]:
+    """The local rotations of those of `joints` that turn, float64 `[frames, 3, 3]` each."""
+    found = {}
+    for joint in joints:
+        axes = bvh.joints[joint].axes
+        if axes:
+            angles = np.deg2rad(bvh.values[:, channels_of(bvh.joints, joint, "rotation")])
+            rows = euler_rows(angles[:, None], axes, np.eye(3)[:2]).reshape(-1, 2, 3)
+            found[joint] = np.concatenate([rows, np.cross(rows[:, :1], rows[:, 1:])], axis=1)
+    return found
+
+
+def channels_of(joints: Sequence[Joint], joint: int, kind: str) -> list[int]:
+    """Columns of a joint's channels of a kind, `position` or `rotation`, in the file's order."""
+    first = sum(len(other.channels) for other in joints[:joint])
+    return [first + at for at, channel in enumerate(joints[joint].channels) if channel.endswith(kind)]
+
+
+def _local_places(bvh: Bvh, joint: int) -> NDArray[np.float64]:
+    """A joint's place relative to its parent in the file's unit, float64 `[frames, 3]`: its position channels, its
+    OFFSET where it has none."""
+    places = np.tile(np.array(bvh.joints[joint].offset), (len(bvh.values), 1))
+    axes = [channel[0] for channel in bvh.joints[joint].channels if channel.endswith("position")]
+    for axis, column in zip(axes, channels_of(bvh.joints, joint, "position"), strict=True):
+        places[:, "XYZ".index(axis)] = bvh.values[:, column]
+    return places
 
 
 def rotations(bvh: Bvh, turn: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
@@ -111,21 +293,8 @@ def euler_rows(angles: NDArray[np.float64], axes: Sequence[int], first: NDArray[
     return rows.transpose(2, 3, 0, 1).reshape(*angles.shape[:2], 6)
 
 
-def root_places(bvh: Bvh, turn: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-    """The root's place in the file's unit, float64 `[frames, 3]`: its position channels, its OFFSET where it has none.
-
-    Args:
-        turn: `[3, 3]`, turns the world.
-    """
-    root = bvh.joints[0]
-    places = np.tile(np.array(root.offset), (len(bvh.values), 1))
-    for column, channel in enumerate(root.channels):
-        if channel.endswith("position"):
-            places[:, "XYZ".index(channel[0])] = bvh.values[:, column]
-    return places if turn is None else places @ turn.T
-
-
-def _notes(bvh: Bvh, names: Sequence[str], unit: float, empty: NDArray[np.bool_]) -> list[str]:
+@np.errstate(over="ignore")
+def _notes(bvh: Bvh, names: Sequence[str], figure: Figure, empty: NDArray[np.bool_]) -> list[str]:
     """What of a file's skeleton and channels is not read as it stands."""
     notes = []
     renamed = [f"{joint.name} {name}" for joint, name in zip(bvh.joints, names, strict=True) if joint.name != name]
@@ -134,105 +303,14 @@ def _notes(bvh: Bvh, names: Sequence[str], unit: float, empty: NDArray[np.bool_]
         more = f" (and {len(renamed) - 1} more)" if len(renamed) > 1 else ""
         notes.append(f"joint names stand twice or are reserved: a second {old} is called {new}{more}")
     moving = []
-    column = 0
-    for index, (joint, name) in enumerate(zip(bvh.joints, names, strict=True)):
-        columns = [column + at for at, channel in enumerate(joint.channels) if channel.endswith("position")]
-        column += len(joint.channels)
-        if index and columns:
-            values = bvh.values[~empty][:, columns]
-            if len(values) and unit * np.ptp(values, axis=0).max() > _STILL:
-                moving.append(name)
+    counts = path_to(bvh.joints, figure.carrier)
+    good = bvh.values[~empty & is_motion(bvh.values)]
+    for index, name in enumerate(names):
+        columns = channels_of(bvh.joints, index, "position") if index not in counts else []
+        if columns and len(good) and figure.unit.metres * np.ptp(good[:, columns], axis=0).max() > _STILL:
+            moving.append(name)
     if moving:
         more = f" and {len(moving) - 1} more joints" if len(moving) > 1 else ""
-        notes.append(f"position channels of {moving[0]}{more} change and are read past; only the root's count")
+        only = "the root's" if len(counts) == 1 else f"those of {names[figure.carrier]} and above it"
+        notes.append(f"position channels of {moving[0]}{more} change and are read past; only {only} count")
     return notes
-
-
-def write_bvh(file: Path, motion: NDArray[Any], layout: Layout, source: Path, config: DataConfig) -> None:
-    """Writes motion as a BVH file with the hierarchy, names and order of channels of `source`.
-
-    Args:
-        motion: `[frames, columns]`: 6D rotations of joints by name, and the root's place in metres.
-        layout: the columns to write; what of the source it does not name stays as it is there.
-        source: the BVH file that was read.
-        config: how: `fps`, which the file gets, `metres_per_unit` and `up_axis`.
-
-    Raises:
-        ClipError: the source cannot be read, is of another length, or has no such joint.
-    """
-    bvh = read_bvh(source)
-    turn = Z_UP_TO_Y_UP if config.up_axis == "z" else None
-    unit = config.metres_per_unit or guess_unit(bvh.joints).metres
-    names = unique_names(bvh.joints)
-    there = joint_layout([name for name, joint in zip(names, bvh.joints, strict=True) if joint.axes], "position")
-    whole = np.concatenate([rotations(bvh, turn), unit * root_places(bvh, turn)], axis=1)
-    try:
-        whole = resample(whole, rotation_columns(there), bvh.fps, config.fps).copy()
-        values = resample(bvh.values, np.empty((0, 6), np.int64), bvh.fps, config.fps).copy()
-    except ValueError as error:
-        raise ClipError(f"cannot be resampled: {error}") from None
-    if len(whole) != len(motion):
-        raise ClipError(f"has {len(whole)} frames at {config.fps:g} frames a second, the motion {len(motion)}")
-    missing = missing_channels(there, layout)
-    if missing is not None:
-        raise ClipError(f"has no {missing.name} ({missing.kind})")
-    places = {channels.name: channels for channels in there}
-    for channels in layout:
-        own = places[channels.name]
-        whole[:, own.start : own.stop] = motion[:, channels.start : channels.stop]
-    _fill(values, bvh, rotation_6d_to_matrix(whole[:, rotation_columns(there)]), whole[:, -3:] / unit, turn)
-    with whole_file(file) as content:
-        content.write(_header(source))
-        content.write(f"MOTION\nFrames: {len(values)}\nFrame Time: {1 / config.fps:.9g}\n".encode())
-        np.savetxt(content, values, fmt="%.6f")
-
-
-def _fill(
-    values: NDArray[np.float64],
-    bvh: Bvh,
-    matrices: NDArray[np.float64],
-    root: NDArray[np.float64],
-    turn: NDArray[np.float64] | None,
-) -> None:
-    """Writes rotations `[frames, turning joints, 3, 3]` and the root's place `[frames, 3]` into their channels."""
-    back = np.eye(3) if turn is None else turn.T
-    column = row = 0
-    for joint, is_free in zip(bvh.joints, outermost(bvh.joints), strict=True):
-        if joint.axes:
-            columns = [column + at for at, channel in enumerate(joint.channels) if channel.endswith("rotation")]
-            values[:, columns] = _angles(back @ matrices[:, row] if is_free else matrices[:, row], joint)
-            row += 1
-        column += len(joint.channels)
-    root = root @ back.T
-    for column, channel in enumerate(bvh.joints[0].channels):
-        if channel.endswith("position"):
-            values[:, column] = root[:, "XYZ".index(channel[0])]
-
-
-def _angles(matrices: NDArray[np.float64], joint: Joint) -> NDArray[np.float64]:
-    """A joint's rotations `[frames, 3, 3]` in the order of its channels, degrees `[frames, axes]`, without jumps.
-
-    A joint with fewer than three rotation channels cannot turn in all ways; what its channels cannot say is left out.
-    """
-    from scipy.spatial.transform import Rotation
-
-    axes: Sequence[int] = joint.axes + tuple(axis for axis in range(3) if axis not in joint.axes)
-    axes = axes[: max(3, len(joint.axes))]
-    if any(first == second for first, second in pairwise(axes)):
-        raise ClipError(f"{joint.name} turns about one axis twice in a row, which angles cannot be found for")
-    with warnings.catch_warnings():
-        # Where two axes fall together only their sum is known, and any two angles of that sum are right.
-        warnings.filterwarnings("ignore", message="Gimbal lock")
-        angles = Rotation.from_matrix(matrices).as_euler("".join("XYZ"[axis] for axis in axes), degrees=True)
-    return np.unwrap(angles, period=360, axis=0)[:, : len(joint.axes)]
-
-
-def _header(source: Path) -> bytes:
-    """All lines before MOTION, as they are."""
-    with source.open("rb") as content:
-        lines = io.BytesIO()
-        for line in content:
-            if line.strip().upper() == b"MOTION":
-                break
-            lines.write(line)
-    return lines.getvalue()

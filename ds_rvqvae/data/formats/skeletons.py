@@ -3,17 +3,18 @@
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ds_rvqvae.data.formats.base import load_npz
-from ds_rvqvae.data.formats.bvh import Joint, read_joints
+from ds_rvqvae.data.formats.bodies import Tree, bones_of, recognise_unit, unique_names
+from ds_rvqvae.data.formats.bvh import Joint, read_bvh, read_joints
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError
-from ds_rvqvae.motion.layout import TRANSLATION
 from ds_rvqvae.motion.skeleton import Skeleton, checked_skeleton, skeleton_from_json
 
 _USUAL_HEIGHT = 1.7
@@ -26,47 +27,25 @@ Z_UP_TO_Y_UP = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
 """-90 degrees about x."""
 
 
-class Unit(NamedTuple):
-    """A length in metres, and the words for the report."""
+def guess_unit(joints: Sequence[Joint]) -> tuple[float, str]:
+    """The unit of versions up to 0.2, in metres: the one that brings a figure's largest extent nearest to 1.7 m.
 
-    metres: float
-    note: str
-
-
-def unique_names(joints: Sequence[Joint]) -> list[str]:
-    """A name for each joint, its own where it is the first to have it, else with `.1`, `.2`, …; End Sites have "".
-
-    `translation` is the name of other columns, so no joint's.
+    Returns:
+        the unit, and words for the report.
     """
-    taken = {TRANSLATION, *(joint.name for joint in joints)}
-    times = {TRANSLATION: 0}
-    names = []
-    for joint in joints:
-        name = joint.name
-        number = times[name] = times.get(name, -1) + 1
-        while name and number and name in taken:
-            name = f"{joint.name}.{number}"
-            number += 1
-        taken.add(name)
-        names.append(name)
-    return names
-
-
-def guess_unit(joints: Sequence[Joint]) -> Unit:
-    """The unit in which a figure, by its largest extent at rest, comes nearest to a person's height."""
     places = np.zeros((len(joints), 3))
     for index, joint in enumerate(joints):
         if joint.parent >= 0:
             places[index] = places[joint.parent] + joint.offset
     extent = float(np.ptp(places, axis=0).max())
     if not 0 < extent < math.inf:
-        return Unit(0.01, "1 unit = 1 cm, as its skeleton has no size to guess from")
+        return 0.01, "1 unit = 1 cm, as its skeleton has no size to guess from"
     metres = min(_UNITS, key=lambda unit: abs(math.log(extent) + math.log(unit / _USUAL_HEIGHT)))
     height = extent * metres
     guess = f"1 unit = {100 * metres:.4g} cm, guessed from the size of the skeleton"
     if not _SMALLEST < height < _TALLEST:
         guess += f", which is {height:.3g} m then: set rvqvae.data.metres_per_unit"
-    return Unit(metres, guess)
+    return metres, guess
 
 
 def outermost(joints: Sequence[Joint]) -> list[bool]:
@@ -78,33 +57,48 @@ def outermost(joints: Sequence[Joint]) -> list[bool]:
 
 
 def rest_skeleton(
-    joints: Sequence[Joint], metres_per_unit: float, turn: NDArray[np.float64] | None = None
+    joints: Sequence[Joint],
+    bones: NDArray[np.float64],
+    carrier: int = 0,
+    turn: NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
-    """The joints with channels as `joint_names`, `parents` and `offsets` (metres), for JSON.
+    """The joints with channels from the carrier down as `joint_names`, `parents` and `offsets` (metres), for JSON.
 
-    Joints without channels do not move: what hangs on one hangs on its parent.
+    Joints without channels do not move: what hangs on one hangs on its parent. The carrier is the root, at its place in
+    the world.
 
     Args:
+        bones: `[joints, 3]` metres, each joint's place relative to its parent at rest.
+        carrier: the joint that carries the body.
         turn: `[3, 3]`, turns the world.
     """
-    offsets = metres_per_unit * np.array([joint.offset for joint in joints])
+    offsets = bones.copy()
+    above = joints[carrier].parent
+    while above >= 0:
+        offsets[carrier] += bones[above]
+        above = joints[above].parent
     if turn is not None:
-        offsets = np.where(np.array(outermost(joints))[:, None], offsets @ turn.T, offsets)
-    is_kept = [bool(joint.channels) or joint.parent < 0 for joint in joints]
-    rows: list[int] = []  # of each joint in the skeleton, or of what carries it
+        in_world = np.array(outermost(joints))
+        in_world[carrier] = True
+        offsets = np.where(in_world[:, None], offsets @ turn.T, offsets)
+    is_kept = [bool(joint.channels) for joint in joints]
+    is_kept[carrier] = True
+    rows: list[int | None] = []  # of each joint in the skeleton, or of what carries it; None beside the body
+    kept: list[int] = []
     parents: list[int] = []
     for index, joint in enumerate(joints):
-        carrier = rows[joint.parent] if joint.parent >= 0 else -1
-        if joint.parent >= 0 and not is_kept[joint.parent]:
+        row = rows[joint.parent] if joint.parent >= 0 else None
+        if index == carrier or (row is not None and is_kept[index]):
+            kept.append(index)
+            parents.append(-1 if index == carrier or row is None else row)
+        if index != carrier and row is not None and not is_kept[joint.parent]:
             offsets[index] += offsets[joint.parent]
-        if is_kept[index]:
-            parents.append(carrier)
-        rows.append(len(parents) - 1 if is_kept[index] else carrier)
+        rows.append(len(kept) - 1 if index in kept[-1:] else row)
     names = unique_names(joints)
     return {
-        "joint_names": [name for name, kept in zip(names, is_kept, strict=True) if kept],
+        "joint_names": [names[index] for index in kept],
         "parents": parents,
-        "offsets": offsets[is_kept].tolist(),
+        "offsets": offsets[kept].tolist(),
     }
 
 
@@ -114,7 +108,7 @@ def load_skeleton(file: Path) -> Skeleton:
     Args:
         file: JSON with `joint_names`, `parents` and `offsets` (metres, one triple a joint), and `name` if it likes; or
             an npz with `joint_names`, `parents` and `offsets_m`, `[joints, 3]` or `[clips, joints, 3]`, of which the
-            first clip's count; or a BVH file, its unit guessed from how tall its figure is.
+            first clip's count; or a BVH file, its unit recognised by how tall its body is.
 
     Raises:
         UserError: unreadable, or no tree of joints in metres whose parents stand before their children.
@@ -127,8 +121,13 @@ def load_skeleton(file: Path) -> Skeleton:
                 offsets = offsets[0]
             return checked_skeleton(arrays["joint_names"].tolist(), arrays["parents"].tolist(), offsets, file.stem)
         if file.suffix.lower() == ".bvh":
-            joints = read_joints(file)
-            return skeleton_from_json(rest_skeleton(joints, guess_unit(joints).metres), file.stem)
+            joints, frame = read_joints(file), None
+            with suppress(ClipError):
+                frame = read_bvh(file, first_only=True).values[0]
+            is_usable = frame is not None and np.isfinite(frame).all() and frame.any()
+            tree = Tree(joints, bones_of(joints, frame if is_usable else None))
+            bones = recognise_unit(tree, "give it as JSON, with offsets in metres").metres * tree.bones
+            return skeleton_from_json(rest_skeleton(joints, bones, tree.carrier()), file.stem)
         entries = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(entries, dict):
             raise ClipError("not an object of joint_names, parents and offsets")

@@ -119,7 +119,15 @@ class StoreBuilder:
             sources=list(sources),
         )
         takes = [take for shard in facts for take in shard.takes]
-        found = Findings(self.reader.format, takes, quarantined, self._column_facts(facts), notes, file_counts)
+        found = Findings(
+            self.reader.format,
+            takes,
+            quarantined,
+            self._column_facts(facts),
+            notes=notes,
+            file_counts=file_counts,
+            readings=self.reader.readings,
+        )
         report = make_report(store, found)
         # Not shard by shard: the disk writes while the processor packs, and this waits for the rest.
         for shard in store.shards:

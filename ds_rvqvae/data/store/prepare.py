@@ -346,6 +346,7 @@ def _usable_names(reader: Reader, known: set[str]) -> tuple[list[str], list[Quar
             refused.append(Quarantined(reader.file_of(name), "name", None, reason))
         elif whole_name(name) not in known:
             names[name] = None
+    reader.check(list(names))
     return list(names), refused
 
 

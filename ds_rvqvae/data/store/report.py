@@ -62,6 +62,8 @@ class Findings(NamedTuple):
     """On the data as a whole."""
     file_counts: Sequence[dict[str, Any]] = ()
     """What became of the files of each data set, as `count_files` has it."""
+    readings: Sequence[str] = ()
+    """How numbers of the files were read."""
 
 
 def make_report(store: Store, found: Findings) -> dict[str, Any]:
@@ -85,6 +87,7 @@ def make_report(store: Store, found: Findings) -> dict[str, Any]:
         "hours": _hours(frames, fps),
         "fps": fps,
         "columns": store.layout[-1].stop if store.layout else 0,
+        "readings": list(found.readings),
         "frame_rates": rates,
         "resampled": sum(rate["files"] for rate in rates if rate["resampled"]),
         "splits": _splits(store.segments, fps),
@@ -270,6 +273,7 @@ def _heading(report: dict[str, Any]) -> list[str]:
         f"{report['source']} ({report['format']})",
         f"{_count(report['clips'], 'clip')} of {_count(report['files'], 'file')}: {report['frames']:,} frames, "
         f"{_time(report['hours'])}, {report['columns']} columns, {report['fps']:g} frames a second",
+        *report.get("readings", ()),
     ]
 
 

@@ -1,8 +1,14 @@
-"""Small BVH files for tests: joints with channels in several orders, a position on one that is no root."""
+"""BVH files for tests: a small figure with channels in several orders and a position on one that is no root; and bodies
+below what exporters write above them."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from scipy.spatial.transform import Rotation
+
+from ds_rvqvae.data.formats.bvh import read_bvh, read_joints
 
 HIERARCHY = """HIERARCHY
 ROOT Hips
@@ -49,3 +55,110 @@ def write_bvh_motion(file: Path, frames: int = 60, fps: float = 30.0, seed: int 
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(text.replace("\n", "\r\n").encode())
     return file
+
+
+class Part(NamedTuple):
+    """A joint of a made body; End Sites have no name."""
+
+    name: str
+    parent: str
+    offset: tuple[float, float, float]
+    channels: int = 3
+
+
+def limb(names: Sequence[str], parent: str, *offsets: tuple[float, float, float]) -> list[Part]:
+    """A chain of joints, with an End Site where there is one more offset than names."""
+    ends = [*names, ""][: len(offsets)]
+    return [Part(name, above, own) for name, above, own in zip(ends, [parent, *names], offsets, strict=False)]
+
+
+def body(hips: str = "Hips", parent: str = "", channels: int = 6) -> list[Part]:
+    """A person of 169 units, arms stretched out sideways; hips 94 above the lowest point."""
+    legs = [
+        limb([f"{side}UpLeg", f"{side}Leg", f"{side}Foot"], hips, (x, -5, 0), (0, -42, 0), (0, -42, 0), (0, -5, 15))
+        for side, x in (("Left", 9), ("Right", -9))
+    ]
+    arms = [
+        limb([f"{side}Arm", f"{side}ForeArm"], "Chest", (18 * way, 15, 0), (28 * way, 0, 0), (26 * way, 0, 0))
+        for side, way in (("Left", 1), ("Right", -1))
+    ]
+    spine = limb(["Spine", "Chest"], hips, (0, 12, 0), (0, 25, 0))
+    head = limb(["Head"], "Chest", (0, 20, 0), (0, 18, 0))
+    return [Part(hips, parent, (3, 95, -2), channels), *legs[0], *legs[1], *spine, *head, *arms[0], *arms[1]]
+
+
+_CHANNELS = {
+    0: "",
+    3: "Zrotation Xrotation Yrotation",
+    6: "Xposition Yposition Zposition Zrotation Xrotation Yrotation",
+    -3: "Xposition Yposition Zposition",
+}
+
+
+def hierarchy(parts: Sequence[Part], scale: float = 1.0) -> str:
+    """The text before MOTION; the first of `parts` is the root."""
+
+    def lines(part: Part, word: str) -> list[str]:
+        offset = " ".join(f"{scale * value:.9g}" for value in part.offset)
+        inside = [f"OFFSET {offset}"]
+        if part.name:
+            channels = _CHANNELS[part.channels]
+            inside.append(f"CHANNELS {len(channels.split())} {channels}")
+            for child in (own for own in parts[1:] if own.parent == part.name):
+                inside += lines(child, "JOINT" if child.name else "End Site")
+        return [f"{word} {part.name}".strip(), "{", *inside, "}"]
+
+    return "\n".join(["HIERARCHY", *lines(parts[0], "ROOT")]) + "\n"
+
+
+def write_body(
+    file: Path, parts: Sequence[Part], frames: int = 40, seed: int = 0, scale: float = 1.0, still: Sequence[str] = ()
+) -> Path:
+    """Writes a body that moves: smooth angles of up to 50 degrees, places that wander; `still` joints are all zero.
+
+    Joints but the root whose bones are in their position channels keep them where that is their OFFSET.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    header = hierarchy(parts, scale)
+    file.write_text(f"{header}MOTION\nFrames: 1\nFrame Time: 1\n")
+    rng = np.random.default_rng(seed)
+    columns = []
+    for joint in read_joints(file):
+        for channel in joint.channels:
+            wave = np.sin(rng.uniform(0, 6) + np.arange(frames) * rng.uniform(0.05, 0.2))
+            axis = "XYZ".index(channel[0])
+            if joint.name in still:
+                wave = 0 * wave
+            elif channel.endswith("rotation"):
+                wave = 50 * wave
+            else:
+                wave = scale * 10 * wave + joint.offset[axis]
+            columns.append(wave)
+    rows = "\n".join(" ".join(f"{value:.7f}" for value in row) for row in np.array(columns).T)
+    file.write_text(f"{header}MOTION\nFrames: {frames}\nFrame Time: {1 / 30:.7f}\n{rows}\n")
+    return file
+
+
+def world_of_file(file: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Places `[frames, 3]` and rotations `[frames, 3, 3]` in the world of each named joint, by the format's rules."""
+    bvh = read_bvh(file)
+    places: list[np.ndarray] = []
+    turns: list[np.ndarray] = []
+    column = 0
+    for joint in bvh.joints:
+        local, own = np.tile(joint.offset, (len(bvh.values), 1)), np.tile(np.eye(3), (len(bvh.values), 1, 1))
+        for channel in joint.channels:
+            values = bvh.values[:, column]
+            if channel.endswith("position"):
+                local[:, "XYZ".index(channel[0])] = values
+            else:
+                own = own @ Rotation.from_euler(channel[0], values, degrees=True).as_matrix()
+            column += 1
+        if joint.parent < 0:
+            places.append(local)
+            turns.append(own)
+        else:
+            places.append(places[joint.parent] + np.einsum("fij,fj->fi", turns[joint.parent], local))
+            turns.append(turns[joint.parent] @ own)
+    named = [(joint.name, index) for index, joint in enumerate(bvh.joints) if joint.name]
+    return {name: places[index] for name, index in named}, {name: turns[index] for name, index in named}

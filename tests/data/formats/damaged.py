@@ -136,6 +136,8 @@ ROOT Hips
 \t\t\tOFFSET 0.0 20.0 0.0
 \t\t}
 \t}
+\tJOINT LeftArm { OFFSET 20.0 50.0 0.0 }
+\tJOINT LeftLeg { OFFSET 10.0 -85.0 0.0 }
 }"""
 
 

@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats import bvh as bvh_file
+from ds_rvqvae.data.formats.bodies import Tree, bones_of
 from ds_rvqvae.data.formats.bvh import read_bvh
 from ds_rvqvae.data.formats.bvh_motion import BvhReader
 from ds_rvqvae.data.formats.writing import open_motion_file
@@ -86,7 +87,7 @@ def test_a_file_gives_rotations_the_roots_place_and_its_skeleton(tmp_path):
     np.testing.assert_allclose(matrices(take, "mixamorig:Leg"), euler("X", MOTION[:, 9]), atol=1e-12)
     np.testing.assert_allclose(take.motion[:, 18:], MOTION[:, :3] / 100, atol=1e-15)
     assert take.fps == pytest.approx(120, rel=1e-5) and take.split is None and not take.empty.any()
-    assert take.notes == ("1 unit = 1 cm, guessed from the size of the skeleton",)
+    assert take.notes == ()
     assert take.skeleton["joint_names"] == ["Hips", "Left Arm", "mixamorig:Leg"]
     assert take.skeleton["parents"] == [-1, 0, 0]
     np.testing.assert_allclose(take.skeleton["offsets"], [[0, 0.9, 0], [0.1, 0.6, 0], [0.1, -0.85, 0]])
@@ -138,43 +139,51 @@ ANGLES = st.floats(-720, 720, allow_subnormal=False)
 
 @st.composite
 def figures(draw) -> tuple[str, list[tuple[str, np.ndarray]], np.ndarray]:
-    """The text of a chain of joints, each one's axes and angles, and where the root is."""
+    """The text of a chain of joints, each one's axes and angles, and where each is relative to the one before."""
     chain = draw(st.lists(AXES, min_size=1, max_size=4))
     frames = draw(st.integers(1, 3))
     columns, joints, header = [], [], ["HIERARCHY"]
-    root = np.zeros((frames, 3))
+    places = []
     for index, axes in enumerate(chain):
         rotations = [f"{axis}rotation" for axis in axes]
         positions = draw(st.lists(st.sampled_from("XYZ"), unique=True, max_size=3))
         channels = draw(st.permutations([*rotations, *(f"{axis}position" for axis in positions)]))
         angles = {}
+        places.append(np.tile([0.0, index, 0.0], (frames, 1)))
         for channel in channels:
             values = draw(st.lists(ANGLES, min_size=frames, max_size=frames))
             columns.append(values)
             if channel.endswith("rotation"):
                 angles.setdefault(channel[0], []).append(values)
-            elif index == 0:
-                root[:, "XYZ".index(channel[0])] = values
+            else:
+                places[-1][:, "XYZ".index(channel[0])] = values
         order = "".join(channel[0] for channel in channels if channel.endswith("rotation"))
         joints.append((order, np.array([angles[axis].pop(0) for axis in order]).T))
         header += [f"{'JOINT' if index else 'ROOT'} joint{index}", "{", f"OFFSET 0 {index} 0"]
         header.append(f"CHANNELS {len(channels)} {' '.join(channels)}")
     motion = [" ".join(map(repr, row)) for row in np.array(columns).T.tolist()]
     lines = [*header, "}" * len(chain), "MOTION", f"Frames: {frames}", "Frame Time: 0.05", *motion]
-    return "\n".join(lines), joints, root
+    return "\n".join(lines), joints, places
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(figures())
 def test_any_order_of_channels_gives_the_product_from_left_to_right(tmp_path, figure):
-    text, joints, root = figure
-    take = take_of(write(tmp_path, text), metres_per_unit=0.5)
+    text, joints, places = figure
+    file = write(tmp_path, text)
+    take = take_of(file, metres_per_unit=0.5)
+    carrier = Tree(read_bvh(file).joints, bones_of(read_bvh(file).joints)).carrier()
+    turned, place = np.eye(3), np.zeros(3)
     for index, (order, angles) in enumerate(joints):
         wanted = np.eye(3)
         for axis, column in zip(order, angles.T, strict=True):
             wanted = wanted @ euler(axis, column)
-        np.testing.assert_allclose(matrices(take, f"joint{index}"), wanted, atol=1e-11)
-    np.testing.assert_array_equal(take.motion[:, -3:], 0.5 * root)
+        if index <= carrier:
+            place = place + np.einsum("...ij,...j", turned, places[index])
+            turned = turned @ wanted
+        found = matrices(take, f"joint{index}")
+        np.testing.assert_allclose(found, turned if index == carrier else wanted, atol=1e-11)
+    np.testing.assert_allclose(take.motion[:, -3:], 0.5 * place, atol=1e-9)
     assert take.fps == 20
 
 
@@ -188,7 +197,7 @@ def test_position_channels_of_other_joints_are_read_past(tmp_path):
     assert take.notes == plain.notes and take.layout == plain.layout
     moving = take_of(write(tmp_path, still.replace("1 2 3 41", "1 2 9 41")))
     np.testing.assert_array_equal(moving.motion, plain.motion)
-    assert moving.notes[1:] == ("position channels of Left Arm change and are read past; only the root's count",)
+    assert moving.notes == ("position channels of Left Arm change and are read past; only the root's count",)
 
 
 def test_joints_that_do_not_move_are_no_columns_and_carry_what_hangs_on_them(tmp_path):
@@ -199,31 +208,35 @@ def test_joints_that_do_not_move_are_no_columns_and_carry_what_hangs_on_them(tmp
     take = take_of(write(tmp_path, text), metres_per_unit=1)
     assert [part.name for part in take.layout] == ["Hips", "Left Arm", "foot", "translation"]
     np.testing.assert_allclose(matrices(take, "foot"), euler("Y", MOTION[:, 9]), atol=1e-12)
-    np.testing.assert_array_equal(take.motion[:, 18:], [[5, 0, 0]] * 3)  # the root is the world now, and stands
-    assert take.skeleton["joint_names"] == ["world", "Hips", "Left Arm", "foot"]
-    assert take.skeleton["parents"] == [-1, 0, 1, 1]
-    assert take.skeleton["offsets"][1:] == [[0, 90, 0], [10, 60, 0], [10, -87, 5]]
+    np.testing.assert_array_equal(take.motion[:, 18:], MOTION[:, :3] + [5, 0, 0])  # the world is the root, and stands
+    assert take.skeleton["joint_names"] == ["Hips", "Left Arm", "foot"]
+    assert take.skeleton["parents"] == [-1, 0, 0]
+    assert take.skeleton["offsets"] == [[5, 90, 0], [10, 60, 0], [10, -87, 5]]
 
 
 def test_names_that_stand_twice_are_made_unique(tmp_path):
     text = FIGURE.replace("Left Arm", "translation").replace("mixamorig:Leg", "Hips")
-    take = take_of(write(tmp_path, text))
+    take = take_of(write(tmp_path, text), metres_per_unit=0.01)
     assert [part.name for part in take.layout] == ["Hips", "translation.1", "Hips.1", "translation"]
     assert take.skeleton["joint_names"] == ["Hips", "translation.1", "Hips.1"]
-    assert "a second translation is called translation.1 (and 1 more)" in take.notes[1]
+    assert "a second translation is called translation.1 (and 1 more)" in take.notes[0]
 
 
 @pytest.mark.parametrize(
     ("scale", "unit"),
-    [(1, "1 cm"), (10, "0.1 cm"), (0.01, "100 cm"), (0.4, "2.54 cm"), (0.033, "30.48 cm"), (0.17, "5.644 cm")],
+    [(1, "1 cm"), (10, "0.1 cm"), (0.01, "1 m"), (0.4, "2.54 cm"), (0.033, "30.48 cm"), (0.17, "5.644 cm")],
 )
-def test_the_unit_is_guessed_from_the_figures_size(tmp_path, scale, unit):
+def test_the_unit_is_recognised_by_the_figures_size(tmp_path, scale, unit):
     lines = FIGURE.splitlines()
     for index, line in enumerate(lines):
         if "OFFSET" in line:
             lines[index] = "OFFSET " + " ".join(str(scale * float(word)) for word in line.split()[1:])
     take = take_of(write(tmp_path, "\n".join(lines)))
-    assert take.notes[0].startswith(f"1 unit = {unit}, guessed")
+    reader = BvhReader(tmp_path / "figure.bvh", DataConfig())
+    reader.check(reader.clip_names())
+    assert reader.readings[0].startswith(f"1 unit = {unit}, by the body's height, ")
+    is_said = unit in ("1 m", "2.54 cm", "5.644 cm")
+    assert [f"1 unit = {unit} is assumed" in note for note in take.notes] == [True] * is_said
     given = take_of(tmp_path / "figure.bvh", metres_per_unit=2)
     assert given.notes == ()
     np.testing.assert_allclose(given.motion[:, 18:], 2 * MOTION[:, :3])
@@ -321,10 +334,85 @@ def test_a_damaged_file_is_refused_with_its_place(tmp_path, case):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("value", ["NaN", "-nan", "inf", "1e999"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("NaN", "-nan", "inf", "1e999", "-1.#IND", "1.#QNAN", "-1.#INF", "1.#INF00", "-1.#IND00", "1.#SNAN0", "1.#J"),
+        *("nan(ind)", "-nan(snan)", "NaNQ", "nan(0x8000)", "Infinity"),
+    ],
+)
 def test_a_frame_with_a_value_that_is_not_finite_is_left_to_the_rules(tmp_path, value):
     bad = ~np.isfinite(take_of(write(tmp_path, FIGURE.replace(" 51 ", f" {value} "))).motion).all(axis=1)
     assert bad.tolist() == [False, True, False]
+
+
+def test_words_for_infinity_keep_their_sign(tmp_path):
+    text = FIGURE.replace(" 51 ", " -1.#INF ").replace("1.5 93", "1.#INF nan")
+    values = read_bvh(write(tmp_path, text)).values[1]
+    assert values[0] == np.inf and np.isnan(values[1]) and values[7] == -np.inf
+
+
+@pytest.mark.parametrize("end", ["\x1a", "\r\n\x1a\r\n", "\0" * 200_000, "\n\x1a" + "\0" * 511, "\x1a\n\x1a\n"])
+@pytest.mark.parametrize("line_end", ["\n", ""])
+def test_what_follows_the_motion_at_the_end_of_a_file_is_read_past(tmp_path, end, line_end):
+    wanted = read_bvh(write(tmp_path, FIGURE, "plain.bvh")).values
+    found = read_bvh(write(tmp_path, FIGURE.rstrip("\n") + line_end + end))
+    np.testing.assert_array_equal(found.values, wanted)
+
+
+@pytest.mark.parametrize("mark", ["\x1a", "\0"])
+def test_the_end_of_a_file_within_its_motion_is_refused(tmp_path, mark):
+    for text in (FIGURE.replace("1.5 93", f"{mark}\n1.5 93"), FIGURE.replace(" 51 ", f" 5{mark}1 ")):
+        with pytest.raises(ClipError, match="stands within its motion"):
+            read_bvh(write(tmp_path, text))
+    with pytest.raises(ClipError, match="cut short: Frames: says 3, there are 2"):
+        read_bvh(write(tmp_path, FIGURE[: FIGURE.rindex("2 94")] + mark))
+
+
+def test_source_fps_takes_the_place_of_frame_time(tmp_path):
+    file = write(tmp_path, FIGURE)
+    assert take_of(file).fps == pytest.approx(120, rel=1e-5)
+    assert take_of(file, source_fps=60).fps == 60
+
+
+def test_versions_up_to_0_2_are_read_as_they_read_and_what_differs_is_said(tmp_path):
+    text = FIGURE.replace("ROOT Hips\n{", "ROOT world { OFFSET 5 0 0 JOINT Hips {").replace("\nMOTION", "}\nMOTION")
+    file = write(tmp_path, text)
+    take = take_of(file, reading_version=1)
+    np.testing.assert_allclose(take.motion[:, 18:], [[0.05, 0, 0]] * 3)
+    assert take.skeleton["joint_names"][0] == "world"
+    assert take.notes[:2] == (
+        "1 unit = 1 cm, guessed from the size of the skeleton",
+        "read as versions up to 0.2 did: place and rotation are those of world, not of Hips by the rules of today; "
+        "prepare again with rvqvae.data.reading_version 2 for these",
+    )
+    plain = write(tmp_path, FIGURE, "plain.bvh")
+    for new, old in zip(*([take_of(plain, reading_version=version).motion] for version in (2, 1)), strict=True):
+        np.testing.assert_array_equal(new, old)
+    small = write(tmp_path, FIGURE.replace("60.0", "35.0").replace("-85.0", "-65.0"), "other.bvh")
+    assert "the unit is not known" in take_of(small, reading_version=1).notes[1]
+
+
+def test_data_whose_unit_is_not_known_are_refused_before_packing_but_single_files_are_left_out(tmp_path):
+    def folder(name: str, good: int, bad: int, text: str) -> BvhReader:
+        for index in range(good + bad):
+            write(tmp_path / name, FIGURE if index < good else text, f"{index:02}.bvh")
+        return BvhReader(tmp_path / name, DataConfig())
+
+    hand = FIGURE.replace("Hips", "Wrist").replace("mixamorig:Leg", "Thumb")
+    child = FIGURE.replace("60.0", "35.0").replace("75.0", "35.0").replace("-85.0", "-65.0")
+    for reader in (folder("hands", 0, 3, hand), folder("both", 9, 2, hand), folder("half", 2, 2, child)):
+        with pytest.raises(UserError, match=r"bvh: its unit of length is not known.*--metres_per_unit N") as error:
+            reader.check(reader.clip_names())
+        assert "\n" not in str(error.value)
+    reader = folder("few", 9, 1, hand)
+    reader.check(reader.clip_names())
+    assert reader.readings == ("1 unit = 1 cm, by the body's height, 1.45 m (9 files)",)
+    with pytest.raises(ClipError, match=r"no body with two arms and two legs \(it is .* 0\.14 m in millimetres tall\)"):
+        reader.take("09")
+    given = BvhReader(tmp_path / "hands", DataConfig(metres_per_unit=0.01))
+    given.check(given.clip_names())
+    assert given.readings == ("1 unit = 1 cm, as it was given (3 files)",)
 
 
 def test_joints_in_a_long_chain_are_read(tmp_path):
@@ -449,7 +537,7 @@ def test_cmus_clips_equal_their_conversion(tmp_path, real_data):
         take = reader.take(name)
         row = wanted["clip_name"].tolist().index(f"bvh/{name}.bvh")
         assert len(take.motion) == wanted["src_frames"][row] and take.split == wanted["split"][row]
-        assert take.notes[0].startswith("1 unit = 5.644 cm, guessed") and len(take.notes) == 1
+        assert take.notes == ()
         found = take.motion[wanted["src_start"][row] :: wanted["src_step"][row]]
         truth = motion[starts[row] : starts[row + 1]]
         np.testing.assert_allclose(found[:, :-3], truth[:, :-3], rtol=0, atol=1e-5)

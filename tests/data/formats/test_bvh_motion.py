@@ -5,7 +5,8 @@ import pytest
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.bvh import read_bvh
-from ds_rvqvae.data.formats.bvh_motion import BvhReader, write_bvh
+from ds_rvqvae.data.formats.bvh_motion import BvhReader
+from ds_rvqvae.data.formats.writing import write_bvh
 from ds_rvqvae.motion.clip import ClipError
 from ds_rvqvae.motion.layout import Channels, take_channels
 from tests.data.formats.bvh_files import JOINTS, write_bvh_motion

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from ds_rvqvae.data.formats.bodies import bones_of, unique_names
 from ds_rvqvae.data.formats.bvh import Joint
 from ds_rvqvae.data.formats.skeletons import (
     Z_UP_TO_Y_UP,
@@ -12,9 +13,9 @@ from ds_rvqvae.data.formats.skeletons import (
     load_skeleton,
     outermost,
     rest_skeleton,
-    unique_names,
 )
 from ds_rvqvae.errors import UserError
+from tests.data.formats.bvh_files import HIERARCHY
 from tests.motion.arm import ARM, load_arm
 
 
@@ -37,16 +38,18 @@ def test_a_skeleton_is_read_from_json_and_from_npz(tmp_path, arm):
 
 
 def test_a_skeleton_is_read_from_a_bvh_file_whatever_its_motion(tmp_path):
-    elbow = "JOINT elbow\n{\nOFFSET 25 0 0\nCHANNELS 3 Zrotation Xrotation Yrotation\n"
-    end = "End Site\n{\nOFFSET 25 145 0\n}\n"
-    root = "HIERARCHY\nROOT shoulder\n{\nOFFSET 0 140 0\nCHANNELS 3 Zrotation Xrotation Yrotation\n"
-    file = tmp_path / "Arm.BVH"
-    file.write_text(f"{root}{elbow}{end}}}\n}}\nMOTION\nFrames: 9\n")
+    file = tmp_path / "Figure.BVH"
+    header = HIERARCHY.replace("Hips", "Pelvis")
+    file.write_text(f"{header}MOTION\nFrames: 9\n")
     read = load_skeleton(file)
-    assert read.name == "Arm" and read.joint_names == ("shoulder", "elbow") and read.parents == (-1, 0)
-    assert np.allclose(read.offsets, [[0, 1.4, 0], [0.25, 0, 0]])
-    file.write_text(f"{root}{elbow}")
-    with pytest.raises(UserError, match=r"Arm\.BVH: not a skeleton: cut short"):
+    assert read.name == "Figure" and read.joint_names == ("Pelvis", "LeftArm", "LeftHand", "LeftLeg")
+    assert read.parents == (-1, 0, 1, 0)
+    assert np.allclose(read.offsets, [[0.01, 0.9, 0], [0.1, 0.5, 0], [0.6, 0, 0], [0.1, -0.05, 0]])
+    file.write_text(header[:-9])
+    with pytest.raises(UserError, match=r"Figure\.BVH: not a skeleton: cut short"):
+        load_skeleton(file)
+    file.write_text(f"{header.replace('LeftLeg', 'Tail')}MOTION\nFrames: 9\n")
+    with pytest.raises(UserError, match=r"its unit of length is not known.* give it as JSON, with offsets in metres"):
         load_skeleton(file)
 
 
@@ -128,14 +131,14 @@ def leg(scale=1.0):
         (1 / 0.3048, 0.3048, "1 unit = 30.48 cm"),
     ],
 )
-def test_the_unit_is_the_one_that_makes_a_figure_as_tall_as_a_person(scale, metres, words):
+def test_the_unit_of_versions_up_to_0_2_is_the_one_that_makes_a_figure_as_tall_as_a_person(scale, metres, words):
     assert guess_unit(leg(scale)) == (metres, f"{words}, guessed from the size of the skeleton")
 
 
 def test_a_figure_of_no_size_and_one_of_no_persons_say_so():
-    assert guess_unit(leg(0)).note == "1 unit = 1 cm, as its skeleton has no size to guess from"
-    giant = guess_unit(leg(10_000))
-    assert giant.metres == 0.001 and giant.note.endswith("which is 17 m then: set rvqvae.data.metres_per_unit")
+    assert guess_unit(leg(0))[1] == "1 unit = 1 cm, as its skeleton has no size to guess from"
+    metres, words = guess_unit(leg(10_000))
+    assert metres == 0.001 and words.endswith("which is 17 m then: set rvqvae.data.metres_per_unit")
 
 
 def test_names_are_made_unique_and_none_is_called_as_the_translation():
@@ -151,7 +154,7 @@ def test_what_nothing_turns_lies_in_the_world():
 def test_a_rest_skeleton_has_the_joints_that_move_in_metres():
     # The knee hangs on the world, which carries the pelvis: 0.9 up and 0.9 down.
     expected = [[0, 0, 0], [0.2, 0, 0]]
-    found = rest_skeleton(leg(), 2.0)
+    found = rest_skeleton(leg(), 2 * bones_of(leg()))
     assert found["joint_names"] == ["world", "knee"] and found["parents"] == [-1, 0]
     np.testing.assert_allclose(found["offsets"], expected, atol=1e-12)
 
@@ -159,4 +162,18 @@ def test_a_rest_skeleton_has_the_joints_that_move_in_metres():
 def test_turned_upright_only_what_lies_in_the_world_is_turned():
     joints = [Joint("hips", -1, (1, 2, 3), TURNS), Joint("spine", 0, (0, 0, 5), TURNS)]
     # z up becomes y, and what was ahead comes to -z; the spine turns with the hips.
-    assert rest_skeleton(joints, 1.0, Z_UP_TO_Y_UP)["offsets"] == [[1, 3, -2], [0, 0, 5]]
+    assert rest_skeleton(joints, bones_of(joints), turn=Z_UP_TO_Y_UP)["offsets"] == [[1, 3, -2], [0, 0, 5]]
+
+
+def test_the_root_of_a_rest_skeleton_is_the_joint_that_carries_the_body():
+    camera = [Joint("camera", 0, (9, 9, 9), TURNS), Joint("lens", 3, (1, 1, 1), TURNS)]
+    joints = [
+        Joint("world", -1, (0, 1, 0), TURNS),
+        Joint("hips", 0, (0, 0, 90), TURNS),
+        Joint("knee", 1, (0, 0, -40), TURNS),
+        *camera,
+    ]
+    found = rest_skeleton(joints, bones_of(joints), 1)
+    assert found == {"joint_names": ["hips", "knee"], "parents": [-1, 0], "offsets": [[0, 1, 90], [0, 0, -40]]}
+    turned = rest_skeleton(joints, bones_of(joints), 1, Z_UP_TO_Y_UP)
+    np.testing.assert_allclose(turned["offsets"], [[0, 90, -1], [0, 0, -40]])

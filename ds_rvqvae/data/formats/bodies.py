@@ -1,0 +1,399 @@
+"""What of a BVH hierarchy is the body: the joint that carries it, how tall it is, and so its unit of length."""
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ds_rvqvae.config.data import to_say
+from ds_rvqvae.data.formats.bvh import Joint
+from ds_rvqvae.motion.clip import ClipError
+from ds_rvqvae.motion.layout import TRANSLATION
+from ds_rvqvae.motion.sides import partners
+
+UNITS = {
+    "metres": 1.0,
+    "feet": 0.3048,
+    "CMU's unit": 0.0254 / 0.45,
+    "inches": 0.0254,
+    "centimetres": 0.01,
+    "millimetres": 0.001,
+}
+"""Metres of each; CMU's is that of its ASF files."""
+_GROWN, _ABOUT_GROWN, _PERHAPS_GROWN = (1.3997, 2.0005), (1.38, 2.0005), (1.2, 2.3)
+"""Metres of a grown person; with room for soles, where one other unit makes a figure of `_ANY_SIZE` at most; and where
+none does."""
+_ANY_SIZE = (0.29, 3.5)
+"""Metres, from a doll to a giant."""
+_OF_CMU = frozenset({"LHipJoint", "RHipJoint", "LowerBack", "LeftFingerBase", "RightFingerBase", "LThumb", "RThumb"})
+"""Joints that only the CMU database's skeletons have together."""
+_HIPS = re.compile(r"(?:(?:^|[^A-Za-z])(?:hips?|pelvis|HIPS?|PELVIS)|Hips?|Pelvis)[\W\d_]*$")
+_HEAD = re.compile(r"head[\W\d_]*$", re.IGNORECASE)
+_TOP = re.compile(r"^$|top|end|nub|tip|crown", re.IGNORECASE)
+_NECK = re.compile(r"neck|head", re.IGNORECASE)
+_LEG = re.compile("leg|thigh|knee|shin|calf|ankle|foot|femur|tibia", re.IGNORECASE)
+_ARM = re.compile("arm|shoulder|elbow|hand|wrist|humerus", re.IGNORECASE)
+_ALIKE = (0.03, 0.1)
+"""Two limbs whose names do not say it are a pair where their lengths differ by no more than this share: those by the
+first come before those by the second, such as a leg and the way up to a hand."""
+_BENT, _STRAIGHT = np.cos(np.radians(35)), 0.985
+"""Bones so far from upright are straight in a person who stands; a rest pose this straight is as tall as it is."""
+_STANDS = 0.7
+"""A rest pose stands where it reaches so much of its bones' length from feet to head."""
+_HIP, _FOOT, _CROWN = 0.6, 0.3, 0.12
+"""What of other rest poses' first and last bones of a leg is upright, and the head's share of a body's height."""
+
+
+_WAY_ON = f"say how many metres a unit is: {to_say('metres_per_unit', 'N')}"
+
+
+class Unit(NamedTuple):
+    """A file's unit of length, and how it was found."""
+
+    metres: float
+    height: float
+    """Of the body, in metres."""
+    how: str
+    """In words, the same for all files of a kind."""
+    note: str | None
+    """What the user should know: other units are possible."""
+
+
+class Body(NamedTuple):
+    """Where the limbs of a body hang: a pair of legs, a pair of arms, and the neck."""
+
+    hips: int
+    legs: tuple[int, int]
+    """The first joint of each."""
+    chest: int
+    arms: tuple[int, int]
+    neck: int | None
+
+
+def unique_names(joints: Sequence[Joint]) -> list[str]:
+    """A name for each joint, its own where it is the first to have it, else with `.1`, `.2`, …; End Sites have "".
+
+    `translation` is the name of other columns, so no joint's.
+    """
+    taken = {TRANSLATION, *(joint.name for joint in joints)}
+    times = {TRANSLATION: 0}
+    names = []
+    for joint in joints:
+        name = joint.name
+        number = times[name] = times.get(name, -1) + 1
+        while name and number and name in taken:
+            name = f"{joint.name}.{number}"
+            number += 1
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def bones_of(joints: Sequence[Joint], frame: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """Each joint's place relative to its parent at rest, float64 `[joints, 3]`, in the file's unit.
+
+    That is its OFFSET; where every joint that turns has position channels, what these say in `frame`, `[channels]`,
+    since OFFSET may then be anything, such as the place in the first frame.
+    """
+    bones = np.array([joint.offset for joint in joints], np.float64).reshape(-1, 3)
+    if frame is None or not all(len(_positions(joint)) == 3 for joint in joints if joint.axes and joint.parent >= 0):
+        return bones
+    column = 0
+    for index, joint in enumerate(joints):
+        for axis, at in _positions(joint):
+            bones[index, axis] = frame[column + at]
+        column += len(joint.channels)
+    return bones
+
+
+def _positions(joint: Joint) -> list[tuple[int, int]]:
+    """Axis of each position channel, and which channel of the joint it is."""
+    return [("XYZ".index(name[0]), at) for at, name in enumerate(joint.channels) if name.endswith("position")]
+
+
+class Tree:
+    """A hierarchy with what hangs on each joint.
+
+    Args:
+        joints: each after its parent.
+        bones: `[joints, 3]`, as `bones_of` gives them.
+    """
+
+    def __init__(self, joints: Sequence[Joint], bones: NDArray[np.float64]) -> None:
+        self.joints, self.bones = joints, bones
+        self.lengths = np.linalg.norm(bones, axis=1)
+        self.children: list[list[int]] = [[] for _ in joints]
+        for index, joint in enumerate(joints):
+            if joint.parent >= 0:
+                self.children[joint.parent].append(index)
+        rows = {name: index for index, name in enumerate(unique_names(joints)) if name}
+        self._partner = {rows[name]: rows[other] for name, other in partners(list(rows)).items() if other != name}
+        self._deep = [0] * len(joints)
+        """Joints that turn on the way down from each, at most."""
+        self.reach = [0.0] * len(joints)
+        """Length of the longest way down from each joint's parent, through joints that turn."""
+        self.pairs: list[tuple[int, int] | None] = [None] * len(joints)
+        """The longest pair of limbs that hangs on each."""
+        self._limb = [0.0] * len(joints)
+        """Length of the longest limb that hangs on each and is one of a pair, or below it."""
+        self.pairs_below = [0] * len(joints)
+        """Joints with a pair, from each down."""
+        for index in reversed(range(len(joints))):
+            below = self.children[index]
+            self._deep[index] = bool(joints[index].axes) + max((self._deep[child] for child in below), default=0)
+            reached = max((self.reach[child] for child in below if self._deep[child]), default=0.0)
+            self.reach[index] = float(self.lengths[index]) + reached
+            self.pairs[index] = pair = self.pair(below)
+            limbs = (self._limb[child] for child in below)
+            self._limb[index] = max(limbs, default=0.0) if pair is None else max(self.reach[pair[0]], *limbs)
+            self.pairs_below[index] = (self.pairs[index] is not None) + sum(self.pairs_below[child] for child in below)
+
+    def pair(self, joints: Sequence[int]) -> tuple[int, int] | None:
+        """The longest two of `joints` that begin limbs, of two joints and more, and are alike by name or by length."""
+        limbs = sorted((joint for joint in joints if self._deep[joint] > 1), key=lambda joint: -self.reach[joint])
+        for joint in limbs:
+            if self._partner.get(joint) in limbs:
+                return joint, self._partner[joint]
+        # The fingers of an arm are short; what has long limbs of its own is no limb.
+        limbs = [joint for joint in limbs if self._limb[joint] < 0.5 * self._tail((joint,))]
+        pairs = ((pair, share) for share in _ALIKE for pair in pairwise(limbs))
+        return next((pair for pair, share in pairs if self._is_alike(*pair, share)), None)
+
+    def _is_alike(self, first: int, second: int, share: float = _ALIKE[0]) -> bool:
+        """Whether what hangs on two joints, the longer one first, is as long and has as many joints."""
+        is_as_long = self.reach[second] >= (1 - share) * self.reach[first] > 0
+        return is_as_long and abs(self._deep[second] - self._deep[first]) < 2
+
+    def is_hips(self, joint: int) -> bool:
+        """Whether a joint is called so, and not that of one side."""
+        return bool(_HIPS.search(self.joints[joint].name)) and joint not in self._partner
+
+    def path(self, joint: int, above: int = -1) -> list[int]:
+        """The joints from below `above`, by default from the root, down to `joint`."""
+        way = []
+        while joint != above:
+            way.append(joint)
+            joint = self.joints[joint].parent
+        return way[::-1]
+
+    def below(self, joint: int) -> list[int]:
+        """A joint and all that hangs on it, in order."""
+        found = {joint}
+        for index in range(joint + 1, len(self.joints)):
+            if self.joints[index].parent in found:
+                found.add(index)
+        return sorted(found)
+
+    def branching(self, joint: int) -> int:
+        """The first joint from `joint` down on which limbs hang; what has none, such as a camera, is passed over.
+
+        Raises:
+            ClipError: the limbs are those of two figures.
+        """
+        while self.pairs[joint] is None:
+            bodies = [child for child in self.children[joint] if self.pairs_below[child]]
+            if self._are_figures(bodies):
+                names = " and ".join(self.joints[child].name for child in bodies[:2])
+                raise ClipError(f"holds two figures, {names}; export each into a file of its own")
+            if not bodies:
+                bodies = [child for child in self.children[joint] if self._deep[child]]
+            if len(bodies) != 1:
+                break
+            joint = bodies[0]
+        return joint
+
+    def _are_figures(self, joints: Sequence[int]) -> bool:
+        """Whether whole figures hang on joints, not the halves of one: each has hips, or they are of one build."""
+        first, second = sorted(joints, key=lambda joint: -self.reach[joint])[:2] if len(joints) > 1 else (0, 0)
+        if first == second or min(self.pairs_below[first], self.pairs_below[second]) < 2:
+            return False
+        hips = [any(map(self.is_hips, self.below(joint))) for joint in (first, second)]
+        return all(hips) or self._is_alike(first, second)
+
+    def carrier(self) -> int:
+        """The first joint that carries the body, whose place and rotation are the body's.
+
+        That is the one called hips or pelvis on the way from the root to where the limbs hang, else the last one there
+        with position channels, else where the limbs hang. The same for all files of a skeleton, whatever moves in them.
+
+        Raises:
+            ClipError: two figures.
+        """
+        last = self.branching(0)
+        way = self.path(last)
+        placed = [joint for joint in way if _positions(self.joints[joint])]
+        named = next(filter(self.is_hips, way), None)
+        if named is not None:
+            chosen = named
+        elif any(self._deep[child] for child in self.children[last]):
+            chosen = placed[-1] if placed else last
+        else:  # joints in a row
+            chosen = placed[-1] if len(way) > len(placed) > 0 else way[0]
+        turning = [joint for joint in way if self.joints[joint].axes]
+        below, above = [joint for joint in turning if joint >= chosen], [joint for joint in turning if joint < chosen]
+        return (below or above[-1:] or [chosen])[0]
+
+    def body(self) -> Body | None:
+        """The body, where there are a pair of legs and a pair of arms as long as a person's; raises ClipError."""
+        hips = self.branching(0)
+        legs = self.pairs[hips]
+        others = [child for child in self.children[hips] if child not in (legs or ())]
+        upper = [child for child in others if self.pairs_below[child]]
+        if legs is None:  # the pelvis hangs on the waist, and so does the chest
+            joints = [self.branching(child) for child in upper]
+            joints.sort(key=lambda joint: len(self.children[joint]))
+            if len(joints) != 2:
+                return None
+            hips, chest = joints
+            legs = self.pairs[hips]
+        else:
+            chest = self.branching(max(upper, key=self.reach.__getitem__)) if upper else hips
+        arms = self.pairs[chest] if chest != hips else self.pair(others)
+        if legs is None or arms is None:
+            return None
+        if hips == chest and self._tail(arms) > self._tail(legs):
+            legs, arms = arms, legs
+        leg, arm = (min(self.reach[joint] for joint in pair) for pair in (legs, arms))  # what is held makes one longer
+        if not 0.4 * leg <= arm <= 1.6 * leg:
+            return None
+        necks = [child for child in self.children[chest] if child not in (*legs, *arms)]
+        necks.sort(key=lambda joint: (not _NECK.search(self.joints[joint].name), -self.reach[joint]))
+        return Body(hips, legs, chest, arms, necks[0] if necks else None)
+
+    def _tail(self, limbs: Sequence[int]) -> float:
+        """Length of limbs without their first bones, that to a shoulder or a hip."""
+        return min(self.reach[joint] - float(self.lengths[joint]) for joint in limbs)
+
+    def size(self) -> tuple[float, bool]:
+        """How tall the figure is, in the file's unit, and whether it is a person's body; raises ClipError.
+
+        Where limbs do not show it, names may: hips, a leg and an arm. Then it is the largest extent at rest.
+        """
+        body = self.body()
+        if body is not None:
+            return self.height(body), True
+        carrier = self.carrier()
+        parts = self.below(carrier)
+        places = np.zeros((len(self.joints), 3))
+        for joint in parts[1:]:
+            places[joint] = places[self.joints[joint].parent] + self.bones[joint]
+        names = [self.joints[joint].name for joint in parts]
+        is_named = self.is_hips(carrier) and all(any(map(part.search, names)) for part in (_LEG, _ARM))
+        return float(np.ptp(places[parts], axis=0).max()), is_named
+
+    def height(self, body: Body) -> float:
+        """How tall a body stands, in the file's unit: its bones, straightened, whatever its rest pose is."""
+        top = self._top(body)
+        up = self._ways(body.hips, top)
+        legs = [self._ways(body.hips, self._end(leg, body)) for leg in body.legs]
+        rest = self._rest(up) - np.mean([self._rest(leg) for leg in legs], axis=0)
+        axis = int(np.abs(rest).argmax())
+        upright = np.eye(3)[axis] * np.sign(rest[axis])
+        spine = float(sum(self.lengths[joint] for joint, _ in up))
+        whole = spine + float(np.mean([sum(self.lengths[joint] for joint, _ in leg) for leg in legs]))
+        if abs(rest[axis]) >= _STANDS * whole > 0:
+            tall = [
+                max(self._ends(up, upright, bent), default=0.0)
+                + float(np.mean([max(self._ends(leg, -upright, bent)) for leg in legs]))
+                for bent in (1.0, _BENT)
+            ]
+            return tall[0] if tall[0] >= _STRAIGHT * tall[1] else tall[1]
+        # Bones that point anywhere at rest: by their usual shares.
+        height = spine + float(np.mean([self._leg_length([joint for joint, _ in leg]) for leg in legs]))
+        is_crown = bool(up) and not self.joints[up[-1][0]].name and self.lengths[up[-1][0]] > 0
+        return height if is_crown else height / (1 - _CROWN)
+
+    def _top(self, body: Body) -> int:
+        """The top of the head: the End Site on what is called head, else the end of the longest way up."""
+        if body.neck is None:
+            return body.chest
+        above = self.below(body.neck)
+        head = next((joint for joint in above if _HEAD.search(self.joints[joint].name)), None)
+        if head is None:
+            return self._end(body.neck, body)
+        ends = [joint for joint in self.children[head] if _TOP.search(self.joints[joint].name)]
+        tops = [joint for joint in ends if not self.children[joint] and self._is_near(joint, body)]
+        return max(tops, key=self.lengths.__getitem__) if tops else head
+
+    def _end(self, joint: int, body: Body) -> int:
+        """The last joint of the longest way down from one."""
+        while True:
+            down = [child for child in self.children[joint] if self._is_near(child, body)]
+            if not down:
+                return joint
+            joint = max(down, key=lambda child: (self.reach[child], self.lengths[child]))
+
+    def _is_near(self, joint: int, body: Body) -> bool:
+        """Whether it is no End Site further from its joint than any bone of a leg is long."""
+        bones = [self.lengths[index] for index in self.below(body.legs[0])[1:] if self.joints[index].name]
+        return bool(self.joints[joint].name) or self.lengths[joint] <= max(bones, default=0.0)
+
+    def _ways(self, start: int, end: int) -> list[tuple[int, int]]:
+        """The bones from `start` to `end`: up to where their ways part, then down; each with the sign of its going."""
+        down, up = self.path(end), self.path(start)
+        shared = sum(1 for first, second in zip(down, up, strict=False) if first == second)
+        return [(joint, -1) for joint in reversed(up[shared:])] + [(joint, 1) for joint in down[shared:]]
+
+    def _rest(self, way: Sequence[tuple[int, int]]) -> NDArray[np.float64]:
+        return np.sum([sign * self.bones[joint] for joint, sign in way], axis=0) if way else np.zeros(3)
+
+    def _ends(self, way: Sequence[tuple[int, int]], direction: NDArray[np.float64], bent: float) -> list[float]:
+        """How far along `direction` each bone of a way ends; bones that point there by a cosine over `bent` do so."""
+        ends, reached = [], 0.0
+        for joint, sign in way:
+            part = float(sign * self.bones[joint] @ direction)
+            reached += float(self.lengths[joint]) if part > bent * self.lengths[joint] else part
+            ends.append(reached)
+        return ends
+
+    def _leg_length(self, leg: Sequence[int]) -> float:
+        long = sorted(sorted(leg, key=lambda joint: -self.lengths[joint])[:2])
+        shares = [_HIP if joint < long[0] else _FOOT if joint > long[-1] else 1.0 for joint in leg]
+        return float(np.dot(shares, self.lengths[list(leg)]))
+
+
+def recognise_unit(tree: Tree, way_on: str = _WAY_ON) -> Unit:
+    """The unit of a file by how tall its body is; the same for all files of a skeleton.
+
+    Args:
+        way_on: what a refusal asks for.
+
+    Raises:
+        ClipError: no body, or none that is a grown person's in one unit alone; with the heights.
+    """
+    size, is_person = tree.size()
+    if not is_person:
+        raise ClipError(_refusal("it has no body with two arms and two legs", size, way_on))
+    heights = {unit: size * metres for unit, metres in UNITS.items()}
+    if {joint.name for joint in tree.joints} >= _OF_CMU and _within(heights["CMU's unit"], _PERHAPS_GROWN):
+        return Unit(UNITS["CMU's unit"], heights["CMU's unit"], "by the CMU database's joints", None)
+    others = {unit: sum(_within(other, _ANY_SIZE) for own, other in heights.items() if own != unit) for unit in UNITS}
+    limits = (_PERHAPS_GROWN, _ABOUT_GROWN, _GROWN)
+    grown = [unit for unit, height in heights.items() if _within(height, limits[min(others[unit], 2)])]
+    if len(grown) != 1:
+        raise ClipError(_refusal("its body is no grown person's in any unit", size, way_on))
+    unit = grown[0]
+    note = None
+    if others[unit]:
+        note = (
+            f"{in_words(UNITS[unit])} is assumed, as bodies are grown persons' then; one of another size has the same "
+            f"numbers in another unit: {to_say('metres_per_unit', 'N')} says otherwise"
+        )
+    return Unit(UNITS[unit], heights[unit], "by the body's height", note)
+
+
+def in_words(metres: float) -> str:
+    """A unit in words, as `1 unit = 1 cm`."""
+    return f"1 unit = {metres:.4g} m" if metres >= 1 else f"1 unit = {100 * metres:.4g} cm"
+
+
+def _within(height: float, limits: tuple[float, float]) -> bool:
+    return limits[0] <= height <= limits[1]
+
+
+def _refusal(reason: str, size: float, way_on: str) -> str:
+    heights = ", ".join(f"{size * metres:.2g} m in {unit}" for unit, metres in UNITS.items())
+    return f"its unit of length is not known: {reason} (it is {heights} tall); {way_on}"

@@ -1,0 +1,282 @@
+"""The body in a hierarchy: which joint carries it, whatever exporters write above it; how tall it is, and its unit."""
+
+import numpy as np
+import pytest
+
+from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.data.formats.bodies import UNITS, Tree, bones_of, recognise_unit
+from ds_rvqvae.data.formats.bvh import Joint, read_bvh
+from ds_rvqvae.data.formats.bvh_motion import BvhReader
+from ds_rvqvae.data.formats.writing import write_bvh
+from ds_rvqvae.motion.clip import ClipError
+from ds_rvqvae.motion.layout import rotation_columns
+from ds_rvqvae.motion.rotations import rotation_6d_to_matrix
+from ds_rvqvae.motion.skeleton import joint_places, skeleton_from_json
+from tests.data.formats.bvh_files import Part, body, limb, world_of_file, write_body
+
+_IK = [
+    Part("ik_foot_root", "root", (0, 0, 0)),
+    Part("ik_foot_l", "ik_foot_root", (10, 5, 0)),
+    Part("ik_foot_r", "ik_foot_root", (-10, 5, 0)),
+    Part("ik_hand_root", "root", (0, 0, 0)),
+    *limb(["ik_hand_gun", "ik_hand_r"], "ik_hand_root", (70, 140, 0), (0, 0, 0)),
+]
+_CAMERA = [Part("Camera", "Scene", (0, 300, 500), 6), Part("", "Camera", (0, 0, 9000))]
+
+
+def _of_biped() -> list[Part]:
+    """3ds Max's: thighs hang on the spine."""
+    parts = [Part("Bip01", "", (0, 95, 0), 6), *body("Bip01 Pelvis", "Bip01", 3)]
+    return [part._replace(parent="Spine") if part.name.endswith("UpLeg") else part for part in parts]
+
+
+def _unnamed() -> list[Part]:
+    """Names that say nothing, six channels on each joint, as Blender writes bones that are not joined."""
+    parts = [Part("World", "", (0, 0, 0), 6), *body("Hips", "World")]
+    new = {part.name: f"Bone.{index:03}" for index, part in enumerate(parts) if part.name}
+    return [part._replace(name=new.get(part.name, ""), parent=new.get(part.parent, ""), channels=6) for part in parts]
+
+
+ABOVE = {
+    "nothing": (body(), "Hips", ()),
+    "a still root": ([Part("joint_Root", "", (0, 0, 0), 6), *body("Hips", "joint_Root")], "Hips", ("joint_Root",)),
+    "no channels": ([Part("Armature", "", (1, 2, 3), 0), *body("mixamorig:Hips", "Armature")], "mixamorig:Hips", ()),
+    "turns and moves": ([Part("Reference", "", (0, 0, 0), 6), *body("Hips", "Reference")], "Hips", ()),
+    "turns": ([Part("Armature", "", (5, 0, 0), 3), *body("pelvis", "Armature")], "pelvis", ()),
+    "moves": ([Part("root", "", (0, 0, 0), -3), *body("Hips", "root")], "Hips", ()),
+    "a chain": (
+        [
+            Part("Scene", "", (0, 1, 0), 0),
+            Part("A", "Scene", (0, 2, 0), 6),
+            Part("B", "A", (3, 0, 0)),
+            *body("Hips", "B"),
+        ],
+        "Hips",
+        (),
+    ),
+    "hips that only turn": ([Part("Root", "", (0, 0, 0), 6), *body("Hips", "Root", 3)], "Hips", ()),
+    "targets beside": ([Part("root", "", (0, 0, 0), 6), *_IK, *body("pelvis", "root")], "pelvis", ()),
+    "a camera beside": ([Part("Scene", "", (0, 0, 0), 6), *_CAMERA, *body("Hips", "Scene")], "Hips", ("Scene",)),
+    "biped": (_of_biped(), "Bip01 Pelvis", ()),
+    "no names": (_unnamed(), "Bone.001", ()),
+}
+
+
+@pytest.fixture(params=ABOVE)
+def above(request, tmp_path):
+    parts, carrier, still = ABOVE[request.param]
+    return write_body(tmp_path / "source.bvh", parts, still=still), carrier
+
+
+def take_of(file, **config):
+    reader = BvhReader(file, DataConfig(**config))
+    return reader.take(file.stem)
+
+
+def test_the_place_is_that_of_the_joint_that_carries_the_body_in_the_world(above):
+    file, carrier = above
+    take = take_of(file)
+    places, turns = world_of_file(file)
+    np.testing.assert_allclose(take.motion[:, -3:], places[carrier] / 100, atol=1e-9)
+    row = [part.name for part in take.layout].index(carrier)
+    rotations = rotation_6d_to_matrix(take.motion[:, rotation_columns(take.layout)[row]])
+    np.testing.assert_allclose(rotations, turns[carrier], atol=1e-9)
+    assert (np.ptp(take.motion[:, -3:], axis=0) > 1e-3).all()
+
+
+def test_the_stores_figure_stands_where_the_files_does(above):
+    file, carrier = above
+    take = take_of(file)
+    skeleton = skeleton_from_json(take.skeleton, "figure")
+    found = joint_places(take.motion, take.layout, skeleton)
+    places, _ = world_of_file(file)
+    names = skeleton.joint_names
+    assert names[0] == carrier and "Camera" not in names and "ik_foot_l" not in names
+    if carrier == "Bone.001":  # position channels below the carrier wander in this one, which bones cannot
+        assert "change and are read past" in take.notes[0]
+        return
+    wanted = np.stack([places[name] for name in names], axis=1) / 100
+    np.testing.assert_allclose(found, wanted, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"up_axis": "z", "fps": 15.0}, {"fps": 25.0}], ids=["plain", "z up", "resampled"]
+)
+def test_what_is_written_back_stands_at_the_same_places_in_the_files_own_hierarchy(above, tmp_path, settings):
+    file, _ = above
+    config = DataConfig(**settings)
+    clip = BvhReader(file, config).read("source")
+    write_bvh(tmp_path / "again.bvh", clip.motion, clip.layout, file, config)
+    again = BvhReader(tmp_path / "again.bvh", config).read("again")
+    np.testing.assert_allclose(again.motion, clip.motion, atol=2e-6)
+    assert read_bvh(tmp_path / "again.bvh").joints == read_bvh(file).joints
+    if not settings:
+        for found, wanted in zip(world_of_file(tmp_path / "again.bvh"), world_of_file(file), strict=True):
+            for name in wanted:
+                np.testing.assert_allclose(found[name], wanted[name], atol=2e-4, err_msg=name)
+
+
+def test_another_way_is_written_so_that_the_carrier_goes_it(above, tmp_path):
+    file, carrier = above
+    clip = BvhReader(file, DataConfig()).read("source")
+    clip.motion[:, -3:] += [1.0, 0.5, -2.0]
+    first = 6 * [part.name for part in clip.layout].index(carrier)
+    clip.motion[:, first : first + 6] = np.roll(clip.motion[:, first : first + 6], 5, axis=0)
+    write_bvh(tmp_path / "again.bvh", clip.motion, clip.layout, file, DataConfig())
+    again = BvhReader(tmp_path / "again.bvh", DataConfig()).read("again")
+    np.testing.assert_allclose(again.motion, clip.motion, atol=2e-6)
+    places, _ = world_of_file(tmp_path / "again.bvh")
+    np.testing.assert_allclose(places[carrier], 100 * clip.motion[:, -3:], atol=1e-3)
+
+
+def test_a_still_root_gives_the_same_columns_in_a_file_in_which_it_moves(tmp_path):
+    parts = [Part("root", "", (0, 0, 0), 6), *body("Hips", "root")]
+    for still in ((), ("root",), ("root", "Hips")):
+        file = write_body(tmp_path / "one.bvh", parts, still=still)
+        assert Tree(read_bvh(file).joints, bones_of(read_bvh(file).joints)).carrier() == 1
+
+
+def test_bones_come_from_position_channels_where_every_joint_has_them(tmp_path):
+    parts = [part._replace(channels=6) for part in body()]
+    file = write_body(tmp_path / "one.bvh", parts)
+    bvh = read_bvh(file)
+    first = bvh.values[0]
+    starts = np.cumsum([0, *(len(joint.channels) for joint in bvh.joints)])
+    for index, joint in enumerate(bvh.joints):
+        wanted = first[starts[index] : starts[index] + 3] if joint.parent >= 0 and joint.name else joint.offset
+        if joint.parent >= 0:
+            np.testing.assert_array_equal(bones_of(bvh.joints, first)[index], wanted)
+            np.testing.assert_array_equal(bones_of(bvh.joints)[index], joint.offset)
+
+
+@pytest.mark.parametrize(
+    ("positions", "carrier"), [((), 0), ((0,), 0), ((0, 1), 1), ((1,), 1), ((0, 1, 2, 3), 0)], ids=str
+)
+def test_joints_in_a_row_are_carried_by_the_last_that_has_a_place_of_its_own(positions, carrier):
+    turns, places = ("Zrotation", "Xrotation"), ("Xposition", "Yposition", "Zposition")
+    joints = [
+        Joint(f"j{index}", index - 1, (0, 1, 0), (*places, *turns) if index in positions else turns)
+        for index in range(4)
+    ]
+    assert Tree(joints, bones_of(joints)).carrier() == carrier
+
+
+def waist() -> list[Part]:
+    """Legs and chest both hang on the waist."""
+    new = {"Hips": {"parent": "Waist", "offset": (0, -6, 0)}, "Spine": {"parent": "Waist"}}
+    return [Part("Waist", "", (0, 100, 0), 6), *(part._replace(**new.get(part.name, {})) for part in body())]
+
+
+def torso() -> list[Part]:
+    """Arms, legs and head hang on one joint; the way to a hand is the longest."""
+    parts = [part for part in body("Torso") if part.name not in ("Spine", "Chest")]
+    return [
+        part._replace(parent="Torso", offset=(part.offset[0], part.offset[1] + 37, part.offset[2]))
+        if part.parent == "Chest"
+        else part
+        for part in parts
+    ]
+
+
+@pytest.mark.parametrize(("parts", "units"), [(waist(), 175.0), (torso(), 169.0)], ids=["waist", "torso"])
+def test_bodies_of_other_builds_are_measured(parts, units):
+    assert recognised(parts, 1.7, 0.01, units) == (0.01, False)
+
+
+def test_two_figures_under_one_root_are_refused(tmp_path):
+    second = [part._replace(name=f"B:{part.name}" if part.name else "", parent=f"B:{part.parent}") for part in body()]
+    second[0] = second[0]._replace(parent="Scene")
+    file = write_body(tmp_path / "two.bvh", [Part("Scene", "", (0, 0, 0), 6), *body("Hips", "Scene"), *second])
+    with pytest.raises(ClipError, match=r"holds two figures, Hips and B:Hips; export each"):
+        take_of(file)
+    text = file.read_text()
+    file.write_text(text.replace("B:Hips", "second").replace("Hips", "first"))  # of one build, whatever they are called
+    with pytest.raises(ClipError, match=r"holds two figures, first and second"):
+        take_of(file)
+
+
+def recognised(parts, height, metres, units=169.0):
+    """What a body of a height in metres, written in a unit, is taken for: metres, and whether that is said; or None."""
+    scale = height / metres / units
+    rows: dict[str, int] = {}
+    joints = []
+    for part in parts:
+        rows[part.name] = len(joints)
+        offset = tuple(scale * value for value in part.offset)
+        axes = ("Zrotation", "Xrotation", "Yrotation") if part.name and part.channels else ()
+        joints.append(Joint(part.name, rows[part.parent] if joints else -1, offset, axes))
+    try:
+        unit = recognise_unit(Tree(joints, bones_of(joints)))
+    except ClipError as error:
+        assert "its unit of length is not known" in str(error) and "tall); say how many metres a unit is" in str(error)
+        assert "--metres_per_unit N (rvqvae.data.metres_per_unit)" in str(error)
+        return None
+    assert unit.height == pytest.approx(height * unit.metres / metres)
+    return unit.metres, unit.note is not None
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("height", np.linspace(1.4, 2.0, 7))
+def test_a_grown_body_is_recognised_in_every_unit(unit, height):
+    found = recognised(body(), height, UNITS[unit])
+    assert found is not None and found[0] == UNITS[unit]
+    if unit in ("centimetres", "millimetres"):
+        assert not found[1]  # nothing else has these numbers
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_body_of_any_size_is_read_rightly_or_refused_or_its_unit_is_said(unit):
+    metres = UNITS[unit]
+    outcomes = set()
+    for height in np.arange(0.3, 3.4001, 0.02):
+        found = recognised(body(), height, metres)
+        if found is None or found[0] == metres:
+            outcomes.add("refused" if found is None else "right")
+            continue
+        others = [height / metres * other for other in UNITS.values() if other != metres]
+        assert any(1.3999 <= other <= 2.0001 for other in others) and found[1], height
+        outcomes.add("said")
+    assert outcomes >= {"refused", "right"}
+
+
+def test_props_and_what_lies_far_away_do_not_count():
+    more = [
+        *limb(["Sword", "Blade"], "RightForeArm", (0, 100, 0), (0, 400, 0)),
+        *limb(["Hat"], "Head", (0, 60, 0)),
+        Part("", "LeftFoot", (0, -900, 0)),
+    ]
+    for parts in (body(), [*body(), *more], [Part("Root", "", (0, -500, 40), 6), *body("Hips", "Root")]):
+        assert recognised(parts, 1.7, 0.01) == (0.01, False)
+
+
+def test_a_rest_pose_in_which_bones_point_anywhere_is_measured_by_its_bones():
+    axes = {"Left": (1, 0, 0), "Right": (-1, 0, 0)}
+    parts = []
+    for part in body():
+        length = float(np.linalg.norm(part.offset))
+        side = next((way for side, way in axes.items() if part.name.startswith(side)), (1, 0, 0))
+        parts.append(part._replace(offset=tuple(length * value for value in side)))
+    scale = 0.01
+    joints, rows = [], {}
+    for part in parts:
+        rows[part.name] = len(joints)
+        axes_of = ("Zrotation", "Xrotation", "Yrotation") if part.name else ()
+        joints.append(Joint(part.name, rows[part.parent] if joints else -1, part.offset, axes_of))
+    unit = recognise_unit(Tree(joints, bones_of(joints)))
+    assert unit.metres == scale and unit.height == pytest.approx(1.69, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [Part("Wrist", "", (0, 0, 0), 6), *limb(["Index1", "Index2"], "Wrist", (90, 0, 20), (40, 0, 0), (30, 0, 0))],
+        [part for part in body() if "Leg" not in part.name and "Foot" not in part.name],
+        [part for part in body() if "Leg" not in part.parent and "Foot" not in part.parent and "Leg" not in part.name],
+    ],
+    ids=["hand", "no legs", "upper body"],
+)
+def test_what_is_no_whole_body_has_no_unit(parts):
+    parts = [part for part in parts if part.parent == "" or any(own.name == part.parent for own in parts)]
+    for height in (0.17, 1.0, 1.7):
+        for metres in UNITS.values():
+            assert recognised(parts, height, metres) is None
