@@ -26,7 +26,7 @@ from ds_rvqvae.data.formats.base import (
     npz_samples,
     rate_of,
 )
-from ds_rvqvae.data.formats.split_lists import SplitLists, lists_of
+from ds_rvqvae.data.formats.split_lists import SplitLists
 from ds_rvqvae.motion.clip import ClipError, Take
 from ds_rvqvae.motion.layout import SMPLH_JOINTS, SMPLX_JOINTS, joint_layout
 
@@ -79,10 +79,8 @@ class SmplReader(FilesReader):
         return {name: file for name, file in files.items() if not file.name.endswith(_SHAPE_FILES)}
 
     def _find(self) -> tuple[dict[str, Path], SplitLists]:
-        if self.config.reading_version > 1:
-            return super()._find()
-        files = self._files_before(self.path)
-        return files, lists_of(self.path, files)
+        files, lists = super()._find()
+        return (files if self.config.reading_version > 1 else self._files_before(self.path)), lists
 
     def why_passed_over(self, file: Path) -> str:
         return "without poses, so without motion" if file.name.endswith(_SHAPE_FILES) else super().why_passed_over(file)
