@@ -124,7 +124,7 @@ def _damage(folder):
             name = f"{key}_{kind}.npz"
             write_beat2(folder / name, 20, **{key: values})
             expected[name] = reason
-    for index, rate in enumerate((0, -30, np.nan, np.inf, "30")):
+    for index, rate in enumerate((0, -30, np.nan, np.inf, "fast")):
         write_beat2(folder / f"rate{index}.npz", 20, mocap_frame_rate=np.array(rate))
         expected[f"rate{index}.npz"] = "frames a second"
     for name, values in {

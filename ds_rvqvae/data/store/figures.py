@@ -266,7 +266,7 @@ def check_upright(reader: Reader, names: Sequence[str], first: Sequence[Posture]
     """Looks whether figures lie, in some clips that are spread over all.
 
     If most do and `rvqvae.data.up_axis` does not say which axis points up, that is an error. It is noted where not most
-    but many do, where z has been turned, and by the rules of versions up to 0.2.
+    but many do, where z has been turned or the format is not turned, and by the rules of versions up to 0.2.
 
     Args:
         first: the postures of some clips, where they have been read already.
@@ -276,8 +276,10 @@ def check_upright(reader: Reader, names: Sequence[str], first: Sequence[Posture]
     """
     config = reader.config
     before = config.reading_version == 1
-    if not reader.has_up_axis or (config.up_axis == "y" and not before):
+    if config.up_axis == "y" and not before:
         return
+    if config.up_axis == "z" and not reader.has_up_axis:
+        reader.notes += (f"rvqvae.data.up_axis z turns no {reader.format}",)
     seen = _postures(reader, names, LOOKED_AT) if first is None else first
     if len(names) > LOOKED_AT and any(posture.lies for posture in seen):
         seen = _postures(reader, names, _LOOKED_AGAIN)
@@ -288,6 +290,8 @@ def check_upright(reader: Reader, names: Sequence[str], first: Sequence[Posture]
     if before:
         again = "prepare again with reading_version 2 to say the axis"
         reader.notes += (f"{said}; read as versions up to 0.2 did; {again}",)
+    elif not reader.has_up_axis:
+        reader.notes += (f"{said}; rvqvae.data.up_axis turns no {reader.format}",)
     elif config.up_axis == "z":
         reader.notes += (f"{said} now that rvqvae.data.up_axis z has turned them",)
     elif 2 * len(lying) <= len(seen):

@@ -199,7 +199,7 @@ def first_layout(reader: Reader, names: Sequence[str]) -> Layout:
             first = first or f"{reader.file_of(name)}: {' '.join(str(error).split())}"
         else:
             found[take.layout] += 1
-            posture = posture_of(take) if reader.has_up_axis else None
+            posture = posture_of(take)
             postures += [posture] if posture is not None else []
     if found:
         check_upright(reader, names, postures)

@@ -1,5 +1,6 @@
 """The figure that a store's columns move, and the root's way, in metres."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from ds_rvqvae.data.store.figures import Figure, Posture, check_upright, figure_
 from ds_rvqvae.data.store.look import look_at
 from ds_rvqvae.data.store.prepare import prepare
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.motion.layout import joint_layout
+from ds_rvqvae.motion.layout import joint_layout, layout_to_json
 from tests.data.store.looked_at import humanml3d, make_store
 
 
@@ -219,6 +220,18 @@ def test_prepare_and_append_stop_before_they_pack(tmp_path):
         prepare(DataConfig(path=str(tmp_path / "data")), tmp_path / "store", append=True)
     store = prepare(DataConfig(path=str(tmp_path / "data"), up_axis="z"), tmp_path / "z").store
     assert store.clip("a")[:, -2] == pytest.approx(0.9, abs=0.01) and store.report()["notes"] == {}
+
+
+def test_formats_that_are_not_turned_are_noted(tmp_path):
+    take = open_reader(write_smpl(tmp_path / "a.npz", "z"), DataConfig()).take("a")
+    clip = {"motion": take.motion.astype(np.float32), "clip_start": np.array([0, 40]), "clip_name": np.array(["a"])}
+    packed = tmp_path / "packed.npz"
+    np.savez(packed, **clip, fps=np.array(30.0), layout=json.dumps(layout_to_json(take.layout)))
+    (note,) = check(packed)
+    assert note.startswith("figures lie") and note.endswith("rvqvae.data.up_axis turns no packed npz")
+    assert check(packed, up_axis="y") == () and len(check(packed, up_axis="z")) == 2
+    np.savez(packed, **clip, fps=np.array(30.0))
+    assert check(packed) == () and check(packed, up_axis="z") == ("rvqvae.data.up_axis z turns no packed npz",)
 
 
 def test_a_single_file_is_noted(tmp_path):
