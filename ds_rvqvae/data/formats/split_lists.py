@@ -254,9 +254,18 @@ class _Search:
             yield f"{_shown([lists.words for lists in others])}: not used, {chosen.words} beside the data say otherwise"
         for lists in self._unmatched:
             yield f"{lists.words}: not used, names none of the clips"
+        if chosen is None and (folders := self._split_folders()):
+            yield f"the folders {_shown(folders)} are not taken for splits: list their clips in train.txt, val.txt, …"
         loose = [file.relative_to(self._root).as_posix() for file in self._loose()]
         if loose:
             yield f"{_shown(loose)}: names clips as a list of a split does, and is not used"
+
+    def _split_folders(self) -> list[str]:
+        """First folders of the clips, where some are called after what trains and some after what is held out."""
+        folders = sorted({name.partition("/")[0] for name in self._clips if "/" in name})
+        splits = {folder: {word.lower()[:3] for word in _TOKEN.findall(folder)} for folder in folders}
+        named = [folder for folder in folders if splits[folder]]
+        return named if {"tra"} < set().union(*splits.values()) else []
 
     def _loose(self) -> Iterator[Path]:
         """Files that name clips and are called like lists, where no list is looked for."""
@@ -306,7 +315,8 @@ def _like_lists(root: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if name[0] != "." and depth + 1 < _LEVELS]
         for name in files:
             splits = {word.lower()[:3] for word in _TOKEN.findall(name)}
-            if len(splits) == 1 and name[0] != "." and Path(name).suffix.lower() in _ENDS:
+            is_like_one = len(splits) == 1 and name[0] != "." and Path(name).suffix.lower() in _ENDS
+            if is_like_one and Path(place, name).is_file():  # a pipe would be waited on for ever
                 yield Path(place, name)
 
 
