@@ -236,7 +236,8 @@ def statistics_in(folder: Path, clip_folder: str) -> Iterator[tuple[Path, ...]]:
             below = sorted(entries(folder / name), key=lambda entry: entry != clip_folder)
             places += [folder / name, *(folder / name / entry for entry in below)]
     for place in places:
-        there = {name.lower(): place / name for name in reversed(entries(place))}
+        called = [name for name in entries(place) if name.lower() in _STATISTICS_NAMES]
+        there = {name.lower(): place / name for name in reversed(called)}
         found = tuple(there[name] for name in _STATISTICS_NAMES if name in there and is_statistics(there[name]))
         if found:
             yield found

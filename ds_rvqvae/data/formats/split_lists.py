@@ -45,11 +45,17 @@ class SplitLists:
     data's own folder first; or else, without some of the folders that the data have (`01_01` is `01/01_01`).
     """
 
-    def __init__(self, *folders: Path, files: Mapping[str, Path] | None = None) -> None:
+    def __init__(
+        self,
+        *folders: Path,
+        files: Mapping[str, Path] | None = None,
+        names: Mapping[str, Collection[str]] | None = None,
+    ) -> None:
         """Reads the lists; raises UserError where one cannot be read. The data's own folder comes first.
 
         Args:
             files: the lists by split, wherever they lie; clips that they do not name go then with their take.
+            names: what they list, where they were read already.
         """
         self._by_split = (
             _nearest_lists(folders) if files is None else {key: files[key] for key in LISTED if key in files}
@@ -59,7 +65,7 @@ class SplitLists:
         self._shortened: dict[str, int] = {}
         self._above = [tuple(part for part in folder.resolve().parts if part != "/") for folder in folders]
         for split, file in self._by_split.items():
-            self._add(_read_names(file), split)
+            self._add(_read_names(file) if names is None else names[split], split)
 
     @property
     def files(self) -> list[Path]:
@@ -154,9 +160,10 @@ def find_lists(
         return _lists_of_version_1(folders, beside, clip_names)
     search = _Search(folders, beside, clip_names)
     chosen = search.chosen(version)
-    files = {} if chosen is None else chosen.files
+    taken = chosen or _Lists("", {}, {})
     around = [*folders, beside] if beside else folders
-    return FoundLists(SplitLists(*around, files=files), tuple(search.notes(chosen, version)))
+    lists = SplitLists(*around, files=taken.files, names=taken.names)
+    return FoundLists(lists, tuple(search.notes(chosen, version)))
 
 
 def _lists_of_version_1(folders: Sequence[Path], beside: Path | None, clip_names: Collection[str]) -> FoundLists:
@@ -197,7 +204,7 @@ class _Search:
         self._clips = clips | {take_name(name) for name in clips}
         self._tails = self._clips.union(*(_tails(name) for name in self._clips))
         self._unmatched: list[_Lists] = []
-        near: dict[str, Path] = {}
+        near: _Lists | None = None
         self._elsewhere: list[_Lists] = []
         for folder in (*folders, *([beside] if beside else [])):
             for place in ("", *_list_folders(folder)):
@@ -205,8 +212,8 @@ class _Search:
                 if place and found is not None:
                     self._elsewhere.append(found)
                 elif found is not None:
-                    near = found.files | near
-        self._near = _Lists("", near, {split: _read_names(file) for split, file in near.items()}) if near else None
+                    near = found if near is None else _Lists("", found.files | near.files, found.names | near.names)
+        self._near = near
 
     def _read(self, folder: Path, place: str, is_own: bool) -> _Lists | None:
         """The lists of a place, where they name a clip."""
@@ -254,9 +261,18 @@ class _Search:
             yield f"{_shown([lists.words for lists in others])}: not used, {chosen.words} beside the data say otherwise"
         for lists in self._unmatched:
             yield f"{lists.words}: not used, names none of the clips"
+        if chosen is None and (folders := self._split_folders()):
+            yield f"the folders {_shown(folders)} are not taken for splits: list their clips in train.txt, val.txt, …"
         loose = [file.relative_to(self._root).as_posix() for file in self._loose()]
         if loose:
             yield f"{_shown(loose)}: names clips as a list of a split does, and is not used"
+
+    def _split_folders(self) -> list[str]:
+        """First folders of the clips, where some are called after what trains and some after what is held out."""
+        folders = sorted({name.partition("/")[0] for name in self._clips if "/" in name})
+        splits = {folder: {word.lower()[:3] for word in _TOKEN.findall(folder)} for folder in folders}
+        named = [folder for folder in folders if splits[folder]]
+        return named if {"tra"} < set().union(*splits.values()) else []
 
     def _loose(self) -> Iterator[Path]:
         """Files that name clips and are called like lists, where no list is looked for."""
@@ -306,14 +322,16 @@ def _like_lists(root: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if name[0] != "." and depth + 1 < _LEVELS]
         for name in files:
             splits = {word.lower()[:3] for word in _TOKEN.findall(name)}
-            if len(splits) == 1 and name[0] != "." and Path(name).suffix.lower() in _ENDS:
+            is_like_one = len(splits) == 1 and name[0] != "." and Path(name).suffix.lower() in _ENDS
+            if is_like_one and Path(place, name).is_file():  # a pipe would be waited on for ever
                 yield Path(place, name)
 
 
 def entries(folder: Path) -> list[str]:
     """The names of what a folder holds, sorted, as far as one may look."""
     try:
-        return sorted(entry.name for entry in folder.iterdir())
+        with os.scandir(folder) as there:
+            return sorted(entry.name for entry in there)
     except OSError:
         return []
 

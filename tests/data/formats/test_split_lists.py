@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 
@@ -173,6 +174,7 @@ def test_unions_of_lists_and_what_is_no_list_are_passed_over(tmp_path):
     (tmp_path / "notes_test.md").write_text("a\n")
     (tmp_path / "broken_test.txt").write_bytes(b"\xff\xfe")
     (tmp_path / "gone_test.txt").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe_test.txt")
     assert found(tmp_path, "a", "b").notes == ()
 
 
@@ -200,6 +202,14 @@ def test_a_damaged_list_is_refused_in_the_data_and_passed_over_beside_it(tmp_pat
     (folder / "split" / "train.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"split/train\.txt: cannot be read as a list of clips"):
         find_lists([folder], tmp_path, ["a"])
+
+
+def test_folders_called_after_splits_are_said(tmp_path):
+    clips = ("train_stream/seq1", "val_stream/seq1", "other/a")
+    note = "the folders train_stream, val_stream are not taken for splits: list their clips in train.txt, val.txt, …"
+    assert found(tmp_path, *clips).notes == (note,)
+    assert found(tmp_path, "train/a", "trains/b", "contest/c").notes == ()
+    assert found(write_lists(tmp_path, train="train_stream/seq1"), *clips).notes == ()
 
 
 def test_version_1_looks_among_the_clips_and_beside_them(tmp_path):
