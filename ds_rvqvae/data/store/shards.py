@@ -323,6 +323,7 @@ class ShardPacker:
         split = self.reader.split_of(name)
         try:
             take = self.reader.take(name)
+            assert known_by is None or take.split == split, f"{type(self.reader).__name__}.split_of"
             if take.layout != self.layout:
                 reason = f"its {take.layout[-1].stop} columns are not laid out as those of most clips"
                 quarantined = [Quarantined(file, "layout", None, reason)]
