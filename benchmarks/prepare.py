@@ -6,7 +6,7 @@ FOLDER gets the motion (once; about 160 MB an hour) and the store (about 190 MB 
 users run it, while the memory of all its processes together is watched. Beside it, in one process and on the same
 files, each part of the work is timed by itself: reading, conversion to 6D, rules, statistics, writing with a checksum.
 What their sum leaves of the whole is Python and processes. The disk's own pace is measured with plain reading and
-writing of the same files.
+writing of the same files. Last is how long it takes to tell by content that no file has changed, as each start does.
 
 `--kills N` then packs the same motion once more, killed N times at random moments, and compares the two stores.
 """
@@ -35,7 +35,7 @@ from ds_rvqvae.data.formats.readers import open_reader
 from ds_rvqvae.data.formats.smpl import CLIP_FOLDER, FPS_KEYS, MOTION_KEYS, rotations_and_positions
 from ds_rvqvae.data.store.rules import cut_take
 from ds_rvqvae.data.store.shards import ShardFacts
-from ds_rvqvae.files import sha256_of, whole_file
+from ds_rvqvae.files import contents_of, sha256_of, whole_file
 
 FRAMES, FPS, BASES = 1800, 30, 24
 ROUNDS, SAMPLE = 3, 24
@@ -59,6 +59,7 @@ def main() -> None:
     result["share_of_bare_work"] = bare / result["whole_us_a_frame"]
     result["read_bytes"], result["written_bytes"] = size_of(motion), size_of(args.folder / "store")
     result["disk_bytes_per_s"] = disk(motion, args.folder)
+    result["check_s"] = check(motion)
     if args.kills:
         result["killed"] = killed(motion, args.folder, args.workers, args.kills, result["packing"]["seconds"])
     print_result(args, result, text(result))
@@ -135,10 +136,7 @@ def hashes(folder: Path) -> dict[str, str]:
 def disk(motion: Path, folder: Path) -> dict[str, float]:
     """Bytes a second of the disk, reading files that are not in memory and writing with a sync at the end."""
     files = sorted((motion / CLIP_FOLDER).glob("*.npz"))[: 10 * SAMPLE]
-    for file in files:
-        descriptor = os.open(file, os.O_RDONLY)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
+    drop_from_memory(files)
     began = time.perf_counter()
     size = sum(len(file.read_bytes()) for file in files)
     read = size / (time.perf_counter() - began)
@@ -152,6 +150,26 @@ def disk(motion: Path, folder: Path) -> dict[str, float]:
     written = 16 * len(block) / (time.perf_counter() - began)
     file.unlink()
     return {"read": read, "write": written}
+
+
+def check(motion: Path) -> dict[str, float]:
+    """Seconds that all files are read and hashed in, from the disk, and then from memory."""
+    files = sorted((motion / CLIP_FOLDER).glob("*.npz"))
+    drop_from_memory(files)
+    seconds = {}
+    for place in ("disk", "memory"):
+        began = time.perf_counter()
+        contents_of(files)
+        seconds[place] = time.perf_counter() - began
+    return seconds
+
+
+def drop_from_memory(files: list[Path]) -> None:
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
 
 
 def memory_of(process: psutil.Process) -> int:
@@ -230,6 +248,11 @@ def text(result: dict[str, Any]) -> str:
     lines.append(
         f"disk alone: reads {pace['read']:,.0f} MB/s, writes {pace['write']:,.0f} MB/s, so {moved['read']:,.0f} MB in "
         f"and {moved['write']:,.0f} MB out take it {least:.0f} s"
+    )
+    seconds, gigabytes = result["check_s"], result["read_bytes"] / 1e9
+    lines.append(
+        f"to tell that none of {gigabytes:.1f} GB of files has changed: {seconds['disk']:.1f} s from the disk, "
+        f"{seconds['memory']:.1f} s from memory"
     )
     if "killed" in result:
         found = result["killed"]

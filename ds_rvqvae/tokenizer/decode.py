@@ -98,11 +98,7 @@ class _Record:
         self.is_new = not (folder / _RECORD).is_file() and not (folder / _OLD_RECORD).is_file()
         self._entries: dict[str, dict[str, Any]] = {}
         self._lines: AppendedLines | None = None
-        with suppress(FileNotFoundError):
-            for line in (folder / _RECORD).read_bytes().splitlines():
-                with suppress(ValueError, TypeError, KeyError):
-                    entry = json.loads(line)
-                    self._entries[entry["output"]] = entry
+        self._read()
 
     def open(self) -> None:
         """Lets notes be made; raises OSError."""
@@ -110,13 +106,25 @@ class _Record:
         old = self.folder / _OLD_RECORD
         if old.is_file():
             for file in self.folder.rglob("*"):
-                if file.suffix in _SUFFIXES and self.of(file) is None:
+                if file.suffix in _SUFFIXES and file.relative_to(self.folder).as_posix() not in self._entries:
                     self.note(file, before=True)
             old.unlink()
 
     def of(self, output: Path) -> dict[str, Any] | None:
         """The newest entry of a file."""
-        return self._entries.get(output.relative_to(self.folder).as_posix())
+        name = output.relative_to(self.folder).as_posix()
+        if name not in self._entries and os.path.lexists(output):
+            self._read()  # another process may decode into the same folder
+        return self._entries.get(name)
+
+    def _read(self) -> None:
+        found: dict[str, dict[str, Any]] = {}
+        with suppress(FileNotFoundError):
+            for line in (self.folder / _RECORD).read_bytes().splitlines():
+                with suppress(ValueError, TypeError, KeyError):
+                    entry = json.loads(line)
+                    found[entry["output"]] = entry
+        self._entries = found
 
     def note(self, output: Path, **facts: Any) -> None:
         """Makes an entry; raises OSError where it cannot be written."""

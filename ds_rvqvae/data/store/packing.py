@@ -60,7 +60,7 @@ def pack_all(packer: ShardPacker, plans: Sequence[ShardPlan], workers: int, prog
     finished = {plan.index for plan in done}
     _sweep(folder, finished)
     todo = [plan for plan in plans if plan.index not in finished]
-    source_bytes = sum(reader.weight(name) for plan in todo for name in plan.names if name not in plan.kept)
+    source_bytes = sum(reader.weight(name) for plan in todo for name in plan.names)
     workers = min(workers, len(todo)) if reader.parallel and source_bytes >= _WORTH_PROCESSES else min(1, len(todo))
     kept = sum(len(plan.names) for plan in done)
     frames = sum(ShardFacts.read(shard_files(folder, index)[1]).rows for index in sorted(finished))
@@ -106,7 +106,8 @@ def _in_processes(packer: ShardPacker, plans: Sequence[ShardPlan], workers: int,
     reader = packer.reader
     # Not forked: whoever prepares may have threads, or a context on a card.
     context = multiprocessing.get_context("spawn")
-    arguments = (reader.path, reader.config, packer.layout, packer.folder, packer.key, packer.earlier)
+    earlier = packer.earlier.folder if packer.earlier else None
+    arguments = (reader.path, reader.config, packer.layout, packer.folder, packer.key, earlier)
     pool = ProcessPoolExecutor(workers, context, _start_worker, arguments)
     try:
         waiting: set[Future[Work]] = {pool.submit(_pack, plan) for plan in plans}
@@ -159,9 +160,8 @@ def _is_packed(packer: ShardPacker, plan: ShardPlan) -> bool:
     reader = packer.reader
     try:
         facts = ShardFacts.read(facts_file)
-        of_none = len(facts.quarantined) - sum(file.quarantined for file in facts.files)
         same = facts.key == packer.key and [file.name for file in facts.files] == plan.names
-        if not same or facts.quarantined[:of_none] != list(plan.refused):
+        if not same or facts.refused != list(plan.refused):
             return False
         sources = {name: source for name in plan.names if (source := reader.source_of(name)) is not None}
         contents = contents_of(sources.values())

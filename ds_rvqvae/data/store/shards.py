@@ -5,6 +5,8 @@ a shard whose `.json` is there is whole.
 """
 
 import json
+import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -104,7 +106,6 @@ class ShardFacts:
         """Names, frames, and the data's own split."""
         self.takes: list[TakeFacts] = []
         self.quarantined: list[Quarantined] = []
-        """Those of no file that was packed come first."""
         self.statistics = {name: RunningStatistics(columns) for name in TRAINING_SETS}
         self.smallest_in: NDArray[np.int64] = np.full(columns, -1)
         self.largest_in: NDArray[np.int64] = np.full(columns, -1)
@@ -112,6 +113,11 @@ class ShardFacts:
         self.skeletons: list[dict[str, Any]] = []
         """Those of the clips, each once."""
         self.sha256 = ""
+
+    @property
+    def refused(self) -> list[Quarantined]:
+        """The first of `quarantined`, that are of no file that was packed."""
+        return self.quarantined[: len(self.quarantined) - sum(file.quarantined for file in self.files)]
 
     @property
     def skeleton(self) -> dict[str, Any] | None:
@@ -197,9 +203,7 @@ class ShardFacts:
         facts.statistics = {name: RunningStatistics.from_json(values["statistics"][name]) for name in TRAINING_SETS}
         facts.smallest_in, facts.largest_in = np.array(values["smallest_in"]), np.array(values["largest_in"])
         facts.files = [FileFacts(*file) for file in values.get("files", ())]
-        facts.skeletons = (
-            values["skeletons"] if "skeletons" in values else [values["skeleton"]] * bool(values["skeleton"])
-        )
+        facts.skeletons = values.get("skeletons") or list(filter(None, [values.get("skeleton")]))
         facts.key, facts.sha256 = str(values.get("key", "")), str(values["sha256"])
         return facts
 
@@ -211,13 +215,11 @@ class EarlierShards:
         self.folder = folder
         self._opened: dict[int, _OpenedShard | None] = {}
 
-    def find(self, name: str, index: int) -> "tuple[ShardFacts, _Found, NDArray[Any]] | None":
-        """What came of a file: where its entries are, and its rows; None where the shard is damaged."""
+    def shard(self, index: int) -> "_OpenedShard | None":
+        """One of them, read once; None where it is damaged."""
         if index not in self._opened:
             self._opened[index] = self._open(index)
-        shard = self._opened[index]
-        found = shard.files.get(name) if shard else None
-        return None if shard is None or found is None else (shard.facts, found, shard.frames[found.rows])
+        return self._opened[index]
 
     def _open(self, index: int) -> "_OpenedShard | None":
         frames_file, facts_file = shard_files(self.folder, index)
@@ -227,22 +229,23 @@ class EarlierShards:
             if facts.rows and sha256_of(frames_file) != facts.sha256:
                 return None
             frames = np.load(frames_file, mmap_mode="r", allow_pickle=False) if facts.rows else np.empty((0, 0))
-            return _OpenedShard(facts, _files_by_name(facts), np.asarray(frames))
+            return _OpenedShard((frames_file, facts_file), facts, _files_by_name(facts), np.asarray(frames))
         except (OSError, LookupError, TypeError, ValueError, EOFError):
             return None
 
 
 class _Found(NamedTuple):
-    """A file's entries in a shard's lists, and its rows."""
+    """A file's entries in a shard's lists, and the first of its rows."""
 
     file: FileFacts
     clips: slice
     takes: slice
     quarantined: slice
-    rows: slice
+    first_row: int
 
 
 class _OpenedShard(NamedTuple):
+    paths: tuple[Path, Path]
     facts: ShardFacts
     files: dict[str, _Found]
     frames: NDArray[Any]
@@ -258,13 +261,13 @@ def same_after(file: FileFacts, content: str | None, split: str | None) -> bool:
 def _files_by_name(facts: ShardFacts) -> dict[str, _Found]:
     found: dict[str, _Found] = {}
     clips = takes = row = 0
-    quarantined = len(facts.quarantined) - sum(file.quarantined for file in facts.files)
+    quarantined = len(facts.refused)
     for file in facts.files:
-        rows = sum(frames for _, frames, _ in facts.clips[clips : clips + file.clips])
-        starts = ((clips, file.clips), (takes, file.takes), (quarantined, file.quarantined), (row, rows))
-        found[file.name] = _Found(file, *(slice(start, start + count) for start, count in starts))
-        clips, takes = clips + file.clips, takes + file.takes
-        quarantined, row = quarantined + file.quarantined, row + rows
+        starts = (clips, file.clips), (takes, file.takes), (quarantined, file.quarantined)
+        of_clips, of_takes, left_out = (slice(start, start + count) for start, count in starts)
+        found[file.name] = _Found(file, of_clips, of_takes, left_out, row)
+        row += sum(frames for _, frames, _ in facts.clips[clips : clips + file.clips])
+        clips, takes, quarantined = clips + file.clips, takes + file.takes, quarantined + file.quarantined
     return found
 
 
@@ -282,9 +285,9 @@ class ShardPacker:
     def __init__(
         self, reader: Reader, layout: Layout, folder: Path, key: str = "", earlier: Path | None = None
     ) -> None:
-        self.reader, self.layout, self.folder, self.key, self.earlier = reader, layout, folder, key, earlier
+        self.reader, self.layout, self.folder, self.key = reader, layout, folder, key
+        self.earlier = None if earlier is None else EarlierShards(earlier)
         self._numbers = NUMBER_FORMATS[reader.config.store_dtype]
-        self._earlier = None if earlier is None else EarlierShards(earlier)
 
     def pack(self, plan: ShardPlan, advance: Callable[[int], None] = lambda frames: None) -> Work:
         """Packs a shard's clips; its `.json` is written last.
@@ -293,6 +296,10 @@ class ShardPacker:
             advance: called after each file with the frames that came of it.
         """
         started, cpu = time.perf_counter(), time.process_time()
+        if self._take_shard(plan):
+            for _ in plan.names:
+                advance(0)
+            return Work(0, 0, time.perf_counter() - started, time.process_time() - cpu, 0, len(plan.names))
         facts = ShardFacts(self.layout[-1].stop, self.reader.config.reading_version)
         facts.key = self.key
         facts.quarantined.extend(plan.refused)
@@ -317,6 +324,24 @@ class ShardPacker:
         wall, cpu = time.perf_counter() - started, time.process_time() - cpu
         return Work(len(read), frames, wall, cpu, source_bytes, kept)
 
+    def _take_shard(self, plan: ShardPlan) -> bool:
+        """Takes a shard of the store before as it is, where it is of the same files; False where it is not."""
+        index = plan.kept.get(plan.names[0], -1)
+        before = None if self.earlier is None or index < 0 else self.earlier.shard(index)
+        now = [(name, self.reader.split_of(name)) for name in plan.names if plan.kept.get(name) == index]
+        if before is None or now != [(file.name, file.split) for file in before.facts.files]:
+            return False
+        if len(now) != len(plan.names) or before.facts.refused != list(plan.refused):
+            return False
+        for file, place in zip(before.paths, shard_files(self.folder, plan.index), strict=True):
+            if not file.exists():  # of frames, where nothing was good
+                continue
+            try:
+                os.link(file, place)  # shards are never written to again
+            except OSError:  # the file system has no links, say
+                shutil.copyfile(file, place)
+        return True
+
     def _pack_clip(self, name: str, content: BinaryIO, facts: ShardFacts) -> None:
         """Packs what is good of one file, and notes what is not."""
         file, source = self.reader.file_of(name), self.reader.source_of(name)
@@ -325,6 +350,7 @@ class ShardPacker:
         split = self.reader.split_of(name)
         try:
             take = self.reader.take(name)
+            assert known_by is None or take.split == split, f"{type(self.reader).__name__}.split_of"
             if take.layout != self.layout:
                 reason = f"its {take.layout[-1].stop} columns are not laid out as those of most clips"
                 quarantined = [Quarantined(file, "layout", None, reason)]
@@ -349,14 +375,13 @@ class ShardPacker:
 
         All but the split, which other files decide, is as packing gives it.
         """
-        assert self._earlier is not None
-        earlier = self._earlier.find(name, index)
-        if earlier is None:
+        shard = None if self.earlier is None else self.earlier.shard(index)
+        if shard is None:
             return False
-        before, found, rows = earlier
-        split, clips, start = self.reader.split_of(name), [], 0
+        before, found = shard.facts, shard.files[name]
+        split, clips, start = self.reader.split_of(name), [], found.first_row
         for clip_name, frames, _ in before.clips[found.clips]:
-            stored = rows[start : start + frames]
+            stored = shard.frames[start : start + frames]
             content.write(np.ascontiguousarray(stored).data)
             clips.append(Clip(clip_name, self._numbers.decode(stored), self.reader.fps, self.layout, split))
             start += frames

@@ -1,0 +1,66 @@
+"""Where stores are: names in the cache, what may be replaced or removed, what is built beside them."""
+
+import json
+
+from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.data.store.places import (
+    begin,
+    cache_folder,
+    cached_folder,
+    cached_place,
+    cached_stores,
+    folder_to_build_in,
+    may_replace,
+    remove_outdated,
+    stores_there,
+)
+from ds_rvqvae.data.store.prepare import prepare_store
+from tests.data.motion import write_packed
+
+
+def test_stores_of_the_same_data_and_settings_share_a_place(tmp_path, cache):
+    place = cached_place(tmp_path / "walk.npz", {"fps": 30.0})
+    assert place.parent == cache == cache_folder() and place.name.startswith("walk-")
+    assert place == cached_place(tmp_path / "." / "walk.npz", {"fps": 30.0})
+    assert place != cached_place(tmp_path / "walk.npz", {"fps": 20.0})
+    assert place != cached_place(tmp_path / "other" / "walk.npz", {"fps": 30.0})
+    assert cached_folder(place, "0123456789abcdef0123").name == f"{place.name}-0123456789abcdef"
+
+
+def test_outdated_stores_of_a_place_go_and_no_others(tmp_path, cache):
+    place = cached_place(tmp_path / "walk.npz", {})
+    folders = [cached_folder(place, digit * 16) for digit in "12"]
+    other = cached_folder(cached_place(tmp_path / "run.npz", {}), "1" * 16)
+    for folder in (*folders, other):
+        folder.mkdir(parents=True)
+        (folder / "store.json").write_text("{")
+    no_store = cached_folder(place, "3" * 16)
+    no_store.mkdir()
+    assert cached_stores(place) == folders and list(stores_there(place, None)) == []
+    remove_outdated(place, folders[1])
+    assert sorted(cache.iterdir()) == sorted([folders[1], other, no_store])
+
+
+def test_the_store_at_a_place_is_one_that_opens(tmp_path):
+    out = tmp_path / "store"
+    assert list(stores_there(out, out)) == [] and may_replace(out)
+    store = prepare_store(DataConfig(path=str(write_packed(tmp_path / "all.npz"))), out)
+    assert [found.fingerprint for found in stores_there(out, out)] == [store.fingerprint] and may_replace(out)
+    (out / "thesis.tex").write_text("")
+    assert not may_replace(out) and not may_replace(out / "thesis.tex")
+
+
+def test_what_was_built_in_another_way_is_removed(tmp_path):
+    building = folder_to_build_in(tmp_path / "store")
+    assert building == tmp_path / ".store.building"
+    begin(building, "key", {"train.txt": "1-a"})
+    (building / "new").mkdir()
+    begin(building, "key", {"train.txt": "1-a"})
+    assert (building / "new").is_dir()
+    for key, others in (("key", {"train.txt": "1-b"}), ("other", {"train.txt": "1-b"}), ("other", {})):
+        begin(building, key, others)
+        assert [entry.name for entry in building.iterdir()] == ["plan.json"]
+        (building / "new").mkdir()
+    (building / "plan.json").write_text("{")
+    begin(building, "other", {})
+    assert not (building / "new").exists() and json.loads((building / "plan.json").read_text())["key"] == "other"
