@@ -9,7 +9,8 @@ from ds_rvqvae.data.formats.bvh_motion import BvhReader
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.layout import take_channels
 from tests.cli.commands import counts, files_below, make_tokenizer, run
-from tests.data.formats.bvh_files import write_bvh_motion
+from tests.data.formats.bvh_files import Part, world_of_file, write_body, write_bvh_motion
+from tests.data.formats.bvh_files import body as body_parts
 
 PARTS = {"arm": ["LeftArm", "LeftHand"], "lower": ["LeftLeg", "translation"]}
 
@@ -54,6 +55,23 @@ def test_a_bvh_folder_through_a_body_of_own_parts_and_back(tmp_path, data, body,
     np.testing.assert_array_equal(np.load(tmp_path / "d.npy"), expected)
     with pytest.raises(UserError, match="takes its hierarchy from a source"):
         tokenizer.decode_to_file(tokenizer.encode_clip(source), tmp_path / "none.bvh")
+
+
+def test_hips_below_a_root_come_back_where_the_tokenizer_puts_them(tmp_path, capsys):
+    parts = [Part("Reference", "", (0, 0, 0), 6), *body_parts("Hips", "Reference")]
+    file = write_body(tmp_path / "data" / "walk.bvh", parts, frames=48)
+    source = read(file)
+    tokenizer = make_tokenizer(source.layout)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    for command, given in (("encode", file.parent), ("decode", tmp_path / "codes")):
+        out = tmp_path / ("codes" if command == "encode" else "motion")
+        assert counts(capsys, command, tmp_path / "tokenizer", given, "--out", out) == (0, 1, 0, 0)
+    expected = tokenizer.decode(tokenizer.encode(source.motion), 48)
+    decoded = tmp_path / "motion" / "walk.bvh"
+    np.testing.assert_allclose(read(decoded).motion[:, -3:], expected[:, -3:], atol=1e-6)
+    np.testing.assert_allclose(world_of_file(decoded)[0]["Hips"] / 100, expected[:, -3:], atol=1e-6)
+    reference = [world_of_file(one)[0]["Reference"] for one in (file, decoded)]
+    np.testing.assert_allclose(*reference, atol=1e-6)
 
 
 def test_without_its_source_a_clip_is_a_matrix(tmp_path, data, body, capsys):
