@@ -240,15 +240,18 @@ class MotionData:
             UserError: a std that is given is 0 somewhere.
         """
         files = self.config.mean_file, self.config.std_file
-        floor = np.float32(self.config.std_floor)
         if files[0] is None or files[1] is None:
-            return self.store.mean[self.columns], np.maximum(self.store.std[self.columns], floor)
-        mean, std = self._of_width(files[0]), self._of_width(files[1], positive=True)
-        if self.config.reading_version == 1:
-            return mean, np.maximum(std, floor)
+            mean, std = self.store.mean[self.columns], self.store.std[self.columns]
+            is_given, source = self.store.has_own_statistics, f"{self.config.path or self.store.folder}: its own std"
+        else:
+            mean, std = self._of_width(files[0]), self._of_width(files[1], positive=True)
+            is_given, source = True, f"{files[1]}:"
+        if not is_given or self.config.reading_version == 1:
+            return mean, np.maximum(std, np.float32(self.config.std_floor))
         zeros = column_ranges(np.flatnonzero(std == 0), self.layout)
         if zeros:
-            raise UserError(f"{files[1]}: holds 0 for {shortened(zeros, 6)}: no column can be divided by that")
+            way = "give a mean_file and a std_file without 0"
+            raise UserError(f"{source} holds 0 for {shortened(zeros, 6)}, and nothing can be divided by that; {way}")
         return mean, std
 
     def _of_width(self, file: str, positive: bool = False) -> NDArray[np.float32]:

@@ -94,7 +94,7 @@ def test_a_std_that_is_given_is_used_as_it_is(tmp_path):
         (np.ones((5, 1)), "one number a column"),
         (np.full(5, np.nan), "NaN"),
         (-np.ones(5), "negative"),
-        (np.array([1, 0, 1, 1, 0.0]), r"holds 0 for features\[1\], features\[4\]: no column can be divided by that"),
+        (np.array([1, 0, 1, 1, 0.0]), r"holds 0 for features\[1\], features\[4\], and nothing can be divided by that"),
         (np.array(["a"] * 5), "one number a column"),
     ],
 )
@@ -116,6 +116,14 @@ def test_statistics_that_a_feature_folder_brings_are_used(tmp_path):
     data = MotionData.open(DataConfig(path=str(folder), window_size=16))
     assert data.mean.tolist() == [1, 2, 3] and data.std.tolist() == [4, 5, 6]
     assert data.store.clip_names == ["a", "b", "c"]
+    # The floor is for what was measured.
+    data = MotionData.open(DataConfig(path=str(folder), window_size=16, std_floor=5.5))
+    assert data.std.tolist() == [4, 5, 6]
+    before = MotionData.open(DataConfig(path=str(folder), window_size=16, std_floor=5.5, reading_version=1))
+    assert before.std.tolist() == [5.5, 5.5, 6]
+    np.save(folder / "Std.npy", np.array([4.0, 0, 6]))
+    with pytest.raises(UserError, match=r"its own std holds 0 for features\[1\], .* give a mean_file and a std_file"):
+        MotionData.open(DataConfig(path=str(folder), window_size=16))
 
 
 def test_a_window_longer_than_every_clip_names_the_size_that_fits(tmp_path):

@@ -109,6 +109,7 @@ class StoreBuilder:
             dtype=self.settings["store_dtype"],
             mean=mean,
             std=std,
+            has_own_statistics=own is not None,
             segments=segments,
             has_body_parts=self.reader.has_body_parts,
             skeleton=next((shard.skeleton for shard in facts if shard.skeleton is not None), None),

@@ -104,7 +104,9 @@ class Store:
     mean: NDArray[np.float32]
     """float32 `[columns]`: of the training split (of all frames where it has none), or the data's own."""
     std: NDArray[np.float32]
-    """float32 `[columns]`, as measured: fixed columns have 0."""
+    """float32 `[columns]`, as measured: fixed columns have 0; or the data's own."""
+    has_own_statistics: bool
+    """Whether mean and std came with the data."""
     segments: list[Segment]
     has_body_parts: bool
     """Whether SMPL-X's body parts select columns; other data give all of them."""
@@ -268,6 +270,8 @@ def _read(folder: Path, table: dict[str, Any], check_files: bool) -> Store:
         mean=mean,
         std=std,
         segments=segments,
+        # Stores of before do not say, and are read by the rules of then, which made no difference.
+        has_own_statistics=bool(table.get("has_own_statistics", False)),
         has_body_parts=bool(table["has_body_parts"]),
         skeleton=table["skeleton"],
         left_out=[LeftOut(**entry) for entry in table["left_out"]],
@@ -313,6 +317,7 @@ def write_table(store: Store) -> None:
         "settings": store.settings,
         "fps": store.fps,
         "dtype": store.dtype,
+        "has_own_statistics": store.has_own_statistics,
         "has_body_parts": store.has_body_parts,
         "layout": layout_to_json(store.layout),
         "skeleton": store.skeleton,

@@ -69,6 +69,7 @@ def store_of(layout, segments) -> Store:
         mean=np.zeros(width, np.float32),
         std=np.ones(width, np.float32),
         segments=list(segments),
+        has_own_statistics=False,
         has_body_parts=False,
         skeleton=None,
         left_out=[],
