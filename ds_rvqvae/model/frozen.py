@@ -38,10 +38,10 @@ class KeepsFloatType(nn.Module):
         raise NotImplementedError
 
     @override
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        values = {name: value for name, value in kwargs.items() if name != "memory_format"}
-        self._check_asked(lambda tensor: tensor.to(*args, **values) if args or values else tensor)
-        moved: Self = super().to(*args, **kwargs)
+    def to(self, *positional: Any, **named: Any) -> Self:
+        values = {name: value for name, value in named.items() if name != "memory_format"}
+        self._check_asked(lambda tensor: tensor.to(*positional, **values) if positional or values else tensor)
+        moved: Self = super().to(*positional, **named)
         return moved
 
     @override
@@ -153,15 +153,15 @@ class Freezable(KeepsFloatType):
     # torch overloads it.
     @override
     def state_dict(  # type: ignore[override]
-        self, *args: Any, **kwargs: Any
+        self, *positional: Any, **named: Any
     ) -> dict[str, Any]:
         self.restore()
         gather: Callable[..., dict[str, Any]] = super().state_dict
-        others: dict[str, Any] | None = kwargs.get("destination")
+        others: dict[str, Any] | None = named.get("destination")
         if not self.frozen or others is None:
-            return gather(*args, **kwargs)
+            return gather(*positional, **named)
         there = set(others)
-        gather(*args, **kwargs)
+        gather(*positional, **named)
         # Averages of a parent's state dict are written into it in place.
         others.update({name: tensor.clone() for name, tensor in others.items() if name not in there})
         return others

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from ds_rvqvae.config.data import DataConfig, to_say
 from ds_rvqvae.data.formats.base import FilesReader, files_below, load_npy, load_npz, matrix, npy_header, npz_headers
 from ds_rvqvae.data.formats.finding import HUMANML3D_CLIPS, STATISTICS, is_statistics, statistics_in
-from ds_rvqvae.data.formats.npz import Header
-from ds_rvqvae.data.formats.rates import FPS_KEYS, frame_rate, rate_of
+from ds_rvqvae.data.formats.npz import FPS_KEYS, Header, frame_rate, rate_of
 from ds_rvqvae.data.formats.split_lists import SplitLists
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError, Take

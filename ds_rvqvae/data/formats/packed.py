@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ds_rvqvae.config.data import DataConfig, to_say
 from ds_rvqvae.data.formats.base import Reader, load_npz, matrix, missing_key, npz_headers, npz_keys, refuse_speakers
 from ds_rvqvae.data.formats.features import CLIP_START, FPS, MOTION, check_rate, kept_rate
-from ds_rvqvae.data.formats.rates import FPS_KEYS, frame_rate, rate_of
+from ds_rvqvae.data.formats.npz import FPS_KEYS, frame_rate, rate_of
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError, Take
 from ds_rvqvae.motion.layout import Layout, feature_layout, layout_from_json

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import DataConfig, to_say
 from ds_rvqvae.data.formats.base import FilesReader, files_below, load_npz, matrix, missing_key, npz_keys, npz_samples
-from ds_rvqvae.data.formats.rates import FPS_KEYS, frame_rate, rate_of
+from ds_rvqvae.data.formats.npz import FPS_KEYS, frame_rate, rate_of
 from ds_rvqvae.data.formats.split_lists import SplitLists
 from ds_rvqvae.motion.clip import ClipError, Take
 from ds_rvqvae.motion.layout import SMPLH_JOINTS, SMPLX_JOINTS, joint_layout

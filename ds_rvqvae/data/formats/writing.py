@@ -27,8 +27,7 @@ from ds_rvqvae.data.formats.bvh_motion import (
 )
 from ds_rvqvae.data.formats.features import FeatureFolderReader
 from ds_rvqvae.data.formats.finding import check_regular
-from ds_rvqvae.data.formats.npz import write_npz
-from ds_rvqvae.data.formats.rates import FPS_KEYS, rate_of
+from ds_rvqvae.data.formats.npz import FPS_KEYS, rate_of, write_npz
 from ds_rvqvae.data.formats.readers import open_reader
 from ds_rvqvae.data.formats.skeletons import Z_UP_TO_Y_UP, outermost
 from ds_rvqvae.data.formats.smpl import load_motion, turns_z

@@ -59,6 +59,16 @@ class StoreBuilder:
             raise UserError(f"{self.reader.path}: {files} have {mean.size} and {std.size} columns, the motion {width}")
         return found
 
+    def _own_statistics_of(
+        self, sources: Sequence[str]
+    ) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]] | None, tuple[str, ...]]:
+        """The data's own mean and std, where they are those of all that the store is made of; and the notes."""
+        own, notes = self.own_statistics(), self.reader.notes
+        if own is None or len(sources) == 1:
+            return own, notes
+        files = " and ".join(file.name for file in self.reader.statistics_files)
+        return None, (*notes, f"{files}: not used, mean and std are those of the training clips of all data")
+
     def packing_key(self) -> str:
         """A hash of all that shards depend on beside the content of files and the lists of splits."""
         facts = [VERSION, self.reader.key, self.reader.fps, self.settings, layout_to_json(self.layout)]
@@ -93,10 +103,7 @@ class StoreBuilder:
         clips = [ClipLength(*clip) for shard in facts for clip in shard.clips]
         segments = split_clips(clips, self.settings["split"], self._reading_version)
         measured = self._training_statistics(facts, clips, segments)
-        own, notes = self.own_statistics(), self.reader.notes
-        if own is not None and len(sources) > 1:
-            files = " and ".join(file.name for file in self.reader.statistics_files)
-            own, notes = None, (*notes, f"{files}: not used, mean and std are those of the training clips of all data")
+        own, notes = self._own_statistics_of(sources)
         mean, std = own or measured
         quarantined = quarantine_of(facts)
         store = Store(

@@ -283,6 +283,10 @@ def _append(job: _Job, folder: Path) -> Prepared:
     sources = store.sources if source in store.sources else [*store.sources, source]
     fingerprint = hash_of([store.fingerprint, job.fingerprint(packed.facts)])
     builder = StoreBuilder(job.reader, store.layout, folder, store.settings)
+    if store.has_own_statistics and len(sources) > 1:
+        job.reader.notes += (
+            "mean and std were those that the first data brought, and are those of all training clips",
+        )
     before = store.report().get("file_counts")
     if before is None:
         job.reader.notes += ("files are counted from the added ones on: the store is of a version up to 0.2",)
