@@ -190,6 +190,14 @@ class Freezable(KeepsFloatType):
         self._kept = self._tensors()
         return self
 
+    def _replicate_for_data_parallel(self) -> Self:
+        if self.frozen:
+            raise TypeError(
+                "DataParallel cannot copy a tokenizer to each device; use DistributedDataParallel, or encode before it"
+            )
+        replicate: Callable[..., Self] = super()._replicate_for_data_parallel
+        return replicate()
+
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *found: list[str]
     ) -> None:

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ds_rvqvae import MotionTokenizer
@@ -159,7 +159,7 @@ DONE_TO_IT = {
     "nets by name": with_parts_of_the_nets,
     "quantized": quantized,
     "functional": functional,
-    "data parallel": lambda stage: DataParallel(stage).module,
+    "data parallel": lambda stage: nn.DataParallel(stage).module,
 }
 
 
