@@ -5,14 +5,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 
 from ds_rvqvae.model.frozen import Freezable
 
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @contextmanager
@@ -108,23 +107,23 @@ def plain_tensors() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def eager(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+def eager(function: Function) -> Function:
     """`function`, which torch.compile leaves as it is in what it compiles: fused, its sums round otherwise.
 
     `torch.compiler.disable` as a decorator would import the compiler, which takes a second.
     """
 
-    # torch has no types for it.
-    disable: Callable[..., Callable[Arguments, Result]] = torch.compiler.disable
-    uncompiled: Callable[Arguments, Result] | None = None
+    uncompiled: Callable[..., Any] | None = None
 
     @functools.wraps(function)
-    def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+    def run(*given: Any, **named: Any) -> Any:
         nonlocal uncompiled
         if "torch._dynamo" not in sys.modules:
-            return function(*args, **kwargs)
+            return function(*given, **named)
         if uncompiled is None:
+            # torch has no types for it.
+            disable: Callable[..., Callable[..., Any]] = torch.compiler.disable
             uncompiled = disable(function)
-        return uncompiled(*args, **kwargs)
+        return uncompiled(*given, **named)
 
-    return run
+    return cast(Function, run)
