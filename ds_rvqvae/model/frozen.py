@@ -211,8 +211,9 @@ class Freezable(KeepsFloatType):
                     state_dict[prefix + name] = tensor
             if others:
                 found[-1].append(
-                    f"the tokenizer's weights are frozen, and the checkpoint has others (number of "
-                    f"tensors that differ: {len(others)}, the first is {prefix}{others[0]}); load the tokenizer of this checkpoint with from_pretrained"
+                    f"the tokenizer's weights are frozen, and the checkpoint has others (tensors that differ: "
+                    f"{len(others)}, the first is {prefix}{others[0]}); load the tokenizer of this checkpoint with "
+                    "from_pretrained"
                 )
         load: Callable[..., None] = super()._load_from_state_dict
         load(state_dict, prefix, metadata, strict, *found)
