@@ -113,17 +113,17 @@ def eager(function: Function) -> Function:
     `torch.compiler.disable` as a decorator would import the compiler, which takes a second.
     """
 
-    # torch has no types for it.
-    disable: Callable[..., Callable[..., Any]] = torch.compiler.disable
     uncompiled: Callable[..., Any] | None = None
 
     @functools.wraps(function)
-    def run(*positional: Any, **named: Any) -> Any:
+    def run(*given: Any, **named: Any) -> Any:
         nonlocal uncompiled
         if "torch._dynamo" not in sys.modules:
-            return function(*positional, **named)
+            return function(*given, **named)
         if uncompiled is None:
+            # torch has no types for it.
+            disable: Callable[..., Callable[..., Any]] = torch.compiler.disable
             uncompiled = disable(function)
-        return uncompiled(*positional, **named)
+        return uncompiled(*given, **named)
 
     return cast(Function, run)

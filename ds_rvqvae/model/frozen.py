@@ -38,10 +38,10 @@ class KeepsFloatType(nn.Module):
         raise NotImplementedError
 
     @override
-    def to(self, *positional: Any, **named: Any) -> Self:
+    def to(self, *given: Any, **named: Any) -> Self:
         values = {name: value for name, value in named.items() if name != "memory_format"}
-        self._check_asked(lambda tensor: tensor.to(*positional, **values) if positional or values else tensor)
-        moved: Self = super().to(*positional, **named)
+        self._check_asked(lambda tensor: tensor.to(*given, **values) if given or values else tensor)
+        moved: Self = super().to(*given, **named)
         return moved
 
     @override
@@ -153,15 +153,15 @@ class Freezable(KeepsFloatType):
     # torch overloads it.
     @override
     def state_dict(  # type: ignore[override]
-        self, *positional: Any, **named: Any
+        self, *given: Any, **named: Any
     ) -> dict[str, Any]:
         self.restore()
         gather: Callable[..., dict[str, Any]] = super().state_dict
         others: dict[str, Any] | None = named.get("destination")
         if not self.frozen or others is None:
-            return gather(*positional, **named)
+            return gather(*given, **named)
         there = set(others)
-        gather(*positional, **named)
+        gather(*given, **named)
         # Averages of a parent's state dict are written into it in place.
         others.update({name: tensor.clone() for name, tensor in others.items() if name not in there})
         return others
@@ -190,6 +190,14 @@ class Freezable(KeepsFloatType):
         self._kept = self._tensors()
         return self
 
+    def _replicate_for_data_parallel(self) -> Self:
+        if self.frozen:
+            raise TypeError(
+                "DataParallel cannot copy a tokenizer to each device; use DistributedDataParallel, or encode before it"
+            )
+        replicate: Callable[..., Self] = super()._replicate_for_data_parallel
+        return replicate()
+
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *found: list[str]
     ) -> None:
@@ -203,8 +211,9 @@ class Freezable(KeepsFloatType):
                     state_dict[prefix + name] = tensor
             if others:
                 found[-1].append(
-                    f"the tokenizer's weights are frozen, and the checkpoint has others ({len(others)} tensors differ, "
-                    f"the first is {prefix}{others[0]}); load the tokenizer of this checkpoint with from_pretrained"
+                    f"the tokenizer's weights are frozen, and the checkpoint has others (tensors that differ: "
+                    f"{len(others)}, the first is {prefix}{others[0]}); load the tokenizer of this checkpoint with "
+                    "from_pretrained"
                 )
         load: Callable[..., None] = super()._load_from_state_dict
         load(state_dict, prefix, metadata, strict, *found)

@@ -20,6 +20,7 @@ def as_tensor(values: Tensor | NDArray[Any]) -> Tensor:
     """`values` on their own device, as they are in memory where torch can read that; float16 of a file as fp32."""
     if isinstance(values, Tensor):
         return values
+    values = np.asarray(values)
     dtype = np.dtype(np.float32) if values.dtype == np.float16 else values.dtype.newbyteorder("=")
     return torch.from_numpy(np.ascontiguousarray(values, dtype))
 

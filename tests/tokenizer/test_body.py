@@ -303,3 +303,31 @@ def test_the_real_clip_comes_back_whole(body, real_data):
     codes = body.encode_file(file)
     assert {part: len(found) for part, found in codes.items()} == {"upper": 477, "lower_trans": 239}
     assert body.decode(codes, source=clip.motion).shape == (1906, WIDTH)
+
+
+def test_in_a_second_stage_its_parts_stay_what_they_are(motion, tmp_path):
+    body = BodyTokenizer({part: make_part(part, down_t) for part, down_t in STRIDES.items()})
+    body.save_pretrained(tmp_path / "body")
+    codes, fingerprint = body.encode(motion), body.fingerprint
+    expected = body.decode(codes, source=motion)
+    stage = torch.nn.ModuleDict({"body": body, "head": torch.nn.Linear(2, 2)})
+    assert len([*stage.parameters()]) == 2 and len([*body.parameters()]) > 20 and not [*stage.buffers()]
+    stage.half().train().requires_grad_(True).apply(
+        lambda module: [parameter.data.zero_() for parameter in module.parameters(recurse=False)]
+    )
+    stage.load_state_dict(stage.state_dict())
+    backwards = np.ascontiguousarray(motion[::-1])[::-1]
+    for around in (torch.autocast("cpu", torch.bfloat16), torch.device("meta"), torch.inference_mode()):
+        with around:
+            found, loaded = body.encode(backwards), BodyTokenizer.from_pretrained(tmp_path / "body")
+            decoded = loaded.decode(codes, source=backwards)
+        assert all(np.array_equal(found[part], codes[part]) for part in codes)
+        np.testing.assert_array_equal(decoded, expected)
+    assert body.fingerprint == loaded.fingerprint == fingerprint
+    with pytest.raises(TypeError, match="dtype="):
+        body.half()
+    with pytest.raises(TypeError, match="trainable=True"):
+        body.requires_grad_(True)
+    trainable = BodyTokenizer.from_pretrained(tmp_path / "body", trainable=True)
+    assert all(parameter.requires_grad for parameter in trainable.parameters())
+    assert trainable.fingerprint == fingerprint and trainable.bfloat16() is trainable
