@@ -120,7 +120,7 @@ def test_codes_that_are_not_of_this_body_fail(tmp_path, body, upper, capsys):
         "swapped.npz": "lower_trans: codes of another tokenizer",
     }
     status, result, _ = run(capsys, "decode", body, codes, "--out", tmp_path / "motion")
-    assert status == 1 and files_below(tmp_path / "motion") == [".decoded.json", "1_a.npz"]
+    assert status == 1 and files_below(tmp_path / "motion") == [".decoded.jsonl", "1_a.npz"]
     reasons = {failed["file"].removeprefix(f"{codes}/"): failed["reason"] for failed in result["failed"]}
     assert reasons.keys() == expected.keys()
     for name, reason in expected.items():

@@ -197,7 +197,7 @@ def test_bad_codes_files_among_good_ones(tmp_path, upper, capsys):
     status, result, _ = run(capsys, "decode", upper, codes, "--out", tmp_path / "motion")
     assert status == 1 and len(result["done"]) == 1
     assert sorted(failed["file"] for failed in result["failed"]) == sorted(str(codes / name) for name in bad)
-    assert files_below(tmp_path / "motion") == [".decoded.json", "1_good.npz"]
+    assert files_below(tmp_path / "motion") == [".decoded.jsonl", "1_good.npz"]
 
 
 REFUSALS = {
