@@ -101,7 +101,7 @@ def test_values_that_are_no_numbers_are_placed(store, capsys):
     assert "NaN or infinite values in frames 5 of clip1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("damage", ["cut", "long", "missing", "header", "facts", "no facts", "report"])
+@pytest.mark.parametrize("damage", ["cut", "long", "missing", "header", "facts", "files", "no facts", "report"])
 def test_every_kind_of_damage(tmp_path, capsys, damage):
     data = write_packed(tmp_path / "data.npz")
     folder = prepare_store(DataConfig(path=str(data)), tmp_path / "store").folder
@@ -115,6 +115,10 @@ def test_every_kind_of_damage(tmp_path, capsys, damage):
     elif damage == "header":
         shard.write_bytes(shard.read_bytes().replace(b"<f4", b"<i4", 1))
     elif damage == "facts":
+        values = json.loads(facts.read_text())
+        values["clips"][1][1] += 1
+        facts.write_text(json.dumps(values))
+    elif damage == "files":
         facts.write_text(facts.read_text().replace("clip1", "clip9", 1))
     elif damage == "no facts":
         facts.unlink()
@@ -127,6 +131,7 @@ def test_every_kind_of_damage(tmp_path, capsys, damage):
         "missing": "No such file",
         "header": "does not begin as an array of 120 x 5 float32",
         "facts": "00000.json: does not agree with the store's table",
+        "files": "00000.json: damaged: ValueError: clip9 has other clips than its own",
         "no facts": "00000.json: cannot be read",
         "report": "report.json: damaged",
     }[damage]

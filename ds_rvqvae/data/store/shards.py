@@ -24,7 +24,7 @@ from ds_rvqvae.data.store.splits import by_hash, train_frames_by_time
 from ds_rvqvae.data.store.statistics import RunningStatistics
 from ds_rvqvae.data.store.store import HEADER_BYTES, NUMBER_FORMATS, write_json
 from ds_rvqvae.files import content_of, sha256_of, whole_file
-from ds_rvqvae.motion.clip import SPLITS, Clip, ClipError, Quarantined
+from ds_rvqvae.motion.clip import SPLITS, Clip, ClipError, Quarantined, whole_name
 from ds_rvqvae.motion.layout import Layout
 
 SMALLEST_SHARD, LARGEST_SHARD, FEWEST_SHARDS = 8 << 20, 512 << 20, 256
@@ -229,7 +229,7 @@ class EarlierShards:
             if facts.rows and sha256_of(frames_file) != facts.sha256:
                 return None
             frames = np.load(frames_file, mmap_mode="r", allow_pickle=False) if facts.rows else np.empty((0, 0))
-            return _OpenedShard((frames_file, facts_file), facts, _files_by_name(facts), np.asarray(frames))
+            return _OpenedShard((frames_file, facts_file), facts, files_by_name(facts), np.asarray(frames))
         except (OSError, LookupError, TypeError, ValueError, EOFError):
             return None
 
@@ -258,7 +258,8 @@ def same_after(file: FileFacts, content: str | None, split: str | None) -> bool:
     return content is not None and content == file.content and same_split
 
 
-def _files_by_name(facts: ShardFacts) -> dict[str, _Found]:
+def files_by_name(facts: ShardFacts) -> dict[str, _Found]:
+    """Where what came of each file is; raises ValueError where clips are not those of the files."""
     found: dict[str, _Found] = {}
     clips = takes = row = 0
     quarantined = len(facts.refused)
@@ -266,7 +267,10 @@ def _files_by_name(facts: ShardFacts) -> dict[str, _Found]:
         starts = (clips, file.clips), (takes, file.takes), (quarantined, file.quarantined)
         of_clips, of_takes, left_out = (slice(start, start + count) for start, count in starts)
         found[file.name] = _Found(file, of_clips, of_takes, left_out, row)
-        row += sum(frames for _, frames, _ in facts.clips[clips : clips + file.clips])
+        made = facts.clips[of_clips]
+        if len(made) != file.clips or any(file.name not in (name, whole_name(name)) for name, _, _ in made):
+            raise ValueError(f"{file.name} has other clips than its own")
+        row += sum(frames for _, frames, _ in made)
         clips, takes, quarantined = clips + file.clips, takes + file.takes, quarantined + file.quarantined
     return found
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ds_rvqvae.data.store.shards import ShardFacts, shard_files
+from ds_rvqvae.data.store.shards import ShardFacts, files_by_name, shard_files
 from ds_rvqvae.data.store.store import HEADER_BYTES, NUMBER_FORMATS, REPORT, SHARDS, Shard, Store
 from ds_rvqvae.data.store.summary import clips_of_rows, some
 from ds_rvqvae.errors import UserError
@@ -173,6 +173,7 @@ def _check_facts(store: Store, index: int) -> Damage | None:
     frames_file, facts_file = (str(file) for file in shard_files(Path(SHARDS), index))
     try:
         facts = ShardFacts.read(store.folder / facts_file)
+        files_by_name(facts)
     except OSError as error:
         return Damage(facts_file, [f"cannot be read: {error.strerror or error}"])
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
