@@ -96,8 +96,7 @@ class ShardFacts:
     """What went into a shard, what did not, and what its numbers are like: the content of its `.json`."""
 
     def __init__(self, columns: int, reading_version: int = 2) -> None:
-        self.reading_version = reading_version
-        """By whose rules clips are split by their names."""
+        self.reading_version = reading_version  # by whose rules clips are split by their names
         self.key = ""
         """Of the settings and of all else, beside the files, that the shard depends on."""
         self.files: list[FileFacts] = []

@@ -18,7 +18,7 @@ from ds_rvqvae.data.store.shards import ShardFacts, files_by_name, shard_files
 from ds_rvqvae.data.store.store import HEADER_BYTES, NUMBER_FORMATS, REPORT, SHARDS, Shard, Store
 from ds_rvqvae.data.store.summary import clips_of_rows, some
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.motion.clip import spans, whole_name
+from ds_rvqvae.motion.clip import spans
 
 _BLOCK = 4 << 20
 """Bytes read at a time: what is summed is still in the processor's cache when it is looked at."""
@@ -182,9 +182,7 @@ def _check_facts(store: Store, index: int) -> Damage | None:
     names = clips_of_rows(store, shard.first, shard.first + shard.rows) if shard else []
     lengths = [stop - start for start, stop in map(store.rows, names)]
     clips = [(name, frames) for name, frames, _ in facts.clips]
-    of_files = [whole_name(file.name) for file in facts.files for _ in range(file.clips)]
-    agrees = not facts.files or of_files == [whole_name(name) for name, _ in clips]
-    if not agrees or clips != list(zip(names, lengths, strict=True)) or (shard and facts.sha256 != shard.sha256):
+    if clips != list(zip(names, lengths, strict=True)) or (shard and facts.sha256 != shard.sha256):
         return Damage(facts_file, ["does not agree with the store's table"])
     return None
 
