@@ -23,7 +23,14 @@ from ds_rvqvae.files import whole_file
 from ds_rvqvae.motion.layout import feature_layout
 from ds_rvqvae.runs.checkpoints import checkpoints
 from ds_rvqvae.runs.references import Kind, find_reference
-from ds_rvqvae.tokenizer.folder import WEIGHTS, TokenizerConfig, read_config, reading_of, statistics_from
+from ds_rvqvae.tokenizer.folder import (
+    WEIGHTS,
+    TokenizerConfig,
+    assumed_at_import,
+    read_config,
+    reading_of,
+    statistics_from,
+)
 
 NORMALISATION = "normalisation.json"
 """In the folder of a run that started from a tokenizer: `mean` and `std`, a number a column."""
@@ -54,6 +61,8 @@ class Initial(TokenizerConfig):
         found = []
         if self.fps != data.fps:
             found.append(f"trained at {self.fps:g} frames a second, this motion is at {data.fps:g}")
+        if (assumed := assumed_at_import(self.details)) is not None:
+            found.append(assumed)
         theirs, ours = self.details["reading"], reading_of(data.store.settings)
         if theirs != ours:
             found.append(f"its motion was read with {json.dumps(theirs)}, this one is with {json.dumps(ours)}")

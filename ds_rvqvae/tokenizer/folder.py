@@ -183,6 +183,17 @@ def explicit_reading(details: dict[str, Any]) -> dict[str, Any]:
     return details | {"reading": {"reading_version": 1, **(details.get("reading") or {})}}
 
 
+def assumed_at_import(details: Mapping[str, Any]) -> str | None:
+    """What nothing has vouched for in a tokenizer that a version up to 0.2 made of another system's checkpoint."""
+    origin = details.get("imported_from")
+    if not isinstance(origin, Mapping) or "settings" in origin:
+        return None
+    return (
+        "imported by a version up to 0.2, which took relu, a dilation growth of 3 and the usual frame rate where nothing "
+        "said otherwise; import it again, which says what came from where"
+    )
+
+
 def reading_config(details: Mapping[str, Any], fps: float, path: str | None = None) -> DataConfig:
     """How files are read for a tokenizer: at its frame rate, as the motion was that it was trained on.
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ from ds_rvqvae.tokenizer.folder import (
     FILES,
     FORMAT_VERSION,
     WEIGHTS,
+    assumed_at_import,
     read_config,
     reading_of,
     whole_tokenizer_folder,
@@ -280,6 +282,8 @@ class MotionTokenizer(KeepsFloatType):
         if is_repository(folder):
             folder = download(str(folder), revision, FILES)
         config = read_config(Path(folder))
+        if (assumed := assumed_at_import(config.details)) is not None:
+            logging.getLogger("ds_rvqvae").warning("%s: %s", folder, assumed)
         with plain_tensors():
             model = load_model(config)
             mean, std = torch.from_numpy(config.mean), torch.from_numpy(config.std)

@@ -24,6 +24,15 @@ def tokenizer():
     return MotionTokenizer(RVQVAE(8, CONFIG), torch.randn(8), torch.rand(8) + 0.5, layout, 30.0, {"training_step": 7})
 
 
+@pytest.mark.parametrize("is_old", [True, False])
+def test_an_import_that_assumed_things_says_so(tokenizer, tmp_path, caplog, is_old):
+    tokenizer.details["imported_from"] = {"format": "momask"} | ({} if is_old else {"settings": {}})
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    MotionTokenizer.from_pretrained(tmp_path / "tokenizer")
+    said = [record.message for record in caplog.records]
+    assert len(said) == is_old and all("which took relu" in text and "import it again" in text for text in said)
+
+
 def test_saved_and_loaded_it_is_the_same(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     loaded = MotionTokenizer.from_pretrained(tmp_path / "tokenizer")
