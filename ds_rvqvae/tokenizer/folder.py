@@ -189,8 +189,8 @@ def assumed_at_import(details: Mapping[str, Any]) -> str | None:
     if not isinstance(origin, Mapping) or "settings" in origin:
         return None
     return (
-        "imported by a version up to 0.2, which took relu, a dilation growth of 3 and the usual frame rate where nothing "
-        "said otherwise; import it again, which says what came from where"
+        "imported by a version up to 0.2, which took relu, a dilation growth of 3 and the usual frame rate where "
+        "nothing said otherwise; import it again, which says what came from where"
     )
 
 
