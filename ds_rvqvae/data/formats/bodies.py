@@ -26,8 +26,8 @@ UNITS = {
 _GROWN, _ABOUT_GROWN, _PERHAPS_GROWN = (1.3997, 2.0005), (1.38, 2.0005), (1.2, 2.3)
 """Metres of a grown person; with room for soles, where one other unit makes a figure of `_ANY_SIZE` at most; and where
 none does."""
-_ANY_SIZE = (0.29, 3.5)
-"""Metres, from a doll to a giant."""
+_ANY_SIZE = (0.255, 3.65)
+"""Metres, from a doll of 0.3 whose head has no top in the file to a giant of 3.4."""
 _OF_CMU = frozenset({"LHipJoint", "RHipJoint", "LowerBack", "LeftFingerBase", "RightFingerBase", "LThumb", "RThumb"})
 """Joints that only the CMU database's skeletons have together."""
 _HIPS = re.compile(r"(?:(?:^|[^A-Za-z])(?:hips?|pelvis|HIPS?|PELVIS)|Hips?|Pelvis)[\W\d_]*$")
@@ -303,7 +303,7 @@ class Tree:
             return tall[0] if tall[0] >= _STRAIGHT * tall[1] else tall[1]
         # Bones that point anywhere at rest: by their usual shares.
         height = spine + float(np.mean([self._leg_length([joint for joint, _ in leg]) for leg in legs]))
-        is_crown = bool(up) and not self.joints[up[-1][0]].name and self.lengths[up[-1][0]] > 0
+        is_crown = bool(up) and bool(_TOP.search(self.joints[top].name)) and self.lengths[top] > 0
         return height if is_crown else height / (1 - _CROWN)
 
     def _top(self, body: Body) -> int:
@@ -315,7 +315,8 @@ class Tree:
         if head is None:
             return self._end(body.neck, body)
         ends = [joint for joint in self.children[head] if _TOP.search(self.joints[joint].name)]
-        tops = [joint for joint in ends if not self.children[joint] and self._is_near(joint, body)]
+        carries_bones = {joint.parent for joint in self.joints if joint.name}
+        tops = [joint for joint in ends if joint not in carries_bones and self._is_near(joint, body)]
         return max(tops, key=self.lengths.__getitem__) if tops else head
 
     def _end(self, joint: int, body: Body) -> int:

@@ -220,7 +220,7 @@ def recognised(parts, height, metres, units=169.0):
 def test_a_grown_body_is_recognised_in_every_unit(unit, height):
     found = recognised(body(), height, UNITS[unit])
     assert found is not None and found[0] == UNITS[unit]
-    if unit in ("centimetres", "millimetres"):
+    if unit == "millimetres" or (unit == "centimetres" and height > 1.44):
         assert not found[1]  # nothing else has these numbers
 
 
@@ -237,6 +237,24 @@ def test_a_body_of_any_size_is_read_rightly_or_refused_or_its_unit_is_said(unit)
         assert any(1.3999 <= other <= 2.0001 for other in others) and found[1], height
         outcomes.add("said")
     assert outcomes >= {"refused", "right"}
+
+
+def test_a_size_that_is_measured_small_is_still_said():
+    """A head without a top is measured up to its joint: a figure of 0.3 m as one of 0.27 m, which in feet is 1.46 m."""
+    parts = [part for part in body() if part.name or part.parent != "Head"]
+    found = recognised(parts, 0.27, UNITS["CMU's unit"], units=151.0)
+    assert found == (UNITS["feet"], True)
+    assert recognised(body(), 3.6, UNITS["inches"]) == (UNITS["centimetres"], True)
+
+
+def test_a_head_ends_at_its_top_whatever_end_site_hangs_on_that(tmp_path):
+    """Mixamo's HeadTop_End has channels, and its own End Site: at the same place, or as long as a bone."""
+    for end in ((0, 0, 0), (0, 18, 0)):
+        parts = [part for part in body() if part.name or part.parent != "Head"]
+        parts += limb(["HeadTop_End"], "Head", (0, 18, 0), end)
+        assert recognised(parts, 1.4, 0.0254) == (0.0254, True)
+        file = write_body(tmp_path / "one.bvh", parts)
+        assert recognise_unit(Tree(read_bvh(file).joints, bones_of(read_bvh(file).joints))).height == pytest.approx(1.69)
 
 
 def test_props_and_what_lies_far_away_do_not_count():
