@@ -1,4 +1,4 @@
-"""What of a BVH hierarchy is the body: the joint that carries it, how tall it is, and so its unit of length."""
+"""What of a BVH hierarchy is the body: the joint that carries it, and how tall it is."""
 
 import re
 from collections.abc import Sequence
@@ -8,28 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_rvqvae.config.data import to_say
 from ds_rvqvae.data.formats.bvh import Joint
 from ds_rvqvae.motion.clip import ClipError
 from ds_rvqvae.motion.layout import TRANSLATION
 from ds_rvqvae.motion.sides import partners
 
-UNITS = {
-    "metres": 1.0,
-    "feet": 0.3048,
-    "CMU's unit": 0.0254 / 0.45,
-    "inches": 0.0254,
-    "centimetres": 0.01,
-    "millimetres": 0.001,
-}
-"""Metres of each; CMU's is that of its ASF files."""
-_GROWN, _ABOUT_GROWN, _PERHAPS_GROWN = (1.3997, 2.0005), (1.38, 2.0005), (1.2, 2.3)
-"""Metres of a grown person; with room for soles, where one other unit makes a figure of `_ANY_SIZE` at most; and where
-none does."""
-_ANY_SIZE = (0.255, 3.65)
-"""Metres, from a doll of 0.3 whose head has no top in the file to a giant of 3.4."""
-_OF_CMU = frozenset({"LHipJoint", "RHipJoint", "LowerBack", "LeftFingerBase", "RightFingerBase", "LThumb", "RThumb"})
-"""Joints that only the CMU database's skeletons have together."""
 _HIPS = re.compile(r"(?:(?:^|[^A-Za-z])(?:hips?|pelvis|HIPS?|PELVIS)|Hips?|Pelvis)[\W\d_]*$")
 _HEAD = re.compile(r"head[\W\d_]*$", re.IGNORECASE)
 _TOP = re.compile(r"^$|top|end|nub|tip|crown", re.IGNORECASE)
@@ -45,21 +28,6 @@ _STANDS = 0.7
 """A rest pose stands where it reaches so much of its bones' length from feet to head."""
 _HIP, _FOOT, _CROWN = 0.6, 0.3, 0.12
 """What of other rest poses' first and last bones of a leg is upright, and the head's share of a body's height."""
-
-
-_WAY_ON = f"say how many metres a unit is: {to_say('metres_per_unit', 'N')}"
-
-
-class Unit(NamedTuple):
-    """A file's unit of length, and how it was found."""
-
-    metres: float
-    height: float
-    """Of the body, in metres."""
-    how: str
-    """In words, the same for all files of a kind."""
-    note: str | None
-    """What the user should know: other units are possible."""
 
 
 class Body(NamedTuple):
@@ -141,6 +109,8 @@ class Tree:
         """Length of the longest limb that hangs on each and is one of a pair, or below it."""
         self.pairs_below = [0] * len(joints)
         """Joints with a pair, from each down."""
+        self._bodies: dict[int, int | None] = {}
+        """What `_beside_controls` has found."""
         for index in reversed(range(len(joints))):
             below = self.children[index]
             self._deep[index] = bool(joints[index].axes) + max((self._deep[child] for child in below), default=0)
@@ -193,7 +163,13 @@ class Tree:
         Raises:
             ClipError: the limbs are those of two figures.
         """
-        while self.pairs[joint] is None:
+        while True:
+            body = self._beside_controls(joint)
+            if body is not None:
+                joint = body
+                continue
+            if self.pairs[joint] is not None:
+                break
             bodies = [child for child in self.children[joint] if self.pairs_below[child]]
             if self._are_figures(bodies):
                 names = " and ".join(self.joints[child].name for child in bodies[:2])
@@ -204,6 +180,19 @@ class Tree:
                 break
             joint = bodies[0]
         return joint
+
+    def _beside_controls(self, joint: int) -> int | None:
+        """The child of a joint that has the body on it, where the pair beside that are controls of a rig, no limbs.
+
+        Above what is called hips hang no legs.
+        """
+        pair = self.pairs[joint]
+        if joint in self._bodies or pair is None or any(map(self.is_hips, self.path(joint))):
+            return self._bodies.get(joint)
+        beside = [child for child in self.children[joint] if child not in pair and self.pairs_below[child] > 1]
+        bodies = [child for child in beside if any(map(self.is_hips, self.below(child)))]
+        self._bodies[joint] = bodies[0] if len(bodies) == 1 and self.body(bodies[0]) is not None else None
+        return self._bodies[joint]
 
     def _are_figures(self, joints: Sequence[int]) -> bool:
         """Whether whole figures hang on joints, not the halves of one: each has hips, or they are of one build."""
@@ -236,9 +225,10 @@ class Tree:
         below, above = [joint for joint in turning if joint >= chosen], [joint for joint in turning if joint < chosen]
         return (below or above[-1:] or [chosen])[0]
 
-    def body(self) -> Body | None:
-        """The body, where there are a pair of legs and a pair of arms as long as a person's; raises ClipError."""
-        hips = self.branching(0)
+    def body(self, top: int = 0) -> Body | None:
+        """The body from `top` down, where there are a pair of legs and a pair of arms as long as a person's; raises
+        ClipError."""
+        hips = self.branching(top)
         legs = self.pairs[hips]
         others = [child for child in self.children[hips] if child not in (legs or ())]
         upper = [child for child in others if self.pairs_below[child]]
@@ -354,47 +344,3 @@ class Tree:
         long = sorted(sorted(leg, key=lambda joint: -self.lengths[joint])[:2])
         shares = [_HIP if joint < long[0] else _FOOT if joint > long[-1] else 1.0 for joint in leg]
         return float(np.dot(shares, self.lengths[list(leg)]))
-
-
-def recognise_unit(tree: Tree, way_on: str = _WAY_ON) -> Unit:
-    """The unit of a file by how tall its body is; the same for all files of a skeleton.
-
-    Args:
-        way_on: what a refusal asks for.
-
-    Raises:
-        ClipError: no body, or none that is a grown person's in one unit alone; with the heights.
-    """
-    size, is_person = tree.size()
-    if not is_person:
-        raise ClipError(_refusal("it has no body with two arms and two legs", size, way_on))
-    heights = {unit: size * metres for unit, metres in UNITS.items()}
-    if {joint.name for joint in tree.joints} >= _OF_CMU and _within(heights["CMU's unit"], _PERHAPS_GROWN):
-        return Unit(UNITS["CMU's unit"], heights["CMU's unit"], "by the CMU database's joints", None)
-    others = {unit: sum(_within(other, _ANY_SIZE) for own, other in heights.items() if own != unit) for unit in UNITS}
-    limits = (_PERHAPS_GROWN, _ABOUT_GROWN, _GROWN)
-    grown = [unit for unit, height in heights.items() if _within(height, limits[min(others[unit], 2)])]
-    if len(grown) != 1:
-        raise ClipError(_refusal("its body is no grown person's in any unit", size, way_on))
-    unit = grown[0]
-    note = None
-    if others[unit]:
-        note = (
-            f"{in_words(UNITS[unit])} is assumed, as bodies are grown persons' then; one of another size has the same "
-            f"numbers in another unit: {to_say('metres_per_unit', 'N')} says otherwise"
-        )
-    return Unit(UNITS[unit], heights[unit], "by the body's height", note)
-
-
-def in_words(metres: float) -> str:
-    """A unit in words, as `1 unit = 1 cm`."""
-    return f"1 unit = {metres:.4g} m" if metres >= 1 else f"1 unit = {100 * metres:.4g} cm"
-
-
-def _within(height: float, limits: tuple[float, float]) -> bool:
-    return limits[0] <= height <= limits[1]
-
-
-def _refusal(reason: str, size: float, way_on: str) -> str:
-    heights = ", ".join(f"{size * metres:.2g} m in {unit}" for unit, metres in UNITS.items())
-    return f"its unit of length is not known: {reason} (it is {heights} tall); {way_on}"
