@@ -172,8 +172,7 @@ class Tree:
                 break
             bodies = [child for child in self.children[joint] if self.pairs_below[child]]
             if self._are_figures(bodies):
-                names = " and ".join(self.joints[child].name for child in bodies[:2])
-                raise ClipError(f"holds two figures, {names}; export each into a file of its own")
+                raise self._two_figures(bodies)
             if not bodies:
                 bodies = [child for child in self.children[joint] if self._deep[child]]
             if len(bodies) != 1:
@@ -189,10 +188,20 @@ class Tree:
         pair = self.pairs[joint]
         if joint in self._bodies or pair is None or any(map(self.is_hips, self.path(joint))):
             return self._bodies.get(joint)
-        beside = [child for child in self.children[joint] if child not in pair and self.pairs_below[child] > 1]
-        bodies = [child for child in beside if any(map(self.is_hips, self.below(child)))]
-        self._bodies[joint] = bodies[0] if len(bodies) == 1 and self.body(bodies[0]) is not None else None
+        bodies = []
+        for child in self.children[joint]:
+            if child not in pair and self.pairs_below[child] > 1:
+                hips = next(filter(self.is_hips, self.below(child)), None)
+                if hips is not None and self.body(hips) is not None:
+                    bodies.append(child)
+        if len(bodies) > 1:
+            raise self._two_figures(bodies)
+        self._bodies[joint] = bodies[0] if bodies else None
         return self._bodies[joint]
+
+    def _two_figures(self, bodies: Sequence[int]) -> ClipError:
+        names = " and ".join(self.joints[body].name for body in bodies[:2])
+        return ClipError(f"holds two figures, {names}; export each into a file of its own")
 
     def _are_figures(self, joints: Sequence[int]) -> bool:
         """Whether whole figures hang on joints, not the halves of one: each has hips, or they are of one build."""

@@ -172,7 +172,29 @@ def test_two_figures_under_one_root_are_refused(tmp_path):
     file = write_body(tmp_path / "two.bvh", [Part("Scene", "", (0, 0, 0), 6), *body("Hips", "Scene"), *second])
     with pytest.raises(ClipError, match=r"holds two figures, Hips and B:Hips; export each"):
         take_of(file)
+    parts = [Part("rig", "", (0, 0, 0), 6), *_CONTROLS, *body("Hips", "rig"), second[0]._replace(parent="rig")]
+    with pytest.raises(ClipError, match=r"holds two figures, Hips and B:Hips; export each"):
+        take_of(write_body(tmp_path / "three.bvh", [*parts, *second[1:]]))
     text = file.read_text()
     file.write_text(text.replace("B:Hips", "second").replace("Hips", "first"))  # of one build, whatever they are called
     with pytest.raises(ClipError, match=r"holds two figures, first and second"):
         take_of(file)
+
+
+def test_controls_above_controls_are_looked_through_in_no_time():
+    """A file of 4,000 joints may hold anything."""
+    turns = ("Zrotation",)
+    joints, last = [Joint("rig", -1, (0, 0, 0), turns)], 0
+    for level in range(570):
+        for side, x in (("L", 1), ("R", -1)):
+            joints.append(Joint(f"{side}_{level}", last, (x, 0, 0), turns))
+            joints.append(Joint(f"{side}_{level}_end", len(joints) - 1, (x, 0, 0), turns))
+        joints.append(Joint(f"middle_{level}", last, (0, 1, 0), turns))
+        last = len(joints) - 1
+    rows = {"": last}
+    for part in body():
+        rows[part.name or "end"] = len(joints)
+        joints.append(Joint(part.name, rows[part.parent], part.offset, turns if part.name else ()))
+    tree = Tree(joints, bones_of(joints))
+    assert joints[tree.carrier()].name == "Hips"
+    assert tree.size() == (pytest.approx(169), True)
