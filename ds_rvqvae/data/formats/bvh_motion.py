@@ -44,6 +44,7 @@ def figure_of(bvh: Bvh, config: DataConfig) -> Figure:
     try:
         tree = Tree(bvh.joints, bones_of(bvh.joints, bvh.values[good[0]] if len(good) else None))
         carrier = tree.carrier()
+        _check_bones(tree, carrier)
         unit = recognise_unit(tree) if given is None else Unit(given, 0.0, "as it was given", None)
     except ClipError:
         if not is_old:
@@ -57,6 +58,16 @@ def figure_of(bvh: Bvh, config: DataConfig) -> Figure:
     else:
         bones = tree.bones
     return Figure(carrier, bones, unit, () if unit.note is None else (unit.note,))
+
+
+def _check_bones(tree: Tree, carrier: int) -> None:
+    """Raises ClipError where position channels, as they are to be read, leave nothing of a body whose OFFSETs do."""
+    below = [joint for joint in tree.below(carrier)[1:] if tree.joints[joint].axes]
+    if not tree.lengths[below].any() and any(any(tree.joints[joint].offset) for joint in below):
+        raise ClipError(
+            "position channels, which stand for OFFSET, are 0 on all joints and put them in one place; export "
+            "rotations only, or each joint's whole offset"
+        )
 
 
 def _figure_of_before(bvh: Bvh, given: float | None, carrier: int, unit: Unit | None) -> Figure:

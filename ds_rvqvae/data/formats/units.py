@@ -26,6 +26,8 @@ _ANY_SIZE = (0.255, 3.65)
 """Metres, from a doll of 0.3 whose head has no top in the file to a giant of 3.4."""
 _OF_CMU = frozenset({"LHipJoint", "RHipJoint", "LowerBack", "LeftFingerBase", "RightFingerBase", "LThumb", "RThumb"})
 """Joints that only the CMU database's skeletons have together."""
+_CMU_HEIGHTS = (1.38, 1.6)
+"""Metres: of the bodies in that database, 1.40 to 1.53 m at rest, with room."""
 
 _WAY_ON = f"say how many metres a unit is: {to_say('metres_per_unit', 'N')}"
 
@@ -55,7 +57,7 @@ def recognise_unit(tree: Tree, way_on: str = _WAY_ON) -> Unit:
     if not is_person:
         raise ClipError(_refusal("it has no body with two arms and two legs", size, way_on))
     heights = {unit: size * metres for unit, metres in UNITS.items()}
-    if {joint.name for joint in tree.joints} >= _OF_CMU and _within(heights["CMU's unit"], _PERHAPS_GROWN):
+    if {joint.name for joint in tree.joints} >= _OF_CMU and _within(heights["CMU's unit"], _CMU_HEIGHTS):
         return Unit(UNITS["CMU's unit"], heights["CMU's unit"], "by the CMU database's joints", None)
     others = {unit: sum(_within(other, _ANY_SIZE) for own, other in heights.items() if own != unit) for unit in UNITS}
     limits = (_PERHAPS_GROWN, _ABOUT_GROWN, _GROWN)

@@ -154,6 +154,20 @@ def test_bones_come_from_position_channels_where_every_joint_has_them(tmp_path):
             np.testing.assert_array_equal(bones_of(bvh.joints)[index], joint.offset)
 
 
+@pytest.mark.parametrize("settings", [{}, {"metres_per_unit": 0.01}], ids=["no unit", "unit"])
+def test_position_channels_that_leave_no_bones_are_refused(tmp_path, settings):
+    parts = [part._replace(channels=6) for part in body()]
+    file = write_body(tmp_path / "one.bvh", parts)
+    head, motion = file.read_text().split("Frame Time: 0.0333333\n")
+    rows = [line.split() for line in motion.splitlines()]
+    for row in rows:
+        for first in range(6, len(row), 6):
+            row[first : first + 3] = "000"
+    file.write_text(f"{head}Frame Time: 0.0333333\n" + "\n".join(map(" ".join, rows)))
+    with pytest.raises(ClipError, match="are 0 on all joints and put them in one place"):
+        take_of(file, **settings)
+
+
 @pytest.mark.parametrize(
     ("positions", "carrier"), [((), 0), ((0,), 0), ((0, 1), 1), ((1,), 1), ((0, 1, 2, 3), 0)], ids=str
 )

@@ -159,3 +159,17 @@ def test_one_skeleton_has_one_unit(tmp_path, height, usual):
         reader = BvhReader(tmp_path, DataConfig())
         reader.check(reader.clip_names())
         assert len(reader.readings) == 2
+
+
+def test_names_of_the_cmu_database_say_nothing_of_bodies_that_it_does_not_have():
+    theirs = ("LHipJoint", "RHipJoint", "LowerBack", "LeftFingerBase", "RightFingerBase", "LThumb", "RThumb")
+    ours = ("LeftUpLeg", "RightUpLeg", "Spine", "LeftLeg", "RightLeg", "LeftFoot", "RightFoot")
+    new = dict(zip(ours, theirs, strict=True))
+    parts = [
+        part._replace(name=new.get(part.name, part.name), parent=new.get(part.parent, part.parent)) for part in body()
+    ]
+    cmu = UNITS["CMU's unit"]
+    assert recognised(parts, 1.45, cmu) == (cmu, False)
+    assert recognised(parts, 1.8, cmu) == (cmu, True)
+    assert recognised(parts, 0.6, 0.0254) is None
+    assert recognised(parts, 0.8, 0.0254) == (cmu, True)
