@@ -67,7 +67,7 @@ def bones_of(joints: Sequence[Joint], frame: NDArray[np.float64] | None = None) 
     since OFFSET may then be anything, such as the place in the first frame.
     """
     bones = np.array([joint.offset for joint in joints], np.float64).reshape(-1, 3)
-    if frame is None or not all(len(_positions(joint)) == 3 for joint in joints if joint.axes and joint.parent >= 0):
+    if frame is None or not _all_have_positions(joints):
         return bones
     column = 0
     for index, joint in enumerate(joints):
@@ -75,6 +75,11 @@ def bones_of(joints: Sequence[Joint], frame: NDArray[np.float64] | None = None) 
             bones[index, axis] = frame[column + at]
         column += len(joint.channels)
     return bones
+
+
+def _all_have_positions(joints: Sequence[Joint]) -> bool:
+    """Whether position channels are bones: every joint that turns has them."""
+    return all(len(_positions(joint)) == 3 for joint in joints if joint.axes and joint.parent >= 0)
 
 
 def _positions(joint: Joint) -> list[tuple[int, int]]:
@@ -214,8 +219,9 @@ class Tree:
     def carrier(self) -> int:
         """The first joint that carries the body, whose place and rotation are the body's.
 
-        That is the one called hips or pelvis on the way from the root to where the limbs hang, else the last one there
-        with position channels, else where the limbs hang. The same for all files of a skeleton, whatever moves in them.
+        That is the one called hips or pelvis on the way from the root to where the limbs hang, or one below it that has
+        a place of its own; else the last one there with position channels, else where the limbs hang. The same for all
+        files of a skeleton, whatever moves in them.
 
         Raises:
             ClipError: two figures.
@@ -223,9 +229,11 @@ class Tree:
         last = self.branching(0)
         way = self.path(last)
         placed = [joint for joint in way if _positions(self.joints[joint])]
-        named = next(filter(self.is_hips, way), None)
-        if named is not None:
-            chosen = named
+        named = list(filter(self.is_hips, way))
+        if named:
+            # Below hips that stand still as a reference others may move; position channels of all joints are bones.
+            own = [joint for joint in placed if joint in named or not _all_have_positions(self.joints)]
+            chosen = max([named[0], *own[-1:]])
         elif any(self._deep[child] for child in self.children[last]):
             chosen = placed[-1] if placed else last
         else:  # joints in a row

@@ -60,6 +60,8 @@ ABOVE = {
     ),
     "hips that only turn": ([Part("Root", "", (0, 0, 0), 6), *body("Hips", "Root", 3)], "Hips", ()),
     "controls beside": ([Part("rig", "", (0, 0, 0), 6), *_CONTROLS, *body("Hips", "rig")], "Hips", ("rig",)),
+    "hips over hips": ([Part("Hips", "", (0, 0, 0), 6), *body("Pelvis", "Hips")], "Pelvis", ("Hips",)),
+    "hips as a reference": ([Part("Hips", "", (0, 0, 0), 6), *body("Bassin", "Hips")], "Bassin", ("Hips",)),
     "targets beside": ([Part("root", "", (0, 0, 0), 6), *_IK, *body("pelvis", "root")], "pelvis", ()),
     "a camera beside": ([Part("Scene", "", (0, 0, 0), 6), *_CAMERA, *body("Hips", "Scene")], "Hips", ("Scene",)),
     "biped": (_of_biped(), "Bip01 Pelvis", ()),
