@@ -1,4 +1,4 @@
-"""What of a BVH hierarchy is the body: the joint that carries it, how tall it is, and so its unit of length."""
+"""What of a BVH hierarchy is the body: the joint that carries it, and how tall it is."""
 
 import re
 from collections.abc import Sequence
@@ -8,28 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_rvqvae.config.data import to_say
 from ds_rvqvae.data.formats.bvh import Joint
 from ds_rvqvae.motion.clip import ClipError
 from ds_rvqvae.motion.layout import TRANSLATION
 from ds_rvqvae.motion.sides import partners
 
-UNITS = {
-    "metres": 1.0,
-    "feet": 0.3048,
-    "CMU's unit": 0.0254 / 0.45,
-    "inches": 0.0254,
-    "centimetres": 0.01,
-    "millimetres": 0.001,
-}
-"""Metres of each; CMU's is that of its ASF files."""
-_GROWN, _ABOUT_GROWN, _PERHAPS_GROWN = (1.3997, 2.0005), (1.38, 2.0005), (1.2, 2.3)
-"""Metres of a grown person; with room for soles, where one other unit makes a figure of `_ANY_SIZE` at most; and where
-none does."""
-_ANY_SIZE = (0.29, 3.5)
-"""Metres, from a doll to a giant."""
-_OF_CMU = frozenset({"LHipJoint", "RHipJoint", "LowerBack", "LeftFingerBase", "RightFingerBase", "LThumb", "RThumb"})
-"""Joints that only the CMU database's skeletons have together."""
 _HIPS = re.compile(r"(?:(?:^|[^A-Za-z])(?:hips?|pelvis|HIPS?|PELVIS)|Hips?|Pelvis)[\W\d_]*$")
 _HEAD = re.compile(r"head[\W\d_]*$", re.IGNORECASE)
 _TOP = re.compile(r"^$|top|end|nub|tip|crown", re.IGNORECASE)
@@ -45,21 +28,6 @@ _STANDS = 0.7
 """A rest pose stands where it reaches so much of its bones' length from feet to head."""
 _HIP, _FOOT, _CROWN = 0.6, 0.3, 0.12
 """What of other rest poses' first and last bones of a leg is upright, and the head's share of a body's height."""
-
-
-_WAY_ON = f"say how many metres a unit is: {to_say('metres_per_unit', 'N')}"
-
-
-class Unit(NamedTuple):
-    """A file's unit of length, and how it was found."""
-
-    metres: float
-    height: float
-    """Of the body, in metres."""
-    how: str
-    """In words, the same for all files of a kind."""
-    note: str | None
-    """What the user should know: other units are possible."""
 
 
 class Body(NamedTuple):
@@ -99,7 +67,7 @@ def bones_of(joints: Sequence[Joint], frame: NDArray[np.float64] | None = None) 
     since OFFSET may then be anything, such as the place in the first frame.
     """
     bones = np.array([joint.offset for joint in joints], np.float64).reshape(-1, 3)
-    if frame is None or not all(len(_positions(joint)) == 3 for joint in joints if joint.axes and joint.parent >= 0):
+    if frame is None or not _all_have_positions(joints):
         return bones
     column = 0
     for index, joint in enumerate(joints):
@@ -107,6 +75,11 @@ def bones_of(joints: Sequence[Joint], frame: NDArray[np.float64] | None = None) 
             bones[index, axis] = frame[column + at]
         column += len(joint.channels)
     return bones
+
+
+def _all_have_positions(joints: Sequence[Joint]) -> bool:
+    """Whether position channels are bones: every joint that turns has them."""
+    return all(len(_positions(joint)) == 3 for joint in joints if joint.axes and joint.parent >= 0)
 
 
 def _positions(joint: Joint) -> list[tuple[int, int]]:
@@ -141,6 +114,8 @@ class Tree:
         """Length of the longest limb that hangs on each and is one of a pair, or below it."""
         self.pairs_below = [0] * len(joints)
         """Joints with a pair, from each down."""
+        self._bodies: dict[int, int | None] = {}
+        """What `_beside_controls` has found."""
         for index in reversed(range(len(joints))):
             below = self.children[index]
             self._deep[index] = bool(joints[index].axes) + max((self._deep[child] for child in below), default=0)
@@ -193,17 +168,45 @@ class Tree:
         Raises:
             ClipError: the limbs are those of two figures.
         """
-        while self.pairs[joint] is None:
+        while True:
+            body = self._beside_controls(joint)
+            if body is not None:
+                joint = body
+                continue
+            if self.pairs[joint] is not None:
+                break
             bodies = [child for child in self.children[joint] if self.pairs_below[child]]
             if self._are_figures(bodies):
-                names = " and ".join(self.joints[child].name for child in bodies[:2])
-                raise ClipError(f"holds two figures, {names}; export each into a file of its own")
+                raise self._two_figures(bodies)
             if not bodies:
                 bodies = [child for child in self.children[joint] if self._deep[child]]
             if len(bodies) != 1:
                 break
             joint = bodies[0]
         return joint
+
+    def _beside_controls(self, joint: int) -> int | None:
+        """The child of a joint that has the body on it, where the pair beside that are controls of a rig, no limbs.
+
+        Above what is called hips hang no legs.
+        """
+        pair = self.pairs[joint]
+        if joint in self._bodies or pair is None or any(map(self.is_hips, self.path(joint))):
+            return self._bodies.get(joint)
+        bodies = []
+        for child in self.children[joint]:
+            if child not in pair and self.pairs_below[child] > 1:
+                hips = next(filter(self.is_hips, self.below(child)), None)
+                if hips is not None and self.body(hips) is not None:
+                    bodies.append(child)
+        if len(bodies) > 1:
+            raise self._two_figures(bodies)
+        self._bodies[joint] = bodies[0] if bodies else None
+        return self._bodies[joint]
+
+    def _two_figures(self, bodies: Sequence[int]) -> ClipError:
+        names = " and ".join(self.joints[body].name for body in bodies[:2])
+        return ClipError(f"holds two figures, {names}; export each into a file of its own")
 
     def _are_figures(self, joints: Sequence[int]) -> bool:
         """Whether whole figures hang on joints, not the halves of one: each has hips, or they are of one build."""
@@ -216,8 +219,9 @@ class Tree:
     def carrier(self) -> int:
         """The first joint that carries the body, whose place and rotation are the body's.
 
-        That is the one called hips or pelvis on the way from the root to where the limbs hang, else the last one there
-        with position channels, else where the limbs hang. The same for all files of a skeleton, whatever moves in them.
+        That is the one called hips or pelvis on the way from the root to where the limbs hang, or one below it that has
+        a place of its own; else the last one there with position channels, else where the limbs hang. The same for all
+        files of a skeleton, whatever moves in them.
 
         Raises:
             ClipError: two figures.
@@ -225,9 +229,11 @@ class Tree:
         last = self.branching(0)
         way = self.path(last)
         placed = [joint for joint in way if _positions(self.joints[joint])]
-        named = next(filter(self.is_hips, way), None)
-        if named is not None:
-            chosen = named
+        named = list(filter(self.is_hips, way))
+        if named:
+            # Below hips that stand still as a reference others may move; position channels of all joints are bones.
+            own = [joint for joint in placed if joint in named or not _all_have_positions(self.joints)]
+            chosen = max([named[0], *own[-1:]])
         elif any(self._deep[child] for child in self.children[last]):
             chosen = placed[-1] if placed else last
         else:  # joints in a row
@@ -236,9 +242,10 @@ class Tree:
         below, above = [joint for joint in turning if joint >= chosen], [joint for joint in turning if joint < chosen]
         return (below or above[-1:] or [chosen])[0]
 
-    def body(self) -> Body | None:
-        """The body, where there are a pair of legs and a pair of arms as long as a person's; raises ClipError."""
-        hips = self.branching(0)
+    def body(self, top: int = 0) -> Body | None:
+        """The body from `top` down, where there are a pair of legs and a pair of arms as long as a person's; raises
+        ClipError."""
+        hips = self.branching(top)
         legs = self.pairs[hips]
         others = [child for child in self.children[hips] if child not in (legs or ())]
         upper = [child for child in others if self.pairs_below[child]]
@@ -303,7 +310,7 @@ class Tree:
             return tall[0] if tall[0] >= _STRAIGHT * tall[1] else tall[1]
         # Bones that point anywhere at rest: by their usual shares.
         height = spine + float(np.mean([self._leg_length([joint for joint, _ in leg]) for leg in legs]))
-        is_crown = bool(up) and not self.joints[up[-1][0]].name and self.lengths[up[-1][0]] > 0
+        is_crown = bool(up) and bool(_TOP.search(self.joints[top].name)) and self.lengths[top] > 0
         return height if is_crown else height / (1 - _CROWN)
 
     def _top(self, body: Body) -> int:
@@ -315,7 +322,8 @@ class Tree:
         if head is None:
             return self._end(body.neck, body)
         ends = [joint for joint in self.children[head] if _TOP.search(self.joints[joint].name)]
-        tops = [joint for joint in ends if not self.children[joint] and self._is_near(joint, body)]
+        carries_bones = {joint.parent for joint in self.joints if joint.name}
+        tops = [joint for joint in ends if joint not in carries_bones and self._is_near(joint, body)]
         return max(tops, key=self.lengths.__getitem__) if tops else head
 
     def _end(self, joint: int, body: Body) -> int:
@@ -353,47 +361,3 @@ class Tree:
         long = sorted(sorted(leg, key=lambda joint: -self.lengths[joint])[:2])
         shares = [_HIP if joint < long[0] else _FOOT if joint > long[-1] else 1.0 for joint in leg]
         return float(np.dot(shares, self.lengths[list(leg)]))
-
-
-def recognise_unit(tree: Tree, way_on: str = _WAY_ON) -> Unit:
-    """The unit of a file by how tall its body is; the same for all files of a skeleton.
-
-    Args:
-        way_on: what a refusal asks for.
-
-    Raises:
-        ClipError: no body, or none that is a grown person's in one unit alone; with the heights.
-    """
-    size, is_person = tree.size()
-    if not is_person:
-        raise ClipError(_refusal("it has no body with two arms and two legs", size, way_on))
-    heights = {unit: size * metres for unit, metres in UNITS.items()}
-    if {joint.name for joint in tree.joints} >= _OF_CMU and _within(heights["CMU's unit"], _PERHAPS_GROWN):
-        return Unit(UNITS["CMU's unit"], heights["CMU's unit"], "by the CMU database's joints", None)
-    others = {unit: sum(_within(other, _ANY_SIZE) for own, other in heights.items() if own != unit) for unit in UNITS}
-    limits = (_PERHAPS_GROWN, _ABOUT_GROWN, _GROWN)
-    grown = [unit for unit, height in heights.items() if _within(height, limits[min(others[unit], 2)])]
-    if len(grown) != 1:
-        raise ClipError(_refusal("its body is no grown person's in any unit", size, way_on))
-    unit = grown[0]
-    note = None
-    if others[unit]:
-        note = (
-            f"{in_words(UNITS[unit])} is assumed, as bodies are grown persons' then; one of another size has the same "
-            f"numbers in another unit: {to_say('metres_per_unit', 'N')} says otherwise"
-        )
-    return Unit(UNITS[unit], heights[unit], "by the body's height", note)
-
-
-def in_words(metres: float) -> str:
-    """A unit in words, as `1 unit = 1 cm`."""
-    return f"1 unit = {metres:.4g} m" if metres >= 1 else f"1 unit = {100 * metres:.4g} cm"
-
-
-def _within(height: float, limits: tuple[float, float]) -> bool:
-    return limits[0] <= height <= limits[1]
-
-
-def _refusal(reason: str, size: float, way_on: str) -> str:
-    heights = ", ".join(f"{size * metres:.2g} m in {unit}" for unit, metres in UNITS.items())
-    return f"its unit of length is not known: {reason} (it is {heights} tall); {way_on}"

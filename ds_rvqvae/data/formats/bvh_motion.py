@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.base import FilesReader, files_below
-from ds_rvqvae.data.formats.bodies import Tree, Unit, bones_of, in_words, recognise_unit, unique_names
+from ds_rvqvae.data.formats.bodies import Tree, bones_of, unique_names
 from ds_rvqvae.data.formats.bvh import Bvh, Joint, is_motion, read_bvh
 from ds_rvqvae.data.formats.skeletons import Z_UP_TO_Y_UP, guess_unit, outermost, rest_skeleton
+from ds_rvqvae.data.formats.units import Unit, check_one_unit, in_words, recognise_unit
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError, Take
 from ds_rvqvae.motion.layout import joint_layout
@@ -43,6 +44,7 @@ def figure_of(bvh: Bvh, config: DataConfig) -> Figure:
     try:
         tree = Tree(bvh.joints, bones_of(bvh.joints, bvh.values[good[0]] if len(good) else None))
         carrier = tree.carrier()
+        _check_bones(tree, carrier)
         unit = recognise_unit(tree) if given is None else Unit(given, 0.0, "as it was given", None)
     except ClipError:
         if not is_old:
@@ -56,6 +58,16 @@ def figure_of(bvh: Bvh, config: DataConfig) -> Figure:
     else:
         bones = tree.bones
     return Figure(carrier, bones, unit, () if unit.note is None else (unit.note,))
+
+
+def _check_bones(tree: Tree, carrier: int) -> None:
+    """Raises ClipError where position channels, as they are to be read, leave nothing of a body whose OFFSETs do."""
+    below = [joint for joint in tree.below(carrier)[1:] if tree.joints[joint].axes]
+    if not tree.lengths[below].any() and any(any(tree.joints[joint].offset) for joint in below):
+        raise ClipError(
+            "position channels, which stand for OFFSET, are 0 on all joints and put them in one place; export "
+            "rotations only, or each joint's whole offset"
+        )
 
 
 def _figure_of_before(bvh: Bvh, given: float | None, carrier: int, unit: Unit | None) -> Figure:
@@ -99,14 +111,14 @@ class BvhReader(FilesReader):
         """Looks at the beginning of all files for their unit.
 
         Raises:
-            UserError: the unit is not known of half of the files, or of several of one skeleton and none of its others.
-                Single ones are left out.
+            UserError: the unit is not known of half of the files, or of several of one skeleton and none of its others;
+                or files of one skeleton have several. Single ones of which it is not known are left out.
         """
         if self.config.reading_version == 1:
             return
         units: dict[tuple[float, str], list[float]] = {}
         unknown: dict[tuple[str, ...], list[str]] = {}
-        known: set[tuple[str, ...]] = set()
+        known: dict[tuple[str, ...], dict[Path, Unit]] = {}
         for file in (self._files[name] for name in names if name in self._files):
             try:
                 bvh = read_bvh(file, first_only=True)
@@ -120,7 +132,7 @@ class BvhReader(FilesReader):
             except ClipError as error:
                 unknown.setdefault(joints, []).append(f"{file}: {error}")
             else:
-                known.add(joints)
+                known.setdefault(joints, {})[file] = unit
                 units.setdefault((unit.metres, unit.how), []).append(unit.height)
         count = sum(map(len, unknown.values()))
         total = count + sum(map(len, units.values()))
@@ -128,6 +140,8 @@ class BvhReader(FilesReader):
         if whole or (count and 2 * count >= total):
             more = f" (and {count - 1} more of {total} files)" if count > 1 else ""
             raise UserError([*whole, *unknown.values()][0][0] + more)
+        for of_skeleton in known.values():
+            check_one_unit(of_skeleton)
         self.readings = tuple(_unit_words(*key, heights) for key, heights in units.items())
 
     def take_of(self, name: str, file: Path, split: str | None) -> Take:

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds_rvqvae.data.formats.base import load_npz
-from ds_rvqvae.data.formats.bodies import Tree, bones_of, recognise_unit, unique_names
+from ds_rvqvae.data.formats.bodies import Tree, bones_of, unique_names
 from ds_rvqvae.data.formats.bvh import Joint, read_bvh, read_joints
+from ds_rvqvae.data.formats.units import recognise_unit
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError
 from ds_rvqvae.motion.skeleton import Skeleton, checked_skeleton, skeleton_from_json

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ds_rvqvae.config.data import DataConfig
-from ds_rvqvae.data.formats.bodies import UNITS, Tree, bones_of, recognise_unit
+from ds_rvqvae.data.formats.bodies import Tree, bones_of
 from ds_rvqvae.data.formats.bvh import Joint, read_bvh
 from ds_rvqvae.data.formats.bvh_motion import BvhReader
 from ds_rvqvae.data.formats.writing import write_bvh
@@ -20,6 +20,10 @@ _IK = [
     Part("ik_foot_r", "ik_foot_root", (-10, 5, 0)),
     Part("ik_hand_root", "root", (0, 0, 0)),
     *limb(["ik_hand_gun", "ik_hand_r"], "ik_hand_root", (70, 140, 0), (0, 0, 0)),
+]
+_CONTROLS = [
+    *limb(["foot.L", "toe.L"], "rig", (10, 5, 0), (0, -3, 15), (0, 0, 8)),
+    *limb(["foot.R", "toe.R"], "rig", (-10, 5, 0), (0, -3, 15), (0, 0, 8)),
 ]
 _CAMERA = [Part("Camera", "Scene", (0, 300, 500), 6), Part("", "Camera", (0, 0, 9000))]
 
@@ -55,6 +59,9 @@ ABOVE = {
         (),
     ),
     "hips that only turn": ([Part("Root", "", (0, 0, 0), 6), *body("Hips", "Root", 3)], "Hips", ()),
+    "controls beside": ([Part("rig", "", (0, 0, 0), 6), *_CONTROLS, *body("Hips", "rig")], "Hips", ("rig",)),
+    "hips over hips": ([Part("Hips", "", (0, 0, 0), 6), *body("Pelvis", "Hips")], "Pelvis", ("Hips",)),
+    "hips as a reference": ([Part("Hips", "", (0, 0, 0), 6), *body("Bassin", "Hips")], "Bassin", ("Hips",)),
     "targets beside": ([Part("root", "", (0, 0, 0), 6), *_IK, *body("pelvis", "root")], "pelvis", ()),
     "a camera beside": ([Part("Scene", "", (0, 0, 0), 6), *_CAMERA, *body("Hips", "Scene")], "Hips", ("Scene",)),
     "biped": (_of_biped(), "Bip01 Pelvis", ()),
@@ -91,7 +98,7 @@ def test_the_stores_figure_stands_where_the_files_does(above):
     found = joint_places(take.motion, take.layout, skeleton)
     places, _ = world_of_file(file)
     names = skeleton.joint_names
-    assert names[0] == carrier and "Camera" not in names and "ik_foot_l" not in names
+    assert names[0] == carrier and "Camera" not in names and not {"ik_foot_l", "foot.L"} & set(names)
     if carrier == "Bone.001":  # position channels below the carrier wander in this one, which bones cannot
         assert "change and are read past" in take.notes[0]
         return
@@ -149,6 +156,20 @@ def test_bones_come_from_position_channels_where_every_joint_has_them(tmp_path):
             np.testing.assert_array_equal(bones_of(bvh.joints)[index], joint.offset)
 
 
+@pytest.mark.parametrize("settings", [{}, {"metres_per_unit": 0.01}], ids=["no unit", "unit"])
+def test_position_channels_that_leave_no_bones_are_refused(tmp_path, settings):
+    parts = [part._replace(channels=6) for part in body()]
+    file = write_body(tmp_path / "one.bvh", parts)
+    head, motion = file.read_text().split("Frame Time: 0.0333333\n")
+    rows = [line.split() for line in motion.splitlines()]
+    for row in rows:
+        for first in range(6, len(row), 6):
+            row[first : first + 3] = "000"
+    file.write_text(f"{head}Frame Time: 0.0333333\n" + "\n".join(map(" ".join, rows)))
+    with pytest.raises(ClipError, match="are 0 on all joints and put them in one place"):
+        take_of(file, **settings)
+
+
 @pytest.mark.parametrize(
     ("positions", "carrier"), [((), 0), ((0,), 0), ((0, 1), 1), ((1,), 1), ((0, 1, 2, 3), 0)], ids=str
 )
@@ -161,122 +182,35 @@ def test_joints_in_a_row_are_carried_by_the_last_that_has_a_place_of_its_own(pos
     assert Tree(joints, bones_of(joints)).carrier() == carrier
 
 
-def waist() -> list[Part]:
-    """Legs and chest both hang on the waist."""
-    new = {"Hips": {"parent": "Waist", "offset": (0, -6, 0)}, "Spine": {"parent": "Waist"}}
-    return [Part("Waist", "", (0, 100, 0), 6), *(part._replace(**new.get(part.name, {})) for part in body())]
-
-
-def torso() -> list[Part]:
-    """Arms, legs and head hang on one joint; the way to a hand is the longest."""
-    parts = [part for part in body("Torso") if part.name not in ("Spine", "Chest")]
-    return [
-        part._replace(parent="Torso", offset=(part.offset[0], part.offset[1] + 37, part.offset[2]))
-        if part.parent == "Chest"
-        else part
-        for part in parts
-    ]
-
-
-@pytest.mark.parametrize(("parts", "units"), [(waist(), 175.0), (torso(), 169.0)], ids=["waist", "torso"])
-def test_bodies_of_other_builds_are_measured(parts, units):
-    assert recognised(parts, 1.7, 0.01, units) == (0.01, False)
-
-
 def test_two_figures_under_one_root_are_refused(tmp_path):
     second = [part._replace(name=f"B:{part.name}" if part.name else "", parent=f"B:{part.parent}") for part in body()]
     second[0] = second[0]._replace(parent="Scene")
     file = write_body(tmp_path / "two.bvh", [Part("Scene", "", (0, 0, 0), 6), *body("Hips", "Scene"), *second])
     with pytest.raises(ClipError, match=r"holds two figures, Hips and B:Hips; export each"):
         take_of(file)
+    parts = [Part("rig", "", (0, 0, 0), 6), *_CONTROLS, *body("Hips", "rig"), second[0]._replace(parent="rig")]
+    with pytest.raises(ClipError, match=r"holds two figures, Hips and B:Hips; export each"):
+        take_of(write_body(tmp_path / "three.bvh", [*parts, *second[1:]]))
     text = file.read_text()
     file.write_text(text.replace("B:Hips", "second").replace("Hips", "first"))  # of one build, whatever they are called
     with pytest.raises(ClipError, match=r"holds two figures, first and second"):
         take_of(file)
 
 
-def recognised(parts, height, metres, units=169.0):
-    """What a body of a height in metres, written in a unit, is taken for: metres, and whether that is said; or None."""
-    scale = height / metres / units
-    rows: dict[str, int] = {}
-    joints = []
-    for part in parts:
-        rows[part.name] = len(joints)
-        offset = tuple(scale * value for value in part.offset)
-        axes = ("Zrotation", "Xrotation", "Yrotation") if part.name and part.channels else ()
-        joints.append(Joint(part.name, rows[part.parent] if joints else -1, offset, axes))
-    try:
-        unit = recognise_unit(Tree(joints, bones_of(joints)))
-    except ClipError as error:
-        assert "its unit of length is not known" in str(error) and "tall); say how many metres a unit is" in str(error)
-        assert "--metres_per_unit N (rvqvae.data.metres_per_unit)" in str(error)
-        return None
-    assert unit.height == pytest.approx(height * unit.metres / metres)
-    return unit.metres, unit.note is not None
-
-
-@pytest.mark.parametrize("unit", UNITS)
-@pytest.mark.parametrize("height", np.linspace(1.4, 2.0, 7))
-def test_a_grown_body_is_recognised_in_every_unit(unit, height):
-    found = recognised(body(), height, UNITS[unit])
-    assert found is not None and found[0] == UNITS[unit]
-    if unit in ("centimetres", "millimetres"):
-        assert not found[1]  # nothing else has these numbers
-
-
-@pytest.mark.parametrize("unit", UNITS)
-def test_a_body_of_any_size_is_read_rightly_or_refused_or_its_unit_is_said(unit):
-    metres = UNITS[unit]
-    outcomes = set()
-    for height in np.arange(0.3, 3.4001, 0.02):
-        found = recognised(body(), height, metres)
-        if found is None or found[0] == metres:
-            outcomes.add("refused" if found is None else "right")
-            continue
-        others = [height / metres * other for other in UNITS.values() if other != metres]
-        assert any(1.3999 <= other <= 2.0001 for other in others) and found[1], height
-        outcomes.add("said")
-    assert outcomes >= {"refused", "right"}
-
-
-def test_props_and_what_lies_far_away_do_not_count():
-    more = [
-        *limb(["Sword", "Blade"], "RightForeArm", (0, 100, 0), (0, 400, 0)),
-        *limb(["Hat"], "Head", (0, 60, 0)),
-        Part("", "LeftFoot", (0, -900, 0)),
-    ]
-    for parts in (body(), [*body(), *more], [Part("Root", "", (0, -500, 40), 6), *body("Hips", "Root")]):
-        assert recognised(parts, 1.7, 0.01) == (0.01, False)
-
-
-def test_a_rest_pose_in_which_bones_point_anywhere_is_measured_by_its_bones():
-    axes = {"Left": (1, 0, 0), "Right": (-1, 0, 0)}
-    parts = []
+def test_controls_above_controls_are_looked_through_in_no_time():
+    """A file of 4,000 joints may hold anything."""
+    turns = ("Zrotation",)
+    joints, last = [Joint("rig", -1, (0, 0, 0), turns)], 0
+    for level in range(570):
+        for side, x in (("L", 1), ("R", -1)):
+            joints.append(Joint(f"{side}_{level}", last, (x, 0, 0), turns))
+            joints.append(Joint(f"{side}_{level}_end", len(joints) - 1, (x, 0, 0), turns))
+        joints.append(Joint(f"middle_{level}", last, (0, 1, 0), turns))
+        last = len(joints) - 1
+    rows = {"": last}
     for part in body():
-        length = float(np.linalg.norm(part.offset))
-        side = next((way for side, way in axes.items() if part.name.startswith(side)), (1, 0, 0))
-        parts.append(part._replace(offset=tuple(length * value for value in side)))
-    scale = 0.01
-    joints, rows = [], {}
-    for part in parts:
-        rows[part.name] = len(joints)
-        axes_of = ("Zrotation", "Xrotation", "Yrotation") if part.name else ()
-        joints.append(Joint(part.name, rows[part.parent] if joints else -1, part.offset, axes_of))
-    unit = recognise_unit(Tree(joints, bones_of(joints)))
-    assert unit.metres == scale and unit.height == pytest.approx(1.69, rel=0.05)
-
-
-@pytest.mark.parametrize(
-    "parts",
-    [
-        [Part("Wrist", "", (0, 0, 0), 6), *limb(["Index1", "Index2"], "Wrist", (90, 0, 20), (40, 0, 0), (30, 0, 0))],
-        [part for part in body() if "Leg" not in part.name and "Foot" not in part.name],
-        [part for part in body() if "Leg" not in part.parent and "Foot" not in part.parent and "Leg" not in part.name],
-    ],
-    ids=["hand", "no legs", "upper body"],
-)
-def test_what_is_no_whole_body_has_no_unit(parts):
-    parts = [part for part in parts if part.parent == "" or any(own.name == part.parent for own in parts)]
-    for height in (0.17, 1.0, 1.7):
-        for metres in UNITS.values():
-            assert recognised(parts, height, metres) is None
+        rows[part.name or "end"] = len(joints)
+        joints.append(Joint(part.name, rows[part.parent], part.offset, turns if part.name else ()))
+    tree = Tree(joints, bones_of(joints))
+    assert joints[tree.carrier()].name == "Hips"
+    assert tree.size() == (pytest.approx(169), True)

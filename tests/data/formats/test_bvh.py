@@ -235,7 +235,7 @@ def test_the_unit_is_recognised_by_the_figures_size(tmp_path, scale, unit):
     reader = BvhReader(tmp_path / "figure.bvh", DataConfig())
     reader.check(reader.clip_names())
     assert reader.readings[0].startswith(f"1 unit = {unit}, by the body's height, ")
-    is_said = unit in ("1 m", "2.54 cm", "5.644 cm")
+    is_said = unit in ("1 m", "30.48 cm", "2.54 cm", "5.644 cm")
     assert [f"1 unit = {unit} is assumed" in note for note in take.notes] == [True] * is_said
     given = take_of(tmp_path / "figure.bvh", metres_per_unit=2)
     assert given.notes == ()
