@@ -11,8 +11,16 @@ from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.base import FilesReader, files_below
 from ds_rvqvae.data.formats.bodies import Tree, bones_of, unique_names
 from ds_rvqvae.data.formats.bvh import Bvh, Joint, is_motion, read_bvh
-from ds_rvqvae.data.formats.skeletons import Z_UP_TO_Y_UP, guess_unit, outermost, rest_skeleton
-from ds_rvqvae.data.formats.units import Unit, check_one_unit, in_words, recognise_unit
+from ds_rvqvae.data.formats.skeletons import (
+    Z_UP_TO_Y_UP,
+    Unit,
+    check_one_unit,
+    guess_unit,
+    in_words,
+    outermost,
+    recognise_unit,
+    rest_skeleton,
+)
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError, Take
 from ds_rvqvae.motion.layout import joint_layout
