@@ -189,7 +189,7 @@ class FilesReader(Reader):
     def _lists_of(self, files: dict[str, Path], folders: Sequence[Path], beside: Path | None) -> SplitLists:
         """As `find_lists`, whose notes become the reader's."""
         found = find_lists(folders, beside, files, self.config.split_version, self.config.reading_version)
-        self.notes += found.notes
+        self.notes += unused_lists(found.lists.files, self.config) or found.notes
         return found.lists
 
     def sources(self) -> list[Path]:
@@ -224,6 +224,12 @@ class FilesReader(Reader):
 
     def weight(self, name: str) -> int:
         return file_size(self._files.get(name))
+
+
+def unused_lists(files: Sequence[Path], config: DataConfig) -> tuple[str, ...]:
+    """A note of official lists that `rvqvae.data.split` takes the place of."""
+    names = ", ".join(file.name for file in files)
+    return (f"{names}: not used, rvqvae.data.split is {config.split}",) if names and config.split != "auto" else ()
 
 
 def visible_files(folder: Path, suffix: str) -> list[Path]:
@@ -318,6 +324,13 @@ def load_npz(
             if key not in archive.keys:
                 raise ClipError(missing_key(archive.keys, key))
         return {key: archive.read(key, largest) for key in (*required, *optional) if key in archive.keys}
+
+
+def said_rate(file: Path) -> float | None:
+    """Frames a second that an npz says, as far as it can be read."""
+    with suppress(ClipError):
+        return npz.rate_of(load_npz(file, (), npz.FPS_KEYS))
+    return None
 
 
 def npz_keys(file: Path) -> list[str]:

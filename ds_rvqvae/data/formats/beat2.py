@@ -24,6 +24,7 @@ from ds_rvqvae.data.formats.base import (
     no_file,
     npz_keys,
     npz_samples,
+    unused_lists,
     visible_files,
 )
 from ds_rvqvae.data.formats.smpl import EXPRESSIONS, POSES, TRANS, load_motion, turn_upright, turns_z, write_rotation_6d
@@ -58,6 +59,8 @@ class Beat2Reader(Reader):
         self._split: dict[str, str] = {}
         self._missing: dict[str, str] = {}
         """Names that a list has and no file, with the part of each that the list says."""
+        self._unlisted: list[str] = []
+        """Clips that their language's list does not name."""
         self._split_files: list[Path] = []
         self._folders: list[Path] = []
         if path.is_file():
@@ -138,13 +141,19 @@ class Beat2Reader(Reader):
         listed = read_split_file(list_file)
         stems = {file.stem for file in files.values()}
         self._split |= {name: listed[file.stem] for name, file in files.items() if file.stem in listed}
+        self._unlisted += [name for name, file in files.items() if file.stem not in listed]
         folders = {file.parent for file in files.values()} or {self.path}
         prefix = self._prefix(folders.pop() if len(folders) == 1 else list_file.parent)
         self._missing |= {f"{prefix}{name}": name for name in listed if name not in stems}
 
     def _what_is_not_used(self, unlisted: Collection[str]) -> tuple[str, ...]:
         """Notes of clips without a list, of lists without clips, and of motion that is not read."""
-        notes = []
+        notes = list(unused_lists(self._split_files[:1], self.config))
+        if self._unlisted and self.config.split == "auto":
+            count = f"{len(self._unlisted):,}, such as {self._unlisted[0]}"
+            notes.append(
+                f"clips that {SPLIT_FILE} does not name count as additional, neither trained on nor scored: {count}"
+            )
         is_published = any(folder.name == CLIP_FOLDER for folder in self._folders)
         if unlisted and (self._split_files or (is_published and self.config.split == "auto")):
             what = "count as additional, neither trained on nor scored"

@@ -11,6 +11,7 @@ from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.base import FilesReader, files_below
 from ds_rvqvae.data.formats.bodies import Tree, bones_of, unique_names
 from ds_rvqvae.data.formats.bvh import Bvh, Joint, is_motion, read_bvh
+from ds_rvqvae.data.formats.npz import other_rate
 from ds_rvqvae.data.formats.skeletons import (
     Z_UP_TO_Y_UP,
     Unit,
@@ -165,6 +166,7 @@ class BvhReader(FilesReader):
         layout = joint_layout([name for name, joint in zip(names, bvh.joints, strict=True) if joint.axes], "position")
         skeleton = rest_skeleton(bvh.joints, figure.unit.metres * figure.bones, figure.carrier, turn)
         fps = self.config.source_fps or bvh.fps
+        notes += other_rate(bvh.fps, self.config.source_fps)
         return Take(name, motion, fps, layout, split, empty, skeleton=skeleton, notes=notes)
 
 

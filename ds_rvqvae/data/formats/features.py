@@ -18,9 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import DataConfig, to_say
-from ds_rvqvae.data.formats.base import FilesReader, files_below, load_npy, load_npz, matrix, npy_header, npz_headers
+from ds_rvqvae.data.formats.base import (
+    FilesReader,
+    files_below,
+    load_npy,
+    load_npz,
+    matrix,
+    npy_header,
+    npz_headers,
+    said_rate,
+)
 from ds_rvqvae.data.formats.finding import HUMANML3D_CLIPS, STATISTICS, is_statistics, statistics_in
-from ds_rvqvae.data.formats.npz import FPS_KEYS, Header, frame_rate, rate_of
+from ds_rvqvae.data.formats.npz import FPS_KEYS, Header, frame_rate, other_rate, rate_of
 from ds_rvqvae.data.formats.split_lists import SplitLists
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError, Take
@@ -107,7 +116,9 @@ class FeatureFolderReader(FilesReader):
         fps = self.config.source_fps or said or self._unsaid()
         if self.config.reading_version > 1:
             self._check_rate(fps, bool(said))
-        return Take(name, motion, fps, feature_layout(motion.shape[1]), split)
+        is_overruled = self.config.source_fps is not None and file.suffix.lower() == ".npz"
+        notes = other_rate(said_rate(file), self.config.source_fps) if is_overruled else ()
+        return Take(name, motion, fps, feature_layout(motion.shape[1]), split, notes=notes)
 
     def _check_rate(self, fps: float, is_said: bool) -> None:
         check_rate(fps)
@@ -177,8 +188,8 @@ class FeatureFolderReader(FilesReader):
                 )
         elif self.config.source_fps is None and not (is_said or known):
             self.notes += (
-                f"no file says its frame rate: {rate:g} frames per second (rvqvae.data.fps) are taken; "
-                f"{to_say('source_fps', 'N')} says another",
+                f"{'most files do not say their' if any(self._said) else 'no file says its'} frame rate: "
+                f"{rate:g} frames per second (rvqvae.data.fps) are taken; {to_say('source_fps', 'N')} says another",
             )
         elif self.config.source_fps is None and not same_rate(rate, wanted):
             whose = "the files' own" if is_said or known is None else f"{known.name}'s, by the {self._width} columns"
@@ -363,7 +374,7 @@ def _matrix_key(headers: dict[str, Header]) -> str:
         if CLIP_START in headers:
             raise ClipError("a packed npz of many clips; it is read by itself, not in a folder")
         return MOTION
-    keys = [key for key, header in headers.items() if header.is_matrix]
+    keys = [key for key, header in headers.items() if header.is_matrix and key not in FPS_KEYS]  # [[30]] is a rate
     if len(keys) != 1:
         there = ", ".join(key[:40] for key in keys[:6]) or "none"
         raise ClipError(f"one matrix [frames, features] is wanted, or one called {MOTION}; there are: {there}")

@@ -262,6 +262,13 @@ def rate_of(arrays: Mapping[str, NDArray[Any]]) -> float | None:
     return rate
 
 
+def other_rate(said: float | None, source_fps: float | None) -> tuple[str, ...]:
+    """A note where a file says another frame rate than `rvqvae.data.source_fps`, which is taken."""
+    if said is None or source_fps is None or same_rate(said, source_fps):
+        return ()
+    return (f"the file says {said:g} frames a second, but rvqvae.data.source_fps {source_fps:g} is taken",)
+
+
 def _as_number(values: NDArray[Any]) -> NDArray[Any]:
     """The number that a text of it stands for; all else as it is."""
     if values.dtype.kind in "SU" and values.size == 1:

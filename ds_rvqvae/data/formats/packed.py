@@ -9,9 +9,18 @@ import psutil
 from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import DataConfig, to_say
-from ds_rvqvae.data.formats.base import Reader, load_npz, matrix, missing_key, npz_headers, npz_keys, refuse_speakers
+from ds_rvqvae.data.formats.base import (
+    Reader,
+    load_npz,
+    matrix,
+    missing_key,
+    npz_headers,
+    npz_keys,
+    refuse_speakers,
+    said_rate,
+)
 from ds_rvqvae.data.formats.features import CLIP_START, FPS, MOTION, check_rate, kept_rate
-from ds_rvqvae.data.formats.npz import FPS_KEYS, frame_rate, rate_of
+from ds_rvqvae.data.formats.npz import FPS_KEYS, frame_rate, other_rate, rate_of
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError, Take
 from ds_rvqvae.motion.layout import Layout, feature_layout, layout_from_json
@@ -37,6 +46,8 @@ class PackedReader(Reader):
             self._source_fps, layout = _head(path, config)
         except ClipError as error:
             raise UserError(f"{path}: {error}") from None
+        if config.source_fps is not None:
+            self.notes += other_rate(said_rate(path), config.source_fps)
         if same_rate(self._source_fps, config.fps) or all(part.kind != "feature" for part in layout):
             return
         if config.reading_version == 1:

@@ -14,8 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import DataConfig, to_say
-from ds_rvqvae.data.formats.base import FilesReader, files_below, load_npz, matrix, missing_key, npz_keys, npz_samples
-from ds_rvqvae.data.formats.npz import FPS_KEYS, frame_rate, rate_of
+from ds_rvqvae.data.formats.base import (
+    FilesReader,
+    files_below,
+    load_npz,
+    matrix,
+    missing_key,
+    npz_keys,
+    npz_samples,
+    said_rate,
+)
+from ds_rvqvae.data.formats.npz import FPS_KEYS, frame_rate, other_rate, rate_of
 from ds_rvqvae.data.formats.split_lists import SplitLists
 from ds_rvqvae.motion.clip import ClipError, Take
 from ds_rvqvae.motion.layout import SMPLH_JOINTS, SMPLX_JOINTS, joint_layout
@@ -25,6 +34,9 @@ _FPS_KEYS_BEFORE = FPS_KEYS[:2]
 """Those that versions up to 0.2 knew."""
 BEAT2_FPS = 30.0
 """Of a file with facial expressions that does not say."""
+_UNSAID = (
+    f"the file says no frame rate: BEAT2's {BEAT2_FPS:g} a second are taken; {to_say('source_fps', 'N')} says another"
+)
 LAYOUTS = {3 * len(joints): joint_layout(joints, "translation") for joints in (SMPLX_JOINTS, SMPLH_JOINTS)}
 """By the number of axis-angle columns."""
 _SHAPE_FILES = ("shape.npz", "stagei.npz")
@@ -123,7 +135,7 @@ def load_motion(file: Path, required: Sequence[str], config: DataConfig) -> Load
         ClipError: unreadable, or without one of the keys, or without a frame rate.
     """
     if config.source_fps is not None:
-        return Loaded(load_npz(file, required), config.source_fps, ())
+        return Loaded(load_npz(file, required), config.source_fps, other_rate(said_rate(file), config.source_fps))
     before = config.reading_version == 1
     known = _FPS_KEYS_BEFORE if before else FPS_KEYS
     arrays = load_npz(file, required, known)
@@ -131,7 +143,8 @@ def load_motion(file: Path, required: Sequence[str], config: DataConfig) -> Load
         missing = missing_key(keys, f"{', '.join(known[:-1])} or {known[-1]}")
         raise ClipError(missing if before else f"{missing}; give {to_say('source_fps', 'N')}")
     if not before:
-        return Loaded(arrays, fps_of(arrays), ())
+        is_said = any(key in arrays for key in known)
+        return Loaded(arrays, fps_of(arrays), () if is_said else (_UNSAID,))
     fps = next((frame_rate(arrays[key], key) for key in known if key in arrays), BEAT2_FPS)
     return Loaded(arrays, fps, _differs_now(file, fps))
 

@@ -22,8 +22,11 @@ _FILES = {f"{name}{end}.txt": split for split, names in _ALIKE.items() for end i
 """Names of lists in small letters, and their splits; of several in one folder the first counts."""
 _FOLDER = re.compile(r"splits?|(data_)?split_info\d*|data_splits?\d*", re.IGNORECASE)
 _TOKEN = re.compile(r"(?<![a-z])(train|training|val|valid|validation|dev|test|testing)(?![a-z])", re.IGNORECASE)
+_OF_SPLITS = re.compile(r"(?<![a-z])splits?(?![a-z])", re.IGNORECASE)
 _ENDS = ("", ".txt", ".lst", ".list", ".csv", ".bak", ".old", ".orig")
-"""What a file that may be a list ends with, wherever it lies."""
+_TABLE_ENDS = (*_ENDS, ".json", ".tsv", ".yaml", ".yml")
+"""What a file ends with, wherever it lies, that may be a list, or a table of several splits."""
+_CELL, _WORD = re.compile(r"[^,;\t\r\n]+"), re.compile(r"[^\s\"',:;\[\]{}]+")
 _SUFFIXES = (".bvh", ".npy", ".npz")
 _LARGEST = 2**28
 """Bytes of a list; no data set has as many clips."""
@@ -86,12 +89,15 @@ class SplitLists:
         if not self.files:
             return None
         name = "/".join(_parts(name))
-        found = self._found(name) or (self._with_takes and self._found(take_name(name)))
-        if found:
+        if found := self._bits(name):
             return " and ".join(_words(found))
         # The mirror image of a clip that trains is not held out.
         trains = self._with_takes and self._found(original_name(name))
         return "val" if list(self._by_split) == ["train"] and not trains else "additional"
+
+    def unlisted(self, clip_names: Iterable[str]) -> list[str]:
+        """Those that no list names, sorted."""
+        return sorted(name for name in clip_names if not self._bits("/".join(_parts(name)))) if self.files else []
 
     def missing(self, clip_names: Iterable[str]) -> list[str]:
         """Listed names that match none of the clips, sorted."""
@@ -113,6 +119,10 @@ class SplitLists:
             self._splits[name] = self._splits.get(name, 0) | bit
             for tail in _tails(name):
                 self._shortened[tail] = self._shortened.get(tail, 0) | bit
+
+    def _bits(self, name: str) -> int:
+        """The splits that lists say of a clip or of its take."""
+        return self._found(name) or (self._found(take_name(name)) if self._with_takes else 0)
 
     def _found(self, name: str) -> int:
         if name in self._splits:
@@ -163,7 +173,17 @@ def find_lists(
     taken = chosen or _Lists("", {}, {})
     around = [*folders, beside] if beside else folders
     lists = SplitLists(*around, files=taken.files, names=taken.names)
-    return FoundLists(lists, tuple(search.notes(chosen, version)))
+    return FoundLists(lists, (*search.notes(chosen, version), *_notes_of_unlisted(lists, clip_names)))
+
+
+def _notes_of_unlisted(lists: SplitLists, clip_names: Collection[str]) -> Iterator[str]:
+    """Of clips that no list names, what they count as."""
+    there, unlisted = ", ".join(file.name for file in lists.files), lists.unlisted(clip_names)
+    for split in ("val", "additional"):
+        names = [name for name in unlisted if lists.split_of(name) == split]
+        end = ", neither trained on nor scored" * (split == "additional")
+        if names:
+            yield f"clips that {there} do not name count as {split}{end}: {len(names):,}, such as {names[0]}"
 
 
 def _lists_of_version_1(folders: Sequence[Path], beside: Path | None, clip_names: Collection[str]) -> FoundLists:
@@ -199,7 +219,7 @@ class _Search:
     """All lists in the folders of a data set."""
 
     def __init__(self, folders: Sequence[Path], beside: Path | None, clip_names: Collection[str]) -> None:
-        self._root = folders[-1]
+        self._root, self._beside = folders[-1], beside
         clips = {"/".join(_parts(name)) for name in clip_names}
         self._clips = clips | {take_name(name) for name in clips}
         self._tails = self._clips.union(*(_tails(name) for name in self._clips))
@@ -263,7 +283,7 @@ class _Search:
             yield f"{lists.words}: not used, names none of the clips"
         if chosen is None and (folders := self._split_folders()):
             yield f"the folders {_shown(folders)} are not taken for splits: list their clips in train.txt, val.txt, …"
-        loose = [file.relative_to(self._root).as_posix() for file in self._loose()]
+        loose = [os.path.relpath(file, self._root) for file in self._loose(chosen is None)]
         if loose:
             yield f"{_shown(loose)}: names clips as a list of a split does, and is not used"
 
@@ -274,16 +294,15 @@ class _Search:
         named = [folder for folder in folders if splits[folder]]
         return named if {"tra"} < set().union(*splits.values()) else []
 
-    def _loose(self) -> Iterator[Path]:
-        """Files that name clips and are called like lists, where no list is looked for."""
+    def _loose(self, tables: bool) -> Iterator[Path]:
+        """Files that name clips and are called like lists, where no list is looked for; `tables`: of several too."""
         places = [lists for lists in (self._near, *self._elsewhere, *self._unmatched) if lists is not None]
         known = {file for lists in places for file in lists.files.values()}
-        for file in [file for file in sorted(_like_lists(self._root)) if file not in known][:_MOST_READ]:
-            try:
-                names = _read_names(file)
-            except UserError:
-                continue
-            if self._names_a_clip(name.partition(",")[0] for name in names):
+        there = sorted(_like_lists(self._root, tables))
+        if self._beside is not None:
+            there += [file for file in sorted(_like_lists(self._beside, tables, 1)) if file not in there]
+        for file in [file for file in there if file not in known][:_MOST_READ]:
+            if self._names_a_clip(_words_of(file)):
                 yield file
 
 
@@ -315,16 +334,27 @@ def _list_folders(folder: Path) -> list[str]:
     return found
 
 
-def _like_lists(root: Path) -> Iterator[Path]:
-    """Files of a folder and those below it whose names say that they list one split."""
+def _like_lists(root: Path, tables: bool, levels: int = _LEVELS) -> Iterator[Path]:
+    """Files of a folder and those below it whose names say that they list one split, or with `tables` several."""
     for place, folders, files in os.walk(root):
         depth = len(Path(place).parts) - len(root.parts)
-        folders[:] = [name for name in folders if name[0] != "." and depth + 1 < _LEVELS]
+        folders[:] = [name for name in folders if name[0] != "." and depth + 1 < levels]
         for name in files:
-            splits = {word.lower()[:3] for word in _TOKEN.findall(name)}
-            is_like_one = len(splits) == 1 and name[0] != "." and Path(name).suffix.lower() in _ENDS
-            if is_like_one and Path(place, name).is_file():  # a pipe would be waited on for ever
+            splits, end = {word.lower()[:3] for word in _TOKEN.findall(name)}, Path(name).suffix.lower()
+            is_like_one = len(splits) == 1 and end in _ENDS
+            is_table = tables and end in _TABLE_ENDS and (splits or _OF_SPLITS.search(name))
+            if (is_like_one or is_table) and name[0] != "." and Path(place, name).is_file():  # a pipe would never end
                 yield Path(place, name)
+
+
+def _words_of(file: Path) -> set[str]:
+    """What may be names of clips in a file: cells of its lines, or words of JSON and YAML."""
+    try:
+        text = file.read_text(encoding="utf-8-sig") if file.stat().st_size <= _LARGEST else ""
+    except (OSError, UnicodeDecodeError):
+        return set()
+    words = set((_CELL if file.suffix.lower() in (*_ENDS, ".tsv") else _WORD).findall(text))
+    return {_without_suffix("/".join(_parts(word.strip()))) for word in words if len(word) <= _LONGEST} - {""}
 
 
 def entries(folder: Path) -> list[str]:

@@ -14,7 +14,7 @@ from ds_rvqvae.data.formats.finding import count_files
 from ds_rvqvae.data.store.packing import Packed, pack_all
 from ds_rvqvae.data.store.report import ColumnFacts, Findings, extreme_columns, make_report
 from ds_rvqvae.data.store.shards import ShardFacts, ShardPacker, ShardPlan, shard_files
-from ds_rvqvae.data.store.splits import ClipLength, Segment, by_hash, is_split_by_time, split_clips
+from ds_rvqvae.data.store.splits import ClipLength, Segment, by_hash, is_split_by_time, mixed_note, split_clips
 from ds_rvqvae.data.store.statistics import RunningStatistics
 from ds_rvqvae.data.store.store import NUMBER_FORMATS, REPORT, SHARDS, VERSION, Shard, Store, write_json, write_table
 from ds_rvqvae.errors import UserError
@@ -29,10 +29,12 @@ def quarantine_of(facts: Sequence[ShardFacts]) -> list[Quarantined]:
 
 
 def counted_files(reader: Reader, facts: Sequence[ShardFacts], leave_out: Collection[Path]) -> dict[str, Any]:
-    """What became of the files that shards were packed from, as JSON objects; as `count_files`."""
+    """What became of the files that shards were packed from, as `count_files`, and what there is to say of them, as
+    JSON objects."""
     read = {take.file for shard in facts for take in shard.takes if take.clips}
     count = count_files(reader, read, {entry.file for entry in quarantine_of(facts)}, leave_out)
-    return {**count._asdict(), "passed_over": [group._asdict() for group in count.passed_over]}
+    said = {"notes": list(reader.notes), "readings": list(reader.readings)}
+    return {**count._asdict(), "passed_over": [group._asdict() for group in count.passed_over], **said}
 
 
 class StoreBuilder:
@@ -104,6 +106,8 @@ class StoreBuilder:
         segments = split_clips(clips, self.settings["split"], self._reading_version)
         measured = self._training_statistics(facts, clips, segments)
         own, notes = self._own_statistics_of(sources)
+        notes = (*_of_earlier(file_counts, "notes"), *notes)
+        notes += mixed_note(clips, self.settings["split"], self._reading_version)
         mean, std = own or measured
         quarantined = quarantine_of(facts)
         store = Store(
@@ -134,7 +138,7 @@ class StoreBuilder:
             self._column_facts(facts),
             notes=notes,
             file_counts=file_counts,
-            readings=self.reader.readings,
+            readings=tuple(dict.fromkeys((*_of_earlier(file_counts, "readings"), *self.reader.readings))),
         )
         report = make_report(store, found)
         # Not shard by shard: the disk writes while the processor packs, and this waits for the rest.
@@ -192,6 +196,11 @@ class StoreBuilder:
                 )
                 extreme[f"{key}_in"] = shard.clips[getattr(shard, clip_in)[column]][0]
         return ColumnFacts(mean, std, everything.minimum, everything.maximum, extremes)
+
+
+def _of_earlier(file_counts: Sequence[dict[str, Any]], key: str) -> list[str]:
+    """What was said of the data that the last were appended to."""
+    return [words for count in file_counts[:-1] for words in count.get(key, ())]
 
 
 def _shards(facts: Sequence[ShardFacts]) -> list[Shard]:

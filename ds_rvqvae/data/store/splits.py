@@ -41,11 +41,15 @@ def split_clips(
 
     Args:
         mode: `auto` takes the data's own split, else a hash of the clips' names, else, for a single take, `time`;
-            `time` cuts every clip into its first 80 % (train), next 10 % (val) and last 10 % (test).
+            where only some clips have a split (data appended to others) these keep it, and the others go with the
+            clips of their take that have one, or by the hash (by version 1 all go by the hash); `time` cuts every clip
+            into its first 80 % (train), next 10 % (val) and last 10 % (test).
         reading_version: as for `by_hash`.
     """
     if mode == "auto" and all(clip.split is not None for clip in clips):
         return [Segment(clip.name, 0, clip.frames, clip.split) for clip in clips if clip.split is not None]
+    if _is_mixed(clips, mode, reading_version):
+        return _split_mixed(clips)
     if is_split_by_time(clips, mode, reading_version):
         return [segment for clip in clips for segment in _cut_by_time(clip)]
     splits = split_by_hash([clip.name for clip in clips], reading_version)
@@ -56,7 +60,39 @@ def is_split_by_time(clips: Sequence[ClipLength], mode: str, reading_version: in
     """Whether `split_clips` cuts every clip, where the data have no split of their own."""
     if mode != "auto":
         return mode == "time"
+    if _is_mixed(clips, mode, reading_version):
+        return False
     return len(clips) == 1 or (reading_version > 1 and len({original_name(clip.name) for clip in clips}) == 1)
+
+
+def mixed_note(clips: Sequence[ClipLength], mode: str, reading_version: int = 2) -> tuple[str, ...]:
+    """Says that only some of the clips have a split of their own, and what becomes of the others."""
+    if not _is_mixed(clips, mode, reading_version):
+        return ()
+    unsaid = [clip.name for clip in clips if clip.split is None]
+    return (
+        f"no list of splits is for {len(unsaid):,} of {len(clips):,} clips, such as {unsaid[0]}: they go with the "
+        "clips of their take that lists name, else by a hash of their names",
+    )
+
+
+def _is_mixed(clips: Sequence[ClipLength], mode: str, reading_version: int) -> bool:
+    return mode == "auto" and reading_version > 1 and len({clip.split is None for clip in clips}) == 2
+
+
+def _split_mixed(clips: Sequence[ClipLength]) -> list[Segment]:
+    of_take: dict[str, set[str]] = {}
+    for clip in clips:
+        if clip.split is not None:
+            of_take.setdefault(original_name(clip.name), set()).add(clip.split)
+
+    def split_of(clip: ClipLength) -> str:
+        if clip.split is not None:
+            return clip.split
+        there = of_take.get(original_name(clip.name)) or {by_hash(clip.name)}
+        return next(iter(there)) if len(there) == 1 else "additional"
+
+    return [Segment(clip.name, 0, clip.frames, split_of(clip)) for clip in clips]
 
 
 def split_by_hash(names: Sequence[str], reading_version: int = 2) -> dict[str, str]:

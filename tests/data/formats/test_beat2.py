@@ -98,6 +98,16 @@ def test_without_any_list_no_clip_has_a_split(beat2):
     assert open_reader(beat2 / ENGLISH, DataConfig()).notes[0].startswith(f"no {SPLIT_FILE} for {ENGLISH}: 3 clips")
 
 
+def test_clips_that_the_list_does_not_name_and_a_split_in_place_of_it_are_said(beat2):
+    write_beat2(beat2 / ENGLISH / CLIP_FOLDER / "9_x_0_1_1.npz")
+    (note,) = open_reader(beat2, DataConfig()).notes
+    assert note == (
+        f"clips that {SPLIT_FILE} does not name count as additional, neither trained on nor scored: 1, such as "
+        f"{ENGLISH}/{CLIP_FOLDER}/9_x_0_1_1"
+    )
+    assert open_reader(beat2, DataConfig(split="hash")).notes == (f"{SPLIT_FILE}: not used, rvqvae.data.split is hash",)
+
+
 def test_a_list_of_a_language_without_clips_is_said(beat2):
     for file in (beat2 / CHINESE / CLIP_FOLDER).iterdir():
         file.unlink()

@@ -373,6 +373,7 @@ def test_source_fps_takes_the_place_of_frame_time(tmp_path):
     file = write(tmp_path, FIGURE)
     assert take_of(file).fps == pytest.approx(120, rel=1e-5)
     assert take_of(file, source_fps=60).fps == 60
+    assert take_of(file, source_fps=60).notes[-1].endswith("but rvqvae.data.source_fps 60 is taken")
 
 
 def test_versions_up_to_0_2_are_read_as_they_read_and_what_differs_is_said(tmp_path):

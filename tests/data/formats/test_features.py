@@ -159,7 +159,7 @@ def test_matrices_without_a_rate_take_that_of_the_settings_which_is_said(tmp_pat
     assert reader.fps == 60 and len(reader.read("a").motion) == 40 and reader.notes == ()
 
 
-@pytest.mark.parametrize("rate", [{"fps": 60.0}, {"frame_rate": b"60"}, {"mocap_framerate": [59.94]}])
+@pytest.mark.parametrize("rate", [{"fps": 60.0}, {"frame_rate": b"60"}, {"mocap_framerate": [59.94]}, {"fps": [[60]]}])
 def test_an_npz_keeps_the_rate_that_it_says(tmp_path, rate):
     values = np.random.default_rng(0).normal(size=(40, 9))
     for name in "ab":
@@ -184,8 +184,18 @@ def test_files_of_another_rate_than_most_are_left_out(tmp_path):
     assert clips["d.npz"].reason == f"120 frames per second, but most of the files have 60; {every} is the rate of all"
     assert clips["e.npy"].reason.startswith("no frame rate is said, so 30 a second are taken, but most of the files")
     assert clips["f.npz"].reason == f"fps is 60 and frame_rate is 30 frames a second; {every} says which"
+    notes = [reader_of(tmp_path, source_fps=60.0).take(name).notes for name in "abcdef"]
+    assert notes == [(), (), (), ("the file says 120 frames a second, but rvqvae.data.source_fps 60 is taken",), (), ()]
     clips = read(tmp_path, source_fps=50.0)
     assert all(isinstance(clip, Clip) and clip.fps == 50 and len(clip.motion) == 40 for clip in clips.values())
+
+
+def test_files_that_say_another_rate_than_most_which_say_none_are_left_out(tmp_path):
+    write_npy(tmp_path / "a.npz", motion=np.zeros((40, 9)), fps=np.array(60))
+    for name in "bc":
+        write_npy(tmp_path / f"{name}.npy")
+    (note,) = reader_of(tmp_path).notes
+    assert note.startswith("most files do not say their frame rate: 30 frames per second (rvqvae.data.fps) are taken; ")
 
 
 @pytest.mark.parametrize("fps", [1e-300, 0.3, 2e4])

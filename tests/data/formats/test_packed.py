@@ -78,5 +78,7 @@ def test_any_key_of_a_rate_will_do_and_none_is_refused_with_the_flag(tmp_path, k
 
 def test_a_rate_that_is_given_goes_before_the_files(tmp_path):
     file = write_packed(tmp_path / "all.npz", width=3, fps=np.array(60), layout=layout(position=3))
-    clip = reader_of(file, fps=30.0, source_fps=120.0).read("clip0")
+    reader = reader_of(file, fps=30.0, source_fps=120.0)
+    assert "but rvqvae.data.source_fps 120 is taken" in reader.notes[0]
+    clip = reader.read("clip0")
     assert clip.motion[:, 0].tolist() == list(range(0, 40, 4))

@@ -22,8 +22,13 @@ def store_of(path, **settings):
     return prepare(DataConfig(path=str(path), **settings), workers=1).store
 
 
+def but_unlisted(notes):
+    """All but the note of the one clip that no list names."""
+    return [note for note in notes if not note.startswith("clips that ")]
+
+
 def notes_of(path, **settings):
-    return list(open_reader(path, DataConfig(path=str(path), **settings)).notes)
+    return but_unlisted(open_reader(path, DataConfig(path=str(path), **settings)).notes)
 
 
 def splits_of(store):
@@ -43,10 +48,12 @@ def test_a_published_folder_keeps_its_columns_rate_splits_and_statistics(tmp_pat
     assert np.array_equal(store.mean, np.arange(form.width)) and np.array_equal(store.std, store.mean + 1)
     for clip in form.names:
         assert np.array_equal(store.clip(stem + clip), np.load(folder / form.clips / f"{clip}.npy"))
-    (note,) = store.report()["notes"]
+    (note,) = but_unlisted(store.report()["notes"])
     assert f"{form.fps:g} frames per second are " in note and "rvqvae.data.fps 25 is not used" in note
     reader = open_reader(path, DataConfig(fps=form.fps))
-    assert reader.notes == () and (reader.key == form.key or at == "clips")
+    lists = ", ".join(form.listed.format(split) for split in ("train", "val", "test"))
+    said = f"clips that {lists} do not name count as additional, neither trained on nor scored: 1, such as "
+    assert reader.notes == (f"{said}{stem}{form.names[3]}",) and (reader.key == form.key or at == "clips")
     assert len(reader.sources()) == 4 + 3 + 2
 
 
@@ -59,7 +66,7 @@ def test_a_list_moved_aside_is_warned_of(tmp_path, name):
     list_file.rename(folder / "aside" / list_file.name)
     store = store_of(folder, fps=form.fps)
     assert splits_of(store)[form.stem + form.names[2]] == "additional"
-    assert list(store.report()["notes"]) == [
+    assert but_unlisted(store.report()["notes"]) == [
         f"aside/{list_file.name}: names clips as a list of a split does, and is not used"
     ]
 
@@ -74,6 +81,13 @@ def test_a_published_folder_without_lists_says_that_a_hash_holds_out(tmp_path, n
         "no list of the official splits is there: clips are held out by a hash of their names"
     ]
     assert notes_of(folder, fps=form.fps, split="time") == []
+
+
+def test_lists_that_a_setting_takes_the_place_of_are_said(tmp_path):
+    folder = PUBLISHED["HumanML3D"].write(tmp_path / "data")
+    for split in ("hash", "time"):
+        said = f"train.txt, val.txt, test.txt: not used, rvqvae.data.split is {split}"
+        assert notes_of(folder, fps=20.0, split=split) == [said]
 
 
 def test_several_versions_of_lists_have_to_be_chosen_from(tmp_path):
@@ -188,7 +202,7 @@ def test_motion_data_of_other_columns_is_a_plain_folder_with_its_lists(tmp_path)
     form = PUBLISHED["HumanML3D-272"]._replace(width=263)
     folder = form.write(tmp_path / "data")
     reader = open_reader(folder, DataConfig(fps=20.0))
-    assert reader.key == "features" and reader.fps == 20 and reader.notes == ()
+    assert reader.key == "features" and reader.fps == 20 and not but_unlisted(reader.notes)
     assert reader.take("motion_data/000001").split == "val" and reader.statistics() is not None
 
 

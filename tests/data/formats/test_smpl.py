@@ -207,7 +207,23 @@ def test_rates_that_disagree_and_files_without_one_are_refused_unless_the_rate_i
         fps_of_file(tmp_path)
     assert fps_of_file(tmp_path, source_fps=60) == 60
     write_smpl(tmp_path / "a.npz", fps=np.array(None, object))
-    assert fps_of_file(tmp_path, source_fps=60) == 60  # the keys are not read
+    assert fps_of_file(tmp_path, source_fps=60) == 60
+
+
+@pytest.mark.parametrize("write", [write_smpl, write_beat2])
+def test_a_rate_that_is_taken_in_place_of_the_files_own_is_said(tmp_path, write):
+    own = "mocap_framerate" if write is write_smpl else "mocap_frame_rate"
+    file = write(tmp_path / "a.npz", **{own: np.array(120)})
+    said = "the file says 120 frames a second, but rvqvae.data.source_fps 60 is taken"
+    assert open_reader(file, DataConfig(source_fps=60)).take("a").notes == (said,)
+    assert open_reader(file, DataConfig(source_fps=120)).take("a").notes == ()
+
+
+def test_the_rate_that_beat2_files_do_not_say_is_said(tmp_path):
+    write_beat2(tmp_path / "a.npz", mocap_frame_rate=None)
+    take = open_reader(tmp_path, DataConfig()).take("a")
+    said = "the file says no frame rate: BEAT2's 30 a second are taken; --source_fps N (rvqvae.data.source_fps) says"
+    assert take.fps == 30 and take.notes == (f"{said} another",)
 
 
 def test_versions_before_took_the_first_of_two_keys_and_it_is_said(tmp_path):

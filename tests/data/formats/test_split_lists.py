@@ -128,7 +128,9 @@ def found(folder, *clips, beside=None, **settings):
 def test_lists_are_found_where_data_sets_put_them(tmp_path, place):
     write_lists(tmp_path / place, train="a", val="b")
     lists = found(tmp_path, "a", "b", "c")
-    assert [lists.lists.split_of(name) for name in "abc"] == ["train", "val", "additional"] and lists.notes == ()
+    assert [lists.lists.split_of(name) for name in "abc"] == ["train", "val", "additional"]
+    said = "clips that train.txt, val.txt do not name count as additional, neither trained on nor scored: 1, such as c"
+    assert lists.notes == (said,)
     assert lists.lists.files == [tmp_path / place / "train.txt", tmp_path / place / "val.txt"]
     around = find_lists([tmp_path / "clips"], tmp_path, "abc")
     assert around.lists.split_of("b") == "val"
@@ -178,13 +180,41 @@ def test_unions_of_lists_and_what_is_no_list_are_passed_over(tmp_path):
     assert found(tmp_path, "a", "b").notes == ()
 
 
+def test_clips_that_no_list_names_are_said_with_what_they_count_as(tmp_path):
+    write_lists(tmp_path, train="a")
+    assert found(tmp_path, "a", "Mx", "c").notes == ("clips that train.txt do not name count as val: 2, such as Mx",)
+    write_lists(tmp_path, test="b")
+    (note,) = found(tmp_path, "a", "a#1", "b", "c", "d").notes
+    assert note.endswith("do not name count as additional, neither trained on nor scored: 2, such as c")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("train_test_split.csv", "id,type\na,test\n"),
+        ("splits.json", '{"train": ["x/a.npz"], "val": ["b"]}'),
+        ("meta/my_split.txt", "test\ta\ntrain\tb\n"),
+        ("../train_val.txt", "a\n"),
+    ],
+)
+def test_a_table_of_splits_is_said_where_no_list_is_taken(tmp_path, name, text):
+    folder = tmp_path / "data"
+    (folder / "meta").mkdir(parents=True)
+    (folder / name).write_text(text)
+    said = f"{name}: names clips as a list of a split does, and is not used"
+    assert find_lists([folder], tmp_path, ["a", "b"]).notes == (said,)
+    assert find_lists([folder], tmp_path, ["c", "d"]).notes == ()
+    write_lists(folder, train="a\nb")
+    assert find_lists([folder], tmp_path, ["a", "b"]).notes == ()
+
+
 @pytest.mark.parametrize("name", ["old/test.txt", "test_old.txt", "test.txt.bak", "subset-train.lst", "a/b/TEST.csv"])
 def test_lists_elsewhere_are_said(tmp_path, name):
     write_lists(tmp_path, train="a", val="b")
     file = tmp_path / name
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("b,1\nc,2\n" if name.endswith("csv") else "b.npy\nc\n")
-    (note,) = found(tmp_path, "a", "b", "c").notes
+    note, _ = found(tmp_path, "a", "b", "c").notes
     assert note == f"{name}: names clips as a list of a split does, and is not used"
 
 
@@ -209,7 +239,7 @@ def test_folders_called_after_splits_are_said(tmp_path):
     note = "the folders train_stream, val_stream are not taken for splits: list their clips in train.txt, val.txt, …"
     assert found(tmp_path, *clips).notes == (note,)
     assert found(tmp_path, "train/a", "trains/b", "contest/c").notes == ()
-    assert found(write_lists(tmp_path, train="train_stream/seq1"), *clips).notes == ()
+    assert "folders" not in " ".join(found(write_lists(tmp_path, train="train_stream/seq1"), *clips).notes)
 
 
 def test_version_1_looks_among_the_clips_and_beside_them(tmp_path):

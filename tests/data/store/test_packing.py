@@ -17,7 +17,7 @@ from ds_rvqvae.data.store import packing, shards
 from ds_rvqvae.data.store.prepare import prepare
 from ds_rvqvae.errors import UserError
 from tests.data.formats.bvh_files import write_bvh_motion
-from tests.data.motion import beat2_arrays, write_beat2, write_beat2_folder
+from tests.data.motion import beat2_arrays, write_beat2, write_beat2_folder, write_lists, write_matrices
 from tests.replacing import WAYS, files_of, replace_by, touch_all
 
 
@@ -158,6 +158,29 @@ def test_clips_are_appended_without_a_rebuild(tmp_path):
         pack(second, out)
     with pytest.raises(UserError, match=r"prepared with rvqvae.data.fps 30.0, not 15.0; append with the same"):
         pack(second, out, append=True, fps=15.0)
+
+
+def test_appending_keeps_the_official_split_and_what_was_said(tmp_path):
+    names = tuple(f"{number:06}" for number in range(6))
+    first = write_matrices(tmp_path / "first" / "new_joint_vecs", names, 263).parent
+    write_lists(first, train=" ".join(names[:4]), val=names[4], test=names[5])
+    write_lists(first / "old", test=names[0])
+    out = tmp_path / "store"
+    before = pack(first, out).store
+    second = write_matrices(tmp_path / "second", tuple(f"M{name}" for name in names), 263)
+    grown = pack(second, out, append=True).store
+    splits = {part.name: part.split for part in grown.segments}
+    assert {part.name: part.split for part in before.segments}.items() <= splits.items()
+    assert all(splits[f"M{name}"] == splits[name] for name in names)
+    trains = np.concatenate([grown.clip(name) for name, split in splits.items() if split == "train"])
+    assert np.allclose(grown.mean, trains.mean(axis=0, dtype=float), atol=1e-6)
+    notes = list(grown.report()["notes"])
+    assert notes[: len(before.report()["notes"])] == list(before.report()["notes"])
+    assert notes[-1].startswith(
+        "no list of splits is for 6 of 12 clips, such as M000000: they go with the clips of their"
+    )
+    again = list(pack(second, out, append=True).store.report()["notes"])
+    assert again == notes
 
 
 @pytest.mark.parametrize("way", WAYS)

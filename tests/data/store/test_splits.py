@@ -103,3 +103,19 @@ def test_version_1_takes_a_mirror_image_for_a_take_of_its_own():
     assert split_clips([ClipLength(name, 20, None) for name in names], "hash", 1) == [
         Segment(name, 0, 20, splits[name]) for name in names
     ]
+
+
+def test_appended_clips_without_a_split_leave_the_official_one_as_it_is():
+    listed = [ClipLength(f"{number:06}", 20, split) for number, split in enumerate(("train", "train", "val", "test"))]
+    listed.append(ClipLength("M000000", 20, "additional"))
+    names = [*(f"M{number:06}" for number in (1, 2, 3)), "000003#1", "000000#1", "walk", "walk_mirror"]
+    splits = {
+        part.name: part.split
+        for part in split_clips([*listed, *(ClipLength(name, 20, None) for name in names)], "auto")
+    }
+    assert [splits[clip.name] for clip in listed] == [clip.split for clip in listed]
+    assert [splits[name] for name in names[:4]] == ["train", "val", "test", "test"]
+    assert splits["000000#1"] == "additional"  # its take trains, and its mirror image does not
+    assert splits["walk"] == splits["walk_mirror"] == by_hash("walk")
+    before = [*listed, ClipLength("x", 20, None)]
+    assert split_clips(before, "auto", 1) == split_clips(before, "hash", 1)
