@@ -106,8 +106,7 @@ class StoreBuilder:
         segments = split_clips(clips, self.settings["split"], self._reading_version)
         measured = self._training_statistics(facts, clips, segments)
         own, notes = self._own_statistics_of(sources)
-        notes = (*_of_earlier(file_counts, "notes"), *notes)
-        notes += mixed_note(clips, self.settings["split"], self._reading_version)
+        mixed = mixed_note(clips, self.settings["split"], self._reading_version)
         mean, std = own or measured
         quarantined = quarantine_of(facts)
         store = Store(
@@ -130,13 +129,12 @@ class StoreBuilder:
             num_parts=len(facts),
             sources=list(sources),
         )
-        takes = [take for shard in facts for take in shard.takes]
         found = Findings(
             self.reader.format,
-            takes,
+            [take for shard in facts for take in shard.takes],
             quarantined,
             self._column_facts(facts),
-            notes=notes,
+            notes=(*_of_earlier(file_counts, "notes"), *notes, *mixed),
             file_counts=file_counts,
             readings=tuple(dict.fromkeys((*_of_earlier(file_counts, "readings"), *self.reader.readings))),
         )
