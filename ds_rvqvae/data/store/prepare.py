@@ -21,10 +21,12 @@ from ds_rvqvae.data.store.places import (
     cache_folder,
     cached_folder,
     cached_place,
+    check_appendable,
     folder_to_build_in,
     hash_of,
     locked,
     may_replace,
+    other_settings,
     remove_outdated,
     stores_there,
 )
@@ -153,12 +155,13 @@ def _as_asked(path: Path, config: DataConfig) -> Store:
     """A store given as the data, which must have been made with the settings now asked for."""
     store = open_store(path)
     defaults = settings_of(DataConfig())
-    for key, asked in settings_of(config).items():
+    for key, there, asked in other_settings(store, settings_of(config)):
         # `fps` is checked where it is used, against the tokenizer's or the run's.
-        if key != "fps" and asked not in (defaults[key], store.settings.get(key)):
+        if key != "fps" and asked != defaults[key]:
+            how = f", with --set rvqvae.data.{key}={asked} and another --out" if key == "reading_version" else ""
             raise UserError(
-                f"rvqvae.data.{key}: {path} was prepared with {json.dumps(store.settings.get(key))}, not "
-                f"{json.dumps(asked)}; prepare it again from the motion files"
+                f"rvqvae.data.{key}: {path} was prepared with {json.dumps(there)}, not {json.dumps(asked)}; prepare it "
+                f"again from the motion files{how}"
             )
     return store
 
@@ -252,12 +255,7 @@ def _unchanged(job: _Job, store: Store, key: str) -> dict[str, int]:
 def _append(job: _Job, folder: Path) -> Prepared:
     """Adds clips to a store: their shards first, then the table that names them. The caller holds the lock."""
     store = open_store(folder)
-    for key, value in job.settings.items():
-        if key != "format" and store.settings.get(key) != value:
-            raise UserError(
-                f"{folder}: was prepared with rvqvae.data.{key} {json.dumps(store.settings.get(key))}, not "
-                f"{json.dumps(value)}; append with the same"
-            )
+    check_appendable(store, job.settings)
     if not same_rate(job.reader.fps, store.fps):
         raise UserError(
             f"{job.reader.path}: {job.reader.fps:g} frames per second, but {folder} has {store.fps:g}; motion of one "
