@@ -121,3 +121,18 @@ def check_appendable(store: Store, settings: Mapping[str, Any]) -> None:
             raise UserError(
                 f"{store.folder}: was prepared with rvqvae.data.{key} {was}, not {now}; append with the same"
             )
+
+
+def replaced_notes(folder: Path, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """What there is to say where a store of these settings takes the place of the one that is there."""
+    try:
+        there = open_store(folder).settings["reading_version"]
+    except UserError:  # none, or damaged
+        return ()
+    if there == settings["reading_version"]:
+        return ()
+    rules = "the rules of versions up to 0.2" if there == 1 else "those of today"
+    return (
+        f"in place of a store whose files were read by {rules}; runs that were trained on it go on with one that is "
+        f"prepared with --set rvqvae.data.reading_version={there}",
+    )

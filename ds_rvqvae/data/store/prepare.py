@@ -28,6 +28,7 @@ from ds_rvqvae.data.store.places import (
     may_replace,
     other_settings,
     remove_outdated,
+    replaced_notes,
     stores_there,
 )
 from ds_rvqvae.data.store.shards import ShardFacts, plan_shards, same_after, shard_files
@@ -171,19 +172,21 @@ def _build_once(job: _Job, path: Path, out: Path | None) -> Prepared:
     if out is not None and not may_replace(place):
         raise UserError(f"{place}: exists and is no store; name a new folder")
     store, packed = _matching(job, place, out), None
+    notes: tuple[str, ...] = ()
     if store is None:
         with locked(place):
             store = _matching(job, place, out)  # another process may just have built it
             if store is None:
                 if out is not None:
                     _keep_what_was_appended(place)
+                    notes = replaced_notes(place, job.settings)
                 folder, packed = _build(job, place, out)
                 store = open_store(folder)
                 if out is None:
                     remove_outdated(place, folder)
     if job.strict and packed is None:
         _refuse_quarantine(job, [Quarantined(**entry) for entry in store.report()["quarantine"]])
-    return Prepared(store, packed)
+    return Prepared(store, packed, notes)
 
 
 def _matching(job: _Job, place: Path, out: Path | None) -> Store | None:
