@@ -174,9 +174,9 @@ def _open(name: str, reference: Reference, args: argparse.Namespace) -> _Subject
 def _data_config(reference: Reference, tokenizer: MotionTokenizer, data_path: str | None) -> DataConfig:
     """The run's settings of data where its profile is there, at the tokenizer's own frame rate and body part."""
     from ds_rvqvae.runs.folder import read_profile
-    from ds_rvqvae.tokenizer.folder import reading_config
+    from ds_rvqvae.tokenizer.folder import READING_KEYS, reading_config
 
-    run = reference.run
+    run, reading = reference.run, tokenizer.details["reading"]
     config = read_profile(run).rvqvae.data if run else reading_config(tokenizer.details, tokenizer.fps)
     path = data_path or config.path or os.environ.get("DS_RVQVAE_DATA") or None
     if path is None:
@@ -185,8 +185,10 @@ def _data_config(reference: Reference, tokenizer: MotionTokenizer, data_path: st
         )
     part = tokenizer.details.get("body_part") or config.body_part
     # The tokenizer brings its own normalisation; the files it came from may be gone.
-    normalisation = {"mean_file": None, "std_file": None}
-    return config.with_values({"path": path, "fps": tokenizer.fps, "body_part": part, **normalisation})
+    own = {"mean_file": None, "std_file": None, "body_part": part, "fps": tokenizer.fps}
+    # As it says itself: a run may train on a store that was read in another way than its profile asks for.
+    own |= {key: reading[key] for key in READING_KEYS if key in reading}
+    return config.with_values({"path": path, **own})
 
 
 def _check_columns(data: MotionData, tokenizer: MotionTokenizer) -> None:

@@ -50,6 +50,7 @@ class MotionData:
             self.body_part = config.body_part
         self.columns = columns
         self.in_features = len(columns)
+        self._raised: list[str] = []
         self.mean, std = self._statistics()
         self.std: NDArray[np.float32] = np.divide(std, self._weights())
 
@@ -154,6 +155,11 @@ class MotionData:
                 f"{self.store.folder}: was prepared by a version up to 0.2, so its files were read by the rules of "
                 "then (rvqvae.data.reading_version 1, see docs/data.md); prepare it again to have those of today"
             )
+        if self._raised:
+            found.append(
+                "read as versions up to 0.2 did: the std that is given is raised to rvqvae.data.std_floor "
+                f"{self.config.std_floor:g} in {shortened(self._raised, 6)}; a new run takes it as it is"
+            )
         augment, parts = self.config.augment, len(self.layout)
         if augment.mix and parts < 2:
             found.append(f"rvqvae.data.augment.mix: all columns are one part, {self.layout[0].name}: no effect")
@@ -246,6 +252,8 @@ class MotionData:
         else:
             mean, std = self._of_width(files[0]), self._of_width(files[1], positive=True)
             is_given, source = True, f"{files[1]}:"
+        if is_given and self.config.reading_version == 1:
+            self._raised = column_ranges(np.flatnonzero(std < np.float32(self.config.std_floor)), self.layout)
         if not is_given or self.config.reading_version == 1:
             return mean, np.maximum(std, np.float32(self.config.std_floor))
         zeros = column_ranges(np.flatnonzero(std == 0), self.layout)

@@ -12,8 +12,9 @@ from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.launch.hosts import Ranks
 from ds_rvqvae.launch.supervise import Signals, say
 from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, Layout, check_disjoint
-from ds_rvqvae.runs.folder import check_out_folder, choose_run_folder
-from ds_rvqvae.tokenizer.folder import TOKENIZER
+from ds_rvqvae.runs.checkpoints import checkpoints
+from ds_rvqvae.runs.folder import check_out_folder, choose_run_folder, read_profile
+from ds_rvqvae.tokenizer.folder import READING_KEYS, TOKENIZER, check_same_reading, reading_of
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,13 @@ class Body:
         return self.flags.parts
 
     def flags_by_part(self) -> list[Flags]:
-        """The flags of each part's run, in turn. A resumed part brings its own profile, a new one that of another."""
+        """The flags of each part's run, in turn. A resumed part brings its own profile, a new one that of another.
+
+        A part that has not begun reads its motion as one that has, which a version up to 0.2 may have begun.
+        """
         start = Start("newest" if self.flags.start.resumes else "new")
+        begun = [part for part in self.parts if start.resumes and checkpoints(self.folder / part / "checkpoints")]
+        reading = _reading_of(self.folder / begun[0]) if begun else {}
         runs = _runs_in(self.folder) if self.flags.start.folder is not None else []
         found = []
         for part in self.parts:
@@ -65,6 +71,8 @@ class Body:
             if profile is None and runs:
                 profile = str(self.folder / (part if part in runs else runs[0]) / PROFILE_FILE)
             own = replace(self.flags, out=self.folder, name=part, start=start, profile=profile)
+            for key, text in {} if part in begun else reading.items():
+                own = own if key in own.keys else own.with_key(key, text)
             found.append(own.with_key("body_part", part))
         return found
 
@@ -76,7 +84,8 @@ class Body:
         """Checks all parts' runs together, once each has been checked by itself.
 
         Raises:
-            UserError: motion without body parts, parts that overlap in it, or no room for all of them.
+            UserError: motion without body parts, parts that overlap in it or were read by other rules, or no room for
+                all of them.
         """
         for motion in data:
             if motion.body_part is None:
@@ -85,6 +94,12 @@ class Body:
                     "out, or define parts of your own by rvqvae.data.body_parts"
                 )
         self._check_disjoint([[channels.name for channels in motion.layout] for motion in data])
+        try:
+            check_same_reading(
+                {part: reading_of(one.store.settings) for part, one in zip(self.parts, data, strict=True)}
+            )
+        except UserError as error:
+            raise UserError(f"--body_part {self._named}: {error}") from None
         check_out_folder(self.folder, disk_bytes)
 
     def _check_disjoint(self, joints: Sequence[Sequence[str | int]]) -> None:
@@ -138,6 +153,12 @@ class Body:
         parts = {part: MotionTokenizer.from_pretrained(self.folder / part / TOKENIZER) for part in self.parts}
         BodyTokenizer(parts, layout).save_pretrained(self.folder / TOKENIZER)
         say(f"tokenizer of {', '.join(self.parts)}: {self.folder / TOKENIZER}")
+
+
+def _reading_of(run: Path) -> dict[str, str]:
+    """How a run's files are read, as flags say it."""
+    data = read_profile(run).rvqvae.data
+    return {key: str(value) for key in READING_KEYS if (value := getattr(data, key)) is not None}
 
 
 def check_no_body(flags: Flags) -> None:

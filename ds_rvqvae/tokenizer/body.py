@@ -43,6 +43,7 @@ from ds_rvqvae.tokenizer.folder import (
     BODY,
     CONFIG,
     FORMAT_VERSION,
+    check_same_reading,
     columns_for,
     read_body,
     reading_config,
@@ -69,7 +70,7 @@ class BodyTokenizer(KeepsFloatType):
 
     Raises:
         UserError: no part, one under another's name, parts that overlap or take what the layout does not have, or
-            unlike rates.
+            unlike rates or rules of reading.
     """
 
     def __init__(self, parts: Mapping[str, MotionTokenizer], layout: Layout | None = None) -> None:
@@ -91,6 +92,7 @@ class BodyTokenizer(KeepsFloatType):
             if missing is not None:
                 raise UserError(f"the tokenizer of {part} takes {missing.name}, which is not in the layout of the body")
             self._columns[part] = take_channels(self.layout, [own.name for own in tokenizer.layout])[0]
+        check_same_reading({part: tokenizer.details["reading"] for part, tokenizer in self.parts.items()})
         rates = {part: tokenizer.fps for part, tokenizer in self.parts.items()}
         if len(set(rates.values())) > 1:
             found = ", ".join(f"{part} {fps:g}" for part, fps in rates.items())

@@ -208,6 +208,11 @@ class _Decoder:
             write_matrix(output, motion)
             notes = self._notes_of_matrix(codes, motion, layout)
         self.record.note(output, made=made, source=source_content, content=content_of(output))
+        if self.source is None and codes.source_content not in ("", source_content) and source_content is not None:
+            changed = (
+                "its source was changed since it was encoded, so its codes are of other motion than what was taken"
+            )
+            notes = (*notes, f"{changed} from the source; encode it again")
         if entry is not None and entry.get("before"):
             notes = (*notes, "decoded again, since its folder did not say of what content it was made")
         yield Converted(str(found.file), str(output), codes.seconds, notes=notes)

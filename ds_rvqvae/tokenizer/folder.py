@@ -178,6 +178,21 @@ def reading_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key in READING_KEYS if (value := settings.get(key)) is not None}
 
 
+def check_same_reading(readings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises UserError where the motion of body parts was read by other rules.
+
+    Args:
+        readings: by part, as `reading_of` gives them.
+    """
+    versions = {part: reading.get("reading_version", 1) for part, reading in readings.items()}
+    if len(set(versions.values())) > 1:
+        found = ", ".join(f"{part} {version}" for part, version in versions.items())
+        raise UserError(
+            f"the motion of the parts is read by different rules (rvqvae.data.reading_version: {found}), of which a "
+            "body has one; train them anew with the same"
+        )
+
+
 def explicit_reading(details: dict[str, Any]) -> dict[str, Any]:
     """The details of a tokenizer that was saved, with its `reading_version`; it is 1 where they do not say."""
     return details | {"reading": {"reading_version": 1, **(details.get("reading") or {})}}

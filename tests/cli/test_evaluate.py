@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from ds_rvqvae import RVQVAE, MotionTokenizer, cli
+from ds_rvqvae.cli.evaluate import _data_config
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.config.profile import load_profile
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.motion.layout import Channels, select_columns, smplx_layout, take_channels
+from ds_rvqvae.runs.references import find_reference
 from ds_rvqvae.tokenizer.evaluation import evaluate_split
 from tests.data.formats.bvh_files import write_bvh_motion
 from tests.data.motion import write_packed
@@ -212,3 +214,14 @@ def test_real_motion_on_its_own_skeleton(real_data, tmp_path, capsys):
     scores = json.loads(out)
     assert status == 0 and scores["frames"] == 3_376 and scores["jitter_truth"] == pytest.approx(0.1479, abs=1e-4)
     assert scores["mpjpe_joints"] == 23 and 100 < scores["mpjpe_mm"] < 1000
+
+
+def test_files_are_read_for_a_run_as_the_store_was_that_it_trained_on(tmp_path):
+    tokenizer = MotionTokenizer.from_pretrained(_save(tmp_path / "run" / "tokenizer", "lower_trans"))
+    (tmp_path / "run" / "profile.json").write_text(json.dumps(load_profile("demo").to_dict()))
+    reference = find_reference(tmp_path / "run")
+    read = _data_config(reference, tokenizer, "files")
+    assert (read.reading_version, read.up_axis) == (2, None)
+    tokenizer.details["reading"] = {"reading_version": 1, "up_axis": "y"}
+    read = _data_config(reference, tokenizer, "files")
+    assert (read.path, read.reading_version, read.up_axis) == ("files", 1, "y")

@@ -85,6 +85,9 @@ def test_a_std_that_is_given_is_used_as_it_is(tmp_path):
     before = open_packed(tmp_path, std_floor=0.01, reading_version=1, **files)
     assert np.array_equal(before.std, np.maximum(std, 0.01).astype(np.float32))
     assert before.fingerprint() != data.fingerprint()
+    (said,) = before.warnings()
+    assert "raised to rvqvae.data.std_floor 0.01 in features[0-2]; a new run takes it as it is" in said
+    assert data.warnings() == []
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,34 @@ def test_one_part_stays_out_of_a_bodys_folder(out):
     check_no_body(flags("--body_part=upper"))
 
 
+@pytest.mark.parametrize("line", [["--resume=runs/mine"], ["--name=mine", "--profile=wide", "--resume"]])
+def test_a_part_that_has_not_begun_reads_its_motion_as_one_that_has(out, line):
+    make_run(out, "mine", "upper")
+    profile = json.loads((out / "mine" / "upper" / "profile.json").read_text())
+    del profile["rvqvae"]["data"]["reading_version"]  # as versions up to 0.2 wrote it
+    profile["rvqvae"]["data"]["up_axis"] = "y"
+    (out / "mine" / "upper" / "profile.json").write_text(json.dumps(profile))
+
+    def read(*more):
+        data = [request.profile.rvqvae.data for request in Body.of(flags(*line, *more)).requests()]
+        return [(own.body_part, own.reading_version, own.up_axis) for own in data]
+
+    both = "--body_part=upper,hands"
+    assert read(both)[1] == ("hands", 2, "y" if len(line) == 1 else None)  # none has begun
+    (out / "mine" / "upper" / "checkpoints" / "global_step3").mkdir(parents=True)
+    assert read(both)[1] == ("hands", 1, "y")
+    assert read("--body_part=hands,upper")[0] == ("hands", 1, "y")
+    assert read(both, "--up_axis=z")[1] == ("hands", 1, "z")
+
+
+def test_parts_that_are_read_by_different_rules_make_no_body(out, tmp_path):
+    body, data = own(tmp_path, OWN_PARTS)
+    path = str(tmp_path / "task.npz")
+    data[1] = MotionData.open(DataConfig(path=path, body_part="legs", body_parts=OWN_PARTS, reading_version=1))
+    with pytest.raises(UserError, match=r"--body_part arms,legs: .*different rules .*arms 2, legs 1"):
+        body.check(data, 0)
+
+
 def test_motion_without_body_parts_is_refused(out, tmp_path):
     (tmp_path / "matrices").mkdir()
     np.save(tmp_path / "matrices" / "a.npy", np.random.default_rng(0).normal(size=(200, 78)).astype(np.float32))

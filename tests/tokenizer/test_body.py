@@ -331,3 +331,10 @@ def test_in_a_second_stage_its_parts_stay_what_they_are(motion, tmp_path):
     trainable = BodyTokenizer.from_pretrained(tmp_path / "body", trainable=True)
     assert all(parameter.requires_grad for parameter in trainable.parameters())
     assert trainable.fingerprint == fingerprint and trainable.bfloat16() is trainable
+
+
+def test_parts_whose_motion_was_read_by_different_rules_are_refused():
+    parts = {part: make_part(part) for part in ("upper", "hands")}
+    parts["hands"].details["reading"] = {"reading_version": 1}
+    with pytest.raises(UserError, match=r"different rules \(rvqvae.data.reading_version: upper 2, hands 1\)"):
+        BodyTokenizer(parts)

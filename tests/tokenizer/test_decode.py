@@ -172,7 +172,11 @@ def test_a_source_that_is_replaced_is_taken_however_that_was_done(tmp_path, way)
     assert _ends(decode_files(upper, [tmp_path / "codes"], tmp_path / "out")) == (1, 0, [])
     trans = np.load(source)["trans"] + 1
     replace_by(way, source, write_beat2(tmp_path / "other.npz", 20, trans=trans).read_bytes())
-    assert _ends(decode_files(upper, [tmp_path / "codes"], tmp_path / "out")) == (1, 0, [])
+    report = decode_files(upper, [tmp_path / "codes"], tmp_path / "out")
+    assert _ends(report) == (1, 0, [])
+    assert (
+        "its codes are of other motion than what was taken from the source; encode it again" in report.done[0].notes[-1]
+    )
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "1_a.npz")["trans"], trans)
     assert _ends(decode_files(upper, [tmp_path / "codes"], tmp_path / "out")) == (0, 1, [])
     # Without a source there would be less in it.

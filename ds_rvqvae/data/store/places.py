@@ -1,4 +1,4 @@
-"""Where stores are: their folders in the user's cache, the locks on them, and what is built beside them."""
+"""Where stores are: their folders in the user's cache, the locks on them, what is built beside and added to them."""
 
 import hashlib
 import json
@@ -93,3 +93,46 @@ def begin(building: Path, key: str, others: Mapping[str, str | None]) -> None:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         write_json(building / _PLAN, plan)
+
+
+def other_settings(store: Store, settings: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Keys with the values that a store was made with and those of `settings`, where they differ.
+
+    The rules of reading come first, and by those of versions up to 0.2 no axis means y.
+    """
+    for key in ("reading_version", *(key for key in settings if key != "reading_version")):
+        there, asked = store.settings.get(key), settings[key]
+        is_y = key == "up_axis" and store.settings["reading_version"] == 1 and {there, asked} == {"y", None}
+        if there != asked and not is_y:
+            yield key, there, asked
+
+
+def check_appendable(store: Store, settings: Mapping[str, Any]) -> None:
+    """Raises UserError where motion of these settings cannot be added to a store, naming the first that differs."""
+    for key, there, asked in other_settings(store, settings):
+        if key == "reading_version":
+            rules = "the rules of versions up to 0.2" if there == 1 else "those of today"
+            raise UserError(
+                f"{store.folder}: its files were read by {rules} (rvqvae.data.{key} {there}, see docs/data.md); append "
+                f"with --set rvqvae.data.{key}={there}, or prepare the store again"
+            )
+        if key != "format":
+            was, now = json.dumps(there), json.dumps(asked)
+            raise UserError(
+                f"{store.folder}: was prepared with rvqvae.data.{key} {was}, not {now}; append with the same"
+            )
+
+
+def replaced_notes(folder: Path, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """What there is to say where a store of these settings takes the place of the one that is there."""
+    try:
+        there = open_store(folder).settings["reading_version"]
+    except UserError:  # none, or damaged
+        return ()
+    if there == settings["reading_version"]:
+        return ()
+    rules = "the rules of versions up to 0.2" if there == 1 else "those of today"
+    return (
+        f"in place of a store whose files were read by {rules}; runs that were trained on it go on with one that is "
+        f"prepared with --set rvqvae.data.reading_version={there}",
+    )

@@ -21,11 +21,14 @@ from ds_rvqvae.data.store.places import (
     cache_folder,
     cached_folder,
     cached_place,
+    check_appendable,
     folder_to_build_in,
     hash_of,
     locked,
     may_replace,
+    other_settings,
     remove_outdated,
+    replaced_notes,
     stores_there,
 )
 from ds_rvqvae.data.store.shards import ShardFacts, plan_shards, same_after, shard_files
@@ -153,12 +156,13 @@ def _as_asked(path: Path, config: DataConfig) -> Store:
     """A store given as the data, which must have been made with the settings now asked for."""
     store = open_store(path)
     defaults = settings_of(DataConfig())
-    for key, asked in settings_of(config).items():
+    for key, there, asked in other_settings(store, settings_of(config)):
         # `fps` is checked where it is used, against the tokenizer's or the run's.
-        if key != "fps" and asked not in (defaults[key], store.settings.get(key)):
+        if key != "fps" and asked != defaults[key]:
+            how = f", with --set rvqvae.data.{key}={asked} and another --out" if key == "reading_version" else ""
             raise UserError(
-                f"rvqvae.data.{key}: {path} was prepared with {json.dumps(store.settings.get(key))}, not "
-                f"{json.dumps(asked)}; prepare it again from the motion files"
+                f"rvqvae.data.{key}: {path} was prepared with {json.dumps(there)}, not {json.dumps(asked)}; prepare it "
+                f"again from the motion files{how}"
             )
     return store
 
@@ -168,19 +172,21 @@ def _build_once(job: _Job, path: Path, out: Path | None) -> Prepared:
     if out is not None and not may_replace(place):
         raise UserError(f"{place}: exists and is no store; name a new folder")
     store, packed = _matching(job, place, out), None
+    notes: tuple[str, ...] = ()
     if store is None:
         with locked(place):
             store = _matching(job, place, out)  # another process may just have built it
             if store is None:
                 if out is not None:
                     _keep_what_was_appended(place)
+                    notes = replaced_notes(place, job.settings)
                 folder, packed = _build(job, place, out)
                 store = open_store(folder)
                 if out is None:
                     remove_outdated(place, folder)
     if job.strict and packed is None:
         _refuse_quarantine(job, [Quarantined(**entry) for entry in store.report()["quarantine"]])
-    return Prepared(store, packed)
+    return Prepared(store, packed, notes)
 
 
 def _matching(job: _Job, place: Path, out: Path | None) -> Store | None:
@@ -252,12 +258,7 @@ def _unchanged(job: _Job, store: Store, key: str) -> dict[str, int]:
 def _append(job: _Job, folder: Path) -> Prepared:
     """Adds clips to a store: their shards first, then the table that names them. The caller holds the lock."""
     store = open_store(folder)
-    for key, value in job.settings.items():
-        if key != "format" and store.settings.get(key) != value:
-            raise UserError(
-                f"{folder}: was prepared with rvqvae.data.{key} {json.dumps(store.settings.get(key))}, not "
-                f"{json.dumps(value)}; append with the same"
-            )
+    check_appendable(store, job.settings)
     if not same_rate(job.reader.fps, store.fps):
         raise UserError(
             f"{job.reader.path}: {job.reader.fps:g} frames per second, but {folder} has {store.fps:g}; motion of one "

@@ -225,3 +225,27 @@ def test_added_files_of_which_none_is_usable_are_reported_once(tmp_path):
         store = prepare_with_cost(DataConfig(path=str(tmp_path / "more")), tmp_path / "store", append=True).store
         assert [left.file for left in store.left_out] == ["2_e.npz"] and store.report()["files_seen"] == 2
     assert np.isfinite(store.clip("1_a")).all()
+
+
+def test_a_store_read_by_the_rules_of_before_says_how_it_is_added_to_and_made_again(tmp_path):
+    (tmp_path / "old").mkdir()
+    np.save(tmp_path / "old" / "a.npy", np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32))
+    old, new = tmp_path / "store", tmp_path / "new"
+    prepare(tmp_path / "old", old, reading_version=1, up_axis="y")  # as a store of then says it
+    prepare(tmp_path / "old", new)
+    config = DataConfig(path=str(tmp_path / "old"))
+    with pytest.raises(
+        UserError, match=r"versions up to 0\.2 .*; append with --set rvqvae\.data\.reading_version=1, or"
+    ):
+        prepare_with_cost(config, old, append=True)
+    # No axis meant y.
+    assert prepare_with_cost(config.with_values({"reading_version": 1}), old, append=True).packed.work.clips == 0
+    with pytest.raises(UserError, match=r'rvqvae\.data\.up_axis "y", not "z"; append with the same'):
+        prepare_with_cost(config.with_values({"reading_version": 1, "up_axis": "z"}), old, append=True)
+    with pytest.raises(UserError, match=r"reading_version: .* prepared with 2, not 1; .*reading_version=1 and another"):
+        prepare(new, reading_version=1, up_axis="y")
+    again = prepare(tmp_path / "old", tmp_path / "again", reading_version=1)
+    assert prepare(again.folder, reading_version=1, up_axis="y").clip_names == ["a"]
+    (said,) = prepare_with_cost(config, old).notes
+    assert "by the rules of versions up to 0.2; runs" in said and said.endswith("--set rvqvae.data.reading_version=1")
+    assert prepare_with_cost(config, old).notes == ()
