@@ -22,6 +22,7 @@ from ds_rvqvae.data.store.store import REPORT, Store
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import MIN_FRAMES
 from ds_rvqvae.motion.layout import Layout, check_losses, layout_to_json, select_columns
+from ds_rvqvae.motion.rotations import same_rate
 
 
 class MotionData:
@@ -160,6 +161,9 @@ class MotionData:
                 "read as versions up to 0.2 did: the std that is given is raised to rvqvae.data.std_floor "
                 f"{self.config.std_floor:g} in {shortened(self._raised, 6)}; a new run takes it as it is"
             )
+        prepared, fps = self.store.settings.get("fps"), self.store.fps
+        if not same_rate(fps, self.config.fps) and prepared not in (None, self.config.fps):
+            found.append(f"the store has {fps:g} frames a second: rvqvae.data.fps {self.config.fps:g} is not used")
         augment, parts = self.config.augment, len(self.layout)
         if augment.mix and parts < 2:
             found.append(f"rvqvae.data.augment.mix: all columns are one part, {self.layout[0].name}: no effect")

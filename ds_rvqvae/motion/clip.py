@@ -11,7 +11,7 @@ from ds_rvqvae.motion.layout import Layout
 
 MIN_FRAMES = 16
 _PIECES = re.compile(r"(#\d+)+$")
-_MIRROR_MARK = re.compile(r"^mirror(ed)?_(?=.)|(?<=.)_mirror(ed)?$", re.IGNORECASE)
+_MIRROR_MARK = re.compile(r"^mirror(ed)?[_-](?=.)|(?<=.)[_-]mirror(ed)?(?=$|_poses$|_stageii$)", re.IGNORECASE)
 _MIRRORED_CLIP = re.compile(r"^(M(?=\d+$)|m_(?=.))")
 SPLITS = ("train", "val", "test", "additional")
 """`additional` is BEAT2's own word for clips that are neither trained on nor scored."""

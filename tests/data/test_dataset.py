@@ -3,6 +3,7 @@ import pytest
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.dataset import MotionData
+from ds_rvqvae.data.store.prepare import prepare_store
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.layout import smplx_layout
 from tests.data.motion import write_packed
@@ -198,6 +199,13 @@ def test_balance_is_told_and_a_weight_for_nobody_refused(tmp_path):
 def test_mixing_that_the_columns_do_not_allow_is_told(demo_folder, body_part, augment, warnings):
     data = MotionData.open(DataConfig(path=str(demo_folder), body_part=body_part, augment=augment))
     assert data.warnings() == [f"rvqvae.data.augment.{warning}" for warning in warnings]
+
+
+def test_the_rate_of_a_prepared_store_goes_before_the_profiles_which_is_said(demo_folder, tmp_path):
+    prepare_store(DataConfig(path=str(demo_folder), fps=15.0), tmp_path / "store")
+    data = MotionData.open(DataConfig(path=str(tmp_path / "store")))
+    assert data.fps == 15 and data.warnings() == ["the store has 15 frames a second: rvqvae.data.fps 30 is not used"]
+    assert MotionData.open(DataConfig(path=str(tmp_path / "store"), fps=15.0)).warnings() == []
 
 
 def test_feature_weights_divide_the_deviations(tmp_path):

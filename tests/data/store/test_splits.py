@@ -55,6 +55,7 @@ def test_auto_prefers_the_datas_own_split_then_the_hash_then_time():
         ("gp_00171", "m_gp_00171", "gp_00171#0#276", "m_gp_00171#276#552"),
         ("BABEL/a/12", "Mirror_BABEL/a/12", "mirrored/BABEL/a/12"),
         ("day1/walk", "day1/walk_mirror", "day1/walk_mirrored#1", "day1/Mirrored_walk"),
+        ("01/walk_poses", "01/walk_mirror_poses", "01/mirror-walk_poses", "01/walk_poses-Mirror"),
     ],
 )
 def test_the_mirror_image_and_the_pieces_of_a_take_go_where_it_goes(alike):
