@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ds_rvqvae import MotionTokenizer
+from ds_rvqvae import BodyTokenizer, MotionTokenizer
 from tests.ranks import run_ranks
 from tests.second_stage import SecondStage, Seen, made_motion, save_tokenizer, steps
 
@@ -304,6 +304,14 @@ def test_a_parent_sees_no_weights_and_the_tokenizer_all(seen):
     assert {f"tokenizer.{name}" for name in stage.tokenizer.state_dict()} < set(stage.state_dict())
 
 
+def test_a_bodys_parts_are_not_written_to_either(seen):
+    part = MotionTokenizer.from_pretrained(seen.folder)
+    stage = nn.ModuleDict({"body": BodyTokenizer({"upper": part})})
+    first_weights_of_all_it_lists(stage)
+    stage["body"].requires_grad_(False).apply(first_weights)
+    seen.check(part)
+
+
 ASKED = {
     "half": lambda tokenizer: tokenizer.half(),
     "bfloat16": lambda tokenizer: tokenizer.bfloat16(),
@@ -367,6 +375,8 @@ def test_a_checkpoint_of_another_tokenizer_is_refused(seen, tmp_path):
 def test_a_trainable_one_is_as_any_module(seen):
     tokenizer = MotionTokenizer.from_pretrained(seen.folder, trainable=True)
     assert torch.equal(tokenizer.train().encode(seen.motion), seen.codes) and tokenizer.model.training
+    with pytest.raises(TypeError, match=r"motion is torch\.bfloat16"):
+        tokenizer.encode(seen.motion.bfloat16())
     stage = SecondStage(tokenizer)
     assert all(parameter.requires_grad for parameter in tokenizer.parameters())
     assert {*tokenizer.parameters()} < {*stage.parameters()}
