@@ -92,14 +92,10 @@ def import_foreign(
     model = _model(settings, weights, shapes["in_features"], values, projected)
     assert fps is not None and statistics is not None
     part = settings.found["body_part"].value if "body_part" in settings.found else None
-    source_fps = _source_fps(settings, fps, None if part else shapes["in_features"])
+    reading = _reading(settings, fps, None if part else shapes["in_features"])
     told = {key: {"value": one.value, "from": one.source} for key, one in settings.found.items()}
     origin = {"format": format, "file": file.name, "embedding_proj": projected, "settings": told}
-    details = {
-        "body_part": part,
-        "imported_from": origin,
-        "reading": reading_of(DataConfig(source_fps=source_fps).model_dump()),
-    }
+    details = {"body_part": part, "imported_from": origin, "reading": reading}
     return MotionTokenizer(model, *statistics, layout, fps, details)
 
 
@@ -175,14 +171,14 @@ def _rates(settings: Settings, features: int, flag: float | None) -> list[Said]:
     return rates
 
 
-def _source_fps(settings: Settings, fps: float, features: int | None) -> float | None:
-    """The rate at which its motion's files are read, where another is known of so many columns."""
+def _reading(settings: Settings, fps: float, features: int | None) -> dict[str, Any]:
+    """How its motion's files are read: at the rate that was said, also where another is known of so many columns."""
     usual = known_rate(features) if features else None
     if usual is None or same_rate(fps, usual):
-        return None
+        return reading_of(DataConfig().model_dump())
     rate = settings.found["fps"].source
     settings.set("source_fps", fps, f"{rate}; files of {features} columns have {usual:g} and are taken for {fps:g}")
-    return fps
+    return reading_of(DataConfig(source_fps=fps).model_dump())
 
 
 def _layout(settings: Settings, features: int, body_part: str | None) -> tuple[Layout, NDArray[np.int64] | None]:
