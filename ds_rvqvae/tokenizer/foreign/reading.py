@@ -93,8 +93,7 @@ def import_foreign(
     assert fps is not None and statistics is not None
     part = settings.found["body_part"].value if "body_part" in settings.found else None
     reading = _reading(settings, fps, None if part else shapes["in_features"])
-    told = {key: {"value": one.value, "from": one.source} for key, one in settings.found.items()}
-    origin = {"format": format, "file": file.name, "embedding_proj": projected, "settings": told}
+    origin = {"format": format, "file": file.name, "embedding_proj": projected, "settings": settings.told()}
     details = {"body_part": part, "imported_from": origin, "reading": reading}
     return MotionTokenizer(model, *statistics, layout, fps, details)
 
