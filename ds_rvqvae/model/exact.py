@@ -18,7 +18,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def exactly(model: Freezable) -> Iterator[None]:
     """What `model` computes inside is what it computes alone: in eval mode, without autocast, TF32 and gradients."""
     model.restore()
-    device = next(model.parameters()).device.type
+    device = model.device.type
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False

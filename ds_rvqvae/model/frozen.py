@@ -3,10 +3,11 @@
 A second stage has a trained net among its submodules. What trainers then do to all of their submodules (another float
 type, first weights, weight decay, averages, another mode) would change codes without a word. So a frozen net is in its
 parent's `state_dict` and moves between devices with it, but for the rest the parent sees a module without children,
-parameters and buffers. Asked by itself, it lists them all.
+parameters and buffers. Asked by itself, it lists copies of them all. Who writes to the memory of its tensors all the
+same, as an embedding that shares it with a codebook does, is found out at the net's next use.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,12 @@ from torch import Tensor, nn
 from typing_extensions import Self, override
 
 TRAINABLE = "to train them, load it with from_pretrained(…, trainable=True)"
+
+
+_STRAYS = 1e-4
+"""Share of a weight by which averages of a checkpoint may be off; a step of an optimizer is more."""
+_PROBED = 8
+"""Numbers of each tensor that every use compares, about."""
 
 
 class _OwnWalk(set[nn.Module]):
@@ -28,6 +35,52 @@ class _Kept(NamedTuple):
     tensor: Tensor
     values: Tensor
     """The same memory, which neither a cast nor an assignment to `tensor` takes away."""
+    key: str | None
+    """In the state dict; None where it is not in there."""
+
+
+class _Seal:
+    """Tells which of tensors, by name, have been written to since it was made.
+
+    torch counts what is written to a tensor, unless it is through `.data`; of each tensor a few numbers are compared
+    for that. Sums of all of their bits say in the end, so that values that were written as they were do not count.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = dict(tensors)
+        flat = [
+            tensor.view(-1) if tensor.is_contiguous() else tensor[(0,) * (tensor.dim() - 1)]
+            for tensor in self._tensors.values()
+            if tensor.is_floating_point()
+        ]
+        self._probes = [row[:: max(1, len(row) // _PROBED)] for row in flat]
+        self._seen, self._versions, self._sums = self._probe(), self._writes(), self._sums_of_bits()
+
+    def changed(self) -> list[str]:
+        versions = self._writes()
+        if versions == self._versions and torch.equal(self._probe(), self._seen):
+            return []
+        sums = self._sums_of_bits()
+        found = [name for name, now, before in zip(self._tensors, sums, self._sums, strict=True) if now != before]
+        if not found:
+            self._versions = versions
+        return found
+
+    def _probe(self) -> Tensor:
+        with torch.autocast(self._probes[0].device.type, enabled=False):
+            return torch.cat(self._probes)
+
+    def _writes(self) -> list[int]:
+        return [0 if tensor.is_inference() else tensor._version for tensor in self._tensors.values()]
+
+    def _sums_of_bits(self) -> list[int]:
+        integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+        sums = []
+        for tensor in self._tensors.values():
+            bits = tensor.contiguous().view(integers[tensor.element_size()])
+            rows = bits.reshape(-1, tensor.shape[-1] if tensor.dim() > 1 else 1).sum(dim=1, dtype=torch.int64)
+            sums.append((rows * torch.arange(1, len(rows) + 1, device=rows.device)).sum())
+        return torch.stack(sums).tolist()
 
 
 class KeepsFloatType(nn.Module):
@@ -75,6 +128,17 @@ class KeepsFloatType(nn.Module):
     ) -> Iterator[tuple[str, nn.Module]]:
         yield from super().named_modules(_OwnWalk() if memo is None else memo, prefix, remove_duplicate)
 
+    def _named_members(self, *given: Any, **named: Any) -> Iterator[tuple[str, Any]]:
+        # What a parent's `apply` or a loop over its children writes to all parameters is written to copies.
+        frozen: set[int] = set()
+        for module in self.modules():
+            if isinstance(module, Freezable) and module.frozen:
+                module.restore()
+                frozen.update(id(kept.tensor) for kept in module._kept)
+        walk: Callable[..., Iterator[tuple[str, Any]]] = super()._named_members
+        for name, member in walk(*given, **named):
+            yield name, _copy(member) if id(member) in frozen else member
+
     def _check_asked(self, change: Callable[[Tensor], Tensor]) -> None:
         """Raises TypeError where `change` makes another float type, ValueError where it leaves no weights."""
         own = self.float_type()
@@ -94,8 +158,8 @@ class Freezable(KeepsFloatType):
     """A module whose parameters and buffers are all in submodules, and that may be frozen.
 
     Frozen, it is in eval mode for good and moves between devices only. A parent's state dict has copies of its tensors;
-    one that is loaded has to have these values, or these values rounded to another float type, which are not taken.
-    Tensors changed in place through the module's own attributes are changed.
+    one that is loaded has to have these values, or these values rounded to another float type or by averages, which are
+    not taken.
     """
 
     frozen = False
@@ -104,22 +168,37 @@ class Freezable(KeepsFloatType):
         """Makes the module what it is from now on."""
         self.eval().requires_grad_(False)
         self.frozen = True
-        self._kept = self._tensors()
+        self._keep()
         return self
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._kept[0].values.device if self.frozen else next(self.parameters()).device
+
     def restore(self) -> None:
-        """Undoes what casts of submodules and assignments to them have changed since the module was frozen."""
+        """Undoes what casts of submodules and assignments to them have changed since the module was frozen.
+
+        Raises:
+            RuntimeError: other numbers have been written to the memory of its tensors, which cannot be undone.
+        """
         if not self.frozen:
             return
-        for store, name, tensor, values in self._kept:
+        for store, name, tensor, values, _ in self._kept:
             if store.get(name) is not tensor:
                 store[name] = tensor
             if tensor.data_ptr() != values.data_ptr() or tensor.dtype != values.dtype:
                 tensor.data = values
+        if changed := self._seal.changed():
+            raise RuntimeError(
+                f"the tokenizer's weights were written to since it was loaded (tensors that differ: {len(changed)}, "
+                f"the first is {changed[0]}), as by a layer that shares their memory: its codes would be others; "
+                f"load it again with from_pretrained, and give that layer a clone(); {TRAINABLE}"
+            )
 
     @override
     def float_type(self) -> torch.dtype | None:
-        return next(self.parameters()).dtype if self.frozen else None
+        return self._kept[0].values.dtype if self.frozen else None
 
     @override
     def train(self, mode: bool = True) -> Self:
@@ -168,26 +247,26 @@ class Freezable(KeepsFloatType):
 
     def __getstate__(self) -> dict[str, Any]:
         self.restore()
-        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_kept", "_seal")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         restore: Callable[..., None] = super().__setstate__
         restore(state)
         if self.frozen:
-            self._kept = self._tensors()
+            self._keep()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         if not self.frozen:
             apply: Callable[..., Self] = super()._apply  # torch has no types for it
             return apply(fn, recurse)
         self.restore()
-        device = device_after(fn, next(self.parameters()).device)
+        device = device_after(fn, self.device)
         with torch.inference_mode(False), torch.no_grad():
             for child in self._modules.values():
                 if child is not None:
                     move: Callable[..., nn.Module] = child._apply
                     move(lambda tensor: tensor.to(device))
-        self._kept = self._tensors()
+        self._keep()
         return self
 
     def _replicate_for_data_parallel(self) -> Self:
@@ -218,14 +297,15 @@ class Freezable(KeepsFloatType):
         load: Callable[..., None] = super()._load_from_state_dict
         load(state_dict, prefix, metadata, strict, *found)
 
-    def _tensors(self) -> list[_Kept]:
-        return [
-            _Kept(store, name, tensor, tensor.detach())
-            for module in self.modules()
-            for store in (module._parameters, module._buffers)
+    def _keep(self) -> None:
+        self._kept = [
+            _Kept(store, name, tensor, tensor.detach(), None if name in passing else f"{place}.{name}")
+            for place, module in self.named_modules()
+            for store, passing in ((module._parameters, ()), (module._buffers, module._non_persistent_buffers_set))
             for name, tensor in store.items()
             if tensor is not None
         ]
+        self._seal = _Seal({kept.key: kept.values for kept in self._kept if kept.key is not None})
 
 
 def device_after(fn: Callable[[Tensor], Tensor], device: torch.device) -> torch.device:
@@ -235,14 +315,24 @@ def device_after(fn: Callable[[Tensor], Tensor], device: torch.device) -> torch.
 
 
 def _is_rounded(given: Any, own: Tensor) -> bool:
-    """Whether `given` has the values of `own`, or these rounded to the type that it has or had before."""
+    """Whether `given` has the values of `own`, or these rounded to the type that it has or had before, or by averages.
+
+    A moving average of numbers that do not move strays from them by rounding, by 1e-5 of each with a decay of 0.999.
+    """
     if not isinstance(given, Tensor) or given.shape != own.shape or given.is_meta:
         return False
     given, own = given.detach(), own.detach().to(given.device)
     if torch.equal(own.to(given.dtype), given):
         return True
+    if own.dtype != torch.bool and torch.allclose(given.double(), own.double(), rtol=_STRAYS, atol=0.0):
+        return True
     types = (torch.bfloat16, torch.float16) if own.is_floating_point() else ()
     return any(torch.equal(own.to(dtype).to(given.dtype), given) for dtype in types)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    values = tensor.detach().clone()
+    return nn.Parameter(values, requires_grad=False) if isinstance(tensor, nn.Parameter) else values
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -223,7 +223,7 @@ class MotionTokenizer(KeepsFloatType):
         return self.model.config.norm == "GN"
 
     def _normalise(self, frames: Tensor) -> Tensor:
-        if frames.dtype in _ROUNDED and self.model.float_type() == torch.float32:
+        if frames.dtype in _ROUNDED and next(self.model.encoder.parameters()).dtype == torch.float32:
             raise TypeError(
                 f"motion is {frames.dtype}, which has rounded it, and its codes are others; "
                 "give the fp32 motion from before a trainer cast it, or motion.float() where it was stored so"

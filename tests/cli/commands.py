@@ -13,11 +13,9 @@ CONFIG = ModelConfig(width=16, depth=1, code_dim=4, nb_code=32, num_quantizers=3
 def make_tokenizer(layout, body_part=None, seed=0, config=CONFIG):
     torch.manual_seed(seed)
     width = layout[-1].stop
-    tokenizer = MotionTokenizer(
-        RVQVAE(width, config), torch.zeros(width), torch.ones(width), layout, 30.0, {"body_part": body_part}
-    )
-    tokenizer.model.quantizer.codebooks.normal_()
-    return tokenizer
+    model = RVQVAE(width, config)
+    model.quantizer.codebooks.normal_()
+    return MotionTokenizer(model, torch.zeros(width), torch.ones(width), layout, 30.0, {"body_part": body_part})
 
 
 def files_below(folder):

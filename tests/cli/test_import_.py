@@ -10,6 +10,7 @@ from ds_rvqvae import RVQVAE, MotionTokenizer, cli
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.motion.layout import select_columns, smplx_layout
 from ds_rvqvae.tokenizer.foreign.writing import save_foreign
+from tests.tokenizer.foreign.checkpoints import SMALL, random_weights, save_as_trainer
 
 
 @pytest.fixture
@@ -96,3 +97,26 @@ def test_refusals_are_one_line_and_leave_nothing(folder, capsys):
             _import(folder, *flags, out="out")
         assert stopped.value.code == 2
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("columns", "fps", "kept"), [(263, 30, 30.0), (263, 20, None), (30, 25, None)])
+def test_files_have_the_rate_that_was_said_where_their_columns_are_known_with_another(
+    columns, fps, kept, tmp_path, capsys
+):
+    settings = SMALL | {"features": columns}
+    file = save_as_trainer(tmp_path / "net.tar", "momask", random_weights(**settings))
+    said = ["--no_normalisation", "--activation=relu", "--dilation_growth_rate=3", f"--fps={fps}"]
+    assert cli.main(["import", str(file), "--format=momask", f"--out={tmp_path / 'imported'}", *said]) == 0
+    printed = capsys.readouterr().out
+    assert ("--fps; files of 263 columns have 20 and are taken for 30" in printed) == (kept is not None)
+    imported = MotionTokenizer.from_pretrained(tmp_path / "imported")
+    assert imported.details["reading"].get("source_fps") == kept
+    motion = np.random.default_rng(0).normal(size=(50, columns)).astype(np.float32)
+    np.save(tmp_path / "a.npy", motion)
+    line = ["encode", str(tmp_path / "imported"), str(tmp_path / "a.npy"), "--out", str(tmp_path / "codes")]
+    assert cli.main(line) == 0
+    printed = "".join(capsys.readouterr())
+    words = "30 frames per second (rvqvae.data.source_fps) are taken, where HumanML3D's 263 columns have 20"
+    assert (words in printed) == (kept is not None)
+    codes = next((tmp_path / "codes").rglob("*.npz"))
+    np.testing.assert_array_equal(np.load(codes)["codes"], imported.encode(motion))

@@ -95,6 +95,7 @@ def test_what_is_said_of_codes_is_true(key):
     latents = base.model.encode_latents(motion.unsqueeze(0)).detach()[0]
     for level, book in enumerate(base.model.quantizer.codebooks):
         book.copy_(latents / 2**level)
+    base = tokenizer_of(SMALL, state)
     codes = base.encode(motion)
     for config in models_with_another(key):
         other = tokenizer_of(config)

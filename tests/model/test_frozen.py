@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ds_rvqvae import MotionTokenizer
+from ds_rvqvae import BodyTokenizer, MotionTokenizer
 from tests.ranks import run_ranks
 from tests.second_stage import SecondStage, Seen, made_motion, save_tokenizer, steps
 
@@ -34,6 +34,26 @@ def first_weights_of_all(stage):
     for child in stage.children():
         for module in child.children():
             module.apply(first_weights)
+
+
+def first_weights_of_all_it_lists(stage):
+    def uniform(module):
+        for _, parameter in module.named_parameters():
+            nn.init.uniform_(parameter.data, -0.08, 0.08)
+
+    stage.apply(uniform)
+    for child in stage.children():
+        for values in [*child.parameters(), *child.buffers()]:
+            values.data.zero_()
+
+
+def groups_by_child(stage):
+    for child in stage.children():
+        for parameter in child.parameters():
+            parameter.requires_grad_(True)
+            parameter.grad = torch.ones_like(parameter)
+    groups = [{"params": child.parameters()} for child in stage.children()]
+    torch.optim.AdamW(groups, lr=0.1, weight_decay=0.5).step()
 
 
 def decay_without_gradient(stage):
@@ -71,6 +91,15 @@ def rounded_checkpoint(stage, dtype):
     other.load_state_dict({name: tensor.to(dtype) for name, tensor in stage.state_dict().items()})
     other.load_state_dict({name: tensor.to(dtype).float() for name, tensor in stage.state_dict().items()})
     return other
+
+
+def averaged_checkpoint(stage):
+    average = {name: tensor.clone() for name, tensor in stage.state_dict().items()}
+    for _ in range(100):
+        for name, tensor in stage.state_dict().items():
+            if tensor.is_floating_point():
+                average[name].mul_(0.999).add_(tensor, alpha=0.001)
+    stage.load_state_dict(average)
 
 
 def assigned_checkpoint(stage):
@@ -142,6 +171,9 @@ DONE_TO_IT = {
     "gradients": lambda stage: stage.requires_grad_(True),
     "first weights": lambda stage: stage.apply(first_weights),
     "first weights of all": first_weights_of_all,
+    "first weights of all it lists": first_weights_of_all_it_lists,
+    "groups by child": groups_by_child,
+    "averaged checkpoint": averaged_checkpoint,
     "steps": lambda stage: steps(stage.train(), made_motion()),
     "decay": decay_without_gradient,
     "vector": vector,
@@ -170,6 +202,44 @@ def test_what_is_done_to_its_parent_changes_nothing(seen, change):
     seen.check(stage.tokenizer)
     if isinstance(changed, SecondStage):
         seen.check(changed.tokenizer)
+
+
+def a_trained_embedding(stage):
+    stage.embedding = nn.Embedding.from_pretrained(stage.tokenizer.model.quantizer.codebooks[0], freeze=False)
+    optimizer = torch.optim.SGD(stage.parameters(), lr=0.01)
+    stage.embedding(torch.tensor(5)).sum().backward()
+    optimizer.step()
+
+
+WRITES = {
+    "a trained embedding": a_trained_embedding,
+    "first weights": lambda stage: [first_weights(module) for module in stage.tokenizer.modules()],
+    "a tensor": lambda stage: stage.tokenizer.model.decoder[0].bias.data.add_(1e-3),
+    "one number": lambda stage: stage.tokenizer.model.get_parameter("encoder.0.weight").detach()[1, 1, 1].mul_(1.001),
+    "codes that change places": lambda stage: stage.tokenizer.model.quantizer.codebooks.copy_(
+        stage.tokenizer.model.quantizer.codebooks.flip(1)
+    ),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+@pytest.mark.parametrize("use", ["encode", "decode", "save"])
+def test_weights_that_were_written_to_by_hand_are_refused(seen, tmp_path, write, use):
+    tokenizer = seen.stage().tokenizer
+    uses = {
+        "encode": lambda: tokenizer.encode(seen.motion),
+        "decode": lambda: tokenizer.decode(seen.codes),
+        "save": lambda: tokenizer.save_pretrained(tmp_path / "tokenizer"),
+    }
+    for tensor in tokenizer.model.state_dict().values():
+        tensor.copy_(tensor.clone())
+    uses[use]()
+    stage = SecondStage(tokenizer)
+    write(stage)
+    with pytest.raises(RuntimeError, match=r"weights were written to .* load it again"):
+        uses[use]()
+    with pytest.raises(RuntimeError, match=r"weights were written to"):
+        stage.state_dict()
 
 
 def in_ddp(stage):
@@ -234,6 +304,14 @@ def test_a_parent_sees_no_weights_and_the_tokenizer_all(seen):
     assert {f"tokenizer.{name}" for name in stage.tokenizer.state_dict()} < set(stage.state_dict())
 
 
+def test_a_bodys_parts_are_not_written_to_either(seen):
+    part = MotionTokenizer.from_pretrained(seen.folder)
+    stage = nn.ModuleDict({"body": BodyTokenizer({"upper": part})})
+    first_weights_of_all_it_lists(stage)
+    stage["body"].requires_grad_(False).apply(first_weights)
+    seen.check(part)
+
+
 ASKED = {
     "half": lambda tokenizer: tokenizer.half(),
     "bfloat16": lambda tokenizer: tokenizer.bfloat16(),
@@ -287,15 +365,18 @@ def test_a_checkpoint_of_another_tokenizer_is_refused(seen, tmp_path):
     with pytest.raises(RuntimeError, match="load the tokenizer of this checkpoint"):
         stage.load_state_dict(content, strict=False)
     seen.check(stage.tokenizer)
-    stage.load_state_dict(
-        {name: tensor for name, tensor in content.items() if not name.startswith("tokenizer.")}, strict=False
-    )
+    without = {name: tensor for name, tensor in content.items() if not name.startswith("tokenizer.")}
+    with pytest.raises(RuntimeError, match="Missing key"):
+        stage.load_state_dict(without)
+    stage.load_state_dict(without, strict=False)
     seen.check(stage.tokenizer)
 
 
 def test_a_trainable_one_is_as_any_module(seen):
     tokenizer = MotionTokenizer.from_pretrained(seen.folder, trainable=True)
     assert torch.equal(tokenizer.train().encode(seen.motion), seen.codes) and tokenizer.model.training
+    with pytest.raises(TypeError, match=r"motion is torch\.bfloat16"):
+        tokenizer.encode(seen.motion.bfloat16())
     stage = SecondStage(tokenizer)
     assert all(parameter.requires_grad for parameter in tokenizer.parameters())
     assert {*tokenizer.parameters()} < {*stage.parameters()}

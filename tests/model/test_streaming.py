@@ -154,19 +154,12 @@ def test_group_norm_takes_whole_clips_only():
 @pytest.mark.real_data
 def test_real_motion_of_twenty_lengths(real_data):
     packed = np.load(real_data / "cmu" / "task.npz")
-    tokenizer = MotionTokenizer(
-        RVQVAE(150, ModelConfig(width=64, nb_code=256, code_dim=32)),
-        torch.from_numpy(packed["motion"].mean(axis=0)),
-        torch.from_numpy(packed["motion"].std(axis=0)).clamp(min=0.01),
-        feature_layout(150),
-        30.0,
-    )
+    model = RVQVAE(150, ModelConfig(width=64, nb_code=256, code_dim=32))
+    every = torch.from_numpy(packed["motion"])
+    mean, std = every.mean(dim=0), every.std(dim=0).clamp(min=0.01)
     with torch.no_grad():
-        tokenizer.model.quantizer.initialize_codebooks(
-            tokenizer.model.encode_latents(
-                (torch.from_numpy(packed["motion"][None, :4000]) - tokenizer.mean) / tokenizer.std
-            )
-        )
+        model.quantizer.initialize_codebooks(model.encode_latents((every[None, :4000] - mean) / std))
+    tokenizer = MotionTokenizer(model, mean, std, feature_layout(150), 30.0)
     lengths = random.Random(0)
     for _ in range(20):
         motion = torch.from_numpy(packed["motion"][: lengths.randint(1, 5000)])

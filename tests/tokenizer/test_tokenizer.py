@@ -190,6 +190,7 @@ def test_the_fingerprint_is_of_what_codes_mean(tokenizer, tmp_path):
     swapped = MotionTokenizer.from_pretrained(tmp_path / "other")
     assert swapped.fingerprint == tokenizer.fingerprint  # of what is there, not of what the config says
     before = tokenizer.fingerprint
+    tokenizer = MotionTokenizer.from_pretrained(tmp_path / "tokenizer", trainable=True)
     tokenizer.model.quantizer.ema_count += 1  # of training only
     assert tokenizer.fingerprint == before
     tokenizer.model.quantizer.codebooks[0, 0, 0] += 1

@@ -61,6 +61,11 @@ _KNOWN = {
 }
 
 
+def known_rate(columns: int) -> float | None:
+    """Frames a second of published features of so many columns."""
+    return _KNOWN[columns].fps if columns in _KNOWN else None
+
+
 class FeatureFolderReader(FilesReader):
     """A folder of `.npy` or `.npz` matrices `[frames, features]` at any depth, or one such file.
 
@@ -186,12 +191,18 @@ class FeatureFolderReader(FilesReader):
                 self.notes += (
                     _as_before(f"at {wanted:g} frames per second (rvqvae.data.fps), where the files have {rate:g}"),
                 )
-        elif self.config.source_fps is None and not (is_said or known):
+        elif self.config.source_fps is not None:
+            if known and not same_rate(rate, known.fps):
+                self.notes += (
+                    f"{rate:g} frames per second (rvqvae.data.source_fps) are taken, where {known.name}'s "
+                    f"{self._width} columns have {known.fps:g}",
+                )
+        elif not (is_said or known):
             self.notes += (
                 f"{'most files do not say their' if any(self._said) else 'no file says its'} frame rate: "
                 f"{rate:g} frames per second (rvqvae.data.fps) are taken; {to_say('source_fps', 'N')} says another",
             )
-        elif self.config.source_fps is None and not same_rate(rate, wanted):
+        elif not same_rate(rate, wanted):
             whose = "the files' own" if is_said or known is None else f"{known.name}'s, by the {self._width} columns"
             self.notes += (kept_rate(f"{rate:g} frames per second are {whose}", self.config),)
         return rate

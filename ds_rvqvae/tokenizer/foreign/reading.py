@@ -12,10 +12,11 @@ from torch import Tensor
 from ds_rvqvae.config.data import BODY_PARTS, DataConfig
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.config.profile import model_config_from_dict
-from ds_rvqvae.data.formats.features import read_statistics
+from ds_rvqvae.data.formats.features import known_rate, read_statistics
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.motion.layout import Layout, feature_layout, select_columns, smplx_layout
+from ds_rvqvae.motion.rotations import same_rate
 from ds_rvqvae.tokenizer.folder import reading_of
 from ds_rvqvae.tokenizer.foreign.formats import DATASETS, FORMATS, OUTER_ACTIVATION, ForeignFormat, net_keys
 from ds_rvqvae.tokenizer.foreign.options import Said, checkpoint_in, read_options, statistics_files
@@ -91,9 +92,9 @@ def import_foreign(
     model = _model(settings, weights, shapes["in_features"], values, projected)
     assert fps is not None and statistics is not None
     part = settings.found["body_part"].value if "body_part" in settings.found else None
-    told = {key: {"value": one.value, "from": one.source} for key, one in settings.found.items()}
-    origin = {"format": format, "file": file.name, "embedding_proj": projected, "settings": told}
-    details = {"body_part": part, "imported_from": origin, "reading": reading_of(DataConfig().model_dump())}
+    reading = _reading(settings, fps, None if part else shapes["in_features"])
+    origin = {"format": format, "file": file.name, "embedding_proj": projected, "settings": settings.told()}
+    details = {"body_part": part, "imported_from": origin, "reading": reading}
     return MotionTokenizer(model, *statistics, layout, fps, details)
 
 
@@ -167,6 +168,16 @@ def _rates(settings: Settings, features: int, flag: float | None) -> list[Said]:
                 )
             rates.append(Said(fps, one.text, one.file))
     return rates
+
+
+def _reading(settings: Settings, fps: float, features: int | None) -> dict[str, Any]:
+    """How its motion's files are read: at the rate that was said, also where another is known of so many columns."""
+    usual = known_rate(features) if features else None
+    if usual is None or same_rate(fps, usual):
+        return reading_of(DataConfig().model_dump())
+    rate = settings.found["fps"].source
+    settings.set("source_fps", fps, f"{rate}; files of {features} columns have {usual:g} and are taken for {fps:g}")
+    return reading_of(DataConfig(source_fps=fps).model_dump())
 
 
 def _layout(settings: Settings, features: int, body_part: str | None) -> tuple[Layout, NDArray[np.int64] | None]:

@@ -36,6 +36,10 @@ class Settings:
     def set(self, key: str, value: Any, source: str) -> None:
         self.found[key] = Setting(value, source)
 
+    def told(self) -> dict[str, dict[str, Any]]:
+        """All that was found, as a tokenizer's config file keeps it."""
+        return {key: {"value": one.value, "from": one.source} for key, one in self.found.items()}
+
     def from_shapes(self, key: str, value: Any) -> None:
         """A value that the shapes of the weights tell.
 
