@@ -218,19 +218,23 @@ class Posture(NamedTuple):
     shares: tuple[float, float, float]
     """The share of it along each axis."""
     clip: str = ""
+    is_upside_down: bool = False
 
     @property
     def lies(self) -> bool:
-        return self.shares[1] < LYING
+        """Whether it lies, or stands on its head."""
+        return self.shares[1] < LYING or self.is_upside_down
 
     @property
     def axis(self) -> str:
         """The axis that most of it is along."""
-        return AXES[max(range(3), key=self.shares.__getitem__)]
+        return "-y" if self.is_upside_down else AXES[max(range(3), key=self.shares.__getitem__)]
 
     @property
     def words(self) -> str:
         """How long it is along that axis and along y."""
+        if self.is_upside_down:
+            return f"{self.shares[1] * self.tall:.2f} m along -y"
         return f"{max(self.shares) * self.tall:.2f} m along {self.axis} and {self.shares[1] * self.tall:.2f} m along y"
 
 
@@ -259,7 +263,7 @@ def posture_along(line: NDArray[np.float64]) -> Posture:
     """The posture of a line from the feet to the head, `[frames, 3]`."""
     tall = float(np.median(np.linalg.norm(line, axis=1)))
     x, y, z = (np.median(np.abs(line), axis=0) / max(tall, 1e-9)).tolist()
-    return Posture(tall, (x, y, z))
+    return Posture(tall, (x, y, z), is_upside_down=bool(y >= LYING and np.median(line[:, 1]) < 0))
 
 
 def check_upright(reader: Reader, names: Sequence[str], first: Sequence[Posture] | None = None) -> None:
@@ -313,7 +317,8 @@ def lying_note(reader: Reader, take: Take) -> str | None:
     if posture is None or not posture.lies:
         return None
     turned = "now that rvqvae.data.up_axis z has turned it" if config.up_axis == "z" else "does another axis point up?"
-    return f"the figure lies along {posture.axis}, where y should be up: {turned}"
+    how = "stands on its head" if posture.is_upside_down else f"lies along {posture.axis}"
+    return f"the figure {how}, where y should be up: {turned}"
 
 
 def _usual_axis(lying: Sequence[Posture]) -> str:
@@ -324,7 +329,8 @@ def _lying_words(lying: Sequence[Posture], looked_at: int) -> str:
     axis = _usual_axis(lying)
     words = next(posture for posture in lying if posture.axis == axis).words
     of = f"{len(lying)} of {looked_at} clips looked at"
-    return f"figures lie: in {of}, it is from feet to head {words}, which should be up"
+    how = "stand on their heads" if axis == "-y" else "lie"
+    return f"figures {how}: in {of}, it is from feet to head {words}, which should be up"
 
 
 def _postures(reader: Reader, names: Sequence[str], most: int) -> list[Posture]:

@@ -268,7 +268,7 @@ def _figure(figure: Figure | None, sample: Sample, warnings: list[str]) -> dict[
         posture = posture_along(line)
         facts["tall_m"] = tall = posture.tall
         facts["tall_along"] = dict(zip(AXES, posture.shares, strict=True))
-        _judge_posture(line, posture, warnings)
+        _judge_posture(posture, warnings)
     else:
         facts["tall_m"] = tall = float(spread[1])
     if not _TALL[0] <= tall <= _TALL[1]:
@@ -290,13 +290,13 @@ def _figure(figure: Figure | None, sample: Sample, warnings: list[str]) -> dict[
     return facts
 
 
-def _judge_posture(line: NDArray[np.float64], posture: Posture, warnings: list[str]) -> None:
-    """Lying and upside down, by the line from the feet to the head, `[frames, 3]`."""
-    if posture.lies:
+def _judge_posture(posture: Posture, warnings: list[str]) -> None:
+    """Lying and upside down."""
+    if posture.is_upside_down:
+        warnings.append("figures stand on their heads: y should be up")
+    elif posture.lies:
         hint = " (rvqvae.data.up_axis z turns such files)" if posture.axis == "z" else ""
         warnings.append(f"figures lie: from feet to head it is {posture.words}, which should be up{hint}")
-    elif np.median(line[:, 1]) < 0:
-        warnings.append("figures stand on their heads: y should be up")
 
 
 def _quantiles(values: NDArray[Any], *percents: float) -> list[float]:

@@ -203,10 +203,20 @@ def test_a_few_clips_of_people_on_the_floor_are_no_other_axis(tmp_path, lying, e
         assert all("does another axis point up in some files?" in note for note in notes)
 
 
-@pytest.mark.parametrize(("degrees", "lies"), [(0, False), (45, False), (60, True), (90, True), (180, False)])
+@pytest.mark.parametrize(("degrees", "lies"), [(0, False), (45, False), (60, True), (90, True), (180, True)])
 def test_leaning_is_not_lying(tmp_path, degrees, lies):
     write_smpl(tmp_path / "a.npz", degrees=degrees)
     assert posture_of(open_reader(tmp_path, DataConfig()).take("a")).lies is lies
+
+
+def test_figures_that_stand_on_their_heads_are_refused(tmp_path):
+    """As those whose y points down, by the axes of a camera."""
+    write_smpl(tmp_path / "a.npz", degrees=180)
+    with pytest.raises(UserError, match=r"stand on their heads: in 1 of 1 clips .* m along -y, which should be up"):
+        check(tmp_path)
+    with pytest.raises(UserError, match="no setting turns -y up, --up_axis y"):
+        check(tmp_path)
+    assert check(tmp_path, up_axis="y") == ()
 
 
 def test_prepare_and_append_stop_before_they_pack(tmp_path):
