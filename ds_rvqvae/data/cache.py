@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from ds_rvqvae.data.formats.npz import write_header
-from ds_rvqvae.data.store.places import cache_folder
+from ds_rvqvae.data.store.places import cache_folder, hash_of
 from ds_rvqvae.data.store.store import HEADER_BYTES, Store
 from ds_rvqvae.files import sync, whole_folder
 from ds_rvqvae.host import Host
@@ -162,7 +162,7 @@ class _Selection:
         self.nbytes = store.num_frames * len(columns) * 4
         # Checksums too: other code may have packed the same files.
         parts = [_VERSION, store.fingerprint, [shard.sha256 for shard in store.shards]]
-        self.content = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        self.content = hash_of(parts)
         key = hashlib.sha256(self.content.encode())
         for values in (self.columns, mean, std):
             key.update(f"{values.dtype.str}{values.shape}".encode() + values.tobytes())

@@ -14,7 +14,7 @@ from ds_rvqvae.launch.supervise import Signals, say
 from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, Layout, check_disjoint
 from ds_rvqvae.runs.checkpoints import checkpoints
 from ds_rvqvae.runs.folder import check_out_folder, choose_run_folder, read_profile
-from ds_rvqvae.tokenizer.folder import READING_KEYS, TOKENIZER, check_same_reading, reading_of
+from ds_rvqvae.tokenizer.folder import TOKENIZER, check_same_reading, reading_of
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,7 @@ class Body:
 
 def _reading_of(run: Path) -> dict[str, str]:
     """How a run's files are read, as flags say it."""
-    data = read_profile(run).rvqvae.data
-    return {key: str(value) for key in READING_KEYS if (value := getattr(data, key)) is not None}
+    return {key: str(value) for key, value in reading_of(read_profile(run).rvqvae.data.model_dump()).items()}
 
 
 def check_no_body(flags: Flags) -> None:

@@ -1,6 +1,5 @@
 """What `--resume` goes on from, and what may differ from the run it goes on with. Without torch."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,10 +11,11 @@ from ds_rvqvae.config.facts import fixed_keys
 from ds_rvqvae.config.profile import PROFILE_FILE, Profile, section_at
 from ds_rvqvae.config.request import Request, Start
 from ds_rvqvae.data.dataset import MotionData
+from ds_rvqvae.data.store.places import hash_of
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.runs.checkpoints import checkpoints, damage_of, read_manifest, step_of, whole_checkpoint
 from ds_rvqvae.runs.folder import read_profile
-from ds_rvqvae.tokenizer.folder import READING_KEYS
+from ds_rvqvae.tokenizer.folder import READING_KEYS, reading_of
 
 NEWEST = Start("newest")
 
@@ -61,18 +61,14 @@ def record_of(data: MotionData) -> dict[str, Any]:
     `motion` is what a model's inputs are: columns and normalisation. The others can change beside a normalisation that
     is given and stays: frame rate, splits, what the numbers in files mean, and the frames themselves.
     """
-    store, settings = data.store, data.store.settings
+    store = data.store
     return {
         "motion": data.fingerprint(),
         "fps": data.fps,
-        "splits": _sha256([list(segment) for segment in store.segments]),
-        "reading": {key: settings.get(key) for key in READING_KEYS if settings.get(key) is not None},
-        "frames": _sha256([shard.sha256 for shard in store.shards]),
+        "splits": hash_of([list(segment) for segment in store.segments]),
+        "reading": reading_of(store.settings),
+        "frames": hash_of([shard.sha256 for shard in store.shards]),
     }
-
-
-def _sha256(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def find_resume(

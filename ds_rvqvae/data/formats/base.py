@@ -319,11 +319,19 @@ def load_npz(
     Raises:
         ClipError: unreadable, or without one of the `required` keys.
     """
+    return load_npz_and_keys(file, required, optional, largest)[0]
+
+
+def load_npz_and_keys(
+    file: Path, required: Sequence[str], optional: Sequence[str] = (), largest: int = LARGEST
+) -> tuple[dict[str, NDArray[Any]], list[str]]:
+    """As `load_npz`, and every key that is there; raises ClipError."""
     with _readable(), open_npz(file) as archive:
         for key in required:
             if key not in archive.keys:
                 raise ClipError(missing_key(archive.keys, key))
-        return {key: archive.read(key, largest) for key in (*required, *optional) if key in archive.keys}
+        arrays = {key: archive.read(key, largest) for key in (*required, *optional) if key in archive.keys}
+        return arrays, archive.keys
 
 
 def said_rate(file: Path) -> float | None:

@@ -103,7 +103,7 @@ class Beat2Reader(Reader):
     def take(self, name: str) -> Take:
         if name not in self._files:
             raise ClipError(f"{SPLIT_FILE} lists it, but {no_file(self._missing[name])}")
-        arrays, fps, notes = load_motion(self._files[name], MOTION_KEYS, self.config)
+        arrays, _, fps, notes = load_motion(self._files[name], MOTION_KEYS, self.config)
         motion = rotations_and_positions(arrays)
         if turns_z(self.config):
             turn_upright(motion[:, : 6 * len(SMPLX_JOINTS) + 3])

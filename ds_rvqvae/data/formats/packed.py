@@ -78,7 +78,7 @@ class PackedReader(Reader):
 
     def take(self, name: str) -> Take:
         content = self._content
-        index = content.names.index(name)
+        index = content.place_of[name]
         motion = content.motion[content.starts[index] : content.starts[index + 1]]
         roots = [part for part in content.layout if part.kind == "translation" and part.width == 3]
         is_resampled = bool(roots) and self.config.reading_version > 1 and not same_rate(content.fps, self.fps)
@@ -90,7 +90,7 @@ class PackedReader(Reader):
 
     def split_of(self, name: str) -> str | None:
         """The split of a clip, by what the file says."""
-        return self._content.split[self._content.names.index(name)] if self._content.split else None
+        return self._content.split[self._content.place_of[name]] if self._content.split else None
 
     def weight(self, name: str) -> int:
         return self.path.stat().st_size // len(self._content.names)
@@ -126,6 +126,8 @@ class _Content(NamedTuple):
     split: list[str] | None
     layout: Layout
     fps: float
+    place_of: dict[str, int]
+    """Where each name stands first among `names`."""
 
 
 def _read(path: Path, fps: float) -> _Content:
@@ -137,8 +139,9 @@ def _read(path: Path, fps: float) -> _Content:
     split = _strings(arrays, "split") if "split" in arrays else None
     if split is not None and len(split) != len(names):
         raise ClipError(f"split has {len(split)} entries, clip_name {len(names)}")
+    place_of = {name: place for place, name in reversed([*enumerate(names)])}
     starts = _checked_starts(arrays[CLIP_START], len(names), len(motion))
-    return _Content(motion, starts, names, split, _layout(arrays, motion.shape[1]), fps)
+    return _Content(motion, starts, names, split, _layout(arrays, motion.shape[1]), fps, place_of)
 
 
 def _checked_starts(starts: NDArray[Any], clips: int, frames: int) -> NDArray[np.int64]:

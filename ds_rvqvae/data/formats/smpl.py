@@ -18,6 +18,7 @@ from ds_rvqvae.data.formats.base import (
     FilesReader,
     files_below,
     load_npz,
+    load_npz_and_keys,
     matrix,
     missing_key,
     npz_keys,
@@ -90,7 +91,7 @@ class SmplReader(FilesReader):
         return "without poses, so without motion" if file.name.endswith(_SHAPE_FILES) else super().why_passed_over(file)
 
     def take_of(self, name: str, file: Path, split: str | None) -> Take:
-        arrays, fps, notes = load_motion(file, (POSES, TRANS), self.config)
+        arrays, keys, fps, notes = load_motion(file, (POSES, TRANS), self.config)
         poses, trans = matrix(arrays[POSES], POSES), matrix(arrays[TRANS], TRANS, 3)
         if poses.shape[1] not in LAYOUTS:
             wanted = "165 (SMPL-X, 55 joints) or 156 (SMPL-H, 52)"
@@ -103,7 +104,7 @@ class SmplReader(FilesReader):
         motion[:, -3:] = trans
         if self.config.up_axis == "z":
             turn_upright(motion)
-        if self.config.format is None and self.config.reading_version > 1 and EXPRESSIONS in npz_keys(file):
+        if self.config.format is None and self.config.reading_version > 1 and EXPRESSIONS in keys:
             notes += ("its facial expressions are not read; rvqvae.data.format: beat2 reads files with them",)
         empty = np.asarray(~(poses.any(axis=1) | trans.any(axis=1)))
         return Take(name, motion, fps, layout, split, empty, has_positions=True, notes=notes)
@@ -121,6 +122,8 @@ class Loaded(NamedTuple):
     """Some arrays of a clip."""
 
     arrays: dict[str, NDArray[Any]]
+    keys: list[str]
+    """All that the file has."""
     fps: float
     """Frames a second."""
     notes: tuple[str, ...]
@@ -135,18 +138,20 @@ def load_motion(file: Path, required: Sequence[str], config: DataConfig) -> Load
         ClipError: unreadable, or without one of the keys, or without a frame rate.
     """
     if config.source_fps is not None:
-        return Loaded(load_npz(file, required), config.source_fps, other_rate(said_rate(file), config.source_fps))
+        return Loaded(
+            *load_npz_and_keys(file, required), config.source_fps, other_rate(said_rate(file), config.source_fps)
+        )
     before = config.reading_version == 1
     known = _FPS_KEYS_BEFORE if before else FPS_KEYS
-    arrays = load_npz(file, required, known)
-    if not any(key in arrays for key in known) and EXPRESSIONS not in (keys := npz_keys(file)):
+    arrays, keys = load_npz_and_keys(file, required, known)
+    if not any(key in arrays for key in known) and EXPRESSIONS not in keys:
         missing = missing_key(keys, f"{', '.join(known[:-1])} or {known[-1]}")
         raise ClipError(missing if before else f"{missing}; give {to_say('source_fps', 'N')}")
     if not before:
         is_said = any(key in arrays for key in known)
-        return Loaded(arrays, fps_of(arrays), () if is_said else (_UNSAID,))
+        return Loaded(arrays, keys, fps_of(arrays), () if is_said else (_UNSAID,))
     fps = next((frame_rate(arrays[key], key) for key in known if key in arrays), BEAT2_FPS)
-    return Loaded(arrays, fps, _differs_now(file, fps))
+    return Loaded(arrays, keys, fps, _differs_now(file, fps))
 
 
 def _differs_now(file: Path, fps: float) -> tuple[str, ...]:

@@ -1,7 +1,5 @@
 """The builder of a store: its shards first, then the report, then the table that makes a store of both."""
 
-import hashlib
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from numpy.typing import NDArray
 from ds_rvqvae.data.formats.base import Reader
 from ds_rvqvae.data.formats.finding import count_files
 from ds_rvqvae.data.store.packing import Packed, pack_all
+from ds_rvqvae.data.store.places import hash_of
 from ds_rvqvae.data.store.report import ColumnFacts, Findings, extreme_columns, make_report
 from ds_rvqvae.data.store.shards import ShardFacts, ShardPacker, ShardPlan, shard_files
 from ds_rvqvae.data.store.splits import ClipLength, Segment, by_hash, is_split_by_time, mixed_note, split_clips
@@ -74,7 +73,7 @@ class StoreBuilder:
     def packing_key(self) -> str:
         """A hash of all that shards depend on beside the content of files and the lists of splits."""
         facts = [VERSION, self.reader.key, self.reader.fps, self.settings, layout_to_json(self.layout)]
-        return hashlib.sha256(json.dumps([*facts, self.reader.reading_facts()]).encode()).hexdigest()
+        return hash_of([*facts, self.reader.reading_facts()])
 
     def pack(self, plans: Sequence[ShardPlan], workers: int, progress: bool, earlier: Path | None = None) -> Packed:
         """Packs the shards that the folder does not have yet; raises as `pack_all`.
