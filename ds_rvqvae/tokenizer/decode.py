@@ -162,6 +162,7 @@ class _Decoder:
         self.source, self.any_tokenizer, self.matrices = source, any_tokenizer, matrices
         self.levels = checked_levels(levels, tokenizer.parts)
         self.fingerprints = {part: own.fingerprint for part, own in tokenizer.parts.items()}
+        self.fingerprint = tokenizer.fingerprint  # a body's is computed at each call
         self.model_lock = threading.Lock()
 
     def start(self, found: Sequence[FoundFile]) -> None:
@@ -272,7 +273,7 @@ class _Decoder:
         """What a file is decoded from and with, but for its source."""
         details = self.tokenizer.details
         settings = {"levels": self.levels, "matrices": self.matrices, "reading": details.get("reading") or {}}
-        return {"codes": codes_content, "tokenizer": self.tokenizer.fingerprint, **settings}
+        return {"codes": codes_content, "tokenizer": self.fingerprint, **settings}
 
     def _is_done(self, output: Path, made: Mapping[str, Any], source_content: str | None) -> bool:
         """Whether `output` is what would be decoded; raises ClipError where it is what is not to be written over."""

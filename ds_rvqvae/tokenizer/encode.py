@@ -141,8 +141,8 @@ class _Encoder:
 def _reading(reader: Reader) -> str:
     """As what a reader takes the numbers of its file, in JSON."""
     config, facts = reader.config, reader.reading_facts()
-    settings = {**reading_of(config.model_dump(mode="json")), "reading_version": config.reading_version}
-    return json.dumps({**settings, **({"facts": facts} if facts else {})}, sort_keys=True)
+    settings = reading_of(config.model_dump(mode="json"))
+    return json.dumps(settings | ({"facts": facts} if facts else {}), sort_keys=True)
 
 
 def _file_name(name: str, names: Sequence[str]) -> str:
