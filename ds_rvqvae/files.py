@@ -2,6 +2,7 @@
 a file is another than before."""
 
 import hashlib
+import json
 import os
 import shutil
 import socket
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import xxhash
 
@@ -173,6 +174,24 @@ def remove_unfinished(folder: Path) -> None:
         if process.isdecimal() and not psutil.pid_exists(int(process)):
             with suppress(OSError):
                 leftover.unlink()
+
+
+def read_json(file: Path) -> Any:
+    """The objects of a JSON file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged: no UTF-8, no JSON, or nested deeper than can be.
+    """
+    return parse_json(file.read_bytes())
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The objects of a JSON text; raises ValueError for any damage."""
+    try:
+        return json.loads(text.decode() if isinstance(text, bytes) else text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def sync(path: Path) -> None:

@@ -12,6 +12,8 @@ from ds_rvqvae.files import (
     check_writable,
     content_of,
     contents_of,
+    parse_json,
+    read_json,
     remove_unfinished,
     replace_folder,
     sha256_of,
@@ -202,3 +204,13 @@ def test_what_is_no_file_has_no_content_and_is_not_waited_for(tmp_path):
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for name in ("pipe", "dangling", "nowhere", "", "a\0b", "x" * 300):
         assert content_of(tmp_path / name) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"a": "\xff"}', b"\0" * 4096, b"[" * 1_000_000, b'{"a":' * 100_000])
+def test_damaged_json_of_any_kind_is_a_value_error(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"."):
+        read_json(tmp_path / "a.json")
+    assert parse_json('{"a": [1, "ü"]}') == parse_json('{"a": [1, "ü"]}'.encode()) == {"a": [1, "ü"]}
+    with pytest.raises(OSError, match="No such file"):
+        read_json(tmp_path / "b.json")

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ds_rvqvae"
 ORDER = (
-    *("errors", "files", "host", "text"),
+    *("errors", "files", "locks", "host", "text"),
     *("config", "motion", "data/formats", "data/store", "data"),
     *("model", "gpu", "tokenizer", "tokenizer/foreign", "viz"),
     *("runs", "train", "launch", "bench", "cli"),
