@@ -1,16 +1,24 @@
-"""A run killed three times equals one that never was; `python -m tests.e2e.chaos` is the long form."""
+"""What was killed and given again equals what never was; `python -m tests.e2e.chaos` is the long form."""
+
+import random
 
 import pytest
 
+from tests.e2e.chaos.commands import Commands
 from tests.e2e.chaos.driver import Driver
 from tests.e2e.chaos.plan import MOMENTS, TARGETS, Kill, plan_kills
 
 pytestmark = pytest.mark.processes
 
 
-def test_a_run_killed_three_times_ends_like_one_that_never_was(tmp_path):
-    driver = Driver(tmp_path, total_iter=30)
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    driver = Driver(tmp_path_factory.mktemp("chaos"), total_iter=30)
     driver.reference()
+    return driver
+
+
+def test_a_run_killed_three_times_ends_like_one_that_never_was(driver):
     kills = [
         Kill("rank 1", "save", saves_before=1, fraction=0.1),
         Kill("launcher", "training", seconds=0.5),
@@ -21,6 +29,13 @@ def test_a_run_killed_three_times_ends_like_one_that_never_was(tmp_path):
     assert [done.kill for done in record.rounds] == kills
     assert any(done.in_save for done in record.rounds)
     assert "global_step" in record.rounds[0].resumed
+
+
+def test_commands_that_are_killed_leave_what_is_whole_and_end_like_those_that_never_were(driver, tmp_path):
+    commands = Commands(tmp_path / "commands", driver.work / "runs" / "reference")
+    accounts = [commands.hurt(task, 2, random.Random(0)) for task in commands.tasks()]
+    assert {account.name: account.faults for account in accounts} == {account.name: [] for account in accounts}
+    assert all(account.kills == 2 and account.completed for account in accounts)
 
 
 def test_the_seed_decides_every_kill():

@@ -3,13 +3,14 @@
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
@@ -188,14 +189,26 @@ class Driver:
     Args:
         total_iter: steps of a run.
         say: is told of every kill and run.
+        ranks: of every start.
+        base: a run's folder; each run begins as its copy and goes on from there.
     """
 
-    def __init__(self, work: Path, total_iter: int, say: Callable[[str], None] = print):
+    def __init__(
+        self,
+        work: Path,
+        total_iter: int,
+        say: Callable[[str], None] = print,
+        *,
+        ranks: int = 2,
+        base: Path | None = None,
+    ):
         self.work, self.say, self.save_seconds = work.absolute(), say, 0.0
+        self._ranks, self._base = ranks, base
         for part in ("said", "home", "tmp"):
             (self.work / part).mkdir(parents=True, exist_ok=True)
         motion = write_demo_motion(self.work / "motion", clips=6, frames=160)
         self.flags = [*FLAGS, f"--total_iter={total_iter}", f"--eval_every={total_iter // 2}", "--resume"]
+        self.flags += [f"--include=localhost:{','.join(map(str, range(ranks)))}"]
         self._motion = f"--data_path={motion}"
 
     def reference(self) -> None:
@@ -220,7 +233,8 @@ class Driver:
         rng, number = random.Random(seed), 0
         while kills:
             number += 1
-            record = self.hurt_run(number, kills[: rng.randint(*KILLS_A_RUN)])
+            wanted = [self._possible(kill) for kill in kills[: rng.randint(*KILLS_A_RUN)]]
+            record = self.hurt_run(number, wanted)
             kills = kills[max(len(record.rounds), 1) :]
             yield record
 
@@ -247,7 +261,14 @@ class Driver:
         self.say(f"run {number}: {len(record.rounds)} kills, {record.seconds:.0f} s, {equal} {record.faults or ''}")
         return record
 
+    def _possible(self, kill: Kill) -> Kill:
+        """The kill of a rank that there is."""
+        is_one_too_many = kill.target.startswith("rank") and int(kill.target.removeprefix("rank ")) >= self._ranks
+        return replace(kill, target="rank 0") if is_one_too_many else kill
+
     def _start(self, name: str, number: int) -> Life:
+        if self._base is not None and number == 1:
+            shutil.copytree(self._base, self.work / "runs" / name)
         said = self.work / "said" / f"{name}-{number}.txt"
         mark = f"{os.getpid()}-{name}-{number}"
         command = [sys.executable, str(LAUNCHER), *self.flags, self._motion, f"--name={name}"]

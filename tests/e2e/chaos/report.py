@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.e2e.chaos.commands import Account
 from tests.e2e.chaos.driver import NOT_SAID, Driver, Round, RunRecord
 from tests.e2e.chaos.plan import TARGETS
 
@@ -21,13 +22,35 @@ through `launch/train_8x4090.py`, ends one process with `kill -9` at a random mo
 run is gone, gives the same command again, and goes on hurting the run before it lets it complete. Then it compares it
 with a run that nothing happened to: weights and codebooks, `metrics.jsonl` line by line and TensorBoard's points bit
 for bit (readings of the machine aside), nothing unfinished left, the same checkpoints and all of them whole.
+
+The same is done to runs that two ranks began and one goes on with, and to `prepare`, `prepare --append`, `encode`,
+`export`, and a tokenizer that is saved over another: after each kill what lies there is whole, the old or the new, and
+in the end every file equals, byte for byte, that of a command that nothing happened to.
 """
 
 
-def write_report(file: Path, arguments: str, driver: Driver, records: list[RunRecord], seconds: float) -> None:
-    """Writes the report; `arguments` are the driver's, `seconds` what the runs took."""
+def write_report(
+    file: Path,
+    arguments: str,
+    driver: Driver,
+    records: list[RunRecord],
+    others: list[RunRecord],
+    accounts: list[Account],
+    seconds: float,
+) -> None:
+    """Writes the report.
+
+    Args:
+        arguments: the driver's.
+        records: of runs of two ranks.
+        others: of runs that one rank goes on with.
+        accounts: of commands.
+        seconds: what all took.
+    """
     rounds = [done for record in records for done in record.rounds]
     faults = [f"run {record.number}: {fault}" for record in records for fault in record.faults]
+    faults += [f"run {record.number} on other ranks: {fault}" for record in others for fault in record.faults]
+    faults += [f"{account.name}: {fault}" for account in accounts for fault in account.faults]
     parts = [
         _INTRODUCTION,
         f"```bash\npython -m tests.e2e.chaos {arguments}\n```\n",
@@ -40,6 +63,8 @@ def write_report(file: Path, arguments: str, driver: Driver, records: list[RunRe
         "\n".join(f"- {fault}" for fault in faults) + "\n" if faults else "Nothing.\n",
         "## Runs\n",
         _runs(records),
+        *(("## Runs on other ranks\n", _runs(others)) if others else ()),
+        *(("## Commands\n", _of_commands(accounts)) if accounts else ()),
         "## Kills\n",
         _kills(rounds),
     ]
@@ -88,6 +113,14 @@ def _runs(records: list[RunRecord]) -> str:
         for record in records
     ]
     return _table(("run", "starts", "kills", "in a save", "killed at step", "seconds", "equal"), rows)
+
+
+def _of_commands(accounts: list[Account]) -> str:
+    rows = [
+        (account.name, f"{account.seconds:.1f}", account.kills, account.completed, len(account.faults))
+        for account in accounts
+    ]
+    return _table(("command", "seconds by itself", "kills", "completed and equal", "faults"), rows)
 
 
 def _kills(rounds: list[Round]) -> str:
