@@ -186,10 +186,10 @@ def read_json(file: Path) -> Any:
     return parse_json(file.read_bytes())
 
 
-def parse_json(text: str | bytes) -> Any:
-    """The objects of a JSON text; raises ValueError for any damage."""
+def parse_json(text: str | bytes, **options: Any) -> Any:
+    """The objects of a JSON text; raises ValueError for any damage. `options` are those of `json.loads`."""
     try:
-        return json.loads(text.decode() if isinstance(text, bytes) else text)
+        return json.loads(text.decode() if isinstance(text, bytes) else text, **options)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

@@ -19,6 +19,7 @@ from ds_rvqvae.config.deepspeed import DeepSpeedKeys, Section
 from ds_rvqvae.config.model import LossConfig, ModelConfig, check_quantizer
 from ds_rvqvae.config.training import ScheduleConfig, TrainingConfig
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.files import parse_json
 
 PROFILE_FILE = "profile.json"
 """In the folder of each run."""
@@ -189,13 +190,15 @@ def load_profile(path: str | Path, overrides: Iterable[str] = ()) -> Profile:
     """
     file = profile_file(path)
     try:
-        values = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
+        values = parse_json(file.read_bytes(), object_pairs_hook=_without_duplicates)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read: {error}") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno}: not JSON: {error.msg} at column {error.colno}") from None
     except _DuplicateKeyError as error:
         raise UserError(f"{file}: the key {error} stands twice in one object") from None
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{file}: a profile is a JSON object, this is a {type(values).__name__}")
     if "rvqvae" not in values:
@@ -247,8 +250,8 @@ def _set(values: dict[str, Any], override: str) -> None:
     if not equals or not all(keys):
         raise UserError(f"--set {override}: write it as path.to.key=value, for example rvqvae.model.width=256")
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
+        value = parse_json(text)
+    except ValueError:
         value = text
     for key in keys[:-1]:
         if values.get(key) is None:

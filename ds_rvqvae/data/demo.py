@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ds_rvqvae.data.formats.beat2 import CLIP_FOLDER, SPLIT_FILE
 from ds_rvqvae.data.formats.npz import write_npz
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.files import whole_folder
+from ds_rvqvae.files import read_json, whole_folder
 from ds_rvqvae.motion.layout import NUM_EXPRESSIONS, SMPLX_JOINTS
 
 FPS = 30
@@ -86,7 +86,7 @@ def _holds(folder: Path, recipe: dict[str, int]) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
-        found = json.loads((folder / _RECIPE).read_text(encoding="utf-8"))
+        found = read_json(folder / _RECIPE)
     except (OSError, ValueError):
         found = None
     if found != recipe:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.files import AppendedLines
+from ds_rvqvae.files import AppendedLines, parse_json
 from ds_rvqvae.gpu.snapshot import CSV_COLUMNS, Snapshot, csv_rows, json_record, scalars
 
 _MOST_PENDING = 1 << 20
@@ -158,7 +158,7 @@ def _is_json_record(line: str) -> bool:
     if not line.strip():
         return not line
     try:
-        return "gpu_0_idle" in json.loads(line)
+        return "gpu_0_idle" in parse_json(line)
     except (ValueError, TypeError):
         # A first line that a crash tore is one of ours by how it begins.
         return not line.endswith("\n") and line.startswith('{"time": ')

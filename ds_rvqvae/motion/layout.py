@@ -2,7 +2,6 @@
 
 import difflib
 import fnmatch
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from ds_rvqvae.config.model import LossConfig
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.files import parse_json
 
 Kind = Literal["rotation_6d", "translation", "position", "expression", "feature"]
 """`translation` is x velocity, height and z velocity (metres, metres a frame); `position` is a place in metres."""
@@ -181,7 +181,7 @@ def layout_from_json(entries: Any, width: int) -> Layout:
         ValueError: saying what is wrong, where the entries do not cover columns 0 to `width` once, in order.
     """
     if isinstance(entries, str):
-        entries = json.loads(entries)
+        entries = parse_json(entries)
     if not isinstance(entries, list):
         raise ValueError("layout: not a list")
     layout: list[Channels] = []

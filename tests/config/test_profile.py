@@ -281,3 +281,12 @@ def test_windows_without_the_differences_that_losses_take_are_refused():
         load_profile("demo", [*short, "rvqvae.loss.loss_acc=0.5"])
     with pytest.raises(UserError, match=r"window_size: 1 frames have no differences; use 2 or more"):
         load_profile("demo", [*short, "rvqvae.data.window_sizes=[1, 8]"])
+
+
+def test_nesting_without_end_is_no_json(tmp_path):
+    file = tmp_path / "deep.json"
+    file.write_text('{"rvqvae": ' + "[" * 200_000)
+    with pytest.raises(UserError, match=r"deep\.json: not JSON: nested too deeply"):
+        load_profile(file)
+    with pytest.raises(UserError, match=r"rvqvae\.model\.width"):
+        load_profile("demo", ["rvqvae.model.width=" + "[" * 100_000])

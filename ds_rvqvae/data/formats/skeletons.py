@@ -1,6 +1,5 @@
 """Skeletons from files (JSON, npz or BVH), and the unit of length of a BVH file by how tall its body is."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from ds_rvqvae.data.formats.base import load_npz
 from ds_rvqvae.data.formats.bodies import Tree, bones_of, unique_names
 from ds_rvqvae.data.formats.bvh import Joint, read_bvh, read_joints
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.files import read_json
 from ds_rvqvae.motion.clip import ClipError
 from ds_rvqvae.motion.skeleton import Skeleton, checked_skeleton, skeleton_from_json
 
@@ -225,13 +225,13 @@ def load_skeleton(file: Path) -> Skeleton:
             tree = Tree(joints, bones_of(joints, frame if is_usable else None))
             bones = recognise_unit(tree, "give it as JSON, with offsets in metres").metres * tree.bones
             return skeleton_from_json(rest_skeleton(joints, bones, tree.carrier()), file.stem)
-        entries = json.loads(file.read_text(encoding="utf-8"))
+        entries = read_json(file)
         if not isinstance(entries, dict):
             raise ClipError("not an object of joint_names, parents and offsets")
         return skeleton_from_json(entries, str(entries.get("name", file.stem)))
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror or error}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{file}: neither JSON nor an npz or BVH file of a skeleton: {error}") from None
     except ClipError as error:
         raise UserError(f"{file}: not a skeleton: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise UserError(f"{file}: neither JSON nor an npz or BVH file of a skeleton: {error}") from None
