@@ -81,7 +81,7 @@ def test_a_spoilt_pointer_is_no_pointer(tmp_path):
     for pointer in ("latest", "best"):
         (tmp_path / pointer).write_bytes(b"global_step5\xff\xfe")
     assert latest(tmp_path) == tmp_path / "global_step5"
-    prune(tmp_path, step=5, newest=1)
+    prune(tmp_path / "global_step5", newest=1)
 
 
 def test_none_whole(tmp_path):
@@ -101,9 +101,9 @@ def test_a_quick_look_reads_no_file(tmp_path):
 def test_pruning_keeps_the_newest_and_what_lies_past(tmp_path):
     for step in (5, 10, 15, 20, 7):
         save(tmp_path, step)
-    prune(tmp_path, step=7, newest=1)
+    prune(tmp_path / "global_step7", newest=1)
     assert [path.name for path in checkpoints(tmp_path)] == [f"global_step{step}" for step in (7, 10, 15, 20)]
-    prune(tmp_path, step=20, newest=3)
+    prune(tmp_path / "global_step20", newest=3)
     assert [path.name for path in checkpoints(tmp_path)] == [f"global_step{step}" for step in (10, 15, 20)]
 
 
@@ -112,7 +112,7 @@ def test_pruning_keeps_the_best_and_every_so_many(tmp_path):
         save(tmp_path, step)
     (tmp_path / "best").write_text("global_step5")
     (tmp_path / "global_step15_universal").mkdir()
-    prune(tmp_path, step=25, newest=1, every=10)
+    prune(tmp_path / "global_step25", newest=1, every=10)
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [
         *("global_step10", "global_step20", "global_step25", "global_step5"),
     ]
