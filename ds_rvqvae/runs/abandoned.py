@@ -49,8 +49,8 @@ from ds_rvqvae.runs.checkpoints import (
     write_synced,
 )
 from ds_rvqvae.runs.history import best_before, marks_before, old_state, put_aside
-from ds_rvqvae.text import gigabytes
-from ds_rvqvae.tokenizer.folder import CARD, CONFIG, TOKENIZER, WEIGHTS
+from ds_rvqvae.text import size
+from ds_rvqvae.tokenizer.folder import CARD, CONFIG, FILES, TOKENIZER, WEIGHTS
 
 SCORES = "scores.json"
 """In a run's `eval`: the scores of the last evaluation of its history."""
@@ -143,7 +143,7 @@ class _Move:
         """The newest first, and what was converted of each before it."""
         if not self.leaving:
             return
-        size = sum(file.stat().st_size for path in self.leaving for file in path.rglob("*") if file.is_file())
+        taken = sum(file.stat().st_size for path in self.leaving for file in path.rglob("*") if file.is_file())
         places = []
         for path in self.leaving:
             place = _free_name(self.aside, f"{path.name}-{digits_of(path)}")
@@ -157,7 +157,7 @@ class _Move:
         names = ", ".join(path.name for path in reversed(self.leaving))
         way = next((f"`--resume {place.name}` goes back to them; " for place in places if mark_in(place)), "")
         self.notes.append(
-            f"put aside, not deleted: {names} ({gigabytes(size)}) and what was made of them, which are not of the "
+            f"put aside, not deleted: {names} ({size(taken)}) and what was made of them, which are not of the "
             f"history of {self.target.name}, into {self.aside}; {way}to free the room, remove that folder"
         )
 
@@ -212,19 +212,22 @@ class _Move:
         config = _dict_of(folder / CONFIG)
         fingerprint, step = config.get("checkpoint"), config.get("training_step")
         if config and not self.is_ours(fingerprint, step):
-            self._carry(folder, self.aside / f"{TOKENIZER}-{_short(fingerprint, step)}", (WEIGHTS, CARD, CONFIG))
+            _carry(folder, self.aside / f"{TOKENIZER}-{_short(fingerprint, folder / CONFIG)}", (WEIGHTS, CARD, CONFIG))
         own = self.aside / f"{TOKENIZER}-{_short(self.mark.fingerprint)}"
         if (own / CONFIG).is_file() and not (folder / CONFIG).is_file():
-            self._carry(own, folder, (WEIGHTS, CARD, CONFIG))
+            _carry(own, folder, (WEIGHTS, CARD, CONFIG))
 
     def _memory(self) -> None:
-        """Puts aside what another history took of the machine."""
+        """What this history took of the machine; puts aside what another took."""
         file = self.run / _MEMORY
         summary = _dict_of(file)
         fingerprint, step = summary.get("checkpoint"), summary.get("last_step")
         if summary and not self.is_ours(fingerprint, step):
             self.aside.mkdir(exist_ok=True)
-            file.rename(self.aside / f"memory-{_short(fingerprint, step)}.json")
+            file.rename(self.aside / f"memory-{_short(fingerprint, file)}.json")
+        own = self.aside / f"memory-{_short(self.mark.fingerprint)}.json"
+        if own.is_file() and not file.exists():
+            own.rename(file)
 
     def _scores(self) -> None:
         """Writes the scores of this history's last evaluation; puts others aside, with their pictures."""
@@ -238,24 +241,14 @@ class _Move:
         elif not known and self.is_ours(None, there.get("step")):
             return  # of before the checkpoint, as far as that can be known
         if there and not _same(there, scores):
-            name = there.get("checkpoint") or hashlib.sha256(file.read_bytes()).hexdigest()
             pictures = [path.name for pattern in _PICTURES for path in folder.glob(pattern)]
-            self._carry(folder, self.aside / f"eval-{_short(name, None)}", (*sorted(pictures), SCORES))
+            _carry(folder, self.aside / f"eval-{_short(there.get('checkpoint'), file)}", (*sorted(pictures), SCORES))
+        elif there and not known:
+            return
         if scores and there != scores:
-            own = self.aside / f"eval-{_short(scores['checkpoint'], None)}"
-            self._carry(own, folder, sorted(path.name for path in own.glob("*.png")))
+            own = self.aside / f"eval-{_short(scores['checkpoint'] or 'none')}"
+            _carry(own, folder, (*sorted(path.name for path in own.glob("*.png")), SCORES))
             write_json(file, scores)
-
-    def _carry(self, source: Path, target: Path, names: Iterable[str]) -> None:
-        """Renames files into another folder, the last of which tells that they are there."""
-        moved = [name for name in names if (source / name).is_file()]
-        if moved:
-            target.mkdir(parents=True, exist_ok=True)
-        for name in moved:
-            (source / name).replace(target / name)
-        if source.name == TOKENIZER and moved:
-            with suppress(OSError):  # other files lie in it
-                source.rmdir()
 
     def _point(self) -> None:
         """Sets `best` and then `latest`, and says where what was best is gone."""
@@ -316,10 +309,33 @@ def put_one_aside(checkpoint: Path) -> Path:
     return place
 
 
+def clear_damaged_tokenizer(run: Path) -> None:
+    """Puts aside what is left of a run's tokenizer whose `config.json` is gone or damaged, so that it is made anew.
+
+    Raises:
+        OSError: it cannot be moved.
+    """
+    folder, aside = run / TOKENIZER, run / "checkpoints" / ABANDONED
+    if not _dict_of(folder / CONFIG) and any((folder / name).is_file() for name in FILES):
+        _carry(folder, _free_name(aside, f"{TOKENIZER}-damaged"), FILES)
+
+
 def write_json(file: Path, values: dict[str, Any]) -> None:
     """Writes a JSON file of a run, which is whole or as before; raises OSError where that cannot be."""
     with whole_file(file, synced=True) as content:
         content.write(json.dumps(values, indent=2).encode() + b"\n")
+
+
+def _carry(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Renames files into another folder, the last of which tells that they are there."""
+    moved = [name for name in names if (source / name).is_file()]
+    if moved:
+        target.mkdir(parents=True, exist_ok=True)
+    for name in moved:
+        (source / name).replace(target / name)
+    if moved and source.name != "eval":
+        with suppress(OSError):  # other files lie in it
+            source.rmdir()
 
 
 def _dict_of(file: Path) -> dict[str, Any]:
@@ -335,9 +351,11 @@ def _as_mark(values: Any) -> Mark | None:
     return Mark(*values) if isinstance(values, list) and len(values) == 2 else None
 
 
-def _short(fingerprint: Any, step: Any = None) -> str:
-    """A checkpoint in the name of what was made of it: by its fingerprint, else by its step."""
-    return fingerprint[:DIGITS] if isinstance(fingerprint, str) else f"step{step}"
+def _short(fingerprint: Any, file: Path | None = None) -> str:
+    """A checkpoint in the name of what was made of it: by its fingerprint; where it names none, what `file` holds."""
+    if not isinstance(fingerprint, str) and file is not None:
+        fingerprint = hashlib.sha256(file.read_bytes()).hexdigest()
+    return str(fingerprint)[:DIGITS]
 
 
 def _free_name(folder: Path, name: str) -> Path:

@@ -13,6 +13,7 @@ from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.motion.layout import layout_from_json, layout_to_json
+from ds_rvqvae.runs.abandoned import clear_damaged_tokenizer
 from ds_rvqvae.runs.checkpoints import MODEL_FILE, mark_in, step_of
 from ds_rvqvae.runs.history import saved_state
 from ds_rvqvae.runs.references import Kind, Reference, find_reference, is_of
@@ -103,7 +104,9 @@ def keep_exported(run: Path, checkpoint: Path) -> str | None:
         reason = "was of another checkpoint"
     except UserError as error:
         reason = "was missing" if not folder.is_dir() else f"was damaged ({error})"
-    _tokenizer_of_checkpoint(checkpoint).save_pretrained(folder)
+    tokenizer = _tokenizer_of_checkpoint(checkpoint)
+    clear_damaged_tokenizer(run)
+    tokenizer.save_pretrained(folder)
     return f"{folder} {reason}: made of {checkpoint.name}"
 
 

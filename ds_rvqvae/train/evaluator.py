@@ -12,7 +12,7 @@ import torch.distributed as dist
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.rvqvae import RVQVAE
-from ds_rvqvae.runs.abandoned import SCORES, write_json
+from ds_rvqvae.runs.abandoned import SCORES, clear_damaged_tokenizer, write_json
 from ds_rvqvae.runs.tokenizers import make_tokenizer, motion_state
 from ds_rvqvae.tokenizer.evaluation import evaluate_split, held_out_split
 from ds_rvqvae.tokenizer.folder import TOKENIZER
@@ -135,6 +135,7 @@ def export_tokenizer(
         details = {"training_step": step, "scores": scores, "checkpoint": checkpoint}
         tokenizer = make_tokenizer(model, motion_state(data, model.config), **details)
         try:
+            clear_damaged_tokenizer(run_folder)
             tokenizer.save_pretrained(run_folder / TOKENIZER)
         except (OSError, UserError) as error:
             command = f"ds-rvqvae export {run_folder} --out DIR"
