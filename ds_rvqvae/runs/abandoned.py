@@ -207,12 +207,23 @@ class _Move:
         return {}
 
     def _tokenizer(self) -> None:
-        """Puts aside the tokenizer of another history; other files in its folder stay."""
+        """Puts aside the tokenizer of another history.
+
+        Where a user's files lie in its folder, a copy: without ours, the next tokenizer would not be put beside them.
+        """
         folder = self.run / TOKENIZER
         config = _dict_of(folder / CONFIG)
         fingerprint, step = config.get("checkpoint"), config.get("training_step")
         if config and not self.is_ours(fingerprint, step):
-            _carry(folder, self.aside / f"{TOKENIZER}-{_short(fingerprint, folder / CONFIG)}", (WEIGHTS, CARD, CONFIG))
+            place = self.aside / f"{TOKENIZER}-{_short(fingerprint, folder / CONFIG)}"
+            if {path.name for path in folder.iterdir()} <= {*FILES}:
+                _carry(folder, place, (WEIGHTS, CARD, CONFIG))
+            elif not (place / CONFIG).is_file():
+                place.mkdir(parents=True, exist_ok=True)
+                for name in (name for name in (WEIGHTS, CARD, CONFIG) if (folder / name).is_file()):
+                    _copy(folder / name, place / name)
+            if (folder / CONFIG).is_file():
+                self.notes.append(f"{folder} stays of another history until the run's end, for other files lie in it")
         own = self.aside / f"{TOKENIZER}-{_short(self.mark.fingerprint)}"
         if (own / CONFIG).is_file() and not (folder / CONFIG).is_file():
             _carry(own, folder, (WEIGHTS, CARD, CONFIG))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import torch
@@ -41,6 +42,8 @@ class MadeRun:
 
     def __init__(self, folder: Path, old: bool = False):
         self.folder, self.saved, self.old = folder, folder / "checkpoints", old
+        if folder.exists():
+            return
         for part in ("checkpoints", "eval", "tensorboard"):
             (folder / part).mkdir(parents=True)
         profile = load_profile("demo", ["train_micro_batch_size_per_gpu=16"]).with_values({"rvqvae.model": SMALL})
@@ -84,6 +87,10 @@ class MadeRun:
         found = find_resume(self.folder, profile, 1, RECORD, start=Start.of(which))
         checkpoint, notes = go_on_from(self.folder, found.checkpoint)
         return [*found.notes, *notes], checkpoint
+
+    def copy(self, folder: Path):
+        """The same in another folder."""
+        return MadeRun(shutil.copytree(self.folder, folder), self.old)
 
     def metrics(self):
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
@@ -135,7 +142,7 @@ class MadeRun:
         self._write("memory.json", {"last_step": mark.step, **named})
 
     def _write(self, name, values):
-        (self.folder / name).write_text(json.dumps(values))
+        (self.folder / name).write_text(json.dumps(values, indent=2) + "\n")
 
     def _write_metrics(self, lines):
         (self.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
