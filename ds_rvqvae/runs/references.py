@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_rvqvae.config.profile import PROFILE_FILE
-from ds_rvqvae.config.request import is_abandoned_tag, is_tag
+from ds_rvqvae.config.request import TAG, is_abandoned_tag, is_tag
 from ds_rvqvae.config.training import is_repository
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.runs.checkpoints import (
@@ -28,6 +28,7 @@ from ds_rvqvae.runs.checkpoints import (
     checkpoints,
     latest,
     mark_in,
+    named_by,
     named_checkpoint,
     step_of,
     whole_checkpoint,
@@ -145,7 +146,11 @@ def _weights_of_run(run: Path, which: str | None, thorough: bool) -> tuple[Path,
     newest, notes = latest(folder), []
     if exported.is_dir():
         try:
-            if newest is None or is_of(read_config(exported).details, newest):
+            details = read_config(exported).details
+            # The checkpoint itself may have been removed since, which leaves its name in `latest`.
+            named = named_by(folder / LATEST)
+            gone = named is not None and not named.exists() and named.name == f"{TAG}{details.get('training_step')}"
+            if newest is None or is_of(details, newest) or gone:
                 return exported, ()
         except UserError as error:
             if newest is None:

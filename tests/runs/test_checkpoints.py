@@ -1,16 +1,22 @@
 """Checkpoints on disk: which are whole, which one a resume takes, which are pruned."""
 
 import json
+import shutil
 
 import pytest
 
 from ds_rvqvae.runs.checkpoints import (
     MANIFEST,
+    candidates,
     checkpoints,
     damage_of,
     digest_of,
+    history_of,
     latest,
+    mark_in,
+    named_checkpoint,
     prune,
+    read_manifest,
     seal,
     sweep,
     whole_checkpoint,
@@ -125,3 +131,64 @@ def test_sweeping_removes_what_was_cut_short(tmp_path):
     (tmp_path / ".unfinished-latest").write_text("")
     sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["global_step5", "latest"]
+
+
+def save_after(folder, step, parent, latest=True):
+    """A checkpoint that knows what came before it."""
+    checkpoint = save(folder, step, latest=False)
+    before = [] if parent is None else [*read_manifest(parent)["ancestors"], mark_in(parent)]
+    manifest = {**read_manifest(checkpoint), "ancestors": before, "parent": before[-1] if before else None}
+    (checkpoint / MANIFEST).write_text(json.dumps(seal(manifest | {"scores": {"step": step, "l1": 1 / step}})))
+    if latest:
+        (folder / "latest").write_text(checkpoint.name)
+    return checkpoint
+
+
+def test_a_checkpoint_whose_save_was_cut_short_before_latest_is_the_newest(tmp_path):
+    first = save_after(tmp_path, 5, None)
+    second = save_after(tmp_path, 10, first)
+    third = save_after(tmp_path, 15, second, latest=False)
+    assert latest(tmp_path) == third and whole_checkpoint(tmp_path) == (third, [])
+    # One that was saved later, or after another, is not: a version up to 0.3 went back to the second.
+    (tmp_path / "latest").write_text(first.name)
+    shutil.rmtree(second)
+    assert latest(tmp_path) == first
+
+
+def test_passing_over_keeps_to_the_history(tmp_path):
+    first = save_after(tmp_path, 5, None)
+    other = save_after(tmp_path, 10, None)
+    head = save_after(tmp_path, 15, first)
+    save_after(tmp_path, 20, None, latest=False)
+    assert history_of(head) == [first, head] and candidates(tmp_path) == [head, first]
+    assert named_checkpoint(tmp_path, "best") == head
+    (head / "model.pt").unlink()
+    assert whole_checkpoint(tmp_path)[0] == first
+    (first / "model.pt").unlink()
+    assert whole_checkpoint(tmp_path)[0] is None
+    # Where the newest cannot tell, the next that can be read does.
+    (head / MANIFEST).write_bytes(b"\0" * 4096)
+    assert candidates(tmp_path) == [head, other]
+
+
+def test_pruning_leaves_other_histories(tmp_path):
+    first = save_after(tmp_path, 5, None)
+    other = save_after(tmp_path, 10, None)
+    head = save_after(tmp_path, 15, first)
+    prune(head, newest=1)
+    assert checkpoints(tmp_path) == [other, head]
+
+
+@pytest.mark.parametrize("ancestors", ["of old", [[1]], [[1, 2, 3]], 7, {"a": 1}])
+def test_a_manifest_whose_past_is_none_is_damaged(tmp_path, ancestors):
+    checkpoint = save(tmp_path, 5)
+    manifest = {**read_manifest(checkpoint), "ancestors": ancestors}
+    (checkpoint / MANIFEST).write_text(json.dumps(seal(manifest)))
+    assert damage_of(checkpoint) == f"{MANIFEST} is missing or damaged"
+
+
+def test_scores_that_are_no_numbers_do_not_spoil_a_manifest(tmp_path):
+    checkpoint = save(tmp_path, 5)
+    manifest = {**read_manifest(checkpoint), "scores": {"step": 5, "l1": float("nan")}}
+    (checkpoint / MANIFEST).write_text(json.dumps(seal(manifest)))
+    assert damage_of(checkpoint) is None and named_checkpoint(tmp_path, "latest") == checkpoint
