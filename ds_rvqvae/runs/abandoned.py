@@ -16,20 +16,16 @@ Each change is one rename or one whole file, in an order that a process killed i
 the file `resuming` says which checkpoint is gone on from until all is done.
 """
 
-import hashlib
 import json
-import shutil
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.files import read_json, sync, whole_file
+from ds_rvqvae.files import sync
 from ds_rvqvae.runs.checkpoints import (
     ABANDONED,
     BEST,
-    DIGITS,
     LATEST,
     RESUMING,
     Mark,
@@ -49,6 +45,7 @@ from ds_rvqvae.runs.checkpoints import (
     write_synced,
 )
 from ds_rvqvae.runs.history import best_before, marks_before, old_state, put_aside
+from ds_rvqvae.runs.pieces import carry, copy, dict_of, free_name, move, short, write_json
 from ds_rvqvae.text import size
 from ds_rvqvae.tokenizer.folder import CARD, CONFIG, FILES, TOKENIZER, WEIGHTS
 
@@ -72,7 +69,7 @@ class _Move:
             noted = [Mark(*mark) for mark in self._journal().get("ancestors", [])]
             self.ancestors = [mark for mark in noted if mark.step < self.mark.step] or None
         # What a resume that was cut short has begun to do, to this checkpoint or to another.
-        self.pending = _dict_of(self.folder / RESUMING)
+        self.pending = dict_of(self.folder / RESUMING)
         self.leaving = [path for path in checkpoints(self.folder) if not self.is_own(path)][::-1]
         self.returning = [path for path in put_aside(self.folder) if self.is_own(path, known=True)]
         left = _as_mark(self.pending.get("from"))
@@ -130,12 +127,12 @@ class _Move:
         if self.left is None:
             return
         head = next((path for path in self.leaving if mark_in(path) == self.left), None)
-        journal = self.aside / f"history-{_short(self.left.fingerprint)}.json"
+        journal = self.aside / f"history-{short(self.left.fingerprint)}.json"
         if journal.is_file() or head is None:
             return
         metrics = self.run / _METRICS
         if metrics.is_file():
-            _copy(metrics, self.aside / f"metrics-{_short(self.left.fingerprint)}.jsonl")
+            copy(metrics, self.aside / f"metrics-{short(self.left.fingerprint)}.jsonl")
         board = sorted(path.name for path in (self.run / _BOARD).glob("*") if path.is_file())
         write_synced(journal, json.dumps({"head": self.left, "ancestors": marks_before(head), _BOARD: board}))
 
@@ -146,7 +143,7 @@ class _Move:
         taken = sum(file.stat().st_size for path in self.leaving for file in path.rglob("*") if file.is_file())
         places = []
         for path in self.leaving:
-            place = _free_name(self.aside, f"{path.name}-{digits_of(path)}")
+            place = free_name(self.aside, f"{path.name}-{digits_of(path)}")
             if universal_of(path).is_dir():
                 remove(universal_of(place))
                 universal_of(path).rename(universal_of(place))
@@ -179,16 +176,11 @@ class _Move:
         journal, board = self._journal(), self.run / _BOARD
         kept = journal.get(_BOARD, []) if journal else []
         away = self.aside / _BOARD
-        away.mkdir(exist_ok=True)
-        for path in board.glob("*"):
-            if path.is_file() and path.name not in kept:
-                path.rename(away / path.name)
-        for name in kept:
-            if (away / name).is_file() and not (board / name).exists():
-                (away / name).rename(board / name)
-        metrics = self.aside / f"metrics-{_short(journal['head'][1])}.jsonl" if journal else None
+        carry(board, away, sorted(path.name for path in board.glob("*") if path.name not in kept))
+        carry(away, board, kept)
+        metrics = self.aside / f"metrics-{short(journal['head'][1])}.jsonl" if journal else None
         if metrics is not None and metrics.is_file():
-            _copy(metrics, self.run / _METRICS)
+            copy(metrics, self.run / _METRICS)
             return
         if (self.run / _METRICS).is_file():
             write_synced(self.run / _METRICS, "")
@@ -200,7 +192,7 @@ class _Move:
     def _journal(self) -> dict[str, Any]:
         """What was noted of the history that the checkpoint belongs to; empty where nothing was."""
         for file in sorted(self.aside.glob("history-*.json")):
-            journal = _dict_of(file)
+            journal = dict_of(file)
             with suppress(KeyError, TypeError, ValueError):
                 if self.mark in [Mark(*mark) for mark in [journal["head"], *journal["ancestors"]]]:
                     return journal
@@ -212,39 +204,39 @@ class _Move:
         Where a user's files lie in its folder, a copy: without ours, the next tokenizer would not be put beside them.
         """
         folder = self.run / TOKENIZER
-        config = _dict_of(folder / CONFIG)
+        config = dict_of(folder / CONFIG)
         fingerprint, step = config.get("checkpoint"), config.get("training_step")
         if config and not self.is_ours(fingerprint, step):
-            place = self.aside / f"{TOKENIZER}-{_short(fingerprint, folder / CONFIG)}"
+            place = self.aside / f"{TOKENIZER}-{short(fingerprint, folder / CONFIG)}"
             if {path.name for path in folder.iterdir()} <= {*FILES}:
-                _carry(folder, place, (WEIGHTS, CARD, CONFIG))
+                carry(folder, place, (WEIGHTS, CARD, CONFIG))
             elif not (place / CONFIG).is_file():
                 place.mkdir(parents=True, exist_ok=True)
                 for name in (name for name in (WEIGHTS, CARD, CONFIG) if (folder / name).is_file()):
-                    _copy(folder / name, place / name)
+                    copy(folder / name, place / name)
             if (folder / CONFIG).is_file():
                 self.notes.append(f"{folder} stays of another history until the run's end, for other files lie in it")
-        own = self.aside / f"{TOKENIZER}-{_short(self.mark.fingerprint)}"
+        own = self.aside / f"{TOKENIZER}-{short(self.mark.fingerprint)}"
         if (own / CONFIG).is_file() and not (folder / CONFIG).is_file():
-            _carry(own, folder, (WEIGHTS, CARD, CONFIG))
+            carry(own, folder, (WEIGHTS, CARD, CONFIG))
 
     def _memory(self) -> None:
         """What this history took of the machine; puts aside what another took."""
         file = self.run / _MEMORY
-        summary = _dict_of(file)
+        summary = dict_of(file)
         fingerprint, step = summary.get("checkpoint"), summary.get("last_step")
         if summary and not self.is_ours(fingerprint, step):
             self.aside.mkdir(exist_ok=True)
-            file.rename(self.aside / f"memory-{_short(fingerprint, file)}.json")
-        own = self.aside / f"memory-{_short(self.mark.fingerprint)}.json"
+            move(file, self.aside / f"memory-{short(fingerprint, file)}.json")
+        own = self.aside / f"memory-{short(self.mark.fingerprint)}.json"
         if own.is_file() and not file.exists():
-            own.rename(file)
+            move(own, file)
 
     def _scores(self) -> None:
         """Writes the scores of this history's last evaluation; puts others aside, with their pictures."""
         folder, known = self.run / "eval", "scores" in self.manifest
         file = folder / SCORES
-        there = _dict_of(file)
+        there = dict_of(file)
         scores = self.manifest.get("scores") if known else old_state(self.target).get("scores")
         if scores:
             marks = dict([*(self.ancestors or []), self.mark])
@@ -253,12 +245,14 @@ class _Move:
             return  # of before the checkpoint, as far as that can be known
         if there and not _same(there, scores):
             pictures = [path.name for pattern in _PICTURES for path in folder.glob(pattern)]
-            _carry(folder, self.aside / f"eval-{_short(there.get('checkpoint'), file)}", (*sorted(pictures), SCORES))
+            carry(folder, self.aside / f"eval-{short(there.get('checkpoint'), file)}", (*sorted(pictures), SCORES))
+            if not self.leaving:
+                self.notes.append(f"put aside: the scores of step {there.get('step')}, which has no checkpoint")
         elif there and not known:
             return
         if scores and there != scores:
-            own = self.aside / f"eval-{_short(scores['checkpoint'] or 'none')}"
-            _carry(own, folder, (*sorted(path.name for path in own.glob("*.png")), SCORES))
+            own = self.aside / f"eval-{short(scores['checkpoint'] or 'none')}"
+            carry(own, folder, (*sorted(path.name for path in own.glob("*.png")), SCORES))
             write_json(file, scores)
 
     def _point(self) -> None:
@@ -313,7 +307,7 @@ def put_one_aside(checkpoint: Path) -> Path:
     """Puts a checkpoint aside that is in the way of a new one of its step; gives its place."""
     aside = checkpoint.parent / ABANDONED
     aside.mkdir(exist_ok=True)
-    place = _free_name(aside, f"{checkpoint.name}-{digits_of(checkpoint)}")
+    place = free_name(aside, f"{checkpoint.name}-{digits_of(checkpoint)}")
     remove(universal_of(checkpoint))
     checkpoint.rename(place)
     sync(aside)
@@ -327,60 +321,12 @@ def clear_damaged_tokenizer(run: Path) -> None:
         OSError: it cannot be moved.
     """
     folder, aside = run / TOKENIZER, run / "checkpoints" / ABANDONED
-    if not _dict_of(folder / CONFIG) and any((folder / name).is_file() for name in FILES):
-        _carry(folder, _free_name(aside, f"{TOKENIZER}-damaged"), FILES)
-
-
-def write_json(file: Path, values: dict[str, Any]) -> None:
-    """Writes a JSON file of a run, which is whole or as before; raises OSError where that cannot be."""
-    with whole_file(file, synced=True) as content:
-        content.write(json.dumps(values, indent=2).encode() + b"\n")
-
-
-def _carry(source: Path, target: Path, names: Iterable[str]) -> None:
-    """Renames files into another folder, the last of which tells that they are there."""
-    moved = [name for name in names if (source / name).is_file()]
-    if moved:
-        target.mkdir(parents=True, exist_ok=True)
-    for name in moved:
-        (source / name).replace(target / name)
-    if moved and source.name != "eval":
-        with suppress(OSError):  # other files lie in it
-            source.rmdir()
-
-
-def _dict_of(file: Path) -> dict[str, Any]:
-    """The object of a JSON file; empty where it is missing, damaged or something else."""
-    try:
-        values = read_json(file)
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
+    if not dict_of(folder / CONFIG) and any((folder / name).is_file() for name in FILES):
+        carry(folder, free_name(aside, f"{TOKENIZER}-damaged"), FILES)
 
 
 def _as_mark(values: Any) -> Mark | None:
     return Mark(*values) if isinstance(values, list) and len(values) == 2 else None
-
-
-def _short(fingerprint: Any, file: Path | None = None) -> str:
-    """A checkpoint in the name of what was made of it: by its fingerprint; where it names none, what `file` holds."""
-    if not isinstance(fingerprint, str) and file is not None:
-        fingerprint = hashlib.sha256(file.read_bytes()).hexdigest()
-    return str(fingerprint)[:DIGITS]
-
-
-def _free_name(folder: Path, name: str) -> Path:
-    """A name that nothing has; the same checkpoint may have been put aside before, and copied."""
-    place, number = folder / name, 2
-    while place.exists():
-        place, number = folder / f"{name}-{number}", number + 1
-    return place
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copies a file, which is whole or not there."""
-    with whole_file(target, synced=True) as content, source.open("rb") as given:
-        shutil.copyfileobj(given, content)
 
 
 def _same(there: dict[str, Any], scores: dict[str, Any] | None) -> bool:

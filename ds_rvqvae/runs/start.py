@@ -103,7 +103,9 @@ def find_resume(
         if checkpoint is None or damage_of(checkpoint, thorough) is not None:
             checkpoint, damaged = whole_checkpoint(folder, thorough)
     if checkpoint is None:
-        raise UserError(f"--resume: no whole checkpoint: {'; '.join(damaged)}; start a new run by another --name")
+        others = [path.name for path in every_checkpoint(folder) if damage_of(path, thorough) is None]
+        way = f"go on from another history by --resume {others[-1]}, or " if others else ""
+        raise UserError(f"--resume: no whole checkpoint: {'; '.join(damaged)}; {way}start a new run by another --name")
     asked = read_profile(run_folder)
     fitted = _fitted_batch(asked, profile)
     profile = with_batch(profile, fitted)

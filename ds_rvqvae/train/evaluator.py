@@ -12,7 +12,8 @@ import torch.distributed as dist
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.rvqvae import RVQVAE
-from ds_rvqvae.runs.abandoned import SCORES, clear_damaged_tokenizer, write_json
+from ds_rvqvae.runs.abandoned import SCORES, clear_damaged_tokenizer
+from ds_rvqvae.runs.pieces import write_json
 from ds_rvqvae.runs.tokenizers import make_tokenizer, motion_state
 from ds_rvqvae.tokenizer.evaluation import evaluate_split, held_out_split
 from ds_rvqvae.tokenizer.folder import TOKENIZER
