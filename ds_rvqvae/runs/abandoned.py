@@ -40,6 +40,7 @@ from ds_rvqvae.runs.checkpoints import (
     read_manifest,
     remove,
     step_of,
+    sweep,
     tag_of,
     universal_of,
     write_synced,
@@ -103,6 +104,7 @@ class _Move:
 
     def make(self) -> None:
         """Does it, or what is left to do of it."""
+        sweep(self.aside)
         moves = bool(self.leaving or self.returning or self.pending)
         if moves:
             self.aside.mkdir(exist_ok=True)

@@ -107,12 +107,18 @@ def named_by(file: Path) -> Path | None:
         return None
 
 
+def manifest_in(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint's manifest, empty where it cannot be read."""
+    try:
+        return read_manifest(checkpoint)
+    except ValueError:
+        return {}
+
+
 def mark_in(checkpoint: Path) -> Mark | None:
     """What a checkpoint is known by; None where its manifest cannot be read."""
-    try:
-        return mark_of(read_manifest(checkpoint))
-    except ValueError:
-        return None
+    manifest = manifest_in(checkpoint)
+    return mark_of(manifest) if manifest else None
 
 
 def digits_of(checkpoint: Path) -> str:
@@ -125,10 +131,7 @@ def digits_of(checkpoint: Path) -> str:
 
 
 def _parent_of(checkpoint: Path) -> Mark | None:
-    try:
-        parent = read_manifest(checkpoint).get("parent")
-    except ValueError:
-        return None
+    parent = manifest_in(checkpoint).get("parent")
     return Mark(*parent) if parent else None
 
 
@@ -186,7 +189,7 @@ def best_of(folder: Path) -> Path | None:
     """
     head = latest(folder)
     own = [path for path in candidates(folder) if head is not None and step_of(path) <= step_of(head)]
-    manifests = {path: manifest for path in own if (manifest := _readable(path)) is not None}
+    manifests = {path: manifest for path in own if (manifest := manifest_in(path))}
     if manifests and all("scores" in manifest for manifest in manifests.values()):
         scored = {path: l1 for path, manifest in manifests.items() if (l1 := l1_of(manifest)) is not None}
         return min(scored, key=lambda path: (scored[path], step_of(path)), default=None)
@@ -194,13 +197,6 @@ def best_of(folder: Path) -> Path | None:
     if named in checkpoints(folder) and named not in own and head is not None:
         raise ValueError(f"no checkpoint best; {BEST} names {named.name}, which is not of the history of {head.name}")
     return named if named in own else None
-
-
-def _readable(checkpoint: Path) -> dict[str, Any] | None:
-    try:
-        return read_manifest(checkpoint)
-    except ValueError:
-        return None
 
 
 def digest_of(file: Path) -> dict[str, Any]:
@@ -219,7 +215,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = read_json(checkpoint / MANIFEST)
         if seal(manifest) == manifest and manifest["step"] == step_of(checkpoint):
-            ancestors_of(manifest)
+            _check_past(manifest)
             return manifest
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
@@ -240,10 +236,19 @@ def ancestors_of(manifest: Mapping[str, Any]) -> list[Mark] | None:
     return None if ancestors is None else [Mark(step, fingerprint) for step, fingerprint in ancestors]
 
 
+def _check_past(manifest: Mapping[str, Any]) -> None:
+    """Raises ValueError or TypeError where what a manifest says of the checkpoints before it is none of that."""
+    ancestors_of(manifest)
+    for key in ("scores", "best"):
+        dict(manifest.get(key) or {})
+    if manifest.get("parent") is not None:
+        Mark(*manifest["parent"])
+
+
 def l1_of(manifest: Mapping[str, Any]) -> float | None:
     """What the checkpoint of a manifest scored; None where it was not scored itself, or does not say."""
     scores = manifest.get("scores") or {}
-    return scores.get("l1") if scores.get("step") == manifest["step"] else None
+    return scores.get("l1") if scores and scores.get("step") == manifest["step"] else None
 
 
 def damage_of(checkpoint: Path, thorough: bool = True) -> str | None:

@@ -20,6 +20,7 @@ from ds_rvqvae.runs.checkpoints import (
     digits_of,
     history_of,
     l1_of,
+    manifest_in,
     mark_in,
     mark_of,
     read_manifest,
@@ -122,11 +123,8 @@ def old_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def _l1_of(checkpoint: Path) -> float | None:
-    try:
-        manifest = read_manifest(checkpoint)
-    except ValueError:
-        return None
-    if "scores" in manifest:
+    manifest = manifest_in(checkpoint)
+    if "scores" in manifest or not manifest:
         return l1_of(manifest)
     l1: float | None = (old_state(checkpoint).get("scores") or {}).get("l1")
     return l1

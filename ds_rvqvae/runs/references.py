@@ -27,10 +27,12 @@ from ds_rvqvae.runs.checkpoints import (
     LATEST,
     checkpoints,
     latest,
+    manifest_in,
     mark_in,
     named_by,
     named_checkpoint,
     step_of,
+    tag_of,
     whole_checkpoint,
 )
 from ds_rvqvae.tokenizer.folder import BODY, CONFIG, FILES, TOKENIZER, WEIGHTS, hint_of, read_body, read_config
@@ -114,7 +116,8 @@ def find_reference(name: str | Path, checkpoint: str | None = None, *, thorough:
         if checkpoint is not None:
             raise UserError(f"--checkpoint: {name} is a checkpoint itself; leave it out, or name the run {run}")
         found = _checkpoint(folder.parent, folder.name, folder.parent, thorough)
-        return Reference(str(name), Kind.CHECKPOINT, found, run if (run / PROFILE_FILE).is_file() else None)
+        notes = _notes_on_best(found) if folder.name == BEST else ()
+        return Reference(str(name), Kind.CHECKPOINT, found, run if (run / PROFILE_FILE).is_file() else None, notes)
     raise UserError(
         f"{folder}: not a run's folder (no {PROFILE_FILE}), and not a tokenizer's folder: {CONFIG} is missing"
         f"{hint_of(folder) or _hint(folder)}"
@@ -142,7 +145,8 @@ def _weights_of_run(run: Path, which: str | None, thorough: bool) -> tuple[Path,
     """The folder of the exported tokenizer, or of the checkpoint asked for or that training went on to; and notes."""
     folder, exported = run / _CHECKPOINTS, run / TOKENIZER
     if which is not None:
-        return _checkpoint(folder, which, run, thorough), ()
+        found = _checkpoint(folder, which, run, thorough)
+        return found, _notes_on_best(found) if which == BEST else ()
     newest, notes = latest(folder), []
     if exported.is_dir():
         try:
@@ -156,11 +160,20 @@ def _weights_of_run(run: Path, which: str | None, thorough: bool) -> tuple[Path,
             if newest is None:
                 raise
             notes.append(f"{error}; its newest checkpoint is taken")
-    found, damaged = whole_checkpoint(folder, thorough)
-    if found is None or not damaged:
-        return _checkpoint(folder, LATEST, run, thorough), tuple(notes)
+    whole, damaged = whole_checkpoint(folder, thorough)
+    found = whole or _checkpoint(folder, LATEST, run, thorough)
     notes += [f"damaged, passed over: {text}" for text in damaged]
-    return found, (*notes, f"{run}: {found.name} is taken, the newest whole checkpoint")
+    notes += [f"{run}: {found.name} is taken, the newest whole checkpoint"] if damaged else []
+    return found, tuple(notes)
+
+
+def _notes_on_best(found: Path) -> tuple[str, ...]:
+    """Says where the checkpoint that scored best is gone, so that another is the best of those that are left."""
+    head = latest(found.parent)
+    best = manifest_in(head).get("best") if head else None
+    if not best or best["step"] == step_of(found):
+        return ()
+    return (f"{tag_of(best['step'])}, which scored best (L1 {best['l1']:.4g}), is gone; {found.name} is taken",)
 
 
 def _body_reference(name: str | Path, folder: Path) -> Reference:

@@ -116,6 +116,8 @@ def test_pruning_and_the_best_keep_to_the_history(tmp_path):
     assert named_checkpoint(run.saved, BEST).name == "global_step20"
     # What was best lies in no history of the checkpoint gone on from, or is gone.
     shutil.rmtree(run.saved / "global_step20")
+    (note,) = find_reference(run.folder, BEST).notes
+    assert note == "global_step20, which scored best (L1 0.2), is gone; global_step50 is taken"
     said = run.start("c", {60: 0.35}, True, keep=1)
     assert "the checkpoint that scored best (L1 0.2) is gone; now it is global_step50 (0.3)" in said
     assert run.checkpoints() == {"global_step50": "b 50", "global_step60": "c 60"}

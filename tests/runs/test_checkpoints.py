@@ -179,10 +179,16 @@ def test_pruning_leaves_other_histories(tmp_path):
     assert checkpoints(tmp_path) == [other, head]
 
 
-@pytest.mark.parametrize("ancestors", ["of old", [[1]], [[1, 2, 3]], 7, {"a": 1}])
-def test_a_manifest_whose_past_is_none_is_damaged(tmp_path, ancestors):
+@pytest.mark.parametrize(
+    "past",
+    [
+        *({"ancestors": ancestors} for ancestors in ("of old", [[1]], [[1, 2, 3]], 7, {"a": 1})),
+        *({key: value} for key in ("parent", "scores", "best") for value in (7, [1], "of old")),
+    ],
+)
+def test_a_manifest_whose_past_is_none_is_damaged(tmp_path, past):
     checkpoint = save(tmp_path, 5)
-    manifest = {**read_manifest(checkpoint), "ancestors": ancestors}
+    manifest = {**read_manifest(checkpoint), **past}
     (checkpoint / MANIFEST).write_text(json.dumps(seal(manifest)))
     assert damage_of(checkpoint) == f"{MANIFEST} is missing or damaged"
 
