@@ -4,12 +4,16 @@ import argparse
 import json
 import math
 import os
+import sys
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.errors import UserError, printable
 from ds_rvqvae.files import whole_file
+
+if TYPE_CHECKING:
+    from ds_rvqvae.runs.references import Reference
 
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What a verb adds its parser to."""
@@ -18,6 +22,20 @@ TOKENIZER_HELP = (
     "RUN/checkpoints/best; or a tokenizer's id on the Hugging Face hub"
 )
 """By what names every command takes a tokenizer; `ds_rvqvae.runs.references` finds what they stand for."""
+
+
+def find_tokenizer(name: str, checkpoint: str | None = None) -> "Reference":
+    """What a name of a tokenizer stands for; says on stderr what may not be meant.
+
+    Raises:
+        UserError: as `find_reference`.
+    """
+    from ds_rvqvae.runs.references import find_reference
+
+    reference = find_reference(name, checkpoint)
+    for note in reference.notes:
+        print(f"warning: {printable(note)}", file=sys.stderr)
+    return reference
 
 
 def add_json_flag(parser: argparse.ArgumentParser) -> None:

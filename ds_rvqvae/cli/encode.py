@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ds_rvqvae.cli.common import TOKENIZER_HELP, Verbs, add_json_flag, count, print_result
+from ds_rvqvae.cli.common import TOKENIZER_HELP, Verbs, add_json_flag, count, find_tokenizer, print_result
 from ds_rvqvae.errors import ExitStatus
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _encode(args: argparse.Namespace) -> int:
     from ds_rvqvae.runs.tokenizers import open_tokenizer
     from ds_rvqvae.tokenizer.encode import encode_files
 
-    tokenizer = open_tokenizer(args.tokenizer)
+    tokenizer = open_tokenizer(find_tokenizer(args.tokenizer))
     settings = {"levels": args.levels, "overwrite": args.overwrite, "workers": args.workers}
     return _finish(args, encode_files(tokenizer, args.files, args.out, **settings))
 
@@ -54,7 +54,7 @@ def _decode(args: argparse.Namespace) -> int:
     from ds_rvqvae.runs.tokenizers import open_tokenizer
     from ds_rvqvae.tokenizer.decode import decode_files
 
-    tokenizer = open_tokenizer(args.tokenizer)
+    tokenizer = open_tokenizer(find_tokenizer(args.tokenizer))
     settings = {"levels": args.levels, "overwrite": args.overwrite, "workers": args.workers}
     settings |= {"source": args.source, "any_tokenizer": args.any_tokenizer, "matrices": args.matrices}
     return _finish(args, decode_files(tokenizer, args.files, args.out, **settings))

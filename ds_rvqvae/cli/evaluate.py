@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ds_rvqvae.cli.common import TOKENIZER_HELP, Verbs, add_json_flag, count, print_result
+from ds_rvqvae.cli.common import TOKENIZER_HELP, Verbs, add_json_flag, count, find_tokenizer, print_result
 from ds_rvqvae.errors import ExitStatus, UserError
 
 if TYPE_CHECKING:
@@ -76,14 +76,13 @@ class _Subject:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from ds_rvqvae.data.formats.skeletons import load_skeleton
-    from ds_rvqvae.runs.references import find_reference
     from ds_rvqvae.tokenizer.frechet import FrechetFeatures
     from ds_rvqvae.tokenizer.tables import comparison_table, score_table
 
     # What can be wrong is found before the first clip is scored.
     skeleton = load_skeleton(args.skeleton) if args.skeleton else None
     features = FrechetFeatures(args.features, args.feature_window) if args.features else None
-    references = [part for name in args.paths for part in find_reference(name).parts()]
+    references = [part for name in args.paths for part in find_tokenizer(name).parts()]
     names = _distinct_names(references)
     subjects = [_open(name, reference, args) for name, reference in zip(names, references, strict=True)]
     folder = _picture_folder(args, references)

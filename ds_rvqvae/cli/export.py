@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ds_rvqvae.cli.common import TOKENIZER_HELP, Verbs, add_json_flag, print_result
+from ds_rvqvae.cli.common import TOKENIZER_HELP, Verbs, add_json_flag, find_tokenizer, print_result
 from ds_rvqvae.errors import ExitStatus, UserError
 
 
@@ -34,14 +34,14 @@ def add_to(verbs: Verbs) -> None:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from ds_rvqvae.runs.references import Kind, find_reference
+    from ds_rvqvae.runs.references import Kind
     from ds_rvqvae.runs.tokenizers import open_single, open_tokenizer
     from ds_rvqvae.tokenizer.body import BodyTokenizer
     from ds_rvqvae.tokenizer.foreign.writing import save_foreign
 
     if args.out.exists():
         raise UserError(f"--out {args.out}: exists; name a folder that does not")
-    reference = find_reference(args.run, args.checkpoint)
+    reference = find_tokenizer(args.run, args.checkpoint)
     is_ours = args.format == "ds_rvqvae"
     if reference.kind is Kind.BODY and not is_ours:
         parts = " ".join(part.name for part in reference.parts())

@@ -7,7 +7,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ds_rvqvae.cli.common import TOKENIZER_HELP, Verbs, add_json_flag, number, positive_number, print_result
+from ds_rvqvae.cli.common import (
+    TOKENIZER_HELP,
+    Verbs,
+    add_json_flag,
+    find_tokenizer,
+    number,
+    positive_number,
+    print_result,
+)
 from ds_rvqvae.errors import ExitStatus, UserError
 
 if TYPE_CHECKING:
@@ -65,7 +73,7 @@ def _render(args: argparse.Namespace) -> int:
     from ds_rvqvae.viz.render import Animation
 
     given = load_skeleton(args.skeleton) if args.skeleton else None
-    tokenizer = open_tokenizer(args.tokenizer)
+    tokenizer = open_tokenizer(find_tokenizer(args.tokenizer))
     tokenizers = [*tokenizer.parts.values()] if isinstance(tokenizer, BodyTokenizer) else [tokenizer]
     clip, own = _read_clip(args.motion, args.clip, tokenizers[0])
     skeleton = given or figure_of(own, args.motion.stem)

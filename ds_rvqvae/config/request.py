@@ -6,6 +6,7 @@ profile read, overridden and validated; everything that starts or is a rank take
 
 import argparse
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -30,6 +31,11 @@ def is_tag(text: str) -> bool:
     return text.startswith(TAG) and text.removeprefix(TAG).isdecimal()
 
 
+def is_abandoned_tag(text: str) -> bool:
+    """Whether `text` is the folder name of a checkpoint that was put aside: `global_step40-1f2e3d4c5b6a`."""
+    return re.fullmatch(rf"{TAG}\d+-[0-9a-f]{{12}}(-\d+)?", text) is not None
+
+
 @dataclass(frozen=True)
 class Start:
     """How a run starts: what `--resume` says.
@@ -49,7 +55,7 @@ class Start:
         """From the flag's value: False without it, True where it is bare, else a checkpoint's name or a folder."""
         if not isinstance(resume, str):
             return cls("newest" if resume else "new")
-        if is_tag(resume):
+        if is_tag(resume) or is_abandoned_tag(resume):
             return cls("checkpoint", tag=resume)
         return cls("run", folder=Path(resume))
 

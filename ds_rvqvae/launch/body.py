@@ -12,7 +12,7 @@ from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.launch.hosts import Ranks
 from ds_rvqvae.launch.supervise import Signals, say
 from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, Layout, check_disjoint
-from ds_rvqvae.runs.checkpoints import checkpoints
+from ds_rvqvae.runs.checkpoints import has_begun
 from ds_rvqvae.runs.folder import check_out_folder, choose_run_folder, read_profile
 from ds_rvqvae.tokenizer.folder import TOKENIZER, check_same_reading, reading_of
 
@@ -62,7 +62,7 @@ class Body:
         A part that has not begun reads its motion as one that has, which a version up to 0.2 may have begun.
         """
         start = Start("newest" if self.flags.start.resumes else "new")
-        begun = [part for part in self.parts if start.resumes and checkpoints(self.folder / part / "checkpoints")]
+        begun = [part for part in self.parts if start.resumes and has_begun(self.folder / part / "checkpoints")]
         reading = _reading_of(self.folder / begun[0]) if begun else {}
         runs = _runs_in(self.folder) if self.flags.start.folder is not None else []
         found = []

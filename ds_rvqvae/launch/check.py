@@ -1,9 +1,11 @@
 """Everything about one run that can be checked before a rank starts."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from ds_rvqvae.config.request import Request
 from ds_rvqvae.data.dataset import MotionData, open_training_data, store_of_the_same
+from ds_rvqvae.errors import UserError
 from ds_rvqvae.gpu.sizes import parameter_count
 from ds_rvqvae.launch import demo
 from ds_rvqvae.launch.body import CheckedRun
@@ -12,7 +14,9 @@ from ds_rvqvae.launch.preflight import Preflight, check_machine
 from ds_rvqvae.runs.checkpoints import checkpoint_bytes
 from ds_rvqvae.runs.folder import check_out_folder, run_folder_of
 from ds_rvqvae.runs.init_from import find_initial, take_start
-from ds_rvqvae.runs.start import as_begun, find_resume, record_of, with_batch
+from ds_rvqvae.runs.references import is_of
+from ds_rvqvae.runs.start import Resume, as_begun, find_resume, record_of, with_batch
+from ds_rvqvae.tokenizer.folder import TOKENIZER, read_config
 
 
 def check_run(request: Request, opened: Sequence[MotionData] = ()) -> tuple[CheckedRun, Preflight | None]:
@@ -53,7 +57,7 @@ def check_run(request: Request, opened: Sequence[MotionData] = ()) -> tuple[Chec
     done, planned = False, profile
     if start.resumes:
         resume = find_resume(folder, profile, ranks.world_size, record_of(data), thorough=False, start=start)
-        done = resume.step() >= config.training.total_iter
+        done = resume.step() >= config.training.total_iter and _is_exported(folder, resume)
         planned = with_batch(with_batch(profile, resume.fitted), resume.kept)
     report = None
     if not done:
@@ -65,6 +69,14 @@ def check_run(request: Request, opened: Sequence[MotionData] = ()) -> tuple[Chec
     for warning in [*batches, *data.warnings(), *(initial.warnings(data) if initial else []), *found]:
         warn(warning)
     return CheckedRun(request, folder, ranks, data, disk_bytes, done), report
+
+
+def _is_exported(folder: Path, resume: Resume) -> bool:
+    """Whether the tokenizer of a run that is trained lies in its folder; else a rank makes it."""
+    try:
+        return resume.checkpoint is not None and is_of(read_config(folder / TOKENIZER).details, resume.checkpoint)
+    except UserError:
+        return False
 
 
 def _disk_bytes(request: Request, data: MotionData) -> int:

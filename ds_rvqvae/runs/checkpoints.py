@@ -1,14 +1,18 @@
-"""Checkpoints as they lie on disk: their names, whether they are whole, which one to go on from. Without torch."""
+"""Checkpoints as they lie on disk: their names, whether they are whole, which one to go on from. Without torch.
+
+A checkpoint knows its history: its manifest lists the checkpoints before it. What lies in `checkpoints/` is of one
+history, that of the checkpoint which `latest` names; `ds_rvqvae.runs.history` puts the others aside.
+"""
 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ds_rvqvae.config.request import TAG, is_tag
-from ds_rvqvae.files import sha256_of, whole_file
+from ds_rvqvae.config.request import TAG, is_abandoned_tag, is_tag
+from ds_rvqvae.files import read_json, sha256_of, whole_file
 
 UNFINISHED = ".unfinished-"
 """What the name of anything begins with that is still being written."""
@@ -16,10 +20,26 @@ MANIFEST = "manifest.json"
 LATEST = "latest"
 BEST = "best"
 """Files that hold the name of the newest checkpoint, and of the one that scored best on held-out motion."""
+RESUMING = "resuming"
+"""The file that says, while a resume puts another history aside, which checkpoint it goes on from."""
+ABANDONED = "abandoned"
+"""The folder, in that of the checkpoints, that holds what belongs to other histories. Nothing is pruned from it."""
 MODEL_FILE = "mp_rank_00_model_states.pt"
 """DeepSpeed's name for the file with the module's weights, its buffers and what the trainer adds."""
 _BYTES_A_PARAMETER, _BYTES_OF_AVERAGE = 16, 4
 """fp32 master weight, two moments, and the module's own copy with what goes with it; the weights' moving average."""
+
+
+DIGITS = 12
+"""Of a fingerprint, in names."""
+
+
+class Mark(NamedTuple):
+    """What a checkpoint is known by."""
+
+    step: int
+    fingerprint: str
+    """The sha256 that its manifest has of itself, and so of all files and of the checkpoints before it."""
 
 
 def checkpoint_bytes(parameters: int, averaged: bool) -> int:
@@ -37,8 +57,8 @@ def tag_of(step: int) -> str:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step of a checkpoint folder."""
-    return int(checkpoint.name.removeprefix(TAG))
+    """The step of a checkpoint folder, `global_step40`, or `global_step40-1f2e3d4c5b6a` where it was put aside."""
+    return int(checkpoint.name.removeprefix(TAG).partition("-")[0])
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -48,25 +68,135 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def latest(folder: Path) -> Path | None:
-    """The checkpoint that `latest` names, or the newest where it names none; None where there is no checkpoint."""
+    """The newest checkpoint of the run's history; None where there is none.
+
+    It is the one that `latest` names, or that was saved right after it where its save was cut short before `latest`
+    named it, or the newest where `latest` names none. While a resume is under way, it is the one that it goes on from.
+    """
     found = checkpoints(folder)
-    named = _named_by(folder / LATEST)
-    return named if named in found else (found[-1] if found else None)
+    going_on = resumed_from(folder)
+    if going_on is not None:
+        return next((path for path in found if mark_in(path) == going_on), None)
+    named = named_by(folder / LATEST)
+    if named is None or named not in found:
+        return found[-1] if found else None
+    mark = mark_in(named)
+    past = [path for path in found if step_of(path) > step_of(named)]
+    return next((path for path in past if mark is not None and _parent_of(path) == mark), named)
 
 
-def _named_by(file: Path) -> Path | None:
-    """The checkpoint that `latest` or `best` names."""
-    return file.parent / file.read_bytes().decode(errors="replace").strip() if file.is_file() else None
+def resumed_from(folder: Path) -> Mark | None:
+    """The checkpoint that a resume was going on from when it was cut short."""
+    try:
+        step, fingerprint = read_json(folder / RESUMING)["to"]
+        return Mark(step, fingerprint)
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a run has a checkpoint, also where a resume that was cut short is just moving its only one."""
+    return bool(checkpoints(folder)) or resumed_from(folder) is not None
+
+
+def named_by(file: Path) -> Path | None:
+    """The checkpoint that `latest` or `best` names; None where that cannot be read."""
+    try:
+        return file.parent / file.read_bytes().decode().strip()
+    except (OSError, ValueError):
+        return None
+
+
+def manifest_in(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint's manifest, empty where it cannot be read."""
+    try:
+        return read_manifest(checkpoint)
+    except ValueError:
+        return {}
+
+
+def mark_in(checkpoint: Path) -> Mark | None:
+    """What a checkpoint is known by; None where its manifest cannot be read."""
+    manifest = manifest_in(checkpoint)
+    return mark_of(manifest) if manifest else None
+
+
+def digits_of(checkpoint: Path) -> str:
+    """The first digits of a checkpoint's fingerprint; where its manifest cannot be read, of what is left of that."""
+    mark = mark_in(checkpoint)
+    if mark is not None:
+        return mark.fingerprint[:DIGITS]
+    manifest = checkpoint / MANIFEST
+    return hashlib.sha256(manifest.read_bytes() if manifest.is_file() else b"").hexdigest()[:DIGITS]
+
+
+def _parent_of(checkpoint: Path) -> Mark | None:
+    parent = manifest_in(checkpoint).get("parent")
+    return Mark(*parent) if parent else None
+
+
+def history_of(head: Path) -> list[Path]:
+    """The checkpoints of one history that lie beside `head`, oldest first: `head` and those before it.
+
+    One whose manifest cannot be read counts by its step. Of a checkpoint that does not know what came before it, which
+    a version up to 0.3 saved, all up to its step count.
+
+    Raises:
+        ValueError: the manifest of `head` cannot be read.
+    """
+    ancestors = ancestors_of(read_manifest(head))
+    found = [path for path in checkpoints(head.parent) if step_of(path) <= step_of(head)]
+    if ancestors is None:
+        return found
+    known = dict(ancestors)
+    own = []
+    for path in found:
+        mark = mark_in(path)
+        fingerprint = known.get(step_of(path))
+        if path == head or (fingerprint is not None and (mark is None or mark.fingerprint == fingerprint)):
+            own.append(path)
+    return own
 
 
 def candidates(folder: Path) -> list[Path]:
-    """Checkpoints in the order in which a resume tries them: `latest`, the older ones, then what lies past it."""
+    """Checkpoints in the order in which a resume tries them: `latest`, then the older ones of its history.
+
+    Where it does not know its history, the older ones and then what lies past it.
+    """
     head = latest(folder)
     if head is None:
         return []
     found = checkpoints(folder)[::-1]
     older = [path for path in found if step_of(path) <= step_of(head)]
+    for place, path in enumerate(older):
+        try:
+            if ancestors_of(read_manifest(path)) is None:
+                break
+            # The damaged ones before it do not tell; this one does.
+            return older[:place] + history_of(path)[::-1]
+        except ValueError:
+            continue
     return older + [path for path in found if path not in older]
+
+
+def best_of(folder: Path) -> Path | None:
+    """The checkpoint of the run's history that scored best, by L1 on held-out motion; None where none was scored.
+
+    Where one does not say what it scored, which a version up to 0.3 saved, it is the one that `best` names.
+
+    Raises:
+        ValueError: `best` names one that is not of the history.
+    """
+    head = latest(folder)
+    own = [path for path in candidates(folder) if head is not None and step_of(path) <= step_of(head)]
+    manifests = {path: manifest for path in own if (manifest := manifest_in(path))}
+    if manifests and all("scores" in manifest for manifest in manifests.values()):
+        scored = {path: l1 for path, manifest in manifests.items() if (l1 := l1_of(manifest)) is not None}
+        return min(scored, key=lambda path: (scored[path], step_of(path)), default=None)
+    named = named_by(folder / BEST)
+    if named in checkpoints(folder) and named not in own and head is not None:
+        raise ValueError(f"no checkpoint best; {BEST} names {named.name}, which is not of the history of {head.name}")
+    return named if named in own else None
 
 
 def digest_of(file: Path) -> dict[str, Any]:
@@ -83,12 +213,42 @@ def seal(manifest: dict[str, Any]) -> dict[str, Any]:
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
     """The checkpoint's manifest; raises ValueError where it is missing or damaged."""
     try:
-        manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = read_json(checkpoint / MANIFEST)
         if seal(manifest) == manifest and manifest["step"] == step_of(checkpoint):
+            _check_past(manifest)
             return manifest
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     raise ValueError(f"{MANIFEST} is missing or damaged")
+
+
+def mark_of(manifest: Mapping[str, Any]) -> Mark:
+    """What the checkpoint of a manifest is known by."""
+    return Mark(manifest["step"], manifest["sha256"])
+
+
+def ancestors_of(manifest: Mapping[str, Any]) -> list[Mark] | None:
+    """The checkpoints before that of a manifest, oldest first, also those that are pruned by now.
+
+    None where it does not know them, since a version up to 0.3 saved it.
+    """
+    ancestors = manifest.get("ancestors")
+    return None if ancestors is None else [Mark(step, fingerprint) for step, fingerprint in ancestors]
+
+
+def _check_past(manifest: Mapping[str, Any]) -> None:
+    """Raises ValueError or TypeError where what a manifest says of the checkpoints before it is none of that."""
+    ancestors_of(manifest)
+    for key in ("scores", "best"):
+        dict(manifest.get(key) or {})
+    if manifest.get("parent") is not None:
+        Mark(*manifest["parent"])
+
+
+def l1_of(manifest: Mapping[str, Any]) -> float | None:
+    """What the checkpoint of a manifest scored; None where it was not scored itself, or does not say."""
+    scores = manifest.get("scores") or {}
+    return scores.get("l1") if scores and scores.get("step") == manifest["step"] else None
 
 
 def damage_of(checkpoint: Path, thorough: bool = True) -> str | None:
@@ -121,10 +281,14 @@ def named_checkpoint(folder: Path, which: str, thorough: bool = True) -> Path:
     Raises:
         ValueError: no such checkpoint, or a damaged one.
     """
-    checkpoint = latest(folder) if which == LATEST else _named_by(folder / BEST) if which == BEST else folder / which
+    checkpoint = latest(folder) if which == LATEST else best_of(folder) if which == BEST else folder / which
     found = checkpoints(folder)
-    if checkpoint not in found:
+    if is_abandoned_tag(which) and checkpoint is not None and checkpoint.is_dir():
+        found.append(checkpoint)
+    if checkpoint is None or checkpoint not in found:
         there = ", ".join(path.name for path in found) or "none"
+        if resumed_from(folder) is not None and which in (LATEST, BEST):
+            raise ValueError("a resume was cut short while it changed what is here; start it again with --resume")
         raise ValueError(f"no checkpoint {which}; there is {there}" if which != LATEST else "has no checkpoint yet")
     reason = damage_of(checkpoint, thorough)
     if reason is not None:
@@ -159,14 +323,15 @@ def write_synced(file: Path, text: str) -> None:
         content.write(text.encode())
 
 
-def prune(folder: Path, step: int, newest: int, every: int | None = None) -> None:
-    """Removes all but the `newest` checkpoints up to `step`, the best, and those whose step is a multiple of `every`.
+def prune(head: Path, newest: int, every: int | None = None) -> None:
+    """Removes the checkpoints of the history of `head`, which was just saved, but for some.
 
-    What lies past `step` is another history's and stays.
+    The `newest` stay, the best, and those whose step is a multiple of `every`. What is not of that history stays too.
     """
-    best = _named_by(folder / BEST)
-    for older in [path for path in checkpoints(folder) if step_of(path) <= step][:-newest]:
-        if older != best and (every is None or step_of(older) % every):
+    best = (read_manifest(head).get("best") or {}).get("step")
+    named = named_by(head.parent / BEST) if best is None else head.with_name(tag_of(best))
+    for older in history_of(head)[:-newest]:
+        if older != named and (every is None or step_of(older) % every):
             remove(universal_of(older))
             remove(older)
 

@@ -7,6 +7,7 @@ checkpoints, its fingerprint of the motion and the tokenizer that it exports.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import whole_file
 from ds_rvqvae.motion.layout import feature_layout
-from ds_rvqvae.runs.checkpoints import checkpoints
+from ds_rvqvae.runs.checkpoints import has_begun
 from ds_rvqvae.runs.references import Kind, find_reference
 from ds_rvqvae.tokenizer.folder import (
     WEIGHTS,
@@ -36,8 +37,12 @@ NORMALISATION = "normalisation.json"
 """In the folder of a run that started from a tokenizer: `mean` and `std`, a number a column."""
 
 
+@dataclass(frozen=True, eq=False)
 class Initial(TokenizerConfig):
     """The tokenizer that a run starts from, without its weights."""
+
+    notes: tuple[str, ...] = ()
+    """What may not be meant by its name."""
 
     def check_columns(self, data: MotionData) -> None:
         """Raises UserError where the run's columns are not the tokenizer's."""
@@ -58,7 +63,7 @@ class Initial(TokenizerConfig):
 
     def warnings(self, data: MotionData) -> list[str]:
         """What is allowed and may not be meant."""
-        found = []
+        found = list(self.notes)
         if self.fps != data.fps:
             found.append(f"trained at {self.fps:g} frames a second, this motion is at {data.fps:g}")
         if (assumed := assumed_at_import(self.details)) is not None:
@@ -106,7 +111,7 @@ def take_start(run_folder: Path, profile: Profile, data: MotionData, start: Star
 
 
 def _goes_on(run_folder: Path, start: Start) -> bool:
-    return start.resumes and bool(checkpoints(run_folder / "checkpoints"))
+    return start.resumes and has_begun(run_folder / "checkpoints")
 
 
 def read_initial(name: str, body_part: str) -> Initial:
@@ -126,9 +131,9 @@ def read_initial(name: str, body_part: str) -> Initial:
             # Late: only torch can read a checkpoint, and a launcher does without for all else.
             from ds_rvqvae.runs.tokenizers import config_of_checkpoint
 
-            return Initial(**vars(config_of_checkpoint(reference.folder)))
+            return Initial(**vars(config_of_checkpoint(reference.folder)), notes=reference.notes)
         folder = reference.folder / body_part if reference.kind is Kind.BODY else reference.folder
-        initial = Initial(**vars(read_config(folder)))
+        initial = Initial(**vars(read_config(folder)), notes=reference.notes)
     except UserError as error:
         raise UserError(f"--init_from {error}") from None
     try:

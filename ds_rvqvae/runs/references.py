@@ -4,22 +4,37 @@ A command takes a tokenizer by any of these names:
 
 | name | stands for |
 |---|---|
-| `RUN` | the folder of a run: its exported tokenizer, or where training went on after it, its newest checkpoint |
+| `RUN` | the folder of a run: its exported tokenizer where that is of the newest checkpoint, else that checkpoint |
 | `RUN/checkpoints/global_step5000`, `…/latest`, `…/best` | that checkpoint of the run |
 | a folder with `config.json` and `model.safetensors` | an exported or imported tokenizer |
 | a folder with `body.json`, or the folder of a body's runs | the tokenizer of a body, which has several parts |
 | `owner/name`, where there is no such folder | a tokenizer on the Hugging Face hub |
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from ds_rvqvae.config.profile import PROFILE_FILE
-from ds_rvqvae.config.request import is_tag
+from ds_rvqvae.config.request import TAG, is_abandoned_tag, is_tag
 from ds_rvqvae.config.training import is_repository
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.runs.checkpoints import BEST, LATEST, checkpoints, latest, named_checkpoint, step_of
+from ds_rvqvae.runs.checkpoints import (
+    ABANDONED,
+    BEST,
+    LATEST,
+    checkpoints,
+    latest,
+    manifest_in,
+    mark_in,
+    named_by,
+    named_checkpoint,
+    step_of,
+    tag_of,
+    whole_checkpoint,
+)
 from ds_rvqvae.tokenizer.folder import BODY, CONFIG, FILES, TOKENIZER, WEIGHTS, hint_of, read_body, read_config
 from ds_rvqvae.tokenizer.hub import download
 
@@ -49,6 +64,8 @@ class Reference:
     """What is to be loaded: a tokenizer's folder, a body's, or a checkpoint's."""
     run: Path | None = None
     """The folder of the run that it comes from, whose profile says how its motion is read, where that is known."""
+    notes: tuple[str, ...] = ()
+    """What may not be meant: weights that are not the newest of their run."""
 
     @property
     def is_checkpoint(self) -> bool:
@@ -82,21 +99,25 @@ def find_reference(name: str | Path, checkpoint: str | None = None, *, thorough:
     is_tokenizer = (folder / CONFIG).is_file() or (folder / WEIGHTS).is_file()
     if body == folder:
         _refuse_checkpoint(checkpoint, name, Kind.BODY)
-        return Reference(str(name), Kind.BODY, folder)
+        return _body_reference(name, folder)
     if is_tokenizer:
         _refuse_checkpoint(checkpoint, name, Kind.TOKENIZER)
         return Reference(str(name), Kind.TOKENIZER, folder, _run_of(folder))
     if (folder / PROFILE_FILE).is_file():
-        return Reference(str(name), Kind.RUN, _weights_of_run(folder, checkpoint, thorough), folder)
+        weights, notes = _weights_of_run(folder, checkpoint, thorough)
+        return Reference(str(name), Kind.RUN, weights, folder, notes)
     if (body / BODY).is_file():
         _refuse_checkpoint(checkpoint, name, Kind.BODY)
-        return Reference(str(name), Kind.BODY, body)
-    if is_tag(folder.name) or (folder.name in (LATEST, BEST) and folder.parent.name == _CHECKPOINTS):
-        run = folder.absolute().parent.parent
+        return _body_reference(name, body)
+    is_checkpoint = is_tag(folder.name) or is_abandoned_tag(folder.name)
+    if is_checkpoint or (folder.name in (LATEST, BEST) and folder.parent.name == _CHECKPOINTS):
+        place = folder.absolute().parent
+        run = place.parent.parent if place.name == ABANDONED else place.parent
         if checkpoint is not None:
             raise UserError(f"--checkpoint: {name} is a checkpoint itself; leave it out, or name the run {run}")
         found = _checkpoint(folder.parent, folder.name, folder.parent, thorough)
-        return Reference(str(name), Kind.CHECKPOINT, found, run if (run / PROFILE_FILE).is_file() else None)
+        notes = _notes_on_best(found) if folder.name == BEST else ()
+        return Reference(str(name), Kind.CHECKPOINT, found, run if (run / PROFILE_FILE).is_file() else None, notes)
     raise UserError(
         f"{folder}: not a run's folder (no {PROFILE_FILE}), and not a tokenizer's folder: {CONFIG} is missing"
         f"{hint_of(folder) or _hint(folder)}"
@@ -108,14 +129,69 @@ def _refuse_checkpoint(checkpoint: str | None, name: str | Path, kind: Kind) -> 
         raise UserError(f"--checkpoint: {name} is {kind.value}, which has no checkpoints; leave it out")
 
 
-def _weights_of_run(run: Path, which: str | None, thorough: bool) -> Path:
-    """The folder of the exported tokenizer, or of the checkpoint asked for or that training went on to."""
-    exported, newest = run / TOKENIZER, latest(run / _CHECKPOINTS)
-    if which is None and exported.is_dir():
-        step: int = read_config(exported).details.get("training_step", 0)
-        if newest is None or step >= step_of(newest):
-            return exported
-    return _checkpoint(run / _CHECKPOINTS, which or LATEST, run, thorough)
+def is_of(details: Mapping[str, Any], checkpoint: Path) -> bool:
+    """Whether a tokenizer was made of a checkpoint; where either does not tell, as of versions up to 0.3, by its step.
+
+    Args:
+        details: of the tokenizer.
+    """
+    mark, fingerprint = mark_in(checkpoint), details.get("checkpoint")
+    if mark is None or fingerprint is None:
+        return bool(details.get("training_step") == step_of(checkpoint))
+    return bool(fingerprint == mark.fingerprint)
+
+
+def _weights_of_run(run: Path, which: str | None, thorough: bool) -> tuple[Path, tuple[str, ...]]:
+    """The folder of the exported tokenizer, or of the checkpoint asked for or that training went on to; and notes."""
+    folder, exported = run / _CHECKPOINTS, run / TOKENIZER
+    if which is not None:
+        found = _checkpoint(folder, which, run, thorough)
+        return found, _notes_on_best(found) if which == BEST else ()
+    newest, notes = latest(folder), []
+    if exported.is_dir():
+        try:
+            details = read_config(exported).details
+            # The checkpoint itself may have been removed since, which leaves its name in `latest`.
+            named = named_by(folder / LATEST)
+            gone = named is not None and not named.exists() and named.name == f"{TAG}{details.get('training_step')}"
+            if newest is None or is_of(details, newest) or gone:
+                return exported, ()
+        except UserError as error:
+            if newest is None:
+                raise
+            notes.append(f"{error}; its newest checkpoint is taken")
+    whole, damaged = whole_checkpoint(folder, thorough)
+    found = whole or _checkpoint(folder, LATEST, run, thorough)
+    notes += [f"damaged, passed over: {text}" for text in damaged]
+    notes += [f"{run}: {found.name} is taken, the newest whole checkpoint"] if damaged else []
+    return found, tuple(notes)
+
+
+def _notes_on_best(found: Path) -> tuple[str, ...]:
+    """Says where the checkpoint that scored best is gone, so that another is the best of those that are left."""
+    head = latest(found.parent)
+    best = manifest_in(head).get("best") if head else None
+    if not best or best["step"] == step_of(found):
+        return ()
+    return (f"{tag_of(best['step'])}, which scored best (L1 {best['l1']:.4g}), is gone; {found.name} is taken",)
+
+
+def _body_reference(name: str | Path, folder: Path) -> Reference:
+    """A body's tokenizer, with a note on each part whose run is elsewhere by now."""
+    reference = Reference(str(name), Kind.BODY, folder)
+    notes = []
+    for part in reference.parts():
+        newest = latest(part.run / _CHECKPOINTS) if part.run else None
+        try:
+            if newest is None or is_of(details := read_config(part.folder).details, newest):
+                continue
+        except UserError:
+            continue  # said when it is opened
+        notes.append(
+            f"{part.folder}: of step {details.get('training_step')}, and its run {part.run} is at {newest.name} of its "
+            "history now; the command that trained it, with --resume, makes the body's tokenizer anew"
+        )
+    return replace(reference, notes=tuple(notes))
 
 
 def _checkpoint(folder: Path, which: str, place: Path, thorough: bool) -> Path:

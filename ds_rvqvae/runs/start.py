@@ -13,8 +13,9 @@ from ds_rvqvae.config.request import Request, Start
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.data.store.places import hash_of
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.runs.checkpoints import checkpoints, damage_of, read_manifest, step_of, whole_checkpoint
+from ds_rvqvae.runs.checkpoints import damage_of, has_begun, read_manifest, step_of, whole_checkpoint
 from ds_rvqvae.runs.folder import read_profile
+from ds_rvqvae.runs.history import every_checkpoint, find_checkpoint, unfinished_resume
 from ds_rvqvae.tokenizer.folder import READING_KEYS, reading_of
 
 NEWEST = Start("newest")
@@ -44,7 +45,7 @@ def as_begun(request: Request, run_folder: Path) -> Request:
 
     Keys of how files are read that are not asked for now stay those of the run.
     """
-    if not request.start.resumes or not checkpoints(run_folder / "checkpoints"):
+    if not request.start.resumes or not has_begun(run_folder / "checkpoints"):
         return request
     began, asked, defaults = read_profile(run_folder).rvqvae.data, request.profile.rvqvae.data, DataConfig()
     kept = {
@@ -93,17 +94,18 @@ def find_resume(
     checkpoint: Path | None
     damaged: list[str] = []
     if start.tag is not None:
-        checkpoint = named = folder / start.tag
-        reason = damage_of(named, thorough)
-        if reason is not None:
-            there = ", ".join(path.name for path in checkpoints(folder)) or "none"
-            raise UserError(f"--resume {start.tag}: {named}: {reason}; checkpoints there: {there}")
-    elif not checkpoints(folder):
+        checkpoint = _named(folder, start.tag, thorough)
+    elif not has_begun(folder):
         return Resume(notes=[f"{run_folder} has no checkpoint yet: starting at step 0"])
     else:
-        checkpoint, damaged = whole_checkpoint(folder, thorough)
+        # What a resume that was cut short has begun is done first, wherever that checkpoint lies by now.
+        checkpoint = unfinished_resume(folder)
+        if checkpoint is None or damage_of(checkpoint, thorough) is not None:
+            checkpoint, damaged = whole_checkpoint(folder, thorough)
     if checkpoint is None:
-        raise UserError(f"--resume: no whole checkpoint: {'; '.join(damaged)}; start a new run by another --name")
+        others = [path.name for path in every_checkpoint(folder) if damage_of(path, thorough) is None]
+        way = f"go on from another history by --resume {others[-1]}, or " if others else ""
+        raise UserError(f"--resume: no whole checkpoint: {'; '.join(damaged)}; {way}start a new run by another --name")
     asked = read_profile(run_folder)
     fitted = _fitted_batch(asked, profile)
     profile = with_batch(profile, fitted)
@@ -123,6 +125,18 @@ def find_resume(
     if same and manifest["global_batch"] != profile.global_batch(world_size):
         _keep_global_batch(resume, manifest, profile, world_size)
     return resume
+
+
+def _named(folder: Path, tag: str, thorough: bool) -> Path:
+    """The checkpoint that `--resume TAG` names; raises UserError where there is none, or a damaged one."""
+    try:
+        checkpoint = find_checkpoint(folder, tag)
+        if (reason := damage_of(checkpoint, thorough)) is not None:
+            there = ", ".join(path.name for path in every_checkpoint(folder))
+            raise ValueError(f"{checkpoint}: {reason}; checkpoints there: {there}")
+    except ValueError as error:
+        raise UserError(f"--resume {tag}: {error}") from None
+    return checkpoint
 
 
 def _changed_motion(start: str, manifest: Mapping[str, Any], record: Mapping[str, Any], checkpoint: Path) -> list[str]:

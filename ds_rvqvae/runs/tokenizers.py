@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,13 @@ from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.motion.layout import layout_from_json, layout_to_json
-from ds_rvqvae.runs.checkpoints import MODEL_FILE, step_of
-from ds_rvqvae.runs.references import Kind, Reference, find_reference
+from ds_rvqvae.runs.abandoned import clear_damaged_tokenizer
+from ds_rvqvae.runs.checkpoints import MODEL_FILE, mark_in, step_of
+from ds_rvqvae.runs.history import saved_state
+from ds_rvqvae.runs.references import Kind, Reference, find_reference, is_of
 from ds_rvqvae.runs.start import record_of
 from ds_rvqvae.tokenizer.body import BodyTokenizer
-from ds_rvqvae.tokenizer.folder import TokenizerConfig, explicit_reading, reading_of
+from ds_rvqvae.tokenizer.folder import TOKENIZER, TokenizerConfig, explicit_reading, reading_of
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 
@@ -75,18 +76,38 @@ def config_of_checkpoint(checkpoint: Path) -> TokenizerConfig:
     Raises:
         UserError: the checkpoint cannot be read.
     """
+    state = saved_state(checkpoint)
     try:
-        # DeepSpeed's checkpoints are pickles: those of the user's own runs only.
-        states = torch.load(checkpoint / MODEL_FILE, map_location="cpu", weights_only=False, mmap=True)
-        state = states["rvqvae"]
         mean, std = (state[name].numpy().copy() for name in ("mean", "std"))
         layout = layout_from_json(state["layout"], len(mean))
-    except (OSError, EOFError, RuntimeError, ValueError, LookupError, pickle.UnpicklingError) as error:
+    except (ValueError, LookupError) as error:
         reason = f"cannot be read: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise UserError(f"{checkpoint / MODEL_FILE}: {reason}") from None
     model = model_config_from_dict(state["model"], str(checkpoint))
     details = _details_of(state) | _progress_of(checkpoint, state)
     return TokenizerConfig(checkpoint, model, layout, state["fps"], mean, std, details)
+
+
+def keep_exported(run: Path, checkpoint: Path) -> str | None:
+    """Makes the tokenizer of a finished run of its last checkpoint, unless it is there and whole.
+
+    Returns:
+        what is to be said of it; None where it was there.
+
+    Raises:
+        OSError, UserError: it cannot be written.
+    """
+    folder = run / TOKENIZER
+    try:
+        if is_of(MotionTokenizer.from_pretrained(folder).details, checkpoint):
+            return None
+        reason = "was of another checkpoint"
+    except UserError as error:
+        reason = "was missing" if not folder.is_dir() else f"was damaged ({error})"
+    tokenizer = _tokenizer_of_checkpoint(checkpoint)
+    clear_damaged_tokenizer(run)
+    tokenizer.save_pretrained(folder)
+    return f"{folder} {reason}: made of {checkpoint.name}"
 
 
 def _tokenizer_of_checkpoint(checkpoint: Path) -> MotionTokenizer:
@@ -114,6 +135,8 @@ def _details_of(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _progress_of(checkpoint: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """How far training was and what it scored."""
+    """How far training was, what it scored, and which checkpoint that is."""
     progress = {"training_step": step_of(checkpoint)}
-    return progress | ({"scores": state["scores"]} if state.get("scores") else {})
+    progress |= {"scores": state["scores"]} if state.get("scores") else {}
+    mark = mark_in(checkpoint)
+    return progress if mark is None else progress | {"checkpoint": mark.fingerprint}

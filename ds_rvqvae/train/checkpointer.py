@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +23,30 @@ import torch.distributed as dist
 from ds_rvqvae import __version__
 from ds_rvqvae.config.profile import PROFILE_FILE
 from ds_rvqvae.config.training import TrainingConfig
-from ds_rvqvae.files import replace_folder, sync
+from ds_rvqvae.files import read_json, replace_folder, sync
+from ds_rvqvae.runs.abandoned import put_one_aside
 from ds_rvqvae.runs.checkpoints import (
     BEST,
     LATEST,
     MANIFEST,
     MODEL_FILE,
     UNFINISHED,
+    Mark,
     checkpoint_bytes,
     digest_of,
+    mark_of,
     point,
     prune,
+    read_manifest,
     remove,
     seal,
+    step_of,
     sweep,
     tag_of,
     universal_of,
     write_synced,
 )
+from ds_rvqvae.runs.history import Best, best_before, marks_before
 
 logger = logging.getLogger("ds_rvqvae")
 
@@ -60,6 +66,8 @@ class Keeping:
     """Also those whose step is a multiple of this."""
     best: bool = False
     """Whether the one being saved scores best so far; the best stays."""
+    past: dict[str, Any] = field(default_factory=dict)
+    """What its manifest says of its history."""
 
 
 class Checkpointer:
@@ -69,7 +77,7 @@ class Checkpointer:
         engine: what is saved.
         run_folder: checkpoints go into its `checkpoints`.
         settings: which ones stay, and which step is the last.
-        saved_step: of the checkpoint that the run goes on from.
+        resumed: the checkpoint that the run goes on from, in that folder.
     """
 
     def __init__(
@@ -77,11 +85,18 @@ class Checkpointer:
         engine: deepspeed.DeepSpeedEngine,
         run_folder: Path,
         settings: TrainingConfig,
-        saved_step: int | None = None,
+        resumed: Path | None = None,
     ) -> None:
         self._engine, self._folder, self._settings = engine, run_folder / "checkpoints", settings
-        self.saved_step = saved_step
+        self.saved_step = None if resumed is None else step_of(resumed)
         """Of the newest checkpoint; None where there is none yet."""
+        self.saved: Mark | None = None
+        """That checkpoint, on rank 0."""
+        self._ancestors: list[Mark] = []
+        self._best: Best | None = None
+        if resumed is not None and dist.get_rank() == 0:
+            self.saved, self._ancestors = mark_of(read_manifest(resumed)), marks_before(resumed)
+            self._best = best_before(resumed)
         self.failures = 0
         """Saves in a row that failed."""
 
@@ -97,7 +112,7 @@ class Checkpointer:
         Raises:
             SaveFailedError: after as many failures in a row as are tolerated, or at the last step.
         """
-        keeping = Keeping(self._settings.keep_checkpoints, self._settings.keep_every, best)
+        keeping = Keeping(self._settings.keep_checkpoints, self._settings.keep_every, best, self._past(state, best))
         try:
             saved = save_checkpoint(self._engine, self._folder, {"rvqvae": state}, keeping)
         except SaveFailedError as failure:
@@ -107,7 +122,29 @@ class Checkpointer:
                 raise
             return
         self.failures, self.saved_step = 0, step
+        if dist.get_rank() == 0:
+            self._ancestors += [self.saved] if self.saved else []
+            self.saved = mark_of(read_manifest(saved))
+            if best:
+                self._best = Best(self.saved, state["scores"]["l1"])
         logger.info("step %d: saved %s", step, saved)
+
+    def _past(self, state: dict[str, Any], best: bool) -> dict[str, Any]:
+        """What the manifest of the next checkpoint says: which ones were before it, the last scores, the best so far.
+
+        A fingerprint of None is its own, which it does not know yet.
+        """
+        found: dict[str, Any] = {"step": self._engine.global_steps, "fingerprint": None, "l1": None}
+        if best:
+            found["l1"] = state["scores"]["l1"]
+        elif self._best is not None:
+            found = {**self._best.mark._asdict(), "l1": self._best.l1}
+        return {
+            "parent": self.saved,
+            "ancestors": [*self._ancestors, *([self.saved] if self.saved else [])],
+            "scores": state["last_scores"],
+            "best": None if found["l1"] is None else found,
+        }
 
 
 def save_checkpoint(
@@ -180,16 +217,19 @@ def _finish(manifest: dict[str, Any], unfinished: Path, finished: Path, keeping:
     profile = folder.parent / PROFILE_FILE
     if profile.is_file():
         manifest["profile"] = digest_of(profile)
+    manifest |= keeping.past
     write_synced(unfinished / MANIFEST, json.dumps(seal(manifest), indent=1))
     for file in [*unfinished.iterdir(), unfinished]:
         sync(file)
+    if finished.is_dir():
+        logger.warning("in the way of the checkpoint, and put aside: %s", put_one_aside(finished))
     remove(universal_of(finished))
-    replace_folder(unfinished, finished)
+    unfinished.rename(finished)
     sync(folder)
     for pointer in (BEST, LATEST) if keeping.best else (LATEST,):
         point(folder, pointer, finished)
     with contextlib.suppress(OSError):  # what cannot be removed now is removed after the next save
-        prune(folder, manifest["step"], keeping.newest, keeping.every)
+        prune(finished, keeping.newest, keeping.every)
 
 
 def load_checkpoint(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> dict[str, Any]:
@@ -214,7 +254,7 @@ def make_universal(checkpoint: Path) -> Path:
     finished = universal_of(checkpoint)
     source = {"of": digest_of(checkpoint / MANIFEST)}
     with contextlib.suppress(OSError, ValueError):
-        if json.loads((finished / MANIFEST).read_text(encoding="utf-8")) == source:
+        if read_json(finished / MANIFEST) == source:
             return finished
     unfinished = checkpoint.parent / f"{UNFINISHED}{finished.name}"
     shutil.rmtree(unfinished, ignore_errors=True)

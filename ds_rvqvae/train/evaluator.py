@@ -1,7 +1,6 @@
 """What a run makes of its model on the way: scores, pictures, and in the end the tokenizer."""
 
 import contextlib
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ import torch.distributed as dist
 
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.files import whole_file
 from ds_rvqvae.model.rvqvae import RVQVAE
+from ds_rvqvae.runs.abandoned import SCORES, clear_damaged_tokenizer
+from ds_rvqvae.runs.pieces import write_json
 from ds_rvqvae.runs.tokenizers import make_tokenizer, motion_state
 from ds_rvqvae.tokenizer.evaluation import evaluate_split, held_out_split
 from ds_rvqvae.tokenizer.folder import TOKENIZER
@@ -47,14 +47,15 @@ class Evaluator:
         self._device = torch.device(engine.device)
         self._scores: dict[str, Any] = {}
         self._best_step: int | None = None
+        self._best_before = math.inf
         self.best_l1 = math.inf
-        """Least L1 of the evaluations so far; a resumed run sets it."""
+        """Least L1 of the history's checkpoints, and of the evaluation just made; a resumed run sets it."""
 
-    def evaluate(self, step: int, file: str, export: bool = False) -> None:
+    def evaluate(self, step: int, file: str) -> RVQVAE:
         """Scores the model as it is after `step` steps into `eval/FILE`; every rank calls it.
 
-        Args:
-            export: make a tokenizer of the weights that were scored.
+        Returns:
+            the model with the weights that were scored, in eval mode.
         """
         with self._average.in_place() if self._average else contextlib.nullcontext():
             model = fp32_model(self._engine)
@@ -63,28 +64,49 @@ class Evaluator:
         scores["step"] = step
         self._scores = scores
         if step and scores["l1"] is not None and scores["l1"] < self.best_l1:
-            self.best_l1, self._best_step = scores["l1"], step
+            self._best_before, self.best_l1, self._best_step = self.best_l1, scores["l1"], step
         if dist.get_rank() == 0:
             try:
                 self._show(model, split, file)
             except OSError as error:
                 logger.warning("step %d: scores and pictures not written: %s", step, error)
-        if export:
-            export_tokenizer(model, self._data, self._run_folder, step, scores)
+        return model
 
     def scores_of(self, step: int) -> dict[str, Any] | None:
         """The scores after `step` steps, if those are the last that were taken."""
         return self._scores if self._scores.get("step") == step else None
 
+    @property
+    def last_scores(self) -> dict[str, Any] | None:
+        """Those of the last evaluation of the history; None before the first of weights that were trained."""
+        return self._scores if self._scores.get("step") else None
+
+    def restore(self, last_scores: dict[str, Any] | None, best_l1: float) -> None:
+        """Goes on with what was scored before."""
+        self._scores, self.best_l1 = last_scores or {}, best_l1
+
     def is_best(self, step: int) -> bool:
         """Whether the model after `step` steps was scored, and better than any before it."""
         return self._best_step == step
 
+    def note_saved(self, step: int, fingerprint: str) -> None:
+        """Rank 0: the model after `step` steps was saved; scores of it name its checkpoint from now on."""
+        if self.scores_of(step) is not None:
+            try:
+                write_json(self._run_folder / "eval" / SCORES, {**self._scores, "checkpoint": fingerprint})
+            except OSError as error:
+                logger.warning("step %d: scores not written: %s", step, error)
+
+    def note_not_saved(self, step: int) -> None:
+        """The model after `step` steps was not saved, so it is not the best either: that is one on disk."""
+        if self._best_step == step:
+            self.best_l1, self._best_step = self._best_before, None
+
     def _show(self, model: RVQVAE, split: str, file: str) -> None:
         """Rank 0: scores into `eval/FILE`, pictures beside it, all of it to TensorBoard."""
         scores, folder = self._scores, self._run_folder / "eval"
-        with whole_file(folder / file) as content:
-            content.write(json.dumps(scores, indent=2).encode() + b"\n")
+        # Which checkpoint they are of is known once there is one.
+        write_json(folder / file, scores | ({"checkpoint": None} if file == SCORES else {}))
         samples = self._engine.global_samples
         names = ("l1", "angle_error_deg", "velocity_error")
         group = split.capitalize()
@@ -100,14 +122,21 @@ class Evaluator:
         logger.info("step %d, %s: %s", scores["step"], split, {name: scores[name] for name in names})
 
 
-def export_tokenizer(model: RVQVAE, data: MotionData, run_folder: Path, step: int, scores: dict[str, Any]) -> None:
+def export_tokenizer(
+    model: RVQVAE, data: MotionData, run_folder: Path, step: int, scores: dict[str, Any], checkpoint: str
+) -> None:
     """Rank 0 writes the tokenizer of `model` into the run's `tokenizer`; every rank calls it.
+
+    Args:
+        checkpoint: the fingerprint of that of these weights; rank 0's counts.
 
     A failure is reported, with the command that does it later.
     """
     if dist.get_rank() == 0:
-        tokenizer = make_tokenizer(model, motion_state(data, model.config), training_step=step, scores=scores)
+        details = {"training_step": step, "scores": scores, "checkpoint": checkpoint}
+        tokenizer = make_tokenizer(model, motion_state(data, model.config), **details)
         try:
+            clear_damaged_tokenizer(run_folder)
             tokenizer.save_pretrained(run_folder / TOKENIZER)
         except (OSError, UserError) as error:
             command = f"ds-rvqvae export {run_folder} --out DIR"

@@ -18,7 +18,8 @@ from ds_rvqvae.data.store.store import is_store, open_store
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.gpu.sizes import parameter_count
 from ds_rvqvae.host import bf16_arithmetic_text
-from ds_rvqvae.runs.checkpoints import LATEST, point, sweep
+from ds_rvqvae.runs.abandoned import go_on_from
+from ds_rvqvae.runs.checkpoints import sweep
 from ds_rvqvae.runs.folder import (
     DONE,
     OUTCOME_VARIABLE,
@@ -32,6 +33,7 @@ from ds_rvqvae.runs.folder import (
 from ds_rvqvae.runs.heartbeat import Heartbeat
 from ds_rvqvae.runs.init_from import Initial, keep_normalisation, take_start
 from ds_rvqvae.runs.start import Resume, as_begun, find_resume, record_of, split_batch, with_batch
+from ds_rvqvae.tokenizer.folder import TOKENIZER
 
 
 class OpenedRun(NamedTuple):
@@ -135,6 +137,8 @@ def _train(request: Request, own: MotionData | UserError | None) -> int:
     total = request.profile.rvqvae.training.total_iter
     if resume.step() >= total:
         announce(f"step {resume.step():,} is at or past total_iter {total:,}: nothing to do")
+        if (made := on_rank_zero_first(lambda: _make_tokenizer(folder, resume))) is not None:
+            announce(made)
         return _finished()
     profile = _settle_batch(request.profile, data, folder, resume)
     with out_of_memory_explained(profile, data.in_features, own_device()):
@@ -249,7 +253,7 @@ def _fits_batch(profile: Profile, resume: Resume) -> bool:
 def _open_run(request: Request, data: MotionData, world_size: int) -> OpenedRun:
     """Chooses the run's folder and what to go on from, then makes the one and writes its `profile.json`.
 
-    A refusal, or a run that is done already, leaves the folder as it is.
+    A refusal leaves the folder as it is. Else the folder is that of the history of what is gone on from.
     """
     profile, start = request.profile, request.start
     folder = _folder_of(request)
@@ -272,7 +276,8 @@ def _open_run(request: Request, data: MotionData, world_size: int) -> OpenedRun:
         sweep(place)
     if resume.checkpoint is not None:
         # From now on this is the run's history, also if it dies before its next save.
-        point(folder / "checkpoints", LATEST, resume.checkpoint)
+        resume.checkpoint, notes = go_on_from(folder, resume.checkpoint)
+        resume.notes += notes
         if profile.rvqvae.training.init_from is not None:
             resume.notes.append("rvqvae.training.init_from is not read again")
     else:
@@ -282,6 +287,16 @@ def _open_run(request: Request, data: MotionData, world_size: int) -> OpenedRun:
     if resume.step() < profile.rvqvae.training.total_iter and not waits:
         write_profile(folder, with_batch(profile, resume.fitted))
     return OpenedRun(folder, resume, initial, data.mean, data.std)
+
+
+def _make_tokenizer(folder: Path, resume: Resume) -> str | None:
+    """Makes the tokenizer of a finished run where it was cut short before that; what is to be said of it."""
+    from ds_rvqvae.runs.tokenizers import keep_exported
+
+    try:
+        return None if resume.checkpoint is None else keep_exported(folder, resume.checkpoint)
+    except (OSError, UserError) as error:
+        return f"{folder / TOKENIZER}: not written: {error}; `ds-rvqvae export {folder} --out DIR` does it"
 
 
 def _leave(status: int) -> int:

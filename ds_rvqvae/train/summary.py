@@ -31,11 +31,19 @@ _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
 """Heading and form of each of `Peaks`' values; a column that no rank has a value for is left out."""
 
 
-def sum_up(meter: RankMeter, profile: Profile, data: MotionData, run_folder: Path, steps: tuple[int, int]) -> None:
+def sum_up(
+    meter: RankMeter,
+    profile: Profile,
+    data: MotionData,
+    run_folder: Path,
+    steps: tuple[int, int],
+    checkpoint: str | None = None,
+) -> None:
     """Tells, on rank 0, what all ranks took: on the terminal, in the log and in `memory.json`. Every rank calls it.
 
     Args:
         steps: those that this start of the run began and ended with.
+        checkpoint: the fingerprint of the last one.
     """
     peaks = meter.gather_peaks()
     if dist.get_rank() != 0:
@@ -43,7 +51,7 @@ def sum_up(meter: RankMeter, profile: Profile, data: MotionData, run_folder: Pat
     plan = plan_of(profile, data.in_features, peaks)
     announce(summary_text(peaks, plan))
     try:
-        _write(run_folder / "memory.json", summary_dict(peaks, plan, *steps))
+        _write(run_folder / "memory.json", summary_dict(peaks, plan, *steps, checkpoint))
     except OSError as error:
         logger.warning("memory.json not written: %s", error.strerror)
 
@@ -64,11 +72,14 @@ def summary_text(peaks: Sequence[Peaks], plan: Plan | None) -> str:
     return "\n".join([f"{taken} of each rank over {_duration(seconds)}:", *_table(peaks), *_plan_lines(peaks, plan)])
 
 
-def summary_dict(peaks: Sequence[Peaks], plan: Plan | None, first_step: int, last_step: int) -> dict[str, Any]:
+def summary_dict(
+    peaks: Sequence[Peaks], plan: Plan | None, first_step: int, last_step: int, checkpoint: str | None = None
+) -> dict[str, Any]:
     """The same as JSON; memory in GiB, energy in watt-hours."""
     planned = plan and {"allocated_gib": plan.allocated_bytes / GIB, "total_gib": plan.total_bytes / GIB}
     ranks = [{**asdict(peak), "headroom_gib": peak.headroom_gib, "mean_power_w": peak.mean_power_w} for peak in peaks]
-    return {"first_step": first_step, "last_step": last_step, "planned": planned, "ranks": ranks}
+    steps = {"first_step": first_step, "last_step": last_step, "checkpoint": checkpoint}
+    return {**steps, "planned": planned, "ranks": ranks}
 
 
 def _write(file: Path, summary: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The training loop: step, codebooks, log, evaluate, save."""
 
 import contextlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from ds_rvqvae.data.loader import BatchLoader
 from ds_rvqvae.data.order import BatchOrder
 from ds_rvqvae.model.losses import Losses, loss_columns, tokenizer_losses
 from ds_rvqvae.model.rvqvae import RVQVAE
+from ds_rvqvae.runs.abandoned import SCORES
 from ds_rvqvae.runs.heartbeat import Heartbeat
+from ds_rvqvae.runs.history import best_before
 from ds_rvqvae.runs.tokenizers import motion_state
 from ds_rvqvae.train.averaging import WeightAverage
 from ds_rvqvae.train.checkpointer import Checkpointer, load_checkpoint, make_universal
 from ds_rvqvae.train.engine import build_engine, learning_rate, on_rank_zero_first, start_distributed
-from ds_rvqvae.train.evaluator import Evaluator
+from ds_rvqvae.train.evaluator import Evaluator, export_tokenizer
 from ds_rvqvae.train.first_latents import first_batches
 from ds_rvqvae.train.metrics import StepLog, logger
 from ds_rvqvae.train.signals import Agreement, Wanted
@@ -42,6 +45,7 @@ class Trainer:
         client_state: of the checkpoint resumed from; empty at the start.
         agreement: by which ranks save or stop together on a signal.
         heartbeat: by which the launcher sees that this rank gets on.
+        checkpoint: the one resumed from.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class Trainer:
         client_state: dict[str, Any],
         agreement: Agreement,
         heartbeat: Heartbeat,
+        checkpoint: Path | None = None,
     ) -> None:
         self.agreement, self.heartbeat = agreement, heartbeat
         self.engine, self.profile, self.data, self.run_folder = engine, profile, data, run_folder
@@ -83,9 +88,11 @@ class Trainer:
         self.average = None if decay is None else WeightAverage(engine, decay)
         self.log = StepLog(engine, self.loader, run_folder, self.steps_done)
         self.evaluator = Evaluator(engine, data, run_folder, self.log.board, self.average)
-        self.checkpointer = Checkpointer(engine, run_folder, self.settings, self.steps_done if client_state else None)
-        if client_state:
-            self._restore(client_state["rvqvae"])
+        self.checkpointer = Checkpointer(engine, run_folder, self.settings, checkpoint)
+        if checkpoint is not None:
+            resumed = checkpoint
+            best = on_rank_zero_first(lambda: best_before(resumed))
+            self._restore(client_state["rvqvae"], best.l1 if best else math.inf)
 
     @classmethod
     def build(
@@ -125,7 +132,7 @@ class Trainer:
         engine = build_engine(profile, data.in_features, run_folder, universal, init_from)
         client_state = {} if checkpoint is None else load_checkpoint(engine, checkpoint)
         heartbeat = heartbeat or Heartbeat.start(dist.get_rank())
-        return cls(engine, profile, data, run_folder, client_state, Agreement(), heartbeat)
+        return cls(engine, profile, data, run_folder, client_state, Agreement(), heartbeat, checkpoint)
 
     def train(self) -> None:
         """Runs to `total_iter`, or to the step at which the ranks are asked to stop, and closes the trainer.
@@ -153,17 +160,20 @@ class Trainer:
             if evaluates or saves:
                 self.log.end_interval()
             with self.heartbeat.long_work():
-                if evaluates:
-                    last = self.steps_done == self.settings.total_iter
-                    self.evaluator.evaluate(self.steps_done, "scores.json", export=last)
+                scored = self.evaluator.evaluate(self.steps_done, SCORES) if evaluates else None
+                if scored is not None and self.steps_done < self.settings.total_iter:
+                    scored = None  # a copy of the model, which is needed in the end only
                 if saves or self.evaluator.is_best(self.steps_done):
                     self.save()
+                if scored is not None:
+                    self._export(scored)
             if request is Wanted.STOP:
                 break
             if saves or evaluates:
                 self.log.start_interval()
         bar.close()
-        sum_up(self.log.meter, self.profile, self.data, self.run_folder, (self.first_step, self.steps_done))
+        steps, saved = (self.first_step, self.steps_done), self.checkpointer.saved
+        sum_up(self.log.meter, self.profile, self.data, self.run_folder, steps, saved and saved.fingerprint)
         self.close()
 
     def initialize_codebooks(self) -> None:
@@ -237,6 +247,16 @@ class Trainer:
             return
         self.log.board.flush()
         self.checkpointer.save(self.steps_done, self._state(), self.evaluator.is_best(self.steps_done))
+        if self.checkpointer.saved_step != self.steps_done:
+            self.evaluator.note_not_saved(self.steps_done)
+        elif self.checkpointer.saved is not None:
+            self.evaluator.note_saved(self.steps_done, self.checkpointer.saved.fingerprint)
+
+    def _export(self, model: RVQVAE) -> None:
+        """Makes the tokenizer of the last step, once its checkpoint is there, which it names."""
+        saved, scores = self.checkpointer.saved, self.evaluator.scores_of(self.steps_done)
+        fingerprint = saved.fingerprint if saved else ""
+        export_tokenizer(model, self.data, self.run_folder, self.steps_done, scores or {}, fingerprint)
 
     def close(self) -> None:
         """Ends threads, files, the handling of signals and the engine. Every rank calls it, once."""
@@ -251,17 +271,23 @@ class Trainer:
         state["weight_average"] = self.average.state() if self.average else None
         state["usage_counts"] = self.model.quantizer.usage_counts.cpu()
         state["scores"] = self.evaluator.scores_of(self.steps_done)
+        state["last_scores"] = self.evaluator.last_scores
         state |= {"best_l1": self.evaluator.best_l1, "skipped_in_a_row": self.skipped_in_a_row}
         state["distinct_replacements"] = self.model.quantizer.distinct_replacements
         return state
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        """What DeepSpeed did not restore."""
+    def _restore(self, state: dict[str, Any], best_l1: float) -> None:
+        """What DeepSpeed did not restore.
+
+        Args:
+            best_l1: the least of the history's checkpoints that are there.
+        """
         self.model.quantizer.distinct_replacements = state.get("distinct_replacements", False)
         self.model.quantizer.usage_counts.copy_(state["usage_counts"])
         if self.average is not None and state.get("weight_average"):
             self.average.restore(state["weight_average"])
-        self.evaluator.best_l1, self.skipped_in_a_row = state["best_l1"], state["skipped_in_a_row"]
+        self.evaluator.restore(state.get("last_scores", state["scores"]), best_l1)
+        self.skipped_in_a_row = state["skipped_in_a_row"]
 
     def _may_compile(self) -> bool:
         """Whether the next step's windows may be the first of their length in this process."""

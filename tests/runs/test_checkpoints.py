@@ -1,16 +1,22 @@
 """Checkpoints on disk: which are whole, which one a resume takes, which are pruned."""
 
 import json
+import shutil
 
 import pytest
 
 from ds_rvqvae.runs.checkpoints import (
     MANIFEST,
+    candidates,
     checkpoints,
     damage_of,
     digest_of,
+    history_of,
     latest,
+    mark_in,
+    named_checkpoint,
     prune,
+    read_manifest,
     seal,
     sweep,
     whole_checkpoint,
@@ -81,7 +87,7 @@ def test_a_spoilt_pointer_is_no_pointer(tmp_path):
     for pointer in ("latest", "best"):
         (tmp_path / pointer).write_bytes(b"global_step5\xff\xfe")
     assert latest(tmp_path) == tmp_path / "global_step5"
-    prune(tmp_path, step=5, newest=1)
+    prune(tmp_path / "global_step5", newest=1)
 
 
 def test_none_whole(tmp_path):
@@ -101,9 +107,9 @@ def test_a_quick_look_reads_no_file(tmp_path):
 def test_pruning_keeps_the_newest_and_what_lies_past(tmp_path):
     for step in (5, 10, 15, 20, 7):
         save(tmp_path, step)
-    prune(tmp_path, step=7, newest=1)
+    prune(tmp_path / "global_step7", newest=1)
     assert [path.name for path in checkpoints(tmp_path)] == [f"global_step{step}" for step in (7, 10, 15, 20)]
-    prune(tmp_path, step=20, newest=3)
+    prune(tmp_path / "global_step20", newest=3)
     assert [path.name for path in checkpoints(tmp_path)] == [f"global_step{step}" for step in (10, 15, 20)]
 
 
@@ -112,7 +118,7 @@ def test_pruning_keeps_the_best_and_every_so_many(tmp_path):
         save(tmp_path, step)
     (tmp_path / "best").write_text("global_step5")
     (tmp_path / "global_step15_universal").mkdir()
-    prune(tmp_path, step=25, newest=1, every=10)
+    prune(tmp_path / "global_step25", newest=1, every=10)
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [
         *("global_step10", "global_step20", "global_step25", "global_step5"),
     ]
@@ -125,3 +131,70 @@ def test_sweeping_removes_what_was_cut_short(tmp_path):
     (tmp_path / ".unfinished-latest").write_text("")
     sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["global_step5", "latest"]
+
+
+def save_after(folder, step, parent, latest=True):
+    """A checkpoint that knows what came before it."""
+    checkpoint = save(folder, step, latest=False)
+    before = [] if parent is None else [*read_manifest(parent)["ancestors"], mark_in(parent)]
+    manifest = {**read_manifest(checkpoint), "ancestors": before, "parent": before[-1] if before else None}
+    (checkpoint / MANIFEST).write_text(json.dumps(seal(manifest | {"scores": {"step": step, "l1": 1 / step}})))
+    if latest:
+        (folder / "latest").write_text(checkpoint.name)
+    return checkpoint
+
+
+def test_a_checkpoint_whose_save_was_cut_short_before_latest_is_the_newest(tmp_path):
+    first = save_after(tmp_path, 5, None)
+    second = save_after(tmp_path, 10, first)
+    third = save_after(tmp_path, 15, second, latest=False)
+    assert latest(tmp_path) == third and whole_checkpoint(tmp_path) == (third, [])
+    # One that was saved later, or after another, is not: a version up to 0.3 went back to the second.
+    (tmp_path / "latest").write_text(first.name)
+    shutil.rmtree(second)
+    assert latest(tmp_path) == first
+
+
+def test_passing_over_keeps_to_the_history(tmp_path):
+    first = save_after(tmp_path, 5, None)
+    other = save_after(tmp_path, 10, None)
+    head = save_after(tmp_path, 15, first)
+    save_after(tmp_path, 20, None, latest=False)
+    assert history_of(head) == [first, head] and candidates(tmp_path) == [head, first]
+    assert named_checkpoint(tmp_path, "best") == head
+    (head / "model.pt").unlink()
+    assert whole_checkpoint(tmp_path)[0] == first
+    (first / "model.pt").unlink()
+    assert whole_checkpoint(tmp_path)[0] is None
+    # Where the newest cannot tell, the next that can be read does.
+    (head / MANIFEST).write_bytes(b"\0" * 4096)
+    assert candidates(tmp_path) == [head, other]
+
+
+def test_pruning_leaves_other_histories(tmp_path):
+    first = save_after(tmp_path, 5, None)
+    other = save_after(tmp_path, 10, None)
+    head = save_after(tmp_path, 15, first)
+    prune(head, newest=1)
+    assert checkpoints(tmp_path) == [other, head]
+
+
+@pytest.mark.parametrize(
+    "past",
+    [
+        *({"ancestors": ancestors} for ancestors in ("of old", [[1]], [[1, 2, 3]], 7, {"a": 1})),
+        *({key: value} for key in ("parent", "scores", "best") for value in (7, [1], "of old")),
+    ],
+)
+def test_a_manifest_whose_past_is_none_is_damaged(tmp_path, past):
+    checkpoint = save(tmp_path, 5)
+    manifest = {**read_manifest(checkpoint), **past}
+    (checkpoint / MANIFEST).write_text(json.dumps(seal(manifest)))
+    assert damage_of(checkpoint) == f"{MANIFEST} is missing or damaged"
+
+
+def test_scores_that_are_no_numbers_do_not_spoil_a_manifest(tmp_path):
+    checkpoint = save(tmp_path, 5)
+    manifest = {**read_manifest(checkpoint), "scores": {"step": 5, "l1": float("nan")}}
+    (checkpoint / MANIFEST).write_text(json.dumps(seal(manifest)))
+    assert damage_of(checkpoint) is None and named_checkpoint(tmp_path, "latest") == checkpoint

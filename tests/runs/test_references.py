@@ -13,7 +13,7 @@ from ds_rvqvae import RVQVAE, BodyTokenizer, MotionTokenizer
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.layout import feature_layout
-from ds_rvqvae.runs.checkpoints import MANIFEST, digest_of, seal
+from ds_rvqvae.runs.checkpoints import MANIFEST, digest_of, mark_in, seal
 from ds_rvqvae.runs.references import Kind, Reference, find_reference
 
 
@@ -102,3 +102,42 @@ def test_nothing_loads_torch(run):
     names = [str(run), str(run / "checkpoints" / "latest"), str(run / "tokenizer")]
     printed = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=True).stdout
     assert printed.split() == ["RUN", "CHECKPOINT", "TOKENIZER", "False"]
+
+
+def _export_of(run, checkpoint, step=5):
+    """The run's tokenizer, made of a checkpoint of this fingerprint."""
+    tokenizer = MotionTokenizer.from_pretrained(run / "tokenizer")
+    tokenizer.details |= {"training_step": step, "checkpoint": checkpoint}
+    tokenizer.save_pretrained(run / "tokenizer")
+
+
+def test_a_tokenizer_of_another_checkpoint_of_the_same_step_is_not_taken(run):
+    fifth = run / "checkpoints" / "global_step5"
+    _export_of(run, mark_in(fifth).fingerprint)
+    assert find_reference(run).folder == run / "tokenizer"
+    _export_of(run, "f" * 64)
+    assert find_reference(run).folder == fifth
+    # A tokenizer whose own checkpoint was removed is still what `latest` names.
+    shutil.rmtree(fifth)
+    assert find_reference(run).folder == run / "tokenizer"
+    (run / "checkpoints" / "latest").write_text("global_step4")
+    assert find_reference(run).folder == run / "checkpoints" / "global_step4"
+
+
+def test_a_tokenizer_that_cannot_be_read_gives_way_to_the_checkpoint_with_a_note(run):
+    (run / "tokenizer" / "config.json").write_bytes(b"")
+    found = find_reference(run)
+    assert found.folder.name == "global_step5"
+    assert found.notes[0].startswith(f"{run / 'tokenizer' / 'config.json'}: not a tokenizer's config")
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(UserError, match="not a tokenizer's config"):
+        find_reference(run)
+
+
+def test_a_body_whose_part_has_gone_on_is_taken_with_a_note(run):
+    tokenizer = MotionTokenizer.from_pretrained(run / "tokenizer")
+    BodyTokenizer({"run": tokenizer}).save_pretrained(run.parent / "tokenizer")
+    assert find_reference(run.parent).notes == ()
+    _save(run, 6)
+    (note,) = find_reference(run.parent).notes
+    assert "of step 5" in note and "is at global_step6 of its history now" in note

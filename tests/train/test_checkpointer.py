@@ -1,9 +1,11 @@
 """What a save checks before it writes."""
 
+import math
+
 import pytest
 
 from ds_rvqvae.gpu.sizes import parameter_count
-from ds_rvqvae.runs.checkpoints import checkpoint_bytes
+from ds_rvqvae.runs.checkpoints import checkpoint_bytes, read_manifest
 from tests.ranks import run_ranks
 from tests.train.small import SMALL
 
@@ -11,7 +13,8 @@ pytestmark = pytest.mark.processes
 
 
 def saves_with_so_much_free(folder: str, data: str, *, averaged: bool):
-    """In a rank: the step saved and the saves failed, where a byte is missing on the disk, and where none is."""
+    """In a rank: the step saved and the saves failed, where a byte is missing on the disk, and where none is; and
+    whether the step, which was scored, counts as the best."""
     import shutil
     from unittest import mock
 
@@ -20,6 +23,7 @@ def saves_with_so_much_free(folder: str, data: str, *, averaged: bool):
     trainer = make_trainer(folder, data, [*SMALL, *(["--set=rvqvae.training.ema_decay=0.9"] if averaged else [])])
     trainer.initialize_codebooks()
     trainer.step()
+    trainer.evaluator.evaluate(1, "scores.json")
     needed = checkpoint_bytes(parameter_count(trainer.data.in_features, trainer.profile.rvqvae.model), averaged)
     found = []
     for free in (needed - 1, needed):
@@ -27,7 +31,10 @@ def saves_with_so_much_free(folder: str, data: str, *, averaged: bool):
         usage = shutil.disk_usage(folder)._replace(free=free)
         with mock.patch("shutil.disk_usage", return_value=usage):
             trainer.save()
-        found.append([trainer.checkpointer.saved_step, trainer.checkpointer.failures])
+        found.append([trainer.checkpointer.saved_step, trainer.checkpointer.failures, trainer.evaluator.is_best(1)])
+        # The best is a checkpoint that is on disk.
+        assert (trainer.evaluator.best_l1 < math.inf) is trainer.evaluator.is_best(1)
+        trainer.evaluator.evaluate(1, "scores.json")
     return found
 
 
@@ -35,4 +42,7 @@ def saves_with_so_much_free(folder: str, data: str, *, averaged: bool):
 def test_room_for_the_whole_checkpoint_is_asked_for_the_weights_average_too(tmp_path, demo_folder, averaged):
     arguments = {"folder": str(tmp_path / "run"), "data": str(demo_folder), "averaged": averaged}
     (found,) = run_ranks(1, saves_with_so_much_free, tmp_path, **arguments)
-    assert found == [[None, 1], [1, 0]]
+    assert found == [[None, 1, False], [1, 0, True]]
+    manifest = read_manifest(tmp_path / "run" / "checkpoints" / "global_step1")
+    assert manifest["best"]["step"] == 1 and manifest["best"]["l1"] == manifest["scores"]["l1"]
+    assert (manifest["parent"], manifest["ancestors"]) == (None, [])

@@ -1,0 +1,343 @@
+"""Keeps a run's folder to one history: that of the checkpoint which the run goes on from. Without torch, but for
+checkpoints of versions up to 0.3.
+
+What belongs to other histories is put aside into `checkpoints/abandoned`, and comes back when a resume names a
+checkpoint of theirs. Nothing is deleted:
+
+| there | is |
+|---|---|
+| `global_step40-1f2e3d4c5b6a` | a checkpoint, with the first digits of its fingerprint; `…_universal` beside it |
+| `history-1f2e3d4c5b6a.json` | of the history of that newest checkpoint: those before it, its files of TensorBoard |
+| `metrics-1f2e3d4c5b6a.jsonl` | all lines of metrics of that history |
+| `tensorboard/` | files of TensorBoard of other histories |
+| `tokenizer-…/`, `eval-…/`, `memory-….json` | what was made of that checkpoint |
+
+Each change is one rename or one whole file, in an order that a process killed in between leaves to the next resume:
+the file `resuming` says which checkpoint is gone on from until all is done.
+"""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.files import sync
+from ds_rvqvae.runs.checkpoints import (
+    ABANDONED,
+    BEST,
+    LATEST,
+    RESUMING,
+    Mark,
+    ancestors_of,
+    checkpoints,
+    digits_of,
+    latest,
+    mark_in,
+    mark_of,
+    named_by,
+    point,
+    read_manifest,
+    remove,
+    step_of,
+    sweep,
+    tag_of,
+    universal_of,
+    write_synced,
+)
+from ds_rvqvae.runs.history import best_before, marks_before, old_state, put_aside
+from ds_rvqvae.runs.pieces import carry, copy, dict_of, free_name, move, short, write_json
+from ds_rvqvae.text import size
+from ds_rvqvae.tokenizer.folder import CARD, CONFIG, FILES, TOKENIZER, WEIGHTS
+
+SCORES = "scores.json"
+"""In a run's `eval`: the scores of the last evaluation of its history."""
+_PICTURES = ("reconstruction_*.png", "rate_distortion_*.png", "comparison_*.png")
+_METRICS, _BOARD, _MEMORY = "metrics.jsonl", "tensorboard", "memory.json"
+
+
+class _Move:
+    """The change of a run's folder to the history of one checkpoint."""
+
+    def __init__(self, run: Path, checkpoint: Path) -> None:
+        self.run, self.folder = run, run / "checkpoints"
+        self.aside = self.folder / ABANDONED
+        self.manifest = read_manifest(checkpoint)
+        self.mark = mark_of(self.manifest)
+        self.target = self.folder / tag_of(self.mark.step)
+        self.ancestors = ancestors_of(self.manifest)
+        if self.ancestors is None and checkpoint.parent == self.aside:
+            noted = [Mark(*mark) for mark in self._journal().get("ancestors", [])]
+            self.ancestors = [mark for mark in noted if mark.step < self.mark.step] or None
+        # What a resume that was cut short has begun to do, to this checkpoint or to another.
+        self.pending = dict_of(self.folder / RESUMING)
+        self.leaving = [path for path in checkpoints(self.folder) if not self.is_own(path)][::-1]
+        self.returning = [path for path in put_aside(self.folder) if self.is_own(path, known=True)]
+        left = _as_mark(self.pending.get("from"))
+        if not self.pending and latest(self.folder) in self.leaving:
+            left = next((mark for path in self.leaving if (mark := mark_in(path))), None)
+        self.left = left if left and left not in [self.mark, *(self.ancestors or [])] else None
+        """The newest checkpoint of the history that is put aside, as far as that can be read."""
+        self.returns = bool(self.pending.get("returns")) or checkpoint.parent == self.aside
+        self.notes: list[str] = []
+
+    def is_own(self, path: Path, known: bool = False) -> bool:
+        """Whether a checkpoint is the one gone on from, or before it.
+
+        Args:
+            known: only where that is certain.
+        """
+        mark = mark_in(path)
+        if mark == self.mark:
+            return True
+        if self.ancestors is None:
+            return not known and step_of(path) < self.mark.step
+        if mark is None:
+            return not known and step_of(path) in dict(self.ancestors)
+        return mark in self.ancestors
+
+    def is_ours(self, fingerprint: Any, step: Any) -> bool:
+        """Whether what was made of a checkpoint is of this history; where it does not name one, by its step."""
+        if self.ancestors is None or not isinstance(fingerprint, str):
+            return not isinstance(step, int) or step <= self.mark.step
+        return fingerprint in {mark.fingerprint for mark in [*self.ancestors, self.mark]}
+
+    def make(self) -> None:
+        """Does it, or what is left to do of it."""
+        sweep(self.aside)
+        moves = bool(self.leaving or self.returning or self.pending)
+        if moves:
+            self.aside.mkdir(exist_ok=True)
+            values = {"to": self.mark, "from": self.left, "returns": self.returns}
+            write_synced(self.folder / RESUMING, json.dumps(values))
+            self._note_history()
+        self._tokenizer()
+        self._memory()
+        if moves:
+            self._put_aside()
+            self._bring_back()
+            if self.returns:
+                self._bring_back_metrics()
+        self._scores()
+        self._point()
+        if moves:
+            (self.folder / RESUMING).unlink()
+            sync(self.folder)
+
+    def _note_history(self) -> None:
+        """Writes down what belongs to the history that is left, unless that was done when it was left before."""
+        if self.left is None:
+            return
+        head = next((path for path in self.leaving if mark_in(path) == self.left), None)
+        journal = self.aside / f"history-{short(self.left.fingerprint)}.json"
+        if journal.is_file() or head is None:
+            return
+        metrics = self.run / _METRICS
+        if metrics.is_file():
+            copy(metrics, self.aside / f"metrics-{short(self.left.fingerprint)}.jsonl")
+        board = sorted(path.name for path in (self.run / _BOARD).glob("*") if path.is_file())
+        write_synced(journal, json.dumps({"head": self.left, "ancestors": marks_before(head), _BOARD: board}))
+
+    def _put_aside(self) -> None:
+        """The newest first, and what was converted of each before it."""
+        if not self.leaving:
+            return
+        taken = sum(file.stat().st_size for path in self.leaving for file in path.rglob("*") if file.is_file())
+        places = []
+        for path in self.leaving:
+            place = free_name(self.aside, f"{path.name}-{digits_of(path)}")
+            if universal_of(path).is_dir():
+                remove(universal_of(place))
+                universal_of(path).rename(universal_of(place))
+            path.rename(place)
+            places.append(place)
+        sync(self.aside)
+        sync(self.folder)
+        names = ", ".join(path.name for path in reversed(self.leaving))
+        way = next((f"`--resume {place.name}` goes back to them; " for place in places if mark_in(place)), "")
+        self.notes.append(
+            f"put aside, not deleted: {names} ({size(taken)}) and what was made of them, which are not of the "
+            f"history of {self.target.name}, into {self.aside}; {way}to free the room, remove that folder"
+        )
+
+    def _bring_back(self) -> None:
+        """The oldest first, so that none is there without those before it."""
+        for path in self.returning:
+            place = self.folder / tag_of(step_of(path))
+            if universal_of(path).is_dir():
+                remove(universal_of(place))
+                universal_of(path).rename(universal_of(place))
+            path.rename(place)
+        sync(self.aside)
+        sync(self.folder)
+        if self.returning:
+            self.notes.append(f"brought back: {', '.join(tag_of(step_of(path)) for path in self.returning)}")
+
+    def _bring_back_metrics(self) -> None:
+        """The lines of metrics and the files of TensorBoard of a history that was put aside."""
+        journal, board = self._journal(), self.run / _BOARD
+        kept = journal.get(_BOARD, []) if journal else []
+        away = self.aside / _BOARD
+        carry(board, away, sorted(path.name for path in board.glob("*") if path.name not in kept))
+        carry(away, board, kept)
+        metrics = self.aside / f"metrics-{short(journal['head'][1])}.jsonl" if journal else None
+        if metrics is not None and metrics.is_file():
+            copy(metrics, self.run / _METRICS)
+            return
+        if (self.run / _METRICS).is_file():
+            write_synced(self.run / _METRICS, "")
+        self.notes.append(
+            f"{_METRICS} and TensorBoard begin anew at {self.target.name}: what they showed before it is not in "
+            f"{self.aside} any more"
+        )
+
+    def _journal(self) -> dict[str, Any]:
+        """What was noted of the history that the checkpoint belongs to; empty where nothing was."""
+        for file in sorted(self.aside.glob("history-*.json")):
+            journal = dict_of(file)
+            with suppress(KeyError, TypeError, ValueError):
+                if self.mark in [Mark(*mark) for mark in [journal["head"], *journal["ancestors"]]]:
+                    return journal
+        return {}
+
+    def _tokenizer(self) -> None:
+        """Puts aside the tokenizer of another history.
+
+        Where a user's files lie in its folder, a copy: without ours, the next tokenizer would not be put beside them.
+        """
+        folder = self.run / TOKENIZER
+        config = dict_of(folder / CONFIG)
+        fingerprint, step = config.get("checkpoint"), config.get("training_step")
+        if config and not self.is_ours(fingerprint, step):
+            place = self.aside / f"{TOKENIZER}-{short(fingerprint, folder / CONFIG)}"
+            if {path.name for path in folder.iterdir()} <= {*FILES}:
+                carry(folder, place, (WEIGHTS, CARD, CONFIG))
+            elif not (place / CONFIG).is_file():
+                place.mkdir(parents=True, exist_ok=True)
+                for name in (name for name in (WEIGHTS, CARD, CONFIG) if (folder / name).is_file()):
+                    copy(folder / name, place / name)
+            if (folder / CONFIG).is_file():
+                self.notes.append(f"{folder} stays of another history until the run's end, for other files lie in it")
+        own = self.aside / f"{TOKENIZER}-{short(self.mark.fingerprint)}"
+        if (own / CONFIG).is_file() and not (folder / CONFIG).is_file():
+            carry(own, folder, (WEIGHTS, CARD, CONFIG))
+
+    def _memory(self) -> None:
+        """What this history took of the machine; puts aside what another took."""
+        file = self.run / _MEMORY
+        summary = dict_of(file)
+        fingerprint, step = summary.get("checkpoint"), summary.get("last_step")
+        if summary and not self.is_ours(fingerprint, step):
+            self.aside.mkdir(exist_ok=True)
+            move(file, self.aside / f"memory-{short(fingerprint, file)}.json")
+        own = self.aside / f"memory-{short(self.mark.fingerprint)}.json"
+        if own.is_file() and not file.exists():
+            move(own, file)
+
+    def _scores(self) -> None:
+        """Writes the scores of this history's last evaluation; puts others aside, with their pictures."""
+        folder, known = self.run / "eval", "scores" in self.manifest
+        file = folder / SCORES
+        there = dict_of(file)
+        scores = self.manifest.get("scores") if known else old_state(self.target).get("scores")
+        if scores:
+            marks = dict([*(self.ancestors or []), self.mark])
+            scores = {**scores, "checkpoint": marks.get(scores.get("step"))}
+        elif not known and self.is_ours(None, there.get("step")):
+            return  # of before the checkpoint, as far as that can be known
+        if there and not _same(there, scores):
+            pictures = [path.name for pattern in _PICTURES for path in folder.glob(pattern)]
+            carry(folder, self.aside / f"eval-{short(there.get('checkpoint'), file)}", (*sorted(pictures), SCORES))
+            if not self.leaving:
+                self.notes.append(f"put aside: the scores of step {there.get('step')}, which has no checkpoint")
+        elif there and not known:
+            return
+        if scores and there != scores:
+            own = self.aside / f"eval-{short(scores['checkpoint'] or 'none')}"
+            carry(own, folder, (*sorted(path.name for path in own.glob("*.png")), SCORES))
+            write_json(file, scores)
+
+    def _point(self) -> None:
+        """Sets `best` and then `latest`, and says where what was best is gone."""
+        best = best_before(self.target)
+        was = self._best_then()
+        if was is not None and (best is None or best.l1 > was):
+            now = f"now it is {tag_of(best.mark.step)} ({best.l1:.4g})" if best else "none that is left was scored"
+            self.notes.append(f"the checkpoint that scored best (L1 {was:.4g}) is gone; {now}")
+        if best is None:
+            (self.folder / BEST).unlink(missing_ok=True)
+        else:
+            _point(self.folder, BEST, self.folder / tag_of(best.mark.step))
+        _point(self.folder, LATEST, self.target)
+
+    def _best_then(self) -> float | None:
+        """The least L1 up to the checkpoint, as it remembers it."""
+        if "best" in self.manifest:
+            best = self.manifest["best"]
+            return None if best is None else float(best["l1"])
+        l1 = old_state(self.target).get("best_l1")
+        return float(l1) if isinstance(l1, float) and l1 < float("inf") else None
+
+
+def go_on_from(run: Path, checkpoint: Path) -> tuple[Path, list[str]]:
+    """Makes a run's folder that of the history of `checkpoint`, which is whole; the process holds the run.
+
+    Args:
+        checkpoint: one of the run's `checkpoints`, or one that was put aside, which is brought back.
+
+    Returns:
+        where the checkpoint lies now, and what the user should know.
+
+    Raises:
+        UserError: the folder cannot be changed; what was done stays, and another resume does the rest.
+    """
+    move = _Move(run, checkpoint)
+    if move.ancestors is None:
+        move.notes.append(
+            f"{move.target.name} is of a version up to 0.3, whose checkpoints do not say what came before them: all up "
+            "to its step count as its past"
+        )
+    try:
+        move.make()
+    except OSError as error:
+        where = error.filename or move.folder
+        raise UserError(f"--resume: {where}: {error.strerror or error}; mend that and resume again") from None
+    return move.target, move.notes
+
+
+def put_one_aside(checkpoint: Path) -> Path:
+    """Puts a checkpoint aside that is in the way of a new one of its step; gives its place."""
+    aside = checkpoint.parent / ABANDONED
+    aside.mkdir(exist_ok=True)
+    place = free_name(aside, f"{checkpoint.name}-{digits_of(checkpoint)}")
+    remove(universal_of(checkpoint))
+    checkpoint.rename(place)
+    sync(aside)
+    return place
+
+
+def clear_damaged_tokenizer(run: Path) -> None:
+    """Puts aside what is left of a run's tokenizer whose `config.json` is gone or damaged, so that it is made anew.
+
+    Raises:
+        OSError: it cannot be moved.
+    """
+    folder, aside = run / TOKENIZER, run / "checkpoints" / ABANDONED
+    if not dict_of(folder / CONFIG) and any((folder / name).is_file() for name in FILES):
+        carry(folder, free_name(aside, f"{TOKENIZER}-damaged"), FILES)
+
+
+def _as_mark(values: Any) -> Mark | None:
+    return Mark(*values) if isinstance(values, list) and len(values) == 2 else None
+
+
+def _same(there: dict[str, Any], scores: dict[str, Any] | None) -> bool:
+    """Whether scores are those, whatever checkpoint they name; as text, in which NaN is NaN."""
+    texts = [json.dumps({**values, "checkpoint": None}, sort_keys=True) for values in (there, scores or {})]
+    return texts[0] == texts[1]
+
+
+def _point(folder: Path, pointer: str, checkpoint: Path) -> None:
+    """As `point`, where it does not point there already."""
+    if named_by(folder / pointer) != checkpoint:
+        point(folder, pointer, checkpoint)
