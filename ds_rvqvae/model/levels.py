@@ -178,10 +178,11 @@ class LevelledQuantizer(nn.Module, ABC):
         levels = codes.shape[-1]
         if not 1 <= levels <= self.num_quantizers:
             raise ValueError(f"codes have {levels} levels; this quantizer takes 1 to {self.num_quantizers}")
-        if codes.numel() and (codes.min() < -1 or codes.max() >= self.nb_code):
-            raise ValueError(
-                f"codes reach from {codes.min()} to {codes.max()}; this quantizer has 0 to {self.nb_code - 1}"
-            )
+        if not codes.numel():
+            return
+        least, most = map(int, codes.aminmax())
+        if least < -1 or most >= self.nb_code:
+            raise ValueError(f"codes reach from {least} to {most}; this quantizer has 0 to {self.nb_code - 1}")
 
     def _count(self, codes: Tensor) -> Tensor:
         """Uses `[Q, K]` of each code in `codes [N, Q]`; dropped levels have none."""
