@@ -42,6 +42,9 @@ VERSION = 1
 ONLY_PART = ""
 """Stands for the part where a tokenizer is not a body's, so that its keys have no part in their names."""
 
+_LARGEST_TEXT = 2**18
+"""Bytes of each array but the codes: numbers, a path, and what a reader was told."""
+
 _SHARED = ("version", "fps", "frames", "source", "format")
 _OPTIONAL = ("source_content", "reading")
 _OF_A_PART = ("codes", "code_rate", "fingerprint")
@@ -164,7 +167,9 @@ def read_parts(file: str | Path) -> dict[str, Codes]:
         check_regular(file)
         parts = _parts_of(npz_keys(file))
         required = (*_SHARED, *(_key(name, part) for part in parts for name in _OF_A_PART))
-        arrays = load_npz(file, required, _OPTIONAL)
+        codes = [_key("codes", part) for part in parts]
+        small = [key for key in required if key not in codes]
+        arrays = load_npz(file, codes) | load_npz(file, small, _OPTIONAL, largest=_LARGEST_TEXT)
         return {part: _codes_of(arrays, part) for part in parts}
     except ClipError as error:
         raise UserError(f"{file}: {error}") from None
