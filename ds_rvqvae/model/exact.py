@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from ds_rvqvae.model.frozen import Freezable
 
@@ -105,6 +108,15 @@ def plain_tensors() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(before)
+
+
+def as_tensor(values: Tensor | NDArray[Any]) -> Tensor:
+    """`values` on their own device, as they are in memory where torch can read that; float16 of a file as fp32."""
+    if isinstance(values, Tensor):
+        return values
+    values = np.asarray(values)
+    dtype = np.dtype(np.float32) if values.dtype == np.float16 else values.dtype.newbyteorder("=")
+    return torch.from_numpy(np.ascontiguousarray(values, dtype))
 
 
 def eager(function: Function) -> Function:

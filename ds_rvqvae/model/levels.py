@@ -157,15 +157,32 @@ class LevelledQuantizer(nn.Module, ABC):
         apply: Callable[..., Self] = super()._apply  # torch has no types for it
         return apply(move, recurse)
 
+    def checked_codes(self, codes: Tensor) -> Tensor:
+        """Codes `[m, q]` of a clip as int64, with 1 <= q <= Q; -1 drops a level but the first.
+
+        Raises:
+            ValueError: no integers, or none of this quantizer's.
+        """
+        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+            raise ValueError(f"codes are {codes.dtype} {tuple(codes.shape)}; give integers [codes, levels]")
+        known = codes.to(torch.int64)
+        self._check_codes(known)
+        if known.numel() and (known[:, 0].min() < 0 or (codes.dtype == torch.uint64 and known.min() < 0)):
+            raise ValueError(
+                "codes have -1 on the first level, and only later ones can be dropped; past a clip's end, give lengths"
+            )
+        return known
+
     def _check_codes(self, codes: Tensor) -> None:
         """Raises ValueError where `codes [..., q]` have too many levels, or a code outside -1 … K - 1."""
         levels = codes.shape[-1]
         if not 1 <= levels <= self.num_quantizers:
             raise ValueError(f"codes have {levels} levels; this quantizer takes 1 to {self.num_quantizers}")
-        if codes.numel() and (codes.min() < -1 or codes.max() >= self.nb_code):
-            raise ValueError(
-                f"codes reach from {codes.min()} to {codes.max()}; this quantizer has 0 to {self.nb_code - 1}"
-            )
+        if not codes.numel():
+            return
+        least, most = map(int, codes.aminmax())
+        if least < -1 or most >= self.nb_code:
+            raise ValueError(f"codes reach from {least} to {most}; this quantizer has 0 to {self.nb_code - 1}")
 
     def _count(self, codes: Tensor) -> Tensor:
         """Uses `[Q, K]` of each code in `codes [N, Q]`; dropped levels have none."""

@@ -41,6 +41,27 @@ def convolve(
         return _rounded_convolution(image, weight, bias, *places).squeeze(2)
 
 
+def join_past(past: tuple[Tensor, ...], chunk: Tensor, kept: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """What was kept of the chunk before and a chunk `[batch, channels, time]`, in channels-last memory as `convolve`
+    has it; and the last `kept` samples, for the next. These are copied, and do not hold on to the whole chunk."""
+    before = past[0] if past else chunk.new_zeros(*chunk.shape[:-1], kept)
+    joined = torch.cat([before.transpose(1, 2), chunk.transpose(1, 2)], dim=1).transpose(1, 2)
+    return joined, (joined[..., chunk.shape[-1] :].clone(),)
+
+
+def zero_outside(chunk: Tensor, first: int, length: int | None) -> Tensor:
+    """The chunk with zeros at positions before 0 and from `length` on."""
+    samples = chunk.shape[-1]
+    before = max(-first, 0)
+    after = samples if length is None else max(length - first, 0)
+    if not before and after >= samples:
+        return chunk
+    chunk = chunk.clone()
+    chunk[..., :before] = 0
+    chunk[..., after:] = 0
+    return chunk
+
+
 def _is_in_bf16(image: Tensor, weight: Tensor) -> bool:
     """Whether a convolution is one of bf16 tensors on a CPU, by their own dtype or by autocast."""
     if image.device.type != "cpu":

@@ -40,6 +40,13 @@ def ranking_distances(rows: Tensor, book: Tensor) -> Tensor:
     return distances.permute(0, 2, 3, 1).reshape(len(rows), len(book))
 
 
+def checked_latents(latents: Tensor) -> Tensor:
+    """Latents `[N, D]`; raises ValueError where they, or their distances to each other, overflow fp32."""
+    if not torch.isfinite(4.0 * latents.float().square().sum(dim=-1)).all():
+        raise ValueError("motion has values so large that the nets overflow")
+    return latents
+
+
 def nearest_codes(rows: Tensor, book: Tensor) -> Tensor:
     """Index `[N]` of the code of `book [K, D]` nearest to each of `rows [N, D]`; of several, the first."""
     blocks = [first_least(ranking_distances(block, book)) for block in torch.split(rows, _ROWS_AT_ONCE)]

@@ -71,6 +71,10 @@ class ClipError(Exception):
     """Why one clip cannot be used; the reader adds whose file it is."""
 
 
+class UnfitError(ClipError):
+    """Why motion cannot be written with what a source file holds; its words quote nothing of that file."""
+
+
 def piece_name(clip: str, index: int) -> str:
     """The name of the piece, counted from 0, of a clip that is cut around what is left out."""
     return f"{clip}#{index}"

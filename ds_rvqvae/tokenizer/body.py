@@ -24,9 +24,8 @@ from ds_rvqvae.data.formats.writing import (
     write_matrix,
 )
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.model.exact import eager
+from ds_rvqvae.model.exact import as_tensor, eager
 from ds_rvqvae.model.frozen import KeepsFloatType
-from ds_rvqvae.model.streaming import as_tensor
 from ds_rvqvae.motion.clip import Clip, ClipError, check_finite
 from ds_rvqvae.motion.layout import (
     Channels,

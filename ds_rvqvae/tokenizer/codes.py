@@ -21,6 +21,7 @@ A clip of a packed npz has the file's name. int32 rather than int16, which overf
 `level * nb_code`; the file is compressed, so that it hardly matters. Reading gives int64, what torch indexes with.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,9 @@ from ds_rvqvae.motion.clip import ClipError
 VERSION = 1
 ONLY_PART = ""
 """Stands for the part where a tokenizer is not a body's, so that its keys have no part in their names."""
+
+_LARGEST_TEXT = 2**18
+"""Bytes of each array but the codes: numbers, a path, and what a reader was told."""
 
 _SHARED = ("version", "fps", "frames", "source", "format")
 _OPTIONAL = ("source_content", "reading")
@@ -83,7 +87,13 @@ def write_codes(file: str | Path, codes: Codes | Mapping[str, Codes]) -> None:
         ValueError: codes that would be refused when they are read.
         OSError: the file cannot be written.
     """
-    parts = {ONLY_PART: codes} if isinstance(codes, Codes) else dict(codes)
+    content = _written({ONLY_PART: codes} if isinstance(codes, Codes) else dict(codes))
+    with whole_file(Path(file)) as unfinished:
+        unfinished.write(content)
+
+
+def _written(parts: Mapping[str, Codes]) -> bytes:
+    """The npz of codes by part; raises ValueError."""
     if parts.keys() != {ONLY_PART} and not (parts and all(map(is_part_name, parts))):
         raise ValueError(f"codes of the parts {list(parts)}: not names of body parts")
     first = next(iter(parts.values()))
@@ -106,8 +116,20 @@ def write_codes(file: str | Path, codes: Codes | Mapping[str, Codes]) -> None:
         raise ValueError(str(error)) from None
     for part in parts:
         arrays[_key("codes", part)] = arrays[_key("codes", part)].astype(np.int32)
-    with whole_file(Path(file)) as content:
-        write_npz(content, arrays, compressed=True)
+    written = io.BytesIO()
+    write_npz(written, arrays, compressed=True)
+    return written.getvalue()
+
+
+def is_as_written(file: Path, codes: Mapping[str, Codes]) -> bool:
+    """Whether a file has the very bytes that `write_codes` writes of codes, by part, that were read from it.
+
+    An archive can be read although bytes of it are not what they were.
+    """
+    try:
+        return file.read_bytes() == _written(codes)
+    except (OSError, ValueError):
+        return False
 
 
 def read_codes(file: str | Path) -> Codes:
@@ -145,7 +167,9 @@ def read_parts(file: str | Path) -> dict[str, Codes]:
         check_regular(file)
         parts = _parts_of(npz_keys(file))
         required = (*_SHARED, *(_key(name, part) for part in parts for name in _OF_A_PART))
-        arrays = load_npz(file, required, _OPTIONAL)
+        codes = [_key("codes", part) for part in parts]
+        small = [key for key in required if key not in codes]
+        arrays = load_npz(file, codes) | load_npz(file, small, _OPTIONAL, largest=_LARGEST_TEXT)
         return {part: _codes_of(arrays, part) for part in parts}
     except ClipError as error:
         raise UserError(f"{file}: {error}") from None
@@ -186,6 +210,8 @@ def _codes_of(arrays: dict[str, NDArray[Any]], part: str) -> Codes:
     if kind not in FORMATS:
         raise ClipError(f"format is {kind!r}, none of {', '.join(FORMATS)}")
     fingerprint, source = _text(arrays, _key("fingerprint", part)), _text(arrays, "source")
+    if "\0" in source:
+        raise ClipError("source is no path of a file")
     content, reading = (_text(arrays, name) if name in arrays else "" for name in _OPTIONAL)
     return Codes(codes.astype(np.int64), fps, code_rate, int(frames), fingerprint, source, kind, content, reading)
 

@@ -3,9 +3,10 @@
 import errno
 import json
 import os
+import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from ds_rvqvae.data.formats.writing import (
     write_matrix,
 )
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.files import AppendedLines, content_of
-from ds_rvqvae.motion.clip import ClipError, check_finite
+from ds_rvqvae.files import AppendedLines, content_of, parse_json, sync
+from ds_rvqvae.motion.clip import ClipError, UnfitError, check_finite
 from ds_rvqvae.motion.layout import Layout
 from ds_rvqvae.motion.rotations import same_rate
+from ds_rvqvae.text import GIB, gibibytes
 from ds_rvqvae.tokenizer.body import BodyTokenizer
 from ds_rvqvae.tokenizer.clips import ClipTokenizer, as_clip_tokenizer
 from ds_rvqvae.tokenizer.codes import ONLY_PART, Codes, read_parts
@@ -40,6 +42,7 @@ _RECORD = ".decoded.jsonl"
 _OLD_RECORD = ".decoded.json"
 """What versions up to 0.2 had in its place: of what all files of the folder were decoded with."""
 _NOT_OURS = "is there and was not decoded into this folder; --overwrite replaces it"
+_LARGEST_SOURCE = 16 * GIB
 _SUFFIXES = (".npz", ".npy", ".bvh")
 """Of files of decoded motion."""
 
@@ -122,7 +125,7 @@ class _Record:
         with suppress(FileNotFoundError):
             for line in (self.folder / _RECORD).read_bytes().splitlines():
                 with suppress(ValueError, TypeError, KeyError):
-                    entry = json.loads(line)
+                    entry = parse_json(line)
                     found[entry["output"]] = entry
         self._entries = found
 
@@ -137,9 +140,11 @@ class _Record:
             raise OSError(errno.ENOSPC, kept, str(self.folder / _RECORD))
 
     def close(self) -> None:
-        """No more notes can be made."""
+        """No more notes can be made; those that were are on the disk, as far as it says."""
         if self._lines is not None:
             self._lines.close()
+            with suppress(OSError):
+                sync(self.folder / _RECORD)
 
 
 class _Decoder:
@@ -190,7 +195,7 @@ class _Decoder:
             if os.path.realpath(original) == os.path.realpath(output):
                 raise ClipError(f"{output} is its source, which is never written over; name another folder")
         made = self._made(codes_content)
-        source_content = None if source is None else content_of(source)
+        source_content = None if source is None else _content_of_source(source)
         if self._is_done(output, made, source_content):
             yield Converted(str(found.file), str(output), skipped=True)
             return
@@ -285,7 +290,7 @@ class _Decoder:
         if "content" not in entry:
             return False
         if content_of(output) != entry["content"]:
-            if output.suffix == ".bvh" or is_whole(output):
+            if is_whole(output) if output.suffix != ".bvh" else output.stat().st_size:
                 raise ClipError(f"{output} was changed since it was decoded; --overwrite replaces it")
             return False
         # Where its source is gone, it holds more than could be decoded now.
@@ -299,12 +304,13 @@ class _Decoder:
         if file is None:
             write_beat2(output, motion, layout, fps, rest_source(len(motion), fps))
             return ("no source file, so that what the tokenizer does not cover is at rest (--source names one)",)
-        try:
-            source = read_beat2_source(file, reading_config(self.tokenizer.details, fps, str(file)))
+        config = reading_config(self.tokenizer.details, fps, str(file))
+        with self._reading(file, "a BEAT2 npz"):
+            source = read_beat2_source(file, config)
             write_beat2(output, motion, layout, fps, source)
-        except ClipError as error:
-            raise ClipError(f"source {file}: {error}") from None
         notes = [f"{key} holds Python objects and was left out" for key in source.left_out]
+        if self.source is None and notes:
+            notes = ["arrays of Python objects in the source were left out"]
         if not same_rate(source.fps, fps):
             notes.append(f"source at {source.fps:g} frames a second, written at {fps:g}")
         return tuple(notes)
@@ -312,11 +318,28 @@ class _Decoder:
     def _write_bvh(self, output: Path, motion: NDArray[np.float32], layout: Layout, source: Path) -> tuple[str, ...]:
         """Writes the clip and tells what there is to say about it."""
         config = reading_config(self.tokenizer.details, self.tokenizer.fps, str(source))
-        try:
+        with self._reading(source, "a BVH file"):
             write_bvh(output, motion, layout, source, config)
-        except ClipError as error:
-            raise ClipError(f"source {source}: {error}") from None
         return ()
+
+    @contextmanager
+    def _reading(self, source: Path, kind: str) -> Iterator[None]:
+        """Names the source in what is wrong with it. Where the codes name it, which can name any file, nothing of its
+        content is quoted."""
+        try:
+            yield
+        except OSError:
+            raise
+        except Exception as error:
+            if isinstance(error, UnfitError) or (isinstance(error, ClipError) and self.source is not None):
+                raise ClipError(f"source {source}: {error}") from None
+            if self.source is not None:
+                raise
+            line = re.match(r"(?:line|frame) \d+", str(error))
+            where = f" ({line[0]})" if line else ""
+            raise ClipError(
+                f"source {source}: cannot be read as {kind}{where}; --source {source} says what is wrong"
+            ) from None
 
     def _notes_of_matrix(self, codes: Codes, motion: NDArray[np.float32], layout: Layout) -> tuple[str, ...]:
         notes = []
@@ -325,6 +348,14 @@ class _Decoder:
         if sum(own.width for own in layout) < motion.shape[1]:
             notes.append("columns of no part that has codes are at rest")
         return tuple(notes)
+
+
+def _content_of_source(source: Path) -> str | None:
+    """`content_of` a source; raises ClipError for one that is too large to be motion, as codes can name any file."""
+    with suppress(OSError):
+        if (size := source.stat().st_size) > _LARGEST_SOURCE:
+            raise ClipError(f"source {source}: {gibibytes(size, '.0f')}, more than any motion file has")
+    return content_of(source)
 
 
 def _named(parts: Iterable[str]) -> str:

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ds_rvqvae.data.formats.base import Reader
 from ds_rvqvae.data.formats.finding import FoundFile, is_regular, is_whole
 from ds_rvqvae.data.formats.writing import PACKED, open_motion_file
@@ -15,7 +17,7 @@ from ds_rvqvae.files import content_of
 from ds_rvqvae.motion.clip import ClipError, LeftOut, check_finite
 from ds_rvqvae.tokenizer.body import BodyTokenizer
 from ds_rvqvae.tokenizer.clips import ClipTokenizer, as_clip_tokenizer
-from ds_rvqvae.tokenizer.codes import Codes, read_parts, write_codes
+from ds_rvqvae.tokenizer.codes import Codes, is_as_written, read_parts, write_codes
 from ds_rvqvae.tokenizer.convert import WORKERS, Converted, Report, checked_levels, convert_files, reason_of
 from ds_rvqvae.tokenizer.folder import reading_config, reading_of
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
@@ -88,7 +90,8 @@ class _Encoder:
             raise ClipError(f"{output} is already that of {other}")
         reading = _reading(reader)
         there = self._there(output, reader.path)
-        if {(own.source_content, own.reading) for own in there.values()} == {(content, reading)}:
+        is_done = {(own.source_content, own.reading) for own in there.values()} == {(content, reading)}
+        if is_done and is_as_written(output, there):
             return Converted(file, str(output), skipped=True)
         take = reader.take(name)
         check_finite(take.motion)
@@ -110,6 +113,8 @@ class _Encoder:
             )
             for part, own in self.tokenizer.parts.items()
         }
+        if is_done and any(not np.array_equal(there[part].codes, own.codes) for part, own in results.items()):
+            raise ClipError(f"{output} was changed since it was encoded; --overwrite replaces it")
         write_codes(output, results)
         before = any(not own.source_content for own in there.values())
         lying = lying_note(reader, take)

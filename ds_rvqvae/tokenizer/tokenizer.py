@@ -22,10 +22,11 @@ from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.facts import ModelFacts, keys_that
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.config.training import is_repository
-from ds_rvqvae.model.exact import eager, exactly, plain_tensors
+from ds_rvqvae.model.exact import as_tensor, eager, exactly, plain_tensors
 from ds_rvqvae.model.frozen import KeepsFloatType, device_after
 from ds_rvqvae.model.rvqvae import RVQVAE
-from ds_rvqvae.model.streaming import DecoderStream, EncoderStream, as_tensor
+from ds_rvqvae.model.streaming import DecoderStream, EncoderStream
+from ds_rvqvae.model.vq import checked_latents
 from ds_rvqvae.motion.layout import Layout, layout_to_json
 from ds_rvqvae.tokenizer.folder import (
     CARD,
@@ -157,7 +158,7 @@ class MotionTokenizer(KeepsFloatType):
             fill a code are padded with copies of the last. A clip's codes do not depend on the batch around it.
 
         Raises:
-            ValueError: for another shape, lengths that do not fit it, or values that are not finite.
+            ValueError: for another shape, lengths that do not fit it, or values that are not finite or too large.
             TypeError: a tensor that has been rounded to bf16 or fp16, as trainers cast batches; not where the nets are
                 in such a type.
         """
@@ -175,7 +176,7 @@ class MotionTokenizer(KeepsFloatType):
         """Codes to motion in the data's own units, fp32.
 
         Args:
-            codes: of one clip `[T', q]`, or a padded batch `[B, T', q]`, q <= Q; -1 for a dropped level.
+            codes: of one clip `[T', q]`, or a padded batch `[B, T', q]`, q <= Q; -1 for a dropped level but the first.
             lengths: frames of each clip of a batch, `[B]`, or of the one clip; `T' * code_stride` by default.
 
         Returns:
@@ -187,7 +188,6 @@ class MotionTokenizer(KeepsFloatType):
         indices = as_tensor(codes)
         if indices.dim() not in (2, 3) or indices.is_floating_point() or not indices.numel():
             raise ValueError(f"codes are {indices.dtype} {tuple(indices.shape)}; give integers [codes, levels]")
-        indices = indices.to(torch.int64)
         most = indices.shape[-2] * self.code_stride
         frames = _lengths(lengths, indices.shape[0] if indices.dim() == 3 else 1, most)
         clips = _clips(indices, [-(-count // self.code_stride) for count in frames], indices.shape[-2])
@@ -207,14 +207,16 @@ class MotionTokenizer(KeepsFloatType):
         if self._needs_whole_clips:
             with exactly(self.model):
                 frames = torch.cat([frames, frames[-1:].expand(-len(frames) % self.code_stride, -1)])
-                return self.model.encode(self._normalise(frames).unsqueeze(0))[0]
+                latents = self.model.encode_latents(self._normalise(frames).unsqueeze(0))
+                return self.model.quantizer.encode(checked_latents(latents[0]))
         stream = self.encoder_stream()
         return torch.cat([stream.push(frames), stream.finish()])
 
     def _decode_clip(self, codes: Tensor) -> Tensor:
         if self._needs_whole_clips:
             with exactly(self.model):
-                return self._denormalise(self.model.decode(codes.to(self.mean.device).unsqueeze(0))[0].float())
+                codes = self.model.quantizer.checked_codes(codes).to(self.mean.device)
+                return self._denormalise(self.model.decode(codes.unsqueeze(0))[0].float())
         stream = self.decoder_stream()
         return torch.cat([stream.push(codes), stream.finish()])
 
@@ -228,10 +230,16 @@ class MotionTokenizer(KeepsFloatType):
                 f"motion is {frames.dtype}, which has rounded it, and its codes are others; "
                 "give the fp32 motion from before a trainer cast it, or motion.float() where it was stored so"
             )
+        if frames.is_complex():
+            raise TypeError(f"motion is {frames.dtype}; give real numbers")
         frames = frames.to(self.mean.device, torch.float32)
-        if not torch.isfinite(frames).all():
-            raise ValueError("motion has NaN or infinite values")
-        return (frames - self.mean) / self.std
+        normalised = (frames - self.mean) / self.std
+        if not torch.isfinite(normalised).all():
+            is_finite = bool(torch.isfinite(frames).all())
+            raise ValueError(
+                f"motion has {'values too large to be normalised' if is_finite else 'NaN or infinite values'}"
+            )
+        return normalised
 
     def _denormalise(self, frames: Tensor) -> Tensor:
         return frames * self.std + self.mean

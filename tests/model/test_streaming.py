@@ -2,6 +2,8 @@
 
 import gc
 import random
+from collections import Counter
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import pytest
@@ -130,6 +132,143 @@ def test_a_stream_takes_what_encode_takes_until_it_is_finished():
         with pytest.raises(ValueError, match="finished"):
             use()
     assert len(tokenizer.encoder_stream().finish()) == len(tokenizer.decoder_stream().finish()) == 0
+
+
+REFUSED_MOTION = {
+    "not a number": lambda piece: _with(piece, float("nan")),
+    "infinite": lambda piece: _with(piece, -float("inf")),
+    "infinite in fp32": lambda piece: _with(piece.double(), 1e39),
+    "too large to be normalised": lambda piece: _with(piece, 3.4e38),
+    "too large for the nets": lambda piece: _with(piece, 1e37),
+    "other columns": lambda piece: piece[:, :5],
+    "a batch": lambda piece: piece[None],
+    "rounded": lambda piece: piece.bfloat16(),
+    "complex": lambda piece: piece.to(torch.complex64),
+}
+REFUSED_CODES = {
+    "below -1": lambda piece: _with(piece, -2),
+    "dropped first level": lambda piece: _with(piece, -1, 0),
+    "past the last code": lambda piece: _with(piece, 16),
+    "more levels": lambda piece: torch.cat([piece, piece], dim=1),
+    "fewer levels": lambda piece: piece[:, :2],
+    "no levels": lambda piece: piece[:, :0],
+    "floats": lambda piece: piece.float(),
+    "truth values": lambda piece: piece.bool(),
+    "a batch": lambda piece: piece[None],
+    "wrapped": lambda piece: _with(piece, -1).numpy().astype(np.uint64),
+}
+PUSHED = {
+    "plain": {},
+    "layer norm": {"norm": "LN", "down_t": 1, "depth": 3},
+    "scalar quantization": {"fsq_levels": [4, 2, 2], "code_dim": 6},
+    "shared codebook": {"shared_codebook": True, "depth": 1},
+    "beam search": {"beam_size": 3, "stride_t": 3},
+    "bf16": {"dtype": torch.bfloat16},
+    "bf16 layer norm": {"dtype": torch.bfloat16, "norm": "LN"},
+}
+
+
+def _with(piece, value, column=-1):
+    """A piece with one value of a middle row replaced."""
+    piece = piece.clone()
+    piece[len(piece) // 2, column] = value
+    return piece
+
+
+def _pushed(stream, net, rows, refused, seed):
+    """What a stream gives for 1,000 pieces of random sizes, with refused ones and failures of layers between them, each
+    of which raises at its own push; how many rows it took; and how often each kind was refused."""
+    draw, given, out, counts = random.Random(seed), 0, [], Counter()
+    layers = [module for name, module in net.named_modules() if name.endswith(("activation2", "conv2"))]
+    for _ in range(1000):
+        piece = rows[given : given + draw.choice((0, 1, 1, 1, 2, 3, 5, 9, 40))].clone()
+        kind = draw.choice((*refused, "a layer fails", *[None] * (len(refused) + 1))) if len(piece) else None
+        if kind in refused:
+            with pytest.raises((ValueError, TypeError)):
+                stream.push(refused[kind](piece))
+            counts[kind] += 1
+            continue
+        with ExitStack() as failing:
+            if kind is not None:
+                failing.enter_context(_failing(draw.choice(layers), draw.choice((RuntimeError, KeyboardInterrupt))))
+            try:
+                out.append(stream.push(piece))
+            except (RuntimeError, KeyboardInterrupt):
+                assert kind is not None
+                counts[kind] += 1
+            else:
+                given += len(piece)
+                piece.fill_(7)  # it is the caller's again
+    with _failing(layers[-1], MemoryError), pytest.raises(MemoryError):
+        stream.finish()
+    return torch.cat([*out, stream.finish()]), given, counts
+
+
+@contextmanager
+def _failing(layer, failure):
+    """Inside, the layer raises after it has computed."""
+
+    def fail(*_):
+        raise failure
+
+    hook = layer.register_forward_hook(fail)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _of_dtype(shape):
+    """A tokenizer that runs in a float type, and the kinds of motion that it refuses."""
+    shape, dtype = dict(shape), shape.get("dtype", torch.float32)
+    shape.pop("dtype", None)
+    tokenizer = _tokenizer(**shape)
+    if dtype != torch.float32:
+        model = RVQVAE(6, tokenizer.model.config)
+        model.load_state_dict(tokenizer.model.state_dict())
+        tokenizer = MotionTokenizer(model.to(dtype), tokenizer.mean, tokenizer.std, tokenizer.layout, tokenizer.fps)
+    refused = {kind: refuse for kind, refuse in REFUSED_MOTION.items() if kind != "rounded" or dtype == torch.float32}
+    return tokenizer, refused
+
+
+@pytest.mark.parametrize("shape", PUSHED.values(), ids=PUSHED)
+def test_a_stream_is_as_it_was_after_a_piece_that_it_refused(shape):
+    tokenizer, refused = _of_dtype(shape)
+    tokenizer.chunk = 16
+    motion = _motion(9000)
+    codes, given, counts = _pushed(tokenizer.encoder_stream(), tokenizer.model.encoder, motion, refused, 1)
+    assert given > 2000 and counts.keys() == {*refused, "a layer fails"}
+    assert torch.equal(codes, tokenizer.encode(motion[:given]))
+
+    codes = torch.randint(0, 16, (9000, 3), generator=torch.Generator().manual_seed(0))
+    codes[::7, 1:] = -1
+    decoded, given, counts = _pushed(tokenizer.decoder_stream(), tokenizer.model.decoder, codes, REFUSED_CODES, 2)
+    assert given > 2000 and counts.keys() == {*REFUSED_CODES, "a layer fails"}
+    assert torch.equal(decoded, tokenizer.decode(codes[:given]))
+
+
+def test_whole_clips_refuse_what_streams_refuse():
+    for norm in (None, "GN"):
+        tokenizer, motion = _tokenizer(norm=norm), _motion(50)
+        codes = tokenizer.encode(motion)
+        for kind, refuse in REFUSED_MOTION.items():
+            for batch in (refuse(motion), refuse(motion)[None]) if kind != "a batch" else ():
+                with pytest.raises((ValueError, TypeError), match="motion"):
+                    tokenizer.encode(batch)
+        for kind, refuse in REFUSED_CODES.items():
+            for batch in (refuse(codes), refuse(codes)[None]) if kind not in ("a batch", "fewer levels") else ():
+                with pytest.raises(ValueError, match="codes"):
+                    tokenizer.decode(batch)
+
+
+def test_a_stream_takes_pieces_in_and_out_of_inference_mode():
+    tokenizer, motion = _tokenizer(), _motion(40)
+    tokenizer.chunk = 4
+    stream, out = tokenizer.encoder_stream(), []
+    for number, piece in enumerate(motion.split(3)):
+        with torch.inference_mode(number % 2 == 0):
+            out.append(stream.push(piece.clone()))
+    assert torch.equal(torch.cat([*out, stream.finish()]), tokenizer.encode(motion))
 
 
 def test_fewer_levels_and_dropped_ones_decode_in_pieces_too():

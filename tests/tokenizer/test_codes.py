@@ -1,12 +1,15 @@
 """The codes npz: what is written is read, and damage is named."""
 
 import dataclasses
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
 
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.tokenizer.codes import Codes, read_body_codes, read_codes, write_codes
+from tests.data.formats.damaged import header, npy, npy_of, npz
 
 CODES = Codes(
     np.random.default_rng(0).integers(0, 1024, (13, 6)), 30.0, 7.5, 50, "ab" * 32, "/data/1_größe.npz", "beat2"
@@ -154,3 +157,30 @@ def test_what_would_not_be_read_is_not_written(tmp_path, codes, pattern):
     with pytest.raises(ValueError, match=pattern):
         write_codes(tmp_path / "clip.npz", codes)
     assert not list(tmp_path.iterdir())
+
+
+def test_files_made_to_do_harm_are_refused_before_memory_is_taken(tmp_path):
+    with np.load(written(tmp_path)) as found:
+        arrays = {key: npy(values) for key, values in found.items()}
+    zeros = npy(np.zeros((2**20 * 17, 1), "<i4"))  # of which deflate makes 70 kilobytes
+    hostile = {
+        "a size": npy_of(header("(1000000000000, 6)", "'<i4'"), bytes(312)),
+        "a size of text": npy_of(header("()", "'<U250000000000'"), bytes(312)),
+        "nested": npy_of(b"(" * 9000 + b")" * 9000, bytes(312), length=9999),
+        "signs": npy_of(header("(" + "-" * 9000 + "1,)"), bytes(312)),
+        "zeros": zeros,
+        "text": npy(np.array("a" * 300_000)),
+    }
+    tracemalloc.start()
+    for key in arrays:
+        for what, content in hostile.items():
+            if what == "zeros" and key not in ("codes", "source"):
+                continue
+            (tmp_path / "clip.npz").write_bytes(npz({**arrays, key: content}, zipfile.ZIP_DEFLATED))
+            tracemalloc.reset_peak()
+            with pytest.raises(UserError, match=r"^[^\n]*clip\.npz: [^\n]+$"):
+                read_codes(tmp_path / "clip.npz")
+            assert tracemalloc.get_traced_memory()[1] < len(zeros) + 4 * 2**20, (key, what)
+    tracemalloc.stop()
+    with pytest.raises(UserError, match="no path of a file"):
+        read_codes(written(tmp_path, source=np.array("/etc\0/passwd")))

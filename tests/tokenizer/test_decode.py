@@ -1,13 +1,17 @@
 """Codes files to motion files: what is written, what is done already, and which codes are refused."""
 
+import io
 import json
 import shutil
 import struct
+import zipfile
 
 import numpy as np
 import pytest
 
 from ds_rvqvae import read_codes
+from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.data.formats.readers import open_reader
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import content_of
 from ds_rvqvae.motion.layout import feature_layout, select_columns, smplx_layout
@@ -15,7 +19,8 @@ from ds_rvqvae.tokenizer.codes import Codes, write_codes
 from ds_rvqvae.tokenizer.decode import decode_files
 from ds_rvqvae.tokenizer.encode import encode_files
 from tests.cli.commands import files_below, make_tokenizer
-from tests.data.motion import write_beat2
+from tests.data.formats.bvh_files import write_bvh_motion
+from tests.data.motion import beat2_arrays, write_beat2
 from tests.replacing import WAYS, replace_by, touch_all
 
 
@@ -221,3 +226,121 @@ def test_a_folder_that_an_earlier_version_decoded_into_is_decoded_again_and_that
     assert _ends(report) == (1, 0, []) and "its folder did not say of what content it was made" in report.text()
     assert files_below(out) == [".decoded.jsonl", "a.npy"]
     assert _ends(decode_files(tokenizer, [codes], out)) == (0, 1, [])
+
+
+DAMAGES = {
+    "empty": lambda whole: b"",
+    "half": lambda whole: whole[: len(whole) // 2],
+    "NULs at its end": lambda whole: whole + bytes(4096),
+    "NULs": lambda whole: bytes(len(whole)),
+    "random bytes at its end": lambda whole: whole + np.random.default_rng(0).bytes(999),
+    **{f"bit {share}": lambda whole, share=share: flipped(whole, share) for share in (0.01, 0.3, 0.5, 0.7, 0.97)},
+}
+
+
+def flipped(whole, share):
+    at = int(len(whole) * share)
+    return whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :]
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "bvh"])
+def test_what_was_decoded_and_is_damaged_is_made_again_or_refused(tokenizer, tmp_path, kind):
+    codes, out = tmp_path / "codes", tmp_path / "out"
+    if kind == "npy":
+        write_codes(codes / "a.npz", _codes(tokenizer))
+    else:
+        source = write_beat2(tmp_path / "a.npz", 21) if kind == "npz" else write_bvh_motion(tmp_path / "a.bvh", 21)
+        layout = smplx_layout() if kind == "npz" else open_reader(source, DataConfig()).read("a").layout
+        tokenizer = make_tokenizer(layout)
+        encode_files(tokenizer, [source], codes)
+    assert len(decode_files(tokenizer, [codes], out).done) == 1
+    for file in (out / f"a.{kind}", out / ".decoded.jsonl"):
+        whole = {name: (out / name).read_bytes() for name in (f"a.{kind}", ".decoded.jsonl")}
+        for damage, change in DAMAGES.items():
+            for name, content in whole.items():
+                (out / name).write_bytes(content)
+            file.write_bytes(change(whole[file.name]))
+            left = {path: path.read_bytes() for path in out.iterdir()}
+            report = decode_files(tokenizer, [codes], out)
+            if report.failed:
+                assert "--overwrite replaces it" in _reason(report) and str(file.parent / f"a.{kind}") in _reason(
+                    report
+                )
+                assert (out / f"a.{kind}").read_bytes() == left[out / f"a.{kind}"]
+                report = decode_files(tokenizer, [codes], out, overwrite=True)
+            assert (out / f"a.{kind}").read_bytes() == whole[f"a.{kind}"], damage
+            assert file.name == ".decoded.jsonl" or len(report.done) == 1, damage
+            assert len(decode_files(tokenizer, [codes], out).skipped) == 1
+
+
+SECRET = "hunter2"
+BVH_TEXT = (
+    "HIERARCHY\nROOT Hips\n{\nOFFSET 0 0 0\nCHANNELS 3 Zrotation Xrotation Yrotation\nEnd Site\n{\nOFFSET 0 1 0\n}\n}\n"
+    "MOTION\nFrames: 21\nFrame Time: 0.0333\n" + "1 2 3\n" * 21
+)
+
+
+def _secrets():
+    """Files with a secret, each of which a reader refuses at another place."""
+    yield "passwd", f"{SECRET}:x:0:0:root:/root:/bin/sh\n".encode()
+    words = ["HIERARCHY", "ROOT", "Hips", "{", "OFFSET", "0", "CHANNELS", "3", "Zrotation", "End", "}", "MOTION"]
+    for word in [*words, "Frames:", "21", "Time:", "0.0333", "1 2 3"]:
+        for new in (SECRET, f"{word} {SECRET}", f"{SECRET}\n{word}"):
+            yield f"{word} {new!r}", BVH_TEXT.replace(word, new, 1).encode()
+    yield "name", BVH_TEXT.replace("Hips", SECRET).replace("Yrotation", "Xrotation").encode()
+    yield "open", BVH_TEXT.replace("Hips", SECRET).replace("}", "").encode()
+    yield "nan", BVH_TEXT.replace("Hips", SECRET).replace("1 2 3", "1 x 3").encode()
+    arrays = beat2_arrays(21)
+    for key in arrays:
+        yield f"without {key}", _npz({name: values for name, values in arrays.items() if name != key} | {SECRET: 1})
+        yield f"{key} as text", _npz(arrays | {key: np.array(SECRET)})
+        yield f"{key} as a field", _npz(arrays | {key: np.zeros(21, [(SECRET, "f4")])})
+    whole = _npz(arrays | {SECRET: np.arange(9)})
+    for share in np.linspace(0.01, 0.99, 40):
+        yield f"bit at {share}", flipped(whole, share)
+        yield f"cut at {share}", whole[: int(len(whole) * share)]
+    header = f"{{'descr': '<f4', 'fortran_order': False, '{SECRET}': (1,), 'shape': (3,), }}".encode()
+    npy = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+    for name in ("poses.npy", f"{SECRET}.npy"):
+        content = io.BytesIO()
+        with zipfile.ZipFile(content, "w") as archive:
+            archive.writestr(name, npy)
+            archive.writestr("x.npy", SECRET)
+        yield f"header of {name}", content.getvalue()
+    yield "a single array", npy
+    objects = io.BytesIO()
+    np.savez(objects, **arrays, **{SECRET: np.array([{}])})
+    yield "objects", objects.getvalue()
+
+
+def _npz(arrays):
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    return content.getvalue()
+
+
+def test_nothing_of_a_file_that_codes_name_as_their_source_is_quoted(tokenizer, tmp_path):
+    whats, sources, codes = {}, tmp_path / "sources", tmp_path / "codes"
+    sources.mkdir()
+    for number, (what, content) in enumerate(_secrets()):
+        for kind in ("bvh", "beat2"):
+            name = f"{kind}{number}"
+            (sources / name).write_bytes(content)
+            whats[str(codes / f"{name}.npz")] = what
+            write_codes(codes / f"{name}.npz", _codes(tokenizer, source=str(sources / name), format=kind))
+    report = decode_files(tokenizer, [codes], tmp_path / "out")
+    assert {left.file for left in report.failed} == whats.keys() and not report.done
+    assert SECRET not in json.dumps(report.to_dict()) + report.text()
+    for left in report.failed:
+        assert left.reason.startswith(f"source {sources}/") and "Error" not in left.reason, whats[left.file]
+    named = decode_files(tokenizer, [codes], tmp_path / "out", source=sources)
+    assert sum(SECRET in left.reason for left in named.failed) > 50
+
+
+def test_a_source_that_codes_name_is_no_larger_than_motion_can_be(tokenizer, tmp_path):
+    source = tmp_path / "large.bvh"
+    with source.open("wb") as content:
+        content.truncate(2**40)
+    write_codes(tmp_path / "codes" / "a.npz", _codes(tokenizer, source=str(source), format="bvh"))
+    report = decode_files(tokenizer, [tmp_path / "codes"], tmp_path / "out")
+    assert "large.bvh" in _reason(report) and "more than any motion file has" in _reason(report)

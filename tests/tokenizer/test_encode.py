@@ -2,6 +2,8 @@
 
 import os
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +14,9 @@ from ds_rvqvae.motion.layout import feature_layout, select_columns, smplx_layout
 from ds_rvqvae.tokenizer.codes import write_codes
 from ds_rvqvae.tokenizer.encode import encode_files
 from tests.cli.commands import files_below, make_tokenizer
-from tests.data.motion import write_beat2, write_packed
+from tests.data.motion import write_beat2, write_matrices, write_packed
 from tests.replacing import WAYS, npy_bytes, replace_by, touch_all
+from tests.tokenizer.test_decode import DAMAGES, flipped
 
 
 @pytest.fixture
@@ -123,3 +126,36 @@ def test_motion_that_is_replaced_is_encoded_again_however_that_was_done(tokenize
     assert _ends(encode_files(tokenizer, [data], tmp_path / "out")) == (1, 1, [])
     expected = tokenizer.encode(np.load(data / "a.npy"))
     np.testing.assert_array_equal(read_codes(tmp_path / "out" / "a.npz").codes, expected)
+
+
+def test_codes_that_are_damaged_are_made_again_and_none_is_skipped(tokenizer, tmp_path):
+    damages = [*DAMAGES.values(), *(partial(flipped, share=share) for share in np.linspace(0, 0.999, 90))]
+    data, out = write_matrices(tmp_path / "data", tuple(map(str, range(len(damages)))), 5), tmp_path / "out"
+    assert _ends(encode_files(tokenizer, [data], out)) == (len(damages), 0, [])
+    whole = {file: file.read_bytes() for file in out.iterdir()}
+    for number, change in enumerate(damages):
+        file = out / f"{number}.npz"
+        file.write_bytes(change(whole[file]))
+    report = encode_files(tokenizer, [data], out)
+    assert not report.skipped and len(report.done) > 80
+    # What could be somebody else's is not written over.
+    assert all("--overwrite replaces" in left.reason for left in report.failed)
+    for clip in report.done:
+        assert Path(clip.output).read_bytes() == whole[Path(clip.output)]
+    failed = len(report.failed)
+    report = encode_files(tokenizer, [data], out, overwrite=True)
+    assert {file: file.read_bytes() for file in out.iterdir()} == whole and failed < 20
+    assert _ends(encode_files(tokenizer, [data], out)) == (0, len(damages), [])
+
+
+def test_codes_that_somebody_changed_are_not_written_over(tokenizer, data, tmp_path):
+    encode_files(tokenizer, [data], tmp_path / "out")
+    own = read_codes(tmp_path / "out" / "a.npz")
+    own.codes[0, 1] ^= 1
+    write_codes(tmp_path / "out" / "a.npz", own)
+    assert _ends(encode_files(tokenizer, [data], tmp_path / "out")) == (0, 1, [])
+    with np.load(tmp_path / "out" / "a.npz") as arrays:
+        np.savez(tmp_path / "out" / "a.npz", **arrays)
+    report = encode_files(tokenizer, [data], tmp_path / "out")
+    assert "a.npz was changed since it was encoded; --overwrite replaces it" in report.failed[0].reason
+    assert read_codes(tmp_path / "out" / "a.npz").codes[0, 1] == own.codes[0, 1]

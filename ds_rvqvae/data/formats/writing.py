@@ -32,7 +32,7 @@ from ds_rvqvae.data.formats.readers import open_reader
 from ds_rvqvae.data.formats.skeletons import Z_UP_TO_Y_UP, outermost
 from ds_rvqvae.data.formats.smpl import load_motion, turns_z
 from ds_rvqvae.files import whole_file
-from ds_rvqvae.motion.clip import ClipError, check_finite
+from ds_rvqvae.motion.clip import ClipError, UnfitError, check_finite
 from ds_rvqvae.motion.layout import (
     EXPRESSIONS,
     NUM_EXPRESSIONS,
@@ -146,7 +146,7 @@ def write_beat2(file: Path, motion: NDArray[Any], layout: Layout, fps: float, so
     """
     arrays = _at_rate(source, fps)
     if len(arrays["poses"]) != len(motion):
-        raise ClipError(
+        raise UnfitError(
             f"the source has {len(arrays['poses'])} frames at {fps:g} frames a second, the codes {len(motion)}"
         )
     motion = motion.astype(np.float64)
@@ -163,7 +163,7 @@ def write_beat2(file: Path, motion: NDArray[Any], layout: Layout, fps: float, so
         elif channels.name == EXPRESSIONS:
             arrays["expressions"][:] = columns
         else:
-            raise ClipError(f"{channels.name} ({channels.kind}) has no place in a BEAT2 file")
+            raise UnfitError(f"{channels.name} ({channels.kind}) has no place in a BEAT2 file")
     with whole_file(file) as content:
         write_npz(content, arrays)
 
@@ -252,10 +252,10 @@ def write_bvh(file: Path, motion: NDArray[Any], layout: Layout, source: Path, co
     except ValueError as error:
         raise ClipError(f"cannot be resampled: {error}") from None
     if len(whole) != len(motion):
-        raise ClipError(f"has {len(whole)} frames at {config.fps:g} frames a second, the motion {len(motion)}")
+        raise UnfitError(f"has {len(whole)} frames at {config.fps:g} frames a second, the motion {len(motion)}")
     missing = missing_channels(there, layout)
     if missing is not None:
-        raise ClipError(f"has no {missing.name} ({missing.kind})")
+        raise UnfitError(f"has no {missing.name} ({missing.kind})")
     places = {channels.name: channels for channels in there}
     above = {names[joint] for joint in path_to(bvh.joints, figure.carrier)[:-1]}
     for channels in (channels for channels in layout if channels.name not in above):

@@ -13,7 +13,15 @@ from ds_rvqvae.data.store.packing import Packed, pack_all
 from ds_rvqvae.data.store.places import hash_of
 from ds_rvqvae.data.store.report import ColumnFacts, Findings, extreme_columns, make_report
 from ds_rvqvae.data.store.shards import ShardFacts, ShardPacker, ShardPlan, shard_files
-from ds_rvqvae.data.store.splits import ClipLength, Segment, by_hash, is_split_by_time, mixed_note, split_clips
+from ds_rvqvae.data.store.splits import (
+    ClipLength,
+    Segment,
+    by_hash,
+    mixed_note,
+    split_added,
+    split_clips,
+    train_frames_by_time,
+)
 from ds_rvqvae.data.store.statistics import RunningStatistics
 from ds_rvqvae.data.store.store import NUMBER_FORMATS, REPORT, SHARDS, VERSION, Shard, Store, write_json, write_table
 from ds_rvqvae.errors import UserError
@@ -60,16 +68,6 @@ class StoreBuilder:
             raise UserError(f"{self.reader.path}: {files} have {mean.size} and {std.size} columns, the motion {width}")
         return found
 
-    def _own_statistics_of(
-        self, sources: Sequence[str]
-    ) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]] | None, tuple[str, ...]]:
-        """The data's own mean and std, where they are those of all that the store is made of; and the notes."""
-        own, notes = self.own_statistics(), self.reader.notes
-        if own is None or len(sources) == 1:
-            return own, notes
-        files = " and ".join(file.name for file in self.reader.statistics_files)
-        return None, (*notes, f"{files}: not used, mean and std are those of the training clips of all data")
-
     def packing_key(self) -> str:
         """A hash of all that shards depend on beside the content of files and the lists of splits."""
         facts = [VERSION, self.reader.key, self.reader.fps, self.settings, layout_to_json(self.layout)]
@@ -90,6 +88,7 @@ class StoreBuilder:
         fingerprint: str,
         sources: Sequence[str],
         file_counts: Sequence[dict[str, Any]] = (),
+        earlier: Store | None = None,
     ) -> None:
         """Writes the report and then the table of the shards, at least one with frames, that lie in the folder.
 
@@ -97,31 +96,30 @@ class StoreBuilder:
             facts: of every shard, in order.
             sources: the data that the shards were packed from.
             file_counts: what became of their files, as `counted_files` gives it.
+            earlier: the store that the last shards are added to, which keeps what it was made with.
 
         Raises:
             UserError: the data's own statistics are of another width.
         """
         clips = [ClipLength(*clip) for shard in facts for clip in shard.clips]
-        segments = split_clips(clips, self.settings["split"], self._reading_version)
-        measured = self._training_statistics(facts, clips, segments)
-        own, notes = self._own_statistics_of(sources)
-        mixed = mixed_note(clips, self.settings["split"], self._reading_version)
-        mean, std = own or measured
-        quarantined = quarantine_of(facts)
+        segments, of_splits = self._segments(clips, earlier)
+        given, of_statistics = self._given_statistics(facts, earlier)
+        mean, std = given or self._training_statistics(facts, segments)
+        quarantined, skeletons = quarantine_of(facts), [shard.skeleton for shard in facts if shard.skeleton is not None]
         store = Store(
             folder=self.folder,
             shards=_shards(facts),
             starts=np.cumsum([0, *(clip.frames for clip in clips)]),
             clip_names=[clip.name for clip in clips],
             layout=self.layout,
-            fps=self.reader.fps,
+            fps=self.reader.fps if earlier is None else earlier.fps,
             dtype=self.settings["store_dtype"],
             mean=mean,
             std=std,
-            has_own_statistics=own is not None,
+            has_own_statistics=given is not None if earlier is None else earlier.has_own_statistics,
             segments=segments,
-            has_body_parts=self.reader.has_body_parts,
-            skeleton=next((shard.skeleton for shard in facts if shard.skeleton is not None), None),
+            has_body_parts=(self.reader if earlier is None else earlier).has_body_parts,
+            skeleton=next(iter(skeletons), None) if earlier is None else earlier.skeleton,
             left_out=[LeftOut(entry.file, entry.reason) for entry in quarantined if entry.frames is None],
             settings=self.settings,
             fingerprint=fingerprint,
@@ -129,11 +127,11 @@ class StoreBuilder:
             sources=list(sources),
         )
         found = Findings(
-            self.reader.format,
+            self.reader.format if earlier is None else earlier.report().get("format", self.reader.format),
             [take for shard in facts for take in shard.takes],
             quarantined,
             self._column_facts(facts),
-            notes=(*_of_earlier(file_counts, "notes"), *notes, *mixed),
+            notes=(*_of_earlier(file_counts, "notes"), *self.reader.notes, *of_statistics, *of_splits),
             file_counts=file_counts,
             readings=tuple(dict.fromkeys((*_of_earlier(file_counts, "readings"), *self.reader.readings))),
         )
@@ -144,36 +142,88 @@ class StoreBuilder:
         write_json(self.folder / REPORT, report)
         write_table(store)
 
+    def _segments(self, clips: Sequence[ClipLength], earlier: Store | None) -> tuple[list[Segment], tuple[str, ...]]:
+        """The clips' splits, and notes of them."""
+        rules = self.settings["split"], self._reading_version
+        notes, segments = mixed_note(clips, *rules), split_clips(clips, *rules)
+        if earlier is None:
+            return segments, notes
+        kept = split_added(clips, earlier.segments, *rules)
+        there = set(earlier.clip_names)
+        if [own for own in kept if own.name in there] != [own for own in segments if own.name in there]:
+            notes = (*notes, "the clips that were there keep their splits, which would be others with the added ones")
+        return kept, notes
+
+    def _given_statistics(
+        self, facts: Sequence[ShardFacts], earlier: Store | None
+    ) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]] | None, tuple[str, ...]]:
+        """Mean and std where they are not measured, and notes of them: the data's own, or those of an earlier store
+        that was made with such."""
+        if earlier is None:
+            return self.own_statistics(), ()
+        files = " and ".join(file.name for file in self.reader.statistics_files)
+        there = earlier.mean, earlier.std
+        if earlier.has_own_statistics or not self._measured(facts[: earlier.num_parts], earlier):
+            if files and self._are_own(there):
+                return there, ()
+            not_used = f"{files} of the added data: not used, " if files else ""
+            return there, (f"{not_used}mean and std stay those that the store was made with",)
+        not_used = f"{files} of the added data: not used, mean and std are those of the training clips of all data"
+        return None, (not_used,) if files else ()
+
+    def _measured(self, facts: Sequence[ShardFacts], store: Store) -> bool:
+        """Whether a store's mean and std are those of its training clips: up to 0.2 it did not say."""
+        mean, std = self._training_statistics(facts, store.segments)
+        most = 1e-5 * (std + np.abs(mean)) + 1e-12
+        return bool((np.abs(mean - store.mean) <= most).all() and (np.abs(std - store.std) <= most).all())
+
+    def _are_own(self, statistics: tuple[NDArray[np.float32], NDArray[np.float32]]) -> bool:
+        """Whether the data bring the same; a damaged file of such does not."""
+        try:
+            own = self.reader.statistics()
+        except UserError:
+            return False
+        return own is not None and all(map(np.array_equal, own, statistics))
+
     def _training_statistics(
-        self, facts: Sequence[ShardFacts], clips: Sequence[ClipLength], segments: Sequence[Segment]
+        self, facts: Sequence[ShardFacts], segments: Sequence[Segment]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Mean and std of the training split, or of all frames where nothing trains (a test set to be scored)."""
-        mode = self.settings["split"]
-        trains = [segment for segment in segments if segment.split == "train"]
+        trains: dict[str, list[tuple[int, int]]] = {}
+        for segment in segments:
+            if segment.split == "train":
+                trains.setdefault(segment.name, []).append((segment.start, segment.stop))
         if not trains:
             return _merged(facts, "all").mean_and_std()
-        if mode == "auto" and all(clip.split is not None for clip in clips):
-            return _merged(facts, "own").mean_and_std()
-        if is_split_by_time(clips, mode, self._reading_version):
-            return _merged(facts, "time").mean_and_std()
-        names = {segment.name for segment in trains}
-        if names == {clip.name for clip in clips if by_hash(clip.name, self._reading_version) == "train"}:
-            return _merged(facts, "hash").mean_and_std()
-        return self._statistics_of(facts, names).mean_and_std()
-
-    def _statistics_of(self, facts: Sequence[ShardFacts], names: set[str]) -> RunningStatistics:
-        """Of the clips named, read again: a few clips, of which the hash puts none where some are needed."""
         running = RunningStatistics(self.layout[-1].stop)
-        numbers = NUMBER_FORMATS[self.settings["store_dtype"]]
         for index, shard in enumerate(facts):
-            row = 0
-            for name, frames, _ in shard.clips:
-                if name in names:
-                    file = shard_files(self.folder / SHARDS, index)[0]
-                    stored = np.load(file, mmap_mode="r", allow_pickle=False)
-                    running.add(numbers.decode(np.asarray(stored[row : row + frames])))
-                row += frames
-        return running
+            here = {name: trains[name] for name, _, _ in shard.clips if name in trains}
+            known = (key for key, spans in self._spans_of(shard).items() if spans == here)
+            if (training_set := next(known, None)) is not None:
+                running.merge(shard.statistics[training_set])
+            else:
+                self._add_spans(running, index, shard, here)
+        return running.mean_and_std()
+
+    def _spans_of(self, shard: ShardFacts) -> dict[str, dict[str, list[tuple[int, int]]]]:
+        """The frames of each clip that each of a shard's training sets has, but for all."""
+        version = self._reading_version
+        return {
+            "own": {name: [(0, frames)] for name, frames, split in shard.clips if split == "train"},
+            "hash": {name: [(0, frames)] for name, frames, _ in shard.clips if by_hash(name, version) == "train"},
+            "time": {name: [(0, cut)] for name, frames, _ in shard.clips if (cut := train_frames_by_time(frames))},
+        }
+
+    def _add_spans(
+        self, running: RunningStatistics, index: int, shard: ShardFacts, spans: dict[str, list[tuple[int, int]]]
+    ) -> None:
+        """Reads a shard's clips again: some of which none of its training sets is made."""
+        numbers, row = NUMBER_FORMATS[self.settings["store_dtype"]], 0
+        stored = np.load(shard_files(self.folder / SHARDS, index)[0], mmap_mode="r", allow_pickle=False)
+        for name, frames, _ in shard.clips:
+            for start, stop in spans.get(name, ()):
+                running.add(numbers.decode(np.asarray(stored[row + start : row + stop])))
+            row += frames
 
     def _column_facts(self, facts: Sequence[ShardFacts]) -> ColumnFacts:
         """Of all frames; extreme values with the clips that they are in."""

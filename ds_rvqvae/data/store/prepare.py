@@ -274,6 +274,7 @@ def _append(job: _Job, folder: Path) -> Prepared:
     begin(building, beside.packing_key(), {**others, "": store.fingerprint})
     with _removed_after_refusal(building):
         packed = _pack(job, beside, names, refused, store.num_parts)
+        _refuse_other_columns(job, store, packed)
     new = set(quarantine_of(packed.facts)) - set(quarantine_of(there))
     if not new and not any(facts.rows for facts in packed.facts):
         shutil.rmtree(building, ignore_errors=True)
@@ -284,17 +285,21 @@ def _append(job: _Job, folder: Path) -> Prepared:
     sources = store.sources if source in store.sources else [*store.sources, source]
     fingerprint = hash_of([store.fingerprint, job.fingerprint(packed.facts)])
     builder = StoreBuilder(job.reader, store.layout, folder, store.settings)
-    if store.has_own_statistics and len(sources) > 1:
-        job.reader.notes += (
-            "mean and std were those that the first data brought, and are those of all training clips",
-        )
     before = store.report().get("file_counts")
     if before is None:
         job.reader.notes += ("files are counted from the added ones on: the store is of a version up to 0.2",)
     counts = [*(before or ()), counted_files(job.reader, packed.facts, (folder, building))]
-    builder.finish([*there, *packed.facts], fingerprint, sources, counts)
+    builder.finish([*there, *packed.facts], fingerprint, sources, counts, store)
     shutil.rmtree(building, ignore_errors=True)
     return Prepared(open_store(folder), packed, notes)
+
+
+def _refuse_other_columns(job: _Job, store: Store, packed: Packed) -> None:
+    """Raises UserError where no clip has the columns of the store that it should be added to."""
+    other = next((entry for entry in quarantine_of(packed.facts) if entry.rule == "layout"), None)
+    if other is not None and not any(facts.rows for facts in packed.facts):
+        where = f"{job.reader.path}: no clip has the columns of {store.folder}"
+        raise UserError(f"{where}; {other.file}: {other.reason}; prepare another store of them")
 
 
 def _known_names(job: _Job, store: Store, there: Sequence[ShardFacts]) -> tuple[set[str], tuple[str, ...]]:

@@ -95,6 +95,37 @@ def _split_mixed(clips: Sequence[ClipLength]) -> list[Segment]:
     return [Segment(clip.name, 0, clip.frames, split_of(clip)) for clip in clips]
 
 
+def split_added(
+    clips: Sequence[ClipLength],
+    there: Sequence[Segment],
+    mode: Literal["auto", "time", "hash"],
+    reading_version: int = 2,
+) -> list[Segment]:
+    """As `split_clips`, where clips are added to those of which a store says the splits: these keep theirs.
+
+    The added ones go by their own split, else as the clips there of their take do, else as `split_clips` splits.
+    """
+    kept: dict[str, list[Segment]] = {}
+    of_take: dict[str, list[Segment]] = {}
+    for segment in there:
+        kept.setdefault(segment.name, []).append(segment)
+        of_take.setdefault(original_name(segment.name), []).append(segment)
+    together: dict[str, list[Segment]] = {}
+    for segment in split_clips(clips, mode, reading_version):
+        together.setdefault(segment.name, []).append(segment)
+
+    def split(clip: ClipLength) -> list[Segment]:
+        before = of_take.get(original_name(clip.name), ())
+        if mode == "time" or not before or (clip.split is not None and mode == "auto"):
+            return together[clip.name]
+        names, splits = {segment.name for segment in before}, {segment.split for segment in before}
+        if len(before) > len(names):  # of clips that are cut by time
+            return _cut_by_time(clip)
+        return [Segment(clip.name, 0, clip.frames, splits.pop() if len(splits) == 1 else "additional")]
+
+    return [segment for clip in clips for segment in kept.get(clip.name) or split(clip)]
+
+
 def split_by_hash(names: Sequence[str], reading_version: int = 2) -> dict[str, str]:
     """80 % train, 10 % val, 10 % test by `by_hash`, so that a new clip moves no other one.
 

@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from ds_rvqvae.data.store.splits import ClipLength, Segment, by_hash, split_by_hash, split_clips
+from ds_rvqvae.data.store.splits import ClipLength, Segment, by_hash, split_added, split_by_hash, split_clips
 from ds_rvqvae.motion.clip import original_name
 
 
@@ -120,3 +120,26 @@ def test_appended_clips_without_a_split_leave_the_official_one_as_it_is():
     assert splits["walk"] == splits["walk_mirror"] == by_hash("walk")
     before = [*listed, ClipLength("x", 20, None)]
     assert split_clips(before, "auto", 1) == split_clips(before, "hash", 1)
+
+
+def test_clips_that_are_there_keep_their_splits_and_added_ones_go_with_their_take():
+    def listed(there, added, mode="auto", version=2):
+        before = split_clips(there, mode, version)
+        segments = split_added([*there, *added], before, mode, version)
+        assert segments[: len(before)] == before
+        return [tuple(segment[1:]) for segment in segments[len(before) :]]
+
+    one, cut = [ClipLength("a", 20, None)], [(0, 16, "train"), (16, 18, "val"), (18, 20, "test")]
+    others = [ClipLength(name, 20, None) for name in "bcdefghij"]
+    assert listed(one, others) == [(0, 20, by_hash(clip.name)) for clip in others]
+    assert listed(one, [ClipLength("a_mirror", 20, None)]) == cut == listed(others, one, "time")
+    held_out = next(name for name in map(str, range(100)) if by_hash(name) == "test")
+    moved = [ClipLength(held_out, 20, None)] * 1 + [ClipLength(f"{held_out}_mirror", 20, None)]
+    assert listed(moved, [*others, ClipLength(f"{held_out}#0", 20, None)], "hash")[-1] == (0, 20, "train")
+    official = [ClipLength("x", 20, "val"), ClipLength("y", 20, "train")]
+    for version in (1, 2):
+        assert listed(official, others, version=version) == [(0, 20, by_hash(clip.name, version)) for clip in others]
+    assert listed(official, [ClipLength("x#1", 20, None), ClipLength("y_mirror", 20, "test")]) == [
+        (0, 20, "val"),
+        (0, 20, "test"),
+    ]
