@@ -27,6 +27,7 @@ from ds_rvqvae.runs.folder import (
     check_out_folder,
     lock_run,
     run_folder_of,
+    unlock_runs,
     write_profile,
 )
 from ds_rvqvae.runs.heartbeat import Heartbeat
@@ -251,6 +252,9 @@ def _open_run(request: Request, data: MotionData, world_size: int) -> OpenedRun:
 
     A refusal, or a run that is done already, leaves the folder as it is.
     """
+    from ds_rvqvae.train.metrics import announce
+    from ds_rvqvae.train.signals import end_unsaved
+
     profile, start = request.profile, request.start
     folder = _folder_of(request)
     chosen = RUN_VARIABLE in request.flags.environment
@@ -258,7 +262,7 @@ def _open_run(request: Request, data: MotionData, world_size: int) -> OpenedRun:
         raise UserError(f"{folder}: holds a run; go on with it by --resume, or give another --name")
     new = not folder.is_dir()
     if not new:
-        lock_run(folder)
+        lock_run(folder, announce, end_unsaved)
     initial = take_start(folder, profile, data, start)
     resume = Resume()
     if start.resumes:
@@ -267,7 +271,7 @@ def _open_run(request: Request, data: MotionData, world_size: int) -> OpenedRun:
     for part in ("checkpoints", "eval"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     if new:
-        lock_run(folder)
+        lock_run(folder, announce, end_unsaved)
     for place in (folder, folder / "checkpoints", folder / "eval"):
         sweep(place)
     if resume.checkpoint is not None:
@@ -291,6 +295,7 @@ def _leave(status: int) -> int:
     there, was seen to abort.
     """
     Heartbeat.end(status)
+    unlock_runs()
     if "torch.distributed" not in sys.modules:
         return status
     logging.shutdown()

@@ -94,8 +94,13 @@ class Agreement:
 
 
 def _give_up() -> None:
-    logging.getLogger("ds_rvqvae").error("asked to stop, but the other ranks do not answer: ended without saving")
-    print("error: asked to stop, but the other ranks do not answer: ended without saving", file=sys.stderr, flush=True)
+    end_unsaved("asked to stop, but the other ranks do not answer")
+
+
+def end_unsaved(reason: str) -> None:
+    """Ends this process at once, with status 70."""
+    logging.getLogger("ds_rvqvae").error("%s: ended without saving", reason)
+    print(f"error: {reason}: ended without saving", file=sys.stderr, flush=True)
     Heartbeat.end(ExitStatus.FAILED)
     os._exit(ExitStatus.FAILED)
 
