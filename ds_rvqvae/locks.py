@@ -82,18 +82,18 @@ class HeldFolder:
             if lease is not None:
                 with suppress(OSError):  # the folder is gone, or its disk
                     lease.release()
-            self._close_handle()
-
-    def _close_handle(self) -> None:
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            os.close(handle)
+            handle, self._handle = self._handle, None
+            if handle is not None:
+                fcntl.flock(handle, fcntl.LOCK_UN)  # also of a copy that a fork has not closed yet
+                os.close(handle)
 
     def _forget(self) -> None:
         """In a fork, whose copy of the handle would keep the folder locked after its parent's end; filelock sees to the
         lease."""
+        handle, self._handle = self._handle, None
         self._lease, self._closing = None, threading.Lock()
-        self._close_handle()
+        if handle is not None:
+            os.close(handle)
 
     def __enter__(self) -> Self:
         return self
@@ -256,8 +256,8 @@ def _refuse(folder: Path, lease: SoftFileLease) -> NoReturn:
 
 
 def _words(pid: int, host: str) -> str:
-    where = "this machine " if host == _own_host() else ""
-    return f"process {pid} of {where}({printable(host.partition('?')[0])})" if where else f"process {pid} of {host}"
+    name = printable(host.partition("?")[0])  # filelock adds the space of process ids, for containers
+    return f"process {pid} of this machine ({name})" if host == _own_host() else f"process {pid} of {name}"
 
 
 def _renewed(folder: Path) -> tuple[int, int] | None:
