@@ -15,7 +15,7 @@ from ds_rvqvae.config.profile import PROFILE_FILE, Profile
 from ds_rvqvae.config.request import Request, read_training_flags
 from ds_rvqvae.data.dataset import MotionData, open_training_data
 from ds_rvqvae.data.store.store import is_store, open_store
-from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.errors import ExitStatus, UserError, say
 from ds_rvqvae.gpu.sizes import parameter_count
 from ds_rvqvae.host import bf16_arithmetic_text
 from ds_rvqvae.runs.checkpoints import LATEST, point, sweep
@@ -306,7 +306,7 @@ def _leave(status: int) -> int:
 
 def _report_crash(error: Exception, rank: int) -> int:
     """The traceback into `run.log`, and one line on stderr."""
-    logging.getLogger("ds_rvqvae").error("%s", traceback.format_exc())
+    logging.getLogger("ds_rvqvae").error(traceback.format_exc())
     summary = str(error).strip().splitlines()
-    print(f"error: rank {rank}: {type(error).__name__}: {summary[0] if summary else ''}", file=sys.stderr)
+    say(f"error: rank {rank}: {type(error).__name__}: {summary[0] if summary else ''}")
     return _leave(ExitStatus.FAILED)

@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from enum import IntEnum
@@ -13,7 +12,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from ds_rvqvae.errors import ExitStatus
+from ds_rvqvae.errors import ExitStatus, say
 from ds_rvqvae.runs.folder import RANK_LAUNCHER
 from ds_rvqvae.runs.heartbeat import Heartbeat
 
@@ -100,7 +99,7 @@ def _give_up() -> None:
 def end_unsaved(reason: str) -> None:
     """Ends this process at once, with status 70."""
     logging.getLogger("ds_rvqvae").error("%s: ended without saving", reason)
-    print(f"error: {reason}: ended without saving", file=sys.stderr, flush=True)
+    say(f"error: {reason}: ended without saving")
     Heartbeat.end(ExitStatus.FAILED)
     os._exit(ExitStatus.FAILED)
 

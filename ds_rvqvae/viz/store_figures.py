@@ -27,8 +27,8 @@ _MOST_ROWS = 400
 
 
 def name_words(name: str, most: int = 200) -> str:
-    """A name as matplotlib can draw it, in `most` characters: dollars would make mathematics of it."""
-    return textwrap.shorten(printable(name), most, placeholder="…").replace("$", r"\$")
+    """A name in `most` characters."""
+    return textwrap.shorten(printable(name), most, placeholder="…")
 
 
 class _Pose(NamedTuple):
