@@ -1,6 +1,5 @@
 """Five figures of a store from two sides, in metres; or, of columns that are no figure, five clips as heat maps."""
 
-import textwrap
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +27,8 @@ _MOST_ROWS = 400
 
 def name_words(name: str, most: int = 200) -> str:
     """A name in `most` characters."""
-    return textwrap.shorten(printable(name), most, placeholder="…")
+    words = " ".join(printable(name).split())
+    return words if len(words) <= most else f"{words[: most - 1]}…"
 
 
 class _Pose(NamedTuple):
