@@ -1,9 +1,11 @@
 """What can go wrong, and the exit status that says so."""
 
+import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 
 
@@ -26,26 +28,63 @@ class ExitStatus(IntEnum):
 
 
 class UserError(Exception):
-    """Something the user can put right: one line saying what is wrong, where, and what to do."""
+    """Something the user can put right: one line saying what is wrong, where, and what to do.
 
-    def __init__(self, message: str, status: ExitStatus = ExitStatus.BAD_INPUT) -> None:
-        super().__init__(message)
-        self.status = status
+    Its text can be printed as it is, whatever the names in it.
+
+    Args:
+        details: more lines.
+    """
+
+    def __init__(self, message: str, status: ExitStatus = ExitStatus.BAD_INPUT, *, details: Sequence[str] = ()) -> None:
+        super().__init__(printable(message))
+        self.status, self.details = status, details
+
+    def __str__(self) -> str:
+        return text_of([super().__str__(), *self.details])
 
 
 def printable(text: str) -> str:
-    """Without control characters and bytes that are no text: names of files, clips and processes may hold any, and a
-    terminal obeys what it is sent."""
-    return "".join(character if character.isprintable() else "?" for character in text)
+    """In one line, without control characters, characters that turn the direction of others, and bytes that are no
+    text: names of files, clips and processes may hold any, and a terminal obeys what it is sent."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() or unicodedata.category(character) == "Zs" else "?" for character in text
+    )
+
+
+def text_of(lines: Iterable[str]) -> str:
+    """Lines as one text that can be printed: no name in them makes another line."""
+    return "\n".join(map(printable, lines))
+
+
+def say(line: str) -> None:
+    """Prints a line for people on stderr."""
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+class PrintableFormatter(logging.Formatter):
+    """Writes records so that a log can be shown on a terminal; what a message is about makes no line of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as text."""
+        if isinstance(record.args, tuple):
+            record = logging.makeLogRecord(vars(record))
+            record.args = tuple(
+                value if isinstance(value, int | float) else printable(str(value)) for value in record.args or ()
+            )
+        return text_of(super().format(record).split("\n"))
 
 
 def exit_status_of(command: Callable[[], int]) -> int:
     """Runs a command and turns what it raises into one line on stderr and an exit status."""
+    if logging.lastResort is not None:  # prints warnings where no handler was set
+        logging.lastResort.setFormatter(PrintableFormatter())
     try:
         return command()
     except UserError as error:
-        text = "\n".join(map(printable, str(error).split("\n")))
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
         return ExitStatus.STOPPED
@@ -55,6 +94,6 @@ def exit_status_of(command: Callable[[], int]) -> int:
         return ExitStatus.DONE
     except Exception as error:
         if os.environ.get("DS_RVQVAE_DEBUG"):
-            traceback.print_exc()
-        print(f"error: {type(error).__name__}: {error} (DS_RVQVAE_DEBUG=1 shows the traceback)", file=sys.stderr)
+            print(text_of(traceback.format_exc().splitlines()), file=sys.stderr)
+        say(f"error: {type(error).__name__}: {error} (DS_RVQVAE_DEBUG=1 shows the traceback)")
         return ExitStatus.FAILED

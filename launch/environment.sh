@@ -73,8 +73,9 @@ prepare() { # extras
   is_ready "$1" && return
   # Two starts at once: the second waits, then finds the work done. The lock is on the folder, so it leaves nothing.
   if command -v flock >/dev/null; then
+    local refused
     exec 9<"$project"
-    flock 9
+    refused=$(flock 9 2>&1) || echo "environment: $project cannot be locked (${refused##*: }); let one start end its install before the next" >&2
   fi
   is_ready "$1" || make_venv "$1"
   exec 9<&-

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_rvqvae.cli.common import Verbs, add_json_flag, count, print_result
-from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.errors import ExitStatus, UserError, text_of
 from ds_rvqvae.host import bf16_arithmetic_text
 from ds_rvqvae.text import gibibytes
 
@@ -85,7 +85,7 @@ def bench_table(result: dict[str, Any]) -> str:
     if result["device_busy_share"] is not None:
         lines.append(f"the GPU is busy {100 * result['device_busy_share']:.1f} % of a step")
     windows = result["micro_batch"] * result["accumulation"] / step
-    return "\n".join([*lines, f"{windows:,.1f} windows a second a rank"])
+    return text_of([*lines, f"{windows:,.1f} windows a second a rank"])
 
 
 _WAYS = {

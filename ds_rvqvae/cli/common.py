@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ds_rvqvae.config.profile import Profile
-from ds_rvqvae.errors import UserError, printable
+from ds_rvqvae.errors import UserError, say, text_of
 from ds_rvqvae.files import whole_file
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def find_tokenizer(name: str, checkpoint: str | None = None) -> "Reference":
 
     reference = find_reference(name, checkpoint)
     for note in reference.notes:
-        print(f"warning: {printable(note)}", file=sys.stderr)
+        say(f"warning: {note}")
     return reference
 
 
@@ -60,11 +60,15 @@ def _json_file(text: str) -> str:
 
 
 def print_result(args: argparse.Namespace, result: Any, text: str) -> None:
-    """Text for people; with `--json` the same for programs, alone on standard output where no file is named."""
+    """Text for people; with `--json` the same for programs, alone on standard output where no file is named.
+
+    Args:
+        text: lines that are ours; names that may hold the end of a line went through `printable` or `text_of`.
+    """
     if args.json == "-":
         print(json.dumps(result, indent=2))
         return
-    print("\n".join(map(printable, text.split("\n"))))
+    print(text_of(text.split("\n")))
     if args.json:
         try:
             with whole_file(Path(args.json)) as content:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ds_rvqvae.cli.common import Verbs, add_json_flag, count, print_result
-from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.errors import ExitStatus, UserError, text_of
 
 
 def add_to(verbs: Verbs) -> None:
@@ -46,14 +46,15 @@ def _plot(args: argparse.Namespace) -> int:
 
     from ds_rvqvae.data.store.look import look_at, look_text
     from ds_rvqvae.files import whole_file
+    from ds_rvqvae.viz.canvas import write_png
     from ds_rvqvae.viz.store_page import store_page
 
     look = look_at(store, args.window_size or DataConfig().window_size, args.body_part)
     page = store_page(look)
     try:
         with whole_file(out) as content:
-            page.savefig(content, dpi=100, format="png")
+            write_png(page, content, dpi=100)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written: {error.strerror or error}") from None
-    print_result(args, {**look.facts, "picture": str(out)}, f"{look_text(look)}\npicture: {out}")
+    print_result(args, {**look.facts, "picture": str(out)}, text_of([*look_text(look).split("\n"), f"picture: {out}"]))
     return ExitStatus.DONE

@@ -1,12 +1,21 @@
 """`ds-rvqvae encode` and `ds-rvqvae decode`: motion files to codes files and back."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ds_rvqvae.cli.common import TOKENIZER_HELP, Verbs, add_json_flag, count, find_tokenizer, print_result
-from ds_rvqvae.errors import ExitStatus
+from ds_rvqvae.cli.common import (
+    TOKENIZER_HELP,
+    Verbs,
+    add_json_flag,
+    count,
+    find_tokenizer,
+    print_result,
+)
+from ds_rvqvae.errors import (
+    ExitStatus,
+    say,
+)
 
 if TYPE_CHECKING:
     from ds_rvqvae.tokenizer.convert import Report
@@ -62,7 +71,7 @@ def _decode(args: argparse.Namespace) -> int:
 
 def _finish(args: argparse.Namespace, report: "Report") -> int:
     for failed in report.failed:
-        print(f"failed: {failed.file}: {failed.reason}", file=sys.stderr)
+        say(f"failed: {failed.file}: {failed.reason}")
     print_result(args, report.to_dict(), report.text())
     if report.stopped:
         return ExitStatus.STOPPED

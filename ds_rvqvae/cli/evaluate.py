@@ -5,14 +5,25 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ds_rvqvae.cli.common import TOKENIZER_HELP, Verbs, add_json_flag, count, find_tokenizer, print_result
-from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.cli.common import (
+    TOKENIZER_HELP,
+    Verbs,
+    add_json_flag,
+    count,
+    find_tokenizer,
+    print_result,
+)
+from ds_rvqvae.errors import (
+    ExitStatus,
+    UserError,
+    printable,
+    say,
+)
 
 if TYPE_CHECKING:
     from ds_rvqvae.config.data import DataConfig
@@ -89,15 +100,15 @@ def _evaluate(args: argparse.Namespace) -> int:
     results = [_score(subject, subjects[0], args.split, skeleton, features) for subject in subjects]
     notes = _notes(results)
     for warning in dict.fromkeys(warning for result in results for warning in result["warnings"]):
-        print(f"warning: {warning}", file=sys.stderr)
+        say(f"warning: {warning}")
     pictures = _draw(subjects, results, notes, folder, skeleton) if folder else []
     if len(results) == 1:
         result, text = results[0], score_table(results[0])
     else:
         result = {"tokenizers": results, "notes": notes}
-        tables = [f"{one['name']}, {score_table(one)}" for one in results]
+        tables = [f"{printable(one['name'])}, {score_table(one)}" for one in results]
         text = "\n\n".join([*tables, comparison_table(results, notes)])
-    print_result(args, result, "\n".join([text, *(f"picture: {picture}" for picture in pictures)]))
+    print_result(args, result, "\n".join([text, *(printable(f"picture: {picture}") for picture in pictures)]))
     return ExitStatus.DONE
 
 

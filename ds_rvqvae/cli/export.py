@@ -3,8 +3,18 @@
 import argparse
 from pathlib import Path
 
-from ds_rvqvae.cli.common import TOKENIZER_HELP, Verbs, add_json_flag, find_tokenizer, print_result
-from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.cli.common import (
+    TOKENIZER_HELP,
+    Verbs,
+    add_json_flag,
+    find_tokenizer,
+    print_result,
+)
+from ds_rvqvae.errors import (
+    ExitStatus,
+    UserError,
+    printable,
+)
 
 
 def add_to(verbs: Verbs) -> None:
@@ -69,5 +79,6 @@ def _export(args: argparse.Namespace) -> int:
         "fingerprint": tokenizer.fingerprint,
         "files": files,
     }
-    print_result(args, result, f"{args.out}: {', '.join(files)}" + (f" (step {step:,})" if step is not None else ""))
+    line = f"{args.out}: {', '.join(files)}" + (f" (step {step:,})" if step is not None else "")
+    print_result(args, result, printable(line))
     return ExitStatus.DONE

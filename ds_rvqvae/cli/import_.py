@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ds_rvqvae.cli.common import Verbs, add_json_flag, positive_number, print_result
 from ds_rvqvae.config.data import BODY_PARTS
-from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.errors import ExitStatus, UserError, text_of
 
 
 def add_to(verbs: Verbs) -> None:
@@ -98,5 +98,5 @@ def _import(args: argparse.Namespace) -> int:
     lines.append("from where:")
     width = max(map(len, settings))
     lines += [f"  {key:<{width}}  {one['value']}  from {one['from']}" for key, one in settings.items()]
-    print_result(args, result, "\n".join(lines))
+    print_result(args, result, text_of(lines))
     return ExitStatus.DONE

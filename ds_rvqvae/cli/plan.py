@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ds_rvqvae.cli.common import Verbs, add_column_flags, add_json_flag, columns_of, print_result
-from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.errors import ExitStatus, UserError, printable
 from ds_rvqvae.gpu.cards import CARDS
 from ds_rvqvae.host import bf16_arithmetic_text, has_bf16_arithmetic
 
@@ -46,7 +46,7 @@ def _plan(args: argparse.Namespace) -> int:
     plan = make_plan(profile, columns, args.gpus, card)
     text = plan_table(plan)
     if args.picture is not None:
-        text += f"\npicture: {_draw(plan, args.profile, args.picture)}"
+        text += "\n" + printable(f"picture: {_draw(plan, args.profile, args.picture)}")
     text += f"\n{bf16_arithmetic_text()}"
     print_result(args, {**plan.to_dict(), "cpu_bf16_native": has_bf16_arithmetic()}, text)
     return ExitStatus.DONE
@@ -54,6 +54,7 @@ def _plan(args: argparse.Namespace) -> int:
 
 def _draw(plan: "Plan", name: str, file: Path) -> Path:
     from ds_rvqvae.files import whole_file
+    from ds_rvqvae.viz.canvas import write_png
     from ds_rvqvae.viz.plan import plan_figure
 
     if file.suffix.lower() != ".png":
@@ -61,7 +62,7 @@ def _draw(plan: "Plan", name: str, file: Path) -> Path:
     figure = plan_figure(plan, f"{Path(name).stem} on {plan.gpus} cards")
     try:
         with whole_file(file) as content:
-            figure.savefig(content, dpi=110, format="png")
+            write_png(figure, content, dpi=110)
     except OSError as error:
         raise UserError(f"--picture {file}: cannot be written: {error.strerror or error}") from None
     return file

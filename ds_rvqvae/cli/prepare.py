@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ds_rvqvae.cli.common import Verbs, add_json_flag, count, positive_number, print_result
 from ds_rvqvae.config.data import FORMATS
-from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.errors import ExitStatus, UserError, printable, text_of
 
 if TYPE_CHECKING:
     from ds_rvqvae.data.store.packing import Packed
@@ -91,7 +91,7 @@ def _prepare(args: argparse.Namespace) -> int:
     result = {"store": str(args.out), **report, **_cost(prepared.packed, prepared.store.fps)}
     result["notes"] = [*report["notes"], *prepared.notes]
     result["left_out"] = [{"file": left.file, "reason": left.reason} for left in prepared.store.left_out]
-    print_result(args, result, f"{report_text(report)}\n\n{args.out}: {_summary(prepared)}")
+    print_result(args, result, f"{report_text(report)}\n\n{printable(str(args.out))}: {_summary(prepared)}")
     return ExitStatus.PARTLY_DONE if prepared.store.left_out else ExitStatus.DONE
 
 
@@ -116,7 +116,7 @@ def _summary(prepared: "Prepared") -> str:
         )
     elif not work.kept:
         lines.append("nothing was new")
-    return "\n".join(lines)
+    return text_of(lines)
 
 
 def _cost(packed: "Packed | None", fps: float) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from ds_rvqvae.cli.common import Verbs, add_column_flags, add_json_flag, columns_of, print_result
-from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.errors import ExitStatus, UserError, text_of
 
 
 def add_to(verbs: Verbs) -> None:
@@ -53,7 +53,7 @@ def _show(args: argparse.Namespace) -> int:
     lines += [f"  {key} = {json.dumps(value)}" for key, value in flat_keys(profile.to_dict()).items()]
     lines.append(f"trainable parameters: {size}")
     lines += [f"warning: {warning}" for warning in profile.warnings()]
-    print_result(args, result, "\n".join(lines))
+    print_result(args, result, text_of(lines))
     return ExitStatus.DONE
 
 
@@ -71,7 +71,7 @@ def _validate(args: argparse.Namespace) -> int:
             result[name] = {"valid": False, "error": str(error)}
             print(f"error: {error}", file=sys.stderr)
     if lines or args.json:
-        print_result(args, result, "\n".join(lines))
+        print_result(args, result, text_of(lines))
     return ExitStatus.DONE if all(one["valid"] for one in result.values()) else ExitStatus.BAD_INPUT
 
 
@@ -83,7 +83,7 @@ def _diff(args: argparse.Namespace) -> int:
     keys = [key for key in {**first, **second} if first.get(key) != second.get(key)]
     result = {key: [first.get(key), second.get(key)] for key in keys}
     lines = [f"{key}: {json.dumps(old)} -> {json.dumps(new)}" for key, (old, new) in result.items()]
-    print_result(args, result, "\n".join(lines) or "no difference")
+    print_result(args, result, text_of(lines) or "no difference")
     return ExitStatus.DONE
 
 

@@ -16,7 +16,11 @@ from ds_rvqvae.cli.common import (
     positive_number,
     print_result,
 )
-from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.errors import (
+    ExitStatus,
+    UserError,
+    printable,
+)
 
 if TYPE_CHECKING:
     from ds_rvqvae.motion.clip import Clip
@@ -80,7 +84,7 @@ def _render(args: argparse.Namespace) -> int:
     comparison = compare(tokenizers, clip, skeleton, args.levels, args.start, args.seconds)
     fps = _frame_rate(args.fps, clip.fps, out.suffix.lower() == ".gif")
     animation = Animation(comparison, fps, args.size)
-    progress = tqdm(animation, desc=out.name, unit="frame", disable=not sys.stderr.isatty(), leave=False)
+    progress = tqdm(animation, desc=printable(out.name), unit="frame", disable=not sys.stderr.isatty(), leave=False)
     write_video(progress, out, fps, args.size)
     result = {
         "video": str(out),
@@ -94,7 +98,7 @@ def _render(args: argparse.Namespace) -> int:
     }
     what = f"{len(animation)} frames of {args.size[0]}x{args.size[1]} at {fps:g} fps"
     errors = f"{comparison.levels_text}: {result['angle_error_deg']:.2f} degrees, {result['joint_error_mm']:.1f} mm"
-    print_result(args, result, f"{out}: {what}; {clip.name}, {errors}")
+    print_result(args, result, printable(f"{out}: {what}; {clip.name}, {errors}"))
     return ExitStatus.DONE
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ds_rvqvae.cli.common import Verbs, add_json_flag, print_result
-from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.errors import ExitStatus, UserError, printable, text_of
 from ds_rvqvae.text import size
 
 if TYPE_CHECKING:
@@ -43,12 +43,12 @@ def _show(args: argparse.Namespace) -> int:
     if args.clips:
         facts["clip_list"] = _clip_list(store)
         width = max(len(clip["name"]) for clip in facts["clip_list"])
-        lines.append(f"\n{'clip':<{width}}  {'frames':>9}  {'speaker':<12} split")
+        lines += ["", f"{'clip':<{width}}  {'frames':>9}  {'speaker':<12} split"]
         lines += [
             f"{clip['name']:<{width}}  {clip['frames']:>9,}  {clip['group'] or '-':<12} {', '.join(clip['splits'])}"
             for clip in facts["clip_list"]
         ]
-    print_result(args, facts, "\n".join(lines))
+    print_result(args, facts, text_of(lines))
     return ExitStatus.DONE
 
 
@@ -178,15 +178,15 @@ def _verify(args: argparse.Namespace) -> int:
         f"{seconds:.1f} s"
     )
     if not damaged:
-        print_result(args, result, text)
+        print_result(args, result, printable(text))
         return ExitStatus.DONE
     refusal = _refusal(args.store, damaged)
     if args.json:
-        print_result(args, result, refusal.partition("\n")[0])
-    raise UserError(refusal)
+        print_result(args, result, printable(refusal[0]))
+    raise UserError(refusal[0], details=refusal[1:])
 
 
-def _refusal(folder: Path, damaged: "list[Damage]") -> str:
+def _refusal(folder: Path, damaged: "list[Damage]") -> list[str]:
     """What is damaged, in six lines at most."""
     clips = sum(len(damage.clips) for damage in damaged)
     lines = [f"{folder}: damaged in {len(damaged)} files, which hold {clips} clips; delete it and prepare it again"]
@@ -194,4 +194,4 @@ def _refusal(folder: Path, damaged: "list[Damage]") -> str:
     lines += [f"  {damage}" for damage in shown]
     if len(shown) < len(damaged):
         lines.append(f"  and {len(damaged) - len(shown)} more files; --json names all, with their clips")
-    return "\n".join(lines)
+    return lines

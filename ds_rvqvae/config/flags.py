@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from ds_rvqvae.config.data import BODY_PARTS, is_part_name
 from ds_rvqvae.config.profile import RvqvaeConfig, section_at
-from ds_rvqvae.errors import ExitStatus
+from ds_rvqvae.errors import ExitStatus, printable
 
 ON_OFF = {"on": "true", "off": "false"}
 PRECISIONS = {"bf16": "true", "no": "false"}
@@ -52,7 +52,7 @@ class FlagParser(argparse.ArgumentParser):
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown != message:
             message = f"unknown flag {unknown}{self._nearest_flag(unknown)}"
-        self.exit(ExitStatus.BAD_INPUT, f"error: {message} (--help lists the flags)\n")
+        self.exit(ExitStatus.BAD_INPUT, f"error: {printable(message)} (--help lists the flags)\n")
 
     def _nearest_flag(self, unknown: str) -> str:
         flag = unknown.split()[0].partition("=")[0]

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from ds_rvqvae.data.formats.npz import write_header
-from ds_rvqvae.data.store.places import cache_folder, hash_of
+from ds_rvqvae.data.store.places import cache_folder, hash_of, hold_in_cache
 from ds_rvqvae.data.store.store import HEADER_BYTES, Store
 from ds_rvqvae.files import sync, whole_folder
 from ds_rvqvae.host import Host
+from ds_rvqvae.locks import BusyError
 from ds_rvqvae.text import GIB, gibibytes
 
 KEPT = 8
@@ -68,8 +68,8 @@ def selected_frames(
             frames = selection.build()
         else:
             logger.info("%s in use: too much for the memory, windows are read from the store", selection.words)
-    except (OSError, NotImplementedError) as error:  # filelock's, where a file system has no locks
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
+        reason = error.strerror or error
         logger.warning(
             "%s in use: cannot be kept in %s: %s; training reads the store", selection.words, _root(), reason
         )
@@ -188,7 +188,7 @@ class _Selection:
         """The frames, built beside their place and renamed, unless another process just did; raises OSError."""
         root = self.folder.parent
         root.mkdir(parents=True, exist_ok=True)
-        with _lock(self.folder):
+        with hold_in_cache(self.folder.name):
             frames = self.open()
             if frames is not None:
                 return frames
@@ -221,13 +221,6 @@ class _Selection:
                 file.write(part.data)
 
 
-def _lock(folder: Path, timeout: float = -1) -> FileLock:
-    """One process at a time builds a folder; the system lets go of the lock of one that is killed."""
-    locks = cache_folder() / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    return FileLock(locks / f"{folder.name}.lock", timeout=timeout)
-
-
 def _remove_unused(new: _Selection) -> None:
     """Makes room for a selection. A process that has a removed one mapped keeps it.
 
@@ -239,7 +232,7 @@ def _remove_unused(new: _Selection) -> None:
         if folder == new.folder or not folder.is_dir():
             continue
         if folder.name.endswith(_BUILDING):
-            with suppress(Timeout), _lock(Path(folder.name[1 : -len(_BUILDING)]), timeout=0):
+            with suppress(BusyError), hold_in_cache(folder.name[1 : -len(_BUILDING)], wait=False):
                 shutil.rmtree(folder, ignore_errors=True)
             continue
         try:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from ds_rvqvae.errors import say, text_of
 from ds_rvqvae.gpu.recording import json_line
 from ds_rvqvae.gpu.snapshot import Snapshot, plain_line
 
@@ -26,7 +27,7 @@ class Display:
 
     def show(self, snapshot: Snapshot, problems: Sequence[str]) -> None:
         for problem in set(problems) - self._problems:
-            print(f"warning: {problem}", file=sys.stderr)
+            say(f"warning: {problem}")
         self._problems = set(problems)
 
     def redraw(self) -> None:
@@ -46,7 +47,7 @@ class LinesDisplay(Display):
     """A plain line a card and refresh."""
 
     def show(self, snapshot: Snapshot, problems: Sequence[str]) -> None:
-        print("\n".join(plain_line(snapshot, gpu) for gpu in snapshot.cards), flush=True)
+        print(text_of(plain_line(snapshot, gpu) for gpu in snapshot.cards), flush=True)
         super().show(snapshot, problems)
 
 

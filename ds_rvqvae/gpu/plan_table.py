@@ -1,6 +1,7 @@
 """A plan as text for a terminal."""
 
 from ds_rvqvae.config.batch_sizes import window_sizes_text
+from ds_rvqvae.errors import text_of
 from ds_rvqvae.gpu.plan import Plan
 from ds_rvqvae.text import size
 
@@ -9,7 +10,7 @@ _BAR = 24
 
 def plan_table(plan: Plan) -> str:
     """Memory a card line by line, then speed and traffic of a step."""
-    return "\n".join([*_heading(plan), "", *_memory(plan), "", *_step(plan), "", *_notes(plan)])
+    return text_of([*_heading(plan), "", *_memory(plan), "", *_step(plan), "", *_notes(plan)])
 
 
 def described_parts(plan: Plan) -> list[tuple[str, int, str]]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from ds_rvqvae.config.profile import PROFILE_FILE
 from ds_rvqvae.config.request import Flags, Request, Start
 from ds_rvqvae.data.dataset import MotionData
-from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.errors import ExitStatus, UserError, say
 from ds_rvqvae.launch.hosts import Ranks
-from ds_rvqvae.launch.supervise import Signals, say
+from ds_rvqvae.launch.supervise import Signals
 from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, Layout, check_disjoint
 from ds_rvqvae.runs.checkpoints import has_begun
 from ds_rvqvae.runs.folder import check_out_folder, choose_run_folder, read_profile

@@ -11,6 +11,7 @@ from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.request import Flags
 from ds_rvqvae.data.demo import write_demo_motion
 from ds_rvqvae.data.store.places import cache_folder
+from ds_rvqvae.errors import printable
 from ds_rvqvae.gpu.nvml import Driver, NoDriverError
 from ds_rvqvae.launch.hosts import warn
 from ds_rvqvae.launch.preflight import Build, can_use_cards
@@ -58,9 +59,9 @@ def print_results(run: Path) -> None:
     print(score_table(trained, untrained))
     pictures = sorted(evaluation.glob("reconstruction*.png"), key=lambda picture: picture.stat().st_mtime)
     if pictures:
-        print(f"picture: {pictures[-1]}")
-    print(f"run: {run}")
-    print(f"tensorboard --logdir {run / 'tensorboard'} --host localhost")
+        print(printable(f"picture: {pictures[-1]}"))
+    print(printable(f"run: {run}"))
+    print(printable(f"tensorboard --logdir {run / 'tensorboard'} --host localhost"))
 
 
 def _read(file: Path) -> dict[str, Any]:

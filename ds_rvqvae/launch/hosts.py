@@ -3,14 +3,13 @@
 import functools
 import shutil
 import socket
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ds_rvqvae.config.launch_flags import DEFAULT_INCLUDE
 from ds_rvqvae.config.request import LaunchOptions
-from ds_rvqvae.errors import UserError
+from ds_rvqvae.errors import UserError, say
 from ds_rvqvae.launch.slots import (
     LOCAL,
     Cards,
@@ -170,4 +169,4 @@ def free_port(wanted: int | None, here: bool) -> int:
 @functools.cache
 def warn(text: str) -> None:
     """A warning on stderr, once, however many parts of a body it is about."""
-    print(f"warning: {text}", file=sys.stderr)
+    say(f"warning: {text}")

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from ds_rvqvae.config.request import Flags, read_launch_flags
-from ds_rvqvae.errors import ExitStatus, exit_status_of
+from ds_rvqvae.errors import ExitStatus, exit_status_of, printable, say, text_of
 from ds_rvqvae.launch import demo
 from ds_rvqvae.launch.body import Body, CheckedRun, check_no_body
 from ds_rvqvae.launch.check import check_run
@@ -46,16 +46,16 @@ def _show(checked: list[tuple[CheckedRun, Preflight | None]]) -> None:
     shown: set[Finding] = set()
     for run, report in checked:
         if report is None:
-            print(f"{run.folder.name}: nothing is left to train", file=sys.stderr)
+            say(f"{run.folder.name}: nothing is left to train")
             continue
         # Most of what is found is the same for every part of a body.
         new = [finding for finding in report.findings if finding not in shown]
         shown.update(new)
         lines = [f"plan of {run.folder.name}", *(f"  {line}" for line in report.plan_lines())]
         lines += ["checks", *(f"  {finding}" for finding in new)]
-        print("\n".join(lines), file=sys.stderr)
+        print(text_of(lines), file=sys.stderr)
     for run, _ in checked[:1]:
         added = rank_variables(run)
-        print(f"environment: {shlex.join(f'{name}={value}' for name, value in added.items())}", file=sys.stderr)
+        say(f"environment: {shlex.join(f'{name}={value}' for name, value in added.items())}")
     for run, _ in checked:
-        print(shlex.join(command_by_flags(run)))
+        print(printable(shlex.join(command_by_flags(run))))

@@ -3,8 +3,8 @@
 import time
 from collections.abc import Callable
 
-from ds_rvqvae.errors import ExitStatus
-from ds_rvqvae.launch.supervise import Ending, Job, Signals, say, supervise
+from ds_rvqvae.errors import ExitStatus, say
+from ds_rvqvae.launch.supervise import Ending, Job, Signals, supervise
 
 FIRST_PAUSE = 5.0
 """Seconds before the first restart; each further one waits twice as long as the one before."""

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import psutil
 
-from ds_rvqvae.errors import ExitStatus
+from ds_rvqvae.errors import ExitStatus, say
 from ds_rvqvae.runs.folder import DONE, RANK_LAUNCHER
 from ds_rvqvae.runs.heartbeat import Sign, Watch
 
@@ -280,8 +280,3 @@ def _signal_in(code: int) -> int:
     """The signal in the runner's return code: its own is negative, a rank's comes as 256 less the number. 0: none."""
     number = -code if code < 0 else 256 - code
     return number if number in signal.valid_signals() else 0
-
-
-def say(text: str) -> None:
-    """A line of the launcher's own."""
-    print(text, file=sys.stderr, flush=True)

@@ -1,16 +1,17 @@
 """Folders of runs: how a run is named, and whether it can be written."""
 
-import fcntl
 import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from ds_rvqvae.config.profile import PROFILE_FILE, Profile, load_profile
 from ds_rvqvae.config.request import Request, Start
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import whole_file
+from ds_rvqvae.locks import BusyError, HeldFolder, hold_folder
 from ds_rvqvae.text import gigabytes
 
 OUTCOME_VARIABLE = "DS_RVQVAE_OUTCOME"
@@ -19,14 +20,12 @@ DONE = "done"
 RANK_LAUNCHER = "deepspeed.launcher.launch"
 """The process of deepspeed's that starts the ranks, in its command line."""
 
-
 RUN_VARIABLE = "DS_RVQVAE_RUN"
 """Environment variable with the folder of the run, where our launcher has chosen and made it."""
-
-
 STORE_VARIABLE = "DS_RVQVAE_STORE"
 """Environment variable with the folder of the run's motion, packed, where our launcher has checked it against the
 files. It is checked once a start: ranks would each read all files again, and a restart might find others."""
+_held: list[HeldFolder] = []
 
 
 def run_folder_of(request: Request) -> Path:
@@ -104,23 +103,25 @@ def check_out_folder(folder: Path, needed_bytes: int = 0) -> None:
         )
 
 
-def lock_run(folder: Path) -> None:
-    """Keeps other starts out of a run's folder for as long as this process lives.
+def lock_run(folder: Path, say: Callable[[str], None], lost: Callable[[str], None]) -> None:
+    """Keeps other starts out of a run's folder until `unlock_runs`, or until this process ends, of whatever.
 
-    The lock is on the folder itself: it leaves no file behind and dies with its process.
+    Args:
+        say, lost: take lines as in `hold_folder`.
 
     Raises:
         UserError: another process has it.
     """
-    handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise UserError(f"{folder}: another run is training in it; wait for its end or give another --name") from None
-    except OSError:
-        # A file system without locks, as some network ones are.
-        os.close(handle)
+        _held.append(hold_folder(folder, wait=False, say=say, lost=lost))
+    except BusyError as busy:
+        raise UserError(f"{folder}: {busy.holder} is training in it; wait for its end or give another --name") from None
+
+
+def unlock_runs() -> None:
+    """Lets others into the runs that this process has locked; before it ends without what Python does at its end."""
+    while _held:
+        _held.pop().close()
 
 
 def _newest_number(out: Path, base: str) -> int:

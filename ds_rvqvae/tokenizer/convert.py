@@ -13,8 +13,15 @@ from typing import Any, NamedTuple, Protocol
 from tqdm import tqdm
 
 from ds_rvqvae.data.formats.finding import FoundFile, find_files
-from ds_rvqvae.errors import UserError
-from ds_rvqvae.files import check_writable, remove_unfinished, sync
+from ds_rvqvae.errors import (
+    UserError,
+    text_of,
+)
+from ds_rvqvae.files import (
+    check_writable,
+    remove_unfinished,
+    sync,
+)
 from ds_rvqvae.motion.clip import ClipError, LeftOut
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
@@ -90,7 +97,7 @@ class Report:
                 notes.setdefault(note, []).append(clip.file)
         for note, files in notes.items():
             lines.append(f"{note}: {files[0]}" + (f" and {len(files) - 1} more" if len(files) > 1 else ""))
-        return "\n".join(lines)
+        return text_of(lines)
 
 
 class Converter(Protocol):

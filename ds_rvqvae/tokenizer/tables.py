@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ds_rvqvae.errors import text_of
+
 _ERRORS = {"l1": "L1, normalised units", "angle_error_deg": "angle error, degrees", "velocity_error": "velocity error"}
 _BY_LEVEL = (
     ("bits_per_second", "bits/s", ".1f"),
@@ -54,7 +56,7 @@ def score_table(scores: dict[str, Any], untrained: dict[str, Any] | None = None)
     lines.append(f"{'levels used':12}" + "".join(f"{title:>11}" for _, title, _ in columns))
     for row in rows:
         lines.append(f"{row['levels']:<12}" + "".join(f"{_text(row[key], form):>11}" for key, _, form in columns))
-    return "\n".join(lines)
+    return text_of(lines)
 
 
 def comparison_cells(results: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -89,7 +91,7 @@ def comparison_table(results: Sequence[dict[str, Any]], notes: Sequence[str] = (
         "  ".join(cell.ljust(width) if not at else cell.rjust(width) for at, (cell, width) in enumerate(row)).rstrip()
         for row in (list(zip(cell_row, widths, strict=True)) for cell_row in cells)
     ]
-    return "\n".join([*notes, *lines])
+    return text_of([*notes, *lines])
 
 
 def figure_note(scores: dict[str, Any]) -> str | None:

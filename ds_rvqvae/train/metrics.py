@@ -19,6 +19,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 
 from ds_rvqvae.data.loader import BatchLoader
+from ds_rvqvae.errors import PrintableFormatter, text_of
 from ds_rvqvae.files import AppendedLines, whole_file
 from ds_rvqvae.model.losses import Losses
 from ds_rvqvae.model.vq import perplexity_of
@@ -30,18 +31,19 @@ logger = logging.getLogger("ds_rvqvae")
 def start_log(file: Path, rank: int) -> None:
     """Sends rank 0's messages, and errors of any rank, to `file`; rank 0's warnings to the terminal as well."""
     to_file = logging.FileHandler(file, encoding="utf-8")
-    to_file.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s rank {rank}: %(message)s"))
+    to_file.setFormatter(PrintableFormatter(f"%(asctime)s %(levelname)s rank {rank}: %(message)s"))
     to_file.setLevel(logging.ERROR if rank else logging.INFO)
     to_terminal = logging.StreamHandler(sys.stderr)
-    to_terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    to_terminal.setFormatter(PrintableFormatter("%(levelname)s: %(message)s"))
     to_terminal.addFilter(lambda record: rank == 0 and record.levelno == logging.WARNING)
     logger.handlers[:] = [to_file, to_terminal]
     logger.setLevel(logging.INFO)
     logger.propagate = False
 
 
-def announce(text: str) -> None:
+def announce(*lines: str) -> None:
     """Rank 0 says something about the run, on the terminal and in the log."""
+    text = text_of(lines)
     logger.info(text)
     if dist.get_rank() == 0:
         print(text, file=sys.stderr, flush=True)

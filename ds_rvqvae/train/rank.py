@@ -15,7 +15,7 @@ from ds_rvqvae.config.profile import PROFILE_FILE, Profile
 from ds_rvqvae.config.request import Request, read_training_flags
 from ds_rvqvae.data.dataset import MotionData, open_training_data
 from ds_rvqvae.data.store.store import is_store, open_store
-from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.errors import ExitStatus, UserError, say
 from ds_rvqvae.gpu.sizes import parameter_count
 from ds_rvqvae.host import bf16_arithmetic_text
 from ds_rvqvae.runs.abandoned import go_on_from
@@ -28,6 +28,7 @@ from ds_rvqvae.runs.folder import (
     check_out_folder,
     lock_run,
     run_folder_of,
+    unlock_runs,
     write_profile,
 )
 from ds_rvqvae.runs.heartbeat import Heartbeat
@@ -255,6 +256,9 @@ def _open_run(request: Request, data: MotionData, world_size: int) -> OpenedRun:
 
     A refusal leaves the folder as it is. Else the folder is that of the history of what is gone on from.
     """
+    from ds_rvqvae.train.metrics import announce
+    from ds_rvqvae.train.signals import end_unsaved
+
     profile, start = request.profile, request.start
     folder = _folder_of(request)
     chosen = RUN_VARIABLE in request.flags.environment
@@ -262,7 +266,7 @@ def _open_run(request: Request, data: MotionData, world_size: int) -> OpenedRun:
         raise UserError(f"{folder}: holds a run; go on with it by --resume, or give another --name")
     new = not folder.is_dir()
     if not new:
-        lock_run(folder)
+        lock_run(folder, announce, end_unsaved)
     initial = take_start(folder, profile, data, start)
     resume = Resume()
     if start.resumes:
@@ -271,7 +275,7 @@ def _open_run(request: Request, data: MotionData, world_size: int) -> OpenedRun:
     for part in ("checkpoints", "eval"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     if new:
-        lock_run(folder)
+        lock_run(folder, announce, end_unsaved)
     for place in (folder, folder / "checkpoints", folder / "eval"):
         sweep(place)
     if resume.checkpoint is not None:
@@ -306,6 +310,7 @@ def _leave(status: int) -> int:
     there, was seen to abort.
     """
     Heartbeat.end(status)
+    unlock_runs()
     if "torch.distributed" not in sys.modules:
         return status
     logging.shutdown()
@@ -316,7 +321,7 @@ def _leave(status: int) -> int:
 
 def _report_crash(error: Exception, rank: int) -> int:
     """The traceback into `run.log`, and one line on stderr."""
-    logging.getLogger("ds_rvqvae").error("%s", traceback.format_exc())
+    logging.getLogger("ds_rvqvae").error(traceback.format_exc())
     summary = str(error).strip().splitlines()
-    print(f"error: rank {rank}: {type(error).__name__}: {summary[0] if summary else ''}", file=sys.stderr)
+    say(f"error: rank {rank}: {type(error).__name__}: {summary[0] if summary else ''}")
     return _leave(ExitStatus.FAILED)

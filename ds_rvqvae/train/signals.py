@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from enum import IntEnum
@@ -13,7 +12,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from ds_rvqvae.errors import ExitStatus
+from ds_rvqvae.errors import ExitStatus, say
 from ds_rvqvae.runs.folder import RANK_LAUNCHER
 from ds_rvqvae.runs.heartbeat import Heartbeat
 
@@ -94,8 +93,13 @@ class Agreement:
 
 
 def _give_up() -> None:
-    logging.getLogger("ds_rvqvae").error("asked to stop, but the other ranks do not answer: ended without saving")
-    print("error: asked to stop, but the other ranks do not answer: ended without saving", file=sys.stderr, flush=True)
+    end_unsaved("asked to stop, but the other ranks do not answer")
+
+
+def end_unsaved(reason: str) -> None:
+    """Ends this process at once, with status 70."""
+    logging.getLogger("ds_rvqvae").error("%s: ended without saving", reason)
+    say(f"error: {reason}: ended without saving")
     Heartbeat.end(ExitStatus.FAILED)
     os._exit(ExitStatus.FAILED)
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.data.dataset import MotionData
+from ds_rvqvae.errors import text_of
 from ds_rvqvae.files import whole_file
 from ds_rvqvae.gpu.cards import CARDS
 from ds_rvqvae.gpu.plan import Plan, make_plan
@@ -49,7 +50,7 @@ def sum_up(
     if dist.get_rank() != 0:
         return
     plan = plan_of(profile, data.in_features, peaks)
-    announce(summary_text(peaks, plan))
+    announce(*summary_text(peaks, plan).split("\n"))
     try:
         _write(run_folder / "memory.json", summary_dict(peaks, plan, *steps, checkpoint))
     except OSError as error:
@@ -69,7 +70,7 @@ def summary_text(peaks: Sequence[Peaks], plan: Plan | None) -> str:
     """The peaks by rank as a table, sums over the ranks, and plan against truth."""
     seconds = max((peak.seconds or 0.0 for peak in peaks), default=0.0)
     taken = "memory" if all(peak.energy_wh is None for peak in peaks) else "memory and energy"
-    return "\n".join([f"{taken} of each rank over {_duration(seconds)}:", *_table(peaks), *_plan_lines(peaks, plan)])
+    return text_of([f"{taken} of each rank over {_duration(seconds)}:", *_table(peaks), *_plan_lines(peaks, plan)])
 
 
 def summary_dict(

@@ -16,6 +16,7 @@ from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.data.loader import BatchLoader
 from ds_rvqvae.data.order import BatchOrder
+from ds_rvqvae.errors import printable
 from ds_rvqvae.model.losses import Losses, loss_columns, tokenizer_losses
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.runs.abandoned import SCORES
@@ -320,7 +321,7 @@ class Trainer:
             initial=self.steps_done,
             disable=self.rank != 0,
             unit="step",
-            desc=self.run_folder.name,
+            desc=printable(self.run_folder.name),
             mininterval=0.5,
             dynamic_ncols=True,
         )

@@ -1,12 +1,15 @@
-"""What is used of matplotlib's Agg canvas, with the types that matplotlib leaves out."""
+"""What is used of matplotlib's Agg canvas, with the types that matplotlib leaves out; figures as they are drawn."""
 
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.transforms import BboxBase
 from numpy.typing import NDArray
+
+from ds_rvqvae.errors import text_of
 
 
 class Canvas(Protocol):
@@ -31,9 +34,32 @@ class Canvas(Protocol):
 
 def canvas_of(figure: Figure) -> Canvas:
     """A canvas of a figure, which becomes the figure's own."""
+    set_names_as_text(figure)
     return FigureCanvasAgg(figure)
 
 
 def pixels_on(canvas: Canvas) -> NDArray[np.uint8]:
     """A view of what was drawn, `[height, width, 4]` RGBA, which the next drawing overwrites."""
     return np.asarray(canvas.buffer_rgba())
+
+
+def write_png(figure: Figure, file: BinaryIO, dpi: float) -> None:
+    """Draws a figure as PNG."""
+    set_names_as_text(figure)
+    figure.savefig(file, dpi=dpi, format="png")
+
+
+def set_names_as_text(figure: Figure) -> None:
+    """Has what is written in a figure drawn as it is: names hold dollars, which would make mathematics of them, and
+    characters that no font has. To be called once all is in place."""
+    of_logarithms = {
+        id(label)
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        if axis.get_scale() == "log"
+        for label in axis.get_ticklabels(which="both")
+    }
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and id(text) not in of_logarithms:
+            text.set_parse_math(False)
+            text.set_text(text_of(text.get_text().split("\n")))

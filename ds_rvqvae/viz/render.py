@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter1d
 
-from ds_rvqvae.viz.canvas import canvas_of, pixels_on
+from ds_rvqvae.viz.canvas import canvas_of, pixels_on, set_names_as_text
 from ds_rvqvae.viz.comparison import Comparison
 from ds_rvqvae.viz.stick_figure import HEAD_RADIUS, LEFT, MIDDLE, RIGHT, Camera, StickFigure
 
@@ -60,6 +60,7 @@ class Animation:
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         """Each picture, uint8 `[height, width, 4]`, RGBA: a view that the next picture overwrites."""
+        set_names_as_text(self._figure)
         self._canvas.draw()
         background = self._canvas.copy_from_bbox(self._figure.bbox)
         for frame in self.frames.tolist():

@@ -1,6 +1,5 @@
 """Five figures of a store from two sides, in metres; or, of columns that are no figure, five clips as heat maps."""
 
-import textwrap
 from typing import NamedTuple
 
 import numpy as np
@@ -27,8 +26,9 @@ _MOST_ROWS = 400
 
 
 def name_words(name: str, most: int = 200) -> str:
-    """A name as matplotlib can draw it, in `most` characters: dollars would make mathematics of it."""
-    return textwrap.shorten(printable(name), most, placeholder="…").replace("$", r"\$")
+    """A name in `most` characters."""
+    words = " ".join(printable(name).split())
+    return words if len(words) <= most else f"{words[: most - 1]}…"
 
 
 class _Pose(NamedTuple):

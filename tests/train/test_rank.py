@@ -28,7 +28,9 @@ def test_a_second_start_in_one_folder_is_refused(tmp_path, demo_folder):
     printed = second.communicate(timeout=60)[0]
     first.kill()
     first.communicate()
-    assert second.returncode == 2 and "another run is training in it" in printed
+    assert (
+        second.returncode == 2 and f"process {first.pid} of this machine" in printed and "is training in it" in printed
+    )
     assert "Traceback" not in printed
     # The lock dies with its process.
     train_ranks(1, *flags, "--total_iter=2")

@@ -15,6 +15,7 @@ from ds_rvqvae.data.store.splits import group_of
 from ds_rvqvae.data.store.statistics import RunningStatistics
 from ds_rvqvae.data.store.store import Store
 from ds_rvqvae.data.store.summary import counted, hours_words, some, store_totals
+from ds_rvqvae.errors import text_of
 from ds_rvqvae.motion.layout import Layout, rotation_columns, select_columns
 
 SAMPLE_CLIPS = 5
@@ -334,4 +335,4 @@ def look_text(look: Look) -> str:
         )
     lines.append(f"constant columns: {some(facts['constant_columns'], 6) or 'none'}")
     lines += [f"warning: {warning}" for warning in look.warnings]
-    return "\n".join(lines)
+    return text_of(lines)

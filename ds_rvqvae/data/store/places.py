@@ -10,10 +10,9 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from ds_rvqvae.data.store.store import Store, holds_only_a_store, is_store, open_store, write_json
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.locks import HeldFolder, hold_folder
 
 _BUILDING, _PLAN = ".building", "plan.json"
 
@@ -60,11 +59,20 @@ def remove_outdated(place: Path, folder: Path) -> None:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """One process at a time; the lock lies in the cache, so that nothing stays beside the store."""
-    locks = cache_folder() / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]
-    with FileLock(locks / f"{name}.lock"):
+    with hold_in_cache(hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:24]):
         yield
+
+
+def hold_in_cache(name: str, *, wait: bool = True) -> HeldFolder:
+    """Holds what goes by a name against other processes that use the same cache.
+
+    Raises:
+        BusyError: without `wait`, where another process holds it.
+        OSError: the cache cannot be written.
+    """
+    folder = cache_folder() / "locks" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return hold_folder(folder, wait=wait)
 
 
 def stores_there(place: Path, out: Path | None) -> Iterator[Store]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ds_rvqvae.data.store.splits import Segment
 from ds_rvqvae.data.store.store import Store
-from ds_rvqvae.errors import printable
+from ds_rvqvae.errors import text_of
 from ds_rvqvae.motion.clip import SPLITS, Quarantined
 from ds_rvqvae.motion.layout import Layout
 from ds_rvqvae.motion.rotations import DECIMATION_TOLERANCE, decimation
@@ -257,7 +257,7 @@ def report_text(report: dict[str, Any], most: int = 12) -> str:
         _column_lines(report, most),
         _note_lines(report["notes"], most),
     ]
-    return "\n\n".join("\n".join(map(printable, lines)) for lines in sections if lines)
+    return "\n\n".join(text_of(lines) for lines in sections if lines)
 
 
 def _row(title: str, *cells: str, end: str = "") -> str:

@@ -1,0 +1,34 @@
+"""The shell part of the launcher, up to where it would install."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.ranks import ROOT
+from tests.without_locks import can_refuse
+
+
+@pytest.mark.skipif(not can_refuse(), reason="the kernel lets no process be refused its locks")
+@pytest.mark.skipif(not shutil.which("flock"), reason="no flock command")
+@pytest.mark.parametrize("refused", [False, True])
+def test_where_the_file_system_refuses_flock_it_goes_on_with_a_line(tmp_path, refused):
+    (tmp_path / "launch").mkdir()
+    for name in ("launch/environment.sh", "pyproject.toml", "setup.py", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "bin").mkdir()
+    for name in ("python3", "python3.12", "python3.11", "python3.10"):  # too old, so that nothing is installed
+        (tmp_path / "bin" / name).write_text("#!/bin/sh\necho Python 3.8.1; exit 1\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    command = ["bash", "-euo", "pipefail", "-c", f"source {tmp_path}/launch/environment.sh; echo ready"]
+    if refused:
+        command = [sys.executable, "-m", "tests.without_locks", "flock", *command]
+    variables = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    environment = {**variables, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    *said, last = ended.stderr.splitlines()
+    assert (ended.returncode, last.partition("; ")[0]) == (2, "environment: needs Python 3.10, 3.11 or 3.12")
+    line = f"environment: {tmp_path} cannot be locked (Function not implemented); let one start end its install before"
+    assert said == ([f"{line} the next"] if refused else [])
