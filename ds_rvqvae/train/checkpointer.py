@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ class Checkpointer:
         run_folder: checkpoints go into its `checkpoints`.
         settings: which ones stay, and which step is the last.
         saved_step: of the checkpoint that the run goes on from.
+        beside: what each checkpoint keeps beside the model, by file name, on rank 0.
     """
 
     def __init__(
@@ -78,7 +79,9 @@ class Checkpointer:
         run_folder: Path,
         settings: TrainingConfig,
         saved_step: int | None = None,
+        beside: Mapping[str, bytes] | None = None,
     ) -> None:
+        self._beside = beside or {}
         self._engine, self._folder, self._settings = engine, run_folder / "checkpoints", settings
         self.saved_step = saved_step
         """Of the newest checkpoint; None where there is none yet."""
@@ -99,7 +102,7 @@ class Checkpointer:
         """
         keeping = Keeping(self._settings.keep_checkpoints, self._settings.keep_every, best)
         try:
-            saved = save_checkpoint(self._engine, self._folder, {"rvqvae": state}, keeping)
+            saved = save_checkpoint(self._engine, self._folder, {"rvqvae": state}, keeping, self._beside)
         except SaveFailedError as failure:
             self.failures += 1
             logger.warning("step %d: no checkpoint saved, the older ones stay: %s", step, failure)
@@ -111,12 +114,17 @@ class Checkpointer:
 
 
 def save_checkpoint(
-    engine: deepspeed.DeepSpeedEngine, folder: Path, client_state: dict[str, Any], keeping: Keeping
+    engine: deepspeed.DeepSpeedEngine,
+    folder: Path,
+    client_state: dict[str, Any],
+    keeping: Keeping,
+    beside: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Saves `folder/global_stepN` and points `latest` at it. Every rank calls it.
 
     Args:
         client_state: what DeepSpeed does not know, under `rvqvae`; the same on all ranks.
+        beside: further files of the checkpoint, by name; rank 0's count.
 
     Raises:
         SaveFailedError: on every rank, where any rank could not write its part.
@@ -129,12 +137,14 @@ def save_checkpoint(
         failures = _write_parts(engine, unfinished, client_state)
     digests: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
     if not failures:
-        mine, reason = _attempt(lambda: {file.name: digest_of(file) for file in _own_files(unfinished, rank)})
+        own = beside if beside and rank == 0 else {}
+        mine, reason = _attempt(lambda: _digests(unfinished, rank, own))
         dist.all_gather_object(digests, mine or {})
         failures = _gather([reason])
     if not failures:
         manifest = _manifest(engine, digests, client_state)
-        missing = dist.get_world_size() + 1 - len(manifest["files"])
+        parts = [name for name in manifest["files"] if name.endswith(".pt")]
+        missing = dist.get_world_size() + 1 - len(parts)
         failures = [f"{missing} files of the checkpoint are not to be seen in {unfinished}"] if missing else []
     if not failures:
         failures = _on_rank_zero(lambda: _finish(manifest, unfinished, finished, keeping))
@@ -240,6 +250,13 @@ def _restore_buffers(module: torch.nn.Module, checkpoint: Path) -> None:
     buffers = dict(module.named_buffers())
     for name, value in saved.items():
         buffers[name].copy_(value)
+
+
+def _digests(folder: Path, rank: int, beside: Mapping[str, bytes]) -> dict[str, Any]:
+    """Writes the further files; gives the entries in the manifest of all that this rank wrote."""
+    for name, content in beside.items():
+        (folder / name).write_bytes(content)
+    return {file.name: digest_of(file) for file in [*_own_files(folder, rank), *(folder / name for name in beside)]}
 
 
 def _own_files(folder: Path, rank: int) -> list[Path]:

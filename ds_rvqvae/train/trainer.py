@@ -17,7 +17,9 @@ from ds_rvqvae.data.loader import BatchLoader
 from ds_rvqvae.data.order import BatchOrder
 from ds_rvqvae.model.losses import Losses, loss_columns, tokenizer_losses
 from ds_rvqvae.model.rvqvae import RVQVAE
+from ds_rvqvae.runs.folder import copies_of
 from ds_rvqvae.runs.heartbeat import Heartbeat
+from ds_rvqvae.runs.motion import MOTION_FILE, MotionTable
 from ds_rvqvae.runs.tokenizers import motion_state
 from ds_rvqvae.train.averaging import WeightAverage
 from ds_rvqvae.train.checkpointer import Checkpointer, load_checkpoint, make_universal
@@ -83,7 +85,8 @@ class Trainer:
         self.average = None if decay is None else WeightAverage(engine, decay)
         self.log = StepLog(engine, self.loader, run_folder, self.steps_done)
         self.evaluator = Evaluator(engine, data, run_folder, self.log.board, self.average)
-        self.checkpointer = Checkpointer(engine, run_folder, self.settings, self.steps_done if client_state else None)
+        saved_step = self.steps_done if client_state else None
+        self.checkpointer = Checkpointer(engine, run_folder, self.settings, saved_step, self._kept_beside())
         if client_state:
             self._restore(client_state["rvqvae"])
 
@@ -235,7 +238,7 @@ class Trainer:
         """
         if self.checkpointer.saved_step == self.steps_done:
             return
-        self.log.board.flush()
+        self.log.sync()
         self.checkpointer.save(self.steps_done, self._state(), self.evaluator.is_best(self.steps_done))
 
     def close(self) -> None:
@@ -244,6 +247,12 @@ class Trainer:
         self.agreement.close()
         self.log.close()
         self.engine.destroy()
+
+    def _kept_beside(self) -> dict[str, bytes]:
+        """Files that each checkpoint keeps beside the model, on rank 0."""
+        if self.rank:
+            return {}
+        return {MOTION_FILE: MotionTable.of(self.data).to_bytes(), **copies_of(self.run_folder)}
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside what DeepSpeed saves."""
