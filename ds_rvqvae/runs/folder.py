@@ -17,12 +17,11 @@ from ds_rvqvae.text import gigabytes
 OUTCOME_VARIABLE = "DS_RVQVAE_OUTCOME"
 """Environment variable with the file into which rank 0 writes `DONE` when the run ended well."""
 DONE = "done"
-LOG = "run.log"
+LOG, METRICS = "run.log", "metrics.jsonl"
 _MESSAGE = re.compile(rb"\d{4}-\d\d-\d\d ")
 NORMALISATION = "normalisation.json"
 """In the folder of a run that started from a tokenizer: `mean` and `std`, a number a column."""
-KEPT_FILES = (PROFILE_FILE, NORMALISATION)
-"""Of a run's folder: what each checkpoint keeps a copy of."""
+_KEPT_OBJECTS = (PROFILE_FILE, NORMALISATION)
 RANK_LAUNCHER = "deepspeed.launcher.launch"
 """The process of deepspeed's that starts the ranks, in its command line."""
 
@@ -120,19 +119,24 @@ def profile_place(folder: Path) -> Path:
 
 def copies_of(folder: Path) -> dict[str, bytes]:
     """The small files of a run that its checkpoints keep a copy of, by name."""
-    return {name: (folder / name).read_bytes() for name in KEPT_FILES if damage_of_object(folder / name) is None}
+    names = [name for name in _KEPT_OBJECTS if damage_of_object(folder / name) is None]
+    names += [METRICS] if (folder / METRICS).is_file() else []
+    return {name: (folder / name).read_bytes() for name in names}
 
 
 def copy_in_checkpoint(folder: Path, name: str) -> Path | None:
     """The copy of a run's file in the newest checkpoint that has one and is sound in that; None without one."""
-    for checkpoint in candidates(folder / "checkpoints"):
-        file = checkpoint / name
-        try:
-            if read_manifest(checkpoint)["files"].get(name) == digest_of(file):
-                return file
-        except (OSError, ValueError):
-            continue
-    return None
+    return next(
+        (checkpoint / name for checkpoint in candidates(folder / "checkpoints") if _keeps(checkpoint, name)), None
+    )
+
+
+def _keeps(checkpoint: Path, name: str) -> bool:
+    """Whether a checkpoint has a copy of a run's file that is sound."""
+    try:
+        return bool(read_manifest(checkpoint)["files"].get(name) == digest_of(checkpoint / name))
+    except (OSError, ValueError):
+        return False
 
 
 def restore_profile(folder: Path) -> list[str]:
@@ -145,6 +149,22 @@ def restore_profile(folder: Path) -> list[str]:
     with whole_file(file, synced=True) as content:
         content.write(copy.read_bytes())
     return [f"{file}: {reason}; restored from {copy.parent}"]
+
+
+def restore_metrics(folder: Path, checkpoint: Path) -> list[str]:
+    """Brings back the lines of metrics that were there when a checkpoint was saved, where they are not; says so.
+
+    Lines are only ever added, so that those begin the file; what comes after them is left.
+    """
+    file = folder / METRICS
+    if not _keeps(checkpoint, METRICS):
+        return []
+    lines = (checkpoint / METRICS).read_bytes()
+    if file.is_file() and file.read_bytes().startswith(lines):
+        return []
+    with whole_file(file, synced=True) as content:
+        content.write(lines)
+    return [f"{file}: missing or damaged; restored from {checkpoint}"]
 
 
 def mend_log(folder: Path, searched: int = 1 << 16) -> list[str]:

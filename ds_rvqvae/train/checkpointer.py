@@ -70,7 +70,7 @@ class Checkpointer:
         run_folder: checkpoints go into its `checkpoints`.
         settings: which ones stay, and which step is the last.
         saved_step: of the checkpoint that the run goes on from.
-        beside: what each checkpoint keeps beside the model, by file name, on rank 0.
+        beside: gives what a checkpoint keeps beside the model, by file name; called on rank 0.
     """
 
     def __init__(
@@ -79,9 +79,9 @@ class Checkpointer:
         run_folder: Path,
         settings: TrainingConfig,
         saved_step: int | None = None,
-        beside: Mapping[str, bytes] | None = None,
+        beside: Callable[[], Mapping[str, bytes]] | None = None,
     ) -> None:
-        self._beside = beside or {}
+        self._beside = beside
         self._engine, self._folder, self._settings = engine, run_folder / "checkpoints", settings
         self.saved_step = saved_step
         """Of the newest checkpoint; None where there is none yet."""
@@ -118,13 +118,13 @@ def save_checkpoint(
     folder: Path,
     client_state: dict[str, Any],
     keeping: Keeping,
-    beside: Mapping[str, bytes] | None = None,
+    beside: Callable[[], Mapping[str, bytes]] | None = None,
 ) -> Path:
     """Saves `folder/global_stepN` and points `latest` at it. Every rank calls it.
 
     Args:
         client_state: what DeepSpeed does not know, under `rvqvae`; the same on all ranks.
-        beside: further files of the checkpoint, by name; rank 0's count.
+        beside: gives further files of the checkpoint, by name; rank 0's count.
 
     Raises:
         SaveFailedError: on every rank, where any rank could not write its part.
@@ -137,8 +137,7 @@ def save_checkpoint(
         failures = _write_parts(engine, unfinished, client_state)
     digests: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
     if not failures:
-        own = beside if beside and rank == 0 else {}
-        mine, reason = _attempt(lambda: _digests(unfinished, rank, own))
+        mine, reason = _attempt(lambda: _digests(unfinished, rank, beside() if beside and rank == 0 else {}))
         dist.all_gather_object(digests, mine or {})
         failures = _gather([reason])
     if not failures:

@@ -23,6 +23,7 @@ from ds_rvqvae.files import AppendedLines, parse_json, sync, whole_file
 from ds_rvqvae.model.losses import Losses
 from ds_rvqvae.model.vq import perplexity_of
 from ds_rvqvae.runs.event_files import mend_event_files
+from ds_rvqvae.runs.folder import METRICS
 from ds_rvqvae.train.readings import RankMeter, Reading, board_tags, gather_readings, metrics_of
 
 logger = logging.getLogger("ds_rvqvae")
@@ -287,7 +288,7 @@ class StepLog:
     def __init__(self, engine: deepspeed.DeepSpeedEngine, loader: BatchLoader, run_folder: Path, step: int) -> None:
         self._engine, self._loader = engine, loader
         self._device = torch.device(engine.device)
-        self._file = MetricsFile(run_folder / "metrics.jsonl", step) if dist.get_rank() == 0 else None
+        self._file = MetricsFile(run_folder / METRICS, step) if dist.get_rank() == 0 else None
         self.board = Board(engine, self._file.earlier if self._file else ())
         self._spikes = SpikeAlarm(line["loss"] for line in self._file.earlier) if self._file else SpikeAlarm()
         self._started, self._windows = time.perf_counter(), 0

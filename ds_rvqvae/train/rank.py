@@ -28,6 +28,7 @@ from ds_rvqvae.runs.folder import (
     check_out_folder,
     lock_run,
     mend_log,
+    restore_metrics,
     restore_profile,
     run_folder_of,
     write_profile,
@@ -278,6 +279,7 @@ def _open_run(request: Request, data: MotionData, world_size: int) -> OpenedRun:
         resume.notes += [*restore_profile(folder), *mend_normalisation(folder, data)]
         # From now on this is the run's history, also if it dies before its next save.
         point(folder / "checkpoints", LATEST, resume.checkpoint)
+        resume.notes += restore_metrics(folder, resume.checkpoint)
         if profile.rvqvae.training.init_from is not None:
             resume.notes.append("rvqvae.training.init_from is not read again")
     else:

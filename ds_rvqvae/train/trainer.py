@@ -1,6 +1,7 @@
 """The training loop: step, codebooks, log, evaluate, save."""
 
 import contextlib
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ class Trainer:
         self.log = StepLog(engine, self.loader, run_folder, self.steps_done)
         self.evaluator = Evaluator(engine, data, run_folder, self.log.board, self.average)
         saved_step = self.steps_done if client_state else None
-        self.checkpointer = Checkpointer(engine, run_folder, self.settings, saved_step, self._kept_beside())
+        self.checkpointer = Checkpointer(engine, run_folder, self.settings, saved_step, self._beside)
         if client_state:
             self._restore(client_state["rvqvae"])
 
@@ -248,11 +249,13 @@ class Trainer:
         self.log.close()
         self.engine.destroy()
 
-    def _kept_beside(self) -> dict[str, bytes]:
-        """Files that each checkpoint keeps beside the model, on rank 0."""
-        if self.rank:
-            return {}
-        return {MOTION_FILE: MotionTable.of(self.data).to_bytes(), **copies_of(self.run_folder)}
+    def _beside(self) -> dict[str, bytes]:
+        """Files that a checkpoint keeps beside the model."""
+        return {MOTION_FILE: self._motion, **copies_of(self.run_folder)}
+
+    @cached_property
+    def _motion(self) -> bytes:
+        return MotionTable.of(self.data).to_bytes()
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside what DeepSpeed saves."""

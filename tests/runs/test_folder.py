@@ -16,6 +16,7 @@ from ds_rvqvae.runs.folder import (
     copies_of,
     mend_log,
     read_profile,
+    restore_metrics,
     restore_profile,
     write_profile,
 )
@@ -189,3 +190,27 @@ def test_a_log_that_is_not_there_or_whole_stays(tmp_path):
     assert mend_log(tmp_path) == [] and not (tmp_path / "run.log").exists()
     (tmp_path / "run.log").write_bytes(_LOG + b"\n")
     assert mend_log(tmp_path) == [] and (tmp_path / "run.log").read_bytes() == _LOG + b"\n"
+
+
+@pytest.mark.parametrize("kind", [*DAMAGES, "gone"])
+def test_lines_of_metrics_are_restored_from_the_checkpoint(run, kind):
+    file, checkpoint = run / "metrics.jsonl", run / "checkpoints" / "global_step10"
+    lines = b"".join(b'{"step": %d, "loss": 1.0}\n' % step for step in range(1, 201))
+    file.write_bytes(lines)
+    (checkpoint / "metrics.jsonl").write_bytes(copies_of(run)["metrics.jsonl"])
+    files = {"metrics.jsonl": digest_of(checkpoint / "metrics.jsonl")}
+    (checkpoint / MANIFEST).write_text(json.dumps(seal({"step": 10, "files": files})))
+    later = lines + b'{"step": 201, "loss": 1.0}\n'
+    file.write_bytes(later)
+    assert restore_metrics(run, checkpoint) == [] and file.read_bytes() == later
+    if kind == "gone":
+        file.unlink()
+    else:
+        damage(file, kind)
+    notes = restore_metrics(run, checkpoint)
+    assert file.read_bytes().startswith(lines)
+    assert bool(notes) == ("after" not in kind)
+    # A copy that is damaged itself is not taken.
+    damage(checkpoint / "metrics.jsonl", "half")
+    file.write_bytes(b"")
+    assert restore_metrics(run, checkpoint) == [] and file.read_bytes() == b""
