@@ -1,19 +1,30 @@
 """Several body parts, trained in turn: a run each inside one folder, and the tokenizer of the body that they make."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ds_rvqvae.config.profile import PROFILE_FILE
 from ds_rvqvae.config.request import Flags, Request, Start
 from ds_rvqvae.data.dataset import MotionData
-from ds_rvqvae.errors import ExitStatus, UserError, say
+from ds_rvqvae.errors import (
+    ExitStatus,
+    UserError,
+    say,
+)
+from ds_rvqvae.files import (
+    read_json,
+)
 from ds_rvqvae.launch.hosts import Ranks
 from ds_rvqvae.launch.supervise import Signals
 from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, Layout, check_disjoint
 from ds_rvqvae.runs.checkpoints import has_begun
-from ds_rvqvae.runs.folder import check_out_folder, choose_run_folder, read_profile
+from ds_rvqvae.runs.folder import (
+    check_out_folder,
+    choose_run_folder,
+    is_run,
+    profile_place,
+    read_profile,
+)
 from ds_rvqvae.tokenizer.folder import TOKENIZER, check_same_reading, reading_of
 
 
@@ -69,7 +80,7 @@ class Body:
         for part in self.parts:
             profile = self.flags.profile
             if profile is None and runs:
-                profile = str(self.folder / (part if part in runs else runs[0]) / PROFILE_FILE)
+                profile = str(profile_place(self.folder / (part if part in runs else runs[0])))
             own = replace(self.flags, out=self.folder, name=part, start=start, profile=profile)
             for key, text in {} if part in begun else reading.items():
                 own = own if key in own.keys else own.with_key(key, text)
@@ -187,7 +198,7 @@ def _body_folder(flags: Flags) -> Path:
         folder = start.folder
         if not _runs_in(folder):
             raise UserError(f"--resume {folder}: no part's run is in it ({', '.join(flags.parts)})")
-    if (folder / PROFILE_FILE).is_file():
+    if is_run(folder):
         raise UserError(f"{folder}: is the run of one body part; give several parts another --name")
     check_out_folder(folder)
     return folder
@@ -202,7 +213,7 @@ def _runs_in(folder: Path) -> list[str]:
 
 def _is_run_of(folder: Path, part: str) -> bool:
     try:
-        profile = json.loads((folder / PROFILE_FILE).read_text(encoding="utf-8"))
+        profile = read_json(profile_place(folder))
         return bool(profile["rvqvae"]["data"]["body_part"] == part)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, OSError, ValueError, KeyError, TypeError):
         return False

@@ -56,7 +56,7 @@ def check_run(request: Request, opened: Sequence[MotionData] = ()) -> tuple[Chec
         warn("--require_idle: no card of this machine takes part, so none is looked at")
     done, planned = False, profile
     if start.resumes:
-        resume = find_resume(folder, profile, ranks.world_size, record_of(data), thorough=False, start=start)
+        resume = find_resume(folder, profile, ranks.world_size, record_of(data), thorough=False, start=start, data=data)
         done = resume.step() >= config.training.total_iter and _is_exported(folder, resume)
         planned = with_batch(with_batch(profile, resume.fitted), resume.kept)
     report = None

@@ -17,11 +17,19 @@ from ds_rvqvae.config.request import Flags, Start
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.launch import demo
 from ds_rvqvae.launch.body import CheckedRun
-from ds_rvqvae.launch.hosts import Ranks, free_port
+from ds_rvqvae.launch.hosts import Ranks, free_port, warn
 from ds_rvqvae.launch.restarts import run_with_restarts
 from ds_rvqvae.launch.slots import cores
 from ds_rvqvae.launch.supervise import Job, Signals
-from ds_rvqvae.runs.folder import OUTCOME_VARIABLE, RUN_VARIABLE, STORE_VARIABLE, run_folder_of, write_profile
+from ds_rvqvae.runs.folder import (
+    OUTCOME_VARIABLE,
+    RUN_VARIABLE,
+    STORE_VARIABLE,
+    damage_of_object,
+    profile_place,
+    run_folder_of,
+    write_profile,
+)
 from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, Watch
 from ds_rvqvae.runs.start import overrides_between
 
@@ -66,6 +74,18 @@ def _reads_the_runs_profile(run: CheckedRun) -> bool:
     return run.ranks.on_this_machine and not run.request.options.force_multi
 
 
+def _has_profile(folder: Path) -> bool:
+    """Whether a run's profile can be read; where it cannot and there are checkpoints, the run was refused before."""
+    file = folder / PROFILE_FILE
+    try:
+        profile_place(folder)
+        return True
+    except UserError:
+        if file.is_file():
+            warn(f"{file}: {damage_of_object(file)}; written anew, as the flags say")
+        return False
+
+
 @contextmanager
 def _opened_folder(run: CheckedRun) -> Iterator[CheckedRun]:
     """Gives the run with a folder that is its own, and its `profile.json` in it.
@@ -73,7 +93,7 @@ def _opened_folder(run: CheckedRun) -> Iterator[CheckedRun]:
     A run that is new makes its folder here, so that no other start can take it. A run that no rank has opened leaves
     nothing behind.
     """
-    if not _reads_the_runs_profile(run) or (run.request.start.resumes and (run.folder / PROFILE_FILE).is_file()):
+    if not _reads_the_runs_profile(run) or (run.request.start.resumes and _has_profile(run.folder)):
         yield run
         return
     run, made = _make_folder(run)
@@ -146,7 +166,7 @@ def _job(run: CheckedRun, temporary: Path, restart: int) -> Job:
 def _flags_by_profile(run: CheckedRun) -> Flags:
     """Flags that mean the same as the run's, by its own `profile.json` and what is to differ from it now."""
     folder, request = run.folder.absolute(), run.request
-    file = folder / PROFILE_FILE
+    file = profile_place(folder)
     start = request.start
     if start.kind == "run":
         start = Start("newest")  # it is named by folder

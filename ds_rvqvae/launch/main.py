@@ -12,6 +12,7 @@ from ds_rvqvae.launch.check import check_run
 from ds_rvqvae.launch.command import command_by_flags, rank_variables, train
 from ds_rvqvae.launch.preflight import Finding, Preflight
 from ds_rvqvae.launch.supervise import signals_noted
+from ds_rvqvae.runs.start import request_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +31,7 @@ def _launch(flags: Flags) -> ExitStatus:
         body.check([run.data for run, _ in checked], sum(run.disk_bytes for run, _ in checked))
     else:
         check_no_body(flags)
-        body, checked = None, [check_run(flags.request())]
+        body, checked = None, [check_run(request_of(flags))]
     if flags.options.dry_run:
         _show([(run, report) for run, report in checked if body is None or not run.done])
         return ExitStatus.DONE

@@ -10,13 +10,31 @@ from pathlib import Path
 from ds_rvqvae.config.profile import PROFILE_FILE, Profile, load_profile
 from ds_rvqvae.config.request import Request, Start
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.files import whole_file
-from ds_rvqvae.locks import BusyError, HeldFolder, hold_folder
+from ds_rvqvae.files import (
+    read_json,
+    whole_file,
+)
+from ds_rvqvae.locks import (
+    BusyError,
+    HeldFolder,
+    hold_folder,
+)
+from ds_rvqvae.runs.checkpoints import (
+    candidates,
+    checkpoints,
+    digest_of,
+    read_manifest,
+)
 from ds_rvqvae.text import gigabytes
 
 OUTCOME_VARIABLE = "DS_RVQVAE_OUTCOME"
 """Environment variable with the file into which rank 0 writes `DONE` when the run ended well."""
 DONE = "done"
+LOG, METRICS = "run.log", "metrics.jsonl"
+_MESSAGE = re.compile(rb"\d{4}-\d\d-\d\d ")
+NORMALISATION = "normalisation.json"
+"""In the folder of a run that started from a tokenizer: `mean` and `std`, a number a column."""
+_KEPT_OBJECTS = (PROFILE_FILE, NORMALISATION)
 RANK_LAUNCHER = "deepspeed.launcher.launch"
 """The process of deepspeed's that starts the ranks, in its command line."""
 
@@ -44,7 +62,7 @@ def choose_run_folder(out: Path, name: str | None, profile_name: str, body_part:
         UserError: `name` is no folder name, or is taken and `start` is new.
     """
     if start.folder is not None:
-        if not (start.folder / PROFILE_FILE).is_file():
+        if not is_run(start.folder):
             raise UserError(f"--resume {start.folder}: neither a checkpoint (global_stepN) nor a run's folder")
         return start.folder
     if name is None:
@@ -63,21 +81,145 @@ def choose_run_folder(out: Path, name: str | None, profile_name: str, body_part:
     return folder
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's: it has a profile, or checkpoints."""
+    return (folder / PROFILE_FILE).is_file() or bool(checkpoints(folder / "checkpoints"))
+
+
 def write_profile(folder: Path, profile: Profile) -> None:
     """Writes a run's `profile.json`: every key of its profile, enough to start it again."""
-    with whole_file(folder / PROFILE_FILE) as content:
+    with whole_file(folder / PROFILE_FILE, synced=True) as content:
         content.write(json.dumps(profile.to_dict(), indent=2).encode() + b"\n")
 
 
 def read_profile(folder: Path) -> Profile:
-    """A run's `profile.json`; raises UserError as `load_profile`.
+    """A run's `profile.json`, or where that is damaged the copy that its newest checkpoint has.
 
     One that does not say by which rules its motion is read is of a version before there were others.
+
+    Raises:
+        UserError: as `load_profile`; or it is damaged, and no checkpoint has a copy.
     """
-    profile = load_profile(folder / PROFILE_FILE)
+    profile = load_profile(profile_place(folder))
     if "reading_version" in profile.rvqvae.data.model_fields_set:
         return profile
     return profile.with_values({"rvqvae.data.reading_version": 1})
+
+
+def profile_place(folder: Path) -> Path:
+    """The file that a run's profile is read from: its own, or where that is damaged a checkpoint's copy.
+
+    Raises:
+        UserError: it is damaged, and no checkpoint has a copy.
+    """
+    file = folder / PROFILE_FILE
+    reason = damage_of_object(file)
+    if reason is None:
+        return file
+    copy = copy_in_checkpoint(folder, PROFILE_FILE)
+    if copy is not None:
+        return copy
+    if not checkpoints(folder / "checkpoints"):
+        way = f"begin it again by its flags with --out {folder.parent} --name {folder.name} --resume"
+        raise UserError(f"{file}: {reason}, and the run has no checkpoint yet; {way}")
+    raise UserError(
+        f"{file}: {reason}, and no checkpoint has a copy of it (versions up to 0.3 kept none); start a run with the "
+        "same flags and another --name, stop it, copy its profile.json there, and --resume"
+    )
+
+
+def copies_of(folder: Path) -> dict[str, bytes]:
+    """The small files of a run that its checkpoints keep a copy of, by name."""
+    names = [name for name in _KEPT_OBJECTS if damage_of_object(folder / name) is None]
+    names += [METRICS] if (folder / METRICS).is_file() else []
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def copy_in_checkpoint(folder: Path, name: str) -> Path | None:
+    """The copy of a run's file in the newest checkpoint that has one and is sound in that; None without one."""
+    return next(
+        (checkpoint / name for checkpoint in candidates(folder / "checkpoints") if _keeps(checkpoint, name)), None
+    )
+
+
+def _keeps(checkpoint: Path, name: str) -> bool:
+    """Whether a checkpoint has a copy of a run's file that is sound."""
+    try:
+        return bool(read_manifest(checkpoint)["files"].get(name) == digest_of(checkpoint / name))
+    except (OSError, ValueError):
+        return False
+
+
+def restore_profile(folder: Path) -> list[str]:
+    """Writes a run's profile anew where it is damaged and a checkpoint has a copy; gives what was done."""
+    file = folder / PROFILE_FILE
+    reason = damage_of_object(file)
+    copy = None if reason is None else copy_in_checkpoint(folder, PROFILE_FILE)
+    if copy is None:
+        return []
+    with whole_file(file, synced=True) as content:
+        content.write(copy.read_bytes())
+    return [f"{file}: {reason}; restored from {copy.parent}"]
+
+
+def restore_metrics(folder: Path, checkpoint: Path) -> list[str]:
+    """Brings back the lines of metrics that were there when a checkpoint was saved, where they are not; says so.
+
+    Lines are only ever added, so that those begin the file; what comes after them is left.
+    """
+    file = folder / METRICS
+    if not _keeps(checkpoint, METRICS):
+        return []
+    lines = (checkpoint / METRICS).read_bytes()
+    if file.is_file() and file.read_bytes().startswith(lines):
+        return []
+    with whole_file(file, synced=True) as content:
+        content.write(lines)
+    return [f"{file}: missing or damaged; restored from {checkpoint}"]
+
+
+def mend_log(folder: Path, searched: int = 1 << 16) -> list[str]:
+    """Cuts what a crash of the machine left at the end of a run's log, so that its next line begins a line.
+
+    Args:
+        searched: bytes at the end that are looked at.
+
+    Returns:
+        what was done.
+    """
+    file = folder / LOG
+    if not file.is_file():
+        return []
+    with file.open("r+b") as content:
+        size = content.seek(0, os.SEEK_END)
+        content.seek(max(0, size - searched))
+        lines = content.read().splitlines(keepends=True)
+        # The last line that begins as each message does; what is no text after it belongs to none.
+        begun = max((index for index, line in enumerate(lines) if _MESSAGE.match(line) and _is_text(line)), default=0)
+        garbage = next((index for index in range(begun, len(lines)) if not _is_text(lines[index])), len(lines))
+        cut = sum(map(len, lines[garbage:]))
+        content.truncate(size - cut)
+        content.seek(0, os.SEEK_END)
+        if not b"".join(lines[:garbage]).endswith(b"\n") and size > cut:
+            content.write(b"\n")
+    return [f"{file}: damaged at its end; {cut:,} bytes cut"] if cut else []
+
+
+def _is_text(line: bytes) -> bool:
+    try:
+        return not any(character < " " and character not in "\t\r\n" for character in line.decode())
+    except UnicodeDecodeError:
+        return False
+
+
+def damage_of_object(file: Path) -> str | None:
+    """Why a file does not hold a JSON object; None where it does, whatever the object says."""
+    try:
+        return None if isinstance(read_json(file), dict) else "not a JSON object"
+    except OSError as error:
+        return "missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror or error}"
+    except ValueError as error:
+        return f"damaged: {error}"
 
 
 def check_out_folder(folder: Path, needed_bytes: int = 0) -> None:

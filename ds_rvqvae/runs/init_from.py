@@ -20,9 +20,16 @@ from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.config.request import Start
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.files import whole_file
+from ds_rvqvae.files import read_json, whole_file
 from ds_rvqvae.motion.layout import feature_layout
-from ds_rvqvae.runs.checkpoints import has_begun
+from ds_rvqvae.runs.checkpoints import (
+    has_begun,
+    whole_checkpoint,
+)
+from ds_rvqvae.runs.folder import (
+    NORMALISATION,
+    copy_in_checkpoint,
+)
 from ds_rvqvae.runs.references import Kind, find_reference
 from ds_rvqvae.tokenizer.folder import (
     WEIGHTS,
@@ -32,9 +39,6 @@ from ds_rvqvae.tokenizer.folder import (
     reading_of,
     statistics_from,
 )
-
-NORMALISATION = "normalisation.json"
-"""In the folder of a run that started from a tokenizer: `mean` and `std`, a number a column."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +104,8 @@ def take_start(run_folder: Path, profile: Profile, data: MotionData, start: Star
     Raises:
         UserError: as `find_initial`; or the tokenizer takes other columns.
     """
-    file = run_folder / NORMALISATION
-    if _goes_on(run_folder, start) and file.is_file():
-        data.use_normalisation(*_read_normalisation(file))
+    if _goes_on(run_folder, start) and (kept := _kept_normalisation(run_folder)) is not None:
+        data.use_normalisation(*kept)
     initial = find_initial(run_folder, profile, start)
     if initial is not None:
         initial.check_columns(data)
@@ -145,17 +148,54 @@ def read_initial(name: str, body_part: str) -> Initial:
 
 def keep_normalisation(run_folder: Path, initial: Initial | None) -> None:
     """Writes the normalisation that a run started with into its folder, and removes that of an earlier start."""
-    file = run_folder / NORMALISATION
     if initial is None:
-        file.unlink(missing_ok=True)
-        return
-    statistics = {"mean": initial.mean.tolist(), "std": initial.std.tolist()}
-    with whole_file(file) as content:
-        content.write(json.dumps(statistics).encode() + b"\n")
+        (run_folder / NORMALISATION).unlink(missing_ok=True)
+    else:
+        _write_normalisation(run_folder, initial.mean, initial.std)
 
 
-def _read_normalisation(file: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def mend_normalisation(run_folder: Path, data: MotionData) -> list[str]:
+    """Writes the normalisation of a run that goes on anew where its file is damaged; gives what was done.
+
+    Args:
+        data: as `take_start` left it.
+    """
+    file = run_folder / NORMALISATION
+    places = (file, copy_in_checkpoint(run_folder, NORMALISATION))
+    if _statistics_in(file) is not None or not any(place is not None and place.is_file() for place in places):
+        return []
+    _write_normalisation(run_folder, data.mean, data.std)
+    return [f"{file}: missing or damaged; restored from the run's checkpoint"]
+
+
+def _write_normalisation(run_folder: Path, mean: NDArray[np.float32], std: NDArray[np.float32]) -> None:
+    with whole_file(run_folder / NORMALISATION, synced=True) as content:
+        content.write(json.dumps({"mean": mean.tolist(), "std": std.tolist()}).encode() + b"\n")
+
+
+def _kept_normalisation(run_folder: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    """The normalisation that a run started with, or where its file is damaged that of its newest checkpoint.
+
+    None where it is that of the run's motion.
+    """
+    file, copy = run_folder / NORMALISATION, copy_in_checkpoint(run_folder, NORMALISATION)
+    for place in (file, copy):
+        if place is not None and (found := _statistics_in(place)) is not None:
+            return found
+    if not file.is_file():
+        return None
+    checkpoint, _ = whole_checkpoint(run_folder / "checkpoints", thorough=False)
+    if checkpoint is None:
+        raise UserError(f"--resume: {file}: not a normalisation, and no checkpoint is whole; give another --name")
+    # Late: versions up to 0.3 kept no copy, and only torch can read what else is in a checkpoint.
+    from ds_rvqvae.runs.tokenizers import config_of_checkpoint
+
+    config = config_of_checkpoint(checkpoint)
+    return config.mean, config.std
+
+
+def _statistics_in(file: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
     try:
-        return statistics_from(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--resume: {file}: not a normalisation: {type(error).__name__}: {error}") from None
+        return statistics_from(read_json(file))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None

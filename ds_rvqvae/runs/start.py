@@ -4,18 +4,35 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.facts import fixed_keys
 from ds_rvqvae.config.profile import PROFILE_FILE, Profile, section_at
-from ds_rvqvae.config.request import Request, Start
+from ds_rvqvae.config.request import Flags, Request, Start
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.data.store.places import hash_of
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.runs.checkpoints import damage_of, has_begun, read_manifest, step_of, whole_checkpoint
-from ds_rvqvae.runs.folder import read_profile
-from ds_rvqvae.runs.history import every_checkpoint, find_checkpoint, unfinished_resume
+from ds_rvqvae.runs.checkpoints import (
+    damage_of,
+    has_begun,
+    read_manifest,
+    step_of,
+    whole_checkpoint,
+)
+from ds_rvqvae.runs.folder import (
+    is_run,
+    profile_place,
+    read_profile,
+)
+from ds_rvqvae.runs.history import (
+    every_checkpoint,
+    find_checkpoint,
+    unfinished_resume,
+)
+from ds_rvqvae.runs.motion import (
+    changed_motion,
+)
 from ds_rvqvae.tokenizer.folder import READING_KEYS, reading_of
 
 NEWEST = Start("newest")
@@ -38,6 +55,18 @@ class Resume:
 
     def step(self) -> int:
         return 0 if self.checkpoint is None else step_of(self.checkpoint)
+
+
+def request_of(flags: Flags) -> Request:
+    """What flags ask for; of a run that they name by its folder, the profile is read where it is whole.
+
+    Raises:
+        UserError: as `Flags.request`; or the run's profile is damaged, and no checkpoint has a copy.
+    """
+    folder = flags.start.folder
+    if flags.profile is None and folder is not None and is_run(folder):
+        flags = replace(flags, profile=str(profile_place(folder)))
+    return flags.request()
 
 
 def as_begun(request: Request, run_folder: Path) -> Request:
@@ -79,6 +108,7 @@ def find_resume(
     record: Mapping[str, Any],
     thorough: bool = True,
     start: Start = NEWEST,
+    data: MotionData | None = None,
 ) -> Resume:
     """Chooses the checkpoint to go on from. Changes nothing.
 
@@ -86,6 +116,7 @@ def find_resume(
         record: of what is to be trained on.
         thorough: read every file of it; the launcher, which only wants to refuse early, does not.
         start: one that names a checkpoint takes that one and no other.
+        data: that motion itself; with it, it is said which clips are not those of the checkpoint.
 
     Raises:
         UserError: checkpoints exist and none is whole, each named; or the profile or the ranks do not fit it.
@@ -113,7 +144,8 @@ def find_resume(
     notes += _changed_keys(run_folder, profile)
     resume = Resume(checkpoint, [*notes, f"going on from {checkpoint}"], fitted)
     manifest = read_manifest(checkpoint)
-    resume.notes += _changed_motion(f"--resume: {profile.rvqvae.data.path}", manifest, record, checkpoint)
+    change = _Change(f"--resume: {profile.rvqvae.data.path}", checkpoint, data)
+    resume.notes += _changed_motion(change, manifest, record)
     if profile.rvqvae.data.reading_version == 1:
         resume.notes.append(
             "this run was begun by a version up to 0.2, so its motion is read by the rules of then "
@@ -139,27 +171,55 @@ def _named(folder: Path, tag: str, thorough: bool) -> Path:
     return checkpoint
 
 
-def _changed_motion(start: str, manifest: Mapping[str, Any], record: Mapping[str, Any], checkpoint: Path) -> list[str]:
-    """Notes on motion that is not quite what a checkpoint remembers; raises UserError where a run must not mix both.
+class _Change(NamedTuple):
+    """Motion that a run is to go on with, and the checkpoint that it is compared with."""
 
-    A checkpoint of a version up to 0.2 remembers columns and normalisation only.
-    """
+    start: str
+    """What lines about it begin with."""
+    checkpoint: Path
+    data: MotionData | None
+
+    def of_clips(self) -> str | None:
+        """Which clips are not those of the checkpoint, in words; None where every clip is the same."""
+        if self.data is None:
+            return "other frames"
+        change = changed_motion(self.checkpoint, self.data)
+        if change is None:
+            return f"which clips, {self.checkpoint.name} cannot tell (a version up to 0.3 saved it)"
+        return str(change) if change else None
+
+    def refused(self, reason: str) -> UserError:
+        """The refusal for a reason."""
+        way = "resume with the same motion, or start a new run"
+        return UserError(f"{self.start}: {reason}: {self.of_clips() or 'every clip is the same'}; {way}")
+
+
+def _changed_motion(change: _Change, manifest: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
+    """Notes on motion that is not quite what a checkpoint remembers; raises UserError where a run must not mix both."""
     changed = [key for key, value in record.items() if manifest.get(key, value) != value]
-    way = "resume with the same motion, or start a new run"
+    checkpoint = change.checkpoint
     if "motion" in changed:
-        raise UserError(f"{start}: other columns or another normalisation than {checkpoint} was trained with; {way}")
+        raise change.refused(f"other columns or another normalisation than {checkpoint} was trained with")
     if "fps" in changed:
         rates = f"{record['fps']:g} frames a second, and {checkpoint} was trained at {manifest['fps']:g}"
-        raise UserError(f"{start}: {rates}; {way}")
+        raise change.refused(rates)
     if "reading" in changed:
         was, now = (json.dumps(values["reading"]) for values in (manifest, record))
-        raise UserError(f"{start}: its files are read with {now}, those of {checkpoint} with {was}; {way}")
+        raise change.refused(f"its files are read with {now}, those of {checkpoint} with {was}")
     if "splits" in changed:
-        raise UserError(
-            f"{start}: other clips are trained on or held out than by {checkpoint} (new or missing files, other lists "
-            f"of splits); {way}"
+        raise change.refused(
+            f"other clips are trained on or held out than by {checkpoint} (new or missing files, other lists of splits)"
         )
-    return [f"{start}: the motion is not the same as when {checkpoint} was saved"] if "frames" in changed else []
+    if "frames" in changed:
+        of_clips = change.of_clips()
+        said = f"{change.start}: the motion is not the same as when {checkpoint} was saved: {of_clips}"
+        return [] if of_clips is None else [said]
+    if "frames" in record and "frames" not in manifest:
+        return [
+            f"{checkpoint} was saved by a version up to 0.2 and knows its motion by columns and normalisation alone: "
+            "whether its clips are the same is not checked"
+        ]
+    return []
 
 
 def with_batch(profile: Profile, sizes: tuple[int, int] | None) -> Profile:

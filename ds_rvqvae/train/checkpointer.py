@@ -11,8 +11,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import (
+    Callable,
+    Mapping,
+)
+from dataclasses import (
+    dataclass,
+    field,
+)
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +84,7 @@ class Checkpointer:
         run_folder: checkpoints go into its `checkpoints`.
         settings: which ones stay, and which step is the last.
         resumed: the checkpoint that the run goes on from, in that folder.
+        beside: gives what a checkpoint keeps beside the model, by file name; called on rank 0.
     """
 
     def __init__(
@@ -86,7 +93,9 @@ class Checkpointer:
         run_folder: Path,
         settings: TrainingConfig,
         resumed: Path | None = None,
+        beside: Callable[[], Mapping[str, bytes]] | None = None,
     ) -> None:
+        self._beside = beside
         self._engine, self._folder, self._settings = engine, run_folder / "checkpoints", settings
         self.saved_step = None if resumed is None else step_of(resumed)
         """Of the newest checkpoint; None where there is none yet."""
@@ -114,7 +123,7 @@ class Checkpointer:
         """
         keeping = Keeping(self._settings.keep_checkpoints, self._settings.keep_every, best, self._past(state, best))
         try:
-            saved = save_checkpoint(self._engine, self._folder, {"rvqvae": state}, keeping)
+            saved = save_checkpoint(self._engine, self._folder, {"rvqvae": state}, keeping, self._beside)
         except SaveFailedError as failure:
             self.failures += 1
             logger.warning("step %d: no checkpoint saved, the older ones stay: %s", step, failure)
@@ -148,12 +157,17 @@ class Checkpointer:
 
 
 def save_checkpoint(
-    engine: deepspeed.DeepSpeedEngine, folder: Path, client_state: dict[str, Any], keeping: Keeping
+    engine: deepspeed.DeepSpeedEngine,
+    folder: Path,
+    client_state: dict[str, Any],
+    keeping: Keeping,
+    beside: Callable[[], Mapping[str, bytes]] | None = None,
 ) -> Path:
     """Saves `folder/global_stepN` and points `latest` at it. Every rank calls it.
 
     Args:
         client_state: what DeepSpeed does not know, under `rvqvae`; the same on all ranks.
+        beside: gives further files of the checkpoint, by name; rank 0's count.
 
     Raises:
         SaveFailedError: on every rank, where any rank could not write its part.
@@ -166,12 +180,13 @@ def save_checkpoint(
         failures = _write_parts(engine, unfinished, client_state)
     digests: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
     if not failures:
-        mine, reason = _attempt(lambda: {file.name: digest_of(file) for file in _own_files(unfinished, rank)})
+        mine, reason = _attempt(lambda: _digests(unfinished, rank, beside() if beside and rank == 0 else {}))
         dist.all_gather_object(digests, mine or {})
         failures = _gather([reason])
     if not failures:
         manifest = _manifest(engine, digests, client_state)
-        missing = dist.get_world_size() + 1 - len(manifest["files"])
+        parts = [name for name in manifest["files"] if name.endswith(".pt")]
+        missing = dist.get_world_size() + 1 - len(parts)
         failures = [f"{missing} files of the checkpoint are not to be seen in {unfinished}"] if missing else []
     if not failures:
         failures = _on_rank_zero(lambda: _finish(manifest, unfinished, finished, keeping))
@@ -280,6 +295,13 @@ def _restore_buffers(module: torch.nn.Module, checkpoint: Path) -> None:
     buffers = dict(module.named_buffers())
     for name, value in saved.items():
         buffers[name].copy_(value)
+
+
+def _digests(folder: Path, rank: int, beside: Mapping[str, bytes]) -> dict[str, Any]:
+    """Writes the further files; gives the entries in the manifest of all that this rank wrote."""
+    for name, content in beside.items():
+        (folder / name).write_bytes(content)
+    return {file.name: digest_of(file) for file in [*_own_files(folder, rank), *(folder / name for name in beside)]}
 
 
 def _own_files(folder: Path, rank: int) -> list[Path]:

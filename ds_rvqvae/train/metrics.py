@@ -19,10 +19,20 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 
 from ds_rvqvae.data.loader import BatchLoader
-from ds_rvqvae.errors import PrintableFormatter, text_of
-from ds_rvqvae.files import AppendedLines, whole_file
+from ds_rvqvae.errors import (
+    PrintableFormatter,
+    text_of,
+)
+from ds_rvqvae.files import (
+    AppendedLines,
+    parse_json,
+    sync,
+    whole_file,
+)
 from ds_rvqvae.model.losses import Losses
 from ds_rvqvae.model.vq import perplexity_of
+from ds_rvqvae.runs.event_files import mend_event_files
+from ds_rvqvae.runs.folder import METRICS
 from ds_rvqvae.train.readings import RankMeter, Reading, board_tags, gather_readings, metrics_of
 
 logger = logging.getLogger("ds_rvqvae")
@@ -53,22 +63,32 @@ class MetricsFile:
     """`metrics.jsonl`: a line of JSON a logged step.
 
     Args:
-        file: appended to; lines past `step`, and a last line that a crash tore, are cut first.
+        file: appended to; lines past `step`, and those that a crash spoilt, are cut first.
         step: the step that the run goes on from.
     """
 
     def __init__(self, file: Path, step: int) -> None:
-        kept: list[str] = []
-        if file.exists():
-            for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-                if not line.endswith("\n") or _step_of(line) > step:
-                    break
-                kept.append(line)
-        with whole_file(file) as content:
-            content.write("".join(kept).encode())
-        self._path, self._file = file, AppendedLines(file)
-        self.earlier = [json.loads(line) for line in kept]
+        kept: list[bytes] = []
+        self.earlier: list[dict[str, Any]] = []
         """The lines before `step`."""
+        damaged = 0
+        lines = file.read_bytes().split(b"\n") if file.exists() else []
+        for line in filter(None, lines):
+            values = _values_of(line)
+            if values is None:
+                damaged += 1
+            elif values["step"] > step:
+                break
+            else:
+                kept.append(line + b"\n")
+                self.earlier.append(values)
+        with whole_file(file, synced=True) as content:
+            content.write(b"".join(kept))
+        self._path, self._file = file, AppendedLines(file)
+        if damaged:
+            logger.warning("%s: %d damaged lines cut", file, damaged)
+        if (lost := _lost_after([values["step"] for values in self.earlier], step)) is not None:
+            logger.warning("%s: the lines of steps %d to %d are lost", file, lost + 1, step)
 
     def write(self, metrics: dict[str, Any]) -> None:
         """Appends a line; numbers that are not finite become null, as JSON has none.
@@ -79,16 +99,30 @@ class MetricsFile:
         if self._file.write(line.encode() + b"\n"):
             logger.warning("%s: no room for a line; it is kept for later", self._path)
 
+    def sync(self) -> None:
+        """Waits until all lines are on the disk."""
+        sync(self._path)
+
     def close(self) -> None:
         self._file.close()
 
 
-def _step_of(line: str) -> float:
-    """The step of a line; infinite where a crash spoilt it."""
+def _values_of(line: bytes) -> dict[str, Any] | None:
+    """What a line says; None where a crash spoilt it."""
     try:
-        return float(json.loads(line)["step"])
+        values: dict[str, Any] = parse_json(line)
+        loss = values["loss"]
+        return values if type(values["step"]) is int and (loss is None or type(loss) in (int, float)) else None
     except (ValueError, KeyError, TypeError):
-        return math.inf
+        return None
+
+
+def _lost_after(steps: Sequence[int], step: int) -> int | None:
+    """The last step of those that are logged, where there must have been later ones up to `step`; None elsewhere."""
+    if not steps:
+        return 0 if step else None  # the first is always logged
+    expected = 2 * steps[-1] - steps[-2] if len(steps) > 1 else math.inf
+    return steps[-1] if expected <= step else None
 
 
 def _finite(value: Any) -> Any:
@@ -103,14 +137,19 @@ class Board:
     Where its disk has no room it falls silent, with one warning, rather than end the training.
 
     Points at and past the first sample to come are purged, so that no step shows twice after a resume, whether from a
-    checkpoint or, where the run died before its first, from the start.
+    checkpoint or, where the run died before its first, from the start. What a crash of the machine spoilt of those
+    before is mended first.
+
+    Args:
+        earlier: the lines of `metrics.jsonl` up to the step that the engine stands at.
     """
 
-    def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
+    def __init__(self, engine: deepspeed.DeepSpeedEngine, earlier: Sequence[dict[str, Any]] = ()) -> None:
         self._monitor, self._silent = engine.monitor, False
         # Ranks other than 0, and profiles without TensorBoard, have no writer.
         self._writer = getattr(engine.monitor.tb_monitor, "summary_writer", None)
         if self._writer is not None:
+            self._mend(engine, earlier)
             first = engine.global_samples + 1 if engine.global_samples else 0
             start = Event(session_log=SessionLog(status=SessionLog.START), step=first)
             self._writer.file_writer.add_event(start)
@@ -132,9 +171,29 @@ class Board:
         if writer is not None:
             self._try(lambda: writer.add_image(tag, pixels, samples, dataformats="HWC"))
 
-    def flush(self) -> None:
+    def sync(self) -> None:
+        """Waits until all that was written is on the disk."""
         if self._writer is not None:
             self._try(self._writer.flush)
+            if self._file.exists():
+                sync(self._file)
+
+    @property
+    def _file(self) -> Path:
+        """That this start writes."""
+        writer: Any = self._writer
+        return Path(writer.file_writer.event_writer._file_name)
+
+    def _mend(self, engine: deepspeed.DeepSpeedEngine, earlier: Sequence[dict[str, Any]]) -> None:
+        """What is lost can be written again where the global batch never changed: lines have steps, points samples."""
+        batch = engine.train_batch_size()
+        known = earlier if engine.global_samples == engine.global_steps * batch else ()
+        points = {line["step"] * batch: _finite_tags(line) for line in known if line["loss"] is not None}
+        try:
+            for note in mend_event_files(self._file.parent, _EVERY_TAG, points, [self._file]):
+                logger.warning(note)
+        except OSError as error:
+            logger.warning("TensorBoard's files of before are not looked at: %s", error)
 
     def _try(self, write: Callable[[], None]) -> None:
         if self._silent:
@@ -144,6 +203,23 @@ class Board:
         except OSError as error:
             self._silent = True
             logger.warning("TensorBoard gets nothing more until a restart: %s", error)
+
+
+_EVERY_TAG = "Train/loss"
+
+
+def _tags_of(line: dict[str, Any]) -> dict[str, float | None]:
+    """TensorBoard's scalars of a line of `metrics.jsonl`; of versions of before some are missing."""
+    names = (*Losses._fields, "lr", "grad_norm", "skipped_steps")
+    tags = {f"Train/{name}": line.get(name) for name in names}
+    tags |= {f"Speed/{name}": line.get(name) for name in ("samples_per_s", "data_wait")}
+    for name in ("perplexity", "usage"):
+        tags |= {f"Train_{name}/level_{level + 1}": value for level, value in enumerate(line.get(name, ()))}
+    return tags | board_tags(line)
+
+
+def _finite_tags(line: dict[str, Any]) -> dict[str, float]:
+    return {tag: value for tag, value in _tags_of(line).items() if value is not None}
 
 
 class SpikeAlarm:
@@ -222,8 +298,8 @@ class StepLog:
     def __init__(self, engine: deepspeed.DeepSpeedEngine, loader: BatchLoader, run_folder: Path, step: int) -> None:
         self._engine, self._loader = engine, loader
         self._device = torch.device(engine.device)
-        self.board = Board(engine)
-        self._file = MetricsFile(run_folder / "metrics.jsonl", step) if dist.get_rank() == 0 else None
+        self._file = MetricsFile(run_folder / METRICS, step) if dist.get_rank() == 0 else None
+        self.board = Board(engine, self._file.earlier if self._file else ())
         self._spikes = SpikeAlarm(line["loss"] for line in self._file.earlier) if self._file else SpikeAlarm()
         self._started, self._windows = time.perf_counter(), 0
         self.meter, self._memory_alarm = RankMeter(self._device), MemoryAlarm()
@@ -280,9 +356,18 @@ class StepLog:
         self._begin()
         return {"loss": f"{metrics['loss']:.4f}", "samples/s": f"{speed:.1f}"}
 
+    def sync(self) -> None:
+        """Waits until all that was logged is on the disk."""
+        try:
+            self.board.sync()
+            if self._file is not None:
+                self._file.sync()
+        except OSError as error:
+            logger.warning("what was logged may not be on the disk: %s", error)
+
     def close(self) -> None:
         """Ends the files and the metering."""
-        self.board.flush()
+        self.sync()
         if self._file is not None:
             self._file.close()
         self.meter.close()
@@ -292,11 +377,8 @@ class StepLog:
 
     def _show(self, metrics: dict[str, Any]) -> None:
         """A logged step on TensorBoard."""
-        tags = {f"Train/{name}": metrics[name] for name in (*Losses._fields, "lr", "grad_norm", "skipped_steps")}
+        tags = _tags_of(metrics)
         tags["Train/loss_spike"] = float(self._spikes.is_spike(metrics["loss"]))
         if tags["Train/loss_spike"]:
             logger.warning("step %d: the loss jumped to %.4g", metrics["step"], metrics["loss"])
-        tags["Speed/samples_per_s"], tags["Speed/data_wait"] = metrics["samples_per_s"], metrics["data_wait"]
-        for name in ("perplexity", "usage"):
-            tags |= {f"Train_{name}/level_{level + 1}": value for level, value in enumerate(metrics[name])}
-        self.board.scalars(tags | board_tags(metrics), self._engine.global_samples)
+        self.board.scalars(tags, self._engine.global_samples)

@@ -22,19 +22,38 @@ from ds_rvqvae.runs.abandoned import go_on_from
 from ds_rvqvae.runs.checkpoints import sweep
 from ds_rvqvae.runs.folder import (
     DONE,
+    LOG,
     OUTCOME_VARIABLE,
     RUN_VARIABLE,
     STORE_VARIABLE,
     check_out_folder,
     lock_run,
+    mend_log,
+    restore_metrics,
+    restore_profile,
     run_folder_of,
     unlock_runs,
     write_profile,
 )
 from ds_rvqvae.runs.heartbeat import Heartbeat
-from ds_rvqvae.runs.init_from import Initial, keep_normalisation, take_start
-from ds_rvqvae.runs.start import Resume, as_begun, find_resume, record_of, split_batch, with_batch
-from ds_rvqvae.tokenizer.folder import TOKENIZER
+from ds_rvqvae.runs.init_from import (
+    Initial,
+    keep_normalisation,
+    mend_normalisation,
+    take_start,
+)
+from ds_rvqvae.runs.start import (
+    Resume,
+    as_begun,
+    find_resume,
+    record_of,
+    request_of,
+    split_batch,
+    with_batch,
+)
+from ds_rvqvae.tokenizer.folder import (
+    TOKENIZER,
+)
 
 
 class OpenedRun(NamedTuple):
@@ -60,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
             silence.enter_context(contextlib.redirect_stderr(silence.enter_context(Path(os.devnull).open("w"))))
         flags = read_training_flags(argv)
     try:
-        request = flags.request()
+        request = request_of(flags)
         if not request.start.resumes:
             request.profile.check_world_size(int(os.environ.get("WORLD_SIZE", "1")))
         else:
@@ -132,7 +151,7 @@ def _train(request: Request, own: MotionData | UserError | None) -> int:
     world_size = dist.get_world_size()
     folder, resume, initial, mean, std = on_rank_zero_first(lambda: _open_run(request, data, world_size))
     data.use_normalisation(mean, std)
-    start_log(folder / "run.log", dist.get_rank())
+    start_log(folder / LOG, dist.get_rank())
     for note in resume.notes:
         announce(note)
     total = request.profile.rvqvae.training.total_iter
@@ -270,7 +289,7 @@ def _open_run(request: Request, data: MotionData, world_size: int) -> OpenedRun:
     initial = take_start(folder, profile, data, start)
     resume = Resume()
     if start.resumes:
-        resume = find_resume(folder, profile, world_size, record_of(data), start=start)
+        resume = find_resume(folder, profile, world_size, record_of(data), start=start, data=data)
     check_out_folder(folder)
     for part in ("checkpoints", "eval"):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -278,10 +297,12 @@ def _open_run(request: Request, data: MotionData, world_size: int) -> OpenedRun:
         lock_run(folder, announce, end_unsaved)
     for place in (folder, folder / "checkpoints", folder / "eval"):
         sweep(place)
+    resume.notes += mend_log(folder)
     if resume.checkpoint is not None:
         # From now on this is the run's history, also if it dies before its next save.
         resume.checkpoint, notes = go_on_from(folder, resume.checkpoint)
-        resume.notes += notes
+        resume.notes += [*notes, *restore_profile(folder), *mend_normalisation(folder, data)]
+        resume.notes += restore_metrics(folder, resume.checkpoint)
         if profile.rvqvae.training.init_from is not None:
             resume.notes.append("rvqvae.training.init_from is not read again")
     else:

@@ -269,7 +269,9 @@ def metrics_of(readings: Sequence[Reading]) -> dict[str, list[float | None]]:
 def board_tags(metrics: dict[str, Any]) -> dict[str, float | None]:
     """TensorBoard's scalars of a line of `metrics.jsonl`, by rank."""
     return {
-        f"{group}/rank_{rank}": value for key, group in BOARD_GROUPS.items() for rank, value in enumerate(metrics[key])
+        f"{group}/rank_{rank}": value
+        for key, group in BOARD_GROUPS.items()
+        for rank, value in enumerate(metrics.get(key, ()))
     }
 
 

@@ -2,6 +2,9 @@
 
 import contextlib
 import math
+from functools import (
+    cached_property,
+)
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,22 @@ from ds_rvqvae.data.order import BatchOrder
 from ds_rvqvae.errors import printable
 from ds_rvqvae.model.losses import Losses, loss_columns, tokenizer_losses
 from ds_rvqvae.model.rvqvae import RVQVAE
-from ds_rvqvae.runs.abandoned import SCORES
-from ds_rvqvae.runs.heartbeat import Heartbeat
-from ds_rvqvae.runs.history import best_before
+from ds_rvqvae.runs.abandoned import (
+    SCORES,
+)
+from ds_rvqvae.runs.folder import (
+    copies_of,
+)
+from ds_rvqvae.runs.heartbeat import (
+    Heartbeat,
+)
+from ds_rvqvae.runs.history import (
+    best_before,
+)
+from ds_rvqvae.runs.motion import (
+    MOTION_FILE,
+    MotionTable,
+)
 from ds_rvqvae.runs.tokenizers import motion_state
 from ds_rvqvae.train.averaging import WeightAverage
 from ds_rvqvae.train.checkpointer import Checkpointer, load_checkpoint, make_universal
@@ -89,7 +105,7 @@ class Trainer:
         self.average = None if decay is None else WeightAverage(engine, decay)
         self.log = StepLog(engine, self.loader, run_folder, self.steps_done)
         self.evaluator = Evaluator(engine, data, run_folder, self.log.board, self.average)
-        self.checkpointer = Checkpointer(engine, run_folder, self.settings, checkpoint)
+        self.checkpointer = Checkpointer(engine, run_folder, self.settings, checkpoint, self._beside)
         if checkpoint is not None:
             resumed = checkpoint
             best = on_rank_zero_first(lambda: best_before(resumed))
@@ -246,7 +262,7 @@ class Trainer:
         """
         if self.checkpointer.saved_step == self.steps_done:
             return
-        self.log.board.flush()
+        self.log.sync()
         self.checkpointer.save(self.steps_done, self._state(), self.evaluator.is_best(self.steps_done))
         if self.checkpointer.saved_step != self.steps_done:
             self.evaluator.note_not_saved(self.steps_done)
@@ -265,6 +281,14 @@ class Trainer:
         self.agreement.close()
         self.log.close()
         self.engine.destroy()
+
+    def _beside(self) -> dict[str, bytes]:
+        """Files that a checkpoint keeps beside the model."""
+        return {MOTION_FILE: self._motion, **copies_of(self.run_folder)}
+
+    @cached_property
+    def _motion(self) -> bytes:
+        return MotionTable.of(self.data).to_bytes()
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside what DeepSpeed saves."""

@@ -15,8 +15,13 @@ from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.data.demo import write_demo_motion
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.layout import feature_layout
-from ds_rvqvae.runs.init_from import NORMALISATION, keep_normalisation, take_start
+from ds_rvqvae.runs import checkpoints
+from ds_rvqvae.runs.checkpoints import MANIFEST, MODEL_FILE, seal
+from ds_rvqvae.runs.folder import NORMALISATION, copies_of
+from ds_rvqvae.runs.init_from import keep_normalisation, mend_normalisation, take_start
+from ds_rvqvae.runs.tokenizers import motion_state
 from ds_rvqvae.tokenizer.evaluation import evaluate_split
+from tests.damage import DAMAGES, damage
 from tests.ranks import run_ranks, start_ranks, train_ranks
 from tests.train.small import SMALL, read_metrics
 
@@ -168,6 +173,31 @@ def test_a_run_with_a_checkpoint_goes_on_with_its_own_normalisation(profile, tok
         start(profile, folder, run_folder=run)
     keep_normalisation(run, None)
     assert not (run / NORMALISATION).exists()
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+@pytest.mark.parametrize("has_copy", [True, False])
+def test_a_damaged_normalisation_is_restored_from_a_checkpoint(profile, tokenizer, folder, tmp_path, kind, has_copy):
+    """Versions up to 0.3 kept no copy beside a checkpoint, but mean and std are in it."""
+    initial, started = start(profile, folder)
+    run = tmp_path / "run"
+    checkpoint = run / "checkpoints" / "global_step3"
+    checkpoint.mkdir(parents=True)
+    keep_normalisation(run, initial)
+    copies = copies_of(run) if has_copy else {}
+    for name, content in copies.items():
+        (checkpoint / name).write_bytes(content)
+    torch.save({"rvqvae": {**motion_state(started, MODEL), "scores": None}}, checkpoint / MODEL_FILE)
+    files = {name: checkpoints.digest_of(checkpoint / name) for name in (MODEL_FILE, *copies)}
+    (checkpoint / MANIFEST).write_text(json.dumps(seal({"step": 3, "files": files})))
+    before = damage(run / NORMALISATION, kind)
+    _, data = start(profile, folder, run_folder=run)
+    np.testing.assert_array_equal(data.mean, tokenizer.mean.numpy())
+    np.testing.assert_array_equal(data.std, tokenizer.std.numpy())
+    (note,) = mend_normalisation(run, data)
+    assert note.startswith(f"{run / NORMALISATION}: missing or damaged; restored")
+    assert (run / NORMALISATION).read_bytes() == before
+    assert mend_normalisation(run, data) == []
 
 
 def initial_weights(data: str, folder: str) -> str:

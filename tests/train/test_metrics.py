@@ -2,8 +2,11 @@
 
 import json
 
+import pytest
+
 from ds_rvqvae.train.metrics import MemoryAlarm, MetricsFile, SpikeAlarm
 from ds_rvqvae.train.readings import Reading
+from tests.damage import DAMAGES, damage
 
 
 def test_lines_past_the_step_and_a_torn_one_are_cut(tmp_path):
@@ -16,6 +19,43 @@ def test_lines_past_the_step_and_a_torn_one_are_cut(tmp_path):
     assert [line["step"] for line in lines] == [1, 5, 6]
     assert lines[2] == {"step": 6, "loss": None, "usage": [0.5, None]}
     assert [line["loss"] for line in metrics.earlier] == [2.0, 1.0]
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damaged_lines_are_cut_and_said(tmp_path, caplog, kind):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(json.dumps({"step": step, "loss": 1 / step, "lr": 0.1}) + "\n" for step in range(1, 201)))
+    before = damage(file, kind)
+    metrics = MetricsFile(file, 200)
+    metrics.write({"step": 201, "loss": 0.5})
+    metrics.close()
+    steps = [json.loads(line)["step"] for line in file.read_text().splitlines()]
+    kept = len(metrics.earlier)
+    assert steps == [*range(1, kept + 1), 201]
+    assert before.startswith(b"".join(line + b"\n" for line in file.read_bytes().split(b"\n")[:kept]))
+    said = " ".join(caplog.messages)
+    assert (kept == 200) == ("after" in kind)
+    assert (f"the lines of steps {kept + 1} to 200 are lost" in said) == (kept < 200)
+    assert ("damaged lines cut" in said) == (kind != "empty")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"{}", b"[]", b"null", b'"step"', b"7", b"\xff\xfe", b"\0\0", b'{"step": 2}', b'{"loss": 2}', b"[" * 10**5),
+        *(b'{"step": "2", "loss": 1}', b'{"step": true, "loss": 1}', b'{"step": 2, "loss": "1"}'),
+        *(b'{"step": 1e999, "loss": 1}', b'{"step": NaN, "loss": 1}'),
+    ],
+)
+def test_a_line_without_its_keys_is_cut(tmp_path, caplog, line):
+    file = tmp_path / "metrics.jsonl"
+    good = b'{"step": 1, "loss": 2.0}\n', b'{"step": 3, "loss": null}\n'
+    file.write_bytes(good[0] + line + b"\n" + good[1])
+    metrics = MetricsFile(file, 5)
+    metrics.close()
+    assert file.read_bytes() == b"".join(good)
+    assert "1 damaged lines cut" in caplog.messages[0]
+    assert [entry["loss"] for entry in metrics.earlier] == [2.0, None]
 
 
 def test_a_loss_far_above_the_ones_before_is_a_spike_after_a_resume_too():

@@ -8,7 +8,9 @@ import subprocess
 
 import pytest
 
+from ds_rvqvae.model.losses import Losses
 from ds_rvqvae.runs.checkpoints import checkpoints, damage_of
+from tests.damage import damage
 from tests.ranks import run_ranks, start_ranks, train_ranks
 from tests.train.small import EXACT, SMALL, make_trainer, read_metrics
 
@@ -176,3 +178,38 @@ def test_resume_takes_a_tag_or_a_folder(tmp_path, demo_folder):
     manifest = json.loads((tmp_path / "run" / "checkpoints" / "global_step5" / "manifest.json").read_text())
     assert manifest["step"] == 5 and manifest["global_batch"] == 4 and set(manifest["versions"]) >= {"torch"}
     assert len(manifest["profile"]["sha256"]) == 64
+
+
+def _weights(run, step):
+    import torch
+
+    file = run / "checkpoints" / f"global_step{step}" / "mp_rank_00_model_states.pt"
+    return torch.load(file, weights_only=False)["module"]
+
+
+def test_a_run_goes_on_as_before_where_a_crash_damaged_its_files(tmp_path, demo_folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--batch_size=4", "--eval_every=2"]
+    train_ranks(1, *flags, "--name=whole", "--total_iter=4", "--save_every=2")
+    run = tmp_path / "run"
+    shutil.copytree(tmp_path / "whole", run)
+    train_ranks(1, *flags, "--name=whole", "--total_iter=6", "--resume")
+    names = ["profile.json", "metrics.jsonl", "run.log", "memory.json", "checkpoints/latest", "checkpoints/best"]
+    for name in (*names, "eval/scores.json", "eval/untrained.json"):
+        damage(run / name, "nuls at its end")
+    (board,) = (run / "tensorboard").iterdir()
+    damage(board, "half")
+    printed = train_ranks(1, *flags, "--name=run", "--total_iter=6", "--resume")[0]
+    for name in ("profile.json", "metrics.jsonl"):
+        assert re.search(rf"{name}: .*damaged.*; restored from .*global_step4", printed)
+    assert "points are written again out of metrics.jsonl" in printed
+    for mine, theirs in zip(*map(read_metrics, (run, tmp_path / "whole")), strict=True):
+        for key in ("step", *Losses._fields, "perplexity", "usage", "lr", "grad_norm"):
+            assert mine[key] == theirs[key], (mine["step"], key)
+    mine, theirs = (_weights(folder, 6) for folder in (run, tmp_path / "whole"))
+    assert all(mine[name].equal(theirs[name]) for name in theirs) and mine.keys() == theirs.keys()
+    assert json.loads((run / "eval" / "scores.json").read_text())["step"] == 6
+    assert not any(byte < 9 for byte in (run / "run.log").read_bytes()) and (run / "run.log").read_bytes().decode()
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("Train/loss")] == [4 * step for step in range(1, 7)]
