@@ -31,6 +31,7 @@ from ds_rvqvae.runs.checkpoints import (
     Mark,
     ancestors_of,
     checkpoints,
+    damage_of,
     digits_of,
     latest,
     mark_in,
@@ -154,7 +155,9 @@ class _Move:
         sync(self.aside)
         sync(self.folder)
         names = ", ".join(path.name for path in reversed(self.leaving))
-        way = next((f"`--resume {place.name}` goes back to them; " for place in places if mark_in(place)), "")
+        way = next(
+            (f"`--resume {place.name}` goes back to them; " for place in places if damage_of(place, False) is None), ""
+        )
         self.notes.append(
             f"put aside, not deleted: {names} ({size(taken)}) and what was made of them, which are not of the "
             f"history of {self.target.name}, into {self.aside}; {way}to free the room, remove that folder"
