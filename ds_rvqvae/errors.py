@@ -7,6 +7,7 @@ import traceback
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
+from pathlib import PurePath
 
 
 class ExitStatus(IntEnum):
@@ -72,7 +73,9 @@ class PrintableFormatter(logging.Formatter):
         if isinstance(record.args, tuple):
             record = logging.makeLogRecord(vars(record))
             record.args = tuple(
-                value if isinstance(value, int | float) else printable(str(value)) for value in record.args or ()
+                # Within lists and the like a name is quoted, and its characters escaped.
+                printable(str(value)) if isinstance(value, str | PurePath | BaseException) else value
+                for value in record.args or ()
             )
         return text_of(super().format(record).split("\n"))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pynvml
 
-from ds_rvqvae.errors import UserError
+from ds_rvqvae.errors import UserError, printable
 
 IDLE_MEMORY = 1 << 30
 """Bytes a card may hold and still count as idle: a desktop's compositor and browser hold some hundred MiB."""
@@ -201,7 +201,7 @@ class CardReader:
             handle = pynvml.nvmlDeviceGetHandleByUUID(self.uuid)
         else:
             handle = pynvml.nvmlDeviceGetHandleByIndex(self.index)
-        self.name = ask("nvmlDeviceGetName", handle) or ""
+        self.name = printable(ask("nvmlDeviceGetName", handle) or "")
         self.uuid = ask("nvmlDeviceGetUUID", handle) or ""
         pci = ask("nvmlDeviceGetPciInfo", handle)
         bus_id = pci.busId if pci else b""

@@ -23,7 +23,7 @@ def start(tmp_path, demo_folder):
 
     def start_until(step):
         by = [sys.executable, "-m", "tests.without_locks", "flock,fcntl"]
-        flags = ["--name=one", "--resume", f"--total_iter={step}"]
+        flags = ["--include=localhost:0", "--name=one", "--resume", f"--total_iter={step}"]
         started.append(Launched(tmp_path, demo_folder, *flags, slots=1, by=by))
         return started[-1]
 
