@@ -69,9 +69,7 @@ def whole_folder(
     folder = folder.absolute() if replace else Path(os.path.realpath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     if place is None:
-        for earlier in folder.parent.glob(f".{glob.escape(folder.name)}{_ANY_UNFINISHED}*"):
-            if is_abandoned(earlier):
-                shutil.rmtree(earlier, ignore_errors=True)
+        remove_abandoned(folder)
         place = folder.with_name(f".{folder.name}{_UNFINISHED}{_new_name()}")
     else:
         shutil.rmtree(place, ignore_errors=True)
@@ -90,6 +88,13 @@ def whole_folder(
             sync(folder.parent)
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes what killed processes left beside a folder that `whole_folder` was to make."""
+    for place in folder.parent.glob(f".{glob.escape(folder.name)}{_ANY_UNFINISHED}*"):
+        if is_abandoned(place):
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def replace_folder(made: Path, folder: Path) -> None:

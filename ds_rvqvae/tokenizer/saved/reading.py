@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import parse_json, read_json, unfinished_files
@@ -170,6 +169,8 @@ def read_copy(file: Path) -> tuple[dict[str, Any] | None, str]:
 
 def open_weights(file: Path, framework: str = "numpy") -> Weights:
     """Opens a weights' file; raises UserError where it is none."""
+    from safetensors import SafetensorError, safe_open  # late: commands answer without
+
     try:
         handle: Any = safe_open(file, framework=framework)
         metadata = handle.metadata() or {}

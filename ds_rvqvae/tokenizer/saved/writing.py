@@ -19,7 +19,15 @@ from typing import Any
 import xxhash
 
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.files import is_abandoned, read_json, sync, unfinished_files, unfinished_stem, whole_folder
+from ds_rvqvae.files import (
+    is_abandoned,
+    read_json,
+    remove_abandoned,
+    sync,
+    unfinished_files,
+    unfinished_stem,
+    whole_folder,
+)
 from ds_rvqvae.locks import HeldFolder, hold_folder
 from ds_rvqvae.tokenizer.saved.reading import (
     BODY,
@@ -65,6 +73,7 @@ def save_tokenizer(folder: Path, write: Write, card_of: CardOf) -> None:
     if not folder.exists() and _made_whole(folder, lambda unfinished: write(unfinished.joinpath)):
         return
     _check_is_folder(folder)
+    remove_abandoned(folder)
     with hold_folder(folder, wait=True) as held:
         for _ in _tries(held, lambda: open_saved(folder)):
             _check_ours(folder)
@@ -100,6 +109,7 @@ def save_body(
     if not folder.exists() and _made_whole(folder, fill):
         return
     _check_is_folder(folder)
+    remove_abandoned(folder)
     with hold_folder(folder, wait=True) as held:
         for _ in _tries(held, lambda: _check_whole(folder)):
             _check_body(folder, list(parts))
@@ -110,7 +120,7 @@ def _replace_body(
     folder: Path, parts: Mapping[str, Write], table_of: Callable[[dict[str, str]], str], card_of: CardOf
 ) -> None:
     before, contents, pendings = _contents_of(folder), {}, []
-    for entry in {file.parent for file in folder.glob(f"*/.unfinished-*-{WEIGHTS}")}:
+    for entry in {file.parent for file in folder.glob("*/.unfinished-*")}:
         _finish(entry, before.get(entry.name))
         with suppress(OSError):
             entry.rmdir()  # where nothing else is in it
