@@ -253,8 +253,6 @@ class MotionTokenizer(KeepsFloatType):
         text = json.dumps(config, indent=2) + "\n"
         content = save_model(self.model, text, place(WEIGHTS))
         place(CONFIG).write_text(text, encoding="utf-8")
-        # safetensors keeps its files to their owner; these are for whoever may read the folder.
-        place(WEIGHTS).chmod(place(CONFIG).stat().st_mode)
         place(CARD).write_text(sealed(model_card(config)), encoding="utf-8")
         return content
 

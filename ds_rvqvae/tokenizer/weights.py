@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ds_rvqvae.errors import UserError
@@ -45,10 +45,8 @@ def save_model(model: RVQVAE, text: str, file: Path) -> str:
     """Writes a net's weights, which carry the text of their config; gives their content."""
     tensors = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
     content = content_of(text, tensors)
-    try:
-        save_file(tensors, file, metadata_of(text, content))
-    except SafetensorError as error:
-        raise OSError(str(error)) from None
+    # Not its `save_file`, which writes beside the file under a name that nothing would be known by after a kill.
+    file.write_bytes(save(tensors, metadata_of(text, content)))
     return content
 
 

@@ -30,6 +30,8 @@ _LOOKS, _PAUSE = 8, 0.02
 """How often a folder is looked at where its files do not agree, which may be while they are replaced; seconds between
 the first two looks, of which there are more each time."""
 _SHOWN = 3
+_MEANING = dict.fromkeys(("body_part", "reading"))
+"""Keys that a config need not have, by which codes are of other motion."""
 
 
 @dataclass
@@ -198,9 +200,11 @@ def _pending_weights(folder: Path, framework: str, content: str) -> Weights | No
 
 
 def _differing(own: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Keys of the weights' config of which its copy says something else; what was added to the copy is free."""
+    """Keys of the weights' config of which its copy says something else; others may have been added to the copy."""
     nothing = object()
-    return [key for key in own if not _equal(own[key], theirs.get(key, nothing))]
+    return [
+        key for key in {**own, **_MEANING} if not _equal(own.get(key), theirs.get(key, nothing if key in own else None))
+    ]
 
 
 def _equal(own: Any, theirs: Any) -> bool:

@@ -354,10 +354,12 @@ def _head(file: Path) -> bytes:
 
 def _is_strange(folder: Path) -> bool:
     """Whether files of our names in a folder hold what is not ours."""
-    if config := _head(folder / CONFIG):
-        return MARK.encode() not in config
-    weights = _head(folder / WEIGHTS)
-    return bool(weights) and not any(mark in weights for mark in _OURS)
+    config, weights = _head(folder / CONFIG), _head(folder / WEIGHTS)
+    is_marked = any(mark in weights for mark in _OURS)
+    if not config:
+        return bool(weights) and not is_marked
+    # What is no config of anything, beside weights of ours, is a damaged one of ours.
+    return MARK.encode() not in config and not (is_marked and read_copy(folder / CONFIG)[0] is None)
 
 
 def _is_marked(folder: Path) -> bool:

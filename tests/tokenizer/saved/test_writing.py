@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -96,7 +97,7 @@ def test_a_fault_at_any_call_leaves_the_old_or_the_new_and_all_that_is_not_ours(
     old, new, newer = (KINDS[kind](name) for name in ("old", "new", "newer"))
     endings, found = set(), []
     old.save_pretrained(tmp_path / "old")
-    for number in range(1, 500):
+    for number in range(1, 500, 3 if kind == "body" and fault != "kill" else 1):
         root = in_memory / str(number)
         folder = root / "tokenizer"
         shutil.copytree(tmp_path / "old", folder)
@@ -113,7 +114,7 @@ def test_a_fault_at_any_call_leaves_the_old_or_the_new_and_all_that_is_not_ours(
         shutil.rmtree(root)
         if ending == WITHOUT:
             break
-    assert endings <= {KILLED if fault == "kill" else FAILED, WITHOUT, 10} and len(found) > 15
+    assert endings <= {KILLED if fault == "kill" else FAILED, WITHOUT, 10} and len(found) > 12
     assert set(found) == {"old", "new"}
     # The old until one of the calls, the new from then on; a call that fails may be one that can be done without.
     assert fault != "kill" or found == sorted(found, reverse=True)
@@ -321,11 +322,9 @@ def test_a_disk_without_room_leaves_the_old(tmp_path, mount, kind):
     mount("tmpfs", folder, "-t", "tmpfs", "-o", "size=256k")
     KINDS[kind]("old").save_pretrained(folder)
     (folder / "mine").write_bytes(b"1" * 1000)
-    try:
+    with suppress(OSError):
         (folder / "filling").write_bytes(b"0" * 250_000)
-    except OSError:
-        pass
-    with pytest.raises(OSError, match="[Nn]o space left"):
+    with pytest.raises(OSError, match="No space left"):
         KINDS[kind]("new").save_pretrained(folder)
     assert load(folder) == "old" and (folder / "mine").read_bytes() == b"1" * 1000 and unfinished_in(folder) == []
     (folder / "filling").unlink()
