@@ -132,7 +132,7 @@ class BodyTable:
     layout: Layout | None
     """Of the whole motion; None in a file of before there were parts of one's own."""
     contents: dict[str, str]
-    """What the parts' weights say of their content; none in files of before version 0.4."""
+    """What the parts' weights say of their content; none in files of versions up to 0.3."""
     text: bytes
     """All of it."""
 

@@ -42,7 +42,7 @@ class Weights:
     handle: Any
     """What `safe_open` gives."""
     text: str | None
-    """Of the config that the weights were saved with; None in files of before version 0.4."""
+    """Of the config that the weights were saved with; None in files of versions up to 0.3."""
     values: dict[str, Any] | None
     """What it says."""
     content: str | None

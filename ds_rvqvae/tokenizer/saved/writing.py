@@ -298,7 +298,7 @@ def _is_card_ours(folder: Path, card_of: CardOf) -> bool:
     if not card or card == sealed(card.rpartition("\n<!-- ")[0]):
         return True
     try:
-        # As versions before 0.4 wrote it, or torn.
+        # As versions up to 0.3 wrote it, or torn.
         return sealed(card_of(open_saved(folder).values)).startswith(card)
     except (UserError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
         return False

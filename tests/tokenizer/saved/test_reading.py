@@ -34,7 +34,7 @@ def folder(tmp_path):
 
 
 def as_before(folder):
-    """As versions before 0.4 wrote it: weights that say nothing of themselves."""
+    """As versions up to 0.3 wrote it: weights that say nothing of themselves."""
     tensors = load_file(folder / "model.safetensors")
     save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / "model.safetensors")
     return folder
