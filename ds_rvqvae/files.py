@@ -1,14 +1,16 @@
 """Files and folders that are written whole or not at all, lines that are appended whole, checksums, and what tells that
 a file is another than before."""
 
+import glob
 import hashlib
 import json
 import os
 import shutil
 import socket
 import stat
-import tempfile
 import threading
+import time
+import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -20,7 +22,11 @@ import xxhash
 _BLOCK_BYTES = 1 << 20
 _READERS = min(32, 4 * (os.cpu_count() or 1))
 """Threads that read files at once: more than cores, since they wait for the disk, or for a network."""
-_UNFINISHED = f".unfinished-{socket.gethostname()}-"
+_ANY_UNFINISHED = ".unfinished-"
+_UNFINISHED = f"{_ANY_UNFINISHED}{socket.gethostname()}-"
+"""What the names of files and folders that are being written begin with; after it the process."""
+_ABANDONED_AFTER = 24 * 3600.0
+"""Seconds after which what another machine is writing counts as left behind."""
 
 
 @contextmanager
@@ -48,35 +54,52 @@ def whole_file(file: Path, synced: bool = False) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def whole_folder(folder: Path, place: Path | None = None, *, replace: bool = True) -> Iterator[Path]:
+def whole_folder(
+    folder: Path, place: Path | None = None, *, replace: bool = True, synced: bool = False
+) -> Iterator[Path]:
     """A folder to fill, which takes the name `folder` once all is written; after an exception nothing has changed.
 
     Args:
         place: a folder beside `folder` that holds everything until then; what a killed process left in it is removed.
             Without it, one of a new name.
-        replace: whether an earlier folder that is not empty is replaced; else it raises OSError at the end.
+        replace: whether an earlier folder that is not empty is removed with all that is in it: for folders in which
+            nobody else keeps files. Else it raises OSError at the end, and a link is followed.
+        synced: wait until files, folders and their names are on the disk.
     """
-    folder = folder.absolute()
+    folder = folder.absolute() if replace else Path(os.path.realpath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     if place is None:
-        place = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        remove_abandoned(folder)
+        place = folder.with_name(f".{folder.name}{_UNFINISHED}{_new_name()}")
     else:
         shutil.rmtree(place, ignore_errors=True)
-        place.mkdir()
+    place.mkdir()
     try:
         unfinished = place / "new"
         unfinished.mkdir()
         yield unfinished
+        for path in [*unfinished.rglob("*"), unfinished] if synced else []:
+            sync(path)
         if replace:
             replace_folder(unfinished, folder)
         else:
             unfinished.rename(folder)
+        if synced:
+            sync(folder.parent)
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
 
+def remove_abandoned(folder: Path) -> None:
+    """Removes what killed processes left beside a folder that `whole_folder` was to make."""
+    for place in folder.parent.glob(f".{glob.escape(folder.name)}{_ANY_UNFINISHED}*"):
+        if is_abandoned(place):
+            shutil.rmtree(place, ignore_errors=True)
+
+
 def replace_folder(made: Path, folder: Path) -> None:
-    """Gives `made` the name `folder`, on the same disk; an earlier folder of that name is removed.
+    """Gives `made` the name `folder`, on the same disk; an earlier folder of that name is removed with all that is in
+    it, so that this is for folders in which nobody else keeps files.
 
     A process that is killed in between leaves the earlier one beside `made`, its name with `.old` after it.
     """
@@ -91,6 +114,36 @@ def replace_folder(made: Path, folder: Path) -> None:
             earlier.rename(folder)
         raise
     shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _new_name() -> str:
+    return f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def unfinished_files(folder: Path, name: str) -> list[Path]:
+    """Files in a folder that are to take the place of its file `name`, of whatever process."""
+    return sorted(folder.glob(f"{_ANY_UNFINISHED}*-{glob.escape(name)}"))
+
+
+def unfinished_stem(folder: Path) -> Path:
+    """What the names of files that one process writes together into a folder begin with: `-` and the name of the file
+    that each is to replace follow."""
+    return folder / f"{_UNFINISHED}{_new_name()}"
+
+
+def is_abandoned(unfinished: Path) -> bool:
+    """Whether nobody writes a file or folder of such a name any more: its process has ended, or, on another machine,
+    it has not changed for a day."""
+    import psutil  # late: the launcher answers before it would be loaded
+
+    _, ours, rest = unfinished.name.partition(_UNFINISHED)
+    process = rest.partition("-")[0]
+    if ours and process.isdecimal():
+        return not psutil.pid_exists(int(process))
+    try:
+        return time.time() - unfinished.stat().st_mtime > _ABANDONED_AFTER
+    except OSError:  # gone
+        return False
 
 
 class AppendedLines:
@@ -167,11 +220,8 @@ def check_writable(folder: Path) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Removes what `whole_file` left in a folder and below where its process was killed on this machine."""
-    import psutil  # late: the launcher answers before it would be loaded
-
     for leftover in folder.rglob(f"{_UNFINISHED}*"):
-        process = leftover.name.removeprefix(_UNFINISHED).partition("-")[0]
-        if process.isdecimal() and not psutil.pid_exists(int(process)):
+        if is_abandoned(leftover):
             with suppress(OSError):
                 leftover.unlink()
 

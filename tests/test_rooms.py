@@ -14,7 +14,7 @@ PACKAGE = ROOT / "ds_rvqvae"
 ORDER = (
     *("errors", "files", "locks", "host", "text"),
     *("config", "motion", "data/formats", "data/store", "data"),
-    *("model", "gpu", "tokenizer", "tokenizer/foreign", "viz"),
+    *("model", "gpu", "tokenizer/saved", "tokenizer", "tokenizer/foreign", "viz"),
     *("runs", "train", "launch", "bench", "cli"),
 )
 """A room imports only rooms above it, and itself. The first are modules at the package's root."""

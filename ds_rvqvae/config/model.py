@@ -174,7 +174,7 @@ def _check_scalar_quantization(model: ModelConfig, cells: list[int]) -> None:
             f"of fsq_levels; use {columns} to {columns * model.num_quantizers}"
         )
     divisions = -(-model.num_quantizers * columns // model.code_dim)
-    if cells and max(cells) ** divisions > _FINEST_GRID:
+    if cells and divisions * math.log2(max(cells)) > math.log2(_FINEST_GRID):  # a power of them may be endless
         raise ValueError(
             f"rvqvae.model.fsq_levels: {divisions} levels would divide each column into {max(cells)} cells "
             f"again and again, finer than fp32 tells apart; use a code_dim of more columns"

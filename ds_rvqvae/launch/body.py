@@ -162,7 +162,13 @@ class Body:
         from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
         parts = {part: MotionTokenizer.from_pretrained(self.folder / part / TOKENIZER) for part in self.parts}
-        BodyTokenizer(parts, layout).save_pretrained(self.folder / TOKENIZER)
+        try:
+            BodyTokenizer(parts, layout).save_pretrained(self.folder / TOKENIZER)
+        except OSError as error:
+            raise UserError(
+                f"{self.folder / TOKENIZER}: cannot be written: {error.strerror or error}; the same command with "
+                "--resume writes it"
+            ) from None
         say(f"tokenizer of {', '.join(self.parts)}: {self.folder / TOKENIZER}")
 
 

@@ -2,6 +2,8 @@
 
 import difflib
 import fnmatch
+import json
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -32,6 +34,8 @@ class Channels:
 
 
 Layout = tuple[Channels, ...]
+_UNPRINTED = ("Cc", "Cs", "Zl", "Zp")
+"""Categories of characters that end a line, command a terminal or are no text."""
 _FINGERS = ("index", "middle", "pinky", "ring", "thumb")
 SMPLX_JOINTS = (
     *("pelvis", "left_hip", "right_hip", "spine1", "left_knee", "right_knee", "spine2", "left_ankle", "right_ankle"),
@@ -178,7 +182,8 @@ def layout_from_json(entries: Any, width: int) -> Layout:
     """Reads a layout, given as JSON text or as the list it holds; several rotations in one entry become one each.
 
     Raises:
-        ValueError: saying what is wrong, where the entries do not cover columns 0 to `width` once, in order.
+        ValueError: saying what is wrong, where the entries do not cover columns 0 to `width` once, in order, or a name
+            is none that can be printed in a line.
     """
     if isinstance(entries, str):
         entries = parse_json(entries)
@@ -186,7 +191,7 @@ def layout_from_json(entries: Any, width: int) -> Layout:
         raise ValueError("layout: not a list")
     layout: list[Channels] = []
     for entry in entries:
-        layout.extend(_channels_from_json(entry, layout[-1].stop if layout else 0))
+        layout.extend(_channels_from_json(entry, layout[-1].stop if layout else 0, width))
     if (layout[-1].stop if layout else 0) != width:
         raise ValueError(f"layout: ends at column {layout[-1].stop if layout else 0} of {width}")
     names = [channels.name for channels in layout]
@@ -195,17 +200,21 @@ def layout_from_json(entries: Any, width: int) -> Layout:
     return tuple(layout)
 
 
-def _channels_from_json(entry: Any, expected_start: int) -> list[Channels]:
+def _channels_from_json(entry: Any, expected_start: int, width: int) -> list[Channels]:
     if not isinstance(entry, dict) or not {"name", "kind", "columns"} <= entry.keys():
         raise ValueError(f"layout: an entry is not an object of name, kind and columns: {entry}")
     name, kind, columns = entry["name"], entry["kind"], entry["columns"]
     if not isinstance(name, str) or kind not in get_args(Kind):
         raise ValueError(f"layout: {name}: kind is {kind!r}, none of {', '.join(get_args(Kind))}")
+    if any(unicodedata.category(character) in _UNPRINTED for character in name):
+        raise ValueError(f"layout: the name {json.dumps(name)} holds control characters")
     if not isinstance(columns, list) or len(columns) != 2 or not all(type(column) is int for column in columns):
         raise ValueError(f"layout: {name}: columns are [from, to], not {columns}")
     start, stop = columns
     if start != expected_start or stop <= start:
         raise ValueError(f"layout: {name}: columns {start} to {stop} do not follow column {expected_start}")
+    if stop > width:
+        raise ValueError(f"layout: ends at column {stop} of {width}")
     if kind != "rotation_6d":
         return [Channels(name, kind, start, stop)]
     count, rest = divmod(stop - start, 6)

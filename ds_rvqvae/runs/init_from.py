@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from ds_rvqvae.config.facts import fixed_keys
 from ds_rvqvae.config.model import ModelConfig
@@ -32,9 +31,9 @@ from ds_rvqvae.runs.folder import (
 )
 from ds_rvqvae.runs.references import Kind, find_reference
 from ds_rvqvae.tokenizer.folder import (
-    WEIGHTS,
     TokenizerConfig,
     assumed_at_import,
+    read_body,
     read_config,
     reading_of,
     statistics_from,
@@ -135,15 +134,14 @@ def read_initial(name: str, body_part: str) -> Initial:
             from ds_rvqvae.runs.tokenizers import config_of_checkpoint
 
             return Initial(**vars(config_of_checkpoint(reference.folder)), notes=reference.notes)
-        folder = reference.folder / body_part if reference.kind is Kind.BODY else reference.folder
-        initial = Initial(**vars(read_config(folder)), notes=reference.notes)
+        folder = reference.folder
+        if reference.kind is Kind.BODY:
+            if body_part not in (parts := read_body(folder)[0]):
+                raise UserError(f"{folder}: the body in it has no such part as {body_part}; it has {', '.join(parts)}")
+            folder /= body_part
+        return Initial(**vars(read_config(folder)), notes=reference.notes)
     except UserError as error:
         raise UserError(f"--init_from {error}") from None
-    try:
-        with safe_open(folder / WEIGHTS, framework="numpy"):
-            return initial
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"--init_from {folder / WEIGHTS}: cannot be read: {error}") from None
 
 
 def keep_normalisation(run_folder: Path, initial: Initial | None) -> None:

@@ -44,11 +44,15 @@ from ds_rvqvae.tokenizer.folder import (
     FORMAT_VERSION,
     check_same_reading,
     columns_for,
-    read_body,
+    read_body_table,
     reading_config,
-    whole_tokenizer_folder,
 )
+from ds_rvqvae.tokenizer.hub import model_card
+from ds_rvqvae.tokenizer.saved.writing import save_body
 from ds_rvqvae.tokenizer.tokenizer import Array, Lengths, MotionTokenizer
+
+_LOOKS = 20
+"""How often a body is read anew where its table is replaced meanwhile."""
 
 
 class BodyTokenizer(KeepsFloatType):
@@ -247,23 +251,28 @@ class BodyTokenizer(KeepsFloatType):
             raise UserError(f"{source or file}: {error}") from None
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes each part's tokenizer into a folder of its name, and `body.json`; all of it or nothing is there.
+        """Writes each part's tokenizer into a folder of its name, and `body.json`. The folder holds one whole body at
+        every instant, the new one or that of ours which was there; files of others in it stay as they are.
 
         Raises:
-            UserError: the folder exists and holds something else than a body's tokenizer.
+            UserError: the folder exists and holds something else, or something else under the name of one of the files.
+            OSError: it cannot be written.
         """
-        with whole_tokenizer_folder(Path(folder), BODY) as unfinished:
-            for part, tokenizer in self.parts.items():
-                tokenizer.save_pretrained(unfinished / part)
-            values = {
-                "format_version": FORMAT_VERSION,
-                "ds_rvqvae_version": __version__,
-                "parts": list(self.parts),
-                "fps": self.fps,
-                "code_rates": self.code_rates,
-                "layout": layout_to_json(self.layout),
-            }
-            (unfinished / BODY).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        parts = {part: tokenizer._write for part, tokenizer in self.parts.items()}
+        save_body(Path(folder), parts, self._table, model_card)
+
+    def _table(self, contents: Mapping[str, str]) -> str:
+        """The text of `body.json`."""
+        values = {
+            "format_version": FORMAT_VERSION,
+            "ds_rvqvae_version": __version__,
+            "parts": list(self.parts),
+            "contents": dict(contents),
+            "fps": self.fps,
+            "code_rates": self.code_rates,
+            "layout": layout_to_json(self.layout),
+        }
+        return json.dumps(values, indent=2) + "\n"
 
     @classmethod
     def from_pretrained(
@@ -288,11 +297,25 @@ class BodyTokenizer(KeepsFloatType):
             single = (folder / CONFIG).is_file()
             hint = "; it is the tokenizer of one part, which MotionTokenizer loads" if single else ""
             raise UserError(f"{folder}: not a body's tokenizer: {BODY} is missing{hint}")
-        names, layout = read_body(folder)
-        kinds: dict[str, Any] = {"dtype": dtype, "device": device, "trainable": trainable}
-        parts = {part: MotionTokenizer.from_pretrained(folder / part, **kinds) for part in names}
+        for _ in range(_LOOKS):
+            table = read_body_table(folder)
+            try:
+                parts = {
+                    part: MotionTokenizer._load(folder / part, dtype, device, trainable, table.contents.get(part))
+                    for part in table.parts
+                }
+                refusal = None
+            except UserError as error:
+                refusal = error
+            # Parts are those of the table only where no other has taken its place meanwhile.
+            if read_body_table(folder).text == table.text:
+                break
+        else:
+            refusal = UserError(f"{folder}: another process writes it all the time; try again")
+        if refusal is not None:
+            raise refusal
         try:
-            return cls(parts, layout)
+            return cls(parts, table.layout)
         except UserError as error:
             raise UserError(f"{folder}: {error}") from None
 

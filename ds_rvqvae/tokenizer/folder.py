@@ -1,8 +1,8 @@
 """The folders of tokenizers as far as they can be told without torch."""
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,25 +16,28 @@ from ds_rvqvae.config.facts import DataFacts, keys_that
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.config.profile import model_config_from_dict
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.files import whole_folder
+from ds_rvqvae.files import parse_json
 from ds_rvqvae.motion.clip import ClipError
 from ds_rvqvae.motion.layout import Layout, feature_layout, layout_from_json, missing_channels, take_channels
+from ds_rvqvae.tokenizer.saved import reading
 
 FORMAT_VERSION = 1
 TOKENIZER = "tokenizer"
 """The folder of a run\'s tokenizer, and of a body\'s beside the runs of its parts."""
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+CONFIG, WEIGHTS, CARD = reading.CONFIG, reading.WEIGHTS, reading.CARD
 FILES = (CONFIG, WEIGHTS, CARD)
 """All that a tokenizer's folder has."""
-BODY = "body.json"
+BODY = reading.BODY
 """In the folder of a body's tokenizer: names its parts, each of which lies in a folder of its name."""
-_MARK = "ds_rvqvae_version"
-"""A key that our own `config.json` and `body.json` have."""
 _OWN_KEYS = (
-    *("format_version", _MARK, "fingerprint", "model", "in_features", "fps", "code_rate", "joint_names"),
+    *("format_version", reading.MARK, "fingerprint", "model", "in_features", "fps", "code_rate", "joint_names"),
     *("layout", "normalisation"),
 )
 """Keys of `config.json` that are not `details`."""
+_MOST_LEVELS, _MOST_CODES = 2**12, 2**28
+"""Levels, and codes of all levels, of any tokenizer: their counters are in no file."""
+_MOST_COLUMNS = 2**16
+"""Of a body's motion, as of any."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,99 +65,123 @@ def is_tokenizer(folder: Path) -> bool:
 
 
 def read_config(folder: Path) -> TokenizerConfig:
-    """Reads a tokenizer's `config.json`.
+    """Reads a tokenizer's config, which is that of its weights.
 
     Raises:
         UserError: naming the folder or file and what is wrong with it.
     """
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder}: not a tokenizer's folder: {name} is missing{hint_of(folder)}")
-    file = folder / CONFIG
+    return config_of(open_folder(folder))
+
+
+def open_folder(folder: Path, framework: str = "numpy", content: str | None = None) -> reading.Saved:
+    """As `ds_rvqvae.tokenizer.saved.reading.open_saved`, and says what may have been meant by a folder that has none
+    of the files."""
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        saved = reading.open_saved(folder, framework, content)
+    except reading.MissingError as error:
+        raise UserError(f"{error}{hint_of(folder)}") from None
+    for warning in saved.warnings:
+        logging.getLogger("ds_rvqvae").warning(warning)
+    return saved
+
+
+def config_of(saved: reading.Saved) -> TokenizerConfig:
+    """What a tokenizer's files say; raises UserError where that cannot be, or cannot be theirs."""
+    config, file = saved.values, saved.source
+    try:
         if config["format_version"] != FORMAT_VERSION:
             raise UserError(f"{file}: format_version {config['format_version']}, known here: {FORMAT_VERSION}")
         model = model_config_from_dict(config["model"], str(file))
         features, fps = config["in_features"], config["fps"]
-        layout = layout_from_json(config["layout"], features)
         mean, std = statistics_from(config["normalisation"])
         if len(mean) != features:
             raise ValueError(f"normalisation has {len(mean)} columns, not {features}")
+        layout = layout_from_json(config["layout"], features)
         if not isinstance(fps, int | float) or not 0 < fps < 1e5:
             raise ValueError(f"fps is {fps}, not a number of frames a second")
         if (part := config.get("body_part")) is not None and not is_part_name(part):
             raise ValueError(f"body_part is {part!r}, not the name of a body part")
         details = explicit_reading({key: value for key, value in config.items() if key not in _OWN_KEYS})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{file}: not a tokenizer's config: {type(error).__name__}: {error}") from None
-    return TokenizerConfig(folder, model, layout, float(fps), mean, std, details)
+    _check_sizes(model, saved)
+    return TokenizerConfig(saved.folder, model, layout, float(fps), mean, std, details)
+
+
+def _check_sizes(model: ModelConfig, saved: reading.Saved) -> None:
+    """Raises UserError where a model of these settings could not be built, or be that of the weights; the shapes of all
+    tensors are compared with those of the model only once it is built, and one too large takes for ever."""
+    tensors = len(saved.weights.shapes)
+    for key, size, most in (
+        ("depth", model.depth * model.down_t, tensors),
+        ("num_quantizers", model.num_quantizers, _MOST_LEVELS),
+        ("nb_code", model.num_quantizers * model.nb_code, _MOST_CODES),
+    ):
+        if size > most:
+            raise UserError(
+                f"{saved.source}: model.{key} is {str(getattr(model, key))[:20]}, more than {saved.weights.file.name} "
+                "can hold; copy or export it again"
+            )
+
+
+@dataclass(frozen=True)
+class BodyTable:
+    """What `body.json` says."""
+
+    parts: list[str]
+    layout: Layout | None
+    """Of the whole motion; None in a file of before there were parts of one's own."""
+    contents: dict[str, str]
+    """What the parts' weights say of their content; none in files of versions up to 0.3."""
+    text: bytes
+    """All of it."""
 
 
 def read_body(folder: Path) -> tuple[list[str], Layout | None]:
-    """The parts that a body's `body.json` names, and the layout of the whole motion.
+    """The parts that a body's `body.json` names, and the layout of the whole motion, as `read_body_table`."""
+    table = read_body_table(folder)
+    return table.parts, table.layout
 
-    Returns:
-        the names, and None for the layout in a file of before there were parts of one's own.
+
+def read_body_table(folder: Path) -> BodyTable:
+    """Reads a body's `body.json`.
 
     Raises:
         UserError: naming the file and what is wrong with it.
     """
     file = folder / BODY
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_bytes()
+        values = parse_json(text)
         version, parts, layout = values["format_version"], values["parts"], values.get("layout")
         if layout is not None:
-            layout = layout_from_json(layout, layout[-1]["columns"][1])
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+            columns = layout[-1]["columns"][1]
+            if columns > _MOST_COLUMNS:
+                raise ValueError(f"layout: {columns} columns, more than {_MOST_COLUMNS:,}")
+            layout = layout_from_json(layout, columns)
+        contents = dict(values.get("contents", {}))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(f"{file}: not a body's: {type(error).__name__}: {error}") from None
     if version != FORMAT_VERSION:
         raise UserError(f"{file}: format_version {version}, known here: {FORMAT_VERSION}")
     # Names of folders: none that leads out of this one.
     if not isinstance(parts, list) or not parts or not all(map(is_part_name, parts)):
-        raise UserError(f"{file}: parts are {json.dumps(parts)}, not names of body parts")
-    return parts, layout
+        raise UserError(f"{file}: parts are {json.dumps(parts)[:200]}, not names of body parts")
+    return BodyTable(parts, layout, contents, text)
 
 
 def statistics_from(values: Mapping[str, Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """`mean` and `std`, float32 `[C]`; raises ValueError where they cannot normalise."""
-    mean, std = (np.asarray(values[key], np.float32) for key in ("mean", "std"))
+    try:
+        with np.errstate(over="ignore"):
+            mean, std = (np.asarray(values[key], np.float32) for key in ("mean", "std"))
+    except OverflowError:
+        raise ValueError("normalisation: a mean or std is beyond what float32 can hold") from None
     if mean.ndim != 1 or mean.shape != std.shape:
         raise ValueError(f"normalisation: mean has the shape {list(mean.shape)}, std {list(std.shape)}")
     if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
-        raise ValueError("normalisation: a mean or std is not finite, or a std is not above 0")
+        raise ValueError("normalisation: a mean or std is not finite in float32, or a std is not above 0")
     return mean, std
-
-
-@contextmanager
-def whole_tokenizer_folder(folder: Path, table: str) -> Iterator[Path]:
-    """A folder to write in, which takes the name `folder` at the end; it is whole or it is not there.
-
-    Args:
-        folder: replaced where it is empty or was written by us, which its file `table` (`config.json` or `body.json`)
-            shows; files beside ours stay.
-
-    Raises:
-        UserError: the folder exists and holds something else.
-    """
-    folder = folder.absolute()
-    _check_replaceable(folder, table)
-    with whole_folder(folder) as unfinished:
-        yield unfinished
-        for entry in list(folder.iterdir()) if folder.exists() else []:
-            if not (unfinished / entry.name).exists():
-                entry.rename(unfinished / entry.name)
-
-
-def _check_replaceable(folder: Path, table: str) -> None:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    try:
-        ours = _MARK in json.loads((folder / table).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, RecursionError):
-        ours = False
-    if not ours:
-        raise UserError(f"{folder}: exists and is no tokenizer of ours; name another folder")
 
 
 def hint_of(folder: Path) -> str:

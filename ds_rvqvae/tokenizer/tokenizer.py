@@ -12,8 +12,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import Self, override
 
@@ -22,7 +20,15 @@ from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.facts import ModelFacts, keys_that
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.config.training import is_repository
-from ds_rvqvae.model.exact import as_tensor, eager, exactly, plain_tensors
+from ds_rvqvae.errors import (
+    UserError,
+)
+from ds_rvqvae.model.exact import (
+    as_tensor,
+    eager,
+    exactly,
+    plain_tensors,
+)
 from ds_rvqvae.model.frozen import KeepsFloatType, device_after
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.model.streaming import DecoderStream, EncoderStream
@@ -35,12 +41,14 @@ from ds_rvqvae.tokenizer.folder import (
     FORMAT_VERSION,
     WEIGHTS,
     assumed_at_import,
-    read_config,
+    config_of,
+    open_folder,
     reading_of,
-    whole_tokenizer_folder,
 )
 from ds_rvqvae.tokenizer.hub import download, model_card, upload
-from ds_rvqvae.tokenizer.weights import load_model
+from ds_rvqvae.tokenizer.saved.reading import Saved
+from ds_rvqvae.tokenizer.saved.writing import Place, save_tokenizer, sealed
+from ds_rvqvae.tokenizer.weights import load_model, save_model
 
 # The order is that of the first tokenizers, whose fingerprints stay: the number of levels comes last.
 _MEANING = sorted(
@@ -245,23 +253,23 @@ class MotionTokenizer(KeepsFloatType):
         return frames * self.std + self.mean
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `model.safetensors`, `config.json` and a model card; the folder is whole or it is not there.
+        """Writes `model.safetensors`, `config.json` and a model card. The folder holds one whole tokenizer at every
+        instant, the new one or that of ours which was there; files of others in it stay as they are.
 
         Raises:
-            UserError: the folder exists and holds something else than a tokenizer, which it replaces.
+            UserError: the folder exists and holds something else, or something else under the name of one of the files.
             OSError: it cannot be written.
         """
+        save_tokenizer(Path(folder), self._write, model_card)
+
+    def _write(self, place: Place) -> str:
+        """Writes each file where `place` says; gives the content of the weights."""
         config = self._config()
-        with whole_tokenizer_folder(Path(folder), CONFIG) as unfinished:
-            tensors = {name: tensor.contiguous().cpu() for name, tensor in self.model.state_dict().items()}
-            try:
-                save_file(tensors, unfinished / WEIGHTS)
-            except SafetensorError as error:
-                raise OSError(str(error)) from None
-            (unfinished / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            # safetensors keeps its files to their owner; these are for whoever may read the folder.
-            (unfinished / WEIGHTS).chmod((unfinished / CONFIG).stat().st_mode)
-            (unfinished / CARD).write_text(model_card(config), encoding="utf-8")
+        text = json.dumps(config, indent=2) + "\n"
+        content = save_model(self.model, text, place(WEIGHTS))
+        place(CONFIG).write_text(text, encoding="utf-8")
+        place(CARD).write_text(sealed(model_card(config)), encoding="utf-8")
+        return content
 
     @classmethod
     def from_pretrained(
@@ -289,20 +297,31 @@ class MotionTokenizer(KeepsFloatType):
         """
         if is_repository(folder):
             folder = download(str(folder), revision, FILES)
-        config = read_config(Path(folder))
-        if (assumed := assumed_at_import(config.details)) is not None:
-            logging.getLogger("ds_rvqvae").warning("%s: %s", folder, assumed)
+        return cls._load(Path(folder), dtype, device, trainable)
+
+    @classmethod
+    def _load(
+        cls, folder: Path, dtype: torch.dtype, device: str | torch.device, trainable: bool, content: str | None = None
+    ) -> "MotionTokenizer":
+        """`from_pretrained` of a folder, whose weights are of this content where it is a body's part."""
         with plain_tensors():
-            model = load_model(config)
+            saved = open_folder(folder, "pt", content)
+            config = config_of(saved)
+            if (assumed := assumed_at_import(config.details)) is not None:
+                logging.getLogger("ds_rvqvae").warning("%s: %s", folder, assumed)
+            model = load_model(config, saved)
             mean, std = torch.from_numpy(config.mean), torch.from_numpy(config.std)
-            fingerprint = None
-            if dtype != torch.float32 and not trainable:
+            is_unchecked, fingerprint = saved.weights.content is None, None
+            if is_unchecked or (dtype != torch.float32 and not trainable):
                 whole = cls(model, mean, std, config.layout, config.fps, trainable=True)
                 fingerprint = whole._compute_fingerprint()
+            if is_unchecked:
+                _check_fingerprint(saved, fingerprint)
             # Normalisation stays in fp32; codebooks keep it by themselves.
             model.to(dtype)
             tokenizer = cls(model, mean, std, config.layout, config.fps, config.details, trainable=trainable)
-            tokenizer._fp32_fingerprint = fingerprint
+            if dtype != torch.float32 and not trainable:
+                tokenizer._fp32_fingerprint = fingerprint
             return tokenizer.to(device)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
@@ -345,6 +364,20 @@ class MotionTokenizer(KeepsFloatType):
                 digest.update(name.encode())
                 digest.update(tensor.detach().float().cpu().contiguous().numpy())
         return digest.hexdigest()
+
+
+def _check_fingerprint(saved: Saved, fingerprint: str | None) -> None:
+    """Raises UserError where a tokenizer, whose weights say nothing of themselves, is not the one of its config."""
+    said = saved.values.get("fingerprint")
+    if said is None:
+        text = "names no fingerprint, so nothing tells whether the weights are its own"
+        logging.getLogger("ds_rvqvae").warning("%s: %s", saved.source, text)
+    elif said != fingerprint:
+        raise UserError(
+            f"{saved.source}: is of another tokenizer ({str(said)[:12]}) than the weights beside it make with it "
+            f"({str(fingerprint)[:12]}); copy or export both again, or remove its key fingerprint where it was "
+            "changed on purpose"
+        )
 
 
 def _lengths(lengths: Lengths | None, clips: int, most: int) -> list[int]:

@@ -1,34 +1,62 @@
 """The net of a tokenizer's folder, with its weights."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import save
+from torch import Tensor
 
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.rvqvae import RVQVAE
-from ds_rvqvae.tokenizer.folder import WEIGHTS, TokenizerConfig
+from ds_rvqvae.tokenizer.folder import TokenizerConfig
+from ds_rvqvae.tokenizer.saved.reading import Saved, content_of_tensors, metadata_of
 
 
-def load_model(config: TokenizerConfig) -> RVQVAE:
+def load_model(config: TokenizerConfig, saved: Saved) -> RVQVAE:
     """The net that a tokenizer's folder holds, in fp32; nothing of it is allocated where its weights do not fit.
+
+    Args:
+        saved: the folder's files, opened for torch.
 
     Raises:
         UserError: naming the file and what is wrong with it, or with where it is loaded.
     """
-    file = config.folder / WEIGHTS
+    file = saved.weights.file
     try:
         with torch.device("meta"):
             expected = {name: list(tensor.shape) for name, tensor in _new_model(config).state_dict().items()}
-        _check_shapes(file, expected)
+        _check_shapes(saved.weights.shapes, expected)
         model = _new_model(config)
         if any(tensor.is_meta for tensor in model.state_dict().values()):
             raise UserError(_taken_away(config))
-        model.load_state_dict(load_file(file))
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        tensors = {name: saved.weights.handle.get_tensor(name) for name in expected}
+        text, content = saved.weights.text, saved.weights.content
+        if text is not None and content_of(text, tensors) != content:
+            raise UserError(f"{file}: damaged: holds not what was saved; copy or export it again")
+        model.load_state_dict(tensors)
+    except (OSError, SafetensorError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
         raise UserError(f"{file}: does not hold this config's weights: {_first_line(error)}") from None
     return model
+
+
+def save_model(model: RVQVAE, text: str, file: Path) -> str:
+    """Writes a net's weights, which carry the text of their config; gives their content."""
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
+    content = content_of(text, tensors)
+    # Not its `save_file`, which writes beside the file under a name that nothing would be known by after a kill.
+    file.write_bytes(save(tensors, metadata_of(text, content)))
+    return content
+
+
+def content_of(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """`content_of_tensors` of tensors on the CPU."""
+    values = {}
+    for name, tensor in tensors.items():
+        flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+        values[name] = (f"{tensor.dtype} {list(tensor.shape)}", flat.numpy())
+    return content_of_tensors(text, values)
 
 
 def _new_model(config: TokenizerConfig) -> RVQVAE:
@@ -45,10 +73,8 @@ def _taken_away(config: TokenizerConfig) -> str:
     )
 
 
-def _check_shapes(file: Path, expected: dict[str, list[int]]) -> None:
+def _check_shapes(there: Mapping[str, list[int]], expected: Mapping[str, list[int]]) -> None:
     """Raises ValueError where a file does not hold tensors of these shapes by name."""
-    with safe_open(file, framework="pt") as content:
-        there = {name: content.get_slice(name).get_shape() for name in content.keys()}  # noqa: SIM118
     for name in [*expected, *there]:
         if there.get(name) != expected.get(name):
             raise ValueError(f"{name} is {there.get(name, 'missing')}, not {expected.get(name, 'known here')}")

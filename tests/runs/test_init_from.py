@@ -124,14 +124,19 @@ def test_another_frame_rate_is_a_warning(profile, tokenizer, tmp_path):
 def _normalisation(folder, **changes):
     config = json.loads((folder / "config.json").read_text())
     config["normalisation"] |= changes
+    del config["fingerprint"]  # changed on purpose
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def _config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
 
 
 DAMAGE = {
     "no such folder": (shutil.rmtree, "config.json is missing"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
-    "config is no JSON": (lambda folder: (folder / "config.json").write_text("{"), "not a tokenizer's config"),
-    "config is a list": (lambda folder: (folder / "config.json").write_text("[]"), "not a tokenizer's config"),
+    "another fps": (lambda folder: _config(folder, fps=25.0), "differs in fps"),
     "weights cut off": (lambda folder: (folder / "model.safetensors").write_bytes(b"abc"), "cannot be read"),
     "std of 0": (lambda folder: _normalisation(folder, std=[0.0] * 78), "not above 0"),
     "mean of NaN": (lambda folder: _normalisation(folder, mean=[float("nan")] * 78), "not finite"),

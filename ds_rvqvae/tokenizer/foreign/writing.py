@@ -67,7 +67,7 @@ def save_foreign(
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder}: exists; name a new folder")
-        with whole_folder(folder, replace=False) as unfinished:
+        with whole_folder(folder, replace=False, synced=True) as unfinished:
             for part in (known.weights_file, f"{known.statistics}/mean.npy"):
                 (unfinished / part).parent.mkdir(parents=True, exist_ok=True)
             torch.save(content, unfinished / known.weights_file)

@@ -1,0 +1,230 @@
+"""Which files of a tokenizer's folder belong together, also while they are being replaced or after that broke off.
+
+`model.safetensors` carries its whole config in its metadata, so that renaming this one file replaces the tokenizer;
+`config.json` is a copy for people and other tools, renamed after it. In between, the new copy lies in the folder under
+an unfinished name: where that agrees with the weights, their own config counts. Where nothing agrees, files of two
+tokenizers are mixed, or the copy was changed by hand.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.files import parse_json, read_json, unfinished_files
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+BODY = "body.json"
+MARK = "ds_rvqvae_version"
+"""A key that our own `config.json` and `body.json` have."""
+_OWN_CONFIG, _OWN_CONTENT = "ds_rvqvae", "ds_rvqvae_content"
+"""Keys of the weights' metadata: the text of their config, and the hash of it and of all tensors."""
+_LOOKS, _PAUSE = 8, 0.02
+"""How often a folder is looked at where its files do not agree, which may be while they are replaced; seconds between
+the first two looks, of which there are more each time."""
+_SHOWN = 3
+_MEANING = dict.fromkeys(("body_part", "reading"))
+"""Keys that a config need not have, by which codes are of other motion."""
+
+
+@dataclass
+class Weights:
+    """An open weights' file; what is read of it is of one file, whatever takes its name meanwhile."""
+
+    file: Path
+    handle: Any
+    """What `safe_open` gives."""
+    text: str | None
+    """Of the config that the weights were saved with; None in files of versions up to 0.3."""
+    values: dict[str, Any] | None
+    """What it says."""
+    content: str | None
+    """The hash of the text and of all tensors when they were saved."""
+
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        """By the tensors' names."""
+        return {name: self.handle.get_slice(name).get_shape() for name in self.handle.keys()}  # noqa: SIM118
+
+
+@dataclass
+class Saved:
+    """A tokenizer's files that belong together."""
+
+    folder: Path
+    weights: Weights
+    values: dict[str, Any]
+    """The config that counts."""
+    source: Path
+    """The file that it was read from."""
+    warnings: list[str] = field(default_factory=list)
+
+
+class MissingError(UserError):
+    """A folder has not the files of a tokenizer."""
+
+
+class MixedError(UserError):
+    """The files of a folder do not belong together, at this moment."""
+
+
+def metadata_of(text: str, content: str) -> dict[str, str]:
+    """What a weights' file says of itself.
+
+    Args:
+        text: of its `config.json`.
+        content: as `content_of_tensors` gives it.
+    """
+    return {"format": "pt", _OWN_CONFIG: text, _OWN_CONTENT: content}
+
+
+def content_of_tensors(text: str, tensors: Mapping[str, tuple[str, NDArray[np.uint8]]]) -> str:
+    """A hash of a config's text and of tensors, given by name as type and shape in words, and bytes."""
+    digest = xxhash.xxh3_128(text.encode())
+    for name, (kind, values) in sorted(tensors.items()):
+        digest.update(f"\0{name} {kind}\0".encode())
+        digest.update(values.data)
+    return digest.hexdigest()
+
+
+def open_saved(folder: Path, framework: str = "numpy", content: str | None = None) -> Saved:
+    """Opens a tokenizer's weights, with the config that belongs to them.
+
+    Args:
+        framework: "numpy", or "pt" where tensors are to be read.
+        content: of the weights that are asked for, by a body of which this is a part. They may have an unfinished name
+            still.
+
+    Raises:
+        UserError: naming the folder or file, what is wrong with it and how to go on.
+    """
+    wanted = content or content_listed(folder)
+    for look in range(_LOOKS):
+        time.sleep(look * _PAUSE)
+        try:
+            return _look(folder, framework, wanted, is_part=content is not None)
+        except MixedError as error:
+            refusal = error
+    raise refusal
+
+
+def content_listed(folder: Path) -> str | None:
+    """What the body above a folder says of the part that lies in it; None where there is no such body."""
+    try:
+        listed = read_json(folder.parent / BODY)["contents"][folder.name]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return listed if isinstance(listed, str) else None
+
+
+def _look(folder: Path, framework: str, wanted: str | None, *, is_part: bool) -> Saved:
+    # In this order: a writer replaces the weights first, so that a copy of theirs is never older than they are.
+    theirs, damage = read_copy(folder / CONFIG)
+    weights = open_weights(folder / WEIGHTS, framework) if (folder / WEIGHTS).is_file() else None
+    if wanted is not None and (weights is None or weights.content != wanted):
+        if (pending := _pending_weights(folder, framework, wanted)) is not None:
+            return Saved(folder, pending, pending.values or {}, pending.file)
+        if is_part:
+            raise MixedError(
+                f"{folder}: is not the part that {folder.parent / BODY} was saved with; save the body again, or remove "
+                f"the key contents of {BODY} where the part was exchanged on purpose"
+            )
+    for name, missing in ((CONFIG, damage == "missing" and not (weights and weights.values)), (WEIGHTS, not weights)):
+        if missing:
+            raise MissingError(f"{folder}: not a tokenizer's folder: {name} is missing")
+    assert weights is not None
+    if weights.values is None:
+        if theirs is None:
+            raise UserError(f"{folder / CONFIG}: not a tokenizer's config: {damage}; copy or export it again")
+        return Saved(folder, weights, theirs, folder / CONFIG)
+    if theirs is not None and not (differing := _differing(weights.values, theirs)):
+        return Saved(folder, weights, theirs, folder / CONFIG)
+    own = Saved(folder, weights, weights.values, weights.file)
+    if any(read_copy(file)[0] == weights.values for file in unfinished_files(folder, CONFIG)):
+        return own
+    if theirs is None:
+        own.warnings.append(f"{folder / CONFIG}: {damage}; what {WEIGHTS} says of itself is taken, which is the same")
+        return own
+    if "fingerprint" not in theirs:
+        warning = f"{folder / CONFIG}: without a fingerprint; it counts, and differs from {WEIGHTS} in"
+        return Saved(folder, weights, theirs, folder / CONFIG, [f"{warning} {_names(differing)}"])
+    raise MixedError(_mixed(folder, weights.values, theirs, differing))
+
+
+def read_copy(file: Path) -> tuple[dict[str, Any] | None, str]:
+    """What a config file says, or None and why not."""
+    try:
+        if not file.is_file():
+            return None, "missing"
+        values = read_json(file)
+    except (OSError, ValueError) as error:
+        return None, f"{type(error).__name__}: {error}"
+    return (values, "") if isinstance(values, dict) else (None, "not an object")
+
+
+def open_weights(file: Path, framework: str = "numpy") -> Weights:
+    """Opens a weights' file; raises UserError where it is none."""
+    from safetensors import SafetensorError, safe_open  # late: commands answer without
+
+    try:
+        handle: Any = safe_open(file, framework=framework)
+        metadata = handle.metadata() or {}
+        text, values = metadata.get(_OWN_CONFIG), None
+        if text is not None:
+            values = parse_json(text)
+            if not isinstance(values, dict):
+                raise ValueError(f"its metadata {_OWN_CONFIG} are not an object")
+        return Weights(file, handle, text, values, metadata.get(_OWN_CONTENT) if values else None)
+    except (OSError, SafetensorError, ValueError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"{file}: cannot be read as weights: {reason}; copy or export it again") from None
+
+
+def _pending_weights(folder: Path, framework: str, content: str) -> Weights | None:
+    """Weights of this content that are to take their place in a folder."""
+    for file in unfinished_files(folder, WEIGHTS):
+        try:
+            weights = open_weights(file, framework)
+        except UserError:  # still being written, or just renamed
+            continue
+        if weights.content == content:
+            return weights
+    return None
+
+
+def _differing(own: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Keys of the weights' config of which its copy says something else; others may have been added to the copy."""
+    nothing = object()
+    return [
+        key for key in {**own, **_MEANING} if not _equal(own.get(key), theirs.get(key, nothing if key in own else None))
+    ]
+
+
+def _equal(own: Any, theirs: Any) -> bool:
+    # By text as well, where NaN equals itself.
+    return bool(own == theirs) or json.dumps(own, sort_keys=True) == json.dumps(theirs, sort_keys=True, default=str)
+
+
+def _names(keys: list[str]) -> str:
+    return ", ".join(keys[:_SHOWN]) + (f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else "")
+
+
+def _mixed(folder: Path, own: dict[str, Any], theirs: dict[str, Any], differing: list[str]) -> str:
+    if "fingerprint" in differing:
+        found = (str(values.get("fingerprint"))[:12] for values in (own, theirs))
+        there, said = found
+        return (
+            f"{folder}: {WEIGHTS} holds the weights of another tokenizer ({there}) than {CONFIG} says ({said}); copy "
+            f"both again, or remove {CONFIG} where these weights are meant"
+        )
+    return (
+        f"{folder / CONFIG}: does not say what {WEIGHTS} was saved with (differs in {_names(differing)}); where it was "
+        f"changed on purpose, remove its key fingerprint, and it counts; else remove {CONFIG}, or copy both again"
+    )
