@@ -22,9 +22,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from ds_rvqvae.data.formats.npz import write_header
+from ds_rvqvae.data.formats.npz import HEADER_BYTES, write_header
 from ds_rvqvae.data.store.places import cache_folder, hash_of
-from ds_rvqvae.data.store.store import HEADER_BYTES, Store
+from ds_rvqvae.data.store.store import Store
 from ds_rvqvae.files import sync, whole_folder
 from ds_rvqvae.host import Host
 from ds_rvqvae.text import GIB, gibibytes

@@ -186,7 +186,7 @@ def layout_from_json(entries: Any, width: int) -> Layout:
         raise ValueError("layout: not a list")
     layout: list[Channels] = []
     for entry in entries:
-        layout.extend(_channels_from_json(entry, layout[-1].stop if layout else 0))
+        layout.extend(_channels_from_json(entry, layout[-1].stop if layout else 0, width))
     if (layout[-1].stop if layout else 0) != width:
         raise ValueError(f"layout: ends at column {layout[-1].stop if layout else 0} of {width}")
     names = [channels.name for channels in layout]
@@ -195,7 +195,7 @@ def layout_from_json(entries: Any, width: int) -> Layout:
     return tuple(layout)
 
 
-def _channels_from_json(entry: Any, expected_start: int) -> list[Channels]:
+def _channels_from_json(entry: Any, expected_start: int, width: int) -> list[Channels]:
     if not isinstance(entry, dict) or not {"name", "kind", "columns"} <= entry.keys():
         raise ValueError(f"layout: an entry is not an object of name, kind and columns: {entry}")
     name, kind, columns = entry["name"], entry["kind"], entry["columns"]
@@ -206,6 +206,8 @@ def _channels_from_json(entry: Any, expected_start: int) -> list[Channels]:
     start, stop = columns
     if start != expected_start or stop <= start:
         raise ValueError(f"layout: {name}: columns {start} to {stop} do not follow column {expected_start}")
+    if stop > width:
+        raise ValueError(f"layout: {name}: columns {start} to {stop} of {width}")
     if kind != "rotation_6d":
         return [Channels(name, kind, start, stop)]
     count, rest = divmod(stop - start, 6)

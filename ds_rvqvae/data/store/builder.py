@@ -1,4 +1,4 @@
-"""The builder of a store: its shards first, then the report, then the table that makes a store of both."""
+"""The builder of a store: its shards first, then the table, with the report in it, that makes a store of them."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -9,13 +9,15 @@ from numpy.typing import NDArray
 
 from ds_rvqvae.data.formats.base import Reader
 from ds_rvqvae.data.formats.finding import count_files
+from ds_rvqvae.data.formats.npz import map_matrix
 from ds_rvqvae.data.store.packing import Packed, pack_all
 from ds_rvqvae.data.store.places import hash_of
 from ds_rvqvae.data.store.report import ColumnFacts, Findings, extreme_columns, make_report
-from ds_rvqvae.data.store.shards import ShardFacts, ShardPacker, ShardPlan, shard_files
+from ds_rvqvae.data.store.shards import ShardFacts, ShardPacker, ShardPlan
 from ds_rvqvae.data.store.splits import ClipLength, Segment, by_hash, is_split_by_time, mixed_note, split_clips
 from ds_rvqvae.data.store.statistics import RunningStatistics
-from ds_rvqvae.data.store.store import NUMBER_FORMATS, REPORT, SHARDS, VERSION, Shard, Store, write_json, write_table
+from ds_rvqvae.data.store.store import VERSION, Store, write_table
+from ds_rvqvae.data.store.table import NUMBER_FORMATS, SHARDS, Shard, shard_files
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import sync
 from ds_rvqvae.motion.clip import LeftOut, Quarantined
@@ -44,10 +46,14 @@ class StoreBuilder:
         layout: of the store's columns; clips with another one are left out.
         folder: of the store.
         settings: what `settings_of` gives; the store keeps it.
+        first_part: the number of its first shard.
     """
 
-    def __init__(self, reader: Reader, layout: Layout, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, reader: Reader, layout: Layout, folder: Path, settings: dict[str, Any], first_part: int = 0
+    ) -> None:
         self.reader, self.layout, self.folder, self.settings = reader, layout, folder, settings
+        self._first_part = first_part
         self._reading_version = int(settings.get("reading_version", 1))  # stores up to 0.2 do not say
 
     def own_statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
@@ -91,7 +97,7 @@ class StoreBuilder:
         sources: Sequence[str],
         file_counts: Sequence[dict[str, Any]] = (),
     ) -> None:
-        """Writes the report and then the table of the shards, at least one with frames, that lie in the folder.
+        """Writes the table of the shards, at least one with frames, that lie in the folder, with the report in it.
 
         Args:
             facts: of every shard, in order.
@@ -110,7 +116,7 @@ class StoreBuilder:
         quarantined = quarantine_of(facts)
         store = Store(
             folder=self.folder,
-            shards=_shards(facts),
+            shards=_shards(facts, self._first_part),
             starts=np.cumsum([0, *(clip.frames for clip in clips)]),
             clip_names=[clip.name for clip in clips],
             layout=self.layout,
@@ -127,6 +133,7 @@ class StoreBuilder:
             fingerprint=fingerprint,
             num_parts=len(facts),
             sources=list(sources),
+            first_part=self._first_part,
         )
         found = Findings(
             self.reader.format,
@@ -139,10 +146,10 @@ class StoreBuilder:
         )
         report = make_report(store, found)
         # Not shard by shard: the disk writes while the processor packs, and this waits for the rest.
-        for shard in store.shards:
-            sync(self.folder / shard.file)
-        write_json(self.folder / REPORT, report)
-        write_table(store)
+        for file in sorted((self.folder / SHARDS).iterdir()):
+            sync(file)
+        sync(self.folder / SHARDS)
+        write_table(store, report)
 
     def _training_statistics(
         self, facts: Sequence[ShardFacts], clips: Sequence[ClipLength], segments: Sequence[Segment]
@@ -165,13 +172,13 @@ class StoreBuilder:
         """Of the clips named, read again: a few clips, of which the hash puts none where some are needed."""
         running = RunningStatistics(self.layout[-1].stop)
         numbers = NUMBER_FORMATS[self.settings["store_dtype"]]
-        for index, shard in enumerate(facts):
+        for index, shard in enumerate(facts, self._first_part):
             row = 0
             for name, frames, _ in shard.clips:
                 if name in names:
                     file = shard_files(self.folder / SHARDS, index)[0]
-                    stored = np.load(file, mmap_mode="r", allow_pickle=False)
-                    running.add(numbers.decode(np.asarray(stored[row : row + frames])))
+                    stored = map_matrix(file, numbers.stored, shard.rows, self.layout[-1].stop)
+                    running.add(numbers.decode(stored[row : row + frames]))
                 row += frames
         return running
 
@@ -200,9 +207,9 @@ def _of_earlier(file_counts: Sequence[dict[str, Any]], key: str) -> list[str]:
     return [words for count in file_counts[:-1] for words in count.get(key, ())]
 
 
-def _shards(facts: Sequence[ShardFacts]) -> list[Shard]:
+def _shards(facts: Sequence[ShardFacts], first_part: int) -> list[Shard]:
     shards, first = [], 0
-    for index, shard in enumerate(facts):
+    for index, shard in enumerate(facts, first_part):
         if shard.rows:
             file = shard_files(Path(SHARDS), index)[0].as_posix()
             shards.append(Shard(file, first, shard.rows, shard.sha256))

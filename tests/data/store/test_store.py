@@ -9,7 +9,7 @@ import pytest
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data import open_store
 from ds_rvqvae.data.store.prepare import prepare_store
-from ds_rvqvae.data.store.store import NUMBER_FORMATS
+from ds_rvqvae.data.store.table import NUMBER_FORMATS
 from ds_rvqvae.errors import UserError
 from tests.data.motion import write_packed
 
