@@ -21,7 +21,14 @@ from ds_rvqvae.launch.hosts import Ranks, free_port
 from ds_rvqvae.launch.restarts import run_with_restarts
 from ds_rvqvae.launch.slots import cores
 from ds_rvqvae.launch.supervise import Job, Signals
-from ds_rvqvae.runs.folder import OUTCOME_VARIABLE, RUN_VARIABLE, STORE_VARIABLE, run_folder_of, write_profile
+from ds_rvqvae.runs.folder import (
+    OUTCOME_VARIABLE,
+    RUN_VARIABLE,
+    STORE_CONTENT_VARIABLE,
+    STORE_VARIABLE,
+    run_folder_of,
+    write_profile,
+)
 from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, Watch
 from ds_rvqvae.runs.start import overrides_between
 
@@ -137,6 +144,7 @@ def _job(run: CheckedRun, temporary: Path, restart: int) -> Job:
     if _reads_the_runs_profile(run):
         variables[RUN_VARIABLE] = str(run.folder.absolute())
         variables[STORE_VARIABLE] = str(run.data.store.folder.absolute())
+        variables[STORE_CONTENT_VARIABLE] = run.data.store.content
         command = _command(ranks, _flags_by_profile(again))
     else:
         command = command_by_flags(replace(again, ranks=ranks))

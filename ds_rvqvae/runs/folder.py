@@ -27,6 +27,8 @@ RUN_VARIABLE = "DS_RVQVAE_RUN"
 STORE_VARIABLE = "DS_RVQVAE_STORE"
 """Environment variable with the folder of the run's motion, packed, where our launcher has checked it against the
 files. It is checked once a start: ranks would each read all files again, and a restart might find others."""
+STORE_CONTENT_VARIABLE = "DS_RVQVAE_STORE_CONTENT"
+"""Environment variable with what that store holds (`Store.content`): ranks and restarts refuse another one."""
 
 
 def run_folder_of(request: Request) -> Path:

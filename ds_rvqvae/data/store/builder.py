@@ -1,6 +1,7 @@
 """The builder of a store: its shards first, then the table, with the report in it, that makes a store of them."""
 
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import sync
 from ds_rvqvae.motion.clip import LeftOut, Quarantined
 from ds_rvqvae.motion.layout import Layout, layout_to_json
+
+_SYNCED_AT_ONCE = 16
+"""Files that are waited for together: the file system writes them down in one go."""
 
 
 def quarantine_of(facts: Sequence[ShardFacts]) -> list[Quarantined]:
@@ -145,9 +149,9 @@ class StoreBuilder:
             readings=tuple(dict.fromkeys((*_of_earlier(file_counts, "readings"), *self.reader.readings))),
         )
         report = make_report(store, found)
-        # Not shard by shard: the disk writes while the processor packs, and this waits for the rest.
-        for file in sorted((self.folder / SHARDS).iterdir()):
-            sync(file)
+        # Not shard by shard: the disk writes while the processor packs, and this waits for the rest, all at once.
+        with ThreadPoolExecutor(_SYNCED_AT_ONCE) as threads:
+            list(threads.map(sync, (self.folder / SHARDS).iterdir()))
         sync(self.folder / SHARDS)
         write_table(store, report)
 

@@ -162,7 +162,7 @@ def mend(store: Store) -> None:
     except (OSError, ValueError):
         same = False
     if not same:
-        write_json(report, store.report(), synced=True)
+        write_json(report, store.report())
     for file in (store.folder / SHARDS).iterdir():
         match = _SHARD_FILE.fullmatch(file.name)
         if match and int(match[1]) not in store.parts:

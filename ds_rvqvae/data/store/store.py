@@ -384,4 +384,4 @@ def write_table(store: Store, report: dict[str, Any]) -> None:
         "report": report,
     }
     write_json(store.folder / TABLE, table, synced=True)
-    write_json(store.folder / REPORT, report, synced=True)
+    write_json(store.folder / REPORT, report)  # after a crash, the table has it

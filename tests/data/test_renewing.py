@@ -1,0 +1,140 @@
+"""Stores and caches are renewed, added to and removed while others read them: who reads keeps what he opened."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from ds_rvqvae import RVQVAE
+from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.config.model import ModelConfig
+from ds_rvqvae.data import open_store
+from ds_rvqvae.data.dataset import MotionData
+from ds_rvqvae.data.loader import BatchLoader
+from ds_rvqvae.data.order import BatchOrder
+from ds_rvqvae.data.store.prepare import prepare, prepare_store
+from ds_rvqvae.data.store.verify import verify_store
+from ds_rvqvae.tokenizer.evaluation import evaluate_split
+from tests.data.motion import write_packed
+from tests.data.renewed import COLUMNS, is_whole, write_version
+
+READER = """
+import sys
+from pathlib import Path
+import numpy as np
+from ds_rvqvae.data import open_store
+from ds_rvqvae.errors import UserError
+from tests.data.renewed import is_whole
+
+rng, seen, opened = np.random.default_rng(int(sys.argv[2])), [], 0
+while True:
+    try:
+        store = open_store(sys.argv[1])
+    except UserError as error:
+        assert Path(sys.argv[3]).exists(), error
+        break
+    seen += [is_whole(store, rng) for _ in range(40)]
+    opened += 1
+    print("open", flush=True) if opened == 1 else None
+seen += [is_whole(store, rng) for _ in range(100)]
+assert seen == sorted(seen), "an older store was opened after a newer one"
+print(opened, len(set(seen)))
+"""
+
+
+@pytest.fixture(autouse=True)
+def many_shards(monkeypatch):
+    """Small data in several shards."""
+    monkeypatch.setattr("ds_rvqvae.data.store.shards.SMALLEST_SHARD", 1000)
+
+
+@pytest.mark.processes
+def test_other_processes_see_one_store_whole_while_it_is_renewed_added_to_and_removed(tmp_path):
+    out, removed = tmp_path / "store", tmp_path / "removed"
+    config = DataConfig(path=str(write_version(tmp_path / "data.npz", 0)))
+    prepare(config, out, workers=1)
+    readers = [
+        subprocess.Popen(
+            [sys.executable, "-c", READER, str(out), str(seed), str(removed)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for seed in range(2)
+    ]
+    try:
+        assert [reader.stdout.readline() for reader in readers] == ["open\n"] * 2
+        rng = np.random.default_rng(0)
+        for version in range(1, 16):
+            before = open_store(out)
+            write_version(tmp_path / "data.npz", version)
+            prepare(config, out, workers=1)
+            assert (is_whole(before, rng), is_whole(open_store(out), rng)) == (version - 1, version)
+        for added in range(8):
+            before = open_store(out)
+            more = write_packed(tmp_path / "more.npz", (20,), COLUMNS, clip_name=np.array([f"added{added}"]))
+            prepare(DataConfig(path=str(more)), out, append=True, workers=1)
+            assert len(open_store(out).clip_names) == len(before.clip_names) + 1
+            assert is_whole(before, rng) == is_whole(open_store(out), rng) == version
+        assert verify_store(open_store(out)) == []
+    finally:
+        removed.touch()
+        shutil.rmtree(out)
+        said = [reader.communicate(timeout=60) for reader in readers]
+    for numbers, error in said:
+        assert not error
+        opened, versions = map(int, numbers.split())
+        assert opened > 5 and versions > 3
+
+
+@pytest.mark.parametrize("selected", [True, False])
+@pytest.mark.parametrize("named", [True, False])
+def test_scores_and_batches_are_those_of_what_was_opened(tmp_path, monkeypatch, named, selected):
+    """Of threads that load too; from the selected columns in the cache, and from the store where they do not fit."""
+    if not selected:
+        monkeypatch.setattr("ds_rvqvae.data.cache._fits", lambda nbytes: False)
+    out = tmp_path / "store" if named else None
+    config = DataConfig(path=str(tmp_path / "data.npz"), window_size=16, window_stride=8)
+    torch.manual_seed(0)
+    model = RVQVAE(COLUMNS, ModelConfig(width=16, depth=1, code_dim=4, nb_code=8, num_quantizers=2))
+    model.eval().requires_grad_(False)
+
+    def opened(version: int) -> MotionData:
+        write_version(tmp_path / "data.npz", version)
+        return MotionData(prepare_store(config, out), config)
+
+    def batches(data: MotionData, change: Callable[[], object] = lambda: None) -> list[torch.Tensor]:
+        with BatchLoader(data, BatchOrder.of(data, 8, seed=0), rank=0, world_size=1, num_workers=2) as loader:
+            return [*loader.next(), *loader.next(), *(change(), loader.next())[1], *loader.next()]
+
+    data = opened(1)
+    scores, loaded = evaluate_split(model, data, "all", "cpu"), batches(data)
+    renewed: list[MotionData] = []
+    again = batches(data, lambda: renewed.append(opened(2)))
+    assert all(torch.equal(one, other) for one, other in zip(loaded, again, strict=True))
+    assert evaluate_split(model, data, "all", "cpu") == scores
+    assert evaluate_split(model, renewed[0], "all", "cpu") != scores and renewed[0].store.content != data.store.content
+
+
+@pytest.mark.processes
+def test_a_cached_store_stays_while_another_process_has_it_open_and_goes_after_it(tmp_path):
+    config = DataConfig(path=str(write_version(tmp_path / "data.npz", 0)))
+    place = prepare_store(config).folder
+    code = "from pathlib import Path; from ds_rvqvae.data.store.places import open_in_use; import sys\n"
+    code += "store = open_in_use(Path(sys.argv[1])); print('open', flush=True); sys.stdin.readline()\n"
+    code += "store = open_in_use(Path(sys.argv[1])); print(store.content)"  # as a restart does
+    reader = subprocess.Popen(
+        [sys.executable, "-c", code, str(place)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    content = open_store(place).content
+    assert reader.stdout.readline() == "open\n"
+    write_version(tmp_path / "data.npz", 1)
+    second = prepare_store(config)
+    assert second.folder != place and place.is_dir()
+    assert reader.communicate("\n", timeout=60)[0] == f"{content}\n"
+    write_version(tmp_path / "data.npz", 2)
+    assert prepare_store(config).folder.is_dir() and not place.exists() and second.folder.is_dir()
