@@ -1,9 +1,13 @@
 """Stores and caches are renewed, added to and removed while others read them: who reads keeps what he opened."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +21,14 @@ from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.data.loader import BatchLoader
 from ds_rvqvae.data.order import BatchOrder
 from ds_rvqvae.data.store.prepare import prepare, prepare_store
+from ds_rvqvae.data.store.store import Store
 from ds_rvqvae.data.store.verify import verify_store
 from ds_rvqvae.tokenizer.evaluation import evaluate_split
 from tests.data.motion import write_packed
 from tests.data.renewed import COLUMNS, is_whole, write_version
 
+CHANGES = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir"}
+STEPS = int(os.environ.get("STEPS", "9"))
 READER = """
 import sys
 from pathlib import Path
@@ -138,3 +145,67 @@ def test_a_cached_store_stays_while_another_process_has_it_open_and_goes_after_i
     assert reader.communicate("\n", timeout=60)[0] == f"{content}\n"
     write_version(tmp_path / "data.npz", 2)
     assert prepare_store(config).folder.is_dir() and not place.exists() and second.folder.is_dir()
+
+
+def killed_at(step: int, folder: Path, work: Callable[[], object]) -> bool:
+    """Does some work in a fork that is killed as it opens, renames or removes something in a folder for the `step`-th
+    time; False where the work was done before."""
+    child = os.fork()
+    if child == 0:
+        left = step
+
+        def kill(event: str, arguments: tuple) -> None:
+            nonlocal left
+            if event in CHANGES and str(folder) in str(arguments):
+                left -= 1
+                if left < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(kill)
+        try:
+            work()
+        except BaseException:
+            traceback.print_exc()
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("append", [False, True])
+def test_a_kill_at_any_moment_leaves_the_store_before_or_the_new_one_and_the_next_command_goes_on(tmp_path, append):
+    data, out, more = tmp_path / "data.npz", tmp_path / "stores" / "store", tmp_path / "more.npz"
+    config = DataConfig(path=str(write_version(data, 0)))
+    write_packed(more, (20,), COLUMNS, clip_name=np.array(["added"]))
+    old = prepare(config, out, workers=1).store
+    shutil.copytree(out, tmp_path / "old")
+
+    def renew() -> Store:
+        if append:
+            return prepare(DataConfig(path=str(more)), out, append=True, workers=1).store
+        return prepare(DataConfig(path=str(tmp_path / "new.npz")), out, workers=1).store
+
+    write_version(tmp_path / "new.npz", 1)
+    new = renew()
+    assert new.content != old.content
+    step, found = 0, []
+    while True:
+        shutil.rmtree(out.parent)
+        shutil.copytree(tmp_path / "old", out)
+        before = open_store(out)
+        if not killed_at(step, out.parent, renew):
+            break
+        there = open_store(out)
+        found.append([old.content, new.content].index(there.content))
+        rng = np.random.default_rng(step)
+        assert is_whole(before, rng) == 0 and is_whole(there, rng) == (0 if append else found[-1])
+        assert renew().content == new.content and verify_store(open_store(out)) == []
+        files = {file.relative_to(out).as_posix() for file in out.rglob("*")}
+        assert files == {"store.json", "report.json", "shards", *_shard_files(open_store(out))}
+        assert [*out.parent.iterdir()] == [out], "nothing is left beside it"
+        step += STEPS
+    print(len(found), found)
+    assert found == sorted(found)
+
+
+def _shard_files(store: Store) -> list[str]:
+    return [f"shards/{part:05d}.{kind}" for part in store.parts for kind in ("npy", "json")]

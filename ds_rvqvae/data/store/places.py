@@ -156,25 +156,28 @@ def _renumbered(name: str, first: int) -> str:
 def mend(store: Store) -> None:
     """Does what a process that was killed did not: writes a store's `report.json` where that is not its report, and
     removes the shards that its table does not name. The caller holds the lock."""
-    report = store.folder / REPORT
-    try:
-        same = read_json(report) == store.report()
-    except (OSError, ValueError):
-        same = False
-    if not same:
-        write_json(report, store.report())
-    for file in (store.folder / SHARDS).iterdir():
-        match = _SHARD_FILE.fullmatch(file.name)
-        if match and int(match[1]) not in store.parts:
-            file.unlink()
-    remove_unfinished(store.folder)
+    with suppress(OSError, UserError):  # it may be read-only, or without a report, as stores of before
+        report, there = store.folder / REPORT, None
+        with suppress(OSError, ValueError):
+            there = read_json(report)
+        if there != store.report():
+            write_json(report, store.report())
+        for file in (store.folder / SHARDS).iterdir():
+            match = _SHARD_FILE.fullmatch(file.name)
+            if match and int(match[1]) not in store.parts:
+                file.unlink()
+        remove_unfinished(store.folder)
 
 
 def needs_mending(store: Store) -> bool:
     """Whether a store's folder has more, or another report, than its table says."""
+    shards = store.folder / SHARDS
     try:
-        numbers = _numbers(store.folder / SHARDS)
-        return read_json(store.folder / REPORT) != store.report() or not set(numbers) <= set(store.parts)
+        unfinished = any(
+            _UNFINISHED.fullmatch(file.name) for place in (store.folder, shards) for file in place.iterdir()
+        )
+        more = not set(_numbers(shards)) <= set(store.parts)
+        return unfinished or more or read_json(store.folder / REPORT) != store.report()
     except (OSError, ValueError):
         return True
 

@@ -181,12 +181,12 @@ def _build_once(job: _Job, path: Path, out: Path | None) -> Prepared:
         raise UserError(f"{place}: exists and is no store; name a new folder")
     store, packed = _matching(job, place, out), None
     notes: tuple[str, ...] = ()
-    if store is None or needs_mending(store):
+    if store is None or needs_mending(store) or folder_to_build_in(place).exists():
         with locked(place):
             store = _matching(job, place, out)  # another process may just have built it
             if store is not None:
-                with suppress(OSError):  # it may be read-only
-                    mend(store)
+                mend(store)
+                shutil.rmtree(folder_to_build_in(place), ignore_errors=True)
             else:
                 if out is not None:
                     check_nothing_is_lost(place)
@@ -259,6 +259,7 @@ def _unchanged(job: _Job, store: Store, key: str) -> dict[str, int]:
 def _append(job: _Job, folder: Path) -> Prepared:
     """Adds clips to a store: their shards first, then the table that names them. The caller holds the lock."""
     store = open_store(folder)
+    mend(store)
     check_appendable(store, job.settings)
     if not same_rate(job.reader.fps, store.fps):
         raise UserError(
