@@ -200,10 +200,10 @@ def test_a_kill_at_any_moment_leaves_the_store_before_or_the_new_one_and_the_nex
         assert is_whole(before, rng) == 0 and is_whole(there, rng) == (0 if append else found[-1])
         assert renew().content == new.content and verify_store(open_store(out)) == []
         files = {file.relative_to(out).as_posix() for file in out.rglob("*")}
-        assert files == {"store.json", "report.json", "shards", *_shard_files(open_store(out))}
+        assert files == {"store.json", "report.json", "shards", *_shard_files(new)}, "as without a kill"
         assert [*out.parent.iterdir()] == [out], "nothing is left beside it"
         step += STEPS
-    print(len(found), found)
+    print(found)
     assert found == sorted(found)
 
 

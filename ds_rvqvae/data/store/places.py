@@ -105,12 +105,11 @@ def put_in_place(made: Path, folder: Path) -> None:
         made.rename(folder)  # where there is nothing, or an empty folder
         sync(folder.parent)
         return
-    if _put_beside(made, folder):
-        _put_beside(made, folder)  # as in a new folder: the same data give the same files
+    mend(_put_beside(made, folder))
 
 
-def _put_beside(made: Path, folder: Path) -> bool:
-    """Puts a store into the folder of another one; gives whether to do so again, for shards numbered from 0 on."""
+def _put_beside(made: Path, folder: Path) -> Store:
+    """Puts a store into the folder of another one, its shards numbered from 0 on where these numbers are free."""
     table, before, shards = read_json(made / TABLE), None, folder / SHARDS
     with suppress(OSError, ValueError):
         before = read_json(folder / TABLE)
@@ -118,55 +117,62 @@ def _put_beside(made: Path, folder: Path) -> bool:
     shards.mkdir(exist_ok=True)
     there, parts = _numbers(shards), table["num_parts"]
     first = 0 if min(there, default=parts) >= parts else max(*there, parts - 1) + 1
-    linked = place_shards(made / SHARDS, shards, first)
+    by = first - table["first_part"]
+    place_shards(made / SHARDS, shards, by)
     for shard in table["shards"]:
-        shard["file"] = f"{SHARDS}/{_renumbered(Path(shard['file']).name, first)}"
+        shard["file"] = f"{SHARDS}/{_renumbered(Path(shard['file']).name, by)}"
     write_json(folder / TABLE, {**table, "first_part": first}, synced=True)
     for name in outdated:
         (folder / name).unlink(missing_ok=True)
-    mend(open_store(folder))
-    return first > 0 and linked
+    return open_store(folder)
 
 
-def place_shards(made: Path, shards: Path, first: int = 0) -> bool:
-    """Gives shards of one folder a place in another one, each number larger by `first`; no file there is written to.
-
-    Returns:
-        Whether it took no room.
-    """
-    linked = True
+def place_shards(made: Path, shards: Path, by: int = 0) -> None:
+    """Gives shards of one folder a place in another one, each number larger `by` so much; no file there is written
+    to."""
     for file in sorted(made.iterdir()):
-        place = shards / _renumbered(file.name, first)
+        place = shards / _renumbered(file.name, by)
         place.unlink(missing_ok=True)  # of a process that was killed: no table names it
-        linked &= link_or_copy(file, place)
+        link_or_copy(file, place)
     sync(shards)
-    return linked
 
 
 def _numbers(shards: Path) -> list[int]:
     return [int(match[1]) for file in shards.iterdir() if (match := _SHARD_FILE.fullmatch(file.name))]
 
 
-def _renumbered(name: str, first: int) -> str:
+def _renumbered(name: str, by: int) -> str:
     match = _SHARD_FILE.fullmatch(name)
     assert match, name
-    return f"{int(match[1]) + first:05d}{match[2]}"
+    return f"{int(match[1]) + by:05d}{match[2]}"
 
 
-def mend(store: Store) -> None:
-    """Does what a process that was killed did not: writes a store's `report.json` where that is not its report, and
-    removes the shards that its table does not name. The caller holds the lock."""
+def mend(store: Store) -> Store:
+    """Does what a process that was killed did not: writes a store's `report.json` where that is not its report, removes
+    the shards that its table does not name, and numbers its own as in a new folder. The caller holds the lock.
+
+    Returns:
+        The store as it is now.
+    """
     with suppress(OSError, UserError):  # it may be read-only, or without a report, as stores of before
-        report, there = store.folder / REPORT, None
-        with suppress(OSError, ValueError):
-            there = read_json(report)
-        if there != store.report():
-            write_json(report, store.report())
-        for file in (store.folder / SHARDS).iterdir():
-            match = _SHARD_FILE.fullmatch(file.name)
-            if match and int(match[1]) not in store.parts:
-                file.unlink()
-        remove_unfinished(store.folder)
+        _sweep(store)
+        if store.first_part:
+            _sweep(_put_beside(store.folder, store.folder))
+            return open_in_use(store.folder)
+    return store
+
+
+def _sweep(store: Store) -> None:
+    report, there = store.folder / REPORT, None
+    with suppress(OSError, ValueError):
+        there = read_json(report)
+    if there != store.report():
+        write_json(report, store.report())
+    for file in (store.folder / SHARDS).iterdir():
+        match = _SHARD_FILE.fullmatch(file.name)
+        if match and int(match[1]) not in store.parts:
+            file.unlink()
+    remove_unfinished(store.folder)
 
 
 def needs_mending(store: Store) -> bool:

@@ -185,7 +185,7 @@ def _build_once(job: _Job, path: Path, out: Path | None) -> Prepared:
         with locked(place):
             store = _matching(job, place, out)  # another process may just have built it
             if store is not None:
-                mend(store)
+                store = mend(store)
                 shutil.rmtree(folder_to_build_in(place), ignore_errors=True)
             else:
                 if out is not None:
@@ -258,8 +258,7 @@ def _unchanged(job: _Job, store: Store, key: str) -> dict[str, int]:
 
 def _append(job: _Job, folder: Path) -> Prepared:
     """Adds clips to a store: their shards first, then the table that names them. The caller holds the lock."""
-    store = open_store(folder)
-    mend(store)
+    store = mend(open_store(folder))
     check_appendable(store, job.settings)
     if not same_rate(job.reader.fps, store.fps):
         raise UserError(

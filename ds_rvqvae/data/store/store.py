@@ -345,6 +345,7 @@ def _report_of(table: dict[str, Any], folder: int) -> dict[str, Any] | str:
             with _opened(REPORT, folder) as content:
                 report = parse_json(content.read())
         notes, files, left_out = list(report["notes"].values()), report["files"], report["quarantine"]
+        notes += [rule[key] for rule in report.get("rules", {}).values() for key in ("files", "frames")]
     except _RenewedError:
         return "cannot be read: No such file or directory"
     except OSError as error:

@@ -129,13 +129,10 @@ def write_json(file: Path, values: Any, synced: bool = False) -> None:
         content.write(text.encode(errors="backslashreplace") + b"\n")
 
 
-def link_or_copy(file: Path, place: Path) -> bool:
-    """Gives a file that is never written to again a second name, or, where the file system has no links, a copy; False
-    for that."""
+def link_or_copy(file: Path, place: Path) -> None:
+    """Gives a file that is never written to again a second name, or, where the file system has no links, a copy."""
     try:
         os.link(file, place)
     except OSError:
         with file.open("rb") as content, whole_file(place, synced=True) as copy:
             shutil.copyfileobj(content, copy)
-        return False
-    return True
