@@ -24,6 +24,8 @@ _CGROUP_FILES = (
     ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
 )
 """Limit, use, and what of the use can be dropped: of control groups version 2 and version 1."""
+_OTHER_FILES = 512
+"""Descriptors that a process needs beside those that it asks for."""
 _STRICT = "2"
 """vm.overcommit_memory under which the kernel promises no more than it has."""
 
@@ -150,3 +152,13 @@ def _processor() -> dict[str, str]:
         first = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
         return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
     return {}
+
+
+def allow_files(count: int) -> None:
+    """Lets this process open as many files more, where the system allows it: those that it maps count."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = len(list(Path("/proc/self/fd").iterdir())) + count + _OTHER_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if resource.RLIM_INFINITY != soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

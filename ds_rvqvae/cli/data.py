@@ -44,7 +44,7 @@ def _plot(args: argparse.Namespace) -> int:
         raise UserError(f"--out {out}: is a folder")
     store = open_store(args.store)
 
-    from ds_rvqvae.data.store.look import look_at, look_text
+    from ds_rvqvae.data.look import look_at, look_text
     from ds_rvqvae.files import whole_file
     from ds_rvqvae.viz.canvas import write_png
     from ds_rvqvae.viz.store_page import store_page

@@ -4,18 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ds_rvqvae.cli.common import (
-    TOKENIZER_HELP,
-    Verbs,
-    add_json_flag,
-    count,
-    find_tokenizer,
-    print_result,
-)
-from ds_rvqvae.errors import (
-    ExitStatus,
-    say,
-)
+from ds_rvqvae.cli.common import TOKENIZER_HELP, Verbs, add_json_flag, count, find_tokenizer, print_result
+from ds_rvqvae.errors import ExitStatus, say
 
 if TYPE_CHECKING:
     from ds_rvqvae.tokenizer.convert import Report

@@ -10,20 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ds_rvqvae.cli.common import (
-    TOKENIZER_HELP,
-    Verbs,
-    add_json_flag,
-    count,
-    find_tokenizer,
-    print_result,
-)
-from ds_rvqvae.errors import (
-    ExitStatus,
-    UserError,
-    printable,
-    say,
-)
+from ds_rvqvae.cli.common import TOKENIZER_HELP, Verbs, add_json_flag, count, find_tokenizer, print_result
+from ds_rvqvae.errors import ExitStatus, UserError, printable, say
 
 if TYPE_CHECKING:
     from ds_rvqvae.config.data import DataConfig

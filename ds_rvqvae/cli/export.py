@@ -3,18 +3,8 @@
 import argparse
 from pathlib import Path
 
-from ds_rvqvae.cli.common import (
-    TOKENIZER_HELP,
-    Verbs,
-    add_json_flag,
-    find_tokenizer,
-    print_result,
-)
-from ds_rvqvae.errors import (
-    ExitStatus,
-    UserError,
-    printable,
-)
+from ds_rvqvae.cli.common import TOKENIZER_HELP, Verbs, add_json_flag, find_tokenizer, print_result
+from ds_rvqvae.errors import ExitStatus, UserError, printable
 
 
 def add_to(verbs: Verbs) -> None:

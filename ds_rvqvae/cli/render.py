@@ -16,11 +16,7 @@ from ds_rvqvae.cli.common import (
     positive_number,
     print_result,
 )
-from ds_rvqvae.errors import (
-    ExitStatus,
-    UserError,
-    printable,
-)
+from ds_rvqvae.errors import ExitStatus, UserError, printable
 
 if TYPE_CHECKING:
     from ds_rvqvae.motion.clip import Clip

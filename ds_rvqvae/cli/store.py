@@ -162,6 +162,9 @@ def _verify(args: argparse.Namespace) -> int:
     store = open_store(args.store, check_files=False)
     started = time.monotonic()
     damaged = verify_store(store, progress=sys.stderr.isatty())
+    while damaged and (renewed := open_store(args.store, check_files=False)).content != store.content:
+        store = renewed  # it was replaced while it was read
+        damaged = verify_store(store, progress=sys.stderr.isatty())
     seconds = time.monotonic() - started
     result = {
         "store": str(args.store),

@@ -12,6 +12,7 @@ import mmap
 import os
 import shutil
 import threading
+import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import pairwise
@@ -21,12 +22,12 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_rvqvae.data.formats.npz import write_header
+from ds_rvqvae.data.formats.npz import HEADER_BYTES, map_matrix, write_header
 from ds_rvqvae.data.store.places import cache_folder, hash_of, hold_in_cache
-from ds_rvqvae.data.store.store import HEADER_BYTES, Store
-from ds_rvqvae.files import sync, whole_folder
+from ds_rvqvae.data.store.store import Store
+from ds_rvqvae.files import read_json, sync, whole_file, whole_folder
 from ds_rvqvae.host import Host
-from ds_rvqvae.locks import BusyError
+from ds_rvqvae.locks import BusyError, hold_folder
 from ds_rvqvae.text import GIB, gibibytes
 
 KEPT = 8
@@ -173,13 +174,17 @@ class _Selection:
         return f"{self.store.folder}: {self.shape[1]} columns of {self.shape[0]:,} frames ({gibibytes(self.nbytes)})"
 
     def open(self) -> NDArray[np.float32] | None:
-        """The frames, where they are there, whole; marks them as just used."""
+        """The frames, where they are there, whole; marks them as just used, and as in use while they are mapped."""
         try:
-            frames = np.asarray(np.load(self.folder / _FRAMES, mmap_mode="r", allow_pickle=False))
-        except (OSError, ValueError, EOFError):
+            held = hold_folder(self.folder, wait=False, shared=True)
+        except (BusyError, OSError):  # it is just being removed, or there is none
             return None
-        if frames.shape != self.shape or frames.dtype != np.float32:
+        try:
+            frames: NDArray[np.float32] = map_matrix(self.folder / _FRAMES, np.dtype("<f4"), *self.shape)
+        except (OSError, ValueError):
+            held.close()
             return None
+        weakref.finalize(_map_of(frames), held.close)
         with suppress(OSError):  # in a cache of others, say
             os.utime(self.folder / _TABLE)
         return frames
@@ -197,13 +202,15 @@ class _Selection:
             if free < self.nbytes + SPARE_BYTES:
                 raise OSError(f"{gibibytes(free)} free on its disk")
             logger.info("%s: normalised once, for this run and later ones", self.words)
-            # An earlier folder is damaged, or it would have been opened.
+            if self.folder.exists():
+                logger.warning("%s: damaged: made anew", self.folder)
             with whole_folder(self.folder, root / f".{self.folder.name}{_BUILDING}") as unfinished:
                 with (unfinished / _FRAMES).open("wb") as file:
                     self._write(file)
                 sync(unfinished / _FRAMES)
                 table = {"store": str(self.store.folder.resolve()), "content": self.content, "columns": self.shape[1]}
-                (unfinished / _TABLE).write_text(json.dumps(table) + "\n", encoding="utf-8")
+                with whole_file(unfinished / _TABLE, synced=True) as content:
+                    content.write(json.dumps(table).encode() + b"\n")
             return self.open()
 
     def _write(self, file: BinaryIO) -> None:
@@ -222,7 +229,7 @@ class _Selection:
 
 
 def _remove_unused(new: _Selection) -> None:
-    """Makes room for a selection. A process that has a removed one mapped keeps it.
+    """Makes room for a selection; what other processes have in use stays.
 
     Of the others go those of a store that is gone, of what its store held before, those that were not used for the
     longest time beyond `KEPT`, and what killed processes left behind.
@@ -236,7 +243,7 @@ def _remove_unused(new: _Selection) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
             continue
         try:
-            table = json.loads((folder / _TABLE).read_text(encoding="utf-8"))
+            table = read_json(folder / _TABLE)
             outdated = not Path(table["store"]).is_dir() or (
                 table["store"] == store and table["content"] != new.content
             )
@@ -245,6 +252,11 @@ def _remove_unused(new: _Selection) -> None:
                 continue
         except (OSError, ValueError, TypeError, KeyError):
             pass  # damaged, or just removed by another process
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
     for folder in sorted(used, key=used.__getitem__, reverse=True)[KEPT - 1 :]:
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    with suppress(BusyError, OSError), hold_folder(folder, wait=False):
         shutil.rmtree(folder, ignore_errors=True)

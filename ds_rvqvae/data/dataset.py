@@ -298,7 +298,10 @@ def store_warnings(store: Store, most: int = 8) -> list[str]:
     Args:
         most: notes at most; the report has all of them.
     """
-    report = store.report()
+    try:
+        report = store.report()
+    except UserError as error:
+        return [str(error)]
     counts = report["notes"].items()
     found = [f"{note} ({count:,} file{'s' * (count > 1)})" if count else note for note, count in counts]
     if len(found) > most:

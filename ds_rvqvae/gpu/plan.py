@@ -13,14 +13,7 @@ from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.gpu.activations import Activations, activations_of
 from ds_rvqvae.gpu.cards import Card
 from ds_rvqvae.gpu.quantizers import buffer_bytes, staged_vector_bytes, update_bytes
-from ds_rvqvae.gpu.sizes import (
-    Transfer,
-    ZeroBytes,
-    parameter_count,
-    parameter_sizes,
-    transfers_of,
-    zero_bytes,
-)
+from ds_rvqvae.gpu.sizes import Transfer, ZeroBytes, parameter_count, parameter_sizes, transfers_of, zero_bytes
 from ds_rvqvae.text import MIB
 
 CONTEXT_BYTES = 600 * MIB

@@ -6,25 +6,13 @@ from pathlib import Path
 
 from ds_rvqvae.config.request import Flags, Request, Start
 from ds_rvqvae.data.dataset import MotionData
-from ds_rvqvae.errors import (
-    ExitStatus,
-    UserError,
-    say,
-)
-from ds_rvqvae.files import (
-    read_json,
-)
+from ds_rvqvae.errors import ExitStatus, UserError, say
+from ds_rvqvae.files import read_json
 from ds_rvqvae.launch.hosts import Ranks
 from ds_rvqvae.launch.supervise import Signals
 from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, Layout, check_disjoint
 from ds_rvqvae.runs.checkpoints import has_begun
-from ds_rvqvae.runs.folder import (
-    check_out_folder,
-    choose_run_folder,
-    is_run,
-    profile_place,
-    read_profile,
-)
+from ds_rvqvae.runs.folder import check_out_folder, choose_run_folder, is_run, profile_place, read_profile
 from ds_rvqvae.tokenizer.folder import TOKENIZER, check_same_reading, reading_of
 
 

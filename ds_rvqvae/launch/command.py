@@ -24,6 +24,7 @@ from ds_rvqvae.launch.supervise import Job, Signals
 from ds_rvqvae.runs.folder import (
     OUTCOME_VARIABLE,
     RUN_VARIABLE,
+    STORE_CONTENT_VARIABLE,
     STORE_VARIABLE,
     damage_of_object,
     profile_place,
@@ -157,6 +158,7 @@ def _job(run: CheckedRun, temporary: Path, restart: int) -> Job:
     if _reads_the_runs_profile(run):
         variables[RUN_VARIABLE] = str(run.folder.absolute())
         variables[STORE_VARIABLE] = str(run.data.store.folder.absolute())
+        variables[STORE_CONTENT_VARIABLE] = run.data.store.content
         command = _command(ranks, _flags_by_profile(again))
     else:
         command = command_by_flags(replace(again, ranks=ranks))

@@ -214,7 +214,7 @@ def _channels_from_json(entry: Any, expected_start: int, width: int) -> list[Cha
     if start != expected_start or stop <= start:
         raise ValueError(f"layout: {name}: columns {start} to {stop} do not follow column {expected_start}")
     if stop > width:
-        raise ValueError(f"layout: ends at column {stop} of {width}")
+        raise ValueError(f"layout: {name}: columns {start} to {stop} of {width}")
     if kind != "rotation_6d":
         return [Channels(name, kind, start, stop)]
     count, rest = divmod(stop - start, 6)

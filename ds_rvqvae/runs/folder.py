@@ -10,21 +10,9 @@ from pathlib import Path
 from ds_rvqvae.config.profile import PROFILE_FILE, Profile, load_profile
 from ds_rvqvae.config.request import Request, Start
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.files import (
-    read_json,
-    whole_file,
-)
-from ds_rvqvae.locks import (
-    BusyError,
-    HeldFolder,
-    hold_folder,
-)
-from ds_rvqvae.runs.checkpoints import (
-    candidates,
-    checkpoints,
-    digest_of,
-    read_manifest,
-)
+from ds_rvqvae.files import read_json, whole_file
+from ds_rvqvae.locks import BusyError, HeldFolder, hold_folder
+from ds_rvqvae.runs.checkpoints import candidates, checkpoints, digest_of, read_manifest
 from ds_rvqvae.text import gigabytes
 
 OUTCOME_VARIABLE = "DS_RVQVAE_OUTCOME"
@@ -43,6 +31,8 @@ RUN_VARIABLE = "DS_RVQVAE_RUN"
 STORE_VARIABLE = "DS_RVQVAE_STORE"
 """Environment variable with the folder of the run's motion, packed, where our launcher has checked it against the
 files. It is checked once a start: ranks would each read all files again, and a restart might find others."""
+STORE_CONTENT_VARIABLE = "DS_RVQVAE_STORE_CONTENT"
+"""Environment variable with what that store holds (`Store.content`): ranks and restarts refuse another one."""
 _held: list[HeldFolder] = []
 
 

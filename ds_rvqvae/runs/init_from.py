@@ -21,14 +21,8 @@ from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import read_json, whole_file
 from ds_rvqvae.motion.layout import feature_layout
-from ds_rvqvae.runs.checkpoints import (
-    has_begun,
-    whole_checkpoint,
-)
-from ds_rvqvae.runs.folder import (
-    NORMALISATION,
-    copy_in_checkpoint,
-)
+from ds_rvqvae.runs.checkpoints import has_begun, whole_checkpoint
+from ds_rvqvae.runs.folder import NORMALISATION, copy_in_checkpoint
 from ds_rvqvae.runs.references import Kind, find_reference
 from ds_rvqvae.tokenizer.folder import (
     TokenizerConfig,

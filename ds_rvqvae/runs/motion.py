@@ -14,7 +14,7 @@ from ds_rvqvae.config.batch_sizes import window_sizes
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.data.store.report import shortened
 from ds_rvqvae.data.store.shards import ShardFacts
-from ds_rvqvae.data.store.store import Shard
+from ds_rvqvae.data.store.table import Shard
 from ds_rvqvae.files import read_json
 
 MOTION_FILE = "motion.json"

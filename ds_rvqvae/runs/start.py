@@ -13,26 +13,10 @@ from ds_rvqvae.config.request import Flags, Request, Start
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.data.store.places import hash_of
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.runs.checkpoints import (
-    damage_of,
-    has_begun,
-    read_manifest,
-    step_of,
-    whole_checkpoint,
-)
-from ds_rvqvae.runs.folder import (
-    is_run,
-    profile_place,
-    read_profile,
-)
-from ds_rvqvae.runs.history import (
-    every_checkpoint,
-    find_checkpoint,
-    unfinished_resume,
-)
-from ds_rvqvae.runs.motion import (
-    changed_motion,
-)
+from ds_rvqvae.runs.checkpoints import damage_of, has_begun, read_manifest, step_of, whole_checkpoint
+from ds_rvqvae.runs.folder import is_run, profile_place, read_profile
+from ds_rvqvae.runs.history import every_checkpoint, find_checkpoint, unfinished_resume
+from ds_rvqvae.runs.motion import changed_motion
 from ds_rvqvae.tokenizer.folder import READING_KEYS, reading_of
 
 NEWEST = Start("newest")

@@ -13,15 +13,8 @@ from typing import Any, NamedTuple, Protocol
 from tqdm import tqdm
 
 from ds_rvqvae.data.formats.finding import FoundFile, find_files
-from ds_rvqvae.errors import (
-    UserError,
-    text_of,
-)
-from ds_rvqvae.files import (
-    check_writable,
-    remove_unfinished,
-    sync,
-)
+from ds_rvqvae.errors import UserError, text_of
+from ds_rvqvae.files import check_writable, remove_unfinished, sync
 from ds_rvqvae.motion.clip import ClipError, LeftOut
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 

@@ -20,15 +20,8 @@ from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.facts import ModelFacts, keys_that
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.config.training import is_repository
-from ds_rvqvae.errors import (
-    UserError,
-)
-from ds_rvqvae.model.exact import (
-    as_tensor,
-    eager,
-    exactly,
-    plain_tensors,
-)
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.model.exact import as_tensor, eager, exactly, plain_tensors
 from ds_rvqvae.model.frozen import KeepsFloatType, device_after
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.model.streaming import DecoderStream, EncoderStream

@@ -182,6 +182,13 @@ def of_this_host(own: Any) -> Any:
     return by_host.get(socket.gethostname())
 
 
+def of_all_ranks(own: Any) -> list[tuple[str, Any]]:
+    """The host of every rank, in order, with what it gives for `own`."""
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, (socket.gethostname(), own))
+    return found
+
+
 def learning_rate(step: int, base: float, schedule: ScheduleConfig, total_iter: int) -> float:
     """Learning rate of optimizer step `step`, counted from 0, of `total_iter`.
 

@@ -19,16 +19,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 
 from ds_rvqvae.data.loader import BatchLoader
-from ds_rvqvae.errors import (
-    PrintableFormatter,
-    text_of,
-)
-from ds_rvqvae.files import (
-    AppendedLines,
-    parse_json,
-    sync,
-    whole_file,
-)
+from ds_rvqvae.errors import PrintableFormatter, text_of
+from ds_rvqvae.files import AppendedLines, parse_json, sync, whole_file
 from ds_rvqvae.model.losses import Losses
 from ds_rvqvae.model.vq import perplexity_of
 from ds_rvqvae.runs.event_files import mend_event_files

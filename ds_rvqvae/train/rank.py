@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from ds_rvqvae.config.profile import PROFILE_FILE, Profile
 from ds_rvqvae.config.request import Request, read_training_flags
 from ds_rvqvae.data.dataset import MotionData, open_training_data
-from ds_rvqvae.data.store.store import is_store, open_store
+from ds_rvqvae.data.store.places import open_in_use
+from ds_rvqvae.data.store.store import Store, is_store
 from ds_rvqvae.errors import ExitStatus, UserError, say
 from ds_rvqvae.gpu.sizes import parameter_count
 from ds_rvqvae.host import bf16_arithmetic_text
@@ -25,6 +26,7 @@ from ds_rvqvae.runs.folder import (
     LOG,
     OUTCOME_VARIABLE,
     RUN_VARIABLE,
+    STORE_CONTENT_VARIABLE,
     STORE_VARIABLE,
     check_out_folder,
     lock_run,
@@ -36,24 +38,9 @@ from ds_rvqvae.runs.folder import (
     write_profile,
 )
 from ds_rvqvae.runs.heartbeat import Heartbeat
-from ds_rvqvae.runs.init_from import (
-    Initial,
-    keep_normalisation,
-    mend_normalisation,
-    take_start,
-)
-from ds_rvqvae.runs.start import (
-    Resume,
-    as_begun,
-    find_resume,
-    record_of,
-    request_of,
-    split_batch,
-    with_batch,
-)
-from ds_rvqvae.tokenizer.folder import (
-    TOKENIZER,
-)
+from ds_rvqvae.runs.init_from import Initial, keep_normalisation, mend_normalisation, take_start
+from ds_rvqvae.runs.start import Resume, as_begun, find_resume, record_of, request_of, split_batch, with_batch
+from ds_rvqvae.tokenizer.folder import TOKENIZER
 
 
 class OpenedRun(NamedTuple):
@@ -107,14 +94,7 @@ def _motion_of(request: Request) -> MotionData | UserError | None:
     """
     profile, checked = request.profile, request.flags.environment.get(STORE_VARIABLE)
     if checked:
-        try:
-            return open_training_data(profile, open_store(checked))
-        except UserError as error:
-            if is_store(Path(checked)):
-                raise
-            raise UserError(
-                f"{checked}: is gone, the motion that this run was started with; start it again with --resume"
-            ) from error
+        return open_training_data(profile, _checked_store(Path(checked), request))
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return open_training_data(profile)
     if os.environ.get("LOCAL_RANK", "0") != "0":
@@ -125,14 +105,42 @@ def _motion_of(request: Request) -> MotionData | UserError | None:
         return error
 
 
+def _checked_store(folder: Path, request: Request) -> Store:
+    """The store that our launcher has checked; raises UserError where it is gone, or another one is in its place."""
+    wanted = request.flags.environment.get(STORE_CONTENT_VARIABLE)
+    try:
+        store = open_in_use(folder)
+    except UserError as error:
+        if is_store(folder):
+            raise
+        raise UserError(
+            f"{folder}: is gone, the motion that this run was started with; start it again with --resume"
+        ) from error
+    if wanted and store.content != wanted:
+        raise UserError(
+            f"{folder}: was prepared again or added to since this run was started, and holds other motion now; start "
+            "the run again with --resume"
+        )
+    return store
+
+
 def _shared_motion(request: Request, own: MotionData | UserError | None) -> MotionData:
     """The motion on every rank, once they have found together; raises UserError on all where one is to refuse."""
-    from ds_rvqvae.train.engine import of_this_host
+    from ds_rvqvae.train.engine import of_all_ranks, of_this_host
 
     if isinstance(own, MotionData) and (STORE_VARIABLE in os.environ or int(os.environ["WORLD_SIZE"]) == 1):
         return own
     folder = of_this_host(str(own.store.folder) if isinstance(own, MotionData) else own)
-    return own if isinstance(own, MotionData) else open_training_data(request.profile, open_store(folder))
+    data = own if isinstance(own, MotionData) else open_training_data(request.profile, open_in_use(Path(folder)))
+    (first, content), *others = of_all_ranks(data.store.content)
+    other = next((host for host, found in others if found != content), None)
+    if other is not None:
+        raise UserError(
+            f"{data.store.folder}: ranks on {first} and {other} have opened different motion, as it was prepared again "
+            "or added to meanwhile, or is another on each host; start again, with one store that all hosts see or a "
+            "copy of it"
+        )
+    return data
 
 
 def _train(request: Request, own: MotionData | UserError | None) -> int:

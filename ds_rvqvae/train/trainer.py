@@ -2,9 +2,7 @@
 
 import contextlib
 import math
-from functools import (
-    cached_property,
-)
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +20,11 @@ from ds_rvqvae.data.order import BatchOrder
 from ds_rvqvae.errors import printable
 from ds_rvqvae.model.losses import Losses, loss_columns, tokenizer_losses
 from ds_rvqvae.model.rvqvae import RVQVAE
-from ds_rvqvae.runs.abandoned import (
-    SCORES,
-)
-from ds_rvqvae.runs.folder import (
-    copies_of,
-)
-from ds_rvqvae.runs.heartbeat import (
-    Heartbeat,
-)
-from ds_rvqvae.runs.history import (
-    best_before,
-)
-from ds_rvqvae.runs.motion import (
-    MOTION_FILE,
-    MotionTable,
-)
+from ds_rvqvae.runs.abandoned import SCORES
+from ds_rvqvae.runs.folder import copies_of
+from ds_rvqvae.runs.heartbeat import Heartbeat
+from ds_rvqvae.runs.history import best_before
+from ds_rvqvae.runs.motion import MOTION_FILE, MotionTable
 from ds_rvqvae.runs.tokenizers import motion_state
 from ds_rvqvae.train.averaging import WeightAverage
 from ds_rvqvae.train.checkpointer import Checkpointer, load_checkpoint, make_universal

@@ -10,8 +10,8 @@ from matplotlib.gridspec import GridSpecBase, SubplotSpec
 from matplotlib.patches import Circle
 from numpy.typing import NDArray
 
+from ds_rvqvae.data.look import SAMPLE_CLIPS, Look
 from ds_rvqvae.data.store.figures import Figure
-from ds_rvqvae.data.store.look import SAMPLE_CLIPS, Look
 from ds_rvqvae.errors import printable
 
 _LEFT, _RIGHT, _MIDDLE, _NOT_USED = "#1f77b4", "#d9541e", "#3a3a3a", "#cccccc"

@@ -12,7 +12,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from ds_rvqvae.data.store.look import Look
+from ds_rvqvae.data.look import Look
 from ds_rvqvae.data.store.summary import counted, hours_words, layout_words
 from ds_rvqvae.motion.layout import Channels
 from ds_rvqvae.viz.store_figures import PAGE_WIDTH, FigureDrawing, draw_heat_maps, name_words

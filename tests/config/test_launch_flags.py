@@ -4,12 +4,7 @@ import argparse
 
 import pytest
 
-from ds_rvqvae.config.launch_flags import (
-    DEEPSPEED_SWITCHES,
-    DEEPSPEED_VALUES,
-    add_deepspeed_flags,
-    add_launch_flags,
-)
+from ds_rvqvae.config.launch_flags import DEEPSPEED_SWITCHES, DEEPSPEED_VALUES, add_deepspeed_flags, add_launch_flags
 
 
 def parse(*line):

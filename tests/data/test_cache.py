@@ -111,14 +111,17 @@ def test_a_damaged_one_is_made_again(store, cache, damage):
     assert np.array_equal(select(store), whole) and file.read_bytes() == content
 
 
-def test_frames_of_an_older_store_are_removed_but_stay_mapped(store, tmp_path, cache):
+def test_frames_of_an_older_store_are_removed_once_nobody_has_them_mapped(store, tmp_path, cache):
     before = select(store)
     kept = before.copy()
     (first,) = in_cache(cache)
     file = write_packed(tmp_path / "all.npz", motion=np.ones((120, 5), np.float32))
     new = prepare_store(DataConfig(path=str(file)), tmp_path / "store")
     assert not np.array_equal(select(new), kept) and np.array_equal(before, kept)
-    assert first not in in_cache(cache) and len(in_cache(cache)) == 1
+    assert first in in_cache(cache) and len(in_cache(cache)) == 2
+    del before
+    select(new, STD * 2)
+    assert first not in in_cache(cache) and len(in_cache(cache)) == 2
 
 
 def test_frames_of_a_store_that_is_gone_are_removed(store, tmp_path, cache):

@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from ds_rvqvae.config.data import DataConfig
-from ds_rvqvae.data.store.look import look_at
+from ds_rvqvae.data.look import look_at
 from ds_rvqvae.data.store.prepare import prepare_store
 from ds_rvqvae.viz.store_figures import PAGE_WIDTH, FigureDrawing, draw_heat_maps, name_words
 from tests.data.motion import write_packed

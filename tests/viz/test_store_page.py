@@ -3,7 +3,7 @@
 import pytest
 
 from ds_rvqvae.data import open_store
-from ds_rvqvae.data.store.look import look_at
+from ds_rvqvae.data.look import look_at
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.viz.store_page import store_page
 from tests.data.motion import write_packed

@@ -7,6 +7,7 @@ is unpickled. An npz is a zip archive with one `.npy` file an array (NumPy's NEP
 import copy
 import io
 import math
+import os
 import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,8 @@ from ds_rvqvae.text import GIB, gibibytes
 
 FPS_KEYS = ("mocap_frame_rate", "mocap_framerate", "fps", "mocap_fps", "frame_rate")
 """The keys of an npz that may say its frame rate."""
+HEADER_BYTES = 128
+"""Of the header that `write_header` writes, which numpy pads so that it keeps its length while the first axis grows."""
 LARGEST = GIB
 """Bytes that an array may take, unless the caller says otherwise."""
 _LONGEST_HEADER = 10_000
@@ -219,6 +222,39 @@ def write_header(content: BinaryIO, dtype: np.dtype[Any], rows: int, columns: in
     """Writes what a `.npy` file of a matrix begins with. numpy pads it to one length for any number of rows."""
     write: Callable[[BinaryIO, dict[str, object]], None] = np.lib.format.write_array_header_1_0
     write(content, {"descr": dtype.str, "fortran_order": False, "shape": (rows, columns)})
+
+
+def is_header(header: bytes, dtype: np.dtype[Any], rows: int, columns: int) -> bool:
+    """Whether these are the bytes that `write_header` writes; with any numbers of spaces, as of other versions."""
+    entries = {"descr": dtype.str, "fortran_order": False, "shape": (rows, columns)}
+    literal = "{" + "".join(f"'{key}': {value!r}, " for key, value in entries.items()) + "}"
+    text = header[10:].decode("latin-1").strip()
+    return len(header) == HEADER_BYTES and header[:8] == b"\x93NUMPY\x01\x00" and text == literal
+
+
+def map_matrix(
+    file: str | Path, dtype: np.dtype[Any], rows: int, columns: int, folder: int | None = None
+) -> NDArray[Any]:
+    """A memory map of a `.npy` file that `write_header` began, `[rows, columns]`, read-only.
+
+    Nothing that the file declares is believed: it has to be of this shape and dtype, and as long.
+
+    Args:
+        folder: descriptor of the folder that `file` is relative to.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is another one.
+    """
+    handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)  # a pipe would be waited on
+    with os.fdopen(handle, "rb", buffering=0) as content:
+        size, wanted = os.fstat(handle).st_size, HEADER_BYTES + rows * columns * dtype.itemsize
+        if size != wanted:
+            raise ValueError(f"has {size:,} bytes, not those of {rows:,} frames")
+        if not is_header(content.read(HEADER_BYTES), dtype, rows, columns):
+            raise ValueError(f"does not begin as an array of {rows:,} x {columns} {dtype}")
+        # A plain view of the map: slicing np.memmap itself costs several times as much.
+        return np.asarray(np.memmap(content, dtype, "r", HEADER_BYTES, (rows, columns)))
 
 
 def write_npz(content: BinaryIO, arrays: Mapping[str, NDArray[Any]], compressed: bool = False) -> None:

@@ -1,6 +1,7 @@
-"""The builder of a store: its shards first, then the report, then the table that makes a store of both."""
+"""The builder of a store: its shards first, then the table, with the report in it, that makes a store of them."""
 
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ from numpy.typing import NDArray
 
 from ds_rvqvae.data.formats.base import Reader
 from ds_rvqvae.data.formats.finding import count_files
+from ds_rvqvae.data.formats.npz import map_matrix
 from ds_rvqvae.data.store.packing import Packed, pack_all
 from ds_rvqvae.data.store.places import hash_of
 from ds_rvqvae.data.store.report import ColumnFacts, Findings, extreme_columns, make_report
-from ds_rvqvae.data.store.shards import ShardFacts, ShardPacker, ShardPlan, shard_files
+from ds_rvqvae.data.store.shards import ShardFacts, ShardPacker, ShardPlan
 from ds_rvqvae.data.store.splits import (
     ClipLength,
     Segment,
@@ -23,11 +25,15 @@ from ds_rvqvae.data.store.splits import (
     train_frames_by_time,
 )
 from ds_rvqvae.data.store.statistics import RunningStatistics
-from ds_rvqvae.data.store.store import NUMBER_FORMATS, REPORT, SHARDS, VERSION, Shard, Store, write_json, write_table
+from ds_rvqvae.data.store.store import VERSION, Store, write_table
+from ds_rvqvae.data.store.table import NUMBER_FORMATS, SHARDS, Shard, shard_files
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import sync
 from ds_rvqvae.motion.clip import LeftOut, Quarantined
 from ds_rvqvae.motion.layout import Layout, layout_to_json
+
+_SYNCED_AT_ONCE = 16
+"""Files that are waited for together: the file system writes them down in one go."""
 
 
 def quarantine_of(facts: Sequence[ShardFacts]) -> list[Quarantined]:
@@ -52,10 +58,14 @@ class StoreBuilder:
         layout: of the store's columns; clips with another one are left out.
         folder: of the store.
         settings: what `settings_of` gives; the store keeps it.
+        first_part: the number of its first shard.
     """
 
-    def __init__(self, reader: Reader, layout: Layout, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, reader: Reader, layout: Layout, folder: Path, settings: dict[str, Any], first_part: int = 0
+    ) -> None:
         self.reader, self.layout, self.folder, self.settings = reader, layout, folder, settings
+        self._first_part = first_part
         self._reading_version = int(settings.get("reading_version", 1))  # stores up to 0.2 do not say
 
     def own_statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
@@ -90,7 +100,7 @@ class StoreBuilder:
         file_counts: Sequence[dict[str, Any]] = (),
         earlier: Store | None = None,
     ) -> None:
-        """Writes the report and then the table of the shards, at least one with frames, that lie in the folder.
+        """Writes the table of the shards, at least one with frames, that lie in the folder, with the report in it.
 
         Args:
             facts: of every shard, in order.
@@ -108,7 +118,7 @@ class StoreBuilder:
         quarantined, skeletons = quarantine_of(facts), [shard.skeleton for shard in facts if shard.skeleton is not None]
         store = Store(
             folder=self.folder,
-            shards=_shards(facts),
+            shards=_shards(facts, self._first_part),
             starts=np.cumsum([0, *(clip.frames for clip in clips)]),
             clip_names=[clip.name for clip in clips],
             layout=self.layout,
@@ -125,6 +135,7 @@ class StoreBuilder:
             fingerprint=fingerprint,
             num_parts=len(facts),
             sources=list(sources),
+            first_part=self._first_part,
         )
         found = Findings(
             self.reader.format if earlier is None else earlier.report().get("format", self.reader.format),
@@ -136,11 +147,11 @@ class StoreBuilder:
             readings=tuple(dict.fromkeys((*_of_earlier(file_counts, "readings"), *self.reader.readings))),
         )
         report = make_report(store, found)
-        # Not shard by shard: the disk writes while the processor packs, and this waits for the rest.
-        for shard in store.shards:
-            sync(self.folder / shard.file)
-        write_json(self.folder / REPORT, report)
-        write_table(store)
+        # Not shard by shard: the disk writes while the processor packs, and this waits for the rest, all at once.
+        with ThreadPoolExecutor(_SYNCED_AT_ONCE) as threads:
+            list(threads.map(sync, (self.folder / SHARDS).iterdir()))
+        sync(self.folder / SHARDS)
+        write_table(store, report)
 
     def _segments(self, clips: Sequence[ClipLength], earlier: Store | None) -> tuple[list[Segment], tuple[str, ...]]:
         """The clips' splits, and notes of them."""
@@ -196,7 +207,7 @@ class StoreBuilder:
         if not trains:
             return _merged(facts, "all").mean_and_std()
         running = RunningStatistics(self.layout[-1].stop)
-        for index, shard in enumerate(facts):
+        for index, shard in enumerate(facts, self._first_part):
             here = {name: trains[name] for name, _, _ in shard.clips if name in trains}
             known = (key for key, spans in self._spans_of(shard).items() if spans == here)
             if (training_set := next(known, None)) is not None:
@@ -219,10 +230,11 @@ class StoreBuilder:
     ) -> None:
         """Reads a shard's clips again: some of which none of its training sets is made."""
         numbers, row = NUMBER_FORMATS[self.settings["store_dtype"]], 0
-        stored = np.load(shard_files(self.folder / SHARDS, index)[0], mmap_mode="r", allow_pickle=False)
+        file = shard_files(self.folder / SHARDS, index)[0]
+        stored = map_matrix(file, numbers.stored, shard.rows, self.layout[-1].stop)
         for name, frames, _ in shard.clips:
             for start, stop in spans.get(name, ()):
-                running.add(numbers.decode(np.asarray(stored[row + start : row + stop])))
+                running.add(numbers.decode(stored[row + start : row + stop]))
             row += frames
 
     def _column_facts(self, facts: Sequence[ShardFacts]) -> ColumnFacts:
@@ -250,9 +262,9 @@ def _of_earlier(file_counts: Sequence[dict[str, Any]], key: str) -> list[str]:
     return [words for count in file_counts[:-1] for words in count.get(key, ())]
 
 
-def _shards(facts: Sequence[ShardFacts]) -> list[Shard]:
+def _shards(facts: Sequence[ShardFacts], first_part: int) -> list[Shard]:
     shards, first = [], 0
-    for index, shard in enumerate(facts):
+    for index, shard in enumerate(facts, first_part):
         if shard.rows:
             file = shard_files(Path(SHARDS), index)[0].as_posix()
             shards.append(Shard(file, first, shard.rows, shard.sha256))

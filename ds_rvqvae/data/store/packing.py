@@ -19,10 +19,12 @@ from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.base import Reader
 from ds_rvqvae.data.formats.readers import open_reader
 from ds_rvqvae.data.store.figures import LOOKED_AT, Posture, check_upright, posture_of
-from ds_rvqvae.data.store.shards import ShardFacts, ShardPacker, ShardPlan, Work, shard_files
+from ds_rvqvae.data.store.shards import FileFacts, ShardFacts, ShardPacker, ShardPlan, Work
+from ds_rvqvae.data.store.store import Store
+from ds_rvqvae.data.store.table import SHARDS, shard_files
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.files import contents_of, sha256_of
-from ds_rvqvae.motion.clip import ClipError
+from ds_rvqvae.motion.clip import SPLITS, ClipError
 from ds_rvqvae.motion.layout import Layout
 
 _WORTH_PROCESSES = 64 << 20
@@ -168,8 +170,31 @@ def _is_packed(packer: ShardPacker, plan: ShardPlan) -> bool:
         now = [(contents[sources[name]] if name in sources else None, reader.split_of(name)) for name in plan.names]
         changed = [(file.content, file.split) for file in facts.files] != now
         return not changed and (not facts.rows or sha256_of(frames_file) == facts.sha256)
-    except (OSError, KeyError, TypeError, ValueError):
+    except (OSError, ValueError):
         return False
+
+
+def same_after(file: FileFacts, content: str | None, split: str | None) -> bool:
+    """Whether what came of a file holds for one of this content and split."""
+    known = (None, *SPLITS)
+    same_split = split == file.split or (split in known and file.split in known)
+    return content is not None and content == file.content and same_split
+
+
+def facts_of(store: Store) -> list[ShardFacts]:
+    """What went into each shard of a store; raises UserError where that is lost."""
+    facts = []
+    for index in store.parts:
+        file = shard_files(store.folder / SHARDS, index)[1]
+        try:
+            facts.append(ShardFacts.read(file))
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(
+                f"{file}: cannot be read: {reason}; nothing can be added without it; delete {store.folder} and prepare "
+                "it again"
+            ) from None
+    return facts
 
 
 def _sweep(folder: Path, shards: set[int]) -> None:

@@ -2,19 +2,29 @@
 
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from typing import Any
 
-from ds_rvqvae.data.store.store import Store, holds_only_a_store, is_store, open_store, write_json
+from ds_rvqvae.data.store.store import FORMAT, REPORT, TABLE, DamagedStoreError, Store, is_store, open_store
+from ds_rvqvae.data.store.table import SHARDS, link_or_copy, write_json
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.locks import HeldFolder, hold_folder
+from ds_rvqvae.files import read_json, remove_unfinished, sync
+from ds_rvqvae.locks import BusyError, HeldFolder, hold_folder
 
 _BUILDING, _PLAN = ".building", "plan.json"
+_SHARD_FILE = re.compile(r"(\d{5,})(\.npy|\.json)")
+_UNFINISHED = re.compile(r"\.unfinished-.+")
+_OF_VERSION_1 = ("frames.npy", "mean.npy", "std.npy")
+
+logger = logging.getLogger("ds_rvqvae")
 
 
 def hash_of(value: Any) -> str:
@@ -46,14 +56,162 @@ def may_replace(folder: Path) -> bool:
     """Whether there is nothing in the way but an earlier store."""
     if not folder.is_dir():
         return not folder.exists()
-    return not any(folder.iterdir()) or holds_only_a_store(folder)
+    return not any(folder.iterdir()) or _holds_only_a_store(folder)
+
+
+def _holds_only_a_store(folder: Path) -> bool:
+    """Whether everything in a folder belongs to a store, of this version or the first, whatever its state."""
+    if not is_store(folder):
+        return False
+    with suppress(OSError, ValueError):
+        table = read_json(folder / TABLE)
+        if isinstance(table, dict) and table.get("format") != FORMAT:
+            return False
+    others = [entry for entry in folder.iterdir() if entry.name not in {TABLE, REPORT, *_OF_VERSION_1}]
+    shards = [file for entry in others if entry.name == SHARDS and entry.is_dir() for file in entry.iterdir()]
+    names = [entry.name for entry in others if not (entry.name == SHARDS and entry.is_dir())]
+    return all(map(_UNFINISHED.fullmatch, names)) and all(
+        _SHARD_FILE.fullmatch(file.name) or _UNFINISHED.fullmatch(file.name) for file in shards
+    )
+
+
+def check_nothing_is_lost(folder: Path) -> None:
+    """Raises UserError where replacing a store would lose clips of other data, or may do so."""
+    if not is_store(folder):
+        return
+    try:
+        sources = [str(source) for source in read_json(folder / TABLE).get("sources", ())]
+    except (OSError, ValueError, TypeError, AttributeError):
+        raise UserError(
+            f"{folder / TABLE}: damaged, so that it is not known what data the store holds; delete {folder}, or name a "
+            "new folder"
+        ) from None
+    if len(sources) > 1:
+        raise UserError(
+            f"{folder}: holds clips of {len(sources)} data sets ({', '.join(sources[:3])}); add to it with --append, "
+            "or name a new folder"
+        )
+
+
+def put_in_place(made: Path, folder: Path) -> None:
+    """Makes the store in `made`, on the same disk, the one in `folder`, in one moment.
+
+    Where there is a folder already, it stays: the new shards go into it under names that it does not have, then the
+    table is replaced, and the shards before are removed. What is not of a store stays too.
+    """
+    with suppress(OSError):
+        made.rename(folder)  # where there is nothing, or an empty folder
+        sync(folder.parent)
+        return
+    mend(_put_beside(made, folder))
+
+
+def _put_beside(made: Path, folder: Path) -> Store:
+    """Puts a store into the folder of another one, its shards numbered from 0 on where these numbers are free."""
+    table, before, shards = read_json(made / TABLE), None, folder / SHARDS
+    with suppress(OSError, ValueError):
+        before = read_json(folder / TABLE)
+    outdated = _OF_VERSION_1 if isinstance(before, dict) and before.get("version") == 1 else ()
+    shards.mkdir(exist_ok=True)
+    there, parts = _numbers(shards), table["num_parts"]
+    first = 0 if min(there, default=parts) >= parts else max(*there, parts - 1) + 1
+    by = first - table["first_part"]
+    place_shards(made / SHARDS, shards, by)
+    for shard in table["shards"]:
+        shard["file"] = f"{SHARDS}/{_renumbered(Path(shard['file']).name, by)}"
+    write_json(folder / TABLE, {**table, "first_part": first}, synced=True)
+    for name in outdated:
+        (folder / name).unlink(missing_ok=True)
+    return open_store(folder)
+
+
+def place_shards(made: Path, shards: Path, by: int = 0) -> None:
+    """Gives shards of one folder a place in another one, each number larger `by` so much; no file there is written
+    to."""
+    for file in sorted(made.iterdir()):
+        place = shards / _renumbered(file.name, by)
+        place.unlink(missing_ok=True)  # of a process that was killed: no table names it
+        link_or_copy(file, place)
+    sync(shards)
+
+
+def _numbers(shards: Path) -> list[int]:
+    return [int(match[1]) for file in shards.iterdir() if (match := _SHARD_FILE.fullmatch(file.name))]
+
+
+def _renumbered(name: str, by: int) -> str:
+    match = _SHARD_FILE.fullmatch(name)
+    assert match, name
+    return f"{int(match[1]) + by:05d}{match[2]}"
+
+
+def mend(store: Store) -> Store:
+    """Does what a process that was killed did not: writes a store's `report.json` where that is not its report, removes
+    the shards that its table does not name, and numbers its own as in a new folder. The caller holds the lock.
+
+    Returns:
+        The store as it is now.
+    """
+    with suppress(OSError, UserError):  # it may be read-only, or without a report, as stores of before
+        _sweep(store)
+        if store.first_part:
+            _sweep(_put_beside(store.folder, store.folder))
+            return open_in_use(store.folder)
+    return store
+
+
+def _sweep(store: Store) -> None:
+    report, there = store.folder / REPORT, None
+    with suppress(OSError, ValueError):
+        there = read_json(report)
+    if there != store.report():
+        write_json(report, store.report())
+    for file in (store.folder / SHARDS).iterdir():
+        match = _SHARD_FILE.fullmatch(file.name)
+        if match and int(match[1]) not in store.parts:
+            file.unlink()
+    remove_unfinished(store.folder)
+
+
+def needs_mending(store: Store) -> bool:
+    """Whether a store's folder has more, or another report, than its table says."""
+    shards = store.folder / SHARDS
+    try:
+        unfinished = any(
+            _UNFINISHED.fullmatch(file.name) for place in (store.folder, shards) for file in place.iterdir()
+        )
+        more = not set(_numbers(shards)) <= set(store.parts)
+        return unfinished or more or read_json(store.folder / REPORT) != store.report()
+    except (OSError, ValueError):
+        return True
 
 
 def remove_outdated(place: Path, folder: Path) -> None:
-    """Frees the space of earlier stores of the same data and settings; a process that has one mapped keeps it."""
+    """Frees the space of earlier stores of the same data and settings that no process has in use."""
     for other in cached_stores(place):
         if other != folder:
-            shutil.rmtree(other, ignore_errors=True)
+            with suppress(BusyError, OSError), hold_folder(other, wait=False):
+                (other / TABLE).unlink()  # first: what is left is no store
+                shutil.rmtree(other, ignore_errors=True)
+
+
+def open_in_use(folder: Path) -> Store:
+    """`open_store`; one in the cache is not removed as long as this process has it open."""
+    if folder.resolve().parent != cache_folder().resolve():
+        return open_store(folder)
+    try:
+        held = hold_folder(folder, wait=False, shared=True)
+    except BusyError:
+        raise UserError(f"{folder}: is just being removed from the cache; start again") from None
+    except OSError:  # there is none, or it may not be read
+        return open_store(folder)
+    try:
+        store = open_store(folder)
+    except BaseException:
+        held.close()
+        raise
+    weakref.finalize(store, held.close)
+    return store
 
 
 @contextmanager
@@ -79,7 +237,18 @@ def stores_there(place: Path, out: Path | None) -> Iterator[Store]:
     """The stores at a place that can be opened: the one in `out`, or those in the cache."""
     for folder in cached_stores(place) if out is None else [place]:
         with suppress(UserError):
-            yield open_store(folder)
+            yield open_in_use(folder)
+
+
+def say_what_is_damaged(place: Path, out: Path | None) -> None:
+    """Warns of each store at a place that cannot be opened for its damage."""
+    for folder in cached_stores(place) if out is None else [place]:
+        try:
+            open_store(folder).report()
+        except DamagedStoreError as error:
+            logger.warning("%s: damaged (%s): made anew", folder, error.reason)
+        except UserError:  # none, or one of another version
+            continue
 
 
 def folder_to_build_in(folder: Path) -> Path:
@@ -94,7 +263,7 @@ def begin(building: Path, key: str, others: Mapping[str, str | None]) -> None:
     """
     plan = {"key": key, "others": hash_of(others)}
     try:
-        found = json.loads((building / _PLAN).read_text(encoding="utf-8"))
+        found = read_json(building / _PLAN)
     except (OSError, ValueError):
         found = None
     if found != plan:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,26 +15,34 @@ from ds_rvqvae.data.formats.base import Reader
 from ds_rvqvae.data.formats.readers import open_reader
 from ds_rvqvae.data.store.builder import StoreBuilder, counted_files, quarantine_of
 from ds_rvqvae.data.store.figures import check_upright
-from ds_rvqvae.data.store.packing import Packed, PackerKilledError, first_layout
+from ds_rvqvae.data.store.packing import Packed, PackerKilledError, facts_of, first_layout, same_after
 from ds_rvqvae.data.store.places import (
     begin,
     cache_folder,
     cached_folder,
     cached_place,
     check_appendable,
+    check_nothing_is_lost,
     folder_to_build_in,
     hash_of,
     locked,
     may_replace,
+    mend,
+    needs_mending,
+    open_in_use,
     other_settings,
+    place_shards,
+    put_in_place,
     remove_outdated,
     replaced_notes,
+    say_what_is_damaged,
     stores_there,
 )
-from ds_rvqvae.data.store.shards import ShardFacts, plan_shards, same_after, shard_files
-from ds_rvqvae.data.store.store import SHARDS, VERSION, Store, is_store, open_store
+from ds_rvqvae.data.store.shards import ShardFacts, plan_shards
+from ds_rvqvae.data.store.store import VERSION, Store, is_store, open_store
+from ds_rvqvae.data.store.table import SHARDS, shard_files
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.files import content_of, contents_of, replace_folder
+from ds_rvqvae.files import content_of, contents_of
 from ds_rvqvae.motion.clip import Quarantined, whole_name
 from ds_rvqvae.motion.rotations import same_rate
 
@@ -173,15 +181,19 @@ def _build_once(job: _Job, path: Path, out: Path | None) -> Prepared:
         raise UserError(f"{place}: exists and is no store; name a new folder")
     store, packed = _matching(job, place, out), None
     notes: tuple[str, ...] = ()
-    if store is None:
+    if store is None or needs_mending(store) or folder_to_build_in(place).exists():
         with locked(place):
             store = _matching(job, place, out)  # another process may just have built it
-            if store is None:
+            if store is not None:
+                store = mend(store)
+                shutil.rmtree(folder_to_build_in(place), ignore_errors=True)
+            else:
                 if out is not None:
-                    _keep_what_was_appended(place)
+                    check_nothing_is_lost(place)
                     notes = replaced_notes(place, job.settings)
+                say_what_is_damaged(place, out)
                 folder, packed = _build(job, place, out)
-                store = open_store(folder)
+                store = open_in_use(folder)
                 if out is None:
                     remove_outdated(place, folder)
     if job.strict and packed is None:
@@ -192,23 +204,12 @@ def _build_once(job: _Job, path: Path, out: Path | None) -> Prepared:
 def _matching(job: _Job, place: Path, out: Path | None) -> Store | None:
     """The store that is there already of these files, as they are now, and of these settings."""
     for store in stores_there(place, out):
-        # Files are read only where a store might be theirs.
-        if store.settings == job.settings and store.fingerprint == job.fingerprint():
-            return store
+        with suppress(UserError):
+            store.report()  # of stores of before, it may be lost, and they are made again of their own shards
+            # Files are read only where a store might be theirs.
+            if store.settings == job.settings and store.fingerprint == job.fingerprint():
+                return store
     return None
-
-
-def _keep_what_was_appended(folder: Path) -> None:
-    """Raises UserError where replacing a store would lose clips of other data."""
-    try:
-        sources = open_store(folder).sources
-    except UserError:  # none, damaged, or of another version: nothing to lose
-        return
-    if len(sources) > 1:
-        raise UserError(
-            f"{folder}: holds clips of {len(sources)} data sets ({', '.join(sources[:3])}); add to it with --append, "
-            "or name a new folder"
-        )
 
 
 def _build(job: _Job, place: Path, out: Path | None) -> tuple[Path, Packed]:
@@ -235,7 +236,7 @@ def _build(job: _Job, place: Path, out: Path | None) -> tuple[Path, Packed]:
         counts = counted_files(job.reader, packed.facts, (place, building))
         builder.finish(packed.facts, fingerprint, [str(job.reader.path)], [counts])
     folder = place if out is not None else cached_folder(place, fingerprint)
-    replace_folder(building / _NEW, folder)
+    put_in_place(building / _NEW, folder)
     shutil.rmtree(building, ignore_errors=True)
     return folder, packed
 
@@ -244,10 +245,10 @@ def _unchanged(job: _Job, store: Store, key: str) -> dict[str, int]:
     """The clips whose files are as they were when a store was packed, with their shards there."""
     job.contents(job.reader.sources())
     found = {}
-    for index in range(store.num_parts):
+    for index in store.parts:
         try:
             facts = ShardFacts.read(shard_files(store.folder / SHARDS, index)[1])
-        except (OSError, LookupError, TypeError, ValueError):  # damaged: its files are read again
+        except (OSError, ValueError):  # damaged: its files are read again
             continue
         for file in facts.files if facts.key == key else ():
             if same_after(file, job.content_of_clip(file.name), job.reader.split_of(file.name)):
@@ -257,14 +258,14 @@ def _unchanged(job: _Job, store: Store, key: str) -> dict[str, int]:
 
 def _append(job: _Job, folder: Path) -> Prepared:
     """Adds clips to a store: their shards first, then the table that names them. The caller holds the lock."""
-    store = open_store(folder)
+    store = mend(open_store(folder))
     check_appendable(store, job.settings)
     if not same_rate(job.reader.fps, store.fps):
         raise UserError(
             f"{job.reader.path}: {job.reader.fps:g} frames per second, but {folder} has {store.fps:g}; motion of one "
             "frame rate makes a store"
         )
-    there = [ShardFacts.read(shard_files(folder / SHARDS, index)[1]) for index in range(store.num_parts)]
+    there = facts_of(store)
     known, notes = _known_names(job, store, there)
     names, refused = _usable_names(job.reader, known)
     check_upright(job.reader, names)
@@ -273,18 +274,17 @@ def _append(job: _Job, folder: Path) -> Prepared:
     beside = StoreBuilder(job.reader, store.layout, building / _NEW, store.settings)
     begin(building, beside.packing_key(), {**others, "": store.fingerprint})
     with _removed_after_refusal(building):
-        packed = _pack(job, beside, names, refused, store.num_parts)
+        packed = _pack(job, beside, names, refused, store.parts.stop)
         _refuse_other_columns(job, store, packed)
     new = set(quarantine_of(packed.facts)) - set(quarantine_of(there))
     if not new and not any(facts.rows for facts in packed.facts):
         shutil.rmtree(building, ignore_errors=True)
         return Prepared(store, packed, notes)
-    for file in sorted((building / _NEW / SHARDS).iterdir()):
-        shutil.copyfile(file, folder / SHARDS / file.name)  # a kill here leaves all that is needed to begin again
+    place_shards(building / _NEW / SHARDS, folder / SHARDS)  # a kill here leaves all that is needed to begin again
     source = str(job.reader.path)
     sources = store.sources if source in store.sources else [*store.sources, source]
     fingerprint = hash_of([store.fingerprint, job.fingerprint(packed.facts)])
-    builder = StoreBuilder(job.reader, store.layout, folder, store.settings)
+    builder = StoreBuilder(job.reader, store.layout, folder, store.settings, store.first_part)
     before = store.report().get("file_counts")
     if before is None:
         job.reader.notes += ("files are counted from the added ones on: the store is of a version up to 0.2",)

@@ -4,9 +4,6 @@ Which clips a shard takes, and every byte of it, depend on the data and the sett
 a shard whose `.json` is there is whole.
 """
 
-import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds_rvqvae.data.formats.base import Reader
-from ds_rvqvae.data.formats.npz import write_header
+from ds_rvqvae.data.formats.npz import HEADER_BYTES, map_matrix, write_header
 from ds_rvqvae.data.store.report import TakeFacts
 from ds_rvqvae.data.store.rules import cut_take
 from ds_rvqvae.data.store.splits import by_hash, train_frames_by_time
 from ds_rvqvae.data.store.statistics import RunningStatistics
-from ds_rvqvae.data.store.store import HEADER_BYTES, NUMBER_FORMATS, write_json
-from ds_rvqvae.files import content_of, sha256_of, whole_file
-from ds_rvqvae.motion.clip import SPLITS, Clip, ClipError, Quarantined, whole_name
+from ds_rvqvae.data.store.table import NUMBER_FORMATS, link_or_copy, shard_files, whole_number, write_json
+from ds_rvqvae.files import content_of, read_json, sha256_of, whole_file
+from ds_rvqvae.motion.clip import Clip, ClipError, Quarantined, whole_name
 from ds_rvqvae.motion.layout import Layout
 
 SMALLEST_SHARD, LARGEST_SHARD, FEWEST_SHARDS = 8 << 20, 512 << 20, 256
@@ -85,11 +82,6 @@ def plan_shards(names: Sequence[str], weights: Sequence[int], first: int = 0) ->
         shards[-1].names.append(name)
         filled += max(weight, 1)
     return shards
-
-
-def shard_files(folder: Path, index: int) -> tuple[Path, Path]:
-    """A shard's frames and its facts."""
-    return folder / f"{index:05d}.npy", folder / f"{index:05d}.json"
 
 
 class ShardFacts:
@@ -187,10 +179,19 @@ class ShardFacts:
 
     @classmethod
     def read(cls, file: Path) -> "ShardFacts":
-        """What a shard's `.json` says; raises OSError, or ValueError and its like where it is damaged."""
-        values = json.loads(file.read_text(encoding="utf-8"))
-        facts = cls(len(values["smallest_in"]))
-        facts.clips = [(str(name), int(frames), split) for name, frames, split in values["clips"]]
+        """What a shard's `.json` says; raises OSError, or ValueError where it is damaged."""
+        values = read_json(file)
+        try:
+            facts = cls._of(values)
+            files_by_name(facts)
+            return facts
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise ValueError(f"{type(error).__name__}: {' '.join(str(error).split())[:80]}") from None
+
+    @classmethod
+    def _of(cls, values: Any) -> "ShardFacts":
+        facts = cls(columns := len(values["smallest_in"]))
+        facts.clips = [(str(name), whole_number(frames), split) for name, frames, split in values["clips"]]
         facts.takes = [
             TakeFacts(source, fps, frames, tuple(tuple(clip) for clip in clips), tuple(notes))
             for source, fps, frames, clips, notes in values["takes"]
@@ -200,18 +201,25 @@ class ShardFacts:
             for source, rule, frames, reason in values["quarantined"]
         ]
         facts.statistics = {name: RunningStatistics.from_json(values["statistics"][name]) for name in TRAINING_SETS}
-        facts.smallest_in, facts.largest_in = np.array(values["smallest_in"]), np.array(values["largest_in"])
+        places = np.array([values["smallest_in"], values["largest_in"]]).astype(np.int64, casting="safe")
+        facts.smallest_in, facts.largest_in = places
         facts.files = [FileFacts(*file) for file in values.get("files", ())]
         facts.skeletons = values.get("skeletons") or list(filter(None, [values.get("skeleton")]))
         facts.key, facts.sha256 = str(values.get("key", "")), str(values["sha256"])
+        counts = [count for file in facts.files for count in (file.clips, file.takes, file.quarantined)]
+        if any(whole_number(count) < 0 for count in counts) or any(frames < 1 for _, frames, _ in facts.clips):
+            raise ValueError("clips without frames")
+        widths = {len(statistics.minimum) for statistics in facts.statistics.values()}
+        if places.max(initial=-1) >= len(facts.clips) or widths != {columns}:
+            raise ValueError("statistics of other clips or columns")
         return facts
 
 
 class EarlierShards:
     """The shards of a store that is to be replaced, from which what came of unchanged files is taken."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, stored: np.dtype[Any], columns: int) -> None:
+        self.folder, self._stored, self._columns = folder, stored, columns
         self._opened: dict[int, _OpenedShard | None] = {}
 
     def shard(self, index: int) -> "_OpenedShard | None":
@@ -227,9 +235,11 @@ class EarlierShards:
             # What is damaged would get a checksum of its own in the new store, and be found by nobody.
             if facts.rows and sha256_of(frames_file) != facts.sha256:
                 return None
-            frames = np.load(frames_file, mmap_mode="r", allow_pickle=False) if facts.rows else np.empty((0, 0))
-            return _OpenedShard((frames_file, facts_file), facts, files_by_name(facts), np.asarray(frames))
-        except (OSError, LookupError, TypeError, ValueError, EOFError):
+            frames = (
+                map_matrix(frames_file, self._stored, facts.rows, self._columns) if facts.rows else np.empty((0, 0))
+            )
+            return _OpenedShard((frames_file, facts_file), facts, files_by_name(facts), frames)
+        except (OSError, LookupError, ValueError):
             return None
 
 
@@ -248,13 +258,6 @@ class _OpenedShard(NamedTuple):
     facts: ShardFacts
     files: dict[str, _Found]
     frames: NDArray[Any]
-
-
-def same_after(file: FileFacts, content: str | None, split: str | None) -> bool:
-    """Whether what came of a file holds for one of this content and split."""
-    known = (None, *SPLITS)
-    same_split = split == file.split or (split in known and file.split in known)
-    return content is not None and content == file.content and same_split
 
 
 def files_by_name(facts: ShardFacts) -> dict[str, _Found]:
@@ -289,8 +292,8 @@ class ShardPacker:
         self, reader: Reader, layout: Layout, folder: Path, key: str = "", earlier: Path | None = None
     ) -> None:
         self.reader, self.layout, self.folder, self.key = reader, layout, folder, key
-        self.earlier = None if earlier is None else EarlierShards(earlier)
         self._numbers = NUMBER_FORMATS[reader.config.store_dtype]
+        self.earlier = None if earlier is None else EarlierShards(earlier, self._numbers.stored, layout[-1].stop)
 
     def pack(self, plan: ShardPlan, advance: Callable[[int], None] = lambda frames: None) -> Work:
         """Packs a shard's clips; its `.json` is written last.
@@ -339,10 +342,7 @@ class ShardPacker:
         for file, place in zip(before.paths, shard_files(self.folder, plan.index), strict=True):
             if not file.exists():  # of frames, where nothing was good
                 continue
-            try:
-                os.link(file, place)  # shards are never written to again
-            except OSError:  # the file system has no links, say
-                shutil.copyfile(file, place)
+            link_or_copy(file, place)  # shards are never written to again
         return True
 
     def _pack_clip(self, name: str, content: BinaryIO, facts: ShardFacts) -> None:

@@ -57,13 +57,18 @@ class RunningStatistics:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "RunningStatistics":
-        """What `to_json` gave."""
+        """What `to_json` gave; raises ValueError and its like for what it never gives."""
         running = cls(len(values["mean"]))
         running.count = int(values["count"])
         running._mean, running._squares = np.array(values["mean"], float), np.array(values["squares"], float)
         if running.count:
             running.minimum = np.array(values["minimum"], np.float32)
             running.maximum = np.array(values["maximum"], np.float32)
+        for found in (running._mean, running._squares, running.minimum, running.maximum):
+            if found.shape != (len(values["mean"]),) or (running.count and not np.isfinite(found).all()):
+                raise ValueError("statistics of other columns, or that are not finite")
+        if running.count < 0:
+            raise ValueError(f"statistics of {running.count} frames")
         return running
 
     def _merge(self, count: int, mean: NDArray[np.float64], squares: NDArray[np.float64]) -> None:

@@ -2,90 +2,49 @@
 
 A store is a folder of `shards/00000.npy`, … (frames `[rows, columns]`, clips one after another, none in two shards),
 `shards/00000.json`, … (what went into each shard and its statistics), `store.json` (layout, frame rate, clips, split,
-mean and std, checksums) and `report.json` (what was found in the files, and what was left out and why).
+mean and std, checksums, the report) and `report.json` (the same report by itself: what was found in the files, and what
+was left out and why).
+
+Only the table says what a store is, and it is replaced in one moment; a file that a table names is never written to
+again. Who opens a store opens all of it, so that he keeps it whatever happens to the folder.
 """
 
+import errno
+import hashlib
 import json
-import re
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ds_rvqvae.data.formats.npz import map_matrix
 from ds_rvqvae.data.store.splits import Segment
+from ds_rvqvae.data.store.table import (
+    NUMBER_FORMATS,
+    SHARDS,
+    Shard,
+    read_segments,
+    read_shards,
+    read_skeleton,
+    whole_number,
+    write_json,
+)
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.files import whole_file
+from ds_rvqvae.files import parse_json
+from ds_rvqvae.host import allow_files
 from ds_rvqvae.motion.clip import LeftOut
 from ds_rvqvae.motion.layout import Layout, layout_from_json, layout_to_json
 
 FORMAT, VERSION = "ds_rvqvae store", 2
-TABLE, REPORT, SHARDS = "store.json", "report.json", "shards"
-_SHARD_FILE = re.compile(r"\d{5,}\.(npy|json)")
-_OF_VERSION_1 = {"frames.npy", "mean.npy", "std.npy"}
-HEADER_BYTES = 128
-"""Of every shard's `.npy` header, which numpy pads so that it keeps its length while the first axis grows."""
-
-
-class NumberFormat(NamedTuple):
-    """Numbers on disk and in memory."""
-
-    stored: np.dtype[Any]
-    encode: Callable[[NDArray[np.float32]], NDArray[Any]]
-    """float32 to what is stored."""
-    decode: Callable[[NDArray[Any]], NDArray[np.float32]]
-    """What is stored to float32."""
-
-
-_LARGEST_BFLOAT16 = np.float32(2.0**128 - 2.0**120)
-"""Float32 has larger ones, which would be rounded to infinity."""
-
-
-def _as_is(values: NDArray[Any]) -> NDArray[Any]:
-    return values
-
-
-def _to_float16(values: NDArray[np.float32]) -> NDArray[Any]:
-    limit = np.finfo(np.float16).max
-    return np.clip(values, -limit, limit).astype("<f2")
-
-
-def _from_float16(values: NDArray[Any]) -> NDArray[np.float32]:
-    return values.astype(np.float32)
-
-
-def _to_bfloat16(values: NDArray[np.float32]) -> NDArray[Any]:
-    """The upper half of a float32, rounded to the nearest, ties to even; values are finite."""
-    bits = np.clip(values, -_LARGEST_BFLOAT16, _LARGEST_BFLOAT16).astype("<f4", copy=False).view("<u4")
-    return ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype("<u2")
-
-
-def _from_bfloat16(values: NDArray[Any]) -> NDArray[np.float32]:
-    return (values.astype(np.uint32) << 16).view(np.float32)
-
-
-NUMBER_FORMATS = {
-    "float32": NumberFormat(np.dtype("<f4"), _as_is, _as_is),
-    "float16": NumberFormat(np.dtype("<f2"), _to_float16, _from_float16),
-    "bfloat16": NumberFormat(np.dtype("<u2"), _to_bfloat16, _from_bfloat16),
-}
-"""How numbers are kept on disk, by `rvqvae.data.store_dtype`. numpy has no bfloat16: its bits stand in a `uint16`."""
-
-
-class Shard(NamedTuple):
-    """One file of frames."""
-
-    file: str
-    """Relative to the store."""
-    first: int
-    """Its first row, counted over the whole store."""
-    rows: int
-    sha256: str
-    """Of the whole file."""
+TABLE, REPORT = "store.json", "report.json"
+_TRIES = 5
+"""Times that a store is opened which is replaced just then."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +78,11 @@ class Store:
     """How many shards were packed; those of which nothing was good have no file."""
     sources: list[str]
     """The data it was made of: the first, and what was appended."""
-    _maps: dict[int, NDArray[Any]] = field(default_factory=dict, repr=False)
+    first_part: int = 0
+    """The number of the first shard: of a store that was prepared over another one, those after the other's."""
+    _maps: list[NDArray[Any]] = field(default_factory=list, repr=False)
+    _report: dict[str, Any] | str = field(default="not written yet", repr=False)
+    """Or why it cannot be read."""
 
     @property
     def num_frames(self) -> int:
@@ -135,6 +98,21 @@ class Store:
     def nbytes(self) -> int:
         """Bytes of all frames on disk."""
         return self.num_frames * len(self.mean) * NUMBER_FORMATS[self.dtype].stored.itemsize
+
+    @property
+    def parts(self) -> range:
+        """The numbers of the shards that were packed."""
+        return range(self.first_part, self.first_part + self.num_parts)
+
+    @cached_property
+    def content(self) -> str:
+        """A sha256 of all that a reader may take from the store: equal where two stores hold the same motion."""
+        shards = [(shard.first, shard.rows, shard.sha256) for shard in self.shards]
+        facts = (self.fingerprint, self.fps, self.dtype, layout_to_json(self.layout), shards, self.skeleton)
+        digest = hashlib.sha256(json.dumps([*facts, self.clip_names, self.segments]).encode())
+        for values in (self.starts, self.mean, self.std):
+            digest.update(values.tobytes())
+        return digest.hexdigest()
 
     def clip(self, name: str) -> NDArray[np.float32]:
         """A clip's motion, float32 `[frames, columns]` in the data's own units, not to be written to.
@@ -162,21 +140,13 @@ class Store:
 
     def shard_frames(self, index: int) -> NDArray[Any]:
         """A shard's memory map, `[rows, columns]` as it is on disk."""
-        if index not in self._maps:
-            # A plain view of the map: slicing np.memmap itself costs several times as much.
-            frames = np.load(self.folder / self.shards[index].file, mmap_mode="r", allow_pickle=False)
-            self._maps[index] = np.asarray(frames)
         return self._maps[index]
 
     def report(self) -> dict[str, Any]:
-        """What `report.json` says; raises UserError where it cannot be read."""
-        try:
-            report: dict[str, Any] = json.loads((self.folder / REPORT).read_text(encoding="utf-8"))
-            return report
-        except OSError as error:
-            raise UserError(f"{self.folder / REPORT}: cannot be read: {error.strerror or error}") from None
-        except ValueError as error:
-            raise UserError(f"{self.folder / REPORT}: damaged: {error}") from None
+        """What was found in the files when they were packed; raises UserError where a store of before lost it."""
+        if isinstance(self._report, str):
+            raise UserError(f"{self.folder / REPORT}: {self._report}; prepare the store again")
+        return self._report
 
     @cached_property
     def _shard_starts(self) -> NDArray[np.int64]:
@@ -195,120 +165,201 @@ def is_store(path: Path) -> bool:
         return False
 
 
-def holds_only_a_store(folder: Path) -> bool:
-    """Whether everything in a folder belongs to a store, of this version or the first, so that it may be replaced."""
-    if not (folder / TABLE).is_file():
-        return False
-    others = [entry for entry in folder.iterdir() if entry.name not in {TABLE, REPORT, *_OF_VERSION_1}]
-    return all(
-        entry.name == SHARDS and entry.is_dir() and all(_SHARD_FILE.fullmatch(file.name) for file in entry.iterdir())
-        for entry in others
-    )
+class DamagedStoreError(UserError):
+    """A store that is not what was written; `reason` says where and how."""
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        self.reason = " ".join(reason.split())
+        super().__init__(f"{folder}: a damaged store ({self.reason}); delete it and prepare it again")
+
+
+class _RenewedError(Exception):
+    """The store was replaced or removed while it was opened."""
 
 
 def open_store(path: str | Path, check_files: bool = True) -> Store:
-    """Opens a prepared store; frames stay on disk until they are used.
+    """Opens a prepared store, all of it at one moment; frames stay on disk until they are used.
 
     Args:
-        check_files: whether every file of frames has to be there, as long as the table says.
+        check_files: whether every file of frames has to be there, as the table says; else none is opened.
 
     Raises:
         UserError: no store, a damaged one, or one of another version.
     """
     folder = Path(path)
-    if not is_store(folder):
-        raise UserError(f"{folder}: no prepared store (it has no {TABLE}); ds-rvqvae prepare makes one")
+    for _ in range(_TRIES):
+        if not is_store(folder):
+            raise UserError(f"{folder}: no prepared store (it has no {TABLE}); ds-rvqvae prepare makes one")
+        try:
+            with _table_of(folder) as (handle, content):
+                return _open(folder, handle, content, check_files)
+        except _RenewedError:
+            continue
+        except OSError as error:
+            raise DamagedStoreError(folder, f"{error.filename or folder}: {error.strerror or error}") from None
+    raise UserError(f"{folder}: is replaced again and again; wait until that ends")
+
+
+@contextmanager
+def _table_of(folder: Path) -> Iterator[tuple[int, BinaryIO]]:
+    """A folder's descriptor and its table; raises _RenewedError where the folder has another one at the end."""
     try:
-        table = json.loads((folder / TABLE).read_text(encoding="utf-8"))
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise _RenewedError from None
+    try:
+        with _opened(TABLE, handle) as content:
+            there = os.fstat(content.fileno())
+            try:
+                yield handle, content
+            finally:
+                # While it is open nothing else gets its number.
+                now = _stat_of(folder / TABLE)
+                if now is None or (now.st_dev, now.st_ino) != (there.st_dev, there.st_ino):
+                    raise _RenewedError
+    finally:
+        os.close(handle)
+
+
+def _opened(file: str, folder: int) -> BinaryIO:
+    try:
+        return os.fdopen(os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder), "rb")
+    except FileNotFoundError:
+        raise _RenewedError from None
+
+
+def _stat_of(file: Path) -> os.stat_result | None:
+    try:
+        return file.stat()
+    except OSError:
+        return None
+
+
+def _open(folder: Path, handle: int, content: BinaryIO, check_files: bool) -> Store:
+    """Raises UserError, or OSError where files are not there."""
+    try:
+        table = parse_json(content.read())
         if not isinstance(table, dict) or table.get("format") != FORMAT:
             raise UserError(f"{folder / TABLE}: not the table of a store of ds_rvqvae")
         if table.get("version") != VERSION:
             raise UserError(
                 f"{folder}: a store of version {table.get('version')}, this is version {VERSION}; prepare it again"
             )
-        return _read(folder, table, check_files)
-    except OSError as error:
-        raise _damaged(folder, f"{error.filename or folder}: {error.strerror or error}") from None
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:  # json's and numpy's own errors are ValueErrors
-        raise _damaged(folder, f"{type(error).__name__}: {error}") from None
+        store = _read(folder, table)
+        _check_shards(store)
+        _check_parts(store, handle)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:  # numpy's own are ValueErrors
+        raise DamagedStoreError(folder, f"{TABLE}: {type(error).__name__}: {error}") from None
+    if check_files:
+        store._maps.extend(_map_shards(store, handle))
+    object.__setattr__(store, "_report", _report_of(table, handle))
+    return store
 
 
-def _damaged(folder: Path, reason: str) -> UserError:
-    return UserError(f"{folder}: a damaged store ({' '.join(reason.split())}); delete it and prepare it again")
-
-
-def _read(folder: Path, table: dict[str, Any], check_files: bool) -> Store:
-    """A store by its table; raises ValueError and its like where that does not fit the files or itself."""
-    names = [str(clip["name"]) for clip in table["clips"]]
-    starts = np.asarray([0, *(clip["stop"] for clip in table["clips"])], np.int64)
-    segments = [Segment(**segment) for segment in table["segments"]]
-    mean, std = (np.asarray(table[key], np.float32) for key in ("mean", "std"))
+def _read(folder: Path, table: dict[str, Any]) -> Store:
+    """A store by its table; raises ValueError and its like where that does not fit itself."""
+    names, starts = [str(clip["name"]) for clip in table["clips"]], [0]
+    for clip in table["clips"]:
+        if not whole_number(clip["stop"]) > starts[-1]:
+            raise ValueError(f"clip {clip['name']} ends at row {clip['stop']}, after {starts[-1]}")
+        starts.append(clip["stop"])
+    if len(set(names)) != len(names) or not names:
+        raise ValueError("there are no clips, or one stands twice")
+    with np.errstate(over="ignore"):  # what does not fit float32 is refused as infinite
+        mean, std = (np.asarray(table[key], np.float64).astype(np.float32) for key in ("mean", "std"))
     if mean.ndim != 1 or mean.shape != std.shape or not (np.isfinite(mean).all() and np.isfinite(std).all()):
         raise ValueError("mean and std do not have as many finite numbers")
-    if len(set(names)) != len(names) or not names or any(start >= stop for start, stop in pairwise(starts.tolist())):
-        raise ValueError("clips overlap, are empty, or stand twice")
-    lengths = dict(zip(names, np.diff(starts).tolist(), strict=True))
-    if any(not 0 <= segment.start < segment.stop <= lengths[segment.name] for segment in segments):
-        raise ValueError("a segment lies outside its clip")
+    if (std < 0).any():
+        raise ValueError("std holds a negative number")
     if not 0 < float(table["fps"]) < 1e5:
         raise ValueError(f"fps is {table['fps']}")
-    store = Store(
+    rows = np.asarray(starts, np.int64)
+    # Stores of before there were several versions do not say.
+    settings = {**table["settings"], "reading_version": table["settings"].get("reading_version", 1)}
+    whole_number(settings["reading_version"])
+    return Store(
         folder=folder,
-        shards=_shards(table["shards"]),
-        starts=starts,
+        shards=read_shards(table["shards"]),
+        starts=rows,
         clip_names=names,
         layout=layout_from_json(table["layout"], len(mean)),
         fps=float(table["fps"]),
         dtype=str(table["dtype"]),
         mean=mean,
         std=std,
-        segments=segments,
+        segments=read_segments(table["segments"], dict(zip(names, np.diff(rows).tolist(), strict=True))),
         # Stores of before do not say, and are read by the rules of then, which made no difference.
         has_own_statistics=bool(table.get("has_own_statistics", False)),
         has_body_parts=bool(table["has_body_parts"]),
-        skeleton=table["skeleton"],
+        skeleton=read_skeleton(table["skeleton"]),
         left_out=[LeftOut(**entry) for entry in table["left_out"]],
-        # Stores of before there were several versions do not say.
-        settings={**table["settings"], "reading_version": table["settings"].get("reading_version", 1)},
+        settings=settings,
         fingerprint=str(table["fingerprint"]),
-        num_parts=int(table["num_parts"]),
+        num_parts=whole_number(table["num_parts"]),
         sources=[str(source) for source in table["sources"]],
+        first_part=whole_number(table.get("first_part", 0)),
     )
-    _check_shards(store, check_files)
-    return store
 
 
-def _shards(entries: Sequence[dict[str, Any]]) -> list[Shard]:
-    shards: list[Shard] = []
-    for entry in entries:
-        file, rows = entry["file"], entry["rows"]
-        if type(rows) is not int or rows < 1 or not re.fullmatch(rf"{SHARDS}/\d{{5,}}\.npy", file):
-            raise ValueError(f"a shard is {file!r} with {rows!r} rows")
-        shards.append(Shard(file, shards[-1].first + shards[-1].rows if shards else 0, rows, str(entry["sha256"])))
-    return shards
-
-
-def _check_shards(store: Store, check_files: bool) -> None:
-    """Raises OSError or ValueError where files are not there or not as long, or a clip lies in two of them."""
+def _check_shards(store: Store) -> None:
+    """Raises ValueError and its like where a clip lies in two shards, or one stands twice."""
     ends = {shard.first + shard.rows for shard in store.shards}
     if not store.shards or not ends <= set(store.starts.tolist()) or max(ends) != store.num_frames:
         raise ValueError("shards do not hold whole clips")
-    row = len(store.mean) * NUMBER_FORMATS[store.dtype].stored.itemsize
-    for shard in store.shards if check_files else ():
-        size = (store.folder / shard.file).stat().st_size
-        if size != HEADER_BYTES + shard.rows * row:
-            raise ValueError(f"{shard.file} has {size:,} bytes, not those of {shard.rows:,} frames")
+    if len({shard.file for shard in store.shards}) != len(store.shards):
+        raise ValueError("a shard stands twice")
+    _ = NUMBER_FORMATS[store.dtype]
 
 
-def write_table(store: Store) -> None:
-    """Writes `store.json` into the store's folder, which makes a store of the shards there."""
+def _check_parts(store: Store, folder: int) -> None:
+    """Raises ValueError where the table names more shards than there are files: all of them are gone through."""
+    most = len(store.shards)
+    if store.num_parts > most:  # there are some of which nothing was good
+        with suppress(OSError), os.scandir(f"/proc/self/fd/{folder}/{SHARDS}") as entries:
+            most = sum(1 for _ in entries)
+    if not len(store.shards) <= store.num_parts <= most or store.first_part < 0:
+        raise ValueError(f"num_parts is {store.num_parts} from {store.first_part} on, with {most} files in {SHARDS}")
+
+
+def _map_shards(store: Store, folder: int) -> Iterator[NDArray[Any]]:
+    """Every shard's map, checked against the table; raises OSError or UserError."""
+    stored, columns = NUMBER_FORMATS[store.dtype].stored, len(store.mean)
+    allow_files(len(store.shards))
+    for shard in store.shards:
+        try:
+            yield map_matrix(shard.file, stored, shard.rows, columns, folder)
+        except ValueError as error:
+            raise DamagedStoreError(store.folder, f"{shard.file} {error}") from None
+        except OSError as error:
+            if error.errno == errno.EMFILE:
+                words = f"{len(store.shards):,} shards, each of which takes one of the files that a process may open"
+                raise UserError(f"{store.folder}: {words}; raise ulimit -n") from None
+            raise
+
+
+def _report_of(table: dict[str, Any], folder: int) -> dict[str, Any] | str:
+    """The report, of the table's own moment; that of a store of before lies beside it. Or why it cannot be read."""
+    report = table.get("report")
+    try:
+        if report is None:
+            with _opened(REPORT, folder) as content:
+                report = parse_json(content.read())
+        notes, files, left_out = list(report["notes"].values()), report["files"], report["quarantine"]
+        notes += [rule[key] for rule in report.get("rules", {}).values() for key in ("files", "frames")]
+    except _RenewedError:
+        return "cannot be read: No such file or directory"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        return f"damaged: {type(error).__name__}: {error}"
+    if [type(value) for value in (left_out, files, *notes)] != [list, int, *[int] * len(notes)]:
+        return "damaged: no report of a store"
+    found: dict[str, Any] = report
+    return found
+
+
+def write_table(store: Store, report: dict[str, Any]) -> None:
+    """Writes `store.json` into the store's folder, which makes a store of the shards there, and then `report.json`."""
     table = {
         "format": FORMAT,
         "version": VERSION,
@@ -324,19 +375,14 @@ def write_table(store: Store) -> None:
         "mean": store.mean.tolist(),
         "std": store.std.tolist(),
         "num_parts": store.num_parts,
+        "first_part": store.first_part,
         "shards": [{"file": shard.file, "rows": shard.rows, "sha256": shard.sha256} for shard in store.shards],
         "clips": [
             {"name": name, "stop": stop} for name, stop in zip(store.clip_names, store.starts[1:].tolist(), strict=True)
         ],
         "segments": [segment._asdict() for segment in store.segments],
         "left_out": [entry._asdict() for entry in store.left_out],
+        "report": report,
     }
-    write_json(store.folder / TABLE, table)
-
-
-def write_json(file: Path, values: Any) -> None:
-    """Writes one JSON file whole, a line an entry of its lists."""
-    text = json.dumps(values, indent=1, ensure_ascii=False)
-    with whole_file(file) as content:
-        # File names may hold bytes that are no UTF-8, which Python keeps as surrogates: written as JSON's own escapes.
-        content.write(text.encode(errors="backslashreplace") + b"\n")
+    write_json(store.folder / TABLE, table, synced=True)
+    write_json(store.folder / REPORT, report)  # after a crash, the table has it

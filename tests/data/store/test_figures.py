@@ -9,8 +9,8 @@ from scipy.spatial.transform import Rotation
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.readers import open_reader
+from ds_rvqvae.data.look import look_at
 from ds_rvqvae.data.store.figures import Figure, Posture, check_upright, figure_of, lying_note, posture_of, root_of
-from ds_rvqvae.data.store.look import look_at
 from ds_rvqvae.data.store.prepare import prepare
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.layout import joint_layout, layout_to_json

@@ -47,7 +47,12 @@ def test_a_store_is_reused_until_a_file_or_a_setting_changes(tmp_path, cache):
     write_beat2(folder / "2_c.npz", frames=80)
     changed = prepare(folder)
     assert changed.fingerprint != first.fingerprint and len(changed.clip("2_c")) == 80
-    assert not first.folder.exists()
+    assert first.folder.exists(), "this process has it open"
+    outdated = first.folder
+    del first, unchanged
+    write_beat2(folder / "2_c.npz", frames=70)
+    assert prepare(folder).fingerprint != changed.fingerprint
+    assert changed.folder.exists() and not outdated.exists()
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -9,8 +9,9 @@ import numpy as np
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.readers import open_reader
 from ds_rvqvae.data.store.report import TakeFacts
-from ds_rvqvae.data.store.shards import TRAINING_SETS, ShardFacts, ShardPacker, ShardPlan, plan_shards, shard_files
+from ds_rvqvae.data.store.shards import TRAINING_SETS, ShardFacts, ShardPacker, ShardPlan, plan_shards
 from ds_rvqvae.data.store.splits import by_hash
+from ds_rvqvae.data.store.table import shard_files
 from ds_rvqvae.motion.clip import Clip, Quarantined
 from ds_rvqvae.motion.layout import Channels
 from tests.data.motion import write_beat2, write_beat2_folder

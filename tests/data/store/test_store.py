@@ -2,14 +2,17 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data import open_store
+from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.data.store.prepare import prepare_store
-from ds_rvqvae.data.store.store import NUMBER_FORMATS
+from ds_rvqvae.data.store.table import NUMBER_FORMATS
 from ds_rvqvae.errors import UserError
 from tests.data.motion import write_packed
 
@@ -33,6 +36,16 @@ def _edit(**changes):
         (folder / "store.json").write_text(json.dumps({**table, **changes}))
 
     return edit
+
+
+def _other_header(folder):
+    with (folder / "shards/00000.npy").open("r+b") as file:
+        file.write(bytes(64))
+
+
+def _gone(file):
+    file.unlink()
+    return file
 
 
 def _cut_frames(folder):
@@ -61,6 +74,33 @@ def _cut_frames(folder):
         (_edit(std=["x"] * 5), "damaged store"),
         (_edit(shards=[{"file": "../../etc/passwd", "rows": 120, "sha256": ""}]), "a shard is '../../etc/passwd'"),
         (_edit(shards=[{"file": "shards/00000.npy", "rows": 60, "sha256": ""}]), "do not hold whole clips"),
+        (_edit(fps=float("nan")), "fps is nan"),
+        (_edit(fps=float("inf")), "fps is inf"),
+        (_edit(mean=[1e39] * 5), "do not have as many finite"),
+        (_edit(std=[-1.0] * 5), "std holds a negative number"),
+        (_edit(mean=[0.0] * 5, std=[float("nan")] * 5), "do not have as many finite"),
+        (_edit(num_parts=10**12), "num_parts is 1000000000000 from 0 on"),
+        (_edit(num_parts=1e12), "no whole number"),
+        (_edit(num_parts=0), "num_parts is 0"),
+        (_edit(first_part=-1), "num_parts is 1 from -1 on"),
+        (_edit(clips=[{"name": "a", "stop": 10**30}]), "damaged store"),
+        (_edit(clips=[{"name": "a", "stop": 119.5}, {"name": "b", "stop": 120}]), "119.5 is no whole number"),
+        (_edit(clips=[{"name": "a", "stop": -5}, {"name": "b", "stop": 120}]), "clip a ends at row -5"),
+        (_edit(clips=None), "damaged store"),
+        (_edit(shards=[{"file": "shards/00000.npy", "rows": 10**18, "sha256": ""}]), "do not hold whole clips"),
+        (_edit(shards=[{"file": "shards/00000.npy", "rows": 70, "sha256": ""}] * 2), "damaged store"),
+        (
+            _edit(layout=[{"name": "a", "kind": "rotation_6d", "columns": [0, 6 * 10**9]}]),
+            "columns 0 to 6000000000 of 5",
+        ),
+        (_edit(segments=[{"name": "clip0", "start": 0.5, "stop": 9, "split": "train"}]), "0.5 is no whole number"),
+        (_edit(segments=[{"name": "clip0", "start": 0, "stop": 9, "split": "mine"}]), "in no split"),
+        (_edit(skeleton={"joint_names": ["a"], "parents": [7], "offsets": [[0, 0, 0]]}), "none of its joints"),
+        (_edit(skeleton=[1]), "damaged store"),
+        (_edit(settings={"reading_version": "2"}), "no whole number"),
+        (_edit(settings=[]), "damaged store"),
+        (_other_header, "does not begin as an array of 120 x 5"),
+        (lambda folder: os.mkfifo(_gone(folder / "shards/00000.npy")), "0 bytes, not those of 120 frames"),
         (_cut_frames, "1,000 bytes, not those of 120 frames"),
         (lambda folder: (folder / "shards/00000.npy").unlink(), "No such file"),
     ],
@@ -116,3 +156,48 @@ def test_large_numbers_become_the_largest_and_stay_finite():
     for name, largest in (("float16", 65504.0), ("bfloat16", 255 / 128 * 2.0**127)):
         numbers = NUMBER_FORMATS[name]
         assert numbers.decode(numbers.encode(huge)).tolist() == [largest, -largest]
+
+
+def test_a_report_is_that_of_the_table_whatever_lies_beside_it(store):
+    report = store.report()
+    for content in (b"", b"{", b"[" * 100_000, b'{"notes": {}}'):
+        (store.folder / "report.json").write_bytes(content)
+        assert open_store(store.folder).report() == report
+    assert report["frames"] == 120
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"notes": [], "files": 1, "quarantine": []}', "[" * 100_000])
+def test_a_store_of_before_without_its_report_still_opens(store, content):
+    table = json.loads((store.folder / "store.json").read_text())
+    report = table.pop("report")
+    (store.folder / "store.json").write_text(json.dumps(table))
+    assert open_store(store.folder).report() == report
+    (store.folder / "report.json").write_text(content)
+    opened = open_store(store.folder)
+    assert np.array_equal(opened.clip("clip1"), store.clip("clip1"))
+    with pytest.raises(UserError, match=r"report\.json: damaged.*prepare the store again"):
+        opened.report()
+    config = DataConfig(path=store.sources[0])
+    assert any("report.json: damaged" in line for line in MotionData(opened, config).warnings())
+    assert prepare_store(config, store.folder).report() == report
+
+
+def test_thousands_of_shards_open_whatever_this_process_may_open_now(store):
+    """A child, whose limit is its own."""
+    table = json.loads((store.folder / "store.json").read_text())
+    (store.folder / "shards/00000.npy").unlink()
+    rows = np.arange(3000 * 5, dtype="<f4").reshape(3000, 1, 5)
+    for part in range(3000):
+        np.save(store.folder / f"shards/{part:05d}.npy", rows[part])
+    names = [{"file": f"shards/{part:05d}.npy", "rows": 1, "sha256": ""} for part in range(3000)]
+    clips = [{"name": f"c{part}", "stop": part + 1} for part in range(3000)]
+    table |= {"shards": names, "clips": clips, "num_parts": 3000, "segments": []}
+    (store.folder / "store.json").write_text(json.dumps(table))
+    code = (
+        "import resource, sys; from ds_rvqvae.data import open_store\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, int(sys.argv[2])))\n"
+        "print(open_store(sys.argv[1]).clip('c2999').tolist())"
+    )
+    for hard, said in ((20_000, str(rows[2999].tolist())), (1000, "raise ulimit -n")):
+        done = subprocess.run([sys.executable, "-c", code, store.folder, str(hard)], capture_output=True, text=True)
+        assert said in done.stdout + done.stderr

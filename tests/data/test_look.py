@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from ds_rvqvae.data.look import look_at
 from ds_rvqvae.data.store.figures import figure_of, root_of
-from ds_rvqvae.data.store.look import look_at
 from tests.data.motion import write_packed
 from tests.data.store.looked_at import demo_with, humanml3d, make_store
 

@@ -1,0 +1,138 @@
+"""What a store's table says of numbers, shards, segments and a skeleton, held against itself before it is used."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ds_rvqvae.data.store.splits import Segment
+from ds_rvqvae.files import whole_file
+from ds_rvqvae.motion.clip import SPLITS
+
+SHARDS = "shards"
+"""The folder of all shards."""
+
+
+def shard_files(folder: Path, index: int) -> tuple[Path, Path]:
+    """A shard's frames and its facts, in the folder of all shards."""
+    return folder / f"{index:05d}.npy", folder / f"{index:05d}.json"
+
+
+class NumberFormat(NamedTuple):
+    """Numbers on disk and in memory."""
+
+    stored: np.dtype[Any]
+    encode: Callable[[NDArray[np.float32]], NDArray[Any]]
+    """float32 to what is stored."""
+    decode: Callable[[NDArray[Any]], NDArray[np.float32]]
+    """What is stored to float32."""
+
+
+_LARGEST_BFLOAT16 = np.float32(2.0**128 - 2.0**120)
+"""Float32 has larger ones, which would be rounded to infinity."""
+
+
+def _as_is(values: NDArray[Any]) -> NDArray[Any]:
+    return values
+
+
+def _to_float16(values: NDArray[np.float32]) -> NDArray[Any]:
+    limit = np.finfo(np.float16).max
+    return np.clip(values, -limit, limit).astype("<f2")
+
+
+def _from_float16(values: NDArray[Any]) -> NDArray[np.float32]:
+    return values.astype(np.float32)
+
+
+def _to_bfloat16(values: NDArray[np.float32]) -> NDArray[Any]:
+    """The upper half of a float32, rounded to the nearest, ties to even; values are finite."""
+    bits = np.clip(values, -_LARGEST_BFLOAT16, _LARGEST_BFLOAT16).astype("<f4", copy=False).view("<u4")
+    return ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype("<u2")
+
+
+def _from_bfloat16(values: NDArray[Any]) -> NDArray[np.float32]:
+    return (values.astype(np.uint32) << 16).view(np.float32)
+
+
+NUMBER_FORMATS = {
+    "float32": NumberFormat(np.dtype("<f4"), _as_is, _as_is),
+    "float16": NumberFormat(np.dtype("<f2"), _to_float16, _from_float16),
+    "bfloat16": NumberFormat(np.dtype("<u2"), _to_bfloat16, _from_bfloat16),
+}
+"""How numbers are kept on disk, by `rvqvae.data.store_dtype`. numpy has no bfloat16: its bits stand in a `uint16`."""
+
+
+class Shard(NamedTuple):
+    """One file of frames."""
+
+    file: str
+    """Relative to the store."""
+    first: int
+    """Its first row, counted over the whole store."""
+    rows: int
+    sha256: str
+    """Of the whole file."""
+
+
+def whole_number(value: Any) -> int:
+    """The value, which is an int; raises ValueError for what only counts as one."""
+    if type(value) is not int:
+        raise ValueError(f"{value!r} is no whole number")
+    return value
+
+
+def read_segments(entries: Sequence[dict[str, Any]], lengths: dict[str, int]) -> list[Segment]:
+    """Those of clips of these lengths; raises ValueError and its like for others."""
+    segments = [Segment(**entry) for entry in entries]
+    for name, start, stop, split in segments:
+        if not 0 <= whole_number(start) < whole_number(stop) <= lengths[name] or split not in SPLITS:
+            raise ValueError(f"a segment lies outside its clip, or in no split: {name} {start} to {stop}, {split}")
+    return segments
+
+
+def read_skeleton(entries: Any) -> dict[str, Any] | None:
+    """As files of motion may bring it, in any unit; raises ValueError and its like for what is none."""
+    if entries is None:
+        return None
+    names, parents = entries["joint_names"], entries["parents"]
+    offsets = np.asarray(entries["offsets"], np.float64)
+    if offsets.shape != (len(names), 3) or [type(name) for name in names] != [str] * len(names):
+        raise ValueError("the skeleton's joints and offsets are not as many")
+    if len(parents) != len(names) or not all(-1 <= whole_number(parent) < len(names) for parent in parents):
+        raise ValueError("the skeleton's parents are none of its joints")
+    return dict(entries)
+
+
+def read_shards(entries: Sequence[dict[str, Any]]) -> list[Shard]:
+    """The shards in order; raises ValueError and its like for what are none."""
+    shards: list[Shard] = []
+    for entry in entries:
+        file, rows = entry["file"], entry["rows"]
+        if type(rows) is not int or rows < 1 or not re.fullmatch(rf"{SHARDS}/\d{{5,}}\.npy", file):
+            raise ValueError(f"a shard is {file!r} with {rows!r} rows")
+        shards.append(Shard(file, shards[-1].first + shards[-1].rows if shards else 0, rows, str(entry["sha256"])))
+    return shards
+
+
+def write_json(file: Path, values: Any, synced: bool = False) -> None:
+    """Writes one JSON file whole, a line an entry of its lists; `synced` as `whole_file`."""
+    text = json.dumps(values, indent=1, ensure_ascii=False)
+    with whole_file(file, synced) as content:
+        # File names may hold bytes that are no UTF-8, which Python keeps as surrogates: written as JSON's own escapes.
+        content.write(text.encode(errors="backslashreplace") + b"\n")
+
+
+def link_or_copy(file: Path, place: Path) -> None:
+    """Gives a file that is never written to again a second name, or, where the file system has no links, a copy."""
+    try:
+        os.link(file, place)
+    except OSError:
+        with file.open("rb") as content, whole_file(place, synced=True) as copy:
+            shutil.copyfileobj(content, copy)
