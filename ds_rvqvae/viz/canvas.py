@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.ticker import FixedLocator
 from matplotlib.transforms import BboxBase
 from numpy.typing import NDArray
 
@@ -52,14 +53,16 @@ def write_png(figure: Figure, file: BinaryIO, dpi: float) -> None:
 def set_names_as_text(figure: Figure) -> None:
     """Has what is written in a figure drawn as it is: names hold dollars, which would make mathematics of them, and
     characters that no font has. To be called once all is in place."""
-    of_logarithms = {
-        id(label)
-        for axes in figure.axes
-        for axis in (axes.xaxis, axes.yaxis)
-        if axis.get_scale() == "log"
-        for label in axis.get_ticklabels(which="both")
-    }
+    axes = [axis for one in figure.axes for axis in (one.xaxis, one.yaxis)]
+    for axis in axes:
+        if isinstance(axis.get_major_locator(), FixedLocator):  # its labels are given, and set at each drawing
+            axis.set_ticklabels([_as_drawn(label.get_text()) for label in axis.get_majorticklabels()])
+    powers = {id(label) for axis in axes if axis.get_scale() == "log" for label in axis.get_ticklabels(which="both")}
     for text in figure.findobj(Text):
-        if isinstance(text, Text) and id(text) not in of_logarithms:
+        if isinstance(text, Text) and id(text) not in powers:
             text.set_parse_math(False)
-            text.set_text(text_of(text.get_text().split("\n")))
+            text.set_text(_as_drawn(text.get_text()))
+
+
+def _as_drawn(text: str) -> str:
+    return text_of(text.split("\n"))

@@ -1,44 +1,32 @@
-"""A canvas in memory: the pixels that a figure becomes, and what is put back of them."""
+from io import BytesIO
 
-import numpy as np
 from matplotlib.figure import Figure
 
-from ds_rvqvae.viz.canvas import canvas_of, pixels_on
+from ds_rvqvae.viz.canvas import set_names_as_text, write_png
+
+NAME = "x\x1b[2J\u202e\udcff$\\bad{0$"
 
 
-def _red_figure():
-    """40 x 20 pixels, all red."""
-    return Figure(figsize=(0.4, 0.2), dpi=100, facecolor=(1, 0, 0))
+def test_names_are_drawn_as_they_are_and_without_what_no_font_has():
+    figure = Figure(layout="constrained")
+    figure.suptitle(NAME)
+    axes = figure.add_subplot()
+    axes.plot([1, 10, 100], label=NAME)
+    axes.set(title=f"two\n{NAME}", xlabel=NAME)
+    axes.set_xticks([0, 1], labels=[NAME, NAME])
+    axes.set_yscale("log")
+    axes.legend()
+    with BytesIO() as file:
+        write_png(figure, file, dpi=50)
+        assert file.getvalue().startswith(b"\x89PNG")
+    assert axes.get_title() == "two\nx?[2J??$\\bad{0$"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["x?[2J??$\\bad{0$"] * 2
+    assert all(label.get_parse_math() for label in axes.get_yticklabels())  # powers of ten
 
 
-def test_a_figure_is_drawn_in_its_size_and_colour():
-    figure = _red_figure()
-    canvas = canvas_of(figure)
-    assert figure.canvas is canvas
-    canvas.draw()
-    pixels = pixels_on(canvas)
-    assert pixels.shape == (20, 40, 4) and pixels.dtype == np.uint8
-    assert (pixels == [255, 0, 0, 255]).all()
-
-
-def test_pixels_are_a_view_that_the_next_drawing_overwrites():
-    figure = _red_figure()
-    canvas = canvas_of(figure)
-    canvas.draw()
-    pixels = pixels_on(canvas)
-    figure.set_facecolor((0, 0, 1))
-    canvas.draw()
-    assert (pixels == [0, 0, 255, 255]).all()
-
-
-def test_what_was_copied_is_put_back():
-    figure = _red_figure()
-    canvas = canvas_of(figure)
-    canvas.draw()
-    background = canvas.copy_from_bbox(figure.bbox)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    axes.draw_artist(axes.fill_between([0, 1], [0, 0], [1, 1], color="white"))
-    assert not (pixels_on(canvas) == [255, 0, 0, 255]).all()
-    canvas.restore_region(background)
-    assert (pixels_on(canvas) == [255, 0, 0, 255]).all()
+def test_text_that_is_drawn_again_stays_the_same():
+    figure = Figure()
+    figure.text(0.5, 0.5, "a$b$")
+    for _ in range(2):
+        set_names_as_text(figure)
+    assert [text.get_text() for text in figure.texts] == ["a$b$"]

@@ -62,6 +62,5 @@ def test_columns_that_are_no_figure_are_heat_maps_over_time(tmp_path):
 
 
 def test_names_can_be_drawn_and_are_cut():
-    assert name_words("a$b") == r"a\$b"
     assert "\n" not in name_words("two\nlines") and "\x1b" not in name_words("\x1b[2J")
     assert len(name_words("one two three four", 12)) <= 12 and name_words("one two three four", 12).endswith("…")
