@@ -23,6 +23,7 @@ from typing import Any
 
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import sync
+from ds_rvqvae.locks import LOCK_FILE
 from ds_rvqvae.runs.checkpoints import (
     ABANDONED,
     BEST,
@@ -213,7 +214,7 @@ class _Move:
         fingerprint, step = config.get("checkpoint"), config.get("training_step")
         if config and not self.is_ours(fingerprint, step):
             place = self.aside / f"{TOKENIZER}-{short(fingerprint, folder / CONFIG)}"
-            if {path.name for path in folder.iterdir()} <= {*FILES}:
+            if {path.name for path in folder.iterdir()} <= {*FILES, LOCK_FILE}:
                 carry(folder, place, (WEIGHTS, CARD, CONFIG))
             elif not (place / CONFIG).is_file():
                 place.mkdir(parents=True, exist_ok=True)

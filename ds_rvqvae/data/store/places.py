@@ -17,7 +17,7 @@ from ds_rvqvae.data.store.store import FORMAT, REPORT, TABLE, DamagedStoreError,
 from ds_rvqvae.data.store.table import SHARDS, link_or_copy, write_json
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import read_json, remove_unfinished, sync
-from ds_rvqvae.locks import BusyError, HeldFolder, hold_folder
+from ds_rvqvae.locks import LOCK_FILE, BusyError, HeldFolder, hold_folder
 
 _BUILDING, _PLAN = ".building", "plan.json"
 _SHARD_FILE = re.compile(r"(\d{5,})(\.npy|\.json)")
@@ -67,7 +67,7 @@ def _holds_only_a_store(folder: Path) -> bool:
         table = read_json(folder / TABLE)
         if isinstance(table, dict) and table.get("format") != FORMAT:
             return False
-    others = [entry for entry in folder.iterdir() if entry.name not in {TABLE, REPORT, *_OF_VERSION_1}]
+    others = [entry for entry in folder.iterdir() if entry.name not in {TABLE, REPORT, LOCK_FILE, *_OF_VERSION_1}]
     shards = [file for entry in others if entry.name == SHARDS and entry.is_dir() for file in entry.iterdir()]
     names = [entry.name for entry in others if not (entry.name == SHARDS and entry.is_dir())]
     return all(map(_UNFINISHED.fullmatch, names)) and all(
