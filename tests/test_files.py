@@ -12,12 +12,15 @@ from ds_rvqvae.files import (
     check_writable,
     content_of,
     contents_of,
+    is_abandoned,
     parse_json,
     read_json,
     remove_unfinished,
     replace_folder,
     sha256_of,
     sync,
+    unfinished_files,
+    unfinished_stem,
     whole_file,
     whole_folder,
 )
@@ -94,6 +97,39 @@ def test_a_folder_may_say_where_it_is_made(tmp_path):
         assert unfinished.parent == place and not any(unfinished.iterdir())
         (unfinished / "x").write_text("whole")
     assert contents(tmp_path) == {"a/x": "whole"} and not place.exists()
+
+
+def test_a_folder_is_made_where_a_link_leads(tmp_path):
+    (tmp_path / "link").symlink_to("made")
+    with whole_folder(tmp_path / "link", replace=False, synced=True) as unfinished:
+        (unfinished / "deep").mkdir()
+        (unfinished / "deep" / "x").write_text("whole")
+    assert (tmp_path / "link").is_symlink() and contents(tmp_path / "made") == {"deep/x": "whole"}
+
+
+def test_what_killed_processes_left_beside_a_folder_is_removed(tmp_path):
+    folder = tmp_path / "a[1]"
+    if (process := os.fork()) == 0:
+        with whole_folder(folder) as unfinished:
+            (unfinished / "half").write_text("half")
+            os._exit(9)
+    os.waitpid(process, 0)
+    with whole_folder(tmp_path / "b") as other:  # of a process that lives
+        assert len(list(tmp_path.iterdir())) == 2
+        with whole_folder(folder) as unfinished:
+            (unfinished / "x").write_text("whole")
+        assert sorted(tmp_path.iterdir()) == [other.parent, folder]
+
+
+def test_unfinished_files_are_found_by_the_file_that_they_are_to_replace(tmp_path):
+    mine = Path(f"{unfinished_stem(tmp_path)}-a.json")
+    elsewhere = tmp_path / ".unfinished-another-machine-1-2-a.json"
+    for file in (mine, elsewhere, tmp_path / "a.json", tmp_path / ".unfinished-x-1-2-b.json"):
+        file.touch()
+    assert unfinished_files(tmp_path, "a.json") == sorted([mine, elsewhere])
+    assert not is_abandoned(mine) and not is_abandoned(elsewhere) and not is_abandoned(tmp_path / "gone")
+    os.utime(elsewhere, (0, 0))
+    assert is_abandoned(elsewhere)
 
 
 def test_a_folder_that_cannot_take_its_place_leaves_the_earlier_one(tmp_path):

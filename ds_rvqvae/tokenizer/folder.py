@@ -161,7 +161,7 @@ def read_body_table(folder: Path) -> BodyTable:
             layout = layout_from_json(layout, columns)
         contents = dict(values.get("contents", {}))
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise UserError(f"{file}: not a body's: {type(error).__name__}: {error}") from None
+        raise UserError(f"{file}: not a body's: {type(error).__name__}: {error}; copy or export it again") from None
     if version != FORMAT_VERSION:
         raise UserError(f"{file}: format_version {version}, known here: {FORMAT_VERSION}")
     # Names of folders: none that leads out of this one.

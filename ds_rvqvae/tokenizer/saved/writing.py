@@ -53,6 +53,8 @@ _ORDER = (BODY, WEIGHTS, CONFIG, CARD)
 _HEAD_BYTES = 1 << 20
 _OURS = (b'"ds_rvqvae', b'"quantizer.initialized"')
 """Of which the head of our own weights has one."""
+_LEFT = (".unfinished-", ".lock")
+"""What names begin with of files that killed processes of ours leave, and of locks."""
 _TRIES = 5
 """How often a folder is written where the file system has no locks and another process writes it as well."""
 
@@ -371,6 +373,6 @@ def _is_marked(folder: Path) -> bool:
 def _is_empty(folder: Path) -> bool:
     """Whether a folder has nothing but what killed processes of ours left."""
     return all(
-        entry.name.startswith(".unfinished-") or (entry.is_dir() and not entry.is_symlink() and _is_empty(entry))
+        entry.name.startswith(_LEFT) or (entry.is_dir() and not entry.is_symlink() and _is_empty(entry))
         for entry in folder.iterdir()
     )

@@ -371,6 +371,16 @@ def test_what_a_crash_left_empty_is_written_anew(tmp_path):
             assert load(folder) == "new"
 
 
+def test_a_folder_with_nothing_but_what_killed_processes_left_is_written(tmp_path):
+    for kind, make in KINDS.items():
+        folder = tmp_path / kind
+        (folder / "arm").mkdir(parents=True)
+        for name in (".lock", ".unfinished-another-host-7-8-config.json", "arm/.unfinished-another-host-7-8-README.md"):
+            (folder / name).write_text("left")
+        make("new").save_pretrained(folder)
+        assert load(folder) == "new"
+
+
 def test_what_others_write_now_is_left(tmp_path):
     """Unfinished files of a process that lives, and of another machine until a day has passed."""
     folder = tmp_path / "tokenizer"
