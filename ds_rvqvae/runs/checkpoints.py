@@ -16,6 +16,8 @@ MANIFEST = "manifest.json"
 LATEST = "latest"
 BEST = "best"
 """Files that hold the name of the newest checkpoint, and of the one that scored best on held-out motion."""
+BESIDE = "beside"
+"""In a manifest: further files that the checkpoint keeps, without which it is whole."""
 MODEL_FILE = "mp_rank_00_model_states.pt"
 """DeepSpeed's name for the file with the module's weights, its buffers and what the trainer adds."""
 _BYTES_A_PARAMETER, _BYTES_OF_AVERAGE = 16, 4
@@ -110,6 +112,14 @@ def damage_of(checkpoint: Path, thorough: bool = True) -> str | None:
     except (OSError, ValueError) as error:
         return str(error)
     return None
+
+
+def keeps(checkpoint: Path, name: str) -> bool:
+    """Whether a checkpoint keeps a further file of this name, and it is as it was written."""
+    try:
+        return bool(read_manifest(checkpoint)[BESIDE][name] == digest_of(checkpoint / name))
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def named_checkpoint(folder: Path, which: str, thorough: bool = True) -> Path:
