@@ -24,6 +24,8 @@ RESUMING = "resuming"
 """The file that says, while a resume puts another history aside, which checkpoint it goes on from."""
 ABANDONED = "abandoned"
 """The folder, in that of the checkpoints, that holds what belongs to other histories. Nothing is pruned from it."""
+BESIDE = "beside"
+"""In a manifest: further files that the checkpoint keeps, without which it is whole."""
 MODEL_FILE = "mp_rank_00_model_states.pt"
 """DeepSpeed's name for the file with the module's weights, its buffers and what the trainer adds."""
 _BYTES_A_PARAMETER, _BYTES_OF_AVERAGE = 16, 4
@@ -270,6 +272,14 @@ def damage_of(checkpoint: Path, thorough: bool = True) -> str | None:
     except (OSError, ValueError) as error:
         return str(error)
     return None
+
+
+def keeps(checkpoint: Path, name: str) -> bool:
+    """Whether a checkpoint keeps a further file of this name, and it is as it was written."""
+    try:
+        return bool(read_manifest(checkpoint)[BESIDE][name] == digest_of(checkpoint / name))
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def named_checkpoint(folder: Path, which: str, thorough: bool = True) -> Path:

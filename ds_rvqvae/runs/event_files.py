@@ -98,7 +98,7 @@ def mend_event_files(
     notes = []
     for found in files:
         if cut := found.cut():
-            notes.append(f"{found.file}: damaged at its end; {cut:,} bytes cut, with the scores and pictures in them")
+            notes.append(f"{found.file}: damaged at its end; {cut:,} bytes cut")
     lost: dict[int, dict[int, Mapping[str, float]]] = {}
     for sample in sorted(scalars.keys() - points):
         places = [index for index, found in enumerate(files) if found.first is not None and found.first <= sample]
@@ -107,7 +107,8 @@ def mend_event_files(
             lost.setdefault(index, {})[sample] = scalars[sample]
     for index, again in lost.items():
         files[index].append(again)
-        notes.append(f"{files[index].file}: {len(again):,} points are written again out of metrics.jsonl")
+        again_text = f"{len(again):,} points are written again out of metrics.jsonl"
+        notes.append(f"{files[index].file}: {again_text}; scores and pictures between them are lost")
     return notes
 
 

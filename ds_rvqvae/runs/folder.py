@@ -12,7 +12,7 @@ from ds_rvqvae.config.request import Request, Start
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import read_json, whole_file
 from ds_rvqvae.locks import BusyError, HeldFolder, hold_folder
-from ds_rvqvae.runs.checkpoints import candidates, checkpoints, digest_of, read_manifest
+from ds_rvqvae.runs.checkpoints import candidates, checkpoints, keeps
 from ds_rvqvae.text import gigabytes
 
 OUTCOME_VARIABLE = "DS_RVQVAE_OUTCOME"
@@ -128,16 +128,8 @@ def copies_of(folder: Path) -> dict[str, bytes]:
 def copy_in_checkpoint(folder: Path, name: str) -> Path | None:
     """The copy of a run's file in the newest checkpoint that has one and is sound in that; None without one."""
     return next(
-        (checkpoint / name for checkpoint in candidates(folder / "checkpoints") if _keeps(checkpoint, name)), None
+        (checkpoint / name for checkpoint in candidates(folder / "checkpoints") if keeps(checkpoint, name)), None
     )
-
-
-def _keeps(checkpoint: Path, name: str) -> bool:
-    """Whether a checkpoint has a copy of a run's file that is sound."""
-    try:
-        return bool(read_manifest(checkpoint)["files"].get(name) == digest_of(checkpoint / name))
-    except (OSError, ValueError):
-        return False
 
 
 def restore_profile(folder: Path) -> list[str]:
@@ -158,7 +150,7 @@ def restore_metrics(folder: Path, checkpoint: Path) -> list[str]:
     Lines are only ever added, so that those begin the file; what comes after them is left.
     """
     file = folder / METRICS
-    if not _keeps(checkpoint, METRICS):
+    if not keeps(checkpoint, METRICS):
         return []
     lines = (checkpoint / METRICS).read_bytes()
     if file.is_file() and file.read_bytes().startswith(lines):

@@ -16,6 +16,7 @@ from ds_rvqvae.data.store.report import shortened
 from ds_rvqvae.data.store.shards import ShardFacts
 from ds_rvqvae.data.store.table import Shard
 from ds_rvqvae.files import read_json
+from ds_rvqvae.runs.checkpoints import keeps
 
 MOTION_FILE = "motion.json"
 """In the folder of a checkpoint."""
@@ -71,7 +72,9 @@ class MotionTable:
 
     @classmethod
     def read(cls, checkpoint: Path) -> "MotionTable | None":
-        """What a checkpoint keeps; None where it keeps nothing, as one of a version up to 0.3, or cannot be read."""
+        """What a checkpoint keeps; None where that is damaged, or nothing, as in one of a version up to 0.3."""
+        if not keeps(checkpoint, MOTION_FILE):
+            return None
         try:
             clips = {}
             for shard in read_json(checkpoint / MOTION_FILE)["shards"]:
@@ -168,6 +171,10 @@ class MotionChange:
         for name in (*change.changed, *change.packed, *change.untold, *change.moved):
             change.gone += before.clips[name].windows
             change.new += now.clips[name].windows
+        for name, new in change.renamed.items():
+            if before.clips[name].segments != now.clips[new].segments:
+                change.gone += before.clips[name].windows
+                change.new += now.clips[new].windows
         change.gone += sum(before.clips[name].windows for name in change.removed)
         change.new += sum(now.clips[name].windows for name in change.added)
         common = [name for name in now.clips if name in before.clips]
@@ -236,6 +243,6 @@ def _count(names: list[str]) -> str:
 
 
 def changed_motion(checkpoint: Path, data: MotionData) -> MotionChange | None:
-    """How motion differs from that of a checkpoint; None where that keeps no list of its clips."""
+    """How motion differs from that of a checkpoint; None where that has no sound list of its clips."""
     before = MotionTable.read(checkpoint)
     return None if before is None else MotionChange.between(before, MotionTable.of(data))

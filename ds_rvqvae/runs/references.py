@@ -35,6 +35,7 @@ from ds_rvqvae.runs.checkpoints import (
     tag_of,
     whole_checkpoint,
 )
+from ds_rvqvae.runs.folder import is_run
 from ds_rvqvae.tokenizer.folder import BODY, CONFIG, FILES, TOKENIZER, WEIGHTS, hint_of, read_body, read_config
 from ds_rvqvae.tokenizer.hub import download
 
@@ -103,7 +104,7 @@ def find_reference(name: str | Path, checkpoint: str | None = None, *, thorough:
     if is_tokenizer:
         _refuse_checkpoint(checkpoint, name, Kind.TOKENIZER)
         return Reference(str(name), Kind.TOKENIZER, folder, _run_of(folder))
-    if (folder / PROFILE_FILE).is_file():
+    if is_run(folder):
         weights, notes = _weights_of_run(folder, checkpoint, thorough)
         return Reference(str(name), Kind.RUN, weights, folder, notes)
     if (body / BODY).is_file():
@@ -117,7 +118,7 @@ def find_reference(name: str | Path, checkpoint: str | None = None, *, thorough:
             raise UserError(f"--checkpoint: {name} is a checkpoint itself; leave it out, or name the run {run}")
         found = _checkpoint(folder.parent, folder.name, folder.parent, thorough)
         notes = _notes_on_best(found) if folder.name == BEST else ()
-        return Reference(str(name), Kind.CHECKPOINT, found, run if (run / PROFILE_FILE).is_file() else None, notes)
+        return Reference(str(name), Kind.CHECKPOINT, found, run if is_run(run) else None, notes)
     raise UserError(
         f"{folder}: not a run's folder (no {PROFILE_FILE}), and not a tokenizer's folder: {CONFIG} is missing"
         f"{hint_of(folder) or _hint(folder)}"
@@ -208,7 +209,7 @@ def _run_of(folder: Path) -> Path | None:
     places = [folder, folder.parent]
     if (folder.parent / BODY).is_file():
         places.append(folder.parent.parent / folder.name)
-    return next((place for place in places if (place / PROFILE_FILE).is_file()), None)
+    return next((place for place in places if is_run(place)), None)
 
 
 def _hint(folder: Path) -> str:

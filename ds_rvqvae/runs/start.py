@@ -16,7 +16,7 @@ from ds_rvqvae.errors import UserError
 from ds_rvqvae.runs.checkpoints import damage_of, has_begun, read_manifest, step_of, whole_checkpoint
 from ds_rvqvae.runs.folder import is_run, profile_place, read_profile
 from ds_rvqvae.runs.history import every_checkpoint, find_checkpoint, unfinished_resume
-from ds_rvqvae.runs.motion import changed_motion
+from ds_rvqvae.runs.motion import MOTION_FILE, changed_motion
 from ds_rvqvae.tokenizer.folder import READING_KEYS, reading_of
 
 NEWEST = Start("newest")
@@ -169,7 +169,9 @@ class _Change(NamedTuple):
             return "other frames"
         change = changed_motion(self.checkpoint, self.data)
         if change is None:
-            return f"which clips, {self.checkpoint.name} cannot tell (a version up to 0.3 saved it)"
+            is_there = (self.checkpoint / MOTION_FILE).is_file()
+            why = f"its {MOTION_FILE} is damaged" if is_there else "a version up to 0.3 saved it"
+            return f"which clips, {self.checkpoint.name} cannot tell ({why})"
         return str(change) if change else None
 
     def refused(self, reason: str) -> UserError:

@@ -49,8 +49,7 @@ _MEANING = sorted(
 )
 """Settings that what the weights compute depends on, beside their shapes."""
 _MEANING_WHERE_SET = sorted(keys_that(ModelConfig, ModelFacts, lambda facts: facts.codes == "setting if set"))
-"""More of them, which count where they are not the default: tokenizers from before there was a choice stay what they
-are."""
+"""More of them, which count where they are not the default: fingerprints from before there was a choice stay."""
 
 Array = TypeVar("Array", Tensor, NDArray[Any])
 _ROUNDED = (torch.bfloat16, torch.float16)

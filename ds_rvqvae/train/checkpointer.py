@@ -26,6 +26,7 @@ from ds_rvqvae.config.training import TrainingConfig
 from ds_rvqvae.files import read_json, replace_folder, sync
 from ds_rvqvae.runs.abandoned import put_one_aside
 from ds_rvqvae.runs.checkpoints import (
+    BESIDE,
     BEST,
     LATEST,
     MANIFEST,
@@ -174,14 +175,15 @@ def save_checkpoint(
         failures = _write_parts(engine, unfinished, client_state)
     digests: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
     if not failures:
-        mine, reason = _attempt(lambda: _digests(unfinished, rank, beside() if beside and rank == 0 else {}))
+        mine, reason = _attempt(lambda: {file.name: digest_of(file) for file in _own_files(unfinished, rank)})
         dist.all_gather_object(digests, mine or {})
         failures = _gather([reason])
     if not failures:
         manifest = _manifest(engine, digests, client_state)
-        parts = [name for name in manifest["files"] if name.endswith(".pt")]
-        missing = dist.get_world_size() + 1 - len(parts)
+        missing = dist.get_world_size() + 1 - len(manifest["files"])
         failures = [f"{missing} files of the checkpoint are not to be seen in {unfinished}"] if missing else []
+    if not failures and beside is not None:
+        failures = _on_rank_zero(lambda: manifest.update(_write_beside(unfinished, beside())))
     if not failures:
         failures = _on_rank_zero(lambda: _finish(manifest, unfinished, finished, keeping))
     if failures:
@@ -291,11 +293,14 @@ def _restore_buffers(module: torch.nn.Module, checkpoint: Path) -> None:
         buffers[name].copy_(value)
 
 
-def _digests(folder: Path, rank: int, beside: Mapping[str, bytes]) -> dict[str, Any]:
-    """Writes the further files; gives the entries in the manifest of all that this rank wrote."""
-    for name, content in beside.items():
+def _write_beside(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
+    """Writes the further files of a checkpoint; gives their entries in the manifest.
+
+    They stand apart from those that a resume needs: a checkpoint without them is whole.
+    """
+    for name, content in files.items():
         (folder / name).write_bytes(content)
-    return {file.name: digest_of(file) for file in [*_own_files(folder, rank), *(folder / name for name in beside)]}
+    return {BESIDE: {name: digest_of(folder / name) for name in files}}
 
 
 def _own_files(folder: Path, rank: int) -> list[Path]:

@@ -121,7 +121,7 @@ def run(tmp_path):
         for name, content in copies.items():
             (checkpoint / name).write_bytes(content)
         files = {name: digest_of(checkpoint / name) for name in copies}
-        (checkpoint / MANIFEST).write_text(json.dumps(seal({"step": step, "files": files})))
+        (checkpoint / MANIFEST).write_text(json.dumps(seal({"step": step, "files": {}, "beside": files})))
     (folder / "checkpoints" / "latest").write_text("global_step10")
     return folder
 
@@ -199,7 +199,7 @@ def test_lines_of_metrics_are_restored_from_the_checkpoint(run, kind):
     file.write_bytes(lines)
     (checkpoint / "metrics.jsonl").write_bytes(copies_of(run)["metrics.jsonl"])
     files = {"metrics.jsonl": digest_of(checkpoint / "metrics.jsonl")}
-    (checkpoint / MANIFEST).write_text(json.dumps(seal({"step": 10, "files": files})))
+    (checkpoint / MANIFEST).write_text(json.dumps(seal({"step": 10, "files": {}, "beside": files})))
     later = lines + b'{"step": 201, "loss": 1.0}\n'
     file.write_bytes(later)
     assert restore_metrics(run, checkpoint) == [] and file.read_bytes() == later

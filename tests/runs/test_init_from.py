@@ -193,8 +193,10 @@ def test_a_damaged_normalisation_is_restored_from_a_checkpoint(profile, tokenize
     for name, content in copies.items():
         (checkpoint / name).write_bytes(content)
     torch.save({"rvqvae": {**motion_state(started, MODEL), "scores": None}}, checkpoint / MODEL_FILE)
-    files = {name: checkpoints.digest_of(checkpoint / name) for name in (MODEL_FILE, *copies)}
-    (checkpoint / MANIFEST).write_text(json.dumps(seal({"step": 3, "files": files})))
+    files, beside = (
+        {name: checkpoints.digest_of(checkpoint / name) for name in names} for names in ([MODEL_FILE], copies)
+    )
+    (checkpoint / MANIFEST).write_text(json.dumps(seal({"step": 3, "files": files, "beside": beside})))
     before = damage(run / NORMALISATION, kind)
     _, data = start(profile, folder, run_folder=run)
     np.testing.assert_array_equal(data.mean, tokenizer.mean.numpy())

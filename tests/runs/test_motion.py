@@ -11,11 +11,12 @@ from ds_rvqvae.config.request import Start
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.data.store.prepare import prepare_store
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.runs.checkpoints import MANIFEST, seal
+from ds_rvqvae.runs.checkpoints import MANIFEST, digest_of, seal
 from ds_rvqvae.runs.folder import NORMALISATION, write_profile
 from ds_rvqvae.runs.init_from import take_start
 from ds_rvqvae.runs.motion import MOTION_FILE, MotionTable, changed_motion
 from ds_rvqvae.runs.start import find_resume, record_of
+from tests.damage import DAMAGES, damage
 from tests.data.motion import write_lists, write_matrices, write_packed, write_statistics
 
 CLIPS = tuple(f"clip{index}" for index in range(8))
@@ -53,9 +54,12 @@ class Run:
             (self.folder / NORMALISATION).write_text(json.dumps(statistics))
         self.checkpoint = self.folder / "checkpoints" / "global_step5"
         self.checkpoint.mkdir(parents=True)
-        data = self.data()
+        self.save(self.data())
+
+    def save(self, data):
+        """Has the checkpoint keep this motion."""
         (self.checkpoint / MOTION_FILE).write_bytes(MotionTable.of(data).to_bytes())
-        self.write_manifest(record_of(data))
+        self.write_manifest({**record_of(data), "beside": {MOTION_FILE: digest_of(self.checkpoint / MOTION_FILE)}})
 
     def write_manifest(self, record):
         manifest = {**record, "step": 5, "world_size": 1, "global_batch": 16, "files": {}}
@@ -164,6 +168,14 @@ def test_a_changed_list_of_splits_is_refused_by_clip(given):
     assert "and 0 of the 10 now)" in str(refusal.value)
 
 
+def test_a_clip_that_is_not_trained_on_under_its_new_name_counts_as_gone(given):
+    given.rename("clip2", "other")
+    with pytest.raises(UserError, match="other clips are trained on or held out") as refusal:
+        given.notes()
+    words = "1 clip renamed (clip2 is now other), of 8 then (2 of the 12 training windows of then and 0 of the 10 now)"
+    assert words in str(refusal.value)
+
+
 def test_the_same_clips_in_a_store_that_is_given_as_the_path(given, tmp_path):
     store = prepare_store(given.profile.rvqvae.data, tmp_path / "store")
     assert given.notes(path=str(store.folder)) == []
@@ -200,7 +212,7 @@ def test_clips_that_share_a_file_are_told_by_their_shard(tmp_path):
     file = write_packed(tmp_path / "packed.npz", (40,) * 8, WIDTH)
     run.profile = run.profile.with_values({"rvqvae.data.path": str(file)})
     data = run.data()
-    (run.checkpoint / MOTION_FILE).write_bytes(MotionTable.of(data).to_bytes())
+    run.save(data)
     assert not changed_motion(run.checkpoint, data)
     motion = np.load(file)["motion"]
     motion[0, 0] += 1
@@ -222,7 +234,7 @@ def test_a_store_of_before_is_compared_by_its_shards(given, tmp_path):
     config = given.profile.rvqvae.data
     store = prepare_store(config, tmp_path / "store").folder
     _without_files(store)
-    (given.checkpoint / MOTION_FILE).write_bytes(MotionTable.of(given.data(path=str(store))).to_bytes())
+    given.save(given.data(path=str(store)))
     assert given.notes() == []
     given.change_frame("clip2")
     (note,) = given.notes()
@@ -243,8 +255,15 @@ def test_what_an_old_checkpoint_cannot_know_is_said_in_one_line(given):
 
 def test_the_table_is_read_as_it_was_written(run):
     assert MotionTable.read(run.checkpoint) == MotionTable.of(run.data())
-    (run.checkpoint / MOTION_FILE).write_bytes(b'{"shards": [{"clips": [["a"]]}]}')
-    assert MotionTable.read(run.checkpoint) is None
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_checkpoint_whose_table_is_damaged_is_gone_on_from(given, kind):
+    damage(given.checkpoint / MOTION_FILE, kind)
+    assert given.notes() == []
+    given.change_frame("clip2")
+    (note,) = given.notes()
+    assert "which clips, global_step5 cannot tell (its motion.json is damaged)" in note
 
 
 def test_many_clips_are_compared_without_their_frames(given, monkeypatch):
