@@ -6,7 +6,9 @@ import subprocess
 
 import pytest
 
+from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.request import read_launch_flags
+from ds_rvqvae.data.store.prepare import prepare_store
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.launch.check import check_run
 from ds_rvqvae.launch.command import train
@@ -87,3 +89,13 @@ def test_a_store_that_is_gone_before_the_ranks_start_is_named(checked, capfd):
     shutil.rmtree(run.data.store.folder)
     assert train(run, Signals()) is ExitStatus.BAD_INPUT
     assert f"{run.data.store.folder}: is gone, the motion that this run was started with" in capfd.readouterr().err
+
+
+def test_a_store_that_is_renewed_before_the_ranks_start_is_refused(checked, tmp_path, demo_folder, capfd):
+    shutil.copytree(demo_folder, tmp_path / "motion")
+    store = prepare_store(DataConfig(path=str(tmp_path / "motion")), tmp_path / "store").folder
+    run = checked(f"--data_path={store}", "--name=mine", "--total_iter=2")
+    next((tmp_path / "motion").rglob("*.npz")).unlink()
+    prepare_store(DataConfig(path=str(tmp_path / "motion")), store)
+    assert train(run, Signals()) is ExitStatus.BAD_INPUT
+    assert f"{store}: was prepared again or added to since this run was started" in capfd.readouterr().err
