@@ -1,17 +1,16 @@
 """The launcher's `--demo`: motion made for it, and what came out of training on it."""
 
 import contextlib
-import json
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.request import Flags
 from ds_rvqvae.data.demo import write_demo_motion
 from ds_rvqvae.data.store.places import cache_folder
 from ds_rvqvae.errors import printable
+from ds_rvqvae.files import read_json
 from ds_rvqvae.gpu.nvml import Driver, NoDriverError
 from ds_rvqvae.launch.hosts import warn
 from ds_rvqvae.launch.preflight import Build, can_use_cards
@@ -55,15 +54,13 @@ def write_motion(config: DataConfig) -> None:
 def print_results(run: Path) -> None:
     """Prints the scores of the run's folder against those of the untrained model, its picture and where to look on."""
     evaluation = run / "eval"
-    trained, untrained = (_read(evaluation / name) for name in ("scores.json", "untrained.json"))
-    print(score_table(trained, untrained))
+    try:
+        trained, untrained = (read_json(evaluation / name) for name in ("scores.json", "untrained.json"))
+        print(score_table(trained, untrained))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        warn(f"{evaluation}: the scores cannot be read: {error}; ds-rvqvae evaluate {run} takes them again")
     pictures = sorted(evaluation.glob("reconstruction*.png"), key=lambda picture: picture.stat().st_mtime)
     if pictures:
         print(printable(f"picture: {pictures[-1]}"))
     print(printable(f"run: {run}"))
     print(printable(f"tensorboard --logdir {run / 'tensorboard'} --host localhost"))
-
-
-def _read(file: Path) -> dict[str, Any]:
-    scores: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return scores

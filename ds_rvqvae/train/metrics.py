@@ -133,15 +133,19 @@ class Board:
     before is mended first.
 
     Args:
+        run_folder: only files in it are mended; the profile may name a folder that several runs write to.
         earlier: the lines of `metrics.jsonl` up to the step that the engine stands at.
     """
 
-    def __init__(self, engine: deepspeed.DeepSpeedEngine, earlier: Sequence[dict[str, Any]] = ()) -> None:
+    def __init__(
+        self, engine: deepspeed.DeepSpeedEngine, run_folder: Path, earlier: Sequence[dict[str, Any]] = ()
+    ) -> None:
         self._monitor, self._silent = engine.monitor, False
         # Ranks other than 0, and profiles without TensorBoard, have no writer.
         self._writer = getattr(engine.monitor.tb_monitor, "summary_writer", None)
         if self._writer is not None:
-            self._mend(engine, earlier)
+            if run_folder.resolve() in self._file.resolve().parents:
+                self._mend(engine, earlier)
             first = engine.global_samples + 1 if engine.global_samples else 0
             start = Event(session_log=SessionLog(status=SessionLog.START), step=first)
             self._writer.file_writer.add_event(start)
@@ -291,7 +295,7 @@ class StepLog:
         self._engine, self._loader = engine, loader
         self._device = torch.device(engine.device)
         self._file = MetricsFile(run_folder / METRICS, step) if dist.get_rank() == 0 else None
-        self.board = Board(engine, self._file.earlier if self._file else ())
+        self.board = Board(engine, run_folder, self._file.earlier if self._file else ())
         self._spikes = SpikeAlarm(line["loss"] for line in self._file.earlier) if self._file else SpikeAlarm()
         self._started, self._windows = time.perf_counter(), 0
         self.meter, self._memory_alarm = RankMeter(self._device), MemoryAlarm()

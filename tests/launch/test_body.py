@@ -17,6 +17,8 @@ from ds_rvqvae.launch.body import Body, CheckedRun, check_no_body
 from ds_rvqvae.launch.hosts import Ranks
 from ds_rvqvae.launch.supervise import Signals
 from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, check_disjoint
+from ds_rvqvae.runs.checkpoints import MANIFEST, digest_of, seal
+from tests.damage import damage
 from tests.data.motion import write_packed
 from tests.tokenizer.test_body import make_part
 
@@ -108,6 +110,26 @@ def test_one_part_stays_out_of_a_bodys_folder(out):
     check_no_body(flags("--out=runs/body", "--name=upper", "--resume"))
     check_no_body(flags("--resume=runs/body/upper"))
     check_no_body(flags("--body_part=upper"))
+
+
+def test_a_part_whose_profile_is_damaged_is_gone_on_with(out):
+    make_run(out, "mine", "upper")
+    part = out / "mine" / "upper"
+    checkpoint = part / "checkpoints" / "global_step3"
+    checkpoint.mkdir(parents=True)
+    copy = checkpoint / "profile.json"
+    copy.write_bytes((part / "profile.json").read_bytes())
+    beside = {"profile.json": digest_of(copy)}
+    (checkpoint / MANIFEST).write_text(json.dumps(seal({"step": 3, "files": {}, "beside": beside})))
+    damage(part / "profile.json", "half")
+    body = Body.of(flags("--body_part=upper,hands", "--resume=runs/mine"))
+    assert given(body) == [
+        ("upper", "runs/mine/upper", True, str(copy.relative_to(out.parent))),
+        ("hands", "runs/mine/hands", True, str(copy.relative_to(out.parent))),
+    ]
+    assert [request.profile.rvqvae.data.body_part for request in body.requests()] == ["upper", "hands"]
+    with pytest.raises(UserError, match=r"holds the runs of several body parts \(upper\)"):
+        check_no_body(flags("--resume=runs/mine"))
 
 
 @pytest.mark.parametrize("line", [["--resume=runs/mine"], ["--name=mine", "--profile=wide", "--resume"]])

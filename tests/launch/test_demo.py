@@ -10,6 +10,7 @@ import pytest
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.request import read_launch_flags
 from ds_rvqvae.launch.demo import motion_folder, print_results, with_demo, write_motion
+from tests.damage import DAMAGES, damage
 from tests.launch.launching import has_driver
 
 
@@ -80,3 +81,16 @@ def test_results_are_scores_before_and_after_the_newest_picture_and_where_to_loo
         f"run: {run}",
         f"tensorboard --logdir {run / 'tensorboard'} --host localhost",
     ]
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_scores_that_cannot_be_read_are_said(tmp_path, capsys, kind):
+    evaluation = tmp_path / "run" / "eval"
+    evaluation.mkdir(parents=True)
+    for name in ("scores", "untrained"):
+        (evaluation / f"{name}.json").write_text(json.dumps(scores(0.5)))
+    damage(evaluation / "untrained.json", kind)
+    print_results(tmp_path / "run")
+    printed = capsys.readouterr()
+    assert f"warning: {evaluation}: the scores cannot be read: " in printed.err
+    assert "ds-rvqvae evaluate" in printed.err and f"run: {tmp_path / 'run'}" in printed.out
