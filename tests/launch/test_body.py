@@ -269,7 +269,7 @@ def test_only_the_machine_of_rank_0_writes_the_bodys_tokenizer(body, out):
 
 
 def test_a_part_without_its_tokenizer_is_named(body, out):
-    (out / "body" / "hands" / "tokenizer" / "config.json").unlink()
-    with pytest.raises(UserError, match=r"body/hands/tokenizer: .*config\.json is missing"):
+    (out / "body" / "hands" / "tokenizer" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"body/hands/tokenizer: .*model\.safetensors is missing"):
         train(*body)
     assert not (out / "body" / "tokenizer").exists()
