@@ -6,15 +6,17 @@ import os
 import socket
 import warnings
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import deepspeed
+import numpy as np
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
+from numpy.typing import NDArray
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from ds_rvqvae.config.profile import Profile
@@ -49,7 +51,12 @@ def own_device() -> torch.device:
 
 
 def build_engine(
-    profile: Profile, in_features: int, run_folder: Path, universal: bool = False, init_from: Path | None = None
+    profile: Profile,
+    in_features: int,
+    run_folder: Path,
+    universal: bool = False,
+    init_from: Path | None = None,
+    normalisation: Sequence[NDArray[np.float32]] = (),
 ) -> deepspeed.DeepSpeedEngine:
     """A DeepSpeed engine whose module is the profile's RVQ-VAE, equal on all ranks.
 
@@ -57,16 +64,17 @@ def build_engine(
         universal: it is to load a checkpoint that another number of ranks saved.
         init_from: folder of a tokenizer or of a checkpoint that weights, codebooks and averages come from; rank 0
             reads it.
+        normalisation: mean and std, float32 `[C]`, that were taken of that tokenizer.
 
     Raises:
-        UserError: the tokenizer cannot be loaded.
+        UserError: the tokenizer cannot be loaded, or is another one by now.
         RuntimeError: where DeepSpeed changed the codebooks' dtype.
     """
     training = profile.rvqvae.training
     torch.manual_seed(training.seed)
     model = RVQVAE(in_features, profile.rvqvae.model)
     if init_from is not None:
-        on_rank_zero_first(lambda: _load_tokenizer(model, init_from))
+        on_rank_zero_first(lambda: _load_tokenizer(model, init_from, normalisation))
     weights = [parameter.detach().clone() for parameter in model.parameters()] if init_from is not None else []
     config = profile.deepspeed_config()
     if not config["tensorboard"]["output_path"]:
@@ -93,8 +101,12 @@ def build_engine(
     return engine
 
 
-def _load_tokenizer(model: RVQVAE, folder: Path) -> None:
-    model.load_state_dict(open_single(folder).model.state_dict())
+def _load_tokenizer(model: RVQVAE, folder: Path, normalisation: Sequence[NDArray[np.float32]]) -> None:
+    tokenizer = open_single(folder)
+    for taken, now in zip(normalisation, (tokenizer.mean, tokenizer.std), strict=False):
+        if not np.array_equal(taken, now.numpy()):
+            raise UserError(f"--init_from {folder}: was replaced by another tokenizer since this start; start again")
+    model.load_state_dict(tokenizer.model.state_dict())
 
 
 def set_fp32_weights(engine: deepspeed.DeepSpeedEngine, weights: list[torch.Tensor]) -> None:

@@ -133,7 +133,8 @@ class Trainer:
             converted = checkpoint
             on_rank_zero_first(lambda: make_universal(converted))
         on_rank_zero_first(lambda: (run_folder / "checkpoints").mkdir(parents=True, exist_ok=True))
-        engine = build_engine(profile, data.in_features, run_folder, universal, init_from)
+        taken = () if init_from is None else (data.mean, data.std)
+        engine = build_engine(profile, data.in_features, run_folder, universal, init_from, taken)
         client_state = {} if checkpoint is None else load_checkpoint(engine, checkpoint)
         heartbeat = heartbeat or Heartbeat.start(dist.get_rank())
         return cls(engine, profile, data, run_folder, client_state, Agreement(), heartbeat, checkpoint)

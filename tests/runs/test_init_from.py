@@ -21,6 +21,7 @@ from ds_rvqvae.runs.folder import NORMALISATION, copies_of
 from ds_rvqvae.runs.init_from import keep_normalisation, mend_normalisation, take_start
 from ds_rvqvae.runs.tokenizers import motion_state
 from ds_rvqvae.tokenizer.evaluation import evaluate_split
+from ds_rvqvae.tokenizer.folder import read_config
 from tests.damage import DAMAGES, damage
 from tests.ranks import run_ranks, start_ranks, train_ranks
 from tests.train.small import SMALL, read_metrics
@@ -218,7 +219,13 @@ def initial_weights(data: str, folder: str) -> str:
     place = Path(folder if os.environ["RANK"] == "0" else "/nowhere")
     profile = load_profile("demo", [*SETTINGS, f"rvqvae.data.path={data}"])
     start_distributed()
-    engine = build_engine(profile, 78, Path(folder).parent / "run", init_from=place)
+    config = read_config(Path(folder))
+    with pytest.raises(UserError, match="was replaced by another tokenizer since this start"):
+        build_engine(
+            profile, 78, Path(folder).parent / "run", init_from=place, normalisation=(config.mean, config.std + 1)
+        )
+    taken = (config.mean, config.std)
+    engine = build_engine(profile, 78, Path(folder).parent / "run", init_from=place, normalisation=taken)
     assert next(engine.module.parameters()).dtype == torch.bfloat16
     return digest_of(fp32_model(engine))
 
