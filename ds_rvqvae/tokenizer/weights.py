@@ -1,5 +1,6 @@
 """The net of a tokenizer's folder, with its weights."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -46,8 +47,22 @@ def save_model(model: RVQVAE, text: str, file: Path) -> str:
     tensors = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
     content = content_of(text, tensors)
     # Not its `save_file`, which writes beside the file under a name that nothing would be known by after a kill.
-    file.write_bytes(save(tensors, metadata_of(text, content)))
+    written = memoryview(save(tensors, metadata_of(text, content)))
+    size = int.from_bytes(written[:8], "little")
+    header = _in_order(bytes(written[8 : 8 + size]))
+    with file.open("wb") as weights:
+        for part in (len(header).to_bytes(8, "little"), header, written[8 + size :]):
+            weights.write(part)
     return content
+
+
+def _in_order(header: bytes) -> bytes:
+    """A file's header with its metadata sorted, which safetensors writes in another order every time: equal tokenizers
+    are equal files. Its length stays a multiple of 8, as the format has it."""
+    entries = json.loads(header)
+    metadata = dict(sorted(entries.pop("__metadata__").items()))
+    text = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
+    return text + b" " * (-len(text) % 8)
 
 
 def content_of(text: str, tensors: Mapping[str, Tensor]) -> str:

@@ -1,5 +1,7 @@
 """Where a tokenizer's net is loaded has no say in what is loaded, or is said to be the wrong place."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -40,3 +42,15 @@ def test_where_new_modules_lose_their_weights_it_says_so(seen, monkeypatch):
         MotionTokenizer.from_pretrained(seen.folder)
     monkeypatch.undo()
     seen.check(MotionTokenizer.from_pretrained(seen.folder))
+
+
+def test_equal_tokenizers_are_equal_files(seen, tmp_path):
+    tokenizer = MotionTokenizer.from_pretrained(seen.folder)
+    for number in range(8):
+        tokenizer.save_pretrained(tmp_path / str(number))
+    files = [(tmp_path / str(number) / "model.safetensors").read_bytes() for number in range(8)]
+    assert len(set(files)) == 1
+    size = int.from_bytes(files[0][:8], "little")
+    assert size % 8 == 0 and list(json.loads(files[0][8 : 8 + size])["__metadata__"]) == sorted(
+        json.loads(files[0][8 : 8 + size])["__metadata__"]
+    )
