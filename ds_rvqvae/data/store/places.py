@@ -128,7 +128,7 @@ def _put_beside(made: Path, folder: Path) -> Store:
 def place_shards(made: Path, shards: Path, by: int = 0) -> None:
     """Gives shards of one folder a place in another one, each number larger `by` so much; no file there is written
     to."""
-    for file in sorted(made.iterdir()):
+    for file in sorted(file for file in made.iterdir() if _SHARD_FILE.fullmatch(file.name)):
         place = shards / _renumbered(file.name, by)
         place.unlink(missing_ok=True)  # of a process that was killed: no table names it
         link_or_copy(file, place)

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.store.places import (
     begin,
@@ -11,10 +13,15 @@ from ds_rvqvae.data.store.places import (
     cached_stores,
     folder_to_build_in,
     may_replace,
+    open_in_use,
+    put_in_place,
     remove_outdated,
     stores_there,
 )
 from ds_rvqvae.data.store.prepare import prepare_store
+from ds_rvqvae.data.store.store import open_store
+from ds_rvqvae.data.store.verify import verify_store
+from ds_rvqvae.errors import UserError
 from tests.data.motion import write_packed
 
 
@@ -64,3 +71,60 @@ def test_what_was_built_in_another_way_is_removed(tmp_path):
     (building / "plan.json").write_text("{")
     begin(building, "other", {})
     assert not (building / "new").exists() and json.loads((building / "plan.json").read_text())["key"] == "other"
+
+
+def test_what_is_not_of_a_store_stays_where_another_store_takes_its_place(tmp_path):
+    """Also what comes into the folder after it was looked at, and a link to it, and its own mode."""
+    real, out = tmp_path / "disk" / "store", tmp_path / "store"
+    first = prepare_store(DataConfig(path=str(write_packed(tmp_path / "a.npz"))), real)
+    made = prepare_store(DataConfig(path=str(write_packed(tmp_path / "b.npz", (50, 40)))), tmp_path / "made")
+    out.symlink_to(real)
+    real.chmod(0o750)
+    for name in ("thesis.tex", "shards/00000.npy.bak", "shards/notes.txt"):
+        (real / name).write_text(name)
+    (real / "drafts").mkdir()
+    put_in_place(made.folder, out)
+    assert open_store(out).content == made.content and verify_store(open_store(out)) == []
+    assert out.is_symlink() and real.stat().st_mode & 0o777 == 0o750
+    assert sorted(file.name for file in real.iterdir()) == [
+        "drafts",
+        "report.json",
+        "shards",
+        "store.json",
+        "thesis.tex",
+    ]
+    assert {(real / "shards" / name).read_text() for name in ("00000.npy.bak", "notes.txt")} == {
+        "shards/00000.npy.bak",
+        "shards/notes.txt",
+    }
+    assert first.clip("clip2")[0, 0] == 70 and open_store(out).clip_names == ["clip0", "clip1"]
+
+
+def test_a_table_of_another_program_is_not_replaced(tmp_path):
+    (tmp_path / "store.json").write_text('{"version": 2}')
+    assert not may_replace(tmp_path)
+
+
+def test_a_store_in_use_is_not_removed_from_the_cache(tmp_path, cache):
+    config = DataConfig(path=str(write_packed(tmp_path / "all.npz")))
+    folder = prepare_store(config).folder
+    place = folder.with_name(folder.name.rpartition("-")[0])
+    in_use, elsewhere = open_in_use(folder), cached_folder(place, "0" * 16)
+    remove_outdated(place, elsewhere)
+    assert open_store(folder).content == in_use.content
+    del in_use
+    remove_outdated(place, elsewhere)
+    assert not folder.exists()
+    with pytest.raises(UserError, match="no prepared store"):
+        open_in_use(folder)
+
+
+def test_data_that_may_be_in_a_damaged_store_are_not_replaced(tmp_path):
+    config = DataConfig(path=str(write_packed(tmp_path / "all.npz")))
+    folder = prepare_store(config, tmp_path / "store").folder
+    (folder / "shards" / "00000.npy").write_bytes(b"")
+    assert prepare_store(config, folder).clip_names == ["clip0", "clip1", "clip2"]
+    (folder / "store.json").write_bytes(b"")
+    with pytest.raises(UserError, match=r"store\.json: damaged, so that it is not known what data"):
+        prepare_store(config, folder)
+    assert (folder / "shards" / "00000.npy").is_file()
