@@ -184,13 +184,16 @@ class MotionChange:
     def _find_renamed(self, before: MotionTable, now: MotionTable) -> None:
         """Takes clips with the content of one that is gone from those that are new."""
         left: dict[tuple[Any, ...], list[str]] = {}
-        for name in self.removed:
+        for name in reversed(self.removed):
             for key in _keys_of(before.clips[name]):
                 left.setdefault(key, []).append(name)
         for name in self.added:
-            same = (old for key in _keys_of(now.clips[name]) for old in left.get(key, ()) if old not in self.renamed)
-            if (old := next(same, None)) is not None:
-                self.renamed[old] = name
+            for old in (left.get(key, []) for key in _keys_of(now.clips[name])):
+                while old and old[-1] in self.renamed:
+                    old.pop()
+                if old:
+                    self.renamed[old.pop()] = name
+                    break
         taken = set(self.renamed.values())
         self.removed = [name for name in self.removed if name not in self.renamed]
         self.added = [name for name in self.added if name not in taken]
