@@ -129,11 +129,10 @@ def find_resume(
         if checkpoint is None or damage_of(checkpoint, thorough) is not None:
             checkpoint, damaged = whole_checkpoint(folder, thorough)
     if checkpoint is None:
+        reasons = "; ".join(damaged) or "none is left"
         others = [path.name for path in every_checkpoint(folder) if damage_of(path, thorough) is None]
         way = f"go on from another history by --resume {others[-1]}, or " if others else ""
-        raise UserError(
-            f"--resume: no whole checkpoint: {'; '.join(damaged) or 'none is left'}; {way}start a new run by another --name"
-        )
+        raise UserError(f"--resume: no whole checkpoint: {reasons}; {way}start a new run by another --name")
     asked = read_profile(run_folder)
     fitted = _fitted_batch(asked, profile)
     profile = with_batch(profile, fitted)
