@@ -11,6 +11,7 @@ checkpoint of theirs. Nothing is deleted:
 | `metrics-1f2e3d4c5b6a.jsonl` | all lines of metrics of that history |
 | `tensorboard/` | files of TensorBoard of other histories |
 | `tokenizer-…/`, `eval-…/`, `memory-….json` | what was made of that checkpoint |
+| `eval-unsaved/` | the last scores that a run died after, before it saved |
 
 Each change is one rename or one whole file, in an order that a process killed in between leaves to the next resume:
 the file `resuming` says which checkpoint is gone on from until all is done.
@@ -34,13 +35,16 @@ from ds_rvqvae.runs.checkpoints import (
     checkpoints,
     damage_of,
     digits_of,
-    latest,
+    head_of,
+    is_resuming,
+    keeps,
     mark_in,
     mark_of,
     named_by,
     point,
     read_manifest,
     remove,
+    resumed_from,
     step_of,
     sweep,
     tag_of,
@@ -73,14 +77,22 @@ class _Move:
             self.ancestors = [mark for mark in noted if mark.step < self.mark.step] or None
         # What a resume that was cut short has begun to do, to this checkpoint or to another.
         self.pending = dict_of(self.folder / RESUMING)
-        self.leaving = [path for path in checkpoints(self.folder) if not self.is_own(path)][::-1]
-        self.returning = [path for path in put_aside(self.folder) if self.is_own(path, known=True)]
+        here = checkpoints(self.folder)
+        there = {mark_in(path) for path in here}
+        aside = [path for path in put_aside(self.folder) if self.is_own(path, known=True)]
+        self.returning = [path for path in aside if mark_in(path) not in there]
+        # One that cannot be read counts by its step, unless the one of that step comes back.
+        places = {tag_of(step_of(path)) for path in self.returning}
+        self.leaving = [path for path in here if not self.is_own(path) or path.name in places][::-1]
         left = _as_mark(self.pending.get("from"))
-        if not self.pending and latest(self.folder) in self.leaving:
+        spoilt = is_resuming(self.folder) and resumed_from(self.folder) is None
+        if not self.pending and head_of(self.folder) in self.leaving:
             left = next((mark for path in self.leaving if (mark := mark_in(path))), None)
         self.left = left if left and left not in [self.mark, *(self.ancestors or [])] else None
         """The newest checkpoint of the history that is put aside, as far as that can be read."""
         self.returns = bool(self.pending.get("returns")) or checkpoint.parent == self.aside
+        if spoilt and self._journal():
+            self.returns = True  # it may have been just that which was cut short
         self.notes: list[str] = []
 
     def is_own(self, path: Path, known: bool = False) -> bool:
@@ -107,7 +119,7 @@ class _Move:
     def make(self) -> None:
         """Does it, or what is left to do of it."""
         sweep(self.aside)
-        moves = bool(self.leaving or self.returning or self.pending)
+        moves = bool(self.leaving or self.returning) or is_resuming(self.folder)
         if moves:
             self.aside.mkdir(exist_ok=True)
             values = {"to": self.mark, "from": self.left, "returns": self.returns}
@@ -180,20 +192,25 @@ class _Move:
     def _bring_back_metrics(self) -> None:
         """The lines of metrics and the files of TensorBoard of a history that was put aside."""
         journal, board = self._journal(), self.run / _BOARD
-        kept = journal.get(_BOARD, []) if journal else []
+        names = journal.get(_BOARD, []) if journal else []
         away = self.aside / _BOARD
-        carry(board, away, sorted(path.name for path in board.glob("*") if path.name not in kept))
-        carry(away, board, kept)
+        carry(board, away, sorted(path.name for path in board.glob("*") if path.name not in names))
+        carry(away, board, names)
         metrics = self.aside / f"metrics-{short(journal['head'][1])}.jsonl" if journal else None
         if metrics is not None and metrics.is_file():
             copy(metrics, self.run / _METRICS)
             return
-        if (self.run / _METRICS).is_file():
+        kept = keeps(self.target, _METRICS)
+        if kept:
+            copy(self.target / _METRICS, self.run / _METRICS)
+        elif (self.run / _METRICS).is_file():
             write_synced(self.run / _METRICS, "")
-        self.notes.append(
-            f"{_METRICS} and TensorBoard begin anew at {self.target.name}: what they showed before it is not in "
-            f"{self.aside} any more"
-        )
+        anew = [*([] if kept else [_METRICS]), *([] if journal else ["TensorBoard"])]
+        if anew:
+            self.notes.append(
+                f"shown anew from {self.target.name} on: {' and '.join(anew)}; what was there before it is not in "
+                f"{self.aside} any more"
+            )
 
     def _journal(self) -> dict[str, Any]:
         """What was noted of the history that the checkpoint belongs to; empty where nothing was."""
@@ -251,8 +268,11 @@ class _Move:
             return  # of before the checkpoint, as far as that can be known
         if there and not _same(there, scores):
             pictures = [path.name for pattern in _PICTURES for path in folder.glob(pattern)]
-            carry(folder, self.aside / f"eval-{short(there.get('checkpoint'), file)}", (*sorted(pictures), SCORES))
-            if not self.leaving:
+            # Of a run that died between an evaluation and the next save, which makes them again: one place for all.
+            died = not self.leaving and isinstance(there.get("step"), int) and there.get("checkpoint", 0) is None
+            name = "unsaved" if died else short(there.get("checkpoint"), file)
+            carry(folder, self.aside / f"eval-{name}", (*sorted(pictures), SCORES))
+            if not self.leaving and not died:
                 self.notes.append(f"put aside: the scores of step {there.get('step')}, which has no checkpoint")
         elif there and not known:
             return

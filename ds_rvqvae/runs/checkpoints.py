@@ -75,16 +75,25 @@ def latest(folder: Path) -> Path | None:
     It is the one that `latest` names, or that was saved right after it where its save was cut short before `latest`
     named it, or the newest where `latest` names none. While a resume is under way, it is the one that it goes on from.
     """
-    found = checkpoints(folder)
-    going_on = resumed_from(folder)
-    if going_on is not None:
-        return next((path for path in found if mark_in(path) == going_on), None)
-    named = named_by(folder / LATEST)
+    if is_resuming(folder):
+        going_on = resumed_from(folder)
+        return next((path for path in checkpoints(folder) if going_on is not None and mark_in(path) == going_on), None)
+    return head_of(folder)
+
+
+def head_of(folder: Path) -> Path | None:
+    """As `latest`, as if no resume were under way."""
+    found, named = checkpoints(folder), named_by(folder / LATEST)
     if named is None or named not in found:
         return found[-1] if found else None
     mark = mark_in(named)
     past = [path for path in found if step_of(path) > step_of(named)]
     return next((path for path in past if mark is not None and _parent_of(path) == mark), named)
+
+
+def is_resuming(folder: Path) -> bool:
+    """Whether a resume is under way or was cut short, also where a crash spoilt the word of what it goes on from."""
+    return (folder / RESUMING).is_file()
 
 
 def resumed_from(folder: Path) -> Mark | None:
@@ -97,8 +106,9 @@ def resumed_from(folder: Path) -> Mark | None:
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether a run has a checkpoint, also where a resume that was cut short is just moving its only one."""
-    return bool(checkpoints(folder)) or resumed_from(folder) is not None
+    """Whether a run has a checkpoint, also where all that are left were put aside."""
+    aside = (folder / ABANDONED).glob(f"{TAG}*")
+    return bool(checkpoints(folder)) or is_resuming(folder) or any(is_abandoned_tag(path.name) for path in aside)
 
 
 def named_by(file: Path) -> Path | None:
@@ -297,7 +307,7 @@ def named_checkpoint(folder: Path, which: str, thorough: bool = True) -> Path:
         found.append(checkpoint)
     if checkpoint is None or checkpoint not in found:
         there = ", ".join(path.name for path in found) or "none"
-        if resumed_from(folder) is not None and which in (LATEST, BEST):
+        if is_resuming(folder) and which in (LATEST, BEST):
             raise ValueError("a resume was cut short while it changed what is here; start it again with --resume")
         raise ValueError(f"no checkpoint {which}; there is {there}" if which != LATEST else "has no checkpoint yet")
     reason = damage_of(checkpoint, thorough)

@@ -26,6 +26,7 @@ from ds_rvqvae.runs.checkpoints import (
     BEST,
     LATEST,
     checkpoints,
+    is_resuming,
     latest,
     manifest_in,
     mark_in,
@@ -149,6 +150,8 @@ def _weights_of_run(run: Path, which: str | None, thorough: bool) -> tuple[Path,
         found = _checkpoint(folder, which, run, thorough)
         return found, _notes_on_best(found) if which == BEST else ()
     newest, notes = latest(folder), []
+    if newest is None and is_resuming(folder):
+        return _checkpoint(folder, LATEST, run, thorough), ()  # which says so
     if exported.is_dir():
         try:
             details = read_config(exported).details

@@ -13,7 +13,16 @@ from ds_rvqvae.config.request import Flags, Request, Start
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.data.store.places import hash_of
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.runs.checkpoints import damage_of, has_begun, read_manifest, step_of, whole_checkpoint
+from ds_rvqvae.runs.checkpoints import (
+    RESUMING,
+    damage_of,
+    has_begun,
+    is_resuming,
+    read_manifest,
+    resumed_from,
+    step_of,
+    whole_checkpoint,
+)
 from ds_rvqvae.runs.folder import is_run, profile_place, read_profile
 from ds_rvqvae.runs.history import every_checkpoint, find_checkpoint, unfinished_resume
 from ds_rvqvae.runs.motion import MOTION_FILE, changed_motion
@@ -112,15 +121,18 @@ def find_resume(
         checkpoint = _named(folder, start.tag, thorough)
     elif not has_begun(folder):
         return Resume(notes=[f"{run_folder} has no checkpoint yet: starting at step 0"])
+    elif is_resuming(folder) and resumed_from(folder) is None:
+        raise _spoilt(folder)
     else:
         # What a resume that was cut short has begun is done first, wherever that checkpoint lies by now.
         checkpoint = unfinished_resume(folder)
         if checkpoint is None or damage_of(checkpoint, thorough) is not None:
             checkpoint, damaged = whole_checkpoint(folder, thorough)
     if checkpoint is None:
+        reasons = "; ".join(damaged) or "none is left"
         others = [path.name for path in every_checkpoint(folder) if damage_of(path, thorough) is None]
         way = f"go on from another history by --resume {others[-1]}, or " if others else ""
-        raise UserError(f"--resume: no whole checkpoint: {'; '.join(damaged)}; {way}start a new run by another --name")
+        raise UserError(f"--resume: no whole checkpoint: {reasons}; {way}start a new run by another --name")
     asked = read_profile(run_folder)
     fitted = _fitted_batch(asked, profile)
     profile = with_batch(profile, fitted)
@@ -141,6 +153,15 @@ def find_resume(
     if same and manifest["global_batch"] != profile.global_batch(world_size):
         _keep_global_batch(resume, manifest, profile, world_size)
     return resume
+
+
+def _spoilt(folder: Path) -> UserError:
+    """The refusal where a resume was cut short, and the word of what it went on from is damaged."""
+    there = ", ".join(path.name for path in every_checkpoint(folder))
+    return UserError(
+        f"--resume: {folder / RESUMING}: damaged, and it alone says which checkpoint a resume that was cut short "
+        f"goes on from; name that or another, --resume TAG: {there}"
+    )
 
 
 def _named(folder: Path, tag: str, thorough: bool) -> Path:

@@ -8,10 +8,24 @@ import sys
 import pytest
 
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.runs.checkpoints import ABANDONED, BEST, LATEST, RESUMING, damage_of, latest, named_checkpoint
+from ds_rvqvae.runs.checkpoints import (
+    ABANDONED,
+    BESIDE,
+    BEST,
+    LATEST,
+    MANIFEST,
+    RESUMING,
+    damage_of,
+    digest_of,
+    latest,
+    named_checkpoint,
+    read_manifest,
+    seal,
+)
 from ds_rvqvae.runs.history import put_aside
 from ds_rvqvae.runs.references import find_reference
 from ds_rvqvae.tokenizer.folder import read_config
+from tests.damage import damage
 from tests.runs.made import MadeRun
 
 FIRST = ("a", {10: 0.5, 20: 0.4, 30: 0.6, 40: 0.3}, None)
@@ -205,8 +219,24 @@ def test_without_its_lines_a_history_begins_anew_and_that_is_said(tmp_path):
     for file in (run.saved / ABANDONED).glob("history-*"):
         file.unlink()
     said, _ = run.resume("global_step20")
-    assert any("metrics.jsonl and TensorBoard begin anew at global_step20" in note for note in said)
+    assert any("shown anew from global_step20 on: metrics.jsonl and TensorBoard;" in note for note in said)
     assert run.metrics() == [] and run.board() == []
+
+
+def test_lines_that_a_checkpoint_kept_are_not_said_to_be_lost(tmp_path):
+    run = MadeRun(tmp_path / "run")
+    run.start("a", {10: 0.5, 20: 0.4})
+    lines = (run.folder / "metrics.jsonl").read_bytes()
+    kept = run.saved / "global_step20"
+    (kept / "metrics.jsonl").write_bytes(lines)
+    manifest = read_manifest(kept) | {BESIDE: {"metrics.jsonl": digest_of(kept / "metrics.jsonl")}}
+    (kept / MANIFEST).write_text(json.dumps(seal(manifest)))
+    run.start("b", {15: 0.3}, "global_step10")
+    for file in (run.saved / ABANDONED).glob("history-*"):
+        file.unlink()
+    said, _ = run.resume("global_step20")
+    assert any("shown anew from global_step20 on: TensorBoard;" in note for note in said)
+    assert (run.folder / "metrics.jsonl").read_bytes() == lines and run.board() == []
 
 
 def test_files_of_tensorboard_go_with_their_history(tmp_path):
@@ -291,3 +321,69 @@ def test_a_resume_that_is_killed_anywhere_is_finished_by_the_next(tmp_path, stor
         for one in (run, again, other):
             shutil.rmtree(one.folder)
     assert change > 15
+
+
+@pytest.mark.parametrize("kind", ["empty", "random bytes after it"])
+def test_a_resume_cut_short_whose_word_a_crash_spoilt_is_refused_until_a_checkpoint_is_named(tmp_path, kind):
+    made = MadeRun(tmp_path / "made")
+    made.start("a", {10: 0.5, 20: 0.4, 30: 0.6}, keep=1)
+    made.start("b", {40: 0.3}, "global_step20", keep=1)
+    which = next(path.name for path in put_aside(made.saved) if path.name.startswith("global_step30"))
+    whole = made.copy(tmp_path / "whole")
+    whole.resume(which)
+    refused = 0
+    for change in range(200):
+        run = made.copy(tmp_path / f"run{change}")
+        if not _killed_at(run, which, change):
+            break
+        resuming = run.saved / RESUMING
+        if resuming.is_file():
+            refused += 1
+            damage(resuming, kind)
+            with pytest.raises(
+                UserError, match=r"resuming: damaged, and it alone says .*--resume TAG: .*global_step30"
+            ):
+                run.resume(True)
+            with pytest.raises(UserError, match="a resume was cut short"):
+                find_reference(run.folder)
+            run.resume("global_step30")
+            for content in (MadeRun.checkpoints, MadeRun.metrics, MadeRun.board):
+                assert content(run) == content(whole), change
+            assert not resuming.exists()
+        shutil.rmtree(run.folder)
+    assert refused > 8
+
+
+def test_a_run_whose_checkpoints_all_lie_aside_does_not_begin_anew(tmp_path):
+    run = MadeRun(tmp_path / "run")
+    run.start("a", {10: 0.5, 20: 0.4})
+    run.start("b", {15: 0.3}, "global_step10")
+    for name in run.checkpoints():
+        shutil.rmtree(run.saved / name)
+    with pytest.raises(UserError, match=r"no whole checkpoint: none is left; go on .* --resume global_step20-"):
+        run.resume(True)
+
+
+def test_runs_that_die_after_an_evaluation_put_nothing_aside_again_and_again(tmp_path):
+    run = MadeRun(tmp_path / "run")
+    run.start("a", {10: 0.5, 20: 0.4}, finish=False)
+    expected = json.loads((run.folder / "eval" / "scores.json").read_text())
+    for step in (22, 24, 26):
+        scores = {"step": step, "l1": 0.1, "checkpoint": None}
+        (run.folder / "eval" / "scores.json").write_text(json.dumps(scores))
+        (run.folder / "eval" / "reconstruction_val.png").write_text(f"a {step}")
+        said, _ = run.resume(True)
+        assert not any("put aside" in note for note in said)
+        assert json.loads((run.folder / "eval" / "scores.json").read_text()) == expected
+        (aside,) = (run.saved / ABANDONED).iterdir()
+        assert (aside / "reconstruction_val.png").read_text() == f"a {step}"
+
+
+def test_a_damaged_checkpoint_is_not_in_the_way_of_one_that_comes_back(tmp_path):
+    run = MadeRun(tmp_path / "run")
+    run.start("a", {10: 0.5, 20: 0.4, 30: 0.6})
+    run.start("b", {20: 0.3, 30: 0.2}, "global_step10")
+    (run.saved / "global_step20" / "manifest.json").write_text("")
+    run.resume(next(path.name for path in put_aside(run.saved) if path.name.startswith("global_step30")))
+    check(run, [(10, "a", 0.5), (20, "a", 0.4), (30, "a", 0.6)])
+    assert {(path / "model.pt").read_text() for path in put_aside(run.saved)} == {"b 20", "b 30"}
