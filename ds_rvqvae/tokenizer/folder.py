@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,11 +112,15 @@ def config_of(saved: reading.Saved) -> TokenizerConfig:
 def _check_sizes(model: ModelConfig, saved: reading.Saved) -> None:
     """Raises UserError where a model of these settings could not be built, or be that of the weights; the shapes of all
     tensors are compared with those of the model only once it is built, and one too large takes for ever."""
-    tensors = len(saved.weights.shapes)
+    shapes = saved.weights.shapes
+    widest = max((size for shape in shapes.values() for size in shape), default=0)
     for key, size, most in (
-        ("depth", model.depth * model.down_t, tensors),
+        ("depth", model.depth * model.down_t, len(shapes)),
+        ("width", model.width, widest),
+        ("code_dim", model.code_dim, widest),
         ("num_quantizers", model.num_quantizers, _MOST_LEVELS),
         ("nb_code", model.num_quantizers * model.nb_code, _MOST_CODES),
+        ("fsq_levels", model.num_quantizers * math.prod(model.fsq_levels or ()), _MOST_CODES),
     ):
         if size > most:
             raise UserError(

@@ -37,7 +37,7 @@ def load_model(config: TokenizerConfig, saved: Saved) -> RVQVAE:
         if text is not None and content_of(text, tensors) != content:
             raise UserError(f"{file}: damaged: holds not what was saved; copy or export it again")
         model.load_state_dict(tensors)
-    except (OSError, SafetensorError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
         raise UserError(f"{file}: does not hold this config's weights: {_first_line(error)}") from None
     return model
 

@@ -192,7 +192,7 @@ def test_a_damaged_old_config_is_refused(folder):
 MODEL = CONFIG.model_dump(mode="json")
 HOSTILE = {
     "depth": 1_000_000,
-    "width": 10**9,
+    "width": 10**30,
     "nb_code": 10**12,
     "down_t": 10**6,
     "num_quantizers": 10**6,
@@ -219,7 +219,7 @@ def test_sizes_beyond_the_weights_are_refused_at_once(folder, tmp_path, key, old
     (tmp_path / "body").mkdir()
     shutil.copytree(folder, tmp_path / "body" / "arm")
     (tmp_path / "body" / "body.json").write_text(json.dumps({"format_version": 1, "parts": ["arm"]}))
-    if key in ("depth", "num_quantizers", "nb_code"):
+    if key in ("depth", "width", "code_dim", "num_quantizers", "nb_code"):
         for load in (read_config, lambda folder: read_initial(str(folder), "arm")):
             assert key in refusal(folder, load)
         assert key in refusal(tmp_path / "body", BodyTokenizer.from_pretrained)
@@ -229,11 +229,13 @@ def test_sizes_beyond_the_weights_are_refused_at_once(folder, tmp_path, key, old
 def test_a_grid_without_end_is_refused_at_once(folder):
     for levels, changes in (
         ([10**6, 10**6], {"nb_code": 10**12, "code_dim": 2}),
+        ([10**6] * 8, {"code_dim": 8}),
+        ([10**5, 10**5], {"code_dim": 2}),
         ([8, 8], {"nb_code": 64, "code_dim": 2, "num_quantizers": 10**12}),
     ):
         edit(folder, remove=["fingerprint"], model={**MODEL, "fsq_levels": levels, **changes})
         began = time.monotonic()
-        refusal(folder)
+        assert "more than model.safetensors can hold" in refusal(folder)
         assert time.monotonic() - began < 2
 
 
