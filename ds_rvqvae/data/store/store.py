@@ -308,6 +308,8 @@ def _check_shards(store: Store) -> None:
         raise ValueError("shards do not hold whole clips")
     if len({shard.file for shard in store.shards}) != len(store.shards):
         raise ValueError("a shard stands twice")
+    if not all(int(Path(shard.file).stem) in store.parts for shard in store.shards):  # what no part is, is removed
+        raise ValueError(f"num_parts is {store.num_parts} from {store.first_part} on, and shards are none of them")
     _ = NUMBER_FORMATS[store.dtype]
 
 

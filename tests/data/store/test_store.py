@@ -83,6 +83,7 @@ def _cut_frames(folder):
         (_edit(num_parts=1e12), "no whole number"),
         (_edit(num_parts=0), "num_parts is 0"),
         (_edit(first_part=-1), "num_parts is 1 from -1 on"),
+        (_edit(first_part=1), "num_parts is 1 from 1 on, and shards are none of them"),
         (_edit(clips=[{"name": "a", "stop": 10**30}]), "damaged store"),
         (_edit(clips=[{"name": "a", "stop": 119.5}, {"name": "b", "stop": 120}]), "119.5 is no whole number"),
         (_edit(clips=[{"name": "a", "stop": -5}, {"name": "b", "stop": 120}]), "clip a ends at row -5"),
