@@ -2,6 +2,7 @@
 a file is another than before."""
 
 import glob
+import errno
 import hashlib
 import json
 import os
@@ -233,6 +234,8 @@ def read_json(file: Path) -> Any:
         OSError: it cannot be read.
         ValueError: it is damaged: no UTF-8, no JSON, or nested deeper than can be.
     """
+    if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited on for ever
+        raise OSError(errno.EINVAL, "not a regular file", str(file))
     return parse_json(file.read_bytes())
 
 

@@ -87,6 +87,14 @@ class HeldFolder:
                 fcntl.flock(handle, fcntl.LOCK_UN)  # also of a copy that a fork has not closed yet
                 os.close(handle)
 
+    def is_there(self, folder: Path) -> bool:
+        """Whether what is held still goes by the name `folder`; while it was waited for, it may have been removed."""
+        try:
+            there = folder.stat()
+        except FileNotFoundError:
+            return False
+        return self._handle is None or os.path.samestat(os.fstat(self._handle), there)
+
     def _forget(self) -> None:
         """In a fork, whose copy of the handle would keep the folder locked after its parent's end; filelock sees to the
         lease."""

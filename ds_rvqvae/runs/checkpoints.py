@@ -6,6 +6,7 @@ history, that of the checkpoint which `latest` names; `ds_rvqvae.runs.history` p
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -258,9 +259,15 @@ def _check_past(manifest: Mapping[str, Any]) -> None:
 
 
 def l1_of(manifest: Mapping[str, Any]) -> float | None:
-    """What the checkpoint of a manifest scored; None where it was not scored itself, or does not say."""
+    """What the checkpoint of a manifest scored; None where it was not scored itself, does not say, or that is NaN."""
     scores = manifest.get("scores") or {}
-    return scores.get("l1") if scores and scores.get("step") == manifest["step"] else None
+    return finite_l1(scores) if scores.get("step") == manifest["step"] else None
+
+
+def finite_l1(scores: Mapping[str, Any]) -> float | None:
+    """The L1 of scores; None where there is none, or none that others can be compared with."""
+    l1 = scores.get("l1")
+    return l1 if isinstance(l1, float) and math.isfinite(l1) else None
 
 
 def damage_of(checkpoint: Path, thorough: bool = True) -> str | None:

@@ -18,6 +18,7 @@ from ds_rvqvae.runs.checkpoints import (
     ancestors_of,
     checkpoints,
     digits_of,
+    finite_l1,
     history_of,
     l1_of,
     manifest_in,
@@ -126,5 +127,4 @@ def _l1_of(checkpoint: Path) -> float | None:
     manifest = manifest_in(checkpoint)
     if "scores" in manifest or not manifest:
         return l1_of(manifest)
-    l1: float | None = (old_state(checkpoint).get("scores") or {}).get("l1")
-    return l1
+    return finite_l1(old_state(checkpoint).get("scores") or {})

@@ -265,7 +265,7 @@ def make_universal(checkpoint: Path) -> Path:
     finished = universal_of(checkpoint)
     source = {"of": digest_of(checkpoint / MANIFEST)}
     with contextlib.suppress(OSError, ValueError):
-        if read_json(finished / MANIFEST) == source:
+        if read_json(finished / MANIFEST) == {**source, "files": _digests_below(finished)}:
             return finished
     unfinished = checkpoint.parent / f"{UNFINISHED}{finished.name}"
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -277,11 +277,17 @@ def make_universal(checkpoint: Path) -> Path:
     result = subprocess.run(command, env={**environment, "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"{checkpoint} cannot be converted: {(result.stderr or result.stdout).strip()[-300:]}")
-    for path in [path for path in unfinished.rglob("*") if path.is_file()]:
+    for path in unfinished.rglob("*"):
         sync(path)
-    write_synced(unfinished / MANIFEST, json.dumps(source))
+    write_synced(unfinished / MANIFEST, json.dumps({**source, "files": _digests_below(unfinished)}))
     replace_folder(unfinished, finished)
     return finished
+
+
+def _digests_below(folder: Path) -> dict[str, Any]:
+    """The entries of all files in a folder and below, but for its manifest."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    return {str(path.relative_to(folder)): digest_of(path) for path in files}
 
 
 def _restore_buffers(module: torch.nn.Module, checkpoint: Path) -> None:

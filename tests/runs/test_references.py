@@ -126,11 +126,13 @@ def test_a_tokenizer_of_another_checkpoint_of_the_same_step_is_not_taken(run):
 
 def test_a_tokenizer_that_cannot_be_read_gives_way_to_the_checkpoint_with_a_note(run):
     (run / "tokenizer" / "config.json").write_bytes(b"")
+    assert find_reference(run).folder == run / "tokenizer"  # the weights carry it
+    (run / "tokenizer" / "model.safetensors").write_bytes(b"")
     found = find_reference(run)
     assert found.folder.name == "global_step5"
-    assert found.notes[0].startswith(f"{run / 'tokenizer' / 'config.json'}: not a tokenizer's config")
+    assert found.notes[0].startswith(f"{run / 'tokenizer' / 'model.safetensors'}: ")
     shutil.rmtree(run / "checkpoints")
-    with pytest.raises(UserError, match="not a tokenizer's config"):
+    with pytest.raises(UserError, match=r"model\.safetensors"):
         find_reference(run)
 
 

@@ -19,9 +19,11 @@ from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import read_json, remove_unfinished, sync
 from ds_rvqvae.locks import LOCK_FILE, BusyError, HeldFolder, hold_folder
 
-_BUILDING, _PLAN = ".building", "plan.json"
+_BUILDING, _LOCKED, _PLAN = ".building", ".locked", "plan.json"
 _SHARD_FILE = re.compile(r"(\d{5,})(\.npy|\.json)")
 _UNFINISHED = re.compile(r"\.unfinished-.+")
+_PASSING = re.compile(rf"{_UNFINISHED.pattern}|\.nfs[0-9a-f]{{8,}}")
+"""Also what a network file system keeps of a file that was removed while a reader has it open."""
 _OF_VERSION_1 = ("frames.npy", "mean.npy", "std.npy")
 
 logger = logging.getLogger("ds_rvqvae")
@@ -70,8 +72,8 @@ def _holds_only_a_store(folder: Path) -> bool:
     others = [entry for entry in folder.iterdir() if entry.name not in {TABLE, REPORT, LOCK_FILE, *_OF_VERSION_1}]
     shards = [file for entry in others if entry.name == SHARDS and entry.is_dir() for file in entry.iterdir()]
     names = [entry.name for entry in others if not (entry.name == SHARDS and entry.is_dir())]
-    return all(map(_UNFINISHED.fullmatch, names)) and all(
-        _SHARD_FILE.fullmatch(file.name) or _UNFINISHED.fullmatch(file.name) for file in shards
+    return all(map(_PASSING.fullmatch, names)) and all(
+        _SHARD_FILE.fullmatch(file.name) or _PASSING.fullmatch(file.name) for file in shards
     )
 
 
@@ -216,9 +218,53 @@ def open_in_use(folder: Path) -> Store:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One process at a time; the lock lies in the cache, so that nothing stays beside the store."""
-    with hold_in_cache(hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:24]):
+    """One process at a time that makes, adds to or mends the store at a place, whatever cache each of them has."""
+    place = folder.resolve()
+    with hold_in_cache(hashlib.sha256(os.fsencode(place)).hexdigest()[:24]):
+        if place.parent == cache_folder().resolve():
+            yield
+            return
+        with _locked_beside(place.with_name(f".{place.name}{_LOCKED}")):
+            yield
+
+
+@contextmanager
+def _locked_beside(folder: Path) -> Iterator[None]:
+    """Holds a folder that is there only meanwhile; after a kill it stays, and the next command removes it."""
+    held = _held_beside(folder)
+    try:
         yield
+    finally:
+        if held is not None:
+            removed = _remove_empty(folder)  # held: those who wait for it see that it is gone
+            held.close()
+            if not removed:  # a lease lay in it, without which one of another process keeps it
+                _remove_empty(folder)
+
+
+def _held_beside(folder: Path) -> HeldFolder | None:
+    """None where nothing can be written, so that nobody makes a store there either."""
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return None
+        with suppress(FileNotFoundError):  # another process just removed it
+            try:
+                held = hold_folder(folder, wait=True)
+            except BusyError as error:  # of another user, whose lease cannot be waited for
+                raise UserError(f"{folder}: {error.holder} writes the store; wait until that ends") from None
+            if held.is_there(folder):
+                return held
+            held.close()
+
+
+def _remove_empty(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except OSError:
+        return False
+    return True
 
 
 def hold_in_cache(name: str, *, wait: bool = True) -> HeldFolder:

@@ -29,6 +29,7 @@ from ds_rvqvae.data.store.table import (
     NUMBER_FORMATS,
     SHARDS,
     Shard,
+    check_report,
     read_segments,
     read_shards,
     read_skeleton,
@@ -308,6 +309,8 @@ def _check_shards(store: Store) -> None:
         raise ValueError("shards do not hold whole clips")
     if len({shard.file for shard in store.shards}) != len(store.shards):
         raise ValueError("a shard stands twice")
+    if not all(int(Path(shard.file).stem) in store.parts for shard in store.shards):  # what no part is, is removed
+        raise ValueError(f"num_parts is {store.num_parts} from {store.first_part} on, and shards are none of them")
     _ = NUMBER_FORMATS[store.dtype]
 
 
@@ -334,7 +337,7 @@ def _map_shards(store: Store, folder: int) -> Iterator[NDArray[Any]]:
             if error.errno == errno.EMFILE:
                 words = f"{len(store.shards):,} shards, each of which takes one of the files that a process may open"
                 raise UserError(f"{store.folder}: {words}; raise ulimit -n") from None
-            raise
+            raise DamagedStoreError(store.folder, f"{shard.file}: {error.strerror or error}") from None
 
 
 def _report_of(table: dict[str, Any], folder: int) -> dict[str, Any] | str:
@@ -344,16 +347,13 @@ def _report_of(table: dict[str, Any], folder: int) -> dict[str, Any] | str:
         if report is None:
             with _opened(REPORT, folder) as content:
                 report = parse_json(content.read())
-        notes, files, left_out = list(report["notes"].values()), report["files"], report["quarantine"]
-        notes += [rule[key] for rule in report.get("rules", {}).values() for key in ("files", "frames")]
+        check_report(report)
     except _RenewedError:
         return "cannot be read: No such file or directory"
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        return f"damaged: {type(error).__name__}: {error}"
-    if [type(value) for value in (left_out, files, *notes)] != [list, int, *[int] * len(notes)]:
-        return "damaged: no report of a store"
+    except ValueError as error:
+        return f"damaged: {error}"
     found: dict[str, Any] = report
     return found
 

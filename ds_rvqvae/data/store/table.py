@@ -6,10 +6,12 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError
+from typing_extensions import NotRequired, TypedDict
 
 from ds_rvqvae.data.store.splits import Segment
 from ds_rvqvae.files import whole_file
@@ -119,6 +121,107 @@ def read_shards(entries: Sequence[dict[str, Any]]) -> list[Shard]:
             raise ValueError(f"a shard is {file!r} with {rows!r} rows")
         shards.append(Shard(file, shards[-1].first + shards[-1].rows if shards else 0, rows, str(entry["sha256"])))
     return shards
+
+
+_Text = InstanceOf[str]
+"""Names of files may hold bytes that are no UTF-8, which pydantic's own str refuses."""
+
+
+class _Rate(TypedDict):
+    fps: float
+    files: int
+    hours: float
+    how: _Text
+
+
+class _Split(TypedDict):
+    clips: int
+    frames: int
+    hours: float
+
+
+class _Rule(TypedDict):
+    files: int
+    spans: int
+    frames: int
+
+
+class _Entry(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
+    file: _Text
+    rule: _Text
+    frames: Annotated[list[int], Field(min_length=2, max_length=2)] | None
+    reason: _Text
+
+
+class _Extreme(TypedDict):
+    column: _Text
+    mean: float
+    minimum: float
+    maximum: float
+    stds: float
+
+
+class _Group(TypedDict):
+    suffix: _Text
+    reason: _Text
+    files: int
+
+
+class _FileCount(TypedDict):
+    seen: int
+    read: int
+    left_out: int
+    passed_over: list[_Group]
+    notes: NotRequired[list[_Text]]
+    readings: NotRequired[list[_Text]]
+
+
+class _Report(TypedDict):
+    """What `report.json` has at least, as it is read; that of versions up to 0.2 does not count files."""
+
+    source: _Text
+    format: _Text
+    files: int
+    clips: int
+    frames: int
+    hours: float
+    fps: float
+    columns: int
+    frame_rates: list[_Rate]
+    splits: dict[_Text, _Split]
+    constant_column_count: int
+    constant_columns: list[_Text]
+    extreme_values: list[_Extreme]
+    rules: dict[_Text, _Rule]
+    quarantine: list[_Entry]
+    notes: dict[_Text, int]
+    readings: NotRequired[list[_Text]]
+    files_seen: NotRequired[int]
+    file_counts: NotRequired[list[_FileCount]]
+
+
+class _Counted(TypedDict):
+    """What it has too where files are counted."""
+
+    files_read: int
+    files_left_out: int
+    files_passed_over: int
+    file_counts: list[_FileCount]
+
+
+_REPORT, _COUNTED = TypeAdapter(_Report), TypeAdapter(_Counted)
+
+
+def check_report(report: Any) -> None:
+    """Raises ValueError where that is no report of a store, saying at which of its keys."""
+    try:
+        _REPORT.validate_python(report, strict=True)
+        if report.get("files_seen"):
+            _COUNTED.validate_python(report, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'report'}: {first['msg']}") from None
 
 
 def write_json(file: Path, values: Any, synced: bool = False) -> None:

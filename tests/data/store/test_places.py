@@ -13,6 +13,7 @@ from ds_rvqvae.data.store.places import (
     cached_stores,
     folder_to_build_in,
     may_replace,
+    mend,
     open_in_use,
     put_in_place,
     remove_outdated,
@@ -55,6 +56,24 @@ def test_the_store_at_a_place_is_one_that_opens(tmp_path):
     assert [found.fingerprint for found in stores_there(out, out)] == [store.fingerprint] and may_replace(out)
     (out / "thesis.tex").write_text("")
     assert not may_replace(out) and not may_replace(out / "thesis.tex")
+
+
+def test_what_a_network_file_system_keeps_for_readers_and_strangers_do_not_hinder_mending(tmp_path):
+    out = tmp_path / "store"
+    prepare_store(DataConfig(path=str(write_packed(tmp_path / "all.npz"))), out)
+    (kept := out / "shards" / ".nfs00000000012f4c3e00000001").write_bytes(b"frames of before")
+    assert may_replace(out)
+    (stranger := out / "shards" / "notes.txt").write_text("mine")
+    assert not may_replace(out)
+    for suffix in (".npy", ".json"):  # as a process leaves it that is killed after it replaced the table
+        (out / "shards" / f"00000{suffix}").rename(out / "shards" / f"00001{suffix}")
+    table = json.loads((out / "store.json").read_text())
+    table["first_part"], table["shards"][0]["file"] = 1, "shards/00001.npy"
+    (out / "store.json").write_text(json.dumps(table))
+    store = mend(open_store(out))
+    assert (store.first_part, store.shards[0].file) == (0, "shards/00000.npy") and not verify_store(store)
+    assert (kept.read_bytes(), stranger.read_text()) == (b"frames of before", "mine")
+    assert len(list((out / "shards").iterdir())) == 4
 
 
 def test_what_was_built_in_another_way_is_removed(tmp_path):

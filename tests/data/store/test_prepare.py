@@ -1,4 +1,5 @@
 import multiprocessing
+import os
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data import open_store
 from ds_rvqvae.data.store.prepare import prepare as prepare_with_cost
 from ds_rvqvae.data.store.prepare import prepare_store
+from ds_rvqvae.data.store.verify import verify_store
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import LeftOut
 from tests.data.motion import packed_arrays, write_beat2, write_beat2_folder, write_packed
@@ -254,3 +256,37 @@ def test_a_store_read_by_the_rules_of_before_says_how_it_is_added_to_and_made_ag
     (said,) = prepare_with_cost(config, old).notes
     assert "by the rules of versions up to 0.2; runs" in said and said.endswith("--set rvqvae.data.reading_version=1")
     assert prepare_with_cost(config, old).notes == ()
+
+
+def _add_in_process(data, out, cache, start):
+    os.environ["DS_RVQVAE_CACHE"] = str(cache)
+    start.wait()
+    prepare_with_cost(DataConfig(path=str(data)), out, append=True, workers=1)
+
+
+@pytest.mark.processes
+def test_processes_with_other_caches_add_to_a_store_one_after_the_other(tmp_path):
+    first, out = write_packed(tmp_path / "first.npz"), tmp_path / "stores" / "all"
+    prepare(first, out)
+    for at_once in range(3):
+        context = multiprocessing.get_context("fork")
+        start, processes = context.Event(), []
+        for side in "ab":
+            names = np.array([f"{side}{at_once}_{clip}" for clip in range(2)])
+            motion = np.full((80, 5), ord(side) + at_once, np.float32) + np.arange(80, dtype=np.float32)[:, None]
+            added = write_packed(tmp_path / f"{side}{at_once}.npz", (40, 40), 5, motion=motion, clip_name=names)
+            arguments = added, out, tmp_path / f"cache-{side}", start
+            processes.append(context.Process(target=_add_in_process, args=arguments))
+        for process in processes:
+            process.start()
+        start.set()
+        for process in processes:
+            process.join()
+            assert process.exitcode == 0
+    store = open_store(out)
+    assert not verify_store(store)
+    for name in store.clip_names:
+        if name[0] in "ab":
+            assert store.clip(name)[0, 0] == ord(name[0]) + int(name[1]) + 40 * int(name[3])
+    assert sum(name[0] in "ab" for name in store.clip_names) == 12
+    assert [entry.name for entry in out.parent.iterdir()] == ["all"]

@@ -1,5 +1,6 @@
 """A prepared store: clips are views of it, and one that is damaged or foreign is refused."""
 
+import copy
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data import open_store
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.data.store.prepare import prepare_store
+from ds_rvqvae.data.store.report import report_text
 from ds_rvqvae.data.store.table import NUMBER_FORMATS
 from ds_rvqvae.errors import UserError
 from tests.data.motion import write_packed
@@ -83,6 +85,7 @@ def _cut_frames(folder):
         (_edit(num_parts=1e12), "no whole number"),
         (_edit(num_parts=0), "num_parts is 0"),
         (_edit(first_part=-1), "num_parts is 1 from -1 on"),
+        (_edit(first_part=1), "num_parts is 1 from 1 on, and shards are none of them"),
         (_edit(clips=[{"name": "a", "stop": 10**30}]), "damaged store"),
         (_edit(clips=[{"name": "a", "stop": 119.5}, {"name": "b", "stop": 120}]), "119.5 is no whole number"),
         (_edit(clips=[{"name": "a", "stop": -5}, {"name": "b", "stop": 120}]), "clip a ends at row -5"),
@@ -131,6 +134,40 @@ def test_a_report_is_that_of_the_table_whatever_lies_beside_it(store):
         (store.folder / "report.json").write_bytes(content)
         assert open_store(store.folder).report() == report
     assert report["frames"] == 120
+
+
+def _values(value, path=()):
+    """Every value in JSON objects, with its path."""
+    yield path, value
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, entry in entries:
+        yield from _values(entry, (*path, key))
+
+
+def test_a_report_of_other_values_is_damage_or_can_be_shown(store):
+    table = json.loads((store.folder / "store.json").read_text())
+    entry = {"file": "caf\udce9.npz", "rule": "name", "frames": [0, 4], "reason": "stands twice"}
+    table["report"] |= {"quarantine": [entry], "rules": {"name": {"files": 1, "spans": 1, "frames": 4}}}
+    table["report"]["notes"] = {"a note": 1}
+    shown = 0
+    for path, before in [*_values(table["report"])]:
+        for value in (None, -1, "x", [], {}, [5]):
+            changed = copy.deepcopy(table)
+            place = changed
+            for key in ("report", *path)[:-1]:
+                place = place[key]
+            place[("report", *path)[-1]] = value
+            (store.folder / "store.json").write_text(json.dumps(changed))
+            try:
+                report = open_store(store.folder).report()
+            except UserError as error:
+                assert "report.json: damaged" in str(error), (path, value)
+            else:
+                assert report_text(report), (path, before, value)
+                shown += 1
+    assert shown > 10
+    (store.folder / "store.json").write_text(json.dumps(table))
+    assert open_store(store.folder).report()["quarantine"] == [entry]
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"notes": [], "files": 1, "quarantine": []}', "[" * 100_000])
