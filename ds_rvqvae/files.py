@@ -1,8 +1,8 @@
 """Files and folders that are written whole or not at all, lines that are appended whole, checksums, and what tells that
 a file is another than before."""
 
-import glob
 import errno
+import glob
 import hashlib
 import json
 import os

@@ -267,7 +267,7 @@ def l1_of(manifest: Mapping[str, Any]) -> float | None:
 def finite_l1(scores: Mapping[str, Any]) -> float | None:
     """The L1 of scores; None where there is none, or none that others can be compared with."""
     l1 = scores.get("l1")
-    return l1 if isinstance(l1, float) and math.isfinite(l1) else None
+    return l1 if isinstance(l1, int | float) and math.isfinite(l1) else None
 
 
 def damage_of(checkpoint: Path, thorough: bool = True) -> str | None:
