@@ -12,7 +12,7 @@ from ds_rvqvae.config.request import Request, Start
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import read_json, whole_file
 from ds_rvqvae.locks import BusyError, HeldFolder, hold_folder
-from ds_rvqvae.runs.checkpoints import candidates, checkpoints, keeps
+from ds_rvqvae.runs.checkpoints import MANIFEST, candidates, checkpoints, keeps
 from ds_rvqvae.text import gigabytes
 
 OUTCOME_VARIABLE = "DS_RVQVAE_OUTCOME"
@@ -72,7 +72,9 @@ def choose_run_folder(out: Path, name: str | None, profile_name: str, body_part:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's: it has a profile, or checkpoints."""
+    """Whether a folder is a run's: it has a profile, or checkpoints; a checkpoint itself keeps a copy of the profile."""
+    if (folder / MANIFEST).is_file():
+        return False
     return (folder / PROFILE_FILE).is_file() or bool(checkpoints(folder / "checkpoints"))
 
 

@@ -217,7 +217,7 @@ def _run_of(folder: Path) -> Path | None:
 
 def _hint(folder: Path) -> str:
     """What may have been meant by a folder that holds runs or checkpoints."""
-    runs = sorted(file.parent for file in folder.glob(f"*/{PROFILE_FILE}"))
+    runs = sorted(file.parent for file in folder.glob(f"*/{PROFILE_FILE}") if is_run(file.parent))
     found, what = (runs, "runs") if runs else (checkpoints(folder)[::-1], "checkpoints")
     if not found:
         return ""

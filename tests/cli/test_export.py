@@ -44,6 +44,7 @@ def test_the_newest_checkpoint_is_what_training_exported(run, tmp_path, capsys):
         assert result["fingerprint"] == exported.fingerprint == trained.fingerprint
         config = json.loads((out / "config.json").read_text())
         scores = json.loads((run / "eval" / "scores.json").read_text())
+        assert scores.pop("checkpoint") == config["checkpoint"] and len(config["checkpoint"]) == 64
         assert config["scores"] == scores and config["body_part"] == "upper" and len(config["joint_names"]) == 13
 
 
