@@ -73,9 +73,8 @@ def choose_run_folder(out: Path, name: str | None, profile_name: str, body_part:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run's: it has a profile, or checkpoints; a checkpoint itself keeps a copy of the profile."""
-    if (folder / MANIFEST).is_file():
-        return False
-    return (folder / PROFILE_FILE).is_file() or bool(checkpoints(folder / "checkpoints"))
+    has_files = (folder / PROFILE_FILE).is_file() or bool(checkpoints(folder / "checkpoints"))
+    return has_files and not (folder / MANIFEST).is_file()
 
 
 def write_profile(folder: Path, profile: Profile) -> None:
