@@ -72,7 +72,7 @@ def choose_run_folder(out: Path, name: str | None, profile_name: str, body_part:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's: it has a profile, or checkpoints; a checkpoint itself keeps a copy of the profile."""
+    """Whether a folder is a run's: it has a profile, or checkpoints. A checkpoint keeps a copy of the profile too."""
     has_files = (folder / PROFILE_FILE).is_file() or bool(checkpoints(folder / "checkpoints"))
     return has_files and not (folder / MANIFEST).is_file()
 
