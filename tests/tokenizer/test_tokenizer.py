@@ -253,7 +253,7 @@ DAMAGE = {
     "a body part that is none": (lambda folder: _config(folder, body_part=["upper"]), "body_part is"),
     "a model beyond memory": (
         lambda folder: _config(folder, model={**MODEL, "width": 2**20, "nb_code": 2**40}),
-        "model.nb_code is 1099511627776, more than model.safetensors can hold",
+        "model.width is 1048576, more than model.safetensors can hold",
     ),
     "another depth": (lambda folder: _config(folder, model={**MODEL, "depth": 2}), "is missing, not"),
     "unknown model key": (lambda folder: _config(folder, model={"widht": 3}), "widht"),
