@@ -74,11 +74,11 @@ def read_config(folder: Path) -> TokenizerConfig:
     return config_of(open_folder(folder))
 
 
-def open_folder(folder: Path, framework: str = "numpy", content: str | None = None) -> reading.Saved:
+def open_folder(folder: Path, content: str | None = None) -> reading.Saved:
     """As `ds_rvqvae.tokenizer.saved.reading.open_saved`, and says what may have been meant by a folder that has none
     of the files."""
     try:
-        saved = reading.open_saved(folder, framework, content)
+        saved = reading.open_saved(folder, content)
     except reading.MissingError as error:
         raise UserError(f"{error}{hint_of(folder)}") from None
     for warning in saved.warnings:

@@ -297,7 +297,7 @@ class MotionTokenizer(KeepsFloatType):
     ) -> "MotionTokenizer":
         """`from_pretrained` of a folder, whose weights are of this content where it is a body's part."""
         with plain_tensors():
-            saved = open_folder(folder, "pt", content)
+            saved = open_folder(folder, content)
             config = config_of(saved)
             if (assumed := assumed_at_import(config.details)) is not None:
                 logging.getLogger("ds_rvqvae").warning("%s: %s", folder, assumed)

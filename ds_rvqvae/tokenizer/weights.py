@@ -19,7 +19,7 @@ def load_model(config: TokenizerConfig, saved: Saved) -> RVQVAE:
     """The net that a tokenizer's folder holds, in fp32; nothing of it is allocated where its weights do not fit.
 
     Args:
-        saved: the folder's files, opened for torch.
+        saved: the folder's files, opened.
 
     Raises:
         UserError: naming the file and what is wrong with it, or with where it is loaded.
@@ -32,7 +32,7 @@ def load_model(config: TokenizerConfig, saved: Saved) -> RVQVAE:
         model = _new_model(config)
         if any(tensor.is_meta for tensor in model.state_dict().values()):
             raise UserError(_taken_away(config))
-        tensors = {name: saved.weights.handle.get_tensor(name) for name in expected}
+        tensors = {name: torch.from_numpy(saved.weights.handle.get_tensor(name)) for name in expected}
         text, content = saved.weights.text, saved.weights.content
         if text is not None and content_of(text, tensors) != content:
             raise UserError(f"{file}: damaged: holds not what was saved; copy or export it again")

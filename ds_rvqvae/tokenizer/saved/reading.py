@@ -94,11 +94,10 @@ def content_of_tensors(text: str, tensors: Mapping[str, tuple[str, NDArray[np.ui
     return digest.hexdigest()
 
 
-def open_saved(folder: Path, framework: str = "numpy", content: str | None = None) -> Saved:
+def open_saved(folder: Path, content: str | None = None) -> Saved:
     """Opens a tokenizer's weights, with the config that belongs to them.
 
     Args:
-        framework: "numpy", or "pt" where tensors are to be read.
         content: of the weights that are asked for, by a body of which this is a part. They may have an unfinished name
             still.
 
@@ -109,7 +108,7 @@ def open_saved(folder: Path, framework: str = "numpy", content: str | None = Non
     for look in range(_LOOKS):
         time.sleep(look * _PAUSE)
         try:
-            return _look(folder, framework, wanted, is_part=content is not None)
+            return _look(folder, wanted, is_part=content is not None)
         except MixedError as error:
             refusal = error
     raise refusal
@@ -124,12 +123,12 @@ def content_listed(folder: Path) -> str | None:
     return listed if isinstance(listed, str) else None
 
 
-def _look(folder: Path, framework: str, wanted: str | None, *, is_part: bool) -> Saved:
+def _look(folder: Path, wanted: str | None, *, is_part: bool) -> Saved:
     # In this order: a writer replaces the weights first, so that a copy of theirs is never older than they are.
     theirs, damage = read_copy(folder / CONFIG)
-    weights = open_weights(folder / WEIGHTS, framework) if (folder / WEIGHTS).is_file() else None
+    weights = open_weights(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else None
     if wanted is not None and (weights is None or weights.content != wanted):
-        if (pending := _pending_weights(folder, framework, wanted)) is not None:
+        if (pending := _pending_weights(folder, wanted)) is not None:
             return Saved(folder, pending, pending.values or {}, pending.file)
         if is_part:
             raise MixedError(
@@ -169,12 +168,13 @@ def read_copy(file: Path) -> tuple[dict[str, Any] | None, str]:
     return (values, "") if isinstance(values, dict) else (None, "not an object")
 
 
-def open_weights(file: Path, framework: str = "numpy") -> Weights:
+def open_weights(file: Path) -> Weights:
     """Opens a weights' file; raises UserError where it is none."""
     from safetensors import SafetensorError, safe_open  # late: commands answer without
 
     try:
-        handle: Any = safe_open(file, framework=framework)
+        # Not for torch, which opens the file by its name again when it reads, and may find another there by then.
+        handle: Any = safe_open(file, framework="numpy")
         metadata = handle.metadata() or {}
         text, values = metadata.get(_OWN_CONFIG), None
         if text is not None:
@@ -187,11 +187,11 @@ def open_weights(file: Path, framework: str = "numpy") -> Weights:
         raise UserError(f"{file}: cannot be read as weights: {reason}; copy or export it again") from None
 
 
-def _pending_weights(folder: Path, framework: str, content: str) -> Weights | None:
+def _pending_weights(folder: Path, content: str) -> Weights | None:
     """Weights of this content that are to take their place in a folder."""
     for file in unfinished_files(folder, WEIGHTS):
         try:
-            weights = open_weights(file, framework)
+            weights = open_weights(file)
         except UserError:  # still being written, or just renamed
             continue
         if weights.content == content:

@@ -184,7 +184,7 @@ def test_two_writers_at_once_leave_one_whole_tokenizer(tmp_path, kind, locks, mo
         if (process := os.fork()) == 0:
             try:
                 mine = KINDS[kind](name)
-                for _ in range(15):
+                for _ in range(25):
                     mine.save_pretrained(folder)
                 os._exit(0)
             finally:
@@ -202,7 +202,7 @@ def test_two_writers_at_once_leave_one_whole_tokenizer(tmp_path, kind, locks, mo
             time.sleep(0.05)
     assert list(ended.values()) == [0, 0]
     assert load(folder) in ("one", "two") and strangers_in(folder) == strangers and unfinished_in(folder) == []
-    assert not locks or (set(read) <= {"first", "one", "two"} and len(read) > 3)
+    assert not locks or (read and set(read) <= {"first", "one", "two"})
 
 
 def load_whole(folder):
