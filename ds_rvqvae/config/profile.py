@@ -193,8 +193,6 @@ def load_profile(path: str | Path, overrides: Iterable[str] = ()) -> Profile:
         values = parse_json(file.read_bytes(), object_pairs_hook=_without_duplicates)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read: {error}") from None
-    except RecursionError:
-        raise UserError(f"{file}: nested too deeply") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno}: not JSON: {error.msg} at column {error.colno}") from None
     except _DuplicateKeyError as error:
