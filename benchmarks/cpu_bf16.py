@@ -18,8 +18,9 @@ from ds_rvqvae.bench.step import DEMO_CLIPS, DEMO_FRAMES, device_name, in_turns,
 from ds_rvqvae.cli.common import add_json_flag, count, print_result
 from ds_rvqvae.config.profile import load_profile
 from ds_rvqvae.data.demo import write_demo_motion
-from ds_rvqvae.errors import ExitStatus, UserError, exit_status_of
+from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.host import bf16_arithmetic_text, has_bf16_arithmetic
+from ds_rvqvae.process.command import exit_status_of
 
 
 def main() -> int:

@@ -1,11 +1,9 @@
 """What can go wrong, and the exit status that says so."""
 
 import logging
-import os
 import sys
-import traceback
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from pathlib import PurePath
 
@@ -78,25 +76,3 @@ class PrintableFormatter(logging.Formatter):
                 for value in record.args or ()
             )
         return text_of(super().format(record).split("\n"))
-
-
-def exit_status_of(command: Callable[[], int]) -> int:
-    """Runs a command and turns what it raises into one line on stderr and an exit status."""
-    if logging.lastResort is not None:  # prints warnings where no handler was set
-        logging.lastResort.setFormatter(PrintableFormatter())
-    try:
-        return command()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.status
-    except KeyboardInterrupt:
-        return ExitStatus.STOPPED
-    except BrokenPipeError:
-        # The reader, `head` for one, has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitStatus.DONE
-    except Exception as error:
-        if os.environ.get("DS_RVQVAE_DEBUG"):
-            print(text_of(traceback.format_exc().splitlines()), file=sys.stderr)
-        say(f"error: {type(error).__name__}: {error} (DS_RVQVAE_DEBUG=1 shows the traceback)")
-        return ExitStatus.FAILED

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ds_rvqvae"
 ORDER = (
     *("errors", "files", "locks", "host", "text"),
-    *("config", "motion", "data/formats", "data/store", "data"),
+    *("process", "config", "motion", "data/formats", "data/store", "data"),
     *("model", "gpu", "tokenizer/saved", "tokenizer", "tokenizer/foreign", "viz"),
     *("runs", "train", "launch", "bench", "cli"),
 )

@@ -3,7 +3,7 @@
 from ds_rvqvae import __version__
 from ds_rvqvae.cli import bench, data, encode, evaluate, export, import_, plan, prepare, profile, render, store
 from ds_rvqvae.config.flags import FlagParser
-from ds_rvqvae.errors import exit_status_of
+from ds_rvqvae.process.command import exit_status_of
 
 _COMMANDS = (prepare, store, data, encode, evaluate, export, render, import_, bench, plan, profile)
 

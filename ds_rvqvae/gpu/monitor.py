@@ -14,12 +14,13 @@ from itertools import count
 from pathlib import Path
 
 from ds_rvqvae.config.flags import FlagParser
-from ds_rvqvae.errors import ExitStatus, UserError, exit_status_of
+from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.gpu.display import Display, JsonDisplay, LinesDisplay, TableDisplay
 from ds_rvqvae.gpu.nvml import CardReader, Driver, NoDriverError
 from ds_rvqvae.gpu.processes import Owners
 from ds_rvqvae.gpu.recording import Record, ScalarsFolder, csv_file, json_file
 from ds_rvqvae.gpu.snapshot import Snapshot
+from ds_rvqvae.process.command import exit_status_of
 
 INTERVAL = 5.0
 SHORTEST_INTERVAL = 0.1

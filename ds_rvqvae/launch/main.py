@@ -5,13 +5,14 @@ import sys
 from collections.abc import Sequence
 
 from ds_rvqvae.config.request import Flags, read_launch_flags
-from ds_rvqvae.errors import ExitStatus, exit_status_of, printable, say, text_of
+from ds_rvqvae.errors import ExitStatus, printable, say, text_of
 from ds_rvqvae.launch import demo
 from ds_rvqvae.launch.body import Body, CheckedRun, check_no_body
 from ds_rvqvae.launch.check import check_run
 from ds_rvqvae.launch.command import command_by_flags, rank_variables, train
 from ds_rvqvae.launch.preflight import Finding, Preflight
 from ds_rvqvae.launch.supervise import signals_noted
+from ds_rvqvae.process.command import exit_status_of
 from ds_rvqvae.runs.start import request_of
 
 

@@ -19,6 +19,8 @@ from ds_rvqvae.data.store.store import Store, is_store
 from ds_rvqvae.errors import ExitStatus, UserError, say
 from ds_rvqvae.gpu.sizes import parameter_count
 from ds_rvqvae.host import bf16_arithmetic_text
+from ds_rvqvae.process.command import keep_warnings_harmless
+from ds_rvqvae.process.streams import drain_streams, open_standard_streams, queued_streams
 from ds_rvqvae.runs.abandoned import go_on_from
 from ds_rvqvae.runs.checkpoints import sweep
 from ds_rvqvae.runs.folder import (
@@ -59,6 +61,13 @@ def main(argv: list[str] | None = None) -> int:
     rank = int(os.environ.get("RANK", "0"))
     # Every rank reads the same flags and data and refuses for the same reason; one a machine says so.
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"
+    open_standard_streams()
+    keep_warnings_harmless()
+    with queued_streams("stdout", "stderr"):
+        return _rank(argv, rank, speaks)
+
+
+def _rank(argv: list[str] | None, rank: int, speaks: bool) -> int:
     # Without a handler of ours, logging would print the traceback of a crash on every rank.
     logging.getLogger("ds_rvqvae").addHandler(logging.NullHandler())
     with contextlib.ExitStack() as silence:
@@ -343,8 +352,7 @@ def _leave(status: int) -> int:
     if "torch.distributed" not in sys.modules:
         return status
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    drain_streams()
     os._exit(status)
 
 

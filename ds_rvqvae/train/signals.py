@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from ds_rvqvae.errors import ExitStatus, say
+from ds_rvqvae.process.streams import drain_streams
 from ds_rvqvae.runs.folder import RANK_LAUNCHER
 from ds_rvqvae.runs.heartbeat import Heartbeat
 
@@ -101,6 +102,7 @@ def end_unsaved(reason: str) -> None:
     logging.getLogger("ds_rvqvae").error("%s: ended without saving", reason)
     say(f"error: {reason}: ended without saving")
     Heartbeat.end(ExitStatus.FAILED)
+    drain_streams()
     os._exit(ExitStatus.FAILED)
 
 
@@ -155,6 +157,7 @@ def _watch(launchers: list[psutil.Process]) -> None:
 def _end() -> None:
     logging.getLogger("ds_rvqvae").error("the launcher died: this rank ends")
     Heartbeat.end(ExitStatus.FAILED)
+    drain_streams()
     os._exit(ExitStatus.FAILED)
 
 

@@ -1,0 +1,142 @@
+"""From a command to its exit status: one line on stderr, whatever it raises and whatever surrounds it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.process.command import exit_status_of
+
+FULL = Path("/dev/full")
+ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+def raising(error):
+    def command():
+        raise error
+
+    return command
+
+
+def test_a_command_that_ends_well_has_the_status_it_gives(capsys):
+    assert exit_status_of(lambda: ExitStatus.PARTLY_DONE) is ExitStatus.PARTLY_DONE
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_the_user_can_put_right_is_one_line_with_its_own_status(capsys):
+    assert exit_status_of(raising(UserError("no clip x\x1b[2J"))) is ExitStatus.BAD_INPUT
+    assert exit_status_of(raising(UserError("busy", ExitStatus.CARD_NOT_IDLE))) is ExitStatus.CARD_NOT_IDLE
+    assert capsys.readouterr() == ("", "error: no clip x?[2J\nerror: busy\n")
+
+
+def test_details_are_lines_and_no_name_makes_one(capsys):
+    exit_status_of(raising(UserError("o\nne", details=["two\x07\r"])))
+    assert capsys.readouterr().err == "error: o?ne\ntwo??\n"
+
+
+def test_an_interrupt_is_a_stop_in_one_line(capsys):
+    assert exit_status_of(raising(KeyboardInterrupt())) is ExitStatus.STOPPED
+    assert capsys.readouterr() == ("", "stopped by SIGINT\n")
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_an_error_of_our_own_is_one_line_and_its_traceback_only_where_asked_for(capsys, monkeypatch, debug):
+    monkeypatch.setenv("DS_RVQVAE_DEBUG", "1" if debug else "")
+    assert exit_status_of(raising(ValueError("what"))) is ExitStatus.FAILED
+    *traceback, line = capsys.readouterr().err.splitlines()
+    assert line == "error: ValueError: what (DS_RVQVAE_DEBUG=1 shows the traceback)"
+    assert any("in command" in text for text in traceback) is debug
+    assert bool(traceback) is debug
+
+
+WAITING = """
+import sys, time
+from ds_rvqvae.process.command import exit_status_of
+def command():
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        time.sleep(0.5)
+        print("put away", file=sys.stderr)
+sys.exit(exit_status_of(command))
+"""
+
+
+def started(code, **options):
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_ends_a_command_once_with_one_line_and_its_work_put_away(number):
+    process = started(WAITING)
+    assert process.stdout.readline() == "ready\n"
+    for other in (signal.SIGUSR1, signal.SIGUSR2):
+        process.send_signal(other)
+    time.sleep(0.2)
+    process.send_signal(number)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=10) == ("", f"put away\nstopped by {number.name}\n")
+    assert process.returncode == ExitStatus.STOPPED
+
+
+def test_a_second_interrupt_ends_it_at_once():
+    process = started(WAITING.replace("0.5", "60"))
+    process.stdout.readline()
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGINT
+
+
+def test_what_is_ignored_at_the_start_stays_ignored():
+    process = started(WAITING, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process.stdout.readline()
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.terminate()
+    process.communicate(timeout=10)
+    assert process.returncode == ExitStatus.STOPPED
+
+
+PRINTING = """
+import sys
+from ds_rvqvae.process.command import exit_status_of, print_out
+def command():
+    print_out("result")
+    return 1
+sys.exit(exit_status_of(command))
+"""
+
+
+def test_a_reader_that_has_gone_changes_no_status():
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-c", PRINTING], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
+def test_a_result_that_finds_no_room_is_an_error():
+    with FULL.open("w") as full:
+        done = subprocess.run([sys.executable, "-c", PRINTING], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == ExitStatus.BAD_INPUT
+    assert done.stderr == "error: standard output: cannot be written: No space left on device\n"
+
+
+def test_warnings_are_no_errors():
+    code = PRINTING.replace("    print_out", "    import warnings; warnings.warn('careful'); print_out")
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "result")
+    assert "careful" in done.stderr

@@ -1,0 +1,77 @@
+"""Standard streams that may be closed, full, or read by nobody."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FULL = Path("/dev/full")
+SAYING = """
+import sys, time
+from ds_rvqvae.process.streams import MOST_WAITING, drain_streams, open_standard_streams, queued_streams
+open_standard_streams()
+began = time.monotonic()
+with queued_streams("stderr"):
+    {}
+    spent = time.monotonic() - began
+print(f"{{spent:.1f}} {{sys.stderr is sys.__stderr__}}")
+"""
+MUCH = "for line in range(100_000): print('x' * 99, file=sys.stderr, flush=True)"
+
+
+def said(work, **streams):
+    return subprocess.run([sys.executable, "-c", SAYING.format(work)], stdout=subprocess.PIPE, text=True, **streams)
+
+
+def test_all_that_is_said_is_written_in_order():
+    work = "for line in range(2000): print(line, file=sys.stderr)"
+    done = said(work, stderr=subprocess.PIPE)
+    assert done.stderr.split() == [str(line) for line in range(2000)]
+    assert done.stdout.split()[1] == "True"
+
+
+def test_a_pipe_that_nobody_reads_holds_nobody_up():
+    reading, writing = os.pipe()
+    try:
+        done = said(MUCH, stderr=writing, timeout=30)
+        assert done.returncode == 0
+        assert float(done.stdout.split()[0]) < 10
+        assert os.read(reading, 100) == b"x" * 99 + b"\n"
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_a_pipe_whose_reader_is_gone_raises_nothing():
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = said(MUCH, stderr=writing, timeout=30)
+    os.close(writing)
+    assert done.returncode == 0
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
+def test_a_full_disk_raises_nothing():
+    with FULL.open("w") as full:
+        assert said(MUCH, stderr=full, timeout=30).returncode == 0
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_a_closed_stream_is_no_file_that_is_opened_later(tmp_path, closed):
+    code = (
+        "from ds_rvqvae.process.streams import open_standard_streams; import os, sys; open_standard_streams(); "
+        "os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT); print('out'); print('err', file=sys.stderr); "
+        "os.write(1, b'out'); os.write(2, b'err')"
+    )
+    file = tmp_path / "file"
+    line = f'exec "$0" -c "$1" "$2" {closed}'
+    done = subprocess.run(["sh", "-c", line, sys.executable, code, str(file)], capture_output=True)
+    assert done.returncode == 0
+    assert file.read_bytes() == b""
+
+
+def test_characters_that_the_encoding_has_not_are_question_marks():
+    done = said("print('動 é', file=sys.stderr)", stderr=subprocess.PIPE, env={"PYTHONIOENCODING": "ascii"})
+    assert done.stderr == "? ?\n"
