@@ -21,8 +21,8 @@ MACHINE_TAGS = ("Speed/", "Memory_", "GPU_")
 
 def differences(run: Path, reference: Path) -> list[str]:
     """How a finished run differs from the reference, and what it left behind; empty where nothing is wrong."""
-    found = _of_weights(*(folder / "tokenizer" / "model.safetensors" for folder in (run, reference)))
-    lines, expected = _numbers(run), _numbers(reference)
+    found = of_weights(*(folder / "tokenizer" / "model.safetensors" for folder in (run, reference)))
+    lines, expected = numbers(run), numbers(reference)
     if len(lines) != len(expected):
         found.append(f"metrics.jsonl has {len(lines)} lines of {len(expected)}")
     found += [f"metrics.jsonl: {a} is not {b}" for a, b in zip(lines, expected, strict=False) if a != b][:1]
@@ -40,7 +40,7 @@ def damaged(run: Path) -> list[str]:
     return [f"{name}: {reason}" for name, reason in reasons.items() if reason]
 
 
-def _of_weights(file: Path, expected_file: Path) -> list[str]:
+def of_weights(file: Path, expected_file: Path) -> list[str]:
     if not file.is_file():
         return [f"{file.name} is missing"]
     weights, expected = load_file(file), load_file(expected_file)
@@ -50,7 +50,7 @@ def _of_weights(file: Path, expected_file: Path) -> list[str]:
     return [f"{len(unequal)} of {len(weights)} tensors differ, {unequal[0]} the first"] if unequal else []
 
 
-def _numbers(run: Path) -> list[str]:
+def numbers(run: Path) -> list[str]:
     """The lines of `metrics.jsonl` without readings of the machine, as text: equal text is equal to the bit."""
     lines = read_metrics(run)
     return [json.dumps({key: value for key, value in line.items() if key not in MACHINE_READINGS}) for line in lines]
