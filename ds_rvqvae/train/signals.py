@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from ds_rvqvae.errors import ExitStatus, say
-from ds_rvqvae.process.signals import ENDING
+from ds_rvqvae.process.signals import ENDING, left_to_a_thread
 from ds_rvqvae.process.streams import drain_streams
 from ds_rvqvae.runs.folder import RANK_LAUNCHER
 from ds_rvqvae.runs.heartbeat import Heartbeat
@@ -69,7 +69,8 @@ class Agreement:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                # A rank that has trained ends by itself, with the status that it has earned.
+                signal.signal(number, signal.SIG_IGN if handler is left_to_a_thread else handler)
 
     def after_step(self) -> Wanted:
         """What all ranks do now; every rank calls it once a step."""
@@ -127,7 +128,9 @@ def end_unsaved(reason: str) -> None:
     os._exit(ExitStatus.FAILED)
 
 
-_SECONDS_BETWEEN_LOOKS = 2.0
+_SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_TO_SAVE = 120.0
+"""Of a rank whose launcher died."""
 
 
 def launchers_above() -> list[psutil.Process] | None:
@@ -160,26 +163,20 @@ def _command_line(process: psutil.Process) -> str:
         return "deepspeed, or any other of somebody else's"
 
 
-def end_with_launcher() -> None:
-    """Starts a thread that ends this process, with status 70, once one of its launchers has died."""
+def stop_with_launcher() -> None:
+    """Starts a thread that stops this rank as SIGTERM does, once one of its launchers has died."""
     launchers = launchers_above()
-    if launchers is None:
-        _end()
-    elif launchers:
-        threading.Thread(target=_watch, args=(launchers,), name="orphans", daemon=True).start()
+    if launchers != []:
+        threading.Thread(target=_watch, args=(launchers or [],), name="orphans", daemon=True).start()
 
 
 def _watch(launchers: list[psutil.Process]) -> None:
-    while all(_alive(process) for process in launchers):
+    while launchers and all(_alive(process) for process in launchers):
         time.sleep(_SECONDS_BETWEEN_LOOKS)
-    _end()
-
-
-def _end() -> None:
-    logging.getLogger("ds_rvqvae").error("the launcher died: this rank ends")
-    Heartbeat.end(ExitStatus.FAILED)
-    drain_streams()
-    os._exit(ExitStatus.FAILED)
+    logging.getLogger("ds_rvqvae").error("the launcher died: this rank stops")
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_SECONDS_TO_SAVE)
+    end_unsaved("the launcher died")
 
 
 def _alive(process: psutil.Process) -> bool:
