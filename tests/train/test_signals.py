@@ -1,6 +1,8 @@
 """Signals that end a run or make it save, and ranks whose launcher is gone."""
 
 import signal
+import time
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +35,59 @@ def test_a_signal_to_one_rank_saves_on_all(tmp_path, demo_folder, number):
     step = int(newest.name[11:])
     train_ranks(2, *flags, f"--total_iter={step + 2}", "--resume")
     assert [line["step"] for line in read_metrics(run)] == list(range(1, step + 3))
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_rank_that_waits_for_another_before_it_trains_ends_at_once(tmp_path, demo_folder, number):
+    flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--name=run", "--batch_size=4"]
+    first, second = start_ranks(2, ["-m", "ds_rvqvae.train", *flags])
+    second.send_signal(signal.SIGSTOP)
+    try:
+        # It waits inside gloo then, where Python runs no handler.
+        wait_until(lambda: "pt_tcpstore_uv" in threads_of(first.pid))
+        time.sleep(1.0)
+        for harmless in (signal.SIGUSR1, signal.SIGUSR2):
+            first.send_signal(harmless)
+        first.send_signal(number)
+        printed = first.communicate(timeout=15)[0]
+    finally:
+        second.kill()
+        first.kill()
+    assert first.returncode == 75
+    assert f"stopped by {signal.Signals(number).name} before this start's first step" in printed
+    assert "Traceback" not in printed
+
+
+def threads_of(pid):
+    return [file.read_text().strip() for file in Path(f"/proc/{pid}/task").glob("*/comm")]
+
+
+LATE = """
+import os, signal, sys
+from ds_rvqvae.train import rank, trainer
+close, leave = trainer.Trainer.close, rank._leave
+def signals():
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        os.kill(os.getpid(), number)
+def late_close(self):
+    signals()
+    close(self)
+def late_leave(status):
+    signals()
+    return leave(status)
+trainer.Trainer.close, rank._leave = late_close, late_leave
+sys.exit(rank.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.processes
+def test_signals_after_the_last_step_change_nothing(tmp_path, demo_folder):
+    flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--name=run", "--batch_size=4"]
+    (rank,) = start_ranks(1, ["-c", LATE, *flags, "--total_iter=2"])
+    printed = rank.communicate(timeout=90)[0]
+    assert rank.returncode == 0, printed
+    assert (tmp_path / "run" / "tokenizer" / "model.safetensors").is_file()
 
 
 @pytest.fixture
