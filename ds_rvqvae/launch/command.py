@@ -22,7 +22,6 @@ from ds_rvqvae.launch.restarts import run_with_restarts
 from ds_rvqvae.launch.slots import cores
 from ds_rvqvae.launch.supervise import Job, Signals
 from ds_rvqvae.runs.folder import (
-    OUTCOME_VARIABLE,
     RUN_VARIABLE,
     STORE_CONTENT_VARIABLE,
     STORE_VARIABLE,
@@ -147,8 +146,7 @@ def _job(run: CheckedRun, temporary: Path, restart: int) -> Job:
     if restart:
         flags = replace(run.request.flags, start=Start("newest"))
         again = replace(run, request=replace(run.request, flags=flags))
-    outcome = temporary / f"outcome-{restart}"
-    variables = {**run.request.flags.environment, **rank_variables(run), OUTCOME_VARIABLE: str(outcome)}
+    variables = {**run.request.flags.environment, **rank_variables(run)}
     watch = None
     if ranks.local is not None and not options.force_multi:
         heartbeats = temporary / f"heartbeats-{restart}"
@@ -162,7 +160,7 @@ def _job(run: CheckedRun, temporary: Path, restart: int) -> Job:
         command = _command(ranks, _flags_by_profile(again))
     else:
         command = command_by_flags(replace(again, ranks=ranks))
-    return Job(command, variables, outcome if ranks.first_here else None, watch)
+    return Job(command, variables, watch)
 
 
 def _flags_by_profile(run: CheckedRun) -> Flags:

@@ -39,7 +39,7 @@ class Sign:
     step: int
     """The last step that was finished, 0 before the first."""
     alive: float
-    """When the rank wrote this, as a thread of it does every second."""
+    """When the rank wrote this, as a thread of it does every second until it ends."""
     progress: float
     """When the main thread last gave a beat."""
     patient: bool
@@ -64,7 +64,7 @@ class Heartbeat:
         self._file: int | None = None
         if folder is not None:
             with suppress(OSError):  # as in `_write`
-                self._file = os.open(folder / f"rank{rank}", os.O_WRONLY | os.O_CREAT, 0o600)
+                self._file = os.open(_place(folder, local_rank), os.O_WRONLY | os.O_CREAT, 0o600)
 
     @classmethod
     def start(cls, rank: int) -> "Heartbeat":
@@ -76,6 +76,11 @@ class Heartbeat:
         if heartbeat._file is not None:
             threading.Thread(target=heartbeat._write_on, name="heartbeat", daemon=True).start()
         return heartbeat
+
+    @classmethod
+    def own(cls) -> "Heartbeat | None":
+        """This process's, where one was started."""
+        return cls._own
 
     def beat(self, step: int) -> None:
         """Says that the main thread gets on; `step` is the last one that it finished."""
@@ -96,7 +101,7 @@ class Heartbeat:
     def end(cls, status: int) -> None:
         """Says, where a heartbeat was started, that this process is about to exit with `status`, not to be killed."""
         if cls._own is not None:
-            cls._own._sign.ended = status
+            cls._own._sign.alive, cls._own._sign.ended = time.monotonic(), status
             cls._own._write()
 
     def _write_on(self) -> None:
@@ -105,10 +110,15 @@ class Heartbeat:
             self._write()
 
     def _write(self) -> None:
-        self._sign.alive = time.monotonic()
+        if self._sign.ended < 0:
+            self._sign.alive = time.monotonic()
         if self._file is not None:
             with suppress(OSError):  # a full disk must not end the training
                 os.pwrite(self._file, _FORMAT.pack(*astuple(self._sign)), 0)
+
+
+def _place(folder: Path, local_rank: int) -> Path:
+    return folder / f"rank{local_rank}"
 
 
 def read_heartbeats(folder: Path) -> list[Sign]:
@@ -117,7 +127,7 @@ def read_heartbeats(folder: Path) -> list[Sign]:
     for file in folder.glob("rank*"):
         with suppress(OSError, struct.error):
             signs.append(Sign(*_FORMAT.unpack(file.read_bytes())))
-    return sorted(signs, key=lambda sign: sign.rank)
+    return sorted((sign for sign in signs if sign.pid), key=lambda sign: sign.rank)
 
 
 def find_stuck(signs: Sequence[Sign], local_ranks: int, started: float, now: float, limit: float) -> str | None:
@@ -175,6 +185,8 @@ def _exit_code(sign: Sign) -> int | None:
 class Watch:
     """Follows the signs of life of one start of a job.
 
+    Raises OSError where their files cannot be made.
+
     Args:
         folder: what `HEARTBEAT_VARIABLE` names.
         local_ranks: how many ranks there should be on this machine.
@@ -183,6 +195,9 @@ class Watch:
 
     def __init__(self, folder: Path, local_ranks: int, limit: float) -> None:
         self.folder, self.local_ranks, self.limit = folder, local_ranks, limit
+        for local_rank in range(local_ranks):
+            # Written over in place, which a disk that is full by then allows.
+            _place(folder, local_rank).write_bytes(bytes(_FORMAT.size))
         self.step = 0
         """The furthest step that a rank finished."""
         self._dead: list[tuple[Sign, int | None]] = []
@@ -201,6 +216,29 @@ class Watch:
             dead = [(sign, _exit_code(sign)) for sign in signs if not _is_running(sign.pid)]
             self._dead = [(sign, code) for sign, code in dead if code != 0]
         return find_stuck(signs, self.local_ranks, self._started, now, self.limit) if self.limit else None
+
+    def begun(self) -> bool:
+        """Whether a rank has written."""
+        return bool(read_heartbeats(self.folder))
+
+    def running(self) -> list[psutil.Process]:
+        """The ranks that run."""
+        found = []
+        for sign in read_heartbeats(self.folder):
+            if _is_running(sign.pid):
+                with suppress(psutil.NoSuchProcess):
+                    found.append(psutil.Process(sign.pid))
+        return found
+
+    def done(self) -> bool:
+        """Whether every rank has said that it ends with 0."""
+        ended = [sign.ended for sign in read_heartbeats(self.folder)]
+        return ended == [0] * self.local_ranks
+
+    def first_to_end(self) -> int:
+        """The status of the rank that first ended of itself with another than 0; 0 where none did."""
+        ended = [sign for sign in read_heartbeats(self.folder) if sign.ended > 0]
+        return min(ended, key=lambda sign: sign.alive).ended if ended else 0
 
     def first_dead(self) -> tuple[Sign, int | None] | None:
         """The rank that died first, and its status or negative signal, None where it was killed by an unknown one.

@@ -39,7 +39,7 @@ def job(tree, tmp_path):
     def make(mode):
         signs = Path(tempfile.mkdtemp(dir=tmp_path))
         variables = {**os.environ, HEARTBEAT_VARIABLE: str(signs)}
-        return Job(tree(mode), variables, tmp_path / "outcome", Watch(signs, 2, limit=0))
+        return Job(tree(mode), variables, Watch(signs, 2, limit=0))
 
     return make
 
