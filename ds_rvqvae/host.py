@@ -157,7 +157,10 @@ def _processor() -> dict[str, str]:
 def allow_files(count: int) -> None:
     """Lets this process open as many files more, where the system allows it: those that it maps count."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = len(list(Path("/proc/self/fd").iterdir())) + count + _OTHER_FILES
+    there = 0
+    with suppress(OSError):
+        there = len(list(Path("/proc/self/fd").iterdir()))
+    wanted = there + count + _OTHER_FILES
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
     if resource.RLIM_INFINITY != soft < wanted:

@@ -26,6 +26,7 @@ CPU_KIND = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "DS
 _RANKS_IMPORT = [
     *("ds_rvqvae.train.rank", "ds_rvqvae.train.trainer", "deepspeed.runtime.zero.muon.muon_optimizer"),
     *("torch._dynamo", "torch._inductor.compile_fx", "torch.utils.tensorboard", "safetensors.torch"),
+    *("ds_rvqvae.viz.reconstruction", "ds_rvqvae.runs.event_files"),
 ]
 """What every rank imports: half of the time that a small training takes."""
 

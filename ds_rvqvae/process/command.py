@@ -64,8 +64,18 @@ def print_out(text: str, end: str = "") -> None:
 
 
 def keep_warnings_harmless() -> None:
-    """Takes back `PYTHONWARNINGS=error` and `-W error`: a library's warning must not end a training or a command."""
+    """Takes back `PYTHONWARNINGS=error` and `-W error`: a library's warning must not end a training or a command, nor a
+    process that it starts."""
     if any(option.partition(":")[0].startswith("error") for option in sys.warnoptions):
         kept = [("default", *rest) if action == "error" else (action, *rest) for action, *rest in warnings.filters]
         warnings.filters[:] = kept  # type: ignore[index]
         warnings.simplefilter("default", append=True)  # which also tells the warnings module that they changed
+        sys.warnoptions[:] = [_harmless(option) for option in sys.warnoptions]
+        if "PYTHONWARNINGS" in os.environ:
+            options = os.environ["PYTHONWARNINGS"].split(",")
+            os.environ["PYTHONWARNINGS"] = ",".join(_harmless(option) for option in options)
+
+
+def _harmless(option: str) -> str:
+    action, colon, rest = option.partition(":")
+    return f"default{colon}{rest}" if action.startswith("error") else option

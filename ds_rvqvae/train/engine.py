@@ -8,13 +8,19 @@ import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.monitor.comet import CometMonitor
+from deepspeed.monitor.config import get_monitor_config
+from deepspeed.monitor.csv_monitor import csvMonitor
+from deepspeed.monitor.monitor import MonitorMaster
+from deepspeed.monitor.tensorboard import TensorBoardMonitor
+from deepspeed.monitor.wandb import WandbMonitor
 from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
 from numpy.typing import NDArray
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
@@ -24,7 +30,57 @@ from ds_rvqvae.config.training import ScheduleConfig
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.nets import Checkpoint
 from ds_rvqvae.model.rvqvae import RVQVAE
+from ds_rvqvae.process.tolerance import tolerated
 from ds_rvqvae.runs.tokenizers import open_single
+
+
+class Monitors(MonitorMaster):  # type: ignore[misc]
+    """The profile's monitors, TensorBoard among them, on rank 0. One that cannot be made, or fails, is said once and
+    gets nothing more: it only shows the training.
+
+    Args:
+        config: a whole DeepSpeed config.
+    """
+
+    _KINDS: ClassVar = {
+        "tb_monitor": ("tensorboard", TensorBoardMonitor),
+        "wandb_monitor": ("wandb", WandbMonitor),
+        "csv_monitor": ("csv_monitor", csvMonitor),
+        "comet_monitor": ("comet", CometMonitor),
+    }
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(get_monitor_config(without_monitors(config)))
+        asked = get_monitor_config(config)
+        self.enabled = asked.enabled
+        for name, (section, kind) in self._KINDS.items():
+            own = getattr(asked, section)
+            if own.enabled and dist.get_rank() == 0:
+                with tolerated(f"{section}: cannot be written"):
+                    setattr(self, name, kind(own))
+
+    def write_events(self, event_list: list[tuple[str, float, int]]) -> None:
+        """Scalars by tag and sample, to all."""
+        for name in self._KINDS:
+            if (monitor := getattr(self, name)) is not None:
+                self.attempt(name, functools.partial(monitor.write_events, event_list))
+
+    def attempt(self, name: str, write: Callable[[], None]) -> None:
+        """Writes to one monitor, where there is one; where that fails it gets nothing more."""
+        if getattr(self, name) is None:
+            return
+        done = False
+        with tolerated(f"{self._KINDS[name][0]}: gets nothing more until a restart"):
+            write()
+            done = True
+        if not done:
+            setattr(self, name, None)
+
+
+def without_monitors(config: dict[str, Any]) -> dict[str, Any]:
+    """A DeepSpeed config whose monitors are off."""
+    sections = {section for section, _ in Monitors._KINDS.values()} & config.keys()
+    return {**config, **{section: {**config[section], "enabled": False} for section in sections}}
 
 
 def start_distributed() -> None:
@@ -82,7 +138,7 @@ def build_engine(
     config["checkpoint"]["load_universal"] = universal
     model.set_checkpointing(checkpoint_function(profile))
     engine, *_ = deepspeed.initialize(
-        model=model, model_parameters=model.parameters(), config=config, dist_init_required=False
+        model=model, model_parameters=model.parameters(), config=without_monitors(config), dist_init_required=False
     )
     quantizer = engine.module.quantizer
     for name, buffer in quantizer.named_buffers():
@@ -91,6 +147,7 @@ def build_engine(
     broadcast_buffers(engine.module)
     if weights:
         set_fp32_weights(engine, weights)
+    engine.monitor = Monitors(config)
     # The engine would write the learning rate to disk, flushed, at every step; `Board` writes it with the rest.
     engine.monitor.enabled = profile.wall_clock_breakdown and engine.monitor.enabled
     if training.compile:

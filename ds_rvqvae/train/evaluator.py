@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 
 from ds_rvqvae.data.dataset import MotionData
-from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.rvqvae import RVQVAE
+from ds_rvqvae.process.tolerance import tolerated
 from ds_rvqvae.runs.abandoned import SCORES, clear_damaged_tokenizer
 from ds_rvqvae.runs.pieces import write_json
 from ds_rvqvae.runs.tokenizers import make_tokenizer, motion_state
@@ -20,7 +20,6 @@ from ds_rvqvae.tokenizer.folder import TOKENIZER
 from ds_rvqvae.train.averaging import WeightAverage
 from ds_rvqvae.train.engine import fp32_model
 from ds_rvqvae.train.metrics import Board, logger
-from ds_rvqvae.viz.reconstruction import reconstruction_pictures, save_figure
 
 
 class Evaluator:
@@ -66,10 +65,7 @@ class Evaluator:
         if step and scores["l1"] is not None and scores["l1"] < self.best_l1:
             self._best_before, self.best_l1, self._best_step = self.best_l1, scores["l1"], step
         if dist.get_rank() == 0:
-            try:
-                self._show(model, split, file)
-            except OSError as error:
-                logger.warning("step %d: scores and pictures not written: %s", step, error)
+            self._show(model, split, file)
         return model
 
     def scores_of(self, step: int) -> dict[str, Any] | None:
@@ -92,10 +88,8 @@ class Evaluator:
     def note_saved(self, step: int, fingerprint: str) -> None:
         """Rank 0: the model after `step` steps was saved; scores of it name its checkpoint from now on."""
         if self.scores_of(step) is not None:
-            try:
+            with tolerated(f"step {step}: scores not written"):
                 write_json(self._run_folder / "eval" / SCORES, {**self._scores, "checkpoint": fingerprint})
-            except OSError as error:
-                logger.warning("step %d: scores not written: %s", step, error)
 
     def note_not_saved(self, step: int) -> None:
         """The model after `step` steps was not saved, so it is not the best either: that is one on disk."""
@@ -103,23 +97,33 @@ class Evaluator:
             self.best_l1, self._best_step = self._best_before, None
 
     def _show(self, model: RVQVAE, split: str, file: str) -> None:
-        """Rank 0: scores into `eval/FILE`, pictures beside it, all of it to TensorBoard."""
-        scores, folder = self._scores, self._run_folder / "eval"
-        # Which checkpoint they are of is known once there is one.
-        write_json(folder / file, scores | ({"checkpoint": None} if file == SCORES else {}))
-        samples = self._engine.global_samples
+        """Rank 0: scores into `eval/FILE`, pictures beside it, all of it to TensorBoard. Whatever fails is a warning:
+        the other ranks are training on."""
+        scores, step = self._scores, self._scores["step"]
+        with tolerated(f"step {step}: scores not written"):
+            # Which checkpoint they are of is known once there is one.
+            named = scores | ({"checkpoint": None} if file == SCORES else {})
+            write_json(self._run_folder / "eval" / file, named)
         names = ("l1", "angle_error_deg", "velocity_error")
+        logger.info("step %d, %s: %s", step, split, {name: scores[name] for name in names})
         group = split.capitalize()
         tags = {f"{group}/{name}": scores[name] for name in names}
         tags |= {f"{group}_usage/level_{level + 1}": value for level, value in enumerate(scores["usage"])}
+        samples = self._engine.global_samples
         self._board.scalars(tags, samples)
         for level, count in enumerate(self._engine.module.quantizer.average_counts()):
             self._board.histogram(f"Train_code_counts/level_{level + 1}", count, samples)
-        splits = tuple(dict.fromkeys(("train", split)))
-        for name, figure in reconstruction_pictures(model, self._data, splits, self._device):
-            pixels = save_figure(figure, folder / f"reconstruction_{name}.png")
+        for shown in dict.fromkeys(("train", split)):
+            with tolerated(f"step {step}: no picture of {shown}"):
+                self._draw(model, shown, samples)
+
+    def _draw(self, model: RVQVAE, split: str, samples: int) -> None:
+        """Draws a clip of a split beside its reconstruction."""
+        from ds_rvqvae.viz.reconstruction import reconstruction_pictures, save_figure  # late: matplotlib may be broken
+
+        for name, figure in reconstruction_pictures(model, self._data, (split,), self._device):
+            pixels = save_figure(figure, self._run_folder / "eval" / f"reconstruction_{name}.png")
             self._board.image(f"Reconstruction/{name}", pixels, samples)
-        logger.info("step %d, %s: %s", scores["step"], split, {name: scores[name] for name in names})
 
 
 def export_tokenizer(
@@ -134,11 +138,9 @@ def export_tokenizer(
     """
     if dist.get_rank() == 0:
         details = {"training_step": step, "scores": scores, "checkpoint": checkpoint}
-        tokenizer = make_tokenizer(model, motion_state(data, model.config), **details)
-        try:
+        command = f"ds-rvqvae export {run_folder} --out DIR"
+        with tolerated(f"step {step}: tokenizer not exported", f"`{command}` does it"):
+            tokenizer = make_tokenizer(model, motion_state(data, model.config), **details)
             clear_damaged_tokenizer(run_folder)
             tokenizer.save_pretrained(run_folder / TOKENIZER)
-        except (OSError, UserError) as error:
-            command = f"ds-rvqvae export {run_folder} --out DIR"
-            logger.warning("step %d: tokenizer not exported: %s; `%s` does it", step, error, command)
     dist.barrier()

@@ -4,9 +4,10 @@ import json
 import logging
 import math
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 
 from ds_rvqvae.data.loader import BatchLoader
@@ -23,15 +23,17 @@ from ds_rvqvae.errors import PrintableFormatter, text_of
 from ds_rvqvae.files import AppendedLines, parse_json, sync, whole_file
 from ds_rvqvae.model.losses import Losses
 from ds_rvqvae.model.vq import perplexity_of
-from ds_rvqvae.runs.event_files import mend_event_files
+from ds_rvqvae.process.tolerance import tolerated
 from ds_rvqvae.runs.folder import METRICS
+from ds_rvqvae.train.engine import Monitors
 from ds_rvqvae.train.readings import RankMeter, Reading, board_tags, gather_readings, metrics_of
 
 logger = logging.getLogger("ds_rvqvae")
 
 
 def start_log(file: Path, rank: int) -> None:
-    """Sends rank 0's messages, and errors of any rank, to `file`; rank 0's warnings to the terminal as well."""
+    """Sends rank 0's messages, and errors of any rank, to `file`; rank 0's warnings to the terminal as well, but for
+    those of libraries."""
     to_file = logging.FileHandler(file, encoding="utf-8")
     to_file.setFormatter(PrintableFormatter(f"%(asctime)s %(levelname)s rank {rank}: %(message)s"))
     to_file.setLevel(logging.ERROR if rank else logging.INFO)
@@ -41,6 +43,12 @@ def start_log(file: Path, rank: int) -> None:
     logger.handlers[:] = [to_file, to_terminal]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    # What libraries warn of, and what ends a thread, TensorBoard's for one, is for the log, a line each.
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").handlers[:] = [to_file]
+    threading.excepthook = lambda failed: logger.warning(
+        "thread %s ended: %s: %s", failed.thread and failed.thread.name, failed.exc_type.__name__, failed.exc_value
+    )
 
 
 def announce(*lines: str) -> None:
@@ -124,9 +132,8 @@ def _finite(value: Any) -> Any:
 
 
 class Board:
-    """TensorBoard through the engine's own monitor; one x axis for all tags, samples over all ranks.
-
-    Where its disk has no room it falls silent, with one warning, rather than end the training.
+    """TensorBoard and the profile's other monitors, as `Monitors` has them; one x axis for all tags, samples over all
+    ranks. None of them ends the training: where one fails it falls silent, with a warning.
 
     Points at and past the first sample to come are purged, so that no step shows twice after a resume, whether from a
     checkpoint or, where the run died before its first, from the start. What a crash of the machine spoilt of those
@@ -140,65 +147,58 @@ class Board:
     def __init__(
         self, engine: deepspeed.DeepSpeedEngine, run_folder: Path, earlier: Sequence[dict[str, Any]] = ()
     ) -> None:
-        self._monitor, self._silent = engine.monitor, False
-        # Ranks other than 0, and profiles without TensorBoard, have no writer.
-        self._writer = getattr(engine.monitor.tb_monitor, "summary_writer", None)
+        self._monitors: Monitors = engine.monitor
         if self._writer is not None:
-            if run_folder.resolve() in self._file.resolve().parents:
-                self._mend(engine, earlier)
-            first = engine.global_samples + 1 if engine.global_samples else 0
-            start = Event(session_log=SessionLog(status=SessionLog.START), step=first)
-            self._writer.file_writer.add_event(start)
+            with tolerated("TensorBoard's files of before are not looked at"):
+                if run_folder.resolve() in self._file.resolve().parents:
+                    self._mend(engine, earlier)
+            self._monitors.attempt("tb_monitor", lambda: self._start(engine.global_samples))
 
     def scalars(self, values: dict[str, float | None], samples: int) -> None:
         """Scalars by tag, to every monitor of the profile; None is left out."""
-        if dist.get_rank() == 0:
-            events = [(tag, value, samples) for tag, value in values.items() if value is not None]
-            self._try(lambda: self._monitor.write_events(events))
+        self._monitors.write_events([(tag, value, samples) for tag, value in values.items() if value is not None])
 
     def histogram(self, tag: str, values: Tensor, samples: int) -> None:
-        writer = self._writer
-        if writer is not None:
-            self._try(lambda: writer.add_histogram(tag, values.cpu(), samples))
+        self._monitors.attempt("tb_monitor", lambda: self._writer.add_histogram(tag, values.cpu(), samples))
 
     def image(self, tag: str, pixels: NDArray[np.uint8], samples: int) -> None:
         """`pixels [height, width, 3]` uint8."""
-        writer = self._writer
-        if writer is not None:
-            self._try(lambda: writer.add_image(tag, pixels, samples, dataformats="HWC"))
+        self._monitors.attempt("tb_monitor", lambda: self._writer.add_image(tag, pixels, samples, dataformats="HWC"))
 
     def sync(self) -> None:
         """Waits until all that was written is on the disk."""
-        if self._writer is not None:
-            self._try(self._writer.flush)
-            if self._file.exists():
-                sync(self._file)
+        self._monitors.attempt("tb_monitor", self._sync)
+
+    def _sync(self) -> None:
+        self._writer.flush()
+        sync(self._file)
+
+    @property
+    def _writer(self) -> Any:
+        """TensorBoard's; None on ranks other than 0, in profiles without it, and once it failed."""
+        return getattr(self._monitors.tb_monitor, "summary_writer", None)
+
+    def _start(self, samples: int) -> None:
+        """Takes back the points from the first sample to come on."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        start = Event(session_log=SessionLog(status=SessionLog.START), step=samples + 1 if samples else 0)
+        self._writer.file_writer.add_event(start)
 
     @property
     def _file(self) -> Path:
         """That this start writes."""
-        writer: Any = self._writer
-        return Path(writer.file_writer.event_writer._file_name)
+        return Path(self._writer.file_writer.event_writer._file_name)
 
     def _mend(self, engine: deepspeed.DeepSpeedEngine, earlier: Sequence[dict[str, Any]]) -> None:
         """What is lost can be written again where the global batch never changed: lines have steps, points samples."""
         batch = engine.train_batch_size()
         known = earlier if engine.global_samples == engine.global_steps * batch else ()
         points = {line["step"] * batch: _finite_tags(line) for line in known if line["loss"] is not None}
-        try:
-            for note in mend_event_files(self._file.parent, _EVERY_TAG, points, [self._file]):
-                logger.warning(note)
-        except OSError as error:
-            logger.warning("TensorBoard's files of before are not looked at: %s", error)
+        from ds_rvqvae.runs.event_files import mend_event_files
 
-    def _try(self, write: Callable[[], None]) -> None:
-        if self._silent:
-            return
-        try:
-            write()
-        except OSError as error:
-            self._silent = True
-            logger.warning("TensorBoard gets nothing more until a restart: %s", error)
+        for note in mend_event_files(self._file.parent, _EVERY_TAG, points, [self._file]):
+            logger.warning(note)
 
 
 _EVERY_TAG = "Train/loss"
@@ -344,9 +344,10 @@ class StepLog:
             "data_wait": waited / seconds if seconds else 0.0,
             **metrics_of(readings),
         }
-        if self._file is not None:
-            self._file.write(metrics)
-        self._show(metrics)
+        with tolerated(f"step {step}: not all is logged"):
+            if self._file is not None:
+                self._file.write(metrics)
+            self._show(metrics)
         for warning in self._memory_alarm.look(readings):
             logger.warning("step %d: %s", step, warning)
         self._begin()
@@ -354,12 +355,10 @@ class StepLog:
 
     def sync(self) -> None:
         """Waits until all that was logged is on the disk."""
-        try:
-            self.board.sync()
-            if self._file is not None:
+        self.board.sync()
+        if self._file is not None:
+            with tolerated("what was logged may not be on the disk"):
                 self._file.sync()
-        except OSError as error:
-            logger.warning("what was logged may not be on the disk: %s", error)
 
     def close(self) -> None:
         """Ends the files and the metering."""

@@ -6,11 +6,11 @@ card, and nothing here raises: what cannot be read is None.
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import psutil
 import torch
@@ -21,6 +21,7 @@ from ds_rvqvae.gpu.meter import CardMeter, CardReading
 from ds_rvqvae.text import GIB
 
 _JOULES_A_WATT_HOUR = 3600
+_T = TypeVar("_T")
 
 
 class Reading(NamedTuple):
@@ -169,7 +170,7 @@ class RankMeter:
             card = str(torch.cuda.get_device_properties(device).uuid)
         self._memory = memory or (CudaMemory(device) if on_card else HostMemory())
         self._on_host = isinstance(self._memory, HostMemory)
-        self._card = None if card is None else CardMeter(card)
+        self._card = None if card is None else _tried(lambda: CardMeter(card), None)
         self._peaks = Peaks()
         self._in_steps = False
         self._started = time.monotonic()
@@ -177,7 +178,8 @@ class RankMeter:
 
     def read(self) -> Reading:
         """This rank now; peaks since the reading before."""
-        own, card = self._memory.take(), self._card.read() if self._card else CardReading()
+        own = _tried(self._memory.take, OwnMemory())
+        card = _tried(self._card.read, CardReading()) if self._card else CardReading()
         total = self._memory.total_bytes or card.memory_total_bytes
         energy = None if card.energy_joules is None else card.energy_joules / _JOULES_A_WATT_HOUR
         reading = Reading(
@@ -235,6 +237,14 @@ class RankMeter:
         peaks.card_memory_gib = _larger(peaks.card_memory_gib, reading.card_memory_gib)
         peaks.energy_wh = _larger(peaks.energy_wh, reading.energy_wh)
         peaks.allocation_retries = _larger(peaks.allocation_retries, reading.allocation_retries)
+
+
+def _tried(read: Callable[[], _T], otherwise: _T) -> _T:
+    """What is read, or `otherwise`: a driver may fail in any way, and this rank's part in a gathering is waited for."""
+    try:
+        return read()
+    except Exception:
+        return otherwise
 
 
 def gather_readings(numbers: Tensor, reading: Reading) -> tuple[list[float], list[Reading]]:

@@ -14,8 +14,9 @@ from ds_rvqvae.errors import text_of
 from ds_rvqvae.files import whole_file
 from ds_rvqvae.gpu.cards import CARDS
 from ds_rvqvae.gpu.plan import Plan, make_plan
+from ds_rvqvae.process.tolerance import tolerated
 from ds_rvqvae.text import GIB, gibibytes
-from ds_rvqvae.train.metrics import announce, logger
+from ds_rvqvae.train.metrics import announce
 from ds_rvqvae.train.readings import Peaks, RankMeter
 
 _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -49,12 +50,11 @@ def sum_up(
     peaks = meter.gather_peaks()
     if dist.get_rank() != 0:
         return
-    plan = plan_of(profile, data.in_features, peaks)
-    announce(*summary_text(peaks, plan).split("\n"))
-    try:
-        _write(run_folder / "memory.json", summary_dict(peaks, plan, *steps, checkpoint))
-    except OSError as error:
-        logger.warning("memory.json not written: %s", error.strerror)
+    with tolerated("no summary of what the run took"):
+        plan = plan_of(profile, data.in_features, peaks)
+        announce(*summary_text(peaks, plan).split("\n"))
+        with tolerated("memory.json not written"):
+            _write(run_folder / "memory.json", summary_dict(peaks, plan, *steps, checkpoint))
 
 
 def plan_of(profile: Profile, in_features: int, peaks: Sequence[Peaks]) -> Plan | None:

@@ -20,6 +20,7 @@ from ds_rvqvae.data.order import BatchOrder
 from ds_rvqvae.errors import printable
 from ds_rvqvae.model.losses import Losses, loss_columns, tokenizer_losses
 from ds_rvqvae.model.rvqvae import RVQVAE
+from ds_rvqvae.process.tolerance import tolerated
 from ds_rvqvae.runs.abandoned import SCORES
 from ds_rvqvae.runs.folder import copies_of
 from ds_rvqvae.runs.heartbeat import Heartbeat
@@ -270,10 +271,9 @@ class Trainer:
 
     def close(self) -> None:
         """Ends threads, files and the engine. Every rank calls it, once."""
-        self.loader.close()
-        self.agreement.close()
-        self.log.close()
-        self.engine.destroy()
+        for end in (self.loader.close, self.agreement.close, self.log.close, self.engine.destroy):
+            with tolerated("at the end of the training, after all was saved"):
+                end()
 
     def _beside(self) -> dict[str, bytes]:
         """Files that a checkpoint keeps beside the model."""

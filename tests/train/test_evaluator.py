@@ -34,25 +34,94 @@ def test_the_best_is_the_step_that_scores_better_than_all_before(tmp_path, demo_
     assert best != (True, True, True)
 
 
-def export_into_a_file(folder: str, data: str) -> dict:
-    """In a rank: a run whose tokenizer cannot be written, and whose scores cannot either."""
+def train_amid_failures(folder: str, data: str, fails: bool) -> dict:
+    """In a rank: a run of three steps in which, on rank 0, all fails that only decorates or reports; what was said."""
+    import json
     import logging
+    import os
+    import shutil
+    import sys
     from pathlib import Path
 
-    trainer = make_trainer(folder, data, THREE_STEPS)
+    run = Path(folder)
+    if fails:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "csv").write_text("in the way")  # of a monitor
+    monitors = [f"--set=csv_monitor.output_path={folder}", "--set=csv_monitor.job_name=csv"]
+    flags = [*THREE_STEPS, "--eval_every=1", "--save_every=2", *monitors, "--set=csv_monitor.enabled=true"]
     said = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
     logging.getLogger("ds_rvqvae").addHandler(handler)
-    for name in ("tokenizer", "eval"):
-        (Path(folder) / name).write_text("in the way")
+    trainer = make_trainer(folder, data, flags)
+    step, losses = trainer.step, []
+
+    def noted():
+        losses.append(step())
+        if fails and trainer.rank == 0 and trainer.steps_done == 2:
+            shutil.rmtree(run / "tensorboard")
+            sys.modules["ds_rvqvae.viz.reconstruction"] = None  # as where matplotlib is not installed
+            trainer.log._file._file._handle = os.open(run / "metrics.jsonl", os.O_RDONLY)
+            (run / "metrics.jsonl").unlink()
+            shutil.rmtree(run / "eval")
+            for name in ("tokenizer", "eval"):
+                (run / name).write_text("in the way")
+            (run / "memory.json").mkdir()
+            trainer.log.meter._memory._process = None  # every reading fails, as of a driver that is gone
+            trainer.loader._threads.shutdown = None
+        return losses[-1]
+
+    if fails and trainer.rank == 0:
+        (run / "eval").mkdir()
+        (run / "eval" / "reconstruction_train.png").mkdir()
+    trainer.step = noted
     trainer.train()
-    return {"said": said, "steps": trainer.steps_done}
+    values = [[float(value) for value in loss] for loss in losses]
+    saved = json.loads((run / "checkpoints" / "global_step3" / "manifest.json").read_text())["scores"]
+    return {"said": said, "losses": values, "saved": trainer.checkpointer.saved_step, "scores": saved}
 
 
-def test_what_cannot_be_written_is_said_and_the_run_ends_well(tmp_path, demo_folder):
-    run = tmp_path / "run"
-    (found,) = run_ranks(1, export_into_a_file, tmp_path / "results", folder=str(run), data=str(demo_folder))
-    assert found["steps"] == 3
-    assert any("scores and pictures not written" in text for text in found["said"])
-    assert any(f"`ds-rvqvae export {run} --out DIR` does it" in text for text in found["said"]), found["said"]
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, demo_folder):
+    """What two ranks give of an undisturbed run, and of one amid failures; and that one's folder."""
+    folder = tmp_path_factory.mktemp("failures")
+    arguments = {"data": str(demo_folder)}
+    found = [
+        run_ranks(
+            2, train_amid_failures, folder / f"found-{fails}", folder=str(folder / name), fails=fails, **arguments
+        )
+        for name, fails in (("whole", False), ("run", True))
+    ]
+    return *found, folder / "run"
+
+
+def test_what_only_decorates_or_reports_changes_nothing_on_any_rank(runs):
+    undisturbed, disturbed, _ = runs
+    for whole, mine in zip(undisturbed, disturbed, strict=True):
+        assert mine["losses"] == whole["losses"] and len(mine["losses"]) == 3
+        assert mine["saved"] == 3 and mine["scores"] == whole["scores"]
+        assert [text for text in whole["said"] if "cannot" in text or "not " in text] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "csv_monitor: cannot be written: ",
+        "tensorboard: gets nothing more until a restart: ",
+        "step 0: no picture of train: Is a directory: {run}/eval/reconstruction_train.png",
+        "step 2: no picture of val: ModuleNotFoundError: ",
+        "step 2: scores not written: File exists",
+        "step 3: not all is logged: ",
+        "what was logged may not be on the disk: ",
+        "memory.json not written: Is a directory: {run}/memory.json",
+        "step 3: tokenizer not exported: ",
+        "{run} --out DIR` does it",
+        "at the end of the training, after all was saved: ",
+    ],
+)
+def test_what_cannot_be_written_or_drawn_is_said(runs, text):
+    _, (first, _), run = runs
+    said = [line for line in first["said"] if text.format(run=run) in line]
+    assert said, "\n".join(first["said"])
+    if "until a restart" in text:
+        assert len(said) == 1
