@@ -4,6 +4,7 @@ Ranks of this machine read the run's own `profile.json`, which lies in its folde
 for stands on their command line as overrides. Hosts that may not see this disk get the flags as they were given.
 """
 
+import codecs
 import functools
 import os
 import sys
@@ -16,9 +17,10 @@ from pathlib import Path
 from ds_rvqvae.config.profile import PROFILE_FILE, load_profile
 from ds_rvqvae.config.request import Flags, Start
 from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.files import read_text
 from ds_rvqvae.launch import demo
 from ds_rvqvae.launch.body import CheckedRun
-from ds_rvqvae.launch.hosts import Ranks, free_port, warn
+from ds_rvqvae.launch.hosts import DEEPSPEED_HOSTFILE, Ranks, free_port, warn
 from ds_rvqvae.launch.restarts import run_with_restarts
 from ds_rvqvae.launch.slots import cores
 from ds_rvqvae.launch.supervise import Job, Signals
@@ -168,8 +170,22 @@ def _job(run: CheckedRun, temporary: Path, restart: int) -> Job:
         variables[STORE_CONTENT_VARIABLE] = run.data.store.content
         command = _command(ranks, _flags_by_profile(again))
     else:
-        command = command_by_flags(replace(again, ranks=ranks))
+        command = command_by_flags(_with_plain_hostfile(replace(again, ranks=ranks), temporary))
     return Job(command, variables, outcome if ranks.first_here else None, watch)
+
+
+def _with_plain_hostfile(run: CheckedRun, temporary: Path) -> CheckedRun:
+    """The run with a copy of its hostfile where that begins with a byte order mark, which deepspeed takes for a part of
+    the first host's name."""
+    flags = run.request.flags
+    file = Path(flags.options.hostfile or DEEPSPEED_HOSTFILE)
+    if not file.is_file() or not file.read_bytes().startswith(codecs.BOM_UTF8):
+        return run
+    plain = temporary / "hostfile"
+    plain.write_text(read_text(file), encoding="utf-8")
+    others = [pair for pair in flags.options.handed_through if pair[0] != "hostfile"]
+    options = replace(flags.options, hostfile=str(plain), handed_through=(*others, ("hostfile", str(plain))))
+    return replace(run, request=replace(run.request, flags=replace(flags, options=options)))
 
 
 def _flags_by_profile(run: CheckedRun) -> Flags:

@@ -94,6 +94,11 @@ def test_eight_idle_cards(launch):
     assert "23.56 GiB of 23.56 GiB" in found(done, "card memory")[0]
 
 
+def test_cards_whose_names_are_no_utf8(launch, stand_in):
+    stand_in.play(*(f"{index} name Tesla \udcb5V" for index in range(8)))
+    assert found(launch(), "cards") == ["cards          GPU 1, 2, 3, 4, 5, 6, 7: Tesla \ufffdV"]
+
+
 def test_a_part_of_a_body_repeats_no_finding(launch):
     done = launch("--body_part", "upper,hands")
     assert done.returncode == 0, done.stderr
