@@ -1,6 +1,7 @@
 """Files and folders that are written whole or not at all, lines that are appended whole, checksums, and what tells that
 a file is another than before."""
 
+import codecs
 import errno
 import glob
 import hashlib
@@ -242,9 +243,25 @@ def read_json(file: Path) -> Any:
 def parse_json(text: str | bytes, **options: Any) -> Any:
     """The objects of a JSON text; raises ValueError for any damage. `options` are those of `json.loads`."""
     try:
-        return json.loads(text.decode() if isinstance(text, bytes) else text, **options)
+        return json.loads(text_in(text) if isinstance(text, bytes) else text, **options)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def read_text(file: Path) -> str:
+    """The text of a file as people edit it, its lines ended by `\\n`: see `text_in`; raises OSError too."""
+    return text_in(file.read_bytes()).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def text_in(content: bytes) -> str:
+    """The text of UTF-8, with or without a byte order mark before it, as editors on Windows write.
+
+    Raises:
+        UnicodeError: it is none.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UnicodeError("the text is UTF-16; save it as UTF-8")
+    return content.decode("utf-8-sig")
 
 
 def sync(path: Path) -> None:

@@ -15,6 +15,7 @@ from ds_rvqvae.files import (
     is_abandoned,
     parse_json,
     read_json,
+    read_text,
     remove_unfinished,
     replace_folder,
     sha256_of,
@@ -250,3 +251,16 @@ def test_damaged_json_of_any_kind_is_a_value_error(tmp_path, content):
     assert parse_json('{"a": [1, "ü"]}') == parse_json('{"a": [1, "ü"]}'.encode()) == {"a": [1, "ü"]}
     with pytest.raises(OSError, match="No such file"):
         read_json(tmp_path / "b.json")
+
+
+def test_text_may_be_as_windows_saves_it(tmp_path):
+    file = tmp_path / "list.txt"
+    for content in (b"\xef\xbb\xbfa\r\nb\r\n", b"a\nb\n", b"a\rb\r"):
+        file.write_bytes(content)
+        assert read_text(file) == "a\nb\n"
+    file.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n')
+    assert read_json(file) == {"a": 1}
+    for encoding in ("utf-16", "utf-16-le"):
+        file.write_bytes("\ufeffa\n".encode(encoding))
+        with pytest.raises(UnicodeError, match="UTF-16; save it as UTF-8"):
+            read_text(file)

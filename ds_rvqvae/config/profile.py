@@ -191,7 +191,7 @@ def load_profile(path: str | Path, overrides: Iterable[str] = ()) -> Profile:
     file = profile_file(path)
     try:
         values = parse_json(file.read_bytes(), object_pairs_hook=_without_duplicates)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeError) as error:
         raise UserError(f"{file}: cannot be read: {error}") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno}: not JSON: {error.msg} at column {error.colno}") from None

@@ -266,6 +266,8 @@ def ask(function: str, *arguments: Any, older: str = "") -> Any:
         return getattr(pynvml, function)(*arguments)
     except AttributeError:
         missing = True
+    except UnicodeDecodeError as error:  # the binding takes all text for UTF-8
+        return error.object.decode(errors="replace")
     except pynvml.NVMLError as error:
         if _is(error, _GONE):
             raise

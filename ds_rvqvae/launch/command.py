@@ -4,6 +4,7 @@ Ranks of this machine read the run's own `profile.json`, which lies in its folde
 for stands on their command line as overrides. Hosts that may not see this disk get the flags as they were given.
 """
 
+import codecs
 import functools
 import os
 import sys
@@ -15,9 +16,10 @@ from pathlib import Path
 from ds_rvqvae.config.profile import PROFILE_FILE, load_profile
 from ds_rvqvae.config.request import Flags, Start
 from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.files import read_text
 from ds_rvqvae.launch import demo
 from ds_rvqvae.launch.body import CheckedRun
-from ds_rvqvae.launch.hosts import Ranks, free_port, warn
+from ds_rvqvae.launch.hosts import DEEPSPEED_HOSTFILE, Ranks, free_port, warn
 from ds_rvqvae.launch.restarts import run_with_restarts
 from ds_rvqvae.launch.slots import cores
 from ds_rvqvae.launch.supervise import Job, Signals
@@ -32,6 +34,7 @@ from ds_rvqvae.runs.folder import (
 )
 from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, Watch
 from ds_rvqvae.runs.start import overrides_between
+from ds_rvqvae.runs.variables import LAUNCHER_VARIABLE, for_modules, interfaces, without_leftovers
 
 
 def train(run: CheckedRun, signals: Signals) -> ExitStatus:
@@ -63,13 +66,15 @@ def rank_variables(run: CheckedRun) -> dict[str, str]:
         added = {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": str(ranks.cpu_slots)}
         # Ranks that each take all cores run ten times slower than one after the other.
         added["OMP_NUM_THREADS"] = str(max(1, cores() // len(ranks.local or [0])))
+    if _on_one_machine(run):
+        added |= interfaces(run.request.options.nccl.get("NCCL_SOCKET_IFNAME"))
     added |= run.request.options.nccl
     if "OMP_NUM_THREADS" in run.request.flags.environment:
         added.pop("OMP_NUM_THREADS", None)
     return added
 
 
-def _reads_the_runs_profile(run: CheckedRun) -> bool:
+def _on_one_machine(run: CheckedRun) -> bool:
     # With --force_multi even ranks of this machine are started by ssh, without this process's variables.
     return run.ranks.on_this_machine and not run.request.options.force_multi
 
@@ -93,7 +98,7 @@ def _opened_folder(run: CheckedRun) -> Iterator[CheckedRun]:
     A run that is new makes its folder here, so that no other start can take it. A run that no rank has opened leaves
     nothing behind.
     """
-    if not _reads_the_runs_profile(run) or (run.request.start.resumes and _has_profile(run.folder)):
+    if not _on_one_machine(run) or (run.request.start.resumes and _has_profile(run.folder)):
         yield run
         return
     run, made = _make_folder(run)
@@ -154,20 +159,37 @@ def _job(run: CheckedRun, shared: ExitStack, restart: int) -> Job:
     if restart:
         flags = replace(run.request.flags, start=Start("newest"))
         again = replace(run, request=replace(run.request, flags=flags))
-    variables = {**run.request.flags.environment, **rank_variables(run)}
+    variables = for_modules(without_leftovers(run.request.flags.environment))
+    if _on_one_machine(run):
+        variables.pop("NCCL_COMM_ID", None)  # where to meet, of another run
+    variables |= {**rank_variables(run), LAUNCHER_VARIABLE: str(os.getpid())}
     watch = None
     if ranks.local is not None and not options.force_multi:
         heartbeats = _in_memory("heartbeats", shared)
         variables[HEARTBEAT_VARIABLE] = str(heartbeats)
         watch = Watch(heartbeats, len(ranks.local), options.hang_timeout)
-    if _reads_the_runs_profile(run):
+    if _on_one_machine(run):
         variables[RUN_VARIABLE] = str(run.folder.absolute())
         variables[STORE_VARIABLE] = str(run.data.store.folder.absolute())
         variables[STORE_CONTENT_VARIABLE] = run.data.store.content
         command = _command(ranks, _flags_by_profile(again))
     else:
-        command = command_by_flags(replace(again, ranks=ranks))
+        command = command_by_flags(_with_plain_hostfile(replace(again, ranks=ranks), shared))
     return Job(command, variables, watch)
+
+
+def _with_plain_hostfile(run: CheckedRun, shared: ExitStack) -> CheckedRun:
+    """The run with a copy of its hostfile where that begins with a byte order mark, which deepspeed takes for a part of
+    the first host's name."""
+    flags = run.request.flags
+    file = Path(flags.options.hostfile or DEEPSPEED_HOSTFILE)
+    if not file.is_file() or not file.read_bytes().startswith(codecs.BOM_UTF8):
+        return run
+    plain = _in_memory("hostfile", shared)
+    plain.write_text(read_text(file), encoding="utf-8")
+    others = [pair for pair in flags.options.handed_through if pair[0] != "hostfile"]
+    options = replace(flags.options, hostfile=str(plain), handed_through=(*others, ("hostfile", str(plain))))
+    return replace(run, request=replace(run.request, flags=replace(flags, options=options)))
 
 
 def _flags_by_profile(run: CheckedRun) -> Flags:
@@ -183,8 +205,8 @@ def _flags_by_profile(run: CheckedRun) -> Flags:
 
 
 def _command(ranks: Ranks, flags: Flags) -> list[str]:
-    script = Path(sys.executable).parent / "deepspeed"
-    command = [str(script)] if script.is_file() else [sys.executable, "-m", "deepspeed.launcher.runner"]
+    # Not by the script `deepspeed`: no system takes the path of an interpreter with a space in a script's first line.
+    command = [sys.executable, "-m", "deepspeed.launcher.runner"]
     if ranks.include:
         command += ["--include", ranks.include]
     command += ["--master_port", str(ranks.port)]

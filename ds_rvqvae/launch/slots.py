@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ds_rvqvae.config.launch_flags import DEFAULT_INCLUDE
 from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.files import read_text
 from ds_rvqvae.gpu.nvml import Driver, Gpu, NoDriverError
 from ds_rvqvae.gpu.processes import Owners
 from ds_rvqvae.gpu.snapshot import Snapshot
@@ -46,8 +47,8 @@ def format_hosts(hosts: Mapping[str, Sequence[int]]) -> str:
 def read_hostfile(file: Path) -> dict[str, int]:
     """Slots a host of a deepspeed hostfile (`NAME slots=N` lines); raises UserError."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(file).splitlines()
+    except (OSError, UnicodeError) as error:
         raise UserError(f"--hostfile {file}: cannot be read: {error}") from None
     hosts: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from ds_rvqvae.errors import ExitStatus, PrintableFormatter, UserError, say, text_of
+from ds_rvqvae.process.home import settle_home
 from ds_rvqvae.process.signals import Stopped, stopping_at_signals
 from ds_rvqvae.process.streams import open_standard_streams, queued_streams
 
@@ -20,6 +21,7 @@ def exit_status_of(command: Callable[[], int]) -> int:
     SIGINT, SIGTERM and SIGHUP end it with status 75 (`stopping_at_signals`); messages never stop it (`QueuedStream`).
     """
     open_standard_streams()
+    settle_home()
     keep_warnings_harmless()
     if logging.lastResort is not None:  # prints warnings where no handler was set
         logging.lastResort.setFormatter(PrintableFormatter())

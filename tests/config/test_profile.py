@@ -290,3 +290,12 @@ def test_nesting_without_end_is_no_json(tmp_path):
         load_profile(file)
     with pytest.raises(UserError, match=r"rvqvae\.model\.width"):
         load_profile("demo", ["rvqvae.model.width=" + "[" * 100_000])
+
+
+def test_a_profile_may_be_as_windows_saves_it(tmp_path):
+    file, text = tmp_path / "mine.json", shipped_profiles()["demo"].read_text().replace("\n", "\r\n")
+    file.write_text(text, encoding="utf-8-sig")
+    assert load_profile(file) == load_profile("demo")
+    file.write_text(text, encoding="utf-16")
+    with pytest.raises(UserError, match=r"mine.json: cannot be read: the text is UTF-16; save it as UTF-8"):
+        load_profile(file)

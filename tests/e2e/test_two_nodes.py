@@ -17,7 +17,8 @@ def start_nodes(tmp_path, demo_folder):
     started = []
 
     def start(*flags):
-        (tmp_path / "hosts").write_text("localhost slots=1\n127.0.0.1 slots=1\n")
+        # As an editor on Windows saves it.
+        (tmp_path / "hosts").write_bytes("\ufefflocalhost slots=1\r\n127.0.0.1 slots=1\r\n".encode())
         nodes = ["--hostfile=hosts", "--no_ssh", "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
         for rank in (0, 1):
             line = [*nodes, f"--node_rank={rank}", "--name=both", *flags]

@@ -38,7 +38,7 @@ class StandIn:
     def play(self, *lines: str) -> None:
         """Plays eight idle RTX 4090s but for `lines` (see nvml_stand_in.c), from the next call on."""
         unfinished = self.file.with_suffix(".unfinished")
-        unfinished.write_text("".join(f"{line}\n" for line in lines))
+        unfinished.write_bytes("".join(f"{line}\n" for line in lines).encode(errors="surrogateescape"))
         unfinished.replace(self.file)
 
     @property

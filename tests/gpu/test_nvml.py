@@ -6,6 +6,7 @@ import pynvml
 import pytest
 
 from ds_rvqvae.gpu.nvml import IDLE_MEMORY, Gpu, GpuProcess, NoDriverError, list_gpus
+from tests.gpu.monitor_runs import records, run
 from tests.gpu.stand_in import GPU_IS_LOST, NO_PERMISSION
 
 FUNCTION_NOT_FOUND = 13
@@ -86,3 +87,11 @@ def test_graphics_processes_are_listed_and_leave_a_card_idle(stand_in):
     assert [process["graphics"] for process in first["processes"]] == [True] and first["idle"]
     assert {process["pid"]: process["graphics"] for process in second["processes"]} == {7: True, 8: False}
     assert not second["idle"] and second["slowdowns"] == ["power cap", "thermal slowdown"]
+
+
+def test_a_name_that_is_no_utf8_is_shown_as_far_as_it_can_be(stand_in):
+    stand_in.play("0 name Tesla \udcb5V\udcff")
+    assert [card["name"] for card in cards(stand_in)][:2] == ["Tesla \ufffdV\ufffd", "NVIDIA GeForce RTX 4090"]
+    assert records(stand_in, "--once")[0]["gpus"][0]["name"] == "Tesla \ufffdV\ufffd"
+    shown = run(stand_in, "--once", COLUMNS="200")
+    assert shown.returncode == 0 and "Tesla" in shown.stdout, shown.stderr

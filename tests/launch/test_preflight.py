@@ -81,7 +81,7 @@ def test_eight_idle_cards(launch):
     done = launch("--master_port", "29123")
     assert done.returncode == 0, done.stderr
     command = shlex.split(done.stdout)
-    assert done.stdout.count("\n") == 1 and Path(command[0]).name == "deepspeed"
+    assert done.stdout.count("\n") == 1 and command[1:3] == ["-m", "deepspeed.launcher.runner"]
     machine = [*found(done, "host memory"), *found(done, "/dev/shm")]  # of where the test runs
     rest = [line for line in done.stderr.split("plan of ")[1].splitlines() if line.strip() not in machine]
     assert not [line for line in rest if "warning: " in line]
@@ -92,6 +92,11 @@ def test_eight_idle_cards(launch):
     assert found(done, "GPU 0")[0].endswith("left out, and idle")
     assert found(done, "master port")[0].endswith("29123: free")
     assert "23.56 GiB of 23.56 GiB" in found(done, "card memory")[0]
+
+
+def test_cards_whose_names_are_no_utf8(launch, stand_in):
+    stand_in.play(*(f"{index} name Tesla \udcb5V" for index in range(8)))
+    assert found(launch(), "cards") == ["cards          GPU 1, 2, 3, 4, 5, 6, 7: Tesla \ufffdV"]
 
 
 def test_a_part_of_a_body_repeats_no_finding(launch):

@@ -6,6 +6,7 @@ Modeling", CVPR 2024. As it is published, `beat_english_v2.0.0` and its kin each
 """
 
 import csv
+import io
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -29,6 +30,7 @@ from ds_rvqvae.data.formats.base import (
 )
 from ds_rvqvae.data.formats.smpl import EXPRESSIONS, POSES, TRANS, load_motion, turn_upright, turns_z, write_rotation_6d
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.files import read_text
 from ds_rvqvae.motion.clip import ClipError, Take
 from ds_rvqvae.motion.layout import NUM_EXPRESSIONS, SMPLX_JOINTS, smplx_layout
 
@@ -238,7 +240,7 @@ def _some(names: Sequence[str], most: int = 4) -> str:
 def read_split_file(file: Path) -> dict[str, str]:
     """The split of each clip by `train_test_split.csv`; raises UserError where its columns are not there."""
     try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
+        with io.StringIO(read_text(file), newline="") as lines:
             rows = csv.DictReader(lines)
             columns = rows.fieldnames or []
             if not {"id", "type"} <= set(columns):
@@ -250,7 +252,7 @@ def read_split_file(file: Path) -> dict[str, str]:
                     # Two answers make a split that is none of the known ones, which leaves the clip out by name.
                     split[name] = kind if split.get(name, kind) == kind else f"{split[name]} and {kind}"
             return split
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"{file}: cannot be read: {error}") from None
 
 

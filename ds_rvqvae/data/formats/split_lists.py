@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from ds_rvqvae.config.data import to_say
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.files import read_text
 from ds_rvqvae.motion.clip import original_name, take_name, whole_name
 
 LISTED = ("train", "val", "test")
@@ -350,8 +351,8 @@ def _like_lists(root: Path, tables: bool, levels: int = _LEVELS) -> Iterator[Pat
 def _words_of(file: Path) -> set[str]:
     """What may be names of clips in a file: cells of its lines, or words of JSON and YAML."""
     try:
-        text = file.read_text(encoding="utf-8-sig") if file.stat().st_size <= _LARGEST else ""
-    except (OSError, UnicodeDecodeError):
+        text = read_text(file) if file.stat().st_size <= _LARGEST else ""
+    except (OSError, UnicodeError):
         return set()
     words = set((_CELL if file.suffix.lower() in (*_ENDS, ".tsv") else _WORD).findall(text))
     return {_without_suffix("/".join(_parts(word.strip()))) for word in words if len(word) <= _LONGEST} - {""}
@@ -367,16 +368,15 @@ def entries(folder: Path) -> list[str]:
 
 
 def _shown(words: Sequence[str]) -> str:
-    more = f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else ""
-    return ", ".join(words[:_SHOWN]) + more
+    return ", ".join(words[:_SHOWN]) + (f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else "")
 
 
 def _read_names(file: Path) -> set[str]:
     try:
         if file.stat().st_size > _LARGEST:
             raise UserError(f"{file}: larger than {_LARGEST >> 20} MiB, so no list of clips, a name a line")
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(file).split("\n")
+    except (OSError, UnicodeError) as error:
         raise UserError(f"{file}: cannot be read as a list of clips, a name a line in UTF-8: {error}") from None
     for number, line in enumerate(lines, 1):
         if len(line) > _LONGEST:

@@ -26,7 +26,7 @@ def write_language(folder, split, has_list=True):
         (folder / name).touch()
     if has_list:
         rows = [f"{name},{kind}" for name, kind in split.items()]
-        (folder / SPLIT_FILE).write_text("id,type\n" + "\n".join(rows) + "\n")
+        (folder / SPLIT_FILE).write_text("\ufeffid,type\r\n" + "\r\n".join(rows) + "\r\n", encoding="utf-8")
 
 
 @pytest.fixture
