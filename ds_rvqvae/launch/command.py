@@ -21,7 +21,9 @@ from ds_rvqvae.launch.hosts import Ranks, free_port, warn
 from ds_rvqvae.launch.restarts import run_with_restarts
 from ds_rvqvae.launch.slots import cores
 from ds_rvqvae.launch.supervise import Job, Signals
+from ds_rvqvae.process.relay import Relay
 from ds_rvqvae.runs.folder import (
+    LOG,
     OUTCOME_VARIABLE,
     RUN_VARIABLE,
     STORE_CONTENT_VARIABLE,
@@ -32,6 +34,7 @@ from ds_rvqvae.runs.folder import (
     write_profile,
 )
 from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, Watch
+from ds_rvqvae.runs.log import add_warnings
 from ds_rvqvae.runs.start import overrides_between
 
 
@@ -39,8 +42,10 @@ def train(run: CheckedRun, signals: Signals) -> ExitStatus:
     """Trains one run to its end."""
     options = run.request.options
     with tempfile.TemporaryDirectory(prefix="ds_rvqvae-") as temporary, _opened_folder(run) as opened:
-        make_job = functools.partial(_job, opened, Path(temporary))
-        status = run_with_restarts(make_job, options.max_restarts, signals)
+        with Relay() as relay:
+            make_job = functools.partial(_job, opened, Path(temporary), relay)
+            status = run_with_restarts(make_job, options.max_restarts, signals)
+        add_warnings(opened.folder / LOG, "launcher", relay.lost())
     if options.demo and status == ExitStatus.DONE:
         demo.print_results(opened.folder)
     return status
@@ -137,7 +142,7 @@ def _remove_unopened(folder: Path, made: Sequence[Path]) -> None:
                 place.rmdir()
 
 
-def _job(run: CheckedRun, temporary: Path, restart: int) -> Job:
+def _job(run: CheckedRun, temporary: Path, relay: Relay, restart: int) -> Job:
     """The job of start 0 and of restarts 1, 2, …"""
     options, ranks = run.request.options, run.ranks
     if options.master_port is None and len(ranks.hosts) == 1:
@@ -162,7 +167,8 @@ def _job(run: CheckedRun, temporary: Path, restart: int) -> Job:
         command = _command(ranks, _flags_by_profile(again))
     else:
         command = command_by_flags(replace(again, ranks=ranks))
-    return Job(command, variables, outcome if ranks.first_here else None, watch)
+    outcome_here = outcome if ranks.first_here else None
+    return Job(command, variables, outcome_here, watch, relay.stdout, relay.stderr)
 
 
 def _flags_by_profile(run: CheckedRun) -> Flags:

@@ -43,6 +43,9 @@ class Job:
     """The file that holds `DONE` after a run that ended well; None where rank 0 is on another machine."""
     watch: Watch | None = None
     """Over the ranks' signs of life; None where they run on other machines."""
+    stdout: int | None = None
+    """The number of what it prints to; None for our own."""
+    stderr: int | None = None
 
 
 @dataclass
@@ -81,6 +84,8 @@ def supervise(job: Job, signals: Signals, stop_grace: float = STOP_GRACE, end_gr
         job.command,
         env=dict(job.environment),
         stdin=subprocess.DEVNULL,
+        stdout=job.stdout,
+        stderr=job.stderr,
         start_new_session=True,
         preexec_fn=_ending_with(os.getpid()),
     )
