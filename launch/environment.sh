@@ -4,8 +4,16 @@
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$project/.venv
 
+# Streams that are closed, as files opened later would be printed to.
+[ -e /dev/fd/0 ] || exec </dev/null
+[ -e /dev/fd/1 ] || exec >/dev/null
+[ -e /dev/fd/2 ] || exec 2>/dev/null
+
+# What cannot be printed, as its reader is gone or the disk is full, ends nothing.
+note() { (trap '' PIPE TTOU && echo "environment: $1" >&3) 3>&2 2>/dev/null || true; }
+
 fail() {
-  echo "environment: $1" >&2
+  note "$1"
   exit 2
 }
 
@@ -50,7 +58,7 @@ make_venv() { # extras
     { [ -e "$venv/installed" ] && [ "$(head -n 1 "$venv/installed")" != "$project" ]; }; then
     rm -rf "$venv" || fail "$venv cannot be removed to be made anew"
   fi
-  echo "environment: installing into $venv; this takes a minute, or several where CUDA packages are downloaded" >&2
+  note "installing into $venv; this takes a minute, or several where CUDA packages are downloaded"
   rm -f "$venv/installed"
   mkdir -p "$venv" 2>/dev/null && : >"$venv/making" || fail "$venv cannot be written"
   "$base_python" -m venv "$venv" >"$log" 2>&1 &&
@@ -59,7 +67,7 @@ make_venv() { # extras
     fail "installing failed: $(grep -v '^WARNING' "$log" | tail -n 1) (all of it: $log)"
   stamp_of "$1" >"$venv/installed"
   rm "$venv/making"
-  echo "environment: ready after $((SECONDS - began)) s" >&2
+  note "ready after $((SECONDS - began)) s"
 }
 
 prepare() { # extras
@@ -75,7 +83,8 @@ prepare() { # extras
   if command -v flock >/dev/null; then
     local refused
     exec 9<"$project"
-    refused=$(flock 9 2>&1) || echo "environment: $project cannot be locked (${refused##*: }); let one start end its install before the next" >&2
+    refused=$(flock 9 2>&1) ||
+      note "$project cannot be locked (${refused##*: }); let one start end its install before the next"
   fi
   is_ready "$1" || make_venv "$1"
   exec 9<&-

@@ -23,7 +23,9 @@ from ds_rvqvae.launch.hosts import DEEPSPEED_HOSTFILE, Ranks, free_port, warn
 from ds_rvqvae.launch.restarts import run_with_restarts
 from ds_rvqvae.launch.slots import cores
 from ds_rvqvae.launch.supervise import Job, Signals
+from ds_rvqvae.process.relay import Relay
 from ds_rvqvae.runs.folder import (
+    LOG,
     RUN_VARIABLE,
     STORE_CONTENT_VARIABLE,
     STORE_VARIABLE,
@@ -33,6 +35,7 @@ from ds_rvqvae.runs.folder import (
     write_profile,
 )
 from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, Watch
+from ds_rvqvae.runs.log import add_warnings
 from ds_rvqvae.runs.start import overrides_between
 from ds_rvqvae.runs.variables import LAUNCHER_VARIABLE, for_modules, interfaces, without_leftovers
 
@@ -41,8 +44,10 @@ def train(run: CheckedRun, signals: Signals) -> ExitStatus:
     """Trains one run to its end."""
     options = run.request.options
     with ExitStack() as shared, _opened_folder(run) as opened:
-        make_job = functools.partial(_job, opened, shared)
-        status = run_with_restarts(make_job, options.max_restarts, signals)
+        with Relay() as relay:
+            make_job = functools.partial(_job, opened, shared, relay)
+            status = run_with_restarts(make_job, options.max_restarts, signals)
+        add_warnings(opened.folder / LOG, "launcher", relay.lost())
     if options.demo and status == ExitStatus.DONE:
         demo.print_results(opened.folder)
     return status
@@ -149,7 +154,7 @@ def _in_memory(name: str, shared: ExitStack) -> Path:
     return Path(f"/proc/{os.getpid()}/fd/{handle}")
 
 
-def _job(run: CheckedRun, shared: ExitStack, restart: int) -> Job:
+def _job(run: CheckedRun, shared: ExitStack, relay: Relay, restart: int) -> Job:
     """The job of start 0 and of restarts 1, 2, …"""
     options, ranks = run.request.options, run.ranks
     if options.master_port is None and len(ranks.hosts) == 1:
@@ -175,7 +180,7 @@ def _job(run: CheckedRun, shared: ExitStack, restart: int) -> Job:
         command = _command(ranks, _flags_by_profile(again))
     else:
         command = command_by_flags(_with_plain_hostfile(replace(again, ranks=ranks), shared))
-    return Job(command, variables, watch)
+    return Job(command, variables, watch, relay.stdout, relay.stderr)
 
 
 def _with_plain_hostfile(run: CheckedRun, shared: ExitStack) -> CheckedRun:

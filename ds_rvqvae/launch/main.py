@@ -12,7 +12,8 @@ from ds_rvqvae.launch.check import check_run
 from ds_rvqvae.launch.command import command_by_flags, rank_variables, train
 from ds_rvqvae.launch.preflight import Finding, Preflight
 from ds_rvqvae.launch.supervise import signals_noted
-from ds_rvqvae.process.command import exit_status_of
+from ds_rvqvae.process.command import exit_status_of, print_out
+from ds_rvqvae.process.streams import queued_streams
 from ds_rvqvae.runs.start import request_of
 
 
@@ -37,7 +38,8 @@ def _launch(flags: Flags) -> ExitStatus:
         _show([(run, report) for run, report in checked if body is None or not run.done])
         return ExitStatus.DONE
     runs = [run for run, _ in checked]
-    with signals_noted() as signals:
+    # From here on the result is the run: whether anything can be printed changes nothing.
+    with queued_streams("stdout"), signals_noted() as signals:
         if body is None:
             return train(runs[0], signals)
         return body.train(runs, lambda run: train(run, signals), signals)
@@ -60,4 +62,4 @@ def _show(checked: list[tuple[CheckedRun, Preflight | None]]) -> None:
         added = rank_variables(run)
         say(f"environment: {shlex.join(f'{name}={value}' for name, value in added.items())}")
     for run, _ in checked:
-        print(printable(shlex.join(command_by_flags(run))))
+        print_out(printable(shlex.join(command_by_flags(run))), end="\n")

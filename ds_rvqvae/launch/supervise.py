@@ -40,6 +40,9 @@ class Job:
     environment: Mapping[str, str]
     watch: Watch | None = None
     """Over the ranks' signs of life; None where they run on other machines."""
+    stdout: int | None = None
+    """The number of what it prints to; None for our own."""
+    stderr: int | None = None
 
 
 @dataclass
@@ -80,6 +83,8 @@ def supervise(job: Job, signals: Signals, stop_grace: float = STOP_GRACE) -> End
         job.command,
         env=dict(job.environment),
         stdin=subprocess.DEVNULL,
+        stdout=job.stdout,
+        stderr=job.stderr,
         start_new_session=True,
         preexec_fn=_below(os.getpid(), holds_back=job.watch is not None),
     )

@@ -56,7 +56,9 @@ def print_out(text: str, end: str = "") -> None:
         UserError: it cannot be written, as on a disk that is full.
     """
     try:
-        print(text, end=end, flush=True)
+        if text or end:  # even nothing, once written, does not go to a disk that is full
+            print(text, end=end)
+        sys.stdout.flush()
     except OSError as error:
         # What is left in the buffer would be tried again, and fail again, when the interpreter ends.
         with suppress(OSError, ValueError):

@@ -5,10 +5,12 @@ import io
 import os
 import queue
 import select
+import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
@@ -16,6 +18,7 @@ MOST_WAITING = 1 << 20
 """Characters that wait for a reader; what comes beyond them is dropped."""
 LAST_WAIT = 2.0
 """Seconds that a process which ends waits for a reader of its last messages."""
+_ERASE_LINE = b"\r\x1b[K"
 
 
 def open_standard_streams() -> None:
@@ -28,30 +31,36 @@ def open_standard_streams() -> None:
             os.fstat(handle)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
-    for name in ("stdout", "stderr"):
+    for handle, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123
+            stream = open(handle, "w", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
 
 
 class QueuedStream(io.TextIOBase):
     """A stream whose `write` neither waits nor raises: a thread writes what is queued.
 
     What cannot be written is dropped: where nobody reads any more, where the disk is full, and what goes beyond
-    `MOST_WAITING` while nobody reads. Characters that the stream's encoding has not become `?`.
+    `MOST_WAITING` while nobody reads. Characters that the stream's encoding has not become `?`. On a terminal a
+    message takes the line of a progress bar, which is drawn again below it.
 
     Args:
         stream: with a file's number.
     """
 
     def __init__(self, stream: TextIO) -> None:
+        self.name = {1: "standard output", 2: "standard error"}.get(stream.fileno(), stream.name)
         self._handle, self._is_terminal = stream.fileno(), stream.isatty()
         self._encoding = stream.encoding or "utf-8"
         self._texts: queue.SimpleQueue[bytes] = queue.SimpleQueue()  # a signal's handler may interrupt a put by one
         self._queued = self._taken = 0
         self._lock = threading.RLock()  # as above
         self._writer: threading.Thread | None = None
-        self.lost: OSError | None = None
-        """Why something was dropped last; None while all could be written."""
+        self._after_bar = False
+        """Whether the last line that was queued is a bar's, which begins with a carriage return."""
+        self._lost: Counter[str] = Counter()
+        """Bytes that were dropped, by why."""
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -68,14 +77,26 @@ class QueuedStream(io.TextIOBase):
 
     def write(self, text: str) -> int:
         content = text.encode(self._encoding, "replace")
-        with self._lock:
-            if content and self._queued - self._taken < MOST_WAITING:
-                self._queued += len(content)
-                self._texts.put(content)
-                if self._writer is None or not self._writer.is_alive():  # a child that was forked has no threads
-                    self._writer = threading.Thread(target=self._write_on, name="messages", daemon=True)
-                    self._writer.start()
+        over_bar = self._after_bar and self._is_terminal and not content.startswith((b"\r", b"\n"))
+        self.write_bytes(content, _ERASE_LINE if over_bar else b"")
         return len(text)
+
+    def write_bytes(self, content: bytes, before: bytes = b"") -> None:
+        """Queues what is encoded already."""
+        if not content:
+            return
+        with self._lock:
+            line = content[content.rfind(b"\n") + 1 :]
+            self._after_bar = b"\r" in line or (self._after_bar and line == content and not before)
+            content = before + content
+            if self._queued - self._taken >= MOST_WAITING:
+                self._lost[_NOT_READ] += len(content)
+                return
+            self._queued += len(content)
+            self._texts.put(content)
+            if self._writer is None or not self._writer.is_alive():  # a child that was forked has no threads
+                self._writer = threading.Thread(target=self._write_on, name="messages", daemon=True)
+                self._writer.start()
 
     def flush(self) -> None:
         """Nothing: a training step must not wait for a terminal. `drain` waits."""
@@ -86,14 +107,27 @@ class QueuedStream(io.TextIOBase):
         while self._taken < self._queued and time.monotonic() < deadline:
             time.sleep(0.002)
 
+    def take_lost(self) -> dict[str, int]:
+        """Bytes that could not be written since this was asked last, by why; what still waits counts as not read."""
+        with self._lock:
+            lost, self._lost = self._lost, Counter()
+            waiting = self._queued - self._taken
+        return lost + Counter({_NOT_READ: waiting})
+
     def _write_on(self) -> None:
+        # In the background of a terminal that stops who writes there, this process would be stopped.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTOU])
         while True:
             content = self._texts.get()
             try:
                 _write_all(self._handle, content)
             except OSError as error:
-                self.lost = error
+                with self._lock:
+                    self._lost[error.strerror or str(error)] += len(content)
             self._taken += len(content)
+
+
+_NOT_READ = "nobody reads it"
 
 
 def _write_all(handle: int, content: bytes) -> None:
@@ -102,6 +136,20 @@ def _write_all(handle: int, content: bytes) -> None:
             content = content[os.write(handle, content) :]
         except BlockingIOError:  # somebody who shares the terminal made it so
             select.select([], [handle], [], 1.0)
+
+
+def lost_messages(streams: Iterable[object] | None = None) -> list[str]:
+    """A line for each stream and reason for which messages were not written since this was asked last.
+
+    Args:
+        streams: those of `sys` where none are given.
+    """
+    return [
+        f"{stream.name}: {count:,} bytes of messages were lost: {why}"
+        for stream in (streams or (sys.stdout, sys.stderr))
+        if isinstance(stream, QueuedStream)
+        for why, count in stream.take_lost().items()
+    ]
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from ds_rvqvae.model.losses import Losses
 from ds_rvqvae.model.vq import perplexity_of
 from ds_rvqvae.process.tolerance import tolerated
 from ds_rvqvae.runs.folder import METRICS
+from ds_rvqvae.runs.log import RunLog
 from ds_rvqvae.train.engine import Monitors
 from ds_rvqvae.train.readings import RankMeter, Reading, board_tags, gather_readings, metrics_of
 
@@ -34,8 +35,7 @@ logger = logging.getLogger("ds_rvqvae")
 def start_log(file: Path, rank: int) -> None:
     """Sends rank 0's messages, and errors of any rank, to `file`; rank 0's warnings to the terminal as well, but for
     those of libraries."""
-    to_file = logging.FileHandler(file, encoding="utf-8")
-    to_file.setFormatter(PrintableFormatter(f"%(asctime)s %(levelname)s rank {rank}: %(message)s"))
+    to_file = RunLog(file, f"rank {rank}")
     to_file.setLevel(logging.ERROR if rank else logging.INFO)
     to_terminal = logging.StreamHandler(sys.stderr)
     to_terminal.setFormatter(PrintableFormatter("%(levelname)s: %(message)s"))

@@ -24,7 +24,7 @@ from ds_rvqvae.host import bf16_arithmetic_text
 from ds_rvqvae.process.command import keep_warnings_harmless
 from ds_rvqvae.process.home import settle_home
 from ds_rvqvae.process.signals import call_at_signals
-from ds_rvqvae.process.streams import drain_streams, open_standard_streams, queued_streams
+from ds_rvqvae.process.streams import drain_streams, lost_messages, open_standard_streams, queued_streams
 from ds_rvqvae.runs.abandoned import go_on_from
 from ds_rvqvae.runs.checkpoints import sweep
 from ds_rvqvae.runs.folder import (
@@ -360,8 +360,10 @@ def _leave(status: int) -> int:
     unlock_runs()
     if "torch.distributed" not in sys.modules:
         return status
-    logging.shutdown()
     drain_streams()
+    for line in lost_messages():
+        logging.getLogger("ds_rvqvae").warning(line)
+    logging.shutdown()
     os._exit(status)
 
 

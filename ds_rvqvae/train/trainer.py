@@ -10,16 +10,15 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from tqdm import tqdm
 from typing_extensions import Self
 
 from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.data.loader import BatchLoader
 from ds_rvqvae.data.order import BatchOrder
-from ds_rvqvae.errors import printable
 from ds_rvqvae.model.losses import Losses, loss_columns, tokenizer_losses
 from ds_rvqvae.model.rvqvae import RVQVAE
+from ds_rvqvae.process.progress import Progress
 from ds_rvqvae.process.tolerance import tolerated
 from ds_rvqvae.runs.abandoned import SCORES
 from ds_rvqvae.runs.folder import copies_of
@@ -156,17 +155,17 @@ class Trainer:
             self.close()
 
     def _loop(self) -> None:
-        bar = self._progress_bar()
+        progress = Progress(self.settings.total_iter, self.steps_done, self.run_folder.name, shown=self.rank == 0)
         self.log.start_interval()
         while self.steps_done < self.settings.total_iter:
             with self.heartbeat.long_work() if self._may_compile() else contextlib.nullcontext():
                 losses = self.step()
             self.heartbeat.beat(self.steps_done)
-            bar.update()
+            progress.step()
             if self._is_due(self.settings.log_every) or self.steps_done == 1:
                 several = self.data.config.window_sizes
                 window_size = self.order.window_size(self.steps_done - 1) if several else None
-                bar.set_postfix(self.log.write(self.steps_done, losses, window_size), refresh=False)
+                progress.note(self.log.write(self.steps_done, losses, window_size))
             request = self.agreement.after_step()
             # All that a step leaves is there before its checkpoint is, so that a resume has nothing to make up for.
             evaluates = self._is_due(self.settings.eval_every)
@@ -185,7 +184,7 @@ class Trainer:
                 break
             if saves or evaluates:
                 self.log.start_interval()
-        bar.close()
+        progress.close()
 
     def initialize_codebooks(self) -> None:
         """Makes every level's first codes, unless the quantizer has some: from the latents of the next global batch, or
@@ -331,14 +330,3 @@ class Trainer:
         base, schedule = self.profile.learning_rate(self.world_size), self.profile.rvqvae.schedule
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate(self.steps_done, base, schedule, self.settings.total_iter)
-
-    def _progress_bar(self) -> "tqdm[Any]":
-        return tqdm(
-            total=self.settings.total_iter,
-            initial=self.steps_done,
-            disable=self.rank != 0,
-            unit="step",
-            desc=printable(self.run_folder.name),
-            mininterval=0.5,
-            dynamic_ncols=True,
-        )

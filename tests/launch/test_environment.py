@@ -32,3 +32,31 @@ def test_where_the_file_system_refuses_flock_it_goes_on_with_a_line(tmp_path, re
     assert (ended.returncode, last.partition("; ")[0]) == (2, "environment: needs Python 3.10, 3.11 or 3.12")
     line = f"environment: {tmp_path} cannot be locked (Function not implemented); let one start end its install before"
     assert said == ([f"{line} the next"] if refused else [])
+
+
+PYTHON = """#!/bin/sh
+# Makes environments of itself, at once.
+if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; fi
+if [ "$2" = --say ]; then places=$(readlink /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2); echo "$places" >"$3"; fi
+"""
+
+
+@pytest.mark.parametrize("streams", ["", ">/dev/full 2>&1", "0<&- 1>&- 2>&-", "2>&1 | true"])
+def test_messages_that_cannot_be_printed_end_no_start(tmp_path, streams):
+    for name in ("launch/environment.sh", "launch/train_8x4090.sh", "pyproject.toml", "setup.py", "constraints.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python3").write_text(PYTHON)
+    (tmp_path / "bin" / "python3").chmod(0o755)
+    variables = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    environment = {**variables, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    command = f"set -o pipefail; bash launch/train_8x4090.sh --say {tmp_path}/said {streams}"
+    ended = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 0
+    assert ended.stderr.count("environment: ") == (0 if streams else 2)
+    assert (tmp_path / ".venv" / "installed").exists()
+    places = (tmp_path / "said").read_text().split()
+    assert len(places) == 3 and (places == ["/dev/null"] * 3) is ("1>&-" in streams)
