@@ -90,13 +90,13 @@ class QueuedStream(io.TextIOBase):
         while True:
             content = self._texts.get()
             try:
-                _write_all(self._handle, content)
+                write_all(self._handle, content)
             except OSError as error:
                 self.lost = error
             self._taken += len(content)
 
 
-def _write_all(handle: int, content: bytes) -> None:
+def write_all(handle: int, content: bytes) -> None:
     while content:
         try:
             content = content[os.write(handle, content) :]
