@@ -38,7 +38,8 @@ def test_a_signal_to_one_rank_saves_on_all(tmp_path, demo_folder, number):
 @pytest.fixture
 def agreement(one_rank):
     found = Agreement()
-    yield found
+    with found.listening():
+        yield found
     found.close()
 
 
@@ -48,6 +49,7 @@ def agreement(one_rank):
         ([signal.SIGUSR1], Wanted.SAVE),
         ([signal.SIGTERM], Wanted.STOP),
         ([signal.SIGINT], Wanted.STOP),
+        ([signal.SIGHUP], Wanted.STOP),
         ([signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1], Wanted.STOP),
     ],
 )
@@ -58,10 +60,26 @@ def test_a_request_is_agreed_on_by_the_step_after_the_next_and_only_once(agreeme
     assert [agreement.after_step() for _ in range(4)] == [Wanted.NONE, request_, Wanted.NONE, Wanted.NONE]
 
 
-def test_the_handlers_before_are_put_back(one_rank):
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    before = [signal.getsignal(number) for number in numbers]
+NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
+def test_handlers_are_installed_only_while_somebody_listens(one_rank):
+    before = [signal.getsignal(number) for number in NUMBERS]
     agreement = Agreement()
-    assert all(signal.getsignal(number) not in before for number in numbers)
+    assert [signal.getsignal(number) for number in NUMBERS] == before
+    with agreement.listening():
+        assert all(signal.getsignal(number) not in before for number in NUMBERS)
+    assert [signal.getsignal(number) for number in NUMBERS] == before
     agreement.close()
-    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_a_signal_that_is_ignored_at_the_start_stays_ignored(one_rank):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        agreement = Agreement()
+        with agreement.listening():
+            signal.raise_signal(signal.SIGHUP)
+            assert [agreement.after_step() for _ in range(3)] == [Wanted.NONE] * 3
+        agreement.close()
+    finally:
+        signal.signal(signal.SIGHUP, before)
