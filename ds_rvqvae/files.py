@@ -1,6 +1,7 @@
 """Files and folders that are written whole or not at all, lines that are appended whole, checksums, and what tells that
 a file is another than before."""
 
+import atexit
 import codecs
 import errno
 import glob
@@ -29,6 +30,8 @@ _UNFINISHED = f"{_ANY_UNFINISHED}{socket.gethostname()}-"
 """What the names of files and folders that are being written begin with; after it the process."""
 _ABANDONED_AFTER = 24 * 3600.0
 """Seconds after which what another machine is writing counts as left behind."""
+_being_written: set[Path] = set()
+"""Files and folders that this process has begun."""
 
 
 @contextmanager
@@ -40,6 +43,7 @@ def whole_file(file: Path, synced: bool = False) -> Iterator[BinaryIO]:
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f"{_UNFINISHED}{os.getpid()}-{threading.get_ident()}")
+    _being_written.add(unfinished)
     try:
         with unfinished.open("wb") as content:
             yield content
@@ -51,6 +55,8 @@ def whole_file(file: Path, synced: bool = False) -> Iterator[BinaryIO]:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
         raise
+    finally:
+        _being_written.discard(unfinished)
     if synced:
         sync(file.parent)
 
@@ -76,8 +82,9 @@ def whole_folder(
     else:
         shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
+    unfinished = place / "new"
+    _being_written.add(unfinished)
     try:
-        unfinished = place / "new"
         unfinished.mkdir()
         yield unfinished
         for path in [*unfinished.rglob("*"), unfinished] if synced else []:
@@ -90,6 +97,19 @@ def whole_folder(
             sync(folder.parent)
     finally:
         shutil.rmtree(place, ignore_errors=True)
+        _being_written.discard(unfinished)
+
+
+@atexit.register
+def _remove_begun() -> None:
+    """Where a process ends while threads of it write, as one does that a signal stops."""
+    for path in list(_being_written):
+        with suppress(OSError):
+            if path.is_dir():
+                shutil.rmtree(path)
+                path.parent.rmdir()
+            else:
+                path.unlink()
 
 
 def remove_abandoned(folder: Path) -> None:
@@ -107,12 +127,12 @@ def replace_folder(made: Path, folder: Path) -> None:
     """
     earlier = made.with_name(f"{made.name}.old")
     shutil.rmtree(earlier, ignore_errors=True)
-    if folder.exists():
-        folder.rename(earlier)
     try:
+        if folder.exists():
+            folder.rename(earlier)
         made.rename(folder)
-    except OSError:
-        if earlier.exists():
+    except BaseException:
+        if earlier.exists() and not folder.exists():
             earlier.rename(folder)
         raise
     shutil.rmtree(earlier, ignore_errors=True)

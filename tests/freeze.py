@@ -20,6 +20,7 @@ from unittest import mock
 import numpy as np
 
 from ds_rvqvae import cli
+from ds_rvqvae.config.parser import FlagParser
 from ds_rvqvae.data.demo import write_demo_motion
 from ds_rvqvae.errors import ExitStatus
 from ds_rvqvae.gpu import monitor
@@ -65,6 +66,8 @@ def _parser_of(main: Callable[[list[str]], int]) -> argparse.ArgumentParser:
 
 
 def _verbs(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    if isinstance(parser, FlagParser):
+        parser.fill()
     below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     if not below:
         yield name, parser

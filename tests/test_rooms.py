@@ -122,7 +122,8 @@ def test_rooms_stay_free_of(room):
 
 
 def test_the_launcher_comes_up_without_torch():
-    code = "import ds_rvqvae.launch.main, json, sys; print(json.dumps(sorted(sys.modules)))"
+    rooms = ", ".join(f"ds_rvqvae.launch.{name}" for name in ("main", "check", "body", "command", "demo", "supervise"))
+    code = f"import {rooms}, json, sys; print(json.dumps(sorted(sys.modules)))"
     loaded = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     assert "ds_rvqvae.launch.check" in loaded
     assert not {"torch", "deepspeed", "matplotlib", "scipy"} & set(loaded)

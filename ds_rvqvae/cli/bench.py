@@ -5,27 +5,25 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ds_rvqvae.cli.common import Verbs, add_json_flag, count, print_result
+from ds_rvqvae.cli.common import add_json_flag, count, print_result
 from ds_rvqvae.errors import ExitStatus, UserError, text_of
-from ds_rvqvae.host import bf16_arithmetic_text
 from ds_rvqvae.text import gibibytes
 
 
-def add_to(verbs: Verbs) -> None:
-    """Adds the verb."""
-    bench = verbs.add_parser("bench", help="time training steps, part by part, beside a plain PyTorch loop")
-    bench.add_argument("profile", nargs="?", default="baseline", metavar="PROFILE", help="(default: baseline)")
-    bench.add_argument("--data_path", metavar="PATH", help="motion to train on (default: demo motion, made for it)")
-    bench.add_argument("--body_part", metavar="PART", help="columns of it (default: the profile's)")
-    bench.add_argument("--rounds", type=count, default=7, metavar="N", help="steps of each way (default: 7)")
-    bench.add_argument(
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    """Fills the verb's parser."""
+    parser.add_argument("profile", nargs="?", default="baseline", metavar="PROFILE", help="(default: baseline)")
+    parser.add_argument("--data_path", metavar="PATH", help="motion to train on (default: demo motion, made for it)")
+    parser.add_argument("--body_part", metavar="PART", help="columns of it (default: the profile's)")
+    parser.add_argument("--rounds", type=count, default=7, metavar="N", help="steps of each way (default: 7)")
+    parser.add_argument(
         "--checkpointing", action="store_true", help="with activation checkpointing, which the plain loops have not"
     )
-    bench.add_argument("--no_plain", action="store_true", help="without the plain loops")
-    bench.add_argument("--trace", type=Path, metavar="FILE.json", help="also write two steps as a Chrome trace")
-    bench.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a key; repeatable")
-    add_json_flag(bench)
-    bench.set_defaults(verb=_bench)
+    parser.add_argument("--no_plain", action="store_true", help="without the plain loops")
+    parser.add_argument("--trace", type=Path, metavar="FILE.json", help="also write two steps as a Chrome trace")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a key; repeatable")
+    add_json_flag(parser)
+    parser.set_defaults(verb=_bench)
 
 
 def _bench(args: argparse.Namespace) -> int:
@@ -48,6 +46,8 @@ def _bench(args: argparse.Namespace) -> int:
 
 def bench_table(result: dict[str, Any]) -> str:
     """The measurements for people."""
+    from ds_rvqvae.host import bf16_arithmetic_text
+
     step = result["step_s"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version)
     lines = [

@@ -5,17 +5,15 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.errors import UserError, say, text_of
-from ds_rvqvae.files import whole_file
+from ds_rvqvae.process.command import print_out, print_summary
 
 if TYPE_CHECKING:
+    from ds_rvqvae.config.profile import Profile
     from ds_rvqvae.runs.references import Reference
 
-Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-"""What a verb adds its parser to."""
 TOKENIZER_HELP = (
     "folder of a run, of a tokenizer, or of a body's; a run's checkpoint, as RUN/checkpoints/global_step5000 or "
     "RUN/checkpoints/best; or a tokenizer's id on the Hugging Face hub"
@@ -58,17 +56,23 @@ def _json_file(text: str) -> str:
     return text
 
 
-def print_result(args: argparse.Namespace, result: Any, text: str) -> None:
+def print_result(args: argparse.Namespace, result: Any, text: str, *, in_files: bool = False) -> None:
     """Text for people; with `--json` the same for programs, alone on standard output where no file is named.
 
     Args:
         text: lines that are ours; names that may hold the end of a line went through `printable` or `text_of`.
+        in_files: the result itself is in files, and the text, where it finds no room, is no loss.
+
+    Raises:
+        UserError: the result cannot be written.
     """
     if args.json == "-":
-        print(json.dumps(result, indent=2))
+        print_out(json.dumps(result, indent=2) + "\n")
         return
-    print(text_of(text.split("\n")))
+    (print_summary if in_files or args.json else print_out)(text_of(text.split("\n")) + "\n")
     if args.json:
+        from ds_rvqvae.files import whole_file
+
         try:
             with whole_file(Path(args.json)) as content:
                 content.write(json.dumps(result, indent=2).encode() + b"\n")
@@ -110,7 +114,7 @@ def add_column_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data_path", metavar="PATH", help="motion or a store whose columns are counted")
 
 
-def columns_of(args: argparse.Namespace, profile: Profile) -> int:
+def columns_of(args: argparse.Namespace, profile: "Profile") -> int:
     """The columns that the flags ask for.
 
     Raises:

@@ -3,14 +3,13 @@
 import argparse
 from pathlib import Path
 
-from ds_rvqvae.cli.common import Verbs, add_json_flag, count, print_result
+from ds_rvqvae.cli.common import add_json_flag, count, print_result
 from ds_rvqvae.errors import ExitStatus, UserError, text_of
 
 
-def add_to(verbs: Verbs) -> None:
-    """Adds the verb."""
-    data = verbs.add_parser("data", help="look at motion before it is trained on")
-    actions = data.add_subparsers(metavar="ACTION", required=True)
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Fills the verb's parser."""
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
     plot = actions.add_parser(
         "plot",
         help="a page of a store: hours by speaker, clip lengths, columns, the root's way and five figures, in which a "
@@ -56,5 +55,10 @@ def _plot(args: argparse.Namespace) -> int:
             write_png(page, content, dpi=100)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written: {error.strerror or error}") from None
-    print_result(args, {**look.facts, "picture": str(out)}, text_of([*look_text(look).split("\n"), f"picture: {out}"]))
+    print_result(
+        args,
+        {**look.facts, "picture": str(out)},
+        text_of([*look_text(look).split("\n"), f"picture: {out}"]),
+        in_files=True,
+    )
     return ExitStatus.DONE

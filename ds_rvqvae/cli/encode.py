@@ -4,30 +4,32 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ds_rvqvae.cli.common import TOKENIZER_HELP, Verbs, add_json_flag, count, find_tokenizer, print_result
+from ds_rvqvae.cli.common import TOKENIZER_HELP, add_json_flag, count, find_tokenizer, print_result
 from ds_rvqvae.errors import ExitStatus, say
 
 if TYPE_CHECKING:
     from ds_rvqvae.tokenizer.convert import Report
 
 
-def add_to(verbs: Verbs) -> None:
-    """Adds both verbs."""
-    encode = verbs.add_parser("encode", help="turn motion files into codes")
-    _add_flags(encode, "BEAT2 npz, BVH, packed npz, .npy matrices, or folders of them", "codes")
-    encode.set_defaults(verb=_encode)
-    decode = verbs.add_parser("decode", help="turn codes back into motion files")
-    _add_flags(decode, "codes files, or folders of them", "motion")
-    decode.add_argument(
+def add_encode(parser: argparse.ArgumentParser) -> None:
+    """Fills the verb's parser."""
+    _add_flags(parser, "BEAT2 npz, BVH, packed npz, .npy matrices, or folders of them", "codes")
+    parser.set_defaults(verb=_encode)
+
+
+def add_decode(parser: argparse.ArgumentParser) -> None:
+    """Fills the verb's parser."""
+    _add_flags(parser, "codes files, or folders of them", "motion")
+    parser.add_argument(
         "--source",
         type=Path,
         metavar="FOLDER|FILE",
         help="BEAT2 or BVH motion for what the tokenizer does not cover (default: the encoded file, if it is still "
         "there)",
     )
-    decode.add_argument("--matrices", action="store_true", help="write .npy matrices, whatever was encoded")
-    decode.add_argument("--any_tokenizer", action="store_true", help="decode codes of another tokenizer too")
-    decode.set_defaults(verb=_decode)
+    parser.add_argument("--matrices", action="store_true", help="write .npy matrices, whatever was encoded")
+    parser.add_argument("--any_tokenizer", action="store_true", help="decode codes of another tokenizer too")
+    parser.set_defaults(verb=_decode)
 
 
 def _add_flags(verb: argparse.ArgumentParser, files: str, results: str) -> None:
@@ -62,7 +64,7 @@ def _decode(args: argparse.Namespace) -> int:
 def _finish(args: argparse.Namespace, report: "Report") -> int:
     for failed in report.failed:
         say(f"failed: {failed.file}: {failed.reason}")
-    print_result(args, report.to_dict(), report.text())
-    if report.stopped:
-        return ExitStatus.STOPPED
+    print_result(args, report.to_dict(), report.text(), in_files=True)
+    if report.stopped is not None:
+        raise report.stopped
     return ExitStatus.PARTLY_DONE if report.failed else ExitStatus.DONE

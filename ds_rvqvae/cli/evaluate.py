@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ds_rvqvae.cli.common import TOKENIZER_HELP, Verbs, add_json_flag, count, find_tokenizer, print_result
+from ds_rvqvae.cli.common import TOKENIZER_HELP, add_json_flag, count, find_tokenizer, print_result
 from ds_rvqvae.errors import ExitStatus, UserError, printable, say
 
 if TYPE_CHECKING:
@@ -22,46 +22,45 @@ if TYPE_CHECKING:
     from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 
-def add_to(verbs: Verbs) -> None:
-    """Adds the verb."""
-    evaluate = verbs.add_parser("evaluate", help="score tokenizers on a split of their data, or of other data")
-    evaluate.add_argument(
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    """Fills the verb's parser."""
+    parser.add_argument(
         "paths",
         nargs="+",
         metavar="RUN|TOKENIZER",
         help=f"{TOKENIZER_HELP}; several, and the parts of a body, are put side by side",
     )
-    evaluate.add_argument("--split", choices=["train", "val", "test", "all"], default="val")
-    evaluate.add_argument("--data_path", metavar="PATH", help="motion to score (default: what the run trained on)")
-    evaluate.add_argument(
+    parser.add_argument("--split", choices=["train", "val", "test", "all"], default="val")
+    parser.add_argument("--data_path", metavar="PATH", help="motion to score (default: what the run trained on)")
+    parser.add_argument(
         "--skeleton",
         type=Path,
         metavar="FILE",
         help="JSON or npz of joint_names, parents and offsets that joints are measured on (default: that of the "
         "motion's own files, else a built-in figure)",
     )
-    evaluate.add_argument(
+    parser.add_argument(
         "--features",
         type=Path,
         metavar="FILE",
         help="TorchScript encoder, motion [B, T, C] in the data's own units to [B, D] or [B, T', D]: adds the Fréchet "
         "distance of its features. Loading it runs its code: give none but your own",
     )
-    evaluate.add_argument(
+    parser.add_argument(
         "--feature_window",
         type=count,
         default=64,
         metavar="FRAMES",
         help="frames T that the encoder of --features is given at a time (default: 64)",
     )
-    evaluate.add_argument(
+    parser.add_argument(
         "--pictures",
         type=Path,
         metavar="DIR",
         help="where pictures go (default: RUN/eval of a single run, else none)",
     )
-    add_json_flag(evaluate)
-    evaluate.set_defaults(verb=_evaluate)
+    add_json_flag(parser)
+    parser.set_defaults(verb=_evaluate)
 
 
 @dataclass

@@ -3,34 +3,33 @@
 import argparse
 from pathlib import Path
 
-from ds_rvqvae.cli.common import TOKENIZER_HELP, Verbs, add_json_flag, find_tokenizer, print_result
+from ds_rvqvae.cli.common import TOKENIZER_HELP, add_json_flag, find_tokenizer, print_result
 from ds_rvqvae.errors import ExitStatus, UserError, printable
 
 
-def add_to(verbs: Verbs) -> None:
-    """Adds the verb."""
-    export = verbs.add_parser("export", help="write a run's tokenizer: safetensors and JSON, or as others read")
-    export.add_argument("run", metavar="RUN|TOKENIZER", help=TOKENIZER_HELP)
-    export.add_argument(
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """Fills the verb's parser."""
+    parser.add_argument("run", metavar="RUN|TOKENIZER", help=TOKENIZER_HELP)
+    parser.add_argument(
         "--checkpoint",
         metavar="latest|best|TAG",
         help="which checkpoint of the run (default: the newest; best: by L1 on held-out motion)",
     )
-    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; it must not exist yet")
-    export.add_argument(
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; it must not exist yet")
+    parser.add_argument(
         "--format",
         choices=["ds_rvqvae", "momask", "gesturelsm", "t2mgpt"],
         default="ds_rvqvae",
         help="momask, gesturelsm, t2mgpt: a checkpoint that their own code loads (default: ds_rvqvae)",
     )
-    export.add_argument(
+    parser.add_argument(
         "--embedding_proj",
         choices=["on", "off"],
         help="gesturelsm: with that layer, as the identity, or without, as code before 2025 and SynTalker's take it "
         "(default: on; a file imported without it goes out without)",
     )
-    add_json_flag(export)
-    export.set_defaults(verb=_export)
+    add_json_flag(parser)
+    parser.set_defaults(verb=_export)
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -70,5 +69,5 @@ def _export(args: argparse.Namespace) -> int:
         "files": files,
     }
     line = f"{args.out}: {', '.join(files)}" + (f" (step {step:,})" if step is not None else "")
-    print_result(args, result, printable(line))
+    print_result(args, result, printable(line), in_files=True)
     return ExitStatus.DONE

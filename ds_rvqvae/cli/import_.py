@@ -3,19 +3,17 @@
 import argparse
 from pathlib import Path
 
-from ds_rvqvae.cli.common import Verbs, add_json_flag, positive_number, print_result
-from ds_rvqvae.config.data import BODY_PARTS
+from ds_rvqvae.cli.common import add_json_flag, positive_number, print_result
+from ds_rvqvae.config.names import BODY_PARTS
 from ds_rvqvae.errors import ExitStatus, UserError, text_of
 
 
-def add_to(verbs: Verbs) -> None:
-    """Adds the verb."""
-    parser = verbs.add_parser(
-        "import",
-        help="make a tokenizer of a checkpoint of MoMask, GestureLSM or T2M-GPT",
-        description="Makes a tokenizer of a checkpoint of MoMask, GestureLSM or T2M-GPT. What the shapes of its "
+def add_import(parser: argparse.ArgumentParser) -> None:
+    """Fills the verb's parser."""
+    parser.description = (
+        "Makes a tokenizer of a checkpoint of MoMask, GestureLSM or T2M-GPT. What the shapes of its "
         "weights do not tell is read from the option file that the system keeps beside it (MoMask: opt.txt; T2M-GPT: "
-        "run.log; GestureLSM: run.log or yaml), or said by flags, which go before the option file. Nothing is assumed.",
+        "run.log; GestureLSM: run.log or yaml), or said by flags, which go before the option file. Nothing is assumed."
     )
     parser.add_argument(
         "file", type=Path, metavar="FILE", help="what its trainer saved (.tar, .pth), or the folder of the model"
@@ -98,5 +96,5 @@ def _import(args: argparse.Namespace) -> int:
     lines.append("from where:")
     width = max(map(len, settings))
     lines += [f"  {key:<{width}}  {one['value']}  from {one['from']}" for key, one in settings.items()]
-    print_result(args, result, text_of(lines))
+    print_result(args, result, text_of(lines), in_files=True)
     return ExitStatus.DONE

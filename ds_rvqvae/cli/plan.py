@@ -4,29 +4,25 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ds_rvqvae.cli.common import Verbs, add_column_flags, add_json_flag, columns_of, print_result
+from ds_rvqvae.cli.common import add_column_flags, add_json_flag, columns_of, print_result
 from ds_rvqvae.errors import ExitStatus, UserError, printable
 from ds_rvqvae.gpu.cards import CARDS
-from ds_rvqvae.host import bf16_arithmetic_text, has_bf16_arithmetic
 
 if TYPE_CHECKING:
     from ds_rvqvae.gpu.plan import Plan
 
 
-def add_to(verbs: Verbs) -> None:
-    """Adds the verb."""
-    plan = verbs.add_parser(
-        "plan", help="memory, arithmetic and traffic of a profile on given cards, before any starts"
-    )
-    plan.add_argument("profile", metavar="PROFILE", help="a shipped profile or a JSON file")
-    plan.add_argument("--gpus", type=int, default=7, metavar="N", help="cards, a rank each (default: 7)")
-    plan.add_argument("--card", choices=CARDS, help="model of card (default: 4090)")
-    plan.add_argument("--gpu_memory", metavar="SIZE", help="memory a card, as 24GiB (default: the card's own)")
-    add_column_flags(plan)
-    plan.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a key; repeatable")
-    plan.add_argument("--picture", type=Path, metavar="FILE.png", help="also draw the memory as a stacked bar")
-    add_json_flag(plan)
-    plan.set_defaults(verb=_plan)
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    """Fills the verb's parser."""
+    parser.add_argument("profile", metavar="PROFILE", help="a shipped profile or a JSON file")
+    parser.add_argument("--gpus", type=int, default=7, metavar="N", help="cards, a rank each (default: 7)")
+    parser.add_argument("--card", choices=CARDS, help="model of card (default: 4090)")
+    parser.add_argument("--gpu_memory", metavar="SIZE", help="memory a card, as 24GiB (default: the card's own)")
+    add_column_flags(parser)
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a key; repeatable")
+    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="also draw the memory as a stacked bar")
+    add_json_flag(parser)
+    parser.set_defaults(verb=_plan)
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -34,6 +30,7 @@ def _plan(args: argparse.Namespace) -> int:
     from ds_rvqvae.gpu.cards import parse_bytes
     from ds_rvqvae.gpu.plan import make_plan
     from ds_rvqvae.gpu.plan_table import plan_table
+    from ds_rvqvae.host import bf16_arithmetic_text, has_bf16_arithmetic
 
     profile = load_profile(args.profile, args.set)
     if args.gpus < 1:

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ds_rvqvae.cli.common import Verbs, add_json_flag, count, positive_number, print_result
-from ds_rvqvae.config.data import FORMATS
+from ds_rvqvae.cli.common import add_json_flag, count, positive_number, print_result
+from ds_rvqvae.config.names import FORMATS
 from ds_rvqvae.errors import ExitStatus, UserError, printable, text_of
 
 if TYPE_CHECKING:
@@ -18,50 +18,48 @@ _FLAGS = ("format", "fps", "split", "source_fps", "metres_per_unit", "up_axis", 
 """Each sets the key of `rvqvae.data` that it is called by."""
 
 
-def add_to(verbs: Verbs) -> None:
-    """Adds the verb."""
-    prepare = verbs.add_parser(
-        "prepare",
-        help="pack motion files into a store that training reads",
-        epilog="Rules of what is left out are keys of rvqvae.data.rules: --set rvqvae.data.rules.max_root_step=1. The "
-        "same command goes on where a killed one stopped.",
+def add_prepare(parser: argparse.ArgumentParser) -> None:
+    """Fills the verb's parser."""
+    parser.epilog = (
+        "Rules of what is left out are keys of rvqvae.data.rules: --set rvqvae.data.rules.max_root_step=1. The "
+        "same command goes on where a killed one stopped."
     )
-    prepare.add_argument(
+    parser.add_argument(
         "data",
         metavar="DATA",
         help="folder of motion files (BEAT2, SMPL-X, SMPL-H, BVH, HumanML3D, "
         ".npy, .npz), one such file, or a packed npz",
     )
-    prepare.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the store")
-    prepare.add_argument("--profile", default="baseline", help="whose rvqvae.data settings hold (default: baseline)")
-    prepare.add_argument("--format", choices=FORMATS, help="how files are read (default: by what is there)")
-    prepare.add_argument("--fps", type=positive_number, help="frames a second (default: the profile's)")
-    prepare.add_argument("--split", choices=["auto", "time", "hash"], help="see rvqvae.data.split")
-    prepare.add_argument("--speakers", metavar="N,N,…", help="only BEAT2 clips of these speakers")
-    prepare.add_argument(
+    parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the store")
+    parser.add_argument("--profile", default="baseline", help="whose rvqvae.data settings hold (default: baseline)")
+    parser.add_argument("--format", choices=FORMATS, help="how files are read (default: by what is there)")
+    parser.add_argument("--fps", type=positive_number, help="frames a second (default: the profile's)")
+    parser.add_argument("--split", choices=["auto", "time", "hash"], help="see rvqvae.data.split")
+    parser.add_argument("--speakers", metavar="N,N,…", help="only BEAT2 clips of these speakers")
+    parser.add_argument(
         "--split_version", metavar="NAME", help="the folder of split lists to take, where the data have several"
     )
-    prepare.add_argument(
+    parser.add_argument(
         "--source_fps",
         type=positive_number,
         metavar="N",
         help="frames a second of the files, whatever they say (default: what they say, or what is known of the format)",
     )
-    prepare.add_argument(
+    parser.add_argument(
         "--metres_per_unit", type=positive_number, help="of BVH files (default: what they say, else by the skeleton)"
     )
-    prepare.add_argument(
+    parser.add_argument(
         "--up_axis",
         choices=["y", "z"],
         help="the axis that points up in the files; z is turned to y (default: y, refused where the figures lie)",
     )
-    prepare.add_argument("--store_dtype", "--dtype", choices=["float32", "float16", "bfloat16"], help="numbers on disk")
-    prepare.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="any other setting")
-    prepare.add_argument("--append", action="store_true", help="add the clips that STORE does not have, by name, to it")
-    prepare.add_argument("--strict", action="store_true", help="leave nothing out: the first fault is an error")
-    prepare.add_argument("--workers", type=count, metavar="N", help="processes (default: one a core)")
-    add_json_flag(prepare)
-    prepare.set_defaults(verb=_prepare)
+    parser.add_argument("--store_dtype", "--dtype", choices=["float32", "float16", "bfloat16"], help="numbers on disk")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="any other setting")
+    parser.add_argument("--append", action="store_true", help="add the clips that STORE does not have, by name, to it")
+    parser.add_argument("--strict", action="store_true", help="leave nothing out: the first fault is an error")
+    parser.add_argument("--workers", type=count, metavar="N", help="processes (default: one a core)")
+    add_json_flag(parser)
+    parser.set_defaults(verb=_prepare)
 
 
 def _prepare(args: argparse.Namespace) -> int:
@@ -91,7 +89,9 @@ def _prepare(args: argparse.Namespace) -> int:
     result = {"store": str(args.out), **report, **_cost(prepared.packed, prepared.store.fps)}
     result["notes"] = [*report["notes"], *prepared.notes]
     result["left_out"] = [{"file": left.file, "reason": left.reason} for left in prepared.store.left_out]
-    print_result(args, result, f"{report_text(report)}\n\n{printable(str(args.out))}: {_summary(prepared)}")
+    print_result(
+        args, result, f"{report_text(report)}\n\n{printable(str(args.out))}: {_summary(prepared)}", in_files=True
+    )
     return ExitStatus.PARTLY_DONE if prepared.store.left_out else ExitStatus.DONE
 
 

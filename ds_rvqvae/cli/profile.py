@@ -5,14 +5,14 @@ import json
 import sys
 from typing import Any
 
-from ds_rvqvae.cli.common import Verbs, add_column_flags, add_json_flag, columns_of, print_result
+from ds_rvqvae.cli.common import add_column_flags, add_json_flag, columns_of, print_result
 from ds_rvqvae.errors import ExitStatus, UserError, text_of
+from ds_rvqvae.process.command import print_out
 
 
-def add_to(verbs: Verbs) -> None:
-    """Adds the verb."""
-    profile = verbs.add_parser("profile", help="show, validate or compare profiles")
-    actions = profile.add_subparsers(metavar="ACTION", required=True)
+def add_profile(parser: argparse.ArgumentParser) -> None:
+    """Fills the verb's parser."""
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
     show = actions.add_parser("show", help="every setting, and the size of the model")
     show.add_argument("profile", metavar="NAME|FILE")
     add_column_flags(show)
@@ -90,5 +90,5 @@ def _diff(args: argparse.Namespace) -> int:
 def _schema(args: argparse.Namespace) -> int:
     from ds_rvqvae.config.profile import json_schema
 
-    print(json.dumps(json_schema(), indent=2))
+    print_out(json.dumps(json_schema(), indent=2) + "\n")
     return ExitStatus.DONE

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from ds_rvqvae.cli.common import (
     TOKENIZER_HELP,
-    Verbs,
     add_json_flag,
     find_tokenizer,
     number,
@@ -25,34 +24,33 @@ if TYPE_CHECKING:
 _GIF_FPS, _MOST_GIF_FPS = 15.0, 50.0
 
 
-def add_to(verbs: Verbs) -> None:
-    """Adds the verb."""
-    render = verbs.add_parser("render", help="a video of truth, reconstruction and difference as stick figures")
-    render.add_argument("tokenizer", metavar="TOKENIZER|RUN", help=TOKENIZER_HELP)
-    render.add_argument(
+def add_render(parser: argparse.ArgumentParser) -> None:
+    """Fills the verb's parser."""
+    parser.add_argument("tokenizer", metavar="TOKENIZER|RUN", help=TOKENIZER_HELP)
+    parser.add_argument(
         "motion", type=Path, metavar="MOTION", help="BEAT2 npz, BVH, packed npz, .npy matrix, store or folder"
     )
-    render.add_argument("--clip", metavar="NAME", help="which clip, where MOTION holds several")
-    render.add_argument("--out", type=Path, metavar="FILE", help=".mp4 or .gif (default: MOTION's name with .mp4)")
-    render.add_argument("--levels", type=int, metavar="N", help="levels decoded (default: all)")
-    render.add_argument("--start", type=_not_negative, default=0.0, metavar="S", help="second to start at (default: 0)")
-    render.add_argument("--seconds", type=positive_number, default=10.0, metavar="S", help="how long (default: 10)")
-    render.add_argument(
+    parser.add_argument("--clip", metavar="NAME", help="which clip, where MOTION holds several")
+    parser.add_argument("--out", type=Path, metavar="FILE", help=".mp4 or .gif (default: MOTION's name with .mp4)")
+    parser.add_argument("--levels", type=int, metavar="N", help="levels decoded (default: all)")
+    parser.add_argument("--start", type=_not_negative, default=0.0, metavar="S", help="second to start at (default: 0)")
+    parser.add_argument("--seconds", type=positive_number, default=10.0, metavar="S", help="how long (default: 10)")
+    parser.add_argument(
         "--fps",
         type=_at_least_one,
         metavar="F",
         help=f"frames a second (default: the motion's; a gif at most {_GIF_FPS:g})",
     )
-    render.add_argument(
+    parser.add_argument(
         "--skeleton",
         type=Path,
         metavar="FILE",
         help="JSON or npz with joint_names, parents and offsets in metres (default: the motion's own, else a built-in "
         "figure)",
     )
-    render.add_argument("--size", type=_size, default=(960, 480), metavar="WxH", help="pixels (default: 960x480)")
-    add_json_flag(render)
-    render.set_defaults(verb=_render)
+    parser.add_argument("--size", type=_size, default=(960, 480), metavar="WxH", help="pixels (default: 960x480)")
+    add_json_flag(parser)
+    parser.set_defaults(verb=_render)
 
 
 def _render(args: argparse.Namespace) -> int:
@@ -94,7 +92,7 @@ def _render(args: argparse.Namespace) -> int:
     }
     what = f"{len(animation)} frames of {args.size[0]}x{args.size[1]} at {fps:g} fps"
     errors = f"{comparison.levels_text}: {result['angle_error_deg']:.2f} degrees, {result['joint_error_mm']:.1f} mm"
-    print_result(args, result, printable(f"{out}: {what}; {clip.name}, {errors}"))
+    print_result(args, result, printable(f"{out}: {what}; {clip.name}, {errors}"), in_files=True)
     return ExitStatus.DONE
 
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ds_rvqvae.cli.common import Verbs, add_json_flag, print_result
+from ds_rvqvae.cli.common import add_json_flag, print_result
 from ds_rvqvae.errors import ExitStatus, UserError, printable, text_of
 from ds_rvqvae.text import size
 
@@ -17,10 +17,9 @@ if TYPE_CHECKING:
 _MOST_LINES = 6
 
 
-def add_to(verbs: Verbs) -> None:
-    """Adds the verb."""
-    store = verbs.add_parser("store", help="show or verify a prepared store")
-    actions = store.add_subparsers(metavar="ACTION", required=True)
+def add_store(parser: argparse.ArgumentParser) -> None:
+    """Fills the verb's parser."""
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
     show = actions.add_parser("show", help="clips, hours, splits, columns, and what was left out")
     show.add_argument("store", type=Path, metavar="STORE", help="folder of a prepared store")
     show.add_argument("--clips", action="store_true", help="also every clip with its frames, split and speaker")

@@ -7,19 +7,8 @@ from pydantic import Field, model_validator
 
 from ds_rvqvae.config.deepspeed import Count, Section, Share
 from ds_rvqvae.config.facts import DataFacts
+from ds_rvqvae.config.names import BODY_PARTS, FORMATS
 
-BODY_PARTS = ("upper", "hands", "lower", "lower_trans", "whole", "whole_trans", "face")
-"""Parts of SMPL-X and SMPL-H data that need no definition."""
-FORMATS = {
-    "beat2": "beat2.Beat2Reader",
-    "smpl": "smpl.SmplReader",
-    "bvh": "bvh_motion.BvhReader",
-    "humanml3d": "features.HumanML3DReader",
-    "humanml3d_272": "features.HumanML3D272Reader",
-    "features": "features.FeatureFolderReader",
-    "packed": "packed.PackedReader",
-}
-"""Motion formats by name, and where the reader of each is: a module of `data/formats/`, and a class in it."""
 if TYPE_CHECKING:
     FormatName = str
 else:

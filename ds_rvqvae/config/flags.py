@@ -4,19 +4,18 @@ Every field of the profile's `rvqvae` object is a flag of its own name; a few of
 """
 
 import argparse
-import difflib
 import json
 import types
 import typing
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ds_rvqvae.config.data import BODY_PARTS, is_part_name
+from ds_rvqvae.config.data import is_part_name
+from ds_rvqvae.config.names import BODY_PARTS
 from ds_rvqvae.config.profile import RvqvaeConfig, section_at
-from ds_rvqvae.errors import ExitStatus, printable
 
 ON_OFF = {"on": "true", "off": "false"}
 PRECISIONS = {"bf16": "true", "no": "false"}
@@ -40,34 +39,6 @@ PROFILE_FLAGS = {
     },
 }
 """Every flag that sets a key of the profile: flag to JSON path."""
-
-
-class FlagParser(argparse.ArgumentParser):
-    """A parser whose refusals are one line on stderr and exit status 2; abbreviated flags are refused."""
-
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        super().__init__(*arguments, **{**keywords, "allow_abbrev": False})
-
-    def error(self, message: str) -> NoReturn:
-        unknown = message.removeprefix("unrecognized arguments: ")
-        if unknown != message:
-            message = f"unknown flag {unknown}{self._nearest_flag(unknown)}"
-        self.exit(ExitStatus.BAD_INPUT, f"error: {printable(message)} (--help lists the flags)\n")
-
-    def _nearest_flag(self, unknown: str) -> str:
-        flag = unknown.split()[0].partition("=")[0]
-        # One that another verb has is known to this one's parser too.
-        known = [name for name in self._known_flags() if name != flag]
-        near = difflib.get_close_matches(flag, known, n=1, cutoff=0.6)
-        return f"; did you mean {near[0]}?" if near else ""
-
-    def _known_flags(self) -> list[str]:
-        """This parser's flags and those of its verbs, which leave what they do not know to it."""
-        known = list(self._option_string_actions)
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                known += [flag for verb in action.choices.values() for flag in verb._known_flags()]
-        return known
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:

@@ -14,8 +14,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from ds_rvqvae.config.flags import PROFILE_FLAGS, FlagParser, add_training_flags, json_value
+from ds_rvqvae.config.flags import PROFILE_FLAGS, add_training_flags, json_value
 from ds_rvqvae.config.launch_flags import DEEPSPEED_SWITCHES, DEEPSPEED_VALUES, add_deepspeed_flags, add_launch_flags
+from ds_rvqvae.config.parser import FlagParser
 from ds_rvqvae.config.profile import PROFILE_FILE, REFERENCE_RANKS, Profile, load_profile
 from ds_rvqvae.config.training import is_repository
 from ds_rvqvae.errors import UserError

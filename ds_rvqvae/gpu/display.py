@@ -1,14 +1,17 @@
 """Where the monitor shows a refresh: a table on a terminal, else a plain line a card, or lines of JSON."""
 
-import io
+import errno
+import os
+import select
+import signal
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
-from ds_rvqvae.errors import say, text_of
+from ds_rvqvae.errors import UserError, say, text_of
 from ds_rvqvae.gpu.recording import json_line
 from ds_rvqvae.gpu.snapshot import Snapshot, plain_line
+from ds_rvqvae.process.signals import ENDING
 
 _ENTER = "\x1b[?1049h\x1b[?25l"
 """To the terminal's second screen, without a cursor."""
@@ -21,9 +24,8 @@ class Display:
 
     def __init__(self) -> None:
         self._problems: set[str] = set()
-        # A terminal or file of another encoding gets question marks for the bars.
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")
+        self.is_read = True
+        """Whether there still is a reader, or a terminal."""
 
     def show(self, snapshot: Snapshot, problems: Sequence[str]) -> None:
         for problem in set(problems) - self._problems:
@@ -42,12 +44,34 @@ class Display:
     def close(self) -> None:
         """Gives it back for good."""
 
+    def _write(self, text: str) -> None:
+        """Writes to standard output, and waits for its reader until a signal is pending: they are blocked meanwhile.
+
+        Raises:
+            UserError: it cannot be written, as on a disk that is full.
+        """
+        stream, own = sys.stdout, sys.__stdout__
+        if stream is not own or own is None:
+            stream.write(text)
+            return
+        content = text.encode(own.encoding, "replace") if self.is_read else b""
+        try:
+            while content:
+                if select.select([], [own], [], 0.1)[1]:
+                    content = content[os.write(own.fileno(), content[: select.PIPE_BUF]) :]
+                elif signal.sigpending() & set(ENDING):
+                    return
+        except OSError as error:
+            self.is_read = False
+            if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: a terminal that has hung up
+                raise UserError(f"standard output: cannot be written: {error.strerror or error}") from None
+
 
 class LinesDisplay(Display):
     """A plain line a card and refresh."""
 
     def show(self, snapshot: Snapshot, problems: Sequence[str]) -> None:
-        print(text_of(plain_line(snapshot, gpu) for gpu in snapshot.cards), flush=True)
+        self._write(text_of(plain_line(snapshot, gpu) for gpu in snapshot.cards) + "\n")
         super().show(snapshot, problems)
 
 
@@ -55,8 +79,7 @@ class JsonDisplay(Display):
     """A line of JSON a refresh."""
 
     def show(self, snapshot: Snapshot, problems: Sequence[str]) -> None:
-        sys.stdout.write(json_line(snapshot))
-        sys.stdout.flush()
+        self._write(json_line(snapshot))
         super().show(snapshot, problems)
 
 
@@ -114,7 +137,3 @@ class TableDisplay(Display):
         with self._console.capture() as capture:
             self._console.print(screen.render(problems))
         return capture.get()
-
-    def _write(self, text: Any) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()

@@ -12,27 +12,28 @@ from contextlib import ExitStack
 from datetime import datetime
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ds_rvqvae.config.flags import FlagParser
+from ds_rvqvae.config.parser import FlagParser
 from ds_rvqvae.errors import ExitStatus, UserError
-from ds_rvqvae.gpu.display import Display, JsonDisplay, LinesDisplay, TableDisplay
-from ds_rvqvae.gpu.nvml import CardReader, Driver, NoDriverError
-from ds_rvqvae.gpu.processes import Owners
-from ds_rvqvae.gpu.recording import Record, ScalarsFolder, csv_file, json_file
-from ds_rvqvae.gpu.snapshot import Snapshot
 from ds_rvqvae.process.command import exit_status_of
+from ds_rvqvae.process.signals import ENDING
+
+if TYPE_CHECKING:  # late, so that help answers at once
+    from ds_rvqvae.gpu.display import Display
+    from ds_rvqvae.gpu.nvml import CardReader, Driver
+    from ds_rvqvae.gpu.recording import Record
 
 INTERVAL = 5.0
 SHORTEST_INTERVAL = 0.1
 """Seconds; PCIe throughput alone takes some 40 ms a card."""
-_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGTSTP, signal.SIGWINCH}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `launch/monitor_gpu.py` and returns its exit status."""
-    args = _parser().parse_args(argv)
-    status = exit_status_of(lambda: _monitor(args))
-    return ExitStatus.DONE if status == ExitStatus.STOPPED else status
+    return exit_status_of(
+        lambda: _monitor(_parser().parse_args(argv)), is_program=argv is None, stopped=(ExitStatus.DONE, "")
+    )
 
 
 def _parser() -> FlagParser:
@@ -112,11 +113,14 @@ def _json_target(text: str) -> str:
 
 
 def _monitor(args: argparse.Namespace) -> int:
+    from ds_rvqvae.gpu.nvml import Driver, NoDriverError
+
     if args.once or (args.require_idle and not args.count):
         args.count = 1
     with ExitStack() as stack:
         # Taken up between two refreshes only, so that no signal tears a row or the screen.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        signals = _signals()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
         records = _open_records(args)
         for record in records:
@@ -132,19 +136,29 @@ def _monitor(args: argparse.Namespace) -> int:
             _check_there(flag, getattr(args, flag) or [], cards)
         display = _open_display(args)
         stack.callback(display.close)
-        _refresh(args, driver, cards, records, display)
+        _refresh(args, driver, cards, records, display, signals)
     return ExitStatus.DONE
 
 
-def _open_records(args: argparse.Namespace) -> list[Record]:
+def _signals() -> set[signal.Signals]:
+    """What is taken up between two refreshes; what was ignored at the start stays ignored."""
+    wanted = (*ENDING, signal.SIGTSTP, signal.SIGWINCH)
+    return {number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN}
+
+
+def _open_records(args: argparse.Namespace) -> "list[Record]":
     """Raises UserError where a file or folder cannot be written."""
+    from ds_rvqvae.gpu.recording import ScalarsFolder, csv_file, json_file
+
     records: list[Record] = [csv_file(args.csv)] if args.csv else []
     records += [json_file(Path(args.json))] if args.json not in (None, "-") else []
     records += [ScalarsFolder(args.tensorboard)] if args.tensorboard else []
     return records
 
 
-def _open_display(args: argparse.Namespace) -> Display:
+def _open_display(args: argparse.Namespace) -> "Display":
+    from ds_rvqvae.gpu.display import JsonDisplay, LinesDisplay, TableDisplay
+
     if args.json == "-":
         return JsonDisplay()
     if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
@@ -154,7 +168,7 @@ def _open_display(args: argparse.Namespace) -> Display:
     return TableDisplay(live=True, heading=f"every {args.interval:g} s")
 
 
-def _check_there(flag: str, indices: Sequence[int], cards: Sequence[CardReader]) -> None:
+def _check_there(flag: str, indices: Sequence[int], cards: "Sequence[CardReader]") -> None:
     missing = [str(index) for index in indices if index >= len(cards)]
     if missing:
         there = "GPU 0 only" if len(cards) == 1 else f"GPUs 0 to {len(cards) - 1}"
@@ -162,13 +176,22 @@ def _check_there(flag: str, indices: Sequence[int], cards: Sequence[CardReader])
 
 
 def _refresh(
-    args: argparse.Namespace, driver: Driver, cards: Sequence[CardReader], records: Sequence[Record], display: Display
+    args: argparse.Namespace,
+    driver: "Driver",
+    cards: "Sequence[CardReader]",
+    records: "Sequence[Record]",
+    display: "Display",
+    signals: set[signal.Signals],
 ) -> None:
-    """Reads, shows and records until the count is full or a signal says stop.
+    """Reads, shows and records until the count is full, a signal says stop, or nobody reads any more and nothing is
+    recorded.
 
     Raises:
         UserError: with exit status 3, a card that should be idle is not.
     """
+    from ds_rvqvae.gpu.processes import Owners
+    from ds_rvqvae.gpu.snapshot import Snapshot
+
     owners = Owners()
     shown = args.gpus or [card.index for card in cards]
     due = time.monotonic()
@@ -185,21 +208,21 @@ def _refresh(
         ]
         if busy:
             raise UserError(f"--require_idle: {'; '.join(busy)}", ExitStatus.CARD_NOT_IDLE)
-        if number == args.count:
+        if number == args.count or not (display.is_read or records):
             return
         # A refresh that took longer than the interval is not made up for.
         due = max(due + args.interval, time.monotonic())
-        if _wait(due, display):
+        if _wait(due, display, signals):
             return
 
 
-def _wait(due: float, display: Display) -> bool:
+def _wait(due: float, display: "Display", signals: set[signal.Signals]) -> bool:
     """Waits until `due`; whether a signal said stop. A resized terminal is drawn anew, a suspended one given back."""
     while True:
-        received = signal.sigtimedwait(_SIGNALS, max(0.0, due - time.monotonic()))
+        received = signal.sigtimedwait(signals, max(0.0, due - time.monotonic()))
         if received is None:
             return False
-        if received.si_signo in (signal.SIGINT, signal.SIGTERM):
+        if received.si_signo in ENDING:
             return True
         if received.si_signo == signal.SIGTSTP:
             display.suspend()

@@ -3,26 +3,34 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from ds_rvqvae.config.request import Flags, read_launch_flags
 from ds_rvqvae.errors import ExitStatus, printable, say, text_of
-from ds_rvqvae.launch import demo
-from ds_rvqvae.launch.body import Body, CheckedRun, check_no_body
-from ds_rvqvae.launch.check import check_run
-from ds_rvqvae.launch.command import command_by_flags, rank_variables, train
-from ds_rvqvae.launch.preflight import Finding, Preflight
-from ds_rvqvae.launch.supervise import signals_noted
 from ds_rvqvae.process.command import exit_status_of, print_out
 from ds_rvqvae.process.streams import queued_streams
-from ds_rvqvae.runs.start import request_of
+
+if TYPE_CHECKING:  # late, so that help answers at once
+    from ds_rvqvae.launch.body import CheckedRun
+    from ds_rvqvae.launch.preflight import Finding, Preflight
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `launch/train_8x4090.py` and returns its exit status."""
-    return exit_status_of(lambda: _launch(read_launch_flags(sys.argv[1:] if argv is None else argv)))
+    return exit_status_of(lambda: _launch(sys.argv[1:] if argv is None else argv), is_program=argv is None)
 
 
-def _launch(flags: Flags) -> ExitStatus:
+def _launch(argv: Sequence[str]) -> ExitStatus:
+    from ds_rvqvae.config.request import read_launch_flags
+
+    flags = read_launch_flags(argv)
+
+    from ds_rvqvae.launch import demo
+    from ds_rvqvae.launch.body import Body, check_no_body
+    from ds_rvqvae.launch.check import check_run
+    from ds_rvqvae.launch.command import train
+    from ds_rvqvae.launch.supervise import signals_noted
+    from ds_rvqvae.runs.start import request_of
+
     if flags.options.demo:
         flags = demo.with_demo(flags)
     if len(flags.parts) > 1:
@@ -45,8 +53,10 @@ def _launch(flags: Flags) -> ExitStatus:
         return body.train(runs, lambda run: train(run, signals), signals)
 
 
-def _show(checked: list[tuple[CheckedRun, Preflight | None]]) -> None:
+def _show(checked: "list[tuple[CheckedRun, Preflight | None]]") -> None:
     """Prints each run's command, and on stderr its plan, what the checks found and the ranks' own variables."""
+    from ds_rvqvae.launch.command import command_by_flags, rank_variables
+
     shown: set[Finding] = set()
     for run, report in checked:
         if report is None:

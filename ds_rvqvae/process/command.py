@@ -1,6 +1,7 @@
 """From a command to its exit status, whatever it raises and whatever surrounds it."""
 
 import errno
+import io
 import logging
 import os
 import sys
@@ -12,39 +13,54 @@ from contextlib import suppress
 from ds_rvqvae.errors import ExitStatus, PrintableFormatter, UserError, say, text_of
 from ds_rvqvae.process.home import settle_home
 from ds_rvqvae.process.signals import Stopped, stopping_at_signals
-from ds_rvqvae.process.streams import open_standard_streams, queued_streams
+from ds_rvqvae.process.streams import open_standard_streams, queued_streams, write_all
 
 
-def exit_status_of(command: Callable[[], int]) -> int:
+def exit_status_of(
+    command: Callable[[], int], *, is_program: bool = False, stopped: tuple[int, str] = (ExitStatus.STOPPED, "stopped")
+) -> int:
     """Runs a command and turns what it raises into one line on stderr and an exit status.
 
     SIGINT, SIGTERM and SIGHUP end it with status 75 (`stopping_at_signals`); messages never stop it (`QueuedStream`).
+
+    Args:
+        command: imports late what takes long to import, so that signals and warnings are met meanwhile too.
+        is_program: the process ends after it.
+        stopped: the status of a command that a signal ends, and what is said of it; nothing where that is empty.
     """
     open_standard_streams()
     settle_home()
     keep_warnings_harmless()
+    if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     if logging.lastResort is not None:  # prints warnings where no handler was set
         logging.lastResort.setFormatter(PrintableFormatter())
     with queued_streams("stderr"):
         try:
-            with stopping_at_signals():
-                status = command()
-                print_out("")
-                return status
+            with stopping_at_signals(is_program=is_program):
+                return _run(command)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return error.status
-        except Stopped as stop:
-            say(f"stopped by {stop.name}")
-            return ExitStatus.STOPPED
-        except KeyboardInterrupt:
-            say("stopped by SIGINT")
-            return ExitStatus.STOPPED
+        except (Stopped, KeyboardInterrupt) as stop:
+            if stopped[1]:
+                say(f"{stopped[1]} by {stop.name if isinstance(stop, Stopped) else 'SIGINT'}")
+            return stopped[0]
         except Exception as error:
             if os.environ.get("DS_RVQVAE_DEBUG"):
                 print(text_of(traceback.format_exc().splitlines()), file=sys.stderr)
             say(f"error: {type(error).__name__}: {error} (DS_RVQVAE_DEBUG=1 shows the traceback)")
             return ExitStatus.FAILED
+
+
+def _run(command: Callable[[], int]) -> int:
+    try:
+        status = command()
+    except SystemExit:  # of a parser, which may have printed its help
+        print_out("")
+        raise
+    print_out("")
+    return status
 
 
 def print_out(text: str, end: str = "") -> None:
@@ -55,16 +71,32 @@ def print_out(text: str, end: str = "") -> None:
     Raises:
         UserError: it cannot be written, as on a disk that is full.
     """
+    text, stream, own = text + end, sys.stdout, sys.__stdout__
     try:
-        if text or end:  # even nothing, once written, does not go to a disk that is full
-            print(text, end=end)
-        sys.stdout.flush()
+        stream.flush()
+        if not text:  # even nothing, once written, does not go to a disk that is full
+            return
+        if stream is own and own is not None:  # past its buffer, which would keep what a signal came between
+            write_all(own.fileno(), text.encode(own.encoding, "replace"))
+        else:
+            stream.write(text)
+            stream.flush()
     except OSError as error:
         # What is left in the buffer would be tried again, and fail again, when the interpreter ends.
         with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
         if error.errno != errno.EPIPE:
             raise UserError(f"standard output: cannot be written: {error.strerror or error}") from None
+
+
+def print_summary(text: str) -> None:
+    """Writes what a command says of its result, which is in files: where it cannot be written, that is a warning."""
+    try:
+        print_out(text)
+    except UserError as error:
+        say(f"warning: {error}")
 
 
 def keep_warnings_harmless() -> None:

@@ -1,5 +1,6 @@
 """Signals that end a command: once, with one line, after what was begun is put away; and those that end a rank."""
 
+import atexit
 import os
 import signal
 import threading
@@ -8,10 +9,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from ds_rvqvae.errors import ExitStatus, say
+from ds_rvqvae.process.streams import drain_streams
+
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that ask a process to end. One that is ignored at the start, as SIGHUP under nohup, stays ignored."""
 HARMLESS = (signal.SIGUSR1, signal.SIGUSR2)
 """Signals that batch systems send to all processes of a job, and that by default would end them."""
+LONGEST_STOP = 4.0
+"""Seconds after a signal in which a command puts away what it has begun."""
+_LONGEST_CLEARING = 0.5
+"""Seconds for what is to be done at a process's end."""
 
 
 class Stopped(BaseException):
@@ -23,11 +31,16 @@ class Stopped(BaseException):
 
 
 @contextmanager
-def stopping_at_signals() -> Iterator[None]:
+def stopping_at_signals(*, is_program: bool = False) -> Iterator[None]:
     """Raises `Stopped` in the main thread at the first signal of `ENDING`; signals of `HARMLESS` do nothing.
 
     A second SIGINT ends the process at once; further ones of the others do nothing, so that what is being put away is
-    put away. In other threads than the main one, where Python takes no handlers, nothing is changed.
+    put away. What takes longer than `LONGEST_STOP` (a library's long call, in which Python runs no handler, a callback
+    in which the exception is lost, a thread's work) ends with the process. In other threads than the main one, where
+    Python takes no handlers, nothing is changed.
+
+    Args:
+        is_program: the process ends after it: its end is watched too, and former handlers are not put back.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -36,21 +49,76 @@ def stopping_at_signals() -> Iterator[None]:
     ending = [number for number in ENDING if before[number] is not signal.SIG_IGN]
 
     def stop(number: int, _frame: FrameType | None) -> None:
+        watch.stopped = True
         for other in ending:
             signal.signal(other, signal.SIG_IGN)
         if signal.SIGINT in ending:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         raise Stopped(number)
 
-    for number in HARMLESS:
-        signal.signal(number, signal.SIG_IGN)
-    for number in ending:
-        signal.signal(number, stop)
+    watch = _Watch(stop)
     try:
+        for number in HARMLESS:
+            signal.signal(number, signal.SIG_IGN)
+        for number in ending:
+            signal.signal(number, stop)
         yield
     finally:
+        watch.close(is_program)
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if not is_program:
+                signal.signal(number, handler)
+            elif number in ending and not watch.stopped:
+                signal.signal(number, signal.SIG_DFL)  # no KeyboardInterrupt while the interpreter ends
+
+
+class _Watch:
+    """A thread that ends this process where a signal was to, but `LONGEST_STOP` later has not.
+
+    It hears of signals through a pipe that the interpreter writes to, also while the main thread runs no Python.
+
+    Args:
+        handler: where another one is in place, that one's signals are its own affair.
+    """
+
+    def __init__(self, handler: object) -> None:
+        self.stopped = False
+        self._handler, self._left, self._is_over = handler, False, threading.Event()
+        self._reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        self._before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, name="signals", daemon=True).start()
+
+    def close(self, is_program: bool) -> None:
+        self._left = True
+        if not (is_program and self.stopped):  # else it watches over the interpreter's own end
+            self._is_over.set()
+        signal.set_wakeup_fd(self._before)
+        os.close(self._writing)  # ends the thread
+
+    def _watch(self) -> None:
+        while numbers := os.read(self._reading, 1):
+            number = numbers[0]
+            is_ours = number in ENDING and (self.stopped or signal.getsignal(number) is self._handler)
+            if is_ours and not self._is_over.wait(LONGEST_STOP):
+                if not self._left:
+                    say(f"stopped by {signal.Signals(number).name}")
+                _end_now()
+        os.close(self._reading)
+
+
+def _end_now() -> None:
+    """Ends this process whatever its threads do; what is to be done at its end is done before."""
+    clearing = threading.Thread(target=_clear, daemon=True)
+    clearing.start()
+    clearing.join(_LONGEST_CLEARING)
+    drain_streams(_LONGEST_CLEARING)
+    os._exit(ExitStatus.STOPPED)
+
+
+def _clear() -> None:
+    with suppress(Exception):
+        atexit._run_exitfuncs()  # temporary folders, unfinished files
 
 
 def left_to_a_thread(_number: int, _frame: FrameType | None) -> None:

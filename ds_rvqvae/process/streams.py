@@ -120,7 +120,7 @@ class QueuedStream(io.TextIOBase):
         while True:
             content = self._texts.get()
             try:
-                _write_all(self._handle, content)
+                write_all(self._handle, content)
             except OSError as error:
                 with self._lock:
                     self._lost[error.strerror or str(error)] += len(content)
@@ -130,7 +130,7 @@ class QueuedStream(io.TextIOBase):
 _NOT_READ = "nobody reads it"
 
 
-def _write_all(handle: int, content: bytes) -> None:
+def write_all(handle: int, content: bytes) -> None:
     while content:
         try:
             content = content[os.write(handle, content) :]

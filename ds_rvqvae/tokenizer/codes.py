@@ -30,7 +30,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_rvqvae.config.data import FORMATS, is_part_name
+from ds_rvqvae.config.data import is_part_name
+from ds_rvqvae.config.names import FORMATS
 from ds_rvqvae.data.formats.base import load_npz, npz_keys
 from ds_rvqvae.data.formats.finding import check_regular
 from ds_rvqvae.data.formats.npz import write_npz

@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from ds_rvqvae.data.formats.finding import FoundFile, find_files
 from ds_rvqvae.errors import UserError, text_of
 from ds_rvqvae.files import check_writable, remove_unfinished, sync
 from ds_rvqvae.motion.clip import ClipError, LeftOut
+from ds_rvqvae.process.signals import Stopped
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 _SYNCED_AT_ONCE = 16
@@ -42,8 +43,8 @@ class Report:
     skipped: list[Converted] = field(default_factory=list)
     failed: list[LeftOut] = field(default_factory=list)
     elapsed: float = 0.0
-    stopped: bool = False
-    """Ctrl-C came before all files were done."""
+    stopped: Stopped | None = None
+    """The signal that came before all files were done."""
 
     def add(self, outcomes: Sequence[Converted | LeftOut]) -> None:
         """Sorts what became of a file's clips into the three lists."""
@@ -70,14 +71,14 @@ class Report:
             "hours": self.seconds / 3600,
             "elapsed_s": self.elapsed,
             "times_real_time": self.seconds / self.elapsed if self.elapsed else None,
-            "stopped": self.stopped,
+            "stopped": self.stopped is not None,
         }
 
     def text(self) -> str:
         """The summary line, and a line for each note, however many files it is about."""
         lines = [
             f"{len(self.done)} done, {len(self.skipped)} skipped, {len(self.failed)} failed"
-            + (", stopped before the rest" if self.stopped else "")
+            + (", stopped before the rest" if self.stopped is not None else "")
         ]
         if self.done:
             lines[0] += (
@@ -123,14 +124,19 @@ def convert_files(converter: Converter, paths: Sequence[Path], workers: int) -> 
     report = Report(failed=left_out)
     stopping = threading.Event()
     with ThreadPoolExecutor(workers) as pool:
-        jobs = [pool.submit(_outcomes, converter, file, stopping) for file in found]
+        jobs: list[Future[list[Converted | LeftOut]]] = []
         try:
+            jobs += [pool.submit(_outcomes, converter, file, stopping) for file in found]
             for _ in tqdm(as_completed(jobs), total=len(jobs), unit="file", disable=None, leave=False):
                 pass
-        except KeyboardInterrupt:
-            report.stopped = True
+        except Stopped as stop:
+            report.stopped = stop
             stopping.set()
             pool.shutdown(cancel_futures=True)  # waits for the clips at hand
+        except BaseException:
+            stopping.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     for job in jobs:
         if not job.cancelled():
             report.add(job.result())

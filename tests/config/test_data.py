@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from ds_rvqvae.config.data import BODY_PARTS, AugmentConfig, DataConfig, is_part_name
+from ds_rvqvae.config.data import AugmentConfig, DataConfig, is_part_name
+from ds_rvqvae.config.names import BODY_PARTS
 
 
 @pytest.mark.parametrize(

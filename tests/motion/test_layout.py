@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from ds_rvqvae.config.data import BODY_PARTS
+from ds_rvqvae.config.names import BODY_PARTS
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.layout import (
     BODY_PART_CHANNELS,

@@ -6,7 +6,8 @@ from importlib import import_module
 from itertools import islice
 from pathlib import Path
 
-from ds_rvqvae.config.data import FORMATS, DataConfig
+from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.config.names import FORMATS
 from ds_rvqvae.data.formats.base import Reader, files_below, missing_key, npz_keys
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError

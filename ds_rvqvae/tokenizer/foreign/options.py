@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from ds_rvqvae.config.data import BODY_PARTS
+from ds_rvqvae.config.names import BODY_PARTS
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.tokenizer.foreign.formats import DATASETS, ForeignFormat
 

@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ds_rvqvae.config.data import BODY_PARTS, DataConfig
+from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.model import ModelConfig
+from ds_rvqvae.config.names import BODY_PARTS
 from ds_rvqvae.config.profile import model_config_from_dict
 from ds_rvqvae.data.formats.features import known_rate, read_statistics
 from ds_rvqvae.errors import UserError

@@ -9,9 +9,9 @@ import torch
 import yaml
 from torch import Tensor
 
-from ds_rvqvae.config.data import BODY_PARTS
 from ds_rvqvae.config.facts import ModelFacts, keys_that
 from ds_rvqvae.config.model import ModelConfig
+from ds_rvqvae.config.names import BODY_PARTS
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import whole_folder
 from ds_rvqvae.motion.layout import select_columns, smplx_layout

@@ -12,7 +12,8 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 import ds_rvqvae
-from ds_rvqvae.config.data import FORMATS, DataConfig
+from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.config.names import FORMATS
 from ds_rvqvae.data import open_store
 from ds_rvqvae.data.formats.readers import READERS, open_reader
 from ds_rvqvae.errors import ExitStatus, UserError

@@ -1,0 +1,14 @@
+"""Names that profiles and command lines share."""
+
+BODY_PARTS = ("upper", "hands", "lower", "lower_trans", "whole", "whole_trans", "face")
+"""Parts of SMPL-X and SMPL-H data that need no definition."""
+FORMATS = {
+    "beat2": "beat2.Beat2Reader",
+    "smpl": "smpl.SmplReader",
+    "bvh": "bvh_motion.BvhReader",
+    "humanml3d": "features.HumanML3DReader",
+    "humanml3d_272": "features.HumanML3D272Reader",
+    "features": "features.FeatureFolderReader",
+    "packed": "packed.PackedReader",
+}
+"""Motion formats by name, and where the reader of each is: a module of `data/formats/`, and a class in it."""
