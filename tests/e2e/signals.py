@@ -39,8 +39,9 @@ TARGETS = ("launcher", "process group", "all processes", "one rank", "runner", "
 SAVING_TARGETS = TARGETS[:4]
 """SIGUSR1 to deepspeed's own processes does nothing."""
 SURROUNDINGS = ("terminal", "terminal gone", "tee")
-START_LIMIT, END_LIMIT = 240.0, 60.0
-FLAGS = [*SMALL, *EXACT, "--batch_size=4", "--include=localhost:0,1", "--resume", "--keep_checkpoints=9"]
+START_LIMIT, TRAINING_LIMIT, END_LIMIT = 240.0, 900.0, 60.0
+"""Seconds that a busy machine may take."""
+FLAGS = [*SMALL, *EXACT, "--batch_size=4", "--resume", "--keep_checkpoints=9"]
 
 
 @dataclass
@@ -73,7 +74,7 @@ HEADINGS = ["signal", "to", "output", "status", "sent at step", "checkpoint", "s
 
 
 class Played:
-    """A launcher with two ranks on this machine's CPUs, in surroundings of its own.
+    """A launcher with ranks on this machine's CPUs, in surroundings of its own.
 
     Args:
         around: of `SURROUNDINGS`. In `terminal gone` nothing keeps the terminal of the run open from its first steps
@@ -88,22 +89,28 @@ class Played:
         name: str,
         around: str,
         *flags: str,
+        ranks: int = 2,
         attached: bool = False,
         ignoring: Sequence[int] = (),
     ) -> None:
-        self.run, self.around, self._attached = folder / "runs" / name, around, attached
+        self.run, self.around, self.number_of_ranks = folder / "runs" / name, around, ranks
         self._said, self.tee, self._master, self._hung_up = bytearray(), None, None, False
         motion = folder / "motion"
         if not motion.is_dir():
             write_demo_motion(motion, clips=6, frames=160)
         self._mark = f"{os.getpid()}-{time.monotonic_ns()}"
-        environment = bare_environment(folder, DS_ACCELERATOR="cpu", LOCAL_SIZE="2", OMP_NUM_THREADS="1")
+        environment = bare_environment(folder, DS_ACCELERATOR="cpu", LOCAL_SIZE=str(ranks), OMP_NUM_THREADS="1")
         self._environment = {**environment, MARK: self._mark}
         command = [sys.executable, str(LAUNCHER), *FLAGS, f"--data_path={motion}", f"--name={name}", *flags]
+        command += [f"--include=localhost:{','.join(map(str, range(ranks)))}"]
 
         def prepare() -> None:
             for number in ignoring:
                 signal.signal(number, signal.SIG_IGN)
+            if around == "tee":
+                os.setpgid(0, 0)  # a job of a shell, which `tee` joins
+            else:
+                os.setsid()
             if attached:
                 fcntl.ioctl(1, termios.TIOCSCTTY, 0)
 
@@ -119,17 +126,14 @@ class Played:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,
             preexec_fn=prepare,
         )
         os.close(output)
         if around == "tee":
+            command = ["tee", str(folder / f"tee-{self._mark}")]
             group = self.launcher.pid
             self.tee = subprocess.Popen(
-                ["tee", str(folder / f"tee-{self._mark}")],
-                stdin=reader,
-                stdout=subprocess.PIPE,
-                preexec_fn=lambda: os.setpgid(0, group),
+                command, stdin=reader, stdout=subprocess.PIPE, preexec_fn=lambda: os.setpgid(0, group)
             )
             os.close(reader)
             assert self.tee.stdout is not None
@@ -177,7 +181,7 @@ class Played:
         if target == "launcher":
             return psutil.Process(self.launcher.pid)
         if target == "one rank":
-            return self.ranks()[1]
+            return self.ranks()[-1]
         (launcher,) = [process for process in self.processes() if RANK_LAUNCHER in process.cmdline()]
         if target == "launch.py":
             return launcher
@@ -235,11 +239,12 @@ class Played:
         return len(left)
 
 
-def play_stop(folder: Path, number: int, target: str, around: str, name: str = "stopped") -> Row:
-    """Goes on with a run and stops it by a signal."""
+def play_stop(folder: Path, number: int, target: str, around: str, ranks: int = 2) -> Row:
+    """Goes on with the run of so many ranks and stops it by a signal."""
     row = Row(number, target, around)
     hangs_up = (number, target, around) == (signal.SIGHUP, "process group", "terminal gone")
-    played = Played(folder, name, around, "--total_iter=100000", attached=hangs_up)
+    flags = ("--total_iter=100000",)
+    played = Played(folder, f"stopped-{ranks}", around, *flags, ranks=ranks, attached=hangs_up)
     try:
         first = played.checkpoint() + 1
         if not played.wait_for(lambda: played.step() >= first + 3):
@@ -294,7 +299,7 @@ def play_harmless(played: Played, number: int, target: str) -> Row:
         if not saves:
             row.faults.append("saved unasked")
     row.status = played.launcher.poll()
-    if len(played.ranks()) != 2:
+    if len(played.ranks()) != played.number_of_ranks:
         row.faults.append("a rank is missing")
     return row
 
@@ -310,7 +315,7 @@ def play_all_harmless(folder: Path, around: str, numbers: Sequence[int], targets
         rows = [play_harmless(played, number, target) for number in numbers for target in targets]
         status: int | None = None
         with contextlib.suppress(subprocess.TimeoutExpired):
-            status = played.launcher.wait(timeout=START_LIMIT)
+            status = played.launcher.wait(timeout=TRAINING_LIMIT)
     finally:
         orphans = played.end()
     if status != 0 or orphans or played.step() != 400:
@@ -324,6 +329,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--numbers", default="SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGUSR2")
     parser.add_argument("--targets", default=",".join(TARGETS))
     parser.add_argument("--around", default=",".join(SURROUNDINGS))
+    parser.add_argument("--two", default="one rank", help="targets that are one of two ranks; else there is one")
     parser.add_argument("--report", type=Path, help="Markdown file to append to")
     args = parser.parse_args(argv)
     numbers = [signal.Signals[name] for name in args.numbers.split(",")]
@@ -346,7 +352,7 @@ def main(argv: Sequence[str]) -> int:
                 note(row)
             for number in numbers:
                 for target in targets if number in STOPS else []:
-                    note(play_stop(Path(folder), number, target, around))
+                    note(play_stop(Path(folder), number, target, around, ranks=2 if target in args.two else 1))
     wrong = sum(bool(row.faults) for row in rows)
     print(f"{len(rows)} rows, {wrong} not as they should be")
     return 1 if wrong else 0
