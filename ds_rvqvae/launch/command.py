@@ -5,10 +5,10 @@ for stands on their command line as overrides. Hosts that may not see this disk 
 """
 
 import functools
+import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,8 +37,8 @@ from ds_rvqvae.runs.start import overrides_between
 def train(run: CheckedRun, signals: Signals) -> ExitStatus:
     """Trains one run to its end."""
     options = run.request.options
-    with tempfile.TemporaryDirectory(prefix="ds_rvqvae-") as temporary, _opened_folder(run) as opened:
-        make_job = functools.partial(_job, opened, Path(temporary))
+    with ExitStack() as shared, _opened_folder(run) as opened:
+        make_job = functools.partial(_job, opened, shared)
         status = run_with_restarts(make_job, options.max_restarts, signals)
     if options.demo and status == ExitStatus.DONE:
         demo.print_results(opened.folder)
@@ -136,7 +136,15 @@ def _remove_unopened(folder: Path, made: Sequence[Path]) -> None:
                 place.rmdir()
 
 
-def _job(run: CheckedRun, temporary: Path, restart: int) -> Job:
+def _in_memory(name: str, shared: ExitStack) -> Path:
+    """A new file that the ranks can open by its path until `shared` ends. It is this process's memory: no temporary
+    folder, which may be full, read-only, or cleaned while a run trains."""
+    handle = os.memfd_create(name)
+    shared.callback(os.close, handle)
+    return Path(f"/proc/{os.getpid()}/fd/{handle}")
+
+
+def _job(run: CheckedRun, shared: ExitStack, restart: int) -> Job:
     """The job of start 0 and of restarts 1, 2, …"""
     options, ranks = run.request.options, run.ranks
     if options.master_port is None and len(ranks.hosts) == 1:
@@ -149,8 +157,7 @@ def _job(run: CheckedRun, temporary: Path, restart: int) -> Job:
     variables = {**run.request.flags.environment, **rank_variables(run)}
     watch = None
     if ranks.local is not None and not options.force_multi:
-        heartbeats = temporary / f"heartbeats-{restart}"
-        heartbeats.mkdir()
+        heartbeats = _in_memory("heartbeats", shared)
         variables[HEARTBEAT_VARIABLE] = str(heartbeats)
         watch = Watch(heartbeats, len(ranks.local), options.hang_timeout)
     if _reads_the_runs_profile(run):

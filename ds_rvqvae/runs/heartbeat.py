@@ -1,7 +1,7 @@
 """Signs of life: every rank writes them, the launcher reads from them which rank has died or is stuck. Without torch.
 
 Times are those of `time.monotonic`, which all processes of a machine share and which neither a corrected clock nor a
-suspended machine moves; the folder is the launcher's own, on its machine.
+suspended machine moves; the file is the launcher's own, on its machine, and has a place for each of its local ranks.
 """
 
 import os
@@ -18,7 +18,7 @@ from typing import ClassVar
 import psutil
 
 HEARTBEAT_VARIABLE = "DS_RVQVAE_HEARTBEAT"
-"""Environment variable with the folder that ranks write their signs of life into."""
+"""Environment variable with the file that ranks write their signs of life into."""
 PATIENCE = 600.0
 """Seconds that starting, compiling and other long work may take between two beats."""
 
@@ -57,20 +57,20 @@ class Heartbeat:
     _own: ClassVar["Heartbeat | None"] = None
     """This process's, once started."""
 
-    def __init__(self, folder: Path | None, rank: int) -> None:
+    def __init__(self, file: Path | None, rank: int) -> None:
         now = time.monotonic()
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self._sign = Sign(rank, local_rank, os.getpid(), step=0, alive=now, progress=now, patient=True)
         self._file: int | None = None
-        if folder is not None:
+        if file is not None:
             with suppress(OSError):  # as in `_write`
-                self._file = os.open(_place(folder, local_rank), os.O_WRONLY | os.O_CREAT, 0o600)
+                self._file = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
 
     @classmethod
     def start(cls, rank: int) -> "Heartbeat":
         """Starts writing every second, from a thread of its own, until the process ends."""
-        folder = os.environ.get(HEARTBEAT_VARIABLE)
-        heartbeat = cls(Path(folder) if folder else None, rank)
+        file = os.environ.get(HEARTBEAT_VARIABLE)
+        heartbeat = cls(Path(file) if file else None, rank)
         heartbeat._write()
         cls._own = heartbeat
         if heartbeat._file is not None:
@@ -113,20 +113,17 @@ class Heartbeat:
         if self._sign.ended < 0:
             self._sign.alive = time.monotonic()
         if self._file is not None:
-            with suppress(OSError):  # a full disk must not end the training
-                os.pwrite(self._file, _FORMAT.pack(*astuple(self._sign)), 0)
+            with suppress(OSError):  # what only reports must not end the training
+                os.pwrite(self._file, _FORMAT.pack(*astuple(self._sign)), self._sign.local_rank * _FORMAT.size)
 
 
-def _place(folder: Path, local_rank: int) -> Path:
-    return folder / f"rank{local_rank}"
-
-
-def read_heartbeats(folder: Path) -> list[Sign]:
+def read_heartbeats(file: Path) -> list[Sign]:
     """The last sign of every rank that wrote one, by rank."""
-    signs = []
-    for file in folder.glob("rank*"):
-        with suppress(OSError, struct.error):
-            signs.append(Sign(*_FORMAT.unpack(file.read_bytes())))
+    content = b""
+    with suppress(OSError):
+        content = file.read_bytes()
+    whole = len(content) - len(content) % _FORMAT.size
+    signs = [Sign(*fields) for fields in _FORMAT.iter_unpack(content[:whole])]
     return sorted((sign for sign in signs if sign.pid), key=lambda sign: sign.rank)
 
 
@@ -185,19 +182,14 @@ def _exit_code(sign: Sign) -> int | None:
 class Watch:
     """Follows the signs of life of one start of a job.
 
-    Raises OSError where their files cannot be made.
-
     Args:
-        folder: what `HEARTBEAT_VARIABLE` names.
+        file: what `HEARTBEAT_VARIABLE` names.
         local_ranks: how many ranks there should be on this machine.
         limit: seconds without a sign, or without a step, after which a rank is stuck; 0 for any number.
     """
 
-    def __init__(self, folder: Path, local_ranks: int, limit: float) -> None:
-        self.folder, self.local_ranks, self.limit = folder, local_ranks, limit
-        for local_rank in range(local_ranks):
-            # Written over in place, which a disk that is full by then allows.
-            _place(folder, local_rank).write_bytes(bytes(_FORMAT.size))
+    def __init__(self, file: Path, local_ranks: int, limit: float) -> None:
+        self.file, self.local_ranks, self.limit = file, local_ranks, limit
         self.step = 0
         """The furthest step that a rank finished."""
         self._dead: list[tuple[Sign, int | None]] = []
@@ -209,7 +201,7 @@ class Watch:
         if now - self._looked > _LONGEST_LOOK:
             self._started = now  # this process was stopped, and the ranks perhaps with it
         self._looked = now
-        signs = read_heartbeats(self.folder)
+        signs = read_heartbeats(self.file)
         self.step = max((sign.step for sign in signs), default=self.step)
         if not self._dead:
             # Only the first: the others die of its death.
@@ -219,25 +211,27 @@ class Watch:
 
     def begun(self) -> bool:
         """Whether a rank has written."""
-        return bool(read_heartbeats(self.folder))
+        return bool(read_heartbeats(self.file))
 
     def running(self) -> list[psutil.Process]:
         """The ranks that run."""
         found = []
-        for sign in read_heartbeats(self.folder):
+        for sign in read_heartbeats(self.file):
             if _is_running(sign.pid):
                 with suppress(psutil.NoSuchProcess):
                     found.append(psutil.Process(sign.pid))
         return found
 
-    def done(self) -> bool:
-        """Whether every rank has said that it ends with 0."""
-        ended = [sign.ended for sign in read_heartbeats(self.folder)]
-        return ended == [0] * self.local_ranks
+    def ended(self) -> int | None:
+        """The status of ranks that have all ended of themselves: 0, or that of the first with another. Else None."""
+        signs = read_heartbeats(self.file)
+        if len(signs) < self.local_ranks or any(sign.ended < 0 or _is_running(sign.pid) for sign in signs):
+            return None
+        return self.first_to_end()
 
     def first_to_end(self) -> int:
         """The status of the rank that first ended of itself with another than 0; 0 where none did."""
-        ended = [sign for sign in read_heartbeats(self.folder) if sign.ended > 0]
+        ended = [sign for sign in read_heartbeats(self.file) if sign.ended > 0]
         return min(ended, key=lambda sign: sign.alive).ended if ended else 0
 
     def first_dead(self) -> tuple[Sign, int | None] | None:

@@ -18,7 +18,7 @@ from tests.ranks import ROOT
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
     """Command lines of a supervised tree with two ranks, by what the ranks do."""
-    (tmp_path / "heartbeats").mkdir()
+    (tmp_path / "heartbeats").touch()
     monkeypatch.setenv(HEARTBEAT_VARIABLE, str(tmp_path / "heartbeats"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     for name, text in (("parent", PARENT), ("rank", RANK)):
@@ -37,7 +37,8 @@ def job(tree, tmp_path):
     """Jobs of such a tree."""
 
     def make(mode):
-        signs = Path(tempfile.mkdtemp(dir=tmp_path))
+        signs = Path(tempfile.mkdtemp(dir=tmp_path)) / "heartbeats"
+        signs.touch()
         variables = {**os.environ, HEARTBEAT_VARIABLE: str(signs)}
         return Job(tree(mode), variables, Watch(signs, 2, limit=0))
 

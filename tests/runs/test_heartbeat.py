@@ -15,9 +15,11 @@ NOW = 10_000.0
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv(HEARTBEAT_VARIABLE, str(tmp_path))
-    return tmp_path
+def signs(tmp_path, monkeypatch):
+    file = tmp_path / "signs"
+    file.touch()
+    monkeypatch.setenv(HEARTBEAT_VARIABLE, str(file))
+    return file
 
 
 def sign(rank, step=5, alive=0.5, progress=0.5, patient=False, pid=None):
@@ -36,19 +38,19 @@ def wait_until(condition, seconds=10.0):
         time.sleep(0.05)
 
 
-def test_a_rank_writes_who_and_where_it_is(folder, monkeypatch):
+def test_a_rank_writes_who_and_where_it_is(signs, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     heartbeat = Heartbeat.start(3)
-    (first,) = read_heartbeats(folder)
+    (first,) = read_heartbeats(signs)
     assert (first.rank, first.local_rank, first.pid, first.step, first.patient) == (3, 1, os.getpid(), 0, True)
     heartbeat.beat(12)
-    (second,) = read_heartbeats(folder)
+    (second,) = read_heartbeats(signs)
     assert second.step == 12 and second.progress > first.progress and not second.patient
-    wait_until(lambda: read_heartbeats(folder)[0].alive > second.alive)
-    assert read_heartbeats(folder)[0].progress == second.progress
+    wait_until(lambda: read_heartbeats(signs)[0].alive > second.alive)
+    assert read_heartbeats(signs)[0].progress == second.progress
     with heartbeat.long_work():
-        wait_until(lambda: read_heartbeats(folder)[0].patient)
-    wait_until(lambda: not read_heartbeats(folder)[0].patient)
+        wait_until(lambda: read_heartbeats(signs)[0].patient)
+    wait_until(lambda: not read_heartbeats(signs)[0].patient)
 
 
 def test_nothing_is_written_unless_a_launcher_asks(tmp_path, monkeypatch):
@@ -61,15 +63,19 @@ def test_nothing_is_written_unless_a_launcher_asks(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_gone_does_not_end_the_rank(folder, monkeypatch):
-    monkeypatch.setenv(HEARTBEAT_VARIABLE, str(folder / "gone"))
+def test_a_file_that_is_gone_does_not_end_the_rank(signs):
+    signs.unlink()
     Heartbeat.start(0).beat(1)
-    assert read_heartbeats(folder / "gone") == []
+    assert read_heartbeats(signs) == []
 
 
-def test_an_empty_file_is_passed_over(folder):
-    (folder / "rank0").touch()
-    assert read_heartbeats(folder) == []
+def test_ranks_that_wrote_nothing_or_half_a_sign_are_passed_over(signs, monkeypatch):
+    assert read_heartbeats(signs) == []
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    Heartbeat.start(5).beat(1)
+    with signs.open("ab") as file:
+        file.write(b"half")
+    assert [(sign.rank, sign.local_rank) for sign in read_heartbeats(signs)] == [(5, 2)]
 
 
 def test_ranks_that_get_on_are_not_stuck():
@@ -123,8 +129,8 @@ def test_ranks_that_never_wrote_have_the_time_of_the_start():
     assert stuck(sign(0), started=NOW - 700, limit=900) is None
 
 
-def test_a_pause_of_the_watcher_does_not_count_as_silence(folder, monkeypatch):
-    watch = Watch(folder, 1, limit=60)
+def test_a_pause_of_the_watcher_does_not_count_as_silence(signs, monkeypatch):
+    watch = Watch(signs, 1, limit=60)
     Heartbeat.start(0).beat(4)
     assert watch.look() is None and watch.step == 4
     later = time.monotonic() + 1000
