@@ -77,11 +77,6 @@ class Heartbeat:
             threading.Thread(target=heartbeat._write_on, name="heartbeat", daemon=True).start()
         return heartbeat
 
-    @classmethod
-    def own(cls) -> "Heartbeat | None":
-        """This process's, where one was started."""
-        return cls._own
-
     def beat(self, step: int) -> None:
         """Says that the main thread gets on; `step` is the last one that it finished."""
         self._sign.step, self._sign.progress, self._sign.patient = step, time.monotonic(), False
