@@ -84,7 +84,7 @@ class MetricsFile:
                 self.earlier.append(values)
         with whole_file(file, synced=True) as content:
             content.write(b"".join(kept))
-        self._path, self._file = file, AppendedLines(file)
+        self._path, self._file, self._waits = file, AppendedLines(file), False
         if damaged:
             logger.warning("%s: %d damaged lines cut", file, damaged)
         if (lost := _lost_after([values["step"] for values in self.earlier], step)) is not None:
@@ -93,11 +93,13 @@ class MetricsFile:
     def write(self, metrics: dict[str, Any]) -> None:
         """Appends a line; numbers that are not finite become null, as JSON has none.
 
-        Lines that find no room on the disk are kept and written with a later one.
+        Lines that find no room on the disk are kept and written with a later one; the first of them is said.
         """
         line = json.dumps({key: _finite(value) for key, value in metrics.items()})
-        if self._file.write(line.encode() + b"\n"):
-            logger.warning("%s: no room for a line; it is kept for later", self._path)
+        why = self._file.write(line.encode() + b"\n")
+        if why and not self._waits:
+            logger.warning("%s: cannot be written: %s; its lines are kept for later", self._path, why)
+        self._waits = why is not None
 
     def sync(self) -> None:
         """Waits until all lines are on the disk."""

@@ -38,6 +38,17 @@ def test_a_dry_run_prints_the_whole_command_on_one_line(launch, demo_folder):
     assert list(launch.folder.iterdir()) == []
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_command_that_cannot_be_printed_is_an_error_of_a_dry_run(tmp_path, demo_folder):
+    line = [sys.executable, str(SCRIPT), "--dry_run", "--data_path", str(demo_folder)]
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            line, cwd=tmp_path, env=environment(**CPU), stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert ran.returncode == ExitStatus.BAD_INPUT
+    assert ran.stderr.splitlines()[-1] == "error: standard output: cannot be written: No space left on device"
+
+
 def test_several_body_parts_are_a_command_each(launch):
     ran = launch("--dry_run", "--body_part", "upper,hands,lower_trans", "--name", "mine", "--width", "256")
     assert ran.returncode == 0, ran.stderr

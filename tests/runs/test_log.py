@@ -1,12 +1,11 @@
 """A run's log that finds no room, or no file."""
 
 import logging
-import resource
-from contextlib import contextmanager
 
 import pytest
 
 from ds_rvqvae.runs.log import RunLog, add_warnings
+from tests.room import files_no_longer_than
 
 
 @pytest.fixture
@@ -15,16 +14,6 @@ def logger():
     yield logger
     for handler in logger.handlers:
         handler.close()
-
-
-@contextmanager
-def files_no_longer_than(length):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (length, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_lines_without_room_wait_and_the_terminal_is_told_once(logger, tmp_path, capsys):

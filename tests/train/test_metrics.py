@@ -7,6 +7,7 @@ import pytest
 from ds_rvqvae.train.metrics import MemoryAlarm, MetricsFile, SpikeAlarm
 from ds_rvqvae.train.readings import Reading
 from tests.damage import DAMAGES, damage
+from tests.room import files_no_longer_than
 
 
 def test_lines_past_the_step_and_a_torn_one_are_cut(tmp_path):
@@ -19,6 +20,21 @@ def test_lines_past_the_step_and_a_torn_one_are_cut(tmp_path):
     assert [line["step"] for line in lines] == [1, 5, 6]
     assert lines[2] == {"step": 6, "loss": None, "usage": [0.5, None]}
     assert [line["loss"] for line in metrics.earlier] == [2.0, 1.0]
+
+
+def test_lines_without_room_are_said_once_and_written_later(tmp_path, caplog):
+    file = tmp_path / "metrics.jsonl"
+    metrics = MetricsFile(file, 0)
+    for step in range(1, 4):
+        with files_no_longer_than(file.stat().st_size + 5):
+            for small in range(10):
+                metrics.write({"step": step + small / 10, "loss": 1.0})
+        assert file.read_bytes().count(b"\n") == 11 * (step - 1)
+        metrics.write({"step": step + 0.99, "loss": 1.0})
+    metrics.close()
+    steps = [json.loads(line)["step"] for line in file.read_text().splitlines()]
+    assert len(steps) == 33 and steps == sorted(steps)
+    assert [line.partition("; ")[2] for line in caplog.messages] == ["its lines are kept for later"] * 3
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
