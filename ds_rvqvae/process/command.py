@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from ds_rvqvae.errors import ExitStatus, PrintableFormatter, UserError, say, text_of
-from ds_rvqvae.process.signals import Stopped, stopping_at_signals
+from ds_rvqvae.process.signals import Stopped, end_now, stopping_at_signals
 from ds_rvqvae.process.streams import open_standard_streams, queued_streams, write_all
 
 
@@ -42,7 +42,10 @@ def exit_status_of(
             return error.status
         except (Stopped, KeyboardInterrupt) as stop:
             if stopped[1]:
-                say(f"{stopped[1]} by {stop.name if isinstance(stop, Stopped) else 'SIGINT'}")
+                name, summary = (stop.name, stop.summary) if isinstance(stop, Stopped) else ("SIGINT", "")
+                say(f"{stopped[1]} by {name}" + (f": {summary}" if summary else ""))
+            if is_program:
+                end_now(stopped[0])
             return stopped[0]
         except Exception as error:
             if os.environ.get("DS_RVQVAE_DEBUG"):
