@@ -9,9 +9,10 @@ import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NoReturn
 
 from ds_rvqvae.errors import ExitStatus, PrintableFormatter, UserError, say, text_of
-from ds_rvqvae.process.signals import Stopped, end_now, stopping_at_signals
+from ds_rvqvae.process.signals import Stopped, end_at_signals, end_now, stopping_at_signals
 from ds_rvqvae.process.streams import open_standard_streams, queued_streams, write_all
 
 
@@ -52,6 +53,18 @@ def exit_status_of(
                 print(text_of(traceback.format_exc().splitlines()), file=sys.stderr)
             say(f"error: {type(error).__name__}: {error} (DS_RVQVAE_DEBUG=1 shows the traceback)")
             return ExitStatus.FAILED
+
+
+def begin_program() -> None:
+    """To be called by a script before it imports what takes long: until `run_program` a signal ends it at once."""
+    open_standard_streams()
+    keep_warnings_harmless()
+    end_at_signals()
+
+
+def run_program(command: Callable[[], int | None]) -> NoReturn:
+    """Runs what a script does, and ends with its exit status; None is 0."""
+    sys.exit(exit_status_of(lambda: command() or ExitStatus.DONE, is_program=True))
 
 
 def _run(command: Callable[[], int]) -> int:

@@ -109,7 +109,7 @@ class _Watch:
 
 
 def end_now(status: int = ExitStatus.STOPPED) -> NoReturn:
-    """Ends this process, whatever its threads do, after what is to be done at its end.
+    """Ends this process, whatever its threads do, after what is to be done at its end; its processes are asked to end.
 
     The interpreter would wait for threads, and take a second of the processor to put away torch.
     """
@@ -120,7 +120,24 @@ def end_now(status: int = ExitStatus.STOPPED) -> NoReturn:
     os._exit(status)
 
 
+def end_at_signals() -> None:
+    """From now on a signal of `ENDING` ends this program, which has begun nothing yet, at once."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        say(f"stopped by {signal.Signals(number).name}")
+        os._exit(ExitStatus.STOPPED)
+
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
+
+
 def _clear() -> None:
+    import psutil  # late: help answers before it would be loaded
+
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            child.terminate()
     with suppress(Exception):
         atexit._run_exitfuncs()  # temporary folders, unfinished files
 
