@@ -20,6 +20,7 @@ from ds_rvqvae.config.parser import FlagParser
 from ds_rvqvae.config.profile import PROFILE_FILE, REFERENCE_RANKS, Profile, load_profile
 from ds_rvqvae.config.training import is_repository
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.process.home import expanded
 
 DATA_VARIABLE = "DS_RVQVAE_DATA"
 """Environment variable with the motion of runs that name none."""
@@ -285,7 +286,7 @@ def _indices(text: str) -> tuple[int, ...]:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    return str(expanded(path).absolute())
 
 
 def _flag(name: str, text: str) -> list[str]:

@@ -1,13 +1,12 @@
 """How many columns a profile's motion has, from one clip of it and before there is a store."""
 
-from pathlib import Path
-
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.readers import open_reader
 from ds_rvqvae.data.store.store import is_store, open_store
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError
 from ds_rvqvae.motion.layout import Layout, select_columns, smplx_layout
+from ds_rvqvae.process.home import expanded
 
 
 def columns_in_use(config: DataConfig, path: str | None = None) -> int:
@@ -34,7 +33,7 @@ def columns_in_use(config: DataConfig, path: str | None = None) -> int:
 
 def _layout_of(path: str, config: DataConfig) -> tuple[Layout, bool]:
     """The columns of a store, or of the first file that can be read, and whether SMPL-X's parts select of them."""
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     if is_store(folder):
         store = open_store(folder)
         return store.layout, store.has_body_parts

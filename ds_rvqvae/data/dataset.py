@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -23,6 +22,7 @@ from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import MIN_FRAMES
 from ds_rvqvae.motion.layout import Layout, check_losses, layout_to_json, select_columns
 from ds_rvqvae.motion.rotations import same_rate
+from ds_rvqvae.process.home import expanded
 
 
 class MotionData:
@@ -267,7 +267,7 @@ class MotionData:
         return mean, std
 
     def _of_width(self, file: str, positive: bool = False) -> NDArray[np.float32]:
-        values = read_statistics(Path(file).expanduser(), positive)
+        values = read_statistics(expanded(file), positive)
         if len(values) == len(self.store.mean):
             return values[self.columns]
         if len(values) != self.in_features:

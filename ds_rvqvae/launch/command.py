@@ -5,6 +5,7 @@ for stands on their command line as overrides. Hosts that may not see this disk 
 """
 
 import functools
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from ds_rvqvae.runs.folder import (
 )
 from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, Watch
 from ds_rvqvae.runs.start import overrides_between
+from ds_rvqvae.runs.variables import LAUNCHER_VARIABLE, for_modules, interfaces, without_leftovers
 
 
 def train(run: CheckedRun, signals: Signals) -> ExitStatus:
@@ -64,13 +66,15 @@ def rank_variables(run: CheckedRun) -> dict[str, str]:
         added = {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": str(ranks.cpu_slots)}
         # Ranks that each take all cores run ten times slower than one after the other.
         added["OMP_NUM_THREADS"] = str(max(1, cores() // len(ranks.local or [0])))
+    if _on_one_machine(run):
+        added |= interfaces(run.request.options.nccl.get("NCCL_SOCKET_IFNAME"))
     added |= run.request.options.nccl
     if "OMP_NUM_THREADS" in run.request.flags.environment:
         added.pop("OMP_NUM_THREADS", None)
     return added
 
 
-def _reads_the_runs_profile(run: CheckedRun) -> bool:
+def _on_one_machine(run: CheckedRun) -> bool:
     # With --force_multi even ranks of this machine are started by ssh, without this process's variables.
     return run.ranks.on_this_machine and not run.request.options.force_multi
 
@@ -94,7 +98,7 @@ def _opened_folder(run: CheckedRun) -> Iterator[CheckedRun]:
     A run that is new makes its folder here, so that no other start can take it. A run that no rank has opened leaves
     nothing behind.
     """
-    if not _reads_the_runs_profile(run) or (run.request.start.resumes and _has_profile(run.folder)):
+    if not _on_one_machine(run) or (run.request.start.resumes and _has_profile(run.folder)):
         yield run
         return
     run, made = _make_folder(run)
@@ -148,14 +152,17 @@ def _job(run: CheckedRun, temporary: Path, restart: int) -> Job:
         flags = replace(run.request.flags, start=Start("newest"))
         again = replace(run, request=replace(run.request, flags=flags))
     outcome = temporary / f"outcome-{restart}"
-    variables = {**run.request.flags.environment, **rank_variables(run), OUTCOME_VARIABLE: str(outcome)}
+    variables = for_modules(without_leftovers(run.request.flags.environment))
+    if _on_one_machine(run):
+        variables.pop("NCCL_COMM_ID", None)  # where to meet, of another run
+    variables |= {**rank_variables(run), LAUNCHER_VARIABLE: str(os.getpid()), OUTCOME_VARIABLE: str(outcome)}
     watch = None
     if ranks.local is not None and not options.force_multi:
         heartbeats = temporary / f"heartbeats-{restart}"
         heartbeats.mkdir()
         variables[HEARTBEAT_VARIABLE] = str(heartbeats)
         watch = Watch(heartbeats, len(ranks.local), options.hang_timeout)
-    if _reads_the_runs_profile(run):
+    if _on_one_machine(run):
         variables[RUN_VARIABLE] = str(run.folder.absolute())
         variables[STORE_VARIABLE] = str(run.data.store.folder.absolute())
         variables[STORE_CONTENT_VARIABLE] = run.data.store.content
@@ -178,8 +185,8 @@ def _flags_by_profile(run: CheckedRun) -> Flags:
 
 
 def _command(ranks: Ranks, flags: Flags) -> list[str]:
-    script = Path(sys.executable).parent / "deepspeed"
-    command = [str(script)] if script.is_file() else [sys.executable, "-m", "deepspeed.launcher.runner"]
+    # Not by the script `deepspeed`: no system takes the path of an interpreter with a space in a script's first line.
+    command = [sys.executable, "-m", "deepspeed.launcher.runner"]
     if ranks.include:
         command += ["--include", ranks.include]
     command += ["--master_port", str(ranks.port)]

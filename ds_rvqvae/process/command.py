@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from ds_rvqvae.errors import ExitStatus, PrintableFormatter, UserError, say, text_of
+from ds_rvqvae.process.home import settle_home
 from ds_rvqvae.process.signals import Stopped, end_at_signals, end_now, stopping_at_signals
 from ds_rvqvae.process.streams import open_standard_streams, queued_streams, write_all
 
@@ -29,6 +30,7 @@ def exit_status_of(
         stopped: the status of a command that a signal ends, and what is said of it; nothing where that is empty.
     """
     open_standard_streams()
+    settle_home()
     keep_warnings_harmless()
     if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")

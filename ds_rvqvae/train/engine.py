@@ -3,10 +3,13 @@
 import functools
 import math
 import os
+import re
 import socket
 import warnings
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
 from numpy.typing import NDArray
+from torch._C._distributed_c10d import Store, TCPStore
+from torch.distributed.rendezvous import register_rendezvous_handler
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from ds_rvqvae.config.profile import Profile
@@ -25,6 +30,7 @@ from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.nets import Checkpoint
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.runs.tokenizers import open_single
+from ds_rvqvae.runs.variables import INTERFACE_VARIABLES, loopback_interface
 
 
 def start_distributed() -> None:
@@ -42,7 +48,31 @@ def start_distributed() -> None:
     # fp32 is to mean fp32; a convolution's default on a GPU is TF32.
     torch.backends.cudnn.allow_tf32 = False
     get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
-    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, init_method=_meeting_place())
+
+
+def _meeting_place() -> str:
+    """How ranks find each other, as torch takes it. Those of one machine do on its loopback address alone, where torch
+    itself would listen on all addresses."""
+    # A host's name may mean the loopback address on that host itself, and another one on the others.
+    local = re.fullmatch(r"localhost|127(\.\d+){3}", os.environ["MASTER_ADDR"]) is not None
+    if not local or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return "env://"
+    if interface := loopback_interface():
+        for name in INTERFACE_VARIABLES:
+            os.environ.setdefault(name, interface)
+    with suppress(RuntimeError):  # it is registered
+        register_rendezvous_handler("loopback", _meet_on_loopback)  # type: ignore[no-untyped-call]
+    return "loopback://"
+
+
+def _meet_on_loopback(_url: str, timeout: timedelta, **_others: Any) -> Iterator[tuple[Store, int, int]]:
+    rank, world_size, port = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    address = os.environ["MASTER_ADDR"]
+    first = rank == 0
+    listener = socket.create_server((address, port)).detach() if first else None
+    store = TCPStore(address, port, world_size, first, timeout=timeout, multi_tenant=True, master_listen_fd=listener)
+    yield store, rank, world_size
 
 
 def own_device() -> torch.device:

@@ -20,6 +20,7 @@ from ds_rvqvae.errors import ExitStatus, UserError, say
 from ds_rvqvae.gpu.sizes import parameter_count
 from ds_rvqvae.host import bf16_arithmetic_text
 from ds_rvqvae.process.command import keep_warnings_harmless
+from ds_rvqvae.process.home import settle_home
 from ds_rvqvae.process.streams import drain_streams, open_standard_streams, queued_streams
 from ds_rvqvae.runs.abandoned import go_on_from
 from ds_rvqvae.runs.checkpoints import sweep
@@ -42,6 +43,7 @@ from ds_rvqvae.runs.folder import (
 from ds_rvqvae.runs.heartbeat import Heartbeat
 from ds_rvqvae.runs.init_from import Initial, keep_normalisation, mend_normalisation, take_start
 from ds_rvqvae.runs.start import Resume, as_begun, find_resume, record_of, request_of, split_batch, with_batch
+from ds_rvqvae.runs.variables import settle_rank
 from ds_rvqvae.tokenizer.folder import TOKENIZER
 
 
@@ -58,13 +60,18 @@ class OpenedRun(NamedTuple):
 
 def main(argv: list[str] | None = None) -> int:
     """Trains as the flags say; what `python -m ds_rvqvae.train` runs on every rank."""
-    rank = int(os.environ.get("RANK", "0"))
-    # Every rank reads the same flags and data and refuses for the same reason; one a machine says so.
-    speaks = os.environ.get("LOCAL_RANK", "0") == "0"
     open_standard_streams()
+    settle_home()
     keep_warnings_harmless()
     with queued_streams("stdout", "stderr"):
-        return _rank(argv, rank, speaks)
+        try:
+            settle_rank(os.environ)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.status
+        rank = int(os.environ.get("RANK", "0"))
+        # Every rank reads the same flags and data and refuses for the same reason; one a machine says so.
+        return _rank(argv, rank, speaks=os.environ.get("LOCAL_RANK", "0") == "0")
 
 
 def _rank(argv: list[str] | None, rank: int, speaks: bool) -> int:

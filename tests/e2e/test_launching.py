@@ -79,7 +79,7 @@ def test_seven_ranks_by_the_plain_deepspeed_command_that_a_dry_run_prints(tmp_pa
     # The motion is checked from its store, which is kept in the user's cache.
     assert {path.name for path in tmp_path.iterdir()} - before <= {"cache"}
     command = shlex.split(shown.stdout)
-    assert Path(command[0]).name == "deepspeed"
+    assert command[:3] == [sys.executable, "-m", "deepspeed.launcher.runner"]
     assert command[command.index("--include") + 1] == "localhost:1,2,3,4,5,6,7"
     result = _run(command, tmp_path, environment)
     assert result.returncode == 0, result.stderr + result.stdout

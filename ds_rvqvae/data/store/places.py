@@ -18,6 +18,7 @@ from ds_rvqvae.data.store.table import SHARDS, link_or_copy, write_json
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import read_json, remove_unfinished, sync
 from ds_rvqvae.locks import LOCK_FILE, BusyError, HeldFolder, hold_folder
+from ds_rvqvae.process.home import CACHE_VARIABLE
 
 _BUILDING, _LOCKED, _PLAN = ".building", ".locked", "plan.json"
 _SHARD_FILE = re.compile(r"(\d{5,})(\.npy|\.json)")
@@ -35,8 +36,19 @@ def hash_of(value: Any) -> str:
 
 
 def cache_folder() -> Path:
-    """Where training keeps its stores: `~/.cache/ds_rvqvae`, or what DS_RVQVAE_CACHE names."""
-    return Path(os.environ.get("DS_RVQVAE_CACHE") or "~/.cache/ds_rvqvae").expanduser()
+    """Where training keeps its stores: `~/.cache/ds_rvqvae`, or what DS_RVQVAE_CACHE names.
+
+    Raises:
+        UserError: it names none, and this process's user has no home.
+    """
+    folder = Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/ds_rvqvae")
+    try:
+        return folder.expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"{folder}: HOME is not set and the system knows no home of user {os.getuid()}; set {CACHE_VARIABLE} to a "
+            "folder for the packed motion"
+        ) from None
 
 
 def cached_place(path: Path, settings: dict[str, Any]) -> Path:

@@ -45,6 +45,7 @@ from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import content_of, contents_of
 from ds_rvqvae.motion.clip import Quarantined, whole_name
 from ds_rvqvae.motion.rotations import same_rate
+from ds_rvqvae.process.home import expanded
 
 _NEW = "new"
 _SETTINGS = keys_that(DataConfig, DataFacts, lambda facts: facts.store == "setting")
@@ -95,7 +96,7 @@ def prepare(
         raise UserError(
             "no motion to read: give --data_path, or set DS_RVQVAE_DATA, or try --demo, which makes its own"
         )
-    path = Path(config.path).expanduser()
+    path = expanded(config.path)
     if is_store(path):
         if out is not None:
             raise UserError(f"{path}: is a prepared store already; name the motion files that it was made of")

@@ -1,0 +1,125 @@
+"""Environment variables: those that another program or run has left over, and those by which ranks find this package
+and each other."""
+
+import os
+import socket
+import sys
+from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.runs.folder import (
+    OUTCOME_VARIABLE,
+    RANK_LAUNCHER,
+    RUN_VARIABLE,
+    STORE_CONTENT_VARIABLE,
+    STORE_VARIABLE,
+)
+from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE
+
+LAUNCHER_VARIABLE = "DS_RVQVAE_LAUNCHER"
+"""Environment variable with the number of our launcher's process, which alone may say what the others of a run do."""
+INTERFACE_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
+"""By which network interface ranks reach each other."""
+
+# A name that ends in an underscore stands for all that begin with it.
+_OF_A_RUN = (
+    *(OUTCOME_VARIABLE, RUN_VARIABLE, STORE_VARIABLE, STORE_CONTENT_VARIABLE, HEARTBEAT_VARIABLE),
+    LAUNCHER_VARIABLE,
+)
+_OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What a launcher gives every rank."""
+_OF_TORCHRUN = ("TORCHELASTIC_", "ROLE_", "GROUP_RANK", "GROUP_WORLD_SIZE", "LOCAL_WORLD_SIZE")
+"""Beside those: with TORCHELASTIC_USE_AGENT_STORE no rank opens the port that all others wait for."""
+_OF_MPI = ("OMPI_COMM_WORLD_",)
+"""DeepSpeed's engine compares one of them with LOCAL_RANK."""
+_OTHERS = (
+    *("CROSS_RANK", "CROSS_SIZE", "TORCH_DISTRIBUTED_USE_TORCHCOMMS"),
+    *("PYTHONINSPECT", "PYTHONSTARTUP"),  # an interpreter that asks for more after its end loses its exit status
+)
+
+
+def without_leftovers(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables for processes that our launcher starts: nothing that speaks of other ranks or another run."""
+    kept = dict(environment)
+    _remove(kept, (*_OF_A_RUN, *_OF_A_RANK, *_OF_TORCHRUN, *_OF_MPI, *_OTHERS))
+    if not kept.get("DEEPSPEED_TIMEOUT", "10").strip().isdecimal():
+        del kept["DEEPSPEED_TIMEOUT"]  # DeepSpeed cannot even be imported with it
+    return kept
+
+
+def for_modules(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables with which `python -m` finds this package, also where it is not installed, and no file of the
+    working folder in place of a module (from Python 3.11 on)."""
+    found = {**environment, "PYTHONSAFEPATH": "1"}
+    root = Path(__file__).resolve().parents[2]
+    if (root / "pyproject.toml").is_file():  # the source tree; in an installation other packages lie beside this one
+        found["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [environment.get("PYTHONPATH")])])
+    return found
+
+
+def interfaces(wanted: str | None) -> dict[str, str]:
+    """The variables with which ranks of one machine listen on its loopback interface alone.
+
+    Args:
+        wanted: what NCCL is to take instead, as it writes it (`eth0`, `^docker0,lo`); gloo takes an interface's name.
+    """
+    loopback = loopback_interface()
+    names = [name for _, name in socket.if_nameindex()]
+    chosen = zip(INTERFACE_VARIABLES, (wanted or loopback, wanted if wanted in names else loopback), strict=True)
+    return {variable: interface for variable, interface in chosen if interface}
+
+
+def loopback_interface() -> str | None:
+    """The name of the network interface that only this machine reaches; None where it cannot be told."""
+    if not sys.platform.startswith("linux"):
+        return None
+    for folder in sorted(Path("/sys/class/net").glob("*")):
+        try:
+            if int((folder / "flags").read_text(), 16) & 0x8:  # IFF_LOOPBACK
+                return folder.name
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def settle_rank(environment: MutableMapping[str, str]) -> None:
+    """Takes out of a rank's variables what its launcher did not mean.
+
+    Raises:
+        UserError: some variables of a rank are there, but not all.
+    """
+    above = _processes_above()
+    if environment.get(LAUNCHER_VARIABLE) not in [str(pid) for pid, _ in above]:
+        _remove(environment, _OF_A_RUN)
+    if "RANK" not in environment:
+        _remove(environment, (*_OF_A_RANK, *_OF_TORCHRUN))
+    elif any(RANK_LAUNCHER in line for _, line in above[:1]):
+        _remove(environment, _OF_TORCHRUN)
+    _remove(environment, _OF_MPI)
+    missing = [name for name in _OF_A_RANK if name not in environment]
+    if "RANK" in environment and missing:
+        raise UserError(
+            f"RANK is set in the environment, but not {' and '.join(missing)}; a launcher sets all of them: unset RANK "
+            "for a run of one rank"
+        )
+
+
+def _remove(environment: MutableMapping[str, str], names: Sequence[str]) -> None:
+    whole, beginnings = set(names), tuple(name for name in names if name.endswith("_"))
+    for name in list(environment):
+        if name in whole or name.startswith(beginnings):
+            del environment[name]
+
+
+def _processes_above() -> list[tuple[int, str]]:
+    """Number and command line of each process above this one, the nearest first."""
+    found = []
+    for process in psutil.Process().parents():
+        try:
+            found.append((process.pid, " ".join(process.cmdline())))
+        except psutil.Error:
+            continue
+    return found

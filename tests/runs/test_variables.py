@@ -1,0 +1,59 @@
+"""Environment variables that other programs or runs have left over."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.runs import variables
+from tests.ranks import ROOT
+
+RANK = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+TORCHRUN = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "1", "GROUP_RANK": "0", "ROLE_NAME": "x"}
+RUN = {"DS_RVQVAE_RUN": "/nowhere", "DS_RVQVAE_STORE": "/nowhere", "DS_RVQVAE_HEARTBEAT": "/nowhere"}
+OTHERS = {"PATH": "/bin", "RANKING": "1", "TORCH_NCCL_BLOCKING_WAIT": "1", "DS_RVQVAE_CACHE": "/cache"}
+
+
+def settled(environment):
+    environment = dict(environment)
+    variables.settle_rank(environment)
+    return environment
+
+
+def test_what_the_launcher_starts_gets_nothing_of_other_ranks_and_runs():
+    left = {**RANK, **TORCHRUN, **RUN, "OMPI_COMM_WORLD_LOCAL_RANK": "3", "PYTHONINSPECT": "1", "DEEPSPEED_TIMEOUT": ""}
+    assert variables.without_leftovers({**OTHERS, **left}) == OTHERS
+    assert variables.without_leftovers({"DEEPSPEED_TIMEOUT": "20"}) == {"DEEPSPEED_TIMEOUT": "20"}
+
+
+def test_a_rank_without_a_launcher_is_a_world_of_one_and_of_no_run():
+    alone = {name: value for name, value in RANK.items() if name != "RANK"}
+    assert settled({**OTHERS, **alone, **TORCHRUN, **RUN, "DS_RVQVAE_LAUNCHER": str(os.getpid())}) == OTHERS
+    with pytest.raises(UserError, match="RANK is set in the environment, but not LOCAL_RANK and WORLD_SIZE"):
+        settled({**OTHERS, "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"})
+
+
+def test_a_rank_of_our_launcher_or_of_torchrun_keeps_what_they_gave_it():
+    ours = {**OTHERS, **RANK, **RUN, "DS_RVQVAE_LAUNCHER": str(os.getppid())}
+    assert settled(ours) == ours
+    assert settled({**OTHERS, **RANK, **TORCHRUN}) == {**OTHERS, **RANK, **TORCHRUN}
+
+
+def test_under_deepspeed_torchruns_are_left_over():
+    code = "import json, os, sys; from ds_rvqvae.runs.variables import settle_rank; settle_rank(os.environ)\n"
+    code += "print([name for name in os.environ if name in sys.argv])"
+    # A parent whose command line is that of deepspeed's process.
+    parent = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[2:]))"
+    command = [sys.executable, "-c", parent, "deepspeed.launcher.launch", sys.executable, "-c", code, "RANK", *TORCHRUN]
+    environment = {**os.environ, **RANK, **TORCHRUN, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run(command, env=environment, capture_output=True, text=True).stdout == "['RANK']\n"
+
+
+def test_on_one_machine_ranks_listen_on_the_loopback_interface_unless_told_otherwise():
+    lo = variables.loopback_interface()
+    if lo is None:
+        pytest.skip("no interface is known to be the loopback")
+    for wanted, nccl, gloo in ((None, lo, lo), ("^docker0,lo", "^docker0,lo", lo), (lo, lo, lo), ("eth", "eth", lo)):
+        assert variables.interfaces(wanted) == {"NCCL_SOCKET_IFNAME": nccl, "GLOO_SOCKET_IFNAME": gloo}
