@@ -10,6 +10,11 @@ import argparse
 import json
 from pathlib import Path
 
+from ds_rvqvae.process.command import begin_program, run_program
+
+if __name__ == "__main__":
+    begin_program()  # before what is slow to import
+
 import numpy as np
 
 _MOVES = 1e-3
@@ -44,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -9,10 +9,14 @@ arithmetic plays one without under `DS_RVQVAE_CPU_BF16=none`, or, for the instru
 
 import argparse
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from ds_rvqvae.process.command import begin_program, run_program
+
+if __name__ == "__main__":
+    begin_program()  # before what is slow to import
 
 from ds_rvqvae.bench.step import DEMO_CLIPS, DEMO_FRAMES, device_name, in_turns, make_trainer
 from ds_rvqvae.cli.common import add_json_flag, count, print_result
@@ -20,7 +24,6 @@ from ds_rvqvae.config.profile import load_profile
 from ds_rvqvae.data.demo import write_demo_motion
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.host import bf16_arithmetic_text, has_bf16_arithmetic
-from ds_rvqvae.process.command import exit_status_of
 
 
 def main() -> int:
@@ -30,8 +33,7 @@ def main() -> int:
     parser.add_argument("--window_size", type=count, default=128)
     parser.add_argument("--rounds", type=count, default=9, help="steps of each kind (default: 9)")
     add_json_flag(parser)
-    args = parser.parse_args()
-    return exit_status_of(lambda: _print(args))
+    return _print(parser.parse_args())
 
 
 def _print(args: argparse.Namespace) -> int:
@@ -85,4 +87,4 @@ def text_of(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

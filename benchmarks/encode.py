@@ -11,6 +11,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ds_rvqvae.process.command import begin_program, run_program
+
+if __name__ == "__main__":
+    begin_program()  # before what is slow to import
+
 import torch
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
@@ -112,4 +117,4 @@ def in_turns(functions: dict[str, Callable[[], Any]], device: str) -> dict[str, 
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

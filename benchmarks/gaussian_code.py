@@ -17,6 +17,11 @@ neighbours. Longer blocks show what there is to win from what neighbouring codes
 import argparse
 from typing import Any
 
+from ds_rvqvae.process.command import begin_program, run_program
+
+if __name__ == "__main__":
+    begin_program()  # before what is slow to import
+
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
@@ -102,4 +107,4 @@ def errors(data: MotionData, truth: NDArray[np.float64], found: NDArray[np.float
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

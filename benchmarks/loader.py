@@ -28,6 +28,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ds_rvqvae.process.command import begin_program, run_program
+
+if __name__ == "__main__":
+    begin_program()  # before what is slow to import
+
 import lmdb
 import numpy as np
 import torch
@@ -45,6 +50,7 @@ from ds_rvqvae.data.order import BatchOrder
 from ds_rvqvae.host import processor_name
 from ds_rvqvae.motion.layout import Layout, rotation_columns
 from ds_rvqvae.motion.rotations import matrix_to_axis_angle, rotation_6d_to_matrix
+from ds_rvqvae.process.signals import leave_signals_to_parent
 
 WINDOW, STRIDE, BATCH, WORKERS = 128, 64, 80, 2
 ROUNDS, SECONDS, WARM = 5, 1.0, 6
@@ -246,7 +252,7 @@ def endless(loader: DataLoader[torch.Tensor]) -> Iterator[torch.Tensor]:
 def in_own_process(function: Callable[[DataConfig], Any], config: DataConfig) -> Any:
     """Pages that a process has mapped stay in memory; so each measurement of cold data has a process of its own."""
     MotionData.open(config)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with multiprocessing.get_context("spawn").Pool(1, leave_signals_to_parent) as pool:
         return pool.apply(function, (config,))
 
 
@@ -376,4 +382,4 @@ def between(values: dict[str, float], form: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

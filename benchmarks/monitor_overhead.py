@@ -20,6 +20,11 @@ import threading
 import time
 from pathlib import Path
 
+from ds_rvqvae.process.command import begin_program, print_out, run_program
+
+if __name__ == "__main__":
+    begin_program()  # before what is slow to import
+
 import psutil
 
 MONITOR = Path(__file__).resolve().parent.parent / "launch" / "monitor_gpu.py"
@@ -68,7 +73,7 @@ def main() -> int:
     text = json.dumps(result, indent=2)
     if args.json not in (None, "-"):
         Path(args.json).write_text(text + "\n", encoding="utf-8")
-    print(text)
+    print_out(text + "\n")
     return 0
 
 
@@ -81,4 +86,4 @@ def _drain(terminal: int, drawn: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

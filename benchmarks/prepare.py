@@ -24,6 +24,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ds_rvqvae.process.command import begin_program, run_program
+
+if __name__ == "__main__":
+    begin_program()  # before what is slow to import
+
 import numpy as np
 import psutil
 
@@ -267,4 +272,4 @@ def text(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -35,12 +35,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ds_rvqvae.process.command import begin_program, print_out, run_program
+
+if __name__ == "__main__":
+    begin_program()  # before what is slow to import
+
 from quality_tables import SPLITS, picture, tables
 
 from ds_rvqvae.config.profile import load_profile
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.files import sha256_of, whole_file
 from ds_rvqvae.host import processor_name
+from ds_rvqvae.process.signals import Stopped
 
 HERE = Path(__file__).resolve().parent
 _KEYS = {"profile", "reference", "seeds", "common", "settings", "picture"}
@@ -91,11 +97,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.jobs < 1:
         parser.error(f"--jobs: {args.jobs}: give 1 or more")
-    try:
-        return run_study(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return ExitStatus.BAD_INPUT
+    return run_study(args)
 
 
 def run_study(args: argparse.Namespace) -> int:
@@ -115,7 +117,7 @@ def run_study(args: argparse.Namespace) -> int:
     if args.json and args.json != "-":
         Path(args.json).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     text = tables(results, study["reference"])
-    print(json.dumps(results, indent=1) if args.json == "-" else text)
+    print_out((json.dumps(results, indent=1) if args.json == "-" else text) + "\n")
     if args.table:
         args.table.write_text(text + "\n", encoding="utf-8")
     if args.picture:
@@ -206,8 +208,14 @@ def train_all(study: dict[str, Any], args: argparse.Namespace, out: Path) -> lis
             if error:
                 failed.append(run.name)
 
-    with ThreadPoolExecutor(args.jobs) as pool:
+    pool = ThreadPoolExecutor(args.jobs)
+    try:
         list(pool.map(one, waiting))
+    except Stopped as stop:
+        pool.shutdown(wait=False, cancel_futures=True)
+        stop.summary = f"{done} of {len(runs_of(study))} runs are done; the same command goes on from there"
+        raise
+    pool.shutdown()
     return failed
 
 
@@ -274,4 +282,4 @@ def results_of(study: dict[str, Any], data_path: Path, out: Path) -> dict[str, l
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -14,6 +14,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ds_rvqvae.process.command import begin_program, run_program
+
+if __name__ == "__main__":
+    begin_program()  # before what is slow to import
+
 import torch
 from vector_quantize_pytorch import ResidualVQ
 
@@ -103,4 +108,4 @@ def timed(function: Callable[[], Any], device: torch.device) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -22,6 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ds_rvqvae.process.command import begin_program, run_program
+
+if __name__ == "__main__":
+    begin_program()  # before what is slow to import
+
 from ds_rvqvae.cli.common import add_json_flag, print_result
 from ds_rvqvae.config.profile import Profile, load_profile
 from ds_rvqvae.data.columns import columns_in_use
@@ -163,4 +168,4 @@ def check(counts: list[int]) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

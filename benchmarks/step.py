@@ -8,4 +8,5 @@ import sys
 from ds_rvqvae.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(["bench", *sys.argv[1:]]))
+    sys.argv.insert(1, "bench")
+    sys.exit(main())

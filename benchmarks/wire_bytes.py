@@ -14,6 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ds_rvqvae.process.command import begin_program, run_program
+
+if __name__ == "__main__":
+    begin_program()  # before what is slow to import
+
 import torch
 import torch.distributed as dist
 
@@ -101,4 +106,4 @@ def text(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

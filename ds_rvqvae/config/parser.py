@@ -2,10 +2,12 @@
 
 import argparse
 import difflib
+import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ds_rvqvae.errors import ExitStatus, printable
+from ds_rvqvae.process.command import print_out
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -31,6 +33,13 @@ class FlagParser(argparse.ArgumentParser):
         """As argparse's."""
         self.fill()
         return super().parse_known_args(args, namespace)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """argparse's, which takes no heed of what it cannot write."""
+        if message and file is sys.stdout:
+            print_out(message)
+        else:
+            super()._print_message(message, file)
 
     def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ")

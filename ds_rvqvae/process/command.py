@@ -9,10 +9,11 @@ import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NoReturn
 
 from ds_rvqvae.errors import ExitStatus, PrintableFormatter, UserError, say, text_of
 from ds_rvqvae.process.home import settle_home
-from ds_rvqvae.process.signals import Stopped, stopping_at_signals
+from ds_rvqvae.process.signals import Stopped, end_at_signals, end_now, stopping_at_signals
 from ds_rvqvae.process.streams import open_standard_streams, queued_streams, write_all
 
 
@@ -44,13 +45,28 @@ def exit_status_of(
             return error.status
         except (Stopped, KeyboardInterrupt) as stop:
             if stopped[1]:
-                say(f"{stopped[1]} by {stop.name if isinstance(stop, Stopped) else 'SIGINT'}")
+                name, summary = (stop.name, stop.summary) if isinstance(stop, Stopped) else ("SIGINT", "")
+                say(f"{stopped[1]} by {name}" + (f": {summary}" if summary else ""))
+            if is_program:
+                end_now(stopped[0])
             return stopped[0]
         except Exception as error:
             if os.environ.get("DS_RVQVAE_DEBUG"):
                 print(text_of(traceback.format_exc().splitlines()), file=sys.stderr)
             say(f"error: {type(error).__name__}: {error} (DS_RVQVAE_DEBUG=1 shows the traceback)")
             return ExitStatus.FAILED
+
+
+def begin_program() -> None:
+    """To be called by a script before it imports what takes long: until `run_program` a signal ends it at once."""
+    open_standard_streams()
+    keep_warnings_harmless()
+    end_at_signals()
+
+
+def run_program(command: Callable[[], int | None]) -> NoReturn:
+    """Runs what a script does, and ends with its exit status; None is 0."""
+    sys.exit(exit_status_of(lambda: command() or ExitStatus.DONE, is_program=True))
 
 
 def _run(command: Callable[[], int]) -> int:

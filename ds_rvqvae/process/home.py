@@ -27,11 +27,16 @@ def expanded(path: str | Path) -> Path:
 
 
 def settle_home(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Gives libraries a home in the cache folder, where one is named and the user has none; and the user's number for a
-    name, where there is none."""
+    """Gives libraries a home in the cache folder, where one is named and the user has none, or else a place in the
+    folder of temporary files for matplotlib; and the user's number for a name, where there is none."""
     cache = environment.get(CACHE_VARIABLE)
-    if cache and not has_home():
-        environment["HOME"] = str(Path(cache).absolute() / "home")
+    if not has_home():
+        if cache:
+            environment["HOME"] = str(Path(cache).absolute() / "home")
+        else:  # matplotlib alone gives up where it finds no place for what it keeps
+            import tempfile
+
+            environment.setdefault("MPLCONFIGDIR", str(Path(tempfile.gettempdir()) / f"matplotlib-{os.getuid()}"))
     try:
         getpass.getuser()
     except (KeyError, OSError):  # KeyError up to Python 3.12

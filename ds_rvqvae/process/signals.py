@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from ds_rvqvae.errors import ExitStatus, say
 from ds_rvqvae.process.streams import drain_streams
@@ -16,10 +17,12 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that ask a process to end. One that is ignored at the start, as SIGHUP under nohup, stays ignored."""
 HARMLESS = (signal.SIGUSR1, signal.SIGUSR2)
 """Signals that batch systems send to all processes of a job, and that by default would end them."""
-LONGEST_STOP = 4.0
+LONGEST_STOP = 3.0
 """Seconds after a signal in which a command puts away what it has begun."""
-_LONGEST_CLEARING = 0.5
+_LONGEST_CLEARING = 1.0
 """Seconds for what is to be done at a process's end."""
+_LAST_MESSAGES = 0.5
+"""Seconds that a reader of them gets."""
 
 
 class Stopped(BaseException):
@@ -28,6 +31,8 @@ class Stopped(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.name = signal.Signals(number).name
+        self.summary = ""
+        """What is done already, in words; who stops in the middle of much adds it."""
 
 
 @contextmanager
@@ -40,7 +45,7 @@ def stopping_at_signals(*, is_program: bool = False) -> Iterator[None]:
     Python takes no handlers, nothing is changed.
 
     Args:
-        is_program: the process ends after it: its end is watched too, and former handlers are not put back.
+        is_program: the process ends after it, and former handlers are not put back.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -64,7 +69,7 @@ def stopping_at_signals(*, is_program: bool = False) -> Iterator[None]:
             signal.signal(number, stop)
         yield
     finally:
-        watch.close(is_program)
+        watch.close()
         for number, handler in before.items():
             if not is_program:
                 signal.signal(number, handler)
@@ -83,16 +88,14 @@ class _Watch:
 
     def __init__(self, handler: object) -> None:
         self.stopped = False
-        self._handler, self._left, self._is_over = handler, False, threading.Event()
+        self._handler, self._is_over = handler, threading.Event()
         self._reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
         self._before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
 
-    def close(self, is_program: bool) -> None:
-        self._left = True
-        if not (is_program and self.stopped):  # else it watches over the interpreter's own end
-            self._is_over.set()
+    def close(self) -> None:
+        self._is_over.set()
         signal.set_wakeup_fd(self._before)
         os.close(self._writing)  # ends the thread
 
@@ -101,22 +104,41 @@ class _Watch:
             number = numbers[0]
             is_ours = number in ENDING and (self.stopped or signal.getsignal(number) is self._handler)
             if is_ours and not self._is_over.wait(LONGEST_STOP):
-                if not self._left:
-                    say(f"stopped by {signal.Signals(number).name}")
-                _end_now()
+                say(f"stopped by {signal.Signals(number).name}")
+                end_now()
         os.close(self._reading)
 
 
-def _end_now() -> None:
-    """Ends this process whatever its threads do; what is to be done at its end is done before."""
+def end_now(status: int = ExitStatus.STOPPED) -> NoReturn:
+    """Ends this process, whatever its threads do, after what is to be done at its end; its processes are asked to end.
+
+    The interpreter would wait for threads, and take a second of the processor to put away torch.
+    """
     clearing = threading.Thread(target=_clear, daemon=True)
     clearing.start()
     clearing.join(_LONGEST_CLEARING)
-    drain_streams(_LONGEST_CLEARING)
-    os._exit(ExitStatus.STOPPED)
+    drain_streams(_LAST_MESSAGES)
+    os._exit(status)
+
+
+def end_at_signals() -> None:
+    """From now on a signal of `ENDING` ends this program, which has begun nothing yet, at once."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        say(f"stopped by {signal.Signals(number).name}")
+        os._exit(ExitStatus.STOPPED)
+
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
 
 
 def _clear() -> None:
+    import psutil  # late: help answers before it would be loaded
+
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            child.terminate()
     with suppress(Exception):
         atexit._run_exitfuncs()  # temporary folders, unfinished files
 
@@ -173,3 +195,26 @@ def held_back(pid: int) -> int | None:
                     if waiting >> (number - 1) & 1 and signal.getsignal(number) is not signal.SIG_IGN:
                         return int(number)
     return None
+
+
+@contextmanager
+def no_signals_to_new_processes() -> Iterator[None]:
+    """Processes of `multiprocessing` that are started meanwhile get no signal of `ENDING` until they call
+    `leave_signals_to_parent`: those to a whole group of processes, as a terminal sends them, are their parent's affair.
+    """
+    from multiprocessing import resource_tracker  # late: most commands start no such process
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        resource_tracker.ensure_running()  # which blocks them itself, and then lets them in
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_signals_to_parent() -> None:
+    """For a process that ends when its parent does: no signal ends it before."""
+    for number in (*ENDING, *HARMLESS):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)

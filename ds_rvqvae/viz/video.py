@@ -73,7 +73,13 @@ def _write_mp4(pictures: Iterable[NDArray[np.uint8]], file: str, fps: float, siz
     command = [_ffmpeg(), "-hide_banner", "-loglevel", "error", "-y", *raw, *coded, "-f", "mp4", file]
     with tempfile.TemporaryFile() as complaints:
         try:
-            ffmpeg = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=complaints)
+            ffmpeg = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=complaints,
+                start_new_session=True,  # Ctrl-C is ours, and ends it
+            )
         except OSError as error:
             raise UserError(f"{command[0]}: cannot be run: {error.strerror or error}; use --out FILE.gif") from None
         with ffmpeg:

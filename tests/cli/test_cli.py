@@ -13,16 +13,75 @@ def _run(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
-def test_help_answers_without_torch():
-    loaded = (
-        "import sys; from ds_rvqvae import cli\n"
-        "try: cli.main(sys.argv[1:])\n"
-        "except SystemExit: pass\n"
-        "print(sorted({'torch', 'deepspeed', 'matplotlib', 'safetensors'} & set(sys.modules)))"
+LATE = {
+    "torch",
+    "deepspeed",
+    "numpy",
+    "scipy",
+    "pydantic",
+    "matplotlib",
+    "rich",
+    "psutil",
+    "xxhash",
+    "safetensors",
+    "tqdm",
+}
+"""What takes long to import, and help needs nothing of."""
+VERBS = ("prepare", "store", "data", "encode", "decode", "evaluate", "export", "render", "import", "bench", "plan")
+MOST_MODULES = 170
+"""Those that the interpreter itself brings included; argparse, logging and json bring most of the others."""
+
+
+def _loaded_by(program, *arguments):
+    """What a program printed, and the modules that it had imported when it ended."""
+    code = (
+        "import atexit, runpy, sys\n"
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
+        "sys.argv[:] = sys.argv[1:]\n"
+        "if sys.argv[0].endswith('.py'): runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "else: runpy.run_module(sys.argv[0], run_name='__main__')"
     )
-    for arguments in (["--help"], ["evaluate", "--help"], ["profile", "show", "large"]):
-        result = subprocess.run([sys.executable, "-c", loaded, *arguments], cwd=ROOT, capture_output=True, text=True)
-        assert result.stdout.splitlines()[-1] == "[]", result.stdout
+    command = [sys.executable, "-c", code, str(program), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, set(done.stderr.split())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)], ids=" ".join)
+def test_help_imports_little(arguments):
+    printed, modules = _loaded_by("ds_rvqvae.cli", *arguments)
+    assert printed and not LATE & modules
+    assert len(modules) < MOST_MODULES, sorted(modules)
+
+
+def test_help_of_what_lies_deeper_and_of_the_monitor_imports_little():
+    for arguments in (["profile", "diff", "--help"], ["store", "show", "--help"]):
+        printed, modules = _loaded_by("ds_rvqvae.cli", *arguments)
+        assert "--json" in printed and not LATE & modules and len(modules) < MOST_MODULES
+    printed, modules = _loaded_by(ROOT / "launch" / "monitor_gpu.py", "--help")
+    assert "--require_idle" in printed and not LATE & modules and len(modules) < MOST_MODULES
+
+
+@pytest.mark.parametrize("program", [ROOT / "launch" / "train_8x4090.py", "ds_rvqvae.train"], ids=str)
+def test_help_of_training_imports_no_more_than_its_flags_are_made_of(program):
+    printed, modules = _loaded_by(program, "--help")
+    assert "--window_size" in printed and not LATE - {"pydantic", "xxhash", "psutil"} & modules
+    assert {name for name in modules if name.startswith("ds_rvqvae.")} & {
+        "ds_rvqvae.launch.check",
+        "ds_rvqvae.data",
+    } == set()
+
+
+def test_a_profile_is_shown_without_torch():
+    assert (
+        not {"torch", "deepspeed", "matplotlib", "safetensors"}
+        & _loaded_by("ds_rvqvae.cli", "profile", "show", "large")[1]
+    )
+
+
+def test_the_help_lists_every_verb_with_what_it_does():
+    printed = _run("--help").stdout
+    assert all(f"\n    {verb} " in printed for verb in (*VERBS, "profile"))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ds_rvqvae.errors import ExitStatus, UserError
@@ -109,9 +110,68 @@ def test_what_is_ignored_at_the_start_stays_ignored():
     assert process.returncode == ExitStatus.STOPPED
 
 
+@pytest.mark.parametrize(
+    ("busy", "program"),
+    [
+        ("import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**10)", "False"),  # no Python runs meanwhile
+        ("for _ in iter(int, 1):\n            try: time.sleep(60)\n            except BaseException: pass", "True"),
+    ],
+)
+def test_what_does_not_hear_of_a_signal_ends_all_the_same(tmp_path, busy, program):
+    code = WAITING.replace("time.sleep(60)", f"begun.__enter__().write(b'0')\n        {busy}").replace(
+        "def command", "from ds_rvqvae.files import whole_file\nfrom pathlib import Path\n"
+        f"begun = whole_file(Path({str(tmp_path / 'whole')!r}))\ndef command"
+    ).replace("exit_status_of(command)", f"exit_status_of(command, is_program={program})")  # fmt: skip
+    process = started(code)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.3)
+    assert [file.name.startswith(".unfinished-") for file in tmp_path.iterdir()] == [True]
+    began = time.monotonic()
+    process.terminate()
+    assert process.communicate(timeout=20) == ("", "stopped by SIGTERM\n")
+    assert process.returncode == ExitStatus.STOPPED and time.monotonic() - began < 5
+    assert list(tmp_path.iterdir()) == []
+
+
+STARTING = """
+import subprocess, sys, threading, time
+from ds_rvqvae.process.command import begin_program, run_program
+begin_program()
+if sys.argv[1:]:
+    print("importing", flush=True)
+    time.sleep(60)
+def command():
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    threading.Thread(target=time.sleep, args=(60,)).start()
+    print(process.pid, flush=True)
+    time.sleep(60)
+run_program(command)
+"""
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_script_is_stopped_while_it_imports(number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", STARTING, "slow"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(number)
+    assert process.communicate(timeout=10) == ("", f"stopped by {number.name}\n")
+    assert process.returncode == ExitStatus.STOPPED
+
+
+def test_a_stopped_script_leaves_no_process_and_waits_for_no_thread():
+    process = started(STARTING)
+    child = psutil.Process(int(process.stdout.readline()))
+    process.terminate()
+    assert process.communicate(timeout=10) == ("", "stopped by SIGTERM\n")
+    assert process.returncode == ExitStatus.STOPPED
+    assert child.wait(10) is None or not child.is_running()
+
+
 PRINTING = """
 import sys
-from ds_rvqvae.process.command import exit_status_of, print_out
+from ds_rvqvae.process.command import exit_status_of, print_out, print_summary
 def command():
     print_out("result")
     return 1
@@ -133,6 +193,56 @@ def test_a_result_that_finds_no_room_is_an_error():
         done = subprocess.run([sys.executable, "-c", PRINTING], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == ExitStatus.BAD_INPUT
     assert done.stderr == "error: standard output: cannot be written: No space left on device\n"
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
+def test_a_summary_that_finds_no_room_is_a_warning():
+    code = PRINTING.replace("print_out", "print_summary")
+    with FULL.open("w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "warning: standard output: cannot be written: No space left on device\n"
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
+def test_help_that_finds_no_room_is_an_error():
+    with FULL.open("w") as full:
+        command = [sys.executable, "-m", "ds_rvqvae.cli", "--help"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == ExitStatus.BAD_INPUT
+    assert done.stderr == "error: standard output: cannot be written: No space left on device\n"
+
+
+def test_a_result_nobody_reads_is_left_at_a_signal():
+    process = started(PRINTING.replace('"result"', '"result" * 100_000').replace("def command():", WROTE))
+    assert process.stderr.readline() == "ready\n"
+    time.sleep(0.3)
+    process.terminate()
+    process.wait(10)
+    assert process.returncode == ExitStatus.STOPPED and process.stderr.read() == "stopped by SIGTERM\n"
+
+
+WROTE = """
+def command():
+    print("ready", file=sys.stderr)
+"""
+
+
+def test_characters_that_an_encoding_has_not_become_question_marks():
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    code = PRINTING.replace('"result"', '"a\u4e2d\\n"')
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "a?\n", "")
+
+
+def test_warnings_are_no_errors_in_what_it_starts_either():
+    started = (
+        "import subprocess; subprocess.run([sys.executable, '-c', 'import warnings; warnings.warn(0)'], check=True)"
+    )
+    code = PRINTING.replace("    print_out", f"    {started}; print_out")
+    environment = {**os.environ, "PYTHONWARNINGS": "error"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "result")
 
 
 def test_warnings_are_no_errors():

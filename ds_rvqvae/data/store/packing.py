@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,9 +24,10 @@ from ds_rvqvae.data.store.shards import FileFacts, ShardFacts, ShardPacker, Shar
 from ds_rvqvae.data.store.store import Store
 from ds_rvqvae.data.store.table import SHARDS, shard_files
 from ds_rvqvae.errors import ExitStatus, UserError
-from ds_rvqvae.files import contents_of, sha256_of
+from ds_rvqvae.files import contents_of, remove_unfinished, sha256_of
 from ds_rvqvae.motion.clip import SPLITS, ClipError
 from ds_rvqvae.motion.layout import Layout
+from ds_rvqvae.process.signals import Stopped, leave_signals_to_parent, no_signals_to_new_processes
 
 _WORTH_PROCESSES = 64 << 20
 """Bytes of source files below which starting processes takes longer than it saves."""
@@ -67,9 +69,16 @@ def pack_all(packer: ShardPacker, plans: Sequence[ShardPlan], workers: int, prog
     kept = sum(len(plan.names) for plan in done)
     frames = sum(ShardFacts.read(shard_files(folder, index)[1]).rows for index in sorted(finished))
     total = sum(len(plan.names) for plan in plans)
+    works: list[Work] = []
     with _Progress(total, kept, frames, reader.fps, progress) as bar:
         jobs = _in_processes if workers > 1 else _in_this_process
-        works = list(jobs(packer, todo, workers, bar))
+        try:
+            for work in jobs(packer, todo, workers, bar):
+                works.append(work)
+        except Stopped as stop:
+            packed = kept + sum(work.clips + work.kept for work in works)
+            stop.summary = f"{packed:,} of {total:,} files are packed; the same command goes on from there"
+            raise
     _sweep(folder, {plan.index for plan in plans})
     facts = [ShardFacts.read(shard_files(folder, plan.index)[1]) for plan in plans]
     work = Work(*(sum(column) for column in zip(*works, strict=True))) if works else Work(0, 0, 0.0, 0.0, 0)
@@ -109,10 +118,12 @@ def _in_processes(packer: ShardPacker, plans: Sequence[ShardPlan], workers: int,
     # Not forked: whoever prepares may have threads, or a context on a card.
     context = multiprocessing.get_context("spawn")
     earlier = packer.earlier.folder if packer.earlier else None
+    parents_end, closing = context.Pipe(duplex=False)
     arguments = (reader.path, reader.config, packer.layout, packer.folder, packer.key, earlier)
-    pool = ProcessPoolExecutor(workers, context, _start_worker, arguments)
-    try:
+    with no_signals_to_new_processes():
+        pool = ProcessPoolExecutor(workers, context, _start_worker, (parents_end, *arguments))
         waiting: set[Future[Work]] = {pool.submit(_pack, plan) for plan in plans}
+    try:
         while waiting:
             finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in finished:
@@ -125,24 +136,40 @@ def _in_processes(packer: ShardPacker, plans: Sequence[ShardPlan], workers: int,
             "goes on from here, with --workers 1 in less memory",
             ExitStatus.FAILED,
         ) from None
+    except (Stopped, KeyboardInterrupt):
+        closing.close()  # the processes end, whatever they are at
+        pool.shutdown(wait=True, cancel_futures=True)
+        remove_unfinished(packer.folder)
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        closing.close()
+        parents_end.close()
 
 
 _worker: ShardPacker
 
 
-def _start_worker(path: Path, config: DataConfig, layout: Layout, folder: Path, key: str, earlier: Path | None) -> None:
+def _start_worker(
+    parents_end: Connection,
+    path: Path,
+    config: DataConfig,
+    layout: Layout,
+    folder: Path,
+    key: str,
+    earlier: Path | None,
+) -> None:
     global _worker
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    leave_signals_to_parent()
+    threading.Thread(target=_end_with_parent, args=(parents_end,), daemon=True).start()
     _worker = ShardPacker(open_reader(path, config), layout, folder, key, earlier)
 
 
-def _end_with_parent() -> None:
-    """A pool's processes outlive a parent that was killed, and would go on writing."""
+def _end_with_parent(parents_end: Connection) -> None:
+    """A pool's processes outlive a parent that was killed, or stopped, and would go on writing."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
+    multiprocessing.connection.wait([parent.sentinel, parents_end])
     os._exit(1)
 
 
