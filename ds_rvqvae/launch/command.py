@@ -23,7 +23,6 @@ from ds_rvqvae.launch.slots import cores
 from ds_rvqvae.launch.supervise import Job, Signals
 from ds_rvqvae.process.tolerance import tolerated
 from ds_rvqvae.runs.folder import (
-    OUTCOME_VARIABLE,
     RUN_VARIABLE,
     STORE_CONTENT_VARIABLE,
     STORE_VARIABLE,
@@ -157,8 +156,7 @@ def _job(run: CheckedRun, shared: ExitStack, restart: int) -> Job:
     if restart:
         flags = replace(run.request.flags, start=Start("newest"))
         again = replace(run, request=replace(run.request, flags=flags))
-    outcome = _in_memory("outcome", shared)
-    variables = {**run.request.flags.environment, **rank_variables(run), OUTCOME_VARIABLE: str(outcome)}
+    variables = {**run.request.flags.environment, **rank_variables(run)}
     watch = None
     if ranks.local is not None and not options.force_multi:
         heartbeats = _in_memory("heartbeats", shared)
@@ -171,7 +169,7 @@ def _job(run: CheckedRun, shared: ExitStack, restart: int) -> Job:
         command = _command(ranks, _flags_by_profile(again))
     else:
         command = command_by_flags(replace(again, ranks=ranks))
-    return Job(command, variables, outcome if ranks.first_here else None, watch)
+    return Job(command, variables, watch)
 
 
 def _flags_by_profile(run: CheckedRun) -> Flags:

@@ -24,6 +24,9 @@ def run_with_restarts(
     before: Ending | None = None
     restart = 0
     while True:
+        if signals.stops:  # before the first start
+            say("stopped before the ranks were started; the same command with --resume goes on")
+            return ExitStatus.STOPPED
         ending = supervise(make_job(restart), signals)
         if ending.status != ExitStatus.FAILED or signals.stops or restart == max_restarts:
             return ending.status

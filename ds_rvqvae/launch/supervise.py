@@ -19,13 +19,12 @@ from typing import NamedTuple
 import psutil
 
 from ds_rvqvae.errors import ExitStatus, say
-from ds_rvqvae.runs.folder import DONE, RANK_LAUNCHER
+from ds_rvqvae.process.signals import ENDING, held_back, hold_back_signals
+from ds_rvqvae.runs.folder import RANK_LAUNCHER
 from ds_rvqvae.runs.heartbeat import Sign, Watch
 
 STOP_GRACE = 120.0
 """Seconds that ranks have to end, once stopped."""
-END_GRACE = 10.0
-"""Seconds that processes have which outlived the launcher."""
 KILL_PATIENCE = 30.0
 """Seconds to wait for killed processes to go."""
 
@@ -39,8 +38,6 @@ class Job:
 
     command: Sequence[str]
     environment: Mapping[str, str]
-    outcome: Path | None
-    """The file that holds `DONE` after a run that ended well; None where rank 0 is on another machine."""
     watch: Watch | None = None
     """Over the ranks' signs of life; None where they run on other machines."""
 
@@ -69,11 +66,13 @@ class Ending(NamedTuple):
     """The last step that a rank is known to have finished."""
 
 
-def supervise(job: Job, signals: Signals, stop_grace: float = STOP_GRACE, end_grace: float = END_GRACE) -> Ending:
+def supervise(job: Job, signals: Signals, stop_grace: float = STOP_GRACE) -> Ending:
     """Runs a job to its end, within `signals_noted`, and says in a line on stderr why where the ranks do not.
 
-    SIGINT, SIGTERM and SIGHUP stop the ranks, which have `stop_grace` seconds to save; a second SIGINT kills them.
-    SIGUSR1 is passed on to the ranks. A rank that is stuck ends the job.
+    SIGINT, SIGTERM and SIGHUP, to this process, to a rank of this machine or to deepspeed's two processes above the
+    ranks, stop the ranks, which have `stop_grace` seconds to save; a second SIGINT to this process kills them. SIGUSR1
+    is passed on to the ranks. A rank that is stuck ends the job. Where one of deepspeed's processes died, the ranks
+    have as long to save, which makes no other ending of it.
     When this returns no process that the job started is left.
     """
     stuck = None
@@ -82,20 +81,19 @@ def supervise(job: Job, signals: Signals, stop_grace: float = STOP_GRACE, end_gr
         env=dict(job.environment),
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=_ending_with(os.getpid()),
+        preexec_fn=_below(os.getpid(), holds_back=job.watch is not None),
     )
     try:
         stuck = _wait(runner, job.watch, signals, stop_grace)
         if stuck:
             say(f"training failed: {stuck}")
     finally:
-        _end_session(runner, signals, end_grace)
+        _end_session(runner, signals, stop_grace)
     step = job.watch.step if job.watch else 0
     if stuck:
         return Ending(ExitStatus.FAILED, step=step)
-    done = job.outcome is None or (job.outcome.is_file() and job.outcome.read_text() == DONE)
     code = -signal.SIGKILL if runner.returncode is None else runner.returncode
-    return _ending(code, done, stopped=bool(signals.stops), watch=job.watch)._replace(step=step)
+    return _ending(code, stopped=bool(signals.stops), watch=job.watch)._replace(step=step)
 
 
 @contextmanager
@@ -109,9 +107,9 @@ def signals_noted() -> Iterator[Signals]:
         else:
             signals.stops.append(number)
 
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored under nohup, and to stay so
-        numbers.append(signal.SIGHUP)
+    # What is ignored at the start stays so: SIGHUP under nohup, SIGINT in what a script runs in the background.
+    ending = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    numbers = [*ending, signal.SIGUSR1]
     before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield signals
@@ -120,14 +118,21 @@ def signals_noted() -> Iterator[Signals]:
             signal.signal(number, handler)
 
 
-def _ending_with(parent: int) -> Callable[[], None] | None:
-    """What the child runs before `exec`: it gets SIGTERM when `parent` dies, even of SIGKILL."""
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None)
+def _below(parent: int, holds_back: bool) -> Callable[[], None]:
+    """What the child runs before `exec`: it ends when `parent` dies, even of SIGKILL.
+
+    Args:
+        holds_back: signals to it and to its child, deepspeed's other process, are left for this process to see: they
+            would end by them, or pass them on and kill the ranks 30 s later.
+    """
+    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 
     def prepare() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if libc is None:
+            return
+        if holds_back:
+            hold_back_signals()
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL if holds_back else signal.SIGTERM)
         if os.getppid() != parent:
             os._exit(ExitStatus.FAILED)
 
@@ -137,10 +142,11 @@ def _ending_with(parent: int) -> Callable[[], None] | None:
 def _wait(runner: subprocess.Popen[bytes], watch: Watch | None, signals: Signals, stop_grace: float) -> str | None:
     """Waits for the runner.
 
-    Returns early where a rank is stuck, which it describes, where a second SIGINT came, and where the ranks' time to
-    stop is over.
+    Returns early where a rank is stuck, which it describes, where a second SIGINT came, where the ranks' time to stop
+    is over, and where they are to stop and there are none yet.
     """
-    deadline = None
+    deadline, told = None, False
+    above_ranks = _AboveRanks(runner)
     while True:
         # Looked at first, so that ranks which end together with the runner are seen.
         stuck = watch.look() if watch else None
@@ -150,14 +156,21 @@ def _wait(runner: subprocess.Popen[bytes], watch: Watch | None, signals: Signals
         if signals.save:
             signals.save = False
             _ask_to_save(runner)
+        if watch and not signals.stops:
+            if above_ranks.were_signalled():
+                signals.stops.append(signal.SIGTERM)  # as if it had come to this process
+            elif not told and _stopped_first(watch):
+                told = _stop_ranks(runner, watch)  # a rank was: the others would wait for it
         if not signals.stops:
             if stuck:
                 return stuck
             continue
         if deadline is None:
             deadline = time.monotonic() + stop_grace
+            # The ranks first: whatever becomes of the message.
+            if not _stop_ranks(runner, watch) and watch and not watch.begun():
+                return None
             say("stopping the ranks; Ctrl-C once more kills them")
-            _stop_ranks(runner)
         if signals.insist():
             say("killing the ranks")
             return None
@@ -166,37 +179,58 @@ def _wait(runner: subprocess.Popen[bytes], watch: Watch | None, signals: Signals
             return None
 
 
+class _AboveRanks:
+    """deepspeed's two processes between this one and the ranks, where they hold signals back."""
+
+    def __init__(self, runner: subprocess.Popen[bytes]) -> None:
+        self._runner = psutil.Process(runner.pid)
+        self._launcher: psutil.Process | None = None
+
+    def were_signalled(self) -> bool:
+        """Whether one of them was sent a signal to stop."""
+        if self._launcher is None:
+            self._launcher = next(iter(_launchers(self._runner)), None)
+        return any(held_back(process.pid) for process in (self._runner, self._launcher) if process is not None)
+
+
+def _launchers(runner: psutil.Process) -> list[psutil.Process]:
+    with suppress(psutil.Error):
+        return [child for child in runner.children() if RANK_LAUNCHER in child.cmdline()]
+    return []
+
+
 def _ranks(runner: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """The ranks on this machine; none before they are started."""
     ranks: list[psutil.Process] = []
     with suppress(psutil.Error):
-        for child in psutil.Process(runner.pid).children():
-            if RANK_LAUNCHER in child.cmdline():
-                ranks += child.children()
+        for child in _launchers(psutil.Process(runner.pid)):
+            ranks += child.children()
     return ranks
 
 
-def _stop_ranks(runner: subprocess.Popen[bytes]) -> None:
+def _stop_ranks(runner: subprocess.Popen[bytes], watch: Watch | None) -> bool:
     """SIGTERM to the ranks alone: deepspeed's processes above them pass on their exit status.
 
-    Where there are none yet, or they are on other machines, all of the runner's process group gets it.
+    Where they are on other machines, all of the runner's process group gets it. False where none was found.
     """
-    ranks = _ranks(runner)
-    if not ranks:
+    if watch is None:
         with suppress(ProcessLookupError):
             os.killpg(runner.pid, signal.SIGTERM)
+        return True
+    ranks = {*_ranks(runner), *watch.running()}
     for rank in ranks:
         with suppress(psutil.NoSuchProcess):
             rank.terminate()
+    return bool(ranks)
 
 
 def _ask_to_save(runner: subprocess.Popen[bytes]) -> None:
-    """SIGUSR1 to the ranks that take it; one that is still importing would die of it."""
+    """SIGUSR1 to the ranks that take it, which are those that train."""
     ranks = [rank for rank in _ranks(runner) if _catches(rank.pid, signal.SIGUSR1)]
-    say("asking the ranks to save" if ranks else "SIGUSR1: no rank on this machine is training yet, nothing to save")
     for rank in ranks:
         with suppress(psutil.NoSuchProcess):
             rank.send_signal(signal.SIGUSR1)
+    say("asking the ranks to save" if ranks else "SIGUSR1: no rank on this machine is training, nothing to save")
 
 
 def _catches(pid: int, number: int) -> bool:
@@ -208,14 +242,15 @@ def _catches(pid: int, number: int) -> bool:
     return False
 
 
-def _end_session(runner: subprocess.Popen[bytes], signals: Signals, end_grace: float) -> None:
-    """Ends what is left of the runner's session: at once where the runner still runs, else after a grace."""
+def _end_session(runner: subprocess.Popen[bytes], signals: Signals, grace: float) -> None:
+    """Ends what is left of the runner's session: at once where the runner still runs, else after a grace, in which
+    ranks save."""
     left = _session(runner.pid)
     if runner.poll() is not None and left:
         for process in left:
             with suppress(psutil.NoSuchProcess):
                 process.terminate()
-        deadline = time.monotonic() + end_grace
+        deadline = time.monotonic() + grace
         while left and time.monotonic() < deadline and not signals.insist():
             _, left = psutil.wait_procs(left, timeout=0.2)
     # In rounds, because a process may fork while its siblings are being killed.
@@ -243,12 +278,14 @@ def _session(leader: int) -> list[psutil.Process]:
     return found
 
 
-def _ending(code: int, done: bool, stopped: bool, watch: Watch | None) -> Ending:
-    """What the runner's return code amounts to, with a line on stderr where the code itself says little."""
-    if code == 0 and done:
+def _ending(code: int, stopped: bool, watch: Watch | None) -> Ending:
+    """What the ranks' own words and the runner's return code amount to, with a line on stderr where they say little."""
+    if watch.done() if watch else code == 0:
         return Ending(ExitStatus.DONE)
     if code in _PASSED_ON:
         return Ending(ExitStatus(code))
+    if (code == ExitStatus.FAILED or _signal_in(code) in ENDING) and code > 0 and _stopped_first(watch):
+        code = ExitStatus.STOPPED  # the others failed for want of the rank that was stopped
     death = watch.first_dead() if watch else None
     killed = death is not None and (death[1] is None or death[1] < 0)
     if code == ExitStatus.FAILED and (stopped or not killed):
@@ -258,6 +295,10 @@ def _ending(code: int, done: bool, stopped: bool, watch: Watch | None) -> Ending
         return Ending(ExitStatus.STOPPED)
     say(f"training failed: {_explain(code, death)}")
     return Ending(ExitStatus.FAILED, by_ranks=code > 0 and not _signal_in(code) and not killed)
+
+
+def _stopped_first(watch: Watch | None) -> bool:
+    return watch is not None and watch.first_to_end() == ExitStatus.STOPPED
 
 
 def _explain(code: int, death: tuple[Sign, int | None] | None) -> str:

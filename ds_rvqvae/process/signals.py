@@ -1,9 +1,11 @@
-"""Signals that end a command: once, with one line, after what was begun is put away."""
+"""Signals that end a command: once, with one line, after what was begun is put away; and those that end a rank."""
 
+import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -49,3 +51,60 @@ def stopping_at_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def left_to_a_thread(_number: int, _frame: FrameType | None) -> None:
+    """The handler of signals on which `call_at_signals` calls."""
+
+
+def call_at_signals(call: Callable[[int], None]) -> None:
+    """From now on the first signal of `ENDING` calls this from a thread of its own, for as long as its handler is
+    `left_to_a_thread`; those of `HARMLESS` do nothing.
+
+    The main thread may wait inside a library, where Python runs no handler. Signals that are held back, as those to
+    ranks are until they call this, are let in. Only the main thread may call it.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a child's signals are not this process's
+    threading.Thread(target=_await_signals, args=(reader, call), name="signals", daemon=True).start()
+    for number in HARMLESS:
+        signal.signal(number, signal.SIG_IGN)
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, left_to_a_thread)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+
+
+def _await_signals(reader: int, call: Callable[[int], None]) -> None:
+    while numbers := os.read(reader, 1):
+        if numbers[0] in ENDING and signal.getsignal(numbers[0]) is left_to_a_thread:
+            call(numbers[0])
+            return
+
+
+def hold_back_signals() -> None:
+    """For a process between this one and the ranks, before its `exec`: it neither ends by a signal nor passes one on.
+
+    It ends with its ranks. Those of `ENDING` wait, where `held_back` sees them.
+    """
+    for number in HARMLESS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which ranks are stopped, also where it was ignored at the start
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+
+
+def held_back(pid: int) -> int | None:
+    """A signal of `ENDING` that was sent to a process which holds them back; None where there is none, or no /proc.
+
+    Those that this process ignores do not count.
+    """
+    with suppress(OSError, ValueError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("ShdPnd:"):
+                waiting = int(line.split()[1], 16)
+                for number in ENDING:
+                    if waiting >> (number - 1) & 1 and signal.getsignal(number) is not signal.SIG_IGN:
+                        return int(number)
+    return None

@@ -15,9 +15,6 @@ from ds_rvqvae.locks import BusyError, HeldFolder, hold_folder
 from ds_rvqvae.runs.checkpoints import MANIFEST, candidates, checkpoints, keeps
 from ds_rvqvae.text import gigabytes
 
-OUTCOME_VARIABLE = "DS_RVQVAE_OUTCOME"
-"""Environment variable with the file into which rank 0 writes `DONE` when the run ended well."""
-DONE = "done"
 LOG, METRICS = "run.log", "metrics.jsonl"
 _MESSAGE = re.compile(rb"\d{4}-\d\d-\d\d ")
 NORMALISATION = "normalisation.json"

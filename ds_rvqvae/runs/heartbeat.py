@@ -39,7 +39,7 @@ class Sign:
     step: int
     """The last step that was finished, 0 before the first."""
     alive: float
-    """When the rank wrote this, as a thread of it does every second."""
+    """When the rank wrote this, as a thread of it does every second until it ends."""
     progress: float
     """When the main thread last gave a beat."""
     patient: bool
@@ -77,6 +77,11 @@ class Heartbeat:
             threading.Thread(target=heartbeat._write_on, name="heartbeat", daemon=True).start()
         return heartbeat
 
+    @classmethod
+    def own(cls) -> "Heartbeat | None":
+        """This process's, where one was started."""
+        return cls._own
+
     def beat(self, step: int) -> None:
         """Says that the main thread gets on; `step` is the last one that it finished."""
         self._sign.step, self._sign.progress, self._sign.patient = step, time.monotonic(), False
@@ -96,7 +101,7 @@ class Heartbeat:
     def end(cls, status: int) -> None:
         """Says, where a heartbeat was started, that this process is about to exit with `status`, not to be killed."""
         if cls._own is not None:
-            cls._own._sign.ended = status
+            cls._own._sign.alive, cls._own._sign.ended = time.monotonic(), status
             cls._own._write()
 
     def _write_on(self) -> None:
@@ -105,7 +110,8 @@ class Heartbeat:
             self._write()
 
     def _write(self) -> None:
-        self._sign.alive = time.monotonic()
+        if self._sign.ended < 0:
+            self._sign.alive = time.monotonic()
         if self._file is not None:
             with suppress(OSError):  # what only reports must not end the training
                 os.pwrite(self._file, _FORMAT.pack(*astuple(self._sign)), self._sign.local_rank * _FORMAT.size)
@@ -202,6 +208,29 @@ class Watch:
             dead = [(sign, _exit_code(sign)) for sign in signs if not _is_running(sign.pid)]
             self._dead = [(sign, code) for sign, code in dead if code != 0]
         return find_stuck(signs, self.local_ranks, self._started, now, self.limit) if self.limit else None
+
+    def begun(self) -> bool:
+        """Whether a rank has written."""
+        return bool(read_heartbeats(self.file))
+
+    def running(self) -> list[psutil.Process]:
+        """The ranks that run."""
+        found = []
+        for sign in read_heartbeats(self.file):
+            if _is_running(sign.pid):
+                with suppress(psutil.NoSuchProcess):
+                    found.append(psutil.Process(sign.pid))
+        return found
+
+    def done(self) -> bool:
+        """Whether every rank has said that it ends with 0."""
+        ended = [sign.ended for sign in read_heartbeats(self.file)]
+        return ended == [0] * self.local_ranks
+
+    def first_to_end(self) -> int:
+        """The status of the rank that first ended of itself with another than 0; 0 where none did."""
+        ended = [sign for sign in read_heartbeats(self.file) if sign.ended > 0]
+        return min(ended, key=lambda sign: sign.alive).ended if ended else 0
 
     def first_dead(self) -> tuple[Sign, int | None] | None:
         """The rank that died first, and its status or negative signal, None where it was killed by an unknown one.

@@ -3,7 +3,9 @@
 import contextlib
 import logging
 import os
+import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import NamedTuple
@@ -20,14 +22,13 @@ from ds_rvqvae.errors import ExitStatus, UserError, say
 from ds_rvqvae.gpu.sizes import parameter_count
 from ds_rvqvae.host import bf16_arithmetic_text
 from ds_rvqvae.process.command import keep_warnings_harmless
+from ds_rvqvae.process.signals import call_at_signals
 from ds_rvqvae.process.streams import drain_streams, open_standard_streams, queued_streams
 from ds_rvqvae.process.tolerance import reason_of, tolerated
 from ds_rvqvae.runs.abandoned import go_on_from
 from ds_rvqvae.runs.checkpoints import sweep
 from ds_rvqvae.runs.folder import (
-    DONE,
     LOG,
-    OUTCOME_VARIABLE,
     RUN_VARIABLE,
     STORE_CONTENT_VARIABLE,
     STORE_VARIABLE,
@@ -40,10 +41,14 @@ from ds_rvqvae.runs.folder import (
     unlock_runs,
     write_profile,
 )
-from ds_rvqvae.runs.heartbeat import Heartbeat
+from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, Heartbeat
 from ds_rvqvae.runs.init_from import Initial, keep_normalisation, mend_normalisation, take_start
 from ds_rvqvae.runs.start import Resume, as_begun, find_resume, record_of, request_of, split_batch, with_batch
 from ds_rvqvae.tokenizer.folder import TOKENIZER
+
+_SECONDS_TO_STOP = 0.5
+"""What a rank that is stopped before it trains waits, while the launcher stops the others, which would fail for want of
+it."""
 
 
 class OpenedRun(NamedTuple):
@@ -64,7 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"
     open_standard_streams()
     keep_warnings_harmless()
+    Heartbeat.start(rank)
     with queued_streams("stdout", "stderr"):
+        call_at_signals(lambda number: _end_untrained(number, rank))
         return _rank(argv, rank, speaks)
 
 
@@ -160,10 +167,9 @@ def _train(request: Request, own: MotionData | UserError | None) -> int:
     from ds_rvqvae.train.engine import on_rank_zero_first, own_device, start_distributed
     from ds_rvqvae.train.memory import out_of_memory_explained
     from ds_rvqvae.train.metrics import announce, start_log
-    from ds_rvqvae.train.signals import end_with_launcher
+    from ds_rvqvae.train.signals import stop_with_launcher
 
-    end_with_launcher()
-    heartbeat = Heartbeat.start(int(os.environ.get("RANK", "0")))
+    stop_with_launcher()
     start_distributed()
     data = _shared_motion(request, own)
     world_size = dist.get_world_size()
@@ -180,10 +186,10 @@ def _train(request: Request, own: MotionData | UserError | None) -> int:
         return _finished()
     profile = _settle_batch(request.profile, data, folder, resume)
     with out_of_memory_explained(profile, data.in_features, own_device()):
-        return _run(profile, data, OpenedRun(folder, resume, initial, mean, std), heartbeat)
+        return _run(profile, data, OpenedRun(folder, resume, initial, mean, std))
 
 
-def _run(profile: Profile, data: MotionData, run: OpenedRun, heartbeat: Heartbeat) -> int:
+def _run(profile: Profile, data: MotionData, run: OpenedRun) -> int:
     """Builds the engine and trains to the end, or to where a signal stops it."""
     import torch.distributed as dist
 
@@ -200,7 +206,7 @@ def _run(profile: Profile, data: MotionData, run: OpenedRun, heartbeat: Heartbea
         checkpoint=resume.checkpoint,
         universal=resume.universal,
         init_from=init_from,
-        heartbeat=heartbeat,
+        heartbeat=Heartbeat.own(),
     )
     announce(_summary(folder, profile, data, world_size))
     logger.info(bf16_arithmetic_text())
@@ -213,7 +219,7 @@ def _run(profile: Profile, data: MotionData, run: OpenedRun, heartbeat: Heartbea
     warnings = profile.warnings(world_size, data.count_training_windows())
     for warning in [*warnings, *data.warnings(), *(initial.warnings(data) if initial else [])]:
         # Our launcher has shown them.
-        logger.log(logging.INFO if OUTCOME_VARIABLE in os.environ else logging.WARNING, warning)
+        logger.log(logging.INFO if HEARTBEAT_VARIABLE in os.environ else logging.WARNING, warning)
     trainer.train()
     if trainer.steps_done < profile.rvqvae.training.total_iter:
         saved = trainer.checkpointer.saved_step or 0
@@ -252,13 +258,9 @@ def _scaled_rate(profile: Profile, world_size: int) -> str:
 
 
 def _finished() -> int:
-    """Leaves word for the launcher, since DeepSpeed's exits with 0 when it is killed, and leaves the other ranks."""
     import torch.distributed as dist
 
     dist.barrier()
-    outcome = os.environ.get(OUTCOME_VARIABLE)
-    if outcome and dist.get_rank() == 0:
-        Path(outcome).write_text(DONE, encoding="utf-8")
     return _leave(ExitStatus.DONE)
 
 
@@ -356,6 +358,18 @@ def _leave(status: int) -> int:
     logging.shutdown()
     drain_streams()
     os._exit(status)
+
+
+def _end_untrained(number: int, rank: int) -> None:
+    """Ends this rank, whatever its main thread does: it has not trained since it was started."""
+    Heartbeat.end(ExitStatus.STOPPED)
+    if rank == 0:
+        say(f"stopped by {signal.Signals(number).name} before this start's first step; nothing is lost")
+    if HEARTBEAT_VARIABLE in os.environ:
+        time.sleep(_SECONDS_TO_STOP)
+    unlock_runs()
+    drain_streams()
+    os._exit(ExitStatus.STOPPED)
 
 
 def _report_crash(error: Exception, rank: int) -> int:

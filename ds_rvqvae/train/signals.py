@@ -5,6 +5,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from types import FrameType
 
@@ -13,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from ds_rvqvae.errors import ExitStatus, say
+from ds_rvqvae.process.signals import ENDING, left_to_a_thread
 from ds_rvqvae.process.streams import drain_streams
 from ds_rvqvae.runs.folder import RANK_LAUNCHER
 from ds_rvqvae.runs.heartbeat import Heartbeat
@@ -29,14 +32,15 @@ class Wanted(IntEnum):
     STOP = 2
 
 
-_REQUESTS = {signal.SIGTERM: Wanted.STOP, signal.SIGINT: Wanted.STOP, signal.SIGUSR1: Wanted.SAVE}
+_REQUESTS = {**dict.fromkeys(ENDING, Wanted.STOP), signal.SIGUSR1: Wanted.SAVE}
 
 
 class Agreement:
-    """Notes SIGTERM and SIGINT (save and stop) and SIGUSR1 (save and go on), and agrees on them with the other ranks.
+    """Notes SIGTERM, SIGINT, SIGHUP (save and stop) and SIGUSR1 (save and go on) while it is `listening`, and agrees on
+    them with the other ranks.
 
     Each step starts a maximum over all ranks on the host and takes the result of the one before, so that no step waits
-    for it. `close` puts the signals' former handlers back.
+    for it.
     """
 
     def __init__(self) -> None:
@@ -47,7 +51,26 @@ class Agreement:
         self._value = torch.zeros(1, dtype=torch.int64)
         self._round: dist.Work | None = None
         self._limit: threading.Timer | None = None
-        self._before = {number: signal.signal(number, self._note) for number in _REQUESTS}
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Notes signals in place of what they do else; one that is ignored stays so. Around what calls `after_step`.
+
+        In other threads than the main one, where Python takes no handlers, nothing is changed.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in _REQUESTS}
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN or number not in ENDING:
+                signal.signal(number, self._note)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                # A rank that has trained ends by itself, with the status that it has earned.
+                signal.signal(number, signal.SIG_IGN if handler is left_to_a_thread else handler)
 
     def after_step(self) -> Wanted:
         """What all ranks do now; every rank calls it once a step."""
@@ -68,10 +91,9 @@ class Agreement:
         return agreed
 
     def close(self) -> None:
+        """Ends what is under way. Every rank calls it."""
         if self._round is not None:
             self._round.wait()
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
         if self._limit is not None:
             self._limit.cancel()
 
@@ -106,7 +128,9 @@ def end_unsaved(reason: str) -> None:
     os._exit(ExitStatus.FAILED)
 
 
-_SECONDS_BETWEEN_LOOKS = 2.0
+_SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_TO_SAVE = 120.0
+"""Of a rank whose launcher died."""
 
 
 def launchers_above() -> list[psutil.Process] | None:
@@ -139,26 +163,20 @@ def _command_line(process: psutil.Process) -> str:
         return "deepspeed, or any other of somebody else's"
 
 
-def end_with_launcher() -> None:
-    """Starts a thread that ends this process, with status 70, once one of its launchers has died."""
+def stop_with_launcher() -> None:
+    """Starts a thread that stops this rank as SIGTERM does, once one of its launchers has died."""
     launchers = launchers_above()
-    if launchers is None:
-        _end()
-    elif launchers:
-        threading.Thread(target=_watch, args=(launchers,), name="orphans", daemon=True).start()
+    if launchers != []:
+        threading.Thread(target=_watch, args=(launchers or [],), name="orphans", daemon=True).start()
 
 
 def _watch(launchers: list[psutil.Process]) -> None:
-    while all(_alive(process) for process in launchers):
+    while launchers and all(_alive(process) for process in launchers):
         time.sleep(_SECONDS_BETWEEN_LOOKS)
-    _end()
-
-
-def _end() -> None:
-    logging.getLogger("ds_rvqvae").error("the launcher died: this rank ends")
-    Heartbeat.end(ExitStatus.FAILED)
-    drain_streams()
-    os._exit(ExitStatus.FAILED)
+    logging.getLogger("ds_rvqvae").error("the launcher died: this rank stops")
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_SECONDS_TO_SAVE)
+    end_unsaved("the launcher died")
 
 
 def _alive(process: psutil.Process) -> bool:

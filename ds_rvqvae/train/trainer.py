@@ -143,12 +143,20 @@ class Trainer:
     def train(self) -> None:
         """Runs to `total_iter`, or to the step at which the ranks are asked to stop, and closes the trainer.
 
-        The last step of all logs, saves, evaluates and exports.
+        The last step of all logs, saves, evaluates and exports. Signals are noted from the first step on, until the
+        trainer is closed.
         """
-        bar = self._progress_bar()
         if self.checkpointer.saved_step is None:
             self.initialize_codebooks()
             self.evaluator.evaluate(self.steps_done, "untrained.json")
+        with self.agreement.listening():
+            self._loop()
+            steps, saved = (self.first_step, self.steps_done), self.checkpointer.saved
+            sum_up(self.log.meter, self.profile, self.data, self.run_folder, steps, saved and saved.fingerprint)
+            self.close()
+
+    def _loop(self) -> None:
+        bar = self._progress_bar()
         self.log.start_interval()
         while self.steps_done < self.settings.total_iter:
             with self.heartbeat.long_work() if self._may_compile() else contextlib.nullcontext():
@@ -178,9 +186,6 @@ class Trainer:
             if saves or evaluates:
                 self.log.start_interval()
         bar.close()
-        steps, saved = (self.first_step, self.steps_done), self.checkpointer.saved
-        sum_up(self.log.meter, self.profile, self.data, self.run_folder, steps, saved and saved.fingerprint)
-        self.close()
 
     def initialize_codebooks(self) -> None:
         """Makes every level's first codes, unless the quantizer has some: from the latents of the next global batch, or
@@ -265,7 +270,7 @@ class Trainer:
         export_tokenizer(model, self.data, self.run_folder, self.steps_done, scores or {}, fingerprint)
 
     def close(self) -> None:
-        """Ends threads, files, the handling of signals and the engine. Every rank calls it, once."""
+        """Ends threads, files and the engine. Every rank calls it, once."""
         for end in (self.loader.close, self.agreement.close, self.log.close, self.engine.destroy):
             with tolerated("at the end of the training, after all was saved"):
                 end()

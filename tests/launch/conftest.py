@@ -40,7 +40,7 @@ def job(tree, tmp_path):
         signs = Path(tempfile.mkdtemp(dir=tmp_path)) / "heartbeats"
         signs.touch()
         variables = {**os.environ, HEARTBEAT_VARIABLE: str(signs)}
-        return Job(tree(mode), variables, tmp_path / "outcome", Watch(signs, 2, limit=0))
+        return Job(tree(mode), variables, Watch(signs, 2, limit=0))
 
     return make
 

@@ -10,7 +10,8 @@ import psutil
 import pytest
 
 from ds_rvqvae.errors import ExitStatus
-from ds_rvqvae.launch.supervise import Ending, signals_noted, supervise
+from ds_rvqvae.launch.supervise import Ending, Job, signals_noted, supervise
+from ds_rvqvae.runs.heartbeat import Watch
 
 pytestmark = pytest.mark.processes
 
@@ -19,17 +20,16 @@ import os, sys
 from pathlib import Path
 from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, Watch
 from ds_rvqvae.launch.supervise import Job, signals_noted, supervise
-outcome, grace, limit, *command = sys.argv[1:]
+grace, limit, *command = sys.argv[1:]
 watch = Watch(Path(os.environ[HEARTBEAT_VARIABLE]), 2, float(limit))
 with signals_noted() as signals:
-    job = Job(command, os.environ, Path(outcome), watch)
-    sys.exit(supervise(job, signals, stop_grace=float(grace), end_grace=1.0).status)
+    sys.exit(supervise(Job(command, os.environ, watch), signals, stop_grace=float(grace)).status)
 """
 
 
 def run(job):
     with signals_noted() as signals:
-        return supervise(job, signals, end_grace=1.0)
+        return supervise(job, signals)
 
 
 def ranks(folder):
@@ -62,7 +62,7 @@ def driven(tree, tmp_path):
     def start(mode, grace=20.0, limit=0.0):
         process = subprocess.Popen(
             [
-                *(sys.executable, str(tmp_path / "driver.py"), str(tmp_path / "outcome")),
+                *(sys.executable, str(tmp_path / "driver.py")),
                 *(str(grace), str(limit), *tree(mode)),
             ],
             stderr=subprocess.PIPE,
@@ -181,13 +181,56 @@ def test_a_second_interrupt_kills_at_once(driven, tmp_path):
 
 
 def test_a_killed_rank_launcher_leaves_no_orphans_and_is_a_failure(driven, tmp_path):
-    process = driven("deaf")
+    process = driven("deaf", grace=1.0)
     launcher = psutil.Process(ranks(tmp_path)[0]).parent()
     launcher.kill()
     _, error = process.communicate(timeout=20)
     assert process.returncode == ExitStatus.FAILED
     assert "SIGKILL" in error
     assert not alive(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["runner", "launch.py", "rank"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_below_the_launcher_stops_every_rank(driven, tmp_path, place, number):
+    process = driven("wait")
+    rank = psutil.Process(ranks(tmp_path)[1])
+    os.kill({"rank": rank, "launch.py": rank.parent(), "runner": rank.parent().parent()}[place].pid, number)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == ExitStatus.STOPPED, error
+    assert len(list(tmp_path.glob("stopped-*"))) == 2
+    assert not alive(tmp_path)
+
+
+def test_signals_that_ask_for_nothing_end_no_process(driven, tmp_path):
+    process = driven("wait")
+    above = psutil.Process(ranks(tmp_path)[0]).parents()[:2]
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        for each in (*above, *map(psutil.Process, ranks(tmp_path))):
+            each.send_signal(number)
+    time.sleep(1.0)
+    assert process.poll() is None and len(alive(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("place", ["runner", "launch.py"])
+def test_ranks_are_let_stop_where_a_process_above_them_was_killed(driven, tmp_path, place):
+    process = driven("wait")
+    above = psutil.Process(ranks(tmp_path)[0]).parent()
+    (above if place == "launch.py" else above.parent()).kill()
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == ExitStatus.FAILED and "SIGKILL" in error
+    assert len(list(tmp_path.glob("stopped-*"))) == 2
+    assert not alive(tmp_path)
+
+
+def test_a_stop_before_the_ranks_start_waits_for_nothing(tmp_path):
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(60)\n")
+    with signals_noted() as signals:
+        signals.stops.append(signal.SIGTERM)
+        watch = Watch(tmp_path, 1, 0)
+        began = time.monotonic()
+        ending = supervise(Job([sys.executable, str(tmp_path / "slow.py")], os.environ, watch), signals)
+    assert ending.status is ExitStatus.STOPPED and time.monotonic() - began < 10
 
 
 def test_the_runner_ends_with_its_supervisor(driven, tmp_path):

@@ -28,17 +28,19 @@ from ds_rvqvae.runs.heartbeat import Heartbeat, read_heartbeats
 mode, folder, rank = sys.argv[1], Path(sys.argv[2]), int(os.environ["RANK"])
 def stop(*_):
     (folder / f"stopped-{os.getpid()}").touch()
+    if mode != "first-75":
+        Heartbeat.end(75)
     sys.exit(1 if mode == "first-75" else 75)
-signal.signal(signal.SIGTERM, signal.SIG_IGN if mode == "deaf" else stop)
-if mode == "deaf":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-elif mode == "wait" and rank == 0:
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN if mode == "deaf" else stop)
+if mode == "wait" and rank == 0:
     signal.signal(signal.SIGUSR1, lambda *_: (folder / f"saved-{os.getpid()}").touch())
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 heartbeat = Heartbeat.start(rank)
 heartbeat.beat(7)
 (folder / f"rank-{os.getpid()}").touch()
 if mode == "done":
-    (folder / "outcome").write_text("done")
+    Heartbeat.end(0)
 elif mode == "silent":
     pass
 elif mode.isdecimal():

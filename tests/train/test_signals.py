@@ -1,6 +1,8 @@
 """Signals that end a run or make it save, and ranks whose launcher is gone."""
 
 import signal
+import time
+from pathlib import Path
 
 import pytest
 
@@ -35,10 +37,64 @@ def test_a_signal_to_one_rank_saves_on_all(tmp_path, demo_folder, number):
     assert [line["step"] for line in read_metrics(run)] == list(range(1, step + 3))
 
 
+@pytest.mark.processes
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_rank_that_waits_for_another_before_it_trains_ends_at_once(tmp_path, demo_folder, number):
+    flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--name=run", "--batch_size=4"]
+    first, second = start_ranks(2, ["-m", "ds_rvqvae.train", *flags])
+    second.send_signal(signal.SIGSTOP)
+    try:
+        # It waits inside gloo then, where Python runs no handler.
+        wait_until(lambda: "pt_tcpstore_uv" in threads_of(first.pid))
+        time.sleep(1.0)
+        for harmless in (signal.SIGUSR1, signal.SIGUSR2):
+            first.send_signal(harmless)
+        first.send_signal(number)
+        printed = first.communicate(timeout=15)[0]
+    finally:
+        second.kill()
+        first.kill()
+    assert first.returncode == 75
+    assert f"stopped by {signal.Signals(number).name} before this start's first step" in printed
+    assert "Traceback" not in printed
+
+
+def threads_of(pid):
+    return [file.read_text().strip() for file in Path(f"/proc/{pid}/task").glob("*/comm")]
+
+
+LATE = """
+import os, signal, sys
+from ds_rvqvae.train import rank, trainer
+close, leave = trainer.Trainer.close, rank._leave
+def signals():
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        os.kill(os.getpid(), number)
+def late_close(self):
+    signals()
+    close(self)
+def late_leave(status):
+    signals()
+    return leave(status)
+trainer.Trainer.close, rank._leave = late_close, late_leave
+sys.exit(rank.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.processes
+def test_signals_after_the_last_step_change_nothing(tmp_path, demo_folder):
+    flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--name=run", "--batch_size=4"]
+    (rank,) = start_ranks(1, ["-c", LATE, *flags, "--total_iter=2"])
+    printed = rank.communicate(timeout=90)[0]
+    assert rank.returncode == 0, printed
+    assert (tmp_path / "run" / "tokenizer" / "model.safetensors").is_file()
+
+
 @pytest.fixture
 def agreement(one_rank):
     found = Agreement()
-    yield found
+    with found.listening():
+        yield found
     found.close()
 
 
@@ -48,6 +104,7 @@ def agreement(one_rank):
         ([signal.SIGUSR1], Wanted.SAVE),
         ([signal.SIGTERM], Wanted.STOP),
         ([signal.SIGINT], Wanted.STOP),
+        ([signal.SIGHUP], Wanted.STOP),
         ([signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1], Wanted.STOP),
     ],
 )
@@ -58,10 +115,26 @@ def test_a_request_is_agreed_on_by_the_step_after_the_next_and_only_once(agreeme
     assert [agreement.after_step() for _ in range(4)] == [Wanted.NONE, request_, Wanted.NONE, Wanted.NONE]
 
 
-def test_the_handlers_before_are_put_back(one_rank):
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    before = [signal.getsignal(number) for number in numbers]
+NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
+def test_handlers_are_installed_only_while_somebody_listens(one_rank):
+    before = [signal.getsignal(number) for number in NUMBERS]
     agreement = Agreement()
-    assert all(signal.getsignal(number) not in before for number in numbers)
+    assert [signal.getsignal(number) for number in NUMBERS] == before
+    with agreement.listening():
+        assert all(signal.getsignal(number) not in before for number in NUMBERS)
+    assert [signal.getsignal(number) for number in NUMBERS] == before
     agreement.close()
-    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_a_signal_that_is_ignored_at_the_start_stays_ignored(one_rank):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        agreement = Agreement()
+        with agreement.listening():
+            signal.raise_signal(signal.SIGHUP)
+            assert [agreement.after_step() for _ in range(3)] == [Wanted.NONE] * 3
+        agreement.close()
+    finally:
+        signal.signal(signal.SIGHUP, before)
