@@ -63,7 +63,9 @@ class Host:
         memlock, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
         unlimited = memlock == resource.RLIM_INFINITY
         ports = root / "sys/class/infiniband"
-        infiniband = ports.is_dir() and any(ports.iterdir())
+        infiniband = False
+        with suppress(OSError):
+            infiniband = any(ports.iterdir())
         return cls(max(0, available), limit, total, free, None if unlimited else memlock, infiniband)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ds_rvqvae.cli.common import TOKENIZER_HELP, add_json_flag, count, find_tokenizer, print_result
 from ds_rvqvae.errors import ExitStatus, UserError, printable, say
+from ds_rvqvae.process.tolerance import tolerated
 
 if TYPE_CHECKING:
     from ds_rvqvae.config.data import DataConfig
@@ -88,7 +89,10 @@ def _evaluate(args: argparse.Namespace) -> int:
     notes = _notes(results)
     for warning in dict.fromkeys(warning for result in results for warning in result["warnings"]):
         say(f"warning: {warning}")
-    pictures = _draw(subjects, results, notes, folder, skeleton) if folder else []
+    pictures: list[Path] = []
+    missing: list[str] = []
+    with tolerated(f"--pictures {folder}: not all are drawn", warn=missing.append):
+        pictures.extend(_draw(subjects, results, notes, folder, skeleton) if folder else ())
     if len(results) == 1:
         result, text = results[0], score_table(results[0])
     else:
@@ -96,6 +100,10 @@ def _evaluate(args: argparse.Namespace) -> int:
         tables = [f"{printable(one['name'])}, {score_table(one)}" for one in results]
         text = "\n\n".join([*tables, comparison_table(results, notes)])
     print_result(args, result, "\n".join([text, *(printable(f"picture: {picture}") for picture in pictures)]))
+    if missing and args.pictures:  # which were asked for
+        raise UserError(missing[0])
+    for warning in missing:
+        say(f"warning: {warning}")
     return ExitStatus.DONE
 
 
@@ -112,12 +120,14 @@ def _picture_folder(args: argparse.Namespace, references: Sequence[Reference]) -
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(0, "Permission denied")
     except OSError as error:
-        raise _unwritable(folder, error) from None
+        text = f"--pictures {folder}: {(error.strerror or str(error)).lower()}; name another folder"
+        if args.pictures:
+            raise UserError(text) from None
+        say(f"warning: {text}")
+        return None
+    if args.pictures:
+        import ds_rvqvae.viz.canvas  # noqa: F401  # where that cannot be, no clip need be scored
     return folder
-
-
-def _unwritable(folder: Path, error: OSError) -> UserError:
-    return UserError(f"--pictures {folder}: {(error.strerror or str(error)).lower()}; name another folder")
 
 
 def _distinct_names(references: Sequence[Reference]) -> list[str]:
@@ -269,27 +279,23 @@ def _draw(
     notes: Sequence[str],
     folder: Path,
     skeleton: Skeleton | None,
-) -> list[Path]:
-    """Draws reconstructions, rate against distortion and, of several tokenizers, their table."""
+) -> Iterator[Path]:
+    """Draws reconstructions, rate against distortion and, of several tokenizers, their table; gives what is there."""
     from ds_rvqvae.viz.reconstruction import reconstruction_pictures, save_figure
     from ds_rvqvae.viz.scores import comparison_figure, rate_distortion_figure
 
     split, is_single = results[0]["split"], len(subjects) == 1
-    pictures = []
-    try:
-        for subject in subjects:
-            suffix = "" if is_single else "_" + re.sub(r"[^\w.-]+", "-", subject.name).strip("-")
-            model, data = subject.tokenizer.model, subject.data
-            for name, figure in reconstruction_pictures(model, data, (split,), "cpu", skeleton):
-                pictures.append(folder / f"reconstruction_{name}{suffix}.png")
-                save_figure(figure, pictures[-1])
-        title = f"{subjects[0].name}, {notes[0]}" if is_single else f"{len(subjects)} tokenizers, {split}"
-        figures = {f"rate_distortion_{split}.png": rate_distortion_figure(results, title)}
-        if not is_single:
-            figures[f"comparison_{split}.png"] = comparison_figure(results, f"Scores, {split}", notes)
-        for file, figure in figures.items():
-            pictures.append(folder / file)
-            save_figure(figure, pictures[-1])
-    except OSError as error:
-        raise _unwritable(folder, error) from None
-    return pictures
+    for subject in subjects:
+        suffix = "" if is_single else "_" + re.sub(r"[^\w.-]+", "-", subject.name).strip("-")
+        model, data = subject.tokenizer.model, subject.data
+        for name, figure in reconstruction_pictures(model, data, (split,), "cpu", skeleton):
+            picture = folder / f"reconstruction_{name}{suffix}.png"
+            save_figure(figure, picture)
+            yield picture
+    title = f"{subjects[0].name}, {notes[0]}" if is_single else f"{len(subjects)} tokenizers, {split}"
+    figures = {f"rate_distortion_{split}.png": rate_distortion_figure(results, title)}
+    if not is_single:
+        figures[f"comparison_{split}.png"] = comparison_figure(results, f"Scores, {split}", notes)
+    for file, figure in figures.items():
+        save_figure(figure, folder / file)
+        yield folder / file

@@ -9,6 +9,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -374,12 +375,13 @@ def remove(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what a write that was cut short left behind."""
+    """Removes what a write that was cut short left behind, as far as that can be."""
     for path in _unfinished(folder):
         if path.is_dir():
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink()
+            with suppress(OSError):
+                path.unlink()
 
 
 def _unfinished(folder: Path) -> Iterator[Path]:

@@ -24,6 +24,7 @@ from ds_rvqvae import __version__
 from ds_rvqvae.config.profile import PROFILE_FILE
 from ds_rvqvae.config.training import TrainingConfig
 from ds_rvqvae.files import read_json, replace_folder, sync
+from ds_rvqvae.process.tolerance import tolerated
 from ds_rvqvae.runs.abandoned import put_one_aside
 from ds_rvqvae.runs.checkpoints import (
     BESIDE,
@@ -197,8 +198,10 @@ def _prepare(engine: deepspeed.DeepSpeedEngine, folder: Path, unfinished: Path, 
     sweep(folder)
     unfinished.mkdir(parents=True)
     parameters = sum(parameter.numel() for parameter in engine.module.parameters())
-    needed, free = checkpoint_bytes(parameters, averaged), shutil.disk_usage(folder).free
-    if free < needed:
+    needed, free = checkpoint_bytes(parameters, averaged), None
+    with contextlib.suppress(OSError):  # a file system that does not tell
+        free = shutil.disk_usage(folder).free
+    if free is not None and free < needed:
         raise OSError(f"the disk of {folder} has {free:,} bytes free, {needed - free:,} too few for a checkpoint")
 
 
@@ -239,7 +242,7 @@ def _finish(manifest: dict[str, Any], unfinished: Path, finished: Path, keeping:
     sync(folder)
     for pointer in (BEST, LATEST) if keeping.best else (LATEST,):
         point(folder, pointer, finished)
-    with contextlib.suppress(OSError):  # what cannot be removed now is removed after the next save
+    with tolerated("older checkpoints are not all removed", "the next save tries again"):
         prune(finished, keeping.newest, keeping.every)
 
 

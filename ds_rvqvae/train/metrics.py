@@ -161,7 +161,11 @@ class Board:
         self._monitors.write_events([(tag, value, samples) for tag, value in values.items() if value is not None])
 
     def histogram(self, tag: str, values: Tensor, samples: int) -> None:
-        self._monitors.attempt("tb_monitor", lambda: self._writer.add_histogram(tag, values.cpu(), samples))
+        """Of the values that are finite; none where no value is."""
+        values = values[values.isfinite()].cpu()
+        if self._writer is None or not len(values):
+            return
+        self._monitors.attempt("tb_monitor", lambda: self._writer.add_histogram(tag, values, samples))
 
     def image(self, tag: str, pixels: NDArray[np.uint8], samples: int) -> None:
         """`pixels [height, width, 3]` uint8."""

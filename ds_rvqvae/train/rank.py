@@ -25,6 +25,7 @@ from ds_rvqvae.process.command import keep_warnings_harmless
 from ds_rvqvae.process.home import settle_home
 from ds_rvqvae.process.signals import call_at_signals
 from ds_rvqvae.process.streams import drain_streams, lost_messages, open_standard_streams, queued_streams
+from ds_rvqvae.process.tolerance import reason_of, tolerated
 from ds_rvqvae.runs.abandoned import go_on_from
 from ds_rvqvae.runs.checkpoints import sweep
 from ds_rvqvae.runs.folder import (
@@ -324,7 +325,8 @@ def _open_run(request: Request, data: MotionData, world_size: int) -> OpenedRun:
         lock_run(folder, announce, end_unsaved)
     for place in (folder, folder / "checkpoints", folder / "eval"):
         sweep(place)
-    resume.notes += mend_log(folder)
+    with tolerated("run.log stays as it is", warn=resume.notes.append):
+        resume.notes += mend_log(folder)
     if resume.checkpoint is not None:
         # From now on this is the run's history, also if it dies before its next save.
         resume.checkpoint, notes = go_on_from(folder, resume.checkpoint)
@@ -347,8 +349,8 @@ def _make_tokenizer(folder: Path, resume: Resume) -> str | None:
 
     try:
         return None if resume.checkpoint is None else keep_exported(folder, resume.checkpoint)
-    except (OSError, UserError) as error:
-        return f"{folder / TOKENIZER}: not written: {error}; `ds-rvqvae export {folder} --out DIR` does it"
+    except Exception as error:
+        return f"{folder / TOKENIZER}: not written: {reason_of(error)}; `ds-rvqvae export {folder} --out DIR` does it"
 
 
 def _leave(status: int) -> int:

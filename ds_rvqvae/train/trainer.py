@@ -276,7 +276,10 @@ class Trainer:
 
     def _beside(self) -> dict[str, bytes]:
         """Files that a checkpoint keeps beside the model."""
-        return {MOTION_FILE: self._motion, **copies_of(self.run_folder)}
+        files = {MOTION_FILE: self._motion}
+        with tolerated("the checkpoint keeps no copies of metrics.jsonl and the like"):
+            files |= copies_of(self.run_folder)
+        return files
 
     @cached_property
     def _motion(self) -> bytes:

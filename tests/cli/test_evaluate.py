@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -190,6 +191,28 @@ def test_refusals_are_one_line_and_leave_nothing(run, tmp_path, demo_folder, cap
         assert status == 2 and out == "" and len(errors.splitlines()) == 1, (arguments, errors)
         assert re.search(complaint, errors), errors
         assert not pictures.exists() or not list(pictures.iterdir())
+
+
+def test_scores_are_printed_whatever_becomes_of_the_pictures(run, capsys):
+    (run / "eval" / "rate_distortion_val.png").mkdir(parents=True)
+    status, out, errors = _evaluate(capsys, run)
+    assert status == 0 and "val: 1 clips" in out and f"picture: {run / 'eval' / 'reconstruction_val.png'}" in out
+    assert errors.startswith("warning: ") and errors.endswith(f"Is a directory: {run}/eval/rate_distortion_val.png\n")
+    # Pictures that were asked for are the command's result.
+    status, asked, errors = _evaluate(capsys, run, "--pictures", run / "eval")
+    assert (status, asked) == (2, out) and errors.startswith(f"error: --pictures {run / 'eval'}: not all are drawn: ")
+
+
+def test_without_matplotlib_scores_are_printed_and_pictures_refused(run, tmp_path, capsys, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib" or ".viz" in name]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setenv("MPLBACKEND", "nosuch")
+    reason = "pictures: matplotlib cannot be used: ValueError: Key backend: 'nosuch'"
+    status, out, errors = _evaluate(capsys, run)
+    assert status == 0 and "val: 1 clips" in out and "picture:" not in out
+    assert errors.startswith("warning: ") and errors.count("\n") == 1 and reason in errors
+    status, out, errors = _evaluate(capsys, run, "--pictures", tmp_path / "pictures")
+    assert (status, out) == (2, "") and errors.startswith(f"error: {reason}") and errors.count("\n") == 1
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
