@@ -14,7 +14,8 @@ from tests.ranks import bare_environment
 from tests.train.small import SMALL, read_metrics
 
 pytestmark = pytest.mark.processes
-ODD = "a folder's 100%, ä {b} $c"
+ODD = "a folder's 100%, ä {b} $c \udcc4\udce3"
+"""The last two are GBK, and no UTF-8."""
 LEFTOVERS = {
     "TORCHELASTIC_USE_AGENT_STORE": "True",
     "TORCHELASTIC_RUN_ID": "none",
