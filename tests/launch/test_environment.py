@@ -32,3 +32,15 @@ def test_where_the_file_system_refuses_flock_it_goes_on_with_a_line(tmp_path, re
     assert (ended.returncode, last.partition("; ")[0]) == (2, "environment: needs Python 3.10, 3.11 or 3.12")
     line = f"environment: {tmp_path} cannot be locked (Function not implemented); let one start end its install before"
     assert said == ([f"{line} the next"] if refused else [])
+
+
+def test_a_clone_for_windows_has_scripts_that_run_here(tmp_path):
+    cloned = subprocess.run(
+        ["git", "clone", "-q", "-c", "core.autocrlf=true", str(ROOT), str(tmp_path / "a clone")], capture_output=True
+    )
+    if cloned.returncode:
+        pytest.skip("the project is no git repository")
+    line = ["bash", tmp_path / "a clone" / "launch" / "train_8x4090.sh", "--help"]
+    variables = {**os.environ, "VIRTUAL_ENV": sys.prefix, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(line, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0 and "--require_idle" in ran.stdout, ran.stderr
