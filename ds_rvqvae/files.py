@@ -4,6 +4,7 @@ a file is another than before."""
 import atexit
 import codecs
 import errno
+import functools
 import glob
 import hashlib
 import json
@@ -25,6 +26,8 @@ import xxhash
 _BLOCK_BYTES = 1 << 20
 _READERS = min(32, 4 * (os.cpu_count() or 1))
 """Threads that read files at once: more than cores, since they wait for the disk, or for a network."""
+LONGEST_NAME, LONGEST_PATH = 255, 4096
+"""Bytes that file systems take for a name, and Linux for a path."""
 _ANY_UNFINISHED = ".unfinished-"
 _UNFINISHED = f"{_ANY_UNFINISHED}{socket.gethostname()}-"
 """What the names of files and folders that are being written begin with; after it the process."""
@@ -78,7 +81,7 @@ def whole_folder(
     folder.parent.mkdir(parents=True, exist_ok=True)
     if place is None:
         remove_abandoned(folder)
-        place = folder.with_name(f".{folder.name}{_UNFINISHED}{_new_name()}")
+        place = folder.with_name(f"{hidden_name(folder.name)}{_UNFINISHED}{_new_name()}")
     else:
         shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
@@ -112,9 +115,16 @@ def _remove_begun() -> None:
                 path.unlink()
 
 
+def hidden_name(name: str) -> str:
+    """What the name of something hidden beside a folder begins with: `.NAME`, or a checksum where that is so long that
+    with an ending no file system takes it."""
+    long = len(os.fsencode(name)) > LONGEST_NAME // 2
+    return f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:24] if long else name}"
+
+
 def remove_abandoned(folder: Path) -> None:
     """Removes what killed processes left beside a folder that `whole_folder` was to make."""
-    for place in folder.parent.glob(f".{glob.escape(folder.name)}{_ANY_UNFINISHED}*"):
+    for place in folder.parent.glob(f"{glob.escape(hidden_name(folder.name))}{_ANY_UNFINISHED}*"):
         if is_abandoned(place):
             shutil.rmtree(place, ignore_errors=True)
 
@@ -282,6 +292,20 @@ def text_in(content: bytes) -> str:
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UnicodeError("the text is UTF-16; save it as UTF-8")
     return content.decode("utf-8-sig")
+
+
+@functools.cache
+def utf8_path(folder: Path) -> Path:
+    """A path of UTF-8 to a folder, for libraries that know no other; on Linux alone, and for this process alone.
+
+    Raises:
+        OSError: the folder cannot be opened.
+    """
+    try:
+        os.fspath(folder).encode()
+    except UnicodeEncodeError:
+        return Path(f"/proc/self/fd/{os.open(folder, os.O_RDONLY | os.O_DIRECTORY)}")  # open as long as the process
+    return folder
 
 
 def sync(path: Path) -> None:

@@ -1,6 +1,9 @@
 # Sourced: sets PYTHON to an interpreter that has the project and its dependencies, making .venv where there is none.
 # `source environment.sh [dev]`: with `dev` the tests' dependencies as well. Exits 2 with one line where it cannot.
 
+# What a shell has left over would change what every interpreter below does.
+unset CDPATH PYTHONHOME PYTHONINSPECT PYTHONSTARTUP
+
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$project/.venv
 
@@ -29,7 +32,7 @@ find_python() {
   local candidate
   for candidate in python3 python3.12 python3.11 python3.10; do
     if supported "$candidate"; then
-      "$candidate" -c 'import venv, ensurepip' 2>/dev/null ||
+      "$candidate" -I -c 'import venv, ensurepip' 2>/dev/null ||
         fail "$candidate cannot make virtual environments; install its venv module (Debian: apt install python3-venv)"
       base_python=$candidate
       return
@@ -50,8 +53,8 @@ is_ready() { # extras
 }
 
 make_venv() { # extras
-  local log=$venv/install.log began=$SECONDS target=$project
-  [ -z "$1" ] || target="$project[$1]"
+  local log=$venv/install.log began=$SECONDS target=.
+  [ -z "$1" ] || target=".[$1]"
   find_python
   # Cut short, moved to another folder or without its interpreter, it cannot be mended in place.
   if [ -e "$venv/making" ] || ! "$venv/bin/python" -c '' 2>/dev/null ||
@@ -61,9 +64,11 @@ make_venv() { # extras
   note "installing into $venv; this takes a minute, or several where CUDA packages are downloaded"
   rm -f "$venv/installed"
   mkdir -p "$venv" 2>/dev/null && : >"$venv/making" || fail "$venv cannot be written"
-  "$base_python" -m venv "$venv" >"$log" 2>&1 &&
-    "$venv/bin/python" -m pip install --quiet --no-input --disable-pip-version-check \
-      -c "$project/constraints.txt" -e "$target" >>"$log" 2>&1 ||
+  # -I: no file of the working folder, and no PYTHONPATH, takes the place of a module. The project's own path may have
+  # characters that pip reads otherwise.
+  "$base_python" -I -m venv "$venv" >"$log" 2>&1 &&
+    (cd "$project" && "$venv/bin/python" -I -m pip install --quiet --no-input --disable-pip-version-check \
+      -c constraints.txt -e "$target") >>"$log" 2>&1 ||
     fail "installing failed: $(grep -v '^WARNING' "$log" | tail -n 1) (all of it: $log)"
   stamp_of "$1" >"$venv/installed"
   rm "$venv/making"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests: finds or makes the Python environment; arguments go to pytest.
 set -euo pipefail
+unset CDPATH # with it `cd` may go elsewhere, and says where
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/launch/environment.sh" dev
 # The tests' ranks are CPU processes on every machine, and a rank with more threads than its share of cores crawls.

@@ -62,7 +62,13 @@ def add_launch_flags(parser: argparse.ArgumentParser) -> None:
     nccl.add_argument(
         "--nccl_debug", nargs="?", const="INFO", choices=("VERSION", "WARN", "INFO", "TRACE"), help="bare: INFO"
     )
-    nccl.add_argument("--nccl_socket_ifname", nargs="?", const="^docker0,lo", metavar="NAMES", help="bare: ^docker0,lo")
+    nccl.add_argument(
+        "--nccl_socket_ifname",
+        nargs="?",
+        const="^docker0,lo",
+        metavar="NAMES",
+        help="network interfaces (bare: ^docker0,lo; default: the loopback's on one machine, NCCL's choice on several)",
+    )
     nccl.add_argument("--nccl_ib_disable", action="store_true", help="no InfiniBand")
     nccl.add_argument("--nccl_p2p_disable", action="store_true", help="no direct transfers between cards")
 

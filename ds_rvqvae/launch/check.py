@@ -9,7 +9,7 @@ from ds_rvqvae.errors import UserError
 from ds_rvqvae.gpu.sizes import parameter_count
 from ds_rvqvae.launch import demo
 from ds_rvqvae.launch.body import CheckedRun
-from ds_rvqvae.launch.hosts import check_cards, place_ranks, warn
+from ds_rvqvae.launch.hosts import check_cards, check_shells, place_ranks, warn
 from ds_rvqvae.launch.preflight import Preflight, check_machine
 from ds_rvqvae.runs.checkpoints import checkpoint_bytes
 from ds_rvqvae.runs.folder import check_out_folder, run_folder_of
@@ -39,6 +39,7 @@ def check_run(request: Request, opened: Sequence[MotionData] = ()) -> tuple[Chec
         demo.write_motion(config.data)
     idle = list(options.require_idle or ())
     ranks = place_ranks(options, request.flags.environment)
+    check_shells(ranks, options, request.resolved.arguments())
     if ranks.world_size and not start.resumes:
         profile.check_world_size(ranks.world_size)
     find_initial(folder, profile, start)

@@ -1,9 +1,11 @@
 """Where the ranks of a run run: on which hosts and slots, and at which port they meet."""
 
 import functools
+import re
 import shutil
 import socket
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +29,8 @@ from ds_rvqvae.launch.slots import (
 DEEPSPEED_HOSTFILE = Path("/job/hostfile")
 """Where deepspeed looks for a hostfile that it was not told of."""
 DEEPSPEED_PORT = 29500
+_READ_BY_SHELLS = re.compile(r"[\\'\"`$;&|<>()]")
+_SPLIT_BY_SHELLS = re.compile(rf"{_READ_BY_SHELLS.pattern}|[\s{{}}*?#!~%\[\]]")  # pdsh fills in %h and the like
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,20 @@ def _this_host(options: LaunchOptions, hosts: list[str]) -> str | None:
             raise UserError(f"--no_ssh: give --node_rank, from 0 to {len(hosts) - 1}, and --master_addr")
         return hosts[options.node_rank]
     return hosts[0] if len(hosts) == 1 and hosts[0] in (LOCAL, socket.gethostname()) else None
+
+
+def check_shells(ranks: Ranks, options: LaunchOptions, arguments: Sequence[str]) -> None:
+    """Raises UserError where deepspeed would start ranks through a shell that takes the command apart; of what it hands
+    over it quotes words with a space alone, and those in part."""
+    if options.no_ssh or not (options.force_multi or len(ranks.hosts) > 1):
+        return
+    places = [place for place in (sys.executable, str(Path.cwd())) if _SPLIT_BY_SHELLS.search(place)]
+    words = [word for word in arguments if _READ_BY_SHELLS.search(word)]
+    if places or words:
+        raise UserError(
+            f"--hostfile: deepspeed starts ranks on other hosts through shells, which would not take "
+            f"{(places + words)[0]} as it is; use plain names, or start each host with --no_ssh"
+        )
 
 
 def check_cards(ranks: Ranks, environment: Mapping[str, str]) -> tuple[Ranks, Cards]:

@@ -51,6 +51,9 @@ def exit_status_of(
                 end_now(stopped[0])
             return stopped[0]
         except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+                say(f"error: {error.filename}: {(error.strerror or '').lower()}; give a shorter one")
+                return ExitStatus.BAD_INPUT
             if os.environ.get("DS_RVQVAE_DEBUG"):
                 print(text_of(traceback.format_exc().splitlines()), file=sys.stderr)
             say(f"error: {type(error).__name__}: {error} (DS_RVQVAE_DEBUG=1 shows the traceback)")

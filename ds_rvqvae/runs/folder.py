@@ -10,12 +10,14 @@ from pathlib import Path
 from ds_rvqvae.config.profile import PROFILE_FILE, Profile, load_profile
 from ds_rvqvae.config.request import Request, Start
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.files import read_json, whole_file
+from ds_rvqvae.files import LONGEST_NAME, LONGEST_PATH, read_json, whole_file
 from ds_rvqvae.locks import BusyError, HeldFolder, hold_folder
 from ds_rvqvae.runs.checkpoints import MANIFEST, candidates, checkpoints, keeps
 from ds_rvqvae.text import gigabytes
 
 LOG, METRICS = "run.log", "metrics.jsonl"
+_PATH_BELOW = 256
+"""Bytes that the path of a run's file may have in the run's folder."""
 _MESSAGE = re.compile(rb"\d{4}-\d\d-\d\d ")
 NORMALISATION = "normalisation.json"
 """In the folder of a run that started from a tokenizer: `mean` and `std`, a number a column."""
@@ -54,18 +56,29 @@ def choose_run_folder(out: Path, name: str | None, profile_name: str, body_part:
         return start.folder
     if name is None:
         # A profile given as a file, `configs/my.json`, names its runs `my`.
-        base = f"{Path(profile_name).name.removesuffix('.json')}-{body_part}"
+        base = f"{_shortened(Path(profile_name).name.removesuffix('.json'))}-{body_part}"
         newest = _newest_number(out, base)
         number = max(newest, 1) if start.resumes else newest + 1
         return out / (base if number == 1 else f"{base}-{number}")
     if not name.strip() or name in (".", "..") or "/" in name or "\\" in name or not name.isprintable():
-        raise UserError(f"--name {name!r}: give the name of one folder, without slashes; --out says where it goes")
+        raise UserError(
+            f"--name {name!r}: give the name of one folder, without slashes and characters that cannot be printed; "
+            "--out says where it goes"
+        )
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        size = len(os.fsencode(name))
+        raise UserError(f"--name {name}: has {size} bytes, of which a folder's name takes {LONGEST_NAME}; shorten it")
     folder = out / name
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--name {name}: {folder} is a file; give another name")
     if folder.exists() and not start.resumes:
         raise UserError(f"--name {name}: {folder} exists; go on with it by --resume, or give another name")
     return folder
+
+
+def _shortened(name: str) -> str:
+    """A name that leaves room for more after it."""
+    return os.fsdecode(os.fsencode(name)[: LONGEST_NAME // 2]) if len(os.fsencode(name)) > LONGEST_NAME // 2 else name
 
 
 def is_run(folder: Path) -> bool:
@@ -208,6 +221,12 @@ def check_out_folder(folder: Path, needed_bytes: int = 0) -> None:
     Makes nothing: permissions and room are those of the nearest folder that exists.
     """
     existing = folder.absolute()
+    length = len(os.fsencode(existing))
+    if length + _PATH_BELOW > LONGEST_PATH:
+        raise UserError(
+            f"--out: the path of the run's folder has {length:,} bytes, which with the files in it are more than the "
+            f"{LONGEST_PATH:,} of a path; give another --out"
+        )
     while not os.path.lexists(existing):
         existing = existing.parent
     if not existing.is_dir():

@@ -33,6 +33,7 @@ from torch.utils.checkpoint import checkpoint as torch_checkpoint
 from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.config.training import ScheduleConfig
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.files import utf8_path
 from ds_rvqvae.model.nets import Checkpoint
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.process.tolerance import tolerated
@@ -164,7 +165,7 @@ def build_engine(
     weights = [parameter.detach().clone() for parameter in model.parameters()] if init_from is not None else []
     config = profile.deepspeed_config()
     if not config["tensorboard"]["output_path"]:
-        config["tensorboard"]["output_path"] = str(run_folder)
+        config["tensorboard"]["output_path"] = str(utf8_path(run_folder))
     config["checkpoint"]["load_universal"] = universal
     model.set_checkpointing(checkpoint_function(profile))
     engine, *_ = deepspeed.initialize(

@@ -15,6 +15,8 @@ from tests.train.small import SMALL, read_metrics
 
 pytestmark = pytest.mark.processes
 ODD = "a folder's 100%, ä {b} $c"
+GBK = "\udcc4\udce3"
+"""No UTF-8, which Python's own `venv` does not take."""
 LEFTOVERS = {
     "TORCHELASTIC_USE_AGENT_STORE": "True",
     "TORCHELASTIC_RUN_ID": "none",
@@ -53,7 +55,8 @@ def bare_python(tmp_path) -> str:
 def test_a_run_amid_leftovers_in_an_odd_folder_by_an_interpreter_without_the_package(
     tmp_path, demo_folder, bare_python
 ):
-    here = tmp_path / ODD
+    here = tmp_path / ODD / GBK
+    here.mkdir()
     # Python 3.10 cannot be kept from looking there first.
     for name in ("random", "types", "json", "torch", "socket") if sys.version_info >= (3, 11) else ():
         (here / f"{name}.py").write_text("raise RuntimeError('not the module that was meant')\n")
@@ -67,7 +70,7 @@ def test_a_run_amid_leftovers_in_an_odd_folder_by_an_interpreter_without_the_pac
     )
     try:
         metrics = here / "runs" / "one" / "metrics.jsonl"
-        run.wait_for(lambda: metrics.is_file() and metrics.read_text())
+        run.wait_for(lambda: metrics.is_file() and metrics.read_text(), seconds=300)
         ranks = run.ranks()
         assert len(ranks) == 2
         listening = [
@@ -78,7 +81,7 @@ def test_a_run_amid_leftovers_in_an_odd_folder_by_an_interpreter_without_the_pac
         ]
         assert listening and set(listening) == {"127.0.0.1"}
         run.process.terminate()
-        assert run.process.wait(60) == 75, run.said()
+        assert run.process.wait(150) == 75, run.said()
         assert len(read_metrics(metrics.parent)) >= 1
     finally:
         run.end()

@@ -60,3 +60,15 @@ def test_messages_that_cannot_be_printed_end_no_start(tmp_path, streams):
     assert (tmp_path / ".venv" / "installed").exists()
     places = (tmp_path / "said").read_text().split()
     assert len(places) == 3 and (places == ["/dev/null"] * 3) is ("1>&-" in streams)
+
+
+def test_a_clone_for_windows_has_scripts_that_run_here(tmp_path):
+    cloned = subprocess.run(
+        ["git", "clone", "-q", "-c", "core.autocrlf=true", str(ROOT), str(tmp_path / "a clone")], capture_output=True
+    )
+    if cloned.returncode:
+        pytest.skip("the project is no git repository")
+    line = ["bash", tmp_path / "a clone" / "launch" / "train_8x4090.sh", "--help"]
+    variables = {**os.environ, "VIRTUAL_ENV": sys.prefix, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(line, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0 and "--require_idle" in ran.stdout, ran.stderr

@@ -72,3 +72,14 @@ def test_two_hosts_started_one_by_one(launch):
         assert command[command.index("--master_port") + 1] == "29500"
     ran = launch(*flags, "--node_rank", "2")
     assert ran.returncode == ExitStatus.BAD_INPUT and "--node_rank, from 0 to 1" in ran.stderr
+
+
+def test_what_a_shell_of_another_host_would_take_apart_is_refused(launch):
+    (launch.folder / "hosts").write_text("host-a slots=2\nhost-b slots=1\n")
+    at = ["--dry_run", "--hostfile", "hosts", "--launcher", "openmpi"]
+    for flags, status in (([], 0), (["--name", "my run"], 0), (["--name", "it's"], 2), (["--name", "a;b"], 2)):
+        ran = launch(*at, *flags)
+        assert ran.returncode == status, ran.stderr
+        assert not status or f"which would not take {flags[1]} as it is" in ran.stderr
+    one_by_one = ["--no_ssh", "--master_addr", "127.0.0.1", "--node_rank", "0"]
+    assert launch(*at, *one_by_one, "--name", "it's").returncode == 0

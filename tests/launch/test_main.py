@@ -153,7 +153,8 @@ def test_data_from_the_environment(launch, demo_folder):
 
 def test_the_shell_script_passes_flags_on_from_any_folder(launch, demo_folder):
     line = ["bash", ROOT / "launch" / "train_8x4090.sh", "--dry_run", "--data_path", demo_folder]
-    variables = environment(**CPU, VIRTUAL_ENV=sys.prefix)
+    left_over = {"PYTHONINSPECT": "1", "PYTHONHOME": "/nowhere", "CDPATH": str(ROOT)}
+    variables = environment(**CPU, VIRTUAL_ENV=sys.prefix, **left_over)
     ran = subprocess.run(line, cwd=launch.folder, env=variables, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr
     assert shlex.split(ran.stdout)[-2:] == ["--data_path", str(demo_folder)]

@@ -16,7 +16,7 @@ from typing import Any
 from ds_rvqvae.data.store.store import FORMAT, REPORT, TABLE, DamagedStoreError, Store, is_store, open_store
 from ds_rvqvae.data.store.table import SHARDS, link_or_copy, write_json
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.files import read_json, remove_unfinished, sync
+from ds_rvqvae.files import hidden_name, read_json, remove_unfinished, sync
 from ds_rvqvae.locks import LOCK_FILE, BusyError, HeldFolder, hold_folder
 from ds_rvqvae.process.home import CACHE_VARIABLE
 
@@ -236,7 +236,7 @@ def locked(folder: Path) -> Iterator[None]:
         if place.parent == cache_folder().resolve():
             yield
             return
-        with _locked_beside(place.with_name(f".{place.name}{_LOCKED}")):
+        with _locked_beside(place.with_name(f"{hidden_name(place.name)}{_LOCKED}")):
             yield
 
 
@@ -311,7 +311,7 @@ def say_what_is_damaged(place: Path, out: Path | None) -> None:
 
 def folder_to_build_in(folder: Path) -> Path:
     """Beside the place of a store, so that what is whole there can be renamed."""
-    return folder.parent / f".{folder.name}{_BUILDING}"
+    return folder.parent / f"{hidden_name(folder.name)}{_BUILDING}"
 
 
 def begin(building: Path, key: str, others: Mapping[str, str | None]) -> None:

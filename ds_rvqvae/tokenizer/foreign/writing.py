@@ -73,7 +73,9 @@ def save_foreign(
             torch.save(content, unfinished / known.weights_file)
             np.save(unfinished / known.statistics / "mean.npy", tokenizer.mean.cpu().numpy())
             np.save(unfinished / known.statistics / "std.npy", tokenizer.std.cpu().numpy())
-            (unfinished / known.exported_options).write_text(option_text(tokenizer, format, folder), encoding="utf-8")
+            (unfinished / known.exported_options).write_text(
+                option_text(tokenizer, format, folder), encoding="utf-8", errors="replace"
+            )
             written = sorted(file.relative_to(unfinished) for file in unfinished.rglob("*") if file.is_file())
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
