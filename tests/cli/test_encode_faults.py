@@ -241,7 +241,7 @@ def test_refusals_of_decode(tmp_path, upper, capsys):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
 def test_stopped_in_the_middle_it_leaves_whole_files_and_goes_on(tmp_path, upper, kind, capsys):
     data, codes = tmp_path / "data", tmp_path / "codes"
     write_beat2_folder(data, ("000",), 400)
@@ -253,11 +253,12 @@ def test_stopped_in_the_middle_it_leaves_whole_files_and_goes_on(tmp_path, upper
     while len(list(codes.glob("*.npz"))) < 5 and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(kind)
-    printed, _ = process.communicate(timeout=60)
+    printed, errors = process.communicate(timeout=60)
     there = list(codes.glob("*.npz"))
     assert 5 <= len(there) < 60 and all(read_codes(file).frames == 400 for file in there)
-    if kind == signal.SIGINT:
+    if kind != signal.SIGKILL:
         assert process.returncode == 75 and "stopped before the rest" in printed
+        assert errors == f"stopped by {kind.name}\n"
         assert len(files_below(codes)) == len(there)
     status, result, _ = run(capsys, "encode", upper, data, "--out", codes)
     assert status == 0 and len(result["skipped"]) == len(there) and len(files_below(codes)) == 60

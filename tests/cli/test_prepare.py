@@ -1,13 +1,22 @@
 """`ds-rvqvae prepare`: the store that it packs, and what it says of that."""
 
+import contextlib
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
+import psutil
 import pytest
 
 from ds_rvqvae import cli
 from ds_rvqvae.data import open_store
 from tests.data.motion import write_beat2, write_beat2_folder
+from tests.ranks import ROOT
 
 
 def test_prepare_packs_a_store_and_says_what_it_left_out(tmp_path, demo_folder, capsys):
@@ -79,3 +88,47 @@ def test_motion_of_another_rate_is_not_added_to_a_store(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "60 frames per second, but" in error and "has 30; motion of one frame rate makes a store" in error
     assert open_store(tmp_path / "store").clip_names == ["a"]
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_all_its_processes_is_one_line_and_the_same_command_goes_on(tmp_path, kind):
+    motion, store = tmp_path / "motion", tmp_path / "store"
+    write_beat2_folder(motion, ("000",), 600)
+    for index in range(1, 60):
+        os.link(motion / "000.npz", motion / f"{index:03}.npz")
+    code = (
+        "import sys\n"
+        "from ds_rvqvae import cli\n"
+        "from ds_rvqvae.data.store import packing, shards\n"
+        "packing._WORTH_PROCESSES, shards.SMALLEST_SHARD = 0, 1\n"
+        "sys.exit(cli.main())"
+    )
+    command = [sys.executable, "-c", code, "prepare", str(motion), "--out", str(store), "--workers", "2"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".store.building/new/shards/*")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.killpg(process.pid, kind)
+    began = time.monotonic()
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 75 and time.monotonic() - began < 5
+    line = rf"stopped by {kind.name}: \d+ of 60 files are packed; the same command goes on from there\n"
+    assert re.fullmatch(line, errors), errors
+    assert not list(tmp_path.rglob(".unfinished-*")) and not store.exists()
+    deadline = time.monotonic() + 5
+    while living(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert living(process.pid) == []
+    assert cli.main(["prepare", str(motion), "--out", str(store)]) == 0
+    assert len(open_store(store).clip_names) == 60
+
+
+def living(group):
+    """Processes of a group that have not ended."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found

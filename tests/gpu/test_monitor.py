@@ -1,11 +1,15 @@
 """`launch/monitor_gpu.py` as a user runs it, before cards that the stand-in library plays."""
 
+import fcntl
 import json
 import os
 import signal
+import struct
 import subprocess
+import termios
 import time
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
@@ -62,7 +66,7 @@ def test_a_card_that_is_lost_from_the_start(stand_in):
     assert done.stdout.splitlines()[7].endswith(" GPU 7: ERR (GPU is lost)")
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_it_with_status_0(stand_in, stop):
     with subprocess.Popen(
         command(60), env=stand_in.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -71,6 +75,38 @@ def test_signals_end_it_with_status_0(stand_in, stop):
         monitor.send_signal(stop)
         _, errors = monitor.communicate(timeout=10)
     assert monitor.returncode == 0 and errors == ""
+
+
+def test_it_ends_where_nobody_reads_it_any_more_and_a_reader_that_stands_still_keeps_no_signal_away(stand_in):
+    started = {"env": stand_in.environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with (
+        subprocess.Popen(command(0.1), **started) as left,
+        subprocess.Popen(command(0.1, "--json"), **started) as still,
+    ):
+        left.stdout.readline()
+        left.stdout.close()
+        assert left.wait(20) == 0 and left.stderr.read() == b""
+        still.stdout.readline()
+        deadline = time.monotonic() + 20
+        while unread(still.stdout) < 60_000 and time.monotonic() < deadline:  # of 65,536
+            time.sleep(0.1)
+        time.sleep(1)
+        still.terminate()
+        assert still.wait(10) == 0 and still.stderr.read() == b""
+
+
+def unread(pipe):
+    """Bytes that wait in a pipe."""
+    return struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, b"1234"))[0]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_lines_that_find_no_room_are_an_error(stand_in):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command("--once"), env=stand_in.environment, text=True, stdout=full, stderr=subprocess.PIPE, timeout=60
+        )
+    assert "No space left on device" in one_line(done, 2)
 
 
 class TestRequiredIdleness:
