@@ -19,7 +19,7 @@ from typing import NamedTuple
 import psutil
 
 from ds_rvqvae.errors import ExitStatus, say
-from ds_rvqvae.process.signals import ENDING, held_back, hold_back_signals
+from ds_rvqvae.process.signals import ENDING, HARMLESS, held_back, hold_back_signals
 from ds_rvqvae.runs.folder import RANK_LAUNCHER
 from ds_rvqvae.runs.heartbeat import Sign, Watch
 
@@ -87,13 +87,17 @@ def supervise(job: Job, signals: Signals, stop_grace: float = STOP_GRACE) -> End
         stuck = _wait(runner, job.watch, signals, stop_grace)
         if stuck:
             say(f"training failed: {stuck}")
+        code = runner.poll()
+        if code is None and job.watch:
+            code = job.watch.ended()
     finally:
         _end_session(runner, signals, stop_grace)
     step = job.watch.step if job.watch else 0
     if stuck:
         return Ending(ExitStatus.FAILED, step=step)
-    code = -signal.SIGKILL if runner.returncode is None else runner.returncode
-    return _ending(code, stopped=bool(signals.stops), watch=job.watch)._replace(step=step)
+    return _ending(-signal.SIGKILL if code is None else code, stopped=bool(signals.stops), watch=job.watch)._replace(
+        step=step
+    )
 
 
 @contextmanager
@@ -128,6 +132,8 @@ def _below(parent: int, holds_back: bool) -> Callable[[], None]:
     libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 
     def prepare() -> None:
+        for number in HARMLESS:
+            signal.signal(number, signal.SIG_IGN)
         if libc is None:
             return
         if holds_back:
@@ -142,8 +148,8 @@ def _below(parent: int, holds_back: bool) -> Callable[[], None]:
 def _wait(runner: subprocess.Popen[bytes], watch: Watch | None, signals: Signals, stop_grace: float) -> str | None:
     """Waits for the runner.
 
-    Returns early where a rank is stuck, which it describes, where a second SIGINT came, where the ranks' time to stop
-    is over, and where they are to stop and there are none yet.
+    Returns early where all ranks have ended of themselves, where one is stuck, which it describes, where a second
+    SIGINT came, where the ranks' time to stop is over, and where they are to stop and there are none yet.
     """
     deadline, told = None, False
     above_ranks = _AboveRanks(runner)
@@ -153,6 +159,8 @@ def _wait(runner: subprocess.Popen[bytes], watch: Watch | None, signals: Signals
         with suppress(subprocess.TimeoutExpired):
             runner.wait(timeout=0.2)
             return None
+        if watch and watch.ended() is not None and above_ranks.live():
+            return None  # what the ranks have said, deepspeed's processes take seconds to pass on
         if signals.save:
             signals.save = False
             _ask_to_save(runner)
@@ -186,11 +194,22 @@ class _AboveRanks:
         self._runner = psutil.Process(runner.pid)
         self._launcher: psutil.Process | None = None
 
+    def live(self) -> bool:
+        """Whether both run: neither was killed."""
+        return self._launcher is not None and self._launcher.is_running() and not _is_zombie(self._launcher)
+
     def were_signalled(self) -> bool:
         """Whether one of them was sent a signal to stop."""
         if self._launcher is None:
             self._launcher = next(iter(_launchers(self._runner)), None)
         return any(held_back(process.pid) for process in (self._runner, self._launcher) if process is not None)
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _launchers(runner: psutil.Process) -> list[psutil.Process]:
@@ -280,7 +299,7 @@ def _session(leader: int) -> list[psutil.Process]:
 
 def _ending(code: int, stopped: bool, watch: Watch | None) -> Ending:
     """What the ranks' own words and the runner's return code amount to, with a line on stderr where they say little."""
-    if watch.done() if watch else code == 0:
+    if (watch.ended() if watch else code) == 0:
         return Ending(ExitStatus.DONE)
     if code in _PASSED_ON:
         return Ending(ExitStatus(code))

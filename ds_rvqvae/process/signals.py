@@ -85,12 +85,9 @@ def _await_signals(reader: int, call: Callable[[int], None]) -> None:
 
 
 def hold_back_signals() -> None:
-    """For a process between this one and the ranks, before its `exec`: it neither ends by a signal nor passes one on.
-
-    It ends with its ranks. Those of `ENDING` wait, where `held_back` sees them.
+    """For a process between this one and the ranks, before its `exec`: signals of `ENDING` neither end it nor are
+    passed on. They wait, where `held_back` sees them; it ends with its ranks.
     """
-    for number in HARMLESS:
-        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which ranks are stopped, also where it was ignored at the start
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
 

@@ -77,11 +77,6 @@ class Heartbeat:
             threading.Thread(target=heartbeat._write_on, name="heartbeat", daemon=True).start()
         return heartbeat
 
-    @classmethod
-    def own(cls) -> "Heartbeat | None":
-        """This process's, where one was started."""
-        return cls._own
-
     def beat(self, step: int) -> None:
         """Says that the main thread gets on; `step` is the last one that it finished."""
         self._sign.step, self._sign.progress, self._sign.patient = step, time.monotonic(), False
@@ -222,10 +217,12 @@ class Watch:
                     found.append(psutil.Process(sign.pid))
         return found
 
-    def done(self) -> bool:
-        """Whether every rank has said that it ends with 0."""
-        ended = [sign.ended for sign in read_heartbeats(self.file)]
-        return ended == [0] * self.local_ranks
+    def ended(self) -> int | None:
+        """The status of ranks that have all ended of themselves: 0, or that of the first with another. Else None."""
+        signs = read_heartbeats(self.file)
+        if len(signs) < self.local_ranks or any(sign.ended < 0 or _is_running(sign.pid) for sign in signs):
+            return None
+        return self.first_to_end()
 
     def first_to_end(self) -> int:
         """The status of the rank that first ended of itself with another than 0; 0 where none did."""

@@ -69,7 +69,6 @@ def main(argv: list[str] | None = None) -> int:
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"
     open_standard_streams()
     keep_warnings_harmless()
-    Heartbeat.start(rank)
     with queued_streams("stdout", "stderr"):
         call_at_signals(lambda number: _end_untrained(number, rank))
         return _rank(argv, rank, speaks)
@@ -170,6 +169,8 @@ def _train(request: Request, own: MotionData | UserError | None) -> int:
     from ds_rvqvae.train.signals import stop_with_launcher
 
     stop_with_launcher()
+    # Not before the imports, which let no other thread write for seconds.
+    heartbeat = Heartbeat.start(int(os.environ.get("RANK", "0")))
     start_distributed()
     data = _shared_motion(request, own)
     world_size = dist.get_world_size()
@@ -186,10 +187,10 @@ def _train(request: Request, own: MotionData | UserError | None) -> int:
         return _finished()
     profile = _settle_batch(request.profile, data, folder, resume)
     with out_of_memory_explained(profile, data.in_features, own_device()):
-        return _run(profile, data, OpenedRun(folder, resume, initial, mean, std))
+        return _run(profile, data, OpenedRun(folder, resume, initial, mean, std), heartbeat)
 
 
-def _run(profile: Profile, data: MotionData, run: OpenedRun) -> int:
+def _run(profile: Profile, data: MotionData, run: OpenedRun, heartbeat: Heartbeat) -> int:
     """Builds the engine and trains to the end, or to where a signal stops it."""
     import torch.distributed as dist
 
@@ -206,7 +207,7 @@ def _run(profile: Profile, data: MotionData, run: OpenedRun) -> int:
         checkpoint=resume.checkpoint,
         universal=resume.universal,
         init_from=init_from,
-        heartbeat=Heartbeat.own(),
+        heartbeat=heartbeat,
     )
     announce(_summary(folder, profile, data, world_size))
     logger.info(bf16_arithmetic_text())

@@ -227,7 +227,7 @@ def test_a_stop_before_the_ranks_start_waits_for_nothing(tmp_path):
     (tmp_path / "slow.py").write_text("import time\ntime.sleep(60)\n")
     with signals_noted() as signals:
         signals.stops.append(signal.SIGTERM)
-        watch = Watch(tmp_path, 1, 0)
+        watch = Watch(tmp_path / "heartbeats", 1, 0)
         began = time.monotonic()
         ending = supervise(Job([sys.executable, str(tmp_path / "slow.py")], os.environ, watch), signals)
     assert ending.status is ExitStatus.STOPPED and time.monotonic() - began < 10
