@@ -20,6 +20,7 @@ ORDER = (
 """A room imports only rooms above it, and itself. The first are modules at the package's root."""
 NEVER = {
     "model": {"deepspeed", "pathlib", "os", "io", "shutil", "json", "safetensors"},
+    "process": {"torch", "deepspeed", "numpy"},
     "gpu": {"torch", "deepspeed"},
     "config": {"torch", "deepspeed", "numpy"},
     "data": {"torch", "deepspeed"},
