@@ -29,10 +29,10 @@ class FlagParser(argparse.ArgumentParser):
         if fill is not None:
             fill(self)
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, *given: Any, **named: Any) -> Any:
         """As argparse's."""
         self.fill()
-        return super().parse_known_args(args, namespace)
+        return super().parse_known_args(*given, **named)
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """argparse's, which takes no heed of what it cannot write."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ds_rvqvae.process.command import exit_status_of
 from tests.data.motion import write_packed
 from tests.ranks import ROOT
 from tests.train.small import SMALL
@@ -106,7 +107,7 @@ def refusal(tmp_path, monkeypatch, capsys):
     def run(motion: Path, study: dict, *flags: str) -> str:
         Path("study.json").write_text(json.dumps(study))
         monkeypatch.setattr(sys, "argv", ["quality.py", "--study=study.json", f"--data_path={motion}", *flags])
-        assert quality.main() == 2
+        assert exit_status_of(quality.main) == 2
         return capsys.readouterr().err
 
     return run

@@ -36,6 +36,7 @@ def test_where_the_file_system_refuses_flock_it_goes_on_with_a_line(tmp_path, re
 
 PYTHON = """#!/bin/sh
 # Makes environments of itself, at once.
+if [ "$1" = -I ]; then shift; fi
 if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; fi
 if [ "$2" = --say ]; then places=$(readlink /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2); echo "$places" >"$3"; fi
 """
