@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -51,7 +52,7 @@ def for_modules(environment: Mapping[str, str]) -> dict[str, str]:
     working folder in place of a module (from Python 3.11 on)."""
     found = {**environment, "PYTHONSAFEPATH": "1"}
     root = Path(__file__).resolve().parents[2]
-    if (root / "pyproject.toml").is_file():  # the source tree; in an installation other packages lie beside this one
+    if root.name not in ("site-packages", "dist-packages"):  # found anyway, and other packages lie beside this one
         found["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [environment.get("PYTHONPATH")])])
     return found
 
@@ -63,7 +64,9 @@ def interfaces(wanted: str | None) -> dict[str, str]:
         wanted: what NCCL is to take instead, as it writes it (`eth0`, `^docker0,lo`); gloo takes an interface's name.
     """
     loopback = loopback_interface()
-    names = [name for _, name in socket.if_nameindex()]
+    names = []
+    with suppress(OSError):  # a container may not tell
+        names = [name for _, name in socket.if_nameindex()]
     chosen = zip(INTERFACE_VARIABLES, (wanted or loopback, wanted if wanted in names else loopback), strict=True)
     return {variable: interface for variable, interface in chosen if interface}
 
