@@ -90,7 +90,7 @@ def settle_rank(environment: MutableMapping[str, str]) -> None:
     Raises:
         UserError: some variables of a rank are there, but not all.
     """
-    above = _processes_above()
+    above = _lines_above()
     if environment.get(LAUNCHER_VARIABLE) not in [str(pid) for pid, _ in above]:
         _remove(environment, _OF_A_RUN)
     if "RANK" not in environment:
@@ -113,10 +113,21 @@ def _remove(environment: MutableMapping[str, str], names: Sequence[str]) -> None
             del environment[name]
 
 
-def _processes_above() -> list[tuple[int, str]]:
+def processes_above() -> list[psutil.Process]:
+    """Each process above this one, the nearest first, as far as the system shows them to this user."""
+    found: list[psutil.Process] = []
+    with suppress(psutil.Error):  # with hidepid=1 those of others can be told from none, but not looked at
+        process = psutil.Process().parent()
+        while process is not None:
+            found.append(process)
+            process = process.parent()
+    return found
+
+
+def _lines_above() -> list[tuple[int, str]]:
     """Number and command line of each process above this one, the nearest first."""
     found = []
-    for process in psutil.Process().parents():
+    for process in processes_above():
         try:
             found.append((process.pid, " ".join(process.cmdline())))
         except psutil.Error:

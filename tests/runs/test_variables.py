@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from ds_rvqvae.errors import UserError
@@ -80,3 +81,14 @@ def test_where_interfaces_cannot_be_listed_the_loopback_is_taken(monkeypatch):
     monkeypatch.setattr(variables.socket, "if_nameindex", refused)
     lo = variables.loopback_interface()
     assert variables.interfaces("eth0") == {"NCCL_SOCKET_IFNAME": "eth0", **({"GLOO_SOCKET_IFNAME": lo} if lo else {})}
+
+
+def test_processes_above_that_one_may_not_look_at_are_passed_over(monkeypatch):
+    def parent(process):
+        if process.pid != os.getpid():
+            raise psutil.AccessDenied(process.pid)  # as with /proc mounted hidepid=1
+        return psutil.Process(os.getppid())
+
+    monkeypatch.setattr(psutil.Process, "parent", parent)
+    assert [process.pid for process in variables.processes_above()] == [os.getppid()]
+    assert settled({**RANK, "DS_RVQVAE_LAUNCHER": str(os.getppid())})["RANK"] == "1"
