@@ -5,9 +5,11 @@ for stands on their command line as overrides. Hosts that may not see this disk 
 """
 
 import codecs
+import ctypes
 import functools
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -39,6 +41,8 @@ from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, Watch
 from ds_rvqvae.runs.log import add_warnings
 from ds_rvqvae.runs.start import overrides_between
 from ds_rvqvae.runs.variables import LAUNCHER_VARIABLE, for_modules, interfaces, without_leftovers
+
+_CLOSE_ON_EXEC = 1
 
 
 def train(run: CheckedRun, signals: Signals) -> ExitStatus:
@@ -148,10 +152,21 @@ def _remove_unopened(folder: Path, made: Sequence[Path]) -> None:
                 place.rmdir()
 
 
+def _made_by_system(name: str) -> int:
+    handle: int = ctypes.CDLL(None, use_errno=True).memfd_create(os.fsencode(name), _CLOSE_ON_EXEC)
+    if handle < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return handle
+
+
 def _in_memory(name: str, shared: ExitStack) -> Path:
     """A new file that the ranks can open by its path until `shared` ends. It is this process's memory: no temporary
-    folder, which may be full, read-only, or cleaned while a run trains."""
-    handle = os.memfd_create(name)
+    folder, which may be full, read-only, or cleaned while a run trains; but for systems that have no such files."""
+    try:
+        # Interpreters that were built for older systems, as uv and conda bring them, lack what the system has.
+        handle = os.memfd_create(name) if hasattr(os, "memfd_create") else _made_by_system(name)
+    except (AttributeError, OSError):
+        return Path(shared.enter_context(tempfile.NamedTemporaryFile(prefix="ds_rvqvae-")).name)
     shared.callback(os.close, handle)
     return Path(f"/proc/{os.getpid()}/fd/{handle}")
 

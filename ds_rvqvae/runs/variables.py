@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -51,7 +52,7 @@ def for_modules(environment: Mapping[str, str]) -> dict[str, str]:
     working folder in place of a module (from Python 3.11 on)."""
     found = {**environment, "PYTHONSAFEPATH": "1"}
     root = Path(__file__).resolve().parents[2]
-    if (root / "pyproject.toml").is_file():  # the source tree; in an installation other packages lie beside this one
+    if root.name not in ("site-packages", "dist-packages"):  # found anyway, and other packages lie beside this one
         found["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [environment.get("PYTHONPATH")])])
     return found
 
@@ -63,7 +64,9 @@ def interfaces(wanted: str | None) -> dict[str, str]:
         wanted: what NCCL is to take instead, as it writes it (`eth0`, `^docker0,lo`); gloo takes an interface's name.
     """
     loopback = loopback_interface()
-    names = [name for _, name in socket.if_nameindex()]
+    names = []
+    with suppress(OSError):  # a container may not tell
+        names = [name for _, name in socket.if_nameindex()]
     chosen = zip(INTERFACE_VARIABLES, (wanted or loopback, wanted if wanted in names else loopback), strict=True)
     return {variable: interface for variable, interface in chosen if interface}
 
@@ -87,7 +90,7 @@ def settle_rank(environment: MutableMapping[str, str]) -> None:
     Raises:
         UserError: some variables of a rank are there, but not all.
     """
-    above = _processes_above()
+    above = _lines_above()
     if environment.get(LAUNCHER_VARIABLE) not in [str(pid) for pid, _ in above]:
         _remove(environment, _OF_A_RUN)
     if "RANK" not in environment:
@@ -110,10 +113,21 @@ def _remove(environment: MutableMapping[str, str], names: Sequence[str]) -> None
             del environment[name]
 
 
-def _processes_above() -> list[tuple[int, str]]:
+def processes_above() -> list[psutil.Process]:
+    """Each process above this one, the nearest first, as far as the system shows them to this user."""
+    found: list[psutil.Process] = []
+    with suppress(psutil.Error):  # with hidepid=1 those of others can be told from none, but not looked at
+        process = psutil.Process().parent()
+        while process is not None:
+            found.append(process)
+            process = process.parent()
+    return found
+
+
+def _lines_above() -> list[tuple[int, str]]:
     """Number and command line of each process above this one, the nearest first."""
     found = []
-    for process in psutil.Process().parents():
+    for process in processes_above():
         try:
             found.append((process.pid, " ".join(process.cmdline())))
         except psutil.Error:

@@ -113,7 +113,8 @@ def _meeting_place() -> str:
     itself would listen on all addresses."""
     # A host's name may mean the loopback address on that host itself, and another one on the others.
     local = re.fullmatch(r"localhost|127(\.\d+){3}", os.environ["MASTER_ADDR"]) is not None
-    if not local or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    several = os.environ.get("CROSS_SIZE", "1") != "1"  # deepspeed's count of hosts; on the first the address may be so
+    if not local or several or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return "env://"
     if interface := loopback_interface():
         for name in INTERFACE_VARIABLES:

@@ -19,6 +19,7 @@ from ds_rvqvae.process.signals import ENDING, left_to_a_thread
 from ds_rvqvae.process.streams import drain_streams
 from ds_rvqvae.runs.folder import RANK_LAUNCHER
 from ds_rvqvae.runs.heartbeat import Heartbeat
+from ds_rvqvae.runs.variables import processes_above
 
 _SECONDS_TO_AGREE = 20.0
 """A SIGTERM may mean that another rank has died: then nobody is left to agree with, and SIGKILL comes after 30 s."""
@@ -138,9 +139,9 @@ def launchers_above() -> list[psutil.Process] | None:
 
     A `launch.py` whose parent is the system's first process, or one that stands in for it, has lost its own.
     """
-    parents = psutil.Process().parents()
-    if not parents:
-        return None
+    parents = processes_above()
+    if not parents:  # a container's first process, or below somebody else's that the system hides; deepspeed's are ours
+        return None if "CROSS_RANK" in os.environ else []
     if RANK_LAUNCHER not in _command_line(parents[0]):
         return []
     if len(parents) < 2 or _adopts(parents[1]):

@@ -1,7 +1,9 @@
 """Two launchers side by side, as on two machines; both are this one."""
 
 import signal
+import socket
 
+import psutil
 import pytest
 
 from tests.e2e.running import Launched
@@ -9,6 +11,13 @@ from tests.ranks import free_port
 from tests.train.small import read_metrics
 
 pytestmark = pytest.mark.processes
+
+
+def own_address() -> str:
+    """Where other machines reach this one; its loopback address where they cannot."""
+    addresses = [address for found in psutil.net_if_addrs().values() for address in found]
+    others = [one.address for one in addresses if one.family == socket.AF_INET and not one.address.startswith("127.")]
+    return next(iter(others), "127.0.0.1")
 
 
 @pytest.fixture
@@ -19,9 +28,9 @@ def start_nodes(tmp_path, demo_folder):
     def start(*flags):
         # As an editor on Windows saves it.
         (tmp_path / "hosts").write_bytes("\ufefflocalhost slots=1\r\n127.0.0.1 slots=1\r\n".encode())
-        nodes = ["--hostfile=hosts", "--no_ssh", "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
-        for rank in (0, 1):
-            line = [*nodes, f"--node_rank={rank}", "--name=both", *flags]
+        nodes = ["--hostfile=hosts", "--no_ssh", f"--master_port={free_port()}"]
+        for rank, first in enumerate(("localhost", own_address())):  # what the first node may call itself
+            line = [*nodes, f"--master_addr={first}", f"--node_rank={rank}", "--name=both", *flags]
             started.append(Launched(tmp_path, demo_folder, *line, slots=1))
         return started
 

@@ -1,8 +1,10 @@
 """From a checked run to its ranks: whose folder a run gets, and what is left of one that no rank has opened."""
 
 import json
+import os
 import shutil
 import subprocess
+from contextlib import ExitStack
 
 import pytest
 
@@ -11,7 +13,7 @@ from ds_rvqvae.config.request import read_launch_flags
 from ds_rvqvae.data.store.prepare import prepare_store
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.launch.check import check_run
-from ds_rvqvae.launch.command import train
+from ds_rvqvae.launch.command import _in_memory, train
 from ds_rvqvae.launch.supervise import Signals
 from tests.e2e.running import LAUNCHER
 from tests.ranks import bare_environment
@@ -28,6 +30,20 @@ def checked(tmp_path, demo_folder, monkeypatch):
         monkeypatch.setenv(name, value)
     line = [*SMALL, "--include=localhost:0", f"--data_path={demo_folder}", "--batch_size=4"]
     return lambda *flags: check_run(read_launch_flags([*line, *flags]).request())[0]
+
+
+@pytest.mark.parametrize("where", ["interpreter", "system", "folder"])
+def test_what_ranks_write_into_needs_neither_this_interpreters_function_nor_the_systems(where, monkeypatch):
+    if where != "interpreter":  # as it was built for older systems by uv and conda
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+    if where == "folder":
+        monkeypatch.setattr("ds_rvqvae.launch.command._made_by_system", lambda _name: os.open("/nowhere", os.O_RDWR))
+    with ExitStack() as shared:
+        file = _in_memory("signs", shared)
+        subprocess.run(["sh", "-c", 'printf here >"$0"', file], check=True)
+        assert file.read_bytes() == b"here"
+        assert file.is_relative_to("/proc") == (where != "folder")
+    assert not file.exists()
 
 
 def steps_of(run):

@@ -1,9 +1,11 @@
 """Environment variables that other programs or runs have left over."""
 
 import os
+import shutil
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from ds_rvqvae.errors import UserError
@@ -57,3 +59,36 @@ def test_on_one_machine_ranks_listen_on_the_loopback_interface_unless_told_other
         pytest.skip("no interface is known to be the loopback")
     for wanted, nccl, gloo in ((None, lo, lo), ("^docker0,lo", "^docker0,lo", lo), (lo, lo, lo), ("eth", "eth", lo)):
         assert variables.interfaces(wanted) == {"NCCL_SOCKET_IFNAME": nccl, "GLOO_SOCKET_IFNAME": gloo}
+
+
+def test_ranks_find_the_package_wherever_it_lies(tmp_path):
+    code = "from ds_rvqvae.runs.variables import for_modules; print(for_modules({'PYTHONPATH': 'own'})['PYTHONPATH'])"
+    # As it is copied into a container, and as pip lays it beside others, where it is found anyway.
+    for name, found in (("app", f"{tmp_path / 'app'}{os.pathsep}own"), ("site-packages", "own")):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / "ds_rvqvae", tmp_path / name / "ds_rvqvae", ignore=ignored)
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / name)}
+        ran = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert ran.stdout == f"{found}\n", ran.stderr
+
+
+def test_where_interfaces_cannot_be_listed_the_loopback_is_taken(monkeypatch):
+    def refused():
+        raise OSError("no netlink here")
+
+    monkeypatch.setattr(variables.socket, "if_nameindex", refused)
+    lo = variables.loopback_interface()
+    assert variables.interfaces("eth0") == {"NCCL_SOCKET_IFNAME": "eth0", **({"GLOO_SOCKET_IFNAME": lo} if lo else {})}
+
+
+def test_processes_above_that_one_may_not_look_at_are_passed_over(monkeypatch):
+    def parent(process):
+        if process.pid != os.getpid():
+            raise psutil.AccessDenied(process.pid)  # as with /proc mounted hidepid=1
+        return psutil.Process(os.getppid())
+
+    monkeypatch.setattr(psutil.Process, "parent", parent)
+    assert [process.pid for process in variables.processes_above()] == [os.getppid()]
+    assert settled({**RANK, "DS_RVQVAE_LAUNCHER": str(os.getppid())})["RANK"] == "1"

@@ -1,6 +1,9 @@
 """Signals that end a run or make it save, and ranks whose launcher is gone."""
 
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -8,7 +11,7 @@ import pytest
 
 from ds_rvqvae.runs.checkpoints import checkpoints, damage_of
 from ds_rvqvae.train.signals import Agreement, Wanted
-from tests.ranks import start_ranks, train_ranks
+from tests.ranks import ROOT, start_ranks, train_ranks
 from tests.train.small import SMALL, read_metrics, wait_until
 
 
@@ -138,3 +141,14 @@ def test_a_signal_that_is_ignored_at_the_start_stays_ignored(one_rank):
         agreement.close()
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_containers_first_process_has_lost_no_launcher():
+    first = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+    if subprocess.run([*first, "true"], capture_output=True).returncode:
+        pytest.skip("this system gives no process such a place")
+    code = "import os; from ds_rvqvae.train.signals import launchers_above; print(os.getpid(), launchers_above())"
+    environment = {name: value for name, value in os.environ.items() if name != "CROSS_RANK"}
+    line = [*first, sys.executable, "-c", code]
+    ran = subprocess.run(line, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert ran.stdout == "1 []\n", ran.stderr
