@@ -5,9 +5,11 @@ for stands on their command line as overrides. Hosts that may not see this disk 
 """
 
 import codecs
+import ctypes
 import functools
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -39,6 +41,8 @@ from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, Watch
 from ds_rvqvae.runs.log import add_warnings
 from ds_rvqvae.runs.start import overrides_between
 from ds_rvqvae.runs.variables import LAUNCHER_VARIABLE, for_modules, interfaces, without_leftovers
+
+_MFD_CLOEXEC = 1
 
 
 def train(run: CheckedRun, signals: Signals) -> ExitStatus:
@@ -151,9 +155,21 @@ def _remove_unopened(folder: Path, made: Sequence[Path]) -> None:
 def _in_memory(name: str, shared: ExitStack) -> Path:
     """A new file that the ranks can open by its path until `shared` ends. It is this process's memory: no temporary
     folder, which may be full, read-only, or cleaned while a run trains."""
-    handle = os.memfd_create(name)
+    handle = _memory_file(name)
     shared.callback(os.close, handle)
     return Path(f"/proc/{os.getpid()}/fd/{handle}")
+
+
+def _memory_file(name: str) -> int:
+    # An interpreter that was built for an older libc than this machine's, as conda's and uv's are, lacks the function.
+    with suppress(AttributeError):
+        return os.memfd_create(name)
+    with suppress(AttributeError):
+        handle = int(ctypes.CDLL(None).memfd_create(os.fsencode(name), _MFD_CLOEXEC))
+        if handle >= 0:
+            return handle
+    with tempfile.TemporaryFile() as file:  # has no name: it is gone with its last user
+        return os.dup(file.fileno())
 
 
 def _job(run: CheckedRun, shared: ExitStack, relay: Relay, restart: int) -> Job:

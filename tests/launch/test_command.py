@@ -1,8 +1,12 @@
 """From a checked run to its ranks: whose folder a run gets, and what is left of one that no rank has opened."""
 
+import ctypes
 import json
+import os
 import shutil
 import subprocess
+import sys
+from contextlib import ExitStack
 
 import pytest
 
@@ -11,7 +15,7 @@ from ds_rvqvae.config.request import read_launch_flags
 from ds_rvqvae.data.store.prepare import prepare_store
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.launch.check import check_run
-from ds_rvqvae.launch.command import train
+from ds_rvqvae.launch.command import _in_memory, train
 from ds_rvqvae.launch.supervise import Signals
 from tests.e2e.running import LAUNCHER
 from tests.ranks import bare_environment
@@ -99,3 +103,16 @@ def test_a_store_that_is_renewed_before_the_ranks_start_is_refused(checked, tmp_
     prepare_store(DataConfig(path=str(tmp_path / "motion")), store)
     assert train(run, Signals()) is ExitStatus.BAD_INPUT
     assert f"{store}: was prepared again or added to since this run was started" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("libc", ["newer than the interpreter's", "old"])
+def test_signs_of_life_find_a_place_where_the_interpreter_was_built_for_an_old_libc(monkeypatch, libc):
+    monkeypatch.delattr(os, "memfd_create")
+    if libc == "old":
+        monkeypatch.setattr(ctypes, "CDLL", lambda _name: object())
+    with ExitStack() as shared:
+        file = _in_memory("signs", shared)
+        subprocess.run([sys.executable, "-c", f"open({str(file)!r}, 'r+b').write(b'alive')"], check=True)
+        assert file.read_bytes() == b"alive"
+        assert str(file.readlink()).startswith("/memfd:signs") is (libc != "old")
+    assert not file.exists()
