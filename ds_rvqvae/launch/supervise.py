@@ -165,6 +165,7 @@ def _wait(runner: subprocess.Popen[bytes], watch: Watch | None, signals: Signals
             runner.wait(timeout=0.2)
             return None
         if watch and watch.ended() is not None and above_ranks.live():
+            watch.look()  # at their last steps
             return None  # what the ranks have said, deepspeed's processes take seconds to pass on
         if signals.save:
             signals.save = False
