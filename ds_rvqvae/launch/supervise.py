@@ -92,9 +92,9 @@ def supervise(job: Job, signals: Signals, stop_grace: float = STOP_GRACE) -> End
         stuck = _wait(runner, job.watch, signals, stop_grace)
         if stuck:
             say(f"training failed: {stuck}")
-        code = runner.poll()
-        if code is None and job.watch:
-            code = job.watch.ended()
+        code = job.watch.ended() if job.watch else None
+        if code is None:
+            code = runner.poll()
     finally:
         _end_session(runner, signals, stop_grace)
     step = job.watch.step if job.watch else 0
@@ -165,6 +165,7 @@ def _wait(runner: subprocess.Popen[bytes], watch: Watch | None, signals: Signals
             runner.wait(timeout=0.2)
             return None
         if watch and watch.ended() is not None and above_ranks.live():
+            watch.look()  # at their last steps
             return None  # what the ranks have said, deepspeed's processes take seconds to pass on
         if signals.save:
             signals.save = False

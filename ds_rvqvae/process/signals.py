@@ -143,8 +143,20 @@ def _clear() -> None:
         atexit._run_exitfuncs()  # temporary folders, unfinished files
 
 
-def left_to_a_thread(_number: int, _frame: FrameType | None) -> None:
+_left: list[int] = []
+
+
+def left_to_a_thread(number: int, _frame: FrameType | None) -> None:
     """The handler of signals on which `call_at_signals` calls."""
+    _left.append(number)
+
+
+def take_left() -> list[int]:
+    """Signals that were left to the thread. To be called by who puts another handler in place, as the thread, which
+    may not have run since, leaves them to that one."""
+    left = _left.copy()
+    _left.clear()
+    return left
 
 
 def call_at_signals(call: Callable[[int], None]) -> None:

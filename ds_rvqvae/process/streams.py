@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import TextIO
 
 MOST_WAITING = 1 << 20
-"""Characters that wait for a reader; what comes beyond them is dropped."""
+"""Bytes that wait for a reader; beyond them the oldest are dropped."""
 LAST_WAIT = 2.0
 """Seconds that a process which ends waits for a reader of its last messages."""
 _ERASE_LINE = b"\r\x1b[K"
@@ -41,9 +41,10 @@ def open_standard_streams() -> None:
 class QueuedStream(io.TextIOBase):
     """A stream whose `write` neither waits nor raises: a thread writes what is queued.
 
-    What cannot be written is dropped: where nobody reads any more, where the disk is full, and what goes beyond
-    `MOST_WAITING` while nobody reads. Characters that the stream's encoding has not become `?`. On a terminal a
-    message takes the line of a progress bar, which is drawn again below it.
+    What cannot be written is dropped: where nobody reads any more, where the disk is full, and the oldest of what goes
+    beyond `MOST_WAITING` while nobody reads, or more slowly: why a process ended is said last. Characters that the
+    stream's encoding has not become `?`. On a terminal a message takes the line of a progress bar, which is drawn again
+    below it.
 
     Args:
         stream: with a file's number.
@@ -89,14 +90,19 @@ class QueuedStream(io.TextIOBase):
             line = content[content.rfind(b"\n") + 1 :]
             self._after_bar = b"\r" in line or (self._after_bar and line == content and not before)
             content = before + content
-            if self._queued - self._taken >= MOST_WAITING:
-                self._lost[_NOT_READ] += len(content)
-                return
             self._queued += len(content)
             self._texts.put(content)
+            while self._queued - self._taken > MOST_WAITING and self._texts.qsize() > 1:
+                self._drop_oldest()
             if self._writer is None or not self._writer.is_alive():  # a child that was forked has no threads
                 self._writer = threading.Thread(target=self._write_on, name="messages", daemon=True)
                 self._writer.start()
+
+    def _drop_oldest(self) -> None:
+        with suppress(queue.Empty):  # its writer may have taken it
+            dropped = len(self._texts.get_nowait())
+            self._lost[_NOT_READ] += dropped
+            self._taken += dropped
 
     def flush(self) -> None:
         """Nothing: a training step must not wait for a terminal. `drain` waits."""
@@ -124,7 +130,8 @@ class QueuedStream(io.TextIOBase):
             except OSError as error:
                 with self._lock:
                     self._lost[error.strerror or str(error)] += len(content)
-            self._taken += len(content)
+            with self._lock:
+                self._taken += len(content)
 
 
 _NOT_READ = "nobody reads it"

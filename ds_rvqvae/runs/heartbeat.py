@@ -56,6 +56,7 @@ class Heartbeat:
 
     _own: ClassVar["Heartbeat | None"] = None
     """This process's, once started."""
+    _ending: ClassVar = threading.Lock()
 
     def __init__(self, file: Path | None, rank: int) -> None:
         now = time.monotonic()
@@ -93,11 +94,20 @@ class Heartbeat:
             self._sign.progress, self._sign.patient = time.monotonic(), was_patient
 
     @classmethod
-    def end(cls, status: int) -> None:
-        """Says, where a heartbeat was started, that this process is about to exit with `status`, not to be killed."""
-        if cls._own is not None:
-            cls._own._sign.alive, cls._own._sign.ended = time.monotonic(), status
-            cls._own._write()
+    def end(cls, status: int) -> int:
+        """Says, where a heartbeat was started, that this process is about to exit with `status`, not to be killed.
+
+        Returns:
+            the status to exit with: what was said first stays, as what a stopped process does next may fail.
+        """
+        if cls._own is None:
+            return status
+        with cls._ending:
+            sign = cls._own._sign
+            if sign.ended < 0:
+                sign.alive, sign.ended = time.monotonic(), status
+                cls._own._write()
+            return sign.ended
 
     def _write_on(self) -> None:
         while True:

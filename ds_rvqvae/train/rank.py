@@ -359,7 +359,7 @@ def _leave(status: int) -> int:
     Ranks that still wait for this one are not waited for; and an interpreter's orderly exit, with gloo's threads still
     there, was seen to abort.
     """
-    Heartbeat.end(status)
+    status = Heartbeat.end(status)
     unlock_runs()
     if "torch.distributed" not in sys.modules:
         return status

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from ds_rvqvae.errors import ExitStatus, say
-from ds_rvqvae.process.signals import ENDING, left_to_a_thread
+from ds_rvqvae.process.signals import ENDING, left_to_a_thread, take_left
 from ds_rvqvae.process.streams import drain_streams
 from ds_rvqvae.runs.folder import RANK_LAUNCHER
 from ds_rvqvae.runs.heartbeat import Heartbeat
@@ -66,6 +66,8 @@ class Agreement:
         for number, handler in before.items():
             if handler is not signal.SIG_IGN or number not in ENDING:
                 signal.signal(number, self._note)
+        for left in take_left():
+            self._note(left, None)
         try:
             yield
         finally:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -106,6 +107,23 @@ def test_how_the_ranks_end_is_the_exit_status(job, tmp_path, capfd, mode, status
 @pytest.mark.parametrize(("mode", "by_ranks"), [("70", True), ("1", True), ("killed", False), ("silent", False)])
 def test_an_ending_tells_ranks_that_gave_up_from_those_that_were_killed(job, mode, by_ranks):
     assert run(job(mode)) == Ending(ExitStatus.FAILED, by_ranks, step=7)
+
+
+def test_the_last_step_of_ranks_that_end_between_two_looks_is_known(job):
+    class Seldom(Watch):
+        """Of a supervisor that sleeps from its fourth look on until the ranks have ended."""
+
+        asked = 0
+
+        def ended(self):
+            self.asked += 1
+            if self.asked == 4:
+                wait_until(lambda: Watch.ended(self) is not None)
+            return super().ended()
+
+    failing = job("70")
+    watch = Seldom(failing.watch.file, failing.watch.local_ranks, 0)
+    assert run(replace(failing, watch=watch)) == Ending(ExitStatus.FAILED, by_ranks=True, step=7)
 
 
 def test_a_killed_rank_is_named(driven, tmp_path):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.train.small import wait_until
+
 FULL = Path("/dev/full")
 SAYING = """
 import sys, time
@@ -42,6 +44,14 @@ def test_a_pipe_that_nobody_reads_holds_nobody_up():
     finally:
         os.close(reading)
         os.close(writing)
+
+
+def test_what_is_said_last_reaches_a_reader_that_comes_late(tmp_path):
+    work = f"{MUCH}\n    print('the end', file=sys.stderr)\n    open('full', 'w')"
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    saying = subprocess.Popen([sys.executable, "-c", SAYING.format(work)], cwd=tmp_path, text=True, **streams)
+    wait_until((tmp_path / "full").exists)
+    assert saying.communicate(timeout=30)[1].endswith("x\nthe end\n")
 
 
 def test_a_pipe_whose_reader_is_gone_raises_nothing():

@@ -136,3 +136,9 @@ def test_a_pause_of_the_watcher_does_not_count_as_silence(signs, monkeypatch):
     later = time.monotonic() + 1000
     monkeypatch.setattr("ds_rvqvae.runs.heartbeat.time.monotonic", lambda: later)
     assert watch.look() is None
+
+
+def test_a_process_ends_as_it_first_said(signs):
+    Heartbeat.start(0)
+    assert [Heartbeat.end(status) for status in (75, 70)] == [75, 75]
+    assert read_heartbeats(signs)[0].ended == 75

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ds_rvqvae.process.signals import left_to_a_thread
 from ds_rvqvae.runs.checkpoints import checkpoints, damage_of
 from ds_rvqvae.train.signals import Agreement, Wanted
 from tests.ranks import ROOT, start_ranks, train_ranks
@@ -93,6 +94,27 @@ def test_signals_after_the_last_step_change_nothing(tmp_path, demo_folder):
     assert (tmp_path / "run" / "tokenizer" / "model.safetensors").is_file()
 
 
+STOPPED_AT_WORK = """
+import os, signal, subprocess, sys
+from ds_rvqvae.train import rank
+rank.HEARTBEAT_VARIABLE = "PATH"  # as below a launcher: it waits until the others are stopped too
+def work(*_):
+    os.killpg(0, signal.SIGTERM)
+    raise RuntimeError("a process of its own was ended by the same signal")
+rank._open_run = work
+os.setpgid(0, 0)
+sys.exit(rank.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.processes
+def test_what_fails_because_of_a_signal_does_not_change_what_the_rank_ends_with(tmp_path, demo_folder):
+    flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--name=run", "--batch_size=4"]
+    (rank,) = start_ranks(1, ["-c", STOPPED_AT_WORK, *flags])
+    printed = rank.communicate(timeout=90)[0]
+    assert rank.returncode == 75, printed
+
+
 @pytest.fixture
 def agreement(one_rank):
     found = Agreement()
@@ -129,6 +151,18 @@ def test_handlers_are_installed_only_while_somebody_listens(one_rank):
         assert all(signal.getsignal(number) not in before for number in NUMBERS)
     assert [signal.getsignal(number) for number in NUMBERS] == before
     agreement.close()
+
+
+def test_a_signal_that_came_just_before_is_heard(one_rank):
+    agreement = Agreement()
+    before = signal.signal(signal.SIGTERM, left_to_a_thread)
+    try:
+        signal.raise_signal(signal.SIGTERM)  # the thread gets to look at it when the handler is another one already
+        with agreement.listening():
+            assert [agreement.after_step() for _ in range(2)] == [Wanted.NONE, Wanted.STOP]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        agreement.close()
 
 
 def test_a_signal_that_is_ignored_at_the_start_stays_ignored(one_rank):
