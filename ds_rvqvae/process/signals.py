@@ -100,6 +100,8 @@ class _Watch:
         os.close(self._writing)  # ends the thread
 
     def _watch(self) -> None:
+        # Those to the process are for its main thread, which may hold them back for a moment, as the monitor does.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while numbers := os.read(self._reading, 1):
             number = numbers[0]
             is_ours = number in ENDING and (self.stopped or signal.getsignal(number) is self._handler)

@@ -133,6 +133,27 @@ def test_what_does_not_hear_of_a_signal_ends_all_the_same(tmp_path, busy, progra
     assert list(tmp_path.iterdir()) == []
 
 
+HOLDING_BACK = """
+import os, signal, sys
+from ds_rvqvae.process.command import exit_status_of
+def command():
+    print("ready", file=sys.stderr)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(10**6): pass
+    print("torn by nothing", file=sys.stderr)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    return 0
+sys.exit(exit_status_of(command))
+"""
+
+
+def test_a_signal_that_a_command_holds_back_waits():
+    process = started(HOLDING_BACK)
+    assert process.communicate(timeout=20) == ("", "ready\ntorn by nothing\nstopped by SIGTERM\n")
+    assert process.returncode == ExitStatus.STOPPED
+
+
 STARTING = """
 import subprocess, sys, threading, time
 from ds_rvqvae.process.command import begin_program, run_program
