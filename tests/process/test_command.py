@@ -111,17 +111,17 @@ def test_what_is_ignored_at_the_start_stays_ignored():
 
 
 @pytest.mark.parametrize(
-    ("busy", "program"),
+    "busy",
     [
-        ("import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**10)", "False"),  # no Python runs meanwhile
-        ("for _ in iter(int, 1):\n            try: time.sleep(60)\n            except BaseException: pass", "True"),
+        "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**10)",  # no Python runs meanwhile
+        "for _ in iter(int, 1):\n            try: time.sleep(60)\n            except BaseException: pass",
     ],
 )
-def test_what_does_not_hear_of_a_signal_ends_all_the_same(tmp_path, busy, program):
+def test_what_does_not_hear_of_a_signal_ends_all_the_same(tmp_path, busy):
     code = WAITING.replace("time.sleep(60)", f"begun.__enter__().write(b'0')\n        {busy}").replace(
         "def command", "from ds_rvqvae.files import whole_file\nfrom pathlib import Path\n"
         f"begun = whole_file(Path({str(tmp_path / 'whole')!r}))\ndef command"
-    ).replace("exit_status_of(command)", f"exit_status_of(command, is_program={program})")  # fmt: skip
+    ).replace("exit_status_of(command)", "exit_status_of(command, is_program=True)")  # fmt: skip
     process = started(code)
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.3)
@@ -131,6 +131,40 @@ def test_what_does_not_hear_of_a_signal_ends_all_the_same(tmp_path, busy, progra
     assert process.communicate(timeout=20) == ("", "stopped by SIGTERM\n")
     assert process.returncode == ExitStatus.STOPPED and time.monotonic() - began < 5
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("program", [True, False])
+def test_only_a_program_ends_where_much_is_to_be_put_away(program):
+    sooner = "from ds_rvqvae.process import signals\nsignals.LONGEST_STOP = 0.5\ndef command"
+    code = WAITING.replace("sleep(0.5)", "sleep(1.5)").replace("def command", sooner)
+    process = started(code.replace("(command)", f"(command, is_program={program})"))
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    said = "stopped by SIGINT\n" if program else "put away\nstopped by SIGINT\n"
+    assert process.communicate(timeout=10) == ("", said) and process.returncode == ExitStatus.STOPPED
+
+
+FORKING = """
+import multiprocessing, sys, time
+from ds_rvqvae.process import signals
+from ds_rvqvae.process.command import run_program
+signals.LONGEST_STOP = 0.3
+def command():
+    fork = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    fork.start()
+    time.sleep(0.5)
+    fork.terminate()
+    fork.join()
+    time.sleep(1)
+    print(fork.exitcode, flush=True)
+run_program(command)
+"""
+
+
+def test_a_signal_to_a_fork_is_none_to_the_command():
+    process = started(FORKING)
+    assert process.communicate(timeout=20) == (f"{-signal.SIGTERM}\n", "")
+    assert process.returncode == ExitStatus.DONE
 
 
 HOLDING_BACK = """
@@ -160,7 +194,8 @@ from ds_rvqvae.process.command import begin_program, run_program
 begin_program()
 if sys.argv[1:]:
     print("importing", flush=True)
-    time.sleep(60)
+    for _ in range(6000):  # a signal just before a sleep begins is met after it
+        time.sleep(0.01)
 def command():
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     threading.Thread(target=time.sleep, args=(60,)).start()
