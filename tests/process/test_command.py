@@ -235,6 +235,12 @@ sys.exit(exit_status_of(command))
 """
 
 
+def test_what_is_said_before_a_result_is_before_it_in_a_log_of_both():
+    code = PRINTING.replace("    print_out", "    for n in range(500): print(n, file=sys.stderr)\n    print_out")
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.stdout.split() == [*map(str, range(500)), "result"]
+
+
 def test_a_reader_that_has_gone_changes_no_status():
     reading, writing = os.pipe()
     os.close(reading)
