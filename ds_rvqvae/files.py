@@ -35,6 +35,7 @@ _ABANDONED_AFTER = 24 * 3600.0
 """Seconds after which what another machine is writing counts as left behind."""
 _being_written: set[Path] = set()
 """Files and folders that this process has begun."""
+os.register_at_fork(after_in_child=_being_written.clear)
 
 
 @contextmanager
@@ -198,8 +199,9 @@ class AppendedLines:
         self._most_pending = most_pending
         size = 0
         if self._is_regular:
-            size = _whole_lines(self._handle)
-            os.ftruncate(self._handle, size)
+            size, end = _whole_lines(self._handle)
+            if size != end:  # else another process's lines, which came since, would go
+                os.ftruncate(self._handle, size)
         self._pending = b"" if size else header
 
     def write(self, lines: bytes) -> str | None:
@@ -231,16 +233,16 @@ class AppendedLines:
         os.close(self._handle)
 
 
-def _whole_lines(handle: int, block: int = 1 << 16) -> int:
-    """Bytes up to the end of the last whole line."""
-    end = os.lseek(handle, 0, os.SEEK_END)
+def _whole_lines(handle: int, block: int = 1 << 16) -> tuple[int, int]:
+    """Bytes up to the end of the last whole line, and up to the file's end."""
+    end = size = os.lseek(handle, 0, os.SEEK_END)
     while end:
         start = max(0, end - block)
         found = os.pread(handle, end - start, start).rfind(b"\n")
         if found >= 0:
-            return start + found + 1
+            return start + found + 1, size
         end = start
-    return 0
+    return 0, size
 
 
 def check_writable(folder: Path) -> None:

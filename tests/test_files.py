@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import xxhash
 
+from ds_rvqvae import files
 from ds_rvqvae.files import (
     AppendedLines,
     check_writable,
@@ -148,6 +149,31 @@ def test_lines_are_added_after_a_torn_one_is_cut(tmp_path):
     assert lines.write(b"three\n") is None and lines.write(b"four\nfive\n") is None
     lines.close()
     assert file.read_bytes() == b"one\ntwo\nthree\nfour\nfive\n"
+
+
+def test_a_file_of_whole_lines_is_not_cut_as_another_process_may_have_added_some(tmp_path, monkeypatch):
+    (tmp_path / "lines").write_bytes(b"one\n")
+    size_of = os.lseek
+
+    def add_after(handle, *where):
+        size = size_of(handle, *where)
+        os.write(handle, b"of another\n")
+        return size
+
+    monkeypatch.setattr(os, "lseek", add_after)
+    AppendedLines(tmp_path / "lines").close()
+    assert (tmp_path / "lines").read_bytes() == b"one\nof another\n"
+
+
+def test_a_fork_that_ends_leaves_what_its_parent_writes(tmp_path):
+    with whole_file(tmp_path / "a.npz") as content:
+        fork = os.fork()
+        if fork == 0:
+            files._remove_begun()  # as at a process's end
+            os._exit(0)
+        os.waitpid(fork, 0)
+        content.write(b"whole")
+    assert (tmp_path / "a.npz").read_bytes() == b"whole"
 
 
 def test_an_empty_file_begins_with_the_header(tmp_path):

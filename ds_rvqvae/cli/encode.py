@@ -1,11 +1,12 @@
 """`ds-rvqvae encode` and `ds-rvqvae decode`: motion files to codes files and back."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ds_rvqvae.cli.common import TOKENIZER_HELP, add_json_flag, count, find_tokenizer, print_result
-from ds_rvqvae.errors import ExitStatus, say
+from ds_rvqvae.errors import ExitStatus, text_of
 
 if TYPE_CHECKING:
     from ds_rvqvae.tokenizer.convert import Report
@@ -62,8 +63,8 @@ def _decode(args: argparse.Namespace) -> int:
 
 
 def _finish(args: argparse.Namespace, report: "Report") -> int:
-    for failed in report.failed:
-        say(f"failed: {failed.file}: {failed.reason}")
+    if report.failed:  # in one piece, of which nothing is dropped where there are many and their reader is slow
+        print(text_of(f"failed: {failed.file}: {failed.reason}" for failed in report.failed), file=sys.stderr)
     print_result(args, report.to_dict(), report.text(), in_files=True)
     if report.stopped is not None:
         raise report.stopped

@@ -14,7 +14,7 @@ from typing import NoReturn
 from ds_rvqvae.errors import ExitStatus, PrintableFormatter, UserError, say, text_of
 from ds_rvqvae.process.home import settle_home
 from ds_rvqvae.process.signals import Stopped, end_at_signals, end_now, stopping_at_signals
-from ds_rvqvae.process.streams import open_standard_streams, queued_streams, write_all
+from ds_rvqvae.process.streams import QueuedStream, open_standard_streams, queued_streams, write_all
 
 
 def exit_status_of(
@@ -95,6 +95,8 @@ def print_out(text: str, end: str = "") -> None:
         stream.flush()
         if not text:  # even nothing, once written, does not go to a disk that is full
             return
+        if isinstance(sys.stderr, QueuedStream):  # a log that gets both has them in order
+            sys.stderr.drain()
         if stream is own and own is not None:  # past its buffer, which would keep what a signal came between
             write_all(own.fileno(), text.encode(own.encoding, "replace"))
         else:

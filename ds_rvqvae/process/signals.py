@@ -40,12 +40,13 @@ def stopping_at_signals(*, is_program: bool = False) -> Iterator[None]:
     """Raises `Stopped` in the main thread at the first signal of `ENDING`; signals of `HARMLESS` do nothing.
 
     A second SIGINT ends the process at once; further ones of the others do nothing, so that what is being put away is
-    put away. What takes longer than `LONGEST_STOP` (a library's long call, in which Python runs no handler, a callback
-    in which the exception is lost, a thread's work) ends with the process. In other threads than the main one, where
+    put away. What takes a program longer than `LONGEST_STOP` (a library's long call, in which Python runs no handler, a
+    callback in which the exception is lost, a thread's work) ends with it. In other threads than the main one, where
     Python takes no handlers, nothing is changed.
 
     Args:
-        is_program: the process ends after it, and former handlers are not put back.
+        is_program: the process ends after it, and former handlers are not put back. Else it is somebody else's, such as
+            a notebook, who has more in it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -61,7 +62,7 @@ def stopping_at_signals(*, is_program: bool = False) -> Iterator[None]:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         raise Stopped(number)
 
-    watch = _Watch(stop)
+    watch = _Watch(stop, is_program)
     try:
         for number in HARMLESS:
             signal.signal(number, signal.SIG_IGN)
@@ -83,16 +84,26 @@ class _Watch:
     It hears of signals through a pipe that the interpreter writes to, also while the main thread runs no Python.
 
     Args:
-        handler: where another one is in place, that one's signals are its own affair.
+        handler: where another one is in place, that one's signals are its own affair. A fork has neither.
+        is_program: else the process is not ended.
     """
 
-    def __init__(self, handler: object) -> None:
+    def __init__(self, handler: object, is_program: bool) -> None:
         self.stopped = False
-        self._handler, self._is_over = handler, threading.Event()
+        self._handler, self._is_program, self._is_over = handler, is_program, threading.Event()
         self._reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
         self._before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=self._leave_fork)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
+
+    def _leave_fork(self) -> None:
+        if self._is_over.is_set():
+            return
+        signal.set_wakeup_fd(-1)
+        for number in ENDING:
+            if signal.getsignal(number) is self._handler:
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
     def close(self) -> None:
         self._is_over.set()
@@ -100,10 +111,12 @@ class _Watch:
         os.close(self._writing)  # ends the thread
 
     def _watch(self) -> None:
+        # Those to the process are for its main thread, which may hold them back for a moment, as the monitor does.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while numbers := os.read(self._reading, 1):
             number = numbers[0]
             is_ours = number in ENDING and (self.stopped or signal.getsignal(number) is self._handler)
-            if is_ours and not self._is_over.wait(LONGEST_STOP):
+            if is_ours and self._is_program and not self._is_over.wait(LONGEST_STOP):
                 say(f"stopped by {signal.Signals(number).name}")
                 end_now()
         os.close(self._reading)

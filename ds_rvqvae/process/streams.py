@@ -24,13 +24,14 @@ _ERASE_LINE = b"\r\x1b[K"
 def open_standard_streams() -> None:
     """Opens the null device in place of standard streams that are closed.
 
-    Else the next files that are opened would take their numbers, and get what is printed. To be called first.
+    Else the next files that are opened would take their numbers, and get what is printed; in processes that this one
+    starts, too. To be called first.
     """
     for handle in range(3):
         try:
             os.fstat(handle)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it takes the lowest number that is free
     for handle, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
             stream = open(handle, "w", closefd=False)  # noqa: SIM115
@@ -121,8 +122,9 @@ class QueuedStream(io.TextIOBase):
         return lost + Counter({_NOT_READ: waiting})
 
     def _write_on(self) -> None:
-        # In the background of a terminal that stops who writes there, this process would be stopped.
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTOU])
+        # SIGTTOU would stop a process in the background of a terminal; others are for the main thread, which may hold
+        # them back for a moment.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while True:
             content = self._texts.get()
             try:

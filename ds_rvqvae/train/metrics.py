@@ -46,8 +46,9 @@ def start_log(file: Path, rank: int) -> None:
     # What libraries warn of, and what ends a thread, TensorBoard's for one, is for the log, a line each.
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").handlers[:] = [to_file]
-    threading.excepthook = lambda failed: logger.warning(
-        "thread %s ended: %s: %s", failed.thread and failed.thread.name, failed.exc_type.__name__, failed.exc_value
+    level = logging.ERROR if rank else logging.WARNING  # what other ranks warn of goes nowhere
+    threading.excepthook = lambda failed: logger.log(
+        level, "thread %s ended: %s: %s", getattr(failed.thread, "name", ""), failed.exc_type.__name__, failed.exc_value
     )
 
 
@@ -177,7 +178,8 @@ class Board:
 
     def _sync(self) -> None:
         self._writer.flush()
-        sync(self._file)
+        if "://" not in self._writer.file_writer.event_writer._file_name:  # a store of objects has no files to wait for
+            sync(self._file)
 
     @property
     def _writer(self) -> Any:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ds_rvqvae import MotionTokenizer, cli, read_codes
+from ds_rvqvae.errors import ExitStatus
 from ds_rvqvae.motion.layout import select_columns, smplx_layout
 from ds_rvqvae.tokenizer.codes import write_codes
 from tests.cli.commands import files_below, make_tokenizer, run
@@ -262,3 +263,24 @@ def test_stopped_in_the_middle_it_leaves_whole_files_and_goes_on(tmp_path, upper
         assert len(files_below(codes)) == len(there)
     status, result, _ = run(capsys, "encode", upper, data, "--out", codes)
     assert status == 0 and len(result["skipped"]) == len(there) and len(files_below(codes)) == 60
+
+
+MANY_FAIL = """
+import argparse, sys
+from ds_rvqvae.cli.encode import _finish
+from ds_rvqvae.motion.clip import LeftOut
+from ds_rvqvae.process.command import exit_status_of
+from ds_rvqvae.tokenizer.convert import Report
+report = Report(failed=[LeftOut(f"{number}.npz", "x" * 200) for number in range(9000)])
+sys.exit(exit_status_of(lambda: _finish(argparse.Namespace(json=None), report)))
+"""
+
+
+def test_of_many_files_that_fail_each_is_named_also_to_a_slow_reader():
+    process = subprocess.Popen(
+        [sys.executable, "-c", MANY_FAIL], bufsize=0, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    assert process.stderr.readline().startswith(b"failed: 0.npz: ")
+    time.sleep(0.5)
+    assert process.communicate(timeout=60)[1].count(b"failed: ") == 8999
+    assert process.returncode == ExitStatus.PARTLY_DONE

@@ -111,17 +111,17 @@ def test_what_is_ignored_at_the_start_stays_ignored():
 
 
 @pytest.mark.parametrize(
-    ("busy", "program"),
+    "busy",
     [
-        ("import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**10)", "False"),  # no Python runs meanwhile
-        ("for _ in iter(int, 1):\n            try: time.sleep(60)\n            except BaseException: pass", "True"),
+        "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**10)",  # no Python runs meanwhile
+        "for _ in iter(int, 1):\n            try: time.sleep(60)\n            except BaseException: pass",
     ],
 )
-def test_what_does_not_hear_of_a_signal_ends_all_the_same(tmp_path, busy, program):
+def test_what_does_not_hear_of_a_signal_ends_all_the_same(tmp_path, busy):
     code = WAITING.replace("time.sleep(60)", f"begun.__enter__().write(b'0')\n        {busy}").replace(
         "def command", "from ds_rvqvae.files import whole_file\nfrom pathlib import Path\n"
         f"begun = whole_file(Path({str(tmp_path / 'whole')!r}))\ndef command"
-    ).replace("exit_status_of(command)", f"exit_status_of(command, is_program={program})")  # fmt: skip
+    ).replace("exit_status_of(command)", "exit_status_of(command, is_program=True)")  # fmt: skip
     process = started(code)
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.3)
@@ -133,13 +133,69 @@ def test_what_does_not_hear_of_a_signal_ends_all_the_same(tmp_path, busy, progra
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("program", [True, False])
+def test_only_a_program_ends_where_much_is_to_be_put_away(program):
+    sooner = "from ds_rvqvae.process import signals\nsignals.LONGEST_STOP = 0.5\ndef command"
+    code = WAITING.replace("sleep(0.5)", "sleep(1.5)").replace("def command", sooner)
+    process = started(code.replace("(command)", f"(command, is_program={program})"))
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    said = "stopped by SIGINT\n" if program else "put away\nstopped by SIGINT\n"
+    assert process.communicate(timeout=10) == ("", said) and process.returncode == ExitStatus.STOPPED
+
+
+FORKING = """
+import multiprocessing, sys, time
+from ds_rvqvae.process import signals
+from ds_rvqvae.process.command import run_program
+signals.LONGEST_STOP = 0.3
+def command():
+    fork = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    fork.start()
+    time.sleep(0.5)
+    fork.terminate()
+    fork.join()
+    time.sleep(1)
+    print(fork.exitcode, flush=True)
+run_program(command)
+"""
+
+
+def test_a_signal_to_a_fork_is_none_to_the_command():
+    process = started(FORKING)
+    assert process.communicate(timeout=20) == (f"{-signal.SIGTERM}\n", "")
+    assert process.returncode == ExitStatus.DONE
+
+
+HOLDING_BACK = """
+import os, signal, sys
+from ds_rvqvae.process.command import exit_status_of
+def command():
+    print("ready", file=sys.stderr)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(10**6): pass
+    print("torn by nothing", file=sys.stderr)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    return 0
+sys.exit(exit_status_of(command))
+"""
+
+
+def test_a_signal_that_a_command_holds_back_waits():
+    process = started(HOLDING_BACK)
+    assert process.communicate(timeout=20) == ("", "ready\ntorn by nothing\nstopped by SIGTERM\n")
+    assert process.returncode == ExitStatus.STOPPED
+
+
 STARTING = """
 import subprocess, sys, threading, time
 from ds_rvqvae.process.command import begin_program, run_program
 begin_program()
 if sys.argv[1:]:
     print("importing", flush=True)
-    time.sleep(60)
+    for _ in range(6000):  # a signal just before a sleep begins is met after it
+        time.sleep(0.01)
 def command():
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     threading.Thread(target=time.sleep, args=(60,)).start()
@@ -177,6 +233,12 @@ def command():
     return 1
 sys.exit(exit_status_of(command))
 """
+
+
+def test_what_is_said_before_a_result_is_before_it_in_a_log_of_both():
+    code = PRINTING.replace("    print_out", "    for n in range(500): print(n, file=sys.stderr)\n    print_out")
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.stdout.split() == [*map(str, range(500)), "result"]
 
 
 def test_a_reader_that_has_gone_changes_no_status():

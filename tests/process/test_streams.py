@@ -82,6 +82,16 @@ def test_a_closed_stream_is_no_file_that_is_opened_later(tmp_path, closed):
     assert file.read_bytes() == b""
 
 
+def test_a_closed_stream_is_none_of_a_process_that_is_started_either():
+    open_in_child = "for n in 0 1 2; do test -e /proc/$$/fd/$n || exit 1; done"
+    code = (
+        "from ds_rvqvae.process.streams import open_standard_streams; import subprocess, sys; open_standard_streams(); "
+        "subprocess.run(['sh', '-c', sys.argv[1]], check=True)"
+    )
+    line = ["sh", "-c", 'exec "$0" -c "$1" "$2" 0<&- 1>&- 2>&-', sys.executable, code, open_in_child]
+    assert subprocess.run(line).returncode == 0
+
+
 def test_characters_that_the_encoding_has_not_are_question_marks():
     done = said("print('動 é', file=sys.stderr)", stderr=subprocess.PIPE, env={"PYTHONIOENCODING": "ascii"})
     assert done.stderr == "? ?\n"

@@ -53,6 +53,20 @@ def test_a_folder_that_is_removed_is_said_once_and_other_monitors_go_on(make_boa
     assert len(caplog.messages) == 2 and caplog.messages[1].startswith("csv_monitor: gets nothing more")
 
 
+@pytest.mark.skipif(find_spec("fsspec") is None, reason="no fsspec")
+def test_a_folder_in_a_store_of_objects_gets_all(make_board, tmp_path, caplog, monkeypatch):
+    import fsspec
+
+    monkeypatch.chdir(tmp_path)  # DeepSpeed makes a folder of that name
+    board = make_board(tensorboard={"enabled": True, "output_path": "memory://runs", "job_name": "board"})
+    sizes = []
+    for sample in (4, 8):
+        write_all(board, sample)
+        (file,) = fsspec.filesystem("memory").ls("/runs/board")
+        sizes.append(file["size"])
+    assert caplog.messages == [] and sizes[1] > sizes[0] > 0
+
+
 def test_a_folder_that_cannot_be_made_is_said_and_nothing_is_shown(make_board, tmp_path, caplog):
     (tmp_path / "board").write_text("in the way")
     write_all(make_board(), 4)

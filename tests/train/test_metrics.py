@@ -1,10 +1,13 @@
 """The metrics file and the alarms."""
 
 import json
+import logging
+import threading
 
 import pytest
 
-from ds_rvqvae.train.metrics import MemoryAlarm, MetricsFile, SpikeAlarm
+from ds_rvqvae.train import metrics
+from ds_rvqvae.train.metrics import MemoryAlarm, MetricsFile, SpikeAlarm, start_log
 from ds_rvqvae.train.readings import Reading
 from tests.damage import DAMAGES, damage
 from tests.room import files_no_longer_than
@@ -35,6 +38,21 @@ def test_lines_without_room_are_said_once_and_written_later(tmp_path, caplog):
     steps = [json.loads(line)["step"] for line in file.read_text().splitlines()]
     assert len(steps) == 33 and steps == sorted(steps)
     assert [line.partition("; ")[2] for line in caplog.messages] == ["its lines are kept for later"] * 3
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_thread_that_ends_is_told_in_the_log_of_any_rank(tmp_path, monkeypatch, rank):
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(metrics, "logger", logging.Logger("own"))
+    try:
+        start_log(tmp_path / "run.log", rank)
+        thread = threading.Thread(target=lambda: 1 / 0, name="own")
+        thread.start()
+        thread.join()
+    finally:
+        logging.captureWarnings(False)
+    said = f"rank {rank}: thread own ended: ZeroDivisionError: division by zero\n"
+    assert (tmp_path / "run.log").read_text().endswith(said)
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
