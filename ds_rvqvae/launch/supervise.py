@@ -92,9 +92,11 @@ def supervise(job: Job, signals: Signals, stop_grace: float = STOP_GRACE) -> End
         stuck = _wait(runner, job.watch, signals, stop_grace)
         if stuck:
             say(f"training failed: {stuck}")
-        code = job.watch.ended() if job.watch else None
-        if code is None:
-            code = runner.poll()
+        code, said = runner.poll(), job.watch.ended() if job.watch else None
+        # Where one of deepspeed's processes was killed, the runner ends with 0 or by the signal, and ranks that save
+        # then end with 75: that is a failure all the same.
+        if code is None or (code > 0 and said is not None):
+            code = said
     finally:
         _end_session(runner, signals, stop_grace)
     step = job.watch.step if job.watch else 0
