@@ -172,6 +172,10 @@ class Run:
             return len(lines) - 1  # every step is logged
         return 0
 
+    def is_far_from_end(self) -> bool:
+        """Whether a disk of its own may be full for a second: the last save is the one that must not fail."""
+        return self.work.is_mount() and self.steps - self.step() > 100
+
     def wait(self, condition: Callable[[], object], what: str) -> None:
         deadline = time.monotonic() + STEP_LIMIT
         while not condition():
@@ -308,7 +312,7 @@ DISTURBANCES = (
     Disturbance("the terminal hangs up", _terminal_hangs_up, lambda run: run.now.on_terminal),
     Disturbance("the launcher is suspended", _launcher_is_suspended),
     Disturbance("it is started twice", _started_twice),
-    Disturbance("the run's disk is full for a while", _disk_is_full, lambda run: run.work.is_mount()),
+    Disturbance("the run's disk is full for a while", _disk_is_full, lambda run: run.is_far_from_end()),
     Disturbance("the temporary folder fills up", _temporary_folder_fills, lambda run: run.tmp.is_mount()),
     Disturbance("the temporary folder is cleaned", _temporary_folder_is_cleaned),
     Disturbance("TensorBoard's folder is removed", _removed("tensorboard")),

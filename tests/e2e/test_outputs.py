@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE
 from tests.e2e.running import LAUNCHER
 from tests.ranks import ROOT, bare_environment
 from tests.train.small import SMALL, read_metrics, wait_until
@@ -85,19 +84,17 @@ def test_a_pipe_that_nobody_reads_and_streams_that_are_closed(tmp_path, demo_fol
 
 def by_hand(folder, data):
     """A rank that is started without the launcher, and its variables."""
-    signs = folder / "signs"
-    signs.mkdir()
     variables = bare_environment(folder, DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
     flags = [*SMALL, "--batch_size=4", "--total_iter=6", f"--data_path={data}", "--name=one"]
     command = [sys.executable, "-m", "ds_rvqvae.train", *flags]
-    return command, {**variables, HEARTBEAT_VARIABLE: str(signs), "PYTHONPATH": str(ROOT)}
+    return command, {**variables, "PYTHONPATH": str(ROOT)}
 
 
 def test_files_of_a_rank_take_no_place_of_a_closed_stream(tmp_path, demo_folder):
     command, variables = by_hand(tmp_path, demo_folder)
     rank = subprocess.Popen(closed(command, "0<&- 1>&- 2>&-"), cwd=tmp_path, env=variables)
     try:
-        wait_until(lambda: (tmp_path / "signs" / "rank0").exists())
+        wait_until(lambda: (tmp_path / "runs" / "one" / "run.log").exists())
         assert [str(Path(f"/proc/{rank.pid}/fd/{number}").readlink()) for number in range(3)] == ["/dev/null"] * 3
     finally:
         rank.kill()
