@@ -172,31 +172,41 @@ def take_left() -> list[int]:
     return left
 
 
-def call_at_signals(call: Callable[[int], None]) -> None:
-    """From now on the first signal of `ENDING` calls this from a thread of its own, for as long as its handler is
-    `left_to_a_thread`; those of `HARMLESS` do nothing.
+@contextmanager
+def call_at_signals(call: Callable[[int], None]) -> Iterator[None]:
+    """The first signal of `ENDING` calls this from a thread of its own, for as long as its handler is
+    `left_to_a_thread`; those of `HARMLESS` do nothing. Former handlers are put back in the end.
 
     The main thread may wait inside a library, where Python runs no handler. Signals that are held back, as those to
     ranks are until they call this, are let in. Only the main thread may call it.
     """
+    before = {number: signal.getsignal(number) for number in (*ENDING, *HARMLESS)}
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a child's signals are not this process's
     threading.Thread(target=_await_signals, args=(reader, call), name="signals", daemon=True).start()
     for number in HARMLESS:
         signal.signal(number, signal.SIG_IGN)
     for number in ENDING:
-        if signal.getsignal(number) is not signal.SIG_IGN:
+        if before[number] is not signal.SIG_IGN:
             signal.signal(number, left_to_a_thread)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(writer)  # ends the thread
 
 
 def _await_signals(reader: int, call: Callable[[int], None]) -> None:
     while numbers := os.read(reader, 1):
         if numbers[0] in ENDING and signal.getsignal(numbers[0]) is left_to_a_thread:
             call(numbers[0])
-            return
+            break
+    os.close(reader)
 
 
 def hold_back_signals() -> None:

@@ -76,9 +76,9 @@ def main(argv: list[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             return error.status
         rank = int(os.environ.get("RANK", "0"))
-        call_at_signals(lambda number: _end_untrained(number, rank))
-        # Every rank reads the same flags and data and refuses for the same reason; one a machine says so.
-        return _rank(argv, rank, speaks=os.environ.get("LOCAL_RANK", "0") == "0")
+        with call_at_signals(lambda number: _end_untrained(number, rank)):
+            # Every rank reads the same flags and data and refuses for the same reason; one a machine says so.
+            return _rank(argv, rank, speaks=os.environ.get("LOCAL_RANK", "0") == "0")
 
 
 def _rank(argv: list[str] | None, rank: int, speaks: bool) -> int:
