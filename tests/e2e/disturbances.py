@@ -157,6 +157,7 @@ class Run:
     def command(self, name: str = "one") -> list[str]:
         return [
             *(sys.executable, str(LAUNCHER), *SMALL, f"--data_path={self.work / 'motion'}", f"--name={name}"),
+            *("--width=192", "--gradient_accumulation_steps=2"),  # slow enough for a second start to take few steps
             *("--include=localhost:0,1", "--batch_size=4", "--mixed_precision=no", f"--total_iter={self.steps}"),
             *("--save_every=50", f"--eval_every={self.steps // 2}", "--resume", f"--out={self.work / 'runs'}"),
         ]
