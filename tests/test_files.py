@@ -1,7 +1,4 @@
 import os
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,6 +23,7 @@ from ds_rvqvae.files import (
     whole_file,
     whole_folder,
 )
+from tests.room import files_no_longer_than
 
 
 def contents(folder) -> dict[str, str]:
@@ -188,25 +186,14 @@ def test_an_empty_file_begins_with_the_header(tmp_path):
         file.unlink()
 
 
-@contextmanager
-def room_for(size) -> Iterator[None]:
-    """Files of this process may grow to `size` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_lines_that_find_no_room_are_kept_whole_for_later(tmp_path):
     file = tmp_path / "lines"
     lines = AppendedLines(file)
-    with room_for(10):
+    with files_no_longer_than(10):
         assert lines.write(b"one\n") is None
         assert lines.write(b"second\n") == "no room on the disk" and file.read_bytes() == b"one\n"  # six bytes fit
         assert lines.write(b"third\n") == "no room on the disk" and file.read_bytes() == b"one\n"
-    with room_for(4):
+    with files_no_longer_than(4):
         assert lines.write(b"fourth\n") == "File too large" and file.read_bytes() == b"one\n"
     assert lines.write(b"fifth\n") is None
     lines.close()
@@ -216,7 +203,7 @@ def test_lines_that_find_no_room_are_kept_whole_for_later(tmp_path):
 def test_of_lines_that_are_kept_the_oldest_are_dropped(tmp_path):
     file = tmp_path / "lines"
     lines = AppendedLines(file, most_pending=15)
-    with room_for(0):
+    with files_no_longer_than(0):
         for line in (b"first\n", b"second\n", b"third\n"):
             assert lines.write(line) == "File too large"
     assert lines.write(b"fourth\n") is None
