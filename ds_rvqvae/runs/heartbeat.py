@@ -195,7 +195,8 @@ class Watch:
 
     def __init__(self, file: Path, local_ranks: int, limit: float) -> None:
         self.file, self.local_ranks, self.limit = file, local_ranks, limit
-        self._step = 0
+        self.step = 0
+        """The furthest step that a rank finished."""
         self._dead: list[tuple[Sign, int | None]] = []
         self._started = self._looked = time.monotonic()
 
@@ -206,17 +207,12 @@ class Watch:
             self._started = now  # this process was stopped, and the ranks perhaps with it
         self._looked = now
         signs = read_heartbeats(self.file)
+        self.step = max((sign.step for sign in signs), default=self.step)
         if not self._dead:
             # Only the first: the others die of its death.
             dead = [(sign, _exit_code(sign)) for sign in signs if not _is_running(sign.pid)]
             self._dead = [(sign, code) for sign, code in dead if code != 0]
         return find_stuck(signs, self.local_ranks, self._started, now, self.limit) if self.limit else None
-
-    @property
-    def step(self) -> int:
-        """The furthest step that a rank finished."""
-        self._step = max((sign.step for sign in read_heartbeats(self.file)), default=self._step)
-        return self._step
 
     def begun(self) -> bool:
         """Whether a rank has written."""
