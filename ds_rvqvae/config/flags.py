@@ -52,7 +52,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
         "--resume, else baseline)",
     )
     run.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)")
-    run.add_argument("--name", help="the run's folder in --out (default: profile and body part, numbered)")
+    run.add_argument("--name", help="the run's folder in --out (default: PROFILE-DATA, and body part, numbered)")
     run.add_argument(
         "--resume",
         nargs="?",

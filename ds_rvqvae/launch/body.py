@@ -12,7 +12,7 @@ from ds_rvqvae.launch.hosts import Ranks
 from ds_rvqvae.launch.supervise import Signals
 from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, Layout, check_disjoint
 from ds_rvqvae.runs.checkpoints import has_begun
-from ds_rvqvae.runs.folder import check_out_folder, choose_run_folder, is_run, profile_place, read_profile
+from ds_rvqvae.runs.folder import Naming, check_out_folder, choose_run_folder, is_run, profile_place, read_profile
 from ds_rvqvae.tokenizer.folder import TOKENIZER, check_same_reading, reading_of
 
 
@@ -187,7 +187,9 @@ def _body_folder(flags: Flags) -> Path:
     if start.tag is not None:
         raise UserError(f"--resume {start.tag}: a checkpoint of one part; give --resume alone, or one --body_part")
     if start.folder is None:
-        folder = choose_run_folder(flags.out, flags.name, flags.profile or "baseline", "body", start)
+        request = flags.with_key("body_part", flags.parts[0]).request()
+        naming = Naming(request.source, request.profile.rvqvae.data.path, "body", "body")
+        folder = choose_run_folder(flags.out, flags.name, naming, start)
     else:
         folder = start.folder
         if not _runs_in(folder):

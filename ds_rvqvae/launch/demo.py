@@ -1,4 +1,4 @@
-"""The launcher's `--demo`: motion made for it, and what came out of training on it."""
+"""The launcher's `--demo`: motion made for it, and the devices that it trains on."""
 
 import contextlib
 from dataclasses import replace
@@ -9,13 +9,10 @@ from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.request import Flags
 from ds_rvqvae.data.demo import write_demo_motion
 from ds_rvqvae.data.store.places import cache_folder
-from ds_rvqvae.errors import printable
-from ds_rvqvae.files import read_json
 from ds_rvqvae.gpu.nvml import Driver, NoDriverError
 from ds_rvqvae.launch.hosts import warn
 from ds_rvqvae.launch.preflight import Build, can_use_cards
 from ds_rvqvae.launch.slots import cpu_slots, format_include
-from ds_rvqvae.tokenizer.tables import score_table
 
 
 def motion_folder() -> Path:
@@ -49,18 +46,3 @@ def write_motion(config: DataConfig) -> None:
     """Writes the demo's motion, unless the run reads other motion or it is there already."""
     if config.path == str(motion_folder()):
         write_demo_motion(motion_folder())
-
-
-def print_results(run: Path) -> None:
-    """Prints the scores of the run's folder against those of the untrained model, its picture and where to look on."""
-    evaluation = run / "eval"
-    try:
-        trained, untrained = (read_json(evaluation / name) for name in ("scores.json", "untrained.json"))
-        print(score_table(trained, untrained))
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        warn(f"{evaluation}: the scores cannot be read: {error}; ds-rvqvae evaluate {run} takes them again")
-    pictures = sorted(evaluation.glob("reconstruction*.png"), key=lambda picture: picture.stat().st_mtime)
-    if pictures:
-        print(printable(f"picture: {pictures[-1]}"))
-    print(printable(f"run: {run}"))
-    print(printable(f"tensorboard --logdir {run / 'tensorboard'} --host localhost"))

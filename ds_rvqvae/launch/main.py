@@ -28,6 +28,7 @@ def _launch(argv: Sequence[str]) -> ExitStatus:
     from ds_rvqvae.launch.body import Body, check_no_body
     from ds_rvqvae.launch.check import check_run
     from ds_rvqvae.launch.command import train
+    from ds_rvqvae.launch.results import tell_ending
     from ds_rvqvae.launch.supervise import signals_noted
     from ds_rvqvae.runs.start import request_of
 
@@ -49,8 +50,10 @@ def _launch(argv: Sequence[str]) -> ExitStatus:
     # From here on the result is the run: whether anything can be printed changes nothing.
     with queued_streams("stdout"), signals_noted() as signals:
         if body is None:
-            return train(runs[0], signals)
-        return body.train(runs, lambda run: train(run, signals), signals)
+            return train(runs[0], signals, lambda run, status: tell_ending(argv, run.folder, (), run, status))
+        status = body.train(runs, lambda run: train(run, signals), signals)
+        tell_ending(argv, body.folder, body.parts, runs[0], status)
+        return status
 
 
 def _show(checked: "list[tuple[CheckedRun, Preflight | None]]") -> None:

@@ -28,13 +28,13 @@ def test_demo_ends_with_scores_a_picture_and_the_tensorboard_command(tmp_path):
     result = _run([*LAUNCHER, "--demo", "--total_iter=100"], tmp_path, environment)
     assert result.returncode == 0, result.stderr
     assert "2 ranks, ZeRO stage 2, bf16, activation checkpointing on" in result.stderr
-    run = tmp_path / "runs" / "demo-upper"
+    run = tmp_path / "runs" / "demo-demo_motion-upper"
     scores, untrained = (json.loads((run / "eval" / name).read_text()) for name in ("scores.json", "untrained.json"))
     assert scores["angle_error_deg"] < 0.75 * untrained["angle_error_deg"]
     assert [row["levels"] for row in scores["by_levels"]] == [1, 2, 3, 4, 5, 6]
     picture = next(line for line in result.stdout.splitlines() if line.startswith("picture: "))
     assert (tmp_path / picture.removeprefix("picture: ")).read_bytes().startswith(b"\x89PNG")
-    assert "tensorboard --logdir runs/demo-upper/tensorboard --host localhost" in result.stdout
+    assert "tensorboard --logdir runs/demo-demo_motion-upper/tensorboard --host localhost" in result.stdout
     parts = {"profile.json", "run.log", "metrics.jsonl", "memory.json"}
     parts |= {"tensorboard", "checkpoints", "eval", "tokenizer"}
     assert {path.name for path in run.iterdir()} == parts
