@@ -47,8 +47,7 @@ def check_run(request: Request, opened: Sequence[MotionData] = ()) -> tuple[Chec
     with Stage(f"reading {config.data.path}", after=1.0):
         data = open_training_data(profile, store_of_the_same(config.data, opened))
     windows = data.count_training_windows()
-    if not options.dry_run:
-        _say_what(request, folder, data)
+    said = () if options.dry_run else _say_what(request, folder, data)
     initial = take_start(folder, profile, data, start)
     disk_bytes = _disk_bytes(request, data)
     check_out_folder(folder, disk_bytes)
@@ -73,19 +72,24 @@ def check_run(request: Request, opened: Sequence[MotionData] = ()) -> tuple[Chec
     batches = profile.warnings(ranks.world_size, windows)
     for warning in [*batches, *data.warnings(), *(initial.warnings(data) if initial else []), *found]:
         warn(warning)
-    return CheckedRun(request, folder, ranks, data, disk_bytes, done), report
+    return CheckedRun(request, folder, ranks, data, disk_bytes, done, said), report
 
 
-def _say_what(request: Request, folder: Path, data: MotionData) -> None:
-    """Says what is trained on, and which run is gone on with where no flag names it."""
+def _say_what(request: Request, folder: Path, data: MotionData) -> tuple[str, ...]:
+    """Says what is trained on, and which run is gone on with where no flag names it; gives the lines."""
     store, of_part = data.store, f" of {data.body_part}" if data.body_part else ""
     frames, clips = int(store.starts[-1]), len(store.clip_names)
     hours = f"{frames / store.fps / 3600:.2f} h at {store.fps:g} frames/s"
-    say(f"motion {data.config.path}: {clips:,} clip{'s' * (clips > 1)}, {hours}, {data.in_features} columns{of_part}")
+    lines = [
+        f"motion {data.config.path}: {clips:,} clip{'s' * (clips > 1)}, {hours}, {data.in_features} columns{of_part}"
+    ]
     flags = request.flags
     if flags.start.kind == "newest" and flags.name is None and folder.exists():
         others = [run.name for run in runs_called(flags.out, naming_of(request)) if run != folder]
-        say(f"--resume: the run {folder}" + (f"; there is also {', '.join(others[:3])}" if others else ""))
+        lines.append(f"--resume: the run {folder}" + (f"; there is also {', '.join(others[:3])}" if others else ""))
+    for line in lines:
+        say(line)
+    return tuple(lines)
 
 
 def _is_exported(folder: Path, resume: Resume) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ds_rvqvae.config.profile import PROFILE_FILE, load_profile
 from ds_rvqvae.config.request import Flags, Start
-from ds_rvqvae.errors import ExitStatus, UserError, say
+from ds_rvqvae.errors import ExitStatus, UserError, say, text_of
 from ds_rvqvae.files import read_text
 from ds_rvqvae.launch.body import CheckedRun
 from ds_rvqvae.launch.hosts import DEEPSPEED_HOSTFILE, Ranks, free_port, warn
@@ -28,6 +28,7 @@ from ds_rvqvae.process.relay import Relay
 from ds_rvqvae.runs.folder import (
     LOG,
     RUN_VARIABLE,
+    SAID_VARIABLE,
     STORE_CONTENT_VARIABLE,
     STORE_VARIABLE,
     damage_of_object,
@@ -54,8 +55,10 @@ def train(
     options = run.request.options
     with ExitStack() as shared, _opened_folder(run) as opened:
         with Relay() as relay:
+            starting = f"checks passed, starting {_counted(run.ranks)}"
+            say(starting)
+            opened = replace(opened, said=(*opened.said, starting))
             make_job = functools.partial(_job, opened, shared, relay)
-            say(f"checks passed, starting {_counted(run.ranks)}")
             status = run_with_restarts(make_job, options.max_restarts, signals)
         add_warnings(opened.folder / LOG, "launcher", relay.lost())
     then(opened, status)
@@ -194,7 +197,7 @@ def _job(run: CheckedRun, shared: ExitStack, relay: Relay, restart: int) -> Job:
     variables = for_modules(without_leftovers(run.request.flags.environment))
     if _on_one_machine(run):
         variables.pop("NCCL_COMM_ID", None)  # where to meet, of another run
-    variables |= {**rank_variables(run), LAUNCHER_VARIABLE: str(os.getpid())}
+    variables |= {**rank_variables(run), LAUNCHER_VARIABLE: str(os.getpid()), SAID_VARIABLE: text_of(run.said)}
     watch = None
     if ranks.local is not None and not options.force_multi:
         heartbeats = _in_memory("heartbeats", shared)

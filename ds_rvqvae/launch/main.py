@@ -50,9 +50,9 @@ def _launch(argv: Sequence[str]) -> ExitStatus:
     # From here on the result is the run: whether anything can be printed changes nothing.
     with queued_streams("stdout"), signals_noted() as signals:
         if body is None:
-            return train(runs[0], signals, lambda run, status: tell_ending(argv, run.folder, (), run, status))
+            return train(runs[0], signals, lambda run, status: tell_ending(run.folder, (), run, status))
         status = body.train(runs, lambda run: train(run, signals), signals)
-        tell_ending(argv, body.folder, body.parts, runs[0], status)
+        tell_ending(body.folder, body.parts, runs[0], status)
         return status
 
 

@@ -26,23 +26,20 @@ _Scores = dict[str, Any]
 _LAUNCHER = "train_8x4090"
 
 
-def tell_ending(argv: Sequence[str], folder: Path, parts: Sequence[str], run: CheckedRun, status: ExitStatus) -> None:
-    """Tells a user how a start of the launcher ended, on the host of rank 0.
+def tell_ending(folder: Path, parts: Sequence[str], run: CheckedRun, status: ExitStatus) -> None:
+    """Tells a user how a start of the launcher ended: its results on the host of rank 0, how to go on on each.
 
     Args:
-        argv: the launcher's flags.
         folder: of the run, or of the body that has these `parts`.
         run: that run, or the body's first.
         status: of the start.
     """
-    if not run.ranks.first_here:
-        return
-    if status == ExitStatus.DONE:
+    if status == ExitStatus.DONE and run.ranks.first_here:
         with tolerated(f"{folder}: its results cannot be shown", warn=warn):
             print(text_of(result_lines(folder, parts, run.data)))
     elif status == ExitStatus.STOPPED:
         with tolerated("no command to go on with", "the same command with --resume does", warn=warn):
-            say(f"go on with: {joined(resuming(argv, folder, parts))}")
+            say(f"go on with: {joined(resuming(folder if len(run.ranks.hosts) == 1 else None, parts))}")
 
 
 def result_lines(folder: Path, parts: Sequence[str], data: MotionData) -> list[str]:
@@ -156,12 +153,14 @@ def _pictures(run: Path) -> list[Path]:
     return [max(pictures, key=lambda picture: picture.stat().st_mtime)] if pictures else []
 
 
-def resuming(argv: Sequence[str], folder: Path, parts: Sequence[str] = ()) -> list[str]:
-    """The command that goes on with a run after a start of the launcher with these flags.
+def resuming(folder: Path | None, parts: Sequence[str] = ()) -> list[str]:
+    """The command that goes on with a run after this start of the launcher: the same with `--resume`.
 
-    It names the run by its folder; where that does not hold one yet, the same flags begin it.
+    It names the run by its folder, but where that does not hold one yet, or None is given as several hosts may each
+    see another disk: there the flags name it.
     """
-    kept, words = [], list(argv)
+    launcher, words = _launcher()
+    kept = []
     while words:
         word = words.pop(0)
         if word == "--resume":
@@ -169,20 +168,25 @@ def resuming(argv: Sequence[str], folder: Path, parts: Sequence[str] = ()) -> li
                 words.pop(0)
         elif not word.startswith("--resume="):
             kept.append(word)
-    begun = any(is_run(folder / part) for part in parts or ("",))
-    return [*_launcher(), *kept, *(["--resume", str(folder)] if begun else ["--resume"])]
+    if folder is not None and any(is_run(folder / part) for part in parts or ("",)):
+        return [*launcher, *kept, "--resume", str(folder)]
+    is_named = any(word == "--name" or word.startswith("--name=") for word in kept)
+    # Without a name the flags could mean an older run.
+    name = [] if is_named or folder is None else ["--name", folder.name]
+    return [*launcher, *kept, *name, "--resume"]
 
 
-def _launcher() -> list[str]:
-    """How this process was started, as a shell takes it."""
-    script = Path(sys.argv[0])
+def _launcher() -> tuple[list[str], list[str]]:
+    """How this process was started, as a shell takes it, and the flags that it was given."""
+    script, words = Path(sys.argv[0]), sys.argv[1:]
     if script.name == f"{_LAUNCHER}.py":
         shell = script.with_suffix(".sh")
         # The shell script hands on the whole path.
-        return ["bash", _near(shell)] if script.is_absolute() and shell.is_file() else [_python(), str(script)]
-    if script.name == "__main__.py":
-        return [_python(), "-m", "ds_rvqvae.launch"]
-    return [*program(), "train"]
+        by_shell = script.is_absolute() and shell.is_file()
+        return ["bash", _near(shell)] if by_shell else [_python(), str(script)], words
+    if script.name == "__main__.py" and script.parent.name == "launch":
+        return [_python(), "-m", "ds_rvqvae.launch"], words
+    return [*program(), "train"], words[1:]  # after the command's own name
 
 
 def program(name: str = "ds-rvqvae") -> list[str]:

@@ -37,6 +37,8 @@ STORE_VARIABLE = "DS_RVQVAE_STORE"
 files. It is checked once a start: ranks would each read all files again, and a restart might find others."""
 STORE_CONTENT_VARIABLE = "DS_RVQVAE_STORE_CONTENT"
 """Environment variable with what that store holds (`Store.content`): ranks and restarts refuse another one."""
+SAID_VARIABLE = "DS_RVQVAE_SAID"
+"""Environment variable with what our launcher has said of a start before there was a `run.log`, a line each."""
 _SAFE = string.ascii_letters + string.digits + "_.+=@,-"
 _held: list[HeldFolder] = []
 

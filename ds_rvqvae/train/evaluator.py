@@ -147,7 +147,7 @@ def evaluation_line(scores: dict[str, Any], best_l1: float, best_step: int | Non
     levels = f"levels {in_use}/{len(perplexities)}"
     perplexity = f", perplexity {sum(perplexities) / len(perplexities):.0f}"
     for title, digits, more in (("angle ", 4, perplexity), ("angle ", 4, ""), ("angle ", 3, ""), ("", 3, "")):
-        best = "before training" if not step else "best so far"
+        best = "before training" if not step else "best"
         if step and best_step != step:
             best = "no best yet" if best_step is None else f"best {best_l1:.{digits}f} at {best_step:,}"
         degrees = "" if angle is None else f"{title}{angle:.2f} deg, "

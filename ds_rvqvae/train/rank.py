@@ -31,6 +31,7 @@ from ds_rvqvae.runs.checkpoints import sweep
 from ds_rvqvae.runs.folder import (
     LOG,
     RUN_VARIABLE,
+    SAID_VARIABLE,
     STORE_CONTENT_VARIABLE,
     STORE_VARIABLE,
     check_out_folder,
@@ -175,7 +176,7 @@ def _train(request: Request, own: MotionData | UserError | None) -> int:
 
         from ds_rvqvae.train.engine import on_rank_zero_first, own_device, start_distributed
         from ds_rvqvae.train.memory import out_of_memory_explained
-        from ds_rvqvae.train.metrics import announce, start_log
+        from ds_rvqvae.train.metrics import announce, logger, start_log
         from ds_rvqvae.train.signals import stop_with_launcher
 
     stop_with_launcher()
@@ -189,6 +190,8 @@ def _train(request: Request, own: MotionData | UserError | None) -> int:
         folder, resume, initial, mean, std = on_rank_zero_first(lambda: _open_run(request, data, world_size))
     data.use_normalisation(mean, std)
     start_log(folder / LOG, dist.get_rank())
+    for line in os.environ.get(SAID_VARIABLE, "").splitlines():
+        logger.info("launcher: %s", line)
     for note in resume.notes:
         announce(note)
     total = request.profile.rvqvae.training.total_iter

@@ -44,7 +44,8 @@ def run_lines(folder: Path, profile: Profile, data: MotionData, world_size: int)
     ]
     count = parameter_count(data.in_features, profile.rvqvae.model)
     return [
-        f"run {folder}: {', '.join(parts)}",
+        f"run: {folder}",
+        ", ".join(parts),
         f"{count:,} parameters, {data.in_features} columns, {_batch_text(profile, data, world_size)}",
     ]
 

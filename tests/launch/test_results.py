@@ -132,18 +132,23 @@ def test_a_body_tells_each_part_in_a_line_and_commands_of_the_whole(tmp_path, da
 )
 def test_what_was_stopped_goes_on_by_the_same_flags_and_the_run_s_folder(tmp_path, monkeypatch, given, kept):
     run = made_run(tmp_path / "a run")
-    monkeypatch.setattr(sys, "argv", ["launch/train_8x4090.py"])
-    words = resuming(given, run)
+    monkeypatch.setattr(sys, "argv", ["launch/train_8x4090.py", *given])
+    words = resuming(run)
     assert words[1:] == ["launch/train_8x4090.py", *kept, "--resume", str(run)]
-    # Of a run that no rank has opened there is no folder.
-    assert resuming(given, tmp_path / "none")[-1] == "--resume"
+    # Of a run that no rank has opened there is no folder; several hosts may each see another disk.
+    named = [] if "--name=a b" in kept else ["--name", "none"]
+    assert resuming(tmp_path / "none")[1:] == ["launch/train_8x4090.py", *kept, *named, "--resume"]
+    assert resuming(None)[1:] == ["launch/train_8x4090.py", *kept, "--resume"]
     assert shlex.split(joined(words)) == words
 
 
-def test_the_shell_script_is_named_where_it_started_the_launcher(tmp_path, monkeypatch):
+def test_the_launcher_is_named_as_it_was_started(tmp_path, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
     monkeypatch.setattr(sys, "argv", [str(Path("launch/train_8x4090.py").absolute())])
-    assert resuming([], tmp_path)[:2] == ["bash", "launch/train_8x4090.sh"]
+    assert resuming(tmp_path)[:2] == ["bash", "launch/train_8x4090.sh"]
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/ds-rvqvae", "train", "--demo"])
+    words = resuming(None)
+    assert words[-3:] == ["train", "--demo", "--resume"] and words[:-3] == program()
 
 
 def test_the_program_of_this_environment_is_named_as_it_is_found(tmp_path, monkeypatch):
