@@ -194,6 +194,8 @@ def _body_folder(flags: Flags) -> Path:
         request = flags.with_key("body_part", flags.parts[0]).request()
         naming = Naming(request.source, request.profile.rvqvae.data.path, "body", "body")
         folder = choose_run_folder(flags.out, flags.name, naming, start)
+        if start.kind == "newest" and flags.name is None and folder.exists() and not flags.options.dry_run:
+            say(f"--resume: the body {folder}")
     else:
         folder = start.folder
         if not _runs_in(folder):

@@ -43,7 +43,9 @@ def check_run(request: Request, opened: Sequence[MotionData] = ()) -> tuple[Chec
     check_shells(ranks, options, request.resolved.arguments())
     if ranks.world_size and not start.resumes:
         profile.check_world_size(ranks.world_size)
-    find_initial(folder, profile, start)
+    initial_from = config.training.init_from
+    with Stage(f"opening the tokenizer {initial_from}", shown=initial_from is not None, after=1.0):
+        find_initial(folder, profile, start)
     with Stage(f"reading {config.data.path}", after=1.0):
         data = open_training_data(profile, store_of_the_same(config.data, opened))
     windows = data.count_training_windows()
@@ -65,7 +67,8 @@ def check_run(request: Request, opened: Sequence[MotionData] = ()) -> tuple[Chec
         planned = with_batch(with_batch(profile, resume.fitted), resume.kept)
     report = None
     if not done:
-        report = check_machine(planned, data.in_features, ranks, cards, idle=idle, dry_run=options.dry_run)
+        with Stage("checking this machine", after=1.0):
+            report = check_machine(planned, data.in_features, ranks, cards, idle=idle, dry_run=options.dry_run)
     if cards is not None:
         cards.require_idle(idle)
     found = [finding.text for finding in report.findings if finding.warning] if report and not options.dry_run else []
@@ -79,9 +82,9 @@ def _say_what(request: Request, folder: Path, data: MotionData) -> tuple[str, ..
     """Says what is trained on, and which run is gone on with where no flag names it; gives the lines."""
     store, of_part = data.store, f" of {data.body_part}" if data.body_part else ""
     frames, clips = int(store.starts[-1]), len(store.clip_names)
-    hours = f"{frames / store.fps / 3600:.2f} h at {store.fps:g} frames/s"
+    length = f"{_duration(frames / store.fps)} at {store.fps:g} frames/s"
     lines = [
-        f"motion {data.config.path}: {clips:,} clip{'s' * (clips > 1)}, {hours}, {data.in_features} columns{of_part}"
+        f"motion {data.config.path}: {clips:,} clip{'s' * (clips > 1)}, {length}, {data.in_features} columns{of_part}"
     ]
     flags = request.flags
     if flags.start.kind == "newest" and flags.name is None and folder.exists():
@@ -90,6 +93,11 @@ def _say_what(request: Request, folder: Path, data: MotionData) -> tuple[str, ..
     for line in lines:
         say(line)
     return tuple(lines)
+
+
+def _duration(seconds: float) -> str:
+    unit, name = next(((unit, name) for unit, name in ((3600, "h"), (60, "min")) if seconds >= 2 * unit), (1, "s"))
+    return f"{seconds / unit:,.{int(unit == 3600)}f} {name}"
 
 
 def _is_exported(folder: Path, resume: Resume) -> bool:

@@ -80,8 +80,6 @@ def supervise(job: Job, signals: Signals, stop_grace: float = STOP_GRACE) -> End
     When this returns no process that the job started is left.
     """
     stuck = None
-    # Until a rank has imported what it needs and speaks for itself.
-    starting = Stage("starting the ranks, which import torch and DeepSpeed", shown=job.watch is not None, quiet=True)
     runner = subprocess.Popen(
         job.command,
         env=dict(job.environment),
@@ -91,6 +89,8 @@ def supervise(job: Job, signals: Signals, stop_grace: float = STOP_GRACE) -> End
         start_new_session=True,
         preexec_fn=_below(os.getpid(), holds_back=job.watch is not None),
     )
+    # Until a rank has imported what it needs and speaks for itself.
+    starting = Stage("starting the ranks, which import torch and DeepSpeed", shown=job.watch is not None, quiet=True)
     try:
         stuck = _wait(runner, job.watch, signals, stop_grace, starting)
         if stuck:

@@ -25,12 +25,14 @@ class _Watcher:
     def __init__(self, call: Callable[[], object], first: float = SECONDS_OF_SILENCE) -> None:
         self._call, self._first, self._over, self._began = call, first, threading.Event(), time.monotonic()
         self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
-        self._thread.start()
+        with suppress(RuntimeError):  # there may be as many threads as a user may have
+            self._thread.start()
 
     def end(self) -> None:
         """No call comes after this."""
         self._over.set()
-        self._thread.join(1.0)
+        if self._thread.is_alive():
+            self._thread.join(1.0)
 
     def _watch(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are for the main thread
