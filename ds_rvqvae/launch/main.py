@@ -10,6 +10,8 @@ from ds_rvqvae.process.command import exit_status_of, print_out
 from ds_rvqvae.process.streams import queued_streams
 
 if TYPE_CHECKING:  # late, so that help answers at once
+    from ds_rvqvae.config.parser import FlagParser
+    from ds_rvqvae.config.request import Flags
     from ds_rvqvae.launch.body import CheckedRun
     from ds_rvqvae.launch.preflight import Finding, Preflight
 
@@ -22,8 +24,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _launch(argv: Sequence[str]) -> ExitStatus:
     from ds_rvqvae.config.request import read_launch_flags
 
-    flags = read_launch_flags(argv)
+    return launch(read_launch_flags(argv))
 
+
+def add_train(parser: "FlagParser") -> None:
+    """Fills the parser of `ds-rvqvae train`, which is this launcher under the package's name."""
+    from ds_rvqvae.config.request import fill_launch_parser, launch_flags_of
+
+    fill_launch_parser(parser)
+    parser.set_defaults(verb=lambda given: launch(launch_flags_of(given)))
+
+
+def launch(flags: "Flags") -> ExitStatus:
+    """Checks the run, or the runs, that the flags ask for, and trains."""
     from ds_rvqvae.launch import demo
     from ds_rvqvae.launch.body import Body, check_no_body
     from ds_rvqvae.launch.check import check_run
