@@ -15,6 +15,7 @@ from ds_rvqvae.gpu.nvml import Driver, NoDriverError
 from ds_rvqvae.launch.hosts import warn
 from ds_rvqvae.launch.preflight import Build, can_use_cards
 from ds_rvqvae.launch.slots import cpu_slots, format_include
+from ds_rvqvae.process.terminal import terminal_of
 from ds_rvqvae.tokenizer.tables import score_table
 
 
@@ -56,7 +57,7 @@ def print_results(run: Path) -> None:
     evaluation = run / "eval"
     try:
         trained, untrained = (read_json(evaluation / name) for name in ("scores.json", "untrained.json"))
-        print(score_table(trained, untrained))
+        print(score_table(trained, untrained, terminal_of()))
     except (OSError, ValueError, LookupError, TypeError) as error:
         warn(f"{evaluation}: the scores cannot be read: {error}; ds-rvqvae evaluate {run} takes them again")
     pictures = sorted(evaluation.glob("reconstruction*.png"), key=lambda picture: picture.stat().st_mtime)

@@ -2,11 +2,9 @@
 
 import sys
 import time
-from typing import Any
-
-from tqdm import tqdm
 
 from ds_rvqvae.errors import printable, say
+from ds_rvqvae.process.bars import Bar
 
 SECONDS_BETWEEN_LINES = 60.0
 """Where no terminal shows a bar: a log of days stays readable, and small."""
@@ -24,12 +22,12 @@ class Progress:
 
     def __init__(self, total: int, done: int, name: str, shown: bool = True) -> None:
         self._total, self._done, self._name = total, done, printable(name)
-        self._bar: tqdm[Any] | None = None
+        self._bar: Bar | None = None
         self._numbers: dict[str, str] = {}
         self._shown = shown
         self._said, self._said_at = done, time.monotonic()
         if shown and sys.stderr.isatty():
-            self._bar = tqdm(
+            self._bar = Bar(
                 total=total, initial=done, unit="step", desc=self._name, mininterval=0.5, dynamic_ncols=True
             )
 
