@@ -11,16 +11,17 @@ from typing import Any
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.data.formats.readers import open_reader
 from ds_rvqvae.data.store.store import is_store
-from ds_rvqvae.errors import ExitStatus, UserError, say, text_of
+from ds_rvqvae.errors import ExitStatus, UserError, say
 from ds_rvqvae.files import read_json
 from ds_rvqvae.launch.body import CheckedRun
 from ds_rvqvae.launch.hosts import warn
 from ds_rvqvae.motion.clip import whole_name
 from ds_rvqvae.process.home import expanded
+from ds_rvqvae.process.terminal import Block, terminal_of
 from ds_rvqvae.process.tolerance import tolerated
 from ds_rvqvae.runs.folder import is_run
 from ds_rvqvae.tokenizer.folder import TOKENIZER
-from ds_rvqvae.tokenizer.tables import score_table
+from ds_rvqvae.tokenizer.tables import score_blocks
 
 _Scores = dict[str, Any]
 _LAUNCHER = "train_8x4090"
@@ -36,30 +37,33 @@ def tell_ending(folder: Path, parts: Sequence[str], run: CheckedRun, status: Exi
     """
     if status == ExitStatus.DONE and run.ranks.first_here:
         with tolerated(f"{folder}: its results cannot be shown", warn=warn):
-            print(text_of(result_lines(folder, parts, run.data)))
+            print(terminal_of().text(result_lines(folder, parts, run.data)))
     elif status == ExitStatus.STOPPED:
         with tolerated("no command to go on with", "the same command with --resume does", warn=warn):
             say(f"go on with: {joined(resuming(folder if len(run.ranks.hosts) == 1 else None, parts))}")
 
 
-def result_lines(folder: Path, parts: Sequence[str], data: MotionData) -> list[str]:
+def result_lines(folder: Path, parts: Sequence[str], data: MotionData) -> list[Block]:
     """The scores of a run, or of the parts of a body, before and after training; where what it made lies; and commands
     that go on from there."""
-    lines, pictures = [], []
+    lines: list[Block] = []
+    pictures: list[Path] = []
     for part in parts:
         lines += [f"{part}: {text}" for text in _short_scores(folder / part)]
         pictures += _pictures(folder / part)
     if not parts:
         lines, pictures = _scores(folder), _pictures(folder)[-1:]
-    lines += ["", *(f"picture: {picture}" for picture in pictures)]
+    lines += [""]
+    lines += [["picture: ", (str(picture), "path")] for picture in pictures]
     has_tokenizer = (folder / TOKENIZER).is_dir()
     if has_tokenizer:
-        lines.append(f"tokenizer: {folder / TOKENIZER}")
+        lines.append(["tokenizer: ", (str(folder / TOKENIZER), "path")])
     else:
         export = joined([*program(), "export", str(folder), "--out", "DIR"])
         warn(f"{folder / TOKENIZER}: is not there" + ("" if parts else f"; `{export}` writes it"))
-    lines += [f"run: {folder}", "", "next:"]
-    return lines + [f"  {joined(words)}" for words in _next_commands(folder, parts, data, has_tokenizer)]
+    lines += [["run: ", (str(folder), "path")], "", ("next:", "title")]
+    lines += [["  ", (joined(words), "path")] for words in _next_commands(folder, parts, data, has_tokenizer)]
+    return lines
 
 
 def _next_commands(folder: Path, parts: Sequence[str], data: MotionData, has_tokenizer: bool) -> list[list[str]]:
@@ -110,11 +114,11 @@ def _path_of(data: MotionData) -> Path:
     return expanded(data.config.path)
 
 
-def _scores(run: Path) -> list[str]:
+def _scores(run: Path) -> list[Block]:
     """The run's scores by level against those of the untrained model, or where either cannot be read a way to them."""
     try:
         trained, untrained = _read(run)
-        lines = score_table(trained, untrained).split("\n")
+        lines = score_blocks(trained, untrained)
     except (OSError, ValueError, LookupError, TypeError) as error:
         again = joined([*program(), "evaluate", str(run)])
         warn(f"{run / 'eval'}: the scores cannot be read: {error}; {again} takes them again")

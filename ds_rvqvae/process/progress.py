@@ -6,12 +6,11 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
-from tqdm import tqdm
 from typing_extensions import Self
 
 from ds_rvqvae.errors import printable, say
+from ds_rvqvae.process.bars import Bar
 
 SECONDS_BETWEEN_LINES = 60.0
 """Where no terminal shows a bar: a log of days stays readable, and small."""
@@ -104,13 +103,13 @@ class Progress:
 
     def __init__(self, total: int, done: int, name: str, shown: bool = True) -> None:
         self._total, self._done, self._name = total, done, printable(name)
-        self._bar: tqdm[Any] | None = None
+        self._bar: Bar | None = None
         self._watcher: _Watcher | None = None
         self._numbers: dict[str, str] = {}
         self._shown = shown
         self._said, self._said_at = done, time.monotonic()
         if shown and sys.stderr.isatty():
-            self._bar = tqdm(
+            self._bar = Bar(
                 total=total, initial=done, unit="step", desc=self._name, mininterval=0.5, dynamic_ncols=True
             )
             self._watcher = _Watcher(self._bar.refresh)  # its clock moves while a step lasts

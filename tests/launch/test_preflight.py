@@ -19,6 +19,7 @@ from ds_rvqvae.host import Host
 from ds_rvqvae.launch.hosts import Ranks
 from ds_rvqvae.launch.preflight import Build, Room, can_use_cards, check_machine
 from ds_rvqvae.launch.slots import Cards
+from ds_rvqvae.process.terminal import PLAIN
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 1 << 30
@@ -223,7 +224,7 @@ def check(
     gpus = [Gpu(index, "RTX 4090", f"GPU-{index}", f"0000:0{index}:00.0", used, 24 * GIB, 0) for index in range(3)]
     cards = None if cpu else Cards(Snapshot(datetime.now(), "550.54.14", "12.4", gpus, [0, 1, 2], {}))
     report = check_machine(load_profile(profile, overrides), 78, ranks, cards, dry_run=dry_run, host=host, build=build)
-    return {finding.topic: str(finding) for finding in report.findings}
+    return {finding.topic: PLAIN.text([finding.words()]) for finding in report.findings}
 
 
 def test_every_batch_that_is_offered_fits():
