@@ -28,7 +28,10 @@ def add_launch_flags(parser: argparse.ArgumentParser) -> None:
         "--dry_run", action="store_true", help="check everything, print plan, checks and the deepspeed command"
     )
     start.add_argument(
-        "-i", "--include", metavar="HOST:SLOTS", help=f"GPUs (default: {DEFAULT_INCLUDE}, or all of a hostfile's)"
+        "-i",
+        "--include",
+        metavar="HOST:SLOTS",
+        help=f"GPUs (default: those of CUDA_VISIBLE_DEVICES, else {DEFAULT_INCLUDE}, or all of a hostfile's)",
     )
     start.add_argument("-e", "--exclude", metavar="HOST:SLOTS", help="take all GPUs but these")
     start.add_argument(
@@ -41,6 +44,9 @@ def add_launch_flags(parser: argparse.ArgumentParser) -> None:
         const="0",
         metavar="IDS",
         help="refuse to start unless these GPUs are idle (bare: 0)",
+    )
+    start.add_argument(
+        "--share_gpus", action="store_true", help="start on GPUs on which other users compute too (else exit 3)"
     )
     faults = parser.add_argument_group("faults")
     faults.add_argument(
