@@ -84,6 +84,8 @@ class LaunchOptions:
     master_port: int | None = None
     require_idle: tuple[int, ...] | None = None
     """GPUs that must be idle; None: not asked for."""
+    share_gpus: bool = False
+    """Whether ranks may run on GPUs that other users compute on."""
     hang_timeout: float = 0.0
     """Seconds; 0: never."""
     max_restarts: int = 0
@@ -281,7 +283,7 @@ def launch_flags_of(args: argparse.Namespace) -> Flags:
     switches = [name for name in DEEPSPEED_SWITCHES if getattr(args, name)]
     own = (
         *("demo", "dry_run", "include", "exclude", "num_gpus", "master_port", "hang_timeout", "max_restarts"),
-        *("hostfile", "num_nodes", "node_rank", "master_addr", "launcher", "no_ssh", "force_multi"),
+        *("share_gpus", "hostfile", "num_nodes", "node_rank", "master_addr", "launcher", "no_ssh", "force_multi"),
     )
     options = LaunchOptions(
         **{name: getattr(args, name) for name in own},

@@ -67,10 +67,13 @@ def check_run(request: Request, opened: Sequence[MotionData] = ()) -> tuple[Chec
         planned = with_batch(with_batch(profile, resume.fitted), resume.kept)
     report = None
     if not done:
+        judged = [*idle, *(cards.of_others(ranks.local or ()) if cards and not options.share_gpus else ())]
         with Stage("checking this machine", after=1.0):
-            report = check_machine(planned, data.in_features, ranks, cards, idle=idle, dry_run=options.dry_run)
+            report = check_machine(planned, data.in_features, ranks, cards, idle=judged, dry_run=options.dry_run)
     if cards is not None:
         cards.require_idle(idle)
+        if not done and not options.share_gpus:
+            cards.check_not_of_others(ranks.local or ())
     found = [finding.text for finding in report.findings if finding.warning] if report and not options.dry_run else []
     batches = profile.warnings(ranks.world_size, windows)
     for warning in [*batches, *data.warnings(), *(initial.warnings(data) if initial else []), *found]:

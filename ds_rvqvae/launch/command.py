@@ -24,6 +24,7 @@ from ds_rvqvae.launch.hosts import DEEPSPEED_HOSTFILE, Ranks, free_port, warn
 from ds_rvqvae.launch.restarts import run_with_restarts
 from ds_rvqvae.launch.slots import cores
 from ds_rvqvae.launch.supervise import Job, Signals
+from ds_rvqvae.launch.visible import VARIABLE
 from ds_rvqvae.process.relay import Relay
 from ds_rvqvae.runs.folder import (
     LOG,
@@ -197,6 +198,7 @@ def _job(run: CheckedRun, shared: ExitStack, relay: Relay, restart: int) -> Job:
     variables = for_modules(without_leftovers(run.request.flags.environment))
     if _on_one_machine(run):
         variables.pop("NCCL_COMM_ID", None)  # where to meet, of another run
+        variables.pop(VARIABLE, None)  # what it named is chosen; deepspeed counts and numbers what it leaves
     variables |= {**rank_variables(run), LAUNCHER_VARIABLE: str(os.getpid()), SAID_VARIABLE: text_of(run.said)}
     watch = None
     if ranks.local is not None and not options.force_multi:

@@ -13,8 +13,9 @@ from ds_rvqvae.config.request import read_launch_flags
 from ds_rvqvae.data.store.prepare import prepare_store
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.launch.check import check_run
-from ds_rvqvae.launch.command import _in_memory, train
+from ds_rvqvae.launch.command import _in_memory, _job, _opened_folder, train
 from ds_rvqvae.launch.supervise import Signals
+from ds_rvqvae.process.relay import Relay
 from tests.e2e.running import LAUNCHER
 from tests.ranks import bare_environment
 from tests.train.small import SMALL, read_metrics
@@ -100,6 +101,13 @@ def test_ranks_take_the_store_that_was_checked_and_read_no_files(checked, tmp_pa
     assert steps_of(run.folder) == [1, 2]
     with pytest.raises(UserError, match="no usable clip"):
         checked(f"--data_path={tmp_path / 'motion'}", "--name=other")
+
+
+def test_ranks_are_not_handed_the_variable_that_named_their_gpus(checked, monkeypatch):
+    # deepspeed counts the GPUs that it leaves: none, where it is empty.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with ExitStack() as shared, _opened_folder(checked()) as run, Relay() as relay:
+        assert "CUDA_VISIBLE_DEVICES" not in _job(run, shared, relay, 0).environment
 
 
 def test_a_store_that_is_gone_before_the_ranks_start_is_named(checked, capfd):

@@ -28,16 +28,6 @@ CUDA_12 = Build("2.13.0+cu128", "12.8")
 
 
 @pytest.fixture
-def torch_with_cuda(tmp_path):
-    """A folder to import torch from, whose version says that it is built for CUDA 12.8."""
-    package = tmp_path / "torch_with_cuda" / "torch"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("raise ImportError('a launcher does not import torch')\n")
-    (package / "version.py").write_text("__version__ = '2.13.0+cu128'\ncuda: Optional[str] = '12.8'\nhip = None\n")
-    return package.parent
-
-
-@pytest.fixture
 def launch(stand_in, torch_with_cuda, demo_folder, tmp_path):
     """A dry run of the launcher before the stand-in's cards."""
     here = tmp_path / "here"
