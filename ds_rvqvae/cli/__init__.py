@@ -45,6 +45,7 @@ _GROUPS = {
         "what is shown": ("clip", "levels", "start", "seconds", "skeleton"),
         "the video": ("out", "size", "fps"),
     },
+    "decode": {"what is written": ("out", "levels", "fps", "matrices", "overwrite")},
     "import": {
         "its motion": ("mean", "std", "no_normalisation", "fps", "body_part"),
         "its nets": ("activation", "norm", "dilation_growth_rate"),

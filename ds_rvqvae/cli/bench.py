@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ds_rvqvae.cli.common import add_json_flag, count, print_result
-from ds_rvqvae.errors import ExitStatus, UserError, text_of
+from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.process.tables import Column, Table
+from ds_rvqvae.process.terminal import PLAIN, Block, Line, Terminal
 from ds_rvqvae.text import gibibytes
 
 
@@ -46,17 +48,22 @@ def _bench(args: argparse.Namespace) -> int:
     speaks = os.environ.get("RANK", "0") == "0"
     result = measure_step(profile, args.rounds, not args.no_plain, args.trace, progress=speaks)
     if speaks:
-        print_result(args, result, bench_table(result))
+        print_result(args, result, bench_blocks(result))
     return ExitStatus.DONE
 
 
-def bench_table(result: dict[str, Any]) -> str:
+def bench_table(result: dict[str, Any], terminal: Terminal = PLAIN) -> str:
     """The measurements for people."""
+    return terminal.text(bench_blocks(result))
+
+
+def bench_blocks(result: dict[str, Any]) -> list[Block]:
+    """The same in lines and tables."""
     from ds_rvqvae.host import bf16_arithmetic_text
 
     step = result["step_s"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version)
-    lines = [
+    lines: list[Block] = [
         f"{result['device']}; {versions}",
         *([] if result["cpu_bf16_native"] is None else [bf16_arithmetic_text()]),
         f"{result['parameters']:,} parameters, {result['dtype']}, batch {result['micro_batch']} x "
@@ -64,22 +71,18 @@ def bench_table(result: dict[str, Any]) -> str:
         f"activation checkpointing {'on' if result['activation_checkpointing'] else 'off'}"
         + (", compiled" if result["compile"] else ""),
         "",
-        f"{'seconds a step, median (least to most)':<42}",
-        *(_line(words, result, name) for name, words in _WAYS.items() if f"{name}_s" in result),
+        ("seconds a step, median (least to most)", "title"),
+        _ways(result),
+        "",
     ]
-    if "plain_fp32_step_s" in result and result["cpu_bf16_native"] is False:
-        lines.append(f"  {_WAYS['plain_bf16_step']:<38}left out: PyTorch's own takes up to ten times fp32's time")
-    if "checkpointed_step_s" in result:
-        lines.append(f"  {'with activation checkpointing':<38}{result['checkpointed_step_s']:9.4f}")
-    lines.append("")
     if result["parts_s"]:
         total = sum(result["parts_s"].values())
-        lines.append("a step by part, one after another")
-        lines += [
-            f"  {name:<38}{seconds:9.4f}  {100 * seconds / total:5.1f} %"
+        rows = [
+            [name, f"{seconds:.4f}", f"{100 * seconds / total:.1f} %"]
             for name, seconds in sorted(result["parts_s"].items(), key=lambda part: -part[1])
         ]
-        lines.append("")
+        columns = [Column(left=True, shrinks=True), Column(), Column()]
+        lines += [("a step by part, one after another", "title"), Table(columns, rows, indent=2, headed=False), ""]
     lines += [
         f"convolutions {100 * result['conv_share']:.1f} % of a step; waiting for data "
         f"{100 * result['data_wait_share']:.2f} %; what engine and loop add to the bare model "
@@ -91,7 +94,7 @@ def bench_table(result: dict[str, Any]) -> str:
     if result["device_busy_share"] is not None:
         lines.append(f"the GPU is busy {100 * result['device_busy_share']:.1f} % of a step")
     windows = result["micro_batch"] * result["accumulation"] / step
-    return text_of([*lines, f"{windows:,.1f} windows a second a rank"])
+    return [*lines, f"{windows:,.1f} windows a second a rank"]
 
 
 _WAYS = {
@@ -102,7 +105,17 @@ _WAYS = {
 }
 
 
-def _line(words: str, result: dict[str, Any], name: str) -> str:
-    least, most = result["spread_s"][name]
-    text = f"  {words:<38}{result[f'{name}_s']:9.4f}  ({least:.4f} to {most:.4f})"
-    return text + (f", {result[f'{name}_s'] / result['step_s']:.2f} times ours" if name.startswith("plain") else "")
+def _ways(result: dict[str, Any]) -> Table:
+    rows: list[list[Line]] = []
+    for name, words in _WAYS.items():
+        if f"{name}_s" in result:
+            least, most = result["spread_s"][name]
+            text = f"({least:.4f} to {most:.4f})"
+            if name.startswith("plain"):
+                text += f", {result[f'{name}_s'] / result['step_s']:.2f} times ours"
+            rows.append([words, f"{result[f'{name}_s']:.4f}", text])
+    if "plain_fp32_step_s" in result and result["cpu_bf16_native"] is False:
+        rows.append([_WAYS["plain_bf16_step"], "", "left out: PyTorch's own takes up to ten times fp32's time"])
+    if "checkpointed_step_s" in result:
+        rows.append(["with activation checkpointing", f"{result['checkpointed_step_s']:.4f}", ""])
+    return Table([Column(left=True), Column(), Column(wraps=True)], rows, indent=2, headed=False)

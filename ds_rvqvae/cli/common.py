@@ -4,14 +4,16 @@ import argparse
 import json
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ds_rvqvae.errors import UserError, say, text_of
+from ds_rvqvae.errors import UserError, say
 from ds_rvqvae.process.command import print_out, print_summary
 
 if TYPE_CHECKING:
     from ds_rvqvae.config.profile import Profile
+    from ds_rvqvae.process.terminal import Block
     from ds_rvqvae.runs.references import Reference
 
 TOKENIZER_HELP = (
@@ -56,11 +58,14 @@ def _json_file(text: str) -> str:
     return text
 
 
-def print_result(args: argparse.Namespace, result: Any, text: str, *, in_files: bool = False) -> None:
+def print_result(
+    args: argparse.Namespace, result: Any, text: "str | Iterable[Block]", *, in_files: bool = False
+) -> None:
     """Text for people; with `--json` the same for programs, alone on standard output where no file is named.
 
     Args:
-        text: lines that are ours; names that may hold the end of a line went through `printable` or `text_of`.
+        text: lines and tables, which are made to fit where a terminal shows them. A plain text's names that may hold
+            the end of a line went through `printable` or `text_of`.
         in_files: the result itself is in files, and the text, where it finds no room, is no loss.
 
     Raises:
@@ -69,7 +74,10 @@ def print_result(args: argparse.Namespace, result: Any, text: str, *, in_files: 
     if args.json == "-":
         print_out(json.dumps(result, indent=2) + "\n")
         return
-    (print_summary if in_files or args.json else print_out)(text_of(text.split("\n")) + "\n")
+    from ds_rvqvae.process.terminal import terminal_of
+
+    blocks = text.split("\n") if isinstance(text, str) else text
+    (print_summary if in_files or args.json else print_out)(terminal_of().text(blocks) + "\n")
     if args.json:
         from ds_rvqvae.files import whole_file
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ds_rvqvae.cli.common import TOKENIZER_HELP, add_json_flag, count, find_tokenizer, print_result
-from ds_rvqvae.errors import ExitStatus, UserError, printable, say
+from ds_rvqvae.errors import ExitStatus, UserError, say
 from ds_rvqvae.process.tolerance import tolerated
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class _Subject:
 def _evaluate(args: argparse.Namespace) -> int:
     from ds_rvqvae.data.formats.skeletons import load_skeleton
     from ds_rvqvae.tokenizer.frechet import FrechetFeatures
-    from ds_rvqvae.tokenizer.tables import comparison_table, score_table
+    from ds_rvqvae.tokenizer.tables import comparison_blocks, score_blocks
 
     # What can be wrong is found before the first clip is scored.
     skeleton = load_skeleton(args.skeleton) if args.skeleton else None
@@ -96,12 +96,13 @@ def _evaluate(args: argparse.Namespace) -> int:
     with tolerated(f"--pictures {folder}: not all are drawn", warn=missing.append):
         pictures.extend(_draw(subjects, results, notes, folder, skeleton) if folder else ())
     if len(results) == 1:
-        result, text = results[0], score_table(results[0])
+        result, text = results[0], score_blocks(results[0])
     else:
         result = {"tokenizers": results, "notes": notes}
-        tables = [f"{printable(one['name'])}, {score_table(one)}" for one in results]
-        text = "\n\n".join([*tables, comparison_table(results, notes)])
-    print_result(args, result, "\n".join([text, *(printable(f"picture: {picture}") for picture in pictures)]))
+        text = [block for one in results for block in (*score_blocks(one, name=one["name"]), "")]
+        text += comparison_blocks(results, notes)
+    text += [["picture: ", (str(picture), "path")] for picture in pictures]
+    print_result(args, result, text)
     if missing and args.pictures:  # which were asked for
         raise UserError(missing[0])
     for warning in missing:

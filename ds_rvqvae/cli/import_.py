@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ds_rvqvae.cli.common import add_json_flag, positive_number, print_result
 from ds_rvqvae.config.names import BODY_PARTS
-from ds_rvqvae.errors import ExitStatus, UserError, text_of
+from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.process.tables import Column, Table
 
 
 def add_import(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +95,7 @@ def _import(args: argparse.Namespace) -> int:
     if not result["normalised"]:
         lines.append("no mean and std: it takes motion that is normalised already")
     lines.append("from where:")
-    width = max(map(len, settings))
-    lines += [f"  {key:<{width}}  {one['value']}  from {one['from']}" for key, one in settings.items()]
-    print_result(args, result, text_of(lines), in_files=True)
+    columns = [Column(left=True), Column(left=True, shrinks=True), Column(wraps=True)]
+    rows = [[key, f"{one['value']}", f"from {one['from']}"] for key, one in settings.items()]
+    print_result(args, result, [*lines, Table(columns, rows, indent=2, headed=False)], in_files=True)
     return ExitStatus.DONE

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ds_rvqvae.cli.common import add_column_flags, add_json_flag, columns_of, print_result
-from ds_rvqvae.errors import ExitStatus, UserError, printable
+from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.gpu.cards import CARDS
 
 if TYPE_CHECKING:
@@ -29,8 +29,9 @@ def _plan(args: argparse.Namespace) -> int:
     from ds_rvqvae.config.profile import load_profile
     from ds_rvqvae.gpu.cards import parse_bytes
     from ds_rvqvae.gpu.plan import make_plan
-    from ds_rvqvae.gpu.plan_table import plan_table
+    from ds_rvqvae.gpu.plan_table import plan_blocks
     from ds_rvqvae.host import bf16_arithmetic_text, has_bf16_arithmetic
+    from ds_rvqvae.process.terminal import terminal_of
 
     profile = load_profile(args.profile, args.set)
     if args.gpus < 1:
@@ -41,10 +42,10 @@ def _plan(args: argparse.Namespace) -> int:
         card = card.with_memory(parse_bytes(args.gpu_memory))
     columns = columns_of(args, profile)
     plan = make_plan(profile, columns, args.gpus, card)
-    text = plan_table(plan)
+    text = plan_blocks(plan, terminal_of())
     if args.picture is not None:
-        text += "\n" + printable(f"picture: {_draw(plan, args.profile, args.picture)}")
-    text += f"\n{bf16_arithmetic_text()}"
+        text.append(["picture: ", (str(_draw(plan, args.profile, args.picture)), "path")])
+    text.append(bf16_arithmetic_text())
     print_result(args, {**plan.to_dict(), "cpu_bf16_native": has_bf16_arithmetic()}, text)
     return ExitStatus.DONE
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ds_rvqvae.cli.common import add_json_flag, count, positive_number, print_result
 from ds_rvqvae.config.names import FORMATS
-from ds_rvqvae.errors import ExitStatus, UserError, printable, text_of
+from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.process.terminal import Block
 
 if TYPE_CHECKING:
     from ds_rvqvae.data.store.packing import Packed
@@ -68,7 +69,7 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
 def _prepare(args: argparse.Namespace) -> int:
     from ds_rvqvae.config.profile import load_profile
     from ds_rvqvae.data.store.prepare import prepare
-    from ds_rvqvae.data.store.report import report_text
+    from ds_rvqvae.data.store.report import report_blocks
     from ds_rvqvae.data.store.store import is_store
 
     overrides = [f"rvqvae.data.path={json.dumps(args.data)}"]
@@ -92,17 +93,17 @@ def _prepare(args: argparse.Namespace) -> int:
     result = {"store": str(args.out), **report, **_cost(prepared.packed, prepared.store.fps)}
     result["notes"] = [*report["notes"], *prepared.notes]
     result["left_out"] = [{"file": left.file, "reason": left.reason} for left in prepared.store.left_out]
-    print_result(
-        args, result, f"{report_text(report)}\n\n{printable(str(args.out))}: {_summary(prepared)}", in_files=True
-    )
+    first, *more = _summary(prepared)
+    summary: list[Block] = [[(str(args.out), "path"), f": {first}"], *more]
+    print_result(args, result, [*report_blocks(report), "", *summary], in_files=True)
     return ExitStatus.PARTLY_DONE if prepared.store.left_out else ExitStatus.DONE
 
 
-def _summary(prepared: "Prepared") -> str:
+def _summary(prepared: "Prepared") -> list[str]:
     """What packing took, in a line or two."""
     store, packed = prepared.store, prepared.packed
     if packed is None:
-        return "the store was there already, of the same files and settings"
+        return ["the store was there already, of the same files and settings"]
     lines = list(prepared.notes)
     work = packed.work
     if packed.kept_clips:
@@ -119,7 +120,7 @@ def _summary(prepared: "Prepared") -> str:
         )
     elif not work.kept:
         lines.append("nothing was new")
-    return text_of(lines)
+    return lines or [""]
 
 
 def _cost(packed: "Packed | None", fps: float) -> dict[str, Any]:

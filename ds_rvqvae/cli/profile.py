@@ -6,8 +6,9 @@ import sys
 from typing import Any
 
 from ds_rvqvae.cli.common import add_column_flags, add_json_flag, columns_of, print_result
-from ds_rvqvae.errors import ExitStatus, UserError, text_of
+from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.process.command import print_out
+from ds_rvqvae.process.terminal import Block
 
 
 def add_profile(parser: argparse.ArgumentParser) -> None:
@@ -49,11 +50,11 @@ def _show(args: argparse.Namespace) -> int:
         # A profile can be looked at without its motion.
         size = f"not known: {error}"
     result = {"profile": profile.to_dict(), "in_features": columns, "parameter_count": count}
-    lines = [str(profile_file(args.profile))]
+    lines: list[Block] = [(str(profile_file(args.profile)), "path")]
     lines += [f"  {key} = {json.dumps(value)}" for key, value in flat_keys(profile.to_dict()).items()]
     lines.append(f"trainable parameters: {size}")
-    lines += [f"warning: {warning}" for warning in profile.warnings()]
-    print_result(args, result, text_of(lines))
+    lines += [[("warning:", "warning"), f" {warning}"] for warning in profile.warnings()]
+    print_result(args, result, lines)
     return ExitStatus.DONE
 
 
@@ -61,17 +62,18 @@ def _validate(args: argparse.Namespace) -> int:
     from ds_rvqvae.config.profile import load_profile
 
     result: dict[str, dict[str, Any]] = {}
-    lines = []
+    lines: list[Block] = []
     for name in args.profiles:
         try:
             warnings = load_profile(name).warnings()
             result[name] = {"valid": True, "warnings": warnings}
-            lines += [f"{name}: valid", *(f"{name}: warning: {warning}" for warning in warnings)]
+            lines.append([f"{name}: ", ("valid", "good")])
+            lines += [[f"{name}: ", ("warning:", "warning"), f" {warning}"] for warning in warnings]
         except UserError as error:
             result[name] = {"valid": False, "error": str(error)}
             print(f"error: {error}", file=sys.stderr)
     if lines or args.json:
-        print_result(args, result, text_of(lines))
+        print_result(args, result, lines)
     return ExitStatus.DONE if all(one["valid"] for one in result.values()) else ExitStatus.BAD_INPUT
 
 
@@ -82,8 +84,10 @@ def _diff(args: argparse.Namespace) -> int:
     first, second = (flat_keys(load_profile(name).to_dict()) for name in args.profiles)
     keys = [key for key in {**first, **second} if first.get(key) != second.get(key)]
     result = {key: [first.get(key), second.get(key)] for key in keys}
-    lines = [f"{key}: {json.dumps(old)} -> {json.dumps(new)}" for key, (old, new) in result.items()]
-    print_result(args, result, text_of(lines) or "no difference")
+    lines: list[Block] = [
+        [f"{key}: ", (json.dumps(old), "bad"), " -> ", (json.dumps(new), "good")] for key, (old, new) in result.items()
+    ]
+    print_result(args, result, lines or ["no difference"])
     return ExitStatus.DONE
 
 

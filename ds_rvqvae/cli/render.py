@@ -54,14 +54,13 @@ def add_render(parser: argparse.ArgumentParser) -> None:
 
 
 def _render(args: argparse.Namespace) -> int:
+    from ds_rvqvae.process.bars import Bar
     from ds_rvqvae.runs.folder import check_out_folder
     from ds_rvqvae.viz.video import check_video_file, write_video
 
     out = args.out or Path(f"{args.motion.stem}.mp4")
     check_video_file(out)
     check_out_folder(out.parent)
-
-    from tqdm import tqdm
 
     from ds_rvqvae.data.formats.skeletons import load_skeleton
     from ds_rvqvae.motion.skeleton import figure_of
@@ -78,7 +77,7 @@ def _render(args: argparse.Namespace) -> int:
     comparison = compare(tokenizers, clip, skeleton, args.levels, args.start, args.seconds)
     fps = _frame_rate(args.fps, clip.fps, out.suffix.lower() == ".gif")
     animation = Animation(comparison, fps, args.size)
-    progress = tqdm(animation, desc=printable(out.name), unit="frame", disable=not sys.stderr.isatty(), leave=False)
+    progress = Bar(animation, desc=printable(out.name), unit="frame", disable=not sys.stderr.isatty(), leave=False)
     write_video(progress, out, fps, args.size)
     result = {
         "video": str(out),

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ds_rvqvae.cli.common import add_json_flag, print_result
-from ds_rvqvae.errors import ExitStatus, UserError, printable, text_of
+from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.process.tables import Column, Table
+from ds_rvqvae.process.terminal import Block, Line
 from ds_rvqvae.text import size
 
 if TYPE_CHECKING:
@@ -38,16 +40,16 @@ def _show(args: argparse.Namespace) -> int:
 
     store = open_store(args.store)
     facts = _facts(store)
-    lines = _fact_lines(store, facts)
+    blocks: list[Block] = [_fact_table(store, facts)]
     if args.clips:
         facts["clip_list"] = _clip_list(store)
-        width = max(len(clip["name"]) for clip in facts["clip_list"])
-        lines += ["", f"{'clip':<{width}}  {'frames':>9}  {'speaker':<12} split"]
-        lines += [
-            f"{clip['name']:<{width}}  {clip['frames']:>9,}  {clip['group'] or '-':<12} {', '.join(clip['splits'])}"
+        columns = [Column("clip", left=True, shrinks=True), Column("frames"), Column("speaker", left=True)]
+        rows = [
+            [clip["name"], f"{clip['frames']:,}", clip["group"] or "-", ", ".join(clip["splits"])]
             for clip in facts["clip_list"]
         ]
-    print_result(args, facts, text_of(lines))
+        blocks += ["", Table([*columns, Column("split", left=True)], rows)]
+    print_result(args, facts, blocks)
     return ExitStatus.DONE
 
 
@@ -97,12 +99,12 @@ def _body_parts(store: "Store") -> dict[str, int]:
     }
 
 
-def _fact_lines(store: "Store", facts: dict[str, Any]) -> list[str]:
+def _fact_table(store: "Store", facts: dict[str, Any]) -> Table:
     from ds_rvqvae.data.store.summary import counted, hours_words, some
 
     checks = "with checksums" if facts["checksums"] == facts["shards"] else "some without checksums"
-    rows = [
-        ("store", f"{store.folder} (version {facts['version']})"),
+    rows: list[tuple[str, Line]] = [
+        ("store", [(str(store.folder), "path"), f" (version {facts['version']})"]),
         ("made of", f"{some(facts['sources'])} ({facts['format']})"),
         ("holds", f"{counted(facts['clips'], 'clip')}, {facts['frames']:,} frames, {hours_words(facts['hours'])}"),
         ("frame rate", f"{facts['fps']:g} a second"),
@@ -127,7 +129,8 @@ def _fact_lines(store: "Store", facts: dict[str, Any]) -> list[str]:
         for rule, counts in facts["quarantine"].items()
     ]
     rows.append(("left out", "; ".join(rules) or "nothing"))
-    return [f"{name:<11} {text}" for name, text in rows]
+    columns = [Column(left=True), Column(wraps=True)]
+    return Table(columns, [[(name, "title"), text] for name, text in rows], headed=False)
 
 
 def _plain(value: Any) -> str:
@@ -175,16 +178,16 @@ def _verify(args: argparse.Namespace) -> int:
         "damaged": [{"file": damage.file, "problems": damage.problems, "clips": damage.clips} for damage in damaged],
     }
     text = (
-        f"{args.store}: whole: {counted(len(store.shards), 'shard')}, {counted(result['clips'], 'clip')}, "
+        f": {counted(len(store.shards), 'shard')}, {counted(result['clips'], 'clip')}, "
         f"{result['frames']:,} frames ({hours_words(result['hours'])}), {size(store.nbytes, short=False)} read in "
         f"{seconds:.1f} s"
     )
     if not damaged:
-        print_result(args, result, printable(text))
+        print_result(args, result, [[(str(args.store), "path"), ": ", ("whole", "good"), text]])
         return ExitStatus.DONE
     refusal = _refusal(args.store, damaged)
     if args.json:
-        print_result(args, result, printable(refusal[0]))
+        print_result(args, result, refusal[:1])
     raise UserError(refusal[0], details=refusal[1:])
 
 

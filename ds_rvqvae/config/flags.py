@@ -82,7 +82,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     for flag in _AT_START[1:]:
         _add_profile_flag(start, flag)
     start.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs [runs]")
-    start.add_argument("--name", help="the run's folder in --out (default: profile and body part, numbered)")
+    start.add_argument("--name", help="the run's folder in --out [PROFILE-DATA, and body part, numbered]")
     start.add_argument(
         "--resume",
         nargs="?",

@@ -49,7 +49,10 @@ def add_launch_flags(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--demo", action="store_true", help="train on made motion, on any machine")
     start.add_argument("--dry_run", action="store_true", help="only check; print plan, checks and command")
     places.add_argument(
-        "-i", "--include", metavar="HOST:SLOTS", help=f"GPUs (default: {DEFAULT_INCLUDE}, or all of a hostfile's)"
+        "-i",
+        "--include",
+        metavar="HOST:SLOTS",
+        help=f"GPUs (default: CUDA_VISIBLE_DEVICES, else {DEFAULT_INCLUDE}, or all of a hostfile's)",
     )
     places.add_argument("-e", "--exclude", metavar="HOST:SLOTS", help="take all GPUs but these")
     places.add_argument(
@@ -63,6 +66,7 @@ def add_launch_flags(parser: argparse.ArgumentParser) -> None:
         metavar="IDS",
         help="start only if these GPUs are idle (bare: 0)",
     )
+    places.add_argument("--share_gpus", action="store_true", help="take GPUs on which other users compute, too")
     faults = parser.add_argument_group("faults")
     faults.add_argument(
         "--hang_timeout",

@@ -84,6 +84,8 @@ class LaunchOptions:
     master_port: int | None = None
     require_idle: tuple[int, ...] | None = None
     """GPUs that must be idle; None: not asked for."""
+    share_gpus: bool = False
+    """Whether ranks may run on GPUs that other users compute on."""
     hang_timeout: float = 0.0
     """Seconds; 0: never."""
     max_restarts: int = 0
@@ -248,7 +250,7 @@ def fill_launch_parser(parser: FlagParser) -> None:
         "keys of a profile have there what baseline has."
     )
     parser.epilog = (
-        "Exit status: 0 done, 2 bad input or no such GPU, 3 a GPU is not idle, 4 no NVIDIA driver, "
+        "Exit status: 0 done, 2 bad input or no such GPU, 3 a GPU is not idle or another user's, 4 no NVIDIA driver, "
         "70 a rank died or hung, 75 stopped by a signal (--resume goes on). SIGUSR1 saves and goes on."
     )
     parser.examples = (
@@ -281,7 +283,7 @@ def launch_flags_of(args: argparse.Namespace) -> Flags:
     switches = [name for name in DEEPSPEED_SWITCHES if getattr(args, name)]
     own = (
         *("demo", "dry_run", "include", "exclude", "num_gpus", "master_port", "hang_timeout", "max_restarts"),
-        *("hostfile", "num_nodes", "node_rank", "master_addr", "launcher", "no_ssh", "force_multi"),
+        *("share_gpus", "hostfile", "num_nodes", "node_rank", "master_addr", "launcher", "no_ssh", "force_multi"),
     )
     options = LaunchOptions(
         **{name: getattr(args, name) for name in own},

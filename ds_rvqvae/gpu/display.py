@@ -3,6 +3,7 @@
 import errno
 import os
 import select
+import shutil
 import signal
 import sys
 import time
@@ -12,6 +13,7 @@ from ds_rvqvae.errors import UserError, say, text_of
 from ds_rvqvae.gpu.recording import json_line
 from ds_rvqvae.gpu.snapshot import Snapshot, plain_line
 from ds_rvqvae.process.signals import ENDING
+from ds_rvqvae.process.terminal import terminal_of
 
 _ENTER = "\x1b[?1049h\x1b[?25l"
 """To the terminal's second screen, without a cursor."""
@@ -92,12 +94,9 @@ class TableDisplay(Display):
     """
 
     def __init__(self, live: bool, heading: str = "") -> None:
-        from rich.console import Console
-
         from ds_rvqvae.gpu.table import History
 
         super().__init__()
-        self._console = Console(highlight=False)
         self._history = History()
         self._live, self._heading = live, heading
         self._last: tuple[Snapshot, float, Sequence[str]] | None = None
@@ -112,7 +111,7 @@ class TableDisplay(Display):
 
     def redraw(self) -> None:
         if self._live and self._last:
-            height = self._console.height
+            height = shutil.get_terminal_size().lines
             lines = self._text(self._last, height).splitlines()[:height]
             self._write(_HOME + "\n".join(_CLEAR_LINE + line for line in lines) + _CLEAR_BELOW)
 
@@ -133,7 +132,4 @@ class TableDisplay(Display):
         from ds_rvqvae.gpu.table import Screen
 
         snapshot, now, problems = shown
-        screen = Screen(snapshot, self._history, now, self._console.width, height, self._heading)
-        with self._console.capture() as capture:
-            self._console.print(screen.render(problems))
-        return capture.get()
+        return Screen(snapshot, self._history, now, terminal_of(), height, self._heading).text(problems) + "\n"

@@ -1,16 +1,23 @@
 """A plan as text for a terminal."""
 
 from ds_rvqvae.config.batch_sizes import window_sizes_text
-from ds_rvqvae.errors import text_of
 from ds_rvqvae.gpu.plan import Plan
+from ds_rvqvae.process.tables import Column, Table
+from ds_rvqvae.process.terminal import PLAIN, Block, Line, Terminal, bar
 from ds_rvqvae.text import size
 
-_BAR = 24
+_BAR, _NARROW_BAR, _WIDE = 24, 8, 110
+"""Cells of the longest bar, and from which width of a terminal it has them."""
 
 
-def plan_table(plan: Plan) -> str:
-    """Memory a card line by line, then speed and traffic of a step."""
-    return text_of([*_heading(plan), "", *_memory(plan), "", *_step(plan), "", *_notes(plan)])
+def plan_table(plan: Plan, terminal: Terminal = PLAIN) -> str:
+    """Memory per card line by line, then speed and traffic of a step. Bars are for terminals only."""
+    return terminal.text(plan_blocks(plan, terminal))
+
+
+def plan_blocks(plan: Plan, terminal: Terminal = PLAIN) -> list[Block]:
+    """The same in lines and tables."""
+    return [*_heading(plan), "", *_memory(plan, terminal), "", *_step(plan), "", *_notes(plan)]
 
 
 def described_parts(plan: Plan) -> list[tuple[str, int, str]]:
@@ -43,7 +50,7 @@ def _precision(plan: Plan) -> str:
     return "bf16" if plan.profile.bf16.enabled else "fp32"
 
 
-def _heading(plan: Plan) -> list[str]:
+def _heading(plan: Plan) -> list[Block]:
     profile = plan.profile
     data, training = profile.rvqvae.data, profile.rvqvae.training
     accumulation = profile.gradient_accumulation_steps
@@ -57,52 +64,64 @@ def _heading(plan: Plan) -> list[str]:
     ]
 
 
-def _memory(plan: Plan) -> list[str]:
+def _memory(plan: Plan, terminal: Terminal) -> list[Block]:
     parts = described_parts(plan)
     largest = max(count for _, count, _ in parts)
-    lines = ["memory a card"]
-    for name, count, explanation in parts:
-        bar = "█" * round(_BAR * count / largest) or ("▏" if count else "")
-        lines.append(f"  {name:<18}{size(count):>12}  {bar:<{_BAR}}  {explanation}")
     total, card = plan.total_bytes, plan.card.memory_bytes
-    if plan.fits:
-        verdict = f"fits: {total / card:.0%} of the card, {size(card - total)} free"
-    else:
-        verdict = f"DOES NOT FIT: {size(total - card)} more than the card has"
-    lines.append(f"  {'total':<18}{size(total):>12}  {verdict}")
+    verdict: Line = (f"fits: {total / card:.0%} of the card, {size(card - total)} free", "good")
+    if not plan.fits:
+        verdict = (f"DOES NOT FIT: {size(total - card)} more than the card has", "error")
+    cells = 0 if terminal.width is None else _BAR if terminal.width >= _WIDE else _NARROW_BAR
+    rows: list[list[Line]] = [
+        [name, size(count), (bar(count / largest, cells, " ") or " ", "bar"), explanation]
+        for name, count, explanation in parts
+    ]
+    rows.append(["total", size(total), "", verdict])
+    columns = [Column(left=True), Column(), Column(left=True), Column(wraps=True)]
+    if not cells:
+        columns, rows = columns[:2] + columns[3:], [row[:2] + row[3:] for row in rows]
+    memory: list[Block] = ["memory a card", Table(columns, rows, {len(parts): "title"}, indent=2, headed=False)]
     largest_batch = plan.largest_micro_batch
     if largest_batch:
-        lines.append(f"largest micro batch that fits: {largest_batch:,} windows (--batch_size {largest_batch})")
+        memory.append(f"largest micro batch that fits: {largest_batch:,} windows (--batch_size {largest_batch})")
     else:
-        lines.append("not even a micro batch of one window fits")
-    return lines
+        memory.append(("not even a micro batch of one window fits", "error"))
+    return memory
 
 
-def _step(plan: Plan) -> list[str]:
+def _step(plan: Plan) -> list[Block]:
     recomputed = plan.recomputed_flops_per_step
-    again = f", and {recomputed / 1e9:,.0f} recomputed" if recomputed else ""
-    lines = [
-        "a step, a card, at the rates the maker states: bounds that no run reaches",
-        f"  arithmetic  {plan.flops_per_step / 1e9:>9,.0f} GFLOP  {_milliseconds(plan.compute_seconds)}{again}",
-        f"  its memory  {'':>15}  {_milliseconds(plan.memory_seconds)}",
-        f"  sent        {plan.wire_bytes_per_step / 1e6:>9,.0f} MB     {_milliseconds(plan.wire_seconds)}"
-        f" at {plan.card.link_bandwidth / 1e9:g} GB/s, {plan.card.link}",
+    link = f"at {plan.card.link_bandwidth / 1e9:g} GB/s, {plan.card.link}"
+    rows: list[list[Line]] = [
+        [
+            "arithmetic",
+            f"{plan.flops_per_step / 1e9:,.0f} GFLOP",
+            _milliseconds(plan.compute_seconds),
+            f"and {recomputed / 1e9:,.0f} recomputed" if recomputed else "",
+        ],
+        ["its memory", "", _milliseconds(plan.memory_seconds), ""],
+        ["sent", f"{plan.wire_bytes_per_step / 1e6:,.0f} MB", _milliseconds(plan.wire_seconds), link],
     ]
-    for transfer in plan.transfers:
-        lines.append(
-            f"    {transfer.name:<10}{transfer.sent_bytes / 1e6:>9,.1f} MB"
-            f"     {transfer.collective} of {transfer.payload_bytes / 1e6:,.1f} MB"
-        )
-    return lines
+    rows += [
+        [
+            f"  {transfer.name}",
+            f"{transfer.sent_bytes / 1e6:,.1f} MB",
+            "",
+            f"{transfer.collective} of {transfer.payload_bytes / 1e6:,.1f} MB",
+        ]
+        for transfer in plan.transfers
+    ]
+    heading = "a step, a card, at the rates the maker states: bounds that no run reaches"
+    return [heading, Table([Column(left=True), Column(), Column(), Column(wraps=True)], rows, indent=2, headed=False)]
 
 
-def _notes(plan: Plan) -> list[str]:
-    notes = [f"pinned host memory a rank: {size(plan.host_bytes)}"]
+def _notes(plan: Plan) -> list[Block]:
+    notes: list[Block] = [f"pinned host memory a rank: {size(plan.host_bytes)}"]
     if plan.profile.rvqvae.training.compile:
         notes.append("compile is on: inductor may keep less than is counted here")
-    notes.append("lines marked assumed were not measured on a card yet; all others are counted")
+    notes.append(("lines marked assumed were not measured on a card yet; all others are counted", "faint"))
     return notes
 
 
 def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:>8,.2f} ms"
+    return f"{seconds * 1e3:,.2f} ms"

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ds_rvqvae.errors import ExitStatus, printable, say, text_of
+from ds_rvqvae.errors import ExitStatus, printable, say
 from ds_rvqvae.process.command import exit_status_of, print_out
 from ds_rvqvae.process.streams import queued_streams
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # late, so that help answers at once
     from ds_rvqvae.config.request import Flags
     from ds_rvqvae.launch.body import CheckedRun
     from ds_rvqvae.launch.preflight import Finding, Preflight
+    from ds_rvqvae.process.terminal import Block
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,6 +42,7 @@ def launch(flags: "Flags") -> ExitStatus:
     from ds_rvqvae.launch.body import Body, check_no_body
     from ds_rvqvae.launch.check import check_run
     from ds_rvqvae.launch.command import train
+    from ds_rvqvae.launch.results import tell_ending
     from ds_rvqvae.launch.supervise import signals_noted
     from ds_rvqvae.runs.start import request_of
 
@@ -62,13 +64,17 @@ def launch(flags: "Flags") -> ExitStatus:
     # From here on the result is the run: whether anything can be printed changes nothing.
     with queued_streams("stdout"), signals_noted() as signals:
         if body is None:
-            return train(runs[0], signals)
-        return body.train(runs, lambda run: train(run, signals), signals)
+            return train(runs[0], signals, lambda run, status: tell_ending(run.folder, (), run, status))
+        status = body.train(runs, lambda run: train(run, signals), signals)
+        tell_ending(body.folder, body.parts, runs[0], status)
+        return status
 
 
 def _show(checked: "list[tuple[CheckedRun, Preflight | None]]") -> None:
     """Prints each run's command, and on stderr its plan, what the checks found and the ranks' own variables."""
     from ds_rvqvae.launch.command import command_by_flags, rank_variables
+    from ds_rvqvae.process.tables import Column, Table
+    from ds_rvqvae.process.terminal import terminal_of
 
     shown: set[Finding] = set()
     for run, report in checked:
@@ -78,9 +84,13 @@ def _show(checked: "list[tuple[CheckedRun, Preflight | None]]") -> None:
         # Most of what is found is the same for every part of a body.
         new = [finding for finding in report.findings if finding not in shown]
         shown.update(new)
-        lines = [f"plan of {run.folder.name}", *(f"  {line}" for line in report.plan_lines())]
-        lines += ["checks", *(f"  {finding}" for finding in new)]
-        print(text_of(lines), file=sys.stderr)
+        blocks: list[Block] = [(f"plan of {run.folder.name}", "title"), *(f"  {line}" for line in report.plan_lines())]
+        findings = [[finding.topic, finding.words()] for finding in new]
+        blocks += [
+            ("checks", "title"),
+            Table([Column(left=True), Column(wraps=True)], findings, indent=2, headed=False),
+        ]
+        print(terminal_of(sys.stderr).text(blocks), file=sys.stderr)
     for run, _ in checked[:1]:
         added = rank_variables(run)
         say(f"environment: {shlex.join(f'{name}={value}' for name, value in added.items())}")

@@ -16,6 +16,7 @@ from ds_rvqvae.gpu.plan_table import described_parts
 from ds_rvqvae.host import Host, bf16_arithmetic_text
 from ds_rvqvae.launch.hosts import Ranks
 from ds_rvqvae.launch.slots import Cards, format_include
+from ds_rvqvae.process.terminal import Line
 from ds_rvqvae.runs.start import split_batch
 from ds_rvqvae.text import GIB, MIB, size
 
@@ -39,8 +40,9 @@ class Finding:
     text: str
     warning: bool = False
 
-    def __str__(self) -> str:
-        return f"{self.topic:<15}{'warning: ' if self.warning else ''}{self.text}"
+    def words(self) -> Line:
+        """What was found, and whether it is a warning."""
+        return [("warning: ", "warning"), self.text] if self.warning else self.text
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ def check_machine(
     Args:
         in_features: columns of the motion.
         cards: this machine's; None where the ranks are CPU ranks or on other machines.
-        idle: cards that `Cards.require_idle` will judge, so that here their users are no reason to refuse.
+        idle: cards that `Cards.require_idle` or `check_not_of_others` will judge, so that here their users are no
+            reason to refuse.
         dry_run: whether nothing is to start, so that a torch without CUDA is a warning.
         host, build: in place of this machine's.
 

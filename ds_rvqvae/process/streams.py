@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
+from ds_rvqvae.process.terminal import emphasised, is_coloured
+
 MOST_WAITING = 1 << 20
 """Bytes that wait for a reader; beyond them the oldest are dropped."""
 LAST_WAIT = 2.0
@@ -45,7 +47,7 @@ class QueuedStream(io.TextIOBase):
     What cannot be written is dropped: where nobody reads any more, where the disk is full, and the oldest of what goes
     beyond `MOST_WAITING` while nobody reads, or more slowly: why a process ended is said last. Characters that the
     stream's encoding has not become `?`. On a terminal a message takes the line of a progress bar, which is drawn again
-    below it.
+    below it, and where there is colour the word that a refusal or a warning begins with has one.
 
     Args:
         stream: with a file's number.
@@ -54,7 +56,7 @@ class QueuedStream(io.TextIOBase):
     def __init__(self, stream: TextIO) -> None:
         self.name = {1: "standard output", 2: "standard error"}.get(stream.fileno(), stream.name)
         self._handle, self._is_terminal = stream.fileno(), stream.isatty()
-        self._encoding = stream.encoding or "utf-8"
+        self._encoding, self._is_coloured = stream.encoding or "utf-8", is_coloured(stream)
         self._texts: queue.SimpleQueue[bytes] = queue.SimpleQueue()  # a signal's handler may interrupt a put by one
         self._queued = self._taken = 0
         self._lock = threading.RLock()  # as above
@@ -63,6 +65,8 @@ class QueuedStream(io.TextIOBase):
         """Whether the last line that was queued is a bar's, which begins with a carriage return."""
         self._lost: Counter[str] = Counter()
         """Bytes that were dropped, by why."""
+        self.written_at = time.monotonic()
+        """When something was last written to it."""
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -78,6 +82,8 @@ class QueuedStream(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
+        if self._is_coloured:
+            text = emphasised(text)
         content = text.encode(self._encoding, "replace")
         over_bar = self._after_bar and self._is_terminal and not content.startswith((b"\r", b"\n"))
         self.write_bytes(content, _ERASE_LINE if over_bar else b"")
@@ -88,6 +94,7 @@ class QueuedStream(io.TextIOBase):
         if not content:
             return
         with self._lock:
+            self.written_at = time.monotonic()
             line = content[content.rfind(b"\n") + 1 :]
             self._after_bar = b"\r" in line or (self._after_bar and line == content and not before)
             content = before + content

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from tqdm import tqdm
-
 from ds_rvqvae.data.formats.finding import FoundFile, find_files
 from ds_rvqvae.errors import UserError, text_of
 from ds_rvqvae.files import check_writable, remove_unfinished, sync
 from ds_rvqvae.motion.clip import ClipError, LeftOut
+from ds_rvqvae.process.bars import Bar
 from ds_rvqvae.process.signals import Stopped
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
@@ -127,7 +126,7 @@ def convert_files(converter: Converter, paths: Sequence[Path], workers: int) -> 
         jobs: list[Future[list[Converted | LeftOut]]] = []
         try:
             jobs += [pool.submit(_outcomes, converter, file, stopping) for file in found]
-            for _ in tqdm(as_completed(jobs), total=len(jobs), unit="file", disable=None, leave=False):
+            for _ in Bar(as_completed(jobs), total=len(jobs), unit="file", disable=None, leave=False):
                 pass
         except Stopped as stop:
             report.stopped = stop

@@ -1,9 +1,10 @@
 """Scores as text for a terminal, and as the cells of a table, without torch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from ds_rvqvae.errors import text_of
+from ds_rvqvae.process.tables import Column, Table
+from ds_rvqvae.process.terminal import PLAIN, Block, Line, Terminal
 
 _ERRORS = {"l1": "L1, normalised units", "angle_error_deg": "angle error, degrees", "velocity_error": "velocity error"}
 _BY_LEVEL = (
@@ -17,7 +18,10 @@ _BY_LEVEL = (
 )
 _ALWAYS = ("l1", "angle_error_deg", "velocity_error", "usage", "perplexity")
 """Columns that the table by levels shows even where nothing was measured."""
+_DEAD = 1.01
+"""Perplexity up to which a level is dead: it gives one code and tells nothing."""
 
+_OF_TRUTH = "of truth"
 COMPARED = (
     ("parameter_count", "parameters", "", ",d"),
     ("code_rate", "codes", "1/s", "g"),
@@ -27,36 +31,57 @@ COMPARED = (
     ("angle_error_deg", "angle", "deg", ".3f"),
     ("velocity_error", "velocity", "norm.", ".4f"),
     ("jitter", "jitter", "norm.", ".4f"),
-    ("jitter_truth", "of truth", "norm.", ".4f"),
+    ("jitter_truth", _OF_TRUTH, "norm.", ".4f"),
     ("mpjpe_mm", "MPJPE", "mm", ".2f"),
     ("root_error_mm", "root", "mm", ".1f"),
     ("foot_sliding", "sliding", "cm/s", ".2f"),
-    ("foot_sliding_truth", "of truth", "cm/s", ".2f"),
+    ("foot_sliding_truth", _OF_TRUTH, "cm/s", ".2f"),
     ("frechet", "Fréchet", "", ".4g"),
 )
 """Columns of a comparison: key of the scores, title, unit, format."""
 LOWER_IS_BETTER = ("l1", "angle_error_deg", "velocity_error", "mpjpe_mm", "root_error_mm", "foot_sliding", "frechet")
 
 
-def score_table(scores: dict[str, Any], untrained: dict[str, Any] | None = None) -> str:
-    """What `ScoreSums.scores` gave, by levels used; with `untrained`, first the errors before and after training."""
-    lines = [f"{scores['split']}: {scores['clips']} clips, {scores['frames']:,} frames"]
+def score_table(
+    scores: dict[str, Any], untrained: dict[str, Any] | None = None, terminal: Terminal = PLAIN, name: str = ""
+) -> str:
+    """What `ScoreSums.scores` gave, by levels used; with `untrained`, first the errors before and after training.
+
+    Args:
+        name: of what was scored.
+    """
+    return terminal.text(score_blocks(scores, untrained, name))
+
+
+def score_blocks(scores: dict[str, Any], untrained: dict[str, Any] | None = None, name: str = "") -> list[Block]:
+    """The same in lines and tables."""
+    start = f"{name}, " if name else ""
+    blocks: list[Block] = [f"{start}{scores['split']}: {scores['clips']} clips, {scores['frames']:,} frames"]
     if untrained is not None:
-        lines.append(f"{'':24}{'untrained':>11}{'trained':>11}")
-        for key, title in _ERRORS.items():
-            lines.append(f"{title:24}" + "".join(f"{_text(of[key], '.4f'):>11}" for of in (untrained, scores)))
-        lines.append("")
+        heads = [Column(left=True), Column("untrained"), Column("trained")]
+        blocks += [Table(heads, [_change(key, title, untrained, scores) for key, title in _ERRORS.items()]), ""]
     else:
-        lines += _further(scores)
+        blocks += _further(scores)
     rows = [
         {**row, "usage": usage, "perplexity": perplexity}
         for row, usage, perplexity in zip(scores["by_levels"], scores["usage"], scores["perplexity"], strict=True)
     ]
     columns = [column for column in _BY_LEVEL if column[0] in _ALWAYS or rows[-1].get(column[0]) is not None]
-    lines.append(f"{'levels used':12}" + "".join(f"{title:>11}" for _, title, _ in columns))
-    for row in rows:
-        lines.append(f"{row['levels']:<12}" + "".join(f"{_text(row[key], form):>11}" for key, _, form in columns))
-    return text_of(lines)
+    heads = [Column("levels", left=True), *(Column(title) for _, title, _ in columns)]
+    cells = [[str(row["levels"]), *(_level_cell(row, key, form) for key, _, form in columns)] for row in rows]
+    return [*blocks, Table(heads, cells)]
+
+
+def _change(key: str, title: str, untrained: dict[str, Any], trained: dict[str, Any]) -> list[Line]:
+    before, after = untrained[key], trained[key]
+    style = "none" if before is None or after is None or before == after else "good" if after < before else "bad"
+    return [title, _text(before, ".4f"), (_text(after, ".4f"), style)]
+
+
+def _level_cell(row: dict[str, Any], key: str, form: str) -> Line:
+    text, perplexity = _text(row[key], form), row["perplexity"]
+    is_dead = perplexity is not None and perplexity <= _DEAD
+    return (text, "bad") if is_dead and key in ("usage", "perplexity") else text
 
 
 def comparison_cells(results: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -67,31 +92,45 @@ def comparison_cells(results: Sequence[dict[str, Any]]) -> list[list[str]]:
     return titles + rows
 
 
-def best_cells(results: Sequence[dict[str, Any]]) -> set[tuple[int, int]]:
+def best_cells(
+    results: Sequence[dict[str, Any]], extreme: Callable[[Iterable[float]], float] = min
+) -> set[tuple[int, int]]:
     """Row and column in `comparison_cells` of the lowest error of each column that has more than one value.
 
     None where the rows do not compare: other motion, or errors in other units.
+
+    Args:
+        extreme: `max` for the highest error, which is the worst.
     """
     if len({(one["data_path"], one["clips"], one["frames"], one["normalised_by"]) for one in results}) > 1:
         return set()
     columns = [column[0] for column in COMPARED if any(result.get(column[0]) is not None for result in results)]
-    best = set()
+    found = set()
     for index, key in enumerate(columns, start=1):
         values = [result[key] for result in results if result.get(key) is not None]
         if key in LOWER_IS_BETTER and len(set(values)) > 1:
-            best |= {(row + 2, index) for row, result in enumerate(results) if result.get(key) == min(values)}
-    return best
+            found |= {(row + 2, index) for row, result in enumerate(results) if result.get(key) == extreme(values)}
+    return found
 
 
-def comparison_table(results: Sequence[dict[str, Any]], notes: Sequence[str] = ()) -> str:
+def comparison_table(results: Sequence[dict[str, Any]], notes: Sequence[str] = (), terminal: Terminal = PLAIN) -> str:
     """Several tokenizers side by side, one a line, with notes on what compares above."""
-    cells = comparison_cells(results)
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) if not at else cell.rjust(width) for at, (cell, width) in enumerate(row)).rstrip()
-        for row in (list(zip(cell_row, widths, strict=True)) for cell_row in cells)
+    return terminal.text(comparison_blocks(results, notes))
+
+
+def comparison_blocks(results: Sequence[dict[str, Any]], notes: Sequence[str] = ()) -> list[Block]:
+    """The same in lines and a table, with the best and the worst of each column."""
+    titles, units, *rows = comparison_cells(results)
+    styles = dict.fromkeys(best_cells(results, max), "worst") | dict.fromkeys(best_cells(results), "best")
+    columns = [Column(titles[0], left=True, shrinks=True)]
+    columns += [
+        Column(title, unit, joined=title == _OF_TRUTH) for title, unit in zip(titles[1:], units[1:], strict=True)
     ]
-    return text_of([*notes, *lines])
+    cells: list[list[Line]] = [
+        [(cell, styles.get((row, column), "none")) for column, cell in enumerate(line)]
+        for row, line in enumerate(rows, start=2)
+    ]
+    return [*notes, Table(columns, cells)]
 
 
 def figure_note(scores: dict[str, Any]) -> str | None:
@@ -102,9 +141,9 @@ def figure_note(scores: dict[str, Any]) -> str | None:
     return f"{scores['mpjpe_joints']} joints on the {figure}, roots aligned"
 
 
-def _further(scores: dict[str, Any]) -> list[str]:
+def _further(scores: dict[str, Any]) -> list[Block]:
     """What is not about levels, a line each."""
-    lines = []
+    lines: list[Block] = []
     if scores.get("bits_per_second") is not None:
         bits, entropy = scores["bits_per_second"], scores["entropy_bits_per_second"]
         lines.append(f"{scores['code_rate']:g} codes a second: {bits:.1f} bits/s, by their entropy {entropy:.1f}")

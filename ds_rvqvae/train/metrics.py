@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ds_rvqvae.data.loader import BatchLoader
-from ds_rvqvae.errors import PrintableFormatter, text_of
+from ds_rvqvae.errors import PrintableFormatter
 from ds_rvqvae.files import AppendedLines, parse_json, sync, whole_file
 from ds_rvqvae.model.losses import Losses
 from ds_rvqvae.model.vq import perplexity_of
+from ds_rvqvae.process.terminal import PLAIN, Block, terminal_of
 from ds_rvqvae.process.tolerance import tolerated
 from ds_rvqvae.runs.folder import METRICS
 from ds_rvqvae.runs.log import RunLog
@@ -52,12 +53,11 @@ def start_log(file: Path, rank: int) -> None:
     )
 
 
-def announce(*lines: str) -> None:
-    """Rank 0 says something about the run, on the terminal and in the log."""
-    text = text_of(lines)
-    logger.info(text)
+def announce(*blocks: Block) -> None:
+    """Rank 0 says something about the run, on the terminal and in the log: lines and tables."""
+    logger.info(PLAIN.text(blocks))
     if dist.get_rank() == 0:
-        print(text, file=sys.stderr, flush=True)
+        print(terminal_of(sys.stderr).text(blocks), file=sys.stderr, flush=True)
 
 
 class MetricsFile:

@@ -1,4 +1,4 @@
-"""What a run took of the machine, told at its end: a table by rank, and beside it what was planned."""
+"""What a run is, told at its start, and what it took of the machine, at its end: a table by rank, and the plan."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -10,10 +10,12 @@ import torch.distributed as dist
 
 from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.data.dataset import MotionData
-from ds_rvqvae.errors import text_of
 from ds_rvqvae.files import whole_file
 from ds_rvqvae.gpu.cards import CARDS
 from ds_rvqvae.gpu.plan import Plan, make_plan
+from ds_rvqvae.gpu.sizes import parameter_count
+from ds_rvqvae.process.tables import Column, Table
+from ds_rvqvae.process.terminal import PLAIN, Block, Line, Terminal
 from ds_rvqvae.process.tolerance import tolerated
 from ds_rvqvae.text import GIB, gibibytes
 from ds_rvqvae.train.metrics import announce
@@ -31,6 +33,40 @@ _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "mean_power_w": ("mean power", lambda value: f"{value:,.0f} W"),
 }
 """Heading and form of each of `Peaks`' values; a column that no rank has a value for is left out."""
+_TIGHT = 0.05
+"""Share of a GPU's memory below which its headroom is little."""
+
+
+def run_lines(folder: Path, profile: Profile, data: MotionData, world_size: int) -> list[str]:
+    """What is about to run."""
+    parts = [
+        f"{world_size} rank{'s' if world_size > 1 else ''}",
+        f"ZeRO stage {profile.zero_optimization.stage}",
+        "bf16" if profile.bf16.enabled else "fp32",
+        f"activation checkpointing {'on' if profile.rvqvae.training.gradient_checkpointing else 'off'}",
+    ]
+    count = parameter_count(data.in_features, profile.rvqvae.model)
+    return [
+        f"run: {folder}",
+        ", ".join(parts),
+        f"{count:,} parameters, {data.in_features} columns, {_batch_text(profile, data, world_size)}",
+    ]
+
+
+def _batch_text(profile: Profile, data: MotionData, world_size: int) -> str:
+    batch, windows = profile.global_batch(world_size), data.count_training_windows()
+    if not profile.rvqvae.data.window_sizes:
+        (count,) = windows.values()
+        return f"global batch {batch:,} of {count:,} windows"
+    counts = ", ".join(f"{count:,} of {size}" for size, count in windows.items())
+    return f"global batch {batch:,} x {profile.rvqvae.data.window_size} frames; windows by length: {counts}"
+
+
+def scaled_rate(profile: Profile, world_size: int) -> str:
+    """What `scale_lr` has made of the learning rate."""
+    training, rate = profile.rvqvae.training, profile.optimizer.params.lr
+    batches = f"global batch {profile.global_batch(world_size):,} / {training.reference_batch:,}"
+    return f"--scale_lr linear: learning rate {rate:g} x {batches} = {profile.learning_rate(world_size):.4g}"
 
 
 def sum_up(
@@ -52,7 +88,7 @@ def sum_up(
         return
     with tolerated("no summary of what the run took"):
         plan = plan_of(profile, data.in_features, peaks)
-        announce(*summary_text(peaks, plan).split("\n"))
+        announce(*summary_blocks(peaks, plan))
         with tolerated("memory.json not written"):
             _write(run_folder / "memory.json", summary_dict(peaks, plan, *steps, checkpoint))
 
@@ -66,11 +102,16 @@ def plan_of(profile: Profile, in_features: int, peaks: Sequence[Peaks]) -> Plan 
     return make_plan(profile, in_features, len(peaks), card)
 
 
-def summary_text(peaks: Sequence[Peaks], plan: Plan | None) -> str:
+def summary_text(peaks: Sequence[Peaks], plan: Plan | None, terminal: Terminal = PLAIN) -> str:
     """The peaks by rank as a table, sums over the ranks, and plan against truth."""
+    return terminal.text(summary_blocks(peaks, plan))
+
+
+def summary_blocks(peaks: Sequence[Peaks], plan: Plan | None) -> list[Block]:
+    """The same in lines and a table."""
     seconds = max((peak.seconds or 0.0 for peak in peaks), default=0.0)
     taken = "memory" if all(peak.energy_wh is None for peak in peaks) else "memory and energy"
-    return text_of([f"{taken} of each rank over {_duration(seconds)}:", *_table(peaks), *_plan_lines(peaks, plan)])
+    return [f"{taken} of each rank over {_duration(seconds)}:", _table(peaks), *_plan_lines(peaks, plan)]
 
 
 def summary_dict(
@@ -89,20 +130,27 @@ def _write(file: Path, summary: dict[str, Any]) -> None:
         content.write(json.dumps(summary, indent=2).encode() + b"\n")
 
 
-def _table(peaks: Sequence[Peaks]) -> list[str]:
-    columns = []
+def _table(peaks: Sequence[Peaks]) -> Table:
+    columns, values_by_column = [Column(left=True)], []
     for name, (heading, form) in _COLUMNS.items():
         values = [getattr(peak, name) for peak in peaks]
         # Retries are worth a column only where there are some.
         if any(value is not None for value in values) and (name != "allocation_retries" or any(values)):
-            cells = [heading, *("" if value is None else form(value) for value in values)]
-            columns.append([*cells, _total(name, values, form)])
-    labels = ["", *(f"rank {rank}" for rank in range(len(peaks))), "together"]
-    rows = list(zip(labels, *columns, strict=True))
+            columns.append(Column(heading))
+            cells = [_cell(name, value, form, peak) for value, peak in zip(values, peaks, strict=True)]
+            values_by_column.append([*cells, _total(name, values, form)])
+    labels = [*(f"rank {rank}" for rank in range(len(peaks))), "together"]
+    rows: list[list[Line]] = [list(row) for row in zip(labels, *values_by_column, strict=True)]
     if not any(rows[-1][1:]):
         rows.pop()
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(["", row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    return Table(columns, rows, indent=2)
+
+
+def _cell(name: str, value: float | None, form: Callable[[float], str], peak: Peaks) -> Line:
+    if value is None:
+        return ""
+    is_tight = name == "headroom_gib" and value < _TIGHT * (peak.card_memory_gib or 0)
+    return (form(value), "warning") if is_tight or (name == "allocation_retries" and value) else form(value)
 
 
 def _total(name: str, values: Sequence[float | None], form: Callable[[float], str]) -> str:
@@ -112,7 +160,7 @@ def _total(name: str, values: Sequence[float | None], form: Callable[[float], st
     return form(sum(value for value in values if value is not None))
 
 
-def _plan_lines(peaks: Sequence[Peaks], plan: Plan | None) -> list[str]:
+def _plan_lines(peaks: Sequence[Peaks], plan: Plan | None) -> list[Block]:
     if plan is None:
         return []
     in_steps = max((peak.step_allocated_gib or 0.0 for peak in peaks), default=0.0)
@@ -123,7 +171,7 @@ def _plan_lines(peaks: Sequence[Peaks], plan: Plan | None) -> list[str]:
         lines[0] += f", at the start, in evaluations or saving {whole:.2f} GiB"
     if used:
         lines.append(f"  card: planned {gibibytes(plan.total_bytes)}, used {used:.2f} GiB with all that runs on it")
-    return lines
+    return [*lines]
 
 
 def _duration(seconds: float) -> str:

@@ -120,7 +120,7 @@ def test_the_launcher_prints_no_name_raw(folder, tmp_path, capfd, monkeypatch):
 def test_a_terminal_gets_the_codes_of_the_progress_bar_alone(folder, tmp_path):
     ours, its = pty.openpty()
     command = [sys.executable, "-m", "ds_rvqvae.cli", "prepare", folder, "--out", tmp_path / "out"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
     process = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=environment)
     os.close(its)
     said = b""

@@ -7,6 +7,7 @@ from ds_rvqvae.config.profile import load_profile
 from ds_rvqvae.gpu.cards import CARDS
 from ds_rvqvae.gpu.plan import make_plan
 from ds_rvqvae.gpu.plan_table import described_parts, plan_table
+from ds_rvqvae.process.terminal import Terminal
 
 
 def test_what_does_not_fit_says_so(capsys):
@@ -52,7 +53,7 @@ def test_each_part_says_what_it_is():
 
 def test_the_longest_bar_is_the_largest_part_and_the_verdict_is_its_sum():
     plan = plan_of(profile="large")
-    lines = plan_table(plan).splitlines()
+    lines = plan_table(plan, Terminal(120)).splitlines()
     assert lines[0] == "7 x RTX 4090 with 24.00 GiB each; 230,822,606 trainable parameters"
     largest = max(described_parts(plan), key=lambda part: part[1])[0]
     assert [line.split("  ")[1] for line in lines if line.count("█") == 24] == [largest]

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from ds_rvqvae.gpu.nvml import Gpu
-from ds_rvqvae.gpu.table import History, bar
+from ds_rvqvae.gpu.table import History
 from tests.gpu.stand_in import GPU_IS_LOST
 from tests.gpu.terminal import Terminal
 
@@ -61,10 +61,6 @@ class TestTable:
         terminal.read_until("\x1b\\[H(?!.*\x1b\\[H)(?s:.)*\n[^\n]*30 +0.0")
         terminal.type(b"\x03")
         assert terminal.end()[0] == 0
-
-
-def test_bars_are_exact_to_an_eighth():
-    assert [bar(share, 4) for share in (-1, 0, 0.5, 1 / 32, 1, 7)] == ["░░░░", "░░░░", "██░░", "▏░░░", "████", "████"]
 
 
 class TestHistory:

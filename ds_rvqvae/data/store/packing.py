@@ -14,8 +14,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.base import Reader
 from ds_rvqvae.data.formats.readers import open_reader
@@ -27,6 +25,7 @@ from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.files import contents_of, remove_unfinished, sha256_of
 from ds_rvqvae.motion.clip import SPLITS, ClipError
 from ds_rvqvae.motion.layout import Layout
+from ds_rvqvae.process.bars import Bar
 from ds_rvqvae.process.signals import Stopped, leave_signals_to_parent, no_signals_to_new_processes
 
 _WORTH_PROCESSES = 64 << 20
@@ -91,7 +90,7 @@ class _Progress:
     def __init__(self, total: int, kept: int, frames: int, fps: float, progress: bool) -> None:
         self._frames, self._new, self._fps = frames, 0, fps
         self._started = time.perf_counter()
-        self._bar = tqdm(
+        self._bar = Bar(
             desc="preparing motion", total=total, initial=kept, unit="clip", disable=False if progress else None
         )
 

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from ds_rvqvae.data.store.splits import Segment
 from ds_rvqvae.data.store.store import Store
-from ds_rvqvae.errors import text_of
 from ds_rvqvae.motion.clip import SPLITS, Quarantined
 from ds_rvqvae.motion.layout import Layout
 from ds_rvqvae.motion.rotations import DECIMATION_TOLERANCE, decimation
+from ds_rvqvae.process.tables import Column, Table
+from ds_rvqvae.process.terminal import PLAIN, Block, Line, Piece, Terminal
 
 EXTREME = 20.0
 """Standard deviations from the mean beyond which a value is called extreme."""
@@ -242,35 +243,36 @@ def _notes(of_all: Sequence[str], takes: Sequence[TakeFacts]) -> dict[str, int]:
     return dict.fromkeys(of_all, 0) | dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def report_text(report: dict[str, Any], most: int = 12) -> str:
+def report_text(report: dict[str, Any], most: int = 12, terminal: Terminal = PLAIN) -> str:
     """A report for a terminal: what went in, at which rates, its split, what was left out, and odd columns.
 
     Args:
         most: lines or names of a list at most; `report.json` has all of them.
     """
-    sections = [
+    return terminal.text(report_blocks(report, most))
+
+
+def report_blocks(report: dict[str, Any], most: int = 12) -> list[Block]:
+    """The same in lines and tables."""
+    sections: list[list[Block]] = [
         [*_heading(report), *_seen_lines(report)],
-        _rate_lines(report["frame_rates"]),
-        _split_lines(report["splits"]),
-        _rule_lines(report, most),
+        _rate_table(report["frame_rates"]),
+        _split_table(report["splits"]),
+        _rule_table(report, most),
         _whole_file_lines(report["quarantine"], most),
         _column_lines(report, most),
         _note_lines(report["notes"], most),
     ]
-    return "\n\n".join(text_of(lines) for lines in sections if lines)
-
-
-def _row(title: str, *cells: str, end: str = "") -> str:
-    return (f"{title:<18}" + "".join(f"{cell:>11}" for cell in cells) + ("  " + end if end else "")).rstrip()
+    return [block for section in sections if section for block in (*section, "")][:-1]
 
 
 def _count(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
-def _heading(report: dict[str, Any]) -> list[str]:
+def _heading(report: dict[str, Any]) -> list[Block]:
     return [
-        f"{report['source']} ({report['format']})",
+        [(report["source"], "path"), f" ({report['format']})"],
         f"{_count(report['clips'], 'clip')} of {_count(report['files'], 'file')}: {report['frames']:,} frames, "
         f"{_time(report['hours'])}, {report['columns']} columns, {report['fps']:g} frames a second",
         *report.get("readings", ()),
@@ -301,29 +303,31 @@ def _time(hours: float) -> str:
     return f"{60 * hours:.1f} minutes" if hours >= 1 / 60 else f"{3600 * hours:.1f} seconds"
 
 
-def _rate_lines(rates: list[dict[str, Any]]) -> list[str]:
-    lines = [_row(f"{rate['fps']:g}", f"{rate['files']:,}", f"{rate['hours']:,.3f}", end=rate["how"]) for rate in rates]
-    return [_row("frames a second", "files", "hours"), *lines] if lines else []
+def _rate_table(rates: list[dict[str, Any]]) -> list[Block]:
+    columns = [Column("frames a second", left=True), Column("files"), Column("hours"), Column(wraps=True)]
+    rows = [[f"{rate['fps']:g}", f"{rate['files']:,}", f"{rate['hours']:,.3f}", rate["how"]] for rate in rates]
+    return [Table(columns, rows)] if rows else []
 
 
-def _split_lines(splits: dict[str, dict[str, Any]]) -> list[str]:
-    lines = [
-        _row(split, f"{part['clips']:,}", f"{part['frames']:,}", f"{part['hours']:,.3f}")
-        for split, part in splits.items()
+def _split_table(splits: dict[str, dict[str, Any]]) -> list[Block]:
+    columns = [Column("split", left=True), Column("clips"), Column("frames"), Column("hours")]
+    rows = [
+        [split, f"{part['clips']:,}", f"{part['frames']:,}", f"{part['hours']:,.3f}"] for split, part in splits.items()
     ]
-    return [_row("split", "clips", "frames", "hours"), *lines] if lines else []
+    return [Table(columns, rows)] if rows else []
 
 
-def _rule_lines(report: dict[str, Any], most: int) -> list[str]:
-    """A row a rule, with the first files and the frames in them."""
+def _rule_table(report: dict[str, Any], most: int) -> list[Block]:
+    """A row per rule, with the first files and the frames in them."""
     if not report["rules"]:
-        return ["nothing was left out"]
-    lines = [_row("left out", "files", "spans", "frames", end="first of them")]
+        return [("nothing was left out", "good")]
+    titles = (Column("left out", left=True), Column("files"), Column("spans"), Column("frames"))
+    rows: list[list[Line]] = []
     for rule, counts in report["rules"].items():
         first = [_place(entry) for entry in report["quarantine"] if entry["rule"] == rule]
-        shown = shortened(first, max(most // 4, 1))
-        lines.append(_row(rule, f"{counts['files']:,}", f"{counts['spans']:,}", f"{counts['frames']:,}", end=shown))
-    return lines
+        numbers = [f"{counts[name]:,}" for name in ("files", "spans", "frames")]
+        rows.append([rule, *numbers, _names(first, max(most // 4, 1))])
+    return [Table([*titles, Column("first of them", wraps=True)], rows)]
 
 
 def _place(entry: dict[str, Any]) -> str:
@@ -339,16 +343,24 @@ def shortened(words: Sequence[str], most: int) -> str:
     return ", ".join(words[:most]) + (f", … ({len(words):,})" if len(words) > most else "")
 
 
-def _whole_file_lines(quarantine: list[dict[str, Any]], most: int) -> list[str]:
+def _names(names: Sequence[str], most: int) -> Line:
+    """As `shortened`, of names that are not to be broken."""
+    pieces: list[Piece] = []
+    for name in names[:most]:
+        pieces += [", ", (name, "name")]
+    return [*pieces[1:], *([f", … ({len(names):,})"] if len(names) > most else [])]
+
+
+def _whole_file_lines(quarantine: list[dict[str, Any]], most: int) -> list[Block]:
     whole = [entry for entry in quarantine if entry["frames"] is None]
-    lines = [f"  {entry['file']}: {entry['reason']}" for entry in whole[:most]]
+    lines: list[Block] = [["  ", (entry["file"], "name"), f": {entry['reason']}"] for entry in whole[:most]]
     if len(whole) > most:
         lines.append(f"  and {len(whole) - most:,} more; report.json names all")
-    return [f"{_count(len(whole), 'file')} left out whole", *lines] if whole else []
+    return [(f"{_count(len(whole), 'file')} left out whole", "warning"), *lines] if whole else []
 
 
-def _column_lines(report: dict[str, Any], most: int) -> list[str]:
-    lines = []
+def _column_lines(report: dict[str, Any], most: int) -> list[Block]:
+    lines: list[Block] = []
     if report["constant_columns"]:
         names = shortened(report["constant_columns"], most)
         lines.append(f"{_count(report['constant_column_count'], 'constant column')}: {names}")
@@ -357,16 +369,15 @@ def _column_lines(report: dict[str, Any], most: int) -> list[str]:
     for extreme in report["extreme_values"][:most]:
         lowest = extreme["mean"] - extreme["minimum"] > extreme["maximum"] - extreme["mean"]
         clip = extreme.get("minimum_in" if lowest else "maximum_in")
-        lines.append(
-            f"  {extreme['column']}: {extreme['minimum' if lowest else 'maximum']:g}, {extreme['stds']:g} standard "
-            f"deviations from {extreme['mean']:g}" + (f", in {clip}" if clip else "")
-        )
+        value = extreme["minimum" if lowest else "maximum"]
+        text = f"  {extreme['column']}: {value:g}, {extreme['stds']:g} standard deviations from {extreme['mean']:g}"
+        lines.append([text, ", in ", (clip, "name")] if clip else text)
     return lines
 
 
-def _note_lines(notes: dict[str, int], most: int) -> list[str]:
+def _note_lines(notes: dict[str, int], most: int) -> list[Block]:
     shown = list(notes.items())[:most]
     lines = [f"  {note} ({_count(files, 'file')})" if files else f"  {note}" for note, files in shown]
     if len(notes) > most:
         lines.append(f"  and {len(notes) - most:,} more; report.json names all")
-    return ["notes", *lines] if lines else []
+    return [("notes", "title"), *lines] if lines else []

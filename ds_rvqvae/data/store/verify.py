@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ds_rvqvae.data.formats.npz import HEADER_BYTES, is_header
 from ds_rvqvae.data.store.shards import ShardFacts
@@ -22,6 +21,7 @@ from ds_rvqvae.data.store.table import NUMBER_FORMATS, SHARDS, Shard, shard_file
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import read_json
 from ds_rvqvae.motion.clip import spans
+from ds_rvqvae.process.bars import Bar
 
 _BLOCK = 4 << 20
 """Bytes read at a time: what is summed is still in the processor's cache when it is looked at."""
@@ -61,7 +61,7 @@ def verify_store(store: Store, progress: bool = False) -> list[Damage]:
     stop = threading.Event()
     sizes = sum(shard.rows * _row_bytes(store) + HEADER_BYTES for shard in store.shards)
     workers = min(len(os.sched_getaffinity(0)), len(store.shards))
-    bar = tqdm(
+    bar = Bar(
         desc="checking", total=sizes, unit="B", unit_scale=True, unit_divisor=1024, disable=not progress, leave=False
     )
     with bar, ThreadPoolExecutor(workers) as threads:

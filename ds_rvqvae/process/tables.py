@@ -1,0 +1,151 @@
+"""Tables that fit a terminal, and that a pipe gets whole."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias, Union
+
+from ds_rvqvae.process.terminal import SHORTEST_NAME, Line, Terminal, shortened, text_piece
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+Cell: TypeAlias = Line | Callable[[int], Line]
+"""Of a table; in a column that grows it may be a function of the width."""
+_Cell: TypeAlias = Union["Text", Callable[[int], Line]]
+_SHORTEST_WORDS = 16
+"""Cells down to which a column of words is made narrower."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Args:
+        unit: below the title.
+        left: text begins at the left; numbers end at the right.
+        shrinks: names, which are shortened in the middle where there is no room.
+        wraps: words, which go on in the next line; of the last column only.
+        grows: the width up to which it takes room that is left.
+        joined: stays beside the column before it.
+        dropped: where there is no room the columns with the highest number go first; those with 0 stay.
+    """
+
+    title: str = ""
+    unit: str = ""
+    left: bool = False
+    shrinks: bool = False
+    wraps: bool = False
+    grows: int = 0
+    joined: bool = False
+    dropped: int = 0
+
+
+@dataclass
+class Table:
+    """Cells in columns. Where there is no room names are shortened and columns are dropped, and what is left goes on
+    below under the first column again.
+
+    Args:
+        rows: a cell per column.
+        styles: of whole rows, by number.
+        indent: blanks before each line.
+        headed: whether titles are shown.
+    """
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    styles: Mapping[int, str] = field(default_factory=dict)
+    indent: int = 0
+    headed: bool = True
+
+    def lines(self, terminal: Terminal) -> "list[Text]":
+        """The lines of the whole table."""
+        cells = [[cell if callable(cell) else text_piece(cell) for cell in row] for row in self.rows]
+        lines: list[Text] = []
+        heads = self._heads()
+        rows: list[Sequence[_Cell]] = [*heads, *cells]
+        for number, (chosen, widths, gap) in enumerate(self._blocks(self._natural_widths(rows), terminal.width)):
+            lines += [text_piece("")] if number else []
+            for place, row in enumerate(rows):
+                style = "title" if place < len(heads) else self.styles.get(place - len(heads), "")
+                for line in self._row(terminal, row, chosen, widths, gap):
+                    line.stylize_before(style)
+                    lines.append(line)
+        return lines
+
+    def _natural_widths(self, rows: "Sequence[Sequence[_Cell]]") -> list[int]:
+        return [
+            max([0, *(cell.cell_len for row in rows if not callable(cell := row[at]))])
+            for at in range(len(self.columns))
+        ]
+
+    def _heads(self) -> "list[list[Text]]":
+        if not self.headed:
+            return []
+        heads = [[text_piece(column.title) for column in self.columns]]
+        if any(column.unit for column in self.columns):
+            heads.append([text_piece(column.unit) for column in self.columns])
+        return heads
+
+    def _blocks(self, natural: list[int], width: int | None) -> "Iterator[tuple[list[int], list[int], int]]":
+        """Which columns stand side by side, how wide each is, and the gap between them; words come with the last."""
+        chosen, widths = [at for at, column in enumerate(self.columns) if not column.wraps], list(natural)
+        words = [at for at, column in enumerate(self.columns) if column.wraps]
+        if width is None:
+            yield [*chosen, *words], widths, 2
+            return
+        room = width - self.indent
+        least = [min(size, SHORTEST_NAME) if self.columns[at].shrinks else size for at, size in enumerate(natural)]
+        for at in words:  # beside the others where that can be, else below them
+            beside = min(natural[at], max(_SHORTEST_WORDS, width // 3)) + 2
+            room -= beside if _width(chosen, least, 2) + beside <= room else 0
+        while _width(chosen, least, 1) > room and (drops := max(self.columns[at].dropped for at in chosen)):
+            chosen.remove(next(at for at in reversed(chosen) if self.columns[at].dropped == drops))
+        gap = 2 if _width(chosen, least, 2) <= room else 1
+        while chosen:
+            block = list(chosen)
+            while len(block) > 2 and (_width(block, least, gap) > room or self._parts_a_pair(chosen, block)):
+                block.pop()
+            widths = list(least)
+            for at in block:
+                rest = room - _width(block, widths, gap)
+                most = natural[at] if self.columns[at].shrinks else max(self.columns[at].grows, widths[at])
+                widths[at] = max(widths[at], min(most, widths[at] + rest))
+            left = [at for at in chosen if at not in block]
+            yield block if left else [*block, *words], widths, gap
+            chosen = [block[0], *left] if left else []
+
+    def _parts_a_pair(self, chosen: Sequence[int], block: Sequence[int]) -> bool:
+        left = [at for at in chosen if at not in block]
+        return len(block) > 2 and bool(left) and self.columns[left[0]].joined
+
+    def _row(
+        self,
+        terminal: Terminal,
+        row: "Sequence[Text | Callable[[int], Line]]",
+        chosen: list[int],
+        widths: list[int],
+        gap: int,
+    ) -> "list[Text]":
+        line = text_piece(" " * self.indent)
+        for at in chosen:
+            column, given = self.columns[at], row[at]
+            cell = text_piece(given(widths[at])) if callable(given) else given
+            if column.wraps:
+                room = (terminal.width or 0) - line.cell_len
+                if terminal.width is None or room >= min(widths[at], _SHORTEST_WORDS):
+                    return terminal.wrapped(line + cell, line.cell_len)
+                indent = self.indent + 4
+                return [line, *(terminal.wrapped(text_piece(" " * indent) + cell, indent) if cell.plain else ())]
+            if cell.cell_len > widths[at]:
+                name = shortened(cell.plain, widths[at], terminal.ellipsis)
+                cell = text_piece((name, str(cell.spans[0].style))) if cell.spans else text_piece(name)
+            blanks = text_piece(" " * (widths[at] - cell.cell_len))
+            line = line + (cell + blanks if column.left else blanks + cell) + " " * gap
+        line.rstrip()
+        return [line]
+
+
+def _width(chosen: Sequence[int], widths: Sequence[int], gap: int) -> int:
+    """Cells that columns take side by side."""
+    return sum(widths[at] for at in chosen) + gap * (len(chosen) - 1)
