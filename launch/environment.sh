@@ -6,6 +6,7 @@ unset CDPATH PYTHONHOME PYTHONINSPECT PYTHONSTARTUP
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$project/.venv
+shell=$BASHPID # $$ is another one's in a subshell
 log=$venv/install.log
 
 # Streams that are closed, as files opened later would be printed to.
@@ -76,10 +77,10 @@ progress() {
 }
 
 # A line every few seconds, until `unwatch`, or until this shell is gone.
-watch_install() { # process that installs
-  local maker=$1 began=$SECONDS parent
+watch_install() {
+  local began=$SECONDS parent
   # Its number alone does not tell: it stays until what started this shell has asked for its status.
-  while sleep 1 >/dev/null 2>&1 && read -r _ _ _ parent _ <"/proc/$BASHPID/stat" && [ "$parent" = "$maker" ]; do
+  while sleep 1 >/dev/null 2>&1 && read -r _ _ _ parent _ <"/proc/$BASHPID/stat" && [ "$parent" = "$shell" ]; do
     [ $((SECONDS - began)) -lt 7 ] || { began=$SECONDS && note "$((SECONDS - start)) s: $(progress)"; }
   done
 }
@@ -102,14 +103,14 @@ make_venv() { # extras
   rm -f "$venv/installed" "$log"
   mkdir -p "$venv" 2>/dev/null && : >"$venv/making" || fail "$venv cannot be written"
   before=0
-  watch_install $BASHPID 9<&- &
+  watch_install 9<&- &
   watcher=$!
   # -I: no file of the working folder, and no PYTHONPATH, takes the place of a module. The project's own path may have
   # characters that pip reads otherwise.
   "$base_python" -I -m venv "$venv" >"$log" 2>&1 || failed=yes
   unwatch
   before=$(count_installed)
-  watch_install $BASHPID 9<&- &
+  watch_install 9<&- &
   watcher=$!
   [ -n "$failed" ] ||
     (cd "$project" && "$venv/bin/python" -I -m pip install --progress-bar off --no-input \
@@ -156,7 +157,7 @@ prepare() { # extras
       note "$project cannot be locked (${refused##*: }); let one start end its install before the next"
     else
       note "another start is installing into $venv; waiting for it"
-      watch_install $BASHPID 9<&- &
+      watch_install 9<&- &
       watcher=$!
       flock 9 || true
       unwatch
