@@ -36,7 +36,7 @@ _VERBS = {
     },
 }
 """By title of the help: the module of each, whose `add_VERB` fills its parser, and what it does in a line."""
-_GROUPS = {
+_GROUPS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "prepare": {
         "how files are read": ("format", "source_fps", "metres_per_unit", "up_axis", "speakers", "split_version"),
         "what the store holds": ("profile", "fps", "split", "store_dtype", "set"),

@@ -17,6 +17,17 @@ _ds_rvqvae_profiles() {
   _shtab_compgen_files $1
 }
 """
+_EQUALS = """
+# bash has `--flag`, `=` and `value` as three words, of which shtab knows the first and the last.
+_ds_rvqvae() {
+  local word words=()
+  for word in "${COMP_WORDS[@]:0:COMP_CWORD+1}"; do [[ $word == = ]] || words+=("$word"); done
+  [[ ${COMP_WORDS[COMP_CWORD]} != = ]] || words+=("")
+  local COMP_WORDS=("${words[@]}") COMP_CWORD=$((${#words[@]} - 1))
+  _shtab_ds_rvqvae
+}
+complete -o bashdefault -F _ds_rvqvae ds-rvqvae
+"""
 
 
 def add_completion(parser: "FlagParser") -> None:
@@ -38,7 +49,8 @@ def _complete(args: argparse.Namespace) -> int:
 
     parser = cli.make_parser()
     _prepare(parser, args.shell)
-    print_out(shtab.complete(parser, shell=args.shell) + "\n")
+    script = shtab.complete(parser, shell=args.shell)
+    print_out(f"{script}\n{_EQUALS if args.shell == 'bash' else ''}")
     return 0
 
 

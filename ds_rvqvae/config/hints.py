@@ -79,7 +79,7 @@ _EXPLAINED = (
     (
         "total_iter",
         "epoch epochs max_epoch max_epochs n_epochs nepochs num_epochs num_train_epochs",
-        "--total_iter N, in optimizer steps; an epoch has (training windows) / (--batch_size x GPUs) of them",
+        "--total_iter N, in optimizer steps; an epoch is windows / global batch, both in a run's first lines",
     ),
     (
         "include",

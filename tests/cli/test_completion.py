@@ -54,7 +54,8 @@ def test_commands_flags_and_words_are_completed(complete):
 
 def test_profiles_are_those_that_are_shipped_and_files_are_offered(complete):
     assert complete("train", "--profile", "") >= set(shipped_profiles())
-    assert complete("train", "--profile", "mi") == {"mine.json"}
+    assert complete("train", "--profile", "mi") == complete("train", "--profile", "=", "mi") == {"mine.json"}
+    assert complete("train", "--width=3", "--profile", "=") >= set(shipped_profiles())
     assert complete("plan", "b") == {"baseline", "best"}
     assert complete("train", "--data_path", "mo") == {"motion"}
     assert complete("evaluate", "m") == {"motion", "mine.json"}

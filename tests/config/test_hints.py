@@ -6,7 +6,7 @@ from ds_rvqvae import cli
 from ds_rvqvae.config.request import read_training_flags
 
 NO_HINT = " (--help lists the flags)"
-EPOCHS = "--total_iter N, in optimizer steps; an epoch has (training windows) / (--batch_size x GPUs) of them"
+EPOCHS = "--total_iter N, in optimizer steps; an epoch is windows / global batch, both in a run's first lines"
 GPUS = "--include localhost:1,2 for certain GPUs, or --num_gpus N for the first N"
 SERVICES = "runs write TensorBoard files and metrics.jsonl, and send nothing to other services"
 HERE, NONE, WRITE, NEAR = "; here it is ", "; there is none: ", "; write ", "; did you mean "
