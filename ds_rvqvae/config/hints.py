@@ -170,7 +170,7 @@ def of_flag(flag: str, known: Sequence[str]) -> str:
     for others, words in _NOTHING if "total_iter" in names else ():
         if name in others.split():
             return f"; there is none: {words}"
-    near = near_names(name, [name for name in names if name not in ("help", "version")])
+    near = near_names(name, list(names))
     return f"; did you mean {_either(names[name] for name in near)}?" if near else ""
 
 

@@ -149,6 +149,10 @@ class FlagParser(argparse.ArgumentParser):
             return f"what is {' '.join(stray)!r}? No flag takes it{_of_stray(stray[0], known)}"
         # What a verb's parser leaves may have a near name only in the parser above it, and the other way round.
         flags = dict.fromkeys(word.partition("=")[0] for word in words if word.startswith("-"))
+        below = list(self.commands())
+        if below and all(verb._fill is not None for _, _, verb in below):
+            first = next(iter(flags))
+            return f"unknown flag {first}{of_flag(first, known) or '; a command goes before its flags'}"
         said = [f"unknown flag {flag}{of_flag(flag, [name for name in known if name != flag])}" for flag in flags]
         return ". ".join([said[0], *(f"U{clause[1:]}" for clause in said[1:3])])
 

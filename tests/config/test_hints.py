@@ -135,6 +135,13 @@ def test_commands_below_commands_have_hints_too(capsys):
     assert refusal(cli.main, ["store", "fit"], capsys) == "error: no command 'fit' (--help lists the commands)"
 
 
+@pytest.mark.parametrize(
+    ("flag", "hint"), [("--demo", "; a command goes before its flags"), ("--verison", NEAR + "--version?")]
+)
+def test_flags_before_any_command(flag, hint, capsys):
+    assert refusal(cli.main, [flag], capsys) == f"error: unknown flag {flag}{hint}{NO_HINT}"
+
+
 def test_several_flags_get_a_line_together(train, capsys):
     said = refusal(train.parse_args, ["--epochs", "3", "--lrate=1", "--batch", "2"], capsys)
     assert said.startswith(f"error: unknown flag --epochs{HERE}{EPOCHS}. Unknown flag --lrate")
