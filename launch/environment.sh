@@ -6,6 +6,7 @@ unset CDPATH PYTHONHOME PYTHONINSPECT PYTHONSTARTUP
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$project/.venv
+log=$venv/install.log
 
 # Streams that are closed, as files opened later would be printed to.
 [ -e /dev/fd/0 ] || exec </dev/null
@@ -52,8 +53,43 @@ is_ready() { # extras
     { [ "$stamp" = "$(stamp_of "$1")" ] || [ "$stamp" = "$(stamp_of dev)" ]; }
 }
 
+count_installed() {
+  { find "$venv"/lib/python3*/site-packages -maxdepth 1 -name '*.dist-info' 2>/dev/null || true; } | wc -l
+}
+
+# What pip does, by the end of its log: words for a line.
+progress() {
+  local line names there
+  line=$(grep -aoE '^ *(Collecting|Downloading|Building|Preparing|Installing) .*' "$log" 2>/dev/null | tail -n 1 || true)
+  case $line in
+    *Installing\ collected\ packages:*)
+      read -ra names <<<"${line#*: }"
+      there=$(($(count_installed) - before))
+      there=$((there < 0 ? 0 : there < ${#names[@]} ? there : ${#names[@]} - 1))
+      echo "installing ${names[there]%,} ($((there + 1)) of ${#names[@]})"
+      ;;
+    *Downloading*) line=${line#*Downloading } && echo "downloading ${line##*/}" ;;
+    *Collecting*) line=${line#*Collecting } && echo "looking for ${line%% *}" ;;
+    *) echo "preparing" ;;
+  esac
+}
+
+# A line every few seconds, until `unwatch`, or until this shell is gone.
+watch_install() {
+  local began=$SECONDS parent
+  # Its number alone does not tell: it stays until what started this shell has asked for its status.
+  while sleep 1 >/dev/null 2>&1 && read -r _ _ _ parent _ <"/proc/$BASHPID/stat" && [ "$parent" = $$ ]; do
+    [ $((SECONDS - began)) -lt 7 ] || { began=$SECONDS && note "$((SECONDS - start)) s: $(progress)"; }
+  done
+}
+
+unwatch() {
+  kill "$watcher" 2>/dev/null || true
+  wait "$watcher" 2>/dev/null || true
+}
+
 make_venv() { # extras
-  local log=$venv/install.log began=$SECONDS target=.
+  local target=. before start=$SECONDS failed= watcher
   [ -z "$1" ] || target=".[$1]"
   find_python
   # Cut short, moved to another folder or without its interpreter, it cannot be mended in place.
@@ -62,36 +98,69 @@ make_venv() { # extras
     rm -rf "$venv" || fail "$venv cannot be removed to be made anew"
   fi
   note "installing into $venv; this takes a minute, or several where CUDA packages are downloaded"
-  rm -f "$venv/installed"
+  rm -f "$venv/installed" "$log"
   mkdir -p "$venv" 2>/dev/null && : >"$venv/making" || fail "$venv cannot be written"
+  before=$(count_installed)
+  watch_install 9<&- &
+  watcher=$!
   # -I: no file of the working folder, and no PYTHONPATH, takes the place of a module. The project's own path may have
   # characters that pip reads otherwise.
   "$base_python" -I -m venv "$venv" >"$log" 2>&1 &&
-    (cd "$project" && "$venv/bin/python" -I -m pip install --quiet --no-input --disable-pip-version-check \
-      -c constraints.txt -e "$target") >>"$log" 2>&1 ||
-    fail "installing failed: $(grep -v '^WARNING' "$log" | tail -n 1) (all of it: $log)"
+    (cd "$project" && "$venv/bin/python" -I -m pip install --progress-bar off --no-input \
+      --disable-pip-version-check -c constraints.txt -e "$target") >>"$log" 2>&1 ||
+    failed=yes
+  unwatch
+  [ -z "$failed" ] || fail "installing failed: $(grep -v '^WARNING' "$log" | tail -n 1) (all of it: $log)"
   stamp_of "$1" >"$venv/installed"
   rm "$venv/making"
-  note "ready after $((SECONDS - began)) s"
+  local activate=.venv/bin/activate
+  [ "$PWD" -ef "$project" ] || activate=$(printf %q "$venv/bin/activate")
+  note "ready after $((SECONDS - start)) s; for ds-rvqvae in your shell: source $activate"
+}
+
+# Sets PYTHON to that of the active environment, where it has all of it.
+use_active() { # module…
+  local variable folder
+  for variable in VIRTUAL_ENV CONDA_PREFIX; do
+    folder=${!variable:-}
+    [ -n "$folder" ] || continue
+    ! [ "$folder" -ef "$venv" ] || return 1
+    if has_modules "$folder/bin/python" "$@"; then
+      note "using $folder, which is active ($variable)"
+      PYTHON=$folder/bin/python
+      return
+    fi
+  done
+  return 1
 }
 
 prepare() { # extras
   local modules=(ds_rvqvae torch deepspeed)
   [ -z "$1" ] || modules+=(pytest ruff)
-  if [ -n "${VIRTUAL_ENV:-}" ] && ! [ "$VIRTUAL_ENV" -ef "$venv" ] && has_modules "$VIRTUAL_ENV/bin/python" "${modules[@]}"; then
-    PYTHON=$VIRTUAL_ENV/bin/python
-    return
-  fi
+  ! use_active "${modules[@]}" || return 0
   PYTHON=$venv/bin/python
   is_ready "$1" && return
   # Two starts at once: the second waits, then finds the work done. The lock is on the folder, so it leaves nothing.
   if command -v flock >/dev/null; then
-    local refused
+    local refused before=0 start=$SECONDS watcher
     exec 9<"$project"
-    refused=$(flock 9 2>&1) ||
+    if refused=$(flock -n 9 2>&1); then
+      :
+    elif [ -n "$refused" ]; then
       note "$project cannot be locked (${refused##*: }); let one start end its install before the next"
+    else
+      note "another start is installing into $venv; waiting for it"
+      watch_install 9<&- &
+      watcher=$!
+      flock 9 || true
+      unwatch
+    fi
   fi
-  is_ready "$1" || make_venv "$1"
+  if ! is_ready "$1"; then
+    local active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
+    [ -z "$active" ] || [ "$active" = "$venv" ] || [ "$active" -ef "$venv" ] || note "$active, which is active, lacks one of ${modules[*]}"
+    make_venv "$1"
+  fi
   exec 9<&-
 }
 

@@ -57,6 +57,8 @@ def _parser_of(main: Callable[[list[str]], int]) -> argparse.ArgumentParser:
         pass
 
     def parse_args(parser: argparse.ArgumentParser, *_: Any, **__: Any) -> argparse.Namespace:
+        if isinstance(parser, FlagParser):
+            parser.fill()
         found.append(parser)
         raise Found
 

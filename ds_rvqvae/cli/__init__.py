@@ -1,30 +1,60 @@
-"""`ds-rvqvae VERB`. A module for each verb, imported where its verb is asked for, whose own imports are late: help and
-profiles answer at once."""
+"""`ds-rvqvae COMMAND`. A module for each command, imported where its command is asked for, whose own imports are late:
+help and profiles answer at once."""
 
-import argparse
 import sys
 from collections.abc import Callable
 from importlib import import_module
 
 from ds_rvqvae import __version__
 from ds_rvqvae.config.parser import FlagParser
+from ds_rvqvae.errors import ExitStatus
 from ds_rvqvae.process.command import exit_status_of
 
 _VERBS = {
-    "prepare": ("prepare", "pack motion files into a store that training reads"),
-    "store": ("store", "show or verify a prepared store"),
-    "data": ("data", "look at motion before it is trained on"),
-    "encode": ("encode", "turn motion files into codes"),
-    "decode": ("encode", "turn codes back into motion files"),
-    "evaluate": ("evaluate", "score tokenizers on a split of their data, or of other data"),
-    "export": ("export", "write a run's tokenizer: safetensors and JSON, or as others read"),
-    "render": ("render", "a video of truth, reconstruction and difference as stick figures"),
-    "import": ("import_", "make a tokenizer of a checkpoint of MoMask, GestureLSM or T2M-GPT"),
-    "bench": ("bench", "time training steps, part by part, beside a plain PyTorch loop"),
-    "plan": ("plan", "memory, arithmetic and traffic of a profile on given cards, before any starts"),
-    "profile": ("profile", "show, validate or compare profiles"),
+    "data": {
+        "prepare": ("cli.prepare", "pack motion files into a store that training reads"),
+        "store": ("cli.store", "show or verify a prepared store"),
+        "data": ("cli.data", "draw the motion of a store before it is trained on"),
+    },
+    "training": {
+        "train": ("launch.main", "train a tokenizer, or a body's, on GPUs 1 to 7 or on others"),
+        "profile": ("cli.profile", "show, validate or compare profiles, which say what is trained"),
+        "plan": ("cli.plan", "memory, arithmetic and traffic of a profile, before any GPU starts"),
+        "monitor": ("gpu.monitor", "watch the GPUs and who uses them"),
+        "bench": ("cli.bench", "time training steps beside a plain PyTorch loop"),
+    },
+    "tokenizers": {
+        "evaluate": ("cli.evaluate", "score tokenizers on held-out motion"),
+        "render": ("cli.render", "a video of truth and reconstruction as stick figures"),
+        "encode": ("cli.encode", "turn motion files into codes"),
+        "decode": ("cli.encode", "turn codes back into motion files"),
+        "export": ("cli.export", "write a run's tokenizer to a folder, or as others read it"),
+        "import": ("cli.import_", "make a tokenizer of MoMask's, GestureLSM's or T2M-GPT's"),
+    },
+    "this program": {
+        "completion": ("cli.completion", "print what lets your shell complete commands and flags"),
+    },
 }
-"""The module of each, whose `add_VERB` fills its parser, and what it does in a line."""
+"""By title of the help: the module of each, whose `add_VERB` fills its parser, and what it does in a line."""
+_EXAMPLES = (
+    ("ds-rvqvae train --demo", "a first run, on any machine"),
+    ("ds-rvqvae train --data_path /data/BEAT2", "on GPUs 1 to 7"),
+)
+_LAST = """\
+ds-rvqvae COMMAND --help, or ds-rvqvae help COMMAND: its flags, with examples.
+eval "$(ds-rvqvae completion bash)": TAB completes commands and flags.
+"""
+
+
+class _MainParser(FlagParser):
+    """The parser above all commands, whose help has them in groups."""
+
+    def format_help(self) -> str:
+        lines = ["usage: ds-rvqvae COMMAND [flags]", "", "Trains tokenizers of human motion, and works with them.", ""]
+        for title, verbs in _VERBS.items():
+            lines += [title, *(f"  {verb:<12}{words}" for verb, (_, words) in verbs.items()), ""]
+        lines += ["examples", *(f"  {line:<42}{words}" for line, words in _EXAMPLES)]
+        return "\n".join([*lines, "", _LAST])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,22 +63,34 @@ def main(argv: list[str] | None = None) -> int:
     Args:
         argv: of a caller that goes on afterwards; None: the program's own, which ends with it.
     """
-    return exit_status_of(lambda: _run(sys.argv[1:] if argv is None else argv), is_program=argv is None)
+    line = sys.argv[1:] if argv is None else argv
+    # To stop watching is no failure.
+    stopped = {"stopped": (ExitStatus.DONE, "")} if line[:1] == ["monitor"] else {}
+    return exit_status_of(lambda: _run(line), is_program=argv is None, **stopped)
+
+
+def make_parser() -> FlagParser:
+    """The parser of every command, each still to be filled."""
+    parser = _MainParser(prog="ds-rvqvae")
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(metavar="COMMAND", parser_class=FlagParser)
+    for group in _VERBS.values():
+        for verb, (module, words) in group.items():
+            verbs.add_parser(
+                verb, help=words, description=f"{words[:1].upper()}{words[1:]}.", fill=_filler(verb, module)
+            )
+    return parser
 
 
 def _run(argv: list[str]) -> int:
-    parser = FlagParser(prog="ds-rvqvae", description="Tools round the training of motion tokenizers.")
-    parser.add_argument("--version", action="version", version=__version__)
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for verb, (module, words) in _VERBS.items():
-        verbs.add_parser(verb, help=words, fill=_filler(verb, module))
-    args = parser.parse_args(argv)
+    asked = argv[:1] == ["help"]
+    args = make_parser().parse_args([*argv[1:], "--help"] if asked else argv)
     status: int = args.verb(args)
     return status
 
 
-def _filler(verb: str, module: str) -> "Callable[[argparse.ArgumentParser], None]":
-    def fill(parser: argparse.ArgumentParser) -> None:
-        getattr(import_module(f"ds_rvqvae.cli.{module}"), f"add_{verb}")(parser)
+def _filler(verb: str, module: str) -> "Callable[[FlagParser], None]":
+    def fill(parser: FlagParser) -> None:
+        getattr(import_module(f"ds_rvqvae.{module}"), f"add_{verb}")(parser)
 
     return fill

@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ds_rvqvae.cli.common import TOKENIZER_HELP, add_json_flag, count, find_tokenizer, print_result
+from ds_rvqvae.cli.common import TOKENIZER_HELP, add_json_flag, count, find_tokenizer, positive_number, print_result
 from ds_rvqvae.errors import ExitStatus, text_of
 
 if TYPE_CHECKING:
+    from ds_rvqvae.data.files import Rate
     from ds_rvqvae.tokenizer.convert import Report
 
 
@@ -28,6 +29,12 @@ def add_decode(parser: argparse.ArgumentParser) -> None:
         help="BEAT2 or BVH motion for what the tokenizer does not cover (default: the encoded file, if it is still "
         "there)",
     )
+    parser.add_argument(
+        "--fps",
+        type=_rate,
+        metavar="source|N",
+        help="frames a second of the files: those of what was encoded, or N (default: the tokenizer's)",
+    )
     parser.add_argument("--matrices", action="store_true", help="write .npy matrices, whatever was encoded")
     parser.add_argument("--any_tokenizer", action="store_true", help="decode codes of another tokenizer too")
     parser.set_defaults(verb=_decode)
@@ -41,6 +48,15 @@ def _add_flags(verb: argparse.ArgumentParser, files: str, results: str) -> None:
     verb.add_argument("--workers", type=count, default=2, metavar="N", help="files at once (default: 2)")
     verb.add_argument("--overwrite", action="store_true", help="also what is done already")
     add_json_flag(verb)
+
+
+def _rate(text: str) -> "Rate":
+    if text == "source":
+        return "source"
+    try:
+        return positive_number(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}; give a number of frames a second, or source") from None
 
 
 def _encode(args: argparse.Namespace) -> int:
@@ -59,6 +75,7 @@ def _decode(args: argparse.Namespace) -> int:
     tokenizer = open_tokenizer(find_tokenizer(args.tokenizer))
     settings = {"levels": args.levels, "overwrite": args.overwrite, "workers": args.workers}
     settings |= {"source": args.source, "any_tokenizer": args.any_tokenizer, "matrices": args.matrices}
+    settings |= {"fps": args.fps}
     return _finish(args, decode_files(tokenizer, args.files, args.out, **settings))
 
 

@@ -82,58 +82,61 @@ class DataConfig(Section):
     """Where motion comes from and how it is cut."""
 
     path: Annotated[str | None, DataFacts(resume="free", store="source", reading=False)] = None
-    """A folder of motion files, one such file, one packed npz, or a prepared store."""
+    """Motion files, a packed npz, or a prepared store. A folder of motion files, or one such file."""
     format: Annotated[FormatName | None, _STORE] = None
-    """How the files are read; null: by what is in the folder."""
+    """How files are read. null: by what is in the folder."""
     body_part: Annotated[str, Field(min_length=1), _INPUTS] = "upper"
     """Which columns are used: a part of SMPL-X and SMPL-H data, or one of `body_parts`. Other data give all their
     columns."""
     body_parts: Annotated[dict[str, Annotated[list[str | int], Field(min_length=1)]] | None, _FREE] = None
-    """Body parts of your own: a name, and its joints by name (`Left*` stands for several) or by number."""
+    """Body parts of your own, by joints' names. A name, and its joints by name (`Left*` stands for several) or
+    number."""
     speakers: Annotated[list[int] | None, _STORE] = None
-    """Only BEAT2 clips of these speakers (the leading number of a clip's name)."""
+    """Only BEAT2 clips of these speakers. Their numbers lead the clips' names."""
     window_size: Annotated[Count, _FREE] = 128
-    """Frames a training window (T2M-GPT and MoMask: 64)."""
+    """Frames per training window. (T2M-GPT and MoMask: 64.)"""
     window_stride: Annotated[Count, _FREE] = 64
-    """Frames from the start of one window to the next."""
+    """Frames from one window's start to the next."""
     window_sizes: Annotated[Annotated[list[Count], Field(min_length=1)] | None, _FREE] = None
-    """Several lengths of training windows: each step takes one of them, with as many windows as keep the frames a
+    """Several lengths of training windows. Each step takes one of them, with as many windows as keep the frames a
     batch those of `window_size`."""
     balance: Annotated[Literal["speaker", "set"] | None, _FREE] = None
-    """Draw training windows evenly from speakers, or from sets (the first folder of a clip's name)."""
+    """Draw windows evenly from speakers or sets. A set is the first folder of a clip's name."""
     weights: Annotated[dict[str, Annotated[float, Field(ge=0)]] | None, _FREE] = None
-    """With `balance`: how much of a speaker or set is drawn, relative to 1 for those not named."""
+    """With balance: weight per speaker or set. Relative to 1 for those not named."""
     split: Annotated[Literal["auto", "time", "hash"], _STORE] = "auto"
-    """auto: the data's own split, else by a hash of the clip's name, else (a single clip) by time; time: the last part
-    of every clip is held out."""
+    """How train, val and test are split. auto: the data's own split, else by a hash of the clip's name, else (a single
+    clip) by time; time: the last part of every clip is held out."""
     fps: Annotated[float, Field(gt=0, le=1000), DataFacts(resume="fixed", store="setting", reading=False)] = 30.0
-    """Frames a second; motion at another rate is resampled."""
+    """Frames per second that training sees. Motion at another rate is resampled."""
     source_fps: Annotated[Annotated[float, Field(gt=0, le=1e5)] | None, _READING] = None
-    """Frames a second of the files, whatever they say themselves; null: what they say, or what is known of their
+    """Frames per second of the files themselves. Whatever they say; null: what they say, or what is known of their
     format."""
     metres_per_unit: Annotated[Annotated[float, Field(gt=0)] | None, _READING] = None
-    """Length of a BVH file's unit; null: what the file says, else recognised by how tall its skeleton is."""
+    """Length of a BVH file's unit, in metres. null: what the file says, else recognised by how tall its skeleton is."""
     up_axis: Annotated[Literal["y", "z"] | None, _READING] = None
     """The axis that points up in the files. z (AMASS, some BVH exports) is turned so that y does; null: y, and
     refused where the figures lie then."""
     split_version: Annotated[Annotated[str, Field(min_length=1)] | None, _STORE] = None
-    """The folder that the split lists are taken from, by name, where there are several (`split/version1`, …)."""
+    """Folder of split lists, where there are several. By its name (`split/version1`, …)."""
     reading_version: Annotated[Literal[1, 2], _READING] = 2
-    """The rules by which files are read. 1: those of ds_rvqvae up to 0.2, for stores, runs and tokenizers of then."""
+    """Rules by which files are read. 1: those of ds_rvqvae up to 0.2, for stores, runs and tokenizers of then."""
     store_dtype: Annotated[Literal["float32", "float16", "bfloat16"], _STORE] = "float32"
-    """How numbers are kept on disk."""
+    """Numbers in the store on disk."""
     rules: Annotated[RulesConfig, _STORE] = RulesConfig()
+    """What is left out as no motion. A clip is cut around it; the report names file, frames and rule."""
     mean_file: Annotated[str | None, _INPUTS] = None
-    """A .npy file with one mean a column, in place of the training split's."""
+    """A .npy file of means to normalise by. One per column, in place of the training split's."""
     std_file: Annotated[str | None, _INPUTS] = None
-    """A .npy file with one standard deviation a column."""
+    """A .npy file of standard deviations, likewise."""
     std_floor: Annotated[float, Field(gt=0), _INPUTS] = 0.01
-    """Smallest standard deviation that columns are divided by."""
+    """Smallest standard deviation to divide by."""
     feat_bias: Annotated[float, Field(gt=0), _INPUTS] = 1.0
-    """HumanML3D and KIT features: the root's and the feet's columns weigh this many times as much (MoMask: 5)."""
+    """HumanML3D, KIT: weight of root and feet. Their columns weigh this many times as much (MoMask: 5)."""
     augment: Annotated[AugmentConfig, _FREE] = AugmentConfig()
+    """Random changes of training windows. Drawn anew by seed for every sample; scoring never sees them."""
     num_workers: Annotated[int, Field(ge=0, le=256), _FREE] = 2
-    """Threads a rank that gather batches; 0 gathers in the training thread."""
+    """Threads per rank that gather batches. 0 gathers in the training thread."""
 
     @model_validator(mode="after")
     def _parts_are_known(self) -> "DataConfig":

@@ -44,10 +44,11 @@ class Section(BaseModel):
 
 class OptimizerParams(Section):
     lr: Annotated[float, Field(gt=0)] = 2e-4
-    """Learning rate before warm-up and milestones."""
+    """Learning rate, before its schedule."""
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.99]
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Weight decay of the optimizer."""
     torch_adam: Literal[True] = True
     """torch's own AdamW, which needs no compiler on the user's machine; DeepSpeed's does not take `fused`."""
     fused: bool = True
@@ -160,14 +161,14 @@ class DeepSpeedKeys(Section):
     train_batch_size: Count | None = None
     """Global batch; binds the profile to one number of ranks, so the shipped profiles leave it out."""
     train_micro_batch_size_per_gpu: Count
-    """Windows a rank takes at once."""
+    """Windows per GPU and micro batch."""
     gradient_accumulation_steps: Count = 1
-    """Micro batches summed before an optimizer step."""
+    """Micro batches summed before a step."""
     optimizer: OptimizerSection = OptimizerSection()
     bf16: Bf16Section = Bf16Section()
     zero_optimization: ZeroSection = ZeroSection()
     gradient_clipping: Annotated[float, Field(ge=0)] = 1.0
-    """Largest norm of the whole gradient; 0 is off."""
+    """Largest norm of the gradient; 0: off."""
     activation_checkpointing: ActivationCheckpointingSection = ActivationCheckpointingSection()
     data_types: DataTypesSection | None = None
     tensorboard: TensorboardSection = TensorboardSection()

@@ -4,7 +4,9 @@ Every field of the profile's `rvqvae` object is a flag of its own name; a few of
 """
 
 import argparse
+import functools
 import json
+import re
 import types
 import typing
 from pathlib import Path
@@ -15,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from ds_rvqvae.config.data import is_part_name
 from ds_rvqvae.config.names import BODY_PARTS
-from ds_rvqvae.config.profile import RvqvaeConfig, section_at
+from ds_rvqvae.config.profile import Profile, RvqvaeConfig, load_profile, section_at, shipped_profiles
 
 ON_OFF = {"on": "true", "off": "false"}
 PRECISIONS = {"bf16": "true", "no": "false"}
@@ -30,6 +32,10 @@ DEEPSPEED_FLAGS = {
 }
 """Flags that set DeepSpeed's own keys: flag to JSON path."""
 
+_MOST_IN_A_METAVAR = 3
+"""Words that a flag may be given, where they stand in its place for a value."""
+_PATHS = ("data_path", "mean_file", "std_file", "init_from")
+
 PROFILE_FLAGS = {
     **DEEPSPEED_FLAGS,
     **{
@@ -41,19 +47,43 @@ PROFILE_FLAGS = {
 """Every flag that sets a key of the profile: flag to JSON path."""
 
 
+START, PLACES = "start here", "GPUs and machines"
+_TITLES = {
+    "deepspeed": "batch and optimizer (DeepSpeed's keys)",
+    "data": "motion (rvqvae.data)",
+    "model": "nets and quantizer (rvqvae.model)",
+    "loss": "losses (rvqvae.loss)",
+    "schedule": "learning rate over time (rvqvae.schedule)",
+    "training": "length, records and memory (rvqvae.training)",
+}
+"""Titles of groups of flags, in the help's order: what the first runs need stands first, under START."""
+_AT_START = ("data_path", "body_part", "batch_size", "total_iter")
+
+
+def group_of(parser: argparse.ArgumentParser, title: str) -> argparse._ArgumentGroup:
+    """The group of flags under a title, new at the end where there is none."""
+    there = [group for group in parser._action_groups if group.title == title]
+    return there[0] if there else parser.add_argument_group(title)
+
+
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
     """Adds every flag of training to `parser`; see `config.request` for what becomes of them."""
-    run = parser.add_argument_group("run")
-    run.add_argument(
+    for title in (START, PLACES, *_TITLES.values()):
+        group_of(parser, title)
+    start = group_of(parser, START)
+    _add_profile_flag(start, "data_path")
+    start.add_argument(
         "--profile",
         "--deepspeed_config",
         metavar="NAME|FILE",
-        help="a shipped profile or a JSON file; every other default comes from it (default: that of the run named by "
-        "--resume, else baseline)",
+        help=f"{', '.join(_shipped())}, or a JSON file; its values are the defaults of all that follows (default: that "
+        "of the run named by --resume, else baseline)",
     )
-    run.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)")
-    run.add_argument("--name", help="the run's folder in --out (default: profile and body part, numbered)")
-    run.add_argument(
+    for flag in _AT_START[1:]:
+        _add_profile_flag(start, flag)
+    start.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs [runs]")
+    start.add_argument("--name", help="the run's folder in --out [PROFILE-DATA, and body part, numbered]")
+    start.add_argument(
         "--resume",
         nargs="?",
         const=True,
@@ -61,19 +91,47 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
         metavar="TAG|RUN",
         help="go on from the newest whole checkpoint, or start where none is; or from this checkpoint or run",
     )
-    run.add_argument(
+    start.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="PATH=VALUE",
-        help="override any key of the profile, after all other flags; repeatable",
+        help="any key of the profile, over all other flags; repeatable",
     )
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    for flag, path in PROFILE_FLAGS.items():
-        title = "deepspeed" if flag in DEEPSPEED_FLAGS else path.split(".")[1]
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title, "defaults come from the profile")
-        groups[title].add_argument(f"--{flag}", **_argument_of(flag, path))
+    for flag in PROFILE_FLAGS:
+        if flag not in _AT_START:
+            _add_profile_flag(group_of(parser, _title_of(flag)), flag)
+
+
+def _title_of(flag: str) -> str:
+    return _TITLES["deepspeed" if flag in DEEPSPEED_FLAGS else PROFILE_FLAGS[flag].split(".")[1]]
+
+
+def _add_profile_flag(group: argparse._ArgumentGroup, flag: str) -> None:
+    action = group.add_argument(f"--{flag}", **_argument_of(flag, PROFILE_FLAGS[flag]))
+    action.shown_default = lambda: default_text(flag)  # type: ignore[attr-defined]
+
+
+def _shipped() -> list[str]:
+    return list(shipped_profiles()) or ["baseline"]
+
+
+@functools.cache
+def _baseline() -> Profile:
+    return load_profile("baseline")
+
+
+def default_text(flag: str) -> str:
+    """What a flag's key is in `baseline`, as the flag is given it; empty where it is nothing, or an object."""
+    value: Any = _baseline()
+    for key in PROFILE_FLAGS[flag].split("."):
+        value = getattr(value, key)
+    if value is None or isinstance(value, BaseModel | dict):
+        return ""
+    if isinstance(value, bool):
+        words = PRECISIONS if flag == "mixed_precision" else ON_OFF
+        return next(word for word, json_word in words.items() if json_word == json.dumps(value))
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _field(path: str) -> FieldInfo:
@@ -118,28 +176,40 @@ def _body_parts(text: str) -> str:
     return ",".join(parts)
 
 
+def first_sentence(text: str) -> str:
+    """Of a key's description, for a line of help: without its full stop, and small at the start."""
+    sentence = re.split(r"(?<! al)\.(?:\s|$)", " ".join(text.split()), maxsplit=1)[0]
+    is_name = any(letter.isupper() for letter in sentence.split(" ")[0][1:])
+    return sentence if is_name else sentence[:1].lower() + sentence[1:]
+
+
 def _argument_of(flag: str, path: str) -> dict[str, Any]:
     """argparse's keywords for one flag, from its field in the profile."""
     field = _field(path)
-    keywords: dict[str, Any] = {
-        "help": (field.description or f"Key {path} of the profile.").replace("\n", " ").replace("%", "%%")
-    }
+    keywords: dict[str, Any] = {"help": first_sentence(field.description or "").replace("%", "%%")}
+    kinds = _kinds(field.annotation)
     if flag == "mixed_precision":
-        keywords |= {"nargs": "?", "const": "bf16", "choices": list(PRECISIONS), "help": "bf16 (also when bare), or no"}
+        keywords |= {"nargs": "?", "const": "bf16", "choices": list(PRECISIONS), "metavar": "|".join(PRECISIONS)}
+        keywords["help"] = "arithmetic of the nets; bare: bf16"
     elif flag == "body_part":
-        several = "Launchers take several, by commas, and train them in turn."
         keywords |= {"type": _body_parts, "metavar": "PART[,PART…]"}
-        keywords["help"] = f"{', '.join(BODY_PARTS)}, or one of --body_parts. {keywords['help']} {several}"
+        keywords["help"] = (
+            f"of SMPL-X: {', '.join(BODY_PARTS)}, or one of --body_parts; several, by commas, are trained in turn"
+        )
     elif field.annotation is bool:
-        keywords |= {"nargs": "?", "const": "on", "choices": list(ON_OFF)}
+        keywords |= {"nargs": "?", "const": "on", "choices": list(ON_OFF), "metavar": "|".join(ON_OFF)}
     elif choices := _choices(field.annotation):
-        keywords |= {"choices": choices}
+        keywords |= {"choices": choices, "metavar": "|".join(map(str, choices))}
+        if len(choices) > _MOST_IN_A_METAVAR:
+            keywords |= {"metavar": "NAME", "help": f"{keywords['help']}: {', '.join(choices)}"}
     elif _is_list(field.annotation):
         keywords |= {"metavar": "N,N,…"}
     elif _is_object(field.annotation):
         keywords |= {"metavar": "JSON"}
+    elif flag in _PATHS:
+        keywords |= {"metavar": "PATH"}
     else:
-        keywords |= {"metavar": "PATH" if field.annotation == str | None else "N"}
+        keywords |= {"metavar": "NAME" if str in kinds else "X" if float in kinds else "N"}
     return keywords
 
 

@@ -3,6 +3,8 @@
 import argparse
 import math
 
+from ds_rvqvae.config.flags import PLACES, START, group_of
+
 DEFAULT_INCLUDE = "localhost:1,2,3,4,5,6,7"
 """The GPUs of a box whose GPU 0 drives the desk."""
 HANG_TIMEOUT = 120.0
@@ -17,51 +19,74 @@ DEEPSPEED_SWITCHES = (
     "no_ssh", "no_ssh_check", "force_multi", "save_pid", "bind_cores_to_rank", "no_local_rank", "quiet",
 )  # fmt: skip
 """deepspeed's own flags, handed through: those that take a value, and those that do not."""
+_HANDED_ON = {
+    "hostfile": ("FILE", "hosts and their slots, a line each"),
+    "num_nodes": ("N", "take the first N hosts of it"),
+    "master_addr": ("HOST", "where rank 0 is"),
+    "node_rank": ("N", "which host this is, with --no_ssh"),
+    "launcher": ("NAME", "how other hosts are reached [pdsh]"),
+    "launcher_args": ("TEXT", "flags for that"),
+    "enable_each_rank_log": ("DIR", "a log per rank, in DIR"),
+    "bind_core_list": ("CORES", "cores to bind ranks to, as 0-15,32"),
+    "ssh_port": ("PORT", "of ssh on the other hosts"),
+    "venv_script": ("FILE", "to be sourced on the other hosts"),
+    "log_level": ("LEVEL", "of deepspeed's launcher"),
+    "no_ssh": ("", "start ranks here only, one call per host"),
+    "no_ssh_check": ("", "do not try ssh first"),
+    "force_multi": ("", "treat one host as several"),
+    "save_pid": ("", "write the launcher's pid into a file"),
+    "bind_cores_to_rank": ("", "give each rank cores of its own"),
+    "no_local_rank": ("", "pass no --local_rank to ranks"),
+    "quiet": ("", "less of deepspeed's own output"),
+}
+"""What stands in the help for a value of theirs, and what each does."""
 _SHORT = {"hostfile": ["-H"], "quiet": ["-q"]}
 
 
 def add_launch_flags(parser: argparse.ArgumentParser) -> None:
     """Adds what the launcher itself takes: where ranks run, what is done about faults, NCCL."""
-    start = parser.add_argument_group("start")
-    start.add_argument("--demo", action="store_true", help="train on motion made for it, on what devices there are")
-    start.add_argument(
-        "--dry_run", action="store_true", help="check everything, print plan, checks and the deepspeed command"
+    start, places = group_of(parser, START), group_of(parser, PLACES)
+    start.add_argument("--demo", action="store_true", help="train on made motion, on any machine")
+    start.add_argument("--dry_run", action="store_true", help="only check; print plan, checks and command")
+    places.add_argument(
+        "-i",
+        "--include",
+        metavar="HOST:SLOTS",
+        help=f"GPUs (default: CUDA_VISIBLE_DEVICES, else {DEFAULT_INCLUDE}, or all of a hostfile's)",
     )
-    start.add_argument(
-        "-i", "--include", metavar="HOST:SLOTS", help=f"GPUs (default: {DEFAULT_INCLUDE}, or all of a hostfile's)"
-    )
-    start.add_argument("-e", "--exclude", metavar="HOST:SLOTS", help="take all GPUs but these")
-    start.add_argument(
+    places.add_argument("-e", "--exclude", metavar="HOST:SLOTS", help="take all GPUs but these")
+    places.add_argument(
         "--num_gpus", "--num_accelerators", type=int, metavar="N", help="take GPUs 0 to N-1 (of every host)"
     )
-    start.add_argument("--master_port", type=int, metavar="PORT", help="default: a port that is free")
-    start.add_argument(
+    places.add_argument("--master_port", type=int, metavar="PORT", help="of the ranks (default: one that is free)")
+    places.add_argument(
         "--require_idle",
         nargs="?",
         const="0",
         metavar="IDS",
-        help="refuse to start unless these GPUs are idle (bare: 0)",
+        help="start only if these GPUs are idle (bare: 0)",
     )
+    places.add_argument("--share_gpus", action="store_true", help="take GPUs on which other users compute, too")
     faults = parser.add_argument_group("faults")
     faults.add_argument(
         "--hang_timeout",
         type=_hang_timeout,
         default=HANG_TIMEOUT,
         metavar="SECONDS",
-        help=f"end a run whose ranks give no sign of life or finish no step for so long; 0 never does "
-        f"(default: {HANG_TIMEOUT:.0f})",
+        help=f"end a run that stands still; 0: never [{HANG_TIMEOUT:.0f}]",
     )
     faults.add_argument(
         "--max_restarts",
         type=_restarts,
         default=0,
         metavar="N",
-        help="start a run in which a rank died or hung again from the newest checkpoint, N times at most (default: 0)",
+        help="go on by itself where a rank died or hung [0]",
     )
     nccl = parser.add_argument_group("NCCL")
     nccl.add_argument(
-        "--nccl_debug", nargs="?", const="INFO", choices=("VERSION", "WARN", "INFO", "TRACE"), help="bare: INFO"
-    )
+        "--nccl_debug", nargs="?", const="INFO", choices=("VERSION", "WARN", "INFO", "TRACE"), metavar="LEVEL",
+        help="NCCL's own log: VERSION, WARN, INFO, TRACE (bare: INFO)",
+    )  # fmt: skip
     nccl.add_argument(
         "--nccl_socket_ifname",
         nargs="?",
@@ -70,18 +95,18 @@ def add_launch_flags(parser: argparse.ArgumentParser) -> None:
         help="network interfaces (bare: ^docker0,lo; default: the loopback's on one machine, NCCL's choice on several)",
     )
     nccl.add_argument("--nccl_ib_disable", action="store_true", help="no InfiniBand")
-    nccl.add_argument("--nccl_p2p_disable", action="store_true", help="no direct transfers between cards")
+    nccl.add_argument("--nccl_p2p_disable", action="store_true", help="no direct transfers between GPUs")
 
 
 def add_deepspeed_flags(parser: argparse.ArgumentParser) -> None:
     """Adds what deepspeed's own launcher takes."""
-    handed_on = parser.add_argument_group("deepspeed's launcher", "handed through; `deepspeed --help` explains them")
+    handed_on = parser.add_argument_group("deepspeed's launcher", "Handed through; `deepspeed --help` explains them.")
     for name in DEEPSPEED_VALUES:
-        handed_on.add_argument(
-            *_SHORT.get(name, []), f"--{name}", type=int if name in ("num_nodes", "node_rank") else str, metavar="X"
-        )
+        metavar, words = _HANDED_ON[name]
+        kind = int if name in ("num_nodes", "node_rank") else str
+        handed_on.add_argument(*_SHORT.get(name, []), f"--{name}", type=kind, metavar=metavar, help=words)
     for name in DEEPSPEED_SWITCHES:
-        handed_on.add_argument(*_SHORT.get(name, []), f"--{name}", action="store_true")
+        handed_on.add_argument(*_SHORT.get(name, []), f"--{name}", action="store_true", help=_HANDED_ON[name][1])
 
 
 def _hang_timeout(text: str) -> float:

@@ -36,78 +36,79 @@ class ModelConfig(Section):
     width: Annotated[Count, _WEIGHTS] = 512
     """Channels inside encoder and decoder."""
     depth: Annotated[Count, _WEIGHTS] = 3
-    """Residual blocks a stage."""
+    """Residual blocks per stage."""
     down_t: Annotated[int, Field(ge=0, le=8), _NETS] = 2
-    """Down-sampling layers."""
+    """Down-sampling layers of encoder and decoder. A code stands for stride_t**down_t frames."""
     stride_t: Annotated[int, Field(ge=1, le=8), replace(_NETS, formats="some")] = 2
     """Temporal stride of each down-sampling layer."""
     dilation_growth_rate: Annotated[int, Field(ge=1, le=8), _NETS] = 3
-    """Dilation of block i is this to the power i; the largest comes first."""
+    """Block i is dilated by this to the power i. The largest dilation comes first."""
     activation: Annotated[Literal["relu", "silu", "gelu"], replace(_NETS, formats="some")] = "relu"
-    """In the residual blocks, as in T2M-GPT, and where `outer_activation` is null outside them."""
+    """Activation in the residual blocks. As in T2M-GPT; where `outer_activation` is null, outside them too."""
     outer_activation: Annotated[
         Literal["relu", "silu", "gelu"] | None, replace(_NETS, codes="setting if set", formats="some")
     ] = None
-    """After the first convolution of encoder and decoder and before the decoder's last. T2M-GPT and MoMask have relu
-    there whatever the blocks have; null: that of the blocks."""
+    """Activation outside the residual blocks. After the first convolution of encoder and decoder and before the
+    decoder's last; T2M-GPT and MoMask have relu there whatever the blocks have; null: that of the blocks."""
     norm: Annotated[Literal["LN", "GN"] | None, _NETS] = None
-    """LN: layer norm over channels; GN: group norm of 32 groups (T2M-GPT)."""
+    """Normalisation in the blocks: layer or group. LN: layer norm over channels; GN: group norm of 32 groups
+    (T2M-GPT)."""
     dropout: Annotated[float, Field(ge=0, lt=1), _TRAINING] = 0.2
     """Dropout at the end of each residual block."""
     weight_init: Annotated[Literal["torch", "he"], _TRAINING] = "torch"
-    """First weights of the convolutions: torch's own, which make each layer's output smaller than its input, or those
-    that keep its size (He et al. 2015)."""
+    """First weights of the convolutions. torch: its own, which make each layer's output smaller than its input; he:
+    those that keep its size (He et al. 2015)."""
     zero_init_residual: Annotated[bool, _TRAINING] = False
-    """Residual blocks start as the identity: the weights of their last convolution are 0 (Zhang et al. 2019, Fixup)."""
+    """Residual blocks start as the identity. The weights of their last convolution are 0 (Zhang et al. 2019, Fixup)."""
     code_dim: Annotated[Count, _WEIGHTS] = 128
     """Length of a code vector. Short ones are found by more of the latents (Yu et al. 2021, ViT-VQGAN)."""
     nb_code: Annotated[Count, _WEIGHTS] = 1024
-    """Codes a level."""
+    """Codes per level."""
     num_quantizers: Annotated[Count, replace(_NETS, formats="some")] = 6
     """Levels of the residual quantizer."""
     shared_codebook: Annotated[bool, replace(_NETS, codebooks_only=True)] = False
-    """All levels use one codebook (Lee et al. 2022, RQ-VAE; MoMask)."""
+    """All levels use one codebook. (Lee et al. 2022, RQ-VAE; MoMask.)"""
     mu: Annotated[float, Field(ge=0, lt=1), _CODEBOOKS] = 0.99
-    """Decay of the moving averages that codebooks are made of (Razavi et al. 2019, VQ-VAE-2)."""
+    """Decay of the codebooks' moving averages. (Razavi et al. 2019, VQ-VAE-2.)"""
     mu_warm_up: Annotated[int, Field(ge=0), _AVERAGES] = 9
-    """Update t of the averages decays by t / (t + this) where that is less than mu, as TensorFlow's
-    ExponentialMovingAverage does with 9; 0: by mu from the start."""
+    """How slowly the decay rises to mu; 0: at once. Update t of the averages decays by t / (t + this) where that is
+    less than mu, as TensorFlow's ExponentialMovingAverage does with 9."""
     quantize_dropout_prob: Annotated[Share, _TRAINING] = 0.2
-    """How often a step trains only the first levels (Zeghidour et al. 2021, SoundStream)."""
+    """How often a step trains first levels only. (Zeghidour et al. 2021, SoundStream.)"""
     quantize_dropout_min_levels: Annotated[Count, _TRAINING] = 1
-    """Levels that such a step trains at the least (vector-quantize-pytorch)."""
+    """Levels that such a step trains at least. (As in vector-quantize-pytorch.)"""
     fsq_levels: Annotated[list[Annotated[int, Field(ge=2)]] | None, _GRID] = None
-    """In place of codebooks a fixed grid: cells a column of the latents, of the columns a level has (Mentzer et al.
-    2023, finite scalar quantization). Their product is nb_code, and code_dim is 1 to num_quantizers times as many
+    """Fixed grid, no codebooks: cells per column. Of the columns of the latents that a level has (Mentzer et al. 2023,
+    finite scalar quantization). Their product is nb_code, and code_dim is 1 to num_quantizers times as many
     columns: 1, and each level divides the cells of the level before; num_quantizers, and it has columns of its own."""
     sample_codebook_temp: Annotated[float, Field(ge=0), _CODEBOOKS] = 0.0
-    """Gumbel noise on the choice of codes while training (MoMask), relative to the level's mean nearest distance; 0 is
-    off."""
+    """Noise on the choice of codes; 0: off. Gumbel's, while training (MoMask), relative to the level's mean nearest
+    distance."""
     sample_anneal_iter: Annotated[Count | None, _CODEBOOKS] = None
-    """Steps over which that noise falls linearly to nothing (annealed as in Jang et al. 2017); null: it stays."""
+    """Steps over which that noise falls to nothing. Linearly (annealed as in Jang et al. 2017); null: it stays."""
     codebook_distance: Annotated[
         Literal["euclidean", "cosine"], replace(_QUANTIZER, codebooks_only=True, lineage="codes")
     ] = "euclidean"
-    """Which code is the nearest; cosine: by angle, as in ViT-VQGAN (Yu et al. 2021), whatever its length."""
+    """Which code is nearest. cosine: by angle, as in ViT-VQGAN (Yu et al. 2021), whatever its length."""
     gradient: Annotated[Literal["straight_through", "rotation_trick"], _GRADIENT] = "straight_through"
-    """What gradient passes the quantizer: as it comes (van den Oord et al. 2017), or turned and stretched as the latent
-    is into its code (Fifty et al. 2024)."""
+    """Gradient through the quantizer. As it comes (van den Oord et al. 2017), or turned and stretched as the latent is
+    into its code (Fifty et al. 2024)."""
     input_noise: Annotated[float, Field(ge=0), _TRAINING] = 0.0
-    """Standard deviation of noise on the normalised motion that the encoder sees while training; the losses do not see
-    it (Vincent et al. 2008, denoising autoencoders)."""
+    """Noise on the encoder's input in training. Its standard deviation, on normalised motion; the losses do not see it
+    (Vincent et al. 2008, denoising autoencoders)."""
     codebook_init: Annotated[Literal["samples", "kmeans"], replace(_CODEBOOKS, lineage="codes")] = "samples"
-    """First codebooks: latents of the first global batch, or their k-means centres (Zeghidour et al. 2021,
-    SoundStream)."""
+    """What first codebooks are made of. Latents of the first global batch, or their k-means centres (Zeghidour et al.
+    2021, SoundStream)."""
     beam_size: Annotated[int, Field(ge=1, le=64), replace(_CODEBOOKS, codes="setting if set")] = 1
-    """Outside training, beam search: so many sums of codes are followed from level to level, and the nearest wins in
-    the end (Liu et al. 2015, improved residual vector quantization). Its first levels alone may do less well than those
-    of 1: the nearest code of each level, as while training."""
+    """Beam of the search for codes; 1: none. Outside training so many sums of codes are followed from level to level,
+    and the nearest wins in the end (Liu et al. 2015, improved residual vector quantization). Its first levels alone may
+    do less well than those of 1: the nearest code of each level, as while training."""
     dead_code_threshold: Annotated[Share, _AVERAGES] = 0.1
-    """A code used less than this share of uniform use is replaced by a latent of the batch (Défossez et al. 2024,
-    Moshi); 0: none is."""
+    """Codes used less than this are replaced. A share of uniform use; a latent of the batch takes the code's place
+    (Défossez et al. 2024, Moshi); 0: none is replaced."""
     lineage: Annotated[bool, _CODEBOOKS] = False
-    """MoMask's arithmetic for comparison: one straight-through estimator a level, absolute sampling temperature, codes
-    with an average count under 1 overwritten by the first rows of the batch, full inertia from the first step."""
+    """MoMask's own arithmetic, for comparison. One straight-through estimator a level, absolute sampling temperature,
+    codes with an average count under 1 overwritten by the first rows of the batch, full inertia from the first step."""
 
     @model_validator(mode="after")
     def _options_fit(self) -> "ModelConfig":
@@ -183,17 +184,18 @@ def _check_scalar_quantization(model: ModelConfig, cells: list[int]) -> None:
 
 class LossConfig(Section):
     recons_loss: Annotated[Literal["l1", "l2", "l1_smooth"], FREE] = "l1_smooth"
-    """Loss of the reconstruction and of its velocity."""
+    """Kind of reconstruction loss. That of its velocity is of the same kind."""
     commit: Annotated[float, Field(ge=0), FREE] = 0.02
-    """Weight of the commitment loss: the squared distance of latents to their codes (van den Oord et al. 2017)."""
+    """Weight of the commitment loss. The squared distance of latents to their codes (van den Oord et al. 2017)."""
     loss_vel: Annotated[float, Field(ge=0), FREE] = 0.5
-    """Weight of the loss of frame differences (T2M-GPT, MoMask, EMAGE)."""
+    """Weight of the loss of frame differences. (T2M-GPT, MoMask, EMAGE.)"""
     loss_acc: Annotated[float, Field(ge=0), FREE] = 0.0
-    """Weight of the loss of second differences (EMAGE)."""
+    """Weight of the loss of second differences. (EMAGE.)"""
     loss_rotation: Annotated[float, Field(ge=0), FREE] = 0.0
-    """Weight of the loss on the joints' rotations, whatever the normalisation (EMAGE)."""
+    """Weight of the loss on rotations. On the joints' own, whatever the normalisation (EMAGE)."""
     rotation_distance: Annotated[Literal["matrix", "geodesic"], FREE] = "matrix"
-    """Of that loss: mean absolute difference of rotation matrices, or the geodesic angle in radians (EMAGE)."""
+    """How rotations are compared. Mean absolute difference of matrices, or the geodesic angle in radians (EMAGE)."""
     joint_weights: Annotated[dict[str, Annotated[float, Field(ge=0)]] | None, FREE] = None
-    """How much joints weigh in the reconstruction's and its differences' losses, by name (`*Hand` stands for several),
-    relative to 1 for those not named; the weights' mean is brought to 1. In place of a loss by body part (EMAGE)."""
+    """Weights of joints in the losses, by name. For the reconstruction and its differences (`*Hand` stands for
+    several), relative to 1 for those not named; the weights' mean is brought to 1. In place of a loss by body part
+    (EMAGE)."""

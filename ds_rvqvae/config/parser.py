@@ -1,27 +1,65 @@
 """How command lines are read; it takes nothing of the profile, so that help answers at once."""
 
 import argparse
-import difflib
+import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from ds_rvqvae.errors import ExitStatus, printable
 from ds_rvqvae.process.command import print_out
 
+_HELP = ("-help", "--h", "-?")
+"""Other spellings of `--help`."""
+_MOST_IN_USAGE = 4
+"""Flags that a usage line names; of more it says that there are."""
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """argparse's, with a line per flag wherever that has room.
+
+    An action with `shown_default`, a callable, has what it gives in brackets behind its help.
+    """
+
+    def __init__(self, prog: str, **named: Any) -> None:
+        super().__init__(prog, **{"max_help_position": 30, **named})
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        default = getattr(action, "shown_default", lambda: "")()
+        return f"{action.help or ''} [{default}]".replace("%", "%%") if default else action.help or ""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
+    def _format_action(self, action: argparse.Action) -> str:
+        text = super()._format_action(action)
+        lines = text.splitlines()
+        if len(lines) == 2:
+            first, second = lines[0], lines[1].strip()
+            if action.help and len(first) + 2 + len(second) <= self._width:
+                return f"{first}  {second}\n"
+        return text
+
 
 class FlagParser(argparse.ArgumentParser):
     """A parser whose refusals are one line on stderr and exit status 2; abbreviated flags are refused.
 
+    A parser with commands below it prints its help where none is given, and ends with status 0.
+
     Args:
         fill: adds its arguments, once it has something to parse: a verb's parser that is not asked for stays empty.
+
+    Attributes:
+        examples: command lines without the program's name, each with what it does, for the end of the help.
     """
 
-    def __init__(
-        self, *arguments: Any, fill: "Callable[[argparse.ArgumentParser], None] | None" = None, **keywords: Any
-    ) -> None:
-        super().__init__(*arguments, **{**keywords, "allow_abbrev": False})
+    def __init__(self, *arguments: Any, fill: "Callable[[FlagParser], None] | None" = None, **keywords: Any) -> None:
+        super().__init__(*arguments, **{"formatter_class": HelpFormatter, **keywords, "allow_abbrev": False})
         self._fill = fill
+        self.examples: Sequence[tuple[str, str]] = ()
 
     def fill(self) -> None:
         """Adds the arguments that are still to be added."""
@@ -32,7 +70,43 @@ class FlagParser(argparse.ArgumentParser):
     def parse_known_args(self, *given: Any, **named: Any) -> Any:
         """As argparse's."""
         self.fill()
-        return super().parse_known_args(*given, **named)
+        line, *rest = given or (named.pop("args", None),)
+        words = sys.argv[1:] if line is None else list(line)
+        return super().parse_known_args(["--help" if word in _HELP else word for word in words], *rest, **named)
+
+    def add_subparsers(self, **keywords: Any) -> Any:
+        """As argparse's; where no command is given, the verb in use shows the help of this parser."""
+
+        def show_help(_: object) -> int:
+            self.print_help()
+            return ExitStatus.DONE
+
+        self.set_defaults(verb=show_help)
+        return super().add_subparsers(**{**keywords, "required": False})
+
+    def format_help(self) -> str:
+        """As argparse's, with the examples at the end."""
+        usage = self.usage
+        # Where it is the only one without a group, `--help` is the last that a reader looks for.
+        self._action_groups.sort(key=lambda group: group is self._optionals and len(group._group_actions) == 1)
+        if usage is None and len([action for action in self._actions if action.option_strings]) > _MOST_IN_USAGE:
+            self.usage = self._short_usage()
+        try:
+            text = super().format_help()
+        finally:
+            self.usage = usage
+        if not self.examples:
+            return text
+        shown = [f"  # {words}\n  {self.prog} {line}" for line, words in self.examples]
+        return "\n".join([text, "examples:", *shown, ""])
+
+    def _short_usage(self) -> str:
+        """What must be given, and that there are flags."""
+        formatter = self._get_formatter()
+        required = [action for action in self._actions if action.option_strings and action.required]
+        positional = [action for action in self._actions if not action.option_strings]
+        line = formatter._format_actions_usage([*positional, *required], [])
+        return f"%(prog)s {line.replace('%', '%%')} [flags]"
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """argparse's, which takes no heed of what it cannot write."""
@@ -41,18 +115,31 @@ class FlagParser(argparse.ArgumentParser):
         else:
             super()._print_message(message, file)
 
-    def error(self, message: str) -> NoReturn:
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            from ds_rvqvae.config.hints import of_command
+
+            self.error(f"no command {value!r}{of_command(value, action.choices)}", "--help lists the commands")
+        super()._check_value(action, value)
+
+    def error(self, message: str, advice: str = "--help lists the flags") -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown != message:
-            message = f"unknown flag {unknown}{self._nearest_flag(unknown)}"
-        self.exit(ExitStatus.BAD_INPUT, f"error: {printable(message)} (--help lists the flags)\n")
+            message = self._of_unknown(unknown.split(" "))
+        self.exit(ExitStatus.BAD_INPUT, f"error: {printable(message)} ({advice})\n")
 
-    def _nearest_flag(self, unknown: str) -> str:
-        flag = unknown.split()[0].partition("=")[0]
+    def _of_unknown(self, words: list[str]) -> str:
+        """What is wrong with words that no parser takes: each flag, with what may be meant by it."""
+        from ds_rvqvae.config.hints import of_flag
+
+        known = self._known_flags()
+        stray = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+        if stray:
+            return f"what is {' '.join(stray)!r}? No flag takes it{_of_stray(stray[0], known)}"
         # What a verb's parser leaves may have a near name only in the parser above it, and the other way round.
-        known = [name for name in self._known_flags() if name != flag]
-        near = difflib.get_close_matches(flag, known, n=1, cutoff=0.6)
-        return f"; did you mean {near[0]}?" if near else ""
+        flags = dict.fromkeys(word.partition("=")[0] for word in words if word.startswith("-"))
+        said = [f"unknown flag {flag}{of_flag(flag, [name for name in known if name != flag])}" for flag in flags]
+        return ". ".join([said[0], *(f"U{clause[1:]}" for clause in said[1:3])])
 
     def _known_flags(self) -> list[str]:
         """This parser's flags and those of the verb in use, which leaves what it does not know to it."""
@@ -61,3 +148,9 @@ class FlagParser(argparse.ArgumentParser):
             if isinstance(action, argparse._SubParsersAction):
                 known += [flag for verb in action.choices.values() for flag in verb._known_flags()]
         return known
+
+
+def _of_stray(word: str, known: Sequence[str]) -> str:
+    if "=" in word and "--set" in known:
+        return "; give a key of the profile as --set PATH=VALUE"
+    return "; give motion by --data_path" if "--data_path" in known else ""

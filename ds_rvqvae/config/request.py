@@ -84,6 +84,8 @@ class LaunchOptions:
     master_port: int | None = None
     require_idle: tuple[int, ...] | None = None
     """GPUs that must be idle; None: not asked for."""
+    share_gpus: bool = False
+    """Whether ranks may run on GPUs that other users compute on."""
     hang_timeout: float = 0.0
     """Seconds; 0: never."""
     max_restarts: int = 0
@@ -219,7 +221,12 @@ class Request:
 
 def read_training_flags(argv: Sequence[str] | None = None, prog: str = "python -m ds_rvqvae.train") -> Flags:
     """The command line of one rank; refusals are a line on stderr and exit status 2."""
-    parser = FlagParser(prog=prog, description="Train an RVQ-VAE under DeepSpeed.")
+    parser = FlagParser(
+        prog=prog,
+        usage="%(prog)s --data_path DATA [flags]",
+        description="One rank of a training, as deepspeed's launcher starts it. What stands in [brackets] is the "
+        "default; keys of a profile have there what baseline has.",
+    )
     add_training_flags(parser)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     return flags_of(parser.parse_args(argv))
@@ -229,20 +236,43 @@ def read_launch_flags(argv: Sequence[str]) -> Flags:
     """The launcher's command line; refusals are a line on stderr and exit status 2.
 
     Raises:
+        UserError: as `launch_flags_of`.
+    """
+    parser = FlagParser(prog="bash launch/train_8x4090.sh", fill=fill_launch_parser)
+    return launch_flags_of(parser.parse_args(argv))
+
+
+def fill_launch_parser(parser: FlagParser) -> None:
+    """Adds the launcher's flags, and what its help says of itself."""
+    parser.usage = "%(prog)s --data_path DATA [flags]"
+    parser.description = (
+        "Checks a training run, starts it on the GPUs and supervises it. What stands in [brackets] is the default; "
+        "keys of a profile have there what baseline has."
+    )
+    parser.epilog = (
+        "Exit status: 0 done, 2 bad input or no such GPU, 3 a GPU is not idle, 4 no NVIDIA driver, "
+        "70 a rank died or hung, 75 stopped by a signal (--resume goes on). SIGUSR1 saves and goes on."
+    )
+    parser.examples = (
+        ("--demo", "a first run, on any machine"),
+        ("--data_path /data/BEAT2 --body_part upper", "on GPUs 1 to 7, as baseline does"),
+        ("--data_path /data/bvh --include localhost:0 --batch_size 32", "on one GPU"),
+        ("--data_path /data/BEAT2 --body_part upper,hands,lower_trans", "a body, part by part"),
+        ("--resume runs/baseline-upper --total_iter 400000", "go on with a run"),
+    )
+    add_training_flags(parser)
+    add_launch_flags(parser)
+    add_deepspeed_flags(parser)
+
+
+def launch_flags_of(args: argparse.Namespace) -> Flags:
+    """What a parser of the launcher's flags has read.
+
+    Raises:
         UserError: `--require_idle` names no GPUs.
     """
-    parser = FlagParser(
-        prog="train_8x4090",
-        description="Checks a training run, starts it under the deepspeed launcher and supervises it.",
-        epilog="Exit status: 0 done, 2 bad input or no such card, 3 a card is not idle, 4 no NVIDIA driver, "
-        "70 a rank died or hung, 75 stopped by a signal (--resume goes on). SIGUSR1 saves and goes on.",
-    )
-    add_launch_flags(parser)
-    add_training_flags(parser)
-    add_deepspeed_flags(parser)
-    if "--demo" in argv:
-        parser.set_defaults(profile="demo")
-    args = parser.parse_args(argv)
+    if args.demo and args.profile is None:
+        args.profile = "demo"
     nccl = {
         "NCCL_DEBUG": args.nccl_debug,
         "NCCL_SOCKET_IFNAME": args.nccl_socket_ifname,
@@ -253,7 +283,7 @@ def read_launch_flags(argv: Sequence[str]) -> Flags:
     switches = [name for name in DEEPSPEED_SWITCHES if getattr(args, name)]
     own = (
         *("demo", "dry_run", "include", "exclude", "num_gpus", "master_port", "hang_timeout", "max_restarts"),
-        *("hostfile", "num_nodes", "node_rank", "master_addr", "launcher", "no_ssh", "force_multi"),
+        *("share_gpus", "hostfile", "num_nodes", "node_rank", "master_addr", "launcher", "no_ssh", "force_multi"),
     )
     options = LaunchOptions(
         **{name: getattr(args, name) for name in own},

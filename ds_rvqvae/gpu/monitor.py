@@ -37,11 +37,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> FlagParser:
-    parser = FlagParser(
-        prog="monitor_gpu",
-        description="Shows the GPUs of this machine, who uses them, and whether GPU 0 is idle.",
-        epilog="GPUs are numbered as by nvidia-smi, in the order of the PCI bus, whatever CUDA_VISIBLE_DEVICES says. "
-        "Exit status: 0 done, also by Ctrl-C; 2 bad input or no such GPU; 3 a GPU is not idle; 4 no NVIDIA driver.",
+    return FlagParser(prog="monitor_gpu", fill=fill_monitor_parser)
+
+
+def add_monitor(parser: argparse.ArgumentParser) -> None:
+    """Fills the parser of `ds-rvqvae monitor`, which is this monitor under the package's name."""
+    fill_monitor_parser(parser)
+    parser.set_defaults(verb=_monitor)
+
+
+def fill_monitor_parser(parser: argparse.ArgumentParser) -> None:
+    """Adds the monitor's flags, and what its help says of itself."""
+    parser.description = "Shows the GPUs of this machine, who uses them, and whether GPU 0 is idle."
+    parser.epilog = (
+        "GPUs are numbered as by nvidia-smi, in the order of the PCI bus, whatever CUDA_VISIBLE_DEVICES says. "
+        "Exit status: 0 done, also by Ctrl-C; 2 bad input or no such GPU; 3 a GPU is not idle; 4 no NVIDIA driver."
     )
     parser.add_argument(
         "interval",
@@ -77,7 +87,6 @@ def _parser() -> FlagParser:
         metavar="DIR",
         help="scalars a GPU in DIR/gpus; DIR may be a run's tensorboard folder",
     )
-    return parser
 
 
 def _interval(text: str) -> float:

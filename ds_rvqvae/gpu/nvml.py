@@ -243,7 +243,8 @@ class CardReader:
         found: dict[int, GpuProcess] = {}
         readable = False
         for slice, device in devices if self._lists_processes else ():
-            for graphics, kind in ((True, "Graphics"), (False, "Compute")):
+            # One that both draws and computes is in two lists, and computes. MPS has a list of its clients.
+            for graphics, kind in ((True, "Graphics"), (False, "Compute"), (False, "MPSCompute")):
                 function = f"nvmlDeviceGet{kind}RunningProcesses"
                 listed = ask(f"{function}_v3", device, older=f"{function}_v2")
                 readable |= listed is not None

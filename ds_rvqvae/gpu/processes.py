@@ -1,5 +1,7 @@
 """Who is on a card: user, command, and the rank and run of ours."""
 
+import os
+import pwd
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ import psutil
 from ds_rvqvae.errors import printable
 
 TRAINER = "ds_rvqvae.train"
+MPS_SERVER = "nvidia-cuda-mps-server"
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,18 @@ class Owner:
     user: str | None = None
     command: str | None = None
     rank: Rank | None = None
+    uid: int | None = None
+    """None where the process cannot be seen: it is another container's, hidden from this user, or has just ended."""
+
+    @property
+    def of_this_user(self) -> bool:
+        return self.uid == os.getuid()
+
+    @property
+    def serves_all(self) -> bool:
+        """Whether it is a server of CUDA's MPS for all users, whose clients the driver lists as well. One that is not
+        root's serves the user that it runs as alone."""
+        return self.uid == 0 and self.command == MPS_SERVER
 
 
 class Owners:
@@ -57,7 +72,7 @@ class Owners:
             process = psutil.Process(pid)
             started = process.create_time()
         except (psutil.Error, OSError, ValueError):
-            return 0.0, Owner()
+            return 0.0, _hidden(pid)
         known_start, known = self._known.get(pid, (None, None))
         # A rank opens its run's log some time after it is on the card.
         if known is not None and known_start == started and not (known.rank and known.rank.run is None):
@@ -65,9 +80,21 @@ class Owners:
         return started, _owner(process)
 
 
+def _hidden(pid: int) -> Owner:
+    """Of a process that does not show itself: under hidepid=1 its folder still tells whose it is."""
+    with suppress(OSError, ValueError):
+        uid = Path(f"/proc/{pid}").stat().st_uid
+        with suppress(KeyError):
+            return Owner(printable(pwd.getpwuid(uid).pw_name), uid=uid)
+        return Owner(uid=uid)
+    return Owner()
+
+
 def _owner(process: psutil.Process) -> Owner:
-    user = command = rank = None
+    user = command = rank = uid = None
     line: list[str] = []
+    with suppress(psutil.Error, OSError):
+        uid = process.uids().real
     with suppress(psutil.Error, OSError, KeyError):
         user = printable(process.username())
     with suppress(psutil.Error, OSError):
@@ -75,7 +102,7 @@ def _owner(process: psutil.Process) -> Owner:
         command = short_command(line) or printable(process.name())
     with suppress(psutil.Error, OSError):
         rank = _rank(process, line)
-    return Owner(user, command, rank)
+    return Owner(user, command, rank, uid)
 
 
 def short_command(line: Sequence[str]) -> str:

@@ -210,7 +210,7 @@ def cuda_order(gpus: Sequence[Gpu], environment: Mapping[str, str]) -> list[int]
         number = entry.isdecimal()
         if number and not in_order:
             return None
-        named = [gpu.index for gpu in gpus if (gpu.index == int(entry) if number else _has_uuid(gpu, entry))]
+        named = [gpu.index for gpu in gpus if (gpu.index == int(entry) if number else has_uuid(gpu, entry))]
         if len(named) != 1:
             break
         # Two slices of one card are two devices; CUDA takes but one of them in a process.
@@ -220,7 +220,8 @@ def cuda_order(gpus: Sequence[Gpu], environment: Mapping[str, str]) -> list[int]
     return order
 
 
-def _has_uuid(gpu: Gpu, text: str) -> bool:
+def has_uuid(gpu: Gpu, text: str) -> bool:
+    """Whether `text` is the UUID of a card or of a slice of it, or the beginning of one."""
     if text.startswith("MIG-GPU-"):  # drivers before 470 write MIG-GPU-UUID/INSTANCE/INSTANCE
         return bool(gpu.uuid) and text[4:].partition("/")[0] == gpu.uuid
     uuids = [gpu.uuid, *(part.uuid for part in gpu.slices)]

@@ -11,8 +11,9 @@ from ds_rvqvae.files import read_json
 from ds_rvqvae.launch.hosts import Ranks
 from ds_rvqvae.launch.supervise import Signals
 from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, Layout, check_disjoint
+from ds_rvqvae.process.progress import Stage
 from ds_rvqvae.runs.checkpoints import has_begun
-from ds_rvqvae.runs.folder import check_out_folder, choose_run_folder, is_run, profile_place, read_profile
+from ds_rvqvae.runs.folder import Naming, check_out_folder, choose_run_folder, is_run, profile_place, read_profile
 from ds_rvqvae.tokenizer.folder import TOKENIZER, check_same_reading, reading_of
 
 
@@ -28,6 +29,8 @@ class CheckedRun:
     """What its checkpoints will take."""
     done: bool
     """Whether a resume of it has nothing left to train."""
+    said: tuple[str, ...] = ()
+    """What was said of it, for its log."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ class Body:
             later = zip(self.parts[index + 1 :], runs[index + 1 :], strict=True)
             waiting = ", ".join(part for part, run in later if not run.done)
             if status == ExitStatus.DONE and waiting and signals.stops:
-                say("stopped; the same command with --resume goes on")
+                say("stopped")
                 status = ExitStatus.STOPPED
             if status != ExitStatus.DONE:
                 if waiting:
@@ -145,18 +148,19 @@ class Body:
 
     def _write_tokenizer(self, layout: Layout) -> None:
         """Puts the parts' tokenizers together as that of the body, whose motion has this layout."""
-        # Late: they need torch, which nothing else in a launcher does.
-        from ds_rvqvae.tokenizer.body import BodyTokenizer
-        from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
+        with Stage("putting the parts' tokenizers together"):
+            # Late: they need torch, which nothing else in a launcher does.
+            from ds_rvqvae.tokenizer.body import BodyTokenizer
+            from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
-        parts = {part: MotionTokenizer.from_pretrained(self.folder / part / TOKENIZER) for part in self.parts}
-        try:
-            BodyTokenizer(parts, layout).save_pretrained(self.folder / TOKENIZER)
-        except OSError as error:
-            raise UserError(
-                f"{self.folder / TOKENIZER}: cannot be written: {error.strerror or error}; the same command with "
-                "--resume writes it"
-            ) from None
+            parts = {part: MotionTokenizer.from_pretrained(self.folder / part / TOKENIZER) for part in self.parts}
+            try:
+                BodyTokenizer(parts, layout).save_pretrained(self.folder / TOKENIZER)
+            except OSError as error:
+                raise UserError(
+                    f"{self.folder / TOKENIZER}: cannot be written: {error.strerror or error}; the same command with "
+                    "--resume writes it"
+                ) from None
         say(f"tokenizer of {', '.join(self.parts)}: {self.folder / TOKENIZER}")
 
 
@@ -187,7 +191,11 @@ def _body_folder(flags: Flags) -> Path:
     if start.tag is not None:
         raise UserError(f"--resume {start.tag}: a checkpoint of one part; give --resume alone, or one --body_part")
     if start.folder is None:
-        folder = choose_run_folder(flags.out, flags.name, flags.profile or "baseline", "body", start)
+        request = flags.with_key("body_part", flags.parts[0]).request()
+        naming = Naming(request.source, request.profile.rvqvae.data.path, "body", "body")
+        folder = choose_run_folder(flags.out, flags.name, naming, start)
+        if start.kind == "newest" and flags.name is None and folder.exists() and not flags.options.dry_run:
+            say(f"--resume: the body {folder}")
     else:
         folder = start.folder
         if not _runs_in(folder):

@@ -5,14 +5,15 @@ from pathlib import Path
 
 from ds_rvqvae.config.request import Request
 from ds_rvqvae.data.dataset import MotionData, open_training_data, store_of_the_same
-from ds_rvqvae.errors import UserError
+from ds_rvqvae.errors import UserError, say
 from ds_rvqvae.gpu.sizes import parameter_count
 from ds_rvqvae.launch import demo
 from ds_rvqvae.launch.body import CheckedRun
 from ds_rvqvae.launch.hosts import check_cards, check_shells, place_ranks, warn
 from ds_rvqvae.launch.preflight import Preflight, check_machine
+from ds_rvqvae.process.progress import Stage
 from ds_rvqvae.runs.checkpoints import checkpoint_bytes
-from ds_rvqvae.runs.folder import check_out_folder, run_folder_of
+from ds_rvqvae.runs.folder import check_out_folder, naming_of, run_folder_of, runs_called
 from ds_rvqvae.runs.init_from import find_initial, take_start
 from ds_rvqvae.runs.references import is_of
 from ds_rvqvae.runs.start import Resume, as_begun, find_resume, record_of, with_batch
@@ -30,21 +31,25 @@ def check_run(request: Request, opened: Sequence[MotionData] = ()) -> tuple[Chec
     Raises:
         UserError: with the statuses in the order 2, 4, 3.
     """
+    if request.options.demo:
+        demo.write_motion(request.profile.rvqvae.data)
     folder = run_folder_of(request)
     check_out_folder(folder)
     request = as_begun(request, folder)
     profile, start, options = request.profile, request.start, request.options
     config = profile.rvqvae
-    if options.demo:
-        demo.write_motion(config.data)
     idle = list(options.require_idle or ())
     ranks = place_ranks(options, request.flags.environment)
     check_shells(ranks, options, request.resolved.arguments())
     if ranks.world_size and not start.resumes:
         profile.check_world_size(ranks.world_size)
-    find_initial(folder, profile, start)
-    data = open_training_data(profile, store_of_the_same(config.data, opened))
+    initial_from = config.training.init_from
+    with Stage(f"opening the tokenizer {initial_from}", shown=initial_from is not None, after=1.0):
+        find_initial(folder, profile, start)
+    with Stage(f"reading {config.data.path}", after=1.0):
+        data = open_training_data(profile, store_of_the_same(config.data, opened))
     windows = data.count_training_windows()
+    said = () if options.dry_run else _say_what(request, folder, data)
     initial = take_start(folder, profile, data, start)
     disk_bytes = _disk_bytes(request, data)
     check_out_folder(folder, disk_bytes)
@@ -62,14 +67,40 @@ def check_run(request: Request, opened: Sequence[MotionData] = ()) -> tuple[Chec
         planned = with_batch(with_batch(profile, resume.fitted), resume.kept)
     report = None
     if not done:
-        report = check_machine(planned, data.in_features, ranks, cards, idle=idle, dry_run=options.dry_run)
+        judged = [*idle, *(cards.of_others(ranks.local or ()) if cards and not options.share_gpus else ())]
+        with Stage("checking this machine", after=1.0):
+            report = check_machine(planned, data.in_features, ranks, cards, idle=judged, dry_run=options.dry_run)
     if cards is not None:
         cards.require_idle(idle)
+        if not done and not options.share_gpus:
+            cards.check_not_of_others(ranks.local or ())
     found = [finding.text for finding in report.findings if finding.warning] if report and not options.dry_run else []
     batches = profile.warnings(ranks.world_size, windows)
     for warning in [*batches, *data.warnings(), *(initial.warnings(data) if initial else []), *found]:
         warn(warning)
-    return CheckedRun(request, folder, ranks, data, disk_bytes, done), report
+    return CheckedRun(request, folder, ranks, data, disk_bytes, done, said), report
+
+
+def _say_what(request: Request, folder: Path, data: MotionData) -> tuple[str, ...]:
+    """Says what is trained on, and which run is gone on with where no flag names it; gives the lines."""
+    store, of_part = data.store, f" of {data.body_part}" if data.body_part else ""
+    frames, clips = int(store.starts[-1]), len(store.clip_names)
+    length = f"{_duration(frames / store.fps)} at {store.fps:g} frames/s"
+    lines = [
+        f"motion {data.config.path}: {clips:,} clip{'s' * (clips > 1)}, {length}, {data.in_features} columns{of_part}"
+    ]
+    flags = request.flags
+    if flags.start.kind == "newest" and flags.name is None and folder.exists():
+        others = [run.name for run in runs_called(flags.out, naming_of(request)) if run != folder]
+        lines.append(f"--resume: the run {folder}" + (f"; there is also {', '.join(others[:3])}" if others else ""))
+    for line in lines:
+        say(line)
+    return tuple(lines)
+
+
+def _duration(seconds: float) -> str:
+    unit, name = next(((unit, name) for unit, name in ((3600, "h"), (60, "min")) if seconds >= 2 * unit), (1, "s"))
+    return f"{seconds / unit:,.{int(unit == 3600)}f} {name}"
 
 
 def _is_exported(folder: Path, resume: Resume) -> bool:

@@ -10,26 +10,26 @@ import functools
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from ds_rvqvae.config.profile import PROFILE_FILE, load_profile
 from ds_rvqvae.config.request import Flags, Start
-from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.errors import ExitStatus, UserError, say, text_of
 from ds_rvqvae.files import read_text
-from ds_rvqvae.launch import demo
 from ds_rvqvae.launch.body import CheckedRun
 from ds_rvqvae.launch.hosts import DEEPSPEED_HOSTFILE, Ranks, free_port, warn
 from ds_rvqvae.launch.restarts import run_with_restarts
 from ds_rvqvae.launch.slots import cores
 from ds_rvqvae.launch.supervise import Job, Signals
+from ds_rvqvae.launch.visible import VARIABLE
 from ds_rvqvae.process.relay import Relay
-from ds_rvqvae.process.tolerance import tolerated
 from ds_rvqvae.runs.folder import (
     LOG,
     RUN_VARIABLE,
+    SAID_VARIABLE,
     STORE_CONTENT_VARIABLE,
     STORE_VARIABLE,
     damage_of_object,
@@ -45,18 +45,32 @@ from ds_rvqvae.runs.variables import LAUNCHER_VARIABLE, for_modules, interfaces,
 _CLOSE_ON_EXEC = 1
 
 
-def train(run: CheckedRun, signals: Signals) -> ExitStatus:
-    """Trains one run to its end."""
+def train(
+    run: CheckedRun, signals: Signals, then: Callable[[CheckedRun, ExitStatus], None] = lambda run, status: None
+) -> ExitStatus:
+    """Trains one run to its end.
+
+    Args:
+        then: is called with the run, in the folder that it got, and how it ended.
+    """
     options = run.request.options
     with ExitStack() as shared, _opened_folder(run) as opened:
         with Relay() as relay:
+            starting = f"checks passed, starting {_counted(run.ranks)}"
+            say(starting)
+            opened = replace(opened, said=(*opened.said, starting))
             make_job = functools.partial(_job, opened, shared, relay)
             status = run_with_restarts(make_job, options.max_restarts, signals)
         add_warnings(opened.folder / LOG, "launcher", relay.lost())
-    if options.demo and status == ExitStatus.DONE:
-        with tolerated(f"{opened.folder}: its results cannot be shown", warn=warn):
-            demo.print_results(opened.folder)
+    then(opened, status)
     return status
+
+
+def _counted(ranks: Ranks) -> str:
+    count = ranks.world_size
+    kind = "CPU rank" if ranks.cpu else "rank"
+    where = "" if ranks.cpu or not ranks.local else f" on GPU {', '.join(map(str, ranks.local))}"
+    return f"{count or 'the'} {kind}{'' if count == 1 else 's'}{where}"
 
 
 def command_by_flags(run: CheckedRun) -> list[str]:
@@ -184,7 +198,8 @@ def _job(run: CheckedRun, shared: ExitStack, relay: Relay, restart: int) -> Job:
     variables = for_modules(without_leftovers(run.request.flags.environment))
     if _on_one_machine(run):
         variables.pop("NCCL_COMM_ID", None)  # where to meet, of another run
-    variables |= {**rank_variables(run), LAUNCHER_VARIABLE: str(os.getpid())}
+        variables.pop(VARIABLE, None)  # what it named is chosen; deepspeed counts and numbers what it leaves
+    variables |= {**rank_variables(run), LAUNCHER_VARIABLE: str(os.getpid()), SAID_VARIABLE: text_of(run.said)}
     watch = None
     if ranks.local is not None and not options.force_multi:
         heartbeats = _in_memory("heartbeats", shared)

@@ -1,6 +1,6 @@
-"""The launcher's `--demo`: motion made for it, and what came out of training on it."""
+"""The launcher's `--demo`: motion made for it, and the devices that it trains on."""
 
-import contextlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -9,14 +9,11 @@ from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.request import Flags
 from ds_rvqvae.data.demo import write_demo_motion
 from ds_rvqvae.data.store.places import cache_folder
-from ds_rvqvae.errors import printable
-from ds_rvqvae.files import read_json
-from ds_rvqvae.gpu.nvml import Driver, NoDriverError
-from ds_rvqvae.launch.hosts import warn
+from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.launch.hosts import note, warn
 from ds_rvqvae.launch.preflight import Build, can_use_cards
-from ds_rvqvae.launch.slots import cpu_slots, format_include
-from ds_rvqvae.process.terminal import terminal_of
-from ds_rvqvae.tokenizer.tables import score_table
+from ds_rvqvae.launch.slots import Cards, cpu_slots, format_include
+from ds_rvqvae.launch.visible import VARIABLE, hides_all, shown
 
 
 def motion_folder() -> Path:
@@ -32,36 +29,46 @@ def with_demo(flags: Flags) -> Flags:
         return flags
     environment = flags.environment
     if cpu_slots(environment) is None:
-        with contextlib.suppress(NoDriverError), Driver() as driver:
-            gpus = len(driver.cards())
-            if gpus and can_use_cards(Build.read(), driver.cuda_version):
-                return _on_slots(flags, gpus)
-            if gpus:
-                warn("the installed torch cannot use this machine's cards: the demo trains on CPU ranks")
+        found = _on_cards(flags)
+        if found is not None:
+            return found
     environment = {"LOCAL_SIZE": "2", **environment, "DS_ACCELERATOR": "cpu"}
-    return replace(_on_slots(flags, int(environment["LOCAL_SIZE"])), environment=MappingProxyType(environment))
+    on_cpu = _with_include(flags, range(int(environment["LOCAL_SIZE"])))
+    return replace(on_cpu, environment=MappingProxyType(environment))
 
 
-def _on_slots(flags: Flags, count: int) -> Flags:
-    return replace(flags, options=replace(flags.options, include=format_include(range(count))))
+def _on_cards(flags: Flags) -> Flags | None:
+    """The flags with the cards that CUDA_VISIBLE_DEVICES leaves, or else all that no other user computes on; None where
+    there is none for the demo."""
+    try:
+        cards = Cards.read()
+    except UserError as error:
+        if error.status != ExitStatus.NO_DRIVER:
+            raise
+        return None
+    gpus = [gpu.index for gpu in cards.gpus]
+    visible = flags.environment.get(VARIABLE)
+    free = gpus if flags.options.share_gpus else [index for index in gpus if not cards.others(index)]
+    if not gpus:
+        return None
+    if visible is not None and hides_all(visible):
+        note(f"{shown(visible)} hides every GPU: the demo trains on CPU ranks")
+    elif not can_use_cards(Build.read(), cards.snapshot.cuda_version):
+        warn("the installed torch cannot use this machine's cards: the demo trains on CPU ranks")
+    elif visible is not None:
+        return flags  # the checks of the run find those that it names
+    elif free:
+        return _with_include(flags, free)
+    else:
+        warn("other users compute on every GPU: the demo trains on CPU ranks, or on GPUs with --share_gpus")
+    return None
+
+
+def _with_include(flags: Flags, slots: Sequence[int]) -> Flags:
+    return replace(flags, options=replace(flags.options, include=format_include(slots)))
 
 
 def write_motion(config: DataConfig) -> None:
     """Writes the demo's motion, unless the run reads other motion or it is there already."""
     if config.path == str(motion_folder()):
         write_demo_motion(motion_folder())
-
-
-def print_results(run: Path) -> None:
-    """Prints the scores of the run's folder against those of the untrained model, its picture and where to look on."""
-    evaluation = run / "eval"
-    try:
-        trained, untrained = (read_json(evaluation / name) for name in ("scores.json", "untrained.json"))
-        print(score_table(trained, untrained, terminal_of()))
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        warn(f"{evaluation}: the scores cannot be read: {error}; ds-rvqvae evaluate {run} takes them again")
-    pictures = sorted(evaluation.glob("reconstruction*.png"), key=lambda picture: picture.stat().st_mtime)
-    if pictures:
-        print(printable(f"picture: {pictures[-1]}"))
-    print(printable(f"run: {run}"))
-    print(printable(f"tensorboard --logdir {run / 'tensorboard'} --host localhost"))

@@ -5,7 +5,9 @@ import re
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,10 +27,13 @@ from ds_rvqvae.launch.slots import (
     slots_but,
     slots_of_hosts,
 )
+from ds_rvqvae.launch.visible import VARIABLE, entries, numbers_may_differ, shown, visible_slots
 
 DEEPSPEED_HOSTFILE = Path("/job/hostfile")
 """Where deepspeed looks for a hostfile that it was not told of."""
 DEEPSPEED_PORT = 29500
+_LOOKS, _PAUSE = 5, 0.2
+"""How often and after how many seconds cards are read again."""
 _READ_BY_SHELLS = re.compile(r"[\\'\"`$;&|<>()]")
 _SPLIT_BY_SHELLS = re.compile(rf"{_READ_BY_SHELLS.pattern}|[\s{{}}*?#!~%\[\]]")  # pdsh fills in %h and the like
 
@@ -50,6 +55,10 @@ class Ranks:
     """Whether rank 0 runs on this machine."""
     exclude: str | None = None
     """Of all this machine's cards, those to leave out."""
+    visible: str | None = None
+    """The CUDA_VISIBLE_DEVICES that names this machine's cards, where no flag does."""
+    chosen_by: str = "--include"
+    """The flag, file or variable that chose the slots."""
 
     @property
     def cpu(self) -> bool:
@@ -75,12 +84,23 @@ def place_ranks(options: LaunchOptions, environment: Mapping[str, str]) -> Ranks
         return _place_on_hosts(options, read_hostfile(hostfile), count)
     if options.num_nodes is not None or options.no_ssh:
         raise UserError("--num_nodes and --no_ssh need a --hostfile that names the hosts")
-    slots = _slots_here(options)
+    visible = environment.get(VARIABLE) if count is None and not options.chooses_devices else None
+    if visible is not None:
+        entries(visible)  # what is wrong by itself is said before any card is looked at
+    slots = _slots_here(options) if visible is None else []
     if count is not None:
         slots = slots or _all_here(count, options.exclude)
         check_cpu_slots(slots, count)
     port = free_port(options.master_port, here=True)
-    return Ranks(format_include(slots), {LOCAL: slots}, slots, port, count, first_here=True, exclude=options.exclude)
+    return Ranks(
+        *(format_include(slots), {LOCAL: slots}, slots, port, count, True, options.exclude, visible),
+        chosen_by=_chosen_by(options, visible),
+    )
+
+
+def _chosen_by(options: LaunchOptions, visible: str | None) -> str:
+    given = [f"--{name}" for name in ("exclude", "num_gpus") if getattr(options, name) is not None]
+    return given[0] if given else "--include" if visible is None else shown(visible)
 
 
 def _check_choice(options: LaunchOptions) -> None:
@@ -128,7 +148,8 @@ def _place_on_hosts(options: LaunchOptions, sizes: dict[str, int], cpu_slots: in
     first_here = local is not None and local == next(iter(hosts))
     # Hosts that are started one by one have to agree on the port.
     port = free_port(options.master_port or (DEEPSPEED_PORT if len(hosts) > 1 else None), first_here)
-    return Ranks(include, hosts, hosts[local] if local else None, port, cpu_slots, first_here)
+    slots = hosts[local] if local else None
+    return Ranks(include, hosts, slots, port, cpu_slots, first_here, chosen_by="the hostfile")
 
 
 def _this_host(options: LaunchOptions, hosts: list[str]) -> str | None:
@@ -158,14 +179,55 @@ def check_cards(ranks: Ranks, environment: Mapping[str, str]) -> tuple[Ranks, Ca
     """Checks that this machine has the cards; gives them, and the ranks with all filled in where none are named."""
     cards = Cards.read()
     if not ranks.local:
-        slots = _all_here(len(cards.gpus), ranks.exclude) or [0]
+        if ranks.visible is not None:
+            slots = visible_slots(ranks.visible, cards.gpus)
+        else:
+            slots = _all_here(len(cards.gpus), ranks.exclude) or [0]
         ranks = replace(ranks, include=format_include(slots), hosts={LOCAL: slots}, local=slots)
     slots = ranks.local or []
-    cards.check_there(slots, "--include")
+    cards.check_there(slots, ranks.chosen_by)
     cards.check_readable(slots)
-    if environment.get("CUDA_VISIBLE_DEVICES"):
-        warn(f"CUDA_VISIBLE_DEVICES={environment['CUDA_VISIBLE_DEVICES']} is ignored: flags name the GPUs")
+    cards = _without_ended(cards, slots)
+    _tell_of_variable(ranks, cards, environment)
     return ranks, cards
+
+
+def _without_ended(cards: Cards, slots: Sequence[int]) -> Cards:
+    """Cards read again while one of `slots` has a process that is not seen: the driver lists one that was killed for a
+    moment longer than the system does."""
+    for _ in range(_LOOKS):
+        if not cards.any_unseen(slots):
+            break
+        time.sleep(_PAUSE)
+        again = Cards.read()
+        if len(again.gpus) < len(cards.gpus) or any(again.gpus[slot].error for slot in slots):
+            break
+        cards = again
+    return cards
+
+
+def _tell_of_variable(ranks: Ranks, cards: Cards, environment: Mapping[str, str]) -> None:
+    """Says what CUDA_VISIBLE_DEVICES does where it is set: names the GPUs, or gives way to a flag."""
+    text = environment.get(VARIABLE)
+    if text is None:
+        return
+    slots = ranks.local or []
+    if ranks.visible is None:
+        with suppress(UserError):
+            if visible_slots(text, cards.gpus) == slots:
+                return
+        why = "what is asked of this start counts more than a variable that was set before it"
+        warn(f"{shown(text)} is not heeded: {ranks.chosen_by} chooses the GPUs, and {why}")
+        return
+    names = " and ".join(sorted({cards.gpus[slot].name for slot in slots}))
+    note(
+        f"GPU {', '.join(map(str, slots))} ({names or 'without a name'}), as {shown(text)} says; --include takes others"
+    )
+    if numbers_may_differ(text, cards.gpus, environment.get("CUDA_DEVICE_ORDER")):
+        warn(
+            f"{shown(text)}: the GPUs of this machine differ; its numbers are taken as nvidia-smi's, by PCI bus, "
+            "where CUDA without CUDA_DEVICE_ORDER=PCI_BUS_ID counts the fastest first"
+        )
 
 
 def free_port(wanted: int | None, here: bool) -> int:
@@ -188,3 +250,9 @@ def free_port(wanted: int | None, here: bool) -> int:
 def warn(text: str) -> None:
     """A warning on stderr, once, however many parts of a body it is about."""
     say(f"warning: {text}")
+
+
+@functools.cache
+def note(text: str) -> None:
+    """A line on stderr, once, however many parts of a body it is about."""
+    say(text)

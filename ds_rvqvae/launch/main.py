@@ -10,6 +10,8 @@ from ds_rvqvae.process.command import exit_status_of, print_out
 from ds_rvqvae.process.streams import queued_streams
 
 if TYPE_CHECKING:  # late, so that help answers at once
+    from ds_rvqvae.config.parser import FlagParser
+    from ds_rvqvae.config.request import Flags
     from ds_rvqvae.launch.body import CheckedRun
     from ds_rvqvae.launch.preflight import Finding, Preflight
     from ds_rvqvae.process.terminal import Block
@@ -23,12 +25,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _launch(argv: Sequence[str]) -> ExitStatus:
     from ds_rvqvae.config.request import read_launch_flags
 
-    flags = read_launch_flags(argv)
+    return launch(read_launch_flags(argv))
 
+
+def add_train(parser: "FlagParser") -> None:
+    """Fills the parser of `ds-rvqvae train`, which is this launcher under the package's name."""
+    from ds_rvqvae.config.request import fill_launch_parser, launch_flags_of
+
+    fill_launch_parser(parser)
+    parser.set_defaults(verb=lambda given: launch(launch_flags_of(given)))
+
+
+def launch(flags: "Flags") -> ExitStatus:
+    """Checks the run, or the runs, that the flags ask for, and trains."""
     from ds_rvqvae.launch import demo
     from ds_rvqvae.launch.body import Body, check_no_body
     from ds_rvqvae.launch.check import check_run
     from ds_rvqvae.launch.command import train
+    from ds_rvqvae.launch.results import tell_ending
     from ds_rvqvae.launch.supervise import signals_noted
     from ds_rvqvae.runs.start import request_of
 
@@ -50,8 +64,10 @@ def _launch(argv: Sequence[str]) -> ExitStatus:
     # From here on the result is the run: whether anything can be printed changes nothing.
     with queued_streams("stdout"), signals_noted() as signals:
         if body is None:
-            return train(runs[0], signals)
-        return body.train(runs, lambda run: train(run, signals), signals)
+            return train(runs[0], signals, lambda run, status: tell_ending(run.folder, (), run, status))
+        status = body.train(runs, lambda run: train(run, signals), signals)
+        tell_ending(body.folder, body.parts, runs[0], status)
+        return status
 
 
 def _show(checked: "list[tuple[CheckedRun, Preflight | None]]") -> None:

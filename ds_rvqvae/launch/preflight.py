@@ -135,7 +135,8 @@ def check_machine(
     Args:
         in_features: columns of the motion.
         cards: this machine's; None where the ranks are CPU ranks or on other machines.
-        idle: cards that `Cards.require_idle` will judge, so that here their users are no reason to refuse.
+        idle: cards that `Cards.require_idle` or `check_not_of_others` will judge, so that here their users are no
+            reason to refuse.
         dry_run: whether nothing is to start, so that a torch without CUDA is a warning.
         host, build: in place of this machine's.
 

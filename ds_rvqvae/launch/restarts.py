@@ -25,7 +25,7 @@ def run_with_restarts(
     restart = 0
     while True:
         if signals.stops:  # before the first start
-            say("stopped before the ranks were started; the same command with --resume goes on")
+            say("stopped before the ranks were started")
             return ExitStatus.STOPPED
         ending = supervise(make_job(restart), signals)
         if ending.status != ExitStatus.FAILED or signals.stops or restart == max_restarts:
@@ -36,7 +36,7 @@ def run_with_restarts(
         pause = min(LONGEST_PAUSE, first_pause * 2**restart)
         say(f"restart {restart + 1} of {max_restarts} in {pause:.0f} s, from the newest whole checkpoint")
         if not _pause(pause, signals):
-            say("stopped before the restart; the same command with --resume goes on")
+            say("stopped before the restart")
             return ExitStatus.STOPPED
         before, restart = ending, restart + 1
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import psutil
 
 from ds_rvqvae.errors import ExitStatus, say
+from ds_rvqvae.process.progress import Stage
 from ds_rvqvae.process.signals import ENDING, HARMLESS, held_back, hold_back_signals
 from ds_rvqvae.runs.folder import RANK_LAUNCHER
 from ds_rvqvae.runs.heartbeat import Sign, Watch
@@ -88,8 +89,10 @@ def supervise(job: Job, signals: Signals, stop_grace: float = STOP_GRACE) -> End
         start_new_session=True,
         preexec_fn=_below(os.getpid(), holds_back=job.watch is not None),
     )
+    # Until a rank has imported what it needs and speaks for itself.
+    starting = Stage("starting the ranks, which import torch and DeepSpeed", shown=job.watch is not None, quiet=True)
     try:
-        stuck = _wait(runner, job.watch, signals, stop_grace)
+        stuck = _wait(runner, job.watch, signals, stop_grace, starting)
         if stuck:
             say(f"training failed: {stuck}")
         code, said = runner.poll(), job.watch.ended() if job.watch else None
@@ -98,6 +101,7 @@ def supervise(job: Job, signals: Signals, stop_grace: float = STOP_GRACE) -> End
         if code is None or (code > 0 and said is not None):
             code = said
     finally:
+        starting.end()
         _end_session(runner, signals, stop_grace)
     step = job.watch.step if job.watch else 0
     if stuck:
@@ -152,15 +156,20 @@ def _below(parent: int, holds_back: bool) -> Callable[[], None]:
     return prepare
 
 
-def _wait(runner: subprocess.Popen[bytes], watch: Watch | None, signals: Signals, stop_grace: float) -> str | None:
-    """Waits for the runner.
+def _wait(
+    runner: subprocess.Popen[bytes], watch: Watch | None, signals: Signals, stop_grace: float, starting: Stage
+) -> str | None:
+    """Waits for the runner, and ends the stage of starting with the first sign of a rank.
 
     Returns early where all ranks have ended of themselves, where one is stuck, which it describes, where a second
     SIGINT came, where the ranks' time to stop is over, and where they are to stop and there are none yet.
     """
     deadline, told = None, False
     above_ranks = _AboveRanks(runner)
+    begun = False
     while True:
+        if watch and not begun and (begun := watch.begun()):
+            starting.end()
         # Looked at first, so that ranks which end together with the runner are seen.
         stuck = watch.look() if watch else None
         with suppress(subprocess.TimeoutExpired):
@@ -318,7 +327,7 @@ def _ending(code: int, stopped: bool, watch: Watch | None) -> Ending:
     if code == ExitStatus.FAILED and (stopped or not killed):
         return Ending(ExitStatus.FAILED, by_ranks=True)  # and they have said why
     if stopped or code == ExitStatus.STOPPED:
-        say("stopped; the same command with --resume goes on from the newest checkpoint")
+        say("stopped")
         return Ending(ExitStatus.STOPPED)
     say(f"training failed: {_explain(code, death)}")
     return Ending(ExitStatus.FAILED, by_ranks=code > 0 and not _signal_in(code) and not killed)

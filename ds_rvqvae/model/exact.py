@@ -3,7 +3,7 @@
 import functools
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -15,6 +15,8 @@ from torch import Tensor
 from ds_rvqvae.model.frozen import Freezable
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Lengths = int | Sequence[int] | Tensor | NDArray[np.integer[Any]]
+"""Of each clip of a padded batch, or of one clip."""
 
 
 @contextmanager
@@ -110,13 +112,62 @@ def plain_tensors() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def as_tensor(values: Tensor | NDArray[Any]) -> Tensor:
-    """`values` on their own device, as they are in memory where torch can read that; float16 of a file as fp32."""
+def as_tensor(values: Tensor | NDArray[Any], instead: str = "") -> Tensor:
+    """`values` on their own device, as they are in memory where torch can read that; float16 of a file as fp32.
+
+    Args:
+        instead: what takes the file where a path is given.
+
+    Raises:
+        TypeError: a path.
+    """
     if isinstance(values, Tensor):
         return values
+    if isinstance(values, str | bytes) or hasattr(values, "__fspath__"):
+        raise TypeError(f"{values!r} is a path, not an array or tensor{instead and f'; {instead}'}")
     values = np.asarray(values)
     dtype = np.dtype(np.float32) if values.dtype == np.float16 else values.dtype.newbyteorder("=")
     return torch.from_numpy(np.ascontiguousarray(values, dtype))
+
+
+def checked_lengths(lengths: Lengths | None, clips: int, most: int) -> list[int]:
+    """A length for each clip, from 1 to `most`; raises ValueError."""
+    if lengths is None:
+        return [most] * clips
+    counts = [int(count) for count in torch.as_tensor(lengths, device="cpu").reshape(-1)]
+    if len(counts) != clips:
+        raise ValueError(f"{len(counts)} lengths for {clips} clips")
+    if any(not 1 <= count <= most for count in counts):
+        raise ValueError(f"lengths are from 1 to {most}, not {counts}")
+    return counts
+
+
+def clips_of(rows: Tensor, lengths: Lengths | None, most: int) -> list[Tensor]:
+    """The clips `[length, …]` of one clip `[T, …]` or a batch `[B, T, …]`."""
+    batch = rows if rows.dim() == 3 else rows.unsqueeze(0)
+    return [clip[:count] for clip, count in zip(batch, checked_lengths(lengths, len(batch), most), strict=True)]
+
+
+def padded(clips: Sequence[Tensor], given: Tensor, longest: int, padding: int = -1) -> Tensor:
+    """What came of each clip, as one clip or as a batch padded to `longest` rows, like `given`."""
+    if given.dim() == 2:
+        return clips[0]
+    batch = clips[0].new_full((len(clips), longest, clips[0].shape[-1]), padding)
+    for row, clip in zip(batch, clips, strict=True):
+        row[: len(clip)] = clip
+    return batch
+
+
+def check_not_padded(codes: Tensor) -> None:
+    """Raises ValueError where rows of codes, of one clip `[T', q]` or a batch, are all -1: they are no codes."""
+    empty = (codes == -1).all(dim=-1)
+    if empty.any():
+        batch = empty if empty.dim() == 2 else empty.unsqueeze(0)
+        clip, row = (int(index) for index in batch.nonzero()[0])
+        where = f"row {row} of clip {clip}" if empty.dim() == 2 else f"row {row}"
+        raise ValueError(
+            f"{where} is -1 on all levels, which is past a clip's end: give lengths, the frames of each clip"
+        )
 
 
 def eager(function: Function) -> Function:

@@ -8,13 +8,14 @@ from numpy.typing import NDArray
 
 from ds_rvqvae.motion.skeleton import Skeleton, forward_kinematics
 
-_OTHER_WORD = {"left": "right", "Left": "Right", "LEFT": "RIGHT", "l": "r", "L": "R"}
+_OTHER_WORD = {"left": "right", "Left": "Right", "LEFT": "RIGHT", "l": "r", "L": "R", "左": "右"}
 _OTHER_WORD |= {right: left for left, right in _OTHER_WORD.items()}
 _SIDED = re.compile(
     r"(?<![A-Za-z])(?:left|right|LEFT|RIGHT)|Left|Right"  # left_hip, LeftHip, mixamorig:LeftArm, hand_left
     r"|(?<![A-Za-z])(?:[lr](?=[A-Z])|[LR](?=[A-Z][a-z]))"  # lThigh, LThumb; not LowerBack
     r"|(?<![A-Za-z0-9])[LRlr](?![A-Za-z0-9])"  # Hip.L, hip_l, Bip01 L Arm; not L5, a vertebra
     r"|(?<=[a-z0-9])[LR](?![A-Za-z])"  # ArmL, FootR1
+    r"|[左右]"
 )
 """Where a name surely tells a side."""
 _PERHAPS_SIDED = re.compile(r"^[lrLR]|[lrLR]$|left|right")
@@ -45,11 +46,29 @@ def sides_by_name(names: Sequence[str]) -> NDArray[np.int64]:
 
 
 def sides_at_rest(skeleton: Skeleton) -> NDArray[np.int64]:
-    """1 for joints on the figure's left, -1 on its right, 0 in the middle, int64 `[joints]`; x at rest says so."""
-    still = np.broadcast_to(np.eye(3), (1, len(skeleton.parents), 3, 3))
-    x = forward_kinematics(still, skeleton.offsets, skeleton.parents)[0, :, 0]
-    x = x - x[0]
+    """1 for joints on the figure's left, -1 on its right, 0 in the middle, int64 `[joints]`; x at rest says so.
+
+    The middle is where the figure branches first: a root that stands by itself on the floor may be anywhere.
+    """
+    parents = list(skeleton.parents)
+    still = np.broadcast_to(np.eye(3), (1, len(parents), 3, 3))
+    x = forward_kinematics(still, skeleton.offsets, parents)[0, :, 0]
+    x = x - x[next((joint for joint in range(len(parents)) if parents.count(joint) > 1), 0)]
     return np.where(x > _MIDDLE, 1, np.where(x < -_MIDDLE, -1, 0))
+
+
+def sides_of(skeleton: Skeleton) -> NDArray[np.int64]:
+    """1 for joints on the figure's left, -1 on its right, 0 in the middle, int64 `[joints]`: as their names tell.
+
+    A joint whose name tells no side is on that of its parent. Where names tell no sides at all, x at rest does.
+    """
+    sides = sides_by_name(skeleton.joint_names)
+    if not (sides > 0).any() or not (sides < 0).any():
+        return sides_at_rest(skeleton)
+    for joint, parent in enumerate(skeleton.parents):
+        if parent >= 0 and not sides[joint]:
+            sides[joint] = sides[parent]
+    return sides
 
 
 def _candidates(name: str) -> list[str]:
@@ -69,4 +88,4 @@ def _side(name: str, partner: str) -> int:
     else:
         match = _SIDED.search(name)
         letter = match[0][0] if match else ""
-    return {"l": 1, "r": -1}.get(letter.lower(), 0)
+    return {"l": 1, "左": 1, "r": -1, "右": -1}.get(letter.lower(), 0)

@@ -65,6 +65,8 @@ class QueuedStream(io.TextIOBase):
         """Whether the last line that was queued is a bar's, which begins with a carriage return."""
         self._lost: Counter[str] = Counter()
         """Bytes that were dropped, by why."""
+        self.written_at = time.monotonic()
+        """When something was last written to it."""
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -92,6 +94,7 @@ class QueuedStream(io.TextIOBase):
         if not content:
             return
         with self._lock:
+            self.written_at = time.monotonic()
             line = content[content.rfind(b"\n") + 1 :]
             self._after_bar = b"\r" in line or (self._after_bar and line == content and not before)
             content = before + content

@@ -4,14 +4,19 @@ import json
 import os
 import re
 import shutil
+import string
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.profile import PROFILE_FILE, Profile, load_profile
 from ds_rvqvae.config.request import Request, Start
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import LONGEST_NAME, LONGEST_PATH, read_json, whole_file
 from ds_rvqvae.locks import BusyError, HeldFolder, hold_folder
+from ds_rvqvae.process.home import expanded
 from ds_rvqvae.runs.checkpoints import MANIFEST, candidates, checkpoints, keeps
 from ds_rvqvae.text import gigabytes
 
@@ -32,20 +37,93 @@ STORE_VARIABLE = "DS_RVQVAE_STORE"
 files. It is checked once a start: ranks would each read all files again, and a restart might find others."""
 STORE_CONTENT_VARIABLE = "DS_RVQVAE_STORE_CONTENT"
 """Environment variable with what that store holds (`Store.content`): ranks and restarts refuse another one."""
+SAID_VARIABLE = "DS_RVQVAE_SAID"
+"""Environment variable with what our launcher has said of a start before there was a `run.log`, a line each."""
+_SAFE = string.ascii_letters + string.digits + "_.+=@,-"
 _held: list[HeldFolder] = []
 
 
 def run_folder_of(request: Request) -> Path:
     """The folder of the run that is asked for; see `choose_run_folder`."""
     flags = request.flags
-    return choose_run_folder(flags.out, flags.name, request.source, request.profile.rvqvae.data.body_part, flags.start)
+    return choose_run_folder(flags.out, flags.name, naming_of(request), flags.start)
 
 
-def choose_run_folder(out: Path, name: str | None, profile_name: str, body_part: str, start: Start) -> Path:
+def naming_of(request: Request) -> "Naming":
+    """What a run is called by where no flag names it."""
+    flags, data = request.flags, request.profile.rvqvae.data
+    unnamed = flags.name is None and flags.start.folder is None
+    return Naming(request.source, data.path, data.body_part if unnamed and takes_part(data) else "", data.body_part)
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What runs that are given no name are called by: `<profile>-<data folder>`, and a body part where there is one.
+
+    Args:
+        profile: a shipped profile's name or a file; `configs/my.json` names its runs `my`.
+        data_path: the motion; None where it is not known.
+        part: the body part, or `body` for several; empty where the motion has no parts to select.
+        part_before: the part by which versions up to 0.5 called runs of any motion, `<profile>-<part>`.
+    """
+
+    profile: str
+    data_path: str | None
+    part: str
+    part_before: str
+
+    def base(self) -> str:
+        """The name without a number: one folder's, short enough to get one, and the same word to every shell."""
+        data = None if self.data_path is None else data_name(self.data_path)
+        return "-".join(filter(None, (_safe(_stem(self.profile)), data, _safe(self.part))))
+
+    def base_before(self) -> str:
+        """The same as versions up to 0.5 had it."""
+        name = os.fsencode(_stem(self.profile))
+        return f"{os.fsdecode(name[: LONGEST_NAME // 2])}-{self.part_before}"
+
+
+def takes_part(config: DataConfig) -> bool:
+    """Whether `body_part` selects columns of the motion that `config` names, as far as a look at its files tells."""
+    if config.body_part in (config.body_parts or ()):
+        return True
+    if config.path is None:
+        return False
+    # Late: a run with a name does without.
+    from ds_rvqvae.data.formats.readers import open_reader
+    from ds_rvqvae.data.store.store import is_store, open_store
+
+    path = expanded(config.path)
+    with suppress(UserError, OSError):  # which is said when it is to be read
+        return open_store(path).has_body_parts if is_store(path) else open_reader(path, config).has_body_parts
+    return False
+
+
+def data_name(path: str) -> str:
+    """What runs on the motion at a path are called by: the folder's name, or the file's without its suffix."""
+    place = Path(path)
+    if place.name in ("", ".", ".."):
+        place = place.resolve()
+    return _safe(place.stem if place.is_file() else place.name) or "data"
+
+
+def _stem(profile: str) -> str:
+    return Path(profile).name.removesuffix(".json")
+
+
+def _safe(name: str) -> str:
+    """Letters, digits and signs that no shell takes for something else, and not too many bytes of them."""
+    kept = (letter if letter.isprintable() and (letter > "\x7f" or letter in _SAFE) else " " for letter in name)
+    return "_".join("".join(kept).split()).lstrip("-.").encode()[: LONGEST_NAME // 4].decode(errors="ignore")
+
+
+def choose_run_folder(out: Path, name: str | None, naming: Naming, start: Start) -> Path:
     """The folder of a run in the folder of runs `out`. Creates nothing.
 
-    Without a name a run is called by profile and body part: `baseline-upper`, then `baseline-upper-2` and so on.
-    With a `start` that resumes the folder may exist already, and without a name it is the newest of those.
+    Without a name a run is called as `naming` says: `baseline-BEAT2-upper`, then `baseline-BEAT2-upper-2` and so on.
+    With a `start` that resumes the folder may exist already, and without a name it is the newest of those, first of
+    runs on motion at the same path, then at another path with the same last name; under the names of today, then of
+    before.
 
     Raises:
         UserError: `name` is no folder name, or is taken and `start` is new.
@@ -55,10 +133,11 @@ def choose_run_folder(out: Path, name: str | None, profile_name: str, body_part:
             raise UserError(f"--resume {start.folder}: neither a checkpoint (global_stepN) nor a run's folder")
         return start.folder
     if name is None:
-        # A profile given as a file, `configs/my.json`, names its runs `my`.
-        base = f"{_shortened(Path(profile_name).name.removesuffix('.json'))}-{body_part}"
-        newest = _newest_number(out, base)
-        number = max(newest, 1) if start.resumes else newest + 1
+        base = naming.base()
+        numbers = _numbers(out, base)
+        if start.resumes and (there := runs_called(out, naming)):
+            return there[0]
+        number = max(numbers, default=0) + 1
         return out / (base if number == 1 else f"{base}-{number}")
     if not name.strip() or name in (".", "..") or "/" in name or "\\" in name or not name.isprintable():
         raise UserError(
@@ -76,9 +155,34 @@ def choose_run_folder(out: Path, name: str | None, profile_name: str, body_part:
     return folder
 
 
-def _shortened(name: str) -> str:
-    """A name that leaves room for more after it."""
-    return os.fsdecode(os.fsencode(name)[: LONGEST_NAME // 2]) if len(os.fsencode(name)) > LONGEST_NAME // 2 else name
+def runs_called(out: Path, naming: Naming) -> list[Path]:
+    """The runs in `out` that a bare `--resume` may mean, the one that it takes first; see `choose_run_folder`."""
+    ranked = []
+    for is_old, base in enumerate((naming.base(), naming.base_before())):
+        for number in _numbers(out, base):
+            folder = out / (base if number == 1 else f"{base}-{number}")
+            is_ours = folder.exists() if not is_old else is_run(folder) or any(folder.glob(f"*/{PROFILE_FILE}"))
+            if not is_ours:
+                continue
+            likeness = _likeness(folder, naming.data_path)
+            if likeness is not None:
+                ranked.append((likeness, is_old, -number, folder))
+    return [folder for *_, folder in sorted(ranked)]
+
+
+def _likeness(folder: Path, data_path: str | None) -> int | None:
+    """0 for a run on the motion at a path, 1 on motion of the same name or unknown motion, None on other motion."""
+    before = None
+    for place in (folder, *(file.parent for file in sorted(folder.glob(f"*/{PROFILE_FILE}")))):  # of a body
+        with suppress(UserError, OSError, ValueError, LookupError, TypeError):
+            before = read_json(profile_place(place))["rvqvae"]["data"]["path"]
+            break
+    if not isinstance(before, str) or data_path is None or before == data_path:
+        return 0 if before == data_path else 1
+    with suppress(OSError):
+        if Path(before).samefile(data_path):
+            return 0
+    return 1 if data_name(before) == data_name(data_path) else None
 
 
 def is_run(folder: Path) -> bool:
@@ -265,8 +369,8 @@ def unlock_runs() -> None:
         _held.pop().close()
 
 
-def _newest_number(out: Path, base: str) -> int:
-    """The highest number of the runs called `base`, 0 where there is none."""
+def _numbers(out: Path, base: str) -> list[int]:
+    """The numbers of the runs called `base`."""
     pattern = re.compile(re.escape(base) + r"(?:-(\d+))?")
     names = [entry.name for entry in out.iterdir()] if out.is_dir() else []
-    return max((int(match[1] or 1) for match in map(pattern.fullmatch, names) if match), default=0)
+    return [int(match[1] or 1) for match in map(pattern.fullmatch, names) if match]

@@ -14,6 +14,7 @@ from ds_rvqvae.errors import UserError
 from ds_rvqvae.runs.folder import (
     RANK_LAUNCHER,
     RUN_VARIABLE,
+    SAID_VARIABLE,
     STORE_CONTENT_VARIABLE,
     STORE_VARIABLE,
 )
@@ -25,7 +26,10 @@ INTERFACE_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 """By which network interface ranks reach each other."""
 
 # A name that ends in an underscore stands for all that begin with it.
-_OF_A_RUN = (HEARTBEAT_VARIABLE, RUN_VARIABLE, STORE_VARIABLE, STORE_CONTENT_VARIABLE, LAUNCHER_VARIABLE)
+_OF_A_RUN = (
+    *(HEARTBEAT_VARIABLE, RUN_VARIABLE, SAID_VARIABLE),
+    *(STORE_VARIABLE, STORE_CONTENT_VARIABLE, LAUNCHER_VARIABLE),
+)
 _OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher gives every rank."""
 _OF_TORCHRUN = ("TORCHELASTIC_", "ROLE_", "GROUP_RANK", "GROUP_WORLD_SIZE", "LOCAL_WORLD_SIZE")

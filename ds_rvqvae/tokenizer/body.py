@@ -15,18 +15,11 @@ from typing_extensions import Self, override
 
 from ds_rvqvae import __version__
 from ds_rvqvae.config.data import is_part_name
-from ds_rvqvae.data.formats.writing import (
-    open_motion_file,
-    read_beat2_source,
-    rest_source,
-    write_beat2,
-    write_bvh,
-    write_matrix,
-)
+from ds_rvqvae.data.files import Rate, read_clip, write_clip
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.model.exact import as_tensor, eager
+from ds_rvqvae.model.exact import Lengths, as_tensor, eager
 from ds_rvqvae.model.frozen import KeepsFloatType
-from ds_rvqvae.motion.clip import Clip, ClipError, check_finite
+from ds_rvqvae.motion.clip import Clip, ClipError
 from ds_rvqvae.motion.layout import (
     Channels,
     Layout,
@@ -49,7 +42,7 @@ from ds_rvqvae.tokenizer.folder import (
 )
 from ds_rvqvae.tokenizer.hub import model_card
 from ds_rvqvae.tokenizer.saved.writing import save_body
-from ds_rvqvae.tokenizer.tokenizer import Array, Lengths, MotionTokenizer
+from ds_rvqvae.tokenizer.tokenizer import Array, MotionTokenizer
 
 _LOOKS = 20
 """How often a body is read anew where its table is replaced meanwhile."""
@@ -144,6 +137,7 @@ class BodyTokenizer(KeepsFloatType):
 
         Raises:
             ValueError: for another shape, or lengths that do not fit it.
+            TypeError: a path.
         """
         self._check_width(motion, "motion")
         return {part: self.parts[part].encode(motion[..., columns], lengths) for part, columns in self._columns.items()}
@@ -213,42 +207,38 @@ class BodyTokenizer(KeepsFloatType):
             raise UserError(f"{file}: {error}") from None
 
     def decode_to_file(
-        self, codes: Mapping[str, NDArray[np.int64]], file: str | Path, source: str | Path | None = None
+        self,
+        codes: Mapping[str, NDArray[np.int64]],
+        file: str | Path,
+        source: str | Path | None = None,
+        fps: Rate | None = None,
     ) -> None:
-        """Writes codes of one clip at this tokenizer's frame rate, whole or not at all.
+        """Writes codes of one clip as a motion file, whole or not at all.
 
         Args:
             codes: by part, `[T', q]`.
-            file: `.npy`, a matrix of the columns of `layout`; `.bvh`, such a file; any other name, a BEAT2 npz.
+            file: `.npy`, a matrix of the columns of `layout`; `.bvh`, such a file; `.npz`, one of BEAT2.
             source: the file that was encoded: gives the clip's length and what the codes do not cover, for a BEAT2 npz
                 also all other keys, for BVH the hierarchy. Without it, which a BVH file does not do, the rest is at
                 rest and the length what the codes of every part reach.
+            fps: frames a second of the file, or "source" for those of `source`; by default the tokenizer's.
 
         Raises:
-            UserError: a source that cannot be read, or of another length; a BEAT2 npz of joints that it has not.
+            UserError: another suffix; a source that cannot be read, or of another length; a BEAT2 npz of joints that it
+                has not.
             ValueError: as `decode`.
         """
-        file = Path(file)
         clip = None if source is None else self._read(Path(source))
         frames = self._frames_of(codes) if clip is None else len(clip.motion)
-        try:
-            if file.suffix == ".npy":
-                rest = None if clip is None else clip.motion[:, columns_for(self.layout, clip.layout)]
-                write_matrix(file, self.decode(codes, frames, rest))
-                return
-            if file.suffix == ".bvh":
-                if source is None:
-                    raise ClipError("a BVH file takes its hierarchy from a source; name one")
-                config = reading_config(self.details, self.fps, str(source))
-                write_bvh(file, *self.decode_clip(codes, frames), Path(source), config)
-                return
-            kept = rest_source(frames, self.fps)
-            if source is not None:
-                kept = read_beat2_source(Path(source), reading_config(self.details, self.fps, str(source)))
-            motion, layout = self.decode_clip(codes, frames)
-            write_beat2(file, motion, layout, self.fps, kept)
-        except ClipError as error:
-            raise UserError(f"{source or file}: {error}") from None
+        motion, layout = self.decode_clip(codes, frames)
+        if clip is not None and Path(file).suffix.lower() == ".npy":
+            try:
+                rest = clip.motion[:, columns_for(self.layout, clip.layout)]
+            except ClipError as error:
+                raise UserError(f"{source}: {error}") from None
+            motion, layout = self.decode(codes, frames, rest), self.layout
+        config = reading_config(self.details, self.fps, str(source or file))
+        write_clip(Path(file), motion, layout, config, None if source is None else Path(source), fps)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes each part's tokenizer into a folder of its name, and `body.json`. The folder holds one whole body at
@@ -324,11 +314,18 @@ class BodyTokenizer(KeepsFloatType):
         return self.layout[-1].stop
 
     def _check_width(self, motion: Array, name: str) -> None:
+        as_tensor(motion, "encode_file(path) encodes a file")  # a path is refused
         if motion.ndim not in (2, 3) or motion.shape[-1] != self._width:
             raise ValueError(f"{name} is {tuple(motion.shape)}; give [frames, {self._width}], or a batch of such")
 
     def _frames_of(self, codes: Mapping[str, Array]) -> int:
         """The frames that the codes of every part reach."""
+        if not isinstance(codes, Mapping):
+            given = f"{codes!r}" if isinstance(codes, str | Path) else type(codes).__name__
+            raise TypeError(
+                f"codes are {given}, not arrays by part; ds_rvqvae.read_body_codes(path) has those of a file, each "
+                "under .codes"
+            )
         if not codes or not codes.keys() <= self.parts.keys():
             raise ValueError(f"codes of {', '.join(codes) or 'no part'}; this tokenizer has {', '.join(self.parts)}")
         strides = {part: self.parts[part].code_stride for part in codes}
@@ -353,17 +350,8 @@ class BodyTokenizer(KeepsFloatType):
         return motion[..., : shape[-2], :].clone()
 
     def _read(self, file: Path) -> Clip:
-        """The one clip of a file, at this tokenizer's frame rate."""
-        try:
-            reader = open_motion_file(file, reading_config(self.details, self.fps, str(file)))
-            names = reader.clip_names()
-            if len(names) != 1:
-                raise ClipError(f"holds {len(names)} clips; ds-rvqvae encode takes several")
-            clip = reader.read(names[0])
-            check_finite(clip.motion)
-            return clip
-        except ClipError as error:
-            raise UserError(f"{file}: {error}") from None
+        """The one clip of a file, at this tokenizer's frame rate; raises UserError."""
+        return read_clip(file, reading_config(self.details, self.fps, str(file)))
 
 
 def _whole_layout(tokenizers: Iterable[MotionTokenizer]) -> Layout:

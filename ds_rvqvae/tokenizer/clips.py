@@ -10,7 +10,7 @@ from ds_rvqvae.motion.clip import Clip
 from ds_rvqvae.motion.layout import Layout
 from ds_rvqvae.tokenizer.body import BodyTokenizer
 from ds_rvqvae.tokenizer.codes import ONLY_PART
-from ds_rvqvae.tokenizer.folder import columns_for
+from ds_rvqvae.tokenizer.folder import own_columns
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 
@@ -50,12 +50,10 @@ class SingleTokenizer:
         self.parts = {ONLY_PART: tokenizer}
         self.fps, self.fingerprint, self.details = tokenizer.fps, tokenizer.fingerprint, tokenizer.details
         self._tokenizer = tokenizer
-        # A part's columns are rarely stored by themselves; as many of something else would go unnoticed.
-        self._takes_bare = tokenizer.details.get("body_part") is None
 
     def encode_clip(self, clip: Clip) -> dict[str, NDArray[np.int64]]:
         """As the protocol says."""
-        columns = columns_for(self._tokenizer.layout, clip.layout, takes_bare=self._takes_bare)
+        columns = own_columns(self._tokenizer.layout, clip, self.details)
         return {ONLY_PART: self._tokenizer.encode(np.ascontiguousarray(clip.motion[:, columns]))}
 
     def decode_clip(self, codes: Mapping[str, NDArray[np.int64]], frames: int) -> tuple[NDArray[np.float32], Layout]:

@@ -11,6 +11,7 @@
 | `format` | what the source was: a name of `rvqvae.data.format`, as `beat2`, `features` (a `.npy` matrix), `packed` |
 | `source_content` | what that file's content is known by, its bytes counted and hashed by xxh3_128; may be missing |
 | `reading` | JSON: by which of the tokenizer's settings the file was read; may be missing |
+| `source_fps`, `source_frames` | frames a second and frames of the file itself; may be missing |
 | `version` | of this table: 1 |
 
 Of a body's tokenizer the file has `codes`, `code_rate` and `fingerprint` once a part, with the part in the key:
@@ -48,6 +49,7 @@ _LARGEST_TEXT = 2**18
 
 _SHARED = ("version", "fps", "frames", "source", "format")
 _OPTIONAL = ("source_content", "reading")
+_TIMING = ("source_fps", "source_frames")
 _OF_A_PART = ("codes", "code_rate", "fingerprint")
 _PREFIXES = tuple(f"{name}_" for name in _OF_A_PART)
 
@@ -67,6 +69,9 @@ class Codes:
     source_content: str = ""
     """Empty in files that do not say, as those made before they did."""
     reading: str = ""
+    source_fps: float = 0.0
+    """0 in files that do not say."""
+    source_frames: int = 0
 
     @property
     def levels(self) -> int:
@@ -99,7 +104,7 @@ def _written(parts: Mapping[str, Codes]) -> bytes:
         raise ValueError(f"codes of the parts {list(parts)}: not names of body parts")
     first = next(iter(parts.values()))
     for part, own in parts.items():
-        for name in ("fps", "frames", "source", "format", *_OPTIONAL):
+        for name in ("fps", "frames", "source", "format", *_OPTIONAL, *_TIMING):
             if getattr(own, name) != getattr(first, name):
                 found = f"{getattr(first, name)} and, of {part}, {getattr(own, name)}"
                 raise ValueError(f"codes are not of one clip: {name} is {found}")
@@ -110,6 +115,9 @@ def _written(parts: Mapping[str, Codes]) -> bytes:
     arrays |= {_key("fingerprint", part): np.array(own.fingerprint) for part, own in parts.items()}
     arrays |= {"source": np.array(first.source), "format": np.array(first.format), "version": np.array(VERSION)}
     arrays |= {name: np.array(text) for name in _OPTIONAL if (text := getattr(first, name))}
+    if first.source_fps and first.source_frames:
+        arrays |= {"source_fps": np.array(first.source_fps, np.float64)}
+        arrays |= {"source_frames": np.array(first.source_frames, np.int64)}
     try:
         for part in parts:
             _codes_of(arrays, part)
@@ -170,7 +178,7 @@ def read_parts(file: str | Path) -> dict[str, Codes]:
         required = (*_SHARED, *(_key(name, part) for part in parts for name in _OF_A_PART))
         codes = [_key("codes", part) for part in parts]
         small = [key for key in required if key not in codes]
-        arrays = load_npz(file, codes) | load_npz(file, small, _OPTIONAL, largest=_LARGEST_TEXT)
+        arrays = load_npz(file, codes) | load_npz(file, small, (*_OPTIONAL, *_TIMING), largest=_LARGEST_TEXT)
         return {part: _codes_of(arrays, part) for part in parts}
     except ClipError as error:
         raise UserError(f"{file}: {error}") from None
@@ -214,7 +222,20 @@ def _codes_of(arrays: dict[str, NDArray[Any]], part: str) -> Codes:
     if "\0" in source:
         raise ClipError("source is no path of a file")
     content, reading = (_text(arrays, name) if name in arrays else "" for name in _OPTIONAL)
-    return Codes(codes.astype(np.int64), fps, code_rate, int(frames), fingerprint, source, kind, content, reading)
+    source_fps, source_frames = (_number(arrays, name) if name in arrays else 0.0 for name in _TIMING)
+    return Codes(
+        codes.astype(np.int64),
+        fps,
+        code_rate,
+        int(frames),
+        fingerprint,
+        source,
+        kind,
+        content,
+        reading,
+        source_fps,
+        int(source_frames),
+    )
 
 
 def _number(arrays: dict[str, NDArray[Any]], key: str, kinds: str = "fiu") -> float:

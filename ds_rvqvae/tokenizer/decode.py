@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ds_rvqvae.data.files import Rate, Timing, retimed, timing_of
 from ds_rvqvae.data.formats.beat2 import CLIP_FOLDER
 from ds_rvqvae.data.formats.finding import FoundFile, is_regular, is_whole
 from ds_rvqvae.data.formats.writing import (
@@ -42,6 +43,7 @@ _RECORD = ".decoded.jsonl"
 _OLD_RECORD = ".decoded.json"
 """What versions up to 0.2 had in its place: of what all files of the folder were decoded with."""
 _NOT_OURS = "is there and was not decoded into this folder; --overwrite replaces it"
+_KINDS = {BEAT2: "a BEAT2 npz", BVH: "a BVH file"}
 _LARGEST_SOURCE = 16 * GIB
 _SUFFIXES = (".npz", ".npy", ".bvh")
 """Of files of decoded motion."""
@@ -57,6 +59,7 @@ def decode_files(
     overwrite: bool = False,
     any_tokenizer: bool = False,
     matrices: bool = False,
+    fps: Rate | None = None,
     workers: int = WORKERS,
 ) -> Report:
     """Decodes codes files: of BEAT2 clips into BEAT2 npz files, of BVH files into such where these are still there, of
@@ -73,11 +76,12 @@ def decode_files(
         overwrite: also what is done already.
         any_tokenizer: decode codes of another tokenizer too.
         matrices: write `.npy` matrices whatever was encoded.
+        fps: frames a second of the files, or "source" for those of what was encoded; by default the tokenizer's.
 
     Raises:
         UserError: as `encode_files`; or `source` is not there, or one file for several clips.
     """
-    decoder = _Decoder(as_clip_tokenizer(tokenizer), out, levels, overwrite, source, any_tokenizer, matrices)
+    decoder = _Decoder(as_clip_tokenizer(tokenizer), out, levels, overwrite, source, any_tokenizer, matrices, fps)
     try:
         return convert_files(decoder, paths, workers)
     finally:
@@ -160,11 +164,12 @@ class _Decoder:
         source: Path | None,
         any_tokenizer: bool,
         matrices: bool,
+        fps: Rate | None,
     ) -> None:
         if source is not None and not source.exists():
             raise UserError(f"--source {source}: no such file or folder")
         self.tokenizer, self.out, self.overwrite = tokenizer, out, overwrite
-        self.source, self.any_tokenizer, self.matrices = source, any_tokenizer, matrices
+        self.source, self.any_tokenizer, self.matrices, self.fps = source, any_tokenizer, matrices, fps
         self.levels = checked_levels(levels, tokenizer.parts)
         self.fingerprints = {part: own.fingerprint for part, own in tokenizer.parts.items()}
         self.fingerprint = tokenizer.fingerprint  # a body's is computed at each call
@@ -203,16 +208,19 @@ class _Decoder:
             indices = {part: own.codes[:, : self.levels] for part, own in parts.items()}
             motion, layout = self.tokenizer.decode_clip(indices, codes.frames)
         check_finite(motion)
+        fps = self.tokenizer.fps
+        if self.fps is not None:
+            motion, fps = retimed(motion, layout, fps, self.fps, self._timing(codes, found))
         assert self.record is not None
         entry = self.record.of(output)
         self.record.note(output)
         if suffix == ".npz":
-            notes = self._write_beat2(output, motion, layout, source)
+            notes = self._write_beat2(output, motion, layout, source, fps)
         elif suffix == ".bvh" and source is not None:
-            notes = self._write_bvh(output, motion, layout, source)
+            notes = self._write_bvh(output, motion, layout, source, fps)
         else:
             write_matrix(output, motion)
-            notes = self._notes_of_matrix(codes, motion, layout)
+            notes = self._notes_of_matrix(codes, motion, layout, fps)
         self.record.note(output, made=made, source=source_content, content=content_of(output))
         if self.source is None and codes.source_content not in ("", source_content) and source_content is not None:
             changed = (
@@ -278,6 +286,7 @@ class _Decoder:
         """What a file is decoded from and with, but for its source."""
         details = self.tokenizer.details
         settings = {"levels": self.levels, "matrices": self.matrices, "reading": details.get("reading") or {}}
+        settings |= {} if self.fps is None else {"fps": self.fps}
         return {"codes": codes_content, "tokenizer": self.fingerprint, **settings}
 
     def _is_done(self, output: Path, made: Mapping[str, Any], source_content: str | None) -> bool:
@@ -296,31 +305,52 @@ class _Decoder:
         # Where its source is gone, it holds more than could be decoded now.
         return entry.get("made") == made and source_content in (entry.get("source"), None)
 
+    def _timing(self, codes: Codes, found: FoundFile) -> Timing | None:
+        """The frame rate and frames of what was encoded; raises ClipError where they are asked for and not known."""
+        file = self._source(codes, found)
+        if file is not None:
+            with self._reading(file, _KINDS[codes.format]):
+                return timing_of(file, reading_config(self.tokenizer.details, self.tokenizer.fps, str(file)))
+        if codes.source_fps:
+            return Timing(codes.source_fps, codes.source_frames)
+        if self.fps == "source":
+            raise ClipError(
+                "says nothing of its source's frame rate, and no source file is there: --source names it, --fps N a "
+                "rate, or encode it again"
+            )
+        return None
+
     def _write_beat2(
-        self, output: Path, motion: NDArray[np.float32], layout: Layout, file: Path | None
+        self, output: Path, motion: NDArray[np.float32], layout: Layout, file: Path | None, fps: float
     ) -> tuple[str, ...]:
         """Writes the clip and tells what there is to say about it."""
-        fps = self.tokenizer.fps
         if file is None:
             write_beat2(output, motion, layout, fps, rest_source(len(motion), fps))
             return ("no source file, so that what the tokenizer does not cover is at rest (--source names one)",)
-        config = reading_config(self.tokenizer.details, fps, str(file))
-        with self._reading(file, "a BEAT2 npz"):
+        config = reading_config(self.tokenizer.details, self.tokenizer.fps, str(file))
+        with self._reading(file, _KINDS[BEAT2]):
             source = read_beat2_source(file, config)
             write_beat2(output, motion, layout, fps, source)
         notes = [f"{key} holds Python objects and was left out" for key in source.left_out]
         if self.source is None and notes:
             notes = ["arrays of Python objects in the source were left out"]
-        if not same_rate(source.fps, fps):
-            notes.append(f"source at {source.fps:g} frames a second, written at {fps:g}")
-        return tuple(notes)
+        return (*notes, *self._other_rate(source.fps, fps))
 
-    def _write_bvh(self, output: Path, motion: NDArray[np.float32], layout: Layout, source: Path) -> tuple[str, ...]:
+    def _write_bvh(
+        self, output: Path, motion: NDArray[np.float32], layout: Layout, source: Path, fps: float
+    ) -> tuple[str, ...]:
         """Writes the clip and tells what there is to say about it."""
-        config = reading_config(self.tokenizer.details, self.tokenizer.fps, str(source))
-        with self._reading(source, "a BVH file"):
-            write_bvh(output, motion, layout, source, config)
-        return ()
+        config = reading_config(self.tokenizer.details, fps, str(source))
+        with self._reading(source, _KINDS[BVH]):
+            source_fps = write_bvh(output, motion, layout, source, config)
+        return self._other_rate(source_fps, fps)
+
+    def _other_rate(self, source_fps: float, fps: float) -> tuple[str, ...]:
+        """A note where a file is written at another frame rate than its source's."""
+        if not source_fps or same_rate(source_fps, fps):
+            return ()
+        back = "" if self.fps is not None else "; --fps source brings back the source's"
+        return (f"source at {source_fps:g} frames a second, written at {fps:g}{back}",)
 
     @contextmanager
     def _reading(self, source: Path, kind: str) -> Iterator[None]:
@@ -341,13 +371,15 @@ class _Decoder:
                 f"source {source}: cannot be read as {kind}{where}; --source {source} says what is wrong"
             ) from None
 
-    def _notes_of_matrix(self, codes: Codes, motion: NDArray[np.float32], layout: Layout) -> tuple[str, ...]:
+    def _notes_of_matrix(
+        self, codes: Codes, motion: NDArray[np.float32], layout: Layout, fps: float
+    ) -> tuple[str, ...]:
         notes = []
         if codes.format == BVH and not self.matrices:
             notes.append("no source file, so that there is no hierarchy for a BVH file (--source names one)")
         if sum(own.width for own in layout) < motion.shape[1]:
             notes.append("columns of no part that has codes are at rest")
-        return tuple(notes)
+        return (*notes, *self._other_rate(codes.source_fps, fps))
 
 
 def _content_of_source(source: Path) -> str | None:

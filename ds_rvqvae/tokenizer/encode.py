@@ -110,6 +110,8 @@ class _Encoder:
                 format=reader.key,
                 source_content=content,
                 reading=reading,
+                source_fps=take.fps,
+                source_frames=len(take.motion),
             )
             for part, own in self.tokenizer.parts.items()
         }

@@ -18,7 +18,7 @@ from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.config.profile import model_config_from_dict
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import parse_json
-from ds_rvqvae.motion.clip import ClipError
+from ds_rvqvae.motion.clip import Clip, ClipError
 from ds_rvqvae.motion.layout import Layout, feature_layout, layout_from_json, missing_channels, take_channels
 from ds_rvqvae.tokenizer.saved import reading
 
@@ -282,3 +282,21 @@ def columns_for(wanted: Layout, layout: Layout, takes_bare: bool = True) -> NDAr
     raise ClipError(
         f"no {missing.name} ({missing.kind} in {missing.width} columns), which this tokenizer takes; it has {has}"
     )
+
+
+def own_columns(wanted: Layout, clip: Clip, details: Mapping[str, Any], file: str | Path = "") -> NDArray[np.int64]:
+    """The columns of a clip that a tokenizer with this layout and these details takes, int64, in its order.
+
+    Args:
+        file: that the clip is of; where one is named, what is wrong with it is a UserError that names it.
+
+    Raises:
+        ClipError: naming a channel that the motion does not have.
+    """
+    # A part's columns are rarely stored by themselves; as many of something else would go unnoticed.
+    try:
+        return columns_for(wanted, clip.layout, takes_bare=details.get("body_part") is None)
+    except ClipError as error:
+        if not file:
+            raise
+        raise UserError(f"{file}: {error}") from None

@@ -5,9 +5,9 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,8 +20,17 @@ from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.facts import ModelFacts, keys_that
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.config.training import is_repository
-from ds_rvqvae.errors import UserError
-from ds_rvqvae.model.exact import as_tensor, eager, exactly, plain_tensors
+from ds_rvqvae.model.exact import (
+    Lengths,
+    as_tensor,
+    check_not_padded,
+    checked_lengths,
+    clips_of,
+    eager,
+    exactly,
+    padded,
+    plain_tensors,
+)
 from ds_rvqvae.model.frozen import KeepsFloatType, device_after
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.model.streaming import DecoderStream, EncoderStream
@@ -36,12 +45,16 @@ from ds_rvqvae.tokenizer.folder import (
     assumed_at_import,
     config_of,
     open_folder,
+    own_columns,
+    reading_config,
     reading_of,
 )
 from ds_rvqvae.tokenizer.hub import download, model_card, upload
-from ds_rvqvae.tokenizer.saved.reading import Saved
 from ds_rvqvae.tokenizer.saved.writing import Place, save_tokenizer, sealed
-from ds_rvqvae.tokenizer.weights import load_model, save_model
+from ds_rvqvae.tokenizer.weights import check_fingerprint, load_model, save_model
+
+if TYPE_CHECKING:
+    from ds_rvqvae.data.files import Rate
 
 # The order is that of the first tokenizers, whose fingerprints stay: the number of levels comes last.
 _MEANING = sorted(
@@ -53,7 +66,6 @@ _MEANING_WHERE_SET = sorted(keys_that(ModelConfig, ModelFacts, lambda facts: fac
 
 Array = TypeVar("Array", Tensor, NDArray[Any])
 _ROUNDED = (torch.bfloat16, torch.float16)
-Lengths = int | Sequence[int] | Tensor | NDArray[np.integer[Any]]
 
 
 class MotionTokenizer(KeepsFloatType):
@@ -159,16 +171,16 @@ class MotionTokenizer(KeepsFloatType):
 
         Raises:
             ValueError: for another shape, lengths that do not fit it, or values that are not finite or too large.
-            TypeError: a tensor that has been rounded to bf16 or fp16, as trainers cast batches; not where the nets are
-                in such a type.
+            TypeError: a path, or a tensor that has been rounded to bf16 or fp16, as trainers cast batches; not where
+                the nets are in such a type.
         """
-        frames = as_tensor(motion)
+        frames = as_tensor(motion, "encode_file(path) encodes a file")
         if frames.dim() not in (2, 3) or frames.shape[-1] != len(self.mean) or not frames.numel():
             raise ValueError(
                 f"motion is {tuple(frames.shape)}; this tokenizer takes [frames, {len(self.mean)}], or a batch of such"
             )
-        clips = _clips(frames, lengths, frames.shape[-2])
-        codes = _as_given([self._encode_clip(clip) for clip in clips], frames, -(-frames.shape[-2] // self.code_stride))
+        clips = clips_of(frames, lengths, frames.shape[-2])
+        codes = padded([self._encode_clip(clip) for clip in clips], frames, -(-frames.shape[-2] // self.code_stride))
         return codes.cpu().numpy() if isinstance(motion, np.ndarray) else codes
 
     @eager
@@ -183,17 +195,47 @@ class MotionTokenizer(KeepsFloatType):
             `[T, C]` or `[B, T, C]`, T being the longest of `lengths`; zeros past a clip's end.
 
         Raises:
-            ValueError: for another shape, codes that do not exist, or lengths that do not fit.
+            ValueError: for another shape, codes that do not exist, lengths that do not fit, or, without lengths, a row
+                that is -1 on all levels.
+            TypeError: a path.
         """
-        indices = as_tensor(codes)
+        indices = as_tensor(codes, "ds_rvqvae.read_codes(path).codes are those of a file")
         if indices.dim() not in (2, 3) or indices.is_floating_point() or not indices.numel():
             raise ValueError(f"codes are {indices.dtype} {tuple(indices.shape)}; give integers [codes, levels]")
         most = indices.shape[-2] * self.code_stride
-        frames = _lengths(lengths, indices.shape[0] if indices.dim() == 3 else 1, most)
-        clips = _clips(indices, [-(-count // self.code_stride) for count in frames], indices.shape[-2])
+        frames = checked_lengths(lengths, indices.shape[0] if indices.dim() == 3 else 1, most)
+        if lengths is None:
+            check_not_padded(indices)
+        clips = clips_of(indices, [-(-count // self.code_stride) for count in frames], indices.shape[-2])
         motion = [self._decode_clip(clip)[:count] for clip, count in zip(clips, frames, strict=True)]
-        found = _as_given(motion, indices, max(frames), padding=0)
+        found = padded(motion, indices, max(frames), padding=0)
         return found.cpu().numpy() if isinstance(codes, np.ndarray) else found
+
+    def encode_file(self, file: str | Path) -> NDArray[np.int64]:
+        """The codes of a motion file with one clip, `[ceil(T / code_stride), Q]`; another frame rate is resampled.
+
+        Raises:
+            UserError: naming the file and what is wrong with it.
+        """
+        from ds_rvqvae.data.files import read_clip
+
+        clip = read_clip(Path(file), reading_config(self.details, self.fps, str(file)))
+        return self.encode(np.ascontiguousarray(clip.motion[:, own_columns(self.layout, clip, self.details, file)]))
+
+    def decode_to_file(
+        self,
+        codes: Array,
+        file: str | Path,
+        source: str | Path | None = None,
+        fps: "Rate | None" = None,
+    ) -> None:
+        """Writes codes of one clip as a motion file, whole or not at all; as of `BodyTokenizer`."""
+        from ds_rvqvae.data.files import read_clip, write_clip
+
+        config = reading_config(self.details, self.fps, str(source or file))
+        frames = None if source is None else len(read_clip(Path(source), config).motion)
+        motion = np.asarray(as_tensor(self.decode(codes, frames)).cpu())
+        write_clip(Path(file), motion, self.layout, config, None if source is None else Path(source), fps)
 
     def encoder_stream(self) -> EncoderStream:
         """An encoder for one clip that comes piece by piece; it gives the codes of `encode`."""
@@ -308,7 +350,7 @@ class MotionTokenizer(KeepsFloatType):
                 whole = cls(model, mean, std, config.layout, config.fps, trainable=True)
                 fingerprint = whole._compute_fingerprint()
             if is_unchecked:
-                _check_fingerprint(saved, fingerprint)
+                check_fingerprint(saved, fingerprint)
             # Normalisation stays in fp32; codebooks keep it by themselves.
             model.to(dtype)
             tokenizer = cls(model, mean, std, config.layout, config.fps, config.details, trainable=trainable)
@@ -356,45 +398,3 @@ class MotionTokenizer(KeepsFloatType):
                 digest.update(name.encode())
                 digest.update(tensor.detach().float().cpu().contiguous().numpy())
         return digest.hexdigest()
-
-
-def _check_fingerprint(saved: Saved, fingerprint: str | None) -> None:
-    """Raises UserError where a tokenizer, whose weights say nothing of themselves, is not the one of its config."""
-    said = saved.values.get("fingerprint")
-    if said is None:
-        text = "names no fingerprint, so nothing tells whether the weights are its own"
-        logging.getLogger("ds_rvqvae").warning("%s: %s", saved.source, text)
-    elif said != fingerprint:
-        raise UserError(
-            f"{saved.source}: is of another tokenizer ({str(said)[:12]}) than the weights beside it make with it "
-            f"({str(fingerprint)[:12]}); copy or export both again, or remove its key fingerprint where it was "
-            "changed on purpose"
-        )
-
-
-def _lengths(lengths: Lengths | None, clips: int, most: int) -> list[int]:
-    """A length for each clip, from 1 to `most`; raises ValueError."""
-    if lengths is None:
-        return [most] * clips
-    counts = [int(count) for count in torch.as_tensor(lengths, device="cpu").reshape(-1)]
-    if len(counts) != clips:
-        raise ValueError(f"{len(counts)} lengths for {clips} clips")
-    if any(not 1 <= count <= most for count in counts):
-        raise ValueError(f"lengths are from 1 to {most}, not {counts}")
-    return counts
-
-
-def _clips(rows: Tensor, lengths: Lengths | None, most: int) -> list[Tensor]:
-    """The clips `[length, …]` of one clip `[T, …]` or a batch `[B, T, …]`."""
-    batch = rows if rows.dim() == 3 else rows.unsqueeze(0)
-    return [clip[:count] for clip, count in zip(batch, _lengths(lengths, len(batch), most), strict=True)]
-
-
-def _as_given(clips: list[Tensor], given: Tensor, longest: int, padding: int = -1) -> Tensor:
-    """What came of each clip, as one clip or as a batch padded to `longest` rows, like `given`."""
-    if given.dim() == 2:
-        return clips[0]
-    batch = clips[0].new_full((len(clips), longest, clips[0].shape[-1]), padding)
-    for row, clip in zip(batch, clips, strict=True):
-        row[: len(clip)] = clip
-    return batch

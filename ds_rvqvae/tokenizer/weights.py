@@ -1,6 +1,7 @@
 """The net of a tokenizer's folder, with its weights."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -97,3 +98,17 @@ def _check_shapes(there: Mapping[str, list[int]], expected: Mapping[str, list[in
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def check_fingerprint(saved: Saved, fingerprint: str | None) -> None:
+    """Raises UserError where a tokenizer, whose weights say nothing of themselves, is not the one of its config."""
+    said = saved.values.get("fingerprint")
+    if said is None:
+        text = "names no fingerprint, so nothing tells whether the weights are its own"
+        logging.getLogger("ds_rvqvae").warning("%s: %s", saved.source, text)
+    elif said != fingerprint:
+        raise UserError(
+            f"{saved.source}: is of another tokenizer ({str(said)[:12]}) than the weights beside it make with it "
+            f"({str(fingerprint)[:12]}); copy or export both again, or remove its key fingerprint where it was "
+            "changed on purpose"
+        )

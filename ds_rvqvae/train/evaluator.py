@@ -13,13 +13,14 @@ from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.process.tolerance import tolerated
 from ds_rvqvae.runs.abandoned import SCORES, clear_damaged_tokenizer
+from ds_rvqvae.runs.history import Best
 from ds_rvqvae.runs.pieces import write_json
 from ds_rvqvae.runs.tokenizers import make_tokenizer, motion_state
 from ds_rvqvae.tokenizer.evaluation import evaluate_split, held_out_split
 from ds_rvqvae.tokenizer.folder import TOKENIZER
 from ds_rvqvae.train.averaging import WeightAverage
 from ds_rvqvae.train.engine import fp32_model
-from ds_rvqvae.train.metrics import Board, logger
+from ds_rvqvae.train.metrics import Board, announce
 
 
 class Evaluator:
@@ -46,7 +47,7 @@ class Evaluator:
         self._device = torch.device(engine.device)
         self._scores: dict[str, Any] = {}
         self._best_step: int | None = None
-        self._best_before = math.inf
+        self._best_before: tuple[float, int | None] = math.inf, None
         self.best_l1 = math.inf
         """Least L1 of the history's checkpoints, and of the evaluation just made; a resumed run sets it."""
 
@@ -63,7 +64,8 @@ class Evaluator:
         scores["step"] = step
         self._scores = scores
         if step and scores["l1"] is not None and scores["l1"] < self.best_l1:
-            self._best_before, self.best_l1, self._best_step = self.best_l1, scores["l1"], step
+            self._best_before = self.best_l1, self._best_step
+            self.best_l1, self._best_step = scores["l1"], step
         if dist.get_rank() == 0:
             self._show(model, split, file)
         return model
@@ -77,9 +79,11 @@ class Evaluator:
         """Those of the last evaluation of the history; None before the first of weights that were trained."""
         return self._scores if self._scores.get("step") else None
 
-    def restore(self, last_scores: dict[str, Any] | None, best_l1: float) -> None:
+    def restore(self, last_scores: dict[str, Any] | None, best: Best | None) -> None:
         """Goes on with what was scored before."""
-        self._scores, self.best_l1 = last_scores or {}, best_l1
+        self._scores = last_scores or {}
+        if best is not None:
+            self.best_l1, self._best_step = best.l1, best.mark.step
 
     def is_best(self, step: int) -> bool:
         """Whether the model after `step` steps was scored, and better than any before it."""
@@ -94,7 +98,7 @@ class Evaluator:
     def note_not_saved(self, step: int) -> None:
         """The model after `step` steps was not saved, so it is not the best either: that is one on disk."""
         if self._best_step == step:
-            self.best_l1, self._best_step = self._best_before, None
+            self.best_l1, self._best_step = self._best_before
 
     def _show(self, model: RVQVAE, split: str, file: str) -> None:
         """Rank 0: scores into `eval/FILE`, pictures beside it, all of it to TensorBoard. Whatever fails is a warning:
@@ -105,7 +109,8 @@ class Evaluator:
             named = scores | ({"checkpoint": None} if file == SCORES else {})
             write_json(self._run_folder / "eval" / file, named)
         names = ("l1", "angle_error_deg", "velocity_error")
-        logger.info("step %d, %s: %s", step, split, {name: scores[name] for name in names})
+        with tolerated(f"step {step}: scores not told"):
+            announce(evaluation_line(scores, self.best_l1, self._best_step))
         group = split.capitalize()
         tags = {f"{group}/{name}": scores[name] for name in names}
         tags |= {f"{group}_usage/level_{level + 1}": value for level, value in enumerate(scores["usage"])}
@@ -124,6 +129,32 @@ class Evaluator:
         for name, figure in reconstruction_pictures(model, self._data, (split,), self._device):
             pixels = save_figure(figure, self._run_folder / "eval" / f"reconstruction_{name}.png")
             self._board.image(f"Reconstruction/{name}", pixels, samples)
+
+
+def evaluation_line(scores: dict[str, Any], best_l1: float, best_step: int | None, columns: int = 80) -> str:
+    """An evaluation in a line of so many columns, where its numbers let it.
+
+    Args:
+        scores: with their `step`; 0 before training.
+        best_l1, best_step: the least L1 so far, and after how many steps it was; None before the first.
+    """
+    step, l1, angle = scores["step"], scores["l1"], scores["angle_error_deg"]
+    start = f"step {step:,}, {scores['split']}: "
+    if l1 is None:
+        return f"{start}no clip is long enough to be scored"
+    perplexities = scores["perplexity"]
+    in_use = sum(value > 1.01 for value in perplexities)  # of a level that always gives one code it is 1
+    levels = f"levels {in_use}/{len(perplexities)}"
+    perplexity = f", perplexity {sum(perplexities) / len(perplexities):.0f}"
+    for title, digits, more in (("angle ", 4, perplexity), ("angle ", 4, ""), ("angle ", 3, ""), ("", 3, "")):
+        best = "before training" if not step else "best"
+        if step and best_step != step:
+            best = "no best yet" if best_step is None else f"best {best_l1:.{digits}f} at {best_step:,}"
+        degrees = "" if angle is None else f"{title}{angle:.2f} deg, "
+        line = f"{start}{degrees}L1 {l1:.{digits}f} ({best}), {levels}{more}"
+        if len(line) <= columns:
+            break
+    return line
 
 
 def export_tokenizer(

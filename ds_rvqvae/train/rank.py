@@ -19,10 +19,10 @@ from ds_rvqvae.data.dataset import MotionData, open_training_data
 from ds_rvqvae.data.store.places import open_in_use
 from ds_rvqvae.data.store.store import Store, is_store
 from ds_rvqvae.errors import ExitStatus, UserError, say
-from ds_rvqvae.gpu.sizes import parameter_count
 from ds_rvqvae.host import bf16_arithmetic_text
 from ds_rvqvae.process.command import keep_warnings_harmless
 from ds_rvqvae.process.home import settle_home
+from ds_rvqvae.process.progress import Stage
 from ds_rvqvae.process.signals import call_at_signals
 from ds_rvqvae.process.streams import drain_streams, lost_messages, open_standard_streams, queued_streams
 from ds_rvqvae.process.tolerance import reason_of, tolerated
@@ -31,6 +31,7 @@ from ds_rvqvae.runs.checkpoints import sweep
 from ds_rvqvae.runs.folder import (
     LOG,
     RUN_VARIABLE,
+    SAID_VARIABLE,
     STORE_CONTENT_VARIABLE,
     STORE_VARIABLE,
     check_out_folder,
@@ -123,7 +124,8 @@ def _motion_of(request: Request) -> MotionData | UserError | None:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return None
     try:
-        return open_training_data(profile)
+        with Stage(f"reading {profile.rvqvae.data.path}", shown=os.environ.get("RANK") == "0"):
+            return open_training_data(profile)
     except UserError as error:
         return error
 
@@ -167,29 +169,37 @@ def _shared_motion(request: Request, own: MotionData | UserError | None) -> Moti
 
 
 def _train(request: Request, own: MotionData | UserError | None) -> int:
-    # Late, so that refusals come without the seconds that importing DeepSpeed takes.
-    import torch.distributed as dist
+    rank = int(os.environ.get("RANK", "0"))
+    # Late, so that refusals come without the seconds that importing DeepSpeed takes. Our launcher speaks meanwhile.
+    with Stage("importing torch and DeepSpeed", shown=not rank and HEARTBEAT_VARIABLE not in os.environ):
+        import torch.distributed as dist
 
-    from ds_rvqvae.train.engine import on_rank_zero_first, own_device, start_distributed
-    from ds_rvqvae.train.memory import out_of_memory_explained
-    from ds_rvqvae.train.metrics import announce, start_log
-    from ds_rvqvae.train.signals import stop_with_launcher
+        from ds_rvqvae.train.engine import on_rank_zero_first, own_device, start_distributed
+        from ds_rvqvae.train.memory import out_of_memory_explained
+        from ds_rvqvae.train.metrics import announce, logger, start_log
+        from ds_rvqvae.train.signals import stop_with_launcher
 
     stop_with_launcher()
     # Not before the imports, which let no other thread write for seconds.
-    heartbeat = Heartbeat.start(int(os.environ.get("RANK", "0")))
-    start_distributed()
-    data = _shared_motion(request, own)
+    heartbeat = Heartbeat.start(rank)
+    with Stage("joining the other ranks", shown=not rank, quiet=os.environ.get("WORLD_SIZE", "1") == "1"):
+        start_distributed()
+        data = _shared_motion(request, own)
     world_size = dist.get_world_size()
-    folder, resume, initial, mean, std = on_rank_zero_first(lambda: _open_run(request, data, world_size))
+    with Stage("opening the run's folder", shown=not rank, quiet=not request.start.resumes):
+        folder, resume, initial, mean, std = on_rank_zero_first(lambda: _open_run(request, data, world_size))
     data.use_normalisation(mean, std)
     start_log(folder / LOG, dist.get_rank())
+    for line in os.environ.get(SAID_VARIABLE, "").splitlines():
+        logger.info("launcher: %s", line)
     for note in resume.notes:
         announce(note)
     total = request.profile.rvqvae.training.total_iter
     if resume.step() >= total:
         announce(f"step {resume.step():,} is at or past total_iter {total:,}: nothing to do")
-        if (made := on_rank_zero_first(lambda: _make_tokenizer(folder, resume))) is not None:
+        with Stage("exporting the tokenizer", announce, shown=not rank, quiet=True):
+            made = on_rank_zero_first(lambda: _make_tokenizer(folder, resume))
+        if made is not None:
             announce(made)
         return _finished()
     profile = _settle_batch(request.profile, data, folder, resume)
@@ -202,24 +212,26 @@ def _run(profile: Profile, data: MotionData, run: OpenedRun, heartbeat: Heartbea
     import torch.distributed as dist
 
     from ds_rvqvae.train.metrics import announce, logger
+    from ds_rvqvae.train.summary import run_lines, scaled_rate
     from ds_rvqvae.train.trainer import Trainer
 
     folder, resume, initial = run.folder, run.resume, run.initial
     world_size = dist.get_world_size()
     init_from = initial.folder if initial else None
-    trainer = Trainer.build(
-        profile,
-        data,
-        folder,
-        checkpoint=resume.checkpoint,
-        universal=resume.universal,
-        init_from=init_from,
-        heartbeat=heartbeat,
-    )
-    announce(_summary(folder, profile, data, world_size))
+    with Stage("building the engine", announce, shown=dist.get_rank() == 0):
+        trainer = Trainer.build(
+            profile,
+            data,
+            folder,
+            checkpoint=resume.checkpoint,
+            universal=resume.universal,
+            init_from=init_from,
+            heartbeat=heartbeat,
+        )
+    announce(*run_lines(folder, profile, data, world_size))
     logger.info(bf16_arithmetic_text())
     if profile.rvqvae.training.scale_lr is not None:
-        announce(_scaled_rate(profile, world_size))
+        announce(scaled_rate(profile, world_size))
     if initial:
         announce(f"starting from the weights, codebooks and normalisation of {init_from}")
     for line in data.balance_lines():
@@ -237,34 +249,6 @@ def _run(profile: Profile, data: MotionData, run: OpenedRun, heartbeat: Heartbea
     return _finished()
 
 
-def _summary(folder: Path, profile: Profile, data: MotionData, world_size: int) -> str:
-    """What is about to run, in one line."""
-    parts = [
-        f"{world_size} rank{'s' if world_size > 1 else ''}",
-        f"ZeRO stage {profile.zero_optimization.stage}",
-        "bf16" if profile.bf16.enabled else "fp32",
-        f"activation checkpointing {'on' if profile.rvqvae.training.gradient_checkpointing else 'off'}",
-        f"{parameter_count(data.in_features, profile.rvqvae.model):,} parameters",
-        _batch_text(profile, data, world_size),
-    ]
-    return f"{folder}: {', '.join(parts)}"
-
-
-def _batch_text(profile: Profile, data: MotionData, world_size: int) -> str:
-    batch, windows = profile.global_batch(world_size), data.count_training_windows()
-    if not profile.rvqvae.data.window_sizes:
-        (count,) = windows.values()
-        return f"global batch {batch:,} of {count:,} windows"
-    counts = ", ".join(f"{count:,} of {size}" for size, count in windows.items())
-    return f"global batch {batch:,} x {profile.rvqvae.data.window_size} frames; windows by length: {counts}"
-
-
-def _scaled_rate(profile: Profile, world_size: int) -> str:
-    training, rate = profile.rvqvae.training, profile.optimizer.params.lr
-    batches = f"global batch {profile.global_batch(world_size):,} / {training.reference_batch:,}"
-    return f"--scale_lr linear: learning rate {rate:g} x {batches} = {profile.learning_rate(world_size):.4g}"
-
-
 def _finished() -> int:
     import torch.distributed as dist
 
@@ -274,6 +258,8 @@ def _finished() -> int:
 
 def _settle_batch(profile: Profile, data: MotionData, folder: Path, resume: Resume) -> Profile:
     """The profile with batch sizes that keep the global batch, and that fit where that is to be found out."""
+    import torch.distributed as dist
+
     from ds_rvqvae.model.losses import loss_columns
     from ds_rvqvae.train.auto_batch import fit_batch
     from ds_rvqvae.train.engine import on_rank_zero_first, own_device
@@ -285,7 +271,8 @@ def _settle_batch(profile: Profile, data: MotionData, folder: Path, resume: Resu
     if not _fits_batch(profile, resume):
         return profile
     columns = loss_columns(profile.rvqvae.loss, data.layout, data.mean, data.std, own_device())
-    profile, tried = fit_batch(profile, data.in_features, own_device(), columns)
+    with Stage("finding out which batch fits", announce, shown=dist.get_rank() == 0):
+        profile, tried = fit_batch(profile, data.in_features, own_device(), columns)
     announce(tried)
     # In the run's profile are the windows a rank that were asked for, whatever the number of ranks now.
     chosen = with_batch(profile, split_batch(asked, profile.train_micro_batch_size_per_gpu))

@@ -1,4 +1,4 @@
-"""What a run took of the machine, told at its end: a table by rank, and beside it what was planned."""
+"""What a run is, told at its start, and what it took of the machine, at its end: a table by rank, and the plan."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.files import whole_file
 from ds_rvqvae.gpu.cards import CARDS
 from ds_rvqvae.gpu.plan import Plan, make_plan
+from ds_rvqvae.gpu.sizes import parameter_count
 from ds_rvqvae.process.tables import Column, Table
 from ds_rvqvae.process.terminal import PLAIN, Block, Line, Terminal
 from ds_rvqvae.process.tolerance import tolerated
@@ -34,6 +35,38 @@ _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
 """Heading and form of each of `Peaks`' values; a column that no rank has a value for is left out."""
 _TIGHT = 0.05
 """Share of a GPU's memory below which its headroom is little."""
+
+
+def run_lines(folder: Path, profile: Profile, data: MotionData, world_size: int) -> list[str]:
+    """What is about to run."""
+    parts = [
+        f"{world_size} rank{'s' if world_size > 1 else ''}",
+        f"ZeRO stage {profile.zero_optimization.stage}",
+        "bf16" if profile.bf16.enabled else "fp32",
+        f"activation checkpointing {'on' if profile.rvqvae.training.gradient_checkpointing else 'off'}",
+    ]
+    count = parameter_count(data.in_features, profile.rvqvae.model)
+    return [
+        f"run: {folder}",
+        ", ".join(parts),
+        f"{count:,} parameters, {data.in_features} columns, {_batch_text(profile, data, world_size)}",
+    ]
+
+
+def _batch_text(profile: Profile, data: MotionData, world_size: int) -> str:
+    batch, windows = profile.global_batch(world_size), data.count_training_windows()
+    if not profile.rvqvae.data.window_sizes:
+        (count,) = windows.values()
+        return f"global batch {batch:,} of {count:,} windows"
+    counts = ", ".join(f"{count:,} of {size}" for size, count in windows.items())
+    return f"global batch {batch:,} x {profile.rvqvae.data.window_size} frames; windows by length: {counts}"
+
+
+def scaled_rate(profile: Profile, world_size: int) -> str:
+    """What `scale_lr` has made of the learning rate."""
+    training, rate = profile.rvqvae.training, profile.optimizer.params.lr
+    batches = f"global batch {profile.global_batch(world_size):,} / {training.reference_batch:,}"
+    return f"--scale_lr linear: learning rate {rate:g} x {batches} = {profile.learning_rate(world_size):.4g}"
 
 
 def sum_up(

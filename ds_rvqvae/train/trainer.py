@@ -1,7 +1,6 @@
 """The training loop: step, codebooks, log, evaluate, save."""
 
 import contextlib
-import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,12 @@ from ds_rvqvae.data.loader import BatchLoader
 from ds_rvqvae.data.order import BatchOrder
 from ds_rvqvae.model.losses import Losses, loss_columns, tokenizer_losses
 from ds_rvqvae.model.rvqvae import RVQVAE
-from ds_rvqvae.process.progress import Progress
+from ds_rvqvae.process.progress import Progress, Stage
 from ds_rvqvae.process.tolerance import tolerated
 from ds_rvqvae.runs.abandoned import SCORES
 from ds_rvqvae.runs.folder import copies_of
 from ds_rvqvae.runs.heartbeat import Heartbeat
-from ds_rvqvae.runs.history import best_before
+from ds_rvqvae.runs.history import Best, best_before
 from ds_rvqvae.runs.motion import MOTION_FILE, MotionTable
 from ds_rvqvae.runs.tokenizers import motion_state
 from ds_rvqvae.train.averaging import WeightAverage
@@ -31,7 +30,7 @@ from ds_rvqvae.train.checkpointer import Checkpointer, load_checkpoint, make_uni
 from ds_rvqvae.train.engine import build_engine, learning_rate, on_rank_zero_first, start_distributed
 from ds_rvqvae.train.evaluator import Evaluator, export_tokenizer
 from ds_rvqvae.train.first_latents import first_batches
-from ds_rvqvae.train.metrics import StepLog, logger
+from ds_rvqvae.train.metrics import StepLog, announce, logger
 from ds_rvqvae.train.signals import Agreement, Wanted
 from ds_rvqvae.train.summary import sum_up
 
@@ -96,7 +95,7 @@ class Trainer:
         if checkpoint is not None:
             resumed = checkpoint
             best = on_rank_zero_first(lambda: best_before(resumed))
-            self._restore(client_state["rvqvae"], best.l1 if best else math.inf)
+            self._restore(client_state["rvqvae"], best)
 
     @classmethod
     def build(
@@ -146,45 +145,63 @@ class Trainer:
         trainer is closed.
         """
         if self.checkpointer.saved_step is None:
-            self.initialize_codebooks()
-            self.evaluator.evaluate(self.steps_done, "untrained.json")
+            with self._stage("first codes"):
+                self.initialize_codebooks()
+            with self._stage("first scores, before training"):
+                self.evaluator.evaluate(self.steps_done, "untrained.json")
         with self.agreement.listening():
             self._loop()
             steps, saved = (self.first_step, self.steps_done), self.checkpointer.saved
-            sum_up(self.log.meter, self.profile, self.data, self.run_folder, steps, saved and saved.fingerprint)
-            self.close()
+            with self._stage("ending the training", quiet=True):
+                sum_up(self.log.meter, self.profile, self.data, self.run_folder, steps, saved and saved.fingerprint)
+                self.close()
 
     def _loop(self) -> None:
         progress = Progress(self.settings.total_iter, self.steps_done, self.run_folder.name, shown=self.rank == 0)
         self.log.start_interval()
-        while self.steps_done < self.settings.total_iter:
-            with self.heartbeat.long_work() if self._may_compile() else contextlib.nullcontext():
-                losses = self.step()
-            self.heartbeat.beat(self.steps_done)
-            progress.step()
-            if self._is_due(self.settings.log_every) or self.steps_done == 1:
-                several = self.data.config.window_sizes
-                window_size = self.order.window_size(self.steps_done - 1) if several else None
-                progress.note(self.log.write(self.steps_done, losses, window_size))
-            request = self.agreement.after_step()
-            # All that a step leaves is there before its checkpoint is, so that a resume has nothing to make up for.
-            evaluates = self._is_due(self.settings.eval_every)
-            saves = self._is_due(self.settings.save_every) or request is not Wanted.NONE
-            if evaluates or saves:
-                self.log.end_interval()
-            with self.heartbeat.long_work():
-                scored = self.evaluator.evaluate(self.steps_done, SCORES) if evaluates else None
-                if scored is not None and self.steps_done < self.settings.total_iter:
-                    scored = None  # a copy of the model, which is needed in the end only
-                if saves or self.evaluator.is_best(self.steps_done):
-                    self.save()
-                if scored is not None:
-                    self._export(scored)
-            if request is Wanted.STOP:
-                break
-            if saves or evaluates:
-                self.log.start_interval()
+        with self._stage("first step") as first:
+            while self.steps_done < self.settings.total_iter:
+                with self.heartbeat.long_work() if self._may_compile() else contextlib.nullcontext():
+                    losses = self.step()
+                first.end()
+                self.heartbeat.beat(self.steps_done)
+                progress.step()
+                if self._is_due(self.settings.log_every) or self.steps_done == 1:
+                    several = self.data.config.window_sizes
+                    window_size = self.order.window_size(self.steps_done - 1) if several else None
+                    progress.note(self.log.write(self.steps_done, losses, window_size))
+                request = self.agreement.after_step()
+                # All that a step leaves is there before its checkpoint is, so that a resume has nothing to make up for.
+                evaluates = self._is_due(self.settings.eval_every)
+                saves = self._is_due(self.settings.save_every) or request is not Wanted.NONE
+                if evaluates or saves:
+                    self.log.end_interval()
+                    self._score_and_save(evaluates, saves)
+                if request is Wanted.STOP:
+                    break
+                if saves or evaluates:
+                    self.log.start_interval()
         progress.close()
+
+    def _score_and_save(self, evaluates: bool, saves: bool) -> None:
+        """What comes after a step: scores, a checkpoint where it is due or the best, the tokenizer after the last."""
+        scored = None
+        with self.heartbeat.long_work():
+            if evaluates:
+                with self._stage(f"scoring step {self.steps_done:,}", quiet=True):
+                    scored = self.evaluator.evaluate(self.steps_done, SCORES)
+            if scored is not None and self.steps_done < self.settings.total_iter:
+                scored = None  # a copy of the model, which is needed in the end only
+            if saves or self.evaluator.is_best(self.steps_done):
+                with self._stage(f"saving step {self.steps_done:,}", quiet=True):
+                    self.save()
+            if scored is not None:
+                with self._stage("exporting the tokenizer", quiet=True):
+                    self._export(scored)
+
+    def _stage(self, what: str, quiet: bool = False) -> Stage:
+        """Rank 0 says what is at work."""
+        return Stage(what, announce, shown=self.rank == 0, quiet=quiet)
 
     def initialize_codebooks(self) -> None:
         """Makes every level's first codes, unless the quantizer has some: from the latents of the next global batch, or
@@ -296,17 +313,17 @@ class Trainer:
         state["distinct_replacements"] = self.model.quantizer.distinct_replacements
         return state
 
-    def _restore(self, state: dict[str, Any], best_l1: float) -> None:
+    def _restore(self, state: dict[str, Any], best: Best | None) -> None:
         """What DeepSpeed did not restore.
 
         Args:
-            best_l1: the least of the history's checkpoints that are there.
+            best: of the history's checkpoints that are there.
         """
         self.model.quantizer.distinct_replacements = state.get("distinct_replacements", False)
         self.model.quantizer.usage_counts.copy_(state["usage_counts"])
         if self.average is not None and state.get("weight_average"):
             self.average.restore(state["weight_average"])
-        self.evaluator.restore(state.get("last_scores", state["scores"]), best_l1)
+        self.evaluator.restore(state.get("last_scores", state["scores"]), best)
         self.skipped_in_a_row = state["skipped_in_a_row"]
 
     def _may_compile(self) -> bool:

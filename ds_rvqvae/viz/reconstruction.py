@@ -1,6 +1,6 @@
 """Pictures of a reconstruction: curves against the truth, and a stick figure where the skeleton is known."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,12 @@ from ds_rvqvae.motion.layout import Layout
 from ds_rvqvae.motion.skeleton import Skeleton, builtin_skeleton, joint_places
 from ds_rvqvae.tokenizer.evaluation import skeleton_of
 from ds_rvqvae.viz.canvas import canvas_of, pixels_on
-from ds_rvqvae.viz.stick_figure import HEAD_RADIUS, Camera, StickFigure
+from ds_rvqvae.viz.curves import Curve, joint_errors, liveliest
+from ds_rvqvae.viz.names import name_words
+from ds_rvqvae.viz.poses import FOUND, TRUTH, PoseRow, moved_groups
 
 _PICTURE_SECONDS = 10
+_MOST_LEVELS, _LONGEST_NAME = 8, 60
 
 
 def reconstruction_pictures(
@@ -41,27 +44,34 @@ def reconstruction_pictures(
         segments = data.segments(split)
         if segments:
             longest = max(segments, key=lambda part: part.stop - part.start)
-            title = f"{longest.name} ({split}), all {model.config.num_quantizers} levels"
-            motion, found = _reconstructed(model, data, longest, device)
-            yield split, reconstruction_figure(motion, found, data.layout, data.fps, title, skeleton)
+            name = name_words(longest.name, _LONGEST_NAME)
+            title = f"{name} ({split}), all {model.config.num_quantizers} levels"
+            motion, *found = _reconstructed(model, data, longest, device)
+            errors = [joint_errors(motion, one, data.layout) for one in found]
+            by_levels = [float(np.mean([*one.values()])) for one in errors if one]
+            yield (
+                split,
+                reconstruction_figure(motion, found[-1], data.layout, data.fps, title, skeleton, by_levels),
+            )
 
 
 @torch.no_grad()
 def _reconstructed(
     model: RVQVAE, data: MotionData, segment: Segment, device: torch.device | str
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """A segment's first seconds and their reconstruction, `[T, C]` each, in the data's own units."""
+) -> list[NDArray[np.float32]]:
+    """A segment's first seconds and their reconstruction with 1 … Q levels, `[T, C]` each, in the data's own units."""
     stride = model.config.code_stride
     frames = min(segment.stop - segment.start, int(_PICTURE_SECONDS * data.fps)) // stride * stride
     motion = torch.from_numpy(data.normalised(segment)[:frames]).to(device)
-    found = model.decode(model.encode(motion.unsqueeze(0)))[0].float().cpu().numpy()
-    return data.frames(segment)[:frames], found * data.std + data.mean
+    codes = model.encode(motion.unsqueeze(0))
+    found = [model.decode(codes[..., : level + 1])[0].float().cpu().numpy() for level in range(codes.shape[-1])]
+    return [data.frames(segment)[:frames], *(one * data.std + data.mean for one in found)]
 
 
 _CURVES = 6
-_POSES = 5
-_POSE_SPACING = 2.0
-_TRUTH, _FOUND = "#222222", "#e6550d"
+_MOST_BARS = 18
+_WIDTH, _ROW = 12.0, 2.2
+"""Inches of the picture, and of a row of curves."""
 
 
 def reconstruction_figure(
@@ -71,36 +81,78 @@ def reconstruction_figure(
     fps: float,
     title: str,
     skeleton: Skeleton | None = None,
+    by_levels: Sequence[float] = (),
 ) -> Figure:
-    """Truth and reconstruction of one clip.
+    """Truth and reconstruction of one clip: curves, the error of each joint, and poses of what the layout moves.
 
     Args:
         truth, found: `[T, C]` in the data's own units.
-        layout: of the columns; curves show those that move most, one a joint.
+        layout: of the columns; curves show what moves most.
         fps: frames a second, for the time axis.
         skeleton: of the stick figures (default: the built-in one); without a joint of it in the layout there are none.
+        by_levels: mean angle error with 1 … Q levels, degrees.
     """
     skeleton = skeleton or builtin_skeleton()
+    errors = joint_errors(truth, found, layout)
     poses = joint_places(truth, layout, skeleton), joint_places(found, layout, skeleton)
-    rows = _CURVES // 2 + (poses[0] is not None)
-    figure = Figure(figsize=(12, 2.2 * rows + 0.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title)
-    grid = figure.add_gridspec(rows, 2)
-    seconds = np.arange(len(truth)) / fps
-    for index, (column, name) in enumerate(_moving_columns(truth, layout)):
-        axes = figure.add_subplot(grid[index // 2, index % 2])
-        axes.plot(seconds, truth[:, column], color=_TRUTH, linewidth=1.6, label="truth")
-        axes.plot(seconds, found[:, column], color=_FOUND, linewidth=1.0, label="reconstruction")
-        axes.set_title(name, fontsize=9)
-        axes.tick_params(labelsize=8)
-        if index == 0:
-            axes.legend(fontsize=8, loc="best")
-        if index >= _CURVES - 2:
-            axes.set_xlabel("seconds", fontsize=8)
+    rows: list[PoseRow] = []
     if poses[0] is not None and poses[1] is not None:
-        _draw_poses(figure.add_subplot(grid[rows - 1, :]), poses[0], poses[1], skeleton, fps)
+        rows = [PoseRow(poses[0], poses[1], skeleton, group, _WIDTH - 0.4) for group in moved_groups(layout, skeleton)]
+    heights = [3 * _ROW, *(row.height for row in rows)]
+    figure = Figure(figsize=(_WIDTH, sum(heights) + 0.7), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(_title(title, errors, by_levels), fontsize=11)
+    grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
+    top = grid[0].subgridspec(1, 2 if errors else 1, width_ratios=[3, 1] if errors else None)
+    curves = top[0].subgridspec(_CURVES // 2, 2)
+    seconds = np.arange(len(truth)) / fps
+    for index, curve in enumerate(liveliest(truth, found, layout, _CURVES)):
+        _draw_curve(figure.add_subplot(curves[index // 2, index % 2]), curve, seconds, index)
+    if errors:
+        _draw_errors(figure.add_subplot(top[1]), errors)
+    for index, row in enumerate(rows):
+        row.draw(figure.add_subplot(grid[1 + index]), fps)
     return figure
+
+
+def _title(title: str, errors: Mapping[str, NDArray[np.float32]], by_levels: Sequence[float]) -> str:
+    """The title, below it the mean angle error, with fewer levels too."""
+    if not errors:
+        return title
+    mean = np.mean([error.mean() for error in errors.values()])
+    words = f"mean angle error {mean:.2f}°"
+    if len(by_levels) > 1:
+        shown = [f"{error:.1f}" for error in by_levels]
+        shown = shown if len(shown) <= _MOST_LEVELS else [*shown[: _MOST_LEVELS - 1], "…", shown[-1]]
+        words += f"; with 1 to {len(by_levels)} levels {', '.join(shown)}"
+    return f"{title}\n{words}"
+
+
+def _draw_curve(axes: Axes, curve: Curve, seconds: NDArray[np.float64], index: int) -> None:
+    axes.plot(seconds, curve.truth, color=TRUTH, linewidth=1.6, label="truth")
+    axes.plot(seconds, curve.found, color=FOUND, linewidth=1.0, label="reconstruction")
+    axes.set_title(curve.title, fontsize=9)
+    axes.tick_params(labelsize=8)
+    if index == 0:
+        axes.legend(fontsize=8, loc="best")
+    if index >= _CURVES - 2:
+        axes.set_xlabel("seconds", fontsize=8)
+
+
+def _draw_errors(axes: Axes, errors: Mapping[str, NDArray[np.float32]]) -> None:
+    """Mean angle error by joint, the worst above."""
+    means = sorted(((float(error.mean()), name) for name, error in errors.items()), reverse=True)
+    shown = means[:_MOST_BARS]
+    places = np.arange(len(shown))
+    bars = axes.barh(places, [mean for mean, _ in shown], color=FOUND, height=0.7)
+    axes.bar_label(bars, [f"{mean:.1f}" for mean, _ in shown], fontsize=7.5, padding=2)
+    axes.set_yticks(places, [name_words(name, 22) for _, name in shown], fontsize=7.5)
+    axes.set_ylim(max(len(shown), 6) - 0.4, -0.6)
+    axes.margins(x=0.16)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    which = f"{len(shown)} worst of {len(means)} joints" if len(means) > len(shown) else "by joint"
+    axes.set_title(f"degrees, {which}", fontsize=9)
 
 
 def pixels_of(figure: Figure) -> NDArray[np.uint8]:
@@ -116,36 +168,3 @@ def save_figure(figure: Figure, file: Path) -> NDArray[np.uint8]:
     with whole_file(file) as content:
         imsave(content, pixels, format="png")
     return pixels
-
-
-def _moving_columns(truth: NDArray[np.float32], layout: Layout) -> list[tuple[int, str]]:
-    """The column that moves most of each part of the layout, the liveliest parts first; or of all columns."""
-    spread = truth.std(axis=0)
-    if len(layout) >= _CURVES:
-        best = [part.start + int(spread[part.start : part.stop].argmax()) for part in layout]
-    else:
-        best = list(range(truth.shape[1]))
-    best = sorted(best, key=lambda column: -spread[column])[:_CURVES]
-    names = [(part, column) for column in best for part in layout if part.start <= column < part.stop]
-    return [(column, f"{part.name}, {part.kind} [{column - part.start}]") for part, column in names]
-
-
-def _draw_poses(
-    axes: Axes, truth: NDArray[np.float64], found: NDArray[np.float64], skeleton: Skeleton, fps: float
-) -> None:
-    """A row of poses `[T, joints, 3]` from the front, the reconstruction over the truth."""
-    camera = Camera.before(truth, skeleton)
-    frames = np.linspace(0, len(truth) - 1, _POSES).round().astype(int)
-    # Each pose's root stands in its own column, however far the figure walked.
-    centres = truth[frames, :1] * [1.0, 0.0, 1.0]
-    columns = _POSE_SPACING * np.arange(_POSES)[:, None, None] * [1.0, 0.0, 0.0]
-    behind, before = (camera.project(places[frames], centres) + columns for places in (truth, found))
-    bottom, top = behind[..., 1].min() - 0.15, max(behind[..., 1].max(), before[..., 1].max())
-    for pose, frame in enumerate(frames):
-        for joints, color, width in ((behind[pose], _TRUTH, 2.4), (before[pose], _FOUND, 1.2)):
-            StickFigure(axes, skeleton, color, width).place(joints)
-        axes.text(columns[pose, 0, 0], bottom, f"{frame / fps:.1f} s", ha="center", va="top", fontsize=8)
-    axes.set_xlim(-_POSE_SPACING / 2, _POSE_SPACING * (_POSES - 0.5))
-    axes.set_ylim(bottom - 0.2, top + 2 * HEAD_RADIUS + 0.05)
-    axes.set_aspect("equal")
-    axes.set_axis_off()

@@ -9,7 +9,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.patches import Circle
 from numpy.typing import NDArray
 
-from ds_rvqvae.motion.sides import sides_at_rest
+from ds_rvqvae.motion.sides import sides_of
 from ds_rvqvae.motion.skeleton import Skeleton
 
 LEFT, RIGHT, MIDDLE = "#1f77b4", "#d9541e", "#3a3a3a"
@@ -31,7 +31,7 @@ class Camera:
     @classmethod
     def before(cls, places: NDArray[np.float64], skeleton: Skeleton) -> "Camera":
         """The camera before the mean front of a moving figure, `[frames, joints, 3]`."""
-        sides = sides_at_rest(skeleton)
+        sides = sides_of(skeleton)
         if not (sides > 0).any() or not (sides < 0).any():
             return cls(_TURN)
         left = (places[:, sides > 0].mean(axis=1) - places[:, sides < 0].mean(axis=1)).mean(axis=0)
@@ -59,17 +59,26 @@ class StickFigure:
         color: of all bones; without one the left, right and middle ones have their own.
         width: of bones in points; fingers are half as wide.
         animated: for artists drawn by hand over a background.
+        joints: int64, the lower ends of the bones that are drawn; all by default.
     """
 
     def __init__(
-        self, axes: Axes, skeleton: Skeleton, color: str | None = None, width: float = 2.5, animated: bool = False
+        self,
+        axes: Axes,
+        skeleton: Skeleton,
+        color: str | None = None,
+        width: float = 2.5,
+        animated: bool = False,
+        joints: NDArray[np.int64] | None = None,
     ) -> None:
         names, parents = [name.lower() for name in skeleton.joint_names], np.asarray(skeleton.parents)
-        self._head = names.index("head") if "head" in names[1:] else None
+        drawn = np.isin(np.arange(len(parents)), np.arange(len(parents)) if joints is None else joints)
+        self._head = names.index("head") if "head" in names[1:] and drawn[names.index("head")] else None
         # Jaw and eyes would only clutter the ring.
-        self._joints = np.flatnonzero((parents >= 0) & ((parents != self._head) if self._head is not None else True))
+        clutter = np.zeros_like(drawn) if self._head is None else parents == self._head
+        self._joints = np.flatnonzero(drawn & (parents >= 0) & ~clutter)
         self._parents = parents[self._joints]
-        sides = sides_at_rest(skeleton)[self._joints]
+        sides = sides_of(skeleton)[self._joints]
         self._colors = np.where(sides > 0, LEFT, np.where(sides < 0, RIGHT, MIDDLE)) if color is None else color
         lengths = np.linalg.norm(skeleton.offsets[self._joints], axis=1)
         self._widths = np.where(lengths < _FINGER, width / 2, width)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ds_rvqvae.data.look import SAMPLE_CLIPS, Look
 from ds_rvqvae.data.store.figures import Figure
-from ds_rvqvae.errors import printable
+from ds_rvqvae.viz.names import short_names
 
 _LEFT, _RIGHT, _MIDDLE, _NOT_USED = "#1f77b4", "#d9541e", "#3a3a3a", "#cccccc"
 PAGE_WIDTH = 15.0
@@ -20,15 +20,12 @@ PAGE_WIDTH = 15.0
 _LARGE_ENOUGH = 2.4
 _HEAD_SHARE = 0.06
 """Radius of the head's ring, of the figure's height."""
-_NEAR_GROUND = 1.0
+_NEAR_GROUND = 0.1
+"""Of the figure's height: figures whose feet are no further from y = 0 stand on that."""
+_FLOOR_FRAMES = 64
+"""Of a clip, among which the lowest joint is looked for."""
 _HEAT_SECONDS = 20.0
 _MOST_ROWS = 400
-
-
-def name_words(name: str, most: int = 200) -> str:
-    """A name in `most` characters."""
-    words = " ".join(printable(name).split())
-    return words if len(words) <= most else f"{words[: most - 1]}…"
 
 
 class _Pose(NamedTuple):
@@ -39,6 +36,8 @@ class _Pose(NamedTuple):
     ahead: NDArray[np.float64]
     """`[joints]` metres before its middle."""
     up: NDArray[np.float64]
+    floor: float
+    """The clip's lowest joint, metres."""
 
 
 class FigureDrawing:
@@ -54,9 +53,9 @@ class FigureDrawing:
         self._look = look
         self._poses = _poses(look, look.figure)
         lows, highs = [pose.up.min() for pose in self._poses], [pose.up.max() for pose in self._poses]
-        lowest = float(np.median(lows))
-        self._ground = 0.0 if abs(lowest) <= _NEAR_GROUND else lowest
         self._tall = max(high - low for low, high in zip(lows, highs, strict=True))
+        floor = float(np.median([pose.floor for pose in self._poses]))
+        self._ground = 0.0 if abs(floor) <= _NEAR_GROUND * self._tall else floor
         width = max(np.ptp(values) for pose in self._poses for values in (pose.across, pose.ahead))
         self._spacing = max(1.12 * width, 0.6 * self._tall, 1e-3)
         low, high = min(self._ground, *lows), max(self._ground, *highs)
@@ -83,16 +82,19 @@ class FigureDrawing:
         axes.set_xlim(-spacing * 0.55, spacing * (len(self._poses) - 0.45))
         axes.set_ylim(low, high)
         axes.axhline(ground, color="black", linewidth=1.2)
-        words = "" if ground == 0 else f"y = {ground:.1f} m: where the lowest joints are"
-        axes.text(1.0, ground, words, transform=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=8)
+        words = "" if ground == 0 else f"floor at the lowest joints, y = {ground:.2f} m"
+        if self._look.root is None:
+            words = "no columns say where the root is: figures stay in place"
+        axes.text(1.0, ground, words, transform=axes.get_yaxis_transform(), ha="right", va="top", fontsize=8)
         metre = 10.0 ** np.floor(np.log10(spacing * 1.5))
         left = -spacing * 0.52
         axes.plot([left, left + metre], [low] * 2, color="black", linewidth=4, solid_capstyle="butt", clip_on=False)
         axes.text(left + metre, low, f" {metre:g} m", ha="left", va="bottom", fontsize=8)
         axes.set_aspect("equal")
         axes.set_ylabel("y, up (m)", fontsize=9)
-        labels = [f"{name_words(pose.clip, 18)}\n{pose.seconds:.1f} s" for pose in self._poses]
-        axes.set_xticks(spacing * np.arange(len(self._poses)), labels)
+        names = short_names([pose.clip for pose in self._poses], 18)
+        labels = [f"{name}\n{pose.seconds:.1f} s" for name, pose in zip(names, self._poses, strict=True)]
+        axes.set_xticks(spacing * np.arange(len(self._poses)), labels, linespacing=1.5)
         axes.tick_params(labelsize=8)
         axes.tick_params(axis="x", length=0, pad=9)
         axes.grid(axis="y", color="#eeeeee")
@@ -114,8 +116,15 @@ def _poses(look: Look, figure: Figure) -> list[_Pose]:
         across = joints[:, 0] * ahead_z - joints[:, 2] * ahead_x
         ahead = joints[:, 0] * ahead_x + joints[:, 2] * ahead_z
         across, ahead = (values - (values.max() + values.min()) / 2 for values in (across, ahead))
-        poses.append(_Pose(name, frame / look.store.fps, across, ahead, joints[:, 1]))
+        floor = _floor(figure, look.store.read(first, stop))
+        poses.append(_Pose(name, frame / look.store.fps, across, ahead, joints[:, 1], floor))
     return poses
+
+
+def _floor(figure: Figure, motion: NDArray[np.float32]) -> float:
+    """Height of the joint that is lowest in a clip `[frames, columns]`, but in a few frames."""
+    shown = motion[np.linspace(0, len(motion) - 1, min(len(motion), _FLOOR_FRAMES)).astype(np.int64)]
+    return float(np.percentile(figure.places(shown)[..., 1].min(axis=1), 5))
 
 
 def _draw_figure(axes: Axes, look: Look, across: NDArray[np.float64], up: NDArray[np.float64], tall: float) -> None:
@@ -146,7 +155,7 @@ def draw_heat_maps(page: Page, place: SubplotSpec, look: Look) -> None:
     panels = place.subgridspec(1, len(clips))
     frames = int(_HEAT_SECONDS * look.store.fps)
     shown = None
-    for index, name in enumerate(clips):
+    for index, (name, title) in enumerate(zip(clips, short_names(clips, 26), strict=True)):
         axes = page.add_subplot(panels[index])
         first, stop = look.store.rows(name)
         motion = look.store.read(first, min(stop, first + frames))[:, look.columns]
@@ -162,7 +171,7 @@ def draw_heat_maps(page: Page, place: SubplotSpec, look: Look) -> None:
             interpolation="nearest",
             extent=(0, seconds, len(look.columns), 0),
         )
-        axes.set_title(name_words(name, 26), fontsize=9)
+        axes.set_title(title, fontsize=9)
         axes.set_xlabel("seconds", fontsize=9)
         axes.tick_params(labelsize=8)
         if index:

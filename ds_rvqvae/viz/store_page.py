@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from ds_rvqvae.data.look import Look
 from ds_rvqvae.data.store.summary import counted, hours_words, layout_words
 from ds_rvqvae.motion.layout import Channels
-from ds_rvqvae.viz.store_figures import PAGE_WIDTH, FigureDrawing, draw_heat_maps, name_words
+from ds_rvqvae.viz.names import name_words, short_names
+from ds_rvqvae.viz.store_figures import PAGE_WIDTH, FigureDrawing, draw_heat_maps
 
 _SPLIT_COLORS = {"train": "#0072B2", "val": "#E69F00", "test": "#009E73", "additional": "#999999"}
 CLIP_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
@@ -24,6 +25,8 @@ _GREY, _WARNING = "#555555", "#B00020"
 _MOST_GROUPS = 14
 _MOST_SECONDS = 60.0
 """Of a clip whose way is drawn."""
+_STILL = 1e-6
+"""Metres that a root which does not move moves at most."""
 _FEW_COLUMNS = 12
 _MOST_NAMES = 25
 _KIND_TITLES = {
@@ -107,7 +110,7 @@ def _draw_groups(axes: Axes, look: Look) -> None:
         if values.any():
             axes.bar(places, values, 0.7, bottom=bottom, color=color, label=split)
             bottom += values
-    labels = [name_words(name, 18) for name, _ in bars]
+    labels = short_names([name for name, _ in bars], 18)
     crowded = max(map(len, labels)) * len(labels) > 90
     axes.set_xticks(places, labels, rotation=30 if crowded else 0, ha="right" if crowded else "center")
     axes.set_xlim(-0.6, max(len(bars), 6) - 0.4)
@@ -214,30 +217,43 @@ def _name_columns(axes: Axes, parts: Sequence[Channels]) -> None:
 
 
 def _draw_ways(height: Axes, above: Axes, look: Look) -> None:
-    """The root's height over time, and its way seen from above."""
+    """The root's height over time, and its way seen from above; a root that never moves is marked."""
     assert look.root is not None
-    frames = int(_MOST_SECONDS * look.store.fps)
-    for name, color in zip(look.sample.clips, CLIP_COLORS, strict=False):
+    frames, clips = int(_MOST_SECONDS * look.store.fps), look.sample.clips
+    still = []
+    for name, words, color in zip(clips, short_names(clips, 22), CLIP_COLORS, strict=False):
         first, stop = look.store.rows(name)
         path = look.root.path(look.store.read(first, min(stop, first + frames)))
-        height.plot(
-            np.arange(len(path)) / look.store.fps, path[:, 1], color=color, linewidth=1.2, label=name_words(name)
-        )
+        still.append(bool((np.ptp(path, axis=0) <= _STILL).all()))
+        label = f"{words} (root does not move)" if still[-1] else words
+        height.plot(np.arange(len(path)) / look.store.fps, path[:, 1], color=color, linewidth=1.2, label=label)
         above.plot(path[:, 0], path[:, 2], color=color, linewidth=1.2)
         above.plot(*path[-1, [0, 2]], "o", color=color, markersize=4)
     height.axhline(0, color="black", linewidth=1)
     height.set_ylim(*_with_ground(*height.get_ylim()))
     height.set_xlabel("seconds")
     height.set_ylabel("y, up (m)")
-    _legend_above(height)
+    # The ground is below and the root above, so that there is room between the two.
+    height.legend(fontsize=8, ncols=3, loc="center right", framealpha=0.7, edgecolor="none")
     height.grid(color="#eeeeee")
-    _tidy(height, "root height" + (f", first {_MOST_SECONDS:g} s" if look.lengths.max() > frames else ""))
+    median = f", median {look.facts['root']['height_m']['median']:.2f} m"
+    _tidy(height, "root height" + (f", first {_MOST_SECONDS:g} s" if look.lengths.max() > frames else "") + median)
     above.plot(0, 0, "+", color="black", markersize=9)
     above.set_aspect("equal", adjustable="datalim")
     above.invert_yaxis()  # so that x, y and z are right-handed for who looks down
     above.set_xlabel("x (m)")
     above.set_ylabel("z (m)")
     above.grid(color="#eeeeee")
+    if all(still):
+        for axes in (height, above):
+            axes.text(
+                *(0.5, 0.5),
+                "the root does not move",
+                transform=axes.transAxes,
+                ha="center",
+                color=_WARNING,
+                fontsize=10,
+            )
     _tidy(above, "root from above: + start, dot end")
 
 

@@ -27,7 +27,10 @@ LATE = {
     "tqdm",
 }
 """What takes long to import, and help needs nothing of."""
-VERBS = ("prepare", "store", "data", "encode", "decode", "evaluate", "export", "render", "import", "bench", "plan")
+VERBS = (
+    *("prepare", "store", "data", "encode", "decode", "evaluate", "export", "render", "import", "bench", "plan"),
+    *("monitor", "completion"),
+)
 MOST_MODULES = 170
 """Those that the interpreter itself brings included; argparse, logging and json bring most of the others."""
 
@@ -47,7 +50,9 @@ def _loaded_by(program, *arguments):
     return done.stdout, set(done.stderr.split())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)], ids=" ".join
+)
 def test_help_imports_little(arguments):
     printed, modules = _loaded_by("ds_rvqvae.cli", *arguments)
     assert printed and not LATE & modules
@@ -80,15 +85,15 @@ def test_a_profile_is_shown_without_torch():
 
 
 def test_the_help_lists_every_verb_with_what_it_does():
-    printed = _run("--help").stdout
-    assert all(f"\n    {verb} " in printed for verb in (*VERBS, "profile"))
+    printed = _run().stdout
+    assert all(f"\n  {verb} " in printed for verb in (*VERBS, "profile", "train"))
+    assert max(map(len, printed.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
     ("arguments", "pattern"),
     [
-        ([], "VERB"),
-        (["evalute", "x"], "evalute"),
+        (["evalute", "x"], "no command 'evalute'; did you mean evaluate?"),
         (["evaluate", "nowhere"], "nowhere: not a run's folder"),
         (["evaluate", "nowhere", "--splt", "val"], "did you mean --split"),
         (["profile", "show", "basline"], "basline: no such profile"),

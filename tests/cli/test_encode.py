@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from ds_rvqvae import MotionTokenizer, cli, read_codes
 from ds_rvqvae.config.data import DataConfig
@@ -145,12 +146,48 @@ def test_uncovered_parts_come_from_the_source_or_are_at_rest(tmp_path, upper, ca
     assert status == 1 and "the source has 30 frames at 30 frames a second, the codes 20" in str(result["failed"])
 
 
-def test_a_source_at_another_rate_is_told(tmp_path, upper, capsys):
-    write_beat2(tmp_path / "1_a.npz", 61, mocap_frame_rate=np.array(60, np.int32))
-    run(capsys, "encode", upper, tmp_path / "1_a.npz", "--out", tmp_path / "codes")
-    assert cli.main(["decode", str(upper), str(tmp_path / "codes"), "--out", str(tmp_path / "motion")]) == 0
-    assert "source at 60 frames a second, written at 30: " in capsys.readouterr().out
-    assert np.load(tmp_path / "motion" / "1_a.npz")["poses"].shape == (31, 165)
+def test_a_source_at_another_rate_is_told_and_comes_back_at_its_own(tmp_path, upper, capsys):
+    source = write_beat2(tmp_path / "1_a.npz", 62, mocap_frame_rate=np.array(60, np.int32))
+    run(capsys, "encode", upper, source, "--out", tmp_path / "codes")
+    command = ["decode", str(upper), str(tmp_path / "codes"), "--out", str(tmp_path / "motion")]
+    assert cli.main(command) == 0
+    told = "source at 60 frames a second, written at 30; --fps source brings back the source's: "
+    assert told in capsys.readouterr().out
+    assert cli.main([*command, "--fps", "source"]) == 0 and "frames a second" not in capsys.readouterr().out
+    back, original = np.load(tmp_path / "motion" / "1_a.npz"), np.load(source)
+    assert back["mocap_frame_rate"] == 60 and back["poses"].shape == original["poses"].shape
+    np.testing.assert_array_equal(back["trans"], original["trans"])  # not covered: the source's own, every frame
+    # The same motion as at 30, with frames in between: 12 joints of the upper body along the sphere.
+    assert cli.main([*command[:-1], str(tmp_path / "at30")]) == 0
+    at_30 = np.load(tmp_path / "at30" / "1_a.npz")["poses"]
+    spine = slice(9, 12)
+    np.testing.assert_allclose(back["poses"][::2, spine], at_30[:, spine], atol=1e-5)
+    between = Rotation.from_rotvec(back["poses"][1:-1:2, spine])
+    half = Rotation.from_rotvec(at_30[:-1, spine]).inv() * Rotation.from_rotvec(at_30[1:, spine])
+    expected = Rotation.from_rotvec(at_30[:-1, spine]) * Rotation.from_rotvec(half.as_rotvec() / 2)
+    assert np.degrees((between.inv() * expected).magnitude()).max() < 0.01
+    np.testing.assert_array_equal(back["poses"][-1, spine], back["poses"][-2, spine])  # past the last code's frame
+
+
+def test_matrices_come_back_at_their_sources_rate_while_codes_tell_it(tmp_path, upper, capsys):
+    source = write_beat2(tmp_path / "1_a.npz", 121, mocap_frame_rate=np.array(120, np.int32))
+    codes, motion = tmp_path / "codes", tmp_path / "motion"
+    run(capsys, "encode", upper, source, "--out", codes)
+    source.unlink()
+    decode = ("decode", upper, codes, "--out", motion, "--matrices", "--fps")
+    assert run(capsys, *decode, "source")[0] == 0
+    assert np.load(motion / "1_a.npy").shape == (121, 78)
+    assert run(capsys, *decode, "60")[0] == 0 and np.load(motion / "1_a.npy").shape == (61, 78)
+    with np.load(codes / "1_a.npz") as arrays:
+        kept = {key: arrays[key] for key in arrays.files if not key.startswith("source_f")}
+        assert (arrays["source_fps"], arrays["source_frames"]) == (120, 121)
+    np.savez(codes / "1_a.npz", **kept)  # as versions before wrote it
+    status, result, _ = run(capsys, *decode, "source")
+    assert status == 1 and "says nothing of its source's frame rate" in result["failed"][0]["reason"]
+    assert run(capsys, *decode, "60")[0] == 0 and np.load(motion / "1_a.npy").shape == (61, 78)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*map(str, decode), "fast"])
+    assert "'fast' is no number; give a number of frames a second, or source" in capsys.readouterr().err
 
 
 def test_originals_are_never_written_over(tmp_path, upper, capsys):

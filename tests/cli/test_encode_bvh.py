@@ -109,3 +109,24 @@ def test_files_are_read_as_the_training_motion_was(tmp_path, data, capsys):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     status, result, _ = run(capsys, "encode", tmp_path / "tokenizer", source, "--out", tmp_path / "other")
     assert status == 1 and "the tokenizer's config: reading" in result["failed"][0]["reason"]
+
+
+def test_a_bvh_file_comes_back_at_its_own_frame_rate(tmp_path, capsys):
+    source = write_bvh_motion(tmp_path / "walk.bvh", frames=90, fps=120.0)
+    tokenizer = make_tokenizer(read(source).layout)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    run(capsys, "encode", tmp_path / "tokenizer", source, "--out", tmp_path / "codes")
+    decode = ("decode", tmp_path / "tokenizer", tmp_path / "codes", "--out", tmp_path / "motion")
+    status, result, _ = run(capsys, *decode)
+    told = "source at 120 frames a second, written at 30; --fps source brings back the source's"
+    assert status == 0 and result["done"][0]["notes"] == [told]
+    slow = read(tmp_path / "motion" / "walk.bvh").motion
+    status, result, _ = run(capsys, *decode, "--fps", "source")
+    assert status == 0 and result["done"][0]["notes"] == []
+    lines = (tmp_path / "motion" / "walk.bvh").read_text().splitlines()
+    assert "Frames: 90" in lines and "Frame Time: 0.0083333" in lines
+    np.testing.assert_allclose(read(tmp_path / "motion" / "walk.bvh").motion, slow, atol=1e-4)
+    # From Python alike.
+    loaded = MotionTokenizer.from_pretrained(tmp_path / "tokenizer")
+    loaded.decode_to_file(loaded.encode_file(source), tmp_path / "direct.bvh", source, fps="source")
+    assert (tmp_path / "direct.bvh").read_bytes() == (tmp_path / "motion" / "walk.bvh").read_bytes()

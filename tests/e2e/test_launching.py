@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ds_rvqvae import cli
 from tests.ranks import ROOT, bare_environment
 from tests.train.small import SMALL
 
@@ -23,34 +24,35 @@ def _run(command: list[str], folder: Path, environment: dict[str, str]) -> subpr
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=400)
 
 
-def test_demo_ends_with_scores_a_picture_and_the_tensorboard_command(tmp_path):
+def test_demo_ends_with_scores_a_picture_and_commands_that_go_on_from_there(tmp_path, monkeypatch):
     environment = bare_environment(tmp_path)
     result = _run([*LAUNCHER, "--demo", "--total_iter=100"], tmp_path, environment)
     assert result.returncode == 0, result.stderr
     assert "2 ranks, ZeRO stage 2, bf16, activation checkpointing on" in result.stderr
-    run = tmp_path / "runs" / "demo-upper"
+    run = tmp_path / "runs" / "demo-demo_motion-upper"
     scores, untrained = (json.loads((run / "eval" / name).read_text()) for name in ("scores.json", "untrained.json"))
     assert scores["angle_error_deg"] < 0.75 * untrained["angle_error_deg"]
     assert [row["levels"] for row in scores["by_levels"]] == [1, 2, 3, 4, 5, 6]
     picture = next(line for line in result.stdout.splitlines() if line.startswith("picture: "))
     assert (tmp_path / picture.removeprefix("picture: ")).read_bytes().startswith(b"\x89PNG")
-    assert "tensorboard --logdir runs/demo-upper/tensorboard --host localhost" in result.stdout
+    assert "tensorboard --logdir runs/demo-demo_motion-upper/tensorboard --host localhost" in result.stdout
     parts = {"profile.json", "run.log", "metrics.jsonl", "memory.json"}
     parts |= {"tensorboard", "checkpoints", "eval", "tokenizer"}
     assert {path.name for path in run.iterdir()} == parts
     assert (run / "checkpoints" / "latest").read_text() == "global_step100"
 
-    command = [
-        sys.executable,
-        "-m",
-        "ds_rvqvae.cli",
-        "evaluate",
-        str(run),
-        "--json",
-        "--pictures",
-        str(tmp_path / "pictures"),
-    ]
-    evaluated = _run(command, tmp_path, environment)
+    assert f"tokenizer: {run.relative_to(tmp_path) / 'tokenizer'}" in result.stdout.splitlines()
+    stages = ("motion ", "checks passed, ", "building the engine", "first codes", "first scores", "step 0, val: ")
+    told = ".*".join([*stages, "first step", "step 100, val: angle "])
+    for text in (result.stderr, (run / "run.log").read_text()):
+        assert re.search(told, text, re.DOTALL), text
+
+    monkeypatch.chdir(tmp_path)
+    render, encode, evaluate = (shlex.split(line) for line in result.stdout.split("\nnext:\n")[1].splitlines()[1:])
+    assert cli.main([*render[render.index("render") :], "--seconds=0.2", "--size=320x160"]) == 0
+    assert cli.main(encode[encode.index("encode") :]) == 0
+    assert Path(render[-1]).is_file() and len(list(Path(encode[-1]).rglob("*.npz"))) == 12
+    evaluated = _run([*evaluate, "--split=val", "--json", "--pictures=pictures"], tmp_path, environment)
     assert evaluated.returncode == 0, evaluated.stderr
     by_hand = json.loads(evaluated.stdout)
     for key in ("clips", "frames", "usage"):
@@ -126,7 +128,9 @@ def test_a_signal_stops_every_process_with_status_75(long_run, number):
     launcher.send_signal(number)
     assert launcher.wait(timeout=60) == 75
     _assert_gone(family)
-    assert "--resume" in said.read_text() and "Traceback" not in said.read_text()
+    assert "Traceback" not in said.read_text()
+    (line,) = [line for line in said.read_text().splitlines() if line.startswith("go on with: ")]
+    assert shlex.split(line)[-4:] == ["--total_iter=1000000", "--name=long", "--resume", "runs/long"]
 
 
 def test_a_killed_rank_ends_the_run_with_status_70(long_run):

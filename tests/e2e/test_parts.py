@@ -35,6 +35,7 @@ def test_a_body_stopped_in_its_second_part_goes_on_there(tmp_path, demo_folder):
     finally:
         assert first.end() == []
     assert "upper, part 1 of 3" in first.said() and "not started: lower_trans" in first.said()
+    assert first.said().splitlines()[-1].endswith(" --name=body --resume runs/body")
     assert len(read_metrics(body / "upper")) == STEPS and 0 < len(read_metrics(body / "hands")) < STEPS
     assert sorted(path.name for path in body.iterdir()) == ["hands", "upper"]
     scores = (body / "upper" / "eval" / "scores.json").stat().st_mtime_ns
@@ -48,6 +49,7 @@ def test_a_body_stopped_in_its_second_part_goes_on_there(tmp_path, demo_folder):
     finally:
         assert second.end() == []
     assert "upper, part 1 of 3: trained already" in second.said() and "going on from" in second.said()
+    assert second.said().count("\nnext:\n") == 1 and "\nlower_trans: val, angle " in second.said()
     for part in ("upper", "hands", "lower_trans"):
         assert [line["step"] for line in read_metrics(body / part)] == [*range(1, STEPS + 1)]
     assert (body / "upper" / "eval" / "scores.json").stat().st_mtime_ns == scores

@@ -7,7 +7,8 @@
  *     cards N | init ERROR | driver VERSION | cuda NUMBER
  *     CARD error ERROR                      every call about the card fails so; CARD is a number or * for all
  *     CARD name TEXT | CARD uuid TEXT | CARD bus TEXT
- *     CARD process PID BYTES [SLICE] | CARD graphics PID BYTES
+ *     CARD process PID BYTES [SLICE] | CARD graphics PID BYTES | CARD mps PID BYTES
+ *                                           computes; draws; computes as a client of CUDA's MPS
  *     CARD slice USED TOTAL                 a MIG slice
  *     CARD READING VALUE|!ERROR             see `readings`; !3 is NVML_ERROR_NOT_SUPPORTED
  *
@@ -29,7 +30,7 @@ static const char *readings[READINGS] = {"used", "total", "reserved", "memory", 
                                          "received", "sent", "energy", "slowdowns", "processes"};
 
 struct value { int error; bytes_t number; };
-struct process { unsigned pid; bytes_t memory; int slice; int graphics; };
+struct process { unsigned pid; bytes_t memory; int slice; char kind; }; /* kind: p, g or m */
 struct device { int card, slice; bytes_t used, total; }; /* what handles point at; slice is -1 for a whole card */
 struct card {
     struct device self, slices[MOST_SLICES];
@@ -69,8 +70,9 @@ static void set_card(int index, const char *key, const char *rest) {
     if (!strcmp(key, "name")) snprintf(card->name, sizeof card->name, "%s", rest);
     if (!strcmp(key, "uuid")) snprintf(card->uuid, sizeof card->uuid, "%s", rest);
     if (!strcmp(key, "bus")) snprintf(card->bus, sizeof card->bus, "%s", rest);
-    if ((!strcmp(key, "process") || !strcmp(key, "graphics")) && card->process_count < MOST_PROCESSES)
-        card->processes[card->process_count++] = (struct process){(unsigned)first, second, slice, key[0] == 'g'};
+    if ((!strcmp(key, "process") || !strcmp(key, "graphics") || !strcmp(key, "mps"))
+        && card->process_count < MOST_PROCESSES)
+        card->processes[card->process_count++] = (struct process){(unsigned)first, second, slice, key[0]};
     if (!strcmp(key, "slice") && card->slice_count < MOST_SLICES) {
         card->slices[card->slice_count] = (struct device){index, card->slice_count, first, second};
         card->slice_count++;
@@ -257,7 +259,7 @@ int nvmlDeviceGetPcieThroughput(const struct device *device, int counter, unsign
 }
 
 struct process_info { unsigned pid; bytes_t memory; unsigned gpu_instance, compute_instance; };
-static int list_processes(const struct device *device, int graphics, unsigned *count, struct process_info *infos) {
+static int list_processes(const struct device *device, char kind, unsigned *count, struct process_info *infos) {
     struct card *card;
     unsigned room = *count, found = 0;
     int error = card_of(device, &card);
@@ -265,7 +267,7 @@ static int list_processes(const struct device *device, int graphics, unsigned *c
     if (error) return error;
     for (int i = 0; i < card->process_count; i++) {
         const struct process *process = &card->processes[i];
-        if (process->graphics != graphics || process->slice != device->slice) continue;
+        if (process->kind != kind || process->slice != device->slice) continue;
         if (found < room && infos) infos[found] = (struct process_info){process->pid, process->memory, 0, 0};
         found++;
     }
@@ -273,10 +275,13 @@ static int list_processes(const struct device *device, int graphics, unsigned *c
     return found > room ? INSUFFICIENT_SIZE : SUCCESS;
 }
 int nvmlDeviceGetComputeRunningProcesses_v3(const struct device *device, unsigned *count, struct process_info *infos) {
-    return list_processes(device, 0, count, infos);
+    return list_processes(device, 'p', count, infos);
 }
 int nvmlDeviceGetGraphicsRunningProcesses_v3(const struct device *device, unsigned *count, struct process_info *infos) {
-    return list_processes(device, 1, count, infos);
+    return list_processes(device, 'g', count, infos);
+}
+int nvmlDeviceGetMPSComputeRunningProcesses_v3(const struct device *device, unsigned *count, struct process_info *infos) {
+    return list_processes(device, 'm', count, infos);
 }
 
 int nvmlDeviceGetMigMode(const struct device *device, unsigned *current, unsigned *pending) {

@@ -46,6 +46,16 @@ def job(tree, tmp_path):
 
 
 @pytest.fixture
+def torch_with_cuda(tmp_path):
+    """A folder to import torch from, whose version says that it is built for CUDA 12.8."""
+    package = tmp_path / "torch_with_cuda" / "torch"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('a launcher does not import torch')\n")
+    (package / "version.py").write_text("__version__ = '2.13.0+cu128'\ncuda: Optional[str] = '12.8'\nhip = None\n")
+    return package.parent
+
+
+@pytest.fixture
 def launch(tmp_path, demo_folder):
     """Runs the launcher in an empty folder; demo motion and eight CPU slots unless told otherwise."""
     folder = tmp_path / "here"

@@ -13,8 +13,9 @@ from ds_rvqvae.config.request import read_launch_flags
 from ds_rvqvae.data.store.prepare import prepare_store
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.launch.check import check_run
-from ds_rvqvae.launch.command import _in_memory, train
+from ds_rvqvae.launch.command import _in_memory, _job, _opened_folder, train
 from ds_rvqvae.launch.supervise import Signals
+from ds_rvqvae.process.relay import Relay
 from tests.e2e.running import LAUNCHER
 from tests.ranks import bare_environment
 from tests.train.small import SMALL, read_metrics
@@ -51,19 +52,21 @@ def steps_of(run):
 
 
 def test_two_starts_that_were_checked_at_once_do_not_share_a_folder(checked, tmp_path):
-    unnamed, named = checked("--total_iter=2", "--width=16"), checked("--total_iter=2", "--name=demo-upper")
-    first = tmp_path / "runs" / "demo-upper"
+    unnamed, named = checked("--total_iter=2", "--width=16"), checked("--total_iter=2", "--name=demo-demo-upper")
+    first = tmp_path / "runs" / "demo-demo-upper"
     assert unnamed.folder.absolute() == named.folder.absolute() == first
     # Another start, checked at the same time, has trained in it meanwhile.
     first.mkdir(parents=True)
     (first / "profile.json").write_text("{}")
     (first / "metrics.jsonl").write_text("its own")
     assert train(unnamed, Signals()) is ExitStatus.DONE
-    assert sorted(path.name for path in first.parent.iterdir()) == ["demo-upper", "demo-upper-2"]
-    second = first.with_name("demo-upper-2")
+    assert sorted(path.name for path in first.parent.iterdir()) == ["demo-demo-upper", "demo-demo-upper-2"]
+    second = first.with_name("demo-demo-upper-2")
     assert steps_of(second) == [1, 2]
     assert json.loads((second / "profile.json").read_text())["rvqvae"]["model"]["width"] == 16
-    with pytest.raises(UserError, match="--name demo-upper: runs/demo-upper exists; go on with it by --resume"):
+    with pytest.raises(
+        UserError, match="--name demo-demo-upper: runs/demo-demo-upper exists; go on with it by --resume"
+    ):
         train(named, Signals())
     assert (first / "profile.json").read_text() == "{}" and (first / "metrics.jsonl").read_text() == "its own"
 
@@ -71,7 +74,7 @@ def test_two_starts_that_were_checked_at_once_do_not_share_a_folder(checked, tmp
 def test_a_folder_that_cannot_be_made_is_named_and_leaves_nothing(checked, tmp_path):
     run = checked("--out=here/runs", "--total_iter=1")
     (tmp_path / "here").write_text("a file")
-    with pytest.raises(UserError, match="--out: here/runs/demo-upper cannot be made: Not a directory"):
+    with pytest.raises(UserError, match="--out: here/runs/demo-demo-upper cannot be made: Not a directory"):
         train(run, Signals())
     assert (tmp_path / "here").read_text() == "a file"
 
@@ -98,6 +101,13 @@ def test_ranks_take_the_store_that_was_checked_and_read_no_files(checked, tmp_pa
     assert steps_of(run.folder) == [1, 2]
     with pytest.raises(UserError, match="no usable clip"):
         checked(f"--data_path={tmp_path / 'motion'}", "--name=other")
+
+
+def test_ranks_are_not_handed_the_variable_that_named_their_gpus(checked, monkeypatch):
+    # deepspeed counts the GPUs that it leaves: none, where it is empty.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with ExitStack() as shared, _opened_folder(checked()) as run, Relay() as relay:
+        assert "CUDA_VISIBLE_DEVICES" not in _job(run, shared, relay, 0).environment
 
 
 def test_a_store_that_is_gone_before_the_ranks_start_is_named(checked, capfd):

@@ -1,7 +1,5 @@
-"""The launcher's `--demo`: its motion, its devices, and what it prints at the end."""
+"""The launcher's `--demo`: its motion and its devices."""
 
-import json
-import os
 import shlex
 from pathlib import Path
 
@@ -9,8 +7,7 @@ import pytest
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.request import read_launch_flags
-from ds_rvqvae.launch.demo import motion_folder, print_results, with_demo, write_motion
-from tests.damage import DAMAGES, damage
+from ds_rvqvae.launch.demo import motion_folder, with_demo, write_motion
 from tests.launch.launching import has_driver
 
 
@@ -21,7 +18,7 @@ def test_the_demo_takes_two_cpu_ranks_where_there_is_no_card(launch, cache):
     command = shlex.split(ran.stdout)
     assert command[command.index("--include") + 1] == "localhost:0,1"
     assert command[command.index("--profile") + 1] == "demo"
-    assert command[command.index("--name") + 1] == "demo-upper"
+    assert command[command.index("--name") + 1] == "demo-demo_motion-upper"
     assert Path(command[command.index("--data_path") + 1]).is_relative_to(cache)
 
 
@@ -53,44 +50,3 @@ def test_motion_is_written_where_the_run_reads_it_and_once(tmp_path):
     assert len([file for file in written if file.suffix == ".npz"]) == 12
     write_motion(DataConfig(path=str(motion_folder())))
     assert {file: file.stat().st_mtime_ns for file in motion_folder().rglob("*") if file.is_file()} == written
-
-
-def scores(l1):
-    row = {"levels": 1, "bits_per_second": 60.0, "l1": l1, "angle_error_deg": 2.0, "velocity_error": 0.5}
-    counts = {"split": "test", "clips": 3, "frames": 1234, "usage": [0.5], "perplexity": [7.0], "by_levels": [row]}
-    return {**row, **counts}
-
-
-def test_results_are_scores_before_and_after_the_newest_picture_and_where_to_look(tmp_path, capsys):
-    evaluation = tmp_path / "run" / "eval"
-    evaluation.mkdir(parents=True)
-    for name, l1 in (("scores", 0.25), ("untrained", 0.875)):
-        (evaluation / f"{name}.json").write_text(json.dumps(scores(l1)))
-    print_results(tmp_path / "run")
-    assert "picture" not in capsys.readouterr().out
-    for name, seconds in (("reconstruction_a.png", 2000), ("reconstruction_b.png", 1000)):
-        (evaluation / name).touch()
-        os.utime(evaluation / name, (seconds, seconds))
-    print_results(tmp_path / "run")
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "test: 3 clips, 1,234 frames"
-    assert lines[2].split()[-2:] == ["0.8750", "0.2500"]
-    run = tmp_path / "run"
-    assert lines[-3:] == [
-        f"picture: {evaluation / 'reconstruction_a.png'}",
-        f"run: {run}",
-        f"tensorboard --logdir {run / 'tensorboard'} --host localhost",
-    ]
-
-
-@pytest.mark.parametrize("kind", DAMAGES)
-def test_scores_that_cannot_be_read_are_said(tmp_path, capsys, kind):
-    evaluation = tmp_path / "run" / "eval"
-    evaluation.mkdir(parents=True)
-    for name in ("scores", "untrained"):
-        (evaluation / f"{name}.json").write_text(json.dumps(scores(0.5)))
-    damage(evaluation / "untrained.json", kind)
-    print_results(tmp_path / "run")
-    printed = capsys.readouterr()
-    assert f"warning: {evaluation}: the scores cannot be read: " in printed.err
-    assert "ds-rvqvae evaluate" in printed.err and f"run: {tmp_path / 'run'}" in printed.out

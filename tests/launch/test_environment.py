@@ -1,9 +1,11 @@
 """The shell part of the launcher, up to where it would install."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -25,7 +27,7 @@ def test_where_the_file_system_refuses_flock_it_goes_on_with_a_line(tmp_path, re
     command = ["bash", "-euo", "pipefail", "-c", f"source {tmp_path}/launch/environment.sh; echo ready"]
     if refused:
         command = [sys.executable, "-m", "tests.without_locks", "flock", *command]
-    variables = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    variables = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "CONDA_PREFIX")}
     environment = {**variables, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     *said, last = ended.stderr.splitlines()
@@ -42,16 +44,83 @@ if [ "$2" = --say ]; then places=$(readlink /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$
 """
 
 
+def copy_of_the_launcher(folder):
+    """A copy of what the shell part reads, and the variables of a machine whose only Python is PYTHON."""
+    for name in ("launch/environment.sh", "launch/train_8x4090.sh", "pyproject.toml", "setup.py", "constraints.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    make_python(folder / "bin" / "python3")
+    variables = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "CONDA_PREFIX")}
+    return {**variables, "PATH": f"{folder}/bin:{os.environ['PATH']}"}
+
+
+def make_python(file, text=PYTHON):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    file.chmod(0o755)
+
+
+def python_chosen(folder, environment):
+    """The interpreter that a start takes, and the lines that it says."""
+    line = ["bash", "-euo", "pipefail", "-c", 'source launch/environment.sh; echo "$PYTHON"']
+    ended = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.strip(), ended.stderr.splitlines()
+
+
+def test_an_active_environment_that_has_the_package_is_used_conda_after_virtualenv(tmp_path):
+    environment = copy_of_the_launcher(tmp_path)
+    conda, without = tmp_path / "conda base", tmp_path / "without"
+    make_python(conda / "bin" / "python")
+    make_python(without / "bin" / "python", "#!/bin/sh\nexit 1\n")
+    chosen, said = python_chosen(tmp_path, {**environment, "CONDA_PREFIX": str(conda)})
+    assert chosen == f"{conda}/bin/python" and said == [f"environment: using {conda}, which is active (CONDA_PREFIX)"]
+    both = {**environment, "VIRTUAL_ENV": str(without), "CONDA_PREFIX": str(conda)}
+    assert python_chosen(tmp_path, both)[0] == f"{conda}/bin/python"
+    make_python(without / "bin" / "python")
+    assert python_chosen(tmp_path, both)[0] == f"{without}/bin/python"
+    assert not (tmp_path / ".venv").exists()
+    make_python(conda / "bin" / "python", "#!/bin/sh\nexit 1\n")
+    chosen, said = python_chosen(tmp_path, {**environment, "CONDA_PREFIX": str(conda)})
+    assert chosen == f"{tmp_path}/.venv/bin/python"
+    assert said[0] == f"environment: {conda}, which is active, lacks one of ds_rvqvae torch deepspeed"
+    # The project's own goes before conda's where it is the one that is active.
+    make_python(conda / "bin" / "python")
+    own = {**environment, "VIRTUAL_ENV": f"{tmp_path}/.venv", "CONDA_PREFIX": str(conda)}
+    assert python_chosen(tmp_path, own) == (f"{tmp_path}/.venv/bin/python", [])
+
+
+SLOW_PIP = """
+if [ "$1 $2" = "-m pip" ]; then
+  mkdir -p .venv/lib/python3.11/site-packages/numpy-2.dist-info
+  echo "Installing collected packages: numpy, torch, deepspeed"; sleep 8.5
+fi
+"""
+
+
+def test_an_install_says_how_far_it_is_and_how_its_commands_come_to_hand(tmp_path):
+    folder = tmp_path / "a project"
+    folder.mkdir()
+    environment = copy_of_the_launcher(folder)
+    make_python(folder / "bin" / "python3", PYTHON + SLOW_PIP)
+    began = time.monotonic()
+    chosen, said = python_chosen(folder, environment)
+    assert chosen == f"{folder}/.venv/bin/python"
+    installing, *progress, ready = said
+    assert "installing into" in installing
+    assert [re.sub(r"\d+ s", "N s", line) for line in progress] == ["environment: N s: installing torch (2 of 3)"]
+    assert ready.endswith("s; for ds-rvqvae in your shell: source .venv/bin/activate")
+    assert time.monotonic() - began < 30  # nothing goes on saying so
+    line = ["bash", "-c", f"source '{folder}/launch/environment.sh'"]
+    make_python(folder / "bin" / "python3")
+    shutil.rmtree(folder / ".venv")
+    ended = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.stderr.splitlines()[-1].endswith(f"source {tmp_path}/a\\ project/.venv/bin/activate")
+
+
 @pytest.mark.parametrize("streams", ["", ">/dev/full 2>&1", "0<&- 1>&- 2>&-", "2>&1 | true"])
 def test_messages_that_cannot_be_printed_end_no_start(tmp_path, streams):
-    for name in ("launch/environment.sh", "launch/train_8x4090.sh", "pyproject.toml", "setup.py", "constraints.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, tmp_path / name)
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python3").write_text(PYTHON)
-    (tmp_path / "bin" / "python3").chmod(0o755)
-    variables = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
-    environment = {**variables, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    environment = copy_of_the_launcher(tmp_path)
     command = f"set -o pipefail; bash launch/train_8x4090.sh --say {tmp_path}/said {streams}"
     ended = subprocess.run(
         ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60

@@ -28,16 +28,6 @@ CUDA_12 = Build("2.13.0+cu128", "12.8")
 
 
 @pytest.fixture
-def torch_with_cuda(tmp_path):
-    """A folder to import torch from, whose version says that it is built for CUDA 12.8."""
-    package = tmp_path / "torch_with_cuda" / "torch"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("raise ImportError('a launcher does not import torch')\n")
-    (package / "version.py").write_text("__version__ = '2.13.0+cu128'\ncuda: Optional[str] = '12.8'\nhip = None\n")
-    return package.parent
-
-
-@pytest.fixture
 def launch(stand_in, torch_with_cuda, demo_folder, tmp_path):
     """A dry run of the launcher before the stand-in's cards."""
     here = tmp_path / "here"
@@ -86,7 +76,7 @@ def test_eight_idle_cards(launch):
     machine = [*found(done, "host memory"), *found(done, "/dev/shm")]  # of where the test runs
     rest = [line for line in done.stderr.split("plan of ")[1].splitlines() if line.strip() not in machine]
     assert not [line for line in rest if "warning: " in line]
-    assert "plan of baseline-upper\n  7 cards, each with 80 windows of 128 frames x 78 columns\n" in done.stderr
+    assert "plan of baseline-demo-upper\n  7 cards, each with 80 windows of 128 frames x 78 columns\n" in done.stderr
     assert "17,688,270 trainable parameters" in done.stderr
     topics = ["cards", "GPU 0", "driver", "card memory", "host memory", "pinned memory", "/dev/shm", "master port"]
     assert [len(found(done, topic)) for topic in topics] == [1] * len(topics)
@@ -190,7 +180,7 @@ def test_memory_that_the_driver_does_not_tell(launch, stand_in):
 
 def test_cpu_slots_have_no_cards_to_look_at(launch):
     done = launch("--include", "localhost:0,1", LOCAL_SIZE="2")
-    assert "plan of baseline-upper\n  2 CPU ranks" in done.stderr and "CUDA, NCCL" not in done.stderr
+    assert "plan of baseline-demo-upper\n  2 CPU ranks" in done.stderr and "CUDA, NCCL" not in done.stderr
     topics = ["cards", "driver", "card memory", "/dev/shm"]
     assert [found(done, topic) for topic in topics] == [[]] * len(topics)
     assert "2 ranks of some" in found(done, "host memory")[0]

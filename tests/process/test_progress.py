@@ -3,7 +3,11 @@
 import re
 import subprocess
 import sys
+import threading
 
+import pytest
+
+from ds_rvqvae.process import progress
 from tests.process.terminals import Terminal
 
 WORK = """
@@ -58,3 +62,39 @@ def test_elsewhere_lines_tell_now_and_then_and_in_the_end():
     lines = said("10", "0.1", "0.25")
     assert 4 <= len(lines) <= 6
     assert said("10", "0", "0", "silent") == ["a message", "the end"]
+
+
+STAGES = """
+import sys, time
+from ds_rvqvae.process import progress
+from ds_rvqvae.process.streams import queued_streams
+progress.SECONDS_OF_SILENCE = 0.4
+with queued_streams("stderr"):
+    with progress.Stage("reading"):
+        time.sleep(1.0)
+    with progress.Stage("checking", quiet=True), progress.Stage("finding", after=0.2), progress.Stage("n", shown=False):
+        pass
+    with progress.Stage("saving", quiet=True):
+        time.sleep(0.6)
+    with progress.Stage("starting", after=0.1):
+        for line in range(5):
+            time.sleep(0.2)
+            print("word", line, file=sys.stderr)
+"""
+
+
+def test_a_stage_speaks_at_once_and_after_each_silence():
+    said = subprocess.run([sys.executable, "-c", STAGES], capture_output=True, text=True, check=True).stderr
+    lines = [line for line in said.splitlines() if not line.startswith("word")]
+    assert lines[0] == "reading" and lines[1].startswith("still reading, ") and lines[2].startswith("still reading, 1")
+    assert "\nstill saving, " in said and "checking" not in said and "finding" not in said
+    # One that is told late is said once, as words of others are words too.
+    assert lines.count("starting") == 1 and "still starting" not in said
+
+
+def test_a_stage_ends_with_what_went_wrong_in_it():
+    before = threading.active_count()
+    said = []
+    with pytest.raises(ValueError), progress.Stage("building", said.append):
+        raise ValueError
+    assert said == ["building"] and threading.active_count() == before

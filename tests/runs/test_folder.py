@@ -1,31 +1,46 @@
 """Folders of runs."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
+from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.profile import load_profile
 from ds_rvqvae.config.request import Start, read_training_flags
+from ds_rvqvae.data.store.prepare import prepare_store
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.runs.checkpoints import MANIFEST, digest_of, seal
 from ds_rvqvae.runs.folder import (
+    Naming,
     check_out_folder,
     choose_run_folder,
     copies_of,
+    data_name,
     mend_log,
     read_profile,
     restore_metrics,
     restore_profile,
+    run_folder_of,
+    runs_called,
     write_profile,
 )
 from ds_rvqvae.runs.start import request_of
 from tests.damage import DAMAGES, damage
+from tests.data.formats.bvh_files import HIERARCHY
 
 
-def choose(out, name=None, profile="baseline", resume=False):
-    return choose_run_folder(out, name, profile, "upper", Start.of(resume))
+def choose(out, name=None, profile="baseline", resume=False, data="/data/BEAT2", part="upper", before="upper"):
+    return choose_run_folder(out, name, Naming(profile, data, part, before), Start.of(resume))
+
+
+def made_run(folder, data):
+    """A run's folder, trained on motion at a path."""
+    folder.mkdir(parents=True)
+    write_profile(folder, load_profile("demo", [f"rvqvae.data.path={json.dumps(str(data))}"]))
+    return folder
 
 
 def test_names_count_up_so_that_a_command_works_twice(tmp_path):
@@ -34,28 +49,103 @@ def test_names_count_up_so_that_a_command_works_twice(tmp_path):
         folder = choose(tmp_path)
         folder.mkdir()
         names.append(folder.name)
-    assert names == ["baseline-upper", "baseline-upper-2", "baseline-upper-3"]
+    assert names == ["baseline-BEAT2-upper", "baseline-BEAT2-upper-2", "baseline-BEAT2-upper-3"]
 
 
 def test_a_removed_run_does_not_give_its_number_to_a_newer_one(tmp_path):
-    (tmp_path / "baseline-upper-2").mkdir()
-    assert choose(tmp_path).name == "baseline-upper-3"
+    (tmp_path / "baseline-BEAT2-upper-2").mkdir()
+    assert choose(tmp_path).name == "baseline-BEAT2-upper-3"
 
 
 def test_resume_takes_the_newest_by_number(tmp_path):
-    for name in ("baseline-upper", "baseline-upper-9", "baseline-upper-10", "baseline-upper-hands", "wide-upper-11"):
-        (tmp_path / name).mkdir()
-    assert choose(tmp_path, resume=True).name == "baseline-upper-10"
+    for name in ("upper", "upper-9", "upper-10", "upper-hands", "hands-12"):
+        (tmp_path / f"baseline-BEAT2-{name}").mkdir()
+    (tmp_path / "wide-BEAT2-upper-11").mkdir()
+    assert choose(tmp_path, resume=True).name == "baseline-BEAT2-upper-10"
 
 
 def test_resume_without_any_run_starts_the_first(tmp_path):
-    assert choose(tmp_path / "none", resume=True) == tmp_path / "none" / "baseline-upper"
+    assert choose(tmp_path / "none", resume=True) == tmp_path / "none" / "baseline-BEAT2-upper"
     assert choose(tmp_path, "mine", resume=True) == tmp_path / "mine"
     assert not list(tmp_path.iterdir())
 
 
+def test_resume_takes_a_run_on_the_same_motion_whatever_its_name(tmp_path):
+    made_run(tmp_path / "baseline-upper-3", "/data/other")
+    assert choose(tmp_path, resume=True).name == "baseline-BEAT2-upper"
+    old = made_run(tmp_path / "baseline-upper", "/data/BEAT2")
+    assert choose(tmp_path, resume=True) == old
+    moved = made_run(tmp_path / "baseline-BEAT2-upper", "/elsewhere/BEAT2")
+    assert choose(tmp_path, resume=True) == old
+    assert choose(tmp_path, resume=True, data="/third/BEAT2") == moved
+    new = made_run(tmp_path / "baseline-BEAT2-upper-2", "/data/BEAT2")
+    made_run(tmp_path / "baseline-BEAT2-upper-7", "/elsewhere/BEAT2")
+    assert choose(tmp_path, resume=True) == new
+    assert runs_called(tmp_path, Naming("baseline", "/data/BEAT2", "upper", "upper"))[:2] == [new, old]
+    # What is new takes no number that is in use, whatever its motion.
+    assert choose(tmp_path).name == "baseline-BEAT2-upper-8"
+
+
+def test_a_body_of_before_is_found_by_what_its_parts_were_trained_on(tmp_path):
+    made_run(tmp_path / "baseline-body" / "upper", "/data/BEAT2")
+    assert choose(tmp_path, resume=True, part="body", before="body").name == "baseline-body"
+    assert choose(tmp_path, resume=True, part="body", before="body", data="/data/cmu").name == "baseline-cmu-body"
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("/data/beat_english_v2.0.0", "baseline-beat_english_v2.0.0"),
+        ("/data/my motion (new)", "baseline-my_motion_new"),
+        ("/data/a\\b\nc;$d", "baseline-a_b_c_d"),
+        ("/data/-rf", "baseline-rf"),
+        ("/data/.hidden", "baseline-hidden"),
+        ("/data/tänze", "baseline-tänze"),
+        ("/data/\udcff\udcfe", "baseline-data"),
+        ("/data/" + "ä" * 200, "baseline-" + "ä" * 31),
+        ("/", "baseline-data"),
+        (None, "baseline"),
+    ],
+)
+def test_a_run_is_called_by_its_motion_in_a_word(tmp_path, data, name):
+    folder = choose(tmp_path, data=data, part="")
+    folder.mkdir()
+    assert folder.name == name and choose(tmp_path, data=data, part="").name == f"{name}-2"
+    assert shlex.quote(name) == name or not name.isascii()
+
+
+def test_names_that_are_too_long_leave_room_for_a_number(tmp_path):
+    long = {"profile": "p" * 250, "data": "/" + "d" * 250, "part": "b" * 250, "before": "b"}
+    for _ in range(2):
+        choose(tmp_path, **long).mkdir()
+    assert len({entry.name for entry in tmp_path.iterdir()}) == 2
+
+
+def test_motion_is_named_by_its_file_or_its_folder_seen_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "walks").mkdir()
+    (tmp_path / "walks" / "all.takes.npz").touch()
+    monkeypatch.chdir(tmp_path / "walks")
+    assert data_name("all.takes.npz") == "all.takes" and data_name(str(tmp_path / "walks" / "sub" / "..")) == "walks"
+    assert data_name(".") == "walks" and data_name(str(tmp_path / "walks.v2")) == "walks.v2"
+
+
+def test_a_part_is_in_the_name_where_it_selects_columns(tmp_path, demo_folder):
+    (tmp_path / "clip.bvh").write_text(HIERARCHY)
+    parts = '--set=rvqvae.data.body_parts={"arm": [0]}'
+
+    def named(*flags):
+        return run_folder_of(request_of(read_training_flags(["--out", str(tmp_path), *flags]))).name
+
+    assert named(f"--data_path={demo_folder}") == f"baseline-{demo_folder.name}-upper"
+    assert named(f"--data_path={tmp_path / 'clip.bvh'}") == "baseline-clip"
+    assert named(f"--data_path={tmp_path / 'clip.bvh'}", parts, "--body_part=arm") == "baseline-clip-arm"
+    assert named(f"--data_path={tmp_path / 'nothing'}") == "baseline-nothing"
+    store = prepare_store(DataConfig(path=str(demo_folder)), tmp_path / "packed").folder
+    assert named(f"--data_path={store}", "--body_part=hands") == "baseline-packed-hands"
+
+
 def test_a_profile_file_names_runs_by_its_stem(tmp_path):
-    assert choose(tmp_path, profile="some/where/my.v2.json").name == "my.v2-upper"
+    assert choose(tmp_path, profile="some/where/my.v2.json").name == "my.v2-BEAT2-upper"
 
 
 def test_an_existing_name_needs_resume(tmp_path):

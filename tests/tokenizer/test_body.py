@@ -281,6 +281,19 @@ def test_without_a_source_a_file_is_at_rest_where_nothing_is_covered(body, beat2
     assert found["mocap_frame_rate"] == 30
 
 
+def test_paths_are_refused_in_words_that_name_what_takes_them(body):
+    with pytest.raises(TypeError, match=r"is a path.*encode_file\(path\) encodes a file"):
+        body.encode("walk.npz")
+    with pytest.raises(TypeError, match=r"codes are 'codes.npz'.*read_body_codes\(path\)"):
+        body.decode("codes.npz")
+
+
+def test_a_padded_batch_without_lengths_is_refused(body, motion):
+    codes = body.encode(np.stack([motion, motion]), [42, 17])
+    with pytest.raises(ValueError, match="give lengths"):
+        body.decode(codes)
+
+
 def test_files_that_are_no_clip_are_named(body, demo_folder, tmp_path):
     (tmp_path / "torn.npz").write_bytes(b"PK")
     np.savez(tmp_path / "other.npz", song=np.zeros(3))

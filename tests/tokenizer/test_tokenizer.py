@@ -3,15 +3,21 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ds_rvqvae import RVQVAE, MotionTokenizer
+from ds_rvqvae import RVQVAE, MotionTokenizer, read_codes
+from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.model import ModelConfig
+from ds_rvqvae.data.formats.beat2 import Beat2Reader
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.motion.layout import Channels, feature_layout
+from ds_rvqvae.motion.layout import Channels, feature_layout, select_columns, smplx_layout
+from ds_rvqvae.tokenizer.decode import decode_files
+from ds_rvqvae.tokenizer.encode import encode_files
+from tests.data.motion import write_beat2
 from tests.ranks import ROOT
 
 CONFIG = ModelConfig(width=16, depth=1, code_dim=4, nb_code=8, num_quantizers=3)
@@ -130,6 +136,67 @@ def test_a_padded_batch_is_its_clips_one_by_one(norm):
         np.testing.assert_array_equal(its_motion[:length], tokenizer.decode(its_codes[:count], length))
         assert not its_motion[length:].any() and its_motion[:length].any()
     assert torch.equal(tokenizer.encode(torch.from_numpy(motion), torch.tensor(lengths)), torch.from_numpy(codes))
+
+
+def test_a_padded_batch_without_lengths_is_refused_and_dropped_levels_are_not(tokenizer):
+    motion = np.random.default_rng(0).normal(size=(3, 40, 8)).astype(np.float32)
+    whole = tokenizer.encode(motion)
+    assert tokenizer.decode(whole).shape == (3, 40, 8)
+    dropped = whole.copy()
+    dropped[1, 4:, 1:] = -1
+    assert tokenizer.decode(dropped).shape == (3, 40, 8)
+    codes = tokenizer.encode(motion, [40, 40, 17])
+    for given in (codes, torch.from_numpy(codes)):
+        with pytest.raises(ValueError, match=r"row 5 of clip 2 is -1 on all levels.*: give lengths"):
+            tokenizer.decode(given)
+    with pytest.raises(ValueError, match=r"row 5 is -1 on all levels.*: give lengths"):
+        tokenizer.decode(codes[2])
+    assert not tokenizer.decode(codes, [40, 40, 17])[2, 17:].any()
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_paths_are_refused_in_words_that_name_what_takes_them(tokenizer, kind):
+    with pytest.raises(TypeError, match=r"walk\.npz'\)? is a path.*; encode_file\(path\) encodes a file"):
+        tokenizer.encode(kind("walk.npz"))
+    with pytest.raises(TypeError, match=r"is a path.*; ds_rvqvae.read_codes\(path\).codes are those of a file"):
+        tokenizer.decode(kind("codes.npz"))
+
+
+def test_a_file_goes_through_codes_and_back(tmp_path):
+    layout = select_columns(smplx_layout(), "upper")[1]
+    torch.manual_seed(0)
+    details = {"body_part": "upper"}
+    tokenizer = MotionTokenizer(RVQVAE(78, CONFIG), torch.zeros(78), torch.ones(78), layout, 30.0, details)
+    source = write_beat2(tmp_path / "1_a.npz", 62, mocap_frame_rate=np.array(60, np.int32))
+    codes = tokenizer.encode_file(source)
+    clip = Beat2Reader(source, DataConfig()).read("1_a")
+    own = clip.motion[:, select_columns(clip.layout, "upper")[0]]
+    np.testing.assert_array_equal(codes, tokenizer.encode(own))
+    report = encode_files(tokenizer, [source], tmp_path / "codes")
+    np.testing.assert_array_equal(read_codes(report.done[0].output).codes, codes)
+    decode_files(tokenizer, [tmp_path / "codes"], tmp_path / "motion", fps="source")
+    tokenizer.decode_to_file(torch.from_numpy(codes), str(tmp_path / "direct.npz"), source, fps="source")
+    with np.load(tmp_path / "motion" / "1_a.npz") as said, np.load(tmp_path / "direct.npz") as direct:
+        assert said.files == direct.files and all(np.array_equal(said[key], direct[key]) for key in said.files)
+    tokenizer.decode_to_file(codes, tmp_path / "alone.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "alone.npy"), tokenizer.decode(codes))
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "words"),
+    [
+        ("a.txt", {}, r"a\.txt: motion is written as \.npz, \.bvh, \.npy"),
+        ("a.bvh", {}, "takes its hierarchy from a source"),
+        ("a.npz", {}, "has no place in a BEAT2 file"),
+        ("a.npy", {"fps": 60.0}, "columns of unknown meaning are never resampled"),
+        ("a.npy", {"fps": "source"}, "nothing says its source's frame rate"),
+        ("a.npy", {"source": "missing.npz"}, "missing.npz"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused(tokenizer, tmp_path, file, settings, words):
+    with pytest.raises(UserError, match=words):
+        tokenizer.decode_to_file(np.zeros((4, 3), np.int64), tmp_path / file, **settings)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from ds_rvqvae.train.evaluator import evaluation_line
 from tests.ranks import run_ranks
 from tests.train.small import THREE_STEPS, make_trainer
 
@@ -32,6 +33,29 @@ def test_the_best_is_the_step_that_scores_better_than_all_before(tmp_path, demo_
     assert steps == scored == (1, 2, 3)
     assert list(best) == [error < min(errors[:place], default=math.inf) for place, error in enumerate(errors)]
     assert best != (True, True, True)
+
+
+def line_of(best_step, best_l1=0.3301, **scores):
+    values = {
+        "step": 300_000,
+        "split": "val",
+        "l1": 0.3412,
+        "angle_error_deg": 12.844,
+        "perplexity": [487.0, 1.0, 102.0],
+    }
+    return evaluation_line(values | scores, best_l1, best_step)
+
+
+def test_an_evaluation_is_a_line_of_a_terminal():
+    assert line_of(200, step=200) == "step 200, val: angle 12.84 deg, L1 0.3412 (best), levels 2/3, perplexity 197"
+    assert line_of(150, step=200) == "step 200, val: angle 12.84 deg, L1 0.3412 (best 0.3301 at 150), levels 2/3"
+    assert line_of(None, step=0).endswith("L1 0.3412 (before training), levels 2/3")
+    assert line_of(295_000, perplexity=[9.0] * 16).startswith("step 300,000, val: 12.84 deg, L1 0.341 (best 0.330 at ")
+    assert line_of(295_000) == "step 300,000, val: angle 12.84 deg, L1 0.341 (best 0.330 at 295,000), levels 2/3"
+    assert max(len(line_of(step, split="train")) for step in (None, 1, 295_000, 300_000)) <= 80
+    assert "deg" not in line_of(1, angle_error_deg=None) and "L1 0.3412" in line_of(1, angle_error_deg=None)
+    assert line_of(1, l1=None, angle_error_deg=None).endswith("no clip is long enough to be scored")
+    assert "L1 nan" in line_of(1, l1=math.nan)
 
 
 def train_amid_failures(folder: str, data: str, fails: bool) -> dict:

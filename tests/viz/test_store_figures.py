@@ -1,5 +1,7 @@
 """Five figures of a store from two sides, or heat maps of columns that are no figure."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -9,8 +11,9 @@ from matplotlib.figure import Figure
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.look import look_at
 from ds_rvqvae.data.store.prepare import prepare_store
-from ds_rvqvae.viz.store_figures import PAGE_WIDTH, FigureDrawing, draw_heat_maps, name_words
+from ds_rvqvae.viz.store_figures import PAGE_WIDTH, FigureDrawing, draw_heat_maps
 from tests.data.motion import write_packed
+from tests.data.store.looked_at import demo_with
 
 
 def _drawn(look):
@@ -61,6 +64,21 @@ def test_columns_that_are_no_figure_are_heat_maps_over_time(tmp_path):
         assert maps[name].get_extent() == pytest.approx([0, seconds, 5, 0])
 
 
-def test_names_can_be_drawn_and_are_cut():
-    assert "\n" not in name_words("two\nlines") and "\x1b" not in name_words("\x1b[2J")
-    assert len(name_words("one two three four", 12)) <= 12 and name_words("one two three four", 12).endswith("…")
+def test_figures_that_hang_above_y_0_stand_on_a_floor_of_their_own(tmp_path, demo_folder):
+    def lifted(arrays):
+        return arrays | {"trans": arrays["trans"] + np.array([0, 0.4, 0])}
+
+    def words(look):
+        axes = _drawn(look).axes[0]
+        return [text.get_text() for text in axes.texts], axes.get_lines()[0].get_ydata()[0]
+
+    texts, ground = words(look_at(demo_with(tmp_path, demo_folder, lifted, files=2), 64))
+    assert ground == pytest.approx(0.4, abs=0.06) and f"floor at the lowest joints, y = {ground:.2f} m" in texts
+
+
+def test_of_figures_whose_root_is_in_no_column_that_is_said(demo_store):
+    look = look_at(demo_store, 64)
+    texts = [text.get_text() for text in _drawn(look).axes[0].texts]
+    assert _drawn(look).axes[0].get_lines()[0].get_ydata()[0] == 0 and not any("floor" in text for text in texts)
+    texts = [text.get_text() for text in _drawn(replace(look, root=None)).axes[0].texts]
+    assert "no columns say where the root is: figures stay in place" in texts

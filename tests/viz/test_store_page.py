@@ -1,5 +1,6 @@
 """A page of a store is drawn, whatever its columns are, and written by the verb."""
 
+import numpy as np
 import pytest
 
 from ds_rvqvae.data import open_store
@@ -7,7 +8,7 @@ from ds_rvqvae.data.look import look_at
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.viz.store_page import store_page
 from tests.data.motion import write_packed
-from tests.data.store.looked_at import make_store
+from tests.data.store.looked_at import demo_with, make_store
 
 
 def test_a_page_is_drawn_whatever_the_columns_are(tmp_path):
@@ -23,3 +24,24 @@ def test_a_page_is_drawn_whatever_the_columns_are(tmp_path):
 def test_a_part_that_is_not_known_is_refused(demo_store):
     with pytest.raises(UserError, match="body_part: tail is not known"):
         look_at(open_store(demo_store.folder), 64, "tail")
+
+
+def test_a_root_that_never_moves_is_marked(tmp_path, demo_folder, demo_store):
+    def texts(look):
+        return [text.get_text() for axes in store_page(look).axes for text in axes.texts]
+
+    def stopped(arrays):
+        return arrays | {"trans": np.tile(arrays["trans"][:1], (len(arrays["trans"]), 1))}
+
+    still = look_at(demo_with(tmp_path, demo_folder, stopped, files=2), 64)
+    assert texts(still).count("the root does not move") == 2
+    assert "the root does not move" not in texts(look_at(demo_store, 64))
+
+
+def test_long_names_stay_apart_and_the_axes_keep_their_width(tmp_path):
+    names = [f"dataset-1_of_a_very_long_name_{kind}_001" for kind in ("walk", "run", "a_dance_of_many_words_and_steps")]
+    file = write_packed(tmp_path / "data.npz", (40, 30, 50), 5, clip_name=np.array(names))
+    page = store_page(look_at(make_store(tmp_path, file), 16))
+    page.canvas.draw()
+    titles = [axes.get_title() for axes in page.axes if axes.get_title()]
+    assert "…walk_001" in titles and "…run_001" in titles and max(map(len, titles)) <= 26

@@ -226,8 +226,8 @@ def _rate_like(values: NDArray[Any], fps: float) -> NDArray[Any]:
     return np.full(values.shape, fps, dtype)
 
 
-def write_bvh(file: Path, motion: NDArray[Any], layout: Layout, source: Path, config: DataConfig) -> None:
-    """Writes motion as a BVH file with the hierarchy, names and order of channels of `source`.
+def write_bvh(file: Path, motion: NDArray[Any], layout: Layout, source: Path, config: DataConfig) -> float:
+    """Writes motion as a BVH file with the hierarchy, names and order of channels of `source`; gives its frame rate.
 
     Args:
         motion: `[frames, columns]`, as a reader of `source` gives them.
@@ -267,6 +267,7 @@ def write_bvh(file: Path, motion: NDArray[Any], layout: Layout, source: Path, co
         content.write(_header(source))
         content.write(f"MOTION\nFrames: {len(values)}\nFrame Time: {1 / config.fps:.9g}\n".encode())
         np.savetxt(content, values, fmt="%.6f")
+    return fps
 
 
 def _fill(

@@ -18,7 +18,7 @@ from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError, Take
 from ds_rvqvae.motion.layout import SMPLX_JOINTS, SMPLX_PARENTS, Channels, Layout, root_channels
 from ds_rvqvae.motion.rotations import translation_positions
-from ds_rvqvae.motion.sides import sides_at_rest, sides_by_name
+from ds_rvqvae.motion.sides import sides_by_name, sides_of
 from ds_rvqvae.motion.skeleton import Skeleton, builtin_skeleton, joint_places, skeleton_from_json
 
 HUMANML3D_COLUMNS, KIT_COLUMNS = 263, 251
@@ -158,10 +158,7 @@ def _turned(layout: Layout, skeleton: Skeleton, name: str) -> Figure | None:
         assert found is not None
         return found
 
-    sides = sides_by_name(skeleton.joint_names)
-    if not (sides > 0).any() or not (sides < 0).any():
-        sides = sides_at_rest(skeleton)
-    return Figure(name, skeleton.joint_names, skeleton.parents, sides, places)
+    return Figure(name, skeleton.joint_names, skeleton.parents, sides_of(skeleton), places)
 
 
 def _placed(motion: NDArray[Any], joints: int) -> NDArray[np.float64]:

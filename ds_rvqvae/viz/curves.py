@@ -1,0 +1,90 @@
+"""Curves of a clip and its reconstruction: joints in degrees, other columns in their own units."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from ds_rvqvae.motion.kinematics import angle_between
+from ds_rvqvae.motion.layout import Channels, Layout, rotation_columns
+from ds_rvqvae.motion.rotations import rotation_6d_to_matrix
+from ds_rvqvae.viz.names import name_words
+
+_UNITS = {
+    "translation": ("x velocity, m per frame", "height, m", "z velocity, m per frame"),
+    "position": ("x, m", "y, m", "z, m"),
+}
+
+
+class Curve(NamedTuple):
+    """One number of a clip over time."""
+
+    title: str
+    truth: NDArray[np.floating]
+    """`[T]`."""
+    found: NDArray[np.floating]
+
+
+def joint_errors(
+    truth: NDArray[np.float32], found: NDArray[np.float32], layout: Layout
+) -> dict[str, NDArray[np.float32]]:
+    """The angle between truth and reconstruction `[T, C]` of each joint, degrees `[T]`; none without rotations."""
+    columns = rotation_columns(layout)
+    if not len(columns):
+        return {}
+    angles = angle_between(*(torch.from_numpy(motion[:, columns].astype(np.float32)) for motion in (truth, found)))
+    names = [part.name for part in layout if part.kind == "rotation_6d"]
+    return dict(zip(names, angles.T.numpy(), strict=True))
+
+
+def liveliest(truth: NDArray[np.float32], found: NDArray[np.float32], layout: Layout, count: int) -> list[Curve]:
+    """The `count` numbers of `[T, C]` that move most: joints first, of other columns the part that each belongs to.
+
+    Of a joint that is its angle about the axis that it turns about most, from its mean.
+    """
+    joints = [part for part in layout if part.kind == "rotation_6d"]
+    others = _liveliest_columns(truth, [part for part in layout if part.kind != "rotation_6d"])
+    curves = sorted((_of_joint(truth, found, part) for part in joints), key=lambda curve: -float(curve.truth.std()))
+    curves = curves[: count - bool(others)]
+    curves += [_of_column(truth, found, part, column) for part, column in others[: count - len(curves)]]
+    return curves
+
+
+def _liveliest_columns(truth: NDArray[np.float32], parts: list[Channels]) -> list[tuple[Channels, int]]:
+    """Columns of parts: first that of each part which moves most, then the others."""
+    spread = truth.std(axis=0)
+    ranked = []
+    for part in parts:
+        order = (part.start + np.argsort(-spread[part.start : part.stop])).tolist()
+        ranked += [(place > 0, -float(spread[column]), part, column) for place, column in enumerate(order)]
+    ranked.sort(key=lambda entry: entry[:2])
+    return [(part, column) for *_, part, column in ranked]
+
+
+def _of_column(truth: NDArray[np.float32], found: NDArray[np.float32], part: Channels, column: int) -> Curve:
+    index, name = column - part.start, name_words(part.name, 30)
+    units = _UNITS.get(part.kind)
+    title = f"{name}: {units[index]}" if units and part.width == 3 else f"{name}[{index}]"
+    return Curve(title, truth[:, column], found[:, column])
+
+
+def _of_joint(truth: NDArray[np.float32], found: NDArray[np.float32], part: Channels) -> Curve:
+    turns, others = (_rotations(motion[:, part.start : part.stop]) for motion in (truth, found))
+    mean = turns.mean().inv()
+    vectors, found_vectors = (np.degrees((mean * own).as_rotvec()) for own in (turns, others))
+    axis = np.linalg.eigh(vectors.T @ vectors)[1][:, -1]
+    axis = axis if axis[np.abs(axis).argmax()] > 0 else -axis
+    angle = np.unwrap(vectors @ axis, period=360)
+    # Half a turn and its opposite are one rotation.
+    other = angle + (found_vectors @ axis - angle + 180) % 360 - 180
+    error = angle_between(*(torch.from_numpy(motion[:, part.start : part.stop]) for motion in (truth, found))).mean()
+    return Curve(f"{name_words(part.name, 30)}, degrees; {float(error):.1f}° mean error", angle, other)
+
+
+def _rotations(rotation_6d: NDArray[np.float32]) -> Rotation:
+    """Rotations of `[T, 6]`; what is none does not turn."""
+    matrices = rotation_6d_to_matrix(rotation_6d.astype(np.float64))
+    matrices[~(np.linalg.det(matrices) > 0.5)] = np.eye(3)
+    return Rotation.from_matrix(matrices)
