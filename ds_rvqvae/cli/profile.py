@@ -52,6 +52,7 @@ def _show(args: argparse.Namespace) -> int:
     lines = [str(profile_file(args.profile))]
     lines += [f"  {key} = {json.dumps(value)}" for key, value in flat_keys(profile.to_dict()).items()]
     lines.append(f"trainable parameters: {size}")
+    lines += [f"note: {note}" for note in profile.notes()]
     lines += [f"warning: {warning}" for warning in profile.warnings()]
     print_result(args, result, text_of(lines))
     return ExitStatus.DONE
@@ -64,7 +65,10 @@ def _validate(args: argparse.Namespace) -> int:
     lines = []
     for name in args.profiles:
         try:
-            warnings = load_profile(name).warnings()
+            profile = load_profile(name)
+            for idle in profile.without_effect():
+                raise UserError(f"{name}: {idle}")
+            warnings = profile.warnings()
             result[name] = {"valid": True, "warnings": warnings}
             lines += [f"{name}: valid", *(f"{name}: warning: {warning}" for warning in warnings)]
         except UserError as error:
