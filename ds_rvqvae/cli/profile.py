@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from ds_rvqvae.cli.common import add_column_flags, add_json_flag, columns_of, print_result
+from ds_rvqvae.config.names import FOREIGN_FORMATS
 from ds_rvqvae.errors import ExitStatus, UserError, text_of
 from ds_rvqvae.process.command import print_out
 
@@ -21,6 +22,12 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
     show.set_defaults(verb=_show)
     validate = actions.add_parser("validate", help="check profiles")
     validate.add_argument("profiles", nargs="+", metavar="NAME|FILE")
+    validate.add_argument(
+        "--for",
+        dest="system",
+        choices=FOREIGN_FORMATS,
+        help="whether a tokenizer trained by them can be exported to that system, too",
+    )
     add_json_flag(validate)
     validate.set_defaults(verb=_validate)
     diff = actions.add_parser("diff", help="keys in which two profiles differ")
@@ -59,12 +66,20 @@ def _show(args: argparse.Namespace) -> int:
 
 def _validate(args: argparse.Namespace) -> int:
     from ds_rvqvae.config.profile import load_profile
+    from ds_rvqvae.tokenizer.foreign.formats import check_for
 
     result: dict[str, dict[str, Any]] = {}
     lines = []
     for name in args.profiles:
         try:
-            warnings = load_profile(name).warnings()
+            profile = load_profile(name)
+            if args.system is not None:
+                profile = profile.with_values({"rvqvae.training.export_for": args.system})
+            try:
+                check_for(profile)
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from None
+            warnings = profile.warnings()
             result[name] = {"valid": True, "warnings": warnings}
             lines += [f"{name}: valid", *(f"{name}: warning: {warning}" for warning in warnings)]
         except UserError as error:

@@ -30,10 +30,12 @@ DEEPSPEED_FLAGS = {
 }
 """Flags that set DeepSpeed's own keys: flag to JSON path."""
 
+_OTHER_NAMES = {("data", "path"): "data_path", ("training", "export_for"): "for"}
+"""Flags that are not called as their keys are."""
 PROFILE_FLAGS = {
     **DEEPSPEED_FLAGS,
     **{
-        "data_path" if (section, name) == ("data", "path") else name: f"rvqvae.{section}.{name}"
+        _OTHER_NAMES.get((section, name), name): f"rvqvae.{section}.{name}"
         for section in RvqvaeConfig.model_fields
         for name in type(getattr(RvqvaeConfig(), section)).model_fields
     },

@@ -2,12 +2,18 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from ds_rvqvae.config.deepspeed import Count, Section
 from ds_rvqvae.config.facts import FREE
+from ds_rvqvae.config.names import FOREIGN_FORMATS
+
+if TYPE_CHECKING:
+    ForeignName = str
+else:
+    ForeignName = Literal[FOREIGN_FORMATS]
 
 
 class ScheduleConfig(Section):
@@ -52,6 +58,9 @@ class TrainingConfig(Section):
     init_from: Annotated[str | None, FREE] = None
     """A tokenizer, exported or imported, a run or one of its checkpoints, or a repository of the Hugging Face hub: this
     run starts from its weights, codebooks and normalisation. Of a body, from the tokenizer of this run's body part."""
+    export_for: Annotated[ForeignName | None, FREE] = None
+    """The system whose own code is to load this tokenizer once it is exported: what that code cannot compute is refused
+    before a run starts."""
 
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")

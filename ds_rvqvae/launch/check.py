@@ -1,11 +1,12 @@
 """Everything about one run that can be checked before a rank starts."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ds_rvqvae.config.request import Request
 from ds_rvqvae.data.dataset import MotionData, open_training_data, store_of_the_same
-from ds_rvqvae.errors import UserError
+from ds_rvqvae.errors import UserError, say
 from ds_rvqvae.gpu.sizes import parameter_count
 from ds_rvqvae.launch import demo
 from ds_rvqvae.launch.body import CheckedRun
@@ -43,7 +44,11 @@ def check_run(request: Request, opened: Sequence[MotionData] = ()) -> tuple[Chec
     if ranks.world_size and not start.resumes:
         profile.check_world_size(ranks.world_size)
     find_initial(folder, profile, start)
-    data = open_training_data(profile, store_of_the_same(config.data, opened))
+    data = open_training_data(profile, store_of_the_same(config.data, opened), request.asked)
+    request = replace(request, profile=data.fitted(profile))
+    profile, config = request.profile, request.profile.rvqvae
+    for note in data.notes():
+        say(note)
     windows = data.count_training_windows()
     initial = take_start(folder, profile, data, start)
     disk_bytes = _disk_bytes(request, data)

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,13 +118,13 @@ def _motion_of(request: Request) -> MotionData | UserError | None:
     """
     profile, checked = request.profile, request.flags.environment.get(STORE_VARIABLE)
     if checked:
-        return open_training_data(profile, _checked_store(Path(checked), request))
+        return open_training_data(profile, _checked_store(Path(checked), request), request.asked)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return open_training_data(profile)
+        return open_training_data(profile, asked=request.asked)
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return None
     try:
-        return open_training_data(profile)
+        return open_training_data(profile, asked=request.asked)
     except UserError as error:
         return error
 
@@ -154,7 +155,9 @@ def _shared_motion(request: Request, own: MotionData | UserError | None) -> Moti
     if isinstance(own, MotionData) and (STORE_VARIABLE in os.environ or int(os.environ["WORLD_SIZE"]) == 1):
         return own
     folder = of_this_host(str(own.store.folder) if isinstance(own, MotionData) else own)
-    data = own if isinstance(own, MotionData) else open_training_data(request.profile, open_in_use(Path(folder)))
+    data = own
+    if not isinstance(data, MotionData):
+        data = open_training_data(request.profile, open_in_use(Path(folder)), request.asked)
     (first, content), *others = of_all_ranks(data.store.content)
     other = next((host for host, found in others if found != content), None)
     if other is not None:
@@ -180,11 +183,12 @@ def _train(request: Request, own: MotionData | UserError | None) -> int:
     heartbeat = Heartbeat.start(int(os.environ.get("RANK", "0")))
     start_distributed()
     data = _shared_motion(request, own)
+    request = replace(request, profile=data.fitted(request.profile))
     world_size = dist.get_world_size()
     folder, resume, initial, mean, std = on_rank_zero_first(lambda: _open_run(request, data, world_size))
     data.use_normalisation(mean, std)
     start_log(folder / LOG, dist.get_rank())
-    for note in resume.notes:
+    for note in [*resume.notes, *data.notes()]:
         announce(note)
     total = request.profile.rvqvae.training.total_iter
     if resume.step() >= total:
