@@ -357,8 +357,8 @@ def open_training_data(profile: Profile, store: Store | None = None, asked: Coll
     """
     config = profile.rvqvae.data
     data = MotionData.open(config) if store is None else MotionData(store, config)
-    if BODY_PART in asked:
-        check_part(config, data.store.layout, data.store.has_body_parts)
+    if BODY_PART in asked and data.body_part is None:
+        check_part(config.body_part, str(config.path), data.store.layout, data.store.has_body_parts)
     profile = data.fit(profile, asked)
     data.count_training_windows()
     check_losses(profile.rvqvae.loss, data.layout)

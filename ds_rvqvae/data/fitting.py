@@ -4,11 +4,11 @@ What the user has asked for by a flag is refused then. What merely stands in the
 """
 
 import fnmatch
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ds_rvqvae.config.data import DataConfig, to_say
 from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.data.augment import Mirror
 from ds_rvqvae.errors import UserError
@@ -62,7 +62,8 @@ def _of_losses(profile: Profile, layout: Layout, of_store: Layout) -> Iterator[L
     elsewhere = [pattern for pattern in weights if not _fits(pattern, layout) and _fits(pattern, of_store)]
     if elsewhere:
         kept = {pattern: weight for pattern, weight in weights.items() if pattern not in elsewhere}
-        yield LeftOut("rvqvae.loss.joint_weights", kept or None, f"{', '.join(elsewhere)}: no joint of this part")
+        reason = f"no joint of this part is called {' or '.join(elsewhere)}"
+        yield LeftOut("rvqvae.loss.joint_weights", kept or None, reason)
 
 
 def _fits(pattern: str, layout: Layout) -> bool:
@@ -76,30 +77,23 @@ def is_asked(key: str, asked: Collection[str]) -> bool:
 
 def left_out_line(name: str, left_out: Sequence[LeftOut]) -> str:
     """For people: what the run of a part, or on a folder of motion, does without."""
-    them = "it" if len(left_out) == 1 else "them"
-    keys = "; ".join(f"{one.key} ({one.reason})" for one in left_out)
-    return f"{name}: left out of the profile, as these columns cannot have {them}: {keys}"
+    keys = "; ".join(f"{one.key}, as {one.reason}" for one in left_out)
+    return f"{name}: left out of the profile: {keys}"
 
 
-def check_part(config: DataConfig, layout: Layout, has_body_parts: bool) -> None:
+def check_part(part: str, path: str | Path, layout: Layout, has_body_parts: bool) -> None:
     """Raises UserError where a body part that was asked for selects nothing: all columns would be used in silence.
 
     Args:
+        part: one of SMPL-X's.
+        path: of the motion.
         layout: of all columns.
         has_body_parts: whether SMPL-X's parts select of them.
     """
-    part = config.body_part
-    if has_body_parts or part in (config.body_parts or ()):
+    if has_body_parts or tuple(channels.name for channels in layout) == BODY_PART_CHANNELS.get(part):
         return
-    if tuple(channels.name for channels in layout) == BODY_PART_CHANNELS.get(part):
-        return
-    raise UserError(f"{to_say('body_part', part)}: {no_parts(str(config.path), layout)}")
-
-
-def no_parts(path: str, layout: Iterable[Any]) -> str:
-    """Why no body part can be selected of motion."""
-    own = "" if len(list(layout)) < 2 else ", or define parts of your own by --body_parts"
-    return (
-        f"{path} has no body parts to select, which SMPL-X and SMPL-H motion (BEAT2, AMASS) has; all its columns are "
-        f"trained on: leave it out{own}"
+    own = "" if len(layout) < 2 else ", or define parts of your own by rvqvae.data.body_parts"
+    raise UserError(
+        f"--body_part {part}: {path} has no body parts to select; SMPL-X and SMPL-H motion has (BEAT2, AMASS). All its "
+        f"columns are used: leave it out{own}"
     )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ds_rvqvae.data.fitting import check_part
 from ds_rvqvae.data.store.figures import AXES, Figure, Posture, Root, figure_of, posture_along, root_of
 from ds_rvqvae.data.store.report import column_ranges
 from ds_rvqvae.data.store.shards import ShardFacts
@@ -90,11 +91,12 @@ def look_at(store: Store, window_size: int, body_part: str | None = None, seed: 
         seed: of the choice of clips.
 
     Raises:
-        UserError: no such body part, or a damaged skeleton.
+        UserError: no such body part, motion without body parts, or a damaged skeleton.
     """
     columns: NDArray[np.int64] = np.arange(len(store.mean))
     layout = store.layout
     if body_part is not None:
+        check_part(body_part, store.folder, store.layout, store.has_body_parts)
         columns, layout = select_columns(store.layout, body_part)
     sample = take_sample(store, seed)
     mean, std, low, high = (values[columns] for values in _column_statistics(store, sample))

@@ -11,8 +11,9 @@ from ds_rvqvae.config.profile import load_profile, shipped_profiles
 from ds_rvqvae.config.request import read_training_flags
 from ds_rvqvae.data.dataset import MotionData, open_training_data
 from ds_rvqvae.data.fitting import check_part, unfitting
+from ds_rvqvae.data.look import look_at
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.motion.layout import Channels, feature_layout, joint_layout, layout_to_json, select_columns, smplx_layout
+from ds_rvqvae.motion.layout import feature_layout, joint_layout, layout_to_json, select_columns, smplx_layout
 from tests.data.motion import write_packed
 
 MIRROR, MIX, ROTATION = "rvqvae.data.augment.mirror", "rvqvae.data.augment.mix", "rvqvae.loss.loss_rotation"
@@ -31,7 +32,7 @@ def test_every_part_can_be_trained_with_every_shipped_profile(name, demo_folder)
         data = open_training_data(request.profile, asked=request.asked)
         left_out = {"face": [MIRROR, MIX, ROTATION], "face_jaw": [MIRROR]}.get(part, []) if name == "best" else []
         assert [one.key for one in data.left_out] == left_out, part
-        assert all(f"{key} (" in line and line.startswith(f"{part}: ") for line in data.notes() for key in left_out)
+        assert all(f"{key}, as " in line and line.startswith(f"{part}: ") for line in data.notes() for key in left_out)
         assert bool(data.notes()) == bool(left_out)
         augment, fitted = data.config.augment, data.fitted(request.profile)
         assert fitted.rvqvae.data.augment == augment and (augment.mirror > 0) == (name == "best" and not left_out)
@@ -60,7 +61,7 @@ def test_weights_of_joints_of_other_parts_are_left_out_and_misspelt_ones_refused
     hands, of_store = select_columns(smplx_layout(), "hands")[1], smplx_layout()
     profile = load_profile("baseline", ['rvqvae.loss.joint_weights={"left_*": 2, "head": 3}'])
     (left_out,) = unfitting(profile, hands, of_store, None, ())
-    assert (left_out.key, left_out.value) == (WEIGHTS, {"left_*": 2}) and left_out.reason.startswith("head: ")
+    assert (left_out.key, left_out.value) == (WEIGHTS, {"left_*": 2}) and left_out.reason.endswith("head")
     (left_out,) = unfitting(load_profile("baseline", [f'{WEIGHTS}={{"head": 3}}']), hands, of_store, None, ())
     assert left_out.value is None
     assert keys(load_profile("baseline", [f'{WEIGHTS}={{"haed": 3}}']), hands, of_store) == []  # refused as ever
@@ -75,14 +76,17 @@ def _packed(folder, layout):
 def test_a_part_of_motion_without_parts_is_refused_where_it_is_asked_for(tmp_path):
     joints = _packed(tmp_path / "joints.npz", joint_layout(("Hips", "LeftArm"), "position")[:2])
     request = read_training_flags(["--window_size=16", f"--data_path={joints}", "--body_part=hands"]).request()
-    with pytest.raises(UserError, match=r"^--body_part hands .*joints\.npz has no body parts .*--body_parts$"):
+    with pytest.raises(UserError, match=r"^--body_part hands: .*joints\.npz has no body parts .*data\.body_parts$"):
         open_training_data(request.profile, asked=request.asked)
-    assert open_training_data(request.profile).in_features == 12
+    data = open_training_data(request.profile)
+    assert data.in_features == 12
+    with pytest.raises(UserError, match=r"^--body_part hands: .* has no body parts"):
+        look_at(data.store, 16, "hands")
     own = ["--body_part=arm", '--body_parts={"arm": ["*Arm"]}']
     request = read_training_flags(["--window_size=16", f"--data_path={joints}", *own]).request()
     assert open_training_data(request.profile, asked=request.asked).in_features == 6
     with pytest.raises(UserError, match=r"matrices has no body parts .*: leave it out$"):
-        check_part(DataConfig(path="matrices"), (Channels("features", "feature", 0, 9),), False)
+        check_part("upper", "matrices", feature_layout(9), False)
     # A file that holds this very part and no more.
     _, hands = select_columns(smplx_layout(), "hands")
     line = ["--window_size=16", f"--data_path={_packed(tmp_path / 'b.npz', hands)}", "--body_part=hands"]

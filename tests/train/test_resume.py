@@ -55,8 +55,9 @@ def test_save_load_and_go_on_equals_no_interruption(tmp_path, demo_folder):
 
 def test_a_damaged_checkpoint_is_passed_over_and_past_ones_do_not_push_out_new_ones(tmp_path, demo_folder):
     flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--batch_size=4", "--save_every=2", "--resume"]
-    flags += ["--name=run", "--keep_checkpoints=2"]
-    train_ranks(1, *flags, "--total_iter=6")
+    # What a face cannot have of this profile is left out of its run, and again where it goes on.
+    flags += ["--name=run", "--keep_checkpoints=2", "--profile=best", "--body_part=face"]
+    said = train_ranks(1, *flags, "--total_iter=6")[0]
     saved = tmp_path / "run" / "checkpoints"
     assert sorted(path.name for path in saved.glob("global_step*")) == ["global_step4", "global_step6"]
     model = saved / "global_step6" / "mp_rank_00_model_states.pt"
@@ -68,6 +69,12 @@ def test_a_damaged_checkpoint_is_passed_over_and_past_ones_do_not_push_out_new_o
     assert "global_step6: mp_rank_00_model_states.pt does not have its sha256" in printed[0]
     assert (saved / "latest").read_text() == "global_step5" and (saved / "global_step5").is_dir()
     assert not list(saved.glob(".unfinished*"))
+    left_out = "face: left out of the profile: rvqvae.data.augment.mirror, as expressions "
+    assert said.count(left_out) == printed[0].count(left_out) == 1
+    assert re.findall("changed: ([^:]+)", printed[0]) == ["rvqvae.training.total_iter"]
+    kept = json.loads((tmp_path / "run" / "profile.json").read_text())["rvqvae"]
+    assert (kept["data"]["augment"]["mirror"], kept["data"]["augment"]["offset"]) == (0, 0.2)
+    assert kept["loss"]["loss_rotation"] == 0
 
 
 def test_tensorboard_shows_no_step_twice_after_a_resume(tmp_path, demo_folder):
