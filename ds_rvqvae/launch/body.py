@@ -32,7 +32,7 @@ class CheckedRun:
     done: bool
     """Whether a resume of it has nothing left to train."""
     said: tuple[str, ...] = ()
-    """What was said of it, for its log."""
+    """Lines on it, for the terminal and its log."""
 
 
 @dataclass(frozen=True)

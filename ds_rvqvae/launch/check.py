@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ds_rvqvae.config.request import Request
 from ds_rvqvae.data.dataset import MotionData, open_training_data, store_of_the_same
-from ds_rvqvae.errors import UserError, say
+from ds_rvqvae.errors import UserError
 from ds_rvqvae.gpu.sizes import parameter_count
 from ds_rvqvae.launch import demo
 from ds_rvqvae.launch.body import CheckedRun
@@ -19,6 +19,9 @@ from ds_rvqvae.runs.init_from import find_initial, take_start
 from ds_rvqvae.runs.references import is_of
 from ds_rvqvae.runs.start import Resume, as_begun, find_resume, record_of, with_batch
 from ds_rvqvae.tokenizer.folder import TOKENIZER, read_config
+
+_UNSAID = 2.0
+"""Seconds that checks may take before it is said what they are at: a refusal that comes sooner is all that is said."""
 
 
 def check_run(request: Request, opened: Sequence[MotionData] = ()) -> tuple[CheckedRun, Preflight | None]:
@@ -45,16 +48,13 @@ def check_run(request: Request, opened: Sequence[MotionData] = ()) -> tuple[Chec
     if ranks.world_size and not start.resumes:
         profile.check_world_size(ranks.world_size)
     initial_from = config.training.init_from
-    with Stage(f"opening the tokenizer {initial_from}", shown=initial_from is not None, after=1.0):
+    with Stage(f"opening the tokenizer {initial_from}", shown=initial_from is not None, after=_UNSAID):
         find_initial(folder, profile, start)
-    with Stage(f"reading {config.data.path}", after=1.0):
+    with Stage(f"reading {config.data.path}", after=_UNSAID):
         data = open_training_data(profile, store_of_the_same(config.data, opened), request.asked)
     request = replace(request, profile=data.fitted(profile))
     profile, config = request.profile, request.profile.rvqvae
-    for note in data.notes():
-        say(note)
     windows = data.count_training_windows()
-    said = () if options.dry_run else (*data.notes(), *_say_what(request, folder, data))
     initial = take_start(folder, profile, data, start)
     disk_bytes = _disk_bytes(request, data)
     check_out_folder(folder, disk_bytes)
@@ -73,7 +73,7 @@ def check_run(request: Request, opened: Sequence[MotionData] = ()) -> tuple[Chec
     report = None
     if not done:
         judged = [*idle, *(cards.of_others(ranks.local or ()) if cards and not options.share_gpus else ())]
-        with Stage("checking this machine", after=1.0):
+        with Stage("checking this machine", after=_UNSAID):
             report = check_machine(planned, data.in_features, ranks, cards, idle=judged, dry_run=options.dry_run)
     if cards is not None:
         cards.require_idle(idle)
@@ -84,11 +84,11 @@ def check_run(request: Request, opened: Sequence[MotionData] = ()) -> tuple[Chec
     settings += profile.notes() if "milestones" in request.flags.keys else []  # asked for now, not a profile's
     for warning in [*settings, *data.warnings(), *(initial.warnings(data) if initial else []), *found]:
         warn(warning)
-    return CheckedRun(request, folder, ranks, data, disk_bytes, done, said), report
+    return CheckedRun(request, folder, ranks, data, disk_bytes, done, _what(request, folder, data)), report
 
 
-def _say_what(request: Request, folder: Path, data: MotionData) -> tuple[str, ...]:
-    """Says what is trained on, and which run is gone on with where no flag names it; gives the lines."""
+def _what(request: Request, folder: Path, data: MotionData) -> tuple[str, ...]:
+    """Lines on what is trained on, and which run is gone on with where no flag names it."""
     store, of_part = data.store, f" of {data.body_part}" if data.body_part else ""
     frames, clips = int(store.starts[-1]), len(store.clip_names)
     length = f"{_duration(frames / store.fps)} at {store.fps:g} frames/s"
@@ -99,9 +99,7 @@ def _say_what(request: Request, folder: Path, data: MotionData) -> tuple[str, ..
     if flags.start.kind == "newest" and flags.name is None and folder.exists():
         others = [run.name for run in runs_called(flags.out, naming_of(request)) if run != folder]
         lines.append(f"--resume: the run {folder}" + (f"; there is also {', '.join(others[:3])}" if others else ""))
-    for line in lines:
-        say(line)
-    return tuple(lines)
+    return (*lines, *data.notes())
 
 
 def _duration(seconds: float) -> str:

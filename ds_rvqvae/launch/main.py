@@ -61,6 +61,8 @@ def launch(flags: "Flags") -> ExitStatus:
         _show([(run, report) for run, report in checked if body is None or not run.done])
         return ExitStatus.DONE
     runs = [run for run, _ in checked]
+    for line in dict.fromkeys(line for run in runs for line in run.said):
+        say(line)
     # From here on the result is the run: whether anything can be printed changes nothing.
     with queued_streams("stdout"), signals_noted() as signals:
         if body is None:

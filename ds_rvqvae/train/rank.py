@@ -125,7 +125,7 @@ def _motion_of(request: Request) -> MotionData | UserError | None:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return None
     try:
-        with Stage(f"reading {profile.rvqvae.data.path}", shown=os.environ.get("RANK") == "0"):
+        with Stage(f"reading {profile.rvqvae.data.path}", shown=os.environ.get("RANK") == "0", after=2.0):
             return open_training_data(profile, asked=request.asked)
     except UserError as error:
         return error
