@@ -53,6 +53,7 @@ def _show(args: argparse.Namespace) -> int:
     lines: list[Block] = [(str(profile_file(args.profile)), "path")]
     lines += [f"  {key} = {json.dumps(value)}" for key, value in flat_keys(profile.to_dict()).items()]
     lines.append(f"trainable parameters: {size}")
+    lines += [f"note: {note}" for note in profile.notes()]
     lines += [[("warning:", "warning"), f" {warning}"] for warning in profile.warnings()]
     print_result(args, result, lines)
     return ExitStatus.DONE
@@ -65,7 +66,10 @@ def _validate(args: argparse.Namespace) -> int:
     lines: list[Block] = []
     for name in args.profiles:
         try:
-            warnings = load_profile(name).warnings()
+            profile = load_profile(name)
+            for idle in profile.without_effect():
+                raise UserError(f"{name}: {idle}")
+            warnings = profile.warnings()
             result[name] = {"valid": True, "warnings": warnings}
             lines.append([f"{name}: ", ("valid", "good")])
             lines += [[f"{name}: ", ("warning:", "warning"), f" {warning}"] for warning in warnings]

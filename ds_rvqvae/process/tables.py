@@ -101,19 +101,30 @@ class Table:
             room -= beside if _width(chosen, least, 2) + beside <= room else 0
         while _width(chosen, least, 1) > room and (drops := max(self.columns[at].dropped for at in chosen)):
             chosen.remove(next(at for at in reversed(chosen) if self.columns[at].dropped == drops))
-        gap = 2 if _width(chosen, least, 2) <= room else 1
-        while chosen:
-            block = list(chosen)
-            while len(block) > 2 and (_width(block, least, gap) > room or self._parts_a_pair(chosen, block)):
+        # Side by side with a blank between, or in several blocks with two.
+        gap = 1 if _width(chosen, least, 1) <= room < _width(chosen, least, 2) else 2
+        blocks, left = [], chosen
+        while left:
+            block = list(left)
+            while len(block) > 2 and (_width(block, least, gap) > room or self._parts_a_pair(left, block)):
                 block.pop()
-            widths = list(least)
-            for at in block:
-                rest = room - _width(block, widths, gap)
-                most = natural[at] if self.columns[at].shrinks else max(self.columns[at].grows, widths[at])
-                widths[at] = max(widths[at], min(most, widths[at] + rest))
-            left = [at for at in chosen if at not in block]
-            yield block if left else [*block, *words], widths, gap
-            chosen = [block[0], *left] if left else []
+            blocks.append(block)
+            left = [at for at in left if at not in block]
+            left = [block[0], *left] if left else []
+        all_widths = [self._filled(block, least, natural, room, gap) for block in blocks]
+        label = min(widths[blocks[0][0]] for widths in all_widths)  # as wide in each
+        for block, widths in zip(blocks, all_widths, strict=True):
+            widths[block[0]] = label
+            yield [*block, *words] if block is blocks[-1] else block, widths, gap
+
+    def _filled(self, block: list[int], least: list[int], natural: list[int], room: int, gap: int) -> list[int]:
+        """Widths of columns side by side, where names and columns that grow take what is left of the room."""
+        widths = list(least)
+        for at in block:
+            rest = room - _width(block, widths, gap)
+            most = natural[at] if self.columns[at].shrinks else max(self.columns[at].grows, widths[at])
+            widths[at] = max(widths[at], min(most, widths[at] + rest))
+        return widths
 
     def _parts_a_pair(self, chosen: Sequence[int], block: Sequence[int]) -> bool:
         left = [at for at in chosen if at not in block]

@@ -40,7 +40,8 @@ def test_a_pipe_has_them_whole_without_codes_or_blanks_at_the_end():
 
 def test_what_does_not_fit_goes_on_below_under_the_same_names():
     first, second = Terminal(50).text([made_table()]).split("\n\n")
-    assert [line.split()[0] for line in second.splitlines()] == ["clip", "mm", "a", "[red]short[/red]"]
+    assert [line[:14] for line in first.splitlines()] == [line[:14] for line in second.splitlines()]
+    assert second.startswith("clip  ") and second.splitlines()[2].startswith("a clip") and "…" in second
     assert first.count("12.3456") + second.count("12.3456") == 12
 
 
