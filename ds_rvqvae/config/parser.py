@@ -6,6 +6,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ds_rvqvae.errors import ExitStatus, printable
@@ -153,8 +154,19 @@ class FlagParser(argparse.ArgumentParser):
         if below and all(verb._fill is not None for _, _, verb in below):
             first = next(iter(flags))
             return f"unknown flag {first}{of_flag(first, known) or '; a command goes before its flags'}"
-        said = [f"unknown flag {flag}{of_flag(flag, [name for name in known if name != flag])}" for flag in flags]
+        said = [
+            f"unknown flag {flag}{self._positional(flag) or of_flag(flag, [name for name in known if name != flag])}"
+            for flag in flags
+        ]
         return ". ".join([said[0], *(f"U{clause[1:]}" for clause in said[1:3])])
+
+    def _positional(self, flag: str) -> str:
+        """What is said of a flag whose value this parser, or that of the verb in use, takes without one."""
+        name = flag.lstrip("-").lower()
+        for action in self._actions:
+            if not action.option_strings and name in (action.dest, *str(action.metavar or "").lower().split("|")):
+                return f"; give {action.metavar or action.dest} without a flag"
+        return next(filter(None, (verb._positional(flag) for _, _, verb in self.commands())), "")
 
     def _known_flags(self) -> list[str]:
         """This parser's flags and those of the verb in use, which leaves what it does not know to it."""
@@ -167,4 +179,6 @@ class FlagParser(argparse.ArgumentParser):
 def _of_stray(word: str, known: Sequence[str]) -> str:
     if "=" in word and "--set" in known:
         return "; give a key of the profile as --set PATH=VALUE"
-    return "; give motion by --data_path" if "--data_path" in known else ""
+    if word.replace(".", "").isdigit():
+        return "; several numbers of one flag are joined by commas"
+    return "; give motion by --data_path" if "--data_path" in known and Path(word).exists() else ""

@@ -7,7 +7,7 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -291,7 +291,19 @@ def _nearest(location: Sequence[int | str]) -> str:
     section = section_at(location[:-1])
     known = [field.alias or name for name, field in section.model_fields.items()] if section else []
     near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(known)}"
+    if near:
+        return f"; did you mean {near[0]}?"
+    elsewhere = [path for path in _paths(Profile) if path.split(".")[-1] == location[-1]]
+    return f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else f"; known here: {', '.join(known)}"
+
+
+def _paths(section: type[BaseModel], above: str = "") -> Iterator[str]:
+    """The JSON paths of all keys below a section, sections too."""
+    for name, field in section.model_fields.items():
+        yield f"{above}{name}"
+        below = _section_of(field.annotation)
+        if below is not None:
+            yield from _paths(below, f"{above}{name}.")
 
 
 def section_at(location: Sequence[int | str]) -> type[BaseModel] | None:

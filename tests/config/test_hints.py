@@ -150,6 +150,8 @@ def test_several_flags_get_a_line_together(train, capsys):
 
 def test_hints_name_only_flags_that_the_command_has(capsys):
     assert "unknown flag --epochs (" in refusal(cli.main, ["evaluate", "x", "--epochs", "3"], capsys)
+    plan = refusal(cli.main, ["plan", "--profile", "best"], capsys)
+    assert plan == f"error: unknown flag --profile; give PROFILE without a flag{NO_HINT}"
     assert "unknown flag --output; here it is --out (" in refusal(
         cli.main, ["encode", "a", "b", "--out", "c", "--output", "d"], capsys
     )
@@ -160,7 +162,12 @@ def test_hints_name_only_flags_that_the_command_has(capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["/data/BEAT2"], "what is '/data/BEAT2'? No flag takes it; give motion by --data_path"),
+        (["/tmp"], "what is '/tmp'? No flag takes it; give motion by --data_path ("),
+        (["bset"], "what is 'bset'? No flag takes it ("),
+        (
+            ["--milestones", "10", "20"],
+            "what is '20'? No flag takes it; several numbers of one flag are joined by commas",
+        ),
         (
             ["rvqvae.model.width=3"],
             "what is 'rvqvae.model.width=3'? No flag takes it; give a key of the profile as --set",

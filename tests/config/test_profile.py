@@ -148,6 +148,8 @@ def test_the_seventh_gpu_makes_the_batch_560():
         ("rvqvae.modle.width=3", ["rvqvae.modle", "did you mean model?"]),
         ("rvqvae.model.widht=3", ["rvqvae.model.widht", "did you mean width?"]),
         ("rvqvae.data.window=3", ["rvqvae.data.window", "unknown key"]),
+        ("width=3", ["width: unknown key; did you mean rvqvae.model.width?"]),
+        ("model.width=3", ["model: unknown key; did you mean rvqvae.model?"]),
         ("rvqvae.schedule.milestone=[3]", ["rvqvae.schedule.milestone", "did you mean milestones?"]),
         ("amp.enabled=false", ["amp: unknown key here: this trainer computes in bf16"]),
         ("fp16.enabled=true", ["fp16: unknown key here", "bf16.enabled false"]),

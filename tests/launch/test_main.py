@@ -142,6 +142,7 @@ def test_flags_for_nccl_and_deepspeed_reach_the_ranks(launch):
         (["--exclude", "localhost:8"], ["--exclude localhost:8", "8 slots"]),
         (["--exclude", "localhost"], ["--exclude localhost", "leaves no slot"]),
         (["--exclude", "0"], ["--exclude 0", "without a --hostfile"]),
+        (["--include", "0"], ["--include 0", "write --include localhost:0"]),
         (["--nccl_debug", "LOUD"], ["--nccl_debug", "INFO"]),
         (["--require_idle", "x"], ["--require_idle x"]),
         (["--batch_size", "0"], ["train_micro_batch_size_per_gpu"]),
