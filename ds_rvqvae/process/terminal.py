@@ -95,6 +95,12 @@ def emphasised(message: str) -> str:
     return message
 
 
+def warned(line: str) -> Line:
+    """A line of a result that may be a warning: then its first word has the style of one."""
+    word = "warning:"
+    return [(word, "warning"), line[len(word) :]] if line.startswith(word) else line
+
+
 def _is_terminal(stream: Stream) -> bool:
     try:
         return stream.isatty()
