@@ -6,6 +6,7 @@ unset CDPATH PYTHONHOME PYTHONINSPECT PYTHONSTARTUP
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$project/.venv
+shell=$BASHPID # $$ is another one's in a subshell
 log=$venv/install.log
 
 # Streams that are closed, as files opened later would be printed to.
@@ -70,7 +71,8 @@ progress() {
       ;;
     *Downloading*) line=${line#*Downloading } && echo "downloading ${line##*/}" ;;
     *Collecting*) line=${line#*Collecting } && echo "looking for ${line%% *}" ;;
-    *) echo "preparing" ;;
+    "") echo "making the environment" ;;
+    *) echo "preparing the build of ds_rvqvae" ;;
   esac
 }
 
@@ -78,7 +80,7 @@ progress() {
 watch_install() {
   local began=$SECONDS parent
   # Its number alone does not tell: it stays until what started this shell has asked for its status.
-  while sleep 1 >/dev/null 2>&1 && read -r _ _ _ parent _ <"/proc/$BASHPID/stat" && [ "$parent" = $$ ]; do
+  while sleep 1 >/dev/null 2>&1 && read -r _ _ _ parent _ <"/proc/$BASHPID/stat" && [ "$parent" = "$shell" ]; do
     [ $((SECONDS - began)) -lt 7 ] || { began=$SECONDS && note "$((SECONDS - start)) s: $(progress)"; }
   done
 }
@@ -100,12 +102,17 @@ make_venv() { # extras
   note "installing into $venv; this takes a minute, or several where CUDA packages are downloaded"
   rm -f "$venv/installed" "$log"
   mkdir -p "$venv" 2>/dev/null && : >"$venv/making" || fail "$venv cannot be written"
-  before=$(count_installed)
+  before=0
   watch_install 9<&- &
   watcher=$!
   # -I: no file of the working folder, and no PYTHONPATH, takes the place of a module. The project's own path may have
   # characters that pip reads otherwise.
-  "$base_python" -I -m venv "$venv" >"$log" 2>&1 &&
+  "$base_python" -I -m venv "$venv" >"$log" 2>&1 || failed=yes
+  unwatch
+  before=$(count_installed)
+  watch_install 9<&- &
+  watcher=$!
+  [ -n "$failed" ] ||
     (cd "$project" && "$venv/bin/python" -I -m pip install --progress-bar off --no-input \
       --disable-pip-version-check -c constraints.txt -e "$target") >>"$log" 2>&1 ||
     failed=yes

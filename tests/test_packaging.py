@@ -48,19 +48,26 @@ def test_the_wheel_holds_every_module_and_every_profile(wheel):
     assert not [name for name in names if name.startswith("tests")]
 
 
-def test_an_installed_wheel_finds_its_profiles(wheel, tmp_path):
+def test_an_installed_wheel_finds_its_profiles_and_trains_from_any_folder(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path)
-    code = "from ds_rvqvae.config import profile as p; p.load_profile('large'); print(p.profile_file('large'))"
+        archive.extractall(tmp_path / "site")
+    code = (
+        "from ds_rvqvae.config import profile as p; p.load_profile('large'); print(p.profile_file('large'))\n"
+        "from ds_rvqvae.cli import main; raise SystemExit(main(['train', '--demo', '--dry_run']))"
+    )
+    (tmp_path / "here").mkdir()
+    places = {"PYTHONPATH": str(tmp_path / "site"), "DS_RVQVAE_CACHE": str(tmp_path / "cache")}
     found = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path / "here",
+        env={**places, "DS_ACCELERATOR": "cpu", "PATH": "/usr/bin:/bin"},
         check=True,
         capture_output=True,
         text=True,
     )
-    assert Path(found.stdout.strip()) == tmp_path / "ds_rvqvae" / "ds_configs" / "large.json"
+    file, command = found.stdout.splitlines()
+    assert Path(file) == tmp_path / "site" / "ds_rvqvae" / "ds_configs" / "large.json"
+    assert "--module ds_rvqvae.train --profile demo" in command and list((tmp_path / "here").iterdir()) == []
 
 
 def test_the_source_tree_finds_its_profiles():

@@ -2,7 +2,7 @@
 help and profiles answer at once."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 
 from ds_rvqvae import __version__
@@ -36,7 +36,60 @@ _VERBS = {
     },
 }
 """By title of the help: the module of each, whose `add_VERB` fills its parser, and what it does in a line."""
-_EXAMPLES = (
+_GROUPS: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "prepare": {
+        "how files are read": ("format", "source_fps", "metres_per_unit", "up_axis", "speakers", "split_version"),
+        "what the store holds": ("profile", "fps", "split", "store_dtype", "set"),
+    },
+    "render": {
+        "what is shown": ("clip", "levels", "start", "seconds", "skeleton"),
+        "the video": ("out", "size", "fps"),
+    },
+    "decode": {"what is written": ("out", "levels", "fps", "matrices", "overwrite")},
+    "import": {
+        "its motion": ("mean", "std", "no_normalisation", "fps", "body_part"),
+        "its nets": ("activation", "norm", "dilation_growth_rate"),
+    },
+    "plan": {"the GPUs": ("gpus", "card", "gpu_memory"), "the motion": ("in_features", "data_path")},
+}
+"""Groups of flags in the help of commands that have many; all others stay where they are."""
+_EXAMPLES = {
+    "prepare": (
+        ("/data/bvh --out stores/mine", "the same command goes on where it was stopped"),
+        ("/data/amass --out stores/amass --up_axis z", "files whose z axis points up"),
+    ),
+    "store show": (("stores/mine --clips", "with every clip"),),
+    "store verify": (("stores/mine", "every checksum"),),
+    "data plot": (("stores/mine --out mine.png", "one picture of it all"),),
+    "profile show": (("baseline --set rvqvae.model.width=256", "a shipped profile, changed"),),
+    "profile validate": (("mine.json", "before a run is started with it"),),
+    "profile diff": (("baseline best", "what best does otherwise"),),
+    "profile schema": (("> ds_configs/profile.schema.json", "for an editor, by $schema"),),
+    "plan": (
+        ("baseline", "on seven RTX 4090s"),
+        ("large --gpus 8 --card h100", "on others"),
+    ),
+    "monitor": (
+        ("", "every five seconds, until Ctrl-C"),
+        ("--once --json gpus.jsonl", "for programs"),
+        ("--require_idle 0", "ends with status 3 where GPU 0 is in use"),
+    ),
+    "bench": (("demo --no_plain --trace step.json", "where the time of a step goes"),),
+    "evaluate": (
+        ("runs/baseline-upper --split test", "a run on the clips that it never saw"),
+        ("runs/one runs/two", "runs side by side"),
+    ),
+    "render": (("runs/baseline-upper /data/walk.bvh --out walk.mp4", "truth and reconstruction"),),
+    "encode": (("runs/baseline-upper /data/bvh --out codes", "a codes file per clip"),),
+    "decode": (("runs/baseline-upper codes --out motion", "in the format that was encoded"),),
+    "export": (
+        ("runs/baseline-upper --checkpoint best --out tokenizers/upper", "one folder to hand on"),
+        ("runs/baseline-upper --format momask --out for_momask", "as MoMask's own code loads it"),
+    ),
+    "import": (("rvq/net_best_fid.tar --format momask --out tokenizers/momask", "from MoMask's"),),
+}
+"""Command lines for the end of each help, without the command itself."""
+_FIRST_STEPS = (
     ("ds-rvqvae train --demo", "a first run, on any machine"),
     ("ds-rvqvae train --data_path /data/BEAT2", "on GPUs 1 to 7"),
 )
@@ -53,7 +106,7 @@ class _MainParser(FlagParser):
         lines = ["usage: ds-rvqvae COMMAND [flags]", "", "Trains tokenizers of human motion, and works with them.", ""]
         for title, verbs in _VERBS.items():
             lines += [title, *(f"  {verb:<12}{words}" for verb, (_, words) in verbs.items()), ""]
-        lines += ["examples", *(f"  {line:<42}{words}" for line, words in _EXAMPLES)]
+        lines += ["examples", *(f"  {line:<42}{words}" for line, words in _FIRST_STEPS)]
         return "\n".join([*lines, "", _LAST])
 
 
@@ -92,5 +145,19 @@ def _run(argv: list[str]) -> int:
 def _filler(verb: str, module: str) -> "Callable[[FlagParser], None]":
     def fill(parser: FlagParser) -> None:
         getattr(import_module(f"ds_rvqvae.{module}"), f"add_{verb}")(parser)
+        parser.examples = parser.examples or _EXAMPLES.get(verb, ())
+        _group(parser, _GROUPS.get(verb, {}))
+        for name, words, below in parser.commands():
+            below.description = f"{words[:1].upper()}{words[1:]}."
+            below.examples = _EXAMPLES.get(f"{verb} {name}", ())
 
     return fill
+
+
+def _group(parser: FlagParser, groups: Mapping[str, Sequence[str]]) -> None:
+    """Moves flags from the one list that argparse makes of them into groups."""
+    flags = parser._optionals._group_actions
+    for title, names in groups.items():
+        chosen = [action for action in flags if action.dest in names]
+        parser.add_argument_group(title)._group_actions.extend(chosen)
+        flags[:] = [action for action in flags if action not in chosen]

@@ -14,7 +14,13 @@ from ds_rvqvae.text import gibibytes
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
     """Fills the verb's parser."""
-    parser.add_argument("profile", nargs="?", default="baseline", metavar="PROFILE", help="(default: baseline)")
+    parser.add_argument(
+        "profile",
+        nargs="?",
+        default="baseline",
+        metavar="PROFILE",
+        help="shipped name or file (default: baseline)",
+    )
     parser.add_argument("--data_path", metavar="PATH", help="motion to train on (default: demo motion, made for it)")
     parser.add_argument("--body_part", metavar="PART", help="columns of it (default: the profile's)")
     parser.add_argument("--rounds", type=count, default=7, metavar="N", help="steps of each way (default: 7)")

@@ -8,12 +8,31 @@ from ds_rvqvae.process.command import print_out
 if TYPE_CHECKING:
     from ds_rvqvae.config.parser import FlagParser
 
-SHELLS = ("bash", "zsh", "fish", "tcsh")
+_SHELLS = ("bash", "zsh", "fish", "tcsh")
+_FILES = ("PATH", "DIR", "FILE", "FOLDER", "RUN", "STORE", "DATA", "MOTION", "TOKENIZER")
+"""Words that stand for files and folders in the help."""
+_PROFILES = """
+_ds_rvqvae_profiles() {
+  compgen -W "%s" -- $1
+  _shtab_compgen_files $1
+}
+"""
+_EQUALS = """
+# bash has `--flag`, `=` and `value` as three words, of which shtab knows the first and the last.
+_ds_rvqvae() {
+  local word words=()
+  for word in "${COMP_WORDS[@]:0:COMP_CWORD+1}"; do [[ $word == = ]] || words+=("$word"); done
+  [[ ${COMP_WORDS[COMP_CWORD]} != = ]] || words+=("")
+  local COMP_WORDS=("${words[@]}") COMP_CWORD=$((${#words[@]} - 1))
+  _shtab_ds_rvqvae
+}
+complete -o bashdefault -F _ds_rvqvae ds-rvqvae
+"""
 
 
 def add_completion(parser: "FlagParser") -> None:
     """Fills the parser of `ds-rvqvae completion`."""
-    parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help=f"{', '.join(SHELLS)}")
+    parser.add_argument("shell", choices=_SHELLS, metavar="SHELL", help=", ".join(_SHELLS))
     parser.epilog = "What is printed is of this version: after an update, print it again."
     parser.examples = (
         ("bash > ~/.local/share/bash-completion/completions/ds-rvqvae", "bash, from the next shell on"),
@@ -29,32 +48,29 @@ def _complete(args: argparse.Namespace) -> int:
     from ds_rvqvae import cli
 
     parser = cli.make_parser()
-    _prepare(parser)
-    print_out(shtab.complete(parser, shell=args.shell) + "\n")
+    _prepare(parser, args.shell)
+    script = shtab.complete(parser, shell=args.shell)
+    print_out(f"{script}\n{_EQUALS if args.shell == 'bash' else ''}")
     return 0
 
 
-def _prepare(parser: "FlagParser") -> None:
+def _prepare(parser: "FlagParser", shell: str) -> None:
     """Fills a parser and those below it, and says what is completed: words, shipped profiles, else files."""
     import shtab
 
     from ds_rvqvae.config.profile import shipped_profiles
 
     parser.fill()
+    for _, _, below in parser.commands():
+        _prepare(below, shell)
     for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for below in action.choices.values():
-                _prepare(below)
-        elif action.dest in ("profile", "profiles"):
-            action.choices = list(shipped_profiles())
-        elif action.nargs != 0 and not action.choices and _names_files(action):
+        shown = str(action.metavar or "")
+        if action.dest in ("profile", "profiles"):
+            profiles = list(shipped_profiles())
+            if shell == "bash":
+                preamble = {shell: _PROFILES % " ".join(profiles)}
+                action.complete = {shell: "_ds_rvqvae_profiles", "preamble": preamble}  # type: ignore[attr-defined]
+            else:
+                action.choices = profiles
+        elif action.nargs != 0 and not action.choices and "=" not in shown and any(word in shown for word in _FILES):
             action.complete = shtab.FILE  # type: ignore[attr-defined]
-
-
-def _names_files(action: argparse.Action) -> bool:
-    """Whether a value is a file or folder, by what stands for it in the help."""
-    shown = str(action.metavar or "")
-    return (
-        any(word in shown for word in ("PATH", "DIR", "FILE", "FOLDER", "RUN", "STORE", "DATA", "MOTION", "TOKENIZER"))
-        and "=" not in shown
-    )

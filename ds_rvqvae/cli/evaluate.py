@@ -31,7 +31,9 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         metavar="RUN|TOKENIZER",
         help=f"{TOKENIZER_HELP}; several, and the parts of a body, are put side by side",
     )
-    parser.add_argument("--split", choices=["train", "val", "test", "all"], default="val")
+    parser.add_argument(
+        "--split", choices=["train", "val", "test", "all"], default="val", help="which clips (default: val)"
+    )
     parser.add_argument("--data_path", metavar="PATH", help="motion to score (default: what the run trained on)")
     parser.add_argument(
         "--skeleton",

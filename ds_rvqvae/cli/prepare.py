@@ -34,8 +34,8 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the store")
     parser.add_argument("--profile", default="baseline", help="whose rvqvae.data settings hold (default: baseline)")
     parser.add_argument("--format", choices=FORMATS, help="how files are read (default: by what is there)")
-    parser.add_argument("--fps", type=positive_number, help="frames a second (default: the profile's)")
-    parser.add_argument("--split", choices=["auto", "time", "hash"], help="see rvqvae.data.split")
+    parser.add_argument("--fps", type=positive_number, metavar="N", help="frames per second (default: the profile's)")
+    parser.add_argument("--split", choices=["auto", "time", "hash"], help="what is held out (default: the profile's)")
     parser.add_argument("--speakers", metavar="N,N,…", help="only BEAT2 clips of these speakers")
     parser.add_argument(
         "--split_version", metavar="NAME", help="the folder of split lists to take, where the data have several"
@@ -47,7 +47,10 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
         help="frames a second of the files, whatever they say (default: what they say, or what is known of the format)",
     )
     parser.add_argument(
-        "--metres_per_unit", type=positive_number, help="of BVH files (default: what they say, else by the skeleton)"
+        "--metres_per_unit",
+        type=positive_number,
+        metavar="X",
+        help="of BVH files (default: what they say, else by the skeleton)",
     )
     parser.add_argument(
         "--up_axis",

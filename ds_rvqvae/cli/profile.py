@@ -15,17 +15,17 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
     """Fills the verb's parser."""
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     show = actions.add_parser("show", help="every setting, and the size of the model")
-    show.add_argument("profile", metavar="NAME|FILE")
+    show.add_argument("profile", metavar="NAME|FILE", help="a shipped profile or a JSON file")
     add_column_flags(show)
     show.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a key; repeatable")
     add_json_flag(show)
     show.set_defaults(verb=_show)
     validate = actions.add_parser("validate", help="check profiles")
-    validate.add_argument("profiles", nargs="+", metavar="NAME|FILE")
+    validate.add_argument("profiles", nargs="+", metavar="NAME|FILE", help="shipped profiles or JSON files")
     add_json_flag(validate)
     validate.set_defaults(verb=_validate)
     diff = actions.add_parser("diff", help="keys in which two profiles differ")
-    diff.add_argument("profiles", nargs=2, metavar="NAME|FILE")
+    diff.add_argument("profiles", nargs=2, metavar="NAME|FILE", help="shipped profiles or JSON files")
     add_json_flag(diff)
     diff.set_defaults(verb=_diff)
     schema = actions.add_parser("schema", help="the JSON schema of profiles, for editors")
@@ -53,6 +53,7 @@ def _show(args: argparse.Namespace) -> int:
     lines: list[Block] = [(str(profile_file(args.profile)), "path")]
     lines += [f"  {key} = {json.dumps(value)}" for key, value in flat_keys(profile.to_dict()).items()]
     lines.append(f"trainable parameters: {size}")
+    lines += [f"note: {note}" for note in profile.notes()]
     lines += [[("warning:", "warning"), f" {warning}"] for warning in profile.warnings()]
     print_result(args, result, lines)
     return ExitStatus.DONE
@@ -65,7 +66,10 @@ def _validate(args: argparse.Namespace) -> int:
     lines: list[Block] = []
     for name in args.profiles:
         try:
-            warnings = load_profile(name).warnings()
+            profile = load_profile(name)
+            for idle in profile.without_effect():
+                raise UserError(f"{name}: {idle}")
+            warnings = profile.warnings()
             result[name] = {"valid": True, "warnings": warnings}
             lines.append([f"{name}: ", ("valid", "good")])
             lines += [[f"{name}: ", ("warning:", "warning"), f" {warning}"] for warning in warnings]

@@ -2,7 +2,8 @@
 
 DeepSpeed ignores keys it does not know at the top level and in several sections, so a misspelt key would pass without
 a word. Every key is therefore named here with its type; what is not named is an error. Keys of ZeRO stage 3, fp16 and
-DeepSpeed's own schedulers are left out because this trainer does not use them.
+DeepSpeed's own schedulers are left out because this trainer does not use them. Of those that are named,
+`without_effect` tells the values that DeepSpeed takes and this training makes nothing of.
 """
 
 from collections.abc import Mapping
@@ -186,3 +187,94 @@ class DeepSpeedKeys(Section):
     dump_state: bool = False
     disable_python_gc: bool = False
     log_level: Literal["debug", "info", "warning", "error", "critical"] | None = None
+
+    def without_effect(self) -> list[str]:
+        """The keys that are set and change nothing in this training, each with what does; a new run refuses them.
+
+        As DeepSpeed 0.19 reads them: of a log below its level nothing is printed, and nobody asks its log of
+        communication for the summary.
+        """
+        zero, logged = self.zero_optimization, self.log_level in ("debug", "info")
+        comms, recompute = self.comms_logger, self.activation_checkpointing
+        summed = self.data_types is not None and self.data_types.grad_accum_dtype == "fp32"
+        of_bf16 = self.bf16.enabled and zero.stage == 1 and summed
+        own = ("partition_activations", "synchronize_checkpoint_boundary", "profile")
+        on_cpu = [key for key in own if recompute.cpu_checkpointing and getattr(recompute, key)]
+        unscaled = self.prescale_gradients or self.gradient_predivide_factor != 1.0
+        needs_log = "DeepSpeed logs it at log_level info alone; set log_level to info as well, or leave it out"
+        found = {
+            "wandb.enabled": (
+                self.wandb is not None and self.wandb.enabled,
+                "scalars do not go to Weights & Biases yet; tensorboard and csv_monitor work",
+            ),
+            "steps_per_print": (
+                self.steps_per_print is not None and not logged,
+                f"{needs_log}; rvqvae.training.log_every says how often this trainer does",
+            ),
+            "dump_state": (self.dump_state and not logged, f"{needs_log}; a run's profile.json has all settings"),
+            "comms_logger.enabled": (
+                comms is not None and comms.enabled and not (logged and comms.verbose),
+                "prints nothing but with comms_logger.verbose and log_level info; set both, or leave it out",
+            ),
+            "zero_optimization.allgather_partitions": (
+                not zero.allgather_partitions,
+                "DeepSpeed does not read it any more; leave it out",
+            ),
+            "bf16.immediate_grad_update": (
+                self.bf16.immediate_grad_update and not of_bf16,
+                "is read under zero_optimization.stage 1 with data_types.grad_accum_dtype fp32 alone; leave it out",
+            ),
+            "activation_checkpointing.number_checkpoints": (
+                recompute.number_checkpoints is not None,
+                "is read for contiguous_memory_optimization alone, which this trainer cannot use; leave it out",
+            ),
+            f"activation_checkpointing.{(on_cpu or [''])[0]}": (
+                bool(on_cpu),
+                "is not heeded beside cpu_checkpointing; leave one of them out",
+            ),
+            "prescale_gradients" if self.prescale_gradients else "gradient_predivide_factor": (
+                unscaled and zero.reduce_scatter,
+                "DeepSpeed does not scale gradients that it scatters; set zero_optimization.reduce_scatter to false",
+            ),
+        }
+        return [f"{key}: {text}" for key, (idle, text) in found.items() if idle]
+
+
+_PRECISION = "this trainer computes in bf16, or in fp32 with bf16.enabled false"
+_ORDER = "this trainer orders its windows itself; see rvqvae.data"
+_STAGE_3 = "is of ZeRO stage 3, and this trainer's models fit under stages 1 and 2; see `ds-rvqvae plan`"
+NOT_USED = {
+    "fp16": _PRECISION,
+    "amp": _PRECISION,
+    "torch_autocast": _PRECISION,
+    "scheduler": "the learning rate is that of rvqvae.schedule (kind, milestones, gamma, warm_up_iter)",
+    "comet": "scalars go to tensorboard and csv_monitor",
+    "autotuning": "`ds-rvqvae plan` and --auto_batch_size find the batch that fits",
+    "elasticity": "--resume goes on with another number of GPUs",
+    "curriculum_learning": _ORDER,
+    "data_efficiency": _ORDER,
+    "sparse_gradients": "no layer of an RVQ-VAE has sparse gradients",
+    "sparse_attention": "an RVQ-VAE has no attention",
+    "progressive_layer_drop": "there is rvqvae.model.dropout",
+    "compression_training": "this trainer does not compress weights",
+    "quantize_training": "this trainer does not quantise weights",
+    "eigenvalue": "this trainer does not quantise weights",
+    "hybrid_engine": "it is for generation by language models",
+    "pipeline": "this trainer runs data parallel only",
+    "tensor_parallel": "this trainer runs data parallel only",
+    "sequence_parallel_size": "this trainer runs data parallel only",
+    "aio": "this trainer offloads to the host's memory alone (zero_optimization.offload_optimizer)",
+    "compile": "rvqvae.training.compile compiles the model",
+    "zero_force_ds_cpu_optimizer": "the optimizer is torch's AdamW",
+    "zero_allow_untested_optimizer": "the optimizer is torch's AdamW",
+    "zero_optimization.offload_param": _STAGE_3,
+    "zero_optimization.sub_group_size": _STAGE_3,
+}
+"""Keys of DeepSpeed's that a profile does not take, and what there is in their place."""
+
+
+def why_not_used(key: str) -> str | None:
+    """What there is in place of a key of DeepSpeed's, by its path, that a profile does not take; None for others."""
+    if key.startswith("zero_optimization.stage3_"):
+        return _STAGE_3
+    return NOT_USED.get(key)

@@ -79,7 +79,7 @@ _EXPLAINED = (
     (
         "total_iter",
         "epoch epochs max_epoch max_epochs n_epochs nepochs num_epochs num_train_epochs",
-        "--total_iter N, in optimizer steps; an epoch has (training windows) / (--batch_size x GPUs) of them",
+        "--total_iter N, in optimizer steps; an epoch is windows / global batch, both in a run's first lines",
     ),
     (
         "include",
@@ -170,7 +170,7 @@ def of_flag(flag: str, known: Sequence[str]) -> str:
     for others, words in _NOTHING if "total_iter" in names else ():
         if name in others.split():
             return f"; there is none: {words}"
-    near = near_names(name, [name for name in names if name not in ("help", "version")])
+    near = near_names(name, list(names))
     return f"; did you mean {_either(names[name] for name in near)}?" if near else ""
 
 

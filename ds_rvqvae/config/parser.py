@@ -2,8 +2,10 @@
 
 import argparse
 import itertools
+import re
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from ds_rvqvae.errors import ExitStatus, printable
@@ -84,6 +86,13 @@ class FlagParser(argparse.ArgumentParser):
         self.set_defaults(verb=show_help)
         return super().add_subparsers(**{**keywords, "required": False})
 
+    def commands(self) -> "Iterator[tuple[str, str, FlagParser]]":
+        """The commands right below this one: name, what its help says of it, and parser."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for shown in action._choices_actions:
+                    yield shown.dest, shown.help or "", action.choices[shown.dest]
+
     def format_help(self) -> str:
         """As argparse's, with the examples at the end."""
         usage = self.usage
@@ -97,7 +106,7 @@ class FlagParser(argparse.ArgumentParser):
             self.usage = usage
         if not self.examples:
             return text
-        shown = [f"  # {words}\n  {self.prog} {line}" for line, words in self.examples]
+        shown = [f"  # {words}\n  {self.prog} {line}".rstrip() for line, words in self.examples]
         return "\n".join([text, "examples:", *shown, ""])
 
     def _short_usage(self) -> str:
@@ -106,7 +115,9 @@ class FlagParser(argparse.ArgumentParser):
         required = [action for action in self._actions if action.option_strings and action.required]
         positional = [action for action in self._actions if not action.option_strings]
         line = formatter._format_actions_usage([*positional, *required], [])
-        return f"%(prog)s {line.replace('%', '%%')} [flags]"
+        line = re.sub(r"(\S+) \[\1 \.\.\.\]", r"\1…", line)  # one or more
+        lines = textwrap.wrap(f"{self.prog} {line} [flags]", formatter._width - len("usage: "), break_on_hyphens=False)
+        return "\n       ".join(lines).replace("%", "%%")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """argparse's, which takes no heed of what it cannot write."""
@@ -138,15 +149,18 @@ class FlagParser(argparse.ArgumentParser):
             return f"what is {' '.join(stray)!r}? No flag takes it{_of_stray(stray[0], known)}"
         # What a verb's parser leaves may have a near name only in the parser above it, and the other way round.
         flags = dict.fromkeys(word.partition("=")[0] for word in words if word.startswith("-"))
+        below = list(self.commands())
+        if below and all(verb._fill is not None for _, _, verb in below):
+            first = next(iter(flags))
+            return f"unknown flag {first}{of_flag(first, known) or '; a command goes before its flags'}"
         said = [f"unknown flag {flag}{of_flag(flag, [name for name in known if name != flag])}" for flag in flags]
         return ". ".join([said[0], *(f"U{clause[1:]}" for clause in said[1:3])])
 
     def _known_flags(self) -> list[str]:
         """This parser's flags and those of the verb in use, which leaves what it does not know to it."""
         known = list(self._option_string_actions)
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                known += [flag for verb in action.choices.values() for flag in verb._known_flags()]
+        for _, _, verb in self.commands():
+            known += verb._known_flags()
         return known
 
 

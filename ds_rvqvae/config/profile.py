@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ds_rvqvae.config.batch_sizes import windows_a_step
 from ds_rvqvae.config.data import DataConfig
-from ds_rvqvae.config.deepspeed import DeepSpeedKeys, Section
+from ds_rvqvae.config.deepspeed import DeepSpeedKeys, Section, why_not_used
 from ds_rvqvae.config.model import LossConfig, ModelConfig, check_quantizer
 from ds_rvqvae.config.training import ScheduleConfig, TrainingConfig
 from ds_rvqvae.errors import UserError
@@ -92,13 +92,9 @@ class Profile(DeepSpeedKeys):
             world_size: ranks, once they are known.
             windows: training windows by their length, once they are known.
         """
-        training, schedule = self.rvqvae.training, self.rvqvae.schedule
-        found = []
-        late = [step for step in schedule.milestones if step >= training.total_iter]
-        if late and schedule.kind == "milestones":
-            steps = ", ".join(f"{step:,}" for step in late)
-            total = f"{training.total_iter:,}"
-            found.append(f"rvqvae.schedule.milestones: {steps} lie at or past total_iter {total}: no effect")
+        training = self.rvqvae.training
+        # What a new run refuses, and one that goes on may have from a version that took it.
+        found = [f"no effect: {text}" for text in self.without_effect()]
         model = self.rvqvae.model
         if training.init_from is not None and (model.weight_init != "torch" or model.zero_init_residual):
             found.append("rvqvae.model.weight_init, zero_init_residual: weights come from init_from: no effect")
@@ -116,6 +112,16 @@ class Profile(DeepSpeedKeys):
             lengths = f"windows have {len(batches)} lengths"
             found.append(f"rvqvae.training.compile: {lengths}, and a new one's first steps wait for the compiler")
         return found
+
+    def notes(self) -> list[str]:
+        """What can be said of the settings where someone looks at them, and need not be at each start."""
+        training, schedule = self.rvqvae.training, self.rvqvae.schedule
+        late = [step for step in schedule.milestones if step >= training.total_iter]
+        if not late or schedule.kind != "milestones":
+            return []
+        steps, total = ", ".join(f"{step:,}" for step in late), f"{training.total_iter:,}"
+        lie = "lies" if len(late) == 1 else "lie"
+        return [f"rvqvae.schedule.milestones: {steps} {lie} at or past total_iter {total}: no effect"]
 
     def check_world_size(self, world_size: int) -> None:
         """Raises UserError where `train_batch_size` does not fit `world_size` ranks."""
@@ -270,7 +276,8 @@ def _explain(error: ValidationError, path: Sequence[str]) -> str:
     key = ".".join(str(part) for part in location)
     kind = first["type"]
     if kind == "extra_forbidden":
-        text = f"{key}: unknown key{_nearest(location)}"
+        instead = why_not_used(key)
+        text = f"{key}: unknown key{_nearest(location)}" if instead is None else f"{key}: unknown key here: {instead}"
     elif kind == "missing":
         text = f"{key}: missing"
     elif kind == "value_error":

@@ -250,7 +250,7 @@ def fill_launch_parser(parser: FlagParser) -> None:
         "keys of a profile have there what baseline has."
     )
     parser.epilog = (
-        "Exit status: 0 done, 2 bad input or no such GPU, 3 a GPU is not idle, 4 no NVIDIA driver, "
+        "Exit status: 0 done, 2 bad input or no such GPU, 3 a GPU is not idle or another user's, 4 no NVIDIA driver, "
         "70 a rank died or hung, 75 stopped by a signal (--resume goes on). SIGUSR1 saves and goes on."
     )
     parser.examples = (

@@ -75,8 +75,9 @@ def check_run(request: Request, opened: Sequence[MotionData] = ()) -> tuple[Chec
         if not done and not options.share_gpus:
             cards.check_not_of_others(ranks.local or ())
     found = [finding.text for finding in report.findings if finding.warning] if report and not options.dry_run else []
-    batches = profile.warnings(ranks.world_size, windows)
-    for warning in [*batches, *data.warnings(), *(initial.warnings(data) if initial else []), *found]:
+    settings = profile.warnings(ranks.world_size, windows)
+    settings += profile.notes() if "milestones" in request.flags.keys else []  # asked for now, not a profile's
+    for warning in [*settings, *data.warnings(), *(initial.warnings(data) if initial else []), *found]:
         warn(warning)
     return CheckedRun(request, folder, ranks, data, disk_bytes, done, said), report
 

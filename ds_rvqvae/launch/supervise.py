@@ -195,6 +195,7 @@ def _wait(
             # The ranks first: whatever becomes of the message.
             if not _stop_ranks(runner, watch) and watch and not watch.begun():
                 return None
+            starting.end()
             say("stopping the ranks; Ctrl-C once more kills them")
         if signals.insist():
             say("killing the ranks")

@@ -54,19 +54,42 @@ def request_of(flags: Flags) -> Request:
     """What flags ask for; of a run that they name by its folder, the profile is read where it is whole.
 
     Raises:
-        UserError: as `Flags.request`; or the run's profile is damaged, and no checkpoint has a copy.
+        UserError: as `Flags.request`; or the run's profile is damaged, and no checkpoint has a copy; or a new run has a
+            key that changes nothing.
     """
     folder = flags.start.folder
     if flags.profile is None and folder is not None and is_run(folder):
         flags = replace(flags, profile=str(profile_place(folder)))
-    return flags.request()
+    request = flags.request()
+    if not request.start.resumes:
+        _check_keys_work(request, None)
+    return request
+
+
+def _check_keys_work(request: Request, run_folder: Path | None) -> None:
+    """Raises UserError for a key that changes nothing in this training, but for those that a run which goes on has
+    from its beginning.
+
+    Args:
+        run_folder: where the run is, if it goes on.
+    """
+    idle = request.profile.without_effect()
+    if idle and run_folder is not None and is_run(run_folder):
+        begun = read_profile(run_folder).without_effect()
+        idle = [text for text in idle if text not in begun]
+    if idle:
+        raise UserError(f"{request.source}: {idle[0]}")
 
 
 def as_begun(request: Request, run_folder: Path) -> Request:
     """The request with what its run's files meant when it began, where it goes on from a checkpoint.
 
     Keys of how files are read that are not asked for now stay those of the run.
+
+    Raises:
+        UserError: a key changes nothing, and the run did not begin with it.
     """
+    _check_keys_work(request, run_folder if request.start.resumes else None)
     if not request.start.resumes or not has_begun(run_folder / "checkpoints"):
         return request
     began, asked, defaults = read_profile(run_folder).rvqvae.data, request.profile.rvqvae.data, DataConfig()

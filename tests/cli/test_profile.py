@@ -8,7 +8,9 @@ from tests.ranks import ROOT
 
 def test_profile_show_counts_the_parameters(capsys):
     assert cli.main(["profile", "show", "large"]) == 0
-    assert "trainable parameters: 230,822,606 (78 columns, body part upper)" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "trainable parameters: 230,822,606 (78 columns, body part upper)" in shown
+    assert "note: rvqvae.schedule.milestones: 400,000 lies at or past total_iter 300,000: no effect" in shown
     assert cli.main(["profile", "show", "baseline", "--json", "--set", "rvqvae.model.width=256"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["profile"]["rvqvae"]["model"]["width"] == 256 and shown["parameter_count"] < 17_688_270
@@ -23,7 +25,11 @@ def test_profile_validate_names_what_is_wrong(tmp_path, capsys):
     assert "rvqvae.model.widht: unknown key; did you mean width?" in printed.err
     assert cli.main(["profile", "validate", "baseline", str(wrong), "--json"]) == 2
     result = json.loads(capsys.readouterr().out)
-    assert result["baseline"]["valid"] and "milestones" in " ".join(result["baseline"]["warnings"])
+    assert result["baseline"] == {"valid": True, "warnings": []}
+    wandb = tmp_path / "wandb.json"
+    wandb.write_text((ROOT / "ds_configs" / "demo.json").read_text().replace("{", '{"wandb": {"enabled": true},', 1))
+    assert cli.main(["profile", "validate", str(wandb)]) == 2
+    assert f"{wandb}: wandb.enabled: scalars do not go to Weights & Biases yet" in capsys.readouterr().err
     assert not result[str(wrong)]["valid"] and "widht: unknown key" in result[str(wrong)]["error"]
 
 

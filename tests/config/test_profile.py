@@ -149,7 +149,11 @@ def test_the_seventh_gpu_makes_the_batch_560():
         ("rvqvae.model.widht=3", ["rvqvae.model.widht", "did you mean width?"]),
         ("rvqvae.data.window=3", ["rvqvae.data.window", "unknown key"]),
         ("rvqvae.schedule.milestone=[3]", ["rvqvae.schedule.milestone", "did you mean milestones?"]),
-        ("amp.enabled=false", ["amp", "unknown key"]),
+        ("amp.enabled=false", ["amp: unknown key here: this trainer computes in bf16"]),
+        ("fp16.enabled=true", ["fp16: unknown key here", "bf16.enabled false"]),
+        ("scheduler.type=WarmupLR", ["scheduler: unknown key here: ", "rvqvae.schedule"]),
+        ("comet.enabled=true", ["comet: unknown key here: scalars go to tensorboard and csv_monitor"]),
+        ("zero_optimization.stage3_max_live_parameters=1", ["stage3_max_live_parameters", "is of ZeRO stage 3"]),
     ],
 )
 def test_a_misspelt_key_is_named_with_the_nearest(override, words):
@@ -215,10 +219,47 @@ def test_overrides_reach_every_section():
     assert (profile.rvqvae.model.norm, profile.optimizer.params.lr, profile.wandb.enabled) == ("LN", 1e-3, True)
 
 
-def test_milestones_past_the_end_are_a_warning():
-    (warning,) = load_profile("baseline").warnings()
-    assert "400,000" in warning and "300,000" in warning and "no effect" in warning
-    assert load_profile("baseline", ["rvqvae.training.total_iter=500000"]).warnings() == []
+def test_milestones_past_the_end_are_a_note_where_a_profile_is_looked_at():
+    assert load_profile("baseline").warnings() == []
+    (note,) = load_profile("baseline").notes()
+    assert note == "rvqvae.schedule.milestones: 400,000 lies at or past total_iter 300,000: no effect"
+    assert load_profile("baseline", ["rvqvae.training.total_iter=500000"]).notes() == []
+
+
+_BF16_OF_STAGE_1 = ["zero_optimization.stage=1", "data_types.grad_accum_dtype=fp32"]
+
+
+@pytest.mark.parametrize(
+    ("override", "also"),
+    [
+        ("wandb.enabled=true", None),
+        ("steps_per_print=10", ["log_level=info"]),
+        ("dump_state=true", ["log_level=debug"]),
+        ("comms_logger.enabled=true", ["log_level=info", "comms_logger.verbose=true"]),
+        ("zero_optimization.allgather_partitions=false", None),
+        ("bf16.immediate_grad_update=true", _BF16_OF_STAGE_1),
+        ("activation_checkpointing.number_checkpoints=4", None),
+        ("prescale_gradients=true", ["zero_optimization.reduce_scatter=false"]),
+        ("gradient_predivide_factor=2.0", ["zero_optimization.reduce_scatter=false"]),
+    ],
+)
+def test_keys_that_change_nothing_are_told_and_those_that_work_are_not(override, also):
+    key = override.partition("=")[0]
+    (told,) = load_profile("baseline", [override]).without_effect()
+    assert told.startswith(f"{key}: ")
+    assert load_profile("baseline", [override]).warnings() == [f"no effect: {told}"]
+    if also is not None:
+        assert load_profile("baseline", [override, *also]).without_effect() == []
+
+
+def test_what_works_is_not_told():
+    works = ["wall_clock_breakdown=true", "memory_breakdown=true", "flops_profiler.enabled=true", "wandb.enabled=false"]
+    works += ["csv_monitor.enabled=true", "disable_python_gc=true", "activation_checkpointing.profile=true"]
+    assert load_profile("baseline", works).without_effect() == []
+    assert [load_profile(name).without_effect() for name in SHIPPED] == [[]] * len(SHIPPED)
+    on_cpu = [f"activation_checkpointing.{key}=true" for key in ("cpu_checkpointing", "profile")]
+    (told,) = load_profile("baseline", on_cpu).without_effect()
+    assert told.startswith("activation_checkpointing.profile: is not heeded beside cpu_checkpointing")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ds_rvqvae.gpu.processes import Owners, short_command
+from ds_rvqvae.gpu.processes import Owner, Owners, _hidden, short_command
 from tests.gpu.monitor_runs import records, run
 
 
@@ -32,6 +32,15 @@ def test_owners_are_found_once_and_forgotten_when_they_end():
     assert first.user and first.command and first.rank is None
     assert owners.look_up([os.getpid()])[os.getpid()] is first
     assert owners.look_up([2**31 - 1]) != {} and owners.look_up([]) == {}
+
+
+def test_whose_a_process_is():
+    mine, unseen = (Owners().look_up([pid])[pid] for pid in (os.getpid(), 2**31 - 1))
+    assert mine.of_this_user and not unseen.of_this_user and unseen.uid is None
+    # As where /proc tells others no more than whose it is.
+    assert _hidden(os.getpid()) == Owner(mine.user, uid=os.getuid())
+    assert not Owner("root", "nvidia-cuda-mps-server", uid=1).serves_all
+    assert Owner("root", "nvidia-cuda-mps-server", uid=0).serves_all and not Owner("root", "python", uid=0).serves_all
 
 
 class TestOwners:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from ds_rvqvae import cli
 from ds_rvqvae.config.launch_flags import DEEPSPEED_SWITCHES, DEEPSPEED_VALUES
 from ds_rvqvae.errors import ExitStatus
+from ds_rvqvae.launch.main import main
 from tests.launch.launching import CPU, ROOT, SCRIPT, environment
 
 
@@ -37,6 +39,24 @@ def test_a_dry_run_prints_the_whole_command_on_one_line(launch, demo_folder):
     ]
     assert command[module + 2 :] == expected
     assert list(launch.folder.iterdir()) == []
+
+
+def test_the_launcher_has_two_names(demo_folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name, value in {**CPU, "OMP_NUM_THREADS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    flags = ["--dry_run", "--include", "localhost:0,1", "--master_port", "29123", "--data_path", str(demo_folder)]
+    said = []
+    for call in (lambda: main(flags), lambda: cli.main(["train", *flags])):
+        assert call() == ExitStatus.DONE
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] and "--master_port 29123" in said[0]
+    monkeypatch.delenv("DS_RVQVAE_DATA", raising=False)
+    assert cli.main(["train"]) == main([]) == ExitStatus.BAD_INPUT
+    refused = capsys.readouterr().err.splitlines()
+    assert refused[0] == refused[1] and refused[0].startswith("error: no motion to read: give --data_path")
+    assert list(Path.cwd().iterdir()) == []
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")

@@ -12,7 +12,8 @@ import pytest
 
 from ds_rvqvae.errors import ExitStatus
 from ds_rvqvae.launch.supervise import Ending, Job, signals_noted, supervise
-from ds_rvqvae.runs.heartbeat import Watch
+from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, Watch
+from tests.ranks import ROOT
 
 pytestmark = pytest.mark.processes
 
@@ -31,6 +32,22 @@ with signals_noted() as signals:
 def run(job):
     with signals_noted() as signals:
         return supervise(job, signals)
+
+
+def test_ranks_that_start_slowly_are_spoken_for_until_they_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ds_rvqvae.process.progress.SECONDS_OF_SILENCE", 0.2)
+    heartbeats = tmp_path / "heartbeats"
+    heartbeats.touch()
+    # The one rank writes its sign after a while.
+    code = "import time\nfrom ds_rvqvae.runs.heartbeat import Heartbeat as H\nH.start(0)\ntime.sleep(1.5)\nH.end(0)"
+    environment = {**os.environ, HEARTBEAT_VARIABLE: str(heartbeats), "PYTHONPATH": str(ROOT)}
+    job = Job([sys.executable, "-c", code], environment, Watch(heartbeats, 1, 0.0))
+    before = time.monotonic()
+    assert run(job).status is ExitStatus.DONE
+    lines = capsys.readouterr().err.splitlines()
+    assert lines and all(line.startswith("still starting the ranks, ") for line in lines)
+    # Five a second at most, and none in the second and a half that it ran.
+    assert len(lines) <= (time.monotonic() - before - 1.0) / 0.2
 
 
 def ranks(folder):

@@ -8,10 +8,10 @@ from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.config.profile import load_profile
 from ds_rvqvae.config.request import read_training_flags
-from ds_rvqvae.errors import UserError
+from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.runs.checkpoints import MANIFEST, seal
 from ds_rvqvae.runs.folder import write_profile
-from ds_rvqvae.runs.start import as_begun, find_resume
+from ds_rvqvae.runs.start import as_begun, find_resume, request_of
 from tests.settings import SMALL, models_with_another
 
 FIXED = {
@@ -151,6 +151,24 @@ def test_a_run_of_before_reads_its_motion_as_it_was_read_then(run):
     (run / "checkpoints" / "global_step5" / MANIFEST).unlink()
     (run / "checkpoints" / "global_step5").rmdir()
     assert as_begun(_request(run, "--resume"), run).profile.rvqvae.data.reading_version == 2
+
+
+def test_a_key_that_changes_nothing_is_refused_unless_the_run_began_with_it(run):
+    flags = read_training_flags(["--profile=demo", "--set=wandb.enabled=true"])
+    for refused in (
+        lambda: request_of(flags),
+        lambda: as_begun(_request(run, "--resume", "--set=dump_state=true"), run),
+    ):
+        with pytest.raises(UserError, match=r"^demo: (wandb\.enabled|dump_state): ") as error:
+            refused()
+        assert error.value.status == ExitStatus.BAD_INPUT
+    # Begun by a version that took it.
+    write_profile(run, load_profile(run / "profile.json", ["wandb.enabled=true"]))
+    on = read_training_flags([f"--resume={run}"])
+    assert as_begun(request_of(on), run).profile.warnings()[0].startswith("no effect: wandb.enabled: scalars do not go")
+    more = read_training_flags([f"--resume={run}", "--set=steps_per_print=5"])
+    with pytest.raises(UserError, match=r"profile\.json: steps_per_print: "):
+        as_begun(request_of(more), run)
 
 
 def test_a_resume_says_that_motion_is_read_as_it_was(run):
