@@ -76,7 +76,8 @@ def measure_step(
 def make_trainer(profile: Profile, folder: Path) -> Trainer:
     """A trainer in this process, of a run that is thrown away."""
     profile = profile.with_values({"tensorboard.enabled": False})
-    return Trainer.build(profile, open_training_data(profile), folder)
+    data = open_training_data(profile)
+    return Trainer.build(data.fitted(profile), data, folder)
 
 
 def describe(trainer: Trainer) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from ds_rvqvae.cli.common import TOKENIZER_HELP, add_json_flag, find_tokenizer, print_result
+from ds_rvqvae.config.names import FOREIGN_FORMATS
 from ds_rvqvae.errors import ExitStatus, UserError, printable
 
 
@@ -18,9 +19,10 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; it must not exist yet")
     parser.add_argument(
         "--format",
-        choices=["ds_rvqvae", "momask", "gesturelsm", "t2mgpt"],
+        choices=["ds_rvqvae", *FOREIGN_FORMATS],
         default="ds_rvqvae",
-        help="momask, gesturelsm, t2mgpt: a checkpoint that their own code loads (default: ds_rvqvae)",
+        help="momask, gesturelsm, t2mgpt: a checkpoint that their own code loads; of a body, gesturelsm's of all parts "
+        "(default: ds_rvqvae)",
     )
     parser.add_argument(
         "--embedding_proj",
@@ -36,23 +38,28 @@ def _export(args: argparse.Namespace) -> int:
     from ds_rvqvae.runs.references import Kind
     from ds_rvqvae.runs.tokenizers import open_single, open_tokenizer
     from ds_rvqvae.tokenizer.body import BodyTokenizer
+    from ds_rvqvae.tokenizer.foreign.bodies import save_foreign_body
+    from ds_rvqvae.tokenizer.foreign.formats import BODY_FORMAT
     from ds_rvqvae.tokenizer.foreign.writing import save_foreign
 
     if args.out.exists():
         raise UserError(f"--out {args.out}: exists; name a folder that does not")
     reference = find_tokenizer(args.run, args.checkpoint)
     is_ours = args.format == "ds_rvqvae"
-    if reference.kind is Kind.BODY and not is_ours:
+    takes_body = is_ours or args.format == BODY_FORMAT
+    if reference.kind is Kind.BODY and not takes_body:
         parts = " ".join(part.name for part in reference.parts())
         raise UserError(
             f"--format {args.format}: takes one tokenizer, and {args.run} is a body's; name one of its parts: {parts}"
         )
-    tokenizer = open_tokenizer(reference) if is_ours else open_single(reference)
+    tokenizer = open_tokenizer(reference) if takes_body else open_single(reference)
+    projected = None if args.embedding_proj is None else args.embedding_proj == "on"
     try:
-        if isinstance(tokenizer, BodyTokenizer) or is_ours:
+        if is_ours:
             tokenizer.save_pretrained(args.out)
+        elif isinstance(tokenizer, BodyTokenizer):
+            save_foreign_body(tokenizer, args.out, embedding_proj=projected)
         else:
-            projected = None if args.embedding_proj is None else args.embedding_proj == "on"
             save_foreign(tokenizer, args.format, args.out, embedding_proj=projected)
     except OSError as error:
         raise UserError(f"--out {args.out}: cannot be written: {error.strerror or error}; name another") from None

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from ds_rvqvae.cli.common import add_column_flags, add_json_flag, columns_of, print_result
+from ds_rvqvae.config.names import FOREIGN_FORMATS
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.process.command import print_out
 from ds_rvqvae.process.terminal import Block
@@ -22,6 +23,12 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
     show.set_defaults(verb=_show)
     validate = actions.add_parser("validate", help="check profiles")
     validate.add_argument("profiles", nargs="+", metavar="NAME|FILE", help="shipped profiles or JSON files")
+    validate.add_argument(
+        "--for",
+        dest="system",
+        choices=FOREIGN_FORMATS,
+        help="check the export to that system, too",
+    )
     add_json_flag(validate)
     validate.set_defaults(verb=_validate)
     diff = actions.add_parser("diff", help="keys in which two profiles differ")
@@ -61,6 +68,7 @@ def _show(args: argparse.Namespace) -> int:
 
 def _validate(args: argparse.Namespace) -> int:
     from ds_rvqvae.config.profile import load_profile
+    from ds_rvqvae.tokenizer.foreign.formats import check_for
 
     result: dict[str, dict[str, Any]] = {}
     lines: list[Block] = []
@@ -69,6 +77,12 @@ def _validate(args: argparse.Namespace) -> int:
             profile = load_profile(name)
             for idle in profile.without_effect():
                 raise UserError(f"{name}: {idle}")
+            if args.system is not None:
+                profile = profile.with_values({"rvqvae.training.export_for": args.system})
+            try:
+                check_for(profile)
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from None
             warnings = profile.warnings()
             result[name] = {"valid": True, "warnings": warnings}
             lines.append([f"{name}: ", ("valid", "good")])

@@ -36,10 +36,12 @@ _MOST_IN_A_METAVAR = 3
 """Words that a flag may be given, where they stand in its place for a value."""
 _PATHS = ("data_path", "mean_file", "std_file", "init_from")
 
+_OTHER_NAMES = {("data", "path"): "data_path", ("training", "export_for"): "for"}
+"""Flags that are not called as their keys are."""
 PROFILE_FLAGS = {
     **DEEPSPEED_FLAGS,
     **{
-        "data_path" if (section, name) == ("data", "path") else name: f"rvqvae.{section}.{name}"
+        _OTHER_NAMES.get((section, name), name): f"rvqvae.{section}.{name}"
         for section in RvqvaeConfig.model_fields
         for name in type(getattr(RvqvaeConfig(), section)).model_fields
     },

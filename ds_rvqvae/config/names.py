@@ -1,7 +1,9 @@
 """Names that profiles and command lines share."""
 
-BODY_PARTS = ("upper", "hands", "lower", "lower_trans", "whole", "whole_trans", "face")
+BODY_PARTS = ("upper", "hands", "lower", "lower_trans", "whole", "whole_trans", "face", "face_jaw")
 """Parts of SMPL-X and SMPL-H data that need no definition."""
+FOREIGN_FORMATS = ("momask", "gesturelsm", "t2mgpt")
+"""Other systems whose tokenizers are read and written, by name; `tokenizer/foreign/` has what is known of each."""
 FORMATS = {
     "beat2": "beat2.Beat2Reader",
     "smpl": "smpl.SmplReader",

@@ -197,11 +197,13 @@ class Request:
     Attributes:
         source: the profile's file, or its shipped name.
         profile: with everything that flags and environment change; paths are absolute.
+        begun: whether it goes on from a checkpoint.
     """
 
     flags: Flags
     source: str
     profile: Profile
+    begun: bool = False
 
     @property
     def start(self) -> Start:
@@ -210,6 +212,16 @@ class Request:
     @property
     def options(self) -> LaunchOptions:
         return self.flags.options
+
+    @property
+    def asked(self) -> frozenset[str]:
+        """Keys, by their paths, that the command line gives and that have to fit the motion.
+
+        The body part of a run that goes on is its own: versions up to 0.5 took it with motion that has no parts.
+        """
+        keys = {PROFILE_FLAGS[flag] for flag in self.flags.keys}
+        keys |= {override.partition("=")[0].strip() for override in self.flags.overrides}
+        return frozenset(keys - {"rvqvae.data.body_part"} if self.begun else keys)
 
     @cached_property
     def resolved(self) -> Flags:

@@ -2,12 +2,18 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from ds_rvqvae.config.deepspeed import Count, Section
 from ds_rvqvae.config.facts import FREE
+from ds_rvqvae.config.names import FOREIGN_FORMATS
+
+if TYPE_CHECKING:
+    ForeignName = str
+else:
+    ForeignName = Literal[FOREIGN_FORMATS]
 
 
 class ScheduleConfig(Section):
@@ -58,6 +64,9 @@ class TrainingConfig(Section):
     """Start from the weights of a tokenizer or run. An exported or imported tokenizer, a run or one of its checkpoints,
     or a repository of the Hugging Face hub: this run starts from its weights, codebooks and normalisation. Of a body,
     from the tokenizer of this run's body part."""
+    export_for: Annotated[ForeignName | None, FREE] = None
+    """The system whose own code is to load the tokenizer. What that code cannot compute is refused before a run starts.
+    """
 
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")

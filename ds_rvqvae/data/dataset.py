@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Literal
 
@@ -13,6 +13,7 @@ from ds_rvqvae.config.batch_sizes import window_sizes
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.data.augment import Augment
+from ds_rvqvae.data.fitting import BODY_PART, LeftOut, check_part, left_out_line, unfitting
 from ds_rvqvae.data.formats.features import feature_weights, read_statistics
 from ds_rvqvae.data.store.prepare import prepare_store, settings_of
 from ds_rvqvae.data.store.report import column_ranges, shortened
@@ -37,11 +38,13 @@ class MotionData:
         fps: frames a second.
         mean, std: float32 `[C]`; motion is normalised as `(motion - mean) / std`, over the column's weight where
             `feat_bias` gives one. A std that was measured is at least `std_floor`; one that is given is used as it is.
+        left_out: keys of the profile that these columns cannot have.
     """
 
     def __init__(self, store: Store, config: DataConfig) -> None:
         self.store = store
         self.config = config
+        self.left_out: tuple[LeftOut, ...] = ()
         self.fps = store.fps
         columns: NDArray[np.int64] = np.arange(len(store.mean))
         self.layout: Layout = store.layout
@@ -63,6 +66,27 @@ class MotionData:
             UserError: no path, no usable motion, or statistics of another width.
         """
         return cls(prepare_store(config, progress=progress), config)
+
+    def fit(self, profile: Profile, asked: Collection[str] = ()) -> Profile:
+        """Leaves out of a profile what these columns cannot have, unless it was asked for; gives the run's profile.
+
+        Args:
+            asked: keys that the user has given, by their paths.
+        """
+        layouts = self.layout, self.store.layout
+        self.left_out = unfitting(profile, *layouts, self.store.skeleton, asked)
+        profile = self.fitted(profile)
+        self.config = self.config.model_copy(update={"augment": profile.rvqvae.data.augment})
+        return profile
+
+    def fitted(self, profile: Profile) -> Profile:
+        """A profile without what `fit` has left out."""
+        return profile.with_values({one.key: one.value for one in self.left_out})
+
+    def notes(self) -> list[str]:
+        """What was left out of the profile, for people."""
+        name = self.body_part or str(self.config.path or self.store.folder)
+        return [left_out_line(name, self.left_out)] if self.left_out else []
 
     def use_normalisation(self, mean: NDArray[np.float32], std: NDArray[np.float32]) -> None:
         """Normalises by `mean` and `std`, float32 `[C]`, such as a trained tokenizer's.
@@ -321,17 +345,21 @@ def store_of_the_same(config: DataConfig, opened: Sequence[MotionData]) -> Store
     return next((data.store for data in opened if asked == (data.config.path, settings_of(data.config))), None)
 
 
-def open_training_data(profile: Profile, store: Store | None = None) -> MotionData:
-    """Opens a profile's motion.
+def open_training_data(profile: Profile, store: Store | None = None, asked: Collection[str] = ()) -> MotionData:
+    """Opens a profile's motion. What its columns cannot have of the profile is left out: see `MotionData.fitted`.
 
     Args:
         store: of that motion, where it was checked already; without it, that is done now.
+        asked: keys that the user has given, by their paths; they are not left out.
 
     Raises:
-        UserError: the motion cannot be trained on as the profile says.
+        UserError: the motion cannot be trained on as the profile says, or not as was asked for.
     """
     config = profile.rvqvae.data
     data = MotionData.open(config) if store is None else MotionData(store, config)
+    if BODY_PART in asked:
+        check_part(config, data.store.layout, data.store.has_body_parts)
+    profile = data.fit(profile, asked)
     data.count_training_windows()
     check_losses(profile.rvqvae.loss, data.layout)
     return data

@@ -14,7 +14,9 @@ from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, Layout, check_disjoint
 from ds_rvqvae.process.progress import Stage
 from ds_rvqvae.runs.checkpoints import has_begun
 from ds_rvqvae.runs.folder import Naming, check_out_folder, choose_run_folder, is_run, profile_place, read_profile
+from ds_rvqvae.runs.start import request_of
 from ds_rvqvae.tokenizer.folder import TOKENIZER, check_same_reading, reading_of
+from ds_rvqvae.tokenizer.foreign.formats import check_body_for
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,14 @@ class Body:
         """The body that `--body_part upper,hands` asks for. Creates nothing.
 
         Raises:
-            UserError: parts that are not known or overlap, or a folder that cannot be theirs.
+            UserError: parts that are not known or overlap, or that `--for` cannot have, or a folder that cannot be
+                theirs.
         """
         body = cls(flags, _body_folder(flags))
-        data = [request.profile.rvqvae.data for request in body.requests()]
+        profiles = [request.profile for request in body.requests()]
+        for profile in profiles:
+            check_body_for(profile, body.parts)
+        data = [profile.rvqvae.data for profile in profiles]
         # As far as can be told without the motion: joints as they are written, patterns and numbers too.
         body._check_disjoint([{**BODY_PART_CHANNELS, **(own.body_parts or {})}[own.body_part] for own in data])
         return body
@@ -80,7 +86,7 @@ class Body:
 
     def requests(self) -> list[Request]:
         """What is asked for each part, in turn."""
-        return [flags.request() for flags in self.flags_by_part()]
+        return [request_of(flags) for flags in self.flags_by_part()]
 
     def check(self, data: Sequence[MotionData], disk_bytes: int) -> None:
         """Checks all parts' runs together, once each has been checked by itself.

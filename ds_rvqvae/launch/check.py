@@ -1,6 +1,7 @@
 """Everything about one run that can be checked before a rank starts."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ds_rvqvae.config.request import Request
@@ -47,9 +48,13 @@ def check_run(request: Request, opened: Sequence[MotionData] = ()) -> tuple[Chec
     with Stage(f"opening the tokenizer {initial_from}", shown=initial_from is not None, after=1.0):
         find_initial(folder, profile, start)
     with Stage(f"reading {config.data.path}", after=1.0):
-        data = open_training_data(profile, store_of_the_same(config.data, opened))
+        data = open_training_data(profile, store_of_the_same(config.data, opened), request.asked)
+    request = replace(request, profile=data.fitted(profile))
+    profile, config = request.profile, request.profile.rvqvae
+    for note in data.notes():
+        say(note)
     windows = data.count_training_windows()
-    said = () if options.dry_run else _say_what(request, folder, data)
+    said = () if options.dry_run else (*data.notes(), *_say_what(request, folder, data))
     initial = take_start(folder, profile, data, start)
     disk_bytes = _disk_bytes(request, data)
     check_out_folder(folder, disk_bytes)

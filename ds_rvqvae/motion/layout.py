@@ -65,6 +65,8 @@ BODY_PART_CHANNELS: dict[str, tuple[str, ...]] = {
     "whole": tuple(SMPLX_JOINTS[joint] for joint in _WHOLE),
     "whole_trans": (*(SMPLX_JOINTS[joint] for joint in _WHOLE), TRANSLATION),
     "face": (EXPRESSIONS,),
+    # In this order EMAGE's and GestureLSM's face has its 106 columns.
+    "face_jaw": ("jaw", EXPRESSIONS),
 }
 """Names of the channels each body part takes of SMPL-X data."""
 
@@ -113,7 +115,9 @@ def select_columns(
         wanted = tuple(channels.name for channels in layout)
     missing = [name for name in wanted if name not in there]
     if missing or not wanted:
+        parts = [part for part, names in BODY_PART_CHANNELS.items() if there.issuperset(names)]
         needs = f"needs {missing[0]}, which these data do not have" if missing else "is not known"
+        needs += f"; they have {', '.join(parts)}" if parts else ""
         raise UserError(f"rvqvae.data.body_part: {body_part} {needs}")
     return take_channels(layout, wanted)
 

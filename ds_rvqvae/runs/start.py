@@ -27,6 +27,7 @@ from ds_rvqvae.runs.folder import is_run, profile_place, read_profile
 from ds_rvqvae.runs.history import every_checkpoint, find_checkpoint, unfinished_resume
 from ds_rvqvae.runs.motion import MOTION_FILE, changed_motion
 from ds_rvqvae.tokenizer.folder import READING_KEYS, reading_of
+from ds_rvqvae.tokenizer.foreign.formats import check_for
 
 NEWEST = Start("newest")
 
@@ -55,12 +56,13 @@ def request_of(flags: Flags) -> Request:
 
     Raises:
         UserError: as `Flags.request`; or the run's profile is damaged, and no checkpoint has a copy; or a new run has a
-            key that changes nothing.
+            key that changes nothing; or its tokenizer could not be exported to the system that `--for` names.
     """
     folder = flags.start.folder
     if flags.profile is None and folder is not None and is_run(folder):
         flags = replace(flags, profile=str(profile_place(folder)))
     request = flags.request()
+    check_for(request.profile)
     if not request.start.resumes:
         _check_keys_work(request, None)
     return request
@@ -98,7 +100,7 @@ def as_begun(request: Request, run_folder: Path) -> Request:
         for key in READING_KEYS
         if getattr(asked, key) == getattr(defaults, key)
     }
-    return replace(request, profile=request.profile.with_values(kept))
+    return replace(request, profile=request.profile.with_values(kept), begun=True)
 
 
 def record_of(data: MotionData) -> dict[str, Any]:

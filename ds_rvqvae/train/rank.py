@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -118,14 +119,14 @@ def _motion_of(request: Request) -> MotionData | UserError | None:
     """
     profile, checked = request.profile, request.flags.environment.get(STORE_VARIABLE)
     if checked:
-        return open_training_data(profile, _checked_store(Path(checked), request))
+        return open_training_data(profile, _checked_store(Path(checked), request), request.asked)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return open_training_data(profile)
+        return open_training_data(profile, asked=request.asked)
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return None
     try:
         with Stage(f"reading {profile.rvqvae.data.path}", shown=os.environ.get("RANK") == "0"):
-            return open_training_data(profile)
+            return open_training_data(profile, asked=request.asked)
     except UserError as error:
         return error
 
@@ -156,7 +157,9 @@ def _shared_motion(request: Request, own: MotionData | UserError | None) -> Moti
     if isinstance(own, MotionData) and (STORE_VARIABLE in os.environ or int(os.environ["WORLD_SIZE"]) == 1):
         return own
     folder = of_this_host(str(own.store.folder) if isinstance(own, MotionData) else own)
-    data = own if isinstance(own, MotionData) else open_training_data(request.profile, open_in_use(Path(folder)))
+    data = own
+    if not isinstance(data, MotionData):
+        data = open_training_data(request.profile, open_in_use(Path(folder)), request.asked)
     (first, content), *others = of_all_ranks(data.store.content)
     other = next((host for host, found in others if found != content), None)
     if other is not None:
@@ -185,6 +188,7 @@ def _train(request: Request, own: MotionData | UserError | None) -> int:
     with Stage("joining the other ranks", shown=not rank, quiet=os.environ.get("WORLD_SIZE", "1") == "1"):
         start_distributed()
         data = _shared_motion(request, own)
+    request = replace(request, profile=data.fitted(request.profile))
     world_size = dist.get_world_size()
     with Stage("opening the run's folder", shown=not rank, quiet=not request.start.resumes):
         folder, resume, initial, mean, std = on_rank_zero_first(lambda: _open_run(request, data, world_size))
@@ -192,7 +196,7 @@ def _train(request: Request, own: MotionData | UserError | None) -> int:
     start_log(folder / LOG, dist.get_rank())
     for line in os.environ.get(SAID_VARIABLE, "").splitlines():
         logger.info("launcher: %s", line)
-    for note in resume.notes:
+    for note in [*resume.notes, *data.notes()]:
         announce(note)
     total = request.profile.rvqvae.training.total_iter
     if resume.step() >= total:

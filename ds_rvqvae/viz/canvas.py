@@ -1,16 +1,26 @@
 """What is used of matplotlib's Agg canvas, with the types that matplotlib leaves out; figures as they are drawn."""
 
+from functools import cache
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator
 from matplotlib.transforms import BboxBase
 from numpy.typing import NDArray
 
 from ds_rvqvae.errors import text_of
+
+_WIDE_FONTS = (
+    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Noto Sans SC", "Source Han Sans", "IPAexGothic"),
+    *("IPAGothic", "TakaoGothic", "VL Gothic", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback"),
+    *("Yu Gothic", "MS Gothic", "Microsoft YaHei", "SimHei", "Malgun Gothic", "Hiragino Sans", "PingFang SC"),
+    *("Apple SD Gothic Neo", "Arial Unicode MS", "Unifont"),
+)
+"""Fonts with Chinese, Japanese and Korean characters, of which a machine may have one."""
 
 
 class Canvas(Protocol):
@@ -52,7 +62,8 @@ def write_png(figure: Figure, file: BinaryIO, dpi: float) -> None:
 
 def set_names_as_text(figure: Figure) -> None:
     """Has what is written in a figure drawn as it is: names hold dollars, which would make mathematics of them, and
-    characters that no font has. To be called once all is in place."""
+    characters that the usual font has not; those that no font has are question marks, as matplotlib would warn of each.
+    To be called once all is in place."""
     axes = [axis for one in figure.axes for axis in (one.xaxis, one.yaxis)]
     for axis in axes:
         if isinstance(axis.get_major_locator(), FixedLocator):  # its labels are given, and set at each drawing
@@ -62,7 +73,30 @@ def set_names_as_text(figure: Figure) -> None:
         if isinstance(text, Text) and id(text) not in powers:
             text.set_parse_math(False)
             text.set_text(_as_drawn(text.get_text()))
+            if any(ord(letter) > 0x2FF and not _has("", letter) for letter in text.get_text()):
+                text.set_fontfamily([*text.get_fontfamily(), *_wide_fonts()])
 
 
 def _as_drawn(text: str) -> str:
-    return text_of(text.split("\n"))
+    drawn = text_of(text.split("\n"))
+    return "".join(letter if ord(letter) <= 0x2FF or _is_drawn(letter) else "?" for letter in drawn)
+
+
+@cache
+def _wide_fonts() -> list[str]:
+    """Those of `_WIDE_FONTS` that are installed."""
+    there = {font.name for font in fontManager.ttflist}
+    return [name for name in _WIDE_FONTS if name in there]
+
+
+@cache
+def _is_drawn(letter: str) -> bool:
+    """Whether a font has a character."""
+    return any(_has(family, letter) for family in ("", *_wide_fonts()))
+
+
+@cache
+def _has(family: str, letter: str) -> bool:
+    """Whether a family's font, or the usual one, has a character."""
+    font = get_font(findfont(FontProperties(family=family or None)))
+    return font.get_char_index(ord(letter)) != 0

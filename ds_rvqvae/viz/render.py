@@ -16,13 +16,15 @@ from scipy.ndimage import uniform_filter1d
 
 from ds_rvqvae.viz.canvas import canvas_of, pixels_on, set_names_as_text
 from ds_rvqvae.viz.comparison import Comparison
+from ds_rvqvae.viz.names import name_words
 from ds_rvqvae.viz.stick_figure import HEAD_RADIUS, LEFT, MIDDLE, RIGHT, Camera, StickFigure
 
 _GHOST, _GROUND = "#c9c9c9", "#e4e4e4"
 _ERRORS = LinearSegmentedColormap.from_list("error", ["#3a3a3a", "#8c2981", "#de4968", "#fe9f6d"])
 _TILE, _TILES = 0.5, 4
 _MARGIN = 0.12
-_PANEL_BOTTOM = 0.26
+_PANEL_BOTTOM, _PANEL_TOP = 0.26, 0.88
+"""Of the picture's height. Titles and scales stand above the panels, where no figure is drawn."""
 
 
 class Animation:
@@ -92,11 +94,13 @@ class Animation:
         titles = ("truth", f"reconstruction, {shown.levels_text}", "difference")
         points = np.concatenate([self._truth, self._found], axis=1)[..., :2]
         low, high = np.percentile(points.min(axis=1), 1, axis=0), np.percentile(points.max(axis=1), 99, axis=0)
+        truth = self._truth[..., :2].reshape(-1, 2)
+        low, high = np.minimum(low, truth.min(axis=0)), np.maximum(high, truth.max(axis=0))
         self._grounds, self._figures = [], []
         for index, title in enumerate(titles):
-            axes = self._figure.add_axes((index / 3, _PANEL_BOTTOM, 1 / 3, 1 - _PANEL_BOTTOM))
+            axes = self._figure.add_axes((index / 3, _PANEL_BOTTOM, 1 / 3, _PANEL_TOP - _PANEL_BOTTOM))
             axes.set_axis_off()
-            axes.text(0.5, 0.975, title, transform=axes.transAxes, ha="center", va="top", fontsize=9)
+            self._figure.text((index + 0.5) / 3, 0.985, title, ha="center", va="top", fontsize=9)
             self._set_limits(axes, low, high)
             ground = LineCollection([], colors=_GROUND, linewidths=0.8, animated=True)
             axes.add_collection(ground, autolim=False)
@@ -108,30 +112,28 @@ class Animation:
             for figure in figures:
                 self._moving += [(axes, artist) for artist in figure.artists]
             self._figures += figures
-        first, _, third = self._figure.axes
-        for row, (side, color) in enumerate((("left", LEFT), ("right", RIGHT), ("middle", MIDDLE))):
-            first.text(0.03, 0.97 - 0.045 * row, side, color=color, transform=first.transAxes, va="top", fontsize=7)
-        self._draw_color_bar(third)
+        for place, side, color in ((-0.09, "left", LEFT), (0.0, "right", RIGHT), (0.09, "middle", MIDDLE)):
+            self._figure.text(0.5 / 3 + place, 0.935, side, color=color, ha="center", va="top", fontsize=7)
+        self._draw_color_bar()
 
     def _set_limits(self, axes: Axes, low: NDArray[np.float64], high: NDArray[np.float64]) -> None:
-        """The same metres to the right and up, the whole motion within, room for the title above."""
-        width, height = self.size[0] / 3, (1 - _PANEL_BOTTOM) * self.size[1]
+        """The same metres to the right and up, the whole motion within."""
+        width, height = self.size[0] / 3, (_PANEL_TOP - _PANEL_BOTTOM) * self.size[1]
         low, high = low - _MARGIN, high + np.array([_MARGIN, 2 * HEAD_RADIUS + _MARGIN])
-        metre = min(width / (high[0] - low[0]), 0.94 * height / (high[1] - low[1]))
+        metre = min(width / (high[0] - low[0]), height / (high[1] - low[1]))
         middle = (low[0] + high[0]) / 2
         axes.set_xlim(middle - width / metre / 2, middle + width / metre / 2)
         axes.set_ylim(low[1], low[1] + height / metre)
 
-    def _draw_color_bar(self, axes: Axes) -> None:
+    def _draw_color_bar(self) -> None:
         errors = 1000.0 * self.comparison.joint_error[:, self.comparison.measured]
         top = max(math.ceil(float(np.percentile(errors, 99)) / 10) * 10, 10)
         self._color_of = ScalarMappable(Normalize(0, top), _ERRORS)
-        inset = axes.inset_axes((0.93, 0.30, 0.025, 0.45))
-        bar = self._figure.colorbar(self._color_of, cax=inset, ticks=[0, top / 2, top])
-        bar.ax.yaxis.set_ticks_position("left")
-        bar.ax.tick_params(labelsize=6.5, length=2)
+        place = self._figure.add_axes((2.2 / 3, 0.922, 0.6 / 3, 0.016))
+        bar = self._figure.colorbar(self._color_of, cax=place, orientation="horizontal", ticks=[0, top / 2, top])
+        bar.ax.tick_params(labelsize=6.5, length=2, pad=1)
         bar.ax.spines["outline"].set_visible(False)
-        bar.ax.set_title("mm", fontsize=6.5, pad=3)
+        bar.ax.text(1.04, 0.5, "mm", transform=bar.ax.transAxes, fontsize=6.5, va="center")
 
     def _draw_curve(self) -> None:
         shown = self.comparison
@@ -147,7 +149,13 @@ class Animation:
         heading = f"angle error, degrees; mean {shown.angle_error.mean():.2f}°, {self._distance_mm.mean():.0f} mm"
         axes.text(0.0, 1.06, heading, transform=axes.transAxes, fontsize=7, va="bottom")
         axes.text(
-            1.0, -0.42, f"{shown.title}, seconds", transform=axes.transAxes, fontsize=6.5, ha="right", va="center"
+            1.0,
+            -0.42,
+            f"{name_words(shown.title, 60)}, seconds",
+            transform=axes.transAxes,
+            fontsize=6.5,
+            ha="right",
+            va="center",
         )
         (self._cursor,) = axes.plot([], [], color=RIGHT, linewidth=1.0, animated=True)
         (self._dot,) = axes.plot([], [], "o", color=RIGHT, markersize=3.5, animated=True)

@@ -33,6 +33,13 @@ def test_profile_validate_names_what_is_wrong(tmp_path, capsys):
     assert not result[str(wrong)]["valid"] and "widht: unknown key" in result[str(wrong)]["error"]
 
 
+def test_profile_validate_tells_which_systems_could_load_the_tokenizer(capsys):
+    assert cli.main(["profile", "validate", "baseline", "best", "--for", "gesturelsm"]) == 2
+    printed = capsys.readouterr()
+    assert "baseline: valid" in printed.out and "best" not in printed.out
+    assert printed.err.startswith("error: best: --for gesturelsm: rvqvae.model.activation silu: GestureLSM has ReLU")
+
+
 def test_profile_diff_of_baseline_and_large(capsys):
     assert cli.main(["profile", "diff", "baseline", "large", "--json"]) == 0
     difference = json.loads(capsys.readouterr().out)

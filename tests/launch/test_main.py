@@ -71,10 +71,14 @@ def test_a_command_that_cannot_be_printed_is_an_error_of_a_dry_run(tmp_path, dem
 
 
 def test_several_body_parts_are_a_command_each(launch):
-    ran = launch("--dry_run", "--body_part", "upper,hands,lower_trans", "--name", "mine", "--width", "256")
+    parts = ("upper", "hands", "lower_trans", "face")
+    ran = launch("--dry_run", "--profile=best", "--body_part", ",".join(parts), "--name", "mine", "--width", "256")
     assert ran.returncode == 0, ran.stderr
+    # What a part cannot have is said of that part alone.
+    (left_out,) = [line for line in ran.stderr.splitlines() if "left out of the profile" in line]
+    assert left_out.startswith("face: ") and "rvqvae.data.augment.mirror (expressions " in left_out
     commands = [shlex.split(line) for line in ran.stdout.splitlines()]
-    for part, command in zip(("upper", "hands", "lower_trans"), commands, strict=True):
+    for part, command in zip(parts, commands, strict=True):
         training = command[command.index("ds_rvqvae.train") + 1 :]
         given = dict(zip(training[::2], training[1::2], strict=True))
         assert given["--body_part"] == given["--name"] == part

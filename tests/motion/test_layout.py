@@ -22,7 +22,8 @@ from ds_rvqvae.motion.layout import (
     smplx_layout,
 )
 
-WIDTHS = {"upper": 78, "hands": 180, "lower": 54, "lower_trans": 57, "whole": 312, "whole_trans": 315, "face": 100}
+WIDTHS = {"upper": 78, "hands": 180, "lower": 54, "lower_trans": 57, "whole": 312, "whole_trans": 315}
+WIDTHS |= {"face": 100, "face_jaw": 106}
 
 
 def test_the_profile_knows_the_same_body_parts():
@@ -84,9 +85,11 @@ def test_own_parts_take_joints_by_name_pattern_and_number():
 
 def test_smplh_data_have_the_parts_without_a_face():
     layout = joint_layout(SMPLH_JOINTS, "translation")
-    for part, width in {**WIDTHS, "face": None}.items():
-        if width is None:
-            with pytest.raises(UserError, match="face needs expressions"):
+    for part, width in WIDTHS.items():
+        if part.startswith("face"):
+            with pytest.raises(
+                UserError, match=r"face(_jaw)? needs (expressions|jaw),.*; they have upper, .*whole_trans$"
+            ):
                 select_columns(layout, part)
         else:
             columns, selected = select_columns(layout, part)

@@ -2,6 +2,7 @@ from io import BytesIO
 
 from matplotlib.figure import Figure
 
+from ds_rvqvae.viz import canvas
 from ds_rvqvae.viz.canvas import set_names_as_text, write_png
 
 NAME = "x\x1b[2J\u202e\udcff$\\bad{0$"
@@ -30,3 +31,16 @@ def test_text_that_is_drawn_again_stays_the_same():
     for _ in range(2):
         set_names_as_text(figure)
     assert [text.get_text() for text in figure.texts] == ["a$b$"]
+
+
+def test_characters_that_no_font_has_are_question_marks_without_a_word(recwarn, monkeypatch):
+    monkeypatch.setattr(canvas, "_wide_fonts", list)
+    canvas._is_drawn.cache_clear()
+    figure = Figure(layout="constrained")
+    figure.suptitle("走る $x$ … Größe")
+    figure.add_subplot().set_yticks([0, 1], ["左腕", "右腕"])
+    with BytesIO() as file:
+        write_png(figure, file, dpi=50)
+    canvas._is_drawn.cache_clear()
+    assert figure.get_suptitle() == "?? $x$ … Größe" and not recwarn.list
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["??", "??"]

@@ -25,3 +25,15 @@ def test_a_picture_shows_three_panels_in_the_size_asked_for(tokenizer):
     for panel in (truth, found, difference):
         assert (panel < 100).any() and np.abs(panel[1:] - panel[:-1]).max() > 100
     assert np.abs(truth - found).max() > 100
+
+
+def test_no_figure_reaches_into_titles_and_scale(tokenizer):
+    clip = moving_clip()
+    places = np.arange(433)[-103:-100]
+    clip.motion[:, places] = [0.0, 1.0, 0.0]
+    clip.motion[30, places[1]] = 30.0  # it jumps, for one frame, far above
+    animation = Animation(compare([tokenizer], clip, builtin_skeleton()), 6.0, (480, 240))
+    pictures = [picture.copy() for picture in animation]
+    band = slice(0, int(0.12 * 240) - 1)
+    assert all((picture[band] == pictures[0][band]).all() for picture in pictures)
+    assert (pictures[6][30:] != pictures[5][30:]).any() and (pictures[0][band, :, :3] < 100).any()

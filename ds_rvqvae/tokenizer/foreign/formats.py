@@ -6,9 +6,14 @@ theirs have ReLU whatever the blocks have (`outer_activation`), and their decode
 is.
 """
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ds_rvqvae.config.facts import ModelFacts, keys_that
 from ds_rvqvae.config.model import ModelConfig
+from ds_rvqvae.config.profile import Profile
+from ds_rvqvae.errors import UserError
 
 FIRST_WEIGHT = "encoder.model.0.weight"
 """The one key that the files of all formats end a key in."""
@@ -18,6 +23,22 @@ OUTER_ACTIVATION = "relu"
 """What the nets of all formats have outside their residual blocks."""
 DATASETS = {"t2m": (263, 20.0), "kit": (251, 12.5)}
 """Columns and frames a second of the data sets that MoMask and T2M-GPT know: HumanML3D and KIT-ML."""
+
+
+BODY_FORMAT = "gesturelsm"
+"""The one format that has a body of several parts."""
+PART_KEYS = {
+    "upper": ("vqvae_upper_path",),
+    "hands": ("vqvae_hands_path",),
+    "lower": ("vqvae_lower_path",),
+    "lower_trans": ("vqvae_lower_path", "vqvae_lower_trans_path"),
+    "whole": ("vqvae_whole_path",),
+    "whole_trans": ("vqvae_whole_path", "vqvae_whole_trans_path"),
+    "face": ("vqvae_face_path",),
+    "face_jaw": ("vqvae_face_path",),
+}
+"""The options by which its configs name the checkpoint of each part. Its legs may have the translation, its face the
+jaw."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +115,69 @@ FORMATS = {
         one_codebook=True,
     ),
 }
+
+_REFUSALS = {
+    "fsq_levels": "{title} has codebooks, and finite scalar quantization has none; train without",
+    "codebook_distance": "{title} goes by distance; train with --codebook_distance euclidean",
+    "num_quantizers": "{title} has one quantizer; train with --num_quantizers 1, or export to momask",
+    "stride_t": f"{{title}}'s decoder up-samples by {UPSAMPLING} only; train with --stride_t {UPSAMPLING}",
+    "activation": "{title} has ReLU outside its residual blocks; train with --outer_activation relu",
+    "outer_activation": "{title} has ReLU outside its residual blocks; train with --outer_activation relu",
+}
+"""What is said of keys with a value that cannot be written, in the order in which they are checked; other keys of which
+this can be said have a text in common."""
+
+
+def check_expressible(config: ModelConfig, format: str) -> None:
+    """Raises UserError, naming key and value, where that system's code computes something else with these weights."""
+    known = FORMATS[format]
+    limited = keys_that(ModelConfig, ModelFacts, lambda facts: facts.formats != "any")
+    for key in dict.fromkeys((*_REFUSALS, *limited)):
+        if not _is_expressible(key, config, known):
+            text = _REFUSALS.get(key, "{title} has nothing of the kind").format(title=known.title)
+            raise UserError(f"rvqvae.model.{key} {_said(getattr(config, key))}: {text}")
+
+
+def check_for(profile: Profile) -> None:
+    """Raises UserError where a tokenizer trained by a profile cannot be exported to the system that it is for."""
+    format = profile.rvqvae.training.export_for
+    if format is None:
+        return
+    try:
+        check_expressible(profile.rvqvae.model, format)
+    except UserError as error:
+        raise UserError(f"--for {format}: {error}") from None
+
+
+def check_body_for(profile: Profile, parts: Sequence[str]) -> None:
+    """Raises UserError where a body of these parts cannot be exported to the system that its profile is for."""
+    if profile.rvqvae.training.export_for == BODY_FORMAT:
+        own = profile.rvqvae.data.body_parts or {}
+        for part in parts:
+            if part in own or part not in PART_KEYS:
+                raise UserError(f"--for {BODY_FORMAT}: {no_such_part(part)}")
+
+
+def no_such_part(part: str) -> str:
+    """What is said of a part that a body of the other system cannot have."""
+    return f"part {part}: {FORMATS[BODY_FORMAT].title}'s parts are those of SMPL-X: {', '.join(PART_KEYS)}"
+
+
+def _said(value: object) -> str:
+    return json.dumps(value) if isinstance(value, list | dict) else str(value)
+
+
+def _is_expressible(key: str, config: ModelConfig, known: ForeignFormat) -> bool:
+    if key == "num_quantizers":
+        return config.num_quantizers == 1 or not known.one_codebook
+    if key == "stride_t":
+        return config.stride_t == UPSAMPLING or not config.down_t
+    if key == "activation":
+        # Where it says what is outside the blocks too.
+        return config.outer_activation is not None or config.activation == OUTER_ACTIVATION
+    if key == "outer_activation":
+        return config.activation_outside == OUTER_ACTIVATION
+    return bool(getattr(config, key) == ModelConfig.model_fields[key].default)
 
 
 def net_keys(config: ModelConfig) -> dict[str, str]:

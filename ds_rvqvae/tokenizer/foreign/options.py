@@ -27,10 +27,11 @@ _SHARED_STATISTICS = "checkpoints/{dataset}/VQVAEV3_CB1024_CMT_H1024_NRES3/meta"
 """Where T2M-GPT's scripts take mean and std from."""
 _PART_PATH = re.compile(r"vqvae_(\w+)_path")
 STATISTICS_KEYS = {
-    "mean": ("mean_pose_path", "mean_trans_path"),
-    "std": ("std_pose_path", "std_trans_path"),
+    "mean": ("mean_pose_path", "mean_trans_path", "mean_exps_path"),
+    "std": ("std_pose_path", "std_trans_path", "std_exps_path"),
 }
-"""Options of GestureLSM that name files of statistics; those of the translation follow those of the joints."""
+"""Options of GestureLSM that name files of statistics; those of the translation follow those of the joints. Those of
+the expressions are of our own exports."""
 
 
 @dataclass(frozen=True, slots=True)

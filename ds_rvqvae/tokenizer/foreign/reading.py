@@ -188,8 +188,8 @@ def _layout(settings: Settings, features: int, body_part: str | None) -> tuple[L
     said = settings.options.of("body_part")
     if body_part is None and not said:
         return feature_layout(features), None
-    # GestureLSM's `vqvae_lower_path` may be that of the legs with the translation.
-    said = [_with_translation(one, features) for one in said]
+    # GestureLSM's `vqvae_lower_path` may be that of the legs with the translation, and its face has the jaw.
+    said = list({one.value: one for one in (_with_more(one, features) for one in said)}.values())
     part = settings.choose("body_part", body_part, "--body_part PART", said)
     if part is None:
         return feature_layout(features), None
@@ -201,10 +201,11 @@ def _layout(settings: Settings, features: int, body_part: str | None) -> tuple[L
     return layout, columns
 
 
-def _with_translation(one: Said, features: int) -> Said:
-    with_it = f"{one.value}_trans"
-    if with_it in BODY_PARTS and len(select_columns(smplx_layout(), with_it)[0]) == features:
-        return Said(with_it, one.text, one.file)
+def _with_more(one: Said, features: int) -> Said:
+    """The part that has a named one and something more, where that has as many columns as the weights."""
+    for part in BODY_PARTS:
+        if part.startswith(f"{one.value}_") and len(select_columns(smplx_layout(), part)[0]) == features:
+            return Said(part, one.text, one.file)
     return one
 
 

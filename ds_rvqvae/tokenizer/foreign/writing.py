@@ -1,6 +1,7 @@
 """Other people's checkpoints out: a tokenizer as MoMask, GestureLSM or T2M-GPT load it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,25 +10,12 @@ import torch
 import yaml
 from torch import Tensor
 
-from ds_rvqvae.config.facts import ModelFacts, keys_that
-from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.config.names import BODY_PARTS
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import whole_folder
 from ds_rvqvae.motion.layout import select_columns, smplx_layout
-from ds_rvqvae.tokenizer.foreign.formats import DATASETS, FORMATS, OUTER_ACTIVATION, UPSAMPLING, ForeignFormat, net_keys
+from ds_rvqvae.tokenizer.foreign.formats import DATASETS, FORMATS, check_expressible, net_keys
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
-
-_REFUSALS = {
-    "fsq_levels": "{key}: {title} has codebooks, and finite scalar quantization has none",
-    "codebook_distance": "{key} {value}: {title} goes by distance",
-    "num_quantizers": "{key} {value}: {title} has one quantizer; export to momask",
-    "stride_t": f"{{key}} {{value}}: {{title}}'s decoder up-samples by {UPSAMPLING} only",
-    "activation": "{key} {value}: {title} has ReLU outside its residual blocks; train with outer_activation relu",
-    "outer_activation": "{key} {value}: {title} has ReLU outside its residual blocks",
-}
-"""What is said of keys with a value that cannot be written, in the order in which they are checked; other keys of which
-this can be said have a text in common."""
 
 
 def save_foreign(
@@ -56,31 +44,57 @@ def save_foreign(
     if format not in FORMATS:
         raise UserError(f"--format {format}: known are {', '.join(FORMATS)}")
     known, folder = FORMATS[format], Path(folder)
-    _check(tokenizer.model.config, known)
+    check_expressible(tokenizer.model.config, format)
     if embedding_proj is None:
-        origin = tokenizer.details.get("imported_from") or {}
-        embedding_proj = origin.get("embedding_proj", True) if origin.get("format") == format else True
+        embedding_proj = came_projected(tokenizer, format)
     weights = foreign_state_dict(tokenizer, format, embedding_proj=embedding_proj and known.can_project)
     content: dict[str, Any] = {known.weights_keys[0]: weights}
     if format == "momask":
         content |= {"ep": 0, "total_it": int(tokenizer.details.get("training_step") or 0)}
+    statistics = Path(known.statistics)
+    return write_new_folder(
+        folder,
+        {
+            Path(known.weights_file): content,
+            statistics / "mean.npy": tokenizer.mean.cpu().numpy(),
+            statistics / "std.npy": tokenizer.std.cpu().numpy(),
+            Path(known.exported_options): option_text(tokenizer, format, folder),
+        },
+    )
+
+
+def came_projected(tokenizer: MotionTokenizer, format: str) -> bool:
+    """Whether a tokenizer goes out with `embedding_proj` where nobody says: unless it came without."""
+    origin = tokenizer.details.get("imported_from") or {}
+    return bool(origin.get("embedding_proj", True)) if origin.get("format") == format else True
+
+
+def write_new_folder(folder: Path, contents: Mapping[Path, Any]) -> list[Path]:
+    """Writes a new or empty folder, whole or not at all; gives the files in it, sorted.
+
+    Args:
+        contents: by place in it a text, an array, or what torch saves.
+
+    Raises:
+        UserError: the folder is in use or cannot be written.
+    """
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder}: exists; name a new folder")
         with whole_folder(folder, replace=False, synced=True) as unfinished:
-            for part in (known.weights_file, f"{known.statistics}/mean.npy"):
-                (unfinished / part).parent.mkdir(parents=True, exist_ok=True)
-            torch.save(content, unfinished / known.weights_file)
-            np.save(unfinished / known.statistics / "mean.npy", tokenizer.mean.cpu().numpy())
-            np.save(unfinished / known.statistics / "std.npy", tokenizer.std.cpu().numpy())
-            (unfinished / known.exported_options).write_text(
-                option_text(tokenizer, format, folder), encoding="utf-8", errors="replace"
-            )
-            written = sorted(file.relative_to(unfinished) for file in unfinished.rglob("*") if file.is_file())
+            for place, content in contents.items():
+                file = unfinished / place
+                file.parent.mkdir(parents=True, exist_ok=True)
+                if isinstance(content, str):
+                    file.write_text(content, encoding="utf-8", errors="replace")
+                elif isinstance(content, np.ndarray):
+                    np.save(file, content)
+                else:
+                    torch.save(content, file)
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"{folder}: cannot be written: {reason.lower()}") from None
-    return [folder / file for file in written]
+    return sorted(folder / place for place in contents)
 
 
 def foreign_state_dict(tokenizer: MotionTokenizer, format: str, *, embedding_proj: bool = False) -> dict[str, Tensor]:
@@ -98,32 +112,33 @@ def foreign_state_dict(tokenizer: MotionTokenizer, format: str, *, embedding_pro
     return {known.prefix + key: tensor for key, tensor in weights.items()}
 
 
-def _check(config: ModelConfig, known: ForeignFormat) -> None:
-    """Raises UserError where the other system's code computes something else with these weights."""
-    limited = keys_that(ModelConfig, ModelFacts, lambda facts: facts.formats != "any")
-    for key in dict.fromkeys((*_REFUSALS, *limited)):
-        if not _can_be_written(key, config, known):
-            text = _REFUSALS.get(key, "{key} {value}: {title} has nothing of the kind")
-            raise UserError(text.format(key=key, value=getattr(config, key), title=known.title))
-
-
-def _can_be_written(key: str, config: ModelConfig, known: ForeignFormat) -> bool:
-    if key == "num_quantizers":
-        return config.num_quantizers == 1 or not known.one_codebook
-    if key == "stride_t":
-        return config.stride_t == UPSAMPLING or not config.down_t
-    if key in ("activation", "outer_activation"):
-        return config.activation_outside == OUTER_ACTIVATION
-    return bool(getattr(config, key) == ModelConfig.model_fields[key].default)
-
-
 def option_text(tokenizer: MotionTokenizer, format: str, folder: Path) -> str:
     """An option file as the other system writes it, and the frame rate.
 
     MoMask's scripts build the model from theirs; they and T2M-GPT's know data of 263 and 251 columns only.
     """
-    known, config = FORMATS[format], tokenizer.model.config
+    known, options = FORMATS[format], model_options(tokenizer, format)
     datasets = {columns: name for name, (columns, _) in DATASETS.items()}
+    if known.dataset_key is not None:
+        options[known.dataset_key] = datasets.get(
+            tokenizer.model.in_features, tokenizer.details.get("body_part") or "motion"
+        )
+    if format == "t2mgpt":
+        return f"INFO {json.dumps(options, indent=4, sort_keys=True)}\n"
+    if format == "momask":
+        options |= {"checkpoints_dir": "./checkpoints", "name": folder.absolute().name}
+        lines = [f"{key}: {value}" for key, value in sorted(options.items())]
+        return "\n".join(["------------ Options -------------", *lines, "-------------- End ----------------", ""])
+    options |= {"mean_pose_path": "mean.npy", "std_pose_path": "std.npy"}
+    for part in BODY_PARTS:
+        if tokenizer.layout == select_columns(smplx_layout(), part)[1]:
+            options["body_part"] = part
+    return str(yaml.safe_dump(options))
+
+
+def model_options(tokenizer: MotionTokenizer, format: str) -> dict[str, Any]:
+    """What the other system's options say of the nets and of the frame rate."""
+    known, config = FORMATS[format], tokenizer.model.config
     options: dict[str, Any] = {
         "code_dim": config.code_dim,
         "depth": config.depth,
@@ -138,24 +153,10 @@ def option_text(tokenizer: MotionTokenizer, format: str, folder: Path) -> str:
         "vq_norm": config.norm,
         "width": config.width,
     }
-    if known.dataset_key is not None:
-        options[known.dataset_key] = datasets.get(
-            tokenizer.model.in_features, tokenizer.details.get("body_part") or "motion"
-        )
     if not known.one_codebook:
         options |= {
             "num_quantizers": config.num_quantizers,
             "quantize_dropout_prob": config.quantize_dropout_prob,
             "shared_codebook": config.shared_codebook,
         }
-    if format == "t2mgpt":
-        return f"INFO {json.dumps(options, indent=4, sort_keys=True)}\n"
-    if format == "momask":
-        options |= {"checkpoints_dir": "./checkpoints", "name": folder.absolute().name}
-        lines = [f"{key}: {value}" for key, value in sorted(options.items())]
-        return "\n".join(["------------ Options -------------", *lines, "-------------- End ----------------", ""])
-    options |= {"mean_pose_path": "mean.npy", "std_pose_path": "std.npy"}
-    for part in BODY_PARTS:
-        if tokenizer.layout == select_columns(smplx_layout(), part)[1]:
-            options["body_part"] = part
-    return str(yaml.safe_dump(options))
+    return options

@@ -8,7 +8,7 @@ from ds_rvqvae import RVQVAE, MotionTokenizer
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.layout import feature_layout, smplx_layout
-from ds_rvqvae.tokenizer.foreign import writing
+from ds_rvqvae.tokenizer.foreign import formats
 from ds_rvqvae.tokenizer.foreign.formats import FORMATS
 from ds_rvqvae.tokenizer.foreign.reading import import_foreign
 from ds_rvqvae.tokenizer.foreign.writing import save_foreign
@@ -70,7 +70,7 @@ def test_gesturelsm_without_its_later_layer(tmp_path):
         ("t2mgpt", {"num_quantizers": 2}, "num_quantizers 2: T2M-GPT has one quantizer"),
         ("momask", {"stride_t": 4}, "stride_t 4: MoMask's decoder up-samples by 2 only"),
         ("gesturelsm", {"activation": "gelu"}, "activation gelu: GestureLSM has ReLU outside its residual blocks"),
-        ("t2mgpt", {"outer_activation": "silu"}, "activation relu: T2M-GPT has ReLU outside its residual blocks"),
+        ("t2mgpt", {"outer_activation": "silu"}, "model.outer_activation silu: T2M-GPT has ReLU outside its residual"),
         ("momask", {"codebook_distance": "cosine"}, "codebook_distance cosine: MoMask goes by distance"),
         ("encodec", {}, "--format encodec: known are"),
     ],
@@ -85,7 +85,7 @@ def test_what_cannot_be_expressed_is_not_written(format, settings, message, tmp_
 
 @pytest.mark.parametrize("key", ["fsq_levels", "codebook_distance", "activation"])
 def test_a_key_without_words_of_its_own_is_refused_all_the_same(key, tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "_REFUSALS", {})
+    monkeypatch.setattr(formats, "_REFUSALS", {})
     for config in models_with_another(key):
         tokenizer = MotionTokenizer(RVQVAE(6, config), torch.zeros(6), torch.ones(6), feature_layout(6), 30.0)
         with pytest.raises(UserError, match=rf"{key} .*: MoMask has nothing of the kind"):
@@ -99,7 +99,7 @@ def test_of_several_keys_the_first_is_refused(tmp_path):
     for key in ("codebook_distance", "num_quantizers", "stride_t", "activation"):
         model = RVQVAE(6, ModelConfig(**{**small, "num_quantizers": 1, **settings}))
         tokenizer = MotionTokenizer(model, torch.zeros(6), torch.ones(6), feature_layout(6), 30.0)
-        with pytest.raises(UserError, match=f"^{key} {settings.pop(key)}: T2M-GPT"):
+        with pytest.raises(UserError, match=rf"^rvqvae\.model\.{key} {settings.pop(key)}: T2M-GPT"):
             save_foreign(tokenizer, "t2mgpt", tmp_path / "out")
 
 

@@ -1,0 +1,95 @@
+"""Settings that columns cannot have: left out of a run where the profile has them, refused where they are asked for."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.config.names import BODY_PARTS
+from ds_rvqvae.config.profile import load_profile, shipped_profiles
+from ds_rvqvae.config.request import read_training_flags
+from ds_rvqvae.data.dataset import MotionData, open_training_data
+from ds_rvqvae.data.fitting import check_part, unfitting
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.motion.layout import Channels, feature_layout, joint_layout, layout_to_json, select_columns, smplx_layout
+from tests.data.motion import write_packed
+
+MIRROR, MIX, ROTATION = "rvqvae.data.augment.mirror", "rvqvae.data.augment.mix", "rvqvae.loss.loss_rotation"
+WEIGHTS = "rvqvae.loss.joint_weights"
+
+
+def keys(profile, layout, of_store=None, asked=()):
+    return [one.key for one in unfitting(profile, layout, of_store or layout, None, asked)]
+
+
+@pytest.mark.parametrize("name", shipped_profiles())
+def test_every_part_can_be_trained_with_every_shipped_profile(name, demo_folder):
+    for part in BODY_PARTS:
+        flags = [f"--profile={name}", f"--data_path={demo_folder}", f"--body_part={part}", "--window_size=32"]
+        request = read_training_flags([*flags, "--window_stride=16"]).request()
+        data = open_training_data(request.profile, asked=request.asked)
+        left_out = {"face": [MIRROR, MIX, ROTATION], "face_jaw": [MIRROR]}.get(part, []) if name == "best" else []
+        assert [one.key for one in data.left_out] == left_out, part
+        assert all(f"{key} (" in line and line.startswith(f"{part}: ") for line in data.notes() for key in left_out)
+        assert bool(data.notes()) == bool(left_out)
+        augment, fitted = data.config.augment, data.fitted(request.profile)
+        assert fitted.rvqvae.data.augment == augment and (augment.mirror > 0) == (name == "best" and not left_out)
+        # What the run then stores is what it trains with: opened again, nothing is left out any more.
+        assert keys(fitted, data.layout) == []
+
+
+def test_matrices_have_neither_sides_nor_joints_nor_rotations():
+    assert keys(load_profile("best"), feature_layout(263)) == [MIRROR, MIX, ROTATION]
+    assert keys(load_profile("best"), joint_layout(("joint0", "joint1"), "position")) == [MIRROR]
+
+
+@pytest.mark.parametrize("flag", ["--set=rvqvae.data.augment.mirror=0.5", '--augment={"mirror": 0.5}'])
+def test_what_is_asked_for_is_refused(demo_folder, flag):
+    line = [f"--data_path={demo_folder}", "--body_part=face", "--window_size=32"]
+    request = read_training_flags([*line, flag]).request()
+    with pytest.raises(UserError, match=f"{MIRROR}: expressions .* cannot be mirrored"):
+        open_training_data(request.profile, asked=request.asked)
+    assert open_training_data(request.profile).config.augment.mirror == 0
+    request = read_training_flags([*line, "--loss_rotation=1"]).request()
+    with pytest.raises(UserError, match=f"{ROTATION}: the data have no columns"):
+        open_training_data(request.profile, asked=request.asked)
+
+
+def test_weights_of_joints_of_other_parts_are_left_out_and_misspelt_ones_refused():
+    hands, of_store = select_columns(smplx_layout(), "hands")[1], smplx_layout()
+    profile = load_profile("baseline", ['rvqvae.loss.joint_weights={"left_*": 2, "head": 3}'])
+    (left_out,) = unfitting(profile, hands, of_store, None, ())
+    assert (left_out.key, left_out.value) == (WEIGHTS, {"left_*": 2}) and left_out.reason.startswith("head: ")
+    (left_out,) = unfitting(load_profile("baseline", [f'{WEIGHTS}={{"head": 3}}']), hands, of_store, None, ())
+    assert left_out.value is None
+    assert keys(load_profile("baseline", [f'{WEIGHTS}={{"haed": 3}}']), hands, of_store) == []  # refused as ever
+    assert keys(profile, hands, of_store, asked=[WEIGHTS]) == []
+
+
+def _packed(folder, layout):
+    write_packed(folder, (200, 200), width=layout[-1].stop, layout=np.array(json.dumps(layout_to_json(layout))))
+    return str(folder)
+
+
+def test_a_part_of_motion_without_parts_is_refused_where_it_is_asked_for(tmp_path):
+    joints = _packed(tmp_path / "joints.npz", joint_layout(("Hips", "LeftArm"), "position")[:2])
+    request = read_training_flags(["--window_size=16", f"--data_path={joints}", "--body_part=hands"]).request()
+    with pytest.raises(UserError, match=r"^--body_part hands .*joints\.npz has no body parts .*--body_parts$"):
+        open_training_data(request.profile, asked=request.asked)
+    assert open_training_data(request.profile).in_features == 12
+    own = ["--body_part=arm", '--body_parts={"arm": ["*Arm"]}']
+    request = read_training_flags(["--window_size=16", f"--data_path={joints}", *own]).request()
+    assert open_training_data(request.profile, asked=request.asked).in_features == 6
+    with pytest.raises(UserError, match=r"matrices has no body parts .*: leave it out$"):
+        check_part(DataConfig(path="matrices"), (Channels("features", "feature", 0, 9),), False)
+    # A file that holds this very part and no more.
+    _, hands = select_columns(smplx_layout(), "hands")
+    line = ["--window_size=16", f"--data_path={_packed(tmp_path / 'b.npz', hands)}", "--body_part=hands"]
+    request = read_training_flags(line).request()
+    assert open_training_data(request.profile, asked=request.asked).in_features == 180
+
+
+def test_motion_opened_by_itself_is_as_its_settings_say(demo_folder):
+    data = MotionData.open(DataConfig(path=str(demo_folder), body_part="face", augment={"mirror": 0.5}))
+    assert data.left_out == () and data.notes() == [] and data.config.augment.mirror == 0.5
