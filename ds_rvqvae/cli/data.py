@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 from ds_rvqvae.cli.common import add_json_flag, count, print_result
-from ds_rvqvae.errors import ExitStatus, UserError, text_of
+from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.process.terminal import warned
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +59,7 @@ def _plot(args: argparse.Namespace) -> int:
     print_result(
         args,
         {**look.facts, "picture": str(out)},
-        text_of([*look_text(look).split("\n"), f"picture: {out}"]),
+        [*map(warned, look_text(look).split("\n")), ["picture: ", (str(out), "path")]],
         in_files=True,
     )
     return ExitStatus.DONE

@@ -16,6 +16,7 @@ from ds_rvqvae.cli.common import (
     print_result,
 )
 from ds_rvqvae.errors import ExitStatus, UserError, printable
+from ds_rvqvae.process.terminal import Line
 
 if TYPE_CHECKING:
     from ds_rvqvae.motion.clip import Clip
@@ -91,7 +92,8 @@ def _render(args: argparse.Namespace) -> int:
     }
     what = f"{len(animation)} frames of {args.size[0]}x{args.size[1]} at {fps:g} fps"
     errors = f"{comparison.levels_text}: {result['angle_error_deg']:.2f} degrees, {result['joint_error_mm']:.1f} mm"
-    print_result(args, result, printable(f"{out}: {what}; {clip.name}, {errors}"), in_files=True)
+    line: Line = [(str(out), "path"), f": {what}; ", (clip.name, "name"), f", {errors}"]
+    print_result(args, result, [line], in_files=True)
     return ExitStatus.DONE
 
 

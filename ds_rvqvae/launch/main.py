@@ -95,6 +95,7 @@ def _show(checked: "list[tuple[CheckedRun, Preflight | None]]") -> None:
         print(terminal_of(sys.stderr).text(blocks), file=sys.stderr)
     for run, _ in checked[:1]:
         added = rank_variables(run)
-        say(f"environment: {shlex.join(f'{name}={value}' for name, value in added.items())}")
+        line = f"environment: {shlex.join(f'{name}={value}' for name, value in added.items())}"
+        print(terminal_of(sys.stderr).text([line]), file=sys.stderr)
     for run, _ in checked:
         print_out(printable(shlex.join(command_by_flags(run))), end="\n")

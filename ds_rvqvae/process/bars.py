@@ -18,24 +18,38 @@ class Bar(tqdm):  # type: ignore[type-arg]  # it is generic for type checkers on
     """As tqdm's, whose end is cut off where the line is too short. Here the bar gives way first, then the time that
     has passed, further notes and the name; steps, rate, the first note and the time that is left stay longest."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._taken: dict[tuple[int, int], int] = {}
+        """The number of the longest form that had room, by width and notes: numbers that grow and shrink by a cell
+        do not make the line jump."""
+        super().__init__(*args, **options)
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """What `format_meter` is given."""
+        return {**super().format_dict, "taken": self._taken}
+
     @staticmethod
     def format_meter(  # type: ignore[override]
         n: float, total: float | None, elapsed: float, ncols: int | None = None, **options: Any
     ) -> str:
         """The line, in at most `ncols` cells."""
         options.pop("bar_format", None)
+        taken: dict[tuple[int, int], int] = options.pop("taken", {})
         if not ncols or not total:
             return tqdm.format_meter(n, total or 0, elapsed, ncols=ncols, **options)
         notes = [*filter(None, (options.pop("postfix", None) or "").split(", "))]
         unit, prefix = options.pop("unit", "it"), options.pop("prefix", "") or ""
         rate = options.get("rate") or ((n - options.get("initial", 0)) / elapsed if elapsed else 0)
-        for form, shown, name in _forms(notes, prefix, (total - n) / rate if rate > 0 else None):
+        key = ncols, len(notes)
+        for number, (form, shown, name) in enumerate(_forms(notes, prefix, (total - n) / rate if rate > 0 else None)):
             short = "{desc}" not in form
             meter = partial(tqdm.format_meter, n, total, elapsed, prefix=name, unit="" if short else unit, **options)
             text: str = meter(postfix=", ".join(shown), bar_format=form.replace("{bar}", ""))
+            taken[key] = max(number, taken.get(key, 0))
             if short:
                 return " ".join(text.replace("s/ ", f"s/{unit} ").split())[:ncols]
-            if disp_len(text) + (_SHORTEST_BAR if "{bar}" in form else 0) <= ncols:
+            if number == taken[key] and disp_len(text) + (_SHORTEST_BAR if "{bar}" in form else 0) <= ncols:
                 break
         return str(meter(postfix=", ".join(shown), bar_format=form, ncols=ncols))
 

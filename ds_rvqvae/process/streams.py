@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-from ds_rvqvae.process.terminal import emphasised, is_coloured
+from ds_rvqvae.process.terminal import broken, emphasised, is_coloured, width_of
 
 MOST_WAITING = 1 << 20
 """Bytes that wait for a reader; beyond them the oldest are dropped."""
@@ -47,7 +47,7 @@ class QueuedStream(io.TextIOBase):
     What cannot be written is dropped: where nobody reads any more, where the disk is full, and the oldest of what goes
     beyond `MOST_WAITING` while nobody reads, or more slowly: why a process ended is said last. Characters that the
     stream's encoding has not become `?`. On a terminal a message takes the line of a progress bar, which is drawn again
-    below it, and where there is colour the word that a refusal or a warning begins with has one.
+    below it; refusals and warnings are broken between words, and begin with a word in colour.
 
     Args:
         stream: with a file's number.
@@ -82,6 +82,8 @@ class QueuedStream(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
+        if (columns := width_of(self)) is not None:
+            text = broken(text, columns)
         if self._is_coloured:
             text = emphasised(text)
         content = text.encode(self._encoding, "replace")

@@ -6,11 +6,12 @@ decided here alone, by rich, which is imported when text is made. A pipe gets pl
 
 import os
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Protocol, TypeAlias, Union, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Union, runtime_checkable
 
 from ds_rvqvae.errors import printable
 
@@ -41,6 +42,7 @@ file neither, and one that is longer than a line loses its middle."""
 
 _EMPHASIS = {"error:": "\x1b[1;31m", "warning:": "\x1b[33m"}
 """As rich writes the styles of these names."""
+_BETWEEN_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False, "drop_whitespace": True}
 _SMALLEST_WIDTH, _USUAL_WIDTH = 20, 80
 SHORTEST_NAME = 12
 """Cells down to which a name is shortened."""
@@ -93,6 +95,20 @@ def emphasised(message: str) -> str:
         if message.startswith(word):
             return f"{code}{word}\x1b[0m{message[len(word) :]}"
     return message
+
+
+def broken(message: str, columns: int) -> str:
+    """A refusal or a warning for a terminal, in lines that are broken between words where that can be."""
+    if not message.startswith(tuple(_EMPHASIS)):
+        return message
+    lines = [textwrap.wrap(line, columns, subsequent_indent="  ", **_BETWEEN_WORDS) for line in message.split("\n")]
+    return "\n".join("\n".join(parts) for parts in lines)
+
+
+def warned(line: str) -> Line:
+    """A line of a result that may be a warning: then its first word has the style of one."""
+    word = "warning:"
+    return [(word, "warning"), line[len(word) :]] if line.startswith(word) else line
 
 
 def _is_terminal(stream: Stream) -> bool:

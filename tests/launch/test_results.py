@@ -13,7 +13,13 @@ from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.data.store.prepare import prepare_store
 from ds_rvqvae.launch.results import joined, program, result_lines, resuming
+from ds_rvqvae.process.terminal import PLAIN
 from tests.damage import DAMAGES, damage
+
+
+def told(folder, parts, data):
+    """The lines of a pipe."""
+    return PLAIN.text(result_lines(folder, parts, data)).split("\n")
 
 
 def scores(l1, split="test", angle=2.0):
@@ -49,7 +55,7 @@ def test_a_run_tells_scores_before_and_after_what_it_made_and_what_comes_next(tm
     for name, seconds in (("reconstruction_a.png", 2000), ("reconstruction_b.png", 1000)):
         (run / "eval" / name).touch()
         os.utime(run / "eval" / name, (seconds, seconds))
-    lines = result_lines(run, (), data)
+    lines = told(run, (), data)
     assert lines[0] == "test: 3 clips, 1,234 frames"
     assert lines[2].split()[-2:] == ["0.8750", "0.2500"]
     for line in (f"picture: {run / 'eval' / 'reconstruction_a.png'}", f"tokenizer: {run / 'tokenizer'}", f"run: {run}"):
@@ -60,7 +66,7 @@ def test_a_run_tells_scores_before_and_after_what_it_made_and_what_comes_next(tm
 def test_commands_name_a_held_out_clip_and_the_motion(tmp_path, data, demo_folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = made_run(Path("my runs") / "one's run")
-    commands = words_of(result_lines(run, (), data))
+    commands = words_of(told(run, (), data))
     held_out = data.segments("test")[0].name
     encode = commands["encode"]
     assert encode[-4:] == [f"{run}/tokenizer", str(demo_folder), "--out", "codes/one's run"]
@@ -74,7 +80,7 @@ def test_commands_name_a_held_out_clip_and_the_motion(tmp_path, data, demo_folde
 def test_commands_of_a_run_on_a_store_name_a_clip_in_it_and_the_files_it_was_made_of(tmp_path, demo_folder):
     store = prepare_store(DataConfig(path=str(demo_folder), split="time"), tmp_path / "store").folder
     data = MotionData.open(DataConfig(path=str(store), split="time"))
-    commands = words_of(result_lines(made_run(tmp_path / "run"), (), data))
+    commands = words_of(told(made_run(tmp_path / "run"), (), data))
     segment = data.segments("test")[0]
     assert segment.start > 0
     render = commands["render"][commands["render"].index("render") + 2 :]
@@ -83,7 +89,7 @@ def test_commands_of_a_run_on_a_store_name_a_clip_in_it_and_the_files_it_was_mad
 
 
 def test_scores_of_training_motion_are_said_to_be_so(tmp_path, data):
-    lines = result_lines(made_run(tmp_path / "run", split="train", angle=None), (), data)
+    lines = told(made_run(tmp_path / "run", split="train", angle=None), (), data)
     assert any("no clip is held out" in line for line in lines)
 
 
@@ -91,7 +97,7 @@ def test_scores_of_training_motion_are_said_to_be_so(tmp_path, data):
 def test_scores_that_cannot_be_read_are_said_and_the_rest_is_told(tmp_path, data, capsys, kind):
     run = made_run(tmp_path / "run")
     damage(run / "eval" / "untrained.json", kind)
-    lines = result_lines(run, (), data)
+    lines = told(run, (), data)
     said = capsys.readouterr().err
     assert f"warning: {run / 'eval'}: the scores cannot be read: " in said and "evaluate" in said
     assert f"run: {run}" in lines and "encode" in words_of(lines)
@@ -101,7 +107,7 @@ def test_without_scores_of_before_or_a_tokenizer_the_rest_is_told(tmp_path, data
     run = made_run(tmp_path / "run")
     (run / "eval" / "untrained.json").unlink()
     (run / "tokenizer").rmdir()
-    lines = result_lines(run, (), data)
+    lines = told(run, (), data)
     assert lines[0].startswith("test: 3 clips") and list(words_of(lines)) == ["--logdir"]
     assert f"export {run} --out DIR" in capsys.readouterr().err
 
@@ -111,7 +117,7 @@ def test_a_body_tells_each_part_in_a_line_and_commands_of_the_whole(tmp_path, da
     for part, angle in (("upper", 2.0), ("face", None)):
         made_run(body / part, angle=angle)
     (body / "tokenizer").mkdir()
-    lines = result_lines(body, ("upper", "face"), data)
+    lines = told(body, ("upper", "face"), data)
     assert lines[:2] == [
         "upper: test, angle 2.00 untrained, 2.00 deg trained; L1 0.8750 untrained, 0.2500 trained",
         "face: test, L1 0.8750 untrained, 0.2500 trained",

@@ -39,6 +39,14 @@ def test_a_slow_step_and_a_rate_that_is_not_known_yet():
     assert "?" in line(40, 0, rate=None) and line(40, 0, rate=None).startswith("0/200000 ?/s")
 
 
+def test_the_line_does_not_jump_with_the_length_of_its_numbers():
+    taken = {}
+    speeds = ["9.8", "1234.5", "9.8", "12.6", "9.8"]
+    shown = [line(82, prefix="x", postfix=f"loss=0.1, samples/s={speed}", taken=taken) for speed in speeds]
+    assert ["samples/s" in text for text in shown] == [True, False, False, False, False]
+    assert "samples/s" in line(120, prefix="x", postfix="loss=0.1, samples/s=1234.5", taken=taken)
+
+
 def test_it_is_drawn_by_tqdm():
     stream = io.StringIO()
     with Bar(total=4, file=stream, ncols=40, desc="work", unit="clip") as bar:

@@ -13,6 +13,7 @@ from ds_rvqvae.process.terminal import (
     PLAIN,
     Terminal,
     bar,
+    broken,
     emphasised,
     is_coloured,
     shortened,
@@ -64,6 +65,13 @@ class TestWhetherThereIsColour:
             styled = Terminal(colour=True).text([[(f"{word}:", word), " no clip"]])
             assert emphasised(f"{word}: no clip") == styled != f"{word}: no clip"
         assert emphasised("no error: here") == "no error: here"
+
+    def test_they_are_broken_between_words_and_other_lines_are_left(self):
+        path = "/a/path/without/any/end/of/it/in/sight.npz"
+        lines = broken(f"error: {path}: {WORDS}\n  a detail", 30).split("\n")
+        assert lines[:2] == ["error:", f"  {path}:"] and lines[-1] == "  a detail"
+        assert " ".join(lines[2:-1]).split() == WORDS.split() and max(map(len, lines[2:])) <= 30
+        assert broken(WORDS * 9, 30) == WORDS * 9 and broken("warning: short", 30) == "warning: short"
 
     def test_a_stream_that_is_closed_has_none(self):
         stream = io.StringIO()
