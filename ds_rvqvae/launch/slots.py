@@ -203,9 +203,9 @@ class Cards:
         ways = ["wait"] + [f"take others by --include {format_include(left)}"] * bool(left)
         shown = [f"GPU {slot}: {self._named(self.others(slot))}" for slot in taken[:_MOST_NAMED]]
         shown += [f"GPU {', '.join(map(str, taken[_MOST_NAMED:]))} likewise"] * (len(taken) > _MOST_NAMED)
+        who = "another or an unknown user" if self.any_unseen(taken) else "another user"
         raise UserError(
-            f"another user computes on GPUs of this run: {'; '.join(shown)}; {', '.join(ways)}, or share them by "
-            "--share_gpus",
+            f"{who} computes on GPUs of this run: {'; '.join(shown)}; {', '.join(ways)}, or share them by --share_gpus",
             ExitStatus.CARD_NOT_IDLE,
         )
 
