@@ -178,8 +178,8 @@ class Cards:
     def others(self, slot: int) -> list[GpuProcess]:
         """The processes that compute on a card and are not of this user, for all that can be seen.
 
-        One that is not seen here, as of another container or where /proc hides it, counts as another user's: this
-        user's own are always seen.
+        One that is not seen here, as of another container or where /proc hides it, counts as another user's: those of
+        this user are seen, unless they run in another container.
         """
         owned = [(process, self.snapshot.owner(process)) for process in self.gpus[slot].processes]
         others = [process for process, owner in owned if not owner.of_this_user and not owner.serves_all]
