@@ -178,8 +178,8 @@ class Cards:
     def others(self, slot: int) -> list[GpuProcess]:
         """The processes that compute on a card and are not of this user, for all that can be seen.
 
-        One that is not seen here, as of another container or where /proc hides it, counts as another user's: this
-        user's own are always seen.
+        One that is not seen here, as of another container or where /proc hides it, counts as another user's: those of
+        this user are seen, unless they run in another container.
         """
         owned = [(process, self.snapshot.owner(process)) for process in self.gpus[slot].processes]
         others = [process for process, owner in owned if not owner.of_this_user and not owner.serves_all]
@@ -203,9 +203,9 @@ class Cards:
         ways = ["wait"] + [f"take others by --include {format_include(left)}"] * bool(left)
         shown = [f"GPU {slot}: {self._named(self.others(slot))}" for slot in taken[:_MOST_NAMED]]
         shown += [f"GPU {', '.join(map(str, taken[_MOST_NAMED:]))} likewise"] * (len(taken) > _MOST_NAMED)
+        who = "another or an unknown user" if self.any_unseen(taken) else "another user"
         raise UserError(
-            f"another user computes on GPUs of this run: {'; '.join(shown)}; {', '.join(ways)}, or share them by "
-            "--share_gpus",
+            f"{who} computes on GPUs of this run: {'; '.join(shown)}; {', '.join(ways)}, or share them by --share_gpus",
             ExitStatus.CARD_NOT_IDLE,
         )
 

@@ -206,6 +206,13 @@ def test_gpus_that_another_user_computes_on(dry_runs, other):
             "process 4194303 of a user that cannot be seen from here (1.00",
             None,
         ),
+        (
+            ["3 process 4194303 1"],
+            [],
+            3,
+            "error: another or an unknown user computes on GPUs of this run: GPU 3: ",
+            None,
+        ),
         (["3 process 4194303 1"], ["--share_gpus"], 0, "process 4194303, that cannot be seen from here", None),
         (
             [f"3 process {mine} {5 * GIB}", f"3 used {5 * GIB}"],
