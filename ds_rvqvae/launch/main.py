@@ -57,12 +57,12 @@ def launch(flags: "Flags") -> ExitStatus:
     else:
         check_no_body(flags)
         body, checked = None, [check_run(request_of(flags))]
-    if flags.options.dry_run:
-        _show([(run, report) for run, report in checked if body is None or not run.done])
-        return ExitStatus.DONE
     runs = [run for run, _ in checked]
     for line in dict.fromkeys(line for run in runs for line in run.said):
         say(line)
+    if flags.options.dry_run:
+        _show([(run, report) for run, report in checked if body is None or not run.done])
+        return ExitStatus.DONE
     # From here on the result is the run: whether anything can be printed changes nothing.
     with queued_streams("stdout"), signals_noted() as signals:
         if body is None:

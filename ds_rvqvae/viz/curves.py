@@ -76,9 +76,9 @@ def _of_joint(truth: NDArray[np.float32], found: NDArray[np.float32], part: Chan
     vectors, found_vectors = (np.degrees((mean * own).as_rotvec()) for own in (turns, others))
     axis = np.linalg.eigh(vectors.T @ vectors)[1][:, -1]
     axis = axis if axis[np.abs(axis).argmax()] > 0 else -axis
-    angle = np.unwrap(vectors @ axis, period=360)
-    # Half a turn and its opposite are one rotation.
-    other = angle + (found_vectors @ axis - angle + 180) % 360 - 180
+    # Half a turn and its opposite are one rotation, and so are whole turns more.
+    angle, other = (np.unwrap(own @ axis, period=360) for own in (vectors, found_vectors))
+    other += 360 * np.round(np.median(angle - other) / 360)
     error = angle_between(*(torch.from_numpy(motion[:, part.start : part.stop]) for motion in (truth, found))).mean()
     return Curve(f"{name_words(part.name, 30)}, degrees; {float(error):.1f}° mean error", angle, other)
 

@@ -101,7 +101,7 @@ def reconstruction_figure(
     heights = [3 * _ROW, *(row.height for row in rows)]
     figure = Figure(figsize=(_WIDTH, sum(heights) + 0.7), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(_title(title, errors, by_levels), fontsize=11)
+    figure.suptitle(_title(title, errors, by_levels), fontsize=11, linespacing=1.5)
     grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
     top = grid[0].subgridspec(1, 2 if errors else 1, width_ratios=[3, 1] if errors else None)
     curves = top[0].subgridspec(_CURVES // 2, 2)

@@ -94,8 +94,6 @@ class Animation:
         titles = ("truth", f"reconstruction, {shown.levels_text}", "difference")
         points = np.concatenate([self._truth, self._found], axis=1)[..., :2]
         low, high = np.percentile(points.min(axis=1), 1, axis=0), np.percentile(points.max(axis=1), 99, axis=0)
-        truth = self._truth[..., :2].reshape(-1, 2)
-        low, high = np.minimum(low, truth.min(axis=0)), np.maximum(high, truth.max(axis=0))
         self._grounds, self._figures = [], []
         for index, title in enumerate(titles):
             axes = self._figure.add_axes((index / 3, _PANEL_BOTTOM, 1 / 3, _PANEL_TOP - _PANEL_BOTTOM))
