@@ -47,12 +47,7 @@ def check_run(request: Request, opened: Sequence[MotionData] = ()) -> tuple[Chec
     check_shells(ranks, options, request.resolved.arguments())
     if ranks.world_size and not start.resumes:
         profile.check_world_size(ranks.world_size)
-    initial_from = config.training.init_from
-    with Stage(f"opening the tokenizer {initial_from}", shown=initial_from is not None, after=_UNSAID):
-        find_initial(folder, profile, start)
-    with Stage(f"reading {config.data.path}", after=_UNSAID):
-        data = open_training_data(profile, store_of_the_same(config.data, opened), request.asked)
-    request = replace(request, profile=data.fitted(profile))
+    request, data = _open_motion(request, folder, opened)
     profile, config = request.profile, request.profile.rvqvae
     windows = data.count_training_windows()
     initial = take_start(folder, profile, data, start)
@@ -85,6 +80,17 @@ def check_run(request: Request, opened: Sequence[MotionData] = ()) -> tuple[Chec
     for warning in [*settings, *data.warnings(), *(initial.warnings(data) if initial else []), *found]:
         warn(warning)
     return CheckedRun(request, folder, ranks, data, disk_bytes, done, _what(request, folder, data)), report
+
+
+def _open_motion(request: Request, folder: Path, opened: Sequence[MotionData]) -> tuple[Request, MotionData]:
+    """The motion, and the request without what that motion cannot have."""
+    profile, data = request.profile, request.profile.rvqvae.data
+    initial = profile.rvqvae.training.init_from
+    with Stage(f"opening the tokenizer {initial}", shown=initial is not None, after=_UNSAID):
+        find_initial(folder, profile, request.start)
+    with Stage(f"reading {data.path}", after=_UNSAID):
+        motion = open_training_data(profile, store_of_the_same(data, opened), request.asked)
+    return replace(request, profile=motion.fitted(profile)), motion
 
 
 def _what(request: Request, folder: Path, data: MotionData) -> tuple[str, ...]:

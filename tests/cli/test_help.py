@@ -24,6 +24,7 @@ LONG = {
     "--format",
     "--store_dtype",
     "--gradient",
+    "--for",
 }
 """Flags of training that say too much for one line, beside NCCL's."""
 
