@@ -1,4 +1,4 @@
-"""Numbers of bytes as text."""
+"""Numbers as text: bytes and counts."""
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
@@ -39,3 +39,8 @@ def size(count: float, short: bool = True) -> str:
         if count >= scale:
             return f"{count / scale:,.{2 if short and scale == GIB else 1}f} {unit}"
     return f"{count:,.0f} {'B' if short else 'bytes'}"
+
+
+def counted(count: int, noun: str) -> str:
+    """A count with its noun: `1 clip`, `1,005 clips`."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")

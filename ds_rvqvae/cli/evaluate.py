@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ds_rvqvae.cli.common import TOKENIZER_HELP, add_json_flag, count, find_tokenizer, print_result
 from ds_rvqvae.errors import ExitStatus, UserError, say
 from ds_rvqvae.process.tolerance import tolerated
+from ds_rvqvae.text import counted
 
 if TYPE_CHECKING:
     from ds_rvqvae.config.data import DataConfig
@@ -258,9 +259,11 @@ def _notes(results: Sequence[dict[str, Any]]) -> list[str]:
     from ds_rvqvae.tokenizer.tables import figure_note
 
     first = results[0]
-    notes = [f"{first['split']}: {first['clips']} clips, {first['frames']:,} frames"]
+    notes = [f"{first['split']}: {counted(first['clips'], 'clip')}, {first['frames']:,} frames"]
     if any((one["data_path"], one["clips"], one["frames"]) != _motion(first) for one in results):
-        scored = "; ".join(f"{one['name']} {one['clips']} clips, {one['frames']:,} frames" for one in results)
+        scored = "; ".join(
+            f"{one['name']} {counted(one['clips'], 'clip')}, {one['frames']:,} frames" for one in results
+        )
         notes = [f"{first['split']}: {scored}", "Scored on different motion: the rows do not compare."]
     if all(one["normalised_by"] == first["name"] for one in results):
         notes.append(f"L1, velocity and jitter in units of the standard deviations of {first['name']}, for all alike.")

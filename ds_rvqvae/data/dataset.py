@@ -24,6 +24,7 @@ from ds_rvqvae.motion.clip import MIN_FRAMES
 from ds_rvqvae.motion.layout import Layout, check_losses, layout_to_json, select_columns
 from ds_rvqvae.motion.rotations import same_rate
 from ds_rvqvae.process.home import expanded
+from ds_rvqvae.text import counted
 
 
 class MotionData:
@@ -327,7 +328,7 @@ def store_warnings(store: Store, most: int = 8) -> list[str]:
     except UserError as error:
         return [str(error)]
     counts = report["notes"].items()
-    found = [f"{note} ({count:,} file{'s' * (count > 1)})" if count else note for note, count in counts]
+    found = [f"{note} ({counted(count, 'file')})" if count else note for note, count in counts]
     if len(found) > most:
         found[most:] = [f"{len(found) - most:,} more notes are in {store.folder / REPORT}"]
     if store.left_out:

@@ -18,6 +18,7 @@ from ds_rvqvae.runs.folder import check_out_folder, naming_of, run_folder_of, ru
 from ds_rvqvae.runs.init_from import find_initial, take_start
 from ds_rvqvae.runs.references import is_of
 from ds_rvqvae.runs.start import Resume, as_begun, find_resume, record_of, with_batch
+from ds_rvqvae.text import counted
 from ds_rvqvae.tokenizer.folder import TOKENIZER, read_config
 
 _UNSAID = 2.0
@@ -98,9 +99,7 @@ def _what(request: Request, folder: Path, data: MotionData) -> tuple[str, ...]:
     store, of_part = data.store, f" of {data.body_part}" if data.body_part else ""
     frames, clips = int(store.starts[-1]), len(store.clip_names)
     length = f"{_duration(frames / store.fps)} at {store.fps:g} frames/s"
-    lines = [
-        f"motion {data.config.path}: {clips:,} clip{'s' * (clips > 1)}, {length}, {data.in_features} columns{of_part}"
-    ]
+    lines = [f"motion {data.config.path}: {counted(clips, 'clip')}, {length}, {data.in_features} columns{of_part}"]
     flags = request.flags
     if flags.start.kind == "newest" and flags.name is None and folder.exists():
         others = [run.name for run in runs_called(flags.out, naming_of(request)) if run != folder]

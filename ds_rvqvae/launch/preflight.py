@@ -18,7 +18,7 @@ from ds_rvqvae.launch.hosts import Ranks
 from ds_rvqvae.launch.slots import Cards, format_include
 from ds_rvqvae.process.terminal import Line
 from ds_rvqvae.runs.start import split_batch
-from ds_rvqvae.text import GIB, MIB, size
+from ds_rvqvae.text import GIB, MIB, counted, size
 
 CARD_PROCESS_BYTES, LEAST_CARD_PROCESS_BYTES = 3 * GIB, GIB // 2
 """Host memory of a rank on a card: Python, torch with its CUDA libraries, CUDA's context. Assumed, not measured yet;
@@ -105,7 +105,7 @@ class Preflight:
         parts.sort(key=lambda part: -part[1])
         total = sum(count for _, count in parts)
         lines = [
-            f"{plan.gpus} {'CPU rank' if self.on_cpu else 'card'}{'s' * (plan.gpus > 1)}, each with "
+            f"{counted(plan.gpus, 'CPU rank' if self.on_cpu else 'card')}, each with "
             f"{window_sizes_text(data, plan.micro_batch)} x {plan.in_features} columns",
             f"{plan.parameter_count:,} trainable parameters, {precision}, "
             f"ZeRO stage {plan.profile.zero_optimization.stage}, activation checkpointing {recompute}",

@@ -17,6 +17,7 @@ from ds_rvqvae.data.store.shards import ShardFacts
 from ds_rvqvae.data.store.table import Shard
 from ds_rvqvae.files import read_json
 from ds_rvqvae.runs.checkpoints import keeps
+from ds_rvqvae.text import counted
 
 MOTION_FILE = "motion.json"
 """In the folder of a checkpoint."""
@@ -242,7 +243,7 @@ def _keys_of(clip: ClipFacts) -> list[tuple[Any, ...]]:
 
 
 def _count(names: list[str]) -> str:
-    return f"{len(names):,} clip{'s' if len(names) > 1 else ''}"
+    return counted(len(names), "clip")
 
 
 def changed_motion(checkpoint: Path, data: MotionData) -> MotionChange | None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from ds_rvqvae.process.tables import Column, Table
 from ds_rvqvae.process.terminal import PLAIN, Block, Line, Terminal
+from ds_rvqvae.text import counted
 
 _ERRORS = {"l1": "L1, normalised units", "angle_error_deg": "angle error, degrees", "velocity_error": "velocity error"}
 _BY_LEVEL = (
@@ -56,7 +57,7 @@ def score_table(
 def score_blocks(scores: dict[str, Any], untrained: dict[str, Any] | None = None, name: str = "") -> list[Block]:
     """The same in lines and tables."""
     start = f"{name}, " if name else ""
-    blocks: list[Block] = [f"{start}{scores['split']}: {scores['clips']} clips, {scores['frames']:,} frames"]
+    blocks: list[Block] = [f"{start}{scores['split']}: {counted(scores['clips'], 'clip')}, {scores['frames']:,} frames"]
     if untrained is not None:
         heads = [Column(left=True), Column("untrained"), Column("trained")]
         blocks += [Table(heads, [_change(key, title, untrained, scores) for key, title in _ERRORS.items()]), ""]

@@ -17,7 +17,7 @@ from ds_rvqvae.gpu.sizes import parameter_count
 from ds_rvqvae.process.tables import Column, Table
 from ds_rvqvae.process.terminal import PLAIN, Block, Line, Terminal
 from ds_rvqvae.process.tolerance import tolerated
-from ds_rvqvae.text import GIB, gibibytes
+from ds_rvqvae.text import GIB, counted, gibibytes
 from ds_rvqvae.train.metrics import announce
 from ds_rvqvae.train.readings import Peaks, RankMeter
 
@@ -40,7 +40,7 @@ _TIGHT = 0.05
 def run_lines(folder: Path, profile: Profile, data: MotionData, world_size: int) -> list[str]:
     """What is about to run."""
     parts = [
-        f"{world_size} rank{'s' if world_size > 1 else ''}",
+        counted(world_size, "rank"),
         f"ZeRO stage {profile.zero_optimization.stage}",
         "bf16" if profile.bf16.enabled else "fp32",
         f"activation checkpointing {'on' if profile.rvqvae.training.gradient_checkpointing else 'off'}",

@@ -145,9 +145,9 @@ class Trainer:
         trainer is closed.
         """
         if self.checkpointer.saved_step is None:
-            with self._stage("first codes"):
+            with self._stage("finding the first codes"):
                 self.initialize_codebooks()
-            with self._stage("first scores, before training"):
+            with self._stage("scoring the untrained model"):
                 self.evaluator.evaluate(self.steps_done, "untrained.json")
         with self.agreement.listening():
             self._loop()
@@ -159,7 +159,7 @@ class Trainer:
     def _loop(self) -> None:
         progress = Progress(self.settings.total_iter, self.steps_done, self.run_folder.name, shown=self.rank == 0)
         self.log.start_interval()
-        with self._stage("first step") as first:
+        with self._stage("taking the first step") as first:
             while self.steps_done < self.settings.total_iter:
                 with self.heartbeat.long_work() if self._may_compile() else contextlib.nullcontext():
                     losses = self.step()
@@ -188,7 +188,7 @@ class Trainer:
         scored = None
         with self.heartbeat.long_work():
             if evaluates:
-                with self._stage(f"scoring step {self.steps_done:,}", quiet=True):
+                with self._stage(f"scoring and drawing step {self.steps_done:,}", quiet=True):
                     scored = self.evaluator.evaluate(self.steps_done, SCORES)
             if scored is not None and self.steps_done < self.settings.total_iter:
                 scored = None  # a copy of the model, which is needed in the end only

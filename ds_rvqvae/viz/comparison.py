@@ -12,6 +12,7 @@ from ds_rvqvae.motion.clip import Clip, ClipError
 from ds_rvqvae.motion.kinematics import Kinematics, angle_between
 from ds_rvqvae.motion.layout import Layout, feature_layout, rotation_columns
 from ds_rvqvae.motion.skeleton import Skeleton, joint_places
+from ds_rvqvae.text import counted
 from ds_rvqvae.tokenizer.folder import columns_for
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
@@ -46,7 +47,7 @@ class Comparison:
     @property
     def levels_text(self) -> str:
         """The levels decoded, in words."""
-        return f"{self.levels} level" + ("s" if self.levels > 1 else "")
+        return counted(self.levels, "level")
 
     @property
     def mean_distance_mm(self) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ds_rvqvae.text import counted
 from ds_rvqvae.tokenizer.tables import best_cells, comparison_cells
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -93,7 +94,7 @@ def _draw_curve(axes: Axes, result: dict[str, Any], key: str, index: int) -> Any
     )
     for number, (rate, error, levels) in enumerate(points):
         if number in (0, len(points) - 1):
-            text = f"{levels} level" + ("s" if levels > 1 else "")
+            text = counted(levels, "level")
             place, side = ((5, 5), "left") if number == 0 else ((0, -14), "center")
             axes.annotate(text, (rate, error), place, textcoords="offset points", ha=side, fontsize=8, color=color)
     return curve

@@ -42,8 +42,15 @@ def test_demo_ends_with_scores_a_picture_and_commands_that_go_on_from_there(tmp_
     assert (run / "checkpoints" / "latest").read_text() == "global_step100"
 
     assert f"tokenizer: {run.relative_to(tmp_path) / 'tokenizer'}" in result.stdout.splitlines()
-    stages = ("motion ", "checks passed, ", "building the engine", "first codes", "first scores", "step 0, val: ")
-    told = ".*".join([*stages, "first step", "step 100, val: angle "])
+    stages = (
+        "motion ",
+        "checks passed, ",
+        "building the engine",
+        "finding the first codes",
+        "scoring the untrained",
+        "step 0, val: ",
+    )
+    told = ".*".join([*stages, "taking the first step", "step 100, val: angle "])
     for text in (result.stderr, (run / "run.log").read_text()):
         assert re.search(told, text, re.DOTALL), text
 

@@ -71,4 +71,4 @@ def test_a_run_says_what_its_first_codes_are_from(tmp_path, demo_folder, flags, 
     train_ranks(1, *flags, "--nb_code=64", "--total_iter=1")
     log = (tmp_path / "run" / "run.log").read_text()
     assert "bf16 arithmetic of this CPU: " in log
-    assert (words in log) if words else "first codes" not in log
+    assert (words in log) if words else "first codes: " not in log
