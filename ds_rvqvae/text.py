@@ -1,4 +1,4 @@
-"""Numbers as text: bytes and counts."""
+"""Numbers as text: bytes, counts, lengths of time."""
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
@@ -44,3 +44,11 @@ def size(count: float, short: bool = True) -> str:
 def counted(count: int, noun: str) -> str:
     """A count with its noun: `1 clip`, `1,005 clips`."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def duration(seconds: float) -> str:
+    """A length of time: `2 h 5 min 3 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = ((hours, "h"), (minutes, "min"), (rest, "s"))
+    return " ".join(f"{count} {unit}" for count, unit in parts if count) or "0 s"

@@ -76,15 +76,15 @@ _EXAMPLES = {
     ),
     "bench": (("demo --no_plain --trace step.json", "where the time of a step goes"),),
     "evaluate": (
-        ("runs/baseline-upper --split test", "a run on the clips that it never saw"),
+        ("runs/baseline-BEAT2-upper --split test", "a run on the clips that it never saw"),
         ("runs/one runs/two", "runs side by side"),
     ),
-    "render": (("runs/baseline-upper /data/walk.bvh --out walk.mp4", "truth and reconstruction"),),
-    "encode": (("runs/baseline-upper /data/bvh --out codes", "a codes file per clip"),),
-    "decode": (("runs/baseline-upper codes --out motion", "in the format that was encoded"),),
+    "render": (("runs/baseline-BEAT2-upper /data/BEAT2/walk.npz --out walk.mp4", "truth and reconstruction"),),
+    "encode": (("runs/baseline-BEAT2-upper /data/BEAT2 --out codes", "a codes file per clip"),),
+    "decode": (("runs/baseline-BEAT2-upper codes --out motion", "in the format that was encoded"),),
     "export": (
-        ("runs/baseline-upper --checkpoint best --out tokenizers/upper", "one folder to hand on"),
-        ("runs/baseline-upper --format momask --out for_momask", "as MoMask's own code loads it"),
+        ("runs/baseline-BEAT2-upper --checkpoint best --out upper", "one folder to hand on"),
+        ("runs/baseline-BEAT2-upper --format momask --out for_momask", "as MoMask's own code loads it"),
     ),
     "import": (("rvq/net_best_fid.tar --format momask --out tokenizers/momask", "from MoMask's"),),
 }

@@ -3,6 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from ds_rvqvae.errors import UserError
 from ds_rvqvae.process.command import print_out
 
 if TYPE_CHECKING:
@@ -35,16 +36,18 @@ def add_completion(parser: "FlagParser") -> None:
     parser.add_argument("shell", choices=_SHELLS, metavar="SHELL", help=", ".join(_SHELLS))
     parser.epilog = "What is printed is of this version: after an update, print it again."
     parser.examples = (
-        ("bash > ~/.local/share/bash-completion/completions/ds-rvqvae", "bash, from the next shell on"),
-        ("zsh > ~/.zsh/completions/_ds-rvqvae", "zsh, where that folder is in fpath"),
-        ("fish > ~/.config/fish/completions/ds-rvqvae.fish", "fish"),
+        ("bash > ~/.ds-rvqvae.bash", "bash, with `source ~/.ds-rvqvae.bash` in ~/.bashrc"),
+        ("zsh > ~/_ds-rvqvae", "zsh, once that file is in a folder of fpath"),
+        ("fish > ~/.ds-rvqvae.fish", "fish, with `source ~/.ds-rvqvae.fish` in config.fish"),
     )
     parser.set_defaults(verb=_complete)
 
 
 def _complete(args: argparse.Namespace) -> int:
-    import shtab
-
+    try:
+        import shtab
+    except ImportError:
+        raise UserError("completion needs the package shtab; install it: pip install shtab") from None
     from ds_rvqvae import cli
 
     parser = cli.make_parser()
@@ -71,6 +74,6 @@ def _prepare(parser: "FlagParser", shell: str) -> None:
                 preamble = {shell: _PROFILES % " ".join(profiles)}
                 action.complete = {shell: "_ds_rvqvae_profiles", "preamble": preamble}  # type: ignore[attr-defined]
             else:
-                action.choices = profiles
+                action.complete = shtab.FILE  # type: ignore[attr-defined]  # a profile of one's own
         elif action.nargs != 0 and not action.choices and "=" not in shown and any(word in shown for word in _FILES):
             action.complete = shtab.FILE  # type: ignore[attr-defined]

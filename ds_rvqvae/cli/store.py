@@ -100,7 +100,8 @@ def _body_parts(store: "Store") -> dict[str, int]:
 
 
 def _fact_table(store: "Store", facts: dict[str, Any]) -> Table:
-    from ds_rvqvae.data.store.summary import counted, hours_words, some
+    from ds_rvqvae.data.store.summary import hours_words, some
+    from ds_rvqvae.text import counted
 
     checks = "with checksums" if facts["checksums"] == facts["shards"] else "some without checksums"
     rows: list[tuple[str, Line]] = [
@@ -158,8 +159,9 @@ def _clip_list(store: "Store") -> list[dict[str, Any]]:
 
 def _verify(args: argparse.Namespace) -> int:
     from ds_rvqvae.data.store.store import open_store
-    from ds_rvqvae.data.store.summary import counted, hours_words, store_totals
+    from ds_rvqvae.data.store.summary import hours_words, store_totals
     from ds_rvqvae.data.store.verify import verify_store
+    from ds_rvqvae.text import counted
 
     store = open_store(args.store, check_files=False)
     started = time.monotonic()

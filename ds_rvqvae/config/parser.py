@@ -62,6 +62,7 @@ class FlagParser(argparse.ArgumentParser):
     def __init__(self, *arguments: Any, fill: "Callable[[FlagParser], None] | None" = None, **keywords: Any) -> None:
         super().__init__(*arguments, **{"formatter_class": HelpFormatter, **keywords, "allow_abbrev": False})
         self._fill = fill
+        self._words: list[str] = []
         self.examples: Sequence[tuple[str, str]] = ()
 
     def fill(self) -> None:
@@ -74,8 +75,8 @@ class FlagParser(argparse.ArgumentParser):
         """As argparse's."""
         self.fill()
         line, *rest = given or (named.pop("args", None),)
-        words = sys.argv[1:] if line is None else list(line)
-        return super().parse_known_args(["--help" if word in _HELP else word for word in words], *rest, **named)
+        words = self._words = ["--help" if w in _HELP else w for w in (sys.argv[1:] if line is None else line)]
+        return super().parse_known_args(words, *rest, **named)
 
     def add_subparsers(self, **keywords: Any) -> Any:
         """As argparse's; where no command is given, the verb in use shows the help of this parser."""
@@ -131,6 +132,10 @@ class FlagParser(argparse.ArgumentParser):
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
             from ds_rvqvae.config.hints import of_command
 
+            first = self._words[0]
+            if first.startswith("-") and first.partition("=")[0] not in self._option_string_actions:
+                # It may have taken the flag's value for a command.
+                self.error(f"unknown flag {first}; a command goes before its flags", "--help lists the commands")
             self.error(f"no command {value!r}{of_command(value, action.choices)}", "--help lists the commands")
         super()._check_value(action, value)
 
@@ -138,6 +143,11 @@ class FlagParser(argparse.ArgumentParser):
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown != message:
             message = self._of_unknown(unknown.split(" "))
+        elif message.startswith("the following arguments are required"):
+            # Where one of them is misspelt, this is said before what no parser takes.
+            known = self._option_string_actions
+            strange = [word for word in self._words if word.startswith("--") and word.partition("=")[0] not in known]
+            message += f". U{self._of_unknown(strange)[1:]}" if strange else ""
         self.exit(ExitStatus.BAD_INPUT, f"error: {printable(message)} ({advice})\n")
 
     def _of_unknown(self, words: list[str]) -> str:

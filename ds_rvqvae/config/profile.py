@@ -7,7 +7,7 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -123,6 +123,11 @@ class Profile(DeepSpeedKeys):
         lie = "lies" if len(late) == 1 else "lie"
         return [f"rvqvae.schedule.milestones: {steps} {lie} at or past total_iter {total}: no effect"]
 
+    def idle(self, asked: Collection[str]) -> list[str]:
+        """Those of the keys that the user has given, by their paths, that change nothing beside the others."""
+        found = [(key, *_IDLE[key]) for key in _IDLE if key in asked]
+        return [f"{key}: no effect, as {reason}" for key, reason, is_idle in found if is_idle(self)]
+
     def check_world_size(self, world_size: int) -> None:
         """Raises UserError where `train_batch_size` does not fit `world_size` ranks."""
         product = self.train_micro_batch_size_per_gpu * self.gradient_accumulation_steps * world_size
@@ -182,6 +187,31 @@ def profile_file(name: str | Path) -> Path:
     if path.is_dir():
         raise UserError(f"{name}: a profile is a JSON file, this is a folder")
     raise UserError(f"{name}: no such profile file, and none of the shipped profiles ({', '.join(shipped)})")
+
+
+_IDLE: dict[str, tuple[str, Callable[[Profile], bool]]] = {
+    "rvqvae.schedule.milestones": ("rvqvae.schedule.kind is cosine", lambda p: p.rvqvae.schedule.kind == "cosine"),
+    "rvqvae.schedule.gamma": ("rvqvae.schedule.kind is cosine", lambda p: p.rvqvae.schedule.kind == "cosine"),
+    "rvqvae.model.sample_anneal_iter": (
+        "rvqvae.model.sample_codebook_temp is 0",
+        lambda p: not p.rvqvae.model.sample_codebook_temp,
+    ),
+    "rvqvae.model.quantize_dropout_min_levels": (
+        "rvqvae.model.quantize_dropout_prob is 0",
+        lambda p: not p.rvqvae.model.quantize_dropout_prob,
+    ),
+    "rvqvae.loss.rotation_distance": ("rvqvae.loss.loss_rotation is 0", lambda p: not p.rvqvae.loss.loss_rotation),
+    "rvqvae.training.reference_batch": (
+        "rvqvae.training.scale_lr is not set",
+        lambda p: p.rvqvae.training.scale_lr is None,
+    ),
+    "activation_checkpointing.cpu_checkpointing": (
+        "rvqvae.training.gradient_checkpointing is off",
+        lambda p: not p.rvqvae.training.gradient_checkpointing,
+    ),
+}
+"""Keys that change nothing where another has a certain value: that value, and whether it has it. Shipped profiles write
+them out all the same."""
 
 
 def load_profile(path: str | Path, overrides: Iterable[str] = ()) -> Profile:

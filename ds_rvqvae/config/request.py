@@ -270,7 +270,7 @@ def fill_launch_parser(parser: FlagParser) -> None:
         ("--data_path /data/BEAT2 --body_part upper", "on GPUs 1 to 7, as baseline does"),
         ("--data_path /data/bvh --include localhost:0 --batch_size 32", "on one GPU"),
         ("--data_path /data/BEAT2 --body_part upper,hands,lower_trans", "a body, part by part"),
-        ("--resume runs/baseline-upper --total_iter 400000", "go on with a run"),
+        ("--resume runs/baseline-BEAT2-upper --total_iter 400000", "go on with a run"),
     )
     add_training_flags(parser)
     add_launch_flags(parser)

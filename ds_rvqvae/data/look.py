@@ -15,9 +15,10 @@ from ds_rvqvae.data.store.shards import ShardFacts
 from ds_rvqvae.data.store.splits import group_of
 from ds_rvqvae.data.store.statistics import RunningStatistics
 from ds_rvqvae.data.store.store import Store
-from ds_rvqvae.data.store.summary import counted, hours_words, some, store_totals
+from ds_rvqvae.data.store.summary import hours_words, some, store_totals
 from ds_rvqvae.errors import text_of
 from ds_rvqvae.motion.layout import Layout, rotation_columns, select_columns
+from ds_rvqvae.text import counted
 
 SAMPLE_CLIPS = 5
 """Clips that are drawn."""

@@ -18,7 +18,7 @@ from ds_rvqvae.runs.folder import check_out_folder, naming_of, run_folder_of, ru
 from ds_rvqvae.runs.init_from import find_initial, take_start
 from ds_rvqvae.runs.references import is_of
 from ds_rvqvae.runs.start import Resume, as_begun, find_resume, record_of, with_batch
-from ds_rvqvae.text import counted
+from ds_rvqvae.text import counted, duration
 from ds_rvqvae.tokenizer.folder import TOKENIZER, read_config
 
 _UNSAID = 2.0
@@ -77,6 +77,7 @@ def check_run(request: Request, opened: Sequence[MotionData] = ()) -> tuple[Chec
             cards.check_not_of_others(ranks.local or ())
     found = [finding.text for finding in report.findings if finding.warning] if report and not options.dry_run else []
     settings = profile.warnings(ranks.world_size, windows)
+    settings += profile.idle(request.asked)
     settings += profile.notes() if "milestones" in request.flags.keys else []  # asked for now, not a profile's
     for warning in [*settings, *data.warnings(), *(initial.warnings(data) if initial else []), *found]:
         warn(warning)
@@ -98,18 +99,13 @@ def _what(request: Request, folder: Path, data: MotionData) -> tuple[str, ...]:
     """Lines on what is trained on, and which run is gone on with where no flag names it."""
     store, of_part = data.store, f" of {data.body_part}" if data.body_part else ""
     frames, clips = int(store.starts[-1]), len(store.clip_names)
-    length = f"{_duration(frames / store.fps)} at {store.fps:g} frames/s"
+    length = f"{duration(frames / store.fps)} at {store.fps:g} frames/s"
     lines = [f"motion {data.config.path}: {counted(clips, 'clip')}, {length}, {data.in_features} columns{of_part}"]
     flags = request.flags
     if flags.start.kind == "newest" and flags.name is None and folder.exists():
         others = [run.name for run in runs_called(flags.out, naming_of(request)) if run != folder]
         lines.append(f"--resume: the run {folder}" + (f"; there is also {', '.join(others[:3])}" if others else ""))
     return (*lines, *data.notes())
-
-
-def _duration(seconds: float) -> str:
-    unit, name = next(((unit, name) for unit, name in ((3600, "h"), (60, "min")) if seconds >= 2 * unit), (1, "s"))
-    return f"{seconds / unit:,.{int(unit == 3600)}f} {name}"
 
 
 def _is_exported(folder: Path, resume: Resume) -> bool:

@@ -41,6 +41,7 @@ from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, Watch
 from ds_rvqvae.runs.log import add_warnings
 from ds_rvqvae.runs.start import overrides_between
 from ds_rvqvae.runs.variables import LAUNCHER_VARIABLE, for_modules, interfaces, without_leftovers
+from ds_rvqvae.text import counted
 
 _CLOSE_ON_EXEC = 1
 
@@ -56,7 +57,7 @@ def train(
     options = run.request.options
     with ExitStack() as shared, _opened_folder(run) as opened:
         with Relay() as relay:
-            starting = f"checks passed, starting {_counted(run.ranks)}"
+            starting = f"checks passed, starting {_ranks_text(run.ranks)}"
             say(starting)
             opened = replace(opened, said=(*opened.said, starting))
             make_job = functools.partial(_job, opened, shared, relay)
@@ -66,11 +67,11 @@ def train(
     return status
 
 
-def _counted(ranks: Ranks) -> str:
+def _ranks_text(ranks: Ranks) -> str:
     count = ranks.world_size
-    kind = "CPU rank" if ranks.cpu else "rank"
     where = "" if ranks.cpu or not ranks.local else f" on GPU {', '.join(map(str, ranks.local))}"
-    return f"{count or 'the'} {kind}{'' if count == 1 else 's'}{where}"
+    ranks_text = counted(count, "CPU rank" if ranks.cpu else "rank") if count else "the ranks"
+    return ranks_text + where
 
 
 def command_by_flags(run: CheckedRun) -> list[str]:

@@ -48,7 +48,8 @@ def _on_cards(flags: Flags) -> Flags | None:
         return None
     gpus = [gpu.index for gpu in cards.gpus]
     visible = flags.environment.get(VARIABLE)
-    free = gpus if flags.options.share_gpus else [index for index in gpus if not cards.others(index)]
+    shares = flags.options.share_gpus
+    free = [gpu.index for gpu in cards.gpus if not gpu.error and (shares or not cards.others(gpu.index))]
     if not gpus:
         return None
     if visible is not None and hides_all(visible):
@@ -58,6 +59,8 @@ def _on_cards(flags: Flags) -> Flags | None:
     elif visible is not None:
         return flags  # the checks of the run find those that it names
     elif free:
+        if left := [str(index) for index in gpus if index not in free]:
+            note(f"GPU {', '.join(left)} left out: other users compute there, or it cannot be read")
         return _with_include(flags, free)
     else:
         warn("other users compute on every GPU: the demo trains on CPU ranks, or on GPUs with --share_gpus")

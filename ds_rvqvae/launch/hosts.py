@@ -123,7 +123,7 @@ def _slots_here(options: LaunchOptions) -> list[int]:
     flag, text = ("--exclude", exclude) if exclude else ("--include", include)
     hosts = parse_include(text, flag)
     if list(hosts) != [LOCAL]:
-        slots = text if set(text) <= set("0123456789,") else "0,1"
+        slots = text if text.isdecimal() else "0,1"
         raise UserError(f"{flag} {text}: without a --hostfile the only host is {LOCAL}; write {flag} {LOCAL}:{slots}")
     return [] if options.exclude else hosts[LOCAL]
 

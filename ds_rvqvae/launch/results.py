@@ -15,6 +15,7 @@ from ds_rvqvae.errors import ExitStatus, UserError, say
 from ds_rvqvae.files import read_json
 from ds_rvqvae.launch.body import CheckedRun
 from ds_rvqvae.launch.hosts import warn
+from ds_rvqvae.launch.visible import VARIABLE
 from ds_rvqvae.motion.clip import whole_name
 from ds_rvqvae.process.home import expanded
 from ds_rvqvae.process.terminal import Block, terminal_of
@@ -40,7 +41,8 @@ def tell_ending(folder: Path, parts: Sequence[str], run: CheckedRun, status: Exi
             print(terminal_of().text(result_lines(folder, parts, run.data)))
     elif status == ExitStatus.STOPPED:
         with tolerated("no command to go on with", "the same command with --resume does", warn=warn):
-            say(f"go on with: {joined(resuming(folder if len(run.ranks.hosts) == 1 else None, parts))}")
+            again = joined(resuming(folder if len(run.ranks.hosts) == 1 else None, parts))
+            say(f"go on with: {_placing(run)}{again}")
 
 
 def result_lines(folder: Path, parts: Sequence[str], data: MotionData) -> list[Block]:
@@ -178,6 +180,14 @@ def resuming(folder: Path | None, parts: Sequence[str] = ()) -> list[str]:
     # Without a name the flags could mean an older run.
     name = [] if is_named or folder is None else ["--name", folder.name]
     return [*launcher, *kept, *name, "--resume"]
+
+
+def _placing(run: CheckedRun) -> str:
+    """The variables that chose where the ranks run, to stand before a command; empty where flags did."""
+    names = ["DS_ACCELERATOR", "LOCAL_SIZE"] if run.ranks.cpu else []
+    names += [VARIABLE] if run.ranks.visible is not None else []
+    values = run.request.flags.environment
+    return "".join(f"{name}={joined([values[name]])} " for name in names if name in values)
 
 
 def _launcher() -> tuple[list[str], list[str]]:

@@ -30,6 +30,8 @@ def parse_include(text: str, flag: str = "--include") -> dict[str, list[int]]:
     for node in text.split("@"):
         match = re.fullmatch(r"([^\s:@,]+)(?::(\d+(?:,\d+)*))?", node)
         if match is None:
+            if re.fullmatch(r"\d+(,\d+)*", text):
+                raise UserError(f"{flag} {text}: names no host; write {flag} {LOCAL}:{text}")
             raise UserError(f"{flag} {text}: write it as HOST:SLOT,SLOT, for example {DEFAULT_INCLUDE}")
         slots = [int(slot) for slot in match[2].split(",")] if match[2] else []
         if len(set(slots)) < len(slots) or match[1] in hosts:

@@ -5,13 +5,13 @@ decided here alone, by rich, which is imported when text is made. A pipe gets pl
 """
 
 import os
+import re
 import sys
-import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Union, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeAlias, Union, runtime_checkable
 
 from ds_rvqvae.errors import printable
 
@@ -42,7 +42,8 @@ file neither, and one that is longer than a line loses its middle."""
 
 _EMPHASIS = {"error:": "\x1b[1;31m", "warning:": "\x1b[33m"}
 """As rich writes the styles of these names."""
-_BETWEEN_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False, "drop_whitespace": True}
+_WORD = re.compile(r"(?:`[^`]*`|\S)+\s*")
+"""With the blanks behind it; a command between backquotes is one."""
 _SMALLEST_WIDTH, _USUAL_WIDTH = 20, 80
 SHORTEST_NAME = 12
 """Cells down to which a name is shortened."""
@@ -101,8 +102,23 @@ def broken(message: str, columns: int) -> str:
     """A refusal or a warning for a terminal, in lines that are broken between words where that can be."""
     if not message.startswith(tuple(_EMPHASIS)):
         return message
-    lines = [textwrap.wrap(line, columns, subsequent_indent="  ", **_BETWEEN_WORDS) for line in message.split("\n")]
-    return "\n".join("\n".join(parts) for parts in lines)
+    return "\n".join("\n".join(_between_words(line, columns)) for line in message.split("\n"))
+
+
+def _between_words(line: str, columns: int) -> list[str]:
+    """A line as several of so many cells; what stands between backquotes is one word. Never imports."""
+    text = line.lstrip()
+    lines, now = [], line[: len(line) - len(text)]
+    for word in _WORD.findall(text):
+        if now.strip() and _cells(now) + _cells(word.rstrip()) > columns:
+            lines.append(now.rstrip())
+            now = "  "
+        now += word
+    return [*lines, now.rstrip()]
+
+
+def _cells(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(one) in "WF" else not unicodedata.combining(one) for one in text)
 
 
 def warned(line: str) -> Line:

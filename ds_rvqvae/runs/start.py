@@ -80,7 +80,7 @@ def _check_keys_work(request: Request, run_folder: Path | None) -> None:
         begun = read_profile(run_folder).without_effect()
         idle = [text for text in idle if text not in begun]
     if idle:
-        raise UserError(f"{request.source}: {idle[0]}")
+        raise UserError(idle[0] if idle[0].partition(":")[0] in request.asked else f"{request.source}: {idle[0]}")
 
 
 def as_begun(request: Request, run_folder: Path) -> Request:

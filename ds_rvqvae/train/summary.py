@@ -17,7 +17,7 @@ from ds_rvqvae.gpu.sizes import parameter_count
 from ds_rvqvae.process.tables import Column, Table
 from ds_rvqvae.process.terminal import PLAIN, Block, Line, Terminal
 from ds_rvqvae.process.tolerance import tolerated
-from ds_rvqvae.text import GIB, counted, gibibytes
+from ds_rvqvae.text import GIB, counted, duration, gibibytes
 from ds_rvqvae.train.metrics import announce
 from ds_rvqvae.train.readings import Peaks, RankMeter
 
@@ -111,7 +111,7 @@ def summary_blocks(peaks: Sequence[Peaks], plan: Plan | None) -> list[Block]:
     """The same in lines and a table."""
     seconds = max((peak.seconds or 0.0 for peak in peaks), default=0.0)
     taken = "memory" if all(peak.energy_wh is None for peak in peaks) else "memory and energy"
-    return [f"{taken} of each rank over {_duration(seconds)}:", _table(peaks), *_plan_lines(peaks, plan)]
+    return [f"{taken} of each rank over {duration(seconds)}:", _table(peaks), *_plan_lines(peaks, plan)]
 
 
 def summary_dict(
@@ -172,10 +172,3 @@ def _plan_lines(peaks: Sequence[Peaks], plan: Plan | None) -> list[Block]:
     if used:
         lines.append(f"  card: planned {gibibytes(plan.total_bytes)}, used {used:.2f} GiB with all that runs on it")
     return [*lines]
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    parts = ((hours, "h"), (minutes, "min"), (rest, "s"))
-    return " ".join(f"{count} {unit}" for count, unit in parts if count) or "0 s"

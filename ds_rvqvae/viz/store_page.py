@@ -13,8 +13,9 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from ds_rvqvae.data.look import Look
-from ds_rvqvae.data.store.summary import counted, hours_words, layout_words
+from ds_rvqvae.data.store.summary import hours_words, layout_words
 from ds_rvqvae.motion.layout import Channels
+from ds_rvqvae.text import counted
 from ds_rvqvae.viz.names import name_words, short_names
 from ds_rvqvae.viz.store_figures import PAGE_WIDTH, FigureDrawing, draw_heat_maps
 

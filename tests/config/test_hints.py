@@ -140,6 +140,15 @@ def test_commands_below_commands_have_hints_too(capsys):
 )
 def test_flags_before_any_command(flag, hint, capsys):
     assert refusal(cli.main, [flag], capsys) == f"error: unknown flag {flag}{hint}{NO_HINT}"
+    if flag == "--demo":
+        with_value = refusal(cli.main, ["--data_path", "x"], capsys)  # which is no command
+        assert with_value == f"error: unknown flag --data_path{hint} (--help lists the commands)"
+
+
+def test_a_flag_that_is_missing_as_another_was_written(capsys):
+    said = refusal(cli.main, ["encode", "run", "motion", "--output", "z"], capsys)
+    assert said == f"error: the following arguments are required: --out. Unknown flag --output{HERE}--out{NO_HINT}"
+    assert refusal(cli.main, ["encode", "run", "motion"], capsys).endswith(f"required: --out{NO_HINT}")
 
 
 def test_several_flags_get_a_line_together(train, capsys):

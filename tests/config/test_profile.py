@@ -254,6 +254,27 @@ def test_keys_that_change_nothing_are_told_and_those_that_work_are_not(override,
         assert load_profile("baseline", [override, *also]).without_effect() == []
 
 
+@pytest.mark.parametrize(
+    ("override", "also"),
+    [
+        ("rvqvae.schedule.milestones=[2,3]", "rvqvae.schedule.kind=cosine"),
+        ("rvqvae.schedule.gamma=0.1", "rvqvae.schedule.kind=cosine"),
+        ("rvqvae.model.sample_anneal_iter=9", "rvqvae.model.sample_codebook_temp=0"),
+        ("rvqvae.model.quantize_dropout_min_levels=2", "rvqvae.model.quantize_dropout_prob=0"),
+        ("rvqvae.loss.rotation_distance=geodesic", "rvqvae.loss.loss_rotation=0"),
+        ("rvqvae.training.reference_batch=64", "rvqvae.training.scale_lr=null"),
+        ("activation_checkpointing.cpu_checkpointing=true", "rvqvae.training.gradient_checkpointing=false"),
+    ],
+)
+def test_keys_that_are_asked_for_and_change_nothing_beside_others(override, also):
+    key, other = override.partition("=")[0], also.partition("=")[0]
+    profile = load_profile("baseline", [override, also])
+    (told,) = profile.idle([key, other])
+    assert told.startswith(f"{key}: no effect, as {other} is ") and profile.idle([other]) == []
+    works = {"cosine": "milestones", "0": "0.5", "null": "linear", "false": "true"}[also.partition("=")[2]]
+    assert load_profile("baseline", [override, f"{other}={works}"]).idle([key]) == []
+
+
 def test_what_works_is_not_told():
     works = ["wall_clock_breakdown=true", "memory_breakdown=true", "flops_profiler.enabled=true", "wandb.enabled=false"]
     works += ["csv_monitor.enabled=true", "disable_python_gc=true", "activation_checkpointing.profile=true"]

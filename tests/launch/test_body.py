@@ -258,7 +258,7 @@ def test_a_part_that_does_not_end_well_is_the_last(body, out, status, capfd):
 def test_a_signal_that_comes_as_a_part_ends_stops_the_next(body, capfd):
     assert train(*body, signals=Signals(stops=[signal.SIGTERM])) == (ExitStatus.STOPPED, ["upper"])
     said = capfd.readouterr().err
-    assert "--resume goes on" in said and "not started: hands, lower_trans" in said
+    assert "stopped\n" in said and "not started: hands, lower_trans" in said
 
 
 def test_only_the_machine_of_rank_0_writes_the_bodys_tokenizer(body, out):

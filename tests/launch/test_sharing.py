@@ -148,7 +148,9 @@ def test_a_start_takes_the_gpus_of_the_variable_where_no_flag_names_others(dry_r
         ([], ["--demo"], {variable: ""}),
         ([], [], {variable: "9", "LOCAL_SIZE": "8"}),
     ]
-    by_uuid, mixed, missing, hidden, empty, demo, on_cpu = dry_runs(*others)
+    others += [(["3 error 15"], ["--demo"], {})]
+    by_uuid, mixed, missing, hidden, empty, demo, on_cpu, lost = dry_runs(*others)
+    assert lost[:2] == (0, ["0,1,2,4,5,6,7"]) and "GPU 3 left out: other users compute there, or it" in lost[2]
     assert by_uuid[:2] == (0, ["2,3"])
     assert (
         mixed[:2] == (0, ["1,2"]) and "warning: CUDA_VISIBLE_DEVICES=1,2: the GPUs of this machine differ" in mixed[2]

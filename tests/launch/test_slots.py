@@ -23,6 +23,9 @@ def test_include_lists():
     assert parse_include("a@b:0,1") == {"a": [], "b": [0, 1]}
     assert slots_of_hosts("a@b:0", {"a": 2, "b": 4}) == {"a": [0, 1], "b": [0]}
     assert slots_of_hosts(None, {"a": 2}) == {"a": [0, 1]}
+    for include in ("1,2", "0,3,4"):
+        with pytest.raises(UserError, match=f"names no host; write --include localhost:{include}"):
+            parse_include(include)
     for include in ("c", "a:2"):
         with pytest.raises(UserError, match=r"hostfile|slots"):
             slots_of_hosts(include, {"a": 2})

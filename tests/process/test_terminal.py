@@ -71,6 +71,10 @@ class TestWhetherThereIsColour:
         lines = broken(f"error: {path}: {WORDS}\n  a detail", 30).split("\n")
         assert lines[:2] == ["error:", f"  {path}:"] and lines[-1] == "  a detail"
         assert " ".join(lines[2:-1]).split() == WORDS.split() and max(map(len, lines[2:])) <= 30
+        wide = broken("error: " + "動作データ " * 20, 30).split("\n")
+        assert max(map(cell_len, wide)) <= 30 and wide[1] == "  動作データ 動作データ"
+        command = "`ds-rvqvae export runs/one --out DIR`"
+        assert f"  {command}" in broken(f"warning: there is no tokenizer; {command} writes it", 40).split("\n")
         assert broken(WORDS * 9, 30) == WORDS * 9 and broken("warning: short", 30) == "warning: short"
 
     def test_a_stream_that_is_closed_has_none(self):

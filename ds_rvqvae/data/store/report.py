@@ -15,6 +15,7 @@ from ds_rvqvae.motion.layout import Layout
 from ds_rvqvae.motion.rotations import DECIMATION_TOLERANCE, decimation
 from ds_rvqvae.process.tables import Column, Table
 from ds_rvqvae.process.terminal import PLAIN, Block, Line, Piece, Terminal
+from ds_rvqvae.text import counted
 
 EXTREME = 20.0
 """Standard deviations from the mean beyond which a value is called extreme."""
@@ -189,7 +190,7 @@ def _odd_rates(takes: Sequence[TakeFacts]) -> Iterator[str]:
         if len(files) == 1 or len(files) <= _ODD_SHARE * len(takes):
             has = "has" if len(files) == 1 else "have"
             others = "the others" if len(odd) == 1 else "most others"
-            words = f"{_count(len(files), 'file')} {has} {rate:g} frames a second, {others} {usual:g}"
+            words = f"{counted(len(files), 'file')} {has} {rate:g} frames a second, {others} {usual:g}"
             yield f"{words}: {shortened(files, 4)}"
 
 
@@ -266,14 +267,10 @@ def report_blocks(report: dict[str, Any], most: int = 12) -> list[Block]:
     return [block for section in sections if section for block in (*section, "")][:-1]
 
 
-def _count(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
 def _heading(report: dict[str, Any]) -> list[Block]:
     return [
         [(report["source"], "path"), f" ({report['format']})"],
-        f"{_count(report['clips'], 'clip')} of {_count(report['files'], 'file')}: {report['frames']:,} frames, "
+        f"{counted(report['clips'], 'clip')} of {counted(report['files'], 'file')}: {report['frames']:,} frames, "
         f"{_time(report['hours'])}, {report['columns']} columns, {report['fps']:g} frames a second",
         *report.get("readings", ()),
     ]
@@ -284,7 +281,7 @@ def _seen_lines(report: dict[str, Any]) -> list[str]:
     if not report.get("files_seen"):
         return []
     line = (
-        f"of {_count(report['files_seen'], 'file')} there {report['files_read']:,} are read, "
+        f"of {counted(report['files_seen'], 'file')} there {report['files_read']:,} are read, "
         f"{report['files_left_out']:,} left out, {report['files_passed_over']:,} passed over"
     )
     of_reason: dict[str, Counter[str]] = {}
@@ -356,14 +353,14 @@ def _whole_file_lines(quarantine: list[dict[str, Any]], most: int) -> list[Block
     lines: list[Block] = [["  ", (entry["file"], "name"), f": {entry['reason']}"] for entry in whole[:most]]
     if len(whole) > most:
         lines.append(f"  and {len(whole) - most:,} more; report.json names all")
-    return [(f"{_count(len(whole), 'file')} left out whole", "warning"), *lines] if whole else []
+    return [(f"{counted(len(whole), 'file')} left out whole", "warning"), *lines] if whole else []
 
 
 def _column_lines(report: dict[str, Any], most: int) -> list[Block]:
     lines: list[Block] = []
     if report["constant_columns"]:
         names = shortened(report["constant_columns"], most)
-        lines.append(f"{_count(report['constant_column_count'], 'constant column')}: {names}")
+        lines.append(f"{counted(report['constant_column_count'], 'constant column')}: {names}")
     if report["extreme_values"]:
         lines.append(f"columns with values more than {EXTREME:g} standard deviations from the mean")
     for extreme in report["extreme_values"][:most]:
@@ -377,7 +374,7 @@ def _column_lines(report: dict[str, Any], most: int) -> list[Block]:
 
 def _note_lines(notes: dict[str, int], most: int) -> list[Block]:
     shown = list(notes.items())[:most]
-    lines = [f"  {note} ({_count(files, 'file')})" if files else f"  {note}" for note, files in shown]
+    lines = [f"  {note} ({counted(files, 'file')})" if files else f"  {note}" for note, files in shown]
     if len(notes) > most:
         lines.append(f"  and {len(notes) - most:,} more; report.json names all")
     return [("notes", "title"), *lines] if lines else []

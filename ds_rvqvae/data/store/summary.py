@@ -59,11 +59,6 @@ def _words(kind: str, parts: Sequence[Channels]) -> str:
     return ", ".join(f"{part.width} {part.name}" for part in parts)
 
 
-def counted(count: int, what: str) -> str:
-    """`1 clip`, `1,200 clips`."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
 def hours_words(hours: float) -> str:
     """A length of time: `1.25 hours`, `12.0 minutes`."""
     return f"{hours:,.2f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"

@@ -8,7 +8,6 @@ from ds_rvqvae.data.store.prepare import prepare_store
 from ds_rvqvae.data.store.summary import (
     channel_groups,
     clips_of_rows,
-    counted,
     hours_words,
     layout_words,
     some,
@@ -87,7 +86,6 @@ def test_a_layout_in_a_line_and_in_groups():
 
 
 def test_words_of_numbers():
-    assert [counted(count, "clip") for count in (0, 1, 1200)] == ["0 clips", "1 clip", "1,200 clips"]
     assert [hours_words(hours) for hours in (0.2, 1.0, 1234.5)] == ["12.0 minutes", "1.00 hours", "1,234.50 hours"]
     assert some(["a", "b", "c"]) == "a, b, c" and some(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
     assert some([]) == "" and some(["a", "b"], most=1) == "a and 1 more"
