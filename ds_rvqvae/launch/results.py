@@ -17,10 +17,11 @@ from ds_rvqvae.launch.body import CheckedRun
 from ds_rvqvae.launch.hosts import warn
 from ds_rvqvae.launch.visible import VARIABLE
 from ds_rvqvae.motion.clip import whole_name
+from ds_rvqvae.motion.skeleton import figure_of, measured_joints
 from ds_rvqvae.process.home import expanded
 from ds_rvqvae.process.terminal import Block, terminal_of
 from ds_rvqvae.process.tolerance import tolerated
-from ds_rvqvae.runs.folder import is_run
+from ds_rvqvae.runs.folder import LOG, is_run
 from ds_rvqvae.tokenizer.folder import TOKENIZER
 from ds_rvqvae.tokenizer.tables import score_blocks
 
@@ -39,8 +40,12 @@ def tell_ending(folder: Path, parts: Sequence[str], run: CheckedRun, status: Exi
     if status == ExitStatus.DONE and run.ranks.first_here:
         with tolerated(f"{folder}: its results cannot be shown", warn=warn):
             print(terminal_of().text(result_lines(folder, parts, run.data)))
-    elif status == ExitStatus.STOPPED:
+    elif status in (ExitStatus.STOPPED, ExitStatus.FAILED):
         with tolerated("no command to go on with", "the same command with --resume does", warn=warn):
+            logs = [log for part in parts or ("",) if (log := folder / part / LOG).is_file()]
+            if status == ExitStatus.FAILED and logs:
+                newest = max(logs, key=lambda log: log.stat().st_mtime)
+                say(f"what happened is in {newest}")
             again = joined(resuming(folder if len(run.ranks.hosts) == 1 else None, parts))
             say(f"go on with: {_placing(run)}{again}")
 
@@ -63,24 +68,28 @@ def result_lines(folder: Path, parts: Sequence[str], data: MotionData) -> list[B
     else:
         export = joined([*program(), "export", str(folder), "--out", "DIR"])
         warn(f"{folder / TOKENIZER}: is not there" + ("" if parts else f"; `{export}` writes it"))
-    lines += [["run: ", (str(folder), "path")], "", ("next:", "title")]
-    lines += [["  ", (joined(words), "path")] for words in _next_commands(folder, parts, data, has_tokenizer)]
+    boards = folder if parts else folder / "tensorboard"
+    curves = [*program("tensorboard"), "--logdir", str(boards), "--host", "localhost"]
+    lines += [["run: ", (str(folder), "path")], ["curves: ", (joined(curves), "path")]]
+    if has_tokenizer:
+        lines += ["", ("next:", "title")]
+        lines += [["  ", (joined(words), "path")] for words in _next_commands(folder, parts, data)]
     return lines
 
 
-def _next_commands(folder: Path, parts: Sequence[str], data: MotionData, has_tokenizer: bool) -> list[list[str]]:
-    boards = folder if parts else folder / "tensorboard"
-    commands = [[*program("tensorboard"), "--logdir", str(boards), "--host", "localhost"]]
-    if has_tokenizer:
-        own, name = program(), folder.absolute().name
-        split = _held_out(data)
-        with tolerated("no motion to name in commands", warn=lambda _: None):
-            clip, motion = _clip_of(data, split), _motion_of(data)
-            video = f"{Path(clip[0]).stem}.mp4"
-            commands.append([*own, "render", str(folder), *clip, "--out", video])
-            commands.append([*own, "encode", str(folder / TOKENIZER), motion, "--out", str(Path("codes", name))])
-        commands.append([*own, "evaluate", str(folder), "--split", split])
-    return commands
+def _next_commands(folder: Path, parts: Sequence[str], data: MotionData) -> list[list[str]]:
+    """A video, codes of all motion and scores, each where the motion has it."""
+    own, split, commands = program(), _held_out(data), []
+    layout = data.store.layout if parts else data.layout
+    with tolerated("no clip to name in a command", warn=lambda _: None):
+        clip = _clip_of(data, split)
+        if measured_joints(layout, figure_of(data.store.skeleton, "motion")):
+            commands.append([*own, "render", str(folder), *clip, "--out", f"{Path(clip[0]).stem}.mp4"])
+    with tolerated("no motion to name in a command", warn=lambda _: None):
+        if (motion := _motion_of(data)).exists():
+            codes = Path("codes", folder.absolute().name)
+            commands.append([*own, "encode", str(folder / TOKENIZER), _near(motion), "--out", str(codes)])
+    return [*commands, [*own, "evaluate", str(folder), "--split", split]]
 
 
 def _held_out(data: MotionData) -> str:
@@ -104,10 +113,10 @@ def _clip_of(data: MotionData, split: str) -> list[str]:
     return [_near(file), *([] if alone else ["--clip", name]), *start]
 
 
-def _motion_of(data: MotionData) -> str:
+def _motion_of(data: MotionData) -> Path:
     """The motion as `encode` takes it: of a store, what it was made of."""
     path = _path_of(data)
-    return _near(Path(next(iter(data.store.sources), path)) if is_store(path) else path)
+    return Path(next(iter(data.store.sources), path)) if is_store(path) else path
 
 
 def _path_of(data: MotionData) -> Path:

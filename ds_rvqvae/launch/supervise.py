@@ -328,7 +328,8 @@ def _ending(code: int, stopped: bool, watch: Watch | None) -> Ending:
     if code == ExitStatus.FAILED and (stopped or not killed):
         return Ending(ExitStatus.FAILED, by_ranks=True)  # and they have said why
     if stopped or code == ExitStatus.STOPPED:
-        say("stopped")
+        if watch is None or watch.first_to_end() != ExitStatus.STOPPED:  # else a rank has said so, and at which step
+            say("stopped")
         return Ending(ExitStatus.STOPPED)
     say(f"training failed: {_explain(code, death)}")
     return Ending(ExitStatus.FAILED, by_ranks=code > 0 and not _signal_in(code) and not killed)

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ds_rvqvae.motion.layout import Layout, root_channels, rotation_columns
-from ds_rvqvae.motion.skeleton import Skeleton
+from ds_rvqvae.motion.skeleton import Skeleton, measured_joints, moved_joints
 
 FEET = ("left_foot", "right_foot", "LeftToeBase", "RightToeBase", "LeftToe", "RightToe")
 """Joints at the balls of the feet: SMPL-X's names, and those that BVH files use."""
@@ -31,12 +31,9 @@ class Kinematics:
     def __init__(self, layout: Layout, skeleton: Skeleton, device: torch.device | str = "cpu") -> None:
         names, parents = skeleton.joint_names, skeleton.parents
         turned = [part for part in layout if part.kind == "rotation_6d" and part.name in names]
-        there = {part.name for part in turned}
-        turned_above, moved, depths = [False] * len(names), [False] * len(names), [0] * len(names)
+        depths = [0] * len(names)
         for joint, parent in enumerate(parents):
             if parent >= 0:
-                turned_above[joint] = turned_above[parent] or names[parent] in there
-                moved[joint] = moved[parent] or (turned_above[joint] and bool(skeleton.offsets[joint].any()))
                 depths[joint] = depths[parent] + 1
 
         def indices(joints: list[int]) -> Tensor:
@@ -49,7 +46,8 @@ class Kinematics:
         for depth in range(1, max(depths) + 1):
             joints = [joint for joint, its in enumerate(depths) if its == depth]
             self._by_depth.append((indices(joints), indices([parents[joint] for joint in joints])))
-        self.measured = indices([joint for joint, name in enumerate(names) if moved[joint] and name in there])
+        self.measured = indices(measured_joints(layout, skeleton))
+        moved = moved_joints(layout, skeleton)
         self.feet = indices([joint for joint, name in enumerate(names) if moved[joint] and name in FEET])
         self._root = root_channels(layout)
         self.has_root = self._root is not None

@@ -188,6 +188,25 @@ def forward_kinematics(
     return places
 
 
+def moved_joints(layout: Layout, skeleton: Skeleton) -> list[bool]:
+    """For each joint whether a rotation of the layout moves it: one turns a joint above, on which it does not lie."""
+    names = skeleton.joint_names
+    turned = {part.name for part in layout if part.kind == "rotation_6d"}
+    turned_above, moved = [False] * len(names), [False] * len(names)
+    for joint, parent in enumerate(skeleton.parents):
+        if parent >= 0:
+            turned_above[joint] = turned_above[parent] or names[parent] in turned
+            moved[joint] = moved[parent] or (turned_above[joint] and bool(skeleton.offsets[joint].any()))
+    return moved
+
+
+def measured_joints(layout: Layout, skeleton: Skeleton) -> list[int]:
+    """The joints that one of a layout's rotations moves and another turns: those whose places can be told apart."""
+    turned = {part.name for part in layout if part.kind == "rotation_6d"}
+    moved = moved_joints(layout, skeleton)
+    return [joint for joint, name in enumerate(skeleton.joint_names) if moved[joint] and name in turned]
+
+
 def figure_of(skeleton: dict[str, Any] | None, motion: str) -> Skeleton:
     """The skeleton that files of motion bring (`Take.skeleton`), named after them.
 

@@ -12,6 +12,7 @@ from ds_rvqvae.process.terminal import shortened
 _SHORTEST_BAR = 5
 """Cells; below that the figures say more."""
 _SHORT_NAME = 14
+_USUAL_WIDTH = 79
 
 
 class Bar(tqdm):  # type: ignore[type-arg]  # it is generic for type checkers only
@@ -35,6 +36,8 @@ class Bar(tqdm):  # type: ignore[type-arg]  # it is generic for type checkers on
     ) -> str:
         """The line, in at most `ncols` cells."""
         options.pop("bar_format", None)
+        if ncols is not None and ncols < 1:
+            ncols = _USUAL_WIDTH  # a terminal that does not know its size
         taken: dict[tuple[int, int], int] = options.pop("taken", {})
         if not ncols or not total:
             return tqdm.format_meter(n, total or 0, elapsed, ncols=ncols, **options)

@@ -19,10 +19,16 @@ SECONDS_OF_SILENCE = 8.0
 
 
 class _Watcher:
-    """Calls a function, from a thread of its own, each time that stderr was silent for a while, until it is ended."""
+    """Calls a function, from a thread of its own, each time that stderr was silent for a while, until it is ended.
 
-    def __init__(self, call: Callable[[], object], first: float = SECONDS_OF_SILENCE) -> None:
-        self._call, self._first, self._over, self._began = call, first, threading.Event(), time.monotonic()
+    Args:
+        patience: seconds of silence before a call.
+        first: those before the first call, where it is another number.
+    """
+
+    def __init__(self, call: Callable[[], object], patience: float, first: float | None = None) -> None:
+        self._call, self._patience, self._first = call, patience, first or patience
+        self._over, self._began = threading.Event(), time.monotonic()
         self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
         with suppress(RuntimeError):  # there may be as many threads as a user may have
             self._thread.start()
@@ -40,7 +46,7 @@ class _Watcher:
             if time.monotonic() - self._last(called) >= patience:
                 with suppress(Exception):  # what only reports ends nothing
                     self._call()
-                called, patience = time.monotonic(), SECONDS_OF_SILENCE
+                called, patience = time.monotonic(), self._patience
 
     @staticmethod
     def _last(called: float) -> float:
@@ -72,7 +78,7 @@ class Stage:
         self._told = quiet or not after
         if shown and not quiet and not after:
             tell(what)
-        self._watcher = _Watcher(self._speak, after or SECONDS_OF_SILENCE) if shown else None
+        self._watcher = _Watcher(self._speak, SECONDS_OF_SILENCE, after) if shown else None
 
     def end(self) -> None:
         """The work is done, or given up."""
@@ -112,7 +118,8 @@ class Progress:
             self._bar = Bar(
                 total=total, initial=done, unit="step", desc=self._name, mininterval=0.5, dynamic_ncols=True
             )
-            self._watcher = _Watcher(self._bar.refresh)  # its clock moves while a step lasts
+            # Its clock moves while a step lasts, but not before a stage has said what lasts.
+            self._watcher = _Watcher(self._bar.refresh, SECONDS_OF_SILENCE + 1)
 
     def step(self) -> None:
         """One more is done."""

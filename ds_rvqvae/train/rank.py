@@ -194,9 +194,10 @@ def _train(request: Request, own: MotionData | UserError | None) -> int:
         folder, resume, initial, mean, std = on_rank_zero_first(lambda: _open_run(request, data, world_size))
     data.use_normalisation(mean, std)
     start_log(folder / LOG, dist.get_rank())
-    for line in os.environ.get(SAID_VARIABLE, "").splitlines():
+    said = os.environ.get(SAID_VARIABLE, "").splitlines()
+    for line in said:
         logger.info("launcher: %s", line)
-    for note in [*resume.notes, *data.notes()]:
+    for note in [*resume.notes, *(note for note in data.notes() if note not in said)]:
         announce(note)
     total = request.profile.rvqvae.training.total_iter
     if resume.step() >= total:

@@ -145,7 +145,7 @@ class Trainer:
         trainer is closed.
         """
         if self.checkpointer.saved_step is None:
-            with self._stage("finding the first codes"):
+            with self._stage("finding the first codes", quiet=bool(self.model.quantizer.initialized.item())):
                 self.initialize_codebooks()
             with self._stage("scoring the untrained model"):
                 self.evaluator.evaluate(self.steps_done, "untrained.json")

@@ -55,7 +55,7 @@ def test_demo_ends_with_scores_a_picture_and_commands_that_go_on_from_there(tmp_
         assert re.search(told, text, re.DOTALL), text
 
     monkeypatch.chdir(tmp_path)
-    render, encode, evaluate = (shlex.split(line) for line in result.stdout.split("\nnext:\n")[1].splitlines()[1:])
+    render, encode, evaluate = (shlex.split(line) for line in result.stdout.split("\nnext:\n")[1].splitlines())
     assert cli.main([*render[render.index("render") :], "--seconds=0.2", "--size=320x160"]) == 0
     assert cli.main(encode[encode.index("encode") :]) == 0
     assert Path(render[-1]).is_file() and len(list(Path(encode[-1]).rglob("*.npz"))) == 12

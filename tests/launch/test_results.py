@@ -5,14 +5,20 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.config.request import read_launch_flags
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.data.store.prepare import prepare_store
-from ds_rvqvae.launch.results import joined, program, result_lines, resuming
+from ds_rvqvae.errors import ExitStatus
+from ds_rvqvae.launch.body import CheckedRun
+from ds_rvqvae.launch.hosts import Ranks
+from ds_rvqvae.launch.results import joined, program, result_lines, resuming, tell_ending
+from ds_rvqvae.launch.visible import VARIABLE
 from ds_rvqvae.process.terminal import PLAIN
 from tests.damage import DAMAGES, damage
 
@@ -45,7 +51,8 @@ def made_run(run, **changes):
 
 def words_of(lines):
     """The commands among lines, by what each does."""
-    commands = [shlex.split(line) for line in lines[lines.index("next:") + 1 :]]
+    commands = [shlex.split(line) for line in (lines[lines.index("next:") + 1 :] if "next:" in lines else [])]
+    commands += [shlex.split(line.removeprefix("curves: ")) for line in lines if line.startswith("curves: ")]
     kinds = ("render", "encode", "evaluate", "--logdir")
     return {next(word for word in words if word in kinds): words for words in commands}
 
@@ -60,7 +67,7 @@ def test_a_run_tells_scores_before_and_after_what_it_made_and_what_comes_next(tm
     assert lines[2].split()[-2:] == ["0.8750", "0.2500"]
     for line in (f"picture: {run / 'eval' / 'reconstruction_a.png'}", f"tokenizer: {run / 'tokenizer'}", f"run: {run}"):
         assert line in lines
-    assert list(words_of(lines)) == ["--logdir", "render", "encode", "evaluate"]
+    assert list(words_of(lines)) == ["render", "encode", "evaluate", "--logdir"]
 
 
 def test_commands_name_a_held_out_clip_and_the_motion(tmp_path, data, demo_folder, monkeypatch):
@@ -86,6 +93,30 @@ def test_commands_of_a_run_on_a_store_name_a_clip_in_it_and_the_files_it_was_mad
     render = commands["render"][commands["render"].index("render") + 2 :]
     assert render[:5] == [str(store), "--clip", segment.name, "--start", f"{segment.start / data.fps:.1f}"]
     assert commands["encode"][-3] == str(demo_folder)
+    data.store = replace(data.store, sources=[str(tmp_path / "gone")])
+    assert list(words_of(told(tmp_path / "run", (), data))) == ["render", "evaluate", "--logdir"]
+
+
+def test_a_run_without_a_figure_is_offered_no_video(tmp_path, demo_folder):
+    for part, offered in {"face": [], "face_jaw": [], "hands": ["render"]}.items():
+        data = MotionData.open(DataConfig(path=str(demo_folder), body_part=part))
+        commands = words_of(told(made_run(tmp_path / part), (), data))
+        assert list(commands) == [*offered, "encode", "evaluate", "--logdir"]
+
+
+@pytest.mark.parametrize("variables", [{}, {"CUDA_VISIBLE_DEVICES": "1, 2", "DS_ACCELERATOR": "cpu"}])
+def test_a_failed_run_names_its_log_and_how_it_goes_on_where_it_ran(tmp_path, data, monkeypatch, capsys, variables):
+    run = made_run(tmp_path / "run")
+    (run / "run.log").write_text("")
+    monkeypatch.setattr(sys, "argv", ["launch/train_8x4090.py", "--profile", "wide"])
+    ranks = Ranks("localhost:1", {"localhost": [1]}, [1], 29500, None, True, visible=variables.get(VARIABLE))
+    flags = read_launch_flags([f"--data_path={data.config.path}"])
+    request = replace(flags, environment=variables).request()
+    tell_ending(run, (), CheckedRun(request, run, ranks, data, 0, False), ExitStatus.FAILED)
+    log, again = capsys.readouterr().err.splitlines()
+    placed = "CUDA_VISIBLE_DEVICES='1, 2' " if variables else ""  # its slots are GPUs, whatever else is set
+    assert log == f"what happened is in {run / 'run.log'}"
+    assert again == f"go on with: {placed}{joined(resuming(run))}"
 
 
 def test_scores_of_training_motion_are_said_to_be_so(tmp_path, data):
