@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.profile import PROFILE_FILE, Profile, load_profile
@@ -103,8 +104,16 @@ def data_name(path: str) -> str:
     """What runs on the motion at a path are called by: the folder's name, or the file's without its suffix."""
     place = Path(path)
     if place.name in ("", ".", ".."):
-        place = place.resolve()
-    return _safe(place.stem if place.is_file() else place.name) or "data"
+        with suppress(OSError, ValueError):
+            place = place.resolve()
+    return _safe(place.stem if _is_file(place) else place.name) or "data"
+
+
+def _is_file(place: Path) -> bool:
+    """Whether a file is there, as far as may be seen: a path may lead through a locked folder, or be no path at all."""
+    with suppress(OSError, ValueError):
+        return place.is_file()
+    return False
 
 
 def _stem(profile: str) -> str:
@@ -172,17 +181,21 @@ def runs_called(out: Path, naming: Naming) -> list[Path]:
 
 def _likeness(folder: Path, data_path: str | None) -> int | None:
     """0 for a run on the motion at a path, 1 on motion of the same name or unknown motion, None on other motion."""
-    before = None
-    for place in (folder, *(file.parent for file in sorted(folder.glob(f"*/{PROFILE_FILE}")))):  # of a body
-        with suppress(UserError, OSError, ValueError, LookupError, TypeError):
-            before = read_json(profile_place(place))["rvqvae"]["data"]["path"]
-            break
+    before = _data_of(folder).get("path")
     if not isinstance(before, str) or data_path is None or before == data_path:
         return 0 if before == data_path else 1
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         if Path(before).samefile(data_path):
             return 0
     return 1 if data_name(before) == data_name(data_path) else None
+
+
+def _data_of(folder: Path) -> dict[str, Any]:
+    """`rvqvae.data` of the profile of a run, or of a body's first part; empty where there is none to be read."""
+    for place in (folder, *(file.parent for file in sorted(folder.glob(f"*/{PROFILE_FILE}")))):
+        with suppress(UserError, OSError, ValueError, LookupError, TypeError):
+            return dict(read_json(profile_place(place))["rvqvae"]["data"])
+    return {}
 
 
 def is_run(folder: Path) -> bool:

@@ -1,8 +1,10 @@
 """Folders of runs."""
 
 import json
+import os
 import shlex
 import shutil
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from ds_rvqvae.config.profile import load_profile
 from ds_rvqvae.config.request import Start, read_training_flags
 from ds_rvqvae.data.store.prepare import prepare_store
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.files import LONGEST_NAME
 from ds_rvqvae.runs.checkpoints import MANIFEST, digest_of, seal
 from ds_rvqvae.runs.folder import (
     Naming,
@@ -34,6 +37,19 @@ from tests.data.formats.bvh_files import HIERARCHY
 
 def choose(out, name=None, profile="baseline", resume=False, data="/data/BEAT2", part="upper", before="upper"):
     return choose_run_folder(out, name, Naming(profile, data, part, before), Start.of(resume))
+
+
+@contextmanager
+def as_nobody():
+    """Without root's rights, where this process has them."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 def made_run(folder, data):
@@ -127,6 +143,22 @@ def test_motion_is_named_by_its_file_or_its_folder_seen_from_anywhere(tmp_path, 
     monkeypatch.chdir(tmp_path / "walks")
     assert data_name("all.takes.npz") == "all.takes" and data_name(str(tmp_path / "walks" / "sub" / "..")) == "walks"
     assert data_name(".") == "walks" and data_name(str(tmp_path / "walks.v2")) == "walks.v2"
+
+
+def test_motion_that_cannot_be_seen_is_named_by_its_last_name(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "locked").mkdir(mode=0)
+    long = "d" * (LONGEST_NAME + 45)
+    places = [str(tmp_path / place) for place in (long, "loop/walks", "locked/walks", "a\0b/walks")]
+    for user in (nullcontext, as_nobody):
+        with user():
+            assert [data_name(place) for place in places] == ["d" * 63, "walks", "walks", "walks"]
+            assert data_name(f"{tmp_path}/a\0b/..") == "data"
+    # Nor does a neighbour's path end a bare `--resume`.
+    for number, place in enumerate(places, 1):
+        made_run(tmp_path / "runs" / f"baseline-upper-{number}", place)
+    assert choose(tmp_path / "runs", resume=True).name == "baseline-BEAT2-upper"
+    assert choose(tmp_path / "runs", resume=True, data="/data/walks").name == "baseline-upper-4"
 
 
 def test_a_part_is_in_the_name_where_it_selects_columns(tmp_path, demo_folder):
