@@ -14,7 +14,7 @@ from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, Layout, check_disjoint
 from ds_rvqvae.process.progress import Stage
 from ds_rvqvae.runs.checkpoints import has_begun
 from ds_rvqvae.runs.folder import Naming, check_out_folder, choose_run_folder, is_run, profile_place, read_profile
-from ds_rvqvae.runs.start import request_of
+from ds_rvqvae.runs.start import newest_lines, request_of
 from ds_rvqvae.tokenizer.folder import TOKENIZER, check_same_reading, reading_of
 from ds_rvqvae.tokenizer.foreign.formats import check_body_for
 
@@ -42,6 +42,8 @@ class Body:
     flags: Flags
     """What the launcher was given."""
     folder: Path
+    said: tuple[str, ...] = ()
+    """Lines on which folder that is, for the terminal and the parts' logs."""
 
     @classmethod
     def of(cls, flags: Flags) -> "Body":
@@ -51,7 +53,7 @@ class Body:
             UserError: parts that are not known or overlap, or that `--for` cannot have, or a folder that cannot be
                 theirs.
         """
-        body = cls(flags, _body_folder(flags))
+        body = cls(flags, *_body_folder(flags))
         profiles = [request.profile for request in body.requests()]
         for profile in profiles:
             check_body_for(profile, body.parts)
@@ -191,17 +193,17 @@ def check_no_body(flags: Flags) -> None:
         )
 
 
-def _body_folder(flags: Flags) -> Path:
-    """The folder that the parts' runs go into."""
+def _body_folder(flags: Flags) -> tuple[Path, tuple[str, ...]]:
+    """The folder that the parts' runs go into, and lines on which that is, where no flag names it."""
     start = flags.start
+    said: tuple[str, ...] = ()
     if start.tag is not None:
         raise UserError(f"--resume {start.tag}: a checkpoint of one part; give --resume alone, or one --body_part")
     if start.folder is None:
         request = flags.with_key("body_part", flags.parts[0]).request()
         naming = Naming(request.source, request.profile.rvqvae.data.path, "body", "body")
         folder = choose_run_folder(flags.out, flags.name, naming, start)
-        if start.kind == "newest" and flags.name is None and folder.exists() and not flags.options.dry_run:
-            say(f"--resume: the body {folder}")
+        said = newest_lines(flags, naming, folder, is_body=True)
     else:
         folder = start.folder
         if not _runs_in(folder):
@@ -209,7 +211,7 @@ def _body_folder(flags: Flags) -> Path:
     if is_run(folder):
         raise UserError(f"{folder}: is the run of one body part; give several parts another --name")
     check_out_folder(folder)
-    return folder
+    return folder, said
 
 
 def _runs_in(folder: Path) -> list[str]:

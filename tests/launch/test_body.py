@@ -62,6 +62,7 @@ def test_bodies_are_numbered_as_runs_are(out):
     make_run(out, "baseline-body", "upper")
     assert str(Body.of(flags("--body_part=upper,hands")).folder) == "runs/baseline-body-2"
     again = Body.of(flags("--body_part=upper,hands", "--resume"))
+    assert again.said == ("--resume: the body runs/baseline-body",)
     assert given(again)[1] == ("hands", "runs/baseline-body/hands", True, None)
 
 
