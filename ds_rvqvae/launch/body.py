@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ds_rvqvae.config.request import Flags, Request, Start
 from ds_rvqvae.data.dataset import MotionData
+from ds_rvqvae.data.fitting import check_body, check_part
 from ds_rvqvae.errors import ExitStatus, UserError, say
 from ds_rvqvae.files import read_json
 from ds_rvqvae.launch.hosts import Ranks
@@ -88,21 +89,18 @@ class Body:
 
     def requests(self) -> list[Request]:
         """What is asked for each part, in turn."""
-        return [request_of(flags) for flags in self.flags_by_part()]
+        return [replace(request_of(flags), of_body=True) for flags in self.flags_by_part()]
 
     def check(self, data: Sequence[MotionData], disk_bytes: int) -> None:
         """Checks all parts' runs together, once each has been checked by itself.
 
         Raises:
-            UserError: motion without body parts, parts that overlap in it or were read by other rules, or no room for
-                all of them.
+            UserError: motion without body parts, parts that overlap in it or were read by other rules, a flag that no
+                part can have, or no room for all of them.
         """
-        for motion in data:
+        for part, motion in zip(self.parts, data, strict=True):
             if motion.body_part is None:
-                raise UserError(
-                    f"--body_part {self._named}: {motion.config.path} has no body parts to select; leave it "
-                    "out, or define parts of your own by rvqvae.data.body_parts"
-                )
+                check_part(part, str(motion.config.path), motion.layout, motion.store.has_body_parts)
         self._check_disjoint([[channels.name for channels in motion.layout] for motion in data])
         try:
             check_same_reading(
@@ -110,6 +108,7 @@ class Body:
             )
         except UserError as error:
             raise UserError(f"--body_part {self._named}: {error}") from None
+        check_body({part: one.left_out for part, one in zip(self.parts, data, strict=True)}, self.flags.asked)
         check_out_folder(self.folder, disk_bytes)
 
     def _check_disjoint(self, joints: Sequence[Sequence[str | int]]) -> None:

@@ -1,11 +1,13 @@
 """Everything about one run that can be checked before a rank starts."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ds_rvqvae.config.request import Request
 from ds_rvqvae.data.dataset import MotionData, open_training_data, store_of_the_same
+from ds_rvqvae.data.fitting import BODY_PART, is_asked
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.gpu.sizes import parameter_count
 from ds_rvqvae.launch import demo
@@ -90,9 +92,15 @@ def _open_motion(request: Request, folder: Path, opened: Sequence[MotionData]) -
     initial = profile.rvqvae.training.init_from
     with Stage(f"opening the tokenizer {initial}", shown=initial is not None, after=_UNSAID):
         find_initial(folder, profile, request.start)
+    asked = request.asked
     with Stage(f"reading {data.path}", after=_UNSAID):
-        motion = open_training_data(profile, store_of_the_same(data, opened), request.asked)
-    return replace(request, profile=motion.fitted(profile)), motion
+        must_fit = asked & {BODY_PART} if request.of_body else asked
+        motion = open_training_data(profile, store_of_the_same(data, opened), must_fit)
+    # Ranks that read flags, and know of no other part, are to find nothing there that this one cannot have.
+    given = [one for one in motion.left_out if any(is_asked(path, asked) for path in one.paths)]
+    added = [f"{one.key}={json.dumps(one.value)}" for one in given]
+    flags = replace(request.flags, overrides=(*request.flags.overrides, *added))
+    return replace(request, profile=motion.fitted(profile), flags=flags), motion
 
 
 def _choose_folder(request: Request) -> tuple[Path, tuple[str, ...]]:
