@@ -136,6 +136,12 @@ class Flags:
         text = self.keys.get("body_part")
         return tuple(text.split(",")) if text else ()
 
+    @property
+    def asked(self) -> frozenset[str]:
+        """Keys, by their paths, that the command line gives."""
+        keys = {PROFILE_FLAGS[flag] for flag in self.keys}
+        return frozenset(keys | {override.partition("=")[0].strip() for override in self.overrides})
+
     def with_key(self, flag: str, text: str) -> "Flags":
         """These flags with one more or another that sets a key of the profile."""
         return replace(self, keys=MappingProxyType({**self.keys, flag: text}))
@@ -198,12 +204,14 @@ class Request:
         source: the profile's file, or its shipped name.
         profile: with everything that flags and environment change; paths are absolute.
         begun: whether it goes on from a checkpoint.
+        of_body: whether it is one of several body parts' runs, for all of which the command line is meant.
     """
 
     flags: Flags
     source: str
     profile: Profile
     begun: bool = False
+    of_body: bool = False
 
     @property
     def start(self) -> Start:
@@ -219,9 +227,7 @@ class Request:
 
         The body part of a run that goes on is its own: versions up to 0.5 took it with motion that has no parts.
         """
-        keys = {PROFILE_FLAGS[flag] for flag in self.flags.keys}
-        keys |= {override.partition("=")[0].strip() for override in self.flags.overrides}
-        return frozenset(keys - {"rvqvae.data.body_part"} if self.begun else keys)
+        return self.flags.asked - {"rvqvae.data.body_part"} if self.begun else self.flags.asked
 
     @cached_property
     def resolved(self) -> Flags:

@@ -13,7 +13,7 @@ from ds_rvqvae.config.batch_sizes import window_sizes
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.data.augment import Augment
-from ds_rvqvae.data.fitting import BODY_PART, LeftOut, check_part, left_out_line, unfitting
+from ds_rvqvae.data.fitting import BODY_PART, LeftOut, check_columns, check_part, left_out_line, unfitting
 from ds_rvqvae.data.formats.features import feature_weights, read_statistics
 from ds_rvqvae.data.store.prepare import prepare_store, settings_of
 from ds_rvqvae.data.store.report import column_ranges, shortened
@@ -21,7 +21,7 @@ from ds_rvqvae.data.store.splits import Groups, Segment, balanced, group_of, sha
 from ds_rvqvae.data.store.store import REPORT, Store
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import MIN_FRAMES
-from ds_rvqvae.motion.layout import Layout, check_losses, layout_to_json, select_columns
+from ds_rvqvae.motion.layout import Layout, layout_to_json, select_columns
 from ds_rvqvae.motion.rotations import same_rate
 from ds_rvqvae.process.home import expanded
 from ds_rvqvae.text import counted
@@ -361,6 +361,6 @@ def open_training_data(profile: Profile, store: Store | None = None, asked: Coll
     if BODY_PART in asked and data.body_part is None:
         check_part(config.body_part, str(config.path), data.store.layout, data.store.has_body_parts)
     profile = data.fit(profile, asked)
+    check_columns(profile, data.layout, data.store.skeleton, data.body_part)
     data.count_training_windows()
-    check_losses(profile.rvqvae.loss, data.layout)
     return data

@@ -1,6 +1,7 @@
 """Settings of a profile that a run's columns cannot have: a face has no left and right to mirror.
 
-What the user has asked for by a flag is refused then. What merely stands in the profile is left out of this run.
+What the user has asked for by a flag is refused then. What merely stands in the profile is left out of this run. Of
+several body parts a flag is meant for those that can have it, and is refused where none can.
 """
 
 import fnmatch
@@ -10,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ds_rvqvae.config.profile import Profile
-from ds_rvqvae.data.augment import Mirror
+from ds_rvqvae.data.augment import Augment, Mirror
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, Layout, rotation_columns
+from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, Layout, check_losses, rotation_columns
 
 BODY_PART = "rvqvae.data.body_part"
 
@@ -25,6 +26,13 @@ class LeftOut:
     value: Any
     """The run's."""
     reason: str
+    entries: tuple[str, ...] = ()
+    """Of an object, the entries that it loses."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """What is left out: the key, or each of its entries."""
+        return tuple(f"{self.key}.{entry}" for entry in self.entries) or (self.key,)
 
 
 def unfitting(
@@ -38,7 +46,7 @@ def unfitting(
         skeleton: `Store.skeleton`.
         asked: keys that the user has given, by their paths; they are not looked at.
     """
-    found = (*_of_augment(profile, layout, skeleton), *_of_losses(profile, layout, of_store))
+    found = (*_of_augment(profile, layout, skeleton), *_of_losses(profile, layout, of_store, asked))
     return tuple(one for one in found if not is_asked(one.key, asked))
 
 
@@ -54,16 +62,17 @@ def _of_augment(profile: Profile, layout: Layout, skeleton: Mapping[str, Any] | 
         yield LeftOut("rvqvae.data.augment.mix", 0.0, f"all columns are one part, {layout[0].name}")
 
 
-def _of_losses(profile: Profile, layout: Layout, of_store: Layout) -> Iterator[LeftOut]:
+def _of_losses(profile: Profile, layout: Layout, of_store: Layout, asked: Collection[str]) -> Iterator[LeftOut]:
     loss = profile.rvqvae.loss
     if loss.loss_rotation and not len(rotation_columns(layout)):
         yield LeftOut("rvqvae.loss.loss_rotation", 0.0, "no columns are known to be 6D rotations")
-    weights = loss.joint_weights or {}
+    key, weights = "rvqvae.loss.joint_weights", loss.joint_weights or {}
     elsewhere = [pattern for pattern in weights if not _fits(pattern, layout) and _fits(pattern, of_store)]
+    elsewhere = [pattern for pattern in elsewhere if not is_asked(f"{key}.{pattern}", asked)]
     if elsewhere:
         kept = {pattern: weight for pattern, weight in weights.items() if pattern not in elsewhere}
         reason = f"no joint of this part is called {' or '.join(elsewhere)}"
-        yield LeftOut("rvqvae.loss.joint_weights", kept or None, reason)
+        yield LeftOut(key, kept or None, reason, tuple(elsewhere))
 
 
 def _fits(pattern: str, layout: Layout) -> bool:
@@ -73,6 +82,29 @@ def _fits(pattern: str, layout: Layout) -> bool:
 def is_asked(key: str, asked: Collection[str]) -> bool:
     """Whether a key, or an object that it is in, is among the paths that the user has given."""
     return any(key == path or key.startswith(f"{path}.") for path in asked)
+
+
+def check_columns(profile: Profile, layout: Layout, skeleton: Mapping[str, Any] | None, part: str | None) -> None:
+    """Raises UserError where the columns in use cannot have what a profile says, naming the `part` that they are of."""
+    try:
+        Augment(layout, profile.rvqvae.data.augment, 0, skeleton)
+        check_losses(profile.rvqvae.loss, layout)
+    except UserError as error:
+        raise UserError(str(error) if part is None else f"--body_part {part}: {error}") from None
+
+
+def check_body(left_out: Mapping[str, Sequence[LeftOut]], asked: Collection[str]) -> None:
+    """Raises UserError where a flag gives what each of several body parts leaves out.
+
+    Args:
+        left_out: by part.
+        asked: keys that the user has given, by their paths.
+    """
+    by_path = {part: {path: one.reason for one in found for path in one.paths} for part, found in left_out.items()}
+    for path in next(iter(by_path.values()), {}):
+        if is_asked(path, asked) and all(path in reasons for reasons in by_path.values()):
+            reasons = "; ".join(f"{part}, as {reasons[path]}" for part, reasons in by_path.items())
+            raise UserError(f"--body_part {','.join(by_path)}: {path}: no part can have it: {reasons}")
 
 
 def left_out_line(name: str, left_out: Sequence[LeftOut]) -> str:

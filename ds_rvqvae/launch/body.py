@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ds_rvqvae.config.request import Flags, Request, Start
 from ds_rvqvae.data.dataset import MotionData
+from ds_rvqvae.data.fitting import check_body, check_part
 from ds_rvqvae.errors import ExitStatus, UserError, say
 from ds_rvqvae.files import read_json
 from ds_rvqvae.launch.hosts import Ranks
@@ -14,7 +15,7 @@ from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, Layout, check_disjoint
 from ds_rvqvae.process.progress import Stage
 from ds_rvqvae.runs.checkpoints import has_begun
 from ds_rvqvae.runs.folder import Naming, check_out_folder, choose_run_folder, is_run, profile_place, read_profile
-from ds_rvqvae.runs.start import request_of
+from ds_rvqvae.runs.start import newest_lines, request_of
 from ds_rvqvae.tokenizer.folder import TOKENIZER, check_same_reading, reading_of
 from ds_rvqvae.tokenizer.foreign.formats import check_body_for
 
@@ -42,6 +43,8 @@ class Body:
     flags: Flags
     """What the launcher was given."""
     folder: Path
+    said: tuple[str, ...] = ()
+    """Lines on which folder that is, for the terminal and the parts' logs."""
 
     @classmethod
     def of(cls, flags: Flags) -> "Body":
@@ -51,7 +54,7 @@ class Body:
             UserError: parts that are not known or overlap, or that `--for` cannot have, or a folder that cannot be
                 theirs.
         """
-        body = cls(flags, _body_folder(flags))
+        body = cls(flags, *_body_folder(flags))
         profiles = [request.profile for request in body.requests()]
         for profile in profiles:
             check_body_for(profile, body.parts)
@@ -86,21 +89,18 @@ class Body:
 
     def requests(self) -> list[Request]:
         """What is asked for each part, in turn."""
-        return [request_of(flags) for flags in self.flags_by_part()]
+        return [replace(request_of(flags), of_body=True) for flags in self.flags_by_part()]
 
     def check(self, data: Sequence[MotionData], disk_bytes: int) -> None:
         """Checks all parts' runs together, once each has been checked by itself.
 
         Raises:
-            UserError: motion without body parts, parts that overlap in it or were read by other rules, or no room for
-                all of them.
+            UserError: motion without body parts, parts that overlap in it or were read by other rules, a flag that no
+                part can have, or no room for all of them.
         """
-        for motion in data:
+        for part, motion in zip(self.parts, data, strict=True):
             if motion.body_part is None:
-                raise UserError(
-                    f"--body_part {self._named}: {motion.config.path} has no body parts to select; leave it "
-                    "out, or define parts of your own by rvqvae.data.body_parts"
-                )
+                check_part(part, str(motion.config.path), motion.layout, motion.store.has_body_parts)
         self._check_disjoint([[channels.name for channels in motion.layout] for motion in data])
         try:
             check_same_reading(
@@ -108,6 +108,7 @@ class Body:
             )
         except UserError as error:
             raise UserError(f"--body_part {self._named}: {error}") from None
+        check_body({part: one.left_out for part, one in zip(self.parts, data, strict=True)}, self.flags.asked)
         check_out_folder(self.folder, disk_bytes)
 
     def _check_disjoint(self, joints: Sequence[Sequence[str | int]]) -> None:
@@ -191,17 +192,17 @@ def check_no_body(flags: Flags) -> None:
         )
 
 
-def _body_folder(flags: Flags) -> Path:
-    """The folder that the parts' runs go into."""
+def _body_folder(flags: Flags) -> tuple[Path, tuple[str, ...]]:
+    """The folder that the parts' runs go into, and lines on which that is, where no flag names it."""
     start = flags.start
+    said: tuple[str, ...] = ()
     if start.tag is not None:
         raise UserError(f"--resume {start.tag}: a checkpoint of one part; give --resume alone, or one --body_part")
     if start.folder is None:
         request = flags.with_key("body_part", flags.parts[0]).request()
         naming = Naming(request.source, request.profile.rvqvae.data.path, "body", "body")
         folder = choose_run_folder(flags.out, flags.name, naming, start)
-        if start.kind == "newest" and flags.name is None and folder.exists() and not flags.options.dry_run:
-            say(f"--resume: the body {folder}")
+        said = newest_lines(flags, naming, folder, is_body=True)
     else:
         folder = start.folder
         if not _runs_in(folder):
@@ -209,7 +210,7 @@ def _body_folder(flags: Flags) -> Path:
     if is_run(folder):
         raise UserError(f"{folder}: is the run of one body part; give several parts another --name")
     check_out_folder(folder)
-    return folder
+    return folder, said
 
 
 def _runs_in(folder: Path) -> list[str]:

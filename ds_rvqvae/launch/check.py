@@ -1,11 +1,13 @@
 """Everything about one run that can be checked before a rank starts."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ds_rvqvae.config.request import Request
 from ds_rvqvae.data.dataset import MotionData, open_training_data, store_of_the_same
+from ds_rvqvae.data.fitting import BODY_PART, is_asked
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.gpu.sizes import parameter_count
 from ds_rvqvae.launch import demo
@@ -14,10 +16,10 @@ from ds_rvqvae.launch.hosts import check_cards, check_shells, place_ranks, warn
 from ds_rvqvae.launch.preflight import Preflight, check_machine
 from ds_rvqvae.process.progress import Stage
 from ds_rvqvae.runs.checkpoints import checkpoint_bytes
-from ds_rvqvae.runs.folder import check_out_folder, naming_of, run_folder_of, runs_called
+from ds_rvqvae.runs.folder import check_out_folder, choose_run_folder, naming_of
 from ds_rvqvae.runs.init_from import find_initial, take_start
 from ds_rvqvae.runs.references import is_of
-from ds_rvqvae.runs.start import Resume, as_begun, find_resume, record_of, with_batch
+from ds_rvqvae.runs.start import Resume, as_begun, find_resume, newest_lines, record_of, with_batch
 from ds_rvqvae.text import counted, duration
 from ds_rvqvae.tokenizer.folder import TOKENIZER, read_config
 
@@ -38,7 +40,7 @@ def check_run(request: Request, opened: Sequence[MotionData] = ()) -> tuple[Chec
     """
     if request.options.demo:
         demo.write_motion(request.profile.rvqvae.data)
-    folder = run_folder_of(request)
+    folder, resumed = _choose_folder(request)
     check_out_folder(folder)
     request = as_begun(request, folder)
     profile, start, options = request.profile, request.start, request.options
@@ -81,7 +83,7 @@ def check_run(request: Request, opened: Sequence[MotionData] = ()) -> tuple[Chec
     settings += profile.notes() if "milestones" in request.flags.keys else []  # asked for now, not a profile's
     for warning in [*settings, *data.warnings(), *(initial.warnings(data) if initial else []), *found]:
         warn(warning)
-    return CheckedRun(request, folder, ranks, data, disk_bytes, done, _what(request, folder, data)), report
+    return CheckedRun(request, folder, ranks, data, disk_bytes, done, (_what(data), *resumed, *data.notes())), report
 
 
 def _open_motion(request: Request, folder: Path, opened: Sequence[MotionData]) -> tuple[Request, MotionData]:
@@ -90,22 +92,32 @@ def _open_motion(request: Request, folder: Path, opened: Sequence[MotionData]) -
     initial = profile.rvqvae.training.init_from
     with Stage(f"opening the tokenizer {initial}", shown=initial is not None, after=_UNSAID):
         find_initial(folder, profile, request.start)
+    asked = request.asked
     with Stage(f"reading {data.path}", after=_UNSAID):
-        motion = open_training_data(profile, store_of_the_same(data, opened), request.asked)
-    return replace(request, profile=motion.fitted(profile)), motion
+        must_fit = asked & {BODY_PART} if request.of_body else asked
+        motion = open_training_data(profile, store_of_the_same(data, opened), must_fit)
+    # Ranks that read flags, and know of no other part, are to find nothing there that this one cannot have.
+    given = [one for one in motion.left_out if any(is_asked(path, asked) for path in one.paths)]
+    added = [f"{one.key}={json.dumps(one.value)}" for one in given]
+    flags = replace(request.flags, overrides=(*request.flags.overrides, *added))
+    return replace(request, profile=motion.fitted(profile), flags=flags), motion
 
 
-def _what(request: Request, folder: Path, data: MotionData) -> tuple[str, ...]:
-    """Lines on what is trained on, and which run is gone on with where no flag names it."""
+def _choose_folder(request: Request) -> tuple[Path, tuple[str, ...]]:
+    """The run's folder, and lines on which that is, where no flag names it."""
+    flags = request.flags
+    with Stage(f"looking at {request.profile.rvqvae.data.path}", shown=flags.name is None, after=_UNSAID):
+        naming = naming_of(request)
+        folder = choose_run_folder(flags.out, flags.name, naming, flags.start)
+        return folder, newest_lines(flags, naming, folder)
+
+
+def _what(data: MotionData) -> str:
+    """A line on what is trained on."""
     store, of_part = data.store, f" of {data.body_part}" if data.body_part else ""
     frames, clips = int(store.starts[-1]), len(store.clip_names)
     length = f"{duration(frames / store.fps)} at {store.fps:g} frames/s"
-    lines = [f"motion {data.config.path}: {counted(clips, 'clip')}, {length}, {data.in_features} columns{of_part}"]
-    flags = request.flags
-    if flags.start.kind == "newest" and flags.name is None and folder.exists():
-        others = [run.name for run in runs_called(flags.out, naming_of(request)) if run != folder]
-        lines.append(f"--resume: the run {folder}" + (f"; there is also {', '.join(others[:3])}" if others else ""))
-    return (*lines, *data.notes())
+    return f"motion {data.config.path}: {counted(clips, 'clip')}, {length}, {data.in_features} columns{of_part}"
 
 
 def _is_exported(folder: Path, resume: Resume) -> bool:

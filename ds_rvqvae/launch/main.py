@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ds_rvqvae.errors import ExitStatus, printable, say
@@ -52,7 +53,8 @@ def launch(flags: "Flags") -> ExitStatus:
         body = Body.of(flags)
         checked: list[tuple[CheckedRun, Preflight | None]] = []
         for request in body.requests():
-            checked.append(check_run(request, [run.data for run, _ in checked]))
+            run, report = check_run(request, [run.data for run, _ in checked])
+            checked.append((replace(run, said=(*body.said, *run.said)), report))
         body.check([run.data for run, _ in checked], sum(run.disk_bytes for run, _ in checked))
     else:
         check_no_body(flags)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.profile import PROFILE_FILE, Profile, load_profile
@@ -82,6 +83,10 @@ class Naming:
         name = os.fsencode(_stem(self.profile))
         return f"{os.fsdecode(name[: LONGEST_NAME // 2])}-{self.part_before}"
 
+    def is_of_profile(self, name: str) -> bool:
+        """Whether a run of the same profile may be called so, on whatever motion."""
+        return any(f"{name}-".startswith(f"{stem}-") for stem in (_safe(_stem(self.profile)), _stem(self.profile)))
+
 
 def takes_part(config: DataConfig) -> bool:
     """Whether `body_part` selects columns of the motion that `config` names, as far as a look at its files tells."""
@@ -103,8 +108,16 @@ def data_name(path: str) -> str:
     """What runs on the motion at a path are called by: the folder's name, or the file's without its suffix."""
     place = Path(path)
     if place.name in ("", ".", ".."):
-        place = place.resolve()
-    return _safe(place.stem if place.is_file() else place.name) or "data"
+        with suppress(OSError, ValueError):
+            place = place.resolve()
+    return _safe(place.stem if _is_file(place) else place.name) or "data"
+
+
+def _is_file(place: Path) -> bool:
+    """Whether a file is there, as far as may be seen: a path may lead through a locked folder, or be no path at all."""
+    with suppress(OSError, ValueError):
+        return place.is_file()
+    return False
 
 
 def _stem(profile: str) -> str:
@@ -172,23 +185,29 @@ def runs_called(out: Path, naming: Naming) -> list[Path]:
 
 def _likeness(folder: Path, data_path: str | None) -> int | None:
     """0 for a run on the motion at a path, 1 on motion of the same name or unknown motion, None on other motion."""
-    before = None
-    for place in (folder, *(file.parent for file in sorted(folder.glob(f"*/{PROFILE_FILE}")))):  # of a body
-        with suppress(UserError, OSError, ValueError, LookupError, TypeError):
-            before = read_json(profile_place(place))["rvqvae"]["data"]["path"]
-            break
+    before = data_of(folder).get("path")
     if not isinstance(before, str) or data_path is None or before == data_path:
         return 0 if before == data_path else 1
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         if Path(before).samefile(data_path):
             return 0
     return 1 if data_name(before) == data_name(data_path) else None
 
 
+def data_of(folder: Path) -> dict[str, Any]:
+    """`rvqvae.data` of the profile of a run, or of a body's first part; empty where there is none to be read."""
+    for place in (folder, *(file.parent for file in sorted(folder.glob(f"*/{PROFILE_FILE}")))):
+        with suppress(UserError, OSError, ValueError, LookupError, TypeError):
+            return dict(read_json(profile_place(place))["rvqvae"]["data"])
+    return {}
+
+
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run's: it has a profile, or checkpoints. A checkpoint keeps a copy of the profile too."""
-    has_files = (folder / PROFILE_FILE).is_file() or bool(checkpoints(folder / "checkpoints"))
-    return has_files and not (folder / MANIFEST).is_file()
+    with suppress(OSError):  # a neighbour's, which may be locked
+        has_files = (folder / PROFILE_FILE).is_file() or bool(checkpoints(folder / "checkpoints"))
+        return has_files and not (folder / MANIFEST).is_file()
+    return False
 
 
 def write_profile(folder: Path, profile: Profile) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from ds_rvqvae.runs.checkpoints import (
     step_of,
     whole_checkpoint,
 )
-from ds_rvqvae.runs.folder import is_run, profile_place, read_profile
+from ds_rvqvae.runs.folder import Naming, data_of, is_run, profile_place, read_profile, runs_called
 from ds_rvqvae.runs.history import every_checkpoint, find_checkpoint, unfinished_resume
 from ds_rvqvae.runs.motion import MOTION_FILE, changed_motion
 from ds_rvqvae.tokenizer.folder import READING_KEYS, reading_of
@@ -101,6 +102,40 @@ def as_begun(request: Request, run_folder: Path) -> Request:
         if getattr(asked, key) == getattr(defaults, key)
     }
     return replace(request, profile=request.profile.with_values(kept), begun=True)
+
+
+def newest_lines(flags: Flags, naming: Naming, folder: Path, *, is_body: bool = False) -> tuple[str, ...]:
+    """For people: which run a bare `--resume` goes on with, or which it may have meant where it begins one.
+
+    Args:
+        folder: of the run, or of the body, that was chosen by `naming`.
+    """
+    if flags.start.kind != "newest" or flags.name is not None:
+        return ()
+    if folder.exists():
+        others = ", ".join([run.name for run in runs_called(flags.out, naming) if run != folder][:3])
+        also = f"; there is also {others}" if others else ""
+        return (f"--resume: the {'body' if is_body else 'run'} {folder}{also}",)
+    found = _on_other_motion(flags.out, naming, is_body)
+    if not found:
+        return ()
+    named = ", ".join(f"{run.name} ({path})" for run, path in found[:3])
+    there, which = ("There is", "it") if len(found) == 1 else ("There are", "the first")
+    there, way = f"{there} {named}", f"--resume {found[0][0]} goes on with {which}"
+    return (f"warning: --resume: no run on this motion; starting {folder} anew. {there}; {way}",)
+
+
+def _on_other_motion(out: Path, naming: Naming, is_body: bool) -> list[tuple[Path, str]]:
+    """Runs of the same profile and body part, or bodies, with where their motion was; the one written last first."""
+    found = []
+    for run in out.iterdir() if out.is_dir() else ():
+        if not naming.is_of_profile(run.name) or is_run(run) == is_body:
+            continue
+        data = data_of(run)
+        with suppress(OSError):  # removed meanwhile
+            if data and (is_body or data.get("body_part") == naming.part_before):
+                found.append((run.stat().st_mtime, run, str(data.get("path"))))
+    return [(run, path) for _, run, path in sorted(found, reverse=True)]
 
 
 def record_of(data: MotionData) -> dict[str, Any]:

@@ -49,11 +49,11 @@ def test_matrices_have_neither_sides_nor_joints_nor_rotations():
 def test_what_is_asked_for_is_refused(demo_folder, flag):
     line = [f"--data_path={demo_folder}", "--body_part=face", "--window_size=32"]
     request = read_training_flags([*line, flag]).request()
-    with pytest.raises(UserError, match=f"{MIRROR}: expressions .* cannot be mirrored"):
+    with pytest.raises(UserError, match=f"^--body_part face: {MIRROR}: expressions .* cannot be mirrored"):
         open_training_data(request.profile, asked=request.asked)
     assert open_training_data(request.profile).config.augment.mirror == 0
     request = read_training_flags([*line, "--loss_rotation=1"]).request()
-    with pytest.raises(UserError, match=f"{ROTATION}: the data have no columns"):
+    with pytest.raises(UserError, match=f"^--body_part face: {ROTATION}: the data have no columns"):
         open_training_data(request.profile, asked=request.asked)
 
 
@@ -66,6 +66,18 @@ def test_weights_of_joints_of_other_parts_are_left_out_and_misspelt_ones_refused
     assert left_out.value is None
     assert keys(load_profile("baseline", [f'{WEIGHTS}={{"haed": 3}}']), hands, of_store) == []  # refused as ever
     assert keys(profile, hands, of_store, asked=[WEIGHTS]) == []
+    # Of an object what is asked for is refused, and what merely stands in the profile left out.
+    assert keys(profile, hands, of_store, asked=[f"{WEIGHTS}.head"]) == []
+    (left_out,) = unfitting(profile, hands, of_store, None, [f"{WEIGHTS}.left_*"])
+    assert left_out.paths == (f"{WEIGHTS}.head",)
+
+
+@pytest.mark.parametrize("flag", [f"--set={WEIGHTS}.head=3", '--joint_weights={"head": 3}'])
+def test_a_weight_that_is_asked_for_is_refused_with_the_part(demo_folder, flag):
+    line = [f"--data_path={demo_folder}", "--body_part=hands", "--window_size=32", flag]
+    request = read_training_flags(line).request()
+    with pytest.raises(UserError, match=rf"^--body_part hands: {WEIGHTS}: no joint is called head"):
+        open_training_data(request.profile, asked=request.asked)
 
 
 def _packed(folder, layout):

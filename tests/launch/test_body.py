@@ -11,9 +11,10 @@ from ds_rvqvae import BodyTokenizer
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.profile import load_profile
 from ds_rvqvae.config.request import read_training_flags
-from ds_rvqvae.data.dataset import MotionData
+from ds_rvqvae.data.dataset import MotionData, open_training_data
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.launch.body import Body, CheckedRun, check_no_body
+from ds_rvqvae.launch.check import _open_motion
 from ds_rvqvae.launch.hosts import Ranks
 from ds_rvqvae.launch.supervise import Signals
 from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, check_disjoint
@@ -62,6 +63,7 @@ def test_bodies_are_numbered_as_runs_are(out):
     make_run(out, "baseline-body", "upper")
     assert str(Body.of(flags("--body_part=upper,hands")).folder) == "runs/baseline-body-2"
     again = Body.of(flags("--body_part=upper,hands", "--resume"))
+    assert again.said == ("--resume: the body runs/baseline-body",)
     assert given(again)[1] == ("hands", "runs/baseline-body/hands", True, None)
 
 
@@ -164,8 +166,42 @@ def test_motion_without_body_parts_is_refused(out, tmp_path):
     (tmp_path / "matrices").mkdir()
     np.save(tmp_path / "matrices" / "a.npy", np.random.default_rng(0).normal(size=(200, 78)).astype(np.float32))
     data = MotionData.open(DataConfig(path=str(tmp_path / "matrices"), split="time"))
-    with pytest.raises(UserError, match="matrices has no body parts to select"):
+    with pytest.raises(UserError, match=r"^--body_part upper: .*matrices has no body parts to select; SMPL-X"):
         Body.of(flags("--body_part=upper,hands")).check([data, data], 0)
+
+
+def test_a_flag_is_meant_for_the_parts_that_can_have_it(out, demo_folder):
+    weights, mirror = "rvqvae.loss.joint_weights", "rvqvae.data.augment.mirror"
+
+    def checked(parts, *line):
+        line = (f"--data_path={demo_folder}", "--window_size=32", "--window_stride=16", f"--body_part={parts}", *line)
+        body, found = Body.of(flags(*line)), []
+        for request in body.requests():
+            found.append(_open_motion(request, body.folder, [data for _, data in found]))
+        body.check([data for _, data in found], 0)
+        return found
+
+    found = checked("hands,upper,face", f"--set={mirror}=0.5", f"--set={weights}.head=3")
+    (hands, _), (upper, _), (_, of_face) = found
+    assert hands.profile.rvqvae.loss.joint_weights is None
+    assert upper.profile.rvqvae.loss.joint_weights == {"head": 3}
+    augments = [request.profile.rvqvae.data.augment.mirror for request, _ in found]
+    assert augments == [0.5, 0.5, 0]
+    (note,) = of_face.notes()
+    assert note.startswith("face: left out of the profile: ") and f"{mirror}, as " in note and f"{weights}, as " in note
+    # Read by themselves, a part's flags say the same, and nothing is left to refuse.
+    for request, _ in found:
+        again = replace(read_training_flags(request.flags.arguments()), environment={}).request()
+        assert again.profile == request.profile
+        assert open_training_data(again.profile, asked=again.asked).left_out == ()
+    with pytest.raises(UserError) as error:
+        checked("hands,lower_trans", '--joint_weights={"head": 3, "left_*": 2}')
+    none = "no joint of this part is called head"
+    assert str(error.value) == (
+        f"--body_part hands,lower_trans: {weights}.head: no part can have it: hands, as {none}; lower_trans, as {none}"
+    )
+    with pytest.raises(UserError, match=f"^--body_part hands: {weights}: no joint is called haed"):
+        checked("hands,upper", f"--set={weights}.haed=3")
 
 
 LAYOUT = [

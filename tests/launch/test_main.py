@@ -72,17 +72,20 @@ def test_a_command_that_cannot_be_printed_is_an_error_of_a_dry_run(tmp_path, dem
 
 def test_several_body_parts_are_a_command_each(launch):
     parts = ("upper", "hands", "lower_trans", "face")
-    ran = launch("--dry_run", "--profile=best", "--body_part", ",".join(parts), "--name", "mine", "--width", "256")
+    mirror = "rvqvae.data.augment.mirror"
+    line = ("--profile=best", "--body_part", ",".join(parts), "--name", "mine", "--width", "256", f"--set={mirror}=0.5")
+    ran = launch("--dry_run", *line)
     assert ran.returncode == 0, ran.stderr
     # What a part cannot have is said of that part alone.
     (left_out,) = [line for line in ran.stderr.splitlines() if "left out of the profile" in line]
-    assert left_out.startswith("face: ") and "rvqvae.data.augment.mirror, as expressions " in left_out
+    assert left_out.startswith("face: ") and f"{mirror}, as expressions " in left_out
     commands = [shlex.split(line) for line in ran.stdout.splitlines()]
     for part, command in zip(parts, commands, strict=True):
         training = command[command.index("ds_rvqvae.train") + 1 :]
         given = dict(zip(training[::2], training[1::2], strict=True))
         assert given["--body_part"] == given["--name"] == part
         assert (given["--out"], given["--width"]) == ("runs/mine", "256")
+        assert given["--set"] == f"{mirror}={0.0 if part == 'face' else 0.5}"
     assert ran.stderr.count("environment: ") == 1
     assert list(launch.folder.iterdir()) == []
 

@@ -1,8 +1,10 @@
 """Folders of runs."""
 
 import json
+import os
 import shlex
 import shutil
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from ds_rvqvae.config.profile import load_profile
 from ds_rvqvae.config.request import Start, read_training_flags
 from ds_rvqvae.data.store.prepare import prepare_store
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.files import LONGEST_NAME
 from ds_rvqvae.runs.checkpoints import MANIFEST, digest_of, seal
 from ds_rvqvae.runs.folder import (
     Naming,
@@ -27,13 +30,26 @@ from ds_rvqvae.runs.folder import (
     runs_called,
     write_profile,
 )
-from ds_rvqvae.runs.start import request_of
+from ds_rvqvae.runs.start import newest_lines, request_of
 from tests.damage import DAMAGES, damage
 from tests.data.formats.bvh_files import HIERARCHY
 
 
 def choose(out, name=None, profile="baseline", resume=False, data="/data/BEAT2", part="upper", before="upper"):
     return choose_run_folder(out, name, Naming(profile, data, part, before), Start.of(resume))
+
+
+@contextmanager
+def as_nobody():
+    """Without root's rights, where this process has them."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 def made_run(folder, data):
@@ -127,6 +143,52 @@ def test_motion_is_named_by_its_file_or_its_folder_seen_from_anywhere(tmp_path, 
     monkeypatch.chdir(tmp_path / "walks")
     assert data_name("all.takes.npz") == "all.takes" and data_name(str(tmp_path / "walks" / "sub" / "..")) == "walks"
     assert data_name(".") == "walks" and data_name(str(tmp_path / "walks.v2")) == "walks.v2"
+
+
+def test_a_bare_resume_says_which_run_it_takes_or_may_have_meant(tmp_path):
+    def said(*line, part="upper", is_body=False):
+        flags = read_training_flags([f"--out={tmp_path}", *line])
+        naming = Naming("baseline", "/new/BEAT2-v2", part, part)
+        folder = choose_run_folder(flags.out, flags.name, naming, flags.start)
+        return newest_lines(flags, naming, folder, is_body=is_body)
+
+    assert said("--resume") == ()
+    made_run(tmp_path / "baseline-upper", "/data/BEAT2")
+    made_run(tmp_path / "baselines-upper", "/data/BEAT2")
+    made_run(tmp_path / "baseline-body" / "upper", "/data/BEAT2")
+    begins = f"warning: --resume: no run on this motion; starting {tmp_path}/baseline-BEAT2-v2-upper anew. "
+    goes_on = f"--resume {tmp_path}/baseline-upper goes on with "
+    assert said("--resume") == (f"{begins}There is baseline-upper (/data/BEAT2); {goes_on}it",)
+    assert said("--resume", part="hands") == said() == said("--resume", "--name=one") == ()
+    (line,) = said("--resume", part="body", is_body=True)
+    assert line.endswith(f" baseline-body (/data/BEAT2); --resume {tmp_path}/baseline-body goes on with it")
+    for number in range(4):
+        os.utime(made_run(tmp_path / f"baseline-old{number}-upper", f"/old{number}"), (number, number))
+    (line,) = said("--resume")
+    named = "baseline-upper (/data/BEAT2), baseline-old3-upper (/old3), baseline-old2-upper (/old2)"
+    assert line == f"{begins}There are {named}; {goes_on}the first"
+    for number in ("", "-2"):
+        made_run(tmp_path / f"baseline-BEAT2-v2-upper{number}", "/new/BEAT2-v2")
+    taken = f"--resume: the run {tmp_path}/baseline-BEAT2-v2-upper-2"
+    assert said("--resume") == (f"{taken}; there is also baseline-BEAT2-v2-upper",)
+    made_run(tmp_path / "baseline-BEAT2-v2-body" / "hands", "/new/BEAT2-v2")
+    assert said("--resume", part="body", is_body=True) == (f"--resume: the body {tmp_path}/baseline-BEAT2-v2-body",)
+
+
+def test_motion_that_cannot_be_seen_is_named_by_its_last_name(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "locked").mkdir(mode=0)
+    long = "d" * (LONGEST_NAME + 45)
+    places = [str(tmp_path / place) for place in (long, "loop/walks", "locked/walks", "a\0b/walks")]
+    for user in (nullcontext, as_nobody):
+        with user():
+            assert [data_name(place) for place in places] == ["d" * 63, "walks", "walks", "walks"]
+            assert data_name(f"{tmp_path}/a\0b/..") == "data"
+    # Nor does a neighbour's path end a bare `--resume`.
+    for number, place in enumerate(places, 1):
+        made_run(tmp_path / "runs" / f"baseline-upper-{number}", place)
+    assert choose(tmp_path / "runs", resume=True).name == "baseline-BEAT2-upper"
+    assert choose(tmp_path / "runs", resume=True, data="/data/walks").name == "baseline-upper-4"
 
 
 def test_a_part_is_in_the_name_where_it_selects_columns(tmp_path, demo_folder):
