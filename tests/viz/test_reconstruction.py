@@ -70,7 +70,22 @@ def test_curves_of_joints_are_degrees_about_the_axis_that_they_turn_about():
     joint, place = liveliest(motion, motion, part, 2)
     np.testing.assert_allclose(joint.truth - joint.truth[0], angles - angles[0], atol=0.01)
     np.testing.assert_allclose(joint.found, joint.truth, atol=0.01)
-    assert joint.title == "elbow, degrees; 0.0° mean error" and place.title == "root: x, m"
+    assert joint.title == "elbow, degrees from its mean; 0.0° mean error" and place.title == "root: x, m"
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_poor_reconstructions_curve_is_drawn_by_the_truths(seed):
+    rng = np.random.default_rng(seed)
+    angles = np.linspace(0, 1500, 200)  # a root that turns round four times
+    errors = rng.uniform(-170, 170, size=200)
+
+    def motion(degrees):
+        turns = axis_angle_to_matrix(np.radians(degrees)[:, None] * [0.0, 1.0, 0.0])
+        return matrix_to_rotation_6d(turns).astype(np.float32)
+
+    (curve,) = liveliest(motion(angles), motion(angles + errors), (Channels("root", "rotation_6d", 0, 6),), 1)
+    np.testing.assert_allclose(curve.found - curve.truth, errors, atol=0.1)
+    assert curve.title == f"root, degrees from its mean; {np.abs(errors).mean():.1f}° mean error"
 
 
 @pytest.mark.parametrize(
