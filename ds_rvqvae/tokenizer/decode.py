@@ -200,7 +200,8 @@ class _Decoder:
             if os.path.realpath(original) == os.path.realpath(output):
                 raise ClipError(f"{output} is its source, which is never written over; name another folder")
         made = self._made(codes_content)
-        source_content = None if source is None else _content_of_source(source)
+        read = source or (None if self.fps is None or codes.source_fps else self._source(codes, found))
+        source_content = None if read is None else _content_of_source(read)
         if self._is_done(output, made, source_content):
             yield Converted(str(found.file), str(output), skipped=True)
             return
@@ -210,7 +211,7 @@ class _Decoder:
         check_finite(motion)
         fps = self.tokenizer.fps
         if self.fps is not None:
-            motion, fps = retimed(motion, layout, fps, self.fps, self._timing(codes, found))
+            motion, fps = retimed(motion, layout, fps, self.fps, self._timing(codes, read))
         assert self.record is not None
         entry = self.record.of(output)
         self.record.note(output)
@@ -305,19 +306,17 @@ class _Decoder:
         # Where its source is gone, it holds more than could be decoded now.
         return entry.get("made") == made and source_content in (entry.get("source"), None)
 
-    def _timing(self, codes: Codes, found: FoundFile) -> Timing | None:
-        """The frame rate and frames of what was encoded; raises ClipError where they are asked for and not known."""
-        file = self._source(codes, found)
+    def _timing(self, codes: Codes, file: Path | None) -> Timing | None:
+        """The frame rate and frames of a file, or as the codes say; raises ClipError where they must but do not."""
         if file is not None:
             with self._reading(file, _KINDS[codes.format]):
                 return timing_of(file, reading_config(self.tokenizer.details, self.tokenizer.fps, str(file)))
         if codes.source_fps:
             return Timing(codes.source_fps, codes.source_frames)
         if self.fps == "source":
-            raise ClipError(
-                "says nothing of its source's frame rate, and no source file is there: --source names it, --fps N a "
-                "rate, or encode it again"
-            )
+            taken = codes.format in _KINDS
+            how = ", and no source file is there: --source names it, --fps N a rate" if taken else ": --fps N says one"
+            raise ClipError(f"says nothing of its source's frame rate{how}, or encode it again with --overwrite")
         return None
 
     def _write_beat2(
