@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_rvqvae.data.files import Rate, Timing, retimed, timing_of
+from ds_rvqvae.data.files import Rate, Timing, check_rate, other_rate, retimed, timing_of
 from ds_rvqvae.data.formats.beat2 import CLIP_FOLDER
 from ds_rvqvae.data.formats.finding import FoundFile, is_regular, is_whole
 from ds_rvqvae.data.formats.writing import (
@@ -29,7 +29,6 @@ from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import AppendedLines, content_of, parse_json, sync
 from ds_rvqvae.motion.clip import ClipError, UnfitError, check_finite
 from ds_rvqvae.motion.layout import Layout
-from ds_rvqvae.motion.rotations import same_rate
 from ds_rvqvae.text import GIB, gibibytes
 from ds_rvqvae.tokenizer.body import BodyTokenizer
 from ds_rvqvae.tokenizer.clips import ClipTokenizer, as_clip_tokenizer
@@ -168,6 +167,8 @@ class _Decoder:
     ) -> None:
         if source is not None and not source.exists():
             raise UserError(f"--source {source}: no such file or folder")
+        if fps is not None:
+            check_rate(fps)
         self.tokenizer, self.out, self.overwrite = tokenizer, out, overwrite
         self.source, self.any_tokenizer, self.matrices, self.fps = source, any_tokenizer, matrices, fps
         self.levels = checked_levels(levels, tokenizer.parts)
@@ -346,10 +347,7 @@ class _Decoder:
 
     def _other_rate(self, source_fps: float, fps: float) -> tuple[str, ...]:
         """A note where a file is written at another frame rate than its source's."""
-        if not source_fps or same_rate(source_fps, fps):
-            return ()
-        back = "" if self.fps is not None else "; --fps source brings back the source's"
-        return (f"source at {source_fps:g} frames a second, written at {fps:g}{back}",)
+        return other_rate(source_fps, fps, "--fps source" if self.fps is None else "")
 
     @contextmanager
     def _reading(self, source: Path, kind: str) -> Iterator[None]:
