@@ -109,6 +109,7 @@ def _frame_rate(wanted: float | None, motion_fps: float, is_gif: bool) -> float:
 
 def _read_clip(path: Path, name: str | None, tokenizer: "MotionTokenizer") -> "tuple[Clip, dict[str, Any] | None]":
     """One clip of a file, folder or store, at the tokenizer's frame rate, with all its columns; and its skeleton."""
+    from ds_rvqvae.data.files import whole_clip
     from ds_rvqvae.data.formats.readers import open_reader
     from ds_rvqvae.data.formats.writing import open_motion_file
     from ds_rvqvae.data.store.store import is_store, open_store
@@ -130,9 +131,8 @@ def _read_clip(path: Path, name: str | None, tokenizer: "MotionTokenizer") -> "t
             name = _choose(path, reader.clip_names(), name)
             if not same_rate(reader.fps, fps):
                 raise UserError(f"{path}: {reader.fps:g} frames per second; the tokenizer takes {fps:g}")
-            take = reader.take(name)
-            check_finite(take.motion)
-            clip, skeleton = reader.clip(take, name, 0, len(take.motion)), take.skeleton
+            clip, take, _ = whole_clip(reader, name)
+            skeleton = take.skeleton
         check_finite(clip.motion)
     except ClipError as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from None

@@ -1,12 +1,17 @@
 """Motion files of one clip each: read, and written from features."""
 
+import logging
+import math
+import os
+from numbers import Real
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import DataConfig
+from ds_rvqvae.data.formats.base import Reader
 from ds_rvqvae.data.formats.writing import (
     open_motion_file,
     read_beat2_source,
@@ -15,16 +20,18 @@ from ds_rvqvae.data.formats.writing import (
     write_bvh,
     write_matrix,
 )
+from ds_rvqvae.data.store.figures import lying_note
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import Clip, ClipError, Take, UnfitError, check_finite
 from ds_rvqvae.motion.layout import Layout
 from ds_rvqvae.motion.rates import at_rate
-from ds_rvqvae.motion.rotations import resampled_length
+from ds_rvqvae.motion.rotations import resampled_length, same_rate
 
 Rate = float | Literal["source"]
 """Frames a second, or as many as the source has."""
 SUFFIXES = (".npz", ".bvh", ".npy")
 """Of files that are written."""
+_logger = logging.getLogger("ds_rvqvae")
 
 
 class Timing(NamedTuple):
@@ -34,30 +41,65 @@ class Timing(NamedTuple):
     frames: int
 
 
-def read_clip(file: Path, config: DataConfig) -> Clip:
-    """The one clip of a file, at `config`'s frame rate; raises UserError, naming the file."""
+class WholeClip(NamedTuple):
+    """A clip, the take that it is made of, and what there is to say about the two."""
+
+    clip: Clip
+    take: Take
+    notes: tuple[str, ...]
+
+
+def whole_clip(reader: Reader, name: str) -> WholeClip:
+    """A whole clip of an open file; raises ClipError."""
+    take = reader.take(name)
+    check_finite(take.motion)
+    clip = reader.clip(take, name, 0, len(take.motion))
+    check_finite(clip.motion)
+    lying = lying_note(reader, take)
+    return WholeClip(clip, take, (*reader.notes, *take.notes, *((lying,) if lying else ())))
+
+
+def read_clip(file: Path, config: DataConfig, tell: bool = False) -> Clip:
+    """The one clip of a file, at `config`'s frame rate; raises UserError, naming the file.
+
+    Args:
+        tell: log what there is to say about it.
+    """
     try:
-        return _reader_and_take(file, config)[0]
+        found = _only_clip(file, config)
     except ClipError as error:
         raise UserError(f"{file}: {error}") from None
+    for note in found.notes if tell else ():
+        _logger.warning("%s: %s", file, note)
+    return found.clip
 
 
 def timing_of(file: Path, config: DataConfig) -> Timing:
     """A file's own frame rate and frames; raises ClipError where it cannot be read, or holds several clips."""
-    take = _reader_and_take(file, config)[1]
+    take = _only_clip(file, config).take
     return Timing(take.fps, len(take.motion))
 
 
-def _reader_and_take(file: Path, config: DataConfig) -> tuple[Clip, Take]:
+def _only_clip(file: Path, config: DataConfig) -> WholeClip:
     reader = open_motion_file(file, config)
     names = reader.clip_names()
     if len(names) != 1:
         raise ClipError(f"holds {len(names)} clips; ds-rvqvae encode takes several")
-    take = reader.take(names[0])
-    check_finite(take.motion)
-    clip = reader.clip(take, names[0], 0, len(take.motion))
-    check_finite(clip.motion)
-    return clip, take
+    return whole_clip(reader, names[0])
+
+
+def check_rate(rate: Any) -> None:
+    """Raises UserError for what is no `Rate`."""
+    if rate != "source" and not (isinstance(rate, Real) and 0 < float(rate) < math.inf):
+        raise UserError(f"fps is {rate!r}; give a number of frames a second, or 'source'")
+
+
+def other_rate(source_fps: float, fps: float, back: str = "") -> tuple[str, ...]:
+    """A note where a file is written at another frame rate than its source's, and what brings that back."""
+    if not source_fps or same_rate(source_fps, fps):
+        return ()
+    back = f"; {back} brings back the source's" if back else ""
+    return (f"source at {source_fps:g} frames a second, written at {fps:g}{back}",)
 
 
 def retimed(
@@ -71,15 +113,18 @@ def retimed(
 
     Raises:
         ClipError: motion that cannot be resampled, or is of another length than its source.
+        UserError: no such rate.
     """
+    check_rate(rate)
     if source is None:
         if rate == "source":
             raise ClipError("nothing says its source's frame rate")
         target, frames = rate, None
     else:
-        target = source.fps if rate == "source" else rate
-        frames = resampled_length(source.frames, source.fps, target)
+        target, frames = source.fps if rate == "source" else rate, None
     try:
+        if source is not None:
+            frames = resampled_length(source.frames, source.fps, target)
         return at_rate(motion, layout, fps, target, frames), target
     except ValueError as error:
         raise UnfitError(f"cannot be written at {target:g} frames a second: {error}") from None
@@ -103,25 +148,34 @@ def write_clip(
         rate: at which the file is written; `config`'s by default.
 
     Raises:
-        UserError: another suffix, a source that is missing where it is needed, cannot be read or is of another length,
-            or columns that the file has no place for.
+        UserError: another suffix, a source that is missing where it is needed, cannot be read, is of another length or
+            is `file` itself, no such rate, or columns that the file has no place for.
+        ValueError: motion of several clips.
     """
-    suffix = file.suffix.lower()
+    suffix, source_fps = file.suffix.lower(), 0.0
+    if motion.ndim != 2:
+        raise ValueError(f"motion is {motion.shape}; a file holds one clip: give its codes, [codes, levels]")
+    if source is not None and os.path.realpath(source) == os.path.realpath(file):
+        raise UserError(f"{file} is its source, which is never written over; name another file")
     try:
         if suffix not in SUFFIXES:
             raise ClipError(f"motion is written as {', '.join(SUFFIXES)}, by the file's name")
         if suffix == ".bvh" and source is None:
             raise ClipError("a BVH file takes its hierarchy from a source; name one")
         fps = config.fps
+        timing = timing_of(source, config) if source is not None and (rate is not None or suffix == ".npy") else None
         if rate is not None:
-            timing = None if source is None else timing_of(source, config)
             motion, fps = retimed(motion, layout, fps, rate, timing)
         if suffix == ".npy":
             write_matrix(file, motion)
+            source_fps = 0.0 if timing is None else timing.fps
         elif suffix == ".bvh" and source is not None:
-            write_bvh(file, motion, layout, source, config.model_copy(update={"fps": fps}))
+            source_fps = write_bvh(file, motion, layout, source, config.model_copy(update={"fps": fps}))
         else:
             rest = rest_source(len(motion), fps) if source is None else read_beat2_source(source, config)
             write_beat2(file, motion, layout, fps, rest)
+            source_fps = 0.0 if source is None else rest.fps
     except ClipError as error:
         raise UserError(f"{source or file}: {error}") from None
+    for note in other_rate(source_fps, fps, "fps='source'" if rate is None else ""):
+        _logger.warning("%s: %s", file, note)

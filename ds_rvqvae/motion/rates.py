@@ -20,14 +20,15 @@ def at_rate(
         float32 `[frames, C]`.
 
     Raises:
-        ValueError: columns of unknown meaning, no such rate, or another number of frames than rounding makes.
+        ValueError: columns of unknown meaning at another rate, no such rate, or another number of frames than rounding
+            makes.
     """
-    unknown = next((part for part in layout if part.kind == "feature"), None)
-    if unknown is not None:
-        raise ValueError(f"{unknown.name}: columns of unknown meaning are never resampled")
     moved = motion
     ways = [slice(part.start, part.stop) for part in layout if part.kind == "translation" and part.width == 3]
     if not same_rate(fps, target_fps):
+        unknown = next((part for part in layout if part.kind == "feature"), None)
+        if unknown is not None:
+            raise ValueError(f"{unknown.name}: columns of unknown meaning are never resampled")
         moved = motion.copy()
         for columns in ways:
             moved[:, columns] = translation_positions(motion[:, columns])

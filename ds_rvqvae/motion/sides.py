@@ -14,7 +14,7 @@ _SIDED = re.compile(
     r"(?<![A-Za-z])(?:left|right|LEFT|RIGHT)|Left|Right"  # left_hip, LeftHip, mixamorig:LeftArm, hand_left
     r"|(?<![A-Za-z])(?:[lr](?=[A-Z])|[LR](?=[A-Z][a-z]))"  # lThigh, LThumb; not LowerBack
     r"|(?<![A-Za-z0-9])[LRlr](?![A-Za-z0-9])"  # Hip.L, hip_l, Bip01 L Arm; not L5, a vertebra
-    r"|(?<=[a-z0-9])[LR](?![A-Za-z])"  # ArmL, FootR1
+    r"|(?<=[a-z0-9])(?<![CLST]\d)(?<![CLST]\d\d)[LR](?!\d{1,2}[CLST]|[A-Za-z])"  # ArmL, FootR1; not jL5S1, jL4L3
     r"|[左右]"
 )
 """Where a name surely tells a side."""

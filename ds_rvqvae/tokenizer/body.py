@@ -202,7 +202,7 @@ class BodyTokenizer(KeepsFloatType):
             UserError: naming the file and what is wrong with it.
         """
         try:
-            return self.encode_clip(self._read(Path(file)))
+            return self.encode_clip(self._read(Path(file), tell=True))
         except ClipError as error:
             raise UserError(f"{file}: {error}") from None
 
@@ -224,8 +224,8 @@ class BodyTokenizer(KeepsFloatType):
             fps: frames a second of the file, or "source" for those of `source`; by default the tokenizer's.
 
         Raises:
-            UserError: another suffix; a source that cannot be read, or of another length; a BEAT2 npz of joints that it
-                has not.
+            UserError: another suffix; a source that cannot be read, of another length, or `file` itself; no such rate;
+                a BEAT2 npz of joints that it has not.
             ValueError: as `decode`.
         """
         clip = None if source is None else self._read(Path(source))
@@ -349,9 +349,9 @@ class BodyTokenizer(KeepsFloatType):
             raise ValueError(f"source is {tuple(motion.shape)}, the codes give {shape}")
         return motion[..., : shape[-2], :].clone()
 
-    def _read(self, file: Path) -> Clip:
+    def _read(self, file: Path, tell: bool = False) -> Clip:
         """The one clip of a file, at this tokenizer's frame rate; raises UserError."""
-        return read_clip(file, reading_config(self.details, self.fps, str(file)))
+        return read_clip(file, reading_config(self.details, self.fps, str(file)), tell)
 
 
 def _whole_layout(tokenizers: Iterable[MotionTokenizer]) -> Layout:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_rvqvae.data.files import Rate, Timing, retimed, timing_of
+from ds_rvqvae.data.files import Rate, Timing, check_rate, other_rate, retimed, timing_of
 from ds_rvqvae.data.formats.beat2 import CLIP_FOLDER
 from ds_rvqvae.data.formats.finding import FoundFile, is_regular, is_whole
 from ds_rvqvae.data.formats.writing import (
@@ -29,7 +29,6 @@ from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import AppendedLines, content_of, parse_json, sync
 from ds_rvqvae.motion.clip import ClipError, UnfitError, check_finite
 from ds_rvqvae.motion.layout import Layout
-from ds_rvqvae.motion.rotations import same_rate
 from ds_rvqvae.text import GIB, gibibytes
 from ds_rvqvae.tokenizer.body import BodyTokenizer
 from ds_rvqvae.tokenizer.clips import ClipTokenizer, as_clip_tokenizer
@@ -168,6 +167,8 @@ class _Decoder:
     ) -> None:
         if source is not None and not source.exists():
             raise UserError(f"--source {source}: no such file or folder")
+        if fps is not None:
+            check_rate(fps)
         self.tokenizer, self.out, self.overwrite = tokenizer, out, overwrite
         self.source, self.any_tokenizer, self.matrices, self.fps = source, any_tokenizer, matrices, fps
         self.levels = checked_levels(levels, tokenizer.parts)
@@ -200,7 +201,8 @@ class _Decoder:
             if os.path.realpath(original) == os.path.realpath(output):
                 raise ClipError(f"{output} is its source, which is never written over; name another folder")
         made = self._made(codes_content)
-        source_content = None if source is None else _content_of_source(source)
+        read = source or (None if self.fps is None or codes.source_fps else self._source(codes, found))
+        source_content = None if read is None else _content_of_source(read)
         if self._is_done(output, made, source_content):
             yield Converted(str(found.file), str(output), skipped=True)
             return
@@ -210,7 +212,7 @@ class _Decoder:
         check_finite(motion)
         fps = self.tokenizer.fps
         if self.fps is not None:
-            motion, fps = retimed(motion, layout, fps, self.fps, self._timing(codes, found))
+            motion, fps = retimed(motion, layout, fps, self.fps, self._timing(codes, read))
         assert self.record is not None
         entry = self.record.of(output)
         self.record.note(output)
@@ -305,19 +307,17 @@ class _Decoder:
         # Where its source is gone, it holds more than could be decoded now.
         return entry.get("made") == made and source_content in (entry.get("source"), None)
 
-    def _timing(self, codes: Codes, found: FoundFile) -> Timing | None:
-        """The frame rate and frames of what was encoded; raises ClipError where they are asked for and not known."""
-        file = self._source(codes, found)
+    def _timing(self, codes: Codes, file: Path | None) -> Timing | None:
+        """The frame rate and frames of a file, or as the codes say; raises ClipError where they must but do not."""
         if file is not None:
             with self._reading(file, _KINDS[codes.format]):
                 return timing_of(file, reading_config(self.tokenizer.details, self.tokenizer.fps, str(file)))
         if codes.source_fps:
             return Timing(codes.source_fps, codes.source_frames)
         if self.fps == "source":
-            raise ClipError(
-                "says nothing of its source's frame rate, and no source file is there: --source names it, --fps N a "
-                "rate, or encode it again"
-            )
+            taken = codes.format in _KINDS
+            how = ", and no source file is there: --source names it, --fps N a rate" if taken else ": --fps N says one"
+            raise ClipError(f"says nothing of its source's frame rate{how}, or encode it again with --overwrite")
         return None
 
     def _write_beat2(
@@ -347,10 +347,7 @@ class _Decoder:
 
     def _other_rate(self, source_fps: float, fps: float) -> tuple[str, ...]:
         """A note where a file is written at another frame rate than its source's."""
-        if not source_fps or same_rate(source_fps, fps):
-            return ()
-        back = "" if self.fps is not None else "; --fps source brings back the source's"
-        return (f"source at {source_fps:g} frames a second, written at {fps:g}{back}",)
+        return other_rate(source_fps, fps, "--fps source" if self.fps is None else "")
 
     @contextmanager
     def _reading(self, source: Path, kind: str) -> Iterator[None]:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ds_rvqvae.data.files import whole_clip
 from ds_rvqvae.data.formats.base import Reader
 from ds_rvqvae.data.formats.finding import FoundFile, is_regular, is_whole
 from ds_rvqvae.data.formats.writing import PACKED, open_motion_file
-from ds_rvqvae.data.store.figures import lying_note
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import content_of
-from ds_rvqvae.motion.clip import ClipError, LeftOut, check_finite
+from ds_rvqvae.motion.clip import ClipError, LeftOut
 from ds_rvqvae.tokenizer.body import BodyTokenizer
 from ds_rvqvae.tokenizer.clips import ClipTokenizer, as_clip_tokenizer
 from ds_rvqvae.tokenizer.codes import Codes, is_as_written, read_parts, write_codes
@@ -93,10 +93,7 @@ class _Encoder:
         is_done = {(own.source_content, own.reading) for own in there.values()} == {(content, reading)}
         if is_done and is_as_written(output, there):
             return Converted(file, str(output), skipped=True)
-        take = reader.take(name)
-        check_finite(take.motion)
-        clip = reader.clip(take, name, 0, len(take.motion))
-        check_finite(clip.motion)
+        clip, take, notes = whole_clip(reader, name)
         with self.model_lock:
             codes = self.tokenizer.encode_clip(clip)
         results = {
@@ -119,8 +116,6 @@ class _Encoder:
             raise ClipError(f"{output} was changed since it was encoded; --overwrite replaces it")
         write_codes(output, results)
         before = any(not own.source_content for own in there.values())
-        lying = lying_note(reader, take)
-        notes = (*reader.notes, *take.notes, *((lying,) if lying else ()))
         notes += ("encoded again, since its codes did not say of what content they were",) if before else ()
         return Converted(file, str(output), len(clip.motion) / self.tokenizer.fps, notes=notes)
 

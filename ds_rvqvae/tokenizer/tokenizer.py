@@ -219,7 +219,7 @@ class MotionTokenizer(KeepsFloatType):
         """
         from ds_rvqvae.data.files import read_clip
 
-        clip = read_clip(Path(file), reading_config(self.details, self.fps, str(file)))
+        clip = read_clip(Path(file), reading_config(self.details, self.fps, str(file)), tell=True)
         return self.encode(np.ascontiguousarray(clip.motion[:, own_columns(self.layout, clip, self.details, file)]))
 
     def decode_to_file(

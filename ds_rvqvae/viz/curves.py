@@ -76,11 +76,12 @@ def _of_joint(truth: NDArray[np.float32], found: NDArray[np.float32], part: Chan
     vectors, found_vectors = (np.degrees((mean * own).as_rotvec()) for own in (turns, others))
     axis = np.linalg.eigh(vectors.T @ vectors)[1][:, -1]
     axis = axis if axis[np.abs(axis).argmax()] > 0 else -axis
-    # Half a turn and its opposite are one rotation, and so are whole turns more.
-    angle, other = (np.unwrap(own @ axis, period=360) for own in (vectors, found_vectors))
-    other += 360 * np.round(np.median(angle - other) / 360)
+    # Half a turn and its opposite are one rotation, and so are whole turns more: of these the nearest to the truth's.
+    angle, other = np.unwrap(vectors @ axis, period=360), found_vectors @ axis
+    other += 360 * np.round((angle - other) / 360)
     error = angle_between(*(torch.from_numpy(motion[:, part.start : part.stop]) for motion in (truth, found))).mean()
-    return Curve(f"{name_words(part.name, 30)}, degrees; {float(error):.1f}° mean error", angle, other)
+    title = f"{name_words(part.name, 20)}, degrees from its mean; {float(error):.1f}° mean error"
+    return Curve(title, angle, other)
 
 
 def _rotations(rotation_6d: NDArray[np.float32]) -> Rotation:

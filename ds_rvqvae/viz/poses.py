@@ -19,6 +19,7 @@ _HEIGHT = 3.0
 _SMALL = 0.6
 """Metres: what is smaller and has no root is seen from its flat side, as a hand from its back."""
 _STILL = 1e-6
+_OF_FEET = ("foot", "toe", "ankle")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,17 +67,25 @@ class PoseRow:
     Args:
         truth, found: joint places `[T, J, 3]` in metres.
         width: inches that there are.
+        has_root: whether the columns say where the root is; without them it stands where the skeleton has it.
 
     Attributes:
         height: inches that the row takes.
     """
 
     def __init__(
-        self, truth: NDArray[np.float64], found: NDArray[np.float64], skeleton: Skeleton, group: Group, width: float
+        self,
+        truth: NDArray[np.float64],
+        found: NDArray[np.float64],
+        skeleton: Skeleton,
+        group: Group,
+        width: float,
+        has_root: bool,
     ) -> None:
         self._skeleton, self._group = skeleton, group
         self._is_whole = group.top == 0
-        self._root_is_still = bool((np.ptp(truth[:, 0], axis=0) <= _STILL).all())
+        self._root_is_still = has_root and bool((np.ptp(truth[:, 0], axis=0) <= _STILL).all())
+        self._has_ground = self._is_whole and (has_root or self._has_feet())
         together = found + truth[:, [group.centre]] - found[:, [group.centre]]
         self._truth, self._found = self._seen(truth, together)
         shown = np.append(group.joints, group.top)
@@ -94,7 +103,7 @@ class PoseRow:
         frames = np.linspace(0, len(self._truth) - 1, self._count).round().astype(int)
         margin = 0.04 * (self._high - self._low)
         size = 2.0 if self._is_whole else 3.0
-        if self._is_whole:
+        if self._has_ground:
             axes.axhline(self._low, color="#cccccc", linewidth=1.0, zorder=0)
         for pose, frame in enumerate(frames):
             column = pose * self._spacing
@@ -113,14 +122,19 @@ class PoseRow:
         centre = name_words(names[self._group.centre], 30)
         if not self._is_whole:
             return f"below {name_words(names[self._group.top], 30)}, with {centre} in one place"
+        ground = "; the line is where the lowest joint is" if self._has_ground else ""
         still = "; the root does not move" if self._root_is_still else ""
-        return f"poses with {centre} in one place; the line is where the lowest joint is{still}"
+        return f"poses with {centre} in one place{ground}{still}"
 
     def _extent(self, points: NDArray[np.float64]) -> tuple[float, float, float]:
         """Of points `[T, joints, 2]`: metres from one pose to the next, and the lowest and the highest."""
         low, high = float(points[..., 1].min()), float(points[..., 1].max())
         high += 2 * HEAD_RADIUS if self._has_head() else 0.0
         return max(1.15 * float(np.ptp(points[..., 0], axis=1).max()), 0.3 * (high - low), 1e-3), low, high
+
+    def _has_feet(self) -> bool:
+        names = [self._skeleton.joint_names[joint].lower() for joint in self._group.joints]
+        return any(word in name for name in names for word in _OF_FEET)
 
     def _has_head(self) -> bool:
         names = [name.lower() for name in self._skeleton.joint_names]

@@ -15,7 +15,7 @@ from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.data.store.splits import Segment
 from ds_rvqvae.files import whole_file
 from ds_rvqvae.model.rvqvae import RVQVAE
-from ds_rvqvae.motion.layout import Layout
+from ds_rvqvae.motion.layout import Layout, root_channels
 from ds_rvqvae.motion.skeleton import Skeleton, builtin_skeleton, joint_places
 from ds_rvqvae.tokenizer.evaluation import skeleton_of
 from ds_rvqvae.viz.canvas import canvas_of, pixels_on
@@ -97,7 +97,9 @@ def reconstruction_figure(
     poses = joint_places(truth, layout, skeleton), joint_places(found, layout, skeleton)
     rows: list[PoseRow] = []
     if poses[0] is not None and poses[1] is not None:
-        rows = [PoseRow(poses[0], poses[1], skeleton, group, _WIDTH - 0.4) for group in moved_groups(layout, skeleton)]
+        has_root = root_channels(layout) is not None
+        groups = moved_groups(layout, skeleton)
+        rows = [PoseRow(poses[0], poses[1], skeleton, group, _WIDTH - 0.4, has_root) for group in groups]
     heights = [3 * _ROW, *(row.height for row in rows)]
     figure = Figure(figsize=(_WIDTH, sum(heights) + 0.7), layout="constrained")
     FigureCanvasAgg(figure)

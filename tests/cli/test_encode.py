@@ -177,13 +177,22 @@ def test_matrices_come_back_at_their_sources_rate_while_codes_tell_it(tmp_path, 
     decode = ("decode", upper, codes, "--out", motion, "--matrices", "--fps")
     assert run(capsys, *decode, "source")[0] == 0
     assert np.load(motion / "1_a.npy").shape == (121, 78)
+    write_beat2(source, 31)  # another clip: what is written of the codes alone is as long as what was encoded
+    assert run(capsys, *decode, "source", "--overwrite")[0] == 0
+    assert np.load(motion / "1_a.npy").shape == (121, 78)
+    source.unlink()
     assert run(capsys, *decode, "60")[0] == 0 and np.load(motion / "1_a.npy").shape == (61, 78)
     with np.load(codes / "1_a.npz") as arrays:
         kept = {key: arrays[key] for key in arrays.files if not key.startswith("source_f")}
         assert (arrays["source_fps"], arrays["source_frames"]) == (120, 121)
     np.savez(codes / "1_a.npz", **kept)  # as versions before wrote it
     status, result, _ = run(capsys, *decode, "source")
-    assert status == 1 and "says nothing of its source's frame rate" in result["failed"][0]["reason"]
+    advice = "no source file is there: --source names it, --fps N a rate, or encode it again with --overwrite"
+    assert status == 1 and advice in result["failed"][0]["reason"]
+    write_beat2(source, 31)
+    status, result, _ = run(capsys, *decode, "source", "--overwrite")
+    assert status == 0 and "encode it again" in result["done"][0]["notes"][-1]
+    source.unlink()
     assert run(capsys, *decode, "60")[0] == 0 and np.load(motion / "1_a.npy").shape == (61, 78)
     with pytest.raises(SystemExit, match="2"):
         cli.main([*map(str, decode), "fast"])

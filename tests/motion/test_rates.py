@@ -38,3 +38,5 @@ def test_the_last_frame_is_held_to_the_sources_length_and_the_root_stands():
 def test_columns_of_unknown_meaning_are_not_resampled():
     with pytest.raises(ValueError, match="never resampled"):
         at_rate(np.zeros((10, 5), np.float32), feature_layout(5), 30.0, 60.0)
+    features = np.random.default_rng(0).normal(size=(10, 5)).astype(np.float32)
+    np.testing.assert_array_equal(at_rate(features, feature_layout(5), 20.0, 20.0, 10), features)

@@ -5,10 +5,16 @@ from ds_rvqvae.motion.layout import SMPLX_JOINTS
 from ds_rvqvae.motion.sides import partners, sides_at_rest, sides_by_name, sides_of
 from ds_rvqvae.motion.skeleton import Skeleton, builtin_skeleton
 
+VERTEBRAE = ["jL5S1", "jL4L3", "jL1T12", "jT9T8", "jT1C7", "jC1Head"]
+"""As Xsens calls the joints between them."""
+
 
 @pytest.mark.parametrize(
     ("left", "right"),
     [
+        ("jLeftHip", "jRightHip"),
+        ("FootL1", "FootR1"),
+        ("thumb01L", "thumb01R"),
         ("left_hip", "right_hip"),
         ("LeftUpLeg", "RightUpLeg"),
         ("LHipJoint", "RHipJoint"),
@@ -45,7 +51,7 @@ from ds_rvqvae.motion.skeleton import Skeleton, builtin_skeleton
     ],
 )
 def test_joints_are_paired_by_name(left, right):
-    names = ["Hips", left, "LowerBack", "L5", "lowerneck", right, "root", "upright", "Lower", "Leg", "Reye"]
+    names = ["Hips", left, "LowerBack", "L5", "lowerneck", right, "root", "upright", "Lower", "Leg", "Reye", *VERTEBRAE]
     found = partners(names, lambda name: pytest.fail(name))
     assert {name: other for name, other in found.items() if name != other} == {left: right, right: left}
     assert dict(zip(names, sides_by_name(names).tolist(), strict=True)) == {

@@ -54,6 +54,16 @@ def test_codes_of_columns_without_names_become_a_matrix(tokenizer, codes, tmp_pa
     np.testing.assert_array_equal(motion, tokenizer.decode(read_codes(codes / "a.npz").codes, 21))
 
 
+def test_old_codes_of_a_matrix_say_what_brings_its_rate_back(tokenizer, codes, tmp_path):
+    report = decode_files(tokenizer, [codes], tmp_path / "out", fps="source")
+    advice = "says nothing of its source's frame rate: --fps N says one, or encode it again with --overwrite"
+    assert _reason(report) == advice
+    np.save(tmp_path / "a.npy", np.zeros((21, 5), np.float32))
+    encode_files(tokenizer, [tmp_path / "a.npy"], codes, overwrite=True)
+    assert len(decode_files(tokenizer, [codes], tmp_path / "out", fps="source").done) == 1
+    assert np.load(tmp_path / "out" / "a.npy").shape == (21, 5)
+
+
 def test_fewer_levels_are_the_first_ones(tokenizer, codes, tmp_path):
     decode_files(tokenizer, [codes], tmp_path / "out", levels=2)
     expected = tokenizer.decode(read_codes(codes / "a.npz").codes[:, :2], 21)

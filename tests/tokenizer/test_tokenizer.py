@@ -17,7 +17,7 @@ from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.layout import Channels, feature_layout, select_columns, smplx_layout
 from ds_rvqvae.tokenizer.decode import decode_files
 from ds_rvqvae.tokenizer.encode import encode_files
-from tests.data.motion import write_beat2
+from tests.data.motion import beat2_arrays, write_beat2
 from tests.ranks import ROOT
 
 CONFIG = ModelConfig(width=16, depth=1, code_dim=4, nb_code=8, num_quantizers=3)
@@ -182,6 +182,9 @@ def test_a_file_goes_through_codes_and_back(tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "alone.npy"), tokenizer.decode(codes))
 
 
+BAD_RATES = (0, -30.0, np.nan, np.inf, "30", "fast")
+
+
 @pytest.mark.parametrize(
     ("file", "settings", "words"),
     [
@@ -191,12 +194,55 @@ def test_a_file_goes_through_codes_and_back(tmp_path):
         ("a.npy", {"fps": 60.0}, "columns of unknown meaning are never resampled"),
         ("a.npy", {"fps": "source"}, "nothing says its source's frame rate"),
         ("a.npy", {"source": "missing.npz"}, "missing.npz"),
+        *(("a.npy", {"fps": fps}, "fps is .*; give a number of frames a second, or 'source'") for fps in BAD_RATES),
+        ("a.npy", {"fps": 1e6}, r"cannot be written at 1e\+06 frames a second: .*never resampled"),
     ],
 )
 def test_a_file_that_cannot_be_written_is_refused(tokenizer, tmp_path, file, settings, words):
     with pytest.raises(UserError, match=words):
         tokenizer.decode_to_file(np.zeros((4, 3), np.int64), tmp_path / file, **settings)
     assert not any(tmp_path.iterdir())
+
+
+def test_codes_of_several_clips_are_not_a_files(tokenizer, tmp_path):
+    for count in (1, 2):
+        with pytest.raises(ValueError, match="a file holds one clip: give its codes"):
+            tokenizer.decode_to_file(np.zeros((count, 4, 3), np.int64), tmp_path / "a.npy")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_rate_that_is_none_is_refused_before_any_file(tokenizer, tmp_path):
+    with pytest.raises(UserError, match="fps is 0; give a number of frames a second"):
+        decode_files(tokenizer, [tmp_path / "codes"], tmp_path / "motion", fps=0)
+
+
+def test_what_the_commands_say_of_files_is_logged_of_them_here_too(tmp_path, caplog):
+    tokenizer = MotionTokenizer(
+        RVQVAE(78, CONFIG), torch.zeros(78), torch.ones(78), select_columns(smplx_layout(), "upper")[1], 30.0
+    )
+    poses = beat2_arrays(62)["poses"]
+    poses[:, :3] = [np.pi / 2, 0, 0]
+    source = write_beat2(tmp_path / "1_a.npz", 62, poses=poses, mocap_frame_rate=np.array(60, np.int32))
+
+    def said(function, *args, **settings):
+        caplog.clear()
+        function(*args, **settings)
+        return [record.getMessage() for record in caplog.records if record.name == "ds_rvqvae"]
+
+    codes = tokenizer.encode_file(source)
+    (line,) = said(tokenizer.encode_file, source)
+    assert line.startswith(f"{source}: ") and "lies along z, where y should be up" in line
+    for name in ("a.npz", "a.npy"):
+        file = tmp_path / name
+        told = f"{file}: source at 60 frames a second, written at 30; fps='source' brings back the source's"
+        assert said(tokenizer.decode_to_file, codes, file, source) == [told]
+        assert said(tokenizer.decode_to_file, codes, file, source, fps="source") == []
+    before = source.read_bytes()
+    (tmp_path / "link.npz").symlink_to(source)
+    for name in ("1_a.npz", "link.npz"):
+        with pytest.raises(UserError, match="is its source, which is never written over; name another file"):
+            tokenizer.decode_to_file(codes, tmp_path / name, source)
+    assert source.read_bytes() == before
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -70,7 +70,22 @@ def test_curves_of_joints_are_degrees_about_the_axis_that_they_turn_about():
     joint, place = liveliest(motion, motion, part, 2)
     np.testing.assert_allclose(joint.truth - joint.truth[0], angles - angles[0], atol=0.01)
     np.testing.assert_allclose(joint.found, joint.truth, atol=0.01)
-    assert joint.title == "elbow, degrees; 0.0° mean error" and place.title == "root: x, m"
+    assert joint.title == "elbow, degrees from its mean; 0.0° mean error" and place.title == "root: x, m"
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_poor_reconstructions_curve_is_drawn_by_the_truths(seed):
+    rng = np.random.default_rng(seed)
+    angles = np.linspace(0, 1500, 200)  # a root that turns round four times
+    errors = rng.uniform(-170, 170, size=200)
+
+    def motion(degrees):
+        turns = axis_angle_to_matrix(np.radians(degrees)[:, None] * [0.0, 1.0, 0.0])
+        return matrix_to_rotation_6d(turns).astype(np.float32)
+
+    (curve,) = liveliest(motion(angles), motion(angles + errors), (Channels("root", "rotation_6d", 0, 6),), 1)
+    np.testing.assert_allclose(curve.found - curve.truth, errors, atol=0.1)
+    assert curve.title == f"root, degrees from its mean; {np.abs(errors).mean():.1f}° mean error"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +105,7 @@ def test_a_hand_is_seen_from_its_back_and_the_root_of_both_is_in_one_place():
     rest = np.tile([1.0, 0, 0, 0, 1, 0], (40, 30)).astype(np.float32)
     places = joint_places(rest, layout, skeleton)
     group = moved_groups(layout, skeleton)[0]
-    row = PoseRow(places, places + np.array([0.3, 1.0, 0.0]), skeleton, group, 11.6)
+    row = PoseRow(places, places + np.array([0.3, 1.0, 0.0]), skeleton, group, 11.6, has_root=False)
     np.testing.assert_allclose(row._found, row._truth, atol=1e-9)
     seen = dict(zip(skeleton.joint_names, row._truth[0], strict=True))
     # Fingers point up, side by side; the left hand's thumb is to the right.
@@ -106,6 +121,22 @@ def test_a_root_that_stands_still_is_marked():
         moved = motion.copy()
         moved[20:, -2] = height
         places = joint_places(moved, layout, skeleton)
-        return PoseRow(places, places, skeleton, moved_groups(layout, skeleton)[0], 11.6)._title()
+        return PoseRow(places, places, skeleton, moved_groups(layout, skeleton)[0], 11.6, has_root=True)._title()
 
     assert title(0.95).endswith("; the root does not move") and "the root" not in title(1.0)
+
+
+@pytest.mark.parametrize(
+    ("part", "root_is_still", "has_ground"),
+    [("upper", False, False), ("lower", False, True), ("whole", False, True), ("lower_trans", True, True)],
+)
+def test_only_a_root_whose_columns_are_there_is_said_to_stand_still(part, root_is_still, has_ground):
+    layout = select_columns(smplx_layout(), part)[1]
+    rotations = [own for own in layout if own.kind == "rotation_6d"]
+    motion = np.tile([1.0, 0, 0, 0, 1, 0], (40, len(rotations))).astype(np.float32)
+    motion = np.hstack([motion, np.zeros((40, layout[-1].stop - motion.shape[1]), np.float32)])
+    row = reconstruction_figure(motion, motion, layout, 30.0, part).axes[-1]
+    title = row.get_title(loc="left")
+    assert ("the root does not move" in title, "the line is" in title) == (root_is_still, has_ground)
+    flat = [line for line in row.lines if list(line.get_xdata()) == [0, 1] and len(set(line.get_ydata())) == 1]
+    assert len(flat) == has_ground
