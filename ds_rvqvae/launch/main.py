@@ -45,10 +45,11 @@ def launch(flags: "Flags") -> ExitStatus:
     from ds_rvqvae.launch.command import train
     from ds_rvqvae.launch.results import tell_ending
     from ds_rvqvae.launch.supervise import signals_noted
-    from ds_rvqvae.runs.start import request_of
+    from ds_rvqvae.runs.start import check_may_look, request_of
 
     if flags.options.demo:
         flags = demo.with_demo(flags)
+    check_may_look(flags)
     if len(flags.parts) > 1:
         body = Body.of(flags)
         checked: list[tuple[CheckedRun, Preflight | None]] = []

@@ -1,6 +1,7 @@
 """What `--resume` goes on from, and what may differ from the run it goes on with. Without torch."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -50,6 +51,18 @@ class Resume:
 
     def step(self) -> int:
         return 0 if self.checkpoint is None else step_of(self.checkpoint)
+
+
+def check_may_look(flags: Flags) -> None:
+    """Raises UserError where the folder of runs, or of the run that `--resume` names, is locked to this user."""
+    flag, place = ("out", flags.out) if flags.start.folder is None else ("resume", flags.start.folder)
+    try:
+        if place.is_dir():
+            (place / (flags.name or PROFILE_FILE)).exists()
+            if flags.name is None:
+                os.scandir(place).close()
+    except PermissionError:
+        raise UserError(f"--{flag}: no permission to look into {place}; give another folder") from None
 
 
 def request_of(flags: Flags) -> Request:

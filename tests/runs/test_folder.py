@@ -30,7 +30,7 @@ from ds_rvqvae.runs.folder import (
     runs_called,
     write_profile,
 )
-from ds_rvqvae.runs.start import newest_lines, request_of
+from ds_rvqvae.runs.start import check_may_look, newest_lines, request_of
 from tests.damage import DAMAGES, damage
 from tests.data.formats.bvh_files import HIERARCHY
 
@@ -189,6 +189,17 @@ def test_motion_that_cannot_be_seen_is_named_by_its_last_name(tmp_path):
         made_run(tmp_path / "runs" / f"baseline-upper-{number}", place)
     assert choose(tmp_path / "runs", resume=True).name == "baseline-BEAT2-upper"
     assert choose(tmp_path / "runs", resume=True, data="/data/walks").name == "baseline-upper-4"
+
+
+def test_a_folder_of_runs_that_is_locked_is_refused(tmp_path):
+    (tmp_path / "out").mkdir()
+    for flag, *line in (["out"], ["out", "--name=run"], ["resume", f"--resume={tmp_path}/out/run"]):
+        flags = read_training_flags([f"--out={tmp_path}/out", *line])
+        check_may_look(flags)
+        (tmp_path / "out").chmod(0)
+        with as_nobody(), pytest.raises(UserError, match=f"^--{flag}: no permission to look into {tmp_path}/out"):
+            check_may_look(flags)
+        (tmp_path / "out").chmod(0o755)
 
 
 def test_a_part_is_in_the_name_where_it_selects_columns(tmp_path, demo_folder):

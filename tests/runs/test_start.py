@@ -159,7 +159,7 @@ def test_a_key_that_changes_nothing_is_refused_unless_the_run_began_with_it(run)
         lambda: request_of(flags),
         lambda: as_begun(_request(run, "--resume", "--set=dump_state=true"), run),
     ):
-        with pytest.raises(UserError, match=r"^demo: (wandb\.enabled|dump_state): ") as error:
+        with pytest.raises(UserError, match=r"^(wandb\.enabled|dump_state): ") as error:
             refused()
         assert error.value.status == ExitStatus.BAD_INPUT
     # Begun by a version that took it.
@@ -167,7 +167,7 @@ def test_a_key_that_changes_nothing_is_refused_unless_the_run_began_with_it(run)
     on = read_training_flags([f"--resume={run}"])
     assert as_begun(request_of(on), run).profile.warnings()[0].startswith("no effect: wandb.enabled: scalars do not go")
     more = read_training_flags([f"--resume={run}", "--set=steps_per_print=5"])
-    with pytest.raises(UserError, match=r"profile\.json: steps_per_print: "):
+    with pytest.raises(UserError, match=r"^steps_per_print: "):
         as_begun(request_of(more), run)
 
 
