@@ -291,7 +291,7 @@ def test_paths_are_refused_in_words_that_name_what_takes_them(body):
 def test_a_padded_batch_without_lengths_is_refused(body, motion):
     codes = body.encode(np.stack([motion, motion]), [42, 17])
     for source in (None, np.stack([motion, motion])):
-        with pytest.raises(ValueError, match="row 5 of clip 1 is -1 on all levels.*give lengths"):
+        with pytest.raises(ValueError, match=r"row 5 of clip 1 is -1 on all levels.*give lengths"):
             body.decode(codes, source=source)
 
 
