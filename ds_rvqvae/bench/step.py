@@ -6,7 +6,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,12 @@ DEMO_CLIPS, DEMO_FRAMES = 12, 1800
 
 
 def measure_step(
-    profile: Profile, rounds: int = 7, plain: bool = True, trace: Path | None = None, progress: bool = False
+    profile: Profile,
+    rounds: int = 7,
+    plain: bool = True,
+    trace: Path | None = None,
+    progress: bool = False,
+    asked: Collection[str] = (),
 ) -> dict[str, Any]:
     """Times whole training steps through DeepSpeed, alone or beside the plain loops, in turns.
 
@@ -43,6 +48,7 @@ def measure_step(
         rounds: each way takes one step a round, after two that do not count.
         plain: whether the plain loops run too.
         trace: a file for the profiler's trace.
+        asked: keys that the user has given, by their paths; what the motion cannot have of them is refused.
 
     Returns:
         What `ds-rvqvae bench --json` prints; seconds a step are medians.
@@ -55,7 +61,7 @@ def measure_step(
             motion = write_demo_motion(Path(folder) / "motion", DEMO_CLIPS, DEMO_FRAMES)
             profile = profile.with_values({"rvqvae.data.path": str(motion)})
         checkpointing = profile.rvqvae.training.gradient_checkpointing
-        trainer = make_trainer(profile, Path(folder))
+        trainer = make_trainer(profile, Path(folder), asked)
         trainer.initialize_codebooks()
         result = describe(trainer)
         ways = ways_of(trainer, plain)
@@ -73,10 +79,10 @@ def measure_step(
     return result
 
 
-def make_trainer(profile: Profile, folder: Path) -> Trainer:
+def make_trainer(profile: Profile, folder: Path, asked: Collection[str] = ()) -> Trainer:
     """A trainer in this process, of a run that is thrown away."""
     profile = profile.with_values({"tensorboard.enabled": False})
-    data = open_training_data(profile)
+    data = open_training_data(profile, asked=asked)
     return Trainer.build(data.fitted(profile), data, folder)
 
 

@@ -46,7 +46,9 @@ def _bench(args: argparse.Namespace) -> int:
     from ds_rvqvae.bench.step import measure_step
 
     speaks = os.environ.get("RANK", "0") == "0"
-    result = measure_step(profile, args.rounds, not args.no_plain, args.trace, progress=speaks)
+    asked = {override.partition("=")[0].strip() for override in args.set}
+    asked |= {"rvqvae.data.body_part"} if args.body_part else set()
+    result = measure_step(profile, args.rounds, not args.no_plain, args.trace, progress=speaks, asked=asked)
     if speaks:
         print_result(args, result, bench_blocks(result))
     return ExitStatus.DONE

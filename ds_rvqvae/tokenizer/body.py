@@ -17,7 +17,7 @@ from ds_rvqvae import __version__
 from ds_rvqvae.config.data import is_part_name
 from ds_rvqvae.data.files import Rate, read_clip, write_clip
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.model.exact import Lengths, as_tensor, eager
+from ds_rvqvae.model.exact import Lengths, as_tensor, check_not_padded, eager
 from ds_rvqvae.model.frozen import KeepsFloatType
 from ds_rvqvae.motion.clip import Clip, ClipError
 from ds_rvqvae.motion.layout import (
@@ -158,12 +158,15 @@ class BodyTokenizer(KeepsFloatType):
             `[T, C]` or `[B, T, C]`, T being the longest of `lengths`; zeros past a clip's end.
 
         Raises:
-            ValueError: unknown parts, codes of clips of different lengths, or lengths that do not fit.
+            ValueError: unknown parts, codes of clips of different lengths, lengths that do not fit, or, without
+                lengths, a row that is -1 on all levels.
         """
         most = self._frames_of(codes)
         given = next(iter(codes.values()))
         clips: tuple[int, ...] = tuple(given.shape[:-2])
         if lengths is None:
+            for own in codes.values():
+                check_not_padded(as_tensor(own))
             frames = most if source is None else source.shape[-2]
             lengths = [frames] * clips[0] if clips else frames
         decoded = {part: as_tensor(self.parts[part].decode(codes[part], lengths)) for part in codes}

@@ -220,13 +220,12 @@ def _name_columns(axes: Axes, parts: Sequence[Channels]) -> None:
 def _draw_ways(height: Axes, above: Axes, look: Look) -> None:
     """The root's height over time, and its way seen from above; a root that never moves is marked."""
     assert look.root is not None
-    frames, clips = int(_MOST_SECONDS * look.store.fps), look.sample.clips
-    still = []
-    for name, words, color in zip(clips, short_names(clips, 22), CLIP_COLORS, strict=False):
-        first, stop = look.store.rows(name)
-        path = look.root.path(look.store.read(first, min(stop, first + frames)))
-        still.append(bool((np.ptp(path, axis=0) <= _STILL).all()))
-        label = f"{words} (root does not move)" if still[-1] else words
+    root, frames, clips = look.root, int(_MOST_SECONDS * look.store.fps), look.sample.clips
+    rows = [look.store.rows(name) for name in clips[: len(CLIP_COLORS)]]
+    paths = [root.path(look.store.read(first, min(stop, first + frames))) for first, stop in rows]
+    still = [bool((np.ptp(path, axis=0) <= _STILL).all()) for path in paths]
+    for path, is_still, words, color in zip(paths, still, short_names(clips, 22), CLIP_COLORS, strict=False):
+        label = f"{words} (root does not move)" if is_still and not all(still) else words
         height.plot(np.arange(len(path)) / look.store.fps, path[:, 1], color=color, linewidth=1.2, label=label)
         above.plot(path[:, 0], path[:, 2], color=color, linewidth=1.2)
         above.plot(*path[-1, [0, 2]], "o", color=color, markersize=4)
@@ -248,10 +247,11 @@ def _draw_ways(height: Axes, above: Axes, look: Look) -> None:
     if all(still):
         for axes in (height, above):
             axes.text(
-                *(0.5, 0.5),
+                *(0.5, 0.85),  # above the legend, which is in the middle
                 "the root does not move",
                 transform=axes.transAxes,
                 ha="center",
+                va="center",
                 color=_WARNING,
                 fontsize=10,
             )

@@ -4,6 +4,7 @@ import pytest
 
 from ds_rvqvae import cli
 from ds_rvqvae.cli.bench import bench_table
+from tests.data.formats.bvh_files import write_bvh_motion
 
 RESULT = {
     "device": "a card",
@@ -81,3 +82,11 @@ def test_refusals_are_one_line_and_come_before_the_measuring(tmp_path, monkeypat
     assert cli.main(["bench", *arguments]) == 2
     error = capsys.readouterr().err
     assert complaint in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_part_that_the_motion_has_not_is_refused_rather_than_all_of_it_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("DS_RVQVAE_CACHE", str(tmp_path / "cache"))
+    write_bvh_motion(tmp_path / "data" / "a.bvh", 200)
+    command = ["bench", "demo", "--data_path", str(tmp_path / "data"), "--body_part"]
+    assert cli.main([*command, "hands"]) == 2
+    assert "--body_part hands: " in (said := capsys.readouterr().err) and "has no body parts to select" in said

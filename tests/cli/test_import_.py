@@ -120,3 +120,10 @@ def test_files_have_the_rate_that_was_said_where_their_columns_are_known_with_an
     assert (words in printed) == (kept is not None)
     codes = next((tmp_path / "codes").rglob("*.npz"))
     np.testing.assert_array_equal(np.load(codes)["codes"], imported.encode(motion))
+
+
+def test_a_part_of_other_columns_is_refused_with_the_one_that_has_them(tmp_path, capsys):
+    file = save_as_trainer(tmp_path / "net.tar", "momask", random_weights(**SMALL | {"features": 106}))
+    said = ["--no_normalisation", "--activation=relu", "--dilation_growth_rate=3", "--fps=30", "--body_part=face"]
+    assert cli.main(["import", str(file), "--format=momask", f"--out={tmp_path / 'imported'}", *said]) == 2
+    assert f"--body_part face: has 100 columns, {file} takes 106; face_jaw has 106" in capsys.readouterr().err

@@ -35,6 +35,13 @@ def test_a_root_that_never_moves_is_marked(tmp_path, demo_folder, demo_store):
 
     still = look_at(demo_with(tmp_path, demo_folder, stopped, files=2), 64)
     assert texts(still).count("the root does not move") == 2
+    page = store_page(still)
+    page.canvas.draw()
+    (height,) = (axes for axes in page.axes if axes.get_title(loc="left").startswith("root height"))
+    (mark,) = height.texts
+    legend = height.get_legend()
+    assert not mark.get_window_extent().overlaps(legend.get_window_extent())
+    assert not any("does not move" in words.get_text() for words in legend.get_texts())
     assert "the root does not move" not in texts(look_at(demo_store, 64))
 
 

@@ -197,7 +197,9 @@ def _layout(settings: Settings, features: int, body_part: str | None) -> tuple[L
     if len(columns) != features:
         if body_part is None:
             settings.refuse(said[0], f"{settings.file.name} takes {features} columns, and this part has {len(columns)}")
-        raise UserError(f"--body_part {part}: has {len(columns)} columns, {settings.file} takes {features}")
+        others = [other for other in BODY_PARTS if len(select_columns(smplx_layout(), other)[0]) == features]
+        hint = f"; {' and '.join(others)} has {features}" if others else ""
+        raise UserError(f"--body_part {part}: has {len(columns)} columns, {settings.file} takes {features}{hint}")
     return layout, columns
 
 
