@@ -196,7 +196,7 @@ def test_refusals_are_one_line_and_leave_nothing(run, tmp_path, demo_folder, cap
 def test_scores_are_printed_whatever_becomes_of_the_pictures(run, capsys):
     (run / "eval" / "rate_distortion_val.png").mkdir(parents=True)
     status, out, errors = _evaluate(capsys, run)
-    assert status == 0 and "val: 1 clips" in out and f"picture: {run / 'eval' / 'reconstruction_val.png'}" in out
+    assert status == 0 and "val: 1 clip, " in out and f"picture: {run / 'eval' / 'reconstruction_val.png'}" in out
     assert errors.startswith("warning: ") and errors.endswith(f"Is a directory: {run}/eval/rate_distortion_val.png\n")
     # Pictures that were asked for are the command's result.
     status, asked, errors = _evaluate(capsys, run, "--pictures", run / "eval")
@@ -209,7 +209,7 @@ def test_without_matplotlib_scores_are_printed_and_pictures_refused(run, tmp_pat
     monkeypatch.setenv("MPLBACKEND", "nosuch")
     reason = "pictures: matplotlib cannot be used: ValueError: Key backend: 'nosuch'"
     status, out, errors = _evaluate(capsys, run)
-    assert status == 0 and "val: 1 clips" in out and "picture:" not in out
+    assert status == 0 and "val: 1 clip, " in out and "picture:" not in out
     assert errors.startswith("warning: ") and errors.count("\n") == 1 and reason in errors
     status, out, errors = _evaluate(capsys, run, "--pictures", tmp_path / "pictures")
     assert (status, out) == (2, "") and errors.startswith(f"error: {reason}") and errors.count("\n") == 1
