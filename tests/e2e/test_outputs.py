@@ -57,7 +57,7 @@ def test_a_reader_that_quits_and_a_full_disk(tmp_path, demo_folder):
             command, cwd=tmp_path, env=bare_environment(tmp_path, **cpu), stdout=full, stderr=subprocess.PIPE
         )
     try:
-        assert launcher.stderr.readline().startswith(b"warning: ")
+        assert launcher.stderr.readline().startswith(b"motion ")
         launcher.stderr.close()
         assert launcher.wait(timeout=300) == 0
     finally:
@@ -79,7 +79,7 @@ def test_a_pipe_that_nobody_reads_and_streams_that_are_closed(tmp_path, demo_fol
     check_finished(run)
     (line,) = lost_lines(run)
     assert line.startswith("launcher: standard error: ") and line.endswith(": nobody reads it")
-    assert f"{Path('runs') / '動'}: 1 rank, " in (run / "run.log").read_text(encoding="utf-8")
+    assert f"run: {Path('runs') / '動'}\n1 rank, " in (run / "run.log").read_text(encoding="utf-8")
 
 
 def by_hand(folder, data):
