@@ -78,7 +78,7 @@ progress() {
 
 # A line every few seconds, until `unwatch`, or until this shell is gone.
 watch_install() {
-  local began=$SECONDS parent
+  local began=$((SECONDS - 4)) parent # the first line is early: making an environment keeps a machine busy
   # Its number alone does not tell: it stays until what started this shell has asked for its status.
   while sleep 1 >/dev/null 2>&1 && read -r _ _ _ parent _ <"/proc/$BASHPID/stat" && [ "$parent" = "$shell" ]; do
     [ $((SECONDS - began)) -lt 7 ] || { began=$SECONDS && note "$((SECONDS - start)) s: $(progress)"; }
