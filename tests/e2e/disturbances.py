@@ -409,4 +409,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would hand on what it ignores
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     sys.exit(main(sys.argv[1:]))

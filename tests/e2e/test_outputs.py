@@ -79,7 +79,7 @@ def test_a_pipe_that_nobody_reads_and_streams_that_are_closed(tmp_path, demo_fol
     check_finished(run)
     (line,) = lost_lines(run)
     assert line.startswith("launcher: standard error: ") and line.endswith(": nobody reads it")
-    assert f"run: {Path('runs') / '動'}\n1 rank, " in (run / "run.log").read_text(encoding="utf-8")
+    assert f"run: {run}\n1 rank, " in (run / "run.log").read_text(encoding="utf-8")
 
 
 def by_hand(folder, data):
