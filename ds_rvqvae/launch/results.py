@@ -131,8 +131,7 @@ def _scores(run: Path) -> list[Block]:
         trained, untrained = _read(run)
         lines = score_blocks(trained, untrained)
     except (OSError, ValueError, LookupError, TypeError) as error:
-        again = joined([*program(), "evaluate", str(run)])
-        warn(f"{run / 'eval'}: the scores cannot be read: {error}; {again} takes them again")
+        _warn_of_scores(run, error)
         return []
     if trained["split"] == "train":
         lines.append("no clip is held out: these are scores of motion that was trained on")
@@ -151,9 +150,13 @@ def _short_scores(run: Path) -> list[str]:
             raise ValueError("no clip was scored")
         return [f"{trained['split']}, {'; '.join(values)}"]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        again = joined([*program(), "evaluate", str(run)])
-        warn(f"{run / 'eval'}: the scores cannot be read: {error}; {again} takes them again")
+        _warn_of_scores(run, error)
         return []
+
+
+def _warn_of_scores(run: Path, error: Exception) -> None:
+    again = joined([*program(), "evaluate", str(run)])
+    warn(f"{run / 'eval'}: the scores cannot be read: {error}; {again} takes them again")
 
 
 def _read(run: Path) -> tuple[_Scores, _Scores | None]:
