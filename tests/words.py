@@ -26,8 +26,8 @@ _COUNTED = (
     "|weights?|readings?|scores?|values?|checkpoint|refreshes"
 )
 _BY = (
-    "second|minute|hour|day|frame|window|step|micro batch|batch|clip|file|rank|GPU|card|level|joint|code|part|line|row|column"
-    "|run|process|worker|core|parameter|element|host|machine|node|refresh|start|seed|speaker|token|latent|vector|tensor"
+    "second|minute|hour|day|frame|window|step|micro batch|batch|clip|file|rank|GPU|card|level|joint|code|part|line|row"
+    "|column|run|process|worker|core|parameter|element|host|machine|node|refresh|start|seed|speaker|token|latent|vector|tensor"
     "|channel|layer|split|format|stage|save|shard|call|test|bucket|epoch|body part|codebook|key|value|skeleton|year"
 )
 _VERBS = "that|which|of|has|is|was|took|takes|could|can|in|with|without"
