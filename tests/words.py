@@ -31,7 +31,7 @@ _BY = (
     "|channel|layer|split|format|stage|save|shard|call|test|bucket|epoch|body part|codebook|key|value|skeleton|year"
 )
 _VERBS = "that|which|of|has|is|was|took|takes|could|can|in|with|without"
-PER = re.compile(rf"\b({_COUNTED}),? an? ({_BY})s?\b(?! (?:{_VERBS})\b)")
+PER = re.compile(rf"\b({_COUNTED}) an? ({_BY})s?\b(?! (?:{_VERBS})\b)")
 # Words that the project says otherwise.
 BANNED = re.compile(r"\b(quarantin\w*|vouch\w*|thereof|whereof|wherein|of which nothing)\b", re.IGNORECASE)
 

@@ -1,0 +1,60 @@
+"""The pages themselves: their length, their links, and a Chinese README that says what the English one says."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import PAGES, ROOT, blocks_of
+from tests.words import findings, prose_of
+
+README, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
+
+
+def test_the_front_pages_are_short():
+    assert len(README.read_text().splitlines()) <= 200
+    assert len(CHINESE.read_text().splitlines()) <= 260
+
+
+def test_the_chinese_readme_has_the_same_blocks_pictures_headings_and_tables():
+    assert [block[2:] for block in blocks_of(CHINESE)] == [block[2:] for block in blocks_of(README)]
+    for pattern in (r"\]\((docs/images/\S+)\)", r"^(#+) ", r"^\|(.*)\|$"):
+        english, chinese = (re.findall(pattern, page.read_text(), re.MULTILINE) for page in (README, CHINESE))
+        shape = [row.count("|") for row in english] if "|" in pattern[1:4] else english
+        assert shape == ([row.count("|") for row in chinese] if "|" in pattern[1:4] else chinese), pattern
+
+
+def test_the_chinese_readme_has_the_same_figures_names_and_links():
+    def told(page: Path) -> Counter[str]:
+        text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+        text = text.replace("[中文](README.zh-CN.md)", "").replace("[English](README.md)", "")
+        return Counter(re.findall(r"`[^`]+`|\]\([^)]+\)|\d[\d,.]*\d|\d", text))
+
+    english, chinese = told(README), told(CHINESE)
+    assert english - chinese == chinese - english == Counter()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors_of(file), target
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", re.sub(r"[`*]", "", heading).lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_words_of_the_pages(page):
+    assert [finding for piece in prose_of(page) for finding in findings(piece)] == []

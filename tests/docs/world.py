@@ -1,0 +1,87 @@
+"""A folder in which the commands of the pages find what they name: motion, runs, tokenizers, stores, checkpoints."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ds_rvqvae import cli
+from ds_rvqvae.data.demo import write_demo_motion
+from tests.data.formats.bvh_files import body, write_body
+from tests.data.formats.published import PUBLISHED
+from tests.data.motion import write_matrices
+from tests.docs.pages import ROOT
+from tests.tokenizer.foreign import checkpoints
+from tests.train.small import SMALL
+
+BEAT2 = "data/BEAT2/beat_english_v2.0.0"
+CLIP = "2_scott_0_1_1"
+PARTS = ("upper", "hands", "lower_trans")
+RUNS = ("best", "baseline", "wide", "large", "demo")
+
+
+def write_motion(world: Path) -> None:
+    """Motion in the folders that the pages name, `/data` being `data` in the world."""
+    beat2 = write_demo_motion(world / BEAT2, clips=8, frames=200)
+    clips = beat2 / "smplxflame_30"
+    for file in (clips / f"{CLIP}.npz", world / f"{CLIP}.npz"):
+        shutil.copy(clips / "2_wave_0_1_2.npz", file)
+    with (beat2 / "train_test_split.csv").open("a") as rows:
+        rows.write(f"{CLIP},test\n")
+    for name in ("bvh", "cmu"):
+        for index in range(4):
+            write_body(world / "data" / name / "walk" / f"{index:02d}.bvh", body(), frames=200, seed=index)
+    for name, published in PUBLISHED.items():
+        published.write(world / "data" / name)
+    write_matrices(world / "data" / "features", ("a", "b", "c"), 7)
+
+
+def link_project(world: Path) -> None:
+    """The project's own folders and files, as in a checkout."""
+    for name in ("launch", "benchmarks", "examples", "ds_configs", "tests", "docs", ".ci", "constraints.txt"):
+        if (ROOT / name).exists():
+            (world / name).symlink_to(ROOT / name)
+
+
+def train(world: Path) -> None:
+    """A run of a body in three parts by the launcher, and runs of single parts by the names that the pages use."""
+    flags = [
+        *SMALL,
+        "--include=localhost:0",
+        "--batch_size=4",
+        "--total_iter=2",
+        "--mixed_precision=no",
+        "--beam_size=1",
+    ]
+    motion = [f"--data_path={world / BEAT2}", "--name=body", f"--body_part={','.join(PARTS)}"]
+    assert cli.main(["train", *flags, *motion]) == 0
+    for profile in RUNS:
+        for part in ("upper",):
+            shutil.copytree(world / "runs" / "body" / part, world / "runs" / f"{profile}-beat_english_v2.0.0-{part}")
+
+
+def write_foreign_checkpoints(world: Path) -> None:
+    """What the import commands read: a MoMask model with its options, a bare GestureLSM checkpoint with statistics."""
+    options = {
+        "name": "rvq", "dataset_name": "t2m", "vq_act": "relu", "vq_norm": None, "dilation_growth_rate": 3,
+        "width": 8, "depth": 2, "down_t": 2, "stride_t": 2, "code_dim": 4, "nb_code": 16, "num_quantizers": 3,
+    }  # fmt: skip
+    weights = checkpoints.random_weights(**{**checkpoints.SMALL, "features": 263})
+    file = checkpoints.model_as_published(world, "momask", weights, options, np.zeros(263), np.ones(263))
+    file.parents[1].rename(world / "checkpoints" / "t2m" / "rvq_nq6_dc512_nc512_noshare_qdp0.2")
+    weights = checkpoints.random_weights(**{**checkpoints.SMALL, "features": 78})
+    torch.save({"net": weights}, world / "net_300000_upper.pth")
+    for name, values in (("mean", np.zeros(330)), ("std", np.ones(330))):
+        np.save(world / f"beatx_2_330_{name}.npy", values)
+
+
+def write_profile(world: Path) -> None:
+    shutil.copy(ROOT / "ds_configs" / "demo.json", world / "my_profile.json")
+
+
+def names_of_programs(world: Path) -> dict[str, object]:
+    """What the pages' programs take as given: motion of the upper body, a padded batch, pieces of a stream."""
+    motion = (0.1 * np.random.default_rng(0).standard_normal((96, 78))).astype(np.float32)
+    batch = np.stack([motion, np.concatenate([motion[:64], np.zeros((32, 78), np.float32)])])
+    return {"motion": motion, "batch": batch, "lengths": [96, 64], "pieces": np.split(motion, 4)}
