@@ -18,14 +18,15 @@ from tests.e2e.chaos.plan import TARGETS
 _INTRODUCTION = """# Kill report
 
 A run whose processes are killed, as recorded by `tests/e2e/chaos`. The driver starts real runs of two ranks through
-`launch/train_8x4090.py`, ends one process with `kill -9` at a random moment, waits until every process of the run is gone,
-and gives the same command again. It kills the run several times before it lets it complete. Then it compares the result with
-an undisturbed run: weights and codebooks, each line of `metrics.jsonl` and TensorBoard's points must be equal bit for bit
-(except for readings of the machine), nothing unfinished may be left, and the same checkpoints must be there and complete.
+`launch/train_8x4090.py`, ends one process with `kill -9` at a random moment, waits until every process of the run is
+gone, and gives the same command again. It kills the run several times before it lets it complete. Then it compares the
+result with an undisturbed run: weights and codebooks, each line of `metrics.jsonl` and TensorBoard's points must be
+equal bit for bit (except for readings of the machine), nothing unfinished may be left, and the same checkpoints must be
+there and complete.
 
 The driver does the same to runs that two ranks began and one resumes, and to `prepare`, `prepare --append`, `encode`,
-`export`, and a tokenizer that is saved over another. After each kill every file is complete, old or new, and in the end each
-one equals, byte for byte, that of an undisturbed command.
+`export`, and a tokenizer that is saved over another. After each kill every file is complete, old or new, and in the end
+each one equals, byte for byte, that of an undisturbed command.
 """
 
 
