@@ -87,7 +87,7 @@ def all_keys() -> list[Key]:
 
 
 def keys_about(word: str) -> list[Key]:
-    """Returns the keys that have a word, in any case, in path, flag or meaning; those with it in their names come first."""
+    """Returns the keys with a word, in any case, in path, flag or meaning; those with it in their names come first."""
     word = word.lower()
     named = [key for key in all_keys() if word in key.path.lower() or word in key.flag]
     return [*named, *(key for key in all_keys() if key not in named and word in key.meaning.lower())]
@@ -162,7 +162,7 @@ def _values(field: FieldInfo) -> str:
 
 
 def _kinds(annotation: Any, limits: Sequence[Any]) -> list[str]:
-    """What an annotation takes, in words, a kind or value each; `limits` are the annotation's own."""
+    """The values that an annotation takes, in words, one per kind; `limits` are those of the annotation itself."""
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return _kinds(inner[0], [*inner[1:], *limits])
