@@ -64,6 +64,7 @@ _EXAMPLES = {
     "profile show": (("baseline --set rvqvae.model.width=256", "a shipped profile, changed"),),
     "profile validate": (("mine.json", "before a run is started with it"),),
     "profile diff": (("baseline best", "what best does otherwise"),),
+    "profile keys": (("window", "keys about windows"), ("--markdown", "all of them, as tables")),
     "profile schema": (("> ds_configs/profile.schema.json", "for an editor, by $schema"),),
     "plan": (
         ("baseline", "on seven RTX 4090s"),

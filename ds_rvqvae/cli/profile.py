@@ -9,7 +9,7 @@ from ds_rvqvae.cli.common import add_column_flags, add_json_flag, columns_of, pr
 from ds_rvqvae.config.names import FOREIGN_FORMATS
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.process.command import print_out
-from ds_rvqvae.process.terminal import Block
+from ds_rvqvae.process.terminal import Block, terminal_of
 
 
 def add_profile(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +35,10 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
     diff.add_argument("profiles", nargs=2, metavar="NAME|FILE", help="shipped profiles or JSON files")
     add_json_flag(diff)
     diff.set_defaults(verb=_diff)
+    keys = actions.add_parser("keys", help="every key of a profile, or those about a word: flag, values, meaning")
+    keys.add_argument("word", nargs="?", metavar="WORD", help="a part of a key, of its flag or of its meaning")
+    keys.add_argument("--markdown", action="store_true", help="all keys as the tables of docs/profiles.md")
+    keys.set_defaults(verb=_keys)
     schema = actions.add_parser("schema", help="the JSON schema of profiles, for editors")
     schema.set_defaults(verb=_schema)
 
@@ -106,6 +110,19 @@ def _diff(args: argparse.Namespace) -> int:
         [f"{key}: ", (json.dumps(old), "bad"), " -> ", (json.dumps(new), "good")] for key, (old, new) in result.items()
     ]
     print_result(args, result, lines or ["no difference"])
+    return ExitStatus.DONE
+
+
+def _keys(args: argparse.Namespace) -> int:
+    from ds_rvqvae.config.keys import keys_about, markdown
+
+    if args.markdown:
+        print_out(markdown())
+        return ExitStatus.DONE
+    found = keys_about(args.word or "")
+    if not found:
+        raise UserError(f"{args.word}: no key of a profile is about this; `ds-rvqvae profile keys` lists all")
+    print_out(terminal_of().text(line for key in found for line in key.lines) + "\n")
     return ExitStatus.DONE
 
 

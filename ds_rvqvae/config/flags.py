@@ -50,7 +50,7 @@ PROFILE_FLAGS = {
 
 
 START, PLACES = "start here", "GPUs and machines"
-_TITLES = {
+TITLES = {
     "deepspeed": "batch and optimizer (DeepSpeed's keys)",
     "data": "motion (rvqvae.data)",
     "model": "nets and quantizer (rvqvae.model)",
@@ -70,7 +70,7 @@ def group_of(parser: argparse.ArgumentParser, title: str) -> argparse._ArgumentG
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
     """Adds every flag of training to `parser`; see `config.request` for what becomes of them."""
-    for title in (START, PLACES, *_TITLES.values()):
+    for title in (START, PLACES, *TITLES.values()):
         group_of(parser, title)
     start = group_of(parser, START)
     _add_profile_flag(start, "data_path")
@@ -106,7 +106,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _title_of(flag: str) -> str:
-    return _TITLES["deepspeed" if flag in DEEPSPEED_FLAGS else PROFILE_FLAGS[flag].split(".")[1]]
+    return TITLES["deepspeed" if flag in DEEPSPEED_FLAGS else PROFILE_FLAGS[flag].split(".")[1]]
 
 
 def _add_profile_flag(group: argparse._ArgumentGroup, flag: str) -> None:
