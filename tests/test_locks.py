@@ -111,7 +111,7 @@ def test_another_machine_keeps_a_folder_while_it_gives_signs_of_life(tmp_path, s
         began = time.monotonic()
         with _hold_unseen(tmp_path, said) as held:
             assert held.works and time.monotonic() - began > 1.4
-            assert said[-1].endswith("of elsewhere holds it; waiting up to 2 s for a sign of life of it")
+            assert said[-1].endswith("of elsewhere holds it; waiting up to 2 s for it to renew its lock")
             process.send_signal(signal.SIGCONT)  # finds out that it has lost the folder
             assert "has taken the folder" in process.stdout.readline()
         assert not any(tmp_path.iterdir())

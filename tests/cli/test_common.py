@@ -39,11 +39,11 @@ def test_flags_become_numbers(kind, text, value):
 @pytest.mark.parametrize(
     ("kind", "text", "complaint"),
     [
-        *((number, text, f"'{text}' is no number") for text in ("", "three", "nan", "inf", "-inf", "1e999")),
+        *((number, text, f"'{text}' is not a number") for text in ("", "three", "nan", "inf", "-inf", "1e999")),
         (positive_number, "0", "0 is not above 0"),
         (positive_number, "-1", "-1 is not above 0"),
-        (positive_number, "x", "'x' is no number"),
-        *((count, text, "is no whole number from 1") for text in ("", "0", "-1", "1.5", "two")),
+        (positive_number, "x", "'x' is not a number"),
+        *((count, text, "is not a whole number from 1") for text in ("", "0", "-1", "1.5", "two")),
     ],
 )
 def test_other_values_are_refused(kind, text, complaint):

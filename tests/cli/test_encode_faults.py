@@ -206,7 +206,7 @@ REFUSALS = {
     "nothing in it": (["{empty}"], "no .npz, .npy or .bvh file in it or below"),
     "no level": (["{good}", "--levels", "0"], "--levels 0: this tokenizer has levels 1 to 3"),
     "too many levels": (["{good}", "--levels", "4"], "levels 1 to 3"),
-    "no workers": (["{good}", "--workers", "0"], "no whole number from 1"),
+    "no workers": (["{good}", "--workers", "0"], "not a whole number from 1"),
     "misspelt": (["{good}", "--overwite"], "did you mean --overwrite"),
     "two of a name": (["{good}", "{same}"], "would both be written to"),
     "out is a file": (["{good}", "--out", "{good}/1_a.npz"], "--out"),

@@ -126,7 +126,7 @@ def test_several_side_by_side(run, tmp_path, capsys):
 def test_tokenizers_of_other_columns_are_not_compared(run, tmp_path, demo_folder, capsys):
     upper = _save(tmp_path / "upper", "upper")
     status, out, _ = _evaluate(capsys, run, upper, "--data_path", demo_folder)
-    assert status == 0 and "in each one's own normalised units: of other columns, they do not compare" in out
+    assert status == 0 and "in each tokenizer's own normalised units: they cannot be compared" in out
     assert not (run / "eval").exists()
 
 
@@ -171,12 +171,12 @@ def test_refusals_are_one_line_and_leave_nothing(run, tmp_path, demo_folder, cap
         (tmp_path / "empty",): "not a run's folder",
         (alone,): "no motion to score",
         (run, "--data_path", narrow): "narrow.npz: 5 columns, but the tokenizer takes 57",
-        (run, "--data_path", fast): "fast.npz: 60 frames per second; .*takes 30: give --data_path",
+        (run, "--data_path", fast): "fast.npz: 60 fps, but .*takes 30; give --data_path",
         (lower, "--data_path", stranger): "column 0 is joint0 .* takes pelvis",
         (run, "--data_path", trains, "--split", "test"): r"in test \(there is train\)",
         (run, "--features", stranger): "stranger.npz: no TorchScript",
         (run, "--features", _encoder(tmp_path, 58), "--feature_window", "32"): "does not take motion",
-        (run, "--feature_window", "0"): "no whole number from 1",
+        (run, "--feature_window", "0"): "not a whole number from 1",
         (run, "--skeleton", tmp_path / "none.json"): "none.json",
         (run, "--levels", "3"): "unknown flag --levels",
         (run, "--pictures", narrow): "--pictures",

@@ -193,7 +193,10 @@ REFUSALS = {
     "no such part": (["encode", "body/tokenizer/face"], "the body in .*/body/tokenizer has no such part$"),
     "no motion": (["evaluate", "alone"], "alone: no motion to score.*give --data_path$"),
     "no motion of a part": (["evaluate", "whole"], "whole/upper: no motion to score"),
-    "format of a part": (["export", "body", "--format=momask"], "a body's; name one of its parts: .*/upper .*/hands$"),
+    "format of a part": (
+        ["export", "body", "--format=momask"],
+        "those of a body; name one of its parts: .*/upper .*/hands$",
+    ),
     "checkpoint of a body": (["export", "body", "--checkpoint=best"], "a body's tokenizer, which has no checkpoints"),
     "checkpoint of a tokenizer": (["export", "alone", "--checkpoint=best"], "a tokenizer, which has no checkpoints"),
     "checkpoint of one": (["export", "run/checkpoints/best", "--checkpoint=best"], "is a checkpoint itself.*/run$"),

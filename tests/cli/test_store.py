@@ -75,7 +75,7 @@ def test_show_counts_what_was_left_out(tmp_path, capsys):
 def test_a_whole_store_is_whole(store, capsys):
     assert verify_store(store) == []
     assert cli.main(["store", "verify", str(store.folder)]) == 0
-    assert "whole: 1 shard, 3 clips, 120 frames" in capsys.readouterr().out
+    assert "intact: 1 shard, 3 clips, 120 frames" in capsys.readouterr().out
     assert cli.main(["store", "verify", str(store.folder), "--json"]) == 0
     result = _json(capsys)
     assert result["whole"] and result["damaged"] == [] and (result["clips"], result["columns"]) == (3, 5)

@@ -130,7 +130,7 @@ def test_what_means_nothing_without_codebooks_is_refused_there(key):
     assert grids
     for grid, config in itertools.product(grids, models_with_another(key)):
         profile["rvqvae"]["model"] = {**grid.model_dump(), key: getattr(config, key)}
-        said = f"rvqvae.model.{key}: is about codebooks" in refusal_of(profile_from_dict, profile)
+        said = f"rvqvae.model.{key}: is for codebooks" in refusal_of(profile_from_dict, profile)
         assert said == FACTS[key].codebooks_only, config
 
 
@@ -138,7 +138,7 @@ def test_what_means_nothing_without_codebooks_is_refused_there(key):
 def test_what_momask_has_its_own_of_is_refused_beside_its_arithmetic(key):
     for config in models_with_another(key):
         values = {**config.model_dump(), "lineage": True}
-        said = f"rvqvae.model.{key}: lineage, MoMask's arithmetic, has its own" in refusal_of(
+        said = f"rvqvae.model.{key}: lineage (MoMask's arithmetic) replaces it" in refusal_of(
             ModelConfig.model_validate, values
         )
         assert said == (FACTS[key].lineage != "same"), config

@@ -151,7 +151,11 @@ def test_a_wrong_flag_is_one_line_and_exit_2(line, words, capsys):
 
 def test_several_body_parts_are_for_a_launcher():
     assert parse("--body_part", "upper, hands").parts == ("upper", "hands")
-    with pytest.raises(UserError, match=r"--body_part upper,hands: a run trains one part; launch/train_8x4090\.sh"):
+    with pytest.raises(
+        UserError,
+        match=r"--body_part upper,hands: a run trains one body part; "
+        "launch/train_8x4090\.sh",
+    ):
         profile_of("--body_part=upper,hands")
 
 

@@ -6,7 +6,7 @@ from ds_rvqvae import cli
 from ds_rvqvae.config.request import read_training_flags
 
 NO_HINT = " (--help lists the flags)"
-EPOCHS = "--total_iter N, in optimizer steps; an epoch is windows / global batch, both in a run's first lines"
+EPOCHS = "--total_iter N, in optimizer steps; an epoch is windows / global batch, both are in a run's first lines"
 GPUS = "--include localhost:1,2 for certain GPUs, or --num_gpus N for the first N"
 SERVICES = "runs write TensorBoard files and metrics.jsonl, and send nothing to other services"
 HERE, NONE, WRITE, NEAR = "; here it is ", "; there is none: ", "; write ", "; did you mean "
@@ -171,15 +171,15 @@ def test_hints_name_only_flags_that_the_command_has(capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["/tmp"], "what is '/tmp'? No flag takes it; give motion by --data_path ("),
-        (["bset"], "what is 'bset'? No flag takes it ("),
+        (["/tmp"], "'/tmp' belongs to no flag; give motion with --data_path ("),
+        (["bset"], "'bset' belongs to no flag ("),
         (
             ["--milestones", "10", "20"],
-            "what is '20'? No flag takes it; several numbers of one flag are joined by commas",
+            "'20' belongs to no flag; join several numbers of one flag with commas",
         ),
         (
             ["rvqvae.model.width=3"],
-            "what is 'rvqvae.model.width=3'? No flag takes it; give a key of the profile as --set",
+            "'rvqvae.model.width=3' belongs to no flag; give a key of the profile as --set",
         ),
     ],
 )

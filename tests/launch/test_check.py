@@ -38,7 +38,7 @@ def test_the_motion_is_looked_at_once_which_may_last_and_is_said(tmp_path, demo_
     assert main(["--dry_run", f"--data_path={demo_folder}", "--include=localhost:0", "--resume"]) == ExitStatus.DONE
     said = capsys.readouterr().err.splitlines()
     assert looks == [str(demo_folder)]
-    assert said.index(f"looking at {demo_folder}") < said.index(f"reading {demo_folder}")
+    assert said.index(f"checking {demo_folder}") < said.index(f"reading {demo_folder}")
     (line,) = [line for line in said if line.startswith("warning: --resume: ")]
     assert line.endswith("anew. There is baseline-upper (/old/upper); --resume runs/baseline-upper goes on with it")
 

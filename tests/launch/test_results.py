@@ -116,7 +116,7 @@ def test_a_failed_run_names_its_log_and_how_it_goes_on_where_it_ran(tmp_path, da
     log, again = capsys.readouterr().err.splitlines()
     placed = "CUDA_VISIBLE_DEVICES='1, 2' " if variables else ""  # its slots are GPUs, whatever else is set
     assert log == f"what happened is in {run / 'run.log'}"
-    assert again == f"go on with: {placed}{joined(resuming(run))}"
+    assert again == f"continue with: {placed}{joined(resuming(run))}"
 
 
 def test_scores_of_training_motion_are_said_to_be_so(tmp_path, data):

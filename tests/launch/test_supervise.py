@@ -102,7 +102,7 @@ def driven(tree, tmp_path):
     ("mode", "status", "said"),
     [
         ("done", ExitStatus.DONE, ""),
-        ("silent", ExitStatus.FAILED, "without a rank saying that the run is done"),
+        ("silent", ExitStatus.FAILED, "before a rank reported that the run is done"),
         ("2", ExitStatus.BAD_INPUT, ""),
         ("3", ExitStatus.CARD_NOT_IDLE, ""),
         ("4", ExitStatus.NO_DRIVER, ""),
@@ -150,7 +150,8 @@ def test_a_killed_rank_is_named(driven, tmp_path):
     _, error = process.communicate(timeout=20)
     assert process.returncode == ExitStatus.FAILED
     assert (
-        error == f"training failed: rank 1 (process {victim}) was ended by SIGKILL; out of memory is the usual reason\n"
+        error == f"training failed: rank 1 (process {victim}) was ended by SIGKILL; the usual reason is that the host "
+        "is out of memory\n"
     )
     assert not alive(tmp_path)
 
