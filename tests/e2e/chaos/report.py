@@ -1,4 +1,4 @@
-"""The driver's account as Markdown."""
+"""The driver's results as Markdown."""
 
 import os
 import platform
@@ -17,15 +17,16 @@ from tests.e2e.chaos.plan import TARGETS
 
 _INTRODUCTION = """# Reliability
 
-What happens to a run whose processes are killed, as `tests/e2e/chaos` found it. The driver starts real two-rank runs
-through `launch/train_8x4090.py`, ends one process with `kill -9` at a random moment, waits until every process of the
-run is gone, gives the same command again, and goes on hurting the run before it lets it complete. Then it compares it
-with a run that nothing happened to: weights and codebooks, `metrics.jsonl` line by line and TensorBoard's points bit
-for bit (readings of the machine aside), nothing unfinished left, the same checkpoints and all of them whole.
+This page tells what happens to a run whose processes are killed, as measured by `tests/e2e/chaos`. The driver starts
+real two-rank runs through `launch/train_8x4090.py` and ends one process with `kill -9` at a random moment. It waits
+until every process of the run has ended, gives the same command again, and repeats this several times before it lets
+the run complete. Then it compares the run with an undisturbed one: weights and codebooks, the lines of `metrics.jsonl`
+and TensorBoard's points must be equal bit for bit (except readings of the machine), no unfinished file may be left, and
+the checkpoints must be the same and complete.
 
-The same is done to runs that two ranks began and one goes on with, and to `prepare`, `prepare --append`, `encode`,
-`export`, and a tokenizer that is saved over another: after each kill what lies there is whole, the old or the new, and
-in the end every file equals, byte for byte, that of a command that nothing happened to.
+The same is done to runs that two ranks began and one rank continues, and to `prepare`, `prepare --append`, `encode`,
+`export`, and saving a tokenizer over another. After each kill the output is complete, either the old or the new one.
+In the end every file equals, byte for byte, that of an undisturbed command.
 """
 
 
@@ -41,11 +42,11 @@ def write_report(
     """Writes the report.
 
     Args:
-        arguments: the driver's.
-        records: of runs of two ranks.
-        others: of runs that one rank goes on with.
+        arguments: the driver's command line.
+        records: of runs with two ranks.
+        others: of runs that one rank continues.
         accounts: of commands.
-        seconds: what all took.
+        seconds: total duration.
     """
     rounds = [done for record in records for done in record.rounds]
     faults = [f"run {record.number}: {fault}" for record in records for fault in record.faults]
@@ -59,8 +60,8 @@ def write_report(
         f"```bash\nexport DS_ACCELERATOR=cpu LOCAL_SIZE=2\n{_command(driver.flags)}\n```\n",
         "## Counts\n",
         _counts(records, rounds, seconds),
-        "## What went wrong\n",
-        "\n".join(f"- {fault}" for fault in faults) + "\n" if faults else "Nothing.\n",
+        "## Faults\n",
+        "\n".join(f"- {fault}" for fault in faults) + "\n" if faults else "None.\n",
         "## Runs\n",
         _runs(records),
         *(("## Runs on other ranks\n", _runs(others)) if others else ()),
@@ -81,13 +82,13 @@ def _counts(records: list[RunRecord], rounds: list[Round], seconds: float) -> st
         *((f"of them {target}", f"{by_target[target]} ({in_save[target]} within a save)") for target in TARGETS),
         ("within a save", sum(in_save.values())),
         (
-            "of these with the cut save still on disk",
+            "of these with the interrupted save still on disk",
             sum(bool(done.left_unfinished) for done in rounds if done.in_save),
         ),
         ("before the first checkpoint", sum("no checkpoint" in done.resumed for done in rounds)),
         ("starts after a kill", len(rounds)),
         ("of them resumed", sum(done.resumed not in ("", NOT_SAID) for done in rounds)),
-        ("of them killed, as planned, before they said from where", killed_before),
+        ("of them killed, as planned, before they printed where they continue", killed_before),
         ("runs", len(records)),
         ("runs completed and equal to the reference", sum(record.compared_equal for record in records)),
         (
@@ -148,7 +149,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _command(flags: Sequence[str]) -> str:
-    """The launcher's command, of a flag given twice the one that counts."""
+    """Returns the launcher's command; of a flag that is given twice, it has the one that counts."""
     last = {flag.partition("=")[0]: flag for flag in flags}
     line = " ".join(["python launch/train_8x4090.py", *last.values(), "--data_path=DEMO", "--name=RUN"])
     return " \\\n    ".join(textwrap.wrap(line, 110, break_long_words=False, break_on_hyphens=False))
