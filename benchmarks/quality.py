@@ -149,7 +149,7 @@ def _check_types(study: dict[str, Any], path: Path) -> None:
     seeds, settings = study["seeds"], study["settings"]
     numbers = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
     if not numbers or not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"{path}: seeds: give a list of different integers")
+        raise UserError(f"{path}: seeds: give a list of different whole numbers")
     if not isinstance(settings, dict):
         raise UserError(f"{path}: settings: give an object with a list of overrides for each name")
     for name, setting in {"common": study.get("common", []), **settings}.items():

@@ -28,7 +28,7 @@ _STOCK = {
 
 
 class PlainLoop:
-    """Trains the nets of `model` from its weights, one batch at a time.
+    """The plain loop, which trains the nets of `model` from its weights, one batch at a time.
 
     Args:
         model: it is copied, and its convolutions, dropout and up-sampling are replaced by PyTorch's own.

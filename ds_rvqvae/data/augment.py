@@ -172,7 +172,7 @@ def _is_one(speed: float) -> bool:
 
 
 class Mirror:
-    """Mirrors motion at an upright plane between left and right; left and right joints change places.
+    """The mirror image of motion at an upright plane between left and right; left and right joints change places.
 
     A rotation R becomes S R S, with S = diag(-1, 1, 1) for the plane x = 0: three of its six columns change sign.
 

@@ -174,7 +174,7 @@ class MotionData:
         return {size: len(starts) for size, starts in self.training_windows.items()}
 
     def warnings(self) -> list[str]:
-        """Returns notes from when the store was made, and settings of `rvqvae.data` that have no effect here."""
+        """Returns notes from when the store was made, and on settings of `rvqvae.data` that do not act as given."""
         found = store_warnings(self.store)
         if self.store.settings["reading_version"] < self.config.reading_version:
             found.append(

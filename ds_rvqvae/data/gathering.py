@@ -9,7 +9,7 @@ from ds_rvqvae.data.dataset import MotionData
 
 
 class Gatherer:
-    """Gathers the samples of a data set's training split; threads may share one.
+    """The gatherer of a data set's training samples; several threads may use one.
 
     Args:
         seed: of the run; augmentation draws from it.

@@ -198,7 +198,8 @@ def test_a_flag_is_meant_for_the_parts_that_can_have_it(out, demo_folder):
         checked("hands,lower_trans", '--joint_weights={"head": 3, "left_*": 2}')
     none = "no joint of this part is called head"
     assert str(error.value) == (
-        f"--body_part hands,lower_trans: {weights}.head: fits none of these parts: hands, because {none}; lower_trans, because {none}"
+        f"--body_part hands,lower_trans: {weights}.head: fits none of these parts: hands, because {none}; "
+        f"lower_trans, because {none}"
     )
     with pytest.raises(UserError, match=f"^--body_part hands: {weights}: no joint is called haed"):
         checked("hands,upper", f"--set={weights}.haed=3")

@@ -50,7 +50,7 @@ def counted_files(reader: Reader, facts: Sequence[ShardFacts], leave_out: Collec
 
 
 class StoreBuilder:
-    """Builds a store from motion files.
+    """The builder of a store from motion files.
 
     Args:
         reader: of the files.

@@ -84,9 +84,9 @@ class Figure:
         return None if self.head is None or not feet else places[:, self.head] - places[:, feet].mean(axis=1)
 
     def front(self, places: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Returns where the figure faces, from its left and right: unit vectors in x and z, `[frames, 2]`.
+        """Returns the direction that the figure faces, from its left and right: unit vectors in x and z, `[frames, 2]`.
 
-        It is the z axis if left and right lie one above the other, or are not known.
+        It is the z axis if left and right are one above the other, or not known.
         """
         hips = np.isin(np.arange(len(self.sides)), self.joints(_HIP))
         chosen = hips if (hips & (self.sides > 0)).any() and (hips & (self.sides < 0)).any() else np.ones_like(hips)
@@ -197,7 +197,7 @@ def _path(motion: NDArray[Any], part: Channels) -> NDArray[np.float64]:
 
 
 def _integrated(motion: NDArray[Any]) -> NDArray[np.float64]:
-    """Returns the root's path from HumanML3D features: per frame half the turn about y, and the step as seen by it."""
+    """Returns the root's path from HumanML3D features: half the rotation about y per frame, and the root's own step."""
     turn, x, z = np.zeros((3, len(motion)))
     turn[1:] = 2 * np.cumsum(motion[:-1, 0], dtype=np.float64)
     x[1:], z[1:] = motion[:-1, 1], motion[:-1, 2]

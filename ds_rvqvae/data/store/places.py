@@ -67,7 +67,7 @@ def cached_stores(place: Path) -> list[Path]:
 
 
 def may_replace(folder: Path) -> bool:
-    """Returns whether a folder holds nothing except an earlier store."""
+    """Returns whether a folder does not exist, or holds nothing except an earlier store."""
     if not folder.is_dir():
         return not folder.exists()
     return not any(folder.iterdir()) or _holds_only_a_store(folder)
@@ -209,7 +209,7 @@ def remove_outdated(place: Path, folder: Path) -> None:
     for other in cached_stores(place):
         if other != folder:
             with suppress(BusyError, OSError), hold_folder(other, wait=False):
-                (other / TABLE).unlink()  # first, so that a rest is no store
+                (other / TABLE).unlink()  # first, so that leftovers are not taken for a store
                 shutil.rmtree(other, ignore_errors=True)
 
 
@@ -372,6 +372,6 @@ def replaced_notes(folder: Path, settings: Mapping[str, Any]) -> tuple[str, ...]
         return ()
     rules = "the rules of version 0.2 and earlier" if there == 1 else "the rules of today"
     return (
-        f"this replaces a store whose files were read by {rules}; runs that were trained on it need one that is "
-        f"prepared with --set rvqvae.data.reading_version={there}",
+        f"this replaces a store whose files were read by {rules}; to continue, runs trained on it need one that "
+        f"is prepared with --set rvqvae.data.reading_version={there}",
     )

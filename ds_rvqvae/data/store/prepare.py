@@ -389,7 +389,7 @@ def _refuse_quarantine(job: _Job, quarantined: list[Quarantined]) -> None:
         rules = ", ".join(sorted({entry.rule for entry in quarantined}))
         raise UserError(
             f"{job.reader.path}: --strict: {first.file}: {first.reason}{more}; rules: {rules}. Mend or move the files, "
-            "turn a rule off (--set rvqvae.data.rules…), or leave out these frames and files by removing --strict"
+            "turn a rule off (--set rvqvae.data.rules…), or remove --strict: then these frames and files are left out"
         )
 
 

@@ -18,7 +18,7 @@ from ds_rvqvae.process.terminal import PLAIN, Block, Line, Piece, Terminal
 from ds_rvqvae.text import counted
 
 EXTREME = 20.0
-"""A value that is more standard deviations from the mean is called extreme."""
+"""Values more than this many standard deviations from the mean are called extreme."""
 _MOST_EXTREMES = 20
 _MOST_ODD_RATES, _ODD_SHARE = 3, 0.02
 """Up to this number of unusual rates, and this fraction of the files per rate, a note names the files."""

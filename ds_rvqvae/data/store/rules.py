@@ -264,7 +264,7 @@ def _root_steps(take: Take) -> NDArray[np.float64]:
 
 
 def _root_vectors(motion: NDArray[Any], layout: Layout, has_positions: bool) -> list[NDArray[np.float64]]:
-    """Returns the movement from each frame to the next, float64 `[frames - 1, 3]`, of each item that has positions."""
+    """Returns the movement from each frame to the next, float64 `[frames - 1, 3]`, per joint with positions."""
     vectors = []
     for part in layout:
         if part.kind != "position" and (part.kind != "translation" or part.width != 3):

@@ -278,7 +278,7 @@ def files_by_name(facts: ShardFacts) -> dict[str, _Found]:
 
 
 class ShardPacker:
-    """Packs shards of one store; each packing process has its own.
+    """The packer of one store's shards; each packing process has its own.
 
     Args:
         reader: of the motion files.

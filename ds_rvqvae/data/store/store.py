@@ -315,7 +315,7 @@ def _check_shards(store: Store) -> None:
 
 
 def _check_parts(store: Store, folder: int) -> None:
-    """Raises ValueError if the table gives more shards than there are files, as code loops over all of them."""
+    """Raises ValueError if the table gives more shards than there are files: other code loops over all of them."""
     most = len(store.shards)
     if store.num_parts > most:  # some shards have no usable clip
         with suppress(OSError), os.scandir(f"/proc/self/fd/{folder}/{SHARDS}") as entries:
@@ -325,7 +325,7 @@ def _check_parts(store: Store, folder: int) -> None:
 
 
 def _map_shards(store: Store, folder: int) -> Iterator[NDArray[Any]]:
-    """Yields every shard's memory map, checked against the table; raises UserError."""
+    """Yields every shard's memory map, checked against the table; raises UserError or OSError."""
     stored, columns = NUMBER_FORMATS[store.dtype].stored, len(store.mean)
     allow_files(len(store.shards))
     for shard in store.shards:

@@ -86,7 +86,7 @@ class Shard(NamedTuple):
 def whole_number(value: Any) -> int:
     """Returns `value` if it is an int; raises ValueError otherwise, also for a bool or a float."""
     if type(value) is not int:
-        raise ValueError(f"{value!r} is not an integer")
+        raise ValueError(f"{value!r} is not a whole number")
     return value
 
 

@@ -60,7 +60,7 @@ class Account:
 
 
 class Commands:
-    """Kills commands in `work`.
+    """The commands in `work`, and their kills.
 
     Args:
         run: a finished run, whose tokenizer and checkpoints are used.

@@ -184,7 +184,7 @@ class Life:
 
 
 class Driver:
-    """Starts runs in `work`, and compares each with the one of `reference()`.
+    """The driver of runs in `work`, which compares each with the one of `reference()`.
 
     Args:
         total_iter: steps per run.
