@@ -1,9 +1,9 @@
-"""The CMU clips of `motion_6d.npz` as a packed npz split by subject: the motion of a study of tokenizers.
+"""Writes the CMU clips of `motion_6d.npz` as a packed npz split by subject: the motion of a study of tokenizers.
 
     python benchmarks/cmu_by_subject.py motion_6d.npz OUT.npz
 
-Train: subjects 01 02 05 08 09; val: 03 07; test: 06, as the file has it. Of its columns the rotations of joints that
-move: standard deviation over 1e-3 in the training part.
+The split is the file's own: train subjects 01 02 05 08 09; val 03 07; test 06. The columns are the rotations of the
+moving joints, those with a standard deviation over 1e-3 in the training clips.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 from ds_rvqvae.process.command import begin_program, run_program
 
 if __name__ == "__main__":
-    begin_program()  # before what is slow to import
+    begin_program()  # before the slow imports
 
 import numpy as np
 

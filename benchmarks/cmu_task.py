@@ -1,8 +1,8 @@
-"""Scores a run on the CMU task: angle errors by split, and use of codes over 2,048 training windows.
+"""Scores a run on the CMU task: errors by split, and the codes in use over 2,048 training windows.
 
     python benchmarks/cmu_task.py RUN [--data_path task.npz] [--splits train,val,test] [--json [FILE]]
 
-The task is 25 moving joints of 98 clips of the CMU motion capture database as one packed npz; train it with
+The task is a packed npz with the 25 moving joints of 98 clips of the CMU motion capture database. Train it with
 
     --profile baseline --window_size 64 --window_stride 4 --total_iter 600    (global batch 32)
 """
@@ -14,7 +14,7 @@ from typing import Any
 from ds_rvqvae.process.command import begin_program, run_program
 
 if __name__ == "__main__":
-    begin_program()  # before what is slow to import
+    begin_program()  # before the slow imports
 
 import numpy as np
 import torch
@@ -31,8 +31,10 @@ WINDOWS = 2048
 
 
 def use_of_codes(tokenizer: MotionTokenizer, data: MotionData) -> dict[str, list[float]]:
-    """Codes in use and their perplexity, by level, over windows spread evenly over the training split, changed as
-    training changes them: codes that mirrored windows fill are in use, and stand idle where no window is mirrored."""
+    """Returns the number of codes in use and their perplexity, by level, over evenly chosen training windows.
+
+    The windows are changed as in training. Codes that only mirrored windows use are in use there, too.
+    """
     size = data.config.window_size
     if size not in data.training_windows:
         size = max(data.training_windows)
@@ -53,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--data_path")
-    parser.add_argument("--splits", default="train,val,test", help="what is scored (default: train,val,test)")
+    parser.add_argument("--splits", default="train,val,test", help="the splits to score (default: train,val,test)")
     add_json_flag(parser)
     args = parser.parse_args()
     splits = args.splits.split(",")

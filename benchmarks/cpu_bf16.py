@@ -1,10 +1,10 @@
-"""A bf16 training step beside an fp32 one, in turns in one process: what bf16 costs or gains on this CPU.
+"""Compares a bf16 training step with an fp32 one on this CPU, in turns in one process.
 
     python benchmarks/cpu_bf16.py [--profile NAME] [--batch N] [--window_size N] [--rounds N] [--json [FILE]]
 
-Whole steps through DeepSpeed on one rank, of the profile's nets, without activation checkpointing. A CPU with bf16
-arithmetic plays one without under `DS_RVQVAE_CPU_BF16=none`, or, for the instructions of its fp32 arithmetic too, under
-`ONEDNN_MAX_CPU_ISA=AVX2`; what torch itself would do there shows `DS_RVQVAE_CPU_BF16=native ONEDNN_MAX_CPU_ISA=AVX2`.
+It times complete steps through DeepSpeed on one rank, with the profile's nets and no activation checkpointing. On a CPU
+with bf16 arithmetic, `DS_RVQVAE_CPU_BF16=none` imitates one without it. `ONEDNN_MAX_CPU_ISA=AVX2` also limits the
+instructions of fp32 arithmetic. `DS_RVQVAE_CPU_BF16=native ONEDNN_MAX_CPU_ISA=AVX2` shows what torch alone does there.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any
 from ds_rvqvae.process.command import begin_program, run_program
 
 if __name__ == "__main__":
-    begin_program()  # before what is slow to import
+    begin_program()  # before the slow imports
 
 from ds_rvqvae.bench.step import DEMO_CLIPS, DEMO_FRAMES, device_name, in_turns, make_trainer
 from ds_rvqvae.cli.common import add_json_flag, count, print_result
@@ -29,9 +29,9 @@ from ds_rvqvae.host import bf16_arithmetic_text, has_bf16_arithmetic
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--profile", default="baseline")
-    parser.add_argument("--batch", type=count, default=4, help="windows of a step (default: 4)")
+    parser.add_argument("--batch", type=count, default=4, help="windows per step (default: 4)")
     parser.add_argument("--window_size", type=count, default=128)
-    parser.add_argument("--rounds", type=count, default=9, help="steps of each kind (default: 9)")
+    parser.add_argument("--rounds", type=count, default=9, help="steps in each precision (default: 9)")
     add_json_flag(parser)
     return _print(parser.parse_args())
 
@@ -43,7 +43,7 @@ def _print(args: argparse.Namespace) -> int:
 
 
 def measure(name: str, batch: int, window_size: int, rounds: int) -> dict[str, Any]:
-    """Median seconds of a step in each precision, and the median of the ratios of one round."""
+    """Returns the median seconds per step in each precision, and the median of the ratios within a round."""
     with tempfile.TemporaryDirectory(prefix="cpu-bf16-") as folder:
         motion = write_demo_motion(Path(folder) / "motion", DEMO_CLIPS, DEMO_FRAMES)
         trainers = {}
@@ -81,7 +81,7 @@ def text_of(result: dict[str, Any]) -> str:
     least, most = result["ratio_spread"]
     return (
         f"{result['device']}\n{result['cpu_bf16']}\n"
-        f"fp32 {result['fp32_s']:.4f} s a step, bf16 {result['bf16_s']:.4f} s: "
+        f"fp32 {result['fp32_s']:.4f} s per step, bf16 {result['bf16_s']:.4f} s: "
         f"{result['ratio']:.2f} times ({least:.2f} to {most:.2f})"
     )
 

@@ -1,8 +1,9 @@
-"""How fast a tokenizer encodes and decodes a long clip, beside a bare convolution with the same arithmetic.
+"""Measures how fast a tokenizer encodes and decodes a long clip, beside a bare convolution with as many operations.
 
     python benchmarks/encode.py [TOKENIZER] [--minutes 10] [--json [FILE]]
 
-Without a tokenizer: random weights at the baseline shape, 78 columns. All in one process, in turns, medians of 5.
+Without a tokenizer it uses random weights of the baseline's shape, with 78 columns. All is measured in one process, in
+turns; times are medians of 5.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from typing import Any
 from ds_rvqvae.process.command import begin_program, run_program
 
 if __name__ == "__main__":
-    begin_program()  # before what is slow to import
+    begin_program()  # before the slow imports
 
 import torch
 from torch.nn import functional
@@ -50,7 +51,7 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, Any]:
-    """Times of one precision."""
+    """Returns the times in one precision."""
     tokenizer = make_tokenizer(args, dtype)
     features = tokenizer.model.in_features
     seconds = args.minutes * 60
@@ -92,7 +93,7 @@ def make_tokenizer(args: argparse.Namespace, dtype: torch.dtype) -> MotionTokeni
 
 
 def encoder_operations(tokenizer: MotionTokenizer, frames: int) -> float:
-    """Floating-point operations of the encoder's convolutions over so many frames, in one pass without overlap."""
+    """Returns the floating-point operations of the encoder over `frames` frames, in one pass without overlap."""
     counted = 256 * tokenizer.code_stride
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         tokenizer.model.encode_latents(
@@ -103,7 +104,7 @@ def encoder_operations(tokenizer: MotionTokenizer, frames: int) -> float:
 
 
 def in_turns(functions: dict[str, Callable[[], Any]], device: str) -> dict[str, float]:
-    """Median seconds of each, measured one after the other in every round."""
+    """Returns the median seconds of each function; every round measures each of them once."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for round_ in range(ROUNDS + 1):
         for name, function in functions.items():

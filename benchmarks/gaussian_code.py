@@ -1,17 +1,16 @@
-"""What the best linear code of a Gaussian source reaches at a tokenizer's rate, on real motion: a mark to measure by.
+"""A reference for tokenizers: the errors of the best linear code of a Gaussian source at the same rate, on real motion.
 
     python benchmarks/gaussian_code.py --data_path MOTION [--bits_per_second 450] [--frames 4 8 16] [--json [FILE]]
 
-Motion is cut into blocks of so many frames. Mean and covariance of the training split's blocks, normalised as training
-normalises them, give the principal components, and the bits of a block are shared out among those as is best for a
-Gaussian and squared errors (reverse water-filling: Cover and Thomas, Elements of Information Theory, 10.3): a component
-of variance v above the water level D keeps an error of D, the others are left out. A component above it is replaced by
-(1 - D / v) of itself and noise of variance D (1 - D / v), which is what the best possible code of infinitely many
-blocks at once does to it.
+Motion is cut into blocks of `--frames` frames. Mean and covariance of the training split's blocks, normalised as in
+training, give the principal components. The bits of a block are distributed over these as is best for a Gaussian and
+squared errors (reverse water-filling: Cover and Thomas, Elements of Information Theory, 10.3). A component with a
+variance v above the water level D keeps an error of D; the others are left out. A kept component is replaced by
+(1 - D / v) of itself plus noise of variance D (1 - D / v), as the best possible code of infinitely many blocks does.
 
-It is no limit: motion is no Gaussian, and a code that is not linear can do better. The row of as many frames as a code
-stands for says where a tokenizer stands that sees no pattern in motion but covariance, and nothing in a code's
-neighbours. Longer blocks show what there is to win from what neighbouring codes have in common.
+This is not a limit: motion is not Gaussian, and a non-linear code can do better. The row with as many frames as one
+code covers is the score of a tokenizer that uses nothing but covariance, and no information from neighbouring codes.
+Longer blocks show how much neighbouring codes could help.
 """
 
 import argparse
@@ -20,7 +19,7 @@ from typing import Any
 from ds_rvqvae.process.command import begin_program, run_program
 
 if __name__ == "__main__":
-    begin_program()  # before what is slow to import
+    begin_program()  # before the slow imports
 
 import numpy as np
 import torch
@@ -42,7 +41,7 @@ def main() -> None:
     parser.add_argument(
         "--bits_per_second", type=float, default=450.0, help="(default: 450, six codes of 1,024 at 7.5 Hz)"
     )
-    parser.add_argument("--frames", type=int, nargs="+", default=[4, 8, 16], help="a block (default: 4 8 16)")
+    parser.add_argument("--frames", type=int, nargs="+", default=[4, 8, 16], help="per block (default: 4 8 16)")
     add_json_flag(parser)
     args = parser.parse_args()
     data = MotionData.open(DataConfig(path=args.data_path))
@@ -59,9 +58,9 @@ def main() -> None:
 
 
 def gaussian_code(data: MotionData, frames: int, bits: float) -> dict[str, Any]:
-    """Errors of the best Gaussian code of blocks of `frames` frames in `bits` bits, by split."""
+    """Returns the errors, by split, of the best Gaussian code of blocks of `frames` frames in `bits` bits."""
     blocks = {split: blocks_of(data, split, frames, step=frames) for split in SPLITS}
-    # At every frame, since a covariance of few blocks knows some directions not at all.
+    # Blocks start at every frame, because the covariance of few blocks misses some directions.
     training = blocks_of(data, "train", frames, step=1)
     mean = training.mean(axis=0)
     variances, components = np.linalg.eigh(np.cov(training, rowvar=False))
@@ -79,14 +78,14 @@ def gaussian_code(data: MotionData, frames: int, bits: float) -> dict[str, Any]:
 
 
 def blocks_of(data: MotionData, split: str, frames: int, step: int) -> NDArray[np.float64]:
-    """Normalised blocks `[blocks, frames * C]` of a split's clips, fp64, one every `step` frames."""
+    """Returns normalised blocks `[blocks, frames * C]` of a split's clips, fp64, one every `step` frames."""
     clips = [data.normalised(segment).astype(np.float64) for segment in data.segments(split)]
     views = [sliding_window_view(clip, frames, axis=0)[::step] for clip in clips if len(clip) >= frames]
     return np.concatenate([view.transpose(0, 2, 1).reshape(len(view), -1) for view in views])
 
 
 def water_level(variances: NDArray[np.float64], bits: float) -> float:
-    """The error that every component above it keeps when the rate is `bits`."""
+    """Returns the water level for a rate of `bits`: the error that every component above it keeps."""
     low, high = variances.min(), variances.max()
     for _ in range(100):
         level = np.sqrt(low * high)
@@ -96,7 +95,7 @@ def water_level(variances: NDArray[np.float64], bits: float) -> float:
 
 
 def errors(data: MotionData, truth: NDArray[np.float64], found: NDArray[np.float64]) -> dict[str, float | None]:
-    """L1 in normalised units, and the angle in degrees, of blocks."""
+    """Returns the blocks' L1 error in normalised units, and their angle error in degrees."""
     l1 = float(np.abs(found - truth).mean())
     rotations = rotation_columns(data.layout)
     poses = [

@@ -1,15 +1,15 @@
-"""How fast training windows come: this project's loader, the lineage's way, and a bare copy of the same bytes.
+"""Compares the speed of this project's loader, the lineage's loader, and a bare copy of the same bytes.
 
     python benchmarks/loader.py [--data PATH] [--train PROFILE] [--json [FILE]]
 
-The lineage keeps windows as pickled arrays of axis-angle rotations in an LMDB, and turns them to 6D and normalises
-them at every access, in a torch DataLoader. It is rebuilt here from that description, over the same windows of the same
-data, and checked to give the same numbers. All in one run, in turns, for the 78 columns of `upper` and for all columns:
-windows of 128 frames in batches of 80, two threads or workers each. Without `--data`: the BEAT2 clips in
-$DS_RVQVAE_TEST_DATA/beat2, else demo motion, linked under as many names as make up `--frames`.
+The lineage keeps windows as pickled arrays of axis-angle rotations in an LMDB. Its torch DataLoader converts them to 6D
+and normalises them at every access. It is rebuilt here from that description, for the same windows of the same data,
+and checked to give the same numbers. All are measured in turns in one run, for the 78 columns of `upper` and for all
+columns, with windows of 128 frames in batches of 80 and two threads or workers each. Without `--data` it uses the BEAT2
+clips in $DS_RVQVAE_TEST_DATA/beat2, or else demo motion, linked under new names until there are `--frames` frames.
 
-Beside that: windows straight from a store that is not in memory against plain reading of its files, and the share of a
-training step on CPU that is spent waiting for data.
+It also compares windows from a store that is not in memory with plain reading of its files, and measures the fraction
+of a training step on CPU that is spent waiting for data.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from typing import Any
 from ds_rvqvae.process.command import begin_program, run_program
 
 if __name__ == "__main__":
-    begin_program()  # before what is slow to import
+    begin_program()  # before the slow imports
 
 import lmdb
 import numpy as np
@@ -54,25 +54,25 @@ from ds_rvqvae.process.signals import leave_signals_to_parent
 
 WINDOW, STRIDE, BATCH, WORKERS = 128, 64, 80, 2
 ROUNDS, SECONDS, WARM = 5, 1.0, 6
-"""Each way runs for so long in every round, after so many batches that may have been gathered before."""
+"""Rounds, seconds per way and round, and first batches that do not count, as they may have been gathered before."""
 MOST_WINDOWS = 4000
-"""In the LMDB; more data are sampled evenly."""
+"""The largest number of windows in the LMDB; they are chosen evenly from more data."""
 PARTS = {"upper": "upper", "all": "all columns"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, metavar="PATH", help="motion with joint rotations (default: see above)")
-    parser.add_argument("--frames", type=int, default=150_000, help="of the default data (default: 150000)")
-    parser.add_argument("--train", default="demo", metavar="PROFILE", help="of the short training; no: none")
-    parser.add_argument("--train_steps", type=int, default=60, help="of it (default: 60)")
+    parser.add_argument("--frames", type=int, default=150_000, help="frames of the default data (default: 150000)")
+    parser.add_argument("--train", default="demo", metavar="PROFILE", help="profile of the short training; no: none")
+    parser.add_argument("--train_steps", type=int, default=60, help="steps of that training (default: 60)")
     add_json_flag(parser)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="loader-") as folder:
         path = args.data
         if path is None:
             path = link_motion(Path(folder) / "motion", args.frames)
-            os.environ["DS_RVQVAE_CACHE"] = str(Path(folder) / "cache")  # nothing of it is to stay
+            os.environ["DS_RVQVAE_CACHE"] = str(Path(folder) / "cache")  # is removed at the end
         result: dict[str, Any] = {"device": device(), "versions": versions(), "data": str(args.data or "default")}
         result["cold"] = in_own_process(cold, config_of(path, "all"))
         result["measured"] = [measure(config_of(path, part), Path(folder) / part) for part in PARTS]
@@ -88,7 +88,7 @@ def config_of(path: Path, part: str) -> DataConfig:
 
 
 def link_motion(folder: Path, frames: int) -> Path:
-    """The default data: clips linked under new names until there are so many frames."""
+    """Makes the default data: clips linked under new names until there are `frames` frames."""
     source = Path(os.environ.get("DS_RVQVAE_TEST_DATA", "")) / "beat2"
     if not any(source.glob("*.npz")):
         source = write_demo_motion(folder.with_name("demo"), 12, 1800) / CLIP_FOLDER
@@ -101,7 +101,7 @@ def link_motion(folder: Path, frames: int) -> Path:
 
 
 def measure(config: DataConfig, folder: Path) -> dict[str, Any]:
-    """Windows a second of each way, for one body part."""
+    """Returns windows per second of each way, for one body part."""
     data = MotionData.open(config)
     began = time.perf_counter()
     order = BatchOrder.of(data, BATCH, seed=0)
@@ -114,7 +114,7 @@ def measure(config: DataConfig, folder: Path) -> dict[str, Any]:
     windows = LineageWindows(folder, len(starts), data)
     for index in (0, len(starts) // 2):
         if not np.allclose(windows[index], data.windows(starts[index : index + 1])[0], atol=1e-3):
-            raise SystemExit("the lineage's window is not ours: the two ways cannot be compared")
+            raise SystemExit("the lineage's window differs from ours: the two ways cannot be compared")
     lineage = endless(DataLoader(windows, BATCH, shuffle=True, num_workers=WORKERS, drop_last=True, **KEPT_ALIVE))
     ways: dict[str, Callable[[], float]] = {
         "lineage": lambda: pace(lambda: next(lineage)),
@@ -146,7 +146,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def pace(next_batch: Callable[[], Any]) -> float:
-    """Windows a second, without the batches that lie ready."""
+    """Returns windows per second, without the batches that were gathered before."""
     for _ in range(WARM):
         next_batch()
     began, batches = time.perf_counter(), 0
@@ -157,7 +157,7 @@ def pace(next_batch: Callable[[], Any]) -> float:
 
 
 def bare(data: MotionData, starts: NDArray[np.int64]) -> Callable[[], float]:
-    """Two threads that copy windows by index out of normalised frames in memory, each into the same buffer."""
+    """Returns a way in which two threads copy windows from normalised frames in memory, each into one buffer."""
     frames = np.concatenate([data.normalised(segment) for segment in data.segments("train")])
     last = len(frames) - WINDOW
 
@@ -181,7 +181,7 @@ KEPT_ALIVE: dict[str, Any] = {"persistent_workers": True}
 
 
 def write_lmdb(data: MotionData, starts: NDArray[np.int64], folder: Path) -> None:
-    """Each window's poses as axis-angle, and its other columns, pickled under its number."""
+    """Writes each window, pickled under its number: its poses as axis-angle, and its other columns."""
     layout = data.store.layout
     columns = rotation_columns(layout)
     folder.mkdir()
@@ -216,7 +216,7 @@ class LineageWindows(Dataset[torch.Tensor]):
         if self._environment is None:  # opened in each worker
             self._environment = lmdb.open(str(self._folder), readonly=True, lock=False)
         with self._environment.begin() as transaction:
-            sample = pickle.loads(transaction.get(str(index).encode()))  # written by `write_lmdb` in this very run
+            sample = pickle.loads(transaction.get(str(index).encode()))  # trusted: written by `write_lmdb` in this run
         poses = torch.from_numpy(sample["poses"]).reshape(WINDOW, -1, 3)[:, self._joints]
         motion = axis_angle_to_matrix(poses)[..., :2, :].reshape(WINDOW, -1)
         motion = torch.cat([motion, *(torch.from_numpy(sample[name]) for name in self._others)], dim=1)
@@ -228,7 +228,7 @@ def rotations_of(layout: Layout) -> list[str]:
 
 
 def axis_angle_to_matrix(axis_angle: torch.Tensor) -> torch.Tensor:
-    """`[..., 3]` to `[..., 3, 3]` by way of quaternions, as pytorch3d does it."""
+    """Converts `[..., 3]` to `[..., 3, 3]` by quaternions, as pytorch3d does."""
     angles = axis_angle.norm(dim=-1, keepdim=True)
     small = angles.abs() < 1e-6
     factor = torch.where(small, 0.5 - angles**2 / 48, torch.sin(angles / 2) / torch.where(small, 1, angles))
@@ -250,14 +250,14 @@ def endless(loader: DataLoader[torch.Tensor]) -> Iterator[torch.Tensor]:
 
 
 def in_own_process(function: Callable[[DataConfig], Any], config: DataConfig) -> Any:
-    """Pages that a process has mapped stay in memory; so each measurement of cold data has a process of its own."""
+    """Calls a function in a process of its own, because pages that a process has mapped stay in memory."""
     MotionData.open(config)
     with multiprocessing.get_context("spawn").Pool(1, leave_signals_to_parent) as pool:
         return pool.apply(function, (config,))
 
 
 def cold(config: DataConfig) -> dict[str, Any]:
-    """Bytes a second of plain reading and of windows in random order, which do not overlap, by two threads."""
+    """Returns bytes per second of plain reading, and of windows in random order without overlap, by two threads."""
     config = config.model_copy(update={"window_stride": WINDOW})
     store = MotionData.open(config).store
     files = [store.folder / shard.file for shard in store.shards]
@@ -282,9 +282,9 @@ def cold(config: DataConfig) -> dict[str, Any]:
 
 
 def cold_windows(config: DataConfig, files: list[Path]) -> tuple[int, float, int]:
-    """Frames of all windows, the seconds that reading them took, and the bytes that were fetched from the disk.
+    """Returns the frames of all windows, the seconds for reading them, and the bytes read from the disk.
 
-    Opens the data anew: what an earlier reader has mapped cannot be dropped from memory.
+    It opens the data anew, because mapped pages cannot be dropped from memory.
     """
     data = MotionData.open(config)
     starts = np.random.default_rng(0).permutation(data.window_starts())
@@ -302,7 +302,7 @@ def cold_windows(config: DataConfig, files: list[Path]) -> tuple[int, float, int
 
 
 def drop(files: list[Path]) -> None:
-    """Has the system forget what it holds of files in memory, as far as nobody has them mapped."""
+    """Drops the pages of files from memory, except those that a process has mapped."""
     for file in files:
         descriptor = os.open(file, os.O_RDONLY)
         os.fsync(descriptor)
@@ -319,13 +319,13 @@ def read_through(file: Path) -> int:
 
 
 def bytes_from_disk() -> int:
-    """That this process has had fetched."""
+    """Returns the bytes that the disk has read for this process."""
     lines = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
 
 
 def training(path: Path, out: Path, profile: str, steps: int) -> dict[str, Any]:
-    """A short training on CPU, and the share of its time that it waited for data."""
+    """Runs a short training on CPU, and returns the fraction of its time in which it waited for data."""
     every = max(1, steps // 6)
     command = [sys.executable, "-m", "ds_rvqvae.train", "--profile", profile, "--data_path", str(path)]
     command += ["--out", str(out), "--name", "run", "--total_iter", str(steps), "--log_every", str(every)]
@@ -335,7 +335,7 @@ def training(path: Path, out: Path, profile: str, steps: int) -> dict[str, Any]:
     if done.returncode:
         raise SystemExit(f"the training ended with {done.returncode}: {done.stderr[-500:]}")
     lines = [json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    waits = [line["data_wait"] for line in lines[1:]]  # the first batches are gathered while it waits
+    waits = [line["data_wait"] for line in lines[1:]]  # it always waits for the first batches
     return {"profile": profile, "steps": steps, "data_wait": spread(waits), "samples_per_s": lines[-1]["samples_per_s"]}
 
 
@@ -356,10 +356,10 @@ def text(result: dict[str, Any]) -> str:
             f"first batch after {row['first_batch_s']:.2f} s"
         )
         for name, values in row["windows_per_s"].items():
-            lines.append(f"  {name:8} {between(values, ',.0f')} windows a second")
+            lines.append(f"  {name:8} {between(values, ',.0f')} windows per second")
         lines.append(
-            f"  {between(row['times_lineage'], '.1f')} times the lineage's way, "
-            f"{between(row['share_of_bare'], '.2f')} of the bare copy"
+            f"  {between(row['times_lineage'], '.1f')} times the lineage's speed, "
+            f"{between(row['share_of_bare'], '.2f')} of the bare copy's"
         )
     cold = result["cold"]
     gigabytes = {name: {key: value / 1e9 for key, value in cold[name].items()} for name in cold if "bytes_per" in name}
@@ -371,7 +371,7 @@ def text(result: dict[str, Any]) -> str:
     if "training" in result:
         run = result["training"]
         lines.append(
-            f"training, {run['profile']}, {run['samples_per_s']:.1f} windows a second: waits "
+            f"training, {run['profile']}, {run['samples_per_s']:.1f} windows per second: waits "
             f"{between({key: 100 * value for key, value in run['data_wait'].items()}, '.2f')} % of its time for data"
         )
     return "\n".join(lines)

@@ -1,9 +1,10 @@
-"""Measures what the GPU monitor costs: the share of one core that it takes, drawing its table every second.
+"""Measures the cost of the GPU monitor: the fraction of one core that it uses while it draws its table every second.
 
     python benchmarks/monitor_overhead.py [--interval 1] [--seconds 30] [--library DIR] [--json [FILE]]
 
-The monitor runs on a terminal of its own (160 x 50) and is read by /proc/PID/stat, after its start. Without a driver,
-`--library` names a folder with another libnvidia-ml.so.1, such as the tests' stand-in for eight RTX 4090s:
+The monitor runs in a terminal of its own (160 x 50); its start does not count, and /proc/PID/stat gives its time.
+Without a driver, `--library` names a folder with another libnvidia-ml.so.1, such as the tests' stand-in for eight RTX
+4090s:
 `mkdir stand-in && cc -shared -fPIC -o stand-in/libnvidia-ml.so.1 tests/gpu/nvml_stand_in.c`.
 """
 
@@ -23,7 +24,7 @@ from pathlib import Path
 from ds_rvqvae.process.command import begin_program, print_out, run_program
 
 if __name__ == "__main__":
-    begin_program()  # before what is slow to import
+    begin_program()  # before the slow imports
 
 import psutil
 
@@ -34,8 +35,8 @@ START_SECONDS = 3
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--interval", type=float, default=1.0, help="of the monitor, in seconds (default: 1)")
-    parser.add_argument("--seconds", type=float, default=30.0, help="how long it is measured (default: 30)")
+    parser.add_argument("--interval", type=float, default=1.0, help="the monitor's interval in seconds (default: 1)")
+    parser.add_argument("--seconds", type=float, default=30.0, help="duration of the measurement (default: 30)")
     parser.add_argument("--library", type=Path, metavar="DIR", help="folder of the libnvidia-ml.so.1 to load")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="the result as JSON")
     args = parser.parse_args()

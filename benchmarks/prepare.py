@@ -1,12 +1,12 @@
-"""How fast motion is packed, and by what it is bounded: many hours of BEAT2 files, made here.
+"""Measures how fast motion is packed, and what limits the speed, on many hours of BEAT2 files that it makes.
 
     python benchmarks/prepare.py FOLDER [--hours 50] [--workers N] [--kills 10] [--json [FILE]]
 
-FOLDER gets the motion (once; about 160 MB an hour) and the store (about 190 MB an hour). `ds-rvqvae prepare` runs as
-users run it, while the memory of all its processes together is watched. Beside it, in one process and on the same
-files, each part of the work is timed by itself: reading, conversion to 6D, rules, statistics, writing with a checksum.
-What their sum leaves of the whole is Python and processes. The disk's own pace is measured with plain reading and
-writing of the same files. Last is how long it takes to tell by content that no file has changed, as each start does.
+FOLDER gets the motion (once; about 160 MB per hour) and the store (about 190 MB per hour). `ds-rvqvae prepare` runs as
+users run it, while the total memory of its processes is watched. On the same files, in one process, each piece of the
+work is also timed by itself: reading, conversion to 6D, rules, statistics, writing with a checksum. The rest of the
+total time is Python and the management of processes. The disk's own speed is measured by plain reading and writing.
+Last comes the time to check by content that no file has changed, as each start of training does.
 
 `--kills N` then packs the same motion once more, killed N times at random moments, and compares the two stores.
 """
@@ -27,7 +27,7 @@ from typing import Any
 from ds_rvqvae.process.command import begin_program, run_program
 
 if __name__ == "__main__":
-    begin_program()  # before what is slow to import
+    begin_program()  # before the slow imports
 
 import numpy as np
 import psutil
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def write_motion(folder: Path, clips: int) -> None:
-    """Clips of one minute: demo motion, each begun elsewhere and turned by its own small angles."""
+    """Writes clips of one minute: demo motion, each with its own start and its own small rotation of every joint."""
     if len(list((folder / CLIP_FOLDER).glob("*.npz"))) == clips:
         return
     shutil.rmtree(folder, ignore_errors=True)
@@ -90,7 +90,7 @@ def write_motion(folder: Path, clips: int) -> None:
 
 
 def whole(motion: Path, store: Path, workers: int) -> dict[str, Any]:
-    """`ds-rvqvae prepare`, and the most memory that its processes had at a time."""
+    """Runs `ds-rvqvae prepare`; returns its results and the peak memory of its processes together."""
     shutil.rmtree(store, ignore_errors=True)
     report = store.with_name("prepared.json")
     process = psutil.Popen([*command(motion, store, workers), "--json", str(report)], stdout=subprocess.DEVNULL)
@@ -110,7 +110,7 @@ def command(motion: Path, store: Path, workers: int) -> list[str]:
 
 
 def killed(motion: Path, folder: Path, workers: int, kills: int, seconds: float) -> dict[str, Any]:
-    """Packs again, killed at random moments, the processes all together or the first one alone."""
+    """Packs again while killing at random moments, in turns all processes or only the first one."""
     store = folder / "killed"
     shutil.rmtree(store, ignore_errors=True)
     rng = np.random.default_rng()
@@ -118,7 +118,7 @@ def killed(motion: Path, folder: Path, workers: int, kills: int, seconds: float)
     for index in range(kills):
         began = time.perf_counter()
         process = psutil.Popen(command(motion, store, workers), stdout=subprocess.DEVNULL)
-        # A start goes on from what is packed already: together they last about as long as the whole.
+        # Each start continues the packing, so together they last about as long as packing without kills.
         with contextlib.suppress(psutil.TimeoutExpired):
             process.wait(float(rng.uniform(1, 2 * seconds / kills)))
         for each in [process, *(process.children(recursive=True) if process.is_running() and index % 2 else [])]:
@@ -140,7 +140,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def disk(motion: Path, folder: Path) -> dict[str, float]:
-    """Bytes a second of the disk, reading files that are not in memory and writing with a sync at the end."""
+    """Returns the disk's bytes per second, for reading files that are not in memory and for writing with a sync."""
     files = sorted((motion / CLIP_FOLDER).glob("*.npz"))[: 10 * SAMPLE]
     drop_from_memory(files)
     began = time.perf_counter()
@@ -159,7 +159,7 @@ def disk(motion: Path, folder: Path) -> dict[str, float]:
 
 
 def check(motion: Path) -> dict[str, float]:
-    """Seconds that all files are read and hashed in, from the disk, and then from memory."""
+    """Returns the seconds to read and hash all files, from the disk, and then from memory."""
     files = sorted((motion / CLIP_FOLDER).glob("*.npz"))
     drop_from_memory(files)
     seconds = {}
@@ -179,7 +179,7 @@ def drop_from_memory(files: list[Path]) -> None:
 
 
 def memory_of(process: psutil.Process) -> int:
-    """Resident bytes of a process and its children, pages that they share counted once."""
+    """Returns resident bytes of a process and its children; shared pages count once."""
     total = 0
     for each in [process, *process.children(recursive=True)]:
         try:
@@ -190,7 +190,7 @@ def memory_of(process: psutil.Process) -> int:
 
 
 def parts(motion: Path, folder: Path) -> dict[str, float]:
-    """Microseconds a frame of each part of the work, medians over rounds."""
+    """Returns microseconds per frame for each piece of the work, medians over rounds."""
     config = DataConfig(path=str(motion))
     reader = open_reader(motion, config)
     names = reader.clip_names()[:SAMPLE]
@@ -239,25 +239,25 @@ def text(result: dict[str, Any]) -> str:
     lines = [
         f"{result['clips']:,} clips, {result['frames']:,} frames, {result['hours']:.1f} hours:",
         f"{packing['seconds']:.0f} s by {packing['workers']} processes, "
-        f"{packing['frames_per_s']:,.0f} frames a second, "
+        f"{packing['frames_per_s']:,.0f} frames per second, "
         f"{packing['times_real_time']:,.0f} x real time, processors busy {100 * packing['processor_share']:.0f} %",
         f"peak memory of all processes {result['peak_memory_bytes'] / 2**20:,.0f} MiB",
-        f"a frame costs {result['whole_us_a_frame']:.1f} us of a process; its parts by themselves:",
+        f"a frame costs {result['whole_us_a_frame']:.1f} us of a process; the pieces of the work by themselves:",
     ]
     lines += [f"  {name:<24}{cost:6.2f} us" for name, cost in result["parts_us_a_frame"].items()]
     lines.append(
-        f"  together {result['bare_us_a_frame']:.1f} us, {100 * result['share_of_bare_work']:.0f} % of the whole"
+        f"  together {result['bare_us_a_frame']:.1f} us, {100 * result['share_of_bare_work']:.0f} % of the total"
     )
     pace = {name: value / 1e6 for name, value in result["disk_bytes_per_s"].items()}
     moved = {"read": result["read_bytes"] / 1e6, "write": result["written_bytes"] / 1e6}
     least = sum(moved[name] / pace[name] for name in pace)
     lines.append(
-        f"disk alone: reads {pace['read']:,.0f} MB/s, writes {pace['write']:,.0f} MB/s, so {moved['read']:,.0f} MB in "
-        f"and {moved['write']:,.0f} MB out take it {least:.0f} s"
+        f"disk alone: reads {pace['read']:,.0f} MB/s, writes {pace['write']:,.0f} MB/s, so reading "
+        f"{moved['read']:,.0f} MB and writing {moved['write']:,.0f} MB takes {least:.0f} s"
     )
     seconds, gigabytes = result["check_s"], result["read_bytes"] / 1e9
     lines.append(
-        f"to tell that none of {gigabytes:.1f} GB of files has changed: {seconds['disk']:.1f} s from the disk, "
+        f"checking that none of {gigabytes:.1f} GB of files has changed: {seconds['disk']:.1f} s from the disk, "
         f"{seconds['memory']:.1f} s from memory"
     )
     if "killed" in result:

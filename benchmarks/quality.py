@@ -1,4 +1,4 @@
-"""A study of tokenizers: many settings, several seeds each, trained and scored alike, in one table.
+"""Runs a study of tokenizers: many settings with several seeds each, trained and scored alike, in one table.
 
     python benchmarks/quality.py --study FILE --data_path MOTION [--out DIR] [--jobs N] [--known FILE]
         [--table FILE] [--picture FILE] [--json [FILE]]
@@ -10,14 +10,14 @@ A study is a JSON file:
      "settings": {"lineage": ["rvqvae.model.lineage=true"], "baseline": [], "best": {"profile": "best", "set": []}},
      "picture": ["lineage", "baseline"]}
 
-Every setting is a list of `--set` overrides on top of the profile and of `common`, or an object that names another
-profile for them. Each run trains in a process of its own on one thread (one rank; on a GPU where there is one and
-`--jobs 1`), as `python -m ds_rvqvae.train` does, and is scored by `benchmarks/cmu_task.py`. As many run side by side
-as `--jobs` says, by default one a core. What is done is kept in `--out`: the same command goes on where it was stopped,
-and a setting that changed is trained anew. A run that fails is reported, and the others go on. `--known` takes results
-that an earlier `--json` wrote, and does not train those runs again.
+A setting is a list of `--set` overrides of the profile and of `common`, or an object that names another profile and its
+overrides. Each run is `python -m ds_rvqvae.train` in a process of its own with one thread and one rank, on a GPU if
+there is one and `--jobs` is 1. `benchmarks/cmu_task.py` scores it. `--jobs` runs train side by side, by default one per
+core. Finished runs are kept in `--out`: the same command continues where it was stopped, and trains a changed setting
+anew. A failed run is reported, and the others continue. `--known` reads results of an earlier `--json`, and does not
+train those runs again.
 
-The table has the mean over seeds and half of its 95 % interval (Student's t).
+The table gives the mean over seeds and half of its 95 % interval (Student's t).
 """
 
 import argparse
@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 from ds_rvqvae.process.command import begin_program, print_out, run_program
 
 if __name__ == "__main__":
-    begin_program()  # before what is slow to import
+    begin_program()  # before the slow imports
 
 from quality_tables import SPLITS, picture, tables
 
@@ -65,9 +65,9 @@ class Run(NamedTuple):
         return f"{self.setting}-seed{self.seed}"
 
     def digest(self, data_path: Path) -> str:
-        """Of all that a result depends on, but the code."""
+        """Returns a digest of all that a result depends on, except the code."""
         profile = load_profile(self.profile, self.overrides)
-        # Without defaults: a key that is new and off changes no result. One whose default changes does, unseen.
+        # Defaults do not count, so that a new key that is off keeps the digest. A changed default is not noticed.
         ours = profile.rvqvae.model_dump(mode="json", exclude_defaults=True)
         text = json.dumps([profile.deepspeed_config(), ours, self.seed, digest_of_data(data_path)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -75,7 +75,7 @@ class Run(NamedTuple):
 
 @functools.cache
 def digest_of_data(path: Path) -> str:
-    """Of what lies in a file, or of the names, sizes and times of the files in a folder."""
+    """Returns a digest of a file's content, or of the names, sizes and times of the files in a folder."""
     if path.is_file():
         return sha256_of(path)
     files = sorted((str(file.relative_to(path)), file.stat()) for file in path.rglob("*") if file.is_file())
@@ -87,13 +87,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--study", type=Path, required=True)
     parser.add_argument("--data_path", type=Path, required=True)
-    parser.add_argument("--out", type=Path, help="where runs and results are kept (default: runs/STUDY)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side (default: one a core)")
-    parser.add_argument("--only", action="append", metavar="SETTING", help="train this one; more than once for several")
+    parser.add_argument("--out", type=Path, help="folder of runs and results (default: runs/STUDY)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side (default: one per core)")
+    parser.add_argument("--only", action="append", metavar="SETTING", help="train only this setting; repeatable")
     parser.add_argument("--known", type=Path, metavar="FILE", help="results of an earlier --json")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the tables as Markdown")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw error against rate, PNG")
-    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="all results")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write all results as JSON")
     args = parser.parse_args()
     if args.jobs < 1:
         parser.error(f"--jobs: {args.jobs}: give 1 or more")
@@ -101,7 +101,7 @@ def main() -> int:
 
 
 def run_study(args: argparse.Namespace) -> int:
-    """Trains what is not done, writes what is asked for; gives the exit status. Raises UserError for bad input."""
+    """Trains the missing runs and writes the outputs; returns the exit status. Raises UserError for bad input."""
     study = read_study(args.study)
     out = args.out or Path("runs") / args.study.stem
     if not args.data_path.exists():
@@ -112,7 +112,7 @@ def run_study(args: argparse.Namespace) -> int:
     failed = train_all(study, args, out)
     results = results_of(study, args.data_path, out)
     if not results:
-        print(f"error: no run of {args.study} has a result; {out} has what those that failed said", file=sys.stderr)
+        print(f"error: no run of {args.study} has a result; the logs of failed runs are in {out}", file=sys.stderr)
         return ExitStatus.FAILED
     if args.json and args.json != "-":
         Path(args.json).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -126,7 +126,7 @@ def run_study(args: argparse.Namespace) -> int:
 
 
 def read_study(path: Path) -> dict[str, Any]:
-    """The study in a file; raises UserError where it is none, or where one of its settings is no valid profile."""
+    """Reads a study; raises UserError if the file is not one, or if a setting does not give a valid profile."""
     try:
         study = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -151,7 +151,7 @@ def _check_types(study: dict[str, Any], path: Path) -> None:
     if not numbers or not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"{path}: seeds: give a list of different whole numbers")
     if not isinstance(settings, dict):
-        raise UserError(f"{path}: settings: give an object, a list of overrides by name")
+        raise UserError(f"{path}: settings: give an object with a list of overrides for each name")
     for name, setting in {"common": study.get("common", []), **settings}.items():
         overrides = setting
         if isinstance(setting, dict) and set(setting) == {"profile", "set"}:
@@ -159,11 +159,11 @@ def _check_types(study: dict[str, Any], path: Path) -> None:
         if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
             raise UserError(f"{path}: {name}: a setting is a list of overrides, or an object of profile and set")
         if "/" in name:
-            raise UserError(f"{path}: {name}: names are those of files; leave / out")
+            raise UserError(f"{path}: {name}: the name becomes a file name; remove the /")
 
 
 def runs_of(study: dict[str, Any]) -> list[Run]:
-    """All runs: every setting with the first seed, then with the next."""
+    """Returns all runs: every setting with the first seed, then with the next."""
     common = study.get("common", [])
     settings = {
         name: setting if isinstance(setting, dict) else {"profile": study.get("profile", "baseline"), "set": setting}
@@ -177,12 +177,12 @@ def runs_of(study: dict[str, Any]) -> list[Run]:
 
 
 def take_over(known: Path, study: dict[str, Any], data_path: Path, out: Path) -> None:
-    """Puts what `--json` wrote where training would put it; raises UserError where the file is not of that kind."""
+    """Stores results of an earlier `--json` where training would write them; raises UserError for another file."""
     try:
         results = json.loads(known.read_text(encoding="utf-8"))
         kept = {(result["digest"], result["seed"]): result for runs in results.values() for result in runs}
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"--known {known}: not results that --json wrote: {error!r}") from None
+        raise UserError(f"--known {known}: not results written by --json: {error!r}") from None
     for run in runs_of(study):
         result = kept.get((run.digest(data_path), run.seed))
         if result is not None and not _result(run, data_path, out):
@@ -190,7 +190,7 @@ def take_over(known: Path, study: dict[str, Any], data_path: Path, out: Path) ->
 
 
 def train_all(study: dict[str, Any], args: argparse.Namespace, out: Path) -> list[str]:
-    """Trains and scores what is not done yet. Gives the names of runs that failed."""
+    """Trains and scores the missing runs; returns the names of those that failed."""
     only = set(args.only or study["settings"])
     if unknown := only - set(study["settings"]):
         raise UserError(f"--only: no setting is called {', '.join(sorted(unknown))}")
@@ -213,14 +213,14 @@ def train_all(study: dict[str, Any], args: argparse.Namespace, out: Path) -> lis
         list(pool.map(one, waiting))
     except Stopped as stop:
         pool.shutdown(wait=False, cancel_futures=True)
-        stop.summary = f"{done} of {len(runs_of(study))} runs are done; the same command goes on from there"
+        stop.summary = f"{done} of {len(runs_of(study))} runs are done; the same command continues from there"
         raise
     pool.shutdown()
     return failed
 
 
 def _train(run: Run, args: argparse.Namespace, out: Path) -> str | None:
-    """Trains and scores one run; gives why it failed."""
+    """Trains and scores one run; returns the reason if it failed."""
     digest, folder = run.digest(args.data_path), out / "training" / run.name
     mark = out / f"{run.name}.digest"
     if folder.is_dir() and (not mark.is_file() or mark.read_text() != digest):
@@ -246,14 +246,14 @@ def _train(run: Run, args: argparse.Namespace, out: Path) -> str | None:
         "setting": run.setting,
         "seed": run.seed,
         "digest": digest,
-        # Of a run that was stopped and went on it is not known how long it took.
+        # The duration of a resumed run is not known.
         "minutes": None if resumed else (time.perf_counter() - started) / 60,
         "machine": f"{processor_name()}, torch {version('torch')}",
         "scores": json.loads(scores.read_text(encoding="utf-8")),
     }
     _write_result(result, run, out)
     scores.unlink()
-    # Checkpoints are 16 bytes a parameter; the tokenizer stays.
+    # Checkpoints take 16 bytes per parameter; the tokenizer stays.
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return None
 
@@ -264,7 +264,7 @@ def _write_result(result: dict[str, Any], run: Run, out: Path) -> None:
 
 
 def _result(run: Run, data_path: Path, out: Path) -> dict[str, Any] | None:
-    """What is kept of a run that was trained with these very settings."""
+    """Returns the kept result of a run, if it was trained with exactly these settings."""
     file = out / f"{run.name}.json"
     if not file.is_file():
         return None
@@ -273,7 +273,7 @@ def _result(run: Run, data_path: Path, out: Path) -> dict[str, Any] | None:
 
 
 def results_of(study: dict[str, Any], data_path: Path, out: Path) -> dict[str, list[dict[str, Any]]]:
-    """What is done, by setting, in the order of the study and of its seeds."""
+    """Returns the finished results by setting, in the order of the study and its seeds."""
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in study["settings"]}
     for run in runs_of(study):
         if result := _result(run, data_path, out):

@@ -12,11 +12,11 @@ from scipy.stats import t as student
 from ds_rvqvae.errors import UserError
 
 Results = dict[str, list[dict[str, Any]]]
-"""By setting, one a seed."""
+"""Results by setting, one for each seed."""
 SPLITS = ("val", "test")
 MARKERS = "os^D"
 _COMPARED = ("angle_error_deg", "l1")
-"""The errors that are compared and drawn. Of motion without rotations there is no angle."""
+"""The errors that are compared and drawn. Motion without rotations has no angle."""
 ERRORS = {
     "angle_error_deg": ("angle, deg", 2),
     "l1": ("L1", 4),
@@ -27,7 +27,7 @@ ERRORS = {
 
 
 def tables(results: Results, reference: str) -> str:
-    """All tables, as Markdown: the errors of each split, then codes in use and perplexity by level."""
+    """Returns all tables as Markdown: the errors of each split, then codes in use and perplexity by level."""
     parts = []
     first = next(iter(results.values()))[0]["scores"]
     scored = [split for split in SPLITS if first[split]["frames"]]
@@ -49,7 +49,7 @@ def _errors(results: Results, reference: str, split: str) -> str:
     keys = [key for key in ERRORS if any(_values(runs, split, key) for runs in results.values())]
     heads = [ERRORS[key][0] for key in keys]
     compared = ", ".join(ERRORS[key][0].removesuffix(", deg") for key in _COMPARED if key in keys)
-    lines = [_row("setting", *heads, f"{compared} against {reference}", "bits/s", "seeds", "minutes a run")]
+    lines = [_row("setting", *heads, f"{compared} against {reference}", "bits/s", "seeds", "minutes per run")]
     lines.append(_row(*["---"] * (len(heads) + 5)))
     for name, runs in results.items():
         cells = [with_interval(_values(runs, split, key), ERRORS[key][1]) for key in keys]
@@ -93,7 +93,7 @@ def _values(runs: Sequence[dict[str, Any]], split: str, key: str) -> list[float]
 
 
 def with_interval(values: Sequence[float], digits: int) -> str:
-    """The mean, and half of its 95 % interval where there are two values or more. Nothing, of nothing."""
+    """Returns the mean, and half of its 95 % interval if there are at least two values; "" without values."""
     if not values:
         return ""
     mean = statistics.fmean(values)
@@ -103,7 +103,7 @@ def with_interval(values: Sequence[float], digits: int) -> str:
 
 
 def half_interval(values: Sequence[float]) -> float:
-    """Half of the mean's 95 % interval, by Student's t."""
+    """Returns half of the mean's 95 % interval, by Student's t."""
     return float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
 
 
@@ -112,9 +112,9 @@ def _row(*cells: str) -> str:
 
 
 def picture(results: Results, names: Sequence[str], path: Path) -> None:
-    """Angle error and L1 against bits a second, by levels used, a line a setting; means over seeds.
+    """Draws angle error and L1 against bits per second, by levels used, one line per setting; means over seeds.
 
-    Raises UserError where no clip of any split was scored.
+    Raises UserError if no clip of any split was scored.
     """
     keys = [key for key in _COMPARED if any(_values(runs, one, key) for runs in results.values() for one in SPLITS)]
     if not keys:
@@ -139,7 +139,7 @@ def picture(results: Results, names: Sequence[str], path: Path) -> None:
                     label=name,
                 )
                 axis.fill_between(rates, low, high, color=f"C{place % 10}", alpha=0.2)
-            axis.set(xlabel="bits a second", ylabel=ERRORS[key][0], title=split)
+            axis.set(xlabel="bits per second", ylabel=ERRORS[key][0], title=split)
             axis.grid(alpha=0.3)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(path, dpi=110)

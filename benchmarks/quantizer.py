@@ -1,11 +1,12 @@
-"""The residual quantizer alone, beside `vector_quantize_pytorch.ResidualVQ`: tokens a second, forward in training.
+"""Compares the residual quantizer alone with `vector_quantize_pytorch.ResidualVQ`: tokens per second in training.
 
     python benchmarks/quantizer.py [--device cpu] [--vectors 2560] [--json [FILE]]
 
-Both take the same vectors from the same codebooks, without quantizer dropout and noise, and are checked to choose the
-same codes; where two codes are as near but for rounding, they may not (`other codes` counts vectors with one). A token
-is one vector's code at one level. In turns, medians of rounds. Theirs moves its codebooks within the forward pass; ours
-adds up what `update_codebooks` moves them by, once a step, which is timed beside it.
+Both quantize the same vectors with the same codebooks, without quantizer dropout and noise, and are checked to choose
+the same codes. They may differ if two codes are equally near up to rounding (`other codes` counts such vectors). A
+token is one vector's code at one level. The forward passes are timed in turns; times are medians. Their forward pass
+also updates the codebooks. Ours only sums statistics; `update_codebooks` applies these once per step, and is timed by
+itself.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from typing import Any
 from ds_rvqvae.process.command import begin_program, run_program
 
 if __name__ == "__main__":
-    begin_program()  # before what is slow to import
+    begin_program()  # before the slow imports
 
 import torch
 from vector_quantize_pytorch import ResidualVQ
@@ -28,13 +29,13 @@ from ds_rvqvae.cli.common import add_json_flag, print_result
 ROUNDS = 15
 DIM = 128
 SHAPES = [(6, 1024), (16, 1024), (6, 8192), (16, 8192)]
-"""Levels and codes a level."""
+"""Levels, and codes per level."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--vectors", type=int, default=2560, help="a batch (default: 2560, 80 windows of 128 frames)")
+    parser.add_argument("--vectors", type=int, default=2560, help="per batch (default: 2560, 80 windows of 128 frames)")
     add_json_flag(parser)
     args = parser.parse_args()
     device = torch.device(args.device)
@@ -61,7 +62,7 @@ def spread(values: list[float]) -> str:
 
 
 def measure(levels: int, codes: int, vectors: int, device: torch.device) -> dict[str, Any]:
-    """One shape; times as [median, least, most] in seconds."""
+    """Measures one shape; times are [median, least, most] in seconds."""
     torch.manual_seed(0)
     theirs = ResidualVQ(
         dim=DIM, num_quantizers=levels, codebook_size=codes, decay=0.99, rotation_trick=False, threshold_ema_dead_code=0
@@ -77,7 +78,7 @@ def measure(levels: int, codes: int, vectors: int, device: torch.device) -> dict
     latents = torch.randn(1, vectors, DIM, device=device)
     others = int((ours(latents)[1] != theirs.eval()(latents)[1]).any(dim=-1).sum())
     if others > vectors // 1000:
-        raise SystemExit(f"{others} vectors have other codes: the two cannot be compared")
+        raise SystemExit(f"{others} vectors have different codes: the two cannot be compared")
     theirs.train()
     ours.update_codebooks(applied=False)
     seconds: dict[str, list[float]] = {"ours": [], "update": [], "theirs": []}

@@ -1,15 +1,15 @@
-"""What throughput 1 to 1,024 GPUs would reach, by measured compute, counted bytes and stated links: a prediction.
+"""Predicts the throughput of 1 to 1,024 GPUs from measured compute, counted bytes and stated link speeds.
 
     python benchmarks/scaling.py [--profile baseline] [--card 4090] [--bench FILE] [--mfu 0.4] [--json [FILE]]
     python benchmarks/scaling.py --check 1,2,3,7
 
-A step is compute, and what of the communication does not hide behind it. Compute is that of `ds-rvqvae bench --json`
-(`--bench FILE`), or the card's stated bf16 rate times `--mfu`. Gradients are reduced while the backward pass, two
-thirds of the compute, still runs; gathering weights and summing codebooks wait for it. Collectives are rings: bytes
-over the slowest link, and a latency for every hop. Links are what their makers state, times `--efficiency`. Every rank
-has its profile's micro batch, so that the global batch grows with the ranks.
+A step consists of compute and of the communication that does not overlap with it. Compute comes from `ds-rvqvae bench
+--json` (`--bench FILE`), or from the GPU's stated bf16 rate times `--mfu`. Gradients are reduced during the backward
+pass, which is two thirds of the compute. Gathering weights and summing codebooks do not overlap with it. Collectives
+are rings: their bytes cross the slowest link, and each hop has a latency. A link has the speed that its maker states,
+times `--efficiency`. Every rank has the profile's micro batch, so the global batch grows with the number of ranks.
 
-`--check` starts so many CPU ranks, counts the bytes that a step really hands to torch.distributed, and compares.
+`--check` starts that many CPU ranks, counts the bytes that a step hands to torch.distributed, and compares.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import Any
 from ds_rvqvae.process.command import begin_program, run_program
 
 if __name__ == "__main__":
-    begin_program()  # before what is slow to import
+    begin_program()  # before the slow imports
 
 from ds_rvqvae.cli.common import add_json_flag, print_result
 from ds_rvqvae.config.profile import Profile, load_profile
@@ -37,25 +37,25 @@ from ds_rvqvae.gpu.sizes import transfers_of
 
 RANKS = (1, 2, 4, 7, 8, 16, 32, 64, 128, 256, 512, 1024)
 A_NODE = 8
-"""Ranks that share a machine and its network."""
+"""Ranks on one machine, which use its network together."""
 BACKWARD_SHARE = 2 / 3
 
 
 @dataclass(frozen=True)
 class Link:
-    """Between two neighbours of the ring."""
+    """The connection between two neighbours of the ring."""
 
     name: str
     bytes_per_s: float
-    """One direction, as stated by its makers."""
+    """In one direction, as stated by its maker."""
     hop_s: float
-    """Latency of one step of a ring; assumed, of the order that NCCL's tests show."""
+    """Latency of one hop; an assumption, of the order that NCCL's tests show."""
 
 
 PCIE = Link("PCIe 4.0 x16, through the host", 31.5e9, 20e-6)
 NVLINK = Link("NVLink 4", 450e9, 5e-6)
-ETHERNET = Link("100 Gb/s Ethernet a machine", 12.5e9, 40e-6)
-INFINIBAND = Link("400 Gb/s InfiniBand a card", 50e9, 10e-6)
+ETHERNET = Link("100 Gb/s Ethernet per machine", 12.5e9, 40e-6)
+INFINIBAND = Link("400 Gb/s InfiniBand per GPU", 50e9, 10e-6)
 CLUSTERS = {
     "PCIe, then Ethernet": (PCIE, ETHERNET),
     "NVLink, then Ethernet": (NVLINK, ETHERNET),
@@ -68,10 +68,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", action="append", help="repeatable (default: baseline and large)")
     parser.add_argument("--card", choices=CARDS, default="4090")
-    parser.add_argument("--bench", type=Path, metavar="FILE", help="of `ds-rvqvae bench --json`, for one profile")
-    parser.add_argument("--mfu", type=float, default=0.4, help="share of the card's bf16 rate, without --bench (0.4)")
-    parser.add_argument("--efficiency", type=float, default=0.7, help="share of a link's stated rate (0.7)")
-    parser.add_argument("--check", metavar="N,N", help="count the bytes of a step on so many CPU ranks")
+    parser.add_argument("--bench", type=Path, metavar="FILE", help="from `ds-rvqvae bench --json`, for one profile")
+    parser.add_argument("--mfu", type=float, default=0.4, help="fraction of the GPU's bf16 rate, without --bench (0.4)")
+    parser.add_argument("--efficiency", type=float, default=0.7, help="fraction of a link's stated rate (0.7)")
+    parser.add_argument("--check", metavar="N,N", help="count the bytes of a step on these numbers of CPU ranks")
     add_json_flag(parser)
     args = parser.parse_args()
     if args.check:
@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def compute_seconds(profile: Profile, args: argparse.Namespace) -> tuple[float, str]:
-    """Seconds of a step on one rank, all but communication, and where they come from."""
+    """Returns the seconds of a step on one rank without communication, and their source in words."""
     if args.bench:
         found = json.loads(args.bench.read_text(encoding="utf-8"))
         return found["step_s"], f"measured on {found['device']}"
@@ -105,7 +105,7 @@ def compute_seconds(profile: Profile, args: argparse.Namespace) -> tuple[float, 
 
 
 def predict(profile: Profile, cluster: str, ranks: int, compute: float, args: argparse.Namespace) -> dict[str, Any]:
-    """A step on so many ranks."""
+    """Predicts a step on `ranks` ranks."""
     inside, between = CLUSTERS[cluster]
     link = inside if ranks <= A_NODE else between
     seconds = {"compute": compute}
@@ -132,7 +132,7 @@ def text(rows: list[dict[str, Any]]) -> str:
         title = (row["profile"], row["cluster"])
         if title != before:
             lines += ["", f"{row['profile']}, {row['cluster']}; compute {row['compute']}"]
-            lines.append(f"{'ranks':>6}{'step, ms':>12}{'windows/s':>14}{'efficiency':>12}  most of the step")
+            lines.append(f"{'ranks':>6}{'step, ms':>12}{'windows/s':>14}{'efficiency':>12}  longest part")
             before = title
         lines.append(
             f"{row['ranks']:>6}{1e3 * row['step_s']:>12.2f}{row['windows_per_s']:>14,.0f}"
@@ -142,7 +142,7 @@ def text(rows: list[dict[str, Any]]) -> str:
 
 
 def check(counts: list[int]) -> int:
-    """Compares counted with predicted bytes; 1 where they differ by more than a thousandth."""
+    """Compares counted with predicted bytes; returns 1 if they differ by more than a thousandth, else 0."""
     wrong = 0
     script = Path(__file__).with_name("wire_bytes.py")
     with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
@@ -159,7 +159,7 @@ def check(counts: list[int]) -> int:
             counted = sum(result["counted"].values())
             predicted = sum(transfer["payload_bytes"] for transfer in result["by_arithmetic"])
             if ranks == 1:
-                print(f"1 rank: {counted:,} bytes handed over, nobody to send them to")
+                print(f"1 rank: {counted:,} bytes handed over; there is no other rank to send them to")
                 continue
             same = abs(counted - predicted) <= 1e-3 * predicted
             wrong += not same

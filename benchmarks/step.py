@@ -1,4 +1,4 @@
-"""A training step, part by part, beside a plain PyTorch loop: the same as `ds-rvqvae bench`, for a checkout.
+"""Measures a training step and its parts beside a plain PyTorch loop: the same as `ds-rvqvae bench`, for a checkout.
 
 python benchmarks/step.py [PROFILE] [--json [FILE]] [...]
 """

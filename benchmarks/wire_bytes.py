@@ -1,9 +1,10 @@
-"""Counts what one training step hands to torch.distributed, against arithmetic.
+"""Counts the bytes that one training step hands to torch.distributed, and compares them with arithmetic.
 
     DS_ACCELERATOR=cpu LOCAL_SIZE=2 deepspeed --include localhost:0,1 benchmarks/wire_bytes.py \
         --profile baseline --data_path MOTION --batch_size 2 [--json [FILE]]
 
-Takes the flags of training. Counts payloads a rank, the size of the tensors reduced or gathered, on the third step.
+It takes the flags of training. It counts payloads per rank, which are the sizes of the tensors that are reduced or
+gathered, on the third step.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from typing import Any
 from ds_rvqvae.process.command import begin_program, run_program
 
 if __name__ == "__main__":
-    begin_program()  # before what is slow to import
+    begin_program()  # before the slow imports
 
 import torch
 import torch.distributed as dist
@@ -69,7 +70,7 @@ def main() -> None:
     profile = flags_of(args).request().profile
     calls: Counter[str] = Counter()
     count_payloads(calls)
-    # After that, since DeepSpeed keeps the functions that it finds when it is imported.
+    # Imported only now, because DeepSpeed keeps the functions that it finds when it is imported.
     from ds_rvqvae.train.trainer import Trainer
 
     data = MotionData.open(profile.rvqvae.data)
@@ -95,9 +96,9 @@ def main() -> None:
 
 
 def text(result: dict[str, Any]) -> str:
-    """What was counted beside what arithmetic says."""
+    """Returns the counted bytes beside those by arithmetic."""
     lines = [f"{name:24} {size:>14,} bytes" for name, size in result["counted"].items()]
-    lines += [f"{'of it the codebooks':24} {result['codebooks']:>14,} bytes", "by arithmetic:"]
+    lines += [f"{'including codebooks':24} {result['codebooks']:>14,} bytes", "by arithmetic:"]
     lines += [
         f"{transfer['name']:24} {transfer['payload_bytes']:>14,} bytes, {transfer['collective']}"
         for transfer in result["by_arithmetic"]

@@ -1,1 +1,1 @@
-"""Measures training steps: `ds-rvqvae bench`."""
+"""Measures the speed of training steps: `ds-rvqvae bench`."""

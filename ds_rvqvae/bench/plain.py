@@ -1,6 +1,7 @@
-"""The peer: a plain PyTorch loop over the same nets, as the single-GPU scripts have it.
+"""The baseline: a plain PyTorch loop that trains the same nets, as single-GPU scripts do.
 
-Stock convolutions and dropout, `vector_quantize_pytorch.ResidualVQ`, AdamW with its defaults; bf16 by autocast.
+It uses PyTorch's convolutions and dropout, `vector_quantize_pytorch.ResidualVQ`, AdamW with its defaults, and autocast
+for bf16.
 """
 
 import contextlib
@@ -27,15 +28,15 @@ _STOCK = {
 
 
 class PlainLoop:
-    """Trains the nets of `model` from its weights, one batch at a time.
+    """The plain loop, which trains the nets of `model` from its weights, one batch at a time.
 
     Args:
-        model: copied, its convolutions, dropout and up-sampling replaced by PyTorch's own.
-        dtype: what autocast computes in; fp32 without it.
-        columns: what the profile's losses need to know of them.
+        model: it is copied, and its convolutions, dropout and up-sampling are replaced by PyTorch's own.
+        dtype: computed in by autocast; float32 means no autocast.
+        columns: the facts about columns that the profile's losses need.
 
     Raises:
-        UserError: `vector_quantize_pytorch` is not installed, or the profile's nets are none that stock modules make.
+        UserError: `vector_quantize_pytorch` is not installed, or PyTorch's own modules cannot build the profile's nets.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class PlainLoop:
         self.max_norm = profile.gradient_clipping
 
     def step(self, batches: list[Tensor]) -> Tensor:
-        """One optimizer step over a global batch's micro batches, each `[B, T, C]`; gives its loss."""
+        """Does one optimizer step over a global batch's micro batches, each `[B, T, C]`; returns its loss."""
         losses = []
         for batch in batches:
             motion = batch.to(self.device, non_blocking=True)
@@ -85,12 +86,12 @@ class PlainLoop:
 
 
 def residual_vq(config: ModelConfig) -> nn.Module:
-    """`vector_quantize_pytorch.ResidualVQ` of the same shape: EMA codebooks, the plain straight-through estimator."""
+    """Returns a `vector_quantize_pytorch.ResidualVQ` of the same shape: EMA codebooks, plain straight-through."""
     try:
         from vector_quantize_pytorch import ResidualVQ
     except ImportError:
         raise UserError(
-            "the plain loops need vector_quantize_pytorch, which comes with the extra `dev`; without it: --no_plain"
+            "the plain loops need vector_quantize_pytorch: install the extra `dev`, or leave them out by --no_plain"
         ) from None
     quantizer: nn.Module = ResidualVQ(
         dim=config.code_dim,
@@ -106,9 +107,9 @@ def residual_vq(config: ModelConfig) -> nn.Module:
 
 def _stock(net: nn.Module, config: ModelConfig) -> nn.Module:
     if config.stride_t % 2 or config.norm == "LN":
-        raise UserError("the plain loops are made for even stride_t without layer norm; without them: --no_plain")
+        raise UserError("the plain loops need an even stride_t and no layer norm; leave them out by --no_plain")
     net = copy.deepcopy(net)
     for module in net.modules():
-        # Ours add no state to what they derive from.
+        # Our modules add no state to PyTorch's, from which they derive.
         module.__class__ = _STOCK.get(type(module), type(module))
     return net

@@ -1,4 +1,4 @@
-"""Where a step's time goes: spans within each other, and what the profiler says of operations."""
+"""The time of a step by its parts, from nested spans, and by operations, from the profiler."""
 
 import contextlib
 import time
@@ -18,12 +18,12 @@ COLLECTIVES = (
     *("all_reduce", "reduce", "broadcast", "all_gather", "all_gather_into_tensor"),
     *("reduce_scatter", "reduce_scatter_tensor"),
 )
-"""Of torch.distributed, which the codebooks are summed by, and of DeepSpeed's own layer over it."""
+"""Collectives of torch.distributed, which sums the codebooks, and of DeepSpeed's layer over it."""
 QUANTIZER = "quantizer"
 
 
 class Spans:
-    """Seconds by name; a span within another counts for itself only. Waits for the device at every edge."""
+    """Seconds by name; time in an inner span does not count for the outer one. Each edge waits for the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -42,7 +42,7 @@ class Spans:
             self._open.pop()
 
     def _turn(self) -> None:
-        """Gives what passed since the last edge to the innermost open span."""
+        """Adds the time since the last edge to the innermost open span."""
         synchronize(self.device)
         now = time.perf_counter()
         if self._open:
@@ -54,20 +54,20 @@ class Spans:
             with self.span(name):
                 result = function(*arguments, **keywords)
                 if name == "communication" and hasattr(result, "wait"):
-                    result.wait()  # here, so that the time is seen
+                    result.wait()  # here, so that its time is counted
                 return result
 
         return called
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until a GPU has done what it was given."""
+    """Waits until a GPU has finished all its work; does nothing on CPUs."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def split_step(trainer: Trainer, steps: int) -> dict[str, float]:
-    """Seconds a step by part, mean over `steps`, without overlap of communication or of host and device."""
+    """Returns seconds per step by its parts, mean over `steps`; communication, host and device do not overlap here."""
     spans = Spans(trainer.device)
     model, engine, quantizer = trainer.model, trainer.engine, trainer.model.quantizer
     places: list[tuple[Any, str, str]] = [
@@ -89,7 +89,7 @@ def split_step(trainer: Trainer, steps: int) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _replaced(places: list[tuple[Any, str, Callable[..., Any]]]) -> Iterator[None]:
-    """Other functions meanwhile under a name of an object, a module's or an instance's."""
+    """Replaces functions of modules or instances for a while; each entry is owner, name and new function."""
     before = [(owner, name, owner.__dict__.get(name)) for owner, name, _ in places]
     for owner, name, function in places:
         setattr(owner, name, function)
@@ -101,20 +101,20 @@ def _replaced(places: list[tuple[Any, str, Callable[..., Any]]]) -> Iterator[Non
 
 
 class Operations(NamedTuple):
-    """What the profiler saw, a step."""
+    """The profiler's results per step."""
 
     seconds: float
-    """Of the host's clock."""
+    """Wall time."""
     conv_seconds: float
-    """In convolutions, the quantizer's distances left out; on a GPU of its time."""
+    """Time in convolutions, without the quantizer's distances; on a GPU, the GPU's time."""
     busy_seconds: float | None
-    """Of a GPU; None on CPUs."""
+    """Time in which a GPU works; None on CPUs."""
     kernels: int
-    """Launched on a GPU; on CPUs operations that run on their own."""
+    """Kernels launched on a GPU; on CPUs, operations that call no others."""
 
 
 def count_operations(trainer: Trainer, steps: int, trace: Path | None = None) -> Operations:
-    """Profiles steps, and writes a Chrome trace of them where a file is named."""
+    """Profiles steps, and writes a Chrome trace of them if `trace` names a file."""
     on_gpu = trainer.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     quantizer = trainer.model.quantizer

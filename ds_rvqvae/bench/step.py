@@ -1,4 +1,4 @@
-"""A training step beside a plain PyTorch loop, in one process and on the same batches."""
+"""Compares a training step with a plain PyTorch loop, in one process and on the same batches."""
 
 import gc
 import platform
@@ -28,7 +28,7 @@ from ds_rvqvae.train.engine import checkpoint_function
 from ds_rvqvae.train.trainer import Trainer
 
 _MATMUL = {"cuda": 8192, "cpu": 2048}
-"""Rows and columns of the square matrices whose product measures the device."""
+"""Size of the square matrices whose product measures the device's speed."""
 _PROFILED = 2
 DEMO_CLIPS, DEMO_FRAMES = 12, 1800
 
@@ -41,17 +41,17 @@ def measure_step(
     progress: bool = False,
     asked: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Times whole training steps through DeepSpeed, alone or beside the plain loops, in turns.
+    """Times complete training steps through DeepSpeed, alone or in turns with the plain loops.
 
     Args:
         profile: without `rvqvae.data.path`, demo motion is made.
-        rounds: each way takes one step a round, after two that do not count.
+        rounds: each way takes one step per round, after two rounds that do not count.
         plain: whether the plain loops run too.
         trace: a file for the profiler's trace.
-        asked: keys that the user has given, by their paths; what the motion cannot have of them is refused.
+        asked: paths of the keys that the user has given; a key that does not fit the motion is an error.
 
     Returns:
-        What `ds-rvqvae bench --json` prints; seconds a step are medians.
+        The object that `ds-rvqvae bench --json` prints; seconds per step are medians.
 
     Raises:
         UserError: motion that cannot be trained on, or no `vector_quantize_pytorch` for the plain loops.
@@ -66,7 +66,7 @@ def measure_step(
         result = describe(trainer)
         ways = ways_of(trainer, plain)
         seconds = in_turns(ways, trainer.device, rounds, progress)
-        # The plain loops' memory would stand beside ours.
+        # Frees the plain loops' memory, which would count in the peak below.
         ways.clear()
         gc.collect()
         result |= {f"{name}_s": statistics.median(taken) for name, taken in seconds.items()}
@@ -80,14 +80,14 @@ def measure_step(
 
 
 def make_trainer(profile: Profile, folder: Path, asked: Collection[str] = ()) -> Trainer:
-    """A trainer in this process, of a run that is thrown away."""
+    """Returns a trainer in this process, for a run that is not kept."""
     profile = profile.with_values({"tensorboard.enabled": False})
     data = open_training_data(profile, asked=asked)
     return Trainer.build(data.fitted(profile), data, folder)
 
 
 def describe(trainer: Trainer) -> dict[str, Any]:
-    """What is measured, on what."""
+    """Returns facts about the measured model and settings, and about the machine."""
     profile, data = trainer.profile, trainer.data.config
     return {
         "device": device_name(trainer.device),
@@ -117,7 +117,7 @@ def device_name(device: torch.device) -> str:
 
 
 def ways_of(trainer: Trainer, plain: bool) -> dict[str, Callable[[], Any]]:
-    """The step through DeepSpeed, the same model without it, and the plain loops."""
+    """Returns the ways to time: the step through DeepSpeed, the same model without it, and the plain loops."""
     ways: dict[str, Callable[[], Any]] = {
         "step": trainer.step,
         "model": bare_model(trainer),
@@ -126,7 +126,7 @@ def ways_of(trainer: Trainer, plain: bool) -> dict[str, Callable[[], Any]]:
         batches = repeated(trainer)
         dtypes = {"plain_fp32_step": torch.float32, "plain_bf16_step": torch.bfloat16}
         if not computes_in_bf16(trainer.device):
-            # torch's own bf16 convolutions take up to ten times as long as in fp32 there.
+            # On such CPUs, torch's own bf16 convolutions take up to ten times as long as in fp32.
             del dtypes["plain_bf16_step"]
         for name, dtype in dtypes.items():
             loop = PlainLoop(trainer.model, trainer.profile, trainer.device, dtype, trainer.loss_columns)
@@ -139,19 +139,19 @@ def _step_of(loop: PlainLoop, batches: Iterator[list[Tensor]]) -> Callable[[], T
 
 
 def repeated(trainer: Trainer) -> Iterator[list[Tensor]]:
-    """The first batches of the run, over and over: the plain loops wait for no data."""
+    """Yields the first batches of the run again and again, so that the plain loops do not wait for data."""
     batches = [trainer.loader.next() for _ in range(4)]
     while True:
         yield from batches
 
 
 def computes_in_bf16(device: torch.device) -> bool:
-    """Whether a device has arithmetic for bf16 numbers."""
+    """Returns whether a device has arithmetic for bf16 numbers."""
     return device.type != "cpu" or has_bf16_arithmetic()
 
 
 def bare_model(trainer: Trainer) -> Callable[[], None]:
-    """Forward and backward pass of the same model in the same precision, with no engine and no optimizer."""
+    """Returns the forward and backward pass of the same model in the same precision, without engine and optimizer."""
     model = RVQVAE(trainer.data.in_features, trainer.profile.rvqvae.model).to(trainer.device)
     if trainer.profile.bf16.enabled:
         model.to(torch.bfloat16)
@@ -175,7 +175,7 @@ def bare_model(trainer: Trainer) -> Callable[[], None]:
 def in_turns(
     ways: dict[str, Callable[[], Any]], device: torch.device, rounds: int, progress: bool
 ) -> dict[str, list[float]]:
-    """Seconds of each way, one step of each a round; a way that runs out of a GPU's memory is left out."""
+    """Returns the seconds of each way, one step of each per round; a way that runs out of GPU memory is left out."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_ in range(rounds + 2):
         for name in list(seconds):
@@ -203,7 +203,7 @@ def timed(function: Callable[[], Any], device: torch.device) -> float:
 
 
 def details(trainer: Trainer, trace: Path | None) -> dict[str, Any]:
-    """Parts of a step, its operations, and how near it comes to the device's matrix products."""
+    """Returns the parts of a step, its operations, and its speed relative to the device's matrix products."""
     device = trainer.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -213,7 +213,7 @@ def details(trainer: Trainer, trace: Path | None) -> dict[str, Any]:
     in_bf16 = trainer.profile.bf16.enabled and computes_in_bf16(device)
     rate = matmul_rate(device, torch.bfloat16 if in_bf16 else torch.float32)
     return {
-        # A compiled model is not cut into parts: it would be compiled anew.
+        # A compiled model is not split into parts, because that would compile it anew.
         "parts_s": None if trainer.profile.rvqvae.training.compile else split_step(trainer, _PROFILED + 1),
         "conv_share": operations.conv_seconds / operations.seconds,
         "conv_s": operations.conv_seconds,
@@ -228,7 +228,7 @@ def details(trainer: Trainer, trace: Path | None) -> dict[str, Any]:
 
 
 def step_flops(trainer: Trainer) -> float:
-    """Floating point operations of one optimizer step on this rank, nothing recomputed."""
+    """Returns the floating-point operations of one optimizer step on this rank, without recomputation."""
     config = trainer.profile.rvqvae
     batch = trainer.profile.train_micro_batch_size_per_gpu
     with torch.device("meta"):
@@ -241,14 +241,14 @@ def step_flops(trainer: Trainer) -> float:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating point operations a second of large square matrix products: the best of several."""
+    """Returns floating-point operations per second of large square matrix products: the best of several."""
     size = _MATMUL["cuda" if device.type == "cuda" else "cpu"]
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / min(timed(lambda: left @ right, device) for _ in range(10))
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: allocated on a GPU, resident of a process on CPUs."""
+    """Returns peak bytes allocated on a GPU; on CPUs, the resident bytes of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return psutil.Process().memory_info().rss
@@ -261,7 +261,7 @@ def data_wait_share(trainer: Trainer) -> float:
 
 
 def checkpointed(trainer: Trainer, steps: int) -> float:
-    """Seconds a step with activation checkpointing."""
+    """Returns seconds per step with activation checkpointing."""
     profile = trainer.profile.with_values({"rvqvae.training.gradient_checkpointing": True})
     trainer.model.set_checkpointing(checkpoint_function(profile))
     taken = [timed(trainer.step, trainer.device) for _ in range(steps + 1)]
@@ -270,7 +270,7 @@ def checkpointed(trainer: Trainer, steps: int) -> float:
 
 
 def ratios(result: dict[str, Any]) -> dict[str, Any]:
-    """How many times as fast as the plain loops, and what DeepSpeed and the trainer add to the model."""
+    """Returns the speed relative to the plain loops, and the fraction of the step that is not the bare model."""
     step = result["step_s"]
     found = {
         f"times_{name}": result[f"{name}_step_s"] / step

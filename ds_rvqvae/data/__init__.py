@@ -1,4 +1,4 @@
-"""Motion files to packed frames to batches of windows. Public names load on first use."""
+"""From motion files to packed frames to batches of windows. Public names load on first use."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""Random changes of training windows: mirrored left to right, at another speed, with noise, offset, scaled, or mixed.
+"""Random changes of training windows: mirrored, at another speed, with noise or an offset, scaled, or mixed.
 
-Each is a pure function of the seed and of a sample's place in the run, so it depends neither on the number of ranks nor
-on where a run was resumed.
+Each is a pure function of the seed and of a sample's position in the run, so it depends neither on the number of ranks
+nor on where a run was resumed.
 """
 
 import math
@@ -17,23 +17,23 @@ from ds_rvqvae.motion.layout import SMPLX_JOINTS, Layout, rotation_columns
 from ds_rvqvae.motion.rotations import decimation, resample
 from ds_rvqvae.motion.sides import partners
 
-# What a draw is for; data/order.py has the numbers below.
+# The purpose of a draw, as part of its seed; data/order.py uses smaller numbers.
 _CHANGES, _NOISE, _OFFSET, _MIX, _SCALE = 16, 17, 18, 19, 20
 
 _LARGEST_ASYMMETRY = 0.25
-"""Of a figure at rest, as a share of its bones' lengths; real bodies have a few hundredths."""
+"""Asymmetry of a figure at rest, as a fraction of its bones' lengths; real bodies have a few hundredths."""
 
 
 class Draws(NamedTuple):
-    """What is done to one sample."""
+    """The changes drawn for one sample."""
 
     mirror: bool
     speed: float
-    """Source frames a frame; 1 leaves the timing as it is."""
+    """Source frames per frame; 1 leaves the timing as it is."""
 
     @property
     def changes(self) -> bool:
-        """Whether the window has to be made of frames of the store, before it is normalised."""
+        """Whether the window must be computed from frames of the store, before it is normalised."""
         return self.mirror or self.speed != 1
 
 
@@ -45,10 +45,10 @@ class Augment:
     Args:
         layout: of the columns in use.
         seed: of the run.
-        skeleton: `Store.skeleton`, which tells the axis that points from right to left; without one that is x.
+        skeleton: `Store.skeleton`, which tells the axis from right to left; without it, the axis is x.
 
     Raises:
-        UserError: columns that cannot be mirrored where that is asked for, naming them.
+        UserError: mirroring is asked for, but the columns cannot be mirrored; the message names them.
     """
 
     def __init__(
@@ -62,33 +62,33 @@ class Augment:
         self._velocities = np.array([start for part in roots for start in (part.start, part.start + 2)], np.int64)
 
     def draw(self, position: int) -> Draws:
-        """What is done to the sample at `position`."""
+        """Draws the changes of the sample at `position`."""
         mirror, pace = self._generator(position, _CHANGES).random(2)
         speed = 1 + self.config.time_scale * (2 * pace - 1)
         return Draws(bool(mirror < self.config.mirror), 1.0 if _is_one(speed) else float(speed))
 
     @staticmethod
     def needed(size: int, speed: float) -> int:
-        """Frames that a window of `size` takes at `speed`."""
+        """Returns the number of source frames that a window of `size` frames takes at `speed`."""
         return math.ceil((size - 1) * speed) + 1
 
     def apply(self, motion: NDArray[np.float32], draws: Draws, size: int) -> NDArray[np.float32]:
-        """A window of `size` frames as drawn.
+        """Returns a window of `size` frames with the drawn changes.
 
-        Rotations are taken along the sphere, places of the root along the straight way, so that its velocities fit the
-        speed; other columns linearly.
+        Rotations are interpolated on the sphere, the root's positions linearly, so that its velocities fit the speed;
+        other columns linearly.
 
         Args:
             motion: float32 `[frames, C]` in the data's own units, from the window's first frame on: `needed(size,
-                speed)` frames, or as many as the clip has left, `size` at the least; where they are too few the speed
-                is lowered to what they allow.
+                speed)` frames, or as many as the clip still has, but at least `size`. If they are too few, the speed is
+                lowered to what they allow.
 
         Returns:
             float32 `[size, C]`, which may be a view of `motion`.
 
         Raises:
             ValueError: fewer than `size` frames for a window that is not slowed down.
-            UserError: six columns that should be a rotation are none.
+            UserError: six columns that should be a rotation are not one.
         """
         speed = min(draws.speed, (len(motion) - 1) / max(size - 1, 1))
         if len(motion) < min(size, self.needed(size, draws.speed)):
@@ -104,7 +104,7 @@ class Augment:
             normalised += noise
 
     def add_offset(self, normalised: NDArray[np.float32], position: int) -> None:
-        """Moves the normalised window at `position`, float32 `[size, C]`, as a whole and in place."""
+        """Adds one offset per column to the normalised window at `position`, float32 `[size, C]`, in place."""
         if self.config.offset:
             offset = self._generator(position, _OFFSET).standard_normal(normalised.shape[1], np.float32)
             normalised += offset * np.float32(self.config.offset)
@@ -119,12 +119,12 @@ class Augment:
     def mixed_from(
         self, position: int, windows: int, reach: NDArray[np.float64] | None = None
     ) -> list[tuple[int, NDArray[np.int64]]]:
-        """Which of `windows` the sample at `position` takes columns from, and which: int64 `[columns]` each.
+        """Draws the windows from which the sample at `position` takes columns, each with these: int64 `[columns]`.
 
-        The layout's parts, as a ring, are cut into `mix_windows` stretches, one of which stays the sample's own.
+        The layout's parts form a ring that is cut into `mix_windows` pieces; the sample keeps one piece of its own.
 
         Args:
-            reach: `Groups.reach`, where windows are not to be drawn evenly.
+            reach: `Groups.reach`, if windows are not to be drawn evenly.
         """
         pieces = min(self.config.mix_windows, len(self._parts))
         if not self.config.mix or pieces < 2:
@@ -167,12 +167,12 @@ def _draw_window(generator: np.random.Generator, windows: int, reach: NDArray[np
 
 
 def _is_one(speed: float) -> bool:
-    """Whether `resample` would leave the frames as they are."""
+    """Returns whether `resample` would leave the frames as they are."""
     return decimation(speed, 1.0) == 1
 
 
 class Mirror:
-    """Motion as a mirror shows it: its plane stands upright between left and right, whose joints change places.
+    """The mirror image of motion at an upright plane between left and right; left and right joints change places.
 
     A rotation R becomes S R S, with S = diag(-1, 1, 1) for the plane x = 0: three of its six columns change sign.
 
@@ -181,20 +181,20 @@ class Mirror:
         skeleton: `joint_names`, `parents` and `offsets` of the figure.
 
     Raises:
-        UserError: columns of unknown meaning or of a face, a joint of one side without its partner, names that tell no
-            sides, or a figure whose two sides are no mirror images of one another.
+        UserError: columns of unknown meaning or of a face, a joint without its partner on the other side, names that
+            do not tell the sides, or a figure whose two sides are not mirror images of each other.
     """
 
     def __init__(self, layout: Layout, skeleton: Mapping[str, Any] | None = None) -> None:
         self._check(layout, skeleton)
         self.axis = 0 if skeleton is None else _side_axis(skeleton)
-        """Of x, y and z, the one that changes its sign."""
+        """The axis whose sign changes: 0 for x, 2 for z."""
         sides = np.ones(3, np.float32)
         sides[self.axis] = -1
         self.columns = np.empty(layout[-1].stop, np.int64)
-        """int64 `[C]`: the column that each one takes its numbers from."""
+        """int64 `[C]`: the column from which each column takes its values."""
         self.signs = np.empty(layout[-1].stop, np.float32)
-        """float32 `[C]`, 1 and -1."""
+        """float32 `[C]`, 1 or -1: the factor of each column."""
         for kind in {part.kind for part in layout}:
             parts = {part.name: part for part in layout if part.kind == kind}
             for name, partner in partners(list(parts), _no_partner).items():
@@ -205,7 +205,7 @@ class Mirror:
                 )
 
     def __call__(self, motion: NDArray[np.float32]) -> NDArray[np.float32]:
-        """A mirrored copy of `motion [..., C]`, in the data's own units."""
+        """Returns a mirrored copy of `motion [..., C]`, in the data's own units."""
         return motion[..., self.columns] * self.signs
 
     @staticmethod
@@ -222,14 +222,14 @@ class Mirror:
             known |= set(skeleton["joint_names"])
         if joints and not _has_sides(joints) and not set(joints) <= known:
             raise UserError(
-                f"rvqvae.data.augment.mirror: the joints' names tell no left from right: {', '.join(joints[:4])}; "
-                "set it to 0"
+                "rvqvae.data.augment.mirror: the joints' names do not tell left from right: "
+                f"{', '.join(joints[:4])}; set it to 0"
             )
 
 
 def _no_partner(name: str) -> None:
     raise UserError(
-        f"rvqvae.data.augment.mirror: {name} has no partner on the other side among the columns in use; choose a body "
+        f"rvqvae.data.augment.mirror: {name} has no partner on the other side in the columns in use; choose a body "
         "part that has both, or set it to 0"
     )
 
@@ -239,11 +239,11 @@ def _has_sides(names: Sequence[str]) -> bool:
 
 
 def _side_axis(skeleton: Mapping[str, Any]) -> int:
-    """The axis (0: x, 2: z) along which a figure's two sides lie opposite each other; raises UserError."""
+    """Returns the axis (0: x, 2: z) along which a figure's two sides are opposite each other; raises UserError."""
     names, offsets = list(skeleton["joint_names"]), np.asarray(skeleton["offsets"], np.float64)
     place = {name: index for index, name in enumerate(names)}
     other = np.array([place[partner] for partner in partners(names).values()])
-    bones = np.array([parent >= 0 for parent in skeleton["parents"]])  # the root's offset is a place in the world
+    bones = np.array([parent >= 0 for parent in skeleton["parents"]])  # the root's offset is a position in the world
     here, there = offsets[bones], offsets[other][bones]
     opposite = (np.minimum(np.abs(here), np.abs(there)) * (here * there < 0)).sum(axis=0)
     axis = int(opposite.argmax())
@@ -252,12 +252,12 @@ def _side_axis(skeleton: Mapping[str, Any]) -> int:
     asymmetry = np.linalg.norm(mirrored - there, axis=1).sum() / max(np.linalg.norm(here, axis=1).sum(), 1e-12)
     if not opposite[axis] or asymmetry > _LARGEST_ASYMMETRY:
         raise UserError(
-            "rvqvae.data.augment.mirror: the left and the right of this skeleton, at rest, are no mirror images of one "
-            "another, so its rotations cannot be mirrored; set it to 0"
+            "rvqvae.data.augment.mirror: left and right of this skeleton at rest are not mirror images of each other, "
+            "so its rotations cannot be mirrored; set it to 0"
         )
     if axis == 1:
         raise UserError(
-            "rvqvae.data.augment.mirror: left and right of this skeleton lie along y, the axis that points up; see "
-            "rvqvae.data.up_axis"
+            "rvqvae.data.augment.mirror: left and right of this skeleton are opposite along y, the axis that points "
+            "up; see rvqvae.data.up_axis"
         )
     return axis

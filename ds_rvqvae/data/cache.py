@@ -1,8 +1,8 @@
-"""The columns of a body part, normalised once and kept in the cache, and fast copies of windows out of them.
+"""The columns of a body part, normalised once and kept in the cache, and fast copies of windows from them.
 
-Picking 78 of 433 columns and normalising them at every access costs many times what copying a window does. So both are
-done once for all frames, where the result fits the memory beside everything else: then a window is one copy out of
-pages that all processes of a machine share.
+Selecting 78 of 433 columns and normalising them at every access takes many times as long as copying a window. So both
+are done once for all frames if the result fits the memory. Then a window is one copy from pages that all processes of
+a machine share.
 """
 
 import hashlib
@@ -31,14 +31,14 @@ from ds_rvqvae.locks import BusyError, hold_folder
 from ds_rvqvae.text import GIB, gibibytes
 
 KEPT = 8
-"""Selections that the cache holds, those last used: two data sets in four body parts."""
+"""Selections that the cache keeps, the last used ones: enough for two data sets in four body parts."""
 SPARE_BYTES = GIB
-"""Left free on the disk, for checkpoints and logs."""
+"""Bytes left free on the disk, for checkpoints and logs."""
 _VERSION = 1
 _FRAMES, _TABLE, _BUILDING = "frames.npy", "selection.json", ".building"
 _BLOCK_BYTES = 8 << 20
 _READ_AHEAD_BYTES = 1 << 20
-"""The kernel reads about this much ahead a call, whatever more it is asked for."""
+"""Bytes per call: the kernel reads no more than about this much ahead, even if asked for more."""
 
 logger = logging.getLogger("ds_rvqvae")
 
@@ -46,19 +46,19 @@ logger = logging.getLogger("ds_rvqvae")
 def selected_frames(
     store: Store, columns: NDArray[np.int64], mean: NDArray[np.float32], std: NDArray[np.float32]
 ) -> NDArray[np.float32] | None:
-    """Some columns of all frames of a store as `(frames - mean) / std`, from the cache, built there if need be.
+    """Returns some columns of all frames of a store as `(frames - mean) / std`, from the cache; builds it if needed.
 
-    One process builds it while others wait; they all map the same file. Every number equals, bit for bit, that of a
-    window normalised by itself.
+    One process builds it while others wait; all of them map the same file. Every number equals, bit for bit, the one
+    from normalising a window alone.
 
     Args:
         columns: int64 `[C]`.
         mean, std: float32 `[C]`.
 
     Returns:
-        A read-only memory map, float32 `[store.num_frames, C]`, whose rows are those of the store. None where it would
-        take more than half of the memory available, or cannot be written (a warning says why): windows are read from
-        the store itself then.
+        A read-only memory map, float32 `[store.num_frames, C]`, with the rows of the store. None if it would take
+        more than half of the available memory, or cannot be written (a warning says why); windows are then read from
+        the store itself.
     """
     selection = _Selection(store, columns, mean, std)
     try:
@@ -68,7 +68,7 @@ def selected_frames(
         elif _fits(selection.nbytes):
             frames = selection.build()
         else:
-            logger.info("%s in use: too much for the memory, windows are read from the store", selection.words)
+            logger.info("%s in use: too large for the memory, so windows are read from the store", selection.words)
     except OSError as error:
         reason = error.strerror or error
         logger.warning(
@@ -84,8 +84,8 @@ def gather(
 ) -> NDArray[np.float32]:
     """Copies windows of `size` rows into `out`.
 
-    One call of numpy, which lets other threads run meanwhile; a loop would take the interpreter's lock for each window.
-    Memory for `out` had best come from `np.empty`, which asks for huge pages.
+    It is one call of numpy, during which other threads run; a loop would take the interpreter's lock for each window.
+    It is fastest if `out` comes from `np.empty`, which asks for huge pages.
 
     Args:
         frames: `[rows, C]`.
@@ -95,16 +95,16 @@ def gather(
     Raises:
         IndexError: a window reaches beyond the rows.
     """
-    # mode="clip" only spares numpy a buffer.
+    # The bounds are checked here; mode="clip" only saves numpy a buffer.
     if len(starts) and not 0 <= starts.min() <= starts.max() <= len(frames) - size:
         raise IndexError(f"windows of {size} rows from {starts.min()} to {starts.max()}, of {len(frames)} rows")
     return np.take(frames, starts[:, None] + np.arange(size), axis=0, out=out, mode="clip")
 
 
 def will_need(store: Store, starts: NDArray[np.int64], size: int) -> None:
-    """Has the disk fetch windows of a store, all at once, before they are read one after the other.
+    """Asks the disk for several windows of a store at once, before they are read one after the other.
 
-    Without it a page that is not in memory is waited for by itself, at a tenth of the disk's pace.
+    Without this, each page that is not in memory is waited for alone, at a tenth of the disk's speed.
     """
     firsts = np.array([shard.first for shard in store.shards], np.int64)
     for start in starts.tolist():
@@ -117,7 +117,7 @@ def will_need(store: Store, starts: NDArray[np.int64], size: int) -> None:
 
 
 def read_ahead(files: Sequence[Path]) -> None:
-    """Starts to read files into memory, once and in order, where they fit half of it; does not wait for that."""
+    """Starts to read files into memory, once and in order, if they fit half of it; does not wait for the end."""
     with suppress(OSError):  # it only saves time
         sizes = [file.stat().st_size for file in files]
         if _fits(sum(sizes)):
@@ -140,7 +140,7 @@ def _fits(nbytes: int) -> bool:
 
 
 def _map_of(frames: NDArray[np.float32]) -> mmap.mmap:
-    """The memory map that an array is a view of."""
+    """Returns the memory map that an array is a view of."""
     base: object = frames
     while isinstance(base, np.ndarray):
         base = base.base
@@ -153,7 +153,7 @@ def _root() -> Path:
 
 
 class _Selection:
-    """Columns of a store with their normalisation, and their folder in the cache: `frames.npy`, `selection.json`."""
+    """Some columns of a store, their normalisation, and their folder in the cache: `frames.npy`, `selection.json`."""
 
     def __init__(
         self, store: Store, columns: NDArray[np.int64], mean: NDArray[np.float32], std: NDArray[np.float32]
@@ -161,7 +161,7 @@ class _Selection:
         self.store, self.columns, self.mean, self.std = store, columns.astype(np.int64), mean, std
         self.shape = (store.num_frames, len(columns))
         self.nbytes = store.num_frames * len(columns) * 4
-        # Checksums too: other code may have packed the same files.
+        # With checksums, because another version may have packed the same files differently.
         parts = [_VERSION, store.fingerprint, [shard.sha256 for shard in store.shards]]
         self.content = hash_of(parts)
         key = hashlib.sha256(self.content.encode())
@@ -174,10 +174,10 @@ class _Selection:
         return f"{self.store.folder}: {self.shape[1]} columns of {self.shape[0]:,} frames ({gibibytes(self.nbytes)})"
 
     def open(self) -> NDArray[np.float32] | None:
-        """The frames, where they are there, whole; marks them as just used, and as in use while they are mapped."""
+        """Returns the frames if they exist and are complete; marks them as just used, and as in use while mapped."""
         try:
             held = hold_folder(self.folder, wait=False, shared=True)
-        except (BusyError, OSError):  # it is just being removed, or there is none
+        except (BusyError, OSError):  # it is being removed, or does not exist
             return None
         try:
             frames: NDArray[np.float32] = map_matrix(self.folder / _FRAMES, np.dtype("<f4"), *self.shape)
@@ -185,12 +185,12 @@ class _Selection:
             held.close()
             return None
         weakref.finalize(_map_of(frames), held.close)
-        with suppress(OSError):  # in a cache of others, say
+        with suppress(OSError):  # for example in another user's cache
             os.utime(self.folder / _TABLE)
         return frames
 
     def build(self) -> NDArray[np.float32] | None:
-        """The frames, built beside their place and renamed, unless another process just did; raises OSError."""
+        """Builds the frames beside their place and renames them, unless another process did so; raises OSError."""
         root = self.folder.parent
         root.mkdir(parents=True, exist_ok=True)
         with hold_in_cache(self.folder.name):
@@ -201,9 +201,9 @@ class _Selection:
             free = shutil.disk_usage(root).free
             if free < self.nbytes + SPARE_BYTES:
                 raise OSError(f"{gibibytes(free)} free on its disk")
-            logger.info("%s: normalised once, for this run and later ones", self.words)
+            logger.info("%s: being normalised once, for this run and later ones", self.words)
             if self.folder.exists():
-                logger.warning("%s: damaged: made anew", self.folder)
+                logger.warning("%s: damaged, so it is made anew", self.folder)
             with whole_folder(self.folder, root / f".{self.folder.name}{_BUILDING}") as unfinished:
                 with (unfinished / _FRAMES).open("wb") as file:
                     self._write(file)
@@ -214,7 +214,7 @@ class _Selection:
             return self.open()
 
     def _write(self, file: BinaryIO) -> None:
-        """Writes the `.npy` file, reading the store once from its first row to its last."""
+        """Writes the `.npy` file while reading the store once, from its first row to its last."""
         write_header(file, np.dtype("<f4"), *self.shape)
         rows = max(1, _BLOCK_BYTES // (4 * max(self.shape[1], len(self.store.mean))))
         block = np.empty((rows, self.shape[1]), np.float32)
@@ -229,10 +229,10 @@ class _Selection:
 
 
 def _remove_unused(new: _Selection) -> None:
-    """Makes room for a selection; what other processes have in use stays.
+    """Makes room for a selection; selections that other processes use stay.
 
-    Of the others go those of a store that is gone, of what its store held before, those that were not used for the
-    longest time beyond `KEPT`, and what killed processes left behind.
+    It removes selections of stores that no longer exist, selections of the same store's earlier content, the least
+    recently used ones beyond `KEPT`, and unfinished ones of killed processes.
     """
     store, used = str(new.store.folder.resolve()), {}
     for folder in new.folder.parent.iterdir():

@@ -1,4 +1,4 @@
-"""How many columns a profile's motion has, from one clip of it and before there is a store."""
+"""The number of columns of a profile's motion, from one of its clips, before there is a store."""
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.readers import open_reader
@@ -10,18 +10,18 @@ from ds_rvqvae.process.home import expanded
 
 
 def columns_in_use(config: DataConfig, path: str | None = None) -> int:
-    """Columns that a model of `config` takes: of the motion at `path`, without one of SMPL-X data.
+    """Returns the number of columns that a model of `config` takes for the motion at `path`, or for SMPL-X data.
 
     Raises:
-        UserError: a body part of one's own without motion, whose joints are not known then; or motion that cannot be
-            read, or has no such part.
+        UserError: a user-defined body part without motion, because its joints are then not known; or motion that
+            cannot be read, or has no such part.
     """
     own = config.body_part in (config.body_parts or ())
     if path is not None:
         layout, has_parts = _layout_of(path, config)
     elif own:
         raise UserError(
-            f"rvqvae.data.body_part: how many columns {config.body_part} has is not known without motion; give "
+            f"rvqvae.data.body_part: the number of columns of {config.body_part} is not known without motion; give "
             "--data_path or --in_features"
         )
     else:
@@ -32,7 +32,7 @@ def columns_in_use(config: DataConfig, path: str | None = None) -> int:
 
 
 def _layout_of(path: str, config: DataConfig) -> tuple[Layout, bool]:
-    """The columns of a store, or of the first file that can be read, and whether SMPL-X's parts select of them."""
+    """Returns the columns of a store or of the first readable file, and whether SMPL-X's body parts fit them."""
     folder = expanded(path)
     if is_store(folder):
         store = open_store(folder)

@@ -1,4 +1,4 @@
-"""A packed store as a run sees it: the columns of its body part, normalised, in windows."""
+"""A packed store as a run uses it: the columns of its body part, normalised and cut into windows."""
 
 import hashlib
 import json
@@ -28,18 +28,18 @@ from ds_rvqvae.text import counted
 
 
 class MotionData:
-    """A store through the settings of `rvqvae.data`. Windows are views by index: none is cut out or stored.
+    """A store with the settings of `rvqvae.data` applied. Windows are read by index; no copy of them is stored.
 
     Attributes:
         store: the packed store, with all columns.
-        in_features: columns in use, C below.
-        columns: which of the store's they are, int64 `[C]`.
-        layout: what they mean, numbered from 0.
-        body_part: the part whose columns they are; None where all columns are in use.
-        fps: frames a second.
-        mean, std: float32 `[C]`; motion is normalised as `(motion - mean) / std`, over the column's weight where
-            `feat_bias` gives one. A std that was measured is at least `std_floor`; one that is given is used as it is.
-        left_out: keys of the profile that these columns cannot have.
+        in_features: number of columns in use, C below.
+        columns: their indices in the store, int64 `[C]`.
+        layout: their meaning, numbered from 0.
+        body_part: the body part that they belong to; None if all columns are in use.
+        fps: frames per second.
+        mean, std: float32 `[C]`; motion is normalised as `(motion - mean) / std`. `std` is divided by the column's
+            weight if `feat_bias` gives one. A measured std is at least `std_floor`; a given one is used as it is.
+        left_out: keys of the profile that do not fit these columns.
     """
 
     def __init__(self, store: Store, config: DataConfig) -> None:
@@ -61,18 +61,18 @@ class MotionData:
 
     @classmethod
     def open(cls, config: DataConfig, progress: bool = False) -> "MotionData":
-        """Opens the data that `config` names, preparing their store where there is none yet.
+        """Opens the data that `config` names and prepares their store if there is none yet.
 
         Raises:
-            UserError: no path, no usable motion, or statistics of another width.
+            UserError: no path, no usable motion, or statistics with another number of columns.
         """
         return cls(prepare_store(config, progress=progress), config)
 
     def fit(self, profile: Profile, asked: Collection[str] = ()) -> Profile:
-        """Leaves out of a profile what these columns cannot have, unless it was asked for; gives the run's profile.
+        """Leaves out the keys of a profile that do not fit these columns, and returns the run's profile.
 
         Args:
-            asked: keys that the user has given, by their paths.
+            asked: paths of the keys that the user has given; these are not left out.
         """
         layouts = self.layout, self.store.layout
         self.left_out = unfitting(profile, *layouts, self.store.skeleton, asked)
@@ -81,32 +81,33 @@ class MotionData:
         return profile
 
     def fitted(self, profile: Profile) -> Profile:
-        """A profile without what `fit` has left out."""
+        """Returns a profile without the keys that `fit` has left out."""
         return profile.with_values({one.key: one.value for one in self.left_out})
 
     def notes(self) -> list[str]:
-        """What was left out of the profile, for people."""
+        """Returns a line for the user about the keys that were left out of the profile, if any."""
         name = self.body_part or str(self.config.path or self.store.folder)
         return [left_out_line(name, self.left_out)] if self.left_out else []
 
     def use_normalisation(self, mean: NDArray[np.float32], std: NDArray[np.float32]) -> None:
-        """Normalises by `mean` and `std`, float32 `[C]`, such as a trained tokenizer's.
+        """Normalises by `mean` and `std` from now on, float32 `[C]`, for example those of a trained tokenizer.
 
         Raises:
-            UserError: for another number of columns.
+            UserError: another number of columns.
         """
         if len(mean) != self.in_features:
             raise UserError(f"{self.store.folder}: {self.in_features} columns, but the tokenizer takes {len(mean)}")
         self.mean, self.std = mean, std
 
     def fingerprint(self) -> str:
-        """A sha256 of what a model's inputs are: columns and normalisation."""
+        """Returns a sha256 of what defines a model's inputs: columns and normalisation."""
         columns = json.dumps(layout_to_json(self.layout)).encode()
         return hashlib.sha256(columns + self.mean.tobytes() + self.std.tobytes()).hexdigest()
 
     def segments(self, split: str) -> list[Segment]:
-        """Stretches of clips of at least 16 frames in `train`, `val` or `test`; whole clips, whatever their split, in
-        `all`.
+        """Returns the pieces of clips in `train`, `val` or `test` that have at least 16 frames.
+
+        `all` gives the complete clips, whatever their split.
         """
         segments = [segment for segment in self.store.segments if segment.split == split]
         if split == "all":
@@ -117,21 +118,21 @@ class MotionData:
         return [segment for segment in segments if segment.stop - segment.start >= MIN_FRAMES]
 
     def frames(self, segment: Segment) -> NDArray[np.float32]:
-        """A segment's motion in the data's own units, float32 `[frames, C]`."""
+        """Returns a segment's motion in the data's own units, float32 `[frames, C]`."""
         return self.store.clip(segment.name)[segment.start : segment.stop].take(self.columns, axis=1)
 
     def normalised(self, segment: Segment) -> NDArray[np.float32]:
-        """A segment's motion as the model takes it, float32 `[frames, C]`."""
+        """Returns a segment's motion, normalised for the model, float32 `[frames, C]`."""
         return self.normalise(self.frames(segment))
 
     def window_starts(self, split: str = "train", window_size: int | None = None) -> NDArray[np.int64]:
-        """Row of the store where each window of `window_size` frames starts, int64, in order; none crosses a cut.
+        """Returns the row of the store where each window starts, int64, in order; no window crosses a cut.
 
         Args:
-            window_size: frames; those of the settings without it.
+            window_size: frames per window; by default the one in the settings.
 
         Raises:
-            UserError: where there is no window, saying how long the longest clip is and which size fits.
+            UserError: there is no window. The message says how long the longest clip is and which size fits.
         """
         size, stride = window_size or self.config.window_size, self.config.window_stride
         segments = self.segments(split)
@@ -147,60 +148,59 @@ class MotionData:
 
     @cached_property
     def training_windows(self) -> dict[int, NDArray[np.int64]]:
-        """`window_starts` of the training split for each length of window, the shortest first.
+        """`window_starts` of the training split for each window length, the shortest first.
 
         Raises:
-            UserError: a length of which there is no window.
+            UserError: no clip is long enough for one of the lengths.
         """
         return {size: self.window_starts("train", size) for size in window_sizes(self.config)}
 
     @cached_property
     def training_groups(self) -> dict[int, Groups]:
-        """Speakers or sets of `training_windows`, with the share of each by `weights`; empty without `balance`.
+        """Speakers or sets of `training_windows`, each with its fraction of the samples; empty without `balance`.
 
         Raises:
-            UserError: weights for groups that are not in the training split, or for none that is.
+            UserError: a weight for a group that is not in the training split, or a weight of 0 for every group in it.
         """
         if self.config.balance is None:
             return {}
         return {size: self._groups(starts, self.config.balance) for size, starts in self.training_windows.items()}
 
     def count_training_windows(self) -> dict[int, int]:
-        """Training windows by length; raises UserError where they cannot be trained on as the settings say."""
+        """Returns the number of training windows by length; raises UserError if the settings do not fit them."""
         _ = self.training_groups
         if self.config.augment.is_on:
             Augment(self.layout, self.config.augment, 0, self.store.skeleton)
         return {size: len(starts) for size, starts in self.training_windows.items()}
 
     def warnings(self) -> list[str]:
-        """What was found and assumed when the store was made, and settings of `rvqvae.data` that do not do what they
-        say to these columns."""
+        """Returns notes from when the store was made, and on settings of `rvqvae.data` that do not act as given."""
         found = store_warnings(self.store)
         if self.store.settings["reading_version"] < self.config.reading_version:
             found.append(
-                f"{self.store.folder}: was prepared by a version up to 0.2, so its files were read by the rules of "
-                "then (rvqvae.data.reading_version 1, see docs/data.md); prepare it again to have those of today"
+                f"{self.store.folder}: was prepared by version 0.2 or earlier, so its files were read by the old rules "
+                "(rvqvae.data.reading_version 1, see docs/data.md); prepare it again to use the rules of today"
             )
         if self._raised:
             found.append(
-                "read as versions up to 0.2 did: the std that is given is raised to rvqvae.data.std_floor "
-                f"{self.config.std_floor:g} in {shortened(self._raised, 6)}; a new run takes it as it is"
+                "read by the rules of version 0.2 and earlier: the given std is raised to rvqvae.data.std_floor "
+                f"{self.config.std_floor:g} in {shortened(self._raised, 6)}; a new run uses it as it is"
             )
         prepared, fps = self.store.settings.get("fps"), self.store.fps
         if not same_rate(fps, self.config.fps) and prepared not in (None, self.config.fps):
-            found.append(f"the store has {fps:g} frames a second: rvqvae.data.fps {self.config.fps:g} is not used")
+            found.append(f"the store has {fps:g} fps: rvqvae.data.fps {self.config.fps:g} is not used")
         augment, parts = self.config.augment, len(self.layout)
         if augment.mix and parts < 2:
-            found.append(f"rvqvae.data.augment.mix: all columns are one part, {self.layout[0].name}: no effect")
+            found.append(f"rvqvae.data.augment.mix: no effect: all columns belong together, as {self.layout[0].name}")
         elif augment.mix and augment.mix_windows > parts:
-            more = f"{augment.mix_windows} are more than the {parts} joints: {parts}"
+            more = f"{augment.mix_windows} is more than the {parts} joints; {parts} is used"
             found.append(f"rvqvae.data.augment.mix_windows: {more}")
         return found
 
     def balance_lines(self) -> list[str]:
-        """For people: how much of each speaker or set is trained on, and how much of it there is."""
+        """Returns lines for the user: each speaker's or set's fraction of the samples, and of the windows."""
         texts = {size: shares_text(groups) for size, groups in self.training_groups.items()}
-        start = f"rvqvae.data.balance: {self.config.balance}s by share of samples (of windows there are)"
+        start = f"rvqvae.data.balance: share of the samples per {self.config.balance} (of the windows)"
         if len(set(texts.values())) == 1:
             return [f"{start}: {next(iter(texts.values()))}"]
         return [f"{start}, {size} frames: {text}" for size, text in texts.items()]
@@ -216,30 +216,30 @@ class MotionData:
     def windows(
         self, starts: NDArray[np.int64], window_size: int | None = None, out: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
-        """Normalised windows `[len(starts), window_size, C]`, float32, written into `out` where one is given."""
+        """Returns normalised windows `[len(starts), window_size, C]`, float32, written into `out` if it is given."""
         return self.normalise(self.raw_windows(starts, window_size, out))
 
     def raw_windows(
         self, starts: NDArray[np.int64], window_size: int | None = None, out: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
-        """The same in the data's own units."""
+        """Returns the windows in the data's own units; see `windows`."""
         size = window_size or self.config.window_size
         if out is None:
             out = np.empty((len(starts), size, self.in_features), np.float32)
         for window, start in zip(out, starts.tolist(), strict=True):
-            # mode="clip" only spares numpy a buffer: the columns are known to be there.
+            # The columns are known to exist; mode="clip" only saves numpy a buffer.
             np.take(self.store.read(start, start + size), self.columns, axis=1, out=window, mode="clip")
         return out
 
     def training_frames(self, start: int, frames: int) -> NDArray[np.float32]:
-        """Rows of the store from `start` on, float32 `[frames, C]`; fewer where their training segment ends before."""
+        """Returns rows of the store from `start` on, float32 `[frames, C]`; fewer if their training segment ends."""
         segment = int(np.searchsorted(self._training_bounds[0], start, side="right")) - 1
         stop = min(start + frames, int(self._training_bounds[1][segment]))
         return self.store.read(start, stop).take(self.columns, axis=1)
 
     @cached_property
     def _training_bounds(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """First rows of the training segments, sorted, and the rows after their last."""
+        """First rows of the training segments, sorted, and for each the row after its last."""
         firsts = {segment: self.store.rows(segment.name)[0] for segment in self.segments("train")}
         bounds = sorted((first + segment.start, first + segment.stop) for segment, first in firsts.items())
         return np.array([start for start, _ in bounds]), np.array([stop for _, stop in bounds])
@@ -251,14 +251,14 @@ class MotionData:
         return motion
 
     def clip_names(self, starts: NDArray[np.int64]) -> list[str]:
-        """The clip that each window comes from."""
+        """Returns the name of the clip that each window comes from."""
         return [self.store.clip_names[clip] for clip in self._clip_of(starts)]
 
     def _clip_of(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.searchsorted(self.store.starts, starts, side="right") - 1
 
     def _weights(self) -> NDArray[np.float32]:
-        """How much each column weighs, float32 `[C]`; raises UserError where the columns have no known weights."""
+        """Returns the weight of each column, float32 `[C]`; raises UserError if no weights are known for them."""
         width, bias = len(self.store.mean), self.config.feat_bias
         weights = np.ones(width, np.float32) if bias == 1 else feature_weights(width, bias)
         if weights is None:
@@ -269,10 +269,10 @@ class MotionData:
         return weights[self.columns]
 
     def _statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Mean and std of the columns in use, from the files that the settings name or from the store.
+        """Returns mean and std of the columns in use, from the files that the settings name or from the store.
 
         Raises:
-            UserError: a std that is given is 0 somewhere.
+            UserError: a given std is 0 in some column.
         """
         files = self.config.mean_file, self.config.std_file
         if files[0] is None or files[1] is None:
@@ -288,7 +288,7 @@ class MotionData:
         zeros = column_ranges(np.flatnonzero(std == 0), self.layout)
         if zeros:
             way = "give a mean_file and a std_file without 0"
-            raise UserError(f"{source} holds 0 for {shortened(zeros, 6)}, and nothing can be divided by that; {way}")
+            raise UserError(f"{source} holds 0 for {shortened(zeros, 6)}, and motion is divided by it; {way}")
         return mean, std
 
     def _of_width(self, file: str, positive: bool = False) -> NDArray[np.float32]:
@@ -318,10 +318,10 @@ class MotionData:
 
 
 def store_warnings(store: Store, most: int = 8) -> list[str]:
-    """What `prepare` told of a store, for who trains on it: notes, and files that were left out whole.
+    """Returns what a user who trains on a store should know: notes of `prepare`, and files left out completely.
 
     Args:
-        most: notes at most; the report has all of them.
+        most: the largest number of notes; the report has all of them.
     """
     try:
         report = store.report()
@@ -341,20 +341,20 @@ def store_warnings(store: Store, most: int = 8) -> list[str]:
 
 
 def store_of_the_same(config: DataConfig, opened: Sequence[MotionData]) -> Store | None:
-    """The store of motion that is open already, where `config` asks for the same."""
+    """Returns the store of motion that is already open, if `config` asks for the same one."""
     asked = config.path, settings_of(config)
     return next((data.store for data in opened if asked == (data.config.path, settings_of(data.config))), None)
 
 
 def open_training_data(profile: Profile, store: Store | None = None, asked: Collection[str] = ()) -> MotionData:
-    """Opens a profile's motion. What its columns cannot have of the profile is left out: see `MotionData.fitted`.
+    """Opens a profile's motion. Keys that do not fit its columns are left out: see `MotionData.fitted`.
 
     Args:
-        store: of that motion, where it was checked already; without it, that is done now.
-        asked: keys that the user has given, by their paths; they are not left out.
+        store: of that motion, if it was checked already; without it, that is done now.
+        asked: paths of the keys that the user has given; they are not left out.
 
     Raises:
-        UserError: the motion cannot be trained on as the profile says, or not as was asked for.
+        UserError: the motion does not fit the profile, or a key that the user has given.
     """
     config = profile.rvqvae.data
     data = MotionData.open(config) if store is None else MotionData(store, config)

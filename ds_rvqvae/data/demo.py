@@ -1,7 +1,7 @@
-"""Demo motion: four styles of gesturing, made from band-limited oscillators and written as BEAT2 npz files.
+"""Demo motion: four styles of gesturing, made by band-limited oscillators and written as BEAT2 npz files.
 
-It is no substitute for motion capture. It is hierarchical (sway, arms, hands, fingers, face), smooth, has pauses, and
-is the same for the same seed.
+It does not replace motion capture. It is smooth and hierarchical (sway, arms, hands, fingers, face), it has pauses, and
+the same seed gives the same motion.
 """
 
 import csv
@@ -43,7 +43,7 @@ class _Style:
     wrist: float
     sway: float
     step: float
-    """Metres the figure shifts about."""
+    """Metres that the figure moves about its place."""
 
 
 _STYLES = (
@@ -55,9 +55,9 @@ _STYLES = (
 
 
 def write_demo_motion(folder: Path, clips: int = 12, frames: int = 600, seed: int = 0) -> Path:
-    """Writes demo motion as a BEAT2 folder: `smplxflame_30/*.npz` at 30 frames a second and `train_test_split.csv`.
+    """Writes demo motion as a BEAT2 folder: `smplxflame_30/*.npz` at 30 fps and `train_test_split.csv`.
 
-    The folder appears whole or not at all; one that holds the same demo motion already is left as it is.
+    The folder appears complete or not at all. A folder that holds the same demo motion already is left as it is.
 
     Returns:
         `folder`.
@@ -75,7 +75,7 @@ def write_demo_motion(folder: Path, clips: int = 12, frames: int = 600, seed: in
             with whole_folder(folder, replace=False) as unfinished:
                 _write_all(unfinished, recipe)
         except OSError:
-            if not _holds(folder, recipe):  # else another process was first
+            if not _holds(folder, recipe):  # if it does, another process wrote it first
                 raise
     except OSError as error:
         raise UserError(f"{folder}: demo motion cannot be written: {error.strerror or error}") from None
@@ -90,7 +90,7 @@ def _holds(folder: Path, recipe: dict[str, int]) -> bool:
     except (OSError, ValueError):
         found = None
     if found != recipe:
-        raise UserError(f"{folder}: holds something other than this demo motion; name a new folder")
+        raise UserError(f"{folder}: holds something else than this demo motion; name a new folder")
     return True
 
 
@@ -111,14 +111,14 @@ def _write_all(folder: Path, recipe: dict[str, int]) -> None:
 
 
 def _splits(clips: int) -> list[str]:
-    """A sixth of the clips, the last, is test, the sixth before it val; the first always trains."""
+    """Returns the split of each clip: the last sixth is test, the sixth before it val; the first is always train."""
     held = max(1, round(clips / 6))
     val, test = (held if clips > 1 else 0), (held if clips > 2 else 0)
     return ["train"] * (clips - val - test) + ["val"] * val + ["test"] * test
 
 
 def _clip(style: _Style, frames: int, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
-    """One clip under BEAT2's keys and dtypes."""
+    """Returns one clip with BEAT2's keys and dtypes."""
     seconds = np.arange(frames) / FPS
     poses = np.zeros((frames, len(SMPLX_JOINTS), 3))
     activity = _phrases(rng, seconds)
@@ -128,7 +128,7 @@ def _clip(style: _Style, frames: int, rng: np.random.Generator) -> dict[str, NDA
     speech = _oscillate(rng, seconds, 2.5, 1)[:, 0] * activity
     poses[:, _JOINT["jaw"], 0] = 0.06 + 0.05 * speech
     moods = np.concatenate([_oscillate(rng, seconds, 0.5, 5), speech[:, None]], axis=1)
-    # All clips show the same face: what differs is how its few muscles are used.
+    # All clips show the same face; they differ in how they use its few muscles.
     muscles = (
         np.random.default_rng(55).normal(size=(6, NUM_EXPRESSIONS)) * 0.4 / np.sqrt(1 + np.arange(NUM_EXPRESSIONS))
     )
@@ -148,7 +148,7 @@ def _clip(style: _Style, frames: int, rng: np.random.Generator) -> dict[str, NDA
 def _oscillate(
     rng: np.random.Generator, seconds: NDArray[np.float64], rate: float, channels: int
 ) -> NDArray[np.float64]:
-    """Band-limited noise of about unit size, `[frames, channels]`: four sines a channel around `rate` Hz."""
+    """Returns band-limited noise of about unit size, `[frames, channels]`: four sines per channel near `rate` Hz."""
     rates = rate * rng.uniform(0.6, 1.3, size=(4, 1, channels))
     phases = rng.uniform(0, 2 * np.pi, size=(4, 1, channels))
     sines = np.sin(2 * np.pi * rates * seconds[:, None] + phases)
@@ -157,7 +157,7 @@ def _oscillate(
 
 
 def _phrases(rng: np.random.Generator, seconds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How much is being gestured, 0 to 1, `[frames]`: phrases and pauses with soft edges."""
+    """Returns how strongly the figure gestures, 0 to 1, `[frames]`: phrases and pauses with soft edges."""
     gate = np.zeros(len(seconds))
     start = rng.uniform(0, 0.6)
     while start < len(seconds) / FPS:
@@ -171,7 +171,7 @@ def _phrases(rng: np.random.Generator, seconds: NDArray[np.float64]) -> NDArray[
 def _move_body(
     poses: NDArray[np.float64], style: _Style, seconds: NDArray[np.float64], rng: np.random.Generator
 ) -> None:
-    """Sway spread over the spine and taken back by the head; the weight goes from leg to leg."""
+    """Spreads sway over the spine, takes it back at the head, and shifts the weight from leg to leg."""
     sway = style.sway * _oscillate(rng, seconds, 0.25, 3)
     poses[:, _JOINT["pelvis"]] = 0.5 * sway
     for joint in ("spine1", "spine2", "spine3"):
@@ -197,7 +197,7 @@ def _move_arm(
     seconds: NDArray[np.float64],
     rng: np.random.Generator,
 ) -> None:
-    """Arms hang in pauses and rise in phrases; each joint down the chain repeats the same beat a little later."""
+    """Lets an arm hang in pauses and rise in phrases; each joint down the chain repeats the beat a little later."""
     seed = rng.integers(2**32)
     beats = [_oscillate(np.random.default_rng(seed), seconds - lag, style.rate, 2) for lag in (0, 0.07, 0.14)]
     slow = _oscillate(rng, seconds, 0.3, 3)

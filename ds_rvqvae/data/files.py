@@ -1,4 +1,4 @@
-"""Motion files of one clip each: read, and written from features."""
+"""Motion files that hold one clip each: reads them, and writes them from features."""
 
 import logging
 import math
@@ -28,21 +28,21 @@ from ds_rvqvae.motion.rates import at_rate
 from ds_rvqvae.motion.rotations import resampled_length, same_rate
 
 Rate = float | Literal["source"]
-"""Frames a second, or as many as the source has."""
+"""Frames per second, or "source" for the source's own frame rate."""
 SUFFIXES = (".npz", ".bvh", ".npy")
-"""Of files that are written."""
+"""Suffixes of the files that are written."""
 _logger = logging.getLogger("ds_rvqvae")
 
 
 class Timing(NamedTuple):
-    """How long a source is."""
+    """The frame rate and length of a source."""
 
     fps: float
     frames: int
 
 
 class WholeClip(NamedTuple):
-    """A clip, the take that it is made of, and what there is to say about the two."""
+    """A clip, the `Take` that it is made from, and notes about both."""
 
     clip: Clip
     take: Take
@@ -50,7 +50,7 @@ class WholeClip(NamedTuple):
 
 
 def whole_clip(reader: Reader, name: str) -> WholeClip:
-    """A whole clip of an open file; raises ClipError."""
+    """Returns a complete clip of an open file; raises ClipError."""
     take = reader.take(name)
     check_finite(take.motion)
     clip = reader.clip(take, name, 0, len(take.motion))
@@ -60,10 +60,10 @@ def whole_clip(reader: Reader, name: str) -> WholeClip:
 
 
 def read_clip(file: Path, config: DataConfig, tell: bool = False) -> Clip:
-    """The one clip of a file, at `config`'s frame rate; raises UserError, naming the file.
+    """Reads the only clip of a file, at `config`'s frame rate; raises UserError, naming the file.
 
     Args:
-        tell: log what there is to say about it.
+        tell: log the notes about it.
     """
     try:
         found = _only_clip(file, config)
@@ -75,7 +75,7 @@ def read_clip(file: Path, config: DataConfig, tell: bool = False) -> Clip:
 
 
 def timing_of(file: Path, config: DataConfig) -> Timing:
-    """A file's own frame rate and frames; raises ClipError where it cannot be read, or holds several clips."""
+    """Reads a file's own frame rate and number of frames; raises ClipError if it is unreadable or has several clips."""
     take = _only_clip(file, config).take
     return Timing(take.fps, len(take.motion))
 
@@ -89,36 +89,36 @@ def _only_clip(file: Path, config: DataConfig) -> WholeClip:
 
 
 def check_rate(rate: Any) -> None:
-    """Raises UserError for what is no `Rate`."""
+    """Raises UserError if `rate` is not a `Rate`."""
     if rate != "source" and not (isinstance(rate, Real) and 0 < float(rate) < math.inf):
-        raise UserError(f"fps is {rate!r}; give a number of frames a second, or 'source'")
+        raise UserError(f"fps is {rate!r}; give a number of frames per second, or 'source'")
 
 
 def other_rate(source_fps: float, fps: float, back: str = "") -> tuple[str, ...]:
-    """A note where a file is written at another frame rate than its source's, and what brings that back."""
+    """Returns a note if a file is written at another frame rate than its source's; `back` is what restores it."""
     if not source_fps or same_rate(source_fps, fps):
         return ()
-    back = f"; {back} brings back the source's" if back else ""
-    return (f"source at {source_fps:g} frames a second, written at {fps:g}{back}",)
+    back = f"; {back} keeps the source's" if back else ""
+    return (f"source at {source_fps:g} fps, written at {fps:g}{back}",)
 
 
 def retimed(
     motion: NDArray[np.float32], layout: Layout, fps: float, rate: Rate, source: Timing | None
 ) -> tuple[NDArray[np.float32], float]:
-    """Motion `[T, C]` at another frame rate, as long as its source, and that rate.
+    """Returns motion `[T, C]` at another frame rate, as long as its source, and that rate.
 
     Args:
-        fps: frames a second of `motion`.
-        source: of the clip that it is a reconstruction of; without it `rate` is a number.
+        fps: frames per second of `motion`.
+        source: of the clip that `motion` reconstructs; without it `rate` must be a number.
 
     Raises:
-        ClipError: motion that cannot be resampled, or is of another length than its source.
-        UserError: no such rate.
+        ClipError: motion that cannot be resampled, or whose length differs from its source's.
+        UserError: `rate` is not a `Rate`.
     """
     check_rate(rate)
     if source is None:
         if rate == "source":
-            raise ClipError("nothing says its source's frame rate")
+            raise ClipError("its source's frame rate is not known")
         target, frames = rate, None
     else:
         target, frames = source.fps if rate == "source" else rate, None
@@ -127,7 +127,7 @@ def retimed(
             frames = resampled_length(source.frames, source.fps, target)
         return at_rate(motion, layout, fps, target, frames), target
     except ValueError as error:
-        raise UnfitError(f"cannot be written at {target:g} frames a second: {error}") from None
+        raise UnfitError(f"cannot be written at {target:g} fps: {error}") from None
 
 
 def write_clip(
@@ -138,28 +138,28 @@ def write_clip(
     source: Path | None = None,
     rate: Rate | None = None,
 ) -> None:
-    """Writes features as a motion file, whole or not at all.
+    """Writes features as a motion file, complete or not at all.
 
     Args:
-        file: `.npy`, a matrix of all columns of `motion`; `.bvh`, such a file; `.npz`, one of BEAT2.
+        file: `.npy` for a matrix of all columns of `motion`, `.bvh` for BVH, `.npz` for BEAT2.
         motion: `[T, C]` at `config`'s frame rate.
-        layout: of the columns that count; of the others BVH and BEAT2 files have what `source` has.
+        layout: of the columns that are used; BVH and BEAT2 files get all other values from `source`.
         config: how `source` is read.
-        rate: at which the file is written; `config`'s by default.
+        rate: frame rate of the file; by default `config`'s.
 
     Raises:
-        UserError: another suffix, a source that is missing where it is needed, cannot be read, is of another length or
-            is `file` itself, no such rate, or columns that the file has no place for.
+        UserError: another suffix, a needed source that is missing, a source that is unreadable, has another length or
+            is `file` itself, `rate` is not a `Rate`, or the file cannot hold these columns.
         ValueError: motion of several clips.
     """
     suffix, source_fps = file.suffix.lower(), 0.0
     if motion.ndim != 2:
         raise ValueError(f"motion is {motion.shape}; a file holds one clip: give its codes, [codes, levels]")
     if source is not None and os.path.realpath(source) == os.path.realpath(file):
-        raise UserError(f"{file} is its source, which is never written over; name another file")
+        raise UserError(f"{file} is its own source, which is never overwritten; name another file")
     try:
         if suffix not in SUFFIXES:
-            raise ClipError(f"motion is written as {', '.join(SUFFIXES)}, by the file's name")
+            raise ClipError(f"motion is written as {', '.join(SUFFIXES)}; the file's name decides which")
         if suffix == ".bvh" and source is None:
             raise ClipError("a BVH file takes its hierarchy from a source; name one")
         fps = config.fps

@@ -1,7 +1,7 @@
-"""Settings of a profile that a run's columns cannot have: a face has no left and right to mirror.
+"""Settings of a profile that do not fit a run's columns: for example, the columns of a face cannot be mirrored.
 
-What the user has asked for by a flag is refused then. What merely stands in the profile is left out of this run. Of
-several body parts a flag is meant for those that can have it, and is refused where none can.
+If the user gave such a setting by a flag, it is an error. If it comes from the profile, this run leaves it out. For
+several body parts, a flag applies to those that it fits, and it is an error if it fits none.
 """
 
 import fnmatch
@@ -20,31 +20,31 @@ BODY_PART = "rvqvae.data.body_part"
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A key of a profile that a run has another value of."""
+    """A key of a profile for which a run uses another value."""
 
     key: str
     value: Any
-    """The run's."""
+    """The run's value."""
     reason: str
     entries: tuple[str, ...] = ()
-    """Of an object, the entries that it loses."""
+    """If the key is an object, the entries that are left out of it."""
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """What is left out: the key, or each of its entries."""
+        """The paths that are left out: the key, or each of its entries."""
         return tuple(f"{self.key}.{entry}" for entry in self.entries) or (self.key,)
 
 
 def unfitting(
     profile: Profile, layout: Layout, of_store: Layout, skeleton: Mapping[str, Any] | None, asked: Collection[str]
 ) -> tuple[LeftOut, ...]:
-    """What of a profile the columns in use cannot have.
+    """Returns the keys of a profile that do not fit the columns in use.
 
     Args:
         layout: of the columns in use.
-        of_store: of all columns, which tells a joint of another part from one that is not there at all.
+        of_store: of all columns; it distinguishes a joint of another body part from one that does not exist.
         skeleton: `Store.skeleton`.
-        asked: keys that the user has given, by their paths; they are not looked at.
+        asked: paths of the keys that the user has given; they are not checked here.
     """
     found = (*_of_augment(profile, layout, skeleton), *_of_losses(profile, layout, of_store, asked))
     return tuple(one for one in found if not is_asked(one.key, asked))
@@ -59,7 +59,7 @@ def _of_augment(profile: Profile, layout: Layout, skeleton: Mapping[str, Any] | 
         except UserError as error:
             yield LeftOut(key, 0.0, str(error).removeprefix(f"{key}: ").partition(";")[0])
     if augment.mix and len(layout) < 2:
-        yield LeftOut("rvqvae.data.augment.mix", 0.0, f"all columns are one part, {layout[0].name}")
+        yield LeftOut("rvqvae.data.augment.mix", 0.0, f"all columns belong together, as {layout[0].name}")
 
 
 def _of_losses(profile: Profile, layout: Layout, of_store: Layout, asked: Collection[str]) -> Iterator[LeftOut]:
@@ -80,12 +80,12 @@ def _fits(pattern: str, layout: Layout) -> bool:
 
 
 def is_asked(key: str, asked: Collection[str]) -> bool:
-    """Whether a key, or an object that it is in, is among the paths that the user has given."""
+    """Returns whether a key, or an object that contains it, is among the paths that the user has given."""
     return any(key == path or key.startswith(f"{path}.") for path in asked)
 
 
 def check_columns(profile: Profile, layout: Layout, skeleton: Mapping[str, Any] | None, part: str | None) -> None:
-    """Raises UserError where the columns in use cannot have what a profile says, naming the `part` that they are of."""
+    """Raises UserError if a profile does not fit the columns in use; the message names their body part, `part`."""
     try:
         Augment(layout, profile.rvqvae.data.augment, 0, skeleton)
         check_losses(profile.rvqvae.loss, layout)
@@ -94,38 +94,38 @@ def check_columns(profile: Profile, layout: Layout, skeleton: Mapping[str, Any] 
 
 
 def check_body(left_out: Mapping[str, Sequence[LeftOut]], asked: Collection[str]) -> None:
-    """Raises UserError where a flag gives what each of several body parts leaves out.
+    """Raises UserError if the user has given a key that fits none of several body parts.
 
     Args:
-        left_out: by part.
-        asked: keys that the user has given, by their paths.
+        left_out: by body part.
+        asked: paths of the keys that the user has given.
     """
     by_path = {part: {path: one.reason for one in found for path in one.paths} for part, found in left_out.items()}
     for path in next(iter(by_path.values()), {}):
         if is_asked(path, asked) and all(path in reasons for reasons in by_path.values()):
-            reasons = "; ".join(f"{part}, as {reasons[path]}" for part, reasons in by_path.items())
-            raise UserError(f"--body_part {','.join(by_path)}: {path}: no part can have it: {reasons}")
+            reasons = "; ".join(f"{part}, because {reasons[path]}" for part, reasons in by_path.items())
+            raise UserError(f"--body_part {','.join(by_path)}: {path}: fits none of these parts: {reasons}")
 
 
 def left_out_line(name: str, left_out: Sequence[LeftOut]) -> str:
-    """For people: what the run of a part, or on a folder of motion, does without."""
-    keys = "; ".join(f"{one.key}, as {one.reason}" for one in left_out)
+    """Returns a line for the user: the keys that the run of a body part, or on a folder of motion, leaves out."""
+    keys = "; ".join(f"{one.key}, because {one.reason}" for one in left_out)
     return f"{name}: left out of the profile: {keys}"
 
 
 def check_part(part: str, path: str | Path, layout: Layout, has_body_parts: bool) -> None:
-    """Raises UserError where a body part that was asked for selects nothing: all columns would be used in silence.
+    """Raises UserError if a body part that was asked for selects nothing: else all columns would be used silently.
 
     Args:
-        part: one of SMPL-X's.
+        part: one of SMPL-X's body parts.
         path: of the motion.
         layout: of all columns.
-        has_body_parts: whether SMPL-X's parts select of them.
+        has_body_parts: whether SMPL-X's body parts can be selected from these columns.
     """
     if has_body_parts or tuple(channels.name for channels in layout) == BODY_PART_CHANNELS.get(part):
         return
     own = "" if len(layout) < 2 else ", or define parts of your own by rvqvae.data.body_parts"
     raise UserError(
-        f"--body_part {part}: {path} has no body parts to select; SMPL-X and SMPL-H motion has (BEAT2, AMASS). All its "
-        f"columns are used: leave it out{own}"
+        f"--body_part {part}: {path} has no body parts to select; only SMPL-X and SMPL-H motion has them (BEAT2, "
+        f"AMASS). All columns of this motion are used: remove the flag{own}"
     )

@@ -1,4 +1,4 @@
-"""Training samples: windows of motion, normalised and, where that is asked for, changed at random."""
+"""Training samples: normalised windows of motion, with random changes if the settings ask for them."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,10 +9,10 @@ from ds_rvqvae.data.dataset import MotionData
 
 
 class Gatherer:
-    """Gathers the samples of a data set's training split; threads may share one.
+    """The gatherer of a data set's training samples; several threads may use one.
 
     Args:
-        seed: of the run, from which augmentation draws.
+        seed: of the run; augmentation draws from it.
 
     Raises:
         UserError: columns that cannot be augmented as asked.
@@ -51,7 +51,7 @@ class Gatherer:
             self._augment.add_noise(window, position)
 
     def _mix(self, window: NDArray[np.float32], position: int, size: int) -> None:
-        """Takes some columns of a normalised window from other ones of the training split."""
+        """Replaces some columns of a normalised window by those of other windows of the training split."""
         assert self._augment is not None
         starts = self._data.training_windows[size]
         groups = self._data.training_groups.get(size)

@@ -17,11 +17,11 @@ class BatchLoader:
     """Batches of normalised windows, step after step, gathered in background threads.
 
     Args:
-        data: its training windows must be the ones that `order` counts.
-        accumulation: micro batches of a step on this rank; they and those of the other ranks cut it into equal
-            stretches, in order.
-        start_step: the first step to give, counted from 0.
-        num_workers: threads; 0 gathers when asked.
+        data: its training windows must be those that `order` counts.
+        accumulation: micro batches per step on this rank; those of all ranks divide a step's windows into equal
+            pieces, in order.
+        start_step: the first step to return, counted from 0.
+        num_workers: threads; 0 gathers in the calling thread.
         pin_memory: page-locked tensors where there is a GPU.
     """
 
@@ -62,9 +62,9 @@ class BatchLoader:
                 self._submit()
 
     def next(self) -> list["torch.Tensor"]:
-        """The next step's micro batches on this rank, each float32 `[windows, window_size, C]`.
+        """Returns the next step's micro batches on this rank, each float32 `[windows, window_size, C]`.
 
-        Raises what a thread raised while gathering them.
+        An error of a gathering thread is raised here.
         """
         if self._closed:
             raise RuntimeError("the batch loader is closed")
@@ -79,12 +79,12 @@ class BatchLoader:
             self._waited += time.perf_counter() - started
 
     def take_wait(self) -> float:
-        """Seconds spent in `next()` since this was last asked."""
+        """Returns the seconds spent in `next()` since the last call of this method."""
         waited, self._waited = self._waited, 0.0
         return waited
 
     def close(self) -> None:
-        """Drops what was gathered ahead and ends the threads."""
+        """Drops the batches gathered ahead and ends the threads."""
         self._closed = True
         self._ahead.clear()
         if self._threads is not None:
@@ -110,9 +110,9 @@ class BatchLoader:
         return list(torch.split(batch, [stop - start for start, stop in bounds]))
 
     def samples(self, step: int, first: int, stop: int) -> "torch.Tensor":
-        """A step's windows from `first` up to `stop`, counted from 0 over all ranks: `[windows, window_size, C]`.
+        """Returns a step's windows from `first` up to `stop`, counted over all ranks: `[windows, window_size, C]`.
 
-        Neither `next` nor the wait for data knows of them.
+        This changes neither what `next` returns nor what `take_wait` counts.
         """
         import torch
 
@@ -125,7 +125,7 @@ class BatchLoader:
 
 
 def _use_device(device: int | None) -> None:
-    """Pinning in a fresh thread would otherwise open a context on card 0, which is to stay free."""
+    """Sets a thread's GPU: pinning memory in a new thread would open a context on GPU 0, which must stay free."""
     if device is not None:
         import torch
 

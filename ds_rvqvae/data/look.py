@@ -1,4 +1,4 @@
-"""What a store's motion looks like, from a sample of it: the facts in which a wrong unit or a swapped axis shows."""
+"""Facts about a store's motion, from a sample of it, that reveal a wrong unit or a swapped axis."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -23,27 +23,27 @@ from ds_rvqvae.text import counted
 SAMPLE_CLIPS = 5
 """Clips that are drawn."""
 _MEASURED_CLIPS, _RUNS, _RUN_FRAMES = 96, 2, 16
-"""Clips that are measured, and in how many places and frames."""
+"""Clips that are measured, stretches per clip, and frames per stretch."""
 _TALL = (0.5, 2.5)
 _OFF_GROUND = 0.6
 _ROOT_HEIGHT = (0.15, 2.0)
 _FASTEST = 12.0
-"""Metres a second: no runner is faster."""
+"""Metres per second: no runner is faster."""
 _UNIT_ERROR = 0.05
 _TOES_BEHIND = -0.02
 _STILL, _MANY_STILL = 1e-6, 0.5
 _ALL_DIFFERENT = 0.9
-"""A store with more speakers than this share of its clips has clips with numbers for names."""
+"""With more speakers than this fraction of its clips, the names of a store's clips are numbers, not speakers."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Stretches of neighbouring frames from all over a store."""
+    """Stretches of consecutive frames from many places of a store."""
 
     runs: list[NDArray[np.float32]]
     """float32 `[frames, columns]` each."""
     clips: list[str]
-    """Clips to draw: of different speakers where there are, in the store's order."""
+    """Clips to draw, in the store's order; from different speakers if there are several."""
 
     @property
     def motion(self) -> NDArray[np.float32]:
@@ -53,13 +53,13 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """A store, looked at.
+    """The facts about a store.
 
     Attributes:
-        facts: for programs; `text` has the same for people.
-        layout, columns: of the body part whose columns are looked at; indices into the store's.
-        mean, std, low, high: float `[columns]` of those columns, over all frames (over the sample where the store does
-            not say).
+        facts: for programs; `look_text` gives the same for users.
+        layout, columns: of the body part that is described; `columns` are indices into the store's columns.
+        mean, std, low, high: float `[columns]` of those columns, over all frames (over the sample if the store does
+            not have them).
     """
 
     store: Store
@@ -78,17 +78,17 @@ class Look:
 
     @property
     def warnings(self) -> list[str]:
-        """What looks wrong."""
+        """One line per fact that looks wrong."""
         warnings: list[str] = self.facts["warnings"]
         return warnings
 
 
 def look_at(store: Store, window_size: int, body_part: str | None = None, seed: int = 0) -> Look:
-    """Looks at a store; reads a few thousand frames, however many it holds.
+    """Gathers the facts about a store; reads a few thousand frames, however many it holds.
 
     Args:
-        window_size: frames of a training window, which clips are held against.
-        body_part: whose columns are looked at; None: all. The figures are always whole.
+        window_size: frames of a training window, with which the clips' lengths are compared.
+        body_part: the body part whose columns are described; None: all. Figures are always complete.
         seed: of the choice of clips.
 
     Raises:
@@ -123,7 +123,7 @@ def look_at(store: Store, window_size: int, body_part: str | None = None, seed: 
 
 
 def take_sample(store: Store, seed: int) -> Sample:
-    """A seeded sample of a store."""
+    """Returns a seeded sample of a store."""
     rng = np.random.default_rng([seed, 1])
     order = rng.permutation(len(store.clip_names)).tolist()
     turns: Counter[str] = Counter()
@@ -143,7 +143,7 @@ def take_sample(store: Store, seed: int) -> Sample:
 
 
 def _column_statistics(store: Store, sample: Sample) -> tuple[NDArray[np.float32], ...]:
-    """Mean, std, smallest and largest value a column: of all frames, as packing noted them, or of the sample."""
+    """Returns mean, std, smallest and largest value per column, of all frames as noted by packing, or of the sample."""
     everything = RunningStatistics(len(store.mean))
     try:
         for shard in store.shards:
@@ -156,7 +156,7 @@ def _column_statistics(store: Store, sample: Sample) -> tuple[NDArray[np.float32
 
 
 def _groups(store: Store) -> list[dict[str, Any]]:
-    """Clips and hours of each speaker, by split too; all as one, "", where names tell no speakers apart."""
+    """Returns clips and hours per speaker and split; one group, "", if the names do not tell the speakers."""
     of_clip = {name: group_of(name, "speaker") for name in store.clip_names}
     if len(set(of_clip.values())) > _ALL_DIFFERENT * len(of_clip) and len(of_clip) > SAMPLE_CLIPS:
         of_clip = dict.fromkeys(of_clip, "")
@@ -178,7 +178,7 @@ def _window(lengths: NDArray[np.int64], size: int, fps: float, warnings: list[st
     elif lengths[short].sum() > 0.2 * lengths.sum():
         warnings.append(
             f"{lengths[short].sum() / lengths.sum():.0%} of the frames are in clips shorter than a window of {size} "
-            "frames and train nothing"
+            "frames and are not trained on"
         )
     return {
         "frames": size,
@@ -195,7 +195,7 @@ def _channels(
     low: NDArray[np.float32],
     high: NDArray[np.float32],
 ) -> list[dict[str, Any]]:
-    """Of each kind of channel: mean and std over its columns, and the extremes."""
+    """Returns, for each kind of columns, mean and std over its columns, and the extremes."""
     found = []
     for kind in dict.fromkeys(part.kind for part in layout):
         of_kind = np.concatenate([np.arange(part.start, part.stop) for part in layout if part.kind == kind])
@@ -213,7 +213,7 @@ def _channels(
 
 
 def _constant(layout: Layout, low: NDArray[np.float32], high: NDArray[np.float32], warnings: list[str]) -> list[str]:
-    """Columns that never change, by channel."""
+    """Returns the columns that never change, by joint or feature."""
     still = high.astype(np.float64) - low <= _STILL * np.maximum(1, np.abs(high))
     if still.mean() > _MANY_STILL:
         warnings.append(f"{still.sum()} of {len(still)} columns never change")
@@ -224,7 +224,7 @@ def _constant(layout: Layout, low: NDArray[np.float32], high: NDArray[np.float32
 
 
 def _rotations(sample: Sample, layout: Layout, warnings: list[str]) -> dict[str, float] | None:
-    """How far the two columns of each rotation are from unit length and from standing square, at most 1 % excepted."""
+    """Returns how far the 6D rotations' two vectors are from orthonormal: the 99th percentile of the largest error."""
     columns = rotation_columns(layout)
     if not len(columns):
         return None
@@ -232,26 +232,28 @@ def _rotations(sample: Sample, layout: Layout, warnings: list[str]) -> dict[str,
     off = np.abs(np.einsum("nij,nkj->nik", pairs, pairs) - np.eye(2)).max(axis=(1, 2))
     worst = float(np.percentile(off, 99))
     if worst > _UNIT_ERROR:
-        warnings.append(f"rotations are no rotations: their two columns are off unit length or square by {worst:.2g}")
+        warnings.append(
+            f"6D columns are not orthonormal: a rotation's two vectors miss unit length or a right angle by {worst:.2g}"
+        )
     return {"off_p99": worst}
 
 
 def _root(
     root: Root | None, sample: Sample, fps: float, has_figure: bool, warnings: list[str]
 ) -> dict[str, Any] | None:
-    """The root's height and speed over the ground."""
+    """Returns the root's height and speed over the ground."""
     if root is None:
         return None
     paths = [root.path(run) for run in sample.runs]
     heights = np.concatenate([path[:, 1] for path in paths])
-    # The first step of a run belongs to the frame before it.
+    # The first difference of a stretch belongs to the frame before it.
     speeds = np.concatenate([np.linalg.norm(np.diff(path[1:, [0, 2]], axis=0), axis=1) * fps for path in paths])
     low, middle, high = _quantiles(heights, 1, 50, 99)
     speed = _quantiles(speeds, 50, 99) if len(speeds) else [0.0, 0.0]
     if not has_figure and not _ROOT_HEIGHT[0] <= abs(middle) <= _ROOT_HEIGHT[1]:
         warnings.append(f"the root's height is {middle:.3g}: is it in metres, and is y up?")
     if speed[1] > _FASTEST:
-        warnings.append(f"the root moves at {speed[1]:.3g} m/s: is the way in metres, and the frame rate right?")
+        warnings.append(f"the root moves at {speed[1]:.3g} m/s: is its position in metres, and the frame rate right?")
     return {
         "channel": root.name,
         "height_m": {"p1": low, "median": middle, "p99": high},
@@ -260,7 +262,7 @@ def _root(
 
 
 def _figure(figure: Figure | None, sample: Sample, warnings: list[str]) -> dict[str, Any] | None:
-    """How tall the figures are, along which axis, and where they stand."""
+    """Returns how tall the figures are, along which axis, and how high they stand."""
     if figure is None:
         return None
     places = figure.places(sample.motion)
@@ -276,31 +278,29 @@ def _figure(figure: Figure | None, sample: Sample, warnings: list[str]) -> dict[
     else:
         facts["tall_m"] = tall = float(spread[1])
     if not _TALL[0] <= tall <= _TALL[1]:
-        warnings.append(
-            f"figures are {tall:.3g} m tall: is their unit the metre? (rvqvae.data.metres_per_unit for BVH)"
-        )
+        warnings.append(f"figures are {tall:.3g} m tall: are lengths in metres? (for BVH: rvqvae.data.metres_per_unit)")
     lowest = float(np.median(places[..., 1].min(axis=1)))
     facts["lowest_joint_m"] = lowest
     if abs(lowest) > _OFF_GROUND:
         side = "above" if lowest > 0 else "below"
         warnings.append(
-            f"the lowest joint is {abs(lowest):.3g} m {side} y = 0: is the root's way in metres, and is y up?"
+            f"the lowest joint is {abs(lowest):.3g} m {side} y = 0: is the root's position in metres, and is y up?"
         )
     ahead = figure.toes_ahead(places)
     if ahead is not None:
         facts["toes_ahead_m"] = float(np.median(ahead))
         if facts["toes_ahead_m"] < _TOES_BEHIND and spread[1] == spread.max():
-            warnings.append("toes point backwards: are left and right, or the signs of an axis, swapped?")
+            warnings.append("toes point backwards: are left and right swapped, or is the sign of an axis wrong?")
     return facts
 
 
 def _judge_posture(posture: Posture, warnings: list[str]) -> None:
-    """Lying and upside down."""
+    """Warns of figures that lie or are upside down."""
     if posture.is_upside_down:
         warnings.append("figures stand on their heads: y should be up")
     elif posture.lies:
         hint = " (rvqvae.data.up_axis z turns such files)" if posture.axis == "z" else ""
-        warnings.append(f"figures lie: from feet to head it is {posture.words}, which should be up{hint}")
+        warnings.append(f"figures lie: from feet to head they extend {posture.words}; y should be up{hint}")
 
 
 def _quantiles(values: NDArray[Any], *percents: float) -> list[float]:
@@ -308,7 +308,7 @@ def _quantiles(values: NDArray[Any], *percents: float) -> list[float]:
 
 
 def look_text(look: Look) -> str:
-    """The facts in a few lines."""
+    """Returns the facts in a few lines."""
     facts = look.facts
     seconds, window = facts["clip_seconds"], facts["window"]
     groups = sorted(facts["groups"], key=lambda group: -group["hours"])
@@ -316,7 +316,7 @@ def look_text(look: Look) -> str:
     lines = [
         f"{Path(facts['store'])}: {counted(facts['clips'], 'clip')}, {facts['frames']:,} frames, "
         f"{hours_words(facts['hours'])} at {facts['fps']:g} fps, {facts['columns']} columns",
-        f"{counted(len(groups), 'speaker')}: {some(hours, 4)}" if groups[0]["name"] else "speakers: names do not say",
+        f"{counted(len(groups), 'speaker')}: {some(hours, 4)}" if groups[0]["name"] else "speakers: not in the names",
         f"clips last {seconds['min']:.1f} to {seconds['max']:.1f} s, median {seconds['median']:.1f}; a window of "
         f"{window['frames']} frames ({window['seconds']:.2f} s) is longer than "
         f"{counted(window['shorter_clips'], 'clip')} "

@@ -1,4 +1,4 @@
-"""Which windows each step takes: pure functions of (seed, step), whatever the number of ranks."""
+"""The order of training windows: pure functions of (seed, step), independent of the number of ranks."""
 
 import threading
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ from ds_rvqvae.data.store.splits import Groups
 if TYPE_CHECKING:
     from ds_rvqvae.data.dataset import MotionData
 
-# What a draw is for: no two draws of a run have the same numbers.
+# The purpose of a draw is part of its seed, so that no two draws of a run get the same numbers.
 _LENGTHS, _EPOCHS, _GROUPS = range(3)
 
 
@@ -23,18 +23,18 @@ def _generator(seed: int, *key: int) -> np.random.Generator:
 
 
 class Samples(NamedTuple):
-    """Windows of one step, or of a part of it."""
+    """The windows of a step, or of some of its micro batches."""
 
     window_size: int
-    """Frames a window."""
+    """Frames per window."""
     windows: NDArray[np.int64]
-    """int64 `[samples]`: places in `MotionData.window_starts(window_size=window_size)`."""
+    """int64 `[samples]`: indices into `MotionData.window_starts(window_size=window_size)`."""
     positions: NDArray[np.int64]
-    """int64 `[samples]`: places in the sequence of all samples of the run, from 0; no two samples have the same."""
+    """int64 `[samples]`: each sample's number among all samples of the run, from 0, each used once."""
 
 
 class WindowSequence(ABC):
-    """The endless sequence of all windows of one length, epoch after epoch of `num_windows` samples."""
+    """The endless sequence of all windows of one length. An epoch has `num_windows` samples."""
 
     def __init__(self, num_windows: int) -> None:
         if num_windows < 1:
@@ -44,7 +44,7 @@ class WindowSequence(ABC):
         self._lock = threading.Lock()
 
     def epoch(self, epoch: int) -> NDArray[np.int64]:
-        """One epoch's windows, int64 `[num_windows]`."""
+        """Returns one epoch's windows, int64 `[num_windows]`."""
         with self._lock:
             if epoch not in self._recent:
                 while len(self._recent) >= 2:
@@ -53,7 +53,7 @@ class WindowSequence(ABC):
             return self._recent[epoch]
 
     def take(self, first: int, stop: int) -> NDArray[np.int64]:
-        """Samples `first` up to `stop` of the sequence, int64 `[stop - first]`."""
+        """Returns samples `first` up to `stop` of the sequence, int64 `[stop - first]`."""
         parts: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
         while first < stop:
             epoch, position = divmod(first, self.num_windows)
@@ -66,7 +66,7 @@ class WindowSequence(ABC):
 
 
 class Shuffled(WindowSequence):
-    """Every window once an epoch: a permutation by (seed, epoch), or by (seed, key, epoch)."""
+    """Every window once per epoch: a permutation by (seed, epoch), or by (seed, key, epoch)."""
 
     def __init__(self, num_windows: int, seed: int, *key: int) -> None:
         super().__init__(num_windows)
@@ -76,16 +76,16 @@ class Shuffled(WindowSequence):
         if self._key:
             generator = _generator(self._seed, *self._key, epoch)
         else:
-            # As runs with windows of one length have always drawn.
+            # The draw of all runs so far with windows of one length: it must not change.
             generator = np.random.default_rng([self._seed, epoch])
         return generator.permutation(self.num_windows)
 
 
 class Balanced(WindowSequence):
-    """As many samples of each group an epoch as its share says; a group's own windows are used in turn, evenly.
+    """Each epoch has as many samples of a group as its weight gives; a group's windows are used equally often.
 
-    A group's windows form an endless sequence of their own, a permutation by (seed, group, cycle) after another; epochs
-    take from it without a break, and shuffle what they took by (seed, epoch).
+    A group's windows form an endless sequence of their own: one permutation by (seed, group, cycle) after another.
+    Epochs take consecutive pieces of it and shuffle them by (seed, epoch).
     """
 
     def __init__(self, groups: Groups, seed: int, *key: int) -> None:
@@ -105,15 +105,15 @@ class Balanced(WindowSequence):
 
 
 class BatchOrder:
-    """The order of the data: a pure function of (seed, step), whatever the number of ranks.
+    """The order of the data: a pure function of (seed, step), independent of the number of ranks.
 
-    Each length of windows has a sequence of its own, and a step takes the next samples of one of them. Lengths come in
-    blocks of as many steps as there are lengths, each once, in an order by (seed, block). So both the samples of a
-    length and the samples of all lengths that come before a step are known by arithmetic.
+    Each window length has its own sequence, and a step takes the next samples of one of them. Steps form blocks in
+    which each length occurs once, in an order by (seed, block). So the number of samples before a step, of one length
+    or of all, follows by arithmetic.
 
     Args:
-        sequences: by length of window, in frames.
-        batches: samples a step over all ranks, by length; may be more than a sequence has windows.
+        sequences: by window length in frames.
+        batches: samples per step over all ranks, by length; may be more than a sequence has windows.
     """
 
     def __init__(self, sequences: Mapping[int, WindowSequence], batches: Mapping[int, int], seed: int) -> None:
@@ -124,14 +124,14 @@ class BatchOrder:
 
     @classmethod
     def of(cls, data: "MotionData", global_batch: int, seed: int, parts: int = 1) -> "BatchOrder":
-        """The order of `data`'s training windows.
+        """Returns the order of `data`'s training windows.
 
         Args:
-            global_batch: windows of `window_size` that a step stands for.
-            parts: micro batches that make up a step, over all ranks.
+            global_batch: windows of `window_size` frames per step, over all ranks.
+            parts: micro batches per step, over all ranks.
 
         Raises:
-            UserError: no window of some length, or weights that do not fit the groups.
+            UserError: no clip is long enough for one of the lengths, or weights do not fit the groups.
         """
         sequences: dict[int, WindowSequence] = {}
         for size, starts in data.training_windows.items():
@@ -143,28 +143,28 @@ class BatchOrder:
         return cls(sequences, windows_a_step(data.config, global_batch, parts), seed)
 
     def window_size(self, step: int) -> int:
-        """The length of a step's windows, in frames."""
+        """Returns the length of a step's windows, in frames."""
         return self._place(step)[0]
 
     def batch(self, step: int) -> int:
-        """Samples of a step over all ranks."""
+        """Returns the number of a step's samples over all ranks."""
         return self.batches[self.window_size(step)]
 
     def step(self, step: int) -> Samples:
-        """A step's samples over all ranks."""
+        """Returns a step's samples over all ranks."""
         return self.part(step, 0, 1)
 
     def bounds(self, step: int, part: int, parts: int) -> tuple[int, int]:
-        """The first of a step's samples that `part` gives, and the one after its last."""
+        """Returns the first of a step's samples that belongs to `part`, and the one after its last."""
         batch = self.batch(step)
         return part * batch // parts, (part + 1) * batch // parts
 
     def part(self, step: int, part: int, parts: int) -> Samples:
-        """The samples of one of `parts` equal stretches of a step, in order; they differ by one sample at most."""
+        """Returns the samples of one of `parts` pieces of a step, in order; the sizes differ by at most one sample."""
         return self.between(step, *self.bounds(step, part, parts))
 
     def between(self, step: int, first: int, stop: int) -> Samples:
-        """A step's samples from `first` up to `stop`, counted from 0 over all ranks."""
+        """Returns a step's samples from `first` up to `stop`, counted from 0 over all ranks."""
         size, earlier_steps = self._place(step)
         of_length = earlier_steps[size] * self.batches[size]
         windows = self.sequences[size].take(of_length + first, of_length + stop)
@@ -172,7 +172,7 @@ class BatchOrder:
         return Samples(size, windows, np.arange(before + first, before + stop))
 
     def _place(self, step: int) -> tuple[int, dict[int, int]]:
-        """A step's length, and how many steps before it each length had."""
+        """Returns a step's window length, and the number of earlier steps by window length."""
         block, place = divmod(step, len(self._sizes))
         order = [0] if len(self._sizes) == 1 else _generator(self.seed, _LENGTHS, block).permutation(len(self._sizes))
         lengths = [self._sizes[index] for index in order]

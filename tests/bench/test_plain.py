@@ -1,4 +1,4 @@
-"""The plain loop that `ds-rvqvae bench` measures beside ours."""
+"""The plain loop with which `ds-rvqvae bench` compares ours."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Seconds by name: a span within another counts for itself only."""
+"""Seconds by name: time in an inner span does not count for the outer one."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""`benchmarks/quality.py`: small studies of tokenizers, by its command."""
+"""The command `benchmarks/quality.py`, on small studies of tokenizers."""
 
 import json
 import os
@@ -29,7 +29,7 @@ COMMON = [
 LENGTHS = ["rvqvae.data.window_sizes=[16, 48]", "rvqvae.data.augment.mix=1"]
 """No window has the `window_size` of COMMON."""
 MIRROR = "rvqvae.data.augment.mirror=1"
-"""Fails: these columns have no sides."""
+"""This setting fails, because these columns have no left and right."""
 STUDY = {
     "profile": "demo",
     "reference": "plain",
@@ -69,7 +69,7 @@ def test_a_study_trains_each_setting_once_and_goes_on_from_kept_results(tmp_path
     assert plain["scores"]["val"]["l1"] != other["scores"]["val"]["l1"]
     assert len(plain["scores"]["codes_in_use"]) == 3 and max(plain["scores"]["perplexity_in_training"]) <= 16
     assert (tmp_path / "rates.png").read_bytes().startswith(b"\x89PNG")
-    # Nothing is left to train, neither here nor where the kept results are known.
+    # Nothing is left to train, neither here nor with the kept results.
     for flags in (["--jobs=2"], ["--out=elsewhere", "--known=kept.json"]):
         again = run_study(tmp_path, motion, STUDY, *flags)
         assert (again.returncode, again.stderr, again.stdout) == (0, "", done.stdout)
@@ -80,7 +80,7 @@ def test_a_study_trains_each_setting_once_and_goes_on_from_kept_results(tmp_path
     assert "cannot be mirrored" in (tmp_path / "third" / "mirror-seed0.log").read_text()
     found = json.loads((tmp_path / "third.json").read_text())
     assert found.keys() == {"again"} and found["again"][0]["scores"] == plain["scores"]
-    # Settings are known by what they are, not by what they are called.
+    # Settings are recognised by their content, not by their names.
     fourth = run_study(tmp_path, motion, more, "--out=fourth", "--known=kept.json", "--only=again")
     assert fourth.returncode == 0 and fourth.stderr == "" and "| again |" in fourth.stdout
 
@@ -99,7 +99,7 @@ def test_without_held_out_clips_there_are_codes_but_no_picture(tmp_path):
 
 @pytest.fixture
 def refusal(tmp_path, monkeypatch, capsys):
-    """Runs the command in this process, in an empty folder, and gives its one line on stderr; its status must be 2."""
+    """Runs the command in this process, in an empty folder; returns its one line on stderr. Its status must be 2."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import quality
@@ -125,7 +125,7 @@ def refusal(tmp_path, monkeypatch, capsys):
         ({"seeds": [0, 0]}, "seeds: give a list of different whole numbers"),
         ({"settings": ["plain"]}, "settings: give an object"),
         ({"settings": {"plain": [1]}}, "plain: a setting is a list"),
-        ({"settings": {"plain": [], "a/b": []}}, "a/b: names are those of files"),
+        ({"settings": {"plain": [], "a/b": []}}, "a/b: the name becomes a file name"),
     ],
 )
 def test_studies_that_are_none_are_refused(refusal, motion, changes, words):

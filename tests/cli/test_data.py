@@ -23,7 +23,7 @@ def test_refusals(tmp_path, demo_store, capsys):
     assert cli.main(["data", "plot", str(demo_store.folder), "--out", str(tmp_path / "page.jpg")]) == 2
     assert "pictures are PNG" in capsys.readouterr().err
     assert cli.main(["data", "plot", str(tmp_path)]) == 2
-    assert "no prepared store" in capsys.readouterr().err
+    assert "not a prepared store" in capsys.readouterr().err
     (tmp_path / "folder.png").mkdir()
     assert cli.main(["data", "plot", str(demo_store.folder), "--out", str(tmp_path / "folder.png")]) == 2
     assert "folder.png: is a folder" in capsys.readouterr().err

@@ -52,7 +52,7 @@ def test_figures_that_lie_are_said_of_files_however_many(tmp_path, upper, capsys
         write_beat2(tmp_path / "data" / f"{index}.npz", 20, poses=poses)
     command = ["encode", str(upper), str(tmp_path / "data"), "--out", str(tmp_path / "codes")]
     assert cli.main(command) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "lies along z, where y should be up" in line]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "lies along z; y should be up" in line]
     assert len(lines) == 1 and lines[0].endswith("1.npz and 1 more")
     _, result, _ = run(capsys, *command, "--overwrite")
     assert [len(clip["notes"]) for clip in result["done"]] == [0, 1, 1]
@@ -151,7 +151,7 @@ def test_a_source_at_another_rate_is_told_and_comes_back_at_its_own(tmp_path, up
     run(capsys, "encode", upper, source, "--out", tmp_path / "codes")
     command = ["decode", str(upper), str(tmp_path / "codes"), "--out", str(tmp_path / "motion")]
     assert cli.main(command) == 0
-    told = "source at 60 frames a second, written at 30; --fps source brings back the source's: "
+    told = "source at 60 fps, written at 30; --fps source keeps the source's: "
     assert told in capsys.readouterr().out
     assert cli.main([*command, "--fps", "source"]) == 0 and "frames a second" not in capsys.readouterr().out
     back, original = np.load(tmp_path / "motion" / "1_a.npz"), np.load(source)

@@ -118,7 +118,7 @@ def test_a_bvh_file_comes_back_at_its_own_frame_rate(tmp_path, capsys):
     run(capsys, "encode", tmp_path / "tokenizer", source, "--out", tmp_path / "codes")
     decode = ("decode", tmp_path / "tokenizer", tmp_path / "codes", "--out", tmp_path / "motion")
     status, result, _ = run(capsys, *decode)
-    told = "source at 120 frames a second, written at 30; --fps source brings back the source's"
+    told = "source at 120 fps, written at 30; --fps source keeps the source's"
     assert status == 0 and result["done"][0]["notes"] == [told]
     slow = read(tmp_path / "motion" / "walk.bvh").motion
     status, result, _ = run(capsys, *decode, "--fps", "source")

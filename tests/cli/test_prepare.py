@@ -86,7 +86,7 @@ def test_motion_of_another_rate_is_not_added_to_a_store(tmp_path, capsys):
     assert cli.main([*prepare, str(tmp_path / "a")]) == 0
     assert cli.main([*prepare, str(tmp_path / "b"), "--append"]) == 2
     error = capsys.readouterr().err
-    assert "60 frames per second, but" in error and "has 30; motion of one frame rate makes a store" in error
+    assert "60 frames per second, but" in error and "has 30; all motion in a store must" in error
     assert open_store(tmp_path / "store").clip_names == ["a"]
 
 
@@ -113,7 +113,7 @@ def test_a_signal_to_all_its_processes_is_one_line_and_the_same_command_goes_on(
     began = time.monotonic()
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 75 and time.monotonic() - began < 5
-    line = rf"stopped by {kind.name}: \d+ of 60 files are packed; the same command goes on from there\n"
+    line = rf"stopped by {kind.name}: \d+ of 60 files are packed; the same command continues from there\n"
     assert re.fullmatch(line, errors), errors
     assert not list(tmp_path.rglob(".unfinished-*")) and not store.exists()
     deadline = time.monotonic() + 5

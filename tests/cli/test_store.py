@@ -88,7 +88,9 @@ def test_one_turned_bit_is_found(store, capsys):
     assert cli.main(["store", "verify", str(store.folder), "--json"]) == 2
     printed = capsys.readouterr()
     (damage,) = json.loads(printed.out)["damaged"]
-    assert damage["file"] == "shards/00000.npy" and damage["problems"] == ["its checksum is not that of the table"]
+    assert damage["file"] == "shards/00000.npy" and damage["problems"] == [
+        "its checksum differs from the one in the table"
+    ]
     assert damage["clips"] == ["clip0", "clip1", "clip2"]
     assert len(printed.err.splitlines()) <= 6 and "shards/00000.npy" in printed.err and "clip1" in printed.err
 

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def beat2_arrays(frames: int = 60, fps: int = 30, seed: int = 0) -> dict[str, np.ndarray]:
-    """One clip under BEAT2's keys and dtypes."""
+    """Returns one clip with BEAT2's keys and dtypes."""
     rng = np.random.default_rng(seed)
     return {
         "betas": np.zeros(300, np.float32),
@@ -34,7 +34,7 @@ def write_beat2_folder(folder: Path, names: tuple[str, ...], frames: int = 60) -
 
 
 def packed_arrays(lengths: tuple[int, ...] = (40, 30, 50), width: int = 5) -> dict[str, np.ndarray]:
-    """A packed npz without split and layout; each value is its row number plus a hundredth of its column."""
+    """Returns a packed npz without split and layout; each value is its row number plus a hundredth of its column."""
     rows, columns = np.arange(sum(lengths)), np.arange(width)
     return {
         "motion": (rows[:, None] + columns / 100).astype(np.float32),
@@ -51,7 +51,7 @@ def write_packed(file: Path, lengths: tuple[int, ...] = (40, 30, 50), width: int
 
 
 def write_matrices(folder: Path, names: tuple[str, ...], width: int, frames: int = 40, suffix: str = ".npy") -> Path:
-    """A matrix file a name, in the folders that names have; each value is drawn anew."""
+    """Writes one matrix of random values per name, in the folders that the names contain."""
     for seed, name in enumerate(names):
         file = folder / f"{name}{suffix}"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def write_matrices(folder: Path, names: tuple[str, ...], width: int, frames: int
 
 
 def write_lists(folder: Path, **names: str) -> Path:
-    """`train.txt` and its like: the names of clips, separated by blanks, a line each."""
+    """Writes lists such as `train.txt`, with one line per clip; names are separated by blanks."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, listed in names.items():
         (folder / f"{split}.txt").write_text("".join(f"{name}\n" for name in listed.split()))
@@ -68,7 +68,7 @@ def write_lists(folder: Path, **names: str) -> Path:
 
 
 def write_statistics(folder: Path, width: int, mean: str = "Mean.npy", std: str = "Std.npy") -> Path:
-    """A mean and a std that no motion of `write_matrices` has."""
+    """Writes a mean and a std that no motion of `write_matrices` has."""
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / mean, np.arange(width, dtype=np.float32))
     np.save(folder / std, np.arange(1, width + 1, dtype=np.float32))

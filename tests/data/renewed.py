@@ -1,4 +1,4 @@
-"""Stores whose every value tells which version of the data it is of."""
+"""Stores in which every value tells the version of the data that it belongs to."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ CLIPS, COLUMNS = 12, 6
 
 
 def write_version(file: Path, version: int) -> Path:
-    """Clips whose values and lengths tell version, clip and row; not as many of them in each version."""
+    """Writes clips whose values and lengths tell version, clip and row; versions differ in the number of clips."""
     lengths = tuple(_frames(version, clip) for clip in range(CLIPS + version % 3))
     motion = np.concatenate([_motion(version, clip) for clip in range(len(lengths))])
     names = np.array([f"c{clip}" for clip in range(len(lengths))])
@@ -19,7 +19,7 @@ def write_version(file: Path, version: int) -> Path:
 
 
 def is_whole(store: Store, rng: np.random.Generator) -> int:
-    """The version of all of an opened store, of which some clip is read; fails where that is of another one."""
+    """Returns the version of an opened store; fails if a randomly chosen clip belongs to another version."""
     version = int(store.clip("c0")[0, 0]) // 10_000
     own = sum(name.startswith("c") for name in store.clip_names)
     assert own == CLIPS + version % 3

@@ -28,7 +28,7 @@ MIRROR_X = np.array([-1, 1, 1])
 
 
 def smooth_motion(layout, frames=40, seed=0) -> np.ndarray:
-    """Every joint turning steadily about an axis of its own, and a root that wanders; float32 `[frames, C]`."""
+    """Returns motion with joints that turn steadily about their own axes, and a moving root; float32 `[frames, C]`."""
     rng = np.random.default_rng(seed)
     motion = np.cumsum(rng.normal(size=(frames, layout[-1].stop)), axis=0) * 0.01
     columns = rotation_columns(layout)
@@ -80,14 +80,14 @@ def test_a_mirrored_figure_of_the_cmu_data(real_data):
             return forward_kinematics(rotations, rest, parents, motion[:, -3:])
 
         wanted = places(motion, rest)[:, other] * MIRROR_X
-        # Exactly so for the mirror image of this body; for the body itself as far as its two sides are alike.
+        # Exact for the mirror image of this body; for the body itself as far as its two sides are alike.
         assert np.allclose(places(mirror(motion), rest[other] * MIRROR_X), wanted, atol=1e-5)
         errors = np.linalg.norm(places(mirror(motion), rest) - wanted, axis=-1)
         assert errors.max() < 0.08 < np.ptp(wanted, axis=0).max()
 
 
 def small_skeleton(axis: int) -> dict:
-    """Hips, spine and two legs, one to each side along an axis."""
+    """Returns a skeleton of hips, spine and two legs, one to each side along an axis."""
     offsets = np.array([[0, 1, 0], [0, 0.5, 0], [0, -0.1, 0], [0, -0.1, 0]], float)
     offsets[2:, axis] += [0.2, -0.2]
     names = ["Hips", "Spine", "LeftLeg", "RightLeg"]
@@ -106,7 +106,7 @@ def test_the_mirror_stands_where_the_skeleton_has_its_sides():
 def test_a_skeleton_without_mirror_images_is_refused():
     layout = joint_layout(small_skeleton(0)["joint_names"], "translation")
     along_the_bone = small_skeleton(0) | {"offsets": [[0, 1, 0], [0.5, 0, 0], [0.4, 0, 0], [0.4, 0, 0]]}
-    with pytest.raises(UserError, match="no mirror images"):
+    with pytest.raises(UserError, match="not mirror images"):
         Mirror(layout, along_the_bone)
     with pytest.raises(UserError, match="along y, the axis that points up"):
         Mirror(layout, small_skeleton(1) | {"offsets": [[0, 0, 1], [0, 0, 0.5], [0, 0.2, 0], [0, -0.2, 0]]})
@@ -118,7 +118,7 @@ def test_a_skeleton_without_mirror_images_is_refused():
         (smplx_layout(), r"expressions \(100 columns of kind expression\) cannot be mirrored"),
         (feature_layout(263), r"features \(263 columns of kind feature\) cannot be mirrored"),
         (joint_layout(["Hips", "LeftLeg", "RightLeg", "LeftArm"], "translation"), "LeftArm has no partner"),
-        (joint_layout(["joint0", "joint1"], "position"), "tell no left from right: joint0, joint1"),
+        (joint_layout(["joint0", "joint1"], "position"), "do not tell left from right: joint0, joint1"),
         ((Channels("root", "translation", 0, 2),), "root .2 columns of kind translation. cannot"),
     ],
 )
@@ -146,7 +146,7 @@ def test_a_window_at_its_own_speed_is_left_alone():
 def test_motion_at_another_speed(speed):
     layout = (*BODY, Channels("expressions", "expression", BODY[-1].stop, BODY[-1].stop + 2))
     motion = smooth_motion(layout, frames=70)
-    motion[:, -2:] = np.arange(70)[:, None]  # what is linear in time stays so
+    motion[:, -2:] = np.arange(70)[:, None]  # values that are linear in time stay so
     before = motion.copy()
     augment, size = Augment(layout, AugmentConfig(time_scale=0.5), seed=0), 40
     needed = augment.needed(size, speed)
@@ -156,14 +156,14 @@ def test_motion_at_another_speed(speed):
     assert np.array_equal(motion, before)
     times = np.arange(size) * speed
     assert np.allclose(window[:, -2:], times[:, None], atol=1e-4)
-    # Each joint turns steadily, so at any time it is turned by a known angle from where it was.
+    # Each joint turns steadily, so its angle from the start is known at any time.
     columns = rotation_columns(layout)
     there, wanted = (rotation_6d_to_matrix(each[:, columns].astype(np.float64)) for each in (window, motion))
     step = np.swapaxes(wanted[0], -1, -2) @ wanted[1]
     turned = np.swapaxes(there[:-1], -1, -2) @ there[1:]
     angle, whole = (np.arccos(np.clip((np.trace(each, axis1=-2, axis2=-1) - 1) / 2, -1, 1)) for each in (turned, step))
     assert np.allclose(angle, whole * speed, atol=2e-3)
-    # The root goes the same way, as fast as the speed says.
+    # The root follows the same path, at the given speed.
     root = slice(BODY[-1].start, BODY[-1].stop)
     places = translation_positions(motion[:, root])
     wanted = np.stack([np.interp(times, np.arange(70), column) for column in places.T], axis=1)
@@ -252,7 +252,7 @@ def test_a_mixed_window_takes_stretches_of_joints_from_others(pieces):
             owner[columns] = place + 1
         parts = [set(owner[part.start : part.stop]) for part in BODY]
         assert all(len(part) == 1 for part in parts) and {0} in parts
-        # Around the ring of parts every stretch is in one piece.
+        # On the ring of parts, each stretch is contiguous.
         assert sum(one != other for one, other in zip(parts, parts[1:] + parts[:1], strict=True)) == len(sources) + 1
     again = augment.mixed_from(3, 9)
     assert [other for other, _ in again] == [other for other, _ in found[3]]

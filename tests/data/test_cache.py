@@ -32,7 +32,7 @@ from ds_rvqvae.data.store.store import Store, open_store
 store = open_store(sys.argv[1])
 of_store = store, np.array([3, 0, 4]), np.array([0.1, -2, 3], np.float32), np.array([0.3, 7, 1.7], np.float32)
 """
-"""What every process of its own does first: the selection of this file."""
+"""The first lines of each separate process: the same selection as in this file."""
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_a_damaged_one_is_made_again(store, cache, damage):
     whole = np.array(select(store))
     file = in_cache(cache)[0] / "frames.npy"
     content = file.read_bytes()
-    file.unlink()  # not cut short in place: `whole`'s map would go with it
+    file.unlink()  # not truncated in place, because `whole` is a map of it
     file.write_bytes(content[:-4] if damage is None else damage)
     assert np.array_equal(select(store), whole) and file.read_bytes() == content
 
@@ -153,7 +153,7 @@ def test_what_does_not_fit_half_of_the_memory_stays_in_the_store(store, cache, m
     monkeypatch.setattr(Host, "read", lambda: replace(host, memory_bytes=2 * 120 * 3 * 4 - 1))
     with caplog.at_level(logging.INFO):
         assert select(store) is None
-    assert "too much for the memory" in caplog.text and not (cache / "selected").exists()
+    assert "too large for the memory" in caplog.text and not (cache / "selected").exists()
     monkeypatch.setattr(Host, "read", lambda: replace(host, memory_bytes=2 * 120 * 3 * 4))
     assert select(store) is not None
 
@@ -193,7 +193,7 @@ selected_frames(*of_store)
     assert process.returncode == -signal.SIGKILL
     (left,) = in_cache(cache)
     assert left.name.endswith(".building")
-    assert select(store, STD * 2) is not None  # another selection sweeps it
+    assert select(store, STD * 2) is not None  # another selection removes it
     assert left not in in_cache(cache) and len(in_cache(cache)) == 1
     assert len(select(store)) == 120
 

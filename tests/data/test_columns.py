@@ -1,4 +1,4 @@
-"""How wide a profile's motion is: by body part, or counted in motion."""
+"""The number of columns of a profile's motion: by body part, or from the motion itself."""
 
 import json
 
@@ -43,7 +43,9 @@ def test_the_first_file_that_can_be_read_counts(bvh):
 
 
 def test_own_parts_without_motion_are_not_known(tmp_path, bvh, capsys):
-    with pytest.raises(UserError, match="how many columns arm has is not known without motion; give --data_path or"):
+    with pytest.raises(
+        UserError, match="the number of columns of arm is not known without motion; give --data_path or"
+    ):
         columns_in_use(DataConfig(body_part="arm", body_parts=OWN))
     settings = [f"rvqvae.data.body_parts={json.dumps(OWN)}", "rvqvae.data.body_part=arm"]
     line = ["demo", *(word for setting in settings for word in ("--set", setting))]

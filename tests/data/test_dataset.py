@@ -42,7 +42,7 @@ def test_no_window_crosses_a_cut_in_time(tmp_path):
     data = open_packed(tmp_path, lengths=(100,), split=None)
     assert data.window_starts().max() == 80 - 16
     assert len(data.segments("train")) == 1 and not data.segments("val")  # ten frames are too few to hold out
-    assert [(segment.start, segment.stop) for segment in data.segments("all")] == [(0, 100)]  # the whole clip
+    assert [(segment.start, segment.stop) for segment in data.segments("all")] == [(0, 100)]  # the complete clip
 
 
 def test_windows_are_normalised_rows_of_the_store(tmp_path):
@@ -74,7 +74,7 @@ def test_mean_and_std_from_files(tmp_path):
 
 
 def test_a_std_that_is_given_is_used_as_it_is(tmp_path):
-    """The floor is for measured ones: MoMask's std of HumanML3D's root, over its `feat_bias` of 5, is far below it."""
+    """Only a measured std has a floor: MoMask's std of HumanML3D's root, divided by its `feat_bias` 5, is far below."""
     std = np.array([0.0004, 1e-5, 0.003, 2, 0.5])
     np.save(tmp_path / "m.npy", np.zeros(5))
     np.save(tmp_path / "s.npy", std)
@@ -87,7 +87,7 @@ def test_a_std_that_is_given_is_used_as_it_is(tmp_path):
     assert np.array_equal(before.std, np.maximum(std, 0.01).astype(np.float32))
     assert before.fingerprint() != data.fingerprint()
     (said,) = before.warnings()
-    assert "raised to rvqvae.data.std_floor 0.01 in features[0-2]; a new run takes it as it is" in said
+    assert "raised to rvqvae.data.std_floor 0.01 in features[0-2]; a new run uses it as it is" in said
     assert data.warnings() == []
 
 
@@ -95,11 +95,11 @@ def test_a_std_that_is_given_is_used_as_it_is(tmp_path):
     ("std", "complaint"),
     [
         (np.ones(4), "4 columns, but the motion has 5"),
-        (np.ones((5, 1)), "one number a column"),
+        (np.ones((5, 1)), "one number .* column"),
         (np.full(5, np.nan), "NaN"),
         (-np.ones(5), "negative"),
-        (np.array([1, 0, 1, 1, 0.0]), r"holds 0 for features\[1\], features\[4\], and nothing can be divided by that"),
-        (np.array(["a"] * 5), "one number a column"),
+        (np.array([1, 0, 1, 1, 0.0]), r"holds 0 for features\[1\], features\[4\], and motion is divided by it"),
+        (np.array(["a"] * 5), "one number .* column"),
     ],
 )
 def test_a_wrong_statistics_file_is_named(tmp_path, std, complaint):
@@ -120,7 +120,7 @@ def test_statistics_that_a_feature_folder_brings_are_used(tmp_path):
     data = MotionData.open(DataConfig(path=str(folder), window_size=16))
     assert data.mean.tolist() == [1, 2, 3] and data.std.tolist() == [4, 5, 6]
     assert data.store.clip_names == ["a", "b", "c"]
-    # The floor is for what was measured.
+    # Only a measured std has a floor.
     data = MotionData.open(DataConfig(path=str(folder), window_size=16, std_floor=5.5))
     assert data.std.tolist() == [4, 5, 6]
     before = MotionData.open(DataConfig(path=str(folder), window_size=16, std_floor=5.5, reading_version=1))
@@ -172,12 +172,12 @@ def test_groups_of_training_windows(tmp_path):
 def test_balance_is_told_and_a_weight_for_nobody_refused(tmp_path):
     data = open_packed(tmp_path, balance="speaker", weights={"clip2": 3})
     assert data.balance_lines() == [
-        "rvqvae.data.balance: speakers by share of samples (of windows there are): "
+        "rvqvae.data.balance: share of the samples per speaker (of the windows): "
         "clip0 25.0% (43.8%), clip2 75.0% (56.2%)"
     ]
     # clip1 is held out.
     data = open_packed(tmp_path, balance="speaker", weights={"clip1": 3})
-    with pytest.raises(UserError, match=r"no speaker 'clip1' in train; there: 'clip0', 'clip2'"):
+    with pytest.raises(UserError, match=r"no speaker 'clip1' in train; it has 'clip0', 'clip2'"):
         data.count_training_windows()
     assert open_packed(tmp_path).balance_lines() == []
     lines = open_packed(tmp_path, balance="speaker", window_sizes=[16, 48]).balance_lines()
@@ -192,8 +192,8 @@ def test_balance_is_told_and_a_weight_for_nobody_refused(tmp_path):
     [
         ("upper", {"mix": 0.5}, []),
         ("upper", {"mix_windows": 30}, []),
-        ("upper", {"mix": 0.5, "mix_windows": 30}, ["mix_windows: 30 are more than the 13 joints: 13"]),
-        ("face", {"mix": 0.5}, ["mix: all columns are one part, expressions: no effect"]),
+        ("upper", {"mix": 0.5, "mix_windows": 30}, ["mix_windows: 30 is more than the 13 joints; 13 is used"]),
+        ("face", {"mix": 0.5}, ["mix: no effect: all columns belong together, as expressions"]),
     ],
 )
 def test_mixing_that_the_columns_do_not_allow_is_told(demo_folder, body_part, augment, warnings):
@@ -204,7 +204,7 @@ def test_mixing_that_the_columns_do_not_allow_is_told(demo_folder, body_part, au
 def test_the_rate_of_a_prepared_store_goes_before_the_profiles_which_is_said(demo_folder, tmp_path):
     prepare_store(DataConfig(path=str(demo_folder), fps=15.0), tmp_path / "store")
     data = MotionData.open(DataConfig(path=str(tmp_path / "store")))
-    assert data.fps == 15 and data.warnings() == ["the store has 15 frames a second: rvqvae.data.fps 30 is not used"]
+    assert data.fps == 15 and data.warnings() == ["the store has 15 fps: rvqvae.data.fps 30 is not used"]
     assert MotionData.open(DataConfig(path=str(tmp_path / "store"), fps=15.0)).warnings() == []
 
 
@@ -216,7 +216,7 @@ def test_feature_weights_divide_the_deviations(tmp_path):
     plain = MotionData.open(DataConfig(path=str(folder), window_size=16))
     weighted = MotionData.open(DataConfig(path=str(folder), window_size=16, feat_bias=5))
     ratio = np.round(plain.std / weighted.std, 3)
-    # HumanML3D: 4 columns of the root, 3 * 21 positions, 6 * 21 rotations, 3 * 22 velocities, 4 contacts of the feet.
+    # HumanML3D: 4 columns for the root, 3 * 21 positions, 6 * 21 rotations, 3 * 22 velocities, 4 foot contacts.
     assert set(ratio[:4]) == set(ratio[-4:]) == {5} and set(ratio[4:-4]) == {1}
     assert weighted.fingerprint() != plain.fingerprint()
 

@@ -46,7 +46,7 @@ def test_it_moves_smoothly(demo_folder):
         with np.load(file, allow_pickle=False) as arrays:
             poses = arrays["poses"]
         speed = np.abs(np.diff(poses, axis=0))
-        assert speed.max() < 0.5  # radians a frame; the real clip reaches 0.36
+        assert speed.max() < 0.5  # radians per frame; the real clip reaches 0.36
         assert np.abs(np.diff(poses, n=2, axis=0)).max() < 0.15
 
 

@@ -1,4 +1,4 @@
-"""Settings that columns cannot have: left out of a run where the profile has them, refused where they are asked for."""
+"""Settings that do not fit columns: left out of a run if they come from the profile, an error if asked for."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_every_part_can_be_trained_with_every_shipped_profile(name, demo_folder)
         assert bool(data.notes()) == bool(left_out)
         augment, fitted = data.config.augment, data.fitted(request.profile)
         assert fitted.rvqvae.data.augment == augment and (augment.mirror > 0) == (name == "best" and not left_out)
-        # What the run then stores is what it trains with: opened again, nothing is left out any more.
+        # The run stores the profile that it trains with: when opened again, nothing more is left out.
         assert keys(fitted, data.layout) == []
 
 
@@ -64,9 +64,9 @@ def test_weights_of_joints_of_other_parts_are_left_out_and_misspelt_ones_refused
     assert (left_out.key, left_out.value) == (WEIGHTS, {"left_*": 2}) and left_out.reason.endswith("head")
     (left_out,) = unfitting(load_profile("baseline", [f'{WEIGHTS}={{"head": 3}}']), hands, of_store, None, ())
     assert left_out.value is None
-    assert keys(load_profile("baseline", [f'{WEIGHTS}={{"haed": 3}}']), hands, of_store) == []  # refused as ever
+    assert keys(load_profile("baseline", [f'{WEIGHTS}={{"haed": 3}}']), hands, of_store) == []  # refused as before
     assert keys(profile, hands, of_store, asked=[WEIGHTS]) == []
-    # Of an object what is asked for is refused, and what merely stands in the profile left out.
+    # In an object, entries that are asked for are refused, and entries from the profile are left out.
     assert keys(profile, hands, of_store, asked=[f"{WEIGHTS}.head"]) == []
     (left_out,) = unfitting(profile, hands, of_store, None, [f"{WEIGHTS}.left_*"])
     assert left_out.paths == (f"{WEIGHTS}.head",)
@@ -99,7 +99,7 @@ def test_a_part_of_motion_without_parts_is_refused_where_it_is_asked_for(tmp_pat
     assert open_training_data(request.profile, asked=request.asked).in_features == 6
     with pytest.raises(UserError, match=r"matrices has no body parts .*: leave it out$"):
         check_part("upper", "matrices", feature_layout(9), False)
-    # A file that holds this very part and no more.
+    # A file that holds exactly this part.
     _, hands = select_columns(smplx_layout(), "hands")
     line = ["--window_size=16", f"--data_path={_packed(tmp_path / 'b.npz', hands)}", "--body_part=hands"]
     request = read_training_flags(line).request()

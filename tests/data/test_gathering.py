@@ -23,7 +23,7 @@ def open_data(path, **settings) -> MotionData:
 
 
 def batches(data, *, steps=4, world_size=1) -> list[np.ndarray]:
-    """The global batches of some steps."""
+    """Returns the global batches of some steps."""
     order, found = BatchOrder.of(data, 6, 3, world_size), []
     for rank in range(world_size):
         with BatchLoader(data, order, rank=rank, world_size=world_size, num_workers=0) as loader:

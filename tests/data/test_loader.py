@@ -33,7 +33,7 @@ def loader_of(data, batch, *, seed=3, world_size=1, rank=0, **settings) -> Batch
 
 
 def load(data, steps, batch, **settings) -> list[torch.Tensor]:
-    """Each step's windows on one rank, `[windows, window_size, C]`."""
+    """Returns each step's windows on one rank, `[windows, window_size, C]`."""
     with loader_of(data, batch, **settings) as loader:
         return [torch.cat(loader.next()) for _ in range(steps)]
 

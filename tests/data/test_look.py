@@ -1,4 +1,4 @@
-"""What is said of a store's motion: facts of good motion, and that wrong units and axes are told."""
+"""Facts about a store's motion: for good motion, and warnings for wrong units and axes."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_columns_are_measured_over_all_frames(demo_store):
 
 def test_a_wrong_unit_is_told(tmp_path, demo_folder):
     store = demo_with(tmp_path, demo_folder, lambda arrays: {**arrays, "trans": 100 * arrays["trans"]})
-    assert _told(store, "is the root's way in metres")
+    assert _told(store, "is the root's position in metres")
 
 
 def test_a_lying_figure_is_told(tmp_path, demo_folder):
@@ -46,7 +46,7 @@ def test_a_lying_figure_is_told(tmp_path, demo_folder):
         return {**arrays, "poses": poses, "trans": np.stack([trans[:, 0], -trans[:, 2], trans[:, 1]], axis=1)}
 
     store = demo_with(tmp_path, demo_folder, z_up, up_axis="y")
-    assert _told(store, "figures lie: from feet to head it is 1.5") and _told(store, "along z")
+    assert _told(store, "figures lie: from feet to head they extend 1.5") and _told(store, "along z")
 
 
 def test_translations_that_were_lost_are_told(tmp_path, demo_folder):
@@ -60,7 +60,7 @@ def test_mirrored_places_and_wrong_units_of_features_are_told(tmp_path):
     mirrored = make_store(tmp_path, humanml3d(tmp_path / "mirrored", mirrored=True), "a", fps=20.0)
     assert _told(mirrored, "toes point backwards")
     inches = make_store(tmp_path, humanml3d(tmp_path / "inches", scale=39.4), "b", fps=20.0)
-    assert _told(inches, "is their unit the metre?") and _told(inches, "m/s")
+    assert _told(inches, "are lengths in metres?") and _told(inches, "m/s")
 
 
 def test_rotations_that_are_none_are_told(tmp_path):
@@ -70,7 +70,7 @@ def test_rotations_that_are_none_are_told(tmp_path):
     store = make_store(
         tmp_path, write_packed(tmp_path / "data.npz", (60, 60), 12, motion=motion, layout=np.array(layout))
     )
-    assert _told(store, "rotations are no rotations") and figure_of(store) is None and root_of(store) is None
+    assert _told(store, "6D columns are not orthonormal") and figure_of(store) is None and root_of(store) is None
 
 
 def test_the_sample_is_seeded_and_has_every_speaker(demo_store):

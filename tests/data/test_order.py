@@ -1,4 +1,4 @@
-"""The order of the data: pure functions of (seed, step), every window evenly."""
+"""The order of the data: pure functions of (seed, step) that use every window equally often."""
 
 from collections import Counter
 
@@ -26,7 +26,7 @@ def several(seed: int = 0, counts=(50, 31, 20, 7), batches=(24, 16, 12, 9)) -> B
 
 
 def by_group(counts: dict[str, int], weights: dict[str, float] | None = None):
-    """Groups of windows, each clip a group."""
+    """Returns groups of windows with one clip per group."""
     return balanced(list(counts), np.repeat(np.arange(len(counts)), list(counts.values())), weights or {}, "speaker")
 
 
@@ -132,7 +132,7 @@ def test_shares_of_an_epoch_and_even_use_of_each_groups_windows():
     sequence = Balanced(groups, 3)
     for epoch in range(4):
         assert np.bincount(groups.of_window[sequence.epoch(epoch)]).tolist() == [25, 25, 50]
-    # Of a group's own windows none is used twice more than another, at any epoch's end.
+    # At any epoch's end, the windows of a group have been used equally often, or differ by one.
     used = np.bincount(sequence.take(0, 700), minlength=100)
     for group in range(3):
         counts = used[groups.of_window == group]
@@ -167,7 +167,7 @@ def test_weight_0_leaves_a_group_out():
 @pytest.mark.parametrize(
     ("weights", "complaint"),
     [
-        ({"scott": 2}, "rvqvae.data.weights: no speaker 'scott' in train; there: 'a', 'b'"),
+        ({"scott": 2}, "rvqvae.data.weights: no speaker 'scott' in train; it has 'a', 'b'"),
         ({"a": 0, "b": 0}, "every speaker that has windows has weight 0"),
     ],
 )

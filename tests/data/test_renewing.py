@@ -1,4 +1,4 @@
-"""Stores and caches are renewed, added to and removed while others read them: who reads keeps what he opened."""
+"""Stores and caches are replaced, extended and removed during use: a reading process keeps what it opened."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ from tests.data.renewed import COLUMNS, is_whole, write_version
 
 CHANGES = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir"}
 STEPS = 17
-"""Of these moments one in so many is tried: 1 tries each of about 360 and 70, in six minutes."""
+"""One in so many of these moments is tried: 1 tries each of about 360 and 70, in six minutes."""
 READER = """
 import sys
 from pathlib import Path
@@ -56,7 +56,7 @@ print(opened, len(set(seen)))
 
 @pytest.fixture(autouse=True)
 def many_shards(monkeypatch):
-    """Small data in several shards."""
+    """Makes small data fill several shards."""
     monkeypatch.setattr("ds_rvqvae.data.store.shards.SMALLEST_SHARD", 1000)
 
 
@@ -102,7 +102,7 @@ def test_other_processes_see_one_store_whole_while_it_is_renewed_added_to_and_re
 @pytest.mark.parametrize("selected", [True, False])
 @pytest.mark.parametrize("named", [True, False])
 def test_scores_and_batches_are_those_of_what_was_opened(tmp_path, monkeypatch, named, selected):
-    """Of threads that load too; from the selected columns in the cache, and from the store where they do not fit."""
+    """Also with loading threads; from the selected columns in the cache, and from the store if they do not fit."""
     if not selected:
         monkeypatch.setattr("ds_rvqvae.data.cache._fits", lambda nbytes: False)
     out = tmp_path / "store" if named else None
@@ -149,8 +149,10 @@ def test_a_cached_store_stays_while_another_process_has_it_open_and_goes_after_i
 
 
 def killed_at(step: int, folder: Path, work: Callable[[], object]) -> bool:
-    """Does some work in a fork that is killed as it opens, renames or removes something in a folder for the `step`-th
-    time; False where the work was done before."""
+    """Does work in a fork that is killed when it opens, renames or removes something in a folder the `step`-th time.
+
+    Returns False if the work was finished before.
+    """
     child = os.fork()
     if child == 0:
         left = step

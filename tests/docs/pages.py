@@ -9,8 +9,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 _FOUND = ("*.md", "docs/**/*.md", "examples/*.md")
 PAGES = sorted(page for pattern in _FOUND for page in ROOT.glob(pattern) if page.name != "CHANGELOG.md")
-RUN = ("bash", "python", "json")
-"""Languages of blocks that are run."""
+RUN = ("bash", "sh", "python", "json")
+"""Languages of blocks that are run; `sh` is a batch script, whose syntax is checked."""
 SHOWN = ("text", "")
 """Languages of blocks that show what is printed."""
 _OPERATORS = {"&&", "&", ";", "||"}

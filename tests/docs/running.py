@@ -20,7 +20,8 @@ from ds_rvqvae import cli
 from ds_rvqvae.config.request import read_training_flags
 from ds_rvqvae.gpu import monitor
 from ds_rvqvae.launch import main as launcher
-from tests.docs.pages import ROOT, Block, Command
+from tests.docs.pages import ROOT, Block, Command, commands_of
+from tests.docs.world import SETTINGS
 from tests.gpu.stand_in import StandIn, command
 
 _CPU = {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": "8", "OMP_NUM_THREADS": "1"}
@@ -32,6 +33,9 @@ _SMALLER = {
     "scaling.py": [],
 }
 """Benchmarks that are run, with what makes them small; of the others the flags are parsed."""
+
+
+_PROGRAMS = ("bash", "python", "ds-rvqvae")
 
 
 class _ParsedError(Exception):
@@ -62,16 +66,23 @@ class Runner:
             with (self.world / asked.output).open("w") as output, redirect_stdout(output):
                 return run()
 
-    def check_script(self, block: Block) -> str:
-        """How bash refuses a batch script, which is not run; empty where it does not."""
-        checked = subprocess.run(["bash", "-n"], input=block.text, capture_output=True, text=True)
-        return f"{block.where}: {checked.stderr}" if checked.returncode else ""
+    def commands_of(self, block: Block) -> list[Command]:
+        """The commands of a bash block; those of one with control structures by running it with stand-ins for them."""
+        if not re.search(r"^\s*(case|if|for|while) ", block.text, re.MULTILINE):
+            return list(commands_of(block))
+        log = self.world / "called"
+        log.unlink(missing_ok=True)
+        stand_ins = "".join(f'{name}() {{ printf "%q " {name} "$@" >>called; echo >>called; }}\n' for name in _PROGRAMS)
+        subprocess.run(["bash", "-eu"], input=stand_ins + block.text, cwd=self.world, check=True, text=True)
+        return list(commands_of(block._replace(text=log.read_text())))
 
     def _rule(self, words: list[str]) -> Callable[[], int]:
         line = shlex.join(words)
         if words[0] == "export":
             return lambda: self._export(words[1:])
-        if words[0] in ("wait", "echo", "cd", "mkdir", "cp") or line == "source .venv/bin/activate":
+        if words[0] in ("printf", "echo", "mkdir", "cp"):
+            return lambda: _plain(words)
+        if words[0] == "wait" or line == "source .venv/bin/activate":
             return lambda: 0
         if words[0] == "eval":
             return lambda: self._rule(shlex.split(words[1].strip("$()")))()
@@ -108,8 +119,14 @@ class Runner:
         return 0
 
     def _dry(self, flags: list[str]) -> int:
-        with mock.patch.dict(os.environ, _CPU):
-            return launcher.main([*flags, *([] if "--dry_run" in flags else ["--dry_run"])])
+        """The launcher's checks; a run that goes on or starts from a tokenizer has the settings of the world's runs."""
+        added = ["--dry_run"] if "--dry_run" not in flags else []
+        if "--resume" in flags or "--init_from" in flags:
+            added += [*SETTINGS, "--include=localhost:0"]
+        if "--resume" not in flags and "--out" not in flags:
+            added += ["--out=dry"]  # under `runs` the world has runs of these names
+        with mock.patch.dict(os.environ, {**_CPU, **self.exported}):
+            return launcher.main([*flags, *added])
 
     def _monitor(self, flags: list[str]) -> int:
         if self.gpus is None:  # no C compiler for the stand-in of the driver
@@ -119,6 +136,12 @@ class Runner:
         line = [*command(*flags), *([] if ends else ["--count=1"])]  # the last of two counts is taken
         ran = subprocess.run(line, env=self.gpus.environment, stdout=subprocess.DEVNULL, timeout=60)
         return ran.returncode
+
+
+def check_script(block: Block) -> str:
+    """How bash refuses a batch script, which is not run; empty where it does not."""
+    checked = subprocess.run(["bash", "-n"], input=block.text, capture_output=True, text=True)
+    return f"{block.where}: {checked.stderr}" if checked.returncode else ""
 
 
 def _in_world(word: str, world: Path) -> str:
@@ -178,6 +201,13 @@ def _until_parsed(run: Callable[[], object]) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
+
+
+def _plain(words: list[str]) -> int:
+    """A program of the system, by its output."""
+    ran = subprocess.run(words, stdout=subprocess.PIPE, text=True)
+    print(ran.stdout, end="")
+    return ran.returncode
 
 
 def _check_install(words: list[str]) -> int:

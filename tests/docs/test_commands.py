@@ -8,11 +8,9 @@ import pytest
 
 from ds_rvqvae import cli
 from tests.docs import world as made
-from tests.docs.pages import PAGES, ROOT, RUN, SHOWN, Block, Command, blocks_of, commands_of
-from tests.docs.running import Runner
+from tests.docs.pages import PAGES, ROOT, RUN, SHOWN, Block, Command, blocks_of
+from tests.docs.running import Runner, check_script
 
-SCRIPT = "#!/"
-"""So begins a batch script."""
 PARTS_OF_FILES = "# ds_rvqvae/"
 """So begins a piece of a recipe for the package, which tests/data/formats/test_readers.py applies."""
 
@@ -88,11 +86,11 @@ def test_every_command_and_program_of_the_pages_runs(world, stand_in, capsys):
                 failed.append(_run_program(block, world, names))
             elif block.language == "json":
                 failed.append(_check_profile(block, world))
-            elif block.text.startswith(SCRIPT):
-                failed.append(runner.check_script(block))
+            elif block.language == "sh":
+                failed.append(check_script(block))
             else:
                 runner.exported.clear()
-                for command in commands_of(block):
+                for command in runner.commands_of(block):
                     if command.words[:1] == ("export",) or command.text not in ran:
                         ran.add(command.text)
                         failed.append(_run_command(runner, command, capsys))

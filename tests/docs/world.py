@@ -21,6 +21,9 @@ CLIP = "2_scott_0_1_1"
 PARTS = ("upper", "hands", "lower_trans")
 PROFILES = ("best", "baseline", "wide", "large", "demo")
 
+SETTINGS = [*SMALL, "--batch_size=4", "--total_iter=2", "--mixed_precision=no"]
+"""Of the world's runs."""
+
 
 def write_motion(world: Path) -> None:
     """Motion in the folders that the pages name, `/data` being `data` in the world."""
@@ -47,7 +50,7 @@ def link_project(world: Path) -> None:
 
 def train(world: Path) -> None:
     """A body of three parts, two steps each, and runs of the upper body by the names that the pages use."""
-    flags = [*SMALL, "--batch_size=4", "--total_iter=2", "--mixed_precision=no", f"--data_path={world / BEAT2}"]
+    flags = [*SETTINGS, f"--data_path={world / BEAT2}"]
     named = {part: [f"--body_part={part}", f"--name={part}"] for part in PARTS}
     ranks = [start_ranks(1, ["-m", "ds_rvqvae.train", *flags, "--out=runs/body", *own]) for own in named.values()]
     for started in ranks:

@@ -1,9 +1,9 @@
-"""A run to which harmless things happen, one after another, and which ends as if nothing had.
+"""Disturbs a run by harmless events, one after another; the result must be that of an undisturbed run.
 
     python -m tests.e2e.disturbances --count 20 --steps 400 --seed 0
 
-A seed chooses what happens and at which step. Where it ends the run with status 75, `--resume` goes on. In the end the
-losses and the weights have to equal, bit for bit, those of a run that nothing happened to.
+A seed chooses the events and their steps. If an event ends the run with status 75, `--resume` continues it. In the end
+the losses and the weights must equal, bit for bit, those of an undisturbed run.
 """
 
 import argparse
@@ -38,18 +38,18 @@ LAUNCHER = ROOT / "launch" / "train_8x4090.py"
 MARK = "DS_RVQVAE_DISTURBED"
 """Environment variable by which all processes of a start are known."""
 STEP_LIMIT = 120.0
-"""Seconds within which a run that goes on has finished another step, or one that is to end has ended."""
+"""Seconds within which a run must finish another step, or end if it should end."""
 
 
 class WrongError(Exception):
-    """Something harmless did harm."""
+    """A harmless event did harm."""
 
 
 class Start:
     """One start of the run's command, on a terminal of its own or behind a pipe.
 
     Args:
-        on_terminal: it leads the terminal's session, as a shell's foreground job does.
+        on_terminal: the run leads the terminal's session, as a shell's foreground job does.
     """
 
     def __init__(self, command: list[str], folder: Path, environment: dict[str, str], on_terminal: bool) -> None:
@@ -71,7 +71,7 @@ class Start:
         self._reader.start()
 
     def _read_on(self) -> None:
-        # Closed by the thread that reads: a file on which another one waits stays open.
+        # The reading thread closes it, because a file on which a thread waits stays open.
         with suppress(OSError):
             while self.is_read:
                 if self._reads and select.select([self._reading], [], [], 0.05)[0]:
@@ -83,21 +83,21 @@ class Start:
         os.close(self._reading)
 
     def said(self) -> str:
-        """What it said last."""
+        """Returns its last lines of output."""
         lines = self._said.decode(errors="replace").replace("\r", "\n").splitlines()
         return " / ".join(line for line in lines[-12:] if line.strip())
 
     def stop_reading(self) -> None:
-        """The reader stands still."""
+        """Makes the reader stop reading."""
         self._reads = False
 
     def close_reader(self) -> None:
-        """The reader goes: a broken pipe, or a terminal that hangs up."""
+        """Makes the reader end: a broken pipe, or a terminal that hangs up."""
         self.is_read = False
         self._reader.join()
 
     def processes(self) -> list[psutil.Process]:
-        """All that live of it, the launcher first."""
+        """Returns all its living processes, the launcher first."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -115,7 +115,7 @@ class Start:
         return found
 
     def signal(self, number: int, to: str) -> None:
-        """To the `launcher`, its process `group`, `all` processes or one `rank`."""
+        """Sends a signal to the `launcher`, its process `group`, `all` processes or one `rank`."""
         if to == "launcher":
             self.process.send_signal(number)
         elif to == "group":
@@ -167,14 +167,14 @@ class Run:
         self.starts.append(Start(self.command(), self.work, self.environment, self.rng.random() < 0.5))
 
     def step(self) -> int:
-        """The last one that is logged."""
+        """Returns the last logged step."""
         with suppress(OSError):
             lines = (self.folder / "metrics.jsonl").read_bytes().split(b"\n")
             return len(lines) - 1  # every step is logged
         return 0
 
     def is_far_from_end(self) -> bool:
-        """Whether a disk of its own may be full for a second: the last save is the one that must not fail."""
+        """Returns whether the run's own disk may be full for a second: only its last save must not fail."""
         return self.work.is_mount() and self.steps - self.step() > 100
 
     def wait(self, condition: Callable[[], object], what: str) -> None:
@@ -190,7 +190,7 @@ class Run:
         self.wait(lambda: self.step() >= step, what)
 
     def check_end(self, status: int, what: str) -> None:
-        """Waits for the end of the newest start, of which nothing is left."""
+        """Waits for the end of the newest start; no process of it may be left."""
         try:
             ended = self.now.process.wait(STEP_LIMIT)
         except subprocess.TimeoutExpired:
@@ -209,12 +209,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Disturbance:
-    """Something that happens to a run; `happen` gives whether the run is to end by it, with status 75."""
+    """An event that disturbs a run; `happen` returns whether the run must end by it, with status 75."""
 
     name: str
     happen: Callable[[Run], bool]
     needs: Callable[[Run], bool] = lambda run: True
-    """Whether it can happen now."""
+    """Returns whether it can happen now."""
 
 
 def _signalled(number: signal.Signals, to: str, ends: bool) -> Disturbance:
@@ -241,7 +241,7 @@ def _terminal_hangs_up(run: Run) -> bool:
 
 
 def _tee_is_interrupted(run: Run) -> bool:
-    """Ctrl-C at `launcher | tee log`."""
+    """Sends Ctrl-C to `launcher | tee log`."""
     run.now.signal(signal.SIGINT, "group")
     run.now.close_reader()
     return True
@@ -323,7 +323,7 @@ DISTURBANCES = (
 
 @contextmanager
 def small_disks(work: Path) -> Iterator[None]:
-    """Disks of their own for the runs and for temporary files, where this process may mount them."""
+    """Gives runs and temporary files disks of their own, if this process may mount them."""
     mounted = []
     for folder, size in ((work, "400m"), (work / "tmp", "512k")):
         folder.mkdir(parents=True, exist_ok=True)
@@ -338,11 +338,11 @@ def small_disks(work: Path) -> Iterator[None]:
 
 
 def disturb(work: Path, steps: int, count: int, seed: int, only: str = "", say: Callable[[str], None] = print) -> None:
-    """Disturbs a run so often; raises WrongError where that does harm.
+    """Disturbs a run `count` times; raises WrongError if that does harm.
 
     Args:
         work: an empty folder.
-        only: what is in the names of the disturbances to choose from.
+        only: choose among disturbances whose names contain this.
     """
     rng = random.Random(seed)
     write_demo_motion(work / "motion", clips=6, frames=160)
@@ -392,10 +392,10 @@ def _happens(run: Run, chosen: Disturbance, number: str, say: Callable[[str], No
 
 
 def main(argv: list[str]) -> int:
-    """0 where nothing did harm."""
+    """Returns 0 if no event did harm."""
     parser = argparse.ArgumentParser(prog="python -m tests.e2e.disturbances", description="Disturbs a training run.")
     parser.add_argument("--count", type=int, default=20, help="disturbances")
-    parser.add_argument("--steps", type=int, default=400, help="of the run")
+    parser.add_argument("--steps", type=int, default=400, help="steps of the run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="choose among those whose name contains this")
     args = parser.parse_args(argv)
@@ -409,6 +409,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would hand on what it ignores
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""A launcher with its ranks, started as a user does, to be hurt by tests."""
+"""A launcher with its ranks, started as a user does, for tests that disturb it."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ LAUNCHER = [sys.executable, str(ROOT / "launch" / "train_8x4090.py")]
 
 
 class Launched:
-    """A launcher of the small run in a folder of its own, with what it said and every process that it started."""
+    """A launcher of the small run in a folder of its own, with its output and every process that it started."""
 
     def __init__(self, folder: Path, data: Path, *flags: str, slots: int = 2, by: Sequence[str] = ()):
         self.folder, self._said = folder, folder / f"said-{time.monotonic_ns()}"
@@ -31,7 +31,7 @@ class Launched:
         return self._said.read_text()
 
     def ranks(self) -> list[psutil.Process]:
-        """The ranks that run now, by rank; notes all processes on the way."""
+        """Returns the running ranks, by rank; also notes all processes."""
         self.family |= {process.pid: process for process in psutil.Process(self.process.pid).children(recursive=True)}
         ranks = {}
         for process in self.family.values():
@@ -44,14 +44,14 @@ class Launched:
         return [ranks[rank] for rank in sorted(ranks)]
 
     def wait_for(self, condition, seconds: float = 120.0) -> None:
-        """Waits until something holds while the launcher runs."""
+        """Waits until a condition holds while the launcher runs."""
         deadline = time.monotonic() + seconds
         while not condition():
             assert self.process.poll() is None and time.monotonic() < deadline, self.said()
             time.sleep(0.1)
 
     def end(self) -> list[psutil.Process]:
-        """Kills what is left and gives it; nothing, after a run that ended as it should."""
+        """Kills the processes that are left and returns them; none after a run that ended as it should."""
         left = [
             process
             for process in self.family.values()

@@ -1,7 +1,7 @@
-"""Plays every signal to every process of a run, with its terminal there, gone, and behind `tee`.
+"""Sends every signal to every process of a run: on a terminal, after the terminal has gone, and behind `tee`.
 
-`python -m tests.e2e.signals` prints a row a play and fails where one is not as it should be. A run that a signal stops
-is gone on with by the next play, so that every row also shows that the one before left what `--resume` goes on from.
+`python -m tests.e2e.signals` prints one row per signal and fails if one is not as it should be. The next row continues
+a run that a signal has stopped, so every row also shows that `--resume` works after the row before.
 """
 
 import argparse
@@ -37,28 +37,28 @@ STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 HARMLESS = (signal.SIGUSR1, signal.SIGUSR2)
 TARGETS = ("launcher", "process group", "all processes", "one rank", "runner", "launch.py")
 SAVING_TARGETS = TARGETS[:4]
-"""SIGUSR1 to deepspeed's own processes does nothing."""
+"""Targets where SIGUSR1 saves; sent to deepspeed's own processes, it does nothing."""
 SURROUNDINGS = ("terminal", "terminal gone", "tee")
 START_LIMIT, TRAINING_LIMIT, END_LIMIT = 240.0, 900.0, 60.0
-"""Seconds that a busy machine may take."""
+"""Seconds that are allowed, on a busy machine."""
 FLAGS = [*SMALL, *EXACT, "--batch_size=4", "--resume", "--keep_checkpoints=9"]
 
 
 @dataclass
 class Row:
-    """What came of one signal."""
+    """The result of one signal."""
 
     number: int
     target: str
     around: str
     status: int | None = None
-    """Of the launcher; None where the run went on."""
+    """Exit status of the launcher; None if the run continued."""
     at_step: int = 0
     """The last step that was logged when the signal was sent."""
     checkpoint: int | None = None
-    """The newest one's step, where the signal made one."""
+    """The newest checkpoint's step, if the signal made one."""
     seconds: float = 0.0
-    """To the end, or to the checkpoint."""
+    """Time to the end, or to the checkpoint."""
     orphans: int = 0
     faults: list[str] = field(default_factory=list)
 
@@ -74,13 +74,13 @@ HEADINGS = ["signal", "to", "output", "status", "sent at step", "checkpoint", "s
 
 
 class Played:
-    """A launcher with ranks on this machine's CPUs, in surroundings of its own.
+    """A launcher with ranks on this machine's CPUs, on a terminal or behind a pipe.
 
     Args:
-        around: of `SURROUNDINGS`. In `terminal gone` nothing keeps the terminal of the run open from its first steps
-            on; the run is not told by SIGHUP unless it is `attached`.
-        attached: the launcher leads a session of the terminal, as one that a login shell became.
-        ignoring: signals that it is started to ignore.
+        around: one of `SURROUNDINGS`. In `terminal gone` the terminal of the run is closed after its first steps; the
+            run gets no SIGHUP unless it is `attached`.
+        attached: the launcher leads the terminal's session, as after `exec` in a login shell.
+        ignoring: signals that the launcher ignores from its start.
     """
 
     def __init__(
@@ -151,19 +151,19 @@ class Played:
                     self._said += text
 
     def said(self) -> str:
-        """What the terminal, or `tee`, has shown."""
+        """Returns the text that the terminal, or `tee`, has shown."""
         return self._said.decode(errors="replace")
 
     def hang_up(self) -> None:
         """Closes the terminal."""
         assert self._master is not None
         self._hung_up = True
-        self._reader.join()  # a read that waits would keep it open
+        self._reader.join()  # a waiting read would keep it open
         os.close(self._master)
         self._master = None
 
     def processes(self) -> list[psutil.Process]:
-        """All that live of it, found by their environment."""
+        """Returns all its living processes, found by their environment."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
@@ -172,12 +172,12 @@ class Played:
         return found
 
     def ranks(self) -> list[psutil.Process]:
-        """The ranks, by number."""
+        """Returns the ranks, by number."""
         above = self.find("launch.py")
         return sorted(above.children(), key=lambda rank: int(rank.environ()["RANK"]))
 
     def find(self, target: str) -> psutil.Process:
-        """One process of the run."""
+        """Returns one process of the run."""
         if target == "launcher":
             return psutil.Process(self.launcher.pid)
         if target == "one rank":
@@ -190,7 +190,7 @@ class Played:
         return parent
 
     def send(self, number: int, target: str) -> None:
-        """Sends a signal; a hang-up of the terminal itself where it is that."""
+        """Sends a signal to a target."""
         if target == "process group":
             os.killpg(self.launcher.pid, number)
         elif target == "all processes":
@@ -201,19 +201,19 @@ class Played:
             self.find(target).send_signal(number)
 
     def step(self) -> int:
-        """The last step that was logged."""
+        """Returns the last logged step."""
         with contextlib.suppress(OSError, ValueError, IndexError):
             return int(json.loads((self.run / "metrics.jsonl").read_text().splitlines()[-1])["step"])
         return 0
 
     def checkpoint(self) -> int:
-        """The newest checkpoint's step; 0 without any."""
+        """Returns the newest checkpoint's step, or 0 if there is none."""
         with contextlib.suppress(OSError):
             return int((self.run / "checkpoints" / "latest").read_text().removeprefix("global_step"))
         return 0
 
     def wait_for(self, condition, seconds: float = START_LIMIT) -> bool:
-        """Whether something came to hold while the launcher ran."""
+        """Waits until a condition holds or the launcher has ended; returns whether it holds."""
         deadline = time.monotonic() + seconds
         while not condition():
             if self.launcher.poll() is not None or time.monotonic() > deadline:
@@ -222,7 +222,7 @@ class Played:
         return True
 
     def end(self) -> int:
-        """Waits for what a run that has ended should not leave, kills it, and says how many processes that were."""
+        """Waits a moment, kills processes that an ended run should not leave, and returns their number."""
         deadline = time.monotonic() + 2.0
         while (left := self.processes()) and time.monotonic() < deadline:
             self.launcher.poll()
@@ -240,7 +240,7 @@ class Played:
 
 
 def play_stop(folder: Path, number: int, target: str, around: str, ranks: int = 2) -> Row:
-    """Goes on with the run of so many ranks and stops it by a signal."""
+    """Continues the run with `ranks` ranks and stops it by a signal."""
     row = Row(number, target, around)
     hangs_up = (number, target, around) == (signal.SIGHUP, "process group", "terminal gone")
     flags = ("--total_iter=100000",)
@@ -282,7 +282,7 @@ def _faults_of_stop(row: Row, played: Played, first: int) -> Iterator[str]:
 
 
 def play_harmless(played: Played, number: int, target: str) -> Row:
-    """Sends a signal that ends nothing to a run, which is to go on."""
+    """Sends a signal that does not end the run, which must continue."""
     row = Row(number, target, played.around, at_step=played.step())
     saved, began = played.checkpoint(), time.monotonic()
     played.send(number, target)
@@ -305,7 +305,7 @@ def play_harmless(played: Played, number: int, target: str) -> Row:
 
 
 def play_all_harmless(folder: Path, around: str, numbers: Sequence[int], targets: Sequence[str]) -> list[Row]:
-    """One run of 400 steps that gets one signal after the other, and ends with 0."""
+    """Sends one signal after another to a run of 400 steps, which must end with 0."""
     played = Played(folder, f"harmless-{around.replace(' ', '-')}", around, "--total_iter=400")
     rows: list[Row] = []
     try:
@@ -324,12 +324,12 @@ def play_all_harmless(folder: Path, around: str, numbers: Sequence[int], targets
 
 
 def main(argv: Sequence[str]) -> int:
-    """Plays the table; 0 where every row is as it should be."""
+    """Plays all rows; returns 0 if every one is as it should be."""
     parser = argparse.ArgumentParser(prog="python -m tests.e2e.signals", description=__doc__.partition("\n")[0])
     parser.add_argument("--numbers", default="SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGUSR2")
     parser.add_argument("--targets", default=",".join(TARGETS))
     parser.add_argument("--around", default=",".join(SURROUNDINGS))
-    parser.add_argument("--two", default="one rank", help="targets that are one of two ranks; else there is one")
+    parser.add_argument("--two", default="one rank", help="targets for which the run has two ranks, not one")
     parser.add_argument("--report", type=Path, help="Markdown file to append to")
     args = parser.parse_args(argv)
     numbers = [signal.Signals[name] for name in args.numbers.split(",")]
@@ -359,6 +359,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would hand on what it ignores
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     sys.exit(main(sys.argv[1:]))

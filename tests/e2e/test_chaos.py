@@ -1,4 +1,4 @@
-"""What was killed and given again equals what never was; `python -m tests.e2e.chaos` is the long form."""
+"""Killed and repeated commands end as undisturbed ones; `python -m tests.e2e.chaos` is the long form."""
 
 import random
 

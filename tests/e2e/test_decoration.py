@@ -1,4 +1,4 @@
-"""What only decorates or reports fails in a run, all at once: it trains on, as if nothing had happened."""
+"""Everything that only decorates or reports fails at once in a run, and training is not affected."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ STEPS = 20
 
 @pytest.fixture
 def named_folder(tmp_path, demo_folder):
-    """The demo motion, every clip of such a name."""
+    """Returns demo motion in which every clip has such a name."""
     folder = shutil.copytree(demo_folder, tmp_path / "motion")
     listed = (folder / "train_test_split.csv").read_text()
     for clip in (folder / CLIP_FOLDER).iterdir():
@@ -34,7 +34,7 @@ def named_folder(tmp_path, demo_folder):
 
 @pytest.fixture
 def temporary(tmp_path):
-    """A folder for temporary files with little room, where this user may make one."""
+    """Yields a folder for temporary files with little room, if this user may mount one."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]

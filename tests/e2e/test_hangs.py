@@ -1,4 +1,4 @@
-"""Real two-rank runs of which one rank stops or dies."""
+"""Real two-rank runs in which one rank stops or dies."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Whole commands as a user types them, with real ranks."""
+"""Complete commands as a user types them, with real ranks."""
 
 import json
 import re
@@ -101,7 +101,7 @@ def test_seven_ranks_by_the_plain_deepspeed_command_that_a_dry_run_prints(tmp_pa
 
 @pytest.fixture
 def long_run(tmp_path, demo_folder):
-    """A launcher whose two ranks are training, and its run's folder."""
+    """Yields a launcher whose two ranks are training, and its run's folder."""
     environment = bare_environment(tmp_path, DS_ACCELERATOR="cpu", LOCAL_SIZE="2")
     command = [*LAUNCHER, *SMALL, "--include=localhost:0,1", f"--data_path={demo_folder}", "--batch_size=4"]
     command += ["--total_iter=1000000", "--name=long"]
@@ -145,7 +145,7 @@ def test_a_killed_rank_ends_the_run_with_status_70(long_run):
     _ranks(family)[1].kill()
     assert launcher.wait(timeout=60) == 70
     _assert_gone(family)
-    # Which is noticed first: the rank that died, or the other that lost its connection.
+    # Either is noticed first: the rank that died, or the other one, which lost its connection.
     assert re.search("rank .*(SIGKILL|died|was killed)|rank 0: .*closed by peer", said.read_text())
 
 

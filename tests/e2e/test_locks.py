@@ -1,4 +1,4 @@
-"""Two starts in one run's folder, on a file system that has no locks of the system's."""
+"""Two starts in one run's folder, on a file system without locks."""
 
 import signal
 import sys
@@ -12,13 +12,13 @@ from tests.without_locks import can_refuse
 
 pytestmark = [
     pytest.mark.processes,
-    pytest.mark.skipif(not can_refuse(), reason="the kernel lets no process be refused its locks"),
+    pytest.mark.skipif(not can_refuse(), reason="the kernel cannot refuse locks to a process"),
 ]
 
 
 @pytest.fixture
 def start(tmp_path, demo_folder):
-    """Starts the run of one name until a step."""
+    """Starts the run named `one` and waits for a step."""
     started = []
 
     def start_until(step):

@@ -1,4 +1,4 @@
-"""Runs whose terminal, pipes and standard streams are closed, full, gone or read by nobody: each trains to its end."""
+"""Runs whose terminal, pipes or standard streams are closed, full, gone or not read: each trains to its end."""
 
 import fcntl
 import os
@@ -20,7 +20,7 @@ STEPS = ["--batch_size=4", "--total_iter=6", "--include=localhost:0"]
 
 @contextmanager
 def pipe_that_nobody_reads():
-    """Its writing end, with the pipe full."""
+    """Yields the writing end of a full pipe."""
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
     os.write(writing, b"." * 4096)
@@ -32,7 +32,7 @@ def pipe_that_nobody_reads():
 
 
 def closed(command, streams):
-    """The command, started by a shell with some of its streams closed."""
+    """Returns the command as a shell starts it, with some of its streams closed."""
     return ["sh", "-c", f'exec "$@" {streams}', "sh", *command]
 
 
@@ -83,7 +83,7 @@ def test_a_pipe_that_nobody_reads_and_streams_that_are_closed(tmp_path, demo_fol
 
 
 def by_hand(folder, data):
-    """A rank that is started without the launcher, and its variables."""
+    """Returns the command of a rank without the launcher, and its environment variables."""
     variables = bare_environment(folder, DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
     flags = [*SMALL, "--batch_size=4", "--total_iter=6", f"--data_path={data}", "--name=one"]
     command = [sys.executable, "-m", "ds_rvqvae.train", *flags]

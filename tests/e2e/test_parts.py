@@ -1,4 +1,4 @@
-"""A whole body trained by one command, stopped in its second part and resumed."""
+"""A complete body trained by one command, stopped in its second part and resumed."""
 
 import signal
 
@@ -15,7 +15,7 @@ STEPS = 50
 
 
 def arguments_of(rank):
-    """A rank's arguments, without deepspeed's own."""
+    """Returns a rank's arguments, without deepspeed's own."""
     words = rank.cmdline()
     return [word for word in words[words.index("ds_rvqvae.train") + 1 :] if not word.startswith("--local_rank")]
 
@@ -27,7 +27,7 @@ def test_a_body_stopped_in_its_second_part_goes_on_there(tmp_path, demo_folder):
     first = Launched(tmp_path, demo_folder, *flags)
     try:
         first.wait_for(lambda: metrics.is_file() and metrics.read_text())
-        # Ranks read the part's own profile, which says all that was asked for.
+        # Ranks read the part's own profile, which has all that was asked for.
         own = ["--profile", str(body / "hands" / "profile.json"), "--out", str(body), "--name", "hands"]
         assert arguments_of(first.ranks()[0]) == own
         first.process.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Ways to be wrong: each gives one clear line, exit status 2, and leaves nothing behind."""
+"""Wrong input: each kind gives one clear line, exit status 2, and leaves nothing behind."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def _profile(folder: Path, change) -> str:
 
 
 def _motion(folder: Path, **changes) -> str:
-    """A folder with one BEAT2 clip, changed."""
+    """Makes a folder with one BEAT2 clip, changed."""
     frames = changes.pop("frames", 100)
     arrays = {
         "poses": np.full((frames, 165), 0.1, np.float32),
@@ -216,7 +216,7 @@ def test_a_port_that_is_taken(tmp_path, demo_folder):
 
 def test_a_folder_that_cannot_be_written(tmp_path, demo_folder):
     flags = [flag.format(data=demo_folder) for flag in GOOD_FLAGS]
-    # /proc takes no folders, whoever asks.
+    # Nobody, not even root, can make a folder in /proc.
     result = _launch(tmp_path, [*flags, "--out=/proc/self/runs"])
     _assert_refused(result, tmp_path, "--out.*/proc")
 

@@ -1,4 +1,4 @@
-"""Signals to a real run, its terminal gone or behind a pipe; `python -m tests.e2e.signals` plays all of them."""
+"""Signals to a real run, without its terminal or behind a pipe; `python -m tests.e2e.signals` sends all of them."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""What surrounds a start and is no fault of it: odd folders, what other programs left over, a package not installed."""
+"""Starts in unusual surroundings: odd folders, variables left by other programs, a package that is not installed."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from tests.train.small import SMALL, read_metrics
 pytestmark = pytest.mark.processes
 ODD = "a folder's 100%, ä {b} $c"
 GBK = "\udcc4\udce3"
-"""No UTF-8, which Python's own `venv` does not take."""
+"""Not UTF-8; Python's own `venv` does not accept it."""
 LEFTOVERS = {
     "TORCHELASTIC_USE_AGENT_STORE": "True",
     "TORCHELASTIC_RUN_ID": "none",
@@ -41,14 +41,14 @@ LEFTOVERS = {
 
 @pytest.fixture
 def bare_python(tmp_path) -> str:
-    """An interpreter in a folder with an odd name that has the dependencies, but not this package."""
+    """Returns an interpreter in a folder with an odd name; it has the dependencies, but not this package."""
     folder = tmp_path / ODD / "venv"
     venv.create(folder, symlinks=True)
     packages = next(folder.glob("lib/python*/site-packages"))
     (packages / "others.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
     python = str(folder / "bin" / "python")
     if subprocess.run([python, "-I", "-c", "import ds_rvqvae"], capture_output=True).returncode == 0:
-        pytest.skip("the package lies among its dependencies")
+        pytest.skip("the package is installed beside its dependencies")
     return python
 
 
@@ -57,7 +57,7 @@ def test_a_run_amid_leftovers_in_an_odd_folder_by_an_interpreter_without_the_pac
 ):
     here = tmp_path / ODD / GBK
     here.mkdir()
-    # Python 3.10 cannot be kept from looking there first.
+    # Python 3.10 cannot be kept from importing from there first.
     for name in ("random", "types", "json", "torch", "socket") if sys.version_info >= (3, 11) else ():
         (here / f"{name}.py").write_text("raise RuntimeError('not the module that was meant')\n")
     motion = here / "motion"

@@ -1,4 +1,4 @@
-"""Two launchers side by side, as on two machines; both are this one."""
+"""Two launchers side by side on this machine, as on two machines."""
 
 import signal
 import socket
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.processes
 
 
 def own_address() -> str:
-    """Where other machines reach this one; its loopback address where they cannot."""
+    """Returns the address where other machines reach this one, or else its loopback address."""
     addresses = [address for found in psutil.net_if_addrs().values() for address in found]
     others = [one.address for one in addresses if one.family == socket.AF_INET and not one.address.startswith("127.")]
     return next(iter(others), "127.0.0.1")
@@ -26,10 +26,10 @@ def start_nodes(tmp_path, demo_folder):
     started = []
 
     def start(*flags):
-        # As an editor on Windows saves it.
+        # The file as an editor on Windows saves it.
         (tmp_path / "hosts").write_bytes("\ufefflocalhost slots=1\r\n127.0.0.1 slots=1\r\n".encode())
         nodes = ["--hostfile=hosts", "--no_ssh", f"--master_port={free_port()}"]
-        for rank, first in enumerate(("localhost", own_address())):  # what the first node may call itself
+        for rank, first in enumerate(("localhost", own_address())):  # names that the first node may use for itself
             line = [*nodes, f"--master_addr={first}", f"--node_rank={rank}", "--name=both", *flags]
             started.append(Launched(tmp_path, demo_folder, *line, slots=1))
         return started

@@ -166,7 +166,7 @@ def test_motion_without_body_parts_is_refused(out, tmp_path):
     (tmp_path / "matrices").mkdir()
     np.save(tmp_path / "matrices" / "a.npy", np.random.default_rng(0).normal(size=(200, 78)).astype(np.float32))
     data = MotionData.open(DataConfig(path=str(tmp_path / "matrices"), split="time"))
-    with pytest.raises(UserError, match=r"^--body_part upper: .*matrices has no body parts to select; SMPL-X"):
+    with pytest.raises(UserError, match=r"^--body_part upper: .*matrices has no body parts to select; only SMPL-X"):
         Body.of(flags("--body_part=upper,hands")).check([data, data], 0)
 
 
@@ -198,7 +198,8 @@ def test_a_flag_is_meant_for_the_parts_that_can_have_it(out, demo_folder):
         checked("hands,lower_trans", '--joint_weights={"head": 3, "left_*": 2}')
     none = "no joint of this part is called head"
     assert str(error.value) == (
-        f"--body_part hands,lower_trans: {weights}.head: no part can have it: hands, as {none}; lower_trans, as {none}"
+        f"--body_part hands,lower_trans: {weights}.head: fits none of these parts: hands, because {none}; "
+        f"lower_trans, because {none}"
     )
     with pytest.raises(UserError, match=f"^--body_part hands: {weights}: no joint is called haed"):
         checked("hands,upper", f"--set={weights}.haed=3")

@@ -78,7 +78,7 @@ def test_several_body_parts_are_a_command_each(launch):
     assert ran.returncode == 0, ran.stderr
     # What a part cannot have is said of that part alone.
     (left_out,) = [line for line in ran.stderr.splitlines() if "left out of the profile" in line]
-    assert left_out.startswith("face: ") and f"{mirror}, as expressions " in left_out
+    assert left_out.startswith("face: ") and f"{mirror}, because expressions " in left_out
     commands = [shlex.split(line) for line in ran.stdout.splitlines()]
     for part, command in zip(parts, commands, strict=True):
         training = command[command.index("ds_rvqvae.train") + 1 :]

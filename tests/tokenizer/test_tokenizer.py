@@ -192,10 +192,10 @@ BAD_RATES = (0, -30.0, np.nan, np.inf, "30", "fast")
         ("a.bvh", {}, "takes its hierarchy from a source"),
         ("a.npz", {}, "has no place in a BEAT2 file"),
         ("a.npy", {"fps": 60.0}, "columns of unknown meaning are never resampled"),
-        ("a.npy", {"fps": "source"}, "nothing says its source's frame rate"),
+        ("a.npy", {"fps": "source"}, "its source's frame rate is not known"),
         ("a.npy", {"source": "missing.npz"}, "missing.npz"),
-        *(("a.npy", {"fps": fps}, "fps is .*; give a number of frames a second, or 'source'") for fps in BAD_RATES),
-        ("a.npy", {"fps": 1e6}, r"cannot be written at 1e\+06 frames a second: .*never resampled"),
+        *(("a.npy", {"fps": fps}, "fps is .*; give a number of frames per second, or 'source'") for fps in BAD_RATES),
+        ("a.npy", {"fps": 1e6}, r"cannot be written at 1e\+06 fps: .*never resampled"),
     ],
 )
 def test_a_file_that_cannot_be_written_is_refused(tokenizer, tmp_path, file, settings, words):
@@ -212,7 +212,7 @@ def test_codes_of_several_clips_are_not_a_files(tokenizer, tmp_path):
 
 
 def test_a_rate_that_is_none_is_refused_before_any_file(tokenizer, tmp_path):
-    with pytest.raises(UserError, match="fps is 0; give a number of frames a second"):
+    with pytest.raises(UserError, match="fps is 0; give a number of frames per second"):
         decode_files(tokenizer, [tmp_path / "codes"], tmp_path / "motion", fps=0)
 
 
@@ -231,10 +231,10 @@ def test_what_the_commands_say_of_files_is_logged_of_them_here_too(tmp_path, cap
 
     codes = tokenizer.encode_file(source)
     (line,) = said(tokenizer.encode_file, source)
-    assert line.startswith(f"{source}: ") and "lies along z, where y should be up" in line
+    assert line.startswith(f"{source}: ") and "lies along z; y should be up" in line
     for name in ("a.npz", "a.npy"):
         file = tmp_path / name
-        told = f"{file}: source at 60 frames a second, written at 30; fps='source' brings back the source's"
+        told = f"{file}: source at 60 fps, written at 30; fps='source' keeps the source's"
         assert said(tokenizer.decode_to_file, codes, file, source) == [told]
         assert said(tokenizer.decode_to_file, codes, file, source, fps="source") == []
     before = source.read_bytes()

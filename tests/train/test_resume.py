@@ -69,7 +69,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_past_ones_do_not_push_out_new_o
     assert "global_step6: mp_rank_00_model_states.pt does not have its sha256" in printed[0]
     assert (saved / "latest").read_text() == "global_step5" and (saved / "global_step5").is_dir()
     assert not list(saved.glob(".unfinished*"))
-    left_out = "face: left out of the profile: rvqvae.data.augment.mirror, as expressions "
+    left_out = "face: left out of the profile: rvqvae.data.augment.mirror, because expressions "
     assert said.count(left_out) == printed[0].count(left_out) == 1
     assert re.findall("changed: ([^:]+)", printed[0]) == ["rvqvae.training.total_iter"]
     kept = json.loads((tmp_path / "run" / "profile.json").read_text())["rvqvae"]

@@ -25,7 +25,7 @@ def test_going_on_with_several_lengths_equals_no_interruption(tmp_path, demo_fol
     flags += ["--quantize_dropout_prob=0.5", "--total_iter=7", "--resume"]
     printed = train_ranks(2, *flags, "--name=whole")
     assert "global batch 8 x 32 frames; windows by length: " in printed[0]
-    assert "rvqvae.data.balance: speakers by share of samples (of windows there are): 1 25.0%" in printed[0]
+    assert "rvqvae.data.balance: share of the samples per speaker (of the windows): 1 25.0%" in printed[0]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     lines = read_metrics(whole)
     for block in (lines[:3], lines[3:6]):

@@ -1,4 +1,4 @@
-"""The builder of a store: its shards first, then the table, with the report in it, that makes a store of them."""
+"""The builder of a store: it packs the shards first, then writes the table and report that turn them into a store."""
 
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,17 +33,16 @@ from ds_rvqvae.motion.clip import LeftOut, Quarantined
 from ds_rvqvae.motion.layout import Layout, layout_to_json
 
 _SYNCED_AT_ONCE = 16
-"""Files that are waited for together: the file system writes them down in one go."""
+"""Files that are synced at the same time, because the file system writes them together."""
 
 
 def quarantine_of(facts: Sequence[ShardFacts]) -> list[Quarantined]:
-    """All that was left out, in order."""
+    """Returns all files and spans that were left out, in order."""
     return [entry for shard in facts for entry in shard.quarantined]
 
 
 def counted_files(reader: Reader, facts: Sequence[ShardFacts], leave_out: Collection[Path]) -> dict[str, Any]:
-    """What became of the files that shards were packed from, as `count_files`, and what there is to say of them, as
-    JSON objects."""
+    """Returns the counts of `count_files` for the files of these shards, and notes on them, as JSON objects."""
     read = {take.file for shard in facts for take in shard.takes if take.clips}
     count = count_files(reader, read, {entry.file for entry in quarantine_of(facts)}, leave_out)
     said = {"notes": list(reader.notes), "readings": list(reader.readings)}
@@ -51,13 +50,13 @@ def counted_files(reader: Reader, facts: Sequence[ShardFacts], leave_out: Collec
 
 
 class StoreBuilder:
-    """Builds a store of motion files.
+    """The builder of a store from motion files.
 
     Args:
         reader: of the files.
-        layout: of the store's columns; clips with another one are left out.
+        layout: of the store's columns; clips with another layout are left out.
         folder: of the store.
-        settings: what `settings_of` gives; the store keeps it.
+        settings: the result of `settings_of`; the store keeps it.
         first_part: the number of its first shard.
     """
 
@@ -66,20 +65,21 @@ class StoreBuilder:
     ) -> None:
         self.reader, self.layout, self.folder, self.settings = reader, layout, folder, settings
         self._first_part = first_part
-        self._reading_version = int(settings.get("reading_version", 1))  # stores up to 0.2 do not say
+        self._reading_version = int(settings.get("reading_version", 1))  # stores up to 0.2 have no such key
 
     def own_statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-        """The data's own mean and std, float32 `[columns]` each, where it brings them; raises UserError."""
+        """Returns the data's own mean and std, float32 `[columns]` each, or None; raises UserError."""
         found = self.reader.statistics()
         width = self.layout[-1].stop
         if found is not None and any(values.shape != (width,) for values in found):
             mean, std = found
             files = " and ".join(file.name for file in self.reader.statistics_files)
-            raise UserError(f"{self.reader.path}: {files} have {mean.size} and {std.size} columns, the motion {width}")
+            numbers = f"{mean.size} and {std.size} columns, but the motion has {width}"
+            raise UserError(f"{self.reader.path}: {files} have {numbers}")
         return found
 
     def packing_key(self) -> str:
-        """A hash of all that shards depend on beside the content of files and the lists of splits."""
+        """Returns a hash of all that shards depend on, except the files' content and the lists of splits."""
         facts = [VERSION, self.reader.key, self.reader.fps, self.settings, layout_to_json(self.layout)]
         return hash_of([*facts, self.reader.reading_facts()])
 
@@ -87,7 +87,7 @@ class StoreBuilder:
         """Packs the shards that the folder does not have yet; raises as `pack_all`.
 
         Args:
-            earlier: the folder of the shards that the plans' `kept` are about.
+            earlier: the folder of the shards that the plans' `kept` refer to.
         """
         packer = ShardPacker(self.reader, self.layout, self.folder / SHARDS, self.packing_key(), earlier)
         return pack_all(packer, plans, workers, progress)
@@ -100,16 +100,16 @@ class StoreBuilder:
         file_counts: Sequence[dict[str, Any]] = (),
         earlier: Store | None = None,
     ) -> None:
-        """Writes the table of the shards, at least one with frames, that lie in the folder, with the report in it.
+        """Writes the table, with the report in it, for the shards in the folder; at least one must have frames.
 
         Args:
             facts: of every shard, in order.
             sources: the data that the shards were packed from.
-            file_counts: what became of their files, as `counted_files` gives it.
-            earlier: the store that the last shards are added to, which keeps what it was made with.
+            file_counts: the results of `counted_files` for these data.
+            earlier: the store to which the last shards are added; it keeps the settings that it was made with.
 
         Raises:
-            UserError: the data's own statistics are of another width.
+            UserError: the data's own statistics have another number of columns.
         """
         clips = [ClipLength(*clip) for shard in facts for clip in shard.clips]
         segments, of_splits = self._segments(clips, earlier)
@@ -147,14 +147,14 @@ class StoreBuilder:
             readings=tuple(dict.fromkeys((*_of_earlier(file_counts, "readings"), *self.reader.readings))),
         )
         report = make_report(store, found)
-        # Not shard by shard: the disk writes while the processor packs, and this waits for the rest, all at once.
+        # Not after each shard: the disk writes while the processor packs, and only the rest is waited for here.
         with ThreadPoolExecutor(_SYNCED_AT_ONCE) as threads:
             list(threads.map(sync, (self.folder / SHARDS).iterdir()))
         sync(self.folder / SHARDS)
         write_table(store, report)
 
     def _segments(self, clips: Sequence[ClipLength], earlier: Store | None) -> tuple[list[Segment], tuple[str, ...]]:
-        """The clips' splits, and notes of them."""
+        """Returns the clips' splits, and notes on them."""
         rules = self.settings["split"], self._reading_version
         notes, segments = mixed_note(clips, *rules), split_clips(clips, *rules)
         if earlier is None:
@@ -162,14 +162,16 @@ class StoreBuilder:
         kept = split_added(clips, earlier.segments, *rules)
         there = set(earlier.clip_names)
         if [own for own in kept if own.name in there] != [own for own in segments if own.name in there]:
-            notes = (*notes, "the clips that were there keep their splits, which would be others with the added ones")
+            notes = (*notes, "earlier clips keep their splits; preparing all clips together would split them otherwise")
         return kept, notes
 
     def _given_statistics(
         self, facts: Sequence[ShardFacts], earlier: Store | None
     ) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]] | None, tuple[str, ...]]:
-        """Mean and std where they are not measured, and notes of them: the data's own, or those of an earlier store
-        that was made with such."""
+        """Returns mean and std that are not measured, or None, and notes on them.
+
+        They are the data's own, or those of an earlier store that was made with such.
+        """
         if earlier is None:
             return self.own_statistics(), ()
         files = " and ".join(file.name for file in self.reader.statistics_files)
@@ -177,19 +179,19 @@ class StoreBuilder:
         if earlier.has_own_statistics or not self._measured(facts[: earlier.num_parts], earlier):
             if files and self._are_own(there):
                 return there, ()
-            not_used = f"{files} of the added data: not used, " if files else ""
-            return there, (f"{not_used}mean and std stay those that the store was made with",)
-        not_used = f"{files} of the added data: not used, mean and std are those of the training clips of all data"
+            not_used = f"{files} of the added data: not used; " if files else ""
+            return there, (f"{not_used}the store keeps the mean and std that it was made with",)
+        not_used = f"{files} of the added data: not used; mean and std are those of the training clips of all data"
         return None, (not_used,) if files else ()
 
     def _measured(self, facts: Sequence[ShardFacts], store: Store) -> bool:
-        """Whether a store's mean and std are those of its training clips: up to 0.2 it did not say."""
+        """Returns whether a store's mean and std are those of its training clips: stores up to 0.2 do not say so."""
         mean, std = self._training_statistics(facts, store.segments)
         most = 1e-5 * (std + np.abs(mean)) + 1e-12
         return bool((np.abs(mean - store.mean) <= most).all() and (np.abs(std - store.std) <= most).all())
 
     def _are_own(self, statistics: tuple[NDArray[np.float32], NDArray[np.float32]]) -> bool:
-        """Whether the data bring the same; a damaged file of such does not."""
+        """Returns whether the data have the same mean and std of their own; False if their files are damaged."""
         try:
             own = self.reader.statistics()
         except UserError:
@@ -199,7 +201,7 @@ class StoreBuilder:
     def _training_statistics(
         self, facts: Sequence[ShardFacts], segments: Sequence[Segment]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Mean and std of the training split, or of all frames where nothing trains (a test set to be scored)."""
+        """Returns mean and std of the training split, or of all frames if it is empty (a test set to be scored)."""
         trains: dict[str, list[tuple[int, int]]] = {}
         for segment in segments:
             if segment.split == "train":
@@ -217,7 +219,7 @@ class StoreBuilder:
         return running.mean_and_std()
 
     def _spans_of(self, shard: ShardFacts) -> dict[str, dict[str, list[tuple[int, int]]]]:
-        """The frames of each clip that each of a shard's training sets has, but for all."""
+        """Returns each clip's frames in each of a shard's training sets, except the set of all frames."""
         version = self._reading_version
         return {
             "own": {name: [(0, frames)] for name, frames, split in shard.clips if split == "train"},
@@ -228,7 +230,7 @@ class StoreBuilder:
     def _add_spans(
         self, running: RunningStatistics, index: int, shard: ShardFacts, spans: dict[str, list[tuple[int, int]]]
     ) -> None:
-        """Reads a shard's clips again: some of which none of its training sets is made."""
+        """Adds spans of a shard's clips that match none of its training sets; reads them from its file."""
         numbers, row = NUMBER_FORMATS[self.settings["store_dtype"]], 0
         file = shard_files(self.folder / SHARDS, index)[0]
         stored = map_matrix(file, numbers.stored, shard.rows, self.layout[-1].stop)
@@ -238,7 +240,7 @@ class StoreBuilder:
             row += frames
 
     def _column_facts(self, facts: Sequence[ShardFacts]) -> ColumnFacts:
-        """Of all frames; extreme values with the clips that they are in."""
+        """Returns statistics of all frames, and the extreme values with the clips that hold them."""
         everything = _merged(facts, "all")
         mean, std = everything.mean_and_std()
         extremes = extreme_columns(mean, std, everything.minimum, everything.maximum, self.layout)
@@ -258,7 +260,7 @@ class StoreBuilder:
 
 
 def _of_earlier(file_counts: Sequence[dict[str, Any]], key: str) -> list[str]:
-    """What was said of the data that the last were appended to."""
+    """Returns the notes or readings of all data sets except the last one."""
     return [words for count in file_counts[:-1] for words in count.get(key, ())]
 
 

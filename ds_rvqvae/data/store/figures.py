@@ -1,4 +1,4 @@
-"""Where the figure of a store stands: joints and the root's way in metres, whatever the columns mean."""
+"""The figure of a store: joint positions and the root's path in metres, for all kinds of columns."""
 
 import re
 from collections import Counter
@@ -31,26 +31,26 @@ _KIT_JOINTS = (
 _KIT_METRES = 0.001
 """KIT's motion is in millimetres."""
 LYING = 0.6
-"""A body whose line from the feet to the head has less than this share of its length along y lies."""
+"""Below this vertical fraction of the line from feet to head, a figure is lying down."""
 AXES = "xyz"
 LOOKED_AT, _LOOKED_AGAIN, _FRAMES = 9, 45, 16
-"""Clips that are looked at before all are packed, those where one of the first lies, and the frames of each."""
+"""Clips that are checked before packing, clips that are checked if one of the first lies, and frames of each."""
 _MANY_LIE = 0.2
-"""The share of clips in which people may lie on the floor."""
+"""In fewer clips than this fraction, figures that lie on the floor are normal."""
 _BODY_JOINTS, _BODY_SIZE = 12, 1.0
-"""Joints and metres of a body whose head or feet have no known names."""
+"""Smallest number of joints, and size in metres, of a body whose head or feet have no known names."""
 _HIP, _FOOT, _TOE = r"hip(?!s)|upleg|thigh|upperleg|femur", r"ankle|foot|toe|heel", r"toe|foot|ball"
 
 
 @dataclass(frozen=True, eq=False)
 class Figure:
-    """A figure that a store's columns move.
+    """The figure that a store's columns move.
 
     Attributes:
-        name: where it comes from, in words.
-        joint_names, parents: -1 for the root.
+        name: its source, in words.
+        joint_names, parents: of all joints; the parent of the root is -1.
         sides: int64 `[joints]`, 1 on the figure's left, -1 on its right, 0 in the middle.
-        places: of motion `[frames, columns]`, float64 `[frames, joints, 3]` in metres, y up.
+        places: gives joint positions for motion `[frames, columns]`, float64 `[frames, joints, 3]` in metres, y up.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Figure:
 
     @property
     def head(self) -> int | None:
-        """The joint called head, or one whose name says so."""
+        """Index of the joint that is called head, or whose name contains it."""
         names = [name.lower() for name in self.joint_names]
         return (
             names.index("head")
@@ -70,23 +70,23 @@ class Figure:
         )
 
     def joints(self, pattern: str) -> NDArray[np.int64]:
-        """Joints whose names match, int64."""
+        """Returns the indices of the joints whose names match, int64."""
         return np.flatnonzero([bool(re.search(pattern, name.lower())) for name in self.joint_names])
 
     @property
     def feet(self) -> NDArray[np.int64]:
-        """Joints of the feet, int64."""
+        """Indices of the joints of the feet, int64."""
         return self.joints(_FOOT)
 
     def line(self, places: NDArray[np.float64]) -> NDArray[np.float64] | None:
-        """From between the feet to the head, metres `[frames, 3]`; None where no names say which joints they are."""
+        """Returns the vector from the feet's middle to the head, metres `[frames, 3]`; None if names tell neither."""
         feet = [joint for joint in self.feet.tolist() if joint != 0]
         return None if self.head is None or not feet else places[:, self.head] - places[:, feet].mean(axis=1)
 
     def front(self, places: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Which way the figure faces, by where its left is: unit vectors over x and z, `[frames, 2]`.
+        """Returns the direction that the figure faces, from its left and right: unit vectors in x and z, `[frames, 2]`.
 
-        The z axis where its sides lie one above the other, or are not known.
+        It is the z axis if left and right are one above the other, or not known.
         """
         hips = np.isin(np.arange(len(self.sides)), self.joints(_HIP))
         chosen = hips if (hips & (self.sides > 0)).any() and (hips & (self.sides < 0)).any() else np.ones_like(hips)
@@ -100,7 +100,7 @@ class Figure:
         return front
 
     def toes_ahead(self, places: NDArray[np.float64]) -> NDArray[np.float64] | None:
-        """How far the toes lie before the joint of the foot above them, metres `[frames]`; None without such joints."""
+        """Returns how far the toes are in front of their parent joints, metres `[frames]`; None without such joints."""
         feet = set(self.feet.tolist())
         toes = [joint for joint in self.joints(_TOE).tolist() if self.parents[joint] in feet]
         if not toes:
@@ -111,7 +111,7 @@ class Figure:
 
 
 def figure_of(store: Store) -> Figure | None:
-    """The figure of a store: its own skeleton, SMPL-X's joints on the built-in one, or HumanML3D's and KIT's places."""
+    """Returns a store's figure, by its own skeleton, the built-in one for SMPL-X, or HumanML3D's or KIT's positions."""
     if any(part.kind == "rotation_6d" for part in store.layout):
         try:
             return _of_rotations(store.layout, store.skeleton, store.folder.name)
@@ -121,7 +121,7 @@ def figure_of(store: Store) -> Figure | None:
     if width == HUMANML3D_COLUMNS:
         names = SMPLX_JOINTS[:22]
         return Figure(
-            "HumanML3D's joint places",
+            "HumanML3D's joint positions",
             names,
             SMPLX_PARENTS[:22],
             sides_by_name(names),
@@ -131,7 +131,7 @@ def figure_of(store: Store) -> Figure | None:
         above = {child: joint for chain in _KIT_CHAINS for joint, child in pairwise(chain)}
         parents = tuple(above.get(joint, -1) for joint in range(21))
         return Figure(
-            "KIT's joint places, millimetres taken for metres",
+            "KIT's joint positions, in millimetres",
             _KIT_JOINTS,
             parents,
             sides_by_name(_KIT_JOINTS),
@@ -141,7 +141,7 @@ def figure_of(store: Store) -> Figure | None:
 
 
 def _of_rotations(layout: Layout, skeleton: dict[str, Any] | None, name: str) -> Figure | None:
-    """Of the joints' rotations; raises ClipError where the files' own skeleton is none."""
+    """Returns a figure moved by joint rotations; raises ClipError if the files' own skeleton is not valid."""
     if skeleton is not None:
         return _turned(layout, skeleton_from_json(skeleton, name), "the files' own skeleton")
     if {part.name for part in layout} >= set(SMPLX_JOINTS[:22]):
@@ -162,7 +162,7 @@ def _turned(layout: Layout, skeleton: Skeleton, name: str) -> Figure | None:
 
 
 def _placed(motion: NDArray[Any], joints: int) -> NDArray[np.float64]:
-    """HumanML3D's joints `[frames, joints, 3]`: the root over the origin, the others turned as it faces."""
+    """Returns HumanML3D's joint positions `[frames, joints, 3]`: the root over the origin, facing z in all frames."""
     places = np.zeros((len(motion), joints, 3))
     places[:, 0, 1] = motion[:, 3]
     places[:, 1:] = motion[:, 4 : 4 + 3 * (joints - 1)].reshape(len(motion), joints - 1, 3)
@@ -171,14 +171,14 @@ def _placed(motion: NDArray[Any], joints: int) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, eq=False)
 class Root:
-    """The root's way: `path` gives float64 `[frames, 3]` metres of motion `[frames, columns]`, from x = z = 0."""
+    """The root's path: `path` gives metres, float64 `[frames, 3]`, for motion `[frames, columns]`, from x = z = 0."""
 
     name: str
     path: Callable[[NDArray[Any]], NDArray[np.float64]]
 
 
 def root_of(store: Store) -> Root | None:
-    """Where a store keeps the root's way; None where it does not."""
+    """Returns how to compute the root's path from a store's columns; None if they do not have it."""
     part = root_channels(store.layout)
     if part is not None:
         return Root(part.name, lambda motion: _path(motion, part))
@@ -197,12 +197,12 @@ def _path(motion: NDArray[Any], part: Channels) -> NDArray[np.float64]:
 
 
 def _integrated(motion: NDArray[Any]) -> NDArray[np.float64]:
-    """The root of HumanML3D features: half the turn about y and the way in the root's frame since the frame before."""
+    """Returns the root's path from HumanML3D features: half the rotation about y per frame, and the root's own step."""
     turn, x, z = np.zeros((3, len(motion)))
     turn[1:] = 2 * np.cumsum(motion[:-1, 0], dtype=np.float64)
     x[1:], z[1:] = motion[:-1, 1], motion[:-1, 2]
     sine, cosine = np.sin(turn), np.cos(turn)
-    # The features are turned to face z: back is the other way about y.
+    # The features are rotated to face z; this rotates them back about y.
     x, z = x * cosine - z * sine, x * sine + z * cosine
     return np.stack([np.cumsum(x), motion[:, 3].astype(np.float64), np.cumsum(z)], axis=1)
 
@@ -211,32 +211,32 @@ class Posture(NamedTuple):
     """How a figure stands."""
 
     tall: float
-    """Metres from the feet to the head, or across a body whose head or feet have no known names."""
+    """Metres from the feet to the head, or the largest extent of a body whose head or feet have no known names."""
     shares: tuple[float, float, float]
-    """The share of it along each axis."""
+    """The fraction of `tall` along each axis."""
     clip: str = ""
     is_upside_down: bool = False
 
     @property
     def lies(self) -> bool:
-        """Whether it lies, or stands on its head."""
+        """Whether the figure lies, or stands on its head."""
         return self.shares[1] < LYING or self.is_upside_down
 
     @property
     def axis(self) -> str:
-        """The axis that most of it is along."""
+        """The axis along which the figure is longest."""
         return "-y" if self.is_upside_down else AXES[max(range(3), key=self.shares.__getitem__)]
 
     @property
     def words(self) -> str:
-        """How long it is along that axis and along y."""
+        """Its lengths along that axis and along y, in words."""
         if self.is_upside_down:
             return f"{self.shares[1] * self.tall:.2f} m along -y"
         return f"{max(self.shares) * self.tall:.2f} m along {self.axis} and {self.shares[1] * self.tall:.2f} m along y"
 
 
 def posture_of(take: Take) -> Posture | None:
-    """How a take's figure stands, by the median of some frames; None where there is no figure, or no frame of it."""
+    """Returns how a take's figure stands, as the median of some frames; None without a figure or finite frames."""
     motion = take.motion[np.linspace(0, len(take.motion) - 1, min(len(take.motion), _FRAMES)).astype(np.int64)]
     motion = motion[np.isfinite(motion).all(axis=1)]
     try:
@@ -257,20 +257,20 @@ def posture_of(take: Take) -> Posture | None:
 
 
 def posture_along(line: NDArray[np.float64]) -> Posture:
-    """The posture of a line from the feet to the head, `[frames, 3]`."""
+    """Returns the posture for a vector from the feet to the head, `[frames, 3]`."""
     tall = float(np.median(np.linalg.norm(line, axis=1)))
     x, y, z = (np.median(np.abs(line), axis=0) / max(tall, 1e-9)).tolist()
     return Posture(tall, (x, y, z), is_upside_down=bool(y >= LYING and np.median(line[:, 1]) < 0))
 
 
 def check_upright(reader: Reader, names: Sequence[str], first: Sequence[Posture] | None = None) -> None:
-    """Looks whether figures lie, in some clips that are spread over all.
+    """Checks in a sample of clips whether figures lie.
 
-    If most do and `rvqvae.data.up_axis` does not say which axis points up, that is an error. It is noted where not most
-    but many do, where z has been turned or the format is not turned, and by the rules of versions up to 0.2.
+    If most lie and `rvqvae.data.up_axis` does not say which axis points up, that is an error. It is only a note if many
+    but not most lie, if z was turned up, if the format is never turned, and by the rules of versions up to 0.2.
 
     Args:
-        first: the postures of some clips, where they have been read already.
+        first: the postures of some clips, if they have been read already.
 
     Raises:
         UserError: most figures lie.
@@ -280,7 +280,7 @@ def check_upright(reader: Reader, names: Sequence[str], first: Sequence[Posture]
     if config.up_axis == "y" and not before:
         return
     if config.up_axis == "z" and not reader.has_up_axis:
-        reader.notes += (f"rvqvae.data.up_axis z turns no {reader.format}",)
+        reader.notes += (f"rvqvae.data.up_axis z has no effect on {reader.format}",)
     seen = _postures(reader, names, LOOKED_AT) if first is None else first
     if len(names) > LOOKED_AT and any(posture.lies for posture in seen):
         seen = _postures(reader, names, _LOOKED_AGAIN)
@@ -289,33 +289,33 @@ def check_upright(reader: Reader, names: Sequence[str], first: Sequence[Posture]
         return
     said = _lying_words(lying, len(seen))
     if before:
-        again = "prepare again with reading_version 2 to say the axis"
-        reader.notes += (f"{said}; read as versions up to 0.2 did; {again}",)
+        again = "prepare again with reading_version 2 to choose the axis"
+        reader.notes += (f"{said}; read by the rules of version 0.2 and earlier; {again}",)
     elif not reader.has_up_axis:
-        reader.notes += (f"{said}; rvqvae.data.up_axis turns no {reader.format}",)
+        reader.notes += (f"{said}; rvqvae.data.up_axis has no effect on {reader.format}",)
     elif config.up_axis == "z":
-        reader.notes += (f"{said} now that rvqvae.data.up_axis z has turned them",)
+        reader.notes += (f"{said}; this is after turning them by rvqvae.data.up_axis z",)
     elif 2 * len(lying) <= len(seen):
         first_of = ", ".join(posture.clip for posture in lying[:3])
         reader.notes += (f"{said}, as in {first_of}: does another axis point up in some files?",)
     else:
         axis = _usual_axis(lying)
         turn = f"{to_say('up_axis', 'z')} turns z up, " if axis == "z" else f"no setting turns {axis} up, "
-        as_it_is = f"{to_say('up_axis', 'y')} takes them as they are"
-        raise UserError(f"{reader.path}: {said}; the files do not say which axis is: {turn}{as_it_is}")
+        as_it_is = f"{to_say('up_axis', 'y')} reads them as they are"
+        raise UserError(f"{reader.path}: {said}; the files do not say which axis points up: {turn}{as_it_is}")
 
 
 def lying_note(reader: Reader, take: Take) -> str | None:
-    """Says of a single file that its figure lies, where nothing says which axis points up."""
+    """Returns a note if the figure of a single file lies and `rvqvae.data.up_axis` is not y."""
     config = reader.config
     if not reader.has_up_axis or config.up_axis == "y":
         return None
     posture = posture_of(take)
     if posture is None or not posture.lies:
         return None
-    turned = "now that rvqvae.data.up_axis z has turned it" if config.up_axis == "z" else "does another axis point up?"
+    turned = "this is after turning it by rvqvae.data.up_axis z" if config.up_axis == "z" else "is another axis up?"
     how = "stands on its head" if posture.is_upside_down else f"lies along {posture.axis}"
-    return f"the figure {how}, where y should be up: {turned}"
+    return f"the figure {how}; y should be up: {turned}"
 
 
 def _usual_axis(lying: Sequence[Posture]) -> str:
@@ -325,13 +325,13 @@ def _usual_axis(lying: Sequence[Posture]) -> str:
 def _lying_words(lying: Sequence[Posture], looked_at: int) -> str:
     axis = _usual_axis(lying)
     words = next(posture for posture in lying if posture.axis == axis).words
-    of = f"{len(lying)} of {looked_at} clips looked at"
+    of = f"{len(lying)} of {looked_at} checked clips"
     how = "stand on their heads" if axis == "-y" else "lie"
-    return f"figures {how}: in {of}, it is from feet to head {words}, which should be up"
+    return f"figures {how}: in {of}, they extend {words} from feet to head; y should be up"
 
 
 def _postures(reader: Reader, names: Sequence[str], most: int) -> list[Posture]:
-    """Of some clips, spread over all, as far as they can be read and have a figure."""
+    """Returns postures of a sample of clips, of those that can be read and have a figure."""
     found = []
     for name in names[:: -(-len(names) // most)] if names else ():
         with suppress(ClipError):

@@ -1,4 +1,4 @@
-"""Packing all shards of a store, on all cores, going on where a killed run stopped."""
+"""Packs all shards of a store, on all cores, and continues where a killed run stopped."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -29,31 +29,31 @@ from ds_rvqvae.process.bars import Bar
 from ds_rvqvae.process.signals import Stopped, leave_signals_to_parent, no_signals_to_new_processes
 
 _WORTH_PROCESSES = 64 << 20
-"""Bytes of source files below which starting processes takes longer than it saves."""
+"""For fewer bytes of source files, starting processes takes longer than it saves."""
 
 
 class PackerKilledError(UserError):
-    """A process that packed clips was killed; what is packed stays."""
+    """A process that packed clips was killed; shards that are packed stay."""
 
 
 class Packed(NamedTuple):
-    """What packing did."""
+    """The result of packing."""
 
     facts: list[ShardFacts]
-    """Of every shard, those of an earlier run included."""
+    """The facts of every shard, including those of an earlier run."""
     work: Work
-    """What this run did, added up over its processes."""
+    """The work of this run, summed over its processes."""
     wall_s: float
     workers: int
     kept_clips: int
-    """Files that an earlier run, which was stopped, had packed."""
+    """Files that an earlier, interrupted run had packed."""
 
 
 def pack_all(packer: ShardPacker, plans: Sequence[ShardPlan], workers: int, progress: bool) -> Packed:
-    """Packs the shards that are not yet in the packer's folder, and removes what does not belong there.
+    """Packs the shards that are not yet in the packer's folder, and removes files that do not belong there.
 
     Raises:
-        PackerKilledError.
+        PackerKilledError: a process that packed clips was killed.
         OSError: the disk is full, or cannot be written.
     """
     started = time.perf_counter()
@@ -76,7 +76,7 @@ def pack_all(packer: ShardPacker, plans: Sequence[ShardPlan], workers: int, prog
                 works.append(work)
         except Stopped as stop:
             packed = kept + sum(work.clips + work.kept for work in works)
-            stop.summary = f"{packed:,} of {total:,} files are packed; the same command goes on from there"
+            stop.summary = f"{packed:,} of {total:,} files are packed; the same command continues from there"
             raise
     _sweep(folder, {plan.index for plan in plans})
     facts = [ShardFacts.read(shard_files(folder, plan.index)[1]) for plan in plans]
@@ -85,7 +85,7 @@ def pack_all(packer: ShardPacker, plans: Sequence[ShardPlan], workers: int, prog
 
 
 class _Progress:
-    """A bar of clips with hours and how much faster than they were recorded."""
+    """A bar that counts clips, with hours of motion and the speed relative to real time."""
 
     def __init__(self, total: int, kept: int, frames: int, fps: float, progress: bool) -> None:
         self._frames, self._new, self._fps = frames, 0, fps
@@ -114,7 +114,7 @@ def _in_this_process(packer: ShardPacker, plans: Sequence[ShardPlan], workers: i
 
 def _in_processes(packer: ShardPacker, plans: Sequence[ShardPlan], workers: int, bar: _Progress) -> Iterator[Work]:
     reader = packer.reader
-    # Not forked: whoever prepares may have threads, or a context on a card.
+    # Not forked: the preparing process may have threads, or a context on a GPU.
     context = multiprocessing.get_context("spawn")
     earlier = packer.earlier.folder if packer.earlier else None
     parents_end, closing = context.Pipe(duplex=False)
@@ -131,12 +131,12 @@ def _in_processes(packer: ShardPacker, plans: Sequence[ShardPlan], workers: int,
                 yield work
     except BrokenProcessPool:
         raise PackerKilledError(
-            f"{reader.path}: a process that was packing clips was killed, perhaps for want of memory; the same command "
-            "goes on from here, with --workers 1 in less memory",
+            f"{reader.path}: a process that was packing clips was killed, perhaps for lack of memory; the same command "
+            "continues from here, and --workers 1 needs less memory",
             ExitStatus.FAILED,
         ) from None
     except (Stopped, KeyboardInterrupt):
-        closing.close()  # the processes end, whatever they are at
+        closing.close()  # ends the processes at once
         pool.shutdown(wait=True, cancel_futures=True)
         remove_unfinished(packer.folder)
         raise
@@ -165,7 +165,7 @@ def _start_worker(
 
 
 def _end_with_parent(parents_end: Connection) -> None:
-    """A pool's processes outlive a parent that was killed, or stopped, and would go on writing."""
+    """Ends this process with its parent: a pool's processes outlive a killed parent and would continue to write."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel, parents_end])
@@ -180,9 +180,9 @@ def _pack(plan: ShardPlan) -> Work:
 
 
 def _is_packed(packer: ShardPacker, plan: ShardPlan) -> bool:
-    """Whether a shard was packed by an earlier run, of these clips, as their files are now.
+    """Returns whether an earlier run packed a shard from these clips, with their files as they are now.
 
-    After a machine's crash its files may be there and not be whole.
+    After a machine's crash the shard's files may exist and not be complete.
     """
     frames_file, facts_file = shard_files(packer.folder, plan.index)
     reader = packer.reader
@@ -201,14 +201,14 @@ def _is_packed(packer: ShardPacker, plan: ShardPlan) -> bool:
 
 
 def same_after(file: FileFacts, content: str | None, split: str | None) -> bool:
-    """Whether what came of a file holds for one of this content and split."""
+    """Returns whether facts about a file also hold for a file with this content and split."""
     known = (None, *SPLITS)
     same_split = split == file.split or (split in known and file.split in known)
     return content is not None and content == file.content and same_split
 
 
 def facts_of(store: Store) -> list[ShardFacts]:
-    """What went into each shard of a store; raises UserError where that is lost."""
+    """Reads the facts of each shard of a store; raises UserError if they are lost."""
     facts = []
     for index in store.parts:
         file = shard_files(store.folder / SHARDS, index)[1]
@@ -217,14 +217,14 @@ def facts_of(store: Store) -> list[ShardFacts]:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(
-                f"{file}: cannot be read: {reason}; nothing can be added without it; delete {store.folder} and prepare "
+                f"{file}: cannot be read: {reason}; without it nothing can be added; delete {store.folder} and prepare "
                 "it again"
             ) from None
     return facts
 
 
 def _sweep(folder: Path, shards: set[int]) -> None:
-    """Removes everything but the shards named."""
+    """Removes everything except these shards."""
     keep = {file for index in shards for file in shard_files(folder, index)}
     for entry in folder.iterdir():
         if entry not in keep:
@@ -232,10 +232,10 @@ def _sweep(folder: Path, shards: set[int]) -> None:
 
 
 def first_layout(reader: Reader, names: Sequence[str]) -> Layout:
-    """The columns that most of some clips have, spread over all; one of another skeleton does not rule out the others.
+    """Returns the layout that most of a sample of clips have, so that one odd clip does not exclude the others.
 
     Raises:
-        UserError: none can be read, or most figures lie (`check_upright`).
+        UserError: no clip can be read, or most figures lie (`check_upright`).
     """
     found: Counter[Layout] = Counter()
     postures: list[Posture] = []

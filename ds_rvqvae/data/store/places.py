@@ -1,4 +1,4 @@
-"""Where stores are: their folders in the user's cache, the locks on them, what is built beside and added to them."""
+"""The places of stores: folders in the user's cache, locks on them, and the folders in which stores are built."""
 
 import hashlib
 import json
@@ -24,22 +24,22 @@ _BUILDING, _LOCKED, _PLAN = ".building", ".locked", "plan.json"
 _SHARD_FILE = re.compile(r"(\d{5,})(\.npy|\.json)")
 _UNFINISHED = re.compile(r"\.unfinished-.+")
 _PASSING = re.compile(rf"{_UNFINISHED.pattern}|\.nfs[0-9a-f]{{8,}}")
-"""Also what a network file system keeps of a file that was removed while a reader has it open."""
+"""Includes the names under which a network file system keeps a removed file that a process still has open."""
 _OF_VERSION_1 = ("frames.npy", "mean.npy", "std.npy")
 
 logger = logging.getLogger("ds_rvqvae")
 
 
 def hash_of(value: Any) -> str:
-    """Of JSON objects, a sha256 in hexadecimal."""
+    """Returns a sha256 of JSON objects, in hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def cache_folder() -> Path:
-    """Where training keeps its stores: `~/.cache/ds_rvqvae`, or what DS_RVQVAE_CACHE names.
+    """Returns the folder where training keeps its stores: `DS_RVQVAE_CACHE`, by default `~/.cache/ds_rvqvae`.
 
     Raises:
-        UserError: it names none, and this process's user has no home.
+        UserError: the variable is not set, and this process's user has no home.
     """
     folder = Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/ds_rvqvae")
     try:
@@ -52,29 +52,29 @@ def cache_folder() -> Path:
 
 
 def cached_place(path: Path, settings: dict[str, Any]) -> Path:
-    """`NAME-KEY`, what the stores of the same data and settings in the cache are called, before their fingerprints."""
+    """Returns `NAME-KEY` in the cache: the start of the folder names of all stores of the same data and settings."""
     return cache_folder() / f"{path.resolve().stem[:40]}-{hash_of([str(path.resolve()), settings])[:8]}"
 
 
 def cached_folder(place: Path, fingerprint: str) -> Path:
-    """Where the store at such a place is whose fingerprint this is."""
+    """Returns the folder of the store with this fingerprint at a place that `cached_place` gives."""
     return place.with_name(f"{place.name}-{fingerprint[:16]}")
 
 
 def cached_stores(place: Path) -> list[Path]:
-    """The folders of stores at such a place, whatever their state."""
+    """Returns the folders of all stores at a place that `cached_place` gives, whatever their state."""
     return sorted(folder for folder in place.parent.glob(f"{escape(place.name)}-*") if is_store(folder))
 
 
 def may_replace(folder: Path) -> bool:
-    """Whether there is nothing in the way but an earlier store."""
+    """Returns whether a folder does not exist, or holds nothing except an earlier store."""
     if not folder.is_dir():
         return not folder.exists()
     return not any(folder.iterdir()) or _holds_only_a_store(folder)
 
 
 def _holds_only_a_store(folder: Path) -> bool:
-    """Whether everything in a folder belongs to a store, of this version or the first, whatever its state."""
+    """Returns whether everything in a folder belongs to a store, of this version or the first, whatever its state."""
     if not is_store(folder):
         return False
     with suppress(OSError, ValueError):
@@ -90,14 +90,14 @@ def _holds_only_a_store(folder: Path) -> bool:
 
 
 def check_nothing_is_lost(folder: Path) -> None:
-    """Raises UserError where replacing a store would lose clips of other data, or may do so."""
+    """Raises UserError if replacing a store would lose clips of other data, or may do so."""
     if not is_store(folder):
         return
     try:
         sources = [str(source) for source in read_json(folder / TABLE).get("sources", ())]
     except (OSError, ValueError, TypeError, AttributeError):
         raise UserError(
-            f"{folder / TABLE}: damaged, so that it is not known what data the store holds; delete {folder}, or name a "
+            f"{folder / TABLE}: damaged, so it is not known which data the store holds; delete {folder}, or name a "
             "new folder"
         ) from None
     if len(sources) > 1:
@@ -108,20 +108,20 @@ def check_nothing_is_lost(folder: Path) -> None:
 
 
 def put_in_place(made: Path, folder: Path) -> None:
-    """Makes the store in `made`, on the same disk, the one in `folder`, in one moment.
+    """Puts the store in `made`, on the same disk, into `folder`, atomically.
 
-    Where there is a folder already, it stays: the new shards go into it under names that it does not have, then the
-    table is replaced, and the shards before are removed. What is not of a store stays too.
+    If the folder exists, it stays: the new shards go into it under new names, then the table is replaced, and the old
+    shards are removed. Files that do not belong to a store stay.
     """
     with suppress(OSError):
-        made.rename(folder)  # where there is nothing, or an empty folder
+        made.rename(folder)  # works if the folder does not exist or is empty
         sync(folder.parent)
         return
     mend(_put_beside(made, folder))
 
 
 def _put_beside(made: Path, folder: Path) -> Store:
-    """Puts a store into the folder of another one, its shards numbered from 0 on where these numbers are free."""
+    """Puts a store into the folder of another one; its shards are numbered from 0 if these numbers are free."""
     table, before, shards = read_json(made / TABLE), None, folder / SHARDS
     with suppress(OSError, ValueError):
         before = read_json(folder / TABLE)
@@ -140,11 +140,13 @@ def _put_beside(made: Path, folder: Path) -> Store:
 
 
 def place_shards(made: Path, shards: Path, by: int = 0) -> None:
-    """Gives shards of one folder a place in another one, each number larger `by` so much; no file there is written
-    to."""
+    """Links or copies the shards of one folder into another one, their numbers increased by `by`.
+
+    No file there is written to.
+    """
     for file in sorted(file for file in made.iterdir() if _SHARD_FILE.fullmatch(file.name)):
         place = shards / _renumbered(file.name, by)
-        place.unlink(missing_ok=True)  # of a process that was killed: no table names it
+        place.unlink(missing_ok=True)  # left by a killed process: no table names it
         link_or_copy(file, place)
     sync(shards)
 
@@ -160,13 +162,15 @@ def _renumbered(name: str, by: int) -> str:
 
 
 def mend(store: Store) -> Store:
-    """Does what a process that was killed did not: writes a store's `report.json` where that is not its report, removes
-    the shards that its table does not name, and numbers its own as in a new folder. The caller holds the lock.
+    """Finishes the work of a killed process. The caller holds the lock.
+
+    It writes `report.json` if that differs from the table's report, removes the shards that the table does not name,
+    and numbers the store's shards as in a new folder.
 
     Returns:
         The store as it is now.
     """
-    with suppress(OSError, UserError):  # it may be read-only, or without a report, as stores of before
+    with suppress(OSError, UserError):  # it may be read-only, or have no report (stores of earlier versions)
         _sweep(store)
         if store.first_part:
             _sweep(_put_beside(store.folder, store.folder))
@@ -188,7 +192,7 @@ def _sweep(store: Store) -> None:
 
 
 def needs_mending(store: Store) -> bool:
-    """Whether a store's folder has more, or another report, than its table says."""
+    """Returns whether a store's folder has more files than its table names, or another report."""
     shards = store.folder / SHARDS
     try:
         unfinished = any(
@@ -201,23 +205,23 @@ def needs_mending(store: Store) -> bool:
 
 
 def remove_outdated(place: Path, folder: Path) -> None:
-    """Frees the space of earlier stores of the same data and settings that no process has in use."""
+    """Removes earlier stores of the same data and settings that no process uses."""
     for other in cached_stores(place):
         if other != folder:
             with suppress(BusyError, OSError), hold_folder(other, wait=False):
-                (other / TABLE).unlink()  # first: what is left is no store
+                (other / TABLE).unlink()  # first, so that leftovers are not taken for a store
                 shutil.rmtree(other, ignore_errors=True)
 
 
 def open_in_use(folder: Path) -> Store:
-    """`open_store`; one in the cache is not removed as long as this process has it open."""
+    """Opens a store as `open_store`; a store in the cache is not removed while this process has it open."""
     if folder.resolve().parent != cache_folder().resolve():
         return open_store(folder)
     try:
         held = hold_folder(folder, wait=False, shared=True)
     except BusyError:
         raise UserError(f"{folder}: is just being removed from the cache; start again") from None
-    except OSError:  # there is none, or it may not be read
+    except OSError:  # it does not exist, or may not be read
         return open_store(folder)
     try:
         store = open_store(folder)
@@ -230,7 +234,7 @@ def open_in_use(folder: Path) -> Store:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One process at a time that makes, adds to or mends the store at a place, whatever cache each of them has."""
+    """Lets one process at a time make, add to or mend the store at a place, whatever cache each process uses."""
     place = folder.resolve()
     with hold_in_cache(hashlib.sha256(os.fsencode(place)).hexdigest()[:24]):
         if place.parent == cache_folder().resolve():
@@ -242,20 +246,20 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked_beside(folder: Path) -> Iterator[None]:
-    """Holds a folder that is there only meanwhile; after a kill it stays, and the next command removes it."""
+    """Holds a folder that exists only while it is held; after a kill it stays, and the next command removes it."""
     held = _held_beside(folder)
     try:
         yield
     finally:
         if held is not None:
-            removed = _remove_empty(folder)  # held: those who wait for it see that it is gone
+            removed = _remove_empty(folder)  # while it is held, so that waiting processes see that it is gone
             held.close()
-            if not removed:  # a lease lay in it, without which one of another process keeps it
+            if not removed:  # a lease was in it; now it is empty, unless another process has a lease there
                 _remove_empty(folder)
 
 
 def _held_beside(folder: Path) -> HeldFolder | None:
-    """None where nothing can be written, so that nobody makes a store there either."""
+    """Makes and holds a folder; returns None if nothing can be written there, so that no store can be made either."""
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -264,8 +268,8 @@ def _held_beside(folder: Path) -> HeldFolder | None:
         with suppress(FileNotFoundError):  # another process just removed it
             try:
                 held = hold_folder(folder, wait=True)
-            except BusyError as error:  # of another user, whose lease cannot be waited for
-                raise UserError(f"{folder}: {error.holder} writes the store; wait until that ends") from None
+            except BusyError as error:  # held by another user, whose lease cannot be waited for
+                raise UserError(f"{folder}: {error.holder} writes the store; wait until it ends") from None
             if held.is_there(folder):
                 return held
             held.close()
@@ -280,10 +284,10 @@ def _remove_empty(folder: Path) -> bool:
 
 
 def hold_in_cache(name: str, *, wait: bool = True) -> HeldFolder:
-    """Holds what goes by a name against other processes that use the same cache.
+    """Holds a name against other processes that use the same cache.
 
     Raises:
-        BusyError: without `wait`, where another process holds it.
+        BusyError: another process holds it, and `wait` is False.
         OSError: the cache cannot be written.
     """
     folder = cache_folder() / "locks" / name
@@ -292,32 +296,32 @@ def hold_in_cache(name: str, *, wait: bool = True) -> HeldFolder:
 
 
 def stores_there(place: Path, out: Path | None) -> Iterator[Store]:
-    """The stores at a place that can be opened: the one in `out`, or those in the cache."""
+    """Yields the stores at a place that can be opened: the one in `out`, or those in the cache."""
     for folder in cached_stores(place) if out is None else [place]:
         with suppress(UserError):
             yield open_in_use(folder)
 
 
 def say_what_is_damaged(place: Path, out: Path | None) -> None:
-    """Warns of each store at a place that cannot be opened for its damage."""
+    """Warns of each store at a place that is damaged."""
     for folder in cached_stores(place) if out is None else [place]:
         try:
             open_store(folder).report()
         except DamagedStoreError as error:
-            logger.warning("%s: damaged (%s): made anew", folder, error.reason)
-        except UserError:  # none, or one of another version
+            logger.warning("%s: damaged (%s), so it is made anew", folder, error.reason)
+        except UserError:  # no store, or one of another version
             continue
 
 
 def folder_to_build_in(folder: Path) -> Path:
-    """Beside the place of a store, so that what is whole there can be renamed."""
+    """Returns the folder beside a store in which a new one is built; the complete store is then renamed."""
     return folder.parent / f"{hidden_name(folder.name)}{_BUILDING}"
 
 
 def begin(building: Path, key: str, others: Mapping[str, str | None]) -> None:
-    """Makes the folder that a store is built in; what was built there in another way is removed.
+    """Makes the folder in which a store is built; anything built there with another plan is removed.
 
-    Shards that stay there know the content of their own files; `others` is that of the rest.
+    Shards that stay there know the content of their own files; `others` is the content of all other files.
     """
     plan = {"key": key, "others": hash_of(others)}
     try:
@@ -331,9 +335,9 @@ def begin(building: Path, key: str, others: Mapping[str, str | None]) -> None:
 
 
 def other_settings(store: Store, settings: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Keys with the values that a store was made with and those of `settings`, where they differ.
+    """Yields the keys in which a store's settings differ from `settings`, with both values.
 
-    The rules of reading come first, and by those of versions up to 0.2 no axis means y.
+    The rules of reading come first. By the rules of version 0.2 and earlier, no axis means y.
     """
     for key in ("reading_version", *(key for key in settings if key != "reading_version")):
         there, asked = store.settings.get(key), settings[key]
@@ -343,10 +347,10 @@ def other_settings(store: Store, settings: Mapping[str, Any]) -> Iterator[tuple[
 
 
 def check_appendable(store: Store, settings: Mapping[str, Any]) -> None:
-    """Raises UserError where motion of these settings cannot be added to a store, naming the first that differs."""
+    """Raises UserError if motion with these settings cannot be added to a store; names the first that differs."""
     for key, there, asked in other_settings(store, settings):
         if key == "reading_version":
-            rules = "the rules of versions up to 0.2" if there == 1 else "those of today"
+            rules = "the rules of version 0.2 and earlier" if there == 1 else "the rules of today"
             raise UserError(
                 f"{store.folder}: its files were read by {rules} (rvqvae.data.{key} {there}, see docs/data.md); append "
                 f"with --set rvqvae.data.{key}={there}, or prepare the store again"
@@ -354,20 +358,20 @@ def check_appendable(store: Store, settings: Mapping[str, Any]) -> None:
         if key != "format":
             was, now = json.dumps(there), json.dumps(asked)
             raise UserError(
-                f"{store.folder}: was prepared with rvqvae.data.{key} {was}, not {now}; append with the same"
+                f"{store.folder}: was prepared with rvqvae.data.{key} {was}, not {now}; append with the same value"
             )
 
 
 def replaced_notes(folder: Path, settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """What there is to say where a store of these settings takes the place of the one that is there."""
+    """Returns notes for the user if a store with these settings replaces one that was read by other rules."""
     try:
         there = open_store(folder).settings["reading_version"]
-    except UserError:  # none, or damaged
+    except UserError:  # no store, or a damaged one
         return ()
     if there == settings["reading_version"]:
         return ()
-    rules = "the rules of versions up to 0.2" if there == 1 else "those of today"
+    rules = "the rules of version 0.2 and earlier" if there == 1 else "the rules of today"
     return (
-        f"in place of a store whose files were read by {rules}; runs that were trained on it go on with one that is "
-        f"prepared with --set rvqvae.data.reading_version={there}",
+        f"this replaces a store whose files were read by {rules}; to continue, runs trained on it need one that "
+        f"is prepared with --set rvqvae.data.reading_version={there}",
     )

@@ -1,4 +1,4 @@
-"""Motion files into a packed store: built once, by one process at a time, whole or not there."""
+"""Makes a packed store from motion files: built once, by one process at a time, complete or not at all."""
 
 import json
 import os
@@ -53,25 +53,25 @@ _SETTINGS = keys_that(DataConfig, DataFacts, lambda facts: facts.store == "setti
 
 
 class Prepared(NamedTuple):
-    """A store, and what making it took."""
+    """A store, and the work of making it."""
 
     store: Store
     packed: Packed | None
-    """None where the store was there already."""
+    """None if the store existed already."""
     notes: tuple[str, ...] = ()
-    """What there is to say beside the store's report."""
+    """Notes that are not in the store's report."""
 
 
 def prepare_store(config: DataConfig, out: Path | None = None, progress: bool = False) -> Store:
-    """The store of the data that `config` names; built only where none matches the files and settings.
+    """Returns the store of the data that `config` names; it is built only if none matches the files and settings.
 
     Args:
-        out: the store's folder; without it, one in the cache folder. A store there that no longer matches is
-            replaced, any other folder with something in it refused.
-        progress: draw the bar even where stderr is no terminal.
+        out: the store's folder; by default, one in the cache folder. A store there that no longer matches is replaced;
+            any other folder that is not empty is an error.
+        progress: draw the bar even if stderr is not a terminal.
 
     Raises:
-        UserError: no usable clip, or the store cannot be written. Clips left out singly are in `Store.left_out`.
+        UserError: no usable clip, or the store cannot be written. Single clips left out are in `Store.left_out`.
     """
     return prepare(config, out, progress=progress).store
 
@@ -85,23 +85,23 @@ def prepare(
     workers: int | None = None,
     progress: bool = False,
 ) -> Prepared:
-    """As `prepare_store`, with what it took.
+    """Prepares a store as `prepare_store`, and returns it with the work of making it.
 
     Args:
-        append: add the clips that the store at `out` does not have, by name, to it.
+        append: add to the store at `out` the clips whose names it does not have.
         strict: leave nothing out: the first file or span that a rule finds is an error.
-        workers: processes that pack; None: one a core that this one may use.
+        workers: processes that pack; None: one for each core that this process may use.
     """
     if config.path is None:
         raise UserError(
-            "no motion to read: give --data_path, or set DS_RVQVAE_DATA, or try --demo, which makes its own"
+            "no motion to read: give --data_path, set DS_RVQVAE_DATA, or try --demo, which makes its own motion"
         )
     path = expanded(config.path)
     if is_store(path):
         if out is not None:
-            raise UserError(f"{path}: is a prepared store already; name the motion files that it was made of")
+            raise UserError(f"{path}: is a prepared store already; name the motion files that it was made from")
         return Prepared(_as_asked(path, config), None)
-    # First: of a file that is changed while it is read, the next check sees another content than this.
+    # Before reading: if the file changes while it is read, the next check will see another content.
     contents = {path: content_of(path)}
     job = _Job(open_reader(path, config), contents, strict, workers or len(os.sched_getaffinity(0)), progress)
     try:
@@ -116,7 +116,7 @@ def prepare(
 
 
 class _Job:
-    """What is to be packed, and how."""
+    """The motion to pack, and the options for it."""
 
     def __init__(
         self, reader: Reader, contents: dict[Path, str | None], strict: bool, workers: int, progress: bool
@@ -126,21 +126,21 @@ class _Job:
         self._contents = contents
 
     def contents(self, files: Iterable[Path]) -> dict[Path, str | None]:
-        """`content_of` each of some source files, which is read once a job."""
+        """Returns `content_of` each source file; every file is read once per job."""
         files = list(files)
         self._contents |= contents_of(file for file in files if file not in self._contents)
         return {file: self._contents[file] for file in files}
 
     def content_of_clip(self, name: str) -> str | None:
-        """Of the file that a clip comes from, where that was read already."""
+        """Returns `content_of` the file that a clip comes from, if it was read already."""
         source = self.reader.source_of(name)
         return None if source is None else self._contents.get(source)
 
     def fingerprint(self, packed: Sequence[ShardFacts] = ()) -> str:
-        """A hash of the format, the settings, and every source file's name and content.
+        """Returns a hash of the format, the settings, and every source file's name and content.
 
         Args:
-            packed: shards that say of their files what content was packed.
+            packed: facts of shards, which know the content of their files when they were packed.
         """
         reader, sources = self.reader, self.reader.sources()
         known = {reader.source_of(file.name): file.content for facts in packed for file in facts.files}
@@ -150,23 +150,23 @@ class _Job:
         return hash_of([*parts, *([name, contents[source]] for name, source in zip(names, sources, strict=True))])
 
     def others(self, names: Iterable[str]) -> dict[str, str | None]:
-        """The content of the source files that no one clip of these comes from, such as lists of splits, by name."""
+        """Returns, by name, the content of the source files that hold none of these clips, such as lists of splits."""
         of_clips = {self.reader.source_of(name) for name in names}
         others = self.contents(source for source in self.reader.sources() if source not in of_clips)
         return {os.path.relpath(source, self.reader.path): content for source, content in others.items()}
 
 
 def settings_of(config: DataConfig) -> dict[str, Any]:
-    """The settings that a store depends on, as JSON objects."""
+    """Returns the settings that a store depends on, as JSON objects."""
     return config.model_dump(mode="json", include=set(_SETTINGS))
 
 
 def _as_asked(path: Path, config: DataConfig) -> Store:
-    """A store given as the data, which must have been made with the settings now asked for."""
+    """Opens a store that is given as the data; raises UserError if it was made with other settings than these."""
     store = open_store(path)
     defaults = settings_of(DataConfig())
     for key, there, asked in other_settings(store, settings_of(config)):
-        # `fps` is checked where it is used, against the tokenizer's or the run's.
+        # `fps` is compared with the tokenizer's or the run's where it is used.
         if key != "fps" and asked != defaults[key]:
             how = f", with --set rvqvae.data.{key}={asked} and another --out" if key == "reading_version" else ""
             raise UserError(
@@ -179,12 +179,12 @@ def _as_asked(path: Path, config: DataConfig) -> Store:
 def _build_once(job: _Job, path: Path, out: Path | None) -> Prepared:
     place = cached_place(path, job.settings) if out is None else Path(out)
     if out is not None and not may_replace(place):
-        raise UserError(f"{place}: exists and is no store; name a new folder")
+        raise UserError(f"{place}: exists and is not a store; name a new folder")
     store, packed = _matching(job, place, out), None
     notes: tuple[str, ...] = ()
     if store is None or needs_mending(store) or folder_to_build_in(place).exists():
         with locked(place):
-            store = _matching(job, place, out)  # another process may just have built it
+            store = _matching(job, place, out)  # another process may have built it meanwhile
             if store is not None:
                 store = mend(store)
                 shutil.rmtree(folder_to_build_in(place), ignore_errors=True)
@@ -203,21 +203,21 @@ def _build_once(job: _Job, path: Path, out: Path | None) -> Prepared:
 
 
 def _matching(job: _Job, place: Path, out: Path | None) -> Store | None:
-    """The store that is there already of these files, as they are now, and of these settings."""
+    """Returns the store that exists already for these files, as they are now, and these settings."""
     for store in stores_there(place, out):
         with suppress(UserError):
-            store.report()  # of stores of before, it may be lost, and they are made again of their own shards
-            # Files are read only where a store might be theirs.
+            store.report()  # if a store of an earlier version lost it, the store is made again from its own shards
+            # The settings come first, so that files are read only for a store that may match.
             if store.settings == job.settings and store.fingerprint == job.fingerprint():
                 return store
     return None
 
 
 def _build(job: _Job, place: Path, out: Path | None) -> tuple[Path, Packed]:
-    """Builds beside the final place and renames. The caller holds the lock; what a kill leaves is gone on from.
+    """Builds beside the final place and renames; continues what a killed run left. The caller holds the lock.
 
     Returns:
-        the store's folder, and what packing did.
+        the store's folder, and the result of packing.
     """
     names, refused = _usable_names(job.reader, set())
     if not names:
@@ -229,7 +229,7 @@ def _build(job: _Job, place: Path, out: Path | None) -> tuple[Path, Packed]:
     earlier = next(stores_there(place, out), None)
     kept = {} if earlier is None else _unchanged(job, earlier, builder.packing_key())
     with _removed_after_refusal(building):
-        builder.own_statistics()  # refused now, not after hours of packing
+        builder.own_statistics()  # an error in them is raised now, not after hours of packing
         packed = _pack(job, builder, names, refused, kept=kept, earlier=earlier)
         if not any(facts.rows for facts in packed.facts):
             raise UserError(_nothing_left(job.reader, quarantine_of(packed.facts)))
@@ -243,13 +243,13 @@ def _build(job: _Job, place: Path, out: Path | None) -> tuple[Path, Packed]:
 
 
 def _unchanged(job: _Job, store: Store, key: str) -> dict[str, int]:
-    """The clips whose files are as they were when a store was packed, with their shards there."""
+    """Returns the clips whose files have not changed since a store was packed, with their shards there."""
     job.contents(job.reader.sources())
     found = {}
     for index in store.parts:
         try:
             facts = ShardFacts.read(shard_files(store.folder / SHARDS, index)[1])
-        except (OSError, ValueError):  # damaged: its files are read again
+        except (OSError, ValueError):  # damaged, so its files are read again
             continue
         for file in facts.files if facts.key == key else ():
             if same_after(file, job.content_of_clip(file.name), job.reader.split_of(file.name)):
@@ -263,8 +263,8 @@ def _append(job: _Job, folder: Path) -> Prepared:
     check_appendable(store, job.settings)
     if not same_rate(job.reader.fps, store.fps):
         raise UserError(
-            f"{job.reader.path}: {job.reader.fps:g} frames per second, but {folder} has {store.fps:g}; motion of one "
-            "frame rate makes a store"
+            f"{job.reader.path}: {job.reader.fps:g} fps, but {folder} has {store.fps:g}; all motion in a store must "
+            "have the same frame rate"
         )
     there = facts_of(store)
     known, notes = _known_names(job, store, there)
@@ -281,14 +281,14 @@ def _append(job: _Job, folder: Path) -> Prepared:
     if not new and not any(facts.rows for facts in packed.facts):
         shutil.rmtree(building, ignore_errors=True)
         return Prepared(store, packed, notes)
-    place_shards(building / _NEW / SHARDS, folder / SHARDS)  # a kill here leaves all that is needed to begin again
+    place_shards(building / _NEW / SHARDS, folder / SHARDS)  # after a kill here, everything to start again is left
     source = str(job.reader.path)
     sources = store.sources if source in store.sources else [*store.sources, source]
     fingerprint = hash_of([store.fingerprint, job.fingerprint(packed.facts)])
     builder = StoreBuilder(job.reader, store.layout, folder, store.settings, store.first_part)
     before = store.report().get("file_counts")
     if before is None:
-        job.reader.notes += ("files are counted from the added ones on: the store is of a version up to 0.2",)
+        job.reader.notes += ("only the added files are counted: the store was made by version 0.2 or earlier",)
     counts = [*(before or ()), counted_files(job.reader, packed.facts, (folder, building))]
     builder.finish([*there, *packed.facts], fingerprint, sources, counts, store)
     shutil.rmtree(building, ignore_errors=True)
@@ -296,18 +296,18 @@ def _append(job: _Job, folder: Path) -> Prepared:
 
 
 def _refuse_other_columns(job: _Job, store: Store, packed: Packed) -> None:
-    """Raises UserError where no clip has the columns of the store that it should be added to."""
+    """Raises UserError if no clip has the columns of the store to which it would be added."""
     other = next((entry for entry in quarantine_of(packed.facts) if entry.rule == "layout"), None)
     if other is not None and not any(facts.rows for facts in packed.facts):
         where = f"{job.reader.path}: no clip has the columns of {store.folder}"
-        raise UserError(f"{where}; {other.file}: {other.reason}; prepare another store of them")
+        raise UserError(f"{where}; {other.file}: {other.reason}; prepare another store from them")
 
 
 def _known_names(job: _Job, store: Store, there: Sequence[ShardFacts]) -> tuple[set[str], tuple[str, ...]]:
-    """The names of data that a store has already, with what there is to say of them.
+    """Returns the names of clips that a store has already, and notes about them.
 
     Raises:
-        UserError: the store has another content under one of the names.
+        UserError: the store has other content under one of the names.
     """
     reader, packed = job.reader, {file.name: file.content for facts in there for file in facts.files}
     names = [name for name in reader.clip_names() if reader.source_of(name) is not None]
@@ -318,21 +318,20 @@ def _known_names(job: _Job, store: Store, there: Sequence[ShardFacts]) -> tuple[
     if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise UserError(
-            f"{store.folder}: has another content under the name of {reader.file_of(changed[0])}{more}; prepare the "
-            "store again, which takes what has not changed from it, or, where both are wanted, give one another name"
+            f"{store.folder}: has other content under the name of {reader.file_of(changed[0])}{more}; prepare the "
+            "store again, which packs only changed files, or rename one of the files to have both"
         )
     unknown = sum(name in in_store and not packed.get(name) for name in {*names, *reader.clip_names()})
     if not unknown:
         return in_store | same, ()
     return in_store | same, (
-        f"of {unknown} clips that the store has only the names were compared: it does not say, file by file, what "
-        "content they were made of",
+        f"{unknown} clips of the store were compared by name only: the store does not know the content of their files",
     )
 
 
 @contextmanager
 def _removed_after_refusal(building: Path) -> Iterator[None]:
-    """Data that are refused leave nothing behind; what a full disk or a kill stops is gone on from."""
+    """Removes a folder after an error in the data; after a full disk or a kill it stays, and packing can continue."""
     try:
         yield
     except PackerKilledError:
@@ -343,17 +342,17 @@ def _removed_after_refusal(building: Path) -> Iterator[None]:
 
 
 def _usable_names(reader: Reader, known: set[str]) -> tuple[list[str], list[Quarantined]]:
-    """Clips to pack, without those that a store has, and those refused for a name that stands twice."""
+    """Returns the clips to pack, without those that a store has, and those left out because of a duplicate name."""
     names: dict[str, None] = {}
     refused = []
     every = reader.clip_names()
     wholes = set(every)
     for name in every:
         if name in names:
-            reason = "the name stands twice; the first is kept"
+            reason = "the name occurs twice; the first is kept"
             refused.append(Quarantined(reader.file_of(name), "name", None, reason))
         elif whole_name(name) != name and whole_name(name) in wholes:
-            reason = f"its name is that of a piece of {whole_name(name)}"
+            reason = f"its name is already that of a piece of {whole_name(name)}"
             refused.append(Quarantined(reader.file_of(name), "name", None, reason))
         elif whole_name(name) not in known:
             names[name] = None
@@ -371,7 +370,7 @@ def _pack(
     kept: Mapping[str, int] | None = None,
     earlier: Store | None = None,
 ) -> Packed:
-    """Packs clips into shards numbered from `first`; those that are `kept` are in these shards of an earlier store."""
+    """Packs clips into shards numbered from `first`; `kept` gives the shards of an earlier store to copy clips from."""
     plans = plan_shards(names, [job.reader.weight(name) for name in names], first)
     if plans:
         plans[0] = replace(plans[0], refused=refused)
@@ -390,7 +389,7 @@ def _refuse_quarantine(job: _Job, quarantined: list[Quarantined]) -> None:
         rules = ", ".join(sorted({entry.rule for entry in quarantined}))
         raise UserError(
             f"{job.reader.path}: --strict: {first.file}: {first.reason}{more}; rules: {rules}. Mend or move the files, "
-            "turn a rule off (--set rvqvae.data.rules…), or leave out --strict, which cuts what the report then lists"
+            "turn a rule off (--set rvqvae.data.rules…), or remove --strict: then these frames and files are left out"
         )
 
 

@@ -1,4 +1,4 @@
-"""What preparing found in motion files: `report.json`, and the same as text for a terminal."""
+"""The report on prepared motion files: `report.json`, and the same as text for a terminal."""
 
 import math
 from collections import Counter
@@ -18,24 +18,24 @@ from ds_rvqvae.process.terminal import PLAIN, Block, Line, Piece, Terminal
 from ds_rvqvae.text import counted
 
 EXTREME = 20.0
-"""Standard deviations from the mean beyond which a value is called extreme."""
+"""Values more than this many standard deviations from the mean are called extreme."""
 _MOST_EXTREMES = 20
 _MOST_ODD_RATES, _ODD_SHARE = 3, 0.02
-"""Rates beside the usual one, and the share of the files with one, up to which files are named for it."""
+"""Up to this number of unusual rates, and this fraction of the files per rate, a note names the files."""
 _CONSTANT = 1e-5
-"""Range of a constant column, relative to its mean where that is over 1: interpolation rounds."""
+"""Largest range of a constant column, relative to its mean if that is over 1: interpolation rounds."""
 
 
 class TakeFacts(NamedTuple):
-    """What one file gave."""
+    """The facts about one file and its clips."""
 
     file: str
     fps: float
-    """The file's own."""
+    """The file's own frame rate."""
     frames: int
-    """In the file."""
+    """Frames in the file."""
     clips: tuple[tuple[str, int, str | None], ...]
-    """Name, frames at the wanted rate and the data's own split of each clip made of it."""
+    """Name, frames at the store's frame rate, and the data's own split of each clip made from it."""
     notes: tuple[str, ...] = ()
 
 
@@ -47,29 +47,29 @@ class ColumnFacts(NamedTuple):
     minimum: NDArray[np.float32]
     maximum: NDArray[np.float32]
     extremes: list[dict[str, Any]]
-    """What `extreme_columns` gives; `minimum_in` and `maximum_in` may name the clips with the values."""
+    """The result of `extreme_columns`; `minimum_in` and `maximum_in` may name the clips with the values."""
 
 
 class Findings(NamedTuple):
-    """What packing found in motion files."""
+    """The facts that packing found in motion files."""
 
     format: str
-    """Of the files, in words."""
+    """The files' format, in words."""
     takes: Sequence[TakeFacts]
-    """The files that could be read, those that no clip is left of included."""
+    """The files that could be read, including those without a usable clip."""
     quarantined: Sequence[Quarantined]
-    """What the store does not hold, in order."""
+    """Files and spans that were left out, in order."""
     columns: ColumnFacts
     notes: Sequence[str] = ()
-    """On the data as a whole."""
+    """Notes about all the data."""
     file_counts: Sequence[dict[str, Any]] = ()
-    """What became of the files of each data set, as `count_files` has it."""
+    """How many files of each data set were read, left out and passed over, as `count_files` gives it."""
     readings: Sequence[str] = ()
-    """How numbers of the files were read."""
+    """How the files' numbers were read."""
 
 
 def make_report(store: Store, found: Findings) -> dict[str, Any]:
-    """The content of `report.json`: the same for the same data, whatever packed them."""
+    """Returns the content of `report.json`: the same for the same data, however they were packed."""
     fps, takes, quarantined, counts = store.fps, found.takes, found.quarantined, found.file_counts
     frames = sum(count for take in takes for _, count, _ in take.clips)
     rates = _frame_rates(takes, fps)
@@ -113,7 +113,7 @@ def extreme_columns(
     maximum: NDArray[np.floating[Any]],
     layout: Layout,
 ) -> list[dict[str, Any]]:
-    """The columns with values more than 20 standard deviations from their mean, worst first, 20 at most."""
+    """Returns the columns with values over 20 standard deviations from their mean, worst first, at most 20."""
     mean, std = mean.astype(np.float64), std.astype(np.float64)
     furthest = np.maximum(maximum - mean, mean - minimum)
     stds = np.divide(furthest, std, out=np.zeros_like(furthest), where=std > 0)
@@ -134,7 +134,7 @@ def extreme_columns(
 
 
 def column_ranges(columns: Iterable[int], layout: Layout) -> list[str]:
-    """Rising column numbers by channel: `Hips[0]`, `LeftFoot[3-5]`."""
+    """Returns names of columns by joint or feature, from increasing column numbers: `Hips[0]`, `LeftFoot[3-5]`."""
     wanted = np.asarray(list(columns), np.int64)
     words = []
     for part in layout:
@@ -159,7 +159,7 @@ def _constant_columns(columns: ColumnFacts) -> list[int]:
 
 
 def _frame_rates(takes: Sequence[TakeFacts], fps: float) -> list[dict[str, Any]]:
-    """The rates of files, with what was done to reach `fps`, lowest first; 120.00004577 is 120."""
+    """Returns the files' frame rates and how `fps` was reached from them, lowest first; 120.00004577 is 120."""
     found: dict[tuple[float, str], list[TakeFacts]] = {}
     for take in takes:
         found.setdefault((round(take.fps, 3), _how(take.fps, fps)), []).append(take)
@@ -176,7 +176,7 @@ def _frame_rates(takes: Sequence[TakeFacts], fps: float) -> list[dict[str, Any]]
 
 
 def _odd_rates(takes: Sequence[TakeFacts]) -> Iterator[str]:
-    """Names the few files whose rate differs from that of all others; data of many rates are told by their table."""
+    """Yields notes on the few files with an unusual frame rate; for data of many rates, the table is enough."""
     found: dict[float, list[str]] = {}
     for take in takes:
         rate = next((rate for rate in found if abs(take.fps / rate - 1) <= DECIMATION_TOLERANCE), take.fps)
@@ -190,7 +190,7 @@ def _odd_rates(takes: Sequence[TakeFacts]) -> Iterator[str]:
         if len(files) == 1 or len(files) <= _ODD_SHARE * len(takes):
             has = "has" if len(files) == 1 else "have"
             others = "the others" if len(odd) == 1 else "most others"
-            words = f"{counted(len(files), 'file')} {has} {rate:g} frames a second, {others} {usual:g}"
+            words = f"{counted(len(files), 'file')} {has} {rate:g} fps, {others} {usual:g}"
             yield f"{words}: {shortened(files, 4)}"
 
 
@@ -218,9 +218,9 @@ def _splits(segments: Sequence[Segment], fps: float) -> dict[str, dict[str, Any]
 
 
 def _rules(quarantined: Sequence[Quarantined]) -> dict[str, dict[str, int]]:
-    """For each rule, by name, how many files it struck, spans it cut and frames those hold.
+    """Returns for each rule, by name, the number of files it applied to, of spans it cut, and of frames in them.
 
-    Files left out whole have no spans. The frames on both sides of a jump are kept, those between several are not.
+    Files left out completely have no spans. The frames on both sides of a jump are kept; those between jumps are not.
     """
     rules = {}
     for rule in sorted({entry.rule for entry in quarantined}):
@@ -236,7 +236,7 @@ def _rules(quarantined: Sequence[Quarantined]) -> dict[str, dict[str, int]]:
 
 
 def _notes(of_all: Sequence[str], takes: Sequence[TakeFacts]) -> dict[str, int]:
-    """How many files each note is about, the most frequent first; those on all the data, about no single file, lead."""
+    """Returns how many files each note is about, most frequent first; notes about all the data (0 files) come first."""
     counts: dict[str, int] = {}
     for take in takes:
         for note in dict.fromkeys(take.notes):
@@ -245,16 +245,16 @@ def _notes(of_all: Sequence[str], takes: Sequence[TakeFacts]) -> dict[str, int]:
 
 
 def report_text(report: dict[str, Any], most: int = 12, terminal: Terminal = PLAIN) -> str:
-    """A report for a terminal: what went in, at which rates, its split, what was left out, and odd columns.
+    """Returns a report for a terminal: files, frame rates, splits, clips left out, and unusual columns.
 
     Args:
-        most: lines or names of a list at most; `report.json` has all of them.
+        most: the largest number of lines or names in a list; `report.json` has all of them.
     """
     return terminal.text(report_blocks(report, most))
 
 
 def report_blocks(report: dict[str, Any], most: int = 12) -> list[Block]:
-    """The same in lines and tables."""
+    """Returns a report as lines and tables; see `report_text`."""
     sections: list[list[Block]] = [
         [*_heading(report), *_seen_lines(report)],
         _rate_table(report["frame_rates"]),
@@ -271,17 +271,17 @@ def _heading(report: dict[str, Any]) -> list[Block]:
     return [
         [(report["source"], "path"), f" ({report['format']})"],
         f"{counted(report['clips'], 'clip')} of {counted(report['files'], 'file')}: {report['frames']:,} frames, "
-        f"{_time(report['hours'])}, {report['columns']} columns, {report['fps']:g} frames a second",
+        f"{_time(report['hours'])}, {report['columns']} columns, {report['fps']:g} fps",
         *report.get("readings", ()),
     ]
 
 
 def _seen_lines(report: dict[str, Any]) -> list[str]:
-    """What became of all files; none where files do not say, as those of earlier versions."""
+    """Returns lines that count all files; none for a report of an earlier version, which does not count them."""
     if not report.get("files_seen"):
         return []
     line = (
-        f"of {counted(report['files_seen'], 'file')} there {report['files_read']:,} are read, "
+        f"{counted(report['files_seen'], 'file')} found: {report['files_read']:,} read, "
         f"{report['files_left_out']:,} left out, {report['files_passed_over']:,} passed over"
     )
     of_reason: dict[str, Counter[str]] = {}
@@ -301,7 +301,7 @@ def _time(hours: float) -> str:
 
 
 def _rate_table(rates: list[dict[str, Any]]) -> list[Block]:
-    columns = [Column("frames a second", left=True), Column("files"), Column("hours"), Column(wraps=True)]
+    columns = [Column("frame rate, fps", left=True), Column("files"), Column("hours"), Column(wraps=True)]
     rows = [[f"{rate['fps']:g}", f"{rate['files']:,}", f"{rate['hours']:,.3f}", rate["how"]] for rate in rates]
     return [Table(columns, rows)] if rows else []
 
@@ -315,7 +315,7 @@ def _split_table(splits: dict[str, dict[str, Any]]) -> list[Block]:
 
 
 def _rule_table(report: dict[str, Any], most: int) -> list[Block]:
-    """A row per rule, with the first files and the frames in them."""
+    """Returns a table with one row per rule, with the first files and the frames in them."""
     if not report["rules"]:
         return [("nothing was left out", "good")]
     titles = (Column("left out", left=True), Column("files"), Column("spans"), Column("frames"))
@@ -336,12 +336,12 @@ def _place(entry: dict[str, Any]) -> str:
 
 
 def shortened(words: Sequence[str], most: int) -> str:
-    """The first words of a list, and how many there are."""
+    """Returns the first words of a list, and how many there are."""
     return ", ".join(words[:most]) + (f", … ({len(words):,})" if len(words) > most else "")
 
 
 def _names(names: Sequence[str], most: int) -> Line:
-    """As `shortened`, of names that are not to be broken."""
+    """Returns the same as `shortened`, for names that must not be broken into lines."""
     pieces: list[Piece] = []
     for name in names[:most]:
         pieces += [", ", (name, "name")]
@@ -353,7 +353,7 @@ def _whole_file_lines(quarantine: list[dict[str, Any]], most: int) -> list[Block
     lines: list[Block] = [["  ", (entry["file"], "name"), f": {entry['reason']}"] for entry in whole[:most]]
     if len(whole) > most:
         lines.append(f"  and {len(whole) - most:,} more; report.json names all")
-    return [(f"{counted(len(whole), 'file')} left out whole", "warning"), *lines] if whole else []
+    return [(f"{counted(len(whole), 'file')} left out completely", "warning"), *lines] if whole else []
 
 
 def _column_lines(report: dict[str, Any], most: int) -> list[Block]:

@@ -1,4 +1,4 @@
-"""What in a motion file is no motion, and the clips that are left when it is cut out."""
+"""Rules that find frames without valid motion in a file, and the clips that remain when these are cut out."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,16 +13,16 @@ from ds_rvqvae.motion.layout import Layout, rotation_columns
 from ds_rvqvae.motion.rotations import rotation_6d_to_matrix
 
 _UNTURNED = 2 * np.radians(0.5) ** 2
-"""Squared distance of two 6D rotations that half a degree lies between, at most (about z; about x it is half)."""
+"""Largest squared distance of two 6D rotations that differ by half a degree (about z; about x it is half of it)."""
 _IDENTITY = np.array([1, 0, 0, 0, 1, 0.0])
 _SAMPLED = 256
-"""Frames, spread over the take, that tell which joints move."""
+"""Frames, spread over the recording, from which the moving joints are found."""
 _BLOCK = 256
-"""Frames examined at a time: what is made of them stays in the processor's cache."""
+"""Frames examined at a time, so that intermediate results stay in the processor's cache."""
 
 
 class Cut(NamedTuple):
-    """What the rules make of a take."""
+    """The clips of a `Take` after cutting, and what was cut."""
 
     clips: list[Clip]
     quarantined: list[Quarantined]
@@ -36,10 +36,10 @@ class _Fault(NamedTuple):
 
 
 def cut_take(reader: Reader, take: Take, rules: RulesConfig) -> Cut:
-    """The clips that are left of a take when what is no motion is cut out, and what was cut.
+    """Cuts frames without valid motion out of a take; returns the clips that remain, and what was cut.
 
-    Rules look at the file's own frames, before resampling. A take of which only the ends are cut keeps its name; where
-    it falls into several spans, those long enough are called name#0, name#1, … Frames beside a jump are all kept.
+    Rules examine the file's own frames, before resampling. If only the ends are cut, the clip keeps the take's name. If
+    several spans remain, those that are long enough are called name#0, name#1, … Frames beside a jump are all kept.
 
     Raises:
         ClipError: motion that cannot be resampled.
@@ -59,7 +59,7 @@ def cut_take(reader: Reader, take: Take, rules: RulesConfig) -> Cut:
             faults.append(_Fault("too_short", start, stop, _too_short(len(clip.motion), reader, rules)))
             continue
         with np.errstate(over="ignore", invalid="ignore"):
-            certain = np.isfinite(clip.motion.sum())  # a sum is cheap; only where it overflows each value is looked at
+            certain = np.isfinite(clip.motion.sum())  # a sum is cheap; each value is checked only if it overflows
         if not certain:
             check_finite(clip.motion)
         clips.append(clip)
@@ -71,7 +71,7 @@ def cut_take(reader: Reader, take: Take, rules: RulesConfig) -> Cut:
 
 
 def find_pieces(take: Take, rules: RulesConfig) -> tuple[list[tuple[int, int]], list[_Fault]]:
-    """Spans of motion in a take, first frame and the one after the last, and what lies between them."""
+    """Returns the spans of valid motion in a take, as first frame and the one after the last, and all faults."""
     facts = _measure(take.motion, rotation_columns(take.layout))
     faults: list[_Fault] = []
     bad = ~facts.finite
@@ -82,7 +82,7 @@ def find_pieces(take: Take, rules: RulesConfig) -> tuple[list[tuple[int, int]], 
         bad |= empty
     if rules.reference_pose:
         pose = _reference_pose(take, bad)
-        reason = "a reference pose (most of the joints that move stand unturned)"
+        reason = "a reference pose (most of the moving joints are not rotated)"
         faults += [_Fault("reference_pose", *run, reason) for run in _runs(pose)]
         bad |= pose
     comparable = ~(bad[1:] | bad[:-1])
@@ -99,13 +99,13 @@ def find_pieces(take: Take, rules: RulesConfig) -> tuple[list[tuple[int, int]], 
 
 
 def _runs(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Where a mask is true: first index and the one after the last, of each run."""
+    """Returns where a mask is true: for each run, its first index and the one after its last."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
     return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
 
 
 def _jump(rule: str, first: int, after: int, words: str) -> _Fault:
-    """Of one step from frame `first` to the next, or of several that follow one another."""
+    """Returns the fault of one jump from frame `first` to the next, or of several consecutive ones."""
     if after == first + 1:
         return _Fault(rule, first, after + 1, f"jump between frames {first} and {after}: {words}")
     return _Fault(rule, first, after + 1, f"jumps between all frames from {first} to {after}: {words}")
@@ -113,11 +113,11 @@ def _jump(rule: str, first: int, after: int, words: str) -> _Fault:
 
 def _too_short(frames: int, reader: Reader, rules: RulesConfig) -> str:
     some = f"{frames} frame{'' if frames == 1 else 's'}"
-    return f"{some} at {reader.fps:g} frames a second, fewer than the {rules.min_frames} a clip needs"
+    return f"{some} at {reader.fps:g} fps, fewer than the {rules.min_frames} a clip needs"
 
 
 def _nothing_left(faults: list[_Fault], frames: int, too_short: str) -> tuple[str, str]:
-    """The rule that takes most frames of a take of which nothing is left, and all that is wrong with it."""
+    """Returns, for a take without any usable clip, the rule that cuts most frames, and the reasons of all rules."""
     cuts = [fault for fault in faults if fault.rule != "too_short"]
     if not cuts:
         return "too_short", too_short
@@ -136,20 +136,20 @@ def _nothing_left(faults: list[_Fault], frames: int, too_short: str) -> tuple[st
 
 
 class _Facts(NamedTuple):
-    """What one look at all numbers of a take tells."""
+    """Facts from one pass over all numbers of a take."""
 
     finite: NDArray[np.bool_]
-    """bool `[frames]`, as float32."""
+    """bool `[frames]`: every column is finite as float32."""
     zero: NDArray[np.bool_]
     """bool `[frames]`: every column is zero."""
     step: NDArray[np.float32]
-    """float32 `[frames - 1]`: mean over rotations of the squared distance of neighbouring 6D rows."""
+    """float32 `[frames - 1]`: squared distance of the 6D rotations of neighbouring frames, mean over rotations."""
     uneven: NDArray[np.bool_]
-    """bool `[frames]`: the rows of its rotations are not of unit length, so that `step` bounds no angle."""
+    """bool `[frames]`: the vectors of its 6D rotations are not of unit length, so that `step` bounds no angle."""
 
 
 def _measure(motion: NDArray[Any], rotations: NDArray[np.int64]) -> _Facts:
-    """Facts of `[frames, columns]`, each number read once; `rotations` are columns `[rotations, 6]`."""
+    """Returns facts of motion `[frames, columns]`, reading each number once; `rotations`: columns `[rotations, 6]`."""
     frames, count = len(motion), len(rotations)
     finite, zero, uneven = np.ones(frames, bool), np.zeros(frames, bool), np.zeros(frames, bool)
     step = np.zeros(max(frames - 1, 0), np.float32)
@@ -157,7 +157,7 @@ def _measure(motion: NDArray[Any], rotations: NDArray[np.int64]) -> _Facts:
     for start in range(0, frames, _BLOCK):
         stop = min(start + _BLOCK, frames)
         with np.errstate(over="ignore", invalid="ignore"):
-            block = motion[start : stop + 1].astype(np.float32, copy=False)  # one more: the step to the next block
+            block = motion[start : stop + 1].astype(np.float32, copy=False)  # one more, for the step to the next block
             squares = np.einsum("ij,ij->i", block, block)[: stop - start]
             for row in np.flatnonzero(~np.isfinite(squares)):
                 finite[start + row] = np.isfinite(block[row]).all()
@@ -173,17 +173,17 @@ def _measure(motion: NDArray[Any], rotations: NDArray[np.int64]) -> _Facts:
 
 
 def _as_slice(columns: NDArray[np.int64]) -> NDArray[np.int64] | slice:
-    """Columns as a slice, where they follow one another: no copy is made of them then."""
+    """Returns columns as a slice if they are consecutive, because a slice of the motion is not copied."""
     if len(columns) and (np.diff(columns) == 1).all():
         return slice(int(columns[0]), int(columns[-1]) + 1)
     return columns
 
 
 def _reference_pose(take: Take, bad: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """bool `[frames]`: leading frames of one pose in which more than half of the joints that move stand unturned.
+    """Returns bool `[frames]`: leading frames of one pose in which over half of the moving joints are not rotated.
 
-    A joint moves if it is turned in most frames, and not always the same way. Bad frames before or between are passed
-    over. The frames must show one and the same pose: in some clips joints that were lost rest in motion, too.
+    A joint moves if it is rotated in most frames, and not always by the same rotation. Bad frames before or between are
+    skipped. All the frames must show the same pose, because in some clips lost joints are at rest during motion, too.
     """
     found = np.zeros(len(bad), bool)
     columns = rotation_columns(take.layout)
@@ -207,7 +207,7 @@ def _reference_pose(take: Take, bad: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _near(rotation_6d: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether 6D rotations `[..., 6]` are within about half a degree of others: bool `[...]`."""
+    """Returns whether 6D rotations `[..., 6]` are within about half a degree of others: bool `[...]`."""
     near: NDArray[np.bool_] = np.square(rotation_6d - other).sum(axis=-1) <= _UNTURNED
     return near
 
@@ -218,12 +218,12 @@ Words = Callable[[NDArray[np.float64]], str]
 def _steps(
     take: Take, rules: RulesConfig, facts: _Facts, comparable: NDArray[np.bool_]
 ) -> list[tuple[str, NDArray[np.float64], Words]]:
-    """For each rule about jumps its name, the size of each step `[frames - 1]`, and words for the largest of some."""
+    """Returns, for each rule about jumps, its name, each step's size `[frames - 1]`, and words for the largest step."""
     steps: list[tuple[str, NDArray[np.float64], Words]] = []
     columns = rotation_columns(take.layout)
     if rules.max_joint_step is not None and len(columns):
-        # A joint that turns by x has 6D rows at least 2 sin(x / 2) apart, and x <= pi sin(x / 2): so the mean angle
-        # is at most pi / 2 times the root of the mean squared distance. Few steps need the angles themselves.
+        # If a joint turns by x, its 6D rotations are at least 2 sin(x / 2) apart, and x <= pi sin(x / 2). So the mean
+        # angle is at most pi / 2 times the root of the mean squared distance. Few steps need the angles themselves.
         bound = np.degrees(np.pi / 2 * np.sqrt(facts.step))
         uneven = facts.uneven[1:] | facts.uneven[:-1]
         asked = np.flatnonzero(comparable & (uneven | ~(bound < 0.999 * rules.max_joint_step)))
@@ -237,7 +237,7 @@ def _steps(
 
 
 def _mean_angles(motion: NDArray[Any], columns: NDArray[np.int64], frames: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Degrees that rotations turn from each of `frames` to the next, mean over those that are rotations in both."""
+    """Returns by how many degrees joints turn from each of `frames` to the next, mean over rotations valid in both."""
     means = np.zeros(len(frames))
     for start in range(0, len(frames), _BLOCK):
         some = frames[start : start + _BLOCK]
@@ -252,9 +252,9 @@ def _mean_angles(motion: NDArray[Any], columns: NDArray[np.int64], frames: NDArr
 
 
 def _root_steps(take: Take) -> NDArray[np.float64]:
-    """Metres that the root moves from each frame to the next, float64 `[frames - 1]`; 0 where none are known.
+    """Returns how far the root moves from each frame to the next, metres, float64 `[frames - 1]`; 0 if unknown.
 
-    Where several joints have positions, the furthest step counts.
+    If several joints have positions, the largest step counts.
     """
     steps = np.zeros(max(len(take.motion) - 1, 0))
     for vectors in _root_vectors(take.motion, take.layout, take.has_positions):
@@ -264,7 +264,7 @@ def _root_steps(take: Take) -> NDArray[np.float64]:
 
 
 def _root_vectors(motion: NDArray[Any], layout: Layout, has_positions: bool) -> list[NDArray[np.float64]]:
-    """The way from each frame to the next, float64 `[frames - 1, 3]`, by every channel that tells one."""
+    """Returns the movement from each frame to the next, float64 `[frames - 1, 3]`, per joint with positions."""
     vectors = []
     for part in layout:
         if part.kind != "position" and (part.kind != "translation" or part.width != 3):
@@ -273,6 +273,6 @@ def _root_vectors(motion: NDArray[Any], layout: Layout, has_positions: bool) -> 
         with np.errstate(invalid="ignore", over="ignore"):
             way = np.diff(values, axis=0)
         if part.kind == "translation" and not has_positions:
-            way[:, [0, 2]] = values[1:, [0, 2]]  # velocities: metres a frame
+            way[:, [0, 2]] = values[1:, [0, 2]]  # velocities: metres per frame
         vectors.append(way)
     return vectors

@@ -1,7 +1,7 @@
-"""Packing clips into the shards of a store: the work of one process.
+"""Packs clips into the shards of a store: the work of one process.
 
-Which clips a shard takes, and every byte of it, depend on the data and the settings alone, not on who packs it or when;
-a shard whose `.json` is there is whole.
+The clips of a shard, and all its bytes, depend on the data and the settings alone, not on the process or the time. A
+shard is complete if its `.json` exists.
 """
 
 import time
@@ -25,49 +25,49 @@ from ds_rvqvae.motion.clip import Clip, ClipError, Quarantined, whole_name
 from ds_rvqvae.motion.layout import Layout
 
 SMALLEST_SHARD, LARGEST_SHARD, FEWEST_SHARDS = 8 << 20, 512 << 20, 256
-"""Bytes of source files that a shard takes: a data set's 256th part, within these."""
+"""A shard takes 1/256 of a data set's bytes of source files, within these limits."""
 TRAINING_SETS = ("own", "time", "hash", "all")
-"""Of which frames each shard keeps statistics, since the split is known only once all clips are."""
+"""Sets of frames whose statistics each shard keeps, because the split is known only when all clips are."""
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """Which clips go into a shard."""
+    """The clips that go into a shard."""
 
     index: int
     names: list[str]
     refused: Sequence[Quarantined] = ()
-    """What never came to packing; it is noted in the first shard."""
+    """Files rejected before packing; the first shard notes them."""
     kept: Mapping[str, int] = field(default_factory=dict)
-    """Clips whose files have not changed since the store before was packed, with their shards there."""
+    """Clips whose files have not changed since the earlier store was packed, with their shards there."""
 
 
 class Work(NamedTuple):
-    """What packing cost."""
+    """The work of packing."""
 
     clips: int
     """Files that were read."""
     frames: int
-    """Of them."""
+    """Frames of their clips."""
     wall_s: float
     cpu_s: float
     source_bytes: int
     kept: int = 0
-    """Files that did not have to be read: what came of them was copied from the store before."""
+    """Files that were not read: their clips were copied from the earlier store."""
 
 
 class FileFacts(NamedTuple):
-    """By what a shard knows one file again, and how many of each of its lists' entries are of that file, in order."""
+    """The facts by which a shard recognises a file, and the number of the file's entries in each of its lists."""
 
     name: str
     content: str | None
-    """`content_of` the file, just before it was read; None where several clips, or none, come from it."""
+    """`content_of` the file, just before it was read; None if the clip has no file of its own."""
     split: str | None
     clips: int
     takes: int
     quarantined: int
     skeleton: int | None
-    """Which of the shard's skeletons is that of its clips."""
+    """Index of its clips' skeleton in the shard's `skeletons`."""
 
 
 def plan_shards(names: Sequence[str], weights: Sequence[int], first: int = 0) -> list[ShardPlan]:
@@ -85,43 +85,43 @@ def plan_shards(names: Sequence[str], weights: Sequence[int], first: int = 0) ->
 
 
 class ShardFacts:
-    """What went into a shard, what did not, and what its numbers are like: the content of its `.json`."""
+    """The content of a shard's `.json`: its files and clips, what was left out, and statistics of its numbers."""
 
     def __init__(self, columns: int, reading_version: int = 2) -> None:
-        self.reading_version = reading_version  # by whose rules clips are split by their names
+        self.reading_version = reading_version  # its rules split clips by their names
         self.key = ""
-        """Of the settings and of all else, beside the files, that the shard depends on."""
+        """Hash of the settings and of all else, except the files, that the shard depends on."""
         self.files: list[FileFacts] = []
-        """Empty in shards made before they knew their files by content."""
+        """Empty in shards from before files were recognised by content."""
         self.clips: list[tuple[str, int, str | None]] = []
-        """Names, frames, and the data's own split."""
+        """Name, frames, and the data's own split of each clip."""
         self.takes: list[TakeFacts] = []
         self.quarantined: list[Quarantined] = []
         self.statistics = {name: RunningStatistics(columns) for name in TRAINING_SETS}
         self.smallest_in: NDArray[np.int64] = np.full(columns, -1)
         self.largest_in: NDArray[np.int64] = np.full(columns, -1)
-        """Which of `clips` holds each column's smallest and largest value."""
+        """Index in `clips` of the clip with each column's smallest and largest value."""
         self.skeletons: list[dict[str, Any]] = []
-        """Those of the clips, each once."""
+        """The clips' skeletons, each once."""
         self.sha256 = ""
 
     @property
     def refused(self) -> list[Quarantined]:
-        """The first of `quarantined`, that are of no file that was packed."""
+        """Entries for files that were rejected before packing."""
         return self.quarantined[: len(self.quarantined) - sum(file.quarantined for file in self.files)]
 
     @property
     def skeleton(self) -> dict[str, Any] | None:
-        """That of the first clip whose file has one."""
+        """The skeleton of the first clip that has one."""
         return self.skeletons[0] if self.skeletons else None
 
     @property
     def rows(self) -> int:
-        """Frames of all clips."""
+        """The number of frames of all clips."""
         return sum(frames for _, frames, _ in self.clips)
 
     def add(self, clip: Clip) -> None:
-        """Takes a clip's numbers, as they are on disk."""
+        """Adds a clip, with its numbers as they are on disk."""
         everything = self.statistics["all"]
         cut = train_frames_by_time(len(clip.motion))
         parts = [RunningStatistics(clip.motion.shape[1]) for _ in range(2)]
@@ -148,7 +148,7 @@ class ShardFacts:
         quarantined: Sequence[Quarantined],
         skeleton: dict[str, Any] | None,
     ) -> None:
-        """Takes all that came of a file; the clips' numbers as they are on disk."""
+        """Adds a file's clips, with their numbers as they are on disk, and everything else known about the file."""
         for clip in clips:
             self.add(clip)
         index = None
@@ -162,7 +162,7 @@ class ShardFacts:
         self.files.append(FileFacts(name, content, split, *counts, index))
 
     def to_json(self) -> dict[str, Any]:
-        """All of it."""
+        """Returns all facts as JSON objects."""
         return {
             "rows": self.rows,
             "sha256": self.sha256,
@@ -179,7 +179,7 @@ class ShardFacts:
 
     @classmethod
     def read(cls, file: Path) -> "ShardFacts":
-        """What a shard's `.json` says; raises OSError, or ValueError where it is damaged."""
+        """Reads a shard's `.json`; raises OSError, or ValueError if it is damaged."""
         values = read_json(file)
         try:
             facts = cls._of(values)
@@ -216,14 +216,14 @@ class ShardFacts:
 
 
 class EarlierShards:
-    """The shards of a store that is to be replaced, from which what came of unchanged files is taken."""
+    """The shards of a store that will be replaced; clips of unchanged files are copied from them."""
 
     def __init__(self, folder: Path, stored: np.dtype[Any], columns: int) -> None:
         self.folder, self._stored, self._columns = folder, stored, columns
         self._opened: dict[int, _OpenedShard | None] = {}
 
     def shard(self, index: int) -> "_OpenedShard | None":
-        """One of them, read once; None where it is damaged."""
+        """Returns one of the shards, which is read once; None if it is damaged."""
         if index not in self._opened:
             self._opened[index] = self._open(index)
         return self._opened[index]
@@ -232,7 +232,7 @@ class EarlierShards:
         frames_file, facts_file = shard_files(self.folder, index)
         try:
             facts = ShardFacts.read(facts_file)
-            # What is damaged would get a checksum of its own in the new store, and be found by nobody.
+            # Damaged frames would get a new checksum in the new store, and the damage would never be found.
             if facts.rows and sha256_of(frames_file) != facts.sha256:
                 return None
             frames = (
@@ -244,7 +244,7 @@ class EarlierShards:
 
 
 class _Found(NamedTuple):
-    """A file's entries in a shard's lists, and the first of its rows."""
+    """A file's entries in a shard's lists, and its first row."""
 
     file: FileFacts
     clips: slice
@@ -261,7 +261,7 @@ class _OpenedShard(NamedTuple):
 
 
 def files_by_name(facts: ShardFacts) -> dict[str, _Found]:
-    """Where what came of each file is; raises ValueError where clips are not those of the files."""
+    """Returns each file's entries in a shard's lists; raises ValueError if clips do not belong to the files."""
     found: dict[str, _Found] = {}
     clips = takes = row = 0
     quarantined = len(facts.refused)
@@ -278,14 +278,14 @@ def files_by_name(facts: ShardFacts) -> dict[str, _Found]:
 
 
 class ShardPacker:
-    """Packs shards of one store: what each process that packs holds.
+    """The packer of one store's shards; each packing process has its own.
 
     Args:
         reader: of the motion files.
-        layout: of the store; clips with another one are left out.
-        folder: the shards are written into.
-        key: of all that shards depend on beside the files; they keep it.
-        earlier: the folder of the shards that plans' `kept` are about.
+        layout: of the store; clips with another layout are left out.
+        folder: the folder into which the shards are written.
+        key: hash of all that shards depend on, except the files; the shards keep it.
+        earlier: the folder of the shards that plans' `kept` refer to.
     """
 
     def __init__(
@@ -299,7 +299,7 @@ class ShardPacker:
         """Packs a shard's clips; its `.json` is written last.
 
         Args:
-            advance: called after each file with the frames that came of it.
+            advance: called after each file with the number of frames packed from it.
         """
         started, cpu = time.perf_counter(), time.process_time()
         if self._take_shard(plan):
@@ -331,7 +331,7 @@ class ShardPacker:
         return Work(len(read), frames, wall, cpu, source_bytes, kept)
 
     def _take_shard(self, plan: ShardPlan) -> bool:
-        """Takes a shard of the store before as it is, where it is of the same files; False where it is not."""
+        """Links or copies a shard of the earlier store if it is made from the same files; returns whether it did."""
         index = plan.kept.get(plan.names[0], -1)
         before = None if self.earlier is None or index < 0 else self.earlier.shard(index)
         now = [(name, self.reader.split_of(name)) for name in plan.names if plan.kept.get(name) == index]
@@ -340,22 +340,22 @@ class ShardPacker:
         if len(now) != len(plan.names) or before.facts.refused != list(plan.refused):
             return False
         for file, place in zip(before.paths, shard_files(self.folder, plan.index), strict=True):
-            if not file.exists():  # of frames, where nothing was good
+            if not file.exists():  # a shard without usable clips has no file of frames
                 continue
             link_or_copy(file, place)  # shards are never written to again
         return True
 
     def _pack_clip(self, name: str, content: BinaryIO, facts: ShardFacts) -> None:
-        """Packs what is good of one file, and notes what is not."""
+        """Packs the usable clips of one file, and notes what is left out."""
         file, source = self.reader.file_of(name), self.reader.source_of(name)
-        # First: of a file that is changed meanwhile, the next check sees another content than this.
+        # Before reading: if the file changes while it is read, the next check will see another content.
         known_by = None if source is None else content_of(source)
         split = self.reader.split_of(name)
         try:
             take = self.reader.take(name)
             assert known_by is None or take.split == split, f"{type(self.reader).__name__}.split_of"
             if take.layout != self.layout:
-                reason = f"its {take.layout[-1].stop} columns are not laid out as those of most clips"
+                reason = f"its {take.layout[-1].stop} columns have another layout than those of most clips"
                 quarantined = [Quarantined(file, "layout", None, reason)]
                 facts.add_file(name, known_by, split, [], None, quarantined, None)
                 return
@@ -374,9 +374,9 @@ class ShardPacker:
         facts.add_file(name, known_by, split, kept, take_facts, quarantined, take.skeleton)
 
     def _copy_clip(self, name: str, index: int, content: BinaryIO, facts: ShardFacts) -> bool:
-        """Takes what came of one file from the earlier shard `index`; False where that cannot be.
+        """Copies a file's clips and facts from the earlier shard `index`; returns whether that was possible.
 
-        All but the split, which other files decide, is as packing gives it.
+        The result equals packing the file again. Only the split may be new, because other files decide it.
         """
         shard = None if self.earlier is None else self.earlier.shard(index)
         if shard is None:

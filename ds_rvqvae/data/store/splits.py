@@ -1,4 +1,4 @@
-"""Which frames train and which are held out; speakers and sets of clips, and how much of each is trained on."""
+"""The splits of clips into train, val and test; speakers and sets of clips, and how often each is trained on."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -15,11 +15,11 @@ from ds_rvqvae.motion.clip import original_name, whole_name
 
 TRAIN_SHARE, VAL_SHARE = 0.8, 0.1
 _SHOWN = 12
-"""Groups that messages name."""
+"""The largest number of groups that a message names."""
 
 
 class Segment(NamedTuple):
-    """Frames `start` up to but not including `stop`, counted in the clip `name` itself, and their split."""
+    """A piece of a clip: frames `start` up to but not including `stop` of the clip `name`, and their split."""
 
     name: str
     start: int
@@ -37,13 +37,13 @@ class ClipLength(NamedTuple):
 def split_clips(
     clips: Sequence[ClipLength], mode: Literal["auto", "time", "hash"], reading_version: int = 2
 ) -> list[Segment]:
-    """Splits a data set; the same clips always give the same answer.
+    """Splits a data set; the same clips always give the same result.
 
     Args:
-        mode: `auto` takes the data's own split, else a hash of the clips' names, else, for a single take, `time`;
-            where only some clips have a split (data appended to others) these keep it, and the others go with the
-            clips of their take that have one, or by the hash (by version 1 all go by the hash); `time` cuts every clip
-            into its first 80 % (train), next 10 % (val) and last 10 % (test).
+        mode: `auto` uses the data's own split, else a hash of the clips' names, else, for a single recording, `time`.
+            If only some clips have a split (data appended to others), these keep it; the others get the split of the
+            clips of the same recording that have one, or else use the hash (in version 1 all clips use the hash).
+            `time` cuts every clip into its first 80 % (train), next 10 % (val) and last 10 % (test).
         reading_version: as for `by_hash`.
     """
     if mode == "auto" and all(clip.split is not None for clip in clips):
@@ -57,7 +57,7 @@ def split_clips(
 
 
 def is_split_by_time(clips: Sequence[ClipLength], mode: str, reading_version: int = 2) -> bool:
-    """Whether `split_clips` cuts every clip, where the data have no split of their own."""
+    """Returns whether `split_clips` cuts every clip, if the data have no split of their own."""
     if mode != "auto":
         return mode == "time"
     if _is_mixed(clips, mode, reading_version):
@@ -66,13 +66,13 @@ def is_split_by_time(clips: Sequence[ClipLength], mode: str, reading_version: in
 
 
 def mixed_note(clips: Sequence[ClipLength], mode: str, reading_version: int = 2) -> tuple[str, ...]:
-    """Says that only some of the clips have a split of their own, and what becomes of the others."""
+    """Returns a note if only some clips have a split of their own; it says which split the others get."""
     if not _is_mixed(clips, mode, reading_version):
         return ()
     unsaid = [clip.name for clip in clips if clip.split is None]
     return (
-        f"no list of splits is for {len(unsaid):,} of {len(clips):,} clips, such as {unsaid[0]}: they go with the "
-        "clips of their take that lists name, else by a hash of their names",
+        f"no list of splits names {len(unsaid):,} of {len(clips):,} clips, such as {unsaid[0]}: they get the split of "
+        "the listed clips of the same recording, else one by a hash of their names",
     )
 
 
@@ -101,9 +101,9 @@ def split_added(
     mode: Literal["auto", "time", "hash"],
     reading_version: int = 2,
 ) -> list[Segment]:
-    """As `split_clips`, where clips are added to those of which a store says the splits: these keep theirs.
+    """Splits clips of which some are already in a store: these keep their splits.
 
-    The added ones go by their own split, else as the clips there of their take do, else as `split_clips` splits.
+    An added clip gets its own split, else that of the store's clips of the same recording, else that of `split_clips`.
     """
     kept: dict[str, list[Segment]] = {}
     of_take: dict[str, list[Segment]] = {}
@@ -119,7 +119,7 @@ def split_added(
         if mode == "time" or not before or (clip.split is not None and mode == "auto"):
             return together[clip.name]
         names, splits = {segment.name for segment in before}, {segment.split for segment in before}
-        if len(before) > len(names):  # of clips that are cut by time
+        if len(before) > len(names):  # these clips are cut by time
             return _cut_by_time(clip)
         return [Segment(clip.name, 0, clip.frames, splits.pop() if len(splits) == 1 else "additional")]
 
@@ -127,10 +127,10 @@ def split_added(
 
 
 def split_by_hash(names: Sequence[str], reading_version: int = 2) -> dict[str, str]:
-    """80 % train, 10 % val, 10 % test by `by_hash`, so that a new clip moves no other one.
+    """Returns splits by `by_hash`: 80 % train, 10 % val, 10 % test, so that a new clip does not change another's.
 
-    Few clips may all fall on one side: then the take with the lowest hash trains, and of three clips or more the take
-    with the highest is val, each with all its clips.
+    A few clips may all get the same split. Then all clips of the recording with the lowest hash become train and, if
+    there are three clips or more, those of the recording with the highest hash val.
     """
     values = {name: _share_of(name, reading_version) for name in names}
     splits = {name: by_hash(name, reading_version) for name in names}
@@ -148,10 +148,10 @@ def split_by_hash(names: Sequence[str], reading_version: int = 2) -> dict[str, s
 
 
 def by_hash(name: str, reading_version: int = 2) -> str:
-    """The split of a clip by its name alone: that of its take, as are its pieces' and its mirror image's.
+    """Returns the split of a clip by its name alone; all pieces and mirror images of a recording get the same split.
 
     Args:
-        reading_version: 1 counts the mirror image as a take of its own, as versions up to 0.2 did.
+        reading_version: 1 counts a mirror image as a recording of its own, as versions up to 0.2 did.
     """
     value = _share_of(name, reading_version)
     if value < TRAIN_SHARE:
@@ -160,13 +160,13 @@ def by_hash(name: str, reading_version: int = 2) -> str:
 
 
 def _share_of(name: str, reading_version: int) -> float:
-    """A hash of a name, from 0 to 1; the clips of one take share its own."""
+    """Returns a hash of a name, from 0 to 1, which is the same for all clips of a recording."""
     take = whole_name(name) if reading_version == 1 else original_name(name)
     return int.from_bytes(hashlib.sha256(take.encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
 
 
 def train_frames_by_time(frames: int) -> int:
-    """How many of a clip's first frames train where time splits."""
+    """Returns how many of a clip's first frames are training frames in a split by time."""
     return int(frames * TRAIN_SHARE)
 
 
@@ -178,24 +178,24 @@ def _cut_by_time(clip: ClipLength) -> list[Segment]:
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """Windows by group, and the share of samples that each group is to have."""
+    """Windows by group, and the fraction of the samples that each group gets."""
 
     names: list[str]
-    """All groups, sorted; a group's index is its place here, whatever windows there are."""
+    """All groups, sorted, also those without windows; a group's index is its place in this list."""
     of_window: NDArray[np.int64]
     """int64 `[windows]`: the group of each window."""
     shares: NDArray[np.float64]
-    """float64 `[groups]`, 1 together; 0 for a group that has no window or no weight."""
+    """float64 `[groups]`, with sum 1: a group's fraction of the samples; 0 for a group without windows or weight."""
 
     @cached_property
     def reach(self) -> NDArray[np.float64]:
-        """Up to where, between 0 and 1, a number drawn evenly means each window or one before it: float64 `[windows]`,
-        in steps of a window's part in its group's share."""
+        """Cumulative probability of the windows, float64 `[windows]`: each window has an equal fraction of its group's
+        share, and a uniform number below an entry selects that window or an earlier one."""
         windows = np.bincount(self.of_window, minlength=len(self.names))
         return np.cumsum((self.shares / np.maximum(windows, 1))[self.of_window])
 
     def samples(self, count: int) -> NDArray[np.int64]:
-        """How many of `count` samples are each group's, int64 `[groups]`: by largest remainder."""
+        """Returns how many of `count` samples each group gets, int64 `[groups]`, by the largest remainder."""
         exact = self.shares * count
         samples = np.floor(exact).astype(np.int64)
         order = np.argsort(samples - exact, kind="stable")
@@ -204,12 +204,12 @@ class Groups:
 
 
 def group_of(clip_name: str, by: Literal["speaker", "set"], reading_version: int = 2) -> str:
-    """The speaker or the set of a clip, by its name.
+    """Returns the speaker or the set of a clip, from its name.
 
-    A speaker is the folder that the clip lies in ("CMU/01/01_01" is of "01"), or in flat data and in BEAT2's folders of
-    clips what the name begins with ("2_scott_0_1_1" and "beat_english_v2.0.0/smplxflame_30/2_scott_0_1_1" are of "2";
-    the second not by version 1, `rvqvae.data.reading_version`). A set is the first folder ("CMU"), or "" in flat data.
-    A clip's pieces are of its own.
+    The speaker is the folder of the clip ("01" for "CMU/01/01_01"). In flat data and in BEAT2's folders of clips it is
+    the first part of the name ("2" for "2_scott_0_1_1" and for "beat_english_v2.0.0/smplxflame_30/2_scott_0_1_1"; the
+    second is different with `rvqvae.data.reading_version` 1). The set is the first folder ("CMU"), or "" in flat data.
+    All pieces of a clip belong to its speaker and set.
     """
     *folders, name = whole_name(clip_name).split("/")
     if by == "set":
@@ -222,22 +222,23 @@ def group_of(clip_name: str, by: Literal["speaker", "set"], reading_version: int
 def balanced(
     of_clip: Sequence[str], clip_of_window: NDArray[np.int64], weights: Mapping[str, float], what: str = "group"
 ) -> Groups:
-    """Shares by weight, 1 for a group that `weights` does not name, of the groups that have windows.
+    """Returns groups of windows with shares in proportion to their weights.
 
     Args:
         of_clip: each training clip's group.
-        clip_of_window: int64 `[windows]`, the place in `of_clip` of each window's clip.
-        what: a group's name in messages: speaker or set.
+        clip_of_window: int64 `[windows]`, the index in `of_clip` of each window's clip.
+        weights: by group; 1 for a group that is not named.
+        what: the word for a group in messages: speaker or set.
 
     Raises:
-        UserError: a weight for a group that is not there, or none for those that are.
+        UserError: a weight for a group that does not exist, or a weight of 0 for every group that has windows.
     """
     names, of_each = np.unique(np.asarray(of_clip, dtype=str), return_inverse=True)
     names = names.tolist()
     unknown = sorted(set(weights) - set(names))
     if unknown:
         there = ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" * (len(names) > _SHOWN))
-        raise UserError(f"rvqvae.data.weights: no {what} {unknown[0]!r} in train; there: {there}")
+        raise UserError(f"rvqvae.data.weights: no {what} {unknown[0]!r} in train; it has {there}")
     of_window = of_each[clip_of_window]
     weight = np.array([weights.get(name, 1.0) for name in names], np.float64)
     weight *= np.bincount(of_window, minlength=len(names)) > 0
@@ -247,7 +248,7 @@ def balanced(
 
 
 def shares_text(groups: Groups) -> str:
-    """`2 50.0% (12.5%), …`: a group's share of the samples, and beside it that of the windows."""
+    """Returns `2 50.0% (12.5%), …`: each group's share of the samples, and in brackets that of the windows."""
     own = np.bincount(groups.of_window, minlength=len(groups.names)) / len(groups.of_window)
     texts = [
         f"{name or 'no folder'} {share:.1%} ({part:.1%})"

@@ -1,4 +1,4 @@
-"""Mean, standard deviation and range of many frames in one pass."""
+"""Mean, standard deviation and range of many frames, in one pass."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BLOCK = 512
-"""Frames at a time: the float64 copy stays in the processor's cache."""
+"""Frames at a time, so that the float64 copy stays in the processor's cache."""
 
 
 class RunningStatistics:
-    """Mean and std a column in float64, and the smallest and largest values.
+    """Mean and std per column in float64, and the smallest and largest values.
 
     Source: T. Chan, G. Golub, R. LeVeque, "Algorithms for Computing the Sample Variance", 1983.
     """
@@ -23,10 +23,10 @@ class RunningStatistics:
         self._squares: NDArray[np.float64] = np.zeros(columns)
 
     def add(self, frames: NDArray[np.float32]) -> None:
-        """Takes float32 frames `[frames, columns]`."""
+        """Adds float32 frames `[frames, columns]`."""
         if not len(frames):
             return
-        shift = frames[0].astype(np.float64)  # near the mean, so that the squares keep their digits
+        shift = frames[0].astype(np.float64)  # near the mean, so that the squares keep their precision
         sums, squares = np.zeros(len(shift)), np.zeros(len(shift))
         for start in range(0, len(frames), _BLOCK):
             block = frames[start : start + _BLOCK]
@@ -39,17 +39,17 @@ class RunningStatistics:
         self._merge(len(frames), shift + mean, np.maximum(squares - sums * mean, 0))
 
     def merge(self, other: "RunningStatistics") -> None:
-        """Takes what another one has seen."""
+        """Adds all frames that another one has seen."""
         np.minimum(self.minimum, other.minimum, out=self.minimum)
         np.maximum(self.maximum, other.maximum, out=self.maximum)
         self._merge(other.count, other._mean, other._squares)
 
     def mean_and_std(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """float32 `[columns]` each; the std is the population's (divided by the count)."""
+        """Returns mean and std, float32 `[columns]` each; the std is the population's (divided by the count)."""
         return self._mean.astype(np.float32), np.sqrt(self._squares / max(self.count, 1)).astype(np.float32)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it; JSON keeps every digit."""
+        """Returns all statistics as JSON objects, which keep every digit."""
         arrays: dict[str, NDArray[Any]] = {"mean": self._mean, "squares": self._squares}
         if self.count:
             arrays |= {"minimum": self.minimum, "maximum": self.maximum}
@@ -57,7 +57,7 @@ class RunningStatistics:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "RunningStatistics":
-        """What `to_json` gave; raises ValueError and its like for what it never gives."""
+        """Returns statistics from a result of `to_json`; raises ValueError, KeyError or TypeError for other values."""
         running = cls(len(values["mean"]))
         running.count = int(values["count"])
         running._mean, running._squares = np.array(values["mean"], float), np.array(values["squares"], float)
@@ -66,7 +66,7 @@ class RunningStatistics:
             running.maximum = np.array(values["maximum"], np.float32)
         for found in (running._mean, running._squares, running.minimum, running.maximum):
             if found.shape != (len(values["mean"]),) or (running.count and not np.isfinite(found).all()):
-                raise ValueError("statistics of other columns, or that are not finite")
+                raise ValueError("statistics of other columns, or not finite")
         if running.count < 0:
             raise ValueError(f"statistics of {running.count} frames")
         return running

@@ -1,12 +1,12 @@
 """The packed store: all frames of a data set in memory-mapped files, built once, reused and added to.
 
 A store is a folder of `shards/00000.npy`, … (frames `[rows, columns]`, clips one after another, none in two shards),
-`shards/00000.json`, … (what went into each shard and its statistics), `store.json` (layout, frame rate, clips, split,
-mean and std, checksums, the report) and `report.json` (the same report by itself: what was found in the files, and what
-was left out and why).
+`shards/00000.json`, … (the source files and statistics of each shard), `store.json` (layout, frame rate, clips, split,
+mean and std, checksums, the report) and `report.json` (the same report as a file of its own: facts about the files, and
+what was left out and why).
 
-Only the table says what a store is, and it is replaced in one moment; a file that a table names is never written to
-again. Who opens a store opens all of it, so that he keeps it whatever happens to the folder.
+The table, `store.json`, alone defines a store. It is replaced atomically, and a file that a table names is never
+written to again. Opening a store opens all its files, so that it stays usable even if the folder changes or is removed.
 """
 
 import errno
@@ -45,7 +45,7 @@ from ds_rvqvae.motion.layout import Layout, layout_from_json, layout_to_json
 FORMAT, VERSION = "ds_rvqvae store", 2
 TABLE, REPORT = "store.json", "report.json"
 _TRIES = 5
-"""Times that a store is opened which is replaced just then."""
+"""Attempts to open a store that is being replaced."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,39 +60,39 @@ class Store:
     layout: Layout
     fps: float
     dtype: str
-    """Of the numbers on disk: a key of `NUMBER_FORMATS`."""
+    """Type of the numbers on disk: a key of `NUMBER_FORMATS`."""
     mean: NDArray[np.float32]
-    """float32 `[columns]`: of the training split (of all frames where it has none), or the data's own."""
+    """float32 `[columns]`: of the training split (of all frames if that is empty), or the data's own."""
     std: NDArray[np.float32]
-    """float32 `[columns]`, as measured: fixed columns have 0; or the data's own."""
+    """float32 `[columns]`: as measured, 0 for constant columns, or the data's own."""
     has_own_statistics: bool
     """Whether mean and std came with the data."""
     segments: list[Segment]
     has_body_parts: bool
-    """Whether SMPL-X's body parts select columns; other data give all of them."""
+    """Whether SMPL-X's body parts select columns; of other data all columns are used."""
     skeleton: dict[str, Any] | None
-    """`joint_names`, `parents` and `offsets` (metres) of the first clip's figure, where its file has one."""
+    """`joint_names`, `parents` and `offsets` (metres) of the first figure that a file has."""
     left_out: list[LeftOut]
     settings: dict[str, Any]
     fingerprint: str
     num_parts: int
-    """How many shards were packed; those of which nothing was good have no file."""
+    """The number of shards that were packed; those without a usable clip have no file of frames."""
     sources: list[str]
-    """The data it was made of: the first, and what was appended."""
+    """The data that it was made from: the first, and those that were appended."""
     first_part: int = 0
-    """The number of the first shard: of a store that was prepared over another one, those after the other's."""
+    """The number of the first shard; not 0 if the store replaced another one in its folder."""
     _maps: list[NDArray[Any]] = field(default_factory=list, repr=False)
     _report: dict[str, Any] | str = field(default="not written yet", repr=False)
-    """Or why it cannot be read."""
+    """The report, or why it cannot be read."""
 
     @property
     def num_frames(self) -> int:
-        """Frames of all clips."""
+        """The number of frames of all clips."""
         return int(self.starts[-1])
 
     @property
     def hours(self) -> float:
-        """Length of all clips."""
+        """Duration of all clips, hours."""
         return self.num_frames / self.fps / 3600
 
     @property
@@ -107,7 +107,7 @@ class Store:
 
     @cached_property
     def content(self) -> str:
-        """A sha256 of all that a reader may take from the store: equal where two stores hold the same motion."""
+        """A sha256 of all that can be read from the store: equal if two stores hold the same motion."""
         shards = [(shard.first, shard.rows, shard.sha256) for shard in self.shards]
         facts = (self.fingerprint, self.fps, self.dtype, layout_to_json(self.layout), shards, self.skeleton)
         digest = hashlib.sha256(json.dumps([*facts, self.clip_names, self.segments]).encode())
@@ -116,14 +116,14 @@ class Store:
         return digest.hexdigest()
 
     def clip(self, name: str) -> NDArray[np.float32]:
-        """A clip's motion, float32 `[frames, columns]` in the data's own units, not to be written to.
+        """Returns a clip's motion, float32 `[frames, columns]` in the data's own units, which must not be written to.
 
-        Of a float32 store it is a view of the file; the others are converted.
+        For a float32 store it is a view of the file; other number formats are converted.
         """
         return self.read(*self.rows(name))
 
     def rows(self, name: str) -> tuple[int, int]:
-        """First row of a clip over the whole store and the one after its last; raises UserError for an unknown name."""
+        """Returns a clip's first row in the store and the one after its last; raises UserError for an unknown name."""
         try:
             index = self._index[name]
         except KeyError:
@@ -134,17 +134,17 @@ class Store:
         return int(self.starts[index]), int(self.starts[index + 1])
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows `start` up to `stop` of one shard (so, of one clip), float32 `[stop - start, columns]`, read-only."""
+        """Returns rows `start` up to `stop`, all of the same shard, float32 `[stop - start, columns]`, read-only."""
         index = int(np.searchsorted(self._shard_starts, start, side="right")) - 1
         first = self.shards[index].first
         return NUMBER_FORMATS[self.dtype].decode(self.shard_frames(index)[start - first : stop - first])
 
     def shard_frames(self, index: int) -> NDArray[Any]:
-        """A shard's memory map, `[rows, columns]` as it is on disk."""
+        """Returns a shard's memory map, `[rows, columns]` as it is on disk."""
         return self._maps[index]
 
     def report(self) -> dict[str, Any]:
-        """What was found in the files when they were packed; raises UserError where a store of before lost it."""
+        """Returns the report on the packed files; raises UserError if a store of an earlier version lost it."""
         if isinstance(self._report, str):
             raise UserError(f"{self.folder / REPORT}: {self._report}; prepare the store again")
         return self._report
@@ -159,15 +159,15 @@ class Store:
 
 
 def is_store(path: Path) -> bool:
-    """Whether a folder holds a store's table, whatever its state."""
+    """Returns whether a folder holds a store's table, whatever its state."""
     try:
         return (path / TABLE).is_file()
-    except OSError:  # a folder that may not be entered; whoever reads it says so
+    except OSError:  # the folder may not be entered; reading it will report that
         return False
 
 
 class DamagedStoreError(UserError):
-    """A store that is not what was written; `reason` says where and how."""
+    """A store that differs from what was written; `reason` says where and how."""
 
     def __init__(self, folder: Path, reason: str) -> None:
         self.reason = " ".join(reason.split())
@@ -179,10 +179,10 @@ class _RenewedError(Exception):
 
 
 def open_store(path: str | Path, check_files: bool = True) -> Store:
-    """Opens a prepared store, all of it at one moment; frames stay on disk until they are used.
+    """Opens a prepared store, all files in one consistent state; frames stay on disk until they are used.
 
     Args:
-        check_files: whether every file of frames has to be there, as the table says; else none is opened.
+        check_files: open every file of frames and check it against the table; if False, none is opened.
 
     Raises:
         UserError: no store, a damaged one, or one of another version.
@@ -190,7 +190,7 @@ def open_store(path: str | Path, check_files: bool = True) -> Store:
     folder = Path(path)
     for _ in range(_TRIES):
         if not is_store(folder):
-            raise UserError(f"{folder}: no prepared store (it has no {TABLE}); ds-rvqvae prepare makes one")
+            raise UserError(f"{folder}: not a prepared store (it has no {TABLE}); ds-rvqvae prepare makes one")
         try:
             with _table_of(folder) as (handle, content):
                 return _open(folder, handle, content, check_files)
@@ -198,12 +198,12 @@ def open_store(path: str | Path, check_files: bool = True) -> Store:
             continue
         except OSError as error:
             raise DamagedStoreError(folder, f"{error.filename or folder}: {error.strerror or error}") from None
-    raise UserError(f"{folder}: is replaced again and again; wait until that ends")
+    raise UserError(f"{folder}: is being replaced again and again; wait until that ends")
 
 
 @contextmanager
 def _table_of(folder: Path) -> Iterator[tuple[int, BinaryIO]]:
-    """A folder's descriptor and its table; raises _RenewedError where the folder has another one at the end."""
+    """Yields a folder's descriptor and its table; raises _RenewedError if the folder has another table at the end."""
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -214,7 +214,7 @@ def _table_of(folder: Path) -> Iterator[tuple[int, BinaryIO]]:
             try:
                 yield handle, content
             finally:
-                # While it is open nothing else gets its number.
+                # While the table is open, no other file can get its inode number.
                 now = _stat_of(folder / TABLE)
                 if now is None or (now.st_dev, now.st_ino) != (there.st_dev, there.st_ino):
                     raise _RenewedError
@@ -237,14 +237,14 @@ def _stat_of(file: Path) -> os.stat_result | None:
 
 
 def _open(folder: Path, handle: int, content: BinaryIO, check_files: bool) -> Store:
-    """Raises UserError, or OSError where files are not there."""
+    """Opens a store; raises UserError, or OSError if a file is missing."""
     try:
         table = parse_json(content.read())
         if not isinstance(table, dict) or table.get("format") != FORMAT:
-            raise UserError(f"{folder / TABLE}: not the table of a store of ds_rvqvae")
+            raise UserError(f"{folder / TABLE}: not the table of a ds_rvqvae store")
         if table.get("version") != VERSION:
             raise UserError(
-                f"{folder}: a store of version {table.get('version')}, this is version {VERSION}; prepare it again"
+                f"{folder}: a store of version {table.get('version')}, but {VERSION} is needed; prepare it again"
             )
         store = _read(folder, table)
         _check_shards(store)
@@ -258,24 +258,24 @@ def _open(folder: Path, handle: int, content: BinaryIO, check_files: bool) -> St
 
 
 def _read(folder: Path, table: dict[str, Any]) -> Store:
-    """A store by its table; raises ValueError and its like where that does not fit itself."""
+    """Returns the store that a table describes; raises ValueError, TypeError or KeyError if it is inconsistent."""
     names, starts = [str(clip["name"]) for clip in table["clips"]], [0]
     for clip in table["clips"]:
         if not whole_number(clip["stop"]) > starts[-1]:
             raise ValueError(f"clip {clip['name']} ends at row {clip['stop']}, after {starts[-1]}")
         starts.append(clip["stop"])
     if len(set(names)) != len(names) or not names:
-        raise ValueError("there are no clips, or one stands twice")
-    with np.errstate(over="ignore"):  # what does not fit float32 is refused as infinite
+        raise ValueError("there are no clips, or one occurs twice")
+    with np.errstate(over="ignore"):  # values too large for float32 become infinite, which is refused below
         mean, std = (np.asarray(table[key], np.float64).astype(np.float32) for key in ("mean", "std"))
     if mean.ndim != 1 or mean.shape != std.shape or not (np.isfinite(mean).all() and np.isfinite(std).all()):
-        raise ValueError("mean and std do not have as many finite numbers")
+        raise ValueError("mean and std are not equally many finite numbers")
     if (std < 0).any():
         raise ValueError("std holds a negative number")
     if not 0 < float(table["fps"]) < 1e5:
         raise ValueError(f"fps is {table['fps']}")
     rows = np.asarray(starts, np.int64)
-    # Stores of before there were several versions do not say.
+    # Stores from before there were several versions have no such key.
     settings = {**table["settings"], "reading_version": table["settings"].get("reading_version", 1)}
     whole_number(settings["reading_version"])
     return Store(
@@ -289,7 +289,7 @@ def _read(folder: Path, table: dict[str, Any]) -> Store:
         mean=mean,
         std=std,
         segments=read_segments(table["segments"], dict(zip(names, np.diff(rows).tolist(), strict=True))),
-        # Stores of before do not say, and are read by the rules of then, which made no difference.
+        # Stores of earlier versions have no such key; their rules do not distinguish the two cases.
         has_own_statistics=bool(table.get("has_own_statistics", False)),
         has_body_parts=bool(table["has_body_parts"]),
         skeleton=read_skeleton(table["skeleton"]),
@@ -303,21 +303,21 @@ def _read(folder: Path, table: dict[str, Any]) -> Store:
 
 
 def _check_shards(store: Store) -> None:
-    """Raises ValueError and its like where a clip lies in two shards, or one stands twice."""
+    """Raises ValueError or KeyError if a clip is in two shards, a shard occurs twice, or a number is wrong."""
     ends = {shard.first + shard.rows for shard in store.shards}
     if not store.shards or not ends <= set(store.starts.tolist()) or max(ends) != store.num_frames:
-        raise ValueError("shards do not hold whole clips")
+        raise ValueError("shards do not hold complete clips")
     if len({shard.file for shard in store.shards}) != len(store.shards):
-        raise ValueError("a shard stands twice")
-    if not all(int(Path(shard.file).stem) in store.parts for shard in store.shards):  # what no part is, is removed
-        raise ValueError(f"num_parts is {store.num_parts} from {store.first_part} on, and shards are none of them")
+        raise ValueError("a shard occurs twice")
+    if not all(int(Path(shard.file).stem) in store.parts for shard in store.shards):  # mending would remove others
+        raise ValueError(f"num_parts is {store.num_parts} from {store.first_part} on, but a shard is outside of it")
     _ = NUMBER_FORMATS[store.dtype]
 
 
 def _check_parts(store: Store, folder: int) -> None:
-    """Raises ValueError where the table names more shards than there are files: all of them are gone through."""
+    """Raises ValueError if the table gives more shards than there are files: other code loops over all of them."""
     most = len(store.shards)
-    if store.num_parts > most:  # there are some of which nothing was good
+    if store.num_parts > most:  # some shards have no usable clip
         with suppress(OSError), os.scandir(f"/proc/self/fd/{folder}/{SHARDS}") as entries:
             most = sum(1 for _ in entries)
     if not len(store.shards) <= store.num_parts <= most or store.first_part < 0:
@@ -325,7 +325,7 @@ def _check_parts(store: Store, folder: int) -> None:
 
 
 def _map_shards(store: Store, folder: int) -> Iterator[NDArray[Any]]:
-    """Every shard's map, checked against the table; raises OSError or UserError."""
+    """Yields every shard's memory map, checked against the table; raises UserError or OSError."""
     stored, columns = NUMBER_FORMATS[store.dtype].stored, len(store.mean)
     allow_files(len(store.shards))
     for shard in store.shards:
@@ -335,13 +335,13 @@ def _map_shards(store: Store, folder: int) -> Iterator[NDArray[Any]]:
             raise DamagedStoreError(store.folder, f"{shard.file} {error}") from None
         except OSError as error:
             if error.errno == errno.EMFILE:
-                words = f"{len(store.shards):,} shards, each of which takes one of the files that a process may open"
-                raise UserError(f"{store.folder}: {words}; raise ulimit -n") from None
+                words = f"{len(store.shards):,} shards are more files than this process may open"
+                raise UserError(f"{store.folder}: {words}; raise the limit with ulimit -n") from None
             raise DamagedStoreError(store.folder, f"{shard.file}: {error.strerror or error}") from None
 
 
 def _report_of(table: dict[str, Any], folder: int) -> dict[str, Any] | str:
-    """The report, of the table's own moment; that of a store of before lies beside it. Or why it cannot be read."""
+    """Returns the report in a table (for earlier versions, the file beside it), or why it cannot be read."""
     report = table.get("report")
     try:
         if report is None:
@@ -359,7 +359,7 @@ def _report_of(table: dict[str, Any], folder: int) -> dict[str, Any] | str:
 
 
 def write_table(store: Store, report: dict[str, Any]) -> None:
-    """Writes `store.json` into the store's folder, which makes a store of the shards there, and then `report.json`."""
+    """Writes `store.json` into the store's folder, which turns its shards into a store, and then `report.json`."""
     table = {
         "format": FORMAT,
         "version": VERSION,
@@ -385,4 +385,4 @@ def write_table(store: Store, report: dict[str, Any]) -> None:
         "report": report,
     }
     write_json(store.folder / TABLE, table, synced=True)
-    write_json(store.folder / REPORT, report)  # after a crash, the table has it
+    write_json(store.folder / REPORT, report)  # not synced: after a crash, the table still has it

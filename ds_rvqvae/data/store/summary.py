@@ -1,4 +1,4 @@
-"""What a store holds, in words and numbers."""
+"""The content of a store, in words and numbers."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -11,11 +11,11 @@ from ds_rvqvae.motion.clip import SPLITS
 from ds_rvqvae.motion.layout import Channels, Layout
 
 _SEVERAL = {"rotation_6d": ("rotation", "rotations"), "position": ("position", "positions")}
-"""Kinds of which a layout has a channel a joint: one, and many of them."""
+"""Kinds with one item per joint in a layout: the words for one and for several of them."""
 
 
 def store_totals(store: Store) -> dict[str, Any]:
-    """Clips, frames, hours, columns, frame rate, and what each split has of them."""
+    """Returns clips, frames, hours, columns and frame rate, and clips, frames and hours per split."""
     return {
         "clips": len(store.clip_names),
         "frames": store.num_frames,
@@ -27,7 +27,7 @@ def store_totals(store: Store) -> dict[str, Any]:
 
 
 def split_totals(store: Store) -> dict[str, dict[str, float]]:
-    """`{split: {"clips", "frames", "hours"}}`; a clip that time cuts counts in every split that it is in."""
+    """Returns `{split: {"clips", "frames", "hours"}}`; a clip that is cut by time counts in each of its splits."""
     totals: dict[str, dict[str, float]] = {}
     for split in SPLITS:
         segments = [segment for segment in store.segments if segment.split == split]
@@ -39,12 +39,12 @@ def split_totals(store: Store) -> dict[str, dict[str, float]]:
 
 
 def layout_words(layout: Layout) -> str:
-    """A layout in a line: `55 rotations, translation, 100 expressions`."""
+    """Returns a layout in one line: `55 rotations, translation, 100 expressions`."""
     return ", ".join(_words(kind, list(parts)) for kind, parts in groupby(layout, key=lambda part: part.kind))
 
 
 def channel_groups(layout: Layout) -> list[dict[str, Any]]:
-    """Neighbouring channels of one kind: how many, and the columns that they take, `[from, to)`."""
+    """Returns, for neighbouring items of one kind in a layout, their number and their columns, `[from, to)`."""
     groups = [(kind, list(parts)) for kind, parts in groupby(layout, key=lambda part: part.kind)]
     return [
         {"kind": kind, "channels": len(parts), "columns": [parts[0].start, parts[-1].stop]} for kind, parts in groups
@@ -60,17 +60,17 @@ def _words(kind: str, parts: Sequence[Channels]) -> str:
 
 
 def hours_words(hours: float) -> str:
-    """A length of time: `1.25 hours`, `12.0 minutes`."""
+    """Returns a duration in words: `1.25 hours`, `12.0 minutes`."""
     return f"{hours:,.2f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
 
 
 def clips_of_rows(store: Store, first: int, stop: int) -> list[str]:
-    """Names of the clips that rows `first` up to `stop` belong to."""
+    """Returns the names of the clips to which rows `first` up to `stop` belong."""
     begin = int(np.searchsorted(store.starts, first, side="right")) - 1
     end = int(np.searchsorted(store.starts, stop, side="left"))
     return store.clip_names[begin:end]
 
 
 def some(names: Sequence[str], most: int = 3) -> str:
-    """The first of many names, and how many more there are."""
+    """Returns the first of many names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,4 +1,4 @@
-"""What a store's table says of numbers, shards, segments and a skeleton, held against itself before it is used."""
+"""The parts of a store's table: number formats, shards, segments, skeleton and report, all checked when read."""
 
 import json
 import os
@@ -22,22 +22,22 @@ SHARDS = "shards"
 
 
 def shard_files(folder: Path, index: int) -> tuple[Path, Path]:
-    """A shard's frames and its facts, in the folder of all shards."""
+    """Returns a shard's files in the folder of all shards: its frames and its facts."""
     return folder / f"{index:05d}.npy", folder / f"{index:05d}.json"
 
 
 class NumberFormat(NamedTuple):
-    """Numbers on disk and in memory."""
+    """The conversion between numbers on disk and in memory."""
 
     stored: np.dtype[Any]
     encode: Callable[[NDArray[np.float32]], NDArray[Any]]
-    """float32 to what is stored."""
+    """From float32 to the stored numbers."""
     decode: Callable[[NDArray[Any]], NDArray[np.float32]]
-    """What is stored to float32."""
+    """From the stored numbers to float32."""
 
 
 _LARGEST_BFLOAT16 = np.float32(2.0**128 - 2.0**120)
-"""Float32 has larger ones, which would be rounded to infinity."""
+"""The largest finite bfloat16. Float32 has larger numbers, which would be rounded to infinity."""
 
 
 def _as_is(values: NDArray[Any]) -> NDArray[Any]:
@@ -54,7 +54,7 @@ def _from_float16(values: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _to_bfloat16(values: NDArray[np.float32]) -> NDArray[Any]:
-    """The upper half of a float32, rounded to the nearest, ties to even; values are finite."""
+    """Returns the upper halves of finite float32 values, rounded to the nearest, ties to even."""
     bits = np.clip(values, -_LARGEST_BFLOAT16, _LARGEST_BFLOAT16).astype("<f4", copy=False).view("<u4")
     return ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype("<u2")
 
@@ -68,7 +68,7 @@ NUMBER_FORMATS = {
     "float16": NumberFormat(np.dtype("<f2"), _to_float16, _from_float16),
     "bfloat16": NumberFormat(np.dtype("<u2"), _to_bfloat16, _from_bfloat16),
 }
-"""How numbers are kept on disk, by `rvqvae.data.store_dtype`. numpy has no bfloat16: its bits stand in a `uint16`."""
+"""Number formats on disk, by `rvqvae.data.store_dtype`. numpy has no bfloat16, so its bits are kept in a `uint16`."""
 
 
 class Shard(NamedTuple):
@@ -80,51 +80,51 @@ class Shard(NamedTuple):
     """Its first row, counted over the whole store."""
     rows: int
     sha256: str
-    """Of the whole file."""
+    """Checksum of the complete file."""
 
 
 def whole_number(value: Any) -> int:
-    """The value, which is an int; raises ValueError for what only counts as one."""
+    """Returns `value` if it is an int; raises ValueError otherwise, also for a bool or a float."""
     if type(value) is not int:
-        raise ValueError(f"{value!r} is no whole number")
+        raise ValueError(f"{value!r} is not a whole number")
     return value
 
 
 def read_segments(entries: Sequence[dict[str, Any]], lengths: dict[str, int]) -> list[Segment]:
-    """Those of clips of these lengths; raises ValueError and its like for others."""
+    """Returns the segments of clips with these lengths; raises ValueError, TypeError or KeyError for invalid ones."""
     segments = [Segment(**entry) for entry in entries]
     for name, start, stop, split in segments:
         if not 0 <= whole_number(start) < whole_number(stop) <= lengths[name] or split not in SPLITS:
-            raise ValueError(f"a segment lies outside its clip, or in no split: {name} {start} to {stop}, {split}")
+            raise ValueError(f"a segment is outside its clip, or in no split: {name} {start} to {stop}, {split}")
     return segments
 
 
 def read_skeleton(entries: Any) -> dict[str, Any] | None:
-    """As files of motion may bring it, in any unit; raises ValueError and its like for what is none."""
+    """Returns a skeleton of motion files, in any unit; raises ValueError, TypeError or KeyError for an invalid one."""
     if entries is None:
         return None
     names, parents = entries["joint_names"], entries["parents"]
     offsets = np.asarray(entries["offsets"], np.float64)
     if offsets.shape != (len(names), 3) or [type(name) for name in names] != [str] * len(names):
-        raise ValueError("the skeleton's joints and offsets are not as many")
+        raise ValueError("the skeleton has another number of joints than of offsets")
     if len(parents) != len(names) or not all(-1 <= whole_number(parent) < len(names) for parent in parents):
-        raise ValueError("the skeleton's parents are none of its joints")
+        raise ValueError("the skeleton's parents are not its joints")
     return dict(entries)
 
 
 def read_shards(entries: Sequence[dict[str, Any]]) -> list[Shard]:
-    """The shards in order; raises ValueError and its like for what are none."""
+    """Returns the shards in order; raises ValueError, TypeError or KeyError for invalid ones."""
     shards: list[Shard] = []
     for entry in entries:
         file, rows = entry["file"], entry["rows"]
         if type(rows) is not int or rows < 1 or not re.fullmatch(rf"{SHARDS}/\d{{5,}}\.npy", file):
-            raise ValueError(f"a shard is {file!r} with {rows!r} rows")
+            raise ValueError(f"not a valid shard: {file!r} with {rows!r} rows")
         shards.append(Shard(file, shards[-1].first + shards[-1].rows if shards else 0, rows, str(entry["sha256"])))
     return shards
 
 
 _Text = InstanceOf[str]
-"""Names of files may hold bytes that are no UTF-8, which pydantic's own str refuses."""
+"""File names may hold bytes that are not UTF-8, which pydantic's own str refuses."""
 
 
 class _Rate(TypedDict):
@@ -178,7 +178,7 @@ class _FileCount(TypedDict):
 
 
 class _Report(TypedDict):
-    """What `report.json` has at least, as it is read; that of versions up to 0.2 does not count files."""
+    """The keys that `report.json` must have; reports of version 0.2 and earlier do not count files."""
 
     source: _Text
     format: _Text
@@ -202,7 +202,7 @@ class _Report(TypedDict):
 
 
 class _Counted(TypedDict):
-    """What it has too where files are counted."""
+    """The additional keys of a report that counts files."""
 
     files_read: int
     files_left_out: int
@@ -214,7 +214,7 @@ _REPORT, _COUNTED = TypeAdapter(_Report), TypeAdapter(_Counted)
 
 
 def check_report(report: Any) -> None:
-    """Raises ValueError where that is no report of a store, saying at which of its keys."""
+    """Raises ValueError, naming the key, if `report` is not a store's report."""
     try:
         _REPORT.validate_python(report, strict=True)
         if report.get("files_seen"):
@@ -225,15 +225,15 @@ def check_report(report: Any) -> None:
 
 
 def write_json(file: Path, values: Any, synced: bool = False) -> None:
-    """Writes one JSON file whole, a line an entry of its lists; `synced` as `whole_file`."""
+    """Writes a JSON file, complete or not at all, with one line per list entry; `synced` as in `whole_file`."""
     text = json.dumps(values, indent=1, ensure_ascii=False)
     with whole_file(file, synced) as content:
-        # File names may hold bytes that are no UTF-8, which Python keeps as surrogates: written as JSON's own escapes.
+        # File names may hold bytes that are not UTF-8. Python keeps these as surrogates; JSON escapes write them.
         content.write(text.encode(errors="backslashreplace") + b"\n")
 
 
 def link_or_copy(file: Path, place: Path) -> None:
-    """Gives a file that is never written to again a second name, or, where the file system has no links, a copy."""
+    """Links a file that is never written to again to a second place, or copies it if the file system has no links."""
     try:
         os.link(file, place)
     except OSError:

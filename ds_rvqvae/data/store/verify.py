@@ -1,4 +1,4 @@
-"""Whether a store is what was written: every byte of every shard, read once, on several threads."""
+"""Checks that a store is intact: reads every byte of every shard once, on several threads."""
 
 import hashlib
 import os
@@ -24,13 +24,13 @@ from ds_rvqvae.motion.clip import spans
 from ds_rvqvae.process.bars import Bar
 
 _BLOCK = 4 << 20
-"""Bytes read at a time: what is summed is still in the processor's cache when it is looked at."""
+"""Bytes read at a time, so that the data are still in the processor's cache when the values are checked."""
 _BFLOAT16_EXPONENT = 0x7F80
 
 
 @dataclass
 class Damage:
-    """What is wrong with one file of a store."""
+    """The damage of one file of a store."""
 
     file: str
     """Relative to the store."""
@@ -45,18 +45,18 @@ class Damage:
 
 
 class _StoppedError(Exception):
-    """Another thread failed, or the user gave up."""
+    """Another thread failed, or the user interrupted."""
 
 
 def verify_store(store: Store, progress: bool = False) -> list[Damage]:
-    """Reads all of a store: checksums, shapes, NaN and infinite values, and whether its files agree with its table.
+    """Checks all of a store: checksums, shapes, NaN and infinite values, and that its files agree with its table.
 
     Args:
-        store: opened with `check_files=False`, so that one with files missing or cut short can be looked at too.
+        store: opened with `check_files=False`, so that a store with missing or truncated files can be checked too.
         progress: draw a bar on stderr.
 
     Returns:
-        What is damaged, in the order of the shards; nothing for a whole store.
+        The damaged files, in the order of the shards; empty for an intact store.
     """
     stop = threading.Event()
     sizes = sum(shard.rows * _row_bytes(store) + HEADER_BYTES for shard in store.shards)
@@ -82,7 +82,7 @@ def _row_bytes(store: Store) -> int:
 
 
 def _check_shard(store: Store, shard: Shard, advance: Callable[[int], object], stop: threading.Event) -> Damage | None:
-    """A shard's header, length, numbers and checksum."""
+    """Checks a shard's header, length, numbers and checksum."""
     problems: list[str] = []
     clips = clips_of_rows(store, shard.first, shard.first + shard.rows)
     row = _row_bytes(store)
@@ -101,7 +101,7 @@ def _check_shard(store: Store, shard: Shard, advance: Callable[[int], object], s
             if bad.size:
                 problems.append(_where(store, shard, bad))
             if digest.hexdigest() != shard.sha256:
-                problems.append("its checksum is not that of the table")
+                problems.append("its checksum differs from the one in the table")
     except OSError as error:
         problems.append(f"cannot be read: {error.strerror or error}")
     return Damage(shard.file, problems, clips) if problems else None
@@ -116,7 +116,7 @@ def _read_rows(
     advance: Callable[[int], object],
     stop: threading.Event,
 ) -> NDArray[np.intp]:
-    """Feeds the rest of a file to `digest`; gives the rows, int64, that hold NaN or infinite values."""
+    """Feeds the rest of a file to `digest`; returns the rows, int64, that hold NaN or infinite values."""
     stored = NUMBER_FORMATS[store.dtype].stored
     buffer = bytearray(max(_BLOCK // row, 1) * row)
     bad, first = [], 0
@@ -136,7 +136,7 @@ def _read_rows(
 
 
 def _fill(content: FileIO, buffer: bytearray) -> int:
-    """Reads until `buffer` is full or the file ends; gives how many bytes it has."""
+    """Reads until `buffer` is full or the file ends; returns the number of bytes read."""
     count, view = 0, memoryview(buffer)
     while count < len(buffer) and (read := content.readinto(view[count:])):
         count += read
@@ -151,7 +151,7 @@ def _is_finite(numbers: NDArray[Any], dtype: str) -> NDArray[np.bool_]:
 
 
 def _where(store: Store, shard: Shard, bad: NDArray[np.intp]) -> str:
-    """Says in which frames of which clip the numbers are no numbers."""
+    """Returns words that name the frames and clips with NaN or infinite values."""
     rows = shard.first + bad
     clips = np.searchsorted(store.starts, rows, side="right") - 1
     names, counts = np.unique(clips, return_counts=True)
@@ -161,7 +161,7 @@ def _where(store: Store, shard: Shard, bad: NDArray[np.intp]) -> str:
 
 
 def _check_facts(store: Store, index: int) -> Damage | None:
-    """What went into a part of the store, as its `.json` says, against the table; appending goes by it."""
+    """Checks that a shard's `.json`, which appending relies on, agrees with the table."""
     frames_file, facts_file = (str(file) for file in shard_files(Path(SHARDS), index))
     try:
         facts = ShardFacts.read(store.folder / facts_file)
@@ -182,7 +182,7 @@ def _check_report(store: Store) -> Damage | None:
     file = store.folder / REPORT
     try:
         if read_json(file) != store.report():
-            return Damage(REPORT, ["is not the report that the store's table holds; ds-rvqvae prepare writes it again"])
+            return Damage(REPORT, ["differs from the report in the store's table; ds-rvqvae prepare writes it again"])
     except OSError as error:
         return Damage(REPORT, [f"cannot be read: {error.strerror or error}"])
     except ValueError as error:

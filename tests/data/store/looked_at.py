@@ -1,4 +1,4 @@
-"""Stores to look at: demo motion, as it is and changed, and features in the form of HumanML3D."""
+"""Stores for tests of `look`: demo motion, as it is and changed, and features in the form of HumanML3D."""
 
 import numpy as np
 
@@ -10,12 +10,12 @@ ALL_KEPT = RulesConfig(reference_pose=False, dropouts=False, max_joint_step=None
 
 
 def make_store(tmp_path, path, name="store", **settings):
-    """A store of motion, of which nothing is cut."""
+    """Makes a store of motion from which nothing is cut."""
     return prepare_store(DataConfig(path=str(path), **{"rules": ALL_KEPT, **settings}), tmp_path / name)
 
 
 def demo_with(tmp_path, demo_folder, change, files=6, **settings):
-    """Demo motion whose arrays were changed, as a store."""
+    """Makes a store of demo motion whose arrays were changed."""
     folder = tmp_path / "changed"
     folder.mkdir()
     for file in sorted((demo_folder / "smplxflame_30").glob("*.npz"))[:files]:
@@ -25,7 +25,7 @@ def demo_with(tmp_path, demo_folder, change, files=6, **settings):
 
 
 def humanml3d(folder, mirrored=False, scale=1.0):
-    """Standing figures that walk a circle, as HumanML3D's 263 columns."""
+    """Writes standing figures that walk in a circle, as HumanML3D's 263 columns."""
     skeleton = builtin_skeleton()
     still = np.broadcast_to(np.eye(3), (1, 55, 3, 3))
     places = forward_kinematics(still, skeleton.offsets)[0, :22] * scale

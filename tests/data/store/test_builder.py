@@ -76,12 +76,12 @@ def test_the_datas_own_statistics_come_first_and_have_to_fit(folder, tmp_path):
     table = json.loads((tmp_path / "store" / "store.json").read_text())
     assert (table["mean"], table["std"]) == ([0, 1, 2, 3, 4], [1] * 5)
     np.save(folder / "Std.npy", np.ones(6))
-    with pytest.raises(UserError, match=r"Mean.npy and Std.npy have 5 and 6 columns, the motion 5$"):
+    with pytest.raises(UserError, match=r"Mean.npy and Std.npy have 5 and 6 columns, but the motion has 5$"):
         builder_for(folder, tmp_path / "other").own_statistics()
 
 
 def _wide(folder, seed, width, own, clips="", lists=True):
-    """Matrices in a folder; `own` is what their statistics are, None where they bring none."""
+    """Writes matrices into a folder; `own` is the value of their own statistics, None for no such files."""
     rng = np.random.default_rng(seed)
     (folder / clips).mkdir(parents=True, exist_ok=True)
     for number in range(3):
@@ -140,7 +140,7 @@ KIN = [
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """By name: a store, other data of the kind, and how they are read."""
+    """Returns by name: a store, other data of its kind, and the settings to read them."""
     place, found = tmp_path_factory.mktemp("made"), {}
     for name, (key, write) in DATA.items():
         for seed in (1, 2):
@@ -162,7 +162,7 @@ def test_a_store_keeps_what_it_was_made_with_whatever_is_added(made, tmp_path, n
         folder = tmp_path / other
         shutil.copytree(made[name][0], folder)
         if not any({name, other} <= kin for kin in KIN):
-            with pytest.raises(UserError, match=r"columns|frames per second"):
+            with pytest.raises(UserError, match=r"columns|frame rate"):
                 prepare(config, folder, append=True, workers=1)
             assert _files(folder) == _files(made[name][0])
             continue
@@ -173,7 +173,7 @@ def test_a_store_keeps_what_it_was_made_with_whatever_is_added(made, tmp_path, n
         assert store.report()["format"] == before.report()["format"]
         notes = " ".join(store.report()["notes"])
         assert ("Mean.npy and Std.npy of the added data: not used" in notes) == other.endswith("own")
-        assert ("mean and std stay those that the store was made with" in notes) == name.endswith("own")
+        assert ("the store keeps the mean and std that it was made with" in notes) == name.endswith("own")
         if name.endswith("own"):
             assert np.array_equal(store.mean, before.mean) and np.array_equal(store.std, before.std)
             continue
@@ -217,7 +217,7 @@ def test_a_store_of_before_keeps_the_hash_that_it_was_split_by(tmp_path):
         tmp_path / "motion", tuple(f"{mark}{number:06}" for mark in ("", "M") for number in range(9)), 5
     )
     builder = builder_for(folder, tmp_path / "store", reading_version=1)
-    del builder.settings["reading_version"]  # which settings of then do not have
+    del builder.settings["reading_version"]  # settings of earlier versions do not have it
     build(StoreBuilder(builder.reader, builder.layout, builder.folder, builder.settings))
     store = open_store(tmp_path / "store")
     assert {part.name: part.split for part in store.segments} == split_by_hash(store.clip_names, 1)

@@ -1,4 +1,4 @@
-"""The figure that a store's columns move, and the root's way, in metres."""
+"""The figure that a store's columns move, and the root's path, in metres."""
 
 import json
 from dataclasses import replace
@@ -23,7 +23,7 @@ def test_humanml3d_features_are_figures(tmp_path):
     assert facts["warnings"] == [] and facts["figure"]["tall_m"] == pytest.approx(1.52, abs=0.1)
     assert facts["root"]["speed_m_per_s"]["median"] == pytest.approx(1.0, abs=0.01)
     path = root_of(store).path(store.clip(store.clip_names[0]))
-    # A whole circle of 80 steps of 5 cm: back at the start, and 4 m / pi across.
+    # A complete circle of 80 steps of 5 cm: back at the start, and 4 m / pi across.
     np.testing.assert_allclose(path[-1, [0, 2]], 0, atol=1e-3)
     assert np.ptp(path[:, 0]) == pytest.approx(4 / np.pi, abs=2e-2)
     assert figure_of(store).parents[21] == 19
@@ -45,7 +45,7 @@ STANDING = Figure(
     lambda motion: np.zeros((len(motion), 6, 3)),
 )
 PLACES = np.array([[0, 1, 0], [0.1, 1, 0], [-0.1, 1, 0], [0.1, 0.1, 0], [0.1, 0, 0.2], [0, 1.7, 0]])
-"""It faces z, with its left at x."""
+"""The figure faces z, with its left at x."""
 
 
 def test_joints_are_found_by_what_their_names_say():
@@ -91,7 +91,7 @@ def test_kits_places_are_millimetres(tmp_path):
 
 
 UP = {"y": None, "z": (90, 0, 0), "x": (0, 0, -90)}
-"""How a figure that stands along y is turned so that it stands along an axis."""
+"""Rotations that make a figure that stands along y stand along another axis."""
 BODY = """HIERARCHY
 ROOT Hips
 {{
@@ -123,7 +123,7 @@ Frame Time: 0.0333333
 
 
 def write_smpl(file, up="y", joints=52, degrees=0, **changes):
-    """Forty frames of a figure that stands along an axis and leans by some degrees, under AMASS's keys."""
+    """Writes forty frames, with AMASS's keys, of a figure that stands along an axis and leans by `degrees`."""
     rng = np.random.default_rng(0)
     poses = 0.02 * rng.normal(size=(40, 3 * joints))
     turn = Rotation.from_euler("xyz", UP[up] or (0, 0, 0), degrees=True)
@@ -136,7 +136,7 @@ def write_smpl(file, up="y", joints=52, degrees=0, **changes):
 
 
 def write_bvh(file, up="y", head="Head", foot="LeftFoot"):
-    """A standing body in metres along an axis, by its bones."""
+    """Writes a body in metres whose bones stand along an axis."""
     axis = "xyz".index(up)
     places = {
         key: " ".join(str(value * (index == axis)) for index in range(3))
@@ -152,7 +152,7 @@ def write_bvh(file, up="y", head="Head", foot="LeftFoot"):
 
 
 def check(path, **settings):
-    """The notes that looking at a file or folder gives."""
+    """Returns the notes on a file or folder."""
     reader = open_reader(path, DataConfig(**{"metres_per_unit": 1.0, **settings}))
     check_upright(reader, reader.clip_names())
     return reader.notes
@@ -171,7 +171,7 @@ def test_figures_that_lie_are_refused_until_the_axis_is_said(tmp_path, write):
     suffix = ".bvh" if write is write_bvh else ".npz"
     file = write(tmp_path / f"a{suffix}", "z")
     for path in (file, tmp_path):
-        with pytest.raises(UserError, match="figures lie: in 1 of 1 clips looked at") as refusal:
+        with pytest.raises(UserError, match="figures lie: in 1 of 1 checked clips") as refusal:
             check(path)
         words = str(refusal.value)
         assert "m along z and 0.0" in words and "--up_axis z (rvqvae.data.up_axis) turns z up" in words
@@ -180,7 +180,7 @@ def test_figures_that_lie_are_refused_until_the_axis_is_said(tmp_path, write):
         assert len(check(path, reading_version=1)) == 1
     upright = write(tmp_path / "up" / f"a{suffix}", "y")
     assert check(upright) == check(upright, up_axis="y") == check(upright, reading_version=1) == ()
-    assert "now that rvqvae.data.up_axis z has turned them" in check(upright, up_axis="z")[0]
+    assert "this is after turning them by rvqvae.data.up_axis z" in check(upright, up_axis="z")[0]
 
 
 def test_what_no_setting_turns_is_said(tmp_path):
@@ -210,9 +210,12 @@ def test_leaning_is_not_lying(tmp_path, degrees, lies):
 
 
 def test_figures_that_stand_on_their_heads_are_refused(tmp_path):
-    """As those whose y points down, by the axes of a camera."""
+    """For example figures in a camera's axes, where y points down."""
     write_smpl(tmp_path / "a.npz", degrees=180)
-    with pytest.raises(UserError, match=r"stand on their heads: in 1 of 1 clips .* m along -y, which should be up"):
+    with pytest.raises(
+        UserError,
+        match=r"stand on their heads: in 1 of 1 checked clips, they extend .* m along -y from feet to head; y should",
+    ):
         check(tmp_path)
     with pytest.raises(UserError, match="no setting turns -y up, --up_axis y"):
         check(tmp_path)
@@ -238,10 +241,10 @@ def test_formats_that_are_not_turned_are_noted(tmp_path):
     packed = tmp_path / "packed.npz"
     np.savez(packed, **clip, fps=np.array(30.0), layout=json.dumps(layout_to_json(take.layout)))
     (note,) = check(packed)
-    assert note.startswith("figures lie") and note.endswith("rvqvae.data.up_axis turns no packed npz")
+    assert note.startswith("figures lie") and note.endswith("rvqvae.data.up_axis has no effect on packed npz")
     assert check(packed, up_axis="y") == () and len(check(packed, up_axis="z")) == 2
     np.savez(packed, **clip, fps=np.array(30.0))
-    assert check(packed) == () and check(packed, up_axis="z") == ("rvqvae.data.up_axis z turns no packed npz",)
+    assert check(packed) == () and check(packed, up_axis="z") == ("rvqvae.data.up_axis z has no effect on packed npz",)
 
 
 def test_a_single_file_is_noted(tmp_path):

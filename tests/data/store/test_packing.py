@@ -23,13 +23,13 @@ from tests.replacing import WAYS, files_of, replace_by, touch_all
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    """A few clips fill a shard, and processes start for any amount of work."""
+    """Makes a few clips fill a shard, and processes start for any amount of work."""
     monkeypatch.setattr(shards, "SMALLEST_SHARD", 1 << 19)
     monkeypatch.setattr(packing, "_WORTH_PROCESSES", 0)
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Every file of a store by its checksum."""
+    """Returns the checksum of every file of a store."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
@@ -177,7 +177,7 @@ def test_appending_keeps_the_official_split_and_what_was_said(tmp_path):
     notes = list(grown.report()["notes"])
     assert notes[: len(before.report()["notes"])] == list(before.report()["notes"])
     assert notes[-1].startswith(
-        "no list of splits is for 6 of 12 clips, such as M000000: they go with the clips of their"
+        "no list of splits names 6 of 12 clips, such as M000000: they get the split of the listed"
     )
     again = list(pack(second, out, append=True).store.report()["notes"])
     assert again == notes
@@ -191,7 +191,7 @@ def test_appending_says_that_a_file_of_the_store_was_replaced(tmp_path, way):
     replace_by(way, first / "1_b.npz", write_beat2(tmp_path / "other.npz", seed=9).read_bytes())
     touch_all(first)
     before = contents(out)
-    with pytest.raises(UserError, match=r"has another content under the name of 1_b\.npz; prepare the store again"):
+    with pytest.raises(UserError, match=r"has other content under the name of 1_b\.npz; prepare the store again"):
         pack(first, out, append=True)
     assert contents(out) == before
     assert files_of(pack(first, out)) == (2, 2)
@@ -203,12 +203,12 @@ def test_appending_to_a_store_that_does_not_know_contents_says_that(tmp_path):
     _forget_contents(out)
     grown = pack(write_beat2_folder(first, ("3_d",)), out, append=True)
     assert grown.store.clip_names == ["1_a", "1_b", "3_d"]
-    assert grown.notes[0].startswith("of 2 clips that the store has only the names were compared")
+    assert grown.notes[0].startswith("2 clips of the store were compared by name only")
     assert files_of(pack(first, out)) == (2, 1)
 
 
 def _forget_contents(store):
-    """Makes of a store what was packed before shards knew their files by content."""
+    """Turns a store into one from before shards recognised their files by content."""
     for file in (store / "shards").glob("*.json"):
         facts = json.loads(file.read_text())
         skeletons = facts.pop("skeletons")

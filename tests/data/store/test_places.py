@@ -1,4 +1,4 @@
-"""Where stores are: names in the cache, what may be replaced or removed, what is built beside them."""
+"""The places of stores: names in the cache, what may be replaced or removed, and building beside them."""
 
 import json
 
@@ -65,7 +65,7 @@ def test_what_a_network_file_system_keeps_for_readers_and_strangers_do_not_hinde
     assert may_replace(out)
     (stranger := out / "shards" / "notes.txt").write_text("mine")
     assert not may_replace(out)
-    for suffix in (".npy", ".json"):  # as a process leaves it that is killed after it replaced the table
+    for suffix in (".npy", ".json"):  # as left by a process that is killed after it replaced the table
         (out / "shards" / f"00000{suffix}").rename(out / "shards" / f"00001{suffix}")
     table = json.loads((out / "store.json").read_text())
     table["first_part"], table["shards"][0]["file"] = 1, "shards/00001.npy"
@@ -93,7 +93,7 @@ def test_what_was_built_in_another_way_is_removed(tmp_path):
 
 
 def test_what_is_not_of_a_store_stays_where_another_store_takes_its_place(tmp_path):
-    """Also what comes into the folder after it was looked at, and a link to it, and its own mode."""
+    """Also files that come into the folder after it was checked, a link to the folder, and its mode."""
     real, out = tmp_path / "disk" / "store", tmp_path / "store"
     first = prepare_store(DataConfig(path=str(write_packed(tmp_path / "a.npz"))), real)
     made = prepare_store(DataConfig(path=str(write_packed(tmp_path / "b.npz", (50, 40)))), tmp_path / "made")
@@ -134,7 +134,7 @@ def test_a_store_in_use_is_not_removed_from_the_cache(tmp_path, cache):
     del in_use
     remove_outdated(place, elsewhere)
     assert not folder.exists()
-    with pytest.raises(UserError, match="no prepared store"):
+    with pytest.raises(UserError, match="not a prepared store"):
         open_in_use(folder)
 
 
@@ -144,6 +144,6 @@ def test_data_that_may_be_in_a_damaged_store_are_not_replaced(tmp_path):
     (folder / "shards" / "00000.npy").write_bytes(b"")
     assert prepare_store(config, folder).clip_names == ["clip0", "clip1", "clip2"]
     (folder / "store.json").write_bytes(b"")
-    with pytest.raises(UserError, match=r"store\.json: damaged, so that it is not known what data"):
+    with pytest.raises(UserError, match=r"store\.json: damaged, so it is not known which data"):
         prepare_store(config, folder)
     assert (folder / "shards" / "00000.npy").is_file()

@@ -121,7 +121,7 @@ def test_a_folder_of_the_users_is_never_replaced(tmp_path):
     out.mkdir()
     for name in ("store.json", "thesis.tex"):
         (out / name).write_text("{}")
-    with pytest.raises(UserError, match="exists and is no store"):
+    with pytest.raises(UserError, match="exists and is not a store"):
         prepare(folder, out)
     assert (out / "thesis.tex").read_text() == "{}"
 
@@ -146,14 +146,14 @@ def test_clips_left_out_are_listed(tmp_path):
     write_beat2(folder / "1_short.npz", frames=9)
     store = prepare(folder)
     assert store.clip_names == ["1_a", "1_b"]
-    reason = "9 frames at 30 frames a second, fewer than the 16 a clip needs"
+    reason = "9 frames at 30 fps, fewer than the 16 a clip needs"
     assert store.left_out == [LeftOut("1_short.npz", reason)] == open_store(store.folder).left_out
 
 
 def test_a_name_that_stands_twice_is_taken_once(tmp_path):
     store = prepare(write_packed(tmp_path / "all.npz", clip_name=np.array(["a", "b", "a"])))
     assert store.clip_names == ["a", "b"] and len(store.clip("a")) == 40
-    assert "stands twice" in store.left_out[0].reason
+    assert "occurs twice" in store.left_out[0].reason
 
 
 def test_no_clip_left_names_the_first_file_and_leaves_nothing_behind(tmp_path, cache):
@@ -209,7 +209,7 @@ def test_the_files_of_the_report_add_up_also_after_clips_were_added(tmp_path):
     (data / "notes.txt").touch()
     write_beat2_folder(more, ("1_a", "2_d"))
     (more / "2_e.npz").write_bytes(b"PK")
-    store = prepare(data, data / "store")  # which is not counted
+    store = prepare(data, data / "store")  # the store's own files are not counted
     keys = ("files_seen", "files_read", "files_left_out", "files_passed_over")
     assert [store.report()[key] for key in keys] == [4, 2, 1, 1]
     again = prepare_with_cost(DataConfig(path=str(data)), data / "store").packed
@@ -238,11 +238,11 @@ def test_a_store_read_by_the_rules_of_before_says_how_it_is_added_to_and_made_ag
     (tmp_path / "old").mkdir()
     np.save(tmp_path / "old" / "a.npy", np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32))
     old, new = tmp_path / "store", tmp_path / "new"
-    prepare(tmp_path / "old", old, reading_version=1, up_axis="y")  # as a store of then says it
+    prepare(tmp_path / "old", old, reading_version=1, up_axis="y")  # as a store of that version has it
     prepare(tmp_path / "old", new)
     config = DataConfig(path=str(tmp_path / "old"))
     with pytest.raises(
-        UserError, match=r"versions up to 0\.2 .*; append with --set rvqvae\.data\.reading_version=1, or"
+        UserError, match=r"version 0\.2 and earlier .*; append with --set rvqvae\.data\.reading_version=1, or"
     ):
         prepare_with_cost(config, old, append=True)
     # No axis meant y.
@@ -254,7 +254,9 @@ def test_a_store_read_by_the_rules_of_before_says_how_it_is_added_to_and_made_ag
     again = prepare(tmp_path / "old", tmp_path / "again", reading_version=1)
     assert prepare(again.folder, reading_version=1, up_axis="y").clip_names == ["a"]
     (said,) = prepare_with_cost(config, old).notes
-    assert "by the rules of versions up to 0.2; runs" in said and said.endswith("--set rvqvae.data.reading_version=1")
+    assert "by the rules of version 0.2 and earlier; runs" in said and said.endswith(
+        "--set rvqvae.data.reading_version=1"
+    )
     assert prepare_with_cost(config, old).notes == ()
 
 

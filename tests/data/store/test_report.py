@@ -47,14 +47,14 @@ def columns() -> ColumnFacts:
     rng = np.random.default_rng(0)
     frames = rng.normal(size=(3100, 21))
     frames[:, 6:12] = [0.5, -3000.1, 0, 0, 1, 0]
-    frames[:, 7] += rng.uniform(-1e-4, 1e-4, size=3100)  # what interpolation leaves of a constant
+    frames[:, 7] += rng.uniform(-1e-4, 1e-4, size=3100)  # a constant after interpolation
     frames[7, 14], frames[9, 20] = 40, -90
     statistics = frames.mean(0), frames.std(0), frames.min(0), frames.max(0)
     return ColumnFacts(*statistics, extreme_columns(*statistics, LAYOUT))
 
 
 def store_of(layout, segments) -> Store:
-    """A store of one data set, as far as its report is concerned."""
+    """Returns a store of one data set, with all that its report needs."""
     names = list(dict.fromkeys(segment.name for segment in segments))
     stops = [max(segment.stop for segment in segments if segment.name == name) for name in names]
     width = layout[-1].stop
@@ -158,7 +158,7 @@ def test_a_report_is_json_and_the_same_every_time():
 def test_the_text_tells_what_went_in_and_what_did_not():
     text = report_text(json.loads(json.dumps(report())))
     lines = [line.split() for line in text.splitlines()]
-    assert "5 clips of 6 files: 3,100 frames, 1.7 minutes, 21 columns, 30 frames a second" in text
+    assert "5 clips of 6 files: 3,100 frames, 1.7 minutes, 21 columns, 30 fps" in text
     assert ["120", "2", "0.025", "decimated", "by", "4"] in lines and ["train", "3", "2,140", "0.020"] in lines
     assert ["dropouts", "1", "1", "10", "b.bvh", "1600-1609"] in lines
     assert "max_joint_step" in text and "b.bvh 2000-2001, b.bvh 2500-2503" in text
@@ -192,12 +192,12 @@ def rates_of(*rates: float) -> list[str]:
 
 
 def test_files_whose_rate_differs_from_all_others_are_named():
-    assert rates_of(30, 30, 20, 30) == ["1 file has 20 frames a second, the others 30: 2.npz"]
-    assert rates_of(20, 30) == ["1 file has 30 frames a second, the others 20: 1.npz"]
-    assert rates_of(*[30] * 300, 20, 20) == ["2 files have 20 frames a second, the others 30: 300.npz, 301.npz"]
+    assert rates_of(30, 30, 20, 30) == ["1 file has 20 fps, the others 30: 2.npz"]
+    assert rates_of(20, 30) == ["1 file has 30 fps, the others 20: 1.npz"]
+    assert rates_of(*[30] * 300, 20, 20) == ["2 files have 20 fps, the others 30: 300.npz, 301.npz"]
     assert rates_of(60, 30, 30, 30, 30, 100) == [
-        "1 file has 60 frames a second, most others 30: 0.npz",
-        "1 file has 100 frames a second, most others 30: 5.npz",
+        "1 file has 60 fps, most others 30: 0.npz",
+        "1 file has 100 fps, most others 30: 5.npz",
     ]
 
 
@@ -217,7 +217,7 @@ def test_what_became_of_all_files_is_told():
     seen, read, left_out, passed_over = (found[f"files_{key}"] for key in ("seen", "read", "left_out", "passed_over"))
     assert seen == read + left_out + passed_over == 2420 and found["file_counts"] == counts
     lines = report_text(found).splitlines()
-    start = lines.index("of 2,420 files there 10 are read, 4 left out, 2,406 passed over")
+    start = lines.index("2,420 files found: 10 read, 4 left out, 2,406 passed over")
     assert lines[start + 1 : start + 4] == ["  2,402 not of this format (.wav)", "  4 hidden", ""]
     old = {key: value for key, value in found.items() if not key.startswith("file_")}
     del old["files_seen"]

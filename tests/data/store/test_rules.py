@@ -31,13 +31,13 @@ def cut_file(file: Path, data: DataConfig) -> Cut:
 
 
 def turned(angles: np.ndarray) -> np.ndarray:
-    """6D columns `[frames, 6 * joints]` of axis times angle `[frames, joints, 3]`."""
+    """Returns 6D columns `[frames, 6 * joints]` for axis times angle `[frames, joints, 3]`."""
     matrices = Rotation.from_rotvec(angles.reshape(-1, 3)).as_matrix()
     return matrices[:, :2].reshape(len(angles), -1)
 
 
 def angles(frames: int = 60, joints: int = len(JOINTS), seed: int = 0) -> np.ndarray:
-    """A pose in which every joint is turned, and small movements about it."""
+    """Returns a pose in which every joint is rotated, with small movements about it."""
     rng = np.random.default_rng(seed)
     walk = np.cumsum(rng.normal(size=(frames, joints, 3)) * 0.01, axis=0)
     return rng.choice([-1, 1], size=(joints, 3)) * rng.uniform(0.4, 0.9, size=(joints, 3)) + walk
@@ -138,7 +138,7 @@ def test_joints_that_never_move_do_not_hide_a_reference_pose():
 def test_motion_in_which_some_joints_were_lost_is_no_reference_pose():
     motion = angles()
     motion[0] = 0
-    motion[1:12, :4] = 0  # as 03_02 of CMU begins: the legs walk, the upper body stands unturned
+    motion[1:12, :4] = 0  # as the start of CMU's 03_02: the legs walk, the upper body is not rotated
     assert pieces(take_of(turned(motion)), max_joint_step=None) == [(1, 60)]
 
 
@@ -190,7 +190,7 @@ def test_jumps_that_follow_one_another_are_one_span_and_what_lies_between_is_no_
 
 
 def root_jump(kind: str, has_positions: bool) -> Take:
-    """Half a metre and a little between frames 29 and 30."""
+    """The jump between frames 29 and 30 is a little more than half a metre."""
     positions = np.tile([0.0, 0.9, 0.0], (60, 1))
     if kind == "position" or has_positions:
         positions[30:] += [0.3, 0.0, 0.45]
@@ -222,7 +222,7 @@ def test_rotations_that_are_not_of_unit_length_are_compared_by_their_angle(scale
     motion[31:] *= -1
     rotations = turned(motion) * scale
     assert pieces(take_of(rotations), reference_pose=False) == [(0, 31), (31, 60)]
-    rotations[40, :] = 0  # no rotations at all, which compare with nothing
+    rotations[40, :] = 0  # not rotations at all, so they are compared with nothing
     rotations[45, 6:12] = 1
     assert pieces(take_of(rotations), reference_pose=False) == [(0, 31), (31, 60)]
 
@@ -239,14 +239,14 @@ def test_what_is_too_short_is_left_out_and_pieces_kept_are_numbered(tmp_path):
         ("not_finite", (70, 71)),
         ("too_short", (71, 100)),
     ]
-    assert cut.quarantined[0].reason == "15 frames at 30 frames a second, fewer than the 16 a clip needs"
+    assert cut.quarantined[0].reason == "15 frames at 30 fps, fewer than the 16 a clip needs"
     nothing = cut_file(file, config(min_frames=21))
     assert nothing.clips == [] and [tuple(entry) for entry in nothing.quarantined] == [
         (
             "clip.npz",
             "too_short",
             None,
-            "the longest piece left has 20 frames at 30 frames a second, fewer than the 21 a clip needs; "
+            "the longest piece left has 20 frames at 30 fps, fewer than the 21 a clip needs; "
             "NaN or infinite values in 2 of 100 frames: 30, 70",
         )
     ]
@@ -255,7 +255,7 @@ def test_what_is_too_short_is_left_out_and_pieces_kept_are_numbered(tmp_path):
 @pytest.mark.parametrize(("frames", "fps", "made"), [(9, 30, 9), (60, 120, 15), (1, 30, 1), (12, 25, 14)])
 def test_a_short_clip_is_left_out_whole(tmp_path, frames, fps, made):
     cut = cut_file(write_beat2(tmp_path / "clip.npz", **beat2_arrays(frames, fps)), config())
-    reason = f"{made} frame{'s' * (made > 1)} at 30 frames a second, fewer than the 16 a clip needs"
+    reason = f"{made} frame{'s' * (made > 1)} at 30 fps, fewer than the 16 a clip needs"
     assert cut.clips == [] and [tuple(entry) for entry in cut.quarantined] == [("clip.npz", "too_short", None, reason)]
 
 

@@ -1,4 +1,4 @@
-"""Which clips a shard takes, and what is written of it."""
+"""The clips that a shard takes, and the files that are written for it."""
 
 import hashlib
 import json
@@ -37,7 +37,7 @@ def test_a_shards_facts_say_what_trains_and_survive_their_file(tmp_path):
     assert facts.smallest_in.tolist() == [0, 0] and facts.largest_in.tolist() == [1, 1]
     seen = {name: facts.statistics[name].count for name in TRAINING_SETS}
     hashed = sum(10 for name in "ab" if by_hash(name) == "train")
-    # The first eight tenths of each clip train where time splits.
+    # In a split by time, the first eight tenths of each clip are training frames.
     assert seen == {"own": 10, "time": 16, "hash": hashed, "all": 20}
     assert facts.statistics["time"].maximum.tolist() == [12, 5]
     facts.takes.append(TakeFacts("a.npz", 60.0, 20, (("a", 10, "train"),), ("a note",)))

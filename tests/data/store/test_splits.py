@@ -116,7 +116,7 @@ def test_appended_clips_without_a_split_leave_the_official_one_as_it_is():
     }
     assert [splits[clip.name] for clip in listed] == [clip.split for clip in listed]
     assert [splits[name] for name in names[:4]] == ["train", "val", "test", "test"]
-    assert splits["000000#1"] == "additional"  # its take trains, and its mirror image does not
+    assert splits["000000#1"] == "additional"  # its recording is in train, and its mirror image is not
     assert splits["walk"] == splits["walk_mirror"] == by_hash("walk")
     before = [*listed, ClipLength("x", 20, None)]
     assert split_clips(before, "auto", 1) == split_clips(before, "hash", 1)

@@ -1,4 +1,4 @@
-"""Mean, standard deviation and range of many frames, whatever the order and the parts."""
+"""Mean, standard deviation and range of many frames, whatever their order and pieces."""
 
 import json
 
@@ -27,7 +27,7 @@ def test_few_numbers_by_hand_and_what_another_has_seen():
     second.add(np.zeros((0, 2), np.float32))
     first.merge(second)
     mean, std = first.mean_and_std()
-    # Of 1, 3, 8: mean 4, squares 9 + 1 + 16; of 10, 10, -20: mean 0, squares 100 + 100 + 400.
+    # For 1, 3, 8: mean 4, squares 9 + 1 + 16; for 10, 10, -20: mean 0, squares 100 + 100 + 400.
     np.testing.assert_allclose(mean, [4, 0], atol=1e-6)
     np.testing.assert_allclose(std, [np.sqrt(26 / 3), np.sqrt(200)], rtol=1e-6)
     assert first.count == 3 and first.minimum.tolist() == [1, -20] and first.maximum.tolist() == [8, 10]

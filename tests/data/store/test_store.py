@@ -1,4 +1,4 @@
-"""A prepared store: clips are views of it, and one that is damaged or foreign is refused."""
+"""A prepared store: clips are views of it, and a damaged or foreign one is refused."""
 
 import copy
 import json
@@ -57,13 +57,13 @@ def _cut_frames(folder):
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
-        (lambda folder: (folder / "store.json").unlink(), "no prepared store"),
+        (lambda folder: (folder / "store.json").unlink(), "not a prepared store"),
         (lambda folder: (folder / "store.json").write_text("{"), "damaged store"),
         (lambda folder: (folder / "store.json").write_bytes(b"\xff"), "damaged store"),
         (lambda folder: (folder / "store.json").write_text("[" * 100_000), "damaged store"),
         (lambda folder: (folder / "store.json").write_text("[]"), "not the table of a store"),
         (_edit(format="something else"), "not the table of a store"),
-        (_edit(version=1), "version 1, this is version 2"),
+        (_edit(version=1), "version 1, but 2 is needed"),
         (_edit(clips=[]), "damaged store"),
         (_edit(clips=[{"name": "a", "stop": 120}, {"name": "b", "stop": 10}]), "damaged store"),
         (_edit(segments=[{"name": "clip0", "start": 0, "stop": 900, "split": "train"}]), "damaged store"),
@@ -72,35 +72,35 @@ def _cut_frames(folder):
         (_edit(fps=None), "damaged store"),
         (_edit(fps=0), "fps is 0"),
         (_edit(dtype="float8"), "damaged store"),
-        (_edit(mean=[0.0] * 3), "do not have as many"),
+        (_edit(mean=[0.0] * 3), "are not equally many"),
         (_edit(std=["x"] * 5), "damaged store"),
         (_edit(shards=[{"file": "../../etc/passwd", "rows": 120, "sha256": ""}]), "a shard is '../../etc/passwd'"),
-        (_edit(shards=[{"file": "shards/00000.npy", "rows": 60, "sha256": ""}]), "do not hold whole clips"),
+        (_edit(shards=[{"file": "shards/00000.npy", "rows": 60, "sha256": ""}]), "do not hold complete clips"),
         (_edit(fps=float("nan")), "fps is nan"),
         (_edit(fps=float("inf")), "fps is inf"),
-        (_edit(mean=[1e39] * 5), "do not have as many finite"),
+        (_edit(mean=[1e39] * 5), "are not equally many finite"),
         (_edit(std=[-1.0] * 5), "std holds a negative number"),
-        (_edit(mean=[0.0] * 5, std=[float("nan")] * 5), "do not have as many finite"),
+        (_edit(mean=[0.0] * 5, std=[float("nan")] * 5), "are not equally many finite"),
         (_edit(num_parts=10**12), "num_parts is 1000000000000 from 0 on"),
-        (_edit(num_parts=1e12), "no whole number"),
+        (_edit(num_parts=1e12), "not a whole number"),
         (_edit(num_parts=0), "num_parts is 0"),
         (_edit(first_part=-1), "num_parts is 1 from -1 on"),
-        (_edit(first_part=1), "num_parts is 1 from 1 on, and shards are none of them"),
+        (_edit(first_part=1), "num_parts is 1 from 1 on, but a shard is outside of it"),
         (_edit(clips=[{"name": "a", "stop": 10**30}]), "damaged store"),
-        (_edit(clips=[{"name": "a", "stop": 119.5}, {"name": "b", "stop": 120}]), "119.5 is no whole number"),
+        (_edit(clips=[{"name": "a", "stop": 119.5}, {"name": "b", "stop": 120}]), "119.5 is not a whole number"),
         (_edit(clips=[{"name": "a", "stop": -5}, {"name": "b", "stop": 120}]), "clip a ends at row -5"),
         (_edit(clips=None), "damaged store"),
-        (_edit(shards=[{"file": "shards/00000.npy", "rows": 10**18, "sha256": ""}]), "do not hold whole clips"),
+        (_edit(shards=[{"file": "shards/00000.npy", "rows": 10**18, "sha256": ""}]), "do not hold complete clips"),
         (_edit(shards=[{"file": "shards/00000.npy", "rows": 70, "sha256": ""}] * 2), "damaged store"),
         (
             _edit(layout=[{"name": "a", "kind": "rotation_6d", "columns": [0, 6 * 10**9]}]),
             "columns 0 to 6000000000 of 5",
         ),
-        (_edit(segments=[{"name": "clip0", "start": 0.5, "stop": 9, "split": "train"}]), "0.5 is no whole number"),
+        (_edit(segments=[{"name": "clip0", "start": 0.5, "stop": 9, "split": "train"}]), "0.5 is not a whole number"),
         (_edit(segments=[{"name": "clip0", "start": 0, "stop": 9, "split": "mine"}]), "in no split"),
         (_edit(skeleton={"joint_names": ["a"], "parents": [7], "offsets": [[0, 0, 0]]}), "none of its joints"),
         (_edit(skeleton=[1]), "damaged store"),
-        (_edit(settings={"reading_version": "2"}), "no whole number"),
+        (_edit(settings={"reading_version": "2"}), "not a whole number"),
         (_edit(settings=[]), "damaged store"),
         (_other_header, "does not begin as an array of 120 x 5"),
         (lambda folder: os.mkfifo(_gone(folder / "shards/00000.npy")), "0 bytes, not those of 120 frames"),
@@ -137,7 +137,7 @@ def test_a_report_is_that_of_the_table_whatever_lies_beside_it(store):
 
 
 def _values(value, path=()):
-    """Every value in JSON objects, with its path."""
+    """Yields every value in JSON objects, with its path."""
     yield path, value
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, entry in entries:
@@ -187,7 +187,7 @@ def test_a_store_of_before_without_its_report_still_opens(store, content):
 
 
 def test_thousands_of_shards_open_whatever_this_process_may_open_now(store):
-    """A child, whose limit is its own."""
+    """A child process has a limit of its own."""
     table = json.loads((store.folder / "store.json").read_text())
     (store.folder / "shards/00000.npy").unlink()
     rows = np.arange(3000 * 5, dtype="<f4").reshape(3000, 1, 5)
@@ -202,6 +202,6 @@ def test_thousands_of_shards_open_whatever_this_process_may_open_now(store):
         "resource.setrlimit(resource.RLIMIT_NOFILE, (256, int(sys.argv[2])))\n"
         "print(open_store(sys.argv[1]).clip('c2999').tolist())"
     )
-    for hard, said in ((20_000, str(rows[2999].tolist())), (1000, "raise ulimit -n")):
+    for hard, said in ((20_000, str(rows[2999].tolist())), (1000, "raise the limit with ulimit -n")):
         done = subprocess.run([sys.executable, "-c", code, store.folder, str(hard)], capture_output=True, text=True)
         assert said in done.stdout + done.stderr

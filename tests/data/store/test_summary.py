@@ -1,4 +1,4 @@
-"""What a store holds, in words and numbers."""
+"""The content of a store, in words and numbers."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What a store's table says: numbers by their bits, and files that are never written to again."""
+"""The parts of a store's table: number formats bit by bit, and files that are never written to again."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from ds_rvqvae.data.store.table import NUMBER_FORMATS, link_or_copy
         ("float32", "<f4", [1.0, -2.5], None),
         # One sign bit, 5 of the exponent around 15, 10 of the mantissa.
         ("float16", "<f2", [1.0, -2.5, 65504.0], [0x3C00, 0xC100, 0x7BFF]),
-        # The upper half of float32: 1 + 1/256 lies between two numbers, and the even one is taken, as of 1 + 3/256.
+        # The upper half of float32: 1 + 1/256 and 1 + 3/256 lie between two numbers and round to the even one.
         (
             "bfloat16",
             "<u2",
@@ -43,5 +43,5 @@ def test_a_file_gets_a_second_name_or_a_copy(tmp_path):
     (tmp_path / "a").write_bytes(b"frames")
     link_or_copy(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "a").samefile(tmp_path / "b")
-    link_or_copy(tmp_path / "a", tmp_path / "b")  # as where no link can be made: there is one already
+    link_or_copy(tmp_path / "a", tmp_path / "b")  # a link is not possible, because the file exists
     assert (tmp_path / "b").read_bytes() == b"frames" and not (tmp_path / "a").samefile(tmp_path / "b")

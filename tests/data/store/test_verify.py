@@ -1,4 +1,4 @@
-"""Whether a store is what was written: damage is found in its file, and the clips that it struck are named."""
+"""Checks of a store: damage is found, and its file and clips are named."""
 
 import os
 
@@ -13,7 +13,7 @@ from ds_rvqvae.data.store.verify import Damage, verify_store
 from tests.data.motion import write_packed
 
 HEADER = 128
-"""Bytes of a shard before its numbers."""
+"""Bytes in a shard before its numbers."""
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def test_a_whole_store_has_no_damage(store):
 def test_a_changed_number_is_found_by_its_checksum(store):
     overwrite(store, 0, 3, np.float32(77).tobytes())
     (damage,) = verify_store(store)
-    assert damage == Damage("shards/00000.npy", ["its checksum is not that of the table"], ["clip0", "clip1"])
-    assert str(damage) == "shards/00000.npy: its checksum is not that of the table (2 clips: clip0, clip1)"
+    assert damage == Damage("shards/00000.npy", ["its checksum differs from the one in the table"], ["clip0", "clip1"])
+    assert str(damage) == "shards/00000.npy: its checksum differs from the one in the table (2 clips: clip0, clip1)"
 
 
 @pytest.mark.parametrize("block", [1, 7 * 20, 4 << 20])
@@ -60,7 +60,7 @@ def test_shards_cut_short_or_gone_are_told_in_their_order(store):
     second.unlink()
     found = verify_store(open_store(store.folder, check_files=False))
     assert [damage.file for damage in found] == ["shards/00000.npy", "shards/00001.npy"]
-    assert found[0].problems == ["1,508 bytes, 20 too few", "its checksum is not that of the table"]
+    assert found[0].problems == ["1,508 bytes, 20 too few", "its checksum differs from the one in the table"]
     assert found[1].problems == ["cannot be read: No such file or directory"]
 
 

@@ -14,13 +14,13 @@ TOTAL_ITER = 60
 
 
 def main(argv: list[str]) -> int:
-    """Hurts runs for as many rounds as asked; 0 where every one resumed and ended equal to the reference."""
+    """Kills runs for the given number of rounds; returns 0 if all resumed and ended equal to the reference."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.e2e.chaos", description="Kills training runs, compares them."
     )
     parser.add_argument("--rounds", type=int, required=True, help="kills of runs")
-    parser.add_argument("--other_ranks", type=int, default=0, help="kills of runs that one rank goes on with")
-    parser.add_argument("--commands", type=int, default=0, help="kills of commands, of each a fifth")
+    parser.add_argument("--other_ranks", type=int, default=0, help="kills of runs that one rank continues")
+    parser.add_argument("--commands", type=int, default=0, help="kills of commands, a fifth of them per command")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", type=Path, help="Markdown file to write")
     parser.add_argument("--work", type=Path, help="folder for the runs, kept (default: a temporary one, removed)")
@@ -50,7 +50,7 @@ def _say(text: str) -> None:
 
 
 def _other_ranks(work: Path, kills: int, seed: int) -> list[RunRecord]:
-    """Hurts runs that two ranks began and one goes on with."""
+    """Kills runs that two ranks began and one rank continues."""
     if not kills:
         return []
     base = Driver(work / "two", TOTAL_ITER // 2, _say)
@@ -61,7 +61,7 @@ def _other_ranks(work: Path, kills: int, seed: int) -> list[RunRecord]:
 
 
 def _commands(work: Path, kills: int, seed: int) -> list[Account]:
-    """Hurts each command as often."""
+    """Kills each command equally often."""
     if not kills:
         return []
     commands, rng = Commands(work / "commands", work / "runs" / "reference", _say), random.Random(seed)

@@ -1,4 +1,4 @@
-"""Commands that are killed and given again: what they leave is whole at any moment, and in the end as if never hurt."""
+"""Commands that are killed and repeated: their output is complete at any moment, and ends as without kills."""
 
 import hashlib
 import random
@@ -29,16 +29,16 @@ REPLACE = (
 _EXPORT = ("export", "run", "--checkpoint", "latest", "--out", "out")
 CLIPS, FRAMES = 24, 900
 MOST_STARTS = 100
-"""Of one command, until it gets to its end."""
+"""The largest number of starts of one command until it completes."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A command whose folder is filled by copying `template`, and what is asked of that folder.
+    """A command, whose folder is a copy of `template`, and the checks of that folder.
 
     Attributes:
-        outputs: what it makes, compared byte for byte with what a start that was not hurt made.
-        faults: of what a kill left, given the folder's path.
+        outputs: its files and folders, compared byte for byte with those of an undisturbed start.
+        faults: returns the faults of a folder after a kill.
     """
 
     name: str
@@ -49,22 +49,22 @@ class Task:
 
 @dataclass
 class Account:
-    """What happened to one task."""
+    """The results of one task."""
 
     name: str
     kills: int = 0
     completed: int = 0
     seconds: float = 0.0
-    """Of a start that was not hurt."""
+    """Duration of an undisturbed start."""
     faults: list[str] = field(default_factory=list)
 
 
 class Commands:
-    """Kills commands in `work`.
+    """The commands in `work`, and their kills.
 
     Args:
         run: a finished run, whose tokenizer and checkpoints are used.
-        say: is told of every task.
+        say: called with a line about every task.
     """
 
     def __init__(self, work: Path, run: Path, say: Callable[[str], None] = print):
@@ -73,7 +73,7 @@ class Commands:
         self.template.mkdir(parents=True)
         for name, clips, seed in (("first", 4, 1), ("second", CLIPS, 2)):
             write_demo_motion(self.template / name, clips=clips, frames=FRAMES, seed=seed)
-        # Two data sets of one maker have clips of the same names.
+        # Otherwise the two data sets would have clips of the same names.
         for file in sorted((self.template / "second" / "smplxflame_30").iterdir()):
             file.rename(file.with_name(file.name.replace("_", "_more_", 1)))
         (self.template / "second" / "train_test_split.csv").unlink()
@@ -87,7 +87,7 @@ class Commands:
         self._fingerprints = {other.fingerprint, moved.fingerprint}
 
     def tasks(self) -> list[Task]:
-        """All of them."""
+        """Returns all tasks."""
         return [
             Task("prepare", [*CLI, "prepare", "second", "--out", "new"], ("new",), self._of_new_store),
             Task("append", [*CLI, "prepare", "second", "--out", "store", "--append"], ("store",), self._of_store),
@@ -97,7 +97,7 @@ class Commands:
         ]
 
     def hurt(self, task: Task, kills: int, rng: random.Random) -> Account:
-        """Kills a task so often, over as many times as it is begun anew."""
+        """Kills a task `kills` times, and begins it anew as often as needed for that."""
         account = Account(task.name)
         began = time.monotonic()
         expected = self._undisturbed(task)
@@ -122,14 +122,14 @@ class Commands:
 
     def _compare(self, task: Task, expected: dict[str, str], status: int, account: Account) -> None:
         said = (self.work / "said").read_text(errors="replace").strip().splitlines()
-        # An export that was killed past its last write has made its folder, which it does not write over.
+        # An export that was killed after its last write has made its folder, which the next one does not overwrite.
         done = status == ExitStatus.DONE or (task.name == "export" and (self.here / "out").is_dir())
         if not done:
             account.faults.append(f"ended with {status}: {said[-1:]}")
         found = self._outputs(task)
         unequal = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
         if unequal:
-            account.faults.append(f"unlike what was never hurt: {unequal[:5]}")
+            account.faults.append(f"unlike an undisturbed start: {unequal[:5]}")
 
     def _undisturbed(self, task: Task) -> dict[str, str]:
         self._fresh()
@@ -145,7 +145,7 @@ class Commands:
         return hashes
 
     def _fresh(self) -> None:
-        """The template's copy always has one path, which outputs may hold."""
+        """Copies the template anew, always to the same path, because outputs may contain the path."""
         shutil.rmtree(self.here, ignore_errors=True)
         shutil.copytree(self.template, self.here)
 
@@ -201,6 +201,6 @@ def _clips(store_folder: Path) -> dict[str, str]:
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
-    """sha256 of every file below a folder, by its name there."""
+    """Returns the sha256 of every file below a folder, by its path there."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

@@ -1,4 +1,4 @@
-"""What an interrupted run has to have in common with the one that never was."""
+"""Compares an interrupted run with one that was never interrupted."""
 
 import json
 import logging
@@ -14,13 +14,13 @@ from tests.train.small import read_metrics
 logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of every restart
 
 MACHINE_READINGS = ("samples_per_s", "data_wait", *READING_KEYS)
-"""Keys of `metrics.jsonl` that tell of the machine."""
+"""Keys of `metrics.jsonl` that are readings of the machine."""
 MACHINE_TAGS = ("Speed/", "Memory_", "GPU_")
-"""What the tags on TensorBoard begin with that do."""
+"""Prefixes of TensorBoard's tags that are readings of the machine."""
 
 
 def differences(run: Path, reference: Path) -> list[str]:
-    """How a finished run differs from the reference, and what it left behind; empty where nothing is wrong."""
+    """Returns how a finished run differs from the reference, and what it left behind; empty if nothing is wrong."""
     found = of_weights(*(folder / "tokenizer" / "model.safetensors" for folder in (run, reference)))
     lines, expected = numbers(run), numbers(reference)
     if len(lines) != len(expected):
@@ -35,7 +35,7 @@ def differences(run: Path, reference: Path) -> list[str]:
 
 
 def damaged(run: Path) -> list[str]:
-    """The checkpoints that bear their final name and are not whole."""
+    """Returns the checkpoints that have their final name and are not complete."""
     reasons = {path.name: damage_of(path) for path in checkpoints(run / "checkpoints")}
     return [f"{name}: {reason}" for name, reason in reasons.items() if reason]
 
@@ -51,13 +51,13 @@ def of_weights(file: Path, expected_file: Path) -> list[str]:
 
 
 def numbers(run: Path) -> list[str]:
-    """The lines of `metrics.jsonl` without readings of the machine, as text: equal text is equal to the bit."""
+    """Returns the lines of `metrics.jsonl` without readings of the machine, as text: equal text means equal bits."""
     lines = read_metrics(run)
     return [json.dumps({key: value for key, value in line.items() if key not in MACHINE_READINGS}) for line in lines]
 
 
 def _points(run: Path) -> dict[str, list[tuple]]:
-    """Scalars on TensorBoard: step and value, of the machine's readings only the step."""
+    """Returns TensorBoard's scalars as step and value; only the step for readings of the machine."""
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "images": 1, "histograms": 1})
     events.Reload()
     return {

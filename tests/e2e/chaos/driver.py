@@ -1,4 +1,4 @@
-"""Starts runs, kills their processes, starts them again, and keeps account of what happened."""
+"""Starts runs, kills their processes, starts them again, and records what happened."""
 
 import os
 import random
@@ -35,10 +35,10 @@ FLAGS = [
 MARK = "DS_RVQVAE_CHAOS"
 """Environment variable by which all processes of a run are known, whoever their parent is."""
 START_LIMIT = 180.0
-"""Seconds to the first step, on a machine that does other things as well."""
+"""Seconds to the first step, on a busy machine."""
 RUN_LIMIT = 400.0
 GONE_LIMIT = 30.0
-"""Seconds after a kill within which every other process of the run has to be gone."""
+"""Seconds after a kill within which every other process of the run must have ended."""
 
 
 NOT_SAID = "killed before it said so"
@@ -46,7 +46,7 @@ NOT_SAID = "killed before it said so"
 
 @dataclass
 class Round:
-    """A kill, and what came of it."""
+    """A kill, and its consequences."""
 
     run: int
     kill: Kill
@@ -54,11 +54,11 @@ class Round:
     """The last logged step."""
     in_save: bool = False
     left_unfinished: list[str] = field(default_factory=list)
-    """What the cut save left in `checkpoints/`."""
+    """Names of the files that the interrupted save left in `checkpoints/`."""
     status: int | None = None
     gone_seconds: float = 0.0
     resumed: str = ""
-    """What the next start said about where it goes on."""
+    """The next start's line about where it continues."""
     seconds: float = 0.0
     """From the start to the last process gone."""
 
@@ -101,29 +101,29 @@ class Life:
         return self.said_file.read_text(encoding="utf-8", errors="replace")
 
     def resumed(self) -> str:
-        """Its line about where it goes on, without folders."""
+        """Returns its line about where it continues, without folders."""
         found = re.search(r"going on from \S+|\S+ has no checkpoint yet.*|step \S+ is at or past .*", self.said())
         return re.sub(r"\S*/", "", found[0]) if found else ""
 
     def step(self) -> int:
-        """The last whole line of `metrics.jsonl`."""
+        """Returns the step of the last complete line of `metrics.jsonl`."""
         text = self.metrics.read_text(encoding="utf-8") if self.metrics.is_file() else ""
         steps = re.findall(r'^\{"step": (\d+),.*\n', text, re.MULTILINE)
         return int(steps[-1]) if steps else 0
 
     def has_trained(self) -> bool:
-        """Whether it has logged a step of its own; lines of an earlier life past its checkpoint do not count."""
+        """Returns whether it has logged a step; lines that an earlier life wrote after its checkpoint do not count."""
         if not self.resumed() or _modified(self.metrics) == self._metrics_before:
             return False
         found = re.search(r"global_step(\d+)", self.resumed())
         return self.step() > (int(found[1]) if found else 0)
 
     def unfinished(self) -> list[str]:
-        """What this life is writing in `checkpoints/`, without what earlier ones left there and it has yet to sweep."""
+        """Returns what this life is writing in `checkpoints/`, without leftovers of earlier ones."""
         return [path.name for path in _unfinished(self.saved) if path.name not in self._stale or self._writes(path)]
 
     def saving(self) -> set[str]:
-        """The checkpoint that it is writing, by its temporary name."""
+        """Returns the temporary name of the checkpoint that it is writing."""
         return {name for name in self.unfinished() if is_tag(name.removeprefix(UNFINISHED))}
 
     def _writes(self, path: Path) -> bool:
@@ -133,7 +133,7 @@ class Life:
         return False
 
     def wait_until(self, true: Callable[[], object], seconds: float, pause: float = 0.02) -> bool:
-        """False where the launcher ended first; raises RunFailedError after `seconds`."""
+        """Waits for a condition; returns False if the launcher ended first, raises RunFailedError after `seconds`."""
         deadline = time.monotonic() + seconds
         while not true():
             if self.launcher.poll() is not None:
@@ -144,7 +144,7 @@ class Life:
         return True
 
     def processes(self) -> list[psutil.Process]:
-        """All that live of it, found by their environment."""
+        """Returns all its living processes, found by their environment."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -153,7 +153,7 @@ class Life:
         return found
 
     def find(self, target: str) -> psutil.Process | None:
-        """The process that a kill names, once it is there."""
+        """Returns the process that a kill names, or None as long as it does not exist."""
         if target == "launcher":
             return psutil.Process(self.launcher.pid)
         for process in self.processes():
@@ -167,7 +167,7 @@ class Life:
         return None
 
     def wait_until_gone(self) -> list[str]:
-        """What is left of it after the limit, killed then."""
+        """Waits until all processes have ended; kills those left after the limit, and returns their names."""
         deadline = time.monotonic() + GONE_LIMIT
         while (left := self.processes()) and time.monotonic() < deadline:
             self.launcher.poll()
@@ -184,13 +184,13 @@ class Life:
 
 
 class Driver:
-    """Runs in `work`, each compared with the one of `reference()`.
+    """The driver of runs in `work`, which compares each with the one of `reference()`.
 
     Args:
-        total_iter: steps of a run.
-        say: is told of every kill and run.
-        ranks: of every start.
-        base: a run's folder; each run begins as its copy and goes on from there.
+        total_iter: steps per run.
+        say: called with a line about every kill and run.
+        ranks: number of ranks of every start.
+        base: a run's folder; each run begins as a copy of it and continues from there.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class Driver:
         self._motion = f"--data_path={motion}"
 
     def reference(self) -> None:
-        """The run that nothing happens to; times its saves."""
+        """Does the undisturbed run, and times its saves."""
         life = self._start("reference", 1)
         first_seen, last_seen = {}, {}
         try:
@@ -229,7 +229,7 @@ class Driver:
         self.say(f"reference: {time.time() - life.started:.1f} s, {len(last_seen)} saves of {self.save_seconds:.3f} s")
 
     def rounds(self, kills: list[Kill], seed: int) -> Iterator[RunRecord]:
-        """Run after run until all kills are done; what a run that completes early does not take is left to the next."""
+        """Does run after run until all kills are done; kills that come after a run's end are left to the next run."""
         rng, number = random.Random(seed), 0
         while kills:
             number += 1
@@ -239,7 +239,7 @@ class Driver:
             yield record
 
     def hurt_run(self, number: int, kills: list[Kill]) -> RunRecord:
-        """Starts a run, kills it as often as asked, lets it end and compares it."""
+        """Starts a run, does all its kills, lets it complete and compares it."""
         record, began = RunRecord(number), time.monotonic()
         life = None
         try:
@@ -262,7 +262,7 @@ class Driver:
         return record
 
     def _possible(self, kill: Kill) -> Kill:
-        """The kill of a rank that there is."""
+        """Returns the kill, with rank 0 in place of a rank that does not exist."""
         is_one_too_many = kill.target.startswith("rank") and int(kill.target.removeprefix("rank ")) >= self._ranks
         return replace(kill, target="rank 0") if is_one_too_many else kill
 
@@ -275,7 +275,7 @@ class Driver:
         return Life(command, self.work, self.work / "runs" / name, said, mark)
 
     def _killed(self, life: Life, kill: Kill, record: RunRecord) -> bool:
-        """Kills at the planned moment; False where the run ended before."""
+        """Kills at the planned moment; returns False if the run ended before."""
         if kill.moment == "any":
             time.sleep(kill.seconds)
         elif not life.wait_until(life.has_trained, START_LIMIT):
@@ -316,7 +316,7 @@ class Driver:
         if done.status != expected:
             record.faults.append(f"{where}: exit status {done.status}, not {int(expected)}")
         for text in damaged(self.work / "runs" / record.name):
-            if not any(text in fault for fault in record.faults):  # one that stays until the next save is one fault
+            if not any(text in fault for fault in record.faults):  # damage that stays until the next save is one fault
                 record.faults.append(f"{where}: on disk then: {text}")
         _note_resume(record, life)
         done.seconds = time.time() - life.started
@@ -339,7 +339,7 @@ class Driver:
 
 
 def _note_resume(record: RunRecord, life: Life) -> None:
-    """Credits what a start said to the kill before it."""
+    """Records a start's line about where it continues with the kill before it."""
     if record.rounds and not record.rounds[-1].resumed:
         record.rounds[-1].resumed = life.resumed() or NOT_SAID
 
@@ -357,6 +357,6 @@ def _tail(text: str) -> str:
 
 
 def _environment(folder: Path, mark: str) -> dict[str, str]:
-    # A killed launcher leaves its temporary folder there.
+    # A killed launcher leaves its temporary folder in it.
     temporary = str(folder / "tmp")
     return bare_environment(folder, TMPDIR=temporary, DS_ACCELERATOR="cpu", LOCAL_SIZE="2", **{MARK: mark})

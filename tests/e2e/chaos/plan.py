@@ -1,15 +1,15 @@
-"""Which process is killed when; all of it follows from the seed."""
+"""The plan of kills: which process, and when. All of it follows from the seed."""
 
 import random
 from dataclasses import dataclass
 
 TARGETS = ("rank 0", "rank 1", "launcher", "launch.py")
-"""What is killed: a rank, our launcher, or deepspeed's process that starts the ranks."""
+"""Processes to kill: a rank, our launcher, or deepspeed's process that starts the ranks."""
 MOMENTS = ("save", "save", "training", "any")
 START_SECONDS = 10.0
 TRAINING_SECONDS = 3.0
 KILLS_A_RUN = (5, 7)
-"""The fewest and the most."""
+"""The smallest and largest number of kills per run."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Kill:
 
 
 def plan_kills(rounds: int, seed: int) -> list[Kill]:
-    """As many kills as rounds: of every four one a target, and two within a save."""
+    """Returns as many kills as rounds: of every four, one for each target, and two during a save."""
     rng = random.Random(seed)
     kills: list[Kill] = []
     while len(kills) < rounds:

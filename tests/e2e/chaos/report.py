@@ -1,4 +1,4 @@
-"""The driver's account as Markdown."""
+"""The driver's results as Markdown."""
 
 import os
 import platform
@@ -42,11 +42,11 @@ def write_report(
     """Writes the report.
 
     Args:
-        arguments: the driver's.
-        records: of runs of two ranks.
-        others: of runs that one rank goes on with.
+        arguments: the driver's command line.
+        records: of runs with two ranks.
+        others: of runs that one rank continues.
         accounts: of commands.
-        seconds: what all took.
+        seconds: total duration.
     """
     rounds = [done for record in records for done in record.rounds]
     faults = [f"run {record.number}: {fault}" for record in records for fault in record.faults]
@@ -88,7 +88,7 @@ def _counts(records: list[RunRecord], rounds: list[Round], seconds: float) -> st
         ("before the first checkpoint", sum("no checkpoint" in done.resumed for done in rounds)),
         ("starts after a kill", len(rounds)),
         ("of them resumed", sum(done.resumed not in ("", NOT_SAID) for done in rounds)),
-        ("of them killed, as planned, before they said from where", killed_before),
+        ("of them killed, as planned, before they printed where they continue", killed_before),
         ("runs", len(records)),
         ("runs completed and equal to the undisturbed run", sum(record.compared_equal for record in records)),
         (
@@ -149,7 +149,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _command(flags: Sequence[str]) -> str:
-    """The launcher's command, of a flag given twice the one that counts."""
+    """Returns the launcher's command; of a flag that is given twice, it has the one that counts."""
     last = {flag.partition("=")[0]: flag for flag in flags}
     line = " ".join(["python launch/train_8x4090.py", *last.values(), "--data_path=DEMO", "--name=RUN"])
     return " \\\n    ".join(textwrap.wrap(line, 110, break_long_words=False, break_on_hyphens=False))
