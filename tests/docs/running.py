@@ -25,20 +25,12 @@ from tests.docs.world import SETTINGS
 from tests.gpu.stand_in import StandIn, command
 
 _CPU = {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": "8", "OMP_NUM_THREADS": "1"}
-_SMALLER = {
-    "encode.py": ["--minutes=0.05"],
-    "gaussian_code.py": ["--frames", "4"],
-    "quality.py": ["--json=kept.json"],
-    "quantizer.py": ["--vectors=64"],
-    "scaling.py": [],
-}
-"""Benchmarks that are run, with what makes them small; of the others the flags are parsed."""
-
-
+_QUICK = ("scaling.py",)
+"""Benchmarks that are run; the flags of the others are parsed."""
 _PROGRAMS = ("bash", "python", "ds-rvqvae")
 
 
-class _ParsedError(Exception):
+class _ParsedError(SystemExit):
     """The flags of a program were taken; it is not run further."""
 
 
@@ -175,9 +167,9 @@ def _parse_module(words: list[str]) -> int:
 
 
 def _script(file: Path, flags: list[str]) -> int:
-    smaller = None if "--check" in flags else _SMALLER.get(file.name)  # it starts ranks
-    with mock.patch.object(sys, "argv", [str(file), *flags, *(smaller or [])]):
-        if smaller is not None:
+    path = [str(file.parent), *sys.path]
+    with mock.patch.object(sys, "argv", [str(file), *flags]), mock.patch.object(sys, "path", path):
+        if file.name in _QUICK and "--check" not in flags:  # which starts ranks
             return _until_parsed(lambda: runpy.run_path(str(file), run_name="__main__"))
         with _parsing_alone():
             return _until_parsed(lambda: runpy.run_path(str(file), run_name="__main__"))
@@ -188,7 +180,7 @@ def _parsing_alone() -> "mock._patch[Callable[..., None]]":
 
     def parse_and_stop(parser: argparse.ArgumentParser, *given: object) -> None:
         parse(parser, *given)  # type: ignore[call-overload]
-        raise _ParsedError
+        raise _ParsedError(0)
 
     return mock.patch.object(argparse.ArgumentParser, "parse_args", parse_and_stop)
 
@@ -196,8 +188,6 @@ def _parsing_alone() -> "mock._patch[Callable[..., None]]":
 def _until_parsed(run: Callable[[], object]) -> int:
     try:
         run()
-    except _ParsedError:
-        return 0
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0

@@ -37,7 +37,8 @@ def write_motion(world: Path) -> None:
         for index in range(4):
             write_body(world / "data" / name / "walk" / f"{index:02d}.bvh", body(), frames=200, seed=index)
     for name, published in PUBLISHED.items():
-        published.write(world / "data" / name)
+        folder = published.write(world / "data" / name)
+        write_matrices(folder / published.clips, published.names, published.width, frames=200)
     write_matrices(world / "data" / "features", ("a", "b", "c"), 7)
 
 
