@@ -78,7 +78,7 @@ class TestFiles:
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700)),
         )
         assert done.returncode == 0 and len(done.stdout.splitlines()) == 4
-        assert done.stderr.startswith("warning: --csv") and "kept for later" in done.stderr
+        assert done.stderr.startswith("warning: --csv") and "kept and written later" in done.stderr
         text = file.read_text()
         assert text.endswith("\n") and 1 < len(text.splitlines()) < 5
 

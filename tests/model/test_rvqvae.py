@@ -64,7 +64,7 @@ def test_wrong_shapes_are_refused():
     model = RVQVAE(5, SMALL)
     with pytest.raises(ValueError, match="takes \\[batch, time, 5\\]"):
         model(torch.randn(2, 16, 6))
-    with pytest.raises(ValueError, match="multiple of the 4"):
+    with pytest.raises(ValueError, match="multiple of 4, the frames per code"):
         model(torch.randn(2, 18, 5))
 
 

@@ -45,12 +45,12 @@ def test_a_folder_that_is_removed_is_said_once_and_other_monitors_go_on(make_boa
     for sample in (8, 12):
         write_all(board, sample)
     (said,) = caplog.messages
-    assert said.startswith("tensorboard: gets nothing more until a restart: No such file or directory: ")
+    assert said.startswith("tensorboard: gets no more data until a restart: No such file or directory: ")
     assert (tmp_path / "csv" / "loss.csv").read_text().split() == ["step,loss", "4,0.5", "8,0.5", "12,0.5"]
     shutil.rmtree(tmp_path / "csv")
     write_all(board, 16)
     write_all(board, 20)
-    assert len(caplog.messages) == 2 and caplog.messages[1].startswith("csv_monitor: gets nothing more")
+    assert len(caplog.messages) == 2 and caplog.messages[1].startswith("csv_monitor: gets no more data")
 
 
 @pytest.mark.skipif(find_spec("fsspec") is None, reason="no fsspec")

@@ -64,7 +64,7 @@ def test_ranks_together_have_what_one_rank_has_in_its_order(order, ranks):
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    ("flags", "words"), [([], "first codes: 64 of a level from 128 latents, 4 batches"), (["--lineage"], None)]
+    ("flags", "words"), [([], "first codes: 64 per level from 128 latents, 4 batches"), (["--lineage"], None)]
 )
 def test_a_run_says_what_its_first_codes_are_from(tmp_path, demo_folder, flags, words):
     flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--name=run", "--batch_size=4", *flags]
