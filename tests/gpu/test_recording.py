@@ -33,7 +33,7 @@ class TestFiles:
         file = tmp_path / "cards.csv"
         run(stand_in, "--once", "--gpus", "1", "--csv", file)
         whole = file.read_text()
-        file.write_text(whole + torn if torn else whole[:20])  # None: a header torn
+        file.write_text(whole + torn if torn else whole[:20])  # None: an incomplete header
         assert run(stand_in, "--once", "--gpus", "1", "--csv", file).returncode == 0
         lines = file.read_text().splitlines()
         assert lines[: len(lines) - 1] == (whole.splitlines() if torn else whole.splitlines()[:1])

@@ -1,4 +1,4 @@
-"""The model: motion to codes and back, the quantizer that a profile asks for, and draws that seed and step decide."""
+"""The model: motion to codes and back, the profile's quantizer, and random draws as a function of seed and step."""
 
 import pytest
 import torch

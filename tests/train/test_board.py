@@ -1,4 +1,4 @@
-"""TensorBoard and the profile's other monitors: one that fails is said once, and the others go on."""
+"""TensorBoard and the profile's other monitors: a failing one is reported once, and the others continue."""
 
 import math
 import shutil
@@ -17,7 +17,7 @@ from ds_rvqvae.train.metrics import Board
 
 @pytest.fixture
 def make_board(one_rank, tmp_path, monkeypatch):
-    """A board in `board`, beside further monitors."""
+    """A board in `board`, with further monitors."""
     monkeypatch.setattr(deepspeed.comm, "get_rank", lambda: 0)
     monkeypatch.setattr(threading, "excepthook", lambda failed: None)
 
@@ -57,7 +57,7 @@ def test_a_folder_that_is_removed_is_said_once_and_other_monitors_go_on(make_boa
 def test_a_folder_in_a_store_of_objects_gets_all(make_board, tmp_path, caplog, monkeypatch):
     import fsspec
 
-    monkeypatch.chdir(tmp_path)  # DeepSpeed makes a folder of that name
+    monkeypatch.chdir(tmp_path)  # DeepSpeed creates a folder with this name
     board = make_board(tensorboard={"enabled": True, "output_path": "memory://runs", "job_name": "board"})
     sizes = []
     for sample in (4, 8):

@@ -1,4 +1,4 @@
-"""The windows that the first codes are made from: enough of them, and the same whatever the number of ranks."""
+"""The windows for the first codes: enough of them, and the same for any number of ranks."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ LENGTHS = {"one length": {}, "several lengths": {"window_sizes": [16, 32, 48]}}
 
 @pytest.fixture(params=LENGTHS.values(), ids=LENGTHS.keys())
 def order(request, demo_folder):
-    """Batches of 12 windows of demo motion, in seven parts, and their data."""
+    """Batches of 12 windows of demo motion, in seven micro batches, and their data."""
     settings = {"path": str(demo_folder), "body_part": "upper", "window_size": 32, "window_stride": 16}
     data = MotionData.open(DataConfig(**settings, **request.param))
     return BatchOrder.of(data, 14, 0, 7), data

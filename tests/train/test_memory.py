@@ -1,4 +1,4 @@
-"""What a rank says that runs out of memory."""
+"""The message of a rank that runs out of memory."""
 
 import getpass
 import json
@@ -65,7 +65,7 @@ def test_the_line_has_the_numbers_and_flags_that_keep_the_global_batch():
 @pytest.mark.parametrize(
     ("memory", "overrides", "advice"),
     [
-        # Half, where the plan says that this one fits.
+        # Half, if the plan says that this size fits.
         (24 << 30, ["rvqvae.training.auto_batch_size=true"], "try --batch_size 80 --gradient_accumulation_steps 2"),
         (24 << 30, ["train_micro_batch_size_per_gpu=1"], "try other GPUs (--include) or a smaller"),
         (1 << 30, ["rvqvae.training.gradient_checkpointing=false"], "try --gradient_checkpointing on or --auto_batch_"),

@@ -1,4 +1,4 @@
-"""Each rank's readings during a run, and the summary at its end: on CPU ranks as they are, and with played cards."""
+"""Each rank's readings during a run, and the summary at its end: on real CPU ranks, and with simulated GPUs."""
 
 import json
 import os
@@ -23,7 +23,7 @@ CARD = "GPU-0000000{}-0000-4090-8000-000000000000"
 
 
 class PlayedMemory:
-    """An allocator of a card there is none of: each call gives the next peak in GiB, the last one for ever."""
+    """The allocator of a simulated GPU: each call returns the next peak in GiB, and the last one forever."""
 
     total_bytes = 24 * GIB
 
@@ -142,7 +142,7 @@ def test_a_run_on_cpus_that_a_signal_stops(tmp_path, demo_folder):
 
 
 def train_on_played_cards(folder, data):
-    """Trains on CPUs while the meter sees card 1 + rank, and an allocator that says 2, and 3 GiB outside of steps."""
+    """Trains on CPUs; the meter reads GPU 1 + rank, and an allocator with 2 GiB in steps and 3 GiB outside."""
     import torch.distributed as dist
 
     from ds_rvqvae.train.metrics import start_log

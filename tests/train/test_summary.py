@@ -1,4 +1,4 @@
-"""What a run took of the machine: its table by rank, and plan against truth."""
+"""The summary of a run: its table by rank, and the plan next to the measured peaks."""
 
 import re
 
