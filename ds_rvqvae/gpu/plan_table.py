@@ -118,7 +118,7 @@ def _step(plan: Plan) -> list[Block]:
 def _notes(plan: Plan) -> list[Block]:
     notes: list[Block] = [f"pinned host memory per rank: {size(plan.host_bytes)}"]
     if plan.profile.rvqvae.training.compile:
-        notes.append("compile is on: inductor may keep less than is counted here")
+        notes.append("compile is on: inductor may keep fewer bytes than are counted here")
     notes.append(("lines marked assumed are not measured on a GPU yet; all others are computed", "faint"))
     return notes
 

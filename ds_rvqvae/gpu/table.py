@@ -131,7 +131,7 @@ class Screen:
         lines: list[Line] = [(f"GPU {gpu.index}: ERR, {gpu.error}", "bad") for gpu in self.cards if gpu.error]
         hidden = ", ".join(str(gpu.index) for gpu in self.read if not gpu.processes_readable)
         if hidden:
-            lines.append((f"processes N/A on GPU {hidden}: not permitted, or not told by this driver", "faint"))
+            lines.append((f"processes N/A on GPU {hidden}: not permitted, or not reported by this driver", "faint"))
         slowed = "; ".join(f"GPU {gpu.index}: {', '.join(gpu.slowdowns)}" for gpu in self.read if gpu.slowdowns)
         return [*lines, (f"slowed down: {slowed}", "warning")] if slowed else lines
 

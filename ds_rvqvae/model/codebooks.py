@@ -180,7 +180,7 @@ class AveragedCodebooks(LevelledQuantizer):
         return torch.randint(self.active_levels(), shape, generator=generator)
 
     def _commit(self, commit: Tensor, staged: _Staged) -> None:
-        """Moves averages and codebooks by the global statistics where `commit` holds."""
+        """Updates averages and codebooks by the global statistics if `commit` holds."""
         book_counts = staged.counts.sum(dim=0, keepdim=True) if self.shared_codebook else staged.counts
         used = book_counts.sum(dim=1, keepdim=True) > 0
         changes = commit & used

@@ -1,4 +1,4 @@
-"""The DeepSpeed engine for an RVQ-VAE, and what ranks share before and around it."""
+"""The DeepSpeed engine for an RVQ-VAE, its monitors, and communication between ranks."""
 
 import functools
 import math

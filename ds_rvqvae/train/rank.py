@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _rank(argv: list[str] | None, rank: int, speaks: bool) -> int:
-    # Without a handler of ours, logging would print the traceback of a crash on every rank.
+    # Without our own handler, logging would print the traceback of a crash on every rank.
     logging.getLogger("ds_rvqvae").addHandler(logging.NullHandler())
     with contextlib.ExitStack() as silence:
         if not speaks:
