@@ -43,7 +43,7 @@ def convolve(
 
 def join_past(past: tuple[Tensor, ...], chunk: Tensor, kept: int) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Joins the samples kept from the chunk before with a chunk `[batch, channels, time]`, in channels-last memory as
-    `convolve` needs it. Also returns the last `kept` samples for the next chunk, as a copy that frees the chunk."""
+    `convolve` needs it. Also returns a copy of the last `kept` samples for the next chunk."""
     before = past[0] if past else chunk.new_zeros(*chunk.shape[:-1], kept)
     joined = torch.cat([before.transpose(1, 2), chunk.transpose(1, 2)], dim=1).transpose(1, 2)
     return joined, (joined[..., chunk.shape[-1] :].clone(),)

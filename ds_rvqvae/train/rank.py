@@ -115,7 +115,8 @@ def _motion_of(request: Request) -> MotionData | UserError | None:
     """The motion, if this rank opens it by itself; None if it waits for the first rank of its host.
 
     Our launcher has checked the store against its files. Without it, the first rank of each host does so, which takes
-    as long as reading them all; the other ranks use its result (`_shared_motion`).
+    as long as reading them all; the other ranks use its result (`_shared_motion`). Its UserError is returned, not
+    raised, so that all ranks refuse together.
     """
     profile, checked = request.profile, request.flags.environment.get(STORE_VARIABLE)
     if checked:

@@ -94,7 +94,7 @@ class Agreement:
         return agreed
 
     def close(self) -> None:
-        """Ends the pending all-reduce and the timer. Every rank calls it."""
+        """Waits for the pending all-reduce and cancels the timer. Every rank calls it."""
         if self._round is not None:
             self._round.wait()
         if self._limit is not None:
