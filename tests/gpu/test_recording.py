@@ -44,7 +44,9 @@ class TestFiles:
     def test_anothers_file_is_left_alone(self, stand_in, tmp_path, flag, content):
         file = tmp_path / "mine"
         file.write_text(content)
-        assert "something other" in one_line(run(stand_in, "--once", flag, file), ExitStatus.BAD_INPUT)
+        assert "does not hold this monitor's records" in one_line(
+            run(stand_in, "--once", flag, file), ExitStatus.BAD_INPUT
+        )
         assert file.read_text() == content
 
     def test_json_lines_are_added_to_a_file(self, stand_in, tmp_path):
