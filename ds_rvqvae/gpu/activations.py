@@ -1,8 +1,8 @@
-"""What a training step keeps for its backward pass, by shape arithmetic and without torch.
+"""The bytes that a training step keeps for its backward pass, by shape arithmetic and without torch.
 
-The walk below makes the operations of `model/nets.py`, the quantizer and `model/losses.py` in their order and asks of
-each what torch's autograd saves for it: a convolution its input, ReLU its output, SiLU and GELU their input, a norm its
-input and statistics, dropout its mask. A tensor that two operations save is held once.
+The walk below goes through the operations of `model/nets.py`, the quantizer and `model/losses.py` in order, and counts
+the tensors that torch's autograd saves for each: a convolution its input, ReLU its output, SiLU and GELU their input, a
+norm its input and statistics, dropout its mask. A tensor that two operations save counts once.
 """
 
 from collections.abc import Callable
@@ -16,37 +16,37 @@ LAYERS = (
     *("Convolution", "DownSample", "Upsample", "ReLU", "SiLU", "GELU", "Identity", "ChannelNorm", "GroupNorm"),
     "Dropout",
 )
-"""Classes of the model's modules that the walk knows, beside `gpu.quantizers.QUANTIZERS`."""
+"""Classes of the model's modules that the walk knows, in addition to `gpu.quantizers.QUANTIZERS`."""
 _FP32 = 4
 _GROUPS = 32
-"""Of group norm, as in `model/nets.py`."""
+"""Groups of group norm, as in `model/nets.py`."""
 _ROTATION_BYTES = {"matrix": 116, "geodesic": 128}
-"""That autograd keeps for the loss on rotations, of a joint in a frame: its six numbers, lengths, products, matrix."""
+"""Bytes per joint and frame that autograd keeps for the rotation loss: six numbers, lengths, products, matrix."""
 
 
 @dataclass
 class Layer:
-    """A part of the forward pass, in bytes and floating point operations of one micro batch."""
+    """A section of the forward pass, in bytes and floating point operations of one micro batch."""
 
     name: str
     kept: int = 0
-    """Bytes that autograd keeps from this layer's forward pass to its backward pass, not counted before."""
+    """Bytes that autograd keeps from this layer's forward to its backward pass, unless an earlier layer counts them."""
     recomputed: int = 0
-    """Bytes that its backward pass makes anew under activation checkpointing, and frees."""
+    """Bytes that its backward pass recomputes under activation checkpointing, and then frees."""
     offloaded: int = 0
     """Bytes kept in the host's memory instead."""
     forward_working: int = 0
-    """Bytes that its forward pass holds for a moment."""
+    """Bytes that its forward pass holds temporarily."""
     backward_working: int = 0
-    """Bytes of gradients that its backward pass holds for a moment."""
+    """Bytes of gradients that its backward pass holds temporarily."""
     flops: int = 0
-    """Of the forward pass; a multiplication and an addition are two."""
+    """Operations of the forward pass; a multiplication and an addition count as two."""
     backward_flops: int = 0
 
 
 @dataclass(frozen=True)
 class Activations:
-    """One micro batch through the model and its losses."""
+    """Memory and operations of one micro batch through the model and its losses."""
 
     layers: list[Layer]
 
@@ -62,12 +62,12 @@ class Activations:
 
     @property
     def flops(self) -> int:
-        """Floating point operations of forward and backward pass, nothing recomputed."""
+        """Floating point operations of forward and backward pass, without recomputation."""
         return sum(layer.flops + layer.backward_flops for layer in self.layers)
 
     @property
     def recomputed_flops(self) -> int:
-        """Floating point operations that checkpointing does a second time."""
+        """Floating point operations that checkpointing does again."""
         return sum(layer.flops for layer in self.layers if layer.recomputed)
 
     def forward_peak(self) -> int:
@@ -79,7 +79,7 @@ class Activations:
         return peak
 
     def backward_peak(self) -> int:
-        """Most bytes held at once in the backward pass, which frees what a layer kept once it is through it."""
+        """Most bytes held at once in the backward pass, which frees a layer's bytes after that layer."""
         kept = peak = 0
         for layer in self.layers:
             kept += layer.kept
@@ -95,8 +95,8 @@ def activations_of(
     Args:
         in_features: columns of the motion.
         micro_batch: windows.
-        device: "cuda", or "cpu", whose layer norm keeps its statistics in the tensor's type where CUDA keeps fp32.
-        window_size: frames a window; the profile's without it.
+        device: "cuda", or "cpu", whose layer norm keeps its statistics in the tensor's type, while CUDA keeps fp32.
+        window_size: frames per window; by default the profile's.
     """
     walk = _Walk(profile, micro_batch, device)
     motion = _Tensor(in_features, window_size or profile.rvqvae.data.window_size, _FP32)
@@ -109,7 +109,7 @@ def activations_of(
 
 @dataclass(eq=False, frozen=True)
 class _Tensor:
-    """`[micro batch, channels, time]`, one storage."""
+    """A tensor `[micro batch, channels, time]` with a storage of its own."""
 
     channels: int
     time: int
@@ -117,7 +117,7 @@ class _Tensor:
 
 
 class _Walk:
-    """Operations in order, and the storages that autograd keeps for them."""
+    """The operations in order, and the storages that autograd keeps for them."""
 
     def __init__(self, profile: Profile, micro_batch: int, device: str) -> None:
         self.model, self.loss = profile.rvqvae.model, profile.rvqvae.loss
@@ -138,7 +138,7 @@ class _Walk:
         self.layers.append(Layer(name))
 
     def holds(self, tensor: _Tensor) -> None:
-        """`tensor` is there anyway, so that keeping it costs nothing."""
+        """Notes that `tensor` exists anyway, so that keeping it costs nothing."""
         self._kept.add(tensor)
 
     def bytes_of(self, *tensors: _Tensor) -> int:
@@ -148,7 +148,7 @@ class _Walk:
         return _Tensor(channels, time, self.element_bytes)
 
     def keep(self, *tensors: _Tensor) -> None:
-        """Autograd saves these, each once."""
+        """Counts tensors that autograd saves, each once."""
         for tensor in tensors:
             if tensor in self._kept or (self._recomputed is not None and tensor in self._recomputed):
                 continue
@@ -160,14 +160,14 @@ class _Walk:
                 self.layer.recomputed += self.bytes_of(tensor)
 
     def keep_bytes(self, count: int) -> None:
-        """Autograd saves as many bytes that nothing else shares."""
+        """Counts bytes that autograd saves and no other operation shares."""
         if self._recomputed is None:
             self.layer.kept += count
         else:
             self.layer.recomputed += count
 
     def checkpoint(self, tensor: _Tensor) -> None:
-        """What follows is recomputed from `tensor`, until `end_checkpoint`."""
+        """Starts a region that is recomputed from `tensor`; it lasts until `end_checkpoint`."""
         if self.to_host:
             self.layer.offloaded += self.bytes_of(tensor)
             self.layer.recomputed += self.bytes_of(tensor)
@@ -179,11 +179,11 @@ class _Walk:
         self._recomputed = None
 
     def works(self, *tensors: _Tensor) -> None:
-        """The backward pass holds gradients of these sizes at once."""
+        """Notes that the backward pass holds gradients of these sizes at once."""
         self.layer.backward_working = max(self.layer.backward_working, self.bytes_of(*tensors))
 
     def conv(self, inner: _Tensor, channels: int, kernel: int, time: int, first: bool = False) -> _Tensor:
-        """A convolution; the `first` one's input wants no gradient."""
+        """Adds a convolution; the input of the `first` one needs no gradient."""
         self.keep(inner)
         outer = self.made(channels, time)
         self.works(inner, outer)
@@ -244,7 +244,7 @@ def _residual_stack(walk: _Walk, hidden: _Tensor) -> _Tensor:
         inner = walk.conv(walk.activation(walk.norm(hidden), kind), width, 3, time)
         inner = walk.dropout(walk.conv(walk.activation(walk.norm(inner), kind), width, 1, time))
         hidden = walk.made(width, time)
-        # The gradient that goes past the block, and two inside it.
+        # The gradient of the skip connection, and two inside the block.
         walk.works(hidden, inner, inner)
     walk.end_checkpoint()
     return hidden
@@ -280,7 +280,7 @@ def _decoder(walk: _Walk, quantized: _Tensor, out_features: int) -> _Tensor:
 
 
 def _losses(walk: _Walk, motion: _Tensor, output: _Tensor) -> None:
-    """All losses, in fp32."""
+    """Adds all losses, in fp32."""
     walk.start("losses")
     reconstruction = output if output.element_bytes == _FP32 else _Tensor(output.channels, output.time, _FP32)
     walk.works(reconstruction, reconstruction, output)
@@ -290,7 +290,7 @@ def _losses(walk: _Walk, motion: _Tensor, output: _Tensor) -> None:
 
 def _reconstruction_loss(walk: _Walk, reconstruction: _Tensor, motion: _Tensor) -> None:
     if walk.loss.recons_loss == "l1":
-        # torch composes it of a difference, whose sign the backward pass wants.
+        # torch computes it from a difference, whose sign the backward pass needs.
         walk.keep(_Tensor(motion.channels, motion.time, _FP32))
     else:
         walk.keep(reconstruction, motion)
@@ -306,23 +306,23 @@ def _acceleration_loss(walk: _Walk, reconstruction: _Tensor, motion: _Tensor) ->
 
 
 def _differences(tensor: _Tensor, order: int) -> _Tensor:
-    """From frame to frame."""
+    """Differences from frame to frame."""
     return _Tensor(tensor.channels, tensor.time - order, _FP32)
 
 
 def _rotation_loss(walk: _Walk, reconstruction: _Tensor, motion: _Tensor) -> None:
     if not walk.loss.loss_rotation:
         return
-    # Which columns are rotations is not known here; nearly all are, six a joint.
+    # It is not known here which columns are rotations; nearly all are, six per joint.
     joints = walk.micro_batch * motion.time * (motion.channels // 6)
     walk.keep_bytes(joints * _ROTATION_BYTES[walk.loss.rotation_distance])
-    # Matrices of reconstruction and motion, the steps to them and their difference; gradients of as many.
+    # Matrices of reconstruction and motion, intermediate results and their difference; as many bytes of gradients.
     walk.layer.forward_working += joints * 60 * _FP32
     walk.layer.backward_working += joints * 60 * _FP32
 
 
 def _nothing_more(walk: _Walk, reconstruction: _Tensor, motion: _Tensor) -> None:
-    """Of the commitment loss, which the quantizer computes."""
+    """Adds nothing: the quantizer computes the commitment loss."""
 
 
 LOSSES: dict[str, Callable[[_Walk, _Tensor, _Tensor], None]] = {
@@ -332,4 +332,4 @@ LOSSES: dict[str, Callable[[_Walk, _Tensor, _Tensor], None]] = {
     "rotation": _rotation_loss,
     "commit": _nothing_more,
 }
-"""What each of `model.losses.Losses` adds to the walk: of reconstruction and motion in fp32."""
+"""For each of `model.losses.Losses`, the function that adds it to the walk, from reconstruction and motion in fp32."""

@@ -1,4 +1,4 @@
-"""Cards that a run can be planned for: what their makers state of them, not what was measured."""
+"""GPU models that a run can be planned for, with their makers' figures, not measured ones."""
 
 import re
 from dataclasses import dataclass, replace
@@ -11,24 +11,24 @@ _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 @dataclass(frozen=True)
 class Card:
-    """One model of card."""
+    """One GPU model."""
 
     name: str
     memory_bytes: int
     """Total as `nvidia-smi` shows it."""
     bf16_flops: float
-    """Dense bf16 tensor-core operations a second, accumulated in fp32, without sparsity."""
+    """Dense bf16 tensor-core operations per second, accumulated in fp32, without sparsity."""
     fp32_flops: float
-    """fp32 operations a second outside the tensor cores; this trainer leaves TF32 off."""
+    """fp32 operations per second outside the tensor cores; this trainer leaves TF32 off."""
     memory_bandwidth: float
-    """Bytes a second of the card's own memory."""
+    """Bytes per second of the GPU's own memory."""
     link_bandwidth: float
-    """Bytes a second to other cards, one direction."""
+    """Bytes per second to other GPUs, in one direction."""
     link: str
     source: str
 
     def with_memory(self, memory_bytes: int) -> "Card":
-        """The same card with another memory, or a share of it."""
+        """The same GPU model with a different amount of memory."""
         return replace(self, memory_bytes=memory_bytes)
 
 
@@ -62,16 +62,16 @@ CARDS = {
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of a size such as `24GiB` (1,024s) or `24GB` (1,000s).
+    """Bytes of a size such as `24GiB` (powers of 1,024) or `24GB` (powers of 1,000).
 
     Raises:
-        UserError: no number of bytes above zero, or none with a unit.
+        UserError: the text is not a size with a unit, or less than one byte.
     """
     match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(?:([KMGT])(i)?B|B)", text.strip(), re.IGNORECASE)
     size = int(float(match[1]) * (1024 if match[3] else 1000) ** _UNITS[(match[2] or "").upper()]) if match else 0
     if size < 1:
         raise UserError(
-            f"--gpu_memory {text}: give a size with its unit, 24GiB (25,769,803,776 bytes, what a 24 GB card has), "
+            f"--gpu_memory {text}: give a size with its unit, 24GiB (25,769,803,776 bytes, as a 24 GB GPU has), "
             "24GB (24,000,000,000 bytes) or 24564MiB"
         )
     return size

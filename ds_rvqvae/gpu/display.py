@@ -1,4 +1,4 @@
-"""Where the monitor shows a refresh: a table on a terminal, else a plain line a card, or lines of JSON."""
+"""The monitor's displays: a table on a terminal, otherwise one plain line per GPU, or lines of JSON."""
 
 import errno
 import os
@@ -16,18 +16,18 @@ from ds_rvqvae.process.signals import ENDING
 from ds_rvqvae.process.terminal import terminal_of
 
 _ENTER = "\x1b[?1049h\x1b[?25l"
-"""To the terminal's second screen, without a cursor."""
+"""Switches to the terminal's second screen and hides the cursor."""
 _LEAVE = "\x1b[?25h\x1b[?1049l"
 _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[2K", "\x1b[J"
 
 
 class Display:
-    """Where refreshes are shown; this one shows only problems, each once, on standard error."""
+    """A display of refreshes; this base class shows only problems, each once, on standard error."""
 
     def __init__(self) -> None:
         self._problems: set[str] = set()
         self.is_read = True
-        """Whether there still is a reader, or a terminal."""
+        """Whether standard output still has a reader or a terminal."""
 
     def show(self, snapshot: Snapshot, problems: Sequence[str]) -> None:
         for problem in set(problems) - self._problems:
@@ -35,22 +35,22 @@ class Display:
         self._problems = set(problems)
 
     def redraw(self) -> None:
-        """The terminal has changed its size."""
+        """Draws again after the terminal has changed its size."""
 
     def suspend(self) -> None:
-        """Gives the terminal back to the shell for a while."""
+        """Returns the terminal to the shell while this process is suspended."""
 
     def resume(self) -> None:
-        """Takes it again."""
+        """Takes the terminal again."""
 
     def close(self) -> None:
-        """Gives it back for good."""
+        """Returns the terminal to the shell at the end."""
 
     def _write(self, text: str) -> None:
-        """Writes to standard output, and waits for its reader until a signal is pending: they are blocked meanwhile.
+        """Writes to standard output; waits for its reader, but not if a signal is pending, because signals are blocked.
 
         Raises:
-            UserError: it cannot be written, as on a disk that is full.
+            UserError: standard output cannot be written, for example on a full disk.
         """
         stream, own = sys.stdout, sys.__stdout__
         if stream is not own or own is None:
@@ -70,7 +70,7 @@ class Display:
 
 
 class LinesDisplay(Display):
-    """A plain line a card and refresh."""
+    """One plain line per GPU and refresh."""
 
     def show(self, snapshot: Snapshot, problems: Sequence[str]) -> None:
         self._write(text_of(plain_line(snapshot, gpu) for gpu in snapshot.cards) + "\n")
@@ -78,7 +78,7 @@ class LinesDisplay(Display):
 
 
 class JsonDisplay(Display):
-    """A line of JSON a refresh."""
+    """One line of JSON per refresh."""
 
     def show(self, snapshot: Snapshot, problems: Sequence[str]) -> None:
         self._write(json_line(snapshot))
@@ -86,11 +86,11 @@ class JsonDisplay(Display):
 
 
 class TableDisplay(Display):
-    """A table, live on the terminal's second screen; at its end the last one stays on the first.
+    """A live table on the terminal's second screen; at the end the last table stays on the first screen.
 
     Args:
-        live: whether refreshes replace one another; otherwise the last one is printed at the end.
-        heading: more words for the table's first line.
+        live: whether each refresh replaces the one before; otherwise only the last table is printed, at the end.
+        heading: additional words for the table's first line.
     """
 
     def __init__(self, live: bool, heading: str = "") -> None:

@@ -1,4 +1,4 @@
-"""A card's readings during a run, cheap enough to take at every logged step."""
+"""Readings of a GPU during a run, cheap enough for every logged step."""
 
 import time
 from contextlib import suppress
@@ -13,10 +13,10 @@ from ds_rvqvae.gpu.nvml import Driver, NoDriverError, ask, memory_of, temperatur
 
 @dataclass(frozen=True)
 class CardReading:
-    """What a card said; None where it does not say."""
+    """Readings of a GPU at one moment; None for those that it does not give."""
 
     memory_used_bytes: int | None = None
-    """By all processes, without what the driver reserves."""
+    """Memory that all processes use, without the driver's own reserve."""
     memory_total_bytes: int | None = None
     utilisation: int | None = None
     """Percent of the last sampling interval in which a kernel ran."""
@@ -24,16 +24,16 @@ class CardReading:
     """Degrees Celsius."""
     power_watts: float | None = None
     energy_joules: float | None = None
-    """Since the meter was opened."""
+    """Energy since the meter was opened."""
 
 
 class CardMeter:
-    """Readings of one card, which is found by what names it for good, not by a number.
+    """Reads one GPU, which is found by its permanent id, not by a number.
 
-    It never raises: without a driver, without that card, or once the card is lost, the readings are None.
+    It never raises: without a driver, without that GPU, or after the GPU is lost, the readings are None.
 
     Args:
-        identity: a card's UUID as NVML (`GPU-…`, `MIG-…`) or torch (`torch.cuda.get_device_properties(i).uuid`) writes
+        identity: a GPU's UUID as NVML (`GPU-…`, `MIG-…`) or torch (`torch.cuda.get_device_properties(i).uuid`) writes
             it, or its PCI bus id (`0000:01:00.0`).
     """
 
@@ -53,7 +53,7 @@ class CardMeter:
         return self._handle is not None
 
     def read(self) -> CardReading:
-        """The card now: a few calls of the driver, which neither wait for the card nor disturb it."""
+        """Reads the GPU now: a few calls of the driver, which neither wait for the GPU nor disturb it."""
         if self._handle is None:
             return CardReading()
         try:
@@ -82,7 +82,7 @@ class CardMeter:
             return None
 
     def _energy(self, power: float | None) -> float | None:
-        """By the card's own counter; where it has none, the power read summed over time."""
+        """Energy since the start, by the GPU's own counter; without one, by the power readings summed over time."""
         if self._energy_before is not None:
             counter = self._energy_counter()
             return None if counter is None else counter - self._energy_before
@@ -96,7 +96,7 @@ class CardMeter:
 
 
 def find_card(identity: str) -> Any:
-    """The handle of the card or MIG slice of that UUID or PCI bus id, None where there is none."""
+    """The handle of the GPU or MIG slice with that UUID or PCI bus id; None if there is none."""
     if ":" in identity:
         names, find = [identity], pynvml.nvmlDeviceGetHandleByPciBusId
     else:

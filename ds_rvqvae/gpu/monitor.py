@@ -1,4 +1,4 @@
-"""The live monitor of the cards: `launch/monitor_gpu.py`."""
+"""The live monitor of the GPUs: `launch/monitor_gpu.py`."""
 
 import argparse
 import math
@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # late, so that help answers at once
 
 INTERVAL = 5.0
 SHORTEST_INTERVAL = 0.1
-"""Seconds; PCIe throughput alone takes some 40 ms a card."""
+"""Seconds; PCIe throughput alone takes about 40 ms per GPU."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def add_monitor(parser: argparse.ArgumentParser) -> None:
 
 
 def fill_monitor_parser(parser: argparse.ArgumentParser) -> None:
-    """Adds the monitor's flags, and what its help says of itself."""
+    """Adds the monitor's flags, and the description in its help."""
     parser.description = "Shows the GPUs of this machine, who uses them, and whether GPU 0 is idle."
     parser.epilog = (
         "GPUs are numbered as by nvidia-smi, in the order of the PCI bus, whatever CUDA_VISIBLE_DEVICES says. "
@@ -70,7 +70,7 @@ def fill_monitor_parser(parser: argparse.ArgumentParser) -> None:
         const="0",
         type=_gpus,
         metavar="IDS",
-        help="end with status 3 as soon as one of these GPUs is not idle (bare: 0); looks once, or --count times",
+        help="end with status 3 as soon as one of these GPUs is not idle (bare: 0); checks once, or --count times",
     )
     parser.add_argument(
         "--json",
@@ -78,14 +78,14 @@ def fill_monitor_parser(parser: argparse.ArgumentParser) -> None:
         const="-",
         type=_json_target,
         metavar="FILE",
-        help="an object of JSON a refresh, each on a line, added to FILE or alone on standard output",
+        help="one JSON object per refresh, each on its own line, added to FILE or alone on standard output",
     )
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="adds a row a GPU and refresh to FILE")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="adds one row per GPU and refresh to FILE")
     parser.add_argument(
         "--tensorboard",
         type=Path,
         metavar="DIR",
-        help="scalars a GPU in DIR/gpus; DIR may be a run's tensorboard folder",
+        help="scalars per GPU in DIR/gpus; DIR may be a run's tensorboard folder",
     )
 
 
@@ -117,7 +117,7 @@ def _gpus(text: str) -> list[int]:
 
 def _json_target(text: str) -> str:
     if re.fullmatch(r"[\d.]+", text):
-        raise argparse.ArgumentTypeError(f"{text} would be its FILE; an INTERVAL goes before it: {text} --json")
+        raise argparse.ArgumentTypeError(f"{text} would be the FILE; an INTERVAL goes before the flag: {text} --json")
     return text
 
 
@@ -127,7 +127,7 @@ def _monitor(args: argparse.Namespace) -> int:
     if args.once or (args.require_idle and not args.count):
         args.count = 1
     with ExitStack() as stack:
-        # Taken up between two refreshes only, so that no signal tears a row or the screen.
+        # Signals are handled only between two refreshes, so that none interrupts a row or the screen.
         signals = _signals()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
@@ -150,13 +150,13 @@ def _monitor(args: argparse.Namespace) -> int:
 
 
 def _signals() -> set[signal.Signals]:
-    """What is taken up between two refreshes; what was ignored at the start stays ignored."""
+    """The signals to handle between two refreshes; those that were ignored at the start stay ignored."""
     wanted = (*ENDING, signal.SIGTSTP, signal.SIGWINCH)
     return {number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN}
 
 
 def _open_records(args: argparse.Namespace) -> "list[Record]":
-    """Raises UserError where a file or folder cannot be written."""
+    """Opens the files and folders to record to; raises UserError if one cannot be written."""
     from ds_rvqvae.gpu.recording import ScalarsFolder, csv_file, json_file
 
     records: list[Record] = [csv_file(args.csv)] if args.csv else []
@@ -192,11 +192,11 @@ def _refresh(
     display: "Display",
     signals: set[signal.Signals],
 ) -> None:
-    """Reads, shows and records until the count is full, a signal says stop, or nobody reads any more and nothing is
+    """Reads, shows and records until the count is reached, a signal stops it, or nobody reads the output and nothing is
     recorded.
 
     Raises:
-        UserError: with exit status 3, a card that should be idle is not.
+        UserError: a GPU that should be idle is not (exit status 3).
     """
     from ds_rvqvae.gpu.processes import Owners
     from ds_rvqvae.gpu.snapshot import Snapshot
@@ -219,14 +219,14 @@ def _refresh(
             raise UserError(f"--require_idle: {'; '.join(busy)}", ExitStatus.CARD_NOT_IDLE)
         if number == args.count or not (display.is_read or records):
             return
-        # A refresh that took longer than the interval is not made up for.
+        # After a refresh that took longer than the interval, the next ones do not hurry.
         due = max(due + args.interval, time.monotonic())
         if _wait(due, display, signals):
             return
 
 
 def _wait(due: float, display: "Display", signals: set[signal.Signals]) -> bool:
-    """Waits until `due`; whether a signal said stop. A resized terminal is drawn anew, a suspended one given back."""
+    """Waits until `due`; returns whether a signal stops it. Redraws a resized terminal, returns a suspended one."""
     while True:
         received = signal.sigtimedwait(signals, max(0.0, due - time.monotonic()))
         if received is None:

@@ -1,4 +1,4 @@
-"""Readings of NVIDIA cards through NVML, in the driver's order (by PCI bus)."""
+"""Readings of NVIDIA GPUs through NVML, in the driver's order (by PCI bus)."""
 
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ import pynvml
 from ds_rvqvae.errors import UserError, printable
 
 IDLE_MEMORY = 1 << 30
-"""Bytes a card may hold and still count as idle: a desktop's compositor and browser hold some hundred MiB."""
+"""A GPU with less memory in use, in bytes, counts as idle: a desktop's compositor and browser use some hundred MiB."""
 
 _REASONS = {
     "NVML_ERROR_LIBRARY_NOT_FOUND": "libnvidia-ml.so.1 is not found: no driver is installed, or not in this container",
@@ -19,7 +19,7 @@ _REASONS = {
     "NVML_ERROR_FUNCTION_NOT_FOUND": "libnvidia-ml.so.1 is too old",
 }
 _GONE = ("GPU_IS_LOST", "RESET_REQUIRED", "UNINITIALIZED", "DRIVER_NOT_LOADED", "GPU_NOT_FOUND")
-"""Errors of a whole card, whichever reading was asked for."""
+"""Errors of the GPU itself, whichever reading was asked for."""
 _UNAVAILABLE = (
     "NOT_SUPPORTED",
     "NO_PERMISSION",
@@ -27,7 +27,7 @@ _UNAVAILABLE = (
     "INVALID_ARGUMENT",
     "ARGUMENT_VERSION_MISMATCH",
 )
-"""Errors of a sound card that does not have, or not permit, a reading."""
+"""Errors of a working GPU that does not have, or does not permit, a reading."""
 _SLOWDOWNS = {
     0x04: "power cap",
     0x08: "hardware slowdown",
@@ -35,7 +35,7 @@ _SLOWDOWNS = {
     0x40: "thermal slowdown in hardware",
     0x80: "power brake",
 }
-"""NVML's clock event reasons that slow a busy card down."""
+"""NVML's clock event reasons that slow a busy GPU down."""
 
 
 class NoDriverError(Exception):
@@ -44,20 +44,20 @@ class NoDriverError(Exception):
 
 @dataclass(frozen=True)
 class GpuProcess:
-    """A process on a card."""
+    """A process on a GPU."""
 
     pid: int
     memory_bytes: int | None
-    """None where the driver does not tell, as under WSL or without permission."""
+    """None if the driver does not tell, as under WSL or without permission."""
     graphics: bool = False
-    """Whether it only draws, as a desktop does."""
+    """Whether it only draws, like a desktop."""
     slice: int | None = None
     """The MIG slice that it runs on."""
 
 
 @dataclass(frozen=True)
 class GpuSlice:
-    """A MIG slice of a card."""
+    """A MIG slice of a GPU."""
 
     index: int
     name: str
@@ -68,14 +68,14 @@ class GpuSlice:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One card. Readings that a card does not support, or that are not permitted, are None."""
+    """One GPU. Readings that it does not support, or does not permit, are None."""
 
     index: int
     name: str
     uuid: str
     pci_bus_id: str
     memory_used_bytes: int | None
-    """Without what the driver reserves for itself, where the driver tells them apart."""
+    """Without the driver's own reserve, if the driver reports it separately."""
     memory_total_bytes: int | None
     utilisation: int | None
     """Percent of the last sampling interval in which a kernel ran; None under MIG."""
@@ -89,20 +89,20 @@ class Gpu:
     power_watts: float | None = None
     power_limit_watts: float | None = None
     energy_joules: float | None = None
-    """Since the driver was loaded."""
+    """Energy since the driver was loaded."""
     pcie_received_bytes_per_s: int | None = None
     pcie_sent_bytes_per_s: int | None = None
     slowdowns: tuple[str, ...] = ()
-    """Why the card runs below its clock."""
+    """Reasons why the GPU runs below its clock."""
     slices: tuple[GpuSlice, ...] = ()
     error: str | None = None
-    """Why the card as a whole could not be read; all readings are None then."""
+    """Reason why the GPU could not be read at all; all readings are None then."""
 
     @property
     def idle(self) -> bool:
         """Whether no compute process runs and less than `IDLE_MEMORY` is in use; graphics processes do not count.
 
-        A card of which nothing can be told is not idle.
+        A GPU with neither memory nor processes readable is not idle.
         """
         if self.error or (self.memory_used_bytes is None and not self.processes_readable):
             return False
@@ -111,7 +111,7 @@ class Gpu:
 
 
 def list_gpus() -> list[Gpu]:
-    """All cards of this machine, in the order of `CUDA_DEVICE_ORDER=PCI_BUS_ID`, without PCIe throughput.
+    """All GPUs of this machine, in the order of `CUDA_DEVICE_ORDER=PCI_BUS_ID`, without PCIe throughput.
 
     Raises:
         NoDriverError: there is no NVIDIA driver, or it does not answer.
@@ -142,7 +142,7 @@ class Driver:
         except pynvml.NVMLError as error:
             raise NoDriverError(_reason(error)) from None
         self.cuda_version = f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else ""
-        """The newest CUDA version that the driver serves."""
+        """The newest CUDA version that the driver supports."""
 
     def __enter__(self) -> "Driver":
         return self
@@ -155,7 +155,7 @@ class Driver:
             pynvml.nvmlShutdown()
 
     def cards(self) -> list["CardReader"]:
-        """Raises NoDriverError where the driver does not even count its cards."""
+        """One `CardReader` per GPU; raises NoDriverError if the driver does not even count its GPUs."""
         try:
             return [CardReader(index, self.lists_processes) for index in range(pynvml.nvmlDeviceGetCount())]
         except pynvml.NVMLError as error:
@@ -163,13 +163,13 @@ class Driver:
 
     @property
     def lists_processes(self) -> bool:
-        """False for drivers 535.43 to 535.86, whose lists of processes have a layout of their own."""
+        """False for drivers 535.43 to 535.86, whose process lists have a different layout."""
         numbers = self.version.split(".")
         return not (numbers[0] == "535" and numbers[1:] and numbers[1].isdecimal() and 43 <= int(numbers[1]) <= 86)
 
 
 class CardReader:
-    """One card of an open `Driver`, read as often as wanted; what does not change is read once."""
+    """One GPU of an open `Driver`, which can be read repeatedly; constant values are read once."""
 
     def __init__(self, index: int, lists_processes: bool = True) -> None:
         self.index = index
@@ -178,10 +178,10 @@ class CardReader:
         self._handle: Any = None
 
     def read(self, pcie: bool = False) -> Gpu:
-        """The card now. Never raises: a lost card has an `error`, and is looked for again at the next reading.
+        """Reads the GPU now. Never raises: a lost GPU has an `error`, and the next reading searches for it again.
 
         Args:
-            pcie: measures PCIe throughput, for which the driver takes some 40 ms.
+            pcie: whether to measure PCIe throughput, which takes the driver about 40 ms.
         """
         try:
             if self._handle is None:
@@ -196,7 +196,7 @@ class CardReader:
             )
 
     def _find(self) -> None:
-        # Numbers may shift when a card falls off the bus; its UUID stays.
+        # Numbers may change when a GPU falls off the bus; UUIDs do not.
         if self.uuid:
             handle = pynvml.nvmlDeviceGetHandleByUUID(self.uuid)
         else:
@@ -239,11 +239,11 @@ class CardReader:
         )
 
     def _processes(self, devices: list[tuple[int | None, Any]]) -> list[GpuProcess] | None:
-        """Those of the card and of its slices; None where that is not permitted."""
+        """Processes of the GPU and of its slices; None if they may not be read."""
         found: dict[int, GpuProcess] = {}
         readable = False
         for slice, device in devices if self._lists_processes else ():
-            # One that both draws and computes is in two lists, and computes. MPS has a list of its clients.
+            # A process that both draws and computes is in two lists, and counts as computing. MPS lists its clients.
             for graphics, kind in ((True, "Graphics"), (False, "Compute"), (False, "MPSCompute")):
                 function = f"nvmlDeviceGet{kind}RunningProcesses"
                 listed = ask(f"{function}_v3", device, older=f"{function}_v2")
@@ -255,19 +255,19 @@ class CardReader:
 
 
 def ask(function: str, *arguments: Any, older: str = "") -> Any:
-    """What a function of NVML's says, or None where a card does not have that reading or it is not permitted.
+    """Calls an NVML function; returns its result, or None if the GPU does not have, or not permit, that reading.
 
     Args:
         older: the function's name in older drivers or bindings.
 
     Raises:
-        pynvml.NVMLError: the card as a whole is gone.
+        pynvml.NVMLError: the GPU itself is gone.
     """
     try:
         return getattr(pynvml, function)(*arguments)
     except AttributeError:
         missing = True
-    except UnicodeDecodeError as error:  # the binding takes all text for UTF-8
+    except UnicodeDecodeError as error:  # the binding decodes all text as UTF-8
         return error.object.decode(errors="replace")
     except pynvml.NVMLError as error:
         if _is(error, _GONE):
@@ -277,12 +277,12 @@ def ask(function: str, *arguments: Any, older: str = "") -> Any:
 
 
 def memory_of(handle: Any) -> Any:
-    """Memory of a card or slice: `.used`, `.total`, and `.reserved` where the driver has version 2 of the call.
+    """Memory of a GPU or slice: `.used`, `.total`, and `.reserved` if the driver has version 2 of the call.
 
-    Version 1 counts what the driver reserves for itself as used. None where a card does not tell.
+    Version 1 counts the driver's own reserve as used. None if a GPU does not tell.
 
     Raises:
-        pynvml.NVMLError: any other failure; every sound card answers this.
+        pynvml.NVMLError: any other failure; every working GPU answers this call.
     """
     for version in (getattr(pynvml, "nvmlMemory_v2", None), None):
         try:
@@ -341,6 +341,6 @@ def _is(error: pynvml.NVMLError, names: tuple[str, ...]) -> bool:
 
 
 def _reason(error: pynvml.NVMLError) -> str:
-    """Why the driver does not answer, in words."""
+    """The reason, in words, why the driver does not answer."""
     reasons = {getattr(pynvml, name, None): text for name, text in _REASONS.items()}
     return reasons.get(error.value, str(error))

@@ -1,6 +1,6 @@
-"""What a run will take of each card: memory, arithmetic and traffic, by arithmetic alone, in milliseconds.
+"""A plan of a run's memory, arithmetic and traffic per GPU, computed by arithmetic alone, in milliseconds.
 
-Nothing here imports torch. Tests hold each line against the real engine, the real model and torch's own counters.
+Nothing here imports torch. Tests compare each line with the real engine, the real model and torch's own counters.
 """
 
 from collections.abc import Callable
@@ -19,35 +19,35 @@ from ds_rvqvae.text import MIB
 CONTEXT_BYTES = 600 * MIB
 """CUDA context with the kernels of torch, cuBLAS and cuDNN. Assumed, not measured yet."""
 NCCL_BYTES = 300 * MIB
-"""NCCL's buffers and kernels for a ring of the cards of one machine; nothing on one card. Assumed, not measured yet."""
+"""NCCL's buffers and kernels for a ring of the GPUs of one machine; 0 on one GPU. Assumed, not measured yet."""
 WORKSPACE_BYTES = 256 * MIB
 """Workspaces of cuDNN's convolutions and cuBLAS. Assumed, not measured yet."""
 FRAGMENTATION = 0.05
-"""Share of torch's own memory that its allocator reserves beyond it. Assumed, not measured yet."""
+"""Fraction of torch's tensors that its allocator reserves in addition. Assumed, not measured yet."""
 _FP32 = 4
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Memory of one card at the step's peak, on the rank that holds most, and the work and traffic of one step."""
+    """Memory of one GPU at the step's peak, on the rank that holds most, and operations and traffic of one step."""
 
     profile: Profile
     in_features: int
     gpus: int
     card: Card
     micro_batch: int
-    """Windows of `window_size`; of other lengths as many as have these frames."""
+    """Windows of `window_size`; with other window sizes, as many windows as have the same number of frames."""
     zero: ZeroBytes
     activations: Activations
     codebooks_bytes: int
     """The quantizer's buffers, with its staged statistics and candidates."""
     staged_vectors_bytes: int
-    """Vectors and codes of the step that the quantizer keeps until its update."""
+    """Vectors and codes of a step, which the quantizer keeps until its update."""
     batch_bytes: int
 
     @property
     def largest_shape(self) -> BatchShape:
-        """The micro batch of the most frames, which memory and work are counted for."""
+        """The micro batch with the most frames; memory and operations are those of this one."""
         return largest_micro_batch_shape(self.profile.rvqvae.data, self.micro_batch)
 
     @property
@@ -65,12 +65,12 @@ class Plan:
 
     @property
     def optimizer_bytes(self) -> int:
-        """fp32 master weights and both of Adam's moments, on the card."""
+        """fp32 master weights and both of Adam's moments, on the GPU."""
         return 0 if self.zero.on_host else self.zero.master_weights + self.zero.moments
 
     @property
     def weight_average_bytes(self) -> int:
-        """The moving average of this rank's share of the weights, in fp32, on the card."""
+        """The moving average of the weights that this rank owns, in fp32, on the GPU."""
         return 0 if self.zero.on_host else self._average_bytes
 
     @property
@@ -80,7 +80,7 @@ class Plan:
 
     @property
     def activations_bytes(self) -> int:
-        """What autograd keeps for the backward pass of one micro batch."""
+        """Bytes that autograd keeps for the backward pass of one micro batch."""
         return self.activations.kept_bytes
 
     @property
@@ -89,7 +89,7 @@ class Plan:
 
     @cached_property
     def peaks(self) -> dict[str, int]:
-        """Bytes above weights, optimizer, codebooks and batch at each moment of a step that could be its peak."""
+        """Bytes on top of weights, optimizer, codebooks and batch, at each moment of a step that could be its peak."""
         zero, model = self.zero, self.profile.rvqvae.model
         carried = zero.gradients if self.profile.gradient_accumulation_steps > 1 else 0
         backward = self.activations.backward_peak() + zero.gradients + zero.accumulating
@@ -98,8 +98,8 @@ class Plan:
             "backward pass": backward + zero.buckets + zero.reducing,
             "optimizer step": zero.gradients + zero.stepping,
             "codebook update": update_bytes(model),
-            # A copy of the model in fp32, and of the weights where it is their average that is evaluated. The held-out
-            # clips that go through it are not counted.
+            # A copy of the model in fp32, and a copy of the weights if their average is evaluated. The activations of
+            # the held-out clips are not counted.
             "evaluation": self.parameter_count * _FP32 + self.codebooks_bytes + self.weight_average_bytes,
         }
 
@@ -109,13 +109,13 @@ class Plan:
 
     @property
     def working_bytes(self) -> int:
-        """Held for a moment at the peak, beyond gradients, activations and buckets."""
+        """Bytes held temporarily at the peak, in addition to gradients, activations and buckets."""
         lasting = self.gradients_bytes + self.activations_bytes + self.buckets_bytes
         return max(0, max(self.peaks.values()) - lasting)
 
     @property
     def overheads(self) -> dict[str, int]:
-        """What `overhead_bytes` is made of; the first three by arithmetic, the others assumed."""
+        """The parts of `overhead_bytes`; the first three are computed, the others assumed."""
         allocated = self.allocated_bytes
         return {
             "working_bytes": self.working_bytes,
@@ -129,7 +129,7 @@ class Plan:
 
     @property
     def allocated_bytes(self) -> int:
-        """Peak of the tensors themselves: what `torch.cuda.max_memory_allocated` counts."""
+        """Peak of the tensors themselves, as `torch.cuda.max_memory_allocated` counts it."""
         lasting = self.parameters_bytes + self.gradients_bytes + self.optimizer_bytes + self.codebooks_bytes
         step = self.activations_bytes + self.buckets_bytes + self.batch_bytes + self.weight_average_bytes
         return lasting + step + self.working_bytes + self.staged_vectors_bytes
@@ -140,7 +140,7 @@ class Plan:
 
     @property
     def parts(self) -> dict[str, int]:
-        """Bytes by JSON key; together they are `total_bytes`."""
+        """Bytes by JSON key; their sum is `total_bytes`."""
         keys = ("parameters", "gradients", "optimizer", "codebooks", "activations", "buckets", "batch", "overhead")
         return {f"{key}_bytes": getattr(self, f"{key}_bytes") for key in keys}
 
@@ -150,12 +150,12 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether it fits into an empty card."""
+        """Whether the run fits into an empty GPU."""
         return self.total_bytes <= self.card.memory_bytes
 
     @property
     def host_bytes(self) -> int:
-        """Page-locked memory a rank: batches gathered ahead, and what is offloaded."""
+        """Page-locked host memory per rank: batches gathered ahead, and offloaded tensors."""
         data = self.profile.rvqvae.data
         ahead = data.num_workers + 2 if data.num_workers else 1
         step = self.largest_shape.frames * self.in_features * _FP32
@@ -166,23 +166,23 @@ class Plan:
 
     @property
     def flops_per_step(self) -> int:
-        """Floating point operations of a card's optimizer step, forward and backward, nothing recomputed."""
+        """Floating point operations per GPU of an optimizer step, forward and backward, without recomputation."""
         return self.activations.flops * self.profile.gradient_accumulation_steps
 
     @property
     def recomputed_flops_per_step(self) -> int:
-        """Those that activation checkpointing does a second time."""
+        """Floating point operations that activation checkpointing does again."""
         return self.activations.recomputed_flops * self.profile.gradient_accumulation_steps
 
     @property
     def compute_seconds(self) -> float:
-        """Arithmetic of a step, recomputing included, at the card's stated rate."""
+        """Time for the operations of a step, with recomputation, at the GPU's stated rate."""
         rate = self.card.bf16_flops if self.profile.bf16.enabled else self.card.fp32_flops
         return (self.flops_per_step + self.recomputed_flops_per_step) / rate
 
     @property
     def memory_seconds(self) -> float:
-        """Writing and reading once what a step keeps and recomputes and its optimizer holds, at the stated rate."""
+        """Time to write and read once the tensors of a step and of its optimizer, at the stated memory rate."""
         recomputed = sum(layer.recomputed for layer in self.activations.layers)
         micro = self.activations_bytes + recomputed
         step = self.optimizer_bytes + self.gradients_bytes + self.parameters_bytes
@@ -194,17 +194,17 @@ class Plan:
 
     @property
     def wire_bytes_per_step(self) -> int:
-        """What a rank sends in an optimizer step over a ring of all ranks; it receives as much."""
+        """Bytes that a rank sends in an optimizer step over a ring of all ranks; it receives as many."""
         return sum(transfer.sent_bytes for transfer in self.transfers)
 
     @property
     def wire_seconds(self) -> float:
-        """The same at the link's stated rate."""
+        """Time for this traffic at the link's stated rate."""
         return self.wire_bytes_per_step / self.card.link_bandwidth
 
     @cached_property
     def largest_micro_batch(self) -> int:
-        """Windows a card at once with which the run still fits into an empty card; 0 where not one does."""
+        """The largest micro batch, in windows, with which the run fits into an empty GPU; 0 if not even one fits."""
 
         def fits(windows: int) -> bool:
             return self.with_micro_batch(windows).fits
@@ -212,11 +212,11 @@ class Plan:
         return _largest(fits) if fits(1) else 0
 
     def with_micro_batch(self, windows: int) -> "Plan":
-        """The same run with another micro batch a card."""
+        """The same run with a different micro batch per GPU."""
         return replace(self, **_of_batch(self.profile, self.in_features, windows))
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON; sizes in bytes, times in seconds, all a card and an optimizer step."""
+        """The plan as JSON; sizes in bytes, times in seconds, all per GPU and optimizer step."""
         return {
             "gpus": self.gpus,
             "card": self.card.name,
@@ -257,12 +257,12 @@ def make_plan(
     card: Card,
     micro_batch: int | None = None,
 ) -> Plan:
-    """The plan of a run.
+    """Makes the plan of a run.
 
     Args:
         in_features: columns of the motion.
-        gpus: cards, all of a kind.
-        micro_batch: windows a card at once, in place of the profile's.
+        gpus: number of GPUs, all of the same model.
+        micro_batch: windows per GPU at once, in place of the profile's.
     """
     windows = profile.train_micro_batch_size_per_gpu if micro_batch is None else micro_batch
     return Plan(
@@ -277,12 +277,12 @@ def make_plan(
 
 
 def _of_batch(profile: Profile, in_features: int, windows: int) -> dict[str, Any]:
-    """What of a plan depends on the micro batch."""
+    """The fields of a plan that depend on the micro batch."""
     model, data = profile.rvqvae.model, profile.rvqvae.data
     accumulation = profile.gradient_accumulation_steps
     shape = largest_micro_batch_shape(data, windows)
     vectors = shape.frames // model.code_stride * accumulation
-    # The next micro batch comes while the one before is still there.
+    # The next micro batch arrives while the previous one is still in memory.
     batches = 1 if accumulation == 1 else 2
     return {
         "micro_batch": windows,
@@ -293,12 +293,12 @@ def _of_batch(profile: Profile, in_features: int, windows: int) -> dict[str, Any
 
 
 def largest_micro_batch(profile: Profile, in_features: int, gpus: int, card: Card) -> int:
-    """Windows a card at once with which a run fits; see `Plan.largest_micro_batch`."""
+    """The largest micro batch, in windows, with which a run fits; see `Plan.largest_micro_batch`."""
     return make_plan(profile, in_features, gpus, card, micro_batch=1).largest_micro_batch
 
 
 def _largest(fits: Callable[[int], bool]) -> int:
-    """The largest whole number that fits, where 1 does and whatever is larger than one that does not does not."""
+    """The largest integer that fits, by bisection; 1 must fit, and no number above one that does not fit."""
     past = 2
     while fits(past):
         past *= 2

@@ -1,4 +1,4 @@
-"""Who is on a card: user, command, and the rank and run of ours."""
+"""The owners of a GPU's processes: user, command, and for our runs the rank and the run."""
 
 import os
 import pwd
@@ -18,16 +18,16 @@ MPS_SERVER = "nvidia-cuda-mps-server"
 
 @dataclass(frozen=True)
 class Rank:
-    """A rank of a run of ours."""
+    """A rank of one of our runs."""
 
     rank: int | None
-    """None where only its local rank is known, as for another user's process."""
+    """None if only its local rank is known, as for another user's process."""
     local_rank: int | None
     world_size: int | None
     run: str | None
-    """The run's folder, or its name where no more is known."""
+    """The run's folder, or its name if no more is known."""
     environment: Mapping[str, str]
-    """Empty where it cannot be read."""
+    """Empty if it cannot be read."""
 
     def __str__(self) -> str:
         number = f"rank {self.rank}" if self.rank is not None else f"local rank {self.local_rank}"
@@ -37,13 +37,13 @@ class Rank:
 
 @dataclass(frozen=True)
 class Owner:
-    """What can be told of a process; None for what cannot, as of another container's."""
+    """The owner of a process; fields that cannot be read, as for another container's process, are None."""
 
     user: str | None = None
     command: str | None = None
     rank: Rank | None = None
     uid: int | None = None
-    """None where the process cannot be seen: it is another container's, hidden from this user, or has just ended."""
+    """None if the process is not visible: it is another container's, hidden from this user, or has just ended."""
 
     @property
     def of_this_user(self) -> bool:
@@ -51,8 +51,8 @@ class Owner:
 
     @property
     def serves_all(self) -> bool:
-        """Whether it is a server of CUDA's MPS for all users, whose clients the driver lists as well. One that is not
-        root's serves the user that it runs as alone."""
+        """Whether it is a server of CUDA's MPS for all users; the driver lists its clients too. A server that does not
+        belong to root serves only its own user."""
         return self.uid == 0 and self.command == MPS_SERVER
 
 
@@ -74,14 +74,14 @@ class Owners:
         except (psutil.Error, OSError, ValueError):
             return 0.0, _hidden(pid)
         known_start, known = self._known.get(pid, (None, None))
-        # A rank opens its run's log some time after it is on the card.
+        # A rank opens its run's log some time after it appears on the GPU.
         if known is not None and known_start == started and not (known.rank and known.rank.run is None):
             return started, known
         return started, _owner(process)
 
 
 def _hidden(pid: int) -> Owner:
-    """Of a process that does not show itself: under hidepid=1 its folder still tells whose it is."""
+    """The owner of a hidden process: under hidepid=1 its folder still shows its user."""
     with suppress(OSError, ValueError):
         uid = Path(f"/proc/{pid}").stat().st_uid
         with suppress(KeyError):
@@ -107,7 +107,7 @@ def _owner(process: psutil.Process) -> Owner:
 
 def short_command(line: Sequence[str]) -> str:
     """Program and script or module of a command line, without arguments, which may hold secrets."""
-    # Some programs write their title over the whole line.
+    # Some programs write their title over the complete line.
     words = line[0].split() if len(line) == 1 else list(line)
     if not words:
         return ""
@@ -130,14 +130,14 @@ def short_command(line: Sequence[str]) -> str:
 
 
 def _rank(process: psutil.Process, line: Sequence[str]) -> Rank | None:
-    # deepspeed's launchers name the module as well, but do not run it.
+    # deepspeed's launchers name the module too, but do not run it.
     if ("-m", TRAINER) not in pairwise(line):
         return None
     environment: dict[str, str] = {}
     with suppress(psutil.Error, OSError):
         environment = process.environ()
     local_rank = _number(environment.get("LOCAL_RANK") or _flag(line, "local_rank"))
-    # Without a launcher there is one rank, and no variable says so.
+    # Without a launcher there is one rank, and no variable tells its number.
     alone = bool(environment) and "RANK" not in environment
     rank = 0 if alone else _number(environment.get("RANK"))
     if rank is None and local_rank is None:
@@ -146,7 +146,7 @@ def _rank(process: psutil.Process, line: Sequence[str]) -> Rank | None:
 
 
 def _run(process: psutil.Process, line: Sequence[str]) -> str | None:
-    """The folder whose log the rank holds open, else what its command line says."""
+    """The folder whose log the rank holds open, otherwise the one from its command line."""
     with suppress(OSError):
         for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Files that the monitor writes: rows appended whole to CSV or lines of JSON, and TensorBoard's scalars."""
+"""Files that the monitor writes: complete rows appended to CSV or lines of JSON, and TensorBoard's scalars."""
 
 import csv
 import io
@@ -18,10 +18,10 @@ _FLUSH_SECONDS = 10
 
 
 class Record(Protocol):
-    """What refreshes are written to."""
+    """A file or folder that records refreshes."""
 
     problem: str | None
-    """Why the last refresh was not written."""
+    """Reason why the last refresh was not written, or None."""
 
     def write(self, snapshot: Snapshot) -> None: ...
 
@@ -29,18 +29,18 @@ class Record(Protocol):
 
 
 class AppendedFile:
-    """Lines at the end of a file: all lines of a refresh or none, after a last line that a crash tore was cut.
+    """Appends lines to a file, all lines of a refresh or none; first removes a last line that a crash cut short.
 
-    Rows that find no room on the disk are kept, and written with later ones; `problem` says so meanwhile.
+    Rows for which the disk has no room are kept and written with later ones; until then `problem` says so.
 
     Args:
-        flag: what named the file, for messages.
-        lines_of: whole lines for one refresh.
-        is_ours: whether an existing file's first line is one of ours; other files are not touched.
-        header: what a new file begins with.
+        flag: the flag that named the file, for messages.
+        lines_of: returns complete lines for one refresh.
+        is_ours: whether an existing file's first line is one of ours; other files are not changed.
+        header: the first line of a new file.
 
     Raises:
-        UserError: the file cannot be written, or is another program's. Nothing is made before the first line.
+        UserError: the file cannot be written, or is another program's. No file is created before the first line.
     """
 
     def __init__(
@@ -73,17 +73,17 @@ class AppendedFile:
             raise UserError(f"{self._name}: {_reason(error).lower()}; give another file") from None
         torn = not first.endswith("\n") and self._header.startswith(first)
         if not torn and not is_ours(first):
-            raise UserError(f"{self._name}: holds something other than this monitor's records; give another file")
+            raise UserError(f"{self._name}: does not hold this monitor's records; give another file")
 
     def write(self, snapshot: Snapshot) -> None:
-        """Adds the lines of one refresh; raises UserError where the file cannot be opened."""
+        """Adds the lines of one refresh; raises UserError if the file cannot be opened."""
         if self._file is None:
             try:
                 self._file = AppendedLines(self._path, self._header.encode(), _MOST_PENDING)
             except OSError as error:
                 raise UserError(f"{self._name}: {_reason(error)}") from None
         why = self._file.write(self._lines_of(snapshot).encode("utf-8", errors="replace"))
-        self.problem = why and f"{self._name}: {why}; rows are kept for later"
+        self.problem = why and f"{self._name}: {why}; rows are kept and written later"
 
     def close(self) -> None:
         if self._file is not None:
@@ -95,7 +95,7 @@ def _reason(error: OSError) -> str:
 
 
 def csv_file(file: Path) -> AppendedFile:
-    """A row a card and refresh, under a header; raises as `AppendedFile`."""
+    """A CSV file with a header and one row per GPU and refresh; raises as `AppendedFile`."""
     header = _csv_lines([list(CSV_COLUMNS)])
     return AppendedFile(
         "--csv", file, lambda snapshot: _csv_lines(csv_rows(snapshot)), lambda line: line == header, header
@@ -103,17 +103,17 @@ def csv_file(file: Path) -> AppendedFile:
 
 
 def json_file(file: Path) -> AppendedFile:
-    """An object a refresh, each on a line of its own; raises as `AppendedFile`."""
+    """A file with one JSON object per refresh, each on its own line; raises as `AppendedFile`."""
     return AppendedFile("--json", file, json_line, _is_json_record)
 
 
 class ScalarsFolder:
-    """TensorBoard's scalars a card in the folder `gpus` below, a series of its own beside the run's.
+    """TensorBoard's scalars per GPU in the subfolder `gpus`, as a series separate from the run's.
 
-    Their step is the time in whole seconds since 1970, so that several monitors, one after the other, do not overlap.
+    Their step is the time in seconds since 1970, so that several monitors, one after the other, do not overlap.
 
     Raises:
-        UserError: the folder cannot be made or written.
+        UserError: the folder cannot be created or written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -125,7 +125,7 @@ class ScalarsFolder:
         while not existing.exists():
             existing = existing.parent
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            raise UserError(f"{self._name}: {existing} is no folder that can be written; give another")
+            raise UserError(f"{self._name}: {existing} is not a writable folder; give another")
 
     def write(self, snapshot: Snapshot) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
@@ -160,7 +160,7 @@ def _is_json_record(line: str) -> bool:
     try:
         return "gpu_0_idle" in parse_json(line)
     except (ValueError, TypeError):
-        # A first line that a crash tore is one of ours by how it begins.
+        # The beginning shows whether a first line that a crash cut short is one of ours.
         return not line.endswith("\n") and line.startswith('{"time": ')
 
 

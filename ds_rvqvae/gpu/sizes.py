@@ -9,39 +9,39 @@ from ds_rvqvae.gpu.quantizers import staged_count
 
 _FP32, _BF16 = 4, 2
 _START_ALIGNMENT = 2
-"""Elements a rank that the flat buffer is padded to."""
+"""The flat buffer is padded to a multiple of this many elements per rank."""
 _TENSOR_ALIGNMENT_BYTES = 16
-"""Of each tensor in the flat buffer, under `parameter_alignment`."""
+"""Alignment of each tensor in the flat buffer, under `parameter_alignment`."""
 
 
 @dataclass(frozen=True)
 class ZeroBytes:
-    """Bytes on the rank that holds most."""
+    """Bytes of ZeRO on the rank that holds most."""
 
     parameters: int
-    """The flat buffer that the model's weights are views of; whole on every rank."""
+    """The flat buffer of the model's weights, which are views of it; complete on every rank."""
     gradients: int
-    """Kept from the backward pass to the optimizer step."""
+    """Gradients kept from the backward pass to the optimizer step."""
     master_weights: int
     moments: int
-    """Both of Adam's."""
+    """Both moments of Adam."""
     buckets: int
-    """Buffers that gradients are collected in while they are reduced."""
+    """Buffers that collect gradients for reduction."""
     reducing: int
-    """Held for a moment in the backward pass: the flattened copy of a bucket, and the largest gradient."""
+    """Held temporarily in the backward pass: the flattened copy of a bucket, and the largest gradient."""
     accumulating: int
     """A second set of gradients, until it is added to the first."""
     stepping: int
-    """Held for a moment in the optimizer step: the flattened gradient, its fp32 copy, what AdamW makes."""
+    """Held temporarily in the optimizer step: the flattened gradient, its fp32 copy, AdamW's temporary tensors."""
     on_host: bool
-    """Whether master weights and moments lie in the host's memory."""
+    """Whether master weights and moments are in the host's memory."""
 
 
 def zero_bytes(profile: Profile, sizes: Sequence[int], gpus: int) -> ZeroBytes:
-    """What ZeRO holds.
+    """Bytes that ZeRO holds on the rank that holds most.
 
     Args:
-        sizes: elements of each parameter tensor, in the model's order.
+        sizes: number of elements of each parameter tensor, in the model's order.
     """
     zero, bf16 = profile.zero_optimization, profile.bf16
     element = _BF16 if bf16.enabled else _FP32
@@ -67,14 +67,14 @@ def zero_bytes(profile: Profile, sizes: Sequence[int], gpus: int) -> ZeroBytes:
 
 
 def flat_count(sizes: Sequence[int], gpus: int, parameter_alignment: bool = False, element_bytes: int = 2) -> int:
-    """Elements of the flat buffer of all parameters, with its padding."""
+    """Number of elements of the flat buffer of all parameters, with padding."""
     last = _ends(sizes, parameter_alignment, element_bytes)[-1]
     alignment = _START_ALIGNMENT * gpus
     return -(-last // alignment) * alignment
 
 
 def owned_gradient_counts(profile: Profile, sizes: Sequence[int], gpus: int) -> list[int]:
-    """Elements of gradient that each rank keeps: tensors that reach into its part of the flat buffer, whole."""
+    """Gradient elements that each rank keeps: all of each tensor that reaches into its piece of the flat buffer."""
     zero, element = profile.zero_optimization, _BF16 if profile.bf16.enabled else _FP32
     ends = _ends(sizes, zero.parameter_alignment, element)
     part = flat_count(sizes, gpus, zero.parameter_alignment, element) // gpus
@@ -87,7 +87,7 @@ def owned_gradient_counts(profile: Profile, sizes: Sequence[int], gpus: int) -> 
 
 
 def _ends(sizes: Sequence[int], parameter_alignment: bool, element_bytes: int) -> list[int]:
-    """Where each tensor ends in the flat buffer."""
+    """The end of each tensor in the flat buffer."""
     step = _TENSOR_ALIGNMENT_BYTES // element_bytes if parameter_alignment else 1
     ends, position = [], 0
     for size in sizes:
@@ -103,7 +103,7 @@ def _gradient_bytes(profile: Profile, sizes: Sequence[int], gpus: int, flat: int
         return flat * _FP32 // (gpus if zero.stage == 2 else 1)
     element = _BF16 if profile.bf16.enabled else _FP32
     if zero.stage == 1 and (profile.gradient_accumulation_steps > 1 or not zero.overlap_comm):
-        # Summed, or left, in the parameters' own gradients until they are reduced.
+        # The parameters' own gradients hold the sums until they are reduced.
         return sum(sizes) * element
     return max(owned_gradient_counts(profile, sizes, gpus)) * element
 
@@ -113,22 +113,22 @@ _DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 @dataclass(frozen=True)
 class Transfer:
-    """One kind of traffic in an optimizer step, bytes a rank."""
+    """One kind of traffic in an optimizer step, in bytes per rank."""
 
     name: str
     collective: str
     payload_bytes: int
-    """Of the tensors that are reduced or gathered."""
+    """Size of the tensors that are reduced or gathered."""
     sent_bytes: int
-    """What a rank sends, and receives, over a ring of all ranks."""
+    """Bytes that a rank sends, and receives, over a ring of all ranks."""
 
 
 def transfers_of(profile: Profile, in_features: int, gpus: int) -> list[Transfer]:
-    """Gradients, weights and codebooks of one optimizer step; a few bytes of norms and flags are left out."""
+    """Traffic of gradients, weights and codebooks in one optimizer step; a few bytes of norms and flags are omitted."""
     model, zero = profile.rvqvae.model, profile.zero_optimization
     element = 2 if profile.bf16.enabled else 4
     gradient = _DTYPE_BYTES.get(profile.communication_data_type or "", element)
-    # Stage 2 keeps no whole gradient to sum micro batches in, so it reduces after each of them.
+    # Stage 2 keeps no complete gradient in which micro batches could be summed, so it reduces after each of them.
     reductions = profile.gradient_accumulation_steps if zero.stage == 2 else 1
     gradients = parameter_count(in_features, model) * gradient * reductions
     weights = flat_count(parameter_sizes(in_features, model), gpus, zero.parameter_alignment, element) * element
@@ -146,12 +146,12 @@ def _transfer(name: str, collective: str, payload: int, gpus: int) -> Transfer:
 
 
 def parameter_count(in_features: int, config: ModelConfig) -> int:
-    """Trainable parameters of encoder and decoder. Codebooks are moving averages and not among them."""
+    """Number of trainable parameters of encoder and decoder; codebooks are moving averages, not parameters."""
     return sum(parameter_sizes(in_features, config))
 
 
 def parameter_sizes(in_features: int, config: ModelConfig) -> list[int]:
-    """Elements of each trainable tensor, in the order of `RVQVAE.parameters()`."""
+    """Number of elements of each trainable tensor, in the order of `RVQVAE.parameters()`."""
     return _encoder_sizes(in_features, config) + _decoder_sizes(in_features, config)
 
 

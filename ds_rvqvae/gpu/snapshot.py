@@ -1,4 +1,4 @@
-"""All cards at one moment, and how one is written down: a plain line, an object of JSON, a row of CSV."""
+"""All GPUs at one moment, and their forms in output: a plain line, a JSON object, a CSV row."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,30 +18,30 @@ CSV_COLUMNS = (
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The cards at one moment."""
+    """The GPUs at one moment."""
 
     time: datetime
     driver_version: str
     cuda_version: str
     gpus: Sequence[Gpu]
-    """All cards of the machine."""
+    """All GPUs of the machine."""
     shown: Sequence[int]
-    """Indices of those that were asked for."""
+    """Indices of the requested GPUs."""
     owners: Mapping[int, Owner]
     """By process id."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """The monitor's own, whose CUDA_VISIBLE_DEVICES says what CUDA would call the cards."""
+    """The monitor's own environment; its CUDA_VISIBLE_DEVICES determines CUDA's numbers of the GPUs."""
 
     @property
     def cards(self) -> list[Gpu]:
-        """Those that were asked for."""
+        """The requested GPUs."""
         return [gpu for gpu in self.gpus if gpu.index in self.shown]
 
     def owner(self, process: GpuProcess) -> Owner:
         return self.owners.get(process.pid, Owner())
 
     def cuda_device(self, gpu: Gpu, process: GpuProcess | None = None) -> int | None:
-        """CUDA's number of a card, here or in a rank of ours; None where it has none or it cannot be told."""
+        """CUDA's number of a GPU, here or in one of our ranks; None if it has none or it is unknown."""
         environment = self.environment
         if process is not None:
             rank = self.owner(process).rank
@@ -52,7 +52,7 @@ class Snapshot:
         return order.index(gpu.index) if gpu.index in order else None
 
     def users(self, gpu: Gpu) -> str:
-        """Who uses a card, in words."""
+        """The users of a GPU, in words."""
         memory = gpu.memory_used_bytes
         held = ["memory use unknown" if memory is None else f"{gibibytes(memory, '.1f')} in use"]
         computing = [process for process in gpu.processes if not process.graphics]
@@ -65,14 +65,14 @@ class Snapshot:
         return f"process {process.pid}" + (f" ({', '.join(what)})" if what else "")
 
     def state(self, gpu: Gpu) -> str:
-        """`idle`, or `NOT idle` and who, or `ERR` and why."""
+        """`idle`, or `NOT idle` and the users, or `ERR` and the reason."""
         if gpu.error:
             return f"ERR ({gpu.error})"
         return "idle" if gpu.idle else f"NOT idle ({self.users(gpu)})"
 
 
 def plain_line(snapshot: Snapshot, gpu: Gpu) -> str:
-    """One card on one line, for files and pipes."""
+    """One GPU on one line, for files and pipes."""
     start = f"{snapshot.time.isoformat(timespec='seconds')} GPU {gpu.index} {gpu.name}".rstrip()
     if gpu.error:
         return f"{start}: {snapshot.state(gpu)}"
@@ -89,7 +89,7 @@ def plain_line(snapshot: Snapshot, gpu: Gpu) -> str:
 
 
 def json_record(snapshot: Snapshot) -> dict[str, Any]:
-    """One refresh for programs. Units are in the keys; what is not known is null."""
+    """One refresh as JSON, for programs. Units are in the keys; unknown values are null."""
     first = next((gpu for gpu in snapshot.gpus if gpu.index == 0), None)
     return {
         "time": snapshot.time.isoformat(timespec="milliseconds"),
@@ -147,7 +147,7 @@ def _json_process(snapshot: Snapshot, gpu: Gpu, process: GpuProcess) -> dict[str
 
 
 def csv_rows(snapshot: Snapshot) -> list[list[Any]]:
-    """A row a card, of `CSV_COLUMNS`; what is not known is empty."""
+    """One row per GPU, with `CSV_COLUMNS`; unknown values are empty."""
     rows = []
     for gpu in snapshot.cards:
         ranks = [owner.rank for owner in map(snapshot.owner, gpu.processes) if owner.rank]
@@ -169,7 +169,7 @@ def csv_rows(snapshot: Snapshot) -> list[list[Any]]:
 
 
 def scalars(snapshot: Snapshot) -> dict[str, float]:
-    """TensorBoard's scalars by tag; a card's missing readings are left out."""
+    """TensorBoard's scalars by tag; missing readings of a GPU are left out."""
     values: dict[str, float | None] = {}
     for gpu in snapshot.cards:
         used = gpu.memory_used_bytes
@@ -181,7 +181,7 @@ def scalars(snapshot: Snapshot) -> dict[str, float]:
 
 
 def memory_text(device: Any) -> str:
-    """Used and total GiB of a card or slice, `18.2 / 24.0`."""
+    """Used and total GiB of a GPU or slice, `18.2 / 24.0`."""
     return f"{in_gib(device.memory_used_bytes)} / {in_gib(device.memory_total_bytes)}"
 
 
@@ -194,13 +194,13 @@ def _scaled(count: float | None, unit: float) -> float | None:
 
 
 def cuda_order(gpus: Sequence[Gpu], environment: Mapping[str, str]) -> list[int] | None:
-    """The driver's index of `cuda:0`, `cuda:1`, … in a process with that environment; None where it cannot be told.
+    """The driver's indices of `cuda:0`, `cuda:1`, … in a process with that environment; None if they are unknown.
 
-    As CUDA reads CUDA_VISIBLE_DEVICES: numbers, UUIDs or what a UUID begins with, up to the first entry that names no
-    card; nothing where an entry comes twice. Without CUDA_DEVICE_ORDER=PCI_BUS_ID numbers count the fastest card first,
-    which only says what they mean where all cards are alike.
+    It reads CUDA_VISIBLE_DEVICES as CUDA does: numbers, UUIDs or the beginning of a UUID, up to the first entry that
+    names no GPU; the list is empty if an entry appears twice. Without CUDA_DEVICE_ORDER=PCI_BUS_ID, number 0 is the
+    fastest GPU, so numbers are known only if all GPUs are of the same model.
     """
-    alike = len({gpu.name for gpu in gpus if gpu.name}) <= 1  # a lost card may have no name
+    alike = len({gpu.name for gpu in gpus if gpu.name}) <= 1  # a lost GPU may have no name
     in_order = alike or environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
@@ -213,7 +213,7 @@ def cuda_order(gpus: Sequence[Gpu], environment: Mapping[str, str]) -> list[int]
         named = [gpu.index for gpu in gpus if (gpu.index == int(entry) if number else has_uuid(gpu, entry))]
         if len(named) != 1:
             break
-        # Two slices of one card are two devices; CUDA takes but one of them in a process.
+        # Two slices of one GPU are two devices; CUDA uses only one of them in a process.
         if named[0] in order and not entry.startswith("MIG-"):
             return []
         order += named
@@ -221,7 +221,7 @@ def cuda_order(gpus: Sequence[Gpu], environment: Mapping[str, str]) -> list[int]
 
 
 def has_uuid(gpu: Gpu, text: str) -> bool:
-    """Whether `text` is the UUID of a card or of a slice of it, or the beginning of one."""
+    """Whether `text` is the UUID of a GPU or of one of its slices, or the beginning of such a UUID."""
     if text.startswith("MIG-GPU-"):  # drivers before 470 write MIG-GPU-UUID/INSTANCE/INSTANCE
         return bool(gpu.uuid) and text[4:].partition("/")[0] == gpu.uuid
     uuids = [gpu.uuid, *(part.uuid for part in gpu.slices)]

@@ -1,4 +1,4 @@
-"""The monitor's table, as wide as the terminal: cards, totals, GPU 0, processes."""
+"""The monitor's table, as wide as the terminal: GPUs, totals, GPU 0, processes."""
 
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -19,20 +19,20 @@ _READINGS = ("util", "temp", "fan", "power W", _PCIE, _PCIE_NARROW)
 _NO_TREND = -1
 _BRANDS = ("NVIDIA ", "GeForce ", "Tesla ")
 _BUSY, _FULL = 75, 90
-"""Percent of memory from which a bar is yellow, and red."""
+"""Percent of memory from which a bar is yellow or red."""
 _HOT, _HOTTEST = 75, 85
-"""Degrees Celsius from which a temperature is yellow, and red."""
+"""Degrees Celsius from which a temperature is yellow or red."""
 
 
 class History:
-    """Each card's utilisation over the last minutes."""
+    """The utilisation of each GPU over the last minutes."""
 
     def __init__(self, seconds: float = HISTORY_SECONDS) -> None:
         self.seconds = seconds
         self._samples: dict[int | None, deque[tuple[float, float]]] = {}
 
     def add(self, gpus: Iterable[Gpu], now: float) -> None:
-        """Adds one sample a card and their mean; `now` in seconds, of a clock that never goes back."""
+        """Adds one sample per GPU and their mean; `now` in seconds of a monotonic clock."""
         known = {gpu.index: float(gpu.utilisation) for gpu in gpus if gpu.utilisation is not None}
         samples: dict[int | None, float] = dict(known.items())
         if known:
@@ -44,9 +44,9 @@ class History:
                 queue.popleft()
 
     def sparkline(self, index: int | None, now: float, width: int) -> str:
-        """`width` characters up to `now`, each the mean of its span of time; None for the mean of all cards.
+        """`width` characters up to `now`, each the mean of its time span; `index` None means the mean of all GPUs.
 
-        A span without a sample repeats the one before it, so that slow refreshes leave no gaps.
+        A span without a sample repeats the previous one, so that slow refreshes leave no gaps.
         """
         span = self.seconds / width
         sums: dict[int, list[float]] = {}
@@ -62,7 +62,7 @@ class History:
 
 @dataclass
 class _Row:
-    """Cells by title, and whose sparkline goes with them: a card's, or None for the mean."""
+    """Cells by title, and the index of the GPU for the sparkline, or None for the mean."""
 
     cells: dict[str, Cell]
     trend: int | None = _NO_TREND
@@ -70,11 +70,11 @@ class _Row:
 
 
 class Screen:
-    """What is shown of one snapshot.
+    """The view of one snapshot.
 
     Args:
-        height: of the terminal, in lines; processes that do not fit into it are counted only.
-        heading: more words for the first line.
+        height: of the terminal, in lines; processes that do not fit are only counted.
+        heading: additional words for the first line.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Screen:
         self.read = [gpu for gpu in self.cards if gpu.error is None]
 
     def text(self, notes: Sequence[str] = ()) -> str:
-        """All of it; `notes` are lines of trouble that the monitor itself has."""
+        """The complete text; `notes` are lines about problems of the monitor itself."""
         head = self.terminal.text([self._title(), *self._first_gpu(), self._card_table()])
         tail = [*self._visible_devices(), *self._errors(), *((note, "bad") for note in notes)]
         text = "\n".join([head, self.terminal.text(tail)] if tail else [head])
@@ -112,7 +112,7 @@ class Screen:
         return (text, "title")
 
     def _first_gpu(self) -> list[Line]:
-        """Whether GPU 0 is idle, which runs leave alone."""
+        """The line that says whether GPU 0 is idle; runs leave GPU 0 free."""
         first = next((gpu for gpu in self.snapshot.gpus if gpu.index == 0), None)
         if first is None:
             return []
@@ -124,14 +124,14 @@ class Screen:
             return []
         named = [(self.snapshot.cuda_device(gpu), gpu.index) for gpu in self.snapshot.gpus]
         order = sorted((number, index) for number, index in named if number is not None)
-        text = ", ".join(f"cuda:{number} is GPU {index}" for number, index in order) or "no card that can be told"
+        text = ", ".join(f"cuda:{number} is GPU {index}" for number, index in order) or "no known GPU"
         return [(f"CUDA_VISIBLE_DEVICES={variable} here: {text}", "faint")]
 
     def _errors(self) -> list[Line]:
         lines: list[Line] = [(f"GPU {gpu.index}: ERR, {gpu.error}", "bad") for gpu in self.cards if gpu.error]
         hidden = ", ".join(str(gpu.index) for gpu in self.read if not gpu.processes_readable)
         if hidden:
-            lines.append((f"processes N/A on GPU {hidden}: not permitted, or not told by this driver", "faint"))
+            lines.append((f"processes N/A on GPU {hidden}: not permitted, or not reported by this driver", "faint"))
         slowed = "; ".join(f"GPU {gpu.index}: {', '.join(gpu.slowdowns)}" for gpu in self.read if gpu.slowdowns)
         return [*lines, (f"slowed down: {slowed}", "warning")] if slowed else lines
 
@@ -165,7 +165,7 @@ class Screen:
         return _Row({**cells, **self._readings(gpu), "fan": _number(gpu.fan, "%")}, gpu.index)
 
     def _total_row(self) -> _Row:
-        cells: dict[str, Cell] = {"GPU": "total", "name": f"{len(self.cards)} cards"}
+        cells: dict[str, Cell] = {"GPU": "total", "name": f"{len(self.cards)} GPUs"}
         return _Row({**cells, **self._readings(_Total(self.read))}, None, "title")
 
     def _readings(self, device: "Gpu | _Total") -> dict[str, Cell]:
@@ -181,9 +181,9 @@ class Screen:
         }
 
     def _process_table(self, room: int | None) -> list[Block]:
-        """At most `room` lines."""
+        """The table of processes, in at most `room` lines."""
         found = [(gpu, process) for gpu in self.cards for process in gpu.processes]
-        # A desktop's processes last: they are many and rarely what one looks for.
+        # Processes of a desktop come last: they are many and rarely of interest.
         found.sort(key=lambda pair: (pair[1].graphics, pair[0].index))
         if not found:
             return []
@@ -220,7 +220,7 @@ def _table(columns: Sequence[Column], rows: Sequence[_Row]) -> Table:
 
 
 class _Total:
-    """Sums over cards, and the mean utilisation and highest temperature; None where no card says."""
+    """Sums over GPUs, mean utilisation and highest temperature; None if no GPU gives the reading."""
 
     def __init__(self, gpus: Sequence[Gpu]) -> None:
         self.memory_used_bytes = _sum(gpu.memory_used_bytes for gpu in gpus)
@@ -229,7 +229,7 @@ class _Total:
         self.utilisation = round(sum(rates) / len(rates)) if rates else None
         self.temperature = max((gpu.temperature for gpu in gpus if gpu.temperature is not None), default=None)
         self.power_watts = _sum(gpu.power_watts for gpu in gpus)
-        self.power_limit_watts = None  # a machine's supply is not the sum of its cards' limits
+        self.power_limit_watts = None  # a machine's supply is not the sum of its GPUs' limits
         self.pcie_received_bytes_per_s = _sum(gpu.pcie_received_bytes_per_s for gpu in gpus)
         self.pcie_sent_bytes_per_s = _sum(gpu.pcie_sent_bytes_per_s for gpu in gpus)
 

@@ -1,1 +1,1 @@
-"""The RVQ-VAE: encoder, residual quantizer, decoder, losses, and their shapes. Knows neither DeepSpeed nor files."""
+"""The RVQ-VAE: encoder, residual quantizer, decoder, losses, streaming. It knows neither DeepSpeed nor files."""

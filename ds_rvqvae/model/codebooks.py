@@ -1,7 +1,7 @@
-"""Codebooks that are moving averages of the vectors that their codes stood for.
+"""Codebooks that are moving averages of the vectors assigned to their codes.
 
-While training, a forward pass only adds to staged statistics. `update_codebooks`, once an optimizer step, sums them
-over all ranks in one all-reduce and then does the same arithmetic everywhere.
+In training, a forward pass only adds to staged statistics. `update_codebooks` runs once per optimizer step: it sums the
+statistics over all ranks in one all-reduce, and then every rank does the same arithmetic.
 
 Sources: EMA codebooks, VQ-VAE-2 (Razavi et al. 2019); replacement by relative use, Moshi (Défossez et al. 2024).
 """
@@ -24,27 +24,27 @@ class _Staged(NamedTuple):
     counts: Tensor
     """`[Q, K]`: uses of each code."""
     sums: Tensor
-    """`[Q or 1, K, D]`: of the vectors that each code stood for."""
+    """`[Q or 1, K, D]`: sums of the vectors assigned to each code."""
     candidates: Tensor
-    """`[Q or 1, R, D]`: vectors that dead codes may be replaced by."""
+    """`[Q or 1, R, D]`: vectors that may replace dead codes."""
     refused: Tensor
-    """Scalar: not 0 where a rank refuses the statistics."""
+    """Scalar: not 0 if a rank refuses the statistics."""
 
 
 class AveragedCodebooks(LevelledQuantizer):
-    """Levels with codebooks, how a step's statistics move them, and what becomes of dead codes.
+    """Levels with codebooks, their update from a step's statistics, and the replacement of dead codes.
 
-    A derived class quantizes, and stages what it quantized by `_stage`. It may override the methods from `_decay` on,
-    which are the arithmetic of an update.
+    A derived class quantizes, and passes the vectors and codes to `_stage`. It may override the methods from `_decay`
+    on, which are the arithmetic of an update.
 
     Args:
-        shared_codebook: one codebook for all levels, updated once after the last.
+        shared_codebook: whether all levels use one codebook, updated once after the last level.
         mu: decay of the averages.
         mu_warm_up: update t decays by `min(mu, t / (t + mu_warm_up))`.
         codebook_distance: "euclidean", or "cosine" of a vector and a code.
-        dead_code_threshold: a code whose average count is below this share of uniform use is replaced.
+        dead_code_threshold: a code is replaced if its average count is below this fraction of uniform use.
 
-    The others are those of `LevelledQuantizer`.
+    `LevelledQuantizer` explains the other arguments.
 
     Buffers, persistent and always fp32:
         codebooks, ema_sum: `[Q or 1, K, D]`.
@@ -94,13 +94,13 @@ class AveragedCodebooks(LevelledQuantizer):
         """Commits the staged statistics: the codebooks' optimizer step, called once after the engine's on every rank.
 
         Args:
-            group: the ranks, each of which calls this; they bring equally many vectors, unless `share` says else.
+            group: the ranks; each of them calls this. All have the same number of vectors, unless `share` is given.
             applied: whether the engine applied its step. False on any rank, or a number that is not finite, drops the
                 statistics on all ranks.
-            share: where this rank's batches lie in the global batch, whose parts follow each other in rank order: the
-                first, the one after the last, and how many there are of all ranks.
+            share: the position of this rank's batches in the global batch, which is in rank order: index of the first,
+                index after the last, and number of batches of all ranks.
 
-        One all-reduce of one flat fp32 tensor, and no wait of the host for the device.
+        This is one all-reduce of one flat fp32 tensor. The host does not wait for the device.
         """
         world_size, rank = world_of(group)
         staged = self._staged_views()
@@ -114,7 +114,7 @@ class AveragedCodebooks(LevelledQuantizer):
         self.drop_staged()
 
     def drop_staged(self) -> None:
-        """Forgets what forward passes have staged since the last update."""
+        """Drops the statistics that forward passes have staged since the last update."""
         super().drop_staged()
         self._staged_latents.clear()
 
@@ -129,11 +129,11 @@ class AveragedCodebooks(LevelledQuantizer):
         return self.codebooks[self._book_index(level)]
 
     def _seen(self, vectors: Tensor) -> Tensor:
-        """Codes as distances see them: of codes of length 1 the nearest is that by angle."""
+        """Vectors as distances compare them: for cosine at length 1, so that the nearest code is the one by angle."""
         return functional.normalize(vectors, dim=-1) if self.codebook_distance == "cosine" else vectors
 
     def _stage(self, residuals: list[Tensor], codes: Tensor, counts: Tensor) -> None:
-        """Keeps what the next `update_codebooks` needs of a batch: uses and sums of each code."""
+        """Keeps the statistics of a batch for the next `update_codebooks`: uses and sums of each code."""
         staged = self._staged_views()
         staged.counts.add_(counts)
         for level, residual in enumerate(residuals):
@@ -150,9 +150,9 @@ class AveragedCodebooks(LevelledQuantizer):
         )
 
     def _replacement_candidates(self, first: int, stop: int, count: int) -> Tensor:
-        """Vectors `[Q or 1, R, D]` drawn over the global batch; each rank fills in its own, zeros elsewhere.
+        """Vectors `[Q or 1, R, D]` drawn over the global batch; each rank fills in its own and leaves zeros elsewhere.
 
-        Vectors are what a level was asked to quantize: latents less the codes of the levels before it.
+        The vectors are inputs of a level: latents minus the codes of the levels before it.
         """
         rows = torch.cat([rows for rows, _ in self._staged_latents])
         codes = torch.cat([codes for _, codes in self._staged_latents])
@@ -172,7 +172,7 @@ class AveragedCodebooks(LevelledQuantizer):
         return vectors * mine.unsqueeze(-1)
 
     def _draw_levels(self, shape: tuple[int, int]) -> Tensor:
-        """The level that each candidate is for; a shared codebook draws among the active ones."""
+        """The level of each candidate; a shared codebook draws among the active levels."""
         if not self.shared_codebook:
             return torch.arange(shape[0]).unsqueeze(1).expand(shape)
         seed, step, _, _ = self._position
@@ -180,14 +180,14 @@ class AveragedCodebooks(LevelledQuantizer):
         return torch.randint(self.active_levels(), shape, generator=generator)
 
     def _commit(self, commit: Tensor, staged: _Staged) -> None:
-        """Moves averages and codebooks by the global statistics where `commit` holds."""
+        """Updates averages and codebooks by the global statistics if `commit` holds."""
         book_counts = staged.counts.sum(dim=0, keepdim=True) if self.shared_codebook else staged.counts
         used = book_counts.sum(dim=1, keepdim=True) > 0
         changes = commit & used
         decay = self._decay()
         count = decay * self.ema_count + (1 - decay) * book_counts
         total = decay * self.ema_sum + (1 - decay) * staged.sums
-        # A code unused for so long that its count has vanished stays where it was.
+        # A code that was unused for so long that its count is almost 0 keeps its vector.
         book = torch.where((count > 1e-6).unsqueeze(-1), total / count.unsqueeze(-1), self.codebooks)
         count, total, book = self._replace_dead(count, total, book, staged.candidates)
         for buffer, value in ((self.ema_count, count), (self.ema_sum, total), (self.codebooks, book)):
@@ -208,19 +208,19 @@ class AveragedCodebooks(LevelledQuantizer):
         return min(nb_code, max(64, nb_code // 4))
 
     def _candidate_rows(self, shape: tuple[int, int], rows: int) -> Tensor:
-        """Each candidate's row of the global batch; exact integers, so that any number of ranks draws the same."""
+        """Each candidate's row of the global batch; exact integers, so that the draw does not depend on the ranks."""
         seed, step, _, _ = self._position
         generator = torch.Generator().manual_seed(fold_seed("candidates", seed, step))
         return (torch.randint(2**32, shape, generator=generator) * rows) >> 32
 
     def _set_apart(self, candidates: Tensor, rows: int) -> Tensor:
-        """Candidates `[Q or 1, R, D]`, drawn from so many rows of the global batch, in the form that codes get."""
+        """Candidates `[Q or 1, R, D]` as codes take them; `rows` is the number of rows that they were drawn from."""
         return candidates
 
     def _replace_dead(
         self, count: Tensor, total: Tensor, book: Tensor, candidates: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gives dead codes, the least used first, a candidate: vector, sum and count together."""
+        """Replaces dead codes, the least used first, by candidates: vector, sum and count together."""
         share = count.sum(dim=1, keepdim=True) / self.nb_code
         order = count.argsort(dim=1, stable=True)[:, : self.replacements]
         dead = count.gather(1, order) < self.dead_code_threshold * share

@@ -1,4 +1,4 @@
-"""Arithmetic that is the same in whatever surroundings it is called: autocast, TF32, compilers, modes and defaults."""
+"""Arithmetic that does not depend on the caller's settings: autocast, TF32, compilers, modes and defaults."""
 
 import functools
 import sys
@@ -16,12 +16,12 @@ from ds_rvqvae.model.frozen import Freezable
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Lengths = int | Sequence[int] | Tensor | NDArray[np.integer[Any]]
-"""Of each clip of a padded batch, or of one clip."""
+"""Length of each clip of a padded batch, or of one clip."""
 
 
 @contextmanager
 def exactly(model: Freezable) -> Iterator[None]:
-    """What `model` computes inside is what it computes alone: in eval mode, without autocast, TF32 and gradients."""
+    """Inside, `model` computes as it does alone: in eval mode, without autocast, TF32 and gradients."""
     model.restore()
     device = model.device.type
     training = [module for module in model.modules() if module.training]
@@ -36,18 +36,18 @@ def exactly(model: Freezable) -> Iterator[None]:
 
 
 class _Switch(NamedTuple):
-    """A setting of torch that makes fp32 arithmetic less than that."""
+    """A setting of torch that can reduce the precision of fp32 arithmetic."""
 
     owner: Any
     attribute: str
     reduced: tuple[Any, ...]
     full: Any
     parent: Any = None
-    """What the setting follows where it is "none"."""
+    """The owner of the setting that this one follows while it is "none"."""
 
 
 class _MatmulPrecision:
-    """torch's setting as an attribute."""
+    """torch's matmul precision as an attribute."""
 
     @property
     def value(self) -> str:
@@ -72,15 +72,15 @@ def _switches(device: str) -> list[_Switch]:
 
 _pinning = threading.Lock()
 _pinned: dict[str, list[tuple[_Switch, Any]]] = {}
-"""By kind of device, settings changed until the last thread that computes there is through, with what they were."""
+"""Per kind of device: settings that are changed until its last computing thread is done, with their earlier values."""
 _computing: dict[str, int] = {}
 
 
 @contextmanager
 def _full_precision(device: str) -> Iterator[None]:
-    """fp32 arithmetic of the whole process is fp32 inside, whatever `torch.backends` says outside.
+    """Inside, fp32 arithmetic of this process has full precision, whatever `torch.backends` is set to.
 
-    These settings are the process's, not the thread's: several threads may be inside, and the last one sets them back.
+    The settings belong to the process, not to a thread: several threads may be inside, and the last one resets them.
     """
     with _pinning:
         _computing[device] = _computing.get(device, 0) + 1
@@ -102,7 +102,7 @@ def _full_precision(device: str) -> Iterator[None]:
 
 @contextmanager
 def plain_tensors() -> Iterator[None]:
-    """New tensors inside are on the CPU, in fp32 and no tensors of inference mode, where nothing else is said."""
+    """Inside, new tensors are by default on the CPU, in fp32, and not inference-mode tensors."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -113,13 +113,13 @@ def plain_tensors() -> Iterator[None]:
 
 
 def as_tensor(values: Tensor | NDArray[Any], instead: str = "") -> Tensor:
-    """`values` on their own device, as they are in memory where torch can read that; float16 of a file as fp32.
+    """`values` as a tensor on their own device, in native byte order; a float16 array becomes fp32.
 
     Args:
-        instead: what takes the file where a path is given.
+        instead: for the message, if a path is given: the call that reads the file.
 
     Raises:
-        TypeError: a path.
+        TypeError: `values` is a path.
     """
     if isinstance(values, Tensor):
         return values
@@ -149,7 +149,7 @@ def clips_of(rows: Tensor, lengths: Lengths | None, most: int) -> list[Tensor]:
 
 
 def padded(clips: Sequence[Tensor], given: Tensor, longest: int, padding: int = -1) -> Tensor:
-    """What came of each clip, as one clip or as a batch padded to `longest` rows, like `given`."""
+    """The results `clips`, shaped like `given`: one clip, or a batch padded to `longest` rows."""
     if given.dim() == 2:
         return clips[0]
     batch = clips[0].new_full((len(clips), longest, clips[0].shape[-1]), padding)
@@ -159,7 +159,7 @@ def padded(clips: Sequence[Tensor], given: Tensor, longest: int, padding: int = 
 
 
 def check_not_padded(codes: Tensor) -> None:
-    """Raises ValueError where rows of codes, of one clip `[T', q]` or a batch, are all -1: they are no codes."""
+    """Raises ValueError if a row of codes, of one clip `[T', q]` or a batch, is -1 on all levels: that is padding."""
     empty = (codes == -1).all(dim=-1)
     if empty.any():
         batch = empty if empty.dim() == 2 else empty.unsqueeze(0)
@@ -171,7 +171,7 @@ def check_not_padded(codes: Tensor) -> None:
 
 
 def eager(function: Function) -> Function:
-    """`function`, which torch.compile leaves as it is in what it compiles: fused, its sums round otherwise.
+    """Returns `function` so that torch.compile leaves it out: fused, its sums would round differently.
 
     `torch.compiler.disable` as a decorator would import the compiler, which takes a second.
     """

@@ -1,13 +1,13 @@
-"""First codebooks from data, of which no two codes of a level are equal.
+"""First codebooks from data, without two equal codes in a level.
 
-Equal codes are equally near to every vector, so rounding would choose between them, and N ranks would not compute what
-one rank computes. They would come by themselves: a vector that a level took as its code leaves a residual of exactly
-zero, and all those zeros are among the vectors that the next level draws from.
+Equal codes are equally near to every vector, so rounding would choose between them, and N ranks would not compute the
+same as one rank. Without care they appear: a vector that became a code of its level has a residual of exactly zero, and
+all these zeros are among the vectors that the next level draws from.
 
 So each vector is quantized as if it were not in the codebook (leave-one-out, Stone 1974, "Cross-validatory choice and
-assessment of statistical predictions"): by the nearest code other than itself. What it leaves then has the size that
-vectors of later batches leave. Means of nearest vectors instead of vectors would not do: a vector far from all others
-is its own mean.
+assessment of statistical predictions"): by the nearest code other than itself. Its residual then has the size of the
+residuals of later batches. Codes that are means of their nearest vectors would not solve this: a vector far from all
+others is its own mean.
 """
 
 from collections.abc import Callable
@@ -20,27 +20,27 @@ from ds_rvqvae.model.vq import nearest_codes, noise_of_copies, squared_distances
 
 _KMEANS_ITERATIONS = 10
 _APART, _ROUNDING = 1e-4, 1e-6
-"""Two vectors count as one when they are nearer to each other than the first of these times their typical distance from
-the mean, or than the second times their typical length, which is where fp32 ends."""
+"""Two vectors count as equal if their distance is below the first number times the typical distance from the mean, or
+below the second times the typical length, which is the resolution of fp32."""
 _LEAST_SPREAD = 1e-3
-"""Of copies, as a ratio to the vectors' length: noise must not vanish in rounding where vectors lie far from zero."""
+"""Least spread of copies, relative to the vectors' length: noise must not vanish in rounding far from zero."""
 _ROWS_AT_ONCE, _DISTANCES_AT_ONCE = 2_048, 2**24
-"""Vectors, and distances in fp64, that are held at once."""
+"""Vectors, and distances in fp64, in memory at once."""
 
 
 def first_codes(
     rows: Tensor, nb_code: int, *, kind: str, generator: torch.Generator, direction_only: bool = False
 ) -> tuple[Tensor, int]:
-    """A codebook `[nb_code, D]` from data, without equal codes, and how many of its codes are vectors of their own.
+    """Returns a codebook `[nb_code, D]` from data, without equal codes, and how many of its codes are not copies.
 
-    Where `rows` have fewer distinct vectors than there are codes, the rest, which come last, are copies, set apart by
-    noise of a hundredth of the vectors' spread.
+    If `rows` have fewer distinct vectors than there are codes, the last codes are copies, with noise of a hundredth of
+    the vectors' spread.
 
     Args:
         rows: `[N, D]`, finite.
-        kind: "samples", rows drawn without repeats; "kmeans", centres started from those.
-        generator: of the draws, on the CPU.
-        direction_only: codes of one direction are one, whatever their lengths.
+        kind: "samples", rows drawn without repeats; "kmeans", centres that start from such rows.
+        generator: for the draws, on the CPU.
+        direction_only: whether codes of the same direction count as equal, whatever their lengths.
     """
     order = torch.randperm(len(rows), generator=generator).to(rows.device)
     codes = rows[distinct_rows(rows, order, nb_code, direction_only)]
@@ -58,9 +58,9 @@ def first_codes(
 
 
 def distinct_rows(rows: Tensor, order: Tensor, count: int, direction_only: bool = False) -> Tensor:
-    """Places int64 `[n <= count]` of the first of `rows [N, D]`, in an `order [N]`, of which no two count as one.
+    """Indices int64 `[n <= count]` of the first of `rows [N, D]`, taken in `order [N]`, that are all distinct.
 
-    Fewer than `count` where there are not as many.
+    There are fewer than `count` if `rows` have fewer distinct vectors.
     """
     points = _Points(rows, direction_only)
     kept = order[:0]
@@ -76,10 +76,9 @@ def distinct_rows(rows: Tensor, order: Tensor, count: int, direction_only: bool 
 
 
 def left_out_residuals(rows: Tensor, book: Tensor, direction_only: bool = False) -> Tensor:
-    """What each of `rows [N, D]` leaves of itself when the nearest code of `book [K, D]` other than itself is taken
-    from it, `[N, D]`.
+    """Residuals `[N, D]` of `rows [N, D]`: each row minus the nearest code of `book [K, D]` other than itself.
 
-    Distances are in fp64, so that of the same vectors every processor finds the same codes.
+    Distances are in fp64, so that every processor finds the same codes for the same vectors.
     """
     points = _Points(rows, direction_only)
     codes = points.like(book)
@@ -93,9 +92,9 @@ def left_out_residuals(rows: Tensor, book: Tensor, direction_only: bool = False)
 
 
 class _Points:
-    """Where vectors lie, in fp64 about their mean, or which way they point.
+    """Vectors in fp64 relative to their mean, or their directions.
 
-    `squared_reach`: square of the distance within which two count as one.
+    `squared_reach`: square of the distance within which two vectors count as equal.
     """
 
     def __init__(self, rows: Tensor, direction_only: bool) -> None:
@@ -106,25 +105,25 @@ class _Points:
         self.squared_reach = max(_APART**2 * _typical_square(self.values), _ROUNDING**2 * _typical_square(values))
 
     def like(self, rows: Tensor) -> Tensor:
-        """Other vectors, seen in the same way."""
+        """Other vectors, transformed in the same way."""
         return self._place(rows.double()) - self._mean
 
 
 def _typical_square(values: Tensor) -> float:
-    """Median of the squared lengths of `values [N, D]`, which one outlier does not move; their mean where it is 0."""
+    """Median of the squared lengths of `values [N, D]`, robust to outliers; their mean if the median is 0."""
     squares = values.square().sum(dim=1)
     return float(squares.median()) or float(squares.mean())
 
 
 def _spread(rows: Tensor) -> float:
-    """Typical distance of `rows [N, D]` from their mean, but no less than rounding lets through."""
+    """Typical distance of `rows [N, D]` from their mean, but large enough not to vanish in rounding."""
     rows = rows.double()
     about_mean, length = _typical_square(rows - rows.mean(dim=0)), _typical_square(rows)
     return max(about_mean, _LEAST_SPREAD**2 * length) ** 0.5 or 1.0
 
 
 def _kmeans(rows: Tensor, centres: Tensor) -> Tensor:
-    """Lloyd's iterations; a centre without rows stays where it is."""
+    """Centres after Lloyd's iterations; a centre without rows keeps its place."""
     for _ in range(_KMEANS_ITERATIONS):
         index = nearest_codes(rows, centres)
         sums = torch.zeros_like(centres).index_add_(0, index, rows)

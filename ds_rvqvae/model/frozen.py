@@ -1,10 +1,10 @@
-"""Nets that stay what they are in whatever module or trainer they are put.
+"""Nets that stay unchanged inside any module or trainer.
 
-A second stage has a trained net among its submodules. What trainers then do to all of their submodules (another float
-type, first weights, weight decay, averages, another mode) would change codes without a word. So a frozen net is in its
-parent's `state_dict` and moves between devices with it, but for the rest the parent sees a module without children,
-parameters and buffers. Asked by itself, it lists copies of them all. Who writes to the memory of its tensors all the
-same, as an embedding that shares it with a codebook does, is found out at the net's next use.
+A second stage has a trained net among its submodules. Trainers change all of their submodules (float type, first
+weights, weight decay, averages, mode), and this would change codes silently. So a frozen net is in its parent's
+`state_dict` and moves between devices with it, but otherwise the parent finds a module without children, parameters and
+buffers. The net itself lists copies of them all. If something still writes to the memory of its tensors, such as an
+embedding that shares memory with a codebook, the net's next use detects it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,13 +18,13 @@ TRAINABLE = "to train them, load it with from_pretrained(…, trainable=True)"
 
 
 _STRAYS = 1e-4
-"""Share of a weight by which averages of a checkpoint may be off; a step of an optimizer is more."""
+"""Fraction of a weight by which averages of a checkpoint may be off; an optimizer step changes more."""
 _PROBED = 8
-"""Numbers of each tensor that every use compares, about."""
+"""How many numbers of each tensor every use compares, approximately."""
 
 
 class _OwnWalk(set[nn.Module]):
-    """What a walk through modules that began at a frozen one, not at a parent of it, has seen."""
+    """Modules visited by a walk that began at a frozen module, not at its parent."""
 
 
 class _Kept(NamedTuple):
@@ -34,16 +34,16 @@ class _Kept(NamedTuple):
     name: str
     tensor: Tensor
     values: Tensor
-    """The same memory, which neither a cast nor an assignment to `tensor` takes away."""
+    """The same memory, kept through a cast of `tensor` or an assignment to it."""
     key: str | None
-    """In the state dict; None where it is not in there."""
+    """Its key in the state dict; None if it is not part of it."""
 
 
 class _Seal:
-    """Tells which of tensors, by name, have been written to since it was made.
+    """Detects which tensors, by name, have been written to since it was made.
 
-    torch counts what is written to a tensor, unless it is through `.data`; of each tensor a few numbers are compared
-    for that. Sums of all of their bits say in the end, so that values that were written as they were do not count.
+    torch counts writes to a tensor, except those through `.data`; for these, a few numbers of each tensor are compared.
+    Sums over all bits decide in the end, so that writing the same values again does not count.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -84,10 +84,10 @@ class _Seal:
 
 
 class KeepsFloatType(nn.Module):
-    """A module that refuses to become another float type; a parent that becomes one leaves it as it is."""
+    """A module that refuses another float type; a parent's cast leaves it unchanged."""
 
     def float_type(self) -> torch.dtype | None:
-        """The float type that it keeps; None where it takes any."""
+        """The float type that it keeps; None if it accepts any."""
         raise NotImplementedError
 
     @override
@@ -129,7 +129,7 @@ class KeepsFloatType(nn.Module):
         yield from super().named_modules(_OwnWalk() if memo is None else memo, prefix, remove_duplicate)
 
     def _named_members(self, *given: Any, **named: Any) -> Iterator[tuple[str, Any]]:
-        # What a parent's `apply` or a loop over its children writes to all parameters is written to copies.
+        # A parent's `apply`, or a loop over its children, then writes to copies of the parameters.
         frozen: set[int] = set()
         for module in self.modules():
             if isinstance(module, Freezable) and module.frozen:
@@ -140,14 +140,14 @@ class KeepsFloatType(nn.Module):
             yield name, _copy(member) if id(member) in frozen else member
 
     def _check_asked(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Raises TypeError where `change` makes another float type, ValueError where it leaves no weights."""
+        """Raises TypeError if `change` makes another float type, ValueError if it leaves no weights."""
         own = self.float_type()
         if own is None:
             return
         asked = change(torch.zeros(1, dtype=own, device="cpu"))
         if asked.dtype != own:
             raise TypeError(
-                f"a tokenizer stays {_name(own)}, or its codes are others; to have its nets in {_name(asked.dtype)}, "
+                f"a tokenizer stays {_name(own)}: a cast would change its codes; for nets in {_name(asked.dtype)}, "
                 f"load it with from_pretrained(…, dtype=torch.{_name(asked.dtype)})"
             )
         if asked.is_meta:
@@ -155,17 +155,17 @@ class KeepsFloatType(nn.Module):
 
 
 class Freezable(KeepsFloatType):
-    """A module whose parameters and buffers are all in submodules, and that may be frozen.
+    """A module that can be frozen; all its parameters and buffers are in submodules.
 
-    Frozen, it is in eval mode for good and moves between devices only. A parent's state dict has copies of its tensors;
-    one that is loaded has to have these values, or these values rounded to another float type or by averages, which are
-    not taken.
+    A frozen module stays in eval mode; it can only move between devices. A parent's state dict has copies of its
+    tensors. A state dict that is loaded must have the same values, up to rounding by another float type or by averages;
+    the module keeps its own values.
     """
 
     frozen = False
 
     def freeze(self) -> Self:
-        """Makes the module what it is from now on."""
+        """Freezes the module in its present state and returns it."""
         self.eval().requires_grad_(False)
         self.frozen = True
         self._keep()
@@ -173,14 +173,14 @@ class Freezable(KeepsFloatType):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self._kept[0].values.device if self.frozen else next(self.parameters()).device
 
     def restore(self) -> None:
-        """Undoes what casts of submodules and assignments to them have changed since the module was frozen.
+        """Undoes casts of submodules, and assignments to them, since the module was frozen.
 
         Raises:
-            RuntimeError: other numbers have been written to the memory of its tensors, which cannot be undone.
+            RuntimeError: other values were written to the memory of its tensors, which cannot be undone.
         """
         if not self.frozen:
             return
@@ -192,7 +192,7 @@ class Freezable(KeepsFloatType):
         if changed := self._seal.changed():
             raise RuntimeError(
                 f"the tokenizer's weights were written to since it was loaded (tensors that differ: {len(changed)}, "
-                f"the first is {changed[0]}), as by a layer that shares their memory: its codes would be others; "
+                f"the first is {changed[0]}), for example by a layer that shares their memory: its codes would change; "
                 f"load it again with from_pretrained, and give that layer a clone(); {TRAINABLE}"
             )
 
@@ -212,7 +212,7 @@ class Freezable(KeepsFloatType):
 
     @override
     def apply(self, fn: Callable[[nn.Module], None]) -> Self:
-        # First weights, most of the time.
+        # `apply` mostly sets first weights.
         return self if self.frozen else super().apply(fn)
 
     @override
@@ -241,7 +241,7 @@ class Freezable(KeepsFloatType):
             return gather(*given, **named)
         there = set(others)
         gather(*given, **named)
-        # Averages of a parent's state dict are written into it in place.
+        # Code that averages a parent's state dict writes into it in place.
         others.update({name: tensor.clone() for name, tensor in others.items() if name not in there})
         return others
 
@@ -290,7 +290,7 @@ class Freezable(KeepsFloatType):
                     state_dict[prefix + name] = tensor
             if others:
                 found[-1].append(
-                    f"the tokenizer's weights are frozen, and the checkpoint has others (tensors that differ: "
+                    f"the tokenizer's weights are frozen, and the checkpoint has different ones (tensors that differ: "
                     f"{len(others)}, the first is {prefix}{others[0]}); load the tokenizer of this checkpoint with "
                     "from_pretrained"
                 )
@@ -309,15 +309,15 @@ class Freezable(KeepsFloatType):
 
 
 def device_after(fn: Callable[[Tensor], Tensor], device: torch.device) -> torch.device:
-    """Where `fn`, which a parent applies to all of its tensors, puts one that is on `device`; meta is nowhere."""
+    """The device to which `fn`, which a parent applies to its tensors, moves a tensor of `device`; meta is ignored."""
     moved = fn(torch.zeros(1, device=device)).device
     return device if moved.type == "meta" else moved
 
 
 def _is_rounded(given: Any, own: Tensor) -> bool:
-    """Whether `given` has the values of `own`, or these rounded to the type that it has or had before, or by averages.
+    """Whether `given` equals `own`, up to rounding by its present or an earlier float type, or by averages.
 
-    A moving average of numbers that do not move strays from them by rounding, by 1e-5 of each with a decay of 0.999.
+    A moving average of constant numbers differs from them by rounding: by 1e-5 of each with a decay of 0.999.
     """
     if not isinstance(given, Tensor) or given.shape != own.shape or given.is_meta:
         return False

@@ -1,7 +1,7 @@
-"""Finite scalar quantization: codes are cells of a fixed grid, so that no codebook is learned, moved or replaced.
+"""Finite scalar quantization: codes are cells of a fixed grid, so there is no codebook to learn, move or replace.
 
-Sources: finite scalar quantization, Mentzer et al. 2023; levels on the residual of those before, as residual vector
-quantization has them, van den Oord et al.'s estimator around all of it.
+Sources: finite scalar quantization, Mentzer et al. 2023; each level quantizes the residual of the levels before it, as
+in residual vector quantization; van den Oord et al.'s straight-through estimator around all levels.
 """
 
 import math
@@ -17,23 +17,23 @@ from ds_rvqvae.model.vq import perplexity_of, straight_through
 
 
 class ScalarQuantizer(LevelledQuantizer):
-    """Quantizes each column of the latents, brought between -1 and 1 by tanh, by itself.
+    """Quantizes each number of a latent separately, after tanh has brought it between -1 and 1.
 
-    A level's code says in which of `fsq_levels[i]` equal cells each of its columns lies. With as many columns as one
-    level has, every level divides the cells of the one before. With g times as many the levels take g groups of columns
-    in turn, the next one always the next group, and divide cells when they come to a group again; with one group a
-    level, no column is quantized twice.
+    A level's code says in which of `fsq_levels[i]` equal cells each of its numbers lies. If a latent is as long as
+    `fsq_levels`, every level divides the cells of the level before. If it is g times as long, it has g groups of
+    numbers, and each level takes the next group; when a group's turn comes again, its cells are divided. With one group
+    per level, no number is quantized twice.
 
     Args:
         num_quantizers: levels, Q.
-        fsq_levels: cells a column, of the columns that a level has; their product is the codes a level, K.
-        code_dim: length of a latent, D: 1 to Q times as many columns as a level has.
-        quantize_dropout_prob, quantize_dropout_min_levels: as `ResidualQuantizer` has them.
+        fsq_levels: cells for each number that a level quantizes; their product is K, the number of codes per level.
+        code_dim: length of a latent, D: 1 to Q times the length of `fsq_levels`.
+        quantize_dropout_prob, quantize_dropout_min_levels: as in `ResidualQuantizer`.
 
-    Buffers that `LevelledQuantizer` has, and no others persist.
+    The persistent buffers are those of `LevelledQuantizer`.
 
     Raises:
-        ValueError: code_dim is no such multiple.
+        ValueError: `code_dim` is not such a multiple.
     """
 
     _cells: Tensor
@@ -54,19 +54,19 @@ class ScalarQuantizer(LevelledQuantizer):
             raise ValueError(f"code_dim {code_dim} is not 1 to {num_quantizers} times the {self.columns} of fsq_levels")
         super().__init__(num_quantizers, nb_code, code_dim, quantize_dropout_prob, quantize_dropout_min_levels)
         cells = torch.tensor(fsq_levels)
-        # Mixed radix, the first column the lowest digit.
+        # Mixed radix; the first number of a latent is the lowest digit.
         self.register_buffer("_cells", cells, persistent=False)
         self.register_buffer("_radix", cells.cumprod(0) // cells, persistent=False)
         self.register_buffer("staged", torch.zeros(num_quantizers * nb_code + 1), persistent=False)
         self.initialized.fill_(True)
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Quantizes `latents [B, T, D]`; while training, also keeps what the next `update_codebooks` needs of them.
+        """Quantizes `latents [B, T, D]`; in training, also stages statistics for the next `update_codebooks`.
 
         Returns:
-            quantized `[B, T, D]` in the latents' dtype, with tanh's gradient; codes `[B, T, Q]` int64, -1 at levels
-            dropped; commitment loss, which is 0, for the grid does not move; perplexity `[Q]` of this batch, 0 at
-            levels dropped.
+            quantized `[B, T, D]` in the latents' dtype, with tanh's gradient; codes `[B, T, Q]` int64, -1 at dropped
+            levels; commitment loss, which is 0, because the grid does not move; perplexity `[Q]` of this batch, 0 at
+            dropped levels.
         """
         with torch.autocast(latents.device.type, enabled=False):
             bounded = latents.float().tanh().reshape(-1, self.code_dim)
@@ -94,7 +94,7 @@ class ScalarQuantizer(LevelledQuantizer):
         """Quantized latents `[..., D]` fp32 of `codes [..., q]`, 1 <= q <= Q; -1 adds nothing.
 
         Raises:
-            ValueError: too many levels, or a code outside -1 … K - 1.
+            ValueError: `codes` have too many levels, or a code outside -1 … K - 1.
         """
         self._check_codes(codes)
         quantized = torch.zeros(*codes.shape[:-1], self.code_dim, device=codes.device, dtype=torch.float32)
@@ -105,7 +105,7 @@ class ScalarQuantizer(LevelledQuantizer):
         return quantized
 
     def initialize_codebooks(self, latents: Tensor, group: dist.ProcessGroup | None = None) -> int:
-        """Nothing: the grid is there from the start, without copies."""
+        """Does nothing, and returns 0 copies: the grid is fixed from the start."""
         return 0
 
     @torch.no_grad()
@@ -118,9 +118,9 @@ class ScalarQuantizer(LevelledQuantizer):
         """Sums the uses of codes over all ranks, called once after the engine's step on every rank.
 
         Args:
-            group: the ranks, each of which calls this.
+            group: the ranks; each of them calls this.
             applied: whether the engine applied its step. False on any rank drops the uses on all.
-            share: not needed here.
+            share: not used here.
         """
         self.staged[-1] = 0.0 if applied else 1.0
         if world_of(group)[0] > 1:
@@ -131,7 +131,7 @@ class ScalarQuantizer(LevelledQuantizer):
         self.drop_staged()
 
     def average_counts(self) -> Tensor:
-        """None, `[0, K]`: averages are for codebooks."""
+        """An empty `[0, K]`: only codebooks have averages."""
         return self.usage_counts[:0]
 
     def _columns_of(self, level: int) -> slice:
@@ -139,21 +139,21 @@ class ScalarQuantizer(LevelledQuantizer):
         return slice(first, first + self.columns)
 
     def _widths(self, level: int) -> Tensor:
-        """Half the width of what a level divides in each of its columns."""
+        """Half the width of the interval that a level divides, for each of its numbers."""
         return 1.0 / self._cells.float() ** (level // self.groups)
 
     def _centres(self, cell: Tensor, level: int) -> Tensor:
-        """Middle of each of the cells `[..., columns]`, from the middle of what the level divides."""
+        """Middle of each of the cells `[..., columns]`, relative to the middle of the interval of the level."""
         return ((2 * cell + 1).float() / self._cells - 1) * self._widths(level)
 
     def _quantize(self, bounded: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-        """Of `bounded [N, D]`: the sum of the codes' vectors; the codes `[N, Q]`, -1 past `levels`."""
+        """Quantizes `bounded [N, D]`; returns the sum of the codes' vectors and codes `[N, Q]`, -1 from `levels` on."""
         total = torch.zeros_like(bounded)
         codes = torch.full((len(bounded), self.num_quantizers), -1, device=bounded.device)
         for level in range(levels):
             columns = self._columns_of(level)
             residual = (bounded[:, columns] - total[:, columns]) / self._widths(level)
-            # A latent that is not finite has no cell; its loss is not finite either, and the step is dropped.
+            # A latent that is not finite has no cell. Its loss is not finite either, so the step is dropped.
             cell = ((residual.nan_to_num() + 1) / 2 * self._cells).floor().clamp(min=0).minimum(self._cells - 1).long()
             total[:, columns] += self._centres(cell, level)
             codes[:, level] = (cell * self._radix).sum(dim=1)

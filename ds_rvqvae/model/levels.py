@@ -1,4 +1,4 @@
-"""What residual quantizers have in common, however a level chooses its codes."""
+"""The base class of residual quantizers, independent of how a level chooses its codes."""
 
 import inspect
 import random
@@ -15,21 +15,21 @@ from ds_rvqvae.model.ranks import fold_seed
 
 
 class LevelledQuantizer(nn.Module, ABC):
-    """Levels of codes, of which a training step may use only the first.
+    """Levels of codes; a training step may use only the first of them.
 
     Args:
         num_quantizers: levels, Q.
-        nb_code: codes a level, K.
+        nb_code: codes per level, K.
         code_dim: length of a latent, D.
-        quantize_dropout_prob: share of steps that use only the first levels.
-        quantize_dropout_min_levels: how many they use at the least; up to Q.
+        quantize_dropout_prob: fraction of steps that use only the first levels.
+        quantize_dropout_min_levels: the fewest levels that such a step uses; at most Q.
 
     Buffers:
-        initialized: whether the quantizer can be used as it is.
+        initialized: whether the quantizer is ready for use.
         updates: committed updates, int64.
         usage_counts: `[Q, K]` fp32, not persistent: committed uses over all ranks since `take_usage_counts`.
-        staged: fp32, flat, not persistent: what forward passes have added up since the last `update_codebooks`, which
-            sums it over all ranks. First the uses of each code, then what a kind of quantizer has besides.
+        staged: fp32, flat, not persistent: statistics of forward passes since the last `update_codebooks`, which sums
+            it over all ranks. The uses of each code come first, then statistics of the derived class.
     """
 
     initialized: Tensor
@@ -38,8 +38,8 @@ class LevelledQuantizer(nn.Module, ABC):
     staged: Tensor
 
     starts_with_first_step = False
-    """Whether the first codes are those of the very latents that the first training step quantizes: its batch, with
-    dropout. Otherwise they are from latents without dropout, of as many batches as give enough of them."""
+    """Whether the first codes come from the latents that the first training step quantizes: its batch, with dropout.
+    Otherwise they come from latents without dropout, of as many batches as are needed."""
 
     def __init__(
         self,
@@ -58,21 +58,21 @@ class LevelledQuantizer(nn.Module, ABC):
         self.register_buffer("usage_counts", torch.zeros(num_quantizers, nb_code), persistent=False)
         self._position = (0, 0, 0, 0)
         self.distinct_replacements = True
-        """Whether a code that is replaced gets a vector apart from all others of its level. A run that began without
-        goes on without, so that it ends as it would have."""
+        """Whether a replaced code gets a vector distinct from all others of its level. A run that began without this
+        continues without it, so that its result does not change."""
 
     @classmethod
     def from_config(cls, config: ModelConfig) -> Self:
-        """The quantizer of a profile's `rvqvae.model`, whose keys are the arguments of each class by their names."""
+        """The quantizer for a profile's `rvqvae.model`, whose keys are the arguments of each class, by name."""
         return cls(**{name: getattr(config, name) for name in inspect.signature(cls).parameters})
 
     @abstractmethod
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Quantizes `latents [B, T, D]`; while training, also keeps what the next `update_codebooks` needs of them.
+        """Quantizes `latents [B, T, D]`; in training, also stages statistics for the next `update_codebooks`.
 
         Returns:
-            quantized `[B, T, D]` in the latents' dtype; codes `[B, T, Q]` int64, -1 at levels dropped; commitment loss,
-            a scalar; perplexity `[Q]` of this batch, 0 at levels dropped.
+            quantized `[B, T, D]` in the latents' dtype; codes `[B, T, Q]` int64, -1 at dropped levels; commitment loss,
+            a scalar; perplexity `[Q]` of this batch, 0 at dropped levels.
         """
 
     @abstractmethod
@@ -84,15 +84,15 @@ class LevelledQuantizer(nn.Module, ABC):
         """Quantized latents `[..., D]` fp32 of `codes [..., q]`, 1 <= q <= Q; -1 adds nothing.
 
         Raises:
-            ValueError: too many levels, or a code outside -1 … K - 1.
+            ValueError: `codes` have too many levels, or a code outside -1 … K - 1.
         """
 
     @abstractmethod
     def initialize_codebooks(self, latents: Tensor, group: dist.ProcessGroup | None = None) -> int:
-        """Makes the first codes of all levels from `latents [..., D]`, each rank's own, in rank order.
+        """Makes the first codes of all levels from each rank's own `latents [..., D]`, in rank order.
 
         Returns:
-            how many codes of all levels are copies.
+            the number of codes, over all levels, that are copies.
         """
 
     @abstractmethod
@@ -105,25 +105,25 @@ class LevelledQuantizer(nn.Module, ABC):
         """Commits the staged statistics: the codebooks' optimizer step, called once after the engine's on every rank.
 
         Args:
-            group: the ranks, each of which calls this; they bring equally many vectors, unless `share` says else.
+            group: the ranks; each of them calls this. All have the same number of vectors, unless `share` is given.
             applied: whether the engine applied its step. False on any rank drops the statistics on all.
-            share: where this rank's batches lie in the global batch, whose parts follow each other in rank order: the
-                first, the one after the last, and how many there are of all ranks.
+            share: the position of this rank's batches in the global batch, which is in rank order: index of the first,
+                index after the last, and number of batches of all ranks.
         """
 
     @abstractmethod
     def average_counts(self) -> Tensor:
-        """Moving average `[Q or 1, K]` of each code's uses in an update; `[0, K]` where none is kept."""
+        """Moving average `[Q or 1, K]` of each code's uses in an update; `[0, K]` if there is none."""
 
     def set_step(self, seed: int, step: int, micro_step: int = 0, rank: int = 0) -> None:
-        """Makes the next training forward's draws, and the next update's, a function of these four.
+        """Makes the random draws of the next training forward, and of the next update, a function of these four.
 
-        Level dropout and replacement draw from (seed, step), which ranks share; noise draws from all four.
+        Level dropout and replacement draw from (seed, step), equal on all ranks; noise draws from all four.
         """
         self._position = (seed, step, micro_step, rank)
 
     def active_levels(self) -> int:
-        """Levels of the next forward pass. Of a training step: a function of (seed, step), which ranks share."""
+        """Number of levels in the next forward pass; in training a function of (seed, step), equal on all ranks."""
         if not self.training:
             return self.num_quantizers
         seed, step, _, _ = self._position
@@ -137,7 +137,7 @@ class LevelledQuantizer(nn.Module, ABC):
         return self.staged[: self.usage_counts.numel()].view_as(self.usage_counts)
 
     def drop_staged(self) -> None:
-        """Forgets what forward passes have staged since the last update."""
+        """Drops the statistics that forward passes have staged since the last update."""
         self.staged.zero_()
 
     def take_usage_counts(self) -> Tensor:
@@ -147,7 +147,7 @@ class LevelledQuantizer(nn.Module, ABC):
         return counts
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Averages with decay 0.99 stall in bf16: a cast of the model moves these buffers but leaves their dtype.
+        # Averages with decay 0.99 stall in bf16, so a cast of the model moves these buffers but keeps their dtype.
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             if tensor.dtype == torch.float32 and moved.dtype != torch.float32:
@@ -158,10 +158,10 @@ class LevelledQuantizer(nn.Module, ABC):
         return apply(move, recurse)
 
     def checked_codes(self, codes: Tensor) -> Tensor:
-        """Codes `[m, q]` of a clip as int64, with 1 <= q <= Q; -1 drops a level but the first.
+        """Codes `[m, q]` of a clip as int64, with 1 <= q <= Q; -1 drops a level, except the first.
 
         Raises:
-            ValueError: no integers, or none of this quantizer's.
+            ValueError: `codes` are not integers, or not codes of this quantizer.
         """
         if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
             raise ValueError(f"codes are {codes.dtype} {tuple(codes.shape)}; give integers [codes, levels]")
@@ -174,7 +174,7 @@ class LevelledQuantizer(nn.Module, ABC):
         return known
 
     def _check_codes(self, codes: Tensor) -> None:
-        """Raises ValueError where `codes [..., q]` have too many levels, or a code outside -1 … K - 1."""
+        """Raises ValueError if `codes [..., q]` have too many levels, or a code outside -1 … K - 1."""
         levels = codes.shape[-1]
         if not 1 <= levels <= self.num_quantizers:
             raise ValueError(f"codes have {levels} levels; this quantizer takes 1 to {self.num_quantizers}")

@@ -1,4 +1,4 @@
-"""What training minimises: reconstruction, its velocity, and what else a profile asks for."""
+"""The losses that training minimises: reconstruction, velocity, and others that a profile turns on."""
 
 from typing import NamedTuple
 
@@ -14,11 +14,11 @@ from ds_rvqvae.motion.layout import Layout, column_weights, rotation_columns
 
 _DISTANCES = {"l1": functional.l1_loss, "l2": functional.mse_loss, "l1_smooth": functional.smooth_l1_loss}
 _SMALLEST_CHORD = 1e-4
-"""Added to chords, in squares: at an error of 0 the geodesic angle has no gradient."""
+"""Its square is added to squared chords: at an error of 0 the geodesic angle has no gradient."""
 
 
 class Losses(NamedTuple):
-    """Scalars in fp32; `loss` is their weighted sum. Of what the profile leaves out, 0."""
+    """Scalars in fp32; `loss` is their weighted sum. A loss that the profile does not use is 0."""
 
     loss: Tensor
     recons: Tensor
@@ -29,10 +29,10 @@ class Losses(NamedTuple):
 
 
 class LossColumns(NamedTuple):
-    """What losses need to know of the columns, on the device."""
+    """Facts about the columns that losses need, on the device."""
 
     weights: Tensor | None
-    """`[C]`, by `joint_weights`."""
+    """`[C]`, from `joint_weights`."""
     rotations: Tensor
     """int64 `[joints, 6]`."""
     mean: Tensor
@@ -44,7 +44,7 @@ class LossColumns(NamedTuple):
 def loss_columns(
     config: LossConfig, layout: Layout, mean: NDArray[np.float32], std: NDArray[np.float32], device: torch.device
 ) -> LossColumns:
-    """Of the columns of `layout`, normalised by `mean` and `std`, float32 `[C]`.
+    """`LossColumns` for the columns of `layout`, normalised by `mean` and `std`, float32 `[C]`.
 
     Raises:
         UserError: as `column_weights` does.
@@ -68,10 +68,10 @@ def tokenizer_losses(
 
     Args:
         reconstruction, motion: `[batch, time, features]`, normalised.
-        commit_loss: the quantizer's, a scalar.
-        columns: without them the losses that need them are left out.
+        commit_loss: from the quantizer, a scalar.
+        columns: if None, the losses that need them are skipped.
 
-    Velocity and acceleration are the reconstruction's distance on first and second differences (EMAGE, MoMask).
+    Velocity and acceleration apply the reconstruction's distance to first and second differences (EMAGE, MoMask).
     """
     weights = None if columns is None else columns.weights
     reconstruction, motion = reconstruction.float(), motion.float()

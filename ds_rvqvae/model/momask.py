@@ -1,4 +1,4 @@
-"""MoMask's residual quantizer (Guo et al. 2024), for comparison, under this project's statistics and ranks."""
+"""MoMask's residual quantizer (Guo et al. 2024), for comparison; statistics and ranks work as in this project."""
 
 import torch
 from torch import Tensor
@@ -11,16 +11,16 @@ from ds_rvqvae.model.vq import noise_of_copies
 class MoMaskQuantizer(ResidualQuantizer):
     """A `ResidualQuantizer` with MoMask's arithmetic in training.
 
-    - First codes are the first rows of the first batch; levels go on from what sampled codes leave.
-    - Sampling noise is absolute, whatever the distances.
-    - One straight-through estimator a level: the gradient arrives multiplied by the number of active levels.
-    - Averages have full inertia from the first update on.
-    - Codes with an average count under 1 are overwritten by the first rows of the batch, their averages left alone.
+    - First codes are the first rows of the first batch; the next level starts from the residuals of sampled codes.
+    - Sampling noise has an absolute size, independent of the distances.
+    - There is one straight-through estimator per level: the gradient is multiplied by the number of active levels.
+    - Averages decay by the full `mu` from the first update on.
+    - Codes with an average count under 1 are overwritten by the first rows of the batch; their averages stay.
 
     Args:
-        sample_codebook_temp: Gumbel noise on squared distances while training, in their own units.
+        sample_codebook_temp: Gumbel noise on squared distances in training, in the unit of the distances.
 
-    The others are those of `ResidualQuantizer`.
+    `ResidualQuantizer` explains the other arguments.
     """
 
     starts_with_first_step = True
@@ -51,9 +51,9 @@ class MoMaskQuantizer(ResidualQuantizer):
         )
 
     def _first_codes(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
-        """The first of `rows [N, D]`; where they are too few, copies of all of them, the originals set apart too.
+        """The first of `rows [N, D]`; if they are too few, copies of all rows, each with noise, the originals too.
 
-        None counts as a copy: MoMask says nothing of them.
+        None counts as a copy: MoMask does not report copies.
         """
         repeats = -(-self.nb_code // len(rows))
         codes = rows.repeat(repeats, 1)[: self.nb_code]
@@ -62,7 +62,7 @@ class MoMaskQuantizer(ResidualQuantizer):
         return codes, self.nb_code
 
     def _left_by_first_codes(self, rows: Tensor, level: int, found: int) -> Tensor:
-        """What the codes that a training step would choose, by sampling, leave."""
+        """Residuals of the codes that a training step would sample."""
         return rows - self._book(level)[self._choose(rows, level)]
 
     def _noise_scale(self, temperature: float, rows: Tensor, distances: Tensor) -> float:
@@ -79,11 +79,11 @@ class MoMaskQuantizer(ResidualQuantizer):
         return nb_code
 
     def _candidate_rows(self, shape: tuple[int, int], rows: int) -> Tensor:
-        """The first rows of the global batch, from the start again where they are too few."""
+        """The first rows of the global batch, repeated from the start if they are too few."""
         return torch.arange(shape[1]).expand(shape) % rows
 
     def _set_apart(self, candidates: Tensor, rows: int) -> Tensor:
-        """With noise where there are more candidates than rows, so that some are copies."""
+        """Candidates with noise if there are more of them than rows, so that some are copies."""
         if rows >= self.replacements:
             return candidates
         generator = torch.Generator().manual_seed(fold_seed("copies", *self._position[:2]))

@@ -1,7 +1,7 @@
 """Encoder and decoder: strided 1-D convolutions and dilated residual stacks, as in T2M-GPT and MoMask.
 
-Every tensor here is `[batch, channels, time]`, and in memory each frame's channels lie side by side, as in the motion
-itself: the layout that oneDNN and cuDNN convolve without copies.
+Every tensor here is `[batch, channels, time]`. In memory the channels of one frame are adjacent, as in the motion
+itself: oneDNN and cuDNN convolve this layout without copies.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,8 @@ Checkpoint = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
 
 _ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
 ROUND_TO_BF16 = not has_bf16_arithmetic()
-"""Whether CPU convolutions of bf16 tensors compute in fp32. Without bf16 instructions torch's own take twice as long as
-in fp32 (AVX-512) or ten times (AVX2, a reference loop), and accumulate in fp32 all the same."""
+"""Whether CPU convolutions of bf16 tensors compute in fp32. Without bf16 instructions, torch's own bf16 convolutions
+take twice as long as fp32 (AVX-512) or ten times as long (AVX2, a reference loop), and accumulate in fp32 anyway."""
 
 
 def convolve(
@@ -35,22 +35,22 @@ def convolve(
         image, weight = image.bfloat16(), weight.bfloat16().unsqueeze(2)
         bias = None if bias is None else bias.bfloat16()
         if torch.compiler.is_compiling():
-            # What is kept for the backward pass is inductor's choice.
+            # Inductor chooses what to keep for the backward pass.
             wide_bias = None if bias is None else bias.float()
             return functional.conv2d(image.float(), weight.float(), wide_bias, *places).bfloat16().squeeze(2)
         return _rounded_convolution(image, weight, bias, *places).squeeze(2)
 
 
 def join_past(past: tuple[Tensor, ...], chunk: Tensor, kept: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """What was kept of the chunk before and a chunk `[batch, channels, time]`, in channels-last memory as `convolve`
-    has it; and the last `kept` samples, for the next. These are copied, and do not hold on to the whole chunk."""
+    """Joins the samples kept from the chunk before with a chunk `[batch, channels, time]`, in channels-last memory as
+    `convolve` needs it. Also returns a copy of the last `kept` samples for the next chunk."""
     before = past[0] if past else chunk.new_zeros(*chunk.shape[:-1], kept)
     joined = torch.cat([before.transpose(1, 2), chunk.transpose(1, 2)], dim=1).transpose(1, 2)
     return joined, (joined[..., chunk.shape[-1] :].clone(),)
 
 
 def zero_outside(chunk: Tensor, first: int, length: int | None) -> Tensor:
-    """The chunk with zeros at positions before 0 and from `length` on."""
+    """Returns the chunk with zeros at positions before 0 and from `length` on."""
     samples = chunk.shape[-1]
     before = max(-first, 0)
     after = samples if length is None else max(length - first, 0)
@@ -63,7 +63,7 @@ def zero_outside(chunk: Tensor, first: int, length: int | None) -> Tensor:
 
 
 def _is_in_bf16(image: Tensor, weight: Tensor) -> bool:
-    """Whether a convolution is one of bf16 tensors on a CPU, by their own dtype or by autocast."""
+    """Whether a convolution computes in bf16 on a CPU, by the tensors' dtype or by autocast."""
     if image.device.type != "cpu":
         return False
     if torch.is_autocast_enabled("cpu"):
@@ -72,7 +72,7 @@ def _is_in_bf16(image: Tensor, weight: Tensor) -> bool:
 
 
 class _RoundedConvolution(torch.autograd.Function):
-    """`conv2d` of bf16 tensors, in both passes computed in fp32 and rounded to bf16; it keeps them in bf16."""
+    """`conv2d` of bf16 tensors: both passes compute in fp32 and round to bf16; tensors for backward stay in bf16."""
 
     @staticmethod
     def forward(
@@ -106,7 +106,7 @@ _rounded_convolution: Callable[..., Tensor] = _RoundedConvolution.apply
 
 
 class Convolution(nn.Conv1d):
-    """`nn.Conv1d`, and its weights, by `convolve`."""
+    """`nn.Conv1d`, with the same weights, computed by `convolve`."""
 
     padding: tuple[int, ...]
 
@@ -131,7 +131,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm whose output lies in memory as its input should."""
+    """Group norm with its output in channels-last memory."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         return super().forward(hidden.unsqueeze(2)).contiguous(memory_format=torch.channels_last).squeeze(2)
@@ -144,9 +144,9 @@ def _norm(kind: str | None, width: int) -> nn.Module:
 
 
 class Dropout(nn.Dropout):
-    """Dropout that keeps a byte an element.
+    """Dropout that keeps one byte per element for the backward pass.
 
-    On CPUs torch's own keeps noise in the input's type and, drawing each element by itself, takes ten times as long.
+    On CPUs, torch's own dropout keeps noise in the input's type and draws each element separately, ten times slower.
     """
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ class _DropoutOnCPU(torch.autograd.Function):
         dropped = round(probability * 2**16)
         kept = bits.as_strided(hidden.shape, strides) >= dropped - 2**15
         ctx.scale = 2**16 / (2**16 - dropped)
-        # Of the same bytes; multiplying by bool is slow.
+        # The same bytes as integers, because multiplying by bool is slow.
         kept = kept.view(torch.uint8)
         ctx.save_for_backward(kept)
         return (hidden * kept).mul_(ctx.scale)
@@ -204,7 +204,7 @@ class ResidualBlock(nn.Module):
 class ResidualStack(nn.Module):
     """The `depth` blocks of a stage, the largest dilation first: the unit of activation checkpointing.
 
-    One region a stack keeps fewer bytes than one a block, because only the stack's input has to survive.
+    Checkpointing per stack keeps fewer bytes than per block, because only the input of the stack is kept.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -221,18 +221,18 @@ class ResidualStack(nn.Module):
 
 
 class DownSample(Convolution):
-    """Conv of kernel `2 * stride_t` and that stride: `time` to `time / stride_t`."""
+    """Convolution with kernel `2 * stride_t` and stride `stride_t`: `time` to `time / stride_t`."""
 
     def __init__(self, width: int, stride: int) -> None:
         super().__init__(width, width, 2 * stride, stride=stride, padding=stride // 2)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        # An odd stride needs one frame more on the right than on the left.
+        # An odd stride needs one more frame of padding on the right than on the left.
         return super().forward(functional.pad(hidden, (0, 1)) if self.stride[0] % 2 else hidden)
 
 
 def _first_weights(net: nn.Sequential, config: ModelConfig) -> None:
-    """Sets weights as `weight_init` and `zero_init_residual` say, where they are not torch's own."""
+    """Sets the weights that `weight_init` and `zero_init_residual` ask for; the others keep torch's own."""
     before = None
     for module in net.modules():
         if config.weight_init == "he" and isinstance(module, nn.Conv1d):

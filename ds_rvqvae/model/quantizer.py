@@ -26,27 +26,27 @@ from ds_rvqvae.model.vq import (
 
 
 class ResidualQuantizer(AveragedCodebooks):
-    """Quantizes latents by `num_quantizers` codebooks, each on what the levels before it left.
+    """Quantizes latents with `num_quantizers` codebooks; each level quantizes the residual of the levels before it.
 
     A derived class may override the methods from `_first_codes` on, and those of `AveragedCodebooks` from `_decay` on.
 
     Args:
         num_quantizers: levels, Q.
-        nb_code: codes a level, K.
+        nb_code: codes per level, K.
         code_dim: length of a code vector, D.
-        shared_codebook: one codebook for all levels, updated once after the last.
+        shared_codebook: whether all levels use one codebook, updated once after the last level.
         mu: decay of the averages.
         mu_warm_up: update t decays by `min(mu, t / (t + mu_warm_up))`.
-        quantize_dropout_prob: share of steps that use only the first levels.
-        quantize_dropout_min_levels: how many they use at the least; up to Q.
-        sample_codebook_temp: Gumbel noise on squared distances while training, relative to the mean nearest.
-        sample_anneal_iter: steps over which that noise falls to nothing; without it, it stays.
+        quantize_dropout_prob: fraction of steps that use only the first levels.
+        quantize_dropout_min_levels: the fewest levels that such a step uses; at most Q.
+        sample_codebook_temp: Gumbel noise on squared distances in training, relative to the mean nearest distance.
+        sample_anneal_iter: steps over which this noise falls to 0; if None, it stays.
         codebook_distance: "euclidean", or "cosine" of a vector and a code.
         gradient: "straight_through" or "rotation_trick".
         codebook_init: "samples" or "kmeans".
-        beam_size: sums of codes that are followed from level to level outside training; 1 takes the nearest code.
-            More than 1 goes by euclidean distance to codebooks that levels do not share.
-        dead_code_threshold: a code whose average count is below this share of uniform use is replaced.
+        beam_size: number of sums of codes kept from level to level outside training; 1 takes the nearest code.
+            More than 1 needs euclidean distance and a codebook per level.
+        dead_code_threshold: a code is replaced if its average count is below this fraction of uniform use.
 
     Buffers, persistent and always fp32 where floating:
         codebooks, ema_sum: `[Q or 1, K, D]`.
@@ -93,12 +93,12 @@ class ResidualQuantizer(AveragedCodebooks):
         self.beam_size = beam_size
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Quantizes `latents [B, T, D]`; while training, also keeps what the next `update_codebooks` needs of them.
+        """Quantizes `latents [B, T, D]`; in training, also stages statistics for the next `update_codebooks`.
 
         Returns:
             quantized `[B, T, D]` in the latents' dtype, with the gradient that `gradient` names; codes `[B, T, Q]`
-            int64, -1 at levels dropped; commitment loss, the mean over active levels of the squared distance to the
-            code; perplexity `[Q]` of this batch, 0 at levels dropped.
+            int64, -1 at dropped levels; commitment loss, the mean over active levels of the squared distance to the
+            code; perplexity `[Q]` of this batch, 0 at dropped levels.
         """
         active = self.active_levels()
         with torch.autocast(latents.device.type, enabled=False):
@@ -130,7 +130,7 @@ class ResidualQuantizer(AveragedCodebooks):
         """Quantized latents `[..., D]` fp32 of `codes [..., q]`, 1 <= q <= Q; -1 adds nothing.
 
         Raises:
-            ValueError: too many levels, or a code outside -1 … K - 1.
+            ValueError: `codes` have too many levels, or a code outside -1 … K - 1.
         """
         self._check_codes(codes)
         quantized = self.codebooks.new_zeros(*codes.shape[:-1], self.code_dim)
@@ -143,18 +143,18 @@ class ResidualQuantizer(AveragedCodebooks):
     def initialize_codebooks(self, latents: Tensor, group: dist.ProcessGroup | None = None) -> int:
         """Sets every level's codebook from the latents of the first global batch, or batches.
 
-        No two codes of a level are equal. Where a level has fewer distinct vectors than codes, the rest are copies, a
-        little apart.
+        No two codes of a level are equal. If a level has fewer distinct vectors than codes, the remaining codes are
+        copies with a little noise.
 
         Args:
-            latents: `[..., D]`, each rank's own; ranks in order make up the global batch.
-            group: the ranks; all of them call this. They end equal, as one rank with all latents would.
+            latents: `[..., D]`, each rank's own; in rank order they make up the global batch.
+            group: the ranks; each of them calls this. All end with the codebooks that one rank with all latents makes.
 
         Returns:
-            how many codes of all levels are copies.
+            the number of codes, over all levels, that are copies.
 
         Raises:
-            ValueError: no finite latent on any rank.
+            ValueError: no rank has a finite latent.
         """
         rows = gather_rows(latents.detach().float().reshape(-1, self.code_dim), group)
         rows = rows[torch.isfinite(rows).all(dim=1)]
@@ -168,7 +168,7 @@ class ResidualQuantizer(AveragedCodebooks):
             if level + 1 < len(self.codebooks):
                 rows = self._left_by_first_codes(rows, level, found)
         if world_of(group)[0] > 1:
-            # Ranks on unlike devices may round differently.
+            # Ranks on different kinds of device may round differently.
             dist.broadcast(self.codebooks, src=dist.get_global_rank(group, 0) if group else 0, group=group)
         self.ema_sum.copy_(self.codebooks)
         self.ema_count.fill_(1.0)
@@ -177,8 +177,8 @@ class ResidualQuantizer(AveragedCodebooks):
         return copies
 
     def _quantize(self, rows: Tensor, levels: int) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Of `rows [N, D]`: what each level found and what the last left, `[N, D]` each; the sum of the codes' vectors;
-        the codes `[N, Q]`, -1 past `levels`."""
+        """Quantizes `rows [N, D]`; returns the input of each level and the last residual, `[N, D]` each; the sum of the
+        codes' vectors; and codes `[N, Q]`, -1 from `levels` on."""
         residuals, total = [rows], torch.zeros_like(rows)
         codes = torch.full((len(rows), self.num_quantizers), -1, device=rows.device)
         searched = self._codes(rows) if self.beam_size > 1 and not self.training else None
@@ -202,7 +202,7 @@ class ResidualQuantizer(AveragedCodebooks):
         return torch.stack(codes, dim=-1)
 
     def _choose(self, rows: Tensor, level: int) -> Tensor:
-        """Code `[N]` of each of `rows [N, D]` at a level while training: the nearest, or a noisy choice."""
+        """Code `[N]` of each of `rows [N, D]` at a level in training: the nearest, or a noisy choice."""
         temperature = self._temperature()
         if not temperature:
             return self._nearest(rows, level)
@@ -213,7 +213,7 @@ class ResidualQuantizer(AveragedCodebooks):
         return first_least(distances + scale * minus_gumbel)
 
     def _temperature(self) -> float:
-        """Of the sampling noise at this step."""
+        """Temperature of the sampling noise at this step."""
         if self.sample_anneal_iter is None:
             return self.sample_codebook_temp
         return self.sample_codebook_temp * max(0.0, 1.0 - self._position[1] / self.sample_anneal_iter)
@@ -222,7 +222,7 @@ class ResidualQuantizer(AveragedCodebooks):
         return nearest_codes(rows, self._searched(level))
 
     def _searched(self, level: int) -> Tensor:
-        """The vectors `[K, D]` to the nearest of which a level goes."""
+        """The vectors `[K, D]` among which a level looks for the nearest."""
         return self._seen(self._book(level))
 
     def _with_gradient(self, latents: Tensor, quantized: Tensor, levels: int) -> Tensor:
@@ -231,20 +231,19 @@ class ResidualQuantizer(AveragedCodebooks):
         return straight_through(latents, quantized, self._estimators(levels))
 
     def _first_codes(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
-        """A level's first codebook `[K, D]` from `rows [N, D]`, and how many of its codes, the first ones, are no
-        copies."""
+        """A level's first codebook `[K, D]` from `rows [N, D]`, and how many codes, at its start, are not copies."""
         by_angle = self.codebook_distance == "cosine"
         return first_codes(rows, self.nb_code, kind=self.codebook_init, generator=generator, direction_only=by_angle)
 
     def _left_by_first_codes(self, rows: Tensor, level: int, found: int) -> Tensor:
-        """What a level whose codebook is set leaves of `rows [N, D]`, for the next one's first codes."""
+        """Residuals of `rows [N, D]` at a level whose codebook is set, for the first codes of the next level."""
         return left_out_residuals(rows, self._book(level)[:found], self.codebook_distance == "cosine")
 
     def _noise_scale(self, temperature: float, rows: Tensor, distances: Tensor) -> Tensor | float:
-        """What Gumbel noise on `distances [N, K]` of `rows [N, D]` is multiplied by."""
+        """Factor of the Gumbel noise on `distances [N, K]` of `rows [N, D]`."""
         nearest = distances.amin(dim=1) + (rows**2).sum(dim=1)
         return temperature * nearest.clamp(min=0).mean()
 
     def _estimators(self, levels: int) -> int:
-        """Straight-through estimators around so many active levels; the gradient arrives multiplied by their number."""
+        """Number of straight-through estimators for so many active levels; it multiplies the gradient."""
         return 1

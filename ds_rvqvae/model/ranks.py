@@ -1,4 +1,4 @@
-"""The ranks that train one model, and seeds they agree on."""
+"""The ranks that train one model, and seeds that are equal on all of them."""
 
 import hashlib
 
@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 def world_of(group: dist.ProcessGroup | None) -> tuple[int, int]:
-    """World size and rank; (1, 0) where torch.distributed is not running."""
+    """World size and rank; (1, 0) if torch.distributed is not running."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_world_size(group), dist.get_rank(group)
     return 1, 0
 
 
 def gather_rows(rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """All ranks' rows `[N, D]`, in rank order; ranks may have unequal numbers of them."""
+    """Rows `[N, D]` of all ranks, in rank order; the ranks may have different numbers of rows."""
     world_size, _ = world_of(group)
     if world_size == 1:
         return rows
@@ -31,6 +31,6 @@ def gather_rows(rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
 
 def fold_seed(*parts: int | str) -> int:
-    """A seed in [0, 2**63) that any change of `parts` changes; the same on every machine."""
+    """A seed in [0, 2**63) that depends on every one of `parts`; the same on every machine."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

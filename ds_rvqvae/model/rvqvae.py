@@ -16,7 +16,7 @@ from ds_rvqvae.model.ranks import fold_seed
 
 
 class RVQVAEOutput(NamedTuple):
-    """What a forward pass gives."""
+    """The result of a forward pass."""
 
     reconstruction: Tensor
     """`[B, T, C]`, in the input's dtype."""
@@ -29,7 +29,7 @@ class RVQVAEOutput(NamedTuple):
 
 
 def quantizer_of(config: ModelConfig) -> LevelledQuantizer:
-    """The quantizer that a profile's `rvqvae.model` asks for: the one place that knows all of them."""
+    """The quantizer for a profile's `rvqvae.model`; only this function knows all kinds."""
     if config.fsq_levels is not None:
         return ScalarQuantizer.from_config(config)
     if config.lineage:
@@ -56,18 +56,18 @@ class RVQVAE(Freezable):
         self.decoder = Decoder(in_features, model_config)
 
     def set_step(self, seed: int, step: int, micro_step: int = 0, rank: int = 0) -> None:
-        """Makes the next training forward's randomness a function of these four; call it before each one.
+        """Makes the random draws of the next training forward a function of these four; call it before each one.
 
-        Level dropout draws from (seed, step), which ranks share; sampling noise and block dropout from all four.
-        Seeds torch's default generators, which block dropout draws from.
+        Level dropout draws from (seed, step), equal on all ranks; sampling noise and block dropout from all four.
+        It seeds torch's default generators, because block dropout draws from them.
         """
         self.quantizer.set_step(seed, step, micro_step, rank)
         torch.manual_seed(fold_seed("dropout", seed, step, micro_step, rank))
 
     def set_checkpointing(self, checkpoint: Checkpoint | None) -> None:
-        """Wraps the residual stacks, and nothing else, in `checkpoint(function, input)` while training.
+        """Wraps the residual stacks, and nothing else, in `checkpoint(function, input)` in training.
 
-        The quantizer stays outside: recomputed, it would count its statistics twice.
+        The quantizer stays outside: if recomputed, it would count its statistics twice.
         """
         for module in self.modules():
             if isinstance(module, ResidualStack):
@@ -77,13 +77,13 @@ class RVQVAE(Freezable):
         """Normalised motion `[B, T, C]` to latents `[B, T / code_stride, code_dim]`.
 
         Raises:
-            ValueError: where the columns are not `in_features`, or T is not a multiple of the down-sampling.
+            ValueError: C is not `in_features`, or T is not a multiple of the down-sampling.
         """
         if motion.dim() != 3 or motion.shape[2] != self.in_features:
             raise ValueError(f"motion is {tuple(motion.shape)}; this model takes [batch, time, {self.in_features}]")
         if motion.shape[1] % self.config.code_stride or not motion.shape[1]:
             raise ValueError(
-                f"{motion.shape[1]} frames are not a multiple of the {self.config.code_stride} a code stands for"
+                f"{motion.shape[1]} frames are not a multiple of {self.config.code_stride}, the frames per code"
             )
         latents: Tensor = self.encoder(motion.to(self._dtype()).transpose(1, 2))
         return latents.transpose(1, 2)

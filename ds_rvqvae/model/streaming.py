@@ -1,4 +1,4 @@
-"""Encoding and decoding piece by piece, as motion comes in. Whole clips take the same way, so that both agree."""
+"""Encoding and decoding piece by piece, as motion comes in. Complete clips use the same code, so both give the same."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -15,27 +15,27 @@ from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.model.vq import checked_latents
 
 _LAST_CHUNK = 32
-"""A clip's last chunk, which also brings out what lags behind, is a multiple of so many codes: few different shapes."""
+"""A clip's last chunk, which also flushes the delayed output, is a multiple of so many codes: shapes are few."""
 
 _Past = tuple[Tensor, ...]
-"""What a layer keeps of its input for the next chunk; it is never written to."""
+"""The part of its input that a layer keeps for the next chunk; it is never written to."""
 
 
 class _State(NamedTuple):
-    """Where a stream stands. None is ever changed: a call makes another, which counts once all went well."""
+    """The state of a stream. It never changes: a call makes a new one, which replaces it if the call succeeds."""
 
     rows: Tensor
-    """`[chunk, …]`, of which the first `filled` wait for the rest of a chunk. What lies behind them means nothing, so
-    that later states of the same chunk share it."""
+    """`[chunk, …]`; the first `filled` rows wait for the rest of a chunk. The others have no meaning, so later states
+    of the same chunk can share the memory."""
     filled: int = 0
     first: int = 0
-    """Rows that have gone through the net: where the next chunk begins."""
+    """Rows that have gone through the net; the next chunk begins here."""
     pasts: tuple[_Past, ...] = ()
-    """What the net's layers keep; none before the first chunk."""
+    """The input that each layer of the net keeps; empty before the first chunk."""
     known: int = 0
     """Samples that have come out."""
     levels: int | None = None
-    """Of a decoder's codes, once there were any."""
+    """Number of levels of a decoder's codes; None before the first codes."""
 
     @property
     def length(self) -> int:
@@ -44,11 +44,11 @@ class _State(NamedTuple):
 
     @property
     def waiting(self) -> Tensor:
-        """Less than a chunk."""
+        """The rows that wait for the rest of a chunk."""
         return self.rows[: self.filled]
 
     def filled_with(self, more: Tensor, size: int) -> "_State":
-        """The state with rows that find room in its chunk; they are copied, since the caller's may change."""
+        """The state with more rows, which must fit into its chunk; it copies them, since the caller may change them."""
         if not len(more):
             return self
         rows = self.rows
@@ -60,7 +60,7 @@ class _State(NamedTuple):
 
 
 class _Stream(ABC):
-    """Rows of one clip through a net, in chunks of `size` whatever the pieces that they come in."""
+    """Runs the rows of one clip through a net, in chunks of `size`, whatever the sizes of the pieces pushed."""
 
     def __init__(self, model: RVQVAE, net: nn.Sequential, size: int, nothing: Tensor) -> None:
         model.restore()
@@ -70,7 +70,7 @@ class _Stream(ABC):
 
     @eager
     def finish(self) -> Tensor:
-        """What the end of the clip makes known. Frames that do not fill a code are padded with copies of the last."""
+        """Ends the clip; returns the remaining output. Missing frames of the last code are copies of the last frame."""
         state, known = self._unfinished(), list[Tensor]()
         with exactly(self._model):
             self._end(state, known)
@@ -84,7 +84,7 @@ class _Stream(ABC):
         return self._state
 
     def _take(self, state: _State, rows: Tensor, known: list[Tensor]) -> _State:
-        """The state after more rows; what they make known is added to `known`."""
+        """The state after more rows; the output that they complete is added to `known`."""
         while state.filled + len(rows) >= self._size:
             room = self._size - state.filled
             chunk = state.filled_with(rows[:room], self._size).rows if state.filled else rows[:room]
@@ -94,42 +94,42 @@ class _Stream(ABC):
     def _run(
         self, state: _State, rows: Tensor, known: list[Tensor], length: int | None = None, size: int | None = None
     ) -> _State:
-        """The state after a chunk of `size` rows; where the clip ends at `length`, those after `rows` are past it."""
+        """The state after a chunk of `size` rows: `rows`, and zeros after them if the clip ends at `length`."""
         inputs = self._inputs(rows)
         chunk = next(self._parameters()).new_zeros(1, inputs.shape[1], size or len(rows))
         chunk[0, :, : len(rows)] = inputs.t()
         output, first, pasts = self._net.push(chunk, state.first, state.pasts, length)
-        # Samples before the clip and past its end mean nothing.
+        # Samples before the clip and past its end have no meaning.
         last = output.shape[-1] if length is None else max(self._samples(length) - first, 0)
         output = output[..., max(-first, 0) : last]
         known.append(self._outputs(output[0].t()))
         return state._replace(first=state.first + chunk.shape[-1], known=state.known + output.shape[-1], pasts=pasts)
 
     def _run_last(self, state: _State, known: list[Tensor], rows: int, codes: int) -> None:
-        """What waits, in a chunk of at least so many codes of so many rows each."""
+        """Runs the waiting rows in a chunk of at least so many codes, of so many rows each."""
         if state.known < self._samples(state.length):
             size = -(-codes // _LAST_CHUNK) * _LAST_CHUNK * rows
             self._run(state, state.waiting, known, state.length, size)
 
     @abstractmethod
     def _end(self, state: _State, known: list[Tensor]) -> None:
-        """Adds what the end of the clip makes known."""
+        """Adds the output that the end of the clip completes to `known`."""
 
     def _inputs(self, rows: Tensor) -> Tensor:
-        """What the net takes, `[n, channels]`."""
+        """The net's input `[n, channels]` for some rows."""
         return rows
 
     @abstractmethod
     def _outputs(self, samples: Tensor) -> Tensor:
-        """What is given of the net's `[n, channels]`."""
+        """The stream's output for the net's output `[n, channels]`."""
 
     @abstractmethod
     def _samples(self, length: int) -> int:
-        """Samples that come out of a clip of so many rows."""
+        """Number of output samples of a clip of so many rows."""
 
     @abstractmethod
     def _joined(self, known: list[Tensor]) -> Tensor:
-        """All in turn."""
+        """All outputs, concatenated."""
 
 
 class EncoderStream(_Stream):
@@ -139,7 +139,7 @@ class EncoderStream(_Stream):
 
     Args:
         model: in eval mode.
-        normalise: of frames `[n, C]` in the data's own units, to the model's device; refuses what is not finite.
+        normalise: normalises frames `[n, C]` in the data's own units, on the model's device; refuses non-finite values.
         chunk: codes computed at a time.
 
     Raises:
@@ -153,16 +153,16 @@ class EncoderStream(_Stream):
 
     @property
     def latency(self) -> int:
-        """Frames that can follow a code's last frame before the code comes out."""
+        """Most frames that may follow a code's last frame before the code comes out."""
         return self._size - self._stride + self._net.delay * self._stride
 
     @eager
     def push(self, motion: Tensor | NDArray[np.floating]) -> Tensor:
-        """The next frames `[n, C]`, any number of them; gives the codes `[m, Q]` that are now known, int64.
+        """Takes the next frames `[n, C]`, any number of them; returns the codes `[m, Q]` that are now known, int64.
 
         Raises:
-            ValueError: another shape, values that are not finite or too large, or the clip is finished.
-            TypeError: motion that was rounded, as of `MotionTokenizer.encode`.
+            ValueError: the shape is wrong, values are not finite or too large, or the clip is finished.
+            TypeError: the motion was rounded, as `MotionTokenizer.encode` says.
         """
         state, motion, features = self._unfinished(), as_tensor(motion), self._model.in_features
         if motion.dim() != 2 or motion.shape[1] != features:
@@ -175,7 +175,7 @@ class EncoderStream(_Stream):
                 largest = max(largest, float(rows.abs().amax()) if len(rows) else 0.0)
                 state = self._take(state, rows, known)
             if largest > most**0.25:
-                self._end(state, [])  # far from all motion, its sums may overflow: refused now, not in a later chunk
+                self._end(state, [])  # such values may overflow in the nets: refuse them now, not in a later chunk
             codes = self._joined(known)
         self._state = state
         return codes
@@ -210,7 +210,7 @@ class DecoderStream(_Stream):
 
     Args:
         model: in eval mode.
-        denormalise: of frames `[n, C]` as the model gives them, to the data's own units.
+        denormalise: converts frames `[n, C]` from the model to the data's own units.
         chunk: codes computed at a time.
 
     Raises:
@@ -223,16 +223,16 @@ class DecoderStream(_Stream):
 
     @property
     def latency(self) -> int:
-        """Frames that can follow a frame, as codes, before it comes out."""
+        """Most frames, as codes, that may follow a frame before it comes out."""
         return self._size * self._stride - 1 + self._net.delay
 
     @eager
     def push(self, codes: Tensor | NDArray[np.integer]) -> Tensor:
-        """The next codes `[m, q]`, any number of them; gives the frames `[n, C]` that are now known, fp32.
+        """Takes the next codes `[m, q]`, any number of them; returns the frames `[n, C]` that are now known, fp32.
 
         Raises:
-            ValueError: another shape or number of levels, codes that do not exist, -1 on the first level, or the clip
-                is finished.
+            ValueError: the shape or number of levels is wrong, a code does not exist, the first level has -1, or the
+                clip is finished.
         """
         state, codes, known = self._unfinished(), as_tensor(codes), list[Tensor]()
         if codes.dim() != 2 or state.levels not in (None, codes.shape[1]):
@@ -264,15 +264,15 @@ class DecoderStream(_Stream):
 
 
 class ChunkedNet:
-    """The layers of an encoder or decoder, for passes over clips chunk by chunk; what a pass keeps is not in it.
+    """The layers of an encoder or decoder, for passes over clips in chunks; the caller holds the state of a pass.
 
     Args:
         net: in eval mode; no norm over time (`GN`).
 
-    `delay`: output samples by which the output lags behind the input: the right half of the receptive field.
+    `delay`: number of output samples by which the output lags behind: the right half of the receptive field.
 
     Raises:
-        ValueError: a layer that cannot run in chunks.
+        ValueError: a layer cannot run in chunks.
     """
 
     def __init__(self, net: nn.Sequential) -> None:
@@ -287,16 +287,16 @@ class ChunkedNet:
     def push(
         self, chunk: Tensor, first: int, pasts: tuple[_Past, ...], length: int | None = None
     ) -> tuple[Tensor, int, tuple[_Past, ...]]:
-        """The next chunk `[1, channels, samples]`, `samples` being a multiple of the down-sampling.
+        """Runs the next chunk `[1, channels, samples]`; `samples` is a multiple of the down-sampling.
 
         Args:
             first: position of the chunk's first sample.
-            pasts: what the chunk before gave; empty for the first.
-            length: input samples of the clip, where its end is known; what is pushed past it counts as nothing.
+            pasts: as returned for the chunk before; empty for the first.
+            length: input samples of the clip, if its end is known; samples past it are ignored.
 
         Returns:
-            output `[1, channels, samples']`; the position of its first sample; what the next chunk takes as `pasts`.
-            Output before 0 and past the end of the clip means nothing.
+            output `[1, channels, samples']`; the position of its first sample; `pasts` for the next chunk. Output
+            before 0 and past the end of the clip has no meaning.
         """
         kept: list[_Past] = []
         for layer, past in zip(self._layers, pasts or [()] * len(self._layers), strict=True):
@@ -313,7 +313,7 @@ class _Layer:
         self.module = module
 
     def __call__(self, chunk: Tensor, first: int, length: int | None, past: _Past) -> tuple[Tensor, _Past]:
-        """Output for samples `first` … of a clip of `length` samples, and the next chunk's `past`, empty at first."""
+        """Output for the samples from `first` on, of a clip of `length` samples, and `past` for the next chunk."""
         output: Tensor = self.module(chunk)
         return output, past
 
@@ -322,7 +322,7 @@ class _Layer:
         return first
 
     def output_length(self, length: int | None) -> int | None:
-        """Output samples of a clip of `length`."""
+        """Number of output samples of a clip of `length`."""
         return length
 
 
@@ -341,8 +341,8 @@ class _Upsample(_Layer):
 class _Convolution(_Layer):
     """A convolution that keeps the last `kept` samples of its input.
 
-    As many as the kernel reaches back; with a stride, as many as also make the next chunk's windows begin where those
-    of a pass over the whole clip do.
+    These are as many as the kernel reaches back. With a stride they are a few more, so that the kernel has the same
+    positions in the next chunk as in a pass over the complete clip.
     """
 
     def __init__(self, module: Convolution, first: int) -> None:
@@ -385,13 +385,13 @@ class _ResidualBlock(_Layer):
 
 
 def _layers_of(module: nn.Module, first: int) -> list[_Layer]:
-    """The layers of one module of a net, the first of which gets samples from `first` on."""
+    """The layers of one module of a net; the first layer gets samples from `first` on."""
     if isinstance(module, ResidualStack):
         layers: list[_Layer] = []
         for block in module.blocks:
             assert isinstance(block, ResidualBlock)
             if isinstance(block.norm1, nn.GroupNorm):
-                raise ValueError("group norm looks at the whole clip at once and cannot run in chunks")
+                raise ValueError("group norm needs the complete clip at once and cannot run in chunks")
             layers.append(_ResidualBlock(block, first))
             first = layers[-1].first_output(first)
         return layers

@@ -1,9 +1,9 @@
 """Arithmetic of codes and vectors: distances, nearest codes, noise, perplexity.
 
-Distances are computed in three ways. `squared_distances` are complete, in the type of what it is given: in fp64 they
-say alike on every processor which vectors are one. `ranking_distances`, the hot path of every forward pass, are in fp32
-and lack a summand that does not change which code is the nearest. `repeats` must tell distances near zero apart in
-fp32, where a matrix product is as wrong as the vectors are long: it takes differences of the few nearest.
+Distances are computed in three ways. `squared_distances` are complete, in the type of their input: in fp64 every
+processor agrees on which vectors are equal. `ranking_distances`, the hot path of every forward pass, are in fp32 and
+omit a term that does not change which code is nearest. `repeats` must resolve distances near zero in fp32, where the
+error of a matrix product grows with the vectors' length: so it computes differences to the few nearest vectors.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn import functional
 
 _ROWS_AT_ONCE = 16_384
-"""Vectors whose distances to all codes are held at once."""
+"""Vectors whose distances to all codes are in memory at once."""
 _DISTANCES_AT_ONCE = 2**24
 _BLOCK = 32
 _APART, _NEAREST = 1e-8, 4
-"""Vectors whose squared distance is a smaller ratio of squared lengths count as one: rounding, not distance, would
-choose between them. So many of the nearest are looked at."""
+"""Two vectors count as equal if their squared distance is below this fraction of squared lengths: rounding, not
+distance, would choose between them. The second is the number of nearest vectors compared."""
 
 
 def squared_distances(left: Tensor, right: Tensor) -> Tensor:
@@ -29,36 +29,36 @@ def squared_distances(left: Tensor, right: Tensor) -> Tensor:
 
 
 def ranking_distances(rows: Tensor, book: Tensor) -> Tensor:
-    """Squared distances `[N, K]` of `rows [N, D]` to `book [K, D]`, less the rows' own squares, which order nothing."""
+    """Squared distances `[N, K]` of `rows [N, D]` to `book [K, D]` minus the rows' squares, which change no ranking."""
     squares = (book**2).sum(dim=1)
     if rows.device.type != "cpu" or not len(rows):
         return torch.addmm(squares, rows, book.t(), alpha=-2.0)
-    # The rows as the pixels of one image in channels-last memory: oneDNN's 1x1 convolution gives the same numbers as a
-    # matrix product and, on AMD's processors, sooner.
+    # The rows are the pixels of one image in channels-last memory: oneDNN's 1x1 convolution gives the same numbers as
+    # a matrix product, and is faster on AMD processors.
     image = rows.reshape(1, 1, *rows.shape).permute(0, 3, 1, 2)
     distances = functional.conv2d(image, (-2.0 * book)[..., None, None], squares)
     return distances.permute(0, 2, 3, 1).reshape(len(rows), len(book))
 
 
 def checked_latents(latents: Tensor) -> Tensor:
-    """Latents `[N, D]`; raises ValueError where they, or their distances to each other, overflow fp32."""
+    """Returns latents `[N, D]`; raises ValueError if they, or their distances to each other, overflow fp32."""
     if not torch.isfinite(4.0 * latents.float().square().sum(dim=-1)).all():
         raise ValueError("motion has values so large that the nets overflow")
     return latents
 
 
 def nearest_codes(rows: Tensor, book: Tensor) -> Tensor:
-    """Index `[N]` of the code of `book [K, D]` nearest to each of `rows [N, D]`; of several, the first."""
+    """Index `[N]` of the code of `book [K, D]` nearest to each of `rows [N, D]`; the first of several equally near."""
     blocks = [first_least(ranking_distances(block, book)) for block in torch.split(rows, _ROWS_AT_ONCE)]
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
 def beam_search(rows: Tensor, books: Sequence[Tensor], beam_size: int) -> Tensor:
-    """Codes `[N, Q]` whose vectors, one of each of the `books [K, D]`, add up to what is near to each of `rows [N, D]`.
+    """Codes `[N, Q]` whose vectors, one of each of the `books [K, D]`, add up to a sum near to each of `rows [N, D]`.
 
-    After each level the best `beam_size` sums go on, not the nearest code alone. The codes belong together: the first
-    of them alone may be farther away than the nearest codes are. Sources: Babenko and Lempitsky 2014 (additive
-    quantization), Liu et al. 2015 (the same for residual quantization).
+    After each level the best `beam_size` sums are kept, not only that of the nearest code. The codes belong together:
+    the first of them alone may be farther from the row than its nearest code. Sources: Babenko and Lempitsky 2014
+    (additive quantization), Liu et al. 2015 (the same for residual quantization).
     """
     blocks = [_beam_search(block, books, beam_size) for block in torch.split(rows, max(1, _ROWS_AT_ONCE // beam_size))]
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
@@ -69,7 +69,7 @@ def _beam_search(rows: Tensor, books: Sequence[Tensor], beam_size: int) -> Tenso
     codes = torch.empty(len(rows), 1, 0, dtype=torch.int64, device=rows.device)
     for book in books:
         distances = ranking_distances(left.reshape(-1, left.shape[-1]), book).view(*left.shape[:2], len(book))
-        # Sums of one row are compared with each other here, so that their own squares count.
+        # Different sums of one row are compared here, so their own squares count.
         distances += left.square().sum(dim=-1, keepdim=True)
         each, code = distances.topk(min(beam_size, len(book)), dim=-1, largest=False)
         chosen = each.flatten(1).topk(min(beam_size, each.shape[1] * each.shape[2]), dim=-1, largest=False).indices
@@ -80,11 +80,11 @@ def _beam_search(rows: Tensor, books: Sequence[Tensor], beam_size: int) -> Tenso
 
 
 def first_least(distances: Tensor) -> Tensor:
-    """Index `[N]` of the first of the least of each of `distances [N, K]`."""
+    """Index `[N]` of the least value in each row of `distances [N, K]`; the first if several are equal."""
     rows, codes = distances.shape
     if distances.device.type != "cpu" or codes % _BLOCK:
         return distances.argmin(dim=1)
-    # torch finds the least value with vector instructions, but not its place: that is looked for in one block a row.
+    # torch uses vector instructions to find the least value, but not its index: so only one block per row is searched.
     blocks = distances.view(rows, codes // _BLOCK, _BLOCK)
     block = blocks.amin(dim=2).argmin(dim=1)
     inside = blocks.gather(1, block.view(rows, 1, 1).expand(rows, 1, _BLOCK)).view(rows, _BLOCK).argmin(dim=1)
@@ -92,11 +92,11 @@ def first_least(distances: Tensor) -> Tensor:
 
 
 def repeats(candidates: Tensor, books: Tensor, distances_at_once: int = _DISTANCES_AT_ONCE) -> Tensor:
-    """Which of `candidates [Q, R, D]` are, but for rounding, a code of the `books [Q, K, D]` or an earlier candidate:
-    bool `[Q, R]`.
+    """Whether each of `candidates [Q, R, D]` equals, up to rounding, a code of the `books [Q, K, D]` or an earlier
+    candidate: bool `[Q, R]`.
 
     Args:
-        distances_at_once: how many are held in memory, over all levels; the result does not depend on it.
+        distances_at_once: how many are in memory at once, over all levels; the result does not depend on it.
     """
     others = torch.cat([books, candidates], dim=1)
     squares, other_squares = candidates.square().sum(dim=-1, keepdim=True), others.square().sum(dim=-1).unsqueeze(1)
@@ -111,7 +111,7 @@ def repeats(candidates: Tensor, books: Tensor, distances_at_once: int = _DISTANC
         distances = torch.baddbmm(other_squares, block, others.transpose(1, 2), alpha=-2.0)
         distances.masked_fill_(place >= own, torch.inf)
         nearest = distances.topk(min(_NEAREST, distances.shape[-1]), dim=-1, largest=False)
-        # A product's distances are as wrong as the vectors are long; differences are not.
+        # The error of a product's distances grows with the vectors' length; that of differences does not.
         compared = torch.take_along_dim(others, nearest.indices.flatten(1).unsqueeze(-1), dim=1)
         apart = block.unsqueeze(2) - compared.view(*nearest.indices.shape, -1)
         found.append(((apart.square().sum(dim=-1) <= near) & nearest.values.isfinite()).any(dim=-1))
@@ -119,13 +119,13 @@ def repeats(candidates: Tensor, books: Tensor, distances_at_once: int = _DISTANC
 
 
 def noise_of_copies(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """By how much copies of vectors `[..., D]` are set apart, so that they are no longer one code; as MoMask does."""
+    """Noise that makes copies of vectors `[..., D]` distinct codes, as in MoMask."""
     size: float = 0.01 / shape[-1] ** 0.5
     return torch.randn(shape, generator=generator) * size
 
 
 def perplexity_of(counts: Tensor) -> Tensor:
-    """Perplexity `[Q]` of code counts `[Q, K]`: exp of the entropy, 1 … K; 0 where nothing was counted."""
+    """Perplexity `[Q]` of code counts `[Q, K]`: exp of the entropy, 1 … K; 0 if nothing was counted."""
     total = counts.sum(dim=-1, keepdim=True)
     share = counts / total.clamp(min=1)
     entropy = -torch.special.xlogy(share, share).sum(dim=-1)
@@ -146,9 +146,9 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class _RotationTrick(torch.autograd.Function):
-    """`quantized [N, D]` forward; backward as if it were `latents [N, D]` turned and stretched into it.
+    """`quantized [N, D]` forward; backward as if it were `latents [N, D]`, rotated and scaled.
 
-    Turn and stretch count as constants: latents that share a code get gradients that differ as the latents do.
+    Rotation and scale are constants in the backward pass: latents with the same code get different gradients.
     Source: Fifty et al. 2024, "Restructuring vector quantization with the rotation trick".
     """
 
@@ -164,16 +164,16 @@ class _RotationTrick(torch.autograd.Function):
         source, target = latents / lengths[0], quantized / lengths[1]
         between = source + target
         between = between / between.norm(dim=-1, keepdim=True).clamp(min=1e-6)
-        # The transpose of I - 2 b bᵀ + 2 t sᵀ, which turns s into t.
+        # The transpose of I - 2 b bᵀ + 2 t sᵀ, which rotates s to t.
         turned = gradient - 2 * between * (between * gradient).sum(-1, keepdim=True)
         turned = turned + 2 * source * (target * gradient).sum(-1, keepdim=True)
         return turned * (lengths[1] / lengths[0]), None
 
 
 class _Commitment(torch.autograd.Function):
-    """`loss`, which is the mean square of `left [levels, N, D]`: latents `[N, D]` less the codes up to each level.
+    """`loss`, the mean square of `left [levels, N, D]`: latents `[N, D]` minus the codes up to each level.
 
-    Keeps one tensor of the latents' shape for the backward pass, however many levels there are.
+    It keeps one tensor of the latents' shape for the backward pass, whatever the number of levels.
     """
 
     @staticmethod
@@ -189,8 +189,8 @@ class _Commitment(torch.autograd.Function):
 
 # torch's `apply` comes without types.
 straight_through: Callable[[Tensor, Tensor, int], Tensor] = _StraightThrough.apply
-"""Of latents, what they were quantized to and a gain: `quantized`, with the gradient times the gain to `latents`."""
+"""Takes latents, quantized latents and a gain; returns the quantized, with gradient times gain to the latents."""
 rotation_trick: Callable[[Tensor, Tensor], Tensor] = _RotationTrick.apply
-"""Of latents and what they were quantized to, `[N, D]`: `quantized`, with a turned and stretched gradient."""
+"""Takes latents and quantized latents `[N, D]`; returns the quantized, with a rotated and scaled gradient."""
 commitment: Callable[[Tensor, Tensor, Tensor], Tensor] = _Commitment.apply
-"""Of latents `[N, D]`, the loss and what the levels left `[levels, N, D]`: the loss, with its gradient to latents."""
+"""Takes latents `[N, D]`, the loss and residuals `[levels, N, D]`; returns the loss, with gradient to the latents."""

@@ -1,8 +1,8 @@
-"""`--auto_batch_size`: the micro batch whose step fits on every rank, found by trying.
+"""`--auto_batch_size`: finds by trial the micro batch whose step fits on every rank.
 
-A try runs the model forward and backward on random motion of the real size, beside as many bytes as the engine will
-hold. It calls no collective, so that a rank that runs out of memory leaves no other waiting; after it the ranks agree.
-It leaves nothing behind: no tensor, no draw from a random generator, no peak in the statistics of memory.
+A trial runs the model forward and backward on random motion of the real size, next to as many bytes as the engine will
+hold. It calls no collective, so that no rank waits for one that runs out of memory; after the trial the ranks agree.
+It leaves no trace: no tensor, no draw from a random generator, no peak in the memory statistics.
 """
 
 import gc
@@ -31,14 +31,14 @@ def fit_batch(
 ) -> tuple[Profile, str]:
     """Finds the micro batch whose step fits on every rank; accumulation keeps the global batch.
 
-    Every rank calls this, before its engine is built, and ends with the same sizes.
+    Every rank calls this before its engine is built, and all end with the same sizes.
 
     Args:
         in_features: columns of the motion.
-        columns: as losses know them, for those that need it.
+        columns: for the losses that need them.
 
     Returns:
-        The profile with these sizes, and in one line what was tried and chosen.
+        The profile with these sizes, and one line that names the sizes tried and chosen.
 
     Raises:
         UserError: not even one window fits.
@@ -56,17 +56,17 @@ def fit_batch(
 
 
 def micro_batches(largest: int, share: int) -> list[int]:
-    """Micro batches to try, from `largest` down in sixteens, under 16 by halves, each lowered to a divisor of `share`.
+    """Micro batches to try: `largest` down in steps of 16, then halves of 16, each lowered to a divisor of `share`.
 
     Args:
-        share: windows a rank takes in an optimizer step.
+        share: windows per rank in an optimizer step.
     """
     sizes = [largest, *range(largest - _STEP, _STEP - 1, -_STEP), 16, 8, 4, 2, 1]
     return sorted({split_batch(share, size)[0] for size in sizes if size <= largest}, reverse=True)
 
 
 def _fits(plan: Plan, device: torch.device, columns: LossColumns | None) -> bool:
-    """Whether this rank gets through a step."""
+    """Whether a step fits into this rank's memory."""
     fits = True
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
@@ -76,7 +76,7 @@ def _fits(plan: Plan, device: torch.device, columns: LossColumns | None) -> bool
             if not is_out_of_memory(error):
                 raise
             fits = False
-    # Only here is the error gone, and with it the frames that hold the tensors.
+    # Only here the error is gone, and with it the stack frames that hold the tensors.
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -86,14 +86,14 @@ def _fits(plan: Plan, device: torch.device, columns: LossColumns | None) -> bool
 
 
 def _try_step(plan: Plan, device: torch.device, columns: LossColumns | None) -> None:
-    """A step of the plan's run in memory: raises what torch raises where it does not fit."""
+    """Runs a step with the memory use of the plan's run; raises torch's error if it does not fit."""
     profile, settings = plan.profile, plan.profile.rvqvae
-    # All levels at once are the most that a step takes.
+    # A step takes most memory when it uses all levels.
     model = RVQVAE(plan.in_features, settings.model.model_copy(update={"quantize_dropout_prob": 0.0}))
     model = model.to(device, torch.bfloat16 if profile.bf16.enabled else torch.float32).train()
     model.set_checkpointing(checkpoint_function(profile))
     for parameter in model.parameters():
-        # The engine hands a gradient on as it comes; what it keeps of them is in `_engine_bytes`.
+        # The engine passes each gradient on at once; the bytes that it keeps are in `_engine_bytes`.
         add_hook: Callable[..., Any] = parameter.register_post_accumulate_grad_hook  # torch has no types for it
         add_hook(_drop_gradient)
     held = torch.empty(_engine_bytes(plan), dtype=torch.uint8, device=device)
@@ -116,7 +116,7 @@ def _drop_gradient(parameter: torch.Tensor) -> None:
 
 
 def _engine_bytes(plan: Plan) -> int:
-    """What a step holds beside the model, its activations and its batch, while gradients come in."""
+    """Bytes that a step holds during the backward pass, besides the model, its activations and its batch."""
     zero = plan.zero
     engine = (
         plan.optimizer_bytes
@@ -133,7 +133,7 @@ def _engine_bytes(plan: Plan) -> int:
 
 
 def _ranks_where(mine: bool, device: torch.device) -> list[int]:
-    """The ranks on which a question has the answer yes."""
+    """The ranks that pass True for `mine`; every rank calls it."""
     answer = torch.tensor([int(mine)], device=device)
     answers = [torch.empty_like(answer) for _ in range(dist.get_world_size())]
     dist.all_gather(answers, answer)
@@ -155,14 +155,14 @@ def _summary(refusals: list[str], micro_batch: int, share: int) -> str:
 
 
 def _nothing_fits(plan: Plan, refused: list[int], device: torch.device) -> str:
-    """Why the run cannot start, with the least memory that one of the ranks has."""
+    """The message why the run cannot start, with the memory of the rank that has the least."""
     least = torch.tensor([room_bytes(device, plan.gpus)], device=device)
     dist.all_reduce(least, op=dist.ReduceOp.MIN)
     planned, room = gibibytes(planned_bytes(plan, device)), gibibytes(int(least.item()))
-    helps = "a smaller rvqvae.model.width or window_size, or cards with more memory free"
+    helps = "a smaller rvqvae.model.width or window_size, or GPUs with more free memory"
     if not plan.profile.rvqvae.training.gradient_checkpointing:
         helps = f"--gradient_checkpointing on, {helps}"
     return (
         f"--auto_batch_size: not even {plan.micro_batch} window of {plan.largest_shape.window_size} frames fits "
-        f"on {_names_of(refused)}: {planned} planned, {room} to be had where least is; try {helps}"
+        f"on {_names_of(refused)}: {planned} planned, {room} available on the rank with the least; try {helps}"
     )

@@ -1,4 +1,4 @@
-"""A moving average of the weights, which is what gets evaluated and exported."""
+"""A moving average of the weights; evaluation and export use the average."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,21 +12,21 @@ from ds_rvqvae.train.engine import fp32_model, set_fp32_weights
 
 
 class AverageState(TypedDict):
-    """The average of all weights, as checkpoints keep it."""
+    """The average of all weights, as checkpoints store it."""
 
     updates: int
     weights: list[Tensor]
-    """By the order of the model's parameters, on the CPU."""
+    """In the order of the model's parameters, on the CPU."""
 
 
 class WeightAverage:
-    """Averages the optimizer's fp32 weights, each rank those that ZeRO keeps on it, so that it costs no communication.
+    """Averages the optimizer's fp32 weights. Each rank averages those that ZeRO keeps on it, without communication.
 
-    Update t decays by `min(decay, (1 + t) / (10 + t))`, so that the start does not weigh for long.
+    Update t decays by `min(decay, (1 + t) / (10 + t))`, so that the first weights fade soon.
     Source: Polyak and Juditsky 1992; the start as in TensorFlow's `ExponentialMovingAverage`.
 
     Args:
-        engine: as it starts or was resumed; the average starts at its weights.
+        engine: new or resumed; the average starts at its weights.
     """
 
     def __init__(self, engine: deepspeed.DeepSpeedEngine, decay: float) -> None:
@@ -36,7 +36,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Takes the weights of a step that was applied."""
+        """Adds the weights after an applied step to the average."""
         self.updates += 1
         decay = min(self._decay, (1 + self.updates) / (10 + self.updates))
         for average, part in zip(self._averages, self._weights(), strict=True):
@@ -44,7 +44,7 @@ class WeightAverage:
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """The optimizer's fp32 weights are the average meanwhile; those that the model computes with stay."""
+        """Inside, the optimizer's fp32 weights are the average; the model's own weights do not change."""
         kept = [part.detach().clone() for part in self._weights()]
         self._set(self._averages)
         try:
@@ -59,7 +59,7 @@ class WeightAverage:
         return {"updates": self.updates, "weights": weights}
 
     def restore(self, state: AverageState) -> None:
-        """Goes on from what `state` gave, on any number of ranks. Every rank calls it."""
+        """Restores the average from a result of `state`, on any number of ranks. Every rank calls it."""
         kept = [part.detach().clone() for part in self._weights()]
         set_fp32_weights(self._engine, state["weights"])
         for average, part in zip(self._averages, self._weights(), strict=True):
@@ -68,7 +68,7 @@ class WeightAverage:
         self.updates = state["updates"]
 
     def _weights(self) -> list[Tensor]:
-        """This rank's fp32 weights: what the optimizer inside ZeRO's steps."""
+        """This rank's fp32 weights: those that the optimizer inside ZeRO's optimizer updates."""
         return [part for group in self._engine.optimizer.optimizer.param_groups for part in group["params"]]
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
-"""Saves and loads checkpoints that are whole or not there.
+"""Saves and loads checkpoints; a checkpoint is either complete or absent.
 
-DeepSpeed writes straight into the tag's folder and replaces `latest` in place. Here every rank saves under a temporary
-tag; it gets its name once all files are on disk and in the manifest, and only then does `latest` point to it.
+DeepSpeed writes directly into the tag's folder and replaces `latest` in place. Here every rank saves under a temporary
+tag. The folder gets its final name once all files are on disk and in the manifest, and then `latest` points to it.
 """
 
 import contextlib
@@ -56,31 +56,31 @@ _TOLERATED_FAILED_SAVES = 3
 
 
 class SaveFailedError(Exception):
-    """A checkpoint could not be written; the older ones are as they were."""
+    """A checkpoint could not be written; the older ones are unchanged."""
 
 
 @dataclass(frozen=True)
 class Keeping:
-    """Which checkpoints stay."""
+    """Which checkpoints a save keeps."""
 
     newest: int
     every: int | None = None
-    """Also those whose step is a multiple of this."""
+    """Checkpoints whose step is a multiple of this stay too."""
     best: bool = False
-    """Whether the one being saved scores best so far; the best stays."""
+    """Whether the new checkpoint has the best score so far; the best one stays."""
     past: dict[str, Any] = field(default_factory=dict)
-    """What its manifest says of its history."""
+    """The history to write into its manifest."""
 
 
 class Checkpointer:
-    """Saves a run's checkpoints, and tolerates some saves that fail.
+    """Saves a run's checkpoints, and tolerates a few failed saves.
 
     Args:
-        engine: what is saved.
+        engine: the engine to save.
         run_folder: checkpoints go into its `checkpoints`.
-        settings: which ones stay, and which step is the last.
-        resumed: the checkpoint that the run goes on from, in that folder.
-        beside: gives what a checkpoint keeps beside the model, by file name; called on rank 0.
+        settings: say which checkpoints stay, and which step is the last.
+        resumed: the checkpoint that the run continues from, in that folder.
+        beside: returns the further files of a checkpoint, by name; called on rank 0.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Checkpointer:
         self._beside = beside
         self._engine, self._folder, self._settings = engine, run_folder / "checkpoints", settings
         self.saved_step = None if resumed is None else step_of(resumed)
-        """Of the newest checkpoint; None where there is none yet."""
+        """Step of the newest checkpoint; None if there is none yet."""
         self.saved: Mark | None = None
         """That checkpoint, on rank 0."""
         self._ancestors: list[Mark] = []
@@ -103,19 +103,19 @@ class Checkpointer:
             self.saved, self._ancestors = mark_of(read_manifest(resumed)), marks_before(resumed)
             self._best = best_before(resumed)
         self.failures = 0
-        """Saves in a row that failed."""
+        """Number of failed saves in a row."""
 
     def save(self, step: int, state: dict[str, Any], best: bool = False) -> None:
-        """Saves the checkpoint of `step`; a failure is reported, to be tried again at the next interval.
+        """Saves the checkpoint of `step`; a failure is logged, and the next interval tries again.
 
         Every rank calls it.
 
         Args:
-            state: what DeepSpeed does not know; the same on all ranks.
-            best: whether it scores best so far.
+            state: the state that DeepSpeed does not save itself; the same on all ranks.
+            best: whether it has the best score so far.
 
         Raises:
-            SaveFailedError: after as many failures in a row as are tolerated, or at the last step.
+            SaveFailedError: too many saves in a row failed, or the one of the last step.
         """
         keeping = Keeping(self._settings.keep_checkpoints, self._settings.keep_every, best, self._past(state, best))
         try:
@@ -135,9 +135,9 @@ class Checkpointer:
         logger.info("step %d: saved %s", step, saved)
 
     def _past(self, state: dict[str, Any], best: bool) -> dict[str, Any]:
-        """What the manifest of the next checkpoint says: which ones were before it, the last scores, the best so far.
+        """The history in the next checkpoint's manifest: the checkpoints before it, the last scores, the best so far.
 
-        A fingerprint of None is its own, which it does not know yet.
+        A fingerprint of None means its own, which is not known yet.
         """
         found: dict[str, Any] = {"step": self._engine.global_steps, "fingerprint": None, "l1": None}
         if best:
@@ -162,11 +162,11 @@ def save_checkpoint(
     """Saves `folder/global_stepN` and points `latest` at it. Every rank calls it.
 
     Args:
-        client_state: what DeepSpeed does not know, under `rvqvae`; the same on all ranks.
-        beside: gives further files of the checkpoint, by name; rank 0's count.
+        client_state: under `rvqvae`, the state that DeepSpeed does not save itself; the same on all ranks.
+        beside: returns further files of the checkpoint, by name; only rank 0 calls it.
 
     Raises:
-        SaveFailedError: on every rank, where any rank could not write its part.
+        SaveFailedError: on every rank, if any rank could not write its files.
     """
     step, rank = engine.global_steps, dist.get_rank()
     unfinished, finished = folder / f"{UNFINISHED}{tag_of(step)}", folder / tag_of(step)
@@ -182,7 +182,7 @@ def save_checkpoint(
     if not failures:
         manifest = _manifest(engine, digests, client_state)
         missing = dist.get_world_size() + 1 - len(manifest["files"])
-        failures = [f"{missing} files of the checkpoint are not to be seen in {unfinished}"] if missing else []
+        failures = [f"{missing} files of the checkpoint are not visible in {unfinished}"] if missing else []
     if not failures and beside is not None:
         failures = _on_rank_zero(lambda: manifest.update(_write_beside(unfinished, beside())))
     if not failures:
@@ -194,19 +194,19 @@ def save_checkpoint(
 
 
 def _prepare(engine: deepspeed.DeepSpeedEngine, folder: Path, unfinished: Path, averaged: bool) -> None:
-    """Clears what a broken save left, and makes sure that there is room."""
+    """Removes the rest of an interrupted save, and checks that the disk has room."""
     sweep(folder)
     unfinished.mkdir(parents=True)
     parameters = sum(parameter.numel() for parameter in engine.module.parameters())
     needed, free = checkpoint_bytes(parameters, averaged), None
-    with contextlib.suppress(OSError):  # a file system that does not tell
+    with contextlib.suppress(OSError):  # some file systems do not tell
         free = shutil.disk_usage(folder).free
     if free is not None and free < needed:
         raise OSError(f"the disk of {folder} has {free:,} bytes free, {needed - free:,} too few for a checkpoint")
 
 
 def _write_parts(engine: deepspeed.DeepSpeedEngine, unfinished: Path, client_state: dict[str, Any]) -> list[str]:
-    """DeepSpeed's save. A rank whose disk is full must not leave the others waiting at DeepSpeed's barriers."""
+    """Runs DeepSpeed's save. A rank whose disk is full must not leave the others waiting at DeepSpeed's barriers."""
     reasons: list[str | None] = []
     writer, write = engine.checkpoint_engine, engine.checkpoint_engine.save
 
@@ -214,7 +214,7 @@ def _write_parts(engine: deepspeed.DeepSpeedEngine, unfinished: Path, client_sta
         reasons.append(_attempt(lambda: write(state_dict, path))[1])
 
     writer.save = guarded
-    # The scripts that DeepSpeed copies beside checkpoints come with it; a full disk would fail here as well.
+    # DeepSpeed would copy scripts next to the checkpoint, which are part of DeepSpeed; on a full disk this fails too.
     engine._copy_recovery_script = lambda save_path: None
     try:
         engine.save_checkpoint(
@@ -226,7 +226,7 @@ def _write_parts(engine: deepspeed.DeepSpeedEngine, unfinished: Path, client_sta
 
 
 def _finish(manifest: dict[str, Any], unfinished: Path, finished: Path, keeping: Keeping) -> None:
-    """Rank 0: manifest, disk, name, `latest`, and away with older ones."""
+    """Finishes a checkpoint on rank 0: manifest, sync to disk, name, `latest`; then removes older checkpoints."""
     folder = finished.parent
     profile = folder.parent / PROFILE_FILE
     if profile.is_file():
@@ -236,7 +236,7 @@ def _finish(manifest: dict[str, Any], unfinished: Path, finished: Path, keeping:
     for file in [*unfinished.iterdir(), unfinished]:
         sync(file)
     if finished.is_dir():
-        logger.warning("in the way of the checkpoint, and put aside: %s", put_one_aside(finished))
+        logger.warning("a folder had the checkpoint's name and was put aside: %s", put_one_aside(finished))
     remove(universal_of(finished))
     unfinished.rename(finished)
     sync(folder)
@@ -247,10 +247,10 @@ def _finish(manifest: dict[str, Any], unfinished: Path, finished: Path, keeping:
 
 
 def load_checkpoint(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> dict[str, Any]:
-    """Restores weights, optimizer, codebooks and counters on every rank; gives the client state.
+    """Restores weights, optimizer, codebooks and counters on every rank; returns the client state.
 
     Args:
-        checkpoint: of as many ranks as these, or where the engine loads universal checkpoints, of any number.
+        checkpoint: from the same number of ranks; from any number if the engine loads universal checkpoints.
     """
     universal = engine.load_universal_checkpoint()
     tag = universal_of(checkpoint).name if universal else checkpoint.name
@@ -264,7 +264,7 @@ def load_checkpoint(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> dict
 
 
 def make_universal(checkpoint: Path) -> Path:
-    """Converts a checkpoint so that any number of ranks can load it, once, beside it. Rank 0 calls it."""
+    """Converts a checkpoint, once, into a folder next to it that any number of ranks can load. Rank 0 calls it."""
     finished = universal_of(checkpoint)
     source = {"of": digest_of(checkpoint / MANIFEST)}
     with contextlib.suppress(OSError, ValueError):
@@ -275,7 +275,7 @@ def make_universal(checkpoint: Path) -> Path:
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
     command += ["--input_folder", str(checkpoint), "--output_folder", str(unfinished), "--num_extract_workers", "1"]
     command += ["--num_merge_workers", "1"]
-    # The conversion needs no card, and is not a rank of this run.
+    # The conversion needs no GPU, and is not a rank of this run.
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     result = subprocess.run(command, env={**environment, "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True)
     if result.returncode:
@@ -288,13 +288,13 @@ def make_universal(checkpoint: Path) -> Path:
 
 
 def _digests_below(folder: Path) -> dict[str, Any]:
-    """The entries of all files in a folder and below, but for its manifest."""
+    """Manifest entries of all files in a folder and below, except the manifest itself."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     return {str(path.relative_to(folder)): digest_of(path) for path in files}
 
 
 def _restore_buffers(module: torch.nn.Module, checkpoint: Path) -> None:
-    """Codebooks and their averages, which a universal checkpoint does not bring back."""
+    """Restores codebooks and their averages, which a universal checkpoint does not."""
     states = torch.load(checkpoint / MODEL_FILE, map_location="cpu", weights_only=False)
     saved = {name: states["module"][name] for name in states["buffer_names"]}
     buffers = dict(module.named_buffers())
@@ -303,9 +303,9 @@ def _restore_buffers(module: torch.nn.Module, checkpoint: Path) -> None:
 
 
 def _write_beside(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
-    """Writes the further files of a checkpoint; gives their entries in the manifest.
+    """Writes the further files of a checkpoint; returns their entries in the manifest.
 
-    They stand apart from those that a resume needs: a checkpoint without them is whole.
+    The manifest lists them apart from the files that a resume needs: a checkpoint without them is complete.
     """
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -313,7 +313,7 @@ def _write_beside(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def _own_files(folder: Path, rank: int) -> list[Path]:
-    """The files of a checkpoint that this rank wrote: its shard of the optimizer, and on rank 0 the model."""
+    """The files of a checkpoint that this rank wrote: its optimizer shard, and on rank 0 the model."""
     shards = list(folder.glob(f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"))
     return [*shards, folder / MODEL_FILE] if rank == 0 else shards
 
@@ -332,10 +332,10 @@ def _manifest(
 
 
 def _attempt(task: Callable[[], Any]) -> tuple[Any, str | None]:
-    """A task's result, or why it failed."""
+    """Returns a task's result, or the reason why it failed."""
     try:
         return task(), None
-    except Exception as error:  # torch raises RuntimeError where its writer meets a full disk
+    except Exception as error:  # torch's writer raises RuntimeError on a full disk
         return None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
@@ -347,5 +347,5 @@ def _gather(reasons: list[str | None]) -> list[str]:
 
 
 def _on_rank_zero(task: Callable[[], Any]) -> list[str]:
-    """Runs `task` on rank 0; the failure, if any, on all ranks."""
+    """Runs `task` on rank 0; returns its failure, if any, on all ranks."""
     return _gather([_attempt(task)[1] if dist.get_rank() == 0 else None])

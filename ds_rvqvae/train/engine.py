@@ -1,4 +1,4 @@
-"""The DeepSpeed engine round an RVQ-VAE."""
+"""The DeepSpeed engine for an RVQ-VAE, its monitors, and communication between ranks."""
 
 import functools
 import math
@@ -42,11 +42,11 @@ from ds_rvqvae.runs.variables import INTERFACE_VARIABLES, loopback_interface
 
 
 class Monitors(MonitorMaster):  # type: ignore[misc]
-    """The profile's monitors, TensorBoard among them, on rank 0. One that cannot be made, or fails, is said once and
-    gets nothing more: it only shows the training.
+    """The profile's monitors, such as TensorBoard, on rank 0. If one cannot be created or fails, there is one warning
+    and it gets no more data; the training continues.
 
     Args:
-        config: a whole DeepSpeed config.
+        config: a complete DeepSpeed config.
     """
 
     _KINDS: ClassVar = {
@@ -67,17 +67,17 @@ class Monitors(MonitorMaster):  # type: ignore[misc]
                     setattr(self, name, kind(own))
 
     def write_events(self, event_list: list[tuple[str, float, int]]) -> None:
-        """Scalars by tag and sample, to all."""
+        """Writes scalars, `(tag, value, sample)` each, to all monitors."""
         for name in self._KINDS:
             if (monitor := getattr(self, name)) is not None:
                 self.attempt(name, functools.partial(monitor.write_events, event_list))
 
     def attempt(self, name: str, write: Callable[[], None]) -> None:
-        """Writes to one monitor, where there is one; where that fails it gets nothing more."""
+        """Writes to one monitor, if it is there; after a failure it gets no more data."""
         if getattr(self, name) is None:
             return
         done = False
-        with tolerated(f"{self._KINDS[name][0]}: gets nothing more until a restart"):
+        with tolerated(f"{self._KINDS[name][0]}: gets no more data until a restart"):
             write()
             done = True
         if not done:
@@ -85,41 +85,41 @@ class Monitors(MonitorMaster):  # type: ignore[misc]
 
 
 def without_monitors(config: dict[str, Any]) -> dict[str, Any]:
-    """A DeepSpeed config whose monitors are off."""
+    """Returns the DeepSpeed config with its monitors off."""
     sections = {section for section, _ in Monitors._KINDS.values()} & config.keys()
     return {**config, **{section: {**config[section], "enabled": False} for section in sections}}
 
 
 def start_distributed() -> None:
-    """Joins the ranks that the launcher started; without a launcher, a world of one."""
+    """Joins the ranks that the launcher started; without a launcher, starts a world of one rank."""
     if "RANK" not in os.environ:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in alone.items()})
-    # DeepSpeed calls a collective that newer torch has renamed.
+    # DeepSpeed calls a collective under a name that newer torch versions deprecate.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
-    # A shared-memory collective for CPUs, compiled for minutes in every new home folder and never used here.
+    # A shared-memory collective for CPUs: it compiles for minutes in every new home folder, and is never used here.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # fp32 is to mean fp32; a convolution's default on a GPU is TF32.
+    # fp32 must mean fp32; the default of a convolution on a GPU is TF32.
     torch.backends.cudnn.allow_tf32 = False
     get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, init_method=_meeting_place())
 
 
 def _meeting_place() -> str:
-    """How ranks find each other, as torch takes it. Those of one machine do on its loopback address alone, where torch
-    itself would listen on all addresses."""
-    # A host's name may mean the loopback address on that host itself, and another one on the others.
+    """The init method, for torch, by which ranks find each other. Ranks of one machine use only its loopback address;
+    torch itself would listen on all addresses."""
+    # A host's name may resolve to the loopback address on that host, and to another one on other hosts.
     local = re.fullmatch(r"localhost|127(\.\d+){3}", os.environ["MASTER_ADDR"]) is not None
-    several = os.environ.get("CROSS_SIZE", "1") != "1"  # deepspeed's count of hosts; on the first the address may be so
+    several = os.environ.get("CROSS_SIZE", "1") != "1"  # deepspeed's number of hosts; the first may have such a name
     if not local or several or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return "env://"
     if interface := loopback_interface():
         for name in INTERFACE_VARIABLES:
             os.environ.setdefault(name, interface)
-    with suppress(RuntimeError):  # it is registered
+    with suppress(RuntimeError):  # it is registered already
         register_rendezvous_handler("loopback", _meet_on_loopback)  # type: ignore[no-untyped-call]
     return "loopback://"
 
@@ -134,7 +134,7 @@ def _meet_on_loopback(_url: str, timeout: timedelta, **_others: Any) -> Iterator
 
 
 def own_device() -> torch.device:
-    """The device of this rank, which its engine will be on."""
+    """The device of this rank, on which its engine will be."""
     return torch.device(get_accelerator().current_device_name())
 
 
@@ -146,17 +146,17 @@ def build_engine(
     init_from: Path | None = None,
     normalisation: Sequence[NDArray[np.float32]] = (),
 ) -> deepspeed.DeepSpeedEngine:
-    """A DeepSpeed engine whose module is the profile's RVQ-VAE, equal on all ranks.
+    """Builds a DeepSpeed engine whose module is the profile's RVQ-VAE, equal on all ranks.
 
     Args:
-        universal: it is to load a checkpoint that another number of ranks saved.
-        init_from: folder of a tokenizer or of a checkpoint that weights, codebooks and averages come from; rank 0
+        universal: whether it will load a checkpoint that a different number of ranks saved.
+        init_from: folder of a tokenizer or of a checkpoint, from which weights, codebooks and averages come; rank 0
             reads it.
-        normalisation: mean and std, float32 `[C]`, that were taken of that tokenizer.
+        normalisation: mean and std, float32 `[C]`, that this start has read from that tokenizer.
 
     Raises:
-        UserError: the tokenizer cannot be loaded, or is another one by now.
-        RuntimeError: where DeepSpeed changed the codebooks' dtype.
+        UserError: the tokenizer cannot be loaded, or was replaced since it was read.
+        RuntimeError: DeepSpeed changed the codebooks' dtype.
     """
     training = profile.rvqvae.training
     torch.manual_seed(training.seed)
@@ -180,10 +180,10 @@ def build_engine(
     if weights:
         set_fp32_weights(engine, weights)
     engine.monitor = Monitors(config)
-    # The engine would write the learning rate to disk, flushed, at every step; `Board` writes it with the rest.
+    # The engine would write and flush the learning rate at every step; `Board` writes it with the other values.
     engine.monitor.enabled = profile.wall_clock_breakdown and engine.monitor.enabled
     if training.compile:
-        # Its draws and staged statistics are Python's: compiled, it would be compiled anew at every step.
+        # Its random draws and staged statistics are Python code: compiled, it would be recompiled at every step.
         disable: Callable[..., Any] = torch.compiler.disable
         quantizer.forward = disable(quantizer.forward)
         engine.compile()
@@ -199,9 +199,9 @@ def _load_tokenizer(model: RVQVAE, folder: Path, normalisation: Sequence[NDArray
 
 
 def set_fp32_weights(engine: deepspeed.DeepSpeedEngine, weights: list[torch.Tensor]) -> None:
-    """Sets the optimizer's fp32 weights to rank 0's `weights`; DeepSpeed makes them of what bf16 left of those.
+    """Sets the optimizer's fp32 weights to rank 0's `weights`; DeepSpeed itself makes them from the bf16 weights.
 
-    Those that the model computes with stay as they are. Every rank calls it.
+    The weights that the model computes with do not change. Every rank calls it.
     """
     for parameter, weight in zip(engine.module.parameters(), weights, strict=True):
         weight = weight.to(engine.device)
@@ -210,7 +210,7 @@ def set_fp32_weights(engine: deepspeed.DeepSpeedEngine, weights: list[torch.Tens
 
 
 def broadcast_buffers(module: torch.nn.Module) -> None:
-    """Gives every rank rank 0's buffers; DeepSpeed does so for parameters only."""
+    """Copies rank 0's buffers to every rank; DeepSpeed does this for parameters only."""
     for buffer in module.buffers():
         plain = buffer.to(torch.uint8) if buffer.dtype == torch.bool else buffer
         dist.broadcast(plain, src=0)
@@ -218,16 +218,16 @@ def broadcast_buffers(module: torch.nn.Module) -> None:
 
 
 def checkpoint_function(profile: Profile) -> Checkpoint | None:
-    """How residual stacks are recomputed, or None where they are not.
+    """The function that recomputes residual stacks; None if the profile does not recompute them.
 
-    torch's non-reentrant kind, unless DeepSpeed's section asks for what only DeepSpeed's own does. The reentrant kind
-    would leave a stack fed by raw data without gradients.
+    It is torch's non-reentrant checkpointing, unless DeepSpeed's section asks for a feature that only DeepSpeed's own
+    has. With the reentrant kind, a stack whose input is raw data would get no gradients.
     """
     if not profile.rvqvae.training.gradient_checkpointing:
         return None
     section = profile.activation_checkpointing
     if section.cpu_checkpointing:
-        # Not DeepSpeed's: 0.19.8 empties a stack's input before it is recomputed from it.
+        # Not DeepSpeed's own: 0.19.8 frees a stack's input before the recomputation needs it.
         return _checkpoint_on_cpu
     if section.partition_activations or section.synchronize_checkpoint_boundary or section.profile:
         deepspeed.checkpointing.configure(None, deepspeed_config=profile.deepspeed_config())
@@ -243,7 +243,7 @@ def _checkpoint_on_cpu(function: Callable[[torch.Tensor], torch.Tensor], hidden:
 
 
 def fp32_model(engine: deepspeed.DeepSpeedEngine) -> RVQVAE:
-    """A copy of the model in eval mode with the optimizer's fp32 weights. Every rank calls it."""
+    """Returns a copy of the model in eval mode, with the optimizer's fp32 weights. Every rank calls it."""
     module = engine.module
     with torch.device(engine.device):
         model = RVQVAE(module.in_features, module.config)
@@ -256,7 +256,7 @@ def fp32_model(engine: deepspeed.DeepSpeedEngine) -> RVQVAE:
 
 
 def on_rank_zero_first(task: Callable[[], Any]) -> Any:
-    """Runs `task` on rank 0 and gives its result, or raises its error, on every rank."""
+    """Runs `task` on rank 0; returns its result, or raises its error, on every rank."""
     outcome: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
@@ -272,7 +272,7 @@ def on_rank_zero_first(task: Callable[[], Any]) -> Any:
 
 
 def of_this_host(own: Any) -> Any:
-    """What the first rank of this host gives for `own`; raises a UserError that the first rank of any host gives."""
+    """Returns the `own` of this host's first rank; raises a UserError if the first rank of any host passes one."""
     first = os.environ["LOCAL_RANK"] == "0"
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, (socket.gethostname(), own) if first else None)
@@ -284,7 +284,7 @@ def of_this_host(own: Any) -> Any:
 
 
 def of_all_ranks(own: Any) -> list[tuple[str, Any]]:
-    """The host of every rank, in order, with what it gives for `own`."""
+    """Returns the host and the `own` of every rank, in rank order."""
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, (socket.gethostname(), own))
     return found
@@ -293,8 +293,8 @@ def of_all_ranks(own: Any) -> list[tuple[str, Any]]:
 def learning_rate(step: int, base: float, schedule: ScheduleConfig, total_iter: int) -> float:
     """Learning rate of optimizer step `step`, counted from 0, of `total_iter`.
 
-    A linear rise over `warm_up_iter` steps, then `base` times `gamma` for each milestone passed (T2M-GPT's schedule),
-    or half a cosine wave that would reach nothing at `total_iter` (Loshchilov and Hutter 2017).
+    It rises linearly over `warm_up_iter` steps. Then it is `base` times `gamma` for each milestone passed (T2M-GPT's
+    schedule), or follows half a cosine wave that reaches 0 at `total_iter` (Loshchilov and Hutter 2017).
     """
     warm_up = schedule.warm_up_iter
     if step < warm_up:

@@ -1,4 +1,4 @@
-"""What a run makes of its model on the way: scores, pictures, and in the end the tokenizer."""
+"""Evaluates the model during a run: scores and pictures, and at the end the tokenizer."""
 
 import contextlib
 import math
@@ -24,14 +24,14 @@ from ds_rvqvae.train.metrics import Board, announce
 
 
 class Evaluator:
-    """Scores the held-out split with fp32 weights, or their average, and knows the best score so far.
+    """Scores the held-out split with fp32 weights, or their average, and keeps the best score so far.
 
     Args:
         engine: its module is the RVQ-VAE.
         data: training and held-out motion.
         run_folder: scores and pictures go into its `eval`, the tokenizer into its `tokenizer`.
         board: gets scores and pictures too.
-        average: of the weights, where the run keeps one.
+        average: the average of the weights, if the run keeps one.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class Evaluator:
         self._best_step: int | None = None
         self._best_before: tuple[float, int | None] = math.inf, None
         self.best_l1 = math.inf
-        """Least L1 of the history's checkpoints, and of the evaluation just made; a resumed run sets it."""
+        """Lowest L1 of the history's checkpoints and of the latest evaluation; a resumed run sets it."""
 
     def evaluate(self, step: int, file: str) -> RVQVAE:
-        """Scores the model as it is after `step` steps into `eval/FILE`; every rank calls it.
+        """Scores the present model, after `step` steps, and writes `eval/FILE`; every rank calls it.
 
         Returns:
-            the model with the weights that were scored, in eval mode.
+            the model with the scored weights, in eval mode.
         """
         with self._average.in_place() if self._average else contextlib.nullcontext():
             model = fp32_model(self._engine)
@@ -71,45 +71,45 @@ class Evaluator:
         return model
 
     def scores_of(self, step: int) -> dict[str, Any] | None:
-        """The scores after `step` steps, if those are the last that were taken."""
+        """The scores after `step` steps, if the last evaluation was at that step."""
         return self._scores if self._scores.get("step") == step else None
 
     @property
     def last_scores(self) -> dict[str, Any] | None:
-        """Those of the last evaluation of the history; None before the first of weights that were trained."""
+        """Scores of the history's last evaluation; None before the first evaluation of trained weights."""
         return self._scores if self._scores.get("step") else None
 
     def restore(self, last_scores: dict[str, Any] | None, best: Best | None) -> None:
-        """Goes on with what was scored before."""
+        """Restores the scores of an earlier start."""
         self._scores = last_scores or {}
         if best is not None:
             self.best_l1, self._best_step = best.l1, best.mark.step
 
     def is_best(self, step: int) -> bool:
-        """Whether the model after `step` steps was scored, and better than any before it."""
+        """Whether the model after `step` steps was scored and has the best score so far."""
         return self._best_step == step
 
     def note_saved(self, step: int, fingerprint: str) -> None:
-        """Rank 0: the model after `step` steps was saved; scores of it name its checkpoint from now on."""
+        """Called on rank 0 when the model after `step` steps was saved: its scores then name the checkpoint."""
         if self.scores_of(step) is not None:
             with tolerated(f"step {step}: scores not written"):
                 write_json(self._run_folder / "eval" / SCORES, {**self._scores, "checkpoint": fingerprint})
 
     def note_not_saved(self, step: int) -> None:
-        """The model after `step` steps was not saved, so it is not the best either: that is one on disk."""
+        """Called when the model after `step` steps was not saved: then it is not the best, which must be on disk."""
         if self._best_step == step:
             self.best_l1, self._best_step = self._best_before
 
     def _show(self, model: RVQVAE, split: str, file: str) -> None:
-        """Rank 0: scores into `eval/FILE`, pictures beside it, all of it to TensorBoard. Whatever fails is a warning:
-        the other ranks are training on."""
+        """Writes, on rank 0, scores to `eval/FILE`, pictures next to it, and both to TensorBoard. A failure is only a
+        warning, because the other ranks continue to train."""
         scores, step = self._scores, self._scores["step"]
         with tolerated(f"step {step}: scores not written"):
-            # Which checkpoint they are of is known once there is one.
+            # Their checkpoint is known only after it is saved.
             named = scores | ({"checkpoint": None} if file == SCORES else {})
             write_json(self._run_folder / "eval" / file, named)
         names = ("l1", "angle_error_deg", "velocity_error")
-        with tolerated(f"step {step}: scores not told"):
+        with tolerated(f"step {step}: scores not printed"):
             announce(evaluation_line(scores, self.best_l1, self._best_step))
         group = split.capitalize()
         tags = {f"{group}/{name}": scores[name] for name in names}
@@ -123,7 +123,7 @@ class Evaluator:
                 self._draw(model, shown, samples)
 
     def _draw(self, model: RVQVAE, split: str, samples: int) -> None:
-        """Draws a clip of a split beside its reconstruction."""
+        """Draws a clip of a split next to its reconstruction."""
         from ds_rvqvae.viz.reconstruction import reconstruction_pictures, save_figure  # late: matplotlib may be broken
 
         for name, figure in reconstruction_pictures(model, self._data, (split,), self._device):
@@ -132,18 +132,18 @@ class Evaluator:
 
 
 def evaluation_line(scores: dict[str, Any], best_l1: float, best_step: int | None, columns: int = 80) -> str:
-    """An evaluation in a line of so many columns, where its numbers let it.
+    """An evaluation as one line, shortened to fit into `columns` characters if possible.
 
     Args:
-        scores: with their `step`; 0 before training.
-        best_l1, best_step: the least L1 so far, and after how many steps it was; None before the first.
+        scores: with their `step`, which is 0 before training.
+        best_l1, best_step: the lowest L1 so far, and its step; None before the first.
     """
     step, l1, angle = scores["step"], scores["l1"], scores["angle_error_deg"]
     start = f"step {step:,}, {scores['split']}: "
     if l1 is None:
         return f"{start}no clip is long enough to be scored"
     perplexities = scores["perplexity"]
-    in_use = sum(value > 1.01 for value in perplexities)  # of a level that always gives one code it is 1
+    in_use = sum(value > 1.01 for value in perplexities)  # a level that always gives the same code has 1
     levels = f"levels {in_use}/{len(perplexities)}"
     perplexity = f", perplexity {sum(perplexities) / len(perplexities):.0f}"
     for title, digits, more in (("angle ", 4, perplexity), ("angle ", 4, ""), ("angle ", 3, ""), ("", 3, "")):
@@ -160,12 +160,12 @@ def evaluation_line(scores: dict[str, Any], best_l1: float, best_step: int | Non
 def export_tokenizer(
     model: RVQVAE, data: MotionData, run_folder: Path, step: int, scores: dict[str, Any], checkpoint: str
 ) -> None:
-    """Rank 0 writes the tokenizer of `model` into the run's `tokenizer`; every rank calls it.
+    """Writes, on rank 0, the tokenizer of `model` into the run's `tokenizer`; every rank calls it.
 
     Args:
-        checkpoint: the fingerprint of that of these weights; rank 0's counts.
+        checkpoint: fingerprint of the checkpoint with these weights; only rank 0's is used.
 
-    A failure is reported, with the command that does it later.
+    A failure is logged, with the command that exports the tokenizer later.
     """
     if dist.get_rank() == 0:
         details = {"training_step": step, "scores": scores, "checkpoint": checkpoint}

@@ -1,4 +1,4 @@
-"""Which windows the first codes are made from: those of the run's first batch, or of as many as give enough latents."""
+"""The windows for the first codes: those of the run's first batch, or of as many batches as give enough latents."""
 
 import logging
 
@@ -11,26 +11,26 @@ from ds_rvqvae.data.order import BatchOrder
 logger = logging.getLogger("ds_rvqvae")
 
 _LATENTS_A_CODE = 2
-"""Latents wanted for a code of a level. With as many latents as codes each would be a code, and what the levels leave
-would repeat."""
+"""Latents per code of a level. With only as many latents as codes, each latent would be a code, and the residuals of
+the levels would repeat."""
 
 
 def first_batches(
     loader: BatchLoader, order: BatchOrder, step: int, config: ModelConfig, rank: int, world_size: int
 ) -> list[Tensor] | None:
-    """A rank's windows of the batches from `step` on that the first codes are made from, `[windows, window_size, C]`
-    each; None where the batch of `step` is enough."""
+    """A rank's windows for the first codes, `[windows, window_size, C]` each, from the batches from `step` on; None if
+    the batch of `step` is enough."""
     steps, latents = count_steps(order, step, config)
     if steps == 1:
         return None
-    logger.info("first codes: %d of a level from %d latents, %d batches", config.nb_code, latents, steps)
+    logger.info("first codes: %d per level from %d latents, %d batches", config.nb_code, latents, steps)
     return stretch(loader, order, range(step, step + steps), rank, world_size)
 
 
 def count_steps(order: BatchOrder, first: int, config: ModelConfig) -> tuple[int, int]:
-    """How many batches from step `first` on the first codes need, and how many latents those have.
+    """The number of batches, from step `first` on, that the first codes need, and the number of their latents.
 
-    No more than there are training windows: the next epoch has the same ones.
+    It stops after one epoch, because the next epoch has the same windows.
     """
     windows = sum(sequence.num_windows for sequence in order.sequences.values())
     steps = taken = latents = 0
@@ -43,7 +43,7 @@ def count_steps(order: BatchOrder, first: int, config: ModelConfig) -> tuple[int
 
 
 def stretch(loader: BatchLoader, order: BatchOrder, steps: range, rank: int, world_size: int) -> list[Tensor]:
-    """A rank's windows of several steps: the ranks' stretches follow each other in the order of one rank alone."""
+    """A rank's windows of several steps; concatenated in rank order they are in the order that one rank would use."""
     total = sum(map(order.batch, steps))
     first, stop = rank * total // world_size, (rank + 1) * total // world_size
     parts, before = [], 0

@@ -1,4 +1,4 @@
-"""What a rank says when its device's memory runs out: the batch, the peak, the plan, who else is there, what to do."""
+"""The message when a device's memory runs out: the batch, the peak, the plan, other users of the GPU, and a remedy."""
 
 import json
 import logging
@@ -35,12 +35,12 @@ _WORDS = (
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
     "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
-    # What torch makes of every plan of cuDNN's that found no room.
+    # torch says this if no plan of cuDNN's found room.
     "unable to find an engine to execute this computation",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "DefaultCPUAllocator: can't allocate memory",
 )
-"""How libraries say it whose errors are not torch's own `OutOfMemoryError`."""
+"""Messages of libraries whose errors are not torch's own `OutOfMemoryError`."""
 
 
 class OutOfMemory(RuntimeError):  # noqa: N818 - users read this name in their logs
@@ -48,7 +48,7 @@ class OutOfMemory(RuntimeError):  # noqa: N818 - users read this name in their l
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error`, or one that it was raised from or after, is for lack of memory."""
+    """Whether `error`, or an error that it was raised from or after, is an out-of-memory error."""
     seen: list[BaseException] = []
     raised: BaseException | None = error
     while raised is not None and raised not in seen:
@@ -61,7 +61,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def out_of_memory_explained(profile: Profile, in_features: int, device: torch.device) -> Iterator[None]:
-    """Raises `OutOfMemory` in place of an error for lack of memory, with the details in the log."""
+    """Raises `OutOfMemory` in place of an out-of-memory error, and writes the details to the log."""
     try:
         yield
     except Exception as error:
@@ -74,36 +74,36 @@ def out_of_memory_explained(profile: Profile, in_features: int, device: torch.de
             if device.type == "cuda":
                 logger.error("%s", torch.cuda.memory_summary(device))
         except Exception:
-            # What went wrong is the memory, not the words about it.
-            logger.exception("no more can be said of the memory")
+            # A failure here must not hide the original error.
+            logger.exception("the out-of-memory error cannot be explained")
             raise error from None
         raise OutOfMemory(message) from error
 
 
 def explanation(plan: Plan, planned: int, peak: str, others: str) -> str:
-    """The one line.
+    """The one-line message of `OutOfMemory`.
 
     Args:
-        plan: of the profile, on a card with the memory that this rank can have.
+        plan: of the profile, on a GPU with the memory that is available to this rank.
         planned: the plan's figure, in bytes.
-        peak: what the rank held at its most.
-        others: what else is on its card; empty where nothing is.
+        peak: the rank's peak, in words.
+        others: the other users of its GPU, in words; empty if there are none.
     """
-    room = f"{gibibytes(planned)} planned, {gibibytes(plan.card.memory_bytes)} to be had on {plan.card.name}"
+    room = f"{gibibytes(planned)} planned, {gibibytes(plan.card.memory_bytes)} available on {plan.card.name}"
     said = [f"micro batch {plan.micro_batch} does not fit: {peak}; {room}", others, _advice(plan)]
     return "; ".join(filter(None, [*said, "run.log has the details"]))
 
 
 def _advice(plan: Plan) -> str:
-    """Flags that make the step smaller and leave the global batch as it is."""
+    """Advice with flags that make the step smaller and keep the global batch."""
     training, share = plan.profile.rvqvae.training, plan.profile.windows_per_rank
     flags = []
-    # Smaller micro batches are accumulated, which takes memory of its own.
+    # Smaller micro batches need accumulation, which takes memory too.
     accumulation = max(2, plan.profile.gradient_accumulation_steps)
     accumulated = plan.profile.model_copy(update={"gradient_accumulation_steps": accumulation})
     most = largest_micro_batch(accumulated, plan.in_features, plan.gpus, plan.card)
     if most >= plan.micro_batch:
-        # It is the plan that is wrong, and half is a guess.
+        # Then the plan is wrong; half is a guess.
         most = plan.micro_batch // 2
     if most:
         size, accumulation = split_batch(share, most)
@@ -112,17 +112,17 @@ def _advice(plan: Plan) -> str:
         flags.append("--gradient_checkpointing on")
     if not training.auto_batch_size and plan.micro_batch > 1:
         flags.append("--auto_batch_size")
-    return f"try {' or '.join(flags)}" if flags else "try other cards (--include) or a smaller rvqvae.model.width"
+    return f"try {' or '.join(flags)}" if flags else "try other GPUs (--include) or a smaller rvqvae.model.width"
 
 
 def _plan(profile: Profile, in_features: int, world_size: int, device: torch.device) -> Plan:
-    # Rates of arithmetic and links take no part in what is said here.
+    # The message does not use the card's rates of arithmetic and links.
     card = replace(CARDS["4090"], name=_name_of(device), memory_bytes=room_bytes(device, world_size))
     return make_plan(profile, in_features, world_size, card)
 
 
 def planned_bytes(plan: Plan, device: torch.device) -> int:
-    """What the plan says that a rank takes; on a CPU without CUDA's share."""
+    """Bytes that the plan expects of a rank; on a CPU without the overhead of CUDA."""
     return plan.total_bytes if device.type == "cuda" else plan.allocated_bytes
 
 
@@ -131,17 +131,17 @@ def _name_of(device: torch.device) -> str:
 
 
 def room_bytes(device: torch.device, world_size: int) -> int:
-    """Memory that this rank can have, its own included: the card's less what others hold."""
+    """Bytes available to this rank, its own included: the device's memory minus that of other processes."""
     if device.type != "cuda":
         return psutil.virtual_memory().available + psutil.Process().memory_info().rss
     free, total = torch.cuda.mem_get_info(device)
-    # The plan counts these two; on the card they are neither free nor torch's.
+    # The plan counts these two; on the GPU they are neither free nor reserved by torch.
     overhead = CONTEXT_BYTES + (NCCL_BYTES if world_size > 1 else 0)
     return min(total, free + torch.cuda.memory_reserved(device) + overhead)
 
 
 def peak_of(device: torch.device) -> str:
-    """The most that this rank held since the last logged step, in words; on a CPU since its start."""
+    """This rank's peak since the last logged step, in words; on a CPU since its start."""
     if device.type != "cuda":
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return f"{gibibytes(resident)} resident at the peak"
@@ -150,34 +150,34 @@ def peak_of(device: torch.device) -> str:
 
 
 def others_on(device: torch.device) -> str:
-    """What else is on this rank's card, in words; empty where nothing is."""
+    """Other users of this rank's GPU, or the host's free memory, in words; empty if there are no others."""
     if device.type != "cuda":
         memory = psutil.virtual_memory()
-        return f"the host has {gibibytes(memory.available)} of {gibibytes(memory.total)} left for all its processes"
+        return f"the host has {gibibytes(memory.available)} of {gibibytes(memory.total)} free for all its processes"
     return others_on_card(str(torch.cuda.get_device_properties(device).uuid), torch.cuda.memory_reserved(device))
 
 
 def others_on_card(uuid: str, own_bytes: int, own_pid: int | None = None) -> str:
-    """What beside this process is on a card, in words; empty where nothing is.
+    """Other users of a GPU, in words; empty if there are none.
 
     Args:
-        uuid: the card's, as torch or NVML writes it.
-        own_bytes: what this process holds there, for where the driver does not tell.
-        own_pid: this process, unless it is told otherwise.
+        uuid: of the GPU, as torch or NVML writes it.
+        own_bytes: memory of this process on the GPU, used if the driver does not tell it.
+        own_pid: this process by default.
     """
     own_pid = os.getpid() if own_pid is None else own_pid
     try:
         gpus = list_gpus()
     except (NoDriverError, UserError) as error:
-        return f"what else is on the card cannot be told ({error})"
+        return f"other users of the GPU are unknown ({error})"
     gpu = next((gpu for gpu in gpus if _bare(uuid) in map(_bare, _uuids_of(gpu))), None)
     if gpu is None or gpu.error:
-        return f"what else is on the card cannot be told ({gpu.error if gpu else 'NVML does not list it'})"
+        return f"other users of the GPU are unknown ({gpu.error if gpu else 'NVML does not list it'})"
     others = tuple(process for process in gpu.processes if process.pid != own_pid)
     own = next((process.memory_bytes for process in gpu.processes if process.pid == own_pid), None)
     left = (gpu.memory_used_bytes or 0) - (own or own_bytes + CONTEXT_BYTES)
     if own is None and left < IDLE_MEMORY:
-        # In a container the driver may tell other process ids: then the one it lists is this one.
+        # In a container the driver may report different process ids: then the process that it lists is this one.
         others = ()
     if not others and left < IDLE_MEMORY:
         return ""
@@ -194,5 +194,5 @@ def _uuids_of(gpu: Gpu) -> list[str]:
 
 
 def _bare(uuid: str) -> str:
-    """A UUID without the prefix that NVML puts before it and torch does not."""
+    """A UUID without the prefix that NVML writes and torch does not."""
     return uuid.removeprefix("GPU-").removeprefix("MIG-")

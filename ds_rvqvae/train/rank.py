@@ -51,12 +51,12 @@ from ds_rvqvae.runs.variables import settle_rank
 from ds_rvqvae.tokenizer.folder import TOKENIZER
 
 _SECONDS_TO_STOP = 0.5
-"""What a rank that is stopped before it trains waits, while the launcher stops the others, which would fail for want of
+"""How long a rank that is stopped before it trains waits, while the launcher stops the others; they would fail without
 it."""
 
 
 class OpenedRun(NamedTuple):
-    """A run's folder and what it starts from, as rank 0 found them."""
+    """A run's folder and its starting point, as rank 0 found them."""
 
     folder: Path
     resume: Resume
@@ -67,7 +67,7 @@ class OpenedRun(NamedTuple):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Trains as the flags say; what `python -m ds_rvqvae.train` runs on every rank."""
+    """Trains as the flags say; `python -m ds_rvqvae.train` runs it on every rank."""
     open_standard_streams()
     settle_home()
     keep_warnings_harmless()
@@ -79,12 +79,12 @@ def main(argv: list[str] | None = None) -> int:
             return error.status
         rank = int(os.environ.get("RANK", "0"))
         with call_at_signals(lambda number: _end_untrained(number, rank)):
-            # Every rank reads the same flags and data and refuses for the same reason; one a machine says so.
+            # Every rank reads the same flags and data and refuses for the same reason; one rank per host prints it.
             return _rank(argv, rank, speaks=os.environ.get("LOCAL_RANK", "0") == "0")
 
 
 def _rank(argv: list[str] | None, rank: int, speaks: bool) -> int:
-    # Without a handler of ours, logging would print the traceback of a crash on every rank.
+    # Without our own handler, logging would print the traceback of a crash on every rank.
     logging.getLogger("ds_rvqvae").addHandler(logging.NullHandler())
     with contextlib.ExitStack() as silence:
         if not speaks:
@@ -106,16 +106,17 @@ def _rank(argv: list[str] | None, rank: int, speaks: bool) -> int:
 
 
 def _folder_of(request: Request) -> Path:
-    """The run's folder: the one that our launcher has chosen, else the one that the flags mean."""
+    """The run's folder: the one that our launcher has chosen, else the one from the flags."""
     chosen = request.flags.environment.get(RUN_VARIABLE)
     return Path(chosen) if chosen else run_folder_of(request).absolute()
 
 
 def _motion_of(request: Request) -> MotionData | UserError | None:
-    """The motion, where this rank is to open it by itself.
+    """The motion, if this rank opens it by itself; None if it waits for the first rank of its host.
 
-    Our launcher has checked it against its files. Else the first rank of each host does, which takes as long as reading
-    them all, and the others wait for what it finds (`_shared_motion`): None here.
+    Our launcher has checked the store against its files. Without it, the first rank of each host does so, which takes
+    as long as reading them all; the other ranks use its result (`_shared_motion`). Its UserError is returned, not
+    raised, so that all ranks refuse together.
     """
     profile, checked = request.profile, request.flags.environment.get(STORE_VARIABLE)
     if checked:
@@ -132,7 +133,7 @@ def _motion_of(request: Request) -> MotionData | UserError | None:
 
 
 def _checked_store(folder: Path, request: Request) -> Store:
-    """The store that our launcher has checked; raises UserError where it is gone, or another one is in its place."""
+    """The store that our launcher has checked; raises UserError if it is gone or was replaced."""
     wanted = request.flags.environment.get(STORE_CONTENT_VARIABLE)
     try:
         store = open_in_use(folder)
@@ -140,7 +141,7 @@ def _checked_store(folder: Path, request: Request) -> Store:
         if is_store(folder):
             raise
         raise UserError(
-            f"{folder}: is gone, the motion that this run was started with; start it again with --resume"
+            f"{folder}: the motion that this run was started with is gone; start the run again with --resume"
         ) from error
     if wanted and store.content != wanted:
         raise UserError(
@@ -151,7 +152,7 @@ def _checked_store(folder: Path, request: Request) -> Store:
 
 
 def _shared_motion(request: Request, own: MotionData | UserError | None) -> MotionData:
-    """The motion on every rank, once they have found together; raises UserError on all where one is to refuse."""
+    """The motion on every rank, once all ranks are connected; raises UserError on all of them if one refuses."""
     from ds_rvqvae.train.engine import of_all_ranks, of_this_host
 
     if isinstance(own, MotionData) and (STORE_VARIABLE in os.environ or int(os.environ["WORLD_SIZE"]) == 1):
@@ -164,16 +165,16 @@ def _shared_motion(request: Request, own: MotionData | UserError | None) -> Moti
     other = next((host for host, found in others if found != content), None)
     if other is not None:
         raise UserError(
-            f"{data.store.folder}: ranks on {first} and {other} have opened different motion, as it was prepared again "
-            "or added to meanwhile, or is another on each host; start again, with one store that all hosts see or a "
-            "copy of it"
+            f"{data.store.folder}: ranks on {first} and {other} have opened different motion: it was prepared again "
+            "or added to meanwhile, or differs between hosts; start again, with one store that all hosts see or copies "
+            "of it"
         )
     return data
 
 
 def _train(request: Request, own: MotionData | UserError | None) -> int:
     rank = int(os.environ.get("RANK", "0"))
-    # Late, so that refusals come without the seconds that importing DeepSpeed takes. Our launcher speaks meanwhile.
+    # Late, because importing DeepSpeed takes seconds and refusals need not wait for it. Our launcher shows this stage.
     with Stage("importing torch and DeepSpeed", shown=not rank and HEARTBEAT_VARIABLE not in os.environ):
         import torch.distributed as dist
 
@@ -183,7 +184,7 @@ def _train(request: Request, own: MotionData | UserError | None) -> int:
         from ds_rvqvae.train.signals import stop_with_launcher
 
     stop_with_launcher()
-    # Not before the imports, which let no other thread write for seconds.
+    # Not before the imports, which block all other threads for seconds.
     heartbeat = Heartbeat.start(rank)
     with Stage("joining the other ranks", shown=not rank, quiet=os.environ.get("WORLD_SIZE", "1") == "1"):
         start_distributed()
@@ -213,7 +214,7 @@ def _train(request: Request, own: MotionData | UserError | None) -> int:
 
 
 def _run(profile: Profile, data: MotionData, run: OpenedRun, heartbeat: Heartbeat) -> int:
-    """Builds the engine and trains to the end, or to where a signal stops it."""
+    """Builds the engine and trains to the end, or until a signal stops it."""
     import torch.distributed as dist
 
     from ds_rvqvae.train.metrics import announce, logger
@@ -243,7 +244,7 @@ def _run(profile: Profile, data: MotionData, run: OpenedRun, heartbeat: Heartbea
         announce(line)
     warnings = profile.warnings(world_size, data.count_training_windows())
     for warning in [*warnings, *data.warnings(), *(initial.warnings(data) if initial else [])]:
-        # Our launcher has shown them.
+        # Our launcher has shown these already.
         logger.log(logging.INFO if HEARTBEAT_VARIABLE in os.environ else logging.WARNING, warning)
     trainer.train()
     if trainer.steps_done < profile.rvqvae.training.total_iter:
@@ -262,7 +263,7 @@ def _finished() -> int:
 
 
 def _settle_batch(profile: Profile, data: MotionData, folder: Path, resume: Resume) -> Profile:
-    """The profile with batch sizes that keep the global batch, and that fit where that is to be found out."""
+    """The profile with batch sizes that keep the global batch and, with `auto_batch_size`, fit into memory."""
     import torch.distributed as dist
 
     from ds_rvqvae.model.losses import loss_columns
@@ -279,21 +280,21 @@ def _settle_batch(profile: Profile, data: MotionData, folder: Path, resume: Resu
     with Stage("finding out which batch fits", announce, shown=dist.get_rank() == 0):
         profile, tried = fit_batch(profile, data.in_features, own_device(), columns)
     announce(tried)
-    # In the run's profile are the windows a rank that were asked for, whatever the number of ranks now.
+    # The run's profile keeps the windows per rank that were asked for, whatever the number of ranks now.
     chosen = with_batch(profile, split_batch(asked, profile.train_micro_batch_size_per_gpu))
     on_rank_zero_first(lambda: write_profile(folder, chosen))
     return profile
 
 
 def _fits_batch(profile: Profile, resume: Resume) -> bool:
-    """Whether this start is to find out the micro batch."""
+    """Whether this start must find the micro batch."""
     return profile.rvqvae.training.auto_batch_size and resume.fitted is None
 
 
 def _open_run(request: Request, data: MotionData, world_size: int) -> OpenedRun:
-    """Chooses the run's folder and what to go on from, then makes the one and writes its `profile.json`.
+    """Chooses the run's folder and starting point, then creates the folder and writes its `profile.json`.
 
-    A refusal leaves the folder as it is. Else the folder is that of the history of what is gone on from.
+    A refusal does not change the folder. Otherwise the folder then holds the history of the chosen checkpoint only.
     """
     from ds_rvqvae.train.metrics import announce
     from ds_rvqvae.train.signals import end_unsaved
@@ -302,7 +303,7 @@ def _open_run(request: Request, data: MotionData, world_size: int) -> OpenedRun:
     folder = _folder_of(request)
     chosen = RUN_VARIABLE in request.flags.environment
     if chosen and not start.resumes and any(entry.name != PROFILE_FILE for entry in folder.iterdir()):
-        raise UserError(f"{folder}: holds a run; go on with it by --resume, or give another --name")
+        raise UserError(f"{folder}: holds a run; continue it with --resume, or give another --name")
     new = not folder.is_dir()
     if not new:
         lock_run(folder, announce, end_unsaved)
@@ -317,10 +318,10 @@ def _open_run(request: Request, data: MotionData, world_size: int) -> OpenedRun:
         lock_run(folder, announce, end_unsaved)
     for place in (folder, folder / "checkpoints", folder / "eval"):
         sweep(place)
-    with tolerated("run.log stays as it is", warn=resume.notes.append):
+    with tolerated("run.log is not repaired", warn=resume.notes.append):
         resume.notes += mend_log(folder)
     if resume.checkpoint is not None:
-        # From now on this is the run's history, also if it dies before its next save.
+        # From now on this is the run's history, even if it dies before its next save.
         resume.checkpoint, notes = go_on_from(folder, resume.checkpoint)
         resume.notes += [*notes, *restore_profile(folder), *mend_normalisation(folder, data)]
         resume.notes += restore_metrics(folder, resume.checkpoint)
@@ -328,7 +329,7 @@ def _open_run(request: Request, data: MotionData, world_size: int) -> OpenedRun:
             resume.notes.append("rvqvae.training.init_from is not read again")
     else:
         keep_normalisation(folder, initial)
-    # A resumed run's profile stays until its batch is known: what it says of that would not be tried again.
+    # A resumed run's profile stays until its batch is known: a batch in the profile would not be tried again.
     waits = resume.checkpoint is not None and _fits_batch(profile, resume)
     if resume.step() < profile.rvqvae.training.total_iter and not waits:
         write_profile(folder, with_batch(profile, resume.fitted))
@@ -336,7 +337,7 @@ def _open_run(request: Request, data: MotionData, world_size: int) -> OpenedRun:
 
 
 def _make_tokenizer(folder: Path, resume: Resume) -> str | None:
-    """Makes the tokenizer of a finished run where it was cut short before that; what is to be said of it."""
+    """Makes the tokenizer of a finished run that was stopped before its export; returns a note about it, or None."""
     from ds_rvqvae.runs.tokenizers import keep_exported
 
     try:
@@ -346,10 +347,10 @@ def _make_tokenizer(folder: Path, resume: Resume) -> str | None:
 
 
 def _leave(status: int) -> int:
-    """Gives `status`, or ends the process with it at once where it has joined the other ranks.
+    """Returns `status`, or ends the process with it at once if the process has joined the other ranks.
 
-    Ranks that still wait for this one are not waited for; and an interpreter's orderly exit, with gloo's threads still
-    there, was seen to abort.
+    This rank does not wait for ranks that still wait for it. And an orderly exit of the interpreter sometimes aborts
+    while gloo's threads are running.
     """
     status = Heartbeat.end(status)
     unlock_runs()
@@ -363,7 +364,7 @@ def _leave(status: int) -> int:
 
 
 def _end_untrained(number: int, rank: int) -> None:
-    """Ends this rank, whatever its main thread does: it has not trained since it was started."""
+    """Ends this rank at once, whatever its main thread does: it has trained no step since its start."""
     Heartbeat.end(ExitStatus.STOPPED)
     if rank == 0:
         say(f"stopped by {signal.Signals(number).name} before this start's first step; nothing is lost")
@@ -375,7 +376,7 @@ def _end_untrained(number: int, rank: int) -> None:
 
 
 def _report_crash(error: Exception, rank: int) -> int:
-    """The traceback into `run.log`, and one line on stderr."""
+    """Writes the traceback to `run.log` and one line to stderr; leaves with status 70."""
     logging.getLogger("ds_rvqvae").error(traceback.format_exc())
     summary = str(error).strip().splitlines()
     say(f"error: rank {rank}: {type(error).__name__}: {summary[0] if summary else ''}")

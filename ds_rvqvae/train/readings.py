@@ -1,7 +1,7 @@
-"""What each rank takes of its card, or of the host's memory where it has none.
+"""Readings of each rank's GPU, or of its use of the host's memory if it has no GPU.
 
-Read at logged steps and round evaluations, never in between. Neither torch's counters nor the driver's wait for the
-card, and nothing here raises: what cannot be read is None.
+They are taken at logged steps and around evaluations, never in between. Neither torch's counters nor the driver's wait
+for the GPU, and nothing here raises: a value that cannot be read is None.
 """
 
 import math
@@ -25,25 +25,25 @@ _T = TypeVar("_T")
 
 
 class Reading(NamedTuple):
-    """One rank and its card at a logged step, by the keys of `metrics.jsonl`; None where there is no such reading."""
+    """One rank and its GPU at a logged step, under the keys of `metrics.jsonl`; None if there is no such reading."""
 
     memory_gib: float | None = None
-    """Highest sum of torch's tensors in the steps since the line, evaluation or save before; on a CPU the process's
-    resident memory."""
+    """Peak of torch's tensors in the steps since the previous line, evaluation or save; on a CPU the process's resident
+    memory."""
     memory_allocated_gib: float | None = None
     """Torch's tensors between two steps."""
     memory_reserved_gib: float | None = None
-    """What torch's allocator holds: tensors and cache."""
+    """Memory of torch's allocator: tensors and cache."""
     memory_used_gib: float | None = None
-    """Of the card by all processes, without what the driver reserves for itself."""
+    """Memory of the GPU that all processes use, without the driver's own reserve."""
     card_memory_gib: float | None = None
-    """What the card has for programs."""
+    """Memory of the GPU that programs can use."""
     utilisation: float | None = None
     """Percent of the driver's last sampling interval in which a kernel ran."""
     power_w: float | None = None
     temperature_c: float | None = None
     energy_wh: float | None = None
-    """By the whole card since this start of the run."""
+    """Energy of the entire GPU since this start of the run."""
     allocation_retries: float | None = None
     """How often torch found no room and emptied its cache since this start of the run."""
 
@@ -60,31 +60,31 @@ BOARD_GROUPS = {
     "temperature_c": "GPU_temperature_celsius",
     "energy_wh": "GPU_energy_Wh",
 }
-"""TensorBoard's groups, with units; those of a card are called as the monitor calls them."""
+"""TensorBoard's groups, with units; those of a GPU have the monitor's names."""
 
 
 @dataclass
 class Peaks:
-    """The most that one rank took since this start of the run; None where there is no such reading."""
+    """The peaks of one rank since this start of the run; None if there is no such reading."""
 
     resident_gib: float | None = None
-    """The process in the host's memory; only where it computes on a CPU."""
+    """Resident memory of the process; only if it computes on a CPU."""
     step_allocated_gib: float | None = None
     """Torch's tensors during training steps."""
     allocated_gib: float | None = None
-    """The same, or at the start, in evaluations and while saving, if that was more."""
+    """The same, including the start, evaluations and saves."""
     reserved_gib: float | None = None
     used_gib: float | None = None
-    """Of the card by all processes, at the moments at which it was read."""
+    """Memory of the GPU that all processes use, at the moments of reading."""
     card_memory_gib: float | None = None
     energy_wh: float | None = None
     seconds: float | None = None
-    """From the start of the metering, over which the energy was taken."""
+    """Time since the start of the metering, over which the energy was used."""
     allocation_retries: float | None = None
 
     @property
     def headroom_gib(self) -> float | None:
-        """What was left of the card when most of it was used."""
+        """Free memory of the GPU at its peak."""
         if self.used_gib is None or self.card_memory_gib is None:
             return None
         return max(0.0, self.card_memory_gib - self.used_gib)
@@ -97,10 +97,10 @@ class Peaks:
 
 
 class OwnMemory(NamedTuple):
-    """Bytes that this process holds where it computes."""
+    """Bytes that this process holds on the device that it computes on."""
 
     peak: int | None = None
-    """Since the call before; on a CPU now."""
+    """Peak since the previous call; on a CPU the present value."""
     allocated: int | None = None
     reserved: int | None = None
     peak_reserved: int | None = None
@@ -108,16 +108,16 @@ class OwnMemory(NamedTuple):
 
 
 class Memory(Protocol):
-    """Where a rank's tensors lie."""
+    """The memory that holds a rank's tensors."""
 
     total_bytes: int | None
 
     def take(self) -> OwnMemory:
-        """What is held now; peaks begin anew."""
+        """Returns the present values, and resets the peaks."""
 
 
 class CudaMemory:
-    """A card's memory as torch's allocator counts it, on the host."""
+    """A GPU's memory as torch's allocator counts it, on the host."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -155,12 +155,12 @@ class HostMemory:
 
 
 class RankMeter:
-    """Meters this rank, from its making until `close`.
+    """Meters this rank, from its creation until `close`.
 
     Args:
-        device: that it computes on.
-        card: the card's UUID or PCI bus id; the device's own where None.
-        memory: what counts its tensors; the device's own where None.
+        device: the device that the rank computes on.
+        card: the GPU's UUID or PCI bus id; that of the device if None.
+        memory: the counter of its tensors; that of the device if None.
     """
 
     def __init__(self, device: torch.device, card: str | None = None, memory: Memory | None = None) -> None:
@@ -177,7 +177,7 @@ class RankMeter:
         self.read()
 
     def read(self) -> Reading:
-        """This rank now; peaks since the reading before."""
+        """The reading of this rank now, with peaks since the previous reading."""
         own = _tried(self._memory.take, OwnMemory())
         card = _tried(self._card.read, CardReading()) if self._card else CardReading()
         total = self._memory.total_bytes or card.memory_total_bytes
@@ -198,21 +198,21 @@ class RankMeter:
         return reading
 
     def enter_steps(self) -> None:
-        """From now on, until `leave_steps`, peaks are those of training steps."""
+        """Counts peaks, from now until `leave_steps`, as those of training steps."""
         self.read()
         self._in_steps = True
 
     def leave_steps(self) -> None:
-        """From now on, until `enter_steps`, peaks are those of other work."""
+        """Counts peaks, from now until `enter_steps`, as those of other work."""
         self.read()
         self._in_steps = False
 
     def gather_peaks(self) -> list[Peaks]:
-        """What every rank took at most until now, by rank; every rank calls it."""
+        """The peaks of every rank until now, by rank; every rank calls it."""
         return [Peaks(*_values(row)) for row in _gather(_numbers(astuple(self.peaks())), self._device)]
 
     def peaks(self) -> Peaks:
-        """What this rank took at most until now."""
+        """The peaks of this rank until now."""
         self.read()
         self._peaks.seconds = time.monotonic() - self._started
         if self._on_host:
@@ -233,14 +233,14 @@ class RankMeter:
                 peaks.step_allocated_gib = _larger(peaks.step_allocated_gib, reading.memory_gib)
         peaks.reserved_gib = _larger(peaks.reserved_gib, reserved_gib)
         peaks.used_gib = _larger(peaks.used_gib, reading.memory_used_gib)
-        # Once a card is lost, what was last seen of it stays.
+        # If a GPU is lost, its last readings stay.
         peaks.card_memory_gib = _larger(peaks.card_memory_gib, reading.card_memory_gib)
         peaks.energy_wh = _larger(peaks.energy_wh, reading.energy_wh)
         peaks.allocation_retries = _larger(peaks.allocation_retries, reading.allocation_retries)
 
 
 def _tried(read: Callable[[], _T], otherwise: _T) -> _T:
-    """What is read, or `otherwise`: a driver may fail in any way, and this rank's part in a gathering is waited for."""
+    """Returns the result of `read`, or `otherwise` on any failure of a driver: other ranks wait for this rank."""
     try:
         return read()
     except Exception:
@@ -248,7 +248,7 @@ def _tried(read: Callable[[], _T], otherwise: _T) -> _T:
 
 
 def gather_readings(numbers: Tensor, reading: Reading) -> tuple[list[float], list[Reading]]:
-    """The means over the ranks of `numbers [n]`, and all ranks' readings, by one collective that every rank calls."""
+    """Means over the ranks of `numbers [n]`, and all ranks' readings, by one collective; every rank calls it."""
     rows = _gather([*numbers.tolist(), *_numbers(reading)], numbers.device)
     means = [sum(column) / len(rows) for column in zip(*rows, strict=True)][: len(numbers)]
     return means, [Reading(*_values(row[len(numbers) :])) for row in rows]
@@ -262,12 +262,12 @@ def _gather(row: list[float], device: torch.device) -> list[list[float]]:
 
 
 def _numbers(values: Iterable[float | None]) -> list[float]:
-    """NaN for None, as tensors have no None."""
+    """The values with NaN for None, because tensors have no None."""
     return [math.nan if value is None else float(value) for value in values]
 
 
 def _values(numbers: Iterable[float]) -> list[float | None]:
-    """And back."""
+    """The values with None for NaN again."""
     return [None if math.isnan(number) else number for number in numbers]
 
 
@@ -286,7 +286,7 @@ def board_tags(metrics: dict[str, Any]) -> dict[str, float | None]:
 
 
 def _peak_resident_bytes() -> int | None:
-    """Of this process by the kernel's own count; None where it keeps none."""
+    """Peak resident memory of this process as the kernel counts it; None if it does not."""
     with suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):

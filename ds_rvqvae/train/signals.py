@@ -1,4 +1,4 @@
-"""Signals that end a run, and ranks whose launcher is gone."""
+"""Signals that end a run, and ranks whose launcher has died."""
 
 import logging
 import os
@@ -22,11 +22,11 @@ from ds_rvqvae.runs.heartbeat import Heartbeat
 from ds_rvqvae.runs.variables import processes_above
 
 _SECONDS_TO_AGREE = 20.0
-"""A SIGTERM may mean that another rank has died: then nobody is left to agree with, and SIGKILL comes after 30 s."""
+"""A SIGTERM may mean that another rank has died: then agreement is impossible, and SIGKILL comes after 30 s."""
 
 
 class Wanted(IntEnum):
-    """What the ranks agreed to do after a step; the larger one wins."""
+    """The action that the ranks agreed on after a step; the larger one wins."""
 
     NONE = 0
     SAVE = 1
@@ -37,10 +37,10 @@ _REQUESTS = {**dict.fromkeys(ENDING, Wanted.STOP), signal.SIGUSR1: Wanted.SAVE}
 
 
 class Agreement:
-    """Notes SIGTERM, SIGINT, SIGHUP (save and stop) and SIGUSR1 (save and go on) while it is `listening`, and agrees on
+    """Notes SIGTERM, SIGINT, SIGHUP (save and stop) and SIGUSR1 (save and continue) while `listening`, and agrees on
     them with the other ranks.
 
-    Each step starts a maximum over all ranks on the host and takes the result of the one before, so that no step waits
+    Each step starts an all-reduce (maximum) on the host and takes the result of the previous one, so that no step waits
     for it.
     """
 
@@ -55,9 +55,9 @@ class Agreement:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Notes signals in place of what they do else; one that is ignored stays so. Around what calls `after_step`.
+        """Notes signals instead of their usual effect; an ignored signal stays ignored. Use it around `after_step`.
 
-        In other threads than the main one, where Python takes no handlers, nothing is changed.
+        It changes nothing outside the main thread, because Python sets handlers only there.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -72,11 +72,11 @@ class Agreement:
             yield
         finally:
             for number, handler in before.items():
-                # A rank that has trained ends by itself, with the status that it has earned.
+                # A rank that has trained ends by itself, with its own exit status.
                 signal.signal(number, signal.SIG_IGN if handler is left_to_a_thread else handler)
 
     def after_step(self) -> Wanted:
-        """What all ranks do now; every rank calls it once a step."""
+        """The action that all ranks take now; every rank calls it once per step."""
         agreed = Wanted.NONE
         if self._round is not None:
             self._waiting = True
@@ -94,7 +94,7 @@ class Agreement:
         return agreed
 
     def close(self) -> None:
-        """Ends what is under way. Every rank calls it."""
+        """Waits for the pending all-reduce and cancels the timer. Every rank calls it."""
         if self._round is not None:
             self._round.wait()
         if self._limit is not None:
@@ -112,7 +112,7 @@ class Agreement:
         self._limit.start()
 
     def _give_up_waiting(self) -> None:
-        # An evaluation or a save may take longer than that; waiting for a rank that is gone must not.
+        # An evaluation or a save may take longer than the limit; waiting for a dead rank must not.
         if self._waiting:
             _give_up()
         self._start_limit()
@@ -133,16 +133,16 @@ def end_unsaved(reason: str) -> None:
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_TO_SAVE = 120.0
-"""Of a rank whose launcher died."""
+"""Time for a rank whose launcher died."""
 
 
 def launchers_above() -> list[psutil.Process] | None:
-    """deepspeed's `launch.py` and the runner above it, where this process is a rank of theirs; None where one has died.
+    """deepspeed's `launch.py` and the runner above it, if this process is a rank of theirs; None if one has died.
 
-    A `launch.py` whose parent is the system's first process, or one that stands in for it, has lost its own.
+    A `launch.py` whose parent is the system's first process, or a substitute for it, has lost its own parent.
     """
     parents = processes_above()
-    if not parents:  # a container's first process, or below somebody else's that the system hides; deepspeed's are ours
+    if not parents:  # a container's first process, or a hidden parent of another user, which deepspeed's never is
         return None if "CROSS_RANK" in os.environ else []
     if RANK_LAUNCHER not in _command_line(parents[0]):
         return []
@@ -152,7 +152,7 @@ def launchers_above() -> list[psutil.Process] | None:
 
 
 def _adopts(process: psutil.Process) -> bool:
-    """Whether a process takes over those whose parent died, and did not start them itself."""
+    """Whether a process adopts processes whose parent died, and did not start them itself."""
     line = _command_line(process)
     return (process.pid == 1 or "systemd" in line) and "deepspeed" not in line
 
@@ -163,11 +163,11 @@ def _command_line(process: psutil.Process) -> str:
     except psutil.NoSuchProcess:
         return ""
     except psutil.AccessDenied:
-        return "deepspeed, or any other of somebody else's"
+        return "deepspeed, or any other process of another user"
 
 
 def stop_with_launcher() -> None:
-    """Starts a thread that stops this rank as SIGTERM does, once one of its launchers has died."""
+    """Starts a thread that stops this rank, as SIGTERM does, if one of its launchers dies."""
     launchers = launchers_above()
     if launchers != []:
         threading.Thread(target=_watch, args=(launchers or [],), name="orphans", daemon=True).start()

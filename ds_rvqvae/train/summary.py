@@ -1,4 +1,4 @@
-"""What a run is, told at its start, and what it took of the machine, at its end: a table by rank, and the plan."""
+"""The lines at the start of a run, and the summary at its end: memory and energy by rank, and the plan."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -25,20 +25,20 @@ _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "resident_gib": ("peak resident", lambda value: f"{value:.2f} GiB"),
     "allocated_gib": ("peak of tensors", lambda value: f"{value:.2f} GiB"),
     "reserved_gib": ("reserved", lambda value: f"{value:.2f} GiB"),
-    "used_gib": ("card used", lambda value: f"{value:.2f} GiB"),
+    "used_gib": ("GPU used", lambda value: f"{value:.2f} GiB"),
     "card_memory_gib": ("of", lambda value: f"{value:.2f} GiB"),
     "headroom_gib": ("headroom", lambda value: f"{value:.2f} GiB"),
     "allocation_retries": ("retries", lambda value: f"{value:.0f}"),
     "energy_wh": ("energy", lambda value: f"{value:,.1f} Wh"),
     "mean_power_w": ("mean power", lambda value: f"{value:,.0f} W"),
 }
-"""Heading and form of each of `Peaks`' values; a column that no rank has a value for is left out."""
+"""Heading and format of each value of `Peaks`; a column without values is left out."""
 _TIGHT = 0.05
-"""Share of a GPU's memory below which its headroom is little."""
+"""Below this fraction of a GPU's memory its headroom is marked as small."""
 
 
 def run_lines(folder: Path, profile: Profile, data: MotionData, world_size: int) -> list[str]:
-    """What is about to run."""
+    """The lines that describe the run at its start."""
     parts = [
         counted(world_size, "rank"),
         f"ZeRO stage {profile.zero_optimization.stage}",
@@ -63,7 +63,7 @@ def _batch_text(profile: Profile, data: MotionData, world_size: int) -> str:
 
 
 def scaled_rate(profile: Profile, world_size: int) -> str:
-    """What `scale_lr` has made of the learning rate."""
+    """The line about the learning rate that `scale_lr` gives."""
     training, rate = profile.rvqvae.training, profile.optimizer.params.lr
     batches = f"global batch {profile.global_batch(world_size):,} / {training.reference_batch:,}"
     return f"--scale_lr linear: learning rate {rate:g} x {batches} = {profile.learning_rate(world_size):.4g}"
@@ -77,16 +77,16 @@ def sum_up(
     steps: tuple[int, int],
     checkpoint: str | None = None,
 ) -> None:
-    """Tells, on rank 0, what all ranks took: on the terminal, in the log and in `memory.json`. Every rank calls it.
+    """Writes, on rank 0, the peaks of all ranks to the terminal, the log and `memory.json`. Every rank calls it.
 
     Args:
-        steps: those that this start of the run began and ended with.
-        checkpoint: the fingerprint of the last one.
+        steps: the step at which this start of the run began, and the one at which it ended.
+        checkpoint: fingerprint of the last checkpoint.
     """
     peaks = meter.gather_peaks()
     if dist.get_rank() != 0:
         return
-    with tolerated("no summary of what the run took"):
+    with tolerated("no summary of the run's memory and energy"):
         plan = plan_of(profile, data.in_features, peaks)
         announce(*summary_blocks(peaks, plan))
         with tolerated("memory.json not written"):
@@ -94,21 +94,21 @@ def sum_up(
 
 
 def plan_of(profile: Profile, in_features: int, peaks: Sequence[Peaks]) -> Plan | None:
-    """What was planned for the ranks that have these peaks; None where none is on a card."""
+    """The plan for the ranks that have these peaks; None if they are not on GPUs."""
     if peaks[0].allocated_gib is None:
         return None
-    # The bytes do not depend on the card's model: any will do.
+    # The bytes do not depend on the GPU's model, so any will do.
     card = next(iter(CARDS.values())).with_memory(int((peaks[0].card_memory_gib or 0) * GIB))
     return make_plan(profile, in_features, len(peaks), card)
 
 
 def summary_text(peaks: Sequence[Peaks], plan: Plan | None, terminal: Terminal = PLAIN) -> str:
-    """The peaks by rank as a table, sums over the ranks, and plan against truth."""
+    """The peaks by rank as a table, with sums over the ranks, and the plan next to the measured peaks."""
     return terminal.text(summary_blocks(peaks, plan))
 
 
 def summary_blocks(peaks: Sequence[Peaks], plan: Plan | None) -> list[Block]:
-    """The same in lines and a table."""
+    """The same as lines and a table."""
     seconds = max((peak.seconds or 0.0 for peak in peaks), default=0.0)
     taken = "memory" if all(peak.energy_wh is None for peak in peaks) else "memory and energy"
     return [f"{taken} of each rank over {duration(seconds)}:", _table(peaks), *_plan_lines(peaks, plan)]
@@ -125,7 +125,7 @@ def summary_dict(
 
 
 def _write(file: Path, summary: dict[str, Any]) -> None:
-    """Raises OSError where it cannot be written; an earlier one stays then."""
+    """Writes the summary; raises OSError if it cannot, and then an earlier one stays."""
     with whole_file(file) as content:
         content.write(json.dumps(summary, indent=2).encode() + b"\n")
 
@@ -134,7 +134,7 @@ def _table(peaks: Sequence[Peaks]) -> Table:
     columns, values_by_column = [Column(left=True)], []
     for name, (heading, form) in _COLUMNS.items():
         values = [getattr(peak, name) for peak in peaks]
-        # Retries are worth a column only where there are some.
+        # Retries get a column only if there were some.
         if any(value is not None for value in values) and (name != "allocation_retries" or any(values)):
             columns.append(Column(heading))
             cells = [_cell(name, value, form, peak) for value, peak in zip(values, peaks, strict=True)]
@@ -154,7 +154,7 @@ def _cell(name: str, value: float | None, form: Callable[[float], str], peak: Pe
 
 
 def _total(name: str, values: Sequence[float | None], form: Callable[[float], str]) -> str:
-    """Over all ranks; nobody asks for the sum of their memory."""
+    """Sum of energy or power over all ranks; empty for memory, whose sum is of no use."""
     if len(values) == 1 or name not in ("energy_wh", "mean_power_w"):
         return ""
     return form(sum(value for value in values if value is not None))
@@ -166,9 +166,9 @@ def _plan_lines(peaks: Sequence[Peaks], plan: Plan | None) -> list[Block]:
     in_steps = max((peak.step_allocated_gib or 0.0 for peak in peaks), default=0.0)
     whole = max((peak.allocated_gib or 0.0 for peak in peaks), default=0.0)
     used = max((peak.used_gib or 0.0 for peak in peaks), default=0.0)
-    lines = [f"  tensors: planned {gibibytes(plan.allocated_bytes)} a card, peak in steps {in_steps:.2f} GiB"]
+    lines = [f"  tensors: planned {gibibytes(plan.allocated_bytes)} per GPU, peak in steps {in_steps:.2f} GiB"]
     if whole > in_steps:
         lines[0] += f", at the start, in evaluations or saving {whole:.2f} GiB"
     if used:
-        lines.append(f"  card: planned {gibibytes(plan.total_bytes)}, used {used:.2f} GiB with all that runs on it")
+        lines.append(f"  GPU: planned {gibibytes(plan.total_bytes)}, used {used:.2f} GiB by all its processes")
     return [*lines]

@@ -36,19 +36,20 @@ from ds_rvqvae.train.summary import sum_up
 
 
 class Trainer:
-    """Trains one run from where its engine stands to `total_iter`; `Trainer.build` makes one.
+    """Trains one run from its engine's step to `total_iter`; `Trainer.build` makes one.
 
-    Either `train` does all of it, or `initialize_codebooks` and `step` are called one by one, and `close` in the end.
+    Either call `train`, which does everything, or call `initialize_codebooks` and then `step` repeatedly, and `close`
+    at the end.
 
     Args:
-        engine: its module is the RVQ-VAE; weights and counters already restored on a resume.
-        profile: the run's.
+        engine: its module is the RVQ-VAE; on a resume, weights and counters are restored already.
+        profile: the run's profile.
         data: training and held-out motion.
-        run_folder: where everything goes.
-        client_state: of the checkpoint resumed from; empty at the start.
-        agreement: by which ranks save or stop together on a signal.
-        heartbeat: by which the launcher sees that this rank gets on.
-        checkpoint: the one resumed from.
+        run_folder: the folder for everything that the run writes.
+        client_state: that of the checkpoint to resume from; empty for a new run.
+        agreement: lets the ranks save or stop together on a signal.
+        heartbeat: shows the launcher that this rank makes progress.
+        checkpoint: the checkpoint to resume from.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Trainer:
         """Optimizer steps so far, the skipped ones included."""
         self.loss_columns = loss_columns(profile.rvqvae.loss, data.layout, data.mean, data.std, self.device)
         self.parts = profile.gradient_accumulation_steps * self.world_size
-        """Micro batches of a step over all ranks."""
+        """Micro batches per step over all ranks."""
         self.order = BatchOrder.of(data, profile.global_batch(self.world_size), self.settings.seed, self.parts)
         self.loader = BatchLoader(
             data,
@@ -85,7 +86,7 @@ class Trainer:
             pin_memory=self.device.type == "cuda",
         )
         self._next_batches: list[Tensor] | None = None
-        """Of the next step, where the first codes have taken them from the loader."""
+        """Batches of the next step, if the first codes have taken them from the loader already."""
         self.skipped_in_a_row = 0
         decay = self.settings.ema_decay
         self.average = None if decay is None else WeightAverage(engine, decay)
@@ -109,21 +110,21 @@ class Trainer:
         init_from: Path | None = None,
         heartbeat: Heartbeat | None = None,
     ) -> Self:
-        """The trainer of a run on this rank, its engine included; joins the ranks where that was not done.
+        """Builds the trainer of a run on this rank, with its engine; joins the other ranks if that is not done yet.
 
         Every rank calls it.
 
         Args:
-            profile: its batch sizes are to fit the ranks.
-            data: with the normalisation that the run has.
-            run_folder: made where it is not there.
-            checkpoint: that the run goes on from.
-            universal: that checkpoint is of another number of ranks.
-            init_from: a tokenizer's folder that the run starts from, without a checkpoint.
-            heartbeat: this rank's, if one was started.
+            profile: its batch sizes must fit the number of ranks.
+            data: with the run's normalisation.
+            run_folder: created if it does not exist.
+            checkpoint: the checkpoint that the run continues from.
+            universal: whether a different number of ranks saved that checkpoint.
+            init_from: folder of a tokenizer that the run starts from, if there is no checkpoint.
+            heartbeat: this rank's heartbeat, if one was started.
 
         Raises:
-            UserError: batch sizes that the ranks cannot share, or a tokenizer that cannot be loaded.
+            UserError: the batch cannot be divided among the ranks, or the tokenizer cannot be loaded.
         """
         if not dist.is_initialized():
             start_distributed()
@@ -139,9 +140,9 @@ class Trainer:
         return cls(engine, profile, data, run_folder, client_state, Agreement(), heartbeat, checkpoint)
 
     def train(self) -> None:
-        """Runs to `total_iter`, or to the step at which the ranks are asked to stop, and closes the trainer.
+        """Trains to `total_iter`, or until a signal asks the ranks to stop, and closes the trainer.
 
-        The last step of all logs, saves, evaluates and exports. Signals are noted from the first step on, until the
+        The run's last step logs, saves, evaluates and exports. Signals are noted from the first step on, until the
         trainer is closed.
         """
         if self.checkpointer.saved_step is None:
@@ -171,7 +172,7 @@ class Trainer:
                     window_size = self.order.window_size(self.steps_done - 1) if several else None
                     progress.note(self.log.write(self.steps_done, losses, window_size))
                 request = self.agreement.after_step()
-                # All that a step leaves is there before its checkpoint is, so that a resume has nothing to make up for.
+                # Everything that a step writes is there before its checkpoint, so a resume has nothing to repeat.
                 evaluates = self._is_due(self.settings.eval_every)
                 saves = self._is_due(self.settings.save_every) or request is not Wanted.NONE
                 if evaluates or saves:
@@ -184,14 +185,14 @@ class Trainer:
         progress.close()
 
     def _score_and_save(self, evaluates: bool, saves: bool) -> None:
-        """What comes after a step: scores, a checkpoint where it is due or the best, the tokenizer after the last."""
+        """Scores after a step, saves a checkpoint if one is due or the scores are best, exports after the last step."""
         scored = None
         with self.heartbeat.long_work():
             if evaluates:
                 with self._stage(f"scoring and drawing step {self.steps_done:,}", quiet=True):
                     scored = self.evaluator.evaluate(self.steps_done, SCORES)
             if scored is not None and self.steps_done < self.settings.total_iter:
-                scored = None  # a copy of the model, which is needed in the end only
+                scored = None  # free this copy of the model: only the export after the last step needs it
             if saves or self.evaluator.is_best(self.steps_done):
                 with self._stage(f"saving step {self.steps_done:,}", quiet=True):
                     self.save()
@@ -200,12 +201,12 @@ class Trainer:
                     self._export(scored)
 
     def _stage(self, what: str, quiet: bool = False) -> Stage:
-        """Rank 0 says what is at work."""
+        """A stage whose name rank 0 prints."""
         return Stage(what, announce, shown=self.rank == 0, quiet=quiet)
 
     def initialize_codebooks(self) -> None:
-        """Makes every level's first codes, unless the quantizer has some: from the latents of the next global batch, or
-        of the next few where it has too few."""
+        """Makes every level's first codes, if the quantizer has none: from the latents of the next global batch, or of
+        the next few batches if one has too few."""
         quantizer, config = self.model.quantizer, self.profile.rvqvae.model
         if quantizer.initialized.item():
             return
@@ -224,16 +225,16 @@ class Trainer:
         quantizer.set_step(self.settings.seed, self.steps_done)
         copies = quantizer.initialize_codebooks(torch.cat(latents))
         if copies:
-            logger.warning("first codes: %d of all levels are copies, a little apart: too few latents differ", copies)
+            logger.warning("first codes: %d of all levels are copies with noise: too few latents are distinct", copies)
 
     def step(self) -> Losses:
-        """One optimizer step: the loader's next batch, engine, codebooks, weight average.
+        """Runs one optimizer step: the loader's next batch, engine, codebooks, weight average.
 
         Returns:
-            this rank's losses, fp32 scalars on the device; their means over ranks are those of the global batch.
+            this rank's losses, fp32 scalars on the device; their means over ranks are the losses of the global batch.
 
         Raises:
-            RuntimeError: `max_skipped_steps` in a row had a loss or gradient that was not finite.
+            RuntimeError: `max_skipped_steps` steps in a row had a loss or gradient that was not finite.
         """
         micro_batches, self._next_batches = self._next_batches or self.loader.next(), None
         self._set_learning_rate()
@@ -247,7 +248,7 @@ class Trainer:
             losses = tokenizer_losses(
                 output.reconstruction, motion, output.commit_loss, self.profile.rvqvae.loss, self.loss_columns
             )
-            # Micro batches of a length that does not divide evenly differ by a window; the engine takes plain means.
+            # If a batch does not divide evenly, micro batches differ by one window; the engine takes plain means.
             weight = len(batch) * self.parts / global_batch
             self.engine.backward(losses.loss if weight == 1 else losses.loss * weight)
             self.engine.step()
@@ -265,10 +266,10 @@ class Trainer:
         return Losses(*torch.stack(gathered).mean(dim=0))
 
     def save(self) -> None:
-        """Saves a checkpoint of the run as it is, unless there is one. Every rank calls it.
+        """Saves a checkpoint of the present step, unless there is one. Every rank calls it.
 
         Raises:
-            SaveFailedError: after as many failures in a row as are tolerated.
+            SaveFailedError: too many saves in a row failed, or the one of the last step.
         """
         if self.checkpointer.saved_step == self.steps_done:
             return
@@ -280,21 +281,21 @@ class Trainer:
             self.evaluator.note_saved(self.steps_done, self.checkpointer.saved.fingerprint)
 
     def _export(self, model: RVQVAE) -> None:
-        """Makes the tokenizer of the last step, once its checkpoint is there, which it names."""
+        """Makes the tokenizer of the last step, after its checkpoint, whose fingerprint it stores."""
         saved, scores = self.checkpointer.saved, self.evaluator.scores_of(self.steps_done)
         fingerprint = saved.fingerprint if saved else ""
         export_tokenizer(model, self.data, self.run_folder, self.steps_done, scores or {}, fingerprint)
 
     def close(self) -> None:
-        """Ends threads, files and the engine. Every rank calls it, once."""
+        """Ends threads, closes files and destroys the engine. Every rank calls it once."""
         for end in (self.loader.close, self.agreement.close, self.log.close, self.engine.destroy):
             with tolerated("at the end of the training, after all was saved"):
                 end()
 
     def _beside(self) -> dict[str, bytes]:
-        """Files that a checkpoint keeps beside the model."""
+        """The further files of a checkpoint, by name."""
         files = {MOTION_FILE: self._motion}
-        with tolerated("the checkpoint keeps no copies of metrics.jsonl and the like"):
+        with tolerated("the checkpoint has no copies of metrics.jsonl and similar files"):
             files |= copies_of(self.run_folder)
         return files
 
@@ -303,7 +304,7 @@ class Trainer:
         return MotionTable.of(self.data).to_bytes()
 
     def _state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside what DeepSpeed saves."""
+        """The state that DeepSpeed does not save itself."""
         state = motion_state(self.data, self.model.config)
         state["weight_average"] = self.average.state() if self.average else None
         state["usage_counts"] = self.model.quantizer.usage_counts.cpu()
@@ -314,10 +315,10 @@ class Trainer:
         return state
 
     def _restore(self, state: dict[str, Any], best: Best | None) -> None:
-        """What DeepSpeed did not restore.
+        """Restores the state that DeepSpeed does not.
 
         Args:
-            best: of the history's checkpoints that are there.
+            best: the best of the history's checkpoints that still exist.
         """
         self.model.quantizer.distinct_replacements = state.get("distinct_replacements", False)
         self.model.quantizer.usage_counts.copy_(state["usage_counts"])
@@ -327,7 +328,7 @@ class Trainer:
         self.skipped_in_a_row = state["skipped_in_a_row"]
 
     def _may_compile(self) -> bool:
-        """Whether the next step's windows may be the first of their length in this process."""
+        """Whether the next step may compile: its windows may be the first of their length in this process."""
         lengths = len(self.order.batches)
         return self.settings.compile and lengths > 1 and self.steps_done - self.first_step < 2 * lengths
 
@@ -335,7 +336,7 @@ class Trainer:
         return self.steps_done % every == 0 or self.steps_done == self.settings.total_iter
 
     def _report_skipped(self) -> None:
-        """Names the clips of a step that was not applied; raises RuntimeError after too many in a row."""
+        """Logs the clips of a step that was not applied; raises RuntimeError after too many such steps in a row."""
         samples = self.order.step(self.steps_done)
         starts = self.data.training_windows[samples.window_size][samples.windows]
         clips = ", ".join(sorted(set(self.data.clip_names(starts))))
@@ -343,7 +344,7 @@ class Trainer:
         if self.skipped_in_a_row >= self.settings.max_skipped_steps:
             raise RuntimeError(
                 f"{self.skipped_in_a_row} steps in a row had a loss or gradient that was not finite; run.log names "
-                "their clips: mend the data or lower the learning rate, then --resume from the newest checkpoint"
+                "their clips: repair the data or lower the learning rate, then --resume from the newest checkpoint"
             )
 
     def _set_learning_rate(self) -> None:

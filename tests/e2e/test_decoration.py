@@ -73,7 +73,7 @@ def test_a_body_trains_amid_failures_as_without(tmp_path, named_folder, temporar
     assert run.returncode == 0, said
     assert "Traceback" not in said and "tokenizer of upper, hands: " in said
     log = (body / "upper" / "run.log").read_text()
-    assert log.count("tensorboard: gets nothing more until a restart: No such file or directory") == 1
+    assert log.count("tensorboard: gets no more data until a restart: No such file or directory") == 1
     assert "Glyph" not in log + said  # letters that no font has are drawn as others
     assert "no picture" not in log and "until a restart" not in (body / "hands" / "run.log").read_text()
     for part in ("upper", "hands"):

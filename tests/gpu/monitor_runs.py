@@ -1,4 +1,4 @@
-"""Runs of the monitor before the stand-in's cards, and what they print."""
+"""Runs of the monitor with the stand-in's GPUs, and their output."""
 
 import json
 import subprocess

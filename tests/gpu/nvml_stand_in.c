@@ -1,11 +1,11 @@
 /*
- * A stand-in for NVIDIA's libnvidia-ml.so.1 that plays the cards described by a text file.
+ * A stand-in for NVIDIA's libnvidia-ml.so.1 that simulates the GPUs described by a text file.
  *
- * The environment variable NVML_STAND_IN names the file. It is read again whenever it changes, so that a test can take
- * a card away from a program that is watching it. Without any line there are eight idle RTX 4090s. A line is one of
+ * The environment variable NVML_STAND_IN names the file. It is read again whenever it changes, so that a test can remove
+ * a GPU while a program is watching it. An empty file means eight idle RTX 4090s. A line is one of
  *
  *     cards N | init ERROR | driver VERSION | cuda NUMBER
- *     CARD error ERROR                      every call about the card fails so; CARD is a number or * for all
+ *     CARD error ERROR                      every call about the GPU fails with it; CARD is a number, or * for all
  *     CARD name TEXT | CARD uuid TEXT | CARD bus TEXT
  *     CARD process PID BYTES [SLICE] | CARD graphics PID BYTES | CARD mps PID BYTES
  *                                           computes; draws; computes as a client of CUDA's MPS
@@ -31,7 +31,7 @@ static const char *readings[READINGS] = {"used", "total", "reserved", "memory", 
 
 struct value { int error; bytes_t number; };
 struct process { unsigned pid; bytes_t memory; int slice; char kind; }; /* kind: p, g or m */
-struct device { int card, slice; bytes_t used, total; }; /* what handles point at; slice is -1 for a whole card */
+struct device { int card, slice; bytes_t used, total; }; /* handles point at it; slice is -1 for the GPU itself */
 struct card {
     struct device self, slices[MOST_SLICES];
     char name[96], uuid[96], bus[32];
@@ -117,7 +117,7 @@ static int card_of(const struct device *device, struct card **card) {
     return (*card)->error;
 }
 
-/* A reading of a whole card; MIG slices have none but their memory. */
+/* A reading of a GPU; MIG slices have only their memory. */
 static int read_value(const struct device *device, enum reading reading, bytes_t *number) {
     struct card *card;
     int error = card_of(device, &card);
@@ -216,7 +216,7 @@ struct memory { bytes_t total, free, used; };
 int nvmlDeviceGetMemoryInfo(const struct device *device, struct memory *memory) {
     bytes_t reserved;
     int error = memory_of(device, &memory->total, &reserved, &memory->used);
-    memory->used += reserved; /* version 1 does not tell them apart */
+    memory->used += reserved; /* version 1 does not separate the two */
     memory->free = memory->total - memory->used;
     return error;
 }

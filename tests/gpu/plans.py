@@ -1,4 +1,4 @@
-"""What plans in tests are about."""
+"""Names for tests of plans."""
 
 KEYS = ("parameters", "gradients", "optimizer", "codebooks", "activations", "buckets", "batch", "overhead")
-"""The parts of a card's memory, as a plan calls them."""
+"""The items of a GPU's memory, by their names in a plan."""

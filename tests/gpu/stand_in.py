@@ -1,4 +1,4 @@
-"""The machine that tests of the monitor see: cards played by `nvml_stand_in.c`, loaded by the real pynvml."""
+"""The machine for tests of the monitor: GPUs simulated by `nvml_stand_in.c`, which the real pynvml loads."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ def command(*flags: object) -> list[str]:
 
 
 def compile_library(folder: Path) -> Path | None:
-    """The stand-in for NVIDIA's NVML library, made by the system's C compiler; None where there is none."""
+    """The stand-in for NVIDIA's NVML library, built by the system's C compiler; None without a compiler."""
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
     if compiler is None:
         return None
@@ -30,13 +30,13 @@ def compile_library(folder: Path) -> Path | None:
 
 @dataclass
 class StandIn:
-    """The library, and the file that says which cards it plays."""
+    """The library, and the file that lists its simulated GPUs."""
 
     library: Path
     file: Path
 
     def play(self, *lines: str) -> None:
-        """Plays eight idle RTX 4090s but for `lines` (see nvml_stand_in.c), from the next call on."""
+        """Simulates, from the next call on, eight idle RTX 4090s changed by `lines` (see nvml_stand_in.c)."""
         unfinished = self.file.with_suffix(".unfinished")
         unfinished.write_bytes("".join(f"{line}\n" for line in lines).encode(errors="surrogateescape"))
         unfinished.replace(self.file)
@@ -49,6 +49,6 @@ class StandIn:
         return {**environment, **added}
 
     def python(self, code: str) -> str:
-        """What a Python program prints that sees these cards."""
+        """Runs a Python program that has these GPUs; returns its output."""
         command = [sys.executable, "-c", code]
         return subprocess.run(command, env=self.environment, check=True, text=True, capture_output=True).stdout

@@ -21,13 +21,13 @@ class Terminal:
         self.resize(columns, rows)
         self.modes = termios.tcgetattr(theirs)
         self.theirs = theirs
-        # A session of its own, so that what is typed reaches it as signals.
+        # A separate session, so that typed keys reach it as signals.
         self.monitor = subprocess.Popen(
             command(*flags), env=stand_in.environment, stdin=theirs, stdout=theirs, stderr=theirs,
             preexec_fn=lambda: (os.setsid(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),
         )  # fmt: skip
         self.text = ""
-        # What is read may end within a character.
+        # A read may end within a character.
         self.decode = codecs.getincrementaldecoder("utf-8")().decode
 
     def resize(self, columns, rows):

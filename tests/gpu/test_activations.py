@@ -1,4 +1,4 @@
-"""Activations and operations by arithmetic, against what torch itself saves and counts."""
+"""Activations and operations by arithmetic, compared with what torch itself saves and counts."""
 
 import functools
 
@@ -39,7 +39,7 @@ def make_model(profile, in_features):
 
 
 def columns_of(profile, in_features):
-    """All of them rotations."""
+    """Loss columns that are all rotations."""
     joints = in_features // 6
     weights = None if profile.rvqvae.loss.joint_weights is None else torch.ones(in_features)
     return LossColumns(weights, torch.arange(6 * joints).view(joints, 6), torch.zeros(joints, 6), torch.ones(joints, 6))
@@ -64,7 +64,7 @@ def saved_bytes(profile, in_features, windows):
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
             saved[storage._cdata] = storage.nbytes()
-        alive.append(tensor)  # so that no address is given out twice
+        alive.append(tensor)  # so that no address is used twice
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -121,7 +121,7 @@ def test_kept_bytes_are_autograds_whatever_a_key_says(key):
 
 
 def unknown_layers(model):
-    """What the memory plan would have to say of modules that it does not know."""
+    """The complaints about modules that the memory plan does not know."""
     found = dict.fromkeys(type(module).__name__ for module in model.modules())
     return [
         f"{name}: not known to the memory plan; count what it keeps in the walk of ds_rvqvae/gpu/activations.py and "
@@ -132,7 +132,7 @@ def unknown_layers(model):
 
 
 def small_models():
-    """On the meta device, with every kind of layer and quantizer that a key can choose."""
+    """Models on the meta device, with every kind of layer and quantizer that a key can choose."""
     configs = [SMALL_MODEL, *(config for key in ModelConfig.model_fields for config in models_with_another(key))]
     with torch.device("meta"):
         return [RVQVAE(30, config) for config in configs]
@@ -171,7 +171,7 @@ def test_kept_bytes_of_the_shipped_profiles_at_their_own_batch(name, checkpointi
     windows = profile.train_micro_batch_size_per_gpu
     with FakeTensorMode():
         saved = saved_bytes(profile, 78, windows)
-    # Without a layer norm, what CUDA keeps as well.
+    # Without a layer norm, CUDA keeps the same.
     assert activations_of(profile, 78, windows).kept_bytes == saved
 
 

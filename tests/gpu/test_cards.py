@@ -1,4 +1,4 @@
-"""Cards that a run can be planned for, and sizes of memory as a user writes them."""
+"""GPU models that a run can be planned for, and memory sizes as a user writes them."""
 
 import pytest
 

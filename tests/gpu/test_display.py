@@ -1,4 +1,4 @@
-"""Where the monitor shows a refresh, and how it gives a terminal back."""
+"""The displays of the monitor, and how it returns a terminal."""
 
 import json
 import os

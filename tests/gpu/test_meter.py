@@ -1,4 +1,4 @@
-"""A run's meter of its own card."""
+"""A run's meter of its own GPU."""
 
 import json
 

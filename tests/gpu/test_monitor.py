@@ -1,4 +1,4 @@
-"""`launch/monitor_gpu.py` as a user runs it, before cards that the stand-in library plays."""
+"""`launch/monitor_gpu.py` as a user runs it, with the GPUs of the stand-in library."""
 
 import fcntl
 import json
@@ -26,7 +26,7 @@ def test_count_refreshes_at_the_interval_and_json_parses(stand_in):
     seen = records(stand_in, 0.5, "--count", 3)
     times = [datetime.fromisoformat(record["time"]) for record in seen]
     assert len(times) == 3
-    # Never early; how late is the machine's.
+    # Never early; how late depends on the machine.
     assert times == sorted(times) and times[-1].timestamp() - began >= 1.0
     card = seen[0]["gpus"][2]
     assert (card["index"], card["name"], card["pci_bus_id"]) == (2, "NVIDIA GeForce RTX 4090", "00000000:21:00.0")
@@ -96,7 +96,7 @@ def test_it_ends_where_nobody_reads_it_any_more_and_a_reader_that_stands_still_k
 
 
 def unread(pipe):
-    """Bytes that wait in a pipe."""
+    """The number of bytes that wait in a pipe."""
     return struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, b"1234"))[0]
 
 

@@ -1,4 +1,4 @@
-"""Readings of cards: those that the stand-in library plays, and on a real driver where there is one."""
+"""Readings of GPUs: those of the stand-in library, and of a real driver if there is one."""
 
 import json
 

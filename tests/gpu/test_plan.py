@@ -1,4 +1,4 @@
-"""The plan, against the tensors that the engine really holds and the bytes that it really sends."""
+"""The plan, compared with the tensors that the engine really holds and the bytes that it really sends."""
 
 import pytest
 
@@ -26,7 +26,7 @@ VARIANTS = {
 
 
 def held_by_the_engine(folder, data, variants):
-    """What this rank holds and sends in a step of each variant, from the engine's own tensors."""
+    """The bytes that this rank holds and sends in a step of each variant, from the engine's own tensors."""
     from collections import Counter
 
     from benchmarks.wire_bytes import count_payloads
@@ -58,7 +58,7 @@ def held_by_the_engine(folder, data, variants):
 
 
 class Recorder:
-    """Looks into DeepSpeed's optimizer while its buffers are there."""
+    """Reads DeepSpeed's optimizer while its buffers exist."""
 
     def __init__(self, optimizer):
         self.optimizer = optimizer
@@ -125,7 +125,7 @@ def test_each_line_is_what_the_engine_holds(tmp_path, demo_folder, gpus, variant
             payload = {transfer.name: transfer.payload_bytes for transfer in plan.transfers}
             reduced = payload["gradients"] + payload["codebooks"]
             if gpus > 1:
-                # And the flags and norms of a step, a few bytes each.
+                # In addition the flags and norms of a step, a few bytes each.
                 assert reduced < rank["all_reduce"] <= reduced + 16, name
                 assert rank["all_gather"] == payload["weights"], name
 

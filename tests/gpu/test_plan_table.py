@@ -41,11 +41,11 @@ def test_the_parts_that_are_shown_add_up_to_the_total(override, gpus):
 
 def test_each_part_says_what_it_is():
     plain = explanations(plan_of("rvqvae.training.gradient_checkpointing=false"))
-    assert plain["weights"] == "bf16, whole on every card" and plain["gradients"] == "of 1/7 of the weights"
+    assert plain["weights"] == "bf16, complete on every GPU" and plain["gradients"] == "of 1/7 of the weights"
     assert plain["optimizer"] == "fp32 master weights and two moments, 1/7" and plain["activations"] == "all kept"
     assert "weight average" not in plain
     alone = explanations(plan_of("rvqvae.training.ema_decay=0.999", "bf16.enabled=false", gpus=1))
-    assert alone["weights"] == "fp32, whole on every card" and alone["gradients"] == "whole on every card"
+    assert alone["weights"] == "fp32, complete on every GPU" and alone["gradients"] == "complete on every GPU"
     assert alone["optimizer"] == "fp32 master weights and two moments" and alone["weight average"] == "fp32"
     offloaded = explanations(plan_of('zero_optimization.offload_optimizer={"device": "cpu"}'))
     assert offloaded["optimizer"] == "in the host's memory"
@@ -58,7 +58,7 @@ def test_the_longest_bar_is_the_largest_part_and_the_verdict_is_its_sum():
     largest = max(described_parts(plan), key=lambda part: part[1])[0]
     assert [line.split("  ")[1] for line in lines if line.count("█") == 24] == [largest]
     share = round(100 * plan.total_bytes / (24 << 30))
-    assert any(line.startswith("  total ") and f"fits: {share}% of the card" in line for line in lines)
+    assert any(line.startswith("  total ") and f"fits: {share}% of the GPU" in line for line in lines)
 
 
 @pytest.mark.parametrize("recomputed", [True, False])

@@ -1,4 +1,4 @@
-"""Who is on a card: user, command, and the rank and run of ours."""
+"""The owners of a GPU's processes: user, command, and for our runs the rank and the run."""
 
 import csv
 import os
@@ -37,7 +37,7 @@ def test_owners_are_found_once_and_forgotten_when_they_end():
 def test_whose_a_process_is():
     mine, unseen = (Owners().look_up([pid])[pid] for pid in (os.getpid(), 2**31 - 1))
     assert mine.of_this_user and not unseen.of_this_user and unseen.uid is None
-    # As where /proc tells others no more than whose it is.
+    # As on a system where /proc shows other users only the owner.
     assert _hidden(os.getpid()) == Owner(mine.user, uid=os.getuid())
     assert not Owner("root", "nvidia-cuda-mps-server", uid=1).serves_all
     assert Owner("root", "nvidia-cuda-mps-server", uid=0).serves_all and not Owner("root", "python", uid=0).serves_all
@@ -46,14 +46,14 @@ def test_whose_a_process_is():
 class TestOwners:
     @pytest.fixture
     def rank(self, tmp_path):
-        """A process that looks like rank 3 of a run of ours, with its log open."""
+        """A process that looks like rank 3 of one of our runs, with its log open."""
         package = tmp_path / "ds_rvqvae"
         package.mkdir()
         (tmp_path / "runs" / "big").mkdir(parents=True)
         (package / "train.py").write_text("log = open('runs/big/run.log', 'w'); print(flush=True); input()")
         environment = {**os.environ, "RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "7"}
         environment["CUDA_VISIBLE_DEVICES"] = "1,2,3,4,5,6,7"
-        environment.pop("PYTHONPATH", None)  # the real package is not to be found first
+        environment.pop("PYTHONPATH", None)  # the real package must not be found first
         line = [sys.executable, "-u", "-m", "ds_rvqvae.train", "--local_rank=3", "--profile", "secret"]
         with subprocess.Popen(
             line, cwd=tmp_path, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE

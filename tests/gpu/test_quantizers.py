@@ -1,4 +1,4 @@
-"""Buffers of quantizers by arithmetic, by name and byte against the real modules."""
+"""Buffers of quantizers by arithmetic, compared by name and byte with the real modules."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def model_of(config):
 
 
 def wrongly_counted(model):
-    """What is wrong with the memory plan's buffers of a model."""
+    """The differences between a model's buffers and those in the memory plan."""
     planned = {f"quantizer.{name}": count for name, count in buffer_bytes(model.config).items()}
     there = {name: buffer.nbytes for name, buffer in model.named_buffers()}
     owners = {f"{path}.{name}": module for path, module in model.named_modules() for name, _ in module.named_buffers()}
@@ -40,7 +40,7 @@ def test_the_plan_knows_every_buffer(key):
 @pytest.mark.parametrize("lineage", [False, True])
 @pytest.mark.parametrize("nb_code", [16, 64, 1024])
 def test_the_plan_knows_buffers_of_all_sizes(shared, lineage, nb_code):
-    """Codes that can be replaced are counted otherwise from 64 on, from 256 on, and in MoMask's arithmetic."""
+    """The number of replaceable codes has a different rule from 64 on, from 256 on, and in MoMask's arithmetic."""
     config = SMALL.model_copy(update={"shared_codebook": shared, "lineage": lineage, "nb_code": nb_code})
     assert wrongly_counted(model_of(config)) == []
 

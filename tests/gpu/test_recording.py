@@ -33,7 +33,7 @@ class TestFiles:
         file = tmp_path / "cards.csv"
         run(stand_in, "--once", "--gpus", "1", "--csv", file)
         whole = file.read_text()
-        file.write_text(whole + torn if torn else whole[:20])  # None: a header torn
+        file.write_text(whole + torn if torn else whole[:20])  # None: an incomplete header
         assert run(stand_in, "--once", "--gpus", "1", "--csv", file).returncode == 0
         lines = file.read_text().splitlines()
         assert lines[: len(lines) - 1] == (whole.splitlines() if torn else whole.splitlines()[:1])
@@ -44,7 +44,9 @@ class TestFiles:
     def test_anothers_file_is_left_alone(self, stand_in, tmp_path, flag, content):
         file = tmp_path / "mine"
         file.write_text(content)
-        assert "something other" in one_line(run(stand_in, "--once", flag, file), ExitStatus.BAD_INPUT)
+        assert "does not hold this monitor's records" in one_line(
+            run(stand_in, "--once", flag, file), ExitStatus.BAD_INPUT
+        )
         assert file.read_text() == content
 
     def test_json_lines_are_added_to_a_file(self, stand_in, tmp_path):
@@ -78,7 +80,7 @@ class TestFiles:
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700)),
         )
         assert done.returncode == 0 and len(done.stdout.splitlines()) == 4
-        assert done.stderr.startswith("warning: --csv") and "kept for later" in done.stderr
+        assert done.stderr.startswith("warning: --csv") and "kept and written later" in done.stderr
         text = file.read_text()
         assert text.endswith("\n") and 1 < len(text.splitlines()) < 5
 

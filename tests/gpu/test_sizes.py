@@ -10,7 +10,7 @@ def test_each_rank_keeps_the_gradients_that_reach_into_its_part():
     # 12 elements and no padding: ranks own 0-3, 4-7, 8-11.
     assert flat_count([5, 3, 4], 3) == 12 and counts == [5, 8, 4]
     assert flat_count([5, 3], 2) == 8 and flat_count([5, 4], 2) == 12
-    # Padded to 12: the second rank's part ends with three zeros.
+    # Padded to 12: the second rank's piece ends with three zeros.
     assert owned_gradient_counts(profile, [5, 4], 2) == [9, 4 + 3]
 
 

@@ -1,4 +1,4 @@
-"""What CUDA would call the cards of a snapshot, and how one is written down."""
+"""CUDA's numbers for the GPUs of a snapshot, and the forms of a snapshot in output."""
 
 from datetime import UTC, datetime
 
@@ -53,7 +53,7 @@ def test_cuda_numbers_follow_the_environment_and_physical_ones_do_not(stand_in):
 
 
 def seen():
-    """A card that a rank of ours is on, one that tells little, one that is lost; the second is not shown."""
+    """A GPU with one of our ranks, one with few readings, one that is lost; the second is not shown."""
     process = GpuProcess(77, 3 << 30)
     ours = Gpu(
         0, "RTX 4090", "GPU-a", "0000:01:00.0", 1000 << 20, 24 << 30, 98, (process,), power_watts=411.6,

@@ -1,4 +1,4 @@
-"""The monitor's table on a terminal: what it shows at which size, its bars and its history."""
+"""The monitor's table on a terminal: its content at each size, its bars and its history."""
 
 import os
 import re

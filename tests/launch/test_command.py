@@ -114,7 +114,7 @@ def test_a_store_that_is_gone_before_the_ranks_start_is_named(checked, capfd):
     run = checked("--name=mine", "--total_iter=2")
     shutil.rmtree(run.data.store.folder)
     assert train(run, Signals()) is ExitStatus.BAD_INPUT
-    assert f"{run.data.store.folder}: is gone, the motion that this run was started with" in capfd.readouterr().err
+    assert f"{run.data.store.folder}: the motion that this run was started with is gone" in capfd.readouterr().err
 
 
 def test_a_store_that_is_renewed_before_the_ranks_start_is_refused(checked, tmp_path, demo_folder, capfd):

@@ -63,7 +63,7 @@ def test_dead_codes_get_vectors_sums_and_counts_together():
     assert all((latents.reshape(-1, 4) == vector).all(dim=1).any() for vector in revived)
     torch.testing.assert_close(quantizer.ema_sum[0, :8], revived * quantizer.ema_count[0, :8, None])
     torch.testing.assert_close(quantizer.ema_count[0, :8], share.expand(8), rtol=0.4, atol=0)
-    # The next update must not throw them away again.
+    # The next update must not replace them again.
     train(quantizer, latents, 1, start=1)
     assert (quantizer.codebooks[0].abs() < 100).all()
 

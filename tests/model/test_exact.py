@@ -1,4 +1,4 @@
-"""What is set around a tokenizer does nothing to what it computes, and is as it was afterwards."""
+"""Settings around a tokenizer do not change its results, and are restored afterwards."""
 
 import contextlib
 import threading
@@ -94,7 +94,7 @@ def test_what_is_set_around_it_changes_nothing(seen, around):
 
 
 def test_without_this_autocast_would_change_codes(seen):
-    """What the tests above would miss if the nets were so small that nothing rounds."""
+    """Autocast changes codes here; with nets so small that nothing rounds, the tests above would prove nothing."""
     tokenizer = seen.stage().tokenizer
     normalised = ((seen.motion - tokenizer.mean) / tokenizer.std)[None, : FRAMES // 4 * 4]
     plain = tokenizer.model.encode(normalised)
@@ -107,7 +107,7 @@ SETTINGS = [torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv]
 
 @pytest.mark.parametrize("owner", SETTINGS, ids=["matmul", "convolution"])
 def test_reduced_precision_is_off_inside_and_back_afterwards(one, owner):
-    """CPUs that round in fp32 are few, so that it is the setting that is looked at."""
+    """Few CPUs reduce the precision of fp32, so the test checks the setting instead of the result."""
     inside = []
     tokenizer = one.stage().tokenizer
     with precision(owner, "bf16"):

@@ -1,4 +1,4 @@
-"""First codes: none equal to another of its level, whatever the vectors; what a level leaves to the next."""
+"""First codes: no two of a level are equal, whatever the vectors; and the residuals that a level leaves."""
 
 import pytest
 import torch
@@ -13,12 +13,12 @@ def generator(seed=0):
 
 
 def equal_codes(quantizer):
-    """How many codes of each level equal an earlier one of it."""
+    """The number of codes of each level that equal an earlier code of that level."""
     return [len(book) - len(book.unique(dim=0)) for book in quantizer.codebooks]
 
 
 def on_a_surface(vectors, columns=128):
-    """Vectors that vary in eight directions only, about a mean, as the latents of nets do."""
+    """Vectors that vary in only eight directions around a mean, like the latents of nets."""
     torch.manual_seed(0)
     return torch.randn(vectors, 8) @ torch.randn(8, columns) + 3 * torch.randn(columns)
 
@@ -131,7 +131,7 @@ def test_a_shared_codebook_is_that_of_the_first_level():
 
 @pytest.mark.parametrize("options", [{}, {"codebook_distance": "cosine"}, {"shared_codebook": True}])
 def test_codes_are_replaced_by_vectors_apart_from_all_others(options):
-    """Few vectors and many dead codes: drawn with repeats, of vectors that repeat, some of which are zeros."""
+    """Few vectors and many dead codes: candidates are drawn with repeats, and some vectors are equal or zero."""
     torch.manual_seed(0)
     latents = torch.cat([torch.randn(30, 8).repeat(3, 1), torch.zeros(6, 8)]).reshape(1, -1, 8)
     made = {}

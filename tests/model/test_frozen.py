@@ -1,4 +1,4 @@
-"""What a second stage's trainer does to its modules does nothing to a tokenizer among them."""
+"""A second stage's trainer changes its modules, but not a tokenizer among them."""
 
 import copy
 import io
@@ -107,7 +107,7 @@ def assigned_checkpoint(stage):
 
 
 def layer_by_layer(stage):
-    """As transformers loads a checkpoint in the type it is asked for."""
+    """Loads a checkpoint in a given float type, as transformers does."""
     for name, tensor in stage.state_dict().items():
         place, _, last = name.rpartition(".")
         stage.get_submodule(place).load_state_dict({last: tensor.half()}, strict=False, assign=True)
@@ -128,7 +128,7 @@ def saved_state(stage):
 
 
 def with_parts_of_the_nets(stage):
-    """A second stage that names the nets, and a part of them, as its own."""
+    """A second stage that also registers the nets, and one of them, as its own modules."""
     stage.nets, stage.decoder = stage.tokenizer.model, stage.tokenizer.model.decoder
     stage.bfloat16().train()
 
@@ -267,7 +267,7 @@ def in_fully_sharded(stage):
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, cast_forward_inputs=False)
     fully_shard(stage, mesh=init_device_mesh("cpu", (1,)), mp_policy=policy)
     steps(stage, made_motion())
-    # As a policy does by default: the batch is in bf16 before the tokenizer sees it.
+    # A mixed-precision policy does this by default: the batch is in bf16 before the tokenizer gets it.
     cast = Seen(stage.folder).stage()
     fully_shard(cast, mesh=init_device_mesh("cpu", (1,)), mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
     with pytest.raises(TypeError, match=r"motion is torch\.bfloat16"):

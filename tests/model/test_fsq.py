@@ -1,4 +1,4 @@
-"""Finite scalar quantization: its grid, its levels, its gradient, and that it does all a quantizer here does."""
+"""Finite scalar quantization: its grid, its levels, its gradient, and all functions of a quantizer."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""What quantizers of levels share: which levels a step uses, the uses that they count, buffers that stay fp32."""
+"""The base class of quantizers: which levels a step uses, counts of uses, buffers that stay fp32."""
 
 import torch
 
@@ -35,7 +35,7 @@ def test_dropout_is_for_training_alone_as_often_as_asked_and_the_same_on_every_r
         found.append(quantizer.active_levels())
         quantizer.set_step(3, step)
         assert quantizer.active_levels() == found[-1]
-    # Of the quarter that drops levels, a sixth drops none: 5 / 24 of all, give or take 4 deviations.
+    # A quarter of the steps may drop levels, and a sixth of these drops none: 5 / 24 of all, within 4 deviations.
     assert abs(sum(levels < 6 for levels in found) / 2000 - 5 / 24) < 4 * (5 / 24 * 19 / 24 / 2000) ** 0.5
     assert set(found) == {1, 2, 3, 4, 5, 6}
     quantizer.eval()

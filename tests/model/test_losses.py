@@ -1,4 +1,4 @@
-"""The losses: each is the distance that it says, weighed by joint, and refused where the columns do not have it."""
+"""The losses: each is the stated distance, weighted by joint, and refused if the columns do not support it."""
 
 import numpy as np
 import pytest
@@ -87,7 +87,7 @@ def test_losses_that_the_columns_do_not_allow_are_refused(config, layout, compla
         # Differences 0, 3, -0.5 and 0: their changes are 3, -3.5, 0.5.
         ("l1", 3.5 / 4, 7 / 3),
         ("l2", 9.25 / 4, 21.5 / 3),
-        # Half the square below 1, beyond it the distance less a half.
+        # Half the square below 1, above it the distance minus a half.
         ("l1_smooth", (2.5 + 0.125) / 4, (2.5 + 3 + 0.125) / 3),
     ],
 )

@@ -1,4 +1,4 @@
-"""MoMask's quantizer, against its paper's code."""
+"""MoMask's quantizer, compared with the arithmetic of its paper's code."""
 
 import pytest
 import torch
@@ -40,10 +40,10 @@ def test_dead_codes_are_replaced_by_the_first_rows():
 
 
 class Momask:
-    """MoMask's residual quantizer in training, level by level, as its paper's code has it.
+    """MoMask's residual quantizer in training, level by level, as in its paper's code.
 
     Args:
-        temperature: of the Gumbel noise on its choices, which is drawn as ours is.
+        temperature: of the Gumbel noise on its choices, which is drawn like ours.
     """
 
     def __init__(self, levels, nb_code, temperature, mu=0.99):
@@ -59,7 +59,7 @@ class Momask:
         return distances.argmin(dim=1)
 
     def initialize(self, rows):
-        """Each level's first rows, of what the codes of the levels before left."""
+        """Takes each level's first rows, which are residuals of the levels before, as its codes."""
         self.books, residual = [], rows.detach()
         for level in range(self.levels):
             book = residual[: self.nb_code].clone()
@@ -68,7 +68,7 @@ class Momask:
         self.sums, self.counts = [book.clone() for book in self.books], [torch.ones(self.nb_code)] * self.levels
 
     def step(self, rows, step):
-        """What the levels quantized to, their codes and the commitment loss of one forward pass, which moves them."""
+        """Runs a forward pass and its update; returns the quantized vectors, the codes and the commitment loss."""
         residual, quantized, codes, losses = rows, 0, [], []
         for level, book in enumerate(self.books):
             code = self.choose(residual.detach(), book, step, level)

@@ -95,7 +95,7 @@ def test_checkpointing_counts_codes_once():
 
 
 def _kept_bytes(model, motion):
-    """Bytes that autograd keeps for the backward pass: distinct storages, parameters and buffers left out."""
+    """Bytes that autograd keeps for the backward pass: distinct storages, without parameters and buffers."""
     own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
     kept = {}
 

@@ -215,7 +215,7 @@ def test_a_wider_beam_comes_nearer_and_the_widest_finds_the_nearest_of_all_sums(
     sums = (one[:, None, None] + two[:, None] + three).reshape(-1, 4)
     least = torch.cdist(latents.reshape(-1, 4).double(), sums.double()).amin(dim=1).square()
     torch.testing.assert_close(errors[-1].reshape(-1).double(), least, atol=1e-5, rtol=1e-5)
-    # Training goes level by level, whatever is asked of encoding.
+    # Training goes level by level, whatever the beam size for encoding.
     quantizer.train()
     plain, _ = make(levels=3, dead_code_threshold=0)
     assert torch.equal(quantizer(latents)[1], plain(latents)[1])

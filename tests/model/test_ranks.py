@@ -1,4 +1,4 @@
-"""Seeds that ranks agree on, and what is gathered where there is one rank."""
+"""Seeds that are equal on all ranks, and gathering with only one rank."""
 
 import itertools
 
@@ -8,7 +8,7 @@ from ds_rvqvae.model.ranks import fold_seed, gather_rows, world_of
 
 
 def test_a_seed_is_the_same_on_every_machine():
-    # BLAKE2b of the parts' text, 8 bytes, little-endian, less the lowest bit.
+    # BLAKE2b of the parts' text, 8 bytes, little-endian, without the lowest bit.
     assert fold_seed("levels", 0, 5) == 6548005936390116052
     assert fold_seed("noise", 1, 2, 3, 4, 0) == 7528860445409316436
 

@@ -1,4 +1,4 @@
-"""The model: motion to codes and back, the quantizer that a profile asks for, and draws that seed and step decide."""
+"""The model: motion to codes and back, the profile's quantizer, and random draws as a function of seed and step."""
 
 import pytest
 import torch
@@ -64,7 +64,7 @@ def test_wrong_shapes_are_refused():
     model = RVQVAE(5, SMALL)
     with pytest.raises(ValueError, match="takes \\[batch, time, 5\\]"):
         model(torch.randn(2, 16, 6))
-    with pytest.raises(ValueError, match="multiple of the 4"):
+    with pytest.raises(ValueError, match="multiple of 4, the frames per code"):
         model(torch.randn(2, 18, 5))
 
 

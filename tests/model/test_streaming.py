@@ -38,7 +38,7 @@ def _motion(frames):
 
 
 def _in_pieces(stream, rows, most, seed):
-    """What a stream gives for pieces of random length, and for each piece the rows in and out so far."""
+    """The output of a stream for pieces of random length, and after each piece the rows in and out so far."""
     lengths, given, out, counts = random.Random(seed), 0, [], []
     while given < len(rows):
         count = lengths.randint(1, most)
@@ -59,12 +59,12 @@ def test_chunks_and_pieces_equal_one_pass(shape):
         streamed, counts = _in_pieces(tokenizer.encoder_stream(), motion, 60, frames)
         assert torch.equal(streamed, codes)
         latency = tokenizer.encoder_stream().latency
-        # A code is there once `latency` frames have followed its own.
+        # A code comes out when `latency` frames have followed its own.
         assert all(known >= (given - latency) // stride for given, known in counts)
 
         padded = torch.cat([motion, motion[-1:].expand(-frames % stride, -1)])
         whole = tokenizer.model.encode(((padded - tokenizer.mean) / tokenizer.std)[None])[0]
-        # Another shape may round another way, and a code between two nearest ones moves.
+        # A different shape may round differently, and a vector between two codes then gets the other one.
         assert (whole != codes).float().mean() <= 0.02
 
         decoded = tokenizer.decode(codes)
@@ -95,7 +95,7 @@ def test_a_stream_keeps_no_more_of_a_long_clip_than_of_a_short_one():
     tokenizer.chunk = 8
 
     def kept(frames):
-        """Tensors alive that were not before, in bytes."""
+        """Bytes of tensors that exist now and did not before."""
         before = _tensor_bytes()
         stream = tokenizer.encoder_stream()
         for _ in range(frames // 11):
@@ -107,7 +107,7 @@ def test_a_stream_keeps_no_more_of_a_long_clip_than_of_a_short_one():
 
 def _tensor_bytes():
     gc.collect()
-    # Of tensors that hold numbers: compiling, in a test before, leaves others.
+    # Only tensors that hold numbers: compilation in an earlier test leaves others.
     kinds = (torch.Tensor, torch.nn.Parameter)
     tensors = [thing for thing in gc.get_objects() if type(thing) in kinds and thing.layout == torch.strided]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
@@ -169,15 +169,15 @@ PUSHED = {
 
 
 def _with(piece, value, column=-1):
-    """A piece with one value of a middle row replaced."""
+    """Returns a piece with one value of a middle row replaced."""
     piece = piece.clone()
     piece[len(piece) // 2, column] = value
     return piece
 
 
 def _pushed(stream, net, rows, refused, seed):
-    """What a stream gives for 1,000 pieces of random sizes, with refused ones and failures of layers between them, each
-    of which raises at its own push; how many rows it took; and how often each kind was refused."""
+    """Pushes 1,000 pieces of random sizes, with refused pieces and failing layers between them, which raise at once;
+    returns the stream's output, the number of rows taken, and how often each kind failed."""
     draw, given, out, counts = random.Random(seed), 0, [], Counter()
     layers = [module for name, module in net.named_modules() if name.endswith(("activation2", "conv2"))]
     for _ in range(1000):
@@ -198,7 +198,7 @@ def _pushed(stream, net, rows, refused, seed):
                 counts[kind] += 1
             else:
                 given += len(piece)
-                piece.fill_(7)  # it is the caller's again
+                piece.fill_(7)  # the caller may change it again
     with _failing(layers[-1], MemoryError), pytest.raises(MemoryError):
         stream.finish()
     return torch.cat([*out, stream.finish()]), given, counts
@@ -206,7 +206,7 @@ def _pushed(stream, net, rows, refused, seed):
 
 @contextmanager
 def _failing(layer, failure):
-    """Inside, the layer raises after it has computed."""
+    """Inside, the layer raises `failure` after its computation."""
 
     def fail(*_):
         raise failure

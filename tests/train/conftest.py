@@ -1,4 +1,4 @@
-"""What the trainer's tests share: a rank that is alone, in the tests' own process."""
+"""Fixtures of the trainer's tests: a single rank, in the tests' own process."""
 
 import pytest
 import torch.distributed as dist

@@ -1,6 +1,6 @@
-"""Cards of a given size, played on a CPU: `python -m tests.train.limited [9,5] FLAGS` trains with them.
+"""Simulated GPUs of a given size, on a CPU: `python -m tests.train.limited [9,5] FLAGS` trains with them.
 
-Once the encoder has made its tensors, it raises torch's own out-of-memory error for a batch over this rank's limit.
+After the encoder, a batch over this rank's limit raises torch's own out-of-memory error.
 """
 
 import json
@@ -17,7 +17,7 @@ from ds_rvqvae.model.nets import Encoder
 
 @contextmanager
 def limited_memory(windows: int, error: Exception | None = None) -> Iterator[None]:
-    """A batch of more than `windows` does not fit: raises `error`, by default torch's own."""
+    """Inside, a batch of more than `windows` raises `error`, by default torch's own out-of-memory error."""
 
     def refuse(module: torch.nn.Module, inputs: tuple[torch.Tensor], latents: torch.Tensor) -> None:
         if isinstance(module, Encoder) and len(latents) > windows:

@@ -19,13 +19,13 @@ SMALL = [
     "--num_workers=1",
 ]
 EXACT = ["--mixed_precision=no", "--dropout=0", "--quantize_dropout_prob=0"]
-"""Nothing random, nothing rounded: what any number of ranks computes alike."""
+"""Nothing random, nothing rounded: any number of ranks computes the same."""
 THREE_STEPS = [*EXACT, "--batch_size=4", "--gradient_accumulation_steps=2", "--total_iter=3", "--nb_code=64"]
 """A run of three steps, two micro batches each."""
 
 
 def make_trainer(folder: str, data: str, flags: list[str]):
-    """A trainer on this rank, of the small run with more flags."""
+    """Builds a trainer on this rank, for the small run with more flags."""
     from ds_rvqvae.config.request import read_training_flags
     from ds_rvqvae.data.dataset import MotionData
     from ds_rvqvae.train.trainer import Trainer
@@ -40,7 +40,7 @@ def read_metrics(run: Path) -> list[dict]:
 
 
 def wait_until(done, seconds=90):
-    """Waits for ranks to come so far; fails where they do not within so many seconds."""
+    """Waits until ranks have reached a state; fails if they do not within so many seconds."""
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline

@@ -66,7 +66,7 @@ def test_a_batch_that_fits_stays_and_other_errors_come_through(one_rank):
 
 
 def train(limits, *flags, status=0):
-    """A run on as many ranks as there are limits; what rank 0 printed."""
+    """Runs as many ranks as there are limits; returns the output of rank 0."""
     ranks = start_ranks(len(limits), ["-m", "tests.train.limited", json.dumps(limits), *SMALL, *flags])
     if not status:
         return finish(ranks)[0]
@@ -105,7 +105,7 @@ def test_two_ranks_with_unlike_memory_agree_and_train_as_by_hand_and_a_resume_do
     shutil.copytree(fitted, resumed)
     shutil.rmtree(resumed / "checkpoints" / "global_step4")
     (resumed / "checkpoints" / "latest").write_text("global_step2")
-    # By now there would be room for all 12.
+    # Now there would be room for all 12.
     said = train([99, 99], *flags, "--name=resumed")
     assert "global_step2" in said and "auto_batch_size" not in said and "changed" not in said
     assert batch_of(resumed) == (6, 2)
@@ -116,13 +116,13 @@ def test_two_ranks_with_unlike_memory_agree_and_train_as_by_hand_and_a_resume_do
 def test_a_resume_on_other_ranks_may_start_to_fit_and_keeps_global_batch_and_learning_rate(tmp_path, demo_folder):
     flags = [f"--data_path={demo_folder}", f"--out={tmp_path}", "--name=run", "--batch_size=20", "--scale_lr=linear"]
     said = train([99], *flags, "--total_iter=1")
-    # The demo's learning rate is meant for its 16 windows a rank on seven ranks.
+    # The demo's learning rate is meant for its 16 windows per rank on seven ranks.
     assert "--scale_lr linear: learning rate 0.0005 x global batch 20 / 112 = 8.929e-05" in said
     said = train([99, 4], *flags, "--total_iter=2", "--resume", "--auto_batch_size")
     assert "10 does not fit on rank 1, 5 not on rank 1; micro batch 2 x accumulation 5, global batch 20" in said
     assert batch_of(tmp_path / "run") == (2, 10)
     assert [line["lr"] for line in read_metrics(tmp_path / "run")] == [0.0005 * 20 / 112] * 2
-    # From now on that stays, but where less is asked for, as when even that does not fit any more.
+    # From now on this size stays, unless a smaller one is asked for, as when even this one no longer fits.
     assert fitted_at_resume(tmp_path / "run", 20, 1) == ((2, 10), (2, 5))
     assert fitted_at_resume(tmp_path / "run", 20, 1, ranks=1) == ((2, 10), None)
     assert fitted_at_resume(tmp_path / "run", 1, 20) == (None, (1, 10))
@@ -131,7 +131,7 @@ def test_a_resume_on_other_ranks_may_start_to_fit_and_keeps_global_batch_and_lea
 
 
 def fitted_at_resume(run, micro_batch, accumulation, ranks=2, automatic="true"):
-    """What a resume takes over: the sizes that were fitted, and those that keep the global batch."""
+    """The sizes that a resume takes over: fitted ones, and those that keep the global batch."""
     asked = [f"train_micro_batch_size_per_gpu={micro_batch}", f"gradient_accumulation_steps={accumulation}"]
     asked.append(f"rvqvae.training.auto_batch_size={automatic}")
     manifest = read_manifest(run / "checkpoints" / "global_step2")

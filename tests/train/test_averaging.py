@@ -1,4 +1,4 @@
-"""The moving average of the weights: of each rank's share, what is scored and exported, exact after a resume."""
+"""The moving average of the weights: on each rank's own weights, scored and exported, exact after a resume."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ FLAGS = [*SMALL, "--batch_size=4", "--set=rvqvae.training.ema_decay=0.9"]
 
 
 def average_by_hand(data: str, folder: str) -> dict:
-    """In a rank: the trainer's average and one of the gathered weights after some steps, and what is left behind."""
+    """In a rank: the trainer's average, an average of the gathered weights, and the state left after some steps."""
     from ds_rvqvae.train.averaging import WeightAverage
     from ds_rvqvae.train.engine import fp32_model, set_fp32_weights
     from tests.train.small import make_trainer
@@ -29,7 +29,7 @@ def average_by_hand(data: str, folder: str) -> dict:
     before = [parameter.detach().clone() for parameter in fp32_model(trainer.engine).parameters()]
     state = trainer.average.state()
     found = state["weights"]
-    # As a resumed run has it: the weights are there, and an average that begins at them.
+    # Like a resumed run: weights, and an average that begins at them.
     set_fp32_weights(trainer.engine, [torch.zeros_like(weight) for weight in before])
     set_fp32_weights(trainer.engine, before)
     fresh = WeightAverage(trainer.engine, 0.9)
@@ -64,7 +64,7 @@ def test_a_resume_with_another_number_of_ranks_goes_on_with_it_and_exports_it(tm
         torch.testing.assert_close(tokenizers[1][name].float(), value.float(), rtol=1e-4, atol=1e-5, msg=name)
     saved = open_single(tmp_path / "whole" / "checkpoints" / "latest").model.state_dict()
     assert all(torch.equal(saved[name], value) for name, value in tokenizers[0].items())
-    # And it is not the weights themselves.
+    # And the average differs from the weights themselves.
     flags.remove("--set=rvqvae.training.ema_decay=0.9")
     train_ranks(2, *flags, "--name=plain", "--total_iter=6")
     plain = load_file(tmp_path / "plain" / "tokenizer" / "model.safetensors")

@@ -1,4 +1,4 @@
-"""TensorBoard and the profile's other monitors: one that fails is said once, and the others go on."""
+"""TensorBoard and the profile's other monitors: a failing one is reported once, and the others continue."""
 
 import math
 import shutil
@@ -17,7 +17,7 @@ from ds_rvqvae.train.metrics import Board
 
 @pytest.fixture
 def make_board(one_rank, tmp_path, monkeypatch):
-    """A board in `board`, beside further monitors."""
+    """A board in `board`, with further monitors."""
     monkeypatch.setattr(deepspeed.comm, "get_rank", lambda: 0)
     monkeypatch.setattr(threading, "excepthook", lambda failed: None)
 
@@ -45,19 +45,19 @@ def test_a_folder_that_is_removed_is_said_once_and_other_monitors_go_on(make_boa
     for sample in (8, 12):
         write_all(board, sample)
     (said,) = caplog.messages
-    assert said.startswith("tensorboard: gets nothing more until a restart: No such file or directory: ")
+    assert said.startswith("tensorboard: gets no more data until a restart: No such file or directory: ")
     assert (tmp_path / "csv" / "loss.csv").read_text().split() == ["step,loss", "4,0.5", "8,0.5", "12,0.5"]
     shutil.rmtree(tmp_path / "csv")
     write_all(board, 16)
     write_all(board, 20)
-    assert len(caplog.messages) == 2 and caplog.messages[1].startswith("csv_monitor: gets nothing more")
+    assert len(caplog.messages) == 2 and caplog.messages[1].startswith("csv_monitor: gets no more data")
 
 
 @pytest.mark.skipif(find_spec("fsspec") is None, reason="no fsspec")
 def test_a_folder_in_a_store_of_objects_gets_all(make_board, tmp_path, caplog, monkeypatch):
     import fsspec
 
-    monkeypatch.chdir(tmp_path)  # DeepSpeed makes a folder of that name
+    monkeypatch.chdir(tmp_path)  # DeepSpeed creates a folder with this name
     board = make_board(tensorboard={"enabled": True, "output_path": "memory://runs", "job_name": "board"})
     sizes = []
     for sample in (4, 8):

@@ -1,4 +1,4 @@
-"""What a save checks before it writes."""
+"""Checks of a save before it writes."""
 
 import math
 
@@ -13,8 +13,8 @@ pytestmark = pytest.mark.processes
 
 
 def saves_with_so_much_free(folder: str, data: str, *, averaged: bool):
-    """In a rank: the step saved and the saves failed, where a byte is missing on the disk, and where none is; and
-    whether the step, which was scored, counts as the best."""
+    """In a rank: the saved step, the failed saves, and whether the scored step counts as the best; with one byte too
+    few on the disk, and with enough."""
     import shutil
     from unittest import mock
 
@@ -27,12 +27,12 @@ def saves_with_so_much_free(folder: str, data: str, *, averaged: bool):
     needed = checkpoint_bytes(parameter_count(trainer.data.in_features, trainer.profile.rvqvae.model), averaged)
     found = []
     for free in (needed - 1, needed):
-        # The disk alone is played: filling a real one to the byte takes a file system of its own.
+        # Only the disk's free space is simulated: to fill a real disk to the byte takes a separate file system.
         usage = shutil.disk_usage(folder)._replace(free=free)
         with mock.patch("shutil.disk_usage", return_value=usage):
             trainer.save()
         found.append([trainer.checkpointer.saved_step, trainer.checkpointer.failures, trainer.evaluator.is_best(1)])
-        # The best is a checkpoint that is on disk.
+        # The best checkpoint must be on disk.
         assert (trainer.evaluator.best_l1 < math.inf) is trainer.evaluator.is_best(1)
         trainer.evaluator.evaluate(1, "scores.json")
     return found

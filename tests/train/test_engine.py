@@ -1,4 +1,4 @@
-"""The learning rate by step; which recomputation a profile asks for, and that it changes no gradient."""
+"""The learning rate by step; the recomputation that a profile asks for, and that it changes no gradient."""
 
 import itertools
 
@@ -34,7 +34,7 @@ def test_cosine_falls_from_the_base_to_nothing_after_the_warm_up():
 
 
 def gradients_by_kind():
-    """Names of the recomputations, and whether each gives the gradients of none."""
+    """Names of the recomputations, and whether each gives the same gradients as no recomputation."""
     import deepspeed
 
     from ds_rvqvae import RVQVAE

@@ -1,4 +1,4 @@
-"""Which step of a run is its best, and what is said of scores and tokenizers that cannot be written."""
+"""The best step of a run, and messages about scores and tokenizers that cannot be written."""
 
 import math
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.processes
 
 
 def best_checkpoints(folder: str, data: str) -> list:
-    """In a rank: after each save, its step and whether it counted as the best; and what evaluations say of a step."""
+    """In a rank: the step of each save and whether it counted as the best, and the scores noted for a step."""
     trainer = make_trainer(folder, data, [*THREE_STEPS, "--eval_every=1", "--save_every=1", "--lr=5"])
     save, saved = trainer.checkpointer.save, []
 
@@ -59,7 +59,7 @@ def test_an_evaluation_is_a_line_of_a_terminal():
 
 
 def train_amid_failures(folder: str, data: str, fails: bool) -> dict:
-    """In a rank: a run of three steps in which, on rank 0, all fails that only decorates or reports; what was said."""
+    """In a rank: a run of three steps in which everything that only reports fails on rank 0; its messages."""
     import json
     import logging
     import os
@@ -84,14 +84,14 @@ def train_amid_failures(folder: str, data: str, fails: bool) -> dict:
         losses.append(step())
         if fails and trainer.rank == 0 and trainer.steps_done == 2:
             shutil.rmtree(run / "tensorboard")
-            sys.modules["ds_rvqvae.viz.reconstruction"] = None  # as where matplotlib is not installed
+            sys.modules["ds_rvqvae.viz.reconstruction"] = None  # as if matplotlib were not installed
             trainer.log._file._file._handle = os.open(run / "metrics.jsonl", os.O_RDONLY)
             (run / "metrics.jsonl").unlink()
             shutil.rmtree(run / "eval")
             for name in ("tokenizer", "eval"):
                 (run / name).write_text("in the way")
             (run / "memory.json").mkdir()
-            trainer.log.meter._memory._process = None  # every reading fails, as of a driver that is gone
+            trainer.log.meter._memory._process = None  # every reading fails, as after the loss of the driver
             trainer.loader._threads.shutdown = None
         return losses[-1]
 
@@ -107,7 +107,7 @@ def train_amid_failures(folder: str, data: str, fails: bool) -> dict:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, demo_folder):
-    """What two ranks give of an undisturbed run, and of one amid failures; and that one's folder."""
+    """Results of two ranks for an undisturbed run and for one with failures, and the folder of the second."""
     folder = tmp_path_factory.mktemp("failures")
     arguments = {"data": str(demo_folder)}
     found = [
@@ -131,12 +131,12 @@ def test_what_only_decorates_or_reports_changes_nothing_on_any_rank(runs):
     "text",
     [
         "csv_monitor: cannot be written: ",
-        "tensorboard: gets nothing more until a restart: ",
+        "tensorboard: gets no more data until a restart: ",
         "step 0: no picture of train: Is a directory: {run}/eval/reconstruction_train.png",
         "step 2: no picture of val: ModuleNotFoundError: ",
         "step 2: scores not written: File exists",
         "step 3: not all is logged: ",
-        "what was logged may not be on the disk: ",
+        "the last lines of metrics.jsonl may not be on the disk: ",
         "memory.json not written: Is a directory: {run}/memory.json",
         "step 3: tokenizer not exported: ",
         "{run} --out DIR` does it",

@@ -1,4 +1,4 @@
-"""The windows that the first codes are made from: enough of them, and the same whatever the number of ranks."""
+"""The windows for the first codes: enough of them, and the same for any number of ranks."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ LENGTHS = {"one length": {}, "several lengths": {"window_sizes": [16, 32, 48]}}
 
 @pytest.fixture(params=LENGTHS.values(), ids=LENGTHS.keys())
 def order(request, demo_folder):
-    """Batches of 12 windows of demo motion, in seven parts, and their data."""
+    """Batches of 12 windows of demo motion, in seven micro batches, and their data."""
     settings = {"path": str(demo_folder), "body_part": "upper", "window_size": 32, "window_stride": 16}
     data = MotionData.open(DataConfig(**settings, **request.param))
     return BatchOrder.of(data, 14, 0, 7), data
@@ -64,7 +64,7 @@ def test_ranks_together_have_what_one_rank_has_in_its_order(order, ranks):
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    ("flags", "words"), [([], "first codes: 64 of a level from 128 latents, 4 batches"), (["--lineage"], None)]
+    ("flags", "words"), [([], "first codes: 64 per level from 128 latents, 4 batches"), (["--lineage"], None)]
 )
 def test_a_run_says_what_its_first_codes_are_from(tmp_path, demo_folder, flags, words):
     flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--name=run", "--batch_size=4", *flags]

@@ -1,4 +1,4 @@
-"""A run that goes back, in earnest: what its commands, its metrics and TensorBoard show afterwards."""
+"""A real run that goes back to an earlier step: its commands, metrics and TensorBoard afterwards."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def _points(run, tag):
 
 
 def _check(run, steps, losses):
-    """All that the run shows is of the history with these losses, and its last step is exported."""
+    """Checks that all that the run shows belongs to the history with these losses, and its last step is exported."""
     saved = run / "checkpoints"
     assert [line["step"] for line in read_metrics(run)] == steps
     assert [line["loss"] for line in read_metrics(run)] == losses
@@ -55,7 +55,7 @@ def test_a_run_goes_back_on_other_ranks_and_at_another_rate_and_there_again(tmp_
     _check(run, [1, 2, 3, 4, 5, 6], first)
     tokenizer = load_file(run / "tokenizer" / "model.safetensors")
 
-    # Spoilt on purpose: worse at the steps that it shares with the first history.
+    # Made worse on purpose, at the steps that it has in common with the first history.
     (said, *_) = train_ranks(2, *flags, "--total_iter=4", "--resume=global_step2", "--lr=0.1")
     assert "put aside, not deleted: global_step4, global_step6" in said
     second = [line["loss"] for line in read_metrics(run)]
@@ -69,7 +69,7 @@ def test_a_run_goes_back_on_other_ranks_and_at_another_rate_and_there_again(tmp_
     _check(run, [1, 2, 3, 4, 5, 6], first)
     assert (run / "eval" / "reconstruction_val.png").is_file()
 
-    # Killed right before its tokenizer was written, in the end.
+    # Killed at its end, right before it wrote the tokenizer.
     shutil.rmtree(run / "tokenizer")
     (said,) = train_ranks(1, *flags, "--resume", "--total_iter=6")
     assert f"{run / 'tokenizer'} was missing: made of global_step6" in said

@@ -1,4 +1,4 @@
-"""What a rank says that runs out of memory."""
+"""The message of a rank that runs out of memory."""
 
 import getpass
 import json
@@ -57,7 +57,7 @@ def test_the_line_has_the_numbers_and_flags_that_keep_the_global_batch():
     line = explanation(plan, plan.total_bytes, "2.40 GiB allocated and 2.45 GiB reserved at the peak", "also on GPU 3")
     assert line == (
         "micro batch 160 does not fit: 2.40 GiB allocated and 2.45 GiB reserved at the peak; "
-        f"{plan.total_bytes / 2**30:.2f} GiB planned, 3.00 GiB to be had on RTX 4090; also on GPU 3; "
+        f"{plan.total_bytes / 2**30:.2f} GiB planned, 3.00 GiB available on RTX 4090; also on GPU 3; "
         "try --batch_size 80 --gradient_accumulation_steps 2 or --auto_batch_size; run.log has the details"
     )
 
@@ -65,9 +65,9 @@ def test_the_line_has_the_numbers_and_flags_that_keep_the_global_batch():
 @pytest.mark.parametrize(
     ("memory", "overrides", "advice"),
     [
-        # Half, where the plan says that this one fits.
+        # Half, if the plan says that this size fits.
         (24 << 30, ["rvqvae.training.auto_batch_size=true"], "try --batch_size 80 --gradient_accumulation_steps 2"),
-        (24 << 30, ["train_micro_batch_size_per_gpu=1"], "try other cards (--include) or a smaller"),
+        (24 << 30, ["train_micro_batch_size_per_gpu=1"], "try other GPUs (--include) or a smaller"),
         (1 << 30, ["rvqvae.training.gradient_checkpointing=false"], "try --gradient_checkpointing on or --auto_batch_"),
         (24 << 30, ["gradient_accumulation_steps=3"], "try --batch_size 80 --gradient_accumulation_steps 6 or --auto_"),
     ],
@@ -94,9 +94,9 @@ def test_what_else_sits_on_the_card_leaves_out_this_process(stand_in):
 
 def test_without_nvml_or_with_a_lost_card_it_says_that_it_cannot_tell(stand_in, monkeypatch):
     code = "from ds_rvqvae.train.memory import others_on_card; print(others_on_card('GPU-0', 0))"
-    assert stand_in.python(code) == "what else is on the card cannot be told (NVML does not list it)\n"
+    assert stand_in.python(code) == "other users of the GPU are unknown (NVML does not list it)\n"
     stand_in.play("init 9")
-    assert stand_in.python(code).startswith("what else is on the card cannot be told (")
+    assert stand_in.python(code).startswith("other users of the GPU are unknown (")
 
 
 @pytest.mark.processes

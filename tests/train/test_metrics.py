@@ -37,7 +37,7 @@ def test_lines_without_room_are_said_once_and_written_later(tmp_path, caplog):
     metrics.close()
     steps = [json.loads(line)["step"] for line in file.read_text().splitlines()]
     assert len(steps) == 33 and steps == sorted(steps)
-    assert [line.partition("; ")[2] for line in caplog.messages] == ["its lines are kept for later"] * 3
+    assert [line.partition("; ")[2] for line in caplog.messages] == ["its lines are kept and written later"] * 3
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -70,7 +70,7 @@ def test_damaged_lines_are_cut_and_said(tmp_path, caplog, kind):
     said = " ".join(caplog.messages)
     assert (kept == 200) == ("after" in kind)
     assert (f"the lines of steps {kept + 1} to 200 are lost" in said) == (kept < 200)
-    assert ("damaged lines cut" in said) == (kind != "empty")
+    assert ("damaged lines removed" in said) == (kind != "empty")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_line_without_its_keys_is_cut(tmp_path, caplog, line):
     metrics = MetricsFile(file, 5)
     metrics.close()
     assert file.read_bytes() == b"".join(good)
-    assert "1 damaged lines cut" in caplog.messages[0]
+    assert "1 damaged lines removed" in caplog.messages[0]
     assert [entry["loss"] for entry in metrics.earlier] == [2.0, None]
 
 

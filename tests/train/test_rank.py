@@ -1,4 +1,4 @@
-"""Refusals of a run by its ranks, before any of them trains."""
+"""Runs that their ranks refuse before training."""
 
 import pytest
 

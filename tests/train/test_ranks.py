@@ -1,4 +1,4 @@
-"""What several ranks must agree on: codebooks, losses, skipped steps, shares of the optimizer."""
+"""Agreement of several ranks: codebooks, losses, skipped steps, optimizer shards."""
 
 import pytest
 
@@ -16,11 +16,12 @@ def _codebooks(run):
 
 @pytest.mark.parametrize(("nb_code", "steps"), [(8, 30), (64, 15), (1024, 15)])
 def test_any_number_of_ranks_computes_the_same(tmp_path, demo_folder, nb_code, steps):
-    """With few codes, as many as a batch half fills, and so many that their first ones take all windows there are.
+    """With few codes, with so many that a batch fills half of them, and with so many that the first codes need all
+    windows.
 
-    With SiLU: where a ReLU is within rounding of its kink, Adam makes a step of a rounding, so that with ReLU even one
-    rank whose weights differ by a rounding departs from itself. So it does where two codes are as near to a vector but
-    for rounding; the more codes and steps, the sooner.
+    The runs use SiLU: if a ReLU's input is within rounding of 0, Adam turns the rounding into a step, and even one rank
+    with weights that differ by rounding diverges. The same happens if two codes are equally near to a vector up to
+    rounding; the more codes and steps, the sooner.
     """
     shapes = {1: (12, 1), 2: (3, 2), 3: (4, 1)}
     for ranks, (micro, accumulation) in shapes.items():
@@ -41,7 +42,7 @@ def test_any_number_of_ranks_computes_the_same(tmp_path, demo_folder, nb_code, s
 
 
 def train_with_everything_on(folder, data):
-    """Trains with level dropout, noise, dead codes and accumulation; says how codebooks differ between ranks."""
+    """Trains with level dropout, noise, dead codes and accumulation; prints how codebooks differ between ranks."""
     import torch
     import torch.distributed as dist
 
@@ -55,7 +56,7 @@ def train_with_everything_on(folder, data):
     def counted_update(**keywords):
         books, uses = quantizer.codebooks.clone(), quantizer.usage_counts.clone()
         update(**keywords)
-        # The mean of an unused code stays where it is, but for rounding.
+        # The mean of an unused code does not change, except by rounding.
         unused, moved = quantizer.usage_counts == uses, (quantizer.codebooks - books).norm(dim=-1)
         replaced.append(int((unused & (moved > 1e-3 * books.norm(dim=-1))).sum()))
 
@@ -97,7 +98,7 @@ COLLECTIVES = (
 
 
 def count_collectives(folder, data):
-    """What a training step calls of torch.distributed, with the codebooks' update and without."""
+    """The calls of torch.distributed in a training step, with the codebooks' update and without."""
     import torch.distributed as dist
 
     flags = ["--batch_size=4", "--gradient_accumulation_steps=2", "--total_iter=100", "--quantize_dropout_prob=0.5"]

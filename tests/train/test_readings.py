@@ -1,4 +1,4 @@
-"""Each rank's readings during a run, and the summary at its end: on CPU ranks as they are, and with played cards."""
+"""Each rank's readings during a run, and the summary at its end: on real CPU ranks, and with simulated GPUs."""
 
 import json
 import os
@@ -23,7 +23,7 @@ CARD = "GPU-0000000{}-0000-4090-8000-000000000000"
 
 
 class PlayedMemory:
-    """An allocator of a card there is none of: each call gives the next peak in GiB, the last one for ever."""
+    """The allocator of a simulated GPU: each call returns the next peak in GiB, and the last one forever."""
 
     total_bytes = 24 * GIB
 
@@ -142,7 +142,7 @@ def test_a_run_on_cpus_that_a_signal_stops(tmp_path, demo_folder):
 
 
 def train_on_played_cards(folder, data):
-    """Trains on CPUs while the meter sees card 1 + rank, and an allocator that says 2, and 3 GiB outside of steps."""
+    """Trains on CPUs; the meter reads GPU 1 + rank, and an allocator with 2 GiB in steps and 3 GiB outside."""
     import torch.distributed as dist
 
     from ds_rvqvae.train.metrics import start_log
@@ -196,11 +196,11 @@ def test_a_run_on_played_cards(tmp_path, demo_folder, stand_in, monkeypatch):
     log = (run / "run.log").read_text()
     warned = [line for line in log.splitlines() if "WARNING" in line]
     assert len(warned) == 2
-    assert "step 1: over 90% of the card's memory is in use (rank 1: 23.0 of 24.0 GiB, 2.5 of them torch's" in warned[0]
+    assert "step 1: over 90% of the GPU's memory is in use (rank 1: 23.0 of 24.0 GiB, 2.5 of it torch's" in warned[0]
     assert "emptied its cache (rank 1 1 times)" in warned[1]
     assert re.search(r"rank 1 +3\.00 GiB +3\.50 GiB +23\.00 GiB +24\.00 GiB +1\.00 GiB +1 +\d\.\d Wh +\d+ W", log)
-    assert re.search(r"tensors: planned 0\.\d\d GiB a card, peak in steps 2\.00 GiB, .* saving 3\.00 GiB", log)
-    assert re.search(r"card: planned \d\.\d\d GiB, used 23\.00 GiB", log)
+    assert re.search(r"tensors: planned 0\.\d\d GiB per GPU, peak in steps 2\.00 GiB, .* saving 3\.00 GiB", log)
+    assert re.search(r"GPU: planned \d\.\d\d GiB, used 23\.00 GiB", log)
     written = json.loads((run / "memory.json").read_text())
     assert 0 < written["planned"]["allocated_gib"] < written["planned"]["total_gib"]
     assert [peaks["step_allocated_gib"] for peaks in written["ranks"]] == [2, 2]

@@ -1,4 +1,4 @@
-"""Save, load, go on: nobody can tell from the numbers."""
+"""Save, load, continue: the numbers show no difference."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def test_save_load_and_go_on_equals_no_interruption(tmp_path, demo_folder):
     assert "has no checkpoint yet: starting at step 0" in printed[0]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert [line["step"] for line in read_metrics(whole)] == [1, 4, 8]
-    # As a run that died in step 8 leaves it: saved at 3 and 6, in the middle of a logging interval, a line torn.
+    # The state after death in step 8: saved at 3 and 6, in the middle of a logging interval, with an incomplete line.
     shutil.copytree(whole, broken)
     shutil.rmtree(broken / "checkpoints" / "global_step8")
     (broken / "checkpoints" / "latest").write_text("global_step6")
@@ -55,7 +55,7 @@ def test_save_load_and_go_on_equals_no_interruption(tmp_path, demo_folder):
 
 def test_a_damaged_checkpoint_is_passed_over_and_past_ones_do_not_push_out_new_ones(tmp_path, demo_folder):
     flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--batch_size=4", "--save_every=2", "--resume"]
-    # What a face cannot have of this profile is left out of its run, and again where it goes on.
+    # A face does not support all keys of this profile: its run leaves them out, and again on a resume.
     flags += ["--name=run", "--keep_checkpoints=2", "--profile=best", "--body_part=face"]
     said = train_ranks(1, *flags, "--total_iter=6")[0]
     saved = tmp_path / "run" / "checkpoints"
@@ -90,10 +90,10 @@ def test_tensorboard_shows_no_step_twice_after_a_resume(tmp_path, demo_folder):
     ]
     train_ranks(1, *flags, "--total_iter=5")
     checkpoints = tmp_path / "run" / "checkpoints"
-    # As if the run had died after step 5 with its last checkpoint at step 3.
+    # Like a run that died after step 5 with its last checkpoint at step 3.
     (checkpoints / "latest").write_text("global_step3")
     train_ranks(1, *flags, "--total_iter=7", "--resume")
-    # And as if it had then died again with none.
+    # And like a run that then died again without any.
     _assert_steps(EventAccumulator(str(tmp_path / "run" / "tensorboard")), 7)
     shutil.rmtree(checkpoints)
     train_ranks(1, *flags, "--total_iter=2", "--resume")
@@ -162,7 +162,7 @@ def test_an_interrupted_run_is_scored_from_its_checkpoint(tmp_path, demo_folder)
 
 
 def test_a_run_goes_on_on_the_other_kind_of_cpu(tmp_path, demo_folder, monkeypatch):
-    """With bf16 arithmetic and without: either resumes what the other saved, and computes the same but for rounding."""
+    """With bf16 arithmetic and without: each resumes a run of the other, and computes the same up to rounding."""
     flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--batch_size=4", "--mixed_precision=bf16"]
     for begins, goes_on in (("native", "none"), ("none", "native")):
         monkeypatch.setenv("DS_RVQVAE_CPU_BF16", begins)
@@ -176,7 +176,7 @@ def test_a_run_goes_on_on_the_other_kind_of_cpu(tmp_path, demo_folder, monkeypat
         assert f"bf16 arithmetic of this CPU: {goes_on} (forced" in (other / "run.log").read_text()
         for mine, theirs in zip(read_metrics(other), read_metrics(tmp_path / begins), strict=True):
             assert mine["loss"] == pytest.approx(theirs["loss"], rel=0.02), mine["step"]
-        # Tokenizers too: codes of the other kind's weights, in fp32.
+        # Tokenizers too: codes from the weights of the other kind, in fp32.
         monkeypatch.delenv("DS_RVQVAE_CPU_BF16")
         tokenizers = [MotionTokenizer.from_pretrained(run / "tokenizer") for run in (other, tmp_path / begins)]
         motion = torch.randn(64, tokenizers[0].model.in_features, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Signals that end a run or make it save, and ranks whose launcher is gone."""
+"""Signals that end a run or make it save, and ranks whose launcher has died."""
 
 import os
 import signal
@@ -48,7 +48,7 @@ def test_a_rank_that_waits_for_another_before_it_trains_ends_at_once(tmp_path, d
     first, second = start_ranks(2, ["-m", "ds_rvqvae.train", *flags])
     second.send_signal(signal.SIGSTOP)
     try:
-        # It waits inside gloo then, where Python runs no handler.
+        # The rank then waits inside gloo, where Python runs no handler.
         wait_until(lambda: "pt_tcpstore_uv" in threads_of(first.pid))
         time.sleep(1.0)
         for harmless in (signal.SIGUSR1, signal.SIGUSR2):
@@ -157,7 +157,7 @@ def test_a_signal_that_came_just_before_is_heard(one_rank):
     agreement = Agreement()
     before = signal.signal(signal.SIGTERM, left_to_a_thread)
     try:
-        signal.raise_signal(signal.SIGTERM)  # the thread gets to look at it when the handler is another one already
+        signal.raise_signal(signal.SIGTERM)  # the thread reads it only after the handler has changed
         with agreement.listening():
             assert [agreement.after_step() for _ in range(2)] == [Wanted.NONE, Wanted.STOP]
     finally:

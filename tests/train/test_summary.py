@@ -1,4 +1,4 @@
-"""What a run took of the machine: its table by rank, and plan against truth."""
+"""The summary of a run: its table by rank, and the plan next to the measured peaks."""
 
 import re
 
@@ -35,7 +35,7 @@ def test_energy_and_power_are_summed_over_the_ranks_and_memory_is_not():
     text = summary_text([BUSY, IDLE], None)
     assert text.splitlines()[0] == "memory and energy of each rank over 1 h:"
     heading, *ranks, together = cells(text)
-    assert heading == ["peak of tensors", "reserved", "card used", "of", "headroom", "energy", "mean power"]
+    assert heading == ["peak of tensors", "reserved", "GPU used", "of", "headroom", "energy", "mean power"]
     assert ranks[0] == ["rank 0", "3.00 GiB", "3.50 GiB", "20.50 GiB", "24.00 GiB", "3.50 GiB", "360.0 Wh", "360 W"]
     assert ranks[1] == ["rank 1", "1.00 GiB", "1.50 GiB", "4.00 GiB", "24.00 GiB", "20.00 GiB", "180.0 Wh", "180 W"]
     assert together == ["together", "540.0 Wh", "540 W"]
@@ -65,8 +65,9 @@ def test_plan_and_truth_are_beside_each_other():
     plan = plan_of(load_profile("baseline"), 78, [BUSY, IDLE])
     planned, total = (f"{count / GIB:.2f} GiB" for count in (plan.allocated_bytes, plan.total_bytes))
     assert summary_text([BUSY, IDLE], plan).splitlines()[-2:] == [
-        f"  tensors: planned {planned} a card, peak in steps 2.00 GiB, at the start, in evaluations or saving 3.00 GiB",
-        f"  card: planned {total}, used 20.50 GiB with all that runs on it",
+        f"  tensors: planned {planned} per GPU, peak in steps 2.00 GiB, "
+        "at the start, in evaluations or saving 3.00 GiB",
+        f"  GPU: planned {total}, used 20.50 GiB by all its processes",
     ]
     assert summary_text([IDLE], plan).splitlines()[-2].endswith("peak in steps 1.00 GiB")
     written = summary_dict([BUSY, IDLE], plan, 4, 9)

@@ -1,4 +1,4 @@
-"""Runs that survive: other numbers of ranks, full disks, bad numbers, resumes from any checkpoint."""
+"""Runs that survive: different numbers of ranks, full disks, bad numbers, resumes from any checkpoint."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def test_the_number_of_ranks_may_change_on_the_way(tmp_path, demo_folder):
     train_ranks(2, *common, "--name=never", "--batch_size=6", "--total_iter=12")
     train_ranks(2, *common, "--name=often", "--batch_size=6", "--total_iter=4")
     for total in (6, 8):
-        # Twice: what 3 ranks saved, they go on with in the same global batch.
+        # Twice: 3 ranks also resume their own checkpoint with the same global batch.
         printed = train_ranks(3, *common, "--name=often", "--batch_size=6", f"--total_iter={total}", "--resume")
         assert "3 ranks keep the global batch of 12 with a micro batch of 4 and 1 accumulated" in printed[0]
     printed = train_ranks(1, *common, "--name=often", "--batch_size=6", "--total_iter=12", "--resume")
@@ -49,9 +49,9 @@ def small_disk(tmp_path):
 
 
 def train_with_little_room(folder, data, before_check):
-    """Trains in a folder whose disk is full while steps 4 and 6 are saved: when a save looks, or only just after.
+    """Trains in a folder whose disk is full during the saves of steps 4 and 6: before the check of a save, or after it.
 
-    Gives the number of failed saves in a row after each, and what was said of them.
+    Returns the number of failed saves in a row after each, and the messages about them.
     """
     import logging
     from pathlib import Path
@@ -103,7 +103,7 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_training_goes_on(
 
 
 def train_on_poisoned_batches(folder, data):
-    """Every tenth step has a NaN on one rank."""
+    """Trains with a NaN on one rank in every tenth step."""
     import logging
 
     import torch
@@ -137,7 +137,7 @@ def test_a_tenth_of_poisoned_batches_is_survived_and_their_clips_named(tmp_path,
 
 
 def train_on_nothing_but_nan(folder, data):
-    """Says what the run gave up with."""
+    """Prints the error with which the run gave up."""
     trainer = make_trainer(folder, data, ["--batch_size=4", "--total_iter=40", "--max_skipped_steps=3"])
     gather = trainer.loader.next
     trainer.loader.next = lambda: [batch * (float("nan") if trainer.steps_done > 4 else 1.0) for batch in gather()]
@@ -155,7 +155,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run(tmp_path, demo_folder):
 
 def test_the_best_checkpoint_stays(tmp_path, demo_folder):
     flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--name=run", "--batch_size=4"]
-    # At this learning rate the model is spoilt soon after its first evaluation.
+    # At this learning rate the model diverges soon after its first evaluation.
     flags += ["--lr=5", "--save_every=2", "--eval_every=2", "--keep_checkpoints=1", "--keep_every=6"]
     train_ranks(1, *flags, "--total_iter=10")
     saved = tmp_path / "run" / "checkpoints"

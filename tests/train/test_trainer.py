@@ -1,4 +1,4 @@
-"""The trainer, step by step and as a whole."""
+"""The trainer, step by step and in complete runs."""
 
 import pytest
 
@@ -9,7 +9,7 @@ pytestmark = pytest.mark.processes
 
 
 def steps_by_hand_and_by_the_loop(folder: str, data: str) -> dict:
-    """In a rank: how a run of three steps differs from three single steps, and the single steps' losses."""
+    """In a rank: the differences between a run of three steps and three single steps, and the losses of the latter."""
     import signal
 
     import torch

@@ -20,7 +20,7 @@ def _numbers(run):
 
 
 def test_going_on_with_several_lengths_equals_no_interruption(tmp_path, demo_folder):
-    # Of the longest, five windows on two ranks: two and three.
+    # Five windows of the longest size on two ranks: two and three.
     flags = [*SMALL, *LENGTHS, f"--data_path={demo_folder}", f"--out={tmp_path}", "--batch_size=4", "--save_every=4"]
     flags += ["--quantize_dropout_prob=0.5", "--total_iter=7", "--resume"]
     printed = train_ranks(2, *flags, "--name=whole")
@@ -30,7 +30,7 @@ def test_going_on_with_several_lengths_equals_no_interruption(tmp_path, demo_fol
     lines = read_metrics(whole)
     for block in (lines[:3], lines[3:6]):
         assert sorted(line["window_size"] for line in block) == [16, 32, 48]
-    # As a run that died after its checkpoint at step 4 leaves it.
+    # The state left by a run that died after its checkpoint at step 4.
     shutil.copytree(whole, broken)
     shutil.rmtree(broken / "checkpoints" / "global_step7")
     (broken / "checkpoints" / "latest").write_text("global_step4")
@@ -43,7 +43,7 @@ def test_going_on_with_several_lengths_equals_no_interruption(tmp_path, demo_fol
 
 
 def test_any_number_of_ranks_computes_the_same_with_several_lengths(tmp_path, demo_folder):
-    # Of the longest, eight windows: on three ranks two, three and three.
+    # Eight windows of the longest size on three ranks: two, three and three.
     shapes = {1: (6, 2), 3: (4, 1)}
     for ranks, (micro, accumulation) in shapes.items():
         flags = [*SMALL, *EXACT, *LENGTHS, f"--data_path={demo_folder}", f"--out={tmp_path}", f"--name={ranks}"]
