@@ -95,5 +95,5 @@ def test_the_roots_place_is_told_by_velocities_or_places_or_not_at_all(tmp_path)
     expected = torch.tensor([[0, 1.5, 0], [0.1, 1.4, -0.2], [0.2, 1.3, -0.2]], dtype=torch.float64)
     torch.testing.assert_close(velocities.roots(motion), expected, atol=1e-6, rtol=0)
     assert torch.equal(places.roots(motion), motion.double())
-    with pytest.raises(ValueError, match="does not say where the root is"):
+    with pytest.raises(ValueError, match="no columns for the root's position"):
         Kinematics((Channels("elbow", "rotation_6d", 0, 6),), skeleton).roots(motion)

@@ -31,7 +31,7 @@ def test_the_last_frame_is_held_to_the_sources_length_and_the_root_stands():
     assert len(found) == 40 and (found[37:, :6] == found[36, :6]).all()
     np.testing.assert_allclose(found[37:, 6:], [[0, 1, 0]] * 3)
     assert len(at_rate(_walk(10, 30.0), LAYOUT, 30.0, 120.0, 36)) == 36
-    with pytest.raises(ValueError, match="37 frames at 120 frames a second, where the source has 60"):
+    with pytest.raises(ValueError, match="37 frames at 120 fps, but the source has 60"):
         at_rate(_walk(10, 30.0), LAYOUT, 30.0, 120.0, 60)
 
 

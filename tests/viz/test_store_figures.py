@@ -81,4 +81,4 @@ def test_of_figures_whose_root_is_in_no_column_that_is_said(demo_store):
     texts = [text.get_text() for text in _drawn(look).axes[0].texts]
     assert _drawn(look).axes[0].get_lines()[0].get_ydata()[0] == 0 and not any("floor" in text for text in texts)
     texts = [text.get_text() for text in _drawn(replace(look, root=None)).axes[0].texts]
-    assert "no columns say where the root is: figures stay in place" in texts
+    assert "no columns for the root's position: figures stay in place" in texts

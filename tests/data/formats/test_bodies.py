@@ -100,7 +100,7 @@ def test_the_stores_figure_stands_where_the_files_does(above):
     names = skeleton.joint_names
     assert names[0] == carrier and "Camera" not in names and not {"ik_foot_l", "foot.L"} & set(names)
     if carrier == "Bone.001":  # position channels below the carrier wander in this one, which bones cannot
-        assert "change and are read past" in take.notes[0]
+        assert "change but are not read" in take.notes[0]
         return
     wanted = np.stack([places[name] for name in names], axis=1) / 100
     np.testing.assert_allclose(found, wanted, atol=1e-9)
@@ -166,7 +166,7 @@ def test_position_channels_that_leave_no_bones_are_refused(tmp_path, settings):
         for first in range(6, len(row), 6):
             row[first : first + 3] = "000"
     file.write_text(f"{head}Frame Time: 0.0333333\n" + "\n".join(map(" ".join, rows)))
-    with pytest.raises(ClipError, match="are 0 on all joints and put them in one place"):
+    with pytest.raises(ClipError, match="are 0 on all joints and so put them in one place"):
         take_of(file, **settings)
 
 

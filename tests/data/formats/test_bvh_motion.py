@@ -63,7 +63,7 @@ def test_angles_have_no_jumps(tmp_path):
 def test_what_does_not_fit_the_source_is_refused(tmp_path):
     source = write_bvh_motion(tmp_path / "source.bvh")
     clip = read(source, DataConfig())
-    with pytest.raises(ClipError, match="has 60 frames at 30 frames a second, the motion 59"):
+    with pytest.raises(ClipError, match="has 60 frames at 30 fps, but the motion has 59"):
         write_bvh(tmp_path / "out.bvh", clip.motion[1:], clip.layout, source, DataConfig())
     other = (Channels("RightArm", "rotation_6d", 0, 6),)
     with pytest.raises(ClipError, match=r"has no RightArm \(rotation_6d\)"):

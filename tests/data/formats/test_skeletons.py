@@ -52,13 +52,13 @@ def test_a_skeleton_is_read_from_a_bvh_file_whatever_its_motion(tmp_path):
     [
         ({"joint_names": "arm"}, "joint_names: not a list"),
         ({"joint_names": []}, "joint_names: not a list"),
-        ({"joint_names": ["a", "b", "a"]}, "a stands twice"),
+        ({"joint_names": ["a", "b", "a"]}, "a occurs twice"),
         ({"parents": [-1, 0]}, "2 for 3 joints"),
-        ({"parents": [-1, 0, 0.5]}, "whole numbers"),
+        ({"parents": [-1, 0, 0.5]}, "integers"),
         ({"parents": [-1, 2, 1]}, r"elbow \(joint 1\) has parent 2"),
         ({"parents": [-1, 1, 1]}, r"elbow \(joint 1\) has parent 1"),
         ({"parents": [-1, 0, -1]}, r"wrist \(joint 2\) has parent -1"),
-        ({"parents": [1, 0, 0]}, "shoulder stands first"),
+        ({"parents": [1, 0, 0]}, "shoulder is first"),
         ({"offsets": [[0, 0, 0], [1, 0, 0]]}, r"shape \[2, 3\]"),
         ({"offsets": [[0, 0, 0], [1, 0], [1, 0, 0]]}, "not one x, y, z"),
         ({"offsets": [["0", "0", "0"]] * 3}, "not numbers"),
@@ -130,7 +130,7 @@ def test_the_unit_of_versions_up_to_0_2_is_the_one_that_makes_a_figure_as_tall_a
 
 
 def test_a_figure_of_no_size_and_one_of_no_persons_say_so():
-    assert guess_unit(leg(0))[1] == "1 unit = 1 cm, as its skeleton has no size to guess from"
+    assert guess_unit(leg(0))[1] == "1 unit = 1 cm, because its skeleton has no size to guess from"
     metres, words = guess_unit(leg(10_000))
     assert metres == 0.001 and words.endswith("which is 17 m then: set rvqvae.data.metres_per_unit")
 

@@ -26,7 +26,7 @@ def recognised(parts, height, metres, units=169.0):
     try:
         unit = recognise_unit(Tree(joints, bones_of(joints)))
     except ClipError as error:
-        assert "its unit of length is not known" in str(error) and "tall); say how many metres a unit is" in str(error)
+        assert "its unit of length is not known" in str(error) and "tall); set the metres per unit" in str(error)
         assert "--metres_per_unit N (rvqvae.data.metres_per_unit)" in str(error)
         return None
     assert unit.height == pytest.approx(height * unit.metres / metres)
@@ -149,7 +149,7 @@ def test_one_skeleton_has_one_unit(tmp_path, height, usual):
         write_body(tmp_path / f"grown{index}.bvh", body(), seed=index)
     write_body(tmp_path / "child.bvh", body(), scale=height / 1.69)
     reader = BvhReader(tmp_path, DataConfig())
-    wanted = r"child.bvh: its unit .* 2.54 cm \(1.78 m tall\), but 1 unit = 1 cm .*grown0.bvh \(0.70 m tall then\); say"
+    wanted = r"child.bvh: its unit .* 2.54 cm \(1.78 m tall\), but 1 unit = 1 cm .*grown0.bvh \(0.70 m tall then\); set"
     with pytest.raises(UserError, match=wanted):
         reader.check(reader.clip_names())
     reader = BvhReader(tmp_path, DataConfig(metres_per_unit=0.01))
