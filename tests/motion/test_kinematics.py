@@ -1,4 +1,4 @@
-"""Rotations and joint places in torch: angles against scipy, places worked out by hand."""
+"""Rotations and joint positions in torch: angles compared with scipy, positions worked out by hand."""
 
 import math
 from dataclasses import replace
@@ -67,7 +67,7 @@ def test_velocities_and_places_say_the_same(walk):
 
 
 QUARTER_TURN = [0.0, -1, 0, 1, 0, 0]
-"""About z: x becomes y."""
+"""Returns a rotation about z: x becomes y."""
 
 
 def test_places_of_a_quarter_turn_by_hand(tmp_path):

@@ -71,7 +71,7 @@ def test_own_parts_take_joints_by_name_pattern_and_number():
     columns, selected = select_columns(layout, "arms", {"arms": ["Left*Arm", 0, "LeftArm", "Arm[1]"]})
     assert [channels.name for channels in selected] == ["LeftArm", "LeftForeArm", "Hips", "Arm[1]"]
     assert columns.tolist() == [*range(6, 18), *range(6), *range(18, 24)]
-    # One's own definition comes before that of SMPL-X.
+    # The user's own definition replaces that of SMPL-X.
     assert select_columns(smplx_layout(), "upper", {"upper": ["neck"]})[1][0].name == "neck"
     for joint, words in (
         ("LeftArn", "did you mean LeftArm"),

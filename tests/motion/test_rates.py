@@ -11,7 +11,7 @@ LAYOUT = (Channels("hips", "rotation_6d", 0, 6), Channels("translation", "transl
 
 
 def _walk(frames, fps):
-    """A turn of 90 degrees a second and a walk of 2 m/s along x, 1 m above the ground."""
+    """Returns a turn of 90 degrees per second and a walk of 2 m/s along x, 1 m above the ground."""
     turns = axis_angle_to_matrix(np.arange(frames)[:, None] / fps * [0.0, np.pi / 2, 0.0])
     way = np.tile([2.0 / fps, 1.0, 0.0], (frames, 1))
     return np.hstack([matrix_to_rotation_6d(turns), way]).astype(np.float32)

@@ -1,4 +1,4 @@
-"""A clip beside its reconstruction: places, angles and distances, of all or a stretch of it."""
+"""A clip beside its reconstruction: positions, angles and distances, of the complete clip or of a span."""
 
 import numpy as np
 import pytest

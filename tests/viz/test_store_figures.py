@@ -1,4 +1,4 @@
-"""Five figures of a store from two sides, or heat maps of columns that are no figure."""
+"""Five figures of a store from two sides, or heat maps of columns that are not a figure."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ def test_five_figures_stand_from_the_front_and_from_the_side(demo_store):
     for axes in (front, side):
         assert len(axes.collections) == 5 and len(axes.patches) == 5 and len(axes.get_xticklabels()) == 5
         heights = [np.concatenate(bones.get_segments())[:, 1] for bones in axes.collections]
-        # From the ground to the head: the demo's figure of 1.75 m, less what is above its head joint.
+        # From the ground to the head: the demo's figure of 1.75 m, without the part above its head joint.
         assert all(abs(up.min()) < 0.1 and 1.4 < up.max() < 1.7 for up in heights)
         middles = [np.concatenate(bones.get_segments())[:, 0].mean() for bones in axes.collections]
         assert (np.diff(middles) > 0.5).all()

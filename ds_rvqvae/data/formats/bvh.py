@@ -66,7 +66,7 @@ class Bvh:
 
     joints: tuple[Joint, ...]
     values: NDArray[np.float64]
-    """float64 `[frames, channels]`, the joints' channels in order (degrees, units of length); may hold NaN, infinity."""
+    """float64 `[frames, channels]`, the joints' channels in order (degrees, units of length); may hold NaN, inf."""
     fps: float
 
 

@@ -1,4 +1,4 @@
-"""BEAT2 as it is published: a language, its parent, several languages, and what lies beside them."""
+"""BEAT2 as it is published: a language, its parent, several languages, and other files beside them."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ SPLITS = {
 
 
 def write_language(folder, split, has_list=True):
-    """A language in its published layout, with other things beside the motion."""
+    """Writes a language in its published layout, with other files beside the motion."""
     write_beat2_folder(folder / CLIP_FOLDER, tuple(split))
     for name in ("wave16k/2_scott_0_1_1.wav", "textgrid/2_scott_0_1_1.TextGrid", "weights/mean_vel.npy"):
         (folder / name).parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""BVH files: exact rotations and places, every way of writing them, and what is damaged."""
+"""BVH files: exact rotations and positions, all spellings of the format, and damaged files."""
 
 import shutil
 import tarfile
@@ -70,7 +70,7 @@ def matrices(take: Take, joint: str) -> np.ndarray:
 
 
 def euler(axes: str, degrees) -> np.ndarray:
-    """The product of rotations from left to right, for column vectors."""
+    """Returns the product of rotations from left to right, for column vectors."""
     return Rotation.from_euler(axes, degrees, degrees=True).as_matrix()
 
 
@@ -139,7 +139,7 @@ ANGLES = st.floats(-720, 720, allow_subnormal=False)
 
 @st.composite
 def figures(draw) -> tuple[str, list[tuple[str, np.ndarray]], np.ndarray]:
-    """The text of a chain of joints, each one's axes and angles, and where each is relative to the one before."""
+    """Returns the text of a chain of joints, their axes and angles, and each position relative to the joint before."""
     chain = draw(st.lists(AXES, min_size=1, max_size=4))
     frames = draw(st.integers(1, 3))
     columns, joints, header = [], [], ["HIERARCHY"]
@@ -208,7 +208,7 @@ def test_joints_that_do_not_move_are_no_columns_and_carry_what_hangs_on_them(tmp
     take = take_of(write(tmp_path, text), metres_per_unit=1)
     assert [part.name for part in take.layout] == ["Hips", "Left Arm", "foot", "translation"]
     np.testing.assert_allclose(matrices(take, "foot"), euler("Y", MOTION[:, 9]), atol=1e-12)
-    np.testing.assert_array_equal(take.motion[:, 18:], MOTION[:, :3] + [5, 0, 0])  # the world is the root, and stands
+    np.testing.assert_array_equal(take.motion[:, 18:], MOTION[:, :3] + [5, 0, 0])  # the root is the world, at rest
     assert take.skeleton["joint_names"] == ["Hips", "Left Arm", "foot"]
     assert take.skeleton["parents"] == [-1, 0, 0]
     assert take.skeleton["offsets"] == [[5, 90, 0], [10, 60, 0], [10, -87, 5]]
@@ -424,7 +424,7 @@ def test_joints_in_a_long_chain_are_read(tmp_path):
 def test_a_huge_file_is_refused_unread(tmp_path):
     file = write(tmp_path, FIGURE)
     with file.open("r+b") as content:
-        content.truncate(bvh_file.LARGEST_FILE + 1)  # a hole, which takes no space
+        content.truncate(bvh_file.LARGEST_FILE + 1)  # a sparse file, which takes no space
     with pytest.raises(ClipError, match=r"1\.0 GiB, more than"):
         take_of(file)
 

@@ -16,7 +16,7 @@ def read(path, **settings):
 
 
 def write_npy(file, frames=40, width=9, **arrays):
-    """A matrix, or with `arrays` an npz of them."""
+    """Writes a matrix, or an npz of `arrays` if given."""
     file.parent.mkdir(parents=True, exist_ok=True)
     if arrays:
         np.savez(file, **arrays)
@@ -28,7 +28,7 @@ def write_npy(file, frames=40, width=9, **arrays):
 def test_a_folder_in_the_form_of_humanml3d(tmp_path, width, fps):
     for name in ("000000", "M000000", "000001", "000002"):
         write_npy(tmp_path / "new_joint_vecs" / f"{name}.npy", width=width)
-        np.save(tmp_path / f"{name}.npy", np.zeros((40, 22, 3)))  # joints' places are no features
+        np.save(tmp_path / f"{name}.npy", np.zeros((40, 22, 3)))  # joint positions are not features
     np.save(tmp_path / "Mean.npy", np.zeros(width))
     np.save(tmp_path / "Std.npy", np.ones(width))
     for split, text in {"train": "000000\nM000000\n", "val": "000001\n", "test": "000009\n"}.items():
@@ -50,7 +50,7 @@ def test_a_folder_in_the_form_of_humanml3d(tmp_path, width, fps):
 def test_weights_are_those_of_momask(width, joints):
     weights = feature_weights(width, 5)
     assert weights.dtype == np.float32 and weights.shape == (width,)
-    body = slice(4, 4 + (joints - 1) * 9 + joints * 3)  # places, rotations, velocities
+    body = slice(4, 4 + (joints - 1) * 9 + joints * 3)  # positions, rotations, velocities
     assert weights[:4].tolist() == weights[-4:].tolist() == [5] * 4 and body.stop == width - 4
     assert set(weights[body].tolist()) == {1}
     assert (feature_weights(width, 1) == 1).all()

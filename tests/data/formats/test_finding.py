@@ -1,4 +1,4 @@
-"""The search for files to work on, and whether a file is whole."""
+"""The search for files to work on, and the check that a file is complete."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""NumPy files that nobody vouches for: plain arrays are read as they are, all else is refused in little memory."""
+"""Untrusted NumPy files: plain arrays are read unchanged, all others are refused with little memory."""
 
 import io
 import os
@@ -28,7 +28,7 @@ def npy(values: np.ndarray) -> bytes:
 
 
 def npy_of(header: str | bytes, numbers: bytes = b"", version: bytes = b"\x01\x00", length: int | None = None) -> bytes:
-    """A `.npy` file with a header of one's own."""
+    """Returns a `.npy` file with the given header."""
     text = header.encode() if isinstance(header, str) else header
     size = struct.pack("<H" if version == b"\x01\x00" else "<I", len(text) if length is None else length)
     return b"\x93NUMPY" + version + size + text + numbers
@@ -39,7 +39,7 @@ def declares(shape: str, descr: str = "'<f8'", order: str = "False") -> bytes:
 
 
 def archive(content: bytes, method: int = zipfile.ZIP_DEFLATED, **lies: int) -> bytes:
-    """An npz with `poses`; `lies` stand in its directory for what is true."""
+    """Returns an npz with `poses`; `lies` replace the true entries in its directory."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", method) as members:
         members.writestr("poses.npy", content)
@@ -67,7 +67,7 @@ def overlapping() -> bytes:
 
 
 def with_a_tail() -> bytes:
-    """A member that unpacks to a mebibyte more than its directory says, with a checksum that does not give it away."""
+    """Returns an npz whose member is a mebibyte longer than its directory says, with a matching checksum."""
     good = npy(POSES)
     return archive(good + bytes(2**20), file_size=len(good), CRC=zlib.crc32(good + b"\0"))
 
@@ -211,7 +211,7 @@ def test_what_is_no_file_is_not_opened(tmp_path, load):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "dangling").symlink_to("nowhere")
     for file, reason in (
-        (tmp_path / "pipe", "not a regular file"),  # opened, it would be waited on for ever
+        (tmp_path / "pipe", "not a regular file"),  # opening it would block
         (Path("/dev/zero"), "not a regular file"),
         (tmp_path, "a folder, not a file"),
         (tmp_path / "dangling", "cannot be read: No such file"),

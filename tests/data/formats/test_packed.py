@@ -1,4 +1,4 @@
-"""Many clips in one npz: at which frame rate they are."""
+"""Many clips in one npz: their frame rate."""
 
 import json
 
@@ -12,7 +12,7 @@ from tests.data.motion import write_packed
 
 
 def layout(**kinds: int) -> np.ndarray:
-    """Channels of these kinds and widths, one after another."""
+    """Returns a layout of these kinds and widths, one after another."""
     entries, start = [], 0
     for kind, width in kinds.items():
         entries.append({"name": kind, "kind": kind, "columns": [start, start + width]})

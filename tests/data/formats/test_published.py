@@ -1,4 +1,4 @@
-"""Data sets of feature matrices as they are published: columns, frame rate, splits and statistics of the store."""
+"""Published data sets of feature matrices: columns, frame rate, splits and statistics of the store."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def store_of(path, **settings):
 
 
 def but_unlisted(notes):
-    """All but the note of the one clip that no list names."""
+    """Returns all notes except the one on the clip that no list names."""
     return [note for note in notes if not note.startswith("clips that ")]
 
 
@@ -144,7 +144,7 @@ def test_lists_beside_the_data_go_before_those_in_a_folder_which_is_said(tmp_pat
 def test_lists_that_name_none_of_the_clips_are_not_used_and_said(tmp_path):
     data = write_matrices(tmp_path / "data", ("a", "b", "c"), 9)
     write_lists(data, train="x y", test="z")
-    write_lists(tmp_path, train="u v")  # of other data beside these
+    write_lists(tmp_path, train="u v")  # belong to other data beside these
     reader = open_reader(data, DataConfig(source_fps=30))
     assert reader.notes == ("train.txt, test.txt: not used, names none of the clips",)
     assert reader.clip_names() == ["a", "b", "c"] and {reader.take(name).split for name in "abc"} == {None}
@@ -214,14 +214,14 @@ def test_version_1_reads_as_before_and_says_what_differs(tmp_path, name):
     folder = form.write(tmp_path / "data")
     store = store_of(folder, fps=25.0, reading_version=1)
     assert store.fps == 25 and store.layout[-1].stop == form.width
-    # As the folder was read: plain, lists and statistics beside the data only.
+    # The old reading: a plain folder, with lists and statistics only beside the data.
     beside = form.lists == "."
     stem = "" if beside else f"{form.clips}/"
     assert store.clip_names == [stem + name for name in sorted(form.names)]
     assert np.array_equal(store.mean, np.arange(form.width)) == beside
     notes = list(store.report()["notes"])
     keys = [open_reader(folder, DataConfig(reading_version=version)).key for version in (1, 2)]
-    another = keys[0] != keys[1]  # which is said as well
+    another = keys[0] != keys[1]  # and a note says so
     assert len(notes) == (1 if beside else 3) + another and all(
         "read as versions up to 0.2 did" in note for note in notes
     )

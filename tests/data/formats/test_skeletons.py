@@ -106,7 +106,7 @@ PLACES = ("Xposition", "Yposition", "Zposition")
 
 
 def leg(scale=1.0):
-    """A leg that hangs on a pelvis that does not move, with its toe's End Site; 1.7 units from top to bottom."""
+    """Returns a leg on a pelvis that does not move, with the toe's End Site; 1.7 units from top to bottom."""
     return [
         Joint("world", -1, (0, 0, 0), PLACES),
         Joint("pelvis", 0, (0, 0.9 * scale, 0), ()),
@@ -146,7 +146,7 @@ def test_what_nothing_turns_lies_in_the_world():
 
 
 def test_a_rest_skeleton_has_the_joints_that_move_in_metres():
-    # The knee hangs on the world, which carries the pelvis: 0.9 up and 0.9 down.
+    # The knee is attached to the world, which carries the pelvis: 0.9 up and 0.9 down.
     expected = [[0, 0, 0], [0.2, 0, 0]]
     found = rest_skeleton(leg(), 2 * bones_of(leg()))
     assert found["joint_names"] == ["world", "knee"] and found["parents"] == [-1, 0]
@@ -155,7 +155,7 @@ def test_a_rest_skeleton_has_the_joints_that_move_in_metres():
 
 def test_turned_upright_only_what_lies_in_the_world_is_turned():
     joints = [Joint("hips", -1, (1, 2, 3), TURNS), Joint("spine", 0, (0, 0, 5), TURNS)]
-    # z up becomes y, and what was ahead comes to -z; the spine turns with the hips.
+    # z becomes y, and the old y becomes -z; the spine turns with the hips.
     assert rest_skeleton(joints, bones_of(joints), turn=Z_UP_TO_Y_UP)["offsets"] == [[1, 3, -2], [0, 0, 5]]
 
 

@@ -18,7 +18,7 @@ from tests.data.motion import beat2_arrays, write_beat2
 
 
 def write_smpl(file, joints=52, frames=240, **changes):
-    """One clip under AMASS's keys and dtypes; a change to None drops the key."""
+    """Writes one clip with AMASS's keys and dtypes; a change to None drops the key."""
     rng = np.random.default_rng(joints)
     content = {
         "trans": np.array([0.1, -0.2, 0.9]) + np.cumsum(rng.normal(size=(frames, 3)) * 0.002, axis=0),
@@ -35,7 +35,7 @@ def write_smpl(file, joints=52, frames=240, **changes):
 
 
 def by_scipy(axis_angle):
-    """`[frames, 3 * joints]` to 6D."""
+    """Converts `[frames, 3 * joints]` to 6D."""
     matrices = Rotation.from_rotvec(axis_angle.reshape(-1, 3).astype(np.float64)).as_matrix()
     return matrices[:, :2].reshape(len(axis_angle), -1)
 
@@ -89,7 +89,7 @@ VECTORS = arrays(np.float64, (5, 6), elements=st.floats(-4, 4))
 @settings(max_examples=300, deadline=None)
 @given(vectors=VECTORS, length=st.sampled_from([None, 0.0, 1e-300, 1e-160, 1e-9, np.pi, np.nextafter(np.pi, 4), 6.5]))
 def test_rotations_are_scipys(vectors, length):
-    if length is not None:  # every vector at this angle, where it has a direction
+    if length is not None:  # every vector that has a direction, scaled to this angle
         each = vectors.reshape(-1, 3)
         norms = np.linalg.norm(each, axis=1, keepdims=True)
         vectors = np.where(norms > 1e-3, each / np.maximum(norms, 1e-3) * length, 0).reshape(5, 6)

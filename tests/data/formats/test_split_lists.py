@@ -87,7 +87,7 @@ def test_fifty_thousand_names_are_looked_up_not_searched(tmp_path):
         for count in (100, 50_000)
     )
     assert {many.split_of(name) for name in clips} == {"train"} and len(many.missing(clips)) == 1
-    # Those that are listed last, and some that no list has.
+    # The clips that are listed last, and some that no list has.
     steps = [
         lines_run(lambda lists=lists, last=last: [lists.split_of(name) for name in [*last, *(f"{n}/x" for n in last)]])
         for lists, last in ((few, clips[:100]), (many, clips[-100:]))
@@ -96,7 +96,7 @@ def test_fifty_thousand_names_are_looked_up_not_searched(tmp_path):
 
 
 def lines_run(function):
-    """Lines of Python that a call runs."""
+    """Counts the lines of Python that a call runs."""
     count = 0
 
     def trace(frame, event, argument):

@@ -1,4 +1,4 @@
-"""Features written back as motion files, by writing that leaves nothing half-done."""
+"""Features written back as motion files, which are written completely or not at all."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def features_of(file, body_part, fps=30.0, **settings):
 
 
 def angles(first, second):
-    """Degrees between two arrays of axis-angle poses, `[frames, 55]`."""
+    """Returns degrees between two arrays of axis-angle poses, `[frames, 55]`."""
     turns = [Rotation.from_rotvec(poses.reshape(-1, 3)) for poses in (first, second)]
     return np.degrees((turns[0].inv() * turns[1]).magnitude()).reshape(len(first), -1)
 
