@@ -60,7 +60,7 @@ class Reader(ABC):
 
     @classmethod
     def matched_before(cls, path: Path) -> bool:
-        """Does as `matches` does, by the rules of versions up to 0.2."""
+        """Works like `matches`, by the rules of versions up to 0.2."""
         return cls.matches(path)
 
     @abstractmethod
@@ -188,7 +188,7 @@ class FilesReader(Reader):
         return files, self._lists_of(files, [self.path], self.path.parent)
 
     def _lists_of(self, files: dict[str, Path], folders: Sequence[Path], beside: Path | None) -> SplitLists:
-        """Does as `find_lists` does, and adds its notes to the reader's."""
+        """Works like `find_lists`, and adds its notes to the reader's."""
         found = find_lists(folders, beside, files, self.config.split_version, self.config.reading_version)
         self.notes += unused_lists(found.lists.files, self.config) or found.notes
         return found.lists
@@ -326,7 +326,7 @@ def load_npz(
 def load_npz_and_keys(
     file: Path, required: Sequence[str], optional: Sequence[str] = (), largest: int = LARGEST
 ) -> tuple[dict[str, NDArray[Any]], list[str]]:
-    """Does as `load_npz` does, and returns all keys of the file too; raises ClipError."""
+    """Works like `load_npz`, and also returns all keys of the file; raises ClipError."""
     with _readable(), open_npz(file) as archive:
         for key in required:
             if key not in archive.keys:

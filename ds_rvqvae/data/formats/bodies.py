@@ -23,10 +23,10 @@ _ALIKE = (0.03, 0.1)
 """Two limbs whose names do not say that they are a pair count as one if their lengths differ by at most this fraction.
 Pairs within the first fraction come before those within the second, such as a leg and the path up to a hand."""
 _BENT, _STRAIGHT = np.cos(np.radians(35)), 0.985
-"""The cosine up to which a bone's tilt is straightened, as in a person who stands; and the fraction of the straightened
-height above which the rest pose's own height is taken."""
+"""Bones whose cosine to upright is above the first are straightened, as in a person who stands. A rest pose at least
+the second as tall as the straightened one is measured as it is."""
 _STANDS = 0.7
-"""A rest pose stands if it is at least this fraction of its bones' total length, from feet to head."""
+"""A rest pose stands if its height from feet to head is at least this fraction of its bones' total length."""
 _HIP, _FOOT, _CROWN = 0.6, 0.3, 0.12
 """For other rest poses: upright fractions of a leg's first and last bone; the head's fraction of a body's height."""
 
