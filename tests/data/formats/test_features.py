@@ -88,7 +88,7 @@ def test_a_folder_of_matrices_at_any_depth(tmp_path):
         ({"a": np.zeros((40, 9, 2))}, "one called motion; there are: none"),
         ({"motion": np.zeros((40, 9, 2))}, "the matrix has shape [40, 9, 2], not [frames, 9]"),
         ({"motion": np.zeros((40, 8))}, "the matrix has shape [40, 8], not [frames, 9]"),
-        ({"motion": np.zeros((40, 9)), "fps": np.array(0)}, "fps is 0, not a number of frames a second"),
+        ({"motion": np.zeros((40, 9)), "fps": np.array(0)}, "fps is 0, not a frame rate"),
         (packed_arrays(width=9), "a packed npz of many clips"),
     ],
 )

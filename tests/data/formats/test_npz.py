@@ -278,7 +278,7 @@ def test_a_frame_rate_is_the_one_number_there_is(values):
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        (np.array(0), "fps is 0, not a number of frames a second"),
+        (np.array(0), "fps is 0, not a frame rate"),
         (np.array(-30.0), "fps is -30.0"),
         (np.array(np.nan), "fps is nan"),
         (np.array(1e5), "fps is 100000.0"),
