@@ -1,1 +1,1 @@
-"""A run on disk: its folder, checkpoints, how it starts or goes on, and its tokenizer."""
+"""A run on disk: its folder, its checkpoints, how it starts or resumes, and its tokenizer."""

@@ -1,20 +1,20 @@
-"""Keeps a run's folder to one history: that of the checkpoint which the run goes on from. Without torch, but for
+"""Keep a run's folder to one history: that of the checkpoint which the run resumes from. Needs torch only for
 checkpoints of versions up to 0.3.
 
-What belongs to other histories is put aside into `checkpoints/abandoned`, and comes back when a resume names a
-checkpoint of theirs. Nothing is deleted:
+Files of other histories are put aside into `checkpoints/abandoned`, and come back when a resume names a checkpoint of
+their history. Nothing is deleted:
 
-| there | is |
+| file or folder there | holds |
 |---|---|
 | `global_step40-1f2e3d4c5b6a` | a checkpoint, with the first digits of its fingerprint; `…_universal` beside it |
-| `history-1f2e3d4c5b6a.json` | of the history of that newest checkpoint: those before it, its files of TensorBoard |
+| `history-1f2e3d4c5b6a.json` | the history that ends in this checkpoint: earlier checkpoints, TensorBoard files |
 | `metrics-1f2e3d4c5b6a.jsonl` | all lines of metrics of that history |
-| `tensorboard/` | files of TensorBoard of other histories |
-| `tokenizer-…/`, `eval-…/`, `memory-….json` | what was made of that checkpoint |
-| `eval-unsaved/` | the last scores that a run died after, before it saved |
+| `tensorboard/` | TensorBoard files of other histories |
+| `tokenizer-…/`, `eval-…/`, `memory-….json` | files made from that checkpoint |
+| `eval-unsaved/` | the last scores of a run that died before it saved a checkpoint for them |
 
-Each change is one rename or one whole file, in an order that a process killed in between leaves to the next resume:
-the file `resuming` says which checkpoint is gone on from until all is done.
+Each change is one rename or one complete file, in an order that lets the next resume continue after a kill: until all
+is done, the file `resuming` says which checkpoint the run resumes from.
 """
 
 import json
@@ -57,7 +57,7 @@ from ds_rvqvae.text import size
 from ds_rvqvae.tokenizer.folder import CARD, CONFIG, FILES, TOKENIZER, WEIGHTS
 
 SCORES = "scores.json"
-"""In a run's `eval`: the scores of the last evaluation of its history."""
+"""File in a run's `eval`: the scores of the last evaluation of its history."""
 _PICTURES = ("reconstruction_*.png", "rate_distortion_*.png", "comparison_*.png")
 _METRICS, _BOARD, _MEMORY = "metrics.jsonl", "tensorboard", "memory.json"
 
@@ -75,13 +75,13 @@ class _Move:
         if self.ancestors is None and checkpoint.parent == self.aside:
             noted = [Mark(*mark) for mark in self._journal().get("ancestors", [])]
             self.ancestors = [mark for mark in noted if mark.step < self.mark.step] or None
-        # What a resume that was cut short has begun to do, to this checkpoint or to another.
+        # The change that an interrupted resume began, to this checkpoint or to another.
         self.pending = dict_of(self.folder / RESUMING)
         here = checkpoints(self.folder)
         there = {mark_in(path) for path in here}
         aside = [path for path in put_aside(self.folder) if self.is_own(path, known=True)]
         self.returning = [path for path in aside if mark_in(path) not in there]
-        # One that cannot be read counts by its step, unless the one of that step comes back.
+        # An unreadable checkpoint counts by its step, unless another of that step comes back.
         places = {tag_of(step_of(path)) for path in self.returning}
         self.leaving = [path for path in here if not self.is_own(path) or path.name in places][::-1]
         left = _as_mark(self.pending.get("from"))
@@ -89,17 +89,17 @@ class _Move:
         if not self.pending and head_of(self.folder) in self.leaving:
             left = next((mark for path in self.leaving if (mark := mark_in(path))), None)
         self.left = left if left and left not in [self.mark, *(self.ancestors or [])] else None
-        """The newest checkpoint of the history that is put aside, as far as that can be read."""
+        """The newest readable checkpoint of the history that is put aside."""
         self.returns = bool(self.pending.get("returns")) or checkpoint.parent == self.aside
         if spoilt and self._journal():
-            self.returns = True  # it may have been just that which was cut short
+            self.returns = True  # the interrupted resume may have been the one to this history
         self.notes: list[str] = []
 
     def is_own(self, path: Path, known: bool = False) -> bool:
-        """Whether a checkpoint is the one gone on from, or before it.
+        """Returns whether a checkpoint is the one resumed from, or an earlier one of its history.
 
         Args:
-            known: only where that is certain.
+            known: return True only if that is certain.
         """
         mark = mark_in(path)
         if mark == self.mark:
@@ -111,13 +111,14 @@ class _Move:
         return mark in self.ancestors
 
     def is_ours(self, fingerprint: Any, step: Any) -> bool:
-        """Whether what was made of a checkpoint is of this history; where it does not name one, by its step."""
+        """Returns whether a file made from this checkpoint belongs to this history; without a fingerprint, the step
+        decides."""
         if self.ancestors is None or not isinstance(fingerprint, str):
             return not isinstance(step, int) or step <= self.mark.step
         return fingerprint in {mark.fingerprint for mark in [*self.ancestors, self.mark]}
 
     def make(self) -> None:
-        """Does it, or what is left to do of it."""
+        """Makes the change, or completes an interrupted one."""
         sweep(self.aside)
         moves = bool(self.leaving or self.returning) or is_resuming(self.folder)
         if moves:
@@ -139,7 +140,7 @@ class _Move:
             sync(self.folder)
 
     def _note_history(self) -> None:
-        """Writes down what belongs to the history that is left, unless that was done when it was left before."""
+        """Writes the journal of the history that is put aside, unless an earlier resume wrote it."""
         if self.left is None:
             return
         head = next((path for path in self.leaving if mark_in(path) == self.left), None)
@@ -153,7 +154,7 @@ class _Move:
         write_synced(journal, json.dumps({"head": self.left, "ancestors": marks_before(head), _BOARD: board}))
 
     def _put_aside(self) -> None:
-        """The newest first, and what was converted of each before it."""
+        """Puts checkpoints aside, the newest first, each after its universal form."""
         if not self.leaving:
             return
         taken = sum(file.stat().st_size for path in self.leaving for file in path.rglob("*") if file.is_file())
@@ -172,12 +173,12 @@ class _Move:
             (f"`--resume {place.name}` goes back to them; " for place in places if damage_of(place, False) is None), ""
         )
         self.notes.append(
-            f"put aside, not deleted: {names} ({size(taken)}) and what was made of them, which are not of the "
-            f"history of {self.target.name}, into {self.aside}; {way}to free the room, remove that folder"
+            f"put aside, not deleted: {names} ({size(taken)}) and the files made from them, which do not belong to the "
+            f"history of {self.target.name}, into {self.aside}; {way}to free the space, remove that folder"
         )
 
     def _bring_back(self) -> None:
-        """The oldest first, so that none is there without those before it."""
+        """Brings checkpoints back, the oldest first, so that each has those before it."""
         for path in self.returning:
             place = self.folder / tag_of(step_of(path))
             if universal_of(path).is_dir():
@@ -190,7 +191,7 @@ class _Move:
             self.notes.append(f"brought back: {', '.join(tag_of(step_of(path)) for path in self.returning)}")
 
     def _bring_back_metrics(self) -> None:
-        """The lines of metrics and the files of TensorBoard of a history that was put aside."""
+        """Brings back the metrics and the TensorBoard files of a history that was put aside."""
         journal, board = self._journal(), self.run / _BOARD
         names = journal.get(_BOARD, []) if journal else []
         away = self.aside / _BOARD
@@ -208,12 +209,11 @@ class _Move:
         anew = [*([] if kept else [_METRICS]), *([] if journal else ["TensorBoard"])]
         if anew:
             self.notes.append(
-                f"shown anew from {self.target.name} on: {' and '.join(anew)}; what was there before it is not in "
-                f"{self.aside} any more"
+                f"{' and '.join(anew)} start again at {self.target.name}; the earlier part is no longer in {self.aside}"
             )
 
     def _journal(self) -> dict[str, Any]:
-        """What was noted of the history that the checkpoint belongs to; empty where nothing was."""
+        """Returns the journal of the checkpoint's history; empty if there is none."""
         for file in sorted(self.aside.glob("history-*.json")):
             journal = dict_of(file)
             with suppress(KeyError, TypeError, ValueError):
@@ -224,7 +224,8 @@ class _Move:
     def _tokenizer(self) -> None:
         """Puts aside the tokenizer of another history.
 
-        Where a user's files lie in its folder, a copy: without ours, the next tokenizer would not be put beside them.
+        If the folder also has files of the user, it puts aside a copy and leaves ours: without our files the next
+        tokenizer would not be written beside the user's.
         """
         folder = self.run / TOKENIZER
         config = dict_of(folder / CONFIG)
@@ -238,13 +239,13 @@ class _Move:
                 for name in (name for name in (WEIGHTS, CARD, CONFIG) if (folder / name).is_file()):
                     copy(folder / name, place / name)
             if (folder / CONFIG).is_file():
-                self.notes.append(f"{folder} stays of another history until the run's end, for other files lie in it")
+                self.notes.append(f"{folder} belongs to another history until the run's end: it has other files too")
         own = self.aside / f"{TOKENIZER}-{short(self.mark.fingerprint)}"
         if (own / CONFIG).is_file() and not (folder / CONFIG).is_file():
             carry(own, folder, (WEIGHTS, CARD, CONFIG))
 
     def _memory(self) -> None:
-        """What this history took of the machine; puts aside what another took."""
+        """Puts aside the memory summary of another history, and brings back that of this one."""
         file = self.run / _MEMORY
         summary = dict_of(file)
         fingerprint, step = summary.get("checkpoint"), summary.get("last_step")
@@ -265,10 +266,10 @@ class _Move:
             marks = dict([*(self.ancestors or []), self.mark])
             scores = {**scores, "checkpoint": marks.get(scores.get("step"))}
         elif not known and self.is_ours(None, there.get("step")):
-            return  # of before the checkpoint, as far as that can be known
+            return  # from before the checkpoint, as far as is known
         if there and not _same(there, scores):
             pictures = [path.name for pattern in _PICTURES for path in folder.glob(pattern)]
-            # Of a run that died between an evaluation and the next save, which makes them again: one place for all.
+            # The run died between an evaluation and the next save, and will make them again: one folder for all.
             died = not self.leaving and isinstance(there.get("step"), int) and there.get("checkpoint", 0) is None
             name = "unsaved" if died else short(there.get("checkpoint"), file)
             carry(folder, self.aside / f"eval-{name}", (*sorted(pictures), SCORES))
@@ -282,11 +283,11 @@ class _Move:
             write_json(file, scores)
 
     def _point(self) -> None:
-        """Sets `best` and then `latest`, and says where what was best is gone."""
+        """Sets `best` and then `latest`, and adds a note if the best checkpoint is gone."""
         best = best_before(self.target)
         was = self._best_then()
         if was is not None and (best is None or best.l1 > was):
-            now = f"now it is {tag_of(best.mark.step)} ({best.l1:.4g})" if best else "none that is left was scored"
+            now = f"now the best is {tag_of(best.mark.step)} ({best.l1:.4g})" if best else "no other has scores"
             self.notes.append(f"the checkpoint that scored best (L1 {was:.4g}) is gone; {now}")
         if best is None:
             (self.folder / BEST).unlink(missing_ok=True)
@@ -295,7 +296,7 @@ class _Move:
         _point(self.folder, LATEST, self.target)
 
     def _best_then(self) -> float | None:
-        """The least L1 up to the checkpoint, as it remembers it."""
+        """Returns the lowest L1 up to the checkpoint, as it was saved in it."""
         if "best" in self.manifest:
             best = self.manifest["best"]
             return None if best is None else float(best["l1"])
@@ -304,33 +305,33 @@ class _Move:
 
 
 def go_on_from(run: Path, checkpoint: Path) -> tuple[Path, list[str]]:
-    """Makes a run's folder that of the history of `checkpoint`, which is whole; the process holds the run.
+    """Changes a run's folder to the history of `checkpoint`, which is complete; the process holds the run's lock.
 
     Args:
         checkpoint: one of the run's `checkpoints`, or one that was put aside, which is brought back.
 
     Returns:
-        where the checkpoint lies now, and what the user should know.
+        the checkpoint's path now, and notes for the user.
 
     Raises:
-        UserError: the folder cannot be changed; what was done stays, and another resume does the rest.
+        UserError: the folder cannot be changed; another resume will complete the change.
     """
     move = _Move(run, checkpoint)
     if move.ancestors is None:
         move.notes.append(
-            f"{move.target.name} is of a version up to 0.3, whose checkpoints do not say what came before them: all up "
-            "to its step count as its past"
+            f"{move.target.name} was saved by a version up to 0.3, whose checkpoints do not know their history: all up "
+            "to its step count as earlier ones"
         )
     try:
         move.make()
     except OSError as error:
         where = error.filename or move.folder
-        raise UserError(f"--resume: {where}: {error.strerror or error}; mend that and resume again") from None
+        raise UserError(f"--resume: {where}: {error.strerror or error}; solve that and resume again") from None
     return move.target, move.notes
 
 
 def put_one_aside(checkpoint: Path) -> Path:
-    """Puts a checkpoint aside that is in the way of a new one of its step; gives its place."""
+    """Puts aside a checkpoint that is in the way of a new one of its step; returns its new path."""
     aside = checkpoint.parent / ABANDONED
     aside.mkdir(exist_ok=True)
     place = free_name(aside, f"{checkpoint.name}-{digits_of(checkpoint)}")
@@ -341,7 +342,7 @@ def put_one_aside(checkpoint: Path) -> Path:
 
 
 def clear_damaged_tokenizer(run: Path) -> None:
-    """Puts aside what is left of a run's tokenizer whose `config.json` is gone or damaged, so that it is made anew.
+    """Puts aside the files of a run's tokenizer whose `config.json` is missing or damaged, so that a new one is made.
 
     Raises:
         OSError: it cannot be moved.
@@ -356,12 +357,12 @@ def _as_mark(values: Any) -> Mark | None:
 
 
 def _same(there: dict[str, Any], scores: dict[str, Any] | None) -> bool:
-    """Whether scores are those, whatever checkpoint they name; as text, in which NaN is NaN."""
+    """Returns whether scores are equal, apart from their checkpoint; compared as text, where NaN equals NaN."""
     texts = [json.dumps({**values, "checkpoint": None}, sort_keys=True) for values in (there, scores or {})]
     return texts[0] == texts[1]
 
 
 def _point(folder: Path, pointer: str, checkpoint: Path) -> None:
-    """As `point`, where it does not point there already."""
+    """Calls `point` unless the pointer already names the checkpoint."""
     if named_by(folder / pointer) != checkpoint:
         point(folder, pointer, checkpoint)

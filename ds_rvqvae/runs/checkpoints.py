@@ -1,7 +1,7 @@
-"""Checkpoints as they lie on disk: their names, whether they are whole, which one to go on from. Without torch.
+"""Checkpoints on disk: their names, whether they are complete, and which one to resume from. Without torch.
 
-A checkpoint knows its history: its manifest lists the checkpoints before it. What lies in `checkpoints/` is of one
-history, that of the checkpoint which `latest` names; `ds_rvqvae.runs.history` puts the others aside.
+A checkpoint knows its history: its manifest lists the checkpoints before it. All checkpoints in `checkpoints/` belong
+to one history, that of the checkpoint which `latest` names; `ds_rvqvae.runs.abandoned` puts the others aside.
 """
 
 import hashlib
@@ -17,65 +17,65 @@ from ds_rvqvae.config.request import TAG, is_abandoned_tag, is_tag
 from ds_rvqvae.files import read_json, sha256_of, whole_file
 
 UNFINISHED = ".unfinished-"
-"""What the name of anything begins with that is still being written."""
+"""Prefix of the names of files and folders that are still being written."""
 MANIFEST = "manifest.json"
 LATEST = "latest"
 BEST = "best"
-"""Files that hold the name of the newest checkpoint, and of the one that scored best on held-out motion."""
+"""Files with the names of the newest checkpoint and of the one that scored best on held-out motion."""
 RESUMING = "resuming"
-"""The file that says, while a resume puts another history aside, which checkpoint it goes on from."""
+"""The file that names the checkpoint resumed from, while a resume puts another history aside."""
 ABANDONED = "abandoned"
-"""The folder, in that of the checkpoints, that holds what belongs to other histories. Nothing is pruned from it."""
+"""The folder in `checkpoints/` for files of other histories. Nothing is pruned from it."""
 BESIDE = "beside"
-"""In a manifest: further files that the checkpoint keeps, without which it is whole."""
+"""Key in a manifest: further files of the checkpoint, without which it still is complete."""
 MODEL_FILE = "mp_rank_00_model_states.pt"
-"""DeepSpeed's name for the file with the module's weights, its buffers and what the trainer adds."""
+"""DeepSpeed's name for the file with the module's weights, its buffers and the trainer's own state."""
 _BYTES_A_PARAMETER, _BYTES_OF_AVERAGE = 16, 4
-"""fp32 master weight, two moments, and the module's own copy with what goes with it; the weights' moving average."""
+"""Bytes per parameter: fp32 master weight, two moments and the module's own copy; the weights' moving average."""
 
 
 DIGITS = 12
-"""Of a fingerprint, in names."""
+"""Number of digits of a fingerprint in file names."""
 
 
 class Mark(NamedTuple):
-    """What a checkpoint is known by."""
+    """The identity of a checkpoint."""
 
     step: int
     fingerprint: str
-    """The sha256 that its manifest has of itself, and so of all files and of the checkpoints before it."""
+    """The sha256 of its manifest, and so of all its files and of the checkpoints before it."""
 
 
 def checkpoint_bytes(parameters: int, averaged: bool) -> int:
-    """Bytes that a checkpoint takes on disk at most.
+    """Returns the maximum bytes of a checkpoint on disk.
 
     Args:
-        averaged: whether the moving average of the weights goes with it.
+        averaged: whether it includes the moving average of the weights.
     """
     return parameters * (_BYTES_A_PARAMETER + (_BYTES_OF_AVERAGE if averaged else 0))
 
 
 def tag_of(step: int) -> str:
-    """The folder name of the checkpoint of a step."""
+    """Returns the folder name of the checkpoint of a step."""
     return f"{TAG}{step}"
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step of a checkpoint folder, `global_step40`, or `global_step40-1f2e3d4c5b6a` where it was put aside."""
+    """Returns the step of a checkpoint folder: `global_step40`, or `global_step40-1f2e3d4c5b6a` if it was put aside."""
     return int(checkpoint.name.removeprefix(TAG).partition("-")[0])
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
+    """Returns the finished checkpoints, oldest first."""
     found = [path for path in folder.glob(f"{TAG}*") if path.is_dir() and is_tag(path.name)]
     return sorted(found, key=step_of)
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest checkpoint of the run's history; None where there is none.
+    """Returns the newest checkpoint of the run's history, or None.
 
-    It is the one that `latest` names, or that was saved right after it where its save was cut short before `latest`
-    named it, or the newest where `latest` names none. While a resume is under way, it is the one that it goes on from.
+    It is the one that `latest` names; or the one saved right after it, if that save was interrupted before it updated
+    `latest`; or the newest, if `latest` names none. During a resume it is the one resumed from.
     """
     if is_resuming(folder):
         going_on = resumed_from(folder)
@@ -84,7 +84,7 @@ def latest(folder: Path) -> Path | None:
 
 
 def head_of(folder: Path) -> Path | None:
-    """As `latest`, as if no resume were under way."""
+    """Returns the same as `latest`, but ignores an unfinished resume."""
     found, named = checkpoints(folder), named_by(folder / LATEST)
     if named is None or named not in found:
         return found[-1] if found else None
@@ -94,12 +94,13 @@ def head_of(folder: Path) -> Path | None:
 
 
 def is_resuming(folder: Path) -> bool:
-    """Whether a resume is under way or was cut short, also where a crash spoilt the word of what it goes on from."""
+    """Returns whether a resume is in progress or was interrupted, even if a crash damaged the file that names its
+    checkpoint."""
     return (folder / RESUMING).is_file()
 
 
 def resumed_from(folder: Path) -> Mark | None:
-    """The checkpoint that a resume was going on from when it was cut short."""
+    """Returns the checkpoint that an unfinished resume resumes from; None if the file is missing or damaged."""
     try:
         step, fingerprint = read_json(folder / RESUMING)["to"]
         return Mark(step, fingerprint)
@@ -108,13 +109,13 @@ def resumed_from(folder: Path) -> Mark | None:
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether a run has a checkpoint, also where all that are left were put aside."""
+    """Returns whether a run has a checkpoint, even if all remaining ones were put aside."""
     aside = (folder / ABANDONED).glob(f"{TAG}*")
     return bool(checkpoints(folder)) or is_resuming(folder) or any(is_abandoned_tag(path.name) for path in aside)
 
 
 def named_by(file: Path) -> Path | None:
-    """The checkpoint that `latest` or `best` names; None where that cannot be read."""
+    """Returns the checkpoint that `latest` or `best` names; None if the file cannot be read."""
     try:
         return file.parent / file.read_bytes().decode().strip()
     except (OSError, ValueError):
@@ -122,7 +123,7 @@ def named_by(file: Path) -> Path | None:
 
 
 def manifest_in(checkpoint: Path) -> dict[str, Any]:
-    """A checkpoint's manifest, empty where it cannot be read."""
+    """Returns a checkpoint's manifest; empty if it cannot be read."""
     try:
         return read_manifest(checkpoint)
     except ValueError:
@@ -130,13 +131,13 @@ def manifest_in(checkpoint: Path) -> dict[str, Any]:
 
 
 def mark_in(checkpoint: Path) -> Mark | None:
-    """What a checkpoint is known by; None where its manifest cannot be read."""
+    """Returns a checkpoint's mark; None if its manifest cannot be read."""
     manifest = manifest_in(checkpoint)
     return mark_of(manifest) if manifest else None
 
 
 def digits_of(checkpoint: Path) -> str:
-    """The first digits of a checkpoint's fingerprint; where its manifest cannot be read, of what is left of that."""
+    """Returns the first digits of a checkpoint's fingerprint, or of its manifest's sha256 if that is damaged."""
     mark = mark_in(checkpoint)
     if mark is not None:
         return mark.fingerprint[:DIGITS]
@@ -150,10 +151,10 @@ def _parent_of(checkpoint: Path) -> Mark | None:
 
 
 def history_of(head: Path) -> list[Path]:
-    """The checkpoints of one history that lie beside `head`, oldest first: `head` and those before it.
+    """Returns the checkpoints of one history beside `head`, oldest first: `head` and those before it.
 
-    One whose manifest cannot be read counts by its step. Of a checkpoint that does not know what came before it, which
-    a version up to 0.3 saved, all up to its step count.
+    A checkpoint whose manifest cannot be read counts by its step. If `head` does not know its history, because a
+    version up to 0.3 saved it, all checkpoints up to its step count.
 
     Raises:
         ValueError: the manifest of `head` cannot be read.
@@ -173,9 +174,9 @@ def history_of(head: Path) -> list[Path]:
 
 
 def candidates(folder: Path) -> list[Path]:
-    """Checkpoints in the order in which a resume tries them: `latest`, then the older ones of its history.
+    """Returns checkpoints in the order in which a resume tries them: `latest`, then the older ones of its history.
 
-    Where it does not know its history, the older ones and then what lies past it.
+    If `latest` does not know its history, all older ones follow, and then the newer ones.
     """
     head = latest(folder)
     if head is None:
@@ -186,7 +187,7 @@ def candidates(folder: Path) -> list[Path]:
         try:
             if ancestors_of(read_manifest(path)) is None:
                 break
-            # The damaged ones before it do not tell; this one does.
+            # Damaged newer ones do not tell the history; this one does.
             return older[:place] + history_of(path)[::-1]
         except ValueError:
             continue
@@ -194,12 +195,12 @@ def candidates(folder: Path) -> list[Path]:
 
 
 def best_of(folder: Path) -> Path | None:
-    """The checkpoint of the run's history that scored best, by L1 on held-out motion; None where none was scored.
+    """Returns the checkpoint of the run's history with the best L1 on held-out motion; None if none was scored.
 
-    Where one does not say what it scored, which a version up to 0.3 saved, it is the one that `best` names.
+    If a checkpoint has no scores in its manifest, because a version up to 0.3 saved it, the file `best` decides.
 
     Raises:
-        ValueError: `best` names one that is not of the history.
+        ValueError: `best` names a checkpoint of another history.
     """
     head = latest(folder)
     own = [path for path in candidates(folder) if head is not None and step_of(path) <= step_of(head)]
@@ -209,23 +210,23 @@ def best_of(folder: Path) -> Path | None:
         return min(scored, key=lambda path: (scored[path], step_of(path)), default=None)
     named = named_by(folder / BEST)
     if named in checkpoints(folder) and named not in own and head is not None:
-        raise ValueError(f"no checkpoint best; {BEST} names {named.name}, which is not of the history of {head.name}")
+        raise ValueError(f"no checkpoint best; {BEST} names {named.name}, which is not in the history of {head.name}")
     return named if named in own else None
 
 
 def digest_of(file: Path) -> dict[str, Any]:
-    """A file's entry in the manifest."""
+    """Returns a file's entry in the manifest."""
     return {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
 
 
 def seal(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest with the sha256 of all that it says."""
+    """Returns a manifest with the sha256 of its contents."""
     body = {key: value for key, value in manifest.items() if key != "sha256"}
     return {**body, "sha256": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()}
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """The checkpoint's manifest; raises ValueError where it is missing or damaged."""
+    """Returns the checkpoint's manifest; raises ValueError if it is missing or damaged."""
     try:
         manifest: dict[str, Any] = read_json(checkpoint / MANIFEST)
         if seal(manifest) == manifest and manifest["step"] == step_of(checkpoint):
@@ -237,21 +238,21 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
 
 
 def mark_of(manifest: Mapping[str, Any]) -> Mark:
-    """What the checkpoint of a manifest is known by."""
+    """Returns the mark of a manifest's checkpoint."""
     return Mark(manifest["step"], manifest["sha256"])
 
 
 def ancestors_of(manifest: Mapping[str, Any]) -> list[Mark] | None:
-    """The checkpoints before that of a manifest, oldest first, also those that are pruned by now.
+    """Returns the checkpoints before that of a manifest, oldest first, including those pruned since.
 
-    None where it does not know them, since a version up to 0.3 saved it.
+    None if the manifest does not list them, because a version up to 0.3 saved it.
     """
     ancestors = manifest.get("ancestors")
     return None if ancestors is None else [Mark(step, fingerprint) for step, fingerprint in ancestors]
 
 
 def _check_past(manifest: Mapping[str, Any]) -> None:
-    """Raises ValueError or TypeError where what a manifest says of the checkpoints before it is none of that."""
+    """Raises ValueError or TypeError if a manifest's entries about its history or scores have a wrong form."""
     ancestors_of(manifest)
     for key in ("scores", "best"):
         dict(manifest.get(key) or {})
@@ -260,19 +261,19 @@ def _check_past(manifest: Mapping[str, Any]) -> None:
 
 
 def l1_of(manifest: Mapping[str, Any]) -> float | None:
-    """What the checkpoint of a manifest scored; None where it was not scored itself, does not say, or that is NaN."""
+    """Returns the L1 of a manifest's checkpoint; None if it was not scored itself, has no scores, or they are NaN."""
     scores = manifest.get("scores") or {}
     return finite_l1(scores) if scores.get("step") == manifest["step"] else None
 
 
 def finite_l1(scores: Mapping[str, Any]) -> float | None:
-    """The L1 of scores; None where there is none, or none that others can be compared with."""
+    """Returns the L1 of scores; None if it is missing or not finite, and so cannot be compared."""
     l1 = scores.get("l1")
     return l1 if isinstance(l1, int | float) and math.isfinite(l1) else None
 
 
 def damage_of(checkpoint: Path, thorough: bool = True) -> str | None:
-    """What is wrong with a checkpoint, or None: every file of the manifest has to be there, of its size and sha256.
+    """Returns the damage of a checkpoint, or None. Every file in the manifest must exist with its size and sha256.
 
     Args:
         thorough: read the files; otherwise only names and sizes are compared.
@@ -293,7 +294,7 @@ def damage_of(checkpoint: Path, thorough: bool = True) -> str | None:
 
 
 def keeps(checkpoint: Path, name: str) -> bool:
-    """Whether a checkpoint keeps a further file of this name, and it is as it was written."""
+    """Returns whether a checkpoint keeps a further file of this name, unchanged since it was written."""
     try:
         return bool(read_manifest(checkpoint)[BESIDE][name] == digest_of(checkpoint / name))
     except (OSError, ValueError, LookupError, TypeError):
@@ -301,10 +302,10 @@ def keeps(checkpoint: Path, name: str) -> bool:
 
 
 def named_checkpoint(folder: Path, which: str, thorough: bool = True) -> Path:
-    """The checkpoint that `which` means: `latest`, `best` or the name of one; whole by its manifest.
+    """Returns the checkpoint named by `which`: `latest`, `best` or a folder's name. It is complete by its manifest.
 
     Args:
-        thorough: as `damage_of` takes it.
+        thorough: as in `damage_of`.
 
     Raises:
         ValueError: no such checkpoint, or a damaged one.
@@ -316,7 +317,7 @@ def named_checkpoint(folder: Path, which: str, thorough: bool = True) -> Path:
     if checkpoint is None or checkpoint not in found:
         there = ", ".join(path.name for path in found) or "none"
         if is_resuming(folder) and which in (LATEST, BEST):
-            raise ValueError("a resume was cut short while it changed what is here; start it again with --resume")
+            raise ValueError("a resume was interrupted while it changed the checkpoints; start it again with --resume")
         raise ValueError(f"no checkpoint {which}; there is {there}" if which != LATEST else "has no checkpoint yet")
     reason = damage_of(checkpoint, thorough)
     if reason is not None:
@@ -325,7 +326,7 @@ def named_checkpoint(folder: Path, which: str, thorough: bool = True) -> Path:
 
 
 def whole_checkpoint(folder: Path, thorough: bool = True) -> tuple[Path | None, list[str]]:
-    """The first whole checkpoint to go on from, and what is wrong with those that were passed over."""
+    """Returns the first complete checkpoint to resume from, and the damage of those that were skipped."""
     damaged: list[str] = []
     for checkpoint in candidates(folder):
         reason = damage_of(checkpoint, thorough)
@@ -336,25 +337,25 @@ def whole_checkpoint(folder: Path, thorough: bool = True) -> tuple[Path | None, 
 
 
 def universal_of(checkpoint: Path) -> Path:
-    """Where the form of a checkpoint lies that any number of ranks can load."""
+    """Returns the folder of a checkpoint's universal form, which any number of ranks can load."""
     return checkpoint.with_name(f"{checkpoint.name}_universal")
 
 
 def point(folder: Path, pointer: str, checkpoint: Path) -> None:
-    """Makes `latest` or `best` name a checkpoint, in one step."""
+    """Makes `latest` or `best` name a checkpoint, atomically."""
     write_synced(folder / pointer, checkpoint.name)
 
 
 def write_synced(file: Path, text: str) -> None:
-    """Writes a file whole and waits until it is on disk."""
+    """Writes a file atomically and syncs it to the disk."""
     with whole_file(file, synced=True) as content:
         content.write(text.encode())
 
 
 def prune(head: Path, newest: int, every: int | None = None) -> None:
-    """Removes the checkpoints of the history of `head`, which was just saved, but for some.
+    """Removes old checkpoints of the history of `head`, which was just saved.
 
-    The `newest` stay, the best, and those whose step is a multiple of `every`. What is not of that history stays too.
+    The `newest` ones, the best one and those whose step is a multiple of `every` stay. Other histories stay too.
     """
     best = (read_manifest(head).get("best") or {}).get("step")
     named = named_by(head.parent / BEST) if best is None else head.with_name(tag_of(best))
@@ -365,7 +366,7 @@ def prune(head: Path, newest: int, every: int | None = None) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder, where there is one, so that, cut short, it leaves nothing under its name."""
+    """Removes a folder if it exists. An interrupted removal leaves nothing under its name."""
     if not folder.is_dir():
         return
     doomed = folder.with_name(f"{UNFINISHED}removal-of-{folder.name}")
@@ -375,7 +376,7 @@ def remove(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what a write that was cut short left behind, as far as that can be."""
+    """Removes what interrupted writes left behind, as far as possible."""
     for path in _unfinished(folder):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

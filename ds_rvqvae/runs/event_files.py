@@ -1,7 +1,7 @@
-"""TensorBoard's files of a run after a crash of the machine: torn ends are cut, and lost points are written again.
+"""Repair a run's TensorBoard files after a crash of the machine: cut torn ends, and write lost points again.
 
-A start of a run writes one file. It begins with a record that takes back the points of the files before it from its own
-first sample on, so that a point belongs into the last file that begins at or before it.
+Each start of a run writes one file. Its first record removes the points of earlier files from its own first sample on,
+so a point belongs to the last file that begins at or before it.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -18,27 +18,27 @@ from ds_rvqvae.files import sync
 
 _FILE_VERSION = "brain.Event:2"
 _FRAME_BYTES = 16
-"""Of each record beside its content: its length and two checksums."""
+"""Bytes of each record besides its content: its length and two checksums."""
 _LARGEST_SCALARS = 4096
-"""Bytes; records that are larger hold pictures and histograms."""
+"""Bytes; larger records hold pictures and histograms."""
 
 
 @dataclass
 class EventFile:
-    """What is whole of a file of TensorBoard's."""
+    """The intact part of a TensorBoard file."""
 
     file: Path
     whole: int = 0
-    """Bytes up to the end of its last whole record."""
+    """Bytes up to the end of its last complete record."""
     first: int | None = None
-    """The first sample that it takes back from the files before it; None where it does not say."""
+    """The first sample that it removes from earlier files; None if it has no such record."""
     last: int = -1
-    """The last sample that it has a point at."""
+    """The last sample that it has a point for."""
     wall_time: float = 0.0
 
     @classmethod
     def read(cls, file: Path, tag: str, points: set[int]) -> "EventFile":
-        """Reads a file as far as it is whole, and brings `points` up to date: samples at which there is a `tag`."""
+        """Reads a file as far as it is intact, and updates `points`, the samples that have a point for `tag`."""
         found = cls(file)
         for record in _records(file):
             found.whole += _FRAME_BYTES + len(record)
@@ -55,7 +55,7 @@ class EventFile:
         return found
 
     def cut(self) -> int:
-        """Cuts what is not whole at its end; gives the bytes."""
+        """Cuts a torn end; returns the number of bytes cut."""
         left = self.file.stat().st_size - self.whole
         if left:
             with self.file.open("r+b") as content:
@@ -63,7 +63,7 @@ class EventFile:
         return left
 
     def append(self, scalars: Mapping[int, Mapping[str, float]]) -> None:
-        """Adds scalars by tag, by sample."""
+        """Appends the scalars of each sample, by tag."""
         wall_time = self.wall_time or self.file.stat().st_mtime
         with self.file.open("ab") as content:
             writer = RecordWriter(content)
@@ -78,21 +78,21 @@ class EventFile:
 def mend_event_files(
     folder: Path, tag: str, scalars: Mapping[int, Mapping[str, float]], but: Collection[Path] = ()
 ) -> list[str]:
-    """Cuts files of TensorBoard's that are torn at their end, and writes points again that are in none.
+    """Cuts torn ends of TensorBoard files, and writes points again that are in no file.
 
     Args:
-        tag: one that every point has.
-        scalars: every point of the run, by tag, by sample.
-        but: files that are being written.
+        tag: a tag that every point has.
+        scalars: the scalars of every sample of the run, by tag.
+        but: files that are being written; they are not touched.
 
     Returns:
-        what was done.
+        notes on the repairs.
 
     Raises:
         OSError: a file cannot be read or written.
     """
     points: set[int] = set()
-    # Their names begin with the second at which they were made.
+    # File names begin with the second of their creation, so they sort by time.
     names = sorted(file for file in folder.glob("events.out.tfevents.*") if file not in but)
     files = [EventFile.read(file, tag, points) for file in names]
     notes = []
@@ -107,13 +107,13 @@ def mend_event_files(
             lost.setdefault(index, {})[sample] = scalars[sample]
     for index, again in lost.items():
         files[index].append(again)
-        again_text = f"{len(again):,} points are written again out of metrics.jsonl"
+        again_text = f"{len(again):,} points are written again from metrics.jsonl"
         notes.append(f"{files[index].file}: {again_text}; scores and pictures between them are lost")
     return notes
 
 
 def _records(file: Path) -> Iterator[bytes]:
-    """The records of a file, up to the first that is not whole."""
+    """Yields the records of a file, up to the first incomplete one."""
     reader = PyRecordReader_New(str(file))
     try:
         while True:

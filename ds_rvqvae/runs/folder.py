@@ -1,4 +1,4 @@
-"""Folders of runs: how a run is named, and whether it can be written."""
+"""Folders of runs: choose a run's name, check that it can be written, keep its small files intact."""
 
 import json
 import os
@@ -23,35 +23,35 @@ from ds_rvqvae.text import gigabytes
 
 LOG, METRICS = "run.log", "metrics.jsonl"
 _PATH_BELOW = 256
-"""Bytes that the path of a run's file may have in the run's folder."""
+"""Maximum bytes of a file's path inside the run's folder."""
 _MESSAGE = re.compile(rb"\d{4}-\d\d-\d\d ")
 NORMALISATION = "normalisation.json"
-"""In the folder of a run that started from a tokenizer: `mean` and `std`, a number a column."""
+"""File in the folder of a run that started from a tokenizer: `mean` and `std`, one number per column."""
 _KEPT_OBJECTS = (PROFILE_FILE, NORMALISATION)
 RANK_LAUNCHER = "deepspeed.launcher.launch"
-"""The process of deepspeed's that starts the ranks, in its command line."""
+"""Text in the command line of deepspeed's process that starts the ranks."""
 
 RUN_VARIABLE = "DS_RVQVAE_RUN"
-"""Environment variable with the folder of the run, where our launcher has chosen and made it."""
+"""Environment variable with the run's folder, if our launcher has chosen and made it."""
 STORE_VARIABLE = "DS_RVQVAE_STORE"
-"""Environment variable with the folder of the run's motion, packed, where our launcher has checked it against the
-files. It is checked once a start: ranks would each read all files again, and a restart might find others."""
+"""Environment variable with the folder of the run's packed motion, if our launcher has checked it against the files.
+It is checked once per start: otherwise each rank would read all files again, and a restart might find others."""
 STORE_CONTENT_VARIABLE = "DS_RVQVAE_STORE_CONTENT"
-"""Environment variable with what that store holds (`Store.content`): ranks and restarts refuse another one."""
+"""Environment variable with that store's content (`Store.content`): ranks and restarts refuse another one."""
 SAID_VARIABLE = "DS_RVQVAE_SAID"
-"""Environment variable with what our launcher has said of a start before there was a `run.log`, a line each."""
+"""Environment variable with the lines that our launcher printed before `run.log` existed."""
 _SAFE = string.ascii_letters + string.digits + "_.+=@,-"
 _held: list[HeldFolder] = []
 
 
 def run_folder_of(request: Request) -> Path:
-    """The folder of the run that is asked for; see `choose_run_folder`."""
+    """Returns the folder of the requested run; see `choose_run_folder`."""
     flags = request.flags
     return choose_run_folder(flags.out, flags.name, naming_of(request), flags.start)
 
 
 def naming_of(request: Request) -> "Naming":
-    """What a run is called by where no flag names it."""
+    """Returns how a run is named if no flag names it."""
     flags, data = request.flags, request.profile.rvqvae.data
     unnamed = flags.name is None and flags.start.folder is None
     return Naming(request.source, data.path, data.body_part if unnamed and takes_part(data) else "", data.body_part)
@@ -59,13 +59,13 @@ def naming_of(request: Request) -> "Naming":
 
 @dataclass(frozen=True)
 class Naming:
-    """What runs that are given no name are called by: `<profile>-<data folder>`, and a body part where there is one.
+    """The default name of runs: `<profile>-<data folder>`, and the body part if there is one.
 
     Args:
         profile: a shipped profile's name or a file; `configs/my.json` names its runs `my`.
-        data_path: the motion; None where it is not known.
-        part: the body part, or `body` for several; empty where the motion has no parts to select.
-        part_before: the part by which versions up to 0.5 called runs of any motion, `<profile>-<part>`.
+        data_path: the motion; None if it is not known.
+        part: the body part, or `body` for several; empty if the motion has no parts to select.
+        part_before: the part in the names of versions up to 0.5, which were `<profile>-<part>` for any motion.
     """
 
     profile: str
@@ -74,38 +74,38 @@ class Naming:
     part_before: str
 
     def base(self) -> str:
-        """The name without a number: one folder's, short enough to get one, and the same word to every shell."""
+        """Returns the name without a number: one folder name, short enough to add one, and safe in every shell."""
         data = None if self.data_path is None else data_name(self.data_path)
         return "-".join(filter(None, (_safe(_stem(self.profile)), data, _safe(self.part))))
 
     def base_before(self) -> str:
-        """The same as versions up to 0.5 had it."""
+        """Returns the name in versions up to 0.5."""
         name = os.fsencode(_stem(self.profile))
         return f"{os.fsdecode(name[: LONGEST_NAME // 2])}-{self.part_before}"
 
     def is_of_profile(self, name: str) -> bool:
-        """Whether a run of the same profile may be called so, on whatever motion."""
+        """Returns whether a run of the same profile, on any motion, may have this name."""
         return any(f"{name}-".startswith(f"{stem}-") for stem in (_safe(_stem(self.profile)), _stem(self.profile)))
 
 
 def takes_part(config: DataConfig) -> bool:
-    """Whether `body_part` selects columns of the motion that `config` names, as far as a look at its files tells."""
+    """Returns whether `body_part` selects columns of the motion in `config`, as far as its files tell."""
     if config.body_part in (config.body_parts or ()):
         return True
     if config.path is None:
         return False
-    # Late: a run with a name does without.
+    # Late: a run with a name does not need them.
     from ds_rvqvae.data.formats.readers import open_reader
     from ds_rvqvae.data.store.store import is_store, open_store
 
     path = expanded(config.path)
-    with suppress(UserError, OSError):  # which is said when it is to be read
+    with suppress(UserError, OSError):  # reported later, when the motion is read
         return open_store(path).has_body_parts if is_store(path) else open_reader(path, config).has_body_parts
     return False
 
 
 def data_name(path: str) -> str:
-    """What runs on the motion at a path are called by: the folder's name, or the file's without its suffix."""
+    """Returns the word for the motion in a run's name: the folder's name, or the file's without its suffix."""
     place = Path(path)
     if place.name in ("", ".", ".."):
         with suppress(OSError, ValueError):
@@ -114,7 +114,7 @@ def data_name(path: str) -> str:
 
 
 def _is_file(place: Path) -> bool:
-    """Whether a file is there, as far as may be seen: a path may lead through a locked folder, or be no path at all."""
+    """Returns whether a file exists; False if its folder is locked or the path is not valid."""
     with suppress(OSError, ValueError):
         return place.is_file()
     return False
@@ -125,25 +125,25 @@ def _stem(profile: str) -> str:
 
 
 def _safe(name: str) -> str:
-    """Letters, digits and signs that no shell takes for something else, and not too many bytes of them."""
+    """Returns the name with only letters, digits and signs that are safe in every shell, and not too long."""
     kept = (letter if letter.isprintable() and (letter > "\x7f" or letter in _SAFE) else " " for letter in name)
     return "_".join("".join(kept).split()).lstrip("-.").encode()[: LONGEST_NAME // 4].decode(errors="ignore")
 
 
 def choose_run_folder(out: Path, name: str | None, naming: Naming, start: Start) -> Path:
-    """The folder of a run in the folder of runs `out`. Creates nothing.
+    """Returns the folder of a run in `out`, the folder of runs. Creates nothing.
 
-    Without a name a run is called as `naming` says: `baseline-BEAT2-upper`, then `baseline-BEAT2-upper-2` and so on.
-    With a `start` that resumes the folder may exist already, and without a name it is the newest of those, first of
-    runs on motion at the same path, then at another path with the same last name; under the names of today, then of
-    before.
+    Without a name, `naming` names the run: `baseline-BEAT2-upper`, then `baseline-BEAT2-upper-2` and so on. With a
+    `start` that resumes, the folder may exist already. Without a name it then is the newest existing run: first of runs
+    on motion at the same path, then at another path with the same last name; first under today's names, then under
+    those of older versions.
 
     Raises:
-        UserError: `name` is no folder name, or is taken and `start` is new.
+        UserError: `name` is not a folder name, or is taken and `start` is new.
     """
     if start.folder is not None:
         if not is_run(start.folder):
-            raise UserError(f"--resume {start.folder}: neither a checkpoint (global_stepN) nor a run's folder")
+            raise UserError(f"--resume {start.folder}: is neither a checkpoint (global_stepN) nor a run's folder")
         return start.folder
     if name is None:
         base = naming.base()
@@ -154,12 +154,12 @@ def choose_run_folder(out: Path, name: str | None, naming: Naming, start: Start)
         return out / (base if number == 1 else f"{base}-{number}")
     if not name.strip() or name in (".", "..") or "/" in name or "\\" in name or not name.isprintable():
         raise UserError(
-            f"--name {name!r}: give the name of one folder, without slashes and characters that cannot be printed; "
-            "--out says where it goes"
+            f"--name {name!r}: give one folder name, without slashes or characters that cannot be printed; --out says "
+            "where it goes"
         )
     if len(os.fsencode(name)) > LONGEST_NAME:
         size = len(os.fsencode(name))
-        raise UserError(f"--name {name}: has {size} bytes, of which a folder's name takes {LONGEST_NAME}; shorten it")
+        raise UserError(f"--name {name}: has {size} bytes, but a folder's name can have {LONGEST_NAME}; shorten it")
     folder = out / name
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--name {name}: {folder} is a file; give another name")
@@ -169,7 +169,7 @@ def choose_run_folder(out: Path, name: str | None, naming: Naming, start: Start)
 
 
 def runs_called(out: Path, naming: Naming) -> list[Path]:
-    """The runs in `out` that a bare `--resume` may mean, the one that it takes first; see `choose_run_folder`."""
+    """Returns the runs in `out` that `--resume` without a value may mean, its choice first; see `choose_run_folder`."""
     ranked = []
     for is_old, base in enumerate((naming.base(), naming.base_before())):
         for number in _numbers(out, base):
@@ -184,7 +184,7 @@ def runs_called(out: Path, naming: Naming) -> list[Path]:
 
 
 def _likeness(folder: Path, data_path: str | None) -> int | None:
-    """0 for a run on the motion at a path, 1 on motion of the same name or unknown motion, None on other motion."""
+    """Returns 0 for a run on the motion at this path, 1 for unknown motion or the same name, None for other motion."""
     before = data_of(folder).get("path")
     if not isinstance(before, str) or data_path is None or before == data_path:
         return 0 if before == data_path else 1
@@ -195,7 +195,7 @@ def _likeness(folder: Path, data_path: str | None) -> int | None:
 
 
 def data_of(folder: Path) -> dict[str, Any]:
-    """`rvqvae.data` of the profile of a run, or of a body's first part; empty where there is none to be read."""
+    """Returns `rvqvae.data` of the profile of a run, or of a body's first part; empty if it cannot be read."""
     for place in (folder, *(file.parent for file in sorted(folder.glob(f"*/{PROFILE_FILE}")))):
         with suppress(UserError, OSError, ValueError, LookupError, TypeError):
             return dict(read_json(profile_place(place))["rvqvae"]["data"])
@@ -203,8 +203,9 @@ def data_of(folder: Path) -> dict[str, Any]:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's: it has a profile, or checkpoints. A checkpoint keeps a copy of the profile too."""
-    with suppress(OSError):  # a neighbour's, which may be locked
+    """Returns whether a folder is a run's: it has a profile or checkpoints. A folder with a manifest is a checkpoint,
+    which has a copy of the profile too."""
+    with suppress(OSError):  # another user's folder may be locked
         has_files = (folder / PROFILE_FILE).is_file() or bool(checkpoints(folder / "checkpoints"))
         return has_files and not (folder / MANIFEST).is_file()
     return False
@@ -217,12 +218,12 @@ def write_profile(folder: Path, profile: Profile) -> None:
 
 
 def read_profile(folder: Path) -> Profile:
-    """A run's `profile.json`, or where that is damaged the copy that its newest checkpoint has.
+    """Reads a run's `profile.json`, or the copy in its newest checkpoint if it is damaged.
 
-    One that does not say by which rules its motion is read is of a version before there were others.
+    A profile without `reading_version` is from a version that had only the first rules.
 
     Raises:
-        UserError: as `load_profile`; or it is damaged, and no checkpoint has a copy.
+        UserError: as in `load_profile`; or it is damaged, and no checkpoint has a copy.
     """
     profile = load_profile(profile_place(folder))
     if "reading_version" in profile.rvqvae.data.model_fields_set:
@@ -231,7 +232,7 @@ def read_profile(folder: Path) -> Profile:
 
 
 def profile_place(folder: Path) -> Path:
-    """The file that a run's profile is read from: its own, or where that is damaged a checkpoint's copy.
+    """Returns the file that a run's profile is read from: its own, or a checkpoint's copy if that is damaged.
 
     Raises:
         UserError: it is damaged, and no checkpoint has a copy.
@@ -244,7 +245,7 @@ def profile_place(folder: Path) -> Path:
     if copy is not None:
         return copy
     if not checkpoints(folder / "checkpoints"):
-        way = f"begin it again by its flags with --out {folder.parent} --name {folder.name} --resume"
+        way = f"start it again with its flags and --out {folder.parent} --name {folder.name} --resume"
         raise UserError(f"{file}: {reason}, and the run has no checkpoint yet; {way}")
     raise UserError(
         f"{file}: {reason}, and no checkpoint has a copy of it (versions up to 0.3 kept none); start a run with the "
@@ -253,21 +254,21 @@ def profile_place(folder: Path) -> Path:
 
 
 def copies_of(folder: Path) -> dict[str, bytes]:
-    """The small files of a run that its checkpoints keep a copy of, by name."""
+    """Returns, by name, the contents of the run's small files that checkpoints keep copies of."""
     names = [name for name in _KEPT_OBJECTS if damage_of_object(folder / name) is None]
     names += [METRICS] if (folder / METRICS).is_file() else []
     return {name: (folder / name).read_bytes() for name in names}
 
 
 def copy_in_checkpoint(folder: Path, name: str) -> Path | None:
-    """The copy of a run's file in the newest checkpoint that has one and is sound in that; None without one."""
+    """Returns the copy of a run's file in the newest checkpoint that has an intact one, or None."""
     return next(
         (checkpoint / name for checkpoint in candidates(folder / "checkpoints") if keeps(checkpoint, name)), None
     )
 
 
 def restore_profile(folder: Path) -> list[str]:
-    """Writes a run's profile anew where it is damaged and a checkpoint has a copy; gives what was done."""
+    """Restores a damaged profile of a run from a checkpoint's copy, if there is one; returns notes."""
     file = folder / PROFILE_FILE
     reason = damage_of_object(file)
     copy = None if reason is None else copy_in_checkpoint(folder, PROFILE_FILE)
@@ -279,9 +280,9 @@ def restore_profile(folder: Path) -> list[str]:
 
 
 def restore_metrics(folder: Path, checkpoint: Path) -> list[str]:
-    """Brings back the lines of metrics that were there when a checkpoint was saved, where they are not; says so.
+    """Restores the lines of metrics that a checkpoint was saved with, if they are missing; returns notes.
 
-    Lines are only ever added, so that those begin the file; what comes after them is left.
+    Lines are only ever appended, so these must be at the start of the file; later lines stay.
     """
     file = folder / METRICS
     if not keeps(checkpoint, METRICS):
@@ -295,13 +296,13 @@ def restore_metrics(folder: Path, checkpoint: Path) -> list[str]:
 
 
 def mend_log(folder: Path, searched: int = 1 << 16) -> list[str]:
-    """Cuts what a crash of the machine left at the end of a run's log, so that its next line begins a line.
+    """Cuts the garbage that a crash of the machine left at the end of a run's log, and ends its last line.
 
     Args:
-        searched: bytes at the end that are looked at.
+        searched: number of bytes at the end to check.
 
     Returns:
-        what was done.
+        notes on the repair.
     """
     file = folder / LOG
     if not file.is_file():
@@ -310,7 +311,7 @@ def mend_log(folder: Path, searched: int = 1 << 16) -> list[str]:
         size = content.seek(0, os.SEEK_END)
         content.seek(max(0, size - searched))
         lines = content.read().splitlines(keepends=True)
-        # The last line that begins as each message does; what is no text after it belongs to none.
+        # The last line that begins like a message; anything after it that is not text is garbage.
         begun = max((index for index, line in enumerate(lines) if _MESSAGE.match(line) and _is_text(line)), default=0)
         garbage = next((index for index in range(begun, len(lines)) if not _is_text(lines[index])), len(lines))
         cut = sum(map(len, lines[garbage:]))
@@ -329,7 +330,7 @@ def _is_text(line: bytes) -> bool:
 
 
 def damage_of_object(file: Path) -> str | None:
-    """Why a file does not hold a JSON object; None where it does, whatever the object says."""
+    """Returns the reason why a file does not hold a JSON object, or None; the object's contents are not checked."""
     try:
         return None if isinstance(read_json(file), dict) else "not a JSON object"
     except OSError as error:
@@ -339,16 +340,16 @@ def damage_of_object(file: Path) -> str | None:
 
 
 def check_out_folder(folder: Path, needed_bytes: int = 0) -> None:
-    """Raises UserError where `folder` cannot be made or written, or its disk has no room for `needed_bytes`.
+    """Raises UserError if `folder` cannot be made or written, or its disk does not have `needed_bytes` free.
 
-    Makes nothing: permissions and room are those of the nearest folder that exists.
+    Makes nothing: it checks the permissions and free space of the nearest existing folder.
     """
     existing = folder.absolute()
     length = len(os.fsencode(existing))
     if length + _PATH_BELOW > LONGEST_PATH:
         raise UserError(
-            f"--out: the path of the run's folder has {length:,} bytes, which with the files in it are more than the "
-            f"{LONGEST_PATH:,} of a path; give another --out"
+            f"--out: the path of the run's folder has {length:,} bytes; with the files in it that is more than the "
+            f"{LONGEST_PATH:,} that a path can have; give another --out"
         )
     while not os.path.lexists(existing):
         existing = existing.parent
@@ -362,19 +363,19 @@ def check_out_folder(folder: Path, needed_bytes: int = 0) -> None:
         raise UserError(f"--out: {existing}: {error.strerror}; give another --out") from None
     if free < needed_bytes:
         raise UserError(
-            f"--out: the run needs about {gigabytes(needed_bytes)} and the disk of {existing} has "
+            f"--out: the run needs about {gigabytes(needed_bytes)}, but the disk of {existing} has "
             f"{gigabytes(free)} free; give another --out, or lower --keep_checkpoints"
         )
 
 
 def lock_run(folder: Path, say: Callable[[str], None], lost: Callable[[str], None]) -> None:
-    """Keeps other starts out of a run's folder until `unlock_runs`, or until this process ends, of whatever.
+    """Locks a run's folder against other starts until `unlock_runs`, or until this process ends for any reason.
 
     Args:
-        say, lost: take lines as in `hold_folder`.
+        say, lost: called with lines, as in `hold_folder`.
 
     Raises:
-        UserError: another process has it.
+        UserError: another process holds it.
     """
     try:
         _held.append(hold_folder(folder, wait=False, say=say, lost=lost))
@@ -383,13 +384,13 @@ def lock_run(folder: Path, say: Callable[[str], None], lost: Callable[[str], Non
 
 
 def unlock_runs() -> None:
-    """Lets others into the runs that this process has locked; before it ends without what Python does at its end."""
+    """Unlocks all runs that this process has locked; for a process that ends without Python's cleanup."""
     while _held:
         _held.pop().close()
 
 
 def _numbers(out: Path, base: str) -> list[int]:
-    """The numbers of the runs called `base`."""
+    """Returns the numbers of the runs named `base`."""
     pattern = re.compile(re.escape(base) + r"(?:-(\d+))?")
     names = [entry.name for entry in out.iterdir()] if out.is_dir() else []
     return [int(match[1] or 1) for match in map(pattern.fullmatch, names) if match]

@@ -1,7 +1,7 @@
-"""Signs of life: every rank writes them, the launcher reads from them which rank has died or is stuck. Without torch.
+"""Heartbeats: every rank writes signs of life, and the launcher reads which rank has died or is stuck. Without torch.
 
-Times are those of `time.monotonic`, which all processes of a machine share and which neither a corrected clock nor a
-suspended machine moves; the file is the launcher's own, on its machine, and has a place for each of its local ranks.
+Times are from `time.monotonic`: all processes of a machine share it, and neither a corrected clock nor a suspended
+machine changes it. The file belongs to the launcher, is on its machine, and has a place for each local rank.
 """
 
 import os
@@ -18,44 +18,44 @@ from typing import ClassVar
 import psutil
 
 HEARTBEAT_VARIABLE = "DS_RVQVAE_HEARTBEAT"
-"""Environment variable with the file that ranks write their signs of life into."""
+"""Environment variable with the file that ranks write their signs of life to."""
 PATIENCE = 600.0
-"""Seconds that starting, compiling and other long work may take between two beats."""
+"""Maximum seconds between two beats while a rank starts, compiles or does other long work."""
 
 _FORMAT = struct.Struct("=qqqqddqq")
-"""The fields of `Sign`. All of it is written at once, so that no reader meets half a sign."""
+"""The fields of `Sign`. They are written at once, so that nothing reads half a sign."""
 _SECONDS_BETWEEN_WRITES = 1.0
 _LONGEST_LOOK = 5.0
-"""Seconds between two looks from which on the watcher itself must have been stopped."""
+"""If more seconds pass between two calls of `Watch.look`, the watcher itself was stopped."""
 
 
 @dataclass
 class Sign:
-    """What one rank last wrote."""
+    """The last sign of life of a rank."""
 
     rank: int
     local_rank: int
     pid: int
     step: int
-    """The last step that was finished, 0 before the first."""
+    """The last finished step; 0 before the first."""
     alive: float
-    """When the rank wrote this, as a thread of it does every second until it ends."""
+    """Time of this sign; a thread of the rank writes one every second until the rank ends."""
     progress: float
-    """When the main thread last gave a beat."""
+    """Time of the main thread's last beat."""
     patient: bool
-    """Whether the main thread is at work that may take `PATIENCE`."""
+    """Whether the main thread does work that may take `PATIENCE`."""
     ended: int = -1
-    """The exit status with which the rank ends of itself; -1 while it has none."""
+    """The exit status if the rank ends by itself; -1 before that."""
 
     def __str__(self) -> str:
         return f"rank {self.rank} (process {self.pid})"
 
 
 class Heartbeat:
-    """A rank's signs of life; none are written where no launcher of ours asked for them."""
+    """Writes a rank's signs of life, if our launcher asked for them."""
 
     _own: ClassVar["Heartbeat | None"] = None
-    """This process's, once started."""
+    """The heartbeat of this process, once started."""
     _ending: ClassVar = threading.Lock()
 
     def __init__(self, file: Path | None, rank: int) -> None:
@@ -69,7 +69,7 @@ class Heartbeat:
 
     @classmethod
     def start(cls, rank: int) -> "Heartbeat":
-        """Starts writing every second, from a thread of its own, until the process ends."""
+        """Starts a thread that writes every second until the process ends."""
         file = os.environ.get(HEARTBEAT_VARIABLE)
         heartbeat = cls(Path(file) if file else None, rank)
         heartbeat._write()
@@ -79,13 +79,13 @@ class Heartbeat:
         return heartbeat
 
     def beat(self, step: int) -> None:
-        """Says that the main thread gets on; `step` is the last one that it finished."""
+        """Reports progress of the main thread; `step` is the last one that it finished."""
         self._sign.step, self._sign.progress, self._sign.patient = step, time.monotonic(), False
         self._write()
 
     @contextmanager
     def long_work(self) -> Iterator[None]:
-        """Work between two steps in which no beat can be given, such as writing a large file."""
+        """Marks work between two steps that gives no beats, such as writing a large file."""
         was_patient = self._sign.patient
         self._sign.progress, self._sign.patient = time.monotonic(), True
         try:
@@ -95,10 +95,10 @@ class Heartbeat:
 
     @classmethod
     def end(cls, status: int) -> int:
-        """Says, where a heartbeat was started, that this process is about to exit with `status`, not to be killed.
+        """Reports, if a heartbeat was started, that this process ends by itself with `status` and is not killed.
 
         Returns:
-            the status to exit with: what was said first stays, as what a stopped process does next may fail.
+            the status to exit with. The first reported one stays, since later work of a stopped process may fail.
         """
         if cls._own is None:
             return status
@@ -118,12 +118,12 @@ class Heartbeat:
         if self._sign.ended < 0:
             self._sign.alive = time.monotonic()
         if self._file is not None:
-            with suppress(OSError):  # what only reports must not end the training
+            with suppress(OSError):  # a failed report must not end the training
                 os.pwrite(self._file, _FORMAT.pack(*astuple(self._sign)), self._sign.local_rank * _FORMAT.size)
 
 
 def read_heartbeats(file: Path) -> list[Sign]:
-    """The last sign of every rank that wrote one, by rank."""
+    """Returns the last sign of every rank that wrote one, sorted by rank."""
     content = b""
     with suppress(OSError):
         content = file.read_bytes()
@@ -133,14 +133,14 @@ def read_heartbeats(file: Path) -> list[Sign]:
 
 
 def find_stuck(signs: Sequence[Sign], local_ranks: int, started: float, now: float, limit: float) -> str | None:
-    """Says which rank is stuck, and by what; None where none is.
+    """Returns a text that says which rank is stuck, and why; None if none is.
 
-    A rank that wrote nothing for `limit` seconds is stopped or hung in a driver. Where all write and none finishes a
+    A rank that wrote nothing for `limit` seconds is stopped or hangs in a driver. If all write and none finishes a
     step, they wait for the one that is behind.
 
     Args:
-        local_ranks: how many there should be on this machine.
-        started: when the ranks were started, or, later, from when on their silence counts.
+        local_ranks: expected number of ranks on this machine.
+        started: time when the ranks were started, or later time from which their silence counts.
     """
     silent = [sign for sign in signs if now - max(sign.alive, started) > limit and _is_running(sign.pid)]
     if silent:
@@ -157,7 +157,7 @@ def find_stuck(signs: Sequence[Sign], local_ranks: int, started: float, now: flo
     verb = "has" if len(behind) == 1 else "have"
     return (
         f"{', '.join(map(str, behind))} {verb} not finished a step for {min(ages):.0f} s, after step {behind[0].step}; "
-        "--hang_timeout sets how long that may take"
+        "--hang_timeout sets how long a step may take"
     )
 
 
@@ -175,11 +175,11 @@ def _is_running(pid: int) -> bool:
 
 
 def _exit_code(sign: Sign) -> int | None:
-    """A dead rank's status or negative signal; None where it was killed and the signal is lost."""
+    """Returns a dead rank's status or negative signal; None if it was killed and the signal is not known."""
     if sign.ended >= 0:
         return sign.ended
     with suppress(OSError, ValueError):
-        # The last field is what its parent, deepspeed's launcher, has not asked for yet.
+        # The last field is the exit code, until its parent, deepspeed's launcher, asks for it.
         return os.waitstatus_to_exitcode(int(Path(f"/proc/{sign.pid}/stat").read_text().split()[-1]))
     return None
 
@@ -188,38 +188,38 @@ class Watch:
     """Follows the signs of life of one start of a job.
 
     Args:
-        file: what `HEARTBEAT_VARIABLE` names.
-        local_ranks: how many ranks there should be on this machine.
-        limit: seconds without a sign, or without a step, after which a rank is stuck; 0 for any number.
+        file: the file in `HEARTBEAT_VARIABLE`.
+        local_ranks: expected number of ranks on this machine.
+        limit: seconds without a sign, or without a step, after which a rank is stuck; 0 for no limit.
     """
 
     def __init__(self, file: Path, local_ranks: int, limit: float) -> None:
         self.file, self.local_ranks, self.limit = file, local_ranks, limit
         self.step = 0
-        """The furthest step that a rank finished."""
+        """The highest step that a rank finished."""
         self._dead: list[tuple[Sign, int | None]] = []
         self._started = self._looked = time.monotonic()
 
     def look(self) -> str | None:
-        """Notes who has died; says who is stuck. To be called several times a second."""
+        """Records dead ranks, and returns which rank is stuck, if any. Call it several times per second."""
         now = time.monotonic()
         if now - self._looked > _LONGEST_LOOK:
-            self._started = now  # this process was stopped, and the ranks perhaps with it
+            self._started = now  # this process was stopped, and perhaps the ranks too
         self._looked = now
         signs = read_heartbeats(self.file)
         self.step = max((sign.step for sign in signs), default=self.step)
         if not self._dead:
-            # Only the first: the others die of its death.
+            # Only the first deaths count: they cause those of the other ranks.
             dead = [(sign, _exit_code(sign)) for sign in signs if not _is_running(sign.pid)]
             self._dead = [(sign, code) for sign, code in dead if code != 0]
         return find_stuck(signs, self.local_ranks, self._started, now, self.limit) if self.limit else None
 
     def begun(self) -> bool:
-        """Whether a rank has written."""
+        """Returns whether a rank has written."""
         return bool(read_heartbeats(self.file))
 
     def running(self) -> list[psutil.Process]:
-        """The ranks that run."""
+        """Returns the processes of the ranks that run."""
         found = []
         for sign in read_heartbeats(self.file):
             if _is_running(sign.pid):
@@ -228,21 +228,21 @@ class Watch:
         return found
 
     def ended(self) -> int | None:
-        """The status of ranks that have all ended of themselves: 0, or that of the first with another. Else None."""
+        """Returns the status if all ranks have ended by themselves: 0, or the first that is not 0. Else None."""
         signs = read_heartbeats(self.file)
         if len(signs) < self.local_ranks or any(sign.ended < 0 or _is_running(sign.pid) for sign in signs):
             return None
         return self.first_to_end()
 
     def first_to_end(self) -> int:
-        """The status of the rank that first ended of itself with another than 0; 0 where none did."""
+        """Returns the status of the rank that first ended by itself with a status other than 0; 0 if none did."""
         ended = [sign for sign in read_heartbeats(self.file) if sign.ended > 0]
         return min(ended, key=lambda sign: sign.alive).ended if ended else 0
 
     def first_dead(self) -> tuple[Sign, int | None] | None:
-        """The rank that died first, and its status or negative signal, None where it was killed by an unknown one.
+        """Returns the rank that died first, and its status or negative signal (None if the signal is not known).
 
-        Of several in one look it is the one that was killed. None where no death was seen.
+        If several died between two calls of `look`, it is the one that was killed. None if none died.
         """
 
         def order(death: tuple[Sign, int | None]) -> int:

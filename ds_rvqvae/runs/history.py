@@ -1,6 +1,6 @@
-"""What a run's checkpoints say of their history: which was saved after which, what each scored. Changes nothing.
+"""Read the history of a run's checkpoints: their order and scores. Changes nothing.
 
-Without torch, but for what a checkpoint of a version up to 0.3 scored.
+Needs torch only for the scores of checkpoints of versions up to 0.3.
 """
 
 import pickle
@@ -32,22 +32,22 @@ from ds_rvqvae.runs.checkpoints import (
 
 @dataclass(frozen=True)
 class Best:
-    """The checkpoint of a history that scored best."""
+    """The checkpoint of a history with the best score."""
 
     mark: Mark
     l1: float
-    """On held-out motion."""
+    """L1 on held-out motion."""
 
 
 def find_checkpoint(folder: Path, tag: str) -> Path:
-    """The checkpoint that `--resume TAG` names, among those of the run's history and those that were put aside.
+    """Returns the checkpoint that `--resume TAG` names, among those of the run's history and those put aside.
 
     Args:
         folder: the run's `checkpoints`.
-        tag: `global_step40`, or `global_step40-1f2e3d4c5b6a` where several of that step were put aside.
+        tag: `global_step40`, or `global_step40-1f2e3d4c5b6a` if several of that step were put aside.
 
     Raises:
-        ValueError: none, or several, are called so.
+        ValueError: no checkpoint, or several, have this name.
     """
     name, _, digits = tag.partition("-")
     here = folder / name
@@ -63,7 +63,7 @@ def find_checkpoint(folder: Path, tag: str) -> Path:
 
 
 def put_aside(folder: Path) -> list[Path]:
-    """The checkpoints of other histories, by step."""
+    """Returns the checkpoints of other histories, by step."""
     aside = folder / ABANDONED
     return sorted(
         (path for path in aside.glob("*") if is_abandoned_tag(path.name)), key=lambda path: (step_of(path), path.name)
@@ -71,12 +71,12 @@ def put_aside(folder: Path) -> list[Path]:
 
 
 def every_checkpoint(folder: Path) -> list[Path]:
-    """The checkpoints of a run's history, and then those that were put aside."""
+    """Returns the checkpoints of a run's history, and then those that were put aside."""
     return [*checkpoints(folder), *put_aside(folder)]
 
 
 def unfinished_resume(folder: Path) -> Path | None:
-    """The checkpoint that a resume was going on from when it was cut short, wherever it lies by now."""
+    """Returns the checkpoint that an interrupted resume resumes from, wherever it is now, or None."""
     wanted = resumed_from(folder)
     if wanted is None:
         return None
@@ -84,13 +84,13 @@ def unfinished_resume(folder: Path) -> Path | None:
 
 
 def best_before(head: Path) -> Best | None:
-    """The best of the checkpoints of the history of `head` that are on disk; the earlier one where two are equal."""
+    """Returns the best checkpoint on disk in the history of `head`; of two equal ones, the earlier."""
     scored = [Best(mark_of(read_manifest(path)), l1) for path in history_of(head) if (l1 := _l1_of(path)) is not None]
     return min(scored, key=lambda best: (best.l1, best.mark.step), default=None)
 
 
 def marks_before(head: Path) -> list[Mark]:
-    """The checkpoints before `head` in its history, oldest first."""
+    """Returns the checkpoints before `head` in its history, oldest first."""
     ancestors = ancestors_of(read_manifest(head))
     if ancestors is not None:
         return ancestors
@@ -98,15 +98,15 @@ def marks_before(head: Path) -> list[Mark]:
 
 
 def saved_state(checkpoint: Path) -> dict[str, Any]:
-    """What the trainer adds to a checkpoint, mapped from the disk: its motion, nets and scores.
+    """Returns the trainer's own state in a checkpoint, memory-mapped: its motion, nets and scores.
 
     Raises:
         UserError: it cannot be read.
     """
-    import torch  # late: most of what is asked of checkpoints does without
+    import torch  # late: most questions about checkpoints do not need it
 
     try:
-        # DeepSpeed's checkpoints are pickles: those of the user's own runs only.
+        # DeepSpeed's checkpoints are pickles: load only those of the user's own runs.
         states = torch.load(checkpoint / MODEL_FILE, map_location="cpu", weights_only=False, mmap=True)
         state: dict[str, Any] = states["rvqvae"]
         return state
@@ -116,7 +116,7 @@ def saved_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def old_state(checkpoint: Path) -> dict[str, Any]:
-    """`saved_state`, empty where it cannot be read."""
+    """Returns `saved_state`; empty if it cannot be read."""
     try:
         return saved_state(checkpoint)
     except UserError:

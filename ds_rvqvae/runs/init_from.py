@@ -1,8 +1,8 @@
-"""What `--init_from` takes over of a tokenizer, and whether that fits the run. Without torch, but for a checkpoint.
+"""Start a run from a tokenizer with `--init_from`, and check that it fits. Needs torch only for a checkpoint.
 
-Weights and codebooks mean something only behind the normalisation they were trained with: behind that of other motion
-the encoder would see shifted and stretched inputs, and the first scores would not be the tokenizer's. So the run takes
-over mean and std as well. They lie in its folder, since a resume does not read the tokenizer again, and go into its
+Weights and codebooks work only with the normalisation that they were trained with: with another one the encoder would
+get shifted and scaled inputs, and the first scores would not be the tokenizer's. So the run also takes mean and std
+from the tokenizer. They are kept in the run's folder, since a resume does not read the tokenizer again, and go into its
 checkpoints, its fingerprint of the motion and the tokenizer that it exports.
 """
 
@@ -39,30 +39,30 @@ class Initial(TokenizerConfig):
     """The tokenizer that a run starts from, without its weights."""
 
     notes: tuple[str, ...] = ()
-    """What may not be meant by its name."""
+    """Notes on a name that may stand for another tokenizer than the user wants."""
 
     def check_columns(self, data: MotionData) -> None:
-        """Raises UserError where the run's columns are not the tokenizer's."""
+        """Raises UserError if the run's columns are not the tokenizer's."""
         if len(self.mean) != data.in_features:
             part = f" for body part {data.body_part}" if data.body_part else ""
             raise UserError(
-                f"--init_from {self.folder}: takes {len(self.mean)} columns, and {data.config.path} has "
+                f"--init_from {self.folder}: takes {len(self.mean)} columns, but {data.config.path} has "
                 f"{data.in_features}{part}"
             )
-        # Of columns about which nothing is known only the number can be compared.
+        # If nothing is known about the columns, only their number can be compared.
         if feature_layout(data.in_features) not in (self.layout, data.layout):
             for theirs, ours in zip(self.layout, data.layout, strict=False):
                 if theirs != ours:
                     raise UserError(
-                        f"--init_from {self.folder}: its column {theirs.start} is of {theirs.name}, that of "
-                        f"{data.config.path} of {ours.name}; check --body_part"
+                        f"--init_from {self.folder}: its column {theirs.start} is {theirs.name}, that of "
+                        f"{data.config.path} is {ours.name}; check --body_part"
                     )
 
     def warnings(self, data: MotionData) -> list[str]:
-        """What is allowed and may not be meant."""
+        """Returns warnings about differences that are allowed but may be unintended."""
         found = list(self.notes)
         if self.fps != data.fps:
-            found.append(f"trained at {self.fps:g} frames a second, this motion is at {data.fps:g}")
+            found.append(f"trained at {self.fps:g} fps, this motion is at {data.fps:g} fps")
         if (assumed := assumed_at_import(self.details)) is not None:
             found.append(assumed)
         theirs, ours = self.details["reading"], reading_of(data.store.settings)
@@ -72,7 +72,7 @@ class Initial(TokenizerConfig):
 
 
 def find_initial(run_folder: Path, profile: Profile, start: Start) -> Initial | None:
-    """The tokenizer that a run starts from; None where it starts from random weights or goes on from a checkpoint.
+    """Returns the tokenizer that a run starts from; None if it starts from random weights or from a checkpoint.
 
     Raises:
         UserError: the tokenizer cannot be read, or its nets are not the profile's: names the first key that differs.
@@ -92,10 +92,10 @@ def find_initial(run_folder: Path, profile: Profile, start: Start) -> Initial | 
 
 
 def take_start(run_folder: Path, profile: Profile, data: MotionData, start: Start) -> Initial | None:
-    """`find_initial`, and normalises `data` by what the weights expect that the run starts or goes on with.
+    """Returns the result of `find_initial`, and sets the normalisation of `data` to that of the run's first weights.
 
     Raises:
-        UserError: as `find_initial`; or the tokenizer takes other columns.
+        UserError: as in `find_initial`; or the tokenizer takes other columns.
     """
     if _goes_on(run_folder, start) and (kept := _kept_normalisation(run_folder)) is not None:
         data.use_normalisation(*kept)
@@ -114,24 +114,24 @@ def read_initial(name: str, body_part: str) -> Initial:
     """Reads a tokenizer, without its weights.
 
     Args:
-        name: of any kind that `find_reference` takes.
-        body_part: the part that is taken of a body.
+        name: any name that `find_reference` takes.
+        body_part: the part to take from a body's tokenizer.
 
     Raises:
-        UserError: naming the folder or file and what is wrong with it.
+        UserError: names the folder or file and the problem.
     """
     try:
-        # What the weights are loaded from is read in full then.
+        # The checkpoint is read completely later, when its weights are loaded.
         reference = find_reference(name, thorough=False)
         if reference.is_checkpoint:
-            # Late: only torch can read a checkpoint, and a launcher does without for all else.
+            # Late: reading a checkpoint needs torch, and a launcher needs it for nothing else.
             from ds_rvqvae.runs.tokenizers import config_of_checkpoint
 
             return Initial(**vars(config_of_checkpoint(reference.folder)), notes=reference.notes)
         folder = reference.folder
         if reference.kind is Kind.BODY:
             if body_part not in (parts := read_body(folder)[0]):
-                raise UserError(f"{folder}: the body in it has no such part as {body_part}; it has {', '.join(parts)}")
+                raise UserError(f"{folder}: this body has no part {body_part}; it has {', '.join(parts)}")
             folder /= body_part
         return Initial(**vars(read_config(folder)), notes=reference.notes)
     except UserError as error:
@@ -147,7 +147,7 @@ def keep_normalisation(run_folder: Path, initial: Initial | None) -> None:
 
 
 def mend_normalisation(run_folder: Path, data: MotionData) -> list[str]:
-    """Writes the normalisation of a run that goes on anew where its file is damaged; gives what was done.
+    """Restores a damaged normalisation file of a resumed run; returns notes.
 
     Args:
         data: as `take_start` left it.
@@ -166,9 +166,9 @@ def _write_normalisation(run_folder: Path, mean: NDArray[np.float32], std: NDArr
 
 
 def _kept_normalisation(run_folder: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-    """The normalisation that a run started with, or where its file is damaged that of its newest checkpoint.
+    """Returns the normalisation that a run started with, or that of its newest checkpoint if the file is damaged.
 
-    None where it is that of the run's motion.
+    None if the run uses the normalisation of its own motion.
     """
     file, copy = run_folder / NORMALISATION, copy_in_checkpoint(run_folder, NORMALISATION)
     for place in (file, copy):
@@ -178,8 +178,8 @@ def _kept_normalisation(run_folder: Path) -> tuple[NDArray[np.float32], NDArray[
         return None
     checkpoint, _ = whole_checkpoint(run_folder / "checkpoints", thorough=False)
     if checkpoint is None:
-        raise UserError(f"--resume: {file}: not a normalisation, and no checkpoint is whole; give another --name")
-    # Late: versions up to 0.3 kept no copy, and only torch can read what else is in a checkpoint.
+        raise UserError(f"--resume: {file}: is damaged, and no checkpoint is complete; give another --name")
+    # Late: versions up to 0.3 kept no copy, and the rest of a checkpoint needs torch.
     from ds_rvqvae.runs.tokenizers import config_of_checkpoint
 
     config = config_of_checkpoint(checkpoint)

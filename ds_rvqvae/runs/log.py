@@ -1,4 +1,4 @@
-"""A run's `run.log`: it may find no room, and a training goes on."""
+"""Write a run's `run.log`; training continues if the disk is full."""
 
 import logging
 from collections.abc import Iterable
@@ -8,17 +8,17 @@ from ds_rvqvae.errors import PrintableFormatter, say
 from ds_rvqvae.files import AppendedLines
 
 _MOST_WAITING = 1 << 20
-"""Bytes of lines that wait for room."""
+"""Maximum bytes of lines that wait for free space."""
 
 
 class RunLog(logging.Handler):
-    """Writes records to a run's log, whole lines in UTF-8.
+    """Writes records to a run's log, complete lines in UTF-8.
 
-    Where it cannot be written the terminal is told, once, and the lines wait for a later one.
+    If the file cannot be written, the terminal gets one warning, and the lines wait until a later write succeeds.
 
     Args:
-        file: made at the first record.
-        who: wrote it, as in `rank 0`.
+        file: created at the first record.
+        who: the writer, for example `rank 0`.
     """
 
     def __init__(self, file: Path, who: str) -> None:
@@ -29,7 +29,7 @@ class RunLog(logging.Handler):
         self._told = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes one; raises nothing."""
+        """Writes one record; raises nothing."""
         try:
             line = self.format(record) + "\n"
         except Exception as error:  # a message whose arguments do not fit it
@@ -37,7 +37,7 @@ class RunLog(logging.Handler):
         self._write(line.encode("utf-8", "replace"))
 
     def flush(self) -> None:
-        """Tries lines that wait once more."""
+        """Tries again to write the lines that wait."""
         if self._lines is not None:
             self._write(b"")
 
@@ -57,11 +57,11 @@ class RunLog(logging.Handler):
             why = error.strerror or str(error)
         if why is not None and not self._told:
             self._told = True
-            say(f"warning: {self._path}: cannot be written: {why}; its lines wait, and the training goes on")
+            say(f"warning: {self._path}: cannot be written: {why}; its lines wait, and training goes on")
 
 
 def add_warnings(file: Path, who: str, lines: Iterable[str]) -> None:
-    """Adds warnings to a run's log, where there is one."""
+    """Adds warnings to a run's log, if it exists."""
     if not file.is_file():
         return
     log = RunLog(file, who)

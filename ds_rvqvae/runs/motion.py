@@ -1,7 +1,7 @@
-"""The motion that a checkpoint was trained on, clip by clip, and how other motion differs from it. Without torch.
+"""List the clips that a checkpoint was trained on, and compare them with other motion. Without torch.
 
-A checkpoint keeps it as a file of its own: it is as long as the list of clips, and goes wherever the checkpoint goes.
-No frames are read for it: a store's shards know the content of the files that they were packed from, and their own.
+A checkpoint keeps the list in a file of its own, which has one line per clip and moves with the checkpoint. No frames
+are read for it: a store's shards know the content of the files that they were packed from, and their own.
 """
 
 import json
@@ -20,28 +20,28 @@ from ds_rvqvae.runs.checkpoints import keeps
 from ds_rvqvae.text import counted
 
 MOTION_FILE = "motion.json"
-"""In the folder of a checkpoint."""
+"""File in the folder of a checkpoint."""
 _SHOWN = 3
-"""Names of clips that are said of each kind of change."""
+"""Number of clip names shown for each kind of change."""
 
 
 class ClipFacts(NamedTuple):
-    """By what a clip is known again."""
+    """The facts by which a clip is recognised."""
 
     frames: int
     source: str | None
-    """The content of its file, as `files.content_of` gives it; None where that holds several clips, or the store does
-    not know it, as one of a version up to 0.2."""
+    """The content of its file, from `files.content_of`; None if the file holds several clips, or the store does not
+    know it because a version up to 0.2 made it."""
     shard: str
-    """The sha256 of the shard that its frames lie in."""
+    """The sha256 of the shard with its frames."""
     row: int
-    """The first of its frames there."""
+    """The row of its first frame in the shard."""
     packing: str | None
-    """What its frames depend on beside its file: a hash of the settings and rules of reading. None: not known."""
+    """A hash of the settings and reading rules that its frames depend on, besides its file. None if not known."""
     segments: tuple[tuple[str, int, int], ...]
-    """Its stretches: split, first frame, frame after the last."""
+    """Its segments: split, first frame, frame after the last."""
     windows: int
-    """Training windows."""
+    """Number of training windows."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class MotionTable:
 
     @classmethod
     def of(cls, data: MotionData) -> "MotionTable":
-        """That of motion as a run sees it."""
+        """Returns the table of a run's motion."""
         segments: dict[str, list[tuple[str, int, int]]] = {}
         for segment in data.store.segments:
             segments.setdefault(segment.name, []).append((segment.split, segment.start, segment.stop))
@@ -73,7 +73,7 @@ class MotionTable:
 
     @classmethod
     def read(cls, checkpoint: Path) -> "MotionTable | None":
-        """What a checkpoint keeps; None where that is damaged, or nothing, as in one of a version up to 0.3."""
+        """Reads a checkpoint's table; None if it is damaged, or missing because a version up to 0.3 saved it."""
         if not keeps(checkpoint, MOTION_FILE):
             return None
         try:
@@ -89,7 +89,7 @@ class MotionTable:
             return None
 
     def to_bytes(self) -> bytes:
-        """As a checkpoint keeps it: JSON, a line a clip."""
+        """Returns the table as a checkpoint keeps it: JSON, one line per clip."""
         shards: dict[str, list[str]] = {}
         for name, clip in self.clips.items():
             head = f'{{"sha256": {json.dumps(clip.shard)}, "packing": {json.dumps(clip.packing)}, "clips": [\n'
@@ -100,12 +100,12 @@ class MotionTable:
 
     @property
     def windows(self) -> int:
-        """Training windows of all clips."""
+        """The number of training windows of all clips."""
         return sum(clip.windows for clip in self.clips.values())
 
 
 def _clips_by_shard(data: MotionData) -> Iterator[tuple[Shard, int, int]]:
-    """Each shard with the number of its first clip, and that after its last."""
+    """Yields each shard with the index of its first clip and the index after its last."""
     starts = data.store.starts
     for shard in data.store.shards:
         first, stop = starts.searchsorted([shard.first, shard.first + shard.rows]).tolist()
@@ -113,9 +113,9 @@ def _clips_by_shard(data: MotionData) -> Iterator[tuple[Shard, int, int]]:
 
 
 def _sources_of(folder: Path, shard: Shard, names: list[str]) -> tuple[dict[str, str], str | None]:
-    """The content of the files that a shard's clips come from, by clip, and what else its frames depend on.
+    """Returns, by clip, the content of the files that a shard was packed from, and the hash of its reading settings.
 
-    Empty and None where the shard does not say, or by now another lies in its place.
+    Empty and None if the shard does not say, or another one has replaced it.
     """
     try:
         facts = ShardFacts.read((folder / shard.file).with_suffix(".json"))
@@ -129,33 +129,33 @@ def _sources_of(folder: Path, shard: Shard, names: list[str]) -> tuple[dict[str,
 
 @dataclass
 class MotionChange:
-    """How motion differs from that of before."""
+    """The differences between the motion of a checkpoint and of now."""
 
     changed: list[str] = field(default_factory=list)
     """Clips with other frames."""
     packed: list[str] = field(default_factory=list)
-    """Clips of the same files, whose frames were read or stored by other settings or rules."""
+    """Clips of the same files whose frames were read or stored with other settings or rules."""
     untold: list[str] = field(default_factory=list)
-    """Clips of the same length that lie in another shard, of which nothing tells whether they are the same."""
+    """Clips of the same length in another shard; it is not known whether they are the same."""
     added: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     renamed: dict[str, str] = field(default_factory=dict)
-    """New names by old ones."""
+    """New names, by old name."""
     moved: list[str] = field(default_factory=list)
-    """Clips that are in another split, or cut into splits elsewhere."""
+    """Clips in another split, or divided into splits at other frames."""
     reordered: bool = False
-    """Whether clips lie in another order, so that other windows make up each batch."""
+    """Whether the order of the clips differs, so that each batch has other windows."""
     clips_then: int = 0
     windows_then: int = 0
     windows_now: int = 0
     gone: int = 0
-    """Training windows of then that are not there any more as they were."""
+    """Training windows of then that are missing or changed now."""
     new: int = 0
-    """Training windows of now that were not there then."""
+    """Training windows of now that did not exist then."""
 
     @classmethod
     def between(cls, before: MotionTable, now: MotionTable) -> "MotionChange":
-        """How the motion of `now` differs."""
+        """Returns how the motion of `now` differs from `before`."""
         change = cls(clips_then=len(before.clips), windows_then=before.windows, windows_now=now.windows)
         for name, clip in now.clips.items():
             there = before.clips.get(name)
@@ -183,7 +183,7 @@ class MotionChange:
         return change
 
     def _find_renamed(self, before: MotionTable, now: MotionTable) -> None:
-        """Takes clips with the content of one that is gone from those that are new."""
+        """Moves clips from added and removed to renamed if their content is the same."""
         left: dict[tuple[Any, ...], list[str]] = {}
         for name in reversed(self.removed):
             for key in _keys_of(before.clips[name]):
@@ -203,10 +203,10 @@ class MotionChange:
         return bool(self.reordered or any(names for names, _ in self._said()))
 
     def __str__(self) -> str:
-        """In words, with the first clips of each kind."""
+        """Returns the change in words, with the first clips of each kind."""
         texts = [f"{_count(names)} {what} ({shortened(names, _SHOWN)})" for names, what in self._said() if names]
         if self.reordered:
-            texts.append("the clips lie in another order")
+            texts.append("the clips are in another order")
         then = f"{self.gone:,} of the {self.windows_then:,} training windows of then"
         now = f"{self.new:,} of the {self.windows_now:,} now"
         return f"{', '.join(texts)}, of {self.clips_then:,} then ({then} and {now})"
@@ -218,13 +218,13 @@ class MotionChange:
             (self.removed, "removed"),
             ([f"{old} is now {new}" for old, new in self.renamed.items()], "renamed"),
             (self.moved, "in another split"),
-            (self.packed, "read or stored by other settings or rules"),
+            (self.packed, "read or stored with other settings or rules"),
             (self.untold, "that may have changed, which their store does not tell"),
         ]
 
 
 def _difference(before: ClipFacts, now: ClipFacts) -> str | None:
-    """The field of `MotionChange` that a clip of the same name belongs in; None where its frames are the same."""
+    """Returns the field of `MotionChange` for a clip that exists in both; None if its frames are the same."""
     if before.frames != now.frames:
         return "changed"
     if (before.shard, before.row) == (now.shard, now.row):
@@ -237,7 +237,7 @@ def _difference(before: ClipFacts, now: ClipFacts) -> str | None:
 
 
 def _keys_of(clip: ClipFacts) -> list[tuple[Any, ...]]:
-    """By which a clip is known again under another name."""
+    """Returns the keys by which a clip is recognised under another name."""
     by_place = (clip.shard, clip.row, clip.frames)
     return [by_place] if clip.source is None else [by_place, (clip.source, clip.frames)]
 
@@ -247,6 +247,6 @@ def _count(names: list[str]) -> str:
 
 
 def changed_motion(checkpoint: Path, data: MotionData) -> MotionChange | None:
-    """How motion differs from that of a checkpoint; None where that has no sound list of its clips."""
+    """Returns how motion differs from that of a checkpoint; None if the checkpoint has no intact list of clips."""
     before = MotionTable.read(checkpoint)
     return None if before is None else MotionChange.between(before, MotionTable.of(data))

@@ -1,4 +1,4 @@
-"""Small changes of a run's folder, each of them one rename or one whole file; and what its JSON files say."""
+"""Make small changes in a run's folder, each of them one rename or one complete file, and read its JSON files."""
 
 import errno
 import hashlib
@@ -14,13 +14,13 @@ from ds_rvqvae.runs.checkpoints import DIGITS
 
 
 def write_json(file: Path, values: dict[str, Any]) -> None:
-    """Writes a JSON file of a run, which is whole or as before; raises OSError where that cannot be."""
+    """Writes a JSON file of a run, atomically; raises OSError if it cannot be written."""
     with whole_file(file, synced=True) as content:
         content.write(json.dumps(values, indent=2).encode() + b"\n")
 
 
 def carry(source: Path, target: Path, names: Iterable[str]) -> None:
-    """Renames files into another folder, the last of which tells that they are there."""
+    """Renames files into another folder. Their order counts: the last one shows that all are there."""
     moved = [name for name in names if (source / name).is_file()]
     if moved:
         target.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def carry(source: Path, target: Path, names: Iterable[str]) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Renames a file; where `checkpoints` lies on another disk, it is copied first."""
+    """Renames a file; if `checkpoints` is on another disk, copies and removes it."""
     try:
         source.replace(target)
     except OSError as error:
@@ -43,7 +43,7 @@ def move(source: Path, target: Path) -> None:
 
 
 def dict_of(file: Path) -> dict[str, Any]:
-    """The object of a JSON file; empty where it is missing, damaged or something else."""
+    """Returns the object in a JSON file; empty if it is missing, damaged or not an object."""
     try:
         values = read_json(file)
     except (OSError, ValueError):
@@ -52,7 +52,7 @@ def dict_of(file: Path) -> dict[str, Any]:
 
 
 def free_name(folder: Path, name: str) -> Path:
-    """A name that nothing has; the same checkpoint may have been put aside before, and copied."""
+    """Returns an unused path; the same checkpoint may have been put aside before, and copied."""
     place, number = folder / name, 2
     while place.exists():
         place, number = folder / f"{name}-{number}", number + 1
@@ -60,13 +60,14 @@ def free_name(folder: Path, name: str) -> Path:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copies a file, which is whole or not there."""
+    """Copies a file, atomically."""
     with whole_file(target, synced=True) as content, source.open("rb") as given:
         shutil.copyfileobj(given, content)
 
 
 def short(fingerprint: Any, file: Path | None = None) -> str:
-    """A checkpoint in the name of what was made of it: by its fingerprint; where it names none, what `file` holds."""
+    """Returns the digits that name a checkpoint in files made from it: of its fingerprint, or of `file`'s sha256 if
+    there is no fingerprint."""
     if not isinstance(fingerprint, str) and file is not None:
         fingerprint = hashlib.sha256(file.read_bytes()).hexdigest()
     return str(fingerprint)[:DIGITS]

@@ -1,14 +1,14 @@
-"""What the name of a tokenizer stands for, and where its weights lie. Without torch.
+"""Find the tokenizer that a name stands for, and its weights. Without torch.
 
 A command takes a tokenizer by any of these names:
 
 | name | stands for |
 |---|---|
-| `RUN` | the folder of a run: its exported tokenizer where that is of the newest checkpoint, else that checkpoint |
+| `RUN` | a run's folder: its exported tokenizer if that is of the newest checkpoint, else that checkpoint |
 | `RUN/checkpoints/global_step5000`, `…/latest`, `…/best` | that checkpoint of the run |
 | a folder with `config.json` and `model.safetensors` | an exported or imported tokenizer |
 | a folder with `body.json`, or the folder of a body's runs | the tokenizer of a body, which has several parts |
-| `owner/name`, where there is no such folder | a tokenizer on the Hugging Face hub |
+| `owner/name`, if there is no such folder | a tokenizer on the Hugging Face hub |
 """
 
 from collections.abc import Mapping
@@ -42,11 +42,11 @@ from ds_rvqvae.tokenizer.hub import download
 
 _CHECKPOINTS = "checkpoints"
 _SHOWN = 3
-"""Names that a refusal proposes at most."""
+"""Maximum number of names that an error proposes."""
 
 
 class Kind(Enum):
-    """What a name stands for, in words."""
+    """The kinds of things that a name can stand for, in words."""
 
     RUN = "a run"
     CHECKPOINT = "a checkpoint"
@@ -57,25 +57,25 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Reference:
-    """A tokenizer that was named, and where it lies."""
+    """A tokenizer's name, and where its files are."""
 
     name: str
-    """As it was given."""
+    """The name as given."""
     kind: Kind
     folder: Path
-    """What is to be loaded: a tokenizer's folder, a body's, or a checkpoint's."""
+    """The folder to load: a tokenizer's, a body's, or a checkpoint's."""
     run: Path | None = None
-    """The folder of the run that it comes from, whose profile says how its motion is read, where that is known."""
+    """The folder of its run, if known; the run's profile says how its motion is read."""
     notes: tuple[str, ...] = ()
-    """What may not be meant: weights that are not the newest of their run."""
+    """Notes for the user, such as weights that are not the newest of their run."""
 
     @property
     def is_checkpoint(self) -> bool:
-        """Whether the weights are those of a checkpoint, which takes torch and DeepSpeed to read."""
+        """Whether the weights are in a checkpoint, which needs torch and DeepSpeed to read."""
         return self.kind is Kind.CHECKPOINT or (self.kind is Kind.RUN and is_tag(self.folder.name))
 
     def parts(self) -> "list[Reference]":
-        """The parts of a body, each as a tokenizer; of anything else the reference itself."""
+        """Returns the parts of a body, each as a tokenizer; for anything else the reference itself."""
         if self.kind is not Kind.BODY:
             return [self]
         folders = [self.folder / part for part in read_body(self.folder)[0]]
@@ -83,15 +83,15 @@ class Reference:
 
 
 def find_reference(name: str | Path, checkpoint: str | None = None, *, thorough: bool = True) -> Reference:
-    """Finds what a name stands for. A repository of the hub is downloaded; nothing else is changed or loaded.
+    """Finds the tokenizer that a name stands for. A repository on the hub is downloaded; nothing else is changed.
 
     Args:
-        name: one of the names in the module's table; a `Path` is never that of a repository.
-        checkpoint: of a run, `latest`, `best` or `global_stepN`.
-        thorough: read every file of a checkpoint to know that it is whole; otherwise names and sizes are compared.
+        name: one of the names in the module's table; a `Path` never stands for a repository.
+        checkpoint: the checkpoint of a run: `latest`, `best` or `global_stepN`.
+        thorough: read every file of a checkpoint to check it; otherwise only names and sizes are compared.
 
     Raises:
-        UserError: it stands for nothing, has no such checkpoint or a damaged one, or is not to be had from the hub.
+        UserError: the name stands for nothing, has no such checkpoint or a damaged one, or cannot be downloaded.
     """
     folder = Path(name)
     if is_repository(name):
@@ -132,7 +132,7 @@ def _refuse_checkpoint(checkpoint: str | None, name: str | Path, kind: Kind) -> 
 
 
 def is_of(details: Mapping[str, Any], checkpoint: Path) -> bool:
-    """Whether a tokenizer was made of a checkpoint; where either does not tell, as of versions up to 0.3, by its step.
+    """Returns whether a tokenizer was made from a checkpoint; by its step if a version up to 0.3 made one of them.
 
     Args:
         details: of the tokenizer.
@@ -144,18 +144,19 @@ def is_of(details: Mapping[str, Any], checkpoint: Path) -> bool:
 
 
 def _weights_of_run(run: Path, which: str | None, thorough: bool) -> tuple[Path, tuple[str, ...]]:
-    """The folder of the exported tokenizer, or of the checkpoint asked for or that training went on to; and notes."""
+    """Returns the folder of the weights, and notes: the checkpoint asked for, else the exported tokenizer if it is of
+    the newest checkpoint, else that checkpoint."""
     folder, exported = run / _CHECKPOINTS, run / TOKENIZER
     if which is not None:
         found = _checkpoint(folder, which, run, thorough)
         return found, _notes_on_best(found) if which == BEST else ()
     newest, notes = latest(folder), []
     if newest is None and is_resuming(folder):
-        return _checkpoint(folder, LATEST, run, thorough), ()  # which says so
+        return _checkpoint(folder, LATEST, run, thorough), ()  # raises with the reason
     if exported.is_dir():
         try:
             details = read_config(exported).details
-            # The checkpoint itself may have been removed since, which leaves its name in `latest`.
+            # The checkpoint may have been removed since; `latest` then still names it.
             named = named_by(folder / LATEST)
             gone = named is not None and not named.exists() and named.name == f"{TAG}{details.get('training_step')}"
             if newest is None or is_of(details, newest) or gone:
@@ -163,25 +164,25 @@ def _weights_of_run(run: Path, which: str | None, thorough: bool) -> tuple[Path,
         except UserError as error:
             if newest is None:
                 raise
-            notes.append(f"{error}; its newest checkpoint is taken")
+            notes.append(f"{error}; the newest checkpoint is used instead")
     whole, damaged = whole_checkpoint(folder, thorough)
     found = whole or _checkpoint(folder, LATEST, run, thorough)
-    notes += [f"damaged, passed over: {text}" for text in damaged]
-    notes += [f"{run}: {found.name} is taken, the newest whole checkpoint"] if damaged else []
+    notes += [f"damaged, skipped: {text}" for text in damaged]
+    notes += [f"{run}: {found.name} is used, the newest complete checkpoint"] if damaged else []
     return found, tuple(notes)
 
 
 def _notes_on_best(found: Path) -> tuple[str, ...]:
-    """Says where the checkpoint that scored best is gone, so that another is the best of those that are left."""
+    """Returns a note if the checkpoint that scored best is gone, so that another is the best of those left."""
     head = latest(found.parent)
     best = manifest_in(head).get("best") if head else None
     if not best or best["step"] == step_of(found):
         return ()
-    return (f"{tag_of(best['step'])}, which scored best (L1 {best['l1']:.4g}), is gone; {found.name} is taken",)
+    return (f"{tag_of(best['step'])}, which scored best (L1 {best['l1']:.4g}), is gone; {found.name} is used",)
 
 
 def _body_reference(name: str | Path, folder: Path) -> Reference:
-    """A body's tokenizer, with a note on each part whose run is elsewhere by now."""
+    """Returns a body's tokenizer, with a note on each part whose run now has a newer checkpoint or another history."""
     reference = Reference(str(name), Kind.BODY, folder)
     notes = []
     for part in reference.parts():
@@ -190,16 +191,16 @@ def _body_reference(name: str | Path, folder: Path) -> Reference:
             if newest is None or is_of(details := read_config(part.folder).details, newest):
                 continue
         except UserError:
-            continue  # said when it is opened
+            continue  # reported when it is opened
         notes.append(
-            f"{part.folder}: of step {details.get('training_step')}, and its run {part.run} is at {newest.name} of its "
-            "history now; the command that trained it, with --resume, makes the body's tokenizer anew"
+            f"{part.folder}: is of step {details.get('training_step')}, but its run {part.run} is now at {newest.name} "
+            "of its history; the command that trained it, with --resume, makes the body's tokenizer again"
         )
     return replace(reference, notes=tuple(notes))
 
 
 def _checkpoint(folder: Path, which: str, place: Path, thorough: bool) -> Path:
-    """A checkpoint in `folder`; `place` is what a refusal names."""
+    """Returns a checkpoint in `folder`; an error names `place`."""
     try:
         return named_checkpoint(folder, which, thorough)
     except ValueError as error:
@@ -207,7 +208,8 @@ def _checkpoint(folder: Path, which: str, place: Path, thorough: bool) -> Path:
 
 
 def _run_of(folder: Path) -> Path | None:
-    """The run that an exported tokenizer lies in, by itself or as a part of a body; or whose profile lies in it."""
+    """Returns the run of an exported tokenizer, which is in the run's folder, or a part of a body beside the run; or
+    the folder itself if it has a profile."""
     folder = folder.resolve()
     places = [folder, folder.parent]
     if (folder.parent / BODY).is_file():
@@ -216,10 +218,10 @@ def _run_of(folder: Path) -> Path | None:
 
 
 def _hint(folder: Path) -> str:
-    """What may have been meant by a folder that holds runs or checkpoints."""
+    """Returns a suggestion for a folder that holds runs or checkpoints."""
     runs = sorted(file.parent for file in folder.glob(f"*/{PROFILE_FILE}") if is_run(file.parent))
     found, what = (runs, "runs") if runs else (checkpoints(folder)[::-1], "checkpoints")
     if not found:
         return ""
     names = ", ".join(map(str, found[:_SHOWN])) + (", …" if len(found) > _SHOWN else "")
-    return f"; it holds {what}, of which one can be named: {names}"
+    return f"; it holds {what}, name one of them: {names}"

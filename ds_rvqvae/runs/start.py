@@ -1,4 +1,4 @@
-"""What `--resume` goes on from, and what may differ from the run it goes on with. Without torch."""
+"""Choose the checkpoint that `--resume` resumes from, and check what may differ from the run. Without torch."""
 
 import json
 import os
@@ -36,25 +36,25 @@ NEWEST = Start("newest")
 
 @dataclass
 class Resume:
-    """Where a resumed run goes on."""
+    """The point where a resumed run goes on."""
 
     checkpoint: Path | None = None
-    """None: at step 0."""
+    """None to start at step 0."""
     notes: list[str] = field(default_factory=list)
-    """What the user should know: checkpoints passed over, settings that changed."""
+    """Notes for the user: checkpoints that were skipped, settings that changed."""
     fitted: tuple[int, int] | None = None
-    """Micro batch and accumulation that `auto_batch_size` settled on when the run started; they stay."""
+    """Micro batch and accumulation that `auto_batch_size` chose when the run started; they stay."""
     kept: tuple[int, int] | None = None
-    """Where the number of ranks has changed: micro batch and accumulation that keep the global batch."""
+    """If the number of ranks has changed: micro batch and accumulation that keep the global batch."""
     universal: bool = False
-    """Whether the checkpoint has to be converted for this number of ranks."""
+    """Whether the checkpoint must be converted for this number of ranks."""
 
     def step(self) -> int:
         return 0 if self.checkpoint is None else step_of(self.checkpoint)
 
 
 def check_may_look(flags: Flags) -> None:
-    """Raises UserError where the folder of runs, or of the run that `--resume` names, is locked to this user."""
+    """Raises UserError if this user may not read the folder of runs, or the folder that `--resume` names."""
     flag, place = ("out", flags.out) if flags.start.folder is None else ("resume", flags.start.folder)
     try:
         if place.is_dir():
@@ -62,15 +62,15 @@ def check_may_look(flags: Flags) -> None:
             if flags.name is None:
                 os.scandir(place).close()
     except PermissionError:
-        raise UserError(f"--{flag}: no permission to look into {place}; give another folder") from None
+        raise UserError(f"--{flag}: no permission to read {place}; give another folder") from None
 
 
 def request_of(flags: Flags) -> Request:
-    """What flags ask for; of a run that they name by its folder, the profile is read where it is whole.
+    """Returns the request of the flags; if they name a run's folder and no profile, the profile is the run's.
 
     Raises:
-        UserError: as `Flags.request`; or the run's profile is damaged, and no checkpoint has a copy; or a new run has a
-            key that changes nothing; or its tokenizer could not be exported to the system that `--for` names.
+        UserError: as in `Flags.request`; or the run's profile is damaged, and no checkpoint has a copy; or a new run
+            has a key that changes nothing; or its tokenizer could not be exported to the system in `--for`.
     """
     folder = flags.start.folder
     if flags.profile is None and folder is not None and is_run(folder):
@@ -83,11 +83,10 @@ def request_of(flags: Flags) -> Request:
 
 
 def _check_keys_work(request: Request, run_folder: Path | None) -> None:
-    """Raises UserError for a key that changes nothing in this training, but for those that a run which goes on has
-    from its beginning.
+    """Raises UserError for a key that changes nothing in this training, unless a resumed run has had it from its start.
 
     Args:
-        run_folder: where the run is, if it goes on.
+        run_folder: the run's folder, if it is resumed.
     """
     idle = request.profile.without_effect()
     if idle and run_folder is not None and is_run(run_folder):
@@ -98,12 +97,12 @@ def _check_keys_work(request: Request, run_folder: Path | None) -> None:
 
 
 def as_begun(request: Request, run_folder: Path) -> Request:
-    """The request with what its run's files meant when it began, where it goes on from a checkpoint.
+    """Returns the request with the run's own reading rules, if it goes on from a checkpoint.
 
-    Keys of how files are read that are not asked for now stay those of the run.
+    Keys about how files are read stay those of the run, unless the request sets them.
 
     Raises:
-        UserError: a key changes nothing, and the run did not begin with it.
+        UserError: a key changes nothing, and the run did not start with it.
     """
     _check_keys_work(request, run_folder if request.start.resumes else None)
     if not request.start.resumes or not has_begun(run_folder / "checkpoints"):
@@ -118,10 +117,10 @@ def as_begun(request: Request, run_folder: Path) -> Request:
 
 
 def newest_lines(flags: Flags, naming: Naming, folder: Path, *, is_body: bool = False) -> tuple[str, ...]:
-    """For people: which run a bare `--resume` goes on with, or which it may have meant where it begins one.
+    """Returns lines that say which run `--resume` without a value goes on with, or which others exist if it starts one.
 
     Args:
-        folder: of the run, or of the body, that was chosen by `naming`.
+        folder: folder of the run, or of the body, that was chosen by `naming`.
     """
     if flags.start.kind != "newest" or flags.name is not None:
         return ()
@@ -135,11 +134,11 @@ def newest_lines(flags: Flags, naming: Naming, folder: Path, *, is_body: bool = 
     named = ", ".join(f"{run.name} ({path})" for run, path in found[:3])
     there, which = ("There is", "it") if len(found) == 1 else ("There are", "the first")
     there, way = f"{there} {named}", f"--resume {found[0][0]} goes on with {which}"
-    return (f"warning: --resume: no run on this motion; starting {folder} anew. {there}; {way}",)
+    return (f"warning: --resume: no run on this motion; starting {folder} from step 0. {there}; {way}",)
 
 
 def _on_other_motion(out: Path, naming: Naming, is_body: bool) -> list[tuple[Path, str]]:
-    """Runs of the same profile and body part, or bodies, with where their motion was; the one written last first."""
+    """Returns runs of the same profile and body part, or bodies, with their data paths, the last written first."""
     found = []
     for run in out.iterdir() if out.is_dir() else ():
         if not naming.is_of_profile(run.name) or is_run(run) == is_body:
@@ -152,10 +151,10 @@ def _on_other_motion(out: Path, naming: Naming, is_body: bool) -> list[tuple[Pat
 
 
 def record_of(data: MotionData) -> dict[str, Any]:
-    """What a checkpoint remembers of the motion that a run is trained on, for JSON.
+    """Returns the record of a run's motion that a checkpoint keeps, for JSON.
 
-    `motion` is what a model's inputs are: columns and normalisation. The others can change beside a normalisation that
-    is given and stays: frame rate, splits, what the numbers in files mean, and the frames themselves.
+    `motion` stands for the model's inputs: columns and normalisation. The other entries can change even if a given
+    normalisation stays: frame rate, splits, the meaning of the numbers in files, and the frames themselves.
     """
     store = data.store
     return {
@@ -176,16 +175,16 @@ def find_resume(
     start: Start = NEWEST,
     data: MotionData | None = None,
 ) -> Resume:
-    """Chooses the checkpoint to go on from. Changes nothing.
+    """Chooses the checkpoint to resume from. Changes nothing.
 
     Args:
-        record: of what is to be trained on.
-        thorough: read every file of it; the launcher, which only wants to refuse early, does not.
-        start: one that names a checkpoint takes that one and no other.
-        data: that motion itself; with it, it is said which clips are not those of the checkpoint.
+        record: `record_of` the motion to train on.
+        thorough: read every file of the checkpoint; the launcher, which only refuses early, does not.
+        start: if it names a checkpoint, only this one is used.
+        data: the motion to train on; with it, notes say which clips differ from the checkpoint's.
 
     Raises:
-        UserError: checkpoints exist and none is whole, each named; or the profile or the ranks do not fit it.
+        UserError: checkpoints exist but none is complete (names each); or the profile or the ranks do not fit it.
     """
     folder = run_folder / "checkpoints"
     checkpoint: Path | None
@@ -197,7 +196,7 @@ def find_resume(
     elif is_resuming(folder) and resumed_from(folder) is None:
         raise _spoilt(folder)
     else:
-        # What a resume that was cut short has begun is done first, wherever that checkpoint lies by now.
+        # An interrupted resume is completed first, wherever its checkpoint is now.
         checkpoint = unfinished_resume(folder)
         if checkpoint is None or damage_of(checkpoint, thorough) is not None:
             checkpoint, damaged = whole_checkpoint(folder, thorough)
@@ -205,11 +204,11 @@ def find_resume(
         reasons = "; ".join(damaged) or "none is left"
         others = [path.name for path in every_checkpoint(folder) if damage_of(path, thorough) is None]
         way = f"go on from another history by --resume {others[-1]}, or " if others else ""
-        raise UserError(f"--resume: no whole checkpoint: {reasons}; {way}start a new run by another --name")
+        raise UserError(f"--resume: no complete checkpoint: {reasons}; {way}start a new run by another --name")
     asked = read_profile(run_folder)
     fitted = _fitted_batch(asked, profile)
     profile = with_batch(profile, fitted)
-    notes = [f"damaged, passed over: {text}" for text in damaged]
+    notes = [f"damaged, skipped: {text}" for text in damaged]
     notes += _changed_keys(run_folder, profile)
     resume = Resume(checkpoint, [*notes, f"going on from {checkpoint}"], fitted)
     manifest = read_manifest(checkpoint)
@@ -217,11 +216,11 @@ def find_resume(
     resume.notes += _changed_motion(change, manifest, record)
     if profile.rvqvae.data.reading_version == 1:
         resume.notes.append(
-            "this run was begun by a version up to 0.2, so its motion is read by the rules of then "
-            "(rvqvae.data.reading_version 1); a new run reads it by those of today"
+            "this run was started by a version up to 0.2, so its motion is read by the rules of that version "
+            "(rvqvae.data.reading_version 1); a new run uses today's rules"
         )
     resume.universal = manifest["world_size"] != world_size
-    # The global batch that was asked for stays, whatever the number of ranks.
+    # The requested global batch stays, for any number of ranks.
     same = asked.windows_per_rank == profile.windows_per_rank
     if same and manifest["global_batch"] != profile.global_batch(world_size):
         _keep_global_batch(resume, manifest, profile, world_size)
@@ -229,16 +228,16 @@ def find_resume(
 
 
 def _spoilt(folder: Path) -> UserError:
-    """The refusal where a resume was cut short, and the word of what it went on from is damaged."""
+    """Returns the error for an interrupted resume whose file `resuming` is damaged."""
     there = ", ".join(path.name for path in every_checkpoint(folder))
     return UserError(
-        f"--resume: {folder / RESUMING}: damaged, and it alone says which checkpoint a resume that was cut short "
-        f"goes on from; name that or another, --resume TAG: {there}"
+        f"--resume: {folder / RESUMING}: damaged, and only it names the checkpoint of an interrupted resume; name that "
+        f"checkpoint or another by --resume TAG: {there}"
     )
 
 
 def _named(folder: Path, tag: str, thorough: bool) -> Path:
-    """The checkpoint that `--resume TAG` names; raises UserError where there is none, or a damaged one."""
+    """Returns the checkpoint that `--resume TAG` names; raises UserError if it is missing or damaged."""
     try:
         checkpoint = find_checkpoint(folder, tag)
         if (reason := damage_of(checkpoint, thorough)) is not None:
@@ -250,45 +249,45 @@ def _named(folder: Path, tag: str, thorough: bool) -> Path:
 
 
 class _Change(NamedTuple):
-    """Motion that a run is to go on with, and the checkpoint that it is compared with."""
+    """The motion that a run resumes with, and the checkpoint that it is compared with."""
 
     start: str
-    """What lines about it begin with."""
+    """The start of the lines about it."""
     checkpoint: Path
     data: MotionData | None
 
     def of_clips(self) -> str | None:
-        """Which clips are not those of the checkpoint, in words; None where every clip is the same."""
+        """Returns which clips differ from those of the checkpoint, in words; None if every clip is the same."""
         if self.data is None:
             return "other frames"
         change = changed_motion(self.checkpoint, self.data)
         if change is None:
             is_there = (self.checkpoint / MOTION_FILE).is_file()
             why = f"its {MOTION_FILE} is damaged" if is_there else "a version up to 0.3 saved it"
-            return f"which clips, {self.checkpoint.name} cannot tell ({why})"
+            return f"{self.checkpoint.name} does not say which clips ({why})"
         return str(change) if change else None
 
     def refused(self, reason: str) -> UserError:
-        """The refusal for a reason."""
+        """Returns the error for a reason."""
         way = "resume with the same motion, or start a new run"
         return UserError(f"{self.start}: {reason}: {self.of_clips() or 'every clip is the same'}; {way}")
 
 
 def _changed_motion(change: _Change, manifest: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
-    """Notes on motion that is not quite what a checkpoint remembers; raises UserError where a run must not mix both."""
+    """Returns notes on motion that differs from a checkpoint's; raises UserError if a run must not mix both."""
     changed = [key for key, value in record.items() if manifest.get(key, value) != value]
     checkpoint = change.checkpoint
     if "motion" in changed:
-        raise change.refused(f"other columns or another normalisation than {checkpoint} was trained with")
+        raise change.refused(f"has other columns or another normalisation than {checkpoint} was trained with")
     if "fps" in changed:
-        rates = f"{record['fps']:g} frames a second, and {checkpoint} was trained at {manifest['fps']:g}"
+        rates = f"has {record['fps']:g} fps, but {checkpoint} was trained at {manifest['fps']:g} fps"
         raise change.refused(rates)
     if "reading" in changed:
         was, now = (json.dumps(values["reading"]) for values in (manifest, record))
-        raise change.refused(f"its files are read with {now}, those of {checkpoint} with {was}")
+        raise change.refused(f"its files are read with {now}, but those of {checkpoint} were read with {was}")
     if "splits" in changed:
         raise change.refused(
-            f"other clips are trained on or held out than by {checkpoint} (new or missing files, other lists of splits)"
+            f"has other training or held-out clips than {checkpoint} (new or missing files, or other lists of splits)"
         )
     if "frames" in changed:
         of_clips = change.of_clips()
@@ -296,14 +295,14 @@ def _changed_motion(change: _Change, manifest: Mapping[str, Any], record: Mappin
         return [] if of_clips is None else [said]
     if "frames" in record and "frames" not in manifest:
         return [
-            f"{checkpoint} was saved by a version up to 0.2 and knows its motion by columns and normalisation alone: "
-            "whether its clips are the same is not checked"
+            f"{checkpoint} was saved by a version up to 0.2 and only knows its columns and normalisation: whether its "
+            "clips are the same is not checked"
         ]
     return []
 
 
 def with_batch(profile: Profile, sizes: tuple[int, int] | None) -> Profile:
-    """The profile with this micro batch and accumulation, where there are any."""
+    """Returns the profile with this micro batch and accumulation, if given."""
     if sizes is None:
         return profile
     keys = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
@@ -311,7 +310,7 @@ def with_batch(profile: Profile, sizes: tuple[int, int] | None) -> Profile:
 
 
 def overrides_between(before: Profile, now: Profile) -> list[str]:
-    """What `--set` has to be given, `path=value` each, so that one profile becomes the other."""
+    """Returns the `--set` values, `path=value` each, that turn one profile into the other."""
     old, new = (profile.model_dump(mode="json", by_alias=True) for profile in (before, now))
     return [override for override in _differences((), old, new) if not override.startswith("$schema=")]
 
@@ -327,15 +326,15 @@ def _differences(path: tuple[str, ...], old: Any, new: Any) -> Iterator[str]:
 
 
 def split_batch(windows: int, most: int) -> tuple[int, int]:
-    """The largest micro batch of `most` windows or fewer that divides a rank's `windows`, and how many make them up."""
+    """Returns the largest micro batch, up to `most` windows, that divides a rank's `windows`, and their number."""
     micro_batch = max(size for size in range(1, min(most, windows) + 1) if windows % size == 0)
     return micro_batch, windows // micro_batch
 
 
 def _fitted_batch(asked: Profile, profile: Profile) -> tuple[int, int] | None:
-    """The sizes in the run's profile where `auto_batch_size` has put them and `profile` asks for the same again.
+    """Returns the sizes in the run's profile if `auto_batch_size` chose them and `profile` asks for the same.
 
-    A smaller micro batch, given because memory has become scarce, is not the same.
+    A smaller micro batch is not the same: it is given because there is less memory.
     """
     automatic = asked.rvqvae.training.auto_batch_size and profile.rvqvae.training.auto_batch_size
     smaller = profile.train_micro_batch_size_per_gpu < asked.train_micro_batch_size_per_gpu
@@ -345,14 +344,14 @@ def _fitted_batch(asked: Profile, profile: Profile) -> tuple[int, int] | None:
 
 
 def _keep_global_batch(resume: Resume, manifest: dict[str, Any], profile: Profile, world_size: int) -> None:
-    """Chooses micro batch and accumulation so that another number of ranks takes the same global batch."""
+    """Chooses micro batch and accumulation so that another number of ranks keeps the global batch."""
     batch, saved_by = manifest["global_batch"], manifest["world_size"]
     share, rest = divmod(batch, world_size)
     if rest:
         fitting = ", ".join(str(ranks) for ranks in range(1, min(batch, 64) + 1) if batch % ranks == 0)
         raise UserError(
             f"--resume: {resume.checkpoint} was saved by {saved_by} ranks with a global batch of {batch}, which "
-            f"{world_size} ranks cannot share; numbers that can: {fitting}"
+            f"{world_size} ranks cannot divide; numbers of ranks that can: {fitting}"
         )
     resume.kept = split_batch(share, profile.train_micro_batch_size_per_gpu)
     resume.notes.append(
@@ -362,7 +361,7 @@ def _keep_global_batch(resume: Resume, manifest: dict[str, Any], profile: Profil
 
 
 def _changed_keys(run_folder: Path, profile: Profile) -> list[str]:
-    """Notes on settings that differ from the run's; raises UserError for one that must not."""
+    """Returns notes on settings that differ from the run's; raises UserError for one that must not change."""
     file = run_folder / PROFILE_FILE
     before, now = read_profile(run_folder).rvqvae, profile.rvqvae
     for section, values in now:
@@ -382,7 +381,7 @@ def _changed_keys(run_folder: Path, profile: Profile) -> list[str]:
 
 
 def flat_keys(values: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested objects as one level of dotted keys."""
+    """Returns nested objects as one level of dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):

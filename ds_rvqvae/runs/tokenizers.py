@@ -1,4 +1,4 @@
-"""Opens tokenizers: a run's, a checkpoint's, one in a folder, a body's, one of the hub."""
+"""Open tokenizers: of a run, a checkpoint, a folder, a body or the hub."""
 
 import contextlib
 import io
@@ -24,10 +24,10 @@ from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 
 def open_tokenizer(name: str | Path | Reference) -> MotionTokenizer | BodyTokenizer:
-    """The tokenizer that a name stands for; `ds_rvqvae.runs.references` lists the names.
+    """Opens the tokenizer that a name stands for; `ds_rvqvae.runs.references` lists the names.
 
     Raises:
-        UserError: as `find_reference`; or naming the folder or file and what is wrong with it.
+        UserError: as in `find_reference`; or names the folder or file and the problem.
     """
     reference = name if isinstance(name, Reference) else find_reference(name)
     if reference.kind is Kind.BODY:
@@ -36,22 +36,22 @@ def open_tokenizer(name: str | Path | Reference) -> MotionTokenizer | BodyTokeni
 
 
 def open_single(name: str | Path | Reference) -> MotionTokenizer:
-    """As `open_tokenizer`, where only the tokenizer of one part will do.
+    """Opens a tokenizer as `open_tokenizer` does, but only a single one.
 
     Raises:
-        UserError: also for a body's, naming the folders of its parts.
+        UserError: also for a body's tokenizer; names the folders of its parts.
     """
     reference = name if isinstance(name, Reference) else find_reference(name)
     if reference.kind is Kind.BODY:
         parts = " ".join(part.name for part in reference.parts())
-        raise UserError(f"{reference.name}: a body's tokenizer; name the folder of one of its parts: {parts}")
+        raise UserError(f"{reference.name}: is a body's tokenizer; name the folder of one of its parts: {parts}")
     if reference.is_checkpoint:
         return _tokenizer_of_checkpoint(reference.folder)
     return MotionTokenizer.from_pretrained(reference.folder)
 
 
 def motion_state(data: MotionData, config: ModelConfig) -> dict[str, Any]:
-    """What a checkpoint says of the motion and the model, so that it makes a tokenizer by itself."""
+    """Returns the description of motion and model that a checkpoint needs to become a tokenizer by itself."""
     return {
         "record": record_of(data),
         "mean": torch.from_numpy(data.mean),
@@ -65,13 +65,13 @@ def motion_state(data: MotionData, config: ModelConfig) -> dict[str, Any]:
 
 
 def make_tokenizer(model: RVQVAE, state: dict[str, Any], **details: Any) -> MotionTokenizer:
-    """A tokenizer of `model` and what `motion_state` gave; `details` go into its config file."""
+    """Returns a tokenizer of `model` and the result of `motion_state`; `details` go into its config file."""
     layout = layout_from_json(state["layout"], model.in_features)
     return MotionTokenizer(model, state["mean"], state["std"], layout, state["fps"], _details_of(state) | details)
 
 
 def config_of_checkpoint(checkpoint: Path) -> TokenizerConfig:
-    """What the `config.json` of a checkpoint's tokenizer would say; the weights stay on disk.
+    """Returns the config that a checkpoint's tokenizer would have; the weights stay on disk.
 
     Raises:
         UserError: the checkpoint cannot be read.
@@ -89,10 +89,10 @@ def config_of_checkpoint(checkpoint: Path) -> TokenizerConfig:
 
 
 def keep_exported(run: Path, checkpoint: Path) -> str | None:
-    """Makes the tokenizer of a finished run of its last checkpoint, unless it is there and whole.
+    """Makes the tokenizer of a finished run from its last checkpoint, unless it exists and is intact.
 
     Returns:
-        what is to be said of it; None where it was there.
+        a note; None if the tokenizer existed.
 
     Raises:
         OSError, UserError: it cannot be written.
@@ -107,17 +107,17 @@ def keep_exported(run: Path, checkpoint: Path) -> str | None:
     tokenizer = _tokenizer_of_checkpoint(checkpoint)
     clear_damaged_tokenizer(run)
     tokenizer.save_pretrained(folder)
-    return f"{folder} {reason}: made of {checkpoint.name}"
+    return f"{folder} {reason}: made again from {checkpoint.name}"
 
 
 def _tokenizer_of_checkpoint(checkpoint: Path) -> MotionTokenizer:
-    """Gathers the ranks' fp32 weights."""
-    # DeepSpeed prints what it does, and standard output may be read by a program.
+    """Makes a tokenizer from a checkpoint: gathers the ranks' fp32 weights, or their moving average if it has one."""
+    # DeepSpeed prints its progress, and a program may read our standard output.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
         weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
-    # DeepSpeed's checkpoints are pickles: those of the user's own runs only.
+    # DeepSpeed's checkpoints are pickles: load only those of the user's own runs.
     states = torch.load(checkpoint / MODEL_FILE, map_location="cpu", weights_only=False)
     state = states["rvqvae"]
     model = RVQVAE(len(state["mean"]), model_config_from_dict(state["model"], str(checkpoint)))
@@ -130,12 +130,12 @@ def _tokenizer_of_checkpoint(checkpoint: Path) -> MotionTokenizer:
 
 
 def _details_of(state: dict[str, Any]) -> dict[str, Any]:
-    """What a tokenizer's config file says of the motion that `motion_state` is about, beside its columns."""
+    """Returns the entries of a tokenizer's config file about the motion in `motion_state`, without its columns."""
     return explicit_reading({"body_part": state["body_part"], "reading": state.get("reading")})
 
 
 def _progress_of(checkpoint: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """How far training was, what it scored, and which checkpoint that is."""
+    """Returns the training step, the scores and the checkpoint's fingerprint."""
     progress = {"training_step": step_of(checkpoint)}
     progress |= {"scores": state["scores"]} if state.get("scores") else {}
     mark = mark_in(checkpoint)

@@ -1,4 +1,4 @@
-"""Environment variables: those that another program or run has left over, and those by which ranks find this package
+"""Environment variables: remove leftovers of other programs and runs, and set those by which ranks find this package
 and each other."""
 
 import os
@@ -21,29 +21,29 @@ from ds_rvqvae.runs.folder import (
 from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE
 
 LAUNCHER_VARIABLE = "DS_RVQVAE_LAUNCHER"
-"""Environment variable with the number of our launcher's process, which alone may say what the others of a run do."""
+"""Environment variable with the process number of our launcher; the run's other variables count only below it."""
 INTERFACE_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
-"""By which network interface ranks reach each other."""
+"""Variables with the network interface by which ranks reach each other."""
 
-# A name that ends in an underscore stands for all that begin with it.
+# A name that ends in an underscore stands for all names that begin with it.
 _OF_A_RUN = (
     *(HEARTBEAT_VARIABLE, RUN_VARIABLE, SAID_VARIABLE),
     *(STORE_VARIABLE, STORE_CONTENT_VARIABLE, LAUNCHER_VARIABLE),
 )
 _OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What a launcher gives every rank."""
+"""Variables that a launcher sets for every rank."""
 _OF_TORCHRUN = ("TORCHELASTIC_", "ROLE_", "GROUP_RANK", "GROUP_WORLD_SIZE", "LOCAL_WORLD_SIZE")
-"""Beside those: with TORCHELASTIC_USE_AGENT_STORE no rank opens the port that all others wait for."""
+"""Variables that torchrun adds: with TORCHELASTIC_USE_AGENT_STORE no rank opens the port that all others wait for."""
 _OF_MPI = ("OMPI_COMM_WORLD_",)
 """DeepSpeed's engine compares one of them with LOCAL_RANK."""
 _OTHERS = (
     *("CROSS_RANK", "CROSS_SIZE", "TORCH_DISTRIBUTED_USE_TORCHCOMMS"),
-    *("PYTHONINSPECT", "PYTHONSTARTUP"),  # an interpreter that asks for more after its end loses its exit status
+    *("PYTHONINSPECT", "PYTHONSTARTUP"),  # an interpreter that turns interactive at the end loses its exit status
 )
 
 
 def without_leftovers(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables for processes that our launcher starts: nothing that speaks of other ranks or another run."""
+    """Returns the variables for processes that our launcher starts, without those of other ranks or runs."""
     kept = dict(environment)
     _remove(kept, (*_OF_A_RUN, *_OF_A_RANK, *_OF_TORCHRUN, *_OF_MPI, *_OTHERS))
     if not kept.get("DEEPSPEED_TIMEOUT", "10").strip().isdecimal():
@@ -52,31 +52,32 @@ def without_leftovers(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def for_modules(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables with which `python -m` finds this package, also where it is not installed, and no file of the
-    working folder in place of a module (from Python 3.11 on)."""
+    """Returns variables with which `python -m` finds this package even if it is not installed, and (from Python 3.11
+    on) imports no file of the working folder instead of a module."""
     found = {**environment, "PYTHONSAFEPATH": "1"}
     root = Path(__file__).resolve().parents[2]
-    if root.name not in ("site-packages", "dist-packages"):  # found anyway, and other packages lie beside this one
+    if root.name not in ("site-packages", "dist-packages"):  # these are found anyway, and hold other packages too
         found["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [environment.get("PYTHONPATH")])])
     return found
 
 
 def interfaces(wanted: str | None) -> dict[str, str]:
-    """The variables with which ranks of one machine listen on its loopback interface alone.
+    """Returns variables with which ranks of one machine listen only on its loopback interface.
 
     Args:
-        wanted: what NCCL is to take instead, as it writes it (`eth0`, `^docker0,lo`); gloo takes an interface's name.
+        wanted: the interface for NCCL instead, in its syntax (`eth0`, `^docker0,lo`); gloo takes it if it is the name
+            of an interface.
     """
     loopback = loopback_interface()
     names = []
-    with suppress(OSError):  # a container may not tell
+    with suppress(OSError):  # a container may hide them
         names = [name for _, name in socket.if_nameindex()]
     chosen = zip(INTERFACE_VARIABLES, (wanted or loopback, wanted if wanted in names else loopback), strict=True)
     return {variable: interface for variable, interface in chosen if interface}
 
 
 def loopback_interface() -> str | None:
-    """The name of the network interface that only this machine reaches; None where it cannot be told."""
+    """Returns the name of the loopback interface; None if it cannot be found."""
     if not sys.platform.startswith("linux"):
         return None
     for folder in sorted(Path("/sys/class/net").glob("*")):
@@ -89,10 +90,10 @@ def loopback_interface() -> str | None:
 
 
 def settle_rank(environment: MutableMapping[str, str]) -> None:
-    """Takes out of a rank's variables what its launcher did not mean.
+    """Removes from a rank's environment the variables that its launcher did not set.
 
     Raises:
-        UserError: some variables of a rank are there, but not all.
+        UserError: some variables of a rank are set, but not all.
     """
     above = _lines_above()
     if environment.get(LAUNCHER_VARIABLE) not in [str(pid) for pid, _ in above]:
@@ -118,9 +119,9 @@ def _remove(environment: MutableMapping[str, str], names: Sequence[str]) -> None
 
 
 def processes_above() -> list[psutil.Process]:
-    """Each process above this one, the nearest first, as far as the system shows them to this user."""
+    """Returns the parent processes, the nearest first, as far as the system shows them to this user."""
     found: list[psutil.Process] = []
-    with suppress(psutil.Error):  # with hidepid=1 those of others can be told from none, but not looked at
+    with suppress(psutil.Error):  # with hidepid=1, processes of other users exist but cannot be read
         process = psutil.Process().parent()
         while process is not None:
             found.append(process)
@@ -129,7 +130,7 @@ def processes_above() -> list[psutil.Process]:
 
 
 def _lines_above() -> list[tuple[int, str]]:
-    """Number and command line of each process above this one, the nearest first."""
+    """Returns number and command line of each parent process, the nearest first."""
     found = []
     for process in processes_above():
         try:

@@ -1,1 +1,1 @@
-"""The trained tokenizer: export, load, encode, decode, score, look at. Knows nothing of DeepSpeed."""
+"""The trained tokenizer: export, load, encode, decode and score. Does not import DeepSpeed."""

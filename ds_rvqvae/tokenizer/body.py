@@ -1,4 +1,4 @@
-"""The tokenizers of several body parts as one tokenizer of the body."""
+"""The tokenizers of several body parts, joined into one tokenizer of the body."""
 
 import hashlib
 import json
@@ -45,41 +45,41 @@ from ds_rvqvae.tokenizer.saved.writing import save_body
 from ds_rvqvae.tokenizer.tokenizer import Array, MotionTokenizer
 
 _LOOKS = 20
-"""How often a body is read anew where its table is replaced meanwhile."""
+"""How many times a body is read again when another process replaces its table while it is read."""
 
 
 class BodyTokenizer(KeepsFloatType):
-    """Tokenizers of body parts that share nothing, as one tokenizer of the whole motion.
+    """Tokenizers of separate body parts, used as one tokenizer of the full motion.
 
-    All parts take one frame rate; their code rates may differ, and with them the numbers of codes a clip has. In a
-    second stage it is what each `MotionTokenizer` is there.
+    All parts take the same frame rate. Their code rates may differ, and so may the number of codes per clip. In a
+    second stage it behaves like a `MotionTokenizer`.
 
     Args:
         parts: the tokenizers by body part.
-        layout: of the whole motion, in which each part's channels are found by name. Without it that is SMPL-X's (433
-            columns, `smplx_layout()`) where it has them all, else the parts' own channels one after another.
+        layout: layout of the full motion; each part's columns are found in it by name. By default SMPL-X's layout (433
+            columns, `smplx_layout()`) if it has them all, else the parts' own columns one after another.
 
     Attributes:
         parts: the tokenizers by body part.
-        layout: of the C columns of the whole motion.
-        fps: frames a second of the motion.
+        layout: layout of the C columns of the full motion.
+        fps: frame rate of the motion.
 
     Raises:
-        UserError: no part, one under another's name, parts that overlap or take what the layout does not have, or
-            unlike rates or rules of reading.
+        UserError: no part, parts under wrong names, parts that overlap, columns that the layout does not
+            have, or parts with different frame rates or reading rules.
     """
 
     def __init__(self, parts: Mapping[str, MotionTokenizer], layout: Layout | None = None) -> None:
         super().__init__()
         self.parts = dict(parts)
         if not self.parts:
-            raise UserError("a body's tokenizer needs a part")
+            raise UserError("a body's tokenizer needs at least one part")
         for part, tokenizer in self.parts.items():
             trained = tokenizer.details.get("body_part")
             if not is_part_name(part):
-                raise UserError(f"no body part {part!r}; name parts with letters, digits, - and _")
+                raise UserError(f"{part!r} is not the name of a body part; use letters, digits, - and _")
             if trained not in (None, part):
-                raise UserError(f"the tokenizer of {part} is that of body part {trained}")
+                raise UserError(f"the tokenizer given for {part} was trained on body part {trained}")
         check_disjoint((part, [own.name for own in tokenizer.layout]) for part, tokenizer in self.parts.items())
         self.layout = _whole_layout(self.parts.values()) if layout is None else layout
         self._columns: dict[str, NDArray[np.int64]] = {}
@@ -92,10 +92,10 @@ class BodyTokenizer(KeepsFloatType):
         rates = {part: tokenizer.fps for part, tokenizer in self.parts.items()}
         if len(set(rates.values())) > 1:
             found = ", ".join(f"{part} {fps:g}" for part, fps in rates.items())
-            raise UserError(f"the parts take different frames a second ({found}); train them with one --fps")
+            raise UserError(f"the parts take different frame rates ({found}); train them with one --fps")
         self.fps = next(iter(rates.values()))
         for part, tokenizer in self.parts.items():
-            # No part may be called like an attribute of a module.
+            # The prefix keeps a part's name from hiding an attribute of the module.
             self.add_module(f"part_{part}", tokenizer)
 
     @override
@@ -110,52 +110,52 @@ class BodyTokenizer(KeepsFloatType):
 
     @property
     def details(self) -> dict[str, Any]:
-        """What the parts' config files say beside their nets, which of the motion is the same in all."""
+        """The first part's config file without its net; what it says of the motion is the same in all parts."""
         return next(iter(self.parts.values())).details
 
     @property
     def code_rates(self) -> dict[str, float]:
-        """Codes a second and level by part."""
+        """Codes per second and level, by part."""
         return {part: tokenizer.code_rate for part, tokenizer in self.parts.items()}
 
     @property
     def fingerprint(self) -> str:
-        """A sha256 of the parts' names and fingerprints, whatever their order."""
+        """A sha256 of the parts' names and fingerprints; it does not depend on their order."""
         fingerprints = sorted((part, tokenizer.fingerprint) for part, tokenizer in self.parts.items())
         return hashlib.sha256(json.dumps(fingerprints).encode()).hexdigest()
 
     @eager
     def encode(self, motion: Array, lengths: Lengths | None = None) -> dict[str, Array]:
-        """Motion to the codes of each part.
+        """Encodes motion into the codes of each part.
 
         Args:
             motion: one clip `[T, C]` or a padded batch `[B, T, C]`, array or tensor.
             lengths: frames of each clip of a batch, `[B]`, or of the one clip; all by default.
 
         Returns:
-            by part what its `MotionTokenizer.encode` gives: `[ceil(T / code_stride), Q]`, or a batch of such.
+            by part, the result of its `MotionTokenizer.encode`: `[ceil(T / code_stride), Q]`, or a batch of these.
 
         Raises:
-            ValueError: for another shape, or lengths that do not fit it.
-            TypeError: a path.
+            ValueError: another shape, or lengths that do not fit it.
+            TypeError: a path was given.
         """
         self._check_width(motion, "motion")
         return {part: self.parts[part].encode(motion[..., columns], lengths) for part, columns in self._columns.items()}
 
     @eager
     def decode(self, codes: Mapping[str, Array], lengths: Lengths | None = None, source: Array | None = None) -> Array:
-        """Codes of the parts to motion of the whole body, fp32.
+        """Decodes the codes of the parts into motion of the full body, fp32.
 
         Args:
-            codes: by part `[T', q]`, or batches `[B, T', q]`; arrays or tensors. A part left out counts as one that is
-                not covered.
+            codes: by part `[T', q]`, or batches `[B, T', q]`; arrays or tensors. Parts may be missing; their columns
+                then come from `source`.
             lengths: frames of each clip of a batch, `[B]`, or of the one clip; by default those of `source`, and
-                without it what the codes of every part reach.
-            source: motion of as many clips, at least as long, that columns without codes are taken from. Without it
-                these are at rest: rotations of none, translation and expressions of 0.
+                without a source the number of frames that the codes of every part cover.
+            source: motion of the same number of clips, at least as long, for the columns without codes. Without it
+                these columns are at rest: identity rotations, translation and expressions of 0.
 
         Returns:
-            `[T, C]` or `[B, T, C]`, T being the longest of `lengths`; zeros past a clip's end.
+            `[T, C]` or `[B, T, C]`, where T is the longest of `lengths`; zeros past a clip's end.
 
         Raises:
             ValueError: unknown parts, codes of clips of different lengths, lengths that do not fit, or, without
@@ -180,7 +180,7 @@ class BodyTokenizer(KeepsFloatType):
         return motion.cpu().numpy() if isinstance(given, np.ndarray) else motion
 
     def encode_clip(self, clip: Clip) -> dict[str, NDArray[np.int64]]:
-        """The codes of a clip by part, as `encode`; raises ClipError where it has not all their columns."""
+        """Encodes a clip, by part, as `encode` does; raises ClipError if a part's columns are missing."""
         width = clip.motion.shape[1]
         if clip.layout == feature_layout(width):
             if width != self._width:
@@ -193,16 +193,16 @@ class BodyTokenizer(KeepsFloatType):
         return codes
 
     def decode_clip(self, codes: Mapping[str, NDArray[np.int64]], frames: int) -> tuple[NDArray[np.float32], Layout]:
-        """Codes of one clip to its motion `[frames, C]`, and which channels of it the codes cover."""
+        """Decodes one clip into motion `[frames, C]`, and returns the layout of the columns that the codes cover."""
         covered = {own.name for part in codes for own in self.parts[part].layout}
         layout = tuple(channels for channels in self.layout if channels.name in covered)
         return self.decode(codes, frames), layout
 
     def encode_file(self, file: str | Path) -> dict[str, NDArray[np.int64]]:
-        """The codes of a file with one clip by part, `[ceil(T / code_stride), Q]`; another frame rate is resampled.
+        """Encodes a file that holds one clip, by part, `[ceil(T / code_stride), Q]`; another frame rate is resampled.
 
         Raises:
-            UserError: naming the file and what is wrong with it.
+            UserError: names the file and the problem.
         """
         try:
             return self.encode_clip(self._read(Path(file), tell=True))
@@ -216,20 +216,20 @@ class BodyTokenizer(KeepsFloatType):
         source: str | Path | None = None,
         fps: Rate | None = None,
     ) -> None:
-        """Writes codes of one clip as a motion file, whole or not at all.
+        """Decodes one clip and writes it as a motion file, atomically.
 
         Args:
             codes: by part, `[T', q]`.
-            file: `.npy`, a matrix of the columns of `layout`; `.bvh`, such a file; `.npz`, one of BEAT2.
-            source: the file that was encoded: gives the clip's length and what the codes do not cover, for a BEAT2 npz
-                also all other keys, for BVH the hierarchy. Without it, which a BVH file does not do, the rest is at
-                rest and the length what the codes of every part reach.
-            fps: frames a second of the file, or "source" for those of `source`; by default the tokenizer's.
+            file: the suffix says the format: `.npy` (a matrix of the columns of `layout`), `.bvh`, or `.npz` (BEAT2).
+            source: the file that was encoded. It gives the clip's length and the columns without codes, for a BEAT2
+                npz also all other keys, for BVH the hierarchy; BVH needs it. Without it the other columns are at rest,
+                and the clip is as long as the codes of every part reach.
+            fps: frame rate of the file, or "source" for that of `source`; by default the tokenizer's.
 
         Raises:
-            UserError: another suffix; a source that cannot be read, of another length, or `file` itself; no such rate;
-                a BEAT2 npz of joints that it has not.
-            ValueError: as `decode`.
+            UserError: another suffix; a source that cannot be read, has another length, or is `file` itself; a frame
+                rate that cannot be written; columns that a BEAT2 npz has no place for.
+            ValueError: as in `decode`.
         """
         clip = None if source is None else self._read(Path(source))
         frames = self._frames_of(codes) if clip is None else len(clip.motion)
@@ -244,11 +244,11 @@ class BodyTokenizer(KeepsFloatType):
         write_clip(Path(file), motion, layout, config, None if source is None else Path(source), fps)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes each part's tokenizer into a folder of its name, and `body.json`. The folder holds one whole body at
-        every instant, the new one or that of ours which was there; files of others in it stay as they are.
+        """Writes each part's tokenizer into a folder of its name, and `body.json`. At every instant the folder holds
+        one complete body: the new one or our older one. Other files in the folder are not touched.
 
         Raises:
-            UserError: the folder exists and holds something else, or something else under the name of one of the files.
+            UserError: the folder holds something else, or has one of these names for something else.
             OSError: it cannot be written.
         """
         parts = {part: tokenizer._write for part, tokenizer in self.parts.items()}
@@ -276,14 +276,14 @@ class BodyTokenizer(KeepsFloatType):
         device: str | torch.device = "cpu",
         trainable: bool = False,
     ) -> "BodyTokenizer":
-        """Loads what `save_pretrained` wrote.
+        """Loads a body that `save_pretrained` wrote.
 
         Args:
             dtype: of the nets; codebooks, distances and normalisation stay fp32.
-            trainable: as of `MotionTokenizer`.
+            trainable: as in `MotionTokenizer`.
 
         Raises:
-            UserError: naming the folder or file and what is wrong with it.
+            UserError: names the folder or file and the problem.
         """
         folder = Path(folder)
         if not (folder / BODY).is_file():
@@ -300,11 +300,11 @@ class BodyTokenizer(KeepsFloatType):
                 refusal = None
             except UserError as error:
                 refusal = error
-            # Parts are those of the table only where no other has taken its place meanwhile.
+            # The parts belong to this table only if it was not replaced meanwhile.
             if read_body_table(folder).text == table.text:
                 break
         else:
-            refusal = UserError(f"{folder}: another process writes it all the time; try again")
+            refusal = UserError(f"{folder}: another process keeps writing it; try again")
         if refusal is not None:
             raise refusal
         try:
@@ -319,14 +319,14 @@ class BodyTokenizer(KeepsFloatType):
     def _check_width(self, motion: Array, name: str) -> None:
         as_tensor(motion, "encode_file(path) encodes a file")  # a path is refused
         if motion.ndim not in (2, 3) or motion.shape[-1] != self._width:
-            raise ValueError(f"{name} is {tuple(motion.shape)}; give [frames, {self._width}], or a batch of such")
+            raise ValueError(f"{name} is {tuple(motion.shape)}; give [frames, {self._width}], or a batch of these")
 
     def _frames_of(self, codes: Mapping[str, Array]) -> int:
-        """The frames that the codes of every part reach."""
+        """Returns the number of frames that the codes of every part cover."""
         if not isinstance(codes, Mapping):
             given = f"{codes!r}" if isinstance(codes, str | Path) else type(codes).__name__
             raise TypeError(
-                f"codes are {given}, not arrays by part; ds_rvqvae.read_body_codes(path) has those of a file, each "
+                f"codes are {given}, not arrays by part; ds_rvqvae.read_body_codes(path) reads those of a file, each "
                 "under .codes"
             )
         if not codes or not codes.keys() <= self.parts.keys():
@@ -340,11 +340,11 @@ class BodyTokenizer(KeepsFloatType):
         return least
 
     def _background(self, source: Array | None, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        """The motion that columns without codes keep."""
+        """Returns the motion of the columns without codes."""
         if source is None:
             motion = torch.zeros(shape, dtype=torch.float32, device=device)
             columns = rotation_columns(self.layout)
-            motion[..., columns[:, [0, 4]].reshape(-1)] = 1.0  # of the first two rows of the identity
+            motion[..., columns[:, [0, 4]].reshape(-1)] = 1.0  # the ones of the identity's first two rows
             return motion
         self._check_width(source, "source")
         motion = as_tensor(source).to(device, torch.float32)
@@ -353,12 +353,12 @@ class BodyTokenizer(KeepsFloatType):
         return motion[..., : shape[-2], :].clone()
 
     def _read(self, file: Path, tell: bool = False) -> Clip:
-        """The one clip of a file, at this tokenizer's frame rate; raises UserError."""
+        """Reads the one clip of a file, at this tokenizer's frame rate; raises UserError."""
         return read_clip(file, reading_config(self.details, self.fps, str(file)), tell)
 
 
 def _whole_layout(tokenizers: Iterable[MotionTokenizer]) -> Layout:
-    """SMPL-X's layout where it has all channels of the tokenizers, else these one after another."""
+    """Returns SMPL-X's layout if it has all columns of the tokenizers, else theirs one after another."""
     channels = [own for tokenizer in tokenizers for own in tokenizer.layout]
     if missing_channels(smplx_layout(), channels) is None:
         return smplx_layout()

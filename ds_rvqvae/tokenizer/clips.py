@@ -1,4 +1,4 @@
-"""What encoding and decoding of files ask of a tokenizer, be it one by itself or a body's."""
+"""The interface of a tokenizer for encoding and decoding files: one for a single tokenizer and for a body's."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -15,31 +15,31 @@ from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 
 class ClipTokenizer(Protocol):
-    """Whole clips to codes by part, and back."""
+    """Encodes complete clips into codes by part, and decodes them."""
 
     fps: float
 
     @property
     def parts(self) -> Mapping[str, MotionTokenizer]:
-        """The tokenizers by body part; one by itself is that of `ONLY_PART`."""
+        """The tokenizers by body part; a single tokenizer has the part `ONLY_PART`."""
         ...
 
     @property
     def details(self) -> Mapping[str, Any]:
-        """What config files say beside the nets."""
+        """The settings in the config files, without the nets."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Another for every tokenizer with other codes."""
+        """Differs between any two tokenizers whose codes differ."""
         ...
 
     def encode_clip(self, clip: Clip) -> dict[str, NDArray[np.int64]]:
-        """By part int64 `[ceil(frames / code_stride), Q]`; raises ClipError where the clip has other columns."""
+        """Returns int64 `[ceil(frames / code_stride), Q]` by part; raises ClipError if the clip has other columns."""
         ...
 
     def decode_clip(self, codes: Mapping[str, NDArray[np.int64]], frames: int) -> tuple[NDArray[np.float32], Layout]:
-        """Motion float32 `[frames, C]`, and the layout of those of its columns that the codes say."""
+        """Returns motion float32 `[frames, C]`, and the layout of the columns that the codes cover."""
         ...
 
 
@@ -52,15 +52,15 @@ class SingleTokenizer:
         self._tokenizer = tokenizer
 
     def encode_clip(self, clip: Clip) -> dict[str, NDArray[np.int64]]:
-        """As the protocol says."""
+        """See `ClipTokenizer`."""
         columns = own_columns(self._tokenizer.layout, clip, self.details)
         return {ONLY_PART: self._tokenizer.encode(np.ascontiguousarray(clip.motion[:, columns]))}
 
     def decode_clip(self, codes: Mapping[str, NDArray[np.int64]], frames: int) -> tuple[NDArray[np.float32], Layout]:
-        """As the protocol says."""
+        """See `ClipTokenizer`."""
         return self._tokenizer.decode(codes[ONLY_PART], frames), self._tokenizer.layout
 
 
 def as_clip_tokenizer(tokenizer: MotionTokenizer | BodyTokenizer) -> ClipTokenizer:
-    """A body's tokenizer is one as it is."""
+    """Wraps a single tokenizer; a body's tokenizer is returned as it is."""
     return SingleTokenizer(tokenizer) if isinstance(tokenizer, MotionTokenizer) else tokenizer

@@ -1,25 +1,26 @@
-"""The npz of one clip's codes, what `ds-rvqvae encode` writes and `ds-rvqvae decode` reads.
+"""The codes file: the npz of one clip's codes, which `ds-rvqvae encode` writes and `ds-rvqvae decode` reads.
 
 | key | holds |
 |---|---|
 | `codes` | int32 `[ceil(frames / stride), levels]`: index into each level's codebook; -1 drops a level but the first |
-| `fps` | frames a second of the motion as it was encoded |
-| `code_rate` | codes a second |
-| `frames` | frames of the motion as it was encoded, which decoding cuts to |
-| `fingerprint` | the tokenizer's: codes mean nothing to another |
+| `fps` | frame rate of the motion when it was encoded |
+| `code_rate` | codes per second |
+| `frames` | number of frames of the motion when it was encoded; decoding cuts to it |
+| `fingerprint` | of the tokenizer; for another tokenizer the codes have no meaning |
 | `source` | absolute path of the motion file, as it was found; may be empty |
-| `format` | what the source was: a name of `rvqvae.data.format`, as `beat2`, `features` (a `.npy` matrix), `packed` |
-| `source_content` | what that file's content is known by, its bytes counted and hashed by xxh3_128; may be missing |
-| `reading` | JSON: by which of the tokenizer's settings the file was read; may be missing |
-| `source_fps`, `source_frames` | frames a second and frames of the file itself; may be missing |
-| `version` | of this table: 1 |
+| `format` | format of the source, a value of `rvqvae.data.format`: `beat2`, `features` (a `.npy` matrix), `packed`, … |
+| `source_content` | identifies that file's content: its size and its xxh3_128 hash; may be missing |
+| `reading` | JSON: the tokenizer's settings by which the file was read; may be missing |
+| `source_fps`, `source_frames` | frame rate and number of frames of the file itself; may be missing |
+| `version` | version of this table: 1 |
 
-Of a body's tokenizer the file has `codes`, `code_rate` and `fingerprint` once a part, with the part in the key:
+A body's tokenizer writes `codes`, `code_rate` and `fingerprint` once per part, with the part in the key:
 `codes_upper`, `codes_hands`, `codes_lower_trans`, `code_rate_upper` and so on, and no `codes`. The other keys
-are those of all parts.
+hold for all parts.
 
-A clip of a packed npz has the file's name. int32 rather than int16, which overflows without a word where somebody adds
-`level * nb_code`; the file is compressed, so that it hardly matters. Reading gives int64, what torch indexes with.
+For a clip of a packed npz, `source` is the packed file. Codes are int32 and not int16, which silently overflows when
+users add `level * nb_code`; the file is compressed, so the size hardly differs. Reading returns int64, the type that
+torch indexes with.
 """
 
 import io
@@ -42,10 +43,10 @@ from ds_rvqvae.motion.clip import ClipError
 
 VERSION = 1
 ONLY_PART = ""
-"""Stands for the part where a tokenizer is not a body's, so that its keys have no part in their names."""
+"""The part of a single tokenizer; its keys have no part in their names."""
 
 _LARGEST_TEXT = 2**18
-"""Bytes of each array but the codes: numbers, a path, and what a reader was told."""
+"""Maximum bytes of each array except the codes: these are numbers, a path, and settings of the reader."""
 
 _SHARED = ("version", "fps", "frames", "source", "format")
 _OPTIONAL = ("source_content", "reading")
@@ -56,7 +57,7 @@ _PREFIXES = tuple(f"{name}_" for name in _OF_A_PART)
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """The codes of one clip, or of one part of it, and what they are codes of; the fields are the module's table."""
+    """The codes of one clip, or of one part of it, and where they come from; the module's table explains the fields."""
 
     codes: NDArray[np.int64]
     """int64 `[ceil(frames / stride), levels]`."""
@@ -67,10 +68,10 @@ class Codes:
     source: str = ""
     format: str = "features"
     source_content: str = ""
-    """Empty in files that do not say, as those made before they did."""
+    """Empty in older files, which do not have it."""
     reading: str = ""
     source_fps: float = 0.0
-    """0 in files that do not say."""
+    """0 in files that do not have it."""
     source_frames: int = 0
 
     @property
@@ -79,18 +80,18 @@ class Codes:
 
     @property
     def seconds(self) -> float:
-        """How long the motion lasts."""
+        """The length of the motion."""
         return self.frames / self.fps
 
 
 def write_codes(file: str | Path, codes: Codes | Mapping[str, Codes]) -> None:
-    """Writes a codes npz, whole or not at all.
+    """Writes a codes npz, atomically.
 
     Args:
-        codes: of one tokenizer; or of a body's, by part, all of one clip.
+        codes: of a single tokenizer; or of a body's tokenizer, by part, all of one clip.
 
     Raises:
-        ValueError: codes that would be refused when they are read.
+        ValueError: codes that reading would refuse.
         OSError: the file cannot be written.
     """
     content = _written({ONLY_PART: codes} if isinstance(codes, Codes) else dict(codes))
@@ -99,14 +100,14 @@ def write_codes(file: str | Path, codes: Codes | Mapping[str, Codes]) -> None:
 
 
 def _written(parts: Mapping[str, Codes]) -> bytes:
-    """The npz of codes by part; raises ValueError."""
+    """Returns the bytes of the npz; raises ValueError."""
     if parts.keys() != {ONLY_PART} and not (parts and all(map(is_part_name, parts))):
-        raise ValueError(f"codes of the parts {list(parts)}: not names of body parts")
+        raise ValueError(f"codes are named {list(parts)}: these are not names of body parts")
     first = next(iter(parts.values()))
     for part, own in parts.items():
         for name in ("fps", "frames", "source", "format", *_OPTIONAL, *_TIMING):
             if getattr(own, name) != getattr(first, name):
-                found = f"{getattr(first, name)} and, of {part}, {getattr(own, name)}"
+                found = f"{getattr(first, name)} and, for {part}, {getattr(own, name)}"
                 raise ValueError(f"codes are not of one clip: {name} is {found}")
     arrays = {_key("codes", part): np.asarray(own.codes) for part, own in parts.items()}
     arrays["fps"] = np.array(first.fps, np.float64)
@@ -131,9 +132,9 @@ def _written(parts: Mapping[str, Codes]) -> bytes:
 
 
 def is_as_written(file: Path, codes: Mapping[str, Codes]) -> bool:
-    """Whether a file has the very bytes that `write_codes` writes of codes, by part, that were read from it.
+    """Returns whether a file has exactly the bytes that `write_codes` writes for the codes that were read from it.
 
-    An archive can be read although bytes of it are not what they were.
+    An archive can often be read although some of its bytes were damaged.
     """
     try:
         return file.read_bytes() == _written(codes)
@@ -142,14 +143,14 @@ def is_as_written(file: Path, codes: Mapping[str, Codes]) -> bool:
 
 
 def read_codes(file: str | Path) -> Codes:
-    """Reads the codes npz of one tokenizer.
+    """Reads the codes npz of a single tokenizer.
 
     Raises:
-        UserError: naming the file and what is wrong with it.
+        UserError: names the file and the problem.
     """
     parts = read_parts(file)
     if ONLY_PART not in parts:
-        raise UserError(f"{file}: codes of a body's parts ({', '.join(parts)}), which read_body_codes reads")
+        raise UserError(f"{file}: holds codes of a body's parts ({', '.join(parts)}); read it with read_body_codes")
     return parts[ONLY_PART]
 
 
@@ -157,19 +158,19 @@ def read_body_codes(file: str | Path) -> dict[str, Codes]:
     """Reads the codes npz of a body's tokenizer, by part; `fps`, `frames`, `source` and `format` are the same in all.
 
     Raises:
-        UserError: naming the file and what is wrong with it.
+        UserError: names the file and the problem.
     """
     parts = read_parts(file)
     if ONLY_PART in parts:
-        raise UserError(f"{file}: codes of one tokenizer and not of a body's, which read_codes reads")
+        raise UserError(f"{file}: holds codes of a single tokenizer, not of a body's; read it with read_codes")
     return parts
 
 
 def read_parts(file: str | Path) -> dict[str, Codes]:
-    """Reads either kind of codes npz: a body's by part, one tokenizer's as that of `ONLY_PART`.
+    """Reads either kind of codes npz: a body's by part, a single tokenizer's under `ONLY_PART`.
 
     Raises:
-        UserError: naming the file and what is wrong with it.
+        UserError: names the file and the problem.
     """
     file = Path(file)
     try:
@@ -189,38 +190,38 @@ def _key(name: str, part: str) -> str:
 
 
 def _parts_of(keys: Sequence[str]) -> list[str]:
-    """The parts that a codes npz with these keys is of; raises ClipError."""
+    """Returns the parts of a codes npz with these keys; raises ClipError."""
     if "codes" in keys:
         return [ONLY_PART]
-    # By all that a part has, so that codes which are missing are missed.
+    # All keys of a part count, so that a part whose codes are missing is found, and refused later.
     found = [(key, key.removeprefix(prefix)) for key in keys for prefix in _PREFIXES if key.startswith(prefix)]
     for key, part in found:
         if not is_part_name(part):
-            raise ClipError(f"{key}: no body part can be called {part!r}")
+            raise ClipError(f"{key}: {part!r} cannot be the name of a body part")
     return list(dict.fromkeys(part for _, part in found)) or [ONLY_PART]
 
 
 def _codes_of(arrays: dict[str, NDArray[Any]], part: str) -> Codes:
-    """Checks what a codes npz holds of a part; raises ClipError."""
+    """Checks and returns the codes of a part; raises ClipError."""
     version = _number(arrays, "version", "iu")
     if version != VERSION:
-        raise ClipError(f"a codes file of version {version:g}, known here: {VERSION}")
+        raise ClipError(f"is a codes file of version {version:g}; this release reads version {VERSION}")
     key = _key("codes", part)
     codes = arrays[key]
     if codes.dtype.kind not in "iu" or codes.ndim != 2 or not codes.size:
         raise ClipError(f"{key} are {codes.dtype} {list(codes.shape)}, not integers [time, levels]")
     if codes.min() < -1 or codes[:, 0].min() < 0 or codes.max() > np.iinfo(np.int32).max:
-        raise ClipError(f"{key} from {codes.min()} to {codes.max()}: they count from 0, -1 being a dropped level")
+        raise ClipError(f"{key} are {codes.min()} to {codes.max()}; codes count from 0, and -1 is a dropped level")
     fps, code_rate, frames = (_number(arrays, name) for name in ("fps", _key("code_rate", part), "frames"))
     stride = round(fps / code_rate)
     if frames != int(frames) or -(-int(frames) // max(stride, 1)) != len(codes):
-        raise ClipError(f"{len(codes)} {key} of {stride} frames do not stand for {frames:g} frames")
+        raise ClipError(f"{len(codes)} {key} of {stride} frames each do not make {frames:g} frames")
     kind = _text(arrays, "format")
     if kind not in FORMATS:
-        raise ClipError(f"format is {kind!r}, none of {', '.join(FORMATS)}")
+        raise ClipError(f"format is {kind!r}, not one of {', '.join(FORMATS)}")
     fingerprint, source = _text(arrays, _key("fingerprint", part)), _text(arrays, "source")
     if "\0" in source:
-        raise ClipError("source is no path of a file")
+        raise ClipError("source is not a file's path")
     content, reading = (_text(arrays, name) if name in arrays else "" for name in _OPTIONAL)
     source_fps, source_frames = (_number(arrays, name) if name in arrays else 0.0 for name in _TIMING)
     return Codes(

@@ -1,4 +1,4 @@
-"""Work on many files: several at once, each named with what became of it, none left half-written."""
+"""Convert many files: several at once, with a result for each, and no half-written file."""
 
 import os
 import threading
@@ -20,33 +20,33 @@ from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 _SYNCED_AT_ONCE = 16
 WORKERS = 2
-"""Files at once: one is read or written while the model, which takes one clip at a time, works on another."""
+"""Files at once: one is read or written while the model, which takes one clip at a time, processes another."""
 
 
 class Converted(NamedTuple):
-    """A clip that is done: now, or already before."""
+    """A clip that was converted, now or by an earlier call."""
 
     file: str
     output: str
     seconds: float = 0.0
-    """Of motion."""
+    """Length of the motion."""
     skipped: bool = False
     notes: tuple[str, ...] = ()
 
 
 @dataclass
 class Report:
-    """What became of every clip."""
+    """The result for every clip."""
 
     done: list[Converted] = field(default_factory=list)
     skipped: list[Converted] = field(default_factory=list)
     failed: list[LeftOut] = field(default_factory=list)
     elapsed: float = 0.0
     stopped: Stopped | None = None
-    """The signal that came before all files were done."""
+    """The signal that stopped the work before all files were done."""
 
     def add(self, outcomes: Sequence[Converted | LeftOut]) -> None:
-        """Sorts what became of a file's clips into the three lists."""
+        """Sorts the results of a file's clips into the three lists."""
         for outcome in outcomes:
             if isinstance(outcome, LeftOut):
                 self.failed.append(outcome)
@@ -55,11 +55,11 @@ class Report:
 
     @property
     def seconds(self) -> float:
-        """Of motion that was converted now."""
+        """The length of the motion that was converted now."""
         return sum(converted.seconds for converted in self.done)
 
     def to_dict(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Returns the report for `--json`."""
         return {
             "done": [
                 {"file": clip.file, "output": clip.output, "seconds": clip.seconds, "notes": list(clip.notes)}
@@ -74,10 +74,10 @@ class Report:
         }
 
     def text(self) -> str:
-        """The summary line, and a line for each note, however many files it is about."""
+        """Returns the summary line, and one line per note, even if the note is about many files."""
         lines = [
             f"{len(self.done)} done, {len(self.skipped)} skipped, {len(self.failed)} failed"
-            + (", stopped before the rest" if self.stopped is not None else "")
+            + (", stopped before all were done" if self.stopped is not None else "")
         ]
         if self.done:
             lines[0] += (
@@ -94,22 +94,22 @@ class Report:
 
 
 class Converter(Protocol):
-    """What is done to each file."""
+    """Converts one file; `convert_files` calls it for each."""
 
     out: Path
     suffixes: tuple[str, ...]
-    """Files that are taken of folders."""
+    """Suffixes of the files that are taken from folders."""
 
     def start(self, found: Sequence[FoundFile]) -> None:
-        """Called once with all files, before the first; `out` is there."""
+        """Called once with all files, before the first is converted; `out` exists."""
 
     def convert(self, found: FoundFile) -> Iterator[Converted | LeftOut]:
-        """Converts the clips of one file, in a thread; what it raises becomes the file's reason."""
+        """Converts the clips of one file, in a thread; an exception becomes the file's reason."""
         ...
 
 
 def convert_files(converter: Converter, paths: Sequence[Path], workers: int) -> Report:
-    """Converts files, and those in folders, into `converter.out`, `workers` at once.
+    """Converts files, and the files in folders, into `converter.out`, `workers` at once.
 
     Raises:
         UserError: no file, two files with one name in `out`, or a folder that cannot be written.
@@ -131,7 +131,7 @@ def convert_files(converter: Converter, paths: Sequence[Path], workers: int) -> 
         except Stopped as stop:
             report.stopped = stop
             stopping.set()
-            pool.shutdown(cancel_futures=True)  # waits for the clips at hand
+            pool.shutdown(cancel_futures=True)  # waits for the clips that are being converted
         except BaseException:
             stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -145,7 +145,7 @@ def convert_files(converter: Converter, paths: Sequence[Path], workers: int) -> 
 
 
 def checked_levels(levels: int | None, parts: Mapping[str, MotionTokenizer]) -> int | None:
-    """`--levels`; raises UserError where one of the tokenizers has not so many."""
+    """Returns `--levels`; raises UserError if one of the tokenizers does not have that many."""
     for part, tokenizer in parts.items():
         most = tokenizer.model.config.num_quantizers
         if levels is not None and not 1 <= levels <= most:
@@ -164,10 +164,10 @@ def _prepare(converter: Converter, found: Sequence[FoundFile]) -> None:
 
 
 def _sync(report: Report, out: Path) -> None:
-    """Waits until what was made is on the disk; what cannot get there has failed.
+    """Syncs the new files to the disk; a file that cannot be synced counts as failed.
 
-    All at once, at the end: after each of 1,000 small files it takes fifty times as long. What a crash of the machine
-    leaves of files before is not taken as done.
+    This happens once, at the end: syncing after each of 1,000 small files takes fifty times as long. A file that a
+    crash of the machine damages before that is converted again by the next call.
     """
 
     def failed(clip: Converted) -> LeftOut | None:
@@ -187,20 +187,20 @@ def _sync(report: Report, out: Path) -> None:
 
 
 def _outcomes(converter: Converter, found: FoundFile, stopping: threading.Event) -> list[Converted | LeftOut]:
-    """All that became of a file; never raises."""
+    """Returns all results of a file; never raises."""
     outcomes: list[Converted | LeftOut] = []
     try:
         for outcome in converter.convert(found):
             outcomes.append(outcome)
             if stopping.is_set():
                 break
-    except Exception as error:  # one file, whatever is wrong with it, does not stop the others
+    except Exception as error:  # no problem with one file may stop the others
         outcomes.append(LeftOut(str(found.file), reason_of(error, found.file)))
     return outcomes
 
 
 def reason_of(error: Exception, file: Path) -> str:
-    """One line for what went wrong with `file`, without its name."""
+    """Returns one line for an error with `file`, without the file's name."""
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}"
@@ -214,19 +214,19 @@ def _nothing(paths: Sequence[Path], suffixes: tuple[str, ...], left_out: Sequenc
         more = f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else ""
         return f"{left_out[0].file}: {left_out[0].reason}{more}"
     wanted = " or ".join(filter(None, (", ".join(suffixes[:-1]), suffixes[-1])))
-    return f"{paths[0]}: no {wanted} file in it or below" + (" or in the others" if paths[1:] else "")
+    return f"{paths[0]}: no {wanted} file in it or its subfolders" + (" or in the other paths" if paths[1:] else "")
 
 
 def _without_clashes(found: Sequence[FoundFile], out: Path) -> list[FoundFile]:
-    """The files, each once; raises UserError where two have one name in `out`, or where `out` is where they are."""
+    """Returns each file once; raises UserError if two have the same output, or an output would replace an input."""
     by_target: dict[Path, FoundFile] = {}
     for entry in found:
         target = out / entry.relative.with_suffix(".npz")
         other = by_target.setdefault(target, entry)
         if os.path.realpath(other.file) != os.path.realpath(entry.file):
-            raise UserError(f"{other.file} and {entry.file} would both be written to {target}; take one at a time")
+            raise UserError(f"{other.file} and {entry.file} would both be written to {target}; convert one at a time")
     inputs = {os.path.realpath(entry.file) for entry in by_target.values()}
     for target, entry in by_target.items():
         if os.path.realpath(target) in inputs:
-            raise UserError(f"--out {out}: {entry.file} would be written over {target}; name another folder")
+            raise UserError(f"--out {out}: {entry.file} would overwrite the input {target}; name another folder")
     return list(by_target.values())

@@ -1,4 +1,4 @@
-"""Codes files to motion files."""
+"""Decode codes files into motion files."""
 
 import errno
 import json
@@ -38,14 +38,15 @@ from ds_rvqvae.tokenizer.folder import reading_config
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 _RECORD = ".decoded.jsonl"
-"""In a folder of decoded motion: a line when a file is begun, and one when it is there, with what it was made from."""
+"""File in a folder of decoded motion: one line when a motion file is begun, and one when it is complete, with its
+inputs."""
 _OLD_RECORD = ".decoded.json"
-"""What versions up to 0.2 had in its place: of what all files of the folder were decoded with."""
-_NOT_OURS = "is there and was not decoded into this folder; --overwrite replaces it"
+"""The record of versions up to 0.2: one entry for all files of the folder."""
+_NOT_OURS = "exists and was not decoded into this folder; --overwrite replaces it"
 _KINDS = {BEAT2: "a BEAT2 npz", BVH: "a BVH file"}
 _LARGEST_SOURCE = 16 * GIB
 _SUFFIXES = (".npz", ".npy", ".bvh")
-"""Of files of decoded motion."""
+"""Suffixes of files of decoded motion."""
 
 
 def decode_files(
@@ -61,24 +62,24 @@ def decode_files(
     fps: Rate | None = None,
     workers: int = WORKERS,
 ) -> Report:
-    """Decodes codes files: of BEAT2 clips into BEAT2 npz files, of BVH files into such where these are still there, of
-    others into `.npy` matrices of the tokenizer's columns; of a body's, all of its layout.
+    """Decodes codes files: those of BEAT2 clips into BEAT2 npz files, those of BVH files into BVH files if the encoded
+    file still exists, others into `.npy` matrices of the tokenizer's columns (for a body, all columns of its layout).
 
     Args:
-        tokenizer: that the codes are of. Codes of only some of a body's parts say as much as they cover.
+        tokenizer: the tokenizer that made the codes. A codes file may hold only some of a body's parts.
         paths: codes files, and folders of them.
         out: folder of the motion files.
-        source: a BEAT2 or BVH file, or a folder of them with the codes' names, from which a clip takes what the
-            tokenizer does not cover; by default the file that was encoded, if it is still there. Without one that is at
-            rest, and there is no hierarchy to write a BVH file with.
-        levels: the first so many; all that a file has by default.
-        overwrite: also what is done already.
+        source: a BEAT2 or BVH file, or a folder of them with the codes' names; a clip takes from it the columns that
+            the tokenizer does not cover. By default the encoded file, if it still exists. Without a source these
+            columns are at rest, and no BVH file can be written, for it needs the hierarchy.
+        levels: how many levels to decode, from the first; by default all in the file.
+        overwrite: also decode files that are done already.
         any_tokenizer: decode codes of another tokenizer too.
-        matrices: write `.npy` matrices whatever was encoded.
-        fps: frames a second of the files, or "source" for those of what was encoded; by default the tokenizer's.
+        matrices: always write `.npy` matrices.
+        fps: frame rate of the files, or "source" for that of the encoded file; by default the tokenizer's.
 
     Raises:
-        UserError: as `encode_files`; or `source` is not there, or one file for several clips.
+        UserError: as in `encode_files`; `source` does not exist, or is one file for several clips.
     """
     decoder = _Decoder(as_clip_tokenizer(tokenizer), out, levels, overwrite, source, any_tokenizer, matrices, fps)
     try:
@@ -89,11 +90,11 @@ def decode_files(
 
 
 class _Record:
-    """What files of a folder were decoded from, and what came of it. It is there after a kill, too.
+    """The record of a folder: the inputs and the content of each decoded file. It survives a kill.
 
-    An entry has `output`, the file in the folder; `made`, what it was decoded from and with; `source`, the content of
-    the file that the rest was taken from; and `content`, its own. Without the last it was begun, or decoded by a
-    version that noted less.
+    An entry has `output`, the file in the folder; `made`, its codes and the settings; `source`, the content of the file
+    that the other columns came from; and `content`, the output's own content. An entry without `content` is of a file
+    that was begun and not completed, or that an older version decoded.
 
     Raises:
         OSError: it cannot be read.
@@ -107,7 +108,7 @@ class _Record:
         self._read()
 
     def open(self) -> None:
-        """Lets notes be made; raises OSError."""
+        """Opens the record for writing; raises OSError."""
         self._lines = AppendedLines(self.folder / _RECORD)
         old = self.folder / _OLD_RECORD
         if old.is_file():
@@ -117,7 +118,7 @@ class _Record:
             old.unlink()
 
     def of(self, output: Path) -> dict[str, Any] | None:
-        """The newest entry of a file."""
+        """Returns the newest entry of a file."""
         name = output.relative_to(self.folder).as_posix()
         if name not in self._entries and os.path.lexists(output):
             self._read()  # another process may decode into the same folder
@@ -133,7 +134,7 @@ class _Record:
         self._entries = found
 
     def note(self, output: Path, **facts: Any) -> None:
-        """Makes an entry; raises OSError where it cannot be written."""
+        """Adds an entry; raises OSError if it cannot be written."""
         assert self._lines is not None
         entry = {"output": output.relative_to(self.folder).as_posix(), **facts}
         with self._lock:
@@ -143,7 +144,7 @@ class _Record:
             raise OSError(errno.ENOSPC, kept, str(self.folder / _RECORD))
 
     def close(self) -> None:
-        """No more notes can be made; those that were are on the disk, as far as it says."""
+        """Closes the record and syncs it, if the file system can."""
         if self._lines is not None:
             self._lines.close()
             with suppress(OSError):
@@ -177,7 +178,7 @@ class _Decoder:
         self.model_lock = threading.Lock()
 
     def start(self, found: Sequence[FoundFile]) -> None:
-        """Opens the folder's record; raises UserError where files would be replaced that were not decoded into it."""
+        """Opens the folder's record; raises UserError if a file that was not decoded into the folder is in the way."""
         if self.source is not None and self.source.is_file() and len(found) > 1:
             raise UserError(f"--source {self.source}: one file for {len(found)} clips; name a folder")
         record = _Record(self.out)
@@ -190,16 +191,16 @@ class _Decoder:
         self.record = record
 
     def convert(self, found: FoundFile) -> Iterator[Converted]:
-        codes_content = content_of(found.file)  # first: codes that are changed meanwhile are decoded again
+        codes_content = content_of(found.file)  # first, so that codes which change meanwhile are decoded again
         parts = read_parts(found.file)
         self._check(parts)
-        codes = next(iter(parts.values()))  # of any part: what is asked of it below is the same in all
+        codes = next(iter(parts.values()))  # any part: the fields used below are the same in all
         source = None if self.matrices else self._source(codes, found)
         suffix = self._suffix(codes, source)
         output = self.out / found.relative.with_suffix(suffix)
         for original in filter(None, (source, Path(codes.source) if codes.source else None)):
             if os.path.realpath(original) == os.path.realpath(output):
-                raise ClipError(f"{output} is its source, which is never written over; name another folder")
+                raise ClipError(f"{output} is its source, which is never overwritten; name another folder")
         made = self._made(codes_content)
         read = source or (None if self.fps is None or codes.source_fps else self._source(codes, found))
         source_content = None if read is None else _content_of_source(read)
@@ -225,25 +226,23 @@ class _Decoder:
             notes = self._notes_of_matrix(codes, motion, layout, fps)
         self.record.note(output, made=made, source=source_content, content=content_of(output))
         if self.source is None and codes.source_content not in ("", source_content) and source_content is not None:
-            changed = (
-                "its source was changed since it was encoded, so its codes are of other motion than what was taken"
-            )
-            notes = (*notes, f"{changed} from the source; encode it again")
+            changed = "its source changed after it was encoded, so its codes do not match the columns from the source"
+            notes = (*notes, f"{changed}; encode it again")
         if entry is not None and entry.get("before"):
-            notes = (*notes, "decoded again, since its folder did not say of what content it was made")
+            notes = (*notes, "decoded again, because an older version did not record its inputs")
         yield Converted(str(found.file), str(output), codes.seconds, notes=notes)
 
     def _suffix(self, codes: Codes, source: Path | None) -> str:
-        """Of the file that a clip is written to."""
+        """Returns the suffix of the file that a clip is written to."""
         if codes.format == BEAT2 and not self.matrices:
             return ".npz"
         return ".npy" if source is None else ".bvh"
 
     def _check(self, parts: Mapping[str, Codes]) -> None:
-        """Raises ClipError where these are no codes of this tokenizer."""
+        """Raises ClipError if these are not codes of this tokenizer."""
         if not parts.keys() <= self.tokenizer.parts.keys():
             this = _named(self.tokenizer.parts)
-            raise ClipError(f"codes of {_named(parts)}, and this is {this}; name the tokenizer that they are of")
+            raise ClipError(f"holds codes of {_named(parts)}, but this is {this}; name the tokenizer that made them")
         for part, codes in parts.items():
             try:
                 self._check_part(codes, self.tokenizer.parts[part], self.fingerprints[part])
@@ -254,24 +253,24 @@ class _Decoder:
         config = tokenizer.model.config
         if codes.fingerprint != fingerprint and not self.any_tokenizer:
             raise ClipError(
-                f"codes of another tokenizer ({codes.fingerprint[:12]}, this one is {fingerprint[:12]}); "
-                "--any_tokenizer decodes them all the same"
+                f"holds codes of another tokenizer ({codes.fingerprint[:12]}, this one is {fingerprint[:12]}); "
+                "--any_tokenizer decodes them anyway"
             )
         if codes.levels > config.num_quantizers or codes.codes.max() >= config.nb_code:
             raise ClipError(
-                f"codes up to {codes.codes.max()} on {codes.levels} levels; this tokenizer has {config.nb_code} codes "
-                f"on {config.num_quantizers} levels"
+                f"holds codes up to {codes.codes.max()} on {codes.levels} levels; this tokenizer has {config.nb_code} "
+                f"codes on {config.num_quantizers} levels"
             )
         if self.levels is not None and codes.levels < self.levels:
             raise ClipError(f"holds {codes.levels} levels, --levels asks for {self.levels}")
         if abs(codes.fps / tokenizer.fps - 1) > 1e-6 or abs(codes.code_rate / tokenizer.code_rate - 1) > 1e-6:
             raise ClipError(
-                f"{codes.code_rate:g} codes a second of motion at {codes.fps:g} frames a second; this tokenizer has "
-                f"{tokenizer.code_rate:g} at {tokenizer.fps:g}"
+                f"holds {codes.code_rate:g} codes per second of motion at {codes.fps:g} fps; this tokenizer has "
+                f"{tokenizer.code_rate:g} at {tokenizer.fps:g} fps"
             )
 
     def _source(self, codes: Codes, found: FoundFile) -> Path | None:
-        """The file that what is not in the codes comes from; None for a format that is not written."""
+        """Returns the file that columns without codes come from, if any; None for a format that is not written."""
         if codes.format not in (BEAT2, BVH):
             return None
         name = Path(codes.source).name or found.file.name
@@ -285,14 +284,14 @@ class _Decoder:
         return next((place for place in places if is_regular(place)), None)
 
     def _made(self, codes_content: str | None) -> dict[str, Any]:
-        """What a file is decoded from and with, but for its source."""
+        """Returns a file's codes and the settings that it is decoded with; the source is recorded separately."""
         details = self.tokenizer.details
         settings = {"levels": self.levels, "matrices": self.matrices, "reading": details.get("reading") or {}}
         settings |= {} if self.fps is None else {"fps": self.fps}
         return {"codes": codes_content, "tokenizer": self.fingerprint, **settings}
 
     def _is_done(self, output: Path, made: Mapping[str, Any], source_content: str | None) -> bool:
-        """Whether `output` is what would be decoded; raises ClipError where it is what is not to be written over."""
+        """Returns whether `output` is already the result; raises ClipError if it must not be overwritten."""
         if self.overwrite or not os.path.lexists(output):
             return False
         entry = None if self.record is None else self.record.of(output)
@@ -302,13 +301,13 @@ class _Decoder:
             return False
         if content_of(output) != entry["content"]:
             if is_whole(output) if output.suffix != ".bvh" else output.stat().st_size:
-                raise ClipError(f"{output} was changed since it was decoded; --overwrite replaces it")
+                raise ClipError(f"{output} was changed after it was decoded; --overwrite replaces it")
             return False
-        # Where its source is gone, it holds more than could be decoded now.
+        # Without its source a new file would hold less than this one.
         return entry.get("made") == made and source_content in (entry.get("source"), None)
 
     def _timing(self, codes: Codes, file: Path | None) -> Timing | None:
-        """The frame rate and frames of a file, or as the codes say; raises ClipError where they must but do not."""
+        """Returns frame rate and frames of a file, else those in the codes; raises ClipError if needed and missing."""
         if file is not None:
             with self._reading(file, _KINDS[codes.format]):
                 return timing_of(file, reading_config(self.tokenizer.details, self.tokenizer.fps, str(file)))
@@ -316,17 +315,17 @@ class _Decoder:
             return Timing(codes.source_fps, codes.source_frames)
         if self.fps == "source":
             taken = codes.format in _KINDS
-            how = ", and no source file is there: --source names it, --fps N a rate" if taken else ": --fps N says one"
-            raise ClipError(f"says nothing of its source's frame rate{how}, or encode it again with --overwrite")
+            how = ", and has no source file: name it by --source, or a rate by --fps N" if taken else ": give --fps N"
+            raise ClipError(f"does not say its source's frame rate{how}, or encode it again with --overwrite")
         return None
 
     def _write_beat2(
         self, output: Path, motion: NDArray[np.float32], layout: Layout, file: Path | None, fps: float
     ) -> tuple[str, ...]:
-        """Writes the clip and tells what there is to say about it."""
+        """Writes the clip and returns notes about it."""
         if file is None:
             write_beat2(output, motion, layout, fps, rest_source(len(motion), fps))
-            return ("no source file, so that what the tokenizer does not cover is at rest (--source names one)",)
+            return ("no source file, so columns that the tokenizer does not cover are at rest (--source names one)",)
         config = reading_config(self.tokenizer.details, self.tokenizer.fps, str(file))
         with self._reading(file, _KINDS[BEAT2]):
             source = read_beat2_source(file, config)
@@ -339,20 +338,20 @@ class _Decoder:
     def _write_bvh(
         self, output: Path, motion: NDArray[np.float32], layout: Layout, source: Path, fps: float
     ) -> tuple[str, ...]:
-        """Writes the clip and tells what there is to say about it."""
+        """Writes the clip and returns notes about it."""
         config = reading_config(self.tokenizer.details, fps, str(source))
         with self._reading(source, _KINDS[BVH]):
             source_fps = write_bvh(output, motion, layout, source, config)
         return self._other_rate(source_fps, fps)
 
     def _other_rate(self, source_fps: float, fps: float) -> tuple[str, ...]:
-        """A note where a file is written at another frame rate than its source's."""
+        """Returns a note if a file is written at another frame rate than its source's."""
         return other_rate(source_fps, fps, "--fps source" if self.fps is None else "")
 
     @contextmanager
     def _reading(self, source: Path, kind: str) -> Iterator[None]:
-        """Names the source in what is wrong with it. Where the codes name it, which can name any file, nothing of its
-        content is quoted."""
+        """Adds the source's name to errors about it. If only the codes name the source, its content is not quoted:
+        codes can name any file."""
         try:
             yield
         except OSError:
@@ -365,7 +364,7 @@ class _Decoder:
             line = re.match(r"(?:line|frame) \d+", str(error))
             where = f" ({line[0]})" if line else ""
             raise ClipError(
-                f"source {source}: cannot be read as {kind}{where}; --source {source} says what is wrong"
+                f"source {source}: cannot be read as {kind}{where}; --source {source} gives the reason"
             ) from None
 
     def _notes_of_matrix(
@@ -373,21 +372,21 @@ class _Decoder:
     ) -> tuple[str, ...]:
         notes = []
         if codes.format == BVH and not self.matrices:
-            notes.append("no source file, so that there is no hierarchy for a BVH file (--source names one)")
+            notes.append("no source file, so there is no hierarchy for a BVH file (--source names one)")
         if sum(own.width for own in layout) < motion.shape[1]:
-            notes.append("columns of no part that has codes are at rest")
+            notes.append("columns of parts without codes are at rest")
         return (*notes, *self._other_rate(codes.source_fps, fps))
 
 
 def _content_of_source(source: Path) -> str | None:
-    """`content_of` a source; raises ClipError for one that is too large to be motion, as codes can name any file."""
+    """Returns `content_of` a source; raises ClipError if it is too large to be motion, for codes can name any file."""
     with suppress(OSError):
         if (size := source.stat().st_size) > _LARGEST_SOURCE:
-            raise ClipError(f"source {source}: {gibibytes(size, '.0f')}, more than any motion file has")
+            raise ClipError(f"source {source}: has {gibibytes(size, '.0f')}, more than any motion file")
     return content_of(source)
 
 
 def _named(parts: Iterable[str]) -> str:
-    """What the tokenizer of these parts is called."""
+    """Returns how messages name the tokenizer of these parts."""
     names = ", ".join(part for part in parts if part != ONLY_PART)
     return f"a body's tokenizer ({names})" if names else "a single tokenizer"

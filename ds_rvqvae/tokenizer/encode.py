@@ -1,4 +1,4 @@
-"""Motion files to codes files."""
+"""Encode motion files into codes files."""
 
 import json
 import os
@@ -32,20 +32,21 @@ def encode_files(
     overwrite: bool = False,
     workers: int = WORKERS,
 ) -> Report:
-    """Encodes motion files into codes files (`code_files`) of the same names and folders.
+    """Encodes motion files into codes files (see `ds_rvqvae.tokenizer.codes`) with the same names and folders.
 
-    A codes file that is whole, of this tokenizer, of as many levels and of a file of the same content is skipped; all
-    files are read for that.
+    A codes file is skipped if it is complete, of this tokenizer, has as many levels and was made from the same content;
+    all motion files are read to check that.
 
     Args:
-        tokenizer: takes its columns by name, wherever they stand in a file.
-        paths: BEAT2 npz, BVH, packed npz (a folder with a file a clip), `.npy` matrices, and folders of them.
+        tokenizer: takes its columns by name, wherever they are in a file.
+        paths: BEAT2 npz, BVH, packed npz (it becomes a folder with one file per clip), `.npy` matrices, and folders
+            of them.
         out: folder of the codes files.
-        levels: the first so many; all by default.
-        overwrite: also what is done already, and files that hold something else.
+        levels: how many levels to write, from the first; all by default.
+        overwrite: also encode files that are done already, and replace files that hold something else.
 
     Raises:
-        UserError: nothing to encode, two files with one name in `out`, or a folder that cannot be written.
+        UserError: nothing to encode, two files with the same name in `out`, or a folder that cannot be written.
     """
     return convert_files(_Encoder(as_clip_tokenizer(tokenizer), out, levels, overwrite), paths, workers)
 
@@ -65,9 +66,9 @@ class _Encoder:
         """Nothing to prepare."""
 
     def convert(self, found: FoundFile) -> Iterator[Converted | LeftOut]:
-        """A file is one clip, but a packed npz has a folder of them."""
+        """Encodes a file's one clip, or all clips of a packed npz into a folder."""
         config = reading_config(self.tokenizer.details, self.tokenizer.fps, str(found.file))
-        content = content_of(found.file) or ""  # first: one that is changed meanwhile is encoded again by the next run
+        content = content_of(found.file) or ""  # first, so that a file which changes meanwhile is encoded again later
         reader = open_motion_file(found.file, config)
         names = reader.clip_names()
         if reader.key != PACKED:
@@ -79,15 +80,15 @@ class _Encoder:
             try:
                 output = self.out / found.relative.with_suffix("") / f"{_file_name(name, names)}.npz"
                 yield self._encode(reader, name, content, file, output)
-            except Exception as error:  # one clip, whatever is wrong with it, does not stop the others
+            except Exception as error:  # no problem with one clip may stop the others
                 yield LeftOut(file, reason_of(error, found.file))
 
     def _encode(self, reader: Reader, name: str, content: str, file: str, output: Path) -> Converted:
         """Encodes one clip of a file of this content; raises ClipError."""
-        # A clip packed in task.npz and a file task/clip.npz have one output.
+        # A clip packed in task.npz and a file task/clip.npz have the same output.
         other = self.claimed.setdefault(output, file)
         if other != file:
-            raise ClipError(f"{output} is already that of {other}")
+            raise ClipError(f"{output} is already the output of {other}")
         reading = _reading(reader)
         there = self._there(output, reader.path)
         is_done = {(own.source_content, own.reading) for own in there.values()} == {(content, reading)}
@@ -113,17 +114,17 @@ class _Encoder:
             for part, own in self.tokenizer.parts.items()
         }
         if is_done and any(not np.array_equal(there[part].codes, own.codes) for part, own in results.items()):
-            raise ClipError(f"{output} was changed since it was encoded; --overwrite replaces it")
+            raise ClipError(f"{output} was changed after it was encoded; --overwrite replaces it")
         write_codes(output, results)
         before = any(not own.source_content for own in there.values())
-        notes += ("encoded again, since its codes did not say of what content they were",) if before else ()
+        notes += ("encoded again, because an older version did not record the content of its source",) if before else ()
         return Converted(file, str(output), len(clip.motion) / self.tokenizer.fps, notes=notes)
 
     def _there(self, output: Path, path: Path) -> dict[str, Codes]:
-        """The codes that `output` holds of this tokenizer and these levels, by part; none where there are not all.
+        """Returns the codes in `output`, by part, if all are of this tokenizer and these levels; else none.
 
         Raises:
-            ClipError: it holds what is not to be written over.
+            ClipError: `output` must not be overwritten.
         """
         if self.overwrite or not os.path.lexists(output):
             return {}
@@ -131,7 +132,7 @@ class _Encoder:
             there = read_parts(output)
         except UserError:
             if is_whole(output):
-                raise ClipError(f"{output} is there and holds no codes; --overwrite replaces it") from None
+                raise ClipError(f"{output} exists and is not a codes file; --overwrite replaces it") from None
             return {}
         source = Path(next(iter(there.values())).source)
         if source != path.absolute() and is_regular(source):
@@ -141,17 +142,17 @@ class _Encoder:
 
 
 def _reading(reader: Reader) -> str:
-    """As what a reader takes the numbers of its file, in JSON."""
+    """Returns, in JSON, the settings and facts by which a reader reads its file."""
     config, facts = reader.config, reader.reading_facts()
     settings = reading_of(config.model_dump(mode="json"))
     return json.dumps(settings | ({"facts": facts} if facts else {}), sort_keys=True)
 
 
 def _file_name(name: str, names: Sequence[str]) -> str:
-    """The name of a packed clip, which may have folders; raises ClipError where it cannot be a file's."""
+    """Returns a packed clip's name, which may have folders; raises ClipError if it cannot be a file's name."""
     parts = name.split("/")
     if not name.isprintable() or "\\" in name or any(not part or part.startswith(".") for part in parts):
-        raise ClipError("the clip's name cannot be a file's")
+        raise ClipError("the clip's name cannot be a file's name")
     if names.count(name) > 1:
-        raise ClipError("the clip's name stands twice")
+        raise ClipError("the clip's name occurs twice in the file")
     return name

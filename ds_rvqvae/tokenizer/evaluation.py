@@ -1,4 +1,4 @@
-"""Scores and pictures of a model on the clips of a split."""
+"""Score a model on the clips of a split."""
 
 from pathlib import Path
 from typing import Any
@@ -27,18 +27,18 @@ def evaluate_split(
     unit_std: NDArray[np.float32] | None = None,
     features: FrechetFeatures | None = None,
 ) -> dict[str, Any]:
-    """Scores of whole clips, dealt out over the ranks; every rank gets the scores of all.
+    """Scores complete clips, divided among the ranks; every rank returns the scores of all clips.
 
     Args:
         model: fp32, in eval mode, on `device`.
         split: train, val, test or all.
-        rank, world_size: this rank's place; more than one takes torch.distributed.
-        skeleton: whose joints are measured; without it `skeleton_of` the data.
-        unit_std: `[C]`, what a normalised unit is; see `ScoreSums`.
-        features: adds the Fréchet distance. Its sums do not travel: for one rank only.
+        rank, world_size: this rank and the number of ranks; more than one rank needs torch.distributed.
+        skeleton: the skeleton whose joints are measured; by default `skeleton_of` the data.
+        unit_std: `[C]`, the size of one normalised unit; see `ScoreSums`.
+        features: adds the Fréchet distance. Its sums are not reduced over ranks, so it works on one rank only.
     """
     if features is not None and world_size > 1:
-        raise ValueError("a Fréchet distance is measured by one rank")
+        raise ValueError("the Fréchet distance is measured on one rank only")
     mean, std = (torch.from_numpy(values).to(device) for values in (data.mean, data.std))
     unit = None if unit_std is None else torch.from_numpy(unit_std).to(device)
     sums = ScoreSums(model, data.layout, mean, std, data.fps, skeleton or skeleton_of(data), unit)
@@ -53,10 +53,10 @@ def evaluate_split(
 
 
 def skeleton_of(data: MotionData) -> Skeleton:
-    """The figure that moves in the files, where they say so; else the built-in one."""
+    """Returns the skeleton of the files, or the built-in one if they have none."""
     return figure_of(data.store.skeleton, Path(data.config.path or data.store.folder).stem)
 
 
 def held_out_split(data: MotionData) -> str:
-    """The split that shows how training goes: val, or test or train where the data have none."""
+    """Returns the split that training is evaluated on: val, else test, else train, the first that has clips."""
     return next(split for split in ("val", "test", "train") if data.segments(split))

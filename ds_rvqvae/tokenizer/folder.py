@@ -1,4 +1,4 @@
-"""The folders of tokenizers as far as they can be told without torch."""
+"""Read tokenizer folders without torch."""
 
 import json
 import logging
@@ -24,36 +24,36 @@ from ds_rvqvae.tokenizer.saved import reading
 
 FORMAT_VERSION = 1
 TOKENIZER = "tokenizer"
-"""The folder of a run\'s tokenizer, and of a body\'s beside the runs of its parts."""
+"""Name of the folder of a run's tokenizer, and of a body's tokenizer beside the runs of its parts."""
 CONFIG, WEIGHTS, CARD = reading.CONFIG, reading.WEIGHTS, reading.CARD
 FILES = (CONFIG, WEIGHTS, CARD)
-"""All that a tokenizer's folder has."""
+"""All files of a tokenizer's folder."""
 BODY = reading.BODY
-"""In the folder of a body's tokenizer: names its parts, each of which lies in a folder of its name."""
+"""File in the folder of a body's tokenizer; it names the parts, and each part has a folder of its name."""
 _OWN_KEYS = (
     *("format_version", reading.MARK, "fingerprint", "model", "in_features", "fps", "code_rate", "joint_names"),
     *("layout", "normalisation"),
 )
 """Keys of `config.json` that are not `details`."""
 _MOST_LEVELS, _MOST_CODES = 2**12, 2**28
-"""Levels, and codes of all levels, of any tokenizer: their counters are in no file."""
+"""Maximum levels, and codes of all levels, of any tokenizer: no tensor in the file bounds them."""
 _MOST_COLUMNS = 2**16
-"""Of a body's motion, as of any."""
+"""Maximum columns of a body's motion, and of any motion."""
 
 
 @dataclass(frozen=True, eq=False)
 class TokenizerConfig:
-    """What `config.json` says."""
+    """The contents of `config.json`."""
 
     folder: Path
     model: ModelConfig
     layout: Layout
     fps: float
     mean: NDArray[np.float32]
-    """float32 `[C]`, as is `std`."""
+    """float32 `[C]`, like `std`."""
     std: NDArray[np.float32]
     details: dict[str, Any]
-    """What else it says: body part, training step, scores."""
+    """All other keys: body part, training step, scores."""
 
     @property
     def in_features(self) -> int:
@@ -61,22 +61,22 @@ class TokenizerConfig:
 
 
 def is_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds an exported tokenizer, whatever its state."""
+    """Returns whether a folder has the files of an exported tokenizer; their content is not checked."""
     return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
 
 
 def read_config(folder: Path) -> TokenizerConfig:
-    """Reads a tokenizer's config, which is that of its weights.
+    """Reads a tokenizer's config, and checks that it belongs to the weights.
 
     Raises:
-        UserError: naming the folder or file and what is wrong with it.
+        UserError: names the folder or file and the problem.
     """
     return config_of(open_folder(folder))
 
 
 def open_folder(folder: Path, content: str | None = None) -> reading.Saved:
-    """As `ds_rvqvae.tokenizer.saved.reading.open_saved`, and says what may have been meant by a folder that has none
-    of the files."""
+    """Opens a folder as `ds_rvqvae.tokenizer.saved.reading.open_saved` does; the error for a folder without these files
+    also suggests another folder."""
     try:
         saved = reading.open_saved(folder, content)
     except reading.MissingError as error:
@@ -87,11 +87,13 @@ def open_folder(folder: Path, content: str | None = None) -> reading.Saved:
 
 
 def config_of(saved: reading.Saved) -> TokenizerConfig:
-    """What a tokenizer's files say; raises UserError where that cannot be, or cannot be theirs."""
+    """Returns the config in a tokenizer's files; raises UserError if it is not valid, or does not fit the weights."""
     config, file = saved.values, saved.source
     try:
         if config["format_version"] != FORMAT_VERSION:
-            raise UserError(f"{file}: format_version {config['format_version']}, known here: {FORMAT_VERSION}")
+            raise UserError(
+                f"{file}: format_version is {config['format_version']}; this release reads version {FORMAT_VERSION}"
+            )
         model = model_config_from_dict(config["model"], str(file))
         features, fps = config["in_features"], config["fps"]
         mean, std = statistics_from(config["normalisation"])
@@ -99,7 +101,7 @@ def config_of(saved: reading.Saved) -> TokenizerConfig:
             raise ValueError(f"normalisation has {len(mean)} columns, not {features}")
         layout = layout_from_json(config["layout"], features)
         if not isinstance(fps, int | float) or not 0 < fps < 1e5:
-            raise ValueError(f"fps is {fps}, not a number of frames a second")
+            raise ValueError(f"fps is {fps}, not a frame rate")
         if (part := config.get("body_part")) is not None and not is_part_name(part):
             raise ValueError(f"body_part is {part!r}, not the name of a body part")
         details = explicit_reading({key: value for key, value in config.items() if key not in _OWN_KEYS})
@@ -110,8 +112,8 @@ def config_of(saved: reading.Saved) -> TokenizerConfig:
 
 
 def _check_sizes(model: ModelConfig, saved: reading.Saved) -> None:
-    """Raises UserError where a model of these settings could not be built, or be that of the weights; the shapes of all
-    tensors are compared with those of the model only once it is built, and one too large takes for ever."""
+    """Raises UserError if these settings are too large for the weights. The shapes of all tensors are compared only
+    after the model is built, and building one that is far too large would take for ever."""
     shapes = saved.weights.shapes
     widest = max((size for shape in shapes.values() for size in shape), default=0)
     for key, size, most in (
@@ -131,19 +133,19 @@ def _check_sizes(model: ModelConfig, saved: reading.Saved) -> None:
 
 @dataclass(frozen=True)
 class BodyTable:
-    """What `body.json` says."""
+    """The contents of `body.json`."""
 
     parts: list[str]
     layout: Layout | None
-    """Of the whole motion; None in a file of before there were parts of one's own."""
+    """Layout of the full motion; None in files of older versions, which had no parts of your own."""
     contents: dict[str, str]
-    """What the parts' weights say of their content; none in files of versions up to 0.3."""
+    """The content hash of each part's weights; empty in files of versions up to 0.3."""
     text: bytes
-    """All of it."""
+    """The bytes of the file."""
 
 
 def read_body(folder: Path) -> tuple[list[str], Layout | None]:
-    """The parts that a body's `body.json` names, and the layout of the whole motion, as `read_body_table`."""
+    """Reads the parts in a body's `body.json` and the layout of the full motion, as `read_body_table` does."""
     table = read_body_table(folder)
     return table.parts, table.layout
 
@@ -152,7 +154,7 @@ def read_body_table(folder: Path) -> BodyTable:
     """Reads a body's `body.json`.
 
     Raises:
-        UserError: naming the file and what is wrong with it.
+        UserError: names the file and the problem.
     """
     file = folder / BODY
     try:
@@ -166,22 +168,23 @@ def read_body_table(folder: Path) -> BodyTable:
             layout = layout_from_json(layout, columns)
         contents = dict(values.get("contents", {}))
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise UserError(f"{file}: not a body's: {type(error).__name__}: {error}; copy or export it again") from None
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{file}: not the file of a body's tokenizer: {reason}; copy or export it again") from None
     if version != FORMAT_VERSION:
-        raise UserError(f"{file}: format_version {version}, known here: {FORMAT_VERSION}")
-    # Names of folders: none that leads out of this one.
+        raise UserError(f"{file}: format_version is {version}; this release reads version {FORMAT_VERSION}")
+    # Parts are names of folders, so none may lead out of this one.
     if not isinstance(parts, list) or not parts or not all(map(is_part_name, parts)):
         raise UserError(f"{file}: parts are {json.dumps(parts)[:200]}, not names of body parts")
     return BodyTable(parts, layout, contents, text)
 
 
 def statistics_from(values: Mapping[str, Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """`mean` and `std`, float32 `[C]`; raises ValueError where they cannot normalise."""
+    """Returns `mean` and `std`, float32 `[C]`; raises ValueError if they cannot be used to normalise."""
     try:
         with np.errstate(over="ignore"):
             mean, std = (np.asarray(values[key], np.float32) for key in ("mean", "std"))
     except OverflowError:
-        raise ValueError("normalisation: a mean or std is beyond what float32 can hold") from None
+        raise ValueError("normalisation: a mean or std is too large for float32") from None
     if mean.ndim != 1 or mean.shape != std.shape:
         raise ValueError(f"normalisation: mean has the shape {list(mean.shape)}, std {list(std.shape)}")
     if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
@@ -190,65 +193,65 @@ def statistics_from(values: Mapping[str, Any]) -> tuple[NDArray[np.float32], NDA
 
 
 def hint_of(folder: Path) -> str:
-    """What may have been meant by a folder that is no tokenizer's."""
+    """Returns a suggestion for a folder that is not a tokenizer's."""
     if (folder / BODY).is_file():
-        return "; it is a body's, with a tokenizer in the folder of each part, which BodyTokenizer loads"
+        return "; it is a body's tokenizer, with one folder per part; load it with BodyTokenizer"
     if (folder / TOKENIZER / CONFIG).is_file() or (folder / TOKENIZER / BODY).is_file():
         return f"; did you mean {folder / 'tokenizer'}?"
     if (folder.parent / BODY).is_file():
-        return f"; the body in {folder.parent} has no such part"
+        return f"; the body's tokenizer in {folder.parent} has no such part"
     return ""
 
 
 READING_KEYS = sorted(keys_that(DataConfig, DataFacts, lambda facts: facts.reading), reverse=True)
-"""Keys of `rvqvae.data` that say what the numbers in a file mean. A tokenizer keeps those of its training motion, in
-this order."""
+"""Keys of `rvqvae.data` that say what the numbers in a motion file mean. A tokenizer keeps those of its training
+motion, in this order."""
 
 
 def reading_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a tokenizer keeps of a store's settings: the entry `reading` of its details, without keys that are null."""
+    """Returns a store's settings that a tokenizer keeps: the entry `reading` of its details, without null keys."""
     return {key: value for key in READING_KEYS if (value := settings.get(key)) is not None}
 
 
 def check_same_reading(readings: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises UserError where the motion of body parts was read by other rules.
+    """Raises UserError if the motion of the body parts was read by different rules.
 
     Args:
-        readings: by part, as `reading_of` gives them.
+        readings: by part, as `reading_of` returns them.
     """
     versions = {part: reading.get("reading_version", 1) for part, reading in readings.items()}
     if len(set(versions.values())) > 1:
         found = ", ".join(f"{part} {version}" for part, version in versions.items())
         raise UserError(
-            f"the motion of the parts is read by different rules (rvqvae.data.reading_version: {found}), of which a "
-            "body has one; train them anew with the same"
+            f"the motion of the parts is read by different rules (rvqvae.data.reading_version: {found}), but a body "
+            "needs the same for all; train the parts again with one reading_version"
         )
 
 
 def explicit_reading(details: dict[str, Any]) -> dict[str, Any]:
-    """The details of a tokenizer that was saved, with its `reading_version`; it is 1 where they do not say."""
+    """Returns a saved tokenizer's details with a `reading_version`, which is 1 if they have none."""
     return details | {"reading": {"reading_version": 1, **(details.get("reading") or {})}}
 
 
 def assumed_at_import(details: Mapping[str, Any]) -> str | None:
-    """What nothing has vouched for in a tokenizer that a version up to 0.2 made of another system's checkpoint."""
+    """Returns a warning about settings that a version up to 0.2 assumed when it imported a checkpoint, else None."""
     origin = details.get("imported_from")
     if not isinstance(origin, Mapping) or "settings" in origin:
         return None
     return (
-        "imported by a version up to 0.2, which took relu, a dilation growth of 3 and the usual frame rate where "
-        "nothing said otherwise; import it again, which says what came from where"
+        "imported by a version up to 0.2, which assumed relu, a dilation growth of 3 and the usual frame rate where "
+        "the checkpoint gave none; import it again: that tells where each setting comes from"
     )
 
 
 def reading_config(details: Mapping[str, Any], fps: float, path: str | None = None) -> DataConfig:
-    """How files are read for a tokenizer: at its frame rate, as the motion was that it was trained on.
+    """Returns the settings to read files for a tokenizer: its frame rate, and the reading rules of its training motion.
 
     Args:
         details: of a `MotionTokenizer`.
 
     Raises:
-        UserError: where its config file says what cannot be.
+        UserError: its config file has settings that are not valid.
     """
     reading = details.get("reading") or {}
     try:
@@ -258,14 +261,14 @@ def reading_config(details: Mapping[str, Any], fps: float, path: str | None = No
 
 
 def columns_for(wanted: Layout, layout: Layout, takes_bare: bool = True) -> NDArray[np.int64]:
-    """The columns of motion laid out as `layout` that a tokenizer takes, int64, in its order.
+    """Returns the indices, in motion of this `layout`, of the columns that a tokenizer takes, int64, in its order.
 
     Args:
         wanted: the tokenizer's layout.
-        takes_bare: columns about which nothing is known are taken for the tokenizer's own, where they are as many.
+        takes_bare: take columns without names for the tokenizer's own if their number agrees.
 
     Raises:
-        ClipError: naming a channel that the motion does not have.
+        ClipError: names an entry of the tokenizer's layout that the motion does not have.
     """
     missing = missing_channels(layout, wanted)
     if missing is None:
@@ -280,20 +283,22 @@ def columns_for(wanted: Layout, layout: Layout, takes_bare: bool = True) -> NDAr
     names = ", ".join(part.name for part in layout[:3]) + (", …" if len(layout) > 3 else "")
     has = f"{like.kind} in {like.width} columns" if like else names
     raise ClipError(
-        f"no {missing.name} ({missing.kind} in {missing.width} columns), which this tokenizer takes; it has {has}"
+        f"no {missing.name} ({missing.kind} in {missing.width} columns), which this tokenizer takes; the motion has "
+        f"{has}"
     )
 
 
 def own_columns(wanted: Layout, clip: Clip, details: Mapping[str, Any], file: str | Path = "") -> NDArray[np.int64]:
-    """The columns of a clip that a tokenizer with this layout and these details takes, int64, in its order.
+    """Returns the indices of a clip's columns that a tokenizer with this layout and these details takes, int64, in its
+    order.
 
     Args:
-        file: that the clip is of; where one is named, what is wrong with it is a UserError that names it.
+        file: the clip's file; if given, an error is a UserError that names it.
 
     Raises:
-        ClipError: naming a channel that the motion does not have.
+        ClipError: names an entry of the tokenizer's layout that the motion does not have.
     """
-    # A part's columns are rarely stored by themselves; as many of something else would go unnoticed.
+    # A part's columns are rarely stored by themselves; the same number of other columns would go unnoticed.
     try:
         return columns_for(wanted, clip.layout, takes_bare=details.get("body_part") is None)
     except ClipError as error:

@@ -1,8 +1,8 @@
-"""Fréchet distance between features of motion and of its reconstruction.
+"""Fréchet distance between the features of motion and of its reconstruction.
 
 Source: Heusel et al. 2017, "GANs trained by a two time-scale update rule converge to a local Nash equilibrium" (FID);
-for gestures Yoon et al. 2020 (FGD). What the number means depends on the features: distances by different encoders, of
-windows of different length or of few samples do not compare.
+for gestures Yoon et al. 2020 (FGD). The meaning of the number depends on the features: distances from different
+encoders, from windows of different lengths or from few samples cannot be compared.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ _WINDOWS_AT_ONCE = 64
 
 
 class Moments:
-    """Count, mean and covariance of vectors that come in parts, fp64 (Chan et al. 1983)."""
+    """Count, mean and covariance of vectors that are added in batches, fp64 (Chan et al. 1983)."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -45,10 +45,10 @@ class Moments:
 
 
 def frechet_distance(first: Moments, second: Moments) -> float:
-    """Squared Fréchet (2-Wasserstein) distance of two Gaussians, |m - n|² + tr(A + B - 2 (A B)^½); never negative.
+    """Returns the squared Fréchet (2-Wasserstein) distance of two Gaussians, |m - n|² + tr(A + B - 2 (A B)^½), >= 0.
 
-    The trace of the root is taken from the eigenvalues of A^½ B A^½, which are those of A B and of a symmetric matrix:
-    unlike a general matrix root they are real where covariances are singular, as those of few samples are.
+    The trace of the root comes from the eigenvalues of A^½ B A^½, a symmetric matrix with the eigenvalues of A B.
+    Unlike a general matrix root they are real even if the covariances are singular, as those of few samples are.
     """
     values, vectors = np.linalg.eigh(first.covariance)
     root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
@@ -61,12 +61,12 @@ class FrechetFeatures:
     """Gathers features of motion and reconstruction, window by window.
 
     Args:
-        file: a TorchScript module that takes motion `[B, T, C]`, fp32, in the data's own units, and gives `[B, D]`, or
-            `[B, T', D]`, where every step is a sample. It is code, which loading it runs.
-        window: frames T of a window. Windows follow one another; what is left at a clip's end is not used.
+        file: a TorchScript module that takes motion `[B, T, C]`, fp32, in the data's own units, and returns `[B, D]`,
+            or `[B, T', D]`, where every time step is a sample. It is code; loading it runs it.
+        window: frames T per window. Windows follow one another; the remainder at a clip's end is not used.
 
     Raises:
-        UserError: no such file, or no TorchScript.
+        UserError: no such file, or not TorchScript.
     """
 
     def __init__(self, file: Path, window: int) -> None:
@@ -75,19 +75,19 @@ class FrechetFeatures:
             module = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call] # as torch has it
             self._encoder: torch.nn.Module = module.eval()
         except (OSError, ValueError, RuntimeError) as error:
-            reason = "no such file" if not file.is_file() else f"no TorchScript module ({_first_line(error)})"
+            reason = "no such file" if not file.is_file() else f"not a TorchScript module ({_first_line(error)})"
             raise UserError(f"--features {file}: {reason}; torch.jit.script(encoder).save(…) makes one") from None
         self.clear()
 
     def clear(self) -> None:
-        """Forgets what was gathered, for the next tokenizer."""
+        """Removes the gathered features, for the next tokenizer."""
         self.truth, self.found = Moments(), Moments()
 
     def add(self, truth: Tensor, found: Tensor) -> None:
         """Adds a clip and its reconstruction, `[T, C]` each, in the data's own units.
 
         Raises:
-            UserError: where the encoder does not take them, or gives other than finite `[B, D]` or `[B, T', D]`.
+            UserError: the encoder does not take them, or does not return finite `[B, D]` or `[B, T', D]`.
         """
         for moments, motion in ((self.truth, truth), (self.found, found)):
             count = len(motion) // self.window
@@ -96,15 +96,15 @@ class FrechetFeatures:
                 moments.add(self._features(batch))
 
     def scores(self) -> dict[str, Any]:
-        """`frechet`, of how many samples and dimensions, and over what windows.
+        """Returns `frechet`, the number of samples and dimensions, and the window's length.
 
         Raises:
-            UserError: where no clip has a whole window.
+            UserError: fewer than two samples, as when no clip is as long as a window.
         """
         samples, dimensions = self.truth.count, len(self.truth.mean)
         if samples < 2:
             raise UserError(
-                f"--feature_window {self.window}: {samples} samples of features make no distance; give fewer "
+                f"--feature_window {self.window}: {samples} samples of features are too few for a distance; give fewer "
                 "frames, or a split with longer clips"
             )
         return {
@@ -119,27 +119,27 @@ class FrechetFeatures:
         shape = list(windows.shape)
         try:
             features = self._encoder(windows)
-        except Exception as error:  # whatever the user's code raises
+        except Exception as error:  # the user's code can raise anything
             raise UserError(f"--features {self.file}: does not take motion {shape}: {_last_line(error)}") from None
         if not isinstance(features, Tensor) or features.dim() not in (2, 3) or len(features) != len(windows):
             gave = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
-            raise UserError(f"--features {self.file}: gives {gave} for motion {shape}, not [B, D] or [B, T', D]")
+            raise UserError(f"--features {self.file}: returns {gave} for motion {shape}, not [B, D] or [B, T', D]")
         vectors = features.float().reshape(-1, features.shape[-1]).numpy()
         if not vectors.size or not np.isfinite(vectors).all():
-            raise UserError(f"--features {self.file}: gives {'NaN or infinite' if vectors.size else 'no'} features")
+            raise UserError(f"--features {self.file}: returns {'NaN or infinite' if vectors.size else 'no'} features")
         if len(self.truth.mean) not in (0, vectors.shape[1]):
-            raise UserError(f"--features {self.file}: gives {len(self.truth.mean)} features, then {vectors.shape[1]}")
+            raise UserError(f"--features {self.file}: returns {len(self.truth.mean)} features, then {vectors.shape[1]}")
         return vectors
 
 
 def frechet_warning(scores: dict[str, Any]) -> str | None:
-    """Why a distance should not be relied on, where it should not."""
+    """Returns a warning if a distance is not reliable, else None."""
     samples, dimensions = scores["frechet_samples"], scores["frechet_dimensions"]
     if samples > dimensions:
         return None
     return (
-        f"Fréchet distance of {samples} samples in {dimensions} dimensions: the covariances are singular and the "
-        "distance says little; score a larger split"
+        f"Fréchet distance of {samples} samples in {dimensions} dimensions: the covariances are singular, so the "
+        "distance is not reliable; score a larger split"
     )
 
 
@@ -148,5 +148,5 @@ def _first_line(error: Exception) -> str:
 
 
 def _last_line(error: Exception) -> str:
-    """What TorchScript says went wrong: its traceback comes first."""
+    """Returns TorchScript's own message, which comes after its traceback."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]

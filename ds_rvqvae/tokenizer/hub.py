@@ -1,4 +1,4 @@
-"""Tokenizers on the Hugging Face hub. The extra `hub` brings its client, which folders on disk do not need."""
+"""Tokenizers on the Hugging Face hub. The extra `hub` installs its client; folders on disk do not need it."""
 
 import math
 from collections.abc import Sequence
@@ -11,24 +11,24 @@ from ds_rvqvae.tokenizer.tables import score_table
 
 
 def download(repo_id: str, revision: str | None, files: Sequence[str]) -> Path:
-    """The folder of a repository's files, from the hub or from the client's cache.
+    """Returns the folder of a repository's files, downloaded from the hub or in the client's cache.
 
     Raises:
-        UserError: no client, no such repository, or no way to the hub.
+        UserError: no client, no such repository, or no connection to the hub.
     """
     client = _client(repo_id)
     try:
         return Path(client.snapshot_download(repo_id, revision=revision, allow_patterns=list(files)))
     except (OSError, ValueError, client.errors.HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{repo_id}: no such folder, and not to be had from the hub: {reason}") from None
+        raise UserError(f"{repo_id}: no such folder, and cannot be downloaded from the hub: {reason}") from None
 
 
 def upload(folder: Path, repo_id: str, *, private: bool | None, token: str | None) -> str:
-    """Uploads a folder to a repository, which is made if there is none; gives the commit's address.
+    """Uploads a folder to a repository, which is created if needed, and returns the commit's address.
 
     Raises:
-        UserError: no client, or refused by the hub.
+        UserError: no client, or the hub refuses.
     """
     client = _client(repo_id)
     try:
@@ -36,7 +36,7 @@ def upload(folder: Path, repo_id: str, *, private: bool | None, token: str | Non
         api.create_repo(repo_id, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder).commit_url)
     except (OSError, ValueError, client.errors.HfHubHTTPError) as error:
-        raise UserError(f"{repo_id}: cannot be pushed: {str(error).strip().splitlines()[0]}") from None
+        raise UserError(f"{repo_id}: cannot be uploaded: {str(error).strip().splitlines()[0]}") from None
 
 
 def _client(repo_id: str) -> ModuleType:
@@ -45,7 +45,7 @@ def _client(repo_id: str) -> ModuleType:
         import huggingface_hub.errors
     except ImportError:
         raise UserError(
-            f"{repo_id}: no such folder; repositories of the hub need the extra hub: pip install 'ds_rvqvae[hub]'"
+            f"{repo_id}: no such folder; for a repository on the hub install the extra: pip install 'ds_rvqvae[hub]'"
         ) from None
     return huggingface_hub
 
@@ -64,8 +64,8 @@ A residual vector-quantized VAE that turns human motion into codes and back.
 
 | | |
 |---|---|
-| takes | `[frames, {features}]`{body_part} at {fps:g} frames a second, in the data's own units |
-| gives | `[frames / {stride}, {levels}]` codes of {nb_code:,}; {code_rate:g} codes a second, {bits:,.0f} bits/s |
+| takes | `[frames, {features}]`{body_part} at {fps:g} frames per second, in the data's own units |
+| gives | `[frames / {stride}, {levels}]` codes of {nb_code:,}; {code_rate:g} codes per second, {bits:,.0f} bits/s |
 | nets | width {width}, depth {depth}, {down_t} down-sampling layers of stride {stride_t}, code_dim {code_dim} |
 | training step | {training_step} |
 | fingerprint | `{fingerprint}` |
@@ -83,7 +83,7 @@ motion = tokenizer.decode(codes)
 
 
 def model_card(config: dict[str, Any]) -> str:
-    """The card, in Markdown, of a tokenizer with this config file."""
+    """Returns the model card, in Markdown, of a tokenizer with this config file."""
     model = config["model"]
     stride = model["stride_t"] ** model["down_t"]
     bits = config["code_rate"] * model["num_quantizers"] * math.log2(model["nb_code"])

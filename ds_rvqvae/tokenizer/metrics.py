@@ -1,25 +1,25 @@
-"""How well a tokenizer reconstructs motion, by number of levels used.
+"""Measure how well a tokenizer reconstructs motion, by number of levels used.
 
-Every score is a mean over the frames of whole clips, so that long clips weigh more than short ones.
+Every score is a mean over the frames of complete clips, so long clips weigh more than short ones.
 
 - `l1`: absolute difference, over columns; normalised units.
 - `angle_error_deg`: geodesic angle between rotations made orthonormal by Gram-Schmidt, over joints; degrees.
   Zhou et al. 2019 (6D), Huynh 2009 (the metric).
-- `velocity_error`: absolute difference of frame differences, over columns; normalised units a frame.
-- `jitter`, `jitter_truth`: absolute third difference, over columns, of the reconstruction and of the motion itself;
-  normalised units a frame³. The third derivative is Flash and Hogan's (1985).
-- `mpjpe_mm`: distance of joints from where they should be, the roots laid on each other, over the joints that the
-  layout names and that its rotations can move; millimetres. Ionescu et al. 2014 (Human3.6M); root-aligned as MoMask
-  reports it.
-- `root_error_mm`: distance of the root from where it should be; millimetres. Of a layout with velocities both start
-  at one place, and errors of velocity add up, so that it grows with a clip's length.
-- `foot_sliding`, `foot_sliding_truth`: horizontal speed of a foot from frame to frame while the motion's own foot
-  stands: at most 5 cm above its lowest place in the clip and slower than 15 cm a second; cm a second. The height is
-  that of Karunratanakul et al. 2023 (GMD), the limit on speed our own; the motion's own speed is under it by choice.
-- `usage`: share of `nb_code` in use; `perplexity`: exp of the entropy of code use.
-- `bits_per_second`: codes a second times log2 `nb_code`, summed over levels; `entropy_bits_per_second`: the same with
-  log2 of the level's perplexity, which is what codes need that are stored each by itself, without regard to their
-  neighbours. Few frames make it too small: n codes have a perplexity of n at most.
+- `velocity_error`: absolute difference of frame differences, over columns; normalised units per frame.
+- `jitter`, `jitter_truth`: absolute third difference, over columns, of the reconstruction and of the original motion;
+  normalised units per frame³. The third derivative is Flash and Hogan's (1985).
+- `mpjpe_mm`: distance of joints from their original positions, with aligned roots, over the joints that the layout
+  names and that its rotations can move; millimetres. Ionescu et al. 2014 (Human3.6M); root-aligned as in MoMask.
+- `root_error_mm`: distance of the root from its original position; millimetres. In a layout with velocities both
+  start at the same position and the errors of velocity add up, so it grows with a clip's length.
+- `foot_sliding`, `foot_sliding_truth`: horizontal speed of a foot, in the reconstruction and in the original, while
+  the original foot stands: at most 5 cm above its lowest position in the clip and slower than 15 cm/s; in cm/s. The
+  height is from Karunratanakul et al. 2023 (GMD); the limit on speed is our own, so the original's speed is always
+  below it.
+- `usage`: fraction of `nb_code` in use; `perplexity`: exp of the entropy of code use.
+- `bits_per_second`: codes per second times log2 `nb_code`, summed over levels; `entropy_bits_per_second`: the same
+  with log2 of the level's perplexity, the bits needed if each code is stored by itself, without its neighbours. With
+  few frames it is too small: n codes have a perplexity of at most n.
 """
 
 import math
@@ -36,26 +36,26 @@ from ds_rvqvae.motion.layout import Layout, rotation_columns
 from ds_rvqvae.motion.skeleton import Skeleton
 
 STANDING_HEIGHT = 0.05
-"""Metres above its lowest place in the clip up to which a foot may stand."""
+"""Metres: a standing foot is at most this much above its lowest position in the clip."""
 STANDING_SPEED = 0.15
-"""Metres a second, horizontally, under which it does."""
+"""Metres per second: a standing foot is horizontally slower than this."""
 
 _BY_LEVEL = ("l1", "angle_error_deg", "velocity_error", "jitter", "mpjpe_mm")
 
 
 class ScoreSums:
-    """Sums over whole clips, from which scores follow. Sums of several ranks add up.
+    """Sums over complete clips, from which the scores are computed. The sums of several ranks can be added.
 
     Args:
         model: in eval mode, fp32.
-        layout: of the model's columns.
-        mean, std: `[C]` fp32, what normalised motion is multiplied by and moved to be in the data's own units.
-        fps: frames a second.
-        skeleton: whose joints `mpjpe_mm` and `foot_sliding` are about; without it both are None.
-        unit_std: `[C]`, what one normalised unit of `l1`, `velocity_error` and `jitter` is; without it `std`. By it
-            tokenizers with different normalisation are compared.
+        layout: layout of the model's columns.
+        mean, std: `[C]` fp32; normalised motion times `std` plus `mean` is in the data's own units.
+        fps: frame rate.
+        skeleton: the skeleton that `mpjpe_mm` and `foot_sliding` are measured on; without it both are None.
+        unit_std: `[C]`, the size of one normalised unit in `l1`, `velocity_error` and `jitter`; by default `std`. It
+            makes tokenizers with different normalisation comparable.
 
-    `flat` is one fp64 tensor, so that ranks are merged by one all-reduce.
+    `flat` is one fp64 tensor, so that one all-reduce merges the ranks.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class ScoreSums:
         self.units = None if unit_std is None else std / unit_std
         self.rotations = torch.from_numpy(rotation_columns(layout)).to(device)
         kinematics = Kinematics(layout, skeleton, device) if skeleton else None
-        # Without a joint that the layout moves there is nothing to measure.
+        # If the layout moves no joint, there is nothing to measure.
         self.kinematics = kinematics if kinematics is not None and len(kinematics.measured) else None
         levels, codes = model.config.num_quantizers, model.config.nb_code
         sizes = [7, len(_BY_LEVEL) * levels, levels * codes]
@@ -87,9 +87,10 @@ class ScoreSums:
 
     @torch.no_grad()
     def add(self, motion: Tensor) -> Tensor | None:
-        """Adds one clip `[T, C]`, normalised, and gives its reconstruction from all levels.
+        """Adds one clip `[T, C]`, normalised, and returns its reconstruction from all levels.
 
-        The clip is cut to a multiple of the down-sampling; one of fewer than 16 frames is left out, which gives None.
+        The clip is cut to a multiple of the down-sampling; if fewer than 16 frames remain it is left out, and the
+        result is None.
         """
         stride = self.model.config.code_stride
         frames = len(motion) // stride * stride
@@ -127,7 +128,8 @@ class ScoreSums:
     def _add_root(
         self, kinematics: Kinematics, truth: Tensor, found: Tensor, places: Tensor, found_places: Tensor
     ) -> None:
-        """Adds what is about the way through the room; arguments in the data's own units and metres."""
+        """Adds the errors of the root and of the feet; `truth` and `found` in the data's own units, positions in
+        metres."""
         feet = kinematics.feet
         roots = [kinematics.roots(motion) for motion in (truth, found)]
         self.root += (roots[1] - roots[0]).norm(dim=1).sum()
@@ -148,14 +150,14 @@ class ScoreSums:
         return difference if self.units is None else difference * self.units
 
     def scores(self, split: str) -> dict[str, Any]:
-        """The scores of all clips added; the module says what they are.
+        """Returns the scores of all clips added; the module's docstring explains them.
 
         Returns:
             `split`, `clips`, `frames`; the errors with all levels, and `jitter_truth`; `skeleton`, the name of the
-            figure that `mpjpe_mm` was measured on, and `mpjpe_joints`, over how many; `code_rate` in codes a second;
-            `usage` and `perplexity` by level; `by_levels`, errors and bits with 1 … Q levels. What the layout does not
-            allow (no rotations, no joint of the skeleton, no place of the root, a foot that never stands) is None, and
-            so is a sum that is not finite.
+            skeleton that `mpjpe_mm` was measured on, and `mpjpe_joints`, the number of joints; `code_rate` in codes
+            per second; `usage` and `perplexity` by level; `by_levels`, errors and bits with 1 … Q levels. A score that
+            cannot be measured (no rotations, no joint of the skeleton, no root position, a foot that never stands) is
+            None, and so is one whose sum is not finite.
         """
         frames, clips = self.frames.item(), self.clips.item()
         perplexity = perplexity_of(self.counts).tolist()

@@ -1,4 +1,4 @@
-"""Scores as text for a terminal, and as the cells of a table, without torch."""
+"""Print scores as text for a terminal, or as the cells of a table, without torch."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -18,11 +18,11 @@ _BY_LEVEL = (
     ("perplexity", "perplexity", ".1f"),
 )
 _ALWAYS = ("l1", "angle_error_deg", "velocity_error", "usage", "perplexity")
-"""Columns that the table by levels shows even where nothing was measured."""
+"""Columns that the table by levels shows even if nothing was measured."""
 _DEAD = 1.01
-"""Perplexity up to which a level is dead: it gives one code and tells nothing."""
+"""Perplexity up to which a level is dead: it always gives the same code."""
 
-_OF_TRUTH = "of truth"
+_OF_TRUTH = "original"
 COMPARED = (
     ("parameter_count", "parameters", "", ",d"),
     ("code_rate", "codes", "1/s", "g"),
@@ -39,23 +39,24 @@ COMPARED = (
     ("foot_sliding_truth", _OF_TRUTH, "cm/s", ".2f"),
     ("frechet", "Fréchet", "", ".4g"),
 )
-"""Columns of a comparison: key of the scores, title, unit, format."""
+"""Columns of a comparison: key in the scores, title, unit, format."""
 LOWER_IS_BETTER = ("l1", "angle_error_deg", "velocity_error", "mpjpe_mm", "root_error_mm", "foot_sliding", "frechet")
 
 
 def score_table(
     scores: dict[str, Any], untrained: dict[str, Any] | None = None, terminal: Terminal = PLAIN, name: str = ""
 ) -> str:
-    """What `ScoreSums.scores` gave, by levels used; with `untrained`, first the errors before and after training.
+    """Returns the result of `ScoreSums.scores` as text, by levels used.
 
     Args:
-        name: of what was scored.
+        untrained: scores before training; the errors before and after training then come first.
+        name: name of the scored tokenizer.
     """
     return terminal.text(score_blocks(scores, untrained, name))
 
 
 def score_blocks(scores: dict[str, Any], untrained: dict[str, Any] | None = None, name: str = "") -> list[Block]:
-    """The same in lines and tables."""
+    """Returns the same as lines and tables."""
     start = f"{name}, " if name else ""
     blocks: list[Block] = [f"{start}{scores['split']}: {counted(scores['clips'], 'clip')}, {scores['frames']:,} frames"]
     if untrained is not None:
@@ -86,7 +87,7 @@ def _level_cell(row: dict[str, Any], key: str, form: str) -> Line:
 
 
 def comparison_cells(results: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Results of several tokenizers, a row each under titles and units; columns that none has are left out."""
+    """Returns titles, units and one row per tokenizer; columns without any value are left out."""
     columns = [column for column in COMPARED if any(result.get(column[0]) is not None for result in results)]
     titles = [["tokenizer", *(title for _, title, _, _ in columns)], ["", *(unit for _, _, unit, _ in columns)]]
     rows = [[result["name"], *(_text(result.get(key), form) for key, _, _, form in columns)] for result in results]
@@ -96,9 +97,9 @@ def comparison_cells(results: Sequence[dict[str, Any]]) -> list[list[str]]:
 def best_cells(
     results: Sequence[dict[str, Any]], extreme: Callable[[Iterable[float]], float] = min
 ) -> set[tuple[int, int]]:
-    """Row and column in `comparison_cells` of the lowest error of each column that has more than one value.
+    """Returns row and column, in `comparison_cells`, of the lowest error in each column with more than one value.
 
-    None where the rows do not compare: other motion, or errors in other units.
+    The set is empty if the rows cannot be compared, because motion or units differ.
 
     Args:
         extreme: `max` for the highest error, which is the worst.
@@ -115,12 +116,12 @@ def best_cells(
 
 
 def comparison_table(results: Sequence[dict[str, Any]], notes: Sequence[str] = (), terminal: Terminal = PLAIN) -> str:
-    """Several tokenizers side by side, one a line, with notes on what compares above."""
+    """Returns a table with one line per tokenizer, below notes on how they can be compared."""
     return terminal.text(comparison_blocks(results, notes))
 
 
 def comparison_blocks(results: Sequence[dict[str, Any]], notes: Sequence[str] = ()) -> list[Block]:
-    """The same in lines and a table, with the best and the worst of each column."""
+    """Returns the same as lines and a table, with the best and the worst value of each column marked."""
     titles, units, *rows = comparison_cells(results)
     styles = dict.fromkeys(best_cells(results, max), "worst") | dict.fromkeys(best_cells(results), "best")
     columns = [Column(titles[0], left=True, shrinks=True)]
@@ -135,7 +136,7 @@ def comparison_blocks(results: Sequence[dict[str, Any]], notes: Sequence[str] = 
 
 
 def figure_note(scores: dict[str, Any]) -> str | None:
-    """On what figure joints were measured."""
+    """Returns which joints of which skeleton were measured."""
     if not scores.get("skeleton"):
         return None
     figure = "built-in 1.75 m figure" if scores["skeleton"] == "built-in" else f"skeleton {scores['skeleton']}"
@@ -143,21 +144,21 @@ def figure_note(scores: dict[str, Any]) -> str | None:
 
 
 def _further(scores: dict[str, Any]) -> list[Block]:
-    """What is not about levels, a line each."""
+    """Returns one line for each score that is not by levels."""
     lines: list[Block] = []
     if scores.get("bits_per_second") is not None:
         bits, entropy = scores["bits_per_second"], scores["entropy_bits_per_second"]
-        lines.append(f"{scores['code_rate']:g} codes a second: {bits:.1f} bits/s, by their entropy {entropy:.1f}")
+        lines.append(f"{scores['code_rate']:g} codes per second: {bits:.1f} bits/s, by their entropy {entropy:.1f}")
     if scores.get("jitter") is not None:
-        jitter = f"{scores['jitter']:.4f}, of the motion itself {_text(scores['jitter_truth'], '.4f')}"
-        lines.append(f"jitter {jitter} (third difference, normalised units a frame³)")
+        jitter = f"{scores['jitter']:.4f}, of the original {_text(scores['jitter_truth'], '.4f')}"
+        lines.append(f"jitter {jitter} (third difference, normalised units per frame³)")
     if scores.get("mpjpe_mm") is not None:
         lines.append(f"MPJPE {scores['mpjpe_mm']:.2f} mm over {figure_note(scores)}")
     if scores.get("root_error_mm") is not None:
-        lines.append(f"root {scores['root_error_mm']:.1f} mm from its place")
+        lines.append(f"root {scores['root_error_mm']:.1f} mm from its original position")
     if scores.get("foot_sliding") is not None:
         sliding, truth = scores["foot_sliding"], scores["foot_sliding_truth"]
-        lines.append(f"standing feet slide {sliding:.2f} cm/s, in the motion itself {truth:.2f}")
+        lines.append(f"standing feet slide {sliding:.2f} cm/s, in the original {truth:.2f}")
     if scores.get("frechet") is not None:
         samples = f"{scores['frechet_samples']:,} samples in {scores['frechet_dimensions']} dimensions"
         windows = f"windows of {scores['frechet_window']} frames"

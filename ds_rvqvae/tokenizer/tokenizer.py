@@ -1,4 +1,4 @@
-"""The trained artefact: a folder that turns motion into codes and back, normalisation included."""
+"""The trained tokenizer: encodes motion into codes and decodes them, normalisation included."""
 
 import hashlib
 import json
@@ -60,9 +60,9 @@ if TYPE_CHECKING:
 _MEANING = sorted(
     keys_that(ModelConfig, ModelFacts, lambda facts: facts.codes == "setting"), key=lambda key: key == "num_quantizers"
 )
-"""Settings that what the weights compute depends on, beside their shapes."""
+"""Settings that change what the weights compute, apart from the weights' shapes."""
 _MEANING_WHERE_SET = sorted(keys_that(ModelConfig, ModelFacts, lambda facts: facts.codes == "setting if set"))
-"""More of them, which count where they are not the default: fingerprints from before there was a choice stay."""
+"""More such settings, which count only if they are not the default, so that older fingerprints stay valid."""
 
 Array = TypeVar("Array", Tensor, NDArray[Any])
 _ROUNDED = (torch.bfloat16, torch.float16)
@@ -72,26 +72,25 @@ class MotionTokenizer(KeepsFloatType):
     """An RVQ-VAE with the normalisation it was trained with.
 
     Args:
-        model: the trained net, which is frozen.
+        model: the trained net; it is frozen.
         mean, std: `[C]` of the training motion.
-        layout: what the columns are.
-        fps: frames a second of the motion it takes.
-        details: what else the config file should say (body part, training step, scores).
-        trainable: do not freeze the net: parameters, modes and float types of `model` are then as of any module.
+        layout: layout of the columns.
+        fps: frame rate of the motion it takes.
+        details: other entries of the config file (body part, training step, scores).
+        trainable: do not freeze the net; parameters, modes and float types of `model` then behave as in any module.
 
-    In eval mode and fp32 unless `from_pretrained` is asked for bf16; codes and motion are then the same in whatever
-    module, mode, autocast or precision setting it is used. As a submodule it moves to its parent's device and is in its
-    parent's checkpoints, but shows the parent no parameters, buffers and layers, so that nothing trains, initialises,
-    averages or casts them.
+    It runs in eval mode and fp32, unless `from_pretrained` is asked for bf16. Codes and motion do not depend on the
+    module, mode, autocast or precision settings around it. As a submodule it moves to its parent's device and is saved
+    in its parent's checkpoints, but hides its parameters, buffers and layers from the parent, so that nothing trains,
+    initialises, averages or casts them.
 
     Raises:
-        ValueError: no frame rate.
-        TypeError: asked for another float type, or, frozen, for gradients.
+        ValueError: `fps` is not a frame rate.
+        TypeError: another float type was asked for, or gradients while frozen.
 
-    `chunk`: codes computed at a time. Clips of any length, batches and streams run in chunks of this one size (the last
-    as long as it has to be), so that their codes are the same bit for bit and memory does not grow with a clip's
-    length; a smaller one makes streams answer sooner and everything slower. A model with group norm takes whole clips
-    only.
+    `chunk`: codes computed at a time. Clips of any length, batches and streams run in chunks of this size (the last one
+    may be shorter), so their codes are equal bit for bit and memory does not grow with a clip's length. A smaller chunk
+    makes streams answer sooner and everything slower. A model with group norm takes complete clips only.
     """
 
     chunk: int = 512
@@ -109,11 +108,11 @@ class MotionTokenizer(KeepsFloatType):
     ) -> None:
         super().__init__()
         if not 0 < fps < math.inf:
-            raise ValueError(f"fps is {fps}, not a number of frames a second")
+            raise ValueError(f"fps is {fps}, not a frame rate")
         self.model = model.eval() if trainable else model.freeze()
-        # No buffers: these a trainer casts, averages and sends to other ranks.
+        # Not buffers: a trainer casts and averages buffers and sends them to other ranks.
         self.mean, self.std = (torch.as_tensor(row, dtype=torch.float32) for row in (mean, std))
-        # Files are read for it as they are today, unless it was trained before.
+        # The reading rules are today's, unless `details` keep older ones.
         self.details = {"reading": reading_of(DataConfig().model_dump()), **(details or {})}
         self.layout, self.fps = layout, fps
         self._fp32_fingerprint: str | None = None
@@ -133,7 +132,7 @@ class MotionTokenizer(KeepsFloatType):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        apply: Callable[..., Self] = super()._apply  # torch has no types for it
+        apply: Callable[..., Self] = super()._apply  # untyped in torch
         apply(fn, recurse)
         device = device_after(fn, self.mean.device)
         self.mean, self.std = self.mean.to(device), self.std.to(device)
@@ -141,43 +140,43 @@ class MotionTokenizer(KeepsFloatType):
 
     @property
     def code_stride(self) -> int:
-        """Frames a code stands for."""
+        """Frames per code."""
         return self.model.config.code_stride
 
     @property
     def code_rate(self) -> float:
-        """Codes a second and level."""
+        """Codes per second and level."""
         return self.fps / self.code_stride
 
     @property
     def fingerprint(self) -> str:
-        """A sha256 of weights, codebooks, normalisation and frame rate: codes of equal ones mean the same motion.
+        """A sha256 of weights, codebooks, normalisation and frame rate; with equal ones, equal codes mean equal motion.
 
-        Computed at each call; in bf16, that of the weights as they were loaded.
+        It is computed at each call; in bf16 it is that of the weights before they were rounded.
         """
         return self._fp32_fingerprint or self._compute_fingerprint()
 
     @eager
     def encode(self, motion: Array, lengths: Lengths | None = None) -> Array:
-        """Motion in the data's own units to codes, int64.
+        """Encodes motion in the data's own units into codes, int64.
 
         Args:
-            motion: one clip `[T, C]`, or a padded batch `[B, T, C]`; an array gives an array, a tensor a tensor.
+            motion: one clip `[T, C]`, or a padded batch `[B, T, C]`; arrays give arrays, tensors give tensors.
             lengths: frames of each clip of a batch, `[B]`, or of the one clip; all by default.
 
         Returns:
             `[ceil(T / code_stride), Q]` or `[B, ceil(T / code_stride), Q]`, -1 past a clip's end. Frames that do not
-            fill a code are padded with copies of the last. A clip's codes do not depend on the batch around it.
+            fill a code are padded with copies of the last. A clip's codes do not depend on the rest of the batch.
 
         Raises:
-            ValueError: for another shape, lengths that do not fit it, or values that are not finite or too large.
-            TypeError: a path, or a tensor that has been rounded to bf16 or fp16, as trainers cast batches; not where
-                the nets are in such a type.
+            ValueError: another shape, lengths that do not fit it, or values that are not finite or too large.
+            TypeError: a path, or a tensor in bf16 or fp16 (trainers cast batches to these), unless the nets have such
+                a type too.
         """
         frames = as_tensor(motion, "encode_file(path) encodes a file")
         if frames.dim() not in (2, 3) or frames.shape[-1] != len(self.mean) or not frames.numel():
             raise ValueError(
-                f"motion is {tuple(frames.shape)}; this tokenizer takes [frames, {len(self.mean)}], or a batch of such"
+                f"motion is {tuple(frames.shape)}; this tokenizer takes [frames, {len(self.mean)}], or a batch of these"
             )
         clips = clips_of(frames, lengths, frames.shape[-2])
         codes = padded([self._encode_clip(clip) for clip in clips], frames, -(-frames.shape[-2] // self.code_stride))
@@ -185,21 +184,21 @@ class MotionTokenizer(KeepsFloatType):
 
     @eager
     def decode(self, codes: Array, lengths: Lengths | None = None) -> Array:
-        """Codes to motion in the data's own units, fp32.
+        """Decodes codes into motion in the data's own units, fp32.
 
         Args:
-            codes: of one clip `[T', q]`, or a padded batch `[B, T', q]`, q <= Q; -1 for a dropped level but the first.
+            codes: one clip `[T', q]`, or a padded batch `[B, T', q]`, q <= Q; -1 drops a level (never the first).
             lengths: frames of each clip of a batch, `[B]`, or of the one clip; `T' * code_stride` by default.
 
         Returns:
-            `[T, C]` or `[B, T, C]`, T being the longest of `lengths`; zeros past a clip's end.
+            `[T, C]` or `[B, T, C]`, where T is the longest of `lengths`; zeros past a clip's end.
 
         Raises:
-            ValueError: for another shape, codes that do not exist, lengths that do not fit, or, without lengths, a row
+            ValueError: another shape, codes that do not exist, lengths that do not fit, or, without lengths, a row
                 that is -1 on all levels.
-            TypeError: a path.
+            TypeError: a path was given.
         """
-        indices = as_tensor(codes, "ds_rvqvae.read_codes(path).codes are those of a file")
+        indices = as_tensor(codes, "ds_rvqvae.read_codes(path).codes reads those of a file")
         if indices.dim() not in (2, 3) or indices.is_floating_point() or not indices.numel():
             raise ValueError(f"codes are {indices.dtype} {tuple(indices.shape)}; give integers [codes, levels]")
         most = indices.shape[-2] * self.code_stride
@@ -212,10 +211,10 @@ class MotionTokenizer(KeepsFloatType):
         return found.cpu().numpy() if isinstance(codes, np.ndarray) else found
 
     def encode_file(self, file: str | Path) -> NDArray[np.int64]:
-        """The codes of a motion file with one clip, `[ceil(T / code_stride), Q]`; another frame rate is resampled.
+        """Encodes a motion file that holds one clip, `[ceil(T / code_stride), Q]`; another frame rate is resampled.
 
         Raises:
-            UserError: naming the file and what is wrong with it.
+            UserError: names the file and the problem.
         """
         from ds_rvqvae.data.files import read_clip
 
@@ -229,7 +228,7 @@ class MotionTokenizer(KeepsFloatType):
         source: str | Path | None = None,
         fps: "Rate | None" = None,
     ) -> None:
-        """Writes codes of one clip as a motion file, whole or not at all; as of `BodyTokenizer`."""
+        """Decodes one clip and writes it as a motion file, atomically; see `BodyTokenizer.decode_to_file`."""
         from ds_rvqvae.data.files import read_clip, write_clip
 
         config = reading_config(self.details, self.fps, str(source or file))
@@ -238,11 +237,11 @@ class MotionTokenizer(KeepsFloatType):
         write_clip(Path(file), motion, self.layout, config, None if source is None else Path(source), fps)
 
     def encoder_stream(self) -> EncoderStream:
-        """An encoder for one clip that comes piece by piece; it gives the codes of `encode`."""
+        """Returns an encoder for one clip that arrives piece by piece; its codes equal those of `encode`."""
         return EncoderStream(self.model, self._normalise, self.chunk)
 
     def decoder_stream(self) -> DecoderStream:
-        """A decoder for one clip whose codes come piece by piece; it gives the motion of `decode`."""
+        """Returns a decoder for one clip whose codes arrive piece by piece; its motion equals that of `decode`."""
         return DecoderStream(self.model, self._denormalise, self.chunk)
 
     def _encode_clip(self, frames: Tensor) -> Tensor:
@@ -269,8 +268,8 @@ class MotionTokenizer(KeepsFloatType):
     def _normalise(self, frames: Tensor) -> Tensor:
         if frames.dtype in _ROUNDED and next(self.model.encoder.parameters()).dtype == torch.float32:
             raise TypeError(
-                f"motion is {frames.dtype}, which has rounded it, and its codes are others; "
-                "give the fp32 motion from before a trainer cast it, or motion.float() where it was stored so"
+                f"motion is {frames.dtype}, which rounds it and changes its codes; give the fp32 motion from before a "
+                "trainer cast it, or motion.float() if it was stored in this type"
             )
         if frames.is_complex():
             raise TypeError(f"motion is {frames.dtype}; give real numbers")
@@ -278,26 +277,24 @@ class MotionTokenizer(KeepsFloatType):
         normalised = (frames - self.mean) / self.std
         if not torch.isfinite(normalised).all():
             is_finite = bool(torch.isfinite(frames).all())
-            raise ValueError(
-                f"motion has {'values too large to be normalised' if is_finite else 'NaN or infinite values'}"
-            )
+            raise ValueError(f"motion has {'values too large to normalise' if is_finite else 'NaN or infinite values'}")
         return normalised
 
     def _denormalise(self, frames: Tensor) -> Tensor:
         return frames * self.std + self.mean
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `model.safetensors`, `config.json` and a model card. The folder holds one whole tokenizer at every
-        instant, the new one or that of ours which was there; files of others in it stay as they are.
+        """Writes `model.safetensors`, `config.json` and a model card. At every instant the folder holds one complete
+        tokenizer: the new one or our older one. Other files in the folder are not touched.
 
         Raises:
-            UserError: the folder exists and holds something else, or something else under the name of one of the files.
+            UserError: the folder holds something else, or has one of these names for something else.
             OSError: it cannot be written.
         """
         save_tokenizer(Path(folder), self._write, model_card)
 
     def _write(self, place: Place) -> str:
-        """Writes each file where `place` says; gives the content of the weights."""
+        """Writes each file where `place` says, and returns the content hash of the weights."""
         config = self._config()
         text = json.dumps(config, indent=2) + "\n"
         content = save_model(self.model, text, place(WEIGHTS))
@@ -315,19 +312,19 @@ class MotionTokenizer(KeepsFloatType):
         revision: str | None = None,
         trainable: bool = False,
     ) -> "MotionTokenizer":
-        """Loads what `save_pretrained` wrote, from a folder or from the Hugging Face hub.
+        """Loads a tokenizer that `save_pretrained` wrote, from a folder or from the Hugging Face hub.
 
         Args:
             folder: a folder, or the id `owner/name` of a repository on the hub (needs the extra `hub`).
             dtype: of the nets; codebooks, distances and normalisation stay fp32.
             revision: branch, tag or commit of a repository on the hub.
-            trainable: as of `MotionTokenizer`.
+            trainable: as in `MotionTokenizer`.
 
-        torch's default device, default float type and inference mode have no say in what is loaded.
+        torch's default device, default float type and inference mode do not affect the result.
 
         Raises:
-            UserError: naming the folder or file and what is wrong with it.
-            ValueError: for the meta device.
+            UserError: names the folder or file and the problem.
+            ValueError: the meta device was asked for.
         """
         if is_repository(folder):
             folder = download(str(folder), revision, FILES)
@@ -337,7 +334,7 @@ class MotionTokenizer(KeepsFloatType):
     def _load(
         cls, folder: Path, dtype: torch.dtype, device: str | torch.device, trainable: bool, content: str | None = None
     ) -> "MotionTokenizer":
-        """`from_pretrained` of a folder, whose weights are of this content where it is a body's part."""
+        """`from_pretrained` of a folder; for a body's part, `content` is the content hash its weights must have."""
         with plain_tensors():
             saved = open_folder(folder, content)
             config = config_of(saved)
@@ -351,7 +348,7 @@ class MotionTokenizer(KeepsFloatType):
                 fingerprint = whole._compute_fingerprint()
             if is_unchecked:
                 check_fingerprint(saved, fingerprint)
-            # Normalisation stays in fp32; codebooks keep it by themselves.
+            # Normalisation stays in fp32; the codebooks keep themselves in it.
             model.to(dtype)
             tokenizer = cls(model, mean, std, config.layout, config.fps, config.details, trainable=trainable)
             if dtype != torch.float32 and not trainable:
@@ -359,8 +356,8 @@ class MotionTokenizer(KeepsFloatType):
             return tokenizer.to(device)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Uploads what `save_pretrained` writes to the repository `owner/name` of the Hugging Face hub, making it if
-        there is none. Needs the extra `hub`.
+        """Uploads the tokenizer to the repository `owner/name` of the Hugging Face hub, which is created if needed.
+        Needs the extra `hub`.
 
         Returns:
             the address of the commit.

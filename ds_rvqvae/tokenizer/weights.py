@@ -1,4 +1,4 @@
-"""The net of a tokenizer's folder, with its weights."""
+"""Load and save the net of a tokenizer's folder."""
 
 import json
 import logging
@@ -17,13 +17,13 @@ from ds_rvqvae.tokenizer.saved.reading import Saved, content_of_tensors, metadat
 
 
 def load_model(config: TokenizerConfig, saved: Saved) -> RVQVAE:
-    """The net that a tokenizer's folder holds, in fp32; nothing of it is allocated where its weights do not fit.
+    """Loads the net of a tokenizer's folder, in fp32; nothing is allocated if the weights do not fit the config.
 
     Args:
-        saved: the folder's files, opened.
+        saved: the folder's opened files.
 
     Raises:
-        UserError: naming the file and what is wrong with it, or with where it is loaded.
+        UserError: names the file and the problem, or the context that it cannot be loaded in.
     """
     file = saved.weights.file
     try:
@@ -36,18 +36,18 @@ def load_model(config: TokenizerConfig, saved: Saved) -> RVQVAE:
         tensors = {name: torch.from_numpy(saved.weights.handle.get_tensor(name)) for name in expected}
         text, content = saved.weights.text, saved.weights.content
         if text is not None and content_of(text, tensors) != content:
-            raise UserError(f"{file}: damaged: holds not what was saved; copy or export it again")
+            raise UserError(f"{file}: damaged: its content is not what was saved; copy or export it again")
         model.load_state_dict(tensors)
     except (OSError, SafetensorError, ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
-        raise UserError(f"{file}: does not hold this config's weights: {_first_line(error)}") from None
+        raise UserError(f"{file}: does not hold the weights of this config: {_first_line(error)}") from None
     return model
 
 
 def save_model(model: RVQVAE, text: str, file: Path) -> str:
-    """Writes a net's weights, which carry the text of their config; gives their content."""
+    """Writes a net's weights, with the text of their config inside, and returns their content hash."""
     tensors = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
     content = content_of(text, tensors)
-    # Not its `save_file`, which writes beside the file under a name that nothing would be known by after a kill.
+    # Not safetensors' `save_file`: after a kill it leaves a temporary file whose name nothing recognises.
     written = memoryview(save(tensors, metadata_of(text, content)))
     size = int.from_bytes(written[:8], "little")
     header = _in_order(bytes(written[8 : 8 + size]))
@@ -58,8 +58,8 @@ def save_model(model: RVQVAE, text: str, file: Path) -> str:
 
 
 def _in_order(header: bytes) -> bytes:
-    """A file's header with its metadata sorted, which safetensors writes in another order every time: equal tokenizers
-    are equal files. Its length stays a multiple of 8, as the format has it."""
+    """Returns a file's header with sorted metadata. safetensors writes them in another order every time; sorted, equal
+    tokenizers are equal files. The length stays a multiple of 8, as the format requires."""
     entries = json.loads(header)
     metadata = dict(sorted(entries.pop("__metadata__").items()))
     text = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
@@ -67,7 +67,7 @@ def _in_order(header: bytes) -> bytes:
 
 
 def content_of(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """`content_of_tensors` of tensors on the CPU."""
+    """Returns `content_of_tensors` of tensors on the CPU."""
     values = {}
     for name, tensor in tensors.items():
         flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
@@ -84,13 +84,13 @@ def _new_model(config: TokenizerConfig) -> RVQVAE:
 
 def _taken_away(config: TokenizerConfig) -> str:
     return (
-        f"{config.folder}: cannot be loaded where new modules are left without their weights (accelerate's "
-        "init_empty_weights, deepspeed.zero.Init); load the tokenizer before, outside of that"
+        f"{config.folder}: cannot be loaded in a context that creates modules without weights (accelerate's "
+        "init_empty_weights, deepspeed.zero.Init); load the tokenizer before it, outside"
     )
 
 
 def _check_shapes(there: Mapping[str, list[int]], expected: Mapping[str, list[int]]) -> None:
-    """Raises ValueError where a file does not hold tensors of these shapes by name."""
+    """Raises ValueError if a file does not hold exactly the tensors with these names and shapes."""
     for name in [*expected, *there]:
         if there.get(name) != expected.get(name):
             raise ValueError(f"{name} is {there.get(name, 'missing')}, not {expected.get(name, 'known here')}")
@@ -101,14 +101,14 @@ def _first_line(error: Exception) -> str:
 
 
 def check_fingerprint(saved: Saved, fingerprint: str | None) -> None:
-    """Raises UserError where a tokenizer, whose weights say nothing of themselves, is not the one of its config."""
+    """Checks weights that carry no content hash: raises UserError if the fingerprint is not that of the config."""
     said = saved.values.get("fingerprint")
     if said is None:
-        text = "names no fingerprint, so nothing tells whether the weights are its own"
+        text = "has no fingerprint, so whether the weights belong to it cannot be checked"
         logging.getLogger("ds_rvqvae").warning("%s: %s", saved.source, text)
     elif said != fingerprint:
         raise UserError(
-            f"{saved.source}: is of another tokenizer ({str(said)[:12]}) than the weights beside it make with it "
-            f"({str(fingerprint)[:12]}); copy or export both again, or remove its key fingerprint where it was "
-            "changed on purpose"
+            f"{saved.source}: its fingerprint is {str(said)[:12]}, but with the weights beside it, it makes "
+            f"{str(fingerprint)[:12]}, another tokenizer; copy or export both again, or remove its key fingerprint if "
+            "you changed it on purpose"
         )

@@ -187,7 +187,7 @@ def test_matrices_come_back_at_their_sources_rate_while_codes_tell_it(tmp_path, 
         assert (arrays["source_fps"], arrays["source_frames"]) == (120, 121)
     np.savez(codes / "1_a.npz", **kept)  # as versions before wrote it
     status, result, _ = run(capsys, *decode, "source")
-    advice = "no source file is there: --source names it, --fps N a rate, or encode it again with --overwrite"
+    advice = "has no source file: name it by --source, or a rate by --fps N, or encode it again with --overwrite"
     assert status == 1 and advice in result["failed"][0]["reason"]
     write_beat2(source, 31)
     status, result, _ = run(capsys, *decode, "source", "--overwrite")
@@ -203,7 +203,7 @@ def test_originals_are_never_written_over(tmp_path, upper, capsys):
     data, codes = tmp_path / "data", tmp_path / "codes"
     write_beat2_folder(data, ("1_a",), 20)
     original = (data / "1_a.npz").read_bytes()
-    assert "would be written over" in run(capsys, "encode", upper, data, "--out", data)[2][0]
+    assert "would overwrite the input" in run(capsys, "encode", upper, data, "--out", data)[2][0]
     run(capsys, "encode", upper, data, "--out", codes)
     assert "was not decoded into this folder" in run(capsys, "decode", upper, codes, "--out", data)[2][0]
     status, result, _ = run(capsys, "decode", upper, codes, "--out", data, "--overwrite")
@@ -215,7 +215,7 @@ def test_originals_are_never_written_over(tmp_path, upper, capsys):
     assert status == 1 and f"holds the codes of {data / '1_a.npz'}" in result["failed"][0]["reason"]
     (codes / "1_a.npz").write_bytes(original)
     status, result, _ = run(capsys, "encode", upper, data, "--out", codes)
-    assert status == 1 and "holds no codes; --overwrite" in result["failed"][0]["reason"]
+    assert status == 1 and "is not a codes file; --overwrite" in result["failed"][0]["reason"]
     assert run(capsys, "encode", upper, data, "--out", codes, "--overwrite")[0] == 0
 
 
@@ -224,7 +224,7 @@ def test_a_packed_clip_and_a_file_with_one_output_are_not_both_written(tmp_path,
     write_packed(tmp_path / "data" / "task.npz", (40,))
     np.save(tmp_path / "data" / "task" / "clip0.npy", np.ones((20, 5)))
     status, result, _ = run(capsys, "encode", five, tmp_path / "data", "--out", tmp_path / "out", "--overwrite")
-    assert status == 1 and len(result["done"]) == 1 and "is already that of" in result["failed"][0]["reason"]
+    assert status == 1 and len(result["done"]) == 1 and "is already the output of" in result["failed"][0]["reason"]
 
 
 def test_one_file_named_twice_is_done_once(tmp_path, upper, capsys):

@@ -92,7 +92,7 @@ def test_a_body_takes_its_columns_by_name_wherever_they_stand(tmp_path, body, ca
     # What is no BEAT2 file comes back as the columns of the whole body.
     status, result, _ = run(capsys, "decode", body, tmp_path / "codes", "--out", motion)
     assert status == 0 and files_below(motion)[1:] == ["1_a.npz", "m.npy", "task/clip0.npy"]
-    assert [clip["notes"] for clip in result["done"]].count(["columns of no part that has codes are at rest"]) == 2
+    assert [clip["notes"] for clip in result["done"]].count(["columns of parts without codes are at rest"]) == 2
     matrix = np.load(motion / "m.npy")
     decoded = BodyTokenizer.from_pretrained(body).decode({part: own.codes for part, own in found[1].items()}, 20)
     np.testing.assert_array_equal(matrix, decoded)
@@ -113,11 +113,11 @@ def test_codes_that_are_not_of_this_body_fail(tmp_path, body, upper, capsys):
     write_codes(codes / "foreign.npz", {**parts, "lower_trans": foreign})
     write_codes(codes / "swapped.npz", {"lower_trans": upper_codes})
     expected = {
-        "single.npz": "codes of a single tokenizer, and this is a body's tokenizer (upper, lower_trans)",
-        "face.npz": "codes of a body's tokenizer (upper, lower_trans, face), and this is a body's tokenizer (upper, ",
-        "big.npz": "lower_trans: codes up to ",
-        "foreign.npz": "lower_trans: codes of another tokenizer (000000000000, this one is ",
-        "swapped.npz": "lower_trans: codes of another tokenizer",
+        "single.npz": "holds codes of a single tokenizer, but this is a body's tokenizer (upper, lower_trans)",
+        "face.npz": "holds codes of a body's tokenizer (upper, lower_trans, face), but this is a body's tokenizer (up",
+        "big.npz": "lower_trans: holds codes up to ",
+        "foreign.npz": "lower_trans: holds codes of another tokenizer (000000000000, this one is ",
+        "swapped.npz": "lower_trans: holds codes of another tokenizer",
     }
     status, result, _ = run(capsys, "decode", body, codes, "--out", tmp_path / "motion")
     assert status == 1 and files_below(tmp_path / "motion") == [".decoded.jsonl", "1_a.npz"]
@@ -128,7 +128,7 @@ def test_codes_that_are_not_of_this_body_fail(tmp_path, body, upper, capsys):
     decode = ("decode", body, codes / "foreign.npz", "--out", tmp_path / "any", "--any_tokenizer")
     assert run(capsys, *decode)[0] == 0
     status, result, _ = run(capsys, "decode", upper, codes / "1_a.npz", "--out", tmp_path / "other")
-    reason = "codes of a body's tokenizer (upper, lower_trans), and this is a single tokenizer"
+    reason = "holds codes of a body's tokenizer (upper, lower_trans), but this is a single tokenizer"
     assert status == 1 and result["failed"][0]["reason"].startswith(reason)
 
 

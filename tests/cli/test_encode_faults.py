@@ -45,14 +45,12 @@ def test_motion_of_another_layout_is_told_apart(tmp_path, upper, five, capsys):
     write_packed(tmp_path / "task.npz", (40,), layout=np.array(layout))
     files = [tmp_path / name for name in ("m.npy", "1_a.npz", "task.npz")]
     _, result, _ = run(capsys, "encode", upper, files[0], "--out", tmp_path / "a")
-    assert "no spine1 (rotation_6d in 6 columns), which this tokenizer takes; it has features" in str(result["failed"])
+    assert "no spine1 (rotation_6d in 6 columns), which this tokenizer takes; the motion has" in str(result["failed"])
     _, result, _ = run(capsys, "encode", five, *files, "--out", tmp_path / "b")
     reasons = {failed["file"]: failed["reason"] for failed in result["failed"]}
     assert reasons[str(files[0])] == "78 columns, this tokenizer takes 5"
     assert reasons[str(files[1])] == "433 columns, this tokenizer takes 5"
-    assert (
-        "no features (feature in 5 columns), which this tokenizer takes; it has Hips" in reasons[f"{files[2]}: clip0"]
-    )
+    assert "no features (feature in 5 columns), which this tokenizer takes; the motion" in reasons[f"{files[2]}: clip0"]
 
 
 def test_packed_clips_fail_one_by_one(tmp_path, five, capsys):
@@ -203,7 +201,7 @@ def test_bad_codes_files_among_good_ones(tmp_path, upper, capsys):
 
 REFUSALS = {
     "nothing there": (["{good}/nowhere.npz"], "no such file or folder"),
-    "nothing in it": (["{empty}"], "no .npz, .npy or .bvh file in it or below"),
+    "nothing in it": (["{empty}"], "no .npz, .npy or .bvh file in it or its subfolders"),
     "no level": (["{good}", "--levels", "0"], "--levels 0: this tokenizer has levels 1 to 3"),
     "too many levels": (["{good}", "--levels", "4"], "levels 1 to 3"),
     "no workers": (["{good}", "--workers", "0"], "not a whole number from 1"),
@@ -258,7 +256,7 @@ def test_stopped_in_the_middle_it_leaves_whole_files_and_goes_on(tmp_path, upper
     there = list(codes.glob("*.npz"))
     assert 5 <= len(there) < 60 and all(read_codes(file).frames == 400 for file in there)
     if kind != signal.SIGKILL:
-        assert process.returncode == 75 and "stopped before the rest" in printed
+        assert process.returncode == 75 and "stopped before all were done" in printed
         assert errors == f"stopped by {kind.name}\n"
         assert len(files_below(codes)) == len(there)
     status, result, _ = run(capsys, "encode", upper, data, "--out", codes)

@@ -74,7 +74,7 @@ def test_a_refusal_names_all_flags_at_once_and_writes_nothing(folder, capsys):
     assert _import(folder) == 2
     error = capsys.readouterr().err
     assert error.endswith(
-        "no option file (GestureLSM has run.log, *.yaml, *.yml) lies beside it; give --activation relu|silu|gelu, "
+        "no option file (GestureLSM has run.log, *.yaml, *.yml) beside it; give --activation relu|silu|gelu, "
         "--fps N, and --mean FILE --std FILE or --no_normalisation\n"
     )
     assert error.count("\n") == 1 and sorted(folder.rglob("*")) == before
@@ -85,7 +85,7 @@ def test_refusals_are_one_line_and_leave_nothing(folder, capsys):
     for flags, out, message in (
         ((), "theirs", "theirs: exists; name a new folder"),
         ((), "theirs/net.pth/out", "cannot be written: "),
-        (("--mean", str(folder / "no.npy")), "out", "--mean, --std: give both or neither"),
+        (("--mean", str(folder / "no.npy")), "out", "--mean, --std: give both, or neither of them"),
         (("--mean", "no.npy", "--std", "no.npy"), "out", "no.npy: cannot be read: No such file or directory"),
         (("--body_part", "hands"), "out", "--body_part hands: has 180 columns"),
     ):
@@ -108,7 +108,7 @@ def test_files_have_the_rate_that_was_said_where_their_columns_are_known_with_an
     said = ["--no_normalisation", "--activation=relu", "--dilation_growth_rate=3", f"--fps={fps}"]
     assert cli.main(["import", str(file), "--format=momask", f"--out={tmp_path / 'imported'}", *said]) == 0
     printed = capsys.readouterr().out
-    assert ("--fps; files of 263 columns have 20 and are taken for 30" in printed) == (kept is not None)
+    assert ("--fps; files of 263 columns have 20, but are read as 30" in printed) == (kept is not None)
     imported = MotionTokenizer.from_pretrained(tmp_path / "imported")
     assert imported.details["reading"].get("source_fps") == kept
     motion = np.random.default_rng(0).normal(size=(50, columns)).astype(np.float32)

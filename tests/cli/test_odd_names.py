@@ -70,7 +70,7 @@ def test_the_launcher_takes_them_or_says_what_is_too_long(motion, name, tmp_path
     for more, said in (
         ([f"--name={name}{name}"], "255; shorten it" if name.isprintable() else "cannot be printed"),
         ([f"--out={tmp_path / name}{name}{name}"], "file name too long" if name.isprintable() else None),
-        ([f"--out={tmp_path}/{'x/' * 2000}"], "more than the 4,096 of a path"),
+        ([f"--out={tmp_path}/{'x/' * 2000}"], "more than the 4,096 that a path can have"),
         ([f"--profile={name * 64}"], "file name too long"),
     ):
         status, printed = launcher.main([*flags, *more]), capfd.readouterr()

@@ -186,11 +186,11 @@ def test_evaluate_finds_the_motion_of_the_run(call, tmp_path, expected, name, pl
 
 REFUSALS = {
     "no tokenizer": (["encode", "empty"], "empty: not a run's folder .* config.json is missing$"),
-    "runs": (["encode", "."], "it holds runs, of which one can be named: .*/run$"),
-    "checkpoints": (["render", "run/checkpoints"], "of which one can be named: .*/global_step2, .*/global_step1$"),
+    "runs": (["encode", "."], "it holds runs, name one of them: .*/run$"),
+    "checkpoints": (["render", "run/checkpoints"], "name one of them: .*/global_step2, .*/global_step1$"),
     "no such checkpoint": (["decode", "run/checkpoints/global_step7"], "no checkpoint global_step7; there is glo"),
     "no checkpoint": (["evaluate", "empty/checkpoints/best"], "no checkpoint best; there is none$"),
-    "no such part": (["encode", "body/tokenizer/face"], "the body in .*/body/tokenizer has no such part$"),
+    "no such part": (["encode", "body/tokenizer/face"], "the body's tokenizer in .*/body/tokenizer has no such part$"),
     "no motion": (["evaluate", "alone"], "alone: no motion to score.*give --data_path$"),
     "no motion of a part": (["evaluate", "whole"], "whole/upper: no motion to score"),
     "format of a part": (
@@ -265,7 +265,7 @@ STARTS = [
     ("run", [], False, None),
     ("body", [], False, None),
     ("empty", [], False, "empty: not a run's folder .* config.json is missing"),
-    ("body", ["--body_part=lower"], False, "the body in .* has no such part"),
+    ("body", ["--body_part=lower"], False, "the body's tokenizer in .* has no such part"),
     ("run/checkpoints/global_step7", [], False, "no checkpoint global_step7; there is global_step1"),
     ("run/checkpoints/global_step1", [], True, None),
     ("run/checkpoints/best", ["--width=64"], True, "width is 32 there and 64 in the profile"),

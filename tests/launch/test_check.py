@@ -40,7 +40,7 @@ def test_the_motion_is_looked_at_once_which_may_last_and_is_said(tmp_path, demo_
     assert looks == [str(demo_folder)]
     assert said.index(f"checking {demo_folder}") < said.index(f"reading {demo_folder}")
     (line,) = [line for line in said if line.startswith("warning: --resume: ")]
-    assert line.endswith("anew. There is baseline-upper (/old/upper); --resume runs/baseline-upper goes on with it")
+    assert line.endswith("step 0. There is baseline-upper (/old/upper); --resume runs/baseline-upper goes on with it")
 
 
 @pytest.mark.skipif(has_driver(), reason="this machine has cards")

@@ -138,7 +138,7 @@ REFUSED_MOTION = {
     "not a number": lambda piece: _with(piece, float("nan")),
     "infinite": lambda piece: _with(piece, -float("inf")),
     "infinite in fp32": lambda piece: _with(piece.double(), 1e39),
-    "too large to be normalised": lambda piece: _with(piece, 3.4e38),
+    "too large to normalise": lambda piece: _with(piece, 3.4e38),
     "too large for the nets": lambda piece: _with(piece, 1e37),
     "other columns": lambda piece: piece[:, :5],
     "a batch": lambda piece: piece[None],

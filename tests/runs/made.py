@@ -1,4 +1,4 @@
-"""Runs that tests make without training: what each start of one leaves in its folder, with words for weights."""
+"""Runs that tests make without training: each start writes its files, with words as weights."""
 
 import json
 import math
@@ -59,7 +59,7 @@ class MadeRun:
             finish: export the tokenizer of the last step.
 
         Returns:
-            what it said.
+            its notes.
         """
         notes, parent, lines = [], None, []
         if resume is not None:
@@ -82,21 +82,21 @@ class MadeRun:
         return notes
 
     def resume(self, which):
-        """What `--resume WHICH` says and goes on from."""
+        """Returns the notes of `--resume WHICH` and the checkpoint that it resumes from."""
         profile = load_profile(self.folder / "profile.json")
         found = find_resume(self.folder, profile, 1, RECORD, start=Start.of(which))
         checkpoint, notes = go_on_from(self.folder, found.checkpoint)
         return [*found.notes, *notes], checkpoint
 
     def copy(self, folder: Path):
-        """The same in another folder."""
+        """Copies the run to another folder."""
         return MadeRun(shutil.copytree(self.folder, folder), self.old)
 
     def metrics(self):
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
 
     def checkpoints(self):
-        """The weights of the checkpoints that are there, by name."""
+        """The weights of all checkpoints there, by name."""
         return {path.name: (path / "model.pt").read_text() for path in checkpoints(self.saved)}
 
     def board(self):

@@ -1,4 +1,4 @@
-"""A run's folder shows one history, whatever a resume went back to, and wherever that was cut short."""
+"""A run's folder shows one history, for any checkpoint that a resume went back to, and wherever it was interrupted."""
 
 import json
 import os
@@ -55,7 +55,7 @@ STORIES = {
 
 
 def told(story):
-    """What the run's history is: step, start and L1 of each of its checkpoints; and all that there ever were."""
+    """The run's history: step, start and L1 of each of its checkpoints; and all checkpoints that ever existed."""
     every, history = {}, []
     for name, scores, resume in story:
         if isinstance(resume, str):
@@ -77,7 +77,7 @@ def tell(run, story, **how):
 
 
 def check(run, history, finished=True):
-    """All that is in the folder and all that commands take is of the history."""
+    """Checks that all files in the folder, and all that commands use, belong to the history."""
     by_step = {f"global_step{step}": f"{name} {step}" for step, name, _ in history}
     step, name, _ = history[-1]
     assert run.checkpoints() == by_step
@@ -124,16 +124,16 @@ def test_pruning_and_the_best_keep_to_the_history(tmp_path):
     run = MadeRun(tmp_path / "run")
     run.start("a", {10: 0.5, 20: 0.2, 30: 0.6, 40: 0.7}, keep=2)
     assert run.checkpoints() == {"global_step20": "a 20", "global_step30": "a 30", "global_step40": "a 40"}
-    # Back to a step that still has the best, and on with only one that is kept.
+    # Back to a step that still has the best, then on with only one kept.
     run.start("b", {30: 0.5, 50: 0.3}, "global_step20", keep=1)
     assert run.checkpoints() == {"global_step20": "a 20", "global_step50": "b 50"}
     assert named_checkpoint(run.saved, BEST).name == "global_step20"
-    # What was best lies in no history of the checkpoint gone on from, or is gone.
+    # The best checkpoint is not in the history of the one resumed from, or is gone.
     shutil.rmtree(run.saved / "global_step20")
     (note,) = find_reference(run.folder, BEST).notes
-    assert note == "global_step20, which scored best (L1 0.2), is gone; global_step50 is taken"
+    assert note == "global_step20, which scored best (L1 0.2), is gone; global_step50 is used"
     said = run.start("c", {60: 0.35}, True, keep=1)
-    assert "the checkpoint that scored best (L1 0.2) is gone; now it is global_step50 (0.3)" in said
+    assert "the checkpoint that scored best (L1 0.2) is gone; now the best is global_step50 (0.3)" in said
     assert run.checkpoints() == {"global_step50": "b 50", "global_step60": "c 60"}
     run.start("d", {70: 0.1}, "global_step40", keep=1)
     assert run.checkpoints() == {"global_step70": "d 70"}
@@ -150,10 +150,10 @@ def test_a_resume_past_damaged_checkpoints_stays_in_the_history(tmp_path):
     run.damage(45)
     (run.saved / "global_step35" / "manifest.json").write_text("")
     taken = find_reference(run.folder)
-    assert taken.folder.name == "global_step25" and "global_step25 is taken" in taken.notes[-1]
-    assert [note.startswith("damaged, passed over: ") for note in taken.notes] == [True, True, False]
+    assert taken.folder.name == "global_step25" and "global_step25 is used" in taken.notes[-1]
+    assert [note.startswith("damaged, skipped: ") for note in taken.notes] == [True, True, False]
     said = run.start("c", {30: 0.2}, True)
-    assert sum(note.startswith("damaged, passed over: ") for note in said) == 2
+    assert sum(note.startswith("damaged, skipped: ") for note in said) == 2
     assert any("put aside, not deleted: global_step35, global_step45" in note for note in said)
     check(run, [(10, "a", 0.5), (20, "a", 0.4), (25, "b", 0.7), (30, "c", 0.2)])
 
@@ -163,7 +163,7 @@ def test_what_a_version_up_to_0_3_mixed_is_told_apart_as_far_as_steps_go(tmp_pat
     run.start("a", {10: 0.5, 20: 0.4, 30: 0.1})
     (run.saved / LATEST).write_text("global_step20")  # as a version up to 0.3 went back
     said = run.start("b", {25: 0.3}, True)
-    assert any("global_step20 is of a version up to 0.3" in note and "as its past" in note for note in said)
+    assert any("global_step20 was saved by a version up to 0.3" in note and "as earlier ones" in note for note in said)
     assert any("(L1 0.4) is gone" in note for note in said) is False
     assert run.checkpoints() == {"global_step10": "a 10", "global_step20": "a 20", "global_step25": "b 25"}
     run.old = False
@@ -175,7 +175,7 @@ def test_a_pointer_to_another_history_is_refused_in_words(tmp_path):
     run = MadeRun(tmp_path / "run", old=True)
     run.start("a", {10: 0.5, 20: 0.4, 30: 0.1})
     (run.saved / LATEST).write_text("global_step20")
-    with pytest.raises(UserError, match="best names global_step30, which is not of the history of global_step20"):
+    with pytest.raises(UserError, match="best names global_step30, which is not in the history of global_step20"):
         find_reference(run.folder, BEST)
 
 
@@ -203,7 +203,7 @@ def test_what_was_converted_goes_with_its_checkpoint_and_strangers_stay(tmp_path
     (run.saved / "global_step20_universal").mkdir()
     (run.folder / "tokenizer" / "mine.txt").write_text("mine")
     said = run.start("b", {15: 0.3}, "global_step10")
-    assert any("tokenizer stays of another history until the run's end" in note for note in said)
+    assert any("tokenizer belongs to another history until the run's end" in note for note in said)
     (aside,) = put_aside(run.saved)
     assert aside.with_name(f"{aside.name}_universal").is_dir() and not (run.saved / "global_step20_universal").exists()
     run.resume("global_step20")
@@ -219,7 +219,7 @@ def test_without_its_lines_a_history_begins_anew_and_that_is_said(tmp_path):
     for file in (run.saved / ABANDONED).glob("history-*"):
         file.unlink()
     said, _ = run.resume("global_step20")
-    assert any("shown anew from global_step20 on: metrics.jsonl and TensorBoard;" in note for note in said)
+    assert any("metrics.jsonl and TensorBoard start again at global_step20;" in note for note in said)
     assert run.metrics() == [] and run.board() == []
 
 
@@ -235,7 +235,7 @@ def test_lines_that_a_checkpoint_kept_are_not_said_to_be_lost(tmp_path):
     for file in (run.saved / ABANDONED).glob("history-*"):
         file.unlink()
     said, _ = run.resume("global_step20")
-    assert any("shown anew from global_step20 on: TensorBoard;" in note for note in said)
+    assert any("TensorBoard start again at global_step20;" in note for note in said)
     assert (run.folder / "metrics.jsonl").read_bytes() == lines and run.board() == []
 
 
@@ -253,7 +253,7 @@ CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "open")
 
 
 def _killed_at(run, which, change):
-    """Goes on in a process that is killed right before so many changes; whether it was."""
+    """Resumes in a process that is killed right before this change; returns whether it was."""
     process = os.fork()
     if process:
         return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
@@ -299,9 +299,9 @@ def test_a_resume_that_is_killed_anywhere_is_finished_by_the_next(tmp_path, stor
             break
         head = latest(run.saved)
         begun = (run.saved / RESUMING).is_file()
-        # Who reads meanwhile gets one of both, or is told to wait for the resume.
+        # Reading meanwhile gives one of both, or an error that names the resume.
         if head is None:
-            with pytest.raises(UserError, match="a resume was cut short"):
+            with pytest.raises(UserError, match="a resume was interrupted"):
                 find_reference(run.folder, LATEST)
         else:
             weights = (head / "model.pt").read_text()
@@ -313,7 +313,7 @@ def test_a_resume_that_is_killed_anywhere_is_finished_by_the_next(tmp_path, stor
                 continue
             one.resume(how)
             assert _content(one.folder) == expected, (change, how)
-        # Another checkpoint is asked for instead: it is gone on from, and nothing is lost.
+        # Another checkpoint is asked for instead: the run resumes from it, and nothing is lost.
         other.resume("global_step10")
         assert other.checkpoints() == {"global_step10": "a 10"}
         assert [line["start"] for line in other.metrics() if line["step"] <= 10] == ["a"]
@@ -341,10 +341,10 @@ def test_a_resume_cut_short_whose_word_a_crash_spoilt_is_refused_until_a_checkpo
             refused += 1
             damage(resuming, kind)
             with pytest.raises(
-                UserError, match=r"resuming: damaged, and it alone says .*--resume TAG: .*global_step30"
+                UserError, match=r"resuming: damaged, and only it names .*--resume TAG: .*global_step30"
             ):
                 run.resume(True)
-            with pytest.raises(UserError, match="a resume was cut short"):
+            with pytest.raises(UserError, match="a resume was interrupted"):
                 find_reference(run.folder)
             run.resume("global_step30")
             for content in (MadeRun.checkpoints, MadeRun.metrics, MadeRun.board):
@@ -360,7 +360,7 @@ def test_a_run_whose_checkpoints_all_lie_aside_does_not_begin_anew(tmp_path):
     run.start("b", {15: 0.3}, "global_step10")
     for name in run.checkpoints():
         shutil.rmtree(run.saved / name)
-    with pytest.raises(UserError, match=r"no whole checkpoint: none is left; go on .* --resume global_step20-"):
+    with pytest.raises(UserError, match=r"no complete checkpoint: none is left; go on .* --resume global_step20-"):
         run.resume(True)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: which are whole, which one a resume takes, which are pruned."""
+"""Checkpoints on disk: which are complete, which one a resume uses, which are pruned."""
 
 import json
 import shutil
@@ -134,7 +134,7 @@ def test_sweeping_removes_what_was_cut_short(tmp_path):
 
 
 def save_after(folder, step, parent, latest=True):
-    """A checkpoint that knows what came before it."""
+    """A checkpoint that knows its history."""
     checkpoint = save(folder, step, latest=False)
     before = [] if parent is None else [*read_manifest(parent)["ancestors"], mark_in(parent)]
     manifest = {**read_manifest(checkpoint), "ancestors": before, "parent": before[-1] if before else None}
@@ -166,7 +166,7 @@ def test_passing_over_keeps_to_the_history(tmp_path):
     assert whole_checkpoint(tmp_path)[0] == first
     (first / "model.pt").unlink()
     assert whole_checkpoint(tmp_path)[0] is None
-    # Where the newest cannot tell, the next that can be read does.
+    # If the newest does not know, the next readable one decides.
     (head / MANIFEST).write_bytes(b"\0" * 4096)
     assert candidates(tmp_path) == [head, other]
 

@@ -12,7 +12,7 @@ TAG = "Train/loss"
 
 
 def start(folder, first, last, name):
-    """Writes the file of one start of a run: samples `first` to `last`, after those before `first` are taken back."""
+    """Writes the file of one start of a run: samples `first` to `last`; earlier points from `first` on are removed."""
     before = set(folder.iterdir())
     with SummaryWriter(str(folder)) as writer:
         writer.file_writer.add_event(Event(session_log=SessionLog(status=SessionLog.START), step=first))

@@ -41,7 +41,7 @@ def choose(out, name=None, profile="baseline", resume=False, data="/data/BEAT2",
 
 @contextmanager
 def as_nobody():
-    """Without root's rights, where this process has them."""
+    """Drops root's rights if this process has them."""
     if os.geteuid() != 0:
         yield
         return
@@ -98,7 +98,7 @@ def test_resume_takes_a_run_on_the_same_motion_whatever_its_name(tmp_path):
     made_run(tmp_path / "baseline-BEAT2-upper-7", "/elsewhere/BEAT2")
     assert choose(tmp_path, resume=True) == new
     assert runs_called(tmp_path, Naming("baseline", "/data/BEAT2", "upper", "upper"))[:2] == [new, old]
-    # What is new takes no number that is in use, whatever its motion.
+    # A new run never takes a number that is in use, for any motion.
     assert choose(tmp_path).name == "baseline-BEAT2-upper-8"
 
 
@@ -156,7 +156,7 @@ def test_a_bare_resume_says_which_run_it_takes_or_may_have_meant(tmp_path):
     made_run(tmp_path / "baseline-upper", "/data/BEAT2")
     made_run(tmp_path / "baselines-upper", "/data/BEAT2")
     made_run(tmp_path / "baseline-body" / "upper", "/data/BEAT2")
-    begins = f"warning: --resume: no run on this motion; starting {tmp_path}/baseline-BEAT2-v2-upper anew. "
+    begins = f"warning: --resume: no run on this motion; starting {tmp_path}/baseline-BEAT2-v2-upper from step 0. "
     goes_on = f"--resume {tmp_path}/baseline-upper goes on with "
     assert said("--resume") == (f"{begins}There is baseline-upper (/data/BEAT2); {goes_on}it",)
     assert said("--resume", part="hands") == said() == said("--resume", "--name=one") == ()
@@ -184,7 +184,7 @@ def test_motion_that_cannot_be_seen_is_named_by_its_last_name(tmp_path):
         with user():
             assert [data_name(place) for place in places] == ["d" * 63, "walks", "walks", "walks"]
             assert data_name(f"{tmp_path}/a\0b/..") == "data"
-    # Nor does a neighbour's path end a bare `--resume`.
+    # Nor does another run's path stop `--resume` without a value.
     for number, place in enumerate(places, 1):
         made_run(tmp_path / "runs" / f"baseline-upper-{number}", place)
     assert choose(tmp_path / "runs", resume=True).name == "baseline-BEAT2-upper"
@@ -197,7 +197,7 @@ def test_a_folder_of_runs_that_is_locked_is_refused(tmp_path):
         flags = read_training_flags([f"--out={tmp_path}/out", *line])
         check_may_look(flags)
         (tmp_path / "out").chmod(0)
-        with as_nobody(), pytest.raises(UserError, match=f"^--{flag}: no permission to look into {tmp_path}/out"):
+        with as_nobody(), pytest.raises(UserError, match=f"^--{flag}: no permission to read {tmp_path}/out"):
             check_may_look(flags)
         (tmp_path / "out").chmod(0o755)
 
@@ -318,7 +318,7 @@ def test_a_damaged_profile_without_a_copy_is_refused_with_the_way_on(run):
         with pytest.raises(UserError, match=r"damaged: .*no checkpoint has a copy.*copy its profile\.json"):
             refused()
     shutil.rmtree(run / "checkpoints")
-    with pytest.raises(UserError, match=r"damaged: .* begin it again by its flags .*--name run --resume"):
+    with pytest.raises(UserError, match=r"damaged: .* start it again with its flags .*--name run --resume"):
         request_of(read_training_flags([f"--resume={run}"]))
 
 
@@ -373,7 +373,7 @@ def test_lines_of_metrics_are_restored_from_the_checkpoint(run, kind):
     notes = restore_metrics(run, checkpoint)
     assert file.read_bytes().startswith(lines)
     assert bool(notes) == ("after" not in kind)
-    # A copy that is damaged itself is not taken.
+    # A damaged copy is not used.
     damage(checkpoint / "metrics.jsonl", "half")
     file.write_bytes(b"")
     assert restore_metrics(run, checkpoint) == [] and file.read_bytes() == b""

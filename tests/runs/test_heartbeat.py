@@ -1,4 +1,4 @@
-"""Signs of life: what a rank writes, and who is stuck by what all wrote."""
+"""Signs of life: what a rank writes, and which rank is stuck."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ def signs(tmp_path, monkeypatch):
 
 
 def sign(rank, step=5, alive=0.5, progress=0.5, patient=False, pid=None):
-    """A rank's sign, by how long ago its parts were; of this process unless told otherwise."""
+    """A rank's sign, with ages in seconds; of this process by default."""
     return Sign(rank, rank, pid or os.getpid(), step, NOW - alive, NOW - progress, patient)
 
 

@@ -1,4 +1,4 @@
-"""What checkpoints say of their history."""
+"""The history that checkpoints know."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A run's log that finds no room, or no file."""
+"""A run's log on a full disk, or without a file."""
 
 import logging
 
@@ -25,7 +25,7 @@ def test_lines_without_room_wait_and_the_terminal_is_told_once(logger, tmp_path,
             logger.warning("step %d", step)
         assert file.read_text(encoding="utf-8").count("\n") == 1
     said = capsys.readouterr()
-    why = "cannot be written: no room on the disk; its lines wait, and the training goes on"
+    why = "cannot be written: no room on the disk; its lines wait, and training goes on"
     assert said == ("", f"warning: {file}: {why}\n")
     logger.warning("room again")
     lines = file.read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""What a checkpoint knows of its motion, and what a resume says or refuses where that is exchanged."""
+"""The motion that a checkpoint knows, and what a resume notes or refuses if it was replaced."""
 
 import json
 import shutil
@@ -57,7 +57,7 @@ class Run:
         self.save(self.data())
 
     def save(self, data):
-        """Has the checkpoint keep this motion."""
+        """Makes the checkpoint keep this motion."""
         (self.checkpoint / MOTION_FILE).write_bytes(MotionTable.of(data).to_bytes())
         self.write_manifest({**record_of(data), "beside": {MOTION_FILE: digest_of(self.checkpoint / MOTION_FILE)}})
 
@@ -72,7 +72,7 @@ class Run:
         return data
 
     def notes(self, **changes):
-        """What a resume says of the motion as it is now."""
+        """Returns the notes of a resume about the motion of now."""
         data = self.data(**changes)
         path = changes.get("path", str(self.motion))
         profile = self.profile.with_values({"rvqvae.data.path": path})
@@ -80,7 +80,7 @@ class Run:
         return [note for note in resume.notes if not note.startswith(("changed: ", "going on from "))]
 
     def write(self, name, frames=FRAMES, seed=100):
-        """Writes a clip anew."""
+        """Replaces a clip."""
         motion = np.random.default_rng(seed).normal(size=(frames, WIDTH)).astype(np.float32)
         np.save(self.motion / f"{name}.npy", motion)
 
@@ -88,7 +88,7 @@ class Run:
         (self.motion / f"{old}.npy").rename(self.motion / f"{new}.npy")
 
     def change_frame(self, name):
-        """One number of one frame."""
+        """Changes one number of one frame."""
         motion = np.load(self.motion / f"{name}.npy")
         motion[3, 2] += 0.5
         np.save(self.motion / f"{name}.npy", motion)
@@ -105,7 +105,7 @@ def given(tmp_path):
 
 
 def said_or_refused(run, words, **changes):
-    """What is said holds `words`; where the motion's own statistics are others, it is refused with the same words."""
+    """Checks that the note holds `words`; if the motion's own statistics are used, the resume is refused with them."""
     if run.normalised == "own":
         with pytest.raises(UserError, match="other columns or another normalisation") as refusal:
             run.notes(**changes)
@@ -155,14 +155,14 @@ def test_clips_that_come_and_go_are_refused_by_name(given, kind):
     lists = {"train": " ".join(CLIPS[:6]), "val": f"{' '.join(CLIPS[6:])} new"}
     write_lists(given.motion, **lists)
     change(given)
-    with pytest.raises(UserError, match="other clips are trained on or held out than by ") as refusal:
+    with pytest.raises(UserError, match="has other training or held-out clips than by ") as refusal:
         given.notes()
     assert f"{words}, of 8 then" in str(refusal.value)
 
 
 def test_a_changed_list_of_splits_is_refused_by_clip(given):
     write_lists(given.motion, train=" ".join(CLIPS[:5]), val=" ".join(CLIPS[5:]))
-    with pytest.raises(UserError, match="other clips are trained on or held out") as refusal:
+    with pytest.raises(UserError, match="has other training or held-out clips") as refusal:
         given.notes()
     assert "1 clip in another split (clip5), of 8 then (2 of the 12 training windows of then" in str(refusal.value)
     assert "and 0 of the 10 now)" in str(refusal.value)
@@ -170,7 +170,7 @@ def test_a_changed_list_of_splits_is_refused_by_clip(given):
 
 def test_a_clip_that_is_not_trained_on_under_its_new_name_counts_as_gone(given):
     given.rename("clip2", "other")
-    with pytest.raises(UserError, match="other clips are trained on or held out") as refusal:
+    with pytest.raises(UserError, match="has other training or held-out clips") as refusal:
         given.notes()
     words = "1 clip renamed (clip2 is now other), of 8 then (2 of the 12 training windows of then and 0 of the 10 now)"
     assert words in str(refusal.value)
@@ -193,7 +193,7 @@ def test_a_store_that_was_appended_to(given, tmp_path):
     more = write_matrices(tmp_path / "more", ("later1", "later2"), WIDTH, FRAMES)
     write_lists(more, train="later1", val="later2")
     prepare(config.model_copy(update={"path": str(more)}), store, append=True)
-    with pytest.raises(UserError, match="other clips are trained on or held out") as refusal:
+    with pytest.raises(UserError, match="has other training or held-out clips") as refusal:
         given.notes(path=str(store))
     assert (
         "2 clips added (later1, later2), of 8 then (0 of the 12 training windows of then and 2 of the 14 now)"
@@ -203,7 +203,7 @@ def test_a_store_that_was_appended_to(given, tmp_path):
 
 def test_the_same_files_stored_otherwise(given):
     (note,) = given.notes(store_dtype="float16")
-    assert "8 clips read or stored by other settings or rules (clip0, clip1, clip2, … (8)), of 8 then" in note
+    assert "8 clips read or stored with other settings or rules (clip0, clip1, clip2, … (8)), of 8 then" in note
 
 
 def test_clips_that_share_a_file_are_told_by_their_shard(tmp_path):
@@ -250,7 +250,7 @@ def test_what_an_old_checkpoint_cannot_know_is_said_in_one_line(given):
     assert "which clips, global_step5 cannot tell (a version up to 0.3 saved it)" in note
     given.write_manifest({"motion": given.data().fingerprint()})
     (note,) = given.notes()
-    assert "knows its motion by columns and normalisation alone" in note
+    assert "only knows its columns and normalisation" in note
 
 
 def test_the_table_is_read_as_it_was_written(run):

@@ -1,4 +1,4 @@
-"""Files of a run that change their place."""
+"""Files of a run that are moved."""
 
 import os
 import tempfile

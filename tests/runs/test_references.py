@@ -1,4 +1,4 @@
-"""What names of tokenizers stand for, and of a run which of its weights; `tests/cli/test_references.py` uses them."""
+"""The meaning of tokenizers' names, and which weights of a run are used; `tests/cli/test_references.py` uses them."""
 
 import json
 import shutil
@@ -105,7 +105,7 @@ def test_nothing_loads_torch(run):
 
 
 def _export_of(run, checkpoint, step=5):
-    """The run's tokenizer, made of a checkpoint of this fingerprint."""
+    """The run's tokenizer, made from a checkpoint with this fingerprint."""
     tokenizer = MotionTokenizer.from_pretrained(run / "tokenizer")
     tokenizer.details |= {"training_step": step, "checkpoint": checkpoint}
     tokenizer.save_pretrained(run / "tokenizer")
@@ -142,4 +142,4 @@ def test_a_body_whose_part_has_gone_on_is_taken_with_a_note(run):
     assert find_reference(run.parent).notes == ()
     _save(run, 6)
     (note,) = find_reference(run.parent).notes
-    assert "of step 5" in note and "is at global_step6 of its history now" in note
+    assert "of step 5" in note and "is now at global_step6 of its history" in note

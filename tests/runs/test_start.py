@@ -1,4 +1,4 @@
-"""Which keys may change when a run goes on."""
+"""Which keys may change when a run is resumed."""
 
 import json
 
@@ -68,7 +68,7 @@ def run(tmp_path):
 
 
 def resumed(run, section, key, value):
-    """What a resume says of another value."""
+    """Returns the notes of a resume with another value."""
     profile = load_profile(run / "profile.json").with_values({f"rvqvae.{section}.{key}": value})
     return find_resume(run, profile, 1, {"motion": "motion"}).notes
 
@@ -97,7 +97,7 @@ RECORD = {"motion": "motion", "fps": 30.0, "splits": "some", "reading": {"up_axi
 
 
 def _remember(run, record):
-    """Has the run's checkpoint remember this of its motion."""
+    """Makes the run's checkpoint record this about its motion."""
     file = run / "checkpoints" / "global_step5" / MANIFEST
     manifest = json.loads(file.read_text())
     del manifest["motion"]
@@ -108,13 +108,13 @@ def _remember(run, record):
     ("key", "now", "complaint"),
     [
         ("motion", "another", "other columns or another normalisation"),
-        ("fps", 20.0, "20 frames a second, and .*global_step5 was trained at 30"),
+        ("fps", 20.0, "20 fps, but .*global_step5 was trained at 30 fps"),
         ("reading", {"up_axis": "y"}, r'its files are read with {"up_axis": "y"}, those of .* with {"up_axis": "z"}'),
-        ("splits", "others", "other clips are trained on or held out"),
+        ("splits", "others", "has other training or held-out clips"),
     ],
 )
 def test_a_run_goes_on_with_its_own_motion_only(run, key, now, complaint):
-    """Also where the normalisation is given, so that columns and statistics do not tell."""
+    """Also with a given normalisation, when columns and statistics do not show the change."""
     profile = load_profile(run / "profile.json")
     _remember(run, RECORD)
     assert find_resume(run, profile, 1, RECORD).notes == [f"going on from {run / 'checkpoints' / 'global_step5'}"]
@@ -145,7 +145,7 @@ def test_a_run_of_before_reads_its_motion_as_it_was_read_then(run):
     profile["rvqvae"]["data"] |= {"up_axis": "z", "metres_per_unit": 0.01}
     (run / "profile.json").write_text(json.dumps(profile))
     began = as_begun(_request(run, "--resume", "--metres_per_unit=0.02"), run).profile.rvqvae.data
-    # What is asked for otherwise stays asked for, and is refused then.
+    # A value asked for explicitly stays, and is refused then.
     assert (began.reading_version, began.up_axis, began.metres_per_unit) == (1, "z", 0.02)
     assert as_begun(_request(run.parent / "new"), run).profile.rvqvae.data.reading_version == 2
     (run / "checkpoints" / "global_step5" / MANIFEST).unlink()
@@ -162,7 +162,7 @@ def test_a_key_that_changes_nothing_is_refused_unless_the_run_began_with_it(run)
         with pytest.raises(UserError, match=r"^(wandb\.enabled|dump_state): ") as error:
             refused()
         assert error.value.status == ExitStatus.BAD_INPUT
-    # Begun by a version that took it.
+    # Started by a version that accepted it.
     write_profile(run, load_profile(run / "profile.json", ["wandb.enabled=true"]))
     on = read_training_flags([f"--resume={run}"])
     assert as_begun(request_of(on), run).profile.warnings()[0].startswith("no effect: wandb.enabled: scalars do not go")

@@ -1,4 +1,4 @@
-"""Opening tokenizers where only one part's will do, and a checkpoint's without its weights."""
+"""Opening single tokenizers, and a checkpoint's config without its weights."""
 
 import numpy as np
 import pytest

@@ -63,7 +63,7 @@ def test_on_one_machine_ranks_listen_on_the_loopback_interface_unless_told_other
 
 def test_ranks_find_the_package_wherever_it_lies(tmp_path):
     code = "from ds_rvqvae.runs.variables import for_modules; print(for_modules({'PYTHONPATH': 'own'})['PYTHONPATH'])"
-    # As it is copied into a container, and as pip lays it beside others, where it is found anyway.
+    # As copied into a container, and as installed by pip beside others, where it is found anyway.
     for name, found in (("app", f"{tmp_path / 'app'}{os.pathsep}own"), ("site-packages", "own")):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / "ds_rvqvae", tmp_path / name / "ds_rvqvae", ignore=ignored)

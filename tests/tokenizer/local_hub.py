@@ -1,4 +1,4 @@
-"""As much of the Hugging Face hub as making, filling and reading a repository takes, on this machine."""
+"""A small Hugging Face hub on this machine: it can create, fill and read a repository."""
 
 import base64
 import contextlib
@@ -11,18 +11,18 @@ from pathlib import Path
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORY = "someone/motion"
-"""The only one there is."""
+"""The only repository."""
 
 
 @contextlib.contextmanager
 def local_hub(files: dict[str, bytes], cache: Path) -> Iterator[dict[str, str]]:
-    """A hub whose one repository has these files, which pushing to it changes.
+    """Runs a hub whose one repository has these files; uploads change them.
 
     Args:
-        cache: where the client keeps what it has fetched.
+        cache: folder of the client's downloads.
 
     Yields:
-        the environment in which a process takes it for the hub.
+        the environment in which a process uses it as the hub.
     """
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Hub", (_Hub,), {"files": files}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -68,7 +68,7 @@ class _Hub(BaseHTTPRequestHandler):
             )
         return self._answer(b"", {"X-Error-Code": "RepoNotFound"}, status=404)
 
-    do_HEAD = do_GET  # noqa: N815 - the name that http.server calls
+    do_HEAD = do_GET  # noqa: N815 - http.server calls this name
 
     def _answer(self, content, headers=None, status=200):
         data = content if isinstance(content, bytes) else json.dumps(content).encode()

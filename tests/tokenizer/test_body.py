@@ -1,4 +1,4 @@
-"""A body's tokenizer: its parts' codes, and the whole body put together again."""
+"""A body's tokenizer: the codes of its parts, and the full body joined again."""
 
 import json
 
@@ -16,7 +16,7 @@ from tests.data.motion import write_packed
 
 WIDTH = 433
 STRIDES = {"upper": 2, "lower_trans": 3}
-"""down_t: a code of the upper body stands for 4 frames, one of the lower for 8."""
+"""down_t: 4 frames per code of the upper body, 8 per code of the lower."""
 
 
 def make_part(part, down_t=2, fps=30.0, seed=0):
@@ -116,10 +116,10 @@ def test_what_does_not_fit_is_refused(body, motion):
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
-        ({}, "needs a part"),
+        ({}, "needs at least one part"),
         ({"upper": "upper", "whole": "whole"}, "whole and upper both have spine1"),
-        ({"upper": "hands"}, "the tokenizer of upper is that of body part hands"),
-        ({"../upper": "upper"}, "no body part '../upper'"),
+        ({"upper": "hands"}, "the tokenizer given for upper was trained on body part hands"),
+        ({"../upper": "upper"}, "'../upper' is not the name of a body part"),
     ],
 )
 def test_parts_that_make_no_body_are_refused(parts, words):
@@ -147,7 +147,7 @@ def test_saved_and_loaded_it_is_the_same(body, motion, tmp_path):
 def test_a_folder_of_something_else_is_not_replaced(body, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.txt").write_text("years")
-    with pytest.raises(UserError, match="no tokenizer of ours"):
+    with pytest.raises(UserError, match="not a tokenizer of ours"):
         body.save_pretrained(tmp_path / "notes")
     assert (tmp_path / "notes" / "thesis.txt").read_text() == "years"
 
@@ -214,10 +214,16 @@ def _describe(folder, **changes):
 
 DAMAGE = {
     "no body.json": (lambda folder: (folder / "body.json").unlink(), "body.json is missing"),
-    "no JSON": (lambda folder: (folder / "body.json").write_text("{"), "body.json: not a body's"),
-    "a list": (lambda folder: (folder / "body.json").write_text("[]"), "body.json: not a body's"),
-    "another format": (lambda folder: _describe(folder, format_version=9), "format_version 9, known here: 1"),
-    "a layout that is none": (lambda folder: _describe(folder, layout=[1]), "body.json: not a body's"),
+    "no JSON": (lambda folder: (folder / "body.json").write_text("{"), "body.json: not the file of a body's tokenizer"),
+    "a list": (lambda folder: (folder / "body.json").write_text("[]"), "body.json: not the file of a body's tokenizer"),
+    "another format": (
+        lambda folder: _describe(folder, format_version=9),
+        "format_version is 9; this release reads",
+    ),
+    "a layout that is none": (
+        lambda folder: _describe(folder, layout=[1]),
+        "body.json: not the file of a body's tokenizer",
+    ),
     "a layout of other columns": (
         lambda folder: _describe(folder, layout=[{"name": "tail", "kind": "feature", "columns": [0, 2]}]),
         "which is not in the layout of the body",
@@ -229,7 +235,7 @@ DAMAGE = {
     "a damaged part": (lambda folder: (folder / "upper" / "model.safetensors").write_bytes(b"x"), "model.safetensors"),
     "a part under another's name": (
         lambda folder: [(folder / "upper").rename(folder / "hands"), _describe(folder, parts=["hands"])],
-        "hands is that of body part upper",
+        "hands was trained on body part upper",
     ),
 }
 
@@ -267,7 +273,7 @@ def test_a_file_goes_through_codes_and_back(body, beat2_file, tmp_path):
     (found,) = Beat2Reader(tmp_path / "decoded.npz", DataConfig()).clips()
     decoded = body.decode(codes, source=truth.motion)
     hips = rotation_columns(smplx_layout())[1:3].reshape(-1)
-    # What decodes is no rotation matrix before Gram-Schmidt; twice through it nothing changes.
+    # Decoded columns are not a rotation matrix before Gram-Schmidt; applying it twice changes nothing.
     body.decode_to_file(codes, tmp_path / "again.npz", source=tmp_path / "decoded.npz")
     np.testing.assert_allclose(np.load(tmp_path / "again.npz")["poses"], after["poses"], atol=1e-6)
     first = decoded[:, hips[:3]] / np.linalg.norm(decoded[:, hips[:3]], axis=1, keepdims=True)

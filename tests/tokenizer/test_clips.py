@@ -1,4 +1,4 @@
-"""A tokenizer by itself, or a body's, as what works on files takes it."""
+"""A single tokenizer and a body's, with the interface for files."""
 
 import numpy as np
 import pytest

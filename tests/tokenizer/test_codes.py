@@ -64,7 +64,7 @@ BAD = {
     "negative": ({"codes": np.full((13, 6), -2)}, "count from 0"),
     "huge": ({"codes": np.full((13, 6), 2**40)}, "count from 0"),
     "huge and unsigned": ({"codes": np.full((13, 6), 2**63, np.uint64)}, "count from 0"),
-    "too few": ({"codes": np.zeros((12, 6), int)}, "12 codes of 4 frames do not stand for 50 frames"),
+    "too few": ({"codes": np.zeros((12, 6), int)}, "12 codes of 4 frames each do not make 50 frames"),
     "half a frame": ({"frames": np.array(49.5)}, "49.5 frames"),
     "no rate": ({"code_rate": np.array(0.0)}, "code_rate is 0.0"),
     "NaN": ({"fps": np.array(np.nan)}, "fps is nan"),
@@ -72,8 +72,8 @@ BAD = {
     "two rates": ({"fps": np.array([30.0, 30.0])}, "fps"),
     "objects": ({"codes": np.array([[{}]], object)}, "never loaded"),
     "text as bytes": ({"source": np.array(b"x")}, "source holds"),
-    "another format": ({"format": np.array("audio")}, "'audio', none of beat2"),
-    "another version": ({"version": np.array(2)}, "version 2, known here: 1"),
+    "another format": ({"format": np.array("audio")}, "'audio', not one of beat2"),
+    "another version": ({"version": np.array(2)}, "version 2; this release reads version 1"),
 }
 
 
@@ -111,10 +111,10 @@ def test_each_reader_names_the_other_where_the_file_is_the_others(tmp_path):
     write_codes(tmp_path / "body.npz", BODY)
     write_codes(tmp_path / "one.npz", CODES)
     with pytest.raises(
-        UserError, match=r"body\.npz: codes of a body's parts \(upper, lower_trans\), .*read_body_codes"
+        UserError, match=r"body\.npz: holds codes of a body's parts \(upper, lower_trans\); .*read_body_codes"
     ):
         read_codes(tmp_path / "body.npz")
-    with pytest.raises(UserError, match=r"one\.npz: codes of one tokenizer .*which read_codes reads"):
+    with pytest.raises(UserError, match=r"one\.npz: holds codes of a single tokenizer.*with read_codes"):
         read_body_codes(tmp_path / "one.npz")
 
 
@@ -126,12 +126,12 @@ BAD_BODIES = {
         "no key codes",
     ),
     "half a part": ({"codes_arms": np.zeros((13, 6), int)}, "no key code_rate_arms"),
-    "no part's name": ({"codes_../arms": np.zeros((13, 6), int)}, r"no body part can be called '\.\./arms'"),
+    "no part's name": ({"codes_../arms": np.zeros((13, 6), int)}, r"'\.\./arms' cannot be the name of a body part"),
     "floats": ({"codes_lower_trans": np.zeros((7, 4))}, "codes_lower_trans are float64"),
-    "negative": ({"codes_lower_trans": np.full((7, 4), -2)}, "codes_lower_trans from -2 to -2"),
-    "too few": ({"codes_lower_trans": np.zeros((6, 4), int)}, "6 codes_lower_trans of 8 frames do not stand for 50"),
+    "negative": ({"codes_lower_trans": np.full((7, 4), -2)}, "codes_lower_trans are -2 to -2"),
+    "too few": ({"codes_lower_trans": np.zeros((6, 4), int)}, "6 codes_lower_trans of 8 frames each do not make 50"),
     "a rate of another part": ({"code_rate_lower_trans": np.array(7.5)}, "7 codes_lower_trans of 4 frames"),
-    "no motion": ({"format": np.array("audio")}, "'audio', none of beat2"),
+    "no motion": ({"format": np.array("audio")}, "'audio', not one of beat2"),
     "objects": ({"codes_upper": np.array([[{}]], object)}, "never loaded"),
 }
 
@@ -146,11 +146,11 @@ def test_bad_files_of_a_body_are_refused_in_one_line(tmp_path, changes, pattern)
 @pytest.mark.parametrize(
     ("codes", "pattern"),
     [
-        ({}, r"parts \[\]: not names"),
-        ({"a/b": CODES}, r"parts \['a/b'\]"),
-        ({"": CODES, "upper": CODES}, r"parts \['', 'upper'\]"),
-        ({"upper": CODES, "lower": dataclasses.replace(CODES, frames=49)}, "frames is 50 and, of lower, 49"),
-        ({"upper": dataclasses.replace(CODES, format="audio")}, "'audio', none of beat2"),
+        ({}, r"named \[\]: these are not names"),
+        ({"a/b": CODES}, r"named \['a/b'\]"),
+        ({"": CODES, "upper": CODES}, r"named \['', 'upper'\]"),
+        ({"upper": CODES, "lower": dataclasses.replace(CODES, frames=49)}, "frames is 50 and, for lower, 49"),
+        ({"upper": dataclasses.replace(CODES, format="audio")}, "'audio', not one of beat2"),
     ],
 )
 def test_what_would_not_be_read_is_not_written(tmp_path, codes, pattern):
@@ -162,7 +162,7 @@ def test_what_would_not_be_read_is_not_written(tmp_path, codes, pattern):
 def test_files_made_to_do_harm_are_refused_before_memory_is_taken(tmp_path):
     with np.load(written(tmp_path)) as found:
         arrays = {key: npy(values) for key, values in found.items()}
-    zeros = npy(np.zeros((2**20 * 17, 1), "<i4"))  # of which deflate makes 70 kilobytes
+    zeros = npy(np.zeros((2**20 * 17, 1), "<i4"))  # deflate makes 70 kilobytes of it
     hostile = {
         "a size": npy_of(header("(1000000000000, 6)", "'<i4'"), bytes(312)),
         "a size of text": npy_of(header("()", "'<U250000000000'"), bytes(312)),
@@ -182,5 +182,5 @@ def test_files_made_to_do_harm_are_refused_before_memory_is_taken(tmp_path):
                 read_codes(tmp_path / "clip.npz")
             assert tracemalloc.get_traced_memory()[1] < len(zeros) + 4 * 2**20, (key, what)
     tracemalloc.stop()
-    with pytest.raises(UserError, match="no path of a file"):
+    with pytest.raises(UserError, match="not a file's path"):
         read_codes(written(tmp_path, source=np.array("/etc\0/passwd")))

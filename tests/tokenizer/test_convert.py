@@ -1,4 +1,4 @@
-"""Work on many files: what became of each, in what order it is told, and what is refused before it begins."""
+"""Converting many files: the result of each, their order, and what is refused before the start."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tests.cli.commands import files_below, make_tokenizer
 
 
 class Doubles:
-    """Doubles the numbers in `.npy` files, a clip each; an empty one is there already, and negative ones fail."""
+    """Doubles the numbers in `.npy` files of one clip; an empty file is done already, and negative numbers fail."""
 
     suffixes = (".npy",)
 
@@ -63,7 +63,7 @@ def test_each_file_is_named_with_what_became_of_it(data, tmp_path, workers):
 
 def test_nothing_to_do_is_refused(data, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty: no \.npy file in it or below$"):
+    with pytest.raises(UserError, match=r"empty: no \.npy file in it or its subfolders$"):
         convert_files(Doubles(tmp_path / "out"), [tmp_path / "empty"], 1)
     with pytest.raises(UserError, match=r"nowhere: no such file or folder \(and 1 more\)"):
         convert_files(Doubles(tmp_path / "out"), [tmp_path / "nowhere", tmp_path / "nor here"], 1)
@@ -72,12 +72,12 @@ def test_nothing_to_do_is_refused(data, tmp_path):
 
 def test_two_files_of_one_name_and_files_written_over_are_refused(data, tmp_path):
     np.save(tmp_path / "a.npy", np.ones(1))
-    with pytest.raises(UserError, match=r"would both be written to .*a\.npz; take one at a time"):
+    with pytest.raises(UserError, match=r"would both be written to .*a\.npz; convert one at a time"):
         convert_files(Doubles(tmp_path / "out"), [data, tmp_path / "a.npy"], 1)
     np.savez(tmp_path / "b.npz", np.ones(1))
-    with pytest.raises(UserError, match=r"would be written over .*b\.npz; name another folder"):
+    with pytest.raises(UserError, match=r"would overwrite the input .*b\.npz; name another folder"):
         convert_files(Doubles(tmp_path), [tmp_path / "b.npz"], 1)
-    # One file by two ways is one file.
+    # One file under two paths is one file.
     report = convert_files(Doubles(tmp_path / "out"), [data / "a.npy", data / "below" / ".." / "a.npy"], 1)
     assert len(report.done) == 1
 
@@ -100,7 +100,7 @@ def test_the_summary_counts_and_gathers_notes():
     assert told["done"][1] == {"file": "b.npz", "output": "out", "seconds": 1800.0, "notes": ["at rest"]}
     assert told["skipped"] == [{"file": "d.npz", "output": "out"}]
     assert told["failed"] == [{"file": "e.npz", "reason": "damaged"}]
-    assert Report(stopped=True).text() == "0 done, 0 skipped, 0 failed, stopped before the rest"
+    assert Report(stopped=True).text() == "0 done, 0 skipped, 0 failed, stopped before all were done"
     assert Report().to_dict()["times_real_time"] is None
 
 

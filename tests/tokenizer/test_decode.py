@@ -1,4 +1,4 @@
-"""Codes files to motion files: what is written, what is done already, and which codes are refused."""
+"""Decoding files: what is written, what is done already, and which codes are refused."""
 
 import io
 import json
@@ -56,7 +56,7 @@ def test_codes_of_columns_without_names_become_a_matrix(tokenizer, codes, tmp_pa
 
 def test_old_codes_of_a_matrix_say_what_brings_its_rate_back(tokenizer, codes, tmp_path):
     report = decode_files(tokenizer, [codes], tmp_path / "out", fps="source")
-    advice = "says nothing of its source's frame rate: --fps N says one, or encode it again with --overwrite"
+    advice = "does not say its source's frame rate: give --fps N, or encode it again with --overwrite"
     assert _reason(report) == advice
     np.save(tmp_path / "a.npy", np.zeros((21, 5), np.float32))
     encode_files(tokenizer, [tmp_path / "a.npy"], codes, overwrite=True)
@@ -94,7 +94,7 @@ def test_what_was_not_decoded_here_is_not_written_over(tokenizer, codes, tmp_pat
     out = tmp_path / "out"
     out.mkdir()
     np.save(out / "a.npy", np.ones(3))
-    with pytest.raises(UserError, match=r"a\.npy: is there and was not decoded into this folder; --overwrite replaces"):
+    with pytest.raises(UserError, match=r"a\.npy: exists and was not decoded into this folder; --overwrite replaces"):
         decode_files(tokenizer, [codes], out)
     assert np.load(out / "a.npy").shape == (3,) and files_below(out) == ["a.npy"]
     assert len(decode_files(tokenizer, [codes], out, overwrite=True).done) == 1
@@ -107,7 +107,7 @@ def test_what_was_not_decoded_here_is_not_written_over(tokenizer, codes, tmp_pat
         ({"levels": 4}, "on 4 levels; this tokenizer has 32 codes on 3 levels"),
         (
             {"fps": 20.0, "code_rate": 5.0},
-            "5 codes a second of motion at 20 frames a second; this tokenizer has 7.5",
+            "5 codes per second of motion at 20 fps; this tokenizer has 7.5",
         ),
     ],
 )
@@ -138,7 +138,7 @@ def test_a_body_part_comes_back_beside_what_its_source_has_or_at_rest_or_as_a_ma
     np.testing.assert_array_equal(np.load(tmp_path / "matrix" / "1_a.npy"), upper.decode(codes, 20))
     source.rename(tmp_path / "elsewhere.npz")
     (clip,) = decode_files(upper, [tmp_path / "codes"], tmp_path / "rest").done
-    assert not np.load(tmp_path / "rest" / "1_a.npz")["trans"].any() and "is at rest" in clip.notes[0]
+    assert not np.load(tmp_path / "rest" / "1_a.npz")["trans"].any() and "are at rest" in clip.notes[0]
     named = decode_files(upper, [tmp_path / "codes"], tmp_path / "named", source=tmp_path / "elsewhere.npz")
     assert named.done[0].notes == () and np.load(tmp_path / "named" / "1_a.npz")["trans"].any()
 
@@ -163,7 +163,7 @@ def test_codes_that_are_replaced_are_decoded_again_however_that_was_done(tokeniz
     other = _codes(tokenizer)
     other.codes[:] = (other.codes + 1) % 32
     write_codes(tmp_path / "other.npz", other)
-    # A zip may be followed by anything, and of the same size it is to be.
+    # Anything may follow a zip, and this one must keep its size.
     sizes = [(codes / "a.npz").stat().st_size, (tmp_path / "other.npz").stat().st_size]
     (codes / "a.npz").write_bytes(_padded(codes / "a.npz", max(sizes)))
     decode_files(tokenizer, [codes], out)
@@ -174,7 +174,7 @@ def test_codes_that_are_replaced_are_decoded_again_however_that_was_done(tokeniz
 
 
 def _padded(file, size):
-    """A zip with a comment that makes it so large."""
+    """A zip with a comment that gives it this size."""
     content = file.read_bytes()
     return content[:-2] + struct.pack("<H", size - len(content)) + b" " * (size - len(content))
 
@@ -189,12 +189,10 @@ def test_a_source_that_is_replaced_is_taken_however_that_was_done(tmp_path, way)
     replace_by(way, source, write_beat2(tmp_path / "other.npz", 20, trans=trans).read_bytes())
     report = decode_files(upper, [tmp_path / "codes"], tmp_path / "out")
     assert _ends(report) == (1, 0, [])
-    assert (
-        "its codes are of other motion than what was taken from the source; encode it again" in report.done[0].notes[-1]
-    )
+    assert "its codes do not match the columns from the source; encode it again" in report.done[0].notes[-1]
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "1_a.npz")["trans"], trans)
     assert _ends(decode_files(upper, [tmp_path / "codes"], tmp_path / "out")) == (0, 1, [])
-    # Without a source there would be less in it.
+    # Without a source it would hold less.
     source.unlink()
     assert _ends(decode_files(upper, [tmp_path / "codes"], tmp_path / "out")) == (0, 1, [])
 
@@ -204,11 +202,11 @@ def test_what_was_changed_since_it_was_decoded_is_not_written_over(tokenizer, co
     decode_files(tokenizer, [codes], out)
     np.save(out / "a.npy", np.load(out / "a.npy") * 2)
     assert _ends(decode_files(tokenizer, [codes], out))[2] == [
-        f"{out / 'a.npy'} was changed since it was decoded; --overwrite replaces it"
+        f"{out / 'a.npy'} was changed after it was decoded; --overwrite replaces it"
     ]
     write_codes(codes / "b.npz", _codes(tokenizer))
     np.save(out / "b.npy", np.ones(3))
-    assert _reason(decode_files(tokenizer, [codes / "b.npz"], out)).startswith(f"{out / 'b.npy'}: is there and was not")
+    assert _reason(decode_files(tokenizer, [codes / "b.npz"], out)).startswith(f"{out / 'b.npy'}: exists and was not")
     assert _ends(decode_files(tokenizer, [codes], out, overwrite=True)) == (2, 0, [])
     assert _ends(decode_files(tokenizer, [codes], out)) == (0, 2, [])
 
@@ -233,7 +231,7 @@ def test_a_folder_that_an_earlier_version_decoded_into_is_decoded_again_and_that
     (out / ".decoded.jsonl").unlink()
     (out / ".decoded.json").write_text(json.dumps({"fingerprint": tokenizer.fingerprint, "levels": None}))
     report = decode_files(tokenizer, [codes], out)
-    assert _ends(report) == (1, 0, []) and "its folder did not say of what content it was made" in report.text()
+    assert _ends(report) == (1, 0, []) and "an older version did not record its inputs" in report.text()
     assert files_below(out) == [".decoded.jsonl", "a.npy"]
     assert _ends(decode_files(tokenizer, [codes], out)) == (0, 1, [])
 
@@ -291,7 +289,7 @@ BVH_TEXT = (
 
 
 def _secrets():
-    """Files with a secret, each of which a reader refuses at another place."""
+    """Files with a secret; a reader refuses each at another place."""
     yield "passwd", f"{SECRET}:x:0:0:root:/root:/bin/sh\n".encode()
     words = ["HIERARCHY", "ROOT", "Hips", "{", "OFFSET", "0", "CHANNELS", "3", "Zrotation", "End", "}", "MOTION"]
     for word in [*words, "Frames:", "21", "Time:", "0.0333", "1 2 3"]:
@@ -353,4 +351,4 @@ def test_a_source_that_codes_name_is_no_larger_than_motion_can_be(tokenizer, tmp
         content.truncate(2**40)
     write_codes(tmp_path / "codes" / "a.npz", _codes(tokenizer, source=str(source), format="bvh"))
     report = decode_files(tokenizer, [tmp_path / "codes"], tmp_path / "out")
-    assert "large.bvh" in _reason(report) and "more than any motion file has" in _reason(report)
+    assert "large.bvh" in _reason(report) and "more than any motion file" in _reason(report)

@@ -1,4 +1,4 @@
-"""Motion files to codes files: what is written, what is done already, and what is not written over."""
+"""Encoding files: what is written, what is done already, and what is not overwritten."""
 
 import os
 from dataclasses import replace
@@ -84,7 +84,7 @@ def test_what_holds_something_else_is_left_alone(tokenizer, data, tmp_path):
     assert _ends(encode_files(tokenizer, [data], out)) == (
         0,
         0,
-        [f"{out / 'a.npz'} is there and holds no codes; --overwrite replaces it"],
+        [f"{out / 'a.npz'} exists and is not a codes file; --overwrite replaces it"],
     )
     assert (out / "a.npz").read_bytes() == before
     assert _ends(encode_files(tokenizer, [data], out, overwrite=True)) == (1, 0, [])
@@ -104,7 +104,7 @@ def test_codes_that_do_not_say_of_what_content_they_are_are_made_again_and_that_
     assert codes.source_content == content_of(data / "a.npy")
     write_codes(tmp_path / "out" / "a.npz", replace(codes, source_content="", reading=""))
     report = encode_files(tokenizer, [data], tmp_path / "out")
-    assert _ends(report) == (1, 0, []) and "did not say of what content they were" in report.text()
+    assert _ends(report) == (1, 0, []) and "an older version did not record the content" in report.text()
     assert _ends(encode_files(tokenizer, [data], tmp_path / "out")) == (0, 1, [])
 
 
@@ -138,7 +138,7 @@ def test_codes_that_are_damaged_are_made_again_and_none_is_skipped(tokenizer, tm
         file.write_bytes(change(whole[file]))
     report = encode_files(tokenizer, [data], out)
     assert not report.skipped and len(report.done) > 80
-    # What could be somebody else's is not written over.
+    # A file that may be somebody else's is not overwritten.
     assert all("--overwrite replaces" in left.reason for left in report.failed)
     for clip in report.done:
         assert Path(clip.output).read_bytes() == whole[Path(clip.output)]
@@ -157,5 +157,5 @@ def test_codes_that_somebody_changed_are_not_written_over(tokenizer, data, tmp_p
     with np.load(tmp_path / "out" / "a.npz") as arrays:
         np.savez(tmp_path / "out" / "a.npz", **arrays)
     report = encode_files(tokenizer, [data], tmp_path / "out")
-    assert "a.npz was changed since it was encoded; --overwrite replaces it" in report.failed[0].reason
+    assert "a.npz was changed after it was encoded; --overwrite replaces it" in report.failed[0].reason
     assert read_codes(tmp_path / "out" / "a.npz").codes[0, 1] == own.codes[0, 1]

@@ -1,4 +1,4 @@
-"""Scores of a split: whole clips, normalised, each counted once; on which figure, and of which split."""
+"""Scores of a split: complete clips, normalised, each counted once; on which figure, and of which split."""
 
 import numpy as np
 import pytest
@@ -68,7 +68,7 @@ def test_features_see_the_motion_in_its_own_units_and_of_one_rank_only(tmp_path)
     motion = np.concatenate([data.store.clip(name) for name in data.store.clip_names])
     windows = torch.from_numpy(np.stack([motion[start : start + 16] for start in starts]))
     np.testing.assert_allclose(features.truth.mean, encoder(windows).mean(), atol=1e-5)
-    with pytest.raises(ValueError, match="measured by one rank"):
+    with pytest.raises(ValueError, match="measured on one rank"):
         evaluate_split(model, data, "all", "cpu", 0, 2, features=features)
 
 

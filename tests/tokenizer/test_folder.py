@@ -43,10 +43,10 @@ def test_a_config_says_what_was_saved(folder):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"format_version": 2}, "format_version 2, known here: 1"),
+        ({"format_version": 2}, "format_version is 2; this release reads version 1"),
         ({"in_features": 8}, "not a tokenizer's config"),
-        ({"fps": 0}, "fps is 0, not a number of frames a second"),
-        ({"fps": "30"}, "fps is 30, not a number"),
+        ({"fps": 0}, "fps is 0, not a frame rate"),
+        ({"fps": "30"}, "fps is 30, not a frame rate"),
         ({"body_part": "../up"}, "body_part is '../up', not the name of a body part"),
         ({"normalisation": {"mean": [0] * 9, "std": [0] * 9}}, "a std is not above 0"),
         ({"layout": 3}, "not a tokenizer's config"),
@@ -73,7 +73,7 @@ def test_a_folder_that_lacks_a_file_says_what_may_have_been_meant(folder, tmp_pa
     (tmp_path / "body").mkdir()
     (tmp_path / "body" / "body.json").write_text("{}")
     assert "it is a body's" in hint_of(tmp_path / "body")
-    assert hint_of(tmp_path / "body" / "arm") == f"; the body in {tmp_path / 'body'} has no such part"
+    assert hint_of(tmp_path / "body" / "arm") == f"; the body's tokenizer in {tmp_path / 'body'} has no such part"
     assert hint_of(tmp_path) == ""
 
 
@@ -86,8 +86,8 @@ def test_a_body_names_its_parts(tmp_path):
     for values, complaint in (
         ({"format_version": 1, "parts": ["../a"]}, "not names of body parts"),
         ({"format_version": 1, "parts": []}, "not names of body parts"),
-        ({"format_version": 3, "parts": ["a"]}, "format_version 3, known here: 1"),
-        ({"parts": ["a"]}, "not a body's: KeyError"),
+        ({"format_version": 3, "parts": ["a"]}, "format_version is 3; this release reads version 1"),
+        ({"parts": ["a"]}, "not the file of a body's tokenizer: KeyError"),
         ([], "not a body's: TypeError"),
     ):
         (tmp_path / "body.json").write_text(json.dumps(values))
@@ -137,8 +137,11 @@ def test_columns_are_found_by_name_wherever_they_stand():
     ("layout", "complaint"),
     [
         (feature_layout(8), "^8 columns, this tokenizer takes 9$"),
-        ((Channels("hip", "rotation_6d", 0, 6),), r"no root \(translation in 3 columns\).*; it has hip$"),
-        ((*LAYOUT[:1], Channels("root", "position", 6, 9)), r"no root \(translation .*it has position in 3 columns"),
+        ((Channels("hip", "rotation_6d", 0, 6),), r"no root \(translation in 3 columns\).*; the motion has hip$"),
+        (
+            (*LAYOUT[:1], Channels("root", "position", 6, 9)),
+            r"no root \(translation .*the motion has position in 3",
+        ),
     ],
 )
 def test_columns_that_are_not_there_are_named(layout, complaint):

@@ -19,7 +19,7 @@ pytest.importorskip("huggingface_hub")
 
 @pytest.fixture
 def hub(tmp_path):
-    """Runs code in a process of its own, whose hub is this machine; gives its output."""
+    """Runs code in a process of its own with this machine as the hub; returns its output."""
     files: dict[str, bytes] = {}
     with local_hub(files, tmp_path / "hub") as of_hub:
 
@@ -58,7 +58,7 @@ def test_pushed_and_loaded_again_it_is_the_same(hub, folder):
     here = MotionTokenizer.from_pretrained(folder)
     codes = here.encode(np.ones((9, 8), np.float32)).tolist()
     assert loaded.stdout.strip() == f"{here.fingerprint} {codes}", loaded.stderr
-    # Once fetched, it is there without the hub.
+    # Once downloaded, it loads without the hub.
     assert hub(load, HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9").stdout == loaded.stdout
 
 
@@ -69,7 +69,7 @@ def test_a_repository_that_is_not_there_is_refused_in_one_line(hub):
         "except UserError as error: print(error)\n"
     )
     result = hub(code)
-    assert result.stdout.startswith("nobody/nothing: no such folder, and not to be had from the hub: "), result.stderr
+    assert result.stdout.startswith("nobody/nothing: no such folder, and cannot be downloaded "), result.stderr
     assert len(result.stdout.splitlines()) == 1
 
 

@@ -1,4 +1,4 @@
-"""Scores against the same sums done plainly."""
+"""Scores compared with the same sums computed plainly."""
 
 import math
 from dataclasses import replace
@@ -137,7 +137,7 @@ def walk():
 
 @pytest.fixture(params=["translation", "position"])
 def walk_of_either_kind(walk, request):
-    """The same walk where the root's columns are velocities, and where they are places."""
+    """The same walk with root columns that are velocities, and with positions."""
     layout, mean, std, motion = walk
     return (*layout[:-1], replace(layout[-1], kind=request.param)), mean, std, motion
 

@@ -1,4 +1,4 @@
-"""The exported tokenizer: what it saves it loads, and what it refuses."""
+"""The exported tokenizer: it loads what it saves, and what it refuses."""
 
 import json
 import subprocess
@@ -36,7 +36,7 @@ def test_an_import_that_assumed_things_says_so(tokenizer, tmp_path, caplog, is_o
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     MotionTokenizer.from_pretrained(tmp_path / "tokenizer")
     said = [record.message for record in caplog.records]
-    assert len(said) == is_old and all("which took relu" in text and "import it again" in text for text in said)
+    assert len(said) == is_old and all("which assumed relu" in text and "import it again" in text for text in said)
 
 
 def test_saved_and_loaded_it_is_the_same(tokenizer, tmp_path):
@@ -73,7 +73,7 @@ def test_a_folder_of_something_else_is_not_replaced(tokenizer, tmp_path, table):
     (tmp_path / "other" / "thesis.txt").write_text("years")
     if table is not None:
         (tmp_path / "other" / "config.json").write_text(table)
-    with pytest.raises(UserError, match="no tokenizer of ours"):
+    with pytest.raises(UserError, match="not a tokenizer of ours"):
         tokenizer.save_pretrained(tmp_path / "other")
     assert (tmp_path / "other" / "thesis.txt").read_text() == "years"
 
@@ -158,7 +158,7 @@ def test_a_padded_batch_without_lengths_is_refused_and_dropped_levels_are_not(to
 def test_paths_are_refused_in_words_that_name_what_takes_them(tokenizer, kind):
     with pytest.raises(TypeError, match=r"walk\.npz'\)? is a path.*; encode_file\(path\) encodes a file"):
         tokenizer.encode(kind("walk.npz"))
-    with pytest.raises(TypeError, match=r"is a path.*; ds_rvqvae.read_codes\(path\).codes are those of a file"):
+    with pytest.raises(TypeError, match=r"is a path.*; ds_rvqvae.read_codes\(path\).codes reads those of a file"):
         tokenizer.decode(kind("codes.npz"))
 
 
@@ -318,7 +318,7 @@ def test_the_config_and_the_card_say_what_it_is(tokenizer, tmp_path):
     assert config["joint_names"] == ["hip"] and config["training_step"] == 7 and config["in_features"] == 8
     assert config["normalisation"] == {"mean": tokenizer.mean.tolist(), "std": tokenizer.std.tolist()}
     card = (tmp_path / "tokenizer" / "README.md").read_text()
-    # 7.5 codes a second of 3 levels of 8 codes.
+    # 7.5 codes per second, 3 levels, 8 codes per level.
     assert "`[frames / 4, 3]`" in card and "68 bits/s" in card and tokenizer.fingerprint in card
 
 
@@ -348,7 +348,7 @@ def _config(folder, **changes):
 MODEL = CONFIG.model_dump(mode="json")
 DAMAGE = {
     "no weights": (lambda folder: _without(folder, "model.safetensors"), "model.safetensors is missing"),
-    "another format": (lambda folder: _config(folder, format_version=99), "format_version 99"),
+    "another format": (lambda folder: _config(folder, format_version=99), "format_version is 99"),
     "a wider model": (lambda folder: _config(folder, in_features=9), "not a tokenizer's config: .* 8"),
     "a mean too few": (
         lambda folder: _config(folder, normalisation={"mean": [0.0] * 7, "std": [1.0] * 8}),

@@ -1,4 +1,4 @@
-"""Where a tokenizer's net is loaded has no say in what is loaded, or is said to be the wrong place."""
+"""The context in which a tokenizer's net is loaded does not change it, or is refused."""
 
 import json
 
@@ -32,7 +32,7 @@ def test_where_new_modules_lose_their_weights_it_says_so(seen, monkeypatch):
     register = nn.Module.register_parameter
 
     def on_meta(module, name, parameter):
-        """As accelerate's init_empty_weights has it."""
+        """Acts like accelerate's init_empty_weights."""
         register(module, name, parameter)
         if parameter is not None:
             module._parameters[name] = nn.Parameter(module._parameters[name].to("meta"))

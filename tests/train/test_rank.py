@@ -16,7 +16,7 @@ def test_a_global_batch_that_ranks_cannot_share_is_refused(tmp_path, demo_folder
         assert rank.returncode == 2
         assert "Traceback" not in printed
         if "error" in printed:
-            assert "which 3 ranks cannot share; numbers that can: 1, 2, 4" in printed
+            assert "which 3 ranks cannot divide; numbers of ranks that can: 1, 2, 4" in printed
 
 
 def test_a_second_start_in_one_folder_is_refused(tmp_path, demo_folder):

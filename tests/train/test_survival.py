@@ -203,7 +203,7 @@ def test_a_run_goes_on_as_before_where_a_crash_damaged_its_files(tmp_path, demo_
     printed = train_ranks(1, *flags, "--name=run", "--total_iter=6", "--resume")[0]
     for name in ("profile.json", "metrics.jsonl"):
         assert re.search(rf"{name}: .*damaged.*; restored from .*global_step4", printed)
-    assert "points are written again out of metrics.jsonl" in printed
+    assert "points are written again from metrics.jsonl" in printed
     for mine, theirs in zip(*map(read_metrics, (run, tmp_path / "whole")), strict=True):
         for key in ("step", *Losses._fields, "perplexity", "usage", "lr", "grad_norm"):
             assert mine[key] == theirs[key], (mine["step"], key)

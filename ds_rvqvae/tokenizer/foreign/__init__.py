@@ -1,1 +1,1 @@
-"""Other people's checkpoints: MoMask's, GestureLSM's and T2M-GPT's, in and out."""
+"""Import and export checkpoints of other systems: MoMask, GestureLSM and T2M-GPT."""

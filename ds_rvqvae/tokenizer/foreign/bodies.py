@@ -1,4 +1,4 @@
-"""A body's tokenizers out: GestureLSM's checkpoints of all parts, with the one config that names them."""
+"""Export a body's tokenizer: GestureLSM's checkpoints of all parts, with the one config that names them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,9 +24,9 @@ from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 CONFIG = "configs/body.yaml"
 _STATISTICS = {"pose": "beatx_2_330", "trans": "beatx_2_trans", "exps": "beatx_2_exps"}
-"""Beginnings of the files of mean and std: of the joints, of the translation, of the expressions."""
+"""Prefixes of the files of mean and std: for the joints, the translation and the expressions."""
 _TRAINING_ONLY = ("mu", "quantize_dropout_prob")
-"""Options in which parts may differ: only training sees them."""
+"""Options in which parts may differ: only training uses them."""
 _README = """# {title}'s tokenizers of {parts}
 
 Written by `ds-rvqvae export --format {format}` (ds_rvqvae {version}): {fps:g} frames per second, {stride} frames
@@ -46,10 +46,10 @@ GESTURELSM=../GestureLSM  # its repository
 cp -r ckpt mean_std configs "$GESTURELSM"/
 ```
 
-Each checkpoint loads with `strict=True`{projection}. `mean_std/` has a number for each of SMPL-X's 55 joints as 6D
-rotations (330), the translation (3: x velocity, height, z velocity) and the expressions (100); what no part has is 0
-in the mean and 1 in the std. The keys `mean_exps_path` and `std_exps_path` are not {title}'s own; by them the
-expressions are normalised before the checkpoint of a face encodes them.
+Each checkpoint loads with `strict=True`{projection}. `mean_std/` has one number per column: SMPL-X's 55 joints as 6D
+rotations (330), the translation (3: x velocity, height, z velocity) and the expressions (100). Columns that no part
+has are 0 in the mean and 1 in the std. The keys `mean_exps_path` and `std_exps_path` are not {title}'s own; normalise
+the expressions by these files before the checkpoint of a face encodes them.
 
 ```bash
 python -c "
@@ -72,14 +72,14 @@ def save_foreign_body(body: BodyTokenizer, folder: str | Path, *, embedding_proj
     """Writes a folder for the root of GestureLSM's repository: `ckpt/`, `mean_std/`, `configs/body.yaml`, `README.md`.
 
     Args:
-        folder: a new or empty one; it is whole or it is not there.
-        embedding_proj: as of `save_foreign`; by default False only where every part came without.
+        folder: a new or empty one; it is written completely or not at all.
+        embedding_proj: as in `save_foreign`; by default False only if every part was imported without that layer.
 
     Returns:
         The files written.
 
     Raises:
-        UserError: its code cannot express a part, has no such part, or cannot have these parts side by side; or the
+        UserError: GestureLSM's code cannot express a part, has no such part, or cannot combine these parts; or the
             folder is in use or cannot be written.
     """
     _check(body)
@@ -115,7 +115,7 @@ def _check(body: BodyTokenizer) -> None:
             if key not in _TRAINING_ONLY and own[key] != theirs[key]:
                 title = FORMATS[BODY_FORMAT].title
                 raise UserError(
-                    f"parts {first} and {part}: {key} is {theirs[key]} and {own[key]}, and {title} builds the nets of "
+                    f"parts {first} and {part}: {key} is {theirs[key]} and {own[key]}, but {title} builds the nets of "
                     "all parts from one set of options; export the parts one by one"
                 )
 
@@ -126,13 +126,13 @@ def _file_of(name: str, part: MotionTokenizer) -> str:
 
 
 def _options(body: BodyTokenizer) -> dict[str, Any]:
-    """What all parts have in common."""
+    """Returns the options that are the same for all parts."""
     options = [model_options(part, BODY_FORMAT) for part in body.parts.values()]
     return {key: value for key, value in options[0].items() if all(other[key] == value for other in options)}
 
 
 def _statistics(body: BodyTokenizer, name: str) -> dict[str, NDArray[np.float32]]:
-    """The mean or std of the joints `[330]`, of the translation `[3]` and, where a part has them, the expressions."""
+    """Returns the mean or std of the joints `[330]`, of the translation `[3]` and, if a part has them, expressions."""
     layout = smplx_layout()
     values = np.full(layout[-1].stop, 0 if name == "mean" else 1, np.float32)
     for tokenizer in body.parts.values():

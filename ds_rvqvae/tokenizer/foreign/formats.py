@@ -1,9 +1,8 @@
-"""How MoMask, GestureLSM and T2M-GPT name the tensors that these nets have too. Without torch.
+"""The names that MoMask, GestureLSM and T2M-GPT give to the tensors of our nets. Without torch.
 
 Sources of the names: MoMask (Guo et al. 2024), GestureLSM (Liu et al. 2025) and T2M-GPT (Zhang et al. 2023). Their nets
-are one and the same, and `model/nets.py` computes what they compute, with two limits: outside the residual blocks
-theirs have ReLU whatever the blocks have (`outer_activation`), and their decoders up-sample by 2 whatever `stride_t`
-is.
+are identical, and `model/nets.py` computes the same, with two limits: outside the residual blocks their nets always use
+ReLU (`outer_activation`), and their decoders always up-sample by 2, for any `stride_t`.
 """
 
 import json
@@ -16,17 +15,17 @@ from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.errors import UserError
 
 FIRST_WEIGHT = "encoder.model.0.weight"
-"""The one key that the files of all formats end a key in."""
+"""In the files of all formats exactly one key ends with this."""
 UPSAMPLING = 2
-"""What the decoders of all formats up-sample by."""
+"""Up-sampling factor of the decoders of all formats."""
 OUTER_ACTIVATION = "relu"
-"""What the nets of all formats have outside their residual blocks."""
+"""Activation of the nets of all formats outside their residual blocks."""
 DATASETS = {"t2m": (263, 20.0), "kit": (251, 12.5)}
-"""Columns and frames a second of the data sets that MoMask and T2M-GPT know: HumanML3D and KIT-ML."""
+"""Columns and frame rate of the data sets that MoMask and T2M-GPT know: HumanML3D and KIT-ML."""
 
 
 BODY_FORMAT = "gesturelsm"
-"""The one format that has a body of several parts."""
+"""The only format that has a body of several parts."""
 PART_KEYS = {
     "upper": ("vqvae_upper_path",),
     "hands": ("vqvae_hands_path",),
@@ -37,42 +36,42 @@ PART_KEYS = {
     "face": ("vqvae_face_path",),
     "face_jaw": ("vqvae_face_path",),
 }
-"""The options by which its configs name the checkpoint of each part. Its legs may have the translation, its face the
+"""The options of its configs that name the checkpoint of each part. Its legs may include the translation, its face the
 jaw."""
 
 
 @dataclass(frozen=True, slots=True)
 class ForeignFormat:
-    """What sets one system's files apart."""
+    """The properties of one system's files."""
 
     title: str
     weights_keys: tuple[str, ...]
-    """Keys of the file under which its own loader looks for the state dict; the first is the one written."""
+    """Keys of the file that may hold the state dict; exports use the first."""
     prefix: str
-    """What every key of the state dict begins with."""
+    """Prefix of every key of the state dict."""
     weights_file: str
-    """Place of the weights in an exported folder, as its scripts expect it."""
+    """Path of the weights in an exported folder, as its scripts expect it."""
     statistics: str
     """Folder of `mean.npy` and `std.npy` in an exported folder."""
     option_files: tuple[str, ...]
-    """Names (patterns) of the files in which its scripts keep what a model was trained with."""
+    """Names (patterns) of the files that its scripts write a model's training options to."""
     dataset_key: str | None
     """The option that names one of `DATASETS`."""
     fps_key: str
-    """The option that says frames a second; MoMask and T2M-GPT have none, and exports of ours have `fps`."""
+    """The option for the frame rate; MoMask and T2M-GPT have none, so our exports write `fps`."""
     exported_options: str
-    """The option file that exports have."""
+    """The option file in exports."""
     one_codebook: bool = False
-    """Has a plain quantizer in place of a residual one."""
+    """Has a plain quantizer instead of a residual one."""
     can_project: bool = False
-    """Some of its versions put the codebooks through a linear layer `embedding_proj` when they quantize."""
+    """Some of its versions apply a linear layer `embedding_proj` to the codebooks when they quantize."""
 
     def codebook_key(self, level: int) -> str:
-        """Key of a level's codebook `[nb_code, code_dim]`, less the prefix."""
+        """Returns the key of a level's codebook `[nb_code, code_dim]`, without the prefix."""
         return "quantizer.codebook" if self.one_codebook else f"quantizer.layers.{level}.codebook"
 
     def projection_keys(self, level: int) -> tuple[str, str]:
-        """Keys of the weight `[code_dim, code_dim]` and bias `[code_dim]` of a level's `embedding_proj`."""
+        """Returns the keys of the weight `[code_dim, code_dim]` and bias `[code_dim]` of a level's `embedding_proj`."""
         layer = f"quantizer.layers.{level}.embedding_proj"
         return f"{layer}.weight", f"{layer}.bias"
 
@@ -95,7 +94,7 @@ FORMATS = {
         "",
         "net.pth",
         ".",
-        # `run.log` names a data set too, but never the one that it is trained on.
+        # `run.log` names a data set too, but never the one that the model was trained on.
         option_files=("run.log", "*.yaml", "*.yml"),
         dataset_key=None,
         fps_key="pose_fps",
@@ -117,29 +116,29 @@ FORMATS = {
 }
 
 _REFUSALS = {
-    "fsq_levels": "{title} has codebooks, and finite scalar quantization has none; train without",
-    "codebook_distance": "{title} goes by distance; train with --codebook_distance euclidean",
+    "fsq_levels": "{title} needs codebooks, and finite scalar quantization has none; train without it",
+    "codebook_distance": "{title} uses the Euclidean distance; train with --codebook_distance euclidean",
     "num_quantizers": "{title} has one quantizer; train with --num_quantizers 1, or export to momask",
     "stride_t": f"{{title}}'s decoder up-samples by {UPSAMPLING} only; train with --stride_t {UPSAMPLING}",
     "activation": "{title} has ReLU outside its residual blocks; train with --outer_activation relu",
     "outer_activation": "{title} has ReLU outside its residual blocks; train with --outer_activation relu",
 }
-"""What is said of keys with a value that cannot be written, in the order in which they are checked; other keys of which
-this can be said have a text in common."""
+"""Message for each key whose value the format cannot express, in the order of the checks; all other keys share one
+message."""
 
 
 def check_expressible(config: ModelConfig, format: str) -> None:
-    """Raises UserError, naming key and value, where that system's code computes something else with these weights."""
+    """Raises UserError, naming key and value, if that system's code would compute something else with these weights."""
     known = FORMATS[format]
     limited = keys_that(ModelConfig, ModelFacts, lambda facts: facts.formats != "any")
     for key in dict.fromkeys((*_REFUSALS, *limited)):
         if not _is_expressible(key, config, known):
-            text = _REFUSALS.get(key, "{title} has nothing of the kind").format(title=known.title)
+            text = _REFUSALS.get(key, "{title} has no such setting").format(title=known.title)
             raise UserError(f"rvqvae.model.{key} {_said(getattr(config, key))}: {text}")
 
 
 def check_for(profile: Profile) -> None:
-    """Raises UserError where a tokenizer trained by a profile cannot be exported to the system that it is for."""
+    """Raises UserError if a tokenizer trained by this profile cannot be exported to the system in `--for`."""
     format = profile.rvqvae.training.export_for
     if format is None:
         return
@@ -150,7 +149,7 @@ def check_for(profile: Profile) -> None:
 
 
 def check_body_for(profile: Profile, parts: Sequence[str]) -> None:
-    """Raises UserError where a body of these parts cannot be exported to the system that its profile is for."""
+    """Raises UserError if a body of these parts cannot be exported to the system in `--for`."""
     if profile.rvqvae.training.export_for == BODY_FORMAT:
         own = profile.rvqvae.data.body_parts or {}
         for part in parts:
@@ -159,8 +158,8 @@ def check_body_for(profile: Profile, parts: Sequence[str]) -> None:
 
 
 def no_such_part(part: str) -> str:
-    """What is said of a part that a body of the other system cannot have."""
-    return f"part {part}: {FORMATS[BODY_FORMAT].title}'s parts are those of SMPL-X: {', '.join(PART_KEYS)}"
+    """Returns the message for a part that the other system's body cannot have."""
+    return f"part {part}: {FORMATS[BODY_FORMAT].title} has only parts of SMPL-X: {', '.join(PART_KEYS)}"
 
 
 def _said(value: object) -> str:
@@ -173,7 +172,7 @@ def _is_expressible(key: str, config: ModelConfig, known: ForeignFormat) -> bool
     if key == "stride_t":
         return config.stride_t == UPSAMPLING or not config.down_t
     if key == "activation":
-        # Where it says what is outside the blocks too.
+        # Without `outer_activation`, this also is the activation outside the blocks.
         return config.outer_activation is not None or config.activation == OUTER_ACTIVATION
     if key == "outer_activation":
         return config.activation_outside == OUTER_ACTIVATION
@@ -181,7 +180,7 @@ def _is_expressible(key: str, config: ModelConfig, known: ForeignFormat) -> bool
 
 
 def net_keys(config: ModelConfig) -> dict[str, str]:
-    """Key of each parameter of `model.RVQVAE`'s encoder and decoder, and what it is called in all three formats."""
+    """Returns, for each parameter of `model.RVQVAE`'s encoder and decoder, its key in all three formats."""
     modules = {"encoder.0": "encoder.model.0", "decoder.0": "decoder.model.0"}
     for stage in range(config.down_t):
         theirs = f"model.{2 + stage}"
@@ -196,7 +195,7 @@ def net_keys(config: ModelConfig) -> dict[str, str]:
 
 
 def _block_keys(ours: str, theirs: str, config: ModelConfig) -> dict[str, str]:
-    """Modules of a residual stack; both sides have the largest dilation first."""
+    """Returns the names of a residual stack's modules; ours and theirs both have the largest dilation first."""
     layers = ("norm1", "conv1", "norm2", "conv2") if config.norm else ("conv1", "conv2")
     blocks = range(config.depth)
     return {f"{ours}.blocks.{block}.{layer}": f"{theirs}.model.{block}.{layer}" for block in blocks for layer in layers}

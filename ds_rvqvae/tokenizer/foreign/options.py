@@ -1,8 +1,8 @@
-"""What MoMask, T2M-GPT and GestureLSM keep beside their weights: option files and statistics. Without torch.
+"""Read the option files and find the statistics that MoMask, T2M-GPT and GestureLSM keep beside their weights.
 
-As published: MoMask writes `opt.txt` above the folder `model/`, lines `key: value`, and `meta/mean.npy` and `std.npy`
-beside it; T2M-GPT and GestureLSM write `run.log`, which begins with all options as JSON; GestureLSM's yaml files name
-the checkpoints of the body parts, the statistics and the frame rate.
+Without torch. As published: MoMask writes `opt.txt` above the folder `model/`, with lines `key: value`, and beside it
+`meta/mean.npy` and `meta/std.npy`. T2M-GPT and GestureLSM write `run.log`, which begins with all options as JSON.
+GestureLSM's yaml files name the checkpoints of the body parts, the statistics and the frame rate.
 """
 
 import json
@@ -20,28 +20,28 @@ from ds_rvqvae.errors import UserError
 from ds_rvqvae.tokenizer.foreign.formats import DATASETS, ForeignFormat
 
 _MOST_BYTES = 1 << 24
-"""Read of an option file; a log of 300,000 steps has a hundredth of it."""
+"""Maximum bytes read of an option file; a log of 300,000 steps has a hundredth of this."""
 _ROOTS = 4
-"""Folders above a file that may be the one from which the system's scripts are run."""
+"""Number of parent folders that may be the one in which the system's scripts are run."""
 _SHARED_STATISTICS = "checkpoints/{dataset}/VQVAEV3_CB1024_CMT_H1024_NRES3/meta"
-"""Where T2M-GPT's scripts take mean and std from."""
+"""Folder from which T2M-GPT's scripts read mean and std."""
 _PART_PATH = re.compile(r"vqvae_(\w+)_path")
 STATISTICS_KEYS = {
     "mean": ("mean_pose_path", "mean_trans_path", "mean_exps_path"),
     "std": ("std_pose_path", "std_trans_path", "std_exps_path"),
 }
-"""Options of GestureLSM that name files of statistics; those of the translation follow those of the joints. Those of
-the expressions are of our own exports."""
+"""Options of GestureLSM that name files of statistics: the joints, then the translation. Those of the expressions exist
+only in our own exports."""
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """One thing that an option file says."""
+    """One option in an option file."""
 
     value: Any
-    """As it is called here."""
+    """The value, converted to ours."""
     text: str
-    """As it stands there, `vq_act: silu`."""
+    """The line in the file, as `vq_act: silu`."""
     file: Path
 
     @property
@@ -51,19 +51,19 @@ class Said:
 
 @dataclass(frozen=True)
 class Options:
-    """What the option files around a checkpoint say."""
+    """The contents of the option files around a checkpoint."""
 
     files: tuple[Path, ...]
     said: Mapping[str, list[Said]]
-    """By the names of `ModelConfig`, `norm` being "none" where there is none, and `dataset`, `fps`, `body_part` and
-    GestureLSM's keys of statistics. Several entries differ in what they say."""
+    """By the names of `ModelConfig` (`norm` is "none" for no norm), and `dataset`, `fps`, `body_part` and GestureLSM's
+    keys of statistics. A key has several entries if files give different values."""
 
     def of(self, key: str) -> list[Said]:
         return self.said.get(key, [])
 
 
 def checkpoint_in(path: Path, known: ForeignFormat) -> Path:
-    """The checkpoint that a user means by a file or folder; raises UserError where that may be several or none."""
+    """Returns the checkpoint that a file or folder stands for; raises UserError if there is none, or more than one."""
     if not path.is_dir():
         return path
     for file in (path / known.weights_file, path / Path(known.weights_file).name):
@@ -84,20 +84,20 @@ def checkpoint_in(path: Path, known: ForeignFormat) -> Path:
 
 
 def read_options(file: Path, known: ForeignFormat, named: Path | None = None, given: Collection[str] = ()) -> Options:
-    """What is said of a checkpoint by the option files where its system puts them, or by the one named.
+    """Reads the option files of a checkpoint where its system puts them, or the one named.
 
     Args:
-        given: keys that flags say, so that it does not matter whether the value of an option means anything.
+        given: keys given by flags; invalid values of these in the files do not matter.
 
     Raises:
-        UserError: a file cannot be read, or a value in it is none.
+        UserError: a file cannot be read, or a value in it is not valid.
     """
     said: dict[str, list[Said]] = {}
     files = []
     for option_file in [named] if named is not None else _option_files(file, known):
         entries = list(_read(option_file, file, known, given))
         if named is not None and not entries:
-            raise UserError(f"--options {named}: says nothing of a {known.title} model")
+            raise UserError(f"--options {named}: has no options of a {known.title} model")
         for key, entry in entries:
             if all(entry.value != other.value for other in said.setdefault(key, [])):
                 said[key].append(entry)
@@ -106,12 +106,12 @@ def read_options(file: Path, known: ForeignFormat, named: Path | None = None, gi
 
 
 def model_folder(file: Path) -> Path:
-    """The folder of a checkpoint's model: MoMask has weights one folder deeper, in `model/`."""
+    """Returns the folder of a checkpoint's model; MoMask has the weights one folder deeper, in `model/`."""
     return file.absolute().parent.parent if file.absolute().parent.name == "model" else file.absolute().parent
 
 
 def statistics_files(file: Path, known: ForeignFormat, options: Options) -> dict[str, list[Path]] | str:
-    """The files of `mean` and `std` that belong to a checkpoint with an option file, or why there are none."""
+    """Returns the files of `mean` and `std` of a checkpoint with an option file, or the reason why there are none."""
     if known.dataset_key is None:
         return _named_statistics(options)
     folders = [model_folder(file) / known.statistics]
@@ -127,7 +127,7 @@ def statistics_files(file: Path, known: ForeignFormat, options: Options) -> dict
         found = {name: [folder / f"{name}.npy"] for name in STATISTICS_KEYS}
         if all(one.is_file() for files in found.values() for one in files):
             return found
-    return f"no {known.statistics}/mean.npy and {known.statistics}/std.npy there" if options.files else ""
+    return f"{known.statistics}/mean.npy and {known.statistics}/std.npy are missing" if options.files else ""
 
 
 def _named_statistics(options: Options) -> dict[str, list[Path]] | str:
@@ -144,7 +144,7 @@ def _named_statistics(options: Options) -> dict[str, list[Path]] | str:
             if there:
                 found.setdefault(name, []).append(there[0])
             elif key == keys[0]:
-                return f"{said[0].where} is not there"
+                return f"{said[0].where} is missing"
     return found if len(found) == len(STATISTICS_KEYS) else ""
 
 
@@ -157,7 +157,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _option_files(file: Path, known: ForeignFormat) -> Iterator[Path]:
-    """Those beside the model, and GestureLSM's configs that name the checkpoint."""
+    """Yields the option files beside the model, and GestureLSM's configs that name the checkpoint."""
     for entry in _readable_entries(model_folder(file)):
         if any(fnmatch(entry.name.lower(), pattern) for pattern in known.option_files):
             yield entry
@@ -177,7 +177,7 @@ def _readable_entries(folder: Path) -> list[Path]:
 
 
 def _read(option_file: Path, file: Path, known: ForeignFormat, given: Collection[str]) -> Iterator[tuple[str, Said]]:
-    """Keys, by their names here, and what is said of them."""
+    """Yields keys by our names, and their options."""
     readers: dict[str, Callable[[str, Path], list[tuple[str, Any]]]] = {
         ".txt": _read_lines,
         ".log": _read_log,
@@ -185,7 +185,7 @@ def _read(option_file: Path, file: Path, known: ForeignFormat, given: Collection
         ".yml": _read_yaml,
     }
     if option_file.suffix.lower() not in readers:
-        raise UserError(f"--options {option_file}: is none of {', '.join(readers)}")
+        raise UserError(f"--options {option_file}: its suffix is not one of {', '.join(readers)}")
     pairs = readers[option_file.suffix.lower()](_text(option_file), option_file)
     for part, text in _named_parts(pairs, option_file, file):
         yield "body_part", Said(part, text, option_file)
@@ -199,7 +199,7 @@ def _read(option_file: Path, file: Path, known: ForeignFormat, given: Collection
     for key, value in pairs:
         name, kind = kinds.get(key, ("", _word))
         text = f"{key}: {value}"
-        # OmegaConf's references to other keys are no values.
+        # OmegaConf's references to other keys are not values.
         if not name or (isinstance(value, str) and "${" in value) or (value in (None, "None", "") and name != "norm"):
             continue
         try:
@@ -213,7 +213,7 @@ def _read(option_file: Path, file: Path, known: ForeignFormat, given: Collection
 def _text(file: Path) -> str:
     try:
         if not file.is_file():
-            raise UserError(f"{file}: is no file; name an option file")
+            raise UserError(f"{file}: is not a file; name an option file")
         with file.open("rb") as content:
             return content.read(_MOST_BYTES).decode("utf-8-sig", errors="replace")
     except OSError as error:
@@ -226,7 +226,7 @@ def _read_lines(text: str, file: Path) -> list[tuple[str, Any]]:
 
 
 def _read_log(text: str, file: Path) -> list[tuple[str, Any]]:
-    """The options of each script that wrote into a log."""
+    """Returns the options of each script that wrote into a log."""
     decoder, pairs, end = json.JSONDecoder(), [], 0
     for brace in re.finditer(r'\{\s*"', text):
         if brace.start() < end:
@@ -240,17 +240,17 @@ def _read_log(text: str, file: Path) -> list[tuple[str, Any]]:
 
 
 def _read_yaml(text: str, file: Path) -> list[tuple[str, Any]]:
-    """The keys of all sections."""
+    """Returns the keys of all sections."""
     try:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{file}: no yaml: {reason}; name the option file with --options") from None
+        raise UserError(f"{file}: not yaml: {reason}; name the option file with --options") from None
     pairs: list[tuple[str, Any]] = []
     sections, seen = [content], set()
     while sections:
         section = sections.pop(0)
-        # An alias stands for one section, however often.
+        # Aliases may repeat a section, even inside itself; it is read once.
         if id(section) in seen or not isinstance(section, dict | list):
             continue
         seen.add(id(section))
@@ -263,7 +263,7 @@ def _read_yaml(text: str, file: Path) -> list[tuple[str, Any]]:
 
 
 def _named_parts(pairs: list[tuple[str, Any]], option_file: Path, file: Path) -> list[tuple[str, str]]:
-    """Body parts whose checkpoint, by a yaml of GestureLSM, is `file`, each with the line that says so."""
+    """Returns the body parts whose checkpoint in a GestureLSM yaml is `file`, each with the line that says so."""
     found = []
     roots = [option_file.absolute().parent, *_roots(option_file)]
     for key, value in pairs:
@@ -280,13 +280,13 @@ def _named_parts(pairs: list[tuple[str, Any]], option_file: Path, file: Path) ->
 
 def _word(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError("is no word")
+        raise ValueError("is not text")
     return value
 
 
 def _activation(value: Any) -> str:
     if value not in ("relu", "silu", "gelu"):
-        raise ValueError("is none of relu, silu, gelu; say it with --activation")
+        raise ValueError("is not one of relu, silu, gelu; give --activation")
     return str(value)
 
 
@@ -294,16 +294,16 @@ def _norm(value: Any) -> str:
     if value in (None, False, "None", "False", "null", "none", ""):
         return "none"
     if value == "BN":
-        raise ValueError("batch norm (BatchNorm), which these nets do not have")
+        raise ValueError("is batch norm (BatchNorm), which these nets do not have")
     if value not in ("LN", "GN"):
-        raise ValueError("is none of None, LN, GN; say it with --norm")
+        raise ValueError("is not one of None, LN, GN; give --norm")
     return str(value)
 
 
 def _whole(value: Any) -> int:
     number = _number(value)
     if number != int(number):
-        raise ValueError("is no whole number")
+        raise ValueError("is not an integer")
     return int(number)
 
 
@@ -313,7 +313,7 @@ def _number(value: Any) -> float:
     except (TypeError, ValueError):
         number = float("nan")
     if not abs(number) < float("inf"):
-        raise ValueError("is no number")
+        raise ValueError("is not a number")
     return number
 
 
@@ -331,10 +331,10 @@ def _switch(value: Any) -> bool:
 
 
 def _part(value: Any) -> str:
-    """A body part by the rule of GestureLSM's script, which takes a beginning of a name for the name (`hand`)."""
+    """Returns a body part by the rule of GestureLSM's script, which accepts a piece of a name for the name (`hand`)."""
     fitting = [part for part in BODY_PARTS if isinstance(value, str) and value and value in part]
     if not fitting:
-        raise ValueError(f"is none of {', '.join(BODY_PARTS)}; say it with --body_part")
+        raise ValueError(f"is not one of {', '.join(BODY_PARTS)}; give --body_part")
     return fitting[0]
 
 
@@ -351,4 +351,4 @@ _KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     },
     **{key: (key, _number) for key in ("mu", "quantize_dropout_prob")},
 }
-"""Options by their names in all three systems, what they are called here, and what their values are."""
+"""Options by their names in all three systems, with our names and the functions that convert their values."""

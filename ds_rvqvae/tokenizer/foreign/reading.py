@@ -1,4 +1,4 @@
-"""Other people's checkpoints in: weights that MoMask, GestureLSM or T2M-GPT saved, as a tokenizer."""
+"""Import checkpoints of other systems: weights that MoMask, GestureLSM or T2M-GPT saved, as a tokenizer."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,32 +51,32 @@ def import_foreign(
     norm: str | None = None,
     dilation_growth_rate: int | None = None,
 ) -> MotionTokenizer:
-    """Makes a tokenizer whose codes and motion are those of the system that saved `file`.
+    """Makes a tokenizer with the same codes and motion as the system that saved `file`.
 
-    Nothing is assumed: what the shapes of the weights do not tell has to be said by the system's own option file, which
-    is looked for where the system puts it, or by an argument, which goes before the file. `details["imported_from"]`
-    says what came from where.
+    Nothing is assumed. A setting that the shapes of the weights do not give must come from the system's option file,
+    which is searched for where the system puts it, or from an argument, which overrides the file.
+    `details["imported_from"]` tells the source of each setting.
 
     Args:
-        file: what its trainer saved, or the bare state dict, or the folder of the model.
+        file: the checkpoint that the system's trainer saved, or only its state dict, or the folder of the model.
         format: "momask", "gesturelsm" or "t2mgpt".
-        options: the option file, in place of those around the checkpoint.
-        mean, std: `.npy` files of one number a column, used as they are; several are put one after another. With a
-            body part they may cover all of SMPL-X's columns, or as many of the first as are needed.
-        no_normalisation: motion is taken as it is.
-        fps: frames a second of its motion.
-        body_part: says that the columns are this part's of SMPL-X data; without it, and where no option file says it,
-            they are features without a name.
-        activation: of the residual blocks.
-        norm: of the residual blocks, "none", "LN" or "GN"; wanted where weights of norms may be either's.
+        options: the option file, instead of those around the checkpoint.
+        mean, std: `.npy` files with one number per column, used as they are; several files are concatenated. With a
+            body part they may cover all of SMPL-X's columns, or the first ones up to the last that is needed.
+        no_normalisation: the net takes motion without normalisation.
+        fps: frame rate of its motion.
+        body_part: the columns are those of this part of SMPL-X data; without it, and if no option file names a part,
+            they are features without names.
+        activation: activation of the residual blocks.
+        norm: norm of the residual blocks, "none", "LN" or "GN"; needed if the weights fit both LN and GN.
         dilation_growth_rate: as in `ModelConfig`.
 
-    GestureLSM's `embedding_proj` is folded into the codebooks, which is what its forward pass computes; its decoding of
-    codes forgets the layer, and gives other motion.
+    GestureLSM's `embedding_proj` is folded into the codebooks, as its forward pass computes. Its own decoding of codes
+    leaves that layer out, and gives other motion.
 
     Raises:
-        UserError: the file cannot be read, or holds anything but such a tokenizer, naming the key and its shape; an
-            option file and the shapes do not agree; or something is not told, naming all arguments to give.
+        UserError: the file cannot be read, or is not such a tokenizer (names the key and its shape); an option file and
+            the shapes disagree; or a setting is missing (names all arguments to give).
     """
     known = _format(format)
     file = checkpoint_in(Path(file), known)
@@ -101,19 +101,19 @@ def import_foreign(
 
 def _format(name: str) -> ForeignFormat:
     if name not in FORMATS:
-        raise UserError(f"--format {name}: known are {', '.join(FORMATS)}")
+        raise UserError(f"--format {name}: known formats are {', '.join(FORMATS)}")
     return FORMATS[name]
 
 
 def _model_settings(
     settings: Settings, weights: StateDict, shapes: dict[str, int], flags: dict[str, Any]
 ) -> dict[str, Any]:
-    """Values for `ModelConfig`; those that nothing tells are left out, and are counted as missing."""
+    """Returns values for `ModelConfig`; a value that nothing gives is omitted, and listed as missing."""
     for key, value in shapes.items():
         settings.from_shapes(key, value)
     values: dict[str, Any] = {key: value for key, value in shapes.items() if key != "in_features"}
     if "depth" not in shapes:
-        # No residual blocks, in which these would be.
+        # Without residual blocks the settings below do not exist.
         return values
     if shapes["depth"] > 1:
         wanted = "--dilation_growth_rate N"
@@ -123,7 +123,7 @@ def _model_settings(
         values["outer_activation"] = OUTER_ACTIVATION
         settings.set("outer_activation", OUTER_ACTIVATION, f"{settings.known.title}'s nets, always")
     found = _norm(settings, possible_norms(weights, shapes["width"]), flags["norm"])
-    # Which of two it is does not matter to the shapes that are compared before all that is missing is named.
+    # Both norms have the same shapes; the missing setting is named after the shapes are compared.
     values["norm"] = None if found == "none" else found or "LN"
     for key in ("mu", "quantize_dropout_prob"):
         if said := settings.options.of(key):
@@ -135,18 +135,18 @@ def _model_settings(
 def _norm(settings: Settings, possible: tuple[str, ...], norm: str | None) -> str | None:
     width, file = settings.found["width"].value, settings.file
     if norm not in (None, "none", "LN", "GN"):
-        raise UserError(f"--norm {norm}: known are none, LN, GN")
+        raise UserError(f"--norm {norm}: known norms are none, LN, GN")
     if norm is not None and norm not in possible:
         if norm == "GN" and "LN" in possible:
             raise UserError(
-                f"--norm GN: has 32 groups, which {file}'s {width} channels do not divide into; try --norm LN"
+                f"--norm GN: has 32 groups, but the {width} channels of {file} cannot be divided by 32; try --norm LN"
             )
-        has = "has norms' weights" if norm == "none" else "has no weights of norms"
-        raise UserError(f"--norm {norm}: {file} {has}; {'say LN or GN' if norm == 'none' else 'leave --norm out'}")
+        has = "has weights of norms" if norm == "none" else "has no weights of norms"
+        raise UserError(f"--norm {norm}: {file} {has}; {'give LN or GN' if norm == 'none' else 'leave --norm out'}")
     if norm is None:
         for one in settings.options.of("norm"):
             if one.value not in possible:
-                settings.refuse(one, f"the shapes of {file.name} are those of norm {' or '.join(possible)}")
+                settings.refuse(one, f"the shapes in {file.name} are those of norm {' or '.join(possible)}")
     if len(possible) == 1:
         settings.set("norm", possible[0], SHAPES)
         return possible[0]
@@ -155,7 +155,7 @@ def _norm(settings: Settings, possible: tuple[str, ...], norm: str | None) -> st
 
 
 def _rates(settings: Settings, features: int, flag: float | None) -> list[Said]:
-    """Frames a second by the option file, or by the data set that it names."""
+    """Returns the frame rate in the option file, or that of the data set that it names."""
     if said := settings.options.of("fps"):
         return said
     rates = []
@@ -164,31 +164,31 @@ def _rates(settings: Settings, features: int, flag: float | None) -> list[Said]:
             columns, fps = DATASETS[one.value]
             if columns != features and flag is None:
                 raise UserError(
-                    f"{one.file} says {one.text}, which has {columns} columns, and {settings.file.name} takes "
-                    f"{features}: say its frame rate, --fps N"
+                    f"{one.file} says {one.text}, which has {columns} columns, but {settings.file.name} takes "
+                    f"{features}: give its frame rate, --fps N"
                 )
             rates.append(Said(fps, one.text, one.file))
     return rates
 
 
 def _reading(settings: Settings, fps: float, features: int | None) -> dict[str, Any]:
-    """How its motion's files are read: at the rate that was said, also where another is known of so many columns."""
+    """Returns the reading rules for its motion: the given rate, even if such files usually have another one."""
     usual = known_rate(features) if features else None
     if usual is None or same_rate(fps, usual):
         return reading_of(DataConfig().model_dump())
     rate = settings.found["fps"].source
-    settings.set("source_fps", fps, f"{rate}; files of {features} columns have {usual:g} and are taken for {fps:g}")
+    settings.set("source_fps", fps, f"{rate}; files of {features} columns have {usual:g}, but are read as {fps:g}")
     return reading_of(DataConfig(source_fps=fps).model_dump())
 
 
 def _layout(settings: Settings, features: int, body_part: str | None) -> tuple[Layout, NDArray[np.int64] | None]:
-    """The layout, and where a body part is named, its columns in SMPL-X's."""
+    """Returns the layout and, if a body part is named, its columns in SMPL-X's layout."""
     if body_part is not None and body_part not in BODY_PARTS:
-        raise UserError(f"--body_part {body_part}: known are {', '.join(BODY_PARTS)}")
+        raise UserError(f"--body_part {body_part}: known parts are {', '.join(BODY_PARTS)}")
     said = settings.options.of("body_part")
     if body_part is None and not said:
         return feature_layout(features), None
-    # GestureLSM's `vqvae_lower_path` may be that of the legs with the translation, and its face has the jaw.
+    # GestureLSM's `vqvae_lower_path` may name the legs with the translation, and its face includes the jaw.
     said = list({one.value: one for one in (_with_more(one, features) for one in said)}.values())
     part = settings.choose("body_part", body_part, "--body_part PART", said)
     if part is None:
@@ -196,7 +196,7 @@ def _layout(settings: Settings, features: int, body_part: str | None) -> tuple[L
     columns, layout = select_columns(smplx_layout(), part)
     if len(columns) != features:
         if body_part is None:
-            settings.refuse(said[0], f"{settings.file.name} takes {features} columns, and this part has {len(columns)}")
+            settings.refuse(said[0], f"{settings.file.name} takes {features} columns, this part has {len(columns)}")
         others = [other for other in BODY_PARTS if len(select_columns(smplx_layout(), other)[0]) == features]
         hint = f"; {' and '.join(others)} has {features}" if others else ""
         raise UserError(f"--body_part {part}: has {len(columns)} columns, {settings.file} takes {features}{hint}")
@@ -204,7 +204,7 @@ def _layout(settings: Settings, features: int, body_part: str | None) -> tuple[L
 
 
 def _with_more(one: Said, features: int) -> Said:
-    """The part that has a named one and something more, where that has as many columns as the weights."""
+    """Returns the larger part that includes the named one, if it fits the weights' columns; else the option itself."""
     for part in BODY_PARTS:
         if part.startswith(f"{one.value}_") and len(select_columns(smplx_layout(), part)[0]) == features:
             return Said(part, one.text, one.file)
@@ -218,15 +218,15 @@ def _statistics(
     given: dict[str, Files | None],
     no_normalisation: bool,
 ) -> tuple[Tensor, Tensor] | None:
-    """Mean and std `[features]`; None, and counted as missing, where nothing tells them."""
+    """Returns mean and std `[features]`; None, and listed as missing, if nothing gives them."""
     files = {name: paths for name, paths in given.items() if paths is not None}
     if no_normalisation:
         if files:
-            raise UserError("--no_normalisation: motion is taken as it is; leave --mean and --std out")
+            raise UserError("--no_normalisation: motion is not normalised; leave --mean and --std out")
         settings.set("normalisation", "none", "--no_normalisation")
         return torch.zeros(features), torch.ones(features)
     if len(files) == 1:
-        raise UserError("--mean, --std: give both or neither")
+        raise UserError("--mean, --std: give both, or neither of them")
     kept = f"where {settings.known.title} keeps it"
     if not files:
         found = statistics_files(settings.file, settings.known, settings.options)
@@ -252,19 +252,19 @@ def _of_columns(values: NDArray[np.float32], columns: NDArray[np.int64] | None, 
         values = values[columns]
     if len(values) != features:
         hint = "" if name.startswith("--") else f"; give {_SAY_STATISTICS}"
-        raise UserError(f"{name}: {len(values)} numbers, where the checkpoint takes {features} columns{hint}")
+        raise UserError(f"{name}: has {len(values)} numbers, but the checkpoint takes {features} columns{hint}")
     return torch.from_numpy(values)
 
 
 def _above_zero(std: Tensor, name: str) -> Tensor:
     zeros = (std == 0).nonzero().flatten().tolist()
     if zeros:
-        raise UserError(f"{name}: column {zeros[0]} of {len(std)} is 0, which cannot be divided by; put a 1 there")
+        raise UserError(f"{name}: column {zeros[0]} of {len(std)} is 0, and division by 0 fails; put a 1 there")
     return std
 
 
 def _model(settings: Settings, weights: StateDict, features: int, values: dict[str, Any], projected: bool) -> RVQVAE:
-    """The model with its weights; raises UserError where these are not its own, or where something is missing."""
+    """Returns the model with its weights; raises UserError if they do not fit, or a setting is missing."""
     known, file = settings.known, settings.file
     config = model_config_from_dict(values, str(file))
     check_weights(weights, features, config, known, projected, file)
@@ -277,7 +277,7 @@ def _model(settings: Settings, weights: StateDict, features: int, values: dict[s
 
 
 def _shared(settings: Settings, config: ModelConfig, books: list[Tensor]) -> tuple[ModelConfig, list[Tensor]]:
-    """Levels with one codebook share it, unless the option file says that each has its own."""
+    """Merges equal codebooks of all levels into a shared one, unless the option file says that each has its own."""
     equal = len(books) > 1 and all(torch.equal(books[0], book) for book in books[1:])
     said = settings.options.of("shared_codebook")
     for one in said:

@@ -1,4 +1,4 @@
-"""What is known of a checkpoint, and from where: its shapes, an option file, a flag. Without torch."""
+"""Collect the settings of a checkpoint and their sources: its shapes, an option file, a flag. Without torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +13,18 @@ SHAPES = "shapes"
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A value, and what it was taken from."""
+    """A value and its source."""
 
     value: Any
     source: str
 
 
 class Settings:
-    """Collects settings, each from the first of flag, shapes and option file that tells it, and what none tells.
+    """Collects settings, each from the first of flag, shapes and option file that gives it, and lists those missing.
 
     Args:
         file: the checkpoint.
-        known: whose it is.
+        known: the system that wrote it.
         options: of the option files around it.
     """
 
@@ -37,27 +37,27 @@ class Settings:
         self.found[key] = Setting(value, source)
 
     def told(self) -> dict[str, dict[str, Any]]:
-        """All that was found, as a tokenizer's config file keeps it."""
+        """Returns all settings found, as a tokenizer's config file keeps them."""
         return {key: {"value": one.value, "from": one.source} for key, one in self.found.items()}
 
     def from_shapes(self, key: str, value: Any) -> None:
-        """A value that the shapes of the weights tell.
+        """Takes a value from the shapes of the weights.
 
         Raises:
-            UserError: an option file says another.
+            UserError: an option file says another value.
         """
         for one in self.options.of(key):
             if one.value != value:
-                self.refuse(one, f"the shapes of {self.file.name} say {value}")
+                self.refuse(one, f"the shapes in {self.file.name} say {value}")
         self.set(key, value, SHAPES)
 
     def choose(self, key: str, flag: Any, wanted: str, said: list[Said] | None = None) -> Any:
-        """A value that the shapes do not tell; None, and counted as missing, where nothing else does.
+        """Returns a value that the shapes do not give; None, and listed as missing, if nothing else gives it.
 
         Args:
-            flag: what its flag says, where it was given.
-            wanted: the flag to give, `--fps N`.
-            said: by option files; by default what they say of `key`.
+            flag: value of its flag, if given.
+            wanted: the flag to ask for, such as `--fps N`.
+            said: the values in option files; by default those of `key`.
         """
         said = self.options.of(key) if said is None else said
         if flag is not None:
@@ -71,18 +71,18 @@ class Settings:
         return self.found[key].value
 
     def miss(self, wanted: str) -> None:
-        """Counts a flag as one that has to be given."""
+        """Adds a flag to those that must be given."""
         self._missing.append(wanted)
 
     def refuse(self, one: Said, other: str) -> None:
         """Raises UserError: an option file does not agree with the weights."""
         raise UserError(
-            f"{one.file} says {one.text}, and {other}: they are not of one model; name its own option file with "
-            "--options, or move this one away"
+            f"{one.file} says {one.text}, but {other}: they belong to different models; name the right option file "
+            "with --options, or move this one away"
         )
 
     def check(self) -> None:
-        """Raises UserError that names all flags that have to be given."""
+        """Raises UserError if flags must be given; the message names all of them."""
         if not self._missing:
             return
         *most, last = self._missing
@@ -90,9 +90,9 @@ class Settings:
         names = " and ".join(dict.fromkeys(str(file) for file in self.options.files))
         if names:
             raise UserError(
-                f"{self.file}: neither its shapes nor {names} tell all that codes and motion depend on; give {flags}"
+                f"{self.file}: its shapes and {names} do not say all that codes and motion depend on; give {flags}"
             )
         raise UserError(
-            f"{self.file}: shapes do not tell all that codes and motion depend on, and no option file "
-            f"({self.known.title} has {', '.join(self.known.option_files)}) lies beside it; give {flags}"
+            f"{self.file}: its shapes do not say all that codes and motion depend on, and there is no option file "
+            f"({self.known.title} has {', '.join(self.known.option_files)}) beside it; give {flags}"
         )

@@ -1,4 +1,4 @@
-"""The weights in other people's checkpoints: read, measured, and held against what such a model has."""
+"""Read the weights in checkpoints of other systems, and check keys and shapes against our model."""
 
 import pickle
 import re
@@ -20,30 +20,30 @@ from ds_rvqvae.tokenizer.foreign.formats import FIRST_WEIGHT, ForeignFormat, net
 _VECTORS_AN_UPDATE = 4096
 """Latents in MoMask's batch: 256 windows of 64 frames, 4 frames each."""
 _UPDATES = 100_000
-"""Enough for the averages' inertia to be full at any `mu` in use (0.99 takes 891)."""
+"""Enough updates to reach the full decay of the averages at any `mu` in use (0.99 needs 891)."""
 _FIRST_NORM = "encoder.model.2.1.model.0.norm1"
 _TRAINED_CODEBOOK = "quantizer.embedding.weight"
-"""The codebook of T2M-GPT's `--quantizer orig`; it is looked up as others are."""
+"""The codebook of T2M-GPT's `--quantizer orig`; it is used like the others."""
 
 StateDict = dict[str, Tensor]
 
 
 def read_weights(file: Path, known: ForeignFormat) -> StateDict:
-    """The state dict of the net in a file, without prefixes, in fp32."""
+    """Reads the state dict of the net in a file, without prefixes, in fp32."""
     content = _load(file)
     if not isinstance(content, Mapping):
-        raise UserError(f"{file}: holds a {type(content).__name__}, not what {known.title} saves")
+        raise UserError(f"{file}: holds a {type(content).__name__}, not a checkpoint of {known.title}")
     keys = [key for key in known.weights_keys if isinstance(content.get(key), Mapping)]
     if keys:
         content = content[keys[0]]
     elif not any(str(key).endswith(FIRST_WEIGHT) for key in content):
         reason = missing_key([str(key) for key in content], " or ".join(known.weights_keys))
-        raise UserError(f"{file}: {reason}; not what {known.title} saves")
+        raise UserError(f"{file}: {reason}; not a checkpoint of {known.title}")
     prefixes = [str(key).removesuffix(FIRST_WEIGHT) for key in content if str(key).endswith(FIRST_WEIGHT)]
     if not prefixes:
-        raise UserError(f"{file}: {FIRST_WEIGHT} is missing; not what {known.title} saves")
+        raise UserError(f"{file}: {FIRST_WEIGHT} is missing; not a checkpoint of {known.title}")
     if len(prefixes) > 1:
-        raise UserError(f"{file}: {len(prefixes)} keys end in {FIRST_WEIGHT}, so that it holds several nets; save one")
+        raise UserError(f"{file}: {len(prefixes)} keys end in {FIRST_WEIGHT}, so it holds several nets; save one only")
     for key, value in content.items():
         if str(key).endswith(".running_mean") and isinstance(value, Tensor):
             raise UserError(f"{file}: {key} {list(value.shape)}: BatchNorm, which these nets do not have")
@@ -55,7 +55,7 @@ def read_weights(file: Path, known: ForeignFormat) -> StateDict:
 
 def _load(file: Path) -> Any:
     if file.exists() and not file.is_file():
-        raise UserError(f"{file}: no regular file; name the checkpoint itself")
+        raise UserError(f"{file}: not a regular file; name the checkpoint itself")
     try:
         opened = file.open("rb")
     except OSError as error:
@@ -67,10 +67,10 @@ def _load(file: Path) -> Any:
         except Exception as error:  # torch, zipfile and pickle raise a dozen unrelated types on damaged files
             if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
                 raise UserError(
-                    f"{file}: holds Python objects besides tensors, which are never loaded; where you trust it, save "
-                    'its state dict alone, as torch.save({"net": state_dict}, file)'
+                    f"{file}: holds Python objects besides tensors, which are never loaded; if you trust it, save "
+                    'only its state dict, as torch.save({"net": state_dict}, file)'
                 ) from None
-            raise UserError(f"{file}: no file of torch's, or damaged") from None
+            raise UserError(f"{file}: not a file that torch saved, or damaged") from None
 
 
 def _fp32(value: Any, key: str, file: Path) -> Tensor:
@@ -85,17 +85,17 @@ def _fp32(value: Any, key: str, file: Path) -> Tensor:
 
 
 def shapes_of(weights: StateDict, known: ForeignFormat, file: Path) -> dict[str, int]:
-    """What the shapes of the weights tell: columns (`in_features`) and settings of the model.
+    """Returns the number of columns (`in_features`) and the model's settings, read from the shapes of the weights.
 
-    Without down-sampling layers there are no residual blocks, and no `stride_t` and `depth`.
+    Without down-sampling layers there are no residual blocks, and `stride_t` and `depth` are not in the result.
 
     Raises:
-        UserError: naming a weight that is missing or has no such shape.
+        UserError: names a weight that is missing or has another shape.
     """
 
     def shape(key: str, dimensions: int) -> torch.Size:
         if key not in weights:
-            raise UserError(f"{file}: {key} is missing; not what {known.title} saves")
+            raise UserError(f"{file}: {key} is missing; not a checkpoint of {known.title}")
         if not weights[key].numel():
             raise UserError(f"{file}: {key} {list(weights[key].shape)} is empty")
         if weights[key].dim() != dimensions:
@@ -113,10 +113,10 @@ def shapes_of(weights: StateDict, known: ForeignFormat, file: Path) -> dict[str,
     if down_t:
         kernel = shape("encoder.model.2.0.weight", 3)[2]
         if kernel % 4:
-            # An odd stride leaves their encoders a frame short, which these nets make up for.
+            # With an odd stride their encoders lose a frame, which ours do not.
             raise UserError(
-                f"{file}: encoder.model.2.0.weight has kernel {kernel}, for a stride of {kernel / 2:g}; only an even "
-                "stride gives codes that stand for whole groups of frames"
+                f"{file}: encoder.model.2.0.weight has kernel {kernel}, for a stride of {kernel / 2:g}; only with an "
+                "even stride is a code a complete group of frames"
             )
         found["stride_t"] = kernel // 2
         found["depth"] = count(r"encoder\.model\.2\.1\.model\.\d+\.conv1\.weight")
@@ -124,7 +124,7 @@ def shapes_of(weights: StateDict, known: ForeignFormat, file: Path) -> dict[str,
 
 
 def possible_norms(weights: StateDict, width: int) -> tuple[str, ...]:
-    """The norms that the blocks may have: layer and group norm have weights alike, and group norm has 32 groups."""
+    """Returns the norms that the blocks may have: layer and group norm have equal shapes; group norm has 32 groups."""
     if f"{_FIRST_NORM}.weight" not in weights:
         return ("none",)
     return ("LN",) if width % 32 else ("LN", "GN")
@@ -147,14 +147,14 @@ def check_weights(
         if key not in weights:
             raise UserError(f"{file}: {key} {shape} is missing")
         if list(weights[key].shape) != shape:
-            raise UserError(f"{file}: {key} is {list(weights[key].shape)}, where the other weights need {shape}")
+            raise UserError(f"{file}: {key} is {list(weights[key].shape)}, but the other weights need {shape}")
     for key in weights:
         if key not in expected:
-            raise UserError(f"{file}: {key} {list(weights[key].shape)} is nothing that a {known.title} tokenizer has")
+            raise UserError(f"{file}: {key} {list(weights[key].shape)} is not a weight of a {known.title} tokenizer")
 
 
 def codebooks_of(weights: StateDict, config: ModelConfig, known: ForeignFormat, projected: bool) -> list[Tensor]:
-    """The codebook `[nb_code, code_dim]` of each level, as its forward pass uses it."""
+    """Returns the codebook `[nb_code, code_dim]` of each level, as the system's forward pass uses it."""
     books = []
     for level in range(config.num_quantizers):
         book = weights[known.codebook_key(level)]
@@ -166,12 +166,12 @@ def codebooks_of(weights: StateDict, config: ModelConfig, known: ForeignFormat, 
 
 
 def quantizer_state(books: Tensor, config: ModelConfig) -> StateDict:
-    """Buffers of the quantizer for `books [Q or 1, K, D]`.
+    """Returns the buffers of the quantizer for `books [Q or 1, K, D]`.
 
-    None of these systems saves the averages that codebooks are trained by. They are set as if each update so far had
-    brought 4,096 vectors, MoMask's batch, spread evenly over the codes, with full inertia (`updates` 100,000): no code
-    is dead when a fine-tuning starts, and with batches of that size its first updates move codes by a hundredth of the
-    way to their new vectors, as they do late in a training.
+    None of these systems saves the averages that train the codebooks. They are set as if each earlier update had added
+    4,096 vectors (MoMask's batch), spread evenly over the codes, at the full decay (`updates` 100,000). So no code is
+    dead when fine-tuning starts, and with batches of that size the first updates move codes by a hundredth of the way
+    to their new vectors, as late in training.
     """
     levels_a_book = config.num_quantizers / len(books)
     count = torch.full(books.shape[:2], levels_a_book * _VECTORS_AN_UPDATE / config.nb_code)

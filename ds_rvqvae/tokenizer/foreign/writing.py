@@ -1,4 +1,4 @@
-"""Other people's checkpoints out: a tokenizer as MoMask, GestureLSM or T2M-GPT load it."""
+"""Export a tokenizer as a checkpoint that MoMask, GestureLSM or T2M-GPT load."""
 
 import json
 from collections.abc import Mapping
@@ -21,19 +21,19 @@ from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 def save_foreign(
     tokenizer: MotionTokenizer, format: str, folder: str | Path, *, embedding_proj: bool | None = None
 ) -> list[Path]:
-    """Writes a folder that another system's own code takes: weights that load with `strict=True`, and normalisation.
+    """Writes a folder that another system's own code loads: weights that load with `strict=True`, and normalisation.
 
     Args:
         format: "momask" writes `model/net_best_fid.tar`, `meta/mean.npy`, `meta/std.npy` and `opt.txt`, for
             `checkpoints/DATASET/NAME`; "t2mgpt" writes `net_last.pth`, `meta/mean.npy`, `meta/std.npy` and `run.log`;
             "gesturelsm" writes `net.pth`, `mean.npy` and `std.npy`, of this tokenizer's columns only, and `net.yaml`.
-            The option files say all that weights do not, so that `import_foreign` asks for nothing.
-        folder: a new or empty one; it is whole or it is not there.
+            The option files hold all settings that the weights do not, so that `import_foreign` needs no flags.
+        folder: a new or empty one; it is written completely or not at all.
         embedding_proj: whether GestureLSM's quantizer has that layer, which is then written as the identity. By default
-            as in the file that the tokenizer was imported from, else True, as its code has had since January 2025.
+            as in the file that the tokenizer was imported from, else True: its code has had it since January 2025.
 
-    Their code decodes to the same motion. It encodes to the same codes where `beam_size` is 1; otherwise to the
-    nearest code of each level, which is a little farther from the motion.
+    Their code decodes to the same motion. It encodes to the same codes if `beam_size` is 1; otherwise to the nearest
+    code of each level, which is a little farther from the motion.
 
     Returns:
         The files written.
@@ -42,7 +42,7 @@ def save_foreign(
         UserError: that code cannot express this model, or the folder is in use or cannot be written.
     """
     if format not in FORMATS:
-        raise UserError(f"--format {format}: known are {', '.join(FORMATS)}")
+        raise UserError(f"--format {format}: known formats are {', '.join(FORMATS)}")
     known, folder = FORMATS[format], Path(folder)
     check_expressible(tokenizer.model.config, format)
     if embedding_proj is None:
@@ -64,16 +64,16 @@ def save_foreign(
 
 
 def came_projected(tokenizer: MotionTokenizer, format: str) -> bool:
-    """Whether a tokenizer goes out with `embedding_proj` where nobody says: unless it came without."""
+    """Returns whether an export has `embedding_proj` by default: yes, unless the tokenizer was imported without it."""
     origin = tokenizer.details.get("imported_from") or {}
     return bool(origin.get("embedding_proj", True)) if origin.get("format") == format else True
 
 
 def write_new_folder(folder: Path, contents: Mapping[Path, Any]) -> list[Path]:
-    """Writes a new or empty folder, whole or not at all; gives the files in it, sorted.
+    """Writes a new or empty folder, completely or not at all; returns the files in it, sorted.
 
     Args:
-        contents: by place in it a text, an array, or what torch saves.
+        contents: by path in the folder: a text, an array, or an object that torch saves.
 
     Raises:
         UserError: the folder is in use or cannot be written.
@@ -98,7 +98,7 @@ def write_new_folder(folder: Path, contents: Mapping[Path, Any]) -> list[Path]:
 
 
 def foreign_state_dict(tokenizer: MotionTokenizer, format: str, *, embedding_proj: bool = False) -> dict[str, Tensor]:
-    """The weights under another system's names, fp32 on the CPU."""
+    """Returns the weights under another system's names, fp32 on the CPU."""
     known, model = FORMATS[format], tokenizer.model
     ours = {key: tensor.detach().float().cpu() for key, tensor in model.state_dict().items()}
     weights = {theirs: ours[key].clone() for key, theirs in net_keys(model.config).items()}
@@ -113,9 +113,9 @@ def foreign_state_dict(tokenizer: MotionTokenizer, format: str, *, embedding_pro
 
 
 def option_text(tokenizer: MotionTokenizer, format: str, folder: Path) -> str:
-    """An option file as the other system writes it, and the frame rate.
+    """Returns the text of an option file as the other system writes it, plus the frame rate.
 
-    MoMask's scripts build the model from theirs; they and T2M-GPT's know data of 263 and 251 columns only.
+    MoMask's scripts build the model from this file. MoMask and T2M-GPT know only data of 263 and 251 columns.
     """
     known, options = FORMATS[format], model_options(tokenizer, format)
     datasets = {columns: name for name, (columns, _) in DATASETS.items()}
@@ -137,7 +137,7 @@ def option_text(tokenizer: MotionTokenizer, format: str, folder: Path) -> str:
 
 
 def model_options(tokenizer: MotionTokenizer, format: str) -> dict[str, Any]:
-    """What the other system's options say of the nets and of the frame rate."""
+    """Returns the other system's options for the nets and the frame rate."""
     known, config = FORMATS[format], tokenizer.model.config
     options: dict[str, Any] = {
         "code_dim": config.code_dim,

@@ -1,1 +1,1 @@
-"""The files of a saved tokenizer as files: which belong together, and how they are replaced. Without torch."""
+"""The files of a saved tokenizer: which of them belong together, and how they are replaced. Without torch."""

@@ -1,9 +1,9 @@
-"""Which files of a tokenizer's folder belong together, also while they are being replaced or after that broke off.
+"""Find the files of a tokenizer's folder that belong together, even while they are replaced or after an interruption.
 
-`model.safetensors` carries its whole config in its metadata, so that renaming this one file replaces the tokenizer;
-`config.json` is a copy for people and other tools, renamed after it. In between, the new copy lies in the folder under
-an unfinished name: where that agrees with the weights, their own config counts. Where nothing agrees, files of two
-tokenizers are mixed, or the copy was changed by hand.
+`model.safetensors` carries its complete config in its metadata, so that renaming this one file replaces the tokenizer.
+`config.json` is a copy for users and other tools; it is renamed after the weights. In between, the new copy lies in the
+folder under an unfinished name: if this copy agrees with the weights, the config in the weights is used. If no copy
+agrees, the files of two tokenizers are mixed, or the copy was changed by hand.
 """
 
 import json
@@ -25,32 +25,32 @@ BODY = "body.json"
 MARK = "ds_rvqvae_version"
 """A key that our own `config.json` and `body.json` have."""
 _OWN_CONFIG, _OWN_CONTENT = "ds_rvqvae", "ds_rvqvae_content"
-"""Keys of the weights' metadata: the text of their config, and the hash of it and of all tensors."""
+"""Keys of the weights' metadata: the text of their config, and a hash of this text and of all tensors."""
 _LOOKS, _PAUSE = 8, 0.02
-"""How often a folder is looked at where its files do not agree, which may be while they are replaced; seconds between
-the first two looks, of which there are more each time."""
+"""How many times a folder is read if its files do not agree, for they may be in replacement; seconds between the first
+two reads. The pause grows with each read."""
 _SHOWN = 3
 _MEANING = dict.fromkeys(("body_part", "reading"))
-"""Keys that a config need not have, by which codes are of other motion."""
+"""Optional keys of a config that change which motion the codes stand for."""
 
 
 @dataclass
 class Weights:
-    """An open weights' file; what is read of it is of one file, whatever takes its name meanwhile."""
+    """An open weights file; all reads are of this one file, even if another takes its name meanwhile."""
 
     file: Path
     handle: Any
-    """What `safe_open` gives."""
+    """The result of `safe_open`."""
     text: str | None
-    """Of the config that the weights were saved with; None in files of versions up to 0.3."""
+    """Text of the config that the weights were saved with; None in files of versions up to 0.3."""
     values: dict[str, Any] | None
-    """What it says."""
+    """The parsed text."""
     content: str | None
     """The hash of the text and of all tensors when they were saved."""
 
     @property
     def shapes(self) -> dict[str, list[int]]:
-        """By the tensors' names."""
+        """The tensors' shapes by name."""
         return {name: self.handle.get_slice(name).get_shape() for name in self.handle.keys()}  # noqa: SIM118
 
 
@@ -61,32 +61,33 @@ class Saved:
     folder: Path
     weights: Weights
     values: dict[str, Any]
-    """The config that counts."""
+    """The config that is used."""
     source: Path
     """The file that it was read from."""
     warnings: list[str] = field(default_factory=list)
 
 
 class MissingError(UserError):
-    """A folder has not the files of a tokenizer."""
+    """A folder does not have the files of a tokenizer."""
 
 
 class MixedError(UserError):
-    """The files of a folder do not belong together, at this moment."""
+    """The files of a folder do not belong together when they are read."""
 
 
 def metadata_of(text: str, content: str) -> dict[str, str]:
-    """What a weights' file says of itself.
+    """Returns the metadata of a weights file.
 
     Args:
-        text: of its `config.json`.
-        content: as `content_of_tensors` gives it.
+        text: text of its `config.json`.
+        content: result of `content_of_tensors`.
     """
     return {"format": "pt", _OWN_CONFIG: text, _OWN_CONTENT: content}
 
 
 def content_of_tensors(text: str, tensors: Mapping[str, tuple[str, NDArray[np.uint8]]]) -> str:
-    """A hash of a config's text and of tensors, given by name as type and shape in words, and bytes."""
+    """Returns a hash of a config's text and of tensors. Each tensor is given by name as a text of its type and shape,
+    and its bytes."""
     digest = xxhash.xxh3_128(text.encode())
     for name, (kind, values) in sorted(tensors.items()):
         digest.update(f"\0{name} {kind}\0".encode())
@@ -98,11 +99,11 @@ def open_saved(folder: Path, content: str | None = None) -> Saved:
     """Opens a tokenizer's weights, with the config that belongs to them.
 
     Args:
-        content: of the weights that are asked for, by a body of which this is a part. They may have an unfinished name
-            still.
+        content: the content hash that the weights must have, if this is a part of a body. They may still have an
+            unfinished name.
 
     Raises:
-        UserError: naming the folder or file, what is wrong with it and how to go on.
+        UserError: names the folder or file, the problem and what to do.
     """
     wanted = content or content_listed(folder)
     for look in range(_LOOKS):
@@ -115,7 +116,7 @@ def open_saved(folder: Path, content: str | None = None) -> Saved:
 
 
 def content_listed(folder: Path) -> str | None:
-    """What the body above a folder says of the part that lies in it; None where there is no such body."""
+    """Returns the content hash that `body.json` in the parent folder lists for this folder; None if there is none."""
     try:
         listed = read_json(folder.parent / BODY)["contents"][folder.name]
     except (OSError, ValueError, LookupError, TypeError):
@@ -124,7 +125,7 @@ def content_listed(folder: Path) -> str | None:
 
 
 def _look(folder: Path, wanted: str | None, *, is_part: bool) -> Saved:
-    # In this order: a writer replaces the weights first, so that a copy of theirs is never older than they are.
+    # In this order, since a writer replaces the weights first: the weights read are never older than the copy.
     theirs, damage = read_copy(folder / CONFIG)
     weights = open_weights(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else None
     if wanted is not None and (weights is None or weights.content != wanted):
@@ -133,7 +134,7 @@ def _look(folder: Path, wanted: str | None, *, is_part: bool) -> Saved:
         if is_part:
             raise MixedError(
                 f"{folder}: is not the part that {folder.parent / BODY} was saved with; save the body again, or remove "
-                f"the key contents of {BODY} where the part was exchanged on purpose"
+                f"the key contents of {BODY} if you replaced the part on purpose"
             )
     for name, missing in ((CONFIG, damage == "missing" and not (weights and weights.values)), (WEIGHTS, not weights)):
         if missing:
@@ -149,16 +150,16 @@ def _look(folder: Path, wanted: str | None, *, is_part: bool) -> Saved:
     if any(read_copy(file)[0] == weights.values for file in unfinished_files(folder, CONFIG)):
         return own
     if theirs is None:
-        own.warnings.append(f"{folder / CONFIG}: {damage}; what {WEIGHTS} says of itself is taken, which is the same")
+        own.warnings.append(f"{folder / CONFIG}: {damage}; the same config inside {WEIGHTS} is used")
         return own
     if "fingerprint" not in theirs:
-        warning = f"{folder / CONFIG}: without a fingerprint; it counts, and differs from {WEIGHTS} in"
+        warning = f"{folder / CONFIG}: has no fingerprint, so it is used although it differs from {WEIGHTS} in"
         return Saved(folder, weights, theirs, folder / CONFIG, [f"{warning} {_names(differing)}"])
     raise MixedError(_mixed(folder, weights.values, theirs, differing))
 
 
 def read_copy(file: Path) -> tuple[dict[str, Any] | None, str]:
-    """What a config file says, or None and why not."""
+    """Returns the contents of a config file, or None and the reason."""
     try:
         if not file.is_file():
             return None, "missing"
@@ -169,18 +170,18 @@ def read_copy(file: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def open_weights(file: Path) -> Weights:
-    """Opens a weights' file; raises UserError where it is none."""
-    from safetensors import SafetensorError, safe_open  # late: commands answer without
+    """Opens a weights file; raises UserError if it is not one."""
+    from safetensors import SafetensorError, safe_open  # late: many commands do not need it
 
     try:
-        # Not for torch, which opens the file by its name again when it reads, and may find another there by then.
+        # Not framework="torch": it opens the file by name again to read it, and may then find another file.
         handle: Any = safe_open(file, framework="numpy")
         metadata = handle.metadata() or {}
         text, values = metadata.get(_OWN_CONFIG), None
         if text is not None:
             values = parse_json(text)
             if not isinstance(values, dict):
-                raise ValueError(f"its metadata {_OWN_CONFIG} are not an object")
+                raise ValueError(f"its metadata {_OWN_CONFIG} is not an object")
         return Weights(file, handle, text, values, metadata.get(_OWN_CONTENT) if values else None)
     except (OSError, SafetensorError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -188,7 +189,7 @@ def open_weights(file: Path) -> Weights:
 
 
 def _pending_weights(folder: Path, content: str) -> Weights | None:
-    """Weights of this content that are to take their place in a folder."""
+    """Returns unfinished weights with this content hash, which are about to be renamed, else None."""
     for file in unfinished_files(folder, WEIGHTS):
         try:
             weights = open_weights(file)
@@ -200,7 +201,7 @@ def _pending_weights(folder: Path, content: str) -> Weights | None:
 
 
 def _differing(own: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Keys of the weights' config of which its copy says something else; others may have been added to the copy."""
+    """Returns the keys of the weights' config whose values differ in its copy; the copy may have more keys."""
     nothing = object()
     return [
         key for key in {**own, **_MEANING} if not _equal(own.get(key), theirs.get(key, nothing if key in own else None))
@@ -208,7 +209,7 @@ def _differing(own: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
 
 
 def _equal(own: Any, theirs: Any) -> bool:
-    # By text as well, where NaN equals itself.
+    # Also compared as text, since NaN equals itself there.
     return bool(own == theirs) or json.dumps(own, sort_keys=True) == json.dumps(theirs, sort_keys=True, default=str)
 
 
@@ -222,9 +223,9 @@ def _mixed(folder: Path, own: dict[str, Any], theirs: dict[str, Any], differing:
         there, said = found
         return (
             f"{folder}: {WEIGHTS} holds the weights of another tokenizer ({there}) than {CONFIG} says ({said}); copy "
-            f"both again, or remove {CONFIG} where these weights are meant"
+            f"both again, or remove {CONFIG} if you want these weights"
         )
     return (
-        f"{folder / CONFIG}: does not say what {WEIGHTS} was saved with (differs in {_names(differing)}); where it was "
-        f"changed on purpose, remove its key fingerprint, and it counts; else remove {CONFIG}, or copy both again"
+        f"{folder / CONFIG}: differs from the config that {WEIGHTS} was saved with (in {_names(differing)}); if you "
+        f"changed it on purpose, remove its key fingerprint to use it; else remove {CONFIG}, or copy both again"
     )

@@ -1,10 +1,10 @@
-"""Writes a tokenizer's folder, which holds one whole tokenizer at every instant, the old or the new, and may hold files
-of others, which are neither moved nor changed.
+"""Write a tokenizer's folder, which holds one complete tokenizer at every instant: the old or the new one. Other files
+in the folder are neither moved nor changed.
 
-A new folder is made beside its place and renamed. In one that is there, new files are written under unfinished names,
-brought to the disk and renamed one by one. The first rename is the moment from which the new tokenizer counts: that of
-the weights, or of a body's `body.json`, which says what each part's weights are. Where a process is killed later,
-readers find the rest under its unfinished names (`reading.py`), and the next writer renames it.
+A new folder is made beside its final path and renamed. In an existing folder, new files are written under unfinished
+names, synced and renamed one by one. The new tokenizer replaces the old one at the first rename: that of the weights,
+or of a body's `body.json`, which lists the content of each part's weights. If the process is killed after that, reading
+finds the other files under their unfinished names (`reading.py`), and the next writer renames them.
 """
 
 import logging
@@ -42,34 +42,34 @@ from ds_rvqvae.tokenizer.saved.reading import (
 )
 
 Place = Callable[[str], Path]
-"""Where a file of such a name is to be written."""
+"""Returns the path that a file with this name is to be written to."""
 Write = Callable[[Place], str]
-"""Writes the files of a tokenizer; gives the content of its weights."""
+"""Writes the files of a tokenizer, and returns the content hash of its weights."""
 CardOf = Callable[[dict[str, Any]], str]
-"""The model card of a config."""
+"""Returns the model card for a config."""
 
 _ORDER = (BODY, WEIGHTS, CONFIG, CARD)
-"""In which files take their places."""
+"""The order in which files are renamed."""
 _HEAD_BYTES = 1 << 20
 _OURS = (b'"ds_rvqvae', b'"quantizer.initialized"')
-"""Of which the head of our own weights has one."""
+"""The first bytes of our own weights contain one of these."""
 _LEFT = (".unfinished-", ".lock")
-"""What names begin with of files that killed processes of ours leave, and of locks."""
+"""Prefixes of the files that our killed processes leave, and of locks."""
 _TRIES = 5
-"""How often a folder is written where the file system has no locks and another process writes it as well."""
+"""How many times a folder is written if the file system has no locks and another process writes it too."""
 
 
 def sealed(card: str) -> str:
-    """A model card with a last line that tells whether it is as it was written."""
+    """Returns a model card with a last line that shows whether the card was changed."""
     return f"{card}\n<!-- ds_rvqvae {xxhash.xxh3_128_hexdigest(card.encode())} -->\n"
 
 
 def save_tokenizer(folder: Path, write: Write, card_of: CardOf) -> None:
-    """Writes a tokenizer into a folder, which is new, empty or has one of ours.
+    """Writes a tokenizer into a folder that is new, empty or holds one of our tokenizers.
 
     Raises:
-        UserError: the folder holds something else, or something else under the name of one of our files.
-        OSError: it cannot be written; what was there stays, unless only the copy of the config could not be replaced.
+        UserError: the folder holds something else, or has one of our file names for something else.
+        OSError: it cannot be written; the old tokenizer stays, unless only the config's copy could not be replaced.
     """
     listed, folder = content_listed(folder.absolute()), _place_of(folder)
     if not folder.exists() and _made_whole(folder, lambda unfinished: write(unfinished.joinpath)):
@@ -93,11 +93,11 @@ def save_tokenizer(folder: Path, write: Write, card_of: CardOf) -> None:
 def save_body(
     folder: Path, parts: Mapping[str, Write], table_of: Callable[[dict[str, str]], str], card_of: CardOf
 ) -> None:
-    """Writes a body's tokenizer into a folder, as `save_tokenizer`: all parts at once.
+    """Writes a body's tokenizer into a folder, as `save_tokenizer` does: all parts at once.
 
     Args:
-        parts: by name, which is that of a part's folder.
-        table_of: the text of `body.json`, of the contents of the parts' weights.
+        parts: by name, which is also the name of the part's folder.
+        table_of: returns the text of `body.json` for the content hashes of the parts' weights.
     """
     folder = _place_of(folder)
 
@@ -125,7 +125,7 @@ def _replace_body(
     for entry in {file.parent for file in folder.glob("*/.unfinished-*")}:
         _finish(entry, before.get(entry.name))
         with suppress(OSError):
-            entry.rmdir()  # where nothing else is in it
+            entry.rmdir()  # only succeeds if nothing else is in it
     _finish(folder, None)
     table, made = _Pending(folder, card_of), [part for part in parts if not (folder / part).exists()]
     with ExitStack() as stack:
@@ -154,10 +154,10 @@ def _replace_body(
 
 
 class _Pending:
-    """Files that are written beside those whose places they are to take.
+    """Files that are written beside the files that they replace.
 
     Attributes:
-        counts: whether the first has taken its place, so that the others have to as well.
+        counts: whether the first file was renamed, so that the others must be renamed too.
     """
 
     def __init__(self, folder: Path, card_of: CardOf) -> None:
@@ -167,20 +167,20 @@ class _Pending:
         self.counts = False
 
     def file(self, name: str) -> Path:
-        """Where the file is to be written that is to have this name."""
+        """Returns the unfinished path for the file that will get this name."""
         return self._files.setdefault(name, Path(f"{self._stem}-{name}"))
 
     def sync(self) -> None:
-        """Waits until the files are on the disk."""
+        """Syncs the files to the disk."""
         for path in (*self._files.values(), self._folder):
             sync(path)
 
     def place(self) -> None:
-        """Gives the files their names, each on the disk before the next."""
+        """Renames the files to their final names; each rename is synced before the next."""
         for name in _ORDER:
             if name == CARD and CARD in self._files and self._keeps_card:
                 self._files[CARD].unlink()
-                text = "was changed by hand and is left as it is; it may speak of an earlier tokenizer"
+                text = "was changed by hand and is left as it is; it may describe an earlier tokenizer"
                 logging.getLogger("ds_rvqvae").warning("%s: %s", self._folder / CARD, text)
             elif name in self._files:
                 self._files[name].replace(self._folder / name)
@@ -188,19 +188,19 @@ class _Pending:
                 sync(self._folder)
 
     def discard(self) -> None:
-        """Removes the files, unless readers need them."""
+        """Removes the files, unless the first was renamed and reading needs them."""
         for file in [] if self.counts else self._files.values():
             with suppress(OSError):
                 file.unlink(missing_ok=True)
 
 
 def _place_of(folder: Path) -> Path:
-    """The folder itself, where links lead to it."""
+    """Returns the folder itself, with links resolved."""
     return Path(os.path.realpath(folder))
 
 
 def _made_whole(folder: Path, fill: Callable[[Path], object]) -> bool:
-    """Makes a new folder; gives False where another process did so meanwhile."""
+    """Makes a new folder; returns False if another process made it meanwhile."""
     try:
         with whole_folder(folder, replace=False, synced=True) as unfinished:
             fill(unfinished)
@@ -212,7 +212,7 @@ def _made_whole(folder: Path, fill: Callable[[Path], object]) -> bool:
 
 
 def _tries(held: HeldFolder, check: Callable[[], object]) -> Iterator[None]:
-    """Once; where nobody is kept out, until what is there is whole."""
+    """Yields once; without a working lock, until the folder is complete or `_TRIES` is reached."""
     for _ in range(_TRIES):
         yield
         if held.works:
@@ -221,15 +221,15 @@ def _tries(held: HeldFolder, check: Callable[[], object]) -> Iterator[None]:
             check()
             return
         except UserError:
-            time.sleep(random.uniform(0.0, 0.5))  # for another time than the others
-    raise OSError("other processes write it at the same time")
+            time.sleep(random.uniform(0.0, 0.5))  # random, so that processes do not stay in step
+    raise OSError("other processes are writing it at the same time")
 
 
 def _finish(folder: Path, listed: str | None) -> None:
-    """Ends the replacements that killed processes began, where they count already, and removes what they left.
+    """Completes replacements of killed processes whose first file was renamed, and removes their other files.
 
     Args:
-        listed: the content that a body's weights in this folder have to have.
+        listed: the content hash that `body.json` lists for the weights in this folder.
     """
     groups: dict[str, dict[str, Path]] = {}
     for name in _ORDER:
@@ -246,7 +246,7 @@ def _finish(folder: Path, listed: str | None) -> None:
 
 
 def _counts(folder: Path, files: Mapping[str, Path], listed: str | None) -> bool:
-    """Whether readers take unfinished files for those of a folder."""
+    """Returns whether reading uses these unfinished files as the folder's files."""
     there = _content(folder / WEIGHTS)
     if WEIGHTS in files:
         return listed is not None and there != listed and _content(files[WEIGHTS]) == listed
@@ -256,7 +256,7 @@ def _counts(folder: Path, files: Mapping[str, Path], listed: str | None) -> bool
 
 
 def _content(file: Path) -> str | None:
-    """What a weights' file says of its content."""
+    """Returns the content hash in a weights file, or None."""
     try:
         return open_weights(file).content
     except UserError:
@@ -264,7 +264,7 @@ def _content(file: Path) -> str | None:
 
 
 def _contents_of(folder: Path) -> dict[str, str]:
-    """What a body's table says of its parts' contents."""
+    """Returns the content hashes that a body's table lists for its parts."""
     try:
         contents = read_json(folder / BODY)["contents"]
         return {part: content for part, content in contents.items() if isinstance(content, str)}
@@ -273,13 +273,13 @@ def _contents_of(folder: Path) -> dict[str, str]:
 
 
 def _check_whole(folder: Path) -> None:
-    """Raises UserError where a body's parts are not those of its table."""
+    """Raises UserError if a body's parts are not those of its table."""
     for part, content in _contents_of(folder).items():
         open_saved(folder / part, content=content)
 
 
 def _remove_part(folder: Path, content: str, card_of: CardOf) -> None:
-    """Removes our files of a part that a body has no more, and the folder where nothing else is in it."""
+    """Removes our files of a part that a body no longer has, and its folder if nothing else is in it."""
     if _content(folder / WEIGHTS) != content:  # not the one that we wrote
         return
     names = (CONFIG, *((CARD,) if _is_card_ours(folder, card_of) else ()), WEIGHTS)
@@ -290,7 +290,7 @@ def _remove_part(folder: Path, content: str, card_of: CardOf) -> None:
 
 
 def _is_card_ours(folder: Path, card_of: CardOf) -> bool:
-    """Whether nobody else's words are lost with a folder's model card."""
+    """Returns whether a folder's model card is ours and unchanged, so that replacing it loses nobody's words."""
     try:
         card = (folder / CARD).read_bytes().rstrip(b"\0").decode()
     except FileNotFoundError:
@@ -300,53 +300,54 @@ def _is_card_ours(folder: Path, card_of: CardOf) -> bool:
     if not card or card == sealed(card.rpartition("\n<!-- ")[0]):
         return True
     try:
-        # As versions up to 0.3 wrote it, or torn.
-        return sealed(card_of(open_saved(folder).values)).startswith(card)
+        # Without a seal, as versions up to 0.3 wrote it, or torn; versions up to 0.6 wrote "a" for "per".
+        text = card_of(open_saved(folder).values)
+        return any(sealed(words).startswith(card) for words in (text, text.replace(" per second", " a second")))
     except (UserError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
         return False
 
 
 def _check_is_folder(folder: Path) -> None:
     if not folder.is_dir():
-        raise UserError(f"{folder}: exists and is no tokenizer of ours; name another folder")
+        raise UserError(f"{folder}: exists and is not a tokenizer of ours; name another folder")
 
 
 def _check_ours(folder: Path) -> None:
-    """Raises UserError where a tokenizer in a folder would take the place of what is none of ours."""
+    """Raises UserError if a tokenizer in this folder would replace files that are not ours."""
     _check_names(folder, (CONFIG, WEIGHTS, CARD))
     if _is_strange(folder) or not (_is_marked(folder) or _is_empty(folder)):
-        raise UserError(f"{folder}: exists and is no tokenizer of ours; name another folder")
+        raise UserError(f"{folder}: exists and is not a tokenizer of ours; name another folder")
 
 
 def _check_body(folder: Path, parts: Sequence[str]) -> None:
-    """As `_check_ours`, for a body of these parts."""
+    """Does the same as `_check_ours`, for a body of these parts."""
     _check_names(folder, (BODY,))
     table = _head(folder / BODY)
     if not (MARK.encode() in table if table else _is_empty(folder) or (folder / BODY).is_file()):
-        raise UserError(f"{folder}: exists and is no tokenizer of ours; name another folder")
+        raise UserError(f"{folder}: exists and is not a tokenizer of ours; name another folder")
     for place in (_place_of(folder / part) for part in parts):
         if place.exists():
             if not place.is_dir():
                 raise UserError(f"{place}: is in the way of a part's folder; move it, or name another folder")
             _check_names(place, (CONFIG, WEIGHTS, CARD))
             if _is_strange(place):
-                raise UserError(f"{place}: holds another's model; move it, or name another folder")
+                raise UserError(f"{place}: holds a model that is not ours; move it, or name another folder")
 
 
 def _check_names(folder: Path, names: Sequence[str]) -> None:
-    """Raises UserError where a file of such a name could not take its place."""
-    import psutil  # late: the launcher answers before it would be loaded
+    """Raises UserError if a file with one of these names cannot be replaced."""
+    import psutil  # late: the launcher does not need it
 
     mounts = {partition.mountpoint for partition in psutil.disk_partitions(all=True)}
     for file in (folder / name for name in names):
         if str(file) in mounts:
             raise UserError(f"{file}: something is mounted there, so it cannot be replaced; name another folder")
         if file.exists() and not file.is_file() and not file.is_symlink():
-            raise UserError(f"{file}: is no file, so it cannot be replaced; move it, or name another folder")
+            raise UserError(f"{file}: is not a file, so it cannot be replaced; move it, or name another folder")
 
 
 def _head(file: Path) -> bytes:
-    """The first bytes of a file; none where it is missing or empty, also of all but NULs."""
+    """Returns the first bytes of a file; none if it is missing, empty or has only NULs."""
     try:
         with file.open("rb") as content:
             return content.read(_HEAD_BYTES).rstrip(b"\0")
@@ -355,23 +356,23 @@ def _head(file: Path) -> bytes:
 
 
 def _is_strange(folder: Path) -> bool:
-    """Whether files of our names in a folder hold what is not ours."""
+    """Returns whether files with our names in a folder are not ours."""
     config, weights = _head(folder / CONFIG), _head(folder / WEIGHTS)
     is_marked = any(mark in weights for mark in _OURS)
     if not config:
         return bool(weights) and not is_marked
-    # What is no config of anything, beside weights of ours, is a damaged one of ours.
+    # A file that is no config at all, beside weights of ours, is a damaged config of ours.
     return MARK.encode() not in config and not (is_marked and read_copy(folder / CONFIG)[0] is None)
 
 
 def _is_marked(folder: Path) -> bool:
-    """Whether a folder that is not strange has files of ours, be they empty after a crash."""
+    """Returns whether a folder that is not strange has files of ours; a crash may have left them empty."""
     files = (folder / CONFIG, folder / WEIGHTS)
     return any(map(_head, files)) or all(file.is_file() for file in files)
 
 
 def _is_empty(folder: Path) -> bool:
-    """Whether a folder has nothing but what killed processes of ours left."""
+    """Returns whether a folder has nothing but leftovers of our killed processes."""
     return all(
         entry.name.startswith(_LEFT) or (entry.is_dir() and not entry.is_symlink() and _is_empty(entry))
         for entry in folder.iterdir()

@@ -1,4 +1,4 @@
-"""Checkpoints of MoMask, GestureLSM and T2M-GPT by their documented names, and what these compute, step by step."""
+"""Checkpoints of MoMask, GestureLSM and T2M-GPT with their documented names, and their arithmetic, step by step."""
 
 import json
 
@@ -7,19 +7,19 @@ import torch
 from torch.nn import functional
 
 LOCATION = {"momask": "model/net_best_fid.tar", "gesturelsm": "net.pth", "t2mgpt": "net_last.pth"}
-"""Where the weights lie in an exported folder."""
+"""Paths of the weights in an exported folder."""
 SMALL = {"features": 5, "width": 8, "depth": 2, "down_t": 2, "stride": 2, "code_dim": 4, "nb_code": 16, "levels": 3}
 
 
 SAID = {"activation": "relu", "dilation_growth_rate": 3, "fps": 20.0, "no_normalisation": True}
-"""What the weights of a model without norms do not tell."""
+"""Settings that the weights of a model without norms do not give."""
 _ACTIVATIONS = {"relu": functional.relu, "silu": functional.silu, "gelu": functional.gelu}
 
 
 def random_weights(
     *, features, width, depth, down_t, stride, code_dim, nb_code, levels, norm=None, shared=False, projected=False
 ):
-    """A state dict with random weights, by the names that MoMask and GestureLSM give them."""
+    """A state dict with random weights, with MoMask's and GestureLSM's names."""
     torch.manual_seed(0)
     weights = {}
 
@@ -57,7 +57,7 @@ def random_weights(
 
 
 def save_as_trainer(file, format, weights):
-    """What that system's trainer saves, with the optimizer's and the scheduler's state where it saves them."""
+    """The file of that system's trainer, with the optimizer's and the scheduler's state if it saves them."""
     if format == "momask":
         parameters = [torch.nn.Parameter(weights["encoder.model.0.weight"].clone())]
         optimizer = torch.optim.AdamW(parameters)
@@ -74,7 +74,7 @@ def save_as_trainer(file, format, weights):
 
 
 def model_as_published(folder, format, weights, options, mean, std):
-    """A model with its option file and its statistics, all where the system's scripts put them; the checkpoint."""
+    """Writes a model, its option file and statistics where the system's scripts put them; returns the checkpoint."""
     if format == "momask":
         model = folder / "checkpoints" / "t2m" / "rvq"
         (model / "model").mkdir(parents=True)
@@ -137,7 +137,7 @@ def quantizing_books(weights):
 
 
 def reference(weights, motion, down_t, norm=None, activation="relu", growth=3):
-    """Codes `[T', Q]` and reconstruction `[T, C]` of normalised motion `[T, C]`, as their forward passes have them."""
+    """Codes `[T', Q]` and reconstruction `[T, C]` of normalised motion `[T, C]`, by their forward passes."""
 
     def conv(name, hidden, **how):
         how = {"padding": 1, **how}

@@ -41,7 +41,7 @@ def body():
 
 @pytest.fixture(scope="module")
 def exported(body, tmp_path_factory):
-    """The folder that one command writes of it."""
+    """The folder that one command writes for it."""
     folder = tmp_path_factory.mktemp("body")
     body.save_pretrained(folder / "tokenizer")
     out = folder / "out"
@@ -66,7 +66,7 @@ def test_a_body_is_one_folder_with_a_checkpoint_of_each_part(body, exported):
 
 
 def test_their_arithmetic_on_the_files_that_the_config_names_gives_our_codes(body, exported):
-    """Statistics are cut by joints out of those of all 55, as their scripts do."""
+    """Statistics are selected by joints from those of all 55, as their scripts do."""
     config = yaml.safe_load((exported / CONFIG).read_text())
     keys = ("mean_pose_path", "mean_trans_path", "mean_exps_path")
     mean = np.concatenate([np.load(exported / config[key]) for key in keys])
@@ -114,7 +114,7 @@ def test_the_lines_of_its_readme_run(body, exported, monkeypatch):
             {"upper": {}, "hands": {"activation": "silu"}},
             r"part hands: rvqvae\.model\.activation silu: GestureLSM .* --out",
         ),
-        ({"upper": {}, "hands": {"width": 32}}, "parts upper and hands: width is 16 and 32, and GestureLSM builds"),
+        ({"upper": {}, "hands": {"width": 32}}, "parts upper and hands: width is 16 and 32, but GestureLSM builds"),
         ({"upper": {}, "hands": {"norm": "LN"}}, "parts upper and hands: vq_norm is None and LN"),
     ],
 )
@@ -137,11 +137,11 @@ def test_what_only_training_sees_may_differ(tmp_path):
 def test_parts_of_ones_own_are_refused(tmp_path):
     part = make_part("lower")
     part.details["body_part"] = "legs"
-    with pytest.raises(UserError, match="part legs: GestureLSM's parts are those of SMPL-X: upper, hands, "):
+    with pytest.raises(UserError, match="part legs: GestureLSM has only parts of SMPL-X: upper, hands, "):
         save_foreign_body(BodyTokenizer({"legs": part}), tmp_path / "out")
     flags = ["--for=gesturelsm", "--body_part=legs", '--body_parts={"legs": ["left_knee"]}']
     profile = read_training_flags(flags).request().profile
-    with pytest.raises(UserError, match=r"^--for gesturelsm: part legs: GestureLSM's parts"):
+    with pytest.raises(UserError, match=r"^--for gesturelsm: part legs: GestureLSM has only parts"):
         check_body_for(profile, ["legs"])
     check_body_for(profile, ["upper", "face_jaw"])
 

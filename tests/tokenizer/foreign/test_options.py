@@ -1,4 +1,4 @@
-"""Option files of MoMask, T2M-GPT and GestureLSM: where they are looked for, and what is read of them."""
+"""Option files of MoMask, T2M-GPT and GestureLSM: where they are searched for, and which options are read."""
 
 import json
 
@@ -11,7 +11,7 @@ from ds_rvqvae.tokenizer.foreign.options import checkpoint_in, read_options, sta
 
 
 def _said(file, format, named=None):
-    """What is said, by key; the option file's names."""
+    """Reads the options: values by key, and the names of the option files."""
     options = read_options(file, FORMATS[format], named)
     values = {key: [one.value for one in said] for key, said in options.said.items()}
     return values, [path.name for path in options.files]
@@ -85,7 +85,7 @@ def test_where_statistics_are(tmp_path):
     assert statistics_files(file, known, read_options(file, known)) == found
     _touch(tmp_path / "b.yaml", "std_pose_path: ./no.npy\n")
     assert statistics_files(file, known, read_options(file, known, tmp_path / "b.yaml")) == (
-        "b.yaml (std_pose_path: ./no.npy) is not there"
+        "b.yaml (std_pose_path: ./no.npy) is missing"
     )
     assert statistics_files(file, known, read_options(file, known)) == (
         "a.yaml (std_pose_path: ./std.npy), b.yaml (std_pose_path: ./no.npy) differ"
@@ -95,13 +95,13 @@ def test_where_statistics_are(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("depth: three", "depth: three: is no number"),
-        ("depth: 2.5", "depth: 2.5: is no whole number"),
-        ("depth: inf", "depth: inf: is no number"),
+        ("depth: three", "depth: three: is not a number"),
+        ("depth: 2.5", "depth: 2.5: is not an integer"),
+        ("depth: inf", "depth: inf: is not a number"),
         ("fps: 0", "fps: 0: is not above 0"),
-        ("vq_act: tanh", "vq_act: tanh: is none of relu, silu, gelu; say it with --activation"),
-        ("vq_norm: Batch", "vq_norm: Batch: is none of None, LN, GN; say it with --norm"),
-        ("vq_norm: BN", r"vq_norm: BN: batch norm \(BatchNorm\), which these nets do not have"),
+        ("vq_act: tanh", "vq_act: tanh: is not one of relu, silu, gelu; give --activation"),
+        ("vq_norm: Batch", "vq_norm: Batch: is not one of None, LN, GN; give --norm"),
+        ("vq_norm: BN", r"vq_norm: BN: is batch norm \(BatchNorm\), which these nets do not have"),
         ("shared_codebook: maybe", "shared_codebook: maybe: is neither True nor False"),
     ],
 )
@@ -125,7 +125,7 @@ def test_damaged_and_strange_files(tmp_path):
     assert _said(file, "gesturelsm") == ({"activation": ["silu"]}, ["many.yaml"])
     for text in ("a: [", "!!python/object/apply:os.system ['true']", "\0", "a: 2020-99-99\n"):
         _touch(tmp_path / "many.yaml", text)
-        with pytest.raises(UserError, match=r"many.yaml: no yaml: .*; name the option file with --options") as refusal:
+        with pytest.raises(UserError, match=r"many.yaml: not yaml: .*; name the option file with --options") as refusal:
             read_options(file, FORMATS["gesturelsm"])
         assert "\n" not in str(refusal.value)
     (tmp_path / "many.yaml").unlink()
@@ -136,9 +136,9 @@ def test_damaged_and_strange_files(tmp_path):
 def test_a_named_option_file_has_to_say_something(tmp_path):
     file = _touch(tmp_path / "net.pth")
     for name, text, message in (
-        ("a.yaml", "a: 1", "--options .*a.yaml: says nothing of a GestureLSM model"),
-        ("a.json", "{}", "--options .*a.json: is none of .txt, .log, .yaml, .yml"),
-        ("no.yaml", None, "no.yaml: is no file; name an option file"),
+        ("a.yaml", "a: 1", "--options .*a.yaml: has no options of a GestureLSM model"),
+        ("a.json", "{}", "--options .*a.json: its suffix is not one of .txt, .log, .yaml, .yml"),
+        ("no.yaml", None, "no.yaml: is not a file; name an option file"),
     ):
         if text is not None:
             _touch(tmp_path / name, text)

@@ -1,6 +1,6 @@
 """Checkpoints of MoMask, GestureLSM and T2M-GPT read: the same codes and motion, and what is refused.
 
-Held against `checkpoints`, which computes what they compute.
+Compared with `checkpoints`, which does the same arithmetic.
 """
 
 import itertools
@@ -113,15 +113,15 @@ def test_normalisation_and_layout(tmp_path):
 
     np.save(tmp_path / "zero.npy", np.eye(57)[0])
     for wrong, message in (
-        ({"mean": tmp_path / "std.npy"}, "--mean, --std: give both or neither"),
-        ({**names, "mean": translation}, r"--mean .*translation.npy: 3 numbers, where the checkpoint takes 57 columns"),
+        ({"mean": tmp_path / "std.npy"}, "--mean, --std: give both, or neither of them"),
+        ({**names, "mean": translation}, r"--mean .*translation.npy: has 3 numbers, but the checkpoint takes 57"),
         ({**names, "std": tmp_path / "zero.npy"}, "--std: column 1 of 57 is 0"),
         ({"body_part": "upper"}, r"--body_part upper: has 78 columns, .*net.pth takes 57"),
-        ({"body_part": "uper"}, "--body_part uper: known are upper, hands"),
+        ({"body_part": "uper"}, "--body_part uper: known parts are upper, hands"),
     ):
         with pytest.raises(UserError, match=message):
             import_foreign(file, "gesturelsm", **{"body_part": "lower_trans", **said, **wrong})
-    with pytest.raises(UserError, match="--no_normalisation: motion is taken as it is; leave --mean and --std out"):
+    with pytest.raises(UserError, match="--no_normalisation: motion is not normalised; leave --mean and --std out"):
         import_foreign(file, "gesturelsm", no_normalisation=True, **said, **names)
 
 
@@ -150,15 +150,15 @@ def test_settings_that_do_not_fit_are_refused(tmp_path):
     normed = save_as_trainer(tmp_path / "b.tar", "momask", random_weights(**SMALL | {"norm": "LN"}))
     for path, settings, message in (
         (file, {"norm": "LN"}, r"--norm LN: .*a.tar has no weights of norms; leave --norm out"),
-        (normed, {"norm": "none"}, r"--norm none: .*b.tar has norms' weights; say LN or GN"),
+        (normed, {"norm": "none"}, r"--norm none: .*b.tar has weights of norms; give LN or GN"),
         (normed, {"norm": "GN"}, "--norm GN: has 32 groups"),
-        (normed, {"norm": "BN"}, "--norm BN: known are none, LN, GN"),
+        (normed, {"norm": "BN"}, "--norm BN: known norms are none, LN, GN"),
         (normed, {"activation": "tanh"}, "activation"),
         (file, {"dilation_growth_rate": 0}, "dilation_growth_rate"),
     ):
         with pytest.raises(UserError, match=message):
             import_foreign(path, "momask", **SAID | settings)
-    with pytest.raises(UserError, match="--format encodec: known are momask, gesturelsm, t2mgpt"):
+    with pytest.raises(UserError, match="--format encodec: known formats are momask, gesturelsm, t2mgpt"):
         import_foreign(file, "encodec")
     with pytest.raises(UserError, match=r"no key net; it has vq_model, opt_vq_model"):
         import_foreign(file, "gesturelsm")
@@ -168,7 +168,7 @@ _FLAGS = ("activation", "norm", "dilation_growth_rate", "fps", "mean", "std", "n
 
 
 def flags_in(message):
-    """The flags that a refusal asks for."""
+    """The flags that an error asks for."""
     asked = message.partition("; give ")[2]
     return {flag for flag in _FLAGS if f"--{flag}" in asked}
 
@@ -177,7 +177,7 @@ def flags_in(message):
 @pytest.mark.parametrize("activation", ["relu", "silu", "gelu"])
 @pytest.mark.parametrize(("norm", "growth"), itertools.product([None, "LN", "GN"], [2, 3]))
 def test_what_weights_do_not_tell_is_read_or_asked_for(format, activation, norm, growth, tmp_path):
-    """With and without the option file: the same codes, and those of their nets."""
+    """With and without the option file the codes are the same, and equal those of their nets."""
     features = 78 if format == "gesturelsm" else 263
     settings = SMALL | {"width": 32, "depth": 3, "features": features, "levels": 1 if format == "t2mgpt" else 3}
     weights = random_weights(**settings, norm=norm, projected=format == "gesturelsm")
@@ -238,7 +238,7 @@ def test_what_the_shapes_settle_is_not_asked(tmp_path):
 
 
 def test_statistics_are_used_as_they_are_or_refused(tmp_path):
-    """MoMask's std of the root and the feet is a fifth, or less, of what it is of their motion."""
+    """MoMask's std of the root and the feet is at most a fifth of the real std."""
     file = _published(tmp_path)
     meta = file.parent.parent / "meta"
     std = np.full(263, 0.5, np.float32)
@@ -248,9 +248,9 @@ def test_statistics_are_used_as_they_are_or_refused(tmp_path):
     for wrong, message in (
         (
             std * (np.arange(263) != 3),
-            r"meta/std\.npy: column 3 of 263 is 0, which cannot be divided by; put a 1 there",
+            r"meta/std\.npy: column 3 of 263 is 0, and division by 0 fails; put a 1 there",
         ),
-        (std[:251], r"meta/std\.npy: 251 numbers, where the checkpoint takes 263 columns; give --mean FILE --std FILE"),
+        (std[:251], r"meta/std\.npy: has 251 numbers, but the checkpoint takes 263 columns; give --mean FILE"),
         (-std, r"meta/std\.npy: holds negative"),
     ):
         np.save(meta / "std.npy", wrong)
@@ -271,9 +271,7 @@ def test_columns_of_a_body_part_are_asked_for_where_statistics_have_more(tmp_pat
     assert flags_in(str(refusal.value)) == {"body_part"}
     assert import_foreign(file, "gesturelsm", options=yaml, body_part="upper").details["body_part"] == "upper"
     yaml.write_text(yaml.read_text().replace("vqvae_any_path", "vqvae_hands_path"))
-    with pytest.raises(
-        UserError, match=r"says vqvae_hands_path: .*, and net_300000_upper.pth takes 78 columns, and this"
-    ):
+    with pytest.raises(UserError, match=r"says vqvae_hands_path: .*, but net_300000_upper.pth takes 78 columns, this"):
         import_foreign(file, "gesturelsm")
 
 
@@ -299,7 +297,7 @@ def test_only_what_the_option_file_leaves_open_is_asked(tmp_path):
         file = _published(tmp_path / str(number), **others)
         if not statistics:
             (file.parent.parent / "meta" / "std.npy").unlink()
-        with pytest.raises(UserError, match=r"neither its shapes nor .*opt\.txt tell all") as refusal:
+        with pytest.raises(UserError, match=r"its shapes and .*opt\.txt do not say all") as refusal:
             import_foreign(file, "momask")
         assert flags_in(str(refusal.value)) == asked
 
@@ -308,7 +306,7 @@ def test_only_what_the_option_file_leaves_open_is_asked(tmp_path):
 def test_an_option_file_of_another_model_is_refused(key, tmp_path):
     file = _published(tmp_path, **{key: 7})
     with pytest.raises(
-        UserError, match=rf"opt\.txt says {key}: 7, and the shapes of net_best_fid\.tar say {SHAPES[key]}"
+        UserError, match=rf"opt\.txt says {key}: 7, but the shapes in net_best_fid\.tar say {SHAPES[key]}"
     ):
         import_foreign(file, "momask")
 
@@ -316,12 +314,12 @@ def test_an_option_file_of_another_model_is_refused(key, tmp_path):
 def test_other_disagreements_are_refused(tmp_path):
     for number, (others, message) in enumerate(
         (
-            ({"vq_norm": "LN"}, "says vq_norm: LN, and the shapes of net_best_fid.tar are those of norm none"),
-            ({"vq_norm": "BN"}, "vq_norm: BN: batch norm .BatchNorm., which these nets do not have"),
+            ({"vq_norm": "LN"}, "says vq_norm: LN, but the shapes in net_best_fid.tar are those of norm none"),
+            ({"vq_norm": "BN"}, "vq_norm: BN: is batch norm .BatchNorm., which these nets do not have"),
             ({"dataset_name": "kit"}, "says dataset_name: kit, which has 251 columns, and net_best_fid.tar takes 263"),
             ({"shared_codebook": True}, "says shared_codebook: True, and the codebooks of net_best_fid.tar differ"),
-            ({"vq_act": "tanh"}, "vq_act: tanh: is none of relu, silu, gelu; say it with --activation"),
-            ({"depth": "three"}, "depth: three: is no number"),
+            ({"vq_act": "tanh"}, "vq_act: tanh: is not one of relu, silu, gelu; give --activation"),
+            ({"depth": "three"}, "depth: three: is not a number"),
         )
     ):
         (tmp_path / str(number)).mkdir()
@@ -340,7 +338,7 @@ def test_flags_go_before_the_option_file_and_say_so(tmp_path):
 
 
 def test_levels_with_codebooks_of_their_own_keep_them(tmp_path):
-    """Equal ones are shared, unless the option file says otherwise."""
+    """Equal codebooks are shared, unless the option file says otherwise."""
     weights = random_weights(**SMALL | {"shared": True})
     for said, shared in ((None, True), ("True", True), ("False", False)):
         file = save_as_trainer(tmp_path / "net.tar", "momask", weights)

@@ -1,4 +1,4 @@
-"""Where settings come from, and what is said of those that nothing tells."""
+"""Where settings come from, and the errors for those that are missing."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_shapes_and_files_have_to_agree():
     settings = _settings(width=[(512, "width: 512")])
     settings.from_shapes("width", 512)
     assert settings.found["width"] == Setting(512, "shapes")
-    with pytest.raises(UserError, match=r"/a/run.log says width: 512, and the shapes of net.pth say 64: they are not"):
+    with pytest.raises(UserError, match=r"/a/run.log says width: 512, but the shapes in net.pth say 64: they belong"):
         settings.from_shapes("width", 64)
 
 
@@ -43,6 +43,6 @@ def test_all_that_is_missing_is_named_at_once():
     with pytest.raises(UserError) as refusal:
         settings.check()
     assert str(refusal.value) == (
-        "net.pth: neither its shapes nor /a/run.log and /b/c.yaml tell all that codes and motion depend on; give "
+        "net.pth: its shapes and /a/run.log and /b/c.yaml do not say all that codes and motion depend on; give "
         "--activation relu|silu|gelu (run.log (vq_act: relu), c.yaml (vq_act: silu) differ), and --fps N"
     )

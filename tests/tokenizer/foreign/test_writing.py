@@ -53,7 +53,7 @@ def test_exported_keys_and_shapes_are_exactly_the_documented_ones(format, norm, 
 def test_gesturelsm_without_its_later_layer(tmp_path):
     weights = random_weights(**SMALL)
     tokenizer = import_foreign(save_as_trainer(tmp_path / "net.pth", "gesturelsm", weights), "gesturelsm", **SAID)
-    # As it came: without the layer.
+    # As in its import: without the layer.
     save_foreign(tokenizer, "gesturelsm", tmp_path / "as it came")
     content = torch.load(tmp_path / "as it came" / "net.pth", weights_only=True)["net"]
     assert set(content) == set(weights) and all(torch.equal(content[key], weights[key]) for key in weights)
@@ -71,8 +71,8 @@ def test_gesturelsm_without_its_later_layer(tmp_path):
         ("momask", {"stride_t": 4}, "stride_t 4: MoMask's decoder up-samples by 2 only"),
         ("gesturelsm", {"activation": "gelu"}, "activation gelu: GestureLSM has ReLU outside its residual blocks"),
         ("t2mgpt", {"outer_activation": "silu"}, "model.outer_activation silu: T2M-GPT has ReLU outside its residual"),
-        ("momask", {"codebook_distance": "cosine"}, "codebook_distance cosine: MoMask goes by distance"),
-        ("encodec", {}, "--format encodec: known are"),
+        ("momask", {"codebook_distance": "cosine"}, "codebook_distance cosine: MoMask uses the Euclidean distance"),
+        ("encodec", {}, "--format encodec: known formats are"),
     ],
 )
 def test_what_cannot_be_expressed_is_not_written(format, settings, message, tmp_path):
@@ -88,12 +88,12 @@ def test_a_key_without_words_of_its_own_is_refused_all_the_same(key, tmp_path, m
     monkeypatch.setattr(formats, "_REFUSALS", {})
     for config in models_with_another(key):
         tokenizer = MotionTokenizer(RVQVAE(6, config), torch.zeros(6), torch.ones(6), feature_layout(6), 30.0)
-        with pytest.raises(UserError, match=rf"{key} .*: MoMask has nothing of the kind"):
+        with pytest.raises(UserError, match=rf"{key} .*: MoMask has no such setting"):
             save_foreign(tokenizer, "momask", tmp_path / "out")
 
 
 def test_of_several_keys_the_first_is_refused(tmp_path):
-    """Whatever their order in a profile."""
+    """In any order of the keys in a profile."""
     settings = {"activation": "silu", "stride_t": 4, "num_quantizers": 2, "codebook_distance": "cosine"}
     small = {"width": 8, "depth": 1, "down_t": 1, "code_dim": 4, "nb_code": 8}
     for key in ("codebook_distance", "num_quantizers", "stride_t", "activation"):

@@ -12,7 +12,7 @@ _CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
 _READS = ("os.scandir", "os.listdir")
 FAULTS = ("kill", "fail", "fail from then on")
 THROUGH, FAILED, KILLED, WITHOUT = 10, 1, 9, 0
-"""How a process ended: done in spite of the fault, refused, killed, or done before it came to the fault."""
+"""How a process ended: done despite the fault, refused, killed, or done before it reached the fault."""
 
 
 def with_fault(action: Callable[[], object], root: Path, fault: str, number: int) -> int:
@@ -52,7 +52,7 @@ class _Calls:
 
 
 def _count_syncs(calls: _Calls) -> None:
-    """Counts what Python tells nobody of."""
+    """Counts the calls that Python does not report."""
     sync = os.fsync
 
     def counted(handle: int) -> None:

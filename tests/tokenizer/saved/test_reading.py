@@ -1,4 +1,4 @@
-"""What is loaded is what was written: files that do not belong together, damage, changes by hand, hostile sizes."""
+"""Loading gives what was saved, or refuses: mixed files, damage, changes by hand, hostile sizes."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def folder(tmp_path):
 
 
 def as_before(folder):
-    """As versions up to 0.3 wrote it: weights that say nothing of themselves."""
+    """As versions up to 0.3 wrote it: weights without metadata."""
     tensors = load_file(folder / "model.safetensors")
     save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / "model.safetensors")
     return folder
@@ -67,7 +67,7 @@ def test_one_flipped_bit_anywhere_in_the_weights_is_told(folder, old):
     (header,) = struct.unpack("<Q", whole[:8])
     names = json.loads(whole[8 : 8 + header])
     for name, entry in names.items():
-        # What training alone uses is in no fingerprint, which is all that an old tokenizer is known by.
+        # An old tokenizer has only its fingerprint, which leaves out buffers that only training uses.
         if name == "__metadata__" or (old and name.endswith(("ema_sum", "ema_count", "updates"))):
             continue
         place = 8 + header + entry["data_offsets"][0]
@@ -87,7 +87,7 @@ def test_a_changed_byte_of_the_header_is_told(folder):
             loaded = MotionTokenizer.from_pretrained(folder)
         except UserError:
             continue
-        # A byte of what nobody reads.
+        # A byte that nothing reads.
         assert (loaded.fingerprint, loaded.fps, loaded.layout) == (make().fingerprint, 30.0, make().layout)
 
 
@@ -98,7 +98,7 @@ def test_weights_of_another_run_are_told(folder, tmp_path, old):
     if old:
         as_before(folder)
     assert "of another tokenizer" in refusal(folder)
-    edit(folder, remove=["fingerprint"])  # as the line says, where they are meant
+    edit(folder, remove=["fingerprint"])  # as the message says, if these weights are wanted
     assert MotionTokenizer.from_pretrained(folder).fingerprint == make(seed=1).fingerprint
 
 
@@ -134,7 +134,7 @@ def test_an_old_config_that_was_changed_by_hand_says_how_to_go_on(folder, caplog
     assert "remove its key fingerprint" in refusal(folder)
     edit(folder, remove=["fingerprint"])
     loaded = MotionTokenizer.from_pretrained(folder)
-    assert "names no fingerprint" in caplog.text and (key != "fps" or loaded.fps == 25.0)
+    assert "has no fingerprint" in caplog.text and (key != "fps" or loaded.fps == 25.0)
 
 
 def test_what_is_added_to_a_config_is_free(folder, caplog):
@@ -174,7 +174,7 @@ def test_a_damaged_file_is_made_good_by_another_or_refused(folder, caplog, name,
         return
     loaded = MotionTokenizer.from_pretrained(folder)
     assert loaded.fingerprint == make().fingerprint
-    assert (f"{file}: " in caplog.text and "is taken" in caplog.text) == (name == "config.json")
+    assert (f"{file}: " in caplog.text and "is used" in caplog.text) == (name == "config.json")
     loaded.save_pretrained(folder)
     caplog.clear()
     assert MotionTokenizer.from_pretrained(folder).fingerprint == make().fingerprint and not caplog.records
@@ -246,7 +246,7 @@ def test_other_things_that_a_config_cannot_say(folder, tmp_path):
         ({"layout": [{"name": "\x1b[31m", "kind": "feature", "columns": [0, 5]}]}, "control characters"),
         ({"layout": [{"name": "\ud800", "kind": "feature", "columns": [0, 5]}]}, "control characters"),
         ({"normalisation": {"mean": [1e39] * 5, "std": [1.0] * 5}}, "not finite in float32"),
-        ({"normalisation": {"mean": [0] * 5, "std": [10**400] * 5}}, "beyond what float32 can hold"),
+        ({"normalisation": {"mean": [0] * 5, "std": [10**400] * 5}}, "too large for float32"),
         ({"normalisation": {"mean": [0] * 5, "std": [1e-60] * 5}}, "std is not above 0"),
         ({"in_features": 10**12}, "5 columns"),
         ({"fps": 10**400}, "fps is"),

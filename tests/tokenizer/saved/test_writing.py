@@ -1,5 +1,5 @@
-"""Tokenizers are written into folders that hold files of others: none of these is lost, and a reader gets one whole
-tokenizer at every instant, the old or the new."""
+"""Tokenizers are written into folders with other files: none of these is lost, and at every instant reading gives one
+complete tokenizer, the old or the new one."""
 
 import json
 import os
@@ -30,7 +30,7 @@ OURS = {"config.json", "model.safetensors", "README.md"}
 
 
 def make_single(name, part=None, columns=("Arm",), fps=30.0):
-    """Its details say its name, and its frame rate is another than that of others with other names."""
+    """Its details hold its name, and each name has another frame rate."""
     torch.manual_seed(sum(name.encode()))
     layout = tuple(Channels(own, "position", 3 * index, 3 * index + 3) for index, own in enumerate(columns))
     width = 3 * len(columns)
@@ -47,7 +47,7 @@ KINDS = {"single": make_single, "body": make_body}
 
 @pytest.fixture
 def in_memory(tmp_path):
-    """A folder that is brought to the disk at once, where there is one."""
+    """A folder on a file system that writes at once, if the machine has one."""
     if not os.access("/dev/shm", os.W_OK):
         yield tmp_path
         return
@@ -56,13 +56,13 @@ def in_memory(tmp_path):
 
 
 def load(folder):
-    """The name of what lies in a folder, which is one whole tokenizer, as are the parts of a body by themselves."""
+    """The name of the tokenizer in a folder, which is complete; so is each part of a body by itself."""
     if not (folder / "body.json").exists():
         return MotionTokenizer.from_pretrained(folder).details["name"]
     body = BodyTokenizer.from_pretrained(folder)
     names = {tokenizer.details["name"] for tokenizer in body.parts.values()}
     assert len(names) == 1, names
-    # As written, or pending: the body's parts name the same by themselves.
+    # In place or pending: the body's parts, read by themselves, have the same name.
     assert {read_config(folder / part).details["name"] for part in body.parts} == names
     return names.pop()
 
@@ -77,7 +77,7 @@ def add_strangers(folder):
 
 
 def strangers_in(folder):
-    """What in a folder is not ours: inodes and contents, but for what unfinished files of ours are there."""
+    """Inodes and contents of a folder's files that are not ours; our unfinished files do not count."""
     found = {}
     for path in sorted(folder.rglob("*")):
         ours = path.name in OURS | {"body.json"} or path.name.startswith(".unfinished-")
@@ -137,7 +137,7 @@ def test_a_new_folder_is_whole_or_not_there(in_memory, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_twice_the_first_half_is_not_lost(in_memory, kind):
-    """What the first left half-way counts; the second is killed before its own does."""
+    """The half-written result of the first process is used; the second is killed before its own is."""
     old, new, newer = (KINDS[kind](name) for name in ("old", "new", "newer"))
     folder, number = in_memory / "tokenizer", 0
     old.save_pretrained(folder)
@@ -160,7 +160,7 @@ def test_killed_twice_the_first_half_is_not_lost(in_memory, kind):
 
 
 class _Unheld:
-    """As of a file system where nothing can be locked."""
+    """Acts like a file system without locks."""
 
     works = False
 
@@ -206,7 +206,7 @@ def test_two_writers_at_once_leave_one_whole_tokenizer(tmp_path, kind, locks, mo
 
 
 def load_whole(folder):
-    """As `load`, of one instant: a body's parts by themselves may be of the next."""
+    """Loads like `load`, at one instant: a body's parts by themselves may already be the next ones."""
     if not (folder / "body.json").exists():
         return load(folder)
     body = BodyTokenizer.from_pretrained(folder)
@@ -224,7 +224,7 @@ def test_parts_that_a_body_has_no_more_go_and_what_lies_beside_them_stays(tmp_pa
     assert load(folder) == "new" and load(folder / "experiment") == "mine"
     assert sorted(path.name for path in folder.iterdir()) == ["arm", "body.json", "experiment", "tail", "way"]
     assert [path.name for path in (folder / "tail").iterdir()] == ["notes.txt"]
-    # A part that was exchanged for one of the user's own is his.
+    # A part that the user replaced by another one belongs to the user.
     make_body("old", {**PARTS, "hand": ("Hand",)}).save_pretrained(folder)
     make_single("mine", "hand", ("Hand",)).save_pretrained(folder / "hand")
     make_body("new").save_pretrained(folder)
@@ -244,7 +244,7 @@ def test_a_part_that_was_exchanged_is_said_with_the_way_on(tmp_path):
 
 
 def test_links_are_followed_to_folders_and_replaced_where_they_are_files(tmp_path):
-    """As in a cache of the hub, whose files are links to others that other revisions use as well."""
+    """As in the hub's cache, where files are links to files that other revisions use too."""
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
     make_single("old").save_pretrained(blobs)
     snapshot.mkdir()
@@ -268,14 +268,14 @@ def test_a_folder_under_the_name_of_a_file_is_refused_in_words(tmp_path, name):
     file.mkdir()
     (file / "mine").write_text("years")
     before = {path: path.stat().st_ino for path in tmp_path.rglob("*")}
-    with pytest.raises(UserError, match=f"{name}: is no file, so it cannot be replaced"):
+    with pytest.raises(UserError, match=f"{name}: is not a file, so it cannot be replaced"):
         make_single("new").save_pretrained(tmp_path / "tokenizer")
     assert {path: path.stat().st_ino for path in tmp_path.rglob("*")} == before
 
 
 @pytest.fixture
 def mount(tmp_path):
-    """Mounts one path on another, and takes it away after the test."""
+    """Mounts one path on another, and unmounts it after the test."""
     mounted = []
 
     def bind(source, target, *options):
@@ -350,10 +350,11 @@ def test_a_card_that_was_changed_is_left_as_it_is_and_said(tmp_path, caplog):
         make_single("newer").save_pretrained(folder)
         assert (folder / "README.md").read_text() == words and load(folder) == "newer"
         assert [f"{folder / 'README.md'}: was changed by hand" in record.message for record in caplog.records] == [True]
-    # As written before there was a seal, empty, or cut short: nobody's words.
+    # Written before there was a seal, in the words of versions up to 0.6, empty, or torn: not changed by hand.
     bare = as_written.rpartition("\n<!-- ")[0]
     make_single("new").save_pretrained(folder)
-    for words in (bare, "", bare[:100], as_written[:-9], as_written + "\0" * 50):
+    older = bare.replace(" per second", " a second")
+    for words in (bare, older, older[:-100], "", bare[:100], as_written[:-9], as_written + "\0" * 50):
         make_single("new").save_pretrained(folder)
         (folder / "README.md").write_text(words)
         make_single("newer").save_pretrained(folder)
@@ -382,7 +383,7 @@ def test_a_folder_with_nothing_but_what_killed_processes_left_is_written(tmp_pat
 
 
 def test_what_others_write_now_is_left(tmp_path):
-    """Unfinished files of a process that lives, and of another machine until a day has passed."""
+    """Unfinished files of a living process are left, and those of another machine for a day."""
     folder = tmp_path / "tokenizer"
     make_single("old").save_pretrained(folder)
     living = Path(f"{unfinished_stem(folder)}-config.json")
