@@ -46,7 +46,7 @@ def test_export_and_import_give_the_same_codes(folder, capsys):
 def test_text_says_what_was_found_and_where(folder, capsys):
     assert _import(folder, "--fps", "25", "--no_normalisation") == 0
     printed = capsys.readouterr().out
-    assert "GestureLSM tokenizer, 78 columns at 25 frames a second, 2 x 8 codes of 4" in printed
+    assert "GestureLSM tokenizer, 78 columns at 25 fps, 2 x 8 codes of 4" in printed
     assert "no mean and std: it takes motion that is already normalised" in printed
     tokenizer = MotionTokenizer.from_pretrained(folder / "imported")
     assert tokenizer.fps == 25.0

@@ -1,4 +1,4 @@
-"""Which GPUs CUDA_VISIBLE_DEVICES gives a start, and those that another user computes on; the GPUs are played."""
+"""GPUs that CUDA_VISIBLE_DEVICES gives a start, and GPUs that another user computes on; the GPUs are simulated."""
 
 import json
 import os
@@ -227,7 +227,7 @@ def test_gpus_that_another_user_computes_on(dry_runs, other):
         ([f"3 used {9 * GIB}"], [], 0, "9.00 GiB of it belongs to no process that the driver lists here", None),
         (["3 processes !4"], [], 0, "warning: the processes on GPU 3 are not known (not permitted", None),
         (["3 processes !3", f"3 used {5 * GIB}"], [], 0, "warning: GPU 3 is not idle: 5.0 GiB in use\n", None),
-        # GPU 0 is the desktop's: a warning, and a refusal where it is asked for.
+        # GPU 0 belongs to the desktop: a warning, or an error with --require_idle.
         ([f"0 process {other} 1"], [], 0, "warning: GPU 0 is not idle: ", None),
         ([f"0 process {other} 1"], ["--include=localhost:0,1"], 0, f"process {other} (", None),
         ([f"0 process {other} 1"], ["--require_idle"], 3, "error: --require_idle: GPU 0 is not idle", None),
