@@ -74,7 +74,7 @@ def test_what_a_terminal_would_obey_is_shown_and_not_sent(capsys):
     assert len(printed.splitlines()) == 2 and "\x1b" not in printed and "\r" not in printed
 
 
-@pytest.mark.parametrize(("place", "reason"), [(".", "is a folder"), ("nowhere/a.json", "is no folder that can be")])
+@pytest.mark.parametrize(("place", "reason"), [(".", "is a folder"), ("nowhere/a.json", "is not a folder that can be")])
 def test_a_json_file_that_cannot_be_written_is_refused_before_any_work(tmp_path, place, reason):
     with pytest.raises(argparse.ArgumentError, match=f"cannot be written: .*{reason}"):
         _parse(add_json_flag, "--json", tmp_path / place)

@@ -32,8 +32,10 @@ def test_where_the_file_system_refuses_flock_it_goes_on_with_a_line(tmp_path, re
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     *said, last = ended.stderr.splitlines()
     assert (ended.returncode, last.partition("; ")[0]) == (2, "environment: needs Python 3.10, 3.11 or 3.12")
-    line = f"environment: {tmp_path} cannot be locked (Function not implemented); let one start finish its install before"
-    assert said == ([f"{line} the next"] if refused else [])
+    line = (
+        f"environment: {tmp_path} cannot be locked (Function not implemented); let one start finish its install before"
+    )
+    assert said == ([f"{line} the next one"] if refused else [])
 
 
 PYTHON = """#!/bin/sh
