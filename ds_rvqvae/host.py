@@ -55,7 +55,7 @@ class Host:
         """
         memory = [(psutil.virtual_memory().available, "available on this machine")]
         memory += [(left, "left under the control group's memory limit") for left in _left_in_cgroups(root)]
-        memory += [(left, "left to promise under vm.overcommit_memory=2") for left in _left_to_commit(root)]
+        memory += [(left, "left to allocate under vm.overcommit_memory=2") for left in _left_to_commit(root)]
         available, limit = min(memory)
         total = free = None
         with suppress(OSError):

@@ -237,7 +237,7 @@ def _take_lease(folder: Path, wait: bool, say: Callable[[str], None], lost: Call
                 "it to renew its lock"
             )
         if alive or time.monotonic() - began > _SLOW_SECONDS:
-            lease = _new_lease(folder, lost)  # starts to count the time without renewal anew
+            lease = _new_lease(folder, lost)  # starts again to count the time without renewal
         beat = renewed
         time.sleep(_SECONDS_BETWEEN_LOOKS)
 

@@ -18,7 +18,7 @@ _VERBS = {
     },
     "training": {
         "train": ("launch.main", "train a tokenizer, or several for a body, on GPUs 1 to 7 or others"),
-        "profile": ("cli.profile", "show, validate or compare profiles (the settings of a training)"),
+        "profile": ("cli.profile", "show, validate or compare profiles (a run's settings)"),
         "plan": ("cli.plan", "compute a profile's memory, arithmetic and traffic without a GPU"),
         "monitor": ("gpu.monitor", "watch the GPUs and their processes"),
         "bench": ("cli.bench", "time training steps and compare with a plain PyTorch loop"),

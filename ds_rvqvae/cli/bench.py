@@ -42,7 +42,7 @@ def _bench(args: argparse.Namespace) -> int:
     part = args.body_part or profile.rvqvae.data.body_part
     profile = profile.with_values({"rvqvae.data.path": args.data_path or None, "rvqvae.data.body_part": part})
     if args.trace is not None and not args.trace.absolute().parent.is_dir():
-        raise UserError(f"--trace {args.trace}: {args.trace.absolute().parent} is no folder")
+        raise UserError(f"--trace {args.trace}: {args.trace.absolute().parent} is not a folder")
     from ds_rvqvae.bench.step import measure_step
 
     speaks = os.environ.get("RANK", "0") == "0"

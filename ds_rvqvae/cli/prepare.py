@@ -122,7 +122,8 @@ def _summary(prepared: "Prepared") -> list[str]:
             f"packed {work.frames:,} frames from {work.clips:,} files in {cost['seconds']:.1f} s by "
             f"{packed.workers} process{'es' if packed.workers > 1 else ''}: {cost['frames_per_s']:,.0f} frames per "
             f"second, {cost['times_real_time']:,.0f} x real time; processors were busy "
-            f"{100 * cost['processor_share']:.0f} % of the time, and else waited for the disk or for other programs"
+            f"{100 * cost['processor_share']:.0f} % of the time; the rest of it they waited for the disk or for other "
+            "programs"
         )
     elif not work.kept:
         lines.append("nothing is new")

@@ -136,7 +136,7 @@ class DataConfig(Section):
     mean_file: Annotated[str | None, _INPUTS] = None
     """A .npy file of means to normalise by. It has one per column, and replaces the means of the training split."""
     std_file: Annotated[str | None, _INPUTS] = None
-    """A .npy file of standard deviations to normalise by. It has one per column."""
+    """A .npy file of standard deviations to divide by. It has one per column."""
     std_floor: Annotated[float, Field(gt=0), _INPUTS] = 0.01
     """Smallest standard deviation to divide by."""
     feat_bias: Annotated[float, Field(gt=0), _INPUTS] = 1.0

@@ -246,7 +246,7 @@ class DeepSpeedKeys(Section):
 
 _PRECISION = "this trainer computes in bf16, or in fp32 with bf16.enabled false"
 _ORDER = "this trainer orders its windows itself; see rvqvae.data"
-_STAGE_3 = "belongs to ZeRO stage 3, and this trainer's models fit with stages 1 and 2; see `ds-rvqvae plan`"
+_STAGE_3 = "it belongs to ZeRO stage 3, and this trainer's models fit with stages 1 and 2; see `ds-rvqvae plan`"
 NOT_USED = {
     "fp16": _PRECISION,
     "amp": _PRECISION,

@@ -92,8 +92,8 @@ class ModelConfig(Section):
     codebook_distance: Annotated[
         Literal["euclidean", "cosine"], replace(_QUANTIZER, codebooks_only=True, lineage="codes")
     ] = "euclidean"
-    """Distance that defines the nearest code. cosine: the angle, as in ViT-VQGAN (Yu et al. 2021); lengths do not
-    count."""
+    """How codes are compared. euclidean: by distance; cosine: by angle, as in ViT-VQGAN (Yu et al. 2021), whatever
+    their length."""
     gradient: Annotated[Literal["straight_through", "rotation_trick"], _GRADIENT] = "straight_through"
     """Gradient through the quantizer. straight_through: passed on unchanged (van den Oord et al. 2017); rotation_trick:
     rotated and scaled as the latent is to reach its code (Fifty et al. 2024)."""

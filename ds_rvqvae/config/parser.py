@@ -158,7 +158,7 @@ class FlagParser(argparse.ArgumentParser):
         stray = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
         if stray:
             return f"{' '.join(stray)!r} belongs to no flag{_of_stray(stray[0], known)}"
-        # A flag that a subcommand does not know may be similar to one of the parser above it, and the other way round.
+        # A flag that a subcommand does not know may be similar to one of the parser above it, and vice versa.
         flags = dict.fromkeys(word.partition("=")[0] for word in words if word.startswith("-"))
         below = list(self.commands())
         if below and all(verb._fill is not None for _, _, verb in below):

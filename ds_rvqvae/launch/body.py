@@ -112,7 +112,7 @@ class Body:
         check_out_folder(self.folder, disk_bytes)
 
     def _check_disjoint(self, joints: Sequence[Sequence[str | int]]) -> None:
-        """Raises UserError if two parts share a joint."""
+        """Raises UserError if two parts have a joint in common."""
         try:
             check_disjoint(zip(self.parts, joints, strict=True))
         except UserError as error:

@@ -145,7 +145,7 @@ class Cards:
         except NoDriverError as error:
             raise UserError(
                 f"no NVIDIA driver answers on this machine ({error}); --demo trains on any machine, "
-                "and LOCAL_SIZE=8 in the environment makes eight CPU ranks the slots",
+                "and LOCAL_SIZE=8 in the environment trains on eight CPU ranks",
                 ExitStatus.NO_DRIVER,
             ) from None
         owners = Owners().look_up(process.pid for gpu in gpus for process in gpu.processes)

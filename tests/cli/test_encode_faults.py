@@ -1,4 +1,4 @@
-"""`ds-rvqvae encode` and `decode`: what cannot be used is named, and nothing is left half-written."""
+"""`ds-rvqvae encode` and `decode`: unusable input is named, and no file is left incomplete."""
 
 import json
 import os
@@ -78,7 +78,7 @@ def test_a_tokenizer_that_gives_no_numbers_fails(tmp_path, five, capsys):
 
 
 def _damage(folder):
-    """A hundred files that cannot be encoded, under names that a search takes, with a word of each one's reason."""
+    """A hundred files that cannot be encoded, with names that a search finds, and a word of the reason for each."""
     folder.mkdir()
     good = write_beat2(folder / "whole", 20).with_name("whole.npz").read_bytes()
     (folder / "whole.npz").unlink()

@@ -71,7 +71,7 @@ def test_a_run_is_scored_as_its_tokenizer_folder_is(run, tmp_path, demo_folder, 
     assert (run / "eval" / "reconstruction_val.png").read_bytes().startswith(b"\x89PNG")
     assert (run / "eval" / "rate_distortion_val.png").read_bytes().startswith(b"\x89PNG")
 
-    # The tokenizer's folder by itself: its run's profile lies beside it, or --data_path says what to score.
+    # The tokenizer's folder alone: its run's profile is beside it, or --data_path names the motion.
     assert json.loads(_evaluate(capsys, run / "tokenizer", "--json")[1]) == scores
     (run / "tokenizer").rename(tmp_path / "alone")
     scored = json.loads(_evaluate(capsys, tmp_path / "alone", "--data_path", demo_folder, "--json")[1])
@@ -198,7 +198,7 @@ def test_scores_are_printed_whatever_becomes_of_the_pictures(run, capsys):
     status, out, errors = _evaluate(capsys, run)
     assert status == 0 and "val: 1 clip, " in out and f"picture: {run / 'eval' / 'reconstruction_val.png'}" in out
     assert errors.startswith("warning: ") and errors.endswith(f"Is a directory: {run}/eval/rate_distortion_val.png\n")
-    # Pictures that were asked for are the command's result.
+    # Pictures that the user asked for are part of the result.
     status, asked, errors = _evaluate(capsys, run, "--pictures", run / "eval")
     assert (status, asked) == (2, out) and errors.startswith(f"error: --pictures {run / 'eval'}: not all are drawn: ")
 

@@ -46,11 +46,11 @@ def test_export_and_import_give_the_same_codes(folder, capsys):
 def test_text_says_what_was_found_and_where(folder, capsys):
     assert _import(folder, "--fps", "25", "--no_normalisation") == 0
     printed = capsys.readouterr().out
-    assert "GestureLSM tokenizer, 78 columns at 25 frames a second, 2 x 8 codes of 4" in printed
+    assert "GestureLSM tokenizer, 78 columns at 25 fps, 2 x 8 codes of 4" in printed
     assert "no mean and std: it takes motion that is already normalised" in printed
     tokenizer = MotionTokenizer.from_pretrained(folder / "imported")
     assert tokenizer.fps == 25.0
-    lines = [line.split() for line in printed.partition("from where:\n")[2].splitlines()]
+    lines = [line.split() for line in printed.partition("sources of the settings:\n")[2].splitlines()]
     assert ["width", "8", "from", "shapes"] in lines
     assert ["activation", "relu", "from", "net.yaml", "(vq_act:", "relu)"] in lines
     assert ["fps", "25.0", "from", "--fps,", "against", "net.yaml", "(pose_fps:", "30.0)"] in lines

@@ -1,4 +1,4 @@
-"""`ds-rvqvae prepare`: the store that it packs, and what it says of that."""
+"""`ds-rvqvae prepare`: the packed store, and the printed report."""
 
 import contextlib
 import json

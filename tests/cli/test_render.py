@@ -1,4 +1,4 @@
-"""`ds-rvqvae render`: videos that can be read back, what they show, and what is refused."""
+"""`ds-rvqvae render`: videos that can be read back, their content, and errors."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def _render(folder, *arguments) -> int:
 
 
 def _read_mp4(file) -> tuple[dict, np.ndarray]:
-    """What ffmpeg says of a video, and its pictures uint8 `[frames, height, width, 3]`."""
+    """Returns ffmpeg's description of a video, and its pictures, uint8 `[frames, height, width, 3]`."""
     pictures = imageio_ffmpeg.read_frames(str(file))
     meta = next(pictures)
     width, height = meta["size"]

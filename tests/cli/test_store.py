@@ -1,4 +1,4 @@
-"""`ds-rvqvae store show|verify`: what a store holds, and every kind of damage with the clips that it struck."""
+"""`ds-rvqvae store show|verify`: the content of a store, and every kind of damage with the damaged clips."""
 
 import json
 import subprocess

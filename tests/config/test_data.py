@@ -1,4 +1,4 @@
-"""The keys of motion data: names that body parts may have, and what is refused before any file is opened."""
+"""The keys of motion data: valid names of body parts, and errors that are found before any file is opened."""
 
 import pytest
 from pydantic import ValidationError

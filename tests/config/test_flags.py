@@ -11,7 +11,7 @@ from ds_rvqvae.config.profile import load_profile, profile_file, section_at
 from ds_rvqvae.config.request import read_training_flags
 from ds_rvqvae.errors import UserError
 
-# One value a flag, each different from the baseline profile's.
+# One value per flag, each different from the baseline profile's.
 VALUES = {
     "batch_size": (7, "train_micro_batch_size_per_gpu"),
     "gradient_accumulation_steps": (3, "gradient_accumulation_steps"),

@@ -1,4 +1,4 @@
-"""What people write who come from other trainers, each with its line; and names that are near nothing."""
+"""Flags that users of other trainers write, each with its hint, and names that are similar to nothing."""
 
 import pytest
 
@@ -131,7 +131,7 @@ def test_a_command_that_there_is_not(command, capsys):
 
 def test_commands_below_commands_have_hints_too(capsys):
     assert "no command 'shwo'; did you mean show?" in refusal(cli.main, ["store", "shwo"], capsys)
-    # One that is near nothing among them is not taken for a command above.
+    # A flag that is similar to none of them is not taken for a command above.
     assert refusal(cli.main, ["store", "fit"], capsys) == "error: no command 'fit' (--help lists the commands)"
 
 
@@ -165,7 +165,7 @@ def test_hints_name_only_flags_that_the_command_has(capsys):
         cli.main, ["encode", "a", "b", "--out", "c", "--output", "d"], capsys
     )
     rank = refusal(read_training_flags, ["--gpus", "3"], capsys)
-    assert rank == f"error: unknown flag --gpus{NO_HINT}"  # where ranks run is not for them to say
+    assert rank == f"error: unknown flag --gpus{NO_HINT}"  # a rank cannot choose where ranks run
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The keys of nets and quantizer: what they amount to, and which do not go together."""
+"""The keys of nets and quantizer: derived values, and combinations that are refused."""
 
 import pytest
 

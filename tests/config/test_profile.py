@@ -1,4 +1,4 @@
-"""Profiles: what ships is valid, what is wrong is said where it is."""
+"""Profiles: shipped ones are valid, and errors name their place."""
 
 import json
 
@@ -104,7 +104,8 @@ _MODEL_KEYS_OF_BEST = (
 
 
 def test_best_costs_what_baseline_costs():
-    """Nets of the same shape and no more weights, the same codes, batch and steps; what differs is the training."""
+    """`best` has nets of the same shape and no more weights, and the same codes, batch and steps; only the training
+    differs."""
     baseline, best = (load_profile(name).to_dict() for name in ("baseline", "best"))
     trained_otherwise = [
         ("optimizer", "params", "lr"),
@@ -336,7 +337,7 @@ def test_a_global_batch_fits_its_ranks_only():
 
 
 def test_windows_without_the_differences_that_losses_take_are_refused():
-    """Their mean is NaN, and so were the loss and all that was trained by it."""
+    """The mean of no differences is NaN, which would make the loss and all weights NaN."""
     short = ["rvqvae.model.down_t=0", "rvqvae.data.window_size=2"]
     load_profile("demo", short)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Several body parts in turn: what each part's run is given, in which order they run, and what ends them."""
+"""Several body parts in turn: the flags of each part's run, the order of the runs, and how they end."""
 
 import json
 import signal
@@ -189,7 +189,7 @@ def test_a_flag_is_meant_for_the_parts_that_can_have_it(out, demo_folder):
     assert augments == [0.5, 0.5, 0]
     (note,) = of_face.notes()
     assert note.startswith("face: left out of the profile: ") and f"{mirror}, as " in note and f"{weights}, as " in note
-    # Read by themselves, a part's flags say the same, and nothing is left to refuse.
+    # Read alone, a part's flags mean the same, and nothing is refused.
     for request, _ in found:
         again = replace(read_training_flags(request.flags.arguments()), environment={}).request()
         assert again.profile == request.profile
@@ -260,7 +260,8 @@ def body(out, demo_folder):
 
 
 def train(body, runs, ends=None, signals=None):
-    """Trains a body whose runs end as `ends` says, else well. Gives the status and which parts were started."""
+    """Trains a body whose runs end as `ends` says, else with success. Returns the status and the parts that were
+    started."""
     started = []
 
     def end(run):

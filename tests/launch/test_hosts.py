@@ -1,4 +1,4 @@
-"""Where ranks run: on which hosts and slots, and at which port they meet."""
+"""The places of ranks: hosts, slots, and the port at which they meet."""
 
 import shlex
 import socket

@@ -1,4 +1,4 @@
-"""What the launcher finds out before a rank starts, on eight RTX 4090s that the stand-in plays."""
+"""The launcher's checks before a rank starts, on eight RTX 4090s that the stand-in simulates."""
 
 import os
 import re
@@ -46,7 +46,7 @@ def launch(stand_in, torch_with_cuda, demo_folder, tmp_path):
 
 
 _BESIDE = ("warning: the global batch", "reading ", "checking ", "still ")
-"""How lines begin that may be there beside a refusal, on a slow machine."""
+"""Beginnings of lines that a slow machine may print beside an error."""
 
 
 def refusal(done, status):
@@ -108,7 +108,7 @@ def test_a_full_card_is_named_with_who_fills_it(launch, stand_in):
     assert "GPU 3 has 3.06 GiB free of 23.56 GiB" in error
     assert f"so others must free some: 20.5 GiB in use; process {os.getpid()} (" in error
     assert "--auto_batch_size" in error and "--include localhost:1,2,4,5,6,7" in error
-    # What it offers fits, and makes up the same global batch.
+    # The suggestion fits, and has the same global batch.
     offer = error.split(": ")[-1].split(",")[0].split()
     assert offer == ["--batch_size", "80", "--gradient_accumulation_steps", "2"]
     smaller = launch("--profile", "large", *offer)
@@ -141,7 +141,7 @@ def test_gpu_0_busy_is_a_warning_and_exit_3_where_it_is_to_be_idle(launch, stand
     lines = found(launch(), "GPUs")
     assert f"warning: GPU 0 is not idle: 5.0 GiB in use; process {os.getpid()} (" in lines[1]
     assert "GPU 0 is not idle" in refusal(launch("--require_idle"), ExitStatus.CARD_NOT_IDLE)
-    # What the run itself lacks comes first, but for the very card that is to be idle.
+    # Problems of the run itself come first, except those of the GPU that must be idle.
     stand_in.play("0 used 5368709120", "3 used 24500000000")
     assert "GPU 3 has" in refusal(launch("--require_idle"), ExitStatus.BAD_INPUT)
     assert "GPU 3 is not idle" in refusal(launch("--require_idle", "3"), ExitStatus.CARD_NOT_IDLE)
@@ -257,20 +257,18 @@ def test_host_memory():
     assert "warning" not in check(replace(ROOMY, memory_bytes=7 * GIB))["host memory"]
     low = replace(ROOMY, memory_bytes=5 * GIB, memory_limit="left under the control group's memory limit")
     line = check(low)["host memory"]
-    assert "warning: 2 ranks of some 3." in line and line.endswith(
+    assert "warning: 2 ranks of about 3." in line and line.endswith(
         "5.00 GiB is left under the control group's memory limit"
     )
     assert "warning" not in check(low, cpu=True)["host memory"]
-    with pytest.raises(
-        UserError, match=r"host memory: 2 ranks take 1\.00 GiB at the least and 512\.0 MiB is available"
-    ):
+    with pytest.raises(UserError, match=r"host memory: 2 ranks need 1\.00 GiB or more, but 512\.0 MiB is available"):
         check(replace(ROOMY, memory_bytes=GIB // 2))
     with pytest.raises(UserError, match="host memory: 2 ranks"):
         check(replace(ROOMY, memory_bytes=GIB // 4), cpu=True)
 
 
 def test_a_torch_that_tells_nothing_is_a_warning():
-    assert "cannot be told" in check(build=Build("", None))["driver"]
+    assert "is not known" in check(build=Build("", None))["driver"]
 
 
 @pytest.mark.parametrize(

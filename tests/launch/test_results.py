@@ -1,4 +1,4 @@
-"""What the launcher prints at the end of a run, of a body, and of a start that was stopped."""
+"""The launcher's output at the end of a run, of a body, and of a start that was stopped."""
 
 import json
 import os
@@ -172,7 +172,7 @@ def test_what_was_stopped_goes_on_by_the_same_flags_and_the_run_s_folder(tmp_pat
     monkeypatch.setattr(sys, "argv", ["launch/train_8x4090.py", *given])
     words = resuming(run)
     assert words[1:] == ["launch/train_8x4090.py", *kept, "--resume", str(run)]
-    # Of a run that no rank has opened there is no folder; several hosts may each see another disk.
+    # A run that no rank has opened has no folder; several hosts may each see another disk.
     named = [] if "--name=a b" in kept else ["--name", "none"]
     assert resuming(tmp_path / "none")[1:] == ["launch/train_8x4090.py", *kept, *named, "--resume"]
     assert resuming(None)[1:] == ["launch/train_8x4090.py", *kept, "--resume"]

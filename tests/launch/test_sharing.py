@@ -1,4 +1,4 @@
-"""Which GPUs CUDA_VISIBLE_DEVICES gives a start, and those that another user computes on; the GPUs are played."""
+"""GPUs that CUDA_VISIBLE_DEVICES gives a start, and GPUs that another user computes on; the GPUs are simulated."""
 
 import json
 import os
@@ -124,7 +124,7 @@ def test_numbers_of_gpus_that_differ_may_be_others_to_cuda():
 def test_a_start_takes_the_gpus_of_the_variable_where_no_flag_names_others(dry_runs):
     variable = "CUDA_VISIBLE_DEVICES"
     says = "GPU 1, 2 (NVIDIA GeForce RTX 4090), as CUDA_VISIBLE_DEVICES=1,2 says"
-    gives_way = "warning: CUDA_VISIBLE_DEVICES=1,2 is not heeded: {} chooses the GPUs"
+    gives_way = "warning: CUDA_VISIBLE_DEVICES=1,2 has no effect: {} chooses the GPUs"
     starts = {
         (): (says, ["1,2"]),
         ("--body_part=upper,hands",): (says, ["1,2", "1,2"]),
@@ -157,7 +157,7 @@ def test_a_start_takes_the_gpus_of_the_variable_where_no_flag_names_others(dry_r
     )
     assert missing[0] == 2 and "error: CUDA_VISIBLE_DEVICES=1,9: no GPU 9 on this machine" in missing[2]
     assert hidden[0] == 2 and "error: CUDA_VISIBLE_DEVICES=-1: hides every GPU" in hidden[2]
-    assert empty[:2] == (0, ["4"]) and "warning: CUDA_VISIBLE_DEVICES='' is not heeded: --include" in empty[2]
+    assert empty[:2] == (0, ["4"]) and "warning: CUDA_VISIBLE_DEVICES='' has no effect: --include" in empty[2]
     assert demo[:2] == (0, ["0,1"]) and "CUDA_VISIBLE_DEVICES='' hides every GPU: the demo trains on CPU" in demo[2]
     assert on_cpu[:2] == (0, ["1,2,3,4,5,6,7"]) and variable not in on_cpu[2]
 
@@ -227,7 +227,7 @@ def test_gpus_that_another_user_computes_on(dry_runs, other):
         ([f"3 used {9 * GIB}"], [], 0, "9.00 GiB of it belongs to no process that the driver lists here", None),
         (["3 processes !4"], [], 0, "warning: the processes on GPU 3 are not known (not permitted", None),
         (["3 processes !3", f"3 used {5 * GIB}"], [], 0, "warning: GPU 3 is not idle: 5.0 GiB in use\n", None),
-        # GPU 0 is the desktop's: a warning, and a refusal where it is asked for.
+        # GPU 0 belongs to the desktop: a warning, or an error with --require_idle.
         ([f"0 process {other} 1"], [], 0, "warning: GPU 0 is not idle: ", None),
         ([f"0 process {other} 1"], ["--include=localhost:0,1"], 0, f"process {other} (", None),
         ([f"0 process {other} 1"], ["--require_idle"], 3, "error: --require_idle: GPU 0 is not idle", None),
