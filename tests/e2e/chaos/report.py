@@ -15,18 +15,18 @@ from tests.e2e.chaos.commands import Account
 from tests.e2e.chaos.driver import NOT_SAID, Driver, Round, RunRecord
 from tests.e2e.chaos.plan import TARGETS
 
-_INTRODUCTION = """# Reliability
+_INTRODUCTION = """# Kill report
 
-This page tells what happens to a run whose processes are killed, as measured by `tests/e2e/chaos`. The driver starts
-real two-rank runs through `launch/train_8x4090.py` and ends one process with `kill -9` at a random moment. It waits
-until every process of the run has ended, gives the same command again, and repeats this several times before it lets
-the run complete. Then it compares the run with an undisturbed one: weights and codebooks, the lines of `metrics.jsonl`
-and TensorBoard's points must be equal bit for bit (except readings of the machine), no unfinished file may be left, and
-the checkpoints must be the same and complete.
+A run whose processes are killed, as recorded by `tests/e2e/chaos`. The driver starts real runs of two ranks through
+`launch/train_8x4090.py`, ends one process with `kill -9` at a random moment, waits until every process of the run is
+gone, and gives the same command again. It kills the run several times before it lets it complete. Then it compares the
+result with an undisturbed run: weights and codebooks, each line of `metrics.jsonl` and TensorBoard's points must be
+equal bit for bit (except for readings of the machine), nothing unfinished may be left, and the same checkpoints must be
+there and complete.
 
-The same is done to runs that two ranks began and one rank continues, and to `prepare`, `prepare --append`, `encode`,
-`export`, and saving a tokenizer over another. After each kill the output is complete, either the old or the new one.
-In the end every file equals, byte for byte, that of an undisturbed command.
+The driver does the same to runs that two ranks began and one resumes, and to `prepare`, `prepare --append`, `encode`,
+`export`, and a tokenizer that is saved over another. After each kill every file is complete, old or new, and in the end
+each one equals, byte for byte, that of an undisturbed command.
 """
 
 
@@ -54,13 +54,13 @@ def write_report(
     faults += [f"{account.name}: {fault}" for account in accounts for fault in account.faults]
     parts = [
         _INTRODUCTION,
-        f"```bash\npython -m tests.e2e.chaos {arguments}\n```\n",
+        f"```text\npython -m tests.e2e.chaos {arguments}\n```\n",
         f"Machine: {_machine()}.\n",
-        f"A save takes {driver.save_seconds * 1000:.0f} ms, the median of the reference run. The command of a run:\n",
-        f"```bash\nexport DS_ACCELERATOR=cpu LOCAL_SIZE=2\n{_command(driver.flags)}\n```\n",
+        f"A save takes {driver.save_seconds * 1000:.0f} ms, the median of the undisturbed run. The command of a run:\n",
+        f"```text\nexport DS_ACCELERATOR=cpu LOCAL_SIZE=2\n{_command(driver.flags)}\n```\n",
         "## Counts\n",
         _counts(records, rounds, seconds),
-        "## Faults\n",
+        "## Failures\n",
         "\n".join(f"- {fault}" for fault in faults) + "\n" if faults else "None.\n",
         "## Runs\n",
         _runs(records),
@@ -90,7 +90,7 @@ def _counts(records: list[RunRecord], rounds: list[Round], seconds: float) -> st
         ("of them resumed", sum(done.resumed not in ("", NOT_SAID) for done in rounds)),
         ("of them killed, as planned, before they printed where they continue", killed_before),
         ("runs", len(records)),
-        ("runs completed and equal to the reference", sum(record.compared_equal for record in records)),
+        ("runs completed and equal to the undisturbed run", sum(record.compared_equal for record in records)),
         (
             "longest time from a kill to the last process gone",
             f"{max((d.gone_seconds for d in rounds), default=0):.1f} s",
