@@ -288,7 +288,7 @@ class MotionData:
         zeros = column_ranges(np.flatnonzero(std == 0), self.layout)
         if zeros:
             way = "give a mean_file and a std_file without 0"
-            raise UserError(f"{source} holds 0 for {shortened(zeros, 6)}, and motion is divided by it; {way}")
+            raise UserError(f"{source} holds 0 for {shortened(zeros, 6)}, and nothing can be divided by that; {way}")
         return mean, std
 
     def _of_width(self, file: str, positive: bool = False) -> NDArray[np.float32]:

@@ -90,7 +90,7 @@ def _holds(folder: Path, recipe: dict[str, int]) -> bool:
     except (OSError, ValueError):
         found = None
     if found != recipe:
-        raise UserError(f"{folder}: holds something else than this demo motion; name a new folder")
+        raise UserError(f"{folder}: holds something other than this demo motion; name a new folder")
     return True
 
 

@@ -32,7 +32,9 @@ def test_every_part_can_be_trained_with_every_shipped_profile(name, demo_folder)
         data = open_training_data(request.profile, asked=request.asked)
         left_out = {"face": [MIRROR, MIX, ROTATION], "face_jaw": [MIRROR]}.get(part, []) if name == "best" else []
         assert [one.key for one in data.left_out] == left_out, part
-        assert all(f"{key}, as " in line and line.startswith(f"{part}: ") for line in data.notes() for key in left_out)
+        assert all(
+            f"{key}, because " in line and line.startswith(f"{part}: ") for line in data.notes() for key in left_out
+        )
         assert bool(data.notes()) == bool(left_out)
         augment, fitted = data.config.augment, data.fitted(request.profile)
         assert fitted.rvqvae.data.augment == augment and (augment.mirror > 0) == (name == "best" and not left_out)
@@ -97,7 +99,7 @@ def test_a_part_of_motion_without_parts_is_refused_where_it_is_asked_for(tmp_pat
     own = ["--body_part=arm", '--body_parts={"arm": ["*Arm"]}']
     request = read_training_flags(["--window_size=16", f"--data_path={joints}", *own]).request()
     assert open_training_data(request.profile, asked=request.asked).in_features == 6
-    with pytest.raises(UserError, match=r"matrices has no body parts .*: leave it out$"):
+    with pytest.raises(UserError, match=r"matrices has no body parts .*: remove the flag$"):
         check_part("upper", "matrices", feature_layout(9), False)
     # A file that holds exactly this part.
     _, hands = select_columns(smplx_layout(), "hands")

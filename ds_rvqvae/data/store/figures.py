@@ -313,7 +313,9 @@ def lying_note(reader: Reader, take: Take) -> str | None:
     posture = posture_of(take)
     if posture is None or not posture.lies:
         return None
-    turned = "this is after turning it by rvqvae.data.up_axis z" if config.up_axis == "z" else "is another axis up?"
+    turned = (
+        "this is after turning it by rvqvae.data.up_axis z" if config.up_axis == "z" else "does another axis point up?"
+    )
     how = "stands on its head" if posture.is_upside_down else f"lies along {posture.axis}"
     return f"the figure {how}; y should be up: {turned}"
 

@@ -352,7 +352,7 @@ def _usable_names(reader: Reader, known: set[str]) -> tuple[list[str], list[Quar
             reason = "the name occurs twice; the first is kept"
             refused.append(Quarantined(reader.file_of(name), "name", None, reason))
         elif whole_name(name) != name and whole_name(name) in wholes:
-            reason = f"its name is already that of a piece of {whole_name(name)}"
+            reason = f"its name is that of a piece of {whole_name(name)}"
             refused.append(Quarantined(reader.file_of(name), "name", None, reason))
         elif whole_name(name) not in known:
             names[name] = None

@@ -71,7 +71,7 @@ class Store:
     has_body_parts: bool
     """Whether SMPL-X's body parts select columns; of other data all columns are used."""
     skeleton: dict[str, Any] | None
-    """`joint_names`, `parents` and `offsets` (metres) of the first figure that a file has."""
+    """`joint_names`, `parents` and `offsets` (metres) of the figure in the first file that has one."""
     left_out: list[LeftOut]
     settings: dict[str, Any]
     fingerprint: str

@@ -175,7 +175,7 @@ def test_figures_that_lie_are_refused_until_the_axis_is_said(tmp_path, write):
             check(path)
         words = str(refusal.value)
         assert "m along z and 0.0" in words and "--up_axis z (rvqvae.data.up_axis) turns z up" in words
-        assert "--up_axis y (rvqvae.data.up_axis) takes them as they are" in words and len(words.splitlines()) == 1
+        assert "--up_axis y (rvqvae.data.up_axis) reads them as they are" in words and len(words.splitlines()) == 1
         assert check(path, up_axis="z") == check(path, up_axis="y") == ()
         assert len(check(path, reading_version=1)) == 1
     upright = write(tmp_path / "up" / f"a{suffix}", "y")
@@ -210,7 +210,7 @@ def test_leaning_is_not_lying(tmp_path, degrees, lies):
 
 
 def test_figures_that_stand_on_their_heads_are_refused(tmp_path):
-    """For example figures in a camera's axes, where y points down."""
+    """An example is a figure in the axes of a camera, where y points down."""
     write_smpl(tmp_path / "a.npz", degrees=180)
     with pytest.raises(
         UserError,

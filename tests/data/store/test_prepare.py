@@ -254,7 +254,7 @@ def test_a_store_read_by_the_rules_of_before_says_how_it_is_added_to_and_made_ag
     again = prepare(tmp_path / "old", tmp_path / "again", reading_version=1)
     assert prepare(again.folder, reading_version=1, up_axis="y").clip_names == ["a"]
     (said,) = prepare_with_cost(config, old).notes
-    assert "by the rules of version 0.2 and earlier; runs" in said and said.endswith(
+    assert "by the rules of version 0.2 and earlier; to continue, runs" in said and said.endswith(
         "--set rvqvae.data.reading_version=1"
     )
     assert prepare_with_cost(config, old).notes == ()
