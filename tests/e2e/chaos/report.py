@@ -15,17 +15,18 @@ from tests.e2e.chaos.commands import Account
 from tests.e2e.chaos.driver import NOT_SAID, Driver, Round, RunRecord
 from tests.e2e.chaos.plan import TARGETS
 
-_INTRODUCTION = """# Reliability
+_INTRODUCTION = """# Kill report
 
-What happens to a run whose processes are killed, as `tests/e2e/chaos` found it. The driver starts real two-rank runs
-through `launch/train_8x4090.py`, ends one process with `kill -9` at a random moment, waits until every process of the
-run is gone, gives the same command again, and goes on hurting the run before it lets it complete. Then it compares it
-with a run that nothing happened to: weights and codebooks, `metrics.jsonl` line by line and TensorBoard's points bit
-for bit (readings of the machine aside), nothing unfinished left, the same checkpoints and all of them whole.
+A run whose processes are killed, as recorded by `tests/e2e/chaos`. The driver starts real runs of two ranks through
+`launch/train_8x4090.py`, ends one process with `kill -9` at a random moment, waits until every process of the run is
+gone, and gives the same command again. It kills the run several times before it lets it complete. Then it compares the
+result with an undisturbed run: weights and codebooks, each line of `metrics.jsonl` and TensorBoard's points must be
+equal bit for bit (except for readings of the machine), nothing unfinished may be left, and the same checkpoints must be
+there and complete.
 
-The same is done to runs that two ranks began and one goes on with, and to `prepare`, `prepare --append`, `encode`,
-`export`, and a tokenizer that is saved over another: after each kill what lies there is whole, the old or the new, and
-in the end every file equals, byte for byte, that of a command that nothing happened to.
+The driver does the same to runs that two ranks began and one resumes, and to `prepare`, `prepare --append`, `encode`,
+`export`, and a tokenizer that is saved over another. After each kill every file is complete, old or new, and in the end
+each one equals, byte for byte, that of an undisturbed command.
 """
 
 
@@ -53,14 +54,14 @@ def write_report(
     faults += [f"{account.name}: {fault}" for account in accounts for fault in account.faults]
     parts = [
         _INTRODUCTION,
-        f"```bash\npython -m tests.e2e.chaos {arguments}\n```\n",
+        f"```text\npython -m tests.e2e.chaos {arguments}\n```\n",
         f"Machine: {_machine()}.\n",
-        f"A save takes {driver.save_seconds * 1000:.0f} ms, the median of the reference run. The command of a run:\n",
-        f"```bash\nexport DS_ACCELERATOR=cpu LOCAL_SIZE=2\n{_command(driver.flags)}\n```\n",
+        f"A save takes {driver.save_seconds * 1000:.0f} ms, the median of the undisturbed run. The command of a run:\n",
+        f"```text\nexport DS_ACCELERATOR=cpu LOCAL_SIZE=2\n{_command(driver.flags)}\n```\n",
         "## Counts\n",
         _counts(records, rounds, seconds),
-        "## What went wrong\n",
-        "\n".join(f"- {fault}" for fault in faults) + "\n" if faults else "Nothing.\n",
+        "## Failures\n",
+        "\n".join(f"- {fault}" for fault in faults) + "\n" if faults else "None.\n",
         "## Runs\n",
         _runs(records),
         *(("## Runs on other ranks\n", _runs(others)) if others else ()),
@@ -81,7 +82,7 @@ def _counts(records: list[RunRecord], rounds: list[Round], seconds: float) -> st
         *((f"of them {target}", f"{by_target[target]} ({in_save[target]} within a save)") for target in TARGETS),
         ("within a save", sum(in_save.values())),
         (
-            "of these with the cut save still on disk",
+            "of these with the interrupted save still on disk",
             sum(bool(done.left_unfinished) for done in rounds if done.in_save),
         ),
         ("before the first checkpoint", sum("no checkpoint" in done.resumed for done in rounds)),
@@ -89,7 +90,7 @@ def _counts(records: list[RunRecord], rounds: list[Round], seconds: float) -> st
         ("of them resumed", sum(done.resumed not in ("", NOT_SAID) for done in rounds)),
         ("of them killed, as planned, before they said from where", killed_before),
         ("runs", len(records)),
-        ("runs completed and equal to the reference", sum(record.compared_equal for record in records)),
+        ("runs completed and equal to the undisturbed run", sum(record.compared_equal for record in records)),
         (
             "longest time from a kill to the last process gone",
             f"{max((d.gone_seconds for d in rounds), default=0):.1f} s",
