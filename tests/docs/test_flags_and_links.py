@@ -9,9 +9,9 @@ from tests.ranks import ROOT
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 OTHERS = {
-    "--gpus", "--ipc", "--shm-size", "--host", "--logdir", "--num_codes",
+    "--autotuning", "--module", "--help", "--gpus", "--ipc", "--shm-size", "--host", "--logdir", "--num_codes",
 }  # fmt: skip
-"""Flags of other programs that the pages name: docker, tensorboard, trainers."""
+"""Flags of other programs that the pages name: deepspeed, docker, tensorboard, trainers; and `--help`."""
 OF_PROGRAMS = ("benchmarks", "quality")
 """Pages about programs in `benchmarks/`, which have flags of their own."""
 SYSTEMS = "other-systems.md"
