@@ -64,7 +64,7 @@ _EXAMPLES = {
     "profile show": (("baseline --set rvqvae.model.width=256", "a shipped profile with one change"),),
     "profile validate": (("mine.json", "before a run with it"),),
     "profile diff": (("baseline best", "the differences"),),
-    "profile keys": (("window", "keys about windows"), ("--markdown", "all of them, as tables")),
+    "profile keys": (("window", "keys about windows"), ("--markdown", "all keys, as tables")),
     "profile schema": (("> ds_configs/profile.schema.json", "for editors, with $schema"),),
     "plan": (
         ("baseline", "on seven RTX 4090s"),

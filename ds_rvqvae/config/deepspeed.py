@@ -49,7 +49,9 @@ class OptimizerParams(Section):
     lr: Annotated[float, Field(gt=0)] = 2e-4
     """Learning rate, before its schedule."""
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.99]
+    """Decay of AdamW's averages of the gradient and of its square."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to AdamW's denominator."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Weight decay of the optimizer."""
     torch_adam: Literal[True] = True
@@ -60,21 +62,28 @@ class OptimizerParams(Section):
 
 class OptimizerSection(Section):
     type: Literal["AdamW", "Adam"] = "AdamW"
+    """AdamW decays weights apart from the gradient, Adam adds the decay to the gradient."""
     params: OptimizerParams = OptimizerParams()
 
 
 class Bf16Section(Section):
     enabled: bool = True
+    """Compute in bf16, with fp32 master weights; false: in fp32."""
     immediate_grad_update: bool = False
+    """Add each gradient to the fp32 sum at once. For ZeRO stage 1 with fp32 gradient accumulation."""
     check_grad_overflow: Literal[True] = True
     """Must stay on: codebooks and weights skip a non-finite step together."""
     bf16_master_weights_and_grads: bool = False
+    """Keep master weights and gradients in bf16. Less memory, and less exact updates."""
     bf16_optimizer_states: bool = False
+    """Keep AdamW's averages in bf16. Needs bf16_master_weights_and_grads."""
 
 
 class OffloadOptimizerSection(Section):
     device: Literal["none", "cpu"] = "none"
+    """Where the optimizer's state lies. cpu: in the host's memory, where the update is computed too."""
     pin_memory: bool = False
+    """Use page-locked host memory for it."""
 
 
 class ZeroSection(Section):
@@ -82,20 +91,29 @@ class ZeroSection(Section):
     """ZeRO stage. With stage 0 and bf16 the fp32 weights cannot be read; stage 3 is for models that do not fit on a
     GPU."""
     contiguous_gradients: bool = True
+    """Copy gradients into one buffer as they are computed, which avoids fragments of memory."""
     reduce_scatter: bool = True
+    """Send each rank the sum of its part of the gradients only, not of all."""
     reduce_bucket_size: Count = 500_000_000
     """Elements per bucket. DeepSpeed's default needs a buffer of a gigabyte, even for a model of 18 M parameters."""
     allgather_partitions: bool = True
+    """DeepSpeed no longer reads this key."""
     allgather_bucket_size: Count = 500_000_000
     """Elements per bucket."""
     use_multi_rank_bucket_allreduce: bool = True
+    """Reduce the parts of several ranks in one all-reduce."""
     overlap_comm: bool | None = None
+    """Reduce gradients during the backward pass; null: DeepSpeed's choice."""
     compute_grad_norm: Literal[True] = True
     """Must stay on: it shows that the gradient of a step is not finite."""
     load_from_fp32_weights: bool = True
+    """Take master weights from a checkpoint's fp32 copies, not from its bf16 weights."""
     ignore_unused_parameters: bool = True
+    """Accept parameters that have no gradient in a step."""
     round_robin_gradients: bool = False
+    """Divide the copying of offloaded gradients evenly among ranks."""
     parameter_alignment: bool = False
+    """Pad the flat buffers so that each parameter begins at a multiple of 16 bytes."""
     offload_optimizer: OffloadOptimizerSection | None = None
 
 
@@ -103,60 +121,88 @@ class ActivationCheckpointingSection(Section):
     """How activations are checkpointed; `rvqvae.training.gradient_checkpointing` says whether they are."""
 
     partition_activations: bool = False
+    """Divide checkpointed activations among model-parallel ranks, which this training does not have."""
     contiguous_memory_optimization: Literal[False] = False
     """Must stay off: it needs checkpoints of one shape, and those of an RVQ-VAE's stages differ."""
     cpu_checkpointing: bool = False
     """Keep checkpointed activations in the host's memory."""
     number_checkpoints: Count | None = None
+    """For contiguous_memory_optimization only, which this training cannot use."""
     synchronize_checkpoint_boundary: bool = False
+    """Wait for the GPU at each checkpointed region. For measurements."""
     profile: bool = False
+    """Measure the time of each checkpointed region."""
 
 
 class DataTypesSection(Section):
     grad_accum_dtype: Literal["fp32", "bf16"] | None = None
+    """Type in which the gradients of micro batches are summed; null: DeepSpeed's choice."""
 
 
 class TensorboardSection(Section):
     enabled: bool = True
+    """Write TensorBoard files."""
     output_path: str = ""
     """Folder for TensorBoard files; empty: the run's folder."""
     job_name: str = "tensorboard"
+    """Folder of the files in output_path."""
 
 
 class CsvMonitorSection(Section):
     enabled: bool = False
+    """Write scalars to CSV files."""
     output_path: str = ""
+    """Folder for them; empty: DeepSpeed's choice."""
     job_name: str = "csv"
+    """Folder of the files in output_path."""
 
 
 class WandbSection(Section):
     enabled: bool = False
+    """Must stay off: scalars are not sent to Weights & Biases."""
     group: str | None = None
+    """No effect while wandb is off."""
     team: str | None = None
+    """No effect while wandb is off."""
     project: str = "ds_rvqvae"
+    """No effect while wandb is off."""
 
 
 class CheckpointSection(Section):
     tag_validation: Literal["Ignore", "Warn", "Fail"] = "Fail"
+    """When ranks save under different names. Fail: end; Warn: warn; Ignore: nothing."""
     use_node_local_storage: bool = False
+    """Save on each machine's own disk, not on a shared one."""
 
 
 class FlopsProfilerSection(Section):
     enabled: bool = False
+    """Count and time operations of one step, and print them."""
     recompute_fwd_factor: Annotated[float, Field(ge=0)] = 0.0
+    """Fraction of the forward pass that is computed again, for the estimate of the backward pass."""
     profile_step: Count = 1
+    """The step that is measured."""
     module_depth: int = -1
+    """Depth down to which modules are printed; -1: all."""
     top_modules: Count = 1
+    """Modules to print per depth."""
     detailed: bool = True
+    """Print every module."""
     output_file: str | None = None
+    """File for the text; null: standard output."""
 
 
 class CommsLoggerSection(Section):
     enabled: bool = False
+    """Log collectives. Needs verbose and log_level info."""
     verbose: bool = False
+    """Print a line per collective."""
     prof_all: bool = True
+    """Log all kinds of collectives."""
     debug: bool = False
+    """Name the calling function in each line."""
     prof_ops: list[str] = []
+    """Kinds to log if prof_all is false."""
 
 
 class DeepSpeedKeys(Section):
@@ -182,14 +228,23 @@ class DeepSpeedKeys(Section):
     flops_profiler: FlopsProfilerSection | None = None
     comms_logger: CommsLoggerSection | None = None
     communication_data_type: Literal["fp32", "bf16", "fp16"] | None = None
+    """Type in which gradients are sent; null: that of the gradients."""
     prescale_gradients: bool = False
+    """Divide gradients before they are summed. Needs reduce_scatter false."""
     gradient_predivide_factor: Annotated[float, Field(gt=0)] = 1.0
+    """Divide by this before the sum, and by the rest after it. Needs reduce_scatter false."""
     steps_per_print: Count | None = None
+    """Steps between DeepSpeed's own lines. Needs log_level info."""
     wall_clock_breakdown: bool = False
+    """Time the passes of each step and print them."""
     memory_breakdown: bool = False
+    """Print the memory in use at points of a step."""
     dump_state: bool = False
+    """Print DeepSpeed's own settings at the start. Needs log_level info."""
     disable_python_gc: bool = False
+    """Turn off Python's automatic garbage collection."""
     log_level: Literal["debug", "info", "warning", "error", "critical"] | None = None
+    """Level of DeepSpeed's own log."""
 
     def without_effect(self) -> list[str]:
         """Returns the keys that are set but change nothing in this training, each with a remedy; a new run refuses

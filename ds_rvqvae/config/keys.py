@@ -41,7 +41,7 @@ class Key:
         values: what may be given, in words.
         baseline: its value in the profile `baseline`, as JSON.
         best: the same of `best`.
-        meaning: from the schema; empty for keys of DeepSpeed's that its documentation explains.
+        meaning: as in the schema.
         resume: whether it may change when a run is resumed: yes, no, or "motion" where the key may change and the
             motion that comes of it may not.
     """
@@ -63,7 +63,7 @@ class Key:
             values += f" (as a flag: {_either(list(words))})"
         both = self.baseline if self.best == self.baseline else f"{self.baseline}, in best {self.best}"
         facts = f"{values}; baseline: {both}; {_RESUMES[self.resume]}"
-        return [[(self.path, "title"), given], f"    {facts}", *([f"    {self.meaning}"] if self.meaning else [])]
+        return [[(self.path, "title"), given], f"    {facts}", f"    {self.meaning}"]
 
     @property
     def group(self) -> str:

@@ -40,6 +40,10 @@ def test_what_a_key_takes_in_words(found, path, words):
     assert found[path].values == words
 
 
+def test_every_key_has_a_meaning(found):
+    assert [path for path, key in found.items() if not key.meaning] == []
+
+
 def test_defaults_of_baseline_and_best(found):
     assert (found["rvqvae.model.code_dim"].baseline, found["rvqvae.model.code_dim"].best) == ("128", "32")
     # An object that a profile leaves out has the defaults of its keys.

@@ -9,7 +9,7 @@ PAGE = ROOT / "docs" / "troubleshooting.md"
 SOURCES = (*sorted((ROOT / "ds_rvqvae").rglob("*.py")), ROOT / "launch" / "environment.sh")
 LEFT_OUT = "…"
 """Stands for what differs from one message to the next, in the page and in `_texts`."""
-LEAST = 9
+LEAST = 8
 """Letters that a quoted piece has at the least, or it would be found anywhere."""
 
 

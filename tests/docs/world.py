@@ -64,7 +64,7 @@ def train(world: Path) -> None:
 
 
 def write_foreign_checkpoints(world: Path) -> None:
-    """What the import commands read: a MoMask model with its options, a bare GestureLSM checkpoint with statistics."""
+    """The inputs of the import commands: a MoMask model with its options, a bare GestureLSM checkpoint with statistics."""
     options = {
         "name": "rvq", "dataset_name": "t2m", "vq_act": "relu", "vq_norm": None, "dilation_growth_rate": 3,
         "width": 8, "depth": 2, "down_t": 2, "stride_t": 2, "code_dim": 4, "nb_code": 16, "num_quantizers": 3,
@@ -83,7 +83,7 @@ def write_profile(world: Path) -> None:
 
 
 def names_of_programs(world: Path) -> dict[str, object]:
-    """What the pages' programs take as given: motion of the upper body, a padded batch, pieces of a stream."""
+    """Names that the pages' programs take as given: motion of the upper body, a padded batch, pieces of a stream."""
     motion = (0.1 * np.random.default_rng(0).standard_normal((96, 78))).astype(np.float32)
     batch = np.stack([motion, np.concatenate([motion[:64], np.zeros((32, 78), np.float32)])])
     return {"motion": motion, "batch": batch, "lengths": [96, 64], "pieces": np.split(motion, 4)}
