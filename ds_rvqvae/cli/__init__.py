@@ -42,7 +42,7 @@ _GROUPS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "what the store holds": ("profile", "fps", "split", "store_dtype", "set"),
     },
     "render": {
-        "what is shown": ("clip", "levels", "start", "seconds", "skeleton"),
+        "what is shown": ("clip", "levels", "start", "seconds", "skeleton", "codes"),
         "the video": ("out", "size", "fps"),
     },
     "decode": {"what is written": ("out", "levels", "fps", "matrices", "overwrite")},

@@ -1,4 +1,4 @@
-"""The scripts of `examples/`, each run as it stands, on made motion and one tiny tokenizer that the first of them trains."""
+"""The scripts of `examples/`, each run on made motion with one tiny tokenizer, which the first of them trains."""
 
 import importlib
 import json
