@@ -110,7 +110,7 @@ class Animation:
         for index, title in enumerate(titles):
             axes = self._figure.add_axes((index / 3, self._panels[0], 1 / 3, self._panels[1] - self._panels[0]))
             axes.set_axis_off()
-            self._figure.text((index + 0.5) / 3, self._from_top(0.985), title, ha="center", va="top", fontsize=9)
+            self._figure.text((index + 0.5) / 3, self._from_top(0.985), title, ha="center", va="top", fontsize=11)
             self._set_limits(axes, low, high)
             ground = LineCollection([], colors=_GROUND, linewidths=0.8, animated=True)
             axes.add_collection(ground, autolim=False)
@@ -124,7 +124,7 @@ class Animation:
             self._figures += figures
         for place, side, color in ((-0.09, "left", LEFT), (0.0, "right", RIGHT), (0.09, "middle", MIDDLE)):
             top = self._from_top(0.935)
-            self._figure.text(0.5 / 3 + place, top, side, color=color, ha="center", va="top", fontsize=7)
+            self._figure.text(0.5 / 3 + place, top, side, color=color, ha="center", va="top", fontsize=8.5)
         self._draw_color_bar()
 
     def _set_limits(self, axes: Axes, low: NDArray[np.float64], high: NDArray[np.float64]) -> None:
@@ -142,9 +142,9 @@ class Animation:
         self._color_of = ScalarMappable(Normalize(0, top), _ERRORS)
         place = self._figure.add_axes((2.2 / 3, self._from_top(0.922), 0.6 / 3, 0.016 / self._height))
         bar = self._figure.colorbar(self._color_of, cax=place, orientation="horizontal", ticks=[0, top / 2, top])
-        bar.ax.tick_params(labelsize=6.5, length=2, pad=1)
+        bar.ax.tick_params(labelsize=8, length=2, pad=1)
         bar.ax.spines["outline"].set_visible(False)
-        bar.ax.text(1.04, 0.5, "mm", transform=bar.ax.transAxes, fontsize=6.5, va="center")
+        bar.ax.text(1.04, 0.5, "mm", transform=bar.ax.transAxes, fontsize=8, va="center")
 
     def _draw_curve(self) -> None:
         shown = self.comparison
@@ -154,24 +154,24 @@ class Animation:
         axes.axhline(shown.angle_error.mean(), color=_GHOST, linewidth=0.8, zorder=0)
         axes.set_xlim(self._seconds[0], max(self._seconds[-1], self._seconds[0] + 1 / shown.fps))
         axes.set_ylim(0, max(1.15 * float(shown.angle_error.max()), 1e-3))
-        axes.tick_params(labelsize=6.5, length=2, pad=2)
+        axes.tick_params(labelsize=8, length=2, pad=2)
         axes.spines[["top", "right"]].set_visible(False)
         axes.yaxis.set_major_locator(MaxNLocator(3))
         heading = f"angle error, degrees; mean {shown.angle_error.mean():.2f}°, {self._distance_mm.mean():.0f} mm"
-        axes.text(0.0, 1.06, heading, transform=axes.transAxes, fontsize=7, va="bottom")
+        axes.text(0.0, 1.06, heading, transform=axes.transAxes, fontsize=8.5, va="bottom")
         axes.text(
             1.0,
             -0.42,
             f"{name_words(shown.title, 60)}, seconds",
             transform=axes.transAxes,
-            fontsize=6.5,
+            fontsize=8,
             ha="right",
             va="center",
         )
         (self._cursor,) = axes.plot([], [], color=RIGHT, linewidth=1.0, animated=True)
         (self._dot,) = axes.plot([], [], "o", color=RIGHT, markersize=3.5, animated=True)
         self._clock = axes.text(
-            1.0, 1.06, "", transform=axes.transAxes, fontsize=7, ha="right", va="bottom", animated=True
+            1.0, 1.06, "", transform=axes.transAxes, fontsize=8.5, ha="right", va="bottom", animated=True
         )
         self._moving += [(axes, self._cursor), (axes, self._dot), (axes, self._clock)]
 
@@ -197,7 +197,7 @@ class Animation:
                 names[-levels:] = [(rows + levels / 2, part.part)]
             rows += levels
         axes.set_ylim(rows, 0)
-        axes.set_yticks([place for place, _ in names], [name for _, name in names], fontsize=6.5)
+        axes.set_yticks([place for place, _ in names], [name for _, name in names], fontsize=8)
         axes.set_xticks([])
         axes.tick_params(length=0, pad=3)
         axes.spines[:].set_visible(False)
@@ -209,9 +209,9 @@ class Animation:
             self._moving.append((axes, artist))
         what = "level" if len(shown.codes) == 1 else "body part and level"
         heading = f"codes, a row per {what}; near colours stand for near code vectors"
-        axes.text(0.0, 1.06, heading, transform=axes.transAxes, fontsize=7, va="bottom")
+        axes.text(0.0, 1.06, heading, transform=axes.transAxes, fontsize=8.5, va="bottom")
         for place, text in ((0.0, f"-{_AROUND:g} s"), (0.5, "now"), (1.0, f"+{_AROUND:g} s")):
-            axes.text(place, -0.07, text, transform=axes.transAxes, fontsize=6.5, ha="center", va="top")
+            axes.text(place, -0.07, text, transform=axes.transAxes, fontsize=8, ha="center", va="top")
 
     def _show(self, frame: int) -> None:
         shown = self.comparison
