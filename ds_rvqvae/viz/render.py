@@ -208,7 +208,7 @@ class Animation:
             artist.set_animated(True)
             self._moving.append((axes, artist))
         what = "level" if len(shown.codes) == 1 else "body part and level"
-        heading = f"codes, a row per {what}; near colours stand for near code vectors"
+        heading = f"codes, one row per {what}; near colours stand for near code vectors"
         axes.text(0.0, 1.06, heading, transform=axes.transAxes, fontsize=8.5, va="bottom")
         for place, text in ((0.0, f"-{_AROUND:g} s"), (0.5, "now"), (1.0, f"+{_AROUND:g} s")):
             axes.text(place, -0.07, text, transform=axes.transAxes, fontsize=8, ha="center", va="top")
