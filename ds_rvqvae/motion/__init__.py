@@ -1,1 +1,1 @@
-"""What motion is: clips, the layout of their columns, rotations, skeletons and kinematics."""
+"""Motion: clips, the layout of their columns, rotations, skeletons and kinematics."""

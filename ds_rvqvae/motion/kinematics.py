@@ -8,24 +8,25 @@ from ds_rvqvae.motion.layout import Layout, root_channels, rotation_columns
 from ds_rvqvae.motion.skeleton import Skeleton, measured_joints, moved_joints
 
 FEET = ("left_foot", "right_foot", "LeftToeBase", "RightToeBase", "LeftToe", "RightToe")
-"""Joints at the balls of the feet: SMPL-X's names, and those that BVH files use."""
+"""Joints at the balls of the feet: SMPL-X's names, and those of BVH files."""
 
 
 class Kinematics:
-    """Places of a skeleton's joints, one product for all joints of the same depth.
+    """Positions of a skeleton's joints, with one matrix product for all joints of the same depth.
 
-    The places equal those of `skeleton.joint_places` less the root's, which numpy gives joint by joint.
+    The positions equal those of `skeleton.joint_places` minus the root's; that function computes them in numpy, joint
+    by joint.
 
     Args:
-        layout: of the motion's columns. Joints that it does not name rest.
-        skeleton: what turns.
-        device: where motion comes from.
+        layout: of the motion's columns. Joints that it does not name stay at rest.
+        skeleton: the skeleton that is moved.
+        device: the device of the motion.
 
     Attributes:
         measured: int64, the joints that the layout names and that one of its rotations moves. A rotation moves the
-            joints below its own, so that the uppermost joint of a layout is not among them, nor one that lies on it.
+            joints below its own. So the uppermost joint of a layout is not measured, nor a joint that lies on it.
         feet: int64, the joints of `FEET` that move.
-        has_root: whether the layout says where the root is.
+        has_root: whether the layout has the root's position.
     """
 
     def __init__(self, layout: Layout, skeleton: Skeleton, device: torch.device | str = "cpu") -> None:
@@ -53,9 +54,9 @@ class Kinematics:
         self.has_root = self._root is not None
 
     def roots(self, motion: Tensor) -> Tensor:
-        """The root's places, fp64 `[T, 3]` metres, of motion `[T, C]`; velocities start at x = z = 0."""
+        """Returns the root's positions, fp64 `[T, 3]` metres, of motion `[T, C]`; velocities start at x = z = 0."""
         if self._root is None:
-            raise ValueError("the layout does not say where the root is")
+            raise ValueError("the layout has no columns for the root's position")
         places = motion[:, self._root.start : self._root.stop].double()
         if self._root.kind == "position":
             return places
@@ -63,7 +64,7 @@ class Kinematics:
         return torch.stack([x.cumsum(0) - x[0], y, z.cumsum(0) - z[0]], dim=1)
 
     def places(self, motion: Tensor) -> Tensor:
-        """Joint places `[T, J, 3]` in metres, the root's being 0, of motion `[T, C]` in the data's own units."""
+        """Returns joint positions `[T, J, 3]` in metres, with the root at 0, of motion `[T, C]` in the data's units."""
         identity = torch.eye(3, dtype=motion.dtype, device=motion.device)
         turns = identity.repeat(len(motion), len(self._offsets), 1, 1)
         turns[:, self._turned] = matrices_from_6d(motion[:, self._columns])
@@ -77,7 +78,7 @@ class Kinematics:
 
 
 def matrices_from_6d(rotation_6d: Tensor) -> Tensor:
-    """Rotation matrices `[..., 3, 3]` from their first two rows `[..., 6]`, made orthonormal by Gram-Schmidt.
+    """Returns rotation matrices `[..., 3, 3]` from their first two rows `[..., 6]`, made orthonormal by Gram-Schmidt.
 
     Source: Zhou et al. 2019, "On the continuity of rotation representations in neural networks".
     """
@@ -88,10 +89,10 @@ def matrices_from_6d(rotation_6d: Tensor) -> Tensor:
 
 
 def angle_between(first_6d: Tensor, second_6d: Tensor) -> Tensor:
-    """Geodesic angle `[...]` in degrees between rotations `[..., 6]`.
+    """Returns the geodesic angle `[...]` in degrees between rotations `[..., 6]`.
 
-    By the chord, |A - B| = 2 sqrt(2) sin(angle / 2), which unlike the arc cosine of the trace keeps its digits at small
-    angles.
+    It is computed from the chord, |A - B| = 2 sqrt(2) sin(angle / 2): this keeps its precision at small angles, where
+    the arc cosine of the trace loses it.
     """
     chord = torch.linalg.matrix_norm(matrices_from_6d(first_6d) - matrices_from_6d(second_6d))
     return torch.rad2deg(2.0 * torch.asin((chord / 8.0**0.5).clamp(max=1.0)))

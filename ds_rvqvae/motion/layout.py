@@ -1,4 +1,4 @@
-"""What the columns of a feature matrix mean, and which of them a body part takes."""
+"""The meaning of the columns of a feature matrix, and the columns that belong to a body part."""
 
 import difflib
 import fnmatch
@@ -16,12 +16,13 @@ from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import parse_json
 
 Kind = Literal["rotation_6d", "translation", "position", "expression", "feature"]
-"""`translation` is x velocity, height and z velocity (metres, metres a frame); `position` is a place in metres."""
+"""`translation` is x velocity, height and z velocity (height in metres, velocities in metres per frame); `position` is
+a position in metres."""
 
 
 @dataclass(frozen=True, slots=True)
 class Channels:
-    """Neighbouring columns of one meaning, `start` up to but not including `stop`; a `rotation_6d` has six."""
+    """Adjacent columns with one meaning, from `start` up to but not including `stop`; a `rotation_6d` has six."""
 
     name: str
     kind: Kind
@@ -35,7 +36,7 @@ class Channels:
 
 Layout = tuple[Channels, ...]
 _UNPRINTED = ("Cc", "Cs", "Zl", "Zp")
-"""Categories of characters that end a line, command a terminal or are no text."""
+"""Unicode categories of characters that end a line, control a terminal or are not text."""
 _FINGERS = ("index", "middle", "pinky", "ring", "thumb")
 SMPLX_JOINTS = (
     *("pelvis", "left_hip", "right_hip", "spine1", "left_knee", "right_knee", "spine2", "left_ankle", "right_ankle"),
@@ -43,7 +44,7 @@ SMPLX_JOINTS = (
     *("right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist", "jaw", "left_eye", "right_eye"),
     *(f"{side}_{finger}{bone}" for side in ("left", "right") for finger in _FINGERS for bone in (1, 2, 3)),
 )
-"""SMPL-X's 55 joints in its order: 22 of the body, 3 of the face, 15 a hand."""
+"""SMPL-X's 55 joints in its order: 22 of the body, 3 of the face, 15 per hand."""
 SMPLX_PARENTS = (
     *(-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 15, 15, 15),
     *(20, 25, 26, 20, 28, 29, 20, 31, 32, 20, 34, 35, 20, 37, 38),
@@ -51,7 +52,7 @@ SMPLX_PARENTS = (
 )
 """Index of each joint's parent; the pelvis has none."""
 SMPLH_JOINTS = tuple(name for name in SMPLX_JOINTS if name not in ("jaw", "left_eye", "right_eye"))
-"""SMPL-H's 52 joints in its order: SMPL-X's without the face."""
+"""SMPL-H's 52 joints in its order: those of SMPL-X without the face."""
 TRANSLATION, EXPRESSIONS, NUM_EXPRESSIONS = "translation", "expressions", 100
 _UPPER = (3, 6, 9, *range(12, 22))
 _HANDS = tuple(range(25, 55))
@@ -65,31 +66,31 @@ BODY_PART_CHANNELS: dict[str, tuple[str, ...]] = {
     "whole": tuple(SMPLX_JOINTS[joint] for joint in _WHOLE),
     "whole_trans": (*(SMPLX_JOINTS[joint] for joint in _WHOLE), TRANSLATION),
     "face": (EXPRESSIONS,),
-    # In this order EMAGE's and GestureLSM's face has its 106 columns.
+    # The face of EMAGE and of GestureLSM has its 106 columns in this order.
     "face_jaw": ("jaw", EXPRESSIONS),
 }
-"""Names of the channels each body part takes of SMPL-X data."""
+"""Names of the joints and other columns of SMPL-X data that belong to each body part."""
 
 
 def smplx_layout() -> Layout:
-    """55 joints as 6D, root translation (x velocity, y height, z velocity), 100 expressions: 433 columns."""
+    """Returns 433 columns: 55 joints as 6D, root translation (x velocity, y height, z velocity), 100 expressions."""
     body = joint_layout(SMPLX_JOINTS, "translation")
     return (*body, Channels(EXPRESSIONS, "expression", body[-1].stop, body[-1].stop + NUM_EXPRESSIONS))
 
 
 def joint_layout(joints: Sequence[str], root: Kind) -> Layout:
-    """Joints as 6D, then the root's `translation`, of kind `translation` or `position`."""
+    """Returns a layout of joints as 6D, then the root's `translation`, of kind `translation` or `position`."""
     parts = [Channels(name, "rotation_6d", 6 * index, 6 * index + 6) for index, name in enumerate(joints)]
     return (*parts, Channels(TRANSLATION, root, 6 * len(joints), 6 * len(joints) + 3))
 
 
 def feature_layout(width: int) -> Layout:
-    """Columns about which nothing is known."""
+    """Returns a layout for columns of unknown meaning."""
     return (Channels("features", "feature", 0, width),)
 
 
 def rotation_columns(layout: Layout) -> NDArray[np.int64]:
-    """Columns of each 6D rotation, int64 `[rotations, 6]`."""
+    """Returns the columns of each 6D rotation, int64 `[rotations, 6]`."""
     starts = [channels.start for channels in layout if channels.kind == "rotation_6d"]
     return np.asarray(starts, np.int64).reshape(-1, 1) + np.arange(6)
 
@@ -97,15 +98,15 @@ def rotation_columns(layout: Layout) -> NDArray[np.int64]:
 def select_columns(
     layout: Layout, body_part: str, own_parts: Mapping[str, Sequence[str | int]] | None = None
 ) -> tuple[NDArray[np.int64], Layout]:
-    """The columns of a body part, int64, and their own layout, renumbered from 0.
+    """Returns the columns of a body part, int64, and their own layout, renumbered from 0.
 
-    Data that do not have SMPL-X's body joints by name give all their columns, unless `own_parts` has the part.
+    For data without the names of SMPL-X's body joints, all columns are returned, unless `own_parts` has the part.
 
     Args:
-        own_parts: `rvqvae.data.body_parts`; they come before the parts of the same name that SMPL-X data have.
+        own_parts: `rvqvae.data.body_parts`; such a part replaces the SMPL-X part of the same name.
 
     Raises:
-        UserError: data without a channel that the body part needs.
+        UserError: the data lack a joint, or other columns, that the body part needs.
     """
     if own_parts and body_part in own_parts:
         return take_channels(layout, _own_part(layout, body_part, own_parts[body_part]))
@@ -117,13 +118,17 @@ def select_columns(
     if missing or not wanted:
         parts = [part for part, names in BODY_PART_CHANNELS.items() if there.issuperset(names)]
         needs = f"needs {missing[0]}, which these data do not have" if missing else "is not known"
-        needs += f"; they have {', '.join(parts)}" if parts else ""
+        needs += f"; they have the parts {', '.join(parts)}" if parts else ""
         raise UserError(f"rvqvae.data.body_part: {body_part} {needs}")
     return take_channels(layout, wanted)
 
 
 def take_channels(layout: Layout, names: Sequence[str]) -> tuple[NDArray[np.int64], Layout]:
-    """Columns of the channels called `names`, in that order, and their own layout; raises KeyError."""
+    """Returns the columns of the layout's entries called `names`, in that order, and their own layout.
+
+    Raises:
+        KeyError: the layout has no such entry.
+    """
     there = {channels.name: channels for channels in layout}
     columns: list[int] = []
     selected, width = [], 0
@@ -135,7 +140,7 @@ def take_channels(layout: Layout, names: Sequence[str]) -> tuple[NDArray[np.int6
 
 
 def _own_part(layout: Layout, body_part: str, joints: Sequence[str | int]) -> list[str]:
-    """The channels that a part's joints name, each once, in the order given."""
+    """Returns the layout names that a part's list of joints selects, each once, in the order given."""
     names = [channels.name for channels in layout]
     found: dict[str, None] = {}
     for joint in joints:
@@ -152,42 +157,42 @@ def _own_part(layout: Layout, body_part: str, joints: Sequence[str | int]) -> li
 
 
 def missing_channels(layout: Layout, wanted: Sequence[Channels]) -> Channels | None:
-    """The first of `wanted` that `layout` does not have by name, kind and width; None where it has them all."""
+    """Returns the first of `wanted` that `layout` lacks (by name, kind and width), or None if it has them all."""
     there = {(part.name, part.kind, part.width) for part in layout}
     return next((part for part in wanted if (part.name, part.kind, part.width) not in there), None)
 
 
 def root_channels(layout: Layout) -> Channels | None:
-    """The channels that say where the root is: the first three columns of kind `translation` or `position`."""
+    """Returns the entry of the root's position: the first of kind `translation` or `position` with three columns."""
     return next((part for part in layout if part.kind in ("translation", "position") and part.width == 3), None)
 
 
 def check_disjoint(parts: Iterable[tuple[str, Sequence[str | int]]]) -> None:
-    """Raises UserError where two parts take the same channel, as a part named twice does.
+    """Raises UserError if two body parts have a common column, or if one is named twice.
 
     Args:
-        parts: names of body parts, and of the channels that each takes.
+        parts: body parts as pairs: the part's name, and the layout names of its columns.
     """
     taken: dict[str | int, str] = {}
     for body_part, names in parts:
         for name in names:
             if name in taken:
                 both = "is named twice" if taken[name] == body_part else f"and {taken[name]} both have {name}"
-                raise UserError(f"body part {body_part} {both}; name parts that share nothing")
+                raise UserError(f"body part {body_part} {both}; name body parts that have nothing in common")
         taken |= dict.fromkeys(names, body_part)
 
 
 def layout_to_json(layout: Sequence[Channels]) -> list[dict[str, Any]]:
-    """`[{"name", "kind", "columns": [from, to)}, …]`."""
+    """Returns `[{"name", "kind", "columns": [from, to)}, …]`."""
     return [{"name": part.name, "kind": part.kind, "columns": [part.start, part.stop]} for part in layout]
 
 
 def layout_from_json(entries: Any, width: int) -> Layout:
-    """Reads a layout, given as JSON text or as the list it holds; several rotations in one entry become one each.
+    """Reads a layout, given as JSON text or as the list in it; an entry with several rotations becomes one for each.
 
     Raises:
-        ValueError: saying what is wrong, where the entries do not cover columns 0 to `width` once, in order, or a name
-            is none that can be printed in a line.
+        ValueError: the entries do not cover columns 0 to `width` once and in order, or a name cannot be printed on one
+            line. The message says what is wrong.
     """
     if isinstance(entries, str):
         entries = parse_json(entries)
@@ -200,46 +205,46 @@ def layout_from_json(entries: Any, width: int) -> Layout:
         raise ValueError(f"layout: ends at column {layout[-1].stop if layout else 0} of {width}")
     names = [channels.name for channels in layout]
     if len(set(names)) < len(names):
-        raise ValueError("layout: a name stands twice")
+        raise ValueError("layout: a name occurs twice")
     return tuple(layout)
 
 
 def _channels_from_json(entry: Any, expected_start: int, width: int) -> list[Channels]:
     if not isinstance(entry, dict) or not {"name", "kind", "columns"} <= entry.keys():
-        raise ValueError(f"layout: an entry is not an object of name, kind and columns: {entry}")
+        raise ValueError(f"layout: an entry is not an object with name, kind and columns: {entry}")
     name, kind, columns = entry["name"], entry["kind"], entry["columns"]
     if not isinstance(name, str) or kind not in get_args(Kind):
-        raise ValueError(f"layout: {name}: kind is {kind!r}, none of {', '.join(get_args(Kind))}")
+        raise ValueError(f"layout: {name}: kind is {kind!r}, not one of {', '.join(get_args(Kind))}")
     if any(unicodedata.category(character) in _UNPRINTED for character in name):
-        raise ValueError(f"layout: the name {json.dumps(name)} holds control characters")
+        raise ValueError(f"layout: the name {json.dumps(name)} contains control characters")
     if not isinstance(columns, list) or len(columns) != 2 or not all(type(column) is int for column in columns):
-        raise ValueError(f"layout: {name}: columns are [from, to], not {columns}")
+        raise ValueError(f"layout: {name}: columns must be [from, to], not {columns}")
     start, stop = columns
     if start != expected_start or stop <= start:
         raise ValueError(f"layout: {name}: columns {start} to {stop} do not follow column {expected_start}")
     if stop > width:
-        raise ValueError(f"layout: {name}: columns {start} to {stop} of {width}")
+        raise ValueError(f"layout: {name}: columns {start} to {stop}, but there are {width}")
     if kind != "rotation_6d":
         return [Channels(name, kind, start, stop)]
     count, rest = divmod(stop - start, 6)
     if rest:
-        raise ValueError(f"layout: {name}: {stop - start} columns are no whole number of 6D rotations")
+        raise ValueError(f"layout: {name}: {stop - start} columns; 6D rotations need a multiple of 6")
     names = [name] if count == 1 else [f"{name}{index}" for index in range(count)]
     return [Channels(part, kind, start + 6 * i, start + 6 * i + 6) for i, part in enumerate(names)]
 
 
 def check_losses(config: LossConfig, layout: Layout) -> None:
-    """Raises UserError where the columns lack what a loss is about."""
+    """Raises UserError if the data lack the columns that a loss needs."""
     if config.loss_rotation and not len(rotation_columns(layout)):
         raise UserError("rvqvae.loss.loss_rotation: the data have no columns known to be 6D rotations; set it to 0")
     column_weights(config, layout)
 
 
 def column_weights(config: LossConfig, layout: Layout) -> NDArray[np.float32] | None:
-    """`joint_weights` as float32 `[C]` of mean 1, or None where there are none; of several patterns the last counts.
+    """Returns `joint_weights` as float32 `[C]` with mean 1, or None if not set; the last matching pattern counts.
 
     Raises:
-        UserError: a pattern that no name fits, or weights that are all 0.
+        UserError: a pattern matches no name, or all weights are 0.
     """
     if config.joint_weights is None:
         return None
@@ -252,6 +257,6 @@ def column_weights(config: LossConfig, layout: Layout) -> NDArray[np.float32] | 
         for part in parts:
             weights[part.start : part.stop] = weight
     if not weights.any():
-        raise UserError("rvqvae.loss.joint_weights: every joint weighs 0")
+        raise UserError("rvqvae.loss.joint_weights: the weight of every joint is 0")
     weights /= weights.mean()
     return weights

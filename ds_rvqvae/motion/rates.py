@@ -1,4 +1,4 @@
-"""Features at another frame rate: those that are differences between frames are summed up in between."""
+"""Features at another frame rate: velocities are resampled as positions, and then converted back."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,18 +10,19 @@ from ds_rvqvae.motion.rotations import resample, same_rate, translation_features
 def at_rate(
     motion: NDArray[np.float32], layout: Layout, fps: float, target_fps: float, frames: int | None = None
 ) -> NDArray[np.float32]:
-    """Features `[T, C]` at another frame rate: rotations along the sphere, all else linearly.
+    """Resamples features `[T, C]` to another frame rate: rotations along the sphere, all other columns linearly.
 
     Args:
-        layout: of the columns that move; `translation` is turned into places and back.
-        frames: that there should be: the last is held, or some are cut, where rounding made others.
+        layout: of the columns; `translation` is converted to positions and back.
+        frames: the number of frames wanted. Where rounding gave another number, the last frame is repeated or the
+            surplus is cut.
 
     Returns:
         float32 `[frames, C]`.
 
     Raises:
-        ValueError: columns of unknown meaning at another rate, no such rate, or another number of frames than rounding
-            makes.
+        ValueError: columns of unknown meaning would have to be resampled, the rate is impossible, or `frames` differs
+            by more than rounding explains.
     """
     moved = motion
     ways = [slice(part.start, part.stop) for part in layout if part.kind == "translation" and part.width == 3]
@@ -39,7 +40,7 @@ def at_rate(
     if frames is None or frames == count:
         return moved
     if abs(frames - count) > max(target_fps / fps, 1) + 1:
-        raise ValueError(f"{count} frames at {target_fps:g} frames a second, where the source has {frames}")
+        raise ValueError(f"{count} frames at {target_fps:g} fps, but the source has {frames}")
     held: NDArray[np.float32] = moved[np.minimum(np.arange(frames), count - 1)]
     for columns in ways:
         held[count:, [columns.start, columns.start + 2]] = 0

@@ -1,4 +1,4 @@
-"""Left and right: which joints lie on which side of a figure, and which joint is the same one on the other side."""
+"""Left and right: the side of a figure that each joint lies on, and its partner on the other side."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -17,18 +17,18 @@ _SIDED = re.compile(
     r"|(?<=[a-z0-9])(?<![CLST]\d)(?<![CLST]\d\d)[LR](?!\d{1,2}[CLST]|[A-Za-z])"  # ArmL, FootR1; not jL5S1, jL4L3
     r"|[左右]"
 )
-"""Where a name surely tells a side."""
+"""Patterns that certainly name a side."""
 _PERHAPS_SIDED = re.compile(r"^[lrLR]|[lrLR]$|left|right")
-"""Where it may: lfemur has rfemur beside it, lowerback nothing."""
+"""Patterns that may name a side: lfemur does, as there is an rfemur; lowerback does not."""
 _MIDDLE = 0.015
-"""Metres from the root, to the left or right at rest, up to which a joint lies in the middle."""
+"""Metres: a joint at rest that is at most this far to the left or right of the root lies in the middle."""
 
 
 def partners(names: Sequence[str], no_partner: Callable[[str], None] = lambda name: None) -> dict[str, str]:
-    """Each joint's name and that of the same joint on the other side; those in the middle are their own partners.
+    """Maps each joint's name to that of the same joint on the other side; a joint in the middle is its own partner.
 
     Args:
-        no_partner: called with a name that surely tells a side but has no partner.
+        no_partner: called with each name that certainly names a side but has no partner.
     """
     there, found = set(names), {}
     for name in names:
@@ -41,14 +41,14 @@ def partners(names: Sequence[str], no_partner: Callable[[str], None] = lambda na
 
 
 def sides_by_name(names: Sequence[str]) -> NDArray[np.int64]:
-    """1 for joints on the figure's left, -1 on its right, 0 where names tell no side, int64 `[joints]`."""
+    """Returns int64 `[joints]` from the names: 1 on the figure's left, -1 on its right, 0 where a name has no side."""
     return np.array([_side(name, other) for name, other in partners(names).items()], np.int64)
 
 
 def sides_at_rest(skeleton: Skeleton) -> NDArray[np.int64]:
-    """1 for joints on the figure's left, -1 on its right, 0 in the middle, int64 `[joints]`; x at rest says so.
+    """Returns int64 `[joints]` from x at rest: 1 on the figure's left, -1 on its right, 0 in the middle.
 
-    The middle is where the figure branches first: a root that stands by itself on the floor may be anywhere.
+    The middle is the joint where the figure first branches: a separate root on the floor may be anywhere.
     """
     parents = list(skeleton.parents)
     still = np.broadcast_to(np.eye(3), (1, len(parents), 3, 3))
@@ -58,9 +58,9 @@ def sides_at_rest(skeleton: Skeleton) -> NDArray[np.int64]:
 
 
 def sides_of(skeleton: Skeleton) -> NDArray[np.int64]:
-    """1 for joints on the figure's left, -1 on its right, 0 in the middle, int64 `[joints]`: as their names tell.
+    """Returns int64 `[joints]` from the names: 1 on the figure's left, -1 on its right, 0 in the middle.
 
-    A joint whose name tells no side is on that of its parent. Where names tell no sides at all, x at rest does.
+    A joint whose name has no side takes its parent's side. If no name has a side, x at rest decides.
     """
     sides = sides_by_name(skeleton.joint_names)
     if not (sides > 0).any() or not (sides < 0).any():
@@ -72,7 +72,7 @@ def sides_of(skeleton: Skeleton) -> NDArray[np.int64]:
 
 
 def _candidates(name: str) -> list[str]:
-    """What the partner of a joint may be called, the most likely first."""
+    """Returns possible names of a joint's partner, the most likely first."""
     candidates = [_SIDED.sub(lambda match: _OTHER_WORD[match[0]], name)]
     for pattern in (_SIDED, _PERHAPS_SIDED):
         for match in pattern.finditer(name):
@@ -81,9 +81,9 @@ def _candidates(name: str) -> list[str]:
 
 
 def _side(name: str, partner: str) -> int:
-    """The side of a joint with this partner, its own name where it has none."""
+    """Returns the side of a joint, given its partner's name; a joint without a partner is given its own name."""
     if name != partner:
-        # The names differ in one word; where left and right differ first, they are l and r.
+        # The names differ in one word; the first letters that differ are l and r.
         letter = next(letter for letter, other in zip(name, partner, strict=False) if letter != other)
     else:
         match = _SIDED.search(name)

@@ -1,8 +1,8 @@
-"""Stick figures: a skeleton of our own with SMPL-X's joints, skeletons from files, and forward kinematics.
+"""Skeletons: a built-in one with SMPL-X's joints, skeletons from files, and forward kinematics.
 
-SMPL-X's licence is for non-commercial research and covers what is computed from its files, so its joint offsets are not
-here: the built-in figure has rough adult proportions of our own (1.75 m). y is up, x the figure's left, z its front;
-arms are stretched out sideways.
+SMPL-X's licence is for non-commercial research and covers everything computed from its files. So its joint offsets are
+not used here: the built-in figure has our own rough proportions of an adult (1.75 m). y points up, x to the figure's
+left, z to its front; the arms are stretched out sideways.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from ds_rvqvae.motion.layout import SMPLX_JOINTS, SMPLX_PARENTS, Layout
 from ds_rvqvae.motion.rotations import rotation_6d_to_matrix, translation_positions
 
 _LONGEST_BONE = 10.0
-"""Metres; a longer bone is one in centimetres or inches."""
+"""Metres; a longer bone must be in another unit, such as centimetres or inches."""
 _MIDDLE = {
     "pelvis": (0.0, 0.95, 0.0),
     "spine1": (0.0, 0.11, 0.0),
@@ -48,7 +48,7 @@ _LEFT = {
     "ring": (0.03, 0.0, 0.0),
     "thumb": (0.02, 0.0, 0.02),
 }
-"""Left side; the right one mirrors it. A finger's second and third joint share the last five."""
+"""The left side; the right side mirrors it. The last five serve a finger's second joint and its third."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +56,10 @@ class Skeleton:
     """A tree of joints at rest.
 
     Attributes:
-        joint_names: one a joint; the rotations of a layout are matched to them by name.
-        parents: index of each joint's parent, which stands before it; -1 for the first joint alone, the root.
-        offsets: float64 `[joints, 3]` metres, each joint's place relative to its parent; the root's, in the world.
-        name: what messages call it.
+        joint_names: one name per joint; the rotations of a layout are matched to joints by name.
+        parents: index of each joint's parent, which comes before the joint; only the first joint, the root, has -1.
+        offsets: float64 `[joints, 3]` metres, each joint's position relative to its parent; the root's, in the world.
+        name: the skeleton's name in messages.
     """
 
     joint_names: tuple[str, ...]
@@ -69,7 +69,7 @@ class Skeleton:
 
 
 def builtin_skeleton() -> Skeleton:
-    """The rough figure of this module, 1.75 m tall, with SMPL-X's 55 joints by name and order."""
+    """Returns the rough figure of this module, 1.75 m tall, with the names and order of SMPL-X's 55 joints."""
     offsets = np.array([_offset(name) for name in SMPLX_JOINTS])
     return Skeleton(SMPLX_JOINTS, SMPLX_PARENTS, offsets, "built-in")
 
@@ -83,10 +83,10 @@ def _offset(joint: str) -> tuple[float, float, float]:
 
 
 def skeleton_from_json(entries: Mapping[str, Any], name: str) -> Skeleton:
-    """A skeleton of `joint_names`, `parents` and `offsets` (metres, one triple a joint), as a take or store has it.
+    """Makes a skeleton from `joint_names`, `parents` and `offsets` (metres, one triple per joint) of a file or store.
 
     Raises:
-        ClipError: no tree of joints in metres whose parents stand before their children.
+        ClipError: the entries are not a tree of joints in metres with each parent before its children.
     """
     for key in ("joint_names", "parents", "offsets"):
         if key not in entries:
@@ -98,26 +98,26 @@ def _array(offsets: Any) -> NDArray[Any]:
     try:
         return np.array(offsets)
     except ValueError:  # rows of unequal length
-        raise ClipError("offsets: not one x, y, z for each joint") from None
+        raise ClipError("offsets: not one x, y, z per joint") from None
 
 
 def checked_skeleton(joint_names: Any, parents: Any, offsets: NDArray[Any], name: str) -> Skeleton:
-    """A skeleton of what a file says; raises ClipError."""
+    """Makes a skeleton from the entries of a file; raises ClipError if they are wrong."""
     if not isinstance(joint_names, list) or not joint_names or not all(isinstance(joint, str) for joint in joint_names):
         raise ClipError("joint_names: not a list of names")
     twice = next((joint for joint in joint_names if joint_names.count(joint) > 1), None)
     if twice is not None:
-        raise ClipError(f"joint_names: {twice} stands twice")
+        raise ClipError(f"joint_names: {twice} occurs twice")
     count = len(joint_names)
     if not isinstance(parents, list) or not all(type(parent) is int for parent in parents):
-        raise ClipError("parents: not a list of whole numbers")
+        raise ClipError("parents: not a list of integers")
     if len(parents) != count:
         raise ClipError(f"parents: {len(parents)} for {count} joints")
     for index, (joint, parent) in enumerate(zip(joint_names, parents, strict=True)):
         if index == 0 and parent != -1:
-            raise ClipError(f"parents: {joint} stands first and is the root; its parent is -1, not {parent}")
+            raise ClipError(f"parents: {joint} is first, so it is the root; its parent must be -1, not {parent}")
         if index and not 0 <= parent < index:
-            raise ClipError(f"parents: {joint} (joint {index}) has parent {parent}; a parent stands before its child")
+            raise ClipError(f"parents: {joint} (joint {index}) has parent {parent}; a parent comes before its child")
     if offsets.dtype.kind not in "fiu" or offsets.shape != (count, 3):
         raise ClipError(f"offsets: {offsets.dtype} of shape {list(offsets.shape)}, not numbers [{count}, 3]")
     offsets = offsets.astype(np.float64)
@@ -132,16 +132,16 @@ def checked_skeleton(joint_names: Any, parents: Any, offsets: NDArray[Any], name
 
 
 def joint_places(motion: NDArray[Any], layout: Layout, skeleton: Skeleton) -> NDArray[np.float64] | None:
-    """Where a skeleton's joints are while it moves.
+    """Returns the positions of a skeleton's joints while it moves.
 
     Args:
         motion: `[frames, columns]` in the data's own units.
-        layout: of the columns. Rotations named as joints of the skeleton turn these; joints without one stay at rest.
-            The first `translation` (x velocity, height, z velocity; metres, a frame) moves the root, which starts at
-            x = z = 0; or the first `position` (metres) is its place. Without one the root stays at its offset.
+        layout: of the columns. Rotations with a joint's name turn that joint; joints without one stay at rest.
+            The first `translation` (x velocity, height, z velocity; metres and frames) moves the root, which starts at
+            x = z = 0; or the first `position` (metres) is its position. Without either the root stays at its offset.
 
     Returns:
-        float64 `[frames, joints, 3]` metres, or None where the layout has no rotation of any joint of the skeleton.
+        float64 `[frames, joints, 3]` metres, or None if the layout has no rotation of any joint of the skeleton.
     """
     joints = {name: index for index, name in enumerate(skeleton.joint_names)}
     parts = [part for part in layout if part.kind == "rotation_6d" and part.name in joints]
@@ -168,13 +168,13 @@ def forward_kinematics(
     parents: Sequence[int] = SMPLX_PARENTS,
     root_translation: NDArray[np.floating[Any]] | None = None,
 ) -> NDArray[np.float64]:
-    """Places of all joints, metres `[frames, joints, 3]`.
+    """Returns the positions of all joints, metres `[frames, joints, 3]`.
 
     Args:
         rotations: each joint's rotation relative to its parent, `[frames, joints, 3, 3]`.
         offsets: `[joints, 3]` metres.
-        parents: a joint's parent stands before it; -1 for the root.
-        root_translation: `[frames, 3]` metres, the root's place; without it the root stays at its offset.
+        parents: a joint's parent comes before it; -1 for the root.
+        root_translation: `[frames, 3]` metres, the root's position; without it the root stays at its offset.
     """
     world = np.empty_like(rotations, dtype=np.float64)
     places = np.empty(rotations.shape[:-1])
@@ -189,7 +189,10 @@ def forward_kinematics(
 
 
 def moved_joints(layout: Layout, skeleton: Skeleton) -> list[bool]:
-    """For each joint whether a rotation of the layout moves it: one turns a joint above, on which it does not lie."""
+    """Returns for each joint whether a rotation of the layout moves it.
+
+    A rotation moves the joints below its own, except those at the same position as its own.
+    """
     names = skeleton.joint_names
     turned = {part.name for part in layout if part.kind == "rotation_6d"}
     turned_above, moved = [False] * len(names), [False] * len(names)
@@ -201,17 +204,17 @@ def moved_joints(layout: Layout, skeleton: Skeleton) -> list[bool]:
 
 
 def measured_joints(layout: Layout, skeleton: Skeleton) -> list[int]:
-    """The joints that one of a layout's rotations moves and another turns: those whose places can be told apart."""
+    """Returns the joints that one of a layout's rotations moves and another turns; their positions are measured."""
     turned = {part.name for part in layout if part.kind == "rotation_6d"}
     moved = moved_joints(layout, skeleton)
     return [joint for joint, name in enumerate(skeleton.joint_names) if moved[joint] and name in turned]
 
 
 def figure_of(skeleton: dict[str, Any] | None, motion: str) -> Skeleton:
-    """The skeleton that files of motion bring (`Take.skeleton`), named after them.
+    """Returns the skeleton of motion files (`Take.skeleton`), with `motion` as its name.
 
-    The built-in one stands in where they bring none, or one that is no figure in metres: no joint will match it then,
-    and no distance is measured.
+    If they have none, or one that is not a figure in metres, the built-in skeleton takes its place. Data with other
+    joint names do not match it, and no distance is measured.
     """
     try:
         return builtin_skeleton() if skeleton is None else skeleton_from_json(skeleton, motion)

@@ -1,4 +1,4 @@
-"""What is used of matplotlib's Agg canvas, with the types that matplotlib leaves out; figures as they are drawn."""
+"""The methods we use of matplotlib's Agg canvas, typed, since matplotlib does not type them; and drawing of figures."""
 
 from functools import cache
 from typing import Any, BinaryIO, Protocol
@@ -20,7 +20,7 @@ _WIDE_FONTS = (
     *("Yu Gothic", "MS Gothic", "Microsoft YaHei", "SimHei", "Malgun Gothic", "Hiragino Sans", "PingFang SC"),
     *("Apple SD Gothic Neo", "Arial Unicode MS", "Unifont"),
 )
-"""Fonts with Chinese, Japanese and Korean characters, of which a machine may have one."""
+"""Fonts with Chinese, Japanese and Korean characters; a machine may have one of them."""
 
 
 class Canvas(Protocol):
@@ -31,26 +31,26 @@ class Canvas(Protocol):
         ...
 
     def copy_from_bbox(self, bbox: BboxBase) -> Any:
-        """A copy of the pixels in a rectangle, for `restore_region`."""
+        """Returns a copy of the pixels in a rectangle, for `restore_region`."""
         ...
 
     def restore_region(self, region: Any) -> object:
-        """Puts such a copy back."""
+        """Puts a copy from `copy_from_bbox` back."""
         ...
 
     def buffer_rgba(self) -> memoryview:
-        """The pixels themselves, uint8 `[height, width, 4]`."""
+        """Returns the pixels themselves, uint8 `[height, width, 4]`."""
         ...
 
 
 def canvas_of(figure: Figure) -> Canvas:
-    """A canvas of a figure, which becomes the figure's own."""
+    """Makes a canvas for a figure and attaches it to the figure."""
     set_names_as_text(figure)
     return FigureCanvasAgg(figure)
 
 
 def pixels_on(canvas: Canvas) -> NDArray[np.uint8]:
-    """A view of what was drawn, `[height, width, 4]` RGBA, which the next drawing overwrites."""
+    """Returns a view of the drawn pixels, `[height, width, 4]` RGBA; the next drawing overwrites them."""
     return np.asarray(canvas.buffer_rgba())
 
 
@@ -61,12 +61,14 @@ def write_png(figure: Figure, file: BinaryIO, dpi: float) -> None:
 
 
 def set_names_as_text(figure: Figure) -> None:
-    """Has what is written in a figure drawn as it is: names hold dollars, which would make mathematics of them, and
-    characters that the usual font has not; those that no font has are question marks, as matplotlib would warn of each.
-    To be called once all is in place."""
+    """Makes matplotlib draw all text of a figure literally; call it when the figure is complete.
+
+    Names may hold dollar signs, which matplotlib would read as mathematics, and characters that the default font lacks.
+    Characters that no font has become question marks, because matplotlib would warn of each.
+    """
     axes = [axis for one in figure.axes for axis in (one.xaxis, one.yaxis)]
     for axis in axes:
-        if isinstance(axis.get_major_locator(), FixedLocator):  # its labels are given, and set at each drawing
+        if isinstance(axis.get_major_locator(), FixedLocator):  # fixed labels, which each drawing sets again
             axis.set_ticklabels([_as_drawn(label.get_text()) for label in axis.get_majorticklabels()])
     powers = {id(label) for axis in axes if axis.get_scale() == "log" for label in axis.get_ticklabels(which="both")}
     for text in figure.findobj(Text):
@@ -84,19 +86,19 @@ def _as_drawn(text: str) -> str:
 
 @cache
 def _wide_fonts() -> list[str]:
-    """Those of `_WIDE_FONTS` that are installed."""
+    """Returns the fonts of `_WIDE_FONTS` that are installed."""
     there = {font.name for font in fontManager.ttflist}
     return [name for name in _WIDE_FONTS if name in there]
 
 
 @cache
 def _is_drawn(letter: str) -> bool:
-    """Whether a font has a character."""
+    """Returns whether any font has a character."""
     return any(_has(family, letter) for family in ("", *_wide_fonts()))
 
 
 @cache
 def _has(family: str, letter: str) -> bool:
-    """Whether a family's font, or the usual one, has a character."""
+    """Returns whether the font of a family has a character; an empty family means the default font."""
     font = get_font(findfont(FontProperties(family=family or None)))
     return font.get_char_index(ord(letter)) != 0

@@ -1,4 +1,4 @@
-"""A clip beside its reconstruction: where a skeleton's joints are in both, and how far apart."""
+"""A clip beside its reconstruction: the positions of a skeleton's joints in both, and their distances."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,18 +35,19 @@ class CodeRows:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """A clip beside its reconstruction, T frames of it.
+    """T frames of a clip beside their reconstruction.
 
     Attributes:
-        skeleton: whose J joints are shown.
-        truth, found: joint places `[T, J, 3]` in metres. What no tokenizer covers is the truth's in both.
-        angle_error: mean over the tokenizers' rotations, degrees `[T]`, as `evaluate` takes it.
-        joint_error: distance between the joints with both roots in one place, metres `[T, J]`.
-        measured: int64, the joints that the mean distance is taken over: the tokenizers' own that move.
-        fps: frames a second.
-        start: second of the clip that the first frame shows.
-        title: of the clip.
-        levels: levels decoded.
+        skeleton: its J joints are shown.
+        truth, found: joint positions `[T, J, 3]` in metres, of the original and of the reconstruction. Columns that no
+            tokenizer covers are the original's in both.
+        angle_error: mean over the tokenizers' rotations, degrees `[T]`, computed as in `evaluate`.
+        joint_error: distance between the joints once both roots are at the same position, metres `[T, J]`.
+        measured: int64, the joints that the mean distance is taken over: those of the tokenizers that move.
+        fps: frames per second.
+        start: time of the first frame in the clip, seconds.
+        title: the clip's name.
+        levels: number of levels decoded.
         codes: of the complete clip, for each tokenizer.
     """
 
@@ -64,7 +65,7 @@ class Comparison:
 
     @property
     def levels_text(self) -> str:
-        """The levels decoded, in words."""
+        """The number of levels decoded, as text."""
         return counted(self.levels, "level")
 
     @property
@@ -82,18 +83,18 @@ def compare(
     start: float = 0.0,
     seconds: float | None = None,
 ) -> Comparison:
-    """Encodes and decodes a whole clip and takes the frames wanted of both.
+    """Encodes and decodes a complete clip and compares the frames asked for.
 
     Args:
-        tokenizers: one, or those of several body parts, which share no columns.
-        clip: at the tokenizers' frame rate, with all its columns, or with those of the one tokenizer alone.
-        levels: levels decoded; all by default.
-        start, seconds: the stretch shown; to the clip's end where it is shorter, or by default.
+        tokenizers: one, or those of several body parts without a common column.
+        clip: at the tokenizers' frame rate, with all its columns, or with only those of the one tokenizer.
+        levels: number of levels to decode; all by default.
+        start, seconds: the span of time to show; by default, and at most, to the clip's end.
 
     Raises:
-        UserError: a column, a joint, a level or a second that is not there.
+        UserError: a column, joint, level or time that does not exist.
     """
-    # Columns about which nothing is known are those of the one tokenizer that takes as many.
+    # Columns of unknown meaning are taken as those of the one tokenizer, if the number is the same.
     is_bare = clip.layout == feature_layout(clip.motion.shape[1])
     layout = tokenizers[0].layout if is_bare else clip.layout
     columns = _columns(tokenizers, clip)
@@ -132,6 +133,7 @@ def compare(
 
 
 def _code_rows(tokenizer: MotionTokenizer, codes: NDArray[np.int64]) -> CodeRows:
+    """Returns the rows of a clip's codes `[codes, levels]`, with the shade of each code."""
     shades = np.empty(codes.T.shape)
     for level, row in enumerate(codes.T):
         used, index = np.unique(row, return_inverse=True)
@@ -147,7 +149,7 @@ def _code_rows(tokenizer: MotionTokenizer, codes: NDArray[np.int64]) -> CodeRows
 
 
 def _columns(tokenizers: Sequence[MotionTokenizer], clip: Clip) -> list[NDArray[np.int64]]:
-    """The columns of the clip that each tokenizer takes; raises UserError."""
+    """Returns the columns of the clip that each tokenizer takes; raises UserError if some are missing."""
     try:
         return [columns_for(tokenizer.layout, clip.layout) for tokenizer in tokenizers]
     except ClipError as error:
@@ -155,7 +157,11 @@ def _columns(tokenizers: Sequence[MotionTokenizer], clip: Clip) -> list[NDArray[
 
 
 def _stretch(clip: Clip, start: float, seconds: float | None) -> tuple[int, int]:
-    """The first frame shown and the one after the last, which may lie past the end; raises UserError."""
+    """Returns the first frame shown and the one after the last, which may lie past the clip's end.
+
+    Raises:
+        UserError: the start is past the clip's end.
+    """
     length = len(clip.motion) / clip.fps
     if start >= length:
         raise UserError(f"--start {start:g}: {clip.name} ends after {length:.1f} s")
@@ -166,10 +172,10 @@ def _stretch(clip: Clip, start: float, seconds: float | None) -> tuple[int, int]
 def _no_figure(covered: Layout, skeleton: Skeleton) -> str:
     names = [part.name for part in covered if part.kind == "rotation_6d"]
     if not names:
-        return "the tokenizer has no rotations of joints, so there is no figure to show"
+        return "the tokenizer has no joint rotations, so there is no figure to show"
     return (
         f"none of the tokenizer's rotations ({', '.join(names[:3])}, …) moves the {skeleton.name} skeleton; "
-        "--skeleton FILE names one that fits: JSON or npz with joint_names, parents and offsets in metres"
+        "name one that fits by --skeleton FILE: JSON or npz with joint_names, parents and offsets in metres"
     )
 
 

@@ -1,4 +1,4 @@
-"""Curves of a clip and its reconstruction: joints in degrees, other columns in their own units."""
+"""Curves of a clip and its reconstruction over time: joints in degrees, other columns in their own units."""
 
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ _UNITS = {
 
 
 class Curve(NamedTuple):
-    """One number of a clip over time."""
+    """One value of a clip over time, in the original and in the reconstruction."""
 
     title: str
     truth: NDArray[np.floating]
@@ -30,7 +30,7 @@ class Curve(NamedTuple):
 def joint_errors(
     truth: NDArray[np.float32], found: NDArray[np.float32], layout: Layout
 ) -> dict[str, NDArray[np.float32]]:
-    """The angle between truth and reconstruction `[T, C]` of each joint, degrees `[T]`; none without rotations."""
+    """Returns each joint's angle between original and reconstruction `[T, C]`, degrees `[T]`; {} without rotations."""
     columns = rotation_columns(layout)
     if not len(columns):
         return {}
@@ -40,9 +40,10 @@ def joint_errors(
 
 
 def liveliest(truth: NDArray[np.float32], found: NDArray[np.float32], layout: Layout, count: int) -> list[Curve]:
-    """The `count` numbers of `[T, C]` that move most: joints first, of other columns the part that each belongs to.
+    """Returns curves of the `count` joints and other columns of `[T, C]` that vary most, joints first.
 
-    Of a joint that is its angle about the axis that it turns about most, from its mean.
+    A joint's curve is its angle from its mean, about the axis that it turns about most. Of the other columns, the
+    liveliest one of each layout entry comes before the rest.
     """
     joints = [part for part in layout if part.kind == "rotation_6d"]
     others = _liveliest_columns(truth, [part for part in layout if part.kind != "rotation_6d"])
@@ -53,7 +54,7 @@ def liveliest(truth: NDArray[np.float32], found: NDArray[np.float32], layout: La
 
 
 def _liveliest_columns(truth: NDArray[np.float32], parts: list[Channels]) -> list[tuple[Channels, int]]:
-    """Columns of parts: first that of each part which moves most, then the others."""
+    """Returns the columns of layout entries: first the one of each entry that varies most, then the others."""
     spread = truth.std(axis=0)
     ranked = []
     for part in parts:
@@ -76,7 +77,7 @@ def _of_joint(truth: NDArray[np.float32], found: NDArray[np.float32], part: Chan
     vectors, found_vectors = (np.degrees((mean * own).as_rotvec()) for own in (turns, others))
     axis = np.linalg.eigh(vectors.T @ vectors)[1][:, -1]
     axis = axis if axis[np.abs(axis).argmax()] > 0 else -axis
-    # Half a turn and its opposite are one rotation, and so are whole turns more: of these the nearest to the truth's.
+    # Angles that differ by 360 degrees are the same rotation: take the one nearest to the original's.
     angle, other = np.unwrap(vectors @ axis, period=360), found_vectors @ axis
     other += 360 * np.round((angle - other) / 360)
     error = angle_between(*(torch.from_numpy(motion[:, part.start : part.stop]) for motion in (truth, found))).mean()
@@ -85,7 +86,7 @@ def _of_joint(truth: NDArray[np.float32], found: NDArray[np.float32], part: Chan
 
 
 def _rotations(rotation_6d: NDArray[np.float32]) -> Rotation:
-    """Rotations of `[T, 6]`; what is none does not turn."""
+    """Returns the rotations of 6D `[T, 6]`; the identity where the columns are not a rotation."""
     matrices = rotation_6d_to_matrix(rotation_6d.astype(np.float64))
     matrices[~(np.linalg.det(matrices) > 0.5)] = np.eye(3)
     return Rotation.from_matrix(matrices)

@@ -1,4 +1,4 @@
-"""Names of clips and joints as pictures have room for them."""
+"""Names of clips and joints, shortened to fit into pictures."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from ds_rvqvae.errors import printable
 
 
 def name_words(name: str, most: int = 200) -> str:
-    """A name in `most` characters, of which the middle is left out: what tells names apart stands at either end."""
+    """Shortens a name to `most` characters by cutting its middle, because names mostly differ at their ends."""
     words = " ".join(printable(name).split())
     if len(words) <= most:
         return words
@@ -16,7 +16,7 @@ def name_words(name: str, most: int = 200) -> str:
 
 
 def short_names(names: Sequence[str], most: int) -> list[str]:
-    """Names in `most` characters each: what all of them begin with goes first, up to the end of a word."""
+    """Shortens names to `most` characters each: first by the words at the start that all of them share."""
     words = [name_words(name, 1000) for name in names]
     if len(set(words)) > 1 and max(map(len, words)) > most:
         alike = [len(set(letters)) == 1 for letters in zip(*words, strict=False)]

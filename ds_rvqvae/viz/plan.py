@@ -1,4 +1,4 @@
-"""A plan as a picture: a card's memory with what the run takes of it, and the parts of that as a stacked bar."""
+"""A plan as a picture: a GPU's memory with the amount that the run takes, and its components as a stacked bar."""
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -9,13 +9,13 @@ from ds_rvqvae.gpu.plan_table import described_parts
 from ds_rvqvae.text import GIB, size
 
 _COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#E69F00", "#CC79A7", "#999999", "#333333")
-"""Okabe and Ito's, which people with any colour vision tell apart; and a dark grey for what is assumed."""
+"""The palette of Okabe and Ito, which works with any colour vision; and a dark grey for the assumed component."""
 _AVERAGE = "#AA4499"
-"""Of the weights' average, which not every plan has; the other parts keep their colours."""
+"""Colour of the weights' average, which not every plan has; the other components keep their colours."""
 
 
 def plan_figure(plan: Plan, title: str) -> Figure:
-    """Above, the run in the card; below, the parts of `total_bytes` from left to right in the order of the table."""
+    """Draws a plan: above, the run in the GPU's memory; below, the components of `total_bytes` in the table's order."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     verdict = "fits" if plan.fits else "does not fit"
@@ -26,10 +26,10 @@ def plan_figure(plan: Plan, title: str) -> Figure:
     whole.barh(0, max(card - total, 0), left=total, color="white", edgecolor="#888888", linewidth=0.8)
     whole.axvline(card, color="black", linestyle="--", linewidth=1.5)
     whole.set_xlim(0, 1.03 * max(card, total))
-    whole.set_xlabel("GiB; dashed: what the card has", fontsize=9)
+    whole.set_xlabel("GiB; dashed: memory of the GPU", fontsize=9)
     _stack(parts, plan)
     parts.set_xlim(0, total)
-    parts.set_xlabel("GiB on one card at the peak of a step", fontsize=9)
+    parts.set_xlabel("GiB on one GPU at the peak of a step", fontsize=9)
     handles, labels = parts.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     return figure

@@ -1,4 +1,4 @@
-"""Rows of poses: of the bones that a part moves, truth and reconstruction over one another."""
+"""Rows of poses: the bones that a body part moves, with the original and the reconstruction on top of each other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,21 +15,21 @@ from ds_rvqvae.viz.stick_figure import HEAD_RADIUS, Camera, StickFigure
 TRUTH, FOUND = "#222222", "#e6550d"
 _MOST_ROWS, _FEWEST, _MOST = 2, 5, 11
 _HEIGHT = 3.0
-"""Inches of a row at most; there are as many poses as then stand side by side."""
+"""The largest height of a row, in inches; the number of poses side by side follows from it."""
 _SMALL = 0.6
-"""Metres: what is smaller and has no root is seen from its flat side, as a hand from its back."""
+"""Metres: a smaller group without the root is drawn from its flat side, as a hand from its back."""
 _STILL = 1e-6
 _OF_FEET = ("foot", "toe", "ankle")
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Bones that hang together.
+    """Connected bones.
 
     Attributes:
         joints: int64, the lower ends of the bones.
-        top: the joint that all of them hang on.
-        centre: where the bones first branch, the joint that truth and reconstruction have in one place.
+        top: the joint above all of them.
+        centre: the joint where the bones first branch; original and reconstruction are aligned at it.
     """
 
     joints: NDArray[np.int64]
@@ -38,7 +38,10 @@ class Group:
 
 
 def moved_groups(layout: Layout, skeleton: Skeleton) -> list[Group]:
-    """The bones that a layout's rotations turn, and those that lead to its joints; at most the two largest groups."""
+    """Returns the bones that a layout's rotations turn and those that lead to its joints, in the two largest groups.
+
+    A group without any turned bone is dropped.
+    """
     names = {part.name for part in layout if part.kind == "rotation_6d"}
     covered = [name in names for name in skeleton.joint_names]
     turned = [
@@ -65,12 +68,12 @@ class PoseRow:
     """Poses of one group of bones, side by side.
 
     Args:
-        truth, found: joint places `[T, J, 3]` in metres.
-        width: inches that there are.
-        has_root: whether the columns say where the root is; without them it stands where the skeleton has it.
+        truth, found: joint positions `[T, J, 3]` in metres, of the original and of the reconstruction.
+        width: of the row, in inches.
+        has_root: whether the layout has the root's position; without it the root stays at the skeleton's offset.
 
     Attributes:
-        height: inches that the row takes.
+        height: of the row, in inches.
     """
 
     def __init__(
@@ -91,7 +94,7 @@ class PoseRow:
         shown = np.append(group.joints, group.top)
         both = np.concatenate([self._truth[:, shown], self._found[:, shown]], axis=1)[..., :2]
         self._spacing, self._low, self._high = self._extent(both)
-        # By the truth alone, so that pictures of one clip at several steps are equally large.
+        # Sized by the original alone, so that pictures of one clip at several steps have the same size.
         spacing, low, high = self._extent(self._truth[:, shown, :2])
         tall = 1.3 * (high - low) / spacing
         self._count = int(np.clip(round(width * tall / _HEIGHT), _FEWEST, _MOST))
@@ -99,7 +102,7 @@ class PoseRow:
         self._middles = (both[..., 0].min(axis=1) + both[..., 0].max(axis=1)) / 2
 
     def draw(self, axes: Axes, fps: float) -> None:
-        """Draws the poses, the second of each below it."""
+        """Draws the poses, each with its time in seconds below."""
         frames = np.linspace(0, len(self._truth) - 1, self._count).round().astype(int)
         margin = 0.04 * (self._high - self._low)
         size = 2.0 if self._is_whole else 3.0
@@ -121,13 +124,13 @@ class PoseRow:
         names = self._skeleton.joint_names
         centre = name_words(names[self._group.centre], 30)
         if not self._is_whole:
-            return f"below {name_words(names[self._group.top], 30)}, with {centre} in one place"
-        ground = "; the line is where the lowest joint is" if self._has_ground else ""
+            return f"below {name_words(names[self._group.top], 30)}, aligned at {centre}"
+        ground = "; the line is at the lowest joint" if self._has_ground else ""
         still = "; the root does not move" if self._root_is_still else ""
-        return f"poses with {centre} in one place{ground}{still}"
+        return f"poses, aligned at {centre}{ground}{still}"
 
     def _extent(self, points: NDArray[np.float64]) -> tuple[float, float, float]:
-        """Of points `[T, joints, 2]`: metres from one pose to the next, and the lowest and the highest."""
+        """Returns for points `[T, joints, 2]` the metres between poses, and the lowest and the highest height."""
         low, high = float(points[..., 1].min()), float(points[..., 1].max())
         high += 2 * HEAD_RADIUS if self._has_head() else 0.0
         return max(1.15 * float(np.ptp(points[..., 0], axis=1).max()), 0.3 * (high - low), 1e-3), low, high
@@ -141,7 +144,7 @@ class PoseRow:
         return "head" in names[1:] and names.index("head") in self._group.joints
 
     def _seen(self, *both: NDArray[np.float64]) -> Sequence[NDArray[np.float64]]:
-        """Joints to the right, up and towards who looks, metres `[T, J, 3]` each."""
+        """Returns joint positions to the right, up and towards the viewer, metres `[T, J, 3]` each."""
         group, truth = self._group, both[0]
         centre = truth[:, [group.centre]]
         relative = truth[:, group.joints] - centre

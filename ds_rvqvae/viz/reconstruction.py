@@ -1,4 +1,4 @@
-"""Pictures of a reconstruction: curves against the truth, and a stick figure where the skeleton is known."""
+"""Pictures of a reconstruction: curves beside the original's, and stick figures if the skeleton is known."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,10 +34,10 @@ def reconstruction_pictures(
     device: torch.device | str,
     skeleton: Skeleton | None = None,
 ) -> Iterator[tuple[str, Figure]]:
-    """A figure of the longest clip's first seconds for each split that has clips.
+    """Yields for each split that has clips a figure of the first seconds of its longest clip.
 
     Args:
-        skeleton: of the stick figures; without it `skeleton_of` the data.
+        skeleton: of the stick figures; the default is `skeleton_of` the data.
     """
     skeleton = skeleton or skeleton_of(data)
     for split in splits:
@@ -59,7 +59,7 @@ def reconstruction_pictures(
 def _reconstructed(
     model: RVQVAE, data: MotionData, segment: Segment, device: torch.device | str
 ) -> list[NDArray[np.float32]]:
-    """A segment's first seconds and their reconstruction with 1 … Q levels, `[T, C]` each, in the data's own units."""
+    """Returns a clip's first seconds and their reconstructions with 1 … Q levels, each `[T, C]` in the data's units."""
     stride = model.config.code_stride
     frames = min(segment.stop - segment.start, int(_PICTURE_SECONDS * data.fps)) // stride * stride
     motion = torch.from_numpy(data.normalised(segment)[:frames]).to(device)
@@ -71,7 +71,7 @@ def _reconstructed(
 _CURVES = 6
 _MOST_BARS = 18
 _WIDTH, _ROW = 12.0, 2.2
-"""Inches of the picture, and of a row of curves."""
+"""Inches: the picture's width, and the height of a row of curves."""
 
 
 def reconstruction_figure(
@@ -83,13 +83,13 @@ def reconstruction_figure(
     skeleton: Skeleton | None = None,
     by_levels: Sequence[float] = (),
 ) -> Figure:
-    """Truth and reconstruction of one clip: curves, the error of each joint, and poses of what the layout moves.
+    """Draws original and reconstruction of one clip: curves, the error of each joint, and poses.
 
     Args:
-        truth, found: `[T, C]` in the data's own units.
-        layout: of the columns; curves show what moves most.
-        fps: frames a second, for the time axis.
-        skeleton: of the stick figures (default: the built-in one); without a joint of it in the layout there are none.
+        truth, found: the original and the reconstruction, `[T, C]` in the data's own units.
+        layout: of the columns; the curves show those that vary most.
+        fps: frames per second, for the time axis.
+        skeleton: of the poses (default: the built-in one); if the layout has none of its joints, no poses are drawn.
         by_levels: mean angle error with 1 … Q levels, degrees.
     """
     skeleton = skeleton or builtin_skeleton()
@@ -118,7 +118,7 @@ def reconstruction_figure(
 
 
 def _title(title: str, errors: Mapping[str, NDArray[np.float32]], by_levels: Sequence[float]) -> str:
-    """The title, below it the mean angle error, with fewer levels too."""
+    """Returns the title and below it the mean angle error, also with fewer levels."""
     if not errors:
         return title
     mean = np.mean([error.mean() for error in errors.values()])
@@ -131,7 +131,7 @@ def _title(title: str, errors: Mapping[str, NDArray[np.float32]], by_levels: Seq
 
 
 def _draw_curve(axes: Axes, curve: Curve, seconds: NDArray[np.float64], index: int) -> None:
-    axes.plot(seconds, curve.truth, color=TRUTH, linewidth=1.6, label="truth")
+    axes.plot(seconds, curve.truth, color=TRUTH, linewidth=1.6, label="original")
     axes.plot(seconds, curve.found, color=FOUND, linewidth=1.0, label="reconstruction")
     axes.set_title(curve.title, fontsize=9)
     axes.tick_params(labelsize=8)
@@ -142,7 +142,7 @@ def _draw_curve(axes: Axes, curve: Curve, seconds: NDArray[np.float64], index: i
 
 
 def _draw_errors(axes: Axes, errors: Mapping[str, NDArray[np.float32]]) -> None:
-    """Mean angle error by joint, the worst above."""
+    """Draws the mean angle error of each joint, the worst at the top."""
     means = sorted(((float(error.mean()), name) for name, error in errors.items()), reverse=True)
     shown = means[:_MOST_BARS]
     places = np.arange(len(shown))
@@ -158,14 +158,14 @@ def _draw_errors(axes: Axes, errors: Mapping[str, NDArray[np.float32]]) -> None:
 
 
 def pixels_of(figure: Figure) -> NDArray[np.uint8]:
-    """The figure as `[height, width, 3]` uint8."""
+    """Draws the figure and returns its pixels, uint8 `[height, width, 3]`."""
     canvas = canvas_of(figure)
     canvas.draw()
     return pixels_on(canvas)[..., :3].copy()
 
 
 def save_figure(figure: Figure, file: Path) -> NDArray[np.uint8]:
-    """Writes a PNG, which is whole or not there, and gives its pixels; drawing them is what takes time."""
+    """Writes a PNG, completely or not at all, and returns its pixels, as drawing them again would take time."""
     pixels = pixels_of(figure)
     with whole_file(file) as content:
         imsave(content, pixels, format="png")

@@ -1,4 +1,4 @@
-"""Pictures of a video: truth, reconstruction and difference as stick figures, the error running below."""
+"""Pictures of a video: original, reconstruction and difference as stick figures, with the error over time below."""
 
 import math
 from collections.abc import Iterator
@@ -24,19 +24,19 @@ _ERRORS = LinearSegmentedColormap.from_list("error", ["#3a3a3a", "#8c2981", "#de
 _TILE, _TILES = 0.5, 4
 _MARGIN = 0.12
 _PANEL_BOTTOM, _PANEL_TOP = 0.26, 0.88
-"""Of the picture's height. Titles and scales stand above the panels, where no figure is drawn."""
+"""Fractions of the picture's height. Titles and scales are above the panels, where no figure is drawn."""
 _CODES, _AROUND = 0.3, 2.0
-"""Height of the codes, where they are shown, of the rest of the picture's; seconds before and after now in them."""
+"""Height of the codes, as a fraction of the rest of the picture; seconds before and after now that they show."""
 
 
 class Animation:
     """The pictures of a comparison, one after the other.
 
-    All that stands still is drawn once; a frame draws bones, ground, numbers and the place in the curve over it.
+    The background is drawn once; each frame draws only bones, ground, numbers and the marker on the curve over it.
 
     Args:
-        comparison: what is shown.
-        fps: pictures a second, at most the comparison's own.
+        comparison: the clip and its reconstruction to show.
+        fps: pictures per second, at most the comparison's own.
         size: width and height in pixels.
         with_codes: whether the codes around the frame pass by below the figures.
 
@@ -55,7 +55,7 @@ class Animation:
         self._height = 1.0 + (_CODES if with_codes else 0.0)
         self._panels = (self._from_top(_PANEL_BOTTOM), self._from_top(_PANEL_TOP))
         dpi = 100.0 * size[1] / 480 / self._height
-        # A little over, because the canvas cuts fractions of a pixel off.
+        # Slightly larger, because the canvas cuts fractions of a pixel off.
         self._figure = Figure(figsize=((size[0] + 0.01) / dpi, (size[1] + 0.01) / dpi), dpi=dpi, facecolor="white")
         self._canvas = canvas_of(self._figure)
         self._moving: list[tuple[Axes, Artist]] = []
@@ -69,7 +69,7 @@ class Animation:
         return len(self.frames)
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        """Each picture, uint8 `[height, width, 4]`, RGBA: a view that the next picture overwrites."""
+        """Yields each picture, uint8 `[height, width, 4]` RGBA: a view that the next picture overwrites."""
         set_names_as_text(self._figure)
         self._canvas.draw()
         background = self._canvas.copy_from_bbox(self._figure.bbox)
@@ -81,18 +81,18 @@ class Animation:
             yield pixels_on(self._canvas)
 
     def _from_top(self, place: float) -> float:
-        """Where a place of the picture without codes is in this one, as far from the top."""
+        """Returns the height in this picture of a height in the picture without codes, at the same distance from the top."""
         return 1.0 - (1.0 - place) / self._height
 
     def _project(self) -> None:
-        """Joints and ground as the camera sees them, which follows the truth's root over the ground."""
+        """Projects joints and ground into the view of a camera that follows the original's root over the ground."""
         shown = self.comparison
         camera = Camera.before(shown.truth, shown.skeleton)
         ground = np.array([0.0, np.percentile(shown.truth[..., 1].min(axis=1), 5), 0.0])
         smoothing = max(round(shown.fps), 1)
         follow = uniform_filter1d(shown.truth[:, 0], smoothing, axis=0, mode="nearest") * [1.0, 0.0, 1.0] + ground
         self._truth, self._found = (camera.project(places, follow[:, None]) for places in (shown.truth, shown.found))
-        # Ground lines lie on whole tiles of the world, so that they pass by under a figure that walks.
+        # Ground lines are fixed in the world, one per tile, so that they move past below a walking figure.
         steps = _TILE * np.arange(-_TILES, _TILES + 1)
         edge = steps[-1]
         lines = [[[step, 0.0, -edge], [step, 0.0, edge]] for step in steps]
@@ -103,7 +103,7 @@ class Animation:
 
     def _draw_panels(self) -> None:
         shown = self.comparison
-        titles = ("truth", f"reconstruction, {shown.levels_text}", "difference")
+        titles = ("original", f"reconstruction, {shown.levels_text}", "difference")
         points = np.concatenate([self._truth, self._found], axis=1)[..., :2]
         low, high = np.percentile(points.min(axis=1), 1, axis=0), np.percentile(points.max(axis=1), 99, axis=0)
         self._grounds, self._figures = [], []
@@ -128,7 +128,7 @@ class Animation:
         self._draw_color_bar()
 
     def _set_limits(self, axes: Axes, low: NDArray[np.float64], high: NDArray[np.float64]) -> None:
-        """The same metres to the right and up, the whole motion within."""
+        """Sets the limits so that both directions have the same scale and the complete motion fits."""
         width, height = self.size[0] / 3, (self._panels[1] - self._panels[0]) * self.size[1]
         low, high = low - _MARGIN, high + np.array([_MARGIN, 2 * HEAD_RADIUS + _MARGIN])
         metre = min(width / (high[0] - low[0]), height / (high[1] - low[1]))
@@ -176,7 +176,7 @@ class Animation:
         self._moving += [(axes, self._cursor), (axes, self._dot), (axes, self._clock)]
 
     def _draw_codes(self) -> None:
-        """Rows of coloured codes, one per level, of which the seconds around now are seen."""
+        """Draws rows of coloured codes, one per level; the axes show the seconds around now."""
         shown, height = self.comparison, self._height
         self._codes = axes = self._figure.add_axes((0.055, 0.31 / height, 0.925, 0.19 / height))
         rows, names = 0, list[tuple[float, str]]()

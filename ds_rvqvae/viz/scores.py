@@ -12,7 +12,7 @@ from ds_rvqvae.text import counted
 from ds_rvqvae.tokenizer.tables import best_cells, comparison_cells
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, which colour-blind readers tell apart; markers and dashes differ as well."""
+"""The palette of Okabe and Ito, which works with any colour vision; markers and dashes differ as well."""
 _MARKERS, _DASHES = ("o", "s", "^", "D", "v", "P", "X"), ("-", "--", "-.", ":")
 _PANELS = (
     ("angle_error_deg", "mean joint angle error (degrees)"),
@@ -22,7 +22,7 @@ _PANELS = (
 
 
 def rate_distortion_figure(results: Sequence[dict[str, Any]], title: str) -> Figure:
-    """Error against bits a second with 1 … Q levels, one curve a tokenizer, one panel an error that there is.
+    """Draws error against bits per second with 1 … Q levels: one curve per tokenizer, one panel per error available.
 
     Args:
         results: scores with `by_levels`, and `name`.
@@ -36,7 +36,7 @@ def rate_distortion_figure(results: Sequence[dict[str, Any]], title: str) -> Fig
     for place, (key, label) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), place + 1)
         handles = [_draw_curve(axes, result, key, index) for index, result in enumerate(results)]
-        axes.set_xlabel("rate (bits a second)")
+        axes.set_xlabel("rate (bits per second)")
         axes.set_ylabel(label)
         axes.margins(x=0.1, y=0.14)
         axes.set_xlim(left=0)
@@ -49,7 +49,7 @@ def rate_distortion_figure(results: Sequence[dict[str, Any]], title: str) -> Fig
 
 
 def comparison_figure(results: Sequence[dict[str, Any]], title: str, notes: Sequence[str] = ()) -> Figure:
-    """The table of `comparison_cells` as a picture; the lowest error of a column stands in bold."""
+    """Draws the table of `comparison_cells`; the lowest error of each column is bold."""
     cells, best = comparison_cells(results), best_cells(results)
     widths = [max(map(len, column)) + 2 for column in zip(*cells, strict=True)]
     lines = len(cells) + 1.5 + len(notes)

@@ -1,4 +1,4 @@
-"""Drawing a skeleton's joints as a stick figure seen by a fixed camera."""
+"""Drawing a skeleton as a stick figure, as seen by a fixed camera."""
 
 from dataclasses import dataclass
 
@@ -20,17 +20,17 @@ _TURN, _TILT, _DISTANCE = np.radians(25.0), np.radians(8.0), 6.0
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera that looks at the figure's front, a little from the side and from above.
+    """A camera in front of the figure, slightly to the side and above.
 
     Attributes:
-        azimuth: radians about y from z towards x, where the camera stands.
+        azimuth: direction of the camera, radians about y from z towards x.
     """
 
     azimuth: float
 
     @classmethod
     def before(cls, places: NDArray[np.float64], skeleton: Skeleton) -> "Camera":
-        """The camera before the mean front of a moving figure, `[frames, joints, 3]`."""
+        """Returns a camera in front of a moving figure `[frames, joints, 3]`, by the mean direction that it faces."""
         sides = sides_of(skeleton)
         if not (sides > 0).any() or not (sides < 0).any():
             return cls(_TURN)
@@ -38,10 +38,10 @@ class Camera:
         return cls(float(np.arctan2(-left[2], left[0])) + _TURN)
 
     def project(self, places: NDArray[np.float64], centre: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Places `[..., 3]` on the picture: to the right, up, and towards the camera, `[..., 3]`.
+        """Projects positions `[..., 3]` to the picture: to the right, up, and towards the camera, `[..., 3]`.
 
         Args:
-            centre: `[..., 3]` or `[3]`, the place looked at, where a metre is one unit.
+            centre: `[..., 3]` or `[3]`, the point that the camera faces; there one metre is one unit.
         """
         x, y, z = np.moveaxis(places - centre, -1, 0)
         sine, cosine = np.sin(self.azimuth), np.cos(self.azimuth)
@@ -52,14 +52,14 @@ class Camera:
 
 
 class StickFigure:
-    """One figure in an Axes: bones coloured by side, a ring for a joint called head and what hangs on it.
+    """One figure in an Axes: bones coloured by side, and a ring for the joint called head and its children.
 
     Args:
-        axes: whose units are those of `Camera.project`.
-        color: of all bones; without one the left, right and middle ones have their own.
+        axes: in the units of `Camera.project`.
+        color: of all bones; by default left, right and middle bones have one colour each.
         width: of bones in points; fingers are half as wide.
-        animated: for artists drawn by hand over a background.
-        joints: int64, the lower ends of the bones that are drawn; all by default.
+        animated: whether the caller draws the artists itself, over a background.
+        joints: int64, the lower ends of the bones to draw; all by default.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class StickFigure:
             self.artists.append(self._ring)
 
     def place(self, joints: NDArray[np.float64], colors: NDArray[np.float64] | None = None) -> None:
-        """Puts the joints at `[joints, 3]` of `Camera.project`; `colors` `[joints, 4]` colours each joint's bone."""
+        """Moves the joints to `[joints, 3]` of `Camera.project`; `colors` `[joints, 4]` colours each joint's bone."""
         bones = np.stack([joints[self._parents], joints[self._joints]], axis=1)
         far_to_near = bones[..., 2].mean(axis=1).argsort()
         self._bones.set_segments([*bones[far_to_near, :, :2]])

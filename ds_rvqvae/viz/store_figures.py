@@ -1,4 +1,4 @@
-"""Five figures of a store from two sides, in metres; or, of columns that are no figure, five clips as heat maps."""
+"""Five figures of a store from two sides, in metres; or five clips as heat maps if the columns are not a figure."""
 
 from typing import NamedTuple
 
@@ -19,11 +19,11 @@ PAGE_WIDTH = 15.0
 """Inches."""
 _LARGE_ENOUGH = 2.4
 _HEAD_SHARE = 0.06
-"""Radius of the head's ring, of the figure's height."""
+"""Radius of the head's ring, as a fraction of the figure's height."""
 _NEAR_GROUND = 0.1
-"""Of the figure's height: figures whose feet are no further from y = 0 stand on that."""
+"""A fraction of the figure's height: if the feet are no further from y = 0, the ground is drawn at y = 0."""
 _FLOOR_FRAMES = 64
-"""Of a clip, among which the lowest joint is looked for."""
+"""The number of a clip's frames that are searched for the lowest joint."""
 _HEAT_SECONDS = 20.0
 _MOST_ROWS = 400
 
@@ -32,20 +32,20 @@ class _Pose(NamedTuple):
     clip: str
     seconds: float
     across: NDArray[np.float64]
-    """`[joints]` metres to the figure's left of its middle."""
+    """`[joints]` metres from the figure's middle to its left."""
     ahead: NDArray[np.float64]
-    """`[joints]` metres before its middle."""
+    """`[joints]` metres from the figure's middle to its front."""
     up: NDArray[np.float64]
     floor: float
-    """The clip's lowest joint, metres."""
+    """Height of the clip's lowest joint, metres."""
 
 
 class FigureDrawing:
     """Five figures from the front and from their right side.
 
     Attributes:
-        grid: rows and columns of the two views: beside each other where that makes them larger.
-        row_heights: inches of each row on the page.
+        grid: rows and columns of the two views, which are side by side if they are large enough then.
+        row_heights: height of each row on the page, inches.
     """
 
     def __init__(self, look: Look) -> None:
@@ -77,14 +77,14 @@ class FigureDrawing:
             self._frame(axes, title)
 
     def _frame(self, axes: Axes, title: str) -> None:
-        """The ground, a scale in metres, and names."""
+        """Draws the ground, a scale in metres, and names."""
         spacing, ground, (low, high) = self._spacing, self._ground, self._limits
         axes.set_xlim(-spacing * 0.55, spacing * (len(self._poses) - 0.45))
         axes.set_ylim(low, high)
         axes.axhline(ground, color="black", linewidth=1.2)
         words = "" if ground == 0 else f"floor at the lowest joints, y = {ground:.2f} m"
         if self._look.root is None:
-            words = "no columns say where the root is: figures stay in place"
+            words = "no columns for the root's position: figures stay in place"
         axes.text(1.0, ground, words, transform=axes.get_yaxis_transform(), ha="right", va="top", fontsize=8)
         metre = 10.0 ** np.floor(np.log10(spacing * 1.5))
         left = -spacing * 0.52
@@ -104,7 +104,7 @@ class FigureDrawing:
 
 
 def _poses(look: Look, figure: Figure) -> list[_Pose]:
-    """Frames from all over the clips drawn, each turned about y to face the front."""
+    """Returns frames from different clips and times, each turned about y to face the front."""
     clips = look.sample.clips
     poses = []
     for index in range(SAMPLE_CLIPS):
@@ -122,7 +122,7 @@ def _poses(look: Look, figure: Figure) -> list[_Pose]:
 
 
 def _floor(figure: Figure, motion: NDArray[np.float32]) -> float:
-    """Height of the joint that is lowest in a clip `[frames, columns]`, but in a few frames."""
+    """Returns the height of the lowest joint in a clip `[frames, columns]`, ignoring the lowest frames (5 %)."""
     shown = motion[np.linspace(0, len(motion) - 1, min(len(motion), _FLOOR_FRAMES)).astype(np.int64)]
     return float(np.percentile(figure.places(shown)[..., 1].min(axis=1), 5))
 
@@ -131,7 +131,7 @@ def _draw_figure(axes: Axes, look: Look, across: NDArray[np.float64], up: NDArra
     figure = look.figure
     assert figure is not None
     parents, head = np.array(figure.parents), figure.head
-    # Jaw, eyes and the like would only clutter the ring.
+    # The head's children, such as jaw and eyes, would only clutter the ring.
     joints = np.flatnonzero((parents >= 0) & ((parents != head) if head is not None else True))
     points = np.stack([across, up], axis=1)
     colors = np.where(figure.sides > 0, _LEFT, np.where(figure.sides < 0, _RIGHT, _MIDDLE))
@@ -150,7 +150,7 @@ def _draw_figure(axes: Axes, look: Look, across: NDArray[np.float64], up: NDArra
 
 
 def draw_heat_maps(page: Page, place: SubplotSpec, look: Look) -> None:
-    """The columns of each clip drawn over time, normalised by mean and std."""
+    """Draws the columns of each sample clip over time, normalised by mean and std."""
     clips = look.sample.clips
     panels = place.subgridspec(1, len(clips))
     frames = int(_HEAT_SECONDS * look.store.fps)

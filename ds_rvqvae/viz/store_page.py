@@ -1,4 +1,4 @@
-"""A page that shows what a store holds: hours, lengths, columns, the root's way, and figures that stand or do not."""
+"""A page that shows a store: hours, clip lengths, columns, the root's path, and figures or heat maps."""
 
 import textwrap
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ from ds_rvqvae.viz.store_figures import PAGE_WIDTH, FigureDrawing, draw_heat_map
 
 _SPLIT_COLORS = {"train": "#0072B2", "val": "#E69F00", "test": "#009E73", "additional": "#999999"}
 CLIP_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
-"""Okabe and Ito's, which people with any colour vision tell apart."""
+"""The palette of Okabe and Ito, which works with any colour vision."""
 _GREY, _WARNING = "#555555", "#B00020"
 _MOST_GROUPS = 14
 _MOST_SECONDS = 60.0
-"""Of a clip whose way is drawn."""
+"""The length of the path that is drawn, for each clip."""
 _STILL = 1e-6
-"""Metres that a root which does not move moves at most."""
+"""Metres: a root that moves no further counts as still."""
 _FEW_COLUMNS = 12
 _MOST_NAMES = 25
 _KIND_TITLES = {
@@ -41,7 +41,7 @@ _TRANSLATION = ("x (m/frame)", "height (m)", "z (m/frame)")
 
 
 def store_page(look: Look) -> Page:
-    """The page, 15 inches wide; without pyplot."""
+    """Draws the page, 15 inches wide, without pyplot."""
     has_root = look.root is not None
     drawing = FigureDrawing(look) if look.figure is not None else None
     heights = [2.8, 3.0] + [3.0] * has_root + (drawing.row_heights if drawing else [3.4])
@@ -90,12 +90,12 @@ def _tidy(axes: Axes, title: str) -> None:
 
 
 def _legend_above(axes: Axes) -> None:
-    """On the line of the title, at its right end."""
+    """Puts the legend on the line of the title, at its right end."""
     axes.legend(fontsize=8, frameon=False, ncols=5, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0.2)
 
 
 def _draw_groups(axes: Axes, look: Look) -> None:
-    """Hours by speaker as bars, splits side by side in a bar; the many small ones together."""
+    """Draws hours by speaker as bars, with the splits stacked in each bar; many small speakers share one bar."""
     groups = sorted(look.facts["groups"], key=lambda group: (-group["hours"], group["name"]))
     bars = [(group["name"], group["splits"]) for group in groups]
     if len(bars) > _MOST_GROUPS:
@@ -122,7 +122,7 @@ def _draw_groups(axes: Axes, look: Look) -> None:
 
 
 def _draw_lengths(axes: Axes, look: Look) -> None:
-    """How long clips are, and the window."""
+    """Draws a histogram of clip lengths, and the window's length."""
     seconds, window = look.lengths / look.store.fps, look.facts["window"]
     low, high = min(seconds.min(), window["seconds"]), max(seconds.max(), window["seconds"])
     is_wide = high > 30 * low
@@ -154,7 +154,7 @@ def _draw_lengths(axes: Axes, look: Look) -> None:
 
 
 def _draw_columns(page: Page, place: SubplotSpec, look: Look) -> None:
-    """Mean, std and range of every column, a panel for each kind; a translation's columns have a panel each."""
+    """Draws mean, std and range of every column: one panel per kind, but one per column of a translation."""
     panels: list[tuple[str, Sequence[Channels]]] = []
     for kind in dict.fromkeys(part.kind for part in look.layout):
         parts = [part for part in look.layout if part.kind == kind]
@@ -200,7 +200,7 @@ def _draw_range(axes: Axes, look: Look, columns: NDArray[np.int64]) -> None:
 
 
 def _name_columns(axes: Axes, parts: Sequence[Channels]) -> None:
-    """Names of joints under their columns, as many as can be read."""
+    """Writes names of joints under their columns, as many as fit legibly."""
     if len(parts) == 1:
         if parts[0].width == 1:
             axes.set_xticks([])
@@ -218,7 +218,7 @@ def _name_columns(axes: Axes, parts: Sequence[Channels]) -> None:
 
 
 def _draw_ways(height: Axes, above: Axes, look: Look) -> None:
-    """The root's height over time, and its way seen from above; a root that never moves is marked."""
+    """Draws the root's height over time, and its path from above; a root that never moves is marked."""
     assert look.root is not None
     root, frames, clips = look.root, int(_MOST_SECONDS * look.store.fps), look.sample.clips
     rows = [look.store.rows(name) for name in clips[: len(CLIP_COLORS)]]
@@ -233,21 +233,21 @@ def _draw_ways(height: Axes, above: Axes, look: Look) -> None:
     height.set_ylim(*_with_ground(*height.get_ylim()))
     height.set_xlabel("seconds")
     height.set_ylabel("y, up (m)")
-    # The ground is below and the root above, so that there is room between the two.
+    # There is room between the ground below and the root above.
     height.legend(fontsize=8, ncols=3, loc="center right", framealpha=0.7, edgecolor="none")
     height.grid(color="#eeeeee")
     median = f", median {look.facts['root']['height_m']['median']:.2f} m"
     _tidy(height, "root height" + (f", first {_MOST_SECONDS:g} s" if look.lengths.max() > frames else "") + median)
     above.plot(0, 0, "+", color="black", markersize=9)
     above.set_aspect("equal", adjustable="datalim")
-    above.invert_yaxis()  # so that x, y and z are right-handed for who looks down
+    above.invert_yaxis()  # so that x, y and z are right-handed when seen from above
     above.set_xlabel("x (m)")
     above.set_ylabel("z (m)")
     above.grid(color="#eeeeee")
     if all(still):
         for axes in (height, above):
             axes.text(
-                *(0.5, 0.85),  # above the legend, which is in the middle
+                *(0.5, 0.85),  # above the legend in the middle
                 "the root does not move",
                 transform=axes.transAxes,
                 ha="center",

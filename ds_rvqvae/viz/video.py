@@ -1,4 +1,4 @@
-"""Writing videos: mp4 through ffmpeg, gif through Pillow; whole or not there."""
+"""Writing videos, completely or not at all: mp4 through ffmpeg, gif through Pillow."""
 
 import shutil
 import subprocess
@@ -16,11 +16,11 @@ from ds_rvqvae.files import whole_file
 
 SUFFIXES = (".mp4", ".gif")
 _GIF_BYTES = 2**31
-"""Pillow holds a GIF's frames until the last one is there."""
+"""The most bytes of a GIF's frames, because Pillow holds all of them in memory until the last."""
 
 
 def check_video_file(file: Path) -> None:
-    """Raises UserError where no video can be written into this file: its suffix, a folder, or ffmpeg not there."""
+    """Raises UserError if this file cannot become a video: another suffix, a folder, or ffmpeg missing for an mp4."""
     if file.suffix.lower() not in SUFFIXES:
         raise UserError(f"--out {file}: a video is .mp4 or .gif")
     if file.is_dir():
@@ -30,14 +30,15 @@ def check_video_file(file: Path) -> None:
 
 
 def write_video(pictures: Collection[NDArray[np.uint8]], file: Path, fps: float, size: tuple[int, int]) -> None:
-    """Writes an mp4 (H.264, yuv420p) or a gif, by the file's suffix; it is whole or it is not there.
+    """Writes an mp4 (H.264, yuv420p) or a gif, by the file's suffix, completely or not at all.
 
     Args:
-        pictures: uint8 `[height, width, 4]` RGBA each; each is done with before the next is asked for.
+        pictures: uint8 `[height, width, 4]` RGBA each; each is used before the next is taken.
         size: width and height in pixels; both even for mp4.
 
     Raises:
-        UserError: another suffix, a folder that cannot be written, a full disk, no ffmpeg, or a gif beyond memory.
+        UserError: another suffix, a folder that cannot be written to, a full disk, no ffmpeg, or a gif too large for
+            memory.
     """
     check_video_file(file)
     try:
@@ -51,7 +52,7 @@ def write_video(pictures: Collection[NDArray[np.uint8]], file: Path, fps: float,
 
 
 def _ffmpeg() -> str:
-    """The program; raises UserError where there is none."""
+    """Returns the path of ffmpeg; raises UserError if there is none."""
     try:
         import imageio_ffmpeg
 
@@ -62,12 +63,12 @@ def _ffmpeg() -> str:
         if found:
             return found
         raise UserError(
-            "mp4 takes ffmpeg: pip install 'ds_rvqvae[render]' brings it; --out FILE.gif works without"
+            "mp4 needs ffmpeg: pip install 'ds_rvqvae[render]' installs it; --out FILE.gif works without it"
         ) from None
 
 
 def _write_mp4(pictures: Iterable[NDArray[np.uint8]], file: str, fps: float, size: tuple[int, int]) -> None:
-    """Pipes raw pictures to ffmpeg, which encodes them beside the drawing."""
+    """Pipes raw pictures to ffmpeg, which encodes them while the next ones are drawn."""
     raw = ["-f", "rawvideo", "-pix_fmt", "rgba", "-s", f"{size[0]}x{size[1]}", "-r", f"{fps:.6f}", "-i", "-"]
     coded = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "20", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]
     command = [_ffmpeg(), "-hide_banner", "-loglevel", "error", "-y", *raw, *coded, "-f", "mp4", file]
@@ -78,7 +79,7 @@ def _write_mp4(pictures: Iterable[NDArray[np.uint8]], file: str, fps: float, siz
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=complaints,
-                start_new_session=True,  # Ctrl-C is ours, and ends it
+                start_new_session=True,  # Ctrl-C reaches only us, and we end ffmpeg
             )
         except OSError as error:
             raise UserError(f"{command[0]}: cannot be run: {error.strerror or error}; use --out FILE.gif") from None
@@ -89,7 +90,7 @@ def _write_mp4(pictures: Iterable[NDArray[np.uint8]], file: str, fps: float, siz
                     ffmpeg.stdin.write(picture.data)
                 ffmpeg.stdin.close()
             except BrokenPipeError:
-                pass  # ffmpeg has given up, and says why below
+                pass  # ffmpeg has ended; its reason is read below
             except BaseException:
                 ffmpeg.kill()
                 raise
@@ -101,7 +102,7 @@ def _write_mp4(pictures: Iterable[NDArray[np.uint8]], file: str, fps: float, siz
 
 
 def _write_gif(pictures: Collection[NDArray[np.uint8]], content: BinaryIO, fps: float, size: tuple[int, int]) -> None:
-    """One palette for all frames; a frame lasts hundredths of a second, which in sum keep time."""
+    """Writes a gif with one palette; frames last whole hundredths of a second, rounded so that the total is right."""
     if len(pictures) * size[0] * size[1] > _GIF_BYTES:
         raise UserError(
             f"a gif of {len(pictures)} frames is too large; use .mp4, or a smaller --seconds, --fps or --size"

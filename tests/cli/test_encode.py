@@ -84,10 +84,10 @@ def test_matrices_of_another_rate_fail_and_an_assumed_rate_is_said(tmp_path, fiv
     status, result, _ = run(capsys, "encode", five, tmp_path / "data", "--out", tmp_path / "codes")
     assert status == 1 and files_below(tmp_path / "codes") == ["right.npz", "silent.npz"]
     assert {entry["reason"] for entry in result["failed"]} == {
-        "60 frames per second, 30 are wanted; features are never resampled"
+        "60 fps, but 30 fps is needed; features are never resampled"
     }
     notes = {entry["output"].rpartition("/")[2]: entry["notes"] for entry in result["done"]}
-    assert notes["right.npz"] == [] and "30 frames per second (rvqvae.data.fps) are taken" in notes["silent.npz"][0]
+    assert notes["right.npz"] == [] and "30 fps (rvqvae.data.fps) is assumed" in notes["silent.npz"][0]
 
 
 def test_done_files_are_skipped_and_only_they(tmp_path, upper, capsys):
@@ -143,7 +143,7 @@ def test_uncovered_parts_come_from_the_source_or_are_at_rest(tmp_path, upper, ca
         assert (np.load(out / "1_a.npz")["trans"] == beat2_arrays(20)["trans"]).all()
     write_beat2(moved / "1_a.npz", 30)
     status, result, _ = run(capsys, "decode", upper, codes, "--out", tmp_path / "x", "--source", moved)
-    assert status == 1 and "the source has 30 frames at 30 frames a second, the codes 20" in str(result["failed"])
+    assert status == 1 and "the source has 30 frames at 30 fps, but the codes have 20" in str(result["failed"])
 
 
 def test_a_source_at_another_rate_is_told_and_comes_back_at_its_own(tmp_path, upper, capsys):

@@ -153,7 +153,7 @@ def _damage(folder):
     (folder / "dangling.npy").symlink_to("nowhere.npy")
     expected["dangling.npy"] = "No such file"
     os.mkfifo(folder / "pipe.npz")
-    expected["pipe.npz"] = "no regular file"
+    expected["pipe.npz"] = "not a regular file"
     (folder / "below").symlink_to(folder)
     if os.geteuid() != 0:  # root reads everything
         write_beat2(folder / "locked.npz", 20).chmod(0)

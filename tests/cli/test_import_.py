@@ -116,7 +116,7 @@ def test_files_have_the_rate_that_was_said_where_their_columns_are_known_with_an
     line = ["encode", str(tmp_path / "imported"), str(tmp_path / "a.npy"), "--out", str(tmp_path / "codes")]
     assert cli.main(line) == 0
     printed = "".join(capsys.readouterr())
-    words = "30 frames per second (rvqvae.data.source_fps) are taken, where HumanML3D's 263 columns have 20"
+    words = "30 fps (rvqvae.data.source_fps) is used, but HumanML3D's 263 columns have 20 fps"
     assert (words in printed) == (kept is not None)
     codes = next((tmp_path / "codes").rglob("*.npz"))
     np.testing.assert_array_equal(np.load(codes)["codes"], imported.encode(motion))

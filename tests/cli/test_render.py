@@ -185,7 +185,7 @@ def test_bad_motion_is_refused_in_one_line(folder, capsys):
     for fast in ("fast.npz", "fast/fast.npz"):
         np.savez(folder / fast, motion=np.zeros((40, 78), np.float32), fps=np.array(60))
     complaints = {
-        "fast.npz": "60 frames per second, 30 are wanted",
+        "fast.npz": "60 fps, but 30 fps is needed",
         "fast": "60 frames per second; the tokenizer takes 30",
         "nan.npz": "NaN or infinite values in 1 of 60 frames: 7",
         "cut.npz": "damaged or cut short",

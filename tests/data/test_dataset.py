@@ -95,11 +95,11 @@ def test_a_std_that_is_given_is_used_as_it_is(tmp_path):
     ("std", "complaint"),
     [
         (np.ones(4), "4 columns, but the motion has 5"),
-        (np.ones((5, 1)), "one number a column"),
+        (np.ones((5, 1)), "one number per column"),
         (np.full(5, np.nan), "NaN"),
         (-np.ones(5), "negative"),
         (np.array([1, 0, 1, 1, 0.0]), r"holds 0 for features\[1\], features\[4\], and nothing can be divided by that"),
-        (np.array(["a"] * 5), "one number a column"),
+        (np.array(["a"] * 5), "one number per column"),
     ],
 )
 def test_a_wrong_statistics_file_is_named(tmp_path, std, complaint):

@@ -73,7 +73,7 @@ def test_joints_weigh_by_name():
     [
         (LossConfig(loss_rotation=1), JOINTS[2:], "no columns known to be 6D rotations"),
         (LossConfig(joint_weights={"Nose": 2}), JOINTS, "no joint is called Nose; there are Hips, LeftArm, root"),
-        (LossConfig(joint_weights={"*": 0}), JOINTS, "every joint weighs 0"),
+        (LossConfig(joint_weights={"*": 0}), JOINTS, "the weight of every joint is 0"),
     ],
 )
 def test_losses_that_the_columns_do_not_allow_are_refused(config, layout, complaint):

@@ -1,4 +1,4 @@
-"""An arm of three joints as a file of a skeleton has it."""
+"""An arm of three joints as in a skeleton file."""
 
 import json
 
@@ -12,6 +12,6 @@ ARM = {
 
 
 def load_arm(folder):
-    """The arm, written to a folder and read."""
+    """Writes the arm to a folder and reads it."""
     (folder / "arm.json").write_text(json.dumps(ARM))
     return load_skeleton(folder / "arm.json")

@@ -1,4 +1,4 @@
-"""Rotations and joint places in torch: angles against scipy, places worked out by hand."""
+"""Rotations and joint positions in torch: angles compared with scipy, positions worked out by hand."""
 
 import math
 from dataclasses import replace
@@ -67,7 +67,7 @@ def test_velocities_and_places_say_the_same(walk):
 
 
 QUARTER_TURN = [0.0, -1, 0, 1, 0, 0]
-"""About z: x becomes y."""
+"""Returns a rotation about z: x becomes y."""
 
 
 def test_places_of_a_quarter_turn_by_hand(tmp_path):
@@ -95,5 +95,5 @@ def test_the_roots_place_is_told_by_velocities_or_places_or_not_at_all(tmp_path)
     expected = torch.tensor([[0, 1.5, 0], [0.1, 1.4, -0.2], [0.2, 1.3, -0.2]], dtype=torch.float64)
     torch.testing.assert_close(velocities.roots(motion), expected, atol=1e-6, rtol=0)
     assert torch.equal(places.roots(motion), motion.double())
-    with pytest.raises(ValueError, match="does not say where the root is"):
+    with pytest.raises(ValueError, match="no columns for the root's position"):
         Kinematics((Channels("elbow", "rotation_6d", 0, 6),), skeleton).roots(motion)

@@ -71,7 +71,7 @@ def test_own_parts_take_joints_by_name_pattern_and_number():
     columns, selected = select_columns(layout, "arms", {"arms": ["Left*Arm", 0, "LeftArm", "Arm[1]"]})
     assert [channels.name for channels in selected] == ["LeftArm", "LeftForeArm", "Hips", "Arm[1]"]
     assert columns.tolist() == [*range(6, 18), *range(6), *range(18, 24)]
-    # One's own definition comes before that of SMPL-X.
+    # The user's own definition replaces that of SMPL-X.
     assert select_columns(smplx_layout(), "upper", {"upper": ["neck"]})[1][0].name == "neck"
     for joint, words in (
         ("LeftArn", "did you mean LeftArm"),
@@ -88,7 +88,7 @@ def test_smplh_data_have_the_parts_without_a_face():
     for part, width in WIDTHS.items():
         if part.startswith("face"):
             with pytest.raises(
-                UserError, match=r"face(_jaw)? needs (expressions|jaw),.*; they have upper, .*whole_trans$"
+                UserError, match=r"face(_jaw)? needs (expressions|jaw),.*; they have the parts upper, .*whole_trans$"
             ):
                 select_columns(layout, part)
         else:
@@ -130,8 +130,8 @@ def test_several_rotations_in_one_entry_become_one_each():
         ('[{"name": "a", "kind": "feature", "columns": [0, 3]}]', "ends at column 3 of 4"),
         ('[{"name": "a", "kind": "feature", "columns": [1, 4]}]', "do not follow column 0"),
         ('[{"name": "a", "kind": "feature", "columns": "all"}]', "from, to"),
-        ('[{"name": "a", "kind": "rotation_6d", "columns": [0, 4]}]', "no whole number"),
-        (json.dumps([{"name": "a", "kind": "feature", "columns": [i, i + 2]} for i in (0, 2)]), "stands twice"),
+        ('[{"name": "a", "kind": "rotation_6d", "columns": [0, 4]}]', "need a multiple of 6"),
+        (json.dumps([{"name": "a", "kind": "feature", "columns": [i, i + 2]} for i in (0, 2)]), "occurs twice"),
     ],
 )
 def test_a_wrong_layout_is_refused(layout, complaint):

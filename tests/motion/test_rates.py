@@ -11,7 +11,7 @@ LAYOUT = (Channels("hips", "rotation_6d", 0, 6), Channels("translation", "transl
 
 
 def _walk(frames, fps):
-    """A turn of 90 degrees a second and a walk of 2 m/s along x, 1 m above the ground."""
+    """Returns a turn of 90 degrees per second and a walk of 2 m/s along x, 1 m above the ground."""
     turns = axis_angle_to_matrix(np.arange(frames)[:, None] / fps * [0.0, np.pi / 2, 0.0])
     way = np.tile([2.0 / fps, 1.0, 0.0], (frames, 1))
     return np.hstack([matrix_to_rotation_6d(turns), way]).astype(np.float32)
@@ -31,7 +31,7 @@ def test_the_last_frame_is_held_to_the_sources_length_and_the_root_stands():
     assert len(found) == 40 and (found[37:, :6] == found[36, :6]).all()
     np.testing.assert_allclose(found[37:, 6:], [[0, 1, 0]] * 3)
     assert len(at_rate(_walk(10, 30.0), LAYOUT, 30.0, 120.0, 36)) == 36
-    with pytest.raises(ValueError, match="37 frames at 120 frames a second, where the source has 60"):
+    with pytest.raises(ValueError, match="37 frames at 120 fps, but the source has 60"):
         at_rate(_walk(10, 30.0), LAYOUT, 30.0, 120.0, 60)
 
 

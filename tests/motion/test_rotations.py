@@ -24,7 +24,7 @@ axis_angles = arrays(np.float64, st.tuples(st.integers(1, 4), st.just(3)), eleme
 
 
 def smooth_rotations(frames: int, joints: int) -> np.ndarray:
-    """Matrices `[frames, joints, 3, 3]`."""
+    """Returns matrices `[frames, joints, 3, 3]`."""
     angles = np.cumsum(np.random.default_rng(0).normal(size=(frames, joints, 3)) * 0.2, axis=0)
     return axis_angle_to_matrix(angles)
 
@@ -82,7 +82,7 @@ def test_rotations_are_resampled_on_the_sphere_as_scipy_does():
 
 
 def motion_of(matrices: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Two rotations `[frames, 2, 3, 3]` as 6D and other columns."""
+    """Returns two rotations `[frames, 2, 3, 3]` as 6D and other columns."""
     return np.concatenate([matrix_to_rotation_6d(matrices).reshape(len(matrices), -1), others], axis=1)
 
 

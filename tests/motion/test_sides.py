@@ -6,7 +6,7 @@ from ds_rvqvae.motion.sides import partners, sides_at_rest, sides_by_name, sides
 from ds_rvqvae.motion.skeleton import Skeleton, builtin_skeleton
 
 VERTEBRAE = ["jL5S1", "jL4L3", "jL1T12", "jT9T8", "jT1C7", "jC1Head"]
-"""As Xsens calls the joints between them."""
+"""Xsens's names of the joints between vertebrae, which lie on no side."""
 
 
 @pytest.mark.parametrize(

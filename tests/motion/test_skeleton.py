@@ -1,4 +1,4 @@
-"""Skeletons: the built-in figure, and where joints are in motion."""
+"""Skeletons: the built-in figure, and the positions of joints in motion."""
 
 import numpy as np
 import pytest

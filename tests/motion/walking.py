@@ -7,7 +7,7 @@ from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, select_columns, smplx_la
 
 
 def legs():
-    """Layout `lower_trans`, its mean and std, and 80 frames of legs that turn a little over feet that often stand."""
+    """Returns layout `lower_trans`, mean and std, and 80 frames of legs that turn a little over feet often at rest."""
     _, layout = select_columns(smplx_layout(), "lower_trans")
     rng = np.random.default_rng(0)
     rest = np.tile([1, 0, 0, 0, 1, 0], len(BODY_PART_CHANNELS["lower_trans"]) - 1)

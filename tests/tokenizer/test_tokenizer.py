@@ -190,7 +190,7 @@ BAD_RATES = (0, -30.0, np.nan, np.inf, "30", "fast")
     [
         ("a.txt", {}, r"a\.txt: motion is written as \.npz, \.bvh, \.npy"),
         ("a.bvh", {}, "takes its hierarchy from a source"),
-        ("a.npz", {}, "has no place in a BEAT2 file"),
+        ("a.npz", {}, "cannot be stored in a BEAT2 file"),
         ("a.npy", {"fps": 60.0}, "columns of unknown meaning are never resampled"),
         ("a.npy", {"fps": "source"}, "nothing says its source's frame rate"),
         ("a.npy", {"source": "missing.npz"}, "missing.npz"),

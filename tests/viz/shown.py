@@ -18,7 +18,7 @@ def make_tokenizer(layout) -> MotionTokenizer:
 
 
 def upper_tokenizer() -> MotionTokenizer:
-    """Of the upper body, untrained: what it decodes is far from the truth."""
+    """Returns an untrained tokenizer of the upper body, whose output is far from the original."""
     return make_tokenizer(select_columns(smplx_layout(), "upper")[1])
 
 

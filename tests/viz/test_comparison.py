@@ -1,4 +1,4 @@
-"""A clip beside its reconstruction: places, angles and distances, of all or a stretch of it."""
+"""A clip beside its reconstruction: positions, angles and distances, of the complete clip or of a span."""
 
 import numpy as np
 import pytest
@@ -53,5 +53,5 @@ def test_fewer_levels_decode_another_motion(tokenizer):
 
 def test_a_tokenizer_of_faces_has_no_figure():
     layout = select_columns(smplx_layout(), "face")[1]
-    with pytest.raises(UserError, match="no rotations of joints"):
+    with pytest.raises(UserError, match="no joint rotations"):
         compare([make_tokenizer(layout)], moving_clip(), builtin_skeleton())

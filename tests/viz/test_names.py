@@ -1,4 +1,4 @@
-"""Names as pictures have room for them."""
+"""Names shortened to fit into pictures."""
 
 from ds_rvqvae.viz.names import name_words, short_names
 

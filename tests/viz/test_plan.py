@@ -1,4 +1,4 @@
-"""The picture of a plan: its bars are the plan's bytes, in the card and by part."""
+"""The picture of a plan: its bars are the plan's bytes, in the GPU's memory and by component."""
 
 import pytest
 
@@ -29,7 +29,7 @@ def test_bars_are_the_parts_of_the_plan_one_after_another(overrides):
     assert [bar.get_x() for bar in parts.patches] == pytest.approx([sum(widths[:at]) for at in range(len(widths))])
     assert sum(widths) * GIB == pytest.approx(plan.total_bytes)
     assert len({bar.get_facecolor() for bar in parts.patches}) == len(widths)
-    # In the card the rest is free.
+    # The rest of the GPU's memory is free.
     assert whole.patches[-1].get_x() + whole.patches[-1].get_width() == pytest.approx(24)
     assert whole.lines[0].get_xdata()[0] == 24
 

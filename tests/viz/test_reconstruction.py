@@ -15,7 +15,7 @@ LAYOUT = select_columns(smplx_layout(), "upper")[1]
 
 
 def _motion(seed: int) -> np.ndarray:
-    """40 frames of the upper body, `[40, 78]`."""
+    """Returns 40 frames of the upper body, `[40, 78]`."""
     turns = np.cumsum(np.random.default_rng(seed).normal(size=(40, 13, 3)) * 0.05, axis=0)
     return matrix_to_rotation_6d(axis_angle_to_matrix(turns)).reshape(40, -1).astype(np.float32)
 
@@ -76,7 +76,7 @@ def test_curves_of_joints_are_degrees_about_the_axis_that_they_turn_about():
 @pytest.mark.parametrize("seed", range(2))
 def test_a_poor_reconstructions_curve_is_drawn_by_the_truths(seed):
     rng = np.random.default_rng(seed)
-    angles = np.linspace(0, 1500, 200)  # a root that turns round four times
+    angles = np.linspace(0, 1500, 200)  # a root that makes four full turns
     errors = rng.uniform(-170, 170, size=200)
 
     def motion(degrees):

@@ -1,4 +1,4 @@
-"""A stick figure: the camera that sees it from the front, and its bones."""
+"""A stick figure: its bones, and the camera in front of it."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def test_the_camera_stands_before_the_figure_wherever_it_faces(turn):
     unturned = joint_places(np.array([[1.0, 0, 0, 0, 1, 0]]), (Channels("pelvis", "rotation_6d", 0, 6),), skeleton)
     assert np.allclose(seen, Camera.before(unturned, skeleton).project(unturned, np.zeros(3))[0])
     joint = dict(zip(skeleton.joint_names, seen, strict=True))
-    # As one sees somebody who faces one: the left hand to the right, the feet below, toes nearer than heels.
+    # A figure that faces the viewer: the left hand is to the right, the feet below, the toes nearer than the heels.
     assert joint["left_wrist"][0] > joint["head"][0] > joint["right_wrist"][0]
     assert joint["head"][1] > joint["left_foot"][1] and joint["left_foot"][2] > joint["left_ankle"][2]
 
@@ -32,7 +32,7 @@ SMALL = Skeleton(
     "small",
 )
 PLACES = np.array([[0, 1, 0], [0.3, 1, 0.2], [-0.3, 1, -0.2], [0, 1.6, 0], [0, 1.65, 0], [0.34, 1, 0.3]], np.float64)
-"""Right, up and towards the camera: the left arm is nearer than the right one."""
+"""Joint positions to the right, up and towards the camera; the left arm is nearer than the right one."""
 
 
 def _segments(figure):
@@ -51,9 +51,9 @@ def test_bones_are_drawn_from_far_to_near_and_by_side():
         [[0.3, 1.0], [0.34, 1.0]],
     ]
     assert [to_hex(color) for color in bones.get_colors()] == [RIGHT, MIDDLE, LEFT, LEFT]
-    # A thumb is a finger; the jaw hangs on the head, and is not drawn.
+    # A thumb is a finger; the jaw is a child of the head, and is not drawn.
     assert bones.get_linewidths() == [2.0, 2.0, 2.0, 1.0]
-    # The ring stands on the neck's end, the way on from the hips.
+    # The ring is at the end of the neck, in the direction away from the hips.
     assert ring.center == pytest.approx((0.0, 1.6 + HEAD_RADIUS)) and ring.radius == HEAD_RADIUS
 
 
@@ -80,5 +80,5 @@ def test_what_is_nearer_is_larger():
     points = np.array([[1.0, 0, 0], [1.0, 0, 2], [1.0, 0, -2]])
     middle, near, far = camera.project(points, np.zeros(3))
     assert middle[0] == pytest.approx(1.0) and near[0] > 1 > far[0] and near[2] > middle[2] > far[2]
-    # The place looked at is the middle of the picture.
+    # The point that the camera faces is the middle of the picture.
     np.testing.assert_allclose(camera.project(points[:1], points[0]), 0, atol=1e-12)

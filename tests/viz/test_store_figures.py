@@ -1,4 +1,4 @@
-"""Five figures of a store from two sides, or heat maps of columns that are no figure."""
+"""Five figures of a store from two sides, or heat maps of columns that are not a figure."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ def test_five_figures_stand_from_the_front_and_from_the_side(demo_store):
     for axes in (front, side):
         assert len(axes.collections) == 5 and len(axes.patches) == 5 and len(axes.get_xticklabels()) == 5
         heights = [np.concatenate(bones.get_segments())[:, 1] for bones in axes.collections]
-        # From the ground to the head: the demo's figure of 1.75 m, less what is above its head joint.
+        # From the ground to the head: the demo's figure of 1.75 m, without the part above its head joint.
         assert all(abs(up.min()) < 0.1 and 1.4 < up.max() < 1.7 for up in heights)
         middles = [np.concatenate(bones.get_segments())[:, 0].mean() for bones in axes.collections]
         assert (np.diff(middles) > 0.5).all()
@@ -81,4 +81,4 @@ def test_of_figures_whose_root_is_in_no_column_that_is_said(demo_store):
     texts = [text.get_text() for text in _drawn(look).axes[0].texts]
     assert _drawn(look).axes[0].get_lines()[0].get_ydata()[0] == 0 and not any("floor" in text for text in texts)
     texts = [text.get_text() for text in _drawn(replace(look, root=None)).axes[0].texts]
-    assert "no columns say where the root is: figures stay in place" in texts
+    assert "no columns for the root's position: figures stay in place" in texts

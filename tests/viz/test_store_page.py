@@ -1,4 +1,4 @@
-"""A page of a store is drawn, whatever its columns are, and written by the verb."""
+"""The page of a store is drawn for any columns, and the command writes it."""
 
 import numpy as np
 import pytest

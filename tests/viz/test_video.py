@@ -1,4 +1,4 @@
-"""Videos: written whole or not at all."""
+"""Videos: written completely or not at all."""
 
 import imageio_ffmpeg
 import numpy as np
@@ -49,7 +49,7 @@ def test_an_mp4_shows_the_pictures_in_order(tmp_path):
 
 
 def test_a_gif_shows_the_pictures_in_order_and_keeps_time(tmp_path):
-    # From black to white, a third farther on in each picture.
+    # From black to white, a third further in each picture.
     ramp = np.broadcast_to(np.linspace(0, 255, 480)[None, :, None], (240, 480, 4)).astype(np.uint8)
     write_video([np.roll(ramp, -160 * step, axis=1) for step in range(3)], tmp_path / "a.GIF", 30.0, SIZE)
     shades, durations = [], []

@@ -1,8 +1,8 @@
-"""BEAT2: SMPL-X motion with facial expressions, a folder for each language, each with its official splits.
+"""BEAT2: SMPL-X motion with facial expressions, in one folder per language, each with its official splits.
 
 Source: H. Liu et al., "EMAGE: Towards Unified Holistic Co-Speech Gesture Generation via Expressive Masked Audio Gesture
-Modeling", CVPR 2024. As it is published, `beat_english_v2.0.0` and its kin each hold `smplxflame_30/*.npz` and
-`train_test_split.csv`.
+Modeling", CVPR 2024. As published, `beat_english_v2.0.0` and the folders of other languages each have
+`smplxflame_30/*.npz` and `train_test_split.csv`.
 """
 
 import csv
@@ -38,15 +38,16 @@ CLIP_FOLDER = "smplxflame_30"
 SPLIT_FILE = "train_test_split.csv"
 MOTION_KEYS = (POSES, TRANS, EXPRESSIONS)
 _LOOKED_AT = 16
-"""Files, spread over a folder without `smplxflame_30`, that tell whether it is BEAT2."""
+"""In a folder without `smplxflame_30`, the number of files that are opened to find out whether it is BEAT2."""
 
 
 class Beat2Reader(Reader):
     """BEAT2: the folder of a language, its folder of npz files, a folder of languages at any depth, or one npz.
 
-    Clips are called as their files; in the folder of one language without the folder that they lie in. A clip listed in
-    its language's `train_test_split.csv` without a file is left out with that reason; a file that is not listed counts
-    as `additional`, all those of a language without a list too where others have one. A single file has no split.
+    A clip has the name of its file; within the folder of one language, without the folder that the file is in. A clip
+    that its language's `train_test_split.csv` lists but that has no file is left out for that reason. A file that is
+    not listed counts as `additional`. So do all files of a language without a list, if another language has one. A
+    single file has no split.
     """
 
     format = "BEAT2 npz"
@@ -60,7 +61,7 @@ class Beat2Reader(Reader):
         self._files: dict[str, Path] = {}
         self._split: dict[str, str] = {}
         self._missing: dict[str, str] = {}
-        """Names that a list has and no file, with the part of each that the list says."""
+        """Clips that are listed but have no file, with their names as in the list."""
         self._unlisted: list[str] = []
         """Clips that their language's list does not name."""
         self._split_files: list[Path] = []
@@ -139,7 +140,7 @@ class Beat2Reader(Reader):
             self.notes += self._what_is_not_used(of_list.get(None, {}))
 
     def _split_by(self, list_file: Path, files: Mapping[str, Path]) -> None:
-        """Takes what a list says of the clips that it is for."""
+        """Reads from a list the splits of the clips that it covers."""
         listed = read_split_file(list_file)
         stems = {file.stem for file in files.values()}
         self._split |= {name: listed[file.stem] for name, file in files.items() if file.stem in listed}
@@ -149,7 +150,7 @@ class Beat2Reader(Reader):
         self._missing |= {f"{prefix}{name}": name for name in listed if name not in stems}
 
     def _what_is_not_used(self, unlisted: Collection[str]) -> tuple[str, ...]:
-        """Notes of clips without a list, of lists without clips, and of motion that is not read."""
+        """Returns notes on clips without a list, on lists without clips, and on motion that is not read."""
         notes = list(unused_lists(self._split_files[:1], self.config))
         if self._unlisted and self.config.split == "auto":
             count = f"{len(self._unlisted):,}, such as {self._unlisted[0]}"
@@ -159,10 +160,10 @@ class Beat2Reader(Reader):
         is_published = any(folder.name == CLIP_FOLDER for folder in self._folders)
         if unlisted and (self._split_files or (is_published and self.config.split == "auto")):
             what = "count as additional, neither trained on nor scored"
-            what = what if self._split_files else "have no split but that which rvqvae.data.split makes"
+            what = what if self._split_files else "have no split except the one that rvqvae.data.split makes"
             notes.append(f"no {SPLIT_FILE} for {_languages(unlisted, self.path)}: {len(unlisted):,} clips {what}")
         if self.path / CLIP_FOLDER in self._folders:
-            return tuple(notes)  # what lies beside the clips of one language is none of it
+            return tuple(notes)  # other files beside the clips of one language are of no interest
         below = files_below(self.path, (".npz", SPLIT_FILE)).values()
         lists = [file for file in below if file.name.lower() == SPLIT_FILE and file not in self._split_files]
         if lists:
@@ -170,19 +171,19 @@ class Beat2Reader(Reader):
         files = [file for file in below if file.suffix.lower() == ".npz" and file.parent not in self._folders]
         if any(POSES in keys for keys in npz_samples(files)):
             notes.append(
-                f"{len(files):,} npz files beside the folders of BEAT2 clips are not read, as "
-                f"{files[0].relative_to(self.path).as_posix()}; give their folder by itself, or rvqvae.data.format: "
-                "smpl for all"
+                f"{len(files):,} npz files beside the folders of BEAT2 clips are not read, such as "
+                f"{files[0].relative_to(self.path).as_posix()}; give their folder by itself, or set rvqvae.data.format "
+                "to smpl to read all"
             )
         return tuple(notes)
 
     def _prefix(self, folder: Path) -> str:
-        """What the names of a folder's clips begin with."""
+        """Returns the prefix of the names of a folder's clips."""
         inside = folder.relative_to(self.path) if folder.is_relative_to(self.path) else Path()
         return "" if inside in (Path(), Path(CLIP_FOLDER)) else f"{inside.as_posix()}/"
 
     def _list_of(self, folder: Path) -> Path | None:
-        """The list of splits nearest to a folder of clips: in it, or above it in the data."""
+        """Returns the list of splits nearest to a folder of clips: in it, or above it within the data."""
         places = [folder, folder.parent]
         while places[-1] != self.path and places[-1].is_relative_to(self.path):
             places.append(places[-1].parent)
@@ -198,15 +199,16 @@ class Beat2Reader(Reader):
             there = ", ".join(map(str, sorted(set(speakers.values())))) or "none"
             raise UserError(
                 f"rvqvae.data.speakers: {', '.join(map(str, self.config.speakers))} have no clip in {self.path}; "
-                f"speakers there: {there}"
+                f"its speakers are {there}"
             )
         return wanted
 
 
 def clip_folders(path: Path) -> list[Path]:
-    """The folders of BEAT2 data that their clips lie in, sorted; none where the data are no BEAT2.
+    """Returns the folders with clips of BEAT2 data, sorted; an empty list if the data are not BEAT2.
 
-    Those called `smplxflame_30`; without one, those with npz files where most of these have facial expressions.
+    They are the folders called `smplxflame_30`. If there is none, they are all folders with npz files, provided that
+    most of these files have facial expressions.
     """
     first = _first_folder(path)
     if first and first != [path]:
@@ -221,7 +223,7 @@ def clip_folders(path: Path) -> list[Path]:
 
 
 def _first_folder(path: Path) -> list[Path]:
-    """The folder of clips right below, or the folder itself; none where neither is one."""
+    """Returns the folder of clips directly below, or the folder itself; an empty list if neither has clips."""
     if (path / CLIP_FOLDER).is_dir():
         return [path / CLIP_FOLDER]
     keys = npz_samples(visible_files(path, ".npz"))
@@ -238,7 +240,7 @@ def _some(names: Sequence[str], most: int = 4) -> str:
 
 
 def read_split_file(file: Path) -> dict[str, str]:
-    """The split of each clip by `train_test_split.csv`; raises UserError where its columns are not there."""
+    """Reads the split of each clip from `train_test_split.csv`; raises UserError if its columns are missing."""
     try:
         with io.StringIO(read_text(file), newline="") as lines:
             rows = csv.DictReader(lines)
@@ -249,7 +251,7 @@ def read_split_file(file: Path) -> dict[str, str]:
             for row in rows:
                 name, kind = (row["id"] or "").strip(), (row["type"] or "").strip()
                 if name:
-                    # Two answers make a split that is none of the known ones, which leaves the clip out by name.
+                    # Two different splits are joined to one unknown split, so that the clip is left out by its name.
                     split[name] = kind if split.get(name, kind) == kind else f"{split[name]} and {kind}"
             return split
     except (OSError, UnicodeError, csv.Error) as error:
@@ -257,7 +259,7 @@ def read_split_file(file: Path) -> dict[str, str]:
 
 
 def rotations_and_positions(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
-    """A clip's arrays as `smplx_layout` has them, but with positions for velocities, float64 `[frames, 433]`.
+    """Returns a clip's arrays in `smplx_layout`, with positions instead of velocities, float64 `[frames, 433]`.
 
     Frames with a NaN keep it. Raises ClipError.
     """
@@ -266,7 +268,7 @@ def rotations_and_positions(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.fl
     expressions = matrix(arrays[EXPRESSIONS], EXPRESSIONS, NUM_EXPRESSIONS)
     counts = [len(poses), len(positions), len(expressions)]
     if len(set(counts)) > 1:
-        raise ClipError("poses, trans and expressions have {}, {} and {} frames, not as many".format(*counts))
+        raise ClipError("poses, trans and expressions have {}, {} and {} frames; they must be equal".format(*counts))
     rotations = 6 * len(SMPLX_JOINTS)
     motion = np.empty((len(poses), rotations + 3 + NUM_EXPRESSIONS))
     write_rotation_6d(poses, motion[:, :rotations])

@@ -1,4 +1,4 @@
-"""What of a BVH hierarchy is the body: the joint that carries it, and how tall it is."""
+"""The body in a BVH hierarchy: the joint that carries it, and its height."""
 
 import re
 from collections.abc import Sequence
@@ -20,31 +20,32 @@ _NECK = re.compile(r"neck|head", re.IGNORECASE)
 _LEG = re.compile("leg|thigh|knee|shin|calf|ankle|foot|femur|tibia", re.IGNORECASE)
 _ARM = re.compile("arm|shoulder|elbow|hand|wrist|humerus", re.IGNORECASE)
 _ALIKE = (0.03, 0.1)
-"""Two limbs whose names do not say it are a pair where their lengths differ by no more than this share: those by the
-first come before those by the second, such as a leg and the way up to a hand."""
+"""Two limbs whose names do not say that they are a pair count as one if their lengths differ by at most this fraction.
+Pairs within the first fraction come before those within the second, such as a leg and the path up to a hand."""
 _BENT, _STRAIGHT = np.cos(np.radians(35)), 0.985
-"""Bones so far from upright are straight in a person who stands; a rest pose this straight is as tall as it is."""
+"""Bones whose cosine to upright is above the first are straightened, as in a person who stands. A rest pose at least
+the second as tall as the straightened one is measured as it is."""
 _STANDS = 0.7
-"""A rest pose stands where it reaches so much of its bones' length from feet to head."""
+"""A rest pose stands if its height from feet to head is at least this fraction of its bones' total length."""
 _HIP, _FOOT, _CROWN = 0.6, 0.3, 0.12
-"""What of other rest poses' first and last bones of a leg is upright, and the head's share of a body's height."""
+"""For other rest poses: upright fractions of a leg's first and last bone; the head's fraction of a body's height."""
 
 
 class Body(NamedTuple):
-    """Where the limbs of a body hang: a pair of legs, a pair of arms, and the neck."""
+    """The joints that the limbs of a body are attached to, and the first joints of legs, arms and neck."""
 
     hips: int
     legs: tuple[int, int]
-    """The first joint of each."""
+    """The first joint of each leg."""
     chest: int
     arms: tuple[int, int]
     neck: int | None
 
 
 def unique_names(joints: Sequence[Joint]) -> list[str]:
-    """A name for each joint, its own where it is the first to have it, else with `.1`, `.2`, …; End Sites have "".
+    """Returns a unique name for each joint: its own for the first joint of that name, then with `.1`, `.2`, …
 
-    `translation` is the name of other columns, so no joint's.
+    End Sites have "". No joint is named `translation`, because other columns have this name.
     """
     taken = {TRANSLATION, *(joint.name for joint in joints)}
     times = {TRANSLATION: 0}
@@ -61,10 +62,10 @@ def unique_names(joints: Sequence[Joint]) -> list[str]:
 
 
 def bones_of(joints: Sequence[Joint], frame: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-    """Each joint's place relative to its parent at rest, float64 `[joints, 3]`, in the file's unit.
+    """Returns each joint's position relative to its parent at rest, float64 `[joints, 3]`, in the file's unit.
 
-    That is its OFFSET; where every joint that turns has position channels, what these say in `frame`, `[channels]`,
-    since OFFSET may then be anything, such as the place in the first frame.
+    This is its OFFSET. But if every joint that turns has position channels, it is their value in `frame`, `[channels]`,
+    because OFFSET may then be anything, such as the position in the first frame.
     """
     bones = np.array([joint.offset for joint in joints], np.float64).reshape(-1, 3)
     if frame is None or not _all_have_positions(joints):
@@ -78,21 +79,21 @@ def bones_of(joints: Sequence[Joint], frame: NDArray[np.float64] | None = None) 
 
 
 def _all_have_positions(joints: Sequence[Joint]) -> bool:
-    """Whether position channels are bones: every joint that turns has them."""
+    """Returns whether position channels stand for bones, which is so if every joint that turns has them."""
     return all(len(_positions(joint)) == 3 for joint in joints if joint.axes and joint.parent >= 0)
 
 
 def _positions(joint: Joint) -> list[tuple[int, int]]:
-    """Axis of each position channel, and which channel of the joint it is."""
+    """Returns the axis of each position channel, and its index among the joint's channels."""
     return [("XYZ".index(name[0]), at) for at, name in enumerate(joint.channels) if name.endswith("position")]
 
 
 class Tree:
-    """A hierarchy with what hangs on each joint.
+    """A hierarchy, with facts about the limbs below each joint.
 
     Args:
         joints: each after its parent.
-        bones: `[joints, 3]`, as `bones_of` gives them.
+        bones: `[joints, 3]`, from `bones_of`.
     """
 
     def __init__(self, joints: Sequence[Joint], bones: NDArray[np.float64]) -> None:
@@ -105,17 +106,17 @@ class Tree:
         rows = {name: index for index, name in enumerate(unique_names(joints)) if name}
         self._partner = {rows[name]: rows[other] for name, other in partners(list(rows)).items() if other != name}
         self._deep = [0] * len(joints)
-        """Joints that turn on the way down from each, at most."""
+        """For each joint: the largest number of joints that turn on a path down from it, itself included."""
         self.reach = [0.0] * len(joints)
-        """Length of the longest way down from each joint's parent, through joints that turn."""
+        """For each joint: length of the longest path down from its parent through it and joints that turn."""
         self.pairs: list[tuple[int, int] | None] = [None] * len(joints)
-        """The longest pair of limbs that hangs on each."""
+        """For each joint: the longest pair of limbs attached to it."""
         self._limb = [0.0] * len(joints)
-        """Length of the longest limb that hangs on each and is one of a pair, or below it."""
+        """For each joint: length of the longest limb of a pair that is attached to it or below it."""
         self.pairs_below = [0] * len(joints)
-        """Joints with a pair, from each down."""
+        """For each joint: the number of joints with a pair, from it down."""
         self._bodies: dict[int, int | None] = {}
-        """What `_beside_controls` has found."""
+        """Results of `_beside_controls`."""
         for index in reversed(range(len(joints))):
             below = self.children[index]
             self._deep[index] = bool(joints[index].axes) + max((self._deep[child] for child in below), default=0)
@@ -127,27 +128,30 @@ class Tree:
             self.pairs_below[index] = (self.pairs[index] is not None) + sum(self.pairs_below[child] for child in below)
 
     def pair(self, joints: Sequence[int]) -> tuple[int, int] | None:
-        """The longest two of `joints` that begin limbs, of two joints and more, and are alike by name or by length."""
+        """Returns the longest two of `joints` that begin limbs and match by name or by length, or None.
+
+        A limb has two or more joints that turn.
+        """
         limbs = sorted((joint for joint in joints if self._deep[joint] > 1), key=lambda joint: -self.reach[joint])
         for joint in limbs:
             if self._partner.get(joint) in limbs:
                 return joint, self._partner[joint]
-        # The fingers of an arm are short; what has long limbs of its own is no limb.
+        # The fingers of an arm are short; a branch with long limbs of its own is not a limb.
         limbs = [joint for joint in limbs if self._limb[joint] < 0.5 * self._tail((joint,))]
         pairs = ((pair, share) for share in _ALIKE for pair in pairwise(limbs))
         return next((pair for pair, share in pairs if self._is_alike(*pair, share)), None)
 
     def _is_alike(self, first: int, second: int, share: float = _ALIKE[0]) -> bool:
-        """Whether what hangs on two joints, the longer one first, is as long and has as many joints."""
+        """Returns whether the limbs of two joints, the longer one first, have about the same length and joint count."""
         is_as_long = self.reach[second] >= (1 - share) * self.reach[first] > 0
         return is_as_long and abs(self._deep[second] - self._deep[first]) < 2
 
     def is_hips(self, joint: int) -> bool:
-        """Whether a joint is called so, and not that of one side."""
+        """Returns whether a joint is called hips or pelvis and is not the hip of one side."""
         return bool(_HIPS.search(self.joints[joint].name)) and joint not in self._partner
 
     def path(self, joint: int, above: int = -1) -> list[int]:
-        """The joints from below `above`, by default from the root, down to `joint`."""
+        """Returns the joints from below `above` (default: from the root) down to `joint`."""
         way = []
         while joint != above:
             way.append(joint)
@@ -155,7 +159,7 @@ class Tree:
         return way[::-1]
 
     def below(self, joint: int) -> list[int]:
-        """A joint and all that hangs on it, in order."""
+        """Returns a joint and all joints below it, in order."""
         found = {joint}
         for index in range(joint + 1, len(self.joints)):
             if self.joints[index].parent in found:
@@ -163,10 +167,10 @@ class Tree:
         return sorted(found)
 
     def branching(self, joint: int) -> int:
-        """The first joint from `joint` down on which limbs hang; what has none, such as a camera, is passed over.
+        """Returns the first joint from `joint` down with limbs; branches without limbs, such as a camera, are skipped.
 
         Raises:
-            ClipError: the limbs are those of two figures.
+            ClipError: the limbs belong to two figures.
         """
         while True:
             body = self._beside_controls(joint)
@@ -186,9 +190,9 @@ class Tree:
         return joint
 
     def _beside_controls(self, joint: int) -> int | None:
-        """The child of a joint that has the body on it, where the pair beside that are controls of a rig, no limbs.
+        """Returns the child of a joint that carries the body, if the joint's pair is not limbs but controls of a rig.
 
-        Above what is called hips hang no legs.
+        Legs are never above a joint called hips.
         """
         pair = self.pairs[joint]
         if joint in self._bodies or pair is None or any(map(self.is_hips, self.path(joint))):
@@ -206,10 +210,10 @@ class Tree:
 
     def _two_figures(self, bodies: Sequence[int]) -> ClipError:
         names = " and ".join(self.joints[body].name for body in bodies[:2])
-        return ClipError(f"holds two figures, {names}; export each into a file of its own")
+        return ClipError(f"holds two figures, {names}; export each one to a file of its own")
 
     def _are_figures(self, joints: Sequence[int]) -> bool:
-        """Whether whole figures hang on joints, not the halves of one: each has hips, or they are of one build."""
+        """Returns whether joints carry complete figures, not halves of one: each has hips, or they match in build."""
         first, second = sorted(joints, key=lambda joint: -self.reach[joint])[:2] if len(joints) > 1 else (0, 0)
         if first == second or min(self.pairs_below[first], self.pairs_below[second]) < 2:
             return False
@@ -217,21 +221,22 @@ class Tree:
         return all(hips) or self._is_alike(first, second)
 
     def carrier(self) -> int:
-        """The first joint that carries the body, whose place and rotation are the body's.
+        """Returns the first joint that carries the body: its position and rotation are the body's.
 
-        That is the one called hips or pelvis on the way from the root to where the limbs hang, or one below it that has
-        a place of its own; else the last one there with position channels, else where the limbs hang. The same for all
-        files of a skeleton, whatever moves in them.
+        On the path from the root to the joint with the limbs, this is the one called hips or pelvis, or a joint below
+        it with a position of its own. If none is called so, it is the last one with position channels, else the joint
+        with the limbs. It is the same for all files of a skeleton, whatever moves in them.
 
         Raises:
-            ClipError: two figures.
+            ClipError: there are two figures.
         """
         last = self.branching(0)
         way = self.path(last)
         placed = [joint for joint in way if _positions(self.joints[joint])]
         named = list(filter(self.is_hips, way))
         if named:
-            # Below hips that stand still as a reference others may move; position channels of all joints are bones.
+            # Hips may be a fixed reference with a moving joint below. If all joints have position channels, these are
+            # bones.
             own = [joint for joint in placed if joint in named or not _all_have_positions(self.joints)]
             chosen = max([named[0], *own[-1:]])
         elif any(self._deep[child] for child in self.children[last]):
@@ -243,13 +248,16 @@ class Tree:
         return (below or above[-1:] or [chosen])[0]
 
     def body(self, top: int = 0) -> Body | None:
-        """The body from `top` down, where there are a pair of legs and a pair of arms as long as a person's; raises
-        ClipError."""
+        """Returns the body from `top` down if its legs and arms have the proportions of a person's, else None.
+
+        Raises:
+            ClipError: there are two figures.
+        """
         hips = self.branching(top)
         legs = self.pairs[hips]
         others = [child for child in self.children[hips] if child not in (legs or ())]
         upper = [child for child in others if self.pairs_below[child]]
-        if legs is None:  # the pelvis hangs on the waist, and so does the chest
+        if legs is None:  # both pelvis and chest are attached to the waist
             joints = [self.branching(child) for child in upper]
             joints.sort(key=lambda joint: len(self.children[joint]))
             if len(joints) != 2:
@@ -263,7 +271,8 @@ class Tree:
             return None
         if hips == chest and self._tail(arms) > self._tail(legs):
             legs, arms = arms, legs
-        leg, arm = (min(self.reach[joint] for joint in pair) for pair in (legs, arms))  # what is held makes one longer
+        # The shorter one of each pair, as an object in one hand adds to the length of that arm.
+        leg, arm = (min(self.reach[joint] for joint in pair) for pair in (legs, arms))
         if not 0.4 * leg <= arm <= 1.6 * leg:
             return None
         necks = [child for child in self.children[chest] if child not in (*legs, *arms)]
@@ -271,13 +280,14 @@ class Tree:
         return Body(hips, legs, chest, arms, necks[0] if necks else None)
 
     def _tail(self, limbs: Sequence[int]) -> float:
-        """Length of limbs without their first bones, that to a shoulder or a hip."""
+        """Returns the length of the shorter limb without its first bone, which leads to a shoulder or a hip."""
         return min(self.reach[joint] - float(self.lengths[joint]) for joint in limbs)
 
     def size(self) -> tuple[float, bool]:
-        """How tall the figure is, in the file's unit, and whether it is a person's body; raises ClipError.
+        """Returns the figure's height in the file's unit, and whether it is a person's body; raises ClipError.
 
-        Where limbs do not show it, names may: hips, a leg and an arm. Then it is the largest extent at rest.
+        If the limbs do not show a body, the names may: hips, a leg and an arm. The height is then the largest extent at
+        rest.
         """
         body = self.body()
         if body is not None:
@@ -292,7 +302,7 @@ class Tree:
         return float(np.ptp(places[parts], axis=0).max()), is_named
 
     def height(self, body: Body) -> float:
-        """How tall a body stands, in the file's unit: its bones, straightened, whatever its rest pose is."""
+        """Returns the standing height of a body in the file's unit, from its straightened bones, for any rest pose."""
         top = self._top(body)
         up = self._ways(body.hips, top)
         legs = [self._ways(body.hips, self._end(leg, body)) for leg in body.legs]
@@ -308,13 +318,13 @@ class Tree:
                 for bent in (1.0, _BENT)
             ]
             return tall[0] if tall[0] >= _STRAIGHT * tall[1] else tall[1]
-        # Bones that point anywhere at rest: by their usual shares.
+        # The bones may point in any direction at rest: take their usual fractions.
         height = spine + float(np.mean([self._leg_length([joint for joint, _ in leg]) for leg in legs]))
         is_crown = bool(up) and bool(_TOP.search(self.joints[top].name)) and self.lengths[top] > 0
         return height if is_crown else height / (1 - _CROWN)
 
     def _top(self, body: Body) -> int:
-        """The top of the head: the End Site on what is called head, else the end of the longest way up."""
+        """Returns the top of the head: the End Site of the joint called head, else the end of the longest path up."""
         if body.neck is None:
             return body.chest
         above = self.below(body.neck)
@@ -327,7 +337,7 @@ class Tree:
         return max(tops, key=self.lengths.__getitem__) if tops else head
 
     def _end(self, joint: int, body: Body) -> int:
-        """The last joint of the longest way down from one."""
+        """Returns the last joint of the longest path down from a joint."""
         while True:
             down = [child for child in self.children[joint] if self._is_near(child, body)]
             if not down:
@@ -335,12 +345,12 @@ class Tree:
             joint = max(down, key=lambda child: (self.reach[child], self.lengths[child]))
 
     def _is_near(self, joint: int, body: Body) -> bool:
-        """Whether it is no End Site further from its joint than any bone of a leg is long."""
+        """Returns False for an End Site that is further from its joint than the longest bone of a leg, else True."""
         bones = [self.lengths[index] for index in self.below(body.legs[0])[1:] if self.joints[index].name]
         return bool(self.joints[joint].name) or self.lengths[joint] <= max(bones, default=0.0)
 
     def _ways(self, start: int, end: int) -> list[tuple[int, int]]:
-        """The bones from `start` to `end`: up to where their ways part, then down; each with the sign of its going."""
+        """Returns the bones from `start` to `end` with their direction: up (-1) to the common joint, then down (1)."""
         down, up = self.path(end), self.path(start)
         shared = sum(1 for first, second in zip(down, up, strict=False) if first == second)
         return [(joint, -1) for joint in reversed(up[shared:])] + [(joint, 1) for joint in down[shared:]]
@@ -349,7 +359,10 @@ class Tree:
         return np.sum([sign * self.bones[joint] for joint, sign in way], axis=0) if way else np.zeros(3)
 
     def _ends(self, way: Sequence[tuple[int, int]], direction: NDArray[np.float64], bent: float) -> list[float]:
-        """How far along `direction` each bone of a way ends; bones that point there by a cosine over `bent` do so."""
+        """Returns how far along `direction` each bone of a path ends.
+
+        A bone whose cosine to `direction` is over `bent` counts with its full length, as if it were straight.
+        """
         ends, reached = [], 0.0
         for joint, sign in way:
             part = float(sign * self.bones[joint] @ direction)

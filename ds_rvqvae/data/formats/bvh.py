@@ -1,8 +1,8 @@
-"""BVH files: a skeleton's joints with their channels, and one number a channel and frame.
+"""BVH files: a skeleton's joints with their channels, and one number per channel and frame.
 
 Source of the format: M. Meredith, S. Maddock, "Motion Capture File Formats Explained", University of Sheffield, 2001.
-Read beyond it: keywords of any case, line ends of any system, a frame on several lines, names with spaces, DOS's
-end of file (^Z) or NULs after the motion, and the words of several systems for what is not finite.
+Also read: keywords in upper and lower case, line ends of any system, a frame on several lines, names with spaces, DOS's
+end of file (^Z) or NULs after the motion, and the spellings of NaN and infinity of several systems.
 """
 
 import io
@@ -23,18 +23,18 @@ from ds_rvqvae.motion.clip import ClipError
 from ds_rvqvae.text import GIB, gibibytes
 
 LARGEST_FILE = GIB
-"""Bytes; at 120 frames a second a figure of 100 joints needs them for two and a half hours."""
+"""Bytes: enough for two and a half hours of a figure of 100 joints at 120 frames per second."""
 _LARGEST_HEADER = 2**22
 """Characters before MOTION; a joint takes about a hundred."""
 _MOST_JOINTS = 4096
 _MOST_CHANNELS = 6
 _LONGEST_NUMBER = 64
-"""Characters a value, blanks included, beyond which a line of motion is junk."""
+"""The most characters per value, blanks included; a longer line of motion is invalid."""
 _VALUES_AT_ONCE = 2**18
 _LONGEST_QUOTE = 40
 _AFTER_THE_END = "\x1a\0 \t\r\n"
 _NOT_FINITE = re.compile(r"([+-]?)(?:(1\.#inf\d*)|1\.#[a-z]+\d*|nan[qs]?(?:\([a-z0-9_]*\))?)", re.IGNORECASE)
-"""What C libraries write beyond `inf` and `nan`: `1.#INF` (its second group), `-1.#IND`, `1.#QNAN0`, `nan(ind)`, …"""
+"""Spellings of C libraries beside `inf` and `nan`: `1.#INF` (the second group), `-1.#IND`, `1.#QNAN0`, `nan(ind)`, …"""
 
 _WORD = re.compile(r"[{}]|[^\s{}]+")
 _NAME = re.compile(r"[^\n{}]*")
@@ -48,33 +48,33 @@ class Joint(NamedTuple):
 
     name: str
     parent: int
-    """Index of its parent, which stands before it; -1 for the first joint alone, the root."""
+    """Index of its parent, which comes before it; only the first joint, the root, has -1."""
     offset: tuple[float, float, float]
-    """From its parent, in the file's unit."""
+    """Position relative to its parent, in the file's unit."""
     channels: tuple[str, ...]
     """`Xposition`, `Zrotation` and so on, in the order of their numbers."""
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """The axes that its rotation channels turn about, 0 for x, in their order."""
+        """The axes of its rotation channels, 0 for x, in the channels' order."""
         return tuple("XYZ".index(channel[0]) for channel in self.channels if channel.endswith("rotation"))
 
 
 @dataclass(frozen=True, eq=False)
 class Bvh:
-    """What a BVH file holds, in its own units."""
+    """The content of a BVH file, in its own units."""
 
     joints: tuple[Joint, ...]
     values: NDArray[np.float64]
-    """float64 `[frames, channels]`, finite: the joints' channels one after the other; degrees and units of length."""
+    """float64 `[frames, channels]`, the joints' channels in order (degrees, units of length); may hold NaN, inf."""
     fps: float
 
 
 def read_bvh(file: Path, first_only: bool = False) -> Bvh:
-    """Reads a BVH file, or its first frame only, without a look at those after it.
+    """Reads a BVH file, or only its first frame, without checking those after it.
 
     Raises:
-        ClipError: none, damaged, cut short, or larger than `LARGEST_FILE`.
+        ClipError: the file is missing, damaged, cut short, or larger than `LARGEST_FILE`.
     """
     with _open(file) as text:
         joints = _parse_hierarchy(_header(text))
@@ -82,20 +82,20 @@ def read_bvh(file: Path, first_only: bool = False) -> Bvh:
         if not names:
             raise ClipError("its joints have no channels")
         frames, fps = _frame_count(text), _frame_rate(text)
-        # A value takes a digit and a blank.
+        # A value takes at least a digit and a blank.
         if frames * len(names) > file.stat().st_size // 2 + 1:
-            raise ClipError(f"cut short, or Frames: is wrong: {frames} frames do not fit into a file of its size")
+            raise ClipError(f"cut short, or Frames: is wrong: {frames} frames do not fit into a file of this size")
         return Bvh(joints, _first_frame(text, names) if first_only else _values(text, names, frames), fps)
 
 
 def read_joints(file: Path) -> tuple[Joint, ...]:
-    """The joints of a BVH file, whatever its motion; raises ClipError."""
+    """Reads the joints of a BVH file, without its motion; raises ClipError."""
     with _open(file) as text:
         return _parse_hierarchy(_header(text))
 
 
 def is_motion(values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether each frame of `[frames, channels]` is finite and not all zero, bool `[frames]`."""
+    """Returns for each frame of `[frames, channels]` whether it is finite and not all zero, bool `[frames]`."""
     return np.asarray(np.isfinite(values).all(axis=1) & values.any(axis=1))
 
 
@@ -110,14 +110,14 @@ def _open(file: Path) -> Iterator[TextIO]:
                     f"{gibibytes(size, '.1f')}, more than the {gibibytes(LARGEST_FILE, '.0f')} of a BVH file; cut it"
                 )
             content.seek(0)
-            # Names may be in any encoding; all else is ASCII.
+            # Names may be in any encoding; everything else is ASCII.
             yield io.TextIOWrapper(content, encoding="utf-8-sig", errors="replace", newline=None)
     except OSError as error:
         raise ClipError(f"cannot be read: {error.strerror or error}") from None
 
 
 def _header(text: TextIO) -> str:
-    """All lines before MOTION; raises ClipError."""
+    """Reads all lines before MOTION; raises ClipError."""
     lines: list[str] = []
     size = 0
     while size <= _LARGEST_HEADER:
@@ -128,25 +128,25 @@ def _header(text: TextIO) -> str:
         size += len(line)
     header = "".join(lines)
     if size > _LARGEST_HEADER or not line:
-        _parse_hierarchy(header)  # which may know better what is wrong
-        raise ClipError("no MOTION section: cut short, or no BVH file")
+        _parse_hierarchy(header)  # its error, if any, is more exact
+        raise ClipError("no MOTION section: cut short, or not a BVH file")
     return header
 
 
 class _Words:
-    """The words of a header, braces by themselves."""
+    """The words of a header; each brace is a word of its own."""
 
     def __init__(self, text: str) -> None:
         self.text, self.position = text, 0
 
     def next(self) -> str:
-        """The next word; "" at the end."""
+        """Returns the next word; "" at the end."""
         match = _WORD.search(self.text, self.position)
         self.position = match.end() if match else len(self.text)
         return match.group() if match else ""
 
     def name(self) -> str:
-        """What is left of the line, or of it up to a brace."""
+        """Returns the rest of the line, or the rest up to a brace."""
         match = _NAME.match(self.text, self.position)
         assert match is not None  # it may be empty
         self.position = match.end()
@@ -155,7 +155,7 @@ class _Words:
     def expect(self, wanted: str) -> None:
         word = self.next()
         if word.upper() != wanted.upper():
-            raise self.error(f"{_quoted(word)} where {wanted} should stand")
+            raise self.error(f"{_quoted(word)} where {wanted} was expected")
 
     def numbers(self, count: int, what: str) -> tuple[float, ...]:
         words = [self.next() for _ in range(count)]
@@ -180,11 +180,11 @@ class _Node:
 
 
 def _parse_hierarchy(header: str) -> tuple[Joint, ...]:
-    """The joints, each after its parent; raises ClipError."""
+    """Returns the joints, each after its parent; raises ClipError."""
     words = _Words(header)
     first = words.next()
     if first.upper() != "HIERARCHY":
-        raise ClipError(f"no BVH file: it starts with {_quoted(first)}, not with HIERARCHY")
+        raise ClipError(f"not a BVH file: it starts with {_quoted(first)}, not with HIERARCHY")
     nodes: list[_Node] = []
     inside: list[int] = []
     while word := words.next():
@@ -197,13 +197,13 @@ def _parse_hierarchy(header: str) -> tuple[Joint, ...]:
             _read_offset(words, nodes[inside[-1]])
         elif key == "CHANNELS":
             if inside[-1] != len(nodes) - 1:
-                raise words.error("CHANNELS of a joint stand after the joints it carries")
+                raise words.error("CHANNELS of a joint must come before its child joints")
             _read_channels(words, nodes[inside[-1]])
         elif key == "}":
             if nodes[inside.pop()].offset is None:
                 raise words.error("a joint without OFFSET ends here")
         else:
-            raise words.error(f"{_quoted(word)} where a joint's OFFSET, CHANNELS, JOINT, End Site or }} should stand")
+            raise words.error(f"{_quoted(word)} where a joint's OFFSET, CHANNELS, JOINT, End Site or }} was expected")
     if not nodes:
         raise ClipError("no ROOT in its HIERARCHY")
     if inside:
@@ -240,17 +240,17 @@ def _read_channels(words: _Words, node: _Node) -> None:
         raise words.error("CHANNELS in an End Site")
     number = words.next()
     if number not in map(str, range(_MOST_CHANNELS + 1)):
-        raise words.error(f"CHANNELS has {_quoted(number)} where a number from 0 to {_MOST_CHANNELS} should stand")
+        raise words.error(f"CHANNELS has {_quoted(number)} where a number from 0 to {_MOST_CHANNELS} was expected")
     channels = []
     for _ in range(int(number)):
         word = words.next()
         channel = word[:1].upper() + word[1:].lower()
         if not _CHANNEL.fullmatch(channel):
-            raise words.error(f"channel {_quoted(word)} is no position or rotation, such as Xrotation")
+            raise words.error(f"channel {_quoted(word)} is not a position or rotation, such as Xrotation")
         channels.append(channel)
     positions = [channel for channel in channels if channel.endswith("position")]
     if len(set(positions)) < len(positions) or len(channels) - len(positions) > 3:
-        raise words.error(f"CHANNELS {' '.join(channels)}: a position stands twice, or there are over 3 rotations")
+        raise words.error(f"CHANNELS {' '.join(channels)}: a position occurs twice, or there are over 3 rotations")
     node.channels = tuple(channels)
 
 
@@ -265,7 +265,7 @@ def _frame_rate(text: TextIO) -> float:
     word = _value_of(text, _FRAME_TIME, "Frame Time:")
     seconds = _number(word)
     if seconds is None or not 1e-5 < seconds < 1e5:
-        raise ClipError(f"Frame Time: is {_quoted(word)}, not the seconds of a frame")
+        raise ClipError(f"Frame Time: is {_quoted(word)}, not the duration of a frame in seconds")
     return 1 / seconds
 
 
@@ -275,14 +275,14 @@ def _value_of(text: TextIO, pattern: re.Pattern[str], what: str) -> str:
             match = pattern.fullmatch(line)
             if match:
                 return match.group(1)
-            raise ClipError(f"{_quoted(line.strip())} where {what} and its value should stand")
+            raise ClipError(f"{_quoted(line.strip())} where {what} and its value were expected")
     raise ClipError(f"cut short: {what} is missing")
 
 
 def _values(text: TextIO, names: Sequence[str], frames: int) -> NDArray[np.float64]:
-    """The numbers, float64 `[frames, channels]`, of which `names` are the channels; raises ClipError."""
+    """Reads the numbers, float64 `[frames, channels]`; `names` are the channels. Raises ClipError."""
     width = len(names)
-    # Of an honest file never more is read than this holds, and the file's size bounds it.
+    # A valid file exactly fills this buffer, whose size is bounded by that of the file.
     values = np.empty(frames * width)
     read = 0
     counts = []
@@ -291,7 +291,7 @@ def _values(text: TextIO, names: Sequence[str], frames: int) -> NDArray[np.float
         counts.append(np.fromiter(map(len, rows), np.int64, len(rows)))
         count = int(counts[-1].sum())
         if read + count > values.size:
-            break  # too many; which line is to blame, `counts` tells
+            break  # too many; `counts` shows which line is wrong
         values[read : read + count] = _floats(lines, rows, count, names, read)
         read += count
     _check_counts(np.concatenate(counts) if counts else np.zeros(0, np.int64), frames, width)
@@ -299,7 +299,7 @@ def _values(text: TextIO, names: Sequence[str], frames: int) -> NDArray[np.float
 
 
 def _first_frame(text: TextIO, names: Sequence[str]) -> NDArray[np.float64]:
-    """The first frame's numbers, float64 `[1, channels]`; raises ClipError."""
+    """Reads the first frame's numbers, float64 `[1, channels]`; raises ClipError."""
     words: list[str] = []
     for lines in _lines(text, len(names), at_once=1):
         words += lines[0].split()
@@ -309,7 +309,7 @@ def _first_frame(text: TextIO, names: Sequence[str]) -> NDArray[np.float64]:
 
 
 def _lines(text: TextIO, width: int, at_once: int | None = None) -> Iterator[list[str]]:
-    """Lines that are not blank, some at a time; raises ClipError for one that is too long for `width` numbers."""
+    """Yields non-blank lines, several at a time; raises ClipError for a line too long for `width` numbers."""
     limit = _LONGEST_NUMBER * (width + 16)
     most = at_once or max(1, _VALUES_AT_ONCE // width)
     lines: list[str] = []
@@ -318,7 +318,7 @@ def _lines(text: TextIO, width: int, at_once: int | None = None) -> Iterator[lis
             line = line.rstrip(_AFTER_THE_END)
             while more := text.read(2**16):
                 if more.strip(_AFTER_THE_END):
-                    raise ClipError("the end of the file (^Z or NUL) stands within its motion")
+                    raise ClipError("an end-of-file mark (^Z or NUL) is inside its motion")
         if len(line) == limit:
             raise ClipError(f"a line of motion is longer than {width} numbers can be")
         if line and not line.isspace():
@@ -333,7 +333,7 @@ def _lines(text: TextIO, width: int, at_once: int | None = None) -> Iterator[lis
 def _floats(
     lines: list[str], rows: list[list[str]], count: int, names: Sequence[str], before: int
 ) -> NDArray[np.float64]:
-    """The numbers in `rows`, the words of `lines`; there are `count`, after `before` others; raises ClipError."""
+    """Converts the words in `rows` of `lines` to `count` numbers, which follow `before` others; raises ClipError."""
     with suppress(ValueError):
         found = np.fromiter(map(float, chain.from_iterable(rows)), np.float64, count)
         if all(map(_is_plain, lines)):
@@ -349,7 +349,7 @@ def _floats(
 
 
 def _check_counts(counts: NDArray[np.int64], frames: int, width: int) -> None:
-    """Raises ClipError where lines of so many values are not `frames` frames of `width` on lines of their own."""
+    """Raises ClipError if lines with these counts of values are not `frames` frames of `width`, each on new lines."""
     ends = np.cumsum(counts)
     total = int(ends[-1]) if ends.size else 0
     reached = ends[ends % width == 0] // width  # frames that end with a line
@@ -361,19 +361,19 @@ def _check_counts(counts: NDArray[np.int64], frames: int, width: int) -> None:
         line = int(counts[np.searchsorted(ends, whole * width, side="right")])
         raise ClipError(f"frame {whole} starts with a line of {line} values; a frame has {width} channels")
     if whole >= frames:
-        raise ClipError(f"more motion than the {frames} frames that Frames: says")
+        raise ClipError(f"more motion than the {frames} frames that Frames: gives")
     part = f", and {total - whole * width} of the {width} values of the next" if whole * width < total else ""
-    raise ClipError(f"cut short: Frames: says {frames}, there are {whole}{part}")
+    raise ClipError(f"cut short: Frames: gives {frames}, there are {whole}{part}")
 
 
 def _number(word: str) -> float | None:
-    """A finite number; None where the word is none."""
+    """Returns a finite number, or None if the word is not one."""
     number = _value(word)
     return number if number is not None and math.isfinite(number) else None
 
 
 def _value(word: str) -> float | None:
-    """A number, or one of the words for what is not finite; None where the word is neither."""
+    """Returns the number that a word stands for, NaN and infinity included, or None if it is not a number."""
     if not _is_plain(word):
         return None
     try:
@@ -387,12 +387,12 @@ def _value(word: str) -> float | None:
 
 
 def _is_plain(word: str) -> bool:
-    """Whether Python's float reads it as others do; it takes 1_000 and the digits of other scripts as well."""
+    """Returns whether Python's float reads a word as others do; float also takes 1_000 and digits of other scripts."""
     return word.isascii() and "_" not in word
 
 
 def _quoted(word: str) -> str:
-    """A word of a file for a message: short, in ASCII, on one line."""
+    """Quotes a word of a file for a message: short, in ASCII, on one line."""
     if not word:
         return "the end"
     quoted = ascii(word[:_LONGEST_QUOTE])

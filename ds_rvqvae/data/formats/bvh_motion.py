@@ -1,4 +1,4 @@
-"""Motion from BVH files."""
+"""Reads motion from BVH files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ from ds_rvqvae.motion.layout import joint_layout
 
 SUFFIX = ".bvh"
 _STILL = 1e-3
-"""Metres that a joint's position channels may change without being mentioned."""
+"""Metres: position channels that are not read are mentioned if they change by more than this."""
 _FRAMES_AT_ONCE = 1024
 """Small enough for the processor's cache."""
 
@@ -37,16 +37,16 @@ class Figure(NamedTuple):
     """How the numbers of a file are read."""
 
     carrier: int
-    """The joint that carries the body: `translation` is its place, its rotation is the world's."""
+    """The joint that carries the body: `translation` is its position, and its rotation is relative to the world."""
     bones: NDArray[np.float64]
-    """float64 `[joints, 3]`: each joint's place relative to its parent at rest, in the file's unit."""
+    """float64 `[joints, 3]`: each joint's position relative to its parent at rest, in the file's unit."""
     unit: Unit
     notes: tuple[str, ...]
 
 
 @np.errstate(over="ignore", invalid="ignore")  # a damaged file may hold any number
 def figure_of(bvh: Bvh, config: DataConfig) -> Figure:
-    """How a file is read; raises ClipError where its unit is not known, or it holds two figures."""
+    """Decides how a file is read; raises ClipError if its unit is not known or it holds two figures."""
     is_old = config.reading_version == 1
     given = config.metres_per_unit
     good = np.flatnonzero(is_motion(bvh.values))
@@ -70,37 +70,38 @@ def figure_of(bvh: Bvh, config: DataConfig) -> Figure:
 
 
 def _check_bones(tree: Tree, carrier: int) -> None:
-    """Raises ClipError where position channels, as they are to be read, leave nothing of a body whose OFFSETs do."""
+    """Raises ClipError if the position channels, read as bones, have no length, but the OFFSETs have."""
     below = [joint for joint in tree.below(carrier)[1:] if tree.joints[joint].axes]
     if not tree.lengths[below].any() and any(any(tree.joints[joint].offset) for joint in below):
         raise ClipError(
-            "position channels, which stand for OFFSET, are 0 on all joints and put them in one place; export "
-            "rotations only, or each joint's whole offset"
+            "position channels, which replace OFFSET, are 0 on all joints and so put them in one place; export "
+            "rotations only, or each joint's complete offset"
         )
 
 
 def _figure_of_before(bvh: Bvh, given: float | None, carrier: int, unit: Unit | None) -> Figure:
-    """As versions up to 0.2 read: the root's place, and a guessed unit; says what would be read otherwise."""
+    """Reads as versions up to 0.2 did: the root's position, and a guessed unit; notes what is read differently now."""
     metres, note = guess_unit(bvh.joints) if given is None else (given, "")
     notes = [note] if note else []
     differs = []
     if carrier:
-        differs.append(f"place and rotation are those of {bvh.joints[0].name}, not of {bvh.joints[carrier].name}")
+        differs.append(f"position and rotation are those of {bvh.joints[0].name}, not of {bvh.joints[carrier].name}")
     if given is None and (unit is None or unit.metres != metres):
         differs.append("the unit is " + ("not known" if unit is None else in_words(unit.metres)))
     if differs:
         notes.append(
-            f"read as versions up to 0.2 did: {' and '.join(differs)} by the rules of today; prepare again with "
-            "rvqvae.data.reading_version 2 for these"
+            f"read as versions up to 0.2 did: {' and '.join(differs)} by today's rules; prepare again with "
+            "rvqvae.data.reading_version 2 to use them"
         )
     return Figure(0, bones_of(bvh.joints), Unit(metres, 0.0, "guessed", None), tuple(notes))
 
 
 class BvhReader(FilesReader):
-    """One BVH file, or a folder with BVH files in it and in the folders below.
+    """Reader of one BVH file, or of a folder with BVH files at any depth.
 
-    Each joint with rotation channels is its local rotation as 6D, in the file's order of joints; then comes the place
-    in metres of the joint that carries the body (`Tree.carrier`), whose rotation is the world's.
+    The columns are the local rotation in 6D of each joint with rotation channels, in the file's order of joints, then
+    the position in metres of the joint that carries the body (`Tree.carrier`). The rotation of this joint is relative
+    to the world.
     """
 
     format = "BVH"
@@ -117,11 +118,13 @@ class BvhReader(FilesReader):
         return files_below(folder, (SUFFIX,))
 
     def check(self, names: Sequence[str]) -> None:
-        """Looks at the beginning of all files for their unit.
+        """Determines the units of all files from their first frames.
+
+        Single files whose unit is not known are left out.
 
         Raises:
-            UserError: the unit is not known of half of the files, or of several of one skeleton and none of its others;
-                or files of one skeleton have several. Single ones of which it is not known are left out.
+            UserError: the unit is not known for half of the files or more, or for all of several files with the same
+                skeleton; or files with the same skeleton have different units.
         """
         if self.config.reading_version == 1:
             return
@@ -134,7 +137,7 @@ class BvhReader(FilesReader):
                 if not is_motion(bvh.values).any():
                     bvh = read_bvh(file)
             except ClipError:
-                continue  # which packing says
+                continue  # the packing reports it
             joints = tuple(joint.name for joint in bvh.joints)
             try:
                 unit = figure_of(bvh, self.config).unit
@@ -171,7 +174,7 @@ class BvhReader(FilesReader):
 
 
 def _unit_words(metres: float, how: str, heights: Sequence[float]) -> str:
-    """A unit for the report: what it is, how that is known, and how tall bodies are."""
+    """Returns a unit as text for the report: its size, how it was found, and the heights of the bodies."""
     low, high = (f"{height:.2f}" for height in (min(heights), max(heights)))
     tall = f", {low} m" if low == high else f", {low} to {high} m"
     files = f"{len(heights):,} file{'' if len(heights) == 1 else 's'}"
@@ -179,16 +182,17 @@ def _unit_words(metres: float, how: str, heights: Sequence[float]) -> str:
 
 
 def columns_of(bvh: Bvh, figure: Figure, turn: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-    """Rotations as `rotations`, that of the body's carrier turned by what lies above it, and the carrier's place in
-    metres, float64 `[frames, columns]`.
+    """Returns rotations and the carrier's position in metres, float64 `[frames, columns]`.
+
+    The rotations are those of `rotations`, but the carrier's includes the rotations of the joints above it.
 
     Args:
-        turn: `[3, 3]`, turns the world.
+        turn: `[3, 3]`, a rotation of the world.
     """
     *above, carrier = path_to(bvh.joints, figure.carrier)
     motion = rotations(bvh, turn)
     place = _local_places(bvh, carrier)
-    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite stays so, and the rules cut it out
+    with np.errstate(invalid="ignore", over="ignore"):  # values that are not finite stay so, and the rules cut them out
         if above:
             turned, origin = world_of(bvh.joints, above, _matrices_of(bvh, above), places_of(bvh, above))
             place = origin + turned_by(turned, place)
@@ -204,7 +208,7 @@ def columns_of(bvh: Bvh, figure: Figure, turn: NDArray[np.float64] | None = None
 
 
 def path_to(joints: Sequence[Joint], joint: int) -> list[int]:
-    """The joints from the root down to one."""
+    """Returns the joints from the root down to a joint."""
     path = [joint]
     while joints[path[-1]].parent >= 0:
         path.append(joints[path[-1]].parent)
@@ -217,14 +221,14 @@ def world_of(
     matrices: Mapping[int, NDArray[np.float64]],
     places: Mapping[int, NDArray[np.float64]],
 ) -> tuple[NDArray[np.float64] | None, NDArray[np.float64]]:
-    """Forward kinematics along a path of joints, each the child of the one before.
+    """Computes forward kinematics along a path of joints, each the child of the one before.
 
     Args:
-        matrices: of the joints with rotation channels, `[frames, 3, 3]`.
-        places: of all, relative to the joint before, `[frames, 3]`.
+        matrices: rotations of the joints that have rotation channels, `[frames, 3, 3]` each.
+        places: positions of all joints relative to the one before, `[frames, 3]` each.
 
     Returns:
-        the rotation of what hangs on the last joint, None where none turns, and its place, `[frames, 3]`.
+        the last joint's rotation in the world, which is None if no joint turns, and its position, `[frames, 3]`.
     """
     turned: NDArray[np.float64] | None = None
     origin: NDArray[np.float64] = np.zeros(3)
@@ -244,7 +248,7 @@ def places_of(bvh: Bvh, joints: Sequence[int]) -> dict[int, NDArray[np.float64]]
 
 
 def _matrices_of(bvh: Bvh, joints: Sequence[int]) -> dict[int, NDArray[np.float64]]:
-    """The local rotations of those of `joints` that turn, float64 `[frames, 3, 3]` each."""
+    """Returns the local rotations of those of `joints` that turn, float64 `[frames, 3, 3]` each."""
     found = {}
     for joint in joints:
         axes = bvh.joints[joint].axes
@@ -256,14 +260,16 @@ def _matrices_of(bvh: Bvh, joints: Sequence[int]) -> dict[int, NDArray[np.float6
 
 
 def channels_of(joints: Sequence[Joint], joint: int, kind: str) -> list[int]:
-    """Columns of a joint's channels of a kind, `position` or `rotation`, in the file's order."""
+    """Returns the columns of a joint's channels of a kind, `position` or `rotation`, in the file's order."""
     first = sum(len(other.channels) for other in joints[:joint])
     return [first + at for at, channel in enumerate(joints[joint].channels) if channel.endswith(kind)]
 
 
 def _local_places(bvh: Bvh, joint: int) -> NDArray[np.float64]:
-    """A joint's place relative to its parent in the file's unit, float64 `[frames, 3]`: its position channels, its
-    OFFSET where it has none."""
+    """Returns a joint's position relative to its parent in the file's unit, float64 `[frames, 3]`.
+
+    It comes from the position channels, and for each axis without one from OFFSET.
+    """
     places = np.tile(np.array(bvh.joints[joint].offset), (len(bvh.values), 1))
     axes = [channel[0] for channel in bvh.joints[joint].channels if channel.endswith("position")]
     for axis, column in zip(axes, channels_of(bvh.joints, joint, "position"), strict=True):
@@ -272,10 +278,10 @@ def _local_places(bvh: Bvh, joint: int) -> NDArray[np.float64]:
 
 
 def rotations(bvh: Bvh, turn: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-    """The local rotation of each joint with rotation channels, in order, as 6D, float64 `[frames, 6 * joints]`.
+    """Returns the local rotation in 6D of each joint with rotation channels, in order, float64 `[frames, 6 * joints]`.
 
     Args:
-        turn: `[3, 3]`, turns the world.
+        turn: `[3, 3]`, a rotation of the world.
     """
     free = outermost(bvh.joints)
     groups: dict[tuple[tuple[int, ...], bool], list[tuple[int, list[int]]]] = {}
@@ -297,12 +303,12 @@ def rotations(bvh: Bvh, turn: NDArray[np.float64] | None = None) -> NDArray[np.f
 
 
 def euler_rows(angles: NDArray[np.float64], axes: Sequence[int], first: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`first` times the rotations about `axes`, multiplied from left to right, for column vectors.
+    """Returns `first` times the rotations about `axes`, multiplied from left to right, for column vectors.
 
     Args:
         angles: radians `[frames, joints, rotations]`.
-        axes: of each rotation; 0 is x.
-        first: `[2, 3]`; the identity's first two rows give those of the product.
+        axes: the axis of each rotation; 0 is x.
+        first: `[2, 3]`; the identity's first two rows give the first two rows of the product.
 
     Returns:
         `[frames, joints, 6]`.
@@ -319,13 +325,13 @@ def euler_rows(angles: NDArray[np.float64], axes: Sequence[int], first: NDArray[
 
 @np.errstate(over="ignore")
 def _notes(bvh: Bvh, names: Sequence[str], figure: Figure, empty: NDArray[np.bool_]) -> list[str]:
-    """What of a file's skeleton and channels is not read as it stands."""
+    """Returns notes on names and channels of a file that are not read as they are."""
     notes = []
     renamed = [f"{joint.name} {name}" for joint, name in zip(bvh.joints, names, strict=True) if joint.name != name]
     if renamed:
         old, new = renamed[0].rsplit(" ", 1)
         more = f" (and {len(renamed) - 1} more)" if len(renamed) > 1 else ""
-        notes.append(f"joint names stand twice or are reserved: a second {old} is called {new}{more}")
+        notes.append(f"joint names occur twice or are reserved: a second {old} is called {new}{more}")
     moving = []
     counts = path_to(bvh.joints, figure.carrier)
     good = bvh.values[~empty & is_motion(bvh.values)]
@@ -336,5 +342,5 @@ def _notes(bvh: Bvh, names: Sequence[str], figure: Figure, empty: NDArray[np.boo
     if moving:
         more = f" and {len(moving) - 1} more joints" if len(moving) > 1 else ""
         only = "the root's" if len(counts) == 1 else f"those of {names[figure.carrier]} and above it"
-        notes.append(f"position channels of {moving[0]}{more} change and are read past; only {only} count")
+        notes.append(f"position channels of {moving[0]}{more} change but are not read; only {only} count")
     return notes

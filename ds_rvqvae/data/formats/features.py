@@ -1,4 +1,4 @@
-"""Feature matrices, one clip a file: folders in the form of HumanML3D, KIT and the 272 columns, and plain ones.
+"""Feature matrices, one clip per file: folders like those of HumanML3D, KIT and the 272 columns, and plain folders.
 
 Sources: C. Guo et al., "Generating Diverse and Natural 3D Human Motions from Text", CVPR 2022 (HumanML3D); M. Plappert
 et al., "The KIT Motion-Language Dataset", Big Data 2016; L. Xiao et al., "MotionStreamer", ICCV 2025 (272 columns); K.
@@ -37,17 +37,17 @@ from ds_rvqvae.motion.layout import feature_layout
 from ds_rvqvae.motion.rotations import same_rate
 
 CLIP_FOLDERS_272 = ("motion_data/vector_272", "motion_data", "motion_272rpr")
-"""Of MotionMillion, of MotionStreamer's HumanML3D and BABEL, and of MotionMillion's archive."""
+"""Folders of MotionMillion, of MotionStreamer's HumanML3D and BABEL, and of MotionMillion's archive."""
 MOTION, FPS, CLIP_START = "motion", "fps", "clip_start"
 _JOINTS = {263: 22, 251: 21}
-"""Of HumanML3D and of KIT, by their columns."""
+"""Numbers of joints of HumanML3D and KIT, by their numbers of columns."""
 _SLOWEST, _FASTEST = 0.5, 1e4
 _LOOKED_AT = 100
-"""Files that tell a folder's width and frame rate."""
+"""The number of files that decide a folder's width and frame rate."""
 
 
 class _Known(NamedTuple):
-    """Published features, by their columns."""
+    """A published set of features."""
 
     name: str
     fps: float
@@ -62,17 +62,17 @@ _KNOWN = {
 
 
 def known_rate(columns: int) -> float | None:
-    """Frames a second of published features of so many columns."""
+    """Returns the frame rate of published features with this number of columns, or None."""
     return _KNOWN[columns].fps if columns in _KNOWN else None
 
 
 class FeatureFolderReader(FilesReader):
-    """A folder of `.npy` or `.npz` matrices `[frames, features]` at any depth, or one such file.
+    """Reader of a folder of `.npy` or `.npz` matrices `[frames, features]` at any depth, or of one such file.
 
-    An npz has its matrix under `motion`, or no other. Matrices are never resampled: their frame rate is
-    `rvqvae.data.source_fps`, or what most npz files say, or what is known of their columns, or `rvqvae.data.fps`.
-    A file that no list of a split names counts as `additional`, or as held out where there is only `train.txt`.
-    `Mean.npy` and `Std.npy` in the folder, or in one for them, are the data's own statistics.
+    An npz has its matrix under `motion`, or has only one matrix. Matrices are never resampled. Their frame rate is
+    `rvqvae.data.source_fps`, or the one in most npz files, or the one known for their columns, or `rvqvae.data.fps`.
+    A file that no list of a split names counts as `additional`, or as held out if there is only `train.txt`.
+    `Mean.npy` and `Std.npy` in the folder, or in a folder for statistics, are the data's own statistics.
     """
 
     format = ".npy or .npz feature matrices"
@@ -81,7 +81,7 @@ class FeatureFolderReader(FilesReader):
 
     def __init__(self, path: Path, config: DataConfig) -> None:
         self._places = [path]
-        """The folder of the clips, and those above it that belong to the data."""
+        """The folder of the clips, and the folders above it that belong to the data."""
         super().__init__(path, config)
         self._width, self._said = self._usual()
         self._known = _KNOWN.get(self._width or 0)
@@ -112,7 +112,7 @@ class FeatureFolderReader(FilesReader):
             files = {name: file for name, file in files.items() if not is_statistics(file)}
         lists = self._lists_of(files, self._places, self.path.parent if self._places == [self.path] else None)
         if any(self.path not in file.parents for file in lists.files) and self._places == [self.path]:
-            self._places = [self.path, self.path.parent]  # whose lists are the data's
+            self._places = [self.path, self.path.parent]  # the lists beside the folder belong to the data
         return files, lists
 
     def take_of(self, name: str, file: Path, split: str | None) -> Take:
@@ -128,12 +128,12 @@ class FeatureFolderReader(FilesReader):
     def _check_rate(self, fps: float, is_said: bool) -> None:
         check_rate(fps)
         if not same_rate(fps, self._fps):
-            own = f"{fps:g} frames per second" if is_said else f"no frame rate is said, so {fps:g} a second are taken"
+            own = f"{fps:g} fps" if is_said else f"the file gives no frame rate, so {fps:g} fps is assumed"
             every = to_say("source_fps", "N")
-            raise ClipError(f"{own}, but most of the files have {self._fps:g}; {every} is the rate of all")
+            raise ClipError(f"{own}, but most of the files have {self._fps:g} fps; {every} sets the rate of all")
 
     def reading_facts(self) -> dict[str, Any]:
-        """What the numbers of clips depend on beside their own files and the settings."""
+        """Returns facts beside the clips' own files and the settings that their numbers depend on."""
         return {"width": self._width, "fps": self.fps}
 
     @property
@@ -147,7 +147,7 @@ class FeatureFolderReader(FilesReader):
         return read_statistics(mean), read_statistics(std, positive=True)
 
     def _load(self, file: Path) -> tuple[NDArray[Any], float | None]:
-        """A file's matrix, and the frame rate that it says; raises ClipError."""
+        """Reads a file's matrix and its frame rate, or None if it gives none; raises ClipError."""
         if file.suffix.lower() == ".npy":
             return load_npy(file), None
         key = _matrix_key(npz_headers(file))
@@ -160,8 +160,10 @@ class FeatureFolderReader(FilesReader):
         return None if self.config.source_fps else rate_of(arrays)
 
     def _usual(self) -> tuple[int | None, Counter[float | None]]:
-        """The most common width of the first files, so that one odd file does not rule out all the others; and how many
-        of them say which frame rate."""
+        """Returns the most common width of the first files, and counts of the frame rates that they give.
+
+        By the most common width, one odd file does not exclude all others.
+        """
         widths: Counter[int] = Counter()
         rates: Counter[float | None] = Counter()
         for file in islice(self._files.values(), _LOOKED_AT):
@@ -172,13 +174,13 @@ class FeatureFolderReader(FilesReader):
         return (widths.most_common(1)[0][0] if widths else None), rates
 
     def _unsaid(self) -> float:
-        """Frames a second of a file that does not say."""
+        """Returns the frame rate of a file that gives none."""
         if self.config.reading_version == 1 or self._known is None:
             return self.config.fps
         return self._known.fps
 
     def _rate(self) -> float:
-        """Frames a second of most files, by the rules of today; the notes say what was assumed."""
+        """Returns the frame rate of most files, by today's rules; adds a note on what was assumed."""
         wanted, known = self.config.fps, self._known
         unsaid = known.fps if known else wanted
         rates: Counter[float] = Counter()
@@ -188,27 +190,25 @@ class FeatureFolderReader(FilesReader):
         is_said = rate in self._said
         if self.config.reading_version == 1:
             if not same_rate(rate, wanted):
-                self.notes += (
-                    _as_before(f"at {wanted:g} frames per second (rvqvae.data.fps), where the files have {rate:g}"),
-                )
+                self.notes += (_as_before(f"at {wanted:g} fps (rvqvae.data.fps), but the files have {rate:g} fps"),)
         elif self.config.source_fps is not None:
             if known and not same_rate(rate, known.fps):
                 self.notes += (
-                    f"{rate:g} frames per second (rvqvae.data.source_fps) are taken, where {known.name}'s "
-                    f"{self._width} columns have {known.fps:g}",
+                    f"{rate:g} fps (rvqvae.data.source_fps) is used, but {known.name}'s {self._width} columns have "
+                    f"{known.fps:g} fps",
                 )
         elif not (is_said or known):
             self.notes += (
-                f"{'most files do not say their' if any(self._said) else 'no file says its'} frame rate: "
-                f"{rate:g} frames per second (rvqvae.data.fps) are taken; {to_say('source_fps', 'N')} says another",
+                f"{'most files do not give their' if any(self._said) else 'no file gives its'} frame rate: "
+                f"{rate:g} fps (rvqvae.data.fps) is assumed; {to_say('source_fps', 'N')} sets another",
             )
         elif not same_rate(rate, wanted):
             whose = "the files' own" if is_said or known is None else f"{known.name}'s, by the {self._width} columns"
-            self.notes += (kept_rate(f"{rate:g} frames per second are {whose}", self.config),)
+            self.notes += (kept_rate(f"{rate:g} fps is {whose}", self.config),)
         return rate
 
     def _find_statistics(self) -> tuple[Path, ...]:
-        """The files of mean and std; the notes say which others are there."""
+        """Returns the files of mean and std; adds notes on others that are not used."""
         before = tuple(file for name in STATISTICS if (file := _beside((self.path, self._folder), name)))
         before = before if len(before) == len(STATISTICS) else ()
         if self.path.is_file():
@@ -219,13 +219,13 @@ class FeatureFolderReader(FilesReader):
         chosen = next(iter(fitting or whole), ())
         if self.config.reading_version == 1:
             if chosen != before:
-                self.notes += (_as_before("with another mean and std than those that lie beside the data"),)
+                self.notes += (_as_before("with another mean and std than those beside the data"),)
             return before
         words = " and ".join(self._relative(file) for file in chosen) or "the training clips"
         for pair in found:
             names = " and ".join(self._relative(file) for file in pair)
             if len(pair) < len(STATISTICS):
-                self.notes += (f"{names}: not used, mean and std lie there together or not at all",)
+                self.notes += (f"{names}: not used, because mean and std must be in one folder together",)
             elif pair != chosen and not _same_numbers(pair, chosen):
                 self.notes += (f"{names}: not used, mean and std are those of {words}, which differ",)
         return chosen
@@ -235,16 +235,16 @@ class FeatureFolderReader(FilesReader):
 
 
 class HumanML3DReader(FeatureFolderReader):
-    """A folder in the form of HumanML3D or KIT: `new_joint_vecs/*.npy`, lists of the splits beside it.
+    """Reader of a folder like that of HumanML3D or KIT: `new_joint_vecs/*.npy`, with lists of the splits beside it.
 
-    Mirrored clips (`M000001`) are clips like others; they go into the split of their originals.
+    Mirrored clips (`M000001`) are clips like others; they belong to the split of their originals.
     """
 
     format = "HumanML3D or KIT features"
     key = "humanml3d"
     certainty = 1
     clip_folders: ClassVar[tuple[str, ...]] = (HUMANML3D_CLIPS,)
-    """Folders of the clips, relative to the data set's own."""
+    """Possible folders of the clips, relative to the data set's own."""
 
     def _find(self) -> tuple[dict[str, Path], SplitLists]:
         self._places = self._folders(self.path)
@@ -252,7 +252,7 @@ class HumanML3DReader(FeatureFolderReader):
             self._places = [self.path]
         files, lists = super()._find()
         if not lists.files and self.config.reading_version > 1 and self.config.split == "auto":
-            self.notes += ("no list of the official splits is there: clips are held out by a hash of their names",)
+            self.notes += ("there is no list of the official splits: clips are held out by a hash of their names",)
         return files, lists
 
     @classmethod
@@ -265,7 +265,7 @@ class HumanML3DReader(FeatureFolderReader):
 
     @classmethod
     def _folders(cls, path: Path) -> list[Path]:
-        """The folder of the clips and the data set's own, of which `path` is one; none where it is not in this form."""
+        """Returns the folders of the clips and of the data set, either of which may be `path`; else an empty list."""
         whole = path.absolute()
         for root in (whole, whole.parent, whole.parent.parent):
             for clips in (root / name for name in cls.clip_folders):
@@ -275,7 +275,7 @@ class HumanML3DReader(FeatureFolderReader):
 
 
 class HumanML3D272Reader(HumanML3DReader):
-    """A folder in the form of HumanML3D-272 and kin: 272 columns in `motion_data/`, beside it `split/`, …."""
+    """Reader of a folder like that of HumanML3D-272: 272 columns in `motion_data/`, with `split/`, … beside it."""
 
     format = "HumanML3D-272 features"
     key = "humanml3d_272"
@@ -294,10 +294,10 @@ class HumanML3D272Reader(HumanML3DReader):
 
 
 def feature_weights(width: int, feat_bias: float) -> NDArray[np.float32] | None:
-    """What the std of each column is divided by, float32 `[width]`; None for columns of unknown meaning.
+    """Returns the divisors of each column's std, float32 `[width]`, or None for columns of unknown meaning.
 
-    As MoMask has it: turning and speed of the root, its height and the contacts of the feet weigh `feat_bias` times as
-    much as joints' places, rotations and velocities.
+    As in MoMask, the root's turning, speed and height and the contacts of the feet weigh `feat_bias` times as much as
+    the joints' positions, rotations and velocities.
     """
     if width not in _JOINTS:
         return None
@@ -308,14 +308,14 @@ def feature_weights(width: int, feat_bias: float) -> NDArray[np.float32] | None:
 
 
 def read_statistics(file: str | Path, positive: bool = False) -> NDArray[np.float32]:
-    """A mean or std from a `.npy` file, float32 `[columns]`; raises UserError."""
+    """Reads a mean or std from a `.npy` file, float32 `[columns]`; raises UserError."""
     try:
         values = load_npy(Path(file))
     except ClipError as error:
         raise UserError(f"{file}: {error}") from None
     if values.dtype.kind not in "fiu" or values.ndim != 1:
-        raise UserError(f"{file}: a .npy file with one number a column is wanted")
-    with np.errstate(over="ignore"):  # what does not fit float32 is refused as infinite
+        raise UserError(f"{file}: not a .npy file with one number per column")
+    with np.errstate(over="ignore"):  # values too large for float32 become infinite, and are refused
         values = values.astype(np.float32)
     if not np.isfinite(values).all() or (positive and (values < 0).any()):
         raise UserError(f"{file}: holds {'negative, ' if positive else ''}NaN or infinite values")
@@ -323,21 +323,20 @@ def read_statistics(file: str | Path, positive: bool = False) -> NDArray[np.floa
 
 
 def check_rate(fps: float) -> None:
-    """Raises ClipError for a frame rate that no motion has, which resampling would have refused."""
+    """Raises ClipError for an impossible frame rate; resampling would refuse it, but here nothing is resampled."""
     if not _SLOWEST <= fps <= _FASTEST:
-        raise ClipError(
-            f"{fps:g} frames per second are no frame rate of motion; {to_say('source_fps', 'N')} says another"
-        )
+        raise ClipError(f"{fps:g} fps is not a frame rate of motion; {to_say('source_fps', 'N')} sets another")
 
 
 def kept_rate(words: str, config: DataConfig) -> str:
-    """A note of a frame rate that is not the one asked for."""
+    """Returns a note on a frame rate that is not the one asked for."""
     return f"{words}: feature matrices are never resampled, rvqvae.data.fps {config.fps:g} is not used"
 
 
 def _as_before(words: str) -> str:
     return (
-        f"read as versions up to 0.2 did: {words}; prepare again with rvqvae.data.reading_version 2 for the data's own"
+        f"read as versions up to 0.2 did: {words}; prepare again with rvqvae.data.reading_version 2 to use the data's "
+        "own"
     )
 
 
@@ -346,7 +345,7 @@ def _beside(folders: Sequence[Path], name: str) -> Path | None:
 
 
 def _widths(file: Path) -> tuple[int, ...]:
-    """The shape of statistics; none where the file cannot be read."""
+    """Returns the shape of statistics, or () if the file cannot be read."""
     try:
         return npy_header(file).shape
     except ClipError:
@@ -365,7 +364,7 @@ def _without_statistics(files: dict[str, Path]) -> dict[str, Path]:
 
 
 def _header(file: Path) -> Header:
-    """Of a file's matrix; raises ClipError."""
+    """Reads the header of a file's matrix; raises ClipError."""
     if file.suffix.lower() == ".npy":
         return npy_header(file)
     headers = npz_headers(file)
@@ -373,20 +372,20 @@ def _header(file: Path) -> Header:
 
 
 def _headers(files: Iterable[Path]) -> Iterator[Header]:
-    """Of the files that can be read; what is wrong with others is told when they are."""
+    """Yields the headers of the files that can be read; faults of others are reported when they are read."""
     for file in files:
         with suppress(ClipError):
             yield _header(file)
 
 
 def _matrix_key(headers: dict[str, Header]) -> str:
-    """The key of an npz's matrix; raises ClipError."""
+    """Returns the key of an npz's matrix; raises ClipError."""
     if MOTION in headers:
         if CLIP_START in headers:
-            raise ClipError("a packed npz of many clips; it is read by itself, not in a folder")
+            raise ClipError("a packed npz of many clips; give it by itself, not in a folder")
         return MOTION
     keys = [key for key, header in headers.items() if header.is_matrix and key not in FPS_KEYS]  # [[30]] is a rate
     if len(keys) != 1:
         there = ", ".join(key[:40] for key in keys[:6]) or "none"
-        raise ClipError(f"one matrix [frames, features] is wanted, or one called {MOTION}; there are: {there}")
+        raise ClipError(f"it needs one matrix [frames, features], or one called {MOTION}; it has {there}")
     return keys[0]

@@ -1,4 +1,4 @@
-"""Finding the files that a command is to work through; telling whole files from damaged ones, and statistics."""
+"""Finds the files that a command works on, and statistics; detects damaged files."""
 
 import os
 import stat
@@ -16,18 +16,18 @@ from ds_rvqvae.data.formats.split_lists import entries
 from ds_rvqvae.motion.clip import ClipError, LeftOut
 
 HUMANML3D_CLIPS = "new_joint_vecs"
-"""The folder of the clips of HumanML3D and KIT."""
+"""The folder of clips in HumanML3D and KIT."""
 _CLIP_FOLDERS = (beat2.CLIP_FOLDER, HUMANML3D_CLIPS)
 STATISTICS = ("Mean.npy", "Std.npy")
 _STATISTICS_NAMES = tuple(name.lower() for name in STATISTICS)
 _STATISTICS_FOLDERS = ("mean_std", "meta_data", "meta")
-"""Of MotionStreamer and MotionMillion, of SnapMoGen, and of MoMask; BABEL's is called `t2m_babel_mean_std`."""
+"""Those of MotionStreamer and MotionMillion, of SnapMoGen, and of MoMask; BABEL's is called `t2m_babel_mean_std`."""
 _NAMED = 3
-"""Files that are named of those passed over for one reason."""
+"""The number of files named for each reason to pass files over."""
 
 
 class FoundFile(NamedTuple):
-    """A file to work on, and its place in the tree that was searched."""
+    """A file to work on, and its path in the tree that was searched."""
 
     file: Path
     relative: Path
@@ -36,16 +36,16 @@ class FoundFile(NamedTuple):
 def find_files(
     paths: Sequence[Path], suffixes: Sequence[str], leave_out: Path | None = None
 ) -> tuple[list[FoundFile], list[LeftOut]]:
-    """Files named, of whatever suffix, and those of `suffixes` in the folders named and below them, each once.
+    """Finds the files named, of any suffix, and the files of `suffixes` in the folders named, at any depth, each once.
 
-    Hidden files and folders are not searched, nor a data set's statistics, nor what lies beside its folder of clips
+    Hidden files and folders are skipped, and so are a data set's statistics and everything beside its folder of clips
     (`smplxflame_30`, `new_joint_vecs`). Links are followed.
 
     Args:
-        leave_out: a folder that is not searched, such as the one written to.
+        leave_out: a folder that is not searched, such as the output folder.
 
     Returns:
-        The files, sorted within each folder, and what cannot be read with the reason.
+        The files, sorted within each folder, and the paths that cannot be read, with the reasons.
     """
     found: dict[FoundFile, None] = {}
     left_out: list[LeftOut] = []
@@ -66,7 +66,7 @@ class _Search(NamedTuple):
     left_out: list[LeftOut]
 
     def files(self, folder: Path, relative: Path, above: tuple[str, ...]) -> Iterator[FoundFile]:
-        """The files of a folder and those below it; `above` are the real folders it lies in, against loops of links."""
+        """Yields the files of a folder at any depth; `above` are the real paths of its parents, against link loops."""
         real = os.path.realpath(folder)
         if real in above or (self.leave_out is not None and above and real == os.path.realpath(self.leave_out)):
             return
@@ -84,38 +84,39 @@ class _Search(NamedTuple):
 
 
 class PassedOver(NamedTuple):
-    """Files that no clip is read from, for one reason."""
+    """Files that are not read, with one reason for all."""
 
     reason: str
     suffix: str
     files: int
     first: list[str]
-    """The names of some, relative to the data."""
+    """The first names, relative to the data."""
 
 
 class FileCount(NamedTuple):
-    """What became of every file of the data: the numbers add up."""
+    """Numbers of files of the data, by how they were used; together they are all files."""
 
     source: str
     """The file or folder of motion."""
     seen: int
+    """All files."""
     read: int
-    """Files that clips came of."""
+    """Files that gave clips."""
     left_out: int
-    """Files that were to be read and no clip came of."""
+    """Files that gave no clip, although they are motion files."""
     passed_over: list[PassedOver]
-    """All others, the most first."""
+    """All other files, in groups, the largest first."""
 
 
 def count_files(
     reader: Reader, read: Collection[str], left_out: Collection[str], leave_out: Collection[Path] = ()
 ) -> FileCount:
-    """Counts the files of the data, hidden ones too, by what became of them.
+    """Counts the files of the data, including hidden ones, by how they were used.
 
     Args:
-        read: what `file_of` calls the clips that are in the store now.
-        left_out: what it calls those that were left out whole.
-        leave_out: folders that are not the data's, such as the store's.
+        read: names, as from `file_of`, of the files with clips that are in the store now.
+        left_out: names of the files that were left out completely.
+        leave_out: folders that do not belong to the data, such as the store's.
     """
     files = reader.clip_files()
     tried = {name: reader.file_of(name) for name in files}
@@ -143,9 +144,9 @@ def count_files(
 
 
 def _every_file(path: Path, leave_out: Collection[str]) -> Iterator[tuple[Path, bool]]:
-    """The files of a folder and those below it, and whether each is hidden; folders that cannot be read have none.
+    """Yields the files of a folder at any depth, and whether each is hidden; folders that cannot be read are skipped.
 
-    Folders are searched as `files_below` does, so that its files are among them by the same names.
+    Folders are searched as in `files_below`, so that its files are found under the same paths.
     """
     if not path.is_dir():
         yield path, False
@@ -172,17 +173,17 @@ def _all_below(folder: Path, leave_out: Collection[str]) -> Iterator[Path]:
 
 
 def check_regular(file: Path) -> None:
-    """Raises ClipError for what is no file: a folder, a dangling link, a pipe that would be waited on for ever."""
+    """Raises ClipError for a path that is not a regular file: a folder, a broken link, or a pipe, which would block."""
     try:
         mode = file.stat().st_mode
     except OSError as error:
         raise ClipError(f"cannot be read: {error.strerror or error}") from None
     if not stat.S_ISREG(mode):
-        raise ClipError("a folder, not a file" if stat.S_ISDIR(mode) else "no regular file")
+        raise ClipError("a folder, not a file" if stat.S_ISDIR(mode) else "not a regular file")
 
 
 def is_regular(file: Path) -> bool:
-    """Whether there is a file, as far as one may look."""
+    """Returns whether there is a regular file; False too if permissions forbid to check."""
     try:
         check_regular(file)
     except ClipError:
@@ -191,7 +192,7 @@ def is_regular(file: Path) -> bool:
 
 
 def _is_folder(path: Path) -> bool:
-    """As `Path.is_dir`, which raises where one may not look."""
+    """Returns whether a path is a folder; False if permissions forbid to check, where `Path.is_dir` raises."""
     try:
         return path.is_dir()
     except OSError:
@@ -199,7 +200,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def is_whole(file: Path) -> bool:
-    """Whether an npz or `.npy` file has all its bytes, and of an npz the right ones."""
+    """Returns whether an npz or `.npy` file is complete; of an npz, checksums are compared too."""
     try:
         check_regular(file)
         if file.suffix == ".npz":
@@ -212,7 +213,7 @@ def is_whole(file: Path) -> bool:
 
 
 def is_statistics(file: Path) -> bool:
-    """Whether a file is a mean or std by its name, and no motion."""
+    """Returns whether a file has the name of a mean or std, and is not motion."""
     if file.name in STATISTICS:
         return True
     if file.name.lower() not in _STATISTICS_NAMES:
@@ -225,10 +226,12 @@ def is_statistics(file: Path) -> bool:
 
 
 def statistics_in(folder: Path, clip_folder: str) -> Iterator[tuple[Path, ...]]:
-    """Mean and std in a folder of the data, and in those for statistics in it; one by itself where there is no other.
+    """Yields the files of mean and std in a folder of the data and in its folders for statistics.
+
+    If a folder has only one of the two, that one is yielded by itself.
 
     Args:
-        clip_folder: the name of the folder of clips; one of that name in a folder for statistics comes first.
+        clip_folder: the name of the folder of clips; a folder of that name among the statistics comes first.
     """
     places = [folder]
     for name in entries(folder):

@@ -28,9 +28,9 @@ from ds_rvqvae.motion.rotations import same_rate, translation_positions
 
 
 class PackedReader(Reader):
-    """One packed npz. It is read whole, once its clips are asked for: an npz cannot be memory-mapped.
+    """Reader of one packed npz. All of it is read into memory at the first clip: an npz cannot be memory-mapped.
 
-    Motion whose columns are all known by `layout` is resampled to `rvqvae.data.fps`; other keeps its rate.
+    Motion is resampled to `rvqvae.data.fps` if `layout` tells the meaning of all columns; else it keeps its rate.
     """
 
     format = "packed npz"
@@ -53,11 +53,11 @@ class PackedReader(Reader):
         if config.reading_version == 1:
             self.notes += (
                 f"read as versions up to 0.2 did: features are resampled from {self._source_fps:g} to {config.fps:g} "
-                "frames per second; prepare again with rvqvae.data.reading_version 2, which keeps them",
+                "fps; prepare again with rvqvae.data.reading_version 2, which does not resample them",
             )
         else:
             self._fps = self._source_fps
-            self.notes += (kept_rate(f"the file's own {self._fps:g} frames per second are kept", config),)
+            self.notes += (kept_rate(f"the file's own {self._fps:g} fps is kept", config),)
 
     @property
     def fps(self) -> float:
@@ -82,14 +82,14 @@ class PackedReader(Reader):
         motion = content.motion[content.starts[index] : content.starts[index + 1]]
         roots = [part for part in content.layout if part.kind == "translation" and part.width == 3]
         is_resampled = bool(roots) and self.config.reading_version > 1 and not same_rate(content.fps, self.fps)
-        if is_resampled:  # velocities are metres a frame, of another length then
+        if is_resampled:  # velocities are metres per frame, and the frames will have another length
             motion = np.array(motion, np.result_type(motion, np.float32))
             for part in roots:
                 motion[:, part.start : part.stop] = translation_positions(motion[:, part.start : part.stop])
         return Take(name, motion, content.fps, content.layout, self.split_of(name), has_positions=is_resampled)
 
     def split_of(self, name: str) -> str | None:
-        """The split of a clip, by what the file says."""
+        """Returns the split that the file gives for a clip."""
         return self._content.split[self._content.place_of[name]] if self._content.split else None
 
     def weight(self, name: str) -> int:
@@ -104,7 +104,7 @@ class PackedReader(Reader):
 
 
 def _head(path: Path, config: DataConfig) -> tuple[float, Layout]:
-    """Frame rate and columns of a file; raises ClipError."""
+    """Reads the frame rate and the layout of a file; raises ClipError."""
     arrays = load_npz(path, (), (*FPS_KEYS, "layout"))
     shape = npz_headers(path)[MOTION].shape
     if len(shape) != 2:
@@ -114,7 +114,7 @@ def _head(path: Path, config: DataConfig) -> tuple[float, Layout]:
         return frame_rate(load_npz(path, (FPS,))[FPS], FPS), layout
     rate = config.source_fps or rate_of(arrays)
     if rate is None:
-        raise ClipError(f"{missing_key(npz_keys(path), FPS)}; {to_say('source_fps', 'N')} says it")
+        raise ClipError(f"{missing_key(npz_keys(path), FPS)}; {to_say('source_fps', 'N')} sets the frame rate")
     check_rate(rate)
     return rate, layout
 
@@ -127,12 +127,12 @@ class _Content(NamedTuple):
     layout: Layout
     fps: float
     place_of: dict[str, int]
-    """Where each name stands first among `names`."""
+    """The first index of each name in `names`."""
 
 
 def _read(path: Path, fps: float) -> _Content:
-    """Raises ClipError."""
-    free = psutil.virtual_memory().available  # data of one's own may be large, but not larger than what holds them
+    """Reads a packed npz; raises ClipError."""
+    free = psutil.virtual_memory().available  # users' own data may be large, but must fit into memory
     arrays = load_npz(path, (MOTION, CLIP_START, "clip_name"), ("split", "layout"), free)
     motion = matrix(arrays[MOTION], MOTION)
     names = _strings(arrays, "clip_name")

@@ -1,4 +1,4 @@
-"""Which reader reads a file or folder. A new format is one file with one class, and its entry in `FORMATS`."""
+"""The choice of a reader for a file or folder. A new format is one file with one class, and its entry in `FORMATS`."""
 
 from collections import Counter
 from contextlib import suppress
@@ -14,22 +14,22 @@ from ds_rvqvae.motion.clip import ClipError
 
 
 def _reader(place: str) -> type[Reader]:
-    """The reader class at `module.Class` of this folder."""
+    """Returns the reader class at `module.Class` of this folder."""
     module, _, name = place.partition(".")
     reader: type[Reader] = getattr(import_module(f"ds_rvqvae.data.formats.{module}"), name)
     return reader
 
 
 READERS = tuple(sorted(map(_reader, FORMATS.values()), key=lambda reader: -reader.certainty))
-"""The first that is certain reads; else the one that matches; of several that do, the one with the most files."""
+"""Tried in this order: the first certain match reads; else, of all that match, the one with the most files."""
 
 
 def open_reader(path: Path, config: DataConfig) -> Reader:
-    """The reader of a file or folder of motion: the one that `rvqvae.data.format` names, or by what is there.
+    """Returns a reader of a file or folder of motion: the one that `rvqvae.data.format` names, or one that matches.
 
     Raises:
-        UserError: no such path, nothing in it, files that no reader knows, naming the first of them, or none of the
-            format asked for.
+        UserError: there is no such path, the folder is empty, no reader knows its files (the first is named), or none
+            is of the format asked for.
     """
     try:
         if not path.exists():
@@ -45,7 +45,7 @@ def open_reader(path: Path, config: DataConfig) -> Reader:
 
 
 def _choose(path: Path, config: DataConfig) -> Reader:
-    """The reader of what is there, by the rules of `rvqvae.data.reading_version`; raises UserError."""
+    """Returns a reader for the data by the rules of `rvqvae.data.reading_version`; raises UserError."""
 
     def matches(reader: type[Reader]) -> bool:
         return reader.matched_before(path) if config.reading_version == 1 else reader.matches(path)
@@ -53,7 +53,7 @@ def _choose(path: Path, config: DataConfig) -> Reader:
     if config.format is not None:
         reader = next(reader for reader in READERS if reader.key == config.format)
         if not matches(reader):
-            raise UserError(f"rvqvae.data.format: {path} is no {reader.format}; {_what_is_there(path)}")
+            raise UserError(f"rvqvae.data.format: {path} is not of the format {reader.format}; {_what_is_there(path)}")
         return reader(path, config)
     for reader in READERS:
         if reader.certainty and matches(reader):
@@ -65,22 +65,22 @@ def _choose(path: Path, config: DataConfig) -> Reader:
 
 
 def _differs_now(chosen: Reader, path: Path, config: DataConfig) -> tuple[str, ...]:
-    """A note where another reader is chosen by the rules of now."""
+    """Returns a note if today's rules choose another reader."""
     with suppress(UserError, ClipError):
         now = _choose(path, config.model_copy(update={"reading_version": 2}))
         if now.key != chosen.key:
             return (
                 f"read as versions up to 0.2 did: as {chosen.format}, but it is {now.format}; prepare again with "
-                "reading_version 2 for that",
+                "reading_version 2 to read it so",
             )
     return ()
 
 
 def _largest(readers: list[Reader]) -> Reader:
-    """The reader with the most files, and a note of what else is there."""
+    """Returns the reader with the most files, with a note on the other formats in the folder."""
     chosen = max(readers, key=lambda reader: len(reader.sources()))
     chosen.notes += tuple(
-        f"the folder also holds {reader.format}, not read; rvqvae.data.format: {reader.key} reads that instead"
+        f"the folder also holds {reader.format}, not read; set rvqvae.data.format to {reader.key} to read that instead"
         for reader in readers
         if reader is not chosen
     )
@@ -100,7 +100,7 @@ def _unknown(path: Path) -> str:
 
 
 def _reason(file: Path) -> str:
-    """What is wrong with an npz, or which keys it has."""
+    """Returns the keys of an npz, or the reason why it cannot be read, for a message."""
     if file.suffix != ".npz":
         return ""
     try:

@@ -1,4 +1,4 @@
-"""Skeletons from files (JSON, npz or BVH), and the unit of length of a BVH file by how tall its body is."""
+"""Skeletons from files (JSON, npz or BVH), and the unit of length of a BVH file from the height of its body."""
 
 import math
 from collections import Counter
@@ -22,11 +22,11 @@ from ds_rvqvae.motion.skeleton import Skeleton, checked_skeleton, skeleton_from_
 _USUAL_HEIGHT = 1.7
 """Metres."""
 _UNITS = (1.0, 0.01, 0.001, 0.0254, 0.3048, 0.0254 / 0.45)
-"""Metres: metre, centimetre, millimetre, inch, foot, and the unit of CMU's ASF files."""
+"""In metres: metre, centimetre, millimetre, inch, foot, and the unit of CMU's ASF files."""
 _SMALLEST, _TALLEST = 0.85, 3.4
-"""Metres; a figure beyond them is hardly a person."""
+"""Metres; a smaller or taller figure is hardly a person."""
 Z_UP_TO_Y_UP = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
-"""-90 degrees about x."""
+"""A rotation of -90 degrees about x."""
 UNITS = {
     "metres": 1.0,
     "feet": 0.3048,
@@ -35,18 +35,18 @@ UNITS = {
     "centimetres": 0.01,
     "millimetres": 0.001,
 }
-"""Metres of each; CMU's is that of its ASF files."""
+"""Metres per unit; CMU's is the unit of its ASF files."""
 _GROWN, _ABOUT_GROWN, _PERHAPS_GROWN = (1.3997, 2.0005), (1.38, 2.0005), (1.2, 2.3)
-"""Metres of a grown person; with room for soles, where one other unit makes a figure of `_ANY_SIZE` at most; and where
-none does."""
+"""Heights of an adult, in metres. The second, with room for soles, applies if in only one other unit the figure has a
+height within `_ANY_SIZE`; the third applies if in no other unit it has."""
 _ANY_SIZE = (0.255, 3.65)
-"""Metres, from a doll of 0.3 whose head has no top in the file to a giant of 3.4."""
+"""Metres: from a doll of 0.3 m whose head has no top in the file to a giant of 3.4 m."""
 _OF_CMU = frozenset({"LHipJoint", "RHipJoint", "LowerBack", "LeftFingerBase", "RightFingerBase", "LThumb", "RThumb"})
-"""Joints that only the CMU database's skeletons have together."""
+"""Joints that occur together only in the CMU database's skeletons."""
 _CMU_HEIGHTS = (1.38, 1.6)
-"""Metres: of the bodies in that database, 1.40 to 1.53 m at rest, with room."""
+"""Metres: the bodies in that database are 1.40 to 1.53 m tall at rest; with a margin."""
 
-_WAY_ON = f"say how many metres a unit is: {to_say('metres_per_unit', 'N')}"
+_WAY_ON = f"set the metres per unit: {to_say('metres_per_unit', 'N')}"
 
 
 class Unit(NamedTuple):
@@ -54,21 +54,21 @@ class Unit(NamedTuple):
 
     metres: float
     height: float
-    """Of the body, in metres."""
+    """The body's height, in metres."""
     how: str
-    """In words, the same for all files of a kind."""
+    """How the unit was found, as text that is the same for all files of a kind."""
     note: str | None
-    """What the user should know: other units are possible."""
+    """A warning to the user that other units are possible."""
 
 
 def recognise_unit(tree: Tree, way_on: str = _WAY_ON) -> Unit:
-    """The unit of a file by how tall its body is; the same for all files of a skeleton.
+    """Returns the unit of a file, found from its body's height; it is the same for all files of a skeleton.
 
     Args:
-        way_on: what a refusal asks for.
+        way_on: the remedy at the end of an error message.
 
     Raises:
-        ClipError: no body, or none that is a grown person's in one unit alone; with the heights.
+        ClipError: there is no body, or it is an adult's in no unit or in several; the message has the heights.
     """
     size, is_person = tree.size()
     if not is_person:
@@ -80,13 +80,13 @@ def recognise_unit(tree: Tree, way_on: str = _WAY_ON) -> Unit:
     limits = (_PERHAPS_GROWN, _ABOUT_GROWN, _GROWN)
     grown = [unit for unit, height in heights.items() if _within(height, limits[min(others[unit], 2)])]
     if len(grown) != 1:
-        raise ClipError(_refusal("its body is no grown person's in any unit", size, way_on))
+        raise ClipError(_refusal("its body is not an adult's in exactly one unit", size, way_on))
     unit = grown[0]
     note = None
     if others[unit]:
         note = (
-            f"{in_words(UNITS[unit])} is assumed, as bodies are grown persons' then; one of another size has the same "
-            f"numbers in another unit: {to_say('metres_per_unit', 'N')} says otherwise"
+            f"{in_words(UNITS[unit])} is assumed, as bodies are adults' then; a body of another size has the same "
+            f"numbers in another unit: {to_say('metres_per_unit', 'N')} sets another"
         )
     return Unit(UNITS[unit], heights[unit], "by the body's height", note)
 
@@ -95,7 +95,8 @@ def check_one_unit(units: Mapping[Path, Unit]) -> None:
     """Compares the units of one skeleton's files.
 
     Raises:
-        UserError: half of them and more have one, in which another may be a body of another size.
+        UserError: at least half of them have the same unit, and another file could have it too, with a body of
+            another size.
     """
     counts = Counter(unit.metres for unit in units.values())
     for usual in (metres for metres, count in counts.items() if 2 * count >= len(units)):
@@ -111,7 +112,7 @@ def check_one_unit(units: Mapping[Path, Unit]) -> None:
 
 
 def in_words(metres: float) -> str:
-    """A unit in words, as `1 unit = 1 cm`."""
+    """Returns a unit as text, such as `1 unit = 1 cm`."""
     return f"1 unit = {metres:.4g} m" if metres >= 1 else f"1 unit = {100 * metres:.4g} cm"
 
 
@@ -125,10 +126,10 @@ def _refusal(reason: str, size: float, way_on: str) -> str:
 
 
 def guess_unit(joints: Sequence[Joint]) -> tuple[float, str]:
-    """The unit of versions up to 0.2, in metres: the one that brings a figure's largest extent nearest to 1.7 m.
+    """Guesses the unit as versions up to 0.2 did: a figure's largest extent should be as near as possible to 1.7 m.
 
     Returns:
-        the unit, and words for the report.
+        the unit in metres, and a text for the report.
     """
     places = np.zeros((len(joints), 3))
     for index, joint in enumerate(joints):
@@ -136,7 +137,7 @@ def guess_unit(joints: Sequence[Joint]) -> tuple[float, str]:
             places[index] = places[joint.parent] + joint.offset
     extent = float(np.ptp(places, axis=0).max())
     if not 0 < extent < math.inf:
-        return 0.01, "1 unit = 1 cm, as its skeleton has no size to guess from"
+        return 0.01, "1 unit = 1 cm, because its skeleton has no size to guess from"
     metres = min(_UNITS, key=lambda unit: abs(math.log(extent) + math.log(unit / _USUAL_HEIGHT)))
     height = extent * metres
     guess = f"1 unit = {100 * metres:.4g} cm, guessed from the size of the skeleton"
@@ -146,7 +147,7 @@ def guess_unit(joints: Sequence[Joint]) -> tuple[float, str]:
 
 
 def outermost(joints: Sequence[Joint]) -> list[bool]:
-    """Whether each joint's parent is turned by no joint, so that its own offset and rotation are the world's."""
+    """Returns for each joint whether no joint above it turns: its offset and rotation are then in world axes."""
     free: list[bool] = []
     for joint in joints:
         free.append(joint.parent < 0 or (free[joint.parent] and not joints[joint.parent].axes))
@@ -159,15 +160,15 @@ def rest_skeleton(
     carrier: int = 0,
     turn: NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
-    """The joints with channels from the carrier down as `joint_names`, `parents` and `offsets` (metres), for JSON.
+    """Returns the joints with channels, from the carrier down, as `joint_names`, `parents` and `offsets`, for JSON.
 
-    Joints without channels do not move: what hangs on one hangs on its parent. The carrier is the root, at its place in
-    the world.
+    Joints without channels do not move: their children are attached to their parents instead. The carrier is the root,
+    at its position in the world. Offsets are in metres.
 
     Args:
-        bones: `[joints, 3]` metres, each joint's place relative to its parent at rest.
+        bones: `[joints, 3]` metres, each joint's position relative to its parent at rest.
         carrier: the joint that carries the body.
-        turn: `[3, 3]`, turns the world.
+        turn: `[3, 3]`, a rotation of the world.
     """
     offsets = bones.copy()
     above = joints[carrier].parent
@@ -180,7 +181,7 @@ def rest_skeleton(
         offsets = np.where(in_world[:, None], offsets @ turn.T, offsets)
     is_kept = [bool(joint.channels) for joint in joints]
     is_kept[carrier] = True
-    rows: list[int | None] = []  # of each joint in the skeleton, or of what carries it; None beside the body
+    rows: list[int | None] = []  # each joint's row in the skeleton, or that of a kept joint above it; None off the body
     kept: list[int] = []
     parents: list[int] = []
     for index, joint in enumerate(joints):
@@ -203,12 +204,12 @@ def load_skeleton(file: Path) -> Skeleton:
     """Reads a skeleton.
 
     Args:
-        file: JSON with `joint_names`, `parents` and `offsets` (metres, one triple a joint), and `name` if it likes; or
+        file: JSON with `joint_names`, `parents` and `offsets` (metres, one triple per joint), and optionally `name`; or
             an npz with `joint_names`, `parents` and `offsets_m`, `[joints, 3]` or `[clips, joints, 3]`, of which the
-            first clip's count; or a BVH file, its unit recognised by how tall its body is.
+            first clip is used; or a BVH file, whose unit is recognised from the height of its body.
 
     Raises:
-        UserError: unreadable, or no tree of joints in metres whose parents stand before their children.
+        UserError: the file cannot be read, or is not a tree of joints in metres with each parent before its children.
     """
     try:
         if file.suffix == ".npz":
@@ -227,7 +228,7 @@ def load_skeleton(file: Path) -> Skeleton:
             return skeleton_from_json(rest_skeleton(joints, bones, tree.carrier()), file.stem)
         entries = read_json(file)
         if not isinstance(entries, dict):
-            raise ClipError("not an object of joint_names, parents and offsets")
+            raise ClipError("not an object with joint_names, parents and offsets")
         return skeleton_from_json(entries, str(entries.get("name", file.stem)))
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror or error}") from None

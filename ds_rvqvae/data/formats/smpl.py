@@ -1,4 +1,4 @@
-"""SMPL-X and SMPL-H motion, one npz a clip, as AMASS and its kin keep it.
+"""SMPL-X and SMPL-H motion, one npz per clip, as in AMASS and similar data sets.
 
 Sources: N. Mahmood et al., "AMASS: Archive of Motion Capture as Surface Shapes", ICCV 2019; G. Pavlakos et al.,
 "Expressive Body Capture: 3D Hands, Face, and Body from a Single Image", CVPR 2019 (SMPL-X); J. Romero et al.,
@@ -32,23 +32,23 @@ from ds_rvqvae.motion.layout import SMPLH_JOINTS, SMPLX_JOINTS, joint_layout
 
 POSES, TRANS, EXPRESSIONS = "poses", "trans", "expressions"
 _FPS_KEYS_BEFORE = FPS_KEYS[:2]
-"""Those that versions up to 0.2 knew."""
+"""The keys that versions up to 0.2 knew."""
 BEAT2_FPS = 30.0
-"""Of a file with facial expressions that does not say."""
+"""Assumed for a file with facial expressions that gives no frame rate."""
 _UNSAID = (
-    f"the file says no frame rate: BEAT2's {BEAT2_FPS:g} a second are taken; {to_say('source_fps', 'N')} says another"
+    f"the file gives no frame rate: BEAT2's {BEAT2_FPS:g} fps is assumed; {to_say('source_fps', 'N')} sets another"
 )
 LAYOUTS = {3 * len(joints): joint_layout(joints, "translation") for joints in (SMPLX_JOINTS, SMPLH_JOINTS)}
-"""By the number of axis-angle columns."""
+"""Layouts by the number of axis-angle columns."""
 _SHAPE_FILES = ("shape.npz", "stagei.npz")
-"""How the names of AMASS's files of a subject's shape end, which hold no motion."""
+"""Ends of the names of AMASS's files with a subject's shape, which hold no motion."""
 _BLOCK = 512
-"""Frames converted at a time: the temporaries of 55 joints stay in the processor's cache (at 4,096 frames they do not,
-and it takes twice as long)."""
+"""Frames converted at a time: the temporary arrays of 55 joints stay in the processor's cache. With 4,096 frames they
+do not, and it takes twice as long."""
 
 
 class SmplReader(FilesReader):
-    """A folder of npz files at any depth, or one: `poses`, `trans` and the frame rate, in metres and radians.
+    """Reader of npz files with `poses`, `trans` and the frame rate, in metres and radians: a folder or one file.
 
     SMPL-X has 165 columns of axis-angle rotations (55 joints), SMPL-H 156 (52). Facial expressions are not read.
     """
@@ -97,7 +97,7 @@ class SmplReader(FilesReader):
             wanted = "165 (SMPL-X, 55 joints) or 156 (SMPL-H, 52)"
             raise ClipError(f"poses has shape {list(poses.shape)}, not [frames, {wanted}]")
         if len(poses) != len(trans):
-            raise ClipError(f"poses and trans have {len(poses)} and {len(trans)} frames, not as many")
+            raise ClipError(f"poses and trans have {len(poses)} and {len(trans)} frames; they must be equal")
         layout = LAYOUTS[poses.shape[1]]
         motion = np.empty((len(poses), layout[-1].stop))
         write_rotation_6d(poses, motion[:, :-3])
@@ -105,13 +105,13 @@ class SmplReader(FilesReader):
         if self.config.up_axis == "z":
             turn_upright(motion)
         if self.config.format is None and self.config.reading_version > 1 and EXPRESSIONS in keys:
-            notes += ("its facial expressions are not read; rvqvae.data.format: beat2 reads files with them",)
+            notes += ("its facial expressions are not read; set rvqvae.data.format to beat2 to read them",)
         empty = np.asarray(~(poses.any(axis=1) | trans.any(axis=1)))
         return Take(name, motion, fps, layout, split, empty, has_positions=True, notes=notes)
 
 
 def _holds_no_motion(file: Path) -> bool:
-    """Whether it is a file of a subject's shape, by its name and its keys."""
+    """Returns whether a file is one of a subject's shape, by its name and its keys."""
     if file.name.endswith(_SHAPE_FILES):
         with suppress(ClipError):
             return POSES not in npz_keys(file)
@@ -123,19 +123,19 @@ class Loaded(NamedTuple):
 
     arrays: dict[str, NDArray[Any]]
     keys: list[str]
-    """All that the file has."""
+    """All keys of the file."""
     fps: float
-    """Frames a second."""
+    """Frames per second."""
     notes: tuple[str, ...]
 
 
 def load_motion(file: Path, required: Sequence[str], config: DataConfig) -> Loaded:
-    """The required arrays of a clip and its frame rate.
+    """Reads the required arrays of a clip and its frame rate.
 
-    That is `rvqvae.data.source_fps`, or else what the file says, or else BEAT2's where it has facial expressions.
+    The rate is `rvqvae.data.source_fps`, else the one in the file, else BEAT2's if the file has facial expressions.
 
     Raises:
-        ClipError: unreadable, or without one of the keys, or without a frame rate.
+        ClipError: the file cannot be read, lacks one of the keys, or has no frame rate.
     """
     if config.source_fps is not None:
         return Loaded(
@@ -155,7 +155,7 @@ def load_motion(file: Path, required: Sequence[str], config: DataConfig) -> Load
 
 
 def _differs_now(file: Path, fps: float) -> tuple[str, ...]:
-    """A note where the file's rate is another one by the rules of now."""
+    """Returns a note if the file's frame rate is another one by today's rules."""
     try:
         now = rate_of(load_npz(file, (), FPS_KEYS)) or fps
         words = f"{now:g}"
@@ -164,22 +164,22 @@ def _differs_now(file: Path, fps: float) -> tuple[str, ...]:
     if now == fps:
         return ()
     return (
-        f"read as versions up to 0.2 did: {fps:g} frames a second, but its keys say {words}; prepare again with "
-        "reading_version 2 for those",
+        f"read as versions up to 0.2 did: {fps:g} fps, but its keys say {words}; prepare again with "
+        "reading_version 2 to use them",
     )
 
 
 def fps_of(arrays: Mapping[str, NDArray[Any]]) -> float:
-    """Frames a second of a clip's arrays, BEAT2's where they do not say; raises ClipError."""
+    """Returns the frame rate in a clip's arrays, or BEAT2's if they have none; raises ClipError."""
     return rate_of(arrays) or BEAT2_FPS
 
 
 def write_rotation_6d(axis_angle: NDArray[Any], out: NDArray[np.floating[Any]]) -> None:
-    """Writes rotations given as axis times angle in radians as 6D.
+    """Converts rotations from axis times angle in radians to 6D, and writes them to `out`.
 
-    With the Gibbs vector `g = axis * tan(angle / 2)` the rotation is `I + 2 / (1 + g·g) * ([g] + [g][g])`, of which
-    only the first two rows are computed: one tangent, which NumPy has vectorised, for a sine and a cosine. At pi the
-    tangent of the nearest float64 is large but finite.
+    With the Gibbs vector `g = axis * tan(angle / 2)`, the rotation is `I + 2 / (1 + g·g) * ([g] + [g][g])`. Only its
+    first two rows are computed. This takes one tangent, which NumPy has vectorised, instead of a sine and a cosine. At
+    pi the tangent of the nearest float64 is large but finite.
 
     Args:
         axis_angle: real `[frames, 3 * joints]`; a joint with NaN or infinite values becomes NaN.
@@ -191,12 +191,12 @@ def write_rotation_6d(axis_angle: NDArray[Any], out: NDArray[np.floating[Any]]) 
 
 
 def _write_block(axis_angle: NDArray[np.floating[Any]], out: NDArray[np.floating[Any]]) -> None:
-    """`[frames, joints, 3]` to `[frames, joints, 6]`."""
+    """Converts `[frames, joints, 3]` to `[frames, joints, 6]`."""
     gibbs = np.empty((3, *axis_angle.shape[:2]))
     gibbs[:] = np.moveaxis(axis_angle, 2, 0)
     x, y, z = gibbs
     with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinite values are found by the rules
-        angle = np.maximum(np.sqrt(x * x + y * y + z * z), 1e-150)  # for 0 / 0, the limit 1 / 2
+        angle = np.maximum(np.sqrt(x * x + y * y + z * z), 1e-150)  # gives the limit 1 / 2 instead of 0 / 0
         gibbs *= np.tan(angle / 2) / angle
         xx, yy, zz = gibbs * gibbs
         scale = 2 / (1 + (xx + yy + zz))
@@ -211,7 +211,7 @@ def _write_block(axis_angle: NDArray[np.floating[Any]], out: NDArray[np.floating
 
 
 def turns_z(config: DataConfig) -> bool:
-    """Whether BEAT2 files are turned so that y points up; versions up to 0.2 turned other SMPL files alone."""
+    """Returns whether BEAT2 files are turned so that y points up; versions up to 0.2 turned only other SMPL files."""
     return config.up_axis == "z" and config.reading_version > 1
 
 

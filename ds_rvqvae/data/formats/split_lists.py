@@ -1,7 +1,7 @@
-"""Lists of the clips of each split: `train.txt`, `val.txt` and `test.txt`, a clip a line, and where data sets put them.
+"""Lists of the clips of each split (`train.txt`, `val.txt` and `test.txt`, one clip per line), and their places.
 
-Sources of the places: HumanML3D and KIT (beside the clips), MotionStreamer's 272 columns (`split/`), MotionMillion
-(`split/version1/tokenizer_96/`), SnapMoGen (`data_split_info/train_fnames.txt`), as their repositories have them.
+The places are those of the data sets' repositories: HumanML3D and KIT (beside the clips), MotionStreamer's 272 columns
+(`split/`), MotionMillion (`split/version1/tokenizer_96/`), SnapMoGen (`data_split_info/train_fnames.txt`).
 """
 
 import os
@@ -18,35 +18,35 @@ from ds_rvqvae.motion.clip import original_name, take_name, whole_name
 LISTED = ("train", "val", "test")
 _ALIKE = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
 _ENDINGS = ("", "_fnames", "_ids")
-"""SnapMoGen lists its takes as `train_fnames.txt`, and pieces of them as `train_ids.txt`."""
+"""SnapMoGen lists its recordings in `train_fnames.txt`, and their pieces in `train_ids.txt`."""
 _FILES = {f"{name}{end}.txt": split for split, names in _ALIKE.items() for end in _ENDINGS for name in names}
-"""Names of lists in small letters, and their splits; of several in one folder the first counts."""
+"""Names of lists in lower case, and their splits; if a folder has several for one split, the first counts."""
 _FOLDER = re.compile(r"splits?|(data_)?split_info\d*|data_splits?\d*", re.IGNORECASE)
 _TOKEN = re.compile(r"(?<![a-z])(train|training|val|valid|validation|dev|test|testing)(?![a-z])", re.IGNORECASE)
 _OF_SPLITS = re.compile(r"(?<![a-z])splits?(?![a-z])", re.IGNORECASE)
 _ENDS = ("", ".txt", ".lst", ".list", ".csv", ".bak", ".old", ".orig")
 _TABLE_ENDS = (*_ENDS, ".json", ".tsv", ".yaml", ".yml")
-"""What a file ends with, wherever it lies, that may be a list, or a table of several splits."""
+"""Suffixes of files in any folder that may be a list (`_ENDS`), or a table of several splits."""
 _CELL, _WORD = re.compile(r"[^,;\t\r\n]+"), re.compile(r"[^\s\"',:;\[\]{}]+")
 _SUFFIXES = (".bvh", ".npy", ".npz")
 _LARGEST = 2**28
-"""Bytes of a list; no data set has as many clips."""
+"""The most bytes of a list; no data set needs more."""
 _LONGEST = 4096
-"""Characters of a line; no file has a longer path."""
+"""The most characters of a line; no file has a longer path."""
 _DEEPEST = 32
-"""Folders of a listed name that are looked at."""
+"""The number of folders of a listed name that are compared."""
 _LEVELS = 4
-"""Folders in each other that are searched for lists."""
+"""The depth to which nested folders are searched for lists."""
 _MOST_READ, _SHOWN = 100, 3
-"""Files read because they may be lists, and named in a note."""
+"""The number of files that are read because they may be lists, and the number named in a note."""
 
 
 class SplitLists:
-    """The lists in the first of some folders that has each; a data set without lists has no splits of its own.
+    """The lists of a data set, each from the first of several folders that has it; without lists there are no splits.
 
-    A line names a clip by its path with or without suffix. It matches a clip of that very name; or else, with folders
-    before it that the data do not have (`bvh/01/01_01.bvh` is `01/01_01` in the folder `bvh`), those that lie in the
-    data's own folder first; or else, without some of the folders that the data have (`01_01` is `01/01_01`).
+    A line names a clip by its path, with or without suffix. It matches a clip of exactly this name. If there is none,
+    the line may have more folders at the start than the clip (`bvh/01/01_01.bvh` is `01/01_01` in the folder `bvh`);
+    folders that match the data's own come first. Or it may have fewer folders than the clip (`01_01` is `01/01_01`).
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class SplitLists:
         files: Mapping[str, Path] | None = None,
         names: Mapping[str, Collection[str]] | None = None,
     ) -> None:
-        """Reads the lists; raises UserError where one cannot be read. The data's own folder comes first.
+        """Reads the lists; raises UserError if one cannot be read. The data's own folder comes first.
 
         Args:
-            files: the lists by split, wherever they lie; clips that they do not name go then with their take.
-            names: what they list, where they were read already.
+            files: the lists by split, from any folder; a clip that they do not name then takes its recording's split.
+            names: the names in these lists, if they were read before.
         """
         self._by_split = (
             _nearest_lists(folders) if files is None else {key: files[key] for key in LISTED if key in files}
@@ -77,31 +77,30 @@ class SplitLists:
         return list(self._by_split.values())
 
     def names(self) -> set[str]:
-        """Every listed name, with `/` between folders and without suffix."""
+        """Returns every listed name, with `/` between folders and without suffix."""
         return set(self._splits)
 
     def split_of(self, name: str) -> str | None:
-        """The split of a clip.
+        """Returns the split of a clip, or None if there are no lists.
 
-        A clip that no list names is `additional`, or `val` where there is only `train.txt`. One that is listed with
-        different answers has a split of both names, `train and test`, which is none that a clip may have. None where
-        there are no lists.
+        A clip that no list names is `additional`, or `val` if there is only `train.txt`. A clip in different lists has
+        a split such as `train and test`, which is not valid.
         """
         if not self.files:
             return None
         name = "/".join(_parts(name))
         if found := self._bits(name):
             return " and ".join(_words(found))
-        # The mirror image of a clip that trains is not held out.
+        # The mirror image of a training clip is not held out.
         trains = self._with_takes and self._found(original_name(name))
         return "val" if list(self._by_split) == ["train"] and not trains else "additional"
 
     def unlisted(self, clip_names: Iterable[str]) -> list[str]:
-        """Those that no list names, sorted."""
+        """Returns the clips that no list names, sorted."""
         return sorted(name for name in clip_names if not self._bits("/".join(_parts(name)))) if self.files else []
 
     def missing(self, clip_names: Iterable[str]) -> list[str]:
-        """Listed names that match none of the clips, sorted."""
+        """Returns the listed names that match none of the clips, sorted."""
         clips = {"/".join(_parts(name)) for name in clip_names}
         if self._with_takes:
             clips |= {take_name(name) for name in clips}
@@ -109,7 +108,7 @@ class SplitLists:
         return sorted(name for name in self._splits if name not in tails and clips.isdisjoint(_tails(name)))
 
     def why_missing(self, name: str) -> str:
-        """Says which lists have a name that no file of the data has."""
+        """Returns a message for a listed name without a file; it names the lists."""
         lists = " and ".join(self._by_split[split].name for split in _words(self._splits[name]))
         out = ".." in _parts(name)
         return f"{lists} lists it, but {'the name leads out of the folder' if out else 'there is no such file'}"
@@ -122,7 +121,7 @@ class SplitLists:
                 self._shortened[tail] = self._shortened.get(tail, 0) | bit
 
     def _bits(self, name: str) -> int:
-        """The splits that lists say of a clip or of its take."""
+        """Returns the splits that the lists give for a clip, or for the recording that it is a piece of."""
         return self._found(name) or (self._found(take_name(name)) if self._with_takes else 0)
 
     def _found(self, name: str) -> int:
@@ -143,7 +142,7 @@ def _words(bits: int) -> list[str]:
 
 
 class FoundLists(NamedTuple):
-    """The lists of a data set, and what the report should say of lists there."""
+    """The lists of a data set, and notes on lists for the report."""
 
     lists: SplitLists
     notes: tuple[str, ...] = ()
@@ -156,16 +155,17 @@ def find_lists(
     version: str | None = None,
     reading_version: int = 2,
 ) -> FoundLists:
-    """The lists of a data set: among its clips or beside them, else in folders for lists (`split/`, …) and below these.
+    """Finds the lists of a data set: among its clips or beside them, else in folders for lists (`split/`, …) or below.
 
     Args:
         folders: of the data: the one that clips are named relative to, and those above it.
-        beside: the folder around them, which may hold other data: its lists count where they name a clip.
-        version: the folder of lists to take, by the end of its path (`rvqvae.data.split_version`).
-        reading_version: `rvqvae.data.reading_version`; 1 looks among the clips and beside them only.
+        beside: the folder around them, which may hold other data: its lists are used only if they name a clip.
+        version: the folder of lists to use, by the end of its path (`rvqvae.data.split_version`).
+        reading_version: `rvqvae.data.reading_version`; 1 searches only among the clips and beside them.
 
     Raises:
-        UserError: several folders of lists that differ and no version, one that is not there, or a damaged list.
+        UserError: several folders have different lists and no version is given, the version does not exist, or a list
+            is damaged.
     """
     if reading_version == 1:
         return _lists_of_version_1(folders, beside, clip_names)
@@ -178,7 +178,7 @@ def find_lists(
 
 
 def _notes_of_unlisted(lists: SplitLists, clip_names: Collection[str]) -> Iterator[str]:
-    """Of clips that no list names, what they count as."""
+    """Yields notes on clips that no list names, with the split that they are counted in."""
     there, unlisted = ", ".join(file.name for file in lists.files), lists.unlisted(clip_names)
     for split in ("val", "additional"):
         names = [name for name in unlisted if lists.split_of(name) == split]
@@ -188,7 +188,7 @@ def _notes_of_unlisted(lists: SplitLists, clip_names: Collection[str]) -> Iterat
 
 
 def _lists_of_version_1(folders: Sequence[Path], beside: Path | None, clip_names: Collection[str]) -> FoundLists:
-    """Those beside the data only where they name a clip."""
+    """Finds lists by the rules of versions up to 0.2: those beside the data are used only if they name a clip."""
     lists = SplitLists(*reversed(folders), *([beside] if beside else []))
     if beside is not None and len(lists.missing(clip_names)) >= len(lists.names()):
         lists = SplitLists(*folders)
@@ -198,18 +198,18 @@ def _lists_of_version_1(folders: Sequence[Path], beside: Path | None, clip_names
         same = False
     if same and (lists.files or all(original_name(name) == whole_name(name) for name in clip_names)):
         return FoundLists(lists)
-    note = "read as versions up to 0.2 did: other clips train and are held out than now; prepare again with "
-    return FoundLists(lists, (f"{note}rvqvae.data.reading_version 2 for the data set's own split",))
+    note = "read as versions up to 0.2 did: other clips are held out than by today's rules; prepare again with "
+    return FoundLists(lists, (f"{note}rvqvae.data.reading_version 2 to use the data set's own split",))
 
 
 class _Lists(NamedTuple):
-    """The lists of one place."""
+    """The lists of one folder."""
 
     place: str
-    """Relative to the data; empty among the clips and beside them."""
+    """The folder, relative to the data; empty for lists among the clips and beside them."""
     files: dict[str, Path]
     names: dict[str, set[str]]
-    """Both by split."""
+    """Both by split; the names are those in the files."""
 
     @property
     def words(self) -> str:
@@ -217,7 +217,7 @@ class _Lists(NamedTuple):
 
 
 class _Search:
-    """All lists in the folders of a data set."""
+    """All lists in the folders of a data set, and the choice among them."""
 
     def __init__(self, folders: Sequence[Path], beside: Path | None, clip_names: Collection[str]) -> None:
         self._root, self._beside = folders[-1], beside
@@ -237,7 +237,7 @@ class _Search:
         self._near = near
 
     def _read(self, folder: Path, place: str, is_own: bool) -> _Lists | None:
-        """The lists of a place, where they name a clip."""
+        """Reads the lists of a folder, if they name a clip, else returns None."""
         files = _lists_in(folder / place)
         try:
             lists = _Lists(place, files, {split: _read_names(file) for split, file in files.items()})
@@ -255,7 +255,7 @@ class _Search:
         return any(name in self._tails or not self._clips.isdisjoint(_tails(name)) for name in names)
 
     def chosen(self, version: str | None) -> _Lists | None:
-        """The lists to take; raises UserError where that is not clear."""
+        """Returns the lists to use; raises UserError if that is not clear."""
         there = ", ".join(lists.place for lists in self._elsewhere)
         if version is not None and self._elsewhere:
             wanted = _parts(version)
@@ -264,39 +264,39 @@ class _Search:
                 return fitting[0]
             raise UserError(
                 f"rvqvae.data.split_version: {version} names {'several' if fitting else 'none'} of the folders of "
-                f"split lists in {self._root}; there: {there}"
+                f"split lists in {self._root}; these are {there}"
             )
         if self._near is not None or not self._elsewhere:
             return self._near
         if any(lists.names != self._elsewhere[0].names for lists in self._elsewhere):
             say = to_say("split_version", "NAME")
-            raise UserError(f"{self._root}: several folders of split lists: {there}; {say} says which")
+            raise UserError(f"{self._root}: several folders of split lists: {there}; {say} chooses one")
         return self._elsewhere[0]
 
     def notes(self, chosen: _Lists | None, version: str | None) -> Iterator[str]:
-        """Of lists that are there and not taken."""
+        """Yields notes on lists that are not used."""
         if version is not None and not self._elsewhere:
             yield f"rvqvae.data.split_version {version} is not used: there is no folder of split lists"
         others = [lists for lists in self._elsewhere if chosen is not None and lists.names != chosen.names]
         if others and version is None and chosen is not None:
-            yield f"{_shown([lists.words for lists in others])}: not used, {chosen.words} beside the data say otherwise"
+            yield f"{_shown([lists.words for lists in others])}: not used, {chosen.words} beside the data differ"
         for lists in self._unmatched:
             yield f"{lists.words}: not used, names none of the clips"
         if chosen is None and (folders := self._split_folders()):
-            yield f"the folders {_shown(folders)} are not taken for splits: list their clips in train.txt, val.txt, …"
+            yield f"the folders {_shown(folders)} are not used as splits: list their clips in train.txt, val.txt, …"
         loose = [os.path.relpath(file, self._root) for file in self._loose(chosen is None)]
         if loose:
-            yield f"{_shown(loose)}: names clips as a list of a split does, and is not used"
+            yield f"{_shown(loose)}: names clips like the list of a split, but is not used"
 
     def _split_folders(self) -> list[str]:
-        """First folders of the clips, where some are called after what trains and some after what is held out."""
+        """Returns the clips' top folders that are named after splits, if one of them is named after training."""
         folders = sorted({name.partition("/")[0] for name in self._clips if "/" in name})
         splits = {folder: {word.lower()[:3] for word in _TOKEN.findall(folder)} for folder in folders}
         named = [folder for folder in folders if splits[folder]]
         return named if {"tra"} < set().union(*splits.values()) else []
 
     def _loose(self, tables: bool) -> Iterator[Path]:
-        """Files that name clips and are called like lists, where no list is looked for; `tables`: of several too."""
+        """Yields files that are named like lists and name clips, but are not used; with `tables`, tables too."""
         places = [lists for lists in (self._near, *self._elsewhere, *self._unmatched) if lists is not None]
         known = {file for lists in places for file in lists.files.values()}
         there = sorted(_like_lists(self._root, tables))
@@ -308,14 +308,14 @@ class _Search:
 
 
 def _nearest_lists(folders: Sequence[Path]) -> dict[str, Path]:
-    """`train.txt`, `val.txt` and `test.txt`, each of the first folder that has it."""
+    """Returns `train.txt`, `val.txt` and `test.txt`, each from the first folder that has it."""
     files = {split: [folder / f"{split}.txt" for folder in folders] for split in LISTED}
     found = {split: next((file for file in places if file.is_file()), None) for split, places in files.items()}
     return {split: file for split, file in found.items() if file is not None}
 
 
 def _lists_in(folder: Path) -> dict[str, Path]:
-    """The lists of one folder by split."""
+    """Returns the lists of one folder by split."""
     there = {name.lower(): folder / name for name in entries(folder) if name.lower() in _FILES}
     found: dict[str, Path] = {}
     for name, split in _FILES.items():
@@ -325,7 +325,7 @@ def _lists_in(folder: Path) -> dict[str, Path]:
 
 
 def _list_folders(folder: Path) -> list[str]:
-    """Folders for lists in a folder and those below them, relative to it, sorted."""
+    """Returns the folders for lists in a folder and the folders below them, relative to it, sorted by level."""
     found: list[str] = []
     level = [name for name in entries(folder) if _FOLDER.fullmatch(name) and (folder / name).is_dir()]
     for _ in range(_LEVELS):
@@ -336,7 +336,7 @@ def _list_folders(folder: Path) -> list[str]:
 
 
 def _like_lists(root: Path, tables: bool, levels: int = _LEVELS) -> Iterator[Path]:
-    """Files of a folder and those below it whose names say that they list one split, or with `tables` several."""
+    """Yields files in a folder and below whose names say that they list one split, or with `tables` several splits."""
     for place, folders, files in os.walk(root):
         depth = len(Path(place).parts) - len(root.parts)
         folders[:] = [name for name in folders if name[0] != "." and depth + 1 < levels]
@@ -344,12 +344,12 @@ def _like_lists(root: Path, tables: bool, levels: int = _LEVELS) -> Iterator[Pat
             splits, end = {word.lower()[:3] for word in _TOKEN.findall(name)}, Path(name).suffix.lower()
             is_like_one = len(splits) == 1 and end in _ENDS
             is_table = tables and end in _TABLE_ENDS and (splits or _OF_SPLITS.search(name))
-            if (is_like_one or is_table) and name[0] != "." and Path(place, name).is_file():  # a pipe would never end
+            if (is_like_one or is_table) and name[0] != "." and Path(place, name).is_file():  # a pipe would block
                 yield Path(place, name)
 
 
 def _words_of(file: Path) -> set[str]:
-    """What may be names of clips in a file: cells of its lines, or words of JSON and YAML."""
+    """Returns possible names of clips in a file: cells of its lines, or words of JSON and YAML."""
     try:
         text = read_text(file) if file.stat().st_size <= _LARGEST else ""
     except (OSError, UnicodeError):
@@ -359,7 +359,7 @@ def _words_of(file: Path) -> set[str]:
 
 
 def entries(folder: Path) -> list[str]:
-    """The names of what a folder holds, sorted, as far as one may look."""
+    """Returns the names of a folder's entries, sorted; an empty list if the folder cannot be read."""
     try:
         with os.scandir(folder) as there:
             return sorted(entry.name for entry in there)
@@ -374,13 +374,13 @@ def _shown(words: Sequence[str]) -> str:
 def _read_names(file: Path) -> set[str]:
     try:
         if file.stat().st_size > _LARGEST:
-            raise UserError(f"{file}: larger than {_LARGEST >> 20} MiB, so no list of clips, a name a line")
+            raise UserError(f"{file}: larger than {_LARGEST >> 20} MiB, so not a list of clips with one name per line")
         lines = read_text(file).split("\n")
     except (OSError, UnicodeError) as error:
-        raise UserError(f"{file}: cannot be read as a list of clips, a name a line in UTF-8: {error}") from None
+        raise UserError(f"{file}: cannot be read as a list of clips with one name per line, UTF-8: {error}") from None
     for number, line in enumerate(lines, 1):
         if len(line) > _LONGEST:
-            raise UserError(f"{file}: line {number} has {len(line):,} characters, so it is no name of a clip")
+            raise UserError(f"{file}: line {number} has {len(line):,} characters, so it is not the name of a clip")
     return {name for line in lines if (name := _without_suffix("/".join(_parts(line.strip()))))}
 
 
@@ -393,7 +393,7 @@ def _without_suffix(name: str) -> str:
 
 
 def _tails(name: str) -> list[str]:
-    """The name without its first folder, without its first two, …; of a name that leads out (`..`) there are none."""
+    """Returns a name without its first folder, without its first two, …; an empty list for a name with `..`."""
     parts = name.split("/")
     if ".." in parts:
         return []

@@ -1,4 +1,4 @@
-"""Single motion files: any format read by itself, and features written back as motion."""
+"""Single motion files: reads one of any format, and writes features back as motion."""
 
 import io
 import warnings
@@ -54,24 +54,24 @@ from ds_rvqvae.motion.rotations import (
 )
 
 BEAT2, BVH, PACKED = "beat2", "bvh", "packed"
-"""Formats that are written as they are read, and that which holds several clips."""
+"""Two formats that are written as they are read, and the one that holds several clips."""
 _Y_UP_TO_Z_UP = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
-"""By 90 degrees about x, back from how the reader turned it."""
+"""A rotation of 90 degrees about x, which reverses the reader's."""
 
 
 def open_motion_file(file: Path, config: DataConfig) -> Reader:
-    """The reader of one file, whose clips are at `rvqvae.data.fps`.
+    """Returns a reader of one file, whose clips are at `rvqvae.data.fps`.
 
     Raises:
-        ClipError: no regular file, or one that keeps another frame rate.
-        UserError: of no known format, or cannot be read.
+        ClipError: it is not a regular file, or its frame rate is another one and features are never resampled.
+        UserError: the format is unknown, or the file cannot be read.
     """
     check_regular(file)
-    # A matrix's own reader says what is wrong with one that it cannot read.
+    # The reader of matrices gives the exact reason if it cannot read one.
     is_npy = file.suffix.lower() == ".npy"
     reader = FeatureFolderReader(file, config) if is_npy else open_reader(file, config)
     if not same_rate(reader.fps, config.fps):
-        raise ClipError(f"{reader.fps:g} frames per second, {config.fps:g} are wanted; features are never resampled")
+        raise ClipError(f"{reader.fps:g} fps, but {config.fps:g} fps is needed; features are never resampled")
     return reader
 
 
@@ -82,20 +82,20 @@ def write_matrix(file: Path, motion: NDArray[Any]) -> None:
 
 
 class Beat2Source(NamedTuple):
-    """A BEAT2 file, of which a written clip takes what its features do not say."""
+    """A BEAT2 file; a written clip takes from it everything that the features do not have."""
 
     arrays: dict[str, NDArray[Any]]
-    """Its keys, in its order, with what they hold."""
+    """Its arrays by key, in its order."""
     left_out: list[str]
     """Keys that hold Python objects, which are never loaded."""
     fps: float
-    """Frames a second of it."""
+    """Its frame rate, in frames per second."""
     has_z_up: bool = False
-    """Whether z points up in it, where y does in features."""
+    """Whether z points up in it; in features, y does."""
 
 
 def read_beat2_source(file: Path, config: DataConfig | None = None) -> Beat2Source:
-    """All plain arrays of a BEAT2 npz, and its rate as `config` has it read; raises ClipError."""
+    """Reads all plain arrays of a BEAT2 npz, and its frame rate according to `config`; raises ClipError."""
     config = config or DataConfig()
     check_regular(file)
     arrays: dict[str, NDArray[Any]] = {}
@@ -116,7 +116,7 @@ def read_beat2_source(file: Path, config: DataConfig | None = None) -> Beat2Sour
 
 
 def rest_source(frames: int, fps: float) -> Beat2Source:
-    """What stands in for a source that there is not: everything at rest, neutral shape."""
+    """Returns a source for clips without a source file: all joints at rest, neutral shape."""
     return Beat2Source(
         {
             "betas": np.zeros(300, np.float32),
@@ -138,16 +138,16 @@ def write_beat2(file: Path, motion: NDArray[Any], layout: Layout, fps: float, so
     Args:
         motion: `[frames, features]`: 6D rotations of SMPL-X joints, translation features, expressions.
         layout: of its columns.
-        fps: frames a second of `motion`; the source's joints, translation and expressions that `layout` does not name
-            are brought to it, its other keys are copied.
+        fps: frames per second of `motion`. The source's joints, translation and expressions that `layout` does not
+            name are resampled to it; its other keys are copied.
 
     Raises:
-        ClipError: the source's motion is not as long, or not finite, or the columns are none of SMPL-X.
+        ClipError: the source's motion has another length or is not finite, or a column is not one of SMPL-X.
     """
     arrays = _at_rate(source, fps)
     if len(arrays["poses"]) != len(motion):
         raise UnfitError(
-            f"the source has {len(arrays['poses'])} frames at {fps:g} frames a second, the codes {len(motion)}"
+            f"the source has {len(arrays['poses'])} frames at {fps:g} fps, but the codes have {len(motion)}"
         )
     motion = motion.astype(np.float64)
     for channels in layout:
@@ -163,7 +163,7 @@ def write_beat2(file: Path, motion: NDArray[Any], layout: Layout, fps: float, so
         elif channels.name == EXPRESSIONS:
             arrays["expressions"][:] = columns
         else:
-            raise UnfitError(f"{channels.name} ({channels.kind}) has no place in a BEAT2 file")
+            raise UnfitError(f"{channels.name} ({channels.kind}) cannot be stored in a BEAT2 file")
     with whole_file(file) as content:
         write_npz(content, arrays)
 
@@ -171,7 +171,10 @@ def write_beat2(file: Path, motion: NDArray[Any], layout: Layout, fps: float, so
 def _places(
     columns: NDArray[np.float64], channels: Channels, first: NDArray[Any], has_z_up: bool
 ) -> NDArray[np.float64]:
-    """The root's places `[frames, 3]` of its columns, as the source has them; it starts over `first`."""
+    """Returns the root's positions `[frames, 3]` from its columns, with the source's up axis.
+
+    A path made from velocities starts at the horizontal position of `first`, the source's first position.
+    """
     if channels.kind != "position":
         x, _, z = _Y_UP_TO_Z_UP.T @ first if has_z_up else first
         columns = translation_positions(columns, (x, z))
@@ -180,7 +183,7 @@ def _places(
 
 
 def _at_rate(source: Beat2Source, fps: float) -> dict[str, NDArray[Any]]:
-    """A clip's arrays at another frame rate, with copies of the motion; as they are where frame stands for frame."""
+    """Returns a source's arrays at another frame rate, with copies of the motion; not resampled if the rates agree."""
     motion = rotations_and_positions(source.arrays)
     check_finite(motion)
     arrays, source_fps = dict(source.arrays), source.fps
@@ -211,7 +214,7 @@ def _at_rate(source: Beat2Source, fps: float) -> dict[str, NDArray[Any]]:
 
 
 def _says(values: NDArray[Any], key: str, fps: float) -> bool:
-    """Whether a key of a source says a rate, or one that is read alike."""
+    """Returns whether a key of a source gives a frame rate, or one that is read as the same."""
     try:
         said = rate_of({key: values})
     except ClipError:
@@ -220,24 +223,27 @@ def _says(values: NDArray[Any], key: str, fps: float) -> bool:
 
 
 def _rate_like(values: NDArray[Any], fps: float) -> NDArray[Any]:
-    """A frame rate of the shape and, where that can hold it, the dtype of `values`."""
+    """Returns a frame rate in the shape of `values` and, if it can hold the rate, in their dtype."""
     is_number = values.dtype.kind == "f" or (values.dtype.kind in "iu" and fps == int(fps))
     dtype = values.dtype if is_number else np.float64
     return np.full(values.shape, fps, dtype)
 
 
 def write_bvh(file: Path, motion: NDArray[Any], layout: Layout, source: Path, config: DataConfig) -> float:
-    """Writes motion as a BVH file with the hierarchy, names and order of channels of `source`; gives its frame rate.
+    """Writes motion as a BVH file with the hierarchy, names and order of channels of `source`.
 
     Args:
-        motion: `[frames, columns]`, as a reader of `source` gives them.
-        layout: the columns to write; what of the source it does not name stays as it is there, as do joints above the
+        motion: `[frames, columns]`, as a reader of `source` returns them.
+        layout: the columns to write; the source's other joints are kept as in the source, and so are those above the
             body's carrier.
         source: the BVH file that was read.
-        config: how: `fps`, which the file gets, and how `source` was read.
+        config: the settings with which `source` was read; its `fps` becomes the frame rate of the new file.
+
+    Returns:
+        the frame rate of `source`.
 
     Raises:
-        ClipError: the source cannot be read, is of another length, or has no such joint.
+        ClipError: the source cannot be read, has another length, or lacks a joint of the layout.
     """
     bvh = read_bvh(source)
     turn = Z_UP_TO_Y_UP if config.up_axis == "z" else None
@@ -252,7 +258,7 @@ def write_bvh(file: Path, motion: NDArray[Any], layout: Layout, source: Path, co
     except ValueError as error:
         raise ClipError(f"cannot be resampled: {error}") from None
     if len(whole) != len(motion):
-        raise UnfitError(f"has {len(whole)} frames at {config.fps:g} frames a second, the motion {len(motion)}")
+        raise UnfitError(f"has {len(whole)} frames at {config.fps:g} fps, but the motion has {len(motion)}")
     missing = missing_channels(there, layout)
     if missing is not None:
         raise UnfitError(f"has no {missing.name} ({missing.kind})")
@@ -277,8 +283,14 @@ def _fill(
     place: NDArray[np.float64],
     turn: NDArray[np.float64] | None,
 ) -> None:
-    """Writes rotations `[frames, turning joints, 3, 3]` and the carrier's place `[frames, 3]`, both as `columns_of`
-    gives them, into their channels of `bvh.values`; the place into those nearest above where the carrier has none."""
+    """Writes rotations and the carrier's position, both as from `columns_of`, into their channels of `bvh.values`.
+
+    If the carrier has no position channels, the position goes into the nearest ones above it.
+
+    Args:
+        matrices: `[frames, turning joints, 3, 3]`.
+        place: the carrier's position, `[frames, 3]`.
+    """
     back = np.eye(3) if turn is None else turn.T
     *above, carrier = path = path_to(bvh.joints, figure.carrier)
     rows = list(accumulate((bool(joint.axes) for joint in bvh.joints), initial=0))
@@ -306,25 +318,25 @@ def _fill(
 
 
 def _angles(matrices: NDArray[np.float64], joint: Joint) -> NDArray[np.float64]:
-    """A joint's rotations `[frames, 3, 3]` in the order of its channels, degrees `[frames, axes]`, without jumps.
+    """Converts a joint's rotations `[frames, 3, 3]` to the angles of its channels, degrees `[frames, axes]`, unwrapped.
 
-    A joint with fewer than three rotation channels cannot turn in all ways; what its channels cannot say is left out.
+    A joint with fewer than three rotation channels cannot hold every rotation; the rest of the rotation is dropped.
     """
     from scipy.spatial.transform import Rotation
 
     axes: Sequence[int] = joint.axes + tuple(axis for axis in range(3) if axis not in joint.axes)
     axes = axes[: max(3, len(joint.axes))]
     if any(first == second for first, second in pairwise(axes)):
-        raise ClipError(f"{joint.name} turns about one axis twice in a row, which angles cannot be found for")
+        raise ClipError(f"{joint.name} turns about one axis twice in a row, so its angles cannot be found")
     with warnings.catch_warnings():
-        # Where two axes fall together only their sum is known, and any two angles of that sum are right.
+        # Where two axes coincide, only the sum of their angles is known, and any two angles with that sum are right.
         warnings.filterwarnings("ignore", message="Gimbal lock")
         angles = Rotation.from_matrix(matrices).as_euler("".join("XYZ"[axis] for axis in axes), degrees=True)
     return np.unwrap(angles, period=360, axis=0)[:, : len(joint.axes)]
 
 
 def _header(source: Path) -> bytes:
-    """All lines before MOTION, as they are."""
+    """Returns all lines before MOTION, unchanged."""
     with source.open("rb") as content:
         lines = io.BytesIO()
         for line in content:

@@ -1,5 +1,5 @@
-"""BVH files for tests: a small figure with channels in several orders and a position on one that is no root; and bodies
-below what exporters write above them."""
+"""BVH files for tests: a small figure with channels in several orders and position channels on a joint below the root;
+and bodies with the joints that exporters write above them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +45,7 @@ JOINTS = ("Hips", "LeftArm", "LeftHand", "LeftLeg")
 
 
 def write_bvh_motion(file: Path, frames: int = 60, fps: float = 30.0, seed: int = 0) -> Path:
-    """Angles of up to 60 degrees, and a root that walks; line ends of Windows."""
+    """Writes angles of up to 60 degrees and a root that walks, with the line ends of Windows."""
     rng = np.random.default_rng(seed)
     values = 40 * np.sin(rng.uniform(0, 6, CHANNELS) + np.arange(frames)[:, None] * rng.uniform(0.05, 0.3, CHANNELS))
     values[:, :3] = np.cumsum(rng.uniform(-1, 1, (frames, 3)), axis=0)
@@ -58,7 +58,7 @@ def write_bvh_motion(file: Path, frames: int = 60, fps: float = 30.0, seed: int 
 
 
 class Part(NamedTuple):
-    """A joint of a made body; End Sites have no name."""
+    """A joint of a generated body; End Sites have no name."""
 
     name: str
     parent: str
@@ -67,13 +67,13 @@ class Part(NamedTuple):
 
 
 def limb(names: Sequence[str], parent: str, *offsets: tuple[float, float, float]) -> list[Part]:
-    """A chain of joints, with an End Site where there is one more offset than names."""
+    """Returns a chain of joints, with an End Site if there is one more offset than names."""
     ends = [*names, ""][: len(offsets)]
     return [Part(name, above, own) for name, above, own in zip(ends, [parent, *names], offsets, strict=False)]
 
 
 def body(hips: str = "Hips", parent: str = "", channels: int = 6) -> list[Part]:
-    """A person of 169 units, arms stretched out sideways; hips 94 above the lowest point."""
+    """Returns a person 169 units tall, arms stretched out sideways, hips 94 above the lowest point."""
     legs = [
         limb([f"{side}UpLeg", f"{side}Leg", f"{side}Foot"], hips, (x, -5, 0), (0, -42, 0), (0, -42, 0), (0, -5, 15))
         for side, x in (("Left", 9), ("Right", -9))
@@ -96,7 +96,7 @@ _CHANNELS = {
 
 
 def hierarchy(parts: Sequence[Part], scale: float = 1.0) -> str:
-    """The text before MOTION; the first of `parts` is the root."""
+    """Returns the text before MOTION; the first of `parts` is the root."""
 
     def lines(part: Part, word: str) -> list[str]:
         offset = " ".join(f"{scale * value:.9g}" for value in part.offset)
@@ -114,9 +114,9 @@ def hierarchy(parts: Sequence[Part], scale: float = 1.0) -> str:
 def write_body(
     file: Path, parts: Sequence[Part], frames: int = 40, seed: int = 0, scale: float = 1.0, still: Sequence[str] = ()
 ) -> Path:
-    """Writes a body that moves: smooth angles of up to 50 degrees, places that wander; `still` joints are all zero.
+    """Writes a moving body with smooth angles of up to 50 degrees and changing positions; `still` joints are all zero.
 
-    Joints but the root whose bones are in their position channels keep them where that is their OFFSET.
+    A joint other than the root whose position channels hold its bone keeps it if that is its OFFSET.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     header = hierarchy(parts, scale)
@@ -140,7 +140,7 @@ def write_body(
 
 
 def world_of_file(file: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Places `[frames, 3]` and rotations `[frames, 3, 3]` in the world of each named joint, by the format's rules."""
+    """Returns each named joint's positions `[frames, 3]` and rotations `[frames, 3, 3]` in the world, by the format."""
     bvh = read_bvh(file)
     places: list[np.ndarray] = []
     turns: list[np.ndarray] = []

@@ -1,4 +1,4 @@
-"""Damaged motion files by the hundred, the same every time."""
+"""Hundreds of damaged motion files, the same in every run."""
 
 import io
 import os
@@ -21,14 +21,14 @@ Files = Mapping[str, np.ndarray | bytes]
 
 
 class Damaged(NamedTuple):
-    """A file's content, and whether its damage leaves nothing to use."""
+    """The content of a file, and whether nothing in it can be used."""
 
     content: bytes
     is_certain: bool = True
 
 
 class Marker:
-    """Unpickling one makes a folder."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -38,25 +38,25 @@ class Marker:
 
 
 class Format(NamedTuple):
-    """A format whose clips are `FRAMES` frames at 30 a second."""
+    """A format whose clips have `FRAMES` frames at 30 frames per second."""
 
     key: str
     suffix: str
     width: int
     arrays: Callable[[int], dict[str, np.ndarray]]
-    """Of a seed: one array a key; a `.npy` has one, under whatever key."""
+    """Makes the arrays from a seed, one array per key; a `.npy` has one array, under any key."""
     folder: str = "."
-    """Of the clips, below the data."""
+    """The folder of the clips, relative to the data."""
 
     def content(self, seed: int) -> bytes:
-        """A good file."""
+        """Returns a good file."""
         arrays = self.arrays(seed)
         if self.suffix == ".bvh":
             return bvh(arrays["values"])
         return npz(arrays) if self.suffix == ".npz" else npy(*arrays.values())
 
     def damaged(self, marker: Path) -> dict[str, Damaged]:
-        """Damaged files by the stems of their names; none holds a clip of its own where the damage is certain."""
+        """Returns damaged files by the stems of their names; a file whose damage is certain holds no usable clip."""
         arrays = self.arrays(0)
         whole = self.content(0)
         rng = np.random.default_rng(sum(self.key.encode()))
@@ -105,7 +105,7 @@ def npy(values: np.ndarray, pickles: bool = False) -> bytes:
 
 
 def npz(arrays: Files, method: int = zipfile.ZIP_STORED, **lies: int) -> bytes:
-    """An npz with arrays, or the bytes of their files; `lies` stand in its directory for what is true of the last."""
+    """Returns an npz of arrays, or of their files' bytes; `lies` replace true entries of the last in its directory."""
     content = io.BytesIO()
     with warnings.catch_warnings(), zipfile.ZipFile(content, "w", method) as archive:
         warnings.simplefilter("ignore")
@@ -142,12 +142,12 @@ ROOT Hips
 
 
 def cut(rng: np.random.Generator, whole: bytes) -> bytes:
-    """Up to a random place, which is often near the start or the end."""
+    """Cuts a file at a random position, often near the start or the end."""
     return whole[: rng.choice([rng.integers(0, 30), rng.integers(0, len(whole)), len(whole) - rng.integers(1, 300)])]
 
 
 def broken_bytes(rng: np.random.Generator, whole: bytes, count: int) -> Iterator[Damaged]:
-    """Bytes changed, put in, taken out or moved: at times where they do not matter."""
+    """Changes, inserts, removes or moves bytes, sometimes where they do not matter."""
     for index in range(count):
         content = bytearray(whole)
         start, end = ((0, len(whole)), (0, 300), (len(whole) - 600, len(whole)))[index % 3]
@@ -171,13 +171,13 @@ def header(shape: str, descr: str = "'<f4'", order: str = "False", more: str = "
 
 
 def npy_of(text: bytes, numbers: bytes, version: bytes = b"\x01\x00", length: int | None = None) -> bytes:
-    """A `.npy` file with a header of one's own."""
+    """Returns a `.npy` file with the given header."""
     size = struct.pack("<H" if version == b"\x01\x00" else "<I", len(text) if length is None else length)
     return b"\x93NUMPY" + version + size + text + numbers
 
 
 def broken_headers(values: np.ndarray) -> dict[str, Damaged]:
-    """`.npy` files of which the numbers are good and the header is not."""
+    """Yields `.npy` files with good numbers and a bad header."""
     rows, columns = values.shape
     numbers = values.tobytes()
     shapes = {
@@ -242,7 +242,7 @@ def broken_headers(values: np.ndarray) -> dict[str, Damaged]:
 
 
 def broken_values(values: np.ndarray, marker: Path) -> dict[str, Damaged]:
-    """`.npy` files of the right form with what is no motion, or no numbers."""
+    """Yields `.npy` files in the right format that hold no motion, or no numbers."""
     objects = np.full(values.shape, None, object)
     objects[0, 0] = Marker(marker)
     spoilt = {"nan": np.nan, "inf": np.inf, "minus_inf": -np.inf, "over_float32": 1e300}
@@ -261,7 +261,7 @@ def broken_values(values: np.ndarray, marker: Path) -> dict[str, Damaged]:
         "broken_words": npy_of(header(str(values.shape), "'<U1'"), b"\xff" * 4 * values.size),
     }
     some = {
-        "all_zero": np.zeros_like(values),  # no reason to leave out a figure whose root moves
+        "all_zero": np.zeros_like(values),  # not a reason to leave out a figure whose root moves
         "some_nan": _with(values, slice(3, 9), np.nan),
         "last_inf": _with(values, slice(-1, None), np.inf),
         "middle_zero": _with(values, slice(20, 22), 0),
@@ -283,7 +283,7 @@ def _with(values: np.ndarray, rows: slice, value: float) -> np.ndarray:
 
 
 def broken_archives(arrays: dict[str, np.ndarray], key: str, marker: Path) -> dict[str, Damaged]:
-    """Archives that lie about what is in them, and bombs; `key` is that of the poses or features."""
+    """Yields archives with false declarations, and bombs; `key` is that of the poses or features."""
     last = {name: values for name, values in arrays.items() if name != key} | {key: arrays[key]}
     content = npy(arrays[key])
     pickled = npy(np.array(Marker(marker), object), pickles=True)
@@ -321,7 +321,7 @@ def broken_archives(arrays: dict[str, np.ndarray], key: str, marker: Path) -> di
 
 @cache
 def bomb(width: int) -> bytes:
-    """An npz of about a megabyte with every key that a format needs, of zeros, `_BOMB` bytes of them in the first."""
+    """Returns an npz of about a megabyte with zeros in every key that a format needs, `_BOMB` bytes in the first."""
     rows = _BOMB // 4 // width
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", _DEFLATED, compresslevel=1) as archive:
@@ -343,7 +343,7 @@ def many_members() -> bytes:
 
 
 def broken_keys(arrays: dict[str, np.ndarray], key: str, marker: Path) -> dict[str, Damaged]:
-    """Archives in which another array than that of `key` is missing, or of another kind."""
+    """Yields archives in which an array other than `key` is missing, or of another kind."""
     found: dict[str, Files] = {"key_missing": {**arrays, key: np.zeros(3)}}
     rate = next(name for name in arrays if name.startswith(("fps", "mocap")))
     rates = [0, -30, np.nan, np.inf, 1e-300, 1e9, 0.001, "fast", True, 30j, [30, 30], [], np.datetime64(30, "s")]
@@ -367,7 +367,7 @@ def broken_keys(arrays: dict[str, np.ndarray], key: str, marker: Path) -> dict[s
 
 
 def broken_bvh(text: str) -> Iterator[Damaged]:
-    """BVH files with something else in the place of something."""
+    """Yields BVH files in which a piece of text is replaced."""
     changes = {
         "Frames: 40": ["Frames: 41", "Frames: 39", "Frames: -1", "Frames: 1e9", "Frames: 99999999999999", "Frames:"],
         "Frames: 4": ["Frames: " + "4" * 5000, "Frames: \u0664", "frames 4"],
@@ -386,7 +386,7 @@ def broken_bvh(text: str) -> Iterator[Damaged]:
     for old, others in changes.items():
         for new in others:
             place = text.index(old) if old != "0 " else text.rindex(old)
-            # A number that no float holds spoils its frame, not the others.
+            # A number too large for a float makes its own frame unusable, not the others.
             yield Damaged((text[:place] + new + text[place + len(old) :]).encode(), new != "1e999 ")
     motion = text.index("\n", text.index("Frame Time")) + 1
     numbers = text[motion:]

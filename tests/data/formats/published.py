@@ -1,4 +1,4 @@
-"""Feature matrices in the folders in which data sets of them are published."""
+"""Feature matrices in folders like those of the published data sets."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -7,27 +7,27 @@ from tests.data.motion import write_lists, write_matrices, write_statistics
 
 
 class Published(NamedTuple):
-    """A data set of four clips, one in each split and one in none of them."""
+    """A data set of four clips: one in each split, and one in no split."""
 
     key: str
-    """Of the reader."""
+    """The reader's key."""
     width: int
     fps: float
     clips: str
-    """Their folder, relative to the data."""
+    """The folder of the lists, relative to the data."""
     lists: str
     statistics: str
     names: tuple[str, str, str, str]
-    """train, val, test, no list."""
+    """The clips in train, in val, in test, and in no list."""
     listed: str = "{}.txt"
-    """What a list is called."""
+    """The name of a list."""
     stem: str = ""
-    """What the reader's names begin with."""
+    """The prefix of the reader's names."""
     small: bool = False
-    """Statistics are called in small letters."""
+    """Whether the names of the statistics are in lower case."""
 
     def write(self, folder: Path) -> Path:
-        """All of it, and what lies beside it; gives the folder."""
+        """Writes the complete data set and other files beside it; returns its folder."""
         write_matrices(folder / self.clips, self.names, self.width)
         lists = {self.listed.format(split)[:-4]: name for split, name in self.by_split.items()}
         write_lists(folder / self.lists, **lists)

@@ -1,4 +1,4 @@
-"""What readers have in common: matrices, keys that are missing, files below a folder."""
+"""The functions that readers share: matrices, missing keys, files below a folder."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""BEAT2 as it is published: a language, its parent, several languages, and what lies beside them."""
+"""BEAT2 as it is published: a language, its parent, several languages, and other files beside them."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ SPLITS = {
 
 
 def write_language(folder, split, has_list=True):
-    """A language in its published layout, with other things beside the motion."""
+    """Writes a language in its published layout, with other files beside the motion."""
     write_beat2_folder(folder / CLIP_FOLDER, tuple(split))
     for name in ("wave16k/2_scott_0_1_1.wav", "textgrid/2_scott_0_1_1.TextGrid", "weights/mean_vel.npy"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -92,7 +92,7 @@ def test_without_any_list_no_clip_has_a_split(beat2):
         (beat2 / language / SPLIT_FILE).unlink()
     assert {clip.split for clip in clips_of(beat2).values()} == {None}
     assert open_reader(beat2, DataConfig()).notes == (
-        f"no {SPLIT_FILE} for {CHINESE}, {ENGLISH}: 5 clips have no split but that which rvqvae.data.split makes",
+        f"no {SPLIT_FILE} for {CHINESE}, {ENGLISH}: 5 clips have no split except the one that rvqvae.data.split makes",
     )
     assert open_reader(beat2, DataConfig(split="hash")).notes == ()
     assert open_reader(beat2 / ENGLISH, DataConfig()).notes[0].startswith(f"no {SPLIT_FILE} for {ENGLISH}: 3 clips")
@@ -142,7 +142,7 @@ def test_one_list_above_all_languages_holds_for_them(beat2):
 def test_speakers_are_chosen_by_the_number_of_the_clips_own_name(beat2):
     names = [name.rpartition("/")[2] for name in clips_of(beat2, speakers=[2, 22])]
     assert names == ["22_luqi_2_1_1", "2_scott_0_1_1", "2_scott_0_2_2"]
-    with pytest.raises(UserError, match=r"99 have no clip in .*; speakers there: 2, 4, 12, 22"):
+    with pytest.raises(UserError, match=r"99 have no clip in .*; its speakers are 2, 4, 12, 22"):
         open_reader(beat2, DataConfig(speakers=[99]))
 
 
@@ -172,8 +172,8 @@ def test_motion_beside_the_languages_is_said_and_not_read(beat2):
     np.savez(beat2 / CHINESE / "weights" / "mean.npz", mean=np.zeros(3))
     reader = open_reader(beat2, DataConfig())
     assert len(reader.clip_names()) == 5 and reader.notes == (
-        "4 npz files beside the folders of BEAT2 clips are not read, as AMASS/CMU/0.npz; give their folder by itself, "
-        "or rvqvae.data.format: smpl for all",
+        "4 npz files beside the folders of BEAT2 clips are not read, such as AMASS/CMU/0.npz; give their folder by "
+        "itself, or set rvqvae.data.format to smpl to read all",
     )
     assert reader.why_passed_over(beat2 / "AMASS" / "CMU" / "0.npz") == "not in a folder of clips"
     (beat2 / "AMASS").rename(beat2.parent / "AMASS")
@@ -200,7 +200,7 @@ def test_versions_before_read_the_parent_as_smplx(beat2):
     assert isinstance(reader, SmplReader)
     assert reader.notes == (
         "read as versions up to 0.2 did: as SMPL-X or SMPL-H npz, but it is BEAT2 npz; prepare again with "
-        "reading_version 2 for that",
+        "reading_version 2 to read it so",
     )
     shapes = {clip.motion.shape for clip in reader.clips() if isinstance(clip, Clip)}
     assert shapes == {(60, 333)} and {clip.split for clip in reader.clips() if isinstance(clip, Clip)} == {None}

@@ -1,4 +1,4 @@
-"""The body in a hierarchy: which joint carries it, whatever exporters write above it; how tall it is, and its unit."""
+"""The body in a hierarchy: the joint that carries it, below all that exporters write; its height and its unit."""
 
 import numpy as np
 import pytest
@@ -29,13 +29,13 @@ _CAMERA = [Part("Camera", "Scene", (0, 300, 500), 6), Part("", "Camera", (0, 0, 
 
 
 def _of_biped() -> list[Part]:
-    """3ds Max's: thighs hang on the spine."""
+    """A skeleton like 3ds Max's: the thighs are attached to the spine."""
     parts = [Part("Bip01", "", (0, 95, 0), 6), *body("Bip01 Pelvis", "Bip01", 3)]
     return [part._replace(parent="Spine") if part.name.endswith("UpLeg") else part for part in parts]
 
 
 def _unnamed() -> list[Part]:
-    """Names that say nothing, six channels on each joint, as Blender writes bones that are not joined."""
+    """A skeleton with meaningless names and six channels per joint, as Blender writes bones that are not connected."""
     parts = [Part("World", "", (0, 0, 0), 6), *body("Hips", "World")]
     new = {part.name: f"Bone.{index:03}" for index, part in enumerate(parts) if part.name}
     return [part._replace(name=new.get(part.name, ""), parent=new.get(part.parent, ""), channels=6) for part in parts]
@@ -99,8 +99,8 @@ def test_the_stores_figure_stands_where_the_files_does(above):
     places, _ = world_of_file(file)
     names = skeleton.joint_names
     assert names[0] == carrier and "Camera" not in names and not {"ik_foot_l", "foot.L"} & set(names)
-    if carrier == "Bone.001":  # position channels below the carrier wander in this one, which bones cannot
-        assert "change and are read past" in take.notes[0]
+    if carrier == "Bone.001":  # in this one, position channels below the carrier change, which bones cannot do
+        assert "change but are not read" in take.notes[0]
         return
     wanted = np.stack([places[name] for name in names], axis=1) / 100
     np.testing.assert_allclose(found, wanted, atol=1e-9)
@@ -166,7 +166,7 @@ def test_position_channels_that_leave_no_bones_are_refused(tmp_path, settings):
         for first in range(6, len(row), 6):
             row[first : first + 3] = "000"
     file.write_text(f"{head}Frame Time: 0.0333333\n" + "\n".join(map(" ".join, rows)))
-    with pytest.raises(ClipError, match="are 0 on all joints and put them in one place"):
+    with pytest.raises(ClipError, match="are 0 on all joints and so put them in one place"):
         take_of(file, **settings)
 
 
@@ -192,7 +192,7 @@ def test_two_figures_under_one_root_are_refused(tmp_path):
     with pytest.raises(ClipError, match=r"holds two figures, Hips and B:Hips; export each"):
         take_of(write_body(tmp_path / "three.bvh", [*parts, *second[1:]]))
     text = file.read_text()
-    file.write_text(text.replace("B:Hips", "second").replace("Hips", "first"))  # of one build, whatever they are called
+    file.write_text(text.replace("B:Hips", "second").replace("Hips", "first"))  # of the same build, with any names
     with pytest.raises(ClipError, match=r"holds two figures, first and second"):
         take_of(file)
 

@@ -1,4 +1,4 @@
-"""BVH files: exact rotations and places, every way of writing them, and what is damaged."""
+"""BVH files: exact rotations and positions, all spellings of the format, and damaged files."""
 
 import shutil
 import tarfile
@@ -70,7 +70,7 @@ def matrices(take: Take, joint: str) -> np.ndarray:
 
 
 def euler(axes: str, degrees) -> np.ndarray:
-    """The product of rotations from left to right, for column vectors."""
+    """Returns the product of rotations from left to right, for column vectors."""
     return Rotation.from_euler(axes, degrees, degrees=True).as_matrix()
 
 
@@ -139,7 +139,7 @@ ANGLES = st.floats(-720, 720, allow_subnormal=False)
 
 @st.composite
 def figures(draw) -> tuple[str, list[tuple[str, np.ndarray]], np.ndarray]:
-    """The text of a chain of joints, each one's axes and angles, and where each is relative to the one before."""
+    """Returns the text of a chain of joints, their axes and angles, and each position relative to the joint before."""
     chain = draw(st.lists(AXES, min_size=1, max_size=4))
     frames = draw(st.integers(1, 3))
     columns, joints, header = [], [], ["HIERARCHY"]
@@ -197,7 +197,7 @@ def test_position_channels_of_other_joints_are_read_past(tmp_path):
     assert take.notes == plain.notes and take.layout == plain.layout
     moving = take_of(write(tmp_path, still.replace("1 2 3 41", "1 2 9 41")))
     np.testing.assert_array_equal(moving.motion, plain.motion)
-    assert moving.notes == ("position channels of Left Arm change and are read past; only the root's count",)
+    assert moving.notes == ("position channels of Left Arm change but are not read; only the root's count",)
 
 
 def test_joints_that_do_not_move_are_no_columns_and_carry_what_hangs_on_them(tmp_path):
@@ -208,7 +208,7 @@ def test_joints_that_do_not_move_are_no_columns_and_carry_what_hangs_on_them(tmp
     take = take_of(write(tmp_path, text), metres_per_unit=1)
     assert [part.name for part in take.layout] == ["Hips", "Left Arm", "foot", "translation"]
     np.testing.assert_allclose(matrices(take, "foot"), euler("Y", MOTION[:, 9]), atol=1e-12)
-    np.testing.assert_array_equal(take.motion[:, 18:], MOTION[:, :3] + [5, 0, 0])  # the world is the root, and stands
+    np.testing.assert_array_equal(take.motion[:, 18:], MOTION[:, :3] + [5, 0, 0])  # the root is the world, at rest
     assert take.skeleton["joint_names"] == ["Hips", "Left Arm", "foot"]
     assert take.skeleton["parents"] == [-1, 0, 0]
     assert take.skeleton["offsets"] == [[5, 90, 0], [10, 60, 0], [10, -87, 5]]
@@ -276,8 +276,8 @@ def _nested(depth: int) -> str:
 
 DAMAGED = {
     "empty": ("", "starts with the end, not with HIERARCHY"),
-    "junk": (bytes(range(256)) * 40, "no BVH file"),
-    "zeros": (bytes(5_000_000), "no BVH file"),
+    "junk": (bytes(range(256)) * 40, "not a BVH file"),
+    "zeros": (bytes(5_000_000), "not a BVH file"),
     "no motion": (FIGURE.partition("MOTION")[0], "no MOTION section"),
     "cut header": (FIGURE[:200], "cut short"),
     "open brace": (FIGURE.replace("}\nMOTION", "MOTION"), "closing brace is missing: Hips is open"),
@@ -288,25 +288,25 @@ DAMAGED = {
     "short offset": (FIGURE.replace("10.0 60.0 0.0", "10.0 60.0"), "OFFSET is not 3 numbers"),
     "nan offset": (FIGURE.replace("60.0", "nan"), "OFFSET is not 3 numbers"),
     "no name": (FIGURE.replace("Left Arm", ""), "JOINT has no name"),
-    "channel": (FIGURE.replace("1 Xrotation", "1 Xscale"), "channel 'Xscale' is no position or rotation"),
-    "few channels": (FIGURE.replace("1 Xrotation", "3 Xrotation"), "'}' is no position"),
+    "channel": (FIGURE.replace("1 Xrotation", "1 Xscale"), "channel 'Xscale' is not a position or rotation"),
+    "few channels": (FIGURE.replace("1 Xrotation", "3 Xrotation"), "'}' is not a position"),
     "many channels": (FIGURE.replace("1 Xrotation", "999999999 Xrotation"), "a number from 0 to 6"),
     "four rotations": (FIGURE.replace("1 Xrotation", "4" + 4 * " Xrotation"), "over 3 rotations"),
-    "position twice": (FIGURE.replace("1 Xrotation", "2 Xposition Xposition"), "a position stands twice"),
+    "position twice": (FIGURE.replace("1 Xrotation", "2 Xposition Xposition"), "a position occurs twice"),
     "late channels": (
         FIGURE.replace("\tCHANNELS 6 Xposition", "JOINT a { OFFSET 0 0 0 }\n\tCHANNELS 6 Xposition"),
-        "stand after the joints",
+        "must come before its child joints",
     ),
     "no channels": ("HIERARCHY ROOT a {OFFSET 0 0 0}\nMOTION\nFrames: 1\nFrame Time: 1\n", "no channels"),
-    "no frames line": (FIGURE.replace("Frames: 3\n", ""), "where Frames: and its value should stand"),
+    "no frames line": (FIGURE.replace("Frames: 3\n", ""), "where Frames: and its value were expected"),
     "frames": (FIGURE.replace("Frames: 3", "Frames: three"), "Frames: is 'three'"),
     "no frames": (FIGURE.replace("Frames: 3", "Frames: 0"), "Frames: is '0'"),
-    "absurd frames": (FIGURE.replace("Frames: 3", "Frames: 999999999999"), "do not fit into a file of its size"),
+    "absurd frames": (FIGURE.replace("Frames: 3", "Frames: 999999999999"), "do not fit into a file of this size"),
     "endless frames": (FIGURE.replace("Frames: 3", f"Frames: {'9' * 6000}"), "not a number of frames"),
     "time": (FIGURE.replace(".0083333", "0"), "Frame Time: is '0'"),
     "nan time": (FIGURE.replace(".0083333", "nan"), "Frame Time: is 'nan'"),
     "ends at time": (FIGURE.partition("Frame Time")[0], "Frame Time: is missing"),
-    "fewer frames": (FIGURE.replace("Frames: 3", "Frames: 4"), "Frames: says 4, there are 3"),
+    "fewer frames": (FIGURE.replace("Frames: 3", "Frames: 4"), "Frames: gives 4, there are 3"),
     "cut frame": (FIGURE[:-9], "there are 2, and 7 of the 10 values of the next"),
     "more frames": (FIGURE.replace("Frames: 3", "Frames: 2"), "more motion than the 2 frames"),
     "more words": (FIGURE + "7\n", "more motion than the 3 frames"),
@@ -363,9 +363,9 @@ def test_what_follows_the_motion_at_the_end_of_a_file_is_read_past(tmp_path, end
 @pytest.mark.parametrize("mark", ["\x1a", "\0"])
 def test_the_end_of_a_file_within_its_motion_is_refused(tmp_path, mark):
     for text in (FIGURE.replace("1.5 93", f"{mark}\n1.5 93"), FIGURE.replace(" 51 ", f" 5{mark}1 ")):
-        with pytest.raises(ClipError, match="stands within its motion"):
+        with pytest.raises(ClipError, match="is inside its motion"):
             read_bvh(write(tmp_path, text))
-    with pytest.raises(ClipError, match="cut short: Frames: says 3, there are 2"):
+    with pytest.raises(ClipError, match="cut short: Frames: gives 3, there are 2"):
         read_bvh(write(tmp_path, FIGURE[: FIGURE.rindex("2 94")] + mark))
 
 
@@ -373,7 +373,7 @@ def test_source_fps_takes_the_place_of_frame_time(tmp_path):
     file = write(tmp_path, FIGURE)
     assert take_of(file).fps == pytest.approx(120, rel=1e-5)
     assert take_of(file, source_fps=60).fps == 60
-    assert take_of(file, source_fps=60).notes[-1].endswith("but rvqvae.data.source_fps 60 is taken")
+    assert take_of(file, source_fps=60).notes[-1].endswith("but rvqvae.data.source_fps 60 is used")
 
 
 def test_versions_up_to_0_2_are_read_as_they_read_and_what_differs_is_said(tmp_path):
@@ -384,8 +384,8 @@ def test_versions_up_to_0_2_are_read_as_they_read_and_what_differs_is_said(tmp_p
     assert take.skeleton["joint_names"][0] == "world"
     assert take.notes[:2] == (
         "1 unit = 1 cm, guessed from the size of the skeleton",
-        "read as versions up to 0.2 did: place and rotation are those of world, not of Hips by the rules of today; "
-        "prepare again with rvqvae.data.reading_version 2 for these",
+        "read as versions up to 0.2 did: position and rotation are those of world, not of Hips by today's rules; "
+        "prepare again with rvqvae.data.reading_version 2 to use them",
     )
     plain = write(tmp_path, FIGURE, "plain.bvh")
     for new, old in zip(*([take_of(plain, reading_version=version).motion] for version in (2, 1)), strict=True):
@@ -424,7 +424,7 @@ def test_joints_in_a_long_chain_are_read(tmp_path):
 def test_a_huge_file_is_refused_unread(tmp_path):
     file = write(tmp_path, FIGURE)
     with file.open("r+b") as content:
-        content.truncate(bvh_file.LARGEST_FILE + 1)  # a hole, which takes no space
+        content.truncate(bvh_file.LARGEST_FILE + 1)  # a sparse file, which takes no space
     with pytest.raises(ClipError, match=r"1\.0 GiB, more than"):
         take_of(file)
 

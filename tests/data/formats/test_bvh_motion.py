@@ -1,4 +1,4 @@
-"""Motion written as BVH: read again it is the same, in the source's own hierarchy."""
+"""Motion written as BVH, in the source's own hierarchy, is the same when it is read again."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_only_what_the_layout_names_is_changed(tmp_path):
     rest = np.setdiff1d(np.arange(mixed.motion.shape[1]), columns)
     np.testing.assert_allclose(mixed.motion[:, columns], clips[1].motion[:, columns], atol=1e-6)
     np.testing.assert_allclose(mixed.motion[:, rest], clips[0].motion[:, rest], atol=1e-6)
-    # The leg's own position channels are none of the layout's.
+    # The leg's own position channels are not in the layout.
     values = [read_bvh(file).values[:, 10:13] for file in (source, tmp_path / "mixed.bvh")]
     np.testing.assert_allclose(values[1], values[0], atol=1e-6)
 
@@ -63,7 +63,7 @@ def test_angles_have_no_jumps(tmp_path):
 def test_what_does_not_fit_the_source_is_refused(tmp_path):
     source = write_bvh_motion(tmp_path / "source.bvh")
     clip = read(source, DataConfig())
-    with pytest.raises(ClipError, match="has 60 frames at 30 frames a second, the motion 59"):
+    with pytest.raises(ClipError, match="has 60 frames at 30 fps, but the motion has 59"):
         write_bvh(tmp_path / "out.bvh", clip.motion[1:], clip.layout, source, DataConfig())
     other = (Channels("RightArm", "rotation_6d", 0, 6),)
     with pytest.raises(ClipError, match=r"has no RightArm \(rotation_6d\)"):

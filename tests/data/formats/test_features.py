@@ -16,7 +16,7 @@ def read(path, **settings):
 
 
 def write_npy(file, frames=40, width=9, **arrays):
-    """A matrix, or with `arrays` an npz of them."""
+    """Writes a matrix, or an npz of `arrays` if given."""
     file.parent.mkdir(parents=True, exist_ok=True)
     if arrays:
         np.savez(file, **arrays)
@@ -28,7 +28,7 @@ def write_npy(file, frames=40, width=9, **arrays):
 def test_a_folder_in_the_form_of_humanml3d(tmp_path, width, fps):
     for name in ("000000", "M000000", "000001", "000002"):
         write_npy(tmp_path / "new_joint_vecs" / f"{name}.npy", width=width)
-        np.save(tmp_path / f"{name}.npy", np.zeros((40, 22, 3)))  # joints' places are no features
+        np.save(tmp_path / f"{name}.npy", np.zeros((40, 22, 3)))  # joint positions are not features
     np.save(tmp_path / "Mean.npy", np.zeros(width))
     np.save(tmp_path / "Std.npy", np.ones(width))
     for split, text in {"train": "000000\nM000000\n", "val": "000001\n", "test": "000009\n"}.items():
@@ -50,7 +50,7 @@ def test_a_folder_in_the_form_of_humanml3d(tmp_path, width, fps):
 def test_weights_are_those_of_momask(width, joints):
     weights = feature_weights(width, 5)
     assert weights.dtype == np.float32 and weights.shape == (width,)
-    body = slice(4, 4 + (joints - 1) * 9 + joints * 3)  # places, rotations, velocities
+    body = slice(4, 4 + (joints - 1) * 9 + joints * 3)  # positions, rotations, velocities
     assert weights[:4].tolist() == weights[-4:].tolist() == [5] * 4 and body.stop == width - 4
     assert set(weights[body].tolist()) == {1}
     assert (feature_weights(width, 1) == 1).all()
@@ -84,11 +84,11 @@ def test_a_folder_of_matrices_at_any_depth(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "reason"),
     [
-        ({"a": np.zeros((40, 9)), "b": np.ones((40, 9))}, "or one called motion; there are: a, b"),
-        ({"a": np.zeros((40, 9, 2))}, "one called motion; there are: none"),
+        ({"a": np.zeros((40, 9)), "b": np.ones((40, 9))}, "or one called motion; it has a, b"),
+        ({"a": np.zeros((40, 9, 2))}, "one called motion; it has none"),
         ({"motion": np.zeros((40, 9, 2))}, "the matrix has shape [40, 9, 2], not [frames, 9]"),
         ({"motion": np.zeros((40, 8))}, "the matrix has shape [40, 8], not [frames, 9]"),
-        ({"motion": np.zeros((40, 9)), "fps": np.array(0)}, "fps is 0, not a number of frames a second"),
+        ({"motion": np.zeros((40, 9)), "fps": np.array(0)}, "fps is 0, not a frame rate"),
         (packed_arrays(width=9), "a packed npz of many clips"),
     ],
 )
@@ -143,7 +143,7 @@ def test_what_is_known_of_columns_tells_the_rate_also_of_one_file(tmp_path, widt
         (clip,) = reader.clips()
         assert reader.fps == clip.fps == fps and len(clip.motion) == 40
         (note,) = reader.notes
-        assert note.startswith(f"{fps:g} frames per second are ") and f"by the {width} columns" in note
+        assert note.startswith(f"{fps:g} fps is ") and f"by the {width} columns" in note
         assert "never resampled, rvqvae.data.fps 25 is not used" in note
         assert reader_of(path, fps=fps).notes == ()
 
@@ -153,8 +153,8 @@ def test_matrices_without_a_rate_take_that_of_the_settings_which_is_said(tmp_pat
     reader = reader_of(tmp_path, fps=24.0)
     assert reader.fps == 24 and len(reader.read("a").motion) == 40
     (note,) = reader.notes
-    assert note.startswith("no file says its frame rate: 24 frames per second (rvqvae.data.fps) are taken; ")
-    assert note.endswith("--source_fps N (rvqvae.data.source_fps) says another")
+    assert note.startswith("no file gives its frame rate: 24 fps (rvqvae.data.fps) is assumed; ")
+    assert note.endswith("--source_fps N (rvqvae.data.source_fps) sets another")
     reader = reader_of(tmp_path, fps=24.0, source_fps=60.0)
     assert reader.fps == 60 and len(reader.read("a").motion) == 40 and reader.notes == ()
 
@@ -168,7 +168,7 @@ def test_an_npz_keeps_the_rate_that_it_says(tmp_path, rate):
     assert reader.fps == pytest.approx(60, rel=2e-3)
     clip = reader.read("a")
     assert clip.fps == reader.fps and np.array_equal(clip.motion, values.astype(np.float32))
-    assert "frames per second are the files' own: feature matrices are never resampled" in reader.notes[0]
+    assert "fps is the files' own: feature matrices are never resampled" in reader.notes[0]
     assert reader_of(tmp_path, fps=60.0).notes == ()
 
 
@@ -181,11 +181,11 @@ def test_files_of_another_rate_than_most_are_left_out(tmp_path):
     clips = read(tmp_path)
     assert {name for name, clip in clips.items() if isinstance(clip, Clip)} == {"a", "b", "c"}
     every = "--source_fps N (rvqvae.data.source_fps)"
-    assert clips["d.npz"].reason == f"120 frames per second, but most of the files have 60; {every} is the rate of all"
-    assert clips["e.npy"].reason.startswith("no frame rate is said, so 30 a second are taken, but most of the files")
-    assert clips["f.npz"].reason == f"fps is 60 and frame_rate is 30 frames a second; {every} says which"
+    assert clips["d.npz"].reason == f"120 fps, but most of the files have 60 fps; {every} sets the rate of all"
+    assert clips["e.npy"].reason.startswith("the file gives no frame rate, so 30 fps is assumed, but most of the files")
+    assert clips["f.npz"].reason == f"fps is 60, but frame_rate is 30; {every} sets the frame rate"
     notes = [reader_of(tmp_path, source_fps=60.0).take(name).notes for name in "abcdef"]
-    assert notes == [(), (), (), ("the file says 120 frames a second, but rvqvae.data.source_fps 60 is taken",), (), ()]
+    assert notes == [(), (), (), ("the file gives 120 fps, but rvqvae.data.source_fps 60 is used",), (), ()]
     clips = read(tmp_path, source_fps=50.0)
     assert all(isinstance(clip, Clip) and clip.fps == 50 and len(clip.motion) == 40 for clip in clips.values())
 
@@ -195,13 +195,13 @@ def test_files_that_say_another_rate_than_most_which_say_none_are_left_out(tmp_p
     for name in "bc":
         write_npy(tmp_path / f"{name}.npy")
     (note,) = reader_of(tmp_path).notes
-    assert note.startswith("most files do not say their frame rate: 30 frames per second (rvqvae.data.fps) are taken; ")
+    assert note.startswith("most files do not give their frame rate: 30 fps (rvqvae.data.fps) is assumed; ")
 
 
 @pytest.mark.parametrize("fps", [1e-300, 0.3, 2e4])
 def test_a_rate_that_no_motion_has_is_refused(tmp_path, fps):
     write_npy(tmp_path / "a.npz", motion=np.zeros((40, 9)), fps=np.array(fps))
-    assert "are no frame rate of motion" in read(tmp_path)["a.npz"].reason
+    assert "is not a frame rate of motion" in read(tmp_path)["a.npz"].reason
 
 
 def test_version_1_resamples_as_before(tmp_path):
@@ -210,6 +210,6 @@ def test_version_1_resamples_as_before(tmp_path):
     reader = reader_of(tmp_path, fps=30.0, reading_version=1)
     assert reader.fps == 30 and np.array_equal(reader.read("a").motion, values[::2])
     (note,) = reader.notes
-    assert note.startswith("read as versions up to 0.2 did: at 30 frames per second (rvqvae.data.fps), where the files")
+    assert note.startswith("read as versions up to 0.2 did: at 30 fps (rvqvae.data.fps), but the files")
     write_npy(tmp_path / "263" / "000001.npy", width=263)
     assert reader_of(tmp_path / "263", fps=30.0, reading_version=1).read("000001").fps == 30

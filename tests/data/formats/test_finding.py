@@ -1,4 +1,4 @@
-"""The search for files to work on, and whether a file is whole."""
+"""The search for files to work on, and the check that a file is complete."""
 
 import os
 
@@ -44,7 +44,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.npz")
     (tmp_path / "a.npz").symlink_to(tmp_path / "b.npz")
     (tmp_path / "b.npz").symlink_to(tmp_path / "a.npz")
-    for path, reason in (("pipe.npz", "no regular"), (".", "a folder"), ("a.npz", "symbolic"), ("none", "No such")):
+    for path, reason in (("pipe.npz", "not a regular"), (".", "a folder"), ("a.npz", "symbolic"), ("none", "No such")):
         with pytest.raises(ClipError, match=reason):
             check_regular(tmp_path / path)
 

@@ -1,4 +1,4 @@
-"""Hundreds of damaged files in every format: none is unpickled, crashes, takes the memory or goes unreported."""
+"""Hundreds of damaged files in every format: none is unpickled, crashes, exhausts the memory or is not reported."""
 
 import json
 import os
@@ -38,11 +38,11 @@ from tests.data.motion import packed_arrays
 
 GOOD = 3
 MOST_BYTES = 64 << 20
-"""That reading damaged files may take; their bombs hold four times as much."""
+"""The most bytes that reading damaged files may take; their bombs hold four times as much."""
 UNTRIED = {"packed"}
 """Formats whose files are damaged in tests of their own."""
 HOLE = 72 << 20
-"""Bytes of a file that was never written to; with it the files are worth several processes."""
+"""Bytes of a file that was never written to; its size makes several processes worthwhile."""
 LIMITED = """
 import resource, sys
 from ds_rvqvae.cli import main
@@ -58,7 +58,7 @@ if __name__ == "__main__":  # which the processes that pack are not
 
 @pytest.fixture
 def place(tmp_path, monkeypatch) -> Path:
-    """The working folder, deep enough in the test's own that a way out of it by `../../` still ends there."""
+    """Returns the working folder, deep enough in the test's own folder that a path with `../../` stays in that."""
     folder = tmp_path / "a" / "b" / "c"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
@@ -66,7 +66,7 @@ def place(tmp_path, monkeypatch) -> Path:
 
 
 def write_damaged(form: Format, folder: Path) -> dict[str, bool]:
-    """A format's damaged and good files below `folder`; gives the damaged ones by stem: whether nothing is usable."""
+    """Writes damaged and good files of a format; returns for each damaged stem whether nothing in it is usable."""
     clips = write_good(form, folder)
     damaged = form.damaged(folder.parent / "made")
     for name, one in damaged.items():
@@ -80,7 +80,7 @@ def write_damaged(form: Format, folder: Path) -> dict[str, bool]:
 
 
 def write_good(form: Format, folder: Path) -> Path:
-    """Good files alone; gives the folder that they are in."""
+    """Writes only good files; returns their folder."""
     clips = folder / form.folder
     clips.mkdir(parents=True)
     for seed in range(GOOD):
@@ -89,7 +89,7 @@ def write_good(form: Format, folder: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
-    """Everything in a folder and below, without what prepare keeps in the tests' cache."""
+    """Returns everything in a folder and below, except files of prepare in the tests' cache."""
     entries = {entry.relative_to(folder): entry for entry in folder.rglob("*")}
     return {
         str(relative): entry.read_bytes() if entry.is_file() else None
@@ -192,7 +192,7 @@ def test_the_command_takes_little_memory_and_makes_the_same_store_in_one_process
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
         assert done.returncode == ExitStatus.PARTLY_DONE, done.stderr
         assert processes in done.stdout and "Traceback" not in done.stderr
-        assert int(done.stderr.split()[-2]) < 256, done.stderr  # a third is the libraries; a bomb would be 256 more
+        assert int(done.stderr.split()[-2]) < 256, done.stderr  # a third is the libraries'; a bomb takes 256 more
         stores.append(contents(place / f"store_{workers}"))
     assert stores[0] == stores[1]
     quarantine = json.loads((place / "store_1" / "report.json").read_text(encoding="utf-8"))["quarantine"]
@@ -223,7 +223,7 @@ def test_names_of_any_bytes_are_stored_reported_shown_and_drawn(place, capsys):
     for index, name in enumerate(ODD_NAMES):
         for content, what in ((form.content(index), b"good"), (b"broken", b"bad")):
             (place / "data" / os.fsdecode(name + b"." + what + b".npy")).write_bytes(content)
-    # What is written is encoded as UTF-8 here as in most terminals, which has no place for bytes that are no text.
+    # Output is UTF-8 here, as in most terminals, and bytes that are not text cannot be encoded in it.
     assert main(["prepare", "data", "--out", "store"]) == ExitStatus.PARTLY_DONE
     assert main(["store", "show", "store", "--clips"]) == ExitStatus.DONE
     assert main(["data", "plot", "store", "--out", "picture.png"]) == ExitStatus.DONE
@@ -290,7 +290,7 @@ def test_a_damaged_packed_file_is_refused_and_leaves_nothing(tmp_path, place):
             assert error.status == ExitStatus.BAD_INPUT, name
             assert "packed.npz" in str(error) and "\n" not in str(error), (name, str(error))
         assert contents(tmp_path) == {"a": None, "a/b": None, "a/b/c": None, "a/b/c/packed.npz": content}, name
-    # Of these single clips are left out, or none is damaged.
+    # From these, single clips are left out, or none is damaged.
     assert accepted <= {"fortran", "names_twice", "split"}
 
 

@@ -1,4 +1,4 @@
-"""NumPy files that nobody vouches for: plain arrays are read as they are, all else is refused in little memory."""
+"""Untrusted NumPy files: plain arrays are read unchanged, all others are refused with little memory."""
 
 import io
 import os
@@ -28,7 +28,7 @@ def npy(values: np.ndarray) -> bytes:
 
 
 def npy_of(header: str | bytes, numbers: bytes = b"", version: bytes = b"\x01\x00", length: int | None = None) -> bytes:
-    """A `.npy` file with a header of one's own."""
+    """Returns a `.npy` file with the given header."""
     text = header.encode() if isinstance(header, str) else header
     size = struct.pack("<H" if version == b"\x01\x00" else "<I", len(text) if length is None else length)
     return b"\x93NUMPY" + version + size + text + numbers
@@ -39,7 +39,7 @@ def declares(shape: str, descr: str = "'<f8'", order: str = "False") -> bytes:
 
 
 def archive(content: bytes, method: int = zipfile.ZIP_DEFLATED, **lies: int) -> bytes:
-    """An npz with `poses`; `lies` stand in its directory for what is true."""
+    """Returns an npz with `poses`; `lies` replace the true entries in its directory."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", method) as members:
         members.writestr("poses.npy", content)
@@ -67,7 +67,7 @@ def overlapping() -> bytes:
 
 
 def with_a_tail() -> bytes:
-    """A member that unpacks to a mebibyte more than its directory says, with a checksum that does not give it away."""
+    """Returns an npz whose member is a mebibyte longer than its directory says, with a matching checksum."""
     good = npy(POSES)
     return archive(good + bytes(2**20), file_size=len(good), CRC=zlib.crc32(good + b"\0"))
 
@@ -107,7 +107,7 @@ def test_plain_arrays_are_what_numpy_saved(tmp_path, values):
 NPY_FAULTS = {
     "nothing": (b"", "damaged or cut short"),
     "six bytes": (b"\x93NUMPY", "damaged or cut short"),
-    "text": (b"id,type\n1_a,train\n", "no NumPy file"),
+    "text": (b"id,type\n1_a,train\n", "not a NumPy file"),
     "a pickle": (b"\x80\x04\x95\x05\x00\x00\x00\x00\x00\x00\x00]\x94K\x01a.", "pickled"),
     "another version": (npy_of("{}", version=b"\x09\x00"), "no NumPy header"),
     "a header of 2 GiB": (npy_of(b"{" * 100, version=b"\x02\x00", length=2**31), "header of 2147483648 bytes"),
@@ -118,7 +118,7 @@ NPY_FAULTS = {
     "a key too many": (npy_of("{'descr': '<f8', 'fortran_order': False, 'shape': (1,), 'x': 1}\n"), "damaged"),
     "rows below none": (declares("(-20, 3)"), "damaged: the array has shape"),
     "rows beyond reason": (declares("(0, 1152921504606846976)"), "damaged: the array has shape"),
-    "a terabyte": (declares("(333333333333, 3)"), "more than the 1 GiB that an array may"),
+    "a terabyte": (declares("(333333333333, 3)"), "more than the 1 GiB allowed per array"),
     "a number of digits": (declares(f"({'9' * 5000}, 3)"), "damaged"),
     "600 MB that are not there": (declares("(25000000, 3)"), "declares 600000000 bytes of numbers and has 480"),
     "more than it declares": (declares("(10, 3)"), "declares 240 bytes of numbers and has 480"),
@@ -128,7 +128,7 @@ NPY_FAULTS = {
     "raw bytes": (declares("(60,)", "'|V8'"), "not numbers"),
     "values of no size": (declares("(1000000000,)", "'<U0'"), "not numbers"),
     "an unknown type": (declares("(20, 3)", "'<q9'"), "damaged"),
-    "an archive": (archive(npy(POSES)), "an npz archive under the name of a single array"),
+    "an archive": (archive(npy(POSES)), "an npz archive with the suffix of a single array"),
 }
 
 
@@ -153,19 +153,19 @@ NPZ_FAULTS = {
     "nothing": (b"", "damaged or cut short"),
     "two letters": (b"PK", "damaged or cut short"),
     "text": (b"<!DOCTYPE html>", "pickled Python objects are never loaded"),
-    "a single array": (npy(POSES), "a single array under the name of an npz archive"),
-    "3 GiB by its directory": (archive(npy(POSES), file_size=3 * 2**30), "more than the 1 GiB that an array may"),
+    "a single array": (npy(POSES), "a single array with the suffix of an npz archive"),
+    "3 GiB by its directory": (archive(npy(POSES), file_size=3 * 2**30), "more than the 1 GiB allowed per array"),
     "more than deflate can": (archive(npy(POSES), file_size=2**25), "cannot have 33554432 bytes"),
     "more than is stored": (archive(npy(POSES), zipfile.ZIP_STORED, file_size=2**20), "cannot have 1048576 bytes"),
     "less than is stored": (archive(npy(POSES), zipfile.ZIP_STORED, file_size=100), "damaged"),
     "a tail": (with_a_tail(), "poses has more bytes than the archive says"),
     "a wrong checksum": (archive(npy(POSES), CRC=1), "CRC"),
     "encrypted": (archive(npy(POSES), flag_bits=1), "poses.npy is encrypted"),
-    "lzma": (archive(npy(POSES), zipfile.ZIP_LZMA), "compressed in a way that NumPy does not write"),
+    "lzma": (archive(npy(POSES), zipfile.ZIP_LZMA), "compressed by a method that NumPy does not use"),
     "outside the file": (archive(npy(POSES), compress_size=2**20), "overlaps what follows it"),
     "overlapping": (overlapping(), "overlaps what follows it"),
-    "the same name twice": (twice("poses.npy", "poses.npy"), "poses stands twice"),
-    "the same key twice": (twice("poses.npy", "poses"), "poses stands twice"),
+    "the same name twice": (twice("poses.npy", "poses.npy"), "poses occurs twice"),
+    "the same key twice": (twice("poses.npy", "poses"), "poses occurs twice"),
     "other keys": (twice("../x.npy", "y" * 300), f"no key poses; it has ../x, {'y' * 40}"),
 }
 
@@ -211,8 +211,8 @@ def test_what_is_no_file_is_not_opened(tmp_path, load):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "dangling").symlink_to("nowhere")
     for file, reason in (
-        (tmp_path / "pipe", "no regular file"),  # opened, it would be waited on for ever
-        (Path("/dev/zero"), "no regular file"),
+        (tmp_path / "pipe", "not a regular file"),  # opening it would block
+        (Path("/dev/zero"), "not a regular file"),
         (tmp_path, "a folder, not a file"),
         (tmp_path / "dangling", "cannot be read: No such file"),
     ):
@@ -278,13 +278,13 @@ def test_a_frame_rate_is_the_one_number_there_is(values):
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        (np.array(0), "fps is 0, not a number of frames a second"),
+        (np.array(0), "fps is 0, not a frame rate"),
         (np.array(-30.0), "fps is -30.0"),
         (np.array(np.nan), "fps is nan"),
         (np.array(1e5), "fps is 100000.0"),
         (np.array([30, 30]), r"fps is \[30 30\]"),
         (np.array([]), r"fps is \[\]"),
-        (np.array("30"), "fps holds <U2, not a number"),
+        (np.array("30"), "fps holds <U2, not a frame rate"),
     ],
 )
 def test_what_is_no_frame_rate_is_refused(values, reason):
@@ -301,7 +301,7 @@ def test_a_rate_stands_under_any_of_its_keys_in_any_shape(key, value):
 
 def test_no_rate_is_none_and_two_that_disagree_are_refused():
     assert rate_of({"poses": np.zeros(3)}) is None
-    with pytest.raises(ClipError, match="mocap_framerate is 120 and fps is 30 frames a second; --source_fps N") as said:
+    with pytest.raises(ClipError, match="mocap_framerate is 120, but fps is 30; --source_fps N") as said:
         rate_of({"fps": np.array(30), "mocap_framerate": np.array([120.0])})
     assert "rvqvae.data.source_fps" in str(said.value)
 

@@ -1,4 +1,4 @@
-"""Many clips in one npz: at which frame rate they are."""
+"""Many clips in one npz: their frame rate."""
 
 import json
 
@@ -12,7 +12,7 @@ from tests.data.motion import write_packed
 
 
 def layout(**kinds: int) -> np.ndarray:
-    """Channels of these kinds and widths, one after another."""
+    """Returns a layout of these kinds and widths, one after another."""
     entries, start = [], 0
     for kind, width in kinds.items():
         entries.append({"name": kind, "kind": kind, "columns": [start, start + width]})
@@ -31,13 +31,12 @@ def test_columns_of_unknown_meaning_keep_their_rate(tmp_path, changes):
     clip = reader.read("clip0")
     assert reader.fps == clip.fps == 60 and clip.motion[:, 0].tolist() == list(range(40))
     assert reader.notes == (
-        "the file's own 60 frames per second are kept: feature matrices are never resampled, rvqvae.data.fps 30 is not "
-        "used",
+        "the file's own 60 fps is kept: feature matrices are never resampled, rvqvae.data.fps 30 is not used",
     )
     assert reader_of(file, fps=60.0).notes == ()
     before = reader_of(file, fps=30.0, reading_version=1)
     assert before.read("clip0").motion[:, 0].tolist() == list(range(0, 40, 2))
-    assert before.notes[0].startswith("read as versions up to 0.2 did: features are resampled from 60 to 30 frames")
+    assert before.notes[0].startswith("read as versions up to 0.2 did: features are resampled from 60 to 30 fps")
 
 
 def test_columns_of_known_meaning_are_resampled(tmp_path):
@@ -69,7 +68,7 @@ def test_any_key_of_a_rate_will_do_and_none_is_refused_with_the_flag(tmp_path, k
     assert reader_of(file, fps=30.0).fps == 60
     file = write_packed(tmp_path / "none.npz", fps=None)
     with pytest.raises(
-        UserError, match=r"no key fps; it has motion, .*; --source_fps N \(rvqvae.data.source_fps\) says"
+        UserError, match=r"no key fps; it has motion, .*; --source_fps N \(rvqvae.data.source_fps\) sets the frame rate"
     ):
         reader_of(file)
     reader = reader_of(file, source_fps=50.0)
@@ -79,6 +78,6 @@ def test_any_key_of_a_rate_will_do_and_none_is_refused_with_the_flag(tmp_path, k
 def test_a_rate_that_is_given_goes_before_the_files(tmp_path):
     file = write_packed(tmp_path / "all.npz", width=3, fps=np.array(60), layout=layout(position=3))
     reader = reader_of(file, fps=30.0, source_fps=120.0)
-    assert "but rvqvae.data.source_fps 120 is taken" in reader.notes[0]
+    assert "but rvqvae.data.source_fps 120 is used" in reader.notes[0]
     clip = reader.read("clip0")
     assert clip.motion[:, 0].tolist() == list(range(0, 40, 4))

@@ -1,4 +1,4 @@
-"""Data sets of feature matrices as they are published: columns, frame rate, splits and statistics of the store."""
+"""Published data sets of feature matrices: columns, frame rate, splits and statistics of the store."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def store_of(path, **settings):
 
 
 def but_unlisted(notes):
-    """All but the note of the one clip that no list names."""
+    """Returns all notes except the one on the clip that no list names."""
     return [note for note in notes if not note.startswith("clips that ")]
 
 
@@ -49,7 +49,7 @@ def test_a_published_folder_keeps_its_columns_rate_splits_and_statistics(tmp_pat
     for clip in form.names:
         assert np.array_equal(store.clip(stem + clip), np.load(folder / form.clips / f"{clip}.npy"))
     (note,) = but_unlisted(store.report()["notes"])
-    assert f"{form.fps:g} frames per second are " in note and "rvqvae.data.fps 25 is not used" in note
+    assert f"{form.fps:g} fps is " in note and "rvqvae.data.fps 25 is not used" in note
     reader = open_reader(path, DataConfig(fps=form.fps))
     lists = ", ".join(form.listed.format(split) for split in ("train", "val", "test"))
     said = f"clips that {lists} do not name count as additional, neither trained on nor scored: 1, such as "
@@ -67,7 +67,7 @@ def test_a_list_moved_aside_is_warned_of(tmp_path, name):
     store = store_of(folder, fps=form.fps)
     assert splits_of(store)[form.stem + form.names[2]] == "additional"
     assert but_unlisted(store.report()["notes"]) == [
-        f"aside/{list_file.name}: names clips as a list of a split does, and is not used"
+        f"aside/{list_file.name}: names clips like the list of a split, but is not used"
     ]
 
 
@@ -78,7 +78,7 @@ def test_a_published_folder_without_lists_says_that_a_hash_holds_out(tmp_path, n
     for file in (folder / form.lists).glob("*.txt"):
         file.unlink()
     assert notes_of(folder, fps=form.fps) == [
-        "no list of the official splits is there: clips are held out by a hash of their names"
+        "there is no list of the official splits: clips are held out by a hash of their names"
     ]
     assert notes_of(folder, fps=form.fps, split="time") == []
 
@@ -104,7 +104,9 @@ def test_several_versions_of_lists_have_to_be_chosen_from(tmp_path):
         assert splits_of(store) == {other: "train", val: "train", train: "val", test: "test"}
         assert not store.report()["notes"]
     assert splits_of(store_of(folder, split_version="tokenizer_96"))[train] == "train"
-    with pytest.raises(UserError, match=r"split_version: version2 names none of .*; there: split/version1/t2m_60_300"):
+    with pytest.raises(
+        UserError, match=r"split_version: version2 names none of .*; these are split/version1/t2m_60_300"
+    ):
         store_of(folder, split_version="version2")
 
 
@@ -142,7 +144,7 @@ def test_lists_beside_the_data_go_before_those_in_a_folder_which_is_said(tmp_pat
 def test_lists_that_name_none_of_the_clips_are_not_used_and_said(tmp_path):
     data = write_matrices(tmp_path / "data", ("a", "b", "c"), 9)
     write_lists(data, train="x y", test="z")
-    write_lists(tmp_path, train="u v")  # of other data beside these
+    write_lists(tmp_path, train="u v")  # belong to other data beside these
     reader = open_reader(data, DataConfig(source_fps=30))
     assert reader.notes == ("train.txt, test.txt: not used, names none of the clips",)
     assert reader.clip_names() == ["a", "b", "c"] and {reader.take(name).split for name in "abc"} == {None}
@@ -156,8 +158,8 @@ def test_statistics_that_differ_or_stand_alone_are_said(tmp_path):
     np.save(folder / "meta" / "mean.npy", np.zeros(272, np.float32))
     (folder / "mean_std" / "Std.npy").rename(folder / "Std.npy")
     assert notes_of(folder) == [
-        "Std.npy: not used, mean and std lie there together or not at all",
-        "mean_std/Mean.npy: not used, mean and std lie there together or not at all",
+        "Std.npy: not used, because mean and std must be in one folder together",
+        "mean_std/Mean.npy: not used, because mean and std must be in one folder together",
     ]
     assert not store_of(folder).mean.any()
     np.save(folder / "Mean.npy", np.ones(272, np.float32))
@@ -212,15 +214,15 @@ def test_version_1_reads_as_before_and_says_what_differs(tmp_path, name):
     folder = form.write(tmp_path / "data")
     store = store_of(folder, fps=25.0, reading_version=1)
     assert store.fps == 25 and store.layout[-1].stop == form.width
-    # As the folder was read: plain, lists and statistics beside the data only.
+    # The old reading: a plain folder, with lists and statistics only beside the data.
     beside = form.lists == "."
     stem = "" if beside else f"{form.clips}/"
     assert store.clip_names == [stem + name for name in sorted(form.names)]
     assert np.array_equal(store.mean, np.arange(form.width)) == beside
     notes = list(store.report()["notes"])
     keys = [open_reader(folder, DataConfig(reading_version=version)).key for version in (1, 2)]
-    another = keys[0] != keys[1]  # which is said as well
+    another = keys[0] != keys[1]  # and a note says so
     assert len(notes) == (1 if beside else 3) + another and all(
         "read as versions up to 0.2 did" in note for note in notes
     )
-    assert f"at 25 frames per second (rvqvae.data.fps), where the files have {form.fps:g}" in " ".join(notes)
+    assert f"at 25 fps (rvqvae.data.fps), but the files have {form.fps:g} fps" in " ".join(notes)

@@ -67,7 +67,7 @@ def test_beat2_folder_with_its_split(tmp_path):
 def test_beat2_speakers_are_chosen_by_the_leading_number(tmp_path):
     write_beat2_folder(tmp_path, ("1_a", "2_b", "22_c", "3_d"))
     assert [clip.name for clip in read(tmp_path, speakers=[2, 3])] == ["2_b", "3_d"]
-    with pytest.raises(UserError, match="speakers there: 1, 2, 3, 22"):
+    with pytest.raises(UserError, match="its speakers are 1, 2, 3, 22"):
         read(tmp_path, speakers=[7])
 
 
@@ -123,7 +123,7 @@ def test_an_empty_piece_of_a_packed_npz_is_left_out(tmp_path, fps):
     layout = np.array(json.dumps([{"name": "root", "kind": "position", "columns": [0, 5]}]))
     file = write_packed(tmp_path / "all.npz", clip_start=np.array([0, 40, 40, 120]), layout=layout)
     first, empty, last = read(file, fps=fps)
-    assert empty == LeftOut("all.npz: clip1", f"0 frames at {fps:g} frames a second, fewer than the 16 a clip needs")
+    assert empty == LeftOut("all.npz: clip1", f"0 frames at {fps:g} fps, fewer than the 16 a clip needs")
     assert [first.name, last.name] == ["clip0", "clip2"]
 
 
@@ -157,7 +157,7 @@ def _infinite_translation(file):
     ("damage", "reason"),
     [
         (lambda file: file.write_bytes(b""), "damaged or cut short"),
-        (lambda file: file.write_bytes(b"not an archive"), "no NumPy file of plain arrays"),
+        (lambda file: file.write_bytes(b"not an archive"), "not a NumPy file of plain arrays"),
         (_cut_short, "damaged or cut short"),
         (lambda file: file.mkdir(), "a folder, not a file"),
         (lambda file: file.symlink_to("nowhere"), "cannot be read: No such file"),
@@ -172,7 +172,7 @@ def _infinite_translation(file):
         (lambda file: write_beat2(file, trans=np.zeros((59, 3))), "60, 59 and 60 frames"),
         (lambda file: write_beat2(file, mocap_frame_rate=np.array(0)), "mocap_frame_rate is 0"),
         (lambda file: write_beat2(file, frames=0), "poses is empty"),
-        (lambda file: write_beat2(file, frames=15), "15 frames at 30 frames a second"),
+        (lambda file: write_beat2(file, frames=15), "15 frames at 30 fps"),
         (_object_array, "never loaded"),
         (_nan, "NaN or infinite values in 4 of 60 frames: 3-5, 9"),
         (_infinite_translation, "in 1 of 60 frames: 11"),
@@ -259,7 +259,9 @@ def test_of_several_formats_the_one_with_the_most_files_is_read_and_the_others_a
     folder = _several_formats(tmp_path / "motion")
     reader = open_reader(folder, DataConfig())
     assert reader.key == "bvh" and len(reader.notes) == 2
-    assert "holds SMPL-X or SMPL-H npz, not read; rvqvae.data.format: smpl reads that instead" in reader.notes[0]
+    assert (
+        "holds SMPL-X or SMPL-H npz, not read; set rvqvae.data.format to smpl to read that instead" in reader.notes[0]
+    )
 
 
 def test_readers_are_asked_in_the_order_of_their_certainty():
@@ -317,10 +319,10 @@ def test_every_format_can_be_asked_for(tmp_path):
 
 def test_a_format_that_is_not_there_is_refused_with_what_is(tmp_path):
     folder = _several_formats(tmp_path / "motion")
-    complaint = "rvqvae.data.format: .* is no BEAT2 npz; it holds 3 .bvh, 1 .npy, 1 .txt, 1 .npz"
+    complaint = "rvqvae.data.format: .* is not of the format BEAT2 npz; it holds 3 .bvh, 1 .npy, 1 .txt, 1 .npz"
     with pytest.raises(UserError, match=complaint):
         open_reader(folder, DataConfig(format="beat2"))
-    with pytest.raises(UserError, match="is no packed npz; it is a file"):
+    with pytest.raises(UserError, match="is not of the format packed npz; it is a file"):
         open_reader(folder / "0.bvh", DataConfig(format="packed"))
 
 

@@ -52,13 +52,13 @@ def test_a_skeleton_is_read_from_a_bvh_file_whatever_its_motion(tmp_path):
     [
         ({"joint_names": "arm"}, "joint_names: not a list"),
         ({"joint_names": []}, "joint_names: not a list"),
-        ({"joint_names": ["a", "b", "a"]}, "a stands twice"),
+        ({"joint_names": ["a", "b", "a"]}, "a occurs twice"),
         ({"parents": [-1, 0]}, "2 for 3 joints"),
-        ({"parents": [-1, 0, 0.5]}, "whole numbers"),
+        ({"parents": [-1, 0, 0.5]}, "integers"),
         ({"parents": [-1, 2, 1]}, r"elbow \(joint 1\) has parent 2"),
         ({"parents": [-1, 1, 1]}, r"elbow \(joint 1\) has parent 1"),
         ({"parents": [-1, 0, -1]}, r"wrist \(joint 2\) has parent -1"),
-        ({"parents": [1, 0, 0]}, "shoulder stands first"),
+        ({"parents": [1, 0, 0]}, "shoulder is first"),
         ({"offsets": [[0, 0, 0], [1, 0, 0]]}, r"shape \[2, 3\]"),
         ({"offsets": [[0, 0, 0], [1, 0], [1, 0, 0]]}, "not one x, y, z"),
         ({"offsets": [["0", "0", "0"]] * 3}, "not numbers"),
@@ -106,7 +106,7 @@ PLACES = ("Xposition", "Yposition", "Zposition")
 
 
 def leg(scale=1.0):
-    """A leg that hangs on a pelvis that does not move, with its toe's End Site; 1.7 units from top to bottom."""
+    """Returns a leg on a pelvis that does not move, with the toe's End Site; 1.7 units from top to bottom."""
     return [
         Joint("world", -1, (0, 0, 0), PLACES),
         Joint("pelvis", 0, (0, 0.9 * scale, 0), ()),
@@ -130,7 +130,7 @@ def test_the_unit_of_versions_up_to_0_2_is_the_one_that_makes_a_figure_as_tall_a
 
 
 def test_a_figure_of_no_size_and_one_of_no_persons_say_so():
-    assert guess_unit(leg(0))[1] == "1 unit = 1 cm, as its skeleton has no size to guess from"
+    assert guess_unit(leg(0))[1] == "1 unit = 1 cm, because its skeleton has no size to guess from"
     metres, words = guess_unit(leg(10_000))
     assert metres == 0.001 and words.endswith("which is 17 m then: set rvqvae.data.metres_per_unit")
 
@@ -146,7 +146,7 @@ def test_what_nothing_turns_lies_in_the_world():
 
 
 def test_a_rest_skeleton_has_the_joints_that_move_in_metres():
-    # The knee hangs on the world, which carries the pelvis: 0.9 up and 0.9 down.
+    # The knee is attached to the world, which carries the pelvis: 0.9 up and 0.9 down.
     expected = [[0, 0, 0], [0.2, 0, 0]]
     found = rest_skeleton(leg(), 2 * bones_of(leg()))
     assert found["joint_names"] == ["world", "knee"] and found["parents"] == [-1, 0]
@@ -155,7 +155,7 @@ def test_a_rest_skeleton_has_the_joints_that_move_in_metres():
 
 def test_turned_upright_only_what_lies_in_the_world_is_turned():
     joints = [Joint("hips", -1, (1, 2, 3), TURNS), Joint("spine", 0, (0, 0, 5), TURNS)]
-    # z up becomes y, and what was ahead comes to -z; the spine turns with the hips.
+    # z becomes y, and the old y becomes -z; the spine turns with the hips.
     assert rest_skeleton(joints, bones_of(joints), turn=Z_UP_TO_Y_UP)["offsets"] == [[1, 3, -2], [0, 0, 5]]
 
 

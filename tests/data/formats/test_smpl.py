@@ -18,7 +18,7 @@ from tests.data.motion import beat2_arrays, write_beat2
 
 
 def write_smpl(file, joints=52, frames=240, **changes):
-    """One clip under AMASS's keys and dtypes; a change to None drops the key."""
+    """Writes one clip with AMASS's keys and dtypes; a change to None drops the key."""
     rng = np.random.default_rng(joints)
     content = {
         "trans": np.array([0.1, -0.2, 0.9]) + np.cumsum(rng.normal(size=(frames, 3)) * 0.002, axis=0),
@@ -35,7 +35,7 @@ def write_smpl(file, joints=52, frames=240, **changes):
 
 
 def by_scipy(axis_angle):
-    """`[frames, 3 * joints]` to 6D."""
+    """Converts `[frames, 3 * joints]` to 6D."""
     matrices = Rotation.from_rotvec(axis_angle.reshape(-1, 3).astype(np.float64)).as_matrix()
     return matrices[:, :2].reshape(len(axis_angle), -1)
 
@@ -89,7 +89,7 @@ VECTORS = arrays(np.float64, (5, 6), elements=st.floats(-4, 4))
 @settings(max_examples=300, deadline=None)
 @given(vectors=VECTORS, length=st.sampled_from([None, 0.0, 1e-300, 1e-160, 1e-9, np.pi, np.nextafter(np.pi, 4), 6.5]))
 def test_rotations_are_scipys(vectors, length):
-    if length is not None:  # every vector at this angle, where it has a direction
+    if length is not None:  # every vector that has a direction, scaled to this angle
         each = vectors.reshape(-1, 3)
         norms = np.linalg.norm(each, axis=1, keepdims=True)
         vectors = np.where(norms > 1e-3, each / np.maximum(norms, 1e-3) * length, 0).reshape(5, 6)
@@ -199,7 +199,7 @@ def test_the_rate_of_a_file_is_read_under_each_key(tmp_path, key, value, write):
 
 def test_rates_that_disagree_and_files_without_one_are_refused_unless_the_rate_is_given(tmp_path):
     write_smpl(tmp_path / "a.npz", fps=np.array(30))
-    with pytest.raises(ClipError, match="mocap_framerate is 120 and fps is 30 frames a second; --source_fps N"):
+    with pytest.raises(ClipError, match="mocap_framerate is 120, but fps is 30; --source_fps N"):
         fps_of_file(tmp_path)
     assert fps_of_file(tmp_path, source_fps=60) == 60
     write_smpl(tmp_path / "a.npz", mocap_framerate=None)
@@ -214,7 +214,7 @@ def test_rates_that_disagree_and_files_without_one_are_refused_unless_the_rate_i
 def test_a_rate_that_is_taken_in_place_of_the_files_own_is_said(tmp_path, write):
     own = "mocap_framerate" if write is write_smpl else "mocap_frame_rate"
     file = write(tmp_path / "a.npz", **{own: np.array(120)})
-    said = "the file says 120 frames a second, but rvqvae.data.source_fps 60 is taken"
+    said = "the file gives 120 fps, but rvqvae.data.source_fps 60 is used"
     assert open_reader(file, DataConfig(source_fps=60)).take("a").notes == (said,)
     assert open_reader(file, DataConfig(source_fps=120)).take("a").notes == ()
 
@@ -222,7 +222,7 @@ def test_a_rate_that_is_taken_in_place_of_the_files_own_is_said(tmp_path, write)
 def test_the_rate_that_beat2_files_do_not_say_is_said(tmp_path):
     write_beat2(tmp_path / "a.npz", mocap_frame_rate=None)
     take = open_reader(tmp_path, DataConfig()).take("a")
-    said = "the file says no frame rate: BEAT2's 30 a second are taken; --source_fps N (rvqvae.data.source_fps) says"
+    said = "the file gives no frame rate: BEAT2's 30 fps is assumed; --source_fps N (rvqvae.data.source_fps) sets"
     assert take.fps == 30 and take.notes == (f"{said} another",)
 
 
@@ -230,8 +230,8 @@ def test_versions_before_took_the_first_of_two_keys_and_it_is_said(tmp_path):
     write_smpl(tmp_path / "a.npz", mocap_frame_rate=np.array(60), fps=np.array(30))
     take = open_reader(tmp_path, DataConfig(reading_version=1)).take("a")
     assert take.fps == 60 and take.notes == (
-        "read as versions up to 0.2 did: 60 frames a second, but its keys say two rates or none; prepare again with "
-        "reading_version 2 for those",
+        "read as versions up to 0.2 did: 60 fps, but its keys say two rates or none; prepare again with "
+        "reading_version 2 to use them",
     )
     write_beat2(tmp_path / "b" / "a.npz", mocap_frame_rate=None, fps=np.array(25))
     take = open_reader(tmp_path / "b", DataConfig(reading_version=1)).take("a")

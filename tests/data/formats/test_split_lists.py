@@ -87,7 +87,7 @@ def test_fifty_thousand_names_are_looked_up_not_searched(tmp_path):
         for count in (100, 50_000)
     )
     assert {many.split_of(name) for name in clips} == {"train"} and len(many.missing(clips)) == 1
-    # Those that are listed last, and some that no list has.
+    # The clips that are listed last, and some that no list has.
     steps = [
         lines_run(lambda lists=lists, last=last: [lists.split_of(name) for name in [*last, *(f"{n}/x" for n in last)]])
         for lists, last in ((few, clips[:100]), (many, clips[-100:]))
@@ -96,7 +96,7 @@ def test_fifty_thousand_names_are_looked_up_not_searched(tmp_path):
 
 
 def lines_run(function):
-    """Lines of Python that a call runs."""
+    """Counts the lines of Python that a call runs."""
     count = 0
 
     def trace(frame, event, argument):
@@ -201,7 +201,7 @@ def test_a_table_of_splits_is_said_where_no_list_is_taken(tmp_path, name, text):
     folder = tmp_path / "data"
     (folder / "meta").mkdir(parents=True)
     (folder / name).write_text(text)
-    said = f"{name}: names clips as a list of a split does, and is not used"
+    said = f"{name}: names clips like the list of a split, but is not used"
     assert find_lists([folder], tmp_path, ["a", "b"]).notes == (said,)
     assert find_lists([folder], tmp_path, ["c", "d"]).notes == ()
     write_lists(folder, train="a\nb")
@@ -215,7 +215,7 @@ def test_lists_elsewhere_are_said(tmp_path, name):
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("b,1\nc,2\n" if name.endswith("csv") else "b.npy\nc\n")
     note, _ = found(tmp_path, "a", "b", "c").notes
-    assert note == f"{name}: names clips as a list of a split does, and is not used"
+    assert note == f"{name}: names clips like the list of a split, but is not used"
 
 
 def test_many_lists_elsewhere_are_one_note(tmp_path):
@@ -236,7 +236,7 @@ def test_a_damaged_list_is_refused_in_the_data_and_passed_over_beside_it(tmp_pat
 
 def test_folders_called_after_splits_are_said(tmp_path):
     clips = ("train_stream/seq1", "val_stream/seq1", "other/a")
-    note = "the folders train_stream, val_stream are not taken for splits: list their clips in train.txt, val.txt, …"
+    note = "the folders train_stream, val_stream are not used as splits: list their clips in train.txt, val.txt, …"
     assert found(tmp_path, *clips).notes == (note,)
     assert found(tmp_path, "train/a", "trains/b", "contest/c").notes == ()
     assert "folders" not in " ".join(found(write_lists(tmp_path, train="train_stream/seq1"), *clips).notes)
@@ -246,7 +246,7 @@ def test_version_1_looks_among_the_clips_and_beside_them(tmp_path):
     write_lists(tmp_path / "split", train="a", val="b")
     before = found(tmp_path, "a", "b", reading_version=1)
     assert before.lists.files == [] and before.lists.split_of("a") is None
-    assert before.notes[0].startswith("read as versions up to 0.2 did: other clips train and are held out than now")
+    assert before.notes[0].startswith("read as versions up to 0.2 did: other clips are held out than by today's rules")
     write_lists(tmp_path, train="a", val="b")
     assert found(tmp_path, "a", "b", reading_version=1).notes == ()
     assert len(found(write_lists(tmp_path / "none"), "a", "M000001", reading_version=1).notes) == 1

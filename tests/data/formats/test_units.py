@@ -1,4 +1,4 @@
-"""The unit of length by how tall a body is."""
+"""The unit of length from the height of a body."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from tests.data.formats.bvh_files import Part, body, limb, write_body
 
 
 def recognised(parts, height, metres, units=169.0):
-    """What a body of a height in metres, written in a unit, is taken for: metres, and whether that is said; or None."""
+    """Returns the unit found for a body, in metres, and whether a note says so; or None if the body is refused."""
     scale = height / metres / units
     rows: dict[str, int] = {}
     joints = []
@@ -26,7 +26,7 @@ def recognised(parts, height, metres, units=169.0):
     try:
         unit = recognise_unit(Tree(joints, bones_of(joints)))
     except ClipError as error:
-        assert "its unit of length is not known" in str(error) and "tall); say how many metres a unit is" in str(error)
+        assert "its unit of length is not known" in str(error) and "tall); set the metres per unit" in str(error)
         assert "--metres_per_unit N (rvqvae.data.metres_per_unit)" in str(error)
         return None
     assert unit.height == pytest.approx(height * unit.metres / metres)
@@ -34,13 +34,13 @@ def recognised(parts, height, metres, units=169.0):
 
 
 def waist() -> list[Part]:
-    """Legs and chest both hang on the waist."""
+    """A body with legs and chest both attached to the waist."""
     new = {"Hips": {"parent": "Waist", "offset": (0, -6, 0)}, "Spine": {"parent": "Waist"}}
     return [Part("Waist", "", (0, 100, 0), 6), *(part._replace(**new.get(part.name, {})) for part in body())]
 
 
 def torso() -> list[Part]:
-    """Arms, legs and head hang on one joint; the way to a hand is the longest."""
+    """A body with arms, legs and head attached to one joint; the path to a hand is the longest."""
     parts = [part for part in body("Torso") if part.name not in ("Spine", "Chest")]
     return [
         part._replace(parent="Torso", offset=(part.offset[0], part.offset[1] + 37, part.offset[2]))
@@ -144,12 +144,12 @@ def test_what_is_no_whole_body_has_no_unit(parts):
 
 @pytest.mark.parametrize(("height", "usual"), [(0.7, 3), (0.7, 1)])
 def test_one_skeleton_has_one_unit(tmp_path, height, usual):
-    """A child of 0.7 m in centimetres is a grown person in inches by itself, not beside its parents."""
+    """A child of 0.7 m in centimetres is an adult in inches by itself, not beside its parents."""
     for index in range(usual):
         write_body(tmp_path / f"grown{index}.bvh", body(), seed=index)
     write_body(tmp_path / "child.bvh", body(), scale=height / 1.69)
     reader = BvhReader(tmp_path, DataConfig())
-    wanted = r"child.bvh: its unit .* 2.54 cm \(1.78 m tall\), but 1 unit = 1 cm .*grown0.bvh \(0.70 m tall then\); say"
+    wanted = r"child.bvh: its unit .* 2.54 cm \(1.78 m tall\), but 1 unit = 1 cm .*grown0.bvh \(0.70 m tall then\); set"
     with pytest.raises(UserError, match=wanted):
         reader.check(reader.clip_names())
     reader = BvhReader(tmp_path, DataConfig(metres_per_unit=0.01))

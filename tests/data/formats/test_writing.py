@@ -1,4 +1,4 @@
-"""Features written back as motion files, by writing that leaves nothing half-done."""
+"""Features written back as motion files, which are written completely or not at all."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def features_of(file, body_part, fps=30.0, **settings):
 
 
 def angles(first, second):
-    """Degrees between two arrays of axis-angle poses, `[frames, 55]`."""
+    """Returns degrees between two arrays of axis-angle poses, `[frames, 55]`."""
     turns = [Rotation.from_rotvec(poses.reshape(-1, 3)) for poses in (first, second)]
     return np.degrees((turns[0].inv() * turns[1]).magnitude()).reshape(len(first), -1)
 
@@ -103,7 +103,7 @@ def test_a_rate_that_the_source_has_wrong_is_written_right(tmp_path, rate):
     config = DataConfig(fps=120.0, source_fps=120.0)
     motion, layout = features_of(file, "upper", 120.0, source_fps=120.0)
     assert len(motion) == 60
-    with pytest.raises(ClipError, match="fps is 60 and frame_rate is 120"):
+    with pytest.raises(ClipError, match="fps is 60, but frame_rate is 120"):
         read_beat2_source(file)
     write_beat2(tmp_path / "out.npz", motion, layout, 120.0, read_beat2_source(file, config))
     assert open_motion_file(tmp_path / "out.npz", DataConfig()).take("out").fps == 120
@@ -137,10 +137,10 @@ def test_python_objects_of_a_source_are_left_out(tmp_path):
         (
             59,
             (Channels("spine1", "rotation_6d", 0, 6),),
-            "the source has 60 frames at 30 .*, the codes 59",
+            "the source has 60 frames at 30 fps, but the codes have 59",
         ),
-        (60, (Channels("Hips", "rotation_6d", 0, 6),), "Hips .* no place"),
-        (60, (Channels("features", "feature", 0, 6),), "features .* no place"),
+        (60, (Channels("Hips", "rotation_6d", 0, 6),), "Hips .* cannot be stored"),
+        (60, (Channels("features", "feature", 0, 6),), "features .* cannot be stored"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_written(tmp_path, frames, layout, pattern):
