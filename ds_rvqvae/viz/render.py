@@ -81,7 +81,7 @@ class Animation:
             yield pixels_on(self._canvas)
 
     def _from_top(self, place: float) -> float:
-        """Returns the height in this picture of a height in the picture without codes, at the same distance from the top."""
+        """Returns where a height of the picture without codes is here, at the same distance from the top."""
         return 1.0 - (1.0 - place) / self._height
 
     def _project(self) -> None:
