@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = MotionTokenizer.from_pretrained(args.tokenizer or trained())
     tokenizer.chunk = args.chunk  # the same for the stream and the complete clip, so that their codes are equal
     store = open_store(args.store)
-    # The store's own array is read-only, so this is a copy, [frames, columns]. Live frames come from a suit or a camera.
+    # The store's own array is read-only, so this is a copy: [frames, columns]. Live frames come from a camera.
     motion = np.array(store.clip(args.clip or store.clip_names[0]))
     expected = tokenizer.encode(motion)
 

@@ -43,7 +43,7 @@ _GROUPS: Mapping[str, Mapping[str, Sequence[str]]] = {
     },
     "render": {
         "the motion": ("clip", "levels", "start", "seconds", "skeleton"),
-        "the video": ("out", "size", "fps"),
+        "the video": ("out", "size", "fps", "codes"),
     },
     "decode": {"the output": ("out", "levels", "fps", "matrices", "overwrite")},
     "import": {

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 _GIF_FPS, _MOST_GIF_FPS = 15.0, 50.0
+_SIZE, _SIZE_WITH_CODES = (960, 480), (960, 624)
 
 
 def add_render(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +52,8 @@ def add_render(parser: argparse.ArgumentParser) -> None:
         help="JSON or npz with joint_names, parents and offsets in metres (default: the motion's own, else a built-in "
         "figure)",
     )
-    parser.add_argument("--size", type=_size, default=(960, 480), metavar="WxH", help="pixels (default: 960x480)")
+    parser.add_argument("--codes", action="store_true", help="draw the codes too, which scroll under the figures")
+    parser.add_argument("--size", type=_size, metavar="WxH", help="pixels (default: 960x480, or 960x624 with --codes)")
     add_json_flag(parser)
     parser.set_defaults(verb=_render)
 
@@ -79,20 +81,21 @@ def _render(args: argparse.Namespace) -> int:
     skeleton = given or figure_of(own, args.motion.stem)
     comparison = compare(tokenizers, clip, skeleton, args.levels, args.start, args.seconds)
     fps = _frame_rate(args.fps, clip.fps, out.suffix.lower() == ".gif")
-    animation = Animation(comparison, fps, args.size)
+    size = args.size or (_SIZE_WITH_CODES if args.codes else _SIZE)
+    animation = Animation(comparison, fps, size, args.codes)
     progress = Bar(animation, desc=printable(out.name), unit="frame", disable=not sys.stderr.isatty(), leave=False)
-    write_video(progress, out, fps, args.size)
+    write_video(progress, out, fps, size)
     result = {
         "video": str(out),
         "frames": len(animation),
         "fps": fps,
-        "size": list(args.size),
+        "size": list(size),
         "clip": clip.name,
         "levels": comparison.levels,
         "angle_error_deg": float(comparison.angle_error.mean()),
         "joint_error_mm": float(comparison.mean_distance_mm.mean()),
     }
-    what = f"{len(animation)} frames of {args.size[0]}x{args.size[1]} at {fps:g} fps"
+    what = f"{len(animation)} frames of {size[0]}x{size[1]} at {fps:g} fps"
     errors = f"{comparison.levels_text}: {result['angle_error_deg']:.2f} degrees, {result['joint_error_mm']:.1f} mm"
     line: Line = [(str(out), "path"), f": {what}; ", (clip.name, "name"), f", {errors}"]
     print_result(args, result, [line], in_files=True)

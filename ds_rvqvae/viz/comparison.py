@@ -18,6 +18,22 @@ from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 
 @dataclass(frozen=True, eq=False)
+class CodeRows:
+    """The codes of a complete clip by one tokenizer, as they are coloured.
+
+    Attributes:
+        part: the tokenizer's body part; empty where it has none.
+        shades: `[levels, codes]` from 0 to 1: the order of the level's codes in this clip along the first principal
+            axis of their vectors, so that near shades stand for near vectors.
+        seconds: how long a code lasts.
+    """
+
+    part: str
+    shades: NDArray[np.float64]
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
 class Comparison:
     """T frames of a clip beside their reconstruction.
 
@@ -32,6 +48,7 @@ class Comparison:
         start: time of the first frame in the clip, seconds.
         title: the clip's name.
         levels: number of levels decoded.
+        codes: of the complete clip, for each tokenizer.
     """
 
     skeleton: Skeleton
@@ -44,6 +61,7 @@ class Comparison:
     start: float
     title: str
     levels: int
+    codes: tuple[CodeRows, ...]
 
     @property
     def levels_text(self) -> str:
@@ -89,10 +107,11 @@ def compare(
     if levels is not None and not 1 <= levels <= most:
         raise UserError(f"--levels {levels}: the tokenizer has 1 to {most}")
     first, last = _stretch(clip, start, seconds)
-    found = clip.motion.copy()
+    found, rows = clip.motion.copy(), list[CodeRows]()
     for tokenizer, own in zip(tokenizers, columns, strict=True):
         codes = tokenizer.encode(np.ascontiguousarray(clip.motion[:, own]))
         found[:, own] = tokenizer.decode(codes[:, :levels], lengths=len(found))
+        rows.append(_code_rows(tokenizer, codes[:, :levels]))
     truth_places, found_places = (_places(motion, layout, skeleton)[first:last] for motion in (clip.motion, found))
     truth_6d, found_6d = (
         torch.from_numpy(motion[first:last][:, rotation_columns(covered)]) for motion in (clip.motion, found)
@@ -109,7 +128,24 @@ def compare(
         start=first / clip.fps,
         title=clip.name,
         levels=levels or most,
+        codes=tuple(rows),
     )
+
+
+def _code_rows(tokenizer: MotionTokenizer, codes: NDArray[np.int64]) -> CodeRows:
+    """Returns the rows of a clip's codes `[codes, levels]`, with the shade of each code."""
+    shades = np.empty(codes.T.shape)
+    for level, row in enumerate(codes.T):
+        used, index = np.unique(row, return_inverse=True)
+        alone = torch.full((len(used), level + 1), -1)
+        alone[:, level] = torch.from_numpy(used)
+        vectors = tokenizer.model.quantizer.decode(alone.to(tokenizer.mean.device)).double().cpu().numpy()
+        vectors -= vectors.mean(axis=0)
+        axis = np.linalg.svd(vectors, full_matrices=False)[2][0]
+        axis *= np.sign(axis[np.abs(axis).argmax()])  # an axis has no direction of its own
+        order = (vectors @ axis).argsort().argsort()
+        shades[level] = order[index] / max(len(used) - 1, 1)
+    return CodeRows(str(tokenizer.details.get("body_part") or ""), shades, tokenizer.code_stride / tokenizer.fps)
 
 
 def _columns(tokenizers: Sequence[MotionTokenizer], clip: Clip) -> list[NDArray[np.int64]]:

@@ -25,6 +25,8 @@ _TILE, _TILES = 0.5, 4
 _MARGIN = 0.12
 _PANEL_BOTTOM, _PANEL_TOP = 0.26, 0.88
 """Fractions of the picture's height. Titles and scales are above the panels, where no figure is drawn."""
+_CODES, _AROUND = 0.3, 2.0
+"""Height of the codes, as a fraction of the rest of the picture; seconds before and after now that they show."""
 
 
 class Animation:
@@ -36,12 +38,13 @@ class Animation:
         comparison: the clip and its reconstruction to show.
         fps: pictures per second, at most the comparison's own.
         size: width and height in pixels.
+        with_codes: whether the codes around the frame pass by below the figures.
 
     Attributes:
         frames: int64, the frames of the comparison that are shown.
     """
 
-    def __init__(self, comparison: Comparison, fps: float, size: tuple[int, int]) -> None:
+    def __init__(self, comparison: Comparison, fps: float, size: tuple[int, int], with_codes: bool = False) -> None:
         self.comparison, self.fps, self.size = comparison, fps, size
         count = max(int(len(comparison.truth) * fps / comparison.fps + 1e-9), 1)
         self.frames = np.minimum(
@@ -49,13 +52,18 @@ class Animation:
         )
         self._distance_mm = comparison.mean_distance_mm
         self._project()
-        dpi = 100.0 * size[1] / 480
+        self._height = 1.0 + (_CODES if with_codes else 0.0)
+        self._panels = (self._from_top(_PANEL_BOTTOM), self._from_top(_PANEL_TOP))
+        dpi = 100.0 * size[1] / 480 / self._height
         # Slightly larger, because the canvas cuts fractions of a pixel off.
         self._figure = Figure(figsize=((size[0] + 0.01) / dpi, (size[1] + 0.01) / dpi), dpi=dpi, facecolor="white")
         self._canvas = canvas_of(self._figure)
         self._moving: list[tuple[Axes, Artist]] = []
         self._draw_panels()
         self._draw_curve()
+        self._codes: Axes | None = None
+        if with_codes:
+            self._draw_codes()
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -71,6 +79,10 @@ class Animation:
             for axes, artist in self._moving:
                 axes.draw_artist(artist)
             yield pixels_on(self._canvas)
+
+    def _from_top(self, place: float) -> float:
+        """Returns where a height of the picture without codes is here, at the same distance from the top."""
+        return 1.0 - (1.0 - place) / self._height
 
     def _project(self) -> None:
         """Projects joints and ground into the view of a camera that follows the original's root over the ground."""
@@ -96,9 +108,9 @@ class Animation:
         low, high = np.percentile(points.min(axis=1), 1, axis=0), np.percentile(points.max(axis=1), 99, axis=0)
         self._grounds, self._figures = [], []
         for index, title in enumerate(titles):
-            axes = self._figure.add_axes((index / 3, _PANEL_BOTTOM, 1 / 3, _PANEL_TOP - _PANEL_BOTTOM))
+            axes = self._figure.add_axes((index / 3, self._panels[0], 1 / 3, self._panels[1] - self._panels[0]))
             axes.set_axis_off()
-            self._figure.text((index + 0.5) / 3, 0.985, title, ha="center", va="top", fontsize=9)
+            self._figure.text((index + 0.5) / 3, self._from_top(0.985), title, ha="center", va="top", fontsize=11)
             self._set_limits(axes, low, high)
             ground = LineCollection([], colors=_GROUND, linewidths=0.8, animated=True)
             axes.add_collection(ground, autolim=False)
@@ -111,12 +123,13 @@ class Animation:
                 self._moving += [(axes, artist) for artist in figure.artists]
             self._figures += figures
         for place, side, color in ((-0.09, "left", LEFT), (0.0, "right", RIGHT), (0.09, "middle", MIDDLE)):
-            self._figure.text(0.5 / 3 + place, 0.935, side, color=color, ha="center", va="top", fontsize=7)
+            top = self._from_top(0.935)
+            self._figure.text(0.5 / 3 + place, top, side, color=color, ha="center", va="top", fontsize=8.5)
         self._draw_color_bar()
 
     def _set_limits(self, axes: Axes, low: NDArray[np.float64], high: NDArray[np.float64]) -> None:
         """Sets the limits so that both directions have the same scale and the complete motion fits."""
-        width, height = self.size[0] / 3, (_PANEL_TOP - _PANEL_BOTTOM) * self.size[1]
+        width, height = self.size[0] / 3, (self._panels[1] - self._panels[0]) * self.size[1]
         low, high = low - _MARGIN, high + np.array([_MARGIN, 2 * HEAD_RADIUS + _MARGIN])
         metre = min(width / (high[0] - low[0]), height / (high[1] - low[1]))
         middle = (low[0] + high[0]) / 2
@@ -127,40 +140,78 @@ class Animation:
         errors = 1000.0 * self.comparison.joint_error[:, self.comparison.measured]
         top = max(math.ceil(float(np.percentile(errors, 99)) / 10) * 10, 10)
         self._color_of = ScalarMappable(Normalize(0, top), _ERRORS)
-        place = self._figure.add_axes((2.2 / 3, 0.922, 0.6 / 3, 0.016))
+        place = self._figure.add_axes((2.2 / 3, self._from_top(0.922), 0.6 / 3, 0.016 / self._height))
         bar = self._figure.colorbar(self._color_of, cax=place, orientation="horizontal", ticks=[0, top / 2, top])
-        bar.ax.tick_params(labelsize=6.5, length=2, pad=1)
+        bar.ax.tick_params(labelsize=8, length=2, pad=1)
         bar.ax.spines["outline"].set_visible(False)
-        bar.ax.text(1.04, 0.5, "mm", transform=bar.ax.transAxes, fontsize=6.5, va="center")
+        bar.ax.text(1.04, 0.5, "mm", transform=bar.ax.transAxes, fontsize=8, va="center")
 
     def _draw_curve(self) -> None:
         shown = self.comparison
         self._seconds = shown.start + np.arange(len(shown.truth)) / shown.fps
-        axes = self._figure.add_axes((0.055, 0.085, 0.925, 0.125))
+        axes = self._figure.add_axes((0.055, 0.085 / self._height, 0.925, 0.125 / self._height))
         axes.plot(self._seconds, shown.angle_error, color=MIDDLE, linewidth=1.0)
         axes.axhline(shown.angle_error.mean(), color=_GHOST, linewidth=0.8, zorder=0)
         axes.set_xlim(self._seconds[0], max(self._seconds[-1], self._seconds[0] + 1 / shown.fps))
         axes.set_ylim(0, max(1.15 * float(shown.angle_error.max()), 1e-3))
-        axes.tick_params(labelsize=6.5, length=2, pad=2)
+        axes.tick_params(labelsize=8, length=2, pad=2)
         axes.spines[["top", "right"]].set_visible(False)
         axes.yaxis.set_major_locator(MaxNLocator(3))
         heading = f"angle error, degrees; mean {shown.angle_error.mean():.2f}°, {self._distance_mm.mean():.0f} mm"
-        axes.text(0.0, 1.06, heading, transform=axes.transAxes, fontsize=7, va="bottom")
+        axes.text(0.0, 1.06, heading, transform=axes.transAxes, fontsize=8.5, va="bottom")
         axes.text(
             1.0,
             -0.42,
             f"{name_words(shown.title, 60)}, seconds",
             transform=axes.transAxes,
-            fontsize=6.5,
+            fontsize=8,
             ha="right",
             va="center",
         )
         (self._cursor,) = axes.plot([], [], color=RIGHT, linewidth=1.0, animated=True)
         (self._dot,) = axes.plot([], [], "o", color=RIGHT, markersize=3.5, animated=True)
         self._clock = axes.text(
-            1.0, 1.06, "", transform=axes.transAxes, fontsize=7, ha="right", va="bottom", animated=True
+            1.0, 1.06, "", transform=axes.transAxes, fontsize=8.5, ha="right", va="bottom", animated=True
         )
         self._moving += [(axes, self._cursor), (axes, self._dot), (axes, self._clock)]
+
+    def _draw_codes(self) -> None:
+        """Draws rows of coloured codes, one per level; the axes show the seconds around now."""
+        shown, height = self.comparison, self._height
+        self._codes = axes = self._figure.add_axes((0.055, 0.31 / height, 0.925, 0.19 / height))
+        rows, names = 0, list[tuple[float, str]]()
+        for part in shown.codes:
+            levels, count = part.shades.shape
+            image = axes.imshow(
+                part.shades,
+                cmap="viridis",
+                norm=Normalize(0, 1),
+                aspect="auto",
+                interpolation="nearest",
+                extent=(0, count * part.seconds, rows + levels, rows),
+                animated=True,
+            )
+            self._moving.append((axes, image))
+            names += [(rows + level + 0.5, str(level + 1)) for level in range(levels)]
+            if len(shown.codes) > 1:
+                names[-levels:] = [(rows + levels / 2, part.part)]
+            rows += levels
+        axes.set_ylim(rows, 0)
+        axes.set_yticks([place for place, _ in names], [name for _, name in names], fontsize=8)
+        axes.set_xticks([])
+        axes.tick_params(length=0, pad=3)
+        axes.spines[:].set_visible(False)
+        lines = axes.hlines(range(1, rows), 0, 1, "white", linewidth=1.0, transform=axes.get_yaxis_transform())
+        (now,) = axes.plot([0.5, 0.5], [-0.03, 1.03], color=RIGHT, linewidth=1.6, transform=axes.transAxes)
+        now.set_clip_on(False)
+        for artist in (lines, now):
+            artist.set_animated(True)
+            self._moving.append((axes, artist))
+        what = "level" if len(shown.codes) == 1 else "body part and level"
+        heading = f"codes, one row per {what}; near colours stand for near code vectors"
+        axes.text(0.0, 1.06, heading, transform=axes.transAxes, fontsize=8.5, va="bottom")
+        for place, text in ((0.0, f"-{_AROUND:g} s"), (0.5, "now"), (1.0, f"+{_AROUND:g} s")):
+            axes.text(place, -0.07, text, transform=axes.transAxes, fontsize=8, ha="center", va="top")
 
     def _show(self, frame: int) -> None:
         shown = self.comparison
@@ -172,6 +223,8 @@ class Animation:
         ghost.place(self._truth[frame])
         difference.place(self._found[frame], self._color_of.to_rgba(1000.0 * shown.joint_error[frame]))
         second, error = self._seconds[frame], shown.angle_error[frame]
+        if self._codes is not None:
+            self._codes.set_xlim(second - _AROUND, second + _AROUND)
         self._cursor.set_data([second, second], [0, error])
         self._dot.set_data([second], [error])
         self._clock.set_text(f"{second:.2f} s   {error:.1f}°   {self._distance_mm[frame]:.0f} mm")

@@ -76,6 +76,16 @@ def test_a_gif_keeps_time(folder, capsys):
     assert all(np.abs(after - before).max() > 50 for before, after in pairwise(pictures))
 
 
+def test_codes_are_drawn_where_they_are_asked_for(folder, capsys):
+    arguments = ["render", str(folder / "tokenizer"), str(folder / "clip.npz"), "--out", str(folder / "clip.gif")]
+    assert cli.main([*arguments, "--codes", "--seconds", "0.2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["size"] == [960, 624]
+    with Image.open(folder / "clip.gif") as image:
+        assert image.size == (960, 624)
+        rows = np.asarray(image.convert("RGB"))[400:440, 60:900].reshape(-1, 3)
+    assert len(np.unique(rows, axis=0)) > 5  # the untrained tokenizer has eight codes per level
+
+
 def test_the_parts_of_a_body_are_shown_together(tokenizer, folder, capsys):
     lower = make_tokenizer(select_columns(smplx_layout(), "lower_trans")[1])
     shutil.rmtree(folder / "tokenizer")

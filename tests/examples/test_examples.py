@@ -1,4 +1,4 @@
-"""The scripts of `examples/`, each run as it stands, on made motion and one tiny tokenizer that the first of them trains."""
+"""The scripts of `examples/`, each run on made motion, with one tiny tokenizer, which the first of them trains."""
 
 import importlib
 import json
@@ -10,33 +10,16 @@ from PIL import Image
 
 from ds_rvqvae import MotionTokenizer, read_codes
 from ds_rvqvae.data import open_store
-from tests.ranks import ROOT
+from tests.examples.conftest import EXAMPLES
 
-EXAMPLES = ROOT / "examples"
-TINY = "--steps=3 --width=16 --depth=1 --code_dim=8 --nb_code=16 --num_quantizers=2 --batch_size=4 --num_workers=1"
 pytestmark = pytest.mark.processes
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The folder in which the scripts run, once `train_on_bvh.py` has run there."""
-    place = tmp_path_factory.mktemp("examples")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXAMPLES)
-        patch.chdir(place)
-        # The script sets the first two on a machine without a GPU.
-        for name, value in (("DS_ACCELERATOR", "cpu"), ("LOCAL_SIZE", "1"), ("PYTHONPATH", str(ROOT))):
-            patch.setenv(name, value)
-        tokenizer = importlib.import_module("train_on_bvh").main(TINY.split())
-        assert tokenizer == Path("runs/example/run/tokenizer")
-        yield place
 
 
 def _run(name: str, *arguments: str) -> None:
     importlib.import_module(name).main([*arguments])
 
 
-def test_a_tokenizer_is_trained_on_bvh_files_and_scored(folder):
+def test_a_tokenizer_is_trained_on_bvh_files_and_scored(example_folder):
     tokenizer = MotionTokenizer.from_pretrained("runs/example/run/tokenizer")
     assert len(tokenizer.mean) == 17 * 6 + 3 and tokenizer.fps == 30
     report = json.loads(Path("runs/example/store/report.json").read_text())
@@ -46,7 +29,7 @@ def test_a_tokenizer_is_trained_on_bvh_files_and_scored(folder):
     assert json.loads(Path("runs/example/scores.json").read_text())["angle_error_deg"] > 0
 
 
-def test_codes_are_padded_and_masked_in_a_dataloader(folder, capsys):
+def test_codes_are_padded_and_masked_in_a_dataloader(example_folder, capsys):
     _run("codes_in_a_dataloader")
     files = sorted(Path("runs/example/codes").rglob("*.npz"))
     clips = [read_codes(file).codes for file in files]
@@ -55,7 +38,7 @@ def test_codes_are_padded_and_masked_in_a_dataloader(folder, capsys):
     assert sum(int(real) for _, real in lines) == sum(map(len, clips)) < sum(4 * int(longest) for longest, _ in lines)
 
 
-def test_a_stream_gives_the_codes_of_one_pass(folder, capsys):
+def test_a_stream_gives_the_codes_of_one_pass(example_folder, capsys):
     _run("stream", "--clip", "clip_03")
     frames = len(open_store("runs/example/store").clip("clip_03"))
     said = capsys.readouterr().out
@@ -64,7 +47,7 @@ def test_a_stream_gives_the_codes_of_one_pass(folder, capsys):
     assert int(waiting[1]) <= int(latency[1]) + 4 + 5  # a code's own frames, and a piece
 
 
-def test_a_second_stage_learns_and_its_codes_are_decoded(folder, capsys):
+def test_a_second_stage_learns_and_its_codes_are_decoded(example_folder, capsys):
     _run("second_stage", "--steps", "41")
     said = capsys.readouterr().out
     first, *_, last = [float(loss) for loss in re.findall(r"loss ([\d.]+)", said)]
@@ -72,7 +55,7 @@ def test_a_second_stage_learns_and_its_codes_are_decoded(folder, capsys):
     assert Path("runs/example/second_stage.pt").is_file()
 
 
-def test_two_tokenizers_are_compared(folder, capsys):
+def test_two_tokenizers_are_compared(example_folder, capsys):
     _run("compare_two_tokenizers")
     said = capsys.readouterr().out
     assert "global_step1" in said and "global_step3" in said and "lowest angle error" in said
