@@ -113,8 +113,9 @@ class Runner:
     def _dry(self, flags: list[str]) -> int:
         """The launcher's checks; a run that goes on or starts from a tokenizer has the settings of the world's runs."""
         added = ["--dry_run"] if "--dry_run" not in flags else []
-        if "--resume" in flags or "--init_from" in flags:
-            added += [*SETTINGS, "--include=localhost:0"]
+        if {"--resume", "--init_from"} & set(flags):
+            named = "--resume" in flags and any(flag.startswith("runs/") for flag in flags)  # it has the run's settings
+            added += ["--include=localhost:0", *([] if named else SETTINGS)]
         if "--resume" not in flags and "--out" not in flags:
             added += ["--out=dry"]  # under `runs` the world has runs of these names
         with mock.patch.dict(os.environ, {**_CPU, **self.exported}):

@@ -10,7 +10,7 @@ from ds_rvqvae import BodyTokenizer, MotionTokenizer
 from ds_rvqvae.data.demo import write_demo_motion
 from tests.data.formats.bvh_files import body, write_body
 from tests.data.formats.published import PUBLISHED
-from tests.data.motion import write_matrices
+from tests.data.motion import write_matrices, write_packed
 from tests.docs.pages import ROOT
 from tests.ranks import finish, start_ranks
 from tests.tokenizer.foreign import checkpoints
@@ -19,7 +19,8 @@ from tests.train.small import SMALL
 BEAT2 = "data/BEAT2/beat_english_v2.0.0"
 CLIP = "2_scott_0_1_1"
 PARTS = ("upper", "hands", "lower_trans")
-PROFILES = ("best", "baseline", "wide", "large", "demo")
+RUNS = ("cmu", "beat2", *(f"{name}-beat_english_v2.0.0-upper" for name in ("best", "baseline", "wide", "demo")))
+"""All of them are runs of the upper body."""
 
 SETTINGS = [*SMALL, "--batch_size=4", "--total_iter=2", "--mixed_precision=no"]
 """Of the world's runs."""
@@ -27,7 +28,7 @@ SETTINGS = [*SMALL, "--batch_size=4", "--total_iter=2", "--mixed_precision=no"]
 
 def write_motion(world: Path) -> None:
     """Motion in the folders that the pages name, `/data` being `data` in the world."""
-    beat2 = write_demo_motion(world / BEAT2, clips=8, frames=200)
+    beat2 = write_demo_motion(world / BEAT2, clips=8, frames=800)
     clips = beat2 / "smplxflame_30"
     for file in (clips / f"{CLIP}.npz", world / f"{CLIP}.npz"):
         shutil.copy(clips / "2_wave_0_1_2.npz", file)
@@ -39,7 +40,7 @@ def write_motion(world: Path) -> None:
     for name, published in PUBLISHED.items():
         folder = published.write(world / "data" / name)
         write_matrices(folder / published.clips, published.names, published.width, frames=200)
-    write_matrices(world / "data" / "features", ("a", "b", "c"), 7)
+    write_packed(world / "data" / "cmu" / "task.npz", (200, 200, 200), 150)
 
 
 def link_project(world: Path) -> None:
@@ -59,12 +60,12 @@ def train(world: Path) -> None:
     body = world / "runs" / "body"
     parts = {part: MotionTokenizer.from_pretrained(body / part / "tokenizer") for part in PARTS}
     BodyTokenizer(parts).save_pretrained(body / "tokenizer")
-    for profile in PROFILES:
-        shutil.copytree(body / "upper", world / "runs" / f"{profile}-beat_english_v2.0.0-upper")
+    for name in RUNS:
+        shutil.copytree(body / "upper", world / "runs" / name)
 
 
 def write_foreign_checkpoints(world: Path) -> None:
-    """The inputs of the import commands: a MoMask model with its options, a bare GestureLSM checkpoint with statistics."""
+    """The inputs of the import commands: a MoMask model with its options, a GestureLSM checkpoint with statistics."""
     options = {
         "name": "rvq", "dataset_name": "t2m", "vq_act": "relu", "vq_norm": None, "dilation_growth_rate": 3,
         "width": 8, "depth": 2, "down_t": 2, "stride_t": 2, "code_dim": 4, "nb_code": 16, "num_quantizers": 3,
