@@ -156,7 +156,7 @@ def write_clip(
     if motion.ndim != 2:
         raise ValueError(f"motion is {motion.shape}; a file holds one clip: give its codes, [codes, levels]")
     if source is not None and os.path.realpath(source) == os.path.realpath(file):
-        raise UserError(f"{file} is its own source, which is never overwritten; name another file")
+        raise UserError(f"{file} is its source, which is never overwritten; name another file")
     try:
         if suffix not in SUFFIXES:
             raise ClipError(f"motion is written as {', '.join(SUFFIXES)}; the file's name decides which")

@@ -86,7 +86,7 @@ def test_motion_of_another_rate_is_not_added_to_a_store(tmp_path, capsys):
     assert cli.main([*prepare, str(tmp_path / "a")]) == 0
     assert cli.main([*prepare, str(tmp_path / "b"), "--append"]) == 2
     error = capsys.readouterr().err
-    assert "60 frames per second, but" in error and "has 30; all motion in a store must" in error
+    assert "60 fps, but" in error and "has 30; all motion in a store must" in error
     assert open_store(tmp_path / "store").clip_names == ["a"]
 
 

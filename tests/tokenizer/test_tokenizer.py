@@ -240,7 +240,7 @@ def test_what_the_commands_say_of_files_is_logged_of_them_here_too(tmp_path, cap
     before = source.read_bytes()
     (tmp_path / "link.npz").symlink_to(source)
     for name in ("1_a.npz", "link.npz"):
-        with pytest.raises(UserError, match="is its source, which is never written over; name another file"):
+        with pytest.raises(UserError, match="is its source, which is never overwritten; name another file"):
             tokenizer.decode_to_file(codes, tmp_path / name, source)
     assert source.read_bytes() == before
 
