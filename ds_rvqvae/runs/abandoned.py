@@ -209,7 +209,7 @@ class _Move:
         anew = [*([] if kept else [_METRICS]), *([] if journal else ["TensorBoard"])]
         if anew:
             self.notes.append(
-                f"{' and '.join(anew)} start again at {self.target.name}; the earlier part is no longer in {self.aside}"
+                f"{' and '.join(anew)}: only from {self.target.name} on; the earlier part is no longer in {self.aside}"
             )
 
     def _journal(self) -> dict[str, Any]:

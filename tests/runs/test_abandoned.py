@@ -219,7 +219,7 @@ def test_without_its_lines_a_history_begins_anew_and_that_is_said(tmp_path):
     for file in (run.saved / ABANDONED).glob("history-*"):
         file.unlink()
     said, _ = run.resume("global_step20")
-    assert any("metrics.jsonl and TensorBoard start again at global_step20;" in note for note in said)
+    assert any("metrics.jsonl and TensorBoard: only from global_step20 on;" in note for note in said)
     assert run.metrics() == [] and run.board() == []
 
 
@@ -235,7 +235,7 @@ def test_lines_that_a_checkpoint_kept_are_not_said_to_be_lost(tmp_path):
     for file in (run.saved / ABANDONED).glob("history-*"):
         file.unlink()
     said, _ = run.resume("global_step20")
-    assert any("TensorBoard start again at global_step20;" in note for note in said)
+    assert any("TensorBoard: only from global_step20 on;" in note for note in said)
     assert (run.folder / "metrics.jsonl").read_bytes() == lines and run.board() == []
 
 

@@ -124,7 +124,7 @@ def test_a_code_that_the_tokenizer_does_not_have_is_refused_even_of_any_tokenize
     own.codes[0, 0] = 32
     write_codes(tmp_path / "codes" / "a.npz", own)
     report = decode_files(tokenizer, [tmp_path / "codes"], tmp_path / "out", any_tokenizer=True)
-    assert _reason(report) == "codes up to 32 on 3 levels; this tokenizer has 32 codes on 3 levels"
+    assert _reason(report) == "holds codes up to 32 on 3 levels; this tokenizer has 32 codes on 3 levels"
 
 
 def test_a_body_part_comes_back_beside_what_its_source_has_or_at_rest_or_as_a_matrix(tmp_path):

@@ -51,7 +51,7 @@ def test_a_packed_file_becomes_a_folder_and_clips_fail_one_by_one(tokenizer, tmp
     report = encode_files(tokenizer, [file], tmp_path / "out")
     assert files_below(tmp_path / "out") == ["task/jump.npz", "task/walk/1.npz"]
     (left,) = report.failed
-    assert left.file == f"{file}: ../escape" and left.reason == "the clip's name cannot be a file's"
+    assert left.file == f"{file}: ../escape" and left.reason == "the clip's name cannot be a file's name"
 
 
 def test_done_is_what_is_whole_of_this_tokenizer_of_these_levels_and_of_this_content(tokenizer, data, tmp_path):

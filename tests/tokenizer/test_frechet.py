@@ -130,8 +130,8 @@ def test_files_that_are_no_torchscript_are_refused(tmp_path):
     torch.save({"weight": torch.zeros(3)}, tmp_path / "weights.pt")
     (tmp_path / "text.pt").write_text("no archive")
     for name, complaint in (
-        ("weights.pt", "no TorchScript"),
-        ("text.pt", "no TorchScript"),
+        ("weights.pt", "not a TorchScript"),
+        ("text.pt", "not a TorchScript"),
         ("none.pt", "no such file"),
     ):
         with pytest.raises(UserError, match=f"{name}: {complaint}") as refusal:

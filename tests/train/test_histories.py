@@ -72,6 +72,6 @@ def test_a_run_goes_back_on_other_ranks_and_at_another_rate_and_there_again(tmp_
     # Killed at its end, right before it wrote the tokenizer.
     shutil.rmtree(run / "tokenizer")
     (said,) = train_ranks(1, *flags, "--resume", "--total_iter=6")
-    assert f"{run / 'tokenizer'} was missing: made of global_step6" in said
+    assert f"{run / 'tokenizer'} was missing: made again from global_step6" in said
     again = load_file(run / "tokenizer" / "model.safetensors")
     assert all(again[name].equal(weight) for name, weight in tokenizer.items())

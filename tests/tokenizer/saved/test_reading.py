@@ -116,7 +116,7 @@ BY_HAND = {
 def test_a_config_that_was_changed_by_hand_says_how_to_go_on(folder, caplog, key):
     edit(folder, **{key: BY_HAND[key]})
     said = refusal(folder)
-    assert f"differs in {key})" in said and "remove its key fingerprint" in said
+    assert f"was saved with (in {key})" in said and "remove its key fingerprint" in said
     assert refusal(folder, read_config) == said
     edit(folder, remove=["fingerprint"])
     caplog.clear()
