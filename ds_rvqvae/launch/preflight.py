@@ -278,9 +278,10 @@ def _host_memory(plan: Plan, placed: Ranks, host: Host) -> Finding:
     else:
         least, each = LEAST_CARD_PROCESS_BYTES, CARD_PROCESS_BYTES + plan.host_bytes
     there = f"{size(host.memory_bytes)} is {host.memory_limit}"
+    named = counted(ranks, "rank")
     if host.memory_bytes < ranks * least:
-        raise UserError(f"host memory: {ranks} ranks take at least {size(ranks * least)}, but {there}; free some")
-    text = f"{ranks} ranks of about {size(each)} take {size(ranks * each)} of the host's memory; {there}"
+        raise UserError(f"host memory: {named} need {size(ranks * least)} or more, but {there}; free some")
+    text = f"{named} of about {size(each)}, together {size(ranks * each)} of the host's memory; {there}"
     return Finding("host memory", text, warning=host.memory_bytes < ranks * each)
 
 

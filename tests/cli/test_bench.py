@@ -74,7 +74,7 @@ def test_what_was_not_measured_is_not_shown_and_what_was_left_out_is_told():
     ("arguments", "complaint"),
     [
         (["nothing"], "nothing: no such profile"),
-        (["demo", "--trace", "nowhere/trace.json"], "is no folder"),
+        (["demo", "--trace", "nowhere/trace.json"], "is not a folder"),
         (["demo", "--set", "rvqvae.model.widht=3"], "did you mean width?"),
     ],
 )

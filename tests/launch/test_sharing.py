@@ -124,7 +124,7 @@ def test_numbers_of_gpus_that_differ_may_be_others_to_cuda():
 def test_a_start_takes_the_gpus_of_the_variable_where_no_flag_names_others(dry_runs):
     variable = "CUDA_VISIBLE_DEVICES"
     says = "GPU 1, 2 (NVIDIA GeForce RTX 4090), as CUDA_VISIBLE_DEVICES=1,2 says"
-    gives_way = "warning: CUDA_VISIBLE_DEVICES=1,2 is not heeded: {} chooses the GPUs"
+    gives_way = "warning: CUDA_VISIBLE_DEVICES=1,2 has no effect: {} chooses the GPUs"
     starts = {
         (): (says, ["1,2"]),
         ("--body_part=upper,hands",): (says, ["1,2", "1,2"]),
@@ -157,7 +157,7 @@ def test_a_start_takes_the_gpus_of_the_variable_where_no_flag_names_others(dry_r
     )
     assert missing[0] == 2 and "error: CUDA_VISIBLE_DEVICES=1,9: no GPU 9 on this machine" in missing[2]
     assert hidden[0] == 2 and "error: CUDA_VISIBLE_DEVICES=-1: hides every GPU" in hidden[2]
-    assert empty[:2] == (0, ["4"]) and "warning: CUDA_VISIBLE_DEVICES='' is not heeded: --include" in empty[2]
+    assert empty[:2] == (0, ["4"]) and "warning: CUDA_VISIBLE_DEVICES='' has no effect: --include" in empty[2]
     assert demo[:2] == (0, ["0,1"]) and "CUDA_VISIBLE_DEVICES='' hides every GPU: the demo trains on CPU" in demo[2]
     assert on_cpu[:2] == (0, ["1,2,3,4,5,6,7"]) and variable not in on_cpu[2]
 
