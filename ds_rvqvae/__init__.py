@@ -6,7 +6,7 @@ Public names load on first use: importing torch alone takes two seconds.
 import importlib
 from typing import Any
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
 
 _HOMES = {
     "Profile": "ds_rvqvae.config.profile",
