@@ -200,7 +200,9 @@ def test_scores_are_printed_whatever_becomes_of_the_pictures(run, capsys):
     assert errors.startswith("warning: ") and errors.endswith(f"Is a directory: {run}/eval/rate_distortion_val.png\n")
     # Pictures that the user asked for are part of the result.
     status, asked, errors = _evaluate(capsys, run, "--pictures", run / "eval")
-    assert (status, asked) == (2, out) and errors.startswith(f"error: --pictures {run / 'eval'}: not all are drawn: ")
+    assert (status, asked) == (2, out) and errors.startswith(
+        f"error: --pictures {run / 'eval'}: not all pictures are drawn: "
+    )
 
 
 def test_without_matplotlib_scores_are_printed_and_pictures_refused(run, tmp_path, capsys, monkeypatch):

@@ -117,12 +117,12 @@ def test_codes_that_do_not_exist_are_refused():
         (["rvqvae.model.fsq_levels=[4,4]"], "fsq_levels: the product of its numbers is 16, and nb_code 1024"),
         ([*MODEL, "rvqvae.model.code_dim=5"], "code_dim: 5 is not 1 to 6 times the 2 columns"),
         ([*MODEL, "rvqvae.model.code_dim=14"], "code_dim: 14 is not 1 to 6 times the 2 columns"),
-        ([*MODEL, "rvqvae.model.lineage=true"], "lineage: is about codebooks"),
+        ([*MODEL, "rvqvae.model.lineage=true"], "lineage: is for codebooks"),
         (
             ["rvqvae.model.fsq_levels=[32,32]", "rvqvae.model.code_dim=2"],
             "fsq_levels: 6 levels would divide each column into 32 cells again and again",
         ),
-        ([*MODEL, "rvqvae.model.mu=0.9"], "mu: is about codebooks"),
+        ([*MODEL, "rvqvae.model.mu=0.9"], "mu: is for codebooks"),
         ([*MODEL, "rvqvae.model.fsq_levels=[12,1]"], "fsq_levels.1: input should be greater than or equal to 2"),
     ],
 )
