@@ -1,4 +1,4 @@
-"""Training of residual vector-quantized VAEs for human motion under DeepSpeed.
+"""Train residual vector-quantized VAEs for human motion under DeepSpeed.
 
 Public names load on first use: importing torch alone takes two seconds.
 """

@@ -1,4 +1,4 @@
-"""What can go wrong, and the exit status that says so."""
+"""Errors that the user can correct, exit statuses, and text that is safe to print."""
 
 import logging
 import sys
@@ -15,21 +15,21 @@ class ExitStatus(IntEnum):
     PARTLY_DONE = 1
     """Some files failed; the summary names them."""
     BAD_INPUT = 2
-    """Bad input, settings or folders, or no such card or slot."""
+    """Bad input, settings or folders, or no such GPU or slot."""
     CARD_NOT_IDLE = 3
-    """A card that should be idle is not."""
+    """A GPU that should be idle is busy."""
     NO_DRIVER = 4
-    """Real cards wanted and no NVIDIA driver."""
+    """Real GPUs are needed, but there is no NVIDIA driver."""
     FAILED = 70
-    """A rank died or hung, the run gave up, or an error of our own."""
+    """A rank died or hung, the run gave up, or this program has an error."""
     STOPPED = 75
-    """Stopped by a signal; the checkpoints are whole and `--resume` goes on."""
+    """Stopped by a signal; the checkpoints are complete and `--resume` continues the run."""
 
 
 class UserError(Exception):
-    """Something the user can put right: one line saying what is wrong, where, and what to do.
+    """An error that the user can correct: one line that says what is wrong, where, and what to do.
 
-    Its text can be printed as it is, whatever the names in it.
+    Its text is safe to print, whatever names are in it.
 
     Args:
         details: more lines.
@@ -44,8 +44,9 @@ class UserError(Exception):
 
 
 def printable(text: str) -> str:
-    """In one line, without control characters, characters that turn the direction of others, and bytes that are no
-    text: names of files, clips and processes may hold any, and a terminal obeys what it is sent."""
+    """Returns text on one line, with `?` for control characters, characters that change the writing direction, and
+    bytes that are not text. Names of files, clips and processes may contain any of these, and a terminal would obey
+    them."""
     if text.isprintable():
         return text
     return "".join(
@@ -54,24 +55,24 @@ def printable(text: str) -> str:
 
 
 def text_of(lines: Iterable[str]) -> str:
-    """Lines as one text that can be printed: no name in them makes another line."""
+    """Joins lines into a text that is safe to print: a name in a line cannot start a new one."""
     return "\n".join(map(printable, lines))
 
 
 def say(line: str) -> None:
-    """Prints a line for people on stderr."""
+    """Prints a message on stderr."""
     print(printable(line), file=sys.stderr, flush=True)
 
 
 class PrintableFormatter(logging.Formatter):
-    """Writes records so that a log can be shown on a terminal; what a message is about makes no line of its own."""
+    """Formats log records so that a log is safe to show on a terminal: a name in a message cannot start a new line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as text."""
+        """Returns the record as text."""
         if isinstance(record.args, tuple):
             record = logging.makeLogRecord(vars(record))
             record.args = tuple(
-                # Within lists and the like a name is quoted, and its characters escaped.
+                # Python quotes and escapes names inside lists and other containers.
                 printable(str(value)) if isinstance(value, str | PurePath | BaseException) else value
                 for value in record.args or ()
             )

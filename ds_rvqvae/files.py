@@ -1,5 +1,5 @@
-"""Files and folders that are written whole or not at all, lines that are appended whole, checksums, and what tells that
-a file is another than before."""
+"""Write files and folders completely or not at all, append complete lines, read text and JSON, and detect changed
+files."""
 
 import atexit
 import codecs
@@ -25,22 +25,23 @@ import xxhash
 
 _BLOCK_BYTES = 1 << 20
 _READERS = min(32, 4 * (os.cpu_count() or 1))
-"""Threads that read files at once: more than cores, since they wait for the disk, or for a network."""
+"""Threads that read files at the same time: more than cores, because they wait for the disk or the network."""
 LONGEST_NAME, LONGEST_PATH = 255, 4096
-"""Bytes that file systems take for a name, and Linux for a path."""
+"""Most bytes of a name on common file systems, and of a path on Linux."""
 _ANY_UNFINISHED = ".unfinished-"
 _UNFINISHED = f"{_ANY_UNFINISHED}{socket.gethostname()}-"
-"""What the names of files and folders that are being written begin with; after it the process."""
+"""First part of the name of a file or folder that is being written; the process id follows."""
 _ABANDONED_AFTER = 24 * 3600.0
-"""Seconds after which what another machine is writing counts as left behind."""
+"""Seconds without a change after which a file of another machine counts as abandoned."""
 _being_written: set[Path] = set()
-"""Files and folders that this process has begun."""
+"""Files and folders that this process is writing."""
 os.register_at_fork(after_in_child=_being_written.clear)
 
 
 @contextmanager
 def whole_file(file: Path, synced: bool = False) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of `file` once all is written; after an exception nothing has changed.
+    """Opens a new file for writing; it replaces `file` when everything is written. After an exception `file` is
+    unchanged.
 
     Args:
         synced: wait until both the file and its name are on the disk.
@@ -69,13 +70,14 @@ def whole_file(file: Path, synced: bool = False) -> Iterator[BinaryIO]:
 def whole_folder(
     folder: Path, place: Path | None = None, *, replace: bool = True, synced: bool = False
 ) -> Iterator[Path]:
-    """A folder to fill, which takes the name `folder` once all is written; after an exception nothing has changed.
+    """Makes a new folder to fill; it gets the name `folder` when everything is written. After an exception `folder` is
+    unchanged.
 
     Args:
-        place: a folder beside `folder` that holds everything until then; what a killed process left in it is removed.
-            Without it, one of a new name.
-        replace: whether an earlier folder that is not empty is removed with all that is in it: for folders in which
-            nobody else keeps files. Else it raises OSError at the end, and a link is followed.
+        place: a folder beside `folder` that holds the new one until then; what a killed process left in it is removed.
+            By default it gets a new name.
+        replace: whether to remove an existing folder with its content; only for folders in which nobody else keeps
+            files. If false, a folder that is not empty raises OSError at the end, and a symbolic link is followed.
         synced: wait until files, folders and their names are on the disk.
     """
     folder = folder.absolute() if replace else Path(os.path.realpath(folder))
@@ -106,7 +108,7 @@ def whole_folder(
 
 @atexit.register
 def _remove_begun() -> None:
-    """Where a process ends while threads of it write, as one does that a signal stops."""
+    """Removes unfinished files when a process ends while its threads write, for example after a signal."""
     for path in list(_being_written):
         with suppress(OSError):
             if path.is_dir():
@@ -117,24 +119,24 @@ def _remove_begun() -> None:
 
 
 def hidden_name(name: str) -> str:
-    """What the name of something hidden beside a folder begins with: `.NAME`, or a checksum where that is so long that
-    with an ending no file system takes it."""
+    """Returns the first part of the name of a hidden file or folder beside a folder: `.NAME`, or `.` and a checksum if
+    NAME is so long that a suffix would not fit."""
     long = len(os.fsencode(name)) > LONGEST_NAME // 2
     return f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:24] if long else name}"
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Removes what killed processes left beside a folder that `whole_folder` was to make."""
+    """Removes what killed processes left beside a folder that `whole_folder` was making."""
     for place in folder.parent.glob(f"{glob.escape(hidden_name(folder.name))}{_ANY_UNFINISHED}*"):
         if is_abandoned(place):
             shutil.rmtree(place, ignore_errors=True)
 
 
 def replace_folder(made: Path, folder: Path) -> None:
-    """Gives `made` the name `folder`, on the same disk; an earlier folder of that name is removed with all that is in
-    it, so that this is for folders in which nobody else keeps files.
+    """Renames `made` to `folder` on the same disk. An existing `folder` is removed with its content: only for folders
+    in which nobody else keeps files.
 
-    A process that is killed in between leaves the earlier one beside `made`, its name with `.old` after it.
+    A process that is killed in between leaves the existing folder beside `made`, with the suffix `.old`.
     """
     earlier = made.with_name(f"{made.name}.old")
     shutil.rmtree(earlier, ignore_errors=True)
@@ -154,20 +156,20 @@ def _new_name() -> str:
 
 
 def unfinished_files(folder: Path, name: str) -> list[Path]:
-    """Files in a folder that are to take the place of its file `name`, of whatever process."""
+    """Returns the unfinished files of all processes that are to replace the file `name` of a folder."""
     return sorted(folder.glob(f"{_ANY_UNFINISHED}*-{glob.escape(name)}"))
 
 
 def unfinished_stem(folder: Path) -> Path:
-    """What the names of files that one process writes together into a folder begin with: `-` and the name of the file
-    that each is to replace follow."""
+    """Returns the common first part of the names of files that one process writes into a folder together; `-` and the
+    name of the file to replace follow."""
     return folder / f"{_UNFINISHED}{_new_name()}"
 
 
 def is_abandoned(unfinished: Path) -> bool:
-    """Whether nobody writes a file or folder of such a name any more: its process has ended, or, on another machine,
-    it has not changed for a day."""
-    import psutil  # late: the launcher answers before it would be loaded
+    """Returns whether nobody writes an unfinished file or folder any more: its process has ended, or, if the process is
+    on another machine, it has not changed for a day."""
+    import psutil  # imported late: the launcher answers sooner without it
 
     _, ours, rest = unfinished.name.partition(_UNFINISHED)
     process = rest.partition("-")[0]
@@ -180,14 +182,14 @@ def is_abandoned(unfinished: Path) -> bool:
 
 
 class AppendedLines:
-    """Lines at the end of a file: all lines of a write or none, after a last line that a crash tore was cut.
+    """Appends lines to a file: all lines of one write or none. An incomplete last line, left by a crash, is cut first.
 
-    Lines that find no room are kept, and written with later ones.
+    Lines for which the disk has no room are kept and written with later ones.
 
     Args:
-        file: made where there is none; it may be a pipe or a device.
-        header: what an empty file begins with.
-        most_pending: bytes of lines that are kept; beyond them the oldest are dropped.
+        file: created if missing; it may be a pipe or a device.
+        header: first bytes of an empty file.
+        most_pending: most bytes of lines to keep; beyond them the oldest are dropped.
 
     Raises:
         OSError: the file cannot be opened.
@@ -200,12 +202,12 @@ class AppendedLines:
         size = 0
         if self._is_regular:
             size, end = _whole_lines(self._handle)
-            if size != end:  # else another process's lines, which came since, would go
+            if size != end:  # else this would cut lines that another process has just added
                 os.ftruncate(self._handle, size)
         self._pending = b"" if size else header
 
     def write(self, lines: bytes) -> str | None:
-        """Adds whole lines; gives why they are kept for later, or None where all were written.
+        """Appends complete lines; returns why they are kept for later, or None if all were written.
 
         Raises:
             BrokenPipeError: nobody reads the pipe any more.
@@ -234,7 +236,7 @@ class AppendedLines:
 
 
 def _whole_lines(handle: int, block: int = 1 << 16) -> tuple[int, int]:
-    """Bytes up to the end of the last whole line, and up to the file's end."""
+    """Returns the bytes up to the end of the last complete line, and up to the end of the file."""
     end = size = os.lseek(handle, 0, os.SEEK_END)
     while end:
         start = max(0, end - block)
@@ -246,14 +248,14 @@ def _whole_lines(handle: int, block: int = 1 << 16) -> tuple[int, int]:
 
 
 def check_writable(folder: Path) -> None:
-    """Raises OSError where no file can be written into a folder."""
+    """Raises OSError if no file can be written into a folder."""
     with whole_file(folder / f"{_UNFINISHED}0") as content:
         content.write(b"0")
     (folder / f"{_UNFINISHED}0").unlink()
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what `whole_file` left in a folder and below where its process was killed on this machine."""
+    """Removes files that killed processes of this machine left in a folder and its subfolders."""
     for leftover in folder.rglob(f"{_UNFINISHED}*"):
         if is_abandoned(leftover):
             with suppress(OSError):
@@ -261,19 +263,19 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def read_json(file: Path) -> Any:
-    """The objects of a JSON file.
+    """Reads a JSON file.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is damaged: no UTF-8, no JSON, or nested deeper than can be.
+        ValueError: it is damaged: not UTF-8, not JSON, or nested too deeply.
     """
-    if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited on for ever
+    if not stat.S_ISREG(file.stat().st_mode):  # reading a pipe could wait for ever
         raise OSError(errno.EINVAL, "not a regular file", str(file))
     return parse_json(file.read_bytes())
 
 
 def parse_json(text: str | bytes, **options: Any) -> Any:
-    """The objects of a JSON text; raises ValueError for any damage. `options` are those of `json.loads`."""
+    """Parses a JSON text; raises ValueError for any damage. `options` are those of `json.loads`."""
     try:
         return json.loads(text_in(text) if isinstance(text, bytes) else text, **options)
     except RecursionError:
@@ -281,15 +283,16 @@ def parse_json(text: str | bytes, **options: Any) -> Any:
 
 
 def read_text(file: Path) -> str:
-    """The text of a file as people edit it, its lines ended by `\\n`: see `text_in`; raises OSError too."""
+    """Reads a text file that a user may have edited, with lines ended by `\\n`. It raises what `text_in` raises, and
+    OSError."""
     return text_in(file.read_bytes()).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def text_in(content: bytes) -> str:
-    """The text of UTF-8, with or without a byte order mark before it, as editors on Windows write.
+    """Decodes UTF-8, with or without a byte order mark, which editors on Windows write.
 
     Raises:
-        UnicodeError: it is none.
+        UnicodeError: it is not UTF-8.
     """
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UnicodeError("the text is UTF-16; save it as UTF-8")
@@ -298,7 +301,8 @@ def text_in(content: bytes) -> str:
 
 @functools.cache
 def utf8_path(folder: Path) -> Path:
-    """A path of UTF-8 to a folder, for libraries that know no other; on Linux alone, and for this process alone.
+    """Returns a path in UTF-8 to a folder, for libraries that accept no other. It works on Linux only, in this process
+    only.
 
     Raises:
         OSError: the folder cannot be opened.
@@ -306,7 +310,7 @@ def utf8_path(folder: Path) -> Path:
     try:
         os.fspath(folder).encode()
     except UnicodeEncodeError:
-        return Path(f"/proc/self/fd/{os.open(folder, os.O_RDONLY | os.O_DIRECTORY)}")  # open as long as the process
+        return Path(f"/proc/self/fd/{os.open(folder, os.O_RDONLY | os.O_DIRECTORY)}")  # stays open
     return folder
 
 
@@ -320,7 +324,7 @@ def sync(path: Path) -> None:
 
 
 def sha256_of(file: Path) -> str:
-    """A file's checksum, in hexadecimal."""
+    """Returns the SHA-256 checksum of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with file.open("rb") as content:
         while block := content.read(1 << 20):
@@ -329,29 +333,30 @@ def sha256_of(file: Path) -> str:
 
 
 def content_of(file: Path) -> str | None:
-    """What a file's content is known by: its bytes, counted and hashed by xxh3_128, as `2831524-68d0b2…`.
+    """Returns an identifier of a file's content: its size in bytes and its xxh3_128 hash, such as `2831524-68d0b2…`.
 
-    It is read whole, every time: name, size and times can stay the same where `cp -p`, `rsync -a` or an archive put
-    another file in the place of one.
+    The complete file is read every time, because name, size and times can stay the same when `cp -p`, `rsync -a` or an
+    archive replaces it.
 
     Returns:
-        None for what is no file, or cannot be read.
+        None if it is not a regular file or cannot be read.
     """
     size, digest, block = 0, xxhash.xxh3_128(), memoryview(bytearray(_BLOCK_BYTES))
     try:
-        if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited on for ever
+        if not stat.S_ISREG(file.stat().st_mode):  # reading a pipe could wait for ever
             return None
         with file.open("rb", buffering=0) as content:
             while count := content.readinto(block):
                 digest.update(block[:count])
                 size += count
-    except (OSError, ValueError):  # of a path that no file can have
+    except (OSError, ValueError):  # ValueError: a path that no file can have
         return None
     return f"{size}-{digest.hexdigest()}"
 
 
 def contents_of(files: Iterable[Path]) -> dict[Path, str | None]:
-    """`content_of` each file, several at once; reading and hashing both let other threads run."""
+    """Returns `content_of` of each file. Several are read at the same time: reading and hashing both let other threads
+    run."""
     files = list(dict.fromkeys(files))
     with ThreadPoolExecutor(_READERS) as pool:
         return dict(zip(files, pool.map(content_of, files), strict=True))

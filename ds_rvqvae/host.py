@@ -1,4 +1,4 @@
-"""What this machine has beside its cards: its processor, what is left of memory and shared memory, limits on them."""
+"""Read facts about this machine other than its GPUs: processor, free memory and shared memory, and their limits."""
 
 import functools
 import os
@@ -14,47 +14,48 @@ import psutil
 from ds_rvqvae.errors import UserError, printable
 
 CPU_BF16_VARIABLE = "DS_RVQVAE_CPU_BF16"
-"""Forces which bf16 arithmetic the processor counts as having: `native` or `none`."""
+"""Sets which bf16 arithmetic the processor is taken to have: `native` or `none`."""
 _BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-"""What /proc/cpuinfo calls bf16 arithmetic; `bf16` is Arm's."""
+"""Names of bf16 arithmetic in /proc/cpuinfo; `bf16` is Arm's."""
 _ISAS_WITHOUT_BF16 = frozenset({"sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core", "avx512_core_vnni"})
-"""Values of oneDNN's ONEDNN_MAX_CPU_ISA below the first one with bf16 arithmetic, avx512_core_bf16."""
+"""Values of oneDNN's ONEDNN_MAX_CPU_ISA below avx512_core_bf16, the first one with bf16 arithmetic."""
 _CGROUP_FILES = (
     ("memory.max", "memory.current", ("inactive_file", "active_file", "slab_reclaimable")),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
 )
-"""Limit, use, and what of the use can be dropped: of control groups version 2 and version 1."""
+"""Files of a control group with its limit, its use, and the entries of memory.stat that can be freed; versions 2 and
+1."""
 _OTHER_FILES = 512
-"""Descriptors that a process needs beside those that it asks for."""
+"""File descriptors that a process needs beside those that it asks for."""
 _STRICT = "2"
-"""vm.overcommit_memory under which the kernel promises no more than it has."""
+"""The value of vm.overcommit_memory with which the kernel promises no more memory than it has."""
 
 
 @dataclass(frozen=True)
 class Host:
-    """Readings of this machine, in bytes."""
+    """Memory and limits of this machine, in bytes."""
 
     memory_bytes: int
-    """What new processes can still take."""
+    """Memory that new processes can still take."""
     memory_limit: str
-    """What sets that, in words."""
+    """The limit that decides it, in words."""
     shm_total_bytes: int | None
-    """Size of /dev/shm; None where there is none."""
+    """Size of /dev/shm; None if there is none."""
     shm_free_bytes: int | None
     memlock_bytes: int | None
-    """RLIMIT_MEMLOCK; None is unlimited."""
+    """RLIMIT_MEMLOCK; None means unlimited."""
     infiniband: bool
 
     @classmethod
     def read(cls, root: Path = Path("/")) -> "Host":
-        """The machine now.
+        """Reads the current state of the machine.
 
         Args:
-            root: where /proc, /sys and /dev are looked for.
+            root: the folder that contains /proc, /sys and /dev.
         """
         memory = [(psutil.virtual_memory().available, "available on this machine")]
         memory += [(left, "left under the control group's memory limit") for left in _left_in_cgroups(root)]
-        memory += [(left, "left to promise under vm.overcommit_memory=2") for left in _left_to_commit(root)]
+        memory += [(left, "left to allocate under vm.overcommit_memory=2") for left in _left_to_commit(root)]
         available, limit = min(memory)
         total = free = None
         with suppress(OSError):
@@ -70,7 +71,7 @@ class Host:
 
 
 def _left_in_cgroups(root: Path) -> Iterator[int]:
-    """What each control group with a limit, from this process's own up, leaves for it."""
+    """Yields the free memory of each control group with a limit, from this process's own group up to the root."""
     lines = []
     with suppress(OSError):
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -80,7 +81,7 @@ def _left_in_cgroups(root: Path) -> Iterator[int]:
         if controllers in ("", "memory"):
             mount = root / "sys/fs/cgroup" / controllers
             group = mount / path.lstrip("/")
-            # A container may see its own group as the root, whatever path it is told.
+            # A container may see its own group as the root, although /proc names a longer path.
             folders |= {folder for folder in (group, *group.parents) if folder.is_relative_to(mount)}
     for folder in folders:
         for limit_file, used_file, droppable in _CGROUP_FILES:
@@ -98,21 +99,21 @@ def _left_to_commit(root: Path) -> Iterator[int]:
 
 
 def _table(file: Path, separator: str) -> dict[str, int]:
-    """Lines of a name and a number."""
+    """Parses lines of a name and a number."""
     pairs = (line.partition(separator) for line in file.read_text().splitlines())
     return {name: int(value.split()[0]) for name, _, value in pairs if value.strip()}
 
 
 def processor_name() -> str:
-    """The processor as it calls itself, or else what it is built like."""
+    """Returns the model name of the processor, or else its architecture."""
     return _processor().get("model name") or platform.machine()
 
 
 def has_bf16_arithmetic() -> bool:
-    """Whether this processor computes with bf16 numbers, so that its convolutions gain by them.
+    """Returns whether this processor computes in bf16, so that bf16 makes convolutions faster.
 
-    It does with AVX512-BF16, AMX or Arm's BF16, unless oneDNN, which computes the convolutions, is kept from them by
-    `ONEDNN_MAX_CPU_ISA` (older name `DNNL_MAX_CPU_ISA`). `DS_RVQVAE_CPU_BF16=native|none` overrules both.
+    It does with AVX512-BF16, AMX or Arm's BF16, unless `ONEDNN_MAX_CPU_ISA` (older name `DNNL_MAX_CPU_ISA`) forbids
+    them to oneDNN, which computes the convolutions. `DS_RVQVAE_CPU_BF16=native|none` overrides both.
 
     Raises:
         UserError: that variable has another value.
@@ -129,7 +130,7 @@ def has_bf16_arithmetic() -> bool:
 
 
 def bf16_arithmetic_text() -> str:
-    """One line saying which arithmetic this processor has for bf16, and what says so."""
+    """Returns one line that says which bf16 arithmetic this processor has, and how that is known."""
     if os.environ.get(CPU_BF16_VARIABLE):
         reason = f"forced by {CPU_BF16_VARIABLE}"
     elif _onednn_limit()[1].lower() in _ISAS_WITHOUT_BF16:
@@ -142,14 +143,15 @@ def bf16_arithmetic_text() -> str:
 
 
 def _onednn_limit() -> tuple[str, str]:
-    """The variable by which oneDNN is kept from instructions, and its value; both empty where none is set."""
+    """Returns the environment variable that limits oneDNN's instructions, and its value; both are empty if none is
+    set."""
     names = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
     return next(((name, value) for name in names if (value := os.environ.get(name))), ("", ""))
 
 
 @functools.cache
 def _processor() -> dict[str, str]:
-    """What /proc/cpuinfo says of the first processor; nothing where there is no such file."""
+    """Returns the entries of the first processor in /proc/cpuinfo; empty if there is no such file."""
     with suppress(OSError):
         first = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
         return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
@@ -157,7 +159,7 @@ def _processor() -> dict[str, str]:
 
 
 def allow_files(count: int) -> None:
-    """Lets this process open as many files more, where the system allows it: those that it maps count."""
+    """Raises the limit of open files by `count`, as far as the system allows; memory-mapped files count too."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     there = 0
     with suppress(OSError):

@@ -1,8 +1,8 @@
-"""Locks on folders: who trains in a run, who writes a tokenizer or a store, who reads one that must not be removed.
+"""Lock folders: for training in a run, for writing a tokenizer or a store, for reading one that must not be removed.
 
-On a disk of this machine it is a lock of the system's on the folder itself, which leaves no file. Where there is none,
-or where it keeps out the processes of this machine alone, as on network file systems, the folder also gets a lease: the
-file `LOCK_FILE`, which names host and process and which its holder renews.
+On a local disk the lock is a system lock (flock) on the folder itself, which leaves no file. If the file system has no
+such lock, or one that works only within one machine, as network file systems do, the folder also gets a lease: the file
+`LOCK_FILE`, which names host and process and which its holder renews.
 """
 
 import ctypes
@@ -30,31 +30,32 @@ from typing_extensions import Self
 from ds_rvqvae.errors import printable
 
 LOCK_FILE = ".lock"
-"""In a folder that is held by a lease, or was by a process that was killed."""
+"""This file is in a folder that is held by a lease, or that was held by a process that was killed."""
 SILENCE_SECONDS = 60.0
-"""A lease of another machine that was not renewed for this long is that of a process which ended."""
+"""A lease of another machine counts as left by an ended process after so long without renewal."""
 _BEATS = 6
-"""How often a lease is renewed in that time."""
+"""Renewals of a lease within that time."""
 _SECONDS_BETWEEN_LOOKS = 0.25
 _SLOW_SECONDS = 5.0
-"""A look that takes longer says that the file system stood still, and perhaps the holder with it."""
+"""A check that takes longer means that the file system was blocked, and perhaps its holder too."""
 _LOCAL = frozenset(
     [
         *(0xEF53, 0x58465342, 0x9123683E, 0x2FC12FC1, 0xF2F52010, 0xCA451A4E),  # ext, xfs, btrfs, zfs, f2fs, bcachefs
         *(0x01021994, 0x858458F6, 0x794C7630, 0x4D44, 0x5346544E, 0x7366746E),  # tmpfs, ramfs, overlay, fat, ntfs
     ]
 )
-"""What statfs(2) says of file systems that one machine alone has, so that its own locks keep all others out."""
+"""Types that statfs(2) gives for file systems of one machine only, on which the system's locks keep everybody else
+out."""
 
 logger = logging.getLogger("ds_rvqvae")
 _warned: set[Path] = set()
 
 
 class BusyError(Exception):
-    """Another process has the folder.
+    """Another process holds the folder.
 
     Attributes:
-        holder: who, in words.
+        holder: which process, in words.
     """
 
     def __init__(self, folder: Path, holder: str) -> None:
@@ -63,10 +64,10 @@ class BusyError(Exception):
 
 
 class HeldFolder:
-    """A folder that this process holds until `close`, or until it ends, of whatever; a fork of it holds nothing.
+    """A folder that this process holds until `close`, or until it ends for any reason; a fork of it holds nothing.
 
     Attributes:
-        works: False where the file system has no lock of any kind, so that nobody is kept out.
+        works: False if the file system has no lock of any kind, so that nobody is kept out.
     """
 
     def __init__(self, handle: int | None, lease: SoftFileLease | None = None) -> None:
@@ -76,19 +77,20 @@ class HeldFolder:
         _held.add(self)
 
     def close(self) -> None:
-        """Lets go of the folder."""
+        """Releases the folder."""
         with self._closing:
             lease, self._lease = self._lease, None
             if lease is not None:
-                with suppress(OSError):  # the folder is gone, or its disk
+                with suppress(OSError):  # the folder or its disk is gone
                     lease.release()
             handle, self._handle = self._handle, None
             if handle is not None:
-                fcntl.flock(handle, fcntl.LOCK_UN)  # also of a copy that a fork has not closed yet
+                fcntl.flock(handle, fcntl.LOCK_UN)  # also releases a fork's copy that is not closed yet
                 os.close(handle)
 
     def is_there(self, folder: Path) -> bool:
-        """Whether what is held still goes by the name `folder`; while it was waited for, it may have been removed."""
+        """Returns whether the held folder still has the name `folder`; it may have been removed while this process
+        waited."""
         try:
             there = folder.stat()
         except FileNotFoundError:
@@ -96,8 +98,8 @@ class HeldFolder:
         return self._handle is None or os.path.samestat(os.fstat(self._handle), there)
 
     def _forget(self) -> None:
-        """In a fork, whose copy of the handle would keep the folder locked after its parent's end; filelock sees to the
-        lease."""
+        """Closes a fork's copy of the handle, which would keep the folder locked after its parent ends. filelock
+        handles the lease."""
         handle, self._handle = self._handle, None
         self._lease, self._closing = None, threading.Lock()
         if handle is not None:
@@ -131,22 +133,22 @@ def hold_folder(
     say: Callable[[str], None] = logger.warning,
     lost: Callable[[str], None] | None = None,
 ) -> HeldFolder:
-    """Holds a folder that is there, against all others; leaves no file in it after `close`.
+    """Locks an existing folder against all others; leaves no file in it after `close`.
 
-    A holder on this machine keeps it as long as it lives, also while it is stopped. One on another machine that gives
-    no sign of life is waited for, `SILENCE_SECONDS` long and without `wait` too; then it has lost the folder. Where
-    nobody can be kept out, a warning says so, once a folder.
+    A holder on this machine keeps it until its process ends, even while that process is stopped. A holder on another
+    machine that does not renew its lease loses the folder after `SILENCE_SECONDS`; this function waits that long even
+    without `wait`. If nobody can be kept out, a warning says so, once per folder.
 
     Args:
-        wait: until those who hold it let go; else raises BusyError.
-        shared: together with others who hold it shared, against those who want it alone. It never makes a lease: where
+        wait: until the holders release it; else raises BusyError.
+        shared: holds it together with other shared holders, against those who want it alone. It never makes a lease: if
             the system has no lock of its own, it keeps nobody out.
-        say: takes the lines about waiting and about what cannot be locked.
-        lost: takes, in another thread, a line about a folder that another machine has taken from this process, which
-            gave no sign of life for too long. By default `say` does.
+        say: receives messages about waiting and about folders that cannot be locked.
+        lost: receives, in another thread, a message that another machine has taken the folder, because this process did
+            not renew its lease in time. The default is `say`.
 
     Raises:
-        BusyError: without `wait`, where another holds it.
+        BusyError: another process holds it, and `wait` is false.
         OSError: the folder cannot be opened.
     """
     handle: int | None = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
@@ -182,7 +184,7 @@ def hold_folder(
 
 
 def _flock_holder(handle: int) -> str:
-    """Who has the lock on an open folder, by the system's list of them."""
+    """Returns who holds the lock on an open folder, from the system's list of locks."""
     inode = f":{os.fstat(handle).st_ino}"
     with suppress(OSError):
         for line in Path("/proc/locks").read_text().splitlines():
@@ -194,9 +196,9 @@ def _flock_holder(handle: int) -> str:
 
 
 def _is_local(folder: Path) -> bool:
-    """Whether the system's locks on a folder keep out all who see it.
+    """Returns whether the system's lock on a folder keeps out everybody who can see it.
 
-    A network file system answers those on folders too, but from the memory of this machine.
+    A network file system accepts such locks too, but keeps them in the memory of this machine.
     """
     if not sys.platform.startswith("linux"):
         return True
@@ -208,12 +210,12 @@ def _is_local(folder: Path) -> bool:
 
 
 def _take_lease(folder: Path, wait: bool, say: Callable[[str], None], lost: Callable[[str], None]) -> SoftFileLease:
-    """The lease of a folder; raises BusyError as `hold_folder`, and OSError where there can be none."""
+    """Takes the lease of a folder; raises BusyError as `hold_folder` does, and OSError if no lease is possible."""
     lease, beat, told = _new_lease(folder, lost), None, False
     while True:
         began = time.monotonic()
         try:
-            lease.acquire(blocking=False)  # also breaks one whose holder is gone, or was silent while `lease` was there
+            lease.acquire(blocking=False)  # also breaks one whose holder is gone or did not renew it
             return lease
         except Timeout:
             settled = False
@@ -222,7 +224,7 @@ def _take_lease(folder: Path, wait: bool, say: Callable[[str], None], lost: Call
         except PermissionError:
             if lease.owner is None:
                 raise
-            _refuse(folder, lease)  # somebody else's, whose file this process may not renew
+            _refuse(folder, lease)  # the lease of another user, whose file this process may not renew
         owner, renewed = lease.owner, _renewed(folder)
         here = owner is not None and owner.hostname == _own_host() and _runs(owner.pid)
         alive = settled or here or (None not in (beat, renewed) and beat != renewed)
@@ -231,11 +233,11 @@ def _take_lease(folder: Path, wait: bool, say: Callable[[str], None], lost: Call
         if owner is not None and not alive and not told:
             told = True
             say(
-                f"{folder}: {_words(owner.pid, owner.hostname)} holds it; waiting up to {SILENCE_SECONDS:.0f} s for a "
-                f"sign of life of it"
+                f"{folder}: {_words(owner.pid, owner.hostname)} holds it; waiting up to {SILENCE_SECONDS:.0f} s for "
+                "it to renew its lock"
             )
         if alive or time.monotonic() - began > _SLOW_SECONDS:
-            lease = _new_lease(folder, lost)  # forgets how long it has seen no sign of life
+            lease = _new_lease(folder, lost)  # starts again to count the time without renewal
         beat = renewed
         time.sleep(_SECONDS_BETWEEN_LOOKS)
 
@@ -245,7 +247,7 @@ def _new_lease(folder: Path, lost: Callable[[str], None]) -> SoftFileLease:
         if compromise.reason == "owner-changed":
             owner = SoftFileLease(compromise.lock_file, lease_duration=SILENCE_SECONDS).owner
             other = _words(owner.pid, owner.hostname) if owner else "another process"
-            lost(f"{folder}: this process gave no sign of life for too long, and {other} has taken the folder")
+            lost(f"{folder}: this process did not renew its lock in time, and {other} has taken the folder")
         else:
             logger.warning("%s: the lock was removed: a second start would not be noticed", folder / LOCK_FILE)
 
@@ -264,12 +266,13 @@ def _refuse(folder: Path, lease: SoftFileLease) -> NoReturn:
 
 
 def _words(pid: int, host: str) -> str:
-    name = printable(host.partition("?")[0])  # filelock adds the space of process ids, for containers
+    name = printable(host.partition("?")[0])  # filelock adds the namespace of process ids, for containers
     return f"process {pid} of this machine ({name})" if host == _own_host() else f"process {pid} of {name}"
 
 
 def _renewed(folder: Path) -> tuple[int, int] | None:
-    """What changes whenever a lease is renewed; opened, as a network file system looks for changes only then."""
+    """Returns values that change with each renewal of a lease. The file is opened, because a network file system checks
+    for changes only then."""
     try:
         handle = os.open(folder / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError as error:
@@ -284,7 +287,7 @@ def _renewed(folder: Path) -> tuple[int, int] | None:
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process of this machine has not ended; one that ended may be listed until its parent takes note."""
+    """Returns whether a process of this machine still runs; an ended one may be listed until its parent notices."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -293,7 +296,7 @@ def _runs(pid: int) -> bool:
 
 @functools.cache
 def _own_host() -> str:
-    """This machine and its space of process ids as leases name it."""
+    """Returns the name that leases use for this machine and its namespace of process ids."""
     with suppress(OSError), tempfile.TemporaryDirectory() as folder, SoftFileLease(Path(folder) / LOCK_FILE) as lease:
         if lease.owner is not None:
             return lease.owner.hostname

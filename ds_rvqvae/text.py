@@ -1,10 +1,10 @@
-"""Numbers as text: bytes, counts, lengths of time."""
+"""Format numbers as text: bytes, counts, durations."""
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
 
 def in_gib(count: float | None, digits: str = ".1f") -> str:
-    """Bytes in GiB, the number alone: `18.2`; `N/A` for None.
+    """Returns bytes in GiB, without the unit: `18.2`; `N/A` for None.
 
     Args:
         digits: how the number is formatted.
@@ -13,26 +13,26 @@ def in_gib(count: float | None, digits: str = ".1f") -> str:
 
 
 def in_gb(count: float | None, digits: str = ".1f") -> str:
-    """Bytes in units of 1,000,000,000, the number alone: `18.2`; `N/A` for None."""
+    """Returns bytes in units of 1,000,000,000, without the unit: `18.2`; `N/A` for None."""
     return "N/A" if count is None else f"{count / 1e9:{digits}}"
 
 
 def gibibytes(count: float, digits: str = ".2f") -> str:
-    """Bytes in GiB with the unit: `18.20 GiB`."""
+    """Returns bytes in GiB with the unit: `18.20 GiB`."""
     return f"{in_gib(count, digits)} GiB"
 
 
 def gigabytes(count: float, digits: str = ".1f") -> str:
-    """Bytes in units of 1,000,000,000 with the unit: `18.2 GB`."""
+    """Returns bytes in units of 1,000,000,000 with the unit: `18.2 GB`."""
     return f"{in_gb(count, digits)} GB"
 
 
 def size(count: float, short: bool = True) -> str:
-    """Bytes in the unit that leaves one to four digits before the point.
+    """Returns bytes in the unit that leaves one to four digits before the decimal point.
 
     Args:
-        short: as tables have it, `512 B`, `1.5 KiB`, `2.50 GiB`, larger ones in GiB, too; else `512 bytes`, `2.5 GiB`,
-            `1.5 TiB`.
+        short: the form for tables, `512 B`, `1.5 KiB`, `2.50 GiB`, with GiB as the largest unit; else `512 bytes`, `2.5
+            GiB`, `1.5 TiB`.
     """
     units = ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"))
     for scale, unit in units if short else ((TIB, "TiB"), *units):
@@ -42,12 +42,12 @@ def size(count: float, short: bool = True) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """A count with its noun: `1 clip`, `1,005 clips`."""
+    """Returns a count with its noun: `1 clip`, `1,005 clips`."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def duration(seconds: float) -> str:
-    """A length of time: `2 h 5 min 3 s`."""
+    """Returns a duration: `2 h 5 min 3 s`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     parts = ((hours, "h"), (minutes, "min"), (rest, "s"))

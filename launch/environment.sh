@@ -1,20 +1,20 @@
-# Sourced: sets PYTHON to an interpreter that has the project and its dependencies, making .venv where there is none.
-# `source environment.sh [dev]`: with `dev` the tests' dependencies as well. Exits 2 with one line where it cannot.
+# To be sourced: sets PYTHON to an interpreter with the project and its dependencies; makes .venv if there is none.
+# `source environment.sh [dev]`: with `dev` also the tests' dependencies. If it fails, it exits with 2 and one line.
 
-# What a shell has left over would change what every interpreter below does.
+# Variables of the user's shell that would change every interpreter below.
 unset CDPATH PYTHONHOME PYTHONINSPECT PYTHONSTARTUP
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$project/.venv
-shell=$BASHPID # $$ is another one's in a subshell
+shell=$BASHPID # in a subshell $$ is that of the parent
 log=$venv/install.log
 
-# Streams that are closed, as files opened later would be printed to.
+# Open closed streams: else files that are opened later would get what is printed.
 [ -e /dev/fd/0 ] || exec </dev/null
 [ -e /dev/fd/1 ] || exec >/dev/null
 [ -e /dev/fd/2 ] || exec 2>/dev/null
 
-# What cannot be printed, as its reader is gone or the disk is full, ends nothing.
+# A message that cannot be printed, because its reader is gone or the disk is full, must not end the script.
 note() { (trap '' PIPE TTOU && echo "environment: $1" >&3) 3>&2 2>/dev/null || true; }
 
 fail() {
@@ -22,7 +22,7 @@ fail() {
   exit 2
 }
 
-# Away from the project's folder, whose ds_rvqvae would be found without being installed.
+# Outside the project's folder, where ds_rvqvae would be found without being installed.
 has_modules() { # interpreter, module…
   (cd / && "$1" -c 'import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, sys.argv[1:])))' "${@:2}") \
     2>/dev/null
@@ -47,7 +47,7 @@ stamp_of() { # extras
   printf '%s\n' "$project" "$({ cat "$project/pyproject.toml" "$project/setup.py" "$project/constraints.txt"; echo "$1"; } | cksum)"
 }
 
-# The environment for the tests serves training too.
+# The environment for the tests is also good for training.
 is_ready() { # extras
   local stamp
   stamp=$(cat "$venv/installed" 2>/dev/null) && "$venv/bin/python" -c '' 2>/dev/null &&
@@ -58,7 +58,7 @@ count_installed() {
   { find "$venv"/lib/python3*/site-packages -maxdepth 1 -name '*.dist-info' 2>/dev/null || true; } | wc -l
 }
 
-# What pip does, by the end of its log: words for a line.
+# What pip is doing, in words, from the end of its log.
 progress() {
   local line names there
   line=$(grep -aoE '^ *(Collecting|Downloading|Building|Preparing|Installing) .*' "$log" 2>/dev/null | tail -n 1 || true)
@@ -76,10 +76,10 @@ progress() {
   esac
 }
 
-# A line every few seconds, until `unwatch`, or until this shell is gone.
+# Prints a line every few seconds, until `unwatch`, or until this shell is gone.
 watch_install() {
-  local began=$((SECONDS - 4)) parent # the first line is early: making an environment keeps a machine busy
-  # Its number alone does not tell: it stays until what started this shell has asked for its status.
+  local began=$((SECONDS - 4)) parent # the first line comes early: making an environment takes a while
+  # The shell's pid alone does not tell: it stays until the shell's parent has read its status.
   while sleep 1 >/dev/null 2>&1 && read -r _ _ _ parent _ <"/proc/$BASHPID/stat" && [ "$parent" = "$shell" ]; do
     [ $((SECONDS - began)) -lt 7 ] || { began=$SECONDS && note "$((SECONDS - start)) s: $(progress)"; }
   done
@@ -94,19 +94,19 @@ make_venv() { # extras
   local target=. before start=$SECONDS failed= watcher
   [ -z "$1" ] || target=".[$1]"
   find_python
-  # Cut short, moved to another folder or without its interpreter, it cannot be mended in place.
+  # An environment that is incomplete, was moved, or has lost its interpreter cannot be repaired in place.
   if [ -e "$venv/making" ] || ! "$venv/bin/python" -c '' 2>/dev/null ||
     { [ -e "$venv/installed" ] && [ "$(head -n 1 "$venv/installed")" != "$project" ]; }; then
-    rm -rf "$venv" || fail "$venv cannot be removed to be made anew"
+    rm -rf "$venv" || fail "$venv cannot be removed to be made again"
   fi
-  note "installing into $venv; this takes a minute, or several where CUDA packages are downloaded"
+  note "installing into $venv; this takes a minute, or several if CUDA packages are downloaded"
   rm -f "$venv/installed" "$log"
   mkdir -p "$venv" 2>/dev/null && : >"$venv/making" || fail "$venv cannot be written"
   before=0
   watch_install 9<&- &
   watcher=$!
-  # -I: no file of the working folder, and no PYTHONPATH, takes the place of a module. The project's own path may have
-  # characters that pip reads otherwise.
+  # -I: no file of the working folder and no PYTHONPATH replaces a module. The project's own path may have characters
+  # with another meaning to pip.
   "$base_python" -I -m venv "$venv" >"$log" 2>&1 || failed=yes
   unwatch
   before=$(count_installed)
@@ -117,7 +117,7 @@ make_venv() { # extras
       --disable-pip-version-check -c constraints.txt -e "$target") >>"$log" 2>&1 ||
     failed=yes
   unwatch
-  [ -z "$failed" ] || fail "installing failed: $(grep -v '^WARNING' "$log" | tail -n 1) (all of it: $log)"
+  [ -z "$failed" ] || fail "installing failed: $(grep -v '^WARNING' "$log" | tail -n 1) (full log: $log)"
   stamp_of "$1" >"$venv/installed"
   rm "$venv/making"
   local activate=.venv/bin/activate
@@ -125,7 +125,7 @@ make_venv() { # extras
   note "ready after $((SECONDS - start)) s; for ds-rvqvae in your shell: source $activate"
 }
 
-# Sets PYTHON to that of the active environment, where it has all of it.
+# Sets PYTHON to that of the active environment, if that has all modules.
 use_active() { # module…
   local variable folder
   for variable in VIRTUAL_ENV CONDA_PREFIX; do
@@ -147,14 +147,14 @@ prepare() { # extras
   ! use_active "${modules[@]}" || return 0
   PYTHON=$venv/bin/python
   is_ready "$1" && return
-  # Two starts at once: the second waits, then finds the work done. The lock is on the folder, so it leaves nothing.
+  # Two starts at the same time: the second waits, then finds the work done. The lock is on the folder and leaves no file.
   if command -v flock >/dev/null; then
     local refused before=0 start=$SECONDS watcher
     exec 9<"$project"
     if refused=$(flock -n 9 2>&1); then
       :
     elif [ -n "$refused" ]; then
-      note "$project cannot be locked (${refused##*: }); let one start end its install before the next"
+      note "$project cannot be locked (${refused##*: }); let one start finish its install before the next one"
     else
       note "another start is installing into $venv; waiting for it"
       watch_install 9<&- &

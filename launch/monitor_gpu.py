@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Shows the GPUs of this machine and who uses them; `--help` lists the flags."""
+"""Shows the GPUs of this machine and their processes; `--help` lists the flags."""
 
 import importlib.util
 import sys

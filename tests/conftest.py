@@ -1,4 +1,4 @@
-"""What all tests share: a cache of their own, demo motion, real motion where it is at hand, cards that are played."""
+"""Fixtures for all tests: a cache of their own, demo motion, real motion if available, simulated GPUs."""
 
 import os
 import signal
@@ -11,7 +11,8 @@ from ds_rvqvae.data.store.store import Store
 from tests.data.store.looked_at import make_store
 from tests.gpu.stand_in import StandIn, compile_library
 
-# A shell lets what it starts in the background ignore SIGINT, and nohup SIGHUP; what the tests start would inherit it.
+# Background processes of a shell ignore SIGINT, and processes under nohup SIGHUP; the tests' processes would inherit
+# this.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
@@ -33,13 +34,13 @@ def demo_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def demo_store(tmp_path_factory, demo_folder) -> Store:
-    """A store of the demo motion, of which nothing is cut; not to be written to."""
+    """A store of the demo motion, with nothing cut; not to be written to."""
     return make_store(tmp_path_factory.mktemp("store"), demo_folder)
 
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real motion; tests that take it are marked `real_data`."""
+    """The folder of real motion; tests that use it are marked `real_data`."""
     folder = os.environ.get("DS_RVQVAE_TEST_DATA")
     if not folder:
         pytest.skip("DS_RVQVAE_TEST_DATA is not set")

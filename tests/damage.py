@@ -1,4 +1,4 @@
-"""What a crash of the machine leaves of a file."""
+"""Damage a file as a crash of the machine does."""
 
 import random
 from pathlib import Path
@@ -16,7 +16,7 @@ DAMAGES = {
 
 
 def damage(file: Path, kind: str) -> bytes:
-    """Damages a file; gives what it held before."""
+    """Damages a file; returns its old content."""
     before = file.read_bytes()
     file.write_bytes(DAMAGES[kind](before))
     assert file.read_bytes() != before

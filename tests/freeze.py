@@ -1,4 +1,4 @@
-"""What users rely on, as `tests/frozen.txt` records it: `python -m tests.freeze` writes that file anew.
+"""Record the interface that users rely on in `tests/frozen.txt`: `python -m tests.freeze` writes that file again.
 
 A change of commands, flags, profile keys, exit statuses, JSON or files shows as a change of that file.
 """
@@ -38,7 +38,7 @@ _NAMES_OF_PROFILES = re.compile(r"^(baseline)(?=\.)|^(rvqvae|train_|zero_)[\w.]+
 
 
 def interfaces() -> Sections:
-    """What can be read without running anything: exit statuses, commands with their flags, profile keys."""
+    """Returns facts that need no run: exit statuses, commands with their flags, profile keys."""
     sections = {"exit statuses": [f"{status.value} {status.name}" for status in ExitStatus]}
     for name, main in {"launch/train_8x4090": launch, "python -m ds_rvqvae.train": rank}.items():
         sections[f"flags of {name}"] = _flags(_parser_of(main))
@@ -50,7 +50,7 @@ def interfaces() -> Sections:
 
 
 def _parser_of(main: Callable[[list[str]], int]) -> argparse.ArgumentParser:
-    """The parser that a program reads its flags with."""
+    """Returns the parser for the flags of a program."""
     found: list[argparse.ArgumentParser] = []
 
     class Found(BaseException):
@@ -124,7 +124,7 @@ def _profile_keys() -> list[str]:
 
 
 def results(folder: Path) -> Sections:
-    """What a small run and each command leave and print: files, and the keys of their JSON."""
+    """Returns the files of a small run and of each command, and the keys of their JSON."""
     motion = write_demo_motion(folder / "motion", clips=4, frames=160)
     clip = next(motion.rglob("*.npz"))
     clip.with_name("3_bad_0_1_1.npz").write_bytes(b"nothing")
@@ -187,7 +187,7 @@ def _foreign(run: Path, folder: Path) -> str:
 
 
 def _benchmark() -> dict[str, Any]:
-    """Of nets so small that even a CPU without bf16 arithmetic runs PyTorch's own bf16 loop, forced to."""
+    """The nets are so small that even a CPU without bf16 arithmetic can be forced to run PyTorch's own bf16 loop."""
     settings = ["bf16.enabled=false", "rvqvae.model.width=16", "rvqvae.model.depth=1", "rvqvae.model.nb_code=16"]
     arguments = ["bench", "demo", "--rounds=1", "--json", *(f"--set={setting}" for setting in settings)]
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "DS_RVQVAE_CPU_BF16": "native"}
@@ -199,7 +199,8 @@ def _benchmark() -> dict[str, Any]:
 
 
 def keys_of(value: Any, path: str = "") -> list[str]:
-    """Every path in a JSON value, sorted; `[]` for what a list holds, `*` for names of profiles and their keys."""
+    """Returns every path in a JSON value, sorted; `[]` stands for the items of a list, `*` for names of profiles and
+    their keys."""
     found: set[str] = set()
 
     def walk(value: Any, path: str) -> None:

@@ -1,4 +1,4 @@
-"""Several real processes over gloo, as the launcher would start them."""
+"""Several real processes over gloo, started as the launcher does."""
 
 import atexit
 import contextlib
@@ -22,13 +22,13 @@ from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU_KIND = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "DS_RVQVAE_CPU_BF16")
-"""Variables that play another processor."""
+"""Variables that simulate another processor."""
 _RANKS_IMPORT = [
     *("ds_rvqvae.train.rank", "ds_rvqvae.train.trainer", "deepspeed.runtime.zero.muon.muon_optimizer"),
     *("torch._dynamo", "torch._inductor.compile_fx", "torch.utils.tensorboard", "safetensors.torch"),
     *("ds_rvqvae.viz.reconstruction", "ds_rvqvae.runs.event_files"),
 ]
-"""What every rank imports: half of the time that a small training takes."""
+"""Modules that every rank imports: half of the time of a small training."""
 
 
 def free_port() -> int:
@@ -53,7 +53,7 @@ _started: dict[str, str] = {}
 
 
 class Rank:
-    """A process that runs `python COMMAND`, forked from one that has imported what all ranks import.
+    """A process that runs `python COMMAND`, forked from one that has imported the modules of all ranks.
 
     Unlike a new interpreter, it hashes strings as the other ranks do, does not run `atexit`, and says nothing of its
     imports; tests of each kind run ranks in new interpreters too. It has the methods of `subprocess.Popen` that the
@@ -162,7 +162,7 @@ def start_ranks(
 
 
 def finish(ranks: list[Rank | subprocess.Popen[str]], seconds: float = 300) -> list[str]:
-    """Waits for all ranks and gives what each printed; fails where one did not exit with 0."""
+    """Waits for all ranks and returns what each printed; fails if one did not exit with 0."""
     try:
         printed = [rank.communicate(timeout=seconds)[0] for rank in ranks]
     finally:
@@ -185,7 +185,7 @@ def run_ranks(
     /,
     **arguments: Any,
 ) -> list[Any]:
-    """Runs a top-level function on `world_size` ranks and gives what each returned; all of it as JSON."""
+    """Runs a top-level function on `world_size` ranks and returns what each returned, through JSON."""
     code = (
         "import importlib, json, os, sys, pathlib\n"
         "module, name, folder, arguments = sys.argv[1:]\n"

@@ -1,4 +1,4 @@
-"""How people and their tools put another file in the place of one, so that its name, size and times tell nothing."""
+"""Ways in which users and tools replace a file, so that name, size and times do not show it."""
 
 import io
 import mmap
@@ -17,7 +17,7 @@ from ds_rvqvae.data.store.prepare import Prepared
 
 
 def npy_bytes(values: np.ndarray) -> bytes:
-    """What `np.save` writes."""
+    """The bytes that `np.save` writes."""
     content = io.BytesIO()
     np.save(content, values)
     return content.getvalue()
@@ -30,7 +30,7 @@ def files_of(prepared: Prepared) -> tuple[int, int]:
 
 
 def touch_all(folder: Path) -> None:
-    """Gives all files but those that are links another time, which says nothing of what they hold."""
+    """Changes the times of all files except links, although their content stays."""
     for file in folder.rglob("*"):
         if file.is_file() and not file.is_symlink() and file.stat().st_mtime > 10**9:
             os.utime(file)
@@ -39,7 +39,7 @@ def touch_all(folder: Path) -> None:
 def replace_by(way: str, file: Path, content: bytes) -> None:
     """Gives `file` another content of the same size, in one of `WAYS`; its time of change stays, or becomes older."""
     assert len(content) == file.stat().st_size and content != file.read_bytes()
-    # So that `touch_all` leaves it alone, and a whole second, as archives keep it.
+    # So that `touch_all` does not change it, and in full seconds, as archives keep it.
     os.utime(file, (10**9, 10**9))
     WAYS[way](file, content)
     assert file.read_bytes() == content and file.stat().st_mtime <= 10**9
@@ -90,7 +90,7 @@ def _unzipped(file: Path, content: bytes) -> None:
 
 
 def _restored(file: Path, content: bytes) -> None:
-    """From a backup, whose file is older."""
+    """Replaced by an older file from a backup."""
     file.write_bytes(content)
     os.utime(file, (10**8, 10**8))
 

@@ -1,4 +1,4 @@
-"""Disks without room."""
+"""A full disk."""
 
 import resource
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def files_no_longer_than(length: int) -> Iterator[None]:
-    """Plays a disk without room."""
+    """Simulates a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (length, hard))
     try:

@@ -1,4 +1,4 @@
-"""A second stage around a tokenizer, and what the tokenizer was before its trainer did anything to it."""
+"""A second stage around a tokenizer, and the tokenizer's state before its trainer changed it."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ NETS = {
 
 
 class SecondStage(nn.Module):
-    """A transformer's place is taken by a layer of its kind for each kind that trainers look for."""
+    """In place of a transformer it has one layer of each kind that trainers look for."""
 
     def __init__(self, tokenizer: MotionTokenizer) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def save_tokenizer(folder: Path, kind: str = "relu") -> Path:
 
 
 class Seen:
-    """What a tokenizer gives and is before anything is done to it, and whether another one still does."""
+    """The results and state of a tokenizer before any change, and a comparison with another one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""Other values for every key of `rvqvae.model` and `rvqvae.loss`, for what has to hold of each of them."""
+"""Other values for every key of `rvqvae.model` and `rvqvae.loss`, for tests that must hold for each of them."""
 
 import types
 import typing

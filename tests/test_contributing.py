@@ -12,7 +12,7 @@ PLACES = sorted(set(re.findall(r"`([\w/.]+\.py): ([\w.]+)`", TEXT)))
 
 
 def names_of(file):
-    """What a module defines at its top, and of its classes the methods and attributes, dotted."""
+    """Returns the top-level names of a module, and methods and attributes of its classes as dotted names."""
     found = set()
     for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body:
         found |= own_names(node)

@@ -1,4 +1,4 @@
-"""What can go wrong as a user meets it: one line on stderr and an exit status."""
+"""Errors as a user sees them: one line on stderr and an exit status."""
 
 import logging
 import pickle

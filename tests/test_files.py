@@ -114,7 +114,7 @@ def test_what_killed_processes_left_beside_a_folder_is_removed(tmp_path):
             (unfinished / "half").write_text("half")
             os._exit(9)
     os.waitpid(process, 0)
-    with whole_folder(tmp_path / "b") as other:  # of a process that lives
+    with whole_folder(tmp_path / "b") as other:  # of a process that still runs
         assert len(list(tmp_path.iterdir())) == 2
         with whole_folder(folder) as unfinished:
             (unfinished / "x").write_text("whole")

@@ -1,4 +1,5 @@
-"""What users rely on is what `tests/frozen.txt` says; `python -m tests.freeze` writes a wanted change into it."""
+"""The interface that users rely on is as in `tests/frozen.txt`; `python -m tests.freeze` writes an intended change into
+it."""
 
 import difflib
 

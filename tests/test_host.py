@@ -1,4 +1,4 @@
-"""What this machine has: bf16 arithmetic of its processor."""
+"""Facts about this machine: the bf16 arithmetic of its processor."""
 
 import subprocess
 import sys

@@ -21,7 +21,7 @@ HOLDER = (
     "say('held' if held.works else 'nobody is kept out'); sys.stdin.read(); held.close()"
 )
 ELSEWHERE = ["unshare", "--uts", "--map-root-user", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh"]
-"""Runs a command on what looks like another machine."""
+"""Runs a command as if on another machine."""
 
 without_flock = pytest.mark.skipif(not can_refuse(), reason="the kernel lets no process be refused its locks")
 with_other_machines = pytest.mark.skipif(
@@ -31,7 +31,7 @@ with_other_machines = pytest.mark.skipif(
 
 @contextmanager
 def holder(folder, how="alone", *, refused=None, elsewhere=False, silence=60.0):
-    """A process that holds a folder, or has failed to, until its standard input ends; it is killed in the end."""
+    """A process that holds a folder, or has failed to, until its standard input ends; it is killed at the end."""
     command = [sys.executable, "-c", HOLDER, str(folder), how, str(silence)]
     if refused:
         command = [sys.executable, "-m", "tests.without_locks", refused, *command]
@@ -80,7 +80,7 @@ def test_readers_hold_a_folder_together_and_keep_writers_out(tmp_path):
 def test_without_flock_a_lease_names_its_holder_and_goes_with_it(tmp_path, refused):
     with holder(tmp_path, refused=refused) as process:
         assert process.said == "held\n" and [entry.name for entry in tmp_path.iterdir()] == [LOCK_FILE]
-        process.send_signal(signal.SIGSTOP)  # a stopped holder is none the less there
+        process.send_signal(signal.SIGSTOP)  # a stopped holder still holds it
         command = [sys.executable, "-m", "tests.without_locks", refused, sys.executable, "-c", HOLDER]
         second = subprocess.run([*command, tmp_path, "alone", "0.2"], capture_output=True, text=True)
         assert f"BusyError: {tmp_path}: process {process.pid} of this machine" in second.stderr
@@ -111,14 +111,14 @@ def test_another_machine_keeps_a_folder_while_it_gives_signs_of_life(tmp_path, s
         began = time.monotonic()
         with _hold_unseen(tmp_path, said) as held:
             assert held.works and time.monotonic() - began > 1.4
-            assert said[-1].endswith("of elsewhere holds it; waiting up to 2 s for a sign of life of it")
+            assert said[-1].endswith("of elsewhere holds it; waiting up to 2 s for it to renew its lock")
             process.send_signal(signal.SIGCONT)  # finds out that it has lost the folder
             assert "has taken the folder" in process.stdout.readline()
         assert not any(tmp_path.iterdir())
 
 
 def _hold_unseen(folder, said):
-    """Holds a folder whose flock is taken on what looks like another machine, but is this one."""
+    """Holds a folder whose flock is taken by this machine, under the name of another machine."""
     lease = locks._take_lease(folder, False, said.append, said.append)
     return locks.HeldFolder(None, lease)
 

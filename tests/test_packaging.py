@@ -1,4 +1,4 @@
-"""What is installed: the wheel, the pins, and the one version number."""
+"""The installation: the wheel, the pinned versions, and the single version number."""
 
 import re
 import shutil

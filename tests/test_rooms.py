@@ -1,4 +1,4 @@
-"""The plan of the package: which room may import what, how large rooms, files and functions are."""
+"""The plan of the package: allowed imports between rooms, and sizes of rooms, files and functions."""
 
 import ast
 import json
@@ -27,7 +27,7 @@ NEVER = {
     "launch": {"torch", "deepspeed"},
     "tokenizer": {"deepspeed"},
 }
-"""What a room's modules do not import when they are imported themselves."""
+"""Modules that a room's modules must not import when they are imported."""
 MOST_AT_THE_ROOT, MOST_MODULES, MOST_LINES, MOST_LINES_OF_A_FUNCTION = 5, 14, 400, 60
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -42,7 +42,7 @@ MODULES = {module_of(file): file for file in FILES}
 
 
 def room_of(module):
-    """The longest entry of ORDER that a module lies in; None for the package itself."""
+    """The longest entry of ORDER that contains a module; None for the package itself."""
     place = "/".join(module.split(".")[1:])
     found = [room for room in ORDER if place == room or place.startswith(f"{room}/")]
     return max(found, key=len, default=None)
@@ -62,7 +62,7 @@ def imports_of(file, late=True):
 
 
 def outside_functions(node):
-    """What is run when a module is imported; not what only a type checker reads."""
+    """The code that runs when a module is imported, without the code only for type checkers."""
     for child in ast.iter_child_nodes(node):
         typing_only = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
         if not typing_only and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):

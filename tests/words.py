@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-# "30 frames a second": a counted thing, then a thing it is counted by.
+# A counted thing, then the unit that it is counted by.
 _COUNTED = (
     "frames?|windows?|bytes?|[KMGT]i?B|bits?|codes?|tokens?|samples?|steps?|seconds?|minutes?|milliseconds|ms|µs|hours?|clips?"
     "|lines?|files?|points?|rows?|entry|entries|arrays?|numbers?|modules?|arguments?|threads?|workers?|process|processes|times"
@@ -33,7 +33,8 @@ _BY = (
 _VERBS = "that|which|of|has|is|was|took|takes|could|can|in|with|without"
 PER = re.compile(rf"\b({_COUNTED}),? an? ({_BY})s?\b(?! (?:{_VERBS})\b)")
 # Words that the project says otherwise.
-BANNED = re.compile(r"\b(quarantin\w*|vouch\w*|thereof|whereof|wherein|of which nothing)\b", re.IGNORECASE)
+_BANNED = (r"quarantin\w*", r"vouch\w*", "thereof", "whereof", "wherein", r"of\swhich\snothing")
+BANNED = re.compile(rf"\b({'|'.join(_BANNED)})\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`ds-rvqvae bench`: how fast a profile trains on this machine, beside a plain PyTorch loop."""
+"""`ds-rvqvae bench`: time the training of a profile on this machine, and compare it with a plain PyTorch loop."""
 
 import argparse
 import os
@@ -13,7 +13,7 @@ from ds_rvqvae.text import gibibytes
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
-    """Fills the verb's parser."""
+    """Fills the command's parser."""
     parser.add_argument(
         "profile",
         nargs="?",
@@ -21,11 +21,11 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
         metavar="PROFILE",
         help="shipped name or file (default: baseline)",
     )
-    parser.add_argument("--data_path", metavar="PATH", help="motion to train on (default: demo motion, made for it)")
-    parser.add_argument("--body_part", metavar="PART", help="columns of it (default: the profile's)")
-    parser.add_argument("--rounds", type=count, default=7, metavar="N", help="steps of each way (default: 7)")
+    parser.add_argument("--data_path", metavar="PATH", help="motion to train on (default: demo motion)")
+    parser.add_argument("--body_part", metavar="PART", help="body part (default: the profile's)")
+    parser.add_argument("--rounds", type=count, default=7, metavar="N", help="steps of each variant (default: 7)")
     parser.add_argument(
-        "--checkpointing", action="store_true", help="with activation checkpointing, which the plain loops have not"
+        "--checkpointing", action="store_true", help="with activation checkpointing (not in the plain loops)"
     )
     parser.add_argument("--no_plain", action="store_true", help="without the plain loops")
     parser.add_argument("--trace", type=Path, metavar="FILE.json", help="also write two steps as a Chrome trace")
@@ -42,7 +42,7 @@ def _bench(args: argparse.Namespace) -> int:
     part = args.body_part or profile.rvqvae.data.body_part
     profile = profile.with_values({"rvqvae.data.path": args.data_path or None, "rvqvae.data.body_part": part})
     if args.trace is not None and not args.trace.absolute().parent.is_dir():
-        raise UserError(f"--trace {args.trace}: {args.trace.absolute().parent} is no folder")
+        raise UserError(f"--trace {args.trace}: {args.trace.absolute().parent} is not a folder")
     from ds_rvqvae.bench.step import measure_step
 
     speaks = os.environ.get("RANK", "0") == "0"
@@ -55,12 +55,12 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def bench_table(result: dict[str, Any], terminal: Terminal = PLAIN) -> str:
-    """The measurements for people."""
+    """Returns the measurements as text."""
     return terminal.text(bench_blocks(result))
 
 
 def bench_blocks(result: dict[str, Any]) -> list[Block]:
-    """The same in lines and tables."""
+    """Returns the measurements as lines and tables."""
     from ds_rvqvae.host import bf16_arithmetic_text
 
     step = result["step_s"]
@@ -73,7 +73,7 @@ def bench_blocks(result: dict[str, Any]) -> list[Block]:
         f"activation checkpointing {'on' if result['activation_checkpointing'] else 'off'}"
         + (", compiled" if result["compile"] else ""),
         "",
-        ("seconds a step, median (least to most)", "title"),
+        ("seconds per step, median (minimum to maximum)", "title"),
         _ways(result),
         "",
     ]
@@ -84,24 +84,29 @@ def bench_blocks(result: dict[str, Any]) -> list[Block]:
             for name, seconds in sorted(result["parts_s"].items(), key=lambda part: -part[1])
         ]
         columns = [Column(left=True, shrinks=True), Column(), Column()]
-        lines += [("a step by part, one after another", "title"), Table(columns, rows, indent=2, headed=False), ""]
+        lines += [
+            ("time per part of a step, measured in sequence", "title"),
+            Table(columns, rows, indent=2, headed=False),
+            "",
+        ]
     lines += [
         f"convolutions {100 * result['conv_share']:.1f} % of a step; waiting for data "
-        f"{100 * result['data_wait_share']:.2f} %; what engine and loop add to the bare model "
+        f"{100 * result['data_wait_share']:.2f} %; added by engine and loop to the bare model: "
         f"{100 * result['added_share']:.1f} %",
-        f"{result['flops'] / 1e9:,.0f} GFLOP a step, {100 * result['mfu']:.1f} % of the rate of large matrix products "
+        f"{result['flops'] / 1e9:,.0f} GFLOP per step, {100 * result['mfu']:.1f} % of the speed of large matrix "
+        "products "
         f"({result['matmul_flops'] / 1e9:,.0f} GFLOP/s)",
-        f"{result['kernels']:,} kernels a step; peak memory {gibibytes(result['peak_memory_bytes'])}",
+        f"{result['kernels']:,} kernels per step; peak memory {gibibytes(result['peak_memory_bytes'])}",
     ]
     if result["device_busy_share"] is not None:
         lines.append(f"the GPU is busy {100 * result['device_busy_share']:.1f} % of a step")
     windows = result["micro_batch"] * result["accumulation"] / step
-    return [*lines, f"{windows:,.1f} windows a second a rank"]
+    return [*lines, f"{windows:,.1f} windows per second and rank"]
 
 
 _WAYS = {
     "step": "ds_rvqvae, through DeepSpeed",
-    "model": "its model alone, forward and backward",
+    "model": "the model alone, forward and backward",
     "plain_fp32_step": "plain PyTorch loop, fp32",
     "plain_bf16_step": "plain PyTorch loop, bf16 autocast",
 }
@@ -117,7 +122,9 @@ def _ways(result: dict[str, Any]) -> Table:
                 text += f", {result[f'{name}_s'] / result['step_s']:.2f} times ours"
             rows.append([words, f"{result[f'{name}_s']:.4f}", text])
     if "plain_fp32_step_s" in result and result["cpu_bf16_native"] is False:
-        rows.append([_WAYS["plain_bf16_step"], "", "left out: PyTorch's own takes up to ten times fp32's time"])
+        rows.append(
+            [_WAYS["plain_bf16_step"], "", "left out: PyTorch's own bf16 takes up to ten times as long as fp32"]
+        )
     if "checkpointed_step_s" in result:
         rows.append(["with activation checkpointing", f"{result['checkpointed_step_s']:.4f}", ""])
     return Table([Column(left=True), Column(), Column(wraps=True)], rows, indent=2, headed=False)

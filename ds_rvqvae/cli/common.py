@@ -1,4 +1,4 @@
-"""What the commands share: values of flags, columns of motion, and results for people and for programs."""
+"""Shared by the commands: values of flags, columns of motion, and results as text and as JSON."""
 
 import argparse
 import json
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from ds_rvqvae.runs.references import Reference
 
 TOKENIZER_HELP = (
-    "folder of a run, of a tokenizer, or of a body's; a run's checkpoint, as RUN/checkpoints/global_step5000 or "
-    "RUN/checkpoints/best; or a tokenizer's id on the Hugging Face hub"
+    "folder of a run, of a tokenizer, or of a body's tokenizers; a run's checkpoint, as "
+    "RUN/checkpoints/global_step5000 or RUN/checkpoints/best; or a tokenizer's id on the Hugging Face hub"
 )
-"""By what names every command takes a tokenizer; `ds_rvqvae.runs.references` finds what they stand for."""
+"""The names of a tokenizer that every command accepts; `ds_rvqvae.runs.references` resolves them."""
 
 
 def find_tokenizer(name: str, checkpoint: str | None = None) -> "Reference":
-    """What a name of a tokenizer stands for; says on stderr what may not be meant.
+    """Finds the tokenizer with a name; warns on stderr if the name may not mean what the user expects.
 
     Raises:
-        UserError: as `find_reference`.
+        UserError: as `find_reference` raises.
     """
     from ds_rvqvae.runs.references import find_reference
 
@@ -53,7 +53,7 @@ def _json_file(text: str) -> str:
     """Refuses a file that cannot be written before any work is done."""
     file = Path(text)
     if text != "-" and (file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK)):
-        reason = "is a folder" if file.is_dir() else f"{file.parent} is no folder that can be written to"
+        reason = "is a folder" if file.is_dir() else f"{file.parent} is not a folder that can be written to"
         raise argparse.ArgumentTypeError(f"{text}: cannot be written: {reason}")
     return text
 
@@ -61,12 +61,13 @@ def _json_file(text: str) -> str:
 def print_result(
     args: argparse.Namespace, result: Any, text: "str | Iterable[Block]", *, in_files: bool = False
 ) -> None:
-    """Text for people; with `--json` the same for programs, alone on standard output where no file is named.
+    """Prints a result as text; with `--json` writes it as JSON, to the named file or, without the text, to standard
+    output.
 
     Args:
-        text: lines and tables, which are made to fit where a terminal shows them. A plain text's names that may hold
-            the end of a line went through `printable` or `text_of`.
-        in_files: the result itself is in files, and the text, where it finds no room, is no loss.
+        text: lines and tables, which are fitted to the terminal. If it is a plain text, names in it that may contain a
+            line break have passed `printable` or `text_of`.
+        in_files: whether the result itself is in files, so that a failure to print the text is only a warning.
 
     Raises:
         UserError: the result cannot be written.
@@ -89,18 +90,18 @@ def print_result(
 
 
 def number(text: str) -> float:
-    """A finite number, for a flag."""
+    """Parses a finite number, for a flag."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
     return value
 
 
 def positive_number(text: str) -> float:
-    """A finite number above 0, for a flag."""
+    """Parses a finite number above 0, for a flag."""
     value = number(text)
     if value <= 0:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
@@ -108,9 +109,9 @@ def positive_number(text: str) -> float:
 
 
 def count(text: str) -> int:
-    """A whole number from 1, for a flag."""
+    """Parses a whole number from 1, for a flag."""
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
 
 
@@ -123,10 +124,10 @@ def add_column_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def columns_of(args: argparse.Namespace, profile: "Profile") -> int:
-    """The columns that the flags ask for.
+    """Returns the number of columns that the flags ask for.
 
     Raises:
-        UserError: columns that cannot be known; see `columns_in_use`.
+        UserError: the columns cannot be known; see `columns_in_use`.
     """
     given: int | None = args.in_features
     if given is not None:
@@ -136,6 +137,6 @@ def columns_of(args: argparse.Namespace, profile: "Profile") -> int:
     from ds_rvqvae.data.columns import columns_in_use
 
     data = profile.rvqvae.data
-    # The motion that a profile names may lie on another machine, and is looked at only where nothing else tells.
+    # The motion that a profile names may be on another machine, and is read only if nothing else gives the columns.
     is_own = data.body_part in (data.body_parts or ())
     return columns_in_use(data, args.data_path or (data.path if is_own else None))

@@ -1,4 +1,5 @@
-"""`ds-rvqvae completion`: what lets a shell complete commands, flags and their values. Nothing runs at a TAB."""
+"""`ds-rvqvae completion`: print a script with which a shell completes commands, flags and their values. Completing runs
+no Python."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 _SHELLS = ("bash", "zsh", "fish", "tcsh")
 _FILES = ("PATH", "DIR", "FILE", "FOLDER", "RUN", "STORE", "DATA", "MOTION", "TOKENIZER")
-"""Words that stand for files and folders in the help."""
+"""Placeholders for files and folders in the help."""
 _PROFILES = """
 _ds_rvqvae_profiles() {
   compgen -W "%s" -- $1
@@ -34,7 +35,7 @@ complete -o bashdefault -F _ds_rvqvae ds-rvqvae
 def add_completion(parser: "FlagParser") -> None:
     """Fills the parser of `ds-rvqvae completion`."""
     parser.add_argument("shell", choices=_SHELLS, metavar="SHELL", help=", ".join(_SHELLS))
-    parser.epilog = "What is printed is of this version: after an update, print it again."
+    parser.epilog = "The script belongs to this version: print it again after an update."
     parser.examples = (
         ("bash > ~/.ds-rvqvae.bash", "bash, with `source ~/.ds-rvqvae.bash` in ~/.bashrc"),
         ("zsh > ~/_ds-rvqvae", "zsh, once that file is in a folder of fpath"),
@@ -58,7 +59,7 @@ def _complete(args: argparse.Namespace) -> int:
 
 
 def _prepare(parser: "FlagParser", shell: str) -> None:
-    """Fills a parser and those below it, and says what is completed: words, shipped profiles, else files."""
+    """Fills a parser and those below it, and sets the completion of each flag: words, shipped profiles, else files."""
     import shtab
 
     from ds_rvqvae.config.profile import shipped_profiles
@@ -74,6 +75,6 @@ def _prepare(parser: "FlagParser", shell: str) -> None:
                 preamble = {shell: _PROFILES % " ".join(profiles)}
                 action.complete = {shell: "_ds_rvqvae_profiles", "preamble": preamble}  # type: ignore[attr-defined]
             else:
-                action.complete = shtab.FILE  # type: ignore[attr-defined]  # a profile of one's own
+                action.complete = shtab.FILE  # type: ignore[attr-defined]  # the user's own profile
         elif action.nargs != 0 and not action.choices and "=" not in shown and any(word in shown for word in _FILES):
             action.complete = shtab.FILE  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""`ds-rvqvae data`: looking at motion before it is trained on."""
+"""`ds-rvqvae data`: draw motion, to check it before training."""
 
 import argparse
 from pathlib import Path
@@ -9,25 +9,25 @@ from ds_rvqvae.process.terminal import warned
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    """Fills the verb's parser."""
+    """Fills the command's parser."""
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     plot = actions.add_parser(
         "plot",
-        help="a page of a store: hours by speaker, clip lengths, columns, the root's way and five figures, in which a "
-        "wrong unit or a swapped axis shows",
+        help="a page about a store: hours by speaker, clip lengths, columns, the root's path and five figures, which "
+        "shows a wrong unit or a swapped axis",
     )
     plot.add_argument("store", type=Path, metavar="STORE", help="folder of a prepared store")
     plot.add_argument(
         "--out", type=Path, metavar="FILE.png", help="the picture (default: STORE's name with .png, here)"
     )
     plot.add_argument(
-        "--body_part", metavar="PART", help="show the columns of this part, and colour only it (default: all)"
+        "--body_part", metavar="PART", help="show the columns of this part, and colour only its joints (default: all)"
     )
     plot.add_argument(
         "--window_size",
         type=count,
         metavar="N",
-        help="frames of a window, marked among the clips' lengths (default: 128)",
+        help="frames per window, marked in the plot of clip lengths (default: 128)",
     )
     add_json_flag(plot)
     plot.set_defaults(verb=_plot)

@@ -1,4 +1,4 @@
-"""`ds-rvqvae encode` and `ds-rvqvae decode`: motion files to codes files and back."""
+"""`ds-rvqvae encode` and `ds-rvqvae decode`: convert motion files to codes files and back."""
 
 import argparse
 import sys
@@ -14,29 +14,29 @@ if TYPE_CHECKING:
 
 
 def add_encode(parser: argparse.ArgumentParser) -> None:
-    """Fills the verb's parser."""
+    """Fills the command's parser."""
     _add_flags(parser, "BEAT2 npz, BVH, packed npz, .npy matrices, or folders of them", "codes")
     parser.set_defaults(verb=_encode)
 
 
 def add_decode(parser: argparse.ArgumentParser) -> None:
-    """Fills the verb's parser."""
+    """Fills the command's parser."""
     _add_flags(parser, "codes files, or folders of them", "motion")
     parser.add_argument(
         "--source",
         type=Path,
         metavar="FOLDER|FILE",
-        help="BEAT2 or BVH motion for what the tokenizer does not cover (default: the encoded file, if it is still "
-        "there)",
+        help="BEAT2 or BVH motion for the columns that the tokenizer does not cover (default: the encoded file, if it "
+        "still exists)",
     )
     parser.add_argument(
         "--fps",
         type=_rate,
         metavar="source|N",
-        help="frames a second of the files: those of what was encoded, or N (default: the tokenizer's)",
+        help="frames per second of the files: that of the encoded motion, or N (default: the tokenizer's)",
     )
-    parser.add_argument("--matrices", action="store_true", help="write .npy matrices, whatever was encoded")
-    parser.add_argument("--any_tokenizer", action="store_true", help="decode codes of another tokenizer too")
+    parser.add_argument("--matrices", action="store_true", help="write .npy matrices, for any encoded format")
+    parser.add_argument("--any_tokenizer", action="store_true", help="also decode codes of another tokenizer")
     parser.set_defaults(verb=_decode)
 
 
@@ -45,8 +45,8 @@ def _add_flags(verb: argparse.ArgumentParser, files: str, results: str) -> None:
     verb.add_argument("files", nargs="+", type=Path, metavar="FILE|FOLDER", help=files)
     verb.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"folder of the {results}")
     verb.add_argument("--levels", type=int, metavar="N", help="only the first N levels (default: all)")
-    verb.add_argument("--workers", type=count, default=2, metavar="N", help="files at once (default: 2)")
-    verb.add_argument("--overwrite", action="store_true", help="also what is done already")
+    verb.add_argument("--workers", type=count, default=2, metavar="N", help="files at the same time (default: 2)")
+    verb.add_argument("--overwrite", action="store_true", help="also files that are already done")
     add_json_flag(verb)
 
 
@@ -56,7 +56,7 @@ def _rate(text: str) -> "Rate":
     try:
         return positive_number(text)
     except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{error}; give a number of frames a second, or source") from None
+        raise argparse.ArgumentTypeError(f"{error}; give a number of frames per second, or source") from None
 
 
 def _encode(args: argparse.Namespace) -> int:
@@ -80,7 +80,7 @@ def _decode(args: argparse.Namespace) -> int:
 
 
 def _finish(args: argparse.Namespace, report: "Report") -> int:
-    if report.failed:  # in one piece, of which nothing is dropped where there are many and their reader is slow
+    if report.failed:  # printed as one text, so that none is dropped if there are many and their reader is slow
         print(text_of(f"failed: {failed.file}: {failed.reason}" for failed in report.failed), file=sys.stderr)
     print_result(args, report.to_dict(), report.text(), in_files=True)
     if report.stopped is not None:

@@ -1,4 +1,4 @@
-"""`ds-rvqvae evaluate`: scores and pictures, of one tokenizer or several side by side."""
+"""`ds-rvqvae evaluate`: score and draw one tokenizer, or compare several."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
-    """Fills the verb's parser."""
+    """Fills the command's parser."""
     parser.add_argument(
         "paths",
         nargs="+",
         metavar="RUN|TOKENIZER",
-        help=f"{TOKENIZER_HELP}; several, and the parts of a body, are put side by side",
+        help=f"{TOKENIZER_HELP}; several, or the parts of a body, are compared",
     )
     parser.add_argument(
         "--split", choices=["train", "val", "test", "all"], default="val", help="which clips (default: val)"
@@ -40,7 +40,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--skeleton",
         type=Path,
         metavar="FILE",
-        help="JSON or npz of joint_names, parents and offsets that joints are measured on (default: that of the "
+        help="JSON or npz with joint_names, parents and offsets in metres, for joint positions (default: that of the "
         "motion's own files, else a built-in figure)",
     )
     parser.add_argument(
@@ -48,20 +48,20 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="TorchScript encoder, motion [B, T, C] in the data's own units to [B, D] or [B, T', D]: adds the Fréchet "
-        "distance of its features. Loading it runs its code: give none but your own",
+        "distance of its features. Loading it runs its code: give only your own",
     )
     parser.add_argument(
         "--feature_window",
         type=count,
         default=64,
         metavar="FRAMES",
-        help="frames T that the encoder of --features is given at a time (default: 64)",
+        help="frames T per input of the encoder of --features (default: 64)",
     )
     parser.add_argument(
         "--pictures",
         type=Path,
         metavar="DIR",
-        help="where pictures go (default: RUN/eval of a single run, else none)",
+        help="folder for pictures (default: RUN/eval for a single run, else none)",
     )
     add_json_flag(parser)
     parser.set_defaults(verb=_evaluate)
@@ -81,7 +81,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from ds_rvqvae.tokenizer.frechet import FrechetFeatures
     from ds_rvqvae.tokenizer.tables import comparison_blocks, score_blocks
 
-    # What can be wrong is found before the first clip is scored.
+    # All inputs are checked before the first clip is scored.
     skeleton = load_skeleton(args.skeleton) if args.skeleton else None
     features = FrechetFeatures(args.features, args.feature_window) if args.features else None
     references = [part for name in args.paths for part in find_tokenizer(name).parts()]
@@ -94,7 +94,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         say(f"warning: {warning}")
     pictures: list[Path] = []
     missing: list[str] = []
-    with tolerated(f"--pictures {folder}: not all are drawn", warn=missing.append):
+    with tolerated(f"--pictures {folder}: not all pictures are drawn", warn=missing.append):
         pictures.extend(_draw(subjects, results, notes, folder, skeleton) if folder else ())
     if len(results) == 1:
         result, text = results[0], score_blocks(results[0])
@@ -104,7 +104,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         text += comparison_blocks(results, notes)
     text += [["picture: ", (str(picture), "path")] for picture in pictures]
     print_result(args, result, text)
-    if missing and args.pictures:  # which were asked for
+    if missing and args.pictures:  # the user asked for them
         raise UserError(missing[0])
     for warning in missing:
         say(f"warning: {warning}")
@@ -112,7 +112,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _picture_folder(args: argparse.Namespace, references: Sequence[Reference]) -> Path | None:
-    """Where pictures go, made and known to be writable; None where none are drawn."""
+    """Returns the folder for pictures, created and writable; None if none are drawn."""
     from ds_rvqvae.runs.references import Kind
 
     run = references[0].run if len(references) == 1 and references[0].kind is Kind.RUN else None
@@ -130,12 +130,12 @@ def _picture_folder(args: argparse.Namespace, references: Sequence[Reference]) -
         say(f"warning: {text}")
         return None
     if args.pictures:
-        import ds_rvqvae.viz.canvas  # noqa: F401  # where that cannot be, no clip need be scored
+        import ds_rvqvae.viz.canvas  # noqa: F401  # fails before scoring if nothing can be drawn
     return folder
 
 
 def _distinct_names(references: Sequence[Reference]) -> list[str]:
-    """The shortest ends of the paths that tell them apart; `…/RUN/tokenizer` goes by its run."""
+    """Returns the shortest ends of the paths that differ; `…/RUN/tokenizer` is named by its run."""
     parts = [Path(reference.name).resolve().parts for reference in references]
     parts = [part[:-1] if part[-1] == "tokenizer" and len(part) > 2 else part for part in parts]
     parts = [(*part[:-2], part[-1]) if part[-2:-1] == ("checkpoints",) else part for part in parts]
@@ -153,7 +153,7 @@ def _open(name: str, reference: Reference, args: argparse.Namespace) -> _Subject
     """Loads one tokenizer and opens its motion.
 
     Raises:
-        UserError: a tokenizer that cannot be loaded, no motion, columns that do not fit, or an empty split.
+        UserError: a tokenizer cannot be loaded, there is no motion, columns do not fit, or the split is empty.
     """
     from ds_rvqvae.data.dataset import MotionData
     from ds_rvqvae.data.store.prepare import prepare_store
@@ -166,11 +166,11 @@ def _open(name: str, reference: Reference, args: argparse.Namespace) -> _Subject
     store = prepare_store(config)
     if not same_rate(store.fps, tokenizer.fps):
         raise UserError(
-            f"{config.path}: {store.fps:g} frames per second; {name} takes {tokenizer.fps:g}: give --data_path with "
-            "motion at that rate"
+            f"{config.path}: {store.fps:g} fps, but {name} takes {tokenizer.fps:g}; give --data_path with motion at "
+            "that frame rate"
         )
     if missing_channels(store.layout, tokenizer.layout) is None and store.layout != tokenizer.layout:
-        # By name, whatever body part the profile beside the tokenizer is about.
+        # Columns by name, whatever body part the profile beside the tokenizer has.
         part = tokenizer.details.get("body_part") or "tokenizer"
         columns = {part: [channels.name for channels in tokenizer.layout]}
         config = config.with_values({"body_part": part, "body_parts": columns})
@@ -183,7 +183,8 @@ def _open(name: str, reference: Reference, args: argparse.Namespace) -> _Subject
 
 
 def _data_config(reference: Reference, tokenizer: MotionTokenizer, data_path: str | None) -> DataConfig:
-    """The run's settings of data where its profile is there, at the tokenizer's own frame rate and body part."""
+    """Returns the data settings of the run, if its profile exists, else of the tokenizer, with the tokenizer's own
+    frame rate and body part."""
     from ds_rvqvae.runs.folder import read_profile
     from ds_rvqvae.tokenizer.folder import READING_KEYS, reading_config
 
@@ -197,19 +198,19 @@ def _data_config(reference: Reference, tokenizer: MotionTokenizer, data_path: st
     part = tokenizer.details.get("body_part") or config.body_part
     # The tokenizer brings its own normalisation; the files it came from may be gone.
     own = {"mean_file": None, "std_file": None, "body_part": part, "fps": tokenizer.fps}
-    # As it says itself: a run may train on a store that was read in another way than its profile asks for.
+    # From the tokenizer: a run may train on a store that was read in another way than its profile says.
     own |= {key: reading[key] for key in READING_KEYS if key in reading}
     return config.with_values({"path": path, **own})
 
 
 def _check_columns(data: MotionData, tokenizer: MotionTokenizer) -> None:
-    """Raises UserError where the motion's columns are not the tokenizer's."""
-    advice = "give --data_path with motion like what it was trained on"
+    """Raises UserError if the motion's columns are not the tokenizer's."""
+    advice = "give --data_path with motion like its training data"
     width = len(tokenizer.mean)
     if data.in_features != width:
         raise UserError(f"{data.config.path}: {data.in_features} columns, but the tokenizer takes {width}; {advice}")
     if any(all(part.kind == "feature" for part in layout) for layout in (data.layout, tokenizer.layout)):
-        return  # as many columns, and nothing more is known of one side
+        return  # the number of columns is equal, and one side has no names for them
     for there, wanted in zip(data.layout, tokenizer.layout, strict=False):
         if there != wanted:
             raise UserError(
@@ -226,7 +227,8 @@ def _splits_there(data: MotionData) -> str:
 def _score(
     subject: _Subject, first: _Subject, split: str, skeleton: Skeleton | None, features: FrechetFeatures | None
 ) -> dict[str, Any]:
-    """One tokenizer's scores, with what it is; in the first one's units where it has the first one's columns."""
+    """Returns the scores and facts of one tokenizer; in the units of the first tokenizer if the columns are the
+    same."""
     from ds_rvqvae.gpu.sizes import parameter_count
     from ds_rvqvae.tokenizer.evaluation import evaluate_split
     from ds_rvqvae.tokenizer.frechet import frechet_warning
@@ -255,7 +257,7 @@ def _score(
 
 
 def _notes(results: Sequence[dict[str, Any]]) -> list[str]:
-    """What of a comparison compares, and on what figure."""
+    """Returns notes that say which numbers can be compared, and on which figure joints are measured."""
     from ds_rvqvae.tokenizer.tables import figure_note
 
     first = results[0]
@@ -264,13 +266,13 @@ def _notes(results: Sequence[dict[str, Any]]) -> list[str]:
         scored = "; ".join(
             f"{one['name']} {counted(one['clips'], 'clip')}, {one['frames']:,} frames" for one in results
         )
-        notes = [f"{first['split']}: {scored}", "Scored on different motion: the rows do not compare."]
+        notes = [f"{first['split']}: {scored}", "Scored on different motion: the rows cannot be compared."]
     if all(one["normalised_by"] == first["name"] for one in results):
-        notes.append(f"L1, velocity and jitter in units of the standard deviations of {first['name']}, for all alike.")
-    else:
         notes.append(
-            "L1, velocity and jitter in each one's own normalised units: of other columns, they do not compare."
+            f"L1, velocity and jitter are in units of the standard deviations of {first['name']}, for all rows."
         )
+    else:
+        notes.append("L1, velocity and jitter are in each tokenizer's own normalised units: they cannot be compared.")
     figures = list(dict.fromkeys(note for one in results if (note := figure_note(one))))
     return [*notes, *(f"MPJPE over {figure}." for figure in figures)]
 
@@ -286,7 +288,7 @@ def _draw(
     folder: Path,
     skeleton: Skeleton | None,
 ) -> Iterator[Path]:
-    """Draws reconstructions, rate against distortion and, of several tokenizers, their table; gives what is there."""
+    """Draws reconstructions, rate against distortion and, for several tokenizers, their table; yields the files."""
     from ds_rvqvae.viz.reconstruction import reconstruction_pictures, save_figure
     from ds_rvqvae.viz.scores import comparison_figure, rate_distortion_figure
 

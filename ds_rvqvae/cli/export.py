@@ -1,4 +1,4 @@
-"""`ds-rvqvae export`: a run's tokenizer, for our own use or for others' code."""
+"""`ds-rvqvae export`: write a run's tokenizer, for this program or for other systems."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,7 @@ from ds_rvqvae.errors import ExitStatus, UserError, printable
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:
-    """Fills the verb's parser."""
+    """Fills the command's parser."""
     parser.add_argument("run", metavar="RUN|TOKENIZER", help=TOKENIZER_HELP)
     parser.add_argument(
         "--checkpoint",
@@ -21,14 +21,14 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=["ds_rvqvae", *FOREIGN_FORMATS],
         default="ds_rvqvae",
-        help="momask, gesturelsm, t2mgpt: a checkpoint that their own code loads; of a body, gesturelsm's of all parts "
-        "(default: ds_rvqvae)",
+        help="momask, gesturelsm, t2mgpt: a checkpoint that their own code loads; gesturelsm also takes a body, with "
+        "all its parts (default: ds_rvqvae)",
     )
     parser.add_argument(
         "--embedding_proj",
         choices=["on", "off"],
-        help="gesturelsm: with that layer, as the identity, or without, as code before 2025 and SynTalker's take it "
-        "(default: on; a file imported without it goes out without)",
+        help="gesturelsm: on: with that layer, as the identity; off: without it, for code before 2025 and for "
+        "SynTalker (default: on, but off for a tokenizer that was imported without it)",
     )
     add_json_flag(parser)
     parser.set_defaults(verb=_export)
@@ -43,14 +43,15 @@ def _export(args: argparse.Namespace) -> int:
     from ds_rvqvae.tokenizer.foreign.writing import save_foreign
 
     if args.out.exists():
-        raise UserError(f"--out {args.out}: exists; name a folder that does not")
+        raise UserError(f"--out {args.out}: exists; name a new folder")
     reference = find_tokenizer(args.run, args.checkpoint)
     is_ours = args.format == "ds_rvqvae"
     takes_body = is_ours or args.format == BODY_FORMAT
     if reference.kind is Kind.BODY and not takes_body:
         parts = " ".join(part.name for part in reference.parts())
         raise UserError(
-            f"--format {args.format}: takes one tokenizer, and {args.run} is a body's; name one of its parts: {parts}"
+            f"--format {args.format}: takes one tokenizer, but {args.run} has those of a body; name one of its parts: "
+            f"{parts}"
         )
     tokenizer = open_tokenizer(reference) if takes_body else open_single(reference)
     projected = None if args.embedding_proj is None else args.embedding_proj == "on"
@@ -62,11 +63,13 @@ def _export(args: argparse.Namespace) -> int:
         else:
             save_foreign(tokenizer, args.format, args.out, embedding_proj=projected)
     except OSError as error:
-        raise UserError(f"--out {args.out}: cannot be written: {error.strerror or error}; name another") from None
+        raise UserError(
+            f"--out {args.out}: cannot be written: {error.strerror or error}; name another folder"
+        ) from None
     files = sorted(str(file.relative_to(args.out)) for file in args.out.rglob("*") if file.is_file())
     tokenizers = [*tokenizer.parts.values()] if isinstance(tokenizer, BodyTokenizer) else [tokenizer]
     steps = {part.details.get("training_step") for part in tokenizers}
-    # The parts of a body may have been trained for different times.
+    # The parts of a body may have been trained for different numbers of steps.
     step = steps.pop() if len(steps) == 1 else None
     result = {
         "out": str(args.out),

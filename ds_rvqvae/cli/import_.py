@@ -1,4 +1,4 @@
-"""`ds-rvqvae import`: other people's checkpoints as tokenizers."""
+"""`ds-rvqvae import`: convert checkpoints of other systems to tokenizers."""
 
 import argparse
 from pathlib import Path
@@ -10,21 +10,21 @@ from ds_rvqvae.process.tables import Column, Table
 
 
 def add_import(parser: argparse.ArgumentParser) -> None:
-    """Fills the verb's parser."""
+    """Fills the command's parser."""
     parser.description = (
-        "Makes a tokenizer of a checkpoint of MoMask, GestureLSM or T2M-GPT. What the shapes of its "
-        "weights do not tell is read from the option file that the system keeps beside it (MoMask: opt.txt; T2M-GPT: "
-        "run.log; GestureLSM: run.log or yaml), or said by flags, which go before the option file. Nothing is assumed."
+        "Converts a checkpoint of MoMask, GestureLSM or T2M-GPT to a tokenizer. Settings that do not follow from the "
+        "shapes of its weights are read from the system's option file beside it (MoMask: opt.txt; T2M-GPT: run.log; "
+        "GestureLSM: run.log or yaml), or given by flags, which override the option file. Nothing is assumed."
     )
     parser.add_argument(
-        "file", type=Path, metavar="FILE", help="what its trainer saved (.tar, .pth), or the folder of the model"
+        "file", type=Path, metavar="FILE", help="the saved checkpoint (.tar, .pth), or the folder of the model"
     )
     parser.add_argument(
-        "--format", choices=["momask", "gesturelsm", "t2mgpt"], required=True, help="whose checkpoint it is"
+        "--format", choices=["momask", "gesturelsm", "t2mgpt"], required=True, help="the system that saved it"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; it must not exist yet")
     parser.add_argument(
-        "--options", type=Path, metavar="FILE", help="its option file, in place of those around the checkpoint"
+        "--options", type=Path, metavar="FILE", help="the option file, in place of those beside the checkpoint"
     )
     for flag in ("mean", "std"):
         parser.add_argument(
@@ -32,17 +32,17 @@ def add_import(parser: argparse.ArgumentParser) -> None:
             type=Path,
             nargs="+",
             metavar="FILE",
-            help=f"the {flag} that it normalises by, .npy, used as it is; several are put one after another; with a "
-            "body part, of all of SMPL-X's columns",
+            help=f"the {flag} of its normalisation, .npy, used unchanged; several are concatenated; with a body part, "
+            "of all of SMPL-X's columns",
         )
-    parser.add_argument("--no_normalisation", action="store_true", help="motion is taken as it is")
-    parser.add_argument("--fps", type=positive_number, metavar="N", help="frames a second of its motion")
-    parser.add_argument("--body_part", choices=BODY_PARTS, help="its columns are those of this part of SMPL-X data")
-    parser.add_argument("--activation", choices=["relu", "silu", "gelu"], help="of its residual blocks")
+    parser.add_argument("--no_normalisation", action="store_true", help="its input is not normalised")
+    parser.add_argument("--fps", type=positive_number, metavar="N", help="frames per second of its motion")
+    parser.add_argument("--body_part", choices=BODY_PARTS, help="its columns are those of this part of SMPL-X")
+    parser.add_argument("--activation", choices=["relu", "silu", "gelu"], help="activation in its residual blocks")
     parser.add_argument(
-        "--norm", choices=["none", "LN", "GN"], help="of its residual blocks: none, layer norm or group norm"
+        "--norm", choices=["none", "LN", "GN"], help="normalisation in its residual blocks: none, layer or group"
     )
-    parser.add_argument("--dilation_growth_rate", type=int, metavar="N", help="of its residual blocks")
+    parser.add_argument("--dilation_growth_rate", type=int, metavar="N", help="dilation growth in its residual blocks")
     add_json_flag(parser)
     parser.set_defaults(verb=_import)
 
@@ -52,7 +52,7 @@ def _import(args: argparse.Namespace) -> int:
     from ds_rvqvae.tokenizer.foreign.reading import import_foreign
 
     if args.out.exists():
-        raise UserError(f"--out {args.out}: exists; name a folder that does not")
+        raise UserError(f"--out {args.out}: exists; name a new folder")
     tokenizer = import_foreign(
         args.file,
         args.format,
@@ -69,7 +69,9 @@ def _import(args: argparse.Namespace) -> int:
     try:
         tokenizer.save_pretrained(args.out)
     except OSError as error:
-        raise UserError(f"--out {args.out}: cannot be written: {error.strerror or error}; name another") from None
+        raise UserError(
+            f"--out {args.out}: cannot be written: {error.strerror or error}; name another folder"
+        ) from None
     model = tokenizer.model.config
     settings = tokenizer.details["imported_from"]["settings"]
     result = {
@@ -87,14 +89,14 @@ def _import(args: argparse.Namespace) -> int:
     }
     lines = [
         f"{args.out}: {FORMATS[args.format].title} tokenizer, {tokenizer.model.in_features} columns at "
-        f"{tokenizer.fps:g} frames a second, {model.num_quantizers} x {model.nb_code:,} codes of {model.code_dim}"
+        f"{tokenizer.fps:g} fps, {model.num_quantizers} x {model.nb_code:,} codes of {model.code_dim}"
         f"{', one codebook for all levels' if model.shared_codebook else ''}",
         f"nets: width {model.width}, depth {model.depth}, down_t {model.down_t}, stride_t {model.stride_t}; "
-        f"{tokenizer.code_rate:g} codes a second and level",
+        f"{tokenizer.code_rate:g} codes per second and level",
     ]
     if not result["normalised"]:
-        lines.append("no mean and std: it takes motion that is normalised already")
-    lines.append("from where:")
+        lines.append("no mean and std: it takes motion that is already normalised")
+    lines.append("sources of the settings:")
     columns = [Column(left=True), Column(left=True, shrinks=True), Column(wraps=True)]
     rows = [[key, f"{one['value']}", f"from {one['from']}"] for key, one in settings.items()]
     print_result(args, result, [*lines, Table(columns, rows, indent=2, headed=False)], in_files=True)

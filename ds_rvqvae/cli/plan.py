@@ -1,4 +1,4 @@
-"""`ds-rvqvae plan`: what a profile takes of each card."""
+"""`ds-rvqvae plan`: compute the memory that a profile takes per GPU."""
 
 import argparse
 from pathlib import Path
@@ -13,11 +13,13 @@ if TYPE_CHECKING:
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
-    """Fills the verb's parser."""
+    """Fills the command's parser."""
     parser.add_argument("profile", metavar="PROFILE", help="a shipped profile or a JSON file")
-    parser.add_argument("--gpus", type=int, default=7, metavar="N", help="cards, a rank each (default: 7)")
-    parser.add_argument("--card", choices=CARDS, help="model of card (default: 4090)")
-    parser.add_argument("--gpu_memory", metavar="SIZE", help="memory a card, as 24GiB (default: the card's own)")
+    parser.add_argument(
+        "--gpus", type=int, default=7, metavar="N", help="number of GPUs, with one rank each (default: 7)"
+    )
+    parser.add_argument("--card", choices=CARDS, help="GPU model (default: 4090)")
+    parser.add_argument("--gpu_memory", metavar="SIZE", help="memory per GPU, as 24GiB (default: that of the model)")
     add_column_flags(parser)
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a key; repeatable")
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="also draw the memory as a stacked bar")
@@ -57,7 +59,7 @@ def _draw(plan: "Plan", name: str, file: Path) -> Path:
 
     if file.suffix.lower() != ".png":
         raise UserError(f"--picture {file}: pictures are PNG; give a name that ends in .png")
-    figure = plan_figure(plan, f"{Path(name).stem} on {plan.gpus} cards")
+    figure = plan_figure(plan, f"{Path(name).stem} on {plan.gpus} GPUs")
     try:
         with whole_file(file) as content:
             write_png(figure, content, dpi=110)

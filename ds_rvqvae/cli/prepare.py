@@ -1,4 +1,4 @@
-"""`ds-rvqvae prepare`: motion files into a packed store."""
+"""`ds-rvqvae prepare`: pack motion files into a store."""
 
 import argparse
 import json
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from ds_rvqvae.data.store.prepare import Prepared
 
 _FLAGS = ("format", "fps", "split", "source_fps", "metres_per_unit", "up_axis", "split_version", "store_dtype")
-"""Each sets the key of `rvqvae.data` that it is called by."""
+"""Flags that set the key of `rvqvae.data` with the same name."""
 
 
 def add_prepare(parser: argparse.ArgumentParser) -> None:
-    """Fills the verb's parser."""
+    """Fills the command's parser."""
     parser.epilog = (
-        "Rules of what is left out are keys of rvqvae.data.rules: --set rvqvae.data.rules.max_root_step=1. The "
-        "same command goes on where a killed one stopped."
+        "The rules for motion to leave out are keys of rvqvae.data.rules: --set rvqvae.data.rules.max_root_step=1. If "
+        "the command is killed, the same command continues where it stopped."
     )
     parser.add_argument(
         "data",
@@ -32,36 +32,42 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
         ".npy, .npz), one such file, or a packed npz",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the store")
-    parser.add_argument("--profile", default="baseline", help="whose rvqvae.data settings hold (default: baseline)")
-    parser.add_argument("--format", choices=FORMATS, help="how files are read (default: by what is there)")
+    parser.add_argument(
+        "--profile", default="baseline", help="profile with the rvqvae.data settings (default: baseline)"
+    )
+    parser.add_argument("--format", choices=FORMATS, help="format of the files (default: recognised from the folder)")
     parser.add_argument("--fps", type=positive_number, metavar="N", help="frames per second (default: the profile's)")
-    parser.add_argument("--split", choices=["auto", "time", "hash"], help="what is held out (default: the profile's)")
+    parser.add_argument(
+        "--split", choices=["auto", "time", "hash"], help="how clips are held out (default: the profile's)"
+    )
     parser.add_argument("--speakers", metavar="N,N,…", help="only BEAT2 clips of these speakers")
     parser.add_argument(
-        "--split_version", metavar="NAME", help="the folder of split lists to take, where the data have several"
+        "--split_version", metavar="NAME", help="the folder of split lists to use, if the data have several"
     )
     parser.add_argument(
         "--source_fps",
         type=positive_number,
         metavar="N",
-        help="frames a second of the files, whatever they say (default: what they say, or what is known of the format)",
+        help="frames per second of the files, overrides what they say (default: what they say, or that of the format)",
     )
     parser.add_argument(
         "--metres_per_unit",
         type=positive_number,
         metavar="X",
-        help="of BVH files (default: what they say, else by the skeleton)",
+        help="unit of BVH files (default: what they say, else from the skeleton)",
     )
     parser.add_argument(
         "--up_axis",
         choices=["y", "z"],
-        help="the axis that points up in the files; z is turned to y (default: y, refused where the figures lie)",
+        help="the axis that points up in the files; z is rotated to y (default: y, an error if the figures lie down)",
     )
-    parser.add_argument("--store_dtype", "--dtype", choices=["float32", "float16", "bfloat16"], help="numbers on disk")
+    parser.add_argument(
+        "--store_dtype", "--dtype", choices=["float32", "float16", "bfloat16"], help="type of numbers on disk"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="any other setting")
-    parser.add_argument("--append", action="store_true", help="add the clips that STORE does not have, by name, to it")
-    parser.add_argument("--strict", action="store_true", help="leave nothing out: the first fault is an error")
-    parser.add_argument("--workers", type=count, metavar="N", help="processes (default: one a core)")
+    parser.add_argument("--append", action="store_true", help="add clips whose names STORE does not have yet")
+    parser.add_argument("--strict", action="store_true", help="leave nothing out: the first faulty clip is an error")
+    parser.add_argument("--workers", type=count, metavar="N", help="processes (default: one per core)")
     add_json_flag(parser)
     parser.set_defaults(verb=_prepare)
 
@@ -100,31 +106,32 @@ def _prepare(args: argparse.Namespace) -> int:
 
 
 def _summary(prepared: "Prepared") -> list[str]:
-    """What packing took, in a line or two."""
+    """Returns a summary of packing, in one or two lines."""
     store, packed = prepared.store, prepared.packed
     if packed is None:
-        return ["the store was there already, of the same files and settings"]
+        return ["the store already exists, from the same files and settings"]
     lines = list(prepared.notes)
     work = packed.work
     if packed.kept_clips:
         lines.append(f"files packed by an earlier run: {packed.kept_clips:,}")
     if work.kept:
-        lines.append(f"unchanged files, taken from the store before: {work.kept:,}")
+        lines.append(f"unchanged files, taken from the earlier store: {work.kept:,}")
     cost = _cost(packed, store.fps)["packing"]
     if work.frames:
         lines.append(
-            f"packed {work.frames:,} frames of {work.clips:,} files in {cost['seconds']:.1f} s by "
-            f"{packed.workers} process{'es' if packed.workers > 1 else ''}: {cost['frames_per_s']:,.0f} frames a "
+            f"packed {work.frames:,} frames from {work.clips:,} files in {cost['seconds']:.1f} s by "
+            f"{packed.workers} process{'es' if packed.workers > 1 else ''}: {cost['frames_per_s']:,.0f} frames per "
             f"second, {cost['times_real_time']:,.0f} x real time; processors were busy "
-            f"{100 * cost['processor_share']:.0f} % of the time, else they waited for the disk or for others"
+            f"{100 * cost['processor_share']:.0f} % of the time; the rest of it they waited for the disk or for other "
+            "programs"
         )
     elif not work.kept:
-        lines.append("nothing was new")
+        lines.append("nothing is new")
     return lines or [""]
 
 
 def _cost(packed: "Packed | None", fps: float) -> dict[str, Any]:
-    """What packing took; no part of the store, whose bytes are the same every time."""
+    """Returns the cost of packing. It is not saved in the store, whose bytes are the same every time."""
     if packed is None:
         return {}
     work = packed.work

@@ -13,7 +13,7 @@ from ds_rvqvae.process.terminal import Block
 
 
 def add_profile(parser: argparse.ArgumentParser) -> None:
-    """Fills the verb's parser."""
+    """Fills the command's parser."""
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     show = actions.add_parser("show", help="every setting, and the size of the model")
     show.add_argument("profile", metavar="NAME|FILE", help="a shipped profile or a JSON file")
@@ -27,7 +27,7 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
         "--for",
         dest="system",
         choices=FOREIGN_FORMATS,
-        help="check the export to that system, too",
+        help="also check the export to that system",
     )
     add_json_flag(validate)
     validate.set_defaults(verb=_validate)
@@ -54,7 +54,7 @@ def _show(args: argparse.Namespace) -> int:
     except UserError as error:
         if args.in_features is not None or args.data_path is not None:
             raise
-        # A profile can be looked at without its motion.
+        # A profile can be shown without its motion.
         size = f"not known: {error}"
     result = {"profile": profile.to_dict(), "in_features": columns, "parameter_count": count}
     lines: list[Block] = [(str(profile_file(args.profile)), "path")]

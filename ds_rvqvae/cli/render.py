@@ -1,4 +1,4 @@
-"""`ds-rvqvae render`: truth, reconstruction and difference as a video."""
+"""`ds-rvqvae render`: make a video of original, reconstruction and difference."""
 
 import argparse
 import difflib
@@ -26,21 +26,23 @@ _GIF_FPS, _MOST_GIF_FPS = 15.0, 50.0
 
 
 def add_render(parser: argparse.ArgumentParser) -> None:
-    """Fills the verb's parser."""
+    """Fills the command's parser."""
     parser.add_argument("tokenizer", metavar="TOKENIZER|RUN", help=TOKENIZER_HELP)
     parser.add_argument(
         "motion", type=Path, metavar="MOTION", help="BEAT2 npz, BVH, packed npz, .npy matrix, store or folder"
     )
-    parser.add_argument("--clip", metavar="NAME", help="which clip, where MOTION holds several")
+    parser.add_argument("--clip", metavar="NAME", help="which clip, if MOTION has several")
     parser.add_argument("--out", type=Path, metavar="FILE", help=".mp4 or .gif (default: MOTION's name with .mp4)")
-    parser.add_argument("--levels", type=int, metavar="N", help="levels decoded (default: all)")
-    parser.add_argument("--start", type=_not_negative, default=0.0, metavar="S", help="second to start at (default: 0)")
-    parser.add_argument("--seconds", type=positive_number, default=10.0, metavar="S", help="how long (default: 10)")
+    parser.add_argument("--levels", type=int, metavar="N", help="decode only the first N levels (default: all)")
+    parser.add_argument("--start", type=_not_negative, default=0.0, metavar="S", help="first second (default: 0)")
+    parser.add_argument(
+        "--seconds", type=positive_number, default=10.0, metavar="S", help="seconds of motion (default: 10)"
+    )
     parser.add_argument(
         "--fps",
         type=_at_least_one,
         metavar="F",
-        help=f"frames a second (default: the motion's; a gif at most {_GIF_FPS:g})",
+        help=f"frames per second (default: the motion's; a gif at most {_GIF_FPS:g})",
     )
     parser.add_argument(
         "--skeleton",
@@ -101,14 +103,15 @@ def _frame_rate(wanted: float | None, motion_fps: float, is_gif: bool) -> float:
     if wanted is None:
         return min(motion_fps, _GIF_FPS) if is_gif else motion_fps
     if wanted > motion_fps:
-        raise UserError(f"--fps {wanted:g}: the motion has {motion_fps:g} frames a second; give no more")
+        raise UserError(f"--fps {wanted:g}: the motion has {motion_fps:g} fps; give that or less")
     if is_gif and wanted > _MOST_GIF_FPS:
-        raise UserError(f"--fps {wanted:g}: programs play a gif at {_MOST_GIF_FPS:g} frames a second at most")
+        raise UserError(f"--fps {wanted:g}: a gif plays at {_MOST_GIF_FPS:g} fps at most; give that or less")
     return wanted
 
 
 def _read_clip(path: Path, name: str | None, tokenizer: "MotionTokenizer") -> "tuple[Clip, dict[str, Any] | None]":
-    """One clip of a file, folder or store, at the tokenizer's frame rate, with all its columns; and its skeleton."""
+    """Reads one clip of a file, folder or store, at the tokenizer's frame rate, with all its columns, and its
+    skeleton."""
     from ds_rvqvae.data.files import whole_clip
     from ds_rvqvae.data.formats.readers import open_reader
     from ds_rvqvae.data.formats.writing import open_motion_file
@@ -122,7 +125,7 @@ def _read_clip(path: Path, name: str | None, tokenizer: "MotionTokenizer") -> "t
         if is_store(path):
             store = open_store(path)
             if store.fps != fps:
-                raise UserError(f"{path}: a store at {store.fps:g} frames a second; the tokenizer takes {fps:g}")
+                raise UserError(f"{path}: the store has {store.fps:g} fps, but the tokenizer takes {fps:g}")
             name = _choose(path, store.clip_names, name)
             clip, skeleton = Clip(name, store.clip(name), fps, store.layout), store.skeleton
         else:
@@ -130,7 +133,7 @@ def _read_clip(path: Path, name: str | None, tokenizer: "MotionTokenizer") -> "t
             reader = open_reader(path, config) if path.is_dir() else open_motion_file(path, config)
             name = _choose(path, reader.clip_names(), name)
             if not same_rate(reader.fps, fps):
-                raise UserError(f"{path}: {reader.fps:g} frames per second; the tokenizer takes {fps:g}")
+                raise UserError(f"{path}: {reader.fps:g} fps, but the tokenizer takes {fps:g}")
             clip, take, _ = whole_clip(reader, name)
             skeleton = take.skeleton
         check_finite(clip.motion)
@@ -142,12 +145,12 @@ def _read_clip(path: Path, name: str | None, tokenizer: "MotionTokenizer") -> "t
 
 
 def _choose(path: Path, names: list[str], name: str | None) -> str:
-    """The clip of that name, or the only one."""
+    """Returns the clip of that name, or the only one."""
     if name is None and len(names) == 1:
         return names[0]
     if name is None:
         some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-        raise UserError(f"{path}: holds several clips; --clip NAME names one ({len(names)}: {some})")
+        raise UserError(f"{path}: has several clips; choose one with --clip NAME ({len(names)}: {some})")
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:3]
         raise UserError(f"{path}: has no clip {name} among its {len(names)}; it has {', '.join(near)}")
@@ -174,5 +177,5 @@ def _size(text: str) -> tuple[int, int]:
     if not (320 <= size[0] <= 7680 and 160 <= size[1] <= 4320):
         raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, from 320x160 to 7680x4320")
     if size[0] % 2 or size[1] % 2:
-        raise argparse.ArgumentTypeError(f"{text}: both have to be even for mp4; {size[0] // 2 * 2}x{size[1] // 2 * 2}")
+        raise argparse.ArgumentTypeError(f"{text}: mp4 needs even numbers; use {size[0] // 2 * 2}x{size[1] // 2 * 2}")
     return size

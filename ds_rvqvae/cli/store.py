@@ -1,4 +1,4 @@
-"""`ds-rvqvae store`: what a prepared store holds, and whether it is whole."""
+"""`ds-rvqvae store`: show the content of a prepared store, or verify that it is intact."""
 
 import argparse
 import sys
@@ -20,15 +20,15 @@ _MOST_LINES = 6
 
 
 def add_store(parser: argparse.ArgumentParser) -> None:
-    """Fills the verb's parser."""
+    """Fills the command's parser."""
     actions = parser.add_subparsers(metavar="ACTION", required=True)
-    show = actions.add_parser("show", help="clips, hours, splits, columns, and what was left out")
+    show = actions.add_parser("show", help="clips, hours, splits, columns, and files left out")
     show.add_argument("store", type=Path, metavar="STORE", help="folder of a prepared store")
     show.add_argument("--clips", action="store_true", help="also every clip with its frames, split and speaker")
     add_json_flag(show)
     show.set_defaults(verb=_show)
     verify = actions.add_parser(
-        "verify", help="read every byte: checksums, shapes, NaN and infinite values; exit status 2 where it is damaged"
+        "verify", help="read every byte: checksums, shapes, NaN and infinite values; exit status 2 if it is damaged"
     )
     verify.add_argument("store", type=Path, metavar="STORE", help="folder of a prepared store")
     add_json_flag(verify)
@@ -86,7 +86,7 @@ def _facts(store: "Store") -> dict[str, Any]:
 
 
 def _body_parts(store: "Store") -> dict[str, int]:
-    """Columns of each body part that these data have by themselves."""
+    """Returns the number of columns of each built-in body part of these data."""
     from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, select_columns
 
     there = {part.name for part in store.layout}
@@ -106,9 +106,9 @@ def _fact_table(store: "Store", facts: dict[str, Any]) -> Table:
     checks = "with checksums" if facts["checksums"] == facts["shards"] else "some without checksums"
     rows: list[tuple[str, Line]] = [
         ("store", [(str(store.folder), "path"), f" (version {facts['version']})"]),
-        ("made of", f"{some(facts['sources'])} ({facts['format']})"),
+        ("made from", f"{some(facts['sources'])} ({facts['format']})"),
         ("holds", f"{counted(facts['clips'], 'clip')}, {facts['frames']:,} frames, {hours_words(facts['hours'])}"),
-        ("frame rate", f"{facts['fps']:g} a second"),
+        ("frame rate", f"{facts['fps']:g} fps"),
         ("columns", f"{facts['columns']}: {facts['layout']}"),
         (
             "on disk",
@@ -118,7 +118,7 @@ def _fact_table(store: "Store", facts: dict[str, Any]) -> Table:
     parts = [f"{part} {columns}" for part, columns in facts["body_parts"].items()]
     rows.append(("body parts", ", ".join(parts) or "none of SMPL-X; all columns, or rvqvae.data.body_parts"))
     if facts["skeleton_joints"]:
-        rows.append(("skeleton", f"{facts['skeleton_joints']} joints, of the files"))
+        rows.append(("skeleton", f"{facts['skeleton_joints']} joints, from the files"))
     for split, part in facts["splits"].items():
         rows.append(
             (split, f"{counted(part['clips'], 'clip')}, {part['frames']:,} frames, {hours_words(part['hours'])}")
@@ -167,7 +167,7 @@ def _verify(args: argparse.Namespace) -> int:
     started = time.monotonic()
     damaged = verify_store(store, progress=sys.stderr.isatty())
     while damaged and (renewed := open_store(args.store, check_files=False)).content != store.content:
-        store = renewed  # it was replaced while it was read
+        store = renewed  # the store was replaced during the check
         damaged = verify_store(store, progress=sys.stderr.isatty())
     seconds = time.monotonic() - started
     result = {
@@ -185,7 +185,7 @@ def _verify(args: argparse.Namespace) -> int:
         f"{seconds:.1f} s"
     )
     if not damaged:
-        print_result(args, result, [[(str(args.store), "path"), ": ", ("whole", "good"), text]])
+        print_result(args, result, [[(str(args.store), "path"), ": ", ("intact", "good"), text]])
         return ExitStatus.DONE
     refusal = _refusal(args.store, damaged)
     if args.json:
@@ -194,9 +194,9 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _refusal(folder: Path, damaged: "list[Damage]") -> list[str]:
-    """What is damaged, in six lines at most."""
+    """Returns the damage in at most six lines."""
     clips = sum(len(damage.clips) for damage in damaged)
-    lines = [f"{folder}: damaged in {len(damaged)} files, which hold {clips} clips; delete it and prepare it again"]
+    lines = [f"{folder}: damaged in {len(damaged)} files, which contain {clips} clips; delete it and prepare it again"]
     shown = damaged if len(damaged) < _MOST_LINES else damaged[: _MOST_LINES - 2]
     lines += [f"  {damage}" for damage in shown]
     if len(shown) < len(damaged):

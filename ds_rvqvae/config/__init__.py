@@ -1,1 +1,1 @@
-"""The profile: DeepSpeed's keys and ours, loaded, overridden, validated, and as flags."""
+"""Load, override and validate a profile, which has DeepSpeed's keys and ours, and offer its keys as flags."""

@@ -1,4 +1,5 @@
-"""How many windows a step takes: with `rvqvae.data.window_sizes` a number for each length, of as many frames."""
+"""Compute the windows per step. With `rvqvae.data.window_sizes` each length has its own number of windows, so that the
+frames per step stay equal."""
 
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ class BatchShape(NamedTuple):
 
     windows: int
     window_size: int
-    """Frames a window."""
+    """Frames per window."""
 
     @property
     def frames(self) -> int:
@@ -18,34 +19,35 @@ class BatchShape(NamedTuple):
 
 
 def window_sizes(data: DataConfig) -> list[int]:
-    """Lengths of training windows, each once, the shortest first."""
+    """Returns the lengths of training windows, each once, the shortest first."""
     return sorted(set(data.window_sizes or [data.window_size]))
 
 
 def windows_a_step(data: DataConfig, global_batch: int, parts: int = 1) -> dict[int, int]:
-    """Windows that a step takes over all ranks, by their length.
+    """Returns the windows per step over all ranks, by their length.
 
-    As many as the frames of `global_batch` windows of `window_size` make up; what is left over is less than one window.
-    So the number does not depend on how many ranks share it, except that each part has one window at the least.
+    They have about as many frames as `global_batch` windows of `window_size`; the difference is less than one window.
+    So the number does not depend on the number of ranks, except that each micro batch has at least one window.
 
     Args:
-        global_batch: windows of `window_size` that a step stands for.
-        parts: micro batches that make up a step, over all ranks.
+        global_batch: windows per step, counted in windows of `window_size`.
+        parts: micro batches per step, over all ranks.
     """
     return {size: max(parts, global_batch * data.window_size // size) for size in window_sizes(data)}
 
 
 def largest_micro_batch_shape(data: DataConfig, micro_batch: int) -> BatchShape:
-    """The most frames that one micro batch has, where `micro_batch` windows of `window_size` are asked for.
+    """Returns the micro batch with the most frames, if `micro_batch` windows of `window_size` are configured.
 
-    The parts of a step differ by one window where it has no multiple of their number, so that this is rounded up.
+    If the windows of a step cannot be divided evenly into micro batches, these differ by one window; so this is rounded
+    up.
     """
     shapes = [BatchShape(-(-micro_batch * data.window_size // size), size) for size in window_sizes(data)]
     return max(shapes, key=lambda shape: shape.frames)
 
 
 def window_sizes_text(data: DataConfig, micro_batch: int) -> str:
-    """`80 windows of 128 frames`, or of which lengths they are as many frames."""
+    """Returns `80 windows of 128 frames`; with several lengths, also these."""
     text = f"{micro_batch} windows of {data.window_size} frames"
     if data.window_sizes is None:
         return text

@@ -1,9 +1,9 @@
-"""The DeepSpeed keys a profile may hold.
+"""The DeepSpeed keys that a profile may have.
 
-DeepSpeed ignores keys it does not know at the top level and in several sections, so a misspelt key would pass without
-a word. Every key is therefore named here with its type; what is not named is an error. Keys of ZeRO stage 3, fp16 and
-DeepSpeed's own schedulers are left out because this trainer does not use them. Of those that are named,
-`without_effect` tells the values that DeepSpeed takes and this training makes nothing of.
+DeepSpeed silently ignores unknown keys at the top level and in several sections, so a misspelt key would not be
+noticed. Therefore every key is listed here with its type, and any other key is an error. Keys of ZeRO stage 3, fp16 and
+DeepSpeed's own schedulers are missing because this trainer does not use them. `without_effect` lists the values that
+DeepSpeed accepts but that change nothing in this training.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,8 @@ from typing_extensions import Self
 
 
 def _whole_number(value: object) -> object:
-    """`5e8` is a float to JSON and a bucket size to DeepSpeed's users."""
+    """Converts a float without a fraction to an integer: DeepSpeed's users write bucket sizes as `5e8`, which JSON
+    reads as a float."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -23,14 +24,15 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """A strictly validated object of a profile: no unknown keys, no coerced types, no NaN, no infinity. Frozen."""
+    """A strictly validated, frozen object of a profile: no unknown keys, no type conversion, no NaN, no infinity."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True, frozen=True
     )
 
     def with_values(self, values: Mapping[str, Any]) -> Self:
-        """A copy in which keys, by their dotted paths from here, have other values. They are not validated."""
+        """Returns a copy with other values for some keys, given by their dotted paths from here. They are not
+        validated."""
         own: dict[str, Any] = {}
         below: dict[str, dict[str, Any]] = {}
         for path, value in values.items():
@@ -51,9 +53,9 @@ class OptimizerParams(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Weight decay of the optimizer."""
     torch_adam: Literal[True] = True
-    """torch's own AdamW, which needs no compiler on the user's machine; DeepSpeed's does not take `fused`."""
+    """Use torch's own AdamW, which needs no compiler on the user's machine; DeepSpeed's has no `fused`."""
     fused: bool = True
-    """One kernel for the whole update."""
+    """Use one kernel for the complete update."""
 
 
 class OptimizerSection(Section):
@@ -77,18 +79,19 @@ class OffloadOptimizerSection(Section):
 
 class ZeroSection(Section):
     stage: Literal[1, 2] = 2
-    """Stage 0 under bf16 keeps its fp32 weights where they cannot be read; stage 3 is for models that do not fit."""
+    """ZeRO stage. With stage 0 and bf16 the fp32 weights cannot be read; stage 3 is for models that do not fit on a
+    GPU."""
     contiguous_gradients: bool = True
     reduce_scatter: bool = True
     reduce_bucket_size: Count = 500_000_000
-    """Elements; DeepSpeed's default is a gigabyte of buffer for a model of 18 M parameters."""
+    """Elements per bucket. DeepSpeed's default needs a buffer of a gigabyte, even for a model of 18 M parameters."""
     allgather_partitions: bool = True
     allgather_bucket_size: Count = 500_000_000
-    """Elements."""
+    """Elements per bucket."""
     use_multi_rank_bucket_allreduce: bool = True
     overlap_comm: bool | None = None
     compute_grad_norm: Literal[True] = True
-    """Must stay on: a step whose gradient is not finite is recognised by it."""
+    """Must stay on: it shows that the gradient of a step is not finite."""
     load_from_fp32_weights: bool = True
     ignore_unused_parameters: bool = True
     round_robin_gradients: bool = False
@@ -97,13 +100,13 @@ class ZeroSection(Section):
 
 
 class ActivationCheckpointingSection(Section):
-    """How activations are checkpointed; whether they are is `rvqvae.training.gradient_checkpointing`."""
+    """How activations are checkpointed; `rvqvae.training.gradient_checkpointing` says whether they are."""
 
     partition_activations: bool = False
     contiguous_memory_optimization: Literal[False] = False
-    """Wants checkpoints of one shape, which the stages of an RVQ-VAE do not have."""
+    """Must stay off: it needs checkpoints of one shape, and those of an RVQ-VAE's stages differ."""
     cpu_checkpointing: bool = False
-    """Keep what is checkpointed in the host's memory."""
+    """Keep checkpointed activations in the host's memory."""
     number_checkpoints: Count | None = None
     synchronize_checkpoint_boundary: bool = False
     profile: bool = False
@@ -116,7 +119,7 @@ class DataTypesSection(Section):
 class TensorboardSection(Section):
     enabled: bool = True
     output_path: str = ""
-    """Empty: the run's folder."""
+    """Folder for TensorBoard files; empty: the run's folder."""
     job_name: str = "tensorboard"
 
 
@@ -157,10 +160,10 @@ class CommsLoggerSection(Section):
 
 
 class DeepSpeedKeys(Section):
-    """Top level of a profile: DeepSpeed's own keys."""
+    """The top level of a profile: DeepSpeed's own keys."""
 
     train_batch_size: Count | None = None
-    """Global batch; binds the profile to one number of ranks, so the shipped profiles leave it out."""
+    """Global batch. It binds the profile to one number of ranks, so the shipped profiles do not set it."""
     train_micro_batch_size_per_gpu: Count
     """Windows per GPU and micro batch."""
     gradient_accumulation_steps: Count = 1
@@ -189,10 +192,11 @@ class DeepSpeedKeys(Section):
     log_level: Literal["debug", "info", "warning", "error", "critical"] | None = None
 
     def without_effect(self) -> list[str]:
-        """The keys that are set and change nothing in this training, each with what does; a new run refuses them.
+        """Returns the keys that are set but change nothing in this training, each with a remedy; a new run refuses
+        them.
 
-        As DeepSpeed 0.19 reads them: of a log below its level nothing is printed, and nobody asks its log of
-        communication for the summary.
+        This follows DeepSpeed 0.19: it prints nothing below its log level, and nothing asks its communication log for
+        the summary.
         """
         zero, logged = self.zero_optimization, self.log_level in ("debug", "info")
         comms, recompute = self.comms_logger, self.activation_checkpointing
@@ -201,7 +205,7 @@ class DeepSpeedKeys(Section):
         own = ("partition_activations", "synchronize_checkpoint_boundary", "profile")
         on_cpu = [key for key in own if recompute.cpu_checkpointing and getattr(recompute, key)]
         unscaled = self.prescale_gradients or self.gradient_predivide_factor != 1.0
-        needs_log = "DeepSpeed logs it at log_level info alone; set log_level to info as well, or leave it out"
+        needs_log = "DeepSpeed logs it only at log_level info; set log_level to info as well, or leave it out"
         found = {
             "wandb.enabled": (
                 self.wandb is not None and self.wandb.enabled,
@@ -209,28 +213,28 @@ class DeepSpeedKeys(Section):
             ),
             "steps_per_print": (
                 self.steps_per_print is not None and not logged,
-                f"{needs_log}; rvqvae.training.log_every says how often this trainer does",
+                f"{needs_log}; rvqvae.training.log_every says how often this trainer logs",
             ),
             "dump_state": (self.dump_state and not logged, f"{needs_log}; a run's profile.json has all settings"),
             "comms_logger.enabled": (
                 comms is not None and comms.enabled and not (logged and comms.verbose),
-                "prints nothing but with comms_logger.verbose and log_level info; set both, or leave it out",
+                "prints only with comms_logger.verbose and log_level info; set both, or leave it out",
             ),
             "zero_optimization.allgather_partitions": (
                 not zero.allgather_partitions,
-                "DeepSpeed does not read it any more; leave it out",
+                "DeepSpeed no longer reads it; leave it out",
             ),
             "bf16.immediate_grad_update": (
                 self.bf16.immediate_grad_update and not of_bf16,
-                "is read under zero_optimization.stage 1 with data_types.grad_accum_dtype fp32 alone; leave it out",
+                "is read only with zero_optimization.stage 1 and data_types.grad_accum_dtype fp32; leave it out",
             ),
             "activation_checkpointing.number_checkpoints": (
                 recompute.number_checkpoints is not None,
-                "is read for contiguous_memory_optimization alone, which this trainer cannot use; leave it out",
+                "is read only with contiguous_memory_optimization, which this trainer cannot use; leave it out",
             ),
             f"activation_checkpointing.{(on_cpu or [''])[0]}": (
                 bool(on_cpu),
-                "is not heeded beside cpu_checkpointing; leave one of them out",
+                "has no effect together with cpu_checkpointing; leave one of them out",
             ),
             "prescale_gradients" if self.prescale_gradients else "gradient_predivide_factor": (
                 unscaled and zero.reduce_scatter,
@@ -242,20 +246,20 @@ class DeepSpeedKeys(Section):
 
 _PRECISION = "this trainer computes in bf16, or in fp32 with bf16.enabled false"
 _ORDER = "this trainer orders its windows itself; see rvqvae.data"
-_STAGE_3 = "is of ZeRO stage 3, and this trainer's models fit under stages 1 and 2; see `ds-rvqvae plan`"
+_STAGE_3 = "it belongs to ZeRO stage 3, and this trainer's models fit with stages 1 and 2; see `ds-rvqvae plan`"
 NOT_USED = {
     "fp16": _PRECISION,
     "amp": _PRECISION,
     "torch_autocast": _PRECISION,
-    "scheduler": "the learning rate is that of rvqvae.schedule (kind, milestones, gamma, warm_up_iter)",
+    "scheduler": "set the schedule of the learning rate with rvqvae.schedule (kind, milestones, gamma, warm_up_iter)",
     "comet": "scalars go to tensorboard and csv_monitor",
     "autotuning": "`ds-rvqvae plan` and --auto_batch_size find the batch that fits",
-    "elasticity": "--resume goes on with another number of GPUs",
+    "elasticity": "--resume continues a run with another number of GPUs",
     "curriculum_learning": _ORDER,
     "data_efficiency": _ORDER,
     "sparse_gradients": "no layer of an RVQ-VAE has sparse gradients",
     "sparse_attention": "an RVQ-VAE has no attention",
-    "progressive_layer_drop": "there is rvqvae.model.dropout",
+    "progressive_layer_drop": "use rvqvae.model.dropout",
     "compression_training": "this trainer does not compress weights",
     "quantize_training": "this trainer does not quantise weights",
     "eigenvalue": "this trainer does not quantise weights",
@@ -263,18 +267,19 @@ NOT_USED = {
     "pipeline": "this trainer runs data parallel only",
     "tensor_parallel": "this trainer runs data parallel only",
     "sequence_parallel_size": "this trainer runs data parallel only",
-    "aio": "this trainer offloads to the host's memory alone (zero_optimization.offload_optimizer)",
+    "aio": "this trainer offloads only to the host's memory (zero_optimization.offload_optimizer)",
     "compile": "rvqvae.training.compile compiles the model",
     "zero_force_ds_cpu_optimizer": "the optimizer is torch's AdamW",
     "zero_allow_untested_optimizer": "the optimizer is torch's AdamW",
     "zero_optimization.offload_param": _STAGE_3,
     "zero_optimization.sub_group_size": _STAGE_3,
 }
-"""Keys of DeepSpeed's that a profile does not take, and what there is in their place."""
+"""Keys of DeepSpeed that a profile may not have, and what to use in their place."""
 
 
 def why_not_used(key: str) -> str | None:
-    """What there is in place of a key of DeepSpeed's, by its path, that a profile does not take; None for others."""
+    """Returns what to use in place of a key of DeepSpeed, by its path, that a profile may not have; None for other
+    keys."""
     if key.startswith("zero_optimization.stage3_"):
         return _STAGE_3
     return NOT_USED.get(key)

@@ -1,6 +1,6 @@
 """The flags of training, the same for the launcher and for `--module ds_rvqvae.train`.
 
-Every field of the profile's `rvqvae` object is a flag of its own name; a few of DeepSpeed's keys have one too.
+Every key of the profile's `rvqvae` object has a flag of the same name; a few of DeepSpeed's keys have one too.
 """
 
 import argparse
@@ -33,11 +33,11 @@ DEEPSPEED_FLAGS = {
 """Flags that set DeepSpeed's own keys: flag to JSON path."""
 
 _MOST_IN_A_METAVAR = 3
-"""Words that a flag may be given, where they stand in its place for a value."""
+"""Most choices of a flag that are listed in the placeholder of its value."""
 _PATHS = ("data_path", "mean_file", "std_file", "init_from")
 
 _OTHER_NAMES = {("data", "path"): "data_path", ("training", "export_for"): "for"}
-"""Flags that are not called as their keys are."""
+"""Flags whose names differ from those of their keys."""
 PROFILE_FLAGS = {
     **DEEPSPEED_FLAGS,
     **{
@@ -58,18 +58,18 @@ _TITLES = {
     "schedule": "learning rate over time (rvqvae.schedule)",
     "training": "length, records and memory (rvqvae.training)",
 }
-"""Titles of groups of flags, in the help's order: what the first runs need stands first, under START."""
+"""Titles of groups of flags, in the order of the help; what a first run needs comes before them, under START."""
 _AT_START = ("data_path", "body_part", "batch_size", "total_iter")
 
 
 def group_of(parser: argparse.ArgumentParser, title: str) -> argparse._ArgumentGroup:
-    """The group of flags under a title, new at the end where there is none."""
+    """Returns the group of flags with a title; adds it at the end if there is none."""
     there = [group for group in parser._action_groups if group.title == title]
     return there[0] if there else parser.add_argument_group(title)
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds every flag of training to `parser`; see `config.request` for what becomes of them."""
+    """Adds every flag of training to `parser`; `config.request` reads them."""
     for title in (START, PLACES, *_TITLES.values()):
         group_of(parser, title)
     start = group_of(parser, START)
@@ -78,7 +78,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
         "--profile",
         "--deepspeed_config",
         metavar="NAME|FILE",
-        help=f"{', '.join(_shipped())}, or a JSON file; its values are the defaults of all that follows (default: that "
+        help=f"{', '.join(_shipped())}, or a JSON file; its values are the defaults of the flags below (default: that "
         "of the run named by --resume, else baseline)",
     )
     for flag in _AT_START[1:]:
@@ -91,14 +91,15 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
         const=True,
         default=False,
         metavar="TAG|RUN",
-        help="go on from the newest whole checkpoint, or start where none is; or from this checkpoint or run",
+        help="continue from the newest complete checkpoint, or start fresh if there is none; with a value: from that "
+        "checkpoint or run",
     )
     start.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="PATH=VALUE",
-        help="any key of the profile, over all other flags; repeatable",
+        help="any key of the profile; overrides all other flags; repeatable",
     )
     for flag in PROFILE_FLAGS:
         if flag not in _AT_START:
@@ -124,7 +125,8 @@ def _baseline() -> Profile:
 
 
 def default_text(flag: str) -> str:
-    """What a flag's key is in `baseline`, as the flag is given it; empty where it is nothing, or an object."""
+    """Returns the value of a flag's key in `baseline`, in the form of the command line; empty if it is null or an
+    object."""
     value: Any = _baseline()
     for key in PROFILE_FLAGS[flag].split("."):
         value = getattr(value, key)
@@ -144,7 +146,7 @@ def _field(path: str) -> FieldInfo:
 
 
 def _kinds(annotation: Any) -> list[Any]:
-    """The plain types that a field's type is made of: `list` of `Annotated[list[int], …] | None`."""
+    """Returns the plain types in a field's type: `list` for `Annotated[list[int], …] | None`."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return [kind for part in typing.get_args(annotation) for kind in _kinds(part)]
     if typing.get_origin(annotation) is typing.Annotated:
@@ -153,50 +155,54 @@ def _kinds(annotation: Any) -> list[Any]:
 
 
 def _is_list(annotation: Any) -> bool:
-    """Whether a field's type is `list[…]` or `list[…] | None`."""
+    """Returns whether a field's type is `list[…]` or `list[…] | None`."""
     return list in _kinds(annotation)
 
 
 def _is_object(annotation: Any) -> bool:
-    """Whether a field's value is a JSON object."""
+    """Returns whether a field's value is a JSON object."""
     return any(kind is dict or issubclass(kind, BaseModel) for kind in _kinds(annotation) if isinstance(kind, type))
 
 
 def _choices(annotation: Any) -> list[str] | None:
-    """The words of `Literal[…]` or `Literal[…] | None`, where the field's type is one."""
+    """Returns the words of `Literal[…]` or `Literal[…] | None`; None for a field of another type."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return next(filter(None, map(_choices, typing.get_args(annotation))), None)
     return list(typing.get_args(annotation)) if typing.get_origin(annotation) is typing.Literal else None
 
 
 def _body_parts(text: str) -> str:
-    """Checks the names in `--body_part upper,hands`; the profile says which there are."""
+    """Checks that the names in `--body_part upper,hands` are valid; the profile checks later that they exist."""
     parts = [part.strip() for part in text.split(",")]
     for part in parts:
         if not is_part_name(part):
-            raise argparse.ArgumentTypeError(f"no body part {part!r}; known are {', '.join(BODY_PARTS)}, and your own")
+            raise argparse.ArgumentTypeError(
+                f"no body part {part!r}; known are {', '.join(BODY_PARTS)}, and those of --body_parts"
+            )
     return ",".join(parts)
 
 
 def first_sentence(text: str) -> str:
-    """Of a key's description, for a line of help: without its full stop, and small at the start."""
+    """Returns the first sentence of a key's description for a line of help: without full stop, and with a small first
+    letter."""
     sentence = re.split(r"(?<! al)\.(?:\s|$)", " ".join(text.split()), maxsplit=1)[0]
     is_name = any(letter.isupper() for letter in sentence.split(" ")[0][1:])
     return sentence if is_name else sentence[:1].lower() + sentence[1:]
 
 
 def _argument_of(flag: str, path: str) -> dict[str, Any]:
-    """argparse's keywords for one flag, from its field in the profile."""
+    """Returns argparse's keywords for one flag, from its field in the profile."""
     field = _field(path)
     keywords: dict[str, Any] = {"help": first_sentence(field.description or "").replace("%", "%%")}
     kinds = _kinds(field.annotation)
     if flag == "mixed_precision":
         keywords |= {"nargs": "?", "const": "bf16", "choices": list(PRECISIONS), "metavar": "|".join(PRECISIONS)}
-        keywords["help"] = "arithmetic of the nets; bare: bf16"
+        keywords["help"] = "arithmetic of the nets; no value: bf16"
     elif flag == "body_part":
         keywords |= {"type": _body_parts, "metavar": "PART[,PART…]"}
         keywords["help"] = (
-            f"of SMPL-X: {', '.join(BODY_PARTS)}, or one of --body_parts; several, by commas, are trained in turn"
+            f"body part of SMPL-X: {', '.join(BODY_PARTS)}, or one of --body_parts; several, joined by commas, are "
+            "trained in turn"
         )
     elif field.annotation is bool:
         keywords |= {"nargs": "?", "const": "on", "choices": list(ON_OFF), "metavar": "|".join(ON_OFF)}
@@ -216,7 +222,7 @@ def _argument_of(flag: str, path: str) -> dict[str, Any]:
 
 
 def json_value(flag: str, text: str) -> str:
-    """What a flag was given, as the JSON value of its key."""
+    """Returns a flag's value as the JSON value of its key."""
     annotation = _field(PROFILE_FLAGS[flag]).annotation
     if flag == "mixed_precision":
         return PRECISIONS[text]

@@ -1,4 +1,4 @@
-"""What flags and commands are called elsewhere, and what each is called here."""
+"""Names of flags and commands in other programs, and their names here."""
 
 import difflib
 import re
@@ -72,14 +72,13 @@ _ELSEWHERE = {
     "window window_len window_length",
     "window_stride": "hop stride window_step",
 }
-"""A flag of ours, and what the same is called in other trainers: MoMask's, T2M-GPT's, GestureLSM's, Lightning, Hugging
-Face, torchrun."""
+"""Our flags, each with its names in other trainers: MoMask, T2M-GPT, GestureLSM, Lightning, Hugging Face, torchrun."""
 
 _EXPLAINED = (
     (
         "total_iter",
         "epoch epochs max_epoch max_epochs n_epochs nepochs num_epochs num_train_epochs",
-        "--total_iter N, in optimizer steps; an epoch is windows / global batch, both in a run's first lines",
+        "--total_iter N, in optimizer steps; an epoch is windows / global batch, both are in a run's first lines",
     ),
     (
         "include",
@@ -110,7 +109,7 @@ _EXPLAINED = (
     ("augment", "aug augmentation data_aug mirror mirror_prob", """--augment '{"mirror": 0.5}'"""),
     ("fsq_levels", "quantizer", "--fsq_levels for a grid; else codebooks are moving averages (--mu)"),
 )
-"""The same where it takes more words: a flag that the parser must have, other names, and what is said of them."""
+"""The same with a longer hint: a flag that the parser must have, its other names, and the hint."""
 
 _NOTHING = (
     ("debug", "DS_RVQVAE_DEBUG=1 in the environment shows tracebacks"),
@@ -120,10 +119,10 @@ _NOTHING = (
         "comet logger mlflow report_to use_wandb wandb wandb_project",
         "runs write TensorBoard files and metrics.jsonl, and send nothing to other services",
     ),
-    ("deepspeed", "every run is one of DeepSpeed, and its keys stand in the profile"),
-    ("distributed ddp multi_gpu", "the launcher starts a rank per GPU"),
+    ("deepspeed", "every run uses DeepSpeed; its keys are in the profile"),
+    ("distributed ddp multi_gpu", "the launcher starts one rank per GPU"),
 )
-"""Names in training that no flag stands for."""
+"""Names of flags in other trainers that have no flag here, and the hint."""
 
 _COMMANDS = {
     "bench": "benchmark speed time profile_step",
@@ -144,18 +143,18 @@ _COMMANDS = {
     "train": "fit run start launch finetune resume demo",
     "--version": "version",
 }
-"""A command of ours, and what else it may be called."""
+"""Our commands, each with other names for it."""
 
 CUTOFF = 0.75
-"""How alike a name must be to be meant. From 0 to 1, by `difflib`."""
+"""Smallest similarity of a name that is suggested, from 0 to 1, by `difflib`."""
 
 
 def of_flag(flag: str, known: Sequence[str]) -> str:
-    """What is said after `unknown flag FLAG`; empty where nothing is near, as no hint is worse than none.
+    """Returns the hint after `unknown flag FLAG`; empty if no name is similar, because a wrong hint is worse than none.
 
     Args:
-        flag: as it was written, with its dashes.
-        known: the flags that there are, with theirs.
+        flag: the unknown flag as it was written, with its dashes.
+        known: the existing flags, with their dashes.
     """
     names = {name.lstrip("-"): name for name in known if name.startswith("--")}
     name = _plain(flag)
@@ -175,7 +174,7 @@ def of_flag(flag: str, known: Sequence[str]) -> str:
 
 
 def of_command(command: str, known: Iterable[str]) -> str:
-    """What is said after `no command COMMAND`."""
+    """Returns the hint after `no command COMMAND`."""
     names = list(known)
     here = next((here for here, others in _COMMANDS.items() if command.lower() in others.split()), "")
     if here and ("train" in names):
@@ -185,7 +184,8 @@ def of_command(command: str, known: Iterable[str]) -> str:
 
 
 def near_names(name: str, known: Sequence[str]) -> list[str]:
-    """Those that begin with `name`, where it has three letters and they are three at the most; else the most alike."""
+    """Returns the known names that begin with `name`, if it has at least three letters and they are at most three; else
+    the most similar name."""
     longer = [other for other in known if other.startswith(name)]
     if len(name) > 2 and 0 < len(longer) <= 3:
         return longer
@@ -193,7 +193,7 @@ def near_names(name: str, known: Sequence[str]) -> list[str]:
 
 
 def _plain(flag: str) -> str:
-    """`--learning-rate`, `-learning_rate` and `--learningRate` as `learning_rate`."""
+    """Returns `learning_rate` for `--learning-rate`, `-learning_rate` and `--learningRate`."""
     words = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", flag.lstrip("-"))
     return words.replace("-", "_").lower()
 

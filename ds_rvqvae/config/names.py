@@ -1,9 +1,9 @@
-"""Names that profiles and command lines share."""
+"""Names that both profiles and command lines use."""
 
 BODY_PARTS = ("upper", "hands", "lower", "lower_trans", "whole", "whole_trans", "face", "face_jaw")
-"""Parts of SMPL-X and SMPL-H data that need no definition."""
+"""Body parts of SMPL-X and SMPL-H data that need no definition."""
 FOREIGN_FORMATS = ("momask", "gesturelsm", "t2mgpt")
-"""Other systems whose tokenizers are read and written, by name; `tokenizer/foreign/` has what is known of each."""
+"""Other systems whose tokenizers can be read and written; `tokenizer/foreign/` describes each."""
 FORMATS = {
     "beat2": "beat2.Beat2Reader",
     "smpl": "smpl.SmplReader",
@@ -13,4 +13,4 @@ FORMATS = {
     "features": "features.FeatureFolderReader",
     "packed": "packed.PackedReader",
 }
-"""Motion formats by name, and where the reader of each is: a module of `data/formats/`, and a class in it."""
+"""Motion formats by name, each with its reader: a module of `data/formats/` and a class in it."""

@@ -1,4 +1,4 @@
-"""How command lines are read; it takes nothing of the profile, so that help answers at once."""
+"""Read command lines. This module does not import the profile, so that help answers at once."""
 
 import argparse
 import itertools
@@ -15,13 +15,13 @@ from ds_rvqvae.process.command import print_out
 _HELP = ("-help", "--h", "-?")
 """Other spellings of `--help`."""
 _MOST_IN_USAGE = 4
-"""Flags that a usage line names; of more it says that there are."""
+"""Most flags that a usage line names; if there are more, it says `[flags]`."""
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """argparse's, with a line per flag wherever that has room.
+    """argparse's formatter, with one line per flag if there is room.
 
-    An action with `shown_default`, a callable, has what it gives in brackets behind its help.
+    If an action has `shown_default`, a callable, its value is shown in brackets behind the help.
     """
 
     def __init__(self, prog: str, **named: Any) -> None:
@@ -48,15 +48,15 @@ class HelpFormatter(argparse.HelpFormatter):
 
 
 class FlagParser(argparse.ArgumentParser):
-    """A parser whose refusals are one line on stderr and exit status 2; abbreviated flags are refused.
+    """A parser whose errors are one line on stderr and exit status 2; abbreviated flags are errors.
 
-    A parser with commands below it prints its help where none is given, and ends with status 0.
+    A parser with subcommands prints its help if none is given, and exits with status 0.
 
     Args:
-        fill: adds its arguments, once it has something to parse: a verb's parser that is not asked for stays empty.
+        fill: adds the arguments when the parser is first used, so that parsers of other subcommands stay empty.
 
     Attributes:
-        examples: command lines without the program's name, each with what it does, for the end of the help.
+        examples: command lines without the program's name, each with a description, for the end of the help.
     """
 
     def __init__(self, *arguments: Any, fill: "Callable[[FlagParser], None] | None" = None, **keywords: Any) -> None:
@@ -66,20 +66,20 @@ class FlagParser(argparse.ArgumentParser):
         self.examples: Sequence[tuple[str, str]] = ()
 
     def fill(self) -> None:
-        """Adds the arguments that are still to be added."""
+        """Adds the arguments if that is not done yet."""
         fill, self._fill = self._fill, None
         if fill is not None:
             fill(self)
 
     def parse_known_args(self, *given: Any, **named: Any) -> Any:
-        """As argparse's."""
+        """Does what argparse's method does, after `fill` and with other spellings of `--help`."""
         self.fill()
         line, *rest = given or (named.pop("args", None),)
         words = self._words = ["--help" if w in _HELP else w for w in (sys.argv[1:] if line is None else line)]
         return super().parse_known_args(words, *rest, **named)
 
     def add_subparsers(self, **keywords: Any) -> Any:
-        """As argparse's; where no command is given, the verb in use shows the help of this parser."""
+        """Does what argparse's method does; if no subcommand is given, the help of this parser is shown."""
 
         def show_help(_: object) -> int:
             self.print_help()
@@ -89,16 +89,16 @@ class FlagParser(argparse.ArgumentParser):
         return super().add_subparsers(**{**keywords, "required": False})
 
     def commands(self) -> "Iterator[tuple[str, str, FlagParser]]":
-        """The commands right below this one: name, what its help says of it, and parser."""
+        """Yields the direct subcommands: name, line of help, and parser."""
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
                 for shown in action._choices_actions:
                     yield shown.dest, shown.help or "", action.choices[shown.dest]
 
     def format_help(self) -> str:
-        """As argparse's, with the examples at the end."""
+        """Returns argparse's help, with the examples at the end."""
         usage = self.usage
-        # Where it is the only one without a group, `--help` is the last that a reader looks for.
+        # If `--help` is the only flag without a group, it comes last, because readers need it least.
         self._action_groups.sort(key=lambda group: group is self._optionals and len(group._group_actions) == 1)
         if usage is None and len([action for action in self._actions if action.option_strings]) > _MOST_IN_USAGE:
             self.usage = self._short_usage()
@@ -112,7 +112,7 @@ class FlagParser(argparse.ArgumentParser):
         return "\n".join([text, "examples:", *shown, ""])
 
     def _short_usage(self) -> str:
-        """What must be given, and that there are flags."""
+        """Returns a usage line with the required arguments and `[flags]`."""
         formatter = self._get_formatter()
         required = [action for action in self._actions if action.option_strings and action.required]
         positional = [action for action in self._actions if not action.option_strings]
@@ -122,7 +122,7 @@ class FlagParser(argparse.ArgumentParser):
         return "\n       ".join(lines).replace("%", "%%")
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """argparse's, which takes no heed of what it cannot write."""
+        """Prints to standard output with `print_out`, because argparse ignores write errors."""
         if message and file is sys.stdout:
             print_out(message)
         else:
@@ -134,7 +134,7 @@ class FlagParser(argparse.ArgumentParser):
 
             first = self._words[0]
             if first.startswith("-") and first.partition("=")[0] not in self._option_string_actions:
-                # It may have taken the flag's value for a command.
+                # argparse may have taken the flag's value for a command.
                 self.error(f"unknown flag {first}; a command goes before its flags", "--help lists the commands")
             self.error(f"no command {value!r}{of_command(value, action.choices)}", "--help lists the commands")
         super()._check_value(action, value)
@@ -144,21 +144,21 @@ class FlagParser(argparse.ArgumentParser):
         if unknown != message:
             message = self._of_unknown(unknown.split(" "))
         elif message.startswith("the following arguments are required"):
-            # Where one of them is misspelt, this is said before what no parser takes.
+            # If one of them is misspelt, argparse reports it as missing before it reports the unknown flag.
             known = self._option_string_actions
             strange = [word for word in self._words if word.startswith("--") and word.partition("=")[0] not in known]
             message += f". U{self._of_unknown(strange)[1:]}" if strange else ""
         self.exit(ExitStatus.BAD_INPUT, f"error: {printable(message)} ({advice})\n")
 
     def _of_unknown(self, words: list[str]) -> str:
-        """What is wrong with words that no parser takes: each flag, with what may be meant by it."""
+        """Returns what is wrong with words that no parser knows: each unknown flag, with a hint."""
         from ds_rvqvae.config.hints import of_flag
 
         known = self._known_flags()
         stray = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
         if stray:
-            return f"what is {' '.join(stray)!r}? No flag takes it{_of_stray(stray[0], known)}"
-        # What a verb's parser leaves may have a near name only in the parser above it, and the other way round.
+            return f"{' '.join(stray)!r} belongs to no flag{_of_stray(stray[0], known)}"
+        # A flag that a subcommand does not know may be similar to one of the parser above it, and vice versa.
         flags = dict.fromkeys(word.partition("=")[0] for word in words if word.startswith("-"))
         below = list(self.commands())
         if below and all(verb._fill is not None for _, _, verb in below):
@@ -171,7 +171,8 @@ class FlagParser(argparse.ArgumentParser):
         return ". ".join([said[0], *(f"U{clause[1:]}" for clause in said[1:3])])
 
     def _positional(self, flag: str) -> str:
-        """What is said of a flag whose value this parser, or that of the verb in use, takes without one."""
+        """Returns the hint for a flag whose value is a positional argument of this parser or of the subcommand in
+        use."""
         name = flag.lstrip("-").lower()
         for action in self._actions:
             if not action.option_strings and name in (action.dest, *str(action.metavar or "").lower().split("|")):
@@ -179,7 +180,7 @@ class FlagParser(argparse.ArgumentParser):
         return next(filter(None, (verb._positional(flag) for _, _, verb in self.commands())), "")
 
     def _known_flags(self) -> list[str]:
-        """This parser's flags and those of the verb in use, which leaves what it does not know to it."""
+        """Returns this parser's flags and those of the subcommand in use, which passes on what it does not know."""
         known = list(self._option_string_actions)
         for _, _, verb in self.commands():
             known += verb._known_flags()
@@ -190,5 +191,5 @@ def _of_stray(word: str, known: Sequence[str]) -> str:
     if "=" in word and "--set" in known:
         return "; give a key of the profile as --set PATH=VALUE"
     if word.replace(".", "").isdigit():
-        return "; several numbers of one flag are joined by commas"
-    return "; give motion by --data_path" if "--data_path" in known and Path(word).exists() else ""
+        return "; join several numbers of one flag with commas"
+    return "; give motion with --data_path" if "--data_path" in known and Path(word).exists() else ""

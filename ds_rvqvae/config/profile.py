@@ -1,4 +1,4 @@
-"""What a run is: a JSON profile, typed, overridden and validated.
+"""The settings of a run: a JSON profile, typed, overridden and validated.
 
 A profile is a DeepSpeed config with one more object, `rvqvae`. This module imports neither torch nor DeepSpeed.
 """
@@ -22,9 +22,9 @@ from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import parse_json
 
 PROFILE_FILE = "profile.json"
-"""In the folder of each run."""
+"""File in the folder of each run."""
 REFERENCE_RANKS = 7
-"""Ranks that a profile's learning rate is meant for where it does not say: the GPUs that the launcher takes."""
+"""Ranks that a profile's learning rate is meant for by default: the launcher's default number of GPUs."""
 
 
 class RvqvaeConfig(Section):
@@ -54,7 +54,7 @@ class Profile(DeepSpeedKeys):
                 f"rvqvae.data.{key}: {size} is not a multiple of the down-sampling "
                 f"stride_t**down_t = {model.code_stride}; use {' or '.join(fits)}"
             )
-        # The mean over no differences is NaN.
+        # The mean over zero differences is NaN.
         shortest, differences = min(size for _, size in sizes), 2 if self.rvqvae.loss.loss_acc else 1
         if shortest <= differences:
             of = "second differences (rvqvae.loss.loss_acc)" if differences == 2 else "differences"
@@ -63,10 +63,10 @@ class Profile(DeepSpeedKeys):
             raise ValueError("rvqvae.data.mean_file: give mean_file and std_file together, or neither")
         if self.rvqvae.training.init_from is not None and data.mean_file is not None:
             raise ValueError(
-                "rvqvae.training.init_from: brings the tokenizer's normalisation; leave mean_file and std_file out"
+                "rvqvae.training.init_from: it brings the tokenizer's normalisation; leave mean_file and std_file out"
             )
         if self.rvqvae.schedule.milestones != sorted(self.rvqvae.schedule.milestones):
-            raise ValueError("rvqvae.schedule.milestones: give the steps in rising order")
+            raise ValueError("rvqvae.schedule.milestones: give the steps in ascending order")
         if model.quantize_dropout_min_levels > model.num_quantizers:
             raise ValueError(
                 f"rvqvae.model.quantize_dropout_min_levels: {model.quantize_dropout_min_levels} is more than the "
@@ -76,7 +76,7 @@ class Profile(DeepSpeedKeys):
         bf16 = self.bf16
         if bf16.bf16_master_weights_and_grads and self.rvqvae.training.ema_decay is not None:
             raise ValueError(
-                "rvqvae.training.ema_decay: a moving average stalls in bf16; leave it out, or "
+                "rvqvae.training.ema_decay: a moving average stalls in bf16; leave out either this or "
                 "bf16.bf16_master_weights_and_grads"
             )
         if bf16.bf16_optimizer_states and not bf16.bf16_master_weights_and_grads:
@@ -86,14 +86,14 @@ class Profile(DeepSpeedKeys):
         return self
 
     def warnings(self, world_size: int | None = None, windows: Mapping[int, int] | None = None) -> list[str]:
-        """Settings that are allowed and have another effect than they seem to.
+        """Returns warnings about settings that are allowed but have another effect than it seems.
 
         Args:
-            world_size: ranks, once they are known.
-            windows: training windows by their length, once they are known.
+            world_size: number of ranks, if known.
+            windows: numbers of training windows by length, if known.
         """
         training = self.rvqvae.training
-        # What a new run refuses, and one that goes on may have from a version that took it.
+        # A new run refuses these; a resumed run may have them from a version that accepted them.
         found = [f"no effect: {text}" for text in self.without_effect()]
         model = self.rvqvae.model
         if training.init_from is not None and (model.weight_init != "torch" or model.zero_init_residual):
@@ -110,11 +110,13 @@ class Profile(DeepSpeedKeys):
                 found.append(f"the global batch of {sizes}: a step spans epochs")
         if training.compile and len(batches) > 1:
             lengths = f"windows have {len(batches)} lengths"
-            found.append(f"rvqvae.training.compile: {lengths}, and a new one's first steps wait for the compiler")
+            found.append(
+                f"rvqvae.training.compile: {lengths}, and the first steps of each length wait for the compiler"
+            )
         return found
 
     def notes(self) -> list[str]:
-        """What can be said of the settings where someone looks at them, and need not be at each start."""
+        """Returns remarks for commands that show the settings; they are not repeated at each start."""
         training, schedule = self.rvqvae.training, self.rvqvae.schedule
         late = [step for step in schedule.milestones if step >= training.total_iter]
         if not late or schedule.kind != "milestones":
@@ -124,12 +126,13 @@ class Profile(DeepSpeedKeys):
         return [f"rvqvae.schedule.milestones: {steps} {lie} at or past total_iter {total}: no effect"]
 
     def idle(self, asked: Collection[str]) -> list[str]:
-        """Those of the keys that the user has given, by their paths, that change nothing beside the others."""
+        """Returns a line for each key of `asked`, the paths that the user gave, that has no effect beside the other
+        settings."""
         found = [(key, *_IDLE[key]) for key in _IDLE if key in asked]
         return [f"{key}: no effect, as {reason}" for key, reason, is_idle in found if is_idle(self)]
 
     def check_world_size(self, world_size: int) -> None:
-        """Raises UserError where `train_batch_size` does not fit `world_size` ranks."""
+        """Raises UserError if `train_batch_size` does not fit `world_size` ranks."""
         product = self.train_micro_batch_size_per_gpu * self.gradient_accumulation_steps * world_size
         if self.train_batch_size not in (None, product):
             raise UserError(
@@ -139,17 +142,17 @@ class Profile(DeepSpeedKeys):
 
     @property
     def windows_per_rank(self) -> int:
-        """Windows a rank takes in an optimizer step."""
+        """Windows per rank and optimizer step."""
         return self.train_micro_batch_size_per_gpu * self.gradient_accumulation_steps
 
     def global_batch(self, world_size: int) -> int:
-        """Windows an optimizer step takes over all ranks."""
+        """Returns the windows per optimizer step over all ranks."""
         return self.windows_per_rank * world_size
 
     def learning_rate(self, world_size: int) -> float:
-        """The learning rate before warm-up and milestones: `optimizer.params.lr`, scaled where `scale_lr` says so.
+        """Returns the learning rate before its schedule: `optimizer.params.lr`, scaled if `scale_lr` is set.
 
-        Linear: Goyal et al. 2017, https://arxiv.org/abs/1706.02677, section 2.1.
+        Linear scaling: Goyal et al. 2017, https://arxiv.org/abs/1706.02677, section 2.1.
         """
         training, rate = self.rvqvae.training, self.optimizer.params.lr
         if training.scale_lr is None:
@@ -157,18 +160,18 @@ class Profile(DeepSpeedKeys):
         return rate * self.global_batch(world_size) / (training.reference_batch or self.global_batch(REFERENCE_RANKS))
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole profile as JSON objects, every key of ours written out."""
+        """Returns the complete profile as JSON objects, with every key of ours written out."""
         values = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         values["rvqvae"] = self.rvqvae.model_dump(mode="json")
         return values
 
     def deepspeed_config(self) -> dict[str, Any]:
-        """The dict for `deepspeed.initialize(config=…)`."""
+        """Returns the dict for `deepspeed.initialize(config=…)`."""
         return {key: value for key, value in self.to_dict().items() if key not in ("$schema", "rvqvae")}
 
 
 def shipped_profiles() -> dict[str, Path]:
-    """Names and files of the profiles that come with the package."""
+    """Returns names and files of the profiles that come with the package."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "ds_configs", package.parent / "ds_configs"):
         if folder.is_dir():
@@ -177,7 +180,7 @@ def shipped_profiles() -> dict[str, Path]:
 
 
 def profile_file(name: str | Path) -> Path:
-    """The file that a bare shipped name or a path means; raises UserError where there is none."""
+    """Returns the file of a profile, given by path or shipped name; raises UserError if there is none."""
     path = Path(name)
     if path.is_file():
         return path
@@ -185,7 +188,7 @@ def profile_file(name: str | Path) -> Path:
     if str(name) in shipped:
         return shipped[str(name)]
     if path.is_dir():
-        raise UserError(f"{name}: a profile is a JSON file, this is a folder")
+        raise UserError(f"{name}: a profile is a JSON file, but this is a folder")
     raise UserError(f"{name}: no such profile file, and none of the shipped profiles ({', '.join(shipped)})")
 
 
@@ -210,19 +213,19 @@ _IDLE: dict[str, tuple[str, Callable[[Profile], bool]]] = {
         lambda p: not p.rvqvae.training.gradient_checkpointing,
     ),
 }
-"""Keys that change nothing where another has a certain value: that value, and whether it has it. Shipped profiles write
-them out all the same."""
+"""Keys that have no effect while another key has a certain value: the reason in words, and a test for it. Shipped
+profiles write these keys out too."""
 
 
 def load_profile(path: str | Path, overrides: Iterable[str] = ()) -> Profile:
-    """Reads a profile by file or shipped name.
+    """Reads a profile from a file or by its shipped name.
 
     Args:
         path: a JSON file, or a bare name such as `baseline`.
-        overrides: `path.to.key=value` strings; the value is JSON, or a plain string where it is not.
+        overrides: `path.to.key=value` strings; the value is JSON, else it is taken as a plain string.
 
     Raises:
-        UserError: naming the file, the JSON path of the culprit and what to do.
+        UserError: it names the file, the JSON path of the wrong key, and what to do.
     """
     file = profile_file(path)
     try:
@@ -232,13 +235,13 @@ def load_profile(path: str | Path, overrides: Iterable[str] = ()) -> Profile:
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno}: not JSON: {error.msg} at column {error.colno}") from None
     except _DuplicateKeyError as error:
-        raise UserError(f"{file}: the key {error} stands twice in one object") from None
+        raise UserError(f"{file}: the key {error} appears twice in one object") from None
     except ValueError as error:
         raise UserError(f"{file}: not JSON: {error}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{file}: a profile is a JSON object, this is a {type(values).__name__}")
+        raise UserError(f"{file}: a profile is a JSON object, but this is a {type(values).__name__}")
     if "rvqvae" not in values:
-        raise UserError(f"{file}: rvqvae: missing; a profile is a DeepSpeed config with this object of ours")
+        raise UserError(f"{file}: rvqvae: missing; a profile is a DeepSpeed config with this object added")
     overrides = list(overrides)
     for override in overrides:
         _set(values, override)
@@ -260,7 +263,7 @@ _Section = TypeVar("_Section", bound=BaseModel)
 
 
 def _validated(section: type[_Section], path: Sequence[str], values: Any, source: str) -> _Section:
-    """`values` as the section at `path` of a profile; raises UserError that names `source`."""
+    """Validates `values` as the section at `path` of a profile; raises UserError that names `source`."""
     try:
         return section.model_validate(values)
     except ValidationError as error:
@@ -299,7 +302,7 @@ def _set(values: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: ValidationError, path: Sequence[str]) -> str:
-    """One line for the first of pydantic's complaints about the object at `path`, and how many more there are."""
+    """Returns one line for the first of pydantic's errors about the object at `path`, and how many more there are."""
     complaints = error.errors(include_url=False)
     first = complaints[0]
     location = [*path, *(part for part in first["loc"] if part != "$schema")]
@@ -328,7 +331,7 @@ def _nearest(location: Sequence[int | str]) -> str:
 
 
 def _paths(section: type[BaseModel], above: str = "") -> Iterator[str]:
-    """The JSON paths of all keys below a section, sections too."""
+    """Yields the JSON paths of all keys below a section, including sections."""
     for name, field in section.model_fields.items():
         yield f"{above}{name}"
         below = _section_of(field.annotation)
@@ -337,7 +340,7 @@ def _paths(section: type[BaseModel], above: str = "") -> Iterator[str]:
 
 
 def section_at(location: Sequence[int | str]) -> type[BaseModel] | None:
-    """The class of the object at a JSON path of the profile."""
+    """Returns the class of the object at a JSON path of the profile."""
     section: type[BaseModel] | None = Profile
     for key in location:
         field = section.model_fields.get(str(key)) if section else None
@@ -354,5 +357,5 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of profiles, for editors."""
+    """Returns the JSON schema of profiles, for editors."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Profile.model_json_schema(by_alias=True)}

@@ -1,7 +1,7 @@
-"""What a command line asks of training, as one value that is made once and never changed.
+"""A request for training, made from the command line once and never changed.
 
-Only this module sees what argparse gives. `Flags` is the command line as it was written, `Request` the same with its
-profile read, overridden and validated; everything that starts or is a rank takes one of them.
+Only this module reads argparse's results. `Flags` is the command line as written; `Request` adds its profile, read,
+overridden and validated. Everything that starts ranks, and each rank, takes one of them.
 """
 
 import argparse
@@ -23,29 +23,29 @@ from ds_rvqvae.errors import UserError
 from ds_rvqvae.process.home import expanded
 
 DATA_VARIABLE = "DS_RVQVAE_DATA"
-"""Environment variable with the motion of runs that name none."""
+"""Environment variable with the motion for runs that name none."""
 TAG = "global_step"
-"""Checkpoints are folders called this and their step."""
+"""Start of the name of a checkpoint's folder; its step follows."""
 
 
 def is_tag(text: str) -> bool:
-    """Whether `text` is the folder name of a checkpoint."""
+    """Returns whether `text` is the folder name of a checkpoint."""
     return text.startswith(TAG) and text.removeprefix(TAG).isdecimal()
 
 
 def is_abandoned_tag(text: str) -> bool:
-    """Whether `text` is the folder name of a checkpoint that was put aside: `global_step40-1f2e3d4c5b6a`."""
+    """Returns whether `text` is the folder name of a checkpoint that was put aside: `global_step40-1f2e3d4c5b6a`."""
     return re.fullmatch(rf"{TAG}\d+-[0-9a-f]{{12}}(-\d+)?", text) is not None
 
 
 @dataclass(frozen=True)
 class Start:
-    """How a run starts: what `--resume` says.
+    """How a run starts, from `--resume`.
 
     Attributes:
-        kind: `new`, without the flag; `newest`, with the bare flag: go on from the newest whole checkpoint, or start at
-            step 0 where there is none; `checkpoint`: go on from the one called `tag`; `run`: go on with the run in
-            `folder`.
+        kind: `new`, without the flag; `newest`, with the flag but no value: continue from the newest complete
+            checkpoint, or start fresh if there is none; `checkpoint`: continue from the one named `tag`; `run`:
+            continue the run in `folder`.
     """
 
     kind: Literal["new", "newest", "checkpoint", "run"] = "new"
@@ -54,7 +54,8 @@ class Start:
 
     @classmethod
     def of(cls, resume: bool | str) -> "Start":
-        """From the flag's value: False without it, True where it is bare, else a checkpoint's name or a folder."""
+        """Returns the start for the flag's value: False without the flag, True without a value, else a checkpoint's
+        name or a folder."""
         if not isinstance(resume, str):
             return cls("newest" if resume else "new")
         if is_tag(resume) or is_abandoned_tag(resume):
@@ -63,18 +64,18 @@ class Start:
 
     @property
     def resumes(self) -> bool:
-        """Whether the run may exist already."""
+        """Whether the run may already exist."""
         return self.kind != "new"
 
     def arguments(self) -> list[str]:
-        """As a command line says it."""
+        """Returns the start as words of a command line."""
         named = self.tag or self.folder
         return [] if not self.resumes else ["--resume"] if named is None else _flag("resume", str(named))
 
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """What the launcher takes beside the flags of training; see `add_launch_flags`."""
+    """The launcher's own options, beside the flags of training; see `add_launch_flags`."""
 
     demo: bool = False
     dry_run: bool = False
@@ -83,11 +84,11 @@ class LaunchOptions:
     num_gpus: int | None = None
     master_port: int | None = None
     require_idle: tuple[int, ...] | None = None
-    """GPUs that must be idle; None: not asked for."""
+    """GPUs that must be idle; None: the flag is not given."""
     share_gpus: bool = False
-    """Whether ranks may run on GPUs that other users compute on."""
+    """Whether ranks may run on GPUs that other users also use."""
     hang_timeout: float = 0.0
-    """Seconds; 0: never."""
+    """Seconds without progress after which a run is ended; 0: never."""
     max_restarts: int = 0
     nccl: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Environment variables of NCCL that flags set."""
@@ -99,11 +100,11 @@ class LaunchOptions:
     no_ssh: bool = False
     force_multi: bool = False
     handed_through: tuple[tuple[str, str | None], ...] = ()
-    """deepspeed's own flags as they were given, those above too, by name and value (None for a switch)."""
+    """All given flags of deepspeed's launcher, also those above, by name and value (None for a switch)."""
 
     @property
     def chooses_devices(self) -> bool:
-        """Whether a flag says on which devices or hosts ranks run."""
+        """Whether a flag chooses the devices or hosts of the ranks."""
         return bool(self.include or self.exclude or self.num_gpus or self.hostfile or self.num_nodes)
 
 
@@ -114,11 +115,11 @@ class Flags:
     Attributes:
         profile: a file or a shipped profile's name; None: not given.
         out: the folder of runs.
-        name: of the run's folder in it; None: to be chosen.
-        keys: what flags that set keys of the profile were given, by flag.
-        overrides: what `--set` was given.
-        options: the launcher's; the defaults for `python -m ds_rvqvae.train`.
-        environment: this process's variables when the line was read.
+        name: the name of the run's folder in `out`; None: chosen later.
+        keys: values of the flags that set keys of the profile, by flag.
+        overrides: the values of `--set`.
+        options: the launcher's options; the defaults for `python -m ds_rvqvae.train`.
+        environment: this process's variables when the command line was read.
     """
 
     profile: str | None
@@ -132,41 +133,41 @@ class Flags:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The body parts that `--body_part` names; empty where it is left to the profile."""
+        """The body parts that `--body_part` names; empty if the flag is not given."""
         text = self.keys.get("body_part")
         return tuple(text.split(",")) if text else ()
 
     @property
     def asked(self) -> frozenset[str]:
-        """Keys, by their paths, that the command line gives."""
+        """The keys, by their paths, that the command line sets."""
         keys = {PROFILE_FLAGS[flag] for flag in self.keys}
         return frozenset(keys | {override.partition("=")[0].strip() for override in self.overrides})
 
     def with_key(self, flag: str, text: str) -> "Flags":
-        """These flags with one more or another that sets a key of the profile."""
+        """Returns a copy of these flags in which a flag that sets a key of the profile is added or changed."""
         return replace(self, keys=MappingProxyType({**self.keys, flag: text}))
 
     def request(self) -> "Request":
-        """Reads the profile that the flags ask for: the file, then the flags, then `--set`, which has the last word.
+        """Reads the profile that the flags ask for: the file, overridden by the flags, overridden by `--set`.
 
-        Without `--profile` that is the one of the run that `--resume` names, else baseline. Without `--data_path` and
-        a path in the profile, motion comes from the environment variable DS_RVQVAE_DATA.
+        Without `--profile` the file is that of the run that `--resume` names, else baseline. Without `--data_path` and
+        without a path in the profile, motion comes from the environment variable DS_RVQVAE_DATA.
 
         Raises:
-            UserError: several body parts, of which a profile has one; or see `load_profile`.
+            UserError: several body parts are given, but a profile has only one; or as `load_profile` raises.
         """
         if len(self.parts) > 1:
             raise UserError(
-                f"--body_part {self.keys['body_part']}: a run trains one part; launch/train_8x4090.sh trains several "
-                "in turn"
+                f"--body_part {self.keys['body_part']}: a run trains one body part; launch/train_8x4090.sh trains "
+                "several in turn"
             )
         source = self._source()
         profile = load_profile(source, [*self._overrides(), *self.overrides])
         training, data = profile.rvqvae.training, profile.rvqvae.data
         changed: dict[str, Any] = {}
         if training.reference_batch is None:
-            # Of the file as it stands: `--batch_size` is what the learning rate is to be scaled by. Always kept, so
-            # that a resume that asks for `--scale_lr` knows it.
+            # From the file without flags: the learning rate is scaled by the change that `--batch_size` makes. It is
+            # always saved, so that a resumed run with `--scale_lr` knows it.
             changed["rvqvae.training.reference_batch"] = load_profile(source).global_batch(REFERENCE_RANKS)
         path = data.path or self.environment.get(DATA_VARIABLE) or None
         files = {"data.path": path, "data.mean_file": data.mean_file, "data.std_file": data.std_file}
@@ -187,7 +188,7 @@ class Flags:
         return [f"{path}={json_value(flag, self.keys[flag])}" for flag, path in given]
 
     def arguments(self) -> list[str]:
-        """The flags of training as a command line for `ds_rvqvae.train`."""
+        """Returns the flags of training as a command line for `ds_rvqvae.train`."""
         line = [] if self.profile is None else _flag("profile", self.profile)
         line += _flag("out", str(self.out))
         line += [] if self.name is None else _flag("name", self.name)
@@ -198,13 +199,13 @@ class Flags:
 
 @dataclass(frozen=True)
 class Request:
-    """A run that is asked for: its flags and its profile.
+    """A requested run: its flags and its profile.
 
     Attributes:
-        source: the profile's file, or its shipped name.
-        profile: with everything that flags and environment change; paths are absolute.
-        begun: whether it goes on from a checkpoint.
-        of_body: whether it is one of several body parts' runs, for all of which the command line is meant.
+        source: the profile's file or shipped name.
+        profile: the profile with all changes by flags and environment; paths are absolute.
+        begun: whether it continues from a checkpoint.
+        of_body: whether it is one of the runs of several body parts that share one command line.
     """
 
     flags: Flags
@@ -223,27 +224,27 @@ class Request:
 
     @property
     def asked(self) -> frozenset[str]:
-        """Keys, by their paths, that the command line gives and that have to fit the motion.
+        """The keys, by their paths, that the command line sets and that have to fit the motion.
 
-        The body part of a run that goes on is its own: versions up to 0.5 took it with motion that has no parts.
+        A resumed run keeps its body part: versions up to 0.5 accepted one for motion that has no parts.
         """
         return self.flags.asked - {"rvqvae.data.body_part"} if self.begun else self.flags.asked
 
     @cached_property
     def resolved(self) -> Flags:
-        """The flags with what they left open: which profile, and where the motion is."""
+        """The flags with the profile and the motion's path filled in."""
         flags = replace(self.flags, profile=self.source)
         path = self.profile.rvqvae.data.path
         return flags if path is None else flags.with_key("data_path", path)
 
 
 def read_training_flags(argv: Sequence[str] | None = None, prog: str = "python -m ds_rvqvae.train") -> Flags:
-    """The command line of one rank; refusals are a line on stderr and exit status 2."""
+    """Reads the command line of one rank; an error is one line on stderr and exit status 2."""
     parser = FlagParser(
         prog=prog,
         usage="%(prog)s --data_path DATA [flags]",
-        description="One rank of a training, as deepspeed's launcher starts it. What stands in [brackets] is the "
-        "default; keys of a profile have there what baseline has.",
+        description="Runs one rank of a training; deepspeed's launcher starts it. Defaults are in [brackets]; for "
+        "keys of a profile they are baseline's.",
     )
     add_training_flags(parser)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
@@ -251,32 +252,33 @@ def read_training_flags(argv: Sequence[str] | None = None, prog: str = "python -
 
 
 def read_launch_flags(argv: Sequence[str]) -> Flags:
-    """The launcher's command line; refusals are a line on stderr and exit status 2.
+    """Reads the launcher's command line; an error is one line on stderr and exit status 2.
 
     Raises:
-        UserError: as `launch_flags_of`.
+        UserError: as `launch_flags_of` raises.
     """
     parser = FlagParser(prog="bash launch/train_8x4090.sh", fill=fill_launch_parser)
     return launch_flags_of(parser.parse_args(argv))
 
 
 def fill_launch_parser(parser: FlagParser) -> None:
-    """Adds the launcher's flags, and what its help says of itself."""
+    """Adds the launcher's flags, and the description and examples of its help."""
     parser.usage = "%(prog)s --data_path DATA [flags]"
     parser.description = (
-        "Checks a training run, starts it on the GPUs and supervises it. What stands in [brackets] is the default; "
-        "keys of a profile have there what baseline has."
+        "Checks a training run, starts it on the GPUs and supervises it. Defaults are in [brackets]; for keys of a "
+        "profile they are baseline's."
     )
     parser.epilog = (
         "Exit status: 0 done, 2 bad input or no such GPU, 3 a GPU is not idle or another user's, 4 no NVIDIA driver, "
-        "70 a rank died or hung, 75 stopped by a signal (--resume goes on). SIGUSR1 saves and goes on."
+        "70 a rank died or hung, 75 stopped by a signal (continue with --resume). SIGUSR1 saves a checkpoint and "
+        "training goes on."
     )
     parser.examples = (
         ("--demo", "a first run, on any machine"),
-        ("--data_path /data/BEAT2 --body_part upper", "on GPUs 1 to 7, as baseline does"),
+        ("--data_path /data/BEAT2 --body_part upper", "baseline on GPUs 1 to 7"),
         ("--data_path /data/bvh --include localhost:0 --batch_size 32", "on one GPU"),
-        ("--data_path /data/BEAT2 --body_part upper,hands,lower_trans", "a body, part by part"),
-        ("--resume runs/baseline-BEAT2-upper --total_iter 400000", "go on with a run"),
+        ("--data_path /data/BEAT2 --body_part upper,hands,lower_trans", "all parts of a body, in turn"),
+        ("--resume runs/baseline-BEAT2-upper --total_iter 400000", "continue a run"),
     )
     add_training_flags(parser)
     add_launch_flags(parser)
@@ -284,7 +286,7 @@ def fill_launch_parser(parser: FlagParser) -> None:
 
 
 def launch_flags_of(args: argparse.Namespace) -> Flags:
-    """What a parser of the launcher's flags has read.
+    """Returns the flags that a parser of the launcher's flags has read.
 
     Raises:
         UserError: `--require_idle` names no GPUs.
@@ -313,7 +315,7 @@ def launch_flags_of(args: argparse.Namespace) -> Flags:
 
 
 def flags_of(args: argparse.Namespace, options: LaunchOptions | None = None) -> Flags:
-    """What a parser with `add_training_flags` has read."""
+    """Returns the flags that a parser with `add_training_flags` has read."""
     given = {flag: getattr(args, flag) for flag in PROFILE_FLAGS if getattr(args, flag) is not None}
     return Flags(
         profile=args.profile,

@@ -1,1 +1,1 @@
-"""The launcher of training: checks, starts the ranks and watches over them."""
+"""The launcher of training: checks a run, starts its ranks and supervises them."""

@@ -1,4 +1,4 @@
-"""Several body parts, trained in turn: a run each inside one folder, and the tokenizer of the body that they make."""
+"""Train several body parts in turn: one run per part inside one folder, and then the tokenizer of the body."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,18 +22,18 @@ from ds_rvqvae.tokenizer.foreign.formats import check_body_for
 
 @dataclass(frozen=True)
 class CheckedRun:
-    """A run that may start."""
+    """A run that has passed the checks."""
 
     request: Request
     folder: Path
     ranks: Ranks
     data: MotionData
     disk_bytes: int
-    """What its checkpoints will take."""
+    """Disk space that its checkpoints will take, in bytes."""
     done: bool
-    """Whether a resume of it has nothing left to train."""
+    """Whether the run is resumed and has nothing left to train."""
     said: tuple[str, ...] = ()
-    """Lines on it, for the terminal and its log."""
+    """Messages about the run, for the terminal and its log."""
 
 
 @dataclass(frozen=True)
@@ -41,25 +41,24 @@ class Body:
     """A folder of runs, one for each of several body parts."""
 
     flags: Flags
-    """What the launcher was given."""
+    """The launcher's flags."""
     folder: Path
     said: tuple[str, ...] = ()
-    """Lines on which folder that is, for the terminal and the parts' logs."""
+    """Messages about the choice of the folder, for the terminal and the parts' logs."""
 
     @classmethod
     def of(cls, flags: Flags) -> "Body":
-        """The body that `--body_part upper,hands` asks for. Creates nothing.
+        """Returns the body for `--body_part upper,hands`. It creates no files.
 
         Raises:
-            UserError: parts that are not known or overlap, or that `--for` cannot have, or a folder that cannot be
-                theirs.
+            UserError: parts are unknown, overlap, or cannot be exported for `--for`; or the folder cannot be used.
         """
         body = cls(flags, *_body_folder(flags))
         profiles = [request.profile for request in body.requests()]
         for profile in profiles:
             check_body_for(profile, body.parts)
         data = [profile.rvqvae.data for profile in profiles]
-        # As far as can be told without the motion: joints as they are written, patterns and numbers too.
+        # A first check without the motion: it compares joints as they are written, also patterns and numbers.
         body._check_disjoint([{**BODY_PART_CHANNELS, **(own.body_parts or {})}[own.body_part] for own in data])
         return body
 
@@ -68,9 +67,10 @@ class Body:
         return self.flags.parts
 
     def flags_by_part(self) -> list[Flags]:
-        """The flags of each part's run, in turn. A resumed part brings its own profile, a new one that of another.
+        """Returns the flags of each part's run, in turn. A resumed part has its own profile, a new part that of another
+        part.
 
-        A part that has not begun reads its motion as one that has, which a version up to 0.2 may have begun.
+        A part that has not begun reads its motion as one that has begun, perhaps with a version up to 0.2.
         """
         start = Start("newest" if self.flags.start.resumes else "new")
         begun = [part for part in self.parts if start.resumes and has_begun(self.folder / part / "checkpoints")]
@@ -88,15 +88,15 @@ class Body:
         return found
 
     def requests(self) -> list[Request]:
-        """What is asked for each part, in turn."""
+        """Returns the request of each part, in turn."""
         return [replace(request_of(flags), of_body=True) for flags in self.flags_by_part()]
 
     def check(self, data: Sequence[MotionData], disk_bytes: int) -> None:
-        """Checks all parts' runs together, once each has been checked by itself.
+        """Checks the runs of all parts together, after each has been checked alone.
 
         Raises:
-            UserError: motion without body parts, parts that overlap in it or were read by other rules, a flag that no
-                part can have, or no room for all of them.
+            UserError: the motion has no body parts, parts overlap in it or were read by different rules, no part can
+                use a flag, or the disk has no room for all of them.
         """
         for part, motion in zip(self.parts, data, strict=True):
             if motion.body_part is None:
@@ -112,7 +112,7 @@ class Body:
         check_out_folder(self.folder, disk_bytes)
 
     def _check_disjoint(self, joints: Sequence[Sequence[str | int]]) -> None:
-        """Raises UserError where two parts share one of the joints that each takes."""
+        """Raises UserError if two parts have a joint in common."""
         try:
             check_disjoint(zip(self.parts, joints, strict=True))
         except UserError as error:
@@ -125,18 +125,18 @@ class Body:
     def train(
         self, runs: Sequence[CheckedRun], train: Callable[[CheckedRun], ExitStatus], signals: Signals
     ) -> ExitStatus:
-        """Trains the parts that are left, in turn, and then makes the body's tokenizer.
+        """Trains the remaining parts in turn, and then makes the body's tokenizer.
 
         Args:
-            runs: one a part.
-            train: trains one, noting signals in `signals`.
+            runs: one run per part.
+            train: trains one run, and notes signals in `signals`.
 
         Returns:
-            the status of the first run that did not end well, after which no other starts.
+            the status of the first run that failed or was stopped, after which no other starts; else DONE.
         """
         for index, (part, run) in enumerate(zip(self.parts, runs, strict=True)):
             if run.done:
-                say(f"{part}, part {index + 1} of {len(runs)}: trained already")
+                say(f"{part}, part {index + 1} of {len(runs)}: already trained")
                 continue
             say(f"{part}, part {index + 1} of {len(runs)}: {run.folder}")
             status = train(run)
@@ -154,9 +154,9 @@ class Body:
         return ExitStatus.DONE
 
     def _write_tokenizer(self, layout: Layout) -> None:
-        """Puts the parts' tokenizers together as that of the body, whose motion has this layout."""
-        with Stage("putting the parts' tokenizers together"):
-            # Late: they need torch, which nothing else in a launcher does.
+        """Joins the parts' tokenizers into that of the body, whose motion has this layout."""
+        with Stage("joining the parts' tokenizers"):
+            # Imported late: they need torch, which nothing else in a launcher needs.
             from ds_rvqvae.tokenizer.body import BodyTokenizer
             from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
@@ -172,12 +172,12 @@ class Body:
 
 
 def _reading_of(run: Path) -> dict[str, str]:
-    """How a run's files are read, as flags say it."""
+    """Returns how a run's files are read, as flags."""
     return {key: str(value) for key, value in reading_of(read_profile(run).rvqvae.data.model_dump()).items()}
 
 
 def check_no_body(flags: Flags) -> None:
-    """Raises UserError where the run of a single part would go into a folder of several parts' runs."""
+    """Raises UserError if the run of a single part would be put into a folder with the runs of several parts."""
     if flags.start.folder is not None:
         folder = flags.start.folder
     elif flags.name:
@@ -187,17 +187,19 @@ def check_no_body(flags: Flags) -> None:
     runs = _runs_in(folder)
     if runs:
         raise UserError(
-            f"{folder}: holds the runs of several body parts ({', '.join(runs)}): name them all by --body_part, or one "
-            f"by --out {folder} --name {runs[0]}"
+            f"{folder}: has the runs of several body parts ({', '.join(runs)}); name them all with --body_part, or "
+            f"one with --out {folder} --name {runs[0]}"
         )
 
 
 def _body_folder(flags: Flags) -> tuple[Path, tuple[str, ...]]:
-    """The folder that the parts' runs go into, and lines on which that is, where no flag names it."""
+    """Returns the folder of the parts' runs, and messages about its choice if no flag names it."""
     start = flags.start
     said: tuple[str, ...] = ()
     if start.tag is not None:
-        raise UserError(f"--resume {start.tag}: a checkpoint of one part; give --resume alone, or one --body_part")
+        raise UserError(
+            f"--resume {start.tag}: this is a checkpoint of one part; give --resume without a value, or one --body_part"
+        )
     if start.folder is None:
         request = flags.with_key("body_part", flags.parts[0]).request()
         naming = Naming(request.source, request.profile.rvqvae.data.path, "body", "body")
@@ -206,15 +208,15 @@ def _body_folder(flags: Flags) -> tuple[Path, tuple[str, ...]]:
     else:
         folder = start.folder
         if not _runs_in(folder):
-            raise UserError(f"--resume {folder}: no part's run is in it ({', '.join(flags.parts)})")
+            raise UserError(f"--resume {folder}: it has no run of a part ({', '.join(flags.parts)})")
     if is_run(folder):
-        raise UserError(f"{folder}: is the run of one body part; give several parts another --name")
+        raise UserError(f"{folder}: this is the run of one body part; give several parts another --name")
     check_out_folder(folder)
     return folder, said
 
 
 def _runs_in(folder: Path) -> list[str]:
-    """The body parts that have a run inside a folder, by name."""
+    """Returns the names of the body parts that have a run inside a folder."""
     if not folder.is_dir():
         return []
     return [entry.name for entry in sorted(folder.iterdir()) if _is_run_of(entry, entry.name)]

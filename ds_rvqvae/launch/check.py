@@ -1,4 +1,4 @@
-"""Everything about one run that can be checked before a rank starts."""
+"""Check everything about one run that can be checked before a rank starts."""
 
 import json
 from collections.abc import Sequence
@@ -24,19 +24,19 @@ from ds_rvqvae.text import counted, duration
 from ds_rvqvae.tokenizer.folder import TOKENIZER, read_config
 
 _UNSAID = 2.0
-"""Seconds that checks may take before it is said what they are at: a refusal that comes sooner is all that is said."""
+"""Seconds of checks after which a message names the check in progress, so that an early error is the only message."""
 
 
 def check_run(request: Request, opened: Sequence[MotionData] = ()) -> tuple[CheckedRun, Preflight | None]:
-    """Checks what is quick first, then the data, the machine last.
+    """Checks a run: first what is quick, then the data, the machine last.
 
-    Gives no report on the machine where nothing is left to train.
+    There is no report on the machine if nothing is left to train.
 
     Args:
-        opened: motion of other runs of this start, whose files are not read again.
+        opened: motion of other runs of this start; its files are not read again.
 
     Raises:
-        UserError: with the statuses in the order 2, 4, 3.
+        UserError: with exit status 2, 4 or 3, checked in this order.
     """
     if request.options.demo:
         demo.write_motion(request.profile.rvqvae.data)
@@ -62,7 +62,7 @@ def check_run(request: Request, opened: Sequence[MotionData] = ()) -> tuple[Chec
         if not start.resumes:
             profile.check_world_size(ranks.world_size)
     elif idle:
-        warn("--require_idle: no card of this machine takes part, so none is looked at")
+        warn("--require_idle: no GPU of this machine takes part, so none is checked")
     done, planned = False, profile
     if start.resumes:
         resume = find_resume(folder, profile, ranks.world_size, record_of(data), thorough=False, start=start, data=data)
@@ -80,14 +80,14 @@ def check_run(request: Request, opened: Sequence[MotionData] = ()) -> tuple[Chec
     found = [finding.text for finding in report.findings if finding.warning] if report and not options.dry_run else []
     settings = profile.warnings(ranks.world_size, windows)
     settings += profile.idle(request.asked)
-    settings += profile.notes() if "milestones" in request.flags.keys else []  # asked for now, not a profile's
+    settings += profile.notes() if "milestones" in request.flags.keys else []  # given by flag, not by a profile
     for warning in [*settings, *data.warnings(), *(initial.warnings(data) if initial else []), *found]:
         warn(warning)
     return CheckedRun(request, folder, ranks, data, disk_bytes, done, (_what(data), *resumed, *data.notes())), report
 
 
 def _open_motion(request: Request, folder: Path, opened: Sequence[MotionData]) -> tuple[Request, MotionData]:
-    """The motion, and the request without what that motion cannot have."""
+    """Returns the motion, and the request without settings that this motion cannot have."""
     profile, data = request.profile, request.profile.rvqvae.data
     initial = profile.rvqvae.training.init_from
     with Stage(f"opening the tokenizer {initial}", shown=initial is not None, after=_UNSAID):
@@ -96,7 +96,7 @@ def _open_motion(request: Request, folder: Path, opened: Sequence[MotionData]) -
     with Stage(f"reading {data.path}", after=_UNSAID):
         must_fit = asked & {BODY_PART} if request.of_body else asked
         motion = open_training_data(profile, store_of_the_same(data, opened), must_fit)
-    # Ranks that read flags, and know of no other part, are to find nothing there that this one cannot have.
+    # Ranks that read flags do not know the other parts, so their flags must have nothing that this part cannot have.
     given = [one for one in motion.left_out if any(is_asked(path, asked) for path in one.paths)]
     added = [f"{one.key}={json.dumps(one.value)}" for one in given]
     flags = replace(request.flags, overrides=(*request.flags.overrides, *added))
@@ -104,24 +104,24 @@ def _open_motion(request: Request, folder: Path, opened: Sequence[MotionData]) -
 
 
 def _choose_folder(request: Request) -> tuple[Path, tuple[str, ...]]:
-    """The run's folder, and lines on which that is, where no flag names it."""
+    """Returns the run's folder, and messages about its choice if no flag names it."""
     flags = request.flags
-    with Stage(f"looking at {request.profile.rvqvae.data.path}", shown=flags.name is None, after=_UNSAID):
+    with Stage(f"checking {request.profile.rvqvae.data.path}", shown=flags.name is None, after=_UNSAID):
         naming = naming_of(request)
         folder = choose_run_folder(flags.out, flags.name, naming, flags.start)
         return folder, newest_lines(flags, naming, folder)
 
 
 def _what(data: MotionData) -> str:
-    """A line on what is trained on."""
+    """Returns a message about the motion."""
     store, of_part = data.store, f" of {data.body_part}" if data.body_part else ""
     frames, clips = int(store.starts[-1]), len(store.clip_names)
-    length = f"{duration(frames / store.fps)} at {store.fps:g} frames/s"
+    length = f"{duration(frames / store.fps)} at {store.fps:g} fps"
     return f"motion {data.config.path}: {counted(clips, 'clip')}, {length}, {data.in_features} columns{of_part}"
 
 
 def _is_exported(folder: Path, resume: Resume) -> bool:
-    """Whether the tokenizer of a run that is trained lies in its folder; else a rank makes it."""
+    """Returns whether the tokenizer of a trained run is in its folder; else a rank exports it."""
     try:
         return resume.checkpoint is not None and is_of(read_config(folder / TOKENIZER).details, resume.checkpoint)
     except UserError:
@@ -129,7 +129,7 @@ def _is_exported(folder: Path, resume: Resume) -> bool:
 
 
 def _disk_bytes(request: Request, data: MotionData) -> int:
-    """What the run's checkpoints will take on disk beside those that are there."""
+    """Returns the bytes that the run's new checkpoints will take on disk."""
     config = request.profile.rvqvae
     kept = 1 if request.start.resumes else config.training.keep_checkpoints + 1
     averaged = config.training.ema_decay is not None

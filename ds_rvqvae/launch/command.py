@@ -1,7 +1,7 @@
-"""From a checked run to the processes that train it: deepspeed's command line, the ranks' variables, restarts.
+"""Train a checked run: deepspeed's command line, the ranks' environment variables, restarts.
 
-Ranks of this machine read the run's own `profile.json`, which lies in its folder before they start; what else is asked
-for stands on their command line as overrides. Hosts that may not see this disk get the flags as they were given.
+Ranks of this machine read the run's own `profile.json`, which is written before they start; changes to it are overrides
+on their command line. Hosts that may not see this disk get the flags as they were given.
 """
 
 import codecs
@@ -52,7 +52,7 @@ def train(
     """Trains one run to its end.
 
     Args:
-        then: is called with the run, in the folder that it got, and how it ended.
+        then: called with the run, which has its final folder, and the exit status.
     """
     options = run.request.options
     with ExitStack() as shared, _opened_folder(run) as opened:
@@ -75,22 +75,22 @@ def _ranks_text(ranks: Ranks) -> str:
 
 
 def command_by_flags(run: CheckedRun) -> list[str]:
-    """The deepspeed command whose ranks parse the flags of training; works by hand."""
+    """Returns the deepspeed command with the flags of training; it can also be run by hand."""
     flags = run.request.resolved
     if run.request.options.demo or run.request.options.max_restarts:
-        # The ranks would choose the same; said here, it is known where the scores will be, and to restarts.
+        # The ranks would choose the same folder; naming it here tells where the scores will be, also to restarts.
         folder = run.folder.absolute()
         flags = replace(flags, out=folder.parent, name=folder.name)
     return _command(run.ranks, flags)
 
 
 def rank_variables(run: CheckedRun) -> dict[str, str]:
-    """The variables that ranks get beside those of this process."""
+    """Returns the environment variables that ranks get beside those of this process."""
     ranks = run.ranks
-    added = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # as NVML counts the cards
+    added = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # as NVML counts the GPUs
     if ranks.cpu:
         added = {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": str(ranks.cpu_slots)}
-        # Ranks that each take all cores run ten times slower than one after the other.
+        # Ranks that each use all cores are ten times slower than if run in sequence.
         added["OMP_NUM_THREADS"] = str(max(1, cores() // len(ranks.local or [0])))
     if _on_one_machine(run):
         added |= interfaces(run.request.options.nccl.get("NCCL_SOCKET_IFNAME"))
@@ -101,28 +101,29 @@ def rank_variables(run: CheckedRun) -> dict[str, str]:
 
 
 def _on_one_machine(run: CheckedRun) -> bool:
-    # With --force_multi even ranks of this machine are started by ssh, without this process's variables.
+    # With --force_multi ssh starts even the ranks of this machine, without this process's variables.
     return run.ranks.on_this_machine and not run.request.options.force_multi
 
 
 def _has_profile(folder: Path) -> bool:
-    """Whether a run's profile can be read; where it cannot and there are checkpoints, the run was refused before."""
+    """Returns whether a run's profile can be read. If it cannot and there are checkpoints, the run has been refused
+    before."""
     file = folder / PROFILE_FILE
     try:
         profile_place(folder)
         return True
     except UserError:
         if file.is_file():
-            warn(f"{file}: {damage_of_object(file)}; written anew, as the flags say")
+            warn(f"{file}: {damage_of_object(file)}; it is written again from the flags")
         return False
 
 
 @contextmanager
 def _opened_folder(run: CheckedRun) -> Iterator[CheckedRun]:
-    """Gives the run with a folder that is its own, and its `profile.json` in it.
+    """Yields the run with a folder of its own, which contains its `profile.json`.
 
-    A run that is new makes its folder here, so that no other start can take it. A run that no rank has opened leaves
-    nothing behind.
+    The folder of a new run is made here, so that no other start can take it. If no rank has opened the run, it is
+    removed at the end.
     """
     if not _on_one_machine(run) or (run.request.start.resumes and _has_profile(run.folder)):
         yield run
@@ -139,9 +140,9 @@ def _opened_folder(run: CheckedRun) -> Iterator[CheckedRun]:
 
 
 def _make_folder(run: CheckedRun) -> tuple[CheckedRun, list[Path]]:
-    """Makes a run's folder; gives the run with it, and which folders were made, the lowest first.
+    """Makes a run's folder. Returns the run with it, and the new folders, the deepest first.
 
-    Where another start has made it since this one chose it, a run without `--name` takes the next free number.
+    If another start has made it meanwhile, a run without `--name` takes the next free number.
 
     Raises:
         UserError: `--name` is taken, or the folder cannot be made.
@@ -159,7 +160,7 @@ def _make_folder(run: CheckedRun) -> tuple[CheckedRun, list[Path]]:
 
 
 def _remove_unopened(folder: Path, made: Sequence[Path]) -> None:
-    """Removes a run's folder, and those above it that were made for it, where nothing but its profile is in it."""
+    """Removes a run's folder, and the folders above that were made for it, if it contains only its profile."""
     with suppress(OSError):
         if {entry.name for entry in folder.iterdir()} <= {PROFILE_FILE}:
             (folder / PROFILE_FILE).unlink(missing_ok=True)
@@ -175,10 +176,11 @@ def _made_by_system(name: str) -> int:
 
 
 def _in_memory(name: str, shared: ExitStack) -> Path:
-    """A new file that the ranks can open by its path until `shared` ends. It is this process's memory: no temporary
-    folder, which may be full, read-only, or cleaned while a run trains; but for systems that have no such files."""
+    """Returns a new file that the ranks can open by its path until `shared` ends. It is in this process's memory,
+    because a temporary folder may be full, read-only, or cleaned while a run trains. Systems without such files get a
+    temporary file."""
     try:
-        # Interpreters that were built for older systems, as uv and conda bring them, lack what the system has.
+        # Interpreters built for older systems, as those of uv and conda, lack this function although the system has it.
         handle = os.memfd_create(name) if hasattr(os, "memfd_create") else _made_by_system(name)
     except (AttributeError, OSError):
         return Path(shared.enter_context(tempfile.NamedTemporaryFile(prefix="ds_rvqvae-")).name)
@@ -187,10 +189,10 @@ def _in_memory(name: str, shared: ExitStack) -> Path:
 
 
 def _job(run: CheckedRun, shared: ExitStack, relay: Relay, restart: int) -> Job:
-    """The job of start 0 and of restarts 1, 2, …"""
+    """Returns the job of start 0 or of restart 1, 2, …"""
     options, ranks = run.request.options, run.ranks
     if options.master_port is None and len(ranks.hosts) == 1:
-        # A restart, or the next part of a body, may come long after the check.
+        # A restart, or the next part of a body, may start long after the check of the port.
         ranks = replace(ranks, port=free_port(None, here=True))
     again = run
     if restart:
@@ -198,8 +200,8 @@ def _job(run: CheckedRun, shared: ExitStack, relay: Relay, restart: int) -> Job:
         again = replace(run, request=replace(run.request, flags=flags))
     variables = for_modules(without_leftovers(run.request.flags.environment))
     if _on_one_machine(run):
-        variables.pop("NCCL_COMM_ID", None)  # where to meet, of another run
-        variables.pop(VARIABLE, None)  # what it named is chosen; deepspeed counts and numbers what it leaves
+        variables.pop("NCCL_COMM_ID", None)  # the meeting address of another run
+        variables.pop(VARIABLE, None)  # its GPUs are already chosen, and deepspeed would count only the visible ones
     variables |= {**rank_variables(run), LAUNCHER_VARIABLE: str(os.getpid()), SAID_VARIABLE: text_of(run.said)}
     watch = None
     if ranks.local is not None and not options.force_multi:
@@ -217,8 +219,8 @@ def _job(run: CheckedRun, shared: ExitStack, relay: Relay, restart: int) -> Job:
 
 
 def _with_plain_hostfile(run: CheckedRun, shared: ExitStack) -> CheckedRun:
-    """The run with a copy of its hostfile where that begins with a byte order mark, which deepspeed takes for a part of
-    the first host's name."""
+    """Returns the run with a copy of its hostfile if that begins with a byte order mark, which deepspeed reads as part
+    of the first host's name."""
     flags = run.request.flags
     file = Path(flags.options.hostfile or DEEPSPEED_HOSTFILE)
     if not file.is_file() or not file.read_bytes().startswith(codecs.BOM_UTF8):
@@ -231,28 +233,31 @@ def _with_plain_hostfile(run: CheckedRun, shared: ExitStack) -> CheckedRun:
 
 
 def _flags_by_profile(run: CheckedRun) -> Flags:
-    """Flags that mean the same as the run's, by its own `profile.json` and what is to differ from it now."""
+    """Returns flags that mean the same as the run's, with its own `profile.json` and the differences from it."""
     folder, request = run.folder.absolute(), run.request
     file = profile_place(folder)
     start = request.start
     if start.kind == "run":
-        start = Start("newest")  # it is named by folder
+        start = Start("newest")  # the folder names it
     overrides = overrides_between(load_profile(file), request.profile)
     flags = replace(request.flags, profile=str(file), out=folder.parent, name=folder.name, start=start)
     return replace(flags, keys={}, overrides=tuple(overrides))
 
 
 def _command(ranks: Ranks, flags: Flags) -> list[str]:
-    # Not by the script `deepspeed`: no system takes the path of an interpreter with a space in a script's first line.
+    # Not the script `deepspeed`: its first line fails if the interpreter's path has a space.
     command = [sys.executable, "-m", "deepspeed.launcher.runner"]
     if ranks.include:
         command += ["--include", ranks.include]
     command += ["--master_port", str(ranks.port)]
     given: Mapping[str, str | None] = dict(flags.options.handed_through)
     if "log_level" not in given:
-        given = {"log_level": "critical", **given}  # its lines on every variable and process drown the trainer's
+        given = {
+            "log_level": "critical",
+            **given,
+        }  # more of its lines would hide the trainer's
     for name, value in given.items():
         if name == "num_nodes" and ranks.include:
-            continue  # deepspeed takes one of the two
+            continue  # deepspeed accepts only one of the two
         command.append(f"--{name}" if value is None else f"--{name}={value}")
     return [*command, "--module", "ds_rvqvae.train", *flags.arguments()]

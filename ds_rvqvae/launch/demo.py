@@ -1,4 +1,4 @@
-"""The launcher's `--demo`: motion made for it, and the devices that it trains on."""
+"""The launcher's `--demo`: its motion, and the devices that it trains on."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,12 +17,12 @@ from ds_rvqvae.launch.visible import VARIABLE, hides_all, shown
 
 
 def motion_folder() -> Path:
-    """Where the demo's motion is kept."""
+    """Returns the folder of the demo motion."""
     return cache_folder().absolute() / "demo_motion"
 
 
 def with_demo(flags: Flags) -> Flags:
-    """The flags with the demo's motion, and its devices where the user names none: all cards, or two CPU ranks."""
+    """Returns the flags with the demo motion, and with devices if the user names none: all GPUs, or two CPU ranks."""
     if not flags.keys.get("data_path"):
         flags = flags.with_key("data_path", str(motion_folder()))
     if flags.options.chooses_devices:
@@ -38,8 +38,8 @@ def with_demo(flags: Flags) -> Flags:
 
 
 def _on_cards(flags: Flags) -> Flags | None:
-    """The flags with the cards that CUDA_VISIBLE_DEVICES leaves, or else all that no other user computes on; None where
-    there is none for the demo."""
+    """Returns the flags with the GPUs that CUDA_VISIBLE_DEVICES names, or else all GPUs that no other user computes on;
+    None if there is no GPU for the demo."""
     try:
         cards = Cards.read()
     except UserError as error:
@@ -55,9 +55,9 @@ def _on_cards(flags: Flags) -> Flags | None:
     if visible is not None and hides_all(visible):
         note(f"{shown(visible)} hides every GPU: the demo trains on CPU ranks")
     elif not can_use_cards(Build.read(), cards.snapshot.cuda_version):
-        warn("the installed torch cannot use this machine's cards: the demo trains on CPU ranks")
+        warn("the installed torch cannot use this machine's GPUs: the demo trains on CPU ranks")
     elif visible is not None:
-        return flags  # the checks of the run find those that it names
+        return flags  # the checks of the run resolve its GPUs
     elif free:
         if left := [str(index) for index in gpus if index not in free]:
             note(f"GPU {', '.join(left)} left out: other users compute there, or it cannot be read")
@@ -72,6 +72,6 @@ def _with_include(flags: Flags, slots: Sequence[int]) -> Flags:
 
 
 def write_motion(config: DataConfig) -> None:
-    """Writes the demo's motion, unless the run reads other motion or it is there already."""
+    """Writes the demo motion, unless it exists or the run reads other motion."""
     if config.path == str(motion_folder()):
         write_demo_motion(motion_folder())

@@ -1,4 +1,4 @@
-"""Where the ranks of a run run: on which hosts and slots, and at which port they meet."""
+"""Place the ranks of a run: their hosts and slots, and the port at which they meet."""
 
 import functools
 import re
@@ -30,33 +30,33 @@ from ds_rvqvae.launch.slots import (
 from ds_rvqvae.launch.visible import VARIABLE, entries, numbers_may_differ, shown, visible_slots
 
 DEEPSPEED_HOSTFILE = Path("/job/hostfile")
-"""Where deepspeed looks for a hostfile that it was not told of."""
+"""The hostfile that deepspeed reads by default."""
 DEEPSPEED_PORT = 29500
 _LOOKS, _PAUSE = 5, 0.2
-"""How often and after how many seconds cards are read again."""
+"""How often GPUs are read again, and the seconds between readings."""
 _READ_BY_SHELLS = re.compile(r"[\\'\"`$;&|<>()]")
-_SPLIT_BY_SHELLS = re.compile(rf"{_READ_BY_SHELLS.pattern}|[\s{{}}*?#!~%\[\]]")  # pdsh fills in %h and the like
+_SPLIT_BY_SHELLS = re.compile(rf"{_READ_BY_SHELLS.pattern}|[\s{{}}*?#!~%\[\]]")  # pdsh replaces %h and similar
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where the ranks run."""
+    """The places of the ranks."""
 
     include: str | None
-    """What deepspeed's --include is given; None for all slots of a hostfile."""
+    """The value of deepspeed's --include; None for all slots of a hostfile."""
     hosts: dict[str, list[int]]
     """Slots by host."""
     local: list[int] | None
-    """This machine's slots, empty for all its cards; None where none of the hosts is known to be this machine."""
+    """This machine's slots, empty for all its GPUs; None if none of the hosts is known to be this machine."""
     port: int
     cpu_slots: int | None
-    """CPU ranks that this machine has room for; None where the slots are cards."""
+    """Number of this machine's slots for CPU ranks; None if the slots are GPUs."""
     first_here: bool
     """Whether rank 0 runs on this machine."""
     exclude: str | None = None
-    """Of all this machine's cards, those to leave out."""
+    """This machine's GPUs that are not used, as --exclude names them."""
     visible: str | None = None
-    """The CUDA_VISIBLE_DEVICES that names this machine's cards, where no flag does."""
+    """The CUDA_VISIBLE_DEVICES that names this machine's GPUs, if no flag does."""
     chosen_by: str = "--include"
     """The flag, file or variable that chose the slots."""
 
@@ -76,7 +76,7 @@ class Ranks:
 
 
 def place_ranks(options: LaunchOptions, environment: Mapping[str, str]) -> Ranks:
-    """Where the ranks run, as far as that can be known without looking at cards."""
+    """Returns the places of the ranks, as far as they are known without reading the GPUs."""
     _check_choice(options)
     count = cpu_slots(environment)
     hostfile = Path(options.hostfile) if options.hostfile else DEEPSPEED_HOSTFILE
@@ -86,7 +86,7 @@ def place_ranks(options: LaunchOptions, environment: Mapping[str, str]) -> Ranks
         raise UserError("--num_nodes and --no_ssh need a --hostfile that names the hosts")
     visible = environment.get(VARIABLE) if count is None and not options.chooses_devices else None
     if visible is not None:
-        entries(visible)  # what is wrong by itself is said before any card is looked at
+        entries(visible)  # errors in the text itself are reported before any GPU is read
     slots = _slots_here(options) if visible is None else []
     if count is not None:
         slots = slots or _all_here(count, options.exclude)
@@ -104,19 +104,19 @@ def _chosen_by(options: LaunchOptions, visible: str | None) -> str:
 
 
 def _check_choice(options: LaunchOptions) -> None:
-    """Raises UserError where flags choose slots in two ways, or none."""
+    """Raises UserError if flags choose slots in two ways, or choose none."""
     ways = (["include"], ["exclude"], ["num_gpus", "num_nodes"])
     given = [" and ".join(f"--{name}" for name in way if getattr(options, name) is not None) for way in ways]
     given = [flags for flags in given if flags]
     if len(given) > 1:
-        raise UserError(f"{' and '.join(given)}: deepspeed takes one of them; leave the other out")
+        raise UserError(f"{' and '.join(given)}: deepspeed accepts only one of them; leave the other out")
     for name in ("num_gpus", "num_nodes"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UserError(f"--{name} {getattr(options, name)}: give 1 or more")
 
 
 def _slots_here(options: LaunchOptions) -> list[int]:
-    """The slots of this machine that the flags choose without a hostfile; empty for all that it turns out to have."""
+    """Returns the slots of this machine that the flags choose without a hostfile; empty for all GPUs that it has."""
     if options.num_gpus is not None:
         return list(range(options.num_gpus))
     exclude, include = options.exclude, options.include or DEFAULT_INCLUDE
@@ -129,12 +129,12 @@ def _slots_here(options: LaunchOptions) -> list[int]:
 
 
 def _all_here(size: int, exclude: str | None) -> list[int]:
-    """All of this machine's so many slots, but those that `--exclude` names."""
+    """Returns all `size` slots of this machine, except those that `--exclude` names."""
     return slots_but(exclude, {LOCAL: size})[LOCAL] if exclude else list(range(size))
 
 
 def _place_on_hosts(options: LaunchOptions, sizes: dict[str, int], cpu_slots: int | None) -> Ranks:
-    """Ranks on the hosts of a hostfile, which have so many slots."""
+    """Returns the places of ranks on the hosts of a hostfile; `sizes` has the number of slots per host."""
     sizes = dict(list(sizes.items())[: options.num_nodes])
     if options.num_gpus is not None:
         hosts = first_slots(options.num_gpus, sizes)
@@ -145,16 +145,18 @@ def _place_on_hosts(options: LaunchOptions, sizes: dict[str, int], cpu_slots: in
     include = format_hosts(hosts) if options.exclude or options.num_gpus is not None else options.include
     local = _this_host(options, list(hosts))
     if local is None and options.launcher in (None, "pdsh") and shutil.which("pdsh") is None:
-        raise UserError("--hostfile: pdsh is not installed, which starts the ranks of other hosts; or use --no_ssh")
+        raise UserError(
+            "--hostfile: pdsh, which starts the ranks of other hosts, is not installed; install it, or use --no_ssh"
+        )
     first_here = local is not None and local == next(iter(hosts))
-    # Hosts that are started one by one have to agree on the port.
+    # Hosts that are started one by one must have the same port.
     port = free_port(options.master_port or (DEEPSPEED_PORT if len(hosts) > 1 else None), first_here)
     slots = hosts[local] if local else None
     return Ranks(include, hosts, slots, port, cpu_slots, first_here, chosen_by="the hostfile")
 
 
 def _this_host(options: LaunchOptions, hosts: list[str]) -> str | None:
-    """Which of a hostfile's hosts is this machine, where the flags tell."""
+    """Returns which of a hostfile's hosts is this machine; None if the flags do not tell."""
     if options.no_ssh:
         if options.node_rank is None or not 0 <= options.node_rank < len(hosts) or not options.master_addr:
             raise UserError(f"--no_ssh: give --node_rank, from 0 to {len(hosts) - 1}, and --master_addr")
@@ -163,21 +165,21 @@ def _this_host(options: LaunchOptions, hosts: list[str]) -> str | None:
 
 
 def check_shells(ranks: Ranks, options: LaunchOptions, arguments: Sequence[str]) -> None:
-    """Raises UserError where deepspeed would start ranks through a shell that takes the command apart; of what it hands
-    over it quotes words with a space alone, and those in part."""
+    """Raises UserError if deepspeed would start ranks through a shell that splits or changes the command. deepspeed
+    quotes only words with a space, and these only in part."""
     if options.no_ssh or not (options.force_multi or len(ranks.hosts) > 1):
         return
     places = [place for place in (sys.executable, str(Path.cwd())) if _SPLIT_BY_SHELLS.search(place)]
     words = [word for word in arguments if _READ_BY_SHELLS.search(word)]
     if places or words:
         raise UserError(
-            f"--hostfile: deepspeed starts ranks on other hosts through shells, which would not take "
-            f"{(places + words)[0]} as it is; use plain names, or start each host with --no_ssh"
+            "--hostfile: deepspeed starts ranks on other hosts through shells, which would change "
+            f"{(places + words)[0]}; use plain names, or start each host with --no_ssh"
         )
 
 
 def check_cards(ranks: Ranks, environment: Mapping[str, str]) -> tuple[Ranks, Cards]:
-    """Checks that this machine has the cards; gives them, and the ranks with all filled in where none are named."""
+    """Checks that this machine has the GPUs. Returns them, and the ranks with all GPUs filled in if none are named."""
     cards = Cards.read()
     if not ranks.local:
         if ranks.visible is not None:
@@ -194,8 +196,8 @@ def check_cards(ranks: Ranks, environment: Mapping[str, str]) -> tuple[Ranks, Ca
 
 
 def _without_ended(cards: Cards, slots: Sequence[int]) -> Cards:
-    """Cards read again while one of `slots` has a process that is not seen: the driver lists one that was killed for a
-    moment longer than the system does."""
+    """Reads the GPUs again while one of `slots` has a process that the system does not list: the driver lists a killed
+    process for a moment longer than the system does."""
     for _ in range(_LOOKS):
         if not cards.any_unseen(slots):
             break
@@ -208,7 +210,7 @@ def _without_ended(cards: Cards, slots: Sequence[int]) -> Cards:
 
 
 def _tell_of_variable(ranks: Ranks, cards: Cards, environment: Mapping[str, str]) -> None:
-    """Says what CUDA_VISIBLE_DEVICES does where it is set: names the GPUs, or gives way to a flag."""
+    """Prints the effect of CUDA_VISIBLE_DEVICES if it is set: it names the GPUs, or a flag overrides it."""
     text = environment.get(VARIABLE)
     if text is None:
         return
@@ -217,22 +219,23 @@ def _tell_of_variable(ranks: Ranks, cards: Cards, environment: Mapping[str, str]
         with suppress(UserError):
             if visible_slots(text, cards.gpus) == slots:
                 return
-        why = "what is asked of this start counts more than a variable that was set before it"
-        warn(f"{shown(text)} is not heeded: {ranks.chosen_by} chooses the GPUs, and {why}")
+        why = "a flag of this start overrides a variable that was set before"
+        warn(f"{shown(text)} has no effect: {ranks.chosen_by} chooses the GPUs, and {why}")
         return
     names = " and ".join(sorted({cards.gpus[slot].name for slot in slots}))
     note(
-        f"GPU {', '.join(map(str, slots))} ({names or 'without a name'}), as {shown(text)} says; --include takes others"
+        f"GPU {', '.join(map(str, slots))} ({names or 'without a name'}), as {shown(text)} says; --include chooses "
+        "others"
     )
     if numbers_may_differ(text, cards.gpus, environment.get("CUDA_DEVICE_ORDER")):
         warn(
-            f"{shown(text)}: the GPUs of this machine differ; its numbers are taken as nvidia-smi's, by PCI bus, "
-            "where CUDA without CUDA_DEVICE_ORDER=PCI_BUS_ID counts the fastest first"
+            f"{shown(text)}: the GPUs of this machine differ; its numbers are read as nvidia-smi's, in order of PCI "
+            "bus, but CUDA without CUDA_DEVICE_ORDER=PCI_BUS_ID counts the fastest first"
         )
 
 
 def free_port(wanted: int | None, here: bool) -> int:
-    """A free port, or the one wanted; checked where rank 0 listens on this machine."""
+    """Returns a free port, or the wanted one; it is checked if rank 0 listens on this machine."""
     if wanted is not None and not 0 < wanted < 65536:
         raise UserError(f"--master_port {wanted}: a port is a number from 1 to 65535")
     if wanted is not None and not here:
@@ -243,17 +246,19 @@ def free_port(wanted: int | None, here: bool) -> int:
             listener.bind(("", wanted or 0))
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
-            raise UserError(f"--master_port {wanted}: {reason}; give another, or leave it out for a free one") from None
+            raise UserError(
+                f"--master_port {wanted}: {reason}; give another, or leave the flag out for a free one"
+            ) from None
         return int(listener.getsockname()[1])
 
 
 @functools.cache
 def warn(text: str) -> None:
-    """A warning on stderr, once, however many parts of a body it is about."""
+    """Prints a warning on stderr, once even if it concerns several parts of a body."""
     say(f"warning: {text}")
 
 
 @functools.cache
 def note(text: str) -> None:
-    """A line on stderr, once, however many parts of a body it is about."""
+    """Prints a message on stderr, once even if it concerns several parts of a body."""
     say(text)

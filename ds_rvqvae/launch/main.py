@@ -1,4 +1,4 @@
-"""The launcher: flags into checked runs, each of them trained under supervision."""
+"""The launcher: check the runs that the flags ask for, and train each under supervision."""
 
 import shlex
 import sys
@@ -10,7 +10,7 @@ from ds_rvqvae.errors import ExitStatus, printable, say
 from ds_rvqvae.process.command import exit_status_of, print_out
 from ds_rvqvae.process.streams import queued_streams
 
-if TYPE_CHECKING:  # late, so that help answers at once
+if TYPE_CHECKING:  # imported late, so that help answers at once
     from ds_rvqvae.config.parser import FlagParser
     from ds_rvqvae.config.request import Flags
     from ds_rvqvae.launch.body import CheckedRun
@@ -30,7 +30,7 @@ def _launch(argv: Sequence[str]) -> ExitStatus:
 
 
 def add_train(parser: "FlagParser") -> None:
-    """Fills the parser of `ds-rvqvae train`, which is this launcher under the package's name."""
+    """Fills the parser of `ds-rvqvae train`, which is this launcher as a command of the package."""
     from ds_rvqvae.config.request import fill_launch_parser, launch_flags_of
 
     fill_launch_parser(parser)
@@ -38,7 +38,7 @@ def add_train(parser: "FlagParser") -> None:
 
 
 def launch(flags: "Flags") -> ExitStatus:
-    """Checks the run, or the runs, that the flags ask for, and trains."""
+    """Checks the run or runs that the flags ask for, and trains."""
     from ds_rvqvae.launch import demo
     from ds_rvqvae.launch.body import Body, check_no_body
     from ds_rvqvae.launch.check import check_run
@@ -66,7 +66,7 @@ def launch(flags: "Flags") -> ExitStatus:
     if flags.options.dry_run:
         _show([(run, report) for run, report in checked if body is None or not run.done])
         return ExitStatus.DONE
-    # From here on the result is the run: whether anything can be printed changes nothing.
+    # From here on the run is the result: a failure to print must not stop it.
     with queued_streams("stdout"), signals_noted() as signals:
         if body is None:
             return train(runs[0], signals, lambda run, status: tell_ending(run.folder, (), run, status))
@@ -76,7 +76,7 @@ def launch(flags: "Flags") -> ExitStatus:
 
 
 def _show(checked: "list[tuple[CheckedRun, Preflight | None]]") -> None:
-    """Prints each run's command, and on stderr its plan, what the checks found and the ranks' own variables."""
+    """Prints each run's command, and on stderr its plan, the results of the checks and the ranks' own variables."""
     from ds_rvqvae.launch.command import command_by_flags, rank_variables
     from ds_rvqvae.process.tables import Column, Table
     from ds_rvqvae.process.terminal import terminal_of
@@ -86,7 +86,7 @@ def _show(checked: "list[tuple[CheckedRun, Preflight | None]]") -> None:
         if report is None:
             say(f"{run.folder.name}: nothing is left to train")
             continue
-        # Most of what is found is the same for every part of a body.
+        # Most results are the same for every part of a body.
         new = [finding for finding in report.findings if finding not in shown]
         shown.update(new)
         blocks: list[Block] = [(f"plan of {run.folder.name}", "title"), *(f"  {line}" for line in report.plan_lines())]

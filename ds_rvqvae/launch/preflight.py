@@ -1,4 +1,4 @@
-"""What is looked at before any rank starts: cards against the plan, driver, memory of the host, shared memory, port."""
+"""Check the machine before any rank starts: memory of the GPUs, driver, memory of the host, shared memory, port."""
 
 import importlib.util
 import re
@@ -21,27 +21,27 @@ from ds_rvqvae.runs.start import split_batch
 from ds_rvqvae.text import GIB, MIB, counted, size
 
 CARD_PROCESS_BYTES, LEAST_CARD_PROCESS_BYTES = 3 * GIB, GIB // 2
-"""Host memory of a rank on a card: Python, torch with its CUDA libraries, CUDA's context. Assumed, not measured yet;
-the second is what it surely takes."""
+"""Host memory of a rank on a GPU: Python, torch with its CUDA libraries, CUDA's context. Both are assumed, not measured
+yet; the second is a lower bound."""
 CPU_PROCESS_BYTES, LEAST_CPU_PROCESS_BYTES = 512 * MIB, 192 * MIB
-"""The same of a CPU rank, without its tensors; 280 MiB once torch and DeepSpeed are imported."""
+"""The same for a CPU rank, without its tensors; it takes 280 MiB after importing torch and DeepSpeed."""
 NCCL_SHARED_BYTES = 64 * MIB
-"""A rank's share of /dev/shm: NCCL takes 9.2 MiB a connection where cards do not reach each other, on two channels
-for a ring and trees. Assumed, not measured yet."""
+"""Bytes of /dev/shm per rank: NCCL takes 9.2 MiB per connection if GPUs cannot reach each other directly, on two
+channels for a ring and trees. Assumed, not measured yet."""
 _LEAST_MEMLOCK = GIB
 """RLIMIT_MEMLOCK below which NCCL may not register its buffers with InfiniBand."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one thing that was looked at."""
+    """The result of one check."""
 
     topic: str
     text: str
     warning: bool = False
 
     def words(self) -> Line:
-        """What was found, and whether it is a warning."""
+        """Returns the result as a line, marked if it is a warning."""
         return [("warning: ", "warning"), self.text] if self.warning else self.text
 
 
@@ -51,11 +51,12 @@ class Build:
 
     version: str
     cuda: str | None
-    """The CUDA it was built with; None without."""
+    """The CUDA version it was built with; None if it was built without CUDA."""
 
     @classmethod
     def read(cls) -> "Build":
-        """Reads its `version.py` as text: importing torch takes seconds. Empty where that tells nothing."""
+        """Reads torch's `version.py` as text, because importing torch takes seconds. `version` is empty if the file
+        does not tell."""
         spec = importlib.util.find_spec("torch")
         file = Path(spec.origin).with_name("version.py") if spec and spec.origin else Path()
         text = file.read_text(encoding="utf-8") if file.is_file() else ""
@@ -66,7 +67,7 @@ class Build:
 
 @dataclass(frozen=True)
 class Room:
-    """Memory that a rank could have on a card, or on the slice of it that CUDA takes."""
+    """Memory for a rank on a GPU, or on the MIG slice of it that CUDA uses."""
 
     gpu: Gpu
     whole_bytes: int
@@ -74,7 +75,7 @@ class Room:
 
     @classmethod
     def of(cls, gpu: Gpu) -> "Room | None":
-        """None where the card does not tell."""
+        """Returns the room on a GPU; None if the driver does not report its memory."""
         device = gpu.slices[0] if gpu.slices else gpu
         total, used = device.memory_total_bytes, device.memory_used_bytes
         if not total or used is None:
@@ -85,17 +86,17 @@ class Room:
 
 @dataclass(frozen=True)
 class Preflight:
-    """A run's plan, for the fullest of its cards as it is now, and what was found."""
+    """A run's plan, for its GPU with the least free memory, and the results of the checks."""
 
     plan: Plan
     room: Room | None
-    """That card; None where it is not known or not on this machine."""
+    """The room on that GPU; None if it is not known or not on this machine."""
     on_cpu: bool
-    """Whether the ranks are CPU ranks, which have no CUDA to make room for."""
+    """Whether the ranks are CPU ranks, which need no memory for CUDA."""
     findings: list[Finding]
 
     def plan_lines(self) -> list[str]:
-        """The plan in short."""
+        """Returns a short form of the plan."""
         plan, data = self.plan, self.plan.profile.rvqvae.data
         recompute = "on" if plan.profile.rvqvae.training.gradient_checkpointing else "off"
         precision = "bf16" if plan.profile.bf16.enabled else "fp32"
@@ -105,7 +106,7 @@ class Preflight:
         parts.sort(key=lambda part: -part[1])
         total = sum(count for _, count in parts)
         lines = [
-            f"{counted(plan.gpus, 'CPU rank' if self.on_cpu else 'card')}, each with "
+            f"{counted(plan.gpus, 'CPU rank' if self.on_cpu else 'GPU')}, each with "
             f"{window_sizes_text(data, plan.micro_batch)} x {plan.in_features} columns",
             f"{plan.parameter_count:,} trainable parameters, {precision}, "
             f"ZeRO stage {plan.profile.zero_optimization.stage}, activation checkpointing {recompute}",
@@ -130,15 +131,15 @@ def check_machine(
     host: Host | None = None,
     build: Build | None = None,
 ) -> Preflight:
-    """Checks what a run needs of this machine's cards and of the machine round them.
+    """Checks whether this machine and its GPUs have what a run needs.
 
     Args:
         in_features: columns of the motion.
-        cards: this machine's; None where the ranks are CPU ranks or on other machines.
-        idle: cards that `Cards.require_idle` or `check_not_of_others` will judge, so that here their users are no
-            reason to refuse.
-        dry_run: whether nothing is to start, so that a torch without CUDA is a warning.
-        host, build: in place of this machine's.
+        cards: this machine's GPUs; None if the ranks are CPU ranks or on other machines.
+        idle: GPUs that `Cards.require_idle` or `check_not_of_others` will check, so that their users are not an error
+            here.
+        dry_run: whether nothing will start, so that a torch without CUDA is only a warning.
+        host, build: values in place of this machine's.
 
     Raises:
         UserError: the run cannot start here.
@@ -146,14 +147,14 @@ def check_machine(
     plan = make_plan(profile, in_features, ranks.world_size, CARDS["4090"])
     arithmetic = Finding("arithmetic", bf16_arithmetic_text())
     if ranks.local is None:
-        elsewhere = "the ranks run on other hosts, of which nothing is looked at from here"
-        return Preflight(plan, None, ranks.cpu, [Finding("cards", elsewhere), _port(ranks)])
+        elsewhere = "the ranks run on other hosts, which are not checked from this machine"
+        return Preflight(plan, None, ranks.cpu, [Finding("GPUs", elsewhere), _port(ranks)])
     host = host or Host.read()
     findings, room = [arithmetic] if ranks.cpu else [], None
     if cards is not None:
         room = _least_room(cards, ranks.local, idle)
         if room is not None:
-            # Of the card only its memory counts here.
+            # Only the memory of the GPU matters here.
             plan = replace(plan, card=replace(plan.card, name=room.gpu.name, memory_bytes=room.free_bytes))
         findings += _cards(cards, ranks.local)
         findings.append(_driver(cards, build or Build.read(), dry_run))
@@ -166,7 +167,8 @@ def check_machine(
 
 
 def _least_room(cards: Cards, slots: Sequence[int], idle: Sequence[int]) -> Room | None:
-    """The card with the least free memory among those that tell, without those that are refused for not being idle."""
+    """Returns the room on the GPU with the least free memory, among those that report it; without those that are
+    refused because they are not idle."""
     gpus = [gpu for gpu in cards.gpus if gpu.index in slots and (gpu.idle or gpu.index not in idle)]
     rooms = [room for room in map(Room.of, gpus) if room is not None]
     return min(rooms, key=lambda room: room.free_bytes, default=None)
@@ -174,42 +176,41 @@ def _least_room(cards: Cards, slots: Sequence[int], idle: Sequence[int]) -> Room
 
 def _cards(cards: Cards, slots: Sequence[int]) -> list[Finding]:
     names = " and ".join(sorted({cards.gpus[slot].name for slot in slots}))
-    findings = [Finding("cards", f"GPU {', '.join(map(str, slots))}: {names or 'without a name'}")]
+    findings = [Finding("GPUs", f"GPU {', '.join(map(str, slots))}: {names or 'without a name'}")]
     warnings = cards.warnings(slots)
-    findings += [Finding("cards", warning, warning=True) for warning in warnings]
+    findings += [Finding("GPUs", warning, warning=True) for warning in warnings]
     if 0 not in slots and cards.gpus[0].idle:
         findings.append(Finding("GPU 0", "left out, and idle"))
     return findings
 
 
 def _driver(cards: Cards, build: Build, dry_run: bool) -> Finding:
-    """Raises UserError for a driver that is too old, or a torch that knows no cards."""
+    """Raises UserError for a driver that is too old, or a torch without CUDA."""
     driver, serves = cards.snapshot.driver_version, cards.snapshot.cuda_version
     torch = f"torch {build.version}".rstrip()
     if not build.version:
-        return Finding("driver", f"{driver}; which CUDA torch is built for cannot be told", warning=True)
+        return Finding("driver", f"{driver}; the CUDA version that torch is built for is not known", warning=True)
     if build.cuda is None:
-        text = (
-            f"{torch} is built without CUDA and cannot use these cards: install a build of it for CUDA {serves or 12}"
-        )
+        text = f"{torch} is built without CUDA and cannot use these GPUs: install a build for CUDA {serves or 12}"
         if dry_run:
             return Finding("driver", text, warning=True)
         raise UserError(f"{text}, or set LOCAL_SIZE=8 in the environment for eight CPU ranks")
     wanted = f"{torch} is built for CUDA {build.cuda}"
     if not serves:
-        return Finding("driver", f"{driver or 'it'} does not tell which CUDA it serves; {wanted}", warning=True)
+        return Finding("driver", f"{driver or 'it'} does not report which CUDA it supports; {wanted}", warning=True)
     newest, needed = _numbers(serves), _numbers(build.cuda)
     if not can_use_cards(build, serves):
         raise UserError(
-            f"the NVIDIA driver {driver} serves CUDA up to {serves}, but {wanted}: update the driver, "
+            f"the NVIDIA driver {driver} supports CUDA up to {serves}, but {wanted}: update the driver, "
             f"or install a build of torch for CUDA {newest[0]}"
         )
-    within = "; enough within one major version, as NVIDIA promises" if newest < needed else ""
-    return Finding("driver", f"{driver} serves CUDA up to {serves}, {wanted}{within}")
+    within = "; this is enough within one major version, as NVIDIA documents" if newest < needed else ""
+    return Finding("driver", f"{driver} supports CUDA up to {serves}, {wanted}{within}")
 
 
 def can_use_cards(build: Build, serves: str) -> bool:
-    """Whether a build of torch can use cards whose driver serves CUDA up to `serves`; empty where it does not tell."""
+    """Returns whether a build of torch can use GPUs whose driver supports CUDA up to `serves`; it is empty if the
+    driver does not report it."""
     return build.cuda is not None and (not serves or _numbers(serves)[0] >= _numbers(build.cuda)[0])
 
 
@@ -218,20 +219,20 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _card_memory(plan: Plan, room: Room | None, cards: Cards, slots: Sequence[int]) -> Finding:
-    """Raises UserError where the plan does not fit into what is free and no smaller batch will be looked for."""
+    """Raises UserError if the plan does not fit into the free memory and no smaller batch will be searched for."""
     needed = plan.total_bytes
     untold = [str(slot) for slot in slots if Room.of(cards.gpus[slot]) is None]
     if room is None or (untold and needed <= room.free_bytes):
-        unknown = f"; the driver does not tell the memory of GPU {', '.join(untold)}" if untold else ""
-        return Finding("card memory", f"{size(needed)} a card is planned{unknown}", warning=True)
+        unknown = f"; the driver does not report the memory of GPU {', '.join(untold)}" if untold else ""
+        return Finding("GPU memory", f"{size(needed)} per GPU planned{unknown}", warning=True)
     if needed <= room.free_bytes:
         free = f"{size(room.free_bytes)} of {size(room.whole_bytes)} on GPU {room.gpu.index}"
-        return Finding("card memory", f"{size(needed)} a card is planned; the least that is free is {free}")
+        return Finding("GPU memory", f"{size(needed)} per GPU planned; the least free memory is {free}")
     text = _too_little(plan, room, cards)
     if not plan.largest_micro_batch:
         raise UserError(f"{text}; not even one window fits{_other_cards(plan, cards, slots)}")
     if plan.profile.rvqvae.training.auto_batch_size:
-        return Finding("card memory", f"{text}; --auto_batch_size looks for a batch that fits", warning=True)
+        return Finding("GPU memory", f"{text}; --auto_batch_size searches for a batch that fits", warning=True)
     raise UserError(
         f"{text}; the largest micro batch that fits is {plan.largest_micro_batch}: {_smaller_batch(plan)}, "
         f"--auto_batch_size{_other_cards(plan, cards, slots)}"
@@ -239,10 +240,11 @@ def _card_memory(plan: Plan, room: Room | None, cards: Cards, slots: Sequence[in
 
 
 def _smaller_batch(plan: Plan) -> str:
-    """Flags with which the run fits: in smaller pieces of the same global batch, or else with a smaller one."""
+    """Returns flags with which the run fits: smaller micro batches of the same global batch, or else a smaller global
+    batch."""
     most = min(plan.largest_micro_batch, plan.micro_batch)
     while most:
-        # Accumulating takes memory of its own.
+        # Gradient accumulation takes some memory too.
         windows, accumulation = split_batch(plan.profile.windows_per_rank, most)
         update = {"train_micro_batch_size_per_gpu": windows, "gradient_accumulation_steps": accumulation}
         profile = plan.profile.model_copy(update=update)
@@ -255,40 +257,41 @@ def _smaller_batch(plan: Plan) -> str:
 def _too_little(plan: Plan, room: Room, cards: Cards) -> str:
     gpu, needed = room.gpu, plan.total_bytes
     text = f"GPU {gpu.index} has {size(room.free_bytes)} free of {size(room.whole_bytes)}"
-    text += f" and the run is planned to take {size(needed)} with {plan.micro_batch} windows a card"
+    text += f" and the run is planned to take {size(needed)} with {plan.micro_batch} windows per GPU"
     if needed <= room.whole_bytes:
-        return f"{text}, so others must leave: {cards.users(gpu)}"
+        return f"{text}, so others must free some: {cards.users(gpu)}"
     return text if gpu.idle else f"{text}, more than all of it; {cards.users(gpu)}"
 
 
 def _other_cards(plan: Plan, cards: Cards, slots: Sequence[int]) -> str:
-    """The cards to name instead, where some have the room."""
+    """Returns a hint with the GPUs that have enough room, if any."""
     rooms = filter(None, (Room.of(cards.gpus[slot]) for slot in slots))
     others = [room.gpu.index for room in rooms if plan.total_bytes <= room.free_bytes]
     return f", or --include {format_include(others)}" if others else ""
 
 
 def _host_memory(plan: Plan, placed: Ranks, host: Host) -> Finding:
-    """Raises UserError where there is not even room for the processes."""
+    """Raises UserError if there is not even room for the processes."""
     ranks = len(placed.local or ())
     if placed.cpu:
         least, each = LEAST_CPU_PROCESS_BYTES, CPU_PROCESS_BYTES + plan.allocated_bytes
     else:
         least, each = LEAST_CARD_PROCESS_BYTES, CARD_PROCESS_BYTES + plan.host_bytes
     there = f"{size(host.memory_bytes)} is {host.memory_limit}"
+    named = counted(ranks, "rank")
     if host.memory_bytes < ranks * least:
-        raise UserError(f"host memory: {ranks} ranks take {size(ranks * least)} at the least and {there}; free some")
-    text = f"{ranks} ranks of some {size(each)} take {size(ranks * each)} of the host's memory, {there}"
+        raise UserError(f"host memory: {named} need {size(ranks * least)} or more, but {there}; free some")
+    text = f"{named} of about {size(each)}, together {size(ranks * each)} of the host's memory; {there}"
     return Finding("host memory", text, warning=host.memory_bytes < ranks * each)
 
 
 def _pinned_memory(plan: Plan, ranks: Ranks, host: Host) -> Finding:
-    pinned = f"{size(len(ranks.local or ()) * plan.host_bytes)} of that is page-locked for the cards"
+    pinned = f"{size(len(ranks.local or ()) * plan.host_bytes)} of that is page-locked for the GPUs"
     limit = "unlimited" if host.memlock_bytes is None else size(host.memlock_bytes)
     if len(ranks.hosts) > 1 and host.infiniband and _is_small(host.memlock_bytes):
         text = f"RLIMIT_MEMLOCK is {limit}, too little for NCCL over InfiniBand: ulimit -l unlimited"
         return Finding("pinned memory", f"{text}, or --nccl_ib_disable", warning=True)
-    return Finding("pinned memory", f"{pinned}; RLIMIT_MEMLOCK, which binds InfiniBand alone, is {limit}")
+    return Finding("pinned memory", f"{pinned}; RLIMIT_MEMLOCK, which limits only InfiniBand, is {limit}")
 
 
 def _is_small(memlock_bytes: int | None) -> bool:
@@ -300,17 +303,17 @@ def _shared_memory(ranks: int, host: Host) -> Finding:
         return Finding("/dev/shm", "not used by one rank")
     wanted = ranks * NCCL_SHARED_BYTES
     if host.shm_total_bytes is None or host.shm_free_bytes is None:
-        return Finding("/dev/shm", "there is no /dev/shm, which NCCL needs between cards", warning=True)
+        return Finding("/dev/shm", "there is no /dev/shm, which NCCL needs between GPUs", warning=True)
     text = f"{size(host.shm_free_bytes)} of {size(host.shm_total_bytes)} free in /dev/shm, where NCCL may take "
     text += f"{size(wanted)} for {ranks} ranks"
     if host.shm_free_bytes >= wanted:
         return Finding("/dev/shm", text)
-    # A killed run leaves its segments behind.
+    # A killed run leaves its segments in it.
     small = host.shm_total_bytes < wanted
     todo = "start the container with --shm-size=1g or --ipc=host" if small else "delete what killed runs left in it"
     return Finding("/dev/shm", f"{text}: {todo}", warning=True)
 
 
 def _port(ranks: Ranks) -> Finding:
-    state = "free" if ranks.first_here else "on rank 0's host, not looked at"
+    state = "free" if ranks.first_here else "on rank 0's host, not checked"
     return Finding("master port", f"{ranks.port}: {state}")

@@ -1,4 +1,4 @@
-"""Starts a job again when a rank died or hung."""
+"""Start a job again when a rank died or hung."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from ds_rvqvae.errors import ExitStatus, say
 from ds_rvqvae.launch.supervise import Ending, Job, Signals, supervise
 
 FIRST_PAUSE = 5.0
-"""Seconds before the first restart; each further one waits twice as long as the one before."""
+"""Seconds before the first restart; each further restart waits twice as long as the one before."""
 LONGEST_PAUSE = 300.0
 
 
@@ -16,10 +16,10 @@ def run_with_restarts(
 ) -> ExitStatus:
     """Runs a job to its end, within `signals_noted`, and again after each failure, `max_restarts` times at most.
 
-    A failure that comes back at the same step, out of the ranks themselves, is not tried a third time.
+    If the ranks themselves fail twice at the same step, there is no third try.
 
     Args:
-        make_job: gives the job for start 0 and for each restart, counted from 1.
+        make_job: returns the job for start 0 and for each restart, counted from 1.
     """
     before: Ending | None = None
     restart = 0
@@ -34,7 +34,7 @@ def run_with_restarts(
             say(f"the ranks failed at step {ending.step + 1} as they did before: not started again")
             return ending.status
         pause = min(LONGEST_PAUSE, first_pause * 2**restart)
-        say(f"restart {restart + 1} of {max_restarts} in {pause:.0f} s, from the newest whole checkpoint")
+        say(f"restart {restart + 1} of {max_restarts} in {pause:.0f} s, from the newest complete checkpoint")
         if not _pause(pause, signals):
             say("stopped before the restart")
             return ExitStatus.STOPPED
@@ -42,9 +42,9 @@ def run_with_restarts(
 
 
 def _pause(seconds: float, signals: Signals) -> bool:
-    """Waits; False where a signal to stop came instead."""
+    """Waits; returns False if a signal to stop came meanwhile."""
     end = time.monotonic() + seconds
     while not signals.stops and time.monotonic() < end:
         time.sleep(0.1)
-    signals.save = False  # there was nobody to save
+    signals.save = False  # no rank was running to save
     return not signals.stops

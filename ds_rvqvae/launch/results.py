@@ -1,4 +1,4 @@
-"""What the launcher prints at the end: how good a run is and what can be done with it, or how it is gone on with."""
+"""Print the end of a run: its scores and the next commands, or the command that continues it."""
 
 import os
 import shlex
@@ -30,29 +30,30 @@ _LAUNCHER = "train_8x4090"
 
 
 def tell_ending(folder: Path, parts: Sequence[str], run: CheckedRun, status: ExitStatus) -> None:
-    """Tells a user how a start of the launcher ended: its results on the host of rank 0, how to go on on each.
+    """Prints how a start of the launcher ended: its results on the host of rank 0, the command to continue on each
+    host.
 
     Args:
-        folder: of the run, or of the body that has these `parts`.
-        run: that run, or the body's first.
-        status: of the start.
+        folder: the folder of the run, or of the body with these `parts`.
+        run: the run, or the body's first run.
+        status: the exit status of the start.
     """
     if status == ExitStatus.DONE and run.ranks.first_here:
         with tolerated(f"{folder}: its results cannot be shown", warn=warn):
             print(terminal_of().text(result_lines(folder, parts, run.data)))
     elif status in (ExitStatus.STOPPED, ExitStatus.FAILED):
-        with tolerated("no command to go on with", "the same command with --resume does", warn=warn):
+        with tolerated("no command to continue", "the same command with --resume continues the run", warn=warn):
             logs = [log for part in parts or ("",) if (log := folder / part / LOG).is_file()]
             if status == ExitStatus.FAILED and logs:
                 newest = max(logs, key=lambda log: log.stat().st_mtime)
                 say(f"what happened is in {newest}")
             again = joined(resuming(folder if len(run.ranks.hosts) == 1 else None, parts))
-            say(f"go on with: {_placing(run)}{again}")
+            say(f"continue with: {_placing(run)}{again}")
 
 
 def result_lines(folder: Path, parts: Sequence[str], data: MotionData) -> list[Block]:
-    """The scores of a run, or of the parts of a body, before and after training; where what it made lies; and commands
-    that go on from there."""
+    """Returns the scores of a run, or of the parts of a body, before and after training; the files it made; and the
+    next commands."""
     lines: list[Block] = []
     pictures: list[Path] = []
     for part in parts:
@@ -67,7 +68,7 @@ def result_lines(folder: Path, parts: Sequence[str], data: MotionData) -> list[B
         lines.append(["tokenizer: ", (str(folder / TOKENIZER), "path")])
     else:
         export = joined([*program(), "export", str(folder), "--out", "DIR"])
-        warn(f"{folder / TOKENIZER}: is not there" + ("" if parts else f"; `{export}` writes it"))
+        warn(f"{folder / TOKENIZER}: is missing" + ("" if parts else f"; `{export}` writes it"))
     boards = folder if parts else folder / "tensorboard"
     curves = [*program("tensorboard"), "--logdir", str(boards), "--host", "localhost"]
     lines += [["run: ", (str(folder), "path")], ["curves: ", (joined(curves), "path")]]
@@ -78,7 +79,7 @@ def result_lines(folder: Path, parts: Sequence[str], data: MotionData) -> list[B
 
 
 def _next_commands(folder: Path, parts: Sequence[str], data: MotionData) -> list[list[str]]:
-    """A video, codes of all motion and scores, each where the motion has it."""
+    """Returns commands for a video, the codes of all motion, and scores, as far as the motion allows them."""
     own, split, commands = program(), _held_out(data), []
     layout = data.store.layout if parts else data.layout
     with tolerated("no clip to name in a command", warn=lambda _: None):
@@ -93,12 +94,13 @@ def _next_commands(folder: Path, parts: Sequence[str], data: MotionData) -> list
 
 
 def _held_out(data: MotionData) -> str:
-    """The split to score: test, which no choice was made by, where there is one."""
+    """Returns the split to score: test if there is one, because it influenced no choice during training."""
     return next(split for split in ("test", "val", "train") if data.segments(split))
 
 
 def _clip_of(data: MotionData, split: str) -> list[str]:
-    """The first clip of a split as `render` takes it: its file or store, what names it in that, and where it starts."""
+    """Returns the first clip of a split as arguments of `render`: its file or store, its name in that, and its
+    start."""
     segment = data.segments(split)[0]
     name = whole_name(segment.name)
     start = []
@@ -114,7 +116,7 @@ def _clip_of(data: MotionData, split: str) -> list[str]:
 
 
 def _motion_of(data: MotionData) -> Path:
-    """The motion as `encode` takes it: of a store, what it was made of."""
+    """Returns the motion as an argument of `encode`; for a store, its source files."""
     path = _path_of(data)
     return Path(next(iter(data.store.sources), path)) if is_store(path) else path
 
@@ -126,7 +128,8 @@ def _path_of(data: MotionData) -> Path:
 
 
 def _scores(run: Path) -> list[Block]:
-    """The run's scores by level against those of the untrained model, or where either cannot be read a way to them."""
+    """Returns the run's scores by level beside those of the untrained model; if either cannot be read, warns with a
+    remedy."""
     try:
         trained, untrained = _read(run)
         lines = score_blocks(trained, untrained)
@@ -134,7 +137,7 @@ def _scores(run: Path) -> list[Block]:
         _warn_of_scores(run, error)
         return []
     if trained["split"] == "train":
-        lines.append("no clip is held out: these are scores of motion that was trained on")
+        lines.append("no clip is held out: these scores are of training motion")
     return lines
 
 
@@ -156,26 +159,26 @@ def _short_scores(run: Path) -> list[str]:
 
 def _warn_of_scores(run: Path, error: Exception) -> None:
     again = joined([*program(), "evaluate", str(run)])
-    warn(f"{run / 'eval'}: the scores cannot be read: {error}; {again} takes them again")
+    warn(f"{run / 'eval'}: the scores cannot be read: {error}; {again} computes them again")
 
 
 def _read(run: Path) -> tuple[_Scores, _Scores | None]:
-    """The run's scores, and those before training, where there are any."""
+    """Returns the run's scores, and those before training; None for these if there are none."""
     before = run / "eval" / "untrained.json"
     return read_json(run / "eval" / "scores.json"), read_json(before) if before.exists() else None
 
 
 def _pictures(run: Path) -> list[Path]:
-    """The newest picture of a run's reconstructions, where there is one."""
+    """Returns the newest picture of a run's reconstructions; empty if there is none."""
     pictures = [picture for picture in (run / "eval").glob("reconstruction*.png") if picture.is_file()]
     return [max(pictures, key=lambda picture: picture.stat().st_mtime)] if pictures else []
 
 
 def resuming(folder: Path | None, parts: Sequence[str] = ()) -> list[str]:
-    """The command that goes on with a run after this start of the launcher: the same with `--resume`.
+    """Returns the command that continues a run after this start of the launcher: the same with `--resume`.
 
-    It names the run by its folder, but where that does not hold one yet, or None is given as several hosts may each
-    see another disk: there the flags name it.
+    It names the run by its folder. If the folder has no run yet, or is None because several hosts may see different
+    disks, the flags name the run.
     """
     launcher, words = _launcher()
     kept = []
@@ -195,7 +198,8 @@ def resuming(folder: Path | None, parts: Sequence[str] = ()) -> list[str]:
 
 
 def _placing(run: CheckedRun) -> str:
-    """The variables that chose where the ranks run, to stand before a command; empty where flags did."""
+    """Returns the environment variables that chose the places of the ranks, to be put before a command; empty if flags
+    chose them."""
     names = ["DS_ACCELERATOR", "LOCAL_SIZE"] if run.ranks.cpu else []
     names += [VARIABLE] if run.ranks.visible is not None else []
     values = run.request.flags.environment
@@ -203,20 +207,20 @@ def _placing(run: CheckedRun) -> str:
 
 
 def _launcher() -> tuple[list[str], list[str]]:
-    """How this process was started, as a shell takes it, and the flags that it was given."""
+    """Returns the words that started this process, for a shell, and its flags."""
     script, words = Path(sys.argv[0]), sys.argv[1:]
     if script.name == f"{_LAUNCHER}.py":
         shell = script.with_suffix(".sh")
-        # The shell script hands on the whole path.
+        # The shell script passes an absolute path.
         by_shell = script.is_absolute() and shell.is_file()
         return ["bash", _near(shell)] if by_shell else [_python(), str(script)], words
     if script.name == "__main__.py" and script.parent.name == "launch":
         return [_python(), "-m", "ds_rvqvae.launch"], words
-    return [*program(), "train"], words[1:]  # after the command's own name
+    return [*program(), "train"], words[1:]  # without the command's own name
 
 
 def program(name: str = "ds-rvqvae") -> list[str]:
-    """How a program of this environment is called from here."""
+    """Returns the words that call a program of this environment."""
     own, found = Path(sys.executable).with_name(name), shutil.which(name)
     if found and (not own.exists() or own.samefile(found)):
         return [name]
@@ -227,18 +231,18 @@ def program(name: str = "ds-rvqvae") -> list[str]:
 
 def _python() -> str:
     found = shutil.which("python")
-    # Not what links lead to: an environment's interpreter is a link to one outside.
+    # Links are not resolved: an environment's interpreter is a link to one outside.
     return "python" if found and Path(found) == Path(sys.executable) else _near(Path(sys.executable))
 
 
 def _near(file: Path) -> str:
-    """A path as seen from the working folder, where that lies above it; else the whole of it."""
+    """Returns a path relative to the working folder if it is inside that, else the absolute path."""
     path = Path(os.path.relpath(file))
     return str(file.absolute() if path.parts[:1] == ("..",) else path)
 
 
 def joined(words: Sequence[str]) -> str:
-    """Words of a command as a shell takes them, characters that no terminal should be sent as their codes."""
+    """Joins words into a command for a shell; characters that are not printable are written as their codes."""
     return " ".join(shlex.quote(word) if word.isprintable() else _coded(word) for word in words)
 
 

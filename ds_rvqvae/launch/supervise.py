@@ -1,6 +1,7 @@
-"""Runs the deepspeed launcher, passes signals on, leaves no process behind and says how the run ended.
+"""Run the deepspeed launcher, pass signals on, leave no process behind and report how the run ended.
 
-DeepSpeed's own launcher does not: a SIGTERM to it leaves its ranks running, and it exits 0 when its child was killed.
+DeepSpeed's own launcher does not do this: after a SIGTERM its ranks run on, and it exits with 0 when its child was
+killed.
 """
 
 import ctypes
@@ -25,9 +26,9 @@ from ds_rvqvae.runs.folder import RANK_LAUNCHER
 from ds_rvqvae.runs.heartbeat import Sign, Watch
 
 STOP_GRACE = 120.0
-"""Seconds that ranks have to end, once stopped."""
+"""Seconds that ranks have to end after they are stopped."""
 KILL_PATIENCE = 30.0
-"""Seconds to wait for killed processes to go."""
+"""Seconds to wait until killed processes are gone."""
 
 _PASSED_ON = {ExitStatus.BAD_INPUT, ExitStatus.CARD_NOT_IDLE, ExitStatus.NO_DRIVER}
 _PR_SET_PDEATHSIG = 1
@@ -40,23 +41,23 @@ class Job:
     command: Sequence[str]
     environment: Mapping[str, str]
     watch: Watch | None = None
-    """Over the ranks' signs of life; None where they run on other machines."""
+    """The watch over the ranks' heartbeats; None if they run on other machines."""
     stdout: int | None = None
-    """The number of what it prints to; None for our own."""
+    """The file descriptor that it prints to; None for our own."""
     stderr: int | None = None
 
 
 @dataclass
 class Signals:
-    """Which signals this process got."""
+    """The signals that this process got."""
 
     stops: list[int] = field(default_factory=list)
     """SIGINT, SIGTERM, SIGHUP, in the order of arrival."""
     save: bool = False
-    """SIGUSR1 came and has not been passed on yet."""
+    """Whether SIGUSR1 came and has not been passed on yet."""
 
     def insist(self) -> bool:
-        """Whether a second SIGINT asks for the ranks to be killed."""
+        """Returns whether a second SIGINT asks to kill the ranks."""
         return self.stops.count(signal.SIGINT) > 1
 
 
@@ -65,19 +66,19 @@ class Ending(NamedTuple):
 
     status: ExitStatus
     by_ranks: bool = False
-    """Whether the ranks gave up of themselves, rather than being killed or hanging."""
+    """Whether the ranks failed by themselves, and were not killed or hung."""
     step: int = 0
     """The last step that a rank is known to have finished."""
 
 
 def supervise(job: Job, signals: Signals, stop_grace: float = STOP_GRACE) -> Ending:
-    """Runs a job to its end, within `signals_noted`, and says in a line on stderr why where the ranks do not.
+    """Runs a job to its end, within `signals_noted`, and prints one line about the reason if the ranks have not printed
+    it.
 
     SIGINT, SIGTERM and SIGHUP, to this process, to a rank of this machine or to deepspeed's two processes above the
     ranks, stop the ranks, which have `stop_grace` seconds to save; a second SIGINT to this process kills them. SIGUSR1
-    is passed on to the ranks. A rank that is stuck ends the job. Where one of deepspeed's processes died, the ranks
-    have as long to save, which makes no other ending of it.
-    When this returns no process that the job started is left.
+    is passed on to the ranks. A rank that hangs ends the job. If one of deepspeed's processes died, the ranks have the
+    same time to save, but the job still counts as failed. When this returns, no process of the job is left.
     """
     stuck = None
     runner = subprocess.Popen(
@@ -89,15 +90,15 @@ def supervise(job: Job, signals: Signals, stop_grace: float = STOP_GRACE) -> End
         start_new_session=True,
         preexec_fn=_below(os.getpid(), holds_back=job.watch is not None),
     )
-    # Until a rank has imported what it needs and speaks for itself.
+    # Shown until a rank has finished its imports and prints itself.
     starting = Stage("starting the ranks, which import torch and DeepSpeed", shown=job.watch is not None, quiet=True)
     try:
         stuck = _wait(runner, job.watch, signals, stop_grace, starting)
         if stuck:
             say(f"training failed: {stuck}")
         code, said = runner.poll(), job.watch.ended() if job.watch else None
-        # Where one of deepspeed's processes was killed, the runner ends with 0 or by the signal, and ranks that save
-        # then end with 75: that is a failure all the same.
+        # If one of deepspeed's processes was killed, the runner ends with 0 or by the signal, and ranks that then save
+        # end with 75: that is a failure too.
         if code is None or (code > 0 and said is not None):
             code = said
     finally:
@@ -113,7 +114,7 @@ def supervise(job: Job, signals: Signals, stop_grace: float = STOP_GRACE) -> End
 
 @contextmanager
 def signals_noted() -> Iterator[Signals]:
-    """Collects the signals that arrive, in place of what they do by default."""
+    """Collects the signals that arrive, in place of their default action."""
     signals = Signals()
 
     def note(number: int, _frame: FrameType | None) -> None:
@@ -122,7 +123,8 @@ def signals_noted() -> Iterator[Signals]:
         else:
             signals.stops.append(number)
 
-    # What is ignored at the start stays so: SIGHUP under nohup, SIGINT in what a script runs in the background.
+    # Signals that are ignored at the start stay ignored: SIGHUP under nohup, SIGINT in a background process of a
+    # script.
     ending = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
     numbers = [*ending, signal.SIGUSR1]
     before = {number: signal.signal(number, note) for number in numbers}
@@ -134,11 +136,11 @@ def signals_noted() -> Iterator[Signals]:
 
 
 def _below(parent: int, holds_back: bool) -> Callable[[], None]:
-    """What the child runs before `exec`: it ends when `parent` dies, even of SIGKILL.
+    """Returns the function that the child runs before `exec`, so that it ends when `parent` dies, even by SIGKILL.
 
     Args:
-        holds_back: signals to it and to its child, deepspeed's other process, are left for this process to see: they
-            would end by them, or pass them on and kill the ranks 30 s later.
+        holds_back: whether signals to it and to its child, deepspeed's other process, stay pending, so that this
+            process sees them. Else these processes would end, or pass the signals on and kill the ranks 30 s later.
     """
     libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 
@@ -159,10 +161,10 @@ def _below(parent: int, holds_back: bool) -> Callable[[], None]:
 def _wait(
     runner: subprocess.Popen[bytes], watch: Watch | None, signals: Signals, stop_grace: float, starting: Stage
 ) -> str | None:
-    """Waits for the runner, and ends the stage of starting with the first sign of a rank.
+    """Waits for the runner, and ends the stage of starting at the first heartbeat of a rank.
 
-    Returns early where all ranks have ended of themselves, where one is stuck, which it describes, where a second
-    SIGINT came, where the ranks' time to stop is over, and where they are to stop and there are none yet.
+    Returns early if all ranks have ended by themselves, if one hangs (then with a description), after a second SIGINT,
+    when the ranks' time to stop is over, and if they shall stop but none has started.
     """
     deadline, told = None, False
     above_ranks = _AboveRanks(runner)
@@ -170,29 +172,29 @@ def _wait(
     while True:
         if watch and not begun and (begun := watch.begun()):
             starting.end()
-        # Looked at first, so that ranks which end together with the runner are seen.
+        # Checked first, so that ranks which end together with the runner are seen.
         stuck = watch.look() if watch else None
         with suppress(subprocess.TimeoutExpired):
             runner.wait(timeout=0.2)
             return None
         if watch and watch.ended() is not None and above_ranks.live():
-            watch.look()  # at their last steps
-            return None  # what the ranks have said, deepspeed's processes take seconds to pass on
+            watch.look()  # reads their last steps
+            return None  # deepspeed's processes would take seconds to pass on the result
         if signals.save:
             signals.save = False
             _ask_to_save(runner)
         if watch and not signals.stops:
             if above_ranks.were_signalled():
-                signals.stops.append(signal.SIGTERM)  # as if it had come to this process
+                signals.stops.append(signal.SIGTERM)  # as if this process had got it
             elif not told and _stopped_first(watch):
-                told = _stop_ranks(runner, watch)  # a rank was: the others would wait for it
+                told = _stop_ranks(runner, watch)  # a rank was stopped, and the others would wait for it
         if not signals.stops:
             if stuck:
                 return stuck
             continue
         if deadline is None:
             deadline = time.monotonic() + stop_grace
-            # The ranks first: whatever becomes of the message.
+            # The ranks first, because printing the message may fail.
             if not _stop_ranks(runner, watch) and watch and not watch.begun():
                 return None
             starting.end()
@@ -206,18 +208,18 @@ def _wait(
 
 
 class _AboveRanks:
-    """deepspeed's two processes between this one and the ranks, where they hold signals back."""
+    """deepspeed's two processes between this one and the ranks, if they block signals."""
 
     def __init__(self, runner: subprocess.Popen[bytes]) -> None:
         self._runner = psutil.Process(runner.pid)
         self._launcher: psutil.Process | None = None
 
     def live(self) -> bool:
-        """Whether both run: neither was killed."""
+        """Returns whether both run, so that neither was killed."""
         return self._launcher is not None and self._launcher.is_running() and not _is_zombie(self._launcher)
 
     def were_signalled(self) -> bool:
-        """Whether one of them was sent a signal to stop."""
+        """Returns whether a signal to stop was sent to one of them."""
         if self._launcher is None:
             self._launcher = next(iter(_launchers(self._runner)), None)
         return any(held_back(process.pid) for process in (self._runner, self._launcher) if process is not None)
@@ -237,7 +239,7 @@ def _launchers(runner: psutil.Process) -> list[psutil.Process]:
 
 
 def _ranks(runner: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The ranks on this machine; none before they are started."""
+    """Returns the ranks on this machine; none before they are started."""
     ranks: list[psutil.Process] = []
     with suppress(psutil.Error):
         for child in _launchers(psutil.Process(runner.pid)):
@@ -246,9 +248,9 @@ def _ranks(runner: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def _stop_ranks(runner: subprocess.Popen[bytes], watch: Watch | None) -> bool:
-    """SIGTERM to the ranks alone: deepspeed's processes above them pass on their exit status.
+    """Sends SIGTERM to the ranks only: deepspeed's processes above them pass on their exit status.
 
-    Where they are on other machines, all of the runner's process group gets it. False where none was found.
+    If they are on other machines, the runner's complete process group gets it. Returns False if no rank was found.
     """
     if watch is None:
         with suppress(ProcessLookupError):
@@ -262,7 +264,7 @@ def _stop_ranks(runner: subprocess.Popen[bytes], watch: Watch | None) -> bool:
 
 
 def _ask_to_save(runner: subprocess.Popen[bytes]) -> None:
-    """SIGUSR1 to the ranks that take it, which are those that train."""
+    """Sends SIGUSR1 to the ranks with a handler for it, which are those that train."""
     ranks = [rank for rank in _ranks(runner) if _catches(rank.pid, signal.SIGUSR1)]
     for rank in ranks:
         with suppress(psutil.NoSuchProcess):
@@ -271,7 +273,7 @@ def _ask_to_save(runner: subprocess.Popen[bytes]) -> None:
 
 
 def _catches(pid: int, number: int) -> bool:
-    """Whether a process has a handler for a signal."""
+    """Returns whether a process has a handler for a signal."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("SigCgt:"):
@@ -280,8 +282,8 @@ def _catches(pid: int, number: int) -> bool:
 
 
 def _end_session(runner: subprocess.Popen[bytes], signals: Signals, grace: float) -> None:
-    """Ends what is left of the runner's session: at once where the runner still runs, else after a grace, in which
-    ranks save."""
+    """Ends the remaining processes of the runner's session: at once if the runner still runs, else after a grace period
+    in which ranks save."""
     left = _session(runner.pid)
     if runner.poll() is not None and left:
         for process in left:
@@ -290,7 +292,7 @@ def _end_session(runner: subprocess.Popen[bytes], signals: Signals, grace: float
         deadline = time.monotonic() + grace
         while left and time.monotonic() < deadline and not signals.insist():
             _, left = psutil.wait_procs(left, timeout=0.2)
-    # In rounds, because a process may fork while its siblings are being killed.
+    # Repeated, because a process may fork while its siblings are being killed.
     deadline = time.monotonic() + KILL_PATIENCE
     while (left := _session(runner.pid)) and time.monotonic() < deadline:
         for process in left:
@@ -299,12 +301,15 @@ def _end_session(runner: subprocess.Popen[bytes], signals: Signals, grace: float
         runner.poll()
         psutil.wait_procs(left, timeout=0.2)
     if left:
-        say(f"not ended by SIGKILL, hung in a driver: process {', '.join(str(process.pid) for process in left)}")
+        say(
+            "SIGKILL did not end them, they hang in a driver: process "
+            f"{', '.join(str(process.pid) for process in left)}"
+        )
     runner.poll()
 
 
 def _session(leader: int) -> list[psutil.Process]:
-    """Running processes of the session that `leader` started."""
+    """Returns running processes of the session that `leader` started."""
     found = []
     for pid in psutil.pids():
         with suppress(ProcessLookupError, PermissionError, psutil.Error):
@@ -316,19 +321,20 @@ def _session(leader: int) -> list[psutil.Process]:
 
 
 def _ending(code: int, stopped: bool, watch: Watch | None) -> Ending:
-    """What the ranks' own words and the runner's return code amount to, with a line on stderr where they say little."""
+    """Returns the ending from the ranks' own reports and the runner's return code; prints one line if these say too
+    little."""
     if (watch.ended() if watch else code) == 0:
         return Ending(ExitStatus.DONE)
     if code in _PASSED_ON:
         return Ending(ExitStatus(code))
     if (code == ExitStatus.FAILED or _signal_in(code) in ENDING) and code > 0 and _stopped_first(watch):
-        code = ExitStatus.STOPPED  # the others failed for want of the rank that was stopped
+        code = ExitStatus.STOPPED  # the others failed because one rank was stopped
     death = watch.first_dead() if watch else None
     killed = death is not None and (death[1] is None or death[1] < 0)
     if code == ExitStatus.FAILED and (stopped or not killed):
-        return Ending(ExitStatus.FAILED, by_ranks=True)  # and they have said why
+        return Ending(ExitStatus.FAILED, by_ranks=True)  # they have printed why
     if stopped or code == ExitStatus.STOPPED:
-        if watch is None or watch.first_to_end() != ExitStatus.STOPPED:  # else a rank has said so, and at which step
+        if watch is None or watch.first_to_end() != ExitStatus.STOPPED:  # else a rank has printed it, with the step
             say("stopped")
         return Ending(ExitStatus.STOPPED)
     say(f"training failed: {_explain(code, death)}")
@@ -340,15 +346,15 @@ def _stopped_first(watch: Watch | None) -> bool:
 
 
 def _explain(code: int, death: tuple[Sign, int | None] | None) -> str:
-    """Why a run failed, by the runner's return code and the rank that died first."""
+    """Returns why a run failed, from the runner's return code and the rank that died first."""
     who = str(death[0]) if death else "a rank"
     if death and code >= 0 and death[1] is not None:
-        # A rank that failed because this one was killed may be the one whose status deepspeed passes on.
+        # deepspeed may pass on the status of a rank that failed only because this one was killed.
         code = death[1] % 256
     if code == 0:
-        return "deepspeed ended without a rank saying that the run is done; one of its processes was killed"
+        return "deepspeed ended before a rank reported that the run is done; one of its processes was killed"
     if number := _signal_in(code):
-        reason = "; out of memory is the usual reason" if number == signal.SIGKILL else ""
+        reason = "; the usual reason is that the host is out of memory" if number == signal.SIGKILL else ""
         return f"{'deepspeed' if code < 0 else who} was ended by {signal.Signals(number).name}{reason}"
     if death and death[1] is None:
         return f"{who} was killed"
@@ -356,6 +362,7 @@ def _explain(code: int, death: tuple[Sign, int | None] | None) -> str:
 
 
 def _signal_in(code: int) -> int:
-    """The signal in the runner's return code: its own is negative, a rank's comes as 256 less the number. 0: none."""
+    """Returns the signal in the runner's return code: its own is negative, a rank's is 256 minus the number. 0:
+    none."""
     number = -code if code < 0 else 256 - code
     return number if number in signal.valid_signals() else 0

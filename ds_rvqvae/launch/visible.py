@@ -1,4 +1,4 @@
-"""The GPUs that CUDA_VISIBLE_DEVICES names, which a run takes where no flag names others."""
+"""Read the GPUs that CUDA_VISIBLE_DEVICES names; a run uses them if no flag names others."""
 
 import shlex
 from collections.abc import Sequence
@@ -9,28 +9,28 @@ from ds_rvqvae.gpu.snapshot import has_uuid
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 _INSTEAD = (
-    f"unset {VARIABLE}, or name GPUs in it or by --include; with LOCAL_SIZE=8 in the environment eight CPU ranks train"
+    f"unset {VARIABLE}, or name GPUs in it or with --include; LOCAL_SIZE=8 in the environment trains on eight CPU ranks"
 )
 
 
 def shown(text: str) -> str:
-    """The variable with its value, as a shell takes it."""
+    """Returns the variable with its value, quoted for a shell."""
     return f"{VARIABLE}={shlex.quote(printable(text))}"
 
 
 def hides_all(text: str) -> bool:
-    """Whether CUDA finds no GPU: as the variable is set to nothing, to -1, or by SLURM where a job has none."""
+    """Returns whether CUDA finds no GPU, because the variable is empty, -1, or set by SLURM for a job without GPUs."""
     return text.strip().lower() in ("", "-1", "nodevfiles", "none", "void")
 
 
 def entries(text: str) -> list[str]:
-    """What the variable names, in its order: numbers, or UUIDs of GPUs or what those begin with.
+    """Returns the entries of the variable, in its order: numbers, UUIDs of GPUs, or beginnings of UUIDs.
 
-    CUDA itself takes what stands before the first entry that it does not understand, and nothing where one stands
-    twice; both are refused here, as a run on other GPUs than were meant is worse.
+    CUDA itself uses the entries before the first one that it does not understand, and none if one appears twice. Here
+    both are errors, because a run on the wrong GPUs is worse.
 
     Raises:
-        UserError: it names no GPU, or something else than GPUs.
+        UserError: it names no GPU, or something that is not a GPU.
     """
     if hides_all(text):
         slurm = ", as SLURM sets it in a job without GPUs" if text.strip().lower() == "nodevfiles" else ""
@@ -39,30 +39,30 @@ def entries(text: str) -> list[str]:
     for entry in named:
         if entry.startswith("MIG-"):
             raise UserError(
-                f"{shown(text)}: {printable(entry)} is a MIG slice, of which deepspeed starts no ranks; name GPUs "
+                f"{shown(text)}: {printable(entry)} is a MIG slice, on which deepspeed cannot start ranks; name GPUs "
                 "by number or UUID (a rank gets the first slice of a GPU that is split)"
             )
         if not _is_number(entry) and not (entry.startswith("GPU-") and len(entry) > len("GPU-")):
             raise UserError(
-                f"{shown(text)}: {printable(entry) or 'an empty entry'} names no GPU; write numbers or UUIDs "
-                "as nvidia-smi -L shows them, separated by commas: 1,2"
+                f"{shown(text)}: {printable(entry) or 'an empty entry'} is not a GPU; write numbers or UUIDs as "
+                "nvidia-smi -L shows them, separated by commas: 1,2"
             )
     return named
 
 
 def visible_slots(text: str, gpus: Sequence[Gpu]) -> list[int]:
-    """The numbers of the GPUs that the variable names, by the driver's count, in rising order.
+    """Returns the numbers of the GPUs that the variable names, as the driver counts them, in ascending order.
 
     Raises:
-        UserError: as `entries`; or a GPU is not there, cannot be told from another, or is named twice.
+        UserError: as `entries` raises; or a GPU does not exist, matches several, or is named twice.
     """
     slots: list[int] = []
     for entry in entries(text):
-        # A number that is too high is left to the check of all slots, which names the GPUs there are.
+        # The check of all slots finds a number that is too high, and names the existing GPUs.
         found = [int(entry)] if _is_number(entry) else [gpu.index for gpu in gpus if has_uuid(gpu, entry)]
         if len(found) > 1:
             numbers = " and ".join(map(str, found))
-            raise UserError(f"{shown(text)}: {entry} is the beginning of the UUIDs of GPUs {numbers}; write more of it")
+            raise UserError(f"{shown(text)}: {entry} matches the UUIDs of GPUs {numbers}; write more of it")
         if not found:
             uuids = ", ".join(f"{gpu.index} {gpu.uuid}" for gpu in gpus)
             raise UserError(f"{shown(text)}: no GPU has the UUID {printable(entry)}; there are {uuids or 'none'}")
@@ -73,9 +73,9 @@ def visible_slots(text: str, gpus: Sequence[Gpu]) -> list[int]:
 
 
 def numbers_may_differ(text: str, gpus: Sequence[Gpu], order: str | None) -> bool:
-    """Whether CUDA may mean other GPUs by the variable's numbers than the driver does.
+    """Returns whether the variable's numbers may mean other GPUs to CUDA than to the driver.
 
-    Without CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA counts the fastest first, which only matters where GPUs differ.
+    Without CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA counts the fastest first, which only matters if GPUs differ.
     """
     differ = len({gpu.name for gpu in gpus if gpu.name}) > 1
     return differ and order != "PCI_BUS_ID" and any(map(_is_number, entries(text)))

@@ -1,1 +1,1 @@
-"""How a process of ours meets what it runs in: standard streams, signals, warnings. Commands and ranks begin here."""
+"""Set up a process: standard streams, signals, warnings. Commands and ranks begin here."""

@@ -1,4 +1,4 @@
-"""Progress bars that keep their figures on narrow terminals."""
+"""Show progress bars that keep their numbers on narrow terminals."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -10,31 +10,32 @@ from tqdm.utils import disp_len
 from ds_rvqvae.process.terminal import shortened
 
 _SHORTEST_BAR = 5
-"""Cells; below that the figures say more."""
+"""In terminal cells; a shorter bar is left out, and the numbers stay."""
 _SHORT_NAME = 14
 _USUAL_WIDTH = 79
 
 
-class Bar(tqdm):  # type: ignore[type-arg]  # it is generic for type checkers only
-    """As tqdm's, whose end is cut off where the line is too short. Here the bar gives way first, then the time that
-    has passed, further notes and the name; steps, rate, the first note and the time that is left stay longest."""
+class Bar(tqdm):  # type: ignore[type-arg]  # tqdm is generic for type checkers only
+    """A progress bar as tqdm's, for short lines too. tqdm cuts the end of a line that is too long; this class first
+    shortens the bar, then drops the elapsed time, further notes and the name. Steps, rate, the first note and the
+    remaining time stay longest."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._taken: dict[tuple[int, int], int] = {}
-        """The number of the longest form that had room, by width and notes: numbers that grow and shrink by a cell
-        do not make the line jump."""
+        """The number of the longest form that had room, by width and notes, so that numbers which grow and shrink by a
+        cell do not make the line jump."""
         super().__init__(*args, **options)
 
     @property
     def format_dict(self) -> dict[str, Any]:
-        """What `format_meter` is given."""
+        """The arguments of `format_meter`."""
         return {**super().format_dict, "taken": self._taken}
 
     @staticmethod
     def format_meter(  # type: ignore[override]
         n: float, total: float | None, elapsed: float, ncols: int | None = None, **options: Any
     ) -> str:
-        """The line, in at most `ncols` cells."""
+        """Returns the line, in at most `ncols` cells."""
         options.pop("bar_format", None)
         if ncols is not None and ncols < 1:
             ncols = _USUAL_WIDTH  # a terminal that does not know its size
@@ -58,7 +59,8 @@ class Bar(tqdm):  # type: ignore[type-arg]  # it is generic for type checkers on
 
 
 def _forms(notes: list[str], name: str, seconds: float | None) -> Iterator[tuple[str, list[str], str]]:
-    """What a line may look like, the longest first, with its notes and its name; the last is to be taken as it is."""
+    """Yields forms of a line with their notes and name, the longest first; the last one is used even if it is too
+    long."""
     percent = "{desc}: {percentage:3.0f}%|{bar}| "
     yield percent + "{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]", notes, name
     brief = "{n_fmt}/{total_fmt} [{rate_fmt}{postfix}, {remaining} left]"

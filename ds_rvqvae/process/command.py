@@ -1,4 +1,4 @@
-"""From a command to its exit status, whatever it raises and whatever surrounds it."""
+"""Run a command and turn its result, or any exception, into an exit status."""
 
 import errno
 import io
@@ -22,19 +22,22 @@ def exit_status_of(
 ) -> int:
     """Runs a command and turns what it raises into one line on stderr and an exit status.
 
-    SIGINT, SIGTERM and SIGHUP end it with status 75 (`stopping_at_signals`); messages never stop it (`QueuedStream`).
+    SIGINT, SIGTERM and SIGHUP end it with status 75 (`stopping_at_signals`); printing a message never blocks it
+    (`QueuedStream`).
 
     Args:
-        command: imports late what takes long to import, so that signals and warnings are met meanwhile too.
-        is_program: the process ends after it.
-        stopped: the status of a command that a signal ends, and what is said of it; nothing where that is empty.
+        command: the function to run. It imports slow modules itself, so that signals and warnings are handled during
+            the import too.
+        is_program: whether the process ends after the command.
+        stopped: the exit status of a command that a signal ends, and the start of the message about it; empty for no
+            message.
     """
     open_standard_streams()
     settle_home()
     keep_warnings_harmless()
     if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-    if logging.lastResort is not None:  # prints warnings where no handler was set
+    if logging.lastResort is not None:  # prints warnings if no handler was set
         logging.lastResort.setFormatter(PrintableFormatter())
     with queued_streams("stderr"):
         try:
@@ -61,21 +64,21 @@ def exit_status_of(
 
 
 def begin_program() -> None:
-    """To be called by a script before it imports what takes long: until `run_program` a signal ends it at once."""
+    """Prepares a script before its slow imports: until `run_program`, a signal ends it at once."""
     open_standard_streams()
     keep_warnings_harmless()
     end_at_signals()
 
 
 def run_program(command: Callable[[], int | None]) -> NoReturn:
-    """Runs what a script does, and ends with its exit status; None is 0."""
+    """Runs the main function of a script and exits with its exit status; None is 0."""
     sys.exit(exit_status_of(lambda: command() or ExitStatus.DONE, is_program=True))
 
 
 def _run(command: Callable[[], int]) -> int:
     try:
         status = command()
-    except SystemExit:  # of a parser, which may have printed its help
+    except SystemExit:  # raised by a parser, which may have printed its help
         print_out("")
         raise
     print_out("")
@@ -83,27 +86,27 @@ def _run(command: Callable[[], int]) -> int:
 
 
 def print_out(text: str, end: str = "") -> None:
-    """Writes a command's result to standard output, at once.
+    """Writes a command's result to standard output without buffering.
 
-    A reader that has seen enough, `head` for one, is no error: what comes later goes nowhere.
+    If the reader closes the pipe early, as `head` does, that is not an error: later output is dropped.
 
     Raises:
-        UserError: it cannot be written, as on a disk that is full.
+        UserError: it cannot be written, for example because the disk is full.
     """
     text, stream, own = text + end, sys.stdout, sys.__stdout__
     try:
         stream.flush()
-        if not text:  # even nothing, once written, does not go to a disk that is full
+        if not text:  # writing an empty text fails too if the disk is full
             return
-        if isinstance(sys.stderr, QueuedStream):  # a log that gets both has them in order
+        if isinstance(sys.stderr, QueuedStream):  # keeps both in order in one log
             sys.stderr.drain()
-        if stream is own and own is not None:  # past its buffer, which would keep what a signal came between
+        if stream is own and own is not None:  # without its buffer, where a signal could leave text behind
             write_all(own.fileno(), text.encode(own.encoding, "replace"))
         else:
             stream.write(text)
             stream.flush()
     except OSError as error:
-        # What is left in the buffer would be tried again, and fail again, when the interpreter ends.
+        # The interpreter would write the rest of the buffer again at its end, and fail again.
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
@@ -113,7 +116,7 @@ def print_out(text: str, end: str = "") -> None:
 
 
 def print_summary(text: str) -> None:
-    """Writes what a command says of its result, which is in files: where it cannot be written, that is a warning."""
+    """Prints a summary of a result that is in files; a failure to print it is only a warning."""
     try:
         print_out(text)
     except UserError as error:
@@ -121,12 +124,12 @@ def print_summary(text: str) -> None:
 
 
 def keep_warnings_harmless() -> None:
-    """Takes back `PYTHONWARNINGS=error` and `-W error`: a library's warning must not end a training or a command, nor a
+    """Undoes `PYTHONWARNINGS=error` and `-W error`: a library's warning must not end a training, a command, or a
     process that it starts."""
     if any(option.partition(":")[0].startswith("error") for option in sys.warnoptions):
         kept = [("default", *rest) if action == "error" else (action, *rest) for action, *rest in warnings.filters]
         warnings.filters[:] = kept  # type: ignore[index]
-        warnings.simplefilter("default", append=True)  # which also tells the warnings module that they changed
+        warnings.simplefilter("default", append=True)  # this also makes the warnings module notice the change
         sys.warnoptions[:] = [_harmless(option) for option in sys.warnoptions]
         if "PYTHONWARNINGS" in os.environ:
             options = os.environ["PYTHONWARNINGS"].split(",")

@@ -1,4 +1,4 @@
-"""A home folder and a user's name, which libraries ask for and a container or a batch system may not give."""
+"""Provide a home folder and a user name, which libraries need and which a container or batch system may not set."""
 
 import getpass
 import os
@@ -6,11 +6,11 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 CACHE_VARIABLE = "DS_RVQVAE_CACHE"
-"""Environment variable with the folder that our cache is kept in, in place of one in the user's home."""
+"""Environment variable with the folder of our cache, which is in the user's home by default."""
 
 
 def has_home() -> bool:
-    """Whether this process's user has a home folder, as HOME or the system's list of users says."""
+    """Returns whether this process's user has a home folder, from HOME or the system's list of users."""
     try:
         Path.home()
         return True
@@ -19,7 +19,7 @@ def has_home() -> bool:
 
 
 def expanded(path: str | Path) -> Path:
-    """A path with the folder that `~` or `~user` at its beginning means; unchanged where there is none."""
+    """Returns a path with `~` or `~user` at its beginning expanded; unchanged if that user has no home folder."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -27,13 +27,14 @@ def expanded(path: str | Path) -> Path:
 
 
 def settle_home(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Gives libraries a home in the cache folder, where one is named and the user has none, or else a place in the
-    folder of temporary files for matplotlib; and the user's number for a name, where there is none."""
+    """Sets environment variables that libraries need. If the user has no home folder, HOME is put into the cache
+    folder, or, if no cache folder is set, matplotlib gets a folder among the temporary files. If the user has no name,
+    the user id becomes the name."""
     cache = environment.get(CACHE_VARIABLE)
     if not has_home():
         if cache:
             environment["HOME"] = str(Path(cache).absolute() / "home")
-        else:  # matplotlib alone gives up where it finds no place for what it keeps
+        else:  # only matplotlib fails if it finds no folder for its files
             import tempfile
 
             environment.setdefault("MPLCONFIGDIR", str(Path(tempfile.gettempdir()) / f"matplotlib-{os.getuid()}"))

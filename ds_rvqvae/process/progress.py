@@ -1,4 +1,4 @@
-"""How far a long work is: what is being done, a bar on a terminal, and a line now and then elsewhere."""
+"""Report the progress of long work: what is being done, a bar on a terminal, and occasional lines elsewhere."""
 
 import signal
 import sys
@@ -13,56 +13,56 @@ from ds_rvqvae.errors import printable, say
 from ds_rvqvae.process.bars import Bar
 
 SECONDS_BETWEEN_LINES = 60.0
-"""Where no terminal shows a bar: a log of days stays readable, and small."""
+"""Used if no terminal shows a bar: a log of several days stays short and readable."""
 SECONDS_OF_SILENCE = 8.0
-"""Seconds in which nothing is shown, after which a work that lasts says so."""
+"""Seconds without output after which long work reports that it continues."""
 
 
 class _Watcher:
-    """Calls a function, from a thread of its own, each time that stderr was silent for a while, until it is ended.
+    """Calls a function in its own thread each time that nothing was written to stderr for a while, until `end`.
 
     Args:
-        patience: seconds of silence before a call.
-        first: those before the first call, where it is another number.
+        patience: seconds without output before a call.
+        first: the same before the first call, if different.
     """
 
     def __init__(self, call: Callable[[], object], patience: float, first: float | None = None) -> None:
         self._call, self._patience, self._first = call, patience, first or patience
         self._over, self._began = threading.Event(), time.monotonic()
         self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
-        with suppress(RuntimeError):  # there may be as many threads as a user may have
+        with suppress(RuntimeError):  # the user's limit of threads may be reached
             self._thread.start()
 
     def end(self) -> None:
-        """No call comes after this."""
+        """Stops the calls."""
         self._over.set()
         if self._thread.is_alive():
             self._thread.join(1.0)
 
     def _watch(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are for the main thread
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # signals are for the main thread
         called, patience = self._began, self._first
         while not self._over.wait(max(self._last(called) + patience - time.monotonic(), 0.02)):
             if time.monotonic() - self._last(called) >= patience:
-                with suppress(Exception):  # what only reports ends nothing
+                with suppress(Exception):  # a failed report must not end the work
                     self._call()
                 called, patience = time.monotonic(), self._patience
 
     @staticmethod
     def _last(called: float) -> float:
-        """When something was last shown, as far as is known."""
-        return max(called, getattr(sys.stderr, "written_at", called))  # of a QueuedStream
+        """Returns when something was last shown, as far as is known."""
+        return max(called, getattr(sys.stderr, "written_at", called))  # a QueuedStream has this
 
 
 class Stage:
-    """A work that may last: says what it is, and again whenever nothing was said for `SECONDS_OF_SILENCE`.
+    """Long work that is announced, and mentioned again after every `SECONDS_OF_SILENCE` without output.
 
     Args:
-        what: such as "building the engine".
-        tell: takes a line.
-        shown: else nothing is said.
-        after: seconds of silence before it is mentioned at all; by default it is at once.
-        quiet: a work that is done within `SECONDS_OF_SILENCE` is not mentioned.
+        what: a description of the work, such as "building the engine".
+        tell: prints a message.
+        shown: whether anything is printed.
+        after: seconds without output before the first mention; by default it comes at once.
+        quiet: whether work that is done within `SECONDS_OF_SILENCE` is not mentioned.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Stage:
         self._watcher = _Watcher(self._speak, SECONDS_OF_SILENCE, after) if shown else None
 
     def end(self) -> None:
-        """The work is done, or given up."""
+        """Ends the work, whether done or given up."""
         if self._watcher is not None:
             self._watcher.end()
             self._watcher = None
@@ -103,8 +103,8 @@ class Progress:
     Args:
         total: steps in the end.
         done: steps at the start.
-        name: what is at work.
-        shown: else nothing is shown.
+        name: the name of the work.
+        shown: whether anything is shown.
     """
 
     def __init__(self, total: int, done: int, name: str, shown: bool = True) -> None:
@@ -118,11 +118,11 @@ class Progress:
             self._bar = Bar(
                 total=total, initial=done, unit="step", desc=self._name, mininterval=0.5, dynamic_ncols=True
             )
-            # Its clock moves while a step lasts, but not before a stage has said what lasts.
+            # The bar's clock moves on during a long step, but only after a stage has named the work.
             self._watcher = _Watcher(self._bar.refresh, SECONDS_OF_SILENCE + 1)
 
     def step(self) -> None:
-        """One more is done."""
+        """Counts one more step."""
         self._done += 1
         if self._bar is not None:
             self._bar.update()
@@ -130,13 +130,13 @@ class Progress:
             self._say()
 
     def note(self, numbers: dict[str, str]) -> None:
-        """Numbers by name, to be shown from now on."""
+        """Sets the numbers to show from now on, by name."""
         self._numbers = numbers
         if self._bar is not None:
             self._bar.set_postfix(numbers, refresh=False)
 
     def close(self) -> None:
-        """Shows what is done a last time."""
+        """Shows the progress for the last time."""
         if self._watcher is not None:
             self._watcher.end()
             self._watcher = None

@@ -1,4 +1,4 @@
-"""What child processes print, read at once and passed on to our own standard streams, whatever becomes of those."""
+"""Read the output of child processes at once and pass it on to our own standard streams, even if these fail."""
 
 import fcntl
 import os
@@ -15,17 +15,17 @@ from typing_extensions import Self
 from ds_rvqvae.process.streams import LAST_WAIT, QueuedStream, lost_messages
 
 _AT_A_TIME = 1 << 16
-"""Bytes of a read."""
+"""Bytes per read."""
 
 
 class Relay:
-    """Standard streams for child processes that never block, never fill up and never go away while this process runs.
+    """Provides standard streams for child processes that never block, fill up or close while this process runs.
 
-    A child that writes to a pipe which nobody reads waits for ever, be it Python, a library's C code or the launcher of
-    somebody else; one that writes where nobody reads any more may die of it. These are read by a thread of this
-    process, which drops what its own streams do not take. Where a stream of ours is a terminal the children's is one
-    too, of the same size, so that their progress bars are drawn as before; else it is a pipe. Streams that go to one
-    place share one, so that what is printed stays in order.
+    A child that writes to a pipe which nobody reads waits for ever, whether Python, a library's C code or another
+    launcher writes; if the pipe is closed, the child may die. A thread of this process reads these streams, and drops
+    what its own streams do not accept. If one of our streams is a terminal, the children get a terminal of the same
+    size, so that their progress bars look as before; else they get a pipe. Streams with the same destination share one,
+    so that the output stays in order.
 
     `stdout` and `stderr` are numbers for `subprocess.Popen`, valid within the context.
     """
@@ -52,7 +52,7 @@ class Relay:
             stream.drain()
 
     def lost(self) -> list[str]:
-        """Lines that say what our own streams did not take, and why; after the context."""
+        """Returns lines that say how much our own streams did not accept, and why; to be called after the context."""
         return lost_messages(self._streams)
 
     def _open(self, stream: QueuedStream) -> int:
@@ -65,12 +65,12 @@ def _queued(stream: TextIO, own: TextIO | None) -> QueuedStream:
     if isinstance(stream, QueuedStream):
         return stream
     if own is None:
-        raise RuntimeError("open_standard_streams comes first")
+        raise RuntimeError("call open_standard_streams first")
     return QueuedStream(own)
 
 
 class _Channel:
-    """A pipe or terminal whose reading end is passed on to a stream."""
+    """A pipe or terminal; what is written to it is passed on to a stream."""
 
     def __init__(self, stream: QueuedStream) -> None:
         self._stream, self._size = stream, b""
@@ -78,9 +78,9 @@ class _Channel:
         if self._is_terminal:
             try:
                 self._reading, self.writing = os.openpty()
-                tty.setraw(self.writing)  # the terminal itself turns \n into \r\n
+                tty.setraw(self.writing)  # our own terminal turns \n into \r\n
                 self._fit()
-            except (OSError, termios.error):  # a container without any
+            except (OSError, termios.error):  # a container may have no terminals
                 self._is_terminal = False
         if not self._is_terminal:
             self._reading, self.writing = os.pipe()
@@ -88,7 +88,7 @@ class _Channel:
         self._thread.start()
 
     def close(self) -> None:
-        """Waits until all is passed on that was printed by processes that have ended."""
+        """Waits until all output of processes that have ended is passed on."""
         os.close(self.writing)
         self._thread.join(LAST_WAIT)
 
@@ -96,7 +96,7 @@ class _Channel:
         while True:
             try:
                 content = os.read(self._reading, _AT_A_TIME)
-            except OSError:  # how a terminal ends
+            except OSError:  # a closed terminal raises this
                 content = b""
             if not content:
                 os.close(self._reading)
@@ -105,9 +105,9 @@ class _Channel:
             self._fit()
 
     def _fit(self) -> None:
-        """Makes the children's terminal as large as our own."""
+        """Gives the children's terminal the size of our own."""
         if self._is_terminal:
-            with suppress(OSError):  # it hung up
+            with suppress(OSError):  # our terminal was closed
                 columns, lines = os.get_terminal_size(self._stream.fileno())
                 size = struct.pack("HHHH", lines, columns, 0, 0)
                 if size != self._size:

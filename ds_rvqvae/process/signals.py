@@ -1,4 +1,4 @@
-"""Signals that end a command: once, with one line, after what was begun is put away; and those that end a rank."""
+"""Handle the signals that end a command, once, with one line and after cleaning up, and those that end a rank."""
 
 import atexit
 import os
@@ -14,39 +14,40 @@ from ds_rvqvae.errors import ExitStatus, say
 from ds_rvqvae.process.streams import drain_streams
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that ask a process to end. One that is ignored at the start, as SIGHUP under nohup, stays ignored."""
+"""Signals that ask a process to end. One that was ignored at the start, as SIGHUP under nohup, stays ignored."""
 HARMLESS = (signal.SIGUSR1, signal.SIGUSR2)
-"""Signals that batch systems send to all processes of a job, and that by default would end them."""
+"""Signals that batch systems send to all processes of a job; by default they would end them."""
 LONGEST_STOP = 3.0
-"""Seconds after a signal in which a command puts away what it has begun."""
+"""Seconds that a command has for cleaning up after a signal."""
 _LONGEST_CLEARING = 1.0
-"""Seconds for what is to be done at a process's end."""
+"""Seconds for the exit functions of a process."""
 _LAST_MESSAGES = 0.5
-"""Seconds that a reader of them gets."""
+"""Seconds to wait for a reader of the last messages."""
 
 
 class Stopped(BaseException):
-    """A signal asked this process to end. No Exception, so that nothing that goes on after failures catches it."""
+    """A signal asked this process to end. It is not an Exception, so that code which continues after failures does not
+    catch it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.name = signal.Signals(number).name
         self.summary = ""
-        """What is done already, in words; who stops in the middle of much adds it."""
+        """The work that is already done, in words; set by work that is stopped in the middle."""
 
 
 @contextmanager
 def stopping_at_signals(*, is_program: bool = False) -> Iterator[None]:
     """Raises `Stopped` in the main thread at the first signal of `ENDING`; signals of `HARMLESS` do nothing.
 
-    A second SIGINT ends the process at once; further ones of the others do nothing, so that what is being put away is
-    put away. What takes a program longer than `LONGEST_STOP` (a library's long call, in which Python runs no handler, a
-    callback in which the exception is lost, a thread's work) ends with it. In other threads than the main one, where
-    Python takes no handlers, nothing is changed.
+    A second SIGINT ends the process at once; repeated SIGTERM and SIGHUP do nothing, so that cleaning up is not
+    interrupted. A program that takes longer than `LONGEST_STOP` is ended with what it is doing: a library's long call,
+    during which Python runs no handler, a callback in which the exception is lost, or the work of a thread. In other
+    threads than the main one, where Python allows no handlers, nothing changes.
 
     Args:
-        is_program: the process ends after it, and former handlers are not put back. Else it is somebody else's, such as
-            a notebook, who has more in it.
+        is_program: whether the process ends afterwards; then the former handlers are not restored. If false, the
+            process belongs to another program, such as a notebook, and goes on.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -79,13 +80,14 @@ def stopping_at_signals(*, is_program: bool = False) -> Iterator[None]:
 
 
 class _Watch:
-    """A thread that ends this process where a signal was to, but `LONGEST_STOP` later has not.
+    """A thread that ends this process if it still runs `LONGEST_STOP` after a signal that should end it.
 
-    It hears of signals through a pipe that the interpreter writes to, also while the main thread runs no Python.
+    It learns of signals from a pipe that the interpreter writes to, even while the main thread runs no Python code.
 
     Args:
-        handler: where another one is in place, that one's signals are its own affair. A fork has neither.
-        is_program: else the process is not ended.
+        handler: the signal handler whose signals it watches. If another handler is installed, its signals are not
+            watched. A fork has neither handler nor thread.
+        is_program: whether it may end the process.
     """
 
     def __init__(self, handler: object, is_program: bool) -> None:
@@ -111,7 +113,7 @@ class _Watch:
         os.close(self._writing)  # ends the thread
 
     def _watch(self) -> None:
-        # Those to the process are for its main thread, which may hold them back for a moment, as the monitor does.
+        # Signals to the process are for its main thread, which may block them for a moment, as the monitor does.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while numbers := os.read(self._reading, 1):
             number = numbers[0]
@@ -123,9 +125,9 @@ class _Watch:
 
 
 def end_now(status: int = ExitStatus.STOPPED) -> NoReturn:
-    """Ends this process, whatever its threads do, after what is to be done at its end; its processes are asked to end.
+    """Runs the exit functions and ends this process, whatever its threads do; its child processes are asked to end.
 
-    The interpreter would wait for threads, and take a second of the processor to put away torch.
+    The interpreter would wait for threads and spend a second of CPU time on unloading torch.
     """
     clearing = threading.Thread(target=_clear, daemon=True)
     clearing.start()
@@ -135,7 +137,7 @@ def end_now(status: int = ExitStatus.STOPPED) -> NoReturn:
 
 
 def end_at_signals() -> None:
-    """From now on a signal of `ENDING` ends this program, which has begun nothing yet, at once."""
+    """Makes a signal of `ENDING` end this program at once, as it has nothing to clean up yet."""
 
     def end(number: int, _frame: FrameType | None) -> None:
         say(f"stopped by {signal.Signals(number).name}")
@@ -147,26 +149,26 @@ def end_at_signals() -> None:
 
 
 def _clear() -> None:
-    import psutil  # late: help answers before it would be loaded
+    import psutil  # imported late: help answers sooner without it
 
     for child in psutil.Process().children():
         with suppress(psutil.Error):
             child.terminate()
     with suppress(Exception):
-        atexit._run_exitfuncs()  # temporary folders, unfinished files
+        atexit._run_exitfuncs()  # remove temporary folders and unfinished files
 
 
 _left: list[int] = []
 
 
 def left_to_a_thread(number: int, _frame: FrameType | None) -> None:
-    """The handler of signals on which `call_at_signals` calls."""
+    """Handles the signals for which `call_at_signals` calls its function."""
     _left.append(number)
 
 
 def take_left() -> list[int]:
-    """Signals that were left to the thread. To be called by who puts another handler in place, as the thread, which
-    may not have run since, leaves them to that one."""
+    """Returns the signals that were left to the thread, and forgets them. Code that installs another handler calls
+    this, because the thread may not have run since and then leaves these signals to that handler."""
     left = _left.copy()
     _left.clear()
     return left
@@ -174,17 +176,17 @@ def take_left() -> list[int]:
 
 @contextmanager
 def call_at_signals(call: Callable[[int], None]) -> Iterator[None]:
-    """The first signal of `ENDING` calls this from a thread of its own, for as long as its handler is
-    `left_to_a_thread`; those of `HARMLESS` do nothing. Former handlers are put back in the end.
+    """Calls a function in its own thread at the first signal of `ENDING`, as long as the signal's handler is
+    `left_to_a_thread`; signals of `HARMLESS` do nothing. Former handlers are restored at the end.
 
-    The main thread may wait inside a library, where Python runs no handler. Signals that are held back, as those to
-    ranks are until they call this, are let in. Only the main thread may call it.
+    A thread is needed because the main thread may wait inside a library, where Python runs no handler. Blocked signals,
+    as ranks have them until they call this, are unblocked. Only the main thread may call it.
     """
     before = {number: signal.getsignal(number) for number in (*ENDING, *HARMLESS)}
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a child's signals are not this process's
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a child handles its own signals
     threading.Thread(target=_await_signals, args=(reader, call), name="signals", daemon=True).start()
     for number in HARMLESS:
         signal.signal(number, signal.SIG_IGN)
@@ -210,17 +212,17 @@ def _await_signals(reader: int, call: Callable[[int], None]) -> None:
 
 
 def hold_back_signals() -> None:
-    """For a process between this one and the ranks, before its `exec`: signals of `ENDING` neither end it nor are
-    passed on. They wait, where `held_back` sees them; it ends with its ranks.
+    """Blocks signals of `ENDING` in a process between this one and the ranks, before its `exec`: they neither end it
+    nor are passed on. They stay pending, where `held_back` sees them; the process ends with its ranks.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which ranks are stopped, also where it was ignored at the start
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # stops ranks, even if it was ignored at the start
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
 
 
 def held_back(pid: int) -> int | None:
-    """A signal of `ENDING` that was sent to a process which holds them back; None where there is none, or no /proc.
+    """Returns a signal of `ENDING` that is pending in a process which blocks them; None if there is none, or no /proc.
 
-    Those that this process ignores do not count.
+    Signals that this process ignores do not count.
     """
     with suppress(OSError, ValueError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
@@ -234,14 +236,14 @@ def held_back(pid: int) -> int | None:
 
 @contextmanager
 def no_signals_to_new_processes() -> Iterator[None]:
-    """Processes of `multiprocessing` that are started meanwhile get no signal of `ENDING` until they call
-    `leave_signals_to_parent`: those to a whole group of processes, as a terminal sends them, are their parent's affair.
+    """Blocks signals of `ENDING` in processes of `multiprocessing` that are started meanwhile, until they call
+    `leave_signals_to_parent`: signals to a process group, such as a terminal sends, are handled by their parent.
     """
-    from multiprocessing import resource_tracker  # late: most commands start no such process
+    from multiprocessing import resource_tracker  # imported late: most commands start no such process
 
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
-        resource_tracker.ensure_running()  # which blocks them itself, and then lets them in
+        resource_tracker.ensure_running()  # blocks them itself and then unblocks them
         signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         yield
     finally:
@@ -249,7 +251,7 @@ def no_signals_to_new_processes() -> Iterator[None]:
 
 
 def leave_signals_to_parent() -> None:
-    """For a process that ends when its parent does: no signal ends it before."""
+    """Ignores signals in a process that ends when its parent does, so that no signal ends it earlier."""
     for number in (*ENDING, *HARMLESS):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)

@@ -1,4 +1,4 @@
-"""Standard streams that may be closed, full, read by nobody, or of another encoding: none of it ends a process."""
+"""Keep a process running if its standard streams are closed, full, not read, or of another encoding."""
 
 import atexit
 import io
@@ -17,23 +17,23 @@ from typing import TextIO
 from ds_rvqvae.process.terminal import broken, emphasised, is_coloured, width_of
 
 MOST_WAITING = 1 << 20
-"""Bytes that wait for a reader; beyond them the oldest are dropped."""
+"""Most bytes that wait for a reader; beyond them the oldest are dropped."""
 LAST_WAIT = 2.0
-"""Seconds that a process which ends waits for a reader of its last messages."""
+"""Seconds that an ending process waits for a reader of its last messages."""
 _ERASE_LINE = b"\r\x1b[K"
 
 
 def open_standard_streams() -> None:
-    """Opens the null device in place of standard streams that are closed.
+    """Opens the null device in place of closed standard streams.
 
-    Else the next files that are opened would take their numbers, and get what is printed; in processes that this one
-    starts, too. To be called first.
+    Without this the next files to be opened would get their numbers, and what is printed would go into these files, in
+    child processes too. It must be called first.
     """
     for handle in range(3):
         try:
             os.fstat(handle)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it takes the lowest number that is free
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number
     for handle, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
             stream = open(handle, "w", closefd=False)  # noqa: SIM115
@@ -42,31 +42,31 @@ def open_standard_streams() -> None:
 
 
 class QueuedStream(io.TextIOBase):
-    """A stream whose `write` neither waits nor raises: a thread writes what is queued.
+    """A stream whose `write` neither waits nor raises: a thread writes the queued text.
 
-    What cannot be written is dropped: where nobody reads any more, where the disk is full, and the oldest of what goes
-    beyond `MOST_WAITING` while nobody reads, or more slowly: why a process ended is said last. Characters that the
-    stream's encoding has not become `?`. On a terminal a message takes the line of a progress bar, which is drawn again
-    below it; refusals and warnings are broken between words, and begin with a word in colour.
+    Text that cannot be written is dropped: if nobody reads any more, or if the disk is full. If the reader is too slow,
+    the oldest text beyond `MOST_WAITING` is dropped, because the reason for the end of a process is printed last.
+    Characters that the stream's encoding lacks become `?`. On a terminal a message replaces the line of a progress bar,
+    which is drawn again below it; errors and warnings are broken between words and begin with a coloured word.
 
     Args:
-        stream: with a file's number.
+        stream: a stream with a file descriptor.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self.name = {1: "standard output", 2: "standard error"}.get(stream.fileno(), stream.name)
         self._handle, self._is_terminal = stream.fileno(), stream.isatty()
         self._encoding, self._is_coloured = stream.encoding or "utf-8", is_coloured(stream)
-        self._texts: queue.SimpleQueue[bytes] = queue.SimpleQueue()  # a signal's handler may interrupt a put by one
+        self._texts: queue.SimpleQueue[bytes] = queue.SimpleQueue()  # a signal handler's put may interrupt a put
         self._queued = self._taken = 0
-        self._lock = threading.RLock()  # as above
+        self._lock = threading.RLock()  # reentrant for the same reason
         self._writer: threading.Thread | None = None
         self._after_bar = False
-        """Whether the last line that was queued is a bar's, which begins with a carriage return."""
+        """Whether the last queued line belongs to a progress bar, which begins with a carriage return."""
         self._lost: Counter[str] = Counter()
-        """Bytes that were dropped, by why."""
+        """Dropped bytes, by reason."""
         self.written_at = time.monotonic()
-        """When something was last written to it."""
+        """Time of the last write."""
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -92,7 +92,7 @@ class QueuedStream(io.TextIOBase):
         return len(text)
 
     def write_bytes(self, content: bytes, before: bytes = b"") -> None:
-        """Queues what is encoded already."""
+        """Queues encoded text."""
         if not content:
             return
         with self._lock:
@@ -104,35 +104,36 @@ class QueuedStream(io.TextIOBase):
             self._texts.put(content)
             while self._queued - self._taken > MOST_WAITING and self._texts.qsize() > 1:
                 self._drop_oldest()
-            if self._writer is None or not self._writer.is_alive():  # a child that was forked has no threads
+            if self._writer is None or not self._writer.is_alive():  # a forked child has no threads
                 self._writer = threading.Thread(target=self._write_on, name="messages", daemon=True)
                 self._writer.start()
 
     def _drop_oldest(self) -> None:
-        with suppress(queue.Empty):  # its writer may have taken it
+        with suppress(queue.Empty):  # the writer may have taken it
             dropped = len(self._texts.get_nowait())
             self._lost[_NOT_READ] += dropped
             self._taken += dropped
 
     def flush(self) -> None:
-        """Nothing: a training step must not wait for a terminal. `drain` waits."""
+        """Does nothing: a training step must not wait for a terminal. `drain` waits."""
 
     def drain(self, seconds: float = LAST_WAIT) -> None:
-        """Waits until all is written, but no longer than that."""
+        """Waits until all is written, at most so many seconds."""
         deadline = time.monotonic() + seconds
         while self._taken < self._queued and time.monotonic() < deadline:
             time.sleep(0.002)
 
     def take_lost(self) -> dict[str, int]:
-        """Bytes that could not be written since this was asked last, by why; what still waits counts as not read."""
+        """Returns the bytes that could not be written since the last call, by reason; what still waits counts as not
+        read."""
         with self._lock:
             lost, self._lost = self._lost, Counter()
             waiting = self._queued - self._taken
         return lost + Counter({_NOT_READ: waiting})
 
     def _write_on(self) -> None:
-        # SIGTTOU would stop a process in the background of a terminal; others are for the main thread, which may hold
-        # them back for a moment.
+        # SIGTTOU would stop a background process of a terminal; other signals are for the main thread, which may block
+        # them for a moment.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while True:
             content = self._texts.get()
@@ -152,15 +153,15 @@ def write_all(handle: int, content: bytes) -> None:
     while content:
         try:
             content = content[os.write(handle, content) :]
-        except BlockingIOError:  # somebody who shares the terminal made it so
+        except BlockingIOError:  # another process that shares the terminal made it non-blocking
             select.select([], [handle], [], 1.0)
 
 
 def lost_messages(streams: Iterable[object] | None = None) -> list[str]:
-    """A line for each stream and reason for which messages were not written since this was asked last.
+    """Returns a line for each stream and reason for which messages were lost since the last call.
 
     Args:
-        streams: those of `sys` where none are given.
+        streams: the streams to check; by default those of `sys`.
     """
     return [
         f"{stream.name}: {count:,} bytes of messages were lost: {why}"
@@ -172,9 +173,9 @@ def lost_messages(streams: Iterable[object] | None = None) -> list[str]:
 
 @contextmanager
 def queued_streams(*names: str) -> Iterator[None]:
-    """Puts a `QueuedStream` in the place of `sys.stdout` or `sys.stderr`, by name; waits for their last messages.
+    """Replaces `sys.stdout` or `sys.stderr`, by name, by a `QueuedStream`; at the end waits for their last messages.
 
-    Streams that a program has put there itself stay.
+    Streams that a program has put there itself are kept.
     """
     before = {}
     for name in names:
@@ -193,7 +194,7 @@ def queued_streams(*names: str) -> Iterator[None]:
 
 
 def drain_streams(seconds: float = LAST_WAIT) -> None:
-    """Waits, no longer than that, until what was printed is written; to be called before `os._exit`."""
+    """Waits until printed text is written, at most so many seconds; to be called before `os._exit`."""
     deadline = time.monotonic() + seconds
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, QueuedStream):

@@ -1,4 +1,4 @@
-"""Tables that fit a terminal, and that a pipe gets whole."""
+"""Print tables that fit a terminal; a pipe gets them complete."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 Cell: TypeAlias = Line | Callable[[int], Line]
-"""Of a table; in a column that grows it may be a function of the width."""
+"""A cell of a table; in a column that grows it may be a function of the width."""
 _Cell: TypeAlias = Union["Text", Callable[[int], Line]]
 _SHORTEST_WORDS = 16
-"""Cells down to which a column of words is made narrower."""
+"""Smallest width of a column of words, in terminal cells."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,13 @@ class Column:
     """A column of a table.
 
     Args:
-        unit: below the title.
-        left: text begins at the left; numbers end at the right.
-        shrinks: names, which are shortened in the middle where there is no room.
-        wraps: words, which go on in the next line; of the last column only.
-        grows: the width up to which it takes room that is left.
-        joined: stays beside the column before it.
-        dropped: where there is no room the columns with the highest number go first; those with 0 stay.
+        unit: a second line below the title.
+        left: whether text begins at the left; numbers end at the right.
+        shrinks: for names, which are shortened in the middle if there is no room.
+        wraps: for words, which continue on the next line; for the last column only.
+        grows: the width up to which it takes free room.
+        joined: whether it stays beside the column before it.
+        dropped: if there is no room, columns with the highest number are dropped first; those with 0 stay.
     """
 
     title: str = ""
@@ -42,14 +42,14 @@ class Column:
 
 @dataclass
 class Table:
-    """Cells in columns. Where there is no room names are shortened and columns are dropped, and what is left goes on
-    below under the first column again.
+    """Cells in columns. If there is no room, names are shortened and columns are dropped, and the remaining columns are
+    printed below, with the first column repeated.
 
     Args:
-        rows: a cell per column.
-        styles: of whole rows, by number.
+        rows: one cell per column.
+        styles: styles of complete rows, by row number.
         indent: blanks before each line.
-        headed: whether titles are shown.
+        headed: whether to show titles.
     """
 
     columns: Sequence[Column]
@@ -59,7 +59,7 @@ class Table:
     headed: bool = True
 
     def lines(self, terminal: Terminal) -> "list[Text]":
-        """The lines of the whole table."""
+        """Returns the lines of the complete table."""
         cells = [[cell if callable(cell) else text_piece(cell) for cell in row] for row in self.rows]
         lines: list[Text] = []
         heads = self._heads()
@@ -88,7 +88,8 @@ class Table:
         return heads
 
     def _blocks(self, natural: list[int], width: int | None) -> "Iterator[tuple[list[int], list[int], int]]":
-        """Which columns stand side by side, how wide each is, and the gap between them; words come with the last."""
+        """Yields blocks of columns that stand side by side, their widths, and the gap between them; words are in the
+        last block."""
         chosen, widths = [at for at, column in enumerate(self.columns) if not column.wraps], list(natural)
         words = [at for at, column in enumerate(self.columns) if column.wraps]
         if width is None:
@@ -96,12 +97,12 @@ class Table:
             return
         room = width - self.indent
         least = [min(size, SHORTEST_NAME) if self.columns[at].shrinks else size for at, size in enumerate(natural)]
-        for at in words:  # beside the others where that can be, else below them
+        for at in words:  # beside the others if there is room, else below them
             beside = min(natural[at], max(_SHORTEST_WORDS, width // 3)) + 2
             room -= beside if _width(chosen, least, 2) + beside <= room else 0
         while _width(chosen, least, 1) > room and (drops := max(self.columns[at].dropped for at in chosen)):
             chosen.remove(next(at for at in reversed(chosen) if self.columns[at].dropped == drops))
-        # Side by side with a blank between, or in several blocks with two.
+        # All side by side with one blank between them, or in several blocks with two.
         gap = 1 if _width(chosen, least, 1) <= room < _width(chosen, least, 2) else 2
         blocks, left = [], chosen
         while left:
@@ -112,13 +113,13 @@ class Table:
             left = [at for at in left if at not in block]
             left = [block[0], *left] if left else []
         all_widths = [self._filled(block, least, natural, room, gap) for block in blocks]
-        label = min(widths[blocks[0][0]] for widths in all_widths)  # as wide in each
+        label = min(widths[blocks[0][0]] for widths in all_widths)  # the same width in each block
         for block, widths in zip(blocks, all_widths, strict=True):
             widths[block[0]] = label
             yield [*block, *words] if block is blocks[-1] else block, widths, gap
 
     def _filled(self, block: list[int], least: list[int], natural: list[int], room: int, gap: int) -> list[int]:
-        """Widths of columns side by side, where names and columns that grow take what is left of the room."""
+        """Returns widths of columns side by side; names and columns that grow take the free room."""
         widths = list(least)
         for at in block:
             rest = room - _width(block, widths, gap)
@@ -158,5 +159,5 @@ class Table:
 
 
 def _width(chosen: Sequence[int], widths: Sequence[int], gap: int) -> int:
-    """Cells that columns take side by side."""
+    """Returns the terminal cells that columns take side by side."""
     return sum(widths[at] for at in chosen) + gap * (len(chosen) - 1)

@@ -1,7 +1,7 @@
-"""Text for a terminal or a pipe: how wide it may be, and whether it has colour.
+"""Format text for a terminal or a pipe, with the right width and colours.
 
-Results and messages are built of pieces that say what they are ("best", "bad", "path", …); what that looks like is
-decided here alone, by rich, which is imported when text is made. A pipe gets plain lines, however long.
+Results and messages are built from pieces with a style name ("best", "bad", "path", …). Only this module decides the
+look of a style, with rich, which is imported on first use. A pipe gets plain lines of any length.
 """
 
 import os
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 Piece: TypeAlias = Union[str, tuple[str, str], "Text"]
-"""Text, or a pair of text and style: one of `STYLES`, or what rich understands. Names of users need no escaping."""
+"""Text, or a pair of text and style: one of `STYLES`, or a style of rich. Names from users need no escaping."""
 Line: TypeAlias = Piece | Sequence[Piece]
-"""Pieces one behind the other; two strings in a tuple are one piece."""
+"""Pieces in sequence; two strings in a tuple are one piece."""
 
 STYLES = {
     "title": "bold",
@@ -37,16 +37,16 @@ STYLES = {
     "path": "none",
     "name": "none",
 }
-"""What pieces are, and how that looks. A "path", and a command to be copied, is never broken; a "name" of a clip or
-file neither, and one that is longer than a line loses its middle."""
+"""Styles of pieces, and their look. A "path", which may also be a command to copy, is never broken. Neither is the
+"name" of a clip or file; a name that is longer than a line loses its middle."""
 
 _EMPHASIS = {"error:": "\x1b[1;31m", "warning:": "\x1b[33m"}
-"""As rich writes the styles of these names."""
+"""The escape codes that rich writes for these styles."""
 _WORD = re.compile(r"(?:`[^`]*`|\S)+\s*")
-"""With the blanks behind it; a command between backquotes is one."""
+"""A word and the blanks behind it; a command between backquotes is one word."""
 _SMALLEST_WIDTH, _USUAL_WIDTH = 20, 80
 SHORTEST_NAME = 12
-"""Cells down to which a name is shortened."""
+"""Smallest width to which a name is shortened, in terminal cells."""
 _PLAINER = str.maketrans(
     {
         "…": "...",
@@ -64,24 +64,24 @@ _PLAINER = str.maketrans(
 
 @runtime_checkable
 class Lines(Protocol):
-    """What makes its lines by itself, as a table does."""
+    """An object that makes its lines by itself, as a table does."""
 
     def lines(self, terminal: "Terminal") -> "list[Text]":
-        """As many as it takes where it is to be shown."""
+        """Returns the lines for this terminal."""
 
 
 Block: TypeAlias = Line | Lines
 
 
 class Stream(Protocol):
-    """As `sys.stdout` and `QueuedStream` are."""
+    """A stream such as `sys.stdout` or `QueuedStream`."""
 
     def isatty(self) -> bool: ...
     def fileno(self) -> int: ...
 
 
 def is_coloured(stream: Stream, environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether text for it has colour: on terminals, as rich decides it; nothing at all under `NO_COLOR`."""
+    """Returns whether text for a stream has colour: on terminals, by the rules of rich; never with `NO_COLOR`."""
     if environment.get("NO_COLOR") or environment.get("TERM", "").lower() in ("dumb", "unknown"):
         return False
     if environment.get("TTY_COMPATIBLE") in ("0", "1"):
@@ -91,7 +91,8 @@ def is_coloured(stream: Stream, environment: Mapping[str, str] = os.environ) -> 
 
 
 def emphasised(message: str) -> str:
-    """A message with colour on the word that tells a refusal or a warning. Never imports: messages come at any time."""
+    """Returns a message with colour on a first word "error:" or "warning:". It imports nothing: messages come at any
+    time."""
     for word, code in _EMPHASIS.items():
         if message.startswith(word):
             return f"{code}{word}\x1b[0m{message[len(word) :]}"
@@ -99,14 +100,14 @@ def emphasised(message: str) -> str:
 
 
 def broken(message: str, columns: int) -> str:
-    """A refusal or a warning for a terminal, in lines that are broken between words where that can be."""
+    """Breaks an error or a warning into lines for a terminal, between words if possible."""
     if not message.startswith(tuple(_EMPHASIS)):
         return message
     return "\n".join("\n".join(_between_words(line, columns)) for line in message.split("\n"))
 
 
 def _between_words(line: str, columns: int) -> list[str]:
-    """A line as several of so many cells; what stands between backquotes is one word. Never imports."""
+    """Breaks a line into lines of at most so many cells; text between backquotes is one word. It imports nothing."""
     text = line.lstrip()
     lines, now = [], line[: len(line) - len(text)]
     for word in _WORD.findall(text):
@@ -122,7 +123,7 @@ def _cells(text: str) -> int:
 
 
 def warned(line: str) -> Line:
-    """A line of a result that may be a warning: then its first word has the style of one."""
+    """Returns a line of a result; if it is a warning, its first word gets the style of one."""
     word = "warning:"
     return [(word, "warning"), line[len(word) :]] if line.startswith(word) else line
 
@@ -130,36 +131,36 @@ def warned(line: str) -> Line:
 def _is_terminal(stream: Stream) -> bool:
     try:
         return stream.isatty()
-    except ValueError:  # it is closed
+    except ValueError:  # the stream is closed
         return False
 
 
 def width_of(stream: Stream, environment: Mapping[str, str] = os.environ) -> int | None:
-    """Columns of a terminal, of which `COLUMNS` is believed first; None for anything else, whose lines have no end."""
+    """Returns the columns of a terminal, from `COLUMNS` first; None for anything else, whose lines have no limit."""
     if not _is_terminal(stream):
         return None
     told = environment.get("COLUMNS", "")
     try:
         columns = int(told) if told.isdecimal() else os.get_terminal_size(stream.fileno()).columns
-    except (OSError, ValueError):  # it hung up, or has no number
+    except (OSError, ValueError):  # it was closed, or has no file descriptor
         columns = 0
     return max(columns or _USUAL_WIDTH, _SMALLEST_WIDTH)
 
 
 def terminal_of(stream: Stream | None = None) -> "Terminal":
-    """What is known of a stream; by default of standard output."""
+    """Returns the width, colour and encoding of a stream; by default of standard output."""
     stream = stream or sys.stdout
     return Terminal(width_of(stream), is_coloured(stream), getattr(stream, "encoding", None) or "utf-8")
 
 
 @dataclass(frozen=True)
 class Terminal:
-    """Where text goes.
+    """The destination of text.
 
     Args:
-        width: cells of a line; None: lines are as long as they are, as in a pipe or file.
-        colour: whether escape codes are understood and wanted.
-        encoding: characters that it does not have are replaced by plainer ones.
+        width: terminal cells per line; None for no limit, as in a pipe or file.
+        colour: whether to use escape codes.
+        encoding: characters that it lacks are replaced by plainer ones.
     """
 
     width: int | None = None
@@ -171,24 +172,24 @@ class Terminal:
         return "…" if self._can_show("…") else "..."
 
     def text(self, blocks: Iterable[Block]) -> str:
-        """Lines and tables as one text, without a last newline. Long lines go on below, broken between words."""
+        """Returns lines and tables as one text, without a last newline. Long lines are broken between words."""
         lines: list[Text] = []
         for block in blocks:
             lines += block.lines(self) if isinstance(block, Lines) else self.wrapped(text_piece(block))
         return "\n".join(map(self.shown, lines))
 
     def shown(self, line: "Text") -> str:
-        """One line with its escape codes, in characters that can be encoded."""
+        """Returns one line with its escape codes, in characters that can be encoded."""
         line = line.copy()
         line.rstrip()
         text = _coloured(line) if self.colour else line.plain
         return text if self._can_show(text) else "".join(map(self._plainer, text))
 
     def wrapped(self, line: "Text", hanging: int | None = None) -> "list[Text]":
-        """A line as lines that fit. What is longer than a line by itself stands on one of its own.
+        """Breaks a line into lines that fit. A word that is longer than a line gets its own line.
 
         Args:
-            hanging: cells that the further lines begin with; two more than the first one has where it is not given.
+            hanging: blanks before the further lines; by default two more than before the first one.
         """
         if self.width is None or line.cell_len <= self.width:
             return [line]
@@ -208,7 +209,7 @@ class Terminal:
         return [self._fitted(more) for more in lines if more.plain.strip()]
 
     def _fitted(self, line: "Text") -> "Text":
-        """A line whose name is shortened where that makes it fit."""
+        """Returns a line with its longest name shortened, so that it fits."""
         names = [span for span in line.spans if span.style == "name"]
         over = line.cell_len - len(line.plain) + len(line.plain.rstrip()) - (self.width or 0)
         if over <= 0 or not names:
@@ -235,11 +236,11 @@ class Terminal:
 
 
 PLAIN = Terminal()
-"""A pipe or a file."""
+"""A pipe or a file: no limit of width, no colour."""
 
 
 def text_piece(line: Line) -> "Text":
-    """A line of rich; what is in it is never taken for markup or for a terminal's commands."""
+    """Returns a line as rich's text; its content is never read as markup or as terminal commands."""
     from rich.text import Span, Text
 
     if isinstance(line, Text):
@@ -260,7 +261,7 @@ def _is_styled(line: Line) -> bool:
 
 
 def _words(line: "Text") -> Iterator[tuple[int, int]]:
-    """Start and end of each word with the blanks behind it; a path is one word, whatever is in it."""
+    """Yields the start and end of each word with the blanks behind it; a path is always one word."""
     plain, start = line.plain, 0
     whole = [(span.start, span.end) for span in line.spans if span.style in ("path", "name")]
     for place in range(1, len(plain)):
@@ -272,7 +273,7 @@ def _words(line: "Text") -> Iterator[tuple[int, int]]:
 
 
 def shortened(text: str, width: int, ellipsis: str = "…") -> str:
-    """A name in at most so many cells, without its middle where it is longer."""
+    """Shortens a name to at most so many cells by cutting its middle."""
     from rich.cells import cell_len
 
     if cell_len(text) <= width:
@@ -291,7 +292,7 @@ def shortened(text: str, width: int, ellipsis: str = "…") -> str:
 
 
 def bar(share: float, width: int, rest: str = "░") -> str:
-    """`share` from 0 to 1 as a bar of `width` characters, in eighths."""
+    """Returns a fraction `share` from 0 to 1 as a bar of `width` characters, in eighths."""
     eighths = round(min(1.0, max(0.0, share)) * width * 8)
     full, part = divmod(eighths, 8)
     return ("█" * full + ("▏▎▍▌▋▊▉"[part - 1] if part else "")).ljust(width, rest)

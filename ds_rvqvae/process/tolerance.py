@@ -1,4 +1,4 @@
-"""Work without which a run is as good: pictures, TensorBoard, summaries. Its failures become warnings."""
+"""Turn failures of optional work (pictures, TensorBoard, summaries) into warnings."""
 
 import logging
 import os
@@ -13,14 +13,15 @@ _logger = logging.getLogger("ds_rvqvae")
 
 @contextmanager
 def tolerated(what: str, todo: str = "", warn: Callable[[str], object] = _logger.warning) -> Iterator[None]:
-    """Does what only decorates or reports: where it fails, a warning says `what` and why, and the caller goes on.
+    """Runs optional work: if it fails, a warning says `what` and why, and the caller continues.
 
-    Not for work that other ranks take part in, who would wait for what was left out. Signals and exits go through.
+    It is not for work that other ranks take part in: they would wait for the missing part. Signals and exits pass
+    through.
 
     Args:
-        what: such as "memory.json not written".
-        todo: how to have it after all.
-        warn: takes the warning, a line; a run's log by default.
+        what: the start of the warning, such as "memory.json not written".
+        todo: how to get it after all.
+        warn: receives the warning, one line; by default it goes to the run's log.
     """
     try:
         yield
@@ -29,9 +30,9 @@ def tolerated(what: str, todo: str = "", warn: Callable[[str], object] = _logger
 
 
 def reason_of(error: Exception) -> str:
-    """Why something failed, in one line that is not too long."""
+    """Returns why something failed, in one line that is not too long."""
     if isinstance(error, OSError) and error.strerror:
-        where = error.filename2 or error.filename  # of a renaming, the name that was wanted
+        where = error.filename2 or error.filename  # filename2 is the new name of a failed rename
         return f"{error.strerror}: {os.fsdecode(where)}" if isinstance(where, str | bytes) else error.strerror
     first = next((line for line in str(error).splitlines() if line.strip()), "")
     first = first if len(first) <= _LONGEST_REASON else f"{first[:_LONGEST_REASON]} …"

@@ -25,7 +25,7 @@ def five(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def body(tmp_path_factory, upper):
-    """The folder of a body's tokenizer, its lower part of 8 frames a code and two levels; not to be written to."""
+    """The folder of a body's tokenizer, its lower part has 8 frames per code and two levels; not to be written to."""
     lower = make_tokenizer(
         select_columns(smplx_layout(), "lower_trans")[1],
         "lower_trans",

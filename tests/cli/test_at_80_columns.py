@@ -63,7 +63,7 @@ def plan(*overrides):
 
 
 def check(piped, plain, coloured, columns=80):
-    """What a pipe gets has everything in it; the terminal's lines fit, and no word of them is broken."""
+    """The text for a pipe is complete; the terminal's lines fit, and none of their words is broken."""
     assert not CODES.search(piped) and not DRAWN.search(piped) and not CODES.search(plain)
     assert CODES.sub("", coloured) == plain and CODES.search(coloured)
     assert max(map(cell_len, plain.splitlines())) <= columns
@@ -106,7 +106,7 @@ class Played(io.StringIO):
 
 @pytest.fixture
 def printed(monkeypatch):
-    """What a command prints to a pipe, to a terminal, and to one with colour."""
+    """Returns a command's output to a pipe, to a terminal, and to one with colour."""
 
     def run(*arguments):
         monkeypatch.setenv("COLUMNS", "80")

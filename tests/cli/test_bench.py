@@ -55,17 +55,18 @@ def test_the_table_ends_with_shares_and_throughput():
     parts = [line.split()[0] for line in text.splitlines() if line.endswith(" %") and "convolutions" not in line]
     assert parts[:2] == ["backward", "optimizer"] and "75.0 %" in text and "25.0 %" in text
     assert "convolutions 87.5 % of a step; waiting for data 1.25 %" in text
-    assert "2,000 GFLOP a step, 40.0 % of the rate of large matrix products (10,000 GFLOP/s)" in text
-    assert "1,500 kernels a step; peak memory 3.00 GiB" in text and "the GPU is busy" not in text
+    assert "2,000 GFLOP per step, 40.0 % of the speed of large matrix products (10,000 GFLOP/s)" in text
+    assert "1,500 kernels per step; peak memory 3.00 GiB" in text and "the GPU is busy" not in text
     # Two micro batches of 80 windows in half a second.
-    assert text.splitlines()[-1] == "320.0 windows a second a rank"
+    assert text.splitlines()[-1] == "320.0 windows per second and rank"
 
 
 def test_what_was_not_measured_is_not_shown_and_what_was_left_out_is_told():
     alone = {key: value for key, value in RESULT.items() if not key.startswith("plain")}
     assert "plain" not in bench_table(alone)
     text = bench_table({**RESULT, "cpu_bf16_native": False, "checkpointed_step_s": 0.75, "device_busy_share": 0.9})
-    assert "left out: PyTorch's own takes up to ten times fp32's time" in text and "bf16 arithmetic of this CPU" in text
+    assert "left out: PyTorch's own bf16 takes up to ten times as long as fp32" in text
+    assert "bf16 arithmetic of this CPU" in text
     assert "with activation checkpointing" in text and "0.7500" in text and "the GPU is busy 90.0 % of a step" in text
 
 
@@ -73,7 +74,7 @@ def test_what_was_not_measured_is_not_shown_and_what_was_left_out_is_told():
     ("arguments", "complaint"),
     [
         (["nothing"], "nothing: no such profile"),
-        (["demo", "--trace", "nowhere/trace.json"], "is no folder"),
+        (["demo", "--trace", "nowhere/trace.json"], "is not a folder"),
         (["demo", "--set", "rvqvae.model.widht=3"], "did you mean width?"),
     ],
 )

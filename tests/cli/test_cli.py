@@ -26,17 +26,17 @@ LATE = {
     "safetensors",
     "tqdm",
 }
-"""What takes long to import, and help needs nothing of."""
+"""Modules that are slow to import and that help does not need."""
 VERBS = (
     *("prepare", "store", "data", "encode", "decode", "evaluate", "export", "render", "import", "bench", "plan"),
     *("monitor", "completion"),
 )
 MOST_MODULES = 170
-"""Those that the interpreter itself brings included; argparse, logging and json bring most of the others."""
+"""Includes those of the interpreter itself; argparse, logging and json import most of the others."""
 
 
 def _loaded_by(program, *arguments):
-    """What a program printed, and the modules that it had imported when it ended."""
+    """Returns what a program printed, and the modules that it had imported at its end."""
     code = (
         "import atexit, runpy, sys\n"
         "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"

@@ -1,4 +1,4 @@
-"""What the commands share: values of flags, columns of motion, and results as text and as JSON."""
+"""Shared by the commands: values of flags, columns of motion, and results as text and as JSON."""
 
 import argparse
 import json
@@ -39,11 +39,11 @@ def test_flags_become_numbers(kind, text, value):
 @pytest.mark.parametrize(
     ("kind", "text", "complaint"),
     [
-        *((number, text, f"'{text}' is no number") for text in ("", "three", "nan", "inf", "-inf", "1e999")),
+        *((number, text, f"'{text}' is not a number") for text in ("", "three", "nan", "inf", "-inf", "1e999")),
         (positive_number, "0", "0 is not above 0"),
         (positive_number, "-1", "-1 is not above 0"),
-        (positive_number, "x", "'x' is no number"),
-        *((count, text, "is no whole number from 1") for text in ("", "0", "-1", "1.5", "two")),
+        (positive_number, "x", "'x' is not a number"),
+        *((count, text, "is not a whole number from 1") for text in ("", "0", "-1", "1.5", "two")),
     ],
 )
 def test_other_values_are_refused(kind, text, complaint):
@@ -74,7 +74,7 @@ def test_what_a_terminal_would_obey_is_shown_and_not_sent(capsys):
     assert len(printed.splitlines()) == 2 and "\x1b" not in printed and "\r" not in printed
 
 
-@pytest.mark.parametrize(("place", "reason"), [(".", "is a folder"), ("nowhere/a.json", "is no folder that can be")])
+@pytest.mark.parametrize(("place", "reason"), [(".", "is a folder"), ("nowhere/a.json", "is not a folder that can be")])
 def test_a_json_file_that_cannot_be_written_is_refused_before_any_work(tmp_path, place, reason):
     with pytest.raises(argparse.ArgumentError, match=f"cannot be written: .*{reason}"):
         _parse(add_json_flag, "--json", tmp_path / place)
@@ -87,7 +87,7 @@ def test_columns_are_those_given_else_those_of_the_motion_else_of_the_body_part(
     assert columns_of(_parse(add_column_flags, "--data_path", motion), profile) == 7
     # 15 joints of each hand, six numbers each.
     assert columns_of(_parse(add_column_flags), profile) == 2 * 15 * 6
-    # The motion that a profile names is not looked at for a part of SMPL-X's.
+    # The motion that a profile names is not read for a part of SMPL-X.
     named = profile.with_values({"rvqvae.data.path": str(motion)})
     assert columns_of(_parse(add_column_flags), named) == 180
 

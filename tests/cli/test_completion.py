@@ -1,4 +1,4 @@
-"""What a TAB gives in a shell that has read `ds-rvqvae completion`."""
+"""Completion in a shell that has read `ds-rvqvae completion`."""
 
 import os
 import shutil
@@ -34,7 +34,7 @@ def script(tmp_path_factory):
 @pytest.fixture
 def complete(script):
     def offered(*words):
-        """What bash offers for the last word; no Python is there to be started."""
+        """Returns bash's suggestions for the last word; there is no Python that it could start."""
         line = [shutil.which("bash"), "-c", COMPLETE, "bash", script, script.parent / "here", "ds-rvqvae", *words]
         ended = subprocess.run(line, env={"PATH": "/nowhere"}, capture_output=True, text=True, timeout=30)
         assert ended.returncode == 0 and ended.stderr == "", ended.stderr

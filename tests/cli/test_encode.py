@@ -177,7 +177,7 @@ def test_matrices_come_back_at_their_sources_rate_while_codes_tell_it(tmp_path, 
     decode = ("decode", upper, codes, "--out", motion, "--matrices", "--fps")
     assert run(capsys, *decode, "source")[0] == 0
     assert np.load(motion / "1_a.npy").shape == (121, 78)
-    write_beat2(source, 31)  # another clip: what is written of the codes alone is as long as what was encoded
+    write_beat2(source, 31)  # another clip: without its columns, the written motion is as long as the encoded motion
     assert run(capsys, *decode, "source", "--overwrite")[0] == 0
     assert np.load(motion / "1_a.npy").shape == (121, 78)
     source.unlink()
@@ -196,7 +196,7 @@ def test_matrices_come_back_at_their_sources_rate_while_codes_tell_it(tmp_path, 
     assert run(capsys, *decode, "60")[0] == 0 and np.load(motion / "1_a.npy").shape == (61, 78)
     with pytest.raises(SystemExit, match="2"):
         cli.main([*map(str, decode), "fast"])
-    assert "'fast' is no number; give a number of frames a second, or source" in capsys.readouterr().err
+    assert "'fast' is not a number; give a number of frames per second, or source" in capsys.readouterr().err
 
 
 def test_originals_are_never_written_over(tmp_path, upper, capsys):

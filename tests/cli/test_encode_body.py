@@ -89,7 +89,7 @@ def test_a_body_takes_its_columns_by_name_wherever_they_stand(tmp_path, body, ca
     for codes in found[1:]:
         for part in ("upper", "lower_trans"):
             np.testing.assert_array_equal(codes[part].codes, found[0][part].codes)
-    # What is no BEAT2 file comes back as the columns of the whole body.
+    # Motion that is not from a BEAT2 file comes back as all columns of the body.
     status, result, _ = run(capsys, "decode", body, tmp_path / "codes", "--out", motion)
     assert status == 0 and files_below(motion)[1:] == ["1_a.npz", "m.npy", "task/clip0.npy"]
     assert [clip["notes"] for clip in result["done"]].count(["columns of no part that has codes are at rest"]) == 2

@@ -28,7 +28,7 @@ def read(file, **settings):
 
 @pytest.fixture
 def body(tmp_path, data):
-    """The folder of a body's tokenizer: all of the figure but its hips."""
+    """The folder of a body's tokenizer: all of the figure except its hips."""
     whole = read(data / "a" / "walk.bvh").layout
     parts = {part: make_tokenizer(take_channels(whole, names)[1], part) for part, names in PARTS.items()}
     BodyTokenizer(parts, whole).save_pretrained(tmp_path / "body")
@@ -126,7 +126,7 @@ def test_a_bvh_file_comes_back_at_its_own_frame_rate(tmp_path, capsys):
     lines = (tmp_path / "motion" / "walk.bvh").read_text().splitlines()
     assert "Frames: 90" in lines and "Frame Time: 0.0083333" in lines
     np.testing.assert_allclose(read(tmp_path / "motion" / "walk.bvh").motion, slow, atol=1e-4)
-    # From Python alike.
+    # The same from Python.
     loaded = MotionTokenizer.from_pretrained(tmp_path / "tokenizer")
     loaded.decode_to_file(loaded.encode_file(source), tmp_path / "direct.bvh", source, fps="source")
     assert (tmp_path / "direct.bvh").read_bytes() == (tmp_path / "motion" / "walk.bvh").read_bytes()

@@ -1,4 +1,4 @@
-"""`ds-rvqvae encode` and `decode`: what cannot be used is named, and nothing is left half-written."""
+"""`ds-rvqvae encode` and `decode`: unusable input is named, and no file is left incomplete."""
 
 import json
 import os
@@ -80,7 +80,7 @@ def test_a_tokenizer_that_gives_no_numbers_fails(tmp_path, five, capsys):
 
 
 def _damage(folder):
-    """A hundred files that cannot be encoded, under names that a search takes, with a word of each one's reason."""
+    """A hundred files that cannot be encoded, with names that a search finds, and a word of the reason for each."""
     folder.mkdir()
     good = write_beat2(folder / "whole", 20).with_name("whole.npz").read_bytes()
     (folder / "whole.npz").unlink()
@@ -206,7 +206,7 @@ REFUSALS = {
     "nothing in it": (["{empty}"], "no .npz, .npy or .bvh file in it or below"),
     "no level": (["{good}", "--levels", "0"], "--levels 0: this tokenizer has levels 1 to 3"),
     "too many levels": (["{good}", "--levels", "4"], "levels 1 to 3"),
-    "no workers": (["{good}", "--workers", "0"], "no whole number from 1"),
+    "no workers": (["{good}", "--workers", "0"], "not a whole number from 1"),
     "misspelt": (["{good}", "--overwite"], "did you mean --overwrite"),
     "two of a name": (["{good}", "{same}"], "would both be written to"),
     "out is a file": (["{good}", "--out", "{good}/1_a.npz"], "--out"),

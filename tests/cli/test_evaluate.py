@@ -71,7 +71,7 @@ def test_a_run_is_scored_as_its_tokenizer_folder_is(run, tmp_path, demo_folder, 
     assert (run / "eval" / "reconstruction_val.png").read_bytes().startswith(b"\x89PNG")
     assert (run / "eval" / "rate_distortion_val.png").read_bytes().startswith(b"\x89PNG")
 
-    # The tokenizer's folder by itself: its run's profile lies beside it, or --data_path says what to score.
+    # The tokenizer's folder alone: its run's profile is beside it, or --data_path names the motion.
     assert json.loads(_evaluate(capsys, run / "tokenizer", "--json")[1]) == scores
     (run / "tokenizer").rename(tmp_path / "alone")
     scored = json.loads(_evaluate(capsys, tmp_path / "alone", "--data_path", demo_folder, "--json")[1])
@@ -126,7 +126,7 @@ def test_several_side_by_side(run, tmp_path, capsys):
 def test_tokenizers_of_other_columns_are_not_compared(run, tmp_path, demo_folder, capsys):
     upper = _save(tmp_path / "upper", "upper")
     status, out, _ = _evaluate(capsys, run, upper, "--data_path", demo_folder)
-    assert status == 0 and "in each one's own normalised units: of other columns, they do not compare" in out
+    assert status == 0 and "in each tokenizer's own normalised units: they cannot be compared" in out
     assert not (run / "eval").exists()
 
 
@@ -171,12 +171,12 @@ def test_refusals_are_one_line_and_leave_nothing(run, tmp_path, demo_folder, cap
         (tmp_path / "empty",): "not a run's folder",
         (alone,): "no motion to score",
         (run, "--data_path", narrow): "narrow.npz: 5 columns, but the tokenizer takes 57",
-        (run, "--data_path", fast): "fast.npz: 60 frames per second; .*takes 30: give --data_path",
+        (run, "--data_path", fast): "fast.npz: 60 fps, but .*takes 30; give --data_path",
         (lower, "--data_path", stranger): "column 0 is joint0 .* takes pelvis",
         (run, "--data_path", trains, "--split", "test"): r"in test \(there is train\)",
         (run, "--features", stranger): "stranger.npz: no TorchScript",
         (run, "--features", _encoder(tmp_path, 58), "--feature_window", "32"): "does not take motion",
-        (run, "--feature_window", "0"): "no whole number from 1",
+        (run, "--feature_window", "0"): "not a whole number from 1",
         (run, "--skeleton", tmp_path / "none.json"): "none.json",
         (run, "--levels", "3"): "unknown flag --levels",
         (run, "--pictures", narrow): "--pictures",
@@ -198,7 +198,7 @@ def test_scores_are_printed_whatever_becomes_of_the_pictures(run, capsys):
     status, out, errors = _evaluate(capsys, run)
     assert status == 0 and "val: 1 clip, " in out and f"picture: {run / 'eval' / 'reconstruction_val.png'}" in out
     assert errors.startswith("warning: ") and errors.endswith(f"Is a directory: {run}/eval/rate_distortion_val.png\n")
-    # Pictures that were asked for are the command's result.
+    # Pictures that the user asked for are part of the result.
     status, asked, errors = _evaluate(capsys, run, "--pictures", run / "eval")
     assert (status, asked) == (2, out) and errors.startswith(f"error: --pictures {run / 'eval'}: not all are drawn: ")
 

@@ -1,4 +1,4 @@
-"""`ds-rvqvae export`: the weights that training had, of any checkpoint, and what it refuses."""
+"""`ds-rvqvae export`: the weights of training, from any checkpoint, and errors."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Help, as a terminal of 80 columns shows it: every flag is explained, and the defaults are those that hold."""
+"""Help on a terminal of 80 columns: every flag is explained, and the shown defaults are the real ones."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from ds_rvqvae.config.profile import Profile
 from tests.ranks import ROOT
 
 MOST_WITHOUT_GROUPS = 9
-"""Flags of a command that stand in one list, `--help` and `--json` among them."""
+"""Most flags of a command in one list, including `--help` and `--json`."""
 LONG = {
     "--profile",
     "--body_part",
@@ -26,7 +26,7 @@ LONG = {
     "--gradient",
     "--for",
 }
-"""Flags of training that say too much for one line, beside NCCL's."""
+"""Flags of training whose help takes more than one line, beside NCCL's."""
 
 
 def parsers(parser, name="ds-rvqvae"):
@@ -51,7 +51,7 @@ def shown(commands, monkeypatch):
 
 
 def flag_texts(text):
-    """The lines that a help has of each flag, by its first long name."""
+    """Returns the lines of a help for each flag, by its first long name."""
     blocks = re.split(r"\n(?=  -|\n)", text)
     named = [(re.search(r"^  (?:-\w, )?(--\w+)", block), block) for block in blocks]
     return {name[1]: block.splitlines() for name, block in named if name}

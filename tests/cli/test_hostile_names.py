@@ -54,7 +54,7 @@ def tokenizer(store, tmp_path_factory):
 
 
 def written(capfd):
-    """What went to the terminal; all of it can be printed."""
+    """Returns the output to the terminal, which must be printable."""
     out, error = capfd.readouterr()
     for text in (out, error):
         assert {character for character in text if not character.isprintable()} <= {"\n"}, repr(text)

@@ -46,11 +46,11 @@ def test_export_and_import_give_the_same_codes(folder, capsys):
 def test_text_says_what_was_found_and_where(folder, capsys):
     assert _import(folder, "--fps", "25", "--no_normalisation") == 0
     printed = capsys.readouterr().out
-    assert "GestureLSM tokenizer, 78 columns at 25 frames a second, 2 x 8 codes of 4" in printed
-    assert "no mean and std: it takes motion that is normalised already" in printed
+    assert "GestureLSM tokenizer, 78 columns at 25 fps, 2 x 8 codes of 4" in printed
+    assert "no mean and std: it takes motion that is already normalised" in printed
     tokenizer = MotionTokenizer.from_pretrained(folder / "imported")
     assert tokenizer.fps == 25.0
-    lines = [line.split() for line in printed.partition("from where:\n")[2].splitlines()]
+    lines = [line.split() for line in printed.partition("sources of the settings:\n")[2].splitlines()]
     assert ["width", "8", "from", "shapes"] in lines
     assert ["activation", "relu", "from", "net.yaml", "(vq_act:", "relu)"] in lines
     assert ["fps", "25.0", "from", "--fps,", "against", "net.yaml", "(pose_fps:", "30.0)"] in lines
@@ -83,7 +83,7 @@ def test_a_refusal_names_all_flags_at_once_and_writes_nothing(folder, capsys):
 def test_refusals_are_one_line_and_leave_nothing(folder, capsys):
     before = sorted(folder.rglob("*"))
     for flags, out, message in (
-        ((), "theirs", "theirs: exists; name a folder that does not"),
+        ((), "theirs", "theirs: exists; name a new folder"),
         ((), "theirs/net.pth/out", "cannot be written: "),
         (("--mean", str(folder / "no.npy")), "out", "--mean, --std: give both or neither"),
         (("--mean", "no.npy", "--std", "no.npy"), "out", "no.npy: cannot be read: No such file or directory"),

@@ -1,4 +1,5 @@
-"""Names of files and folders that are no UTF-8, or as long as a file system takes, through every command."""
+"""Names of files and folders that are not UTF-8, or of the longest length that a file system allows, in every
+command."""
 
 import json
 
@@ -39,7 +40,7 @@ def test_every_command_reads_and_writes_them(motion, name, tmp_path, capfd):
 
     store, tokens, codes, decoded = (tmp_path / f"{name}{letter}" for letter in "stkd")
     scores, picture = tmp_path / f"{name}.json", tmp_path / f"{name}.png"
-    for _ in range(2):  # made, and looked at again
+    for _ in range(2):  # made, and checked again
         run("prepare", motion, "--out", store)
     assert sorted(open_store(store).clip_names) == [f"{index}{name}" for index in range(4)]
     clips = json.loads(run("store", "show", store, "--clips", "--json"))["clip_list"]

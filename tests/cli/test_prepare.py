@@ -1,4 +1,4 @@
-"""`ds-rvqvae prepare`: the store that it packs, and what it says of that."""
+"""`ds-rvqvae prepare`: the packed store, and the printed report."""
 
 import contextlib
 import json
@@ -42,7 +42,7 @@ def test_the_same_command_again_says_that_the_store_is_there(tmp_path, demo_fold
     assert (packing["files_packed"], packing["files_unchanged"]) == (6, 0)
     assert packing["times_real_time"] == pytest.approx(960 / 30 / packing["seconds"])
     assert cli.main(command) == 0
-    assert "the store was there already, of the same files and settings" in capsys.readouterr().out
+    assert "the store already exists, from the same files and settings" in capsys.readouterr().out
 
 
 def test_flags_set_the_keys_that_they_are_called_by_and_set_comes_after_them(tmp_path, demo_folder, capsys):
@@ -70,8 +70,8 @@ def test_it_says_how_many_files_had_not_changed(tmp_path, capsys):
     capsys.readouterr()
     assert cli.main(command) == 0
     printed = capsys.readouterr().out
-    assert "unchanged files, taken from the store before: 2" in printed
-    assert "nothing was new" not in printed
+    assert "unchanged files, taken from the earlier store: 2" in printed
+    assert "nothing is new" not in printed
     write_beat2(folder / "1_a.npz", 80)
     assert cli.main([*command, "--json"]) == 0
     packing = json.loads(capsys.readouterr().out)["packing"]

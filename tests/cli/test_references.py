@@ -1,4 +1,4 @@
-"""By what names each command takes a tokenizer: a table of results, and one of refusals."""
+"""The names of a tokenizer that each command accepts: a table of results, and one of errors."""
 
 import contextlib
 import hashlib
@@ -35,7 +35,7 @@ SAME_AS = {
     "body/tokenizer": "whole",
     REPOSITORY: "run/tokenizer",
 }
-"""What a tokenizer is called by, and the folder of a tokenizer, or of a body's, that has to give the same.
+"""Names of a tokenizer, and the folder of a tokenizer, or of a body's, that must give the same.
 
 Names are those of a run, three checkpoints of it, a tokenizer, a folder of a body's runs, a body, and a repository.
 """
@@ -43,7 +43,7 @@ Names are those of a run, three checkpoints of it, a tokenizer, a folder of a bo
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, demo_folder):
-    """A folder with all that is named in the tables, of one training of two steps."""
+    """A folder with everything that the tables name, from one training of two steps."""
     folder = tmp_path_factory.mktemp("references")
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("DS_RVQVAE_CACHE", str(folder / "cache"))
@@ -79,7 +79,7 @@ def clip(demo_folder):
 
 @pytest.fixture
 def call(place, hub, monkeypatch):
-    """Runs `ds-rvqvae VERB NAME ...`, which has to end well; its JSON is in the file `result.json` of `--out`."""
+    """Runs `ds-rvqvae VERB NAME ...`, which must succeed; its JSON is in the file `result.json` of `--out`."""
 
     # Motion is prepared once for all tests.
     monkeypatch.setenv("DS_RVQVAE_CACHE", str(place / "cache"))
@@ -89,7 +89,7 @@ def call(place, hub, monkeypatch):
             status, _, errors = _run(verb, place / name, *arguments)
             assert status == 0, errors
             return
-        # The client reads its environment once a process.
+        # The client reads its environment once per process.
         for variable, value in hub.items():
             monkeypatch.setenv(variable, value)
         finish(start_ranks(1, ["-m", "ds_rvqvae.cli", verb, name, *map(str, arguments)]))
@@ -151,13 +151,13 @@ COMMANDS = {"encode": _encode, "decode": _decode, "evaluate": _evaluate, "export
 
 @pytest.fixture(scope="module")
 def results_of_folders():
-    """By command and folder of a tokenizer what the command gave, once it ran."""
+    """Results by command and folder of a tokenizer, after the command ran."""
     return {}
 
 
 @pytest.fixture
 def expected(call, clip, tmp_path, results_of_folders):
-    """Gives what a command has to give for a name."""
+    """Returns the expected result of a command for a name."""
 
     def expected(command, plain):
         if (command, plain) not in results_of_folders:
@@ -193,7 +193,10 @@ REFUSALS = {
     "no such part": (["encode", "body/tokenizer/face"], "the body in .*/body/tokenizer has no such part$"),
     "no motion": (["evaluate", "alone"], "alone: no motion to score.*give --data_path$"),
     "no motion of a part": (["evaluate", "whole"], "whole/upper: no motion to score"),
-    "format of a part": (["export", "body", "--format=momask"], "a body's; name one of its parts: .*/upper .*/hands$"),
+    "format of a part": (
+        ["export", "body", "--format=momask"],
+        "those of a body; name one of its parts: .*/upper .*/hands$",
+    ),
     "checkpoint of a body": (["export", "body", "--checkpoint=best"], "a body's tokenizer, which has no checkpoints"),
     "checkpoint of a tokenizer": (["export", "alone", "--checkpoint=best"], "a tokenizer, which has no checkpoints"),
     "checkpoint of one": (["export", "run/checkpoints/best", "--checkpoint=best"], "is a checkpoint itself.*/run$"),
@@ -268,7 +271,8 @@ STARTS = [
     ("run/checkpoints/best", ["--width=64"], True, "width is 32 there and 64 in the profile"),
     ("run/checkpoints/best", ["--body_part=hands"], True, "takes 78 columns, and .* has 180 for body part hands"),
 ]
-"""What `--init_from` names, more flags, whether the launcher has torch by then, and what it says where it refuses."""
+"""The value of `--init_from`, more flags, whether the launcher has imported torch by then, and its message if it
+refuses."""
 
 
 def test_the_launcher_checks_what_a_run_starts_from(place, demo_folder, tmp_path):

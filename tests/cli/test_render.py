@@ -1,4 +1,4 @@
-"""`ds-rvqvae render`: videos that can be read back, what they show, and what is refused."""
+"""`ds-rvqvae render`: videos that can be read back, their content, and errors."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def _render(folder, *arguments) -> int:
 
 
 def _read_mp4(file) -> tuple[dict, np.ndarray]:
-    """What ffmpeg says of a video, and its pictures uint8 `[frames, height, width, 3]`."""
+    """Returns ffmpeg's description of a video, and its pictures, uint8 `[frames, height, width, 3]`."""
     pictures = imageio_ffmpeg.read_frames(str(file))
     meta = next(pictures)
     width, height = meta["size"]
@@ -103,7 +103,7 @@ def test_one_clip_of_several_is_named(folder, capsys):
     write_beat2_folder(folder / "clips", ("1_a_0_1_1", "2_b_0_1_1"))
     arguments = ["render", str(folder / "tokenizer"), str(folder / "clips"), "--out", str(folder / "one.gif")]
     assert cli.main(arguments) == 2
-    assert "--clip NAME names one (2: 1_a_0_1_1, 2_b_0_1_1)" in capsys.readouterr().err
+    assert "choose one with --clip NAME (2: 1_a_0_1_1, 2_b_0_1_1)" in capsys.readouterr().err
     assert cli.main([*arguments, "--clip", "3_c"]) == 2
     assert "has no clip 3_c" in capsys.readouterr().err
     assert cli.main([*arguments, "--clip", "2_b_0_1_1", "--seconds", "0.2", "--size", "320x160"]) == 0
@@ -140,10 +140,10 @@ def test_joints_of_other_names_take_a_skeleton_of_their_own(tmp_path, capsys):
         (["--start", "1e308"], "ends after 2.0 s"),
         (["--start", "-1"], "-1 is below 0"),
         (["--seconds", "0"], "0 is not above 0"),
-        (["--seconds", "nan"], "'nan' is no number"),
-        (["--fps", "60"], "--fps 60: the motion has 30 frames a second"),
+        (["--seconds", "nan"], "'nan' is not a number"),
+        (["--fps", "60"], "--fps 60: the motion has 30 fps"),
         (["--fps", "0.1"], "0.1 is below 1"),
-        (["--size", "481x240"], "both have to be even for mp4; 480x240"),
+        (["--size", "481x240"], "mp4 needs even numbers; use 480x240"),
         (["--size", "big"], "not WIDTHxHEIGHT"),
         (["--size", "20x10"], "not WIDTHxHEIGHT"),
         (["--skeleton", "none.json"], "none.json: cannot be read"),
@@ -176,7 +176,7 @@ def test_bad_motion_is_refused_in_one_line(folder, capsys):
         np.savez(folder / fast, motion=np.zeros((40, 78), np.float32), fps=np.array(60))
     complaints = {
         "fast.npz": "60 frames per second, 30 are wanted",
-        "fast": "60 frames per second; the tokenizer takes 30",
+        "fast": "60 fps, but the tokenizer takes 30",
         "nan.npz": "NaN or infinite values in 1 of 60 frames: 7",
         "cut.npz": "damaged or cut short",
         "empty": "an empty folder",

@@ -1,4 +1,4 @@
-"""`ds-rvqvae store show|verify`: what a store holds, and every kind of damage with the clips that it struck."""
+"""`ds-rvqvae store show|verify`: the content of a store, and every kind of damage with the damaged clips."""
 
 import json
 import subprocess
@@ -75,7 +75,7 @@ def test_show_counts_what_was_left_out(tmp_path, capsys):
 def test_a_whole_store_is_whole(store, capsys):
     assert verify_store(store) == []
     assert cli.main(["store", "verify", str(store.folder)]) == 0
-    assert "whole: 1 shard, 3 clips, 120 frames" in capsys.readouterr().out
+    assert "intact: 1 shard, 3 clips, 120 frames" in capsys.readouterr().out
     assert cli.main(["store", "verify", str(store.folder), "--json"]) == 0
     result = _json(capsys)
     assert result["whole"] and result["damaged"] == [] and (result["clips"], result["columns"]) == (3, 5)

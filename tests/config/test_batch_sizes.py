@@ -1,4 +1,4 @@
-"""How many windows of each length a step takes."""
+"""The number of windows of each length per step."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""The keys of motion data: names that body parts may have, and what is refused before any file is opened."""
+"""The keys of motion data: valid names of body parts, and errors that are found before any file is opened."""
 
 import pytest
 from pydantic import ValidationError
@@ -45,7 +45,7 @@ def test_a_body_part_is_a_known_one_or_one_of_the_profiles_own():
 
 def test_weights_need_something_that_they_weigh():
     assert DataConfig(balance="speaker", weights={"2": 3.0}).weights == {"2": 3.0}
-    with pytest.raises(ValidationError, match=r"rvqvae\.data\.weights: say what they weigh"):
+    with pytest.raises(ValidationError, match=r"rvqvae\.data\.weights: needs rvqvae\.data\.balance"):
         DataConfig(weights={"2": 3.0})
 
 

@@ -1,4 +1,4 @@
-"""DeepSpeed's keys in a profile: DeepSpeed knows them, and sections take nothing else."""
+"""DeepSpeed's keys in a profile: DeepSpeed knows them, and sections accept no others."""
 
 import ast
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_deepspeed_knows_every_key_that_profiles_may_hold():
         assert ours(*section) <= set(theirs.model_fields), section
     assert ours("flops_profiler") <= set(vars(DeepSpeedFlopsProfilerConfig({})))
     assert ours("activation_checkpointing") <= set(activation.ACT_CHKPT_DEFAULT)
-    # The rest is read key by key, by names that stand as string constants in the modules that read the file.
+    # DeepSpeed reads the rest key by key; the names are string constants in the modules that read the file.
     package = Path(deepspeed.__file__).parent
     files = [*package.glob("runtime/*.py"), *package.glob("runtime/*/config.py"), *package.glob("*/con*.py")]
     trees = [ast.parse(file.read_text()) for file in files]

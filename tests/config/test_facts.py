@@ -1,4 +1,4 @@
-"""Facts about keys: every key says them, and they are true."""
+"""Facts about keys: every key states them, and they are true."""
 
 import itertools
 from typing import Annotated
@@ -19,12 +19,12 @@ from tests.data.formats.bvh_files import write_bvh_motion
 from tests.settings import SMALL, models_with_another
 
 KINDS = {"model": ModelFacts, "data": DataFacts, "loss": Facts, "schedule": Facts, "training": Facts}
-"""The facts that keys of each section say."""
+"""The facts of the keys of each section."""
 FACTS = facts_of(ModelConfig, ModelFacts)
 
 
 def unsaid(section, kind, path):
-    """What is wrong with the facts of a section's keys, those of sections inside it among them."""
+    """Returns errors in the facts of a section's keys, including those of sections inside it."""
     found = []
     for key, field in section.model_fields.items():
         facts = [entry for entry in field.metadata if isinstance(entry, Facts)]
@@ -87,11 +87,11 @@ def shapes(tokenizer):
 
 @pytest.mark.parametrize("key", FACTS)
 def test_what_is_said_of_codes_is_true(key):
-    """Of a small model and one that differs in this key, with the same weights where they can be the same."""
+    """Codes of a small model and of one that differs in this key, with the same weights where possible."""
     base = tokenizer_of(SMALL)
     state = base.model.state_dict()
     motion = torch.randn(32, 6, generator=torch.Generator().manual_seed(1))
-    # Codes of which all are in use: as long as what a level is asked to quantize.
+    # All codes are in use: they are as long as the vectors that a level quantizes.
     latents = base.model.encode_latents(motion.unsqueeze(0)).detach()[0]
     for level, book in enumerate(base.model.quantizer.codebooks):
         book.copy_(latents / 2**level)
@@ -108,7 +108,7 @@ def test_what_is_said_of_codes_is_true(key):
         assert fits or FACTS[key].codes in ("weights", "setting", "setting if set")
         if FACTS[key].codes == "weights":
             assert not fits
-        # Told by the setting itself, with weights that are the same by name and number.
+        # The setting itself tells, as the weights have the same names and number.
         twin = other.fingerprint
         other.model.config = SMALL
         assert (twin != other.fingerprint) == FACTS[key].codes.startswith("setting"), config
@@ -130,7 +130,7 @@ def test_what_means_nothing_without_codebooks_is_refused_there(key):
     assert grids
     for grid, config in itertools.product(grids, models_with_another(key)):
         profile["rvqvae"]["model"] = {**grid.model_dump(), key: getattr(config, key)}
-        said = f"rvqvae.model.{key}: is about codebooks" in refusal_of(profile_from_dict, profile)
+        said = f"rvqvae.model.{key}: is for codebooks" in refusal_of(profile_from_dict, profile)
         assert said == FACTS[key].codebooks_only, config
 
 
@@ -138,14 +138,14 @@ def test_what_means_nothing_without_codebooks_is_refused_there(key):
 def test_what_momask_has_its_own_of_is_refused_beside_its_arithmetic(key):
     for config in models_with_another(key):
         values = {**config.model_dump(), "lineage": True}
-        said = f"rvqvae.model.{key}: lineage, MoMask's arithmetic, has its own" in refusal_of(
+        said = f"rvqvae.model.{key}: lineage (MoMask's arithmetic) replaces it" in refusal_of(
             ModelConfig.model_validate, values
         )
         assert said == (FACTS[key].lineage != "same"), config
 
 
 def test_of_several_keys_the_first_is_refused():
-    """In the order in which a step comes to them: gradient, choice of codes, averages."""
+    """In this order: gradient, choice of codes, averages."""
     values = {"lineage": True, "mu_warm_up": 0, "dead_code_threshold": 0.0, "codebook_init": "kmeans"}
     order = ["codebook_init", "mu_warm_up", "dead_code_threshold"]
     values |= {"codebook_distance": "cosine", "gradient": "rotation_trick"}
@@ -156,7 +156,7 @@ def test_of_several_keys_the_first_is_refused():
 
 
 class Recorded(DataConfig):
-    """Remembers which of its keys were read."""
+    """A dict that remembers which of its keys were read."""
 
     def __getattribute__(self, name):
         if name in DataConfig.model_fields:

@@ -11,7 +11,7 @@ from ds_rvqvae.config.profile import load_profile, profile_file, section_at
 from ds_rvqvae.config.request import read_training_flags
 from ds_rvqvae.errors import UserError
 
-# One value a flag, each different from the baseline profile's.
+# One value per flag, each different from the baseline profile's.
 VALUES = {
     "batch_size": (7, "train_micro_batch_size_per_gpu"),
     "gradient_accumulation_steps": (3, "gradient_accumulation_steps"),
@@ -151,7 +151,11 @@ def test_a_wrong_flag_is_one_line_and_exit_2(line, words, capsys):
 
 def test_several_body_parts_are_for_a_launcher():
     assert parse("--body_part", "upper, hands").parts == ("upper", "hands")
-    with pytest.raises(UserError, match=r"--body_part upper,hands: a run trains one part; launch/train_8x4090\.sh"):
+    with pytest.raises(
+        UserError,
+        match=r"--body_part upper,hands: a run trains one body part; "
+        "launch/train_8x4090\.sh",
+    ):
         profile_of("--body_part=upper,hands")
 
 

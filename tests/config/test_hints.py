@@ -1,4 +1,4 @@
-"""What people write who come from other trainers, each with its line; and names that are near nothing."""
+"""Flags that users of other trainers write, each with its hint, and names that are similar to nothing."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from ds_rvqvae import cli
 from ds_rvqvae.config.request import read_training_flags
 
 NO_HINT = " (--help lists the flags)"
-EPOCHS = "--total_iter N, in optimizer steps; an epoch is windows / global batch, both in a run's first lines"
+EPOCHS = "--total_iter N, in optimizer steps; an epoch is windows / global batch, both are in a run's first lines"
 GPUS = "--include localhost:1,2 for certain GPUs, or --num_gpus N for the first N"
 SERVICES = "runs write TensorBoard files and metrics.jsonl, and send nothing to other services"
 HERE, NONE, WRITE, NEAR = "; here it is ", "; there is none: ", "; write ", "; did you mean "
@@ -131,7 +131,7 @@ def test_a_command_that_there_is_not(command, capsys):
 
 def test_commands_below_commands_have_hints_too(capsys):
     assert "no command 'shwo'; did you mean show?" in refusal(cli.main, ["store", "shwo"], capsys)
-    # One that is near nothing among them is not taken for a command above.
+    # A flag that is similar to none of them is not taken for a command above.
     assert refusal(cli.main, ["store", "fit"], capsys) == "error: no command 'fit' (--help lists the commands)"
 
 
@@ -165,21 +165,21 @@ def test_hints_name_only_flags_that_the_command_has(capsys):
         cli.main, ["encode", "a", "b", "--out", "c", "--output", "d"], capsys
     )
     rank = refusal(read_training_flags, ["--gpus", "3"], capsys)
-    assert rank == f"error: unknown flag --gpus{NO_HINT}"  # where ranks run is not for them to say
+    assert rank == f"error: unknown flag --gpus{NO_HINT}"  # a rank cannot choose where ranks run
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["/tmp"], "what is '/tmp'? No flag takes it; give motion by --data_path ("),
-        (["bset"], "what is 'bset'? No flag takes it ("),
+        (["/tmp"], "'/tmp' belongs to no flag; give motion with --data_path ("),
+        (["bset"], "'bset' belongs to no flag ("),
         (
             ["--milestones", "10", "20"],
-            "what is '20'? No flag takes it; several numbers of one flag are joined by commas",
+            "'20' belongs to no flag; join several numbers of one flag with commas",
         ),
         (
             ["rvqvae.model.width=3"],
-            "what is 'rvqvae.model.width=3'? No flag takes it; give a key of the profile as --set",
+            "'rvqvae.model.width=3' belongs to no flag; give a key of the profile as --set",
         ),
     ],
 )

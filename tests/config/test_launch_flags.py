@@ -1,4 +1,4 @@
-"""The launcher's own flags: what they are without a value, and values that are refused."""
+"""The launcher's own flags: their meaning without a value, and values that are refused."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""The keys of nets and quantizer: what they amount to, and which do not go together."""
+"""The keys of nets and quantizer: derived values, and combinations that are refused."""
 
 import pytest
 
@@ -17,12 +17,12 @@ def test_beam_search_takes_codebooks_of_each_level_by_euclidean_distance(other):
     ("override", "complaint"),
     [
         ("rvqvae.model.quantize_dropout_min_levels=7", "is more than the 6 levels"),
-        ("rvqvae.model.gradient=rotation_trick", "gradient: lineage, MoMask's arithmetic, has its own"),
-        ("rvqvae.model.codebook_distance=cosine", "codebook_distance: lineage, MoMask's"),
-        ("rvqvae.model.codebook_init=kmeans", "codebook_init: lineage, MoMask's"),
-        ("rvqvae.model.dead_code_threshold=0", "dead_code_threshold: lineage, MoMask's"),
-        ("rvqvae.model.mu_warm_up=0", "mu_warm_up: lineage, MoMask's"),
-        ("rvqvae.model.beam_size=2", "beam_size: 2 goes neither with lineage"),
+        ("rvqvae.model.gradient=rotation_trick", "gradient: lineage \\(MoMask's arithmetic\\) replaces it"),
+        ("rvqvae.model.codebook_distance=cosine", "codebook_distance: lineage \\(MoMask's"),
+        ("rvqvae.model.codebook_init=kmeans", "codebook_init: lineage \\(MoMask's"),
+        ("rvqvae.model.dead_code_threshold=0", "dead_code_threshold: lineage \\(MoMask's"),
+        ("rvqvae.model.mu_warm_up=0", "mu_warm_up: lineage \\(MoMask's"),
+        ("rvqvae.model.beam_size=2", "beam_size: 2 cannot be used with lineage"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(override, complaint):
@@ -45,14 +45,14 @@ def test_a_grid_has_no_place_for_keys_of_codebooks():
     assert ModelConfig().grid_key is None and ModelConfig(**grid).grid_key == "fsq_levels"
     check_quantizer(ModelConfig(**grid))
     check_quantizer(ModelConfig(mu=0.5))
-    with pytest.raises(ValueError, match=r"rvqvae\.model\.mu: is about codebooks, and with fsq_levels there are none"):
+    with pytest.raises(ValueError, match=r"rvqvae\.model\.mu: is for codebooks, and with fsq_levels there are none"):
         check_quantizer(ModelConfig(**grid, mu=0.5))
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"fsq_levels": [4, 4], "code_dim": 2}, "product of its numbers is 16, and nb_code 1024"),
+        ({"fsq_levels": [4, 4], "code_dim": 2}, "product of its numbers is 16, but nb_code is 1024"),
         ({"fsq_levels": [4, 4], "nb_code": 16, "code_dim": 3}, "3 is not 1 to 6 times the 2 columns .*; use 2 to 12"),
         ({"fsq_levels": [4, 4], "nb_code": 16, "code_dim": 14}, "14 is not 1 to 6 times"),
         # 16 ** 6 are 2 ** 24 cells, and 2 ** 20 are the most; a level in two has 16 ** 3.

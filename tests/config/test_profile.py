@@ -1,4 +1,4 @@
-"""Profiles: what ships is valid, what is wrong is said where it is."""
+"""Profiles: shipped ones are valid, and errors name their place."""
 
 import json
 
@@ -104,7 +104,8 @@ _MODEL_KEYS_OF_BEST = (
 
 
 def test_best_costs_what_baseline_costs():
-    """Nets of the same shape and no more weights, the same codes, batch and steps; what differs is the training."""
+    """`best` has nets of the same shape and no more weights, and the same codes, batch and steps; only the training
+    differs."""
     baseline, best = (load_profile(name).to_dict() for name in ("baseline", "best"))
     trained_otherwise = [
         ("optimizer", "params", "lr"),
@@ -155,7 +156,7 @@ def test_the_seventh_gpu_makes_the_batch_560():
         ("fp16.enabled=true", ["fp16: unknown key here", "bf16.enabled false"]),
         ("scheduler.type=WarmupLR", ["scheduler: unknown key here: ", "rvqvae.schedule"]),
         ("comet.enabled=true", ["comet: unknown key here: scalars go to tensorboard and csv_monitor"]),
-        ("zero_optimization.stage3_max_live_parameters=1", ["stage3_max_live_parameters", "is of ZeRO stage 3"]),
+        ("zero_optimization.stage3_max_live_parameters=1", ["stage3_max_live_parameters", "belongs to ZeRO stage 3"]),
     ],
 )
 def test_a_misspelt_key_is_named_with_the_nearest(override, words):
@@ -176,7 +177,7 @@ def test_a_misspelt_key_is_named_with_the_nearest(override, words):
         ("rvqvae.data.window_size=130", ["rvqvae.data.window_size", "130", "128 or 132"]),
         ("rvqvae.data.window_size=2", ["rvqvae.data.window_size", "use 4"]),
         ("rvqvae.data.mean_file=a.npy", ["mean_file", "together"]),
-        ("rvqvae.schedule.milestones=[20,10]", ["rvqvae.schedule.milestones", "rising"]),
+        ("rvqvae.schedule.milestones=[20,10]", ["rvqvae.schedule.milestones", "ascending"]),
         ("bf16.bf16_optimizer_states=true", ["bf16_master_weights_and_grads"]),
         ("bf16=true", ["bf16"]),
         ("zero_optimization.stage=3", ["zero_optimization.stage", "2"]),
@@ -282,7 +283,7 @@ def test_what_works_is_not_told():
     assert [load_profile(name).without_effect() for name in SHIPPED] == [[]] * len(SHIPPED)
     on_cpu = [f"activation_checkpointing.{key}=true" for key in ("cpu_checkpointing", "profile")]
     (told,) = load_profile("baseline", on_cpu).without_effect()
-    assert told.startswith("activation_checkpointing.profile: is not heeded beside cpu_checkpointing")
+    assert told.startswith("activation_checkpointing.profile: has no effect together with cpu_checkpointing")
 
 
 @pytest.mark.parametrize(
@@ -336,7 +337,7 @@ def test_a_global_batch_fits_its_ranks_only():
 
 
 def test_windows_without_the_differences_that_losses_take_are_refused():
-    """Their mean is NaN, and so were the loss and all that was trained by it."""
+    """The mean of no differences is NaN, which would make the loss and all weights NaN."""
     short = ["rvqvae.model.down_t=0", "rvqvae.data.window_size=2"]
     load_profile("demo", short)
     with pytest.raises(

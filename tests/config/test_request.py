@@ -1,4 +1,4 @@
-"""What a command line asks for: one value, made in one place, handed on as it is."""
+"""A request from a command line: one value, made in one place, passed on unchanged."""
 
 import ast
 import dataclasses
@@ -15,7 +15,7 @@ from ds_rvqvae.runs.start import overrides_between
 
 PACKAGE = Path(ds_rvqvae.__file__).parent
 FROM_FLAGS_TO_RANK = ("config", "motion", "data", "model", "tokenizer", "runs", "train", "launch")
-"""Rooms that a run goes through; `cli/` and the monitor have flags of their own."""
+"""Rooms that take part in a run; `cli/` and the monitor have flags of their own."""
 PARTS = {"Flags", "Start", "LaunchOptions", "Profile"}
 
 
@@ -65,7 +65,7 @@ def test_nothing_of_it_can_be_changed(monkeypatch):
     for mapping in (request.flags.keys, request.flags.environment):
         with pytest.raises(TypeError):
             mapping["x"] = "y"
-    # What comes later to the process's environment does not change what was asked for.
+    # Later changes of the process's environment do not change the request.
     monkeypatch.setenv("DS_RVQVAE_DATA", "/other")
     assert request.flags.environment["DS_RVQVAE_DATA"] == "/motion"
     assert request.flags.request().profile.rvqvae.data.path == "/motion"

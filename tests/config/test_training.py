@@ -1,4 +1,4 @@
-"""The keys of training: what can only be a repository of the Hugging Face hub."""
+"""The keys of training: names that can only be a repository of the Hugging Face hub."""
 
 from pathlib import Path
 

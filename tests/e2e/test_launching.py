@@ -136,7 +136,7 @@ def test_a_signal_stops_every_process_with_status_75(long_run, number):
     assert launcher.wait(timeout=60) == 75
     _assert_gone(family)
     assert "Traceback" not in said.read_text()
-    (line,) = [line for line in said.read_text().splitlines() if line.startswith("go on with: ")]
+    (line,) = [line for line in said.read_text().splitlines() if line.startswith("continue with: ")]
     assert shlex.split(line)[-4:] == ["--total_iter=1000000", "--name=long", "--resume", "runs/long"]
 
 

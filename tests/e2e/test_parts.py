@@ -48,7 +48,7 @@ def test_a_body_stopped_in_its_second_part_goes_on_there(tmp_path, demo_folder):
         assert second.process.wait(timeout=180) == 0, second.said()
     finally:
         assert second.end() == []
-    assert "upper, part 1 of 3: trained already" in second.said() and "going on from" in second.said()
+    assert "upper, part 1 of 3: already trained" in second.said() and "going on from" in second.said()
     assert second.said().count("\nnext:\n") == 1 and "\nlower_trans: val, angle " in second.said()
     for part in ("upper", "hands", "lower_trans"):
         assert [line["step"] for line in read_metrics(body / part)] == [*range(1, STEPS + 1)]

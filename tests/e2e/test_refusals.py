@@ -133,7 +133,7 @@ WRONG = {
     "window of 130": (lambda f: "--window_size=130", "130 is not a multiple.*128 or 132"),
     "unknown body part": (lambda f: "--body_part=arm", "arm.*upper"),
     "unknown loss": (lambda f: "--recons_loss=l3", "l3"),
-    "milestones out of order": (lambda f: "--milestones=20,10", "rising order"),
+    "milestones out of order": (lambda f: "--milestones=20,10", "ascending order"),
     "learning rate of zero": (lambda f: "--lr=0", r"optimizer\.params\.lr"),
     # the motion
     "no motion named": (lambda f: "--data_path=", "--data_path.*DS_RVQVAE_DATA.*--demo"),

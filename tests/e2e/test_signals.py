@@ -46,4 +46,4 @@ def test_a_stop_before_the_ranks_train_is_75(tmp_path):
     finally:
         left = played.end()
     assert (status, left) == (75, 0)
-    assert "Traceback" not in played.said() and "\ngo on with: " in played.said().replace("\r", "")
+    assert "Traceback" not in played.said() and "\ncontinue with: " in played.said().replace("\r", "")

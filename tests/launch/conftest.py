@@ -1,4 +1,4 @@
-"""What the launcher's tests share: the launcher itself, and supervised trees of processes."""
+"""Fixtures for the launcher's tests: the launcher itself, and supervised trees of processes."""
 
 import os
 import subprocess

@@ -18,6 +18,6 @@ def has_driver() -> bool:
 
 
 def environment(**variables):
-    """This process's variables without what says where ranks run."""
+    """This process's variables without those that place ranks."""
     unset = ("DS_ACCELERATOR", "LOCAL_SIZE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
     return {**{name: value for name, value in os.environ.items() if name not in unset}, **variables}

@@ -1,4 +1,4 @@
-"""Several body parts in turn: what each part's run is given, in which order they run, and what ends them."""
+"""Several body parts in turn: the flags of each part's run, the order of the runs, and how they end."""
 
 import json
 import signal
@@ -83,9 +83,9 @@ def test_a_body_resumed_by_its_folder_brings_its_profiles(out):
         (["--body_part=upper,whole"], "whole and upper both have spine1"),
         (["--body_part=lower_trans,lower"], "lower and lower_trans both have pelvis"),
         (["--body_part=upper,hands", "--name=taken"], "--name taken: runs/taken exists; go on with it by --resume"),
-        (["--body_part=upper,hands", "--name=single", "--resume"], "runs/single: is the run of one body part"),
-        (["--body_part=upper,hands", "--resume=global_step5"], "global_step5: a checkpoint of one part"),
-        (["--body_part=upper,hands", "--resume=runs/single"], "runs/single: no part's run is in it"),
+        (["--body_part=upper,hands", "--name=single", "--resume"], "runs/single: this is the run of one body part"),
+        (["--body_part=upper,hands", "--resume=global_step5"], "global_step5: this is a checkpoint of one part"),
+        (["--body_part=upper,hands", "--resume=runs/single"], "runs/single: it has no run of a part"),
         (["--body_part=upper,hands", "--name=a/b"], "without slashes"),
         (["--body_part=upper,hands", "--out=/proc/self/runs"], "/proc/self"),
     ],
@@ -130,7 +130,7 @@ def test_a_part_whose_profile_is_damaged_is_gone_on_with(out):
         ("hands", "runs/mine/hands", True, str(copy.relative_to(out.parent))),
     ]
     assert [request.profile.rvqvae.data.body_part for request in body.requests()] == ["upper", "hands"]
-    with pytest.raises(UserError, match=r"holds the runs of several body parts \(upper\)"):
+    with pytest.raises(UserError, match=r"has the runs of several body parts \(upper\)"):
         check_no_body(flags("--resume=runs/mine"))
 
 
@@ -190,7 +190,7 @@ def test_a_flag_is_meant_for_the_parts_that_can_have_it(out, demo_folder):
     (note,) = of_face.notes()
     assert note.startswith("face: left out of the profile: ")
     assert f"{mirror}, because " in note and f"{weights}, because " in note
-    # Read by themselves, a part's flags say the same, and nothing is left to refuse.
+    # Read alone, a part's flags mean the same, and nothing is refused.
     for request, _ in found:
         again = replace(read_training_flags(request.flags.arguments()), environment={}).request()
         assert again.profile == request.profile
@@ -261,7 +261,8 @@ def body(out, demo_folder):
 
 
 def train(body, runs, ends=None, signals=None):
-    """Trains a body whose runs end as `ends` says, else well. Gives the status and which parts were started."""
+    """Trains a body whose runs end as `ends` says, else with success. Returns the status and the parts that were
+    started."""
     started = []
 
     def end(run):
@@ -281,7 +282,7 @@ def test_what_is_done_is_not_trained_again(body, out, capfd):
     of_parts, runs = body
     runs[0] = replace(runs[0], done=True)
     assert train(of_parts, runs) == (ExitStatus.DONE, ["hands", "lower_trans"])
-    assert "upper, part 1 of 3: trained already" in capfd.readouterr().err
+    assert "upper, part 1 of 3: already trained" in capfd.readouterr().err
     assert train(of_parts, [replace(run, done=True) for run in runs]) == (ExitStatus.DONE, [])
     assert (out / "body" / "tokenizer" / "body.json").is_file()
 

@@ -1,4 +1,4 @@
-"""What is checked about a run before a rank starts, and in which order."""
+"""The checks of a run before a rank starts, and their order."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_an_existing_run_needs_resume(launch):
 def test_the_motion_is_looked_at_once_which_may_last_and_is_said(tmp_path, demo_folder, monkeypatch, capsys):
     looks, look = [], folder.takes_part
     monkeypatch.setattr(folder, "takes_part", lambda config: looks.append(config.path) or look(config))
-    monkeypatch.setattr(check, "_UNSAID", 0.0)  # each stage is said as it begins
+    monkeypatch.setattr(check, "_UNSAID", 0.0)  # each stage is printed as it begins
     for name, value in {**CPU, "OMP_NUM_THREADS": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
@@ -38,7 +38,7 @@ def test_the_motion_is_looked_at_once_which_may_last_and_is_said(tmp_path, demo_
     assert main(["--dry_run", f"--data_path={demo_folder}", "--include=localhost:0", "--resume"]) == ExitStatus.DONE
     said = capsys.readouterr().err.splitlines()
     assert looks == [str(demo_folder)]
-    assert said.index(f"looking at {demo_folder}") < said.index(f"reading {demo_folder}")
+    assert said.index(f"checking {demo_folder}") < said.index(f"reading {demo_folder}")
     (line,) = [line for line in said if line.startswith("warning: --resume: ")]
     assert line.endswith("anew. There is baseline-upper (/old/upper); --resume runs/baseline-upper goes on with it")
 

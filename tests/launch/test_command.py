@@ -1,4 +1,4 @@
-"""From a checked run to its ranks: whose folder a run gets, and what is left of one that no rank has opened."""
+"""From a checked run to its ranks: the folder of a run, and its removal if no rank has opened it."""
 
 import json
 import os

@@ -32,8 +32,10 @@ def test_where_the_file_system_refuses_flock_it_goes_on_with_a_line(tmp_path, re
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     *said, last = ended.stderr.splitlines()
     assert (ended.returncode, last.partition("; ")[0]) == (2, "environment: needs Python 3.10, 3.11 or 3.12")
-    line = f"environment: {tmp_path} cannot be locked (Function not implemented); let one start end its install before"
-    assert said == ([f"{line} the next"] if refused else [])
+    line = (
+        f"environment: {tmp_path} cannot be locked (Function not implemented); let one start finish its install before"
+    )
+    assert said == ([f"{line} the next one"] if refused else [])
 
 
 PYTHON = """#!/bin/sh
@@ -45,7 +47,7 @@ if [ "$2" = --say ]; then places=$(readlink /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$
 
 
 def copy_of_the_launcher(folder):
-    """A copy of what the shell part reads, and the variables of a machine whose only Python is PYTHON."""
+    """A copy of the files that the shell part reads, and the variables of a machine whose only Python is PYTHON."""
     for name in ("launch/environment.sh", "launch/train_8x4090.sh", "pyproject.toml", "setup.py", "constraints.txt"):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
@@ -61,7 +63,7 @@ def make_python(file, text=PYTHON):
 
 
 def python_chosen(folder, environment):
-    """The interpreter that a start takes, and the lines that it says."""
+    """Returns the interpreter that a start uses, and the lines that it prints."""
     line = ["bash", "-euo", "pipefail", "-c", 'source launch/environment.sh; echo "$PYTHON"']
     ended = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
@@ -110,7 +112,7 @@ def test_an_install_says_how_far_it_is_and_how_its_commands_come_to_hand(tmp_pat
     assert "installing into" in installing
     assert [re.sub(r"\d+ s", "N s", line) for line in progress] == ["environment: N s: installing torch (2 of 3)"]
     assert ready.endswith("s; for ds-rvqvae in your shell: source .venv/bin/activate")
-    assert time.monotonic() - began < 30  # nothing goes on saying so
+    assert time.monotonic() - began < 30  # no more lines come
     line = ["bash", "-c", f"source '{folder}/launch/environment.sh'"]
     make_python(folder / "bin" / "python3")
     shutil.rmtree(folder / ".venv")

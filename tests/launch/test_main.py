@@ -1,4 +1,4 @@
-"""The launcher as a user meets it: its checks, its command line, its exit statuses."""
+"""The launcher as a user sees it: its checks, its command line, its exit statuses."""
 
 import os
 import shlex
@@ -76,7 +76,7 @@ def test_several_body_parts_are_a_command_each(launch):
     line = ("--profile=best", "--body_part", ",".join(parts), "--name", "mine", "--width", "256", f"--set={mirror}=0.5")
     ran = launch("--dry_run", *line)
     assert ran.returncode == 0, ran.stderr
-    # What a part cannot have is said of that part alone.
+    # A setting that a part cannot have is reported for that part only.
     (left_out,) = [line for line in ran.stderr.splitlines() if "left out of the profile" in line]
     assert left_out.startswith("face: ") and f"{mirror}, because expressions " in left_out
     commands = [shlex.split(line) for line in ran.stdout.splitlines()]

@@ -1,4 +1,4 @@
-"""What the launcher finds out before a rank starts, on eight RTX 4090s that the stand-in plays."""
+"""The launcher's checks before a rank starts, on eight RTX 4090s that the stand-in simulates."""
 
 import os
 import re
@@ -46,7 +46,7 @@ def launch(stand_in, torch_with_cuda, demo_folder, tmp_path):
 
 
 _BESIDE = ("warning: the global batch", "reading ", "checking ", "still ")
-"""How lines begin that may be there beside a refusal, on a slow machine."""
+"""Beginnings of lines that a slow machine may print beside an error."""
 
 
 def refusal(done, status):
@@ -80,18 +80,18 @@ def test_eight_idle_cards(launch):
     machine = [*found(done, "host memory"), *found(done, "/dev/shm")]  # of where the test runs
     rest = [line for line in done.stderr.split("plan of ")[1].splitlines() if line.strip() not in machine]
     assert not [line for line in rest if "warning: " in line]
-    assert "plan of baseline-demo-upper\n  7 cards, each with 80 windows of 128 frames x 78 columns\n" in done.stderr
+    assert "plan of baseline-demo-upper\n  7 GPUs, each with 80 windows of 128 frames x 78 columns\n" in done.stderr
     assert "17,688,270 trainable parameters" in done.stderr
-    topics = ["cards", "GPU 0", "driver", "card memory", "host memory", "pinned memory", "/dev/shm", "master port"]
+    topics = ["GPUs", "GPU 0", "driver", "GPU memory", "host memory", "pinned memory", "/dev/shm", "master port"]
     assert [len(found(done, topic)) for topic in topics] == [1] * len(topics)
     assert found(done, "GPU 0")[0].endswith("left out, and idle")
     assert found(done, "master port")[0].endswith("29123: free")
-    assert "23.56 GiB of 23.56 GiB" in found(done, "card memory")[0]
+    assert "23.56 GiB of 23.56 GiB" in found(done, "GPU memory")[0]
 
 
 def test_cards_whose_names_are_no_utf8(launch, stand_in):
     stand_in.play(*(f"{index} name Tesla \udcb5V" for index in range(8)))
-    assert found(launch(), "cards") == ["cards          GPU 1, 2, 3, 4, 5, 6, 7: Tesla \ufffdV"]
+    assert found(launch(), "GPUs") == ["GPUs           GPU 1, 2, 3, 4, 5, 6, 7: Tesla \ufffdV"]
 
 
 def test_a_part_of_a_body_repeats_no_finding(launch):
@@ -99,27 +99,29 @@ def test_a_part_of_a_body_repeats_no_finding(launch):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 2
     assert done.stderr.count("plan of upper\n") == done.stderr.count("plan of hands\n") == 1
-    assert done.stderr.count("\n  driver ") == 1 and done.stderr.count("\n  card memory ") == 2
+    assert done.stderr.count("\n  driver ") == 1 and done.stderr.count("\n  GPU memory ") == 2
 
 
 def test_a_full_card_is_named_with_who_fills_it(launch, stand_in):
     stand_in.play("3 used 22011707392", f"3 process {os.getpid()} 22011707392")
     error = refusal(launch("--profile", "large"), ExitStatus.BAD_INPUT)
     assert "GPU 3 has 3.06 GiB free of 23.56 GiB" in error
-    assert f"so others must leave: 20.5 GiB in use; process {os.getpid()} (" in error
+    assert f"so others must free some: 20.5 GiB in use; process {os.getpid()} (" in error
     assert "--auto_batch_size" in error and "--include localhost:1,2,4,5,6,7" in error
-    # What it offers fits, and makes up the same global batch.
+    # The suggestion fits, and has the same global batch.
     offer = error.split(": ")[-1].split(",")[0].split()
     assert offer == ["--batch_size", "80", "--gradient_accumulation_steps", "2"]
     smaller = launch("--profile", "large", *offer)
-    assert "GPU 3 is not idle: 20.5 GiB in use" in found(smaller, "cards")[1]
-    assert "3.06 GiB of 23.56 GiB on GPU 3" in found(smaller, "card memory")[0]
+    assert "GPU 3 is not idle: 20.5 GiB in use" in found(smaller, "GPUs")[1]
+    assert "3.06 GiB of 23.56 GiB on GPU 3" in found(smaller, "GPU memory")[0]
 
 
 def test_with_auto_batch_size_a_full_card_is_a_warning_until_not_one_window_fits(launch, stand_in):
     stand_in.play("3 used 22011707392")
-    (line,) = found(launch("--profile", "large", "--auto_batch_size"), "card memory")
-    assert "warning: GPU 3 has 3.06 GiB free" in line and line.endswith("--auto_batch_size looks for a batch that fits")
+    (line,) = found(launch("--profile", "large", "--auto_batch_size"), "GPU memory")
+    assert "warning: GPU 3 has 3.06 GiB free" in line and line.endswith(
+        "--auto_batch_size searches for a batch that fits"
+    )
     stand_in.play("3 used 24500000000")
     error = refusal(launch("--profile", "large", "--auto_batch_size"), ExitStatus.BAD_INPUT)
     assert "not even one window fits" in error
@@ -136,24 +138,24 @@ def test_a_batch_too_large_for_an_empty_card(launch):
 
 def test_gpu_0_busy_is_a_warning_and_exit_3_where_it_is_to_be_idle(launch, stand_in):
     stand_in.play(f"0 process {os.getpid()} 5368709120", "0 used 5368709120")
-    lines = found(launch(), "cards")
+    lines = found(launch(), "GPUs")
     assert f"warning: GPU 0 is not idle: 5.0 GiB in use; process {os.getpid()} (" in lines[1]
     assert "GPU 0 is not idle" in refusal(launch("--require_idle"), ExitStatus.CARD_NOT_IDLE)
-    # What the run itself lacks comes first, but for the very card that is to be idle.
+    # Problems of the run itself come first, except those of the GPU that must be idle.
     stand_in.play("0 used 5368709120", "3 used 24500000000")
     assert "GPU 3 has" in refusal(launch("--require_idle"), ExitStatus.BAD_INPUT)
     assert "GPU 3 is not idle" in refusal(launch("--require_idle", "3"), ExitStatus.CARD_NOT_IDLE)
 
 
 def test_gpu_0_included(launch):
-    (_, warning) = found(launch("--include", "localhost:0,1"), "cards")
+    (_, warning) = found(launch("--include", "localhost:0,1"), "GPUs")
     assert "warning: GPU 0 is included" in warning
 
 
 def test_drivers_old_and_missing(launch, stand_in):
     stand_in.play("driver 470.256.02", "cuda 11040")
     error = refusal(launch(), ExitStatus.BAD_INPUT)
-    assert "470.256.02 serves CUDA up to 11.4, but torch 2.13.0+cu128 is built for CUDA 12.8" in error
+    assert "470.256.02 supports CUDA up to 11.4, but torch 2.13.0+cu128 is built for CUDA 12.8" in error
     stand_in.play("cuda 12040")
     assert "enough within one major version" in found(launch(), "driver")[0]
     stand_in.play("cuda 13000")
@@ -172,31 +174,31 @@ def test_a_lost_card(launch, stand_in):
 def test_a_card_in_slices_has_the_memory_of_its_first(launch, stand_in):
     stand_in.play("2 slice 1073741824 10737418240")
     done = launch()
-    assert "warning: GPU 2 is split into MIG slices" in found(done, "cards")[1]
-    assert "9.00 GiB of 10.00 GiB on GPU 2" in found(done, "card memory")[0]
+    assert "warning: GPU 2 is split into MIG slices" in found(done, "GPUs")[1]
+    assert "9.00 GiB of 10.00 GiB on GPU 2" in found(done, "GPU memory")[0]
 
 
 def test_memory_that_the_driver_does_not_tell(launch, stand_in):
     stand_in.play("2 memory !3", "2 memory_v2 !3")
-    (line,) = found(launch(), "card memory")
-    assert "warning: " in line and "the driver does not tell the memory of GPU 2" in line
+    (line,) = found(launch(), "GPU memory")
+    assert "warning: " in line and "the driver does not report the memory of GPU 2" in line
 
 
 def test_cpu_slots_have_no_cards_to_look_at(launch):
     done = launch("--include", "localhost:0,1", LOCAL_SIZE="2")
     assert "plan of baseline-demo-upper\n  2 CPU ranks" in done.stderr and "CUDA, NCCL" not in done.stderr
-    topics = ["cards", "driver", "card memory", "/dev/shm"]
+    topics = ["GPUs", "driver", "GPU memory", "/dev/shm"]
     assert [found(done, topic) for topic in topics] == [[]] * len(topics)
-    assert "2 ranks of some" in found(done, "host memory")[0]
+    assert "2 ranks of about" in found(done, "host memory")[0]
 
 
 def test_ranks_on_other_hosts_are_not_looked_at(launch, tmp_path):
     (tmp_path / "hosts").write_text("one slots=4\ntwo slots=4\n")
     flags = ("--hostfile", tmp_path / "hosts", "--launcher", "openmpi")
     done = launch(*flags)
-    assert "on other hosts" in found(done, "cards")[0] and found(done, "host memory") == []
-    assert "8 cards, each" in done.stderr and found(done, "master port")[0].endswith(
-        "29500: on rank 0's host, not looked at"
+    assert "on other hosts" in found(done, "GPUs")[0] and found(done, "host memory") == []
+    assert "8 GPUs, each" in done.stderr and found(done, "master port")[0].endswith(
+        "29500: on rank 0's host, not checked"
     )
 
 
@@ -234,7 +236,7 @@ def test_every_batch_that_is_offered_fits():
             size, *accumulation = re.findall(r"\d+", flags)
             overrides = [f"train_micro_batch_size_per_gpu={size}"]
             overrides += [f"gradient_accumulation_steps={steps}" for steps in accumulation]
-            assert "planned" in check(profile="large", used=used, overrides=overrides)["card memory"]
+            assert "planned" in check(profile="large", used=used, overrides=overrides)["GPU memory"]
     assert refused > 3
 
 
@@ -255,20 +257,18 @@ def test_host_memory():
     assert "warning" not in check(replace(ROOMY, memory_bytes=7 * GIB))["host memory"]
     low = replace(ROOMY, memory_bytes=5 * GIB, memory_limit="left under the control group's memory limit")
     line = check(low)["host memory"]
-    assert "warning: 2 ranks of some 3." in line and line.endswith(
+    assert "warning: 2 ranks of about 3." in line and line.endswith(
         "5.00 GiB is left under the control group's memory limit"
     )
     assert "warning" not in check(low, cpu=True)["host memory"]
-    with pytest.raises(
-        UserError, match=r"host memory: 2 ranks take 1\.00 GiB at the least and 512\.0 MiB is available"
-    ):
+    with pytest.raises(UserError, match=r"host memory: 2 ranks need 1\.00 GiB or more, but 512\.0 MiB is available"):
         check(replace(ROOMY, memory_bytes=GIB // 2))
     with pytest.raises(UserError, match="host memory: 2 ranks"):
         check(replace(ROOMY, memory_bytes=GIB // 4), cpu=True)
 
 
 def test_a_torch_that_tells_nothing_is_a_warning():
-    assert "cannot be told" in check(build=Build("", None))["driver"]
+    assert "is not known" in check(build=Build("", None))["driver"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Which jobs are started again after a failure, how often, and what ends the pause before."""
+"""Which jobs are started again after a failure, how often, and how the pause before it ends."""
 
 import os
 import signal

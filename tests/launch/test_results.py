@@ -1,4 +1,4 @@
-"""What the launcher prints at the end of a run, of a body, and of a start that was stopped."""
+"""The launcher's output at the end of a run, of a body, and of a start that was stopped."""
 
 import json
 import os
@@ -116,7 +116,7 @@ def test_a_failed_run_names_its_log_and_how_it_goes_on_where_it_ran(tmp_path, da
     log, again = capsys.readouterr().err.splitlines()
     placed = "CUDA_VISIBLE_DEVICES='1, 2' " if variables else ""  # its slots are GPUs, whatever else is set
     assert log == f"what happened is in {run / 'run.log'}"
-    assert again == f"go on with: {placed}{joined(resuming(run))}"
+    assert again == f"continue with: {placed}{joined(resuming(run))}"
 
 
 def test_scores_of_training_motion_are_said_to_be_so(tmp_path, data):
@@ -172,7 +172,7 @@ def test_what_was_stopped_goes_on_by_the_same_flags_and_the_run_s_folder(tmp_pat
     monkeypatch.setattr(sys, "argv", ["launch/train_8x4090.py", *given])
     words = resuming(run)
     assert words[1:] == ["launch/train_8x4090.py", *kept, "--resume", str(run)]
-    # Of a run that no rank has opened there is no folder; several hosts may each see another disk.
+    # A run that no rank has opened has no folder; several hosts may each see another disk.
     named = [] if "--name=a b" in kept else ["--name", "none"]
     assert resuming(tmp_path / "none")[1:] == ["launch/train_8x4090.py", *kept, *named, "--resume"]
     assert resuming(None)[1:] == ["launch/train_8x4090.py", *kept, "--resume"]

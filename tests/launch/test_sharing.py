@@ -1,4 +1,4 @@
-"""Which GPUs CUDA_VISIBLE_DEVICES gives a start, and those that another user computes on; the GPUs are played."""
+"""GPUs that CUDA_VISIBLE_DEVICES gives a start, and GPUs that another user computes on; the GPUs are simulated."""
 
 import json
 import os
@@ -94,14 +94,14 @@ def test_gpus_by_number_and_uuid(text, slots):
         (" ", "hides every GPU"),
         ("-1", "hides every GPU; "),
         ("NoDevFiles", "hides every GPU, as SLURM sets it in a job without GPUs"),
-        ("1,-1", "-1 names no GPU"),
-        ("1,,2", "an empty entry names no GPU"),
-        ("1;2", "1;2 names no GPU; write numbers or UUIDs"),
-        ("GPU-", "GPU- names no GPU"),
-        ("\u0661", "names no GPU"),
+        ("1,-1", "-1 is not a GPU"),
+        ("1,,2", "an empty entry is not a GPU"),
+        ("1;2", "1;2 is not a GPU; write numbers or UUIDs"),
+        ("GPU-", "GPU- is not a GPU"),
+        ("\u0661", "is not a GPU"),
         ("1,1", "names GPU 1 twice"),
         ("GPU-2,2", "names GPU 2 twice"),
-        ("GPU-10", "GPU-10 is the beginning of the UUIDs of GPUs 3 and 4"),
+        ("GPU-10", "GPU-10 matches the UUIDs of GPUs 3 and 4"),
         ("GPU-9", "no GPU has the UUID GPU-9; there are 0 GPU-0abc, 1 GPU-1abc, "),
         ("MIG-x", "MIG-x is a MIG slice"),
     ],
@@ -124,7 +124,7 @@ def test_numbers_of_gpus_that_differ_may_be_others_to_cuda():
 def test_a_start_takes_the_gpus_of_the_variable_where_no_flag_names_others(dry_runs):
     variable = "CUDA_VISIBLE_DEVICES"
     says = "GPU 1, 2 (NVIDIA GeForce RTX 4090), as CUDA_VISIBLE_DEVICES=1,2 says"
-    gives_way = "warning: CUDA_VISIBLE_DEVICES=1,2 is not heeded: {} chooses the GPUs"
+    gives_way = "warning: CUDA_VISIBLE_DEVICES=1,2 has no effect: {} chooses the GPUs"
     starts = {
         (): (says, ["1,2"]),
         ("--body_part=upper,hands",): (says, ["1,2", "1,2"]),
@@ -157,7 +157,7 @@ def test_a_start_takes_the_gpus_of_the_variable_where_no_flag_names_others(dry_r
     )
     assert missing[0] == 2 and "error: CUDA_VISIBLE_DEVICES=1,9: no GPU 9 on this machine" in missing[2]
     assert hidden[0] == 2 and "error: CUDA_VISIBLE_DEVICES=-1: hides every GPU" in hidden[2]
-    assert empty[:2] == (0, ["4"]) and "warning: CUDA_VISIBLE_DEVICES='' is not heeded: --include" in empty[2]
+    assert empty[:2] == (0, ["4"]) and "warning: CUDA_VISIBLE_DEVICES='' has no effect: --include" in empty[2]
     assert demo[:2] == (0, ["0,1"]) and "CUDA_VISIBLE_DEVICES='' hides every GPU: the demo trains on CPU" in demo[2]
     assert on_cpu[:2] == (0, ["1,2,3,4,5,6,7"]) and variable not in on_cpu[2]
 
@@ -173,19 +173,19 @@ def test_gpus_that_another_user_computes_on(dry_runs, other):
             on_3,
             [],
             3,
-            "5.00 GiB); wait, take others by --include localhost:1,2,4,5,6,7, or share them by --share_g",
+            "5.00 GiB); wait, use others with --include localhost:1,2,4,5,6,7, or share them with --share_g",
             None,
         ),
         (on_3, ["--share_gpus"], 0, "warning: GPU 3 is not idle: 5.0 GiB in use; process", None),
-        (on_3, ["--include=localhost:1,2"], 0, "cards          GPU 1, 2: ", f"process {other}"),
-        (on_3, ["--demo"], 0, "cards          GPU 0, 1, 2, 4, 5, 6, 7: ", f"process {other}"),
+        (on_3, ["--include=localhost:1,2"], 0, "GPUs           GPU 1, 2: ", f"process {other}"),
+        (on_3, ["--demo"], 0, "GPUs           GPU 0, 1, 2, 4, 5, 6, 7: ", f"process {other}"),
         (full, ["--profile=large"], 3, f"GPU 3: process {other} of ", None),
-        (full, ["--profile=large", "--share_gpus"], 2, "so others must leave", None),
+        (full, ["--profile=large", "--share_gpus"], 2, "so others must free some", None),
         (
             [f"* process {other} 1"],
             [],
             3,
-            "; GPU 4, 5, 6, 7 likewise; wait, or share them by --share_gpus",
+            "; GPU 4, 5, 6, 7 likewise; wait, or share them with --share_gpus",
             "--include",
         ),
         (
@@ -205,7 +205,7 @@ def test_gpus_that_another_user_computes_on(dry_runs, other):
             ["3 process 4194303 1073741824"],
             [],
             3,
-            "process 4194303 of a user that cannot be seen from here (1.00",
+            "process 4194303 of a user not visible from here (1.00",
             None,
         ),
         (
@@ -215,7 +215,7 @@ def test_gpus_that_another_user_computes_on(dry_runs, other):
             "error: another or an unknown user computes on GPUs of this run: GPU 3: ",
             None,
         ),
-        (["3 process 4194303 1"], ["--share_gpus"], 0, "process 4194303, that cannot be seen from here", None),
+        (["3 process 4194303 1"], ["--share_gpus"], 0, "process 4194303, not visible from here", None),
         (
             [f"3 process {mine} {5 * GIB}", f"3 used {5 * GIB}"],
             [],
@@ -224,10 +224,10 @@ def test_gpus_that_another_user_computes_on(dry_runs, other):
             None,
         ),
         ([f"3 process {mine} {5 * GIB}", f"3 used {5 * GIB}"], [], 0, ", of this user\n", None),
-        ([f"3 used {9 * GIB}"], [], 0, "9.00 GiB of it is held by no process that the driver lists here", None),
-        (["3 processes !4"], [], 0, "warning: who computes on GPU 3 cannot be told (not permitted", None),
+        ([f"3 used {9 * GIB}"], [], 0, "9.00 GiB of it belongs to no process that the driver lists here", None),
+        (["3 processes !4"], [], 0, "warning: the processes on GPU 3 are not known (not permitted", None),
         (["3 processes !3", f"3 used {5 * GIB}"], [], 0, "warning: GPU 3 is not idle: 5.0 GiB in use\n", None),
-        # GPU 0 is the desktop's: a warning, and a refusal where it is asked for.
+        # GPU 0 belongs to the desktop: a warning, or an error with --require_idle.
         ([f"0 process {other} 1"], [], 0, "warning: GPU 0 is not idle: ", None),
         ([f"0 process {other} 1"], ["--include=localhost:0,1"], 0, f"process {other} (", None),
         ([f"0 process {other} 1"], ["--require_idle"], 3, "error: --require_idle: GPU 0 is not idle", None),

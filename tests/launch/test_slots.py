@@ -1,4 +1,4 @@
-"""Slots of hosts as flags and hostfiles name them, CPU slots, and this machine's cards against what a run wants."""
+"""Slots of hosts as flags and hostfiles name them, CPU slots, and checks of this machine's GPUs."""
 
 import os
 from datetime import datetime

@@ -46,7 +46,7 @@ def test_ranks_that_start_slowly_are_spoken_for_until_they_do(tmp_path, monkeypa
     assert run(job).status is ExitStatus.DONE
     lines = capsys.readouterr().err.splitlines()
     assert lines and all(line.startswith("still starting the ranks, ") for line in lines)
-    # Five a second at most, and none in the second and a half that it ran.
+    # At most five per second, and none in the second and a half that it ran.
     assert len(lines) <= (time.monotonic() - before - 1.0) / 0.2
 
 
@@ -102,7 +102,7 @@ def driven(tree, tmp_path):
     ("mode", "status", "said"),
     [
         ("done", ExitStatus.DONE, ""),
-        ("silent", ExitStatus.FAILED, "without a rank saying that the run is done"),
+        ("silent", ExitStatus.FAILED, "before a rank reported that the run is done"),
         ("2", ExitStatus.BAD_INPUT, ""),
         ("3", ExitStatus.CARD_NOT_IDLE, ""),
         ("4", ExitStatus.NO_DRIVER, ""),
@@ -128,7 +128,7 @@ def test_an_ending_tells_ranks_that_gave_up_from_those_that_were_killed(job, mod
 
 def test_the_last_step_of_ranks_that_end_between_two_looks_is_known(job):
     class Seldom(Watch):
-        """Of a supervisor that sleeps from its fourth look on until the ranks have ended."""
+        """A supervisor that sleeps from its fourth check on until the ranks have ended."""
 
         asked = 0
 
@@ -150,7 +150,8 @@ def test_a_killed_rank_is_named(driven, tmp_path):
     _, error = process.communicate(timeout=20)
     assert process.returncode == ExitStatus.FAILED
     assert (
-        error == f"training failed: rank 1 (process {victim}) was ended by SIGKILL; out of memory is the usual reason\n"
+        error == f"training failed: rank 1 (process {victim}) was ended by SIGKILL; the usual reason is that the host "
+        "is out of memory\n"
     )
     assert not alive(tmp_path)
 
@@ -177,7 +178,7 @@ def test_a_request_to_save_reaches_the_ranks_that_take_it_and_no_other_process(d
     process = driven("wait")
     process.send_signal(signal.SIGUSR1)
     wait_until(lambda: list(tmp_path.glob("saved-*")))
-    # The other rank has no handler, as before the training starts, and would have died of it.
+    # The other rank has no handler, as before training starts, and would have died from it.
     time.sleep(0.5)
     assert process.poll() is None and len(alive(tmp_path)) == 4
 
@@ -189,7 +190,7 @@ def test_a_signal_stops_every_rank_and_no_process_is_left(driven, tmp_path, numb
     _, error = process.communicate(timeout=20)
     assert process.returncode == ExitStatus.STOPPED
     assert len(list(tmp_path.glob("stopped-*"))) == 2
-    assert error == "stopping the ranks; Ctrl-C once more kills them\n"  # the ranks say the rest
+    assert error == "stopping the ranks; Ctrl-C once more kills them\n"  # the ranks print the rest
     assert not alive(tmp_path)
 
 

@@ -19,7 +19,7 @@ for child in children:
 sys.exit(ended[0].returncode)
 """
 
-# A rank: gives a sign of life, writes its pid, then does what its first word says.
+# A rank: writes its heartbeat and its pid, then does what its first word says.
 RANK = """
 import os, signal, sys, time
 from pathlib import Path

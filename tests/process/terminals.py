@@ -1,4 +1,4 @@
-"""Python code that runs on a terminal of its own, and what that was sent."""
+"""Run Python code on its own terminal, and read the terminal's content."""
 
 import fcntl
 import os
@@ -32,13 +32,13 @@ class Terminal:
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
 
     def read_until(self, text: str, seconds: float = 60.0) -> None:
-        """Waits for what it shows; fails where that does not come."""
+        """Waits until the terminal shows a text; fails if it does not."""
         deadline = time.monotonic() + seconds
         while text.encode() not in self.shown:
             assert time.monotonic() < deadline and self._read(), self.shown
 
     def end(self, seconds: float = 60.0) -> int:
-        """Its exit status, once it has ended by itself."""
+        """Returns its exit status after it has ended by itself."""
         deadline = time.monotonic() + seconds
         while self._read():
             assert time.monotonic() < deadline, self.shown
@@ -49,7 +49,7 @@ class Terminal:
         os.close(self._master)
 
     def _read(self) -> bool:
-        """Takes what is there within a moment; False at the end."""
+        """Reads what arrives within a moment; False at the end."""
         if select.select([self._master], [], [], 1.0)[0]:
             try:
                 self.shown += os.read(self._master, 1 << 16)

@@ -1,4 +1,4 @@
-"""Progress bars keep their figures where the terminal is narrow."""
+"""Progress bars keep their numbers on narrow terminals."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""From a command to its exit status: one line on stderr, whatever it raises and whatever surrounds it."""
+"""A command's exit status and its one line on stderr, for any exception and any environment."""
 
 import os
 import signal

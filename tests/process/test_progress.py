@@ -1,4 +1,4 @@
-"""How far a work is, on a terminal with messages between, and where nothing but lines can be shown."""
+"""Progress on a terminal with messages in between, and in a log that shows only lines."""
 
 import re
 import subprocess
@@ -29,7 +29,7 @@ with queued_streams("stderr"):
 
 
 def lines_of(shown, columns):
-    """The lines of a terminal that was sent this."""
+    """The lines of a terminal after this output."""
     lines, column = [[]], 0
     for text in re.findall(r"\x1b\[K|.|\n", shown.replace("\r\n", "\n"), re.DOTALL):
         if text == "\n":
@@ -88,7 +88,7 @@ def test_a_stage_speaks_at_once_and_after_each_silence():
     lines = [line for line in said.splitlines() if not line.startswith("word")]
     assert lines[0] == "reading" and lines[1].startswith("still reading, ") and lines[2].startswith("still reading, 1")
     assert "\nstill saving, " in said and "checking" not in said and "finding" not in said
-    # One that is told late is said once, as words of others are words too.
+    # A late stage is mentioned once, because messages of others count as output too.
     assert lines.count("starting") == 1 and "still starting" not in said
 
 

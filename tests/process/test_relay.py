@@ -1,4 +1,4 @@
-"""What child processes print, where nobody reads it, where its reader goes, and on a terminal."""
+"""The output of child processes: without a reader, with one that goes away, and on a terminal."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ with queued_streams("stderr"):
 sys.exit(code)
 """
 MUCH = ["sh", "-c", "head -c 3000000 /dev/zero && head -c 3000000 /dev/zero >&2 && exit 7"]
-"""More than a pipe holds, by programs that wait for its reader and die where there is none."""
+"""More output than fits into a pipe, by programs that wait for its reader and die if there is none."""
 
 
 def relay(command, folder, **streams):

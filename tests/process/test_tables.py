@@ -1,4 +1,4 @@
-"""Tables that fit a terminal, and what a pipe gets of them."""
+"""Tables on a terminal and in a pipe."""
 
 import re
 

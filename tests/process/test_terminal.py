@@ -1,4 +1,4 @@
-"""Text that fits a terminal, its colours, and what a pipe gets."""
+"""Text that fits a terminal, its colours, and text in a pipe."""
 
 import io
 import itertools
@@ -86,7 +86,7 @@ class TestWhetherThereIsColour:
 class TestWidth:
     def test_columns_is_believed_and_a_pipe_has_none(self):
         assert width_of(Played(True), {"COLUMNS": "57"}) == 57 and width_of(Played(False), {"COLUMNS": "57"}) is None
-        # Without a number of its own, or with a width of nothing, it is a usual terminal.
+        # Without a file descriptor, or with a width of 0, it counts as 80 columns wide.
         assert width_of(Played(True), {"COLUMNS": "x"}) == width_of(Played(True), {"COLUMNS": "0"}) == 80
 
     def test_a_terminal_is_as_wide_as_it_is(self, monkeypatch):

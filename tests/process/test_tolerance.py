@@ -1,4 +1,4 @@
-"""Work that only decorates: its failures are warnings; what asks the process to end is not."""
+"""Optional work: its failures are warnings; requests to end the process are not."""
 
 import pytest
 
