@@ -188,7 +188,8 @@ def test_a_flag_is_meant_for_the_parts_that_can_have_it(out, demo_folder):
     augments = [request.profile.rvqvae.data.augment.mirror for request, _ in found]
     assert augments == [0.5, 0.5, 0]
     (note,) = of_face.notes()
-    assert note.startswith("face: left out of the profile: ") and f"{mirror}, as " in note and f"{weights}, as " in note
+    assert note.startswith("face: left out of the profile: ")
+    assert f"{mirror}, because " in note and f"{weights}, because " in note
     # Read alone, a part's flags mean the same, and nothing is refused.
     for request, _ in found:
         again = replace(read_training_flags(request.flags.arguments()), environment={}).request()
