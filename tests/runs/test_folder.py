@@ -252,7 +252,7 @@ def test_a_file_in_the_way(tmp_path):
 
 
 def test_too_little_room_says_how_much_there_is(tmp_path):
-    with pytest.raises(UserError, match=r"needs about 1000000000\.0 GB .* GB free"):
+    with pytest.raises(UserError, match=r"needs about 1000000000\.0 GB, .* GB free"):
         check_out_folder(tmp_path / "run", 10**18)
 
 

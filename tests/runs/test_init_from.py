@@ -102,7 +102,7 @@ def test_other_columns_are_refused(profile, tokenizer, folder, tmp_path):
     swapped = (type(first)(second.name, first.kind, 0, 6), type(first)(first.name, first.kind, 6, 12), *rest)
     tokenizer.layout = swapped
     tokenizer.save_pretrained(tmp_path / "swapped")
-    assert "its column 0 is of spine2" in refusal(profile, tmp_path / "swapped")
+    assert "its column 0 is spine2" in refusal(profile, tmp_path / "swapped")
     # The tokenizer, like an imported one, knows only the number of its columns.
     tokenizer.layout = feature_layout(78)
     tokenizer.save_pretrained(tmp_path / "imported")
@@ -137,7 +137,7 @@ def _config(folder, **changes):
 DAMAGE = {
     "no such folder": (shutil.rmtree, "config.json is missing"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
-    "another fps": (lambda folder: _config(folder, fps=25.0), "differs in fps"),
+    "another fps": (lambda folder: _config(folder, fps=25.0), "was saved with (in fps)"),
     "weights cut off": (lambda folder: (folder / "model.safetensors").write_bytes(b"abc"), "cannot be read"),
     "std of 0": (lambda folder: _normalisation(folder, std=[0.0] * 78), "not above 0"),
     "mean of NaN": (lambda folder: _normalisation(folder, mean=[float("nan")] * 78), "not finite"),

@@ -155,7 +155,7 @@ def test_clips_that_come_and_go_are_refused_by_name(given, kind):
     lists = {"train": " ".join(CLIPS[:6]), "val": f"{' '.join(CLIPS[6:])} new"}
     write_lists(given.motion, **lists)
     change(given)
-    with pytest.raises(UserError, match="has other training or held-out clips than by ") as refusal:
+    with pytest.raises(UserError, match="has other training or held-out clips than ") as refusal:
         given.notes()
     assert f"{words}, of 8 then" in str(refusal.value)
 
@@ -247,7 +247,7 @@ def test_what_an_old_checkpoint_cannot_know_is_said_in_one_line(given):
     assert given.notes() == []
     given.change_frame("clip2")
     (note,) = given.notes()
-    assert "which clips, global_step5 cannot tell (a version up to 0.3 saved it)" in note
+    assert "global_step5 does not say which clips (a version up to 0.3 saved it)" in note
     given.write_manifest({"motion": given.data().fingerprint()})
     (note,) = given.notes()
     assert "only knows its columns and normalisation" in note
@@ -263,7 +263,7 @@ def test_a_checkpoint_whose_table_is_damaged_is_gone_on_from(given, kind):
     assert given.notes() == []
     given.change_frame("clip2")
     (note,) = given.notes()
-    assert "which clips, global_step5 cannot tell (its motion.json is damaged)" in note
+    assert "global_step5 does not say which clips (its motion.json is damaged)" in note
 
 
 def test_many_clips_are_compared_without_their_frames(given, monkeypatch):

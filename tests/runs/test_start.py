@@ -109,7 +109,7 @@ def _remember(run, record):
     [
         ("motion", "another", "other columns or another normalisation"),
         ("fps", 20.0, "20 fps, but .*global_step5 was trained at 30 fps"),
-        ("reading", {"up_axis": "y"}, r'its files are read with {"up_axis": "y"}, those of .* with {"up_axis": "z"}'),
+        ("reading", {"up_axis": "y"}, r'read with {"up_axis": "y"}, but those of .* were read with {"up_axis": "z"}'),
         ("splits", "others", "has other training or held-out clips"),
     ],
 )
