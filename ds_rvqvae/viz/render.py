@@ -182,16 +182,10 @@ class Animation:
         rows, names = 0, list[tuple[float, str]]()
         for part in shown.codes:
             levels, count = part.shades.shape
-            image = axes.imshow(
-                part.shades,
-                cmap="viridis",
-                norm=Normalize(0, 1),
-                aspect="auto",
-                interpolation="nearest",
-                extent=(0, count * part.seconds, rows + levels, rows),
-                animated=True,
-            )
-            self._moving.append((axes, image))
+            # Not an image, which matplotlib draws into the background even if it is animated.
+            columns, lines = np.arange(count + 1) * part.seconds, np.arange(levels + 1) + rows
+            mesh = axes.pcolormesh(columns, lines, part.shades, cmap="viridis", norm=Normalize(0, 1), animated=True)
+            self._moving.append((axes, mesh))
             names += [(rows + level + 0.5, str(level + 1)) for level in range(levels)]
             if len(shown.codes) > 1:
                 names[-levels:] = [(rows + levels / 2, part.part)]
@@ -201,10 +195,10 @@ class Animation:
         axes.set_xticks([])
         axes.tick_params(length=0, pad=3)
         axes.spines[:].set_visible(False)
-        lines = axes.hlines(range(1, rows), 0, 1, "white", linewidth=1.0, transform=axes.get_yaxis_transform())
+        between = axes.hlines(range(1, rows), 0, 1, "white", linewidth=1.0, transform=axes.get_yaxis_transform())
         (now,) = axes.plot([0.5, 0.5], [-0.03, 1.03], color=RIGHT, linewidth=1.6, transform=axes.transAxes)
         now.set_clip_on(False)
-        for artist in (lines, now):
+        for artist in (between, now):
             artist.set_animated(True)
             self._moving.append((axes, artist))
         what = "level" if len(shown.codes) == 1 else "body part and level"

@@ -53,6 +53,8 @@ def test_codes_pass_by_below_the_figures(tokenizer):
     rows = slice(195, 225)
     moved = [(after[rows] != before[rows]).any() for before, after in pairwise(pictures)]
     assert all(moved)
+    # The first frame has nothing before now.
+    assert (pictures[0][rows, 40:240] == 255).all() and (pictures[0][rows, 260:460] != 255).any(axis=-1).mean() > 0.5
     # A third of a second later, the rows lie that much further left.
     shift = round(0.925 * 480 / 4 / 3)
     strip = slice(100, 430)
