@@ -85,7 +85,7 @@ def bench_blocks(result: dict[str, Any]) -> list[Block]:
         ]
         columns = [Column(left=True, shrinks=True), Column(), Column()]
         lines += [
-            ("time per part of a step, measured in sequence", "title"),
+            ("time per piece of a step, one after another", "title"),
             Table(columns, rows, indent=2, headed=False),
             "",
         ]

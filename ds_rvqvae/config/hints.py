@@ -34,6 +34,7 @@ _ELSEWHERE = {
     "hang_timeout": "timeout",
     "init_from": "finetune finetune_from init_weights pretrained pretrained_model pretrained_path",
     "keep_checkpoints": "save_total_limit save_top_k max_checkpoints",
+    "keep_every": "save_every_e",
     "log_every": "log_every_n_steps log_interval log_steps logging_steps print_every print_freq print_iter",
     "loss_vel": "vel_weight velocity velocity_loss velocity_weight loss_velocity",
     "lr": "base_lr initial_lr learning_rate learningrate",
@@ -56,7 +57,7 @@ _ELSEWHERE = {
     "resume": "ckpt ckpt_path checkpoint checkpoint_path continue continue_train is_continue load load_checkpoint "
     "load_from restart restore resume_from resume_from_checkpoint resume_path resume_pth",
     "sample_codebook_temp": "temperature gumbel_temp codebook_temp",
-    "save_every": "checkpoint_every checkpoint_interval ckpt_every save_every_e save_freq save_interval save_iter "
+    "save_every": "checkpoint_every checkpoint_interval ckpt_every save_freq save_interval save_iter "
     "save_latest save_steps",
     "seed": "manual_seed random_seed rng_seed",
     "shared_codebook": "share_codebook shared_codebooks",

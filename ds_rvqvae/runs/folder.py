@@ -164,7 +164,7 @@ def choose_run_folder(out: Path, name: str | None, naming: Naming, start: Start)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--name {name}: {folder} is a file; give another name")
     if folder.exists() and not start.resumes:
-        raise UserError(f"--name {name}: {folder} exists; go on with it by --resume, or give another name")
+        raise UserError(f"--name {name}: {folder} exists; continue it with --resume, or give another name")
     return folder
 
 

@@ -82,7 +82,7 @@ def test_a_body_resumed_by_its_folder_brings_its_profiles(out):
         (["--body_part=upper,upper"], "--body_part upper,upper: body part upper is named twice"),
         (["--body_part=upper,whole"], "whole and upper both have spine1"),
         (["--body_part=lower_trans,lower"], "lower and lower_trans both have pelvis"),
-        (["--body_part=upper,hands", "--name=taken"], "--name taken: runs/taken exists; go on with it by --resume"),
+        (["--body_part=upper,hands", "--name=taken"], "--name taken: runs/taken exists; continue it with --resume"),
         (["--body_part=upper,hands", "--name=single", "--resume"], "runs/single: this is the run of one body part"),
         (["--body_part=upper,hands", "--resume=global_step5"], "global_step5: this is a checkpoint of one part"),
         (["--body_part=upper,hands", "--resume=runs/single"], "runs/single: it has no run of a part"),

@@ -65,7 +65,7 @@ def test_two_starts_that_were_checked_at_once_do_not_share_a_folder(checked, tmp
     assert steps_of(second) == [1, 2]
     assert json.loads((second / "profile.json").read_text())["rvqvae"]["model"]["width"] == 16
     with pytest.raises(
-        UserError, match="--name demo-demo-upper: runs/demo-demo-upper exists; go on with it by --resume"
+        UserError, match="--name demo-demo-upper: runs/demo-demo-upper exists; continue it with --resume"
     ):
         train(named, Signals())
     assert (first / "profile.json").read_text() == "{}" and (first / "metrics.jsonl").read_text() == "its own"
