@@ -114,7 +114,7 @@ def test_codes_that_do_not_exist_are_refused():
 @pytest.mark.parametrize(
     ("overrides", "culprit"),
     [
-        (["rvqvae.model.fsq_levels=[4,4]"], "fsq_levels: the product of its numbers is 16, and nb_code 1024"),
+        (["rvqvae.model.fsq_levels=[4,4]"], "fsq_levels: the product of its numbers is 16, but nb_code is 1024"),
         ([*MODEL, "rvqvae.model.code_dim=5"], "code_dim: 5 is not 1 to 6 times the 2 columns"),
         ([*MODEL, "rvqvae.model.code_dim=14"], "code_dim: 14 is not 1 to 6 times the 2 columns"),
         ([*MODEL, "rvqvae.model.lineage=true"], "lineage: is for codebooks"),
