@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Encode a folder of motion and iterate its codes in a DataLoader.")
     parser.add_argument("tokenizer", nargs="?", help="folder of a tokenizer (default: that of train_on_bvh.py)")
     parser.add_argument("motion", nargs="?", type=Path, default=FOLDER / "bvh", help="folder of motion files")
-    parser.add_argument("--codes", type=Path, default=FOLDER / "codes", help="of codes files (default: %(default)s)")
+    parser.add_argument("--codes", type=Path, default=FOLDER / "codes", help="folder of codes files (%(default)s)")
     parser.add_argument("--batch_size", type=int, default=4, help="clips per batch (default: %(default)s)")
     args = parser.parse_args(argv)
 

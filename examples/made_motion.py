@@ -1,4 +1,4 @@
-"""Writes made motion for the examples: BVH files of a small figure that walks about on the spot.
+"""Writes made motion for the examples: BVH files of a small figure that walks almost on the spot.
 
     python examples/made_motion.py runs/example/bvh
 

@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("tokenizer", nargs="?", help="folder of a tokenizer (default: that of train_on_bvh.py)")
     parser.add_argument("store", nargs="?", type=Path, default=FOLDER / "store", help="motion (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=100, help="optimizer steps (default: %(default)s)")
-    parser.add_argument("--checkpoint", type=Path, default=FOLDER / "second_stage.pt")
+    parser.add_argument("--checkpoint", type=Path, default=FOLDER / "second_stage.pt", help="file of the weights")
     args = parser.parse_args(argv)
 
     torch.manual_seed(0)

@@ -1,7 +1,8 @@
 """Train a tokenizer on a folder of BVH files: prepare, read the report, train, score.
 
     python examples/train_on_bvh.py                                 # made motion, two minutes on two CPU cores
-    python examples/train_on_bvh.py --bvh /data/bvh --folder runs/mine --steps 20000 --width 512 --batch_size 80
+    python examples/train_on_bvh.py --bvh /data/bvh --folder runs/mine --steps 20000 --width 512 --depth 3 \
+        --window_size 128 --batch_size 80 --mixed_precision bf16
 
 Further flags go to `ds-rvqvae train`. It trains on GPUs 1 to 7 (`--include localhost:0`: on GPU 0 alone), and on one
 CPU rank where there is no GPU. --folder gets the store and the run, in which the tokenizer is.
@@ -19,14 +20,14 @@ from ds_rvqvae.cli import main as ds_rvqvae
 
 FOLDER = Path("runs/example")
 SMALL = "--width=96 --depth=2 --window_size=64 --window_stride=8 --batch_size=32 --mixed_precision=no --log_every=20"
-"""Settings for a first run of a minute; the profile `best` alone is for hours of motion and for GPUs."""
+"""Settings for a first run of two minutes; the profile `best` alone is for hours of motion and for GPUs."""
 
 
 def main(argv: list[str] | None = None) -> Path:
     """Run the example; return the folder of the tokenizer."""
     parser = argparse.ArgumentParser(description="Train a tokenizer on a folder of BVH files.", allow_abbrev=False)
     parser.add_argument("--bvh", type=Path, help="folder of BVH files (default: made motion)")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="of store and run (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="folder of store and run (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps (default: %(default)s)")
     args, more = parser.parse_known_args(argv)
     folder: Path = args.folder

@@ -91,7 +91,7 @@ class DataConfig(Section):
     format: Annotated[FormatName | None, _STORE] = None
     """Format of the motion files. null: recognised from the folder's content."""
     body_part: Annotated[str, Field(min_length=1), _INPUTS] = "upper"
-    """Body part whose columns are used. It is a part of SMPL-X or SMPL-H data, or one of `body_parts`; of other data
+    """Body part whose columns are used. It is a part of SMPL-X or SMPL-H data, or one of `body_parts`; with other data
     all columns are used."""
     body_parts: Annotated[dict[str, Annotated[list[str | int], Field(min_length=1)]] | None, _FREE] = None
     """Body parts of your own, by joints' names. Each has a name and its joints, by name (`Left*` matches several) or
@@ -134,9 +134,9 @@ class DataConfig(Section):
     """Rules for frames to leave out. They find frames that are not motion; a clip is cut around them, and the report
     names file, frames and rule."""
     mean_file: Annotated[str | None, _INPUTS] = None
-    """A .npy file of means to normalise by. It has one per column, and replaces the means of the training split."""
+    """A .npy file of means to normalise by, one per column, in place of the means of the training split."""
     std_file: Annotated[str | None, _INPUTS] = None
-    """A .npy file of standard deviations to divide by. It has one per column."""
+    """A .npy file of standard deviations to divide by, one per column."""
     std_floor: Annotated[float, Field(gt=0), _INPUTS] = 0.01
     """Smallest standard deviation to divide by."""
     feat_bias: Annotated[float, Field(gt=0), _INPUTS] = 1.0

@@ -81,7 +81,7 @@ class Bf16Section(Section):
 
 class OffloadOptimizerSection(Section):
     device: Literal["none", "cpu"] = "none"
-    """Where the optimizer's state lies. cpu: in the host's memory, where the update is computed too."""
+    """Where the optimizer's state is kept. cpu: in the host's memory, where the update is computed too."""
     pin_memory: bool = False
     """Use page-locked host memory for it."""
 
@@ -170,7 +170,7 @@ class WandbSection(Section):
 
 class CheckpointSection(Section):
     tag_validation: Literal["Ignore", "Warn", "Fail"] = "Fail"
-    """When ranks save under different names. Fail: end; Warn: warn; Ignore: nothing."""
+    """The reaction if ranks save under different names. Fail: end; Warn: warn; Ignore: nothing."""
     use_node_local_storage: bool = False
     """Save on each machine's own disk, not on a shared one."""
 

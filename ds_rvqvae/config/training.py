@@ -43,7 +43,7 @@ class TrainingConfig(Section):
     keep_every: Annotated[Count | None, FREE] = None
     """Checkpoints at multiples of this are kept."""
     ema_decay: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, FREE] = None
-    """Evaluate and export averaged weights. It is the decay of their moving average (Polyak and Juditsky 1992), at most
+    """Evaluate and export averaged weights; the decay of the moving average (Polyak and Juditsky 1992), at most
     (1 + t) / (10 + t) after t steps. null: the weights themselves."""
     max_skipped_steps: Annotated[Count, FREE] = 25
     """Non-finite steps in a row that end the run. The loss or gradient of such a step is not finite."""
@@ -68,7 +68,7 @@ class TrainingConfig(Section):
     or a repository of the Hugging Face hub. This run starts from its weights, codebooks and normalisation; of a body's
     tokenizers, it takes the one of this run's body part."""
     export_for: Annotated[ForeignName | None, FREE] = None
-    """The system whose own code will load the tokenizer. What it cannot compute is refused before a run starts."""
+    """The system whose own code will load the tokenizer. A profile whose tokenizer it could not load is refused."""
 
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
