@@ -108,7 +108,7 @@ def check_fingerprint(saved: Saved, fingerprint: str | None) -> None:
         logging.getLogger("ds_rvqvae").warning("%s: %s", saved.source, text)
     elif said != fingerprint:
         raise UserError(
-            f"{saved.source}: its fingerprint is {str(said)[:12]}, but with the weights beside it, it makes "
-            f"{str(fingerprint)[:12]}, another tokenizer; copy or export both again, or remove its key fingerprint if "
-            "you changed it on purpose"
+            f"{saved.source}: has the fingerprint of another tokenizer ({str(said)[:12]}): the weights beside it make "
+            f"{str(fingerprint)[:12]} with it; copy or export both again, or remove its key fingerprint if you changed "
+            "it on purpose"
         )

@@ -174,7 +174,7 @@ def test_refusals_are_one_line_and_leave_nothing(run, tmp_path, demo_folder, cap
         (run, "--data_path", fast): "fast.npz: 60 fps, but .*takes 30; give --data_path",
         (lower, "--data_path", stranger): "column 0 is joint0 .* takes pelvis",
         (run, "--data_path", trains, "--split", "test"): r"in test \(there is train\)",
-        (run, "--features", stranger): "stranger.npz: no TorchScript",
+        (run, "--features", stranger): "stranger.npz: not a TorchScript",
         (run, "--features", _encoder(tmp_path, 58), "--feature_window", "32"): "does not take motion",
         (run, "--feature_window", "0"): "not a whole number from 1",
         (run, "--skeleton", tmp_path / "none.json"): "none.json",

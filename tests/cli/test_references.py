@@ -265,7 +265,7 @@ STARTS = [
     ("run", [], False, None),
     ("body", [], False, None),
     ("empty", [], False, "empty: not a run's folder .* config.json is missing"),
-    ("body", ["--body_part=lower"], False, "the body's tokenizer in .* has no such part"),
+    ("body", ["--body_part=lower"], False, "this body has no part lower"),
     ("run/checkpoints/global_step7", [], False, "no checkpoint global_step7; there is global_step1"),
     ("run/checkpoints/global_step1", [], True, None),
     ("run/checkpoints/best", ["--width=64"], True, "width is 32 there and 64 in the profile"),
