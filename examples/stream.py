@@ -50,9 +50,8 @@ def main(argv: list[str] | None = None) -> None:
     assert np.array_equal(np.concatenate(codes), expected), "the stream gives the codes of one pass"
     print(f"{len(expected)} codes of {len(motion)} frames, equal to those of one pass")
     print(f"latency {stream.latency} frames ({stream.latency / tokenizer.fps:.1f} s) at --chunk {args.chunk}")
-    print(
-        f"at most {worst} frames had no code yet, the latency and an incomplete code; the slowest push took {1000 * seconds:.0f} ms"
-    )
+    print(f"frames without a code yet: {worst} at most, the latency and an incomplete code")
+    print(f"the slowest push took {1000 * seconds:.0f} ms")
 
 
 if __name__ == "__main__":
