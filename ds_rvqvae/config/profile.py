@@ -107,7 +107,8 @@ class Profile(DeepSpeedKeys):
             if batches[size] > count:
                 of_length = f" of {size} frames" if self.rvqvae.data.window_sizes else ""
                 sizes = f"{batches[size]:,} is larger than the {count:,} training windows{of_length}"
-                found.append(f"the global batch of {sizes}: a step spans epochs")
+                avoided = "a smaller --batch_size or --window_stride avoids it"
+                found.append(f"the global batch of {sizes}: a step spans epochs; {avoided}")
         if training.compile and len(batches) > 1:
             lengths = f"windows have {len(batches)} lengths"
             found.append(

@@ -215,7 +215,7 @@ def _job(run: CheckedRun, shared: ExitStack, relay: Relay, restart: int) -> Job:
         command = _command(ranks, _flags_by_profile(again))
     else:
         command = command_by_flags(_with_plain_hostfile(replace(again, ranks=ranks), shared))
-    return Job(command, variables, watch, relay.stdout, relay.stderr)
+    return Job(command, variables, watch, relay.stdout, relay.stderr, run.folder / LOG)
 
 
 def _with_plain_hostfile(run: CheckedRun, shared: ExitStack) -> CheckedRun:

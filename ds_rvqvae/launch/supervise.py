@@ -22,8 +22,10 @@ import psutil
 from ds_rvqvae.errors import ExitStatus, say
 from ds_rvqvae.process.progress import Stage
 from ds_rvqvae.process.signals import ENDING, HARMLESS, held_back, hold_back_signals
+from ds_rvqvae.process.tolerance import tolerated
 from ds_rvqvae.runs.folder import RANK_LAUNCHER
 from ds_rvqvae.runs.heartbeat import Sign, Watch
+from ds_rvqvae.runs.log import add_warnings
 
 STOP_GRACE = 120.0
 """Seconds that ranks have to end after they are stopped."""
@@ -45,6 +47,8 @@ class Job:
     stdout: int | None = None
     """The file descriptor that it prints to; None for our own."""
     stderr: int | None = None
+    log: Path | None = None
+    """The run's log, which gets the reason of a failure."""
 
 
 @dataclass
@@ -95,7 +99,7 @@ def supervise(job: Job, signals: Signals, stop_grace: float = STOP_GRACE) -> End
     try:
         stuck = _wait(runner, job.watch, signals, stop_grace, starting)
         if stuck:
-            say(f"training failed: {stuck}")
+            _tell_failure(job, stuck)
         code, said = runner.poll(), job.watch.ended() if job.watch else None
         # If one of deepspeed's processes was killed, the runner ends with 0 or by the signal, and ranks that then save
         # end with 75: that is a failure too.
@@ -107,9 +111,8 @@ def supervise(job: Job, signals: Signals, stop_grace: float = STOP_GRACE) -> End
     step = job.watch.step if job.watch else 0
     if stuck:
         return Ending(ExitStatus.FAILED, step=step)
-    return _ending(-signal.SIGKILL if code is None else code, stopped=bool(signals.stops), watch=job.watch)._replace(
-        step=step
-    )
+    ending = _ending(-signal.SIGKILL if code is None else code, stopped=bool(signals.stops), job=job)
+    return ending._replace(step=step)
 
 
 @contextmanager
@@ -320,9 +323,19 @@ def _session(leader: int) -> list[psutil.Process]:
     return found
 
 
-def _ending(code: int, stopped: bool, watch: Watch | None) -> Ending:
+def _tell_failure(job: Job, reason: str) -> None:
+    """Prints why the training failed, and writes it into the run's log, in which no rank could."""
+    line = f"training failed: {reason}"
+    say(line)
+    if job.log is not None:
+        with tolerated(f"{job.log}: lacks the reason of the failure", warn=lambda text: say(f"warning: {text}")):
+            add_warnings(job.log, "launcher", [line])
+
+
+def _ending(code: int, stopped: bool, job: Job) -> Ending:
     """Returns the ending from the ranks' own reports and the runner's return code; prints one line if these say too
     little."""
+    watch = job.watch
     if (watch.ended() if watch else code) == 0:
         return Ending(ExitStatus.DONE)
     if code in _PASSED_ON:
@@ -337,7 +350,7 @@ def _ending(code: int, stopped: bool, watch: Watch | None) -> Ending:
         if watch is None or watch.first_to_end() != ExitStatus.STOPPED:  # else a rank has printed it, with the step
             say("stopped")
         return Ending(ExitStatus.STOPPED)
-    say(f"training failed: {_explain(code, death)}")
+    _tell_failure(job, _explain(code, death))
     return Ending(ExitStatus.FAILED, by_ranks=code > 0 and not _signal_in(code) and not killed)
 
 

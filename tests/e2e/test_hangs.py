@@ -38,13 +38,15 @@ def test_a_stopped_rank_ends_the_run_and_is_named(launch):
     assert f"training failed: rank 1 (process {victim.pid}) has been stopped for" in run.said()
 
 
-def test_a_killed_rank_is_named(launch):
+def test_a_killed_rank_is_named(launch, tmp_path):
     run = launch("--total_iter=1000000")
     victim = run.ranks()[1]
     os.kill(victim.pid, signal.SIGKILL)
     assert run.process.wait(timeout=60) == 70
     assert run.end() == []
-    assert f"training failed: rank 1 (process {victim.pid}) was " in run.said()
+    reason = f"training failed: rank 1 (process {victim.pid}) was "
+    assert reason in run.said()
+    assert reason in (tmp_path / "runs" / "hurt" / "run.log").read_text()
 
 
 def test_a_request_to_save_saves_and_the_run_goes_on(launch, tmp_path):
