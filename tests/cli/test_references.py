@@ -269,7 +269,7 @@ STARTS = [
     ("run/checkpoints/global_step7", [], False, "no checkpoint global_step7; there is global_step1"),
     ("run/checkpoints/global_step1", [], True, None),
     ("run/checkpoints/best", ["--width=64"], True, "width is 32 there and 64 in the profile"),
-    ("run/checkpoints/best", ["--body_part=hands"], True, "takes 78 columns, and .* has 180 for body part hands"),
+    ("run/checkpoints/best", ["--body_part=hands"], True, "takes 78 columns, but .* has 180 for body part hands"),
 ]
 """The value of `--init_from`, more flags, whether the launcher has imported torch by then, and its message if it
 refuses."""

@@ -107,7 +107,7 @@ def test_every_step_of_an_encoder_that_keeps_time_is_a_sample(tmp_path):
 @pytest.mark.parametrize(
     ("module", "complaint"),
     [
-        (Scalar, r"gives \[\] for motion \[2, 8, 3\]"),
+        (Scalar, r"returns \[\] for motion \[2, 8, 3\]"),
         (NotANumber, "NaN or infinite"),
         (Wide, r"does not take motion \[2, 8, 3\]"),
     ],

@@ -316,8 +316,8 @@ def test_other_disagreements_are_refused(tmp_path):
         (
             ({"vq_norm": "LN"}, "says vq_norm: LN, but the shapes in net_best_fid.tar are those of norm none"),
             ({"vq_norm": "BN"}, "vq_norm: BN: is batch norm .BatchNorm., which these nets do not have"),
-            ({"dataset_name": "kit"}, "says dataset_name: kit, which has 251 columns, and net_best_fid.tar takes 263"),
-            ({"shared_codebook": True}, "says shared_codebook: True, and the codebooks of net_best_fid.tar differ"),
+            ({"dataset_name": "kit"}, "says dataset_name: kit, which has 251 columns, but net_best_fid.tar takes 263"),
+            ({"shared_codebook": True}, "says shared_codebook: True, but the codebooks of net_best_fid.tar differ"),
             ({"vq_act": "tanh"}, "vq_act: tanh: is not one of relu, silu, gelu; give --activation"),
             ({"depth": "three"}, "depth: three: is not a number"),
         )
