@@ -1,4 +1,4 @@
-"""Train a small model of the first level's codes, with a frozen tokenizer inside it; save, load, decode what it predicts.
+"""Train a small model of first-level codes with a frozen tokenizer inside; save, load, decode what it predicts.
 
     python examples/second_stage.py                                 # the tokenizer and the motion of train_on_bvh.py
     python examples/second_stage.py runs/mine/run/tokenizer stores/mine --steps 2000
