@@ -134,9 +134,9 @@ class DataConfig(Section):
     """Rules for frames to leave out. They find frames that are not motion; a clip is cut around them, and the report
     names file, frames and rule."""
     mean_file: Annotated[str | None, _INPUTS] = None
-    """A .npy file of means to normalise by, one per column, in place of the means of the training split."""
+    """A .npy file of means to normalise by. One value per column, in place of those of the training split."""
     std_file: Annotated[str | None, _INPUTS] = None
-    """A .npy file of standard deviations to divide by, one per column."""
+    """A .npy file of standard deviations to divide by. One value per column."""
     std_floor: Annotated[float, Field(gt=0), _INPUTS] = 0.01
     """Smallest standard deviation to divide by."""
     feat_bias: Annotated[float, Field(gt=0), _INPUTS] = 1.0

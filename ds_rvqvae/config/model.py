@@ -75,7 +75,7 @@ class ModelConfig(Section):
     """How slowly the decay rises to mu; 0: at once. At update t the averages decay by t / (t + this) while that is less
     than mu, as in TensorFlow's ExponentialMovingAverage with 9."""
     quantize_dropout_prob: Annotated[Share, _TRAINING] = 0.2
-    """Probability that a step trains the first levels only (Zeghidour et al. 2021, SoundStream)."""
+    """Probability of a step that trains first levels only. (Zeghidour et al. 2021, SoundStream.)"""
     quantize_dropout_min_levels: Annotated[Count, _TRAINING] = 1
     """Fewest levels that such a step trains. (As in vector-quantize-pytorch.)"""
     fsq_levels: Annotated[list[Annotated[int, Field(ge=2)]] | None, _GRID] = None
@@ -98,7 +98,7 @@ class ModelConfig(Section):
     """Gradient through the quantizer. straight_through: passed on unchanged (van den Oord et al. 2017); rotation_trick:
     rotated and scaled as the latent is to reach its code (Fifty et al. 2024)."""
     input_noise: Annotated[float, Field(ge=0), _TRAINING] = 0.0
-    """Noise on the encoder's input in training: its standard deviation, on normalised motion. The losses compare
+    """Noise on the encoder's input in training. The standard deviation, on normalised motion; the losses compare
     with the motion without noise (Vincent et al. 2008, denoising autoencoders)."""
     codebook_init: Annotated[Literal["samples", "kmeans"], replace(_CODEBOOKS, lineage="codes")] = "samples"
     """How the codebooks are initialised. samples: with latents of the first global batch; kmeans: with their k-means

@@ -43,8 +43,8 @@ class TrainingConfig(Section):
     keep_every: Annotated[Count | None, FREE] = None
     """Checkpoints at multiples of this are kept."""
     ema_decay: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, FREE] = None
-    """Evaluate and export averaged weights; the decay of the moving average (Polyak and Juditsky 1992), at most
-    (1 + t) / (10 + t) after t steps. null: the weights themselves."""
+    """Evaluate and export averaged weights. The value is the decay of the moving average (Polyak and Juditsky 1992),
+    at most (1 + t) / (10 + t) after t steps. null: the weights themselves."""
     max_skipped_steps: Annotated[Count, FREE] = 25
     """Non-finite steps in a row that end the run. The loss or gradient of such a step is not finite."""
     seed: Annotated[int, Field(ge=0, lt=2**63), FREE] = 0

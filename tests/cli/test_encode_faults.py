@@ -125,7 +125,7 @@ def _damage(folder):
             expected[name] = reason
     for index, rate in enumerate((0, -30, np.nan, np.inf, "fast")):
         write_beat2(folder / f"rate{index}.npz", 20, mocap_frame_rate=np.array(rate))
-        expected[f"rate{index}.npz"] = "frames a second"
+        expected[f"rate{index}.npz"] = "not a frame rate"
     for name, values in {
         "wide.npy": np.ones((9, 79)),
         "row.npy": np.ones(9),
