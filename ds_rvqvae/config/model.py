@@ -75,7 +75,7 @@ class ModelConfig(Section):
     """How slowly the decay rises to mu; 0: at once. At update t the averages decay by t / (t + this) while that is less
     than mu, as in TensorFlow's ExponentialMovingAverage with 9."""
     quantize_dropout_prob: Annotated[Share, _TRAINING] = 0.2
-    """Probability of a step that trains first levels only. (Zeghidour et al. 2021, SoundStream.)"""
+    """How often a step trains first levels only. A probability (Zeghidour et al. 2021, SoundStream)."""
     quantize_dropout_min_levels: Annotated[Count, _TRAINING] = 1
     """Fewest levels that such a step trains. (As in vector-quantize-pytorch.)"""
     fsq_levels: Annotated[list[Annotated[int, Field(ge=2)]] | None, _GRID] = None

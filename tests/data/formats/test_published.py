@@ -181,7 +181,7 @@ def test_statistics_of_another_width_give_way_to_those_that_fit(tmp_path):
     )
     assert len(store_of(folder).mean) == 272
     (folder / "mean_std" / "Mean.npy").unlink()
-    with pytest.raises(UserError, match=r"Mean.npy and Std.npy have 263 and 263 columns, the motion 272$"):
+    with pytest.raises(UserError, match=r"Mean.npy and Std.npy have 263 and 263 columns, but the motion has 272$"):
         store_of(folder)
 
 
