@@ -171,7 +171,7 @@ def test_a_tokenizer_with_it_is_saved_loaded_streamed_and_told_apart(tmp_path):
 
 
 def test_systems_that_know_codebooks_only_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"fsq_levels \[3, 4\]: MoMask has codebooks"):
+    with pytest.raises(UserError, match=r"fsq_levels \[3, 4\]: MoMask needs codebooks"):
         save_foreign(tokenizer_with(), "momask", tmp_path / "momask")
     assert not (tmp_path / "momask").exists()
 

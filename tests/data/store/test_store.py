@@ -97,7 +97,7 @@ def _cut_frames(folder):
         (_edit(shards=[{"file": "shards/00000.npy", "rows": 70, "sha256": ""}] * 2), "damaged store"),
         (
             _edit(layout=[{"name": "a", "kind": "rotation_6d", "columns": [0, 6 * 10**9]}]),
-            "columns 0 to 6000000000 of 5",
+            "columns 0 to 6000000000, but there are 5",
         ),
         (_edit(segments=[{"name": "clip0", "start": 0.5, "stop": 9, "split": "train"}]), "0.5 is not a whole number"),
         (_edit(segments=[{"name": "clip0", "start": 0, "stop": 9, "split": "mine"}]), "in no split"),
