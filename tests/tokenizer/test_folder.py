@@ -88,7 +88,7 @@ def test_a_body_names_its_parts(tmp_path):
         ({"format_version": 1, "parts": []}, "not names of body parts"),
         ({"format_version": 3, "parts": ["a"]}, "format_version is 3; this release reads version 1"),
         ({"parts": ["a"]}, "not the file of a body's tokenizer: KeyError"),
-        ([], "not a body's: TypeError"),
+        ([], "not the file of a body's tokenizer: TypeError"),
     ):
         (tmp_path / "body.json").write_text(json.dumps(values))
         with pytest.raises(UserError, match=complaint):
