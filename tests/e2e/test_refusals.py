@@ -121,7 +121,7 @@ WRONG = {
     "negative number": (lambda f: _profile(f, _set("rvqvae", "model", "depth", value=-1)), r"rvqvae\.model\.depth"),
     "no rvqvae object": (lambda f: _profile(f, lambda values: values.pop("rvqvae") and None), "rvqvae: missing"),
     "not JSON": (lambda f: _profile(f, lambda values: "{"), "mine.json:1: not JSON"),
-    "a key twice": (lambda f: _profile(f, lambda values: '{"bf16": {}, "bf16": {}}'), "bf16 stands twice"),
+    "a key twice": (lambda f: _profile(f, lambda values: '{"bf16": {}, "bf16": {}}'), "the key .*bf16.* appears twice"),
     "a list": (lambda f: _profile(f, lambda values: "[]"), "is a JSON object"),
     "no such profile": (lambda f: "--profile=basline", "no such profile.*baseline"),
     "ZeRO stage 3": (lambda f: "--set=zero_optimization.stage=3", r"zero_optimization\.stage"),

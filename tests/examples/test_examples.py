@@ -43,7 +43,7 @@ def test_a_stream_gives_the_codes_of_one_pass(example_folder, capsys):
     frames = len(open_store("runs/example/store").clip("clip_03"))
     said = capsys.readouterr().out
     assert f"{-(-frames // 4)} codes of {frames} frames, equal to those of one pass" in said
-    latency, waiting = re.search(r"latency (\d+) frames", said), re.search(r"waiting at most (\d+);", said)
+    latency, waiting = re.search(r"latency (\d+) frames", said), re.search(r"without a code yet: (\d+) at most", said)
     assert int(waiting[1]) <= int(latency[1]) + 4 + 5  # a code's own frames, and a piece
 
 

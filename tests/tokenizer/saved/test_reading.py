@@ -241,7 +241,10 @@ def test_a_grid_without_end_is_refused_at_once(folder):
 
 def test_other_things_that_a_config_cannot_say(folder, tmp_path):
     for changes, words in (
-        ({"layout": [{"name": "a", "kind": "rotation_6d", "columns": [0, 6 * 10**12]}]}, "6000000000000, but there are 5"),
+        (
+            {"layout": [{"name": "a", "kind": "rotation_6d", "columns": [0, 6 * 10**12]}]},
+            "6000000000000, but there are 5",
+        ),
         ({"layout": [{"name": "a\nb", "kind": "feature", "columns": [0, 5]}]}, "control characters"),
         ({"layout": [{"name": "\x1b[31m", "kind": "feature", "columns": [0, 5]}]}, "control characters"),
         ({"layout": [{"name": "\ud800", "kind": "feature", "columns": [0, 5]}]}, "control characters"),
