@@ -243,7 +243,7 @@ def test_other_things_that_a_config_cannot_say(folder, tmp_path):
     for changes, words in (
         (
             {"layout": [{"name": "a", "kind": "rotation_6d", "columns": [0, 6 * 10**12]}]},
-            "6000000000000, but there are 5",
+            "6000000000000, but",
         ),
         ({"layout": [{"name": "a\nb", "kind": "feature", "columns": [0, 5]}]}, "control characters"),
         ({"layout": [{"name": "\x1b[31m", "kind": "feature", "columns": [0, 5]}]}, "control characters"),
