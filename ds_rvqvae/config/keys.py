@@ -88,9 +88,9 @@ def all_keys() -> list[Key]:
 
 def keys_about(word: str) -> list[Key]:
     """Returns the keys with a word, in any case, in path, flag or meaning; those with it in their names come first."""
-    word = word.lower()
-    named = [key for key in all_keys() if word in key.path.lower() or word in key.flag]
-    return [*named, *(key for key in all_keys() if key not in named and word in key.meaning.lower())]
+    word, keys = word.lower(), all_keys()
+    named = [key for key in keys if word in key.path.lower() or word in key.flag]
+    return [*named, *(key for key in keys if key not in named and word in key.meaning.lower())]
 
 
 def markdown() -> str:

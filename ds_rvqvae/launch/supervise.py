@@ -20,6 +20,7 @@ from typing import NamedTuple
 import psutil
 
 from ds_rvqvae.errors import ExitStatus, say
+from ds_rvqvae.launch.hosts import warn
 from ds_rvqvae.process.progress import Stage
 from ds_rvqvae.process.signals import ENDING, HARMLESS, held_back, hold_back_signals
 from ds_rvqvae.process.tolerance import tolerated
@@ -328,7 +329,7 @@ def _tell_failure(job: Job, reason: str) -> None:
     line = f"training failed: {reason}"
     say(line)
     if job.log is not None:
-        with tolerated(f"{job.log}: lacks the reason of the failure", warn=lambda text: say(f"warning: {text}")):
+        with tolerated(f"{job.log}: lacks the reason of the failure", warn=warn):
             add_warnings(job.log, "launcher", [line])
 
 

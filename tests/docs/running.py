@@ -18,13 +18,12 @@ from unittest import mock
 
 from ds_rvqvae import cli
 from ds_rvqvae.config.request import read_training_flags
-from ds_rvqvae.gpu import monitor
 from ds_rvqvae.launch import main as launcher
 from tests.docs.pages import ROOT, Block, Command, commands_of
 from tests.docs.world import SETTINGS
 from tests.gpu.stand_in import StandIn, command
+from tests.launch.launching import CPU
 
-_CPU = {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": "8", "OMP_NUM_THREADS": "1"}
 _QUICK = ("scaling.py",)
 """Benchmarks that are run; the flags of the others are parsed."""
 _PROGRAMS = ("bash", "python", "ds-rvqvae")
@@ -37,7 +36,7 @@ class _ParsedError(SystemExit):
 class Runner:
     """Runs commands in `world`; the variables that a block exports last until its end."""
 
-    def __init__(self, world: Path, gpus: StandIn | None) -> None:
+    def __init__(self, world: Path, gpus: StandIn) -> None:
         self.world = world
         self.gpus = gpus
         self.exported: dict[str, str] = {}
@@ -118,13 +117,10 @@ class Runner:
             added += ["--include=localhost:0", *([] if named else SETTINGS)]
         if "--resume" not in flags and "--out" not in flags:
             added += ["--out=dry"]  # under `runs` the world has runs of these names
-        with mock.patch.dict(os.environ, {**_CPU, **self.exported}):
+        with mock.patch.dict(os.environ, {**CPU, **self.exported}):
             return launcher.main([*flags, *added])
 
     def _monitor(self, flags: list[str]) -> int:
-        if self.gpus is None:  # no C compiler for the stand-in of the driver
-            monitor._parser().parse_args(flags)
-            return 0
         ends = {"--once", "--require_idle", "--help"} & set(flags)
         line = [*command(*flags), *([] if ends else ["--count=1"])]  # the last of two counts is taken
         ran = subprocess.run(line, env=self.gpus.environment, stdout=subprocess.DEVNULL, timeout=60)

@@ -12,6 +12,11 @@ from tests.words import findings, prose_of
 README, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
 
 
+def without_blocks(page: Path) -> str:
+    """The text of a page without its fenced blocks."""
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
 def test_the_front_pages_are_short():
     assert len(README.read_text().splitlines()) <= 200
     assert len(CHINESE.read_text().splitlines()) <= 260
@@ -19,15 +24,16 @@ def test_the_front_pages_are_short():
 
 def test_the_chinese_readme_has_the_same_blocks_pictures_headings_and_tables():
     assert [block[2:] for block in blocks_of(CHINESE)] == [block[2:] for block in blocks_of(README)]
-    for pattern in (r"\]\((docs/images/\S+)\)", r"^(#+) ", r"^\|(.*)\|$"):
-        english, chinese = (re.findall(pattern, page.read_text(), re.MULTILINE) for page in (README, CHINESE))
-        shape = [row.count("|") for row in english] if "|" in pattern[1:4] else english
-        assert shape == ([row.count("|") for row in chinese] if "|" in pattern[1:4] else chinese), pattern
+    english, chinese = README.read_text(), CHINESE.read_text()
+    for pattern in (r"\]\((docs/images/\S+)\)", r"^(#+) "):
+        assert re.findall(pattern, english, re.MULTILINE) == re.findall(pattern, chinese, re.MULTILINE), pattern
+    cells = [[row.count("|") for row in re.findall(r"^\|.*\|$", text, re.MULTILINE)] for text in (english, chinese)]
+    assert cells[0] == cells[1]
 
 
 def test_the_chinese_readme_has_the_same_figures_names_and_links():
     def told(page: Path) -> Counter[str]:
-        text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+        text = without_blocks(page)
         text = text.replace("[中文](README.zh-CN.md)", "").replace("[English](README.md)", "")
         return Counter(re.findall(r"`[^`]+`|\]\([^)]+\)|\d[\d,.]*\d|\d", text))
 
@@ -37,7 +43,7 @@ def test_the_chinese_readme_has_the_same_figures_names_and_links():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
-    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    text = without_blocks(page)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if re.match(r"[a-z]+:", target):
             continue
@@ -50,7 +56,7 @@ def test_links_lead_somewhere(page):
 
 def anchors_of(page: Path) -> set[str]:
     """The anchors that GitHub makes of a page's headings."""
-    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    text = without_blocks(page)
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", re.sub(r"[`*]", "", heading).lower()).replace(" ", "-") for heading in headings}
 
