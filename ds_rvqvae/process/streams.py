@@ -64,7 +64,11 @@ class QueuedStream(io.TextIOBase):
         self._after_bar = False
         """Whether the last queued line belongs to a progress bar, which begins with a carriage return."""
         self._lost: Counter[str] = Counter()
-        """Dropped bytes, by reason."""
+        """Bytes that could not be written, by reason."""
+        self._dropped = 0
+        """Bytes that were dropped before they were written."""
+        self._failure: str | None = None
+        """The reason why the last write failed, if it did."""
         self.written_at = time.monotonic()
         """Time of the last write."""
 
@@ -111,7 +115,7 @@ class QueuedStream(io.TextIOBase):
     def _drop_oldest(self) -> None:
         with suppress(queue.Empty):  # the writer may have taken it
             dropped = len(self._texts.get_nowait())
-            self._lost[_NOT_READ] += dropped
+            self._dropped += dropped
             self._taken += dropped
 
     def flush(self) -> None:
@@ -124,12 +128,15 @@ class QueuedStream(io.TextIOBase):
             time.sleep(0.002)
 
     def take_lost(self) -> dict[str, int]:
-        """Returns the bytes that could not be written since the last call, by reason; what still waits counts as not
-        read."""
+        """Returns the bytes that could not be written since the last call, by reason.
+
+        Text that was dropped or still waits has the reason of the last write if that failed, for the queue may overflow
+        before its thread comes to write; else nobody reads it.
+        """
         with self._lock:
             lost, self._lost = self._lost, Counter()
-            waiting = self._queued - self._taken
-        return lost + Counter({_NOT_READ: waiting})
+            unwritten, self._dropped = self._dropped + self._queued - self._taken, 0
+        return lost + Counter({self._failure or _NOT_READ: unwritten})
 
     def _write_on(self) -> None:
         # SIGTTOU would stop a background process of a terminal; other signals are for the main thread, which may block
@@ -137,12 +144,15 @@ class QueuedStream(io.TextIOBase):
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while True:
             content = self._texts.get()
+            failure = None
             try:
                 write_all(self._handle, content)
             except OSError as error:
-                with self._lock:
-                    self._lost[error.strerror or str(error)] += len(content)
+                failure = error.strerror or str(error)
             with self._lock:
+                self._failure = failure
+                if failure:
+                    self._lost[failure] += len(content)
                 self._taken += len(content)
 
 

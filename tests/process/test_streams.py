@@ -1,12 +1,14 @@
 """Standard streams that may be closed, full, or read by nobody."""
 
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from ds_rvqvae.process.streams import MOST_WAITING, QueuedStream, lost_messages
 from tests.train.small import wait_until
 
 FULL = Path("/dev/full")
@@ -95,3 +97,18 @@ def test_a_closed_stream_is_none_of_a_process_that_is_started_either():
 def test_characters_that_the_encoding_has_not_are_question_marks():
     done = said("print('動 é', file=sys.stderr)", stderr=subprocess.PIPE, env={"PYTHONIOENCODING": "ascii"})
     assert done.stderr == "? ?\n"
+
+
+def test_text_that_is_dropped_before_a_write_fails_is_lost_for_the_same_reason():
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as pipe:
+        stream = QueuedStream(pipe)
+        stream.write_bytes(b"x" * MOST_WAITING)  # fills the pipe
+        wait_until(lambda: select.select([reading], [], [], 0)[0])
+        for _ in range(2):
+            stream.write_bytes(b"x" * MOST_WAITING)
+        lost = f"{stream.name}: {{:,}} bytes of messages were lost: {{}}"
+        assert lost_messages([stream]) == [lost.format(3 * MOST_WAITING, "nobody reads it")]
+        os.close(reading)
+        stream.drain(30)
+        assert lost_messages([stream]) == [lost.format(2 * MOST_WAITING, "Broken pipe")]
