@@ -1,9 +1,10 @@
 """Checks of the numbers: bf16 beside fp32, codes of GPU and CPU, and where a step waits."""
 
+import json
 import statistics
 
 from ds_rvqvae.files import read_json
-from tests.on_gpu.box import Box
+from tests.on_gpu.box import FAULTS, Box
 from tests.on_gpu.claims import Claim, at_least, at_most, figure, same, true
 from tests.on_gpu.start import first_metrics
 from tests.ranks import ROOT
@@ -64,15 +65,18 @@ def _short(place: str) -> str:
 
 
 def out_of_memory_settings(box: Box) -> tuple[list[str], dict[str, str]]:
-    """Flags of a batch that is too large for the last rank, and the variables that make it so."""
-    import json
+    """Flags of a batch that is too large for the last rank, and the variables that make it so: on a GPU the rank may
+    take what the plan needs for half of the batch."""
+    batch, limit = (512, _planned(box, 256)) if box.on_gpu else (12, 0)
+    fault = json.dumps({"rank": len(box.slots) - 1, "bytes": limit, "windows": 8})
+    flags = [f"--batch_size={batch}", *(["--window_stride=4"] if box.on_gpu else [])]
+    return flags, {"ON_GPU_FAULT": fault, "PYTHONPATH": f"{ROOT}:{FAULTS}"}
 
-    from tests.on_gpu.box import FAULTS
 
-    rank = len(box.slots) - 1
-    batch = ["--batch_size=512", "--window_stride=4"] if box.on_gpu else ["--batch_size=12"]
-    fault = json.dumps({"rank": rank, "bytes": 1_200 << 20, "windows": 8})
-    return batch, {"ON_GPU_FAULT": fault, "PYTHONPATH": f"{ROOT}:{FAULTS}"}
+def _planned(box: Box, batch: int) -> int:
+    setting = f"train_micro_batch_size_per_gpu={batch}"
+    plan = box.json_of("plan", "baseline", "--gpus", str(len(box.slots)), "--set", setting, "--json")
+    return int(plan["allocated_bytes"])
 
 
 def auto_batch_size(box: Box) -> list[Claim]:

@@ -4,6 +4,7 @@ import argparse
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -52,7 +53,7 @@ def parser() -> FlagParser:
     made.add_argument("--list", action="store_true", help="print the checks with their seconds and fewest GPUs")
     made.add_argument("--rehearse", action="store_true", help="the same steps on CPU ranks, with a played driver")
     made.add_argument("--short", action="store_true", help="with --rehearse: the quickest checks, on one rank")
-    made.add_argument("--ranks", type=int, default=3, metavar="N", help="with --rehearse: CPU ranks (3)")
+    made.add_argument("--ranks", type=int, default=2, metavar="N", help="with --rehearse: CPU ranks (2)")
     return made
 
 
@@ -74,6 +75,11 @@ def main(argv: Sequence[str]) -> int:
         print_out("\n".join(rows), end="\n")
         return ExitStatus.DONE
     checks = chosen(asked)
+    # In the background of a shell and under nohup signals are ignored, and the commands would inherit that: a handler
+    # that does nothing is not inherited.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
     work = Path(tempfile.mkdtemp(prefix="on_gpu-"))
     try:
         rehearsal, slots = place(asked, work)

@@ -1,13 +1,14 @@
 """Checks of several GPUs: links, the README's line, scaling, equal losses, other numbers of ranks, two runs, a body."""
 
 import importlib.util
+import sys
 from argparse import Namespace
 from types import ModuleType
 from typing import Any
 
 from ds_rvqvae.config.profile import load_profile
 from tests.on_gpu.box import Box
-from tests.on_gpu.claims import Claim, at_least, at_most, figure, same, true
+from tests.on_gpu.claims import CheckError, Claim, at_least, at_most, figure, same, true
 from tests.on_gpu.speed import measured
 from tests.on_gpu.start import falling, largest_difference, stray_lines
 from tests.on_gpu.watching import readings
@@ -23,7 +24,11 @@ def all_reduce(box: Box) -> list[Claim]:
     sizes = list(_SIZES) if box.on_gpu else [350_000, 40_000, 4]
     claims = []
     for name, variables in (("peer-to-peer on", {}), ("peer-to-peer off", {"NCCL_P2P_DISABLE": "1"})):
-        ranks = box.probe("all_reduce", slots=box.slots, variables=variables, sizes=sizes, repeats=box.steps(20, 3))
+        try:
+            ranks = box.probe("all_reduce", slots=box.slots, variables=variables, sizes=sizes, repeats=box.steps(20, 3))
+        except CheckError as error:  # with some drivers GPUs hang in direct transfers: the other figures still count
+            claims.append(true(name, False, str(error), "all sums"))
+            continue
         claims.append(same(f"{name}: sums are right", all(row["right"] for rows in ranks for row in rows), True))
         slowest = [max(rows, key=lambda row: row["seconds"]) for rows in zip(*ranks, strict=True)]
         for row in slowest:
@@ -38,8 +43,9 @@ def all_reduce(box: Box) -> list[Claim]:
 def readme_line(box: Box) -> list[Claim]:
     """README's line for 2,000 steps: one process on each GPU of the run, and none on another one."""
     steps = box.steps(2000, 12)
-    running = box.start(*box.training("readme", f"--total_iter={steps}"))
-    running.wait_until(lambda: len(box.metrics("readme")) >= steps // 4, f"step {steps // 4}")
+    every = box.steps(50, 1)
+    running = box.start(*box.training("readme", f"--total_iter={steps}", f"--log_every={every}"))
+    running.wait_until(lambda: len(box.metrics("readme")) * every >= steps // 4, f"step {steps // 4}")
     family = {process.pid for process in running.processes()}
     ranks = len(running.ranks())
     on = {gpu["index"]: [one["pid"] for one in gpu["processes"] or ()] for gpu in readings(box)}
@@ -50,7 +56,7 @@ def readme_line(box: Box) -> list[Claim]:
     return [
         same("status", ran.status, 0),
         same("stray lines", stray_lines(ran), []),
-        same("steps", len(lines), steps),
+        same("last step", lines[-1]["step"] if lines else None, steps),
         same("ranks", ranks, len(box.slots)),
         same("processes on each GPU", counts, [1] * len(box.slots), gpu_only=True),
         same("processes on other GPUs", sum(map(len, elsewhere.values())), 0),
@@ -97,8 +103,6 @@ def _script(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"benchmarks_{name[:-3]}", ROOT / "benchmarks" / name)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    import sys
-
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
 
-def join(seconds: float = 60.0) -> torch.device:
+def join(seconds: float = 30.0) -> torch.device:
     """Joins the other processes of the probe; returns this one's device."""
     on_gpu = get_accelerator().device_name() == "cuda"
     where = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")

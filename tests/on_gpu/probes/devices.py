@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from deepspeed.accelerator import get_accelerator
 
+from ds_rvqvae.gpu.nvml import list_gpus
+
 
 def device() -> torch.device:
     return torch.device("cuda", 0) if get_accelerator().device_name() == "cuda" else torch.device("cpu")
@@ -40,29 +42,29 @@ def machine() -> dict[str, Any]:
 
 
 def overheads() -> dict[str, float]:
-    """Bytes that CUDA takes apart from torch's allocator: the context with its kernels, then the workspaces."""
+    """Bytes of this process on the GPU apart from torch's allocator: CUDA's context at once, then with the kernels and
+    workspaces of a convolution and a matrix product. Zeros on a CPU."""
     where = device()
     if where.type != "cuda":
-        return {"context_bytes": 0.0, "workspace_bytes": 0.0}
-    before, total = torch.cuda.mem_get_info(where)  # makes the context
-    free_at_start = total
-    try:
-        from ds_rvqvae.gpu.nvml import list_gpus
-
-        uuid = str(torch.cuda.get_device_properties(where).uuid)
-        gpu = next(gpu for gpu in list_gpus() if gpu.uuid.removeprefix("GPU-") == uuid.removeprefix("GPU-"))
-        own = [process.memory_bytes for process in gpu.processes if not process.graphics and process.memory_bytes]
-        context = max(own) if own else free_at_start - before
-    except (StopIteration, OSError):
-        context = free_at_start - before
+        return {"context_bytes": 0.0, "outside_bytes": 0.0}
+    torch.cuda.init()
+    context = _own_bytes(where)
     left = torch.randn(80, 512, 32, device=where, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(512, 512, 3, device=where, dtype=torch.bfloat16, requires_grad=True)
     square = torch.randn(2048, 2048, device=where, dtype=torch.bfloat16)
     (torch.nn.functional.conv1d(left, weight, padding=1).sum() + (square @ square).sum()).backward()
     wait_for(where)
-    after, _ = torch.cuda.mem_get_info(where)
-    outside = before - after - torch.cuda.memory_reserved(where)
-    return {"context_bytes": float(context), "workspace_bytes": float(max(0, outside))}
+    outside = _own_bytes(where) - torch.cuda.memory_reserved(where)
+    return {"context_bytes": float(context), "outside_bytes": float(outside)}
+
+
+def _own_bytes(where: torch.device) -> int:
+    """Memory of the only computing process on an idle GPU, by the driver; else all memory in use."""
+    free, total = torch.cuda.mem_get_info(where)
+    uuid = str(torch.cuda.get_device_properties(where).uuid)
+    gpu = next((gpu for gpu in list_gpus() if gpu.uuid.removeprefix("GPU-") == uuid), None)
+    own = [process.memory_bytes for process in (gpu.processes if gpu else ()) if not process.graphics]
+    return own[0] if len(own) == 1 and own[0] else total - free
 
 
 def hold(size: int, until: str, ready: str) -> dict[str, int]:

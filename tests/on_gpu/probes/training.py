@@ -4,11 +4,15 @@ import hashlib
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
+from deepspeed.accelerator import get_accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.on_gpu.probes.devices import device
@@ -51,6 +55,20 @@ def _place() -> str:
     return "unknown"
 
 
+@contextmanager
+def _counted_synchronizations(places: Counter[str]) -> Iterator[None]:
+    """Counts the calls that wait for all work of the device; CUDA's debug mode does not report them."""
+    accelerator = get_accelerator()
+    synchronize = accelerator.synchronize
+
+    def counted(*arguments: Any) -> None:
+        places[_place()] += 1
+        synchronize(*arguments)
+
+    with mock.patch.object(accelerator, "synchronize", counted):
+        yield
+
+
 def waits(flags: list[str], folder: str, steps: int) -> dict[str, Any]:
     """Lists the places of a training step at which the host waits for the device.
 
@@ -61,18 +79,22 @@ def waits(flags: list[str], folder: str, steps: int) -> dict[str, Any]:
         trainer.step()
     on_gpu = device().type == "cuda"
     reads = _Reads()
-    with warnings.catch_warnings(record=True) as caught, reads:
+    with ExitStack() as stack:
+        stack.enter_context(_counted_synchronizations(reads.places))
+        caught = stack.enter_context(warnings.catch_warnings(record=True))
         warnings.simplefilter("always")
         if on_gpu:
             torch.cuda.set_sync_debug_mode("warn")
+        else:
+            stack.enter_context(reads)
         for _ in range(steps):
             trainer.step()
         if on_gpu:
             torch.cuda.set_sync_debug_mode("default")
     places = reads.places
-    if on_gpu:
-        synchronising = [one for one in caught if "called a synchronizing CUDA operation" in str(one.message)]
-        places = Counter(f"{one.filename}:{one.lineno}" for one in synchronising)
+    for one in caught:
+        if "called a synchronizing CUDA operation" in str(one.message):
+            places[f"{one.filename}:{one.lineno}"] += 1
     trainer.close()
     ours = {place: count for place, count in places.items() if Path(place.rpartition(":")[0]).is_relative_to(_PACKAGE)}
     return {"per_step": sum(places.values()) / steps, "places": dict(places.most_common()), "ours": ours}
