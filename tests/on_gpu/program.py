@@ -17,12 +17,12 @@ from typing import Any
 from ds_rvqvae import __version__
 from ds_rvqvae.config.parser import FlagParser
 from ds_rvqvae.errors import ExitStatus, UserError
-from ds_rvqvae.launch.preflight import Build, can_use_cards
 from ds_rvqvae.launch.slots import LOCAL, Cards, parse_include
 from ds_rvqvae.launch.visible import VARIABLE, visible_slots
 from ds_rvqvae.process.command import print_out
 from ds_rvqvae.process.signals import Stopped
 from ds_rvqvae.process.tolerance import reason_of
+from ds_rvqvae.process.torch_build import Build
 from tests.on_gpu.box import Box, OutOfTimeError
 from tests.on_gpu.checks import CHECKS, Check
 from tests.on_gpu.claims import CheckError
@@ -132,7 +132,7 @@ def place(asked: argparse.Namespace, work: Path) -> tuple[Rehearsal | None, list
     cards.check_readable(slots)
     cards.require_idle(slots)
     build, serves = Build.read(), cards.snapshot.cuda_version
-    if not can_use_cards(build, serves):
+    if not build.can_use_cards(serves):
         raise UserError(
             f"torch {build.version} is built for CUDA {build.cuda}; this driver supports CUDA up to {serves}"
         )
