@@ -77,12 +77,18 @@ def main(argv: list[str] | None = None) -> int:
             check_torch()  # another host may have another torch than the launcher's
             settle_rank(os.environ)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            if _speaks():
+                print(f"error: {error}", file=sys.stderr)
             return error.status
         rank = int(os.environ.get("RANK", "0"))
         with call_at_signals(lambda number: _end_untrained(number, rank)):
             # Every rank reads the same flags and data and refuses for the same reason; one rank per host prints it.
-            return _rank(argv, rank, speaks=os.environ.get("LOCAL_RANK", "0") == "0")
+            return _rank(argv, rank, _speaks())
+
+
+def _speaks() -> bool:
+    """Whether this rank is the first of its host, before or after its variables are settled."""
+    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
 
 
 def _rank(argv: list[str] | None, rank: int, speaks: bool) -> int:
