@@ -57,7 +57,7 @@ elif mode == "killed":
         time.sleep(0.01)
     while psutil.pid_exists(dead[0]) and psutil.Process(dead[0]).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.01)
-    Heartbeat.end(70)
+    Heartbeat.fail()
     os._exit(70)
 else:
     time.sleep(120)
