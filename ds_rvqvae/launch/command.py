@@ -25,6 +25,7 @@ from ds_rvqvae.launch.restarts import run_with_restarts
 from ds_rvqvae.launch.slots import cores
 from ds_rvqvae.launch.supervise import Job, Signals
 from ds_rvqvae.launch.visible import VARIABLE
+from ds_rvqvae.process.interfaces import NCCL_INTERFACE, interfaces_of_one_machine
 from ds_rvqvae.process.relay import Relay
 from ds_rvqvae.runs.folder import (
     LOG,
@@ -40,7 +41,7 @@ from ds_rvqvae.runs.folder import (
 from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, Watch
 from ds_rvqvae.runs.log import add_warnings
 from ds_rvqvae.runs.start import overrides_between
-from ds_rvqvae.runs.variables import LAUNCHER_VARIABLE, for_modules, interfaces, without_leftovers
+from ds_rvqvae.runs.variables import LAUNCHER_VARIABLE, for_modules, without_leftovers
 from ds_rvqvae.text import counted
 
 _CLOSE_ON_EXEC = 1
@@ -93,7 +94,7 @@ def rank_variables(run: CheckedRun) -> dict[str, str]:
         # Ranks that each use all cores are ten times slower than if run in sequence.
         added["OMP_NUM_THREADS"] = str(max(1, cores() // len(ranks.local or [0])))
     if _on_one_machine(run):
-        added |= interfaces(run.request.options.nccl.get("NCCL_SOCKET_IFNAME"))
+        added |= interfaces_of_one_machine(run.request.options.nccl.get(NCCL_INTERFACE))
     added |= run.request.options.nccl
     if "OMP_NUM_THREADS" in run.request.flags.environment:
         added.pop("OMP_NUM_THREADS", None)

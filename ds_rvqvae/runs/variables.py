@@ -2,8 +2,6 @@
 and each other."""
 
 import os
-import socket
-import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +9,8 @@ from pathlib import Path
 import psutil
 
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.process.interfaces import is_loopback, settle_interfaces
+from ds_rvqvae.process.slurm import settle_task
 from ds_rvqvae.runs.folder import (
     RANK_LAUNCHER,
     RUN_VARIABLE,
@@ -22,8 +22,6 @@ from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE
 
 LAUNCHER_VARIABLE = "DS_RVQVAE_LAUNCHER"
 """Environment variable with the process number of our launcher; the run's other variables count only below it."""
-INTERFACE_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
-"""Variables with the network interface by which ranks reach each other."""
 
 # A name that ends in an underscore stands for all names that begin with it.
 _OF_A_RUN = (
@@ -61,45 +59,20 @@ def for_modules(environment: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def interfaces(wanted: str | None) -> dict[str, str]:
-    """Returns variables with which ranks of one machine listen only on its loopback interface.
-
-    Args:
-        wanted: the interface for NCCL instead, in its syntax (`eth0`, `^docker0,lo`); gloo takes it if it is the name
-            of an interface.
-    """
-    loopback = loopback_interface()
-    names = []
-    with suppress(OSError):  # a container may hide them
-        names = [name for _, name in socket.if_nameindex()]
-    chosen = zip(INTERFACE_VARIABLES, (wanted or loopback, wanted if wanted in names else loopback), strict=True)
-    return {variable: interface for variable, interface in chosen if interface}
-
-
-def loopback_interface() -> str | None:
-    """Returns the name of the loopback interface; None if it cannot be found."""
-    if not sys.platform.startswith("linux"):
-        return None
-    for folder in sorted(Path("/sys/class/net").glob("*")):
-        try:
-            if int((folder / "flags").read_text(), 16) & 0x8:  # IFF_LOOPBACK
-                return folder.name
-        except (OSError, ValueError):
-            continue
-    return None
-
-
 def settle_rank(environment: MutableMapping[str, str]) -> None:
-    """Removes from a rank's environment the variables that its launcher did not set.
+    """Removes from a rank's environment the variables that its launcher did not set, and sets those that are missing:
+    the places of ranks that srun started, and the network interfaces.
 
     Raises:
-        UserError: some variables of a rank are set, but not all.
+        UserError: some variables of a rank are set, but not all; or Slurm's do not fit; or no interface does.
     """
     above = _lines_above()
     if environment.get(LAUNCHER_VARIABLE) not in [str(pid) for pid, _ in above]:
         _remove(environment, _OF_A_RUN)
     if "RANK" not in environment:
+        meeting = {name: environment[name] for name in ("MASTER_ADDR", "MASTER_PORT") if environment.get(name)}
         _remove(environment, (*_OF_A_RANK, *_OF_TORCHRUN))
+        settle_task(environment, meeting)
     elif any(RANK_LAUNCHER in line for _, line in above[:1]):
         _remove(environment, _OF_TORCHRUN)
     _remove(environment, _OF_MPI)
@@ -109,6 +82,17 @@ def settle_rank(environment: MutableMapping[str, str]) -> None:
             f"RANK is set in the environment, but not {' and '.join(missing)}; a launcher sets all of them: unset RANK "
             "for a run of one rank"
         )
+    if environment.get("WORLD_SIZE", "1") != "1":
+        settle_interfaces(environment, on_several_machines(environment))
+
+
+def on_several_machines(environment: Mapping[str, str]) -> bool:
+    """Returns whether the ranks run on several machines, from the variables of a rank."""
+    if "CROSS_SIZE" in environment:  # deepspeed's number of hosts
+        return environment["CROSS_SIZE"] != "1"
+    if "LOCAL_WORLD_SIZE" in environment:  # torchrun's, and set for ranks that srun started
+        return environment["LOCAL_WORLD_SIZE"] != environment["WORLD_SIZE"]
+    return not is_loopback(environment["MASTER_ADDR"])
 
 
 def _remove(environment: MutableMapping[str, str], names: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 import functools
 import math
 import os
-import re
 import socket
 import warnings
 from bisect import bisect_right
@@ -36,9 +35,10 @@ from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import utf8_path
 from ds_rvqvae.model.nets import Checkpoint
 from ds_rvqvae.model.rvqvae import RVQVAE
+from ds_rvqvae.process.interfaces import is_loopback, settle_interfaces
 from ds_rvqvae.process.tolerance import tolerated
 from ds_rvqvae.runs.tokenizers import open_single
-from ds_rvqvae.runs.variables import INTERFACE_VARIABLES, loopback_interface
+from ds_rvqvae.runs.variables import on_several_machines
 
 
 class Monitors(MonitorMaster):  # type: ignore[misc]
@@ -111,14 +111,15 @@ def start_distributed() -> None:
 def _meeting_place() -> str:
     """The init method, for torch, by which ranks find each other. Ranks of one machine use only its loopback address;
     torch itself would listen on all addresses."""
+    several = on_several_machines(os.environ)
     # A host's name may resolve to the loopback address on that host, and to another one on other hosts.
-    local = re.fullmatch(r"localhost|127(\.\d+){3}", os.environ["MASTER_ADDR"]) is not None
-    several = os.environ.get("CROSS_SIZE", "1") != "1"  # deepspeed's number of hosts; the first may have such a name
-    if not local or several or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    if (
+        several
+        or not is_loopback(os.environ["MASTER_ADDR"])
+        or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    ):
         return "env://"
-    if interface := loopback_interface():
-        for name in INTERFACE_VARIABLES:
-            os.environ.setdefault(name, interface)
+    settle_interfaces(os.environ, several)
     with suppress(RuntimeError):  # it is registered already
         register_rendezvous_handler("loopback", _meet_on_loopback)  # type: ignore[no-untyped-call]
     return "loopback://"

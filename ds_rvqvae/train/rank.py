@@ -27,6 +27,7 @@ from ds_rvqvae.process.progress import Stage
 from ds_rvqvae.process.signals import call_at_signals
 from ds_rvqvae.process.streams import drain_streams, lost_messages, open_standard_streams, queued_streams
 from ds_rvqvae.process.tolerance import reason_of, tolerated
+from ds_rvqvae.process.torch_build import check_torch
 from ds_rvqvae.runs.abandoned import go_on_from
 from ds_rvqvae.runs.checkpoints import sweep
 from ds_rvqvae.runs.folder import (
@@ -73,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     keep_warnings_harmless()
     with queued_streams("stdout", "stderr"):
         try:
+            check_torch()  # another host may have another torch than the launcher's
             settle_rank(os.environ)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
