@@ -96,7 +96,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     features = FrechetFeatures(args.features, args.feature_window) if args.features else None
     references = [part for name in args.paths for part in find_tokenizer(name).parts()]
     names = _distinct_names(references)
-    subjects = [_open(name, reference, args.data_path, device) for name, reference in zip(names, references, strict=True)]
+    subjects = [_open(name, reference, args, device) for name, reference in zip(names, references, strict=True)]
     folder = _picture_folder(args, references)
     results = [_score(subject, subjects[0], args.split, skeleton, features) for subject in subjects]
     notes = _notes(results)
@@ -159,7 +159,7 @@ def _distinct_names(references: Sequence[Reference]) -> list[str]:
     return names
 
 
-def _open(name: str, reference: Reference, data_path: str | None, device: str) -> _Subject:
+def _open(name: str, reference: Reference, args: argparse.Namespace, device: str) -> _Subject:
     """Loads one tokenizer, onto `device`, and opens its motion.
 
     Raises:
@@ -172,7 +172,7 @@ def _open(name: str, reference: Reference, data_path: str | None, device: str) -
     from ds_rvqvae.runs.tokenizers import open_single
 
     tokenizer = open_single(reference, device)
-    config = _data_config(reference, tokenizer, data_path)
+    config = _data_config(reference, tokenizer, args.data_path)
     store = prepare_store(config)
     if not same_rate(store.fps, tokenizer.fps):
         raise UserError(

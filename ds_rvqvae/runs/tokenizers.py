@@ -23,9 +23,7 @@ from ds_rvqvae.tokenizer.folder import TOKENIZER, TokenizerConfig, explicit_read
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 
-def open_tokenizer(
-    name: str | Path | Reference, device: str | torch.device = "cpu"
-) -> MotionTokenizer | BodyTokenizer:
+def open_tokenizer(name: str | Path | Reference, device: str | torch.device = "cpu") -> MotionTokenizer | BodyTokenizer:
     """Opens the tokenizer that a name stands for; `ds_rvqvae.runs.references` lists the names.
 
     Args:
