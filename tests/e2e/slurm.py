@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.ranks import ROOT, bare_environment
+from tests.ranks import bare_environment
 
 NODES, TASKS_PER_NODE = 2, 2
 _CLIENT = f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__)}" "$(basename "$0")" "$@"\n'
@@ -43,7 +43,10 @@ class Job:
             "SLURM_NTASKS": str(NODES * TASKS_PER_NODE),
             "SLURM_CPUS_PER_TASK": "1",
             # The script itself gets these too.
-            **{"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_TASK_PID": "1"},
+            "SLURM_PROCID": "0",
+            "SLURM_LOCALID": "0",
+            "SLURM_NODEID": "0",
+            "SLURM_TASK_PID": "1",
         }
         self.start()
 

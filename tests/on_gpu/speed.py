@@ -21,7 +21,7 @@ def measured(box: Box, profile: str, rounds: int, *flags: str, plain: bool = Fal
 
 
 def _sane(found: dict[str, Any]) -> list[Claim]:
-    """What no measurement may break: shares are shares, and a step has kernels."""
+    """Bounds of every measurement: shares are shares, and a step has kernels."""
     claims = [
         between("convolutions, share of a step", found["conv_share"], 0.0, 1.0),
         between("share of the rate of matrix products", found["mfu"], 0.0, 1.0),

@@ -80,8 +80,8 @@ class Played(Box):
                         "torch": "2.13", "cuda": "13.0", "cudnn": 9, "nccl": [2], "deepspeed": "0.19.8"},
             "overheads": {"context_bytes": 4e8, "outside_bytes": 6e8},
             "waits": {"per_step": 7.0, "places": {"/site-packages/deepspeed/utils.py:1": 35}, "ours": {}},
-            "codes": {"device_first_level": 1.0, "device_all_levels": 0.99, "batched": 1.0, "streamed": 1.0, "used": 9.0,
-                      "codes": 100.0},
+            "codes": {"device_first_level": 1.0, "device_all_levels": 0.99, "batched": 1.0, "streamed": 1.0,
+                      "used": 9.0, "codes": 100.0},
             "convolutions": [dict(CONVOLUTION, benchmark=on, dilation=wide) for on in (0, 1) for wide in (1, 3, 9)],
             "all_reduce": [{"bytes": size, "seconds": size / 1e10 + 1e-5, "bytes_per_s": 1.7e10, "right": True}
                            for size in (35_000_000, 4_000_000, 4)],
