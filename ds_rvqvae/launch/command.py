@@ -88,7 +88,8 @@ def command_by_flags(run: CheckedRun) -> list[str]:
 def rank_variables(run: CheckedRun) -> dict[str, str]:
     """Returns the environment variables that ranks get beside those of this process."""
     ranks = run.ranks
-    added = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # as NVML counts the GPUs
+    # As NVML counts the GPUs; and without a GPU the ranks end, while DeepSpeed by itself would train on the CPU.
+    added = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "DS_ACCELERATOR": "cuda"}
     if ranks.cpu:
         added = {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": str(ranks.cpu_slots)}
         # Ranks that each use all cores are ten times slower than if run in sequence.

@@ -48,7 +48,7 @@ from ds_rvqvae.runs.folder import (
 from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, Heartbeat
 from ds_rvqvae.runs.init_from import Initial, keep_normalisation, mend_normalisation, take_start
 from ds_rvqvae.runs.start import Resume, as_begun, find_resume, record_of, request_of, split_batch, with_batch
-from ds_rvqvae.runs.variables import settle_rank
+from ds_rvqvae.runs.variables import settle_device, settle_rank
 from ds_rvqvae.tokenizer.folder import TOKENIZER
 
 _SECONDS_TO_STOP = 0.5
@@ -178,6 +178,7 @@ def _train(request: Request, own: MotionData | UserError | None) -> int:
     rank = int(os.environ.get("RANK", "0"))
     # Late, because importing DeepSpeed takes seconds and refusals need not wait for it. Our launcher shows this stage.
     with Stage("importing torch and DeepSpeed", shown=not rank and HEARTBEAT_VARIABLE not in os.environ):
+        on_cpu = settle_device(os.environ)
         import torch.distributed as dist
 
         from ds_rvqvae.train.engine import on_rank_zero_first, own_device, start_distributed
@@ -200,7 +201,7 @@ def _train(request: Request, own: MotionData | UserError | None) -> int:
     said = os.environ.get(SAID_VARIABLE, "").splitlines()
     for line in said:
         logger.info("launcher: %s", line)
-    for note in [*resume.notes, *(note for note in data.notes() if note not in said)]:
+    for note in [*([on_cpu] if on_cpu else []), *resume.notes, *(note for note in data.notes() if note not in said)]:
         announce(note)
     total = request.profile.rvqvae.training.total_iter
     if resume.step() >= total:
