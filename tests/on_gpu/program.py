@@ -169,6 +169,8 @@ def prove(
     out = asked.out.absolute()
     try:
         (out / "logs").mkdir(parents=True, exist_ok=True)
+        for log in (out / "logs").glob("[0-9][0-9][0-9]-*.txt"):  # those of an earlier report
+            log.unlink()
     except OSError as error:
         raise UserError(f"--out {asked.out}: cannot be made: {error.strerror}") from None
     began = time.monotonic()

@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -14,6 +17,7 @@ from tests.on_gpu.claims import CheckError
 from tests.on_gpu.program import run_check
 from tests.on_gpu.report import FAILED, OK
 from tests.on_gpu.start import stray_lines
+from tests.ranks import ROOT
 
 GIB = 2**30
 OVERFLOW = "[2026-01-01 00:00:00,000] [WARNING] [logging.py:123:log_dist] [Rank 0] [deepspeed] OVERFLOW! Skipping step."
@@ -94,6 +98,8 @@ class Played(Box):
         self.memory = {"planned": {"allocated_gib": 0.5, "total_gib": 1.4}, "ranks": [rank]}
         self.fitted = {"train_micro_batch_size_per_gpu": 256, "gradient_accumulation_steps": 2}
         self.rate = 27_000.0
+        self.trained_with = []
+        """Flags of every run on GPUs."""
 
     @staticmethod
     def _gpus():
@@ -114,6 +120,8 @@ class Played(Box):
         if command[0] == "nvidia-smi":
             return PlayedRunning(self, "nvidia-smi")
         name = next((word.partition("=")[2] for word in command if word.startswith("--name=")), "monitor")
+        if "train" in command:
+            self.trained_with.append(list(command[command.index("train") + 1 :]))
         if name == "monitor":
             (self.work / "large.csv").write_text("power_watts,pcie_received_MB_per_s,pcie_sent_MB_per_s\n300.5,1,2\n")
         if name == "stopped" and "--resume" not in command:
@@ -130,9 +138,13 @@ class Played(Box):
         if words[0] == "monitor":
             return Ran(self.idle.pop(0), "", "error: --require_idle: GPU 1 is not idle: process 4000", 1.0)
         name = next((word.partition("=")[2] for word in words if word.startswith("--name=")), words[0])
+        if words[0] == "train" and "DS_ACCELERATOR" not in variables:
+            self.trained_with.append(list(words[1:]))
         return self.ends.get(name) or Ran(0, "", "", 1.0)
 
     def train(self, name, *flags, slots=None, **variables):
+        command = self.training(name, *flags, slots=slots)
+        self.trained_with.append(command[command.index("train") + 1 :])
         with suppress(AttributeError):
             del self.stops_at
         return self.ends.get(name) or Ran(0, "", "", 20.0)
@@ -321,3 +333,30 @@ def test_a_broken_machine_fails(box, name, broken, claim):
 
 def test_every_check_is_seen_to_fail():
     assert {name for name, *_ in BROKEN} == {check.name for check in CHECKS}
+
+
+_DRY_RUNS = """
+import json, sys
+from ds_rvqvae.launch import main as launcher
+for flags in json.load(open(sys.argv[1])):
+    if (status := launcher.main([*flags, "--dry_run"])) != 0:
+        print(status, flags, file=sys.stderr)
+        sys.exit(1)
+"""
+
+
+def test_the_launcher_takes_every_run_of_the_checks_on_gpus(box, stand_in, tmp_path):
+    (tmp_path / "motion").rmdir()
+    for check in CHECKS:
+        run_check(check, box, float("inf"))
+    shutil.rmtree(box.runs)
+    flags = [[word for word in line if word != "--resume"] for line in box.trained_with]
+    assert len(flags) > 20
+    (tmp_path / "flags.json").write_text(json.dumps(flags))
+    command = [sys.executable, "-c", _DRY_RUNS, str(tmp_path / "flags.json")]
+    environment = {**stand_in.environment, "PYTHONPATH": str(ROOT)}
+    for name in ("DS_ACCELERATOR", "LOCAL_SIZE"):
+        environment.pop(name, None)
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert "warning: the global batch" not in ran.stderr
