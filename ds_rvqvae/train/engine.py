@@ -39,6 +39,7 @@ from ds_rvqvae.model.nets import Checkpoint
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.process.interfaces import is_loopback, settle_interfaces
 from ds_rvqvae.process.tolerance import tolerated
+from ds_rvqvae.process.torch_build import numbers_of
 from ds_rvqvae.runs.tokenizers import open_single
 from ds_rvqvae.runs.variables import on_several_machines
 
@@ -147,7 +148,11 @@ def _meet_on_loopback(_url: str, timeout: timedelta, **_others: Any) -> Iterator
     address = os.environ["MASTER_ADDR"]
     first = rank == 0
     listener = socket.create_server((address, port)).detach() if first else None
-    store = TCPStore(address, port, world_size, first, timeout=timeout, multi_tenant=True, master_listen_fd=listener)
+    uses_libuv = numbers_of(torch.__version__) >= (2, 8)  # before, torch's server by libuv takes no open socket
+    store = TCPStore(
+        *(address, port, world_size, first),
+        timeout=timeout, multi_tenant=True, master_listen_fd=listener, use_libuv=uses_libuv,
+    )  # fmt: skip
     yield store, rank, world_size
 
 
