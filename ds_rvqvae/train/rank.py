@@ -51,8 +51,6 @@ from ds_rvqvae.runs.start import Resume, as_begun, find_resume, record_of, reque
 from ds_rvqvae.runs.variables import settle_device, settle_rank
 from ds_rvqvae.tokenizer.folder import TOKENIZER
 
-_SECONDS_TO_FOLLOW = 1.0
-"""Seconds in which a rank whose connection to another broke learns whether the other has ended."""
 _SECONDS_TO_STOP = 0.5
 """How long a rank that is stopped before it trains waits, while the launcher stops the others; they would fail without
 it."""
@@ -396,7 +394,6 @@ def _report_crash(error: Exception, rank: int) -> int:
     summary = str(error).strip().splitlines()
     memory = sys.modules.get("ds_rvqvae.train.memory")
     is_memory = isinstance(error, MemoryError) if memory is None else memory.is_out_of_memory(error)
-    cause, patience = (Cause.OUT_OF_MEMORY, 0.0) if is_memory else (Cause.OTHER, _SECONDS_TO_FOLLOW)
-    if Heartbeat.fail(cause, patience):
+    if Heartbeat.fail(Cause.OUT_OF_MEMORY if is_memory else Cause.OTHER):
         say(f"error: rank {rank}: {type(error).__name__}: {summary[0] if summary else ''}")
     return _leave(ExitStatus.FAILED)
