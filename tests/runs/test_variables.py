@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.process.interfaces import interfaces_of_one_machine
 from ds_rvqvae.runs import variables
+from tests.e2e.slurm import variables_of_task
 from tests.ranks import ROOT
 
 RANK = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -41,8 +43,29 @@ def test_a_rank_without_a_launcher_is_a_world_of_one_and_of_no_run():
 
 def test_a_rank_of_our_launcher_or_of_torchrun_keeps_what_they_gave_it():
     ours = {**OTHERS, **RANK, **RUN, "DS_RVQVAE_LAUNCHER": str(os.getppid())}
-    assert settled(ours) == ours
-    assert settled({**OTHERS, **RANK, **TORCHRUN}) == {**OTHERS, **RANK, **TORCHRUN}
+    chosen = interfaces_of_one_machine(None)
+    assert settled(ours) == {**ours, **chosen}
+    assert settled({**OTHERS, **RANK, **TORCHRUN}) == {**OTHERS, **RANK, **TORCHRUN, **chosen}
+
+
+def test_a_rank_that_srun_started_gets_its_place():
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "127.0.0.1", "DS_ACCELERATOR": "cpu"}
+    left = {"LOCAL_RANK": "9", "WORLD_SIZE": "9", **TORCHRUN}
+    found = settled({**OTHERS, **job, **variables_of_task(3, job), **left})
+    assert [found[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")] == ["3", "1", "4"]
+    assert not set(TORCHRUN) & set(found) and variables.on_several_machines(found)
+
+
+def test_ranks_on_several_machines():
+    for of_rank, several in (
+        ({"CROSS_SIZE": "1", "MASTER_ADDR": "host"}, False),
+        ({"CROSS_SIZE": "2"}, True),
+        ({"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "host"}, False),
+        ({"LOCAL_WORLD_SIZE": "1"}, True),
+        ({"MASTER_ADDR": "127.0.1.1"}, False),
+        ({"MASTER_ADDR": "host"}, True),
+    ):
+        assert variables.on_several_machines({**RANK, **of_rank}) == several
 
 
 def test_under_deepspeed_torchruns_are_left_over():
@@ -53,14 +76,6 @@ def test_under_deepspeed_torchruns_are_left_over():
     command = [sys.executable, "-c", parent, "deepspeed.launcher.launch", sys.executable, "-c", code, "RANK", *TORCHRUN]
     environment = {**os.environ, **RANK, **TORCHRUN, "PYTHONPATH": str(ROOT)}
     assert subprocess.run(command, env=environment, capture_output=True, text=True).stdout == "['RANK']\n"
-
-
-def test_on_one_machine_ranks_listen_on_the_loopback_interface_unless_told_otherwise():
-    lo = variables.loopback_interface()
-    if lo is None:
-        pytest.skip("no interface is known to be the loopback")
-    for wanted, nccl, gloo in ((None, lo, lo), ("^docker0,lo", "^docker0,lo", lo), (lo, lo, lo), ("eth", "eth", lo)):
-        assert variables.interfaces(wanted) == {"NCCL_SOCKET_IFNAME": nccl, "GLOO_SOCKET_IFNAME": gloo}
 
 
 def test_ranks_find_the_package_wherever_it_lies(tmp_path):
@@ -74,15 +89,6 @@ def test_ranks_find_the_package_wherever_it_lies(tmp_path):
             [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
         )
         assert ran.stdout == f"{found}\n", ran.stderr
-
-
-def test_where_interfaces_cannot_be_listed_the_loopback_is_taken(monkeypatch):
-    def refused():
-        raise OSError("no netlink here")
-
-    monkeypatch.setattr(variables.socket, "if_nameindex", refused)
-    lo = variables.loopback_interface()
-    assert variables.interfaces("eth0") == {"NCCL_SOCKET_IFNAME": "eth0", **({"GLOO_SOCKET_IFNAME": lo} if lo else {})}
 
 
 def test_processes_above_that_one_may_not_look_at_are_passed_over(monkeypatch):
