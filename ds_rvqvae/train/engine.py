@@ -1,6 +1,7 @@
 """The DeepSpeed engine for an RVQ-VAE, its monitors, and communication between ranks."""
 
 import functools
+import logging
 import math
 import os
 import socket
@@ -101,13 +102,29 @@ def start_distributed() -> None:
             port = free.getsockname()[1]
         alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in alone.items()})
-    # DeepSpeed calls a collective under a name that newer torch versions deprecate.
-    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
+    _silence_libraries()
     # A shared-memory collective for CPUs: it compiles for minutes in every new home folder, and is never used here.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Where DeepSpeed has no table of its operations yet, reading it would try to compile all of them.
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     take_role(Role.TRAINING)
     get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, init_method=_meeting_place())
+
+
+def _silence_libraries() -> None:
+    """Drops messages of torch and DeepSpeed that every run would print and that ask nothing of its user."""
+    # DeepSpeed calls a collective under a name that newer torch versions deprecate.
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
+    # A barrier of one rank on a GPU. DeepSpeed ties a process group to its GPU only if there are several ranks.
+    warnings.filterwarnings("ignore", message="(?i).*device.id.*init_process_group", category=UserWarning)
+    deepspeed.utils.logger.addFilter(_is_of_use)
+    logging.getLogger("torch.utils.flop_counter").addFilter(_is_of_use)
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    """Returns False for two messages: one at a resume on another number of ranks, which have no tensor parallelism;
+    and one in an environment without Triton, about a counter of operations that training does not use."""
+    return not str(record.msg).startswith(("MPU is not provided", "triton not found"))
 
 
 def _meeting_place() -> str:
