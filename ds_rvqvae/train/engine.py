@@ -37,9 +37,11 @@ from ds_rvqvae.files import utf8_path
 from ds_rvqvae.model.exact import Role, take_role
 from ds_rvqvae.model.nets import Checkpoint
 from ds_rvqvae.model.rvqvae import RVQVAE
+from ds_rvqvae.process.compiling import check_compiler
 from ds_rvqvae.process.interfaces import is_loopback, settle_interfaces
 from ds_rvqvae.process.tolerance import tolerated
 from ds_rvqvae.process.torch_build import numbers_of
+from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE
 from ds_rvqvae.runs.tokenizers import open_single
 from ds_rvqvae.runs.variables import on_several_machines
 
@@ -178,10 +180,13 @@ def build_engine(
         normalisation: mean and std, float32 `[C]`, that this start has read from that tokenizer.
 
     Raises:
-        UserError: the tokenizer cannot be loaded, or was replaced since it was read.
+        UserError: the tokenizer cannot be loaded, or was replaced since it was read; there is no compiler, if the
+            profile asks for one.
         RuntimeError: DeepSpeed changed the codebooks' dtype.
     """
     training = profile.rvqvae.training
+    if training.compile and HEARTBEAT_VARIABLE not in os.environ:  # our launcher has checked it
+        check_compiler(own_device().type == "cpu", "rvqvae.training.compile")
     torch.manual_seed(training.seed)
     model = RVQVAE(in_features, profile.rvqvae.model)
     if init_from is not None:
