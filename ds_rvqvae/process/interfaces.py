@@ -1,6 +1,6 @@
 """Network interfaces by which ranks reach each other: chosen as NCCL chooses them, and named for gloo.
 
-NCCL takes beginnings of names, exact names after `=`, and exclusions after `^`; gloo takes only the name of an interface.
+NCCL takes beginnings of names, exact names after `=`, and exclusions after `^`; gloo takes only an interface's name.
 """
 
 import re

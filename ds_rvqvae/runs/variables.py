@@ -2,6 +2,7 @@
 their device and each other."""
 
 import os
+import re
 import shlex
 import warnings
 from collections.abc import Mapping, MutableMapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from ds_rvqvae.errors import UserError, printable
+from ds_rvqvae.files import read_text
 from ds_rvqvae.gpu.nvml import Driver, NoDriverError, list_gpus
 from ds_rvqvae.gpu.snapshot import cuda_order
 from ds_rvqvae.process.interfaces import is_loopback, settle_interfaces
@@ -27,6 +29,8 @@ from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE
 LAUNCHER_VARIABLE = "DS_RVQVAE_LAUNCHER"
 """Environment variable with the process number of our launcher; the run's other variables count only below it."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+ENVIRONMENT_FILE_VARIABLE = "DS_ENV_FILE"
+"""Variable with the name of deepspeed's environment file, if it is not `.deepspeed_env`."""
 
 # A name that ends in an underscore stands for all names that begin with it.
 _OF_A_RUN = (
@@ -62,6 +66,31 @@ def for_modules(environment: Mapping[str, str]) -> dict[str, str]:
     if root.name not in ("site-packages", "dist-packages"):  # these are found anyway, and hold other packages too
         found["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [environment.get("PYTHONPATH")])])
     return found
+
+
+def lines_for_other_hosts(environment: Mapping[str, str], added: Mapping[str, str], flags: Mapping[str, str]) -> str:
+    """Returns the lines of an environment file for ranks that deepspeed starts over ssh: it passes on few variables of
+    this process, and those of the file. The user's own files, `.deepspeed_env` at home and in this folder, are kept.
+
+    Args:
+        added: variables that count less than the user's.
+        flags: variables that flags set, which count more.
+
+    Raises:
+        UserError: a line of the user's files is not of the form NAME=value.
+    """
+    lines = [f"{name}={value}" for name, value in added.items() if name not in flags]
+    for folder in (Path.home(), Path()):
+        file = folder / environment.get(ENVIRONMENT_FILE_VARIABLE, ".deepspeed_env")
+        text = read_text(file) if file.is_file() else ""
+        for number, line in enumerate(map(str.strip, text.splitlines()), start=1):
+            if not line or line.startswith("#"):
+                continue  # deepspeed itself would end with a traceback
+            if not re.fullmatch(r"\w+\s*=.*", line):
+                raise UserError(f"{file}:{number}: write one variable per line, as NAME=value")
+            lines.append(line)
+    lines += [f"{name}={value}" for name, value in flags.items()]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def settle_rank(environment: MutableMapping[str, str]) -> None:

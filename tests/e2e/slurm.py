@@ -43,7 +43,10 @@ class Job:
             "SLURM_NTASKS": str(NODES * TASKS_PER_NODE),
             "SLURM_CPUS_PER_TASK": "1",
             # The script itself gets these too.
-            "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_TASK_PID": "1",
+            "SLURM_PROCID": "0",
+            "SLURM_LOCALID": "0",
+            "SLURM_NODEID": "0",
+            "SLURM_TASK_PID": "1",
         }
         self.start()
 
