@@ -58,6 +58,9 @@ class PlayedRunning:
         if not condition():
             raise CheckError(f"ended before {what}")
 
+    def wait_after(self, words):
+        return self.wait(), self.box.seconds_to_end
+
     def wait(self):
         return self.box.ends.get(self.name) or Ran(0, "", "", 20.0)
 
@@ -99,7 +102,7 @@ class Played(Box):
         rank = {"step_allocated_gib": 0.48, "allocated_gib": 0.49, "reserved_gib": 0.6, "used_gib": 1.2}
         self.memory = {"planned": {"allocated_gib": 0.5, "total_gib": 1.4}, "ranks": [rank]}
         self.fitted = {"train_micro_batch_size_per_gpu": 256, "gradient_accumulation_steps": 2}
-        self.rate = 27_000.0
+        self.rate, self.seconds_to_end = 27_000.0, 9.0
         self.encoded = {"codes_cpu": 0, "codes_device": 0}
         """The codes in the files of a folder."""
         self.trained_with = []
@@ -298,7 +301,9 @@ BROKEN = [
     ("out_of_memory", ends("too_large", 70, "training failed: the ranks are stuck"), "it said"),
     ("out_of_memory", lambda box: box.ends["too_large"].__dict__.update(err="restart 1 of 2 in 5 s"), "no restart"),
     ("out_of_memory", ends("too_large", 0), "status"),
+    ("out_of_memory", attribute("seconds_to_end", 180.0), "seconds from this line to the end"),
     ("not_finite", ends("nan", 0), "status"),
+    ("not_finite", ends("nan", 70, OVERFLOW), "stray lines"),
     ("not_finite", ends("nan", 70, _NOT_FINITE), "steps skipped"),
     ("universal", ends("universal", 70, "error: no"), ""),
     ("universal", loses("universal", lambda step: 1.0 + 9 * (step > 4)), "mean loss after / before"),
