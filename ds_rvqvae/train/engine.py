@@ -123,9 +123,11 @@ def _silence_libraries() -> None:
 
 
 def _is_of_use(record: logging.LogRecord) -> bool:
-    """Returns False for two messages: one at a resume on another number of ranks, which have no tensor parallelism;
-    and one in an environment without Triton, about a counter of operations that training does not use."""
-    return not str(record.msg).startswith(("MPU is not provided", "triton not found"))
+    """Returns False for three messages: one at a resume on another number of ranks, which have no tensor parallelism;
+    one in an environment without Triton, about a counter of operations that training does not use; and one at a step
+    that is skipped, which the trainer reports with its clips."""
+    unused = ("MPU is not provided", "triton not found", "[Rank 0] [deepspeed] OVERFLOW!")
+    return not str(record.msg).startswith(unused)
 
 
 def _meeting_place() -> str:
