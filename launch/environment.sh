@@ -141,7 +141,10 @@ make_venv() { # extras
       --disable-pip-version-check -c "$constraints" -e "$target") >>"$log" 2>&1 ||
     failed=yes
   unwatch
-  [ -z "$failed" ] || fail "installing failed: $(grep -v '^WARNING' "$log" | tail -n 1) (full log: $log)"
+  if [ -n "$failed" ]; then
+    failed=$({ grep '^ERROR' "$log" || grep -v '^WARNING' "$log"; } | grep . | tail -n 1)
+    fail "installing failed: $failed (full log: $log)"
+  fi
   stamp_of "$1" >"$venv/installed"
   rm "$venv/making"
   local activate=.venv/bin/activate

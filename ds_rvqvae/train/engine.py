@@ -34,6 +34,7 @@ from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.config.training import ScheduleConfig
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import utf8_path
+from ds_rvqvae.model.exact import Role, take_role
 from ds_rvqvae.model.nets import Checkpoint
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.process.interfaces import is_loopback, settle_interfaces
@@ -103,8 +104,7 @@ def start_distributed() -> None:
     # A shared-memory collective for CPUs: it compiles for minutes in every new home folder, and is never used here.
     # Where DeepSpeed has no table of its operations yet, reading it would try to compile all of them.
     vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
-    # fp32 must mean fp32; the default of a convolution on a GPU is TF32.
-    torch.backends.cudnn.allow_tf32 = False
+    take_role(Role.TRAINING)
     get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, init_method=_meeting_place())
 

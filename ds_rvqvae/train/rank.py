@@ -45,12 +45,14 @@ from ds_rvqvae.runs.folder import (
     unlock_runs,
     write_profile,
 )
-from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, Heartbeat
+from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, Cause, Heartbeat
 from ds_rvqvae.runs.init_from import Initial, keep_normalisation, mend_normalisation, take_start
 from ds_rvqvae.runs.start import Resume, as_begun, find_resume, record_of, request_of, split_batch, with_batch
 from ds_rvqvae.runs.variables import settle_device, settle_rank
 from ds_rvqvae.tokenizer.folder import TOKENIZER
 
+_SECONDS_TO_FOLLOW = 1.0
+"""Seconds in which a rank whose connection to another broke learns whether the other has ended."""
 _SECONDS_TO_STOP = 0.5
 """How long a rank that is stopped before it trains waits, while the launcher stops the others; they would fail without
 it."""
@@ -374,19 +376,27 @@ def _leave(status: int) -> int:
 
 def _end_untrained(number: int, rank: int) -> None:
     """Ends this rank at once, whatever its main thread does: it has trained no step since its start."""
-    Heartbeat.end(ExitStatus.STOPPED)
-    if rank == 0:
+    failed = Heartbeat.ended_before() not in (ExitStatus.DONE, ExitStatus.STOPPED)
+    if failed:  # then the launcher, or deepspeed, asked for it
+        Heartbeat.fail()
+    status = Heartbeat.end(ExitStatus.STOPPED)
+    if rank == 0 and not failed:
         say(f"stopped by {signal.Signals(number).name} before this start's first step; nothing is lost")
     if HEARTBEAT_VARIABLE in os.environ:
         time.sleep(_SECONDS_TO_STOP)
     unlock_runs()
     drain_streams()
-    os._exit(ExitStatus.STOPPED)
+    os._exit(status)
 
 
 def _report_crash(error: Exception, rank: int) -> int:
-    """Writes the traceback to `run.log` and one line to stderr; leaves with status 70."""
+    """Writes the traceback to `run.log`, and one line to stderr if no other rank of this machine has ended before;
+    leaves with status 70."""
     logging.getLogger("ds_rvqvae").error(traceback.format_exc())
     summary = str(error).strip().splitlines()
-    say(f"error: rank {rank}: {type(error).__name__}: {summary[0] if summary else ''}")
+    memory = sys.modules.get("ds_rvqvae.train.memory")
+    is_memory = isinstance(error, MemoryError) if memory is None else memory.is_out_of_memory(error)
+    cause, patience = (Cause.OUT_OF_MEMORY, 0.0) if is_memory else (Cause.OTHER, _SECONDS_TO_FOLLOW)
+    if Heartbeat.fail(cause, patience):
+        say(f"error: rank {rank}: {type(error).__name__}: {summary[0] if summary else ''}")
     return _leave(ExitStatus.FAILED)

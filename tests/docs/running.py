@@ -23,6 +23,7 @@ from tests.docs.pages import ROOT, Block, Command, commands_of
 from tests.docs.world import SETTINGS
 from tests.gpu.stand_in import StandIn, command
 from tests.launch.launching import CPU
+from tests.on_gpu import program as on_gpu
 
 _QUICK = ("scaling.py",)
 """Benchmarks that are run; the flags of the others are parsed."""
@@ -103,6 +104,8 @@ class Runner:
                 return lambda: run(rest)
         if words[0] == "python" and words[1].startswith(("benchmarks/", "examples/")):
             return lambda: _script(ROOT / words[1], words[2:])
+        if words[:2] == ["bash", "tests/on_gpu.sh"]:
+            return lambda: _until_parsed(lambda: on_gpu.parser().parse_args(words[2:]))
         if words[0] == "bash" and (ROOT / words[1]).is_file():
             return lambda: subprocess.run(["bash", "-n", ROOT / words[1]]).returncode
         raise LookupError(f"tests/docs/running.py has no rule for: {line}")

@@ -158,6 +158,8 @@ def test_drivers_old_and_missing(launch, stand_in):
     error = refusal(launch(), ExitStatus.BAD_INPUT)
     assert "470.256.02 supports CUDA up to 11.4, but torch 2.13.0+cu128 is built for CUDA 12.8" in error
     assert error.endswith(": update the driver to 525 or newer")
+    (why,) = [line for line in launch("--demo").stderr.splitlines() if "the demo trains on CPU ranks" in line]
+    assert why.endswith("is built for CUDA 12.8, the driver supports 11.4: update the driver to 525 or newer")
     stand_in.play("cuda 12040")
     assert "enough within one major version" in found(launch(), "driver")[0]
     stand_in.play("cuda 13000")

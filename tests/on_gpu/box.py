@@ -173,7 +173,7 @@ class Box:
         """Made motion, as large as the checks need."""
         folder = self.work / "motion"
         if not folder.exists():
-            clips, frames = (12, 1800) if self.on_gpu else (6, 160)
+            clips, frames = (24, 2000) if self.on_gpu else (6, 160)
             write_demo_motion(self.work / "motion.unfinished", clips, frames)
             (self.work / "motion.unfinished").rename(folder)
         return folder
@@ -210,7 +210,11 @@ class Box:
 
     def settings(self, *flags: str) -> list[str]:
         """Returns the training flags of the checks' own size; later flags win."""
-        size = ["--profile=baseline", "--eval_every=100000", "--save_every=100000"] if self.on_gpu else SMALL
+        size = (
+            ["--profile=baseline", "--window_stride=8", "--eval_every=100000", "--save_every=100000"]
+            if self.on_gpu
+            else SMALL
+        )
         batch = [] if self.on_gpu else ["--batch_size=4"]
         return [*size, *batch, f"--data_path={self.motion}", *flags]
 

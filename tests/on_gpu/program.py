@@ -17,12 +17,13 @@ from typing import Any
 from ds_rvqvae import __version__
 from ds_rvqvae.config.parser import FlagParser
 from ds_rvqvae.errors import ExitStatus, UserError
-from ds_rvqvae.launch.preflight import Build, can_use_cards
 from ds_rvqvae.launch.slots import LOCAL, Cards, parse_include
 from ds_rvqvae.launch.visible import VARIABLE, visible_slots
 from ds_rvqvae.process.command import print_out
 from ds_rvqvae.process.signals import Stopped
 from ds_rvqvae.process.tolerance import reason_of
+from ds_rvqvae.process.torch_build import Build
+from ds_rvqvae.text import counted
 from tests.on_gpu.box import Box, OutOfTimeError
 from tests.on_gpu.checks import CHECKS, Check
 from tests.on_gpu.claims import CheckError
@@ -131,12 +132,21 @@ def place(asked: argparse.Namespace, work: Path) -> tuple[Rehearsal | None, list
     cards.check_there(slots, "--include" if asked.include else "the default")
     cards.check_readable(slots)
     cards.require_idle(slots)
-    build, serves = Build.read(), cards.snapshot.cuda_version
-    if not can_use_cards(build, serves):
-        raise UserError(
-            f"torch {build.version} is built for CUDA {build.cuda}; this driver supports CUDA up to {serves}"
-        )
+    check_build(Build.read(), cards.snapshot.cuda_version)
     return None, slots
+
+
+def check_build(build: Build, serves: str) -> None:
+    """Raises UserError if the installed torch cannot use GPUs whose driver supports CUDA up to `serves`."""
+    if build.cuda is None:
+        raise UserError(
+            f"torch {build.version} is built without CUDA and cannot use these GPUs: install a build for CUDA"
+        )
+    if not build.can_use_cards(serves):
+        raise UserError(
+            f"the NVIDIA driver supports CUDA up to {serves}, but torch {build.version} is built for CUDA "
+            f"{build.cuda}: {build.way_on(serves)}"
+        )
 
 
 def slots_of(include: str | None, cards: Cards) -> list[int]:
@@ -159,6 +169,8 @@ def prove(
     out = asked.out.absolute()
     try:
         (out / "logs").mkdir(parents=True, exist_ok=True)
+        for log in (out / "logs").glob("[0-9][0-9][0-9]-*.txt"):  # those of an earlier report
+            log.unlink()
     except OSError as error:
         raise UserError(f"--out {asked.out}: cannot be made: {error.strerror}") from None
     began = time.monotonic()
@@ -169,7 +181,7 @@ def prove(
         check.name for check in checks if check not in fitting
     ] or "none"
     report.write()
-    where = f"{len(slots)} CPU ranks, a rehearsal" if rehearsal else f"GPU {', '.join(map(str, slots))}"
+    where = f"{counted(len(slots), 'CPU rank')}, a rehearsal" if rehearsal else f"GPU {', '.join(map(str, slots))}"
     print_out(f"{len(fitting)} checks on {where}, at most {minutes:g} minutes; the report is {out / PAGE}", end="\n")
     try:
         for check in fitting:
@@ -207,7 +219,7 @@ def run_check(check: Check, box: Box, deadline: float) -> Outcome:
     except CheckError as error:
         outcome.reason = str(error)
     except Exception as error:
-        outcome.reason = f"{type(error).__name__}: {reason_of(error)}"
+        outcome.reason = reason_of(error)
     finally:
         box.end_all()
     outcome.seconds = time.monotonic() - began

@@ -10,10 +10,9 @@ from ds_rvqvae.config.profile import load_profile
 from tests.on_gpu.box import Box
 from tests.on_gpu.claims import CheckError, Claim, at_least, at_most, figure, same, true
 from tests.on_gpu.speed import measured
-from tests.on_gpu.start import falling, largest_difference, stray_lines
+from tests.on_gpu.start import exact_run, exact_settings, falling, largest_difference, stray_lines
 from tests.on_gpu.watching import readings
 from tests.ranks import ROOT
-from tests.train.small import EXACT
 
 _SIZES = (35_000_000, 4_000_000, 4)
 """Bytes of `baseline`'s gradients, of its codebooks, and of one number."""
@@ -86,7 +85,8 @@ def scaling(box: Box) -> list[Claim]:
     profile = load_profile("baseline")
     asked = Namespace(efficiency=0.7)
     claims = []
-    for ranks in sorted({1, 2, 4, len(box.slots)} & set(range(1, len(box.slots) + 1))):
+    counts = sorted({1, 2, 4, len(box.slots)} & set(range(1, len(box.slots) + 1)))
+    for ranks in counts if box.on_gpu else counts[-1:]:
         steps = box.steps(300, 8)
         flags = [f"--total_iter={steps}", "--gradient_checkpointing=off", f"--log_every={steps // 4}"]
         lines = box.trained(f"scaled_{ranks}", *flags, slots=box.slots[:ranks])
@@ -111,11 +111,9 @@ def _script(name: str) -> ModuleType:
 def same_batch(box: Box) -> list[Claim]:
     """One rank and all ranks have the same losses with the same global batch."""
     count = len(box.slots)
-    each = 8 if box.on_gpu else 2
-    flags = [*EXACT, "--total_iter=6", "--nb_code=64"]
+    each, flags = exact_settings(box)
     alone = box.trained("alone", *flags, f"--batch_size={each * count}", slots=box.slots[:1])
-    together = box.trained("together", *flags, f"--batch_size={each}")
-    off = largest_difference(together, alone, range(6))
+    off = largest_difference(exact_run(box), alone, range(6))
     return [at_most("largest difference of 6 losses", off, 1e-3), figure("ranks", [1, count])]
 
 

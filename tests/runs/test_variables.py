@@ -1,5 +1,6 @@
 """Environment variables that other programs or runs have left over."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 
 import psutil
 import pytest
+import torch
 
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.process.interfaces import interfaces_of_one_machine
@@ -98,3 +100,73 @@ def test_processes_above_that_one_may_not_look_at_are_passed_over(monkeypatch):
     monkeypatch.setattr(psutil.Process, "parent", parent)
     assert [process.pid for process in variables.processes_above()] == [os.getppid()]
     assert settled({**RANK, "DS_RVQVAE_LAUNCHER": str(os.getppid())})["RANK"] == "1"
+
+
+SETTLED = """
+import json, os, pathlib, sys
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.runs.variables import settle_device
+found = []
+for cards, environment in json.loads(sys.argv[1]):
+    pathlib.Path(os.environ["NVML_STAND_IN"]).write_text(f"cards {cards}")
+    try:
+        said = settle_device(environment)
+    except UserError as error:
+        said = f"error: {error}"
+    found.append([said, environment])
+print(json.dumps(found))
+"""
+
+
+def settled_devices(stand_in, cases, *path):
+    """Returns, for each number of GPUs and a rank's variables, what the rank says about its device, and its variables
+    afterwards."""
+    environment = {**stand_in.environment, "PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT]))}
+    command = [sys.executable, "-c", SETTLED, json.dumps(cases)]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)
+
+
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this torch is built for CUDA")
+def test_a_run_meant_for_gpus_is_refused_and_any_other_says_that_it_is_on_the_cpu(stand_in):
+    visible = "CUDA_VISIBLE_DEVICES"
+    meant = [
+        (8, {}, "the NVIDIA driver lists 8 GPUs"),
+        (8, {visible: "1,2"}, f"{visible}=1,2 names GPUs"),
+        (0, {visible: "0"}, f"{visible}=0 names GPUs"),
+        (0, {"DS_ACCELERATOR": "cuda"}, "DS_ACCELERATOR=cuda"),
+        (8, {"DS_ACCELERATOR": "cuda", visible: ""}, "DS_ACCELERATOR=cuda"),
+    ]
+    reason = f"torch {torch.__version__} is built without CUDA ("
+    found = settled_devices(stand_in, [case[:2] for case in meant])
+    for (_, given, why), (said, environment) in zip(meant, found, strict=True):
+        assert said.startswith(f"error: {why}, so this run is meant for GPUs, but {reason}") and "\n" not in said
+        assert environment == given
+    for said, environment in settled_devices(stand_in, [(0, {}), (8, {visible: ""}), (8, {visible: "-1"})]):
+        assert said.startswith(f"training on the CPU: {reason}") and environment["DS_ACCELERATOR"] == "cpu"
+
+
+def test_a_run_that_asks_for_the_cpu_says_nothing_of_it():
+    environment = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "GPU-1"}
+    assert variables.settle_device(environment) is None
+    assert environment == {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "GPU-1"}
+
+
+def test_uuids_become_numbers_or_are_refused_and_so_are_more_ranks_than_gpus(stand_in):
+    visible, second = "CUDA_VISIBLE_DEVICES", "GPU-00000001"
+    wrong = {
+        f"{second},{second}": "each entry must name one GPU",
+        "GPU-00000009": "each entry must name one GPU",
+        "GPU-0000000": "each entry must name one GPU",
+        f"{second},5000": "each entry must name one GPU",
+        "MIG-1": "a MIG slice, on which DeepSpeed cannot train",
+    }
+    texts = [f"GPU-00000003-0000-4090-8000-000000000000, {second}", *wrong]
+    ranks = {"DS_ACCELERATOR": "cuda", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "9"}
+    cases = [*((8, {visible: text}) for text in texts), (8, ranks)]
+    numbered, *refused, (said, _) = settled_devices(stand_in, cases, ROOT / "tests" / "launch" / "played_cuda")
+    assert numbered == [None, {visible: "3,1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "DS_ACCELERATOR": "cuda"}]
+    for (text, why), (line, environment) in zip(wrong.items(), refused, strict=True):
+        assert line.startswith(f"error: {visible}=") and why in line and environment == {visible: text}
+    assert said.startswith("error: DS_ACCELERATOR=cuda") and "finds 8 for 9 ranks (NVIDIA driver 550.54.14" in said

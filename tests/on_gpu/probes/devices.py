@@ -20,7 +20,7 @@ def wait_for(where: torch.device) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What torch and DeepSpeed see."""
+    """The devices and versions that torch and DeepSpeed see."""
     import deepspeed
 
     where = device()
