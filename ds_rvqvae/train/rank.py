@@ -24,6 +24,7 @@ from ds_rvqvae.process.command import keep_warnings_harmless
 from ds_rvqvae.process.home import settle_home
 from ds_rvqvae.process.progress import Stage
 from ds_rvqvae.process.signals import call_at_signals
+from ds_rvqvae.process.slurm import check_srun_not_forgotten
 from ds_rvqvae.process.streams import drain_streams, lost_messages, open_standard_streams, queued_streams
 from ds_rvqvae.process.tolerance import reason_of, tolerated
 from ds_rvqvae.process.torch_build import check_torch
@@ -47,7 +48,7 @@ from ds_rvqvae.runs.folder import (
 from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, Cause, Heartbeat
 from ds_rvqvae.runs.init_from import Initial, keep_normalisation, mend_normalisation, take_start
 from ds_rvqvae.runs.start import Resume, as_begun, find_resume, record_of, request_of, split_batch, with_batch
-from ds_rvqvae.runs.variables import settle_device, settle_rank
+from ds_rvqvae.runs.variables import is_first_of_host, settle_device, settle_rank
 from ds_rvqvae.tokenizer.folder import TOKENIZER
 
 _SECONDS_TO_STOP = 0.5
@@ -75,19 +76,15 @@ def main(argv: list[str] | None = None) -> int:
         try:
             check_torch()  # another host may have another torch than the launcher's
             settle_rank(os.environ)
+            check_srun_not_forgotten(os.environ)
         except UserError as error:
-            if _speaks():
+            if is_first_of_host(os.environ):
                 print(f"error: {error}", file=sys.stderr)
             return error.status
         rank = int(os.environ.get("RANK", "0"))
         with call_at_signals(lambda number: _end_untrained(number, rank)):
             # Every rank reads the same flags and data and refuses for the same reason; one rank per host prints it.
-            return _rank(argv, rank, _speaks())
-
-
-def _speaks() -> bool:
-    """Whether this rank is the first of its host, before or after its variables are settled."""
-    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
+            return _rank(argv, rank, is_first_of_host(os.environ))
 
 
 def _rank(argv: list[str] | None, rank: int, speaks: bool) -> int:
