@@ -24,9 +24,9 @@ def test_the_number_of_ranks_may_change_on_the_way(tmp_path, demo_folder):
     for total in (6, 8):
         # Twice: 3 ranks also resume their own checkpoint with the same global batch.
         printed = train_ranks(3, *common, "--name=often", "--batch_size=6", f"--total_iter={total}", "--resume")
-        assert "3 ranks keep the global batch of 12 with a micro batch of 4 and 1 accumulated" in printed[0]
+        assert "3 ranks: the global batch stays 12, as micro batch 4 x accumulation 1" in printed[0]
     printed = train_ranks(1, *common, "--name=often", "--batch_size=6", "--total_iter=12", "--resume")
-    assert "1 ranks keep the global batch of 12 with a micro batch of 6 and 2 accumulated" in printed[0]
+    assert "1 rank: the global batch stays 12, as micro batch 6 x accumulation 2" in printed[0]
     never, often = (read_metrics(tmp_path / name) for name in ("never", "often"))
     assert [line["step"] for line in often] == list(range(1, 13))
     for mine, theirs in zip(often, never, strict=True):
