@@ -1,5 +1,7 @@
 # To be sourced: sets PYTHON to an interpreter with the project and its dependencies; makes .venv if there is none.
 # `source environment.sh [dev]`: with `dev` also the tests' dependencies. If it fails, it exits with 2 and one line.
+# DS_RVQVAE_TORCH=VERSION makes .venv with that torch in place of the pinned one, as for drivers older than CUDA 13.
+# Later starts keep it.
 
 # Variables of the user's shell that would change every interpreter below.
 unset CDPATH PYTHONHOME PYTHONINSPECT PYTHONSTARTUP
@@ -43,13 +45,28 @@ find_python() {
   fail "needs Python 3.10, 3.11 or 3.12; python3 here is $(python3 --version 2>&1 | tail -n 1)"
 }
 
+# Sets torch to the version that .venv gets: of DS_RVQVAE_TORCH, else the one it was made with; empty for the pinned one.
+choose_torch() {
+  local least
+  torch=${DS_RVQVAE_TORCH:-$(sed -n 3p "$venv/installed" 2>/dev/null || cat "$venv/making" 2>/dev/null || true)}
+  [ -n "$torch" ] || return 0
+  [[ $torch =~ ^[0-9]+\.[0-9]+[0-9a-z.+]*$ ]] ||
+    fail "DS_RVQVAE_TORCH=$torch: write a version of torch, such as 2.10.0"
+  least=$(sed -n 's/^ *"torch>=\([0-9.]*\)",$/\1/p' "$project/pyproject.toml")
+  [ "$(printf '%s\n' "$least" "$torch" | sort -V | head -n 1)" = "$least" ] ||
+    fail "DS_RVQVAE_TORCH=$torch: ds_rvqvae needs torch $least or newer"
+  ! grep -qxF "torch==$torch" "$project/constraints.txt" || torch=
+}
+
 stamp_of() { # extras
-  printf '%s\n' "$project" "$({ cat "$project/pyproject.toml" "$project/setup.py" "$project/constraints.txt"; echo "$1"; } | cksum)"
+  local files=("$project/pyproject.toml" "$project/setup.py" "$project/constraints.txt")
+  printf '%s\n' "$project" "$({ cat "${files[@]}"; echo "$1"; } | cksum)" "$torch"
 }
 
 # The environment for the tests is also good for training.
 is_ready() { # extras
   local stamp
+  choose_torch
   stamp=$(cat "$venv/installed" 2>/dev/null) && "$venv/bin/python" -c '' 2>/dev/null &&
     { [ "$stamp" = "$(stamp_of "$1")" ] || [ "$stamp" = "$(stamp_of dev)" ]; }
 }
@@ -91,17 +108,19 @@ unwatch() {
 }
 
 make_venv() { # extras
-  local target=. before start=$SECONDS failed= watcher
+  local target=. constraints=constraints.txt before start=$SECONDS failed= watcher
   [ -z "$1" ] || target=".[$1]"
   find_python
-  # An environment that is incomplete, was moved, or has lost its interpreter cannot be repaired in place.
+  # An environment that is incomplete, was moved, or has lost its interpreter cannot be repaired in place. With another
+  # torch, packages of the former one's CUDA would stay.
   if [ -e "$venv/making" ] || ! "$venv/bin/python" -c '' 2>/dev/null ||
-    { [ -e "$venv/installed" ] && [ "$(head -n 1 "$venv/installed")" != "$project" ]; }; then
+    { [ -e "$venv/installed" ] &&
+      [ "$(sed -n '1p;3p' "$venv/installed")" != "$(printf '%s\n' "$project" "$torch")" ]; }; then
     rm -rf "$venv" || fail "$venv cannot be removed to be made again"
   fi
-  note "installing into $venv; this takes a minute, or several if CUDA packages are downloaded"
+  note "installing into $venv${torch:+ with torch $torch}; this takes a minute, or several if CUDA packages are downloaded"
   rm -f "$venv/installed" "$log"
-  mkdir -p "$venv" 2>/dev/null && : >"$venv/making" || fail "$venv cannot be written"
+  mkdir -p "$venv" 2>/dev/null && echo "$torch" >"$venv/making" || fail "$venv cannot be written"
   before=0
   watch_install 9<&- &
   watcher=$!
@@ -109,15 +128,23 @@ make_venv() { # extras
   # with another meaning to pip.
   "$base_python" -I -m venv "$venv" >"$log" 2>&1 || failed=yes
   unwatch
+  if [ -n "$torch" ]; then # what torch itself pins to other versions is free
+    constraints=.venv/constraints.txt
+    { grep -vE '^(torch|sympy|setuptools)==' "$project/constraints.txt" && echo "torch==$torch"; } \
+      >"$venv/constraints.txt"
+  fi
   before=$(count_installed)
   watch_install 9<&- &
   watcher=$!
   [ -n "$failed" ] ||
     (cd "$project" && "$venv/bin/python" -I -m pip install --progress-bar off --no-input \
-      --disable-pip-version-check -c constraints.txt -e "$target") >>"$log" 2>&1 ||
+      --disable-pip-version-check -c "$constraints" -e "$target") >>"$log" 2>&1 ||
     failed=yes
   unwatch
-  [ -z "$failed" ] || fail "installing failed: $(grep -v '^WARNING' "$log" | tail -n 1) (full log: $log)"
+  if [ -n "$failed" ]; then
+    failed=$({ grep '^ERROR' "$log" || grep -v '^WARNING' "$log"; } | grep . | tail -n 1)
+    fail "installing failed: $failed (full log: $log)"
+  fi
   stamp_of "$1" >"$venv/installed"
   rm "$venv/making"
   local activate=.venv/bin/activate
@@ -133,7 +160,7 @@ use_active() { # module…
     [ -n "$folder" ] || continue
     ! [ "$folder" -ef "$venv" ] || return 1
     if has_modules "$folder/bin/python" "$@"; then
-      note "using $folder, which is active ($variable)"
+      note "using $folder, which is active ($variable)${DS_RVQVAE_TORCH:+; DS_RVQVAE_TORCH concerns .venv only}"
       PYTHON=$folder/bin/python
       return
     fi

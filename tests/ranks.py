@@ -92,9 +92,13 @@ class Rank:
         assert self.returncode is not None
         return self.returncode
 
+    def said(self) -> str:
+        """Returns its output so far."""
+        return self._said.read_text()
+
     def communicate(self, timeout: float | None = None) -> tuple[str, None]:
         self.wait(timeout)
-        return self._said.read_text(), None
+        return self.said(), None
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:

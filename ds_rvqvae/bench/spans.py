@@ -1,15 +1,17 @@
 """The time of a step by its parts, from nested spans, and by operations, from the profiler."""
 
 import contextlib
+import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from deepspeed.comm import comm
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from ds_rvqvae.train.trainer import Trainer
@@ -132,18 +134,65 @@ def count_operations(trainer: Trainer, steps: int, trace: Path | None = None) ->
         seconds = time.perf_counter() - began
     if trace is not None:
         found.export_chrome_trace(str(trace))
-    events = found.events()
-    convs = [event for event in events if "conv" in event.name and not _within(event, QUANTIZER)]
-    conv = sum(event.self_device_time_total if on_gpu else event.self_cpu_time_total for event in convs)
-    kernels = [event for event in events if event.device_type.name == "CUDA"]
-    busy = sum(event.self_device_time_total for event in kernels) / 1e6 / steps
-    leaves = [event for event in events if event.name.startswith("aten::") and not event.cpu_children]
+    work = device_work(found.events(), on_gpu)
     return Operations(
         seconds=seconds / steps,
-        conv_seconds=conv / 1e6 / steps,
-        busy_seconds=busy if on_gpu else None,
-        kernels=round(len(kernels if on_gpu else leaves) / steps),
+        conv_seconds=work.conv_seconds / steps,
+        busy_seconds=work.busy_seconds / steps if on_gpu else None,
+        kernels=round(work.kernels / steps),
     )
+
+
+class DeviceWork(NamedTuple):
+    """The work in the profiler's events, summed over all steps."""
+
+    conv_seconds: float
+    busy_seconds: float
+    """Time in which a GPU runs at least one kernel or copy; 0 on CPUs."""
+    kernels: int
+
+
+def device_work(events: Iterable[Any], on_gpu: bool) -> DeviceWork:
+    """Counts the work of a device in torch's profiler events.
+
+    A GPU's kernel appears twice: as an event of the GPU, which counts as a kernel and as busy time, and in the
+    operation that launched it, which says what it was for. Annotations, of the profiler and of `record_function`,
+    appear as events of the GPU too and are no work.
+
+    Args:
+        events: `FunctionEvent`s of torch.autograd.profiler_util, with their parents.
+        on_gpu: whether a GPU's work is counted, or the CPU's.
+    """
+    conv, kernels, leaves, spans = 0.0, 0, 0, list[tuple[float, float]]()
+    for event in events:
+        if event.device_type != DeviceType.CPU:
+            if (kind := _kind_of(event)) is not None:
+                kernels += kind == "kernel"
+                spans.append((event.time_range.start, event.time_range.end))
+        elif "::" in event.name:  # an operation, not a compiled kernel or an annotation, of whatever name
+            leaves += event.name.startswith("aten::") and not event.cpu_children
+            if "conv" in event.name and not _within(event, QUANTIZER):
+                conv += event.self_device_time_total if on_gpu else event.self_cpu_time_total
+    return DeviceWork(conv / 1e6, _covered(spans) / 1e6, kernels if on_gpu else leaves)
+
+
+def _kind_of(event: Any) -> str | None:
+    """Returns "kernel", or "copy" for other work, of an event of a GPU; None if it is no work."""
+    kind = getattr(event, "activity_type", None)  # from torch 2.10 on
+    if kind is None:
+        if event.is_user_annotation:
+            return None
+        return "copy" if event.name.startswith(("Memcpy", "Memset")) else "kernel"
+    return {"kernel": "kernel", "gpu_memcpy": "copy", "gpu_memset": "copy"}.get(kind)
+
+
+def _covered(spans: list[tuple[float, float]]) -> float:
+    """Returns the length of the union of intervals: kernels on several streams run at the same time."""
+    total, reached = 0.0, -math.inf
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
 
 
 def _within(event: Any, name: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import deepspeed
 import psutil
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,6 +23,7 @@ from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.data.dataset import open_training_data
 from ds_rvqvae.data.demo import write_demo_motion
 from ds_rvqvae.host import has_bf16_arithmetic, processor_name
+from ds_rvqvae.model.exact import Role, in_role
 from ds_rvqvae.model.losses import tokenizer_losses
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.train.engine import checkpoint_function
@@ -43,11 +45,13 @@ def measure_step(
 ) -> dict[str, Any]:
     """Times complete training steps through DeepSpeed, alone or in turns with the plain loops.
 
+    Under a launcher, such as torchrun, every rank calls it and gets its own results; the plain loops stay on their own.
+
     Args:
         profile: without `rvqvae.data.path`, demo motion is made.
         rounds: each way takes one step per round, after two rounds that do not count.
         plain: whether the plain loops run too.
-        trace: a file for the profiler's trace.
+        trace: a file for the profiler's trace of this rank.
         asked: paths of the keys that the user has given; a key that does not fit the motion is an error.
 
     Returns:
@@ -75,6 +79,7 @@ def measure_step(
         if checkpointing is False:
             result["checkpointed_step_s"] = checkpointed(trainer, max(2, rounds // 2))
         trainer.close()
+        dist.barrier()
     result |= ratios(result)
     return result
 
@@ -135,7 +140,11 @@ def ways_of(trainer: Trainer, plain: bool) -> dict[str, Callable[[], Any]]:
 
 
 def _step_of(loop: PlainLoop, batches: Iterator[list[Tensor]]) -> Callable[[], Tensor]:
-    return lambda: loop.step(next(batches))
+    def step() -> Tensor:
+        with in_role(Role.PEER):
+            return loop.step(next(batches))
+
+    return step
 
 
 def repeated(trainer: Trainer) -> Iterator[list[Tensor]]:
@@ -175,14 +184,18 @@ def bare_model(trainer: Trainer) -> Callable[[], None]:
 def in_turns(
     ways: dict[str, Callable[[], Any]], device: torch.device, rounds: int, progress: bool
 ) -> dict[str, list[float]]:
-    """Returns the seconds of each way, one step of each per round; a way that runs out of GPU memory is left out."""
+    """Returns the seconds of each way, one step of each per round; a plain loop that runs out of GPU memory is left
+    out. Ranks begin each step together, since one that waits for another would count it."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_ in range(rounds + 2):
-        for name in list(seconds):
+        for name in ways:
+            dist.barrier()
+            if name not in seconds:
+                continue
             try:
                 taken = timed(ways[name], device)
             except torch.cuda.OutOfMemoryError:
-                if name == "step":
+                if not name.startswith("plain"):
                     raise
                 del seconds[name]
                 torch.cuda.empty_cache()

@@ -7,8 +7,9 @@ from importlib import import_module
 
 from ds_rvqvae import __version__
 from ds_rvqvae.config.parser import FlagParser
-from ds_rvqvae.errors import ExitStatus
+from ds_rvqvae.errors import ExitStatus, say
 from ds_rvqvae.process.command import exit_status_of
+from ds_rvqvae.process.torch_build import check_torch
 
 _VERBS = {
     "data": {
@@ -36,6 +37,8 @@ _VERBS = {
     },
 }
 """Commands by title in the help: the module, whose `add_VERB` fills the parser, and one line about it."""
+_WITH_TORCH = frozenset({"bench", "evaluate", "render", "encode", "decode", "export", "import"})
+"""The commands that compute with torch; `train` checks it by itself."""
 _GROUPS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "prepare": {
         "reading the files": ("format", "source_fps", "metres_per_unit", "up_axis", "speakers", "split_version"),
@@ -140,6 +143,8 @@ def make_parser() -> FlagParser:
 def _run(argv: list[str]) -> int:
     asked = argv[:1] == ["help"]
     args = make_parser().parse_args([*argv[1:], "--help"] if asked else argv)
+    if not _WITH_TORCH.isdisjoint(argv[:1]) and (newer := check_torch()):
+        say(f"warning: {newer}")
     status: int = args.verb(args)
     return status
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ds_rvqvae.cli.common import add_json_flag, count, print_result
 from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.process.signals import end_now
 from ds_rvqvae.process.tables import Column, Table
 from ds_rvqvae.process.terminal import PLAIN, Block, Line, Terminal
 from ds_rvqvae.text import gibibytes
@@ -35,6 +36,19 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
 
 
 def _bench(args: argparse.Namespace) -> int:
+    from ds_rvqvae.runs.variables import settle_rank
+
+    settle_rank(os.environ)
+    speaks = os.environ.get("RANK", "0") == "0"
+    try:
+        return _measure(args, speaks)
+    except UserError as error:
+        if speaks:
+            raise
+        return error.status  # rank 0 refuses for the same reason
+
+
+def _measure(args: argparse.Namespace, speaks: bool) -> int:
     from ds_rvqvae.config.profile import load_profile
 
     overrides = [f"rvqvae.training.gradient_checkpointing={str(args.checkpointing).lower()}", *args.set]
@@ -45,12 +59,14 @@ def _bench(args: argparse.Namespace) -> int:
         raise UserError(f"--trace {args.trace}: {args.trace.absolute().parent} is not a folder")
     from ds_rvqvae.bench.step import measure_step
 
-    speaks = os.environ.get("RANK", "0") == "0"
     asked = {override.partition("=")[0].strip() for override in args.set}
     asked |= {"rvqvae.data.body_part"} if args.body_part else set()
-    result = measure_step(profile, args.rounds, not args.no_plain, args.trace, progress=speaks, asked=asked)
+    trace = args.trace if speaks else None
+    result = measure_step(profile, args.rounds, not args.no_plain, trace, progress=speaks, asked=asked)
     if speaks:
         print_result(args, result, bench_blocks(result))
+    if result["world_size"] > 1:
+        end_now(ExitStatus.DONE)  # gloo's threads may abort or block an orderly end
     return ExitStatus.DONE
 
 

@@ -4,11 +4,13 @@ import argparse
 import json
 import math
 import os
+import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ds_rvqvae.errors import UserError, say
+from ds_rvqvae.errors import UserError, printable, say
 from ds_rvqvae.process.command import print_out, print_summary
 
 if TYPE_CHECKING:
@@ -87,6 +89,75 @@ def print_result(
                 content.write(json.dumps(result, indent=2).encode() + b"\n")
         except OSError as error:
             raise UserError(f"--json {args.json}: cannot be written: {error.strerror}") from None
+
+
+def add_device_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds `--device`; `chosen_device` checks it."""
+    parser.add_argument(
+        "--device",
+        type=_device,
+        default="cpu",
+        metavar="cpu|cuda|cuda:N",
+        help="where the nets run: cpu, cuda (the first GPU) or cuda:1, as nvidia-smi counts (default: cpu)",
+    )
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d{1,4})?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device; give cpu, cuda or cuda:1")
+    return text
+
+
+def chosen_device(args: argparse.Namespace) -> str:
+    """Returns the device of `--device`, after a test that it computes. torch is imported only for a GPU.
+
+    Raises:
+        UserError: there is no such GPU, torch cannot use it, or it does not compute.
+    """
+    device: str = args.device
+    if device == "cpu":
+        return device
+    # Otherwise CUDA counts the fastest GPU first.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    import torch
+
+    if torch.version.cuda is None:
+        raise UserError(
+            f"--device {device}: torch {torch.__version__} is built without CUDA and cannot use a GPU: install a build "
+            "for CUDA, or leave --device out"
+        )
+    build = f"torch {torch.__version__}, built for CUDA {torch.version.cuda},"
+    if not torch.cuda.is_available():
+        raise UserError(f"--device {device}: {build} finds no GPU that it can use{_gpus_of_driver()}")
+    names = [f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())]
+    if device not in ("cuda", *(name.partition(" ")[0] for name in names)):
+        raise UserError(f"--device {device}: there is no such GPU{_visible()}; there are {', '.join(names)}")
+    try:
+        torch.ones(2, device=device).sum().item()
+    except (AssertionError, RuntimeError) as error:  # it is full, lost, or too old or too new for this build
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--device {device}: {build} cannot compute on it: {reason}") from None
+    return device
+
+
+def _gpus_of_driver() -> str:
+    """Returns the GPUs that NVIDIA's driver knows, in words; with them, why torch may find none."""
+    from ds_rvqvae.gpu.nvml import NoDriverError, list_gpus
+
+    try:
+        gpus = list_gpus()
+    except NoDriverError as error:
+        return f": no NVIDIA driver answers ({error})"
+    if not gpus:
+        return ": the NVIDIA driver has none"
+    found = ", ".join(f"{gpu.index} {gpu.name}" for gpu in gpus)
+    reason = _visible() or "; the driver may be too old for this CUDA"
+    return f": the NVIDIA driver has GPU {found}{reason}"
+
+
+def _visible() -> str:
+    text = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return "" if text is None else f" with CUDA_VISIBLE_DEVICES={shlex.quote(printable(text))}"
 
 
 def number(text: str) -> float:

@@ -5,7 +5,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ds_rvqvae.cli.common import TOKENIZER_HELP, add_json_flag, count, find_tokenizer, positive_number, print_result
+from ds_rvqvae.cli.common import (
+    TOKENIZER_HELP,
+    add_device_flag,
+    add_json_flag,
+    chosen_device,
+    count,
+    find_tokenizer,
+    positive_number,
+    print_result,
+)
 from ds_rvqvae.errors import ExitStatus, text_of
 
 if TYPE_CHECKING:
@@ -47,6 +56,7 @@ def _add_flags(verb: argparse.ArgumentParser, files: str, results: str) -> None:
     verb.add_argument("--levels", type=int, metavar="N", help="only the first N levels (default: all)")
     verb.add_argument("--workers", type=count, default=2, metavar="N", help="files at the same time (default: 2)")
     verb.add_argument("--overwrite", action="store_true", help="also files that are already done")
+    add_device_flag(verb)
     add_json_flag(verb)
 
 
@@ -60,19 +70,23 @@ def _rate(text: str) -> "Rate":
 
 
 def _encode(args: argparse.Namespace) -> int:
+    device = chosen_device(args)
+
     from ds_rvqvae.runs.tokenizers import open_tokenizer
     from ds_rvqvae.tokenizer.encode import encode_files
 
-    tokenizer = open_tokenizer(find_tokenizer(args.tokenizer))
+    tokenizer = open_tokenizer(find_tokenizer(args.tokenizer), device)
     settings = {"levels": args.levels, "overwrite": args.overwrite, "workers": args.workers}
     return _finish(args, encode_files(tokenizer, args.files, args.out, **settings))
 
 
 def _decode(args: argparse.Namespace) -> int:
+    device = chosen_device(args)
+
     from ds_rvqvae.runs.tokenizers import open_tokenizer
     from ds_rvqvae.tokenizer.decode import decode_files
 
-    tokenizer = open_tokenizer(find_tokenizer(args.tokenizer))
+    tokenizer = open_tokenizer(find_tokenizer(args.tokenizer), device)
     settings = {"levels": args.levels, "overwrite": args.overwrite, "workers": args.workers}
     settings |= {"source": args.source, "any_tokenizer": args.any_tokenizer, "matrices": args.matrices}
     settings |= {"fps": args.fps}

@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ds_rvqvae.cli.common import TOKENIZER_HELP, add_json_flag, count, find_tokenizer, print_result
+from ds_rvqvae.cli.common import (
+    TOKENIZER_HELP,
+    add_device_flag,
+    add_json_flag,
+    chosen_device,
+    count,
+    find_tokenizer,
+    print_result,
+)
 from ds_rvqvae.errors import ExitStatus, UserError, say
 from ds_rvqvae.process.tolerance import tolerated
 from ds_rvqvae.text import counted
@@ -63,6 +71,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for pictures (default: RUN/eval for a single run, else none)",
     )
+    add_device_flag(parser)
     add_json_flag(parser)
     parser.set_defaults(verb=_evaluate)
 
@@ -82,11 +91,12 @@ def _evaluate(args: argparse.Namespace) -> int:
     from ds_rvqvae.tokenizer.tables import comparison_blocks, score_blocks
 
     # All inputs are checked before the first clip is scored.
+    device = chosen_device(args)
     skeleton = load_skeleton(args.skeleton) if args.skeleton else None
     features = FrechetFeatures(args.features, args.feature_window) if args.features else None
     references = [part for name in args.paths for part in find_tokenizer(name).parts()]
     names = _distinct_names(references)
-    subjects = [_open(name, reference, args) for name, reference in zip(names, references, strict=True)]
+    subjects = [_open(name, reference, args, device) for name, reference in zip(names, references, strict=True)]
     folder = _picture_folder(args, references)
     results = [_score(subject, subjects[0], args.split, skeleton, features) for subject in subjects]
     notes = _notes(results)
@@ -149,8 +159,8 @@ def _distinct_names(references: Sequence[Reference]) -> list[str]:
     return names
 
 
-def _open(name: str, reference: Reference, args: argparse.Namespace) -> _Subject:
-    """Loads one tokenizer and opens its motion.
+def _open(name: str, reference: Reference, args: argparse.Namespace, device: str) -> _Subject:
+    """Loads one tokenizer, onto `device`, and opens its motion.
 
     Raises:
         UserError: a tokenizer cannot be loaded, there is no motion, columns do not fit, or the split is empty.
@@ -161,7 +171,7 @@ def _open(name: str, reference: Reference, args: argparse.Namespace) -> _Subject
     from ds_rvqvae.motion.rotations import same_rate
     from ds_rvqvae.runs.tokenizers import open_single
 
-    tokenizer = open_single(reference)
+    tokenizer = open_single(reference, device)
     config = _data_config(reference, tokenizer, args.data_path)
     store = prepare_store(config)
     if not same_rate(store.fps, tokenizer.fps):
@@ -176,7 +186,7 @@ def _open(name: str, reference: Reference, args: argparse.Namespace) -> _Subject
         config = config.with_values({"body_part": part, "body_parts": columns})
     data = MotionData(store, config)
     _check_columns(data, tokenizer)
-    data.use_normalisation(tokenizer.mean.numpy(), tokenizer.std.numpy())
+    data.use_normalisation(tokenizer.mean.cpu().numpy(), tokenizer.std.cpu().numpy())
     if not data.segments(args.split):
         raise UserError(f"{config.path}: no clip of 16 frames or more is in {args.split}{_splits_there(data)}")
     return _Subject(name, tokenizer, data)
@@ -238,8 +248,9 @@ def _score(
     unit_std = first.data.std if shares_units and subject is not first else None
     if features is not None:
         features.clear()
+    device = tokenizer.mean.device
     scores = evaluate_split(
-        tokenizer.model, data, split, "cpu", skeleton=skeleton, unit_std=unit_std, features=features
+        tokenizer.model, data, split, device, skeleton=skeleton, unit_std=unit_std, features=features
     )
     warnings = [frechet_warning(scores)] if features is not None else []
     model = tokenizer.model.config
@@ -296,7 +307,7 @@ def _draw(
     for subject in subjects:
         suffix = "" if is_single else "_" + re.sub(r"[^\w.-]+", "-", subject.name).strip("-")
         model, data = subject.tokenizer.model, subject.data
-        for name, figure in reconstruction_pictures(model, data, (split,), "cpu", skeleton):
+        for name, figure in reconstruction_pictures(model, data, (split,), model.device, skeleton):
             picture = folder / f"reconstruction_{name}{suffix}.png"
             save_figure(figure, picture)
             yield picture

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ds_rvqvae.cli.common import (
     TOKENIZER_HELP,
+    add_device_flag,
     add_json_flag,
+    chosen_device,
     find_tokenizer,
     number,
     positive_number,
@@ -54,6 +56,7 @@ def add_render(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--codes", action="store_true", help="draw the codes too, which scroll under the figures")
     parser.add_argument("--size", type=_size, metavar="WxH", help="pixels (default: 960x480, or 960x624 with --codes)")
+    add_device_flag(parser)
     add_json_flag(parser)
     parser.set_defaults(verb=_render)
 
@@ -66,6 +69,7 @@ def _render(args: argparse.Namespace) -> int:
     out = args.out or Path(f"{args.motion.stem}.mp4")
     check_video_file(out)
     check_out_folder(out.parent)
+    device = chosen_device(args)
 
     from ds_rvqvae.data.formats.skeletons import load_skeleton
     from ds_rvqvae.motion.skeleton import figure_of
@@ -75,7 +79,7 @@ def _render(args: argparse.Namespace) -> int:
     from ds_rvqvae.viz.render import Animation
 
     given = load_skeleton(args.skeleton) if args.skeleton else None
-    tokenizer = open_tokenizer(find_tokenizer(args.tokenizer))
+    tokenizer = open_tokenizer(find_tokenizer(args.tokenizer), device)
     tokenizers = [*tokenizer.parts.values()] if isinstance(tokenizer, BodyTokenizer) else [tokenizer]
     clip, own = _read_clip(args.motion, args.clip, tokenizers[0])
     skeleton = given or figure_of(own, args.motion.stem)

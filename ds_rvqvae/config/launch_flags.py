@@ -92,8 +92,8 @@ def add_launch_flags(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="^docker0,lo",
         metavar="NAMES",
-        help="network interfaces (without a value: ^docker0,lo; default: loopback on one machine, NCCL's choice on "
-        "several)",
+        help="network interfaces of NCCL and gloo (without a value: ^docker0,lo; default: loopback on one machine, "
+        "NCCL's choice on several)",
     )
     nccl.add_argument("--nccl_ib_disable", action="store_true", help="no InfiniBand")
     nccl.add_argument("--nccl_p2p_disable", action="store_true", help="no direct transfers between GPUs")

@@ -19,7 +19,10 @@ from ds_rvqvae.text import MIB
 CONTEXT_BYTES = 600 * MIB
 """CUDA context with the kernels of torch, cuBLAS and cuDNN. Assumed, not measured yet."""
 NCCL_BYTES = 300 * MIB
-"""NCCL's buffers and kernels for a ring of the GPUs of one machine; 0 on one GPU. Assumed, not measured yet."""
+"""Buffers and kernels of one NCCL communicator for a ring of the GPUs of one machine. Assumed, not measured yet."""
+COMMUNICATORS = 2
+"""NCCL communicators of a run on more than one GPU: torch's default group, and DeepSpeed's copy of it, through which
+gradients and weights go."""
 WORKSPACE_BYTES = 256 * MIB
 """Workspaces of cuDNN's convolutions and cuBLAS. Assumed, not measured yet."""
 FRAGMENTATION = 0.05
@@ -122,7 +125,7 @@ class Plan:
             "staged_vectors_bytes": self.staged_vectors_bytes,
             "weight_average_bytes": self.weight_average_bytes,
             "cuda_context_bytes": CONTEXT_BYTES,
-            "nccl_bytes": NCCL_BYTES if self.gpus > 1 else 0,
+            "nccl_bytes": COMMUNICATORS * NCCL_BYTES if self.gpus > 1 else 0,
             "workspace_bytes": WORKSPACE_BYTES,
             "fragmentation_bytes": int(FRAGMENTATION * allocated),
         }

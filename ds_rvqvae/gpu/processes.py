@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from ds_rvqvae.errors import printable
+from ds_rvqvae.errors import UserError, printable
+from ds_rvqvae.process.slurm import Task
 
 TRAINER = "ds_rvqvae.train"
 MPS_SERVER = "nvidia-cuda-mps-server"
@@ -136,6 +137,10 @@ def _rank(process: psutil.Process, line: Sequence[str]) -> Rank | None:
     environment: dict[str, str] = {}
     with suppress(psutil.Error, OSError):
         environment = process.environ()
+    with suppress(UserError):
+        task = Task.of(environment)
+        if task is not None and "RANK" not in environment:
+            environment = {**environment, **task.variables()}  # as the rank itself does
     local_rank = _number(environment.get("LOCAL_RANK") or _flag(line, "local_rank"))
     # Without a launcher there is one rank, and no variable tells its number.
     alone = bool(environment) and "RANK" not in environment

@@ -25,6 +25,7 @@ from ds_rvqvae.launch.restarts import run_with_restarts
 from ds_rvqvae.launch.slots import cores
 from ds_rvqvae.launch.supervise import Job, Signals
 from ds_rvqvae.launch.visible import VARIABLE
+from ds_rvqvae.process.interfaces import NCCL_INTERFACE, interfaces_of_one_machine
 from ds_rvqvae.process.relay import Relay
 from ds_rvqvae.runs.folder import (
     LOG,
@@ -40,7 +41,13 @@ from ds_rvqvae.runs.folder import (
 from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, Watch
 from ds_rvqvae.runs.log import add_warnings
 from ds_rvqvae.runs.start import overrides_between
-from ds_rvqvae.runs.variables import LAUNCHER_VARIABLE, for_modules, interfaces, without_leftovers
+from ds_rvqvae.runs.variables import (
+    ENVIRONMENT_FILE_VARIABLE,
+    LAUNCHER_VARIABLE,
+    for_modules,
+    lines_for_other_hosts,
+    without_leftovers,
+)
 from ds_rvqvae.text import counted
 
 _CLOSE_ON_EXEC = 1
@@ -87,17 +94,22 @@ def command_by_flags(run: CheckedRun) -> list[str]:
 def rank_variables(run: CheckedRun) -> dict[str, str]:
     """Returns the environment variables that ranks get beside those of this process."""
     ranks = run.ranks
-    added = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # as NVML counts the GPUs
+    # As NVML counts the GPUs; and without a GPU the ranks end, while DeepSpeed by itself would train on the CPU.
+    added = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "DS_ACCELERATOR": "cuda"}
     if ranks.cpu:
         added = {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": str(ranks.cpu_slots)}
         # Ranks that each use all cores are ten times slower than if run in sequence.
-        added["OMP_NUM_THREADS"] = str(max(1, cores() // len(ranks.local or [0])))
+        added["OMP_NUM_THREADS"] = str(max(1, cores() // _most_on_a_host(ranks)))
     if _on_one_machine(run):
-        added |= interfaces(run.request.options.nccl.get("NCCL_SOCKET_IFNAME"))
+        added |= interfaces_of_one_machine(run.request.options.nccl.get(NCCL_INTERFACE))
     added |= run.request.options.nccl
     if "OMP_NUM_THREADS" in run.request.flags.environment:
         added.pop("OMP_NUM_THREADS", None)
     return added
+
+
+def _most_on_a_host(ranks: Ranks) -> int:
+    return max(len(ranks.local or ()), *map(len, ranks.hosts.values()), 1)
 
 
 def _on_one_machine(run: CheckedRun) -> bool:
@@ -215,7 +227,15 @@ def _job(run: CheckedRun, shared: ExitStack, relay: Relay, restart: int) -> Job:
         command = _command(ranks, _flags_by_profile(again))
     else:
         command = command_by_flags(_with_plain_hostfile(replace(again, ranks=ranks), shared))
+        if not options.no_ssh:
+            file = _in_memory("variables", shared)
+            file.write_text(_variables_of_hosts(run), encoding="utf-8")
+            variables[ENVIRONMENT_FILE_VARIABLE] = str(file)
     return Job(command, variables, watch, relay.stdout, relay.stderr, run.folder / LOG)
+
+
+def _variables_of_hosts(run: CheckedRun) -> str:
+    return lines_for_other_hosts(run.request.flags.environment, rank_variables(run), run.request.options.nccl)
 
 
 def _with_plain_hostfile(run: CheckedRun, shared: ExitStack) -> CheckedRun:

@@ -11,9 +11,9 @@ from ds_rvqvae.data.demo import write_demo_motion
 from ds_rvqvae.data.store.places import cache_folder
 from ds_rvqvae.errors import ExitStatus, UserError
 from ds_rvqvae.launch.hosts import note, warn
-from ds_rvqvae.launch.preflight import Build, can_use_cards
 from ds_rvqvae.launch.slots import Cards, cpu_slots, format_include
 from ds_rvqvae.launch.visible import VARIABLE, hides_all, shown
+from ds_rvqvae.process.torch_build import Build
 
 
 def motion_folder() -> Path:
@@ -54,8 +54,10 @@ def _on_cards(flags: Flags) -> Flags | None:
         return None
     if visible is not None and hides_all(visible):
         note(f"{shown(visible)} hides every GPU: the demo trains on CPU ranks")
-    elif not can_use_cards(Build.read(), cards.snapshot.cuda_version):
-        warn("the installed torch cannot use this machine's GPUs: the demo trains on CPU ranks")
+    elif not (build := Build.read()).can_use_cards(serves := cards.snapshot.cuda_version):
+        why = f"is built for CUDA {build.cuda}, the driver supports {serves}: {build.way_on(serves)}"
+        why = why if build.cuda else "is built without CUDA"
+        warn(f"the demo trains on CPU ranks, because torch {build.version} cannot use this machine's GPUs: it {why}")
     elif visible is not None:
         return flags  # the checks of the run resolve its GPUs
     elif free:

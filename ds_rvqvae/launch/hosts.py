@@ -28,6 +28,8 @@ from ds_rvqvae.launch.slots import (
     slots_of_hosts,
 )
 from ds_rvqvae.launch.visible import VARIABLE, entries, numbers_may_differ, shown, visible_slots
+from ds_rvqvae.process.interfaces import NCCL_INTERFACE, check_interfaces
+from ds_rvqvae.process.slurm import check_one_launcher_per_node
 
 DEEPSPEED_HOSTFILE = Path("/job/hostfile")
 """The hostfile that deepspeed reads by default."""
@@ -76,8 +78,20 @@ class Ranks:
 
 
 def place_ranks(options: LaunchOptions, environment: Mapping[str, str]) -> Ranks:
-    """Returns the places of the ranks, as far as they are known without reading the GPUs."""
+    """Returns the places of the ranks, as far as they are known without reading the GPUs.
+
+    Raises:
+        UserError: the flags do not fit together, or not to this machine; or srun has started several launchers.
+    """
     _check_choice(options)
+    check_one_launcher_per_node(environment, options.no_ssh)
+    ranks = _placed(options, environment)
+    if ranks.local is not None:
+        check_interfaces(options.nccl.get(NCCL_INTERFACE))
+    return ranks
+
+
+def _placed(options: LaunchOptions, environment: Mapping[str, str]) -> Ranks:
     count = cpu_slots(environment)
     hostfile = Path(options.hostfile) if options.hostfile else DEEPSPEED_HOSTFILE
     if options.hostfile or hostfile.is_file():

@@ -43,10 +43,14 @@ def launch(flags: "Flags") -> ExitStatus:
     from ds_rvqvae.launch.body import Body, check_no_body
     from ds_rvqvae.launch.check import check_run
     from ds_rvqvae.launch.command import train
+    from ds_rvqvae.launch.hosts import warn
     from ds_rvqvae.launch.results import tell_ending
     from ds_rvqvae.launch.supervise import signals_noted
+    from ds_rvqvae.process.torch_build import check_torch
     from ds_rvqvae.runs.start import check_may_look, request_of
 
+    if newer := check_torch():
+        warn(newer)
     if flags.options.demo:
         flags = demo.with_demo(flags)
     check_may_look(flags)

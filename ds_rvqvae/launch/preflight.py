@@ -1,10 +1,7 @@
 """Check the machine before any rank starts: memory of the GPUs, driver, memory of the host, shared memory, port."""
 
-import importlib.util
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from ds_rvqvae.config.batch_sizes import window_sizes_text
 from ds_rvqvae.config.profile import Profile
@@ -17,6 +14,7 @@ from ds_rvqvae.host import Host, bf16_arithmetic_text
 from ds_rvqvae.launch.hosts import Ranks
 from ds_rvqvae.launch.slots import Cards, format_include
 from ds_rvqvae.process.terminal import Line
+from ds_rvqvae.process.torch_build import Build, numbers_of
 from ds_rvqvae.runs.start import split_batch
 from ds_rvqvae.text import GIB, MIB, counted, size
 
@@ -43,26 +41,6 @@ class Finding:
     def words(self) -> Line:
         """Returns the result as a line, marked if it is a warning."""
         return [("warning: ", "warning"), self.text] if self.warning else self.text
-
-
-@dataclass(frozen=True)
-class Build:
-    """The torch that ranks will import."""
-
-    version: str
-    cuda: str | None
-    """The CUDA version it was built with; None if it was built without CUDA."""
-
-    @classmethod
-    def read(cls) -> "Build":
-        """Reads torch's `version.py` as text, because importing torch takes seconds. `version` is empty if the file
-        does not tell."""
-        spec = importlib.util.find_spec("torch")
-        file = Path(spec.origin).with_name("version.py") if spec and spec.origin else Path()
-        text = file.read_text(encoding="utf-8") if file.is_file() else ""
-        version = re.search(r"^__version__ *= *['\"](.+?)['\"]", text, re.MULTILINE)
-        cuda = re.search(r"^cuda\b.*= *['\"](.+?)['\"]", text, re.MULTILINE)
-        return cls(version[1] if version else "", cuda[1] if cuda else None)
 
 
 @dataclass(frozen=True)
@@ -198,24 +176,13 @@ def _driver(cards: Cards, build: Build, dry_run: bool) -> Finding:
     wanted = f"{torch} is built for CUDA {build.cuda}"
     if not serves:
         return Finding("driver", f"{driver or 'it'} does not report which CUDA it supports; {wanted}", warning=True)
-    newest, needed = _numbers(serves), _numbers(build.cuda)
-    if not can_use_cards(build, serves):
+    if not build.can_use_cards(serves):
         raise UserError(
-            f"the NVIDIA driver {driver} supports CUDA up to {serves}, but {wanted}: update the driver, "
-            f"or install a build of torch for CUDA {newest[0]}"
+            f"the NVIDIA driver {driver} supports CUDA up to {serves}, but {wanted}: {build.way_on(serves)}"
         )
-    within = "; this is enough within one major version, as NVIDIA documents" if newest < needed else ""
+    older = numbers_of(serves) < numbers_of(build.cuda)
+    within = "; this is enough within one major version, as NVIDIA documents" if older else ""
     return Finding("driver", f"{driver} supports CUDA up to {serves}, {wanted}{within}")
-
-
-def can_use_cards(build: Build, serves: str) -> bool:
-    """Returns whether a build of torch can use GPUs whose driver supports CUDA up to `serves`; it is empty if the
-    driver does not report it."""
-    return build.cuda is not None and (not serves or _numbers(serves)[0] >= _numbers(build.cuda)[0])
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 def _card_memory(plan: Plan, room: Room | None, cards: Cards, slots: Sequence[int]) -> Finding:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from ds_rvqvae.errors import ExitStatus, say
 from ds_rvqvae.launch.supervise import Ending, Job, Signals, supervise
+from ds_rvqvae.runs.heartbeat import Cause
 
 FIRST_PAUSE = 5.0
 """Seconds before the first restart; each further restart waits twice as long as the one before."""
@@ -16,7 +17,8 @@ def run_with_restarts(
 ) -> ExitStatus:
     """Runs a job to its end, within `signals_noted`, and again after each failure, `max_restarts` times at most.
 
-    If the ranks themselves fail twice at the same step, there is no third try.
+    If the ranks themselves fail twice at the same step, there is no third try. If a rank ran out of memory, or was
+    blocked when it was asked to stop, there is no second one.
 
     Args:
         make_job: returns the job for start 0 and for each restart, counted from 1.
@@ -29,6 +31,10 @@ def run_with_restarts(
             return ExitStatus.STOPPED
         ending = supervise(make_job(restart), signals)
         if ending.status != ExitStatus.FAILED or signals.stops or restart == max_restarts:
+            return ending.status
+        if ending.cause is Cause.OUT_OF_MEMORY:
+            say("a restart would run out of memory again: not started again")
+        if ending.cause in (Cause.OUT_OF_MEMORY, Cause.BLOCKED):
             return ending.status
         if ending.by_ranks and ending == before:
             say(f"the ranks failed at step {ending.step + 1} as they did before: not started again")

@@ -4,13 +4,11 @@ DeepSpeed's own launcher does not do this: after a SIGTERM its ranks run on, and
 killed.
 """
 
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,20 +19,24 @@ import psutil
 
 from ds_rvqvae.errors import ExitStatus, say
 from ds_rvqvae.launch.hosts import warn
+from ds_rvqvae.launch.processes import AboveRanks, ask_to_save, below, session, stop_ranks
 from ds_rvqvae.process.progress import Stage
-from ds_rvqvae.process.signals import ENDING, HARMLESS, held_back, hold_back_signals
+from ds_rvqvae.process.signals import ENDING
 from ds_rvqvae.process.tolerance import tolerated
-from ds_rvqvae.runs.folder import RANK_LAUNCHER
-from ds_rvqvae.runs.heartbeat import Sign, Watch
+from ds_rvqvae.runs.heartbeat import Cause, Sign, Watch
+from ds_rvqvae.runs.history import newest_text
 from ds_rvqvae.runs.log import add_warnings
 
 STOP_GRACE = 120.0
-"""Seconds that ranks have to end after they are stopped."""
+"""Seconds that ranks have to end after they are stopped, if they go on or save."""
+FAILURE_PAUSE = 2.0
+"""Seconds that ranks have to end by themselves after another one has failed. Then they are asked to."""
+FAILURE_GRACE = 15.0
+"""Seconds after the failure of a rank until the others are killed."""
 KILL_PATIENCE = 30.0
 """Seconds to wait until killed processes are gone."""
 
 _PASSED_ON = {ExitStatus.BAD_INPUT, ExitStatus.CARD_NOT_IDLE, ExitStatus.NO_DRIVER}
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class Ending(NamedTuple):
     """Whether the ranks failed by themselves, and were not killed or hung."""
     step: int = 0
     """The last step that a rank is known to have finished."""
+    cause: Cause = Cause.OTHER
+    """Why the ranks failed by themselves."""
 
 
 def supervise(job: Job, signals: Signals, stop_grace: float = STOP_GRACE) -> Ending:
@@ -82,8 +86,10 @@ def supervise(job: Job, signals: Signals, stop_grace: float = STOP_GRACE) -> End
 
     SIGINT, SIGTERM and SIGHUP, to this process, to a rank of this machine or to deepspeed's two processes above the
     ranks, stop the ranks, which have `stop_grace` seconds to save; a second SIGINT to this process kills them. SIGUSR1
-    is passed on to the ranks. A rank that hangs ends the job. If one of deepspeed's processes died, the ranks have the
-    same time to save, but the job still counts as failed. When this returns, no process of the job is left.
+    is passed on to the ranks. Ranks that are blocked when they shall stop end the job sooner, as failed. If one rank
+    ends, the others have `FAILURE_GRACE` seconds, whatever deepspeed's processes wait for. A rank that hangs ends the
+    job. If one of deepspeed's processes died, the ranks have `stop_grace` seconds to save, but the job still counts as
+    failed. When this returns, no process of the job is left.
     """
     stuck = None
     runner = subprocess.Popen(
@@ -93,12 +99,12 @@ def supervise(job: Job, signals: Signals, stop_grace: float = STOP_GRACE) -> End
         stdout=job.stdout,
         stderr=job.stderr,
         start_new_session=True,
-        preexec_fn=_below(os.getpid(), holds_back=job.watch is not None),
+        preexec_fn=below(os.getpid(), holds_back=job.watch is not None),
     )
     # Shown until a rank has finished its imports and prints itself.
     starting = Stage("starting the ranks, which import torch and DeepSpeed", shown=job.watch is not None, quiet=True)
     try:
-        stuck = _wait(runner, job.watch, signals, stop_grace, starting)
+        stuck = _wait(runner, job, signals, stop_grace, starting)
         if stuck:
             _tell_failure(job, stuck)
         code, said = runner.poll(), job.watch.ended() if job.watch else None
@@ -108,11 +114,11 @@ def supervise(job: Job, signals: Signals, stop_grace: float = STOP_GRACE) -> End
             code = said
     finally:
         starting.end()
-        _end_session(runner, signals, stop_grace)
+        _end_session(runner, job.watch, signals, stop_grace)
     step = job.watch.step if job.watch else 0
     if stuck:
         return Ending(ExitStatus.FAILED, step=step)
-    ending = _ending(-signal.SIGKILL if code is None else code, stopped=bool(signals.stops), job=job)
+    ending = _ending(code, stopped=bool(signals.stops), job=job)
     return ending._replace(step=step)
 
 
@@ -139,40 +145,18 @@ def signals_noted() -> Iterator[Signals]:
             signal.signal(number, handler)
 
 
-def _below(parent: int, holds_back: bool) -> Callable[[], None]:
-    """Returns the function that the child runs before `exec`, so that it ends when `parent` dies, even by SIGKILL.
-
-    Args:
-        holds_back: whether signals to it and to its child, deepspeed's other process, stay pending, so that this
-            process sees them. Else these processes would end, or pass the signals on and kill the ranks 30 s later.
-    """
-    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
-
-    def prepare() -> None:
-        for number in HARMLESS:
-            signal.signal(number, signal.SIG_IGN)
-        if libc is None:
-            return
-        if holds_back:
-            hold_back_signals()
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL if holds_back else signal.SIGTERM)
-        if os.getppid() != parent:
-            os._exit(ExitStatus.FAILED)
-
-    return prepare
-
-
 def _wait(
-    runner: subprocess.Popen[bytes], watch: Watch | None, signals: Signals, stop_grace: float, starting: Stage
+    runner: subprocess.Popen[bytes], job: Job, signals: Signals, stop_grace: float, starting: Stage
 ) -> str | None:
     """Waits for the runner, and ends the stage of starting at the first heartbeat of a rank.
 
-    Returns early if all ranks have ended by themselves, if one hangs (then with a description), after a second SIGINT,
-    when the ranks' time to stop is over, and if they shall stop but none has started.
+    Returns early if all ranks have ended by themselves, if one hangs or the ranks' time to stop is over (then with a
+    description), after a second SIGINT, some time after one rank has ended, and if they shall stop but none has
+    started.
     """
-    deadline, told = None, False
-    above_ranks = _AboveRanks(runner)
-    begun = False
+    watch = job.watch
+    begun, above_ranks, ended = False, AboveRanks(runner), _OneEnded(runner, watch)
+    asked: float | None = None
     while True:
         if watch and not begun and (begun := watch.begun()):
             starting.end()
@@ -186,119 +170,73 @@ def _wait(
             return None  # deepspeed's processes would take seconds to pass on the result
         if signals.save:
             signals.save = False
-            _ask_to_save(runner)
-        if watch and not signals.stops:
-            if above_ranks.were_signalled():
-                signals.stops.append(signal.SIGTERM)  # as if this process had got it
-            elif not told and _stopped_first(watch):
-                told = _stop_ranks(runner, watch)  # a rank was stopped, and the others would wait for it
+            ask_to_save(runner)
+        if watch and not signals.stops and above_ranks.were_signalled():
+            signals.stops.append(signal.SIGTERM)  # as if this process had got it
+        if ended.is_over():
+            return None
         if not signals.stops:
-            if stuck:
+            if stuck and not ended.seen():  # what that rank itself has said is the reason
                 return stuck
             continue
-        if deadline is None:
-            deadline = time.monotonic() + stop_grace
+        if asked is None:
+            asked = time.monotonic()
             # The ranks first, because printing the message may fail.
-            if not _stop_ranks(runner, watch) and watch and not watch.begun():
+            if not stop_ranks(runner, watch) and watch and not watch.begun():
                 return None
             starting.end()
             say("stopping the ranks; Ctrl-C once more kills them")
         if signals.insist():
             say("killing the ranks")
             return None
-        if time.monotonic() > deadline:
-            say(f"the ranks did not end within {stop_grace:.0f} s and are killed")
-            return None
+        waited = time.monotonic() - asked
+        if waited > stop_grace or (watch and watch.blocked(asked)):
+            newest = f"; {newest_text(job.log.parent)}" if job.log is not None else ""
+            return f"the ranks did not end within {waited:.0f} s after they were asked to stop, and are killed{newest}"
 
 
-class _AboveRanks:
-    """deepspeed's two processes between this one and the ranks, if they block signals."""
+class _OneEnded:
+    """Ends the other ranks after one has ended, which they would wait for."""
 
-    def __init__(self, runner: subprocess.Popen[bytes]) -> None:
-        self._runner = psutil.Process(runner.pid)
-        self._launcher: psutil.Process | None = None
+    def __init__(self, runner: subprocess.Popen[bytes], watch: Watch | None) -> None:
+        self._runner, self._watch = runner, watch
+        self._since: float | None = None
+        self._told = False
 
-    def live(self) -> bool:
-        """Returns whether both run, so that neither was killed."""
-        return self._launcher is not None and self._launcher.is_running() and not _is_zombie(self._launcher)
+    def seen(self) -> bool:
+        """Returns whether `is_over` has seen a rank that ended with another status than 0, or was killed."""
+        return self._since is not None
 
-    def were_signalled(self) -> bool:
-        """Returns whether a signal to stop was sent to one of them."""
-        if self._launcher is None:
-            self._launcher = next(iter(_launchers(self._runner)), None)
-        return any(held_back(process.pid) for process in (self._runner, self._launcher) if process is not None)
-
-
-def _is_zombie(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
-
-
-def _launchers(runner: psutil.Process) -> list[psutil.Process]:
-    with suppress(psutil.Error):
-        return [child for child in runner.children() if RANK_LAUNCHER in child.cmdline()]
-    return []
+    def is_over(self) -> bool:
+        """Asks the other ranks to end when it is time; returns whether their time is over."""
+        if self._watch is None:
+            return False
+        if self._since is None:
+            if not self._watch.one_failed():
+                return False
+            self._since = time.monotonic()
+        waited = time.monotonic() - self._since
+        # deepspeed asks them too, but one after another, and waits 30 s for each.
+        if not self._told and (waited > FAILURE_PAUSE or _stopped_first(self._watch)):
+            self._told = stop_ranks(self._runner, self._watch)
+        return waited > FAILURE_GRACE
 
 
-def _ranks(runner: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """Returns the ranks on this machine; none before they are started."""
-    ranks: list[psutil.Process] = []
-    with suppress(psutil.Error):
-        for child in _launchers(psutil.Process(runner.pid)):
-            ranks += child.children()
-    return ranks
-
-
-def _stop_ranks(runner: subprocess.Popen[bytes], watch: Watch | None) -> bool:
-    """Sends SIGTERM to the ranks only: deepspeed's processes above them pass on their exit status.
-
-    If they are on other machines, the runner's complete process group gets it. Returns False if no rank was found.
-    """
-    if watch is None:
-        with suppress(ProcessLookupError):
-            os.killpg(runner.pid, signal.SIGTERM)
-        return True
-    ranks = {*_ranks(runner), *watch.running()}
-    for rank in ranks:
-        with suppress(psutil.NoSuchProcess):
-            rank.terminate()
-    return bool(ranks)
-
-
-def _ask_to_save(runner: subprocess.Popen[bytes]) -> None:
-    """Sends SIGUSR1 to the ranks with a handler for it, which are those that train."""
-    ranks = [rank for rank in _ranks(runner) if _catches(rank.pid, signal.SIGUSR1)]
-    for rank in ranks:
-        with suppress(psutil.NoSuchProcess):
-            rank.send_signal(signal.SIGUSR1)
-    say("asking the ranks to save" if ranks else "SIGUSR1: no rank on this machine is training, nothing to save")
-
-
-def _catches(pid: int, number: int) -> bool:
-    """Returns whether a process has a handler for a signal."""
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("SigCgt:"):
-                return bool(int(line.split()[1], 16) >> (number - 1) & 1)
-    return False
-
-
-def _end_session(runner: subprocess.Popen[bytes], signals: Signals, grace: float) -> None:
+def _end_session(runner: subprocess.Popen[bytes], watch: Watch | None, signals: Signals, grace: float) -> None:
     """Ends the remaining processes of the runner's session: at once if the runner still runs, else after a grace period
-    in which ranks save."""
-    left = _session(runner.pid)
+    in which ranks save, unless they are blocked."""
+    left = session(runner.pid)
     if runner.poll() is not None and left:
         for process in left:
             with suppress(psutil.NoSuchProcess):
                 process.terminate()
-        deadline = time.monotonic() + grace
-        while left and time.monotonic() < deadline and not signals.insist():
+        asked = time.monotonic()
+        deadline = asked + grace
+        while left and time.monotonic() < deadline and not signals.insist() and not (watch and watch.blocked(asked)):
             _, left = psutil.wait_procs(left, timeout=0.2)
     # Repeated, because a process may fork while its siblings are being killed.
     deadline = time.monotonic() + KILL_PATIENCE
-    while (left := _session(runner.pid)) and time.monotonic() < deadline:
+    while (left := session(runner.pid)) and time.monotonic() < deadline:
         for process in left:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -312,18 +250,6 @@ def _end_session(runner: subprocess.Popen[bytes], signals: Signals, grace: float
     runner.poll()
 
 
-def _session(leader: int) -> list[psutil.Process]:
-    """Returns running processes of the session that `leader` started."""
-    found = []
-    for pid in psutil.pids():
-        with suppress(ProcessLookupError, PermissionError, psutil.Error):
-            if os.getsid(pid) == leader:
-                process = psutil.Process(pid)
-                if process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-    return found
-
-
 def _tell_failure(job: Job, reason: str) -> None:
     """Prints why the training failed, and writes it into the run's log, in which no rank could."""
     line = f"training failed: {reason}"
@@ -333,41 +259,53 @@ def _tell_failure(job: Job, reason: str) -> None:
             add_warnings(job.log, "launcher", [line])
 
 
-def _ending(code: int, stopped: bool, job: Job) -> Ending:
+def _ending(code: int | None, stopped: bool, job: Job) -> Ending:
     """Returns the ending from the ranks' own reports and the runner's return code; prints one line if these say too
-    little."""
+    little.
+
+    Args:
+        code: None if the runner did not end by itself.
+    """
     watch = job.watch
     if (watch.ended() if watch else code) == 0:
         return Ending(ExitStatus.DONE)
-    if code in _PASSED_ON:
-        return Ending(ExitStatus(code))
-    if (code == ExitStatus.FAILED or _signal_in(code) in ENDING) and code > 0 and _stopped_first(watch):
-        code = ExitStatus.STOPPED  # the others failed because one rank was stopped
+    word = watch.last_word() if watch else None
+    # The runner's code is not positive if one of deepspeed's processes was killed: that is the reason then.
+    own = word.ended if word and (code is None or code > 0) else code
+    if own in _PASSED_ON:
+        return Ending(ExitStatus(own))
+    if word and own == ExitStatus.FAILED:
+        return Ending(ExitStatus.FAILED, by_ranks=True, cause=Cause(word.cause))  # it has printed why
     death = watch.first_dead() if watch else None
     killed = death is not None and (death[1] is None or death[1] < 0)
-    if code == ExitStatus.FAILED and (stopped or not killed):
+    by = -death[1] if death is not None and death[1] else _signal_in(code or 0)
+    hurt = killed and by not in ENDING
+    if _stopped_first(watch) and not hurt and code in (None, ExitStatus.FAILED, *(256 - number for number in ENDING)):
+        code = ExitStatus.STOPPED  # the others failed because one rank was stopped
+    if code == ExitStatus.FAILED and not killed:
         return Ending(ExitStatus.FAILED, by_ranks=True)  # they have printed why
-    if stopped or code == ExitStatus.STOPPED:
+    if code == ExitStatus.STOPPED or (stopped and not hurt):
         if watch is None or watch.first_to_end() != ExitStatus.STOPPED:  # else a rank has printed it, with the step
             say("stopped")
         return Ending(ExitStatus.STOPPED)
     _tell_failure(job, _explain(code, death))
-    return Ending(ExitStatus.FAILED, by_ranks=code > 0 and not _signal_in(code) and not killed)
+    by_ranks = code is not None and code > 0 and not _signal_in(code) and not killed
+    return Ending(ExitStatus.FAILED, by_ranks=by_ranks)
 
 
 def _stopped_first(watch: Watch | None) -> bool:
     return watch is not None and watch.first_to_end() == ExitStatus.STOPPED
 
 
-def _explain(code: int, death: tuple[Sign, int | None] | None) -> str:
+def _explain(code: int | None, death: tuple[Sign, int | None] | None) -> str:
     """Returns why a run failed, from the runner's return code and the rank that died first."""
     who = str(death[0]) if death else "a rank"
-    if death and code >= 0 and death[1] is not None:
+    if death and (code is None or code >= 0) and death[1] is not None:
         # deepspeed may pass on the status of a rank that failed only because this one was killed.
         code = death[1] % 256
     if code == 0:
         return "deepspeed ended before a rank reported that the run is done; one of its processes was killed"
-    if number := _signal_in(code):
+    if code and (number := _signal_in(code)):
         reason = "; the usual reason is that the host is out of memory" if number == signal.SIGKILL else ""
         return f"{'deepspeed' if code < 0 else who} was ended by {signal.Signals(number).name}{reason}"
     if death and death[1] is None:

@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from enum import Enum
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -19,9 +20,52 @@ Lengths = int | Sequence[int] | Tensor | NDArray[np.integer[Any]]
 """Length of each clip of a padded batch, or of one clip."""
 
 
+class CudnnSettings(NamedTuple):
+    """cuDNN's settings, which belong to a process."""
+
+    allow_tf32: bool
+    """Convolutions of fp32 numbers round their inputs to 10 bits of mantissa."""
+    benchmark: bool
+    """The fastest algorithm is found by trying, once per shape; the choice may differ between processes."""
+    deterministic: bool
+    """Only algorithms that sum in a fixed order."""
+
+
+class Role(Enum):
+    """The role of a process, or of a part of its work, which chooses cuDNN's settings. Nothing else in this package
+    changes them. Matrix products of fp32 numbers have full precision everywhere, which is torch's default."""
+
+    TRAINING = CudnnSettings(allow_tf32=False, benchmark=False, deterministic=False)
+    """A rank: fp32 means fp32, and bf16, the default, is not concerned. Benchmarking takes memory that the plan does
+    not know. Gradients are summed in any order, because the fixed one is slower, so on GPUs two runs are not equal."""
+    INFERENCE = CudnnSettings(allow_tf32=False, benchmark=False, deterministic=True)
+    """Codes, motion and scores: equal for equal input, so of full precision and in a fixed order. `exactly` sets it."""
+    PEER = CudnnSettings(allow_tf32=True, benchmark=False, deterministic=False)
+    """The plain loop of `bench`: torch's defaults, which a script has that sets nothing."""
+
+
+def take_role(role: Role) -> None:
+    """Gives this process the settings of a role."""
+    for name, value in role.value._asdict().items():
+        setattr(torch.backends.cudnn, name, value)
+
+
+@contextmanager
+def in_role(role: Role) -> Iterator[None]:
+    """Inside, this process has the settings of a role; no other thread may depend on them meanwhile."""
+    before = CudnnSettings(*(getattr(torch.backends.cudnn, name) for name in CudnnSettings._fields))
+    take_role(role)
+    try:
+        yield
+    finally:
+        for name, value in before._asdict().items():
+            setattr(torch.backends.cudnn, name, value)
+
+
 @contextmanager
 def exactly(model: Freezable) -> Iterator[None]:
-    """Inside, `model` computes as it does alone: in eval mode, without autocast, TF32 and gradients."""
+    """Inside, `model` computes as it does alone: in eval mode, without autocast, TF32 and gradients, on a GPU in the
+    same order each time."""
     model.restore()
     device = model.device.type
     training = [module for module in model.modules() if module.training]
@@ -36,7 +80,7 @@ def exactly(model: Freezable) -> Iterator[None]:
 
 
 class _Switch(NamedTuple):
-    """A setting of torch that can reduce the precision of fp32 arithmetic."""
+    """A setting of torch that can reduce the precision of fp32 arithmetic, or change its order."""
 
     owner: Any
     attribute: str
@@ -60,6 +104,18 @@ class _MatmulPrecision:
 
 def _switches(device: str) -> list[_Switch]:
     backends: Any = torch.backends
+    if device != "cpu":
+        chosen = Role.INFERENCE.value
+        order = [
+            _Switch(backends.cudnn, name, (not getattr(chosen, name),), getattr(chosen, name))
+            for name in ("benchmark", "deterministic")
+        ]
+        return [*order, *_precision_switches(device)]
+    return _precision_switches(device)
+
+
+def _precision_switches(device: str) -> list[_Switch]:
+    backends: Any = torch.backends
     if not hasattr(backends, "fp32_precision"):  # before torch 2.9
         matmul = _Switch(_MatmulPrecision(), "value", ("high", "medium"), "highest")
         return [matmul] if device == "cpu" else [matmul, _Switch(backends.cudnn, "allow_tf32", (True,), False)]
@@ -78,7 +134,7 @@ _computing: dict[str, int] = {}
 
 @contextmanager
 def _full_precision(device: str) -> Iterator[None]:
-    """Inside, fp32 arithmetic of this process has full precision, whatever `torch.backends` is set to.
+    """Inside, fp32 arithmetic of this process is that of `Role.INFERENCE`, whatever `torch.backends` is set to.
 
     The settings belong to the process, not to a thread: several threads may be inside, and the last one resets them.
     """

@@ -80,9 +80,7 @@ def stopping_at_signals(*, is_program: bool = False) -> Iterator[None]:
 
 
 class _Watch:
-    """A thread that ends this process if it still runs `LONGEST_STOP` after a signal that should end it.
-
-    It learns of signals from a pipe that the interpreter writes to, even while the main thread runs no Python code.
+    """Ends this process if it still runs `LONGEST_STOP` after a signal that should end it.
 
     Args:
         handler: the signal handler whose signals it watches. If another handler is installed, its signals are not
@@ -93,35 +91,56 @@ class _Watch:
     def __init__(self, handler: object, is_program: bool) -> None:
         self.stopped = False
         self._handler, self._is_program, self._is_over = handler, is_program, threading.Event()
-        self._reading, self._writing = os.pipe()
-        os.set_blocking(self._writing, False)
-        self._before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        self._hearing = heard_in_thread(self._hear)
+        self._hearing.__enter__()
         os.register_at_fork(after_in_child=self._leave_fork)
-        threading.Thread(target=self._watch, name="signals", daemon=True).start()
 
     def _leave_fork(self) -> None:
         if self._is_over.is_set():
             return
-        signal.set_wakeup_fd(-1)
         for number in ENDING:
             if signal.getsignal(number) is self._handler:
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
     def close(self) -> None:
         self._is_over.set()
-        signal.set_wakeup_fd(self._before)
-        os.close(self._writing)  # ends the thread
+        self._hearing.__exit__(None, None, None)
 
-    def _watch(self) -> None:
-        # Signals to the process are for its main thread, which may block them for a moment, as the monitor does.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        while numbers := os.read(self._reading, 1):
-            number = numbers[0]
-            is_ours = number in ENDING and (self.stopped or signal.getsignal(number) is self._handler)
-            if is_ours and self._is_program and not self._is_over.wait(LONGEST_STOP):
-                say(f"stopped by {signal.Signals(number).name}")
-                end_now()
-        os.close(self._reading)
+    def _hear(self, number: int) -> None:
+        is_ours = number in ENDING and (self.stopped or signal.getsignal(number) is self._handler)
+        if is_ours and self._is_program and not self._is_over.wait(LONGEST_STOP):
+            say(f"stopped by {signal.Signals(number).name}")
+            end_now()
+
+
+@contextmanager
+def heard_in_thread(hear: Callable[[int], None]) -> Iterator[None]:
+    """Calls a function in a thread at each signal that has a handler in Python, even while the main thread waits inside
+    a library, where Python runs no handler. Only the main thread may call it.
+
+    The interpreter writes the signal's number to a pipe at once; the thread reads it. Of nested calls only the
+    innermost hears. A fork has no such thread.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    over = False
+    os.register_at_fork(after_in_child=lambda: None if over else signal.set_wakeup_fd(-1))
+    threading.Thread(target=_hear_on, args=(reader, hear), name="signals", daemon=True).start()
+    try:
+        yield
+    finally:
+        over = True
+        signal.set_wakeup_fd(before)
+        os.close(writer)  # ends the thread
+
+
+def _hear_on(reader: int, hear: Callable[[int], None]) -> None:
+    # Signals to the process are for its main thread, which may block them for a moment, as the monitor does.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    while numbers := os.read(reader, 1):
+        hear(numbers[0])
+    os.close(reader)
 
 
 def end_now(status: int = ExitStatus.STOPPED) -> NoReturn:
@@ -179,36 +198,29 @@ def call_at_signals(call: Callable[[int], None]) -> Iterator[None]:
     """Calls a function in its own thread at the first signal of `ENDING`, as long as the signal's handler is
     `left_to_a_thread`; signals of `HARMLESS` do nothing. Former handlers are restored at the end.
 
-    A thread is needed because the main thread may wait inside a library, where Python runs no handler. Blocked signals,
-    as ranks have them until they call this, are unblocked. Only the main thread may call it.
+    Blocked signals, as ranks have them until they call this, are unblocked. Only the main thread may call it.
     """
+    called = False
+
+    def hear(number: int) -> None:
+        nonlocal called
+        if not called and number in ENDING and signal.getsignal(number) is left_to_a_thread:
+            called = True
+            call(number)
+
     before = {number: signal.getsignal(number) for number in (*ENDING, *HARMLESS)}
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a child handles its own signals
-    threading.Thread(target=_await_signals, args=(reader, call), name="signals", daemon=True).start()
-    for number in HARMLESS:
-        signal.signal(number, signal.SIG_IGN)
-    for number in ENDING:
-        if before[number] is not signal.SIG_IGN:
-            signal.signal(number, left_to_a_thread)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(wakeup)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(writer)  # ends the thread
-
-
-def _await_signals(reader: int, call: Callable[[int], None]) -> None:
-    while numbers := os.read(reader, 1):
-        if numbers[0] in ENDING and signal.getsignal(numbers[0]) is left_to_a_thread:
-            call(numbers[0])
-            break
-    os.close(reader)
+    with heard_in_thread(hear):
+        for number in HARMLESS:
+            signal.signal(number, signal.SIG_IGN)
+        for number in ENDING:
+            if before[number] is not signal.SIG_IGN:
+                signal.signal(number, left_to_a_thread)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def hold_back_signals() -> None:

@@ -4,29 +4,54 @@ Times are from `time.monotonic`: all processes of a machine share it, and neithe
 machine changes it. The file belongs to the launcher, is on its machine, and has a place for each local rank.
 """
 
+import fcntl
 import os
 import signal
 import struct
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import ClassVar
 
 import psutil
+
+from ds_rvqvae.errors import ExitStatus
 
 HEARTBEAT_VARIABLE = "DS_RVQVAE_HEARTBEAT"
 """Environment variable with the file that ranks write their signs of life to."""
 PATIENCE = 600.0
 """Maximum seconds between two beats while a rank starts, compiles or does other long work."""
 
-_FORMAT = struct.Struct("=qqqqddqq")
+BLOCKED = 20.0
+"""Seconds without a step after which a rank that was asked to stop is blocked, if its steps usually take less."""
+
+_FORMAT = struct.Struct("=qqqqddqqqd")
 """The fields of `Sign`. They are written at once, so that nothing reads half a sign."""
 _SECONDS_BETWEEN_WRITES = 1.0
 _LONGEST_LOOK = 5.0
 """If more seconds pass between two calls of `Watch.look`, the watcher itself was stopped."""
+_RECENT_STEPS = 8
+_SECONDS_FOR_THE_FIRST = 1.0
+"""Maximum seconds to wait while another rank reports its failure."""
+_LATER = 8.0
+"""Seconds that ranks have to notice by themselves that they are blocked, before the launcher does."""
+
+
+class Cause(IntEnum):
+    """The reason why a rank failed, as far as the launcher treats it in a special way."""
+
+    OTHER = 0
+    OUT_OF_MEMORY = 1
+    """A restart would run out of memory again."""
+    BLOCKED = 2
+    """It was asked to stop, and could not save because it was blocked. Nobody wants a restart."""
+    FOLLOWED = 3
+    """Another rank of this machine had ended before, and so this one could not go on."""
 
 
 @dataclass
@@ -46,6 +71,10 @@ class Sign:
     """Whether the main thread does work that may take `PATIENCE`."""
     ended: int = -1
     """The exit status if the rank ends by itself; -1 before that."""
+    cause: int = Cause.OTHER
+    """Why it failed, a `Cause`."""
+    slowest: float = 0.0
+    """Seconds that the longest of the last steps took; 0 before the second one of this start."""
 
     def __str__(self) -> str:
         return f"rank {self.rank} (process {self.pid})"
@@ -62,10 +91,11 @@ class Heartbeat:
         now = time.monotonic()
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self._sign = Sign(rank, local_rank, os.getpid(), step=0, alive=now, progress=now, patient=True)
+        self._recent: deque[float] = deque(maxlen=_RECENT_STEPS)
         self._file: int | None = None
         if file is not None:
             with suppress(OSError):  # as in `_write`
-                self._file = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+                self._file = os.open(file, os.O_RDWR | os.O_CLOEXEC)
 
     @classmethod
     def start(cls, rank: int) -> "Heartbeat":
@@ -80,8 +110,20 @@ class Heartbeat:
 
     def beat(self, step: int) -> None:
         """Reports progress of the main thread; `step` is the last one that it finished."""
-        self._sign.step, self._sign.progress, self._sign.patient = step, time.monotonic(), False
+        now = time.monotonic()
+        if not self._sign.patient:
+            self._recent.append(now - self._sign.progress)
+            self._sign.slowest = max(self._recent)
+        self._sign.step, self._sign.progress, self._sign.patient = step, now, False
         self._write()
+
+    def has_stepped(self) -> bool:
+        """Returns whether this process has finished a step."""
+        return self._sign.step > 0
+
+    def is_blocked(self, since: float) -> bool:
+        """Returns whether this rank, which was asked to stop at the time `since`, is blocked; see `is_blocked`."""
+        return is_blocked(self._sign, since, time.monotonic())
 
     @contextmanager
     def long_work(self) -> Iterator[None]:
@@ -109,6 +151,69 @@ class Heartbeat:
                 cls._own._write()
             return sign.ended
 
+    @classmethod
+    def fail(cls, cause: Cause = Cause.OTHER, patience: float = 0.0) -> bool:
+        """Reports that this process fails, if a heartbeat was started.
+
+        Args:
+            patience: seconds to wait for a sign that another rank ended before, which a lost connection may show
+                sooner.
+
+        Returns:
+            whether it prints the reason: no other rank of this machine has ended before, and it did not stop itself.
+        """
+        own = cls._own
+        if own is None:
+            return True
+        deadline = time.monotonic() + patience
+        while not (followed := bool(cls.ended_before())) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        with own._alone():
+            followed = followed or bool(cls.ended_before())
+            with cls._ending:
+                if own._sign.ended < 0:
+                    own._sign.cause = Cause.FOLLOWED if followed else cause
+            return cls.end(ExitStatus.FAILED) == ExitStatus.FAILED and not followed
+
+    @classmethod
+    def ended_before(cls) -> int:
+        """Returns the status of another rank of this machine that has ended, or 70 if it was killed; 0 if none has.
+
+        Of several, it is one that failed rather than one that was stopped.
+        """
+        own = cls._own
+        if own is None or own._file is None:
+            return 0
+        content = b""
+        with suppress(OSError):
+            content = os.pread(own._file, os.fstat(own._file).st_size, 0)
+        found = 0
+        for sign in _signs_in(content):
+            if sign.pid == own._sign.pid or sign.ended == 0:
+                continue
+            if sign.ended > 0 and found in (0, ExitStatus.STOPPED):
+                found = sign.ended
+            elif sign.ended < 0 and not _is_running(sign.pid):
+                return int(ExitStatus.FAILED)
+        return found
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps other ranks from reporting a failure meanwhile, so that one of them is the first."""
+        deadline = time.monotonic() + _SECONDS_FOR_THE_FIRST
+        held = False
+        while self._file is not None and not held and time.monotonic() < deadline:
+            with suppress(OSError):
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = True
+            if not held:
+                time.sleep(0.01)
+        try:
+            yield
+        finally:
+            if self._file is not None and held:
+                fcntl.flock(self._file, fcntl.LOCK_UN)
+
     def _write_on(self) -> None:
         while True:
             time.sleep(_SECONDS_BETWEEN_WRITES)
@@ -127,9 +232,23 @@ def read_heartbeats(file: Path) -> list[Sign]:
     content = b""
     with suppress(OSError):
         content = file.read_bytes()
+    return _signs_in(content)
+
+
+def _signs_in(content: bytes) -> list[Sign]:
     whole = len(content) - len(content) % _FORMAT.size
     signs = [Sign(*fields) for fields in _FORMAT.iter_unpack(content[:whole])]
     return sorted((sign for sign in signs if sign.pid), key=lambda sign: sign.rank)
+
+
+def is_blocked(sign: Sign, since: float, now: float) -> bool:
+    """Returns whether a rank that was asked to stop at the time `since` is blocked, so that it will not save.
+
+    It is, if it has finished no step for `BLOCKED` seconds since then, or for twice its longest step if that is more.
+    Long work between two steps, as a save, is never called blocked; before the first step there is nothing to save.
+    """
+    waited = now - max(sign.progress, since)
+    return not (sign.patient and sign.step) and waited > max(BLOCKED, 2 * sign.slowest)
 
 
 def find_stuck(signs: Sequence[Sign], local_ranks: int, started: float, now: float, limit: float) -> str | None:
@@ -210,8 +329,7 @@ class Watch:
         self.step = max((sign.step for sign in signs), default=self.step)
         if not self._dead:
             # Only the first deaths count: they cause those of the other ranks.
-            dead = [(sign, _exit_code(sign)) for sign in signs if not _is_running(sign.pid)]
-            self._dead = [(sign, code) for sign, code in dead if code != 0]
+            self._dead = [(sign, code) for sign, code in self._gone() if code != 0]
         return find_stuck(signs, self.local_ranks, self._started, now, self.limit) if self.limit else None
 
     def begun(self) -> bool:
@@ -227,6 +345,23 @@ class Watch:
                     found.append(psutil.Process(sign.pid))
         return found
 
+    def blocked(self, since: float) -> bool:
+        """Returns whether all ranks that run are blocked since they were asked to stop, and have not ended by
+        themselves."""
+        signs = [sign for sign in read_heartbeats(self.file) if _is_running(sign.pid)]
+        return bool(signs) and all(is_blocked(sign, since, time.monotonic() - _LATER) for sign in signs)
+
+    def one_failed(self) -> bool:
+        """Returns whether a rank has ended with another status than 0, or was killed."""
+        reported = any(sign.ended > 0 for sign in read_heartbeats(self.file))
+        return reported or any(code != 0 for _, code in self._gone())
+
+    def _gone(self) -> list[tuple[Sign, int | None]]:
+        """Returns the ranks that do not run any more, with their statuses as `_exit_code` returns them."""
+        gone = {sign.pid for sign in read_heartbeats(self.file) if not _is_running(sign.pid)}
+        # Read again, because a rank reports its end before it is gone.
+        return [(sign, _exit_code(sign)) for sign in read_heartbeats(self.file) if sign.pid in gone]
+
     def ended(self) -> int | None:
         """Returns the status if all ranks have ended by themselves: 0, or the first that is not 0. Else None."""
         signs = read_heartbeats(self.file)
@@ -236,8 +371,18 @@ class Watch:
 
     def first_to_end(self) -> int:
         """Returns the status of the rank that first ended by itself with a status other than 0; 0 if none did."""
-        ended = [sign for sign in read_heartbeats(self.file) if sign.ended > 0]
-        return min(ended, key=lambda sign: sign.alive).ended if ended else 0
+        first = self._first(sign for sign in read_heartbeats(self.file) if sign.ended > 0)
+        return first.ended if first else 0
+
+    def last_word(self) -> Sign | None:
+        """Returns the sign of the rank that first ended by itself with a status other than 0, and not because another
+        had ended; None if none did."""
+        signs = read_heartbeats(self.file)
+        return self._first(sign for sign in signs if sign.ended > 0 and sign.cause != Cause.FOLLOWED)
+
+    @staticmethod
+    def _first(ended: Iterable[Sign]) -> Sign | None:
+        return min(ended, key=lambda sign: sign.alive, default=None)
 
     def first_dead(self) -> tuple[Sign, int | None] | None:
         """Returns the rank that died first, and its status or negative signal (None if the signal is not known).

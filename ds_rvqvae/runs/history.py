@@ -27,6 +27,7 @@ from ds_rvqvae.runs.checkpoints import (
     read_manifest,
     resumed_from,
     step_of,
+    whole_checkpoint,
 )
 
 
@@ -60,6 +61,18 @@ def find_checkpoint(folder: Path, tag: str) -> Path:
         raise ValueError(f"several were put aside, name one: {', '.join(path.name for path in aside)}")
     there = ", ".join(path.name for path in every_checkpoint(folder)) or "none"
     raise ValueError(f"{here / MANIFEST} is missing; checkpoints there: {there}")
+
+
+def newest_text(run: Path) -> str:
+    """Returns, in words, the newest complete checkpoint of a run's folder, from which a resume continues.
+
+    Files are not read: only their names and sizes are compared with the manifest.
+    """
+    folder = run / "checkpoints"
+    newest, _ = whole_checkpoint(folder, thorough=False)
+    if newest is None:
+        return f"there is no complete checkpoint in {folder}"
+    return f"the newest complete checkpoint is {newest.name} (step {step_of(newest):,}) in {folder}"
 
 
 def put_aside(folder: Path) -> list[Path]:

@@ -23,19 +23,22 @@ from ds_rvqvae.tokenizer.folder import TOKENIZER, TokenizerConfig, explicit_read
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 
-def open_tokenizer(name: str | Path | Reference) -> MotionTokenizer | BodyTokenizer:
+def open_tokenizer(name: str | Path | Reference, device: str | torch.device = "cpu") -> MotionTokenizer | BodyTokenizer:
     """Opens the tokenizer that a name stands for; `ds_rvqvae.runs.references` lists the names.
+
+    Args:
+        device: of the nets; encoding and decoding run there.
 
     Raises:
         UserError: as in `find_reference`; or names the folder or file and the problem.
     """
     reference = name if isinstance(name, Reference) else find_reference(name)
     if reference.kind is Kind.BODY:
-        return BodyTokenizer.from_pretrained(reference.folder)
-    return open_single(reference)
+        return BodyTokenizer.from_pretrained(reference.folder, device=device)
+    return open_single(reference, device)
 
 
-def open_single(name: str | Path | Reference) -> MotionTokenizer:
+def open_single(name: str | Path | Reference, device: str | torch.device = "cpu") -> MotionTokenizer:
     """Opens a tokenizer as `open_tokenizer` does, but only a single one.
 
     Raises:
@@ -46,8 +49,8 @@ def open_single(name: str | Path | Reference) -> MotionTokenizer:
         parts = " ".join(part.name for part in reference.parts())
         raise UserError(f"{reference.name}: is a body's tokenizer; name the folder of one of its parts: {parts}")
     if reference.is_checkpoint:
-        return _tokenizer_of_checkpoint(reference.folder)
-    return MotionTokenizer.from_pretrained(reference.folder)
+        return _tokenizer_of_checkpoint(reference.folder).to(device)
+    return MotionTokenizer.from_pretrained(reference.folder, device=device)
 
 
 def motion_state(data: MotionData, config: ModelConfig) -> dict[str, Any]:

@@ -1,16 +1,22 @@
-"""Environment variables: remove leftovers of other programs and runs, and set those by which ranks find this package
-and each other."""
+"""Environment variables: remove leftovers of other programs and runs, and set those by which ranks find this package,
+their device and each other."""
 
 import os
-import socket
-import sys
+import re
+import shlex
+import warnings
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
-from ds_rvqvae.errors import UserError
+from ds_rvqvae.errors import UserError, printable
+from ds_rvqvae.files import read_text
+from ds_rvqvae.gpu.nvml import Driver, NoDriverError, list_gpus
+from ds_rvqvae.gpu.snapshot import cuda_order
+from ds_rvqvae.process.interfaces import is_loopback, settle_interfaces
+from ds_rvqvae.process.slurm import settle_task
 from ds_rvqvae.runs.folder import (
     RANK_LAUNCHER,
     RUN_VARIABLE,
@@ -22,8 +28,9 @@ from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE
 
 LAUNCHER_VARIABLE = "DS_RVQVAE_LAUNCHER"
 """Environment variable with the process number of our launcher; the run's other variables count only below it."""
-INTERFACE_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
-"""Variables with the network interface by which ranks reach each other."""
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+ENVIRONMENT_FILE_VARIABLE = "DS_ENV_FILE"
+"""Variable with the name of deepspeed's environment file, if it is not `.deepspeed_env`."""
 
 # A name that ends in an underscore stands for all names that begin with it.
 _OF_A_RUN = (
@@ -61,45 +68,45 @@ def for_modules(environment: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def interfaces(wanted: str | None) -> dict[str, str]:
-    """Returns variables with which ranks of one machine listen only on its loopback interface.
+def lines_for_other_hosts(environment: Mapping[str, str], added: Mapping[str, str], flags: Mapping[str, str]) -> str:
+    """Returns the lines of an environment file for ranks that deepspeed starts over ssh: it passes on few variables of
+    this process, and those of the file. The user's own files, `.deepspeed_env` at home and in this folder, are kept.
 
     Args:
-        wanted: the interface for NCCL instead, in its syntax (`eth0`, `^docker0,lo`); gloo takes it if it is the name
-            of an interface.
+        added: variables that count less than the user's.
+        flags: variables that flags set, which count more.
+
+    Raises:
+        UserError: a line of the user's files is not of the form NAME=value.
     """
-    loopback = loopback_interface()
-    names = []
-    with suppress(OSError):  # a container may hide them
-        names = [name for _, name in socket.if_nameindex()]
-    chosen = zip(INTERFACE_VARIABLES, (wanted or loopback, wanted if wanted in names else loopback), strict=True)
-    return {variable: interface for variable, interface in chosen if interface}
-
-
-def loopback_interface() -> str | None:
-    """Returns the name of the loopback interface; None if it cannot be found."""
-    if not sys.platform.startswith("linux"):
-        return None
-    for folder in sorted(Path("/sys/class/net").glob("*")):
-        try:
-            if int((folder / "flags").read_text(), 16) & 0x8:  # IFF_LOOPBACK
-                return folder.name
-        except (OSError, ValueError):
-            continue
-    return None
+    lines = [f"{name}={value}" for name, value in added.items() if name not in flags]
+    for folder in (Path.home(), Path()):
+        file = folder / environment.get(ENVIRONMENT_FILE_VARIABLE, ".deepspeed_env")
+        text = read_text(file) if file.is_file() else ""
+        for number, line in enumerate(map(str.strip, text.splitlines()), start=1):
+            if not line or line.startswith("#"):
+                continue  # deepspeed itself would end with a traceback
+            if not re.fullmatch(r"\w+\s*=.*", line):
+                raise UserError(f"{file}:{number}: write one variable per line, as NAME=value")
+            lines.append(line)
+    lines += [f"{name}={value}" for name, value in flags.items()]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def settle_rank(environment: MutableMapping[str, str]) -> None:
-    """Removes from a rank's environment the variables that its launcher did not set.
+    """Removes from a rank's environment the variables that its launcher did not set, and sets those that are missing:
+    the places of ranks that srun started, and the network interfaces.
 
     Raises:
-        UserError: some variables of a rank are set, but not all.
+        UserError: some variables of a rank are set, but not all; or Slurm's do not fit; or no interface does.
     """
     above = _lines_above()
     if environment.get(LAUNCHER_VARIABLE) not in [str(pid) for pid, _ in above]:
         _remove(environment, _OF_A_RUN)
     if "RANK" not in environment:
+        meeting = {name: environment[name] for name in ("MASTER_ADDR", "MASTER_PORT") if environment.get(name)}
         _remove(environment, (*_OF_A_RANK, *_OF_TORCHRUN))
+        settle_task(environment, meeting)
     elif any(RANK_LAUNCHER in line for _, line in above[:1]):
         _remove(environment, _OF_TORCHRUN)
     _remove(environment, _OF_MPI)
@@ -109,6 +116,114 @@ def settle_rank(environment: MutableMapping[str, str]) -> None:
             f"RANK is set in the environment, but not {' and '.join(missing)}; a launcher sets all of them: unset RANK "
             "for a run of one rank"
         )
+    if environment.get("WORLD_SIZE", "1") != "1":
+        settle_interfaces(environment, on_several_machines(environment))
+
+
+def on_several_machines(environment: Mapping[str, str]) -> bool:
+    """Returns whether the ranks run on several machines, from the variables of a rank."""
+    if "CROSS_SIZE" in environment:  # deepspeed's number of hosts
+        return environment["CROSS_SIZE"] != "1"
+    if "LOCAL_WORLD_SIZE" in environment:  # torchrun's, and set for ranks that srun started
+        return environment["LOCAL_WORLD_SIZE"] != environment["WORLD_SIZE"]
+    return not is_loopback(environment["MASTER_ADDR"])
+
+
+def settle_device(environment: MutableMapping[str, str]) -> str | None:
+    """Sets in a rank's environment which device DeepSpeed takes, before DeepSpeed is imported. By itself it would
+    train on the CPU wherever torch finds no GPU.
+
+    A run is meant for GPUs if DS_ACCELERATOR is `cuda`, which our launcher sets for ranks on GPUs. If it is not set, a
+    run is meant for GPUs if torch finds one, the NVIDIA driver lists one that CUDA_VISIBLE_DEVICES does not hide, or
+    that variable names one. deepspeed's launcher sets that variable for CPU ranks too, so there it does not count.
+
+    Returns:
+        a message, if the run trains on the CPU although DS_ACCELERATOR does not ask for that.
+
+    Raises:
+        UserError: the run is meant for GPUs, but torch cannot use one here for each rank; or CUDA_VISIBLE_DEVICES has a
+            UUID of no GPU or of a MIG slice.
+    """
+    asked = environment.get("DS_ACCELERATOR")
+    if asked not in (None, "cuda"):
+        return None
+    _number_visible(environment)
+    reason = _why_no_gpu(environment)
+    if reason is None:
+        environment["DS_ACCELERATOR"] = "cuda"
+        return None
+    driver, meant = _driver_and_gpus(environment)
+    meant = "DS_ACCELERATOR=cuda" if asked else meant
+    if meant:
+        raise UserError(
+            f"{meant}, so this run is meant for GPUs, but {reason} ({driver}); install a build of torch for this "
+            "driver (ds-rvqvae monitor shows what the driver supports), or set DS_ACCELERATOR=cpu to train on the CPU"
+        )
+    environment["DS_ACCELERATOR"] = "cpu"
+    return f"training on the CPU: {reason} ({driver}); DS_ACCELERATOR=cpu in the environment asks for the CPU"
+
+
+def _number_visible(environment: MutableMapping[str, str]) -> None:
+    """Replaces UUIDs in CUDA_VISIBLE_DEVICES by the GPUs' numbers: DeepSpeed's CUDA accelerator reads only numbers."""
+    text = environment.get(VISIBLE, "")
+    named = [entry.strip() for entry in text.split(",")]
+    if not any(entry.startswith(("GPU-", "MIG-")) for entry in named):
+        return
+    shown = f"{VISIBLE}={shlex.quote(printable(text))}"
+    if any(entry.startswith("MIG-") for entry in named):
+        raise UserError(
+            f"{shown}: names a MIG slice, on which DeepSpeed cannot train; name GPUs by number or UUID (a rank gets "
+            "the first slice of a GPU that is split)"
+        )
+    try:
+        order = cuda_order(list_gpus(), environment)
+    except NoDriverError as error:
+        raise UserError(f"{shown}: no NVIDIA driver answers that knows UUIDs: {error}") from None
+    if order is None or len(order) != len(named):
+        raise UserError(
+            f"{shown}: each entry must name one GPU, each another one; nvidia-smi -L shows numbers and UUIDs (where "
+            "GPUs differ, numbers need CUDA_DEVICE_ORDER=PCI_BUS_ID)"
+        )
+    environment.update({VISIBLE: ",".join(map(str, order)), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"})
+
+
+def _why_no_gpu(environment: Mapping[str, str]) -> str | None:
+    """Returns why torch cannot use a GPU for each rank of this host; None if it can."""
+    import torch
+
+    if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
+        return f"torch {torch.__version__} is built without CUDA"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # one of them would repeat the error
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+            found = torch.cuda.device_count()
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"torch {torch.__version__} (CUDA {torch.version.cuda}) finds none: {first.rstrip('.')}"
+    ranks = 1
+    if "RANK" in environment:
+        ranks = int(environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or 1)
+    if found < ranks:
+        return f"torch {torch.__version__} (CUDA {torch.version.cuda}) finds {found} for {ranks} ranks"
+    return None
+
+
+def _driver_and_gpus(environment: Mapping[str, str]) -> tuple[str, str]:
+    """Returns what the NVIDIA driver is, and why a run is meant for GPUs; the latter is empty if it is not."""
+    visible = environment.get(VISIBLE)
+    if visible is not None and visible.strip().lower() in ("", "-1", "nodevfiles", "none", "void"):
+        return f"{VISIBLE}={shlex.quote(printable(visible))} hides all GPUs", ""
+    named = ""
+    if visible is not None and not any(RANK_LAUNCHER in line for _, line in _lines_above()[:1]):
+        named = f"{VISIBLE}={shlex.quote(printable(visible))} names GPUs"
+    try:
+        with Driver() as driver:
+            count = len(driver.cards())
+            text = f"NVIDIA driver {driver.version}, CUDA up to {driver.cuda_version or 'unknown'}"
+    except (NoDriverError, UserError) as error:
+        return f"no NVIDIA driver answers: {error}", named
+    return text, named or (f"the NVIDIA driver lists {count} GPUs" if count else "")
 
 
 def _remove(environment: MutableMapping[str, str], names: Sequence[str]) -> None:

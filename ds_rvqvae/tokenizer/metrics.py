@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ds_rvqvae.model.exact import exactly
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.model.vq import perplexity_of
 from ds_rvqvae.motion.clip import MIN_FRAMES
@@ -85,13 +86,16 @@ class ScoreSums:
         self.l1, self.angle, self.velocity, self.jitter, self.joints = errors.view(len(_BY_LEVEL), levels)
         self.counts = counts.view(levels, codes)
 
-    @torch.no_grad()
     def add(self, motion: Tensor) -> Tensor | None:
         """Adds one clip `[T, C]`, normalised, and returns its reconstruction from all levels.
 
         The clip is cut to a multiple of the down-sampling; if fewer than 16 frames remain it is left out, and the
         result is None.
         """
+        with exactly(self.model):
+            return self._add(motion)
+
+    def _add(self, motion: Tensor) -> Tensor | None:
         stride = self.model.config.code_stride
         frames = len(motion) // stride * stride
         if frames < MIN_FRAMES:

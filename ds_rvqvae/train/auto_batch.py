@@ -16,7 +16,7 @@ import torch.distributed as dist
 from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.gpu.cards import CARDS
-from ds_rvqvae.gpu.plan import Plan, make_plan
+from ds_rvqvae.gpu.plan import COMMUNICATORS, NCCL_BYTES, Plan, make_plan
 from ds_rvqvae.model.losses import LossColumns, tokenizer_losses
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.runs.start import split_batch, with_batch
@@ -102,7 +102,9 @@ def _try_step(plan: Plan, device: torch.device, columns: LossColumns | None) -> 
         # The engine passes each gradient on at once; the bytes that it keeps are in `_engine_bytes`.
         add_hook: Callable[..., Any] = parameter.register_post_accumulate_grad_hook  # torch has no types for it
         add_hook(_drop_gradient)
-    held = torch.empty(_engine_bytes(plan), dtype=torch.uint8, device=device)
+    # Before there is an engine, only torch's default group has a communicator.
+    later = (COMMUNICATORS - 1) * NCCL_BYTES if device.type == "cuda" and plan.gpus > 1 else 0
+    held = torch.empty(_engine_bytes(plan) + later, dtype=torch.uint8, device=device)
     motion = torch.randn(*plan.largest_shape, plan.in_features, device=device)
     model.set_step(settings.training.seed, step=0)
     output = model(motion)
@@ -162,7 +164,7 @@ def _summary(refusals: list[str], micro_batch: int, share: int) -> str:
 
 def _nothing_fits(plan: Plan, refused: list[int], device: torch.device) -> str:
     """The message why the run cannot start, with the memory of the rank that has the least."""
-    least = torch.tensor([room_bytes(device, plan.gpus)], device=device)
+    least = torch.tensor([room_bytes(device, plan.gpus, communicators=1)], device=device)
     dist.all_reduce(least, op=dist.ReduceOp.MIN)
     planned, room = gibibytes(planned_bytes(plan, device)), gibibytes(int(least.item()))
     helps = "a smaller rvqvae.model.width or window_size, or GPUs with more free memory"

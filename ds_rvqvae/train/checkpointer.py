@@ -260,7 +260,23 @@ def load_checkpoint(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> dict
         raise RuntimeError(f"{checkpoint}: DeepSpeed loaded nothing")
     if universal:
         _restore_buffers(engine.module, checkpoint)
+        place_optimizer_state(engine.optimizer.optimizer)
     return client_state
+
+
+def place_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
+    """Moves each tensor of an optimizer's state to the device of its parameter, in place.
+
+    DeepSpeed 0.19.8 loads the step count of a universal checkpoint onto the CPU, where torch's fused AdamW cannot use
+    it. Optimizers that are neither fused nor capturable have it on the CPU by design.
+    """
+    for group in optimizer.param_groups:
+        step_stays = not (group.get("fused") or group.get("capturable"))
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            for name, value in state.items():
+                if isinstance(value, torch.Tensor) and not (name == "step" and step_stays):
+                    state[name] = value.to(parameter.device)
 
 
 def make_universal(checkpoint: Path) -> Path:

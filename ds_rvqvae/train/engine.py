@@ -1,9 +1,9 @@
 """The DeepSpeed engine for an RVQ-VAE, its monitors, and communication between ranks."""
 
 import functools
+import logging
 import math
 import os
-import re
 import socket
 import warnings
 from bisect import bisect_right
@@ -34,11 +34,13 @@ from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.config.training import ScheduleConfig
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import utf8_path
+from ds_rvqvae.model.exact import Role, take_role
 from ds_rvqvae.model.nets import Checkpoint
 from ds_rvqvae.model.rvqvae import RVQVAE
+from ds_rvqvae.process.interfaces import is_loopback, settle_interfaces
 from ds_rvqvae.process.tolerance import tolerated
 from ds_rvqvae.runs.tokenizers import open_single
-from ds_rvqvae.runs.variables import INTERFACE_VARIABLES, loopback_interface
+from ds_rvqvae.runs.variables import on_several_machines
 
 
 class Monitors(MonitorMaster):  # type: ignore[misc]
@@ -98,27 +100,43 @@ def start_distributed() -> None:
             port = free.getsockname()[1]
         alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in alone.items()})
-    # DeepSpeed calls a collective under a name that newer torch versions deprecate.
-    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
+    _silence_libraries()
     # A shared-memory collective for CPUs: it compiles for minutes in every new home folder, and is never used here.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # fp32 must mean fp32; the default of a convolution on a GPU is TF32.
-    torch.backends.cudnn.allow_tf32 = False
+    # Where DeepSpeed has no table of its operations yet, reading it would try to compile all of them.
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
+    take_role(Role.TRAINING)
     get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, init_method=_meeting_place())
+
+
+def _silence_libraries() -> None:
+    """Drops messages of torch and DeepSpeed that every run would print and that ask nothing of its user."""
+    # DeepSpeed calls a collective under a name that newer torch versions deprecate.
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
+    # A barrier of one rank on a GPU. DeepSpeed ties a process group to its GPU only if there are several ranks.
+    warnings.filterwarnings("ignore", message="(?i).*device.id.*init_process_group", category=UserWarning)
+    deepspeed.utils.logger.addFilter(_is_of_use)
+    logging.getLogger("torch.utils.flop_counter").addFilter(_is_of_use)
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    """Returns False for two messages: one at a resume on another number of ranks, which have no tensor parallelism;
+    and one in an environment without Triton, about a counter of operations that training does not use."""
+    return not str(record.msg).startswith(("MPU is not provided", "triton not found"))
 
 
 def _meeting_place() -> str:
     """The init method, for torch, by which ranks find each other. Ranks of one machine use only its loopback address;
     torch itself would listen on all addresses."""
+    several = on_several_machines(os.environ)
     # A host's name may resolve to the loopback address on that host, and to another one on other hosts.
-    local = re.fullmatch(r"localhost|127(\.\d+){3}", os.environ["MASTER_ADDR"]) is not None
-    several = os.environ.get("CROSS_SIZE", "1") != "1"  # deepspeed's number of hosts; the first may have such a name
-    if not local or several or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    if (
+        several
+        or not is_loopback(os.environ["MASTER_ADDR"])
+        or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    ):
         return "env://"
-    if interface := loopback_interface():
-        for name in INTERFACE_VARIABLES:
-            os.environ.setdefault(name, interface)
+    settle_interfaces(os.environ, several)
     with suppress(RuntimeError):  # it is registered already
         register_rendezvous_handler("loopback", _meet_on_loopback)  # type: ignore[no-untyped-call]
     return "loopback://"

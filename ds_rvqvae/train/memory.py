@@ -17,7 +17,7 @@ from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.gpu.cards import CARDS
 from ds_rvqvae.gpu.nvml import IDLE_MEMORY, Gpu, NoDriverError, list_gpus
-from ds_rvqvae.gpu.plan import CONTEXT_BYTES, NCCL_BYTES, Plan, largest_micro_batch, make_plan
+from ds_rvqvae.gpu.plan import COMMUNICATORS, CONTEXT_BYTES, NCCL_BYTES, Plan, largest_micro_batch, make_plan
 from ds_rvqvae.gpu.processes import Owners
 from ds_rvqvae.gpu.snapshot import Snapshot
 from ds_rvqvae.runs.start import split_batch
@@ -134,10 +134,13 @@ def _name_of(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "the host"
 
 
-def room_bytes(device: torch.device, world_size: int) -> int:
+def room_bytes(device: torch.device, world_size: int, communicators: int = COMMUNICATORS) -> int:
     """Bytes available to this rank, its own included: the device's memory minus that of other processes.
 
     On a CPU it is not more than the limits of this process (`ulimit`) permit.
+
+    Args:
+        communicators: NCCL communicators that exist by now.
     """
     if device.type != "cuda":
         limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
@@ -145,7 +148,7 @@ def room_bytes(device: torch.device, world_size: int) -> int:
         return min([free, *(limit for limit in limits if limit != resource.RLIM_INFINITY)])
     free, total = torch.cuda.mem_get_info(device)
     # The plan counts these two; on the GPU they are neither free nor reserved by torch.
-    overhead = CONTEXT_BYTES + (NCCL_BYTES if world_size > 1 else 0)
+    overhead = CONTEXT_BYTES + (communicators * NCCL_BYTES if world_size > 1 else 0)
     return min(total, free + torch.cuda.memory_reserved(device) + overhead)
 
 

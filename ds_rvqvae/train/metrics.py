@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import sys
 import threading
 import time
@@ -47,6 +48,11 @@ def start_log(file: Path, rank: int) -> None:
     # Warnings of libraries, and errors that end a thread (TensorBoard's, for one), go to the log, one line each.
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").handlers[:] = [to_file]
+    # Each rank would print them. Errors are still printed too; with TORCH_LOGS the user asks for torch's messages.
+    for library in ("DeepSpeed", *(() if os.environ.get("TORCH_LOGS") else ("torch",))):
+        for handler in logging.getLogger(library).handlers:
+            handler.setLevel(max(handler.level, logging.ERROR))
+        logging.getLogger(library).addHandler(to_file)
     level = logging.ERROR if rank else logging.WARNING  # warnings of other ranks are not written anywhere
     threading.excepthook = lambda failed: logger.log(
         level, "thread %s ended: %s: %s", getattr(failed.thread, "name", ""), failed.exc_type.__name__, failed.exc_value

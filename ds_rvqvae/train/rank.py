@@ -27,6 +27,7 @@ from ds_rvqvae.process.progress import Stage
 from ds_rvqvae.process.signals import call_at_signals
 from ds_rvqvae.process.streams import drain_streams, lost_messages, open_standard_streams, queued_streams
 from ds_rvqvae.process.tolerance import reason_of, tolerated
+from ds_rvqvae.process.torch_build import check_torch
 from ds_rvqvae.runs.abandoned import go_on_from
 from ds_rvqvae.runs.checkpoints import sweep
 from ds_rvqvae.runs.folder import (
@@ -44,12 +45,14 @@ from ds_rvqvae.runs.folder import (
     unlock_runs,
     write_profile,
 )
-from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, Heartbeat
+from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, Cause, Heartbeat
 from ds_rvqvae.runs.init_from import Initial, keep_normalisation, mend_normalisation, take_start
 from ds_rvqvae.runs.start import Resume, as_begun, find_resume, record_of, request_of, split_batch, with_batch
-from ds_rvqvae.runs.variables import settle_rank
+from ds_rvqvae.runs.variables import settle_device, settle_rank
 from ds_rvqvae.tokenizer.folder import TOKENIZER
 
+_SECONDS_TO_FOLLOW = 1.0
+"""Seconds in which a rank whose connection to another broke learns whether the other has ended."""
 _SECONDS_TO_STOP = 0.5
 """How long a rank that is stopped before it trains waits, while the launcher stops the others; they would fail without
 it."""
@@ -73,14 +76,21 @@ def main(argv: list[str] | None = None) -> int:
     keep_warnings_harmless()
     with queued_streams("stdout", "stderr"):
         try:
+            check_torch()  # another host may have another torch than the launcher's
             settle_rank(os.environ)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            if _speaks():
+                print(f"error: {error}", file=sys.stderr)
             return error.status
         rank = int(os.environ.get("RANK", "0"))
         with call_at_signals(lambda number: _end_untrained(number, rank)):
             # Every rank reads the same flags and data and refuses for the same reason; one rank per host prints it.
-            return _rank(argv, rank, speaks=os.environ.get("LOCAL_RANK", "0") == "0")
+            return _rank(argv, rank, _speaks())
+
+
+def _speaks() -> bool:
+    """Whether this rank is the first of its host, before or after its variables are settled."""
+    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
 
 
 def _rank(argv: list[str] | None, rank: int, speaks: bool) -> int:
@@ -176,6 +186,7 @@ def _train(request: Request, own: MotionData | UserError | None) -> int:
     rank = int(os.environ.get("RANK", "0"))
     # Late, because importing DeepSpeed takes seconds and refusals need not wait for it. Our launcher shows this stage.
     with Stage("importing torch and DeepSpeed", shown=not rank and HEARTBEAT_VARIABLE not in os.environ):
+        on_cpu = settle_device(os.environ)
         import torch.distributed as dist
 
         from ds_rvqvae.train.engine import on_rank_zero_first, own_device, start_distributed
@@ -198,7 +209,7 @@ def _train(request: Request, own: MotionData | UserError | None) -> int:
     said = os.environ.get(SAID_VARIABLE, "").splitlines()
     for line in said:
         logger.info("launcher: %s", line)
-    for note in [*resume.notes, *(note for note in data.notes() if note not in said)]:
+    for note in [*([on_cpu] if on_cpu else []), *resume.notes, *(note for note in data.notes() if note not in said)]:
         announce(note)
     total = request.profile.rvqvae.training.total_iter
     if resume.step() >= total:
@@ -365,19 +376,27 @@ def _leave(status: int) -> int:
 
 def _end_untrained(number: int, rank: int) -> None:
     """Ends this rank at once, whatever its main thread does: it has trained no step since its start."""
-    Heartbeat.end(ExitStatus.STOPPED)
-    if rank == 0:
+    failed = Heartbeat.ended_before() not in (ExitStatus.DONE, ExitStatus.STOPPED)
+    if failed:  # then the launcher, or deepspeed, asked for it
+        Heartbeat.fail()
+    status = Heartbeat.end(ExitStatus.STOPPED)
+    if rank == 0 and not failed:
         say(f"stopped by {signal.Signals(number).name} before this start's first step; nothing is lost")
     if HEARTBEAT_VARIABLE in os.environ:
         time.sleep(_SECONDS_TO_STOP)
     unlock_runs()
     drain_streams()
-    os._exit(ExitStatus.STOPPED)
+    os._exit(status)
 
 
 def _report_crash(error: Exception, rank: int) -> int:
-    """Writes the traceback to `run.log` and one line to stderr; leaves with status 70."""
+    """Writes the traceback to `run.log`, and one line to stderr if no other rank of this machine has ended before;
+    leaves with status 70."""
     logging.getLogger("ds_rvqvae").error(traceback.format_exc())
     summary = str(error).strip().splitlines()
-    say(f"error: rank {rank}: {type(error).__name__}: {summary[0] if summary else ''}")
+    memory = sys.modules.get("ds_rvqvae.train.memory")
+    is_memory = isinstance(error, MemoryError) if memory is None else memory.is_out_of_memory(error)
+    cause, patience = (Cause.OUT_OF_MEMORY, 0.0) if is_memory else (Cause.OTHER, _SECONDS_TO_FOLLOW)
+    if Heartbeat.fail(cause, patience):
+        say(f"error: rank {rank}: {type(error).__name__}: {summary[0] if summary else ''}")
     return _leave(ExitStatus.FAILED)

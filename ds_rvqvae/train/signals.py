@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from pathlib import Path
 from types import FrameType
 
 import psutil
@@ -15,14 +16,16 @@ import torch
 import torch.distributed as dist
 
 from ds_rvqvae.errors import ExitStatus, say
-from ds_rvqvae.process.signals import ENDING, left_to_a_thread, take_left
+from ds_rvqvae.process.signals import ENDING, heard_in_thread, left_to_a_thread, take_left
 from ds_rvqvae.process.streams import drain_streams
 from ds_rvqvae.runs.folder import RANK_LAUNCHER
-from ds_rvqvae.runs.heartbeat import Heartbeat
+from ds_rvqvae.runs.heartbeat import Cause, Heartbeat
+from ds_rvqvae.runs.history import newest_text
 from ds_rvqvae.runs.variables import processes_above
 
-_SECONDS_TO_AGREE = 20.0
-"""A SIGTERM may mean that another rank has died: then agreement is impossible, and SIGKILL comes after 30 s."""
+_SECONDS_AFTER_ANOTHER = 5.0
+"""Seconds that a rank which was asked to stop has to end by itself, after another rank has ended."""
+_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class Wanted(IntEnum):
@@ -41,17 +44,24 @@ class Agreement:
     them with the other ranks.
 
     Each step starts an all-reduce (maximum) on the host and takes the result of the previous one, so that no step waits
-    for it.
+    for it. If the ranks cannot agree, because they wait inside a library for a rank that does not go on, a thread hears
+    the signal and ends this process.
+
+    Args:
+        heartbeat: tells whether this rank goes on; without it, it is never ended for being blocked.
+        run_folder: the run's folder.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, heartbeat: Heartbeat | None = None, run_folder: Path | None = None) -> None:
+        self._heartbeat, self._run_folder = heartbeat, run_folder
         self._group = dist.new_group(backend="gloo")
         self._mine = Wanted.NONE
         self._noted: list[Wanted] = []
-        self._waiting = False
         self._value = torch.zeros(1, dtype=torch.int64)
         self._round: dist.Work | None = None
-        self._limit: threading.Timer | None = None
+        self._agreed_to_stop = False
+        self._is_over = threading.Event()
+        self._asked_once = threading.Lock()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -63,28 +73,28 @@ class Agreement:
             yield
             return
         before = {number: signal.getsignal(number) for number in _REQUESTS}
-        for number, handler in before.items():
-            if handler is not signal.SIG_IGN or number not in ENDING:
-                signal.signal(number, self._note)
-        for left in take_left():
-            self._note(left, None)
-        try:
-            yield
-        finally:
+        with heard_in_thread(self._hear):
             for number, handler in before.items():
-                # A rank that has trained ends by itself, with its own exit status.
-                signal.signal(number, signal.SIG_IGN if handler is left_to_a_thread else handler)
+                if handler is not signal.SIG_IGN or number not in ENDING:
+                    signal.signal(number, self._note)
+            for left in take_left():
+                self._note(left, None)
+                self._hear(left)
+            try:
+                yield
+            finally:
+                self._is_over.set()
+                for number, handler in before.items():
+                    # A rank that has trained ends by itself, with its own exit status.
+                    signal.signal(number, signal.SIG_IGN if handler is left_to_a_thread else handler)
 
     def after_step(self) -> Wanted:
         """The action that all ranks take now; every rank calls it once per step."""
         agreed = Wanted.NONE
         if self._round is not None:
-            self._waiting = True
             self._round.wait()
-            self._waiting = False
             agreed = Wanted(int(self._value))
-        if agreed is Wanted.STOP and self._limit is not None:
-            self._limit.cancel()
+        self._agreed_to_stop |= agreed is Wanted.STOP
         if agreed >= self._mine:
             self._mine = Wanted.NONE
         while self._noted:
@@ -94,44 +104,61 @@ class Agreement:
         return agreed
 
     def close(self) -> None:
-        """Waits for the pending all-reduce and cancels the timer. Every rank calls it."""
+        """Waits for the pending all-reduce. Every rank calls it."""
         if self._round is not None:
             self._round.wait()
-        if self._limit is not None:
-            self._limit.cancel()
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        request = _REQUESTS[signal.Signals(number)]
-        self._noted.append(request)
-        if request is Wanted.STOP and self._limit is None:
-            self._start_limit()
+        self._noted.append(_REQUESTS[signal.Signals(number)])
 
-    def _start_limit(self) -> None:
-        self._limit = threading.Timer(_SECONDS_TO_AGREE, self._give_up_waiting)
-        self._limit.daemon = True
-        self._limit.start()
+    def _hear(self, number: int) -> None:
+        asks_to_stop = number in ENDING and signal.getsignal(number) == self._note
+        if asks_to_stop and self._heartbeat is not None and self._asked_once.acquire(blocking=False):
+            arguments = (signal.Signals(number).name, self._heartbeat)
+            threading.Thread(target=self._see_to_stop, args=arguments, name="stopping", daemon=True).start()
 
-    def _give_up_waiting(self) -> None:
-        # An evaluation or a save may take longer than the limit; waiting for a dead rank must not.
-        if self._waiting:
-            _give_up()
-        self._start_limit()
+    def _see_to_stop(self, name: str, heartbeat: Heartbeat) -> None:
+        """Ends this process if it cannot stop by itself after the signal of this name: another rank has ended, or this
+        one is blocked."""
+        since = time.monotonic()
+        alone_since: float | None = None
+        while not self._is_over.wait(_SECONDS_BETWEEN_LOOKS):
+            ended = Heartbeat.ended_before()
+            # Ranks that have agreed to stop end a moment after one another.
+            if ended and not (ended == ExitStatus.STOPPED and self._agreed_to_stop):
+                alone_since = alone_since or time.monotonic()
+                if time.monotonic() - alone_since > _SECONDS_AFTER_ANOTHER:
+                    end_unsaved("another rank has ended", Cause.FOLLOWED)
+            elif not self._agreed_to_stop and heartbeat.is_blocked(since):
+                if not heartbeat.has_stepped():
+                    say(f"stopped by {name} before this start's first step; nothing is lost")
+                    _end(ExitStatus.STOPPED)
+                waited = f"no step was finished for {time.monotonic() - since:.0f} s"
+                reason = f"{name} asked to stop, but {waited}, as ranks wait for one that does not go on"
+                newest = f"; {newest_text(self._run_folder)}" if self._run_folder is not None else ""
+                end_unsaved(reason, Cause.BLOCKED, newest)
 
 
-def _give_up() -> None:
-    end_unsaved("asked to stop, but the other ranks do not answer")
+def end_unsaved(reason: str, cause: Cause = Cause.OTHER, more: str = "") -> None:
+    """Ends this process at once, with status 70. The reason is printed, unless another rank of this machine has ended
+    before.
+
+    Args:
+        more: the end of the line.
+    """
+    line = f"{reason}: ended without saving{more}"
+    logging.getLogger("ds_rvqvae").error("%s", line)
+    if Heartbeat.fail(cause):
+        say(f"error: {line}")
+    _end(ExitStatus.FAILED)
 
 
-def end_unsaved(reason: str) -> None:
-    """Ends this process at once, with status 70."""
-    logging.getLogger("ds_rvqvae").error("%s: ended without saving", reason)
-    say(f"error: {reason}: ended without saving")
-    Heartbeat.end(ExitStatus.FAILED)
+def _end(status: ExitStatus) -> None:
+    status = ExitStatus(Heartbeat.end(status))
     drain_streams()
-    os._exit(ExitStatus.FAILED)
+    os._exit(status)
 
 
-_SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_TO_SAVE = 120.0
 """Time for a rank whose launcher died."""
 

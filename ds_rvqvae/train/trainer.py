@@ -137,7 +137,8 @@ class Trainer:
         engine = build_engine(profile, data.in_features, run_folder, universal, init_from, taken)
         client_state = {} if checkpoint is None else load_checkpoint(engine, checkpoint)
         heartbeat = heartbeat or Heartbeat.start(dist.get_rank())
-        return cls(engine, profile, data, run_folder, client_state, Agreement(), heartbeat, checkpoint)
+        agreement = Agreement(heartbeat, run_folder)
+        return cls(engine, profile, data, run_folder, client_state, agreement, heartbeat, checkpoint)
 
     def train(self) -> None:
         """Trains to `total_iter`, or until a signal asks the ranks to stop, and closes the trainer.

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.data.store.splits import Segment
 from ds_rvqvae.files import whole_file
+from ds_rvqvae.model.exact import exactly
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.motion.layout import Layout, root_channels
 from ds_rvqvae.motion.skeleton import Skeleton, builtin_skeleton, joint_places
@@ -55,7 +56,6 @@ def reconstruction_pictures(
             )
 
 
-@torch.no_grad()
 def _reconstructed(
     model: RVQVAE, data: MotionData, segment: Segment, device: torch.device | str
 ) -> list[NDArray[np.float32]]:
@@ -63,8 +63,9 @@ def _reconstructed(
     stride = model.config.code_stride
     frames = min(segment.stop - segment.start, int(_PICTURE_SECONDS * data.fps)) // stride * stride
     motion = torch.from_numpy(data.normalised(segment)[:frames]).to(device)
-    codes = model.encode(motion.unsqueeze(0))
-    found = [model.decode(codes[..., : level + 1])[0].float().cpu().numpy() for level in range(codes.shape[-1])]
+    with exactly(model):
+        codes = model.encode(motion.unsqueeze(0))
+        found = [model.decode(codes[..., : level + 1])[0].float().cpu().numpy() for level in range(codes.shape[-1])]
     return [data.frames(segment)[:frames], *(one * data.std + data.mean for one in found)]
 
 

@@ -23,6 +23,7 @@ from tests.docs.pages import ROOT, Block, Command, commands_of
 from tests.docs.world import SETTINGS
 from tests.gpu.stand_in import StandIn, command
 from tests.launch.launching import CPU
+from tests.on_gpu import program as on_gpu
 
 _QUICK = ("scaling.py",)
 """Benchmarks that are run; the flags of the others are parsed."""
@@ -83,6 +84,8 @@ class Runner:
             return lambda: 0 if (ROOT / ".pre-commit-config.yaml").is_file() else 1
         if words[0] == "tensorboard":
             return lambda: _check_tensorboard(words, self.world)
+        if words[0] in ("sbatch", "torchrun"):
+            return lambda: _parse_ranks(words)
         if words[0] == "deepspeed":
             return lambda: _parse_deepspeed(words)
         if words[0] == "ds-rvqvae" and words[1:2] not in (["train"], ["monitor"]):
@@ -101,6 +104,8 @@ class Runner:
                 return lambda: run(rest)
         if words[0] == "python" and words[1].startswith(("benchmarks/", "examples/")):
             return lambda: _script(ROOT / words[1], words[2:])
+        if words[:2] == ["bash", "tests/on_gpu.sh"]:
+            return lambda: _until_parsed(lambda: on_gpu.parser().parse_args(words[2:]))
         if words[0] == "bash" and (ROOT / words[1]).is_file():
             return lambda: subprocess.run(["bash", "-n", ROOT / words[1]]).returncode
         raise LookupError(f"tests/docs/running.py has no rule for: {line}")
@@ -154,6 +159,13 @@ def _parse_deepspeed(words: list[str]) -> int:
     assert (asked.module, asked.user_script) == (True, "ds_rvqvae.train")
     read_training_flags(asked.user_args).request()
     return 0
+
+
+def _parse_ranks(words: list[str]) -> int:
+    """What starts ranks by another program: the script of a job is read by bash, and a rank's parser takes the flags."""
+    at = 2 if words[0] == "sbatch" else words.index("ds_rvqvae.train") + 1
+    read_training_flags(words[at:]).request()
+    return subprocess.run(["bash", "-n", ROOT / words[1]]).returncode if words[0] == "sbatch" else 0
 
 
 def _parse_module(words: list[str]) -> int:

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -17,9 +17,17 @@ LAUNCHER = [sys.executable, str(ROOT / "launch" / "train_8x4090.py")]
 class Launched:
     """A launcher of the small run in a folder of its own, with its output and every process that it started."""
 
-    def __init__(self, folder: Path, data: Path, *flags: str, slots: int = 2, by: Sequence[str] = ()):
+    def __init__(
+        self,
+        folder: Path,
+        data: Path,
+        *flags: str,
+        slots: int = 2,
+        by: Sequence[str] = (),
+        variables: Mapping[str, str] | None = None,
+    ):
         self.folder, self._said = folder, folder / f"said-{time.monotonic_ns()}"
-        cpu = {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": str(slots), "OMP_NUM_THREADS": "1"}
+        cpu = {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": str(slots), "OMP_NUM_THREADS": "1", **(variables or {})}
         command = [*by, *LAUNCHER, *SMALL, f"--data_path={data}", "--batch_size=4", *flags]
         with self._said.open("w") as said:
             self.process = subprocess.Popen(

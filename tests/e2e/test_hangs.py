@@ -1,10 +1,13 @@
-"""Real two-rank runs in which one rank stops or dies."""
+"""Real runs in which one rank stops, dies, runs out of memory, or lets the others wait for it."""
 
 import os
+import re
 import signal
+import time
 
 import pytest
 
+from tests.e2e import blocked
 from tests.e2e.running import Launched
 from tests.train.small import read_metrics
 
@@ -68,3 +71,53 @@ def test_a_killed_rank_is_replaced_by_a_restart_that_ends_the_run(launch, tmp_pa
     assert run.end() == []
     assert [line["step"] for line in read_metrics(tmp_path / "runs" / "hurt")] == list(range(1, 61))
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["hurt"]
+
+
+LIMIT = 40.0
+"""Seconds from an event until no process of the run is left."""
+
+
+@pytest.fixture
+def launch_blocked(tmp_path, demo_folder):
+    """Starts a run whose ranks wait for one after step 6, and waits until they do."""
+    started = []
+
+    def start(ranks, *flags, what, victim=1):
+        included = "--include=localhost:" + ",".join(map(str, range(ranks)))
+        common = [included, "--name=hurt", "--total_iter=1000000", "--save_every=5", *flags]
+        places = tmp_path / "blocked"
+        variables = blocked.variables(places, what, victim, step=6)
+        run = Launched(tmp_path, demo_folder, *common, slots=ranks, variables=variables)
+        started.append(run)
+        run.wait_for(lambda: run.ranks() and blocked.waiting(places) == ranks, seconds=300)
+        return run
+
+    yield start
+    for run in started:
+        run.end()
+
+
+def test_one_of_seven_that_runs_out_of_memory_ends_the_run_though_six_wait(launch_blocked, tmp_path):
+    run = launch_blocked(7, "--max_restarts=2", what="memory", victim=3)
+    status = run.process.wait(timeout=120)
+    seconds = time.time() - float((tmp_path / "blocked" / "event").read_text())
+    assert (status, run.end()) == (70, []), run.said()
+    assert seconds < LIMIT
+    named = [line for line in run.said().splitlines() if re.search(r"\brank \d", line)]
+    assert len(named) == 1 and named[0].startswith("error: rank 3: OutOfMemory: micro batch 4 does not fit: ")
+    assert "not started again" in run.said() and "in 5 s" not in run.said()
+
+
+def test_a_stop_of_ranks_that_wait_ends_them_and_names_the_older_checkpoint(launch_blocked, tmp_path):
+    run = launch_blocked(3, what="sleep")
+    time.sleep(1.0)  # until they wait
+    began = time.monotonic()
+    run.process.send_signal(signal.SIGTERM)
+    status = run.process.wait(timeout=120)
+    assert time.monotonic() - began < LIMIT
+    assert (status, run.end()) == (70, []), run.said()
+    (line,) = [line for line in run.said().splitlines() if line.startswith("error: ")]
+    folder = tmp_path / "runs" / "hurt" / "checkpoints"
+    assert "SIGTERM asked to stop, but no step was finished" in line
+    assert line.endswith(f"the newest complete checkpoint is global_step5 (step 5) in {folder}")
+    assert line.removeprefix("error: ") in (tmp_path / "runs" / "hurt" / "run.log").read_text()

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from ds_rvqvae import cli
+from tests.e2e.stray import stray_lines
 from tests.ranks import ROOT, bare_environment
 from tests.train.small import SMALL
 
@@ -29,6 +30,7 @@ def test_demo_ends_with_scores_a_picture_and_commands_that_go_on_from_there(tmp_
     result = _run([*LAUNCHER, "--demo", "--total_iter=100"], tmp_path, environment)
     assert result.returncode == 0, result.stderr
     assert "2 ranks, ZeRO stage 2, bf16, activation checkpointing on" in result.stderr
+    assert stray_lines(result.stdout) == stray_lines(result.stderr) == []
     run = tmp_path / "runs" / "demo-demo_motion-upper"
     scores, untrained = (json.loads((run / "eval" / name).read_text()) for name in ("scores.json", "untrained.json"))
     assert scores["angle_error_deg"] < 0.75 * untrained["angle_error_deg"]

@@ -102,7 +102,10 @@ def test_files_of_a_rank_take_no_place_of_a_closed_stream(tmp_path, demo_folder)
 
 
 def test_a_rank_whose_pipe_nobody_reads_says_so_in_its_log(tmp_path, demo_folder):
+    """It also says that it trains on the CPU, which nobody has asked for."""
     command, variables = by_hand(tmp_path, demo_folder)
+    variables["CUDA_VISIBLE_DEVICES"] = ""
+    del variables["DS_ACCELERATOR"]
     with pipe_that_nobody_reads() as pipe:
         done = subprocess.run(command, cwd=tmp_path, env=variables, stdout=pipe, stderr=pipe, timeout=300)
     assert done.returncode == 0
@@ -110,3 +113,4 @@ def test_a_rank_whose_pipe_nobody_reads_says_so_in_its_log(tmp_path, demo_folder
     check_finished(run)
     (line,) = lost_lines(run)
     assert line.startswith("rank 0: standard error: ") and line.endswith(": nobody reads it")
+    assert " INFO rank 0: training on the CPU: torch " in (run / "run.log").read_text(encoding="utf-8")

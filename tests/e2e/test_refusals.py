@@ -221,14 +221,21 @@ def test_a_folder_that_cannot_be_written(tmp_path, demo_folder):
     _assert_refused(result, tmp_path, "--out.*/proc")
 
 
-@pytest.mark.parametrize("make", [lambda f: "--window_size=130", lambda f: _motion(f, poses=None)])
-def test_ranks_started_by_hand_refuse_in_one_line_too(tmp_path, demo_folder, make):
+@pytest.mark.parametrize(
+    ("make", "device", "pattern"),
+    [
+        (lambda f: "--window_size=130", "cpu", "window_size"),
+        (lambda f: _motion(f, poses=None), "cpu", "poses"),
+        (lambda f: "--name=one", "cuda", "DS_ACCELERATOR=cuda, so this run is meant for GPUs, but torch "),
+    ],
+)
+def test_ranks_started_by_hand_refuse_in_one_line_too(tmp_path, demo_folder, make, device, pattern):
     made = make(tmp_path)
     command = [sys.executable, "-m", "ds_rvqvae.train", "--profile=demo", f"--data_path={demo_folder}", made]
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "DS_ACCELERATOR": device, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     (tmp_path / "here").mkdir()
     result = subprocess.run(command, cwd=tmp_path / "here", env=environment, capture_output=True, text=True, timeout=60)
-    _assert_refused(result, tmp_path, "window_size|poses")
+    _assert_refused(result, tmp_path, pattern)
 
 
 def test_every_way_is_counted():

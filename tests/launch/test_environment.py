@@ -144,3 +144,52 @@ def test_a_clone_for_windows_has_scripts_that_run_here(tmp_path):
     variables = {**os.environ, "VIRTUAL_ENV": sys.prefix, "PYTHONPATH": str(ROOT)}
     ran = subprocess.run(line, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0 and "--require_idle" in ran.stdout, ran.stderr
+
+
+RECORDING_PIP = """
+if [ "$1 $2" = "-m pip" ]; then
+  while [ "$1" != -c ]; do shift; done
+  grep -E "^(torch|sympy)==" "$2" | xargs >>../asked
+fi
+"""
+
+
+def test_another_torch_is_chosen_once_and_kept(tmp_path):
+    folder = tmp_path / "a project"
+    folder.mkdir()
+    environment = copy_of_the_launcher(folder)
+    make_python(folder / "bin" / "python3", PYTHON + RECORDING_PIP)
+    (pinned,) = re.findall("(?m)^torch==(.*)$", (ROOT / "constraints.txt").read_text())
+    chosen = {**environment, "DS_RVQVAE_TORCH": "2.10.0"}
+    python_chosen(folder, environment)
+    (folder / ".venv" / "of_the_former_torch").touch()
+    installing, *_ = python_chosen(folder, chosen)[1]
+    assert "with torch 2.10.0" in installing and not (folder / ".venv" / "of_the_former_torch").exists()
+    # Later starts keep it, and so does the install that a newer version of the project needs.
+    assert python_chosen(folder, environment)[1] == python_chosen(folder, chosen)[1] == []
+    with (folder / "setup.py").open("a") as file:
+        file.write("# newer\n")
+    (folder / ".venv" / "kept").touch()
+    assert "with torch 2.10.0" in python_chosen(folder, environment)[1][0] and (folder / ".venv" / "kept").exists()
+    # An install that was stopped goes on with it too.
+    (folder / ".venv" / "installed").unlink()
+    (folder / ".venv" / "making").write_text("2.10.0\n")
+    assert "with torch 2.10.0" in python_chosen(folder, environment)[1][0]
+    back = {**environment, "DS_RVQVAE_TORCH": pinned}
+    assert "with torch" not in python_chosen(folder, back)[1][0]
+    assert python_chosen(folder, environment)[1] == python_chosen(folder, back)[1] == []
+    asked = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]
+    assert [line[-1] for line in asked] == [f"torch=={pinned}", *3 * ["torch==2.10.0"], f"torch=={pinned}"]
+    assert [len(line) for line in asked] == [2, 1, 1, 1, 2]  # sympy is free with another torch
+
+
+@pytest.mark.parametrize(
+    ("version", "words"), [("2.5.1", "needs torch 2.6 or newer"), ("cu126", "write a version of torch, such as 2.10.0")]
+)
+def test_a_torch_that_cannot_be_is_refused_before_anything_is_installed(tmp_path, version, words):
+    environment = {**copy_of_the_launcher(tmp_path), "DS_RVQVAE_TORCH": version}
+    line = ["bash", "-euo", "pipefail", "-c", "source launch/environment.sh"]
+    ended = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert ended.stderr.startswith(f"environment: DS_RVQVAE_TORCH={version}: ") and words in ended.stderr
+    assert not (tmp_path / ".venv").exists()

@@ -17,9 +17,10 @@ from ds_rvqvae.gpu.nvml import Gpu, GpuSlice
 from ds_rvqvae.gpu.snapshot import Snapshot
 from ds_rvqvae.host import Host
 from ds_rvqvae.launch.hosts import Ranks
-from ds_rvqvae.launch.preflight import Build, Room, can_use_cards, check_machine
+from ds_rvqvae.launch.preflight import Room, check_machine
 from ds_rvqvae.launch.slots import Cards
 from ds_rvqvae.process.terminal import PLAIN
+from ds_rvqvae.process.torch_build import Build
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 1 << 30
@@ -156,12 +157,35 @@ def test_drivers_old_and_missing(launch, stand_in):
     stand_in.play("driver 470.256.02", "cuda 11040")
     error = refusal(launch(), ExitStatus.BAD_INPUT)
     assert "470.256.02 supports CUDA up to 11.4, but torch 2.13.0+cu128 is built for CUDA 12.8" in error
+    assert error.endswith(": update the driver to 525 or newer")
+    (why,) = [line for line in launch("--demo").stderr.splitlines() if "the demo trains on CPU ranks" in line]
+    assert why.endswith("is built for CUDA 12.8, the driver supports 11.4: update the driver to 525 or newer")
     stand_in.play("cuda 12040")
     assert "enough within one major version" in found(launch(), "driver")[0]
     stand_in.play("cuda 13000")
     assert found(launch(), "driver")[0].endswith("built for CUDA 12.8")
     stand_in.play("init 9")
     assert "no NVIDIA driver answers" in refusal(launch("--require_idle"), ExitStatus.NO_DRIVER)
+
+
+def test_a_torch_outside_the_tested_range(launch, stand_in, torch_with_cuda):
+    file = torch_with_cuda / "torch" / "version.py"
+    text = file.read_text()
+    file.write_text(text.replace("2.13.0", "2.14.1"))
+    done = launch()
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("warning: torch 2.14.1+cu128 is newer than this version") == 1
+    file.write_text(text.replace("2.13.0", "2.5.1"))
+    too_old = refusal(launch(), ExitStatus.BAD_INPUT)
+    assert too_old.startswith("error: torch 2.5.1+cu128 in ") and "was tested with torch 2.6 to 2.13" in too_old
+    line = [sys.executable, "-m", "ds_rvqvae.cli", "encode", "a_tokenizer", "a_clip.bvh", "--out", "codes"]
+    variables = {**stand_in.environment, "PYTHONPATH": f"{torch_with_cuda}:{ROOT}"}
+    ran = subprocess.run(line, cwd=torch_with_cuda, env=variables, text=True, capture_output=True, timeout=60)
+    assert (ran.returncode, ran.stderr) == (ExitStatus.BAD_INPUT, f"{too_old}\n")
+    # A command that does not compute with torch runs with any.
+    line[3:] = ["profile", "validate", "demo"]
+    ran = subprocess.run(line, cwd=torch_with_cuda, env=variables, text=True, capture_output=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_a_lost_card(launch, stand_in):
@@ -247,12 +271,6 @@ def test_a_torch_without_cuda_starts_no_ranks_on_cards():
     assert "warning: torch 2.13.0+cpu is built without CUDA" in check(build=cpu_build, dry_run=True)["driver"]
 
 
-def test_this_torch_is_read_without_importing_it():
-    import torch
-
-    assert Build.read() == Build(torch.__version__, torch.version.cuda)
-
-
 def test_host_memory():
     assert "warning" not in check(replace(ROOMY, memory_bytes=7 * GIB))["host memory"]
     low = replace(ROOMY, memory_bytes=5 * GIB, memory_limit="left under the control group's memory limit")
@@ -282,7 +300,7 @@ def test_a_torch_that_tells_nothing_is_a_warning():
     ],
 )
 def test_the_demo_takes_cards_that_torch_can_use(cuda, serves, usable):
-    assert can_use_cards(Build("2.13.0", cuda), serves) is usable
+    assert Build("2.13.0", cuda).can_use_cards(serves) is usable
 
 
 def test_shared_memory_of_a_container():

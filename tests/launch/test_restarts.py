@@ -33,11 +33,13 @@ def test_a_killed_run_is_started_again_until_it_is_done(job, capfd):
         ("killed", 0, 1, ExitStatus.FAILED),
         ("killed", 2, 3, ExitStatus.FAILED),
         ("70", 5, 2, ExitStatus.FAILED),  # at the same step twice
+        ("memory", 5, 1, ExitStatus.FAILED),
         ("2", 5, 1, ExitStatus.BAD_INPUT),
         ("75", 5, 1, ExitStatus.STOPPED),
     ],
 )
-def test_what_is_not_started_again(job, mode, restarts, starts, status):
+def test_what_is_not_started_again(job, monkeypatch, mode, restarts, starts, status):
+    monkeypatch.setattr("ds_rvqvae.launch.supervise.FAILURE_GRACE", 1.0)
     made = []
 
     def make_job(restart):

@@ -20,7 +20,7 @@ import contextlib, io, json, os, sys
 from pathlib import Path
 from ds_rvqvae.launch import hosts
 from ds_rvqvae.launch.main import main
-from ds_rvqvae.launch.preflight import Build
+from ds_rvqvae.process.torch_build import Build
 found = []
 for cards, flags, variables in json.load(sys.stdin):
     file = Path(os.environ['NVML_STAND_IN'])

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ import pytest
 
 from ds_rvqvae.errors import ExitStatus
 from ds_rvqvae.launch.supervise import Ending, Job, signals_noted, supervise
-from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, Watch
+from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, Cause, Watch
 from tests.ranks import ROOT
 
 pytestmark = pytest.mark.processes
@@ -126,6 +127,41 @@ def test_an_ending_tells_ranks_that_gave_up_from_those_that_were_killed(job, mod
     assert run(job(mode)) == Ending(ExitStatus.FAILED, by_ranks, step=7)
 
 
+@pytest.mark.parametrize(
+    ("mode", "said", "by_ranks", "cause"),
+    [
+        ("memory", "", True, Cause.OUT_OF_MEMORY),  # the rank has said it
+        ("killed-deaf", "training failed: rank 1 (process ", False, Cause.OTHER),
+    ],
+)
+def test_ranks_that_wait_for_one_that_is_gone_are_ended(job, tmp_path, monkeypatch, capfd, mode, said, by_ranks, cause):
+    # The rank launcher of this tree waits for them for ever, and the time without a step would be over soon.
+    monkeypatch.setattr("ds_rvqvae.launch.supervise.FAILURE_GRACE", 3.0)
+    waited = job(mode)
+    watch = Watch(waited.watch.file, waited.watch.local_ranks, limit=1.0)
+    assert run(replace(waited, watch=watch)) == Ending(ExitStatus.FAILED, by_ranks, step=7, cause=cause)
+    error = capfd.readouterr().err
+    assert error.startswith(said) and error.count("\n") == bool(said)
+    assert not alive(tmp_path)
+
+
+def test_blocked_ranks_end_before_the_grace_and_the_older_checkpoint_is_named(job, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("ds_rvqvae.runs.heartbeat.BLOCKED", 1.0)
+    monkeypatch.setattr("ds_rvqvae.runs.heartbeat._LATER", 0.5)
+    deaf = replace(job("deaf"), log=tmp_path / "run" / "run.log")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.log").touch()
+    threading.Thread(target=lambda: (wait_until(deaf.watch.begun), os.kill(os.getpid(), signal.SIGTERM))).start()
+    began = time.monotonic()
+    assert run(deaf).status is ExitStatus.FAILED
+    assert time.monotonic() - began < 60.0  # of the 120 s for ranks that save
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith("training failed: the ranks did not end within ")
+    assert line.endswith(f"there is no complete checkpoint in {tmp_path / 'run' / 'checkpoints'}")
+    assert line in (tmp_path / "run" / "run.log").read_text()
+    assert not alive(tmp_path)
+
+
 def test_the_last_step_of_ranks_that_end_between_two_looks_is_known(job):
     class Seldom(Watch):
         """A supervisor that sleeps from its fourth check on until the ranks have ended."""
@@ -199,7 +235,7 @@ def test_ranks_that_do_not_stop_are_killed_after_the_grace(driven, tmp_path):
     began = time.monotonic()
     process.terminate()
     _, error = process.communicate(timeout=20)
-    assert process.returncode == ExitStatus.STOPPED
+    assert process.returncode == ExitStatus.FAILED  # nothing was saved
     assert time.monotonic() - began > 1.0
     assert "did not end within 1 s" in error
     assert not alive(tmp_path)

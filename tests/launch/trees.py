@@ -24,7 +24,7 @@ RANK = """
 import os, signal, sys, time
 from pathlib import Path
 import psutil
-from ds_rvqvae.runs.heartbeat import Heartbeat, read_heartbeats
+from ds_rvqvae.runs.heartbeat import Cause, Heartbeat, read_heartbeats
 mode, folder, rank = sys.argv[1], Path(sys.argv[2]), int(os.environ["RANK"])
 def stop(*_):
     (folder / f"stopped-{os.getpid()}").touch()
@@ -32,7 +32,7 @@ def stop(*_):
         Heartbeat.end(75)
     sys.exit(1 if mode == "first-75" else 75)
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-    signal.signal(number, signal.SIG_IGN if mode == "deaf" else stop)
+    signal.signal(number, signal.SIG_IGN if mode in ("deaf", "memory", "killed-deaf") else stop)
 if mode == "wait" and rank == 0:
     signal.signal(signal.SIGUSR1, lambda *_: (folder / f"saved-{os.getpid()}").touch())
 signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -46,7 +46,10 @@ elif mode == "silent":
 elif mode.isdecimal():
     Heartbeat.end(int(mode))
     sys.exit(int(mode))
-elif mode == "killed" and rank == 1:
+elif mode == "memory" and rank == 1:
+    Heartbeat.fail(Cause.OUT_OF_MEMORY)
+    sys.exit(70)
+elif mode in ("killed", "killed-deaf") and rank == 1:
     os.kill(os.getpid(), signal.SIGKILL)
 elif mode == "first-75" and rank == 0:
     sys.exit(75)
@@ -57,7 +60,7 @@ elif mode == "killed":
         time.sleep(0.01)
     while psutil.pid_exists(dead[0]) and psutil.Process(dead[0]).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.01)
-    Heartbeat.end(70)
+    Heartbeat.fail()
     os._exit(70)
 else:
     time.sleep(120)

@@ -102,27 +102,43 @@ def test_without_this_autocast_would_change_codes(seen):
         assert not torch.equal(tokenizer.model.encode(normalised), plain)
 
 
-SETTINGS = [torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv]
+BY_OPERATION = hasattr(torch.backends, "fp32_precision")
+SETTINGS = [torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv] if BY_OPERATION else []
+by_operation = pytest.mark.skipif(not BY_OPERATION, reason="before torch 2.9 there is one setting, for matmul")
 
 
-@pytest.mark.parametrize("owner", SETTINGS, ids=["matmul", "convolution"])
-def test_reduced_precision_is_off_inside_and_back_afterwards(one, owner):
+def inside_of(tokenizer, one, read):
+    """The results of `read` while the tokenizer's modules compute."""
+    found = []
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda *_: found.append(read()))
+    try:
+        tokenizer.encode(one.motion)
+        tokenizer.decode(one.codes)
+    finally:
+        hook.remove()
+    return found
+
+
+@by_operation
+@pytest.mark.parametrize("number", [0, 1], ids=["matmul", "convolution"])
+def test_reduced_precision_is_off_inside_and_back_afterwards(one, number):
     """Few CPUs reduce the precision of fp32, so the test checks the setting instead of the result."""
-    inside = []
-    tokenizer = one.stage().tokenizer
+    owner = SETTINGS[number]
     with precision(owner, "bf16"):
-        hook = torch.nn.modules.module.register_module_forward_hook(
-            lambda *_: inside.append({setting.fp32_precision for setting in SETTINGS})
-        )
-        try:
-            tokenizer.encode(one.motion)
-            tokenizer.decode(one.codes)
-        finally:
-            hook.remove()
+        inside = inside_of(one.stage().tokenizer, one, lambda: {setting.fp32_precision for setting in SETTINGS})
         assert owner.fp32_precision == "bf16"
     assert inside and all("bf16" not in settings for settings in inside)
 
 
+@pytest.mark.skipif(BY_OPERATION, reason="since torch 2.9 there is a setting per operation")
+@pytest.mark.parametrize("value", ["medium", "high"])
+def test_reduced_precision_of_older_torch_is_off_inside_and_back_afterwards(one, value):
+    with matmul_precision(value):
+        assert set(inside_of(one.stage().tokenizer, one, torch.get_float32_matmul_precision)) == {"highest"}
+        assert torch.get_float32_matmul_precision() == value
+
+
+@by_operation
 def test_what_the_whole_process_is_set_to_is_followed_again_afterwards(one):
     tokenizer = one.stage().tokenizer
     before = [setting.fp32_precision for setting in SETTINGS]
@@ -149,7 +165,10 @@ def test_threads_do_not_undo_each_others_settings(one):
             thread.start()
         for thread in threads:
             thread.join()
-        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+        if BY_OPERATION:
+            assert SETTINGS[0].fp32_precision == "bf16"
+        else:
+            assert torch.get_float32_matmul_precision() == "medium"
     assert not failed
 
 

@@ -9,7 +9,19 @@ import time
 import psutil
 import pytest
 
-from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, PATIENCE, Heartbeat, Sign, Watch, find_stuck, read_heartbeats
+from ds_rvqvae.runs.heartbeat import (
+    BLOCKED,
+    HEARTBEAT_VARIABLE,
+    PATIENCE,
+    Cause,
+    Heartbeat,
+    Sign,
+    Watch,
+    find_stuck,
+    is_blocked,
+    read_heartbeats,
+)
+from tests.ranks import ROOT
 
 NOW = 10_000.0
 
@@ -142,3 +154,78 @@ def test_a_process_ends_as_it_first_said(signs):
     Heartbeat.start(0)
     assert [Heartbeat.end(status) for status in (75, 70)] == [75, 75]
     assert read_heartbeats(signs)[0].ended == 75
+
+
+def test_a_rank_is_blocked_if_no_step_ends_after_it_was_asked_to_stop():
+    asked = NOW - 2 * BLOCKED
+    assert not is_blocked(sign(0, progress=500), NOW - BLOCKED + 1, NOW)  # it may have been blocked for long
+    assert is_blocked(sign(0, progress=500), NOW - BLOCKED - 1, NOW)
+    assert not is_blocked(sign(0, progress=BLOCKED - 1), asked, NOW)  # it goes on
+    slow = sign(0, progress=BLOCKED + 1)
+    slow.slowest = 0.75 * BLOCKED
+    assert not is_blocked(slow, asked, NOW)
+    slow.slowest = 0.25 * BLOCKED
+    assert is_blocked(slow, asked, NOW)
+
+
+def test_a_save_is_not_blocked_but_a_first_step_may_be():
+    asked = NOW - 2 * BLOCKED
+    assert not is_blocked(sign(0, progress=500, patient=True), asked, NOW)
+    assert is_blocked(sign(0, step=0, progress=500, patient=True), asked, NOW)
+
+
+def test_the_longest_of_the_last_steps_is_told_without_the_work_between_them(signs, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("ds_rvqvae.runs.heartbeat.time.monotonic", lambda: now[0])
+    heartbeat = Heartbeat(signs, 0)
+    for step, seconds in enumerate((50.0, 3.0, 2.0), 1):
+        now[0] += seconds
+        heartbeat.beat(step)
+    assert read_heartbeats(signs)[0].slowest == 3.0  # the first step does not count
+    with heartbeat.long_work():
+        now[0] += 400.0
+    for step in range(4, 12):
+        now[0] += 1.0
+        heartbeat.beat(step)
+    assert read_heartbeats(signs)[0].slowest == 1.0
+
+
+FAILING = """
+import sys, time
+from pathlib import Path
+from ds_rvqvae.runs.heartbeat import Cause, Heartbeat
+rank, how = int(sys.argv[1]), sys.argv[2]
+Heartbeat.start(rank)
+while not Path("go").exists():
+    time.sleep(0.005)
+if how == "fails":
+    print(Heartbeat.fail(Cause.OUT_OF_MEMORY), flush=True)
+elif how == "follows":
+    print(Heartbeat.fail(patience=20.0), flush=True)
+"""
+
+
+def fail_together(signs, folder, *ways):
+    """Processes that do as they are told at the same moment; returns what `Heartbeat.fail` told each."""
+    (folder / "fails.py").write_text(FAILING)
+    processes = []
+    for rank, how in enumerate(ways):
+        variables = {**os.environ, "PYTHONPATH": str(ROOT), "LOCAL_RANK": str(rank)}
+        command = [sys.executable, "fails.py", str(rank), how]
+        processes.append(subprocess.Popen(command, cwd=folder, env=variables, stdout=subprocess.PIPE, text=True))
+    wait_until(lambda: len(read_heartbeats(signs)) == len(ways), seconds=60.0)
+    (folder / "go").touch()
+    return [process.communicate(timeout=60)[0].strip() for process in processes]
+
+
+def test_one_of_the_ranks_that_fail_at_once_says_why(signs, tmp_path):
+    assert sorted(fail_together(signs, tmp_path, *["fails"] * 4)) == ["False"] * 3 + ["True"]
+    causes = sorted(sign.cause for sign in read_heartbeats(signs))
+    assert causes == [Cause.OUT_OF_MEMORY] + [Cause.FOLLOWED] * 3
+    watch = Watch(signs, 4, limit=0)
+    assert watch.one_failed() and watch.ended() == 70 and watch.last_word().cause == Cause.OUT_OF_MEMORY
+
+
+def test_a_rank_that_fails_because_another_was_killed_says_nothing(signs, tmp_path):
+    assert fail_together(signs, tmp_path, "is gone", "follows") == ["", "False"]
+    assert Watch(signs, 2, limit=0).last_word() is None

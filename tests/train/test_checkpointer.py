@@ -1,11 +1,14 @@
-"""Checks of a save before it writes."""
+"""Checks of a save before it writes; devices of the optimizer's state after a load."""
 
 import math
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ds_rvqvae.gpu.sizes import parameter_count
 from ds_rvqvae.runs.checkpoints import checkpoint_bytes, read_manifest
+from ds_rvqvae.train.checkpointer import place_optimizer_state
 from tests.ranks import run_ranks
 from tests.train.small import SMALL
 
@@ -46,3 +49,27 @@ def test_room_for_the_whole_checkpoint_is_asked_for_the_weights_average_too(tmp_
     manifest = read_manifest(tmp_path / "run" / "checkpoints" / "global_step1")
     assert manifest["best"]["step"] == 1 and manifest["best"]["l1"] == manifest["scores"]["l1"]
     assert (manifest["parent"], manifest["ancestors"]) == (None, [])
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_count_on_the_cpu_goes_to_the_gpu_of_its_parameter_where_the_optimizer_needs_it(fused):
+    """The GPU is torch's fake one, whose tensors have a device and no content."""
+    with FakeTensorMode():
+        weights = torch.nn.Parameter(torch.zeros(4, device="cuda:1"))
+        weights.grad = torch.zeros_like(weights)
+        optimizer = torch.optim.AdamW([weights], fused=fused)
+        moments = {"exp_avg": torch.zeros_like(weights), "exp_avg_sq": torch.zeros_like(weights)}
+        state = optimizer.state[weights] = {**moments, "step": torch.tensor(2.0)}  # as DeepSpeed's universal load does
+        assert state["step"].device == torch.device("cpu") != weights.device
+        place_optimizer_state(optimizer)
+        assert state["step"].device == (weights.device if fused else torch.device("cpu"))
+        assert all(state[name] is moment and moment.device == weights.device for name, moment in moments.items())
+        optimizer.step()
+
+
+def test_the_whole_state_goes_to_another_device():
+    weights = torch.nn.Parameter(torch.zeros(4, device="meta"))
+    optimizer = torch.optim.AdamW([weights], capturable=True)
+    optimizer.state[weights] = {"step": torch.tensor(2.0), "exp_avg": torch.zeros(4), "exp_avg_sq": torch.zeros(4)}
+    place_optimizer_state(optimizer)
+    assert [value.device for value in optimizer.state[weights].values()] == [weights.device] * 3

@@ -94,6 +94,46 @@ def test_signals_after_the_last_step_change_nothing(tmp_path, demo_folder):
     assert (tmp_path / "run" / "tokenizer" / "model.safetensors").is_file()
 
 
+SECOND_SLEEPS = """
+import sys, time
+from ds_rvqvae.runs import heartbeat
+from ds_rvqvae.train import rank, trainer
+heartbeat.BLOCKED = 2.0
+step, at = trainer.Trainer.step, int(sys.argv[1])
+def sleeps(self):
+    if self.steps_done == at and self.rank == 1:
+        time.sleep(600)
+    if self.steps_done == at:
+        print("not alone", flush=True)
+    return step(self)
+trainer.Trainer.step = sleeps
+sys.exit(rank.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("at", "status", "said"),
+    [
+        (0, 75, "stopped by SIGTERM before this start's first step; nothing is lost"),
+        (3, 70, "error: SIGTERM asked to stop, but no step was finished for "),
+    ],
+)
+def test_a_rank_that_waits_in_a_step_hears_signals(tmp_path, demo_folder, at, status, said):
+    flags = [*SMALL, f"--data_path={demo_folder}", f"--out={tmp_path}", "--name=run", "--batch_size=4"]
+    first, second = start_ranks(2, ["-c", SECOND_SLEEPS, str(at), *flags])
+    try:
+        wait_until(lambda: "not alone" in first.said())
+        time.sleep(0.5)  # it then waits inside gloo, where Python runs no handler
+        first.send_signal(signal.SIGTERM)
+        printed = first.communicate(timeout=30)[0]
+    finally:
+        second.kill()
+        first.kill()
+    assert first.returncode == status and said in printed, printed
+    assert ("there is no complete checkpoint in" in printed) == (status == 70)
+
+
 STOPPED_AT_WORK = """
 import os, signal, subprocess, sys
 from ds_rvqvae.train import rank

@@ -5,28 +5,63 @@ import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from ds_rvqvae.model.losses import Losses
 from ds_rvqvae.runs.checkpoints import checkpoints, damage_of
+from ds_rvqvae.text import counted
 from tests.damage import damage
-from tests.ranks import run_ranks, start_ranks, train_ranks
+from tests.ranks import finish, run_ranks, start_ranks, train_ranks
 from tests.train.small import EXACT, SMALL, make_trainer, read_metrics
 
 pytestmark = pytest.mark.processes
+NOTING = "import sys; from tests.train.test_survival import *; train_and_note_devices(sys.argv[1], sys.argv[2:])"
+
+
+def train_and_note_devices(folder, flags):
+    """Trains on this rank. When a checkpoint of another number of ranks is loaded, notes in a file the device of each
+    tensor of the optimizer's state and that of its parameter."""
+    from ds_rvqvae.train import checkpointer
+    from ds_rvqvae.train.engine import own_device
+    from ds_rvqvae.train.rank import main
+
+    place = checkpointer.place_optimizer_state
+
+    def noted(optimizer):
+        place(optimizer)
+        found = [
+            [name, value.device == parameter.device and value.device == own_device(), float(state["step"])]
+            for parameter, state in optimizer.state.items()
+            for name, value in state.items()
+        ]
+        Path(folder, f"devices{os.environ['RANK']}.json").write_text(json.dumps(found))
+
+    checkpointer.place_optimizer_state = noted
+    main(flags)
 
 
 def test_the_number_of_ranks_may_change_on_the_way(tmp_path, demo_folder):
     common = [*SMALL, *EXACT, f"--data_path={demo_folder}", f"--out={tmp_path}", "--nb_code=8", "--save_every=4"]
     train_ranks(2, *common, "--name=never", "--batch_size=6", "--total_iter=12")
     train_ranks(2, *common, "--name=often", "--batch_size=6", "--total_iter=4")
-    for total in (6, 8):
-        # Twice: 3 ranks also resume their own checkpoint with the same global batch.
-        printed = train_ranks(3, *common, "--name=often", "--batch_size=6", f"--total_iter={total}", "--resume")
-        assert "3 ranks: the global batch stays 12, as micro batch 4 x accumulation 1" in printed[0]
-    printed = train_ranks(1, *common, "--name=often", "--batch_size=6", "--total_iter=12", "--resume")
-    assert "1 rank: the global batch stays 12, as micro batch 6 x accumulation 2" in printed[0]
+    often = [*common, "--name=often", "--batch_size=6", "--resume"]
+    # Twice with 3 ranks: they also resume their own checkpoint with the same global batch.
+    for ranks, total, batch in (
+        (3, 6, "4 x accumulation 1"),
+        (3, 8, "4 x accumulation 1"),
+        (1, 12, "6 x accumulation 2"),
+    ):
+        noted = tmp_path / f"noted{total}"
+        noted.mkdir()
+        printed = finish(start_ranks(ranks, ["-c", NOTING, str(noted), *often, f"--total_iter={total}"]))
+        assert f"{counted(ranks, 'rank')}: the global batch stays 12, as micro batch {batch}" in printed[0]
+        assert "WARNING" not in "".join(printed)
+        loads = [json.loads(file.read_text()) for file in noted.iterdir()]
+        step = {6: 4.0, 12: 8.0}.get(total)
+        names = ("exp_avg", "exp_avg_sq", "step")
+        assert [sorted(load) for load in loads] == [[[name, True, step] for name in names]] * (ranks if step else 0)
     never, often = (read_metrics(tmp_path / name) for name in ("never", "often"))
     assert [line["step"] for line in often] == list(range(1, 13))
     for mine, theirs in zip(often, never, strict=True):

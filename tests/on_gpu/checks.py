@@ -1,0 +1,61 @@
+"""All checks in their order: the dearest answers come first, so that a cut-off keeps them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.on_gpu import failures, precision, several, speed, start, watching
+from tests.on_gpu.box import Box
+from tests.on_gpu.claims import Claim
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check."""
+
+    name: str
+    run: Callable[[Box], list[Claim]]
+    seconds: float
+    """Its time budget on a GPU, which is assumed; it does not start with less time left, and is ended after three times
+    as long."""
+    slots: int = 1
+    """The fewest GPUs that it needs."""
+    short: bool = False
+    """Whether a short rehearsal has it."""
+
+    @property
+    def title(self) -> str:
+        return (self.run.__doc__ or self.name).strip().splitlines()[0]
+
+
+CHECKS = (
+    Check("versions", start.versions, 8, short=True),
+    Check("launch", start.launch, 30, short=True),
+    Check("memory", start.memory, 10, short=True),
+    Check("readme_line", several.readme_line, 120, slots=2),
+    Check("all_reduce", several.all_reduce, 30, slots=2),
+    Check("resume", start.resume, 35),
+    Check("bench", speed.bench_baseline, 30),
+    Check("equal_ranks", several.equal_ranks, 30, slots=2),
+    Check("killed", failures.killed, 20),
+    Check("out_of_memory", failures.out_of_memory, 30),
+    Check("universal", start.universal, 40),
+    Check("waits", precision.waits, 15, short=True),
+    Check("bf16", precision.bf16, 35),
+    Check("codes", precision.codes, 20, short=True),
+    Check("scaling", several.scaling, 120, slots=2),
+    Check("same_batch", several.same_batch, 40, slots=2),
+    Check("stopped", failures.stopped, 30),
+    Check("interrupted", failures.interrupted, 18),
+    Check("convolutions", speed.convolutions, 15, short=True),
+    Check("monitor", watching.monitor, 4, short=True),
+    Check("require_idle", watching.require_idle, 12, short=True),
+    Check("auto_batch", precision.auto_batch_size, 30),
+    Check("not_finite", failures.not_finite, 16),
+    Check("compile", speed.compiled, 70),
+    Check("bench_large", speed.bench_large, 30),
+    Check("large", speed.large, 40),
+    Check("host_cost", speed.host_cost, 60),
+    Check("other_number", several.other_number, 70, slots=2),
+    Check("two_runs", several.two_runs, 30, slots=2),
+    Check("body", several.body, 70, slots=2),
+)
