@@ -93,7 +93,7 @@ def check_compiler(on_cpu: bool, flag: str = "--compile") -> str:
 def cache_folder() -> Path:
     """Returns the folder in which torch keeps compiled code, by the variable or torch's default."""
     if given := os.environ.get(CACHE_VARIABLE):
-        return Path(os.path.abspath(given))  # as torch writes it
+        return Path(os.path.abspath(given))  # noqa: PTH100  # as torch writes it
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a user without a name, as in containers

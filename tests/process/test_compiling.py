@@ -47,7 +47,7 @@ def test_without_a_compiler_the_package_is_named(place):
 
 def test_for_a_gpu_it_is_a_c_compiler_and_triton(place, monkeypatch):
     monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="triton, which compiles for GPUs, is not installed in .*: pip install triton"):
+    with pytest.raises(UserError, match=r"triton, which compiles for GPUs, is not installed in .*: pip install triton"):
         check_compiler(on_cpu=False)
     monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(UserError, match=r"there is no C compiler \(gcc or clang\) on the PATH: apt install gcc"):
