@@ -19,7 +19,7 @@ if "RANK" in os.environ:
 """Python runs this at the start of each rank: after it the rank's memory holds only so many windows."""
 FLAGS = [
     *("--auto_batch_size", "--batch_size=12", "--window_sizes=16,32,48", "--name=run", "--resume"),
-    *("--scale_lr=linear", "--reference_batch=48", "--lr=0.001", "--warm_up_iter=2", "--milestones=5", "--gamma=0.1"),
+    *("--scale_lr=linear", "--reference_batch=48", "--lr=0.001", "--warm_up_iter=1", "--milestones=5", "--gamma=0.1"),
 ]
 
 
