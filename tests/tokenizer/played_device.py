@@ -83,12 +83,3 @@ def play() -> TorchDispatchMode:
     backend_registration._setup_privateuseone_for_python_backend("played", _Backend())
     return _Device()
 
-
-if __name__ == "__main__":
-    import sys
-    from pathlib import Path
-
-    from tests.tokenizer.on_played_device import check
-
-    with play():
-        check(Path(sys.argv[1]))
