@@ -4,7 +4,6 @@ import importlib.util
 import sys
 from argparse import Namespace
 from types import ModuleType
-from typing import Any
 
 from ds_rvqvae.config.profile import load_profile
 from tests.on_gpu.box import Box
