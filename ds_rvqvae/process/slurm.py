@@ -76,15 +76,10 @@ def settle_task(environment: MutableMapping[str, str], meeting: Mapping[str, str
         meeting: MASTER_ADDR and MASTER_PORT, as far as the job sets them; they count more.
 
     Raises:
-        UserError: srun was forgotten, or the tasks do not fit the nodes.
+        UserError: the tasks do not fit the nodes.
     """
-    if "RANK" in environment:
-        return
-    task = Task.of(environment)
-    if task is None:
-        _check_not_forgotten(environment)
-        return
-    if task.ranks == 1:
+    task = None if "RANK" in environment else Task.of(environment)
+    if task is None or task.ranks == 1:
         return
     if environment.get("DS_ACCELERATOR") != "cpu":
         _check_gpus(task, environment)
@@ -92,6 +87,18 @@ def settle_task(environment: MutableMapping[str, str], meeting: Mapping[str, str
     if task.nodes > 1 and is_loopback(address):
         raise UserError(f"MASTER_ADDR={address}: {task.nodes} nodes cannot meet there; unset it")
     environment.update({**task.variables(), **meeting})
+
+
+def check_srun_not_forgotten(environment: Mapping[str, str]) -> None:
+    """Raises UserError if this process trains alone in a job of several tasks."""
+    tasks = environment.get("SLURM_NTASKS", "1")
+    if "SLURM_JOB_ID" not in environment or tasks in ("", "1"):
+        return
+    if "RANK" not in environment and Task.of(environment) is None:
+        raise UserError(
+            f"SLURM_NTASKS={tasks}: the job has {tasks} tasks, but this process is none of them; start them by "
+            f"`{TASK}`, or one rank by srun --ntasks=1"
+        )
 
 
 def check_one_launcher_per_node(environment: Mapping[str, str], joins_others: bool) -> None:
@@ -142,15 +149,6 @@ def _counts(environment: Mapping[str, str], name: str, node: int) -> int:
     if node >= len(counts):
         raise UserError(f"{name}={environment.get(name, '')}: has no number of tasks for node {node}")
     return counts[node]
-
-
-def _check_not_forgotten(environment: Mapping[str, str]) -> None:
-    tasks = environment.get("SLURM_NTASKS", "1")
-    if "SLURM_JOB_ID" in environment and tasks not in ("", "1"):
-        raise UserError(
-            f"SLURM_NTASKS={tasks}: the job has {tasks} tasks, but this process is none of them; start them by "
-            f"`{TASK}`, or one rank by srun --ntasks=1"
-        )
 
 
 def _check_gpus(task: Task, environment: Mapping[str, str]) -> None:

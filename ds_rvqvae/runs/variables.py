@@ -120,6 +120,11 @@ def settle_rank(environment: MutableMapping[str, str]) -> None:
         settle_interfaces(environment, on_several_machines(environment))
 
 
+def is_first_of_host(environment: Mapping[str, str]) -> bool:
+    """Returns whether a rank is the first of its host, before or after its variables are settled."""
+    return environment.get("LOCAL_RANK", environment.get("SLURM_LOCALID", "0")) == "0"
+
+
 def on_several_machines(environment: Mapping[str, str]) -> bool:
     """Returns whether the ranks run on several machines, from the variables of a rank."""
     if "CROSS_SIZE" in environment:  # deepspeed's number of hosts

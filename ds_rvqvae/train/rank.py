@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from ds_rvqvae.config.profile import PROFILE_FILE, Profile
 from ds_rvqvae.config.request import Request, read_training_flags
 from ds_rvqvae.data.dataset import MotionData, open_training_data
-from ds_rvqvae.data.store.places import open_in_use
-from ds_rvqvae.data.store.store import Store, is_store
+from ds_rvqvae.data.store.places import open_in_use, open_of_run
 from ds_rvqvae.errors import ExitStatus, UserError, say
 from ds_rvqvae.host import bf16_arithmetic_text
 from ds_rvqvae.process.command import keep_warnings_harmless
 from ds_rvqvae.process.home import settle_home
 from ds_rvqvae.process.progress import Stage
 from ds_rvqvae.process.signals import call_at_signals
+from ds_rvqvae.process.slurm import check_srun_not_forgotten
 from ds_rvqvae.process.streams import drain_streams, lost_messages, open_standard_streams, queued_streams
 from ds_rvqvae.process.tolerance import reason_of, tolerated
 from ds_rvqvae.process.torch_build import check_torch
@@ -48,11 +48,9 @@ from ds_rvqvae.runs.folder import (
 from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE, Cause, Heartbeat
 from ds_rvqvae.runs.init_from import Initial, keep_normalisation, mend_normalisation, take_start
 from ds_rvqvae.runs.start import Resume, as_begun, find_resume, record_of, request_of, split_batch, with_batch
-from ds_rvqvae.runs.variables import settle_device, settle_rank
+from ds_rvqvae.runs.variables import is_first_of_host, settle_device, settle_rank
 from ds_rvqvae.tokenizer.folder import TOKENIZER
 
-_SECONDS_TO_FOLLOW = 1.0
-"""Seconds in which a rank whose connection to another broke learns whether the other has ended."""
 _SECONDS_TO_STOP = 0.5
 """How long a rank that is stopped before it trains waits, while the launcher stops the others; they would fail without
 it."""
@@ -78,19 +76,15 @@ def main(argv: list[str] | None = None) -> int:
         try:
             check_torch()  # another host may have another torch than the launcher's
             settle_rank(os.environ)
+            check_srun_not_forgotten(os.environ)
         except UserError as error:
-            if _speaks():
+            if is_first_of_host(os.environ):
                 print(f"error: {error}", file=sys.stderr)
             return error.status
         rank = int(os.environ.get("RANK", "0"))
         with call_at_signals(lambda number: _end_untrained(number, rank)):
             # Every rank reads the same flags and data and refuses for the same reason; one rank per host prints it.
-            return _rank(argv, rank, _speaks())
-
-
-def _speaks() -> bool:
-    """Whether this rank is the first of its host, before or after its variables are settled."""
-    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
+            return _rank(argv, rank, is_first_of_host(os.environ))
 
 
 def _rank(argv: list[str] | None, rank: int, speaks: bool) -> int:
@@ -130,7 +124,8 @@ def _motion_of(request: Request) -> MotionData | UserError | None:
     """
     profile, checked = request.profile, request.flags.environment.get(STORE_VARIABLE)
     if checked:
-        return open_training_data(profile, _checked_store(Path(checked), request), request.asked)
+        store = open_of_run(Path(checked), request.flags.environment.get(STORE_CONTENT_VARIABLE))
+        return open_training_data(profile, store, request.asked)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return open_training_data(profile, asked=request.asked)
     if os.environ.get("LOCAL_RANK", "0") != "0":
@@ -140,25 +135,6 @@ def _motion_of(request: Request) -> MotionData | UserError | None:
             return open_training_data(profile, asked=request.asked)
     except UserError as error:
         return error
-
-
-def _checked_store(folder: Path, request: Request) -> Store:
-    """The store that our launcher has checked; raises UserError if it is gone or was replaced."""
-    wanted = request.flags.environment.get(STORE_CONTENT_VARIABLE)
-    try:
-        store = open_in_use(folder)
-    except UserError as error:
-        if is_store(folder):
-            raise
-        raise UserError(
-            f"{folder}: the motion that this run was started with is gone; start the run again with --resume"
-        ) from error
-    if wanted and store.content != wanted:
-        raise UserError(
-            f"{folder}: was prepared again or added to since this run was started, and holds other motion now; start "
-            "the run again with --resume"
-        )
-    return store
 
 
 def _shared_motion(request: Request, own: MotionData | UserError | None) -> MotionData:
@@ -396,7 +372,6 @@ def _report_crash(error: Exception, rank: int) -> int:
     summary = str(error).strip().splitlines()
     memory = sys.modules.get("ds_rvqvae.train.memory")
     is_memory = isinstance(error, MemoryError) if memory is None else memory.is_out_of_memory(error)
-    cause, patience = (Cause.OUT_OF_MEMORY, 0.0) if is_memory else (Cause.OTHER, _SECONDS_TO_FOLLOW)
-    if Heartbeat.fail(cause, patience):
+    if Heartbeat.fail(Cause.OUT_OF_MEMORY if is_memory else Cause.OTHER):
         say(f"error: rank {rank}: {type(error).__name__}: {summary[0] if summary else ''}")
     return _leave(ExitStatus.FAILED)

@@ -95,7 +95,9 @@ def test_misfits_are_refused(changes, said):
 def test_a_job_of_several_tasks_without_srun_is_refused():
     script = {**JOB, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
     with pytest.raises(UserError, match=r"SLURM_NTASKS=4: .* this process is none of them; start them by `srun python"):
-        settled(script)
+        slurm.check_srun_not_forgotten(script)
+    for fits in (task(0), {**script, "RANK": "0"}, {**script, "SLURM_NTASKS": "1"}, {"SLURM_NTASKS": "4"}):
+        slurm.check_srun_not_forgotten(fits)
     slurm.check_one_launcher_per_node(script, joins_others=False)  # the launcher starts as outside of a job
 
 
