@@ -213,6 +213,7 @@ def _job(run: CheckedRun, shared: ExitStack, relay: Relay, restart: int) -> Job:
     variables = for_modules(without_leftovers(run.request.flags.environment))
     if _on_one_machine(run):
         variables.pop("NCCL_COMM_ID", None)  # the meeting address of another run
+    if ranks.on_this_machine:
         variables.pop(VARIABLE, None)  # its GPUs are already chosen, and deepspeed would count only the visible ones
     variables |= {**rank_variables(run), LAUNCHER_VARIABLE: str(os.getpid()), SAID_VARIABLE: text_of(run.said)}
     watch = None

@@ -13,6 +13,7 @@ from ds_rvqvae.gpu.plan_table import described_parts
 from ds_rvqvae.host import Host, bf16_arithmetic_text
 from ds_rvqvae.launch.hosts import Ranks
 from ds_rvqvae.launch.slots import Cards, format_include
+from ds_rvqvae.process.compiling import check_compiler
 from ds_rvqvae.process.terminal import Line
 from ds_rvqvae.process.torch_build import Build, numbers_of
 from ds_rvqvae.runs.start import split_batch
@@ -116,7 +117,8 @@ def check_machine(
         cards: this machine's GPUs; None if the ranks are CPU ranks or on other machines.
         idle: GPUs that `Cards.require_idle` or `check_not_of_others` will check, so that their users are not an error
             here.
-        dry_run: whether nothing will start, so that a torch without CUDA is only a warning.
+        dry_run: whether nothing will start, so that a torch without CUDA, or no compiler, is only a
+            warning.
         host, build: values in place of this machine's.
 
     Raises:
@@ -137,6 +139,8 @@ def check_machine(
         findings += _cards(cards, ranks.local)
         findings.append(_driver(cards, build or Build.read(), dry_run))
         findings.append(_card_memory(plan, room, cards, ranks.local))
+    if profile.rvqvae.training.compile:
+        findings.append(_compiler(ranks.cpu, dry_run))
     findings.append(_host_memory(plan, ranks, host))
     if cards is not None:
         findings.append(_pinned_memory(plan, ranks, host))
@@ -183,6 +187,16 @@ def _driver(cards: Cards, build: Build, dry_run: bool) -> Finding:
     older = numbers_of(serves) < numbers_of(build.cuda)
     within = "; this is enough within one major version, as NVIDIA documents" if older else ""
     return Finding("driver", f"{driver} supports CUDA up to {serves}, {wanted}{within}")
+
+
+def _compiler(on_cpu: bool, dry_run: bool) -> Finding:
+    """Raises UserError if torch.compile would fail in the ranks."""
+    try:
+        return Finding("compiler", check_compiler(on_cpu))
+    except UserError as error:
+        if dry_run:
+            return Finding("compiler", str(error), warning=True)
+        raise
 
 
 def _card_memory(plan: Plan, room: Room | None, cards: Cards, slots: Sequence[int]) -> Finding:

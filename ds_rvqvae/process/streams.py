@@ -109,8 +109,16 @@ class QueuedStream(io.TextIOBase):
             while self._queued - self._taken > MOST_WAITING and self._texts.qsize() > 1:
                 self._drop_oldest()
             if self._writer is None or not self._writer.is_alive():  # a forked child has no threads
-                self._writer = threading.Thread(target=self._write_on, name="messages", daemon=True)
-                self._writer.start()
+                self._start_writer()
+
+    def _start_writer(self) -> None:
+        self._writer = threading.Thread(target=self._write_on, name="messages", daemon=True)
+        try:
+            self._writer.start()
+        except RuntimeError:  # no memory for one more thread: then the error that says so must be written all the same
+            self._writer = None
+            while not self._texts.empty():
+                self._write_one()
 
     def _drop_oldest(self) -> None:
         with suppress(queue.Empty):  # the writer may have taken it
@@ -143,17 +151,20 @@ class QueuedStream(io.TextIOBase):
         # them for a moment.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while True:
-            content = self._texts.get()
-            failure = None
-            try:
-                write_all(self._handle, content)
-            except OSError as error:
-                failure = error.strerror or str(error)
-            with self._lock:
-                self._failure = failure
-                if failure:
-                    self._lost[failure] += len(content)
-                self._taken += len(content)
+            self._write_one()
+
+    def _write_one(self) -> None:
+        content = self._texts.get()
+        failure = None
+        try:
+            write_all(self._handle, content)
+        except OSError as error:
+            failure = error.strerror or str(error)
+        with self._lock:
+            self._failure = failure
+            if failure:
+                self._lost[failure] += len(content)
+            self._taken += len(content)
 
 
 _NOT_READ = "nobody reads it"

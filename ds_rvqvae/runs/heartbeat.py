@@ -36,8 +36,8 @@ _SECONDS_BETWEEN_WRITES = 1.0
 _LONGEST_LOOK = 5.0
 """If more seconds pass between two calls of `Watch.look`, the watcher itself was stopped."""
 _RECENT_STEPS = 8
-_SECONDS_FOR_THE_FIRST = 1.0
-"""Maximum seconds to wait while another rank reports its failure."""
+_PATIENCE_WITH_OTHERS = 1.0
+"""Maximum seconds to wait for the reports of other ranks that end."""
 _LATER = 8.0
 """Seconds that ranks have to notice by themselves that they are blocked, before the launcher does."""
 
@@ -152,12 +152,11 @@ class Heartbeat:
             return sign.ended
 
     @classmethod
-    def fail(cls, cause: Cause = Cause.OTHER, patience: float = 0.0) -> bool:
+    def fail(cls, cause: Cause = Cause.OTHER, patience: float = _PATIENCE_WITH_OTHERS) -> bool:
         """Reports that this process fails, if a heartbeat was started.
 
         Args:
-            patience: seconds to wait for a sign that another rank ended before, which a lost connection may show
-                sooner.
+            patience: seconds to wait for the sign of a rank that ended before; a lost connection is noticed sooner.
 
         Returns:
             whether it prints the reason: no other rank of this machine has ended before, and it did not stop itself.
@@ -200,7 +199,7 @@ class Heartbeat:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Keeps other ranks from reporting a failure meanwhile, so that one of them is the first."""
-        deadline = time.monotonic() + _SECONDS_FOR_THE_FIRST
+        deadline = time.monotonic() + _PATIENCE_WITH_OTHERS
         held = False
         while self._file is not None and not held and time.monotonic() < deadline:
             with suppress(OSError):

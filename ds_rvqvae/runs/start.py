@@ -28,6 +28,7 @@ from ds_rvqvae.runs.checkpoints import (
 from ds_rvqvae.runs.folder import Naming, data_of, is_run, profile_place, read_profile, runs_called
 from ds_rvqvae.runs.history import every_checkpoint, find_checkpoint, unfinished_resume
 from ds_rvqvae.runs.motion import MOTION_FILE, changed_motion
+from ds_rvqvae.text import counted
 from ds_rvqvae.tokenizer.folder import READING_KEYS, reading_of
 from ds_rvqvae.tokenizer.foreign.formats import check_for
 
@@ -355,8 +356,8 @@ def _keep_global_batch(resume: Resume, manifest: dict[str, Any], profile: Profil
         )
     resume.kept = split_batch(share, profile.train_micro_batch_size_per_gpu)
     resume.notes.append(
-        f"{world_size} ranks keep the global batch of {batch} with a micro batch of "
-        f"{resume.kept[0]} and {resume.kept[1]} accumulated"
+        f"{counted(world_size, 'rank')}: the global batch stays {batch}, as micro batch {resume.kept[0]} x "
+        f"accumulation {resume.kept[1]}"
     )
 
 

@@ -7,6 +7,7 @@ It leaves no trace: no tensor, no draw from a random generator, no peak in the m
 
 import gc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -71,7 +72,12 @@ def _fits(plan: Plan, device: torch.device, columns: LossColumns | None) -> bool
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         try:
-            _try_step(plan, device, columns)
+            if device.type == "cuda":
+                _try_step(plan, device, columns)
+            else:
+                # On a CPU oneDNN makes no more operations in a thread in which it was once out of memory.
+                with ThreadPoolExecutor(1) as thread:
+                    thread.submit(_try_step, plan, device, columns).result()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

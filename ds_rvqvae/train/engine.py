@@ -37,8 +37,11 @@ from ds_rvqvae.files import utf8_path
 from ds_rvqvae.model.exact import Role, take_role
 from ds_rvqvae.model.nets import Checkpoint
 from ds_rvqvae.model.rvqvae import RVQVAE
+from ds_rvqvae.process.compiling import check_compiler
 from ds_rvqvae.process.interfaces import is_loopback, settle_interfaces
 from ds_rvqvae.process.tolerance import tolerated
+from ds_rvqvae.process.torch_build import numbers_of
+from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE
 from ds_rvqvae.runs.tokenizers import open_single
 from ds_rvqvae.runs.variables import on_several_machines
 
@@ -120,9 +123,11 @@ def _silence_libraries() -> None:
 
 
 def _is_of_use(record: logging.LogRecord) -> bool:
-    """Returns False for two messages: one at a resume on another number of ranks, which have no tensor parallelism;
-    and one in an environment without Triton, about a counter of operations that training does not use."""
-    return not str(record.msg).startswith(("MPU is not provided", "triton not found"))
+    """Returns False for three messages: one at a resume on another number of ranks, which have no tensor parallelism;
+    one in an environment without Triton, about a counter of operations that training does not use; and one at a step
+    that is skipped, which the trainer reports with its clips."""
+    unused = ("MPU is not provided", "triton not found", "[Rank 0] [deepspeed] OVERFLOW!")
+    return not str(record.msg).startswith(unused)
 
 
 def _meeting_place() -> str:
@@ -147,7 +152,11 @@ def _meet_on_loopback(_url: str, timeout: timedelta, **_others: Any) -> Iterator
     address = os.environ["MASTER_ADDR"]
     first = rank == 0
     listener = socket.create_server((address, port)).detach() if first else None
-    store = TCPStore(address, port, world_size, first, timeout=timeout, multi_tenant=True, master_listen_fd=listener)
+    uses_libuv = numbers_of(torch.__version__) >= (2, 8)  # before, torch's server by libuv takes no open socket
+    store = TCPStore(
+        *(address, port, world_size, first),
+        timeout=timeout, multi_tenant=True, master_listen_fd=listener, use_libuv=uses_libuv,
+    )  # fmt: skip
     yield store, rank, world_size
 
 
@@ -173,10 +182,13 @@ def build_engine(
         normalisation: mean and std, float32 `[C]`, that this start has read from that tokenizer.
 
     Raises:
-        UserError: the tokenizer cannot be loaded, or was replaced since it was read.
+        UserError: the tokenizer cannot be loaded, or was replaced since it was read; there is no compiler, if the
+            profile asks for one.
         RuntimeError: DeepSpeed changed the codebooks' dtype.
     """
     training = profile.rvqvae.training
+    if training.compile and HEARTBEAT_VARIABLE not in os.environ:  # our launcher has checked it
+        check_compiler(own_device().type == "cpu", "rvqvae.training.compile")
     torch.manual_seed(training.seed)
     model = RVQVAE(in_features, profile.rvqvae.model)
     if init_from is not None:

@@ -41,6 +41,8 @@ _WORDS = (
     "DefaultCPUAllocator: can't allocate memory",
 )
 """Messages of libraries whose errors are not torch's own `OutOfMemoryError`."""
+_NO_CODE = "could not create a primitive"
+"""oneDNN's complete message if a CPU has no memory for the code or the buffers of an operation."""
 
 
 class OutOfMemory(RuntimeError):  # noqa: N818 - users read this name in their logs
@@ -53,6 +55,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     raised: BaseException | None = error
     while raised is not None and raised not in seen:
         if isinstance(raised, (torch.OutOfMemoryError, MemoryError)) or any(words in str(raised) for words in _WORDS):
+            return True
+        if str(raised) == _NO_CODE:
             return True
         seen.append(raised)
         raised = raised.__cause__ or raised.__context__
@@ -133,11 +137,15 @@ def _name_of(device: torch.device) -> str:
 def room_bytes(device: torch.device, world_size: int, communicators: int = COMMUNICATORS) -> int:
     """Bytes available to this rank, its own included: the device's memory minus that of other processes.
 
+    On a CPU it is not more than the limits of this process (`ulimit`) permit.
+
     Args:
         communicators: NCCL communicators that exist by now.
     """
     if device.type != "cuda":
-        return psutil.virtual_memory().available + psutil.Process().memory_info().rss
+        limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+        free = psutil.virtual_memory().available + psutil.Process().memory_info().rss
+        return min([free, *(limit for limit in limits if limit != resource.RLIM_INFINITY)])
     free, total = torch.cuda.mem_get_info(device)
     # The plan counts these two; on the GPU they are neither free nor reserved by torch.
     overhead = CONTEXT_BYTES + (communicators * NCCL_BYTES if world_size > 1 else 0)

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from ds_rvqvae.config.profile import PROFILE_FILE, Profile
 from ds_rvqvae.config.request import Request, read_training_flags
 from ds_rvqvae.data.dataset import MotionData, open_training_data
-from ds_rvqvae.data.store.places import open_in_use
-from ds_rvqvae.data.store.store import Store, is_store
+from ds_rvqvae.data.store.places import open_in_use, open_of_run
 from ds_rvqvae.errors import ExitStatus, UserError, say
 from ds_rvqvae.host import bf16_arithmetic_text
 from ds_rvqvae.process.command import keep_warnings_harmless
@@ -52,8 +51,6 @@ from ds_rvqvae.runs.start import Resume, as_begun, find_resume, record_of, reque
 from ds_rvqvae.runs.variables import is_first_of_host, settle_device, settle_rank
 from ds_rvqvae.tokenizer.folder import TOKENIZER
 
-_SECONDS_TO_FOLLOW = 1.0
-"""Seconds in which a rank whose connection to another broke learns whether the other has ended."""
 _SECONDS_TO_STOP = 0.5
 """How long a rank that is stopped before it trains waits, while the launcher stops the others; they would fail without
 it."""
@@ -127,7 +124,8 @@ def _motion_of(request: Request) -> MotionData | UserError | None:
     """
     profile, checked = request.profile, request.flags.environment.get(STORE_VARIABLE)
     if checked:
-        return open_training_data(profile, _checked_store(Path(checked), request), request.asked)
+        store = open_of_run(Path(checked), request.flags.environment.get(STORE_CONTENT_VARIABLE))
+        return open_training_data(profile, store, request.asked)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return open_training_data(profile, asked=request.asked)
     if os.environ.get("LOCAL_RANK", "0") != "0":
@@ -137,25 +135,6 @@ def _motion_of(request: Request) -> MotionData | UserError | None:
             return open_training_data(profile, asked=request.asked)
     except UserError as error:
         return error
-
-
-def _checked_store(folder: Path, request: Request) -> Store:
-    """The store that our launcher has checked; raises UserError if it is gone or was replaced."""
-    wanted = request.flags.environment.get(STORE_CONTENT_VARIABLE)
-    try:
-        store = open_in_use(folder)
-    except UserError as error:
-        if is_store(folder):
-            raise
-        raise UserError(
-            f"{folder}: the motion that this run was started with is gone; start the run again with --resume"
-        ) from error
-    if wanted and store.content != wanted:
-        raise UserError(
-            f"{folder}: was prepared again or added to since this run was started, and holds other motion now; start "
-            "the run again with --resume"
-        )
-    return store
 
 
 def _shared_motion(request: Request, own: MotionData | UserError | None) -> MotionData:
@@ -393,7 +372,6 @@ def _report_crash(error: Exception, rank: int) -> int:
     summary = str(error).strip().splitlines()
     memory = sys.modules.get("ds_rvqvae.train.memory")
     is_memory = isinstance(error, MemoryError) if memory is None else memory.is_out_of_memory(error)
-    cause, patience = (Cause.OUT_OF_MEMORY, 0.0) if is_memory else (Cause.OTHER, _SECONDS_TO_FOLLOW)
-    if Heartbeat.fail(cause, patience):
+    if Heartbeat.fail(Cause.OUT_OF_MEMORY if is_memory else Cause.OTHER):
         say(f"error: rank {rank}: {type(error).__name__}: {summary[0] if summary else ''}")
     return _leave(ExitStatus.FAILED)

@@ -133,8 +133,10 @@ class Agreement:
                 if not heartbeat.has_stepped():
                     say(f"stopped by {name} before this start's first step; nothing is lost")
                     _end(ExitStatus.STOPPED)
-                waited = f"no step was finished for {time.monotonic() - since:.0f} s"
-                reason = f"{name} asked to stop, but {waited}, as ranks wait for one that does not go on"
+                reason = (
+                    f"{name} asked to stop, but no step was finished for {time.monotonic() - since:.0f} s, as ranks "
+                    "wait for one that does not go on"
+                )
                 newest = f"; {newest_text(self._run_folder)}" if self._run_folder is not None else ""
                 end_unsaved(reason, Cause.BLOCKED, newest)
 

@@ -43,6 +43,14 @@ def test_export_and_import_give_the_same_codes(folder, capsys):
     np.testing.assert_array_equal(imported.decode(codes), original.decode(codes))
 
 
+@pytest.mark.parametrize(("flags", "layers"), [([], 2), (["--embedding_proj=on"], 2), (["--embedding_proj=off"], 0)])
+def test_gesturelsms_later_layer_is_exported_or_not(folder, flags, layers):
+    line = ["export", str(folder / "original"), "--format=gesturelsm", f"--out={folder / 'out'}", *flags]
+    assert cli.main(line) == 0
+    weights = torch.load(folder / "out" / "net.pth", weights_only=True)["net"]
+    assert sum(name.endswith("embedding_proj.weight") for name in weights) == layers
+
+
 def test_text_says_what_was_found_and_where(folder, capsys):
     assert _import(folder, "--fps", "25", "--no_normalisation") == 0
     printed = capsys.readouterr().out

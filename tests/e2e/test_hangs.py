@@ -89,7 +89,7 @@ def launch_blocked(tmp_path, demo_folder):
         variables = blocked.variables(places, what, victim, step=6)
         run = Launched(tmp_path, demo_folder, *common, slots=ranks, variables=variables)
         started.append(run)
-        run.wait_for(lambda: run.ranks() and blocked.waiting(places) == ranks, seconds=300)
+        run.wait_for(lambda: run.ranks() and blocked.waiting(places) == ranks, seconds=600)
         return run
 
     yield start

@@ -151,7 +151,7 @@ def test_a_start_takes_the_gpus_of_the_variable_where_no_flag_names_others(dry_r
     others += [(["3 error 15"], ["--demo"], {})]
     by_uuid, mixed, missing, hidden, empty, demo, on_cpu, lost = dry_runs(*others)
     assert lost[:2] == (0, ["0,1,2,4,5,6,7"]) and "GPU 3 left out: other users compute there, or it" in lost[2]
-    assert by_uuid[:2] == (0, ["2,3"])
+    assert by_uuid[:2] == (0, ["2,3"]) and " DS_ACCELERATOR=cuda" in by_uuid[2]
     assert (
         mixed[:2] == (0, ["1,2"]) and "warning: CUDA_VISIBLE_DEVICES=1,2: the GPUs of this machine differ" in mixed[2]
     )

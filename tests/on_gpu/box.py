@@ -111,6 +111,17 @@ class Running:
             self.box.check_time()
             time.sleep(0.05)
 
+    def wait_after(self, words: str) -> tuple[Ran, float]:
+        """Waits for its end; returns it with the seconds from its first line with these words to its end."""
+        said_at = None
+        while self.process.poll() is None:
+            if said_at is None and words in self.said():
+                said_at = time.monotonic()
+            self.box.check_time()
+            time.sleep(0.05)
+        ended = time.monotonic()
+        return self.wait(), ended - (said_at or ended)
+
     def wait(self) -> Ran:
         """Waits for its end; raises OutOfTimeError if the check's time is over before."""
         try:

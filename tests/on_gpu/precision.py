@@ -2,6 +2,9 @@
 
 import json
 import statistics
+from pathlib import Path
+
+import numpy as np
 
 from ds_rvqvae.files import read_json
 from tests.on_gpu.box import FAULTS, Box
@@ -28,9 +31,13 @@ def codes(box: Box) -> list[Claim]:
     """A clip has the same codes on GPU and CPU, alone and in a batch, at once and streamed."""
     first_metrics(box)
     tokenizer = box.runs / "first" / "tokenizer"
-    frames = box.steps(1700, 150)
-    (found,) = box.probe("codes", tokenizer=str(tokenizer), motion=str(box.motion), frames=frames)
-    encoded = box.ds("encode", str(tokenizer), str(box.motion), "--out", str(box.work / "codes"))
+    (found,) = box.probe("codes", tokenizer=str(tokenizer), motion=str(box.motion), frames=box.steps(1700, 150))
+    named = {"cpu": "cpu", "device": f"cuda:{box.slots[0]}" if box.on_gpu else "cpu"}
+    folders = {name: box.work / f"codes_{name}" for name in named}
+    statuses = []
+    for name, device in named.items():
+        flags = ["--out", str(folders[name]), "--device", device]
+        statuses.append(box.ds("encode", str(tokenizer), str(box.motion), *flags).status)
     return [
         at_least("equal with the CPU, first level", found["device_first_level"], 0.99),
         at_least("equal with the CPU, all levels", found["device_all_levels"], 0.95),
@@ -38,8 +45,26 @@ def codes(box: Box) -> list[Claim]:
         same("equal in a stream", found["streamed"], 1.0),
         at_least("codes in use", found["used"], 2),
         figure("codes compared", found["codes"]),
-        same("status of encode", encoded.status, 0),
+        same("status of encode, by device", statuses, [0, 0]),
+        at_least("encoded files equal with the CPU's", _equal_files(folders["cpu"], folders["device"]), 0.95),
     ]
+
+
+def _equal_files(wanted: Path, found: Path) -> float:
+    """The fraction of equal codes in two folders of codes files; 0 if the files differ."""
+    names = [sorted(file.relative_to(folder) for file in folder.rglob("*.npz")) for folder in (wanted, found)]
+    if not names[0] or names[0] != names[1]:
+        return 0.0
+    equal = count = 0
+    for name in names[0]:
+        rows = []
+        for folder in (wanted, found):
+            with np.load(folder / name) as file:
+                rows.append(file["codes"])
+        if rows[0].shape != rows[1].shape:
+            return 0.0
+        equal, count = equal + int((rows[0] == rows[1]).sum()), count + rows[0].size
+    return equal / count
 
 
 def waits(box: Box) -> list[Claim]:

@@ -70,6 +70,13 @@ def test_a_full_disk_raises_nothing():
         assert said(MUCH, stderr=full, timeout=30).returncode == 0
 
 
+def test_what_is_said_without_memory_for_a_thread_is_written():
+    held = "open('/proc/self/statm').read().split()[0]"
+    limit = f"resource.setrlimit(resource.RLIMIT_AS, (int({held}) * 4096 + (1 << 20), -1))"
+    work = f"import resource; {limit}; print('no room', file=sys.stderr); print('at all', file=sys.stderr)"
+    assert said(work, stderr=subprocess.PIPE).stderr == "no room\nat all\n"
+
+
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
 def test_a_closed_stream_is_no_file_that_is_opened_later(tmp_path, closed):
     code = (

@@ -1,6 +1,6 @@
 """Simulated GPUs of a given size, on a CPU: `python -m tests.train.limited [9,5] FLAGS` trains with them.
 
-After the encoder, a batch over this rank's limit raises torch's own out-of-memory error.
+In training, after the encoder, a batch over this rank's limit raises torch's own out-of-memory error.
 """
 
 import json
@@ -17,10 +17,11 @@ from ds_rvqvae.model.nets import Encoder
 
 @contextmanager
 def limited_memory(windows: int, error: Exception | None = None) -> Iterator[None]:
-    """Inside, a batch of more than `windows` raises `error`, by default torch's own out-of-memory error."""
+    """Inside, a batch with more frames than so many `windows` of 32 frames raises `error`, by default torch's own
+    out-of-memory error."""
 
     def refuse(module: torch.nn.Module, inputs: tuple[torch.Tensor], latents: torch.Tensor) -> None:
-        if isinstance(module, Encoder) and len(latents) > windows:
+        if isinstance(module, Encoder) and module.training and inputs[0].shape[0] * inputs[0].shape[-1] > windows * 32:
             raise error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     handle = register_module_forward_hook(refuse)

@@ -144,7 +144,9 @@ def test_where_not_one_window_fits_the_run_is_refused_in_one_line(tmp_path, demo
     flags = [f"--data_path={demo_folder}", f"--out={tmp_path}", "--batch_size=4", "--auto_batch_size"]
     *stages, refusal = train([4, 0], *flags, status=2).splitlines()
     assert refusal.startswith("error: --auto_batch_size: not even 1 window of 32 frames fits on rank 1: ")
-    assert stages and all(line.startswith(("importing", "joining", "finding out", "still ")) for line in stages)
+    assert stages and all(
+        line.startswith(("reading", "importing", "joining", "finding out", "still ")) for line in stages
+    )
     assert not list(tmp_path.glob("*/metrics.jsonl"))
 
 

@@ -31,6 +31,8 @@ def raised(error, cause=None, context=None):
         (RuntimeError("GET was unable to find an engine to execute this computation"), True),
         (RuntimeError("CUDA driver error: out of memory"), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory: 8 TB"), True),
+        (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("could not create a primitive descriptor for the convolution forward propagation"), False),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (raised(RuntimeError("closed"), cause=ConnectionError("by peer")), False),
     ],

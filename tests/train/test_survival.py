@@ -11,6 +11,7 @@ import pytest
 
 from ds_rvqvae.model.losses import Losses
 from ds_rvqvae.runs.checkpoints import checkpoints, damage_of
+from ds_rvqvae.text import counted
 from tests.damage import damage
 from tests.ranks import finish, run_ranks, start_ranks, train_ranks
 from tests.train.small import EXACT, SMALL, make_trainer, read_metrics
@@ -47,12 +48,15 @@ def test_the_number_of_ranks_may_change_on_the_way(tmp_path, demo_folder):
     train_ranks(2, *common, "--name=often", "--batch_size=6", "--total_iter=4")
     often = [*common, "--name=often", "--batch_size=6", "--resume"]
     # Twice with 3 ranks: they also resume their own checkpoint with the same global batch.
-    for ranks, total, batch in ((3, 6, "4 and 1"), (3, 8, "4 and 1"), (1, 12, "6 and 2")):
+    for ranks, total, batch in (
+        (3, 6, "4 x accumulation 1"),
+        (3, 8, "4 x accumulation 1"),
+        (1, 12, "6 x accumulation 2"),
+    ):
         noted = tmp_path / f"noted{total}"
         noted.mkdir()
         printed = finish(start_ranks(ranks, ["-c", NOTING, str(noted), *often, f"--total_iter={total}"]))
-        batch = f"micro batch of {batch} accumulated"
-        assert f"{ranks} ranks keep the global batch of 12 with a {batch}" in printed[0]
+        assert f"{counted(ranks, 'rank')}: the global batch stays 12, as micro batch {batch}" in printed[0]
         assert "WARNING" not in "".join(printed)
         loads = [json.loads(file.read_text()) for file in noted.iterdir()]
         step = {6: 4.0, 12: 8.0}.get(total)

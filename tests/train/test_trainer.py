@@ -45,3 +45,29 @@ def test_the_loop_is_single_steps_and_logs_their_losses(tmp_path, demo_folder, w
         of_ranks = [found["losses"][step] for found in ranks]
         for name in of_ranks[0]:
             assert line[name] == pytest.approx(sum(losses[name] for losses in of_ranks) / world_size, rel=1e-6), name
+
+
+def moved_by_a_step(folder: str, data: str, clipping: float) -> list[float]:
+    """In a rank: the largest change of a weight in the first step, and the gradient's norm before it was clipped."""
+    trainer = make_trainer(folder, data, [*THREE_STEPS, f"--gradient_clipping={clipping}"])
+    trainer.initialize_codebooks()
+    before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+    trainer.step()
+    change = max(float((value - before[name]).abs().max()) for name, value in trainer.model.named_parameters())
+    norm = float(trainer.engine.get_global_grad_norm())
+    trainer.close()
+    return [change, norm]
+
+
+def test_gradients_are_clipped_on_all_ranks(tmp_path, demo_folder):
+    found = {}
+    for clipping in (0, 1, 1e-12):
+        place = tmp_path / str(clipping)
+        found[clipping] = run_ranks(
+            2, moved_by_a_step, place, folder=str(place), data=str(demo_folder), clipping=clipping
+        )
+    (free, norm), (usual, _), (tiny, clipped_norm) = (found[clipping][0] for clipping in found)
+    assert all(ranks[0] == ranks[1] for ranks in found.values())
+    # Adam divides by the gradients' size, so that only gradients below its epsilon of 1e-8 make smaller steps.
+    assert free == pytest.approx(usual, rel=0.01) and 0 < tiny < usual / 1000
+    assert clipped_norm == pytest.approx(norm, rel=1e-6)

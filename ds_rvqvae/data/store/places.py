@@ -232,6 +232,25 @@ def open_in_use(folder: Path) -> Store:
     return store
 
 
+def open_of_run(folder: Path, content: str | None) -> Store:
+    """Opens the store that a run was started with, as `open_in_use`; raises UserError if it is gone, or has another
+    content now. A `content` of None is not compared."""
+    try:
+        store = open_in_use(folder)
+    except UserError as error:
+        if is_store(folder):
+            raise
+        raise UserError(
+            f"{folder}: the motion that this run was started with is gone; start the run again with --resume"
+        ) from error
+    if content and store.content != content:
+        raise UserError(
+            f"{folder}: was prepared again or added to since this run was started, and holds other motion now; start "
+            "the run again with --resume"
+        )
+    return store
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Lets one process at a time make, add to or mend the store at a place, whatever cache each process uses."""

@@ -52,14 +52,14 @@ def _accelerator(module: ModuleType) -> None:
     kind.device_count = lambda self: _count()
 
 
-def _preflight(module: ModuleType) -> None:
+def _build(module: ModuleType) -> None:
     module.Build.read = classmethod(lambda kind: kind("2.13.0", CUDA))
 
 
 PLAYED = {
     "torch": _torch,
     "deepspeed.accelerator.cuda_accelerator": _accelerator,
-    "ds_rvqvae.launch.preflight": _preflight,
+    "ds_rvqvae.process.torch_build": _build,
 }
 
 
