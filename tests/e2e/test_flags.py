@@ -28,7 +28,12 @@ def trained(folder, data, windows, *flags):
     limits = ["env", f"PYTHONPATH={folder}:{ROOT}", f"WINDOWS_OF_RANKS={windows}"]
     slots = f"--include=localhost:{','.join(map(str, range(len(windows))))}"
     run = Launched(folder, data, *EXACT, *FLAGS, slots, *flags, slots=len(windows), by=limits)
-    assert run.process.wait(timeout=400) == 0, run.said()
+    try:
+        run.wait_for(run.ranks, seconds=400)
+        assert run.process.wait(timeout=400) == 0, run.said()
+    finally:
+        left = run.end()
+    assert left == []
     return run.said()
 
 

@@ -59,6 +59,21 @@ def test_a_card_that_vanishes_is_an_error_and_the_others_go_on(stand_in):
         assert monitor.wait(10) == ExitStatus.DONE
 
 
+def test_a_driver_that_fails_for_a_while_costs_those_refreshes_only(stand_in):
+    with subprocess.Popen(
+        command(0.2, "--json"), env=stand_in.environment, text=True, stdout=subprocess.PIPE
+    ) as monitor:
+        errors = []
+        for lines in ((), ("* error 999",), (), ("cards 7", f"7 error {GPU_IS_LOST}"), (), ("* error 1",), ()):
+            stand_in.play(*lines)
+            # The refresh under way may have read some GPUs before.
+            line = [monitor.stdout.readline() for _ in range(3)][-1]
+            errors.append([card["error"] for card in json.loads(line)["gpus"] if card["error"]])
+        assert errors == [[], ["Unknown Error"] * 8, [], ["Not Found"], [], ["Uninitialized"] * 8, []]
+        monitor.terminate()
+        assert monitor.wait(10) == ExitStatus.DONE
+
+
 def test_a_card_that_is_lost_from_the_start(stand_in):
     stand_in.play(f"7 error {GPU_IS_LOST}")
     done = run(stand_in, "--once")

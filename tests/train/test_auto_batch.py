@@ -2,19 +2,24 @@
 
 import gc
 import json
+import resource
 import shutil
 
+import psutil
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from ds_rvqvae.config.profile import load_profile
+from ds_rvqvae.gpu.cards import CARDS
+from ds_rvqvae.gpu.plan import make_plan
 from ds_rvqvae.model.nets import Encoder
 from ds_rvqvae.runs.checkpoints import read_manifest
 from ds_rvqvae.runs.start import find_resume
-from ds_rvqvae.train.auto_batch import fit_batch, micro_batches
+from ds_rvqvae.train.auto_batch import _fits, fit_batch, micro_batches
 from ds_rvqvae.train.readings import READING_KEYS
-from tests.ranks import finish, start_ranks
+from tests.ranks import finish, run_ranks, start_ranks
 from tests.train.limited import limited_memory
 from tests.train.small import SMALL, read_metrics
 
@@ -63,6 +68,26 @@ def test_a_batch_that_fits_stays_and_other_errors_come_through(one_rank):
     assert (fitted.train_micro_batch_size_per_gpu, fitted.gradient_accumulation_steps) == (6, 3)
     with limited_memory(1, RuntimeError("shapes differ")), pytest.raises(RuntimeError, match="shapes differ"):
         fit_batch(profile, 12, torch.device("cpu"))
+
+
+def fits_with_little_and_then_with_all_memory() -> list[bool]:
+    """In a rank on a CPU: whether a step fits while it may allocate only so many MiB more, and after that."""
+    dist.init_process_group("gloo")
+    sizes = ["rvqvae.model.width=256", "rvqvae.model.depth=2", "bf16.enabled=false", "rvqvae.data.window_size=128"]
+    profile = load_profile("demo", [*sizes, "train_micro_batch_size_per_gpu=17"])
+    fits = []
+    for mebibytes in (*range(20, 84, 8), None):
+        limit = -1 if mebibytes is None else psutil.Process().memory_info().data + (mebibytes << 20)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, -1))
+        fits.append(_fits(make_plan(profile, 78, 1, CARDS["4090"]), torch.device("cpu"), None))
+    return fits
+
+
+@pytest.mark.processes
+def test_memory_that_really_runs_out_is_recognised_and_does_not_spoil_the_next_try(tmp_path):
+    # After some of its failures for lack of memory oneDNN makes no operation any more in the same thread.
+    (fits,) = run_ranks(1, fits_with_little_and_then_with_all_memory, tmp_path)
+    assert fits == [False] * 8 + [True]
 
 
 def train(limits, *flags, status=0):
