@@ -29,7 +29,7 @@ SETTINGS = {"benchmark": False, "deterministic": True}
 
 
 def results(tokenizer: MotionTokenizer, data: MotionData) -> dict:
-    """Returns everything that a tokenizer gives: codes and motion of arrays, tensors, batches and streams, scores, errors."""
+    """Returns everything that a tokenizer gives: codes and motion of arrays, batches and streams, scores, errors."""
     from ds_rvqvae.model.exact import exactly
     from ds_rvqvae.motion.clip import Clip
     from ds_rvqvae.motion.skeleton import builtin_skeleton
