@@ -89,8 +89,8 @@ class MotionTokenizer(KeepsFloatType):
         TypeError: another float type was asked for, or gradients while frozen.
 
     `chunk`: codes computed at a time. Clips of any length, batches and streams run in chunks of this size (the last one
-    may be shorter), so on a CPU their codes are equal bit for bit, and memory does not grow with a clip's length. A smaller chunk
-    makes streams answer sooner and everything slower. A model with group norm takes complete clips only.
+    may be shorter), so on a CPU their codes are equal bit for bit, and memory does not grow with a clip's length. A
+    smaller chunk makes streams answer sooner and everything slower. A model with group norm takes complete clips only.
     """
 
     chunk: int = 512

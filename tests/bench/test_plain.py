@@ -6,7 +6,9 @@ import torch
 
 from ds_rvqvae import RVQVAE, load_profile
 from ds_rvqvae.bench.plain import PlainLoop
+from ds_rvqvae.bench.step import _step_of
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.model.exact import Role, in_role
 from ds_rvqvae.model.losses import loss_columns
 from ds_rvqvae.motion.layout import joint_layout
 
@@ -45,3 +47,13 @@ def test_nets_that_stock_modules_do_not_make_are_refused():
     profile = load_profile("demo", [*SMALL, "rvqvae.model.norm=LN"])
     with pytest.raises(UserError, match="--no_plain"):
         PlainLoop(RVQVAE(6, profile.rvqvae.model), profile, CPU)
+
+
+def test_the_plain_loop_keeps_torchs_precision_in_a_process_that_trains():
+    class Loop:
+        def step(self, batches):
+            return torch.backends.cudnn.allow_tf32
+
+    with in_role(Role.TRAINING):
+        assert _step_of(Loop(), iter([[]]))() is True
+        assert torch.backends.cudnn.allow_tf32 is False

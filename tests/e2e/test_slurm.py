@@ -75,7 +75,7 @@ def test_torchruns_ranks_compute_what_ours_do(tmp_path, demo_folder):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     environment = bare_environment(tmp_path, DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
     command = [*torchrun, "-m", "ds_rvqvae.train", *flags, "--name=torchrun"]
-    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
     assert ran.returncode == 0, ran.stderr
     # Over another network interface, which changes no number.
     interface = ["--nccl_socket_ifname"] if own_address() != "127.0.0.1" else []

@@ -50,7 +50,7 @@ class Ran:
 
     def reason(self) -> str:
         """Returns the line that says why it failed."""
-        errors = [line for line in self.err.splitlines() if line.startswith("error:")]
+        errors = [line for line in self.err.splitlines() if line.startswith(("error:", "training failed:"))]
         return (errors or [line for line in self.said if line.strip()] or ["it said nothing"])[-1][:300]
 
 

@@ -5,9 +5,12 @@ in CPU memory, and each operation is the CPU's own, so results are equal bit by 
 its tensors are on two devices, and `.numpy()` fails.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -78,17 +81,20 @@ def _values(tree: Any) -> Any:
     return tree_map(lambda leaf: leaf.values if isinstance(leaf, _Played) else leaf, tree)
 
 
-def play() -> TorchDispatchMode:
-    """Adds the device `played` and returns the mode in which it works; use it in a `with` block."""
+class _Made(TorchFunctionMode):
+    """Makes tensors of Python's and NumPy's values on the CPU, and moves them: torch makes them past other modes."""
+
+    def __torch_function__(self, function: Any, types: Any, given: Any = (), named: Any = None) -> Any:
+        named = dict(named or {})
+        device = named.get("device")
+        if function in (torch.tensor, torch.as_tensor) and device is not None and "played" in str(device):
+            return function(*given, **{**named, "device": "cpu"}).to(device)
+        return function(*given, **named)
+
+
+@contextmanager
+def play() -> Iterator[None]:
+    """Adds the device `played` to this process, once; it works inside the block."""
     backend_registration._setup_privateuseone_for_python_backend("played", _Backend())
-    return _Device()
-
-
-if __name__ == "__main__":
-    import sys
-    from pathlib import Path
-
-    from tests.tokenizer.on_played_device import check
-
-    with play():
-        check(Path(sys.argv[1]))
+    with _Device(), _Made():
+        yield
