@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_rvqvae.cli.common import add_json_flag, count, print_result
-from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.errors import ExitStatus, UserError, say
 from ds_rvqvae.process.signals import end_now
 from ds_rvqvae.process.tables import Column, Table
 from ds_rvqvae.process.terminal import PLAIN, Block, Line, Terminal
@@ -50,6 +50,7 @@ def _bench(args: argparse.Namespace) -> int:
 
 def _measure(args: argparse.Namespace, speaks: bool) -> int:
     from ds_rvqvae.config.profile import load_profile
+    from ds_rvqvae.runs.variables import settle_device
 
     overrides = [f"rvqvae.training.gradient_checkpointing={str(args.checkpointing).lower()}", *args.set]
     profile = load_profile(args.profile, overrides)
@@ -57,6 +58,10 @@ def _measure(args: argparse.Namespace, speaks: bool) -> int:
     profile = profile.with_values({"rvqvae.data.path": args.data_path or None, "rvqvae.data.body_part": part})
     if args.trace is not None and not args.trace.absolute().parent.is_dir():
         raise UserError(f"--trace {args.trace}: {args.trace.absolute().parent} is not a folder")
+    on_cpu = settle_device(os.environ)
+    if on_cpu and speaks:
+        say(on_cpu)
+
     from ds_rvqvae.bench.step import measure_step
 
     asked = {override.partition("=")[0].strip() for override in args.set}
