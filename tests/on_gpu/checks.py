@@ -19,6 +19,8 @@ class Check:
     as long."""
     slots: int = 1
     """The fewest GPUs that it needs."""
+    rehearsed: bool = False
+    """Whether a rehearsal has it that does not ask for all: it ends soon on CPU ranks."""
     short: bool = False
     """Whether a short rehearsal has it."""
 
@@ -28,29 +30,29 @@ class Check:
 
 
 CHECKS = (
-    Check("versions", start.versions, 8, short=True),
-    Check("launch", start.launch, 30, short=True),
-    Check("memory", start.memory, 10, short=True),
-    Check("readme_line", several.readme_line, 120, slots=2),
+    Check("versions", start.versions, 8, rehearsed=True, short=True),
+    Check("launch", start.launch, 30, rehearsed=True, short=True),
+    Check("memory", start.memory, 10, rehearsed=True, short=True),
+    Check("readme_line", several.readme_line, 120, slots=2, rehearsed=True),
     Check("all_reduce", several.all_reduce, 30, slots=2),
-    Check("resume", start.resume, 35),
+    Check("resume", start.resume, 35, rehearsed=True),
     Check("bench", speed.bench_baseline, 30),
-    Check("equal_ranks", several.equal_ranks, 30, slots=2),
-    Check("killed", failures.killed, 20),
-    Check("out_of_memory", failures.out_of_memory, 30),
+    Check("equal_ranks", several.equal_ranks, 30, slots=2, rehearsed=True),
+    Check("killed", failures.killed, 20, rehearsed=True),
+    Check("out_of_memory", failures.out_of_memory, 30, rehearsed=True),
     Check("universal", start.universal, 40),
-    Check("waits", precision.waits, 15, short=True),
+    Check("waits", precision.waits, 15, rehearsed=True, short=True),
     Check("bf16", precision.bf16, 35),
-    Check("codes", precision.codes, 20, short=True),
+    Check("codes", precision.codes, 20, rehearsed=True, short=True),
     Check("scaling", several.scaling, 120, slots=2),
     Check("same_batch", several.same_batch, 40, slots=2),
     Check("stopped", failures.stopped, 30),
-    Check("interrupted", failures.interrupted, 18),
-    Check("convolutions", speed.convolutions, 15, short=True),
-    Check("monitor", watching.monitor, 4, short=True),
-    Check("require_idle", watching.require_idle, 12, short=True),
+    Check("interrupted", failures.interrupted, 18, rehearsed=True),
+    Check("convolutions", speed.convolutions, 15, rehearsed=True, short=True),
+    Check("monitor", watching.monitor, 4, rehearsed=True, short=True),
+    Check("require_idle", watching.require_idle, 12, rehearsed=True, short=True),
     Check("auto_batch", precision.auto_batch_size, 30),
-    Check("not_finite", failures.not_finite, 16),
+    Check("not_finite", failures.not_finite, 16, rehearsed=True),
     Check("compile", speed.compiled, 70),
     Check("bench_large", speed.bench_large, 30),
     Check("large", speed.large, 40),

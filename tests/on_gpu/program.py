@@ -52,7 +52,10 @@ def parser() -> FlagParser:
     made.add_argument("--out", type=Path, default=Path("gpu_report"), metavar="DIR", help="the report (gpu_report)")
     made.add_argument("--only", nargs="+", metavar="CHECK", default=[], help="these checks, in their usual order")
     made.add_argument("--list", action="store_true", help="print the checks with their seconds and fewest GPUs")
-    made.add_argument("--rehearse", action="store_true", help="the same steps on CPU ranks, with a played driver")
+    made.add_argument(
+        "--rehearse", action="store_true", help="on CPU ranks with a played driver: the checks that end soon there"
+    )
+    made.add_argument("--all", action="store_true", help="with --rehearse: every check, in up to 60 minutes")
     made.add_argument("--short", action="store_true", help="with --rehearse: the quickest checks, on one rank")
     made.add_argument("--ranks", type=int, default=2, metavar="N", help="with --rehearse: CPU ranks (2)")
     return made
@@ -95,17 +98,21 @@ def chosen(asked: argparse.Namespace) -> list[Check]:
     for name in asked.only:
         if name not in known:
             raise UserError(f"--only {name}: no such check; there are {', '.join(known)}")
-    if not asked.rehearse and (asked.short or asked.ranks != parser().get_default("ranks")):
-        raise UserError(f"{'--short' if asked.short else '--ranks'}: needs --rehearse")
+    needing = {"--short": asked.short, "--all": asked.all, "--ranks": asked.ranks != parser().get_default("ranks")}
+    for flag, is_set in needing.items():
+        if is_set and not asked.rehearse:
+            raise UserError(f"{flag}: needs --rehearse")
+    if asked.all and (asked.short or asked.only):
+        raise UserError(f"--all and {'--short' if asked.short else '--only'}: give one of them")
     if asked.rehearse and asked.include:
         raise UserError("--include: names GPUs, and --rehearse takes none; --ranks chooses the number of CPU ranks")
     if not 1 <= asked.ranks <= 64:
         raise UserError(f"--ranks {asked.ranks}: give 1 to 64")
-    return [
-        check
-        for check in CHECKS
-        if (check.name in asked.only if asked.only else check.short or not asked.short)
-    ]  # fmt: skip
+    if asked.only:
+        return [known[name] for name in known if name in asked.only]
+    if asked.short:
+        return [check for check in CHECKS if check.short]
+    return [check for check in CHECKS if check.rehearsed or asked.all or not asked.rehearse]
 
 
 def place(asked: argparse.Namespace, work: Path) -> tuple[Rehearsal | None, list[int]]:
@@ -165,7 +172,7 @@ def prove(
     asked: argparse.Namespace, checks: list[Check], slots: list[int], rehearsal: Rehearsal | None, work: Path
 ) -> int:
     """Runs the checks, one after another, and writes the report after each."""
-    minutes = asked.minutes or (10 if rehearsal or len(slots) == 1 else 30)
+    minutes = asked.minutes or (60 if asked.all else 10 if rehearsal or len(slots) == 1 else 30)
     out = asked.out.absolute()
     try:
         (out / "logs").mkdir(parents=True, exist_ok=True)

@@ -93,6 +93,8 @@ def test_gpus_that_cannot_be_proved_are_refused(stand_in, tmp_path, played, flag
         (["--minutes=soon"], "soon: give minutes"),
         (["--only", "speed"], "--only speed: no such check; there are versions, "),
         (["--short"], "--short: needs --rehearse"),
+        (["--all"], "--all: needs --rehearse"),
+        (["--rehearse", "--all", "--short"], "--all and --short: give one of them"),
         (["--rehearse", "--include=localhost:0"], "--include: names GPUs"),
         (["--rehearse", "--ranks=0"], "--ranks 0: give 1 to 64"),
         (["--gpus=2"], "unknown flag --gpus"),
