@@ -10,8 +10,9 @@ from tests.ranks import ROOT
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 OTHERS = {
     "--autotuning", "--module", "--help", "--gpus", "--ipc", "--shm-size", "--host", "--logdir", "--num_codes",
+    "--nproc_per_node", "--signal", "--gpus-per-task", "--gres",
 }  # fmt: skip
-"""Flags of other programs that the pages name: deepspeed, docker, tensorboard, trainers; and `--help`."""
+"""Flags of other programs that the pages name: deepspeed, docker, tensorboard, trainers, torchrun, Slurm; `--help`."""
 OF_PROGRAMS = ("benchmarks", "quality")
 """Pages about programs in `benchmarks/`, which have flags of their own."""
 SYSTEMS = "other-systems.md"
