@@ -5,6 +5,7 @@ import re
 import pytest
 
 from tests import freeze
+from tests.on_gpu import program
 from tests.ranks import ROOT
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -21,7 +22,8 @@ SYSTEMS = "other-systems.md"
 
 def flags_of_ours():
     lines = [line for name, lines in freeze.read().items() if name.startswith("flags of ") for line in lines]
-    return {flag for line in lines for flag in re.findall(r"(?<!\S)--?[A-Za-z]\w*", line.partition("  ")[0])}
+    flags = {flag for line in lines for flag in re.findall(r"(?<!\S)--?[A-Za-z]\w*", line.partition("  ")[0])}
+    return flags | {flag for action in program.parser()._actions for flag in action.option_strings}
 
 
 def flags_in(page):

@@ -10,11 +10,12 @@ import os
 import sys
 
 
-class _AtTrainer(importlib.abc.MetaPathFinder):
-    """Limits the memory when the trainer is imported, for then torch is there."""
+class _AtEngine(importlib.abc.MetaPathFinder):
+    """Limits the memory when the engine's module is imported: then the rank's device is settled, and no batch was tried
+    yet."""
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname == "ds_rvqvae.train.trainer":
+        if fullname == "ds_rvqvae.train.engine":
             sys.meta_path.remove(self)
             _limit(json.loads(os.environ["ON_GPU_FAULT"]))
 
@@ -36,4 +37,4 @@ def _limit(fault: dict[str, int]) -> None:
 
 
 if "ON_GPU_FAULT" in os.environ and os.environ.get("RANK") == str(json.loads(os.environ["ON_GPU_FAULT"])["rank"]):
-    sys.meta_path.insert(0, _AtTrainer())
+    sys.meta_path.insert(0, _AtEngine())
