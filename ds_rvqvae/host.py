@@ -13,6 +13,8 @@ import psutil
 
 from ds_rvqvae.errors import UserError, printable
 
+_HIDING = ("", "-1", "nodevfiles", "none", "void")
+"""Values of CUDA_VISIBLE_DEVICES with which CUDA finds no GPU; Slurm sets NoDevFiles for a job without GPUs."""
 CPU_BF16_VARIABLE = "DS_RVQVAE_CPU_BF16"
 """Sets which bf16 arithmetic the processor is taken to have: `native` or `none`."""
 _BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
@@ -29,6 +31,11 @@ _OTHER_FILES = 512
 """File descriptors that a process needs beside those that it asks for."""
 _STRICT = "2"
 """The value of vm.overcommit_memory with which the kernel promises no more memory than it has."""
+
+
+def hides_all_gpus(visible: str) -> bool:
+    """Returns whether CUDA finds no GPU with this value of CUDA_VISIBLE_DEVICES."""
+    return visible.strip().lower() in _HIDING
 
 
 @dataclass(frozen=True)

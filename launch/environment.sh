@@ -143,6 +143,7 @@ make_venv() { # extras
   unwatch
   if [ -n "$failed" ]; then
     failed=$({ grep '^ERROR' "$log" || grep -v '^WARNING' "$log"; } | grep . | tail -n 1)
+    [ -z "$torch" ] || failed+=" (with torch $torch; DS_RVQVAE_TORCH=2.13.0 goes back)"
     fail "installing failed: $failed (full log: $log)"
   fi
   stamp_of "$1" >"$venv/installed"

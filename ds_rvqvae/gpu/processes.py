@@ -138,7 +138,7 @@ def _rank(process: psutil.Process, line: Sequence[str]) -> Rank | None:
     with suppress(psutil.Error, OSError):
         environment = process.environ()
     with suppress(UserError):
-        task = Task.of(environment)
+        task = Task.of(environment, is_own=False)
         if task is not None and "RANK" not in environment:
             environment = {**environment, **task.variables()}  # as the rank itself does
     local_rank = _number(environment.get("LOCAL_RANK") or _flag(line, "local_rank"))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from ds_rvqvae.errors import UserError, printable
 from ds_rvqvae.gpu.nvml import Gpu
 from ds_rvqvae.gpu.snapshot import has_uuid
+from ds_rvqvae.host import hides_all_gpus
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 _INSTEAD = (
@@ -18,11 +19,6 @@ def shown(text: str) -> str:
     return f"{VARIABLE}={shlex.quote(printable(text))}"
 
 
-def hides_all(text: str) -> bool:
-    """Returns whether CUDA finds no GPU, because the variable is empty, -1, or set by SLURM for a job without GPUs."""
-    return text.strip().lower() in ("", "-1", "nodevfiles", "none", "void")
-
-
 def entries(text: str) -> list[str]:
     """Returns the entries of the variable, in its order: numbers, UUIDs of GPUs, or beginnings of UUIDs.
 
@@ -32,7 +28,7 @@ def entries(text: str) -> list[str]:
     Raises:
         UserError: it names no GPU, or something that is not a GPU.
     """
-    if hides_all(text):
+    if hides_all_gpus(text):
         slurm = ", as SLURM sets it in a job without GPUs" if text.strip().lower() == "nodevfiles" else ""
         raise UserError(f"{shown(text)}: hides every GPU{slurm}; {_INSTEAD}")
     named = [entry.strip() for entry in text.strip().removesuffix(",").split(",")]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.host import hides_all_gpus
 from ds_rvqvae.process.interfaces import is_loopback
 
 _PORTS = range(20_000, 32_768)
@@ -38,15 +39,18 @@ class Task:
     port: int
 
     @classmethod
-    def of(cls, environment: Mapping[str, str]) -> "Task | None":
-        """Reads a task's variables; None if srun did not start this process, or started a shell to work in.
+    def of(cls, environment: Mapping[str, str], is_own: bool = True) -> "Task | None":
+        """Reads a task's variables; None if srun did not start the process, or started a shell to work in.
 
         The script of a job is no task of srun, but it has some of a task's variables.
+
+        Args:
+            is_own: whether they are those of this process. Another one is taken for a task.
 
         Raises:
             UserError: a variable is missing or has another form.
         """
-        if "SLURM_STEP_NUM_TASKS" not in environment or _is_shell(environment):
+        if "SLURM_STEP_NUM_TASKS" not in environment or (is_own and _is_shell(environment)):
             return None
         node = _number(environment, "SLURM_NODEID")
         job, step = _number(environment, "SLURM_JOB_ID"), _number(environment, "SLURM_STEP_ID")
@@ -159,7 +163,9 @@ def _check_gpus(task: Task, environment: Mapping[str, str]) -> None:
             f"{task.ranks_here} tasks on this node, which has {on_node} GPUs for the job (SLURM_GPUS_ON_NODE): ask for "
             f"--gres=gpu:{task.ranks_here} or fewer --ntasks-per-node"
         )
-    if visible is not None and len(visible.split(",")) < task.ranks_here:
+    if visible is None or hides_all_gpus(visible):  # the rank itself says that it finds no GPU
+        return
+    if len(visible.split(",")) < task.ranks_here:
         raise UserError(
             f"{task.ranks_here} tasks on this node, but a task sees only CUDA_VISIBLE_DEVICES={visible}: each must see "
             "the GPUs of all; ask for --gres=gpu:N in place of --gpus-per-task, or add --gpu-bind=none"

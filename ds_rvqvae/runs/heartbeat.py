@@ -86,6 +86,7 @@ class Heartbeat:
     _own: ClassVar["Heartbeat | None"] = None
     """The heartbeat of this process, once started."""
     _ending: ClassVar = threading.Lock()
+    _writing: ClassVar = threading.RLock()
 
     def __init__(self, file: Path | None, rank: int) -> None:
         now = time.monotonic()
@@ -222,7 +223,7 @@ class Heartbeat:
         if self._sign.ended < 0:
             self._sign.alive = time.monotonic()
         if self._file is not None:
-            with suppress(OSError):  # a failed report must not end the training
+            with suppress(OSError), self._writing:  # a failed report must not end the training
                 os.pwrite(self._file, _FORMAT.pack(*astuple(self._sign)), self._sign.local_rank * _FORMAT.size)
 
 

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -15,6 +16,7 @@ from ds_rvqvae.errors import UserError, printable
 from ds_rvqvae.files import read_text
 from ds_rvqvae.gpu.nvml import Driver, NoDriverError, list_gpus
 from ds_rvqvae.gpu.snapshot import cuda_order
+from ds_rvqvae.host import hides_all_gpus
 from ds_rvqvae.process.interfaces import is_loopback, settle_interfaces
 from ds_rvqvae.process.slurm import settle_task
 from ds_rvqvae.runs.folder import (
@@ -143,7 +145,8 @@ def settle_device(environment: MutableMapping[str, str]) -> str | None:
     that variable names one. deepspeed's launcher sets that variable for CPU ranks too, so there it does not count.
 
     Returns:
-        a message, if the run trains on the CPU although DS_ACCELERATOR does not ask for that.
+        a message for the user: that the run trains on the CPU although DS_ACCELERATOR does not ask for that, or what
+        torch warned of when it found the GPUs, for example that it was not built for them.
 
     Raises:
         UserError: the run is meant for GPUs, but torch cannot use one here for each rank; or CUDA_VISIBLE_DEVICES has a
@@ -153,19 +156,19 @@ def settle_device(environment: MutableMapping[str, str]) -> str | None:
     if asked not in (None, "cuda"):
         return None
     _number_visible(environment)
-    reason = _why_no_gpu(environment)
-    if reason is None:
+    found = _find_gpus(environment)
+    if found.reason is None:
         environment["DS_ACCELERATOR"] = "cuda"
-        return None
+        return found.warning
     driver, meant = _driver_and_gpus(environment)
     meant = "DS_ACCELERATOR=cuda" if asked else meant
     if meant:
         raise UserError(
-            f"{meant}, so this run is meant for GPUs, but {reason} ({driver}); install a build of torch for this "
-            "driver (ds-rvqvae monitor shows what the driver supports), or set DS_ACCELERATOR=cpu to train on the CPU"
+            f"{meant}, so this run is meant for GPUs, but {found.reason} ({driver}); {found.remedy}, or set "
+            "DS_ACCELERATOR=cpu to train on the CPU"
         )
     environment["DS_ACCELERATOR"] = "cpu"
-    return f"training on the CPU: {reason} ({driver}); DS_ACCELERATOR=cpu in the environment asks for the CPU"
+    return f"training on the CPU: {found.reason} ({driver}); DS_ACCELERATOR=cpu in the environment asks for the CPU"
 
 
 def _number_visible(environment: MutableMapping[str, str]) -> None:
@@ -192,32 +195,42 @@ def _number_visible(environment: MutableMapping[str, str]) -> None:
     environment.update({VISIBLE: ",".join(map(str, order)), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"})
 
 
-def _why_no_gpu(environment: Mapping[str, str]) -> str | None:
-    """Returns why torch cannot use a GPU for each rank of this host; None if it can."""
+class _Found(NamedTuple):
+    """The GPUs of this host, as torch finds them."""
+
+    reason: str | None = None
+    """Why torch cannot use one for each rank of this host; None if it can."""
+    remedy: str = "install a build of torch for this driver (ds-rvqvae monitor shows what the driver supports)"
+    warning: str | None = None
+    """Torch's warning about GPUs that it can use, in one line."""
+
+
+def _find_gpus(environment: Mapping[str, str]) -> _Found:
     import torch
 
     if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
-        return f"torch {torch.__version__} is built without CUDA"
+        return _Found(f"torch {torch.__version__} is built without CUDA")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # one of them would repeat the error
+        with warnings.catch_warnings(record=True) as caught:  # if it fails, one of them would repeat the error
+            warnings.simplefilter("always")
             torch.cuda.init()  # type: ignore[no-untyped-call]
-            found = torch.cuda.device_count()
+            count = torch.cuda.device_count()
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return f"torch {torch.__version__} (CUDA {torch.version.cuda}) finds none: {first.rstrip('.')}"
+        return _Found(f"torch {torch.__version__} (CUDA {torch.version.cuda}) finds none: {first.rstrip('.')}")
     ranks = 1
     if "RANK" in environment:
         ranks = int(environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or 1)
-    if found < ranks:
-        return f"torch {torch.__version__} (CUDA {torch.version.cuda}) finds {found} for {ranks} ranks"
-    return None
+    if count < ranks:
+        reason = f"torch {torch.__version__} (CUDA {torch.version.cuda}) finds {count} for {ranks} ranks"
+        return _Found(reason, "start no more ranks than that on this host, or make more GPUs visible")
+    return _Found(warning="; ".join(" ".join(str(one.message).split()) for one in caught) or None)
 
 
 def _driver_and_gpus(environment: Mapping[str, str]) -> tuple[str, str]:
     """Returns what the NVIDIA driver is, and why a run is meant for GPUs; the latter is empty if it is not."""
     visible = environment.get(VISIBLE)
-    if visible is not None and visible.strip().lower() in ("", "-1", "nodevfiles", "none", "void"):
+    if visible is not None and hides_all_gpus(visible):
         return f"{VISIBLE}={shlex.quote(printable(visible))} hides all GPUs", ""
     named = ""
     if visible is not None and not any(RANK_LAUNCHER in line for _, line in _lines_above()[:1]):

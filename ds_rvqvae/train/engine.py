@@ -151,7 +151,8 @@ def _meet_on_loopback(_url: str, timeout: timedelta, **_others: Any) -> Iterator
     rank, world_size, port = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
     address = os.environ["MASTER_ADDR"]
     first = rank == 0
-    listener = socket.create_server((address, port)).detach() if first else None
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.create_server((address, port), family=family).detach() if first else None
     uses_libuv = numbers_of(torch.__version__) >= (2, 8)  # before, torch's server by libuv takes no open socket
     store = TCPStore(
         *(address, port, world_size, first),

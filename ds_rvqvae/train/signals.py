@@ -18,7 +18,7 @@ import torch.distributed as dist
 from ds_rvqvae.errors import ExitStatus, say
 from ds_rvqvae.process.signals import ENDING, heard_in_thread, left_to_a_thread, take_left
 from ds_rvqvae.process.streams import drain_streams
-from ds_rvqvae.runs.folder import RANK_LAUNCHER
+from ds_rvqvae.runs.folder import RANK_LAUNCHER, unlock_runs
 from ds_rvqvae.runs.heartbeat import Cause, Heartbeat
 from ds_rvqvae.runs.history import newest_text
 from ds_rvqvae.runs.variables import processes_above
@@ -131,7 +131,8 @@ class Agreement:
                     end_unsaved("another rank has ended", Cause.FOLLOWED)
             elif not self._agreed_to_stop and heartbeat.is_blocked(since):
                 if not heartbeat.has_stepped():
-                    say(f"stopped by {name} before this start's first step; nothing is lost")
+                    if dist.get_rank() == 0:
+                        say(f"stopped by {name} before this start's first step; nothing is lost")
                     _end(ExitStatus.STOPPED)
                 reason = (
                     f"{name} asked to stop, but no step was finished for {time.monotonic() - since:.0f} s, as ranks "
@@ -157,6 +158,7 @@ def end_unsaved(reason: str, cause: Cause = Cause.OTHER, more: str = "") -> None
 
 def _end(status: ExitStatus) -> None:
     status = ExitStatus(Heartbeat.end(status))
+    unlock_runs()
     drain_streams()
     os._exit(status)
 

@@ -154,7 +154,7 @@ class Trainer:
         with self.agreement.listening():
             self._loop()
             steps, saved = (self.first_step, self.steps_done), self.checkpointer.saved
-            with self._stage("ending the training", quiet=True):
+            with self._stage("ending the training", quiet=True), self.heartbeat.long_work():
                 sum_up(self.log.meter, self.profile, self.data, self.run_folder, steps, saved and saved.fingerprint)
                 self.close()
 

@@ -28,6 +28,13 @@ MARK = "DS_RVQVAE_ON_GPU"
 """Environment variable by which all processes of a command are known."""
 
 
+UNSET = (
+    "DS_ACCELERATOR", "LOCAL_SIZE", "CUDA_VISIBLE_DEVICES", "RANK", "LOCAL_RANK", "WORLD_SIZE", "NCCL_P2P_DISABLE",
+    "NCCL_DEBUG", "CUDA_LAUNCH_BLOCKING", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF",
+)  # fmt: skip
+"""Variables of the caller that would change places, figures or what is printed."""
+
+
 class OutOfTimeError(Exception):
     """The time of a check, or of all checks, is over."""
 
@@ -147,7 +154,8 @@ class Running:
         for process in self.processes():
             with suppress(psutil.Error):
                 process.kill()
-        self.process.wait()
+        with suppress(subprocess.TimeoutExpired):  # a process that hangs in a driver does not end
+            self.process.wait(10)
         if self in self.box.running:
             self.box.running.remove(self)
 
@@ -168,6 +176,8 @@ class Box:
     count: int = 0
     running: list[Running] = field(default_factory=list)
     kept: dict[str, Any] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
+    """Added to the environment of all commands from here on."""
 
     @property
     def on_gpu(self) -> bool:
@@ -192,12 +202,11 @@ class Box:
     @property
     def environment(self) -> dict[str, str]:
         """Variables of all commands."""
-        unset = ("DS_ACCELERATOR", "LOCAL_SIZE", "CUDA_VISIBLE_DEVICES", "RANK", "LOCAL_RANK", "WORLD_SIZE")
-        kept = {name: value for name, value in os.environ.items() if name not in unset}
+        kept = {name: value for name, value in os.environ.items() if name not in UNSET}
         path = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH")]))
         own = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "DS_RVQVAE_CACHE": str(self.work / "cache")}
         order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if self.on_gpu else {}
-        return {**kept, **own, **order, **(self.rehearsal.environment if self.rehearsal else {})}
+        return {**kept, **own, **order, **self.variables, **(self.rehearsal.environment if self.rehearsal else {})}
 
     def start(self, *command: str, **variables: str) -> Running:
         """Starts any command with the variables of all commands and some more."""
@@ -323,6 +332,9 @@ class Box:
                 self.kept[name] = make()
             except CheckError as error:
                 self.kept[name] = error
+            except OutOfTimeError:
+                self.kept[name] = CheckError(f"the {name} did not end within its time in the check {self.current}")
+                raise
         if isinstance(self.kept[name], CheckError):
             raise self.kept[name]
         return self.kept[name]

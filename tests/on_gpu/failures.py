@@ -14,7 +14,9 @@ LONGEST_END = 40.0
 
 def _errors(ran: Ran) -> list[str]:
     """The lines in which a run says why it failed."""
-    return [line for line in ran.err.splitlines() if line.startswith(("error:", "training failed:"))]
+    lines = [line for line in ran.err.splitlines() if line.startswith(("error:", "training failed:"))]
+    # What follows names users of the GPU, who are nobody's business in a report.
+    return [line.partition("; also on GPU")[0] for line in lines]
 
 
 def _ended(ran: Ran, status: int, seconds: float) -> list[Claim]:
@@ -22,7 +24,7 @@ def _ended(ran: Ran, status: int, seconds: float) -> list[Claim]:
         same("status", ran.status, status),
         at_most("seconds to its end", seconds, LONGEST_END, "s"),
         same("processes left", ran.left, []),
-        true("no traceback", "Traceback" not in ran.err + ran.out, str("Traceback" in ran.err), "False"),
+        true("no traceback", "Traceback" not in ran.err + ran.out, str("Traceback" in ran.err + ran.out), "False"),
     ]
 
 

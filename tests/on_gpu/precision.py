@@ -1,6 +1,7 @@
 """Checks of the numbers: bf16 beside fp32, codes of GPU and CPU, and where a step waits."""
 
 import json
+import os
 import statistics
 from pathlib import Path
 
@@ -93,7 +94,8 @@ def out_of_memory_settings(box: Box) -> tuple[list[str], dict[str, str]]:
     batch, limit = (512, _planned(box, 256)) if box.on_gpu else (12, 0)
     fault = json.dumps({"rank": len(box.slots) - 1, "bytes": limit, "windows": 8})
     flags = [f"--batch_size={batch}", *(["--window_stride=4"] if box.on_gpu else [])]
-    return flags, {"ON_GPU_FAULT": fault, "PYTHONPATH": f"{ROOT}:{FAULTS}"}
+    path = f"{FAULTS}{os.pathsep}{box.environment['PYTHONPATH']}"
+    return flags, {"ON_GPU_FAULT": fault, "PYTHONPATH": path}
 
 
 def _planned(box: Box, batch: int) -> int:

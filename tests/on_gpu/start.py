@@ -29,7 +29,10 @@ def topology() -> str:
     program = shutil.which("nvidia-smi")
     if program is None:
         return "not known: no nvidia-smi"
-    ran = subprocess.run([program, "topo", "-m"], capture_output=True, text=True, timeout=60)
+    try:
+        ran = subprocess.run([program, "topo", "-m"], capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return "not known: nvidia-smi topo -m does not end"
     return ran.stdout.strip() or f"not known: nvidia-smi topo -m ended with {ran.returncode}"
 
 

@@ -129,6 +129,8 @@ class Played(Box):
         name = next((word.partition("=")[2] for word in command if word.startswith("--name=")), "monitor")
         if "train" in command:
             self.trained_with.append(list(command[command.index("train") + 1 :]))
+        if command[0] == "bash":
+            self.trained_with.append(list(command[2:]))
         if name == "monitor":
             (self.work / "large.csv").write_text("power_watts,pcie_received_MB_per_s,pcie_sent_MB_per_s\n300.5,1,2\n")
         if name == "stopped" and "--resume" not in command:

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from ds_rvqvae.errors import ExitStatus
+from tests.launch.launching import has_driver
 from tests.on_gpu import program
 from tests.on_gpu.box import MARK, Box, OutOfTimeError
 from tests.on_gpu.checks import CHECKS, Check
@@ -55,6 +56,7 @@ def run(folder, *flags, **variables):
     return subprocess.run([*SCRIPT, *flags], cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.skipif(has_driver(), reason="this machine has an NVIDIA driver")
 def test_without_a_driver_it_says_so(tmp_path):
     before = {path.name for path in tmp_path.iterdir()} | {"home", "cache"}
     said = one_line(run(tmp_path, LD_LIBRARY_PATH=str(tmp_path)), ExitStatus.NO_DRIVER)
@@ -122,9 +124,9 @@ def test_the_list_and_the_help(capsys):
     assert "Exit status: 0 all checks are ok" in " ".join(capsys.readouterr().out.split())
 
 
-def test_one_gpu_takes_ten_minutes_and_eight_take_thirty():
-    assert sum(check.seconds for check in CHECKS if check.slots == 1) <= 10 * 60
-    assert sum(check.seconds for check in CHECKS) <= 30 * 60
+def test_the_assumed_times_leave_room_within_ten_and_thirty_minutes():
+    assert sum(check.seconds for check in CHECKS if check.slots == 1) <= 9 * 60
+    assert sum(check.seconds for check in CHECKS) <= 27 * 60
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ class _Reads(TorchDispatchMode):
         self.places: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
             self.places[_place()] += 1
         return func(*args, **(kwargs or {}))
 
