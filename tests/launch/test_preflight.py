@@ -104,23 +104,23 @@ def test_a_part_of_a_body_repeats_no_finding(launch):
 
 
 def test_a_full_card_is_named_with_who_fills_it(launch, stand_in):
-    stand_in.play("3 used 22011707392", f"3 process {os.getpid()} 22011707392")
+    stand_in.play("3 used 21697134592", f"3 process {os.getpid()} 21697134592")
     error = refusal(launch("--profile", "large"), ExitStatus.BAD_INPUT)
-    assert "GPU 3 has 3.06 GiB free of 23.56 GiB" in error
-    assert f"so others must free some: 20.5 GiB in use; process {os.getpid()} (" in error
+    assert "GPU 3 has 3.36 GiB free of 23.56 GiB" in error
+    assert f"so others must free some: 20.2 GiB in use; process {os.getpid()} (" in error
     assert "--auto_batch_size" in error and "--include localhost:1,2,4,5,6,7" in error
     # The suggestion fits, and has the same global batch.
     offer = error.split(": ")[-1].split(",")[0].split()
     assert offer == ["--batch_size", "80", "--gradient_accumulation_steps", "2"]
     smaller = launch("--profile", "large", *offer)
-    assert "GPU 3 is not idle: 20.5 GiB in use" in found(smaller, "GPUs")[1]
-    assert "3.06 GiB of 23.56 GiB on GPU 3" in found(smaller, "GPU memory")[0]
+    assert "GPU 3 is not idle: 20.2 GiB in use" in found(smaller, "GPUs")[1]
+    assert "3.36 GiB of 23.56 GiB on GPU 3" in found(smaller, "GPU memory")[0]
 
 
 def test_with_auto_batch_size_a_full_card_is_a_warning_until_not_one_window_fits(launch, stand_in):
-    stand_in.play("3 used 22011707392")
+    stand_in.play("3 used 21697134592")
     (line,) = found(launch("--profile", "large", "--auto_batch_size"), "GPU memory")
-    assert "warning: GPU 3 has 3.06 GiB free" in line and line.endswith(
+    assert "warning: GPU 3 has 3.36 GiB free" in line and line.endswith(
         "--auto_batch_size searches for a batch that fits"
     )
     stand_in.play("3 used 24500000000")
