@@ -40,15 +40,15 @@ def test_ranks_that_start_slowly_are_spoken_for_until_they_do(tmp_path, monkeypa
     heartbeats = tmp_path / "heartbeats"
     heartbeats.touch()
     # The one rank writes its sign after a while.
-    code = "import time\nfrom ds_rvqvae.runs.heartbeat import Heartbeat as H\nH.start(0)\ntime.sleep(1.5)\nH.end(0)"
+    code = "import time\nfrom ds_rvqvae.runs.heartbeat import Heartbeat as H\nH.start(0)\ntime.sleep(3)\nH.end(0)"
     environment = {**os.environ, HEARTBEAT_VARIABLE: str(heartbeats), "PYTHONPATH": str(ROOT)}
     job = Job([sys.executable, "-c", code], environment, Watch(heartbeats, 1, 0.0))
     before = time.monotonic()
     assert run(job).status is ExitStatus.DONE
     lines = capsys.readouterr().err.splitlines()
     assert lines and all(line.startswith("still starting the ranks, ") for line in lines)
-    # At most five per second, and none in the second and a half that it ran.
-    assert len(lines) <= (time.monotonic() - before - 1.0) / 0.2
+    # At most five per second, and none in the three seconds that it ran; a busy machine notices its start late.
+    assert len(lines) <= (time.monotonic() - before - 1.5) / 0.2
 
 
 def ranks(folder):
