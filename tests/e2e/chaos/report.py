@@ -23,10 +23,10 @@ gone, and gives the same command again. It kills the run several times before it
 result with an undisturbed run: weights and codebooks, each line of `metrics.jsonl` and TensorBoard's points must be
 equal bit for bit (except for readings of the machine), nothing unfinished may be left, and the same checkpoints must be
 there and complete.
-
-The driver does the same to runs that two ranks began and one resumes, and to `prepare`, `prepare --append`, `encode`,
-`export`, and a tokenizer that is saved over another. After each kill every file is complete, old or new, and in the end
-each one equals, byte for byte, that of an undisturbed command.
+"""
+_MORE = """The driver does the same to runs that two ranks began and one resumes, and to `prepare`,
+`prepare --append`, `encode`, `export`, and a tokenizer that is saved over another. After each kill every file is
+complete, old or new, and in the end each one equals, byte for byte, that of an undisturbed command.
 """
 
 
@@ -54,6 +54,7 @@ def write_report(
     faults += [f"{account.name}: {fault}" for account in accounts for fault in account.faults]
     parts = [
         _INTRODUCTION,
+        *((_MORE,) if others or accounts else ()),
         f"```text\npython -m tests.e2e.chaos {arguments}\n```\n",
         f"Machine: {_machine()}.\n",
         f"A save takes {driver.save_seconds * 1000:.0f} ms, the median of the undisturbed run. The command of a run:\n",
@@ -159,6 +160,6 @@ def _machine() -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in ("ds_rvqvae", "torch", "deepspeed"))
     memory = psutil.virtual_memory().total / 2**30
     return (
-        f"{os.cpu_count()} cores, {platform.machine()}, {memory:.0f} GiB, {platform.system()} {platform.release()}; "
-        f"Python {'.'.join(map(str, sys.version_info[:3]))}, {versions}"
+        f"{os.cpu_count()} cores, {platform.machine()}, {memory:.0f} GiB, {platform.system()} "
+        f"{platform.release().partition('-')[0]}; Python {'.'.join(map(str, sys.version_info[:3]))}, {versions}"
     )
