@@ -44,6 +44,8 @@ def test_lines_without_room_are_said_once_and_written_later(tmp_path, caplog):
 def test_a_thread_that_ends_is_told_in_the_log_of_any_rank(tmp_path, monkeypatch, rank):
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     monkeypatch.setattr(metrics, "logger", logging.Logger("own"))
+    for library in ("DeepSpeed", "torch"):  # pytest's own handlers among them would keep the level
+        monkeypatch.setattr(logging.getLogger(library), "handlers", [])
     try:
         start_log(tmp_path / "run.log", rank)
         thread = threading.Thread(target=lambda: 1 / 0, name="own")
