@@ -40,7 +40,10 @@ def test_ranks_that_start_slowly_are_spoken_for_until_they_do(tmp_path, monkeypa
     heartbeats = tmp_path / "heartbeats"
     heartbeats.touch()
     # The one rank writes its sign after a while.
-    code = "import time\nfrom ds_rvqvae.runs.heartbeat import Heartbeat as H\nH.start(0)\ntime.sleep(3)\nH.end(0)"
+    code = (
+        "import time\ntime.sleep(1)\nfrom ds_rvqvae.runs.heartbeat import Heartbeat as H\n"
+        "H.start(0)\ntime.sleep(3)\nH.end(0)"
+    )
     environment = {**os.environ, HEARTBEAT_VARIABLE: str(heartbeats), "PYTHONPATH": str(ROOT)}
     job = Job([sys.executable, "-c", code], environment, Watch(heartbeats, 1, 0.0))
     before = time.monotonic()
