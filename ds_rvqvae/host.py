@@ -4,6 +4,7 @@ import functools
 import os
 import platform
 import resource
+import shlex
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import psutil
 
 from ds_rvqvae.errors import UserError, printable
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""The variable that names the GPUs of a process."""
 _HIDING = ("", "-1", "nodevfiles", "none", "void")
 """Values of CUDA_VISIBLE_DEVICES with which CUDA finds no GPU; Slurm sets NoDevFiles for a job without GPUs."""
 CPU_BF16_VARIABLE = "DS_RVQVAE_CPU_BF16"
@@ -31,6 +34,11 @@ _OTHER_FILES = 512
 """File descriptors that a process needs beside those that it asks for."""
 _STRICT = "2"
 """The value of vm.overcommit_memory with which the kernel promises no more memory than it has."""
+
+
+def shown_visible(value: str) -> str:
+    """Returns CUDA_VISIBLE_DEVICES with a value, quoted for a shell."""
+    return f"{VISIBLE}={shlex.quote(printable(value))}"
 
 
 def hides_all_gpus(visible: str) -> bool:

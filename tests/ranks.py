@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import psutil
+
 ROOT = Path(__file__).resolve().parent.parent
 CPU_KIND = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "DS_RVQVAE_CPU_BF16")
 """Variables that simulate another processor."""
@@ -35,6 +37,16 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def marked_processes(variable: str, mark: str) -> list[psutil.Process]:
+    """Returns the living processes in whose environment a variable has this value: all that a marked one started."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(variable) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 def bare_environment(folder: Path, **more: str) -> dict[str, str]:

@@ -5,12 +5,12 @@ import json
 import math
 import os
 import re
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ds_rvqvae.errors import UserError, printable, say
+from ds_rvqvae.errors import UserError, say
+from ds_rvqvae.host import VISIBLE, shown_visible
 from ds_rvqvae.process.command import print_out, print_summary
 
 if TYPE_CHECKING:
@@ -156,8 +156,8 @@ def _gpus_of_driver() -> str:
 
 
 def _visible() -> str:
-    text = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return "" if text is None else f" with CUDA_VISIBLE_DEVICES={shlex.quote(printable(text))}"
+    text = os.environ.get(VISIBLE)
+    return "" if text is None else f" with {shown_visible(text)}"
 
 
 def number(text: str) -> float:

@@ -19,12 +19,12 @@ from ds_rvqvae.config.profile import PROFILE_FILE, load_profile
 from ds_rvqvae.config.request import Flags, Start
 from ds_rvqvae.errors import ExitStatus, UserError, say, text_of
 from ds_rvqvae.files import read_text
+from ds_rvqvae.host import VISIBLE
 from ds_rvqvae.launch.body import CheckedRun
 from ds_rvqvae.launch.hosts import DEEPSPEED_HOSTFILE, Ranks, free_port, warn
 from ds_rvqvae.launch.restarts import run_with_restarts
 from ds_rvqvae.launch.slots import cores
 from ds_rvqvae.launch.supervise import Job, Signals
-from ds_rvqvae.launch.visible import VARIABLE
 from ds_rvqvae.process.interfaces import NCCL_INTERFACE, interfaces_of_one_machine
 from ds_rvqvae.process.relay import Relay
 from ds_rvqvae.runs.folder import (
@@ -214,7 +214,7 @@ def _job(run: CheckedRun, shared: ExitStack, relay: Relay, restart: int) -> Job:
     if _on_one_machine(run):
         variables.pop("NCCL_COMM_ID", None)  # the meeting address of another run
     if ranks.on_this_machine:
-        variables.pop(VARIABLE, None)  # its GPUs are already chosen, and deepspeed would count only the visible ones
+        variables.pop(VISIBLE, None)  # its GPUs are already chosen, and deepspeed would count only the visible ones
     variables |= {**rank_variables(run), LAUNCHER_VARIABLE: str(os.getpid()), SAID_VARIABLE: text_of(run.said)}
     watch = None
     if ranks.local is not None and not options.force_multi:

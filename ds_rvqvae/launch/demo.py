@@ -10,10 +10,9 @@ from ds_rvqvae.config.request import Flags
 from ds_rvqvae.data.demo import write_demo_motion
 from ds_rvqvae.data.store.places import cache_folder
 from ds_rvqvae.errors import ExitStatus, UserError
-from ds_rvqvae.host import hides_all_gpus
+from ds_rvqvae.host import VISIBLE, hides_all_gpus, shown_visible
 from ds_rvqvae.launch.hosts import note, warn
 from ds_rvqvae.launch.slots import Cards, cpu_slots, format_include
-from ds_rvqvae.launch.visible import VARIABLE, shown
 from ds_rvqvae.process.torch_build import Build
 
 
@@ -48,13 +47,13 @@ def _on_cards(flags: Flags) -> Flags | None:
             raise
         return None
     gpus = [gpu.index for gpu in cards.gpus]
-    visible = flags.environment.get(VARIABLE)
+    visible = flags.environment.get(VISIBLE)
     shares = flags.options.share_gpus
     free = [gpu.index for gpu in cards.gpus if not gpu.error and (shares or not cards.others(gpu.index))]
     if not gpus:
         return None
     if visible is not None and hides_all_gpus(visible):
-        note(f"{shown(visible)} hides every GPU: the demo trains on CPU ranks")
+        note(f"{shown_visible(visible)} hides every GPU: the demo trains on CPU ranks")
     elif not (build := Build.read()).can_use_cards(serves := cards.snapshot.cuda_version):
         why = f"is built for CUDA {build.cuda}, the driver supports {serves}: {build.way_on(serves)}"
         why = why if build.cuda else "is built without CUDA"

@@ -14,6 +14,7 @@ from pathlib import Path
 from ds_rvqvae.config.launch_flags import DEFAULT_INCLUDE
 from ds_rvqvae.config.request import LaunchOptions
 from ds_rvqvae.errors import UserError, say
+from ds_rvqvae.host import VISIBLE, shown_visible
 from ds_rvqvae.launch.slots import (
     LOCAL,
     Cards,
@@ -27,7 +28,7 @@ from ds_rvqvae.launch.slots import (
     slots_but,
     slots_of_hosts,
 )
-from ds_rvqvae.launch.visible import VARIABLE, entries, numbers_may_differ, shown, visible_slots
+from ds_rvqvae.launch.visible import entries, numbers_may_differ, visible_slots
 from ds_rvqvae.process.interfaces import NCCL_INTERFACE, check_interfaces
 from ds_rvqvae.process.slurm import check_one_launcher_per_node
 
@@ -98,7 +99,7 @@ def _placed(options: LaunchOptions, environment: Mapping[str, str]) -> Ranks:
         return _place_on_hosts(options, read_hostfile(hostfile), count)
     if options.num_nodes is not None or options.no_ssh:
         raise UserError("--num_nodes and --no_ssh need a --hostfile that names the hosts")
-    visible = environment.get(VARIABLE) if count is None and not options.chooses_devices else None
+    visible = environment.get(VISIBLE) if count is None and not options.chooses_devices else None
     if visible is not None:
         entries(visible)  # errors in the text itself are reported before any GPU is read
     slots = _slots_here(options) if visible is None else []
@@ -114,7 +115,7 @@ def _placed(options: LaunchOptions, environment: Mapping[str, str]) -> Ranks:
 
 def _chosen_by(options: LaunchOptions, visible: str | None) -> str:
     given = [f"--{name}" for name in ("exclude", "num_gpus") if getattr(options, name) is not None]
-    return given[0] if given else "--include" if visible is None else shown(visible)
+    return given[0] if given else "--include" if visible is None else shown_visible(visible)
 
 
 def _check_choice(options: LaunchOptions) -> None:
@@ -225,7 +226,7 @@ def _without_ended(cards: Cards, slots: Sequence[int]) -> Cards:
 
 def _tell_of_variable(ranks: Ranks, cards: Cards, environment: Mapping[str, str]) -> None:
     """Prints the effect of CUDA_VISIBLE_DEVICES if it is set: it names the GPUs, or a flag overrides it."""
-    text = environment.get(VARIABLE)
+    text = environment.get(VISIBLE)
     if text is None:
         return
     slots = ranks.local or []
@@ -234,17 +235,17 @@ def _tell_of_variable(ranks: Ranks, cards: Cards, environment: Mapping[str, str]
             if visible_slots(text, cards.gpus) == slots:
                 return
         why = "a flag of this start overrides a variable that was set before"
-        warn(f"{shown(text)} has no effect: {ranks.chosen_by} chooses the GPUs, and {why}")
+        warn(f"{shown_visible(text)} has no effect: {ranks.chosen_by} chooses the GPUs, and {why}")
         return
     names = " and ".join(sorted({cards.gpus[slot].name for slot in slots}))
     note(
-        f"GPU {', '.join(map(str, slots))} ({names or 'without a name'}), as {shown(text)} says; --include chooses "
-        "others"
+        f"GPU {', '.join(map(str, slots))} ({names or 'without a name'}), as {shown_visible(text)} says; --include "
+        "chooses others"
     )
     if numbers_may_differ(text, cards.gpus, environment.get("CUDA_DEVICE_ORDER")):
         warn(
-            f"{shown(text)}: the GPUs of this machine differ; its numbers are read as nvidia-smi's, in order of PCI "
-            "bus, but CUDA without CUDA_DEVICE_ORDER=PCI_BUS_ID counts the fastest first"
+            f"{shown_visible(text)}: the GPUs of this machine differ; its numbers are read as nvidia-smi's, in order "
+            "of PCI bus, but CUDA without CUDA_DEVICE_ORDER=PCI_BUS_ID counts the fastest first"
         )
 
 

@@ -13,9 +13,9 @@ from ds_rvqvae.data.formats.readers import open_reader
 from ds_rvqvae.data.store.store import is_store
 from ds_rvqvae.errors import ExitStatus, UserError, say
 from ds_rvqvae.files import read_json
+from ds_rvqvae.host import VISIBLE
 from ds_rvqvae.launch.body import CheckedRun
 from ds_rvqvae.launch.hosts import warn
-from ds_rvqvae.launch.visible import VARIABLE
 from ds_rvqvae.motion.clip import whole_name
 from ds_rvqvae.motion.skeleton import figure_of, measured_joints
 from ds_rvqvae.process.home import expanded
@@ -201,7 +201,7 @@ def _placing(run: CheckedRun) -> str:
     """Returns the environment variables that chose the places of the ranks, to be put before a command; empty if flags
     chose them."""
     names = ["DS_ACCELERATOR", "LOCAL_SIZE"] if run.ranks.cpu else []
-    names += [VARIABLE] if run.ranks.visible is not None else []
+    names += [VISIBLE] if run.ranks.visible is not None else []
     values = run.request.flags.environment
     return "".join(f"{name}={joined([values[name]])} " for name in names if name in values)
 

@@ -1,22 +1,15 @@
 """Read the GPUs that CUDA_VISIBLE_DEVICES names; a run uses them if no flag names others."""
 
-import shlex
 from collections.abc import Sequence
 
 from ds_rvqvae.errors import UserError, printable
 from ds_rvqvae.gpu.nvml import Gpu
 from ds_rvqvae.gpu.snapshot import has_uuid
-from ds_rvqvae.host import hides_all_gpus
+from ds_rvqvae.host import VISIBLE, hides_all_gpus, shown_visible
 
-VARIABLE = "CUDA_VISIBLE_DEVICES"
 _INSTEAD = (
-    f"unset {VARIABLE}, or name GPUs in it or with --include; LOCAL_SIZE=8 in the environment trains on eight CPU ranks"
+    f"unset {VISIBLE}, or name GPUs in it or with --include; LOCAL_SIZE=8 in the environment trains on eight CPU ranks"
 )
-
-
-def shown(text: str) -> str:
-    """Returns the variable with its value, quoted for a shell."""
-    return f"{VARIABLE}={shlex.quote(printable(text))}"
 
 
 def entries(text: str) -> list[str]:
@@ -30,18 +23,18 @@ def entries(text: str) -> list[str]:
     """
     if hides_all_gpus(text):
         slurm = ", as SLURM sets it in a job without GPUs" if text.strip().lower() == "nodevfiles" else ""
-        raise UserError(f"{shown(text)}: hides every GPU{slurm}; {_INSTEAD}")
+        raise UserError(f"{shown_visible(text)}: hides every GPU{slurm}; {_INSTEAD}")
     named = [entry.strip() for entry in text.strip().removesuffix(",").split(",")]
     for entry in named:
         if entry.startswith("MIG-"):
             raise UserError(
-                f"{shown(text)}: {printable(entry)} is a MIG slice, on which deepspeed cannot start ranks; name GPUs "
-                "by number or UUID (a rank gets the first slice of a GPU that is split)"
+                f"{shown_visible(text)}: {printable(entry)} is a MIG slice, on which deepspeed cannot start ranks; "
+                "name GPUs by number or UUID (a rank gets the first slice of a GPU that is split)"
             )
         if not _is_number(entry) and not (entry.startswith("GPU-") and len(entry) > len("GPU-")):
             raise UserError(
-                f"{shown(text)}: {printable(entry) or 'an empty entry'} is not a GPU; write numbers or UUIDs as "
-                "nvidia-smi -L shows them, separated by commas: 1,2"
+                f"{shown_visible(text)}: {printable(entry) or 'an empty entry'} is not a GPU; write numbers or UUIDs "
+                "as nvidia-smi -L shows them, separated by commas: 1,2"
             )
     return named
 
@@ -58,12 +51,14 @@ def visible_slots(text: str, gpus: Sequence[Gpu]) -> list[int]:
         found = [int(entry)] if _is_number(entry) else [gpu.index for gpu in gpus if has_uuid(gpu, entry)]
         if len(found) > 1:
             numbers = " and ".join(map(str, found))
-            raise UserError(f"{shown(text)}: {entry} matches the UUIDs of GPUs {numbers}; write more of it")
+            raise UserError(f"{shown_visible(text)}: {entry} matches the UUIDs of GPUs {numbers}; write more of it")
         if not found:
             uuids = ", ".join(f"{gpu.index} {gpu.uuid}" for gpu in gpus)
-            raise UserError(f"{shown(text)}: no GPU has the UUID {printable(entry)}; there are {uuids or 'none'}")
+            raise UserError(
+                f"{shown_visible(text)}: no GPU has the UUID {printable(entry)}; there are {uuids or 'none'}"
+            )
         if found[0] in slots:
-            raise UserError(f"{shown(text)}: names GPU {found[0]} twice")
+            raise UserError(f"{shown_visible(text)}: names GPU {found[0]} twice")
         slots += found
     return sorted(slots)
 

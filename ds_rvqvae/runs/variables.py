@@ -3,7 +3,6 @@ their device and each other."""
 
 import os
 import re
-import shlex
 import warnings
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
@@ -12,11 +11,11 @@ from typing import NamedTuple
 
 import psutil
 
-from ds_rvqvae.errors import UserError, printable
+from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import read_text
 from ds_rvqvae.gpu.nvml import Driver, NoDriverError, list_gpus
 from ds_rvqvae.gpu.snapshot import cuda_order
-from ds_rvqvae.host import hides_all_gpus
+from ds_rvqvae.host import VISIBLE, hides_all_gpus, shown_visible
 from ds_rvqvae.process.interfaces import is_loopback, settle_interfaces
 from ds_rvqvae.process.slurm import settle_task
 from ds_rvqvae.runs.folder import (
@@ -30,7 +29,6 @@ from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE
 
 LAUNCHER_VARIABLE = "DS_RVQVAE_LAUNCHER"
 """Environment variable with the process number of our launcher; the run's other variables count only below it."""
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 ENVIRONMENT_FILE_VARIABLE = "DS_ENV_FILE"
 """Variable with the name of deepspeed's environment file, if it is not `.deepspeed_env`."""
 
@@ -177,7 +175,7 @@ def _number_visible(environment: MutableMapping[str, str]) -> None:
     named = [entry.strip() for entry in text.split(",")]
     if not any(entry.startswith(("GPU-", "MIG-")) for entry in named):
         return
-    shown = f"{VISIBLE}={shlex.quote(printable(text))}"
+    shown = shown_visible(text)
     if any(entry.startswith("MIG-") for entry in named):
         raise UserError(
             f"{shown}: names a MIG slice, on which DeepSpeed cannot train; name GPUs by number or UUID (a rank gets "
@@ -231,10 +229,10 @@ def _driver_and_gpus(environment: Mapping[str, str]) -> tuple[str, str]:
     """Returns what the NVIDIA driver is, and why a run is meant for GPUs; the latter is empty if it is not."""
     visible = environment.get(VISIBLE)
     if visible is not None and hides_all_gpus(visible):
-        return f"{VISIBLE}={shlex.quote(printable(visible))} hides all GPUs", ""
+        return f"{shown_visible(visible)} hides all GPUs", ""
     named = ""
     if visible is not None and not any(RANK_LAUNCHER in line for _, line in _lines_above()[:1]):
-        named = f"{VISIBLE}={shlex.quote(printable(visible))} names GPUs"
+        named = f"{shown_visible(visible)} names GPUs"
     try:
         with Driver() as driver:
             count = len(driver.cards())

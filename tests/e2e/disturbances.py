@@ -31,7 +31,7 @@ from ds_rvqvae.data.demo import write_demo_motion
 from ds_rvqvae.errors import ExitStatus
 from ds_rvqvae.runs.folder import RANK_LAUNCHER
 from tests.e2e.chaos.compare import numbers, of_weights
-from tests.ranks import ROOT, bare_environment
+from tests.ranks import ROOT, bare_environment, marked_processes
 from tests.train.small import SMALL
 
 LAUNCHER = ROOT / "launch" / "train_8x4090.py"
@@ -98,12 +98,7 @@ class Start:
 
     def processes(self) -> list[psutil.Process]:
         """Returns all its living processes, the launcher first."""
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return sorted(found, key=lambda process: process.pid != self.process.pid)
+        return sorted(marked_processes(MARK, self.mark), key=lambda process: process.pid != self.process.pid)
 
     def ranks(self) -> list[psutil.Process]:
         found = []

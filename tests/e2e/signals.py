@@ -27,7 +27,7 @@ import psutil
 from ds_rvqvae.data.demo import write_demo_motion
 from ds_rvqvae.runs.checkpoints import damage_of
 from ds_rvqvae.runs.folder import RANK_LAUNCHER
-from tests.ranks import bare_environment
+from tests.ranks import bare_environment, marked_processes
 from tests.train.small import EXACT, SMALL, read_metrics
 
 LAUNCHER = Path(__file__).resolve().parents[2] / "launch" / "train_8x4090.py"
@@ -164,12 +164,7 @@ class Played:
 
     def processes(self) -> list[psutil.Process]:
         """Returns all its living processes, found by their environment."""
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get(MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+        return marked_processes(MARK, self._mark)
 
     def ranks(self) -> list[psutil.Process]:
         """Returns the ranks, by number."""

@@ -15,10 +15,10 @@ from ds_rvqvae.config.request import read_launch_flags
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.data.store.prepare import prepare_store
 from ds_rvqvae.errors import ExitStatus
+from ds_rvqvae.host import VISIBLE
 from ds_rvqvae.launch.body import CheckedRun
 from ds_rvqvae.launch.hosts import Ranks
 from ds_rvqvae.launch.results import joined, program, result_lines, resuming, tell_ending
-from ds_rvqvae.launch.visible import VARIABLE
 from ds_rvqvae.process.terminal import PLAIN
 from tests.damage import DAMAGES, damage
 
@@ -109,7 +109,7 @@ def test_a_failed_run_names_its_log_and_how_it_goes_on_where_it_ran(tmp_path, da
     run = made_run(tmp_path / "run")
     (run / "run.log").write_text("")
     monkeypatch.setattr(sys, "argv", ["launch/train_8x4090.py", "--profile", "wide"])
-    ranks = Ranks("localhost:1", {"localhost": [1]}, [1], 29500, None, True, visible=variables.get(VARIABLE))
+    ranks = Ranks("localhost:1", {"localhost": [1]}, [1], 29500, None, True, visible=variables.get(VISIBLE))
     flags = read_launch_flags([f"--data_path={data.config.path}"])
     request = replace(flags, environment=variables).request()
     tell_ending(run, (), CheckedRun(request, run, ranks, data, 0, False), ExitStatus.FAILED)

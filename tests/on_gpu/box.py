@@ -19,7 +19,7 @@ from ds_rvqvae.files import read_json
 from ds_rvqvae.launch.slots import format_include
 from tests.on_gpu.claims import CheckError
 from tests.on_gpu.rehearsal import Rehearsal
-from tests.ranks import ROOT, free_port
+from tests.ranks import ROOT, free_port, marked_processes
 from tests.train.small import SMALL
 
 FAULTS = Path(__file__).with_name("faults")
@@ -83,12 +83,7 @@ class Running:
 
     def processes(self) -> list[psutil.Process]:
         """Returns all processes that belong to the command and are alive."""
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+        return marked_processes(MARK, self.mark)
 
     def ranks(self) -> list[psutil.Process]:
         """Returns its ranks in their order, as far as they run."""

@@ -17,8 +17,9 @@ from typing import Any
 from ds_rvqvae import __version__
 from ds_rvqvae.config.parser import FlagParser
 from ds_rvqvae.errors import ExitStatus, UserError
+from ds_rvqvae.host import VISIBLE
 from ds_rvqvae.launch.slots import LOCAL, Cards, parse_include
-from ds_rvqvae.launch.visible import VARIABLE, visible_slots
+from ds_rvqvae.launch.visible import visible_slots
 from ds_rvqvae.process.command import print_out
 from ds_rvqvae.process.signals import Stopped
 from ds_rvqvae.process.tolerance import reason_of
@@ -164,8 +165,8 @@ def slots_of(include: str | None, cards: Cards) -> list[int]:
         if list(hosts) != [LOCAL]:
             raise UserError(f"--include {include}: this script proves one machine; write {LOCAL}:0,1")
         return hosts[LOCAL] or [gpu.index for gpu in cards.gpus]
-    if VARIABLE in os.environ:
-        return visible_slots(os.environ[VARIABLE], cards.gpus)
+    if VISIBLE in os.environ:
+        return visible_slots(os.environ[VISIBLE], cards.gpus)
     return [gpu.index for gpu in cards.gpus][1:] or [0]
 
 

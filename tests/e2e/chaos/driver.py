@@ -22,7 +22,7 @@ from ds_rvqvae.runs.checkpoints import UNFINISHED, is_tag
 from ds_rvqvae.runs.folder import RANK_LAUNCHER
 from tests.e2e.chaos.compare import damaged, differences
 from tests.e2e.chaos.plan import KILLS_A_RUN, Kill
-from tests.ranks import ROOT, bare_environment
+from tests.ranks import ROOT, bare_environment, marked_processes
 from tests.train.small import SMALL
 
 LAUNCHER = ROOT / "launch" / "train_8x4090.py"
@@ -145,12 +145,7 @@ class Life:
 
     def processes(self) -> list[psutil.Process]:
         """Returns all its living processes, found by their environment."""
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.environ().get(MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+        return marked_processes(MARK, self._mark)
 
     def find(self, target: str) -> psutil.Process | None:
         """Returns the process that a kill names, or None as long as it does not exist."""
