@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ds_rvqvae.errors import UserError, say
-from ds_rvqvae.host import VISIBLE, shown_visible
 from ds_rvqvae.process.command import print_out, print_summary
 
 if TYPE_CHECKING:
@@ -156,6 +155,8 @@ def _gpus_of_driver() -> str:
 
 
 def _visible() -> str:
+    from ds_rvqvae.host import VISIBLE, shown_visible
+
     text = os.environ.get(VISIBLE)
     return "" if text is None else f" with {shown_visible(text)}"
 
