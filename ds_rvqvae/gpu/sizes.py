@@ -123,6 +123,26 @@ class Transfer:
     """Bytes that a rank sends, and receives, over a ring of all ranks."""
 
 
+def bucket_bounds(sizes: Sequence[int], most: int) -> list[tuple[int, int]]:
+    """Divides a model's parameters into buckets, whose gradients are reduced together.
+
+    Args:
+        sizes: elements of each parameter, in the order of `RVQVAE.parameters()`.
+        most: elements per bucket, unless one parameter alone has more.
+
+    Returns:
+        index of the first parameter and index after the last, per bucket, in the order of the backward pass: the last
+        parameters first. The last bucket, which no computation is left to hide, has what remains.
+    """
+    bounds, stop, elements = [], len(sizes), 0
+    for index in reversed(range(len(sizes))):
+        if elements and elements + sizes[index] > most:
+            bounds.append((index + 1, stop))
+            stop, elements = index + 1, 0
+        elements += sizes[index]
+    return [*bounds, (0, stop)] if stop else bounds
+
+
 def transfers_of(profile: Profile, in_features: int, gpus: int) -> list[Transfer]:
     """Traffic of gradients, weights and codebooks in one optimizer step; a few bytes of norms and flags are omitted."""
     model, zero = profile.rvqvae.model, profile.zero_optimization

@@ -1,7 +1,14 @@
 """Sizes by arithmetic: ZeRO's buffers, gradients by rank, bytes between ranks."""
 
 from ds_rvqvae.config.profile import load_profile
-from ds_rvqvae.gpu.sizes import flat_count, owned_gradient_counts, parameter_sizes, transfers_of, zero_bytes
+from ds_rvqvae.gpu.sizes import (
+    bucket_bounds,
+    flat_count,
+    owned_gradient_counts,
+    parameter_sizes,
+    transfers_of,
+    zero_bytes,
+)
 
 
 def test_each_rank_keeps_the_gradients_that_reach_into_its_part():
@@ -25,3 +32,9 @@ def test_a_large_bucket_counts_though_the_model_is_small():
     held = zero_bytes(profile, parameter_sizes(78, profile.rvqvae.model), 2)
     assert held.buckets == 2 * 2 * 500_000_000
     assert held.reducing < 8 * held.parameters
+
+
+def test_buckets_are_runs_from_the_last_parameter_and_the_rest_is_in_the_last_bucket():
+    assert bucket_bounds([3, 4, 5, 2, 6, 1], 8) == [(4, 6), (2, 4), (0, 2)]
+    assert bucket_bounds([1, 9, 2, 2], 4) == [(2, 4), (1, 2), (0, 1)], "a large parameter is a bucket of its own"
+    assert bucket_bounds([3, 4], 100) == [(0, 2)]
