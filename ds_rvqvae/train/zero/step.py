@@ -43,8 +43,9 @@ class ShortStep:
             *(rank, self._world_size, len(self._own), zero.groups_padding[0]),
             *(zero.gradient_accumulation_dtype, bool(zero.overlap_comm), self._group),
         )
+        self._model: torch.nn.Module = engine.module
         self.weights = FlatWeights(
-            engine.module, self._flat, zero.reduce_bucket_size, self.gradient.take, lazily=lazily
+            self._model, self._flat, zero.reduce_bucket_size, self.gradient.take, lazily=lazily
         )
         self._linked = False
         engine.register_forward_pre_hook(self._begin)
@@ -83,8 +84,8 @@ class ShortStep:
         if self._world_size > 1:
             dist.all_gather_into_tensor(self._flat, self._own, group=self._group)
 
-    def _begin(self, engine: torch.nn.Module, _inputs: Any) -> None:
-        if engine.module.training and torch.is_grad_enabled():
+    def _begin(self, _engine: torch.nn.Module, _inputs: Any) -> None:
+        if self._model.training and torch.is_grad_enabled():
             self.weights.begin()
 
     def _end_forward(self, _module: torch.nn.Module, _inputs: Any, _output: Any) -> None:
