@@ -204,14 +204,14 @@ def _piece_of_backward() -> str:
     piece = BACKWARD
     while frame is not None:
         file, name = frame.f_code.co_filename, frame.f_code.co_name
-        if name == "_engine_run_backward":
+        if file.endswith("torch/autograd/__init__.py") and name == "backward":
             return piece
         if file.endswith(("torch/utils/checkpoint.py", "activation_checkpointing/checkpointing.py")):
             piece = RECOMPUTATION
         elif piece == BACKWARD and file.startswith((_ROOTS["deepspeed"], f"{_ROOTS['ours']}/train")):
             piece = REDUCTION
         frame = frame.f_back
-    return REDUCTION  # before or after autograd's own work
+    return REDUCTION  # before or after autograd's work
 
 
 def _place() -> tuple[str, str]:

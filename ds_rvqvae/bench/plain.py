@@ -5,6 +5,7 @@ for bf16.
 """
 
 import contextlib
+import warnings
 from typing import Any
 
 import torch
@@ -58,10 +59,7 @@ class PlainLoop:
         self.parameters = list(self.nets.parameters())
         self.module: nn.Module = self.nets
         if tuned and dist.is_initialized() and dist.get_world_size() > 1:
-            ids = [device] if device.type == "cuda" else None
-            self.module = DistributedDataParallel(
-                self.nets, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            self.module = _parallel(self.nets, device)
         adam = profile.optimizer.params
         first, second = adam.betas
         self.optimizer = torch.optim.AdamW(
@@ -100,6 +98,14 @@ class PlainLoop:
         """Inside, gradients are not summed over ranks."""
         module = self.module
         return module.no_sync() if isinstance(module, DistributedDataParallel) else contextlib.nullcontext()
+
+
+def _parallel(module: nn.Module, device: torch.device) -> DistributedDataParallel:
+    ids = [device] if device.type == "cuda" else None
+    with warnings.catch_warnings():
+        # Newer torch versions have another name for `broadcast_buffers`, which older ones do not know.
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 class _Nets(nn.Module):

@@ -175,7 +175,7 @@ def _ways(result: dict[str, Any]) -> Table:
 _HOST_WAYS = {
     "host_step": "ds_rvqvae, through DeepSpeed",
     "host_plain_bf16": "plain PyTorch loop, bf16 autocast",
-    "host_ddp_bf16": "the same under DistributedDataParallel",
+    "host_ddp_bf16": "plain loop, DistributedDataParallel",
 }
 
 
