@@ -11,6 +11,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.utils import is_invalid_grad_norm
 from torch import Tensor
 
 from ds_rvqvae.config.profile import Profile
@@ -64,9 +65,8 @@ class ShortStep:
         if self._world_size > 1:
             dist.all_reduce(squares, group=self._group)
         norm = squares.sqrt()
-        finite = math.isfinite(norm.item())
-        zero.overflow = not finite and (zero.dtype != torch.bfloat16 or zero.check_grad_overflow)
-        zero._global_grad_norm = norm if finite else math.inf
+        zero.overflow = is_invalid_grad_norm(norm)  # the only wait of the host for the device
+        zero._global_grad_norm = math.inf if zero.overflow else norm
         if zero.overflow:
             return
         if zero.clip_grad > 0.0:
