@@ -33,6 +33,7 @@ from ds_rvqvae.train.first_latents import first_batches
 from ds_rvqvae.train.metrics import StepLog, announce, logger
 from ds_rvqvae.train.signals import Agreement, Wanted
 from ds_rvqvae.train.summary import sum_up
+from ds_rvqvae.train.zero.step import short_step_of
 
 
 class Trainer:
@@ -66,6 +67,9 @@ class Trainer:
         self.agreement, self.heartbeat = agreement, heartbeat
         self.engine, self.profile, self.data, self.run_folder = engine, profile, data, run_folder
         self.model: RVQVAE = engine.module
+        self.short_step = short_step_of(engine)
+        if self.short_step is not None:
+            self.short_step.gathers_later = True  # while codebooks are updated
         self.settings = profile.rvqvae.training
         self.device = torch.device(engine.device)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
@@ -256,7 +260,10 @@ class Trainer:
             gathered.append(torch.stack([loss.detach() for loss in losses]) * weight)
         applied = self.engine.was_step_applied()
         share = (*self.order.bounds(self.steps_done, self.rank, self.world_size), global_batch)
-        self.model.quantizer.update_codebooks(applied=applied, share=share)
+        group = None if self.short_step is None else self.short_step.group
+        self.model.quantizer.update_codebooks(group=group, applied=applied, share=share)
+        if self.short_step is not None:
+            self.short_step.wait()
         if applied and self.average is not None:
             self.average.update()
         self.skipped_in_a_row = 0 if applied else self.skipped_in_a_row + 1
