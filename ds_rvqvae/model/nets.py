@@ -157,28 +157,14 @@ class Dropout(nn.Dropout):
         return _dropout_on_cpu(hidden, self.p)
 
 
-class _DropoutOnCPU(torch.autograd.Function):
+def _dropout_on_cpu(hidden: Tensor, probability: float) -> Tensor:
     """Drops elements where 16 random bits, drawn 64 at a time, say so."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, probability: float) -> Tensor:
-        bits = torch.empty(hidden.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        strides = torch.empty_like(hidden, dtype=torch.int8).stride()
-        dropped = round(probability * 2**16)
-        kept = bits.as_strided(hidden.shape, strides) >= dropped - 2**15
-        ctx.scale = 2**16 / (2**16 - dropped)
-        # The same bytes as integers, because multiplying by bool is slow.
-        kept = kept.view(torch.uint8)
-        ctx.save_for_backward(kept)
-        return (hidden * kept).mul_(ctx.scale)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (kept,) = ctx.saved_tensors
-        return (gradient * kept).mul_(ctx.scale), None
-
-
-_dropout_on_cpu: Callable[[Tensor, float], Tensor] = _DropoutOnCPU.apply
+    bits = torch.empty(hidden.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    strides = torch.empty_like(hidden, dtype=torch.int8).stride()
+    dropped = round(probability * 2**16)
+    kept = bits.as_strided(hidden.shape, strides) >= dropped - 2**15
+    # Bytes, because multiplying by bool is slow. Autograd keeps them, and not `hidden`.
+    return (hidden * kept.view(torch.uint8)).mul_(2**16 / (2**16 - dropped))
 
 
 class ResidualBlock(nn.Module):
