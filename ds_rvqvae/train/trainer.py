@@ -243,7 +243,8 @@ class Trainer:
         """
         micro_batches, self._next_batches = self._next_batches or self.loader.next(), None
         self._set_learning_rate()
-        self.engine.train()
+        if not self.model.training:
+            self.engine.train()
         gathered = []
         global_batch = self.order.batch(self.steps_done)
         for micro_step, batch in enumerate(micro_batches):
@@ -257,7 +258,8 @@ class Trainer:
             weight = len(batch) * self.parts / global_batch
             self.engine.backward(losses.loss if weight == 1 else losses.loss * weight)
             self.engine.step()
-            gathered.append(torch.stack([loss.detach() for loss in losses]) * weight)
+            losses = Losses(*(loss.detach() for loss in losses))
+            gathered.append(losses if weight == 1 else Losses(*(torch.stack(losses) * weight)))
         applied = self.engine.was_step_applied()
         share = (*self.order.bounds(self.steps_done, self.rank, self.world_size), global_batch)
         group = None if self.short_step is None else self.short_step.group
@@ -271,7 +273,9 @@ class Trainer:
             self._report_skipped()
         self.log.count(global_batch)
         self.steps_done += 1
-        return Losses(*torch.stack(gathered).mean(dim=0))
+        if len(gathered) == 1:
+            return gathered[0]
+        return Losses(*torch.stack([torch.stack(losses) for losses in gathered]).mean(dim=0))
 
     def save(self) -> None:
         """Saves a checkpoint of the present step, unless there is one. Every rank calls it.

@@ -42,7 +42,8 @@ def columns_of(profile, in_features):
     """Loss columns that are all rotations."""
     joints = in_features // 6
     weights = None if profile.rvqvae.loss.joint_weights is None else torch.ones(in_features)
-    return LossColumns(weights, torch.arange(6 * joints).view(joints, 6), torch.zeros(joints, 6), torch.ones(joints, 6))
+    six = torch.zeros(joints, 6), torch.ones(joints, 6)
+    return LossColumns(weights, torch.arange(6 * joints).view(joints, 6), *six, torch.zeros(()))
 
 
 def loss_of(profile, model, motion, columns=None):
