@@ -131,8 +131,8 @@ def reasons_of_engines(folder, data):
 
     reasons, install = [], step.reason_against
 
-    def kept(engine, profile):
-        reasons.append(install(engine, profile))
+    def kept(profile):
+        reasons.append(install(profile))
         return reasons[-1]
 
     step.reason_against = kept
