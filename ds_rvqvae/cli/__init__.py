@@ -53,6 +53,7 @@ _GROUPS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "its motion": ("mean", "std", "no_normalisation", "fps", "body_part"),
         "its nets": ("activation", "norm", "dilation_growth_rate"),
     },
+    "bench": {"what is measured": ("host", "compile", "checkpointing", "no_plain", "rounds", "trace")},
     "plan": {"the GPUs": ("gpus", "card", "gpu_memory"), "the motion": ("in_features", "data_path")},
 }
 """Groups of flags in the help of commands with many flags; other flags stay where they are."""
