@@ -53,6 +53,7 @@ _GROUPS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "its motion": ("mean", "std", "no_normalisation", "fps", "body_part"),
         "its nets": ("activation", "norm", "dilation_growth_rate"),
     },
+    "bench": {"what is measured": ("host", "compile", "checkpointing", "no_plain", "rounds", "trace")},
     "plan": {"the GPUs": ("gpus", "card", "gpu_memory"), "the motion": ("in_features", "data_path")},
 }
 """Groups of flags in the help of commands with many flags; other flags stay where they are."""
@@ -78,7 +79,10 @@ _EXAMPLES = {
         ("--once --json gpus.jsonl", "for programs"),
         ("--require_idle 0", "exit status 3 if GPU 0 is in use"),
     ),
-    "bench": (("demo --no_plain --trace step.json", "the time of each part of a step"),),
+    "bench": (
+        ("demo --no_plain --trace step.json", "the time of each part of a step"),
+        ("baseline --host", "the host's time of a step, with its operations"),
+    ),
     "evaluate": (
         ("runs/baseline-BEAT2-upper --split test", "a run on its held-out test clips"),
         ("runs/one runs/two", "compare runs"),

@@ -24,6 +24,7 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data_path", metavar="PATH", help="motion to train on (default: demo motion)")
     parser.add_argument("--body_part", metavar="PART", help="body part (default: the profile's)")
+    parser.add_argument("--compile", action="store_true", help="also the compiled step, and its losses")
     parser.add_argument("--host", action="store_true", help="host time: same layers, almost no arithmetic")
     parser.add_argument("--rounds", type=count, metavar="N", help="steps of each variant (default: 7, with --host 40)")
     parser.add_argument(
@@ -54,10 +55,16 @@ def _measure(args: argparse.Namespace, speaks: bool) -> int:
     from ds_rvqvae.runs.variables import settle_device
 
     if args.host and args.trace is not None:
-        raise UserError("--trace: --host writes none; leave one of them out")
+        raise UserError("--trace: --host writes no trace; leave one of the two out")
+    if args.host and args.compile:
+        raise UserError(
+            "--compile: not with --host, which times the compiled step by --set rvqvae.training.compile=true"
+        )
     # The operations of --host are counted with the profile's own setting.
     own = [] if args.host else [f"rvqvae.training.gradient_checkpointing={str(args.checkpointing).lower()}"]
     profile = load_profile(args.profile, [*own, *args.set])
+    if args.compile and profile.rvqvae.training.compile:
+        raise UserError("--compile: the step is timed with and without it; leave out rvqvae.training.compile=true")
     part = args.body_part or profile.rvqvae.data.body_part
     profile = profile.with_values({"rvqvae.data.path": args.data_path or None, "rvqvae.data.body_part": part})
     if args.trace is not None and not args.trace.absolute().parent.is_dir():
@@ -77,7 +84,12 @@ def _measure(args: argparse.Namespace, speaks: bool) -> int:
     else:
         from ds_rvqvae.bench.step import measure_step
 
-        result = measure_step(profile, args.rounds or 7, plain, trace, progress=speaks, asked=asked)
+        rounds = args.rounds or 7
+        result = measure_step(profile, rounds, plain, trace, progress=speaks, asked=asked)
+        if args.compile:
+            from ds_rvqvae.bench.compiled import measure_compiled
+
+            result["compiled"] = measure_compiled(profile, rounds, progress=speaks, asked=asked)
     if speaks:
         print_result(args, result, host_blocks(result) if args.host else bench_blocks(result))
     if result["world_size"] > 1:
@@ -125,6 +137,8 @@ def bench_blocks(result: dict[str, Any]) -> list[Block]:
         f"({result['matmul_flops'] / 1e9:,.0f} GFLOP/s)",
         f"{result['kernels']:,} kernels per step; peak memory {gibibytes(result['peak_memory_bytes'])}",
     ]
+    if "compiled" in result:
+        lines += _compiled_lines(result["compiled"])
     if result["device_busy_share"] is not None:
         lines.append(f"the GPU is busy {100 * result['device_busy_share']:.1f} % of a step")
     windows = result["micro_batch"] * result["accumulation"] / step
@@ -172,6 +186,17 @@ def _ways(result: dict[str, Any]) -> Table:
     return Table([Column(left=True), Column(), Column(wraps=True)], rows, indent=2, headed=False)
 
 
+def _compiled_lines(compiled: dict[str, Any]) -> list[Block]:
+    """Returns the measurements of `--compile` as lines."""
+    return [
+        f"compiled (mode {compiled['mode']}): {compiled['step_s']:.4f} s per step, not compiled "
+        f"{compiled['uncompiled_step_s']:.4f} s, in turns; the first step took {compiled['first_step_s']:.1f} s",
+        f"{compiled['graphs']} graphs, {compiled['graph_breaks']} graph break(s), {compiled['recompilations']} "
+        f"recompilation(s); losses of {len(compiled['losses']['compiled'])} steps without dropout differ by "
+        f"{compiled['loss_difference']:.1e} at most, relative",
+    ]
+
+
 _HOST_WAYS = {
     "host_step": "ds_rvqvae, through DeepSpeed",
     "host_plain_bf16": "plain PyTorch loop, bf16 autocast",
@@ -181,7 +206,9 @@ _HOST_WAYS = {
 
 def host_blocks(result: dict[str, Any]) -> list[Block]:
     """Returns the measurements of `--host` as lines and tables."""
-    shrunk = [f"{path.rpartition('.')[2]} {few} for {many}" for path, (many, few) in result["shrunk"].items()]
+    keys = {path: path.rpartition(".")[2] for path in result["shrunk"]}
+    keys |= {"train_micro_batch_size_per_gpu": "micro batch"}
+    shrunk = [f"{keys[path]} {few} for {many}" for path, (many, few) in result["shrunk"].items()]
     ways: list[list[Line]] = []
     for name, words in _HOST_WAYS.items():
         if (seconds := result[f"{name}_s"]) is not None:

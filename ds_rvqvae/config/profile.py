@@ -209,6 +209,7 @@ _IDLE: dict[str, tuple[str, Callable[[Profile], bool]]] = {
         "rvqvae.training.scale_lr is not set",
         lambda p: p.rvqvae.training.scale_lr is None,
     ),
+    "rvqvae.training.compile_mode": ("rvqvae.training.compile is off", lambda p: not p.rvqvae.training.compile),
     "activation_checkpointing.cpu_checkpointing": (
         "rvqvae.training.gradient_checkpointing is off",
         lambda p: not p.rvqvae.training.gradient_checkpointing,

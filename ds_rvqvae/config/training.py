@@ -54,6 +54,11 @@ class TrainingConfig(Section):
     backward pass."""
     compile: Annotated[bool, FREE] = False
     """Compile the model with inductor."""
+    compile_mode: Annotated[
+        Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"], FREE
+    ] = "default"
+    """The mode of torch.compile. It needs compile. reduce-overhead: on GPUs, CUDA graphs, which the host starts as one;
+    their memory is not in the plan. max-autotune: also the fastest kernels, found by trying."""
     auto_batch_size: Annotated[bool, FREE] = False
     """Lower the micro batch until a step fits. It is lowered in steps of 16 before a run starts, on every rank;
     gradient accumulation keeps the global batch."""

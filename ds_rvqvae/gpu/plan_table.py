@@ -119,6 +119,8 @@ def _notes(plan: Plan) -> list[Block]:
     notes: list[Block] = [f"pinned host memory per rank: {size(plan.host_bytes)}"]
     if plan.profile.rvqvae.training.compile:
         notes.append("compile is on: inductor may keep fewer bytes than are counted here")
+        if plan.profile.rvqvae.training.compile_mode in ("reduce-overhead", "max-autotune"):
+            notes.append("CUDA graphs (compile_mode) keep memory of their own, which is not counted here")
     notes.append(("lines marked assumed are not measured on a GPU yet; all others are computed", "faint"))
     return notes
 

@@ -221,7 +221,8 @@ def build_engine(
         # Its random draws and staged statistics are Python code: compiled, it would be recompiled at every step.
         disable: Callable[..., Any] = torch.compiler.disable
         quantizer.forward = disable(quantizer.forward)
-        engine.compile()
+        mode = training.compile_mode
+        engine.compile(compile_kwargs={} if mode == "default" else {"mode": mode})
     return engine
 
 

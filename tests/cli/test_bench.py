@@ -3,7 +3,8 @@
 import pytest
 
 from ds_rvqvae import cli
-from ds_rvqvae.cli.bench import bench_table
+from ds_rvqvae.cli.bench import bench_table, host_blocks
+from ds_rvqvae.process.terminal import PLAIN
 from tests.data.formats.bvh_files import write_bvh_motion
 
 RESULT = {
@@ -33,6 +34,18 @@ RESULT = {
     "kernels": 1500,
     "peak_memory_bytes": 3 << 30,
     "device_busy_share": None,
+}
+
+HOST = {
+    "shrunk": {"rvqvae.model.width": [512, 32], "train_micro_batch_size_per_gpu": [80, 1]},
+    "rounds": 40,
+    "host_step_s": 0.015,
+    "host_plain_bf16_s": 0.02,
+    "host_ddp_bf16_s": None,
+    "spread_s": {"host_step": [0.014, 0.0161], "host_plain_bf16": [0.019, 0.03]},
+    "operations": {"forward: quantizer": 1100, "engine.step": 30, "all": 1130},
+    "operations_with_checkpointing": True,
+    "host_waits": {"ours": 0, "deepspeed": 3, "where": {"deepspeed/runtime/utils.py:233": 2, "deepspeed/a.py:1": 1}},
 }
 
 
@@ -70,9 +83,35 @@ def test_what_was_not_measured_is_not_shown_and_what_was_left_out_is_told():
     assert "with activation checkpointing" in text and "0.7500" in text and "the GPU is busy 90.0 % of a step" in text
 
 
+def test_the_hosts_table_has_both_loops_the_operations_and_the_waits():
+    text = PLAIN.text(host_blocks({**RESULT, **HOST}))
+    assert "almost no arithmetic: width 32 for 512, micro batch 1 for 80" in text
+    (ours,) = (line for line in text.splitlines() if "through DeepSpeed" in line)
+    assert ours.split("DeepSpeed")[1].split() == ["15.00", "(14.00", "to", "16.10)"]
+    (plain,) = (line for line in text.splitlines() if "plain PyTorch loop" in line)
+    assert plain.endswith("20.00  (19.00 to 30.00); ours takes 0.75 times as long")
+    assert "DistributedDataParallel" not in text
+    assert "1,130 operations per step, with activation checkpointing" in text
+    assert "host waits per step: 0 of ours, 3 of DeepSpeed's" in text
+    assert next(line.split() for line in text.splitlines() if "utils.py:233" in line)[1] == "2"
+
+
+def test_the_compiled_step_has_lines_of_its_own():
+    compiled = {"mode": "default", "step_s": 0.25, "uncompiled_step_s": 0.5, "first_step_s": 40.0}
+    compiled |= {"graphs": 2, "graph_breaks": 1, "recompilations": 0, "loss_difference": 2e-5}
+    compiled["losses"] = {"uncompiled": [1.0] * 30, "compiled": [1.0] * 30}
+    text = bench_table({**RESULT, "compiled": compiled})
+    assert "compiled (mode default): 0.2500 s per step, not compiled 0.5000 s, in turns" in text
+    assert "2 graphs, 1 graph break(s), 0 recompilation(s)" in text
+    assert "losses of 30 steps without dropout differ by 2.0e-05 at most" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
+        (["demo", "--host", "--compile"], "--compile: not with --host"),
+        (["demo", "--compile", "--set", "rvqvae.training.compile=true"], "leave out rvqvae.training.compile=true"),
+        (["demo", "--host", "--trace", "trace.json"], "--trace: --host writes no"),
         (["nothing"], "nothing: no such profile"),
         (["demo", "--trace", "nowhere/trace.json"], "is not a folder"),
         (["demo", "--set", "rvqvae.model.widht=3"], "did you mean width?"),

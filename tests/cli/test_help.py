@@ -25,6 +25,7 @@ LONG = {
     "--store_dtype",
     "--gradient",
     "--for",
+    "--compile_mode",
 }
 """Flags of training whose help takes more than one line, beside NCCL's."""
 

@@ -264,6 +264,7 @@ def test_keys_that_change_nothing_are_told_and_those_that_work_are_not(override,
         ("rvqvae.model.quantize_dropout_min_levels=2", "rvqvae.model.quantize_dropout_prob=0"),
         ("rvqvae.loss.rotation_distance=geodesic", "rvqvae.loss.loss_rotation=0"),
         ("rvqvae.training.reference_batch=64", "rvqvae.training.scale_lr=null"),
+        ("rvqvae.training.compile_mode=reduce-overhead", "rvqvae.training.compile=false"),
         ("activation_checkpointing.cpu_checkpointing=true", "rvqvae.training.gradient_checkpointing=false"),
     ],
 )

@@ -5,46 +5,41 @@ import shutil
 import pytest
 
 from tests.ranks import run_ranks
-from tests.train.small import EXACT, make_trainer
+from tests.train.small import EXACT, SMALL
 
 pytestmark = pytest.mark.processes
 STEPS = 4
-_FLAGS = [*EXACT, "--batch_size=4", f"--total_iter={STEPS}", "--width=16", "--depth=1", "--lr=0.001"]
+_FLAGS = [*SMALL, *EXACT, "--batch_size=4", "--width=16", "--depth=1", "--lr=0.001", "--compile_mode=reduce-overhead"]
 CLOSE = 1e-4
 """Relative: compiled code sums in another order, and Adam's steps carry the difference on."""
 
 
 def steps_with_and_without(folder: str, data: str) -> dict:
-    """In a rank: the losses of the first steps, not compiled and compiled; what the compiler noted."""
+    """In a rank: what `bench --compile` finds; what the compiler noted of CUDA graphs."""
     import os
 
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/compiled"
     import torch._inductor.config
     from torch._dynamo.utils import counters
 
+    from ds_rvqvae.bench.compiled import measure_compiled
+    from ds_rvqvae.config.request import read_training_flags
+
     torch._inductor.config.compile_threads = 1  # no processes of the compiler's own
-    losses = []
-    for flags in ([], ["--compile"]):
-        trainer = make_trainer(f"{folder}/run{len(losses)}", data, [*_FLAGS, *flags])
-        trainer.initialize_codebooks()
-        losses.append([])
-        for step in range(STEPS):
-            losses[-1].append({name: float(loss) for name, loss in trainer.step()._asdict().items()})
-            if flags and not step:
-                torch._dynamo.config.error_on_recompile = True  # from now on
-        trainer.close()
-    graphs = counters["stats"]["unique_graphs"]
-    return {"losses": losses, "graphs": graphs, "breaks": sum(counters["graph_break"].values())}
+    profile = read_training_flags([*_FLAGS, f"--data_path={data}"]).request().profile
+    return {**measure_compiled(profile, rounds=2, steps=STEPS), "skips": counters["inductor"]["cudagraph_skips"]}
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
 def test_compiled_nets_train_alike(tmp_path, demo_folder):
     arguments = {"folder": str(tmp_path), "data": str(demo_folder)}
-    (rank,) = run_ranks(1, steps_with_and_without, tmp_path / "results", **arguments)
-    plain, compiled = rank["losses"]
-    assert plain[0]["loss"] != plain[-1]["loss"]
-    for one, other in zip(plain, compiled, strict=True):
-        assert other == {name: pytest.approx(value, rel=CLOSE) for name, value in one.items()}
+    (found,) = run_ranks(1, steps_with_and_without, tmp_path / "results", **arguments)
+    plain, compiled = found["losses"]["uncompiled"], found["losses"]["compiled"]
+    assert plain[0] != plain[-1] and len(plain) == STEPS
+    assert compiled == pytest.approx(plain, rel=CLOSE) and found["loss_difference"] <= CLOSE
     # The encoder and the decoder; the quantizer between them is left out.
-    assert (rank["graphs"], rank["breaks"]) == (2, 1)
+    assert (found["graphs"], found["graph_breaks"], found["recompilations"]) == (2, 1, 0)
+    assert 0 < found["step_s"] < found["first_step_s"] and found["uncompiled_step_s"] > 0
+    # The mode asks for CUDA graphs, which a CPU cannot have.
+    assert found["mode"] == "reduce-overhead" and found["skips"] > 0
     assert list((tmp_path / "compiled").rglob("*.so"))
