@@ -44,6 +44,7 @@ from ds_rvqvae.process.torch_build import numbers_of
 from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE
 from ds_rvqvae.runs.tokenizers import open_single
 from ds_rvqvae.runs.variables import on_several_machines
+from ds_rvqvae.train.zero.step import install
 
 
 class Monitors(MonitorMaster):  # type: ignore[misc]
@@ -213,6 +214,7 @@ def build_engine(
     engine.monitor = Monitors(config)
     # The engine would write and flush the learning rate at every step; `Board` writes it with the other values.
     engine.monitor.enabled = profile.wall_clock_breakdown and engine.monitor.enabled
+    install(engine, profile)
     if training.compile:
         # Its random draws and staged statistics are Python code: compiled, it would be recompiled at every step.
         disable: Callable[..., Any] = torch.compiler.disable

@@ -1,0 +1,105 @@
+"""Gradients of one optimizer step: reduced by buckets while the backward pass goes on, kept for this rank's part."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ds_rvqvae.train.zero.weights import Bucket
+
+_IN_FLIGHT = 2
+"""Buckets that are reduced at the same time. Each holds memory until its sum has arrived."""
+
+
+class PartGradient:
+    """The gradient of the parameters that one rank updates: ZeRO stage 2 keeps no other.
+
+    Args:
+        rank, world_size: of the ranks that divide the parameters into equal parts, in rank order.
+        size: elements of a part; the last part may end with padding, whose gradient is 0.
+        padding: elements of it in this rank's part.
+        dtype: type in which the gradients of micro batches are summed.
+        overlaps: whether reductions run while the backward pass goes on.
+        group: the ranks' process group.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        size: int,
+        padding: int,
+        dtype: torch.dtype,
+        overlaps: bool,
+        group: dist.ProcessGroup | None,
+    ) -> None:
+        self._world_size, self._group, self._overlaps = world_size, group, overlaps
+        self._first, self._stop = rank * size, (rank + 1) * size
+        self._padding, self._dtype = padding, dtype
+        self._sum: Tensor | None = None
+        self._waiting: dict[int, tuple[Bucket, Sequence[Tensor | None]]] = {}
+        self._in_flight: list[tuple[Bucket, Tensor, dist.Work | None]] = []
+        self._next = 0
+        self._continues = False
+
+    def take(self, bucket: Bucket, gradients: Sequence[Tensor | None]) -> None:
+        """Starts the reduction of a bucket's gradients; all ranks reduce the buckets in one order."""
+        self._waiting[bucket.index] = (bucket, gradients)
+        while self._next in self._waiting:
+            self._reduce(*self._waiting.pop(self._next))
+            self._next += 1
+
+    def end_micro_batch(self) -> None:
+        """Ends a backward pass: waits until all sums have arrived, and adds them to this rank's part."""
+        while self._in_flight:
+            self._collect()
+        self._waiting.clear()
+        self._next, self._continues = 0, self._sum is not None
+
+    def pop(self) -> Tensor:
+        """Returns the step's gradient `[size]`, and forgets it.
+
+        Raises:
+            RuntimeError: there was no backward pass through the engine since the last step.
+        """
+        if self._sum is None:
+            raise RuntimeError("no gradient: run the model by engine(motion), and engine.backward(loss), before a step")
+        gradient, self._sum, self._continues = self._sum, None, False
+        return gradient
+
+    def drop(self) -> None:
+        """Forgets the gradient of the step."""
+        self._sum, self._continues = None, False
+
+    def _reduce(self, bucket: Bucket, gradients: Sequence[Tensor | None]) -> None:
+        while len(self._in_flight) >= _IN_FLIGHT:
+            self._collect()
+        given = [
+            torch.zeros_like(weight) if gradient is None else gradient
+            for gradient, weight in zip(gradients, bucket.parameters, strict=True)
+        ]
+        flat: Tensor = torch._C._nn.flatten_dense_tensors(given)
+        work = None
+        if self._world_size > 1:
+            flat.div_(self._world_size)
+            work = dist.all_reduce(flat, group=self._group, async_op=True)
+        self._in_flight.append((bucket, flat, work))
+        if not self._overlaps or self._world_size == 1:
+            self._collect()
+
+    def _collect(self) -> None:
+        """Waits for the oldest reduction, and keeps the elements of this rank's part."""
+        bucket, flat, work = self._in_flight.pop(0)
+        if work is not None:
+            work.wait()
+        first, stop = max(bucket.start, self._first), min(bucket.stop, self._stop)
+        if self._sum is None:
+            self._sum = flat.new_empty(self._stop - self._first, dtype=self._dtype)
+            if self._padding:
+                self._sum[-self._padding :].zero_()
+        if first >= stop:
+            return
+        own = self._sum[first - self._first : stop - self._first]
+        part = flat[first - bucket.start : stop - bucket.start]
+        own.add_(part) if self._continues else own.copy_(part)

@@ -1,0 +1,127 @@
+"""Replaces the backward hooks and the step of DeepSpeed's ZeRO-2 optimizer by the same arithmetic in few operations.
+
+Memory is divided as in ZeRO stage 2 (Rajbhandari et al. 2020): each rank keeps the fp32 weights, the optimizer's state
+and the gradient of its own part. DeepSpeed's engine, its checkpoints and its parameters stay as they are.
+"""
+
+import logging
+import math
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from torch import Tensor
+
+from ds_rvqvae.config.profile import Profile
+from ds_rvqvae.train.zero.gradients import PartGradient
+from ds_rvqvae.train.zero.weights import FlatWeights
+
+logger = logging.getLogger("ds_rvqvae")
+
+TRIED = ("0.19.8",)
+"""Versions of DeepSpeed whose private functions this module replaces; a test compares their source."""
+
+
+class ShortStep:
+    """The step of an engine's ZeRO-2 optimizer; `install` makes one, if the engine has what it needs.
+
+    Args:
+        engine: an engine whose optimizer has one group of parameters.
+        lazily: as for `FlatWeights`.
+    """
+
+    def __init__(self, engine: deepspeed.DeepSpeedEngine, lazily: bool) -> None:
+        zero: Any = engine.optimizer
+        self._zero, self._group = zero, zero.dp_process_group
+        self._world_size, rank = dist.get_world_size(self._group), dist.get_rank(self._group)
+        self._flat: Tensor = zero.bit16_groups_flat[0]
+        self._own: Tensor = zero.parallel_partitioned_bit16_groups[0][rank].detach()
+        self._part: Tensor = zero.single_partition_of_fp32_groups[0]
+        self.gradient = PartGradient(
+            *(rank, self._world_size, len(self._own), zero.groups_padding[0]),
+            *(zero.gradient_accumulation_dtype, bool(zero.overlap_comm), self._group),
+        )
+        self.weights = FlatWeights(
+            engine.module, self._flat, zero.reduce_bucket_size, self.gradient.take, lazily=lazily
+        )
+        self._linked = False
+        engine.register_forward_pre_hook(self._begin)
+        engine.register_forward_hook(self._end_forward)
+        zero.overlapping_partition_gradients_reduce_epilogue = self._end_backward
+        zero.step, zero.zero_grad = self.step, self._zero_grad
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Updates this rank's part of the weights, and gathers those of all ranks. A gradient that is not finite on
+        any rank skips the step on all ranks.
+
+        It is DeepSpeed's `step`, but one pass over the gradient finds both its norm and whether it is finite.
+        """
+        zero = self._zero
+        gradient = self.gradient.pop().to(self._part.dtype)
+        squares = torch.linalg.vector_norm(gradient, dtype=torch.float32).square()
+        if self._world_size > 1:
+            dist.all_reduce(squares, group=self._group)
+        norm = squares.sqrt()
+        finite = math.isfinite(norm.item())
+        zero.overflow = not finite and (zero.dtype != torch.bfloat16 or zero.check_grad_overflow)
+        zero._global_grad_norm = norm if finite else math.inf
+        if zero.overflow:
+            return
+        if zero.clip_grad > 0.0:
+            gradient.mul_(1.0 / ((norm + 1e-6) / zero.clip_grad).clamp(min=1.0))
+        self._part.grad = gradient
+        with torch.enable_grad():
+            zero.optimizer.step()
+        self._part.grad = None
+        if not self._linked:
+            zero._lazy_init_hp_params_optimizer_state()
+            self._linked = True
+        self._own.copy_(self._part)
+        if self._world_size > 1:
+            dist.all_gather_into_tensor(self._flat, self._own, group=self._group)
+
+    def _begin(self, engine: torch.nn.Module, _inputs: Any) -> None:
+        if engine.module.training and torch.is_grad_enabled():
+            self.weights.begin()
+
+    def _end_forward(self, _module: torch.nn.Module, _inputs: Any, _output: Any) -> None:
+        self.weights.end_forward()
+
+    def _end_backward(self) -> None:
+        self.weights.show()
+        self.gradient.end_micro_batch()
+
+    def _zero_grad(self, set_to_none: bool = True) -> None:
+        """The parameters have no gradients of their own."""
+
+
+def install(engine: deepspeed.DeepSpeedEngine, profile: Profile) -> ShortStep | None:
+    """Gives an engine the short step; logs why it keeps DeepSpeed's own, if it cannot have it."""
+    reason = reason_against(engine, profile)
+    if reason:
+        logger.info("the step is DeepSpeed's own, which takes more of the host's time: %s", reason)
+        return None
+    return ShortStep(engine, lazily=not profile.rvqvae.training.compile)
+
+
+def reason_against(engine: deepspeed.DeepSpeedEngine, profile: Profile) -> str:
+    """Returns why an engine cannot have the short step; empty if it can."""
+    zero, settings = engine.optimizer, profile.zero_optimization
+    if deepspeed.__version__ not in TRIED:
+        return f"deepspeed {deepspeed.__version__} is not among those tried with it, {', '.join(TRIED)}"
+    found = {
+        "zero_optimization.stage is not 2": settings.stage != 2 or not isinstance(zero, DeepSpeedZeroOptimizer),
+        "zero_optimization.offload_optimizer is set": bool(getattr(zero, "cpu_offload", False)),
+        "zero_optimization.reduce_scatter is false": not settings.reduce_scatter,
+        "zero_optimization.use_multi_rank_bucket_allreduce is false": not settings.use_multi_rank_bucket_allreduce,
+        "zero_optimization.round_robin_gradients is true": settings.round_robin_gradients,
+        "bf16.bf16_master_weights_and_grads is true": profile.bf16.bf16_master_weights_and_grads,
+        "zero_optimization.parameter_alignment is true": settings.parameter_alignment,
+        "communication_data_type is not that of the weights": zero.communication_data_type != zero.dtype,
+        "wall_clock_breakdown times DeepSpeed's own": profile.wall_clock_breakdown,
+        "comms_logger logs DeepSpeed's own": profile.comms_logger is not None and profile.comms_logger.enabled,
+    }
+    return next((reason for reason, holds in found.items() if holds), "")
