@@ -27,7 +27,7 @@ from ds_rvqvae.cli.common import add_json_flag, print_result
 from ds_rvqvae.config.flags import add_training_flags
 from ds_rvqvae.config.request import flags_of
 from ds_rvqvae.data.dataset import MotionData
-from ds_rvqvae.gpu.sizes import bucket_bounds, transfers_of
+from ds_rvqvae.gpu.sizes import transfers_of
 
 COLLECTIVES = (
     "all_reduce",
@@ -93,7 +93,7 @@ def main() -> None:
             "world_size": world_size,
             "counted": dict(sorted(payloads.items())),
             "calls": dict(sorted(calls.items())),
-            "buckets": len(bucket_bounds(sizes, profile.zero_optimization.reduce_bucket_size)),
+            "parameters": sizes,
             "codebooks": codebooks,
             "by_arithmetic": [asdict(transfer) for transfer in transfers_of(profile, data.in_features, world_size)],
         }
