@@ -5,15 +5,18 @@ for bf16.
 """
 
 import contextlib
-import copy
+import warnings
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.model.levels import LevelledQuantizer
 from ds_rvqvae.model.losses import LossColumns, tokenizer_losses
 from ds_rvqvae.model.nets import Convolution, DownSample, Dropout, GroupNorm, Upsample
 from ds_rvqvae.model.rvqvae import RVQVAE
@@ -31,9 +34,12 @@ class PlainLoop:
     """The plain loop, which trains the nets of `model` from its weights, one batch at a time.
 
     Args:
-        model: it is copied, and its convolutions, dropout and up-sampling are replaced by PyTorch's own.
+        model: its nets are copied, and their convolutions, dropout and up-sampling are replaced by PyTorch's own.
         dtype: computed in by autocast; float32 means no autocast.
         columns: the facts about columns that the profile's losses need.
+        tuned: whether it is written for speed, to measure the host: the model's own kind of quantizer, which is plain
+            PyTorch, AdamW and clipping in one call for all parameters, and DistributedDataParallel among several
+            ranks. Otherwise it is as usual scripts are, on one rank.
 
     Raises:
         UserError: `vector_quantize_pytorch` is not installed, or PyTorch's own modules cannot build the profile's nets.
@@ -46,43 +52,83 @@ class PlainLoop:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         columns: LossColumns | None = None,
+        tuned: bool = False,
     ) -> None:
-        self.loss, self.columns, self.device, self.dtype = profile.rvqvae.loss, columns, device, dtype
-        self.encoder, self.decoder = (
-            _stock(net, profile.rvqvae.model).to(device, torch.float32).train()
-            for net in (model.encoder, model.decoder)
-        )
-        self.quantizer = residual_vq(profile.rvqvae.model).to(device).train()
+        self.loss, self.columns, self.device, self.tuned = profile.rvqvae.loss, columns, device, tuned
+        self.nets = _Nets(model, profile.rvqvae.model, dtype, tuned).to(device).train()
+        self.parameters = list(self.nets.parameters())
+        self.module: nn.Module = self.nets
+        if tuned and dist.is_initialized() and dist.get_world_size() > 1:
+            self.module = _parallel(self.nets, device)
         adam = profile.optimizer.params
-        self.parameters = [*self.encoder.parameters(), *self.decoder.parameters()]
         first, second = adam.betas
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=adam.lr, betas=(first, second), weight_decay=adam.weight_decay
+            self.parameters, lr=adam.lr, betas=(first, second), weight_decay=adam.weight_decay, fused=tuned or None
         )
         self.max_norm = profile.gradient_clipping
+        self.seed, self.steps_done = profile.rvqvae.training.seed, 0
 
     def step(self, batches: list[Tensor]) -> Tensor:
         """Does one optimizer step over a global batch's micro batches, each `[B, T, C]`; returns its loss."""
         losses = []
-        for batch in batches:
-            motion = batch.to(self.device, non_blocking=True)
-            with self._autocast():
-                latents = self.encoder(motion.transpose(1, 2)).transpose(1, 2)
-            quantized, _, commit = self.quantizer(latents.float())
-            with self._autocast():
-                reconstruction = self.decoder(quantized.transpose(1, 2)).transpose(1, 2)
-            losses_of_batch = tokenizer_losses(reconstruction, motion, commit.mean(), self.loss, self.columns)
-            loss = losses_of_batch.loss / len(batches)
-            torch.autograd.backward(loss)
-            losses.append(loss.detach())
+        for micro_step, batch in enumerate(batches):
+            if isinstance(self.nets.quantizer, LevelledQuantizer):
+                self.nets.quantizer.set_step(self.seed, self.steps_done, micro_step)
+            last = micro_step + 1 == len(batches)
+            with contextlib.nullcontext() if last else self._without_reduction():
+                losses.append(self._gradients(batch.to(self.device, non_blocking=True), len(batches)))
         if self.max_norm:
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.max_norm)
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.max_norm, foreach=self.tuned or None)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return torch.stack(losses).sum()
+        if isinstance(self.nets.quantizer, LevelledQuantizer):
+            self.nets.quantizer.update_codebooks()
+        self.steps_done += 1
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+    def _gradients(self, motion: Tensor, micro_steps: int) -> Tensor:
+        """Adds the gradients of a micro batch `[B, T, C]`; returns its part of the loss."""
+        reconstruction, commit = self.module(motion)
+        losses = tokenizer_losses(reconstruction, motion, commit, self.loss, self.columns)
+        loss = losses.loss if micro_steps == 1 else losses.loss / micro_steps
+        torch.autograd.backward(loss)
+        return loss.detach()
+
+    def _without_reduction(self) -> contextlib.AbstractContextManager[Any]:
+        """Inside, gradients are not summed over ranks."""
+        module = self.module
+        return module.no_sync() if isinstance(module, DistributedDataParallel) else contextlib.nullcontext()
+
+
+def _parallel(module: nn.Module, device: torch.device) -> DistributedDataParallel:
+    ids = [device] if device.type == "cuda" else None
+    with warnings.catch_warnings():
+        # Newer torch versions have another name for `broadcast_buffers`, which older ones do not know.
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+class _Nets(nn.Module):
+    """Encoder, quantizer and decoder of a plain loop: motion `[B, T, C]` to reconstruction and commitment loss."""
+
+    def __init__(self, model: RVQVAE, config: ModelConfig, dtype: torch.dtype, own_quantizer: bool) -> None:
+        super().__init__()
+        copied = RVQVAE(model.in_features, config)
+        copied.load_state_dict(model.state_dict())
+        self.encoder, self.decoder = (_stock(net, config) for net in (copied.encoder, copied.decoder))
+        self.quantizer = copied.quantizer if own_quantizer else residual_vq(config)
+        self.dtype = dtype
+
+    def forward(self, motion: Tensor) -> tuple[Tensor, Tensor]:
+        with self._autocast(motion):
+            latents = self.encoder(motion.transpose(1, 2)).transpose(1, 2)
+        quantized, _, commit, *_ = self.quantizer(latents.float())
+        with self._autocast(motion):
+            reconstruction = self.decoder(quantized.transpose(1, 2)).transpose(1, 2)
+        return reconstruction, commit.mean() if commit.dim() else commit
+
+    def _autocast(self, motion: Tensor) -> contextlib.AbstractContextManager[Any]:
+        return torch.autocast(motion.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
 
 def residual_vq(config: ModelConfig) -> nn.Module:
@@ -106,9 +152,9 @@ def residual_vq(config: ModelConfig) -> nn.Module:
 
 
 def _stock(net: nn.Module, config: ModelConfig) -> nn.Module:
+    """Returns `net` with PyTorch's own modules in place of ours."""
     if config.stride_t % 2 or config.norm == "LN":
         raise UserError("the plain loops need an even stride_t and no layer norm; leave them out by --no_plain")
-    net = copy.deepcopy(net)
     for module in net.modules():
         # Our modules add no state to PyTorch's, from which they derive.
         module.__class__ = _STOCK.get(type(module), type(module))

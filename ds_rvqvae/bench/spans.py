@@ -82,7 +82,7 @@ def split_step(trainer: Trainer, steps: int) -> dict[str, float]:
         (trainer.loader, "next", "data wait"),
         *((owner, name, "communication") for owner in (dist, comm.cdb) for name in COLLECTIVES if hasattr(owner, name)),
     ]
-    with _replaced([(owner, name, spans.around(label, getattr(owner, name))) for owner, name, label in places]):
+    with replaced([(owner, name, spans.around(label, getattr(owner, name))) for owner, name, label in places]):
         for _ in range(steps):
             with spans.span("losses and the rest"):
                 trainer.step()
@@ -90,7 +90,7 @@ def split_step(trainer: Trainer, steps: int) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _replaced(places: list[tuple[Any, str, Callable[..., Any]]]) -> Iterator[None]:
+def replaced(places: list[tuple[Any, str, Callable[..., Any]]]) -> Iterator[None]:
     """Replaces functions of modules or instances for a while; each entry is owner, name and new function."""
     before = [(owner, name, owner.__dict__.get(name)) for owner, name, _ in places]
     for owner, name, function in places:
@@ -126,7 +126,7 @@ def count_operations(trainer: Trainer, steps: int, trace: Path | None = None) ->
         with record_function(QUANTIZER):
             return forward(latents)
 
-    with _replaced([(quantizer, "forward", marked)]), profile(activities=activities) as found:
+    with replaced([(quantizer, "forward", marked)]), profile(activities=activities) as found:
         began = time.perf_counter()
         for _ in range(steps):
             trainer.step()

@@ -61,9 +61,7 @@ def measure_step(
         UserError: motion that cannot be trained on, or no `vector_quantize_pytorch` for the plain loops.
     """
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        if profile.rvqvae.data.path is None:
-            motion = write_demo_motion(Path(folder) / "motion", DEMO_CLIPS, DEMO_FRAMES)
-            profile = profile.with_values({"rvqvae.data.path": str(motion)})
+        profile = with_motion(profile, Path(folder), DEMO_CLIPS, DEMO_FRAMES)
         checkpointing = profile.rvqvae.training.gradient_checkpointing
         trainer = make_trainer(profile, Path(folder), asked)
         trainer.initialize_codebooks()
@@ -82,6 +80,14 @@ def measure_step(
         dist.barrier()
     result |= ratios(result)
     return result
+
+
+def with_motion(profile: Profile, folder: Path, clips: int, frames: int) -> Profile:
+    """Returns the profile with demo motion, made in `folder`, if it names no motion."""
+    if profile.rvqvae.data.path is not None:
+        return profile
+    motion = write_demo_motion(folder / "motion", clips, frames)
+    return profile.with_values({"rvqvae.data.path": str(motion)})
 
 
 def make_trainer(profile: Profile, folder: Path, asked: Collection[str] = ()) -> Trainer:
@@ -135,11 +141,13 @@ def ways_of(trainer: Trainer, plain: bool) -> dict[str, Callable[[], Any]]:
             del dtypes["plain_bf16_step"]
         for name, dtype in dtypes.items():
             loop = PlainLoop(trainer.model, trainer.profile, trainer.device, dtype, trainer.loss_columns)
-            ways[name] = _step_of(loop, batches)
+            ways[name] = step_of(loop, batches)
     return ways
 
 
-def _step_of(loop: PlainLoop, batches: Iterator[list[Tensor]]) -> Callable[[], Tensor]:
+def step_of(loop: PlainLoop, batches: Iterator[list[Tensor]]) -> Callable[[], Tensor]:
+    """Returns a step of the plain loop with torch's default settings."""
+
     def step() -> Tensor:
         with in_role(Role.PEER):
             return loop.step(next(batches))

@@ -24,7 +24,8 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data_path", metavar="PATH", help="motion to train on (default: demo motion)")
     parser.add_argument("--body_part", metavar="PART", help="body part (default: the profile's)")
-    parser.add_argument("--rounds", type=count, default=7, metavar="N", help="steps of each variant (default: 7)")
+    parser.add_argument("--host", action="store_true", help="host time: same layers, almost no arithmetic")
+    parser.add_argument("--rounds", type=count, metavar="N", help="steps of each variant (default: 7, with --host 40)")
     parser.add_argument(
         "--checkpointing", action="store_true", help="with activation checkpointing (not in the plain loops)"
     )
@@ -52,8 +53,11 @@ def _measure(args: argparse.Namespace, speaks: bool) -> int:
     from ds_rvqvae.config.profile import load_profile
     from ds_rvqvae.runs.variables import settle_device
 
-    overrides = [f"rvqvae.training.gradient_checkpointing={str(args.checkpointing).lower()}", *args.set]
-    profile = load_profile(args.profile, overrides)
+    if args.host and args.trace is not None:
+        raise UserError("--trace: --host writes none; leave one of them out")
+    # The operations of --host are counted with the profile's own setting.
+    own = [] if args.host else [f"rvqvae.training.gradient_checkpointing={str(args.checkpointing).lower()}"]
+    profile = load_profile(args.profile, [*own, *args.set])
     part = args.body_part or profile.rvqvae.data.body_part
     profile = profile.with_values({"rvqvae.data.path": args.data_path or None, "rvqvae.data.body_part": part})
     if args.trace is not None and not args.trace.absolute().parent.is_dir():
@@ -62,14 +66,20 @@ def _measure(args: argparse.Namespace, speaks: bool) -> int:
     if on_cpu and speaks:
         say(on_cpu)
 
-    from ds_rvqvae.bench.step import measure_step
-
     asked = {override.partition("=")[0].strip() for override in args.set}
     asked |= {"rvqvae.data.body_part"} if args.body_part else set()
-    trace = args.trace if speaks else None
-    result = measure_step(profile, args.rounds, not args.no_plain, trace, progress=speaks, asked=asked)
+    plain, trace = not args.no_plain, args.trace if speaks else None
+    if args.host:
+        from ds_rvqvae.bench.host import ROUNDS, measure_host
+
+        rounds = args.rounds or ROUNDS
+        result = measure_host(profile, rounds, plain, args.checkpointing, progress=speaks, asked=asked)
+    else:
+        from ds_rvqvae.bench.step import measure_step
+
+        result = measure_step(profile, args.rounds or 7, plain, trace, progress=speaks, asked=asked)
     if speaks:
-        print_result(args, result, bench_blocks(result))
+        print_result(args, result, host_blocks(result) if args.host else bench_blocks(result))
     if result["world_size"] > 1:
         end_now(ExitStatus.DONE)  # gloo's threads may abort or block an orderly end
     return ExitStatus.DONE
@@ -85,14 +95,10 @@ def bench_blocks(result: dict[str, Any]) -> list[Block]:
     from ds_rvqvae.host import bf16_arithmetic_text
 
     step = result["step_s"]
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version)
     lines: list[Block] = [
-        f"{result['device']}; {versions}",
+        _machine(result),
         *([] if result["cpu_bf16_native"] is None else [bf16_arithmetic_text()]),
-        f"{result['parameters']:,} parameters, {result['dtype']}, batch {result['micro_batch']} x "
-        f"{result['window_size']} frames x {result['in_features']} columns, {result['world_size']} rank(s), "
-        f"activation checkpointing {'on' if result['activation_checkpointing'] else 'off'}"
-        + (", compiled" if result["compile"] else ""),
+        _measured(result),
         "",
         ("seconds per step, median (minimum to maximum)", "title"),
         _ways(result),
@@ -125,6 +131,21 @@ def bench_blocks(result: dict[str, Any]) -> list[Block]:
     return [*lines, f"{windows:,.1f} windows per second and rank"]
 
 
+def _machine(result: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version)
+    return f"{result['device']}; {versions}"
+
+
+def _measured(result: dict[str, Any]) -> str:
+    """Returns the measured model and settings as a line."""
+    return (
+        f"{result['parameters']:,} parameters, {result['dtype']}, batch {result['micro_batch']} x "
+        f"{result['window_size']} frames x {result['in_features']} columns, {result['world_size']} rank(s), "
+        f"activation checkpointing {'on' if result['activation_checkpointing'] else 'off'}"
+        + (", compiled" if result["compile"] else "")
+    )
+
+
 _WAYS = {
     "step": "ds_rvqvae, through DeepSpeed",
     "model": "the model alone, forward and backward",
@@ -149,3 +170,44 @@ def _ways(result: dict[str, Any]) -> Table:
     if "checkpointed_step_s" in result:
         rows.append(["with activation checkpointing", f"{result['checkpointed_step_s']:.4f}", ""])
     return Table([Column(left=True), Column(), Column(wraps=True)], rows, indent=2, headed=False)
+
+
+_HOST_WAYS = {
+    "host_step": "ds_rvqvae, through DeepSpeed",
+    "host_plain_bf16": "plain PyTorch loop, bf16 autocast",
+    "host_ddp_bf16": "plain loop, DistributedDataParallel",
+}
+
+
+def host_blocks(result: dict[str, Any]) -> list[Block]:
+    """Returns the measurements of `--host` as lines and tables."""
+    shrunk = [f"{path.rpartition('.')[2]} {few} for {many}" for path, (many, few) in result["shrunk"].items()]
+    ways: list[list[Line]] = []
+    for name, words in _HOST_WAYS.items():
+        if (seconds := result[f"{name}_s"]) is not None:
+            least, most = (1000 * each for each in result["spread_s"][name])
+            text = f"({least:.2f} to {most:.2f})"
+            if name != "host_step":
+                text += f"; ours takes {result['host_step_s'] / seconds:.2f} times as long"
+            ways.append([words, f"{1000 * seconds:.2f}", text])
+    operations = {part: number for part, number in result["operations"].items() if part != "all"}
+    parts: list[list[Line]] = [[part, f"{number:,}"] for part, number in operations.items()]
+    waits = result["host_waits"]
+    places: list[list[Line]] = [[place, str(times)] for place, times in waits["where"].items()]
+    columns = [Column(left=True, shrinks=True), Column()]
+    counted_with = "with" if result["operations_with_checkpointing"] else "without"
+    return [
+        _machine(result),
+        _measured(result),
+        "almost no arithmetic: " + ", ".join(shrunk),
+        "convolutions of GPUs and of CPUs with bf16 arithmetic, here and in the plain loop",
+        "",
+        (f"host time per step, ms: median of {result['rounds']} (minimum to maximum)", "title"),
+        Table([Column(left=True), Column(), Column(wraps=True)], ways, indent=2, headed=False),
+        "",
+        (f"{result['operations']['all']:,} operations per step, {counted_with} activation checkpointing", "title"),
+        Table(columns, parts, indent=2, headed=False),
+        "",
+        (f"host waits per step: {waits['ours']} of ours, {waits['deepspeed']} of DeepSpeed's", "title"),
+        *([Table(columns, places, indent=2, headed=False)] if places else []),
+    ]

@@ -39,7 +39,7 @@ def described_parts(plan: Plan) -> list[tuple[str, int, str]]:
         *(average if plan.weight_average_bytes else []),
         ("codebooks", plan.codebooks_bytes, "fp32, with averages and statistics"),
         ("activations", plan.activations_bytes, kept),
-        ("buckets", plan.buckets_bytes, "DeepSpeed's buffers for reducing gradients"),
+        ("buckets", plan.buckets_bytes, "gradients that are being reduced"),
         ("batch", plan.batch_bytes, "motion, fp32"),
         ("working memory", counted, f"temporary; peak in the {plan.peak_moment}"),
         ("CUDA, NCCL, slack", plan.overhead_bytes - counted - plan.weight_average_bytes, "assumed"),

@@ -12,6 +12,8 @@ _START_ALIGNMENT = 2
 """The flat buffer is padded to a multiple of this many elements per rank."""
 _TENSOR_ALIGNMENT_BYTES = 16
 """Alignment of each tensor in the flat buffer, under `parameter_alignment`."""
+BUCKETS_IN_FLIGHT = 2
+"""Buckets of gradients that are reduced at the same time. Each holds memory until its sum has arrived."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,9 @@ class ZeroBytes:
     moments: int
     """Both moments of Adam."""
     buckets: int
-    """Buffers that collect gradients for reduction."""
+    """Buffers with gradients that are being reduced."""
     reducing: int
-    """Held temporarily in the backward pass: the flattened copy of a bucket, and the largest gradient."""
+    """Held temporarily in the backward pass: the gradients of a bucket, and a copy of them."""
     accumulating: int
     """A second set of gradients, until it is added to the first."""
     stepping: int
@@ -51,19 +53,56 @@ def zero_bytes(profile: Profile, sizes: Sequence[int], gpus: int) -> ZeroBytes:
     moment = _BF16 if bf16.bf16_optimizer_states else _FP32
     on_host = zero.offload_optimizer is not None and zero.offload_optimizer.device == "cpu"
     gradients = _gradient_bytes(profile, sizes, gpus, flat)
-    collected = min(zero.reduce_bucket_size, sum(sizes))
-    flattened = part * element + (part * master if master != element else 0)
+    widened = part * master if master != element else 0
+    if needs_long_step(profile):
+        buckets = (zero.contiguous_gradients + bool(zero.overlap_comm)) * zero.reduce_bucket_size * element
+        collected = max(min(zero.reduce_bucket_size, sum(sizes)), max(sizes))
+        reducing = (collected + max(sizes) * (2 if on_host else 1)) * element
+        widened += part * element  # a flat copy before it
+    else:
+        each = [sum(sizes[first:stop]) for first, stop in bucket_bounds(sizes, zero.reduce_bucket_size)]
+        at_once = BUCKETS_IN_FLIGHT if gpus > 1 and zero.overlap_comm else 1
+        buckets = max(sum(each[first : first + at_once]) for first in range(len(each))) * element
+        reducing = 2 * max(each) * element
     return ZeroBytes(
         parameters=flat * element,
         gradients=0 if on_host else gradients,
         master_weights=part * master,
         moments=2 * part * moment,
-        buckets=(zero.contiguous_gradients + bool(zero.overlap_comm)) * zero.reduce_bucket_size * element,
-        reducing=(max(collected, max(sizes)) + max(sizes) * (2 if on_host else 1)) * element,
-        accumulating=gradients if profile.gradient_accumulation_steps > 1 and zero.stage == 2 and not on_host else 0,
-        stepping=0 if on_host else flattened + (0 if profile.optimizer.params.fused else part * moment),
+        buckets=buckets,
+        reducing=reducing,
+        accumulating=gradients if _is_kept_twice(profile, on_host) else 0,
+        stepping=0 if on_host else widened + (0 if profile.optimizer.params.fused else part * moment),
         on_host=on_host,
     )
+
+
+def needs_long_step(profile: Profile) -> str:
+    """Returns the setting for which a step is DeepSpeed's own; empty if none is, and a step is the short one of
+    `ds_rvqvae.train.zero`."""
+    zero, comms = profile.zero_optimization, profile.comms_logger
+    sent = profile.communication_data_type
+    found = {
+        "zero_optimization.stage is not 2": zero.stage != 2,
+        "zero_optimization.offload_optimizer is set": zero.offload_optimizer is not None
+        and zero.offload_optimizer.device != "none",
+        "zero_optimization.reduce_scatter is false": not zero.reduce_scatter,
+        "zero_optimization.use_multi_rank_bucket_allreduce is false": not zero.use_multi_rank_bucket_allreduce,
+        "zero_optimization.round_robin_gradients is true": zero.round_robin_gradients,
+        "zero_optimization.parameter_alignment is true": zero.parameter_alignment,
+        "bf16.bf16_master_weights_and_grads is true": profile.bf16.bf16_master_weights_and_grads,
+        "communication_data_type is not that of the weights": sent is not None
+        and sent != ("bf16" if profile.bf16.enabled else "fp32"),
+        "wall_clock_breakdown times DeepSpeed's own": profile.wall_clock_breakdown,
+        "comms_logger logs DeepSpeed's own": comms is not None and comms.enabled,
+    }
+    return next((reason for reason, holds in found.items() if holds), "")
+
+
+def _is_kept_twice(profile: Profile, on_host: bool) -> bool:
+    """Whether DeepSpeed's step holds the gradients of a micro batch beside the sum of those before it."""
+    several = profile.gradient_accumulation_steps > 1
+    return several and profile.zero_optimization.stage == 2 and not on_host and bool(needs_long_step(profile))
 
 
 def flat_count(sizes: Sequence[int], gpus: int, parameter_alignment: bool = False, element_bytes: int = 2) -> int:
@@ -102,6 +141,8 @@ def _gradient_bytes(profile: Profile, sizes: Sequence[int], gpus: int, flat: int
     if profile.bf16.enabled and in_fp32:
         return flat * _FP32 // (gpus if zero.stage == 2 else 1)
     element = _BF16 if profile.bf16.enabled else _FP32
+    if not needs_long_step(profile):
+        return flat * element // gpus
     if zero.stage == 1 and (profile.gradient_accumulation_steps > 1 or not zero.overlap_comm):
         # The parameters' own gradients hold the sums until they are reduced.
         return sum(sizes) * element

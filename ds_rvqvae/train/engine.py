@@ -200,6 +200,8 @@ def build_engine(
     if not config["tensorboard"]["output_path"]:
         config["tensorboard"]["output_path"] = str(utf8_path(run_folder))
     config["checkpoint"]["load_universal"] = universal
+    # Its speed is printed only every `steps_per_print` steps, but it waits for the device twice per step.
+    config["timers"] = {"throughput": {"enabled": profile.steps_per_print is not None}}
     model.set_checkpointing(checkpoint_function(profile))
     engine, *_ = deepspeed.initialize(
         model=model, model_parameters=model.parameters(), config=without_monitors(config), dist_init_required=False

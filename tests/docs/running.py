@@ -163,6 +163,8 @@ def _parse_deepspeed(words: list[str]) -> int:
 
 def _parse_ranks(words: list[str]) -> int:
     """Ranks that another program starts: a rank's parser takes the flags, and bash reads the script of a job."""
+    if "ds_rvqvae.cli" in words:
+        return _command(words[words.index("ds_rvqvae.cli") + 1 :])
     at = 2 if words[0] == "sbatch" else words.index("ds_rvqvae.train") + 1
     read_training_flags(words[at:]).request()
     return subprocess.run(["bash", "-n", ROOT / words[1]]).returncode if words[0] == "sbatch" else 0

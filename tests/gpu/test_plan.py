@@ -7,6 +7,7 @@ from ds_rvqvae.gpu.cards import CARDS, parse_bytes
 from ds_rvqvae.gpu.plan import NCCL_BYTES, largest_micro_batch, make_plan
 from ds_rvqvae.gpu.quantizers import staged_count
 from ds_rvqvae.gpu.sizes import parameter_sizes
+from ds_rvqvae.train.zero.step import ShortStep
 from tests.gpu.plans import KEYS
 from tests.ranks import run_ranks
 
@@ -20,6 +21,8 @@ VARIANTS = {
     "stage 2, nothing overlaps": ["--set=zero_optimization.overlap_comm=false"],
     "stage 2, fp32 gradients": ["--set=data_types.grad_accum_dtype=fp32"],
     "scalar quantization": ["--set=rvqvae.model.fsq_levels=[4,4,4]", "--nb_code=64", "--code_dim=9"],
+    "several buckets": ["--set=zero_optimization.reduce_bucket_size=9000"],
+    "DeepSpeed's own step": ["--set=wall_clock_breakdown=true", "--gradient_accumulation_steps=2"],
     "stage 1": ["--set=zero_optimization.stage=1"],
     "stage 1, accumulating": ["--set=zero_optimization.stage=1", "--gradient_accumulation_steps=2"],
 }
@@ -58,11 +61,30 @@ def held_by_the_engine(folder, data, variants):
 
 
 class Recorder:
-    """Reads DeepSpeed's optimizer while its buffers exist."""
+    """Reads the step's and DeepSpeed's buffers while they exist."""
 
     def __init__(self, optimizer):
         self.optimizer = optimizer
         self.buckets = self.gradients = self.whole_gradients = 0
+        if isinstance(getattr(optimizer.step, "__self__", None), ShortStep):
+            self._watch_the_short_step(optimizer.step.__self__.gradient)
+        else:
+            self._watch_deepspeeds_own(optimizer)
+
+    def _watch_the_short_step(self, gradient):
+        collect, pop = gradient._collect, gradient.pop
+
+        def recorded_collect():
+            self.buckets = max(self.buckets, storage_bytes(flat for _, flat, _ in gradient._in_flight))
+            collect()
+
+        def recorded_pop():
+            self.gradients = storage_bytes([gradient._sum])
+            return pop()
+
+        gradient._collect, gradient.pop = recorded_collect, recorded_pop
+
+    def _watch_deepspeeds_own(self, optimizer):
         setup_buckets, step = optimizer.setup_buckets, optimizer.step
         epilogue = optimizer.overlapping_partition_gradients_reduce_epilogue
 
@@ -179,7 +201,9 @@ def test_settings_move_the_lines_that_they_should():
     plan = plan_with()
     assert plan_with("bf16.enabled=false").parameters_bytes == 2 * plan.parameters_bytes
     assert plan_with("rvqvae.training.gradient_checkpointing=false").activations_bytes > 2 * plan.activations_bytes
-    assert plan_with("zero_optimization.reduce_bucket_size=1000000").buckets_bytes == 4_000_000
+    # The largest two buckets in flight: a convolution that halves the rate, and one of the stack behind it.
+    neighbours = 2 * (512 * 512 * 4 + 512 * 512 * 3 + 512)
+    assert plan_with("zero_optimization.reduce_bucket_size=1000000").buckets_bytes == neighbours
     assert plan_with(gpus=1).optimizer_bytes == 12 * plan.parameter_count
     # One communicator of torch's default group, one of DeepSpeed's copy of it.
     assert (plan_with(gpus=1).overheads["nccl_bytes"], plan.overheads["nccl_bytes"]) == (0, 2 * NCCL_BYTES)

@@ -27,9 +27,12 @@ def test_what_benchmarks_counted_on_two_ranks():
     assert weights.payload_bytes == 35_376_544 and codebooks.payload_bytes == 3_956_740
 
 
-def test_a_large_bucket_counts_though_the_model_is_small():
-    profile = load_profile("demo", ["zero_optimization.reduce_bucket_size=500000000"])
-    held = zero_bytes(profile, parameter_sizes(78, profile.rvqvae.model), 2)
+def test_deepspeeds_own_step_has_large_buckets_though_the_model_is_small():
+    large = ["zero_optimization.reduce_bucket_size=500000000"]
+    profile = load_profile("demo", large)
+    sizes = parameter_sizes(78, profile.rvqvae.model)
+    assert zero_bytes(profile, sizes, 2).buckets == 2 * sum(sizes)
+    held = zero_bytes(load_profile("demo", [*large, "zero_optimization.parameter_alignment=true"]), sizes, 2)
     assert held.buckets == 2 * 2 * 500_000_000
     assert held.reducing < 8 * held.parameters
 

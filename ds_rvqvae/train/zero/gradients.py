@@ -6,10 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ds_rvqvae.gpu.sizes import BUCKETS_IN_FLIGHT
 from ds_rvqvae.train.zero.weights import Bucket
-
-_IN_FLIGHT = 2
-"""Buckets that are reduced at the same time. Each holds memory until its sum has arrived."""
 
 
 class PartGradient:
@@ -73,7 +71,7 @@ class PartGradient:
         self._sum, self._continues = None, False
 
     def _reduce(self, bucket: Bucket, gradients: Sequence[Tensor | None]) -> None:
-        while len(self._in_flight) >= _IN_FLIGHT:
+        while len(self._in_flight) >= BUCKETS_IN_FLIGHT:
             self._collect()
         given = [
             torch.zeros_like(weight) if gradient is None else gradient

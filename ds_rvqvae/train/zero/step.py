@@ -11,10 +11,11 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from deepspeed.runtime.utils import is_invalid_grad_norm
 from torch import Tensor
 
 from ds_rvqvae.config.profile import Profile
+from ds_rvqvae.gpu.sizes import needs_long_step
 from ds_rvqvae.train.zero.gradients import PartGradient
 from ds_rvqvae.train.zero.weights import FlatWeights
 
@@ -43,9 +44,8 @@ class ShortStep:
             *(rank, self._world_size, len(self._own), zero.groups_padding[0]),
             *(zero.gradient_accumulation_dtype, bool(zero.overlap_comm), self._group),
         )
-        self.weights = FlatWeights(
-            engine.module, self._flat, zero.reduce_bucket_size, self.gradient.take, lazily=lazily
-        )
+        self._model: torch.nn.Module = engine.module
+        self.weights = FlatWeights(self._model, self._flat, zero.reduce_bucket_size, self.gradient.take, lazily=lazily)
         self._linked = False
         engine.register_forward_pre_hook(self._begin)
         engine.register_forward_hook(self._end_forward)
@@ -65,9 +65,8 @@ class ShortStep:
         if self._world_size > 1:
             dist.all_reduce(squares, group=self._group)
         norm = squares.sqrt()
-        finite = math.isfinite(norm.item())
-        zero.overflow = not finite and (zero.dtype != torch.bfloat16 or zero.check_grad_overflow)
-        zero._global_grad_norm = norm if finite else math.inf
+        zero.overflow = is_invalid_grad_norm(norm)  # the only wait of the host for the device
+        zero._global_grad_norm = math.inf if zero.overflow else norm
         if zero.overflow:
             return
         if zero.clip_grad > 0.0:
@@ -83,8 +82,8 @@ class ShortStep:
         if self._world_size > 1:
             dist.all_gather_into_tensor(self._flat, self._own, group=self._group)
 
-    def _begin(self, engine: torch.nn.Module, _inputs: Any) -> None:
-        if engine.module.training and torch.is_grad_enabled():
+    def _begin(self, _engine: torch.nn.Module, _inputs: Any) -> None:
+        if self._model.training and torch.is_grad_enabled():
             self.weights.begin()
 
     def _end_forward(self, _module: torch.nn.Module, _inputs: Any, _output: Any) -> None:
@@ -100,28 +99,15 @@ class ShortStep:
 
 def install(engine: deepspeed.DeepSpeedEngine, profile: Profile) -> ShortStep | None:
     """Gives an engine the short step; logs why it keeps DeepSpeed's own, if it cannot have it."""
-    reason = reason_against(engine, profile)
+    reason = reason_against(profile)
     if reason:
         logger.info("the step is DeepSpeed's own, which takes more of the host's time: %s", reason)
         return None
     return ShortStep(engine, lazily=not profile.rvqvae.training.compile)
 
 
-def reason_against(engine: deepspeed.DeepSpeedEngine, profile: Profile) -> str:
-    """Returns why an engine cannot have the short step; empty if it can."""
-    zero, settings = engine.optimizer, profile.zero_optimization
+def reason_against(profile: Profile) -> str:
+    """Returns why an engine of this profile cannot have the short step; empty if it can."""
     if deepspeed.__version__ not in TRIED:
         return f"deepspeed {deepspeed.__version__} is not among those tried with it, {', '.join(TRIED)}"
-    found = {
-        "zero_optimization.stage is not 2": settings.stage != 2 or not isinstance(zero, DeepSpeedZeroOptimizer),
-        "zero_optimization.offload_optimizer is set": bool(getattr(zero, "cpu_offload", False)),
-        "zero_optimization.reduce_scatter is false": not settings.reduce_scatter,
-        "zero_optimization.use_multi_rank_bucket_allreduce is false": not settings.use_multi_rank_bucket_allreduce,
-        "zero_optimization.round_robin_gradients is true": settings.round_robin_gradients,
-        "bf16.bf16_master_weights_and_grads is true": profile.bf16.bf16_master_weights_and_grads,
-        "zero_optimization.parameter_alignment is true": settings.parameter_alignment,
-        "communication_data_type is not that of the weights": zero.communication_data_type != zero.dtype,
-        "wall_clock_breakdown times DeepSpeed's own": profile.wall_clock_breakdown,
-        "comms_logger logs DeepSpeed's own": profile.comms_logger is not None and profile.comms_logger.enabled,
-    }
-    return next((reason for reason, holds in found.items() if holds), "")
+    return needs_long_step(profile)
