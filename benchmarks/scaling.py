@@ -17,8 +17,8 @@ gradient norm, the all-gather of the weights and the all-reduce of the codebooks
 communicators share the link, so their times add. The request to stop a run is not counted: the hosts exchange one
 number during the step. A compiled backward pass hides nothing.
 
-`--late` is DeepSpeed's own way, which version 0.7.0 used, and which remains where `run.log` says that the step is
-DeepSpeed's own. A bucket's all-reduce begins when the next gradient no longer fits into the bucket, the last one after
+`--late` is DeepSpeed's own way, which version 0.7.0 used, and which a profile keeps that the short step cannot train.
+A bucket's all-reduce begins when the next gradient no longer fits into the bucket, the last one after
 the backward pass. One bucket is in flight: the backward pass waits with the second. Besides the norm, one flag is
 reduced.
 
@@ -57,15 +57,20 @@ from ds_rvqvae.data.columns import columns_in_use
 from ds_rvqvae.data.demo import write_demo_motion
 from ds_rvqvae.gpu.activations import Activations, activations_of
 from ds_rvqvae.gpu.cards import CARDS
-from ds_rvqvae.gpu.sizes import Transfer, bucket_bounds, parameter_sizes, transfers_of
+from ds_rvqvae.gpu.sizes import (
+    BUCKETS_IN_FLIGHT,
+    Transfer,
+    bucket_bounds,
+    needs_long_step,
+    parameter_sizes,
+    transfers_of,
+)
 
 RANKS = (1, 2, 4, 7, 8, 16, 32, 64, 128, 256, 512, 1024)
 A_NODE = 8
 """Ranks on one machine, which use its network together."""
 NUMBERS, LATE_NUMBERS = 1, 2
 """All-reduces of one number in a step: the norm; with `--late` a flag too."""
-IN_FLIGHT, LATE_IN_FLIGHT = 2, 1
-"""Buckets that are reduced while the backward pass goes on."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,9 @@ def main() -> None:
     parser.add_argument("--host_ms", type=numbers, metavar="MS,MS", help="milliseconds of the host per step (0)")
     parser.add_argument("--late", action="store_true", help="gradients are reduced DeepSpeed's own way, as by 0.7.0")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="sets a key of the profile")
-    parser.add_argument("--check", type=numbers, metavar="N,N", help="count a step's bytes on these numbers of CPU ranks")
+    parser.add_argument(
+        "--check", type=numbers, metavar="N,N", help="count a step's bytes on these numbers of CPU ranks"
+    )
     add_json_flag(parser)
     args = parser.parse_args()
     if args.check:
@@ -175,7 +182,7 @@ def predict(
     inside, between = CLUSTERS[cluster]
     link = inside if ranks <= A_NODE else between
     rate, rounds = efficiency * link.bytes_per_s, 2 * (ranks - 1)
-    busy = max(compute, host)
+    busy, late = max(compute, host), late or bool(needs_long_step(profile))
     seconds = {"host" if host > compute else "compute": busy}
     for transfer in transfers_of(profile, columns_of(profile), ranks):
         latency = (rounds if transfer.collective == "all-reduce" else ranks - 1) * link.hop_s
@@ -221,7 +228,7 @@ def gradients_seconds(
     if not zero.overlap_comm or profile.rvqvae.training.compile:
         return reductions * sum(taken)
     ready = late_starts(complete, bounds) if late else [max(complete[first:stop]) for first, stop in bounds]
-    return reductions * (end_of_reductions(ready, taken, LATE_IN_FLIGHT if late else IN_FLIGHT) - backward)
+    return reductions * (end_of_reductions(ready, taken, 1 if late else BUCKETS_IN_FLIGHT) - backward)
 
 
 def buckets(sizes: Sequence[int], most: int, late: bool) -> list[tuple[int, int]]:
@@ -273,7 +280,7 @@ def text(rows: list[dict[str, Any]]) -> str:
         title = (row["profile"], row["cluster"], row["host_s"])
         if title != before:
             host = f"; host {1e3 * row['host_s']:.0f} ms per step" if row["host_s"] else ""
-            lines += ["", f"{row['profile']}, {row['cluster']}{host}; compute {row['compute']}", *HEAD]
+            lines += ["", f"{row['profile']}, {row['cluster']}{host}", f"compute: {row['compute']}", *HEAD]
             before = title
         parts = row["parts_s"]
         first = parts.get("host") or parts["compute"]
@@ -286,8 +293,8 @@ def text(rows: list[dict[str, Any]]) -> str:
 
 
 def check(counts: list[int], late: bool) -> int:
-    """Compares counted with predicted bytes and collectives; returns 1 if the bytes differ by more than a thousandth, or
-    the collectives at all, else 0."""
+    """Compares counted with predicted bytes and collectives; returns 1 if they differ, bytes by more than a thousandth,
+    else 0."""
     wrong = 0
     with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
         motion = write_demo_motion(Path(folder) / "motion", 6, 400)

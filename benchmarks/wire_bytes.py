@@ -104,9 +104,7 @@ def main() -> None:
 
 def text(result: dict[str, Any]) -> str:
     """Returns the counted bytes beside those by arithmetic."""
-    lines = [
-        f"{name:24} {size:>14,} bytes, calls: {result['calls'][name]}" for name, size in result["counted"].items()
-    ]
+    lines = [f"{name:24} {size:>14,} bytes, calls: {result['calls'][name]}" for name, size in result["counted"].items()]
     lines += [f"{'including codebooks':24} {result['codebooks']:>14,} bytes", "by arithmetic:"]
     lines += [
         f"{transfer['name']:24} {transfer['payload_bytes']:>14,} bytes, {transfer['collective']}"
