@@ -78,9 +78,9 @@ class Recorder:
             self.buckets = max(self.buckets, storage_bytes(flat for _, flat, _ in gradient._in_flight))
             collect()
 
-        def recorded_pop():
+        def recorded_pop(*arguments):
             self.gradients = storage_bytes([gradient._sum])
-            return pop()
+            return pop(*arguments)
 
         gradient._collect, gradient.pop = recorded_collect, recorded_pop
 
@@ -147,8 +147,8 @@ def test_each_line_is_what_the_engine_holds(tmp_path, demo_folder, gpus, variant
             payload = {transfer.name: transfer.payload_bytes for transfer in plan.transfers}
             reduced = payload["gradients"] + payload["codebooks"]
             if gpus > 1:
-                # In addition the flags and norms of a step, a few bytes each.
-                assert reduced < rank["all_reduce"] <= reduced + 16, name
+                # In addition flags and norms, if there are any: a few bytes each.
+                assert reduced <= rank["all_reduce"] <= reduced + 16, name
                 assert rank["all_gather"] == payload["weights"], name
 
 

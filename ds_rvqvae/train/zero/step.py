@@ -42,7 +42,8 @@ class ShortStep:
         self._part: Tensor = zero.single_partition_of_fp32_groups[0]
         self.gradient = PartGradient(
             *(rank, self._world_size, len(self._own), zero.groups_padding[0]),
-            *(zero.gradient_accumulation_dtype, bool(zero.overlap_comm), self._group),
+            *(zero.gradient_accumulation_dtype, bool(zero.overlap_comm)),
+            *(engine.gradient_accumulation_steps() > 1, self._group),
         )
         self._model: torch.nn.Module = engine.module
         self.weights = FlatWeights(self._model, self._flat, zero.reduce_bucket_size, self.gradient.take, lazily=lazily)
@@ -57,14 +58,10 @@ class ShortStep:
         """Updates this rank's part of the weights, and gathers those of all ranks. A gradient that is not finite on
         any rank skips the step on all ranks.
 
-        It is DeepSpeed's `step`, but one pass over the gradient finds both its norm and whether it is finite.
+        It is DeepSpeed's `step`, but the norm alone tells whether the gradient is finite.
         """
         zero = self._zero
-        gradient = self.gradient.pop().to(self._part.dtype)
-        squares = torch.linalg.vector_norm(gradient, dtype=torch.float32).square()
-        if self._world_size > 1:
-            dist.all_reduce(squares, group=self._group)
-        norm = squares.sqrt()
+        gradient, norm = self.gradient.pop(self._part.dtype)
         zero.overflow = is_invalid_grad_norm(norm)  # the only wait of the host for the device
         zero._global_grad_norm = math.inf if zero.overflow else norm
         if zero.overflow:
