@@ -12,15 +12,14 @@ layers share that time by their operations.
 
 Gradients are reduced in buckets during the backward pass. A bucket is ready when the backward pass has computed its
 last gradient. Its all-reduce then begins, or when the all-reduce before it ends. At most two buckets are in flight: the
-backward pass waits with the third. What ends after the backward pass adds to the step. So do the all-reduce of the
-gradient norm, the all-gather of the weights and the all-reduce of the codebooks, one after another. Two NCCL
-communicators share the link, so their times add. The request to stop a run is not counted: the hosts exchange one
-number during the step. A compiled backward pass hides nothing.
+backward pass waits with the third. What ends after the backward pass adds to the step. So do the all-gather of the
+weights and the all-reduce of the codebooks, one after another, and with several micro batches an all-reduce of the
+gradient norm. Two NCCL communicators share the link, so their times add. The request to stop a run is not counted: the
+hosts exchange one number during the step. A compiled backward pass hides nothing.
 
 `--late` is DeepSpeed's own way, which version 0.7.0 used, and which a profile keeps that the short step cannot train.
 A bucket's all-reduce begins when the next gradient no longer fits into the bucket, the last one after
-the backward pass. One bucket is in flight: the backward pass waits with the second. Besides the norm, one flag is
-reduced.
+the backward pass. One bucket is in flight: the backward pass waits with the second. The norm and a flag are reduced.
 
 `--host_ms` is the time in which the host launches a step. Compute takes at least that long, on one GPU and on many.
 Communication that compute does not hide comes on top: the host reads the gradient norm in each step, and launches the
@@ -69,8 +68,6 @@ from ds_rvqvae.gpu.sizes import (
 RANKS = (1, 2, 4, 7, 8, 16, 32, 64, 128, 256, 512, 1024)
 A_NODE = 8
 """Ranks on one machine, which use its network together."""
-NUMBERS, LATE_NUMBERS = 1, 2
-"""All-reduces of one number in a step: the norm; with `--late` a flag too."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +187,7 @@ def predict(
             seconds["gradients"] = gradients_seconds(profile, transfer, busy, rate, latency, late)
         else:
             seconds[transfer.name] = transfer.sent_bytes / rate + latency
-    seconds["norm"] = (LATE_NUMBERS if late else NUMBERS) * rounds * link.hop_s
+    seconds["norm"] = single_numbers(profile.gradient_accumulation_steps, late) * rounds * link.hop_s
     step = sum(seconds.values())
     windows = ranks * profile.train_micro_batch_size_per_gpu * profile.gradient_accumulation_steps
     return {
@@ -202,6 +199,12 @@ def predict(
         "efficiency": busy / step,
         "bottleneck": max(seconds, key=lambda name: seconds[name]),
     }
+
+
+def single_numbers(accumulation: int, late: bool) -> int:
+    """How many all-reduces of a step are of one number: the norm of gradients that were summed over micro batches; in
+    DeepSpeed's own step always the norm, and a flag."""
+    return 2 if late else int(accumulation > 1)
 
 
 def gradients_seconds(
@@ -308,7 +311,7 @@ def check(counts: list[int], late: bool) -> int:
             predicted = sum(transfer["payload_bytes"] for transfer in transfers)
             # All transfers but the gradients are one collective each.
             gradients = len(buckets(result["parameters"], CHECKED_BUCKET, late))
-            wanted = gradients + len(transfers) - 1 + (LATE_NUMBERS if late else NUMBERS)
+            wanted = gradients + len(transfers) - 1 + single_numbers(1, late)
             same = abs(counted - predicted) <= 1e-3 * predicted and calls == wanted
             wrong += not same
             print(
