@@ -112,9 +112,7 @@ def main() -> None:
     parser.add_argument("--host_ms", type=numbers, metavar="MS,MS", help="milliseconds of the host per step (0)")
     parser.add_argument("--late", action="store_true", help="gradients are reduced DeepSpeed's own way, as by 0.7.0")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="sets a key of the profile")
-    parser.add_argument(
-        "--check", type=numbers, metavar="N,N", help="count the bytes of a step on so many CPU ranks"
-    )
+    parser.add_argument("--check", type=numbers, metavar="N,N", help="count the bytes of a step on so many CPU ranks")
     add_json_flag(parser)
     args = parser.parse_args()
     if args.check:
