@@ -3,8 +3,8 @@
     DS_ACCELERATOR=cpu LOCAL_SIZE=2 deepspeed --include localhost:0,1 benchmarks/wire_bytes.py \
         --profile baseline --data_path MOTION --batch_size 2 [--json [FILE]]
 
-It takes the flags of training. It counts payloads per rank, which are the sizes of the tensors that are reduced or
-gathered, on the third step.
+It takes the flags of training. It counts collectives and their payloads per rank, which are the sizes of the tensors
+that are reduced or gathered, on the third step.
 """
 
 import argparse
@@ -39,15 +39,17 @@ COLLECTIVES = (
 )
 
 
-def count_payloads(calls: Counter[str]) -> None:
-    """Wraps the collectives so that each adds its tensors' bytes to `calls`."""
+def count_payloads(payloads: Counter[str], calls: Counter[str] | None = None) -> None:
+    """Wraps the collectives so that each adds its tensors' bytes to `payloads`, and 1 to `calls`."""
     inside: list[str] = []
 
     def wrapped(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **keywords: Any) -> Any:
             tensors = [value for value in (*arguments, *keywords.values()) if isinstance(value, torch.Tensor)]
             if not inside:
-                calls[name] += max((tensor.numel() * tensor.element_size() for tensor in tensors), default=0)
+                payloads[name] += max((tensor.numel() * tensor.element_size() for tensor in tensors), default=0)
+                if calls is not None:
+                    calls[name] += 1
             inside.append(name)
             try:
                 return function(*arguments, **keywords)
@@ -68,8 +70,9 @@ def main() -> None:
     add_json_flag(parser)
     args = parser.parse_args()
     profile = flags_of(args).request().profile
+    payloads: Counter[str] = Counter()
     calls: Counter[str] = Counter()
-    count_payloads(calls)
+    count_payloads(payloads, calls)
     # Imported only now, because DeepSpeed keeps the functions that it finds when it is imported.
     from ds_rvqvae.train.trainer import Trainer
 
@@ -78,15 +81,19 @@ def main() -> None:
         trainer = Trainer.build(profile, data, Path(folder))
         trainer.initialize_codebooks()
         for _ in range(3):
+            payloads.clear()
             calls.clear()
             trainer.step()
         codebooks = trainer.model.quantizer.staged.nbytes
+        sizes = [parameter.numel() for parameter in trainer.model.parameters()]
         trainer.close()
     if dist.get_rank() == 0:
         world_size = dist.get_world_size()
         result = {
             "world_size": world_size,
-            "counted": dict(sorted(calls.items())),
+            "counted": dict(sorted(payloads.items())),
+            "calls": dict(sorted(calls.items())),
+            "parameters": sizes,
             "codebooks": codebooks,
             "by_arithmetic": [asdict(transfer) for transfer in transfers_of(profile, data.in_features, world_size)],
         }
@@ -97,7 +104,7 @@ def main() -> None:
 
 def text(result: dict[str, Any]) -> str:
     """Returns the counted bytes beside those by arithmetic."""
-    lines = [f"{name:24} {size:>14,} bytes" for name, size in result["counted"].items()]
+    lines = [f"{name:24} {size:>14,} bytes, calls: {result['calls'][name]}" for name, size in result["counted"].items()]
     lines += [f"{'including codebooks':24} {result['codebooks']:>14,} bytes", "by arithmetic:"]
     lines += [
         f"{transfer['name']:24} {transfer['payload_bytes']:>14,} bytes, {transfer['collective']}"

@@ -95,7 +95,8 @@ class ZeroSection(Section):
     reduce_scatter: bool = True
     """Send each rank the sum of its part of the gradients only, not of all."""
     reduce_bucket_size: Count = 500_000_000
-    """Elements per bucket. DeepSpeed's default needs a buffer of a gigabyte, even for a model of 18 M parameters."""
+    """Elements per bucket of gradients, which are reduced together. With small buckets less of the reduction is left
+    after the backward pass, but each bucket has the latency of an all-reduce."""
     allgather_partitions: bool = True
     """DeepSpeed no longer reads this key."""
     allgather_bucket_size: Count = 500_000_000

@@ -6,7 +6,7 @@ norm its input and statistics, dropout its mask. A tensor that two operations sa
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.gpu.quantizers import quantizer_pass
@@ -42,6 +42,9 @@ class Layer:
     flops: int = 0
     """Operations of the forward pass; a multiplication and an addition count as two."""
     backward_flops: int = 0
+    parameters: list[tuple[int, int]] = field(default_factory=list)
+    """Elements of each parameter in the model's order, and operations of the backward pass between the gradient of the
+    next parameter and its own. A convolution's weight and bias get their gradients together."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,17 @@ class Activations:
     def recomputed_flops(self) -> int:
         """Floating point operations that checkpointing does again."""
         return sum(layer.flops for layer in self.layers if layer.recomputed)
+
+    def gradient_shares(self) -> list[float]:
+        """Share of the backward pass, recomputation included, after which each parameter's gradient is complete, in the
+        model's order; by floating point operations."""
+        shares, done = [], 0
+        for layer in reversed(self.layers):
+            done += layer.flops if layer.recomputed else 0
+            for _, flops in reversed(layer.parameters):
+                done += flops
+                shares.append(done)
+        return [share / done for share in reversed(shares)]
 
     def forward_peak(self) -> int:
         """Most bytes held at once in the forward pass."""
@@ -188,8 +202,10 @@ class _Walk:
         outer = self.made(channels, time)
         self.works(inner, outer)
         flops = 2 * self.micro_batch * time * channels * inner.channels * kernel
+        backward_flops = flops if first else 2 * flops
         self.layer.flops += flops
-        self.layer.backward_flops += flops if first else 2 * flops
+        self.layer.backward_flops += backward_flops
+        self.layer.parameters += [(channels * inner.channels * kernel, 0), (channels, backward_flops)]
         return outer
 
     def activation(self, inner: _Tensor, kind: str) -> _Tensor:
@@ -204,6 +220,7 @@ class _Walk:
         self.keep(inner)
         statistics = 2 * self.micro_batch * (inner.time if self.model.norm == "LN" else _GROUPS)
         self.keep_bytes(statistics * self._statistics_bytes())
+        self.layer.parameters += [(inner.channels, 0)] * 2
         outer = self.made(inner.channels, inner.time)
         self.works(inner, outer)
         return outer

@@ -54,6 +54,7 @@ def buffer_bytes(model: ModelConfig) -> dict[str, int]:
     codes, books = model.num_quantizers * model.nb_code, codebook_count(model)
     staged = {"staged": staged_count(model) * _FP32}
     always = {"initialized": _BOOL, "updates": _INT64, "usage_counts": codes * _FP32}
+    always["first_places"] = model.num_quantizers * _INT64
     if model.fsq_levels is not None:
         grid = len(model.fsq_levels) * _INT64
         return {**always, "_cells": grid, "_radix": grid, **staged}

@@ -167,21 +167,26 @@ class Transfer:
 def bucket_bounds(sizes: Sequence[int], most: int) -> list[tuple[int, int]]:
     """Divides a model's parameters into buckets, whose gradients are reduced together.
 
+    No computation is left to hide the reduction of the last bucket, so it has at most two thirds of the elements of the
+    others. What does not fill a bucket is in the first one, which is hidden best.
+
     Args:
         sizes: elements of each parameter, in the order of `RVQVAE.parameters()`.
-        most: elements per bucket, unless one parameter alone has more.
+        most: elements per bucket, unless one parameter alone has more. A model with no more is one bucket.
 
     Returns:
         index of the first parameter and index after the last, per bucket, in the order of the backward pass: the last
-        parameters first. The last bucket, which no computation is left to hide, has what remains.
+        parameters first.
     """
-    bounds, stop, elements = [], len(sizes), 0
-    for index in reversed(range(len(sizes))):
-        if elements and elements + sizes[index] > most:
-            bounds.append((index + 1, stop))
-            stop, elements = index + 1, 0
-        elements += sizes[index]
-    return [*bounds, (0, stop)] if stop else bounds
+    if sum(sizes) <= most:
+        return [(0, len(sizes))] if sizes else []
+    bounds, first, elements, limit = [], 0, 0, most * 2 // 3
+    for index, size in enumerate(sizes):
+        if elements and elements + size > limit:
+            bounds.append((first, index))
+            first, elements, limit = index, 0, most
+        elements += size
+    return [(first, len(sizes)), *reversed(bounds)]
 
 
 def transfers_of(profile: Profile, in_features: int, gpus: int) -> list[Transfer]:

@@ -6,16 +6,19 @@ statistics over all ranks in one all-reduce, and then every rank does the same a
 Sources: EMA codebooks, VQ-VAE-2 (Razavi et al. 2019); replacement by relative use, Moshi (Défossez et al. 2024).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from ds_rvqvae.model.levels import LevelledQuantizer
 from ds_rvqvae.model.ranks import fold_seed, world_of
-from ds_rvqvae.model.vq import repeats
+from ds_rvqvae.model.vq import Pools, repeats
 
 
 class _Staged(NamedTuple):
@@ -28,7 +31,7 @@ class _Staged(NamedTuple):
     candidates: Tensor
     """`[Q or 1, R, D]`: vectors that may replace dead codes."""
     refused: Tensor
-    """Scalar: not 0 if a rank refuses the statistics."""
+    """Scalar: NaN if a rank refuses the statistics."""
 
 
 class AveragedCodebooks(LevelledQuantizer):
@@ -83,6 +86,7 @@ class AveragedCodebooks(LevelledQuantizer):
         self._sizes = [num_quantizers * nb_code, books * nb_code * code_dim, books * self.replacements * code_dim, 1]
         self.register_buffer("staged", torch.zeros(sum(self._sizes)), persistent=False)
         self._staged_latents: list[tuple[Tensor, Tensor]] = []
+        self._pools: Pools | None = None
 
     @torch.no_grad()
     def update_codebooks(
@@ -105,12 +109,14 @@ class AveragedCodebooks(LevelledQuantizer):
         world_size, rank = world_of(group)
         staged = self._staged_views()
         if self._staged_latents:
-            staged.candidates.copy_(self._replacement_candidates(*(share or (rank, rank + 1, world_size))))
-        staged.refused.fill_(0.0 if applied else 1.0)
+            self._draw_candidates(staged.candidates, *(share or (rank, rank + 1, world_size)))
+        if not applied:
+            staged.refused.fill_(torch.nan)
         if world_size > 1:
             dist.all_reduce(self.staged, group=group)
-        commit = torch.isfinite(self.staged).all() & (staged.refused == 0)
-        self._commit(commit, staged)
+        # The difference is finite only if all statistics are.
+        least, most = self.staged.aminmax()
+        self._commit(most - least < torch.inf, staged)
         self.drop_staged()
 
     def drop_staged(self) -> None:
@@ -132,13 +138,33 @@ class AveragedCodebooks(LevelledQuantizer):
         """Vectors as distances compare them: for cosine at length 1, so that the nearest code is the one by angle."""
         return functional.normalize(vectors, dim=-1) if self.codebook_distance == "cosine" else vectors
 
-    def _stage(self, residuals: list[Tensor], codes: Tensor, counts: Tensor) -> None:
-        """Keeps the statistics of a batch for the next `update_codebooks`: uses and sums of each code."""
+    def _stage(self, latents: Tensor, inputs: Tensor, index: Tensor, counts: Tensor) -> None:
+        """Keeps the statistics of a batch for the next `update_codebooks`: uses and sums of each code.
+
+        Args:
+            latents: `[N, D]`, in their own dtype; kept until the update.
+            inputs: `[levels, N, D]` fp32: what each level quantized.
+            index: `[N, levels]`: rows of the codes in `_code_vectors()`; kept until the update.
+            counts: `[Q, K]`: uses of each code.
+        """
         staged = self._staged_views()
         staged.counts.add_(counts)
-        for level, residual in enumerate(residuals):
-            staged.sums[self._book_index(level)].index_add_(0, codes[:, level], residual)
-        self._staged_latents.append((residuals[0], codes))
+        sums = staged.sums.view(-1, self.code_dim)
+        sums.index_add_(0, index.t().reshape(-1), inputs.reshape(-1, self.code_dim))
+        self._staged_latents.append((latents, index))
+
+    def _code_vectors(self) -> Tensor:
+        """The vectors `[Q * K or K, D]` of all codes, level by level: a view."""
+        return self.codebooks.view(-1, self.code_dim)
+
+    def _sum_of(self, index: Tensor, start: Tensor | None = None) -> Tensor:
+        """Sums of code vectors, each in the order of its codes.
+
+        Args:
+            index: rows in `_code_vectors()`: `[N, levels]`, or `[n]` if `start` is given.
+            start: `[N]`: where each of N sums begins in `index`; it ends where the next one begins.
+        """
+        return functional.embedding_bag(index, self._code_vectors(), start, mode="sum")
 
     def _staged_views(self) -> _Staged:
         counts, sums, candidates, refused = torch.split(self.staged, self._sizes)
@@ -149,56 +175,58 @@ class AveragedCodebooks(LevelledQuantizer):
             refused[0],
         )
 
-    def _replacement_candidates(self, first: int, stop: int, count: int) -> Tensor:
-        """Vectors `[Q or 1, R, D]` drawn over the global batch; each rank fills in its own and leaves zeros elsewhere.
+    def _draw_candidates(self, candidates: Tensor, first: int, stop: int, count: int) -> None:
+        """Draws `candidates [Q or 1, R, D]` over the global batch; each rank fills in its own, and the others stay 0.
 
-        The vectors are inputs of a level: latents minus the codes of the levels before it.
+        They are inputs of a level: latents minus the codes of the levels before it.
         """
-        rows = torch.cat([rows for rows, _ in self._staged_latents])
-        codes = torch.cat([codes for _, codes in self._staged_latents])
+        latents, index = self._staged_latents[0]
+        if len(self._staged_latents) > 1:
+            latents, index = map(torch.cat, zip(*self._staged_latents, strict=True))
+        levels, each = index.shape[1], len(latents) // (stop - first)
         shape = (len(self.codebooks), self.replacements)
-        each = len(rows) // (stop - first)
-        draws = torch.stack([self._candidate_rows(shape, count * each) - first * each, self._draw_levels(shape)])
-        if rows.is_cuda:
-            # A copy from pageable memory would make the host wait for the device.
-            draws = draws.pin_memory()
-        row, level = draws.to(rows.device, non_blocking=True).unbind()
-        mine = (row >= 0) & (row < len(rows))
-        row = row.clamp(0, len(rows) - 1)
-        levels = torch.arange(self.num_quantizers, device=rows.device)
-        book = torch.zeros_like(levels) if self.shared_codebook else levels
-        before = self.codebooks[book, codes[row].clamp(min=0)] * (levels < level.unsqueeze(-1)).unsqueeze(-1)
-        vectors = self._set_apart(rows[row] - before.sum(dim=2), count * each)
-        return vectors * mine.unsqueeze(-1)
+        drawn = self._candidate_rows(shape, count * each).reshape(-1) - first * each
+        (mine,) = np.nonzero((drawn >= 0) & (drawn < len(latents)))
+        rows, level = drawn[mine], self._candidate_levels(shape).reshape(-1)[mine]
+        earlier = np.arange(levels) < level[:, None]
+        codes, number = (rows[:, None] * levels + np.arange(levels))[earlier], earlier.sum(axis=1)
+        place, row, code, start = _to_device([mine, rows, codes, number.cumsum() - number], latents.device)
+        before = self._sum_of(index.view(-1).index_select(0, code), start)
+        vectors = self._set_apart(latents.index_select(0, row) - before, place, count * each)
+        candidates.view(-1, self.code_dim).index_copy_(0, place, vectors)
 
-    def _draw_levels(self, shape: tuple[int, int]) -> Tensor:
+    def _candidate_levels(self, shape: tuple[int, int]) -> NDArray[np.int64]:
         """The level of each candidate; a shared codebook draws among the active levels."""
         if not self.shared_codebook:
-            return torch.arange(shape[0]).unsqueeze(1).expand(shape)
+            return np.broadcast_to(np.arange(shape[0])[:, None], shape)
+        return self._draw("candidate levels", self.active_levels(), shape)
+
+    def _draw(self, purpose: str, count: int, shape: tuple[int, int]) -> NDArray[np.int64]:
+        """Integers from 0 to `count` - 1: a function of purpose, seed and step, equal on all ranks and devices."""
         seed, step, _, _ = self._position
-        generator = torch.Generator().manual_seed(fold_seed("candidate levels", seed, step))
-        return torch.randint(self.active_levels(), shape, generator=generator)
+        generator = torch.Generator().manual_seed(fold_seed(purpose, seed, step))
+        drawn: NDArray[np.int64] = torch.randint(count, shape, generator=generator).numpy()
+        return drawn
 
     def _commit(self, commit: Tensor, staged: _Staged) -> None:
         """Updates averages and codebooks by the global statistics if `commit` holds."""
-        book_counts = staged.counts.sum(dim=0, keepdim=True) if self.shared_codebook else staged.counts
-        used = book_counts.sum(dim=1, keepdim=True) > 0
-        changes = commit & used
+        counts = staged.counts.sum(dim=0, keepdim=True) if self.shared_codebook else staged.counts
+        changes = counts.any(dim=1, keepdim=True) & commit
         decay = self._decay()
-        count = decay * self.ema_count + (1 - decay) * book_counts
-        total = decay * self.ema_sum + (1 - decay) * staged.sums
+        count, total = torch._foreach_mul([self.ema_count, self.ema_sum], decay)
+        torch._foreach_add_([count, total], torch._foreach_mul([counts, staged.sums], 1 - decay))
         # A code that was unused for so long that its count is almost 0 keeps its vector.
         book = torch.where((count > 1e-6).unsqueeze(-1), total / count.unsqueeze(-1), self.codebooks)
         count, total, book = self._replace_dead(count, total, book, staged.candidates)
-        for buffer, value in ((self.ema_count, count), (self.ema_sum, total), (self.codebooks, book)):
-            mask = changes if value.dim() == 2 else changes.unsqueeze(-1)
-            buffer.copy_(torch.where(mask, value, buffer))
-        self.updates += changes.any()
-        self.usage_counts += torch.where(commit, staged.counts, 0.0)
+        torch.where(changes, count, self.ema_count, out=self.ema_count)
+        for buffer, value in ((self.ema_sum, total), (self.codebooks, book)):
+            torch.where(changes.unsqueeze(-1), value, buffer, out=buffer)
+        self.updates.add_(changes.any())
+        self.usage_counts.addcmul_(staged.counts, commit)
 
     def _decay(self) -> Tensor | float:
         """Decay of the averages in the next update."""
-        update = (self.updates + 1).float()
+        update = self.updates + 1
         return torch.clamp(update / (update + self.mu_warm_up), max=self.mu)
 
     @staticmethod
@@ -207,14 +235,17 @@ class AveragedCodebooks(LevelledQuantizer):
         # A quarter: all-reducing a vector for each code would double the traffic.
         return min(nb_code, max(64, nb_code // 4))
 
-    def _candidate_rows(self, shape: tuple[int, int], rows: int) -> Tensor:
+    def _candidate_rows(self, shape: tuple[int, int], rows: int) -> NDArray[np.int64]:
         """Each candidate's row of the global batch; exact integers, so that the draw does not depend on the ranks."""
-        seed, step, _, _ = self._position
-        generator = torch.Generator().manual_seed(fold_seed("candidates", seed, step))
-        return (torch.randint(2**32, shape, generator=generator) * rows) >> 32
+        return (self._draw("candidates", 2**32, shape) * rows) >> 32
 
-    def _set_apart(self, candidates: Tensor, rows: int) -> Tensor:
-        """Candidates `[Q or 1, R, D]` as codes take them; `rows` is the number of rows that they were drawn from."""
+    def _set_apart(self, candidates: Tensor, place: Tensor, rows: int) -> Tensor:
+        """Candidates `[n, D]` as codes take them.
+
+        Args:
+            place: `[n]`: their places among the candidates of all codebooks.
+            rows: the number of rows that these were drawn from.
+        """
         return candidates
 
     def _replace_dead(
@@ -222,19 +253,28 @@ class AveragedCodebooks(LevelledQuantizer):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Replaces dead codes, the least used first, by candidates: vector, sum and count together."""
         share = count.sum(dim=1, keepdim=True) / self.nb_code
-        order = count.argsort(dim=1, stable=True)[:, : self.replacements]
-        dead = count.gather(1, order) < self.dead_code_threshold * share
+        least, order = (values[:, : self.replacements] for values in count.sort(dim=1, stable=True))
+        dead = least < self.dead_code_threshold * share
+        pool = torch.cat([book, candidates], dim=1)
+        if self._pools is None or self._pools.codes.device != pool.device:
+            self._pools = Pools.of(len(book), self.nb_code, self.replacements, pool.device)
+        candidate = self._pools.candidates
         if self.distinct_replacements:
-            repeated = repeats(self._seen(candidates), self._seen(book))
-            apart_first = repeated.byte().argsort(dim=1, stable=True)
-            candidates = torch.take_along_dim(candidates, apart_first.unsqueeze(-1), dim=1)
-            dead &= ~repeated.gather(1, apart_first)
-        vectors = order.unsqueeze(-1).expand_as(candidates)
-        new_book = torch.where(dead.unsqueeze(-1), candidates, book.gather(1, vectors))
-        new_count = torch.where(dead, share, count.gather(1, order))
-        new_total = torch.where(dead.unsqueeze(-1), candidates * share.unsqueeze(-1), total.gather(1, vectors))
-        return (
-            count.scatter(1, order, new_count),
-            total.scatter(1, vectors, new_total),
-            book.scatter(1, vectors, new_book),
-        )
+            repeated = repeats(self._seen(pool), self._pools)
+            repeated, apart_first = repeated.view(torch.uint8).sort(dim=1, stable=True)
+            dead, candidate = dead > repeated, apart_first + self.nb_code
+        source = self._pools.codes.scatter(1, order, torch.where(dead, candidate, order))
+        book = pool.view(-1, self.code_dim).index_select(0, (source + self._pools.first).view(-1)).view_as(book)
+        replaced = source >= self.nb_code
+        count = torch.where(replaced, share, count)
+        total = torch.where(replaced.unsqueeze(-1), book * share.unsqueeze(-1), total)
+        return count, total, book
+
+
+def _to_device(arrays: Sequence[NDArray[np.int64]], device: torch.device) -> tuple[Tensor, ...]:
+    """Integers as tensors on the device, in one copy that the host does not wait for."""
+    flat = torch.from_numpy(np.concatenate(arrays))
+    if device.type == "cuda":
+        # A copy from pageable memory would make the host wait for the device.
+        flat = flat.pin_memory()
+    return torch.split(flat.to(device, non_blocking=True), [len(array) for array in arrays])

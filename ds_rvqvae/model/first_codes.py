@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ds_rvqvae.model.vq import nearest_codes, noise_of_copies, squared_distances
+from ds_rvqvae.model.vq import nearest_codes, noise_of_copies, searched_books, squared_distances
 
 _KMEANS_ITERATIONS = 10
 _APART, _ROUNDING = 1e-4, 1e-6
@@ -125,7 +125,8 @@ def _spread(rows: Tensor) -> float:
 def _kmeans(rows: Tensor, centres: Tensor) -> Tensor:
     """Centres after Lloyd's iterations; a centre without rows keeps its place."""
     for _ in range(_KMEANS_ITERATIONS):
-        index = nearest_codes(rows, centres)
+        (book,) = searched_books(centres.unsqueeze(0))
+        index = nearest_codes(rows, book)
         sums = torch.zeros_like(centres).index_add_(0, index, rows)
         counts = centres.new_zeros(len(centres)).index_add_(0, index, rows.new_ones(len(rows)))
         centres = torch.where((counts > 0).unsqueeze(-1), sums / counts.clamp(min=1).unsqueeze(-1), centres)

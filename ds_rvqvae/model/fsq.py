@@ -72,13 +72,14 @@ class ScalarQuantizer(LevelledQuantizer):
             bounded = latents.float().tanh().reshape(-1, self.code_dim)
             with torch.no_grad():
                 total, codes = self._quantize(bounded, self.active_levels())
-                counts = self._count(codes)
+                places = codes + self.first_places[: codes.shape[1]]
+                counts = self._count(places.reshape(-1))
                 if self.training:
                     self.staged[:-1] += counts.flatten()
-            quantized = straight_through(bounded, total, 1)
+            quantized = straight_through(bounded, total)
         return (
             quantized.reshape(latents.shape).to(latents.dtype),
-            codes.reshape(*latents.shape[:-1], self.num_quantizers),
+            self._padded(codes, -1).reshape(*latents.shape[:-1], self.num_quantizers),
             bounded.new_zeros(()),
             perplexity_of(counts),
         )
@@ -147,14 +148,13 @@ class ScalarQuantizer(LevelledQuantizer):
         return ((2 * cell + 1).float() / self._cells - 1) * self._widths(level)
 
     def _quantize(self, bounded: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-        """Quantizes `bounded [N, D]`; returns the sum of the codes' vectors and codes `[N, Q]`, -1 from `levels` on."""
-        total = torch.zeros_like(bounded)
-        codes = torch.full((len(bounded), self.num_quantizers), -1, device=bounded.device)
+        """Quantizes `bounded [N, D]`; returns the sum of the codes' vectors and codes `[N, levels]`."""
+        total, codes = torch.zeros_like(bounded), []
         for level in range(levels):
             columns = self._columns_of(level)
             residual = (bounded[:, columns] - total[:, columns]) / self._widths(level)
             # A latent that is not finite has no cell. Its loss is not finite either, so the step is dropped.
             cell = ((residual.nan_to_num() + 1) / 2 * self._cells).floor().clamp(min=0).minimum(self._cells - 1).long()
             total[:, columns] += self._centres(cell, level)
-            codes[:, level] = (cell * self._radix).sum(dim=1)
-        return total, codes
+            codes.append((cell * self._radix).sum(dim=1))
+        return total, torch.stack(codes, dim=-1)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional
 from typing_extensions import Self
 
 from ds_rvqvae.config.model import ModelConfig
@@ -28,6 +29,7 @@ class LevelledQuantizer(nn.Module, ABC):
         initialized: whether the quantizer is ready for use.
         updates: committed updates, int64.
         usage_counts: `[Q, K]` fp32, not persistent: committed uses over all ranks since `take_usage_counts`.
+        first_places: `[Q]` int64, not persistent: place of each level's first code among the codes of all levels.
         staged: fp32, flat, not persistent: statistics of forward passes since the last `update_codebooks`, which sums
             it over all ranks. The uses of each code come first, then statistics of the derived class.
     """
@@ -35,6 +37,7 @@ class LevelledQuantizer(nn.Module, ABC):
     initialized: Tensor
     updates: Tensor
     usage_counts: Tensor
+    first_places: Tensor
     staged: Tensor
 
     starts_with_first_step = False
@@ -56,6 +59,8 @@ class LevelledQuantizer(nn.Module, ABC):
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.register_buffer("usage_counts", torch.zeros(num_quantizers, nb_code), persistent=False)
+        places = torch.arange(num_quantizers) * nb_code
+        self.register_buffer("first_places", places, persistent=False)
         self._position = (0, 0, 0, 0)
         self.distinct_replacements = True
         """Whether a replaced code gets a vector distinct from all others of its level. A run that began without this
@@ -124,7 +129,7 @@ class LevelledQuantizer(nn.Module, ABC):
 
     def active_levels(self) -> int:
         """Number of levels in the next forward pass; in training a function of (seed, step), equal on all ranks."""
-        if not self.training:
+        if not self.training or not self.quantize_dropout_prob:
             return self.num_quantizers
         seed, step, _, _ = self._position
         draw = random.Random(fold_seed("levels", seed, step))
@@ -184,10 +189,13 @@ class LevelledQuantizer(nn.Module, ABC):
         if least < -1 or most >= self.nb_code:
             raise ValueError(f"codes reach from {least} to {most}; this quantizer has 0 to {self.nb_code - 1}")
 
-    def _count(self, codes: Tensor) -> Tensor:
-        """Uses `[Q, K]` of each code in `codes [N, Q]`; dropped levels have none."""
-        used = codes >= 0
-        places = codes.clamp(min=0) + torch.arange(self.num_quantizers, device=codes.device) * self.nb_code
-        counts = torch.zeros(self.num_quantizers * self.nb_code, device=codes.device)
-        counts.index_add_(0, places.reshape(-1), used.reshape(-1).float())
+    def _count(self, places: Tensor) -> Tensor:
+        """Uses `[Q, K]` of each code, from places `[levels * N]` among the codes of all levels."""
+        counts = torch.zeros(self.num_quantizers * self.nb_code, device=places.device)
+        counts.index_add_(0, places, torch.ones(1, device=places.device).expand(len(places)))
         return counts.view(self.num_quantizers, self.nb_code)
+
+    def _padded(self, values: Tensor, value: int) -> Tensor:
+        """`values [..., levels]` of the active levels, with `value` for the dropped ones: `[..., Q]`."""
+        dropped = self.num_quantizers - values.shape[-1]
+        return functional.pad(values, (0, dropped), value=value) if dropped else values

@@ -39,6 +39,8 @@ class LossColumns(NamedTuple):
     """`[joints, 6]`."""
     std: Tensor
     """`[joints, 6]`."""
+    zero: Tensor
+    """Scalar 0, fp32: a loss that is not used."""
 
 
 def loss_columns(
@@ -51,10 +53,9 @@ def loss_columns(
     """
     rotations = torch.from_numpy(rotation_columns(layout))
     means, stds = (torch.from_numpy(values)[rotations].to(device) for values in (mean, std))
-    weights = column_weights(config, layout)
-    return LossColumns(
-        None if weights is None else torch.from_numpy(weights).to(device), rotations.to(device), means, stds
-    )
+    by_column = column_weights(config, layout)
+    weights = None if by_column is None else torch.from_numpy(by_column).to(device)
+    return LossColumns(weights, rotations.to(device), means, stds, torch.zeros((), device=device))
 
 
 def tokenizer_losses(
@@ -75,17 +76,16 @@ def tokenizer_losses(
     """
     weights = None if columns is None else columns.weights
     reconstruction, motion = reconstruction.float(), motion.float()
-    none = commit_loss.new_zeros(())
-    acceleration = rotation = none
+    acceleration = rotation = commit_loss.new_zeros(()) if columns is None else columns.zero
     recons = _distance(reconstruction, motion, config, weights)
     velocity = _distance(reconstruction.diff(dim=1), motion.diff(dim=1), config, weights)
-    loss = recons + config.loss_vel * velocity + config.commit * commit_loss
+    loss = torch.add(recons, velocity, alpha=config.loss_vel).add(commit_loss, alpha=config.commit)
     if config.loss_acc:
         acceleration = _distance(reconstruction.diff(n=2, dim=1), motion.diff(n=2, dim=1), config, weights)
-        loss = loss + config.loss_acc * acceleration
+        loss = loss.add(acceleration, alpha=config.loss_acc)
     if config.loss_rotation and columns is not None:
         rotation = _rotation_loss(reconstruction, motion, config, columns)
-        loss = loss + config.loss_rotation * rotation
+        loss = loss.add(rotation, alpha=config.loss_rotation)
     return Losses(
         loss=loss,
         recons=recons,

@@ -1,6 +1,8 @@
 """MoMask's residual quantizer (Guo et al. 2024), for comparison; statistics and ranks work as in this project."""
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ds_rvqvae.model.quantizer import ResidualQuantizer
@@ -63,7 +65,7 @@ class MoMaskQuantizer(ResidualQuantizer):
 
     def _left_by_first_codes(self, rows: Tensor, level: int, found: int) -> Tensor:
         """Residuals of the codes that a training step would sample."""
-        return rows - self._book(level)[self._choose(rows, level)]
+        return rows - self._book(level)[self._choose(rows, self._searched()[self._book_index(level)], level)]
 
     def _noise_scale(self, temperature: float, rows: Tensor, distances: Tensor) -> float:
         return temperature
@@ -78,20 +80,20 @@ class MoMaskQuantizer(ResidualQuantizer):
     def _most_replacements(nb_code: int) -> int:
         return nb_code
 
-    def _candidate_rows(self, shape: tuple[int, int], rows: int) -> Tensor:
+    def _candidate_rows(self, shape: tuple[int, int], rows: int) -> NDArray[np.int64]:
         """The first rows of the global batch, repeated from the start if they are too few."""
-        return torch.arange(shape[1]).expand(shape) % rows
+        return np.broadcast_to(np.arange(shape[1]) % rows, shape)
 
-    def _set_apart(self, candidates: Tensor, rows: int) -> Tensor:
+    def _set_apart(self, candidates: Tensor, place: Tensor, rows: int) -> Tensor:
         """Candidates with noise if there are more of them than rows, so that some are copies."""
         if rows >= self.replacements:
             return candidates
         generator = torch.Generator().manual_seed(fold_seed("copies", *self._position[:2]))
-        noise = noise_of_copies(candidates.shape, generator)
+        noise = noise_of_copies((len(self.codebooks) * self.replacements, self.code_dim), generator)
         if candidates.is_cuda:
             # A copy from pageable memory would make the host wait for the device.
             noise = noise.pin_memory()
-        return candidates + noise.to(candidates.device, non_blocking=True)
+        return candidates + noise.to(candidates.device, non_blocking=True)[place]
 
     def _replace_dead(
         self, count: Tensor, total: Tensor, book: Tensor, candidates: Tensor

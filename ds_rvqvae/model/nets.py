@@ -1,7 +1,9 @@
 """Encoder and decoder: strided 1-D convolutions and dilated residual stacks, as in T2M-GPT and MoMask.
 
-Every tensor here is `[batch, channels, time]`. In memory the channels of one frame are adjacent, as in the motion
-itself: oneDNN and cuDNN convolve this layout without copies.
+Encoder and decoder take `[batch, channels, time]`. Between their layers a tensor is an image one pixel high,
+`[batch, channels, 1, time]`, because torch copies the input of `conv1d`. In memory the channels of one frame are
+adjacent, as in the motion itself: oneDNN and cuDNN convolve this layout without copies. The layers that run in chunks
+also take `[batch, channels, time]`.
 """
 
 from collections.abc import Callable
@@ -26,19 +28,37 @@ take twice as long as fp32 (AVX-512) or ten times as long (AVX2, a reference loo
 def convolve(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1, padding: int = 0, dilation: int = 1
 ) -> Tensor:
-    """`conv1d` of `[batch, channels, time]` as the `conv2d` of an image one pixel high, in channels-last memory."""
-    image = hidden.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+    """`conv1d` of `[batch, channels, time]`, by `convolve_image`."""
+    return convolve_image(image_of(hidden), weight, bias, stride, padding, dilation).squeeze(2)
+
+
+def image_of(hidden: Tensor) -> Tensor:
+    """`[batch, channels, time]` as an image `[batch, channels, 1, time]` in channels-last memory."""
+    return hidden.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+
+
+def convolve_image(
+    image: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1, padding: int = 0, dilation: int = 1
+) -> Tensor:
+    """`conv1d` of each row of an image in channels-last memory.
+
+    Args:
+        image: `[batch, channels, height, time]`.
+        weight: `[channels', channels, kernel]` or `[channels', channels, 1, kernel]`.
+    """
+    if weight.dim() == 3:
+        weight = weight.unsqueeze(2)
     places = ((1, stride), (0, padding), (1, dilation))
     if not ROUND_TO_BF16 or not _is_in_bf16(image, weight):
-        return functional.conv2d(image, weight.unsqueeze(2), bias, *places).squeeze(2)
+        return torch.conv2d(image, weight, bias, *places)
     with torch.autocast("cpu", enabled=False):
-        image, weight = image.bfloat16(), weight.bfloat16().unsqueeze(2)
+        image, weight = image.bfloat16(), weight.bfloat16()
         bias = None if bias is None else bias.bfloat16()
         if torch.compiler.is_compiling():
             # Inductor chooses what to keep for the backward pass.
             wide_bias = None if bias is None else bias.float()
-            return functional.conv2d(image.float(), weight.float(), wide_bias, *places).bfloat16().squeeze(2)
-        return _rounded_convolution(image, weight, bias, *places).squeeze(2)
+            return functional.conv2d(image.float(), weight.float(), wide_bias, *places).bfloat16()
+        return _rounded_convolution(image, weight, bias, *places)
 
 
 def join_past(past: tuple[Tensor, ...], chunk: Tensor, kept: int) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -106,35 +126,36 @@ _rounded_convolution: Callable[..., Tensor] = _RoundedConvolution.apply
 
 
 class Convolution(nn.Conv1d):
-    """`nn.Conv1d`, with the same weights, computed by `convolve`."""
+    """`nn.Conv1d`, with the same weights, of `[batch, channels, time]` or an image."""
 
     padding: tuple[int, ...]
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return convolve(hidden, self.weight, self.bias, self.stride[0], self.padding[0], self.dilation[0])
+        compute = convolve_image if hidden.dim() == 4 else convolve
+        return compute(hidden, self.weight, self.bias, self.stride[0], self.padding[0], self.dilation[0])
 
 
 class Upsample(nn.Upsample):
-    """Repeats every frame."""
+    """Repeats every frame of `[batch, channels, time]` or an image."""
 
     scale_factor: float
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return hidden.transpose(1, 2).repeat_interleave(int(self.scale_factor), dim=1).transpose(1, 2)
+        return hidden.movedim(1, -1).repeat_interleave(int(self.scale_factor), dim=-2).movedim(-1, 1)
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of `[batch, channels, time]`."""
+    """Layer norm over the channels of `[batch, channels, time]` or an image."""
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return super().forward(hidden.transpose(1, 2)).transpose(1, 2)
+        return super().forward(hidden.movedim(1, -1)).movedim(-1, 1)
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm with its output in channels-last memory."""
+    """Group norm of an image, with its output in channels-last memory."""
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return super().forward(hidden.unsqueeze(2)).contiguous(memory_format=torch.channels_last).squeeze(2)
+        return super().forward(hidden).contiguous(memory_format=torch.channels_last)
 
 
 def _norm(kind: str | None, width: int) -> nn.Module:
@@ -157,28 +178,14 @@ class Dropout(nn.Dropout):
         return _dropout_on_cpu(hidden, self.p)
 
 
-class _DropoutOnCPU(torch.autograd.Function):
+def _dropout_on_cpu(hidden: Tensor, probability: float) -> Tensor:
     """Drops elements where 16 random bits, drawn 64 at a time, say so."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, probability: float) -> Tensor:
-        bits = torch.empty(hidden.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        strides = torch.empty_like(hidden, dtype=torch.int8).stride()
-        dropped = round(probability * 2**16)
-        kept = bits.as_strided(hidden.shape, strides) >= dropped - 2**15
-        ctx.scale = 2**16 / (2**16 - dropped)
-        # The same bytes as integers, because multiplying by bool is slow.
-        kept = kept.view(torch.uint8)
-        ctx.save_for_backward(kept)
-        return (hidden * kept).mul_(ctx.scale)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (kept,) = ctx.saved_tensors
-        return (gradient * kept).mul_(ctx.scale), None
-
-
-_dropout_on_cpu: Callable[[Tensor, float], Tensor] = _DropoutOnCPU.apply
+    bits = torch.empty(hidden.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    strides = torch.empty_like(hidden, dtype=torch.int8).stride()
+    dropped = round(probability * 2**16)
+    kept = bits.as_strided(hidden.shape, strides) >= dropped - 2**15
+    # Bytes, because multiplying by bool is slow. Autograd keeps them, and not `hidden`.
+    return (hidden * kept.view(torch.uint8)).mul_(2**16 / (2**16 - dropped))
 
 
 class ResidualBlock(nn.Module):
@@ -264,6 +271,10 @@ class Encoder(nn.Sequential):
         super().__init__(*layers, Convolution(config.width, config.code_dim, 3, padding=1))
         _first_weights(self, config)
 
+    def forward(self, hidden: Tensor) -> Tensor:
+        run: Callable[[Tensor], Tensor] = super().forward  # torch has no types for it
+        return run(image_of(hidden)).squeeze(2)
+
 
 class Decoder(nn.Sequential):
     """Latents `[batch, code_dim, time / stride_t**down_t]` to motion `[batch, features, time]`."""
@@ -277,3 +288,7 @@ class Decoder(nn.Sequential):
         last = [Convolution(width, width, 3, padding=1), activation(), Convolution(width, out_features, 3, padding=1)]
         super().__init__(*layers, *last)
         _first_weights(self, config)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        run: Callable[[Tensor], Tensor] = super().forward  # torch has no types for it
+        return run(image_of(hidden)).squeeze(2)

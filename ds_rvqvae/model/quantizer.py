@@ -14,14 +14,14 @@ from ds_rvqvae.model.codebooks import AveragedCodebooks
 from ds_rvqvae.model.first_codes import first_codes, left_out_residuals
 from ds_rvqvae.model.ranks import fold_seed, gather_rows, world_of
 from ds_rvqvae.model.vq import (
+    SearchedBook,
     beam_search,
-    commitment,
     first_least,
     nearest_codes,
-    perplexity_of,
+    perplexity_of_shares,
+    quantization,
     ranking_distances,
-    rotation_trick,
-    straight_through,
+    searched_books,
 )
 
 
@@ -100,23 +100,23 @@ class ResidualQuantizer(AveragedCodebooks):
             int64, -1 at dropped levels; commitment loss, the mean over active levels of the squared distance to the
             code; perplexity `[Q]` of this batch, 0 at dropped levels.
         """
-        active = self.active_levels()
         with torch.autocast(latents.device.type, enabled=False):
-            rows = latents.float().reshape(-1, self.code_dim)
             with torch.no_grad():
-                residuals, total, codes = self._quantize(rows, active)
-                counts = self._count(codes)
+                vectors = latents.detach().reshape(-1, self.code_dim)
+                residuals, codes = self._quantize(vectors, self.active_levels())
+                places = codes + self.first_places[: codes.shape[1]]
+                counts = self._count(places.view(-1))
+                index = codes if self.shared_codebook else places
+                total = self._sum_of(index)
                 if self.training:
-                    self._stage(residuals[:-1], codes, counts)
-                left = torch.stack(residuals[1:])
-                commit_loss = left.square().mean()
-            quantized = self._with_gradient(rows, total, active)
-            commit_loss = commitment(rows, commit_loss, left)
+                    self._stage(vectors, residuals[:-1], index, counts)
+                perplexity = perplexity_of_shares(counts[: codes.shape[1]] / max(1, len(codes)))
+            quantized, commit_loss = quantization(latents, total, residuals[1:], self._gain(codes.shape[1]))
         return (
-            quantized.reshape(latents.shape).to(latents.dtype),
-            codes.reshape(*latents.shape[:-1], self.num_quantizers),
+            quantized,
+            self._padded(codes, -1).reshape(*latents.shape[:-1], self.num_quantizers),
             commit_loss,
-            perplexity_of(counts),
+            self._padded(perplexity, 0),
         )
 
     @torch.no_grad()
@@ -176,37 +176,40 @@ class ResidualQuantizer(AveragedCodebooks):
         self.initialized.fill_(True)
         return copies
 
-    def _quantize(self, rows: Tensor, levels: int) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Quantizes `rows [N, D]`; returns the input of each level and the last residual, `[N, D]` each; the sum of the
-        codes' vectors; and codes `[N, Q]`, -1 from `levels` on."""
-        residuals, total = [rows], torch.zeros_like(rows)
-        codes = torch.full((len(rows), self.num_quantizers), -1, device=rows.device)
+    def _quantize(self, latents: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+        """Quantizes `latents [N, D]` with the first `levels`; returns, in fp32, the latents and what each level leaves
+        of them, `[levels + 1, N, D]`; and codes `[N, levels]`."""
+        left = torch.empty(levels + 1, *latents.shape, device=latents.device)
+        rows, *after = left.unbind()
+        rows.copy_(latents)
+        books = self._searched()
         searched = self._codes(rows) if self.beam_size > 1 and not self.training else None
         choose = self._choose if self.training else self._nearest
-        for level in range(levels):
-            index = choose(residuals[-1], level) if searched is None else searched[:, level]
-            codes[:, level] = index
-            vector = self._book(level).index_select(0, index)
-            total += vector
-            residuals.append(residuals[-1] - vector)
-        return residuals, total, codes
+        index = []
+        for level, rest in enumerate(after):
+            book = self._book_index(level)
+            index.append(choose(rows, books[book], level) if searched is None else searched[:, level])
+            torch.sub(rows, self.codebooks[book].index_select(0, index[-1]), out=rest)
+            rows = rest
+        return left, torch.stack(index, dim=-1)
 
     def _codes(self, rows: Tensor) -> Tensor:
         """Codes `[N, Q]` of `rows [N, D]`: all levels, no noise."""
+        books = self._searched()
         if self.beam_size > 1:
-            return beam_search(rows, [self._book(level) for level in range(self.num_quantizers)], self.beam_size)
+            return beam_search(rows, books, self.beam_size)
         codes = []
         for level in range(self.num_quantizers):
-            codes.append(self._nearest(rows, level))
+            codes.append(self._nearest(rows, books[self._book_index(level)], level))
             rows = rows - self._book(level)[codes[-1]]
         return torch.stack(codes, dim=-1)
 
-    def _choose(self, rows: Tensor, level: int) -> Tensor:
+    def _choose(self, rows: Tensor, book: SearchedBook, level: int) -> Tensor:
         """Code `[N]` of each of `rows [N, D]` at a level in training: the nearest, or a noisy choice."""
         temperature = self._temperature()
         if not temperature:
-            return self._nearest(rows, level)
-        distances = ranking_distances(rows, self._searched(level))
+            return nearest_codes(rows, book)
+        distances = ranking_distances(rows, book)
         scale = self._noise_scale(temperature, rows, distances)
         generator = torch.Generator(rows.device).manual_seed(fold_seed("noise", *self._position, level))
         minus_gumbel = torch.empty_like(distances).exponential_(generator=generator).log_()
@@ -218,17 +221,17 @@ class ResidualQuantizer(AveragedCodebooks):
             return self.sample_codebook_temp
         return self.sample_codebook_temp * max(0.0, 1.0 - self._position[1] / self.sample_anneal_iter)
 
-    def _nearest(self, rows: Tensor, level: int) -> Tensor:
-        return nearest_codes(rows, self._searched(level))
+    def _nearest(self, rows: Tensor, book: SearchedBook, level: int) -> Tensor:
+        return nearest_codes(rows, book)
 
-    def _searched(self, level: int) -> Tensor:
-        """The vectors `[K, D]` among which a level looks for the nearest."""
-        return self._seen(self._book(level))
+    def _searched(self) -> list[SearchedBook]:
+        """The codebooks in which the levels look for the nearest vectors."""
+        return searched_books(self._seen(self.codebooks))
 
-    def _with_gradient(self, latents: Tensor, quantized: Tensor, levels: int) -> Tensor:
-        if self.gradient == "rotation_trick":
-            return rotation_trick(latents, quantized)
-        return straight_through(latents, quantized, self._estimators(levels))
+    def _gain(self, levels: int) -> int | None:
+        """Straight-through estimators for so many active levels, which multiply the gradient; None: the rotation trick
+        is used."""
+        return None if self.gradient == "rotation_trick" else self._estimators(levels)
 
     def _first_codes(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
         """A level's first codebook `[K, D]` from `rows [N, D]`, and how many codes, at its start, are not copies."""

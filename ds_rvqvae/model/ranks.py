@@ -1,4 +1,4 @@
-"""The ranks that train one model, and seeds that are equal on all of them."""
+"""The ranks that train one model, and the seeds of their random draws."""
 
 import hashlib
 
@@ -34,3 +34,14 @@ def fold_seed(*parts: int | str) -> int:
     """A seed in [0, 2**63) that depends on every one of `parts`; the same on every machine."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seeds the default generators of the CPU and of one device: the draws there are those after `torch.manual_seed`,
+    which takes longer because it seeds all devices of every kind."""
+    if device.type not in ("cpu", "cuda"):
+        torch.manual_seed(seed)
+        return
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)

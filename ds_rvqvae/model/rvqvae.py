@@ -12,7 +12,7 @@ from ds_rvqvae.model.levels import LevelledQuantizer
 from ds_rvqvae.model.momask import MoMaskQuantizer
 from ds_rvqvae.model.nets import Checkpoint, Decoder, Encoder, ResidualStack
 from ds_rvqvae.model.quantizer import ResidualQuantizer
-from ds_rvqvae.model.ranks import fold_seed
+from ds_rvqvae.model.ranks import fold_seed, seed_device
 
 
 class RVQVAEOutput(NamedTuple):
@@ -59,10 +59,12 @@ class RVQVAE(Freezable):
         """Makes the random draws of the next training forward a function of these four; call it before each one.
 
         Level dropout draws from (seed, step), equal on all ranks; sampling noise and block dropout from all four.
-        It seeds torch's default generators, because block dropout draws from them.
+        It seeds torch's default generators of the CPU and of the model's device, because block dropout and the noise
+        on the input draw from them; a model that has neither leaves them as they are.
         """
         self.quantizer.set_step(seed, step, micro_step, rank)
-        torch.manual_seed(fold_seed("dropout", seed, step, micro_step, rank))
+        if self.config.dropout or self.config.input_noise:
+            seed_device(self.quantizer.updates.device, fold_seed("dropout", seed, step, micro_step, rank))
 
     def set_checkpointing(self, checkpoint: Checkpoint | None) -> None:
         """Wraps the residual stacks, and nothing else, in `checkpoint(function, input)` in training.

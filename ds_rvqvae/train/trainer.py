@@ -33,6 +33,7 @@ from ds_rvqvae.train.first_latents import first_batches
 from ds_rvqvae.train.metrics import StepLog, announce, logger
 from ds_rvqvae.train.signals import Agreement, Wanted
 from ds_rvqvae.train.summary import sum_up
+from ds_rvqvae.train.zero.step import short_step_of
 
 
 class Trainer:
@@ -66,6 +67,9 @@ class Trainer:
         self.agreement, self.heartbeat = agreement, heartbeat
         self.engine, self.profile, self.data, self.run_folder = engine, profile, data, run_folder
         self.model: RVQVAE = engine.module
+        self.short_step = short_step_of(engine)
+        if self.short_step is not None:
+            self.short_step.gathers_later = True  # while codebooks are updated
         self.settings = profile.rvqvae.training
         self.device = torch.device(engine.device)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
@@ -239,7 +243,8 @@ class Trainer:
         """
         micro_batches, self._next_batches = self._next_batches or self.loader.next(), None
         self._set_learning_rate()
-        self.engine.train()
+        if not self.model.training:
+            self.engine.train()
         gathered = []
         global_batch = self.order.batch(self.steps_done)
         for micro_step, batch in enumerate(micro_batches):
@@ -253,10 +258,14 @@ class Trainer:
             weight = len(batch) * self.parts / global_batch
             self.engine.backward(losses.loss if weight == 1 else losses.loss * weight)
             self.engine.step()
-            gathered.append(torch.stack([loss.detach() for loss in losses]) * weight)
+            losses = Losses(*(loss.detach() for loss in losses))
+            gathered.append(losses if weight == 1 else Losses(*(torch.stack(losses) * weight)))
         applied = self.engine.was_step_applied()
         share = (*self.order.bounds(self.steps_done, self.rank, self.world_size), global_batch)
-        self.model.quantizer.update_codebooks(applied=applied, share=share)
+        group = None if self.short_step is None else self.short_step.group
+        self.model.quantizer.update_codebooks(group=group, applied=applied, share=share)
+        if self.short_step is not None:
+            self.short_step.wait()
         if applied and self.average is not None:
             self.average.update()
         self.skipped_in_a_row = 0 if applied else self.skipped_in_a_row + 1
@@ -264,7 +273,9 @@ class Trainer:
             self._report_skipped()
         self.log.count(global_batch)
         self.steps_done += 1
-        return Losses(*torch.stack(gathered).mean(dim=0))
+        if len(gathered) == 1:
+            return gathered[0]
+        return Losses(*torch.stack([torch.stack(losses) for losses in gathered]).mean(dim=0))
 
     def save(self) -> None:
         """Saves a checkpoint of the present step, unless there is one. Every rank calls it.

@@ -42,7 +42,8 @@ def columns_of(profile, in_features):
     """Loss columns that are all rotations."""
     joints = in_features // 6
     weights = None if profile.rvqvae.loss.joint_weights is None else torch.ones(in_features)
-    return LossColumns(weights, torch.arange(6 * joints).view(joints, 6), torch.zeros(joints, 6), torch.ones(joints, 6))
+    six = torch.zeros(joints, 6), torch.ones(joints, 6)
+    return LossColumns(weights, torch.arange(6 * joints).view(joints, 6), *six, torch.zeros(()))
 
 
 def loss_of(profile, model, motion, columns=None):
@@ -187,6 +188,25 @@ def test_operations_are_those_that_torch_counts(name, checkpointing):
     counted = activations_of(profile, 78, 4)
     assert counted.flops + counted.recomputed_flops == counter.get_total_flops()
     assert (counted.recomputed_flops > 0) == checkpointing
+
+
+@pytest.mark.parametrize("norm", ["null", '"LN"'])
+def test_gradients_are_complete_in_the_order_of_the_backward_pass(norm):
+    settings = [f"rvqvae.model.{setting}" for setting in ("depth=1", "down_t=1", f"norm={norm}")]
+    profile = load_profile("baseline", settings)
+    counted = activations_of(profile, 78, 4)
+    sizes = [size for layer in counted.layers for size, _ in layer.parameters]
+    assert sizes == parameter_sizes(78, profile.rvqvae.model)
+    shares = counted.gradient_shares()
+    assert shares == sorted(shares, reverse=True) and shares[0] == 1
+    # By hand, in units of a convolution of width 512, kernel 1 and 64 frames: the decoder's last two convolutions and
+    # the one after up-sampling have kernel 3 and 128 frames; its stack runs again, and its last convolution is first.
+    last = 6 * 78 / 512
+    backward = [2 * last, 2 * last + 12, 2 * last + 24, 2 * last + 24 + (4 + 2), 2 * last + 24 + (4 + 2) + 6]
+    behind = [shares[index] / shares[-1] * 2 * last for index in (-1, -3, -5, -7, -11 if norm == '"LN"' else -9)]
+    assert behind == pytest.approx(backward)
+    whole = counted.flops + counted.recomputed_flops - sum(layer.flops for layer in counted.layers)
+    assert shares[-1] * whole == 2 * 2 * 4 * 128 * 512 * 78 * 3
 
 
 def test_a_baseline_step_is_485_gflop():

@@ -37,7 +37,9 @@ def test_deepspeeds_own_step_has_large_buckets_though_the_model_is_small():
     assert held.reducing < 8 * held.parameters
 
 
-def test_buckets_are_runs_from_the_last_parameter_and_the_rest_is_in_the_last_bucket():
-    assert bucket_bounds([3, 4, 5, 2, 6, 1], 8) == [(4, 6), (2, 4), (0, 2)]
+def test_buckets_are_filled_from_the_first_parameter_and_the_last_of_the_backward_pass_is_smaller():
+    assert bucket_bounds([3, 2, 5, 2, 6, 1, 4], 9) == [(6, 7), (4, 6), (2, 4), (0, 2)]
+    assert bucket_bounds([3, 3, 5, 4], 9) == [(2, 4), (0, 2)], "two thirds of 9 fit into the last"
     assert bucket_bounds([1, 9, 2, 2], 4) == [(2, 4), (1, 2), (0, 1)], "a large parameter is a bucket of its own"
-    assert bucket_bounds([3, 4], 100) == [(0, 2)]
+    assert bucket_bounds([3, 4], 7) == [(0, 2)], "a model that fits is one bucket"
+    assert bucket_bounds([], 7) == []

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from ds_rvqvae import ResidualQuantizer
-from ds_rvqvae.model.vq import nearest_codes
+from ds_rvqvae.model.vq import nearest_codes, searched_books
 from tests.model.quantizing import make, train
 
 
 def test_averages_start_fast_and_end_at_mu():
     quantizer, latents = make(levels=1, dead_code_threshold=0.0)
-    index = nearest_codes(latents.reshape(-1, 4), quantizer.codebooks[0])
+    index = nearest_codes(latents.reshape(-1, 4), searched_books(quantizer.codebooks)[0])
     counts = torch.bincount(index, minlength=16).float()
     sums = torch.zeros(16, 4).index_add_(0, index, latents.reshape(-1, 4))
     quantizer(latents)

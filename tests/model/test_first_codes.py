@@ -5,7 +5,7 @@ import torch
 
 from ds_rvqvae import ResidualQuantizer
 from ds_rvqvae.model.first_codes import distinct_rows, first_codes, left_out_residuals
-from ds_rvqvae.model.vq import repeats
+from ds_rvqvae.model.vq import Pools, repeats
 
 
 def generator(seed=0):
@@ -155,5 +155,6 @@ def test_what_repeats_a_code_or_an_earlier_candidate():
     candidates[0, 2] = candidates[0, 0] * (1 + 1e-7)
     candidates[1, 3], candidates[1, 5] = books[1, 4], candidates[1, 1]
     expected = [[False, False, True, False, False, False], [False, False, False, True, False, True]]
-    assert repeats(candidates, books).tolist() == expected
-    assert repeats(candidates, books, distances_at_once=60).tolist() == expected
+    vectors, pools = torch.cat([books, candidates], dim=1), Pools.of(2, 8, 6, books.device)
+    assert repeats(vectors, pools).tolist() == expected
+    assert repeats(vectors, pools, distances_at_once=60).tolist() == expected

@@ -19,7 +19,7 @@ JOINTS = (
 
 def columns(weights=None):
     std = torch.rand(2, 6) + 0.5
-    return LossColumns(weights, torch.arange(12).view(2, 6), torch.randn(2, 6), std)
+    return LossColumns(weights, torch.arange(12).view(2, 6), torch.randn(2, 6), std, torch.zeros(()))
 
 
 def test_losses_on_rotations_are_of_the_motion_in_its_own_units():

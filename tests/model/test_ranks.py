@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from ds_rvqvae.model.ranks import fold_seed, gather_rows, world_of
+from ds_rvqvae.model.ranks import fold_seed, gather_rows, seed_device, world_of
 
 
 def test_a_seed_is_the_same_on_every_machine():
@@ -19,6 +19,15 @@ def test_any_change_of_the_parts_is_another_seed_in_the_range_that_torch_takes()
     seeds = {fold_seed(*each) for each in parts}
     assert len(seeds) == len(parts) and all(0 <= seed < 2**63 for seed in seeds)
     torch.Generator().manual_seed(max(seeds))
+
+
+def test_seeding_one_device_gives_the_draws_of_torchs_own_seeding():
+    for seed in (0, fold_seed("dropout", 1, 2, 3, 4), 2**63 - 1):
+        torch.manual_seed(seed)
+        expected = torch.randn(3), torch.empty(3, dtype=torch.int64).random_()
+        seed_device(torch.device("cpu"), seed)
+        assert torch.equal(torch.randn(3), expected[0])
+        assert torch.equal(torch.empty(3, dtype=torch.int64).random_(), expected[1])
 
 
 def test_without_other_ranks_rows_are_ones_own():

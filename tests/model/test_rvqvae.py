@@ -82,6 +82,14 @@ def test_dropout_is_a_function_of_seed_step_micro_step_and_rank():
         assert not torch.equal(reference, reconstruction(*place))
 
 
+def test_a_model_without_dropout_and_noise_leaves_torchs_generator():
+    model, before = RVQVAE(5, SMALL.model_copy(update={"dropout": 0.0})), torch.get_rng_state()
+    model.set_step(1, 2)
+    assert torch.equal(torch.get_rng_state(), before)
+    RVQVAE(5, SMALL.model_copy(update={"dropout": 0.0, "input_noise": 0.1})).set_step(1, 2)
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
 def test_each_prefix_of_levels_decodes_and_a_dropped_level_adds_nothing():
     torch.manual_seed(0)
     model = RVQVAE(5, SMALL).eval()

@@ -52,17 +52,29 @@ class PartGradient:
         self._continues = False
 
     def take(self, bucket: Bucket, gradients: Sequence[Tensor | None]) -> None:
-        """Starts the reduction of a bucket's gradients; all ranks reduce the buckets in one order."""
+        """Starts the reduction of a bucket's gradients; all ranks reduce the buckets in one order.
+
+        Raises:
+            RuntimeError: the bucket already has gradients of this micro batch.
+        """
+        if bucket.index < self._next or bucket.index in self._waiting:
+            raise RuntimeError("a second backward pass of one micro batch: call engine.backward(loss) once per forward")
         self._waiting[bucket.index] = (bucket, gradients)
         while self._next in self._waiting:
             self._reduce(*self._waiting.pop(self._next))
             self._next += 1
 
-    def end_micro_batch(self) -> None:
-        """Ends a backward pass: waits until all sums have arrived, and adds them to this rank's part."""
+    def end_micro_batch(self, buckets: Sequence[Bucket]) -> None:
+        """Ends a backward pass: waits until all sums have arrived, and adds them to this rank's part.
+
+        Args:
+            buckets: all of them; those that took no part in the pass have a gradient of 0.
+        """
+        if self._next or self._waiting:
+            for bucket in buckets[self._next :]:
+                self._reduce(*self._waiting.pop(bucket.index, (bucket, [None] * len(bucket.parameters))))
         while self._in_flight:
             self._collect()
-        self._waiting.clear()
         self._next, self._continues = 0, self._sum is not None
 
     def pop(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -35,21 +35,27 @@ class ShortStep:
 
     def __init__(self, engine: deepspeed.DeepSpeedEngine, lazily: bool) -> None:
         zero: Any = engine.optimizer
-        self._zero, self._group = zero, zero.dp_process_group
-        self._world_size, rank = dist.get_world_size(self._group), dist.get_rank(self._group)
+        self._zero = zero
+        self.group: dist.ProcessGroup = zero.dp_process_group
+        """The ranks. Collectives that run at the same time as this step's need the same group: NCCL may block if two
+        groups are at work."""
+        self._world_size, rank = dist.get_world_size(self.group), dist.get_rank(self.group)
         self._flat: Tensor = zero.bit16_groups_flat[0]
         self._own: Tensor = zero.parallel_partitioned_bit16_groups[0][rank].detach()
         self._part: Tensor = zero.single_partition_of_fp32_groups[0]
         self.gradient = PartGradient(
             *(rank, self._world_size, len(self._own), zero.groups_padding[0]),
             *(zero.gradient_accumulation_dtype, bool(zero.overlap_comm)),
-            *(engine.gradient_accumulation_steps() > 1, self._group),
+            *(engine.gradient_accumulation_steps() > 1, self.group),
         )
         self._model: torch.nn.Module = engine.module
         self.weights = FlatWeights(self._model, self._flat, zero.reduce_bucket_size, self.gradient.take, lazily=lazily)
         self._linked = False
+        self.gathers_later = False
+        """Whether `step` leaves the gathering of weights going on; then `wait` must be called before they are read."""
+        self._gathering: dist.Work | None = None
         engine.register_forward_pre_hook(self._begin)
-        engine.register_forward_hook(self._end_forward)
+        engine.register_forward_hook(self._end_forward, always_call=True)
         zero.overlapping_partition_gradients_reduce_epilogue = self._end_backward
         zero.step, zero.zero_grad = self.step, self._zero_grad
 
@@ -60,6 +66,7 @@ class ShortStep:
 
         It is DeepSpeed's `step`, but the norm alone tells whether the gradient is finite.
         """
+        self.wait()
         zero = self._zero
         gradient, norm = self.gradient.pop(self._part.dtype)
         zero.overflow = is_invalid_grad_norm(norm)  # the only wait of the host for the device
@@ -77,9 +84,18 @@ class ShortStep:
             self._linked = True
         self._own.copy_(self._part)
         if self._world_size > 1:
-            dist.all_gather_into_tensor(self._flat, self._own, group=self._group)
+            self._gathering = dist.all_gather_into_tensor(self._flat, self._own, group=self.group, async_op=True)
+        if not self.gathers_later:
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until the weights of all ranks have arrived; the host waits for them only on CPUs."""
+        if self._gathering is not None:
+            self._gathering.wait()
+            self._gathering = None
 
     def _begin(self, _engine: torch.nn.Module, _inputs: Any) -> None:
+        self.wait()
         if self._model.training and torch.is_grad_enabled():
             self.weights.begin()
 
@@ -88,10 +104,16 @@ class ShortStep:
 
     def _end_backward(self) -> None:
         self.weights.show()
-        self.gradient.end_micro_batch()
+        self.gradient.end_micro_batch(self.weights.buckets)
 
     def _zero_grad(self, set_to_none: bool = True) -> None:
         """The parameters have no gradients of their own."""
+
+
+def short_step_of(engine: deepspeed.DeepSpeedEngine) -> ShortStep | None:
+    """Returns the short step of an engine; None if it has DeepSpeed's own."""
+    owner = getattr(engine.optimizer.step, "__self__", None)
+    return owner if isinstance(owner, ShortStep) else None
 
 
 def install(engine: deepspeed.DeepSpeedEngine, profile: Profile) -> ShortStep | None:

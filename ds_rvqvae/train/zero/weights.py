@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ds_rvqvae.gpu.sizes import bucket_bounds
+from ds_rvqvae.model.nets import Convolution
 
 Take = Callable[["Bucket", Sequence[Tensor | None]], None]
 """Receives a bucket's gradients, one per weight, in the backward pass."""
@@ -31,7 +32,7 @@ class Bucket:
         self, index: int, flat: Tensor, start: int, owners: list[tuple[nn.Module, str, nn.Parameter]], take: Take
     ) -> None:
         self.index, self.start = index, start
-        self.parameters = [parameter.detach() for _, _, parameter in owners]
+        self.parameters = [_as_used(module, parameter.detach()) for module, _, parameter in owners]
         self.stop = start + sum(parameter.numel() for parameter in self.parameters)
         self.flat = flat[start : self.stop].detach()
         """`[elements]`: the memory of the parameters."""
@@ -54,6 +55,11 @@ class Bucket:
         for attributes, name in self._places:
             attributes.pop(name, None)
         self.hidden = False
+
+
+def _as_used(module: nn.Module, parameter: Tensor) -> Tensor:
+    """A parameter in the shape in which its layer computes: a convolution's weight is that of an image."""
+    return parameter.unsqueeze(2) if isinstance(module, Convolution) and parameter.dim() == 3 else parameter
 
 
 class _Views(torch.autograd.Function):
