@@ -42,8 +42,8 @@ def measure_compiled(
 ) -> dict[str, Any]:
     """Times the compiled and the uncompiled step in turns, and compares their losses over the first `steps` steps.
 
-    Compiled nets draw other random numbers. So losses are compared without block dropout and input noise; a profile
-    that has them is compiled twice.
+    Compiled nets draw other random numbers, and round to bf16 at other places, so that other codes are nearest. So
+    losses are compared in fp32, without block dropout and input noise; a profile with any of these is compiled twice.
 
     Args:
         profile: without `rvqvae.data.path`, demo motion is made.
@@ -61,7 +61,9 @@ def measure_compiled(
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         profile = with_motion(profile, folder, DEMO_CLIPS, DEMO_FRAMES)
-        exact = profile.with_values({"rvqvae.model.dropout": 0.0, "rvqvae.model.input_noise": 0.0})
+        exact = profile.with_values(
+            {"bf16.enabled": False, "rvqvae.model.dropout": 0.0, "rvqvae.model.input_noise": 0.0}
+        )
         pair = _start(exact, folder / "exact", asked, steps)
         losses = pair.losses
         if exact != profile:

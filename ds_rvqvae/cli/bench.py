@@ -192,7 +192,8 @@ def _compiled_lines(compiled: dict[str, Any]) -> list[Block]:
         f"compiled (mode {compiled['mode']}): {compiled['step_s']:.4f} s per step, not compiled "
         f"{compiled['uncompiled_step_s']:.4f} s, in turns; the first step took {compiled['first_step_s']:.1f} s",
         f"{compiled['graphs']} graphs, {compiled['graph_breaks']} graph break(s), {compiled['recompilations']} "
-        f"recompilation(s); losses of {len(compiled['losses']['compiled'])} steps without dropout differ by "
+        "recompilation(s)",
+        f"in fp32 without dropout, losses of {len(compiled['losses']['compiled'])} steps differ by "
         f"{compiled['loss_difference']:.1e} at most, relative",
     ]
 

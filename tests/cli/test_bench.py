@@ -103,7 +103,7 @@ def test_the_compiled_step_has_lines_of_its_own():
     text = bench_table({**RESULT, "compiled": compiled})
     assert "compiled (mode default): 0.2500 s per step, not compiled 0.5000 s, in turns" in text
     assert "2 graphs, 1 graph break(s), 0 recompilation(s)" in text
-    assert "losses of 30 steps without dropout differ by 2.0e-05 at most" in text
+    assert "in fp32 without dropout, losses of 30 steps differ by 2.0e-05 at most" in text
 
 
 @pytest.mark.parametrize(
