@@ -38,7 +38,7 @@ def quantizer_pass(model: ModelConfig, vectors: int) -> QuantizerPass:
     # With noise: distances, noise, scaled noise and their sum. Without noise: distances, block by block.
     at_once = 4 * vectors if model.sample_codebook_temp else min(vectors, _ROWS_AT_ONCE)
     distances = at_once * model.nb_code * _FP32 + model.nb_code * model.code_dim * _FP32
-    # Rows, the residual of each level (twice at the end), code vectors and their sum.
+    # Rows, the residual of each level, its square, the code vectors' sum and the slope of the commitment loss.
     held = 2 * model.num_quantizers + 3
     return QuantizerPass(
         # The slope of the commitment loss, summed over levels; for the rotation trick, source and target too.
@@ -63,7 +63,8 @@ def buffer_bytes(model: ModelConfig) -> dict[str, int]:
 
 
 def staged_vector_bytes(model: ModelConfig) -> int:
-    """Bytes that the quantizer keeps per latent until the codebooks' update: the latent and its codes."""
+    """Bytes that the quantizer keeps per latent until the codebooks' update: the latent (half as many in bf16) and its
+    codes."""
     return model.code_dim * _FP32 + model.num_quantizers * _INT64 if codebook_count(model) else 0
 
 

@@ -142,7 +142,7 @@ class AveragedCodebooks(LevelledQuantizer):
         """Keeps the statistics of a batch for the next `update_codebooks`: uses and sums of each code.
 
         Args:
-            latents: `[N, D]`, in their own dtype; kept until the update.
+            latents: `[N, D]`, in their own dtype; a copy is kept until the update.
             inputs: `[levels, N, D]` fp32: what each level quantized.
             index: `[N, levels]`: rows of the codes in `_code_vectors()`; kept until the update.
             counts: `[Q, K]`: uses of each code.
@@ -151,7 +151,8 @@ class AveragedCodebooks(LevelledQuantizer):
         staged.counts.add_(counts)
         sums = staged.sums.view(-1, self.code_dim)
         sums.index_add_(0, index.t().reshape(-1), inputs.reshape(-1, self.code_dim))
-        self._staged_latents.append((latents, index))
+        # A copy: the next pass of a compiled encoder may write to the same memory.
+        self._staged_latents.append((latents.clone(), index))
 
     def _code_vectors(self) -> Tensor:
         """The vectors `[Q * K or K, D]` of all codes, level by level: a view."""

@@ -222,8 +222,13 @@ class ResidualStack(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         if self.checkpoint is not None and self.training and torch.is_grad_enabled():
-            return self.checkpoint(self.blocks, hidden)
+            return self.checkpoint(self._run, hidden)
         output: Tensor = self.blocks(hidden)
+        return output
+
+    def _run(self, image: Tensor) -> Tensor:
+        # Activations that DeepSpeed partitions between the passes come back in another memory layout.
+        output: Tensor = self.blocks(image.contiguous(memory_format=torch.channels_last))
         return output
 
 
