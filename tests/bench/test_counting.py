@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from ds_rvqvae import ResidualQuantizer
 from ds_rvqvae.bench.counting import BACKWARD, RECOMPUTATION, REST, OperationCounter, _taken
 
 
@@ -70,3 +71,18 @@ def test_a_synchronisation_is_a_wait():
     counter = OperationCounter()
     counter.waiting(lambda: None)()
     assert sum(counter.waits.values()) == 1
+
+
+def test_a_quantizers_pass_and_update_are_few_operations_at_any_number_of_levels():
+    latents = torch.randn(1, 64, 32, dtype=torch.bfloat16, requires_grad=True)
+    found = {}
+    for levels in (2, 6):
+        quantizer = ResidualQuantizer(levels, 64, 32)
+        quantizer.initialize_codebooks(torch.randn(1, 256, 32))
+        for step in range(2):  # the first makes what later ones use again
+            quantizer.set_step(0, step)
+            passed = counted(lambda quantizer=quantizer: quantizer(latents)).operations["all"]
+            found[levels] = passed, counted(quantizer.update_codebooks).operations["all"]
+    # A level of a pass: distances, the least of them, its vector, what that leaves.
+    assert found[6][0] - found[2][0] == 4 * 4 and found[6][0] <= 49
+    assert found[6][1] == found[2][1] <= 63
