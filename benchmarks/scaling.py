@@ -13,13 +13,15 @@ layers share that time by their operations.
 Gradients are reduced in buckets during the backward pass. A bucket is ready when the backward pass has computed its
 last gradient. Its all-reduce then begins, or when the all-reduce before it ends. At most two buckets are in flight: the
 backward pass waits with the third. What ends after the backward pass adds to the step. So do the all-gather of the
-weights and the all-reduce of the codebooks, one after another, and with several micro batches an all-reduce of the
-gradient norm. Two NCCL communicators share the link, so their times add. The request to stop a run is not counted: the
-hosts exchange one number during the step. A compiled backward pass hides nothing.
+weights and the all-reduce of the codebooks, and with several micro batches an all-reduce of the gradient norm. A run on
+several GPUs has two NCCL communicators, but all these go through DeepSpeed's, one after another, so their times add.
+Codebooks are computed while the weights are gathered; that arithmetic and the optimizer's are not counted, so they hide
+nothing. The request to stop a run is not counted either: the hosts exchange one number during the step. A compiled
+backward pass hides nothing.
 
-`--late` is DeepSpeed's own way, which version 0.7.0 used, and which a profile keeps that the short step cannot train.
-A bucket's all-reduce begins when the next gradient no longer fits into the bucket, the last one after
-the backward pass. One bucket is in flight: the backward pass waits with the second. The norm and a flag are reduced.
+`--late` is DeepSpeed's own way, which version 0.7.0 used, and which a profile keeps that the short step cannot train. A
+bucket's all-reduce begins when the next gradient no longer fits into the bucket, the last one after the backward pass.
+One bucket is in flight: the backward pass waits with the second. The norm and a flag are reduced.
 
 `--host_ms` is the time in which the host launches a step. Compute takes at least that long, on one GPU and on many.
 Communication that compute does not hide comes on top: the host reads the gradient norm in each step, and launches the

@@ -22,7 +22,7 @@ NCCL_BYTES = 300 * MIB
 """Buffers and kernels of one NCCL communicator for a ring of the GPUs of one machine. Assumed, not measured yet."""
 COMMUNICATORS = 2
 """NCCL communicators of a run on more than one GPU: torch's default group, and DeepSpeed's copy of it, through which
-gradients and weights go."""
+gradients, weights and the sums of the codebooks go."""
 WORKSPACE_BYTES = 256 * MIB
 """Workspaces of cuDNN's convolutions and cuBLAS. Assumed, not measured yet."""
 FRAGMENTATION = 0.05
