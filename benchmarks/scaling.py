@@ -12,16 +12,18 @@ layers share that time by their operations.
 
 Gradients are reduced in buckets during the backward pass. A bucket is ready when the backward pass has computed its
 last gradient. Its all-reduce then begins, or when the all-reduce before it ends. At most two buckets are in flight: the
-backward pass waits with the third. What ends after the backward pass adds to the step. So do the all-gather of the
-weights and the all-reduce of the codebooks, and with several micro batches an all-reduce of the gradient norm. A run on
-several GPUs has two NCCL communicators, but all these go through DeepSpeed's, one after another, so their times add.
-Codebooks are computed while the weights are gathered; that arithmetic and the optimizer's are not counted, so they hide
+backward pass waits with the third. The statistics of the codebooks are summed first, from the end of the last forward
+pass on. What ends after the backward pass adds to the step. So does the all-gather of the weights, and with several
+micro batches an all-reduce of the gradient norm. A run on several GPUs has two NCCL communicators, but all these go
+through DeepSpeed's, one after another, so their times add. Codebooks are computed while the weights are gathered; that
+arithmetic and the optimizer's are not counted, so they hide
 nothing. The request to stop a run is not counted either: the hosts exchange one number during the step. A compiled
 backward pass hides nothing.
 
 `--late` is DeepSpeed's own way, which version 0.7.0 used, and which a profile keeps that the short step cannot train. A
 bucket's all-reduce begins when the next gradient no longer fits into the bucket, the last one after the backward pass.
-One bucket is in flight: the backward pass waits with the second. The norm and a flag are reduced.
+One bucket is in flight: the backward pass waits with the second. The norm and a flag are reduced, and the codebooks'
+statistics are summed after the step.
 
 `--host_ms` is the time in which the host launches a step. Compute takes at least that long, on one GPU and on many.
 Communication that compute does not hide comes on top: the host reads the gradient norm in each step, and launches the
@@ -181,12 +183,13 @@ def predict(
     rate, rounds = efficiency * link.bytes_per_s, 2 * (ranks - 1)
     busy, late = max(compute, host), late or bool(needs_long_step(profile))
     seconds = {"host" if host > compute else "compute": busy}
-    for transfer in transfers_of(profile, columns_of(profile), ranks):
-        latency = (rounds if transfer.collective == "all-reduce" else ranks - 1) * link.hop_s
-        if transfer.name == "gradients":
-            seconds["gradients"] = gradients_seconds(profile, transfer, busy, rate, latency, late)
-        else:
-            seconds[transfer.name] = transfer.sent_bytes / rate + latency
+    gradients, weights, codebooks = transfers_of(profile, columns_of(profile), ranks)
+    latency = rounds * link.hop_s
+    summing = codebooks.sent_bytes / rate + latency
+    seconds["codebooks"] = summing if late else max(0.0, summing - backward_seconds(profile, busy))
+    before = 0.0 if late else summing
+    seconds["gradients"] = gradients_seconds(profile, gradients, busy, rate, latency, late, before)
+    seconds["weights"] = weights.sent_bytes / rate + (ranks - 1) * link.hop_s
     seconds["norm"] = single_numbers(profile.gradient_accumulation_steps, late) * rounds * link.hop_s
     step = sum(seconds.values())
     windows = ranks * profile.train_micro_batch_size_per_gpu * profile.gradient_accumulation_steps
@@ -207,8 +210,22 @@ def single_numbers(accumulation: int, late: bool) -> int:
     return 2 if late else int(accumulation > 1)
 
 
+def backward_seconds(profile: Profile, busy: float) -> float:
+    """Seconds of the backward pass of a micro batch, with recomputation, in a step whose passes take `busy` seconds."""
+    activations = activations_in(profile)
+    flops = activations.flops + activations.recomputed_flops
+    forward = sum(layer.flops for layer in activations.layers)
+    return busy / profile.gradient_accumulation_steps * (1 - forward / flops)
+
+
 def gradients_seconds(
-    profile: Profile, gradients: Transfer, busy: float, rate: float, latency: float, late: bool = False
+    profile: Profile,
+    gradients: Transfer,
+    busy: float,
+    rate: float,
+    latency: float,
+    late: bool = False,
+    before: float = 0.0,
 ) -> float:
     """Seconds per step of the gradients' reduction that the backward pass does not hide.
 
@@ -216,12 +233,11 @@ def gradients_seconds(
         busy: seconds of the forward and backward passes of a step.
         rate: bytes per second of the link.
         latency: seconds of an all-reduce of nothing.
+        before: seconds for which the link is not free when the last backward pass begins.
     """
     zero, accumulation = profile.zero_optimization, profile.gradient_accumulation_steps
-    activations = activations_in(profile)
-    flops = activations.flops + activations.recomputed_flops
-    backward = busy / accumulation * (1 - sum(layer.flops for layer in activations.layers) / flops)
-    complete = [backward * share for share in activations.gradient_shares()]
+    backward = backward_seconds(profile, busy)
+    complete = [backward * share for share in activations_in(profile).gradient_shares()]
     sizes = parameter_sizes(columns_of(profile), profile.rvqvae.model)
     bounds = buckets(sizes, zero.reduce_bucket_size, late)
     # Stage 2 reduces after each micro batch, stage 1 after the last.
@@ -231,7 +247,10 @@ def gradients_seconds(
     if not zero.overlap_comm or profile.rvqvae.training.compile:
         return reductions * sum(taken)
     ready = late_starts(complete, bounds) if late else [max(complete[first:stop]) for first, stop in bounds]
-    return reductions * (end_of_reductions(ready, taken, 1 if late else BUCKETS_IN_FLIGHT) - backward)
+    in_flight = 1 if late else BUCKETS_IN_FLIGHT
+    once = end_of_reductions(ready, taken, in_flight) - backward
+    last = end_of_reductions(ready, taken, in_flight, before) - max(backward, before)
+    return (reductions - 1) * once + last
 
 
 def buckets(sizes: Sequence[int], most: int, late: bool) -> list[tuple[int, int]]:
@@ -257,13 +276,14 @@ def late_starts(complete: Sequence[float], bounds: Sequence[tuple[int, int]]) ->
     return [*(complete[stop - 1] for _, stop in bounds[1:]), max(complete)]
 
 
-def end_of_reductions(ready: Sequence[float], taken: Sequence[float], in_flight: int) -> float:
+def end_of_reductions(ready: Sequence[float], taken: Sequence[float], in_flight: int, link_free: float = 0.0) -> float:
     """When the last of several buckets is reduced; the link reduces one after another.
 
     Args:
         ready: when the backward pass has each bucket ready, if it never waits.
         taken: duration of each reduction.
         in_flight: how many buckets may be ready and not yet reduced; the backward pass waits with the next.
+        link_free: when the link can begin.
     """
     ends: list[float] = []
     held = 0.0
@@ -272,7 +292,7 @@ def end_of_reductions(ready: Sequence[float], taken: Sequence[float], in_flight:
         if index >= in_flight:
             begins = max(begins, ends[index - in_flight])
         held = begins - time
-        ends.append(max(begins, ends[-1] if ends else 0.0) + duration)
+        ends.append(max(begins, ends[-1] if ends else link_free) + duration)
     return ends[-1]
 
 

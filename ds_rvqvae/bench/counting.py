@@ -22,7 +22,7 @@ _LIBRARIES = {"aten", "c10d", "prims", "_c10d_functional"}
 _FREE = frozenset(
     {
         *("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"),
-        *("detach", "alias", "lift_fresh", "is_pinned", "set_", "resize_", "_reshape_alias"),
+        *("detach", "alias", "lift_fresh", "is_pinned", "set_", "resize_", "_reshape_alias", "_unsafe_view"),
     }
 )  # fmt: skip
 """Operators of aten that allocate, or that give a tensor of the same numbers, beside those that return views."""

@@ -30,8 +30,6 @@ class _Staged(NamedTuple):
     """`[Q or 1, K, D]`: sums of the vectors assigned to each code."""
     candidates: Tensor
     """`[Q or 1, R, D]`: vectors that may replace dead codes."""
-    refused: Tensor
-    """Scalar: NaN if a rank refuses the statistics."""
 
 
 class AveragedCodebooks(LevelledQuantizer):
@@ -106,18 +104,16 @@ class AveragedCodebooks(LevelledQuantizer):
 
         This is one all-reduce of one flat fp32 tensor. The host does not wait for the device.
         """
-        world_size, rank = world_of(group)
-        staged = self._staged_views()
-        if self._staged_latents:
-            self._draw_candidates(staged.candidates, *(share or (rank, rank + 1, world_size)))
-        if not applied:
-            staged.refused.fill_(torch.nan)
-        if world_size > 1:
-            dist.all_reduce(self.staged, group=group)
+        self._sum_staged(group, applied, share)
         # The difference is finite only if all statistics are.
         least, most = self.staged.aminmax()
-        self._commit(most - least < torch.inf, staged)
+        self._commit(most - least < torch.inf, self._staged_views())
         self.drop_staged()
+
+    def _complete_staged(self, group: dist.ProcessGroup | None, share: tuple[int, int, int] | None) -> None:
+        world_size, rank = world_of(group)
+        if self._staged_latents:
+            self._draw_candidates(self._staged_views().candidates, *(share or (rank, rank + 1, world_size)))
 
     def drop_staged(self) -> None:
         """Drops the statistics that forward passes have staged since the last update."""
@@ -168,12 +164,11 @@ class AveragedCodebooks(LevelledQuantizer):
         return functional.embedding_bag(index, self._code_vectors(), start, mode="sum")
 
     def _staged_views(self) -> _Staged:
-        counts, sums, candidates, refused = torch.split(self.staged, self._sizes)
+        counts, sums, candidates, _ = torch.split(self.staged, self._sizes)
         return _Staged(
             counts.view(self.num_quantizers, self.nb_code),
             sums.view_as(self.codebooks),
             candidates.view(len(self.codebooks), self.replacements, self.code_dim),
-            refused[0],
         )
 
     def _draw_candidates(self, candidates: Tensor, first: int, stop: int, count: int) -> None:

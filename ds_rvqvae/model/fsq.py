@@ -12,7 +12,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ds_rvqvae.model.levels import LevelledQuantizer
-from ds_rvqvae.model.ranks import world_of
 from ds_rvqvae.model.vq import perplexity_of, straight_through
 
 
@@ -123,9 +122,7 @@ class ScalarQuantizer(LevelledQuantizer):
             applied: whether the engine applied its step. False on any rank drops the uses on all.
             share: not used here.
         """
-        self.staged[-1] = 0.0 if applied else 1.0
-        if world_of(group)[0] > 1:
-            dist.all_reduce(self.staged, group=group)
+        self._sum_staged(group, applied, share)
         commit = self.staged[-1] == 0
         self.usage_counts += torch.where(commit, self.staged[:-1], 0.0).view_as(self.usage_counts)
         self.updates += commit

@@ -12,7 +12,7 @@ from torch.nn import functional
 from typing_extensions import Self
 
 from ds_rvqvae.config.model import ModelConfig
-from ds_rvqvae.model.ranks import fold_seed
+from ds_rvqvae.model.ranks import fold_seed, world_of
 
 
 class LevelledQuantizer(nn.Module, ABC):
@@ -31,7 +31,8 @@ class LevelledQuantizer(nn.Module, ABC):
         usage_counts: `[Q, K]` fp32, not persistent: committed uses over all ranks since `take_usage_counts`.
         first_places: `[Q]` int64, not persistent: place of each level's first code among the codes of all levels.
         staged: fp32, flat, not persistent: statistics of forward passes since the last `update_codebooks`, which sums
-            it over all ranks. The uses of each code come first, then statistics of the derived class.
+            it over all ranks. The uses of each code come first, then statistics of the derived class, and at the end a
+            number that is NaN if a rank refuses them.
     """
 
     initialized: Tensor
@@ -62,6 +63,8 @@ class LevelledQuantizer(nn.Module, ABC):
         places = torch.arange(num_quantizers) * nb_code
         self.register_buffer("first_places", places, persistent=False)
         self._position = (0, 0, 0, 0)
+        self._begun = False
+        self._summing: dist.Work | None = None
         self.distinct_replacements = True
         """Whether a replaced code gets a vector distinct from all others of its level. A run that began without this
         continues without it, so that its result does not change."""
@@ -116,6 +119,34 @@ class LevelledQuantizer(nn.Module, ABC):
                 index after the last, and number of batches of all ranks.
         """
 
+    @torch.no_grad()
+    def begin_update(self, group: dist.ProcessGroup | None = None, share: tuple[int, int, int] | None = None) -> None:
+        """Begins the next `update_codebooks`: from a step's last forward pass on, its sum over all ranks can run while
+        they compute gradients.
+
+        Optional; every rank calls it. Then `update_codebooks` needs neither argument again, and its `applied` must be
+        the same on all ranks.
+        """
+        self._complete_staged(group, share)
+        if world_of(group)[0] > 1:
+            self._summing = dist.all_reduce(self.staged, group=group, async_op=True)
+        self._begun = True
+
+    def _complete_staged(self, group: dist.ProcessGroup | None, share: tuple[int, int, int] | None) -> None:
+        """Adds to this rank's staged statistics, before they are summed, what is drawn from all its forward passes."""
+
+    def _sum_staged(self, group: dist.ProcessGroup | None, applied: bool, share: tuple[int, int, int] | None) -> None:
+        """Ends the sum of the staged statistics that `begin_update` began, or does all of it; refuses them by NaN."""
+        if not self._begun:
+            self._complete_staged(group, share)
+        elif self._summing is not None:
+            self._summing.wait()
+        if not applied:
+            self.staged[-1].fill_(torch.nan)
+        if not self._begun and world_of(group)[0] > 1:
+            dist.all_reduce(self.staged, group=group)
+        self._begun, self._summing = False, None
+
     @abstractmethod
     def average_counts(self) -> Tensor:
         """Moving average `[Q or 1, K]` of each code's uses in an update; `[0, K]` if there is none."""
@@ -143,6 +174,9 @@ class LevelledQuantizer(nn.Module, ABC):
 
     def drop_staged(self) -> None:
         """Drops the statistics that forward passes have staged since the last update."""
+        if self._summing is not None:
+            self._summing.wait()
+        self._begun, self._summing = False, None
         self.staged.zero_()
 
     def take_usage_counts(self) -> Tensor:

@@ -247,10 +247,13 @@ class Trainer:
             self.engine.train()
         gathered = []
         global_batch = self.order.batch(self.steps_done)
+        share = (*self.order.bounds(self.steps_done, self.rank, self.world_size), global_batch)
         for micro_step, batch in enumerate(micro_batches):
             motion = batch.to(self.device, non_blocking=True)
             self.model.set_step(self.settings.seed, self.steps_done, micro_step, self.rank)
             output = self.engine(motion)
+            if self.short_step is not None and micro_step == len(micro_batches) - 1:
+                self.model.quantizer.begin_update(self.short_step.group, share)
             losses = tokenizer_losses(
                 output.reconstruction, motion, output.commit_loss, self.profile.rvqvae.loss, self.loss_columns
             )
@@ -261,9 +264,7 @@ class Trainer:
             losses = Losses(*(loss.detach() for loss in losses))
             gathered.append(losses if weight == 1 else Losses(*(torch.stack(losses) * weight)))
         applied = self.engine.was_step_applied()
-        share = (*self.order.bounds(self.steps_done, self.rank, self.world_size), global_batch)
-        group = None if self.short_step is None else self.short_step.group
-        self.model.quantizer.update_codebooks(group=group, applied=applied, share=share)
+        self.model.quantizer.update_codebooks(applied=applied, share=share)
         if self.short_step is not None:
             self.short_step.wait()
         if applied and self.average is not None:

@@ -9,7 +9,7 @@ from ds_rvqvae.bench.plain import PlainLoop
 from ds_rvqvae.bench.step import step_of
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.exact import Role, in_role
-from ds_rvqvae.model.losses import loss_columns
+from ds_rvqvae.model.losses import loss_columns, tokenizer_losses
 from ds_rvqvae.motion.layout import joint_layout
 
 CPU = torch.device("cpu")
@@ -59,3 +59,31 @@ def test_the_plain_loop_keeps_torchs_precision_in_a_process_that_trains():
     with in_role(Role.TRAINING):
         assert step_of(Loop(), iter([[]]))() is True
         assert torch.backends.cudnn.allow_tf32 is False
+
+
+def test_the_tuned_loop_has_the_models_own_losses_and_moves_its_codebooks():
+    profile = load_profile("demo", SMALL)
+    torch.manual_seed(0)
+    model, motion = RVQVAE(6, profile.rvqvae.model), torch.randn(4, 64, 6)
+    model.quantizer.initialize_codebooks(model.encode_latents(motion).detach())
+    plain = PlainLoop(model, profile, CPU, tuned=True)
+    model.train().set_step(profile.rvqvae.training.seed, 0)
+    output = model(motion)
+    expected = tokenizer_losses(output.reconstruction, motion, output.commit_loss, profile.rvqvae.loss).loss
+    torch.testing.assert_close(plain.step([motion]), expected)
+    model.quantizer.update_codebooks()
+    torch.testing.assert_close(plain.nets.quantizer.codebooks, model.quantizer.codebooks)
+    assert plain.nets.quantizer.updates == 1
+    losses = [float(plain.step([motion])) for _ in range(40)]
+    assert losses[-1] < 0.95 * losses[0]
+
+
+def test_the_tuned_loop_takes_means_over_micro_batches():
+    profile = load_profile("demo", SMALL)
+    torch.manual_seed(0)
+    model, motion = RVQVAE(6, profile.rvqvae.model), torch.randn(4, 64, 6)
+    losses = []
+    for batches in ([motion], [motion[:2], motion[2:]]):
+        plain = PlainLoop(model, profile, CPU, tuned=True)
+        losses.append([float(plain.step(batches)) for _ in range(3)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and losses[0][0] != losses[0][2]

@@ -66,3 +66,15 @@ def test_recomputed_work_is_told_where_there_is_some(recomputed):
     text = plan_table(plan_of(f"rvqvae.training.gradient_checkpointing={str(recomputed).lower()}"))
     assert (" recomputed\n" in text) is recomputed
     assert f"activation checkpointing {'on' if recomputed else 'off'}" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "noted"),
+    [
+        (["rvqvae.training.compile=true", "rvqvae.training.compile_mode=reduce-overhead"], True),
+        (["rvqvae.training.compile=true", "rvqvae.training.compile_mode=max-autotune-no-cudagraphs"], False),
+        (["rvqvae.training.compile_mode=reduce-overhead"], False),
+    ],
+)
+def test_the_memory_of_cuda_graphs_is_told_as_not_counted(overrides, noted):
+    assert ("CUDA graphs (compile_mode) keep memory" in plan_table(plan_of(*overrides))) is noted

@@ -1,4 +1,4 @@
-"""Codebooks that are moving averages, on one rank: statistics, decay, dead codes."""
+"""Codebooks that are moving averages: statistics, decay, dead codes, updates that begin early."""
 
 import math
 
@@ -8,6 +8,7 @@ import torch
 from ds_rvqvae import ResidualQuantizer
 from ds_rvqvae.model.vq import nearest_codes, searched_books
 from tests.model.quantizing import make, train
+from tests.ranks import run_ranks
 
 
 def test_averages_start_fast_and_end_at_mu():
@@ -138,3 +139,50 @@ def test_averages_start_at_full_inertia_without_a_warm_up():
     quantizer(latents)
     quantizer.update_codebooks()
     torch.testing.assert_close(quantizer.ema_count[0], 0.99 * before[0] + 0.01 * counts)
+
+
+def update_with_and_without_a_beginning():
+    """Two quantizers with the same latents, of which the second begins its updates early; the third step is refused."""
+    import torch
+    import torch.distributed as dist
+
+    from ds_rvqvae.model.quantizer import ResidualQuantizer
+    from ds_rvqvae.train.engine import start_distributed
+
+    start_distributed()
+    rank = dist.get_rank()
+    torch.manual_seed(0)
+    plain, early = (ResidualQuantizer(2, 8, 4, dead_code_threshold=0.5) for _ in range(2))
+    early.load_state_dict(plain.state_dict())
+    equal, moved = [], []
+    for step in range(4):
+        latents = torch.randn(2, 20, 4, generator=torch.Generator().manual_seed(10 * step + rank))
+        before = plain.codebooks.clone()
+        for quantizer in (plain, early):
+            quantizer.set_step(0, step, 0, rank)
+            quantizer(latents)
+        early.begin_update(share=(rank, rank + 1, 2))
+        early.update_codebooks(applied=step != 2)
+        plain.update_codebooks(applied=step != 2, share=(rank, rank + 1, 2))
+        equal += [torch.equal(early.state_dict()[name], value) for name, value in plain.state_dict().items()]
+        equal.append(torch.equal(early.take_usage_counts(), plain.take_usage_counts()))
+        moved.append(not torch.equal(before, plain.codebooks))
+    return {"equal": equal, "moved": moved, "codebooks": plain.codebooks.tolist()}
+
+
+@pytest.mark.processes
+def test_an_update_that_begins_early_is_equal(tmp_path):
+    first, second = run_ranks(2, update_with_and_without_a_beginning, tmp_path)
+    for found in (first, second):
+        assert all(found["equal"]) and found["moved"] == [True, True, False, True]
+    assert first["codebooks"] == second["codebooks"]
+
+
+def test_dropping_the_statistics_ends_a_beginning():
+    quantizer = ResidualQuantizer(2, 8, 4)
+    quantizer(torch.randn(2, 20, 4))
+    quantizer.begin_update()
+    quantizer.drop_staged()
+    before = quantizer.codebooks.clone()
+    quantizer.update_codebooks()
+    assert torch.equal(quantizer.codebooks, before) and not quantizer.updates
