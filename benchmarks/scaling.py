@@ -66,6 +66,7 @@ from ds_rvqvae.gpu.sizes import (
     bucket_bounds,
     needs_long_step,
     parameter_sizes,
+    recomputes_at_once,
     transfers_of,
 )
 
@@ -237,7 +238,9 @@ def gradients_seconds(
     """
     zero, accumulation = profile.zero_optimization, profile.gradient_accumulation_steps
     backward = backward_seconds(profile, busy)
-    complete = [backward * share for share in activations_in(profile).gradient_shares()]
+    complete = [
+        backward * share for share in activations_in(profile).gradient_shares(recomputes_at_once(profile) and not late)
+    ]
     sizes = parameter_sizes(columns_of(profile), profile.rvqvae.model)
     bounds = buckets(sizes, zero.reduce_bucket_size, late)
     # Stage 2 reduces after each micro batch, stage 1 after the last.

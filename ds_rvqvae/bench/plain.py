@@ -18,12 +18,13 @@ from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.levels import LevelledQuantizer
 from ds_rvqvae.model.losses import LossColumns, tokenizer_losses
-from ds_rvqvae.model.nets import Convolution, Decoder, DownSample, Dropout, Encoder, GroupNorm, Upsample
+from ds_rvqvae.model.nets import Blocks, Convolution, Decoder, DownSample, Dropout, Encoder, GroupNorm, Upsample
 from ds_rvqvae.model.rvqvae import RVQVAE
 
 _STOCK = {
     Encoder: nn.Sequential,
     Decoder: nn.Sequential,
+    Blocks: nn.Sequential,
     Convolution: nn.Conv1d,
     DownSample: nn.Conv1d,
     Dropout: nn.Dropout,

@@ -12,7 +12,7 @@ from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.gpu.quantizers import quantizer_pass
 
 LAYERS = (
-    *("RVQVAE", "Encoder", "Decoder", "Sequential", "ResidualStack", "ResidualBlock"),
+    *("RVQVAE", "Encoder", "Decoder", "ResidualStack", "Blocks", "ResidualBlock"),
     *("Convolution", "DownSample", "Upsample", "ReLU", "SiLU", "GELU", "Identity", "ChannelNorm", "GroupNorm"),
     "Dropout",
 )
@@ -73,15 +73,21 @@ class Activations:
         """Floating point operations that checkpointing does again."""
         return sum(layer.flops for layer in self.layers if layer.recomputed)
 
-    def gradient_shares(self) -> list[float]:
+    def gradient_shares(self, at_once: bool = False) -> list[float]:
         """Share of the backward pass, recomputation included, after which each parameter's gradient is complete, in the
-        model's order; by floating point operations."""
-        shares, done = [], 0
+        model's order; by floating point operations.
+
+        Args:
+            at_once: whether the gradients of a recomputed stack are complete together.
+        """
+        shares, done = list[int](), 0
         for layer in reversed(self.layers):
             done += layer.flops if layer.recomputed else 0
+            own = []
             for _, flops in reversed(layer.parameters):
                 done += flops
-                shares.append(done)
+                own.append(done)
+            shares += [done] * len(own) if at_once and layer.recomputed else own
         return [share / done for share in reversed(shares)]
 
     def forward_peak(self) -> int:

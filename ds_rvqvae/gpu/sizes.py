@@ -12,6 +12,9 @@ _START_ALIGNMENT = 2
 """The flat buffer is padded to a multiple of this many elements per rank."""
 _TENSOR_ALIGNMENT_BYTES = 16
 """Alignment of each tensor in the flat buffer, under `parameter_alignment`."""
+_STACK_AT_ONCE = 4_000_000
+"""Parameters of the largest residual stack that is recomputed in one call: `baseline` has 3.1 M, `wide` 16.8 M.
+Assumed, not measured on a GPU yet."""
 BUCKETS_IN_FLIGHT = 2
 """Buckets of gradients that are reduced at the same time. Each holds memory until its sum has arrived."""
 
@@ -187,6 +190,16 @@ def bucket_bounds(sizes: Sequence[int], most: int) -> list[tuple[int, int]]:
             first, elements, limit = index, 0, most
         elements += size
     return [(first, len(sizes)), *reversed(bounds)]
+
+
+def recomputes_at_once(profile: Profile) -> bool:
+    """Whether a residual stack is recomputed in one call, so that its gradients are complete together.
+
+    That takes less of the host's time, which counts where the arithmetic of a stack is short. A larger stack is
+    recomputed so that the gradients of each layer are complete as soon as possible, since their reduction can then
+    begin.
+    """
+    return sum(_stack(profile.rvqvae.model)) <= _STACK_AT_ONCE and not profile.rvqvae.training.compile
 
 
 def transfers_of(profile: Profile, in_features: int, gpus: int) -> list[Transfer]:

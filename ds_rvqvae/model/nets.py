@@ -208,6 +208,18 @@ class ResidualBlock(nn.Module):
         return hidden + added
 
 
+class Blocks(nn.Sequential):
+    """Residual blocks, one after another."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if hidden.dim() == 4:
+            # Activations that DeepSpeed partitions between the passes come back in another memory layout.
+            hidden = hidden.contiguous(memory_format=torch.channels_last)
+        for block in self:
+            hidden = block(hidden)
+        return hidden
+
+
 class ResidualStack(nn.Module):
     """The `depth` blocks of a stage, the largest dilation first: the unit of activation checkpointing.
 
@@ -217,18 +229,13 @@ class ResidualStack(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dilations = [config.dilation_growth_rate**index for index in reversed(range(config.depth))]
-        self.blocks = nn.Sequential(*(ResidualBlock(config, dilation) for dilation in dilations))
+        self.blocks = Blocks(*(ResidualBlock(config, dilation) for dilation in dilations))
         self.checkpoint: Checkpoint | None = None
 
     def forward(self, hidden: Tensor) -> Tensor:
         if self.checkpoint is not None and self.training and torch.is_grad_enabled():
-            return self.checkpoint(self._run, hidden)
+            return self.checkpoint(self.blocks, hidden)
         output: Tensor = self.blocks(hidden)
-        return output
-
-    def _run(self, image: Tensor) -> Tensor:
-        # Activations that DeepSpeed partitions between the passes come back in another memory layout.
-        output: Tensor = self.blocks(image.contiguous(memory_format=torch.channels_last))
         return output
 
 

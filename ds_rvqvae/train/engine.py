@@ -34,6 +34,7 @@ from ds_rvqvae.config.profile import Profile
 from ds_rvqvae.config.training import ScheduleConfig
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import utf8_path
+from ds_rvqvae.gpu.sizes import recomputes_at_once
 from ds_rvqvae.model.exact import Role, take_role
 from ds_rvqvae.model.nets import Checkpoint
 from ds_rvqvae.model.rvqvae import RVQVAE
@@ -44,6 +45,7 @@ from ds_rvqvae.process.torch_build import numbers_of
 from ds_rvqvae.runs.heartbeat import HEARTBEAT_VARIABLE
 from ds_rvqvae.runs.tokenizers import open_single
 from ds_rvqvae.runs.variables import on_several_machines
+from ds_rvqvae.train.zero.recomputation import recompute
 from ds_rvqvae.train.zero.step import install
 
 
@@ -256,8 +258,9 @@ def broadcast_buffers(module: torch.nn.Module) -> None:
 def checkpoint_function(profile: Profile) -> Checkpoint | None:
     """The function that recomputes residual stacks; None if the profile does not recompute them.
 
-    It is torch's non-reentrant checkpointing, unless DeepSpeed's section asks for a feature that only DeepSpeed's own
-    has. With the reentrant kind, a stack whose input is raw data would get no gradients.
+    It is `recompute`, or torch's non-reentrant checkpointing if `recomputes_at_once` does not hold, unless DeepSpeed's
+    section asks for a feature that only DeepSpeed's own has. With the reentrant kind of both, a stack whose input is
+    raw data would get no gradients.
     """
     if not profile.rvqvae.training.gradient_checkpointing:
         return None
@@ -269,7 +272,7 @@ def checkpoint_function(profile: Profile) -> Checkpoint | None:
         deepspeed.checkpointing.configure(None, deepspeed_config=profile.deepspeed_config())
         own: Checkpoint = deepspeed.checkpointing.non_reentrant_checkpoint
         return own
-    return functools.partial(torch_checkpoint, use_reentrant=False)
+    return recompute if recomputes_at_once(profile) else functools.partial(torch_checkpoint, use_reentrant=False)
 
 
 def _checkpoint_on_cpu(function: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:

@@ -1,1 +1,1 @@
-"""The step of DeepSpeed's ZeRO-2 optimizer in few operations: flat weights, buckets of gradients, one update."""
+"""A step in few operations: flat weights, gradients by buckets, ZeRO-2's update, recomputation in one call."""

@@ -49,6 +49,7 @@ class ShortStep:
             *(engine.gradient_accumulation_steps() > 1, self.group),
         )
         self._model: torch.nn.Module = engine.module
+        self._parameters = list(self._model.parameters())
         self.weights = FlatWeights(self._model, self._flat, zero.reduce_bucket_size, self.gradient.take, lazily=lazily)
         self._linked = False
         self.gathers_later = False
@@ -56,6 +57,8 @@ class ShortStep:
         self._gathering: dist.Work | None = None
         engine.register_forward_pre_hook(self._begin)
         engine.register_forward_hook(self._end_forward, always_call=True)
+        for hook in zero._grad_acc_hooks:
+            hook.remove()
         zero.overlapping_partition_gradients_reduce_epilogue = self._end_backward
         zero.step, zero.zero_grad = self.step, self._zero_grad
 
@@ -104,6 +107,8 @@ class ShortStep:
 
     def _end_backward(self) -> None:
         self.weights.show()
+        if any(parameter.grad is not None for parameter in self._parameters):
+            raise RuntimeError("a parameter has a gradient of its own: run the model by engine(motion) only")
         self.gradient.end_micro_batch(self.weights.buckets)
 
     def _zero_grad(self, set_to_none: bool = True) -> None:

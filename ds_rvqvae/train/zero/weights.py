@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ds_rvqvae.gpu.sizes import bucket_bounds
 from ds_rvqvae.model.nets import Convolution
+from ds_rvqvae.train.zero.recomputation import recompute
 
 Take = Callable[["Bucket", Sequence[Tensor | None]], None]
 """Receives a bucket's gradients, one per weight, in the backward pass."""
@@ -108,9 +109,12 @@ class FlatWeights:
         self._lazily, self._active = lazily, False
         for bucket in self.buckets if lazily else []:
             bucket.first_module.register_forward_pre_hook(self._hiding(bucket))
+            for stack in _recomputed_with(bucket.first_module, model):
+                stack.register_forward_pre_hook(self._hiding(bucket, only_if_at_once=True))
 
     def begin(self) -> None:
         """Begins a training pass."""
+        self.show()  # a pass before it may have had no backward pass
         self._active = True
         if not self._lazily:
             for bucket in reversed(self.buckets):
@@ -126,9 +130,15 @@ class FlatWeights:
             if bucket.hidden:
                 bucket.show()
 
-    def _hiding(self, bucket: Bucket) -> Callable[..., None]:
-        def hide(_module: nn.Module, _inputs: Any) -> None:
-            if self._active:
+    def _hiding(self, bucket: Bucket, only_if_at_once: bool = False) -> Callable[..., None]:
+        def hide(module: nn.Module, _inputs: Any) -> None:
+            asked = not only_if_at_once or module.checkpoint is recompute
+            if self._active and asked and not bucket.hidden:
                 bucket.hide()
 
         return hide
+
+
+def _recomputed_with(module: nn.Module, model: nn.Module) -> list[nn.Module]:
+    """The stacks that contain a module: if one is recomputed at once, its weights are used from its beginning on."""
+    return [each for each in model.modules() if hasattr(each, "checkpoint") and module in each.modules()]

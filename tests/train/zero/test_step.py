@@ -52,13 +52,18 @@ def test_it_computes_as_deepspeeds_own_step(tmp_path, demo_folder, ranks, more):
         assert short["weights"] == pytest.approx(own["weights"], abs=1e-2), "in bf16, up to one rounding"
 
 
-def events_of_a_step(folder, data):
+def events_of_a_step(folder, data, recomputed):
     """Returns the events of one step in their order: backward passes of convolutions, and reductions by bucket."""
     import torch
     import torch.distributed as dist
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    flags = ["--batch_size=4", "--total_iter=3", "--gradient_checkpointing"]
+    from ds_rvqvae.gpu import sizes
+    from ds_rvqvae.model.nets import ResidualStack
+    from ds_rvqvae.train.zero.recomputation import recompute
+
+    sizes._STACK_AT_ONCE = 0 if recomputed == "by layers" else sizes._STACK_AT_ONCE
+    flags = ["--batch_size=4", "--total_iter=3", f"--gradient_checkpointing={'off' if recomputed == 'not' else 'on'}"]
     trainer = make_trainer(folder, data, [*flags, *SEVERAL_BUCKETS])
     trainer.initialize_codebooks()
     trainer.step()
@@ -79,19 +84,27 @@ def events_of_a_step(folder, data):
         trainer.step()
     dist.all_reduce = reduce
     convolutions = [module for module in trainer.model.modules() if isinstance(module, torch.nn.Conv1d)]
+    firsts = {module: module for module in convolutions}
+    for stack in trainer.model.modules():
+        if isinstance(stack, ResidualStack) and stack.checkpoint is recompute:
+            own = [module for module in stack.modules() if module in firsts]
+            firsts |= dict.fromkeys(own, own[0])
     expected = []
     for bucket in trainer.engine.optimizer.step.__self__.weights.buckets:
-        behind = len(convolutions) - convolutions.index(bucket.first_module)
+        behind = len(convolutions) - convolutions.index(firsts[bucket.first_module])
         expected += ["convolution"] * (behind - expected.count("convolution")) + [bucket.stop - bucket.start]
     trainer.close()
     return {"events": events, "expected": [trainer.model.quantizer.staged.numel(), *expected]}
 
 
 @pytest.mark.processes
-def test_reductions_begin_while_the_backward_pass_goes_on(tmp_path, demo_folder):
-    """Each bucket's all-reduce begins as soon as the backward pass has done the bucket's first layer. That of
-    the codebooks begins before the backward pass, and the norm needs none."""
-    for found in run_ranks(2, events_of_a_step, tmp_path, folder=str(tmp_path / "run"), data=str(demo_folder)):
+@pytest.mark.parametrize("recomputed", ["at once", "by layers", "not"])
+def test_reductions_begin_while_the_backward_pass_goes_on(tmp_path, demo_folder, recomputed):
+    """Each bucket's all-reduce begins as soon as the backward pass has done the bucket's first layer, or the stack of
+    that layer if it is recomputed at once. That of the codebooks begins before the backward pass, and the norm needs
+    none."""
+    arguments = {"folder": str(tmp_path / "run"), "data": str(demo_folder), "recomputed": recomputed}
+    for found in run_ranks(2, events_of_a_step, tmp_path, **arguments):
         assert found["events"] == found["expected"]
         first = next(index for index, event in enumerate(found["events"][1:]) if event != "convolution")
         assert first < found["events"].count("convolution") / 2
