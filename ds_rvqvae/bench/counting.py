@@ -198,15 +198,21 @@ def _copies_to_host(args: Any, device: Any, non_blocking: Any) -> bool:
     return source != "cpu" and device is not None and torch.device(device).type == "cpu" and not non_blocking
 
 
+_RECOMPUTING = (
+    *("torch/utils/checkpoint.py", "activation_checkpointing/checkpointing.py"),
+    "ds_rvqvae/train/zero/recomputation.py",
+)
+
+
 def _piece_of_backward() -> str:
     """Returns the piece of a backward pass that runs, by the functions that autograd has called."""
     frame: FrameType | None = sys._getframe(1)
     piece = BACKWARD
     while frame is not None:
         file, name = frame.f_code.co_filename, frame.f_code.co_name
-        if file.endswith("torch/autograd/__init__.py") and name == "backward":
+        if file.endswith("torch/autograd/__init__.py") and name in ("backward", "grad"):
             return piece
-        if file.endswith(("torch/utils/checkpoint.py", "activation_checkpointing/checkpointing.py")):
+        if file.endswith(_RECOMPUTING):
             piece = RECOMPUTATION
         elif piece == BACKWARD and file.startswith((_ROOTS["deepspeed"], f"{_ROOTS['ours']}/train")):
             piece = REDUCTION
