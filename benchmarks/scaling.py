@@ -18,7 +18,7 @@ micro batches an all-reduce of the gradient norm. A run on several GPUs has two 
 through DeepSpeed's, one after another, so their times add. Codebooks are computed while the weights are gathered; that
 arithmetic and the optimizer's are not counted, so they hide
 nothing. The request to stop a run is not counted either: the hosts exchange one number during the step. A compiled
-backward pass hides nothing.
+backward pass hides no gradients.
 
 `--late` is DeepSpeed's own way, which version 0.7.0 used, and which a profile keeps that the short step cannot train. A
 bucket's all-reduce begins when the next gradient no longer fits into the bucket, the last one after the backward pass.
@@ -27,7 +27,8 @@ statistics are summed after the step.
 
 `--host_ms` is the time in which the host launches a step. Compute takes at least that long, on one GPU and on many.
 Communication that compute does not hide comes on top: the host reads the gradient norm in each step, and launches the
-rest of the step only then.
+rest of the step only then. It is taken as spread over the passes as their operations are, and none of it as after the
+norm, which no compute could hide: with a slow host the figures are too good, on one GPU as on many.
 
 Collectives are rings. Their bytes cross the slowest link, and each hop has a latency. A link has the speed that its
 maker states, times `--efficiency`. Every rank has the profile's micro batch, so the global batch grows with the number
@@ -97,7 +98,7 @@ CLUSTERS = {
 }
 """The link within a machine of eight, and between machines."""
 CHECKED_BUCKET = 250_000
-"""Elements per bucket under `--check`; the demo's net has four buckets of them."""
+"""Elements per bucket under `--check`; the demo's net has five buckets of them, four as DeepSpeed fills them."""
 WIDTHS = (9, 9, 10, 8, 9, 10)
 HEAD = (
     f"{'':>16}{'effi-':>8}{'':>9}{'compute':>9}{'not hidden, ms':>32}",
@@ -182,14 +183,16 @@ def predict(
     inside, between = CLUSTERS[cluster]
     link = inside if ranks <= A_NODE else between
     rate, rounds = efficiency * link.bytes_per_s, 2 * (ranks - 1)
-    busy, late = max(compute, host), late or bool(needs_long_step(profile))
+    busy, asked, late = max(compute, host), late, late or bool(needs_long_step(profile))
     seconds = {"host" if host > compute else "compute": busy}
     gradients, weights, codebooks = transfers_of(profile, columns_of(profile), ranks)
     latency = rounds * link.hop_s
     summing = codebooks.sent_bytes / rate + latency
     seconds["codebooks"] = summing if late else max(0.0, summing - backward_seconds(profile, busy))
     before = 0.0 if late else summing
-    seconds["gradients"] = gradients_seconds(profile, gradients, busy, rate, latency, late, before)
+    seconds["gradients"] = gradients_seconds(
+        profile, gradients, busy, rate, latency, late, before, recomputes_at_once(profile) and not asked
+    )
     seconds["weights"] = weights.sent_bytes / rate + (ranks - 1) * link.hop_s
     seconds["norm"] = single_numbers(profile.gradient_accumulation_steps, late) * rounds * link.hop_s
     step = sum(seconds.values())
@@ -227,6 +230,7 @@ def gradients_seconds(
     latency: float,
     late: bool = False,
     before: float = 0.0,
+    at_once: bool = False,
 ) -> float:
     """Seconds per step of the gradients' reduction that the backward pass does not hide.
 
@@ -235,12 +239,11 @@ def gradients_seconds(
         rate: bytes per second of the link.
         latency: seconds of an all-reduce of nothing.
         before: seconds for which the link is not free when the last backward pass begins.
+        at_once: whether the gradients of a recomputed stack are complete together.
     """
     zero, accumulation = profile.zero_optimization, profile.gradient_accumulation_steps
     backward = backward_seconds(profile, busy)
-    complete = [
-        backward * share for share in activations_in(profile).gradient_shares(recomputes_at_once(profile) and not late)
-    ]
+    complete = [backward * share for share in activations_in(profile).gradient_shares(at_once)]
     sizes = parameter_sizes(columns_of(profile), profile.rvqvae.model)
     bounds = buckets(sizes, zero.reduce_bucket_size, late)
     # Stage 2 reduces after each micro batch, stage 1 after the last.
@@ -325,7 +328,7 @@ def check(counts: list[int], late: bool) -> int:
     with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
         motion = write_demo_motion(Path(folder) / "motion", 6, 400)
         for ranks in counts:
-            result = counted_step(motion, ranks, Path(folder) / f"{ranks}.json")
+            result = counted_step(motion, ranks, Path(folder) / f"{ranks}.json", late)
             counted, calls = sum(result["counted"].values()), sum(result["calls"].values())
             if ranks == 1:
                 print(f"1 rank: {counted:,} bytes handed over; there is no other rank to send them to")
@@ -344,11 +347,12 @@ def check(counts: list[int], late: bool) -> int:
     return 1 if wrong else 0
 
 
-def counted_step(motion: Path, ranks: int, file: Path) -> dict[str, Any]:
-    """Returns what `wire_bytes.py` counts in a step on so many CPU ranks."""
+def counted_step(motion: Path, ranks: int, file: Path, late: bool) -> dict[str, Any]:
+    """Returns what `wire_bytes.py` counts in a step on so many CPU ranks; DeepSpeed's own step if `late`."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     command += [str(Path(__file__).with_name("wire_bytes.py")), "--profile=demo", f"--data_path={motion}"]
     command += ["--batch_size=2", f"--set=zero_optimization.reduce_bucket_size={CHECKED_BUCKET}", f"--json={file}"]
+    command += ["--set=wall_clock_breakdown=true"] if late else []
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:

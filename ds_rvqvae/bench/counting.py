@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,6 +73,7 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.waits: Counter[tuple[str, str]] = Counter()
         """By owner and place."""
         self._open = [REST]
+        self._thread = threading.get_ident()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -110,7 +112,7 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _part(self) -> str:
         part = self._open[-1]
-        return _piece_of_backward() if part == BACKWARD else part
+        return _piece_of_backward(self._thread) if part == BACKWARD else part
 
     def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """Returns `function` as a part of the step."""
@@ -204,8 +206,12 @@ _RECOMPUTING = (
 )
 
 
-def _piece_of_backward() -> str:
-    """Returns the piece of a backward pass that runs, by the functions that autograd has called."""
+def _piece_of_backward(own_thread: int) -> str:
+    """Returns the piece of a backward pass that runs, by the functions that autograd has called.
+
+    Args:
+        own_thread: the thread that called the backward pass.
+    """
     frame: FrameType | None = sys._getframe(1)
     piece = BACKWARD
     while frame is not None:
@@ -217,7 +223,9 @@ def _piece_of_backward() -> str:
         elif piece == BACKWARD and file.startswith((_ROOTS["deepspeed"], f"{_ROOTS['ours']}/train")):
             piece = REDUCTION
         frame = frame.f_back
-    return REDUCTION  # before or after autograd's work
+    if piece == BACKWARD and threading.get_ident() == own_thread:
+        return REDUCTION  # before or after autograd's work
+    return piece  # on a GPU autograd works in a thread of its own
 
 
 def _place() -> tuple[str, str]:

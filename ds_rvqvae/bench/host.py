@@ -4,6 +4,7 @@ import contextlib
 import statistics
 import tempfile
 from collections.abc import Callable, Collection, Iterator
+from itertools import accumulate, combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from ds_rvqvae.bench.counting import count_step
 from ds_rvqvae.bench.plain import PlainLoop
 from ds_rvqvae.bench.step import describe, in_turns, make_trainer, repeated, step_of, with_motion
 from ds_rvqvae.config.profile import Profile
+from ds_rvqvae.data.columns import columns_in_use
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.gpu.sizes import bucket_bounds, parameter_sizes
 from ds_rvqvae.model import nets
 from ds_rvqvae.train.engine import checkpoint_function
 from ds_rvqvae.train.trainer import Trainer
@@ -23,7 +27,7 @@ _WIDTH, _CODE_DIM, _CODES = 32, 32, 64
 _CODES_IN_WINDOW = 4
 _SHRUNK = (
     *("rvqvae.model.width", "rvqvae.model.code_dim", "rvqvae.model.nb_code", "rvqvae.data.window_size"),
-    "train_micro_batch_size_per_gpu",
+    *("train_micro_batch_size_per_gpu", "zero_optimization.reduce_bucket_size"),
 )
 _CLIPS, _FRAMES = 4, 300
 _WARM_UP = 3
@@ -54,17 +58,21 @@ def measure_host(
         The object that `ds-rvqvae bench --host --json` prints; seconds per step are medians.
 
     Raises:
-        UserError: motion that cannot be trained on, or nets that the plain loop cannot build.
+        UserError: motion that cannot be trained on, nets that the plain loop cannot build, or a profile in fp32, which
+            is not compared with a loop in bf16.
     """
+    if plain and not profile.bf16.enabled:
+        raise UserError("--host: the plain loop is in bf16 and the profile in fp32; leave the loop out by --no_plain")
     given, profile = profile, shrunk(profile)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, _convolutions_of_gpus():
         profile = with_motion(profile, Path(folder), _CLIPS, _FRAMES)
         trainer = make_trainer(profile, Path(folder), asked)
+        trainer.model.set_checkpointing(checkpoint_function(given))  # small stacks could be recomputed another way
         trainer.initialize_codebooks()
         for _ in range(_WARM_UP):
             trainer.step()
         count = count_step(trainer)
-        timed = profile.with_values({"rvqvae.training.gradient_checkpointing": checkpointing})
+        timed = given.with_values({"rvqvae.training.gradient_checkpointing": checkpointing})
         trainer.model.set_checkpointing(checkpoint_function(timed))
         seconds = in_turns(_ways(trainer, plain), trainer.device, rounds, progress)
         result = describe(trainer)
@@ -87,7 +95,8 @@ def measure_host(
 
 
 def shrunk(profile: Profile) -> Profile:
-    """Returns the profile with few channels, short code vectors, few codes, one short window per micro batch."""
+    """Returns the profile with few channels, short code vectors, few codes, one short window per micro batch, and as
+    many buckets of gradients as before."""
     model = profile.rvqvae.model
     values: dict[str, Any] = {
         "rvqvae.model.width": min(model.width, _WIDTH),
@@ -101,7 +110,24 @@ def shrunk(profile: Profile) -> Profile:
     if model.grid_key is None:  # a grid decides the length of a code vector and the number of codes
         values |= {"rvqvae.model.code_dim": min(model.code_dim, _CODE_DIM)}
         values |= {"rvqvae.model.nb_code": min(model.nb_code, _CODES)}
-    return profile.with_values(values)
+    small = profile.with_values(values)
+    return small.with_values({"zero_optimization.reduce_bucket_size": _bucket_size(small, _buckets(profile))})
+
+
+def _buckets(profile: Profile, most: int | None = None) -> int:
+    sizes = _sizes(profile)
+    return len(bucket_bounds(sizes, most or profile.zero_optimization.reduce_bucket_size))
+
+
+def _sizes(profile: Profile) -> list[int]:
+    return parameter_sizes(columns_in_use(profile.rvqvae.data, None), profile.rvqvae.model)
+
+
+def _bucket_size(profile: Profile, wanted: int) -> int:
+    """The largest bucket size with which a profile has so many buckets, or as many as it can have."""
+    ends = list(accumulate(_sizes(profile)))
+    possible = sorted({end - start for start, end in combinations([0, *ends], 2)}, reverse=True)
+    return min(possible, key=lambda most: abs(_buckets(profile, most) - wanted))
 
 
 def _ways(trainer: Trainer, plain: bool) -> dict[str, Callable[[], Any]]:

@@ -75,6 +75,10 @@ def _measure(args: argparse.Namespace, speaks: bool) -> int:
 
     asked = {override.partition("=")[0].strip() for override in args.set}
     asked |= {"rvqvae.data.body_part"} if args.body_part else set()
+    if args.compile:
+        from ds_rvqvae.process.compiling import check_compiler
+
+        check_compiler(os.environ.get("DS_ACCELERATOR") == "cpu", "--compile")
     plain, trace = not args.no_plain, args.trace if speaks else None
     if args.host:
         from ds_rvqvae.bench.host import ROUNDS, measure_host

@@ -91,7 +91,8 @@ class ZeroSection(Section):
     """ZeRO stage. With stage 0 and bf16 the fp32 weights cannot be read; stage 3 is for models that do not fit on a
     GPU."""
     contiguous_gradients: bool = True
-    """Copy gradients into one buffer as they are computed, which avoids fragments of memory."""
+    """Copy gradients into one buffer as they are computed, which avoids fragments of memory. Only DeepSpeed's own step
+    reads it; the short one always does so."""
     reduce_scatter: bool = True
     """Send each rank the sum of its part of the gradients only, not of all."""
     reduce_bucket_size: Count = 500_000_000
@@ -100,7 +101,7 @@ class ZeroSection(Section):
     allgather_partitions: bool = True
     """DeepSpeed no longer reads this key."""
     allgather_bucket_size: Count = 500_000_000
-    """Elements per bucket."""
+    """Elements per bucket of gathered weights. DeepSpeed 0.19 gathers all weights at once and does not read it."""
     use_multi_rank_bucket_allreduce: bool = True
     """Reduce the parts of several ranks in one all-reduce."""
     overlap_comm: bool | None = None

@@ -98,11 +98,13 @@ class AveragedCodebooks(LevelledQuantizer):
         Args:
             group: the ranks; each of them calls this. All have the same number of vectors, unless `share` is given.
             applied: whether the engine applied its step. False on any rank, or a number that is not finite, drops the
-                statistics on all ranks.
+                statistics on all ranks. After `begin_update` it must be equal on all ranks, and the other arguments are
+                not read.
             share: the position of this rank's batches in the global batch, which is in rank order: index of the first,
                 index after the last, and number of batches of all ranks.
 
-        This is one all-reduce of one flat fp32 tensor. The host does not wait for the device.
+        This is one all-reduce of one flat fp32 tensor, unless `begin_update` began it. The host does not wait for the
+        device.
         """
         self._sum_staged(group, applied, share)
         # The difference is finite only if all statistics are.

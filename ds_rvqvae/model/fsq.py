@@ -119,7 +119,8 @@ class ScalarQuantizer(LevelledQuantizer):
 
         Args:
             group: the ranks; each of them calls this.
-            applied: whether the engine applied its step. False on any rank drops the uses on all.
+            applied: whether the engine applied its step. False on any rank drops the uses on all. After `begin_update`
+                it must be equal on all ranks, and the other arguments are not read.
             share: not used here.
         """
         self._sum_staged(group, applied, share)

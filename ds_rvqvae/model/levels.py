@@ -114,7 +114,8 @@ class LevelledQuantizer(nn.Module, ABC):
 
         Args:
             group: the ranks; each of them calls this. All have the same number of vectors, unless `share` is given.
-            applied: whether the engine applied its step. False on any rank drops the statistics on all.
+            applied: whether the engine applied its step. False on any rank drops the statistics on all. After
+                `begin_update` it must be equal on all ranks, and the other arguments are not read.
             share: the position of this rank's batches in the global batch, which is in rank order: index of the first,
                 index after the last, and number of batches of all ranks.
         """

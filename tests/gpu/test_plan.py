@@ -75,7 +75,10 @@ class Recorder:
         collect, pop = gradient._collect, gradient.pop
 
         def recorded_collect():
-            self.buckets = max(self.buckets, storage_bytes(flat for _, flat, _ in gradient._in_flight))
+            held = [flat for _, flat, _ in gradient._in_flight]
+            # The numbers kept for the norm are few, unless they keep the memory of their bucket.
+            held += [kept for kept in gradient._seen if kept.untyped_storage().nbytes() > 4096]
+            self.buckets = max(self.buckets, storage_bytes(held))
             collect()
 
         def recorded_pop(*arguments):

@@ -105,13 +105,13 @@ def test_a_part_of_a_body_repeats_no_finding(launch):
 
 def test_a_full_card_is_named_with_who_fills_it(launch, stand_in):
     stand_in.play("3 used 21697134592", f"3 process {os.getpid()} 21697134592")
-    error = refusal(launch("--profile", "large"), ExitStatus.BAD_INPUT)
+    error = refusal(launch("--profile", "large", "--batch_size", "320"), ExitStatus.BAD_INPUT)
     assert "GPU 3 has 3.36 GiB free of 23.56 GiB" in error
     assert f"so others must free some: 20.2 GiB in use; process {os.getpid()} (" in error
     assert "--auto_batch_size" in error and "--include localhost:1,2,4,5,6,7" in error
     # The suggestion fits, and has the same global batch.
     offer = error.split(": ")[-1].split(",")[0].split()
-    assert offer == ["--batch_size", "80", "--gradient_accumulation_steps", "2"]
+    assert offer == ["--batch_size", "160", "--gradient_accumulation_steps", "2"]
     smaller = launch("--profile", "large", *offer)
     assert "GPU 3 is not idle: 20.2 GiB in use" in found(smaller, "GPUs")[1]
     assert "3.36 GiB of 23.56 GiB on GPU 3" in found(smaller, "GPU memory")[0]
@@ -119,7 +119,7 @@ def test_a_full_card_is_named_with_who_fills_it(launch, stand_in):
 
 def test_with_auto_batch_size_a_full_card_is_a_warning_until_not_one_window_fits(launch, stand_in):
     stand_in.play("3 used 21697134592")
-    (line,) = found(launch("--profile", "large", "--auto_batch_size"), "GPU memory")
+    (line,) = found(launch("--profile", "large", "--batch_size", "320", "--auto_batch_size"), "GPU memory")
     assert "warning: GPU 3 has 3.36 GiB free" in line and line.endswith(
         "--auto_batch_size searches for a batch that fits"
     )
@@ -251,7 +251,7 @@ def test_every_batch_that_is_offered_fits():
     refused = 0
     for used in range(18 * GIB, 22 * GIB, GIB // 16):
         try:
-            check(profile="large", used=used)
+            check(profile="large", used=used, overrides=["train_micro_batch_size_per_gpu=320"])
         except UserError as error:
             if "not even one window" in str(error):
                 continue

@@ -53,14 +53,14 @@ def plan_of(memory_bytes, *overrides):
 
 
 def test_the_line_has_the_numbers_and_flags_that_keep_the_global_batch():
-    plan = plan_of(33 * 2**30 // 10)
+    plan = plan_of(33 * 2**30 // 10, "train_micro_batch_size_per_gpu=320")
     fitting = plan.largest_micro_batch
-    assert 80 <= fitting < 160
+    assert 160 <= fitting < 320
     line = explanation(plan, plan.total_bytes, "2.40 GiB allocated and 2.45 GiB reserved at the peak", "also on GPU 3")
     assert line == (
-        "micro batch 160 does not fit: 2.40 GiB allocated and 2.45 GiB reserved at the peak; "
+        "micro batch 320 does not fit: 2.40 GiB allocated and 2.45 GiB reserved at the peak; "
         f"{plan.total_bytes / 2**30:.2f} GiB planned, 3.30 GiB available on RTX 4090; also on GPU 3; "
-        "try --batch_size 80 --gradient_accumulation_steps 2 or --auto_batch_size; run.log has the details"
+        "try --batch_size 160 --gradient_accumulation_steps 2 or --auto_batch_size; run.log has the details"
     )
 
 

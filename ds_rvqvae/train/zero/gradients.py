@@ -133,10 +133,10 @@ class PartGradient:
 
 def _lengths(values: Tensor) -> list[Tensor]:
     """Numbers with the same norm as `values [N]`, a thousandth as many: on CPUs, torch sums all squares one after
-    another, which loses three digits over some million numbers."""
+    another, which loses three digits over some million numbers. They share no memory with `values`."""
     rows = len(values) // _ROW * _ROW
     of_rows = torch.linalg.vector_norm(values[:rows].view(-1, _ROW), dim=1, dtype=torch.float32)
-    return [of_rows, values[rows:]] if rows < len(values) else [of_rows]
+    return [of_rows, values[rows:].clone()] if rows < len(values) else [of_rows]
 
 
 def _norm(*numbers: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class _Recomputed(torch.autograd.Function):
             output = ctx.function(given)
         inputs = (given, *ctx.weights)
         wanted = [each for each, needed in zip(inputs, ctx.needs_input_grad[1:], strict=True) if needed]
-        found = iter(torch.autograd.grad(output, wanted, gradient, allow_unused=True))
+        found = iter(torch.autograd.grad(output, wanted, gradient))
         return None, *(next(found) if needed else None for needed in ctx.needs_input_grad[1:])
 
 

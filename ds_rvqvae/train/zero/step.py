@@ -6,6 +6,7 @@ and the gradient of its own part. DeepSpeed's engine, its checkpoints and its pa
 
 import logging
 import math
+import operator
 from typing import Any
 
 import deepspeed
@@ -123,11 +124,19 @@ def short_step_of(engine: deepspeed.DeepSpeedEngine) -> ShortStep | None:
 
 def install(engine: deepspeed.DeepSpeedEngine, profile: Profile) -> ShortStep | None:
     """Gives an engine the short step; logs why it keeps DeepSpeed's own, if it cannot have it."""
-    reason = reason_against(profile)
+    reason = reason_against(profile) or _unlike_the_flat_buffer(engine)
     if reason:
         logger.info("the step is DeepSpeed's own, which takes more of the host's time: %s", reason)
         return None
     return ShortStep(engine, lazily=not profile.rvqvae.training.compile)
+
+
+def _unlike_the_flat_buffer(engine: deepspeed.DeepSpeedEngine) -> str:
+    """Returns why the model's parameters are not those of the flat buffer, in their order; empty if they are."""
+    found = [each for module in engine.module.modules() for each in module.parameters(recurse=False)]
+    groups = engine.optimizer.bit16_groups
+    same = len(groups) == 1 and len(found) == len(groups[0]) and all(map(operator.is_, found, groups[0]))
+    return "" if same else "parameters are frozen, shared or in several groups"
 
 
 def reason_against(profile: Profile) -> str:

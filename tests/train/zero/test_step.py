@@ -38,8 +38,14 @@ def train_both_ways(folder, data, more):
 @pytest.mark.processes
 @pytest.mark.parametrize(
     ("ranks", "more"),
-    [(1, []), (2, []), (2, ["--mixed_precision=no", "--set", "zero_optimization.overlap_comm=false"])],
-    ids=["bf16", "bf16, 2 ranks", "fp32, 2 ranks, no overlap"],
+    [
+        (1, []),
+        (2, []),
+        (2, ["--gradient_accumulation_steps=1", "--gradient_clipping=0.01"]),
+        (2, ["--set", "data_types.grad_accum_dtype=fp32"]),
+        (2, ["--mixed_precision=no", "--set", "zero_optimization.overlap_comm=false"]),
+    ],
+    ids=["bf16", "2 ranks", "one micro batch, clipped", "fp32 sums", "fp32, no overlap"],
 )
 def test_it_computes_as_deepspeeds_own_step(tmp_path, demo_folder, ranks, more):
     for found in run_ranks(
