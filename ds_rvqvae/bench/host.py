@@ -4,7 +4,6 @@ import contextlib
 import statistics
 import tempfile
 from collections.abc import Callable, Collection, Iterator
-from itertools import accumulate, combinations
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ _WIDTH, _CODE_DIM, _CODES = 32, 32, 64
 _CODES_IN_WINDOW = 4
 _SHRUNK = (
     *("rvqvae.model.width", "rvqvae.model.code_dim", "rvqvae.model.nb_code", "rvqvae.data.window_size"),
-    *("train_micro_batch_size_per_gpu", "zero_optimization.reduce_bucket_size"),
+    "train_micro_batch_size_per_gpu",
 )
 _CLIPS, _FRAMES = 4, 300
 _WARM_UP = 3
@@ -82,6 +81,7 @@ def measure_host(
         "activation_checkpointing": checkpointing,
         "rounds": rounds,
         "shrunk": {name: [_value(given, name), _value(profile, name)] for name in _SHRUNK},
+        "buckets": [buckets_of(given), buckets_of(profile)],
         "convolutions": "native",
         "host_step_s": statistics.median(seconds["step"]),
         "host_plain_bf16_s": _median(seconds, "plain_bf16"),
@@ -95,8 +95,7 @@ def measure_host(
 
 
 def shrunk(profile: Profile) -> Profile:
-    """Returns the profile with few channels, short code vectors, few codes, one short window per micro batch, and as
-    many buckets of gradients as before."""
+    """Returns the profile with few channels, short code vectors, few codes, one short window per micro batch."""
     model = profile.rvqvae.model
     values: dict[str, Any] = {
         "rvqvae.model.width": min(model.width, _WIDTH),
@@ -110,24 +109,13 @@ def shrunk(profile: Profile) -> Profile:
     if model.grid_key is None:  # a grid decides the length of a code vector and the number of codes
         values |= {"rvqvae.model.code_dim": min(model.code_dim, _CODE_DIM)}
         values |= {"rvqvae.model.nb_code": min(model.nb_code, _CODES)}
-    small = profile.with_values(values)
-    return small.with_values({"zero_optimization.reduce_bucket_size": _bucket_size(small, _buckets(profile))})
+    return profile.with_values(values)
 
 
-def _buckets(profile: Profile, most: int | None = None) -> int:
-    sizes = _sizes(profile)
-    return len(bucket_bounds(sizes, most or profile.zero_optimization.reduce_bucket_size))
-
-
-def _sizes(profile: Profile) -> list[int]:
-    return parameter_sizes(columns_in_use(profile.rvqvae.data, None), profile.rvqvae.model)
-
-
-def _bucket_size(profile: Profile, wanted: int) -> int:
-    """The largest bucket size with which a profile has so many buckets, or as many as it can have."""
-    ends = list(accumulate(_sizes(profile)))
-    possible = sorted({end - start for start, end in combinations([0, *ends], 2)}, reverse=True)
-    return min(possible, key=lambda most: abs(_buckets(profile, most) - wanted))
+def buckets_of(profile: Profile) -> int:
+    """Number of buckets in which a profile's gradients are reduced."""
+    sizes = parameter_sizes(columns_in_use(profile.rvqvae.data, None), profile.rvqvae.model)
+    return len(bucket_bounds(sizes, profile.zero_optimization.reduce_bucket_size))
 
 
 def _ways(trainer: Trainer, plain: bool) -> dict[str, Callable[[], Any]]:

@@ -214,6 +214,8 @@ def host_blocks(result: dict[str, Any]) -> list[Block]:
     keys = {path: path.rpartition(".")[2] for path in result["shrunk"]}
     keys |= {"train_micro_batch_size_per_gpu": "micro batch"}
     shrunk = [f"{keys[path]} {few} for {many}" for path, (many, few) in result["shrunk"].items()]
+    many, few = result["buckets"]
+    shrunk += [f"buckets of gradients {few} for {many}"] if many != few else []
     ways: list[list[Line]] = []
     for name, words in _HOST_WAYS.items():
         if (seconds := result[f"{name}_s"]) is not None:

@@ -2,10 +2,9 @@
 
 import pytest
 
-from ds_rvqvae.bench.host import measure_host, shrunk
+from ds_rvqvae.bench.host import buckets_of, measure_host, shrunk
 from ds_rvqvae.config.profile import load_profile
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.gpu.sizes import bucket_bounds, parameter_sizes
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.processes
@@ -51,15 +50,9 @@ def test_the_step_is_measured_beside_the_loop_of_as_many_ranks(tmp_path, world_s
         assert sum(waits["where"].values()) == 1
 
 
-@pytest.mark.parametrize("name", ["baseline", "best", "wide", "large", "demo"])
-def test_the_small_net_has_as_many_buckets_of_gradients(name):
-    profile = load_profile(name)
-    small, counts = shrunk(profile), []
-    for each in (profile, small):
-        sizes = parameter_sizes(78, each.rvqvae.model)
-        counts.append(len(bucket_bounds(sizes, each.zero_optimization.reduce_bucket_size)))
-    # Not every number of buckets is possible with other sizes of parameters.
-    assert counts == {"demo": [1, 1], "wide": [16, 15], "large": [13, 13]}.get(name, [7, 7])
+def test_buckets_of_the_profiles():
+    assert [buckets_of(load_profile(name)) for name in ("baseline", "wide", "large", "demo")] == [7, 16, 13, 1]
+    assert buckets_of(shrunk(load_profile("large"))) == 1
 
 
 def test_a_loop_in_bf16_is_not_compared_with_a_step_in_fp32():

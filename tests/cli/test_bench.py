@@ -37,6 +37,7 @@ RESULT = {
 }
 
 HOST = {
+    "buckets": [7, 1],
     "shrunk": {"rvqvae.model.width": [512, 32], "train_micro_batch_size_per_gpu": [80, 1]},
     "rounds": 40,
     "host_step_s": 0.015,
