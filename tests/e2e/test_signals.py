@@ -22,7 +22,7 @@ def test_a_signal_to_any_process_saves_and_a_resume_goes_on(tmp_path):
 
 def test_what_asks_for_nothing_or_is_ignored_at_the_start_ends_no_run(tmp_path):
     ignored = (signal.SIGHUP, signal.SIGINT)
-    played = Played(tmp_path, "run", "terminal gone", "--total_iter=100", ranks=1, ignoring=ignored)
+    played = Played(tmp_path, "run", "terminal gone", "--total_iter=250", ranks=1, ignoring=ignored)
     try:
         assert played.wait_for(lambda: played.step() > 3), played.said()
         played.hang_up()
@@ -32,7 +32,7 @@ def test_what_asks_for_nothing_or_is_ignored_at_the_start_ends_no_run(tmp_path):
         status = played.launcher.wait(timeout=120)
     finally:
         left = played.end()
-    assert (status, left, played.step()) == (0, 0, 100)
+    assert (status, left, played.step()) == (0, 0, 250)
 
 
 def test_a_stop_before_the_ranks_train_is_75(tmp_path):
