@@ -5,6 +5,7 @@ import random
 import pytest
 
 from tests.e2e.chaos.commands import Commands
+from tests.e2e.chaos.compare import newest_with_stops
 from tests.e2e.chaos.driver import Driver
 from tests.e2e.chaos.plan import MOMENTS, TARGETS, Kill, plan_kills
 
@@ -43,3 +44,11 @@ def test_the_seed_decides_every_kill():
     assert kills == plan_kills(60, seed=0) != plan_kills(60, seed=1)
     assert {kill.target for kill in kills[:4]} == set(TARGETS)
     assert sorted(kill.moment for kill in kills[:4]) == sorted(MOMENTS)
+
+
+def test_a_checkpoint_that_a_stop_saved_may_take_the_place_of_an_older_one():
+    expected = [54, 57, 60]
+    right = ([54, 57, 60], [55, 57, 60], [57, 59, 60])
+    wrong = ([51, 57, 60], [54, 55, 60], [54, 57], [54, 57, 60, 63])
+    assert all(newest_with_stops(kept, expected) == kept for kept in right)
+    assert not any(newest_with_stops(kept, expected) == kept for kept in wrong)

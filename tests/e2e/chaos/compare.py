@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ds_rvqvae.runs.checkpoints import UNFINISHED, checkpoints, damage_of
+from ds_rvqvae.runs.checkpoints import UNFINISHED, checkpoints, damage_of, step_of
 from ds_rvqvae.train.readings import READING_KEYS
 from tests.train.small import read_metrics
 
@@ -28,10 +28,18 @@ def differences(run: Path, reference: Path) -> list[str]:
     found += [f"metrics.jsonl: {a} is not {b}" for a, b in zip(lines, expected, strict=False) if a != b][:1]
     found += _of_boards(_points(run), _points(reference))
     found += [f"{path.relative_to(run)} is left" for path in run.rglob(f"{UNFINISHED}*")]
-    kept, expected_kept = ([path.name for path in checkpoints(folder / "checkpoints")] for folder in (run, reference))
-    if kept != expected_kept:
+    kept, expected_kept = (
+        [step_of(path) for path in checkpoints(folder / "checkpoints")] for folder in (run, reference)
+    )
+    if kept != newest_with_stops(kept, expected_kept):
         found.append(f"checkpoints are {kept}, not {expected_kept}")
     return found + damaged(run)
+
+
+def newest_with_stops(kept: list[int], expected: list[int]) -> list[int]:
+    """Returns the steps whose checkpoints should be kept, if those in `kept` that are not expected were saved by stops:
+    as many as expected, the newest. A stop saves at whatever step it comes, and its checkpoint counts as any other."""
+    return sorted({*kept, *expected})[-len(expected) :]
 
 
 def damaged(run: Path) -> list[str]:
