@@ -80,8 +80,7 @@ class ShortStep:
         if zero.clip_grad > 0.0:
             gradient.mul_(1.0 / ((norm + 1e-6) / zero.clip_grad).clamp(min=1.0))
         self._part.grad = gradient
-        with torch.enable_grad():
-            zero.optimizer.step()
+        zero.optimizer.step()
         self._part.grad = None
         if not self._linked:
             zero._lazy_init_hp_params_optimizer_state()
@@ -122,13 +121,14 @@ def short_step_of(engine: deepspeed.DeepSpeedEngine) -> ShortStep | None:
     return owner if isinstance(owner, ShortStep) else None
 
 
-def install(engine: deepspeed.DeepSpeedEngine, profile: Profile) -> ShortStep | None:
-    """Gives an engine the short step; logs why it keeps DeepSpeed's own, if it cannot have it."""
+def install(engine: deepspeed.DeepSpeedEngine, profile: Profile) -> None:
+    """Gives an engine the short step, which `short_step_of` finds; logs why it keeps DeepSpeed's own, if it cannot have
+    it."""
     reason = reason_against(profile) or _unlike_the_flat_buffer(engine)
     if reason:
         logger.info("the step is DeepSpeed's own, which takes more of the host's time: %s", reason)
-        return None
-    return ShortStep(engine, lazily=not profile.rvqvae.training.compile)
+    else:
+        ShortStep(engine, lazily=not profile.rvqvae.training.compile)
 
 
 def _unlike_the_flat_buffer(engine: deepspeed.DeepSpeedEngine) -> str:
