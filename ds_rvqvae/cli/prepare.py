@@ -61,42 +61,41 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
 
 def _add_reading_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say what the numbers in the files mean."""
-    files = parser.add_argument_group("what the numbers in the files mean")
-    files.add_argument(
+    parser.add_argument(
         "--source_fps",
         type=positive_number,
         metavar="N",
         help="frames per second of the files, overrides what they say (default: what they say, or that of the format)",
     )
-    files.add_argument(
+    parser.add_argument(
         "--metres_per_unit",
         type=positive_number,
         metavar="X",
         help="unit of BVH files (default: what they say, else from the skeleton)",
     )
-    files.add_argument(
+    parser.add_argument(
         "--up_axis",
         choices=["y", "z"],
         help="the axis that points up in the files; z is rotated to y (default: y, an error if the figures lie down)",
     )
-    files.add_argument(
+    parser.add_argument(
         "--skeleton",
         metavar="FILE",
         help="skeleton of joint positions (names and parents, JSON or BVH), or of SMPL motion (with bone lengths)",
     )
-    files.add_argument("--robot", metavar="FILE", help="MJCF or URDF of the robot: joint names, limits, kinematics")
-    files.add_argument(
+    parser.add_argument("--robot", metavar="FILE", help="MJCF or URDF of the robot: joint names, limits, kinematics")
+    parser.add_argument(
         "--csv_units",
         choices=["metres_radians", "centimetres_degrees"],
         help="units of robots' csv files (default: recognised, an error if both are possible)",
     )
-    files.add_argument(
+    parser.add_argument(
         "--joints",
         metavar="common|NAME,NAME,…",
         help="joints of BVH files to use; common: those that all skeletons in the folder have (default: all)",
     )
-    files.add_argument("--joint_names", metavar="FILE", help="JSON object of joint names, theirs to ours")
-    files.add_argument("--skeleton_of", metavar="FILE", help="BVH file; files with another skeleton are passed over")
+    parser.add_argument("--joint_names", metavar="FILE", help="JSON object of joint names, theirs to ours")
+    parser.add_argument("--skeleton_of", metavar="FILE", help="BVH file; files with another skeleton are passed over")
 
 
 def _prepare(args: argparse.Namespace) -> int:
