@@ -44,7 +44,7 @@ from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.cache import gather, will_need
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.data.demo import write_demo_motion
-from ds_rvqvae.data.formats.beat2 import CLIP_FOLDER
+from ds_rvqvae.data.formats.smpl.beat2 import CLIP_FOLDER
 from ds_rvqvae.data.loader import BatchLoader
 from ds_rvqvae.data.order import BatchOrder
 from ds_rvqvae.host import processor_name

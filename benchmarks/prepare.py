@@ -36,9 +36,9 @@ from ds_rvqvae.cli.common import add_json_flag, print_result
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.demo import write_demo_motion
 from ds_rvqvae.data.formats.base import load_npz
-from ds_rvqvae.data.formats.beat2 import CLIP_FOLDER, MOTION_KEYS, rotations_and_positions
 from ds_rvqvae.data.formats.npz import FPS_KEYS
 from ds_rvqvae.data.formats.readers import open_reader
+from ds_rvqvae.data.formats.smpl.beat2 import CLIP_FOLDER, MOTION_KEYS, rotations_and_positions
 from ds_rvqvae.data.store.rules import cut_take
 from ds_rvqvae.data.store.shards import ShardFacts
 from ds_rvqvae.files import contents_of, sha256_of, whole_file

@@ -86,7 +86,7 @@ class _Subject:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from ds_rvqvae.data.formats.skeletons import load_skeleton
+    from ds_rvqvae.data.formats.bvh.skeletons import load_skeleton
     from ds_rvqvae.tokenizer.frechet import FrechetFeatures
     from ds_rvqvae.tokenizer.tables import comparison_blocks, score_blocks
 

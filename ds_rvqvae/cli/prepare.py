@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from ds_rvqvae.data.store.packing import Packed
     from ds_rvqvae.data.store.prepare import Prepared
 
-_FLAGS = ("format", "fps", "split", "source_fps", "metres_per_unit", "up_axis", "split_version", "store_dtype")
+_FLAGS = (
+    *("format", "fps", "split", "source_fps", "metres_per_unit", "up_axis", "split_version", "store_dtype"),
+    *("skeleton", "robot", "csv_units", "joints", "joint_names", "skeleton_of"),
+)
 """Flags that set the key of `rvqvae.data` with the same name."""
 
 
@@ -62,6 +65,24 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
         help="the axis that points up in the files; z is rotated to y (default: y, an error if the figures lie down)",
     )
     parser.add_argument(
+        "--skeleton",
+        metavar="FILE",
+        help="skeleton of joint positions (names and parents, JSON or BVH), or of SMPL motion (with bone lengths)",
+    )
+    parser.add_argument("--robot", metavar="FILE", help="MJCF or URDF of the robot: joint names, limits, kinematics")
+    parser.add_argument(
+        "--csv_units",
+        choices=["metres_radians", "centimetres_degrees"],
+        help="units of robots' csv files (default: recognised, an error if both are possible)",
+    )
+    parser.add_argument(
+        "--joints",
+        metavar="common|NAME,NAME,…",
+        help="joints of BVH files to use; common: those that all skeletons in the folder have (default: all)",
+    )
+    parser.add_argument("--joint_names", metavar="FILE", help="JSON object of joint names, theirs to ours")
+    parser.add_argument("--skeleton_of", metavar="FILE", help="BVH file; files with another skeleton are passed over")
+    parser.add_argument(
         "--store_dtype", "--dtype", choices=["float32", "float16", "bfloat16"], help="type of numbers on disk"
     )
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="any other setting")
@@ -73,6 +94,7 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
 
 
 def _prepare(args: argparse.Namespace) -> int:
+    from ds_rvqvae.config.flags import json_value
     from ds_rvqvae.config.profile import load_profile
     from ds_rvqvae.data.store.prepare import prepare
     from ds_rvqvae.data.store.report import report_blocks
@@ -80,7 +102,9 @@ def _prepare(args: argparse.Namespace) -> int:
 
     overrides = [f"rvqvae.data.path={json.dumps(args.data)}"]
     overrides += [
-        f"rvqvae.data.{key}={json.dumps(value)}" for key in _FLAGS if (value := getattr(args, key)) is not None
+        f"rvqvae.data.{key}={json_value(key, str(value))}"
+        for key in _FLAGS
+        if (value := getattr(args, key)) is not None
     ]
     if args.speakers:
         overrides.append(f"rvqvae.data.speakers=[{args.speakers}]")

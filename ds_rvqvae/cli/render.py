@@ -71,7 +71,7 @@ def _render(args: argparse.Namespace) -> int:
     check_out_folder(out.parent)
     device = chosen_device(args)
 
-    from ds_rvqvae.data.formats.skeletons import load_skeleton
+    from ds_rvqvae.data.formats.bvh.skeletons import load_skeleton
     from ds_rvqvae.motion.skeleton import figure_of
     from ds_rvqvae.runs.tokenizers import open_tokenizer
     from ds_rvqvae.tokenizer.body import BodyTokenizer

@@ -1,7 +1,7 @@
 """The `rvqvae.data` object of a profile: the source of motion, the part of it that is used, and how it is cut."""
 
 import difflib
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -18,11 +18,17 @@ _STORE = DataFacts(resume="free", store="setting", reading=False)
 """Keys that say how a store is made from files."""
 _READING = DataFacts(resume="fixed", store="setting", reading=True)
 """Keys of a store that say what the numbers in a file mean."""
+_STORE_LATER = DataFacts(resume="free", store="setting if set", reading=False)
+_READING_LATER = DataFacts(resume="fixed", store="setting if set", reading=True)
+"""The same for keys that stores of versions up to 0.7 do not have; these stores match as long as the keys are null."""
 _INPUTS = DataFacts(resume="fixed", store="no", reading=False)
 """Keys that change the model's input from the same store."""
 _FREE = DataFacts(resume="free", store="no", reading=False)
 """Keys that say what training draws from a store. `body_parts` is one of them, because the columns that result from it
 are compared directly."""
+
+DESCRIBED = ("skeleton", "robot", "joint_names", "skeleton_of")
+"""Keys of `rvqvae.data` that name a file or hold its content."""
 
 
 def to_say(key: str, value: object) -> str:
@@ -124,6 +130,22 @@ class DataConfig(Section):
     up_axis: Annotated[Literal["y", "z"] | None, _READING] = None
     """The axis that points up in the files. z (AMASS, some BVH exports): motion is rotated so that y points up; null:
     y, and an error if the figures lie down then."""
+    skeleton: Annotated[str | dict[str, Any] | None, _READING_LATER] = None
+    """File of a skeleton: joint_names, parents, offsets (JSON), or BVH. Joint positions are named by it; SMPL motion is
+    drawn and measured with its bone lengths. A profile may have the JSON object itself."""
+    robot: Annotated[str | dict[str, Any] | None, _READING_LATER] = None
+    """File of a robot: MJCF or URDF. It gives joint names, limits and kinematics of a robot's motion. A profile may
+    have the object that a store makes of it."""
+    csv_units: Annotated[Literal["metres_radians", "centimetres_degrees"] | None, _READING_LATER] = None
+    """Units of a robot's csv files. null: recognised from header and values, or an error if both are possible."""
+    joints: Annotated[Literal["common"] | Annotated[list[str], Field(min_length=1)] | None, _READING_LATER] = None
+    """Joints of BVH files that are used. common: those that all skeletons in the folder have; or a list of names; null:
+    all joints, of one skeleton."""
+    joint_names: Annotated[str | dict[str, str] | None, _READING_LATER] = None
+    """JSON file of joint names, theirs to ours. Skeletons with different names then have joints in common. A profile
+    may have the JSON object itself."""
+    skeleton_of: Annotated[str | dict[str, Any] | None, _STORE_LATER] = None
+    """BVH file whose skeleton is used. Files with another skeleton are passed over."""
     split_version: Annotated[Annotated[str, Field(min_length=1)] | None, _STORE] = None
     """Folder of split lists, if there are several. It is given by name (`split/version1`, …)."""
     reading_version: Annotated[Literal[1, 2], _READING] = 2

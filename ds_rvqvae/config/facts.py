@@ -46,9 +46,9 @@ class ModelFacts(Facts):
 class DataFacts(Facts):
     """Facts of the keys of `rvqvae.data`."""
 
-    store: Literal["no", "source", "setting"]
+    store: Literal["no", "source", "setting", "setting if set"]
     """Whether another value needs another store: no; source: it names the files that a store is made from; setting: it
-    says how a store is made from them, and is saved in the store."""
+    says how a store is made from them, and is saved in the store; setting if set: the same, but null is not saved."""
     reading: bool
     """Whether the key says what the numbers in a file mean, so that a tokenizer keeps it for the files that it will
     encode."""

@@ -206,6 +206,10 @@ def _argument_of(flag: str, path: str) -> dict[str, Any]:
         )
     elif field.annotation is bool:
         keywords |= {"nargs": "?", "const": "on", "choices": list(ON_OFF), "metavar": "|".join(ON_OFF)}
+    elif {str, dict} <= set(kinds):
+        keywords |= {"metavar": "FILE"}
+    elif _is_list(field.annotation) and _choices(field.annotation):
+        keywords |= {"metavar": "|".join([*(_choices(field.annotation) or ()), "NAME,NAME,…"])}
     elif choices := _choices(field.annotation):
         keywords |= {"choices": choices, "metavar": "|".join(map(str, choices))}
         if len(choices) > _MOST_IN_A_METAVAR:
@@ -228,6 +232,10 @@ def json_value(flag: str, text: str) -> str:
         return PRECISIONS[text]
     if annotation is bool:
         return ON_OFF[text]
+    if {str, dict} <= set(_kinds(annotation)):
+        return text if text.startswith("{") else json.dumps(text)
+    if choices := _is_list(annotation) and _choices(annotation):
+        return json.dumps(text) if text in choices else text if text.startswith("[") else json.dumps(text.split(","))
     if _is_list(annotation):
         return text if text.startswith("[") else f"[{text}]"
     # A folder called 123 or null is still a folder.

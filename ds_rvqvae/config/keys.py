@@ -176,6 +176,8 @@ def _kinds(annotation: Any, limits: Sequence[Any]) -> list[str]:
             _PLURALS.get(word.split(" ")[0], "") + "".join(word.partition(" ")[1:]) for word in _kinds(inner[0], ())
         ]
         return [f"list of {f'{length.max_length} ' if length else ''}{_either(words)}"]
+    if origin is dict and inner[1] is Any:
+        return ["object"]
     if origin is dict:
         return [f"object of names, each with {_either(_kinds(inner[1], ()))}"]
     return [f"{_WORDS[annotation]}{_range(_all_limits(limits))}"]

@@ -5,9 +5,9 @@ BODY_PARTS = ("upper", "hands", "lower", "lower_trans", "whole", "whole_trans", 
 FOREIGN_FORMATS = ("momask", "gesturelsm", "t2mgpt")
 """Other systems whose tokenizers can be read and written; `tokenizer/foreign/` describes each."""
 FORMATS = {
-    "beat2": "beat2.Beat2Reader",
-    "smpl": "smpl.SmplReader",
-    "bvh": "bvh_motion.BvhReader",
+    "beat2": "smpl.beat2.Beat2Reader",
+    "smpl": "smpl.poses.SmplReader",
+    "bvh": "bvh.motion.BvhReader",
     "humanml3d": "features.HumanML3DReader",
     "humanml3d_272": "features.HumanML3D272Reader",
     "features": "features.FeatureFolderReader",

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from ds_rvqvae.config.data import DESCRIBED
 from ds_rvqvae.config.flags import PROFILE_FLAGS, add_training_flags, json_value
 from ds_rvqvae.config.launch_flags import DEEPSPEED_SWITCHES, DEEPSPEED_VALUES, add_deepspeed_flags, add_launch_flags
 from ds_rvqvae.config.parser import FlagParser
@@ -173,6 +174,7 @@ class Flags:
         files = {"data.path": path, "data.mean_file": data.mean_file, "data.std_file": data.std_file}
         if training.init_from is not None and not is_repository(training.init_from):
             files["training.init_from"] = training.init_from
+        files |= {f"data.{key}": file for key in DESCRIBED if isinstance(file := getattr(data, key), str)}
         changed |= {f"rvqvae.{key}": None if file is None else _absolute(file) for key, file in files.items()}
         return Request(self, source, profile.with_values(changed))
 

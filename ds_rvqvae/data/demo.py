@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_rvqvae.data.formats.beat2 import CLIP_FOLDER, SPLIT_FILE
 from ds_rvqvae.data.formats.npz import write_npz
+from ds_rvqvae.data.formats.smpl.beat2 import CLIP_FOLDER, SPLIT_FILE
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import read_json, whole_folder
 from ds_rvqvae.motion.layout import NUM_EXPRESSIONS, SMPLX_JOINTS

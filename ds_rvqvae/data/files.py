@@ -12,14 +12,8 @@ from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.base import Reader
-from ds_rvqvae.data.formats.writing import (
-    open_motion_file,
-    read_beat2_source,
-    rest_source,
-    write_beat2,
-    write_bvh,
-    write_matrix,
-)
+from ds_rvqvae.data.formats.writing import BEAT2, WRITERS, open_motion_file
+from ds_rvqvae.data.formats.written import Writer, write_matrix
 from ds_rvqvae.data.store.figures import lying_note
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import Clip, ClipError, Take, UnfitError, check_finite
@@ -29,7 +23,7 @@ from ds_rvqvae.motion.rotations import resampled_length, same_rate
 
 Rate = float | Literal["source"]
 """Frames per second, or "source" for the source's own frame rate."""
-SUFFIXES = (".npz", ".bvh", ".npy")
+SUFFIXES = tuple(dict.fromkeys((*(writer.suffix for writer in WRITERS.values()), ".npy")))
 """Suffixes of the files that are written."""
 _logger = logging.getLogger("ds_rvqvae")
 
@@ -59,14 +53,15 @@ def whole_clip(reader: Reader, name: str) -> WholeClip:
     return WholeClip(clip, take, (*reader.notes, *take.notes, *((lying,) if lying else ())))
 
 
-def read_clip(file: Path, config: DataConfig, tell: bool = False) -> Clip:
+def read_clip(file: Path, config: DataConfig, tell: bool = False, wanted: Layout | None = None) -> Clip:
     """Reads the only clip of a file, at `config`'s frame rate; raises UserError, naming the file.
 
     Args:
         tell: log the notes about it.
+        wanted: as of `open_motion_file`.
     """
     try:
-        found = _only_clip(file, config)
+        found = _only_clip(file, config, wanted)
     except ClipError as error:
         raise UserError(f"{file}: {error}") from None
     for note in found.notes if tell else ():
@@ -80,8 +75,8 @@ def timing_of(file: Path, config: DataConfig) -> Timing:
     return Timing(take.fps, len(take.motion))
 
 
-def _only_clip(file: Path, config: DataConfig) -> WholeClip:
-    reader = open_motion_file(file, config)
+def _only_clip(file: Path, config: DataConfig, wanted: Layout | None = None) -> WholeClip:
+    reader = open_motion_file(file, config, wanted)
     names = reader.clip_names()
     if len(names) != 1:
         raise ClipError(f"holds {len(names)} clips; ds-rvqvae encode takes several")
@@ -141,9 +136,10 @@ def write_clip(
     """Writes features as a motion file, complete or not at all.
 
     Args:
-        file: `.npy` for a matrix of all columns of `motion`, `.bvh` for BVH, `.npz` for BEAT2.
+        file: its suffix says the format: that of `source` if this has the same suffix; else `.npy` for a matrix of all
+            columns of `motion`, `.bvh` for BVH, `.npz` for BEAT2.
         motion: `[T, C]` at `config`'s frame rate.
-        layout: of the columns that are used; BVH and BEAT2 files get all other values from `source`.
+        layout: of the columns that are used; formats other than matrices get all other values from `source`.
         config: how `source` is read.
         rate: frame rate of the file; by default `config`'s.
 
@@ -158,24 +154,32 @@ def write_clip(
     if source is not None and os.path.realpath(source) == os.path.realpath(file):
         raise UserError(f"{file} is its source, which is never overwritten; name another file")
     try:
-        if suffix not in SUFFIXES:
-            raise ClipError(f"motion is written as {', '.join(SUFFIXES)}; the file's name decides which")
-        if suffix == ".bvh" and source is None:
-            raise ClipError("a BVH file takes its hierarchy from a source; name one")
+        writer = _writer_for(suffix, source, config)
+        if writer is not None and writer.needs_source and source is None:
+            raise ClipError(f"{writer.kind} takes its hierarchy from a source; name one")
         fps = config.fps
-        timing = timing_of(source, config) if source is not None and (rate is not None or suffix == ".npy") else None
+        timing = timing_of(source, config) if source is not None and (rate is not None or writer is None) else None
         if rate is not None:
             motion, fps = retimed(motion, layout, fps, rate, timing)
-        if suffix == ".npy":
+        if writer is None:
             write_matrix(file, motion)
             source_fps = 0.0 if timing is None else timing.fps
-        elif suffix == ".bvh" and source is not None:
-            source_fps = write_bvh(file, motion, layout, source, config.model_copy(update={"fps": fps}))
         else:
-            rest = rest_source(len(motion), fps) if source is None else read_beat2_source(source, config)
-            write_beat2(file, motion, layout, fps, rest)
-            source_fps = 0.0 if source is None else rest.fps
+            source_fps = writer.write(file, motion, layout, fps, source, config).source_fps
     except ClipError as error:
         raise UserError(f"{source or file}: {error}") from None
     for note in other_rate(source_fps, fps, "fps='source'" if rate is None else ""):
         _logger.warning("%s: %s", file, note)
+
+
+def _writer_for(suffix: str, source: Path | None, config: DataConfig) -> Writer | None:
+    """Returns the writer of a file with this suffix, or None for a matrix; raises ClipError for another suffix."""
+    if suffix not in SUFFIXES:
+        raise ClipError(f"motion is written as {', '.join(SUFFIXES)}; the file's name decides which")
+    if source is not None:
+        own = WRITERS.get(open_motion_file(source, config).key)
+        if own is not None and own.suffix == suffix:
+            return own
+    if suffix == WRITERS[BEAT2].suffix:
+        return WRITERS[BEAT2]
+    return next((writer for writer in WRITERS.values() if writer.suffix == suffix != ".npy"), None)

@@ -1,5 +1,9 @@
 """Rotations and forward kinematics in torch."""
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -18,40 +22,58 @@ class Kinematics:
     by joint.
 
     Args:
-        layout: of the motion's columns. Joints that it does not name stay at rest.
+        layout: of the motion's columns: rotations, angles and slides, or positions relative to the root. Joints that it
+            does not name stay at rest.
         skeleton: the skeleton that is moved.
         device: the device of the motion.
 
     Attributes:
-        measured: int64, the joints that the layout names and that one of its rotations moves. A rotation moves the
-            joints below its own. So the uppermost joint of a layout is not measured, nor a joint that lies on it.
+        measured: int64, the joints that the layout names and that its columns move. A rotation moves the joints below
+            its own. So the uppermost joint of a layout is not measured, nor a joint that lies on it.
         feet: int64, the joints of `FEET` that move.
         has_root: whether the layout has the root's position.
     """
 
     def __init__(self, layout: Layout, skeleton: Skeleton, device: torch.device | str = "cpu") -> None:
         names, parents = skeleton.joint_names, skeleton.parents
+        self._device = device
         turned = [part for part in layout if part.kind == "rotation_6d" and part.name in names]
-        depths = [0] * len(names)
-        for joint, parent in enumerate(parents):
-            if parent >= 0:
-                depths[joint] = depths[parent] + 1
-
-        def indices(joints: list[int]) -> Tensor:
-            return torch.tensor(joints, dtype=torch.int64, device=device)
-
         self._columns = torch.from_numpy(rotation_columns(tuple(turned))).to(device)
-        self._turned = indices([names.index(part.name) for part in turned])
-        self._offsets = torch.as_tensor(skeleton.offsets, dtype=torch.float32, device=device)
+        self._turned = self._indices(names.index(part.name) for part in turned)
+        self._offsets = self._floats(skeleton.offsets)
+        self._rest = None if skeleton.rotations is None else self._floats(skeleton.rotations)
+        self._take_angles(layout, skeleton)
+        placed = [part for part in layout if part.kind == "relative_position" and part.name in names]
+        self._place_columns = self._indices(column for part in placed for column in range(part.start, part.stop))
+        self._placed = self._indices(names.index(part.name) for part in placed)
         self._by_depth = []
-        for depth in range(1, max(depths) + 1):
-            joints = [joint for joint, its in enumerate(depths) if its == depth]
-            self._by_depth.append((indices(joints), indices([parents[joint] for joint in joints])))
-        self.measured = indices(measured_joints(layout, skeleton))
+        for joints in _depths(parents)[1:]:
+            self._by_depth.append((self._indices(joints), self._indices(parents[joint] for joint in joints)))
+        self.measured = self._indices(measured_joints(layout, skeleton))
         moved = moved_joints(layout, skeleton)
-        self.feet = indices([joint for joint, name in enumerate(names) if moved[joint] and name in FEET])
+        self.feet = self._indices(joint for joint, name in enumerate(names) if moved[joint] and name in FEET)
         self._root = root_channels(layout)
         self.has_root = self._root is not None
+
+    def _take_angles(self, layout: Layout, skeleton: Skeleton) -> None:
+        """Finds the columns of angles and slides, with their axes."""
+        names, axes, slides = skeleton.joint_names, skeleton.axes, skeleton.slides
+        parts = [part for part in layout if part.kind == "angle" and part.width == 1 and part.name in names]
+        parts = [] if axes is None else parts
+        by_joint = {names.index(part.name): part.start for part in parts}
+        sliding = [joint for joint in by_joint if slides is not None and slides[joint]]
+        hinges = [joint for joint in by_joint if joint not in sliding]
+        self._hinges, self._slides = self._indices(hinges), self._indices(sliding)
+        self._angle_columns = self._indices(by_joint[joint] for joint in hinges)
+        self._slide_columns = self._indices(by_joint[joint] for joint in sliding)
+        self._hinge_axes = self._floats([] if axes is None else axes[hinges]).reshape(-1, 3)
+        self._slide_axes = self._floats([] if axes is None else axes[sliding]).reshape(-1, 3)
+
+    def _indices(self, values: Iterable[int]) -> Tensor:
+        return torch.tensor(list(values), dtype=torch.int64, device=self._device)
+
+    def _floats(self, values: Any) -> Tensor:
+        return torch.as_tensor(np.asarray(values), dtype=torch.float64, device=self._device)
 
     def roots(self, motion: Tensor) -> Tensor:
         """Returns the root's positions, fp64 `[T, 3]` metres, of motion `[T, C]`; velocities start at x = z = 0."""
@@ -65,16 +87,61 @@ class Kinematics:
 
     def places(self, motion: Tensor) -> Tensor:
         """Returns joint positions `[T, J, 3]` in metres, with the root at 0, of motion `[T, C]` in the data's units."""
+        if len(self._placed):
+            return self._places_as_given(motion)
+        frames = len(motion)
         identity = torch.eye(3, dtype=motion.dtype, device=motion.device)
-        turns = identity.repeat(len(motion), len(self._offsets), 1, 1)
+        turns = identity.repeat(frames, len(self._offsets), 1, 1)
         turns[:, self._turned] = matrices_from_6d(motion[:, self._columns])
-        places = motion.new_zeros(len(motion), len(self._offsets), 3)
-        offsets = self._offsets.to(motion.dtype)
+        if len(self._hinges):
+            axes = self._hinge_axes.to(motion.dtype)
+            turns[:, self._hinges] = matrices_about(axes, motion[:, self._angle_columns])
+        ways = self._offsets.to(motion.dtype).expand(frames, -1, -1)
+        if len(self._slides):
+            slid = motion[:, self._slide_columns, None] * self._slide_axes.to(motion.dtype)
+            if self._rest is not None:
+                slid = (self._rest[self._slides].to(motion.dtype) @ slid.unsqueeze(-1)).squeeze(-1)
+            ways = ways.index_add(1, self._slides, slid)
+        if self._rest is not None:
+            turns = self._rest.to(motion.dtype) @ turns
+        places = motion.new_zeros(frames, len(self._offsets), 3)
         for joints, parents in self._by_depth:
             above = turns[:, parents]
-            places[:, joints] = places[:, parents] + (above @ offsets[joints].unsqueeze(-1)).squeeze(-1)
+            places[:, joints] = places[:, parents] + (above @ ways[:, joints].unsqueeze(-1)).squeeze(-1)
             turns[:, joints] = above @ turns[:, joints]
         return places
+
+    def _places_as_given(self, motion: Tensor) -> Tensor:
+        """Returns the positions that the motion has; joints without columns keep their rest offset to their parents."""
+        places = motion.new_zeros(len(motion), len(self._offsets), 3)
+        for joints, parents in self._by_depth:
+            places[:, joints] = places[:, parents] + self._offsets[joints].to(motion.dtype)
+            given = torch.isin(self._placed, joints)
+            own = motion[:, self._place_columns].view(len(motion), -1, 3)
+            places[:, self._placed[given]] = own[:, given]
+        return places
+
+
+def _depths(parents: Sequence[int]) -> list[list[int]]:
+    """Returns the joints by their number of ancestors."""
+    depths = [0] * len(parents)
+    for joint, parent in enumerate(parents):
+        if parent >= 0:
+            depths[joint] = depths[parent] + 1
+    return [[joint for joint, its in enumerate(depths) if its == depth] for depth in range(max(depths) + 1)]
+
+
+def matrices_about(axes: Tensor, angles: Tensor) -> Tensor:
+    """Returns rotation matrices `[..., J, 3, 3]` about unit vectors `[J, 3]` by angles `[..., J]` in radians.
+
+    Source: Rodrigues' formula, I + sin(angle) K + (1 - cos(angle)) K K, where K v is the cross product of axis and v.
+    """
+    x, y, z = axes.unbind(-1)
+    zero = torch.zeros_like(x)
+    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).view(-1, 3, 3)
+    identity = torch.eye(3, dtype=axes.dtype, device=axes.device)
+    sine, versed = angles.sin()[..., None, None], (1 - angles.cos())[..., None, None]
+    return identity + sine * cross + versed * (cross @ cross)
 
 
 def matrices_from_6d(rotation_6d: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ from ds_rvqvae.config.model import LossConfig
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import parse_json
 
-Kind = Literal["rotation_6d", "translation", "position", "expression", "feature"]
+Kind = Literal["rotation_6d", "translation", "position", "relative_position", "angle", "expression", "feature"]
 """`translation` is x velocity, height and z velocity (height in metres, velocities in metres per frame); `position` is
-a position in metres."""
+a position in metres; `relative_position` is a joint's position minus the root's, in metres along the world's axes;
+`angle` is what a joint's motor sets: an angle in radians, or the length of a slide in metres."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,18 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_rvqvae.data.files import Rate, Timing, check_rate, other_rate, retimed, timing_of
-from ds_rvqvae.data.formats.beat2 import CLIP_FOLDER
+from ds_rvqvae.data.files import SUFFIXES, Rate, Timing, check_rate, other_rate, retimed, timing_of
 from ds_rvqvae.data.formats.finding import FoundFile, is_regular, is_whole
-from ds_rvqvae.data.formats.writing import (
-    BEAT2,
-    BVH,
-    read_beat2_source,
-    rest_source,
-    write_beat2,
-    write_bvh,
-    write_matrix,
-)
+from ds_rvqvae.data.formats.smpl.beat2 import CLIP_FOLDER
+from ds_rvqvae.data.formats.writing import WRITERS
+from ds_rvqvae.data.formats.written import Writer, write_matrix
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import AppendedLines, content_of, parse_json, sync
 from ds_rvqvae.motion.clip import ClipError, UnfitError, check_finite
@@ -43,10 +36,7 @@ inputs."""
 _OLD_RECORD = ".decoded.json"
 """The record of versions up to 0.2: one entry for all files of the folder."""
 _NOT_OURS = "exists and was not decoded into this folder; --overwrite replaces it"
-_KINDS = {BEAT2: "a BEAT2 npz", BVH: "a BVH file"}
 _LARGEST_SOURCE = 16 * GIB
-_SUFFIXES = (".npz", ".npy", ".bvh")
-"""Suffixes of files of decoded motion."""
 
 
 def decode_files(
@@ -62,14 +52,15 @@ def decode_files(
     fps: Rate | None = None,
     workers: int = WORKERS,
 ) -> Report:
-    """Decodes codes files: those of BEAT2 clips into BEAT2 npz files, those of BVH files into BVH files if the encoded
-    file still exists, others into `.npy` matrices of the tokenizer's columns (for a body, all columns of its layout).
+    """Decodes codes files into files of the format that was encoded, if `WRITERS` has it; else into `.npy` matrices of
+    the tokenizer's columns (for a body, all columns of its layout). A BVH file is written if the encoded file still
+    exists.
 
     Args:
         tokenizer: the tokenizer that made the codes. A codes file may hold only some of a body's parts.
         paths: codes files, and folders of them.
         out: folder of the motion files.
-        source: a BEAT2 or BVH file, or a folder of them with the codes' names; a clip takes from it the columns that
+        source: a file of that format, or a folder of them with the codes' names; a clip takes from it the columns that
             the tokenizer does not cover. By default the encoded file, if it still exists. Without a source these
             columns are at rest, and no BVH file can be written, for it needs the hierarchy.
         levels: how many levels to decode, from the first; by default all in the file.
@@ -113,7 +104,7 @@ class _Record:
         old = self.folder / _OLD_RECORD
         if old.is_file():
             for file in self.folder.rglob("*"):
-                if file.suffix in _SUFFIXES and file.relative_to(self.folder).as_posix() not in self._entries:
+                if file.suffix in SUFFIXES and file.relative_to(self.folder).as_posix() not in self._entries:
                     self.note(file, before=True)
             old.unlink()
 
@@ -183,7 +174,7 @@ class _Decoder:
             raise UserError(f"--source {self.source}: one file for {len(found)} clips; name a folder")
         record = _Record(self.out)
         if record.is_new and not self.overwrite:
-            outputs = (self.out / file.relative.with_suffix(suffix) for file in found for suffix in _SUFFIXES)
+            outputs = (self.out / file.relative.with_suffix(suffix) for file in found for suffix in SUFFIXES)
             in_the_way = next((output for output in outputs if os.path.lexists(output)), None)
             if in_the_way is not None:
                 raise UserError(f"{in_the_way}: {_NOT_OURS}")
@@ -196,8 +187,8 @@ class _Decoder:
         self._check(parts)
         codes = next(iter(parts.values()))  # any part: the fields used below are the same in all
         source = None if self.matrices else self._source(codes, found)
-        suffix = self._suffix(codes, source)
-        output = self.out / found.relative.with_suffix(suffix)
+        writer = self._writer(codes, source)
+        output = self.out / found.relative.with_suffix(".npy" if writer is None else writer.suffix)
         for original in filter(None, (source, Path(codes.source) if codes.source else None)):
             if os.path.realpath(original) == os.path.realpath(output):
                 raise ClipError(f"{output} is its source, which is never overwritten; name another folder")
@@ -217,13 +208,11 @@ class _Decoder:
         assert self.record is not None
         entry = self.record.of(output)
         self.record.note(output)
-        if suffix == ".npz":
-            notes = self._write_beat2(output, motion, layout, source, fps)
-        elif suffix == ".bvh" and source is not None:
-            notes = self._write_bvh(output, motion, layout, source, fps)
-        else:
+        if writer is None:
             write_matrix(output, motion)
             notes = self._notes_of_matrix(codes, motion, layout, fps)
+        else:
+            notes = self._write(writer, output, motion, layout, fps, source)
         self.record.note(output, made=made, source=source_content, content=content_of(output))
         if self.source is None and codes.source_content not in ("", source_content) and source_content is not None:
             changed = "its source changed after it was encoded, so its codes do not match the columns from the source"
@@ -232,11 +221,10 @@ class _Decoder:
             notes = (*notes, "decoded again, because an older version did not record its inputs")
         yield Converted(str(found.file), str(output), codes.seconds, notes=notes)
 
-    def _suffix(self, codes: Codes, source: Path | None) -> str:
-        """Returns the suffix of the file that a clip is written to."""
-        if codes.format == BEAT2 and not self.matrices:
-            return ".npz"
-        return ".npy" if source is None else ".bvh"
+    def _writer(self, codes: Codes, source: Path | None) -> Writer | None:
+        """Returns the writer of a clip's file; None for a matrix."""
+        writer = None if self.matrices else WRITERS.get(codes.format)
+        return None if writer is None or (writer.needs_source and source is None) else writer
 
     def _check(self, parts: Mapping[str, Codes]) -> None:
         """Raises ClipError if these are not codes of this tokenizer."""
@@ -271,7 +259,7 @@ class _Decoder:
 
     def _source(self, codes: Codes, found: FoundFile) -> Path | None:
         """Returns the file that columns without codes come from, if any; None for a format that is not written."""
-        if codes.format not in (BEAT2, BVH):
+        if codes.format not in WRITERS:
             return None
         name = Path(codes.source).name or found.file.name
         if self.source is None:
@@ -300,7 +288,7 @@ class _Decoder:
         if "content" not in entry:
             return False
         if content_of(output) != entry["content"]:
-            if is_whole(output) if output.suffix != ".bvh" else output.stat().st_size:
+            if is_whole(output) if output.suffix in (".npz", ".npy") else output.stat().st_size:
                 raise ClipError(f"{output} was changed after it was decoded; --overwrite replaces it")
             return False
         # Without its source a new file would hold less than this one.
@@ -309,47 +297,39 @@ class _Decoder:
     def _timing(self, codes: Codes, file: Path | None) -> Timing | None:
         """Returns frame rate and frames of a file, else those in the codes; raises ClipError if needed and missing."""
         if file is not None:
-            with self._reading(file, _KINDS[codes.format]):
+            with self._reading(file, WRITERS[codes.format].kind):
                 return timing_of(file, reading_config(self.tokenizer.details, self.tokenizer.fps, str(file)))
         if codes.source_fps:
             return Timing(codes.source_fps, codes.source_frames)
         if self.fps == "source":
-            taken = codes.format in _KINDS
+            taken = codes.format in WRITERS
             how = ", and has no source file: name it by --source, or a rate by --fps N" if taken else ": give --fps N"
             raise ClipError(f"does not say its source's frame rate{how}, or encode it again with --overwrite")
         return None
 
-    def _write_beat2(
-        self, output: Path, motion: NDArray[np.float32], layout: Layout, file: Path | None, fps: float
+    def _write(
+        self,
+        writer: Writer,
+        output: Path,
+        motion: NDArray[np.float32],
+        layout: Layout,
+        fps: float,
+        source: Path | None,
     ) -> tuple[str, ...]:
         """Writes the clip and returns notes about it."""
-        if file is None:
-            write_beat2(output, motion, layout, fps, rest_source(len(motion), fps))
-            return ("no source file, so columns that the tokenizer does not cover are at rest (--source names one)",)
-        config = reading_config(self.tokenizer.details, self.tokenizer.fps, str(file))
-        with self._reading(file, _KINDS[BEAT2]):
-            source = read_beat2_source(file, config)
-            write_beat2(output, motion, layout, fps, source)
-        notes = [f"{key} holds Python objects and was left out" for key in source.left_out]
-        if self.source is None and notes:
-            notes = ["arrays of Python objects in the source were left out"]
-        return (*notes, *self._other_rate(source.fps, fps))
-
-    def _write_bvh(
-        self, output: Path, motion: NDArray[np.float32], layout: Layout, source: Path, fps: float
-    ) -> tuple[str, ...]:
-        """Writes the clip and returns notes about it."""
-        config = reading_config(self.tokenizer.details, fps, str(source))
-        with self._reading(source, _KINDS[BVH]):
-            source_fps = write_bvh(output, motion, layout, source, config)
-        return self._other_rate(source_fps, fps)
+        config = reading_config(self.tokenizer.details, self.tokenizer.fps, str(source or output))
+        with self._reading(source, writer.kind):
+            written = writer.write(output, motion, layout, fps, source, config)
+        # If only the codes name the source, its content is not quoted.
+        notes = written.details if self.source is not None and written.details else written.notes
+        return (*notes, *self._other_rate(written.source_fps, fps))
 
     def _other_rate(self, source_fps: float, fps: float) -> tuple[str, ...]:
         """Returns a note if a file is written at another frame rate than its source's."""
         return other_rate(source_fps, fps, "--fps source" if self.fps is None else "")
 
     @contextmanager
-    def _reading(self, source: Path, kind: str) -> Iterator[None]:
+    def _reading(self, source: Path | None, kind: str) -> Iterator[None]:
         """Adds the source's name to errors about it. If only the codes name the source, its content is not quoted:
         codes can name any file."""
         try:
@@ -357,6 +337,8 @@ class _Decoder:
         except OSError:
             raise
         except Exception as error:
+            if source is None:
+                raise
             if isinstance(error, UnfitError) or (isinstance(error, ClipError) and self.source is not None):
                 raise ClipError(f"source {source}: {error}") from None
             if self.source is not None:
@@ -371,8 +353,9 @@ class _Decoder:
         self, codes: Codes, motion: NDArray[np.float32], layout: Layout, fps: float
     ) -> tuple[str, ...]:
         notes = []
-        if codes.format == BVH and not self.matrices:
-            notes.append("no source file, so there is no hierarchy for a BVH file (--source names one)")
+        if codes.format in WRITERS and not self.matrices:
+            kind = WRITERS[codes.format].kind
+            notes.append(f"no source file, so there is no hierarchy for {kind} (--source names one)")
         if sum(own.width for own in layout) < motion.shape[1]:
             notes.append("columns of parts without codes are at rest")
         return (*notes, *self._other_rate(codes.source_fps, fps))

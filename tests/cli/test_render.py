@@ -12,7 +12,7 @@ from PIL import Image
 
 from ds_rvqvae import BodyTokenizer, cli
 from ds_rvqvae.config.data import DataConfig
-from ds_rvqvae.data.formats.beat2 import Beat2Reader
+from ds_rvqvae.data.formats.smpl.beat2 import Beat2Reader
 from ds_rvqvae.motion.layout import Channels, select_columns, smplx_layout
 from ds_rvqvae.motion.skeleton import builtin_skeleton
 from ds_rvqvae.viz.comparison import compare

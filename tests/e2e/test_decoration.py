@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from ds_rvqvae.data.formats.beat2 import CLIP_FOLDER
+from ds_rvqvae.data.formats.smpl.beat2 import CLIP_FOLDER
 from ds_rvqvae.model.losses import Losses
 from tests.e2e.running import LAUNCHER
 from tests.ranks import bare_environment

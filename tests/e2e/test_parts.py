@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ds_rvqvae import BodyTokenizer
-from ds_rvqvae.data.formats.beat2 import CLIP_FOLDER
+from ds_rvqvae.data.formats.smpl.beat2 import CLIP_FOLDER
 from tests.e2e.running import Launched
 from tests.train.small import read_metrics
 

@@ -2,7 +2,7 @@
 
 import json
 
-from ds_rvqvae.data.formats.skeletons import load_skeleton
+from ds_rvqvae.data.formats.bvh.skeletons import load_skeleton
 
 ARM = {
     "joint_names": ["shoulder", "elbow", "wrist"],

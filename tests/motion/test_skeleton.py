@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ds_rvqvae.data.formats.skeletons import load_skeleton
+from ds_rvqvae.data.formats.bvh.skeletons import load_skeleton
 from ds_rvqvae.motion.clip import ClipError
 from ds_rvqvae.motion.layout import SMPLX_JOINTS, SMPLX_PARENTS, Channels, smplx_layout
 from ds_rvqvae.motion.rotations import axis_angle_to_matrix, matrix_to_rotation_6d

@@ -9,7 +9,7 @@ import torch
 from ds_rvqvae import RVQVAE, BodyTokenizer, MotionTokenizer
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.model import ModelConfig
-from ds_rvqvae.data.formats.beat2 import CLIP_FOLDER, Beat2Reader
+from ds_rvqvae.data.formats.smpl.beat2 import CLIP_FOLDER, Beat2Reader
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.layout import Channels, rotation_columns, select_columns, smplx_layout, take_channels
 from tests.data.motion import write_packed

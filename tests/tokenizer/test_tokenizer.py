@@ -12,7 +12,7 @@ import torch
 from ds_rvqvae import RVQVAE, MotionTokenizer, read_codes
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.model import ModelConfig
-from ds_rvqvae.data.formats.beat2 import Beat2Reader
+from ds_rvqvae.data.formats.smpl.beat2 import Beat2Reader
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.layout import Channels, feature_layout, select_columns, smplx_layout
 from ds_rvqvae.tokenizer.decode import decode_files

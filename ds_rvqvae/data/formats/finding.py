@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ds_rvqvae.data.formats import beat2
 from ds_rvqvae.data.formats.base import Reader, npy_header
+from ds_rvqvae.data.formats.smpl import beat2
 from ds_rvqvae.data.formats.split_lists import entries
 from ds_rvqvae.motion.clip import ClipError, LeftOut
 

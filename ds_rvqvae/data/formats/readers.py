@@ -9,13 +9,14 @@ from pathlib import Path
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.names import FORMATS
 from ds_rvqvae.data.formats.base import Reader, files_below, missing_key, npz_keys
+from ds_rvqvae.data.formats.described import described
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError
 
 
 def _reader(place: str) -> type[Reader]:
     """Returns the reader class at `module.Class` of this folder."""
-    module, _, name = place.partition(".")
+    module, _, name = place.rpartition(".")
     reader: type[Reader] = getattr(import_module(f"ds_rvqvae.data.formats.{module}"), name)
     return reader
 
@@ -34,6 +35,7 @@ def open_reader(path: Path, config: DataConfig) -> Reader:
     try:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder; --data_path names a folder of motion or one packed npz")
+        config = described(config)
         chosen = _choose(path, config)
         if config.reading_version == 1:
             chosen.notes += _differs_now(chosen, path, config)

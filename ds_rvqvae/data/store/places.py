@@ -358,11 +358,19 @@ def other_settings(store: Store, settings: Mapping[str, Any]) -> Iterator[tuple[
 
     The rules of reading come first. By the rules of version 0.2 and earlier, no axis means y.
     """
-    for key in ("reading_version", *(key for key in settings if key != "reading_version")):
-        there, asked = store.settings.get(key), settings[key]
+    for key in dict.fromkeys(("reading_version", *settings, *store.settings)):
+        there, asked = store.settings.get(key), settings.get(key)
         is_y = key == "up_axis" and store.settings["reading_version"] == 1 and {there, asked} == {"y", None}
         if there != asked and not is_y:
             yield key, there, asked
+
+
+def said(value: Any) -> str:
+    """Returns a setting's value for messages: as JSON, or as an object that is too long to show."""
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    names = value.get("joint_names", value)
+    return f"an object ({len(names)} names, hash {hash_of([value])[:8]})"
 
 
 def check_appendable(store: Store, settings: Mapping[str, Any]) -> None:
@@ -375,7 +383,7 @@ def check_appendable(store: Store, settings: Mapping[str, Any]) -> None:
                 f"with --set rvqvae.data.{key}={there}, or prepare the store again"
             )
         if key != "format":
-            was, now = json.dumps(there), json.dumps(asked)
+            was, now = said(there), said(asked)
             raise UserError(
                 f"{store.folder}: was prepared with rvqvae.data.{key} {was}, not {now}; append with the same value"
             )

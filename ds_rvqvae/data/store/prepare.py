@@ -1,6 +1,5 @@
 """Makes a packed store from motion files: built once, by one process at a time, complete or not at all."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.facts import DataFacts, keys_that
 from ds_rvqvae.data.formats.base import Reader
+from ds_rvqvae.data.formats.described import described
 from ds_rvqvae.data.formats.readers import open_reader
 from ds_rvqvae.data.store.builder import StoreBuilder, counted_files, quarantine_of
 from ds_rvqvae.data.store.figures import check_upright
@@ -35,6 +35,7 @@ from ds_rvqvae.data.store.places import (
     put_in_place,
     remove_outdated,
     replaced_notes,
+    said,
     say_what_is_damaged,
     stores_there,
 )
@@ -49,7 +50,8 @@ from ds_rvqvae.process.home import expanded
 
 _NEW = "new"
 _SETTINGS = keys_that(DataConfig, DataFacts, lambda facts: facts.store == "setting")
-"""Keys of `rvqvae.data` that a store depends on."""
+_IF_SET = keys_that(DataConfig, DataFacts, lambda facts: facts.store == "setting if set")
+"""Keys of `rvqvae.data` that a store depends on; it keeps the second ones only if they are set."""
 
 
 class Prepared(NamedTuple):
@@ -158,19 +160,21 @@ class _Job:
 
 def settings_of(config: DataConfig) -> dict[str, Any]:
     """Returns the settings that a store depends on, as JSON objects."""
-    return config.model_dump(mode="json", include=set(_SETTINGS))
+    later = config.model_dump(mode="json", include=set(_IF_SET))
+    settings = config.model_dump(mode="json", include=set(_SETTINGS))
+    return settings | {key: value for key, value in later.items() if value is not None}
 
 
 def _as_asked(path: Path, config: DataConfig) -> Store:
     """Opens a store that is given as the data; raises UserError if it was made with other settings than these."""
     store = open_store(path)
     defaults = settings_of(DataConfig())
-    for key, there, asked in other_settings(store, settings_of(config)):
+    for key, there, asked in other_settings(store, settings_of(described(config))):
         # `fps` is compared with the tokenizer's or the run's where it is used.
-        if key != "fps" and asked != defaults[key]:
+        if key != "fps" and asked != defaults.get(key):
             how = f", with --set rvqvae.data.{key}={asked} and another --out" if key == "reading_version" else ""
             raise UserError(
-                f"rvqvae.data.{key}: {path} was prepared with {json.dumps(there)}, not {json.dumps(asked)}; prepare it "
+                f"rvqvae.data.{key}: {path} was prepared with {said(there)}, not {said(asked)}; prepare it "
                 f"again from the motion files{how}"
             )
     return store

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_rvqvae.data.formats.beat2 import CLIP_FOLDER
+from ds_rvqvae.data.formats.smpl.beat2 import CLIP_FOLDER
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import original_name, whole_name
 

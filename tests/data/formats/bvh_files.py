@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from ds_rvqvae.data.formats.bvh import read_bvh, read_joints
+from ds_rvqvae.data.formats.bvh.file import read_bvh, read_joints
 
 HIERARCHY = """HIERARCHY
 ROOT Hips

@@ -9,7 +9,7 @@ from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.finding import PassedOver, check_regular, count_files, find_files, is_whole
 from ds_rvqvae.data.formats.npz import write_npz
 from ds_rvqvae.data.formats.readers import open_reader
-from ds_rvqvae.data.formats.writing import write_matrix
+from ds_rvqvae.data.formats.written import write_matrix
 from ds_rvqvae.motion.clip import ClipError
 from tests.data.motion import write_beat2, write_beat2_folder, write_packed
 

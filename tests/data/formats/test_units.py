@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from ds_rvqvae.config.data import DataConfig
-from ds_rvqvae.data.formats.bodies import Tree, bones_of
-from ds_rvqvae.data.formats.bvh import Joint, read_bvh
-from ds_rvqvae.data.formats.bvh_motion import BvhReader
-from ds_rvqvae.data.formats.skeletons import UNITS, recognise_unit
+from ds_rvqvae.data.formats.bvh.bodies import Tree, bones_of
+from ds_rvqvae.data.formats.bvh.file import Joint, read_bvh
+from ds_rvqvae.data.formats.bvh.motion import BvhReader
+from ds_rvqvae.data.formats.bvh.skeletons import UNITS, recognise_unit
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError
 from tests.data.formats.bvh_files import Part, body, limb, write_body

@@ -6,7 +6,9 @@ from scipy.spatial.transform import Rotation
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.npz import write_npz
-from ds_rvqvae.data.formats.writing import open_motion_file, read_beat2_source, rest_source, write_beat2, write_matrix
+from ds_rvqvae.data.formats.smpl.writing import read_beat2_source, rest_source, write_beat2
+from ds_rvqvae.data.formats.writing import open_motion_file
+from ds_rvqvae.data.formats.written import write_matrix
 from ds_rvqvae.motion.clip import ClipError
 from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, SMPLX_JOINTS, Channels, select_columns
 from tests.data.motion import beat2_arrays

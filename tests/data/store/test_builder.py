@@ -15,7 +15,7 @@ from ds_rvqvae.data.store.store import open_store
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.layout import layout_to_json, smplx_layout
 from tests.data.formats.bvh_files import write_bvh_motion
-from tests.data.formats.test_smpl import write_smpl
+from tests.data.formats.smpl.test_poses import write_smpl
 from tests.data.motion import write_beat2, write_lists, write_matrices, write_packed
 
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import to_say
 from ds_rvqvae.data.formats.base import load_npz
-from ds_rvqvae.data.formats.bodies import Tree, bones_of, unique_names
-from ds_rvqvae.data.formats.bvh import Joint, read_bvh, read_joints
+from ds_rvqvae.data.formats.bvh.bodies import Tree, bones_of, unique_names
+from ds_rvqvae.data.formats.bvh.file import Joint, read_bvh, read_joints
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import read_json
 from ds_rvqvae.motion.clip import ClipError

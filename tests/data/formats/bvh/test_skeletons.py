@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from ds_rvqvae.data.formats.bodies import bones_of, unique_names
-from ds_rvqvae.data.formats.bvh import Joint
-from ds_rvqvae.data.formats.skeletons import Z_UP_TO_Y_UP, guess_unit, load_skeleton, outermost, rest_skeleton
+from ds_rvqvae.data.formats.bvh.bodies import bones_of, unique_names
+from ds_rvqvae.data.formats.bvh.file import Joint
+from ds_rvqvae.data.formats.bvh.skeletons import Z_UP_TO_Y_UP, guess_unit, load_skeleton, outermost, rest_skeleton
 from ds_rvqvae.errors import UserError
 from tests.data.formats.bvh_files import HIERARCHY
 from tests.motion.arm import ARM, load_arm

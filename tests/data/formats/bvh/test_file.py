@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from ds_rvqvae.config.data import DataConfig
-from ds_rvqvae.data.formats import bvh as bvh_file
-from ds_rvqvae.data.formats.bodies import Tree, bones_of
-from ds_rvqvae.data.formats.bvh import read_bvh
-from ds_rvqvae.data.formats.bvh_motion import BvhReader
+from ds_rvqvae.data.formats.bvh import file as bvh_file
+from ds_rvqvae.data.formats.bvh.bodies import Tree, bones_of
+from ds_rvqvae.data.formats.bvh.file import read_bvh
+from ds_rvqvae.data.formats.bvh.motion import BvhReader
 from ds_rvqvae.data.formats.writing import open_motion_file
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError, Take

@@ -28,7 +28,15 @@ from ds_rvqvae.data.formats.base import (
     unused_lists,
     visible_files,
 )
-from ds_rvqvae.data.formats.smpl import EXPRESSIONS, POSES, TRANS, load_motion, turn_upright, turns_z, write_rotation_6d
+from ds_rvqvae.data.formats.smpl.poses import (
+    EXPRESSIONS,
+    POSES,
+    TRANS,
+    load_motion,
+    turn_upright,
+    turns_z,
+    write_rotation_6d,
+)
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import read_text
 from ds_rvqvae.motion.clip import ClipError, Take

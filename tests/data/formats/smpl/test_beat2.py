@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from ds_rvqvae.config.data import DataConfig
-from ds_rvqvae.data.formats.beat2 import CLIP_FOLDER, SPLIT_FILE, Beat2Reader, clip_folders
 from ds_rvqvae.data.formats.readers import open_reader
-from ds_rvqvae.data.formats.smpl import SmplReader
+from ds_rvqvae.data.formats.smpl.beat2 import CLIP_FOLDER, SPLIT_FILE, Beat2Reader, clip_folders
+from ds_rvqvae.data.formats.smpl.poses import SmplReader
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import Clip
 from tests.data.motion import write_beat2, write_beat2_folder

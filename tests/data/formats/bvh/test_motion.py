@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from ds_rvqvae.config.data import DataConfig
-from ds_rvqvae.data.formats.bvh import read_bvh
-from ds_rvqvae.data.formats.bvh_motion import BvhReader
-from ds_rvqvae.data.formats.writing import write_bvh
+from ds_rvqvae.data.formats.bvh.file import read_bvh
+from ds_rvqvae.data.formats.bvh.motion import BvhReader
+from ds_rvqvae.data.formats.bvh.writing import write_bvh
 from ds_rvqvae.motion.clip import ClipError
 from ds_rvqvae.motion.layout import Channels, take_channels
 from tests.data.formats.bvh_files import JOINTS, write_bvh_motion

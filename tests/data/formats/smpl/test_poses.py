@@ -8,9 +8,9 @@ from hypothesis.extra.numpy import arrays
 from scipy.spatial.transform import Rotation
 
 from ds_rvqvae.config.data import DataConfig
-from ds_rvqvae.data.formats.beat2 import Beat2Reader
 from ds_rvqvae.data.formats.readers import open_reader
-from ds_rvqvae.data.formats.smpl import SmplReader, write_rotation_6d
+from ds_rvqvae.data.formats.smpl.beat2 import Beat2Reader
+from ds_rvqvae.data.formats.smpl.poses import SmplReader, write_rotation_6d
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError
 from ds_rvqvae.motion.layout import SMPLH_JOINTS, SMPLX_JOINTS, joint_layout, select_columns

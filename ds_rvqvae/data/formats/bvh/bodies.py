@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_rvqvae.data.formats.bvh import Joint
+from ds_rvqvae.data.formats.bvh.file import Joint
 from ds_rvqvae.motion.clip import ClipError
 from ds_rvqvae.motion.layout import TRANSLATION
 from ds_rvqvae.motion.sides import partners

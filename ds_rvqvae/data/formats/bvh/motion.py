@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.base import FilesReader, files_below
-from ds_rvqvae.data.formats.bodies import Tree, bones_of, unique_names
-from ds_rvqvae.data.formats.bvh import Bvh, Joint, is_motion, read_bvh
-from ds_rvqvae.data.formats.npz import other_rate
-from ds_rvqvae.data.formats.skeletons import (
+from ds_rvqvae.data.formats.bvh.bodies import Tree, bones_of, unique_names
+from ds_rvqvae.data.formats.bvh.file import Bvh, Joint, is_motion, read_bvh
+from ds_rvqvae.data.formats.bvh.skeletons import (
     Z_UP_TO_Y_UP,
     Unit,
     check_one_unit,
@@ -22,6 +21,7 @@ from ds_rvqvae.data.formats.skeletons import (
     recognise_unit,
     rest_skeleton,
 )
+from ds_rvqvae.data.formats.npz import other_rate
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError, Take
 from ds_rvqvae.motion.layout import joint_layout

@@ -1,0 +1,93 @@
+"""Skeletons, robots and names of joints that keys of `rvqvae.data` give by the name of a file.
+
+The file is read once, and the key then holds its content. So a store, a run and a tokenizer have it themselves and need
+no file later.
+"""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ds_rvqvae.config.data import DESCRIBED, DataConfig
+from ds_rvqvae.data.formats.bvh.bodies import unique_names
+from ds_rvqvae.data.formats.bvh.file import read_joints
+from ds_rvqvae.data.formats.bvh.skeletons import load_skeleton
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.files import read_json
+from ds_rvqvae.motion.clip import ClipError
+from ds_rvqvae.process.home import expanded
+
+
+def described(config: DataConfig) -> DataConfig:
+    """Returns the settings with the content of each described file in place of its name; raises UserError."""
+    changed: dict[str, Any] = {}
+    for key in DESCRIBED:
+        value = getattr(config, key)
+        if isinstance(value, str):
+            file = expanded(value)
+            try:
+                changed[key] = _READ[key](file)
+            except OSError as error:
+                raise UserError(f"rvqvae.data.{key}: {file}: cannot be read: {error.strerror or error}") from None
+            except ClipError as error:
+                raise UserError(f"rvqvae.data.{key}: {file}: {error}") from None
+    return config.with_values(changed) if changed else config
+
+
+def _skeleton(file: Path) -> dict[str, Any]:
+    """Returns `joint_names`, `parents` and, if the file has them, `offsets` in metres."""
+    if file.suffix.lower() == ".json":
+        return _object(file)
+    skeleton = load_skeleton(file)
+    return {
+        "joint_names": list(skeleton.joint_names),
+        "parents": list(skeleton.parents),
+        "offsets": skeleton.offsets.tolist(),
+    }
+
+
+def _robot(file: Path) -> dict[str, Any]:
+    if file.suffix.lower() == ".json":
+        return _object(file)
+    # Imported late: its library is needed for such files only.
+    return dict(import_module("ds_rvqvae.data.formats.robots.model").robot_from_file(file))
+
+
+def _joints_of(file: Path) -> dict[str, Any]:
+    """Returns the names and parents of a BVH file's joints that turn; a parent of -1 has no such joint above it."""
+    joints = read_joints(file)
+    names, rows = unique_names(joints), {-1: -1}
+    kept: list[tuple[str, int]] = []
+    for index, joint in enumerate(joints):
+        rows[index] = rows[joint.parent]
+        if joint.axes:
+            kept.append((names[index], rows[joint.parent]))
+            rows[index] = len(kept) - 1
+    return {"joint_names": [name for name, _ in kept], "parents": [parent for _, parent in kept]}
+
+
+def _names(file: Path) -> dict[str, Any]:
+    names = _object(file)
+    if not names or not all(isinstance(name, str) and name for name in names.values()):
+        raise ClipError("not an object of names: each joint's name in the files, and the name that it gets")
+    return names
+
+
+def _object(file: Path) -> dict[str, Any]:
+    try:
+        entries = read_json(file)
+    except ValueError as error:
+        raise ClipError(f"not JSON: {error}") from None
+    if not isinstance(entries, Mapping):
+        raise ClipError("not a JSON object")
+    return dict(entries)
+
+
+_READ: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "skeleton": _skeleton,
+    "robot": _robot,
+    "joint_names": _names,
+    "skeleton_of": _joints_of,
+}
+"""How each key's file is read."""

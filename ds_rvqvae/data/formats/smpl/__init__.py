@@ -1,0 +1,1 @@
+"""Motion of the SMPL family of body models."""
