@@ -15,7 +15,7 @@ from ds_rvqvae.cli.common import (
     positive_number,
     print_result,
 )
-from ds_rvqvae.errors import ExitStatus, text_of
+from ds_rvqvae.errors import ExitStatus
 
 if TYPE_CHECKING:
     from ds_rvqvae.data.files import Rate
@@ -94,8 +94,8 @@ def _decode(args: argparse.Namespace) -> int:
 
 
 def _finish(args: argparse.Namespace, report: "Report") -> int:
-    if report.failed:  # printed as one text, so that none is dropped if there are many and their reader is slow
-        print(text_of(f"failed: {failed.file}: {failed.reason}" for failed in report.failed), file=sys.stderr)
+    if report.failed:
+        print(report.failures(), file=sys.stderr)
     print_result(args, report.to_dict(), report.text(), in_files=True)
     if report.stopped is not None:
         raise report.stopped

@@ -16,9 +16,12 @@ from ds_rvqvae.files import check_writable, remove_unfinished, sync
 from ds_rvqvae.motion.clip import ClipError, LeftOut
 from ds_rvqvae.process.bars import Bar
 from ds_rvqvae.process.signals import Stopped
+from ds_rvqvae.text import counted
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 _SYNCED_AT_ONCE = 16
+_SHOWN = 12
+"""The most lines for failures in a summary."""
 WORKERS = 2
 """Files at once: one is read or written while the model, which takes one clip at a time, processes another."""
 
@@ -72,6 +75,22 @@ class Report:
             "times_real_time": self.seconds / self.elapsed if self.elapsed else None,
             "stopped": self.stopped is not None,
         }
+
+    def failures(self) -> str:
+        """Returns one line per reason, with the number of files that it is true of, and twelve lines at most."""
+        groups: dict[str, list[str]] = {}
+        for failed in self.failed:
+            groups.setdefault(failed.reason, []).append(failed.file)
+        ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
+        lines = [
+            f"failed: {files[0]}" + (f" and {len(files) - 1:,} more" if len(files) > 1 else "") + f": {reason}"
+            for reason, files in ordered[:_SHOWN]
+        ]
+        rest = ordered[_SHOWN:]
+        if rest:
+            count = sum(len(files) for _, files in rest)
+            lines.append(f"failed: {count:,} more, for {counted(len(rest), 'other reason')}; --json lists them all")
+        return text_of(lines)
 
     def text(self) -> str:
         """Returns the summary line, and one line per note, even if the note is about many files."""

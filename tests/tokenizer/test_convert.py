@@ -104,6 +104,20 @@ def test_the_summary_counts_and_gathers_notes():
     assert Report().to_dict()["times_real_time"] is None
 
 
+def test_equal_failures_are_one_line_and_twelve_are_shown():
+    report = Report(failed=[LeftOut(f"{name}.bvh", "no LeftArm") for name in range(1500)])
+    report.failed += [LeftOut("odd.bvh", "cut short"), LeftOut("7.bvh", "no LeftArm")]
+    assert report.failures().splitlines() == [
+        "failed: 0.bvh and 1,500 more: no LeftArm",
+        "failed: odd.bvh: cut short",
+    ]
+    report = Report(failed=[LeftOut(f"{name}.bvh", f"line {name // 2}") for name in range(30)])
+    lines = report.failures().splitlines()
+    assert len(lines) == 13 and lines[11] == "failed: 22.bvh and 1 more: line 11"
+    assert lines[12] == "failed: 6 more, for 3 other reasons; --json lists them all"
+    assert len(report.to_dict()["failed"]) == 30
+
+
 def test_reasons_are_one_line_without_the_files_name(tmp_path):
     file = tmp_path / "clip.npz"
     assert reason_of(ClipError(f"{file}: too\n  short"), file) == "too short"
