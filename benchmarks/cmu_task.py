@@ -25,7 +25,7 @@ from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.data.gathering import Gatherer
 from ds_rvqvae.model.vq import perplexity_of
 from ds_rvqvae.runs.folder import read_profile
-from ds_rvqvae.tokenizer.evaluation import evaluate_split
+from ds_rvqvae.tokenizer.scores.evaluation import evaluate_split
 
 WINDOWS = 2048
 

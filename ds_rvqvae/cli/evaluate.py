@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ds_rvqvae.data.dataset import MotionData
     from ds_rvqvae.motion.skeleton import Skeleton
     from ds_rvqvae.runs.references import Reference
-    from ds_rvqvae.tokenizer.frechet import FrechetFeatures
+    from ds_rvqvae.tokenizer.scores.frechet import FrechetFeatures
     from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 
@@ -87,8 +87,8 @@ class _Subject:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from ds_rvqvae.data.formats.bvh.skeletons import load_skeleton
-    from ds_rvqvae.tokenizer.frechet import FrechetFeatures
-    from ds_rvqvae.tokenizer.tables import comparison_blocks, score_blocks
+    from ds_rvqvae.tokenizer.scores.frechet import FrechetFeatures
+    from ds_rvqvae.tokenizer.scores.tables import comparison_blocks, score_blocks
 
     # All inputs are checked before the first clip is scored.
     device = chosen_device(args)
@@ -240,8 +240,8 @@ def _score(
     """Returns the scores and facts of one tokenizer; in the units of the first tokenizer if the columns are the
     same."""
     from ds_rvqvae.gpu.sizes import parameter_count
-    from ds_rvqvae.tokenizer.evaluation import evaluate_split
-    from ds_rvqvae.tokenizer.frechet import frechet_warning
+    from ds_rvqvae.tokenizer.scores.evaluation import evaluate_split
+    from ds_rvqvae.tokenizer.scores.frechet import frechet_warning
 
     tokenizer, data = subject.tokenizer, subject.data
     shares_units = data.layout == first.data.layout
@@ -269,7 +269,7 @@ def _score(
 
 def _notes(results: Sequence[dict[str, Any]]) -> list[str]:
     """Returns notes that say which numbers can be compared, and on which figure joints are measured."""
-    from ds_rvqvae.tokenizer.tables import figure_note
+    from ds_rvqvae.tokenizer.scores.tables import figure_note
 
     first = results[0]
     notes = [f"{first['split']}: {counted(first['clips'], 'clip')}, {first['frames']:,} frames"]

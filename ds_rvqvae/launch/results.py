@@ -23,7 +23,7 @@ from ds_rvqvae.process.terminal import Block, terminal_of
 from ds_rvqvae.process.tolerance import tolerated
 from ds_rvqvae.runs.folder import LOG, is_run
 from ds_rvqvae.tokenizer.folder import TOKENIZER
-from ds_rvqvae.tokenizer.tables import score_blocks
+from ds_rvqvae.tokenizer.scores.tables import score_blocks
 
 _Scores = dict[str, Any]
 _LAUNCHER = "train_8x4090"

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.tokenizer.tables import score_table
+from ds_rvqvae.tokenizer.scores.tables import score_table
 
 
 def download(repo_id: str, revision: str | None, files: Sequence[str]) -> Path:

@@ -16,8 +16,8 @@ from ds_rvqvae.runs.abandoned import SCORES, clear_damaged_tokenizer
 from ds_rvqvae.runs.history import Best
 from ds_rvqvae.runs.pieces import write_json
 from ds_rvqvae.runs.tokenizers import make_tokenizer, motion_state
-from ds_rvqvae.tokenizer.evaluation import evaluate_split, held_out_split
 from ds_rvqvae.tokenizer.folder import TOKENIZER
+from ds_rvqvae.tokenizer.scores.evaluation import evaluate_split, held_out_split
 from ds_rvqvae.train.averaging import WeightAverage
 from ds_rvqvae.train.engine import fp32_model
 from ds_rvqvae.train.metrics import Board, announce

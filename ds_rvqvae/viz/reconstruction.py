@@ -18,7 +18,7 @@ from ds_rvqvae.model.exact import exactly
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.motion.layout import Layout, root_channels
 from ds_rvqvae.motion.skeleton import Skeleton, builtin_skeleton, joint_places
-from ds_rvqvae.tokenizer.evaluation import skeleton_of
+from ds_rvqvae.tokenizer.scores.evaluation import skeleton_of
 from ds_rvqvae.viz.canvas import canvas_of, pixels_on
 from ds_rvqvae.viz.curves import Curve, joint_errors, liveliest
 from ds_rvqvae.viz.names import name_words

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ds_rvqvae.text import counted
-from ds_rvqvae.tokenizer.tables import best_cells, comparison_cells
+from ds_rvqvae.tokenizer.scores.tables import best_cells, comparison_cells
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """The palette of Okabe and Ito, which works with any colour vision; markers and dashes differ as well."""

@@ -14,7 +14,7 @@ from ds_rvqvae.gpu.cards import CARDS
 from ds_rvqvae.gpu.plan import make_plan
 from ds_rvqvae.gpu.plan_table import plan_table
 from ds_rvqvae.process.terminal import PLAIN, Terminal
-from ds_rvqvae.tokenizer.tables import comparison_table, score_table
+from ds_rvqvae.tokenizer.scores.tables import comparison_table, score_table
 from ds_rvqvae.train.readings import Peaks
 from ds_rvqvae.train.summary import plan_of, summary_text
 from tests.cli.test_bench import RESULT

@@ -17,7 +17,7 @@ from ds_rvqvae.config.profile import load_profile
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.motion.layout import Channels, select_columns, smplx_layout, take_channels
 from ds_rvqvae.runs.references import find_reference
-from ds_rvqvae.tokenizer.evaluation import evaluate_split
+from ds_rvqvae.tokenizer.scores.evaluation import evaluate_split
 from tests.data.formats.bvh_files import write_bvh_motion
 from tests.data.motion import write_packed
 

@@ -23,7 +23,7 @@ from ds_rvqvae.data.order import BatchOrder
 from ds_rvqvae.data.store.prepare import prepare, prepare_store
 from ds_rvqvae.data.store.store import Store
 from ds_rvqvae.data.store.verify import verify_store
-from ds_rvqvae.tokenizer.evaluation import evaluate_split
+from ds_rvqvae.tokenizer.scores.evaluation import evaluate_split
 from tests.data.motion import write_packed
 from tests.data.renewed import COLUMNS, is_whole, write_version
 

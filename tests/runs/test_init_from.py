@@ -20,8 +20,8 @@ from ds_rvqvae.runs.checkpoints import MANIFEST, MODEL_FILE, seal
 from ds_rvqvae.runs.folder import NORMALISATION, copies_of
 from ds_rvqvae.runs.init_from import keep_normalisation, mend_normalisation, take_start
 from ds_rvqvae.runs.tokenizers import motion_state
-from ds_rvqvae.tokenizer.evaluation import evaluate_split
 from ds_rvqvae.tokenizer.folder import read_config
+from ds_rvqvae.tokenizer.scores.evaluation import evaluate_split
 from tests.damage import DAMAGES, damage
 from tests.ranks import run_ranks, start_ranks, train_ranks
 from tests.train.small import SMALL, read_metrics

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ds_rvqvae import RVQVAE
-from tests.tokenizer.scoring import CONFIG
+from tests.tokenizer.scores.scoring import CONFIG
 
 
 @pytest.fixture

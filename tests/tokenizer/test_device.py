@@ -33,7 +33,7 @@ def results(tokenizer: MotionTokenizer, data: MotionData) -> dict:
     from ds_rvqvae.model.exact import exactly
     from ds_rvqvae.motion.clip import Clip
     from ds_rvqvae.motion.skeleton import builtin_skeleton
-    from ds_rvqvae.tokenizer.evaluation import evaluate_split
+    from ds_rvqvae.tokenizer.scores.evaluation import evaluate_split
     from ds_rvqvae.viz.comparison import compare
 
     device = tokenizer.mean.device

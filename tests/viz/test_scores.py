@@ -2,7 +2,7 @@
 
 import pytest
 
-from ds_rvqvae.tokenizer.tables import comparison_cells
+from ds_rvqvae.tokenizer.scores.tables import comparison_cells
 from ds_rvqvae.viz.scores import comparison_figure, rate_distortion_figure
 
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from ds_rvqvae.data.dataset import MotionData
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.motion.skeleton import Skeleton, figure_of
-from ds_rvqvae.tokenizer.frechet import FrechetFeatures
-from ds_rvqvae.tokenizer.metrics import ScoreSums
+from ds_rvqvae.tokenizer.scores.frechet import FrechetFeatures
+from ds_rvqvae.tokenizer.scores.metrics import ScoreSums
 
 
 def evaluate_split(

@@ -2,8 +2,8 @@
 
 import torch
 
-from ds_rvqvae.tokenizer.tables import best_cells, comparison_cells, comparison_table, figure_note, score_table
-from tests.tokenizer.scoring import CHAIN, make_sums
+from ds_rvqvae.tokenizer.scores.tables import best_cells, comparison_cells, comparison_table, figure_note, score_table
+from tests.tokenizer.scores.scoring import CHAIN, make_sums
 
 
 def test_table_shows_every_level_and_what_training_changed(model):

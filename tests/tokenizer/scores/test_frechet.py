@@ -6,7 +6,7 @@ import torch
 from scipy.linalg import sqrtm
 
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.tokenizer.frechet import FrechetFeatures, Moments, frechet_distance, frechet_warning
+from ds_rvqvae.tokenizer.scores.frechet import FrechetFeatures, Moments, frechet_distance, frechet_warning
 
 
 def _moments(*parts):

@@ -9,8 +9,8 @@ from ds_rvqvae import RVQVAE
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.data.dataset import MotionData
-from ds_rvqvae.tokenizer.evaluation import evaluate_split, held_out_split, skeleton_of
-from ds_rvqvae.tokenizer.frechet import FrechetFeatures
+from ds_rvqvae.tokenizer.scores.evaluation import evaluate_split, held_out_split, skeleton_of
+from ds_rvqvae.tokenizer.scores.frechet import FrechetFeatures
 from tests.data.formats.bvh_files import write_bvh_motion
 from tests.data.motion import write_packed
 

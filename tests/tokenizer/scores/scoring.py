@@ -6,7 +6,7 @@ import torch
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.motion.layout import Channels
 from ds_rvqvae.motion.skeleton import Skeleton
-from ds_rvqvae.tokenizer.metrics import ScoreSums
+from ds_rvqvae.tokenizer.scores.metrics import ScoreSums
 
 CONFIG = ModelConfig(width=16, depth=1, code_dim=4, nb_code=8, num_quantizers=3)
 LAYOUT = (
