@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ds_rvqvae.motion.layout import Layout, root_channels, rotation_columns
+from ds_rvqvae.motion import recovery
+from ds_rvqvae.motion.layout import Layout, feature_layout, root_channels, rotation_columns
 from ds_rvqvae.motion.skeleton import Skeleton, measured_joints, moved_joints
 
-FEET = ("left_foot", "right_foot", "LeftToeBase", "RightToeBase", "LeftToe", "RightToe")
-"""Joints at the balls of the feet: SMPL-X's names, and those of BVH files."""
+FEET = ("left_foot", "right_foot", "LeftToeBase", "RightToeBase", "LeftToe", "RightToe", "left_toe", "right_toe")
+"""Joints at the balls of the feet: SMPL-X's names, those of BVH files, and KIT's."""
 
 
 class Kinematics:
@@ -34,9 +35,12 @@ class Kinematics:
         has_root: whether the layout has the root's position.
     """
 
+    floor_is_0 = False
+    """Whether the floor is at y = 0."""
+
     def __init__(self, layout: Layout, skeleton: Skeleton, device: torch.device | str = "cpu") -> None:
         names, parents = skeleton.joint_names, skeleton.parents
-        self._device = device
+        self._device, self.name, self.joint_names = device, skeleton.name, skeleton.joint_names
         turned = [part for part in layout if part.kind == "rotation_6d" and part.name in names]
         self._columns = torch.from_numpy(rotation_columns(tuple(turned))).to(device)
         self._turned = self._indices(names.index(part.name) for part in turned)
@@ -120,6 +124,80 @@ class Kinematics:
             own = motion[:, self._place_columns].view(len(motion), -1, 3)
             places[:, self._placed[given]] = own[:, given]
         return places
+
+
+class RecoveredJoints:
+    """Positions of the joints of 263, 251 or 272 columns (`ds_rvqvae.motion.recovery`), with the interface of
+    `Kinematics`.
+
+    Args:
+        width: number of columns.
+        device: the device of the motion.
+
+    Attributes:
+        measured: int64, all joints, also the root, as in MoMask's evaluation.
+    """
+
+    floor_is_0 = True
+    has_root = True
+
+    def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
+        self._width, self._joints = width, recovery.JOINTS[width]
+        self.name = recovery.NAMES[width]
+        self.joint_names = recovery.JOINT_NAMES[width]
+        self.measured = torch.arange(self._joints, device=device)
+        feet = [joint for joint, name in enumerate(self.joint_names) if name in FEET]
+        self.feet = torch.tensor(feet, dtype=torch.int64, device=device)
+
+    def roots(self, motion: Tensor) -> Tensor:
+        """Returns the root's positions, fp64 `[T, 3]` metres, of motion `[T, C]`; they start at x = z = 0."""
+        return self._world(motion)[:, 0]
+
+    def places(self, motion: Tensor) -> Tensor:
+        """Returns joint positions `[T, J, 3]` in metres, with the root at 0, of motion `[T, C]` in the data's units."""
+        world = self._world(motion)
+        return (world - world[:, :1]).to(motion.dtype)
+
+    def _world(self, motion: Tensor) -> Tensor:
+        """Returns joint positions in the world, fp64 `[T, J, 3]` metres."""
+        motion, zero = motion.double(), motion.new_zeros(len(motion), dtype=torch.float64)
+        if self._width == recovery.HUMANML3D_272:
+            turns = _products(matrices_from_6d(motion[:, 2:8]))
+            steps = torch.stack([motion[:, 0], zero, motion[:, 1]], dim=1)
+            path = torch.cat([steps[:1], (steps[1:, None] @ turns[:-1])[:, 0]]).cumsum(0)
+            local = motion[:, 8 : 8 + 3 * self._joints].view(len(motion), -1, 3)
+            return local @ turns + path[:, None] * path.new_tensor([1.0, 0.0, 1.0])
+        before = functional.pad(motion[:-1, :3], (0, 0, 1, 0))
+        turns = matrices_about(motion.new_tensor([[0.0, 1.0, 0.0]]), 2 * before[:, :1].cumsum(0))[:, 0]
+        steps = torch.stack([before[:, 1], zero, before[:, 2]], dim=1)
+        path = (steps[:, None] @ turns)[:, 0].cumsum(0)
+        local = motion[:, 4 : 4 + 3 * (self._joints - 1)].view(len(motion), -1, 3)
+        root = torch.stack([path[:, 0], motion[:, 3], path[:, 2]], dim=1)
+        world = torch.cat([root[:, None], local @ turns + path[:, None]], dim=1)
+        return recovery.METRES[self._width] * world
+
+
+def joints_of(
+    layout: Layout, skeleton: Skeleton | None, device: torch.device | str = "cpu"
+) -> Kinematics | RecoveredJoints | None:
+    """Returns how to compute joint positions from a layout's columns; None if they have no joints.
+
+    Args:
+        skeleton: moved by columns of joints; published columns without names need none.
+    """
+    if layout == feature_layout(layout[-1].stop):
+        return RecoveredJoints(layout[-1].stop, device) if layout[-1].stop in recovery.JOINTS else None
+    kinematics = Kinematics(layout, skeleton, device) if skeleton else None
+    return kinematics if kinematics is not None and len(kinematics.measured) else None
+
+
+def _products(matrices: Tensor) -> Tensor:
+    """Returns for each t the product of `[T, 3, 3]` from the t-th back to the first, in log2(T) steps."""
+    found, reach = matrices, 1
+    while reach < len(found):
+        found = torch.cat([found[:reach], found[reach:] @ found[:-reach]])
+        reach *= 2
+    return found
 
 
 def _depths(parents: Sequence[int]) -> list[list[int]]:

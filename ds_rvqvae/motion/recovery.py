@@ -1,9 +1,9 @@
 """Joint positions from the columns of published feature sets, by the arithmetic of their own code.
 
 - 263 and 251 columns (HumanML3D, KIT): per frame the root's turning about y (half of the angle) and its own x and z
-  velocity, all three towards the next frame, the root's height; then positions (J - 1), rotations (J - 1) and velocities
-  (J) of joints, in axes that turn with the root; then contacts of the feet. Source: C. Guo et al. 2022, "Generating
-  Diverse and Natural 3D Human Motions from Text"; `recover_from_ric` and `recover_from_rot` in
+  velocity, all three towards the next frame, the root's height; then positions (J - 1), rotations (J - 1) and
+  velocities (J) of joints, in axes that turn with the root; then contacts of the feet. Source: C. Guo et al. 2022,
+  "Generating Diverse and Natural 3D Human Motions from Text"; `recover_from_ric` and `recover_from_rot` in
   github.com/EricGuo5513/HumanML3D, `motion_representation.ipynb`.
 - 272 columns (MotionStreamer): per frame the root's own x and z velocity and the change of heading as 6D, both from the
   frame before; then positions, velocities and rotations of 22 joints. Source: L. Xiao et al. 2025, "MotionStreamer";
@@ -28,6 +28,18 @@ HUMANML3D, KIT, HUMANML3D_272 = 263, 251, 272
 JOINTS = {HUMANML3D: 22, KIT: 21, HUMANML3D_272: 22}
 METRES = {HUMANML3D: 1.0, KIT: 0.001, HUMANML3D_272: 1.0}
 """Metres per unit of the columns."""
+_KIT_JOINTS = (
+    *("root", "belly", "chest", "neck", "head", "right_shoulder", "right_elbow", "right_wrist", "left_shoulder"),
+    *("left_elbow", "left_wrist", "right_hip", "right_knee", "right_ankle", "right_heel", "right_toe", "left_hip"),
+    *("left_knee", "left_ankle", "left_heel", "left_toe"),
+)
+JOINT_NAMES = {HUMANML3D: SMPLX_JOINTS[:22], KIT: _KIT_JOINTS, HUMANML3D_272: SMPLX_JOINTS[:22]}
+NAMES = {
+    HUMANML3D: "HumanML3D's joint positions",
+    KIT: "KIT's joint positions",
+    HUMANML3D_272: "the joint positions of the 272 columns",
+}
+"""Figures in words."""
 BODY_JOINTS, BODY_PARENTS = SMPLX_JOINTS[:22], SMPLX_PARENTS[:22]
 """The joints of 263 and of 272 columns: SMPL-X's body."""
 
@@ -52,6 +64,14 @@ _BONES = {
     ),
 }
 """Each joint's direction from its parent at rest, `[J, 3]`, and the chains of bones along which rotations add up."""
+
+
+def parents_of(width: int) -> tuple[int, ...]:
+    """Returns the index of each joint's parent, -1 for the root."""
+    if width == HUMANML3D_272:
+        return BODY_PARENTS
+    above = {joint: parent for chain in _BONES[width][1] for parent, joint in pairwise(chain)}
+    return tuple(above.get(joint, -1) for joint in range(JOINTS[width]))
 
 
 def places_by_positions(motion: NDArray[Any]) -> NDArray[np.float64]:
@@ -97,7 +117,7 @@ def places_by_rotations(motion: NDArray[Any], lengths: NDArray[np.float64]) -> N
     return places
 
 
-def bone_lengths(places: NDArray[np.float64], parents: Sequence[int] = BODY_PARENTS) -> NDArray[np.float64]:
+def bone_lengths(places: NDArray[np.float64], parents: Sequence[int]) -> NDArray[np.float64]:
     """Returns each joint's distance from its parent in `[frames, J, 3]`, the median over frames, `[J]`; 0 for the root.
 
     The clips of HumanML3D and KIT all have the bones of one skeleton, so any of them gives their lengths.

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,21 +14,13 @@ from ds_rvqvae.config.data import to_say
 from ds_rvqvae.data.formats.base import Reader
 from ds_rvqvae.data.store.store import TABLE, Store
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.motion import recovery
 from ds_rvqvae.motion.clip import ClipError, Take
-from ds_rvqvae.motion.layout import MOVING, SMPLX_JOINTS, SMPLX_PARENTS, Channels, Layout, root_channels
+from ds_rvqvae.motion.layout import MOVING, SMPLX_JOINTS, Channels, Layout, root_channels
 from ds_rvqvae.motion.rotations import translation_positions
 from ds_rvqvae.motion.sides import sides_by_name, sides_of
 from ds_rvqvae.motion.skeleton import Skeleton, builtin_skeleton, joint_places, skeleton_from_json
 
-HUMANML3D_COLUMNS, KIT_COLUMNS = 263, 251
-_KIT_CHAINS = ((0, 1, 2, 3, 4), (3, 5, 6, 7), (3, 8, 9, 10), (0, 11, 12, 13, 14, 15), (0, 16, 17, 18, 19, 20))
-_KIT_JOINTS = (
-    *("root", "belly", "chest", "neck", "head", "right_shoulder", "right_elbow", "right_wrist", "left_shoulder"),
-    *("left_elbow", "left_wrist", "right_hip", "right_knee", "right_ankle", "right_heel", "right_toe", "left_hip"),
-    *("left_knee", "left_ankle", "left_heel", "left_toe"),
-)
-_KIT_METRES = 0.001
-"""KIT's motion is in millimetres."""
 LYING = 0.6
 """Below this vertical fraction of the line from feet to head, a figure is lying down."""
 AXES = "xyz"
@@ -117,27 +108,21 @@ def figure_of(store: Store) -> Figure | None:
             return _of_rotations(store.layout, store.skeleton, store.folder.name)
         except ClipError as error:
             raise UserError(f"{store.folder / TABLE}: not a skeleton: {error}") from None
-    width = len(store.mean)
-    if width == HUMANML3D_COLUMNS:
-        names = SMPLX_JOINTS[:22]
-        return Figure(
-            "HumanML3D's joint positions",
-            names,
-            SMPLX_PARENTS[:22],
-            sides_by_name(names),
-            lambda motion: _placed(motion, 22),
-        )
-    if width == KIT_COLUMNS:
-        above = {child: joint for chain in _KIT_CHAINS for joint, child in pairwise(chain)}
-        parents = tuple(above.get(joint, -1) for joint in range(21))
-        return Figure(
-            "KIT's joint positions, in millimetres",
-            _KIT_JOINTS,
-            parents,
-            sides_by_name(_KIT_JOINTS),
-            lambda motion: _KIT_METRES * _placed(motion, 21),
-        )
-    return None
+    return _of_features(len(store.mean))
+
+
+def _of_features(width: int) -> Figure | None:
+    """Returns the figure of published columns without names; None for other columns."""
+    if width not in recovery.JOINTS:
+        return None
+    names, unit = recovery.JOINT_NAMES[width], ", in millimetres" if width == recovery.KIT else ""
+    return Figure(
+        f"{recovery.NAMES[width]}{unit}",
+        names,
+        recovery.parents_of(width),
+        sides_by_name(names),
+        recovery.places_by_positions,
+    )
 
 
 def _of_rotations(layout: Layout, skeleton: dict[str, Any] | None, name: str) -> Figure | None:
@@ -161,14 +146,6 @@ def _turned(layout: Layout, skeleton: Skeleton, name: str) -> Figure | None:
     return Figure(name, skeleton.joint_names, skeleton.parents, sides_of(skeleton), places)
 
 
-def _placed(motion: NDArray[Any], joints: int) -> NDArray[np.float64]:
-    """Returns HumanML3D's joint positions `[frames, joints, 3]`: the root over the origin, facing z in all frames."""
-    places = np.zeros((len(motion), joints, 3))
-    places[:, 0, 1] = motion[:, 3]
-    places[:, 1:] = motion[:, 4 : 4 + 3 * (joints - 1)].reshape(len(motion), joints - 1, 3)
-    return places
-
-
 @dataclass(frozen=True, eq=False)
 class Root:
     """The root's path: `path` gives metres, float64 `[frames, 3]`, for motion `[frames, columns]`, from x = z = 0."""
@@ -183,9 +160,9 @@ def root_of(store: Store) -> Root | None:
     if part is not None:
         return Root(part.name, lambda motion: _path(motion, part))
     if not any(part.kind in MOVING for part in store.layout):
-        unit = {HUMANML3D_COLUMNS: 1.0, KIT_COLUMNS: _KIT_METRES}.get(len(store.mean))
-        if unit is not None:
-            return Root("columns 0 to 3", lambda motion: unit * _integrated(motion))
+        columns = {recovery.HUMANML3D_272: "columns 0 to 10"}.get(len(store.mean), "columns 0 to 3")
+        if len(store.mean) in recovery.JOINTS:
+            return Root(columns, lambda motion: recovery.places_by_positions(motion)[:, 0])
     return None
 
 
@@ -194,17 +171,6 @@ def _path(motion: NDArray[Any], part: Channels) -> NDArray[np.float64]:
     if part.kind == "translation":
         return translation_positions(columns)
     return columns - columns[:1] * [1.0, 0.0, 1.0]
-
-
-def _integrated(motion: NDArray[Any]) -> NDArray[np.float64]:
-    """Returns the root's path from HumanML3D features: half the rotation about y per frame, and the root's own step."""
-    turn, x, z = np.zeros((3, len(motion)))
-    turn[1:] = 2 * np.cumsum(motion[:-1, 0], dtype=np.float64)
-    x[1:], z[1:] = motion[:-1, 1], motion[:-1, 2]
-    sine, cosine = np.sin(turn), np.cos(turn)
-    # The features are rotated to face z; this rotates them back about y.
-    x, z = x * cosine - z * sine, x * sine + z * cosine
-    return np.stack([np.cumsum(x), motion[:, 3].astype(np.float64), np.cumsum(z)], axis=1)
 
 
 class Posture(NamedTuple):

@@ -9,14 +9,7 @@ Every score is a mean over the frames of complete clips, so long clips weigh mor
 - `velocity_error`: absolute difference of frame differences, over columns; normalised units per frame.
 - `jitter`, `jitter_truth`: absolute third difference, over columns, of the reconstruction and of the original motion;
   normalised units per frame³. The third derivative is Flash and Hogan's (1985).
-- `mpjpe_mm`: distance of joints from their original positions, with aligned roots, over the joints that the layout
-  names and that its rotations can move; millimetres. Ionescu et al. 2014 (Human3.6M); root-aligned as in MoMask.
-- `root_error_mm`: distance of the root from its original position; millimetres. In a layout with velocities both
-  start at the same position and the errors of velocity add up, so it grows with a clip's length.
-- `foot_sliding`, `foot_sliding_truth`: horizontal speed of a foot, in the reconstruction and in the original, while
-  the original foot stands: at most 5 cm above its lowest position in the clip and slower than 15 cm/s; in cm/s. The
-  height is from Karunratanakul et al. 2023 (GMD); the limit on speed is our own, so the original's speed is always
-  below it.
+- `mpjpe_mm` and the other errors of joints: see `joints.py`.
 - `usage`: fraction of `nb_code` in use; `perplexity`: exp of the entropy of code use.
 - `bits_per_second`: codes per second times log2 `nb_code`, summed over levels; `entropy_bits_per_second`: the same
   with log2 of the level's perplexity, the bits needed if each code is stored by itself, without its neighbours. With
@@ -33,14 +26,10 @@ from ds_rvqvae.model.exact import exactly
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.model.vq import perplexity_of
 from ds_rvqvae.motion.clip import MIN_FRAMES
-from ds_rvqvae.motion.kinematics import Kinematics, angle_between
+from ds_rvqvae.motion.kinematics import angle_between, joints_of
 from ds_rvqvae.motion.layout import Layout, rotation_columns
 from ds_rvqvae.motion.skeleton import Skeleton
-
-STANDING_HEIGHT = 0.05
-"""Metres: a standing foot is at most this much above its lowest position in the clip."""
-STANDING_SPEED = 0.15
-"""Metres per second: a standing foot is horizontally slower than this."""
+from ds_rvqvae.tokenizer.scores.joints import KEYS, JointErrors
 
 _BY_LEVEL = ("l1", "angle_error_deg", "velocity_error", "jitter", "mpjpe_mm")
 
@@ -53,7 +42,7 @@ class ScoreSums:
         layout: layout of the model's columns.
         mean, std: `[C]` fp32; normalised motion times `std` plus `mean` is in the data's own units.
         fps: frame rate.
-        skeleton: the skeleton that `mpjpe_mm` and `foot_sliding` are measured on; without it both are None.
+        skeleton: the skeleton that errors of joints are measured on; published columns without names need none.
         unit_std: `[C]`, the size of one normalised unit in `l1`, `velocity_error` and `jitter`; by default `std`. It
             makes tokenizers with different normalisation comparable.
 
@@ -79,15 +68,13 @@ class ScoreSums:
         hinges = [part.start for part in layout if part.kind == "angle" and part.name not in slides]
         self.hinges = torch.tensor(hinges, dtype=torch.int64, device=device)
         self.has_angles = bool(hinges) or len(self.rotations) > 0
-        kinematics = Kinematics(layout, skeleton, device) if skeleton else None
-        # If the layout moves no joint, there is nothing to measure.
-        self.kinematics = kinematics if kinematics is not None and len(kinematics.measured) else None
+        self.joint_places = joints_of(layout, skeleton, device)
         levels, codes = model.config.num_quantizers, model.config.nb_code
-        sizes = [7, len(_BY_LEVEL) * levels, levels * codes]
+        sizes = [3, JointErrors.SIZE, len(_BY_LEVEL) * levels, levels * codes]
         self.flat = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
-        totals, errors, counts = torch.split(self.flat, sizes)
-        self.clips, self.frames, self.jitter_truth, self.root, *sliding = totals.unbind()
-        self.standing, self.sliding, self.sliding_truth = sliding
+        totals, of_joints, errors, counts = torch.split(self.flat, sizes)
+        self.clips, self.frames, self.jitter_truth = totals.unbind()
+        self.joint_errors = None if self.joint_places is None else JointErrors(self.joint_places, fps, of_joints)
         self.l1, self.angle, self.velocity, self.jitter, self.joints = errors.view(len(_BY_LEVEL), levels)
         self.counts = counts.view(levels, codes)
 
@@ -106,7 +93,7 @@ class ScoreSums:
         if frames < MIN_FRAMES:
             return None
         motion = motion[:frames]
-        truth, kinematics = motion * self.std + self.mean, self.kinematics
+        truth, kinematics = motion * self.std + self.mean, self.joint_places
         places = kinematics.places(truth) if kinematics is not None else None
         codes = self.model.encode(motion.unsqueeze(0))
         for level in range(codes.shape[-1]):
@@ -121,8 +108,8 @@ class ScoreSums:
                 self.joints[level] += apart.mean(dim=1).sum()
             self.counts[level] += torch.bincount(codes[0, :, level], minlength=self.counts.shape[1])
         self.jitter_truth += self._in_units(motion.diff(n=3, dim=0)).abs().mean(dim=1).sum()
-        if kinematics is not None and places is not None and kinematics.has_root:
-            self._add_root(kinematics, truth, found, places, found_places)
+        if self.joint_errors is not None and places is not None:
+            self.joint_errors.add(truth, found, places, found_places)
         self.clips += 1
         self.frames += frames
         return reconstruction
@@ -138,27 +125,6 @@ class ScoreSums:
         self.l1[level] += difference.abs().mean(dim=1).sum()
         self.velocity[level] += difference.diff(dim=0).abs().mean(dim=1).sum()
         self.jitter[level] += self._in_units(reconstruction.diff(n=3, dim=0)).abs().mean(dim=1).sum()
-
-    def _add_root(
-        self, kinematics: Kinematics, truth: Tensor, found: Tensor, places: Tensor, found_places: Tensor
-    ) -> None:
-        """Adds the errors of the root and of the feet; `truth` and `found` in the data's own units, positions in
-        metres."""
-        feet = kinematics.feet
-        roots = [kinematics.roots(motion) for motion in (truth, found)]
-        self.root += (roots[1] - roots[0]).norm(dim=1).sum()
-        if not len(feet):
-            return
-        height = places[:, feet, 1] + roots[0][:, 1:2]
-        is_low = height <= height.amin(dim=0) + STANDING_HEIGHT
-        speeds = [
-            (joints[:, feet].diff(dim=0) + root.diff(dim=0)[:, None])[..., [0, 2]].norm(dim=-1) * self.fps
-            for joints, root in ((places, roots[0]), (found_places, roots[1]))
-        ]
-        stands = is_low[1:] & is_low[:-1] & (speeds[0] < STANDING_SPEED)
-        self.standing += stands.sum()
-        self.sliding_truth += speeds[0][stands].sum()
-        self.sliding += speeds[1][stands].sum()
 
     def _in_units(self, difference: Tensor) -> Tensor:
         return difference if self.units is None else difference * self.units
@@ -176,20 +142,17 @@ class ScoreSums:
         frames, clips = self.frames.item(), self.clips.item()
         perplexity = perplexity_of(self.counts).tolist()
         by_levels = self._by_levels(frames, clips, perplexity)
-        kinematics = self.kinematics
-        has_root = kinematics is not None and kinematics.has_root
-        standing = self.standing.item()
+        joints = self.joint_places
+        errors = dict.fromkeys(KEYS) if self.joint_errors is None else self.joint_errors.scores(frames, _mean)
         return {
             "split": split,
             "clips": int(clips),
             "frames": int(frames),
             **{key: value for key, value in by_levels[-1].items() if key != "levels"},
             "jitter_truth": _mean(self.jitter_truth.item(), frames - 3 * clips),
-            "root_error_mm": _mean(1000 * self.root.item(), frames) if has_root else None,
-            "foot_sliding": _mean(100 * self.sliding.item(), standing),
-            "foot_sliding_truth": _mean(100 * self.sliding_truth.item(), standing),
-            "skeleton": self.skeleton.name if self.skeleton is not None and kinematics is not None else None,
-            "mpjpe_joints": len(kinematics.measured) if kinematics is not None else 0,
+            **errors,
+            "skeleton": None if joints is None else joints.name,
+            "mpjpe_joints": 0 if joints is None else len(joints.measured),
             "code_rate": self.fps / self.model.config.code_stride,
             "usage": (self.counts > 0).double().mean(dim=1).tolist(),
             "perplexity": perplexity,
@@ -199,7 +162,7 @@ class ScoreSums:
     def _by_levels(self, frames: float, clips: float, perplexity: list[float]) -> list[dict[str, Any]]:
         sums = (self.l1, self.angle, self.velocity, self.jitter, 1000 * self.joints)
         counts = (frames, frames, frames - clips, frames - 3 * clips, frames)
-        there = (True, self.has_angles, True, True, self.kinematics is not None)
+        there = (True, self.has_angles, True, True, self.joint_places is not None)
         code_rate = self.fps / self.model.config.code_stride
         rows = []
         for level in range(len(perplexity)):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from ds_rvqvae.motion import recovery
 from ds_rvqvae.process.tables import Column, Table
 from ds_rvqvae.process.terminal import PLAIN, Block, Line, Terminal
 from ds_rvqvae.text import counted
@@ -34,13 +35,23 @@ COMPARED = (
     ("jitter", "jitter", "norm.", ".4f"),
     ("jitter_truth", _OF_TRUTH, "norm.", ".4f"),
     ("mpjpe_mm", "MPJPE", "mm", ".2f"),
+    ("pa_mpjpe_mm", "PA-MPJPE", "mm", ".2f"),
+    ("mpjpe_global_mm", "in the world", "mm", ".1f"),
     ("root_error_mm", "root", "mm", ".1f"),
+    ("root_drift_mm_per_s", "drift", "mm/s", ".1f"),
+    ("joint_jerk", "jerk", "m/s³", ".1f"),
+    ("joint_jerk_truth", _OF_TRUTH, "m/s³", ".1f"),
     ("foot_sliding", "sliding", "cm/s", ".2f"),
     ("foot_sliding_truth", _OF_TRUTH, "cm/s", ".2f"),
+    ("foot_skating", "skating", "", ".2%"),
+    ("foot_skating_truth", _OF_TRUTH, "", ".2%"),
     ("frechet", "Fréchet", "", ".4g"),
 )
 """Columns of a comparison: key in the scores, title, unit, format."""
-LOWER_IS_BETTER = ("l1", "angle_error_deg", "velocity_error", "mpjpe_mm", "root_error_mm", "foot_sliding", "frechet")
+LOWER_IS_BETTER = (
+    *("l1", "angle_error_deg", "velocity_error", "mpjpe_mm", "pa_mpjpe_mm", "mpjpe_global_mm", "root_error_mm"),
+    *("root_drift_mm_per_s", "foot_sliding", "foot_skating", "frechet"),
+)
 
 
 def score_table(
@@ -139,7 +150,10 @@ def figure_note(scores: dict[str, Any]) -> str | None:
     """Returns which joints of which skeleton were measured."""
     if not scores.get("skeleton"):
         return None
-    figure = "built-in 1.75 m figure" if scores["skeleton"] == "built-in" else f"skeleton {scores['skeleton']}"
+    skeleton = scores["skeleton"]
+    if skeleton in recovery.NAMES.values():
+        return f"{scores['mpjpe_joints']} joints of {skeleton}, the root among them, roots aligned"
+    figure = "built-in 1.75 m figure" if skeleton == "built-in" else f"skeleton {skeleton}"
     return f"{scores['mpjpe_joints']} joints on the {figure}, roots aligned"
 
 
@@ -154,11 +168,22 @@ def _further(scores: dict[str, Any]) -> list[Block]:
         lines.append(f"jitter {jitter} (third difference, normalised units per frame³)")
     if scores.get("mpjpe_mm") is not None:
         lines.append(f"MPJPE {scores['mpjpe_mm']:.2f} mm over {figure_note(scores)}")
+    if scores.get("pa_mpjpe_mm") is not None:
+        world = scores.get("mpjpe_global_mm")
+        also = "" if world is None else f", without alignment {world:.1f} mm"
+        lines.append(f"PA-MPJPE {scores['pa_mpjpe_mm']:.2f} mm (rotated, scaled and shifted by frame){also}")
+    if scores.get("joint_jerk") is not None:
+        lines.append(f"joints' jerk {scores['joint_jerk']:.1f} m/s³, of the original {scores['joint_jerk_truth']:.1f}")
     if scores.get("root_error_mm") is not None:
-        lines.append(f"root {scores['root_error_mm']:.1f} mm from its original position")
+        drift = scores.get("root_drift_mm_per_s")
+        also = "" if drift is None else f", drift {drift:.1f} mm/s"
+        lines.append(f"root {scores['root_error_mm']:.1f} mm from its original position{also}")
     if scores.get("foot_sliding") is not None:
         sliding, truth = scores["foot_sliding"], scores["foot_sliding_truth"]
         lines.append(f"standing feet slide {sliding:.2f} cm/s, in the original {truth:.2f}")
+    if scores.get("foot_skating") is not None:
+        skating, truth = scores["foot_skating"], scores["foot_skating_truth"]
+        lines.append(f"feet skate in {skating:.2%} of steps (over 50 cm/s below 5 cm), in the original {truth:.2%}")
     if scores.get("frechet") is not None:
         samples = f"{scores['frechet_samples']:,} samples in {scores['frechet_dimensions']} dimensions"
         windows = f"windows of {scores['frechet_window']} frames"

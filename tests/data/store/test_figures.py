@@ -81,8 +81,8 @@ def test_kits_places_are_millimetres(tmp_path):
     store = make_store(tmp_path, tmp_path / "motion", fps=12.5)
     figure, path = figure_of(store), root_of(store).path(motion)
     places = figure.places(motion)
-    np.testing.assert_allclose(places[:, 0], [[0, 0.9, 0]] * 60)
-    np.testing.assert_allclose(places[:, 20], motion[:, 61:64] / 1000, rtol=1e-6)
+    np.testing.assert_allclose(places[:, 0], path)
+    np.testing.assert_allclose(places[:, 20], motion[:, 61:64] / 1000 + path * [1, 0, 1], rtol=1e-6)
     np.testing.assert_allclose(path, np.stack([np.arange(60) * 0.01, np.full(60, 0.9), np.arange(60) * 0.02], axis=1))
     assert figure.parents[:5] == (-1, 0, 1, 2, 3) and figure.joint_names[figure.head] == "head"
     assert [figure.joint_names[joint] for joint in np.flatnonzero(figure.sides > 0)] == [

@@ -11,7 +11,8 @@ from ds_rvqvae import RVQVAE
 from ds_rvqvae.motion.kinematics import angle_between
 from ds_rvqvae.motion.layout import Channels
 from ds_rvqvae.motion.skeleton import builtin_skeleton, joint_places
-from ds_rvqvae.tokenizer.scores.metrics import STANDING_HEIGHT, STANDING_SPEED, ScoreSums
+from ds_rvqvae.tokenizer.scores.joints import STANDING_HEIGHT, STANDING_SPEED
+from ds_rvqvae.tokenizer.scores.metrics import ScoreSums
 from ds_rvqvae.tokenizer.scores.tables import score_table
 from tests.motion.walking import legs
 from tests.tokenizer.scores.scoring import CHAIN, CONFIG, LAYOUT, make_sums
