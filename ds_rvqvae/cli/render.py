@@ -82,7 +82,7 @@ def _render(args: argparse.Namespace) -> int:
     tokenizer = open_tokenizer(find_tokenizer(args.tokenizer), device)
     tokenizers = [*tokenizer.parts.values()] if isinstance(tokenizer, BodyTokenizer) else [tokenizer]
     clip, own = _read_clip(args.motion, args.clip, tokenizers[0])
-    skeleton = given or figure_of(own, args.motion.stem)
+    skeleton = given or figure_of(own, args.motion.stem, tokenizers[0].layout if len(tokenizers) == 1 else clip.layout)
     comparison = compare(tokenizers, clip, skeleton, args.levels, args.start, args.seconds)
     fps = _frame_rate(args.fps, clip.fps, out.suffix.lower() == ".gif")
     size = args.size or (_SIZE_WITH_CODES if args.codes else _SIZE)
@@ -96,11 +96,12 @@ def _render(args: argparse.Namespace) -> int:
         "size": list(size),
         "clip": clip.name,
         "levels": comparison.levels,
-        "angle_error_deg": float(comparison.angle_error.mean()),
+        "angle_error_deg": None if comparison.angle_error is None else float(comparison.angle_error.mean()),
         "joint_error_mm": float(comparison.mean_distance_mm.mean()),
     }
     what = f"{len(animation)} frames of {size[0]}x{size[1]} at {fps:g} fps"
-    errors = f"{comparison.levels_text}: {result['angle_error_deg']:.2f} degrees, {result['joint_error_mm']:.1f} mm"
+    degrees = "" if comparison.angle_error is None else f"{result['angle_error_deg']:.2f} degrees, "
+    errors = f"{comparison.levels_text}: {degrees}{result['joint_error_mm']:.1f} mm"
     line: Line = [(str(out), "path"), f": {what}; ", (clip.name, "name"), f", {errors}"]
     print_result(args, result, [line], in_files=True)
     return ExitStatus.DONE

@@ -84,7 +84,7 @@ def _next_commands(folder: Path, parts: Sequence[str], data: MotionData) -> list
     layout = data.store.layout if parts else data.layout
     with tolerated("no clip to name in a command", warn=lambda _: None):
         clip = _clip_of(data, split)
-        if measured_joints(layout, figure_of(data.store.skeleton, "motion")):
+        if measured_joints(layout, figure_of(data.store.skeleton, "motion", layout)):
             commands.append([*own, "render", str(folder), *clip, "--out", f"{Path(clip[0]).stem}.mp4"])
     with tolerated("no motion to name in a command", warn=lambda _: None):
         if (motion := _motion_of(data)).exists():

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ds_rvqvae.motion import recovery
-from ds_rvqvae.motion.layout import Layout, feature_layout, root_channels, rotation_columns
+from ds_rvqvae.motion.layout import Layout, root_channels, rotation_columns
 from ds_rvqvae.motion.skeleton import Skeleton, measured_joints, moved_joints
 
 FEET = ("left_foot", "right_foot", "LeftToeBase", "RightToeBase", "LeftToe", "RightToe", "left_toe", "right_toe")
@@ -185,8 +185,9 @@ def joints_of(
     Args:
         skeleton: moved by columns of joints; published columns without names need none.
     """
-    if layout == feature_layout(layout[-1].stop):
-        return RecoveredJoints(layout[-1].stop, device) if layout[-1].stop in recovery.JOINTS else None
+    width = recovery.recovered_width(layout)
+    if width is not None:
+        return RecoveredJoints(width, device)
     kinematics = Kinematics(layout, skeleton, device) if skeleton else None
     return kinematics if kinematics is not None and len(kinematics.measured) else None
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_rvqvae.motion.layout import SMPLX_JOINTS, SMPLX_PARENTS
+from ds_rvqvae.motion.layout import SMPLX_JOINTS, SMPLX_PARENTS, Layout, feature_layout
 from ds_rvqvae.motion.rotations import rotation_6d_to_matrix
 
 HUMANML3D, KIT, HUMANML3D_272 = 263, 251, 272
@@ -64,6 +64,17 @@ _BONES = {
     ),
 }
 """Each joint's direction from its parent at rest, `[J, 3]`, and the chains of bones along which rotations add up."""
+
+
+def recovered_width(layout: Layout) -> int | None:
+    """Returns the number of columns if these are published ones without names, from which joints are recovered."""
+    width = layout[-1].stop
+    return width if width in JOINTS and layout == feature_layout(width) else None
+
+
+def ways_of(width: int) -> NDArray[np.float64]:
+    """Returns each joint's direction from its parent at rest, unit vectors `[J, 3]`; 0 for the root."""
+    return _BONES[HUMANML3D if width == HUMANML3D_272 else width][0]
 
 
 def parents_of(width: int) -> tuple[int, ...]:

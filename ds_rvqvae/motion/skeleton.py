@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ds_rvqvae.motion import recovery
 from ds_rvqvae.motion.clip import ClipError
-from ds_rvqvae.motion.layout import MOVING, SMPLX_JOINTS, SMPLX_PARENTS, Channels, Layout
+from ds_rvqvae.motion.layout import MOVING, SMPLX_JOINTS, SMPLX_PARENTS, Channels, Layout, root_channels
+from ds_rvqvae.motion.recovery import places_by_positions, recovered_width
 from ds_rvqvae.motion.rotations import axis_angle_to_matrix, rotation_6d_to_matrix, translation_positions
 
 _LONGEST_BONE = 10.0
@@ -204,7 +206,10 @@ def joint_places(motion: NDArray[Any], layout: Layout, skeleton: Skeleton) -> ND
 
     Returns:
         float64 `[frames, joints, 3]` metres, or None if the layout has no columns of any joint of the skeleton.
+        Published columns without names have their own joints (`ds_rvqvae.motion.recovery`), those of `figure_of`.
     """
+    if recovered_width(layout) is not None:
+        return places_by_positions(motion)
     joints = {name: index for index, name in enumerate(skeleton.joint_names)}
     root = _root_places(motion, layout)
     moving = [part for part in layout if part.kind in ("rotation_6d", "angle") and part.name in joints]
@@ -291,6 +296,8 @@ def moved_joints(layout: Layout, skeleton: Skeleton) -> list[bool]:
     its own joint too. A position relative to the root moves its joint.
     """
     names = skeleton.joint_names
+    if recovered_width(layout) is not None:
+        return [True] * len(names)
     turned = {part.name for part in layout if part.kind in ("rotation_6d", "angle")}
     placed = {part.name for part in layout if part.kind == "relative_position"}
     if placed:
@@ -306,17 +313,34 @@ def moved_joints(layout: Layout, skeleton: Skeleton) -> list[bool]:
 
 def measured_joints(layout: Layout, skeleton: Skeleton) -> list[int]:
     """Returns the joints that the layout's columns move and have columns of their own; their positions are measured."""
-    own = {part.name for part in layout if part.kind in MOVING}
-    moved = moved_joints(layout, skeleton)
+    own, moved = own_joints(layout, skeleton), moved_joints(layout, skeleton)
     return [joint for joint, name in enumerate(skeleton.joint_names) if moved[joint] and name in own]
 
 
-def figure_of(skeleton: dict[str, Any] | None, motion: str) -> Skeleton:
+def own_joints(layout: Layout, skeleton: Skeleton) -> set[str]:
+    """Returns the names of the joints that have columns of their own."""
+    if recovered_width(layout) is not None:
+        return set(skeleton.joint_names)
+    return {part.name for part in layout if part.kind in MOVING}
+
+
+def has_root(layout: Layout) -> bool:
+    """Returns whether columns have the root's position."""
+    return root_channels(layout) is not None or recovered_width(layout) is not None
+
+
+def figure_of(skeleton: dict[str, Any] | None, motion: str, layout: Layout) -> Skeleton:
     """Returns the skeleton of motion files (`Take.skeleton`), with `motion` as its name.
+
+    Published columns without names have joints of their own; their bones at rest have directions only.
 
     If they have none, or one that is not a figure in metres, the built-in skeleton takes its place. Data with other
     joint names do not match it, and no distance is measured.
     """
+    width = recovered_width(layout)
+    if width is not None:
+        names = recovery.JOINT_NAMES[width]
+        return Skeleton(names, recovery.parents_of(width), recovery.ways_of(width), recovery.NAMES[width])
     try:
         return builtin_skeleton() if skeleton is None else skeleton_from_json(skeleton, motion)
     except ClipError:

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import Clip, ClipError
-from ds_rvqvae.motion.kinematics import Kinematics, angle_between
-from ds_rvqvae.motion.layout import MOVING, Layout, feature_layout, rotation_columns
+from ds_rvqvae.motion.kinematics import joints_of
+from ds_rvqvae.motion.layout import MOVING, Layout, feature_layout
 from ds_rvqvae.motion.skeleton import Skeleton, joint_places
 from ds_rvqvae.text import counted
 from ds_rvqvae.tokenizer.folder import columns_for
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
+from ds_rvqvae.viz.curves import joint_errors
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +42,8 @@ class Comparison:
         skeleton: its J joints are shown.
         truth, found: joint positions `[T, J, 3]` in metres, of the original and of the reconstruction. Columns that no
             tokenizer covers are the original's in both.
-        angle_error: mean over the tokenizers' rotations, degrees `[T]`, computed as in `evaluate`.
+        angle_error: mean over the tokenizers' rotations and angles, degrees `[T]`, computed as in `evaluate`; None if
+            they have none.
         joint_error: distance between the joints once both roots are at the same position, metres `[T, J]`.
         measured: int64, the joints that the mean distance is taken over: those of the tokenizers that move.
         fps: frames per second.
@@ -54,7 +56,7 @@ class Comparison:
     skeleton: Skeleton
     truth: NDArray[np.float64]
     found: NDArray[np.float64]
-    angle_error: NDArray[np.float32]
+    angle_error: NDArray[np.float32] | None
     joint_error: NDArray[np.float64]
     measured: NDArray[np.int64]
     fps: float
@@ -100,9 +102,10 @@ def compare(
     columns = _columns(tokenizers, clip)
     names = {part.name for tokenizer in tokenizers for part in tokenizer.layout}
     covered = tuple(part for part in layout if part.name in names)
-    measured = Kinematics(covered, skeleton).measured.numpy()
-    if not len(measured):
+    joints = joints_of(covered, skeleton)
+    if joints is None:
         raise UserError(_no_figure(covered, skeleton))
+    measured = joints.measured.numpy()
     most = max(tokenizer.model.config.num_quantizers for tokenizer in tokenizers)
     if levels is not None and not 1 <= levels <= most:
         raise UserError(f"--levels {levels}: the tokenizer has 1 to {most}")
@@ -113,15 +116,13 @@ def compare(
         found[:, own] = tokenizer.decode(codes[:, :levels], lengths=len(found))
         rows.append(_code_rows(tokenizer, codes[:, :levels]))
     truth_places, found_places = (_places(motion, layout, skeleton)[first:last] for motion in (clip.motion, found))
-    truth_6d, found_6d = (
-        torch.from_numpy(motion[first:last][:, rotation_columns(covered)]) for motion in (clip.motion, found)
-    )
+    angles = list(joint_errors(clip.motion[first:last], found[first:last], covered).values())
     together = found_places + truth_places[:, :1] - found_places[:, :1]
     return Comparison(
         skeleton=skeleton,
         truth=truth_places,
         found=found_places,
-        angle_error=angle_between(truth_6d, found_6d).mean(dim=1).numpy(),
+        angle_error=np.mean(angles, axis=0) if angles else None,
         joint_error=np.linalg.norm(together - truth_places, axis=-1),
         measured=measured,
         fps=clip.fps,

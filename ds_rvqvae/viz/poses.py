@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from ds_rvqvae.motion.layout import MOVING, Layout
-from ds_rvqvae.motion.skeleton import Skeleton
+from ds_rvqvae.motion.layout import Layout
+from ds_rvqvae.motion.skeleton import Skeleton, own_joints
 from ds_rvqvae.viz.names import name_words
 from ds_rvqvae.viz.stick_figure import HEAD_RADIUS, Camera, StickFigure
 
@@ -42,7 +42,7 @@ def moved_groups(layout: Layout, skeleton: Skeleton) -> list[Group]:
 
     A group without any turned bone is dropped.
     """
-    names = {part.name for part in layout if part.kind in MOVING}
+    names = own_joints(layout, skeleton)
     covered = [name in names for name in skeleton.joint_names]
     turned = [
         parent >= 0 and covered[parent] and bool(offset.any())

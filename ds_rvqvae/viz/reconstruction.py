@@ -16,8 +16,8 @@ from ds_rvqvae.data.store.splits import Segment
 from ds_rvqvae.files import whole_file
 from ds_rvqvae.model.exact import exactly
 from ds_rvqvae.model.rvqvae import RVQVAE
-from ds_rvqvae.motion.layout import Layout, root_channels
-from ds_rvqvae.motion.skeleton import Skeleton, builtin_skeleton, joint_places
+from ds_rvqvae.motion.layout import Layout
+from ds_rvqvae.motion.skeleton import Skeleton, builtin_skeleton, has_root, joint_places
 from ds_rvqvae.tokenizer.scores.evaluation import skeleton_of
 from ds_rvqvae.viz.canvas import canvas_of, pixels_on
 from ds_rvqvae.viz.curves import Curve, joint_errors, liveliest
@@ -98,9 +98,8 @@ def reconstruction_figure(
     poses = joint_places(truth, layout, skeleton), joint_places(found, layout, skeleton)
     rows: list[PoseRow] = []
     if poses[0] is not None and poses[1] is not None:
-        has_root = root_channels(layout) is not None
         groups = moved_groups(layout, skeleton)
-        rows = [PoseRow(poses[0], poses[1], skeleton, group, _WIDTH - 0.4, has_root) for group in groups]
+        rows = [PoseRow(poses[0], poses[1], skeleton, group, _WIDTH - 0.4, has_root(layout)) for group in groups]
     heights = [3 * _ROW, *(row.height for row in rows)]
     figure = Figure(figsize=(_WIDTH, sum(heights) + 0.7), layout="constrained")
     FigureCanvasAgg(figure)

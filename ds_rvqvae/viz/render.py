@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -150,14 +151,17 @@ class Animation:
         shown = self.comparison
         self._seconds = shown.start + np.arange(len(shown.truth)) / shown.fps
         axes = self._figure.add_axes((0.055, 0.085 / self._height, 0.925, 0.125 / self._height))
-        axes.plot(self._seconds, shown.angle_error, color=MIDDLE, linewidth=1.0)
-        axes.axhline(shown.angle_error.mean(), color=_GHOST, linewidth=0.8, zorder=0)
+        curve = self._curve
+        axes.plot(self._seconds, curve, color=MIDDLE, linewidth=1.0)
+        axes.axhline(curve.mean(), color=_GHOST, linewidth=0.8, zorder=0)
         axes.set_xlim(self._seconds[0], max(self._seconds[-1], self._seconds[0] + 1 / shown.fps))
-        axes.set_ylim(0, max(1.15 * float(shown.angle_error.max()), 1e-3))
+        axes.set_ylim(0, max(1.15 * float(curve.max()), 1e-3))
         axes.tick_params(labelsize=8, length=2, pad=2)
         axes.spines[["top", "right"]].set_visible(False)
         axes.yaxis.set_major_locator(MaxNLocator(3))
-        heading = f"angle error, degrees; mean {shown.angle_error.mean():.2f}°, {self._distance_mm.mean():.0f} mm"
+        heading = f"distance of joints, mm; mean {self._distance_mm.mean():.1f} mm"
+        if shown.angle_error is not None:
+            heading = f"angle error, degrees; mean {curve.mean():.2f}°, {self._distance_mm.mean():.0f} mm"
         axes.text(0.0, 1.06, heading, transform=axes.transAxes, fontsize=8.5, va="bottom")
         axes.text(
             1.0,
@@ -174,6 +178,12 @@ class Animation:
             1.0, 1.06, "", transform=axes.transAxes, fontsize=8.5, ha="right", va="bottom", animated=True
         )
         self._moving += [(axes, self._cursor), (axes, self._dot), (axes, self._clock)]
+
+    @property
+    def _curve(self) -> NDArray[np.floating[Any]]:
+        """The error over time: in degrees, or in millimetres for motion without angles."""
+        shown = self.comparison
+        return shown.mean_distance_mm if shown.angle_error is None else shown.angle_error
 
     def _draw_codes(self) -> None:
         """Draws rows of coloured codes, one per level; the axes show the seconds around now."""
@@ -216,7 +226,7 @@ class Animation:
         found.place(self._found[frame])
         ghost.place(self._truth[frame])
         difference.place(self._found[frame], self._color_of.to_rgba(1000.0 * shown.joint_error[frame]))
-        second, error = self._seconds[frame], shown.angle_error[frame]
+        second, error = self._seconds[frame], self._curve[frame]
         if self._codes is not None:
             self._codes.set_xlim(second - _AROUND, second + _AROUND)
         self._cursor.set_data([second, second], [0, error])

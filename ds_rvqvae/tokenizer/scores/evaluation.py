@@ -54,7 +54,7 @@ def evaluate_split(
 
 def skeleton_of(data: MotionData) -> Skeleton:
     """Returns the skeleton of the files, or the built-in one if they have none."""
-    return figure_of(data.store.skeleton, Path(data.config.path or data.store.folder).stem)
+    return figure_of(data.store.skeleton, Path(data.config.path or data.store.folder).stem, data.layout)
 
 
 def held_out_split(data: MotionData) -> str:
