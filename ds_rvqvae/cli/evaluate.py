@@ -88,6 +88,7 @@ class _Subject:
 def _evaluate(args: argparse.Namespace) -> int:
     from ds_rvqvae.data.formats.bvh.skeletons import load_skeleton
     from ds_rvqvae.tokenizer.scores.frechet import FrechetFeatures
+    from ds_rvqvae.tokenizer.scores.protocols import protocol_lines
     from ds_rvqvae.tokenizer.scores.tables import comparison_blocks, score_blocks
 
     # All inputs are checked before the first clip is scored.
@@ -107,11 +108,11 @@ def _evaluate(args: argparse.Namespace) -> int:
     with tolerated(f"--pictures {folder}: not all pictures are drawn", warn=missing.append):
         pictures.extend(_draw(subjects, results, notes, folder, skeleton) if folder else ())
     if len(results) == 1:
-        result, text = results[0], score_blocks(results[0])
+        result, text = results[0], [*score_blocks(results[0]), "", *protocol_lines(results[0])]
     else:
         result = {"tokenizers": results, "notes": notes}
         text = [block for one in results for block in (*score_blocks(one, name=one["name"]), "")]
-        text += comparison_blocks(results, notes)
+        text += [*comparison_blocks(results, notes), "", *protocol_lines(results[0])]
     text += [["picture: ", (str(picture), "path")] for picture in pictures]
     print_result(args, result, text)
     if missing and args.pictures:  # the user asked for them
@@ -242,6 +243,7 @@ def _score(
     from ds_rvqvae.gpu.sizes import parameter_count
     from ds_rvqvae.tokenizer.scores.evaluation import evaluate_split
     from ds_rvqvae.tokenizer.scores.frechet import frechet_warning
+    from ds_rvqvae.tokenizer.scores.protocols import protocols_of
 
     tokenizer, data = subject.tokenizer, subject.data
     shares_units = data.layout == first.data.layout
@@ -263,6 +265,7 @@ def _score(
         "training_step": tokenizer.details.get("training_step"),
         "data_path": str(data.config.path),
         "normalised_by": first.name if shares_units else subject.name,
+        "protocols": protocols_of(scores),
         "warnings": [f"{subject.name}: {warning}" for warning in warnings if warning],
     }
 

@@ -1,0 +1,38 @@
+"""The protocol that each number of `evaluate` follows, in words, with its source."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ds_rvqvae.motion import recovery
+
+_PROTOCOLS = {
+    "l1": ("L1", "mean over frames of complete clips and over columns, normalised; this project's own"),
+    "angle_error_deg": ("angle", "geodesic, over joints; Huynh 2009"),
+    "velocity_error": ("velocity", "L1 of the difference of neighbouring frames; this project's own"),
+    "mpjpe_mm": ("MPJPE", "roots aligned, over the joints in use without the root; Human3.6M, Ionescu et al. 2014"),
+    "pa_mpjpe_mm": ("PA-MPJPE", "rotated, scaled and shifted frame by frame; protocol 2 of Kanazawa et al. 2018"),
+    "mpjpe_global_mm": ("MPJPE in the world", "not aligned, the root among the joints"),
+    "root_error_mm": ("root", "its distance from the original's; both start at x = z = 0 where columns are velocities"),
+    "root_drift_mm_per_s": ("drift", "the root's distance in the last frame per second of the clip"),
+    "joint_jerk": ("jerk", "third derivative of joints in the world; the jitter of TransPose, Yi et al. 2021"),
+    "foot_sliding": ("sliding", "horizontal speed of feet that stand in the original; this project's own"),
+    "foot_skating": (
+        "skating",
+        "steps with a foot under 5 cm and over 50 cm/s; GMD, Karunratanakul et al. 2023, but a mean over steps",
+    ),
+    "frechet": ("Fréchet", "of the features of --features; comparable only by the same encoder and windows"),
+}
+_MOMASK = "roots aligned, over all joints and the root, positions by recover_from_ric; MoMask, Guo et al. 2024"
+
+
+def protocols_of(scores: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the protocol of each number that was measured, by its key in the scores."""
+    found = {key: words for key, (_, words) in _PROTOCOLS.items() if scores.get(key) is not None}
+    if "mpjpe_mm" in found and scores.get("skeleton") in recovery.NAMES.values():
+        found["mpjpe_mm"] = _MOMASK
+    return found
+
+
+def protocol_lines(scores: Mapping[str, Any]) -> list[str]:
+    """Returns the same as lines of text."""
+    return [f"{_PROTOCOLS[key][0]}: {words}" for key, words in protocols_of(scores).items()]
