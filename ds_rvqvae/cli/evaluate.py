@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,12 @@ from ds_rvqvae.cli.common import (
     chosen_device,
     count,
     find_tokenizer,
+    output_file,
     print_result,
+    write_output,
 )
 from ds_rvqvae.errors import ExitStatus, UserError, say
+from ds_rvqvae.process.command import print_out
 from ds_rvqvae.process.tolerance import tolerated
 from ds_rvqvae.text import counted
 
@@ -27,8 +31,11 @@ if TYPE_CHECKING:
     from ds_rvqvae.config.data import DataConfig
     from ds_rvqvae.data.dataset import MotionData
     from ds_rvqvae.motion.skeleton import Skeleton
+    from ds_rvqvae.process.terminal import Block
     from ds_rvqvae.runs.references import Reference
     from ds_rvqvae.tokenizer.scores.frechet import FrechetFeatures
+    from ds_rvqvae.tokenizer.scores.papers import PaperTable
+    from ds_rvqvae.tokenizer.scores.spread import ClipScore
     from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 
@@ -65,14 +72,23 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         metavar="FRAMES",
         help="frames T per input of the encoder of --features (default: 64)",
     )
+    add_device_flag(parser)
     parser.add_argument(
         "--pictures",
         type=Path,
         metavar="DIR",
         help="folder for pictures (default: RUN/eval for a single run, else none)",
     )
-    add_device_flag(parser)
     add_json_flag(parser)
+    for form, words in (("markdown", "Markdown"), ("latex", "LaTeX, with booktabs")):
+        parser.add_argument(
+            f"--{form}",
+            nargs="?",
+            const="-",
+            type=output_file,
+            metavar="FILE",
+            help=f"the table for a paper in {words}, to FILE or standard output",
+        )
     parser.set_defaults(verb=_evaluate)
 
 
@@ -87,11 +103,14 @@ class _Subject:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from ds_rvqvae.data.formats.bvh.skeletons import load_skeleton
+    from ds_rvqvae.tokenizer.scores.comparison import all_differences, common_stride, spread_blocks, spread_notes
     from ds_rvqvae.tokenizer.scores.frechet import FrechetFeatures
+    from ds_rvqvae.tokenizer.scores.papers import paper_table
     from ds_rvqvae.tokenizer.scores.protocols import protocol_lines
     from ds_rvqvae.tokenizer.scores.tables import comparison_blocks, score_blocks
 
     # All inputs are checked before the first clip is scored.
+    _check_outputs(args)
     device = chosen_device(args)
     skeleton = load_skeleton(args.skeleton) if args.skeleton else None
     features = FrechetFeatures(args.features, args.feature_window) if args.features else None
@@ -99,8 +118,13 @@ def _evaluate(args: argparse.Namespace) -> int:
     names = _distinct_names(references)
     subjects = [_open(name, reference, args, device) for name, reference in zip(names, references, strict=True)]
     folder = _picture_folder(args, references)
-    results = [_score(subject, subjects[0], args.split, skeleton, features) for subject in subjects]
-    notes = _notes(results)
+    multiple = common_stride([subject.tokenizer for subject in subjects])
+    clips: list[list[ClipScore]] = [[] for _ in subjects]
+    results = [
+        _score(subject, subjects[0], args.split, skeleton, features, own, multiple)
+        for subject, own in zip(subjects, clips, strict=True)
+    ]
+    found, notes = all_differences(results, clips), _notes(results)
     for warning in dict.fromkeys(warning for result in results for warning in result["warnings"]):
         say(f"warning: {warning}")
     pictures: list[Path] = []
@@ -108,18 +132,50 @@ def _evaluate(args: argparse.Namespace) -> int:
     with tolerated(f"--pictures {folder}: not all pictures are drawn", warn=missing.append):
         pictures.extend(_draw(subjects, results, notes, folder, skeleton) if folder else ())
     if len(results) == 1:
-        result, text = results[0], [*score_blocks(results[0]), "", *protocol_lines(results[0])]
+        result, text = results[0], [*score_blocks(results[0]), ""]
     else:
-        result = {"tokenizers": results, "notes": notes}
+        result = {"tokenizers": results, "differences": found, "notes": [*notes, *spread_notes(results)]}
         text = [block for one in results for block in (*score_blocks(one, name=one["name"]), "")]
-        text += [*comparison_blocks(results, notes), "", *protocol_lines(results[0])]
+        text += [*comparison_blocks(results, notes), ""]
+    text += [*spread_blocks(results, found), "", *protocol_lines(results[0])]
     text += [["picture: ", (str(picture), "path")] for picture in pictures]
-    print_result(args, result, text)
+    _write(args, result, text, lambda: paper_table(results, found, notes))
     if missing and args.pictures:  # the user asked for them
         raise UserError(missing[0])
     for warning in missing:
         say(f"warning: {warning}")
     return ExitStatus.DONE
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Raises UserError if two results would go to the same place."""
+    places: dict[str, str] = {}
+    for flag in ("json", "markdown", "latex"):
+        place = getattr(args, flag)
+        if place in places:
+            words = "standard output" if place == "-" else place
+            raise UserError(f"--{places[place]} and --{flag}: both go to {words}; name a file of its own for one")
+        if place is not None:
+            places[place] = flag
+
+
+def _write(
+    args: argparse.Namespace, result: dict[str, Any], text: Sequence[Block], table: Callable[[], PaperTable]
+) -> None:
+    """Prints the scores and writes the files of `--json`, `--markdown` and `--latex`; a table for a paper that goes to
+    standard output is printed instead of the scores."""
+    forms = [form for form in ("markdown", "latex") if getattr(args, form)]
+    tables = {form: getattr(table(), form)() for form in forms}
+    printed = next((form for form in forms if getattr(args, form) == "-"), None)
+    if printed is None:
+        print_result(args, result, text)
+    else:
+        print_out(tables[printed])
+        if args.json:
+            write_output("--json", args.json, json.dumps(result, indent=2) + "\n")
+    for form, content in tables.items():
+        if form != printed:
+            write_output(f"--{form}", getattr(args, form), content)
 
 
 def _picture_folder(args: argparse.Namespace, references: Sequence[Reference]) -> Path | None:
@@ -236,11 +292,18 @@ def _splits_there(data: MotionData) -> str:
 
 
 def _score(
-    subject: _Subject, first: _Subject, split: str, skeleton: Skeleton | None, features: FrechetFeatures | None
+    subject: _Subject,
+    first: _Subject,
+    split: str,
+    skeleton: Skeleton | None,
+    features: FrechetFeatures | None,
+    clips: list[ClipScore],
+    multiple: int,
 ) -> dict[str, Any]:
     """Returns the scores and facts of one tokenizer; in the units of the first tokenizer if the columns are the
-    same."""
+    same. `clips` gets the scores of each clip; clips are cut to a multiple of `multiple` frames."""
     from ds_rvqvae.gpu.sizes import parameter_count
+    from ds_rvqvae.tokenizer.scores.comparison import latencies, spread_of
     from ds_rvqvae.tokenizer.scores.evaluation import evaluate_split
     from ds_rvqvae.tokenizer.scores.frechet import frechet_warning
     from ds_rvqvae.tokenizer.scores.protocols import protocols_of
@@ -251,9 +314,8 @@ def _score(
     if features is not None:
         features.clear()
     device = tokenizer.mean.device
-    scores = evaluate_split(
-        tokenizer.model, data, split, device, skeleton=skeleton, unit_std=unit_std, features=features
-    )
+    more: dict[str, Any] = {"skeleton": skeleton, "unit_std": unit_std, "features": features}
+    scores = evaluate_split(tokenizer.model, data, split, device, clips=clips, multiple=multiple, **more)
     warnings = [frechet_warning(scores)] if features is not None else []
     model = tokenizer.model.config
     return {
@@ -266,12 +328,15 @@ def _score(
         "data_path": str(data.config.path),
         "normalised_by": first.name if shares_units else subject.name,
         "protocols": protocols_of(scores),
+        **latencies(tokenizer),
+        **spread_of(clips),
         "warnings": [f"{subject.name}: {warning}" for warning in warnings if warning],
     }
 
 
 def _notes(results: Sequence[dict[str, Any]]) -> list[str]:
     """Returns notes that say which numbers can be compared, and on which figure joints are measured."""
+    from ds_rvqvae.tokenizer.scores.comparison import comparison_notes
     from ds_rvqvae.tokenizer.scores.tables import figure_note
 
     first = results[0]
@@ -288,7 +353,7 @@ def _notes(results: Sequence[dict[str, Any]]) -> list[str]:
     else:
         notes.append("L1, velocity and jitter are in each tokenizer's own normalised units: they cannot be compared.")
     figures = list(dict.fromkeys(note for one in results if (note := figure_note(one))))
-    return [*notes, *(f"MPJPE over {figure}." for figure in figures)]
+    return [*notes, *(f"MPJPE over {figure}." for figure in figures), *comparison_notes(results)]
 
 
 def _motion(result: dict[str, Any]) -> tuple[str, int, int]:
