@@ -187,9 +187,12 @@ class FilesReader(Reader):
         files = self.files_of(self.path)
         return files, self._lists_of(files, [self.path], self.path.parent)
 
-    def _lists_of(self, files: dict[str, Path], folders: Sequence[Path], beside: Path | None) -> SplitLists:
+    def _lists_of(
+        self, files: dict[str, Path], folders: Sequence[Path], beside: Path | None, pieces: bool = False
+    ) -> SplitLists:
         """Works like `find_lists`, and adds its notes to the reader's."""
-        found = find_lists(folders, beside, files, self.config.split_version, self.config.reading_version)
+        config = self.config
+        found = find_lists(folders, beside, files, config.split_version, config.reading_version, pieces)
         self.notes += unused_lists(found.lists.files, self.config) or found.notes
         return found.lists
 
