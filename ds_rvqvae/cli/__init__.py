@@ -42,6 +42,7 @@ _WITH_TORCH = frozenset({"bench", "evaluate", "render", "encode", "decode", "exp
 _GROUPS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "prepare": {
         "reading the files": ("format", "source_fps", "metres_per_unit", "up_axis", "speakers", "split_version"),
+        "skeletons and robots": ("skeleton", "robot", "csv_units", "joints", "joint_names", "skeleton_of"),
         "content of the store": ("profile", "fps", "split", "store_dtype", "set"),
     },
     "render": {

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def add_encode(parser: argparse.ArgumentParser) -> None:
     """Fills the command's parser."""
-    _add_flags(parser, "BEAT2 npz, BVH, packed npz, .npy matrices, or folders of them", "codes")
+    _add_flags(parser, "motion files of any format, or folders of them", "codes")
     parser.set_defaults(verb=_encode)
 
 
@@ -35,8 +35,8 @@ def add_decode(parser: argparse.ArgumentParser) -> None:
         "--source",
         type=Path,
         metavar="FOLDER|FILE",
-        help="BEAT2 or BVH motion for the columns that the tokenizer does not cover (default: the encoded file, if it "
-        "still exists)",
+        help="motion in the encoded format, for the columns that the tokenizer does not cover (default: the encoded "
+        "file, if it still exists)",
     )
     parser.add_argument(
         "--fps",

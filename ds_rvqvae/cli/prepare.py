@@ -47,6 +47,20 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split_version", metavar="NAME", help="the folder of split lists to use, if the data have several"
     )
+    _add_reading_flags(parser)
+    parser.add_argument(
+        "--store_dtype", "--dtype", choices=["float32", "float16", "bfloat16"], help="type of numbers on disk"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="any other setting")
+    parser.add_argument("--append", action="store_true", help="add clips whose names STORE does not have yet")
+    parser.add_argument("--strict", action="store_true", help="leave nothing out: the first faulty clip is an error")
+    parser.add_argument("--workers", type=count, metavar="N", help="processes (default: one per core)")
+    add_json_flag(parser)
+    parser.set_defaults(verb=_prepare)
+
+
+def _add_reading_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say what the numbers in the files mean."""
     parser.add_argument(
         "--source_fps",
         type=positive_number,
@@ -82,15 +96,6 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--joint_names", metavar="FILE", help="JSON object of joint names, theirs to ours")
     parser.add_argument("--skeleton_of", metavar="FILE", help="BVH file; files with another skeleton are passed over")
-    parser.add_argument(
-        "--store_dtype", "--dtype", choices=["float32", "float16", "bfloat16"], help="type of numbers on disk"
-    )
-    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="any other setting")
-    parser.add_argument("--append", action="store_true", help="add clips whose names STORE does not have yet")
-    parser.add_argument("--strict", action="store_true", help="leave nothing out: the first faulty clip is an error")
-    parser.add_argument("--workers", type=count, metavar="N", help="processes (default: one per core)")
-    add_json_flag(parser)
-    parser.set_defaults(verb=_prepare)
 
 
 def _prepare(args: argparse.Namespace) -> int:

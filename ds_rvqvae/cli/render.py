@@ -137,7 +137,7 @@ def _read_clip(path: Path, name: str | None, tokenizer: "MotionTokenizer") -> "t
             clip, skeleton = Clip(name, store.clip(name), fps, store.layout), store.skeleton
         else:
             config = reading_config(tokenizer.details, fps, str(path))
-            reader = open_reader(path, config) if path.is_dir() else open_motion_file(path, config)
+            reader = open_reader(path, config) if path.is_dir() else open_motion_file(path, config, tokenizer.layout)
             name = _choose(path, reader.clip_names(), name)
             if not same_rate(reader.fps, fps):
                 raise UserError(f"{path}: {reader.fps:g} fps, but the tokenizer takes {fps:g}")

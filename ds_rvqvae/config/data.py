@@ -131,8 +131,8 @@ class DataConfig(Section):
     """The axis that points up in the files. z (AMASS, some BVH exports): motion is rotated so that y points up; null:
     y, and an error if the figures lie down then."""
     skeleton: Annotated[str | dict[str, Any] | None, _READING_LATER] = None
-    """File of a skeleton: joint_names, parents, offsets (JSON), or BVH. Joint positions are named by it; SMPL motion is
-    drawn and measured with its bone lengths. A profile may have the JSON object itself."""
+    """JSON or BVH file of a skeleton. It names the joints of positions, and SMPL motion is drawn and measured with its
+    bone lengths. The JSON has joint_names, parents and offsets (metres); a profile may have that object itself."""
     robot: Annotated[str | dict[str, Any] | None, _READING_LATER] = None
     """File of a robot: MJCF or URDF. It gives joint names, limits and kinematics of a robot's motion. A profile may
     have the object that a store makes of it."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import AugmentConfig
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.motion.layout import SMPLX_JOINTS, Layout, rotation_columns
+from ds_rvqvae.motion.layout import MOVING, SMPLX_JOINTS, Layout, rotation_columns
 from ds_rvqvae.motion.rotations import decimation, resample
 from ds_rvqvae.motion.sides import partners
 
@@ -216,7 +216,7 @@ class Mirror:
                     f"rvqvae.data.augment.mirror: {part.name} ({part.width} columns of kind {part.kind}) cannot be "
                     "mirrored; choose another body part, or set it to 0"
                 )
-        joints = [part.name for part in layout if part.kind == "rotation_6d"]
+        joints = [part.name for part in layout if part.kind in MOVING]
         known = set(SMPLX_JOINTS)
         if skeleton is not None and _has_sides(skeleton["joint_names"]):
             known |= set(skeleton["joint_names"])

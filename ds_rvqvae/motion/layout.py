@@ -20,6 +20,9 @@ Kind = Literal["rotation_6d", "translation", "position", "relative_position", "a
 a position in metres; `relative_position` is a joint's position minus the root's, in metres along the world's axes;
 `angle` is what a joint's motor sets: an angle in radians, or the length of a slide in metres."""
 
+MOVING = ("rotation_6d", "angle", "relative_position")
+"""Kinds of columns that move the joint that they are named after."""
+
 
 @dataclass(frozen=True, slots=True)
 class Channels:

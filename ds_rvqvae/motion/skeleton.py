@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds_rvqvae.motion.clip import ClipError
-from ds_rvqvae.motion.layout import SMPLX_JOINTS, SMPLX_PARENTS, Channels, Layout
+from ds_rvqvae.motion.layout import MOVING, SMPLX_JOINTS, SMPLX_PARENTS, Channels, Layout
 from ds_rvqvae.motion.rotations import axis_angle_to_matrix, rotation_6d_to_matrix, translation_positions
 
 _LONGEST_BONE = 10.0
@@ -306,7 +306,7 @@ def moved_joints(layout: Layout, skeleton: Skeleton) -> list[bool]:
 
 def measured_joints(layout: Layout, skeleton: Skeleton) -> list[int]:
     """Returns the joints that the layout's columns move and have columns of their own; their positions are measured."""
-    own = {part.name for part in layout if part.kind in ("rotation_6d", "angle", "relative_position")}
+    own = {part.name for part in layout if part.kind in MOVING}
     moved = moved_joints(layout, skeleton)
     return [joint for joint, name in enumerate(skeleton.joint_names) if moved[joint] and name in own]
 

@@ -39,8 +39,7 @@ def encode_files(
 
     Args:
         tokenizer: takes its columns by name, wherever they are in a file.
-        paths: BEAT2 npz, BVH, packed npz (it becomes a folder with one file per clip), `.npy` matrices, and folders
-            of them.
+        paths: motion files of any format, and folders of them; a packed npz becomes a folder with one file per clip.
         out: folder of the codes files.
         levels: how many levels to write, from the first; all by default.
         overwrite: also encode files that are done already, and replace files that hold something else.
@@ -52,13 +51,15 @@ def encode_files(
 
 
 class _Encoder:
-    suffixes: tuple[str, ...] = (".npz", ".npy", ".bvh")
+    suffixes: tuple[str, ...] = (".npz", ".npy", ".bvh", ".csv")
 
     def __init__(self, tokenizer: ClipTokenizer, out: Path, levels: int | None, overwrite: bool) -> None:
         self.tokenizer, self.out, self.overwrite = tokenizer, out, overwrite
         checked_levels(levels, tokenizer.parts)
         self.levels = {part: levels or own.model.config.num_quantizers for part, own in tokenizer.parts.items()}
         self.fingerprints = {part: own.fingerprint for part, own in tokenizer.parts.items()}
+        own = list(tokenizer.parts.values())
+        self.wanted = own[0].layout if len(own) == 1 else None
         self.model_lock = threading.Lock()
         self.claimed: dict[Path, str] = {}
 
@@ -69,7 +70,7 @@ class _Encoder:
         """Encodes a file's one clip, or all clips of a packed npz into a folder."""
         config = reading_config(self.tokenizer.details, self.tokenizer.fps, str(found.file))
         content = content_of(found.file) or ""  # first, so that a file which changes meanwhile is encoded again later
-        reader = open_motion_file(found.file, config)
+        reader = open_motion_file(found.file, config, self.wanted)
         names = reader.clip_names()
         if reader.key != PACKED:
             output = self.out / found.relative.with_suffix(".npz")

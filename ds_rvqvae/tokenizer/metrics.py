@@ -4,7 +4,8 @@ Every score is a mean over the frames of complete clips, so long clips weigh mor
 
 - `l1`: absolute difference, over columns; normalised units.
 - `angle_error_deg`: geodesic angle between rotations made orthonormal by Gram-Schmidt, over joints; degrees.
-  Zhou et al. 2019 (6D), Huynh 2009 (the metric).
+  Zhou et al. 2019 (6D), Huynh 2009 (the metric). Of a robot's joint that turns about one axis, the difference of its
+  angles; joints that slide do not count.
 - `velocity_error`: absolute difference of frame differences, over columns; normalised units per frame.
 - `jitter`, `jitter_truth`: absolute third difference, over columns, of the reconstruction and of the original motion;
   normalised units per frame³. The third derivative is Flash and Hogan's (1985).
@@ -74,6 +75,10 @@ class ScoreSums:
         self.mean, self.std = mean, std
         self.units = None if unit_std is None else std / unit_std
         self.rotations = torch.from_numpy(rotation_columns(layout)).to(device)
+        slides = _slides_of(skeleton)
+        hinges = [part.start for part in layout if part.kind == "angle" and part.name not in slides]
+        self.hinges = torch.tensor(hinges, dtype=torch.int64, device=device)
+        self.has_angles = bool(hinges) or len(self.rotations) > 0
         kinematics = Kinematics(layout, skeleton, device) if skeleton else None
         # If the layout moves no joint, there is nothing to measure.
         self.kinematics = kinematics if kinematics is not None and len(kinematics.measured) else None
@@ -108,9 +113,8 @@ class ScoreSums:
             reconstruction = self.model.decode(codes[..., : level + 1])[0].float()
             found = reconstruction * self.std + self.mean
             self._add_differences(level, motion, reconstruction)
-            if len(self.rotations):
-                angles = angle_between(found[:, self.rotations], truth[:, self.rotations])
-                self.angle[level] += angles.mean(dim=1).sum()
+            if self.has_angles:
+                self.angle[level] += self._angles(truth, found).mean(dim=1).sum()
             if kinematics is not None and places is not None:
                 found_places = kinematics.places(found)
                 apart = (found_places - places)[:, kinematics.measured].norm(dim=-1)
@@ -122,6 +126,12 @@ class ScoreSums:
         self.clips += 1
         self.frames += frames
         return reconstruction
+
+    def _angles(self, truth: Tensor, found: Tensor) -> Tensor:
+        """Returns by how many degrees each joint differs, `[T, joints]`: of rotations, then of joints with an angle."""
+        turned = angle_between(found[:, self.rotations], truth[:, self.rotations])
+        hinged = torch.rad2deg((found[:, self.hinges] - truth[:, self.hinges]).abs())
+        return torch.cat([turned, hinged], dim=1)
 
     def _add_differences(self, level: int, motion: Tensor, reconstruction: Tensor) -> None:
         difference = self._in_units(reconstruction - motion)
@@ -189,7 +199,7 @@ class ScoreSums:
     def _by_levels(self, frames: float, clips: float, perplexity: list[float]) -> list[dict[str, Any]]:
         sums = (self.l1, self.angle, self.velocity, self.jitter, 1000 * self.joints)
         counts = (frames, frames, frames - clips, frames - 3 * clips, frames)
-        there = (True, len(self.rotations) > 0, True, True, self.kinematics is not None)
+        there = (True, self.has_angles, True, True, self.kinematics is not None)
         code_rate = self.fps / self.model.config.code_stride
         rows = []
         for level in range(len(perplexity)):
@@ -201,6 +211,13 @@ class ScoreSums:
             row["entropy_bits_per_second"] = code_rate * entropy
             rows.append(row)
         return rows
+
+
+def _slides_of(skeleton: Skeleton | None) -> set[str]:
+    """Returns the names of joints whose angle is a length, not an angle."""
+    if skeleton is None or skeleton.slides is None:
+        return set()
+    return {name for name, slides in zip(skeleton.joint_names, skeleton.slides, strict=True) if slides}
 
 
 def _mean(total: float, count: float) -> float | None:

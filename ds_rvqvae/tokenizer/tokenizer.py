@@ -218,7 +218,7 @@ class MotionTokenizer(KeepsFloatType):
         """
         from ds_rvqvae.data.files import read_clip
 
-        clip = read_clip(Path(file), reading_config(self.details, self.fps, str(file)), tell=True)
+        clip = read_clip(Path(file), reading_config(self.details, self.fps, str(file)), True, self.layout)
         return self.encode(np.ascontiguousarray(clip.motion[:, own_columns(self.layout, clip, self.details, file)]))
 
     def decode_to_file(
@@ -232,7 +232,7 @@ class MotionTokenizer(KeepsFloatType):
         from ds_rvqvae.data.files import read_clip, write_clip
 
         config = reading_config(self.details, self.fps, str(source or file))
-        frames = None if source is None else len(read_clip(Path(source), config).motion)
+        frames = None if source is None else len(read_clip(Path(source), config, wanted=self.layout).motion)
         motion = np.asarray(as_tensor(self.decode(codes, frames)).cpu())
         write_clip(Path(file), motion, self.layout, config, None if source is None else Path(source), fps)
 

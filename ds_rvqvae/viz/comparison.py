@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import Clip, ClipError
 from ds_rvqvae.motion.kinematics import Kinematics, angle_between
-from ds_rvqvae.motion.layout import Layout, feature_layout, rotation_columns
+from ds_rvqvae.motion.layout import MOVING, Layout, feature_layout, rotation_columns
 from ds_rvqvae.motion.skeleton import Skeleton, joint_places
 from ds_rvqvae.text import counted
 from ds_rvqvae.tokenizer.folder import columns_for
@@ -170,11 +170,11 @@ def _stretch(clip: Clip, start: float, seconds: float | None) -> tuple[int, int]
 
 
 def _no_figure(covered: Layout, skeleton: Skeleton) -> str:
-    names = [part.name for part in covered if part.kind == "rotation_6d"]
+    names = [part.name for part in covered if part.kind in MOVING]
     if not names:
-        return "the tokenizer has no joint rotations, so there is no figure to show"
+        return "the tokenizer has no columns of joints, so there is no figure to show"
     return (
-        f"none of the tokenizer's rotations ({', '.join(names[:3])}, …) moves the {skeleton.name} skeleton; "
+        f"none of the tokenizer's joints ({', '.join(names[:3])}, …) is one of the {skeleton.name} skeleton; "
         "name one that fits by --skeleton FILE: JSON or npz with joint_names, parents and offsets in metres"
     )
 

@@ -15,6 +15,8 @@ from ds_rvqvae.viz.names import name_words
 _UNITS = {
     "translation": ("x velocity, m per frame", "height, m", "z velocity, m per frame"),
     "position": ("x, m", "y, m", "z, m"),
+    "relative_position": ("x from the root, m", "y from the root, m", "z from the root, m"),
+    "angle": ("angle, radians",),
 }
 
 
@@ -30,13 +32,15 @@ class Curve(NamedTuple):
 def joint_errors(
     truth: NDArray[np.float32], found: NDArray[np.float32], layout: Layout
 ) -> dict[str, NDArray[np.float32]]:
-    """Returns each joint's angle between original and reconstruction `[T, C]`, degrees `[T]`; {} without rotations."""
-    columns = rotation_columns(layout)
-    if not len(columns):
-        return {}
-    angles = angle_between(*(torch.from_numpy(motion[:, columns].astype(np.float32)) for motion in (truth, found)))
-    names = [part.name for part in layout if part.kind == "rotation_6d"]
-    return dict(zip(names, angles.T.numpy(), strict=True))
+    """Returns each joint's angle between original and reconstruction `[T, C]`, degrees `[T]`; {} without angles."""
+    columns, errors = rotation_columns(layout), {}
+    if len(columns):
+        angles = angle_between(*(torch.from_numpy(motion[:, columns].astype(np.float32)) for motion in (truth, found)))
+        names = [part.name for part in layout if part.kind == "rotation_6d"]
+        errors = dict(zip(names, angles.T.numpy(), strict=True))
+    for part in (part for part in layout if part.kind == "angle" and part.width == 1):
+        errors[part.name] = np.degrees(np.abs(found[:, part.start] - truth[:, part.start]), dtype=np.float32)
+    return errors
 
 
 def liveliest(truth: NDArray[np.float32], found: NDArray[np.float32], layout: Layout, count: int) -> list[Curve]:
@@ -67,7 +71,7 @@ def _liveliest_columns(truth: NDArray[np.float32], parts: list[Channels]) -> lis
 def _of_column(truth: NDArray[np.float32], found: NDArray[np.float32], part: Channels, column: int) -> Curve:
     index, name = column - part.start, name_words(part.name, 30)
     units = _UNITS.get(part.kind)
-    title = f"{name}: {units[index]}" if units and part.width == 3 else f"{name}[{index}]"
+    title = f"{name}: {units[index]}" if units and part.width == len(units) else f"{name}[{index}]"
     return Curve(title, truth[:, column], found[:, column])
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from ds_rvqvae.motion.layout import Layout
+from ds_rvqvae.motion.layout import MOVING, Layout
 from ds_rvqvae.motion.skeleton import Skeleton
 from ds_rvqvae.viz.names import name_words
 from ds_rvqvae.viz.stick_figure import HEAD_RADIUS, Camera, StickFigure
@@ -38,11 +38,11 @@ class Group:
 
 
 def moved_groups(layout: Layout, skeleton: Skeleton) -> list[Group]:
-    """Returns the bones that a layout's rotations turn and those that lead to its joints, in the two largest groups.
+    """Returns the bones that a layout's columns turn and those that lead to its joints, in the two largest groups.
 
     A group without any turned bone is dropped.
     """
-    names = {part.name for part in layout if part.kind == "rotation_6d"}
+    names = {part.name for part in layout if part.kind in MOVING}
     covered = [name in names for name in skeleton.joint_names]
     turned = [
         parent >= 0 and covered[parent] and bool(offset.any())

@@ -34,6 +34,8 @@ _KIND_TITLES = {
     "rotation_6d": "rotations (6D)",
     "translation": "translation",
     "position": "positions (m)",
+    "relative_position": "joint positions from the root (m)",
+    "angle": "joint angles (radians)",
     "expression": "expressions",
     "feature": "features",
 }

@@ -21,6 +21,7 @@ FIXED = {
     ),
     "data": (
         *("body_part", "fps", "source_fps", "metres_per_unit", "up_axis", "reading_version"),
+        *("skeleton", "robot", "csv_units", "joints", "joint_names"),
         *("mean_file", "std_file", "std_floor", "feat_bias"),
     ),
 }
@@ -39,6 +40,12 @@ OTHER_DATA = {
     "source_fps": 60.0,
     "metres_per_unit": 0.01,
     "up_axis": "z",
+    "skeleton": "/skeleton.json",
+    "robot": "/robot.xml",
+    "csv_units": "metres_radians",
+    "joints": "common",
+    "joint_names": {"Hip": "Hips"},
+    "skeleton_of": "/walk.bvh",
     "split_version": "version2",
     "reading_version": 1,
     "store_dtype": "float16",

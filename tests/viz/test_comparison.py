@@ -53,5 +53,5 @@ def test_fewer_levels_decode_another_motion(tokenizer):
 
 def test_a_tokenizer_of_faces_has_no_figure():
     layout = select_columns(smplx_layout(), "face")[1]
-    with pytest.raises(UserError, match="no joint rotations"):
+    with pytest.raises(UserError, match="no columns of joints"):
         compare([make_tokenizer(layout)], moving_clip(), builtin_skeleton())

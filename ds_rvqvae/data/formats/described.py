@@ -4,6 +4,8 @@ The file is read once, and the key then holds its content. So a store, a run and
 no file later.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -33,6 +35,15 @@ def described(config: DataConfig) -> DataConfig:
             except ClipError as error:
                 raise UserError(f"rvqvae.data.{key}: {file}: {error}") from None
     return config.with_values(changed) if changed else config
+
+
+def said(value: Any) -> str:
+    """Returns a setting's value for messages: in JSON, or as the size and the hash of an object."""
+    text = json.dumps(value, sort_keys=True)
+    if not isinstance(value, dict):
+        return text
+    names = value.get("joint_names", value)
+    return f"an object of {len(names)} joints ({hashlib.sha256(text.encode()).hexdigest()[:8]})"
 
 
 def _skeleton(file: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ds_rvqvae.data.formats.base import Reader
 from ds_rvqvae.data.store.store import TABLE, Store
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError, Take
-from ds_rvqvae.motion.layout import SMPLX_JOINTS, SMPLX_PARENTS, Channels, Layout, root_channels
+from ds_rvqvae.motion.layout import MOVING, SMPLX_JOINTS, SMPLX_PARENTS, Channels, Layout, root_channels
 from ds_rvqvae.motion.rotations import translation_positions
 from ds_rvqvae.motion.sides import sides_by_name, sides_of
 from ds_rvqvae.motion.skeleton import Skeleton, builtin_skeleton, joint_places, skeleton_from_json
@@ -112,7 +112,7 @@ class Figure:
 
 def figure_of(store: Store) -> Figure | None:
     """Returns a store's figure, by its own skeleton, the built-in one for SMPL-X, or HumanML3D's or KIT's positions."""
-    if any(part.kind == "rotation_6d" for part in store.layout):
+    if any(part.kind in MOVING for part in store.layout):
         try:
             return _of_rotations(store.layout, store.skeleton, store.folder.name)
         except ClipError as error:
@@ -141,7 +141,7 @@ def figure_of(store: Store) -> Figure | None:
 
 
 def _of_rotations(layout: Layout, skeleton: dict[str, Any] | None, name: str) -> Figure | None:
-    """Returns a figure moved by joint rotations; raises ClipError if the files' own skeleton is not valid."""
+    """Returns a figure moved by its joints' columns; raises ClipError if the files' own skeleton is not valid."""
     if skeleton is not None:
         return _turned(layout, skeleton_from_json(skeleton, name), "the files' own skeleton")
     if {part.name for part in layout} >= set(SMPLX_JOINTS[:22]):
@@ -150,7 +150,7 @@ def _of_rotations(layout: Layout, skeleton: dict[str, Any] | None, name: str) ->
 
 
 def _turned(layout: Layout, skeleton: Skeleton, name: str) -> Figure | None:
-    if not {part.name for part in layout} & set(skeleton.joint_names):
+    if not {part.name for part in layout if part.kind in MOVING} & set(skeleton.joint_names):
         return None
 
     def places(motion: NDArray[Any]) -> NDArray[np.float64]:
@@ -182,7 +182,7 @@ def root_of(store: Store) -> Root | None:
     part = root_channels(store.layout)
     if part is not None:
         return Root(part.name, lambda motion: _path(motion, part))
-    if not any(part.kind == "rotation_6d" for part in store.layout):
+    if not any(part.kind in MOVING for part in store.layout):
         unit = {HUMANML3D_COLUMNS: 1.0, KIT_COLUMNS: _KIT_METRES}.get(len(store.mean))
         if unit is not None:
             return Root("columns 0 to 3", lambda motion: unit * _integrated(motion))

@@ -13,6 +13,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
+from ds_rvqvae.data.formats.described import said
 from ds_rvqvae.data.store.store import FORMAT, REPORT, TABLE, DamagedStoreError, Store, is_store, open_store
 from ds_rvqvae.data.store.table import SHARDS, link_or_copy, write_json
 from ds_rvqvae.errors import UserError
@@ -363,14 +364,6 @@ def other_settings(store: Store, settings: Mapping[str, Any]) -> Iterator[tuple[
         is_y = key == "up_axis" and store.settings["reading_version"] == 1 and {there, asked} == {"y", None}
         if there != asked and not is_y:
             yield key, there, asked
-
-
-def said(value: Any) -> str:
-    """Returns a setting's value for messages: as JSON, or as an object that is too long to show."""
-    if not isinstance(value, dict):
-        return json.dumps(value)
-    names = value.get("joint_names", value)
-    return f"an object ({len(names)} names, hash {hash_of([value])[:8]})"
 
 
 def check_appendable(store: Store, settings: Mapping[str, Any]) -> None:

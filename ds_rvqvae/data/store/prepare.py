@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.facts import DataFacts, keys_that
 from ds_rvqvae.data.formats.base import Reader
-from ds_rvqvae.data.formats.described import described
+from ds_rvqvae.data.formats.described import described, said
 from ds_rvqvae.data.formats.readers import open_reader
 from ds_rvqvae.data.store.builder import StoreBuilder, counted_files, quarantine_of
 from ds_rvqvae.data.store.figures import check_upright
@@ -35,7 +35,6 @@ from ds_rvqvae.data.store.places import (
     put_in_place,
     remove_outdated,
     replaced_notes,
-    said,
     say_what_is_damaged,
     stores_there,
 )
@@ -160,9 +159,8 @@ class _Job:
 
 def settings_of(config: DataConfig) -> dict[str, Any]:
     """Returns the settings that a store depends on, as JSON objects."""
-    later = config.model_dump(mode="json", include=set(_IF_SET))
-    settings = config.model_dump(mode="json", include=set(_SETTINGS))
-    return settings | {key: value for key, value in later.items() if value is not None}
+    settings = config.model_dump(mode="json", include={*_SETTINGS, *_IF_SET})
+    return {key: value for key, value in settings.items() if key in _SETTINGS or value is not None}
 
 
 def _as_asked(path: Path, config: DataConfig) -> Store:
@@ -173,10 +171,8 @@ def _as_asked(path: Path, config: DataConfig) -> Store:
         # `fps` is compared with the tokenizer's or the run's where it is used.
         if key != "fps" and asked != defaults.get(key):
             how = f", with --set rvqvae.data.{key}={asked} and another --out" if key == "reading_version" else ""
-            raise UserError(
-                f"rvqvae.data.{key}: {path} was prepared with {said(there)}, not {said(asked)}; prepare it "
-                f"again from the motion files{how}"
-            )
+            was = f"{path} was prepared with {said(there)}, not {said(asked)}"
+            raise UserError(f"rvqvae.data.{key}: {was}; prepare it again from the motion files{how}")
     return store
 
 

@@ -10,7 +10,12 @@ from ds_rvqvae.data.store.store import Store
 from ds_rvqvae.motion.clip import SPLITS
 from ds_rvqvae.motion.layout import Channels, Layout
 
-_SEVERAL = {"rotation_6d": ("rotation", "rotations"), "position": ("position", "positions")}
+_SEVERAL = {
+    "rotation_6d": ("rotation", "rotations"),
+    "position": ("position", "positions"),
+    "relative_position": ("joint position", "joint positions"),
+    "angle": ("joint angle", "joint angles"),
+}
 """Kinds with one item per joint in a layout: the words for one and for several of them."""
 
 
