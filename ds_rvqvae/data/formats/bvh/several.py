@@ -254,7 +254,7 @@ def _notes(bodies: Sequence[_Body], common: Sequence[str], config: DataConfig) -
     notes = [
         f"the {len(common)} joints that {len(bodies)} skeletons have are used; dropped are {' and '.join(dropped)}; "
         "the rotation of a dropped joint is part of those of the joints below it",
-        "the store's figure has the bones of its first file",
+        "the store's figure has the bones of its first file; distances in metres are of that figure, for all clips",
     ]
     skeletons = []
     for body in bodies:
