@@ -10,6 +10,7 @@ FORMATS = {
     "bvh": "bvh.reader.BvhReader",
     "humanml3d": "features.HumanML3DReader",
     "humanml3d_272": "features.HumanML3D272Reader",
+    "joints": "joints.reader.JointsReader",
     "features": "features.FeatureFolderReader",
     "packed": "packed.PackedReader",
 }

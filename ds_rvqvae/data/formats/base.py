@@ -59,6 +59,11 @@ class Reader(ABC):
         """Returns whether the file or folder seems to be of this format; opens as few files as possible."""
 
     @classmethod
+    def matches_if_asked(cls, path: Path) -> bool:
+        """Works like `matches`, for a format that `rvqvae.data.format` names."""
+        return cls.matches(path)
+
+    @classmethod
     def matched_before(cls, path: Path) -> bool:
         """Works like `matches`, by the rules of versions up to 0.2."""
         return cls.matches(path)
@@ -160,10 +165,7 @@ class Reader(ABC):
 
 
 class FilesReader(Reader):
-    """A format with one file per clip: a folder with such files at any depth, or one such file.
-
-    Lists of the clips of each split (`train.txt`, …) are used if `find_lists` finds them.
-    """
+    """A format with one file per clip, a folder of them, or one file. `find_lists` finds the lists of the splits."""
 
     suffix: ClassVar[str]
     """The suffix that messages give to a clip that is listed but has no file."""
@@ -187,12 +189,9 @@ class FilesReader(Reader):
         files = self.files_of(self.path)
         return files, self._lists_of(files, [self.path], self.path.parent)
 
-    def _lists_of(
-        self, files: dict[str, Path], folders: Sequence[Path], beside: Path | None, pieces: bool = False
-    ) -> SplitLists:
+    def _lists_of(self, files: dict[str, Path], folders: Sequence[Path], beside: Path | None) -> SplitLists:
         """Works like `find_lists`, and adds its notes to the reader's."""
-        config = self.config
-        found = find_lists(folders, beside, files, config.split_version, config.reading_version, pieces)
+        found = find_lists(folders, beside, files, self.config.split_version, self.config.reading_version)
         self.notes += unused_lists(found.lists.files, self.config) or found.notes
         return found.lists
 

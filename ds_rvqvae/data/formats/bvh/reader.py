@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ds_rvqvae.config.data import DataConfig
-from ds_rvqvae.data.formats.base import FilesReader, files_below
+from ds_rvqvae.data.formats.base import FilesReader, files_below, unused_lists
 from ds_rvqvae.data.formats.bvh.bodies import unique_names
 from ds_rvqvae.data.formats.bvh.file import is_motion, read_bvh, read_joints
 from ds_rvqvae.data.formats.bvh.kept import kept_columns, kept_joints, kept_skeleton, turning_tree
@@ -16,7 +16,7 @@ from ds_rvqvae.data.formats.bvh.pieces import Piece, pieces_of, pieces_words
 from ds_rvqvae.data.formats.bvh.several import Skeletons, common_joints
 from ds_rvqvae.data.formats.bvh.skeletons import Z_UP_TO_Y_UP, Unit, check_one_unit, in_words, rest_skeleton
 from ds_rvqvae.data.formats.npz import other_rate
-from ds_rvqvae.data.formats.split_lists import SplitLists, notes_of_unlisted
+from ds_rvqvae.data.formats.split_lists import SplitLists, find_lists, notes_of_unlisted
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError, Take
 
@@ -66,15 +66,18 @@ class BvhReader(FilesReader):
 
     def _find(self) -> tuple[dict[str, Path], SplitLists]:
         files = self._of_one_skeleton(self.files_of(self.path))
-        lists = self._lists_of(files, [self.path], self.path.parent, pieces=True)
-        pieces = pieces_of(lists.names(), files) if self.config.reading_version > 1 else []
+        config = self.config
+        versions = config.split_version, config.reading_version
+        lists, notes = find_lists([self.path], self.path.parent, files, *versions, pieces=True)
+        self.notes += unused_lists(lists.files, config) or notes
+        pieces = pieces_of(lists.names(), files) if config.reading_version > 1 else []
         if pieces:
             self.notes += (pieces_words(pieces),)
             self._pieces = {piece.name: piece for piece in pieces}
             self._count = Counter(piece.recording for piece in pieces)
             whole = {name: file for name, file in files.items() if name not in self._count}
             files = whole | {piece.name: files[piece.recording] for piece in pieces}
-        if self.config.split == "auto" and self.config.reading_version > 1:
+        if config.split == "auto" and config.reading_version > 1:
             self.notes += tuple(notes_of_unlisted(lists, files))
         return files, lists
 

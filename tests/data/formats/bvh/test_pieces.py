@@ -134,7 +134,7 @@ def test_pieces_with_frames_that_are_not_there_are_left_out(data):
 
 
 def test_a_piece_is_found_with_more_or_fewer_folders_and_a_files_own_name_is_no_piece(tmp_path):
-    files = {name: tmp_path for name in ("a/gp_1", "gp_2", "gp_3#0#5")}
+    files = dict.fromkeys(("a/gp_1", "gp_2", "gp_3#0#5"), tmp_path)
     listed = ("gp_1#0#9", "renamed_bvhs/gp_2#3#7", "gp_3#0#5", "gp_4#0#2", "gp_2#x#2")
     assert pieces_of(listed, files) == [Piece("a/gp_1", 0, 9), Piece("gp_2", 3, 7)]
 

@@ -1,4 +1,4 @@
-"""BVH folders with several skeletons: the words of the refusal, one skeleton, the common joints, and back into files."""
+"""BVH folders with several skeletons: the words of the refusal, one skeleton, the common joints, and files of them."""
 
 import json
 
@@ -94,7 +94,7 @@ def test_one_skeleton_is_taken_and_the_others_are_passed_over(two, capsys):
     (count,) = result["file_counts"]
     passed = {group["reason"]: group["files"] for group in count["passed_over"]}
     assert passed["another skeleton than rvqvae.data.skeleton_of"] == 5 and count["read"] == 3
-    with pytest.raises(UserError, match="no file has the skeleton of rvqvae.data.skeleton_of; 0 has another one"):
+    with pytest.raises(UserError, match=r"no file has the skeleton of rvqvae\.data\.skeleton_of; 0 has another one"):
         open_reader(two / "ours", DataConfig(skeleton_of=str(two / "theirs" / "6.bvh")))
 
 
