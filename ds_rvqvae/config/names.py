@@ -10,6 +10,7 @@ FORMATS = {
     "bvh": "bvh.motion.BvhReader",
     "humanml3d": "features.HumanML3DReader",
     "humanml3d_272": "features.HumanML3D272Reader",
+    "motionx": "smpl.motionx.MotionXReader",
     "features": "features.FeatureFolderReader",
     "packed": "packed.PackedReader",
 }

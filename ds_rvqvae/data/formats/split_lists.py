@@ -174,10 +174,10 @@ def find_lists(
     taken = chosen or _Lists("", {}, {})
     around = [*folders, beside] if beside else folders
     lists = SplitLists(*around, files=taken.files, names=taken.names)
-    return FoundLists(lists, (*search.notes(chosen, version), *_notes_of_unlisted(lists, clip_names)))
+    return FoundLists(lists, (*search.notes(chosen, version), *notes_of_unlisted(lists, clip_names)))
 
 
-def _notes_of_unlisted(lists: SplitLists, clip_names: Collection[str]) -> Iterator[str]:
+def notes_of_unlisted(lists: SplitLists, clip_names: Collection[str]) -> Iterator[str]:
     """Yields notes on clips that no list names, with the split that they are counted in."""
     there, unlisted = ", ".join(file.name for file in lists.files), lists.unlisted(clip_names)
     for split in ("val", "additional"):
