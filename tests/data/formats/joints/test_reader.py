@@ -257,6 +257,9 @@ def test_positions_are_encoded_and_decoded_to_positions(tmp_path, humanml3d, cap
     decode = ("decode", tmp_path / "tokenizer", tmp_path / "codes", "--out", tmp_path / "motion", "--fps", "source")
     status, result, _ = run(capsys, *decode)
     assert status == 0 and len(result["done"]) == 2
+    video = ("render", tmp_path / "tokenizer", tmp_path / "mine" / "000001.npy", "--out", tmp_path / "v.gif")
+    status, result, _ = run(capsys, *video, "--seconds", 0.1)
+    assert status == 0 and result["angle_error_deg"] is None and result["joint_error_mm"] > 0
     found = np.load(tmp_path / "motion" / "000001.npy")
     assert found.shape == (40, 22, 3) and found.dtype == np.float32
     clip = np.array(store.clip("000001"))
