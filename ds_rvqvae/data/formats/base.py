@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats import npz
 from ds_rvqvae.data.formats.npz import LARGEST, Header, RefusedError, open_npz, read_npy
+from ds_rvqvae.data.formats.pickles import is_pickle
 from ds_rvqvae.data.formats.split_lists import SplitLists, find_lists
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import Clip, ClipError, LeftOut, Take, check_clip, check_finite
@@ -78,7 +79,7 @@ class Reader(ABC):
 
     def why_passed_over(self, file: Path) -> str:
         """Returns the reason why no clip is read from a file of the data that is not in `sources`."""
-        return "not of this format"
+        return "a pickle, which is never loaded" if is_pickle(file) else "not of this format"
 
     @abstractmethod
     def clip_names(self) -> list[str]:

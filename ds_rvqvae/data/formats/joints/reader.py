@@ -84,9 +84,12 @@ class JointsReader(FilesReader):
 
     @classmethod
     def matches(cls, path: Path) -> bool:
-        files = [path] if path.is_file() else files_below(path, _SUFFIXES).values()
-        headers = list(islice(_headers(file for file in files if not is_statistics(file)), _MATCHED))
-        return bool(headers) and all(map(_is_positions, headers))
+        files = [path] if path.is_file() else list(files_below(path, _SUFFIXES).values())
+        spread = [file for file in files[:: -(-len(files) // _MATCHED) or 1] if not is_statistics(file)]
+        # Data of another format may have joint positions beside them, as AIST++ has.
+        is_other = any(file.suffix.lower() == ".npz" and _has_several(file) for file in spread)
+        headers = list(_headers(spread))
+        return bool(headers) and not is_other and all(map(_is_positions, headers))
 
     @classmethod
     def matches_if_asked(cls, path: Path) -> bool:
@@ -286,6 +289,13 @@ def _headers(files: Iterable[Path]) -> Iterable[Header]:
             else:
                 headers = npz_headers(file)
                 yield headers[_key_of(headers)]
+
+
+def _has_several(file: Path) -> bool:
+    """Returns whether an npz has several arrays beside its frame rate."""
+    with suppress(ClipError):
+        return len([key for key in npz_headers(file) if key not in FPS_KEYS]) > 1
+    return False
 
 
 def _key_of(headers: dict[str, Header]) -> str:
