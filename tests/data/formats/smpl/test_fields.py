@@ -85,7 +85,7 @@ def test_split_keys_in_every_form_are_the_same_motion(tmp_path, form, flat, name
     said = {
         "axis_angle": "",
         "matrix": "rotation matrices, by the width",
-        "rows_6d": "the first two rows of rotation matrices, one after the other, as pytorch3d writes them (assumed), by",
+        "rows_6d": "the first two rows of rotation matrices, one after the other, as pytorch3d writes them (assumed)",
         "columns_6d": "the first two columns of rotation matrices, side by side (3 x 2, row by row), by the width",
     }[form]
     assert len(take.notes) == (form != "axis_angle") and said in " ".join(take.notes)
