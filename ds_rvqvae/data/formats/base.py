@@ -60,6 +60,11 @@ class Reader(ABC):
         """Returns whether the file or folder seems to be of this format; opens as few files as possible."""
 
     @classmethod
+    def matches_if_asked(cls, path: Path) -> bool:
+        """Works like `matches`, for a format that `rvqvae.data.format` names."""
+        return cls.matches(path)
+
+    @classmethod
     def matched_before(cls, path: Path) -> bool:
         """Works like `matches`, by the rules of versions up to 0.2."""
         return cls.matches(path)
@@ -161,10 +166,7 @@ class Reader(ABC):
 
 
 class FilesReader(Reader):
-    """A format with one file per clip: a folder with such files at any depth, or one such file.
-
-    Lists of the clips of each split (`train.txt`, …) are used if `find_lists` finds them.
-    """
+    """A format with one file per clip, a folder of them, or one file. `find_lists` finds the lists of the splits."""
 
     suffix: ClassVar[str]
     """The suffix that messages give to a clip that is listed but has no file."""

@@ -55,7 +55,7 @@ def _choose(path: Path, config: DataConfig) -> Reader:
 
     if config.format is not None:
         reader = next(reader for reader in READERS if reader.key == config.format)
-        if not matches(reader):
+        if not (matches(reader) or reader.matches_if_asked(path)):
             raise UserError(f"rvqvae.data.format: {path} is not of the format {reader.format}; {_what_is_there(path)}")
         return reader(path, config)
     for reader in READERS:

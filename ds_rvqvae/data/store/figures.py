@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import to_say
 from ds_rvqvae.data.formats.base import Reader
+from ds_rvqvae.data.formats.joints.skeletons import KIT_JOINTS, KIT_METRES, KIT_PARENTS
 from ds_rvqvae.data.store.store import TABLE, Store
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError, Take
@@ -22,14 +22,6 @@ from ds_rvqvae.motion.sides import sides_by_name, sides_of
 from ds_rvqvae.motion.skeleton import Skeleton, builtin_skeleton, joint_places, skeleton_from_json
 
 HUMANML3D_COLUMNS, KIT_COLUMNS = 263, 251
-_KIT_CHAINS = ((0, 1, 2, 3, 4), (3, 5, 6, 7), (3, 8, 9, 10), (0, 11, 12, 13, 14, 15), (0, 16, 17, 18, 19, 20))
-_KIT_JOINTS = (
-    *("root", "belly", "chest", "neck", "head", "right_shoulder", "right_elbow", "right_wrist", "left_shoulder"),
-    *("left_elbow", "left_wrist", "right_hip", "right_knee", "right_ankle", "right_heel", "right_toe", "left_hip"),
-    *("left_knee", "left_ankle", "left_heel", "left_toe"),
-)
-_KIT_METRES = 0.001
-"""KIT's motion is in millimetres."""
 LYING = 0.6
 """Below this vertical fraction of the line from feet to head, a figure is lying down."""
 AXES = "xyz"
@@ -128,14 +120,12 @@ def figure_of(store: Store) -> Figure | None:
             lambda motion: _placed(motion, 22),
         )
     if width == KIT_COLUMNS:
-        above = {child: joint for chain in _KIT_CHAINS for joint, child in pairwise(chain)}
-        parents = tuple(above.get(joint, -1) for joint in range(21))
         return Figure(
             "KIT's joint positions, in millimetres",
-            _KIT_JOINTS,
-            parents,
-            sides_by_name(_KIT_JOINTS),
-            lambda motion: _KIT_METRES * _placed(motion, 21),
+            KIT_JOINTS,
+            KIT_PARENTS,
+            sides_by_name(KIT_JOINTS),
+            lambda motion: KIT_METRES * _placed(motion, 21),
         )
     return None
 
@@ -183,7 +173,7 @@ def root_of(store: Store) -> Root | None:
     if part is not None:
         return Root(part.name, lambda motion: _path(motion, part))
     if not any(part.kind in MOVING for part in store.layout):
-        unit = {HUMANML3D_COLUMNS: 1.0, KIT_COLUMNS: _KIT_METRES}.get(len(store.mean))
+        unit = {HUMANML3D_COLUMNS: 1.0, KIT_COLUMNS: KIT_METRES}.get(len(store.mean))
         if unit is not None:
             return Root("columns 0 to 3", lambda motion: unit * _integrated(motion))
     return None

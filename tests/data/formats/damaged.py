@@ -105,7 +105,7 @@ FORMATS = {
     "smpl": Format("smpl", ".npz", 315, smplh_arrays),
     "smpl_24": Format("smpl", ".npz", 147, lambda seed: published.smpl_arrays(FRAMES, seed, 30.0)),
     "smpl_split": Format("smpl", ".npz", 333, split_arrays),
-    "aist": Format("smpl", ".npz", 147, aist_arrays),
+    "aist": Format("aist", ".npz", 147, aist_arrays, "motions"),
     "motionx": Format("motionx", ".npy", 371, lambda seed: {"motion": published.motionx_matrix(FRAMES, seed)}),
     "npy": Format("features", ".npy", 12, lambda seed: matrix_arrays(12, seed)),
     "npz": Format("features", ".npz", 12, lambda seed: {**matrix_arrays(12, seed), "fps": np.array(30)}),
