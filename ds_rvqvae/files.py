@@ -360,3 +360,12 @@ def contents_of(files: Iterable[Path]) -> dict[Path, str | None]:
     files = list(dict.fromkeys(files))
     with ThreadPoolExecutor(_READERS) as pool:
         return dict(zip(files, pool.map(content_of, files), strict=True))
+
+
+def entries(folder: Path) -> list[str]:
+    """Returns the names of a folder's entries, sorted; an empty list if the folder cannot be read."""
+    try:
+        with os.scandir(folder) as there:
+            return sorted(entry.name for entry in there)
+    except OSError:
+        return []

@@ -7,9 +7,12 @@ FOREIGN_FORMATS = ("momask", "gesturelsm", "t2mgpt")
 FORMATS = {
     "beat2": "smpl.beat2.Beat2Reader",
     "smpl": "smpl.poses.SmplReader",
-    "bvh": "bvh.motion.BvhReader",
+    "bvh": "bvh.reader.BvhReader",
     "humanml3d": "features.HumanML3DReader",
     "humanml3d_272": "features.HumanML3D272Reader",
+    "aist": "smpl.aist.AistReader",
+    "motionx": "smpl.motionx.MotionXReader",
+    "joints": "joints.reader.JointsReader",
     "features": "features.FeatureFolderReader",
     "packed": "packed.PackedReader",
 }

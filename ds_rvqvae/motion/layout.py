@@ -57,6 +57,8 @@ SMPLX_PARENTS = (
 """Index of each joint's parent; the pelvis has none."""
 SMPLH_JOINTS = tuple(name for name in SMPLX_JOINTS if name not in ("jaw", "left_eye", "right_eye"))
 """SMPL-H's 52 joints in its order: those of SMPL-X without the face."""
+SMPL_JOINTS = (*SMPLX_JOINTS[:22], "left_hand", "right_hand")
+"""SMPL's 24 joints in its order: SMPL-X's 22 of the body, and one per hand."""
 TRANSLATION, EXPRESSIONS, NUM_EXPRESSIONS = "translation", "expressions", 100
 _UPPER = (3, 6, 9, *range(12, 22))
 _HANDS = tuple(range(25, 55))

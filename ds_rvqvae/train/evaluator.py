@@ -22,6 +22,9 @@ from ds_rvqvae.train.averaging import WeightAverage
 from ds_rvqvae.train.engine import fp32_model
 from ds_rvqvae.train.metrics import Board, announce
 
+_OF_JOINTS = ("mpjpe_mm", "pa_mpjpe_mm", "root_error_mm", "foot_sliding")
+"""Scores of joints that TensorBoard gets if they were measured; `scores.json` has all."""
+
 
 class Evaluator:
     """Scores the held-out split with fp32 weights, or their average, and keeps the best score so far.
@@ -108,7 +111,7 @@ class Evaluator:
             # Their checkpoint is known only after it is saved.
             named = scores | ({"checkpoint": None} if file == SCORES else {})
             write_json(self._run_folder / "eval" / file, named)
-        names = ("l1", "angle_error_deg", "velocity_error")
+        names = ("l1", "angle_error_deg", "velocity_error", *(key for key in _OF_JOINTS if scores[key] is not None))
         with tolerated(f"step {step}: scores not printed"):
             announce(evaluation_line(scores, self.best_l1, self._best_step))
         group = split.capitalize()

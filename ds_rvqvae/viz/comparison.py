@@ -42,8 +42,8 @@ class Comparison:
         skeleton: its J joints are shown.
         truth, found: joint positions `[T, J, 3]` in metres, of the original and of the reconstruction. Columns that no
             tokenizer covers are the original's in both.
-        angle_error: mean over the tokenizers' rotations and angles, degrees `[T]`, computed as in `evaluate`; None if
-            they have none.
+        angle_error: mean over the tokenizers' rotations, degrees `[T]`, computed as in `evaluate`; NaN without
+            rotations.
         joint_error: distance between the joints once both roots are at the same position, metres `[T, J]`.
         measured: int64, the joints that the mean distance is taken over: those of the tokenizers that move.
         fps: frames per second.
@@ -56,7 +56,7 @@ class Comparison:
     skeleton: Skeleton
     truth: NDArray[np.float64]
     found: NDArray[np.float64]
-    angle_error: NDArray[np.float32] | None
+    angle_error: NDArray[np.float32]
     joint_error: NDArray[np.float64]
     measured: NDArray[np.int64]
     fps: float
@@ -69,6 +69,11 @@ class Comparison:
     def levels_text(self) -> str:
         """The number of levels decoded, as text."""
         return counted(self.levels, "level")
+
+    @property
+    def mean_angle(self) -> float | None:
+        """Mean angle error in degrees; None without rotations."""
+        return float(self.angle_error.mean()) if np.isfinite(self.angle_error).all() else None
 
     @property
     def mean_distance_mm(self) -> NDArray[np.float64]:
@@ -122,7 +127,7 @@ def compare(
         skeleton=skeleton,
         truth=truth_places,
         found=found_places,
-        angle_error=np.mean(angles, axis=0) if angles else None,
+        angle_error=np.mean(angles, axis=0) if angles else np.full(len(truth_places), np.nan, np.float32),
         joint_error=np.linalg.norm(together - truth_places, axis=-1),
         measured=measured,
         fps=clip.fps,

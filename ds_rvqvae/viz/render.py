@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -52,6 +51,7 @@ class Animation:
             (np.arange(count) * comparison.fps / fps + 0.5).astype(np.int64), len(comparison.truth) - 1
         )
         self._distance_mm = comparison.mean_distance_mm
+        self._curve = self._distance_mm if comparison.mean_angle is None else comparison.angle_error
         self._project()
         self._height = 1.0 + (_CODES if with_codes else 0.0)
         self._panels = (self._from_top(_PANEL_BOTTOM), self._from_top(_PANEL_TOP))
@@ -151,17 +151,16 @@ class Animation:
         shown = self.comparison
         self._seconds = shown.start + np.arange(len(shown.truth)) / shown.fps
         axes = self._figure.add_axes((0.055, 0.085 / self._height, 0.925, 0.125 / self._height))
-        curve = self._curve
-        axes.plot(self._seconds, curve, color=MIDDLE, linewidth=1.0)
-        axes.axhline(curve.mean(), color=_GHOST, linewidth=0.8, zorder=0)
+        axes.plot(self._seconds, self._curve, color=MIDDLE, linewidth=1.0)
+        axes.axhline(self._curve.mean(), color=_GHOST, linewidth=0.8, zorder=0)
         axes.set_xlim(self._seconds[0], max(self._seconds[-1], self._seconds[0] + 1 / shown.fps))
-        axes.set_ylim(0, max(1.15 * float(curve.max()), 1e-3))
+        axes.set_ylim(0, max(1.15 * float(self._curve.max()), 1e-3))
         axes.tick_params(labelsize=8, length=2, pad=2)
         axes.spines[["top", "right"]].set_visible(False)
         axes.yaxis.set_major_locator(MaxNLocator(3))
-        heading = f"distance of joints, mm; mean {self._distance_mm.mean():.1f} mm"
-        if shown.angle_error is not None:
-            heading = f"angle error, degrees; mean {curve.mean():.2f}°, {self._distance_mm.mean():.0f} mm"
+        heading = f"joint distance, mm; mean {self._distance_mm.mean():.0f} mm"
+        if shown.mean_angle is not None:
+            heading = f"angle error, degrees; mean {shown.mean_angle:.2f}°, {self._distance_mm.mean():.0f} mm"
         axes.text(0.0, 1.06, heading, transform=axes.transAxes, fontsize=8.5, va="bottom")
         axes.text(
             1.0,
@@ -178,12 +177,6 @@ class Animation:
             1.0, 1.06, "", transform=axes.transAxes, fontsize=8.5, ha="right", va="bottom", animated=True
         )
         self._moving += [(axes, self._cursor), (axes, self._dot), (axes, self._clock)]
-
-    @property
-    def _curve(self) -> NDArray[np.floating[Any]]:
-        """The error over time: in degrees, or in millimetres for motion without angles."""
-        shown = self.comparison
-        return shown.mean_distance_mm if shown.angle_error is None else shown.angle_error
 
     def _draw_codes(self) -> None:
         """Draws rows of coloured codes, one per level; the axes show the seconds around now."""
@@ -231,4 +224,5 @@ class Animation:
             self._codes.set_xlim(second - _AROUND, second + _AROUND)
         self._cursor.set_data([second, second], [0, error])
         self._dot.set_data([second], [error])
-        self._clock.set_text(f"{second:.2f} s   {error:.1f}°   {self._distance_mm[frame]:.0f} mm")
+        angle = "" if shown.mean_angle is None else f"{error:.1f}°   "
+        self._clock.set_text(f"{second:.2f} s   {angle}{self._distance_mm[frame]:.0f} mm")

@@ -5,7 +5,7 @@ import pytest
 
 from ds_rvqvae import BodyTokenizer, MotionTokenizer
 from ds_rvqvae.config.data import DataConfig
-from ds_rvqvae.data.formats.bvh.motion import BvhReader
+from ds_rvqvae.data.formats.bvh.reader import BvhReader
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.layout import take_channels
 from tests.cli.commands import counts, files_below, make_tokenizer, run

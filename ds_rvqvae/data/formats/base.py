@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats import npz
 from ds_rvqvae.data.formats.npz import LARGEST, Header, RefusedError, open_npz, read_npy
+from ds_rvqvae.data.formats.pickles import is_pickle
 from ds_rvqvae.data.formats.split_lists import SplitLists, find_lists
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import Clip, ClipError, LeftOut, Take, check_clip, check_finite
@@ -59,6 +60,11 @@ class Reader(ABC):
         """Returns whether the file or folder seems to be of this format; opens as few files as possible."""
 
     @classmethod
+    def matches_if_asked(cls, path: Path) -> bool:
+        """Works like `matches`, for a format that `rvqvae.data.format` names."""
+        return cls.matches(path)
+
+    @classmethod
     def matched_before(cls, path: Path) -> bool:
         """Works like `matches`, by the rules of versions up to 0.2."""
         return cls.matches(path)
@@ -73,7 +79,7 @@ class Reader(ABC):
 
     def why_passed_over(self, file: Path) -> str:
         """Returns the reason why no clip is read from a file of the data that is not in `sources`."""
-        return "not of this format"
+        return "a pickle, which is never loaded" if is_pickle(file) else "not of this format"
 
     @abstractmethod
     def clip_names(self) -> list[str]:
@@ -160,10 +166,7 @@ class Reader(ABC):
 
 
 class FilesReader(Reader):
-    """A format with one file per clip: a folder with such files at any depth, or one such file.
-
-    Lists of the clips of each split (`train.txt`, …) are used if `find_lists` finds them.
-    """
+    """A format with one file per clip, a folder of them, or one file. `find_lists` finds the lists of the splits."""
 
     suffix: ClassVar[str]
     """The suffix that messages give to a clip that is listed but has no file."""

@@ -7,14 +7,14 @@ no file later.
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ds_rvqvae.config.data import DESCRIBED, DataConfig
-from ds_rvqvae.data.formats.bvh.bodies import unique_names
 from ds_rvqvae.data.formats.bvh.file import read_joints
+from ds_rvqvae.data.formats.bvh.kept import turning_tree
 from ds_rvqvae.data.formats.bvh.skeletons import load_skeleton
+from ds_rvqvae.data.formats.robots.model import robot_from_file
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import read_json
 from ds_rvqvae.motion.clip import ClipError
@@ -61,21 +61,12 @@ def _skeleton(file: Path) -> dict[str, Any]:
 def _robot(file: Path) -> dict[str, Any]:
     if file.suffix.lower() == ".json":
         return _object(file)
-    # Imported late: its library is needed for such files only.
-    return dict(import_module("ds_rvqvae.data.formats.robots.model").robot_from_file(file))
+    return robot_from_file(file)
 
 
 def _joints_of(file: Path) -> dict[str, Any]:
     """Returns the names and parents of a BVH file's joints that turn; a parent of -1 has no such joint above it."""
-    joints = read_joints(file)
-    names, rows = unique_names(joints), {-1: -1}
-    kept: list[tuple[str, int]] = []
-    for index, joint in enumerate(joints):
-        rows[index] = rows[joint.parent]
-        if joint.axes:
-            kept.append((names[index], rows[joint.parent]))
-            rows[index] = len(kept) - 1
-    return {"joint_names": [name for name, _ in kept], "parents": [parent for _, parent in kept]}
+    return turning_tree(read_joints(file))
 
 
 def _names(file: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ds_rvqvae.data.formats.base import Reader, npy_header
 from ds_rvqvae.data.formats.smpl import beat2
-from ds_rvqvae.data.formats.split_lists import entries
+from ds_rvqvae.files import entries
 from ds_rvqvae.motion.clip import ClipError, LeftOut
 
 HUMANML3D_CLIPS = "new_joint_vecs"

@@ -10,6 +10,7 @@ from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.names import FORMATS
 from ds_rvqvae.data.formats.base import Reader, files_below, missing_key, npz_keys
 from ds_rvqvae.data.formats.described import described
+from ds_rvqvae.data.formats.pickles import how_to_convert, is_pickle
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError
 
@@ -54,7 +55,7 @@ def _choose(path: Path, config: DataConfig) -> Reader:
 
     if config.format is not None:
         reader = next(reader for reader in READERS if reader.key == config.format)
-        if not matches(reader):
+        if not (matches(reader) or reader.matches_if_asked(path)):
             raise UserError(f"rvqvae.data.format: {path} is not of the format {reader.format}; {_what_is_there(path)}")
         return reader(path, config)
     for reader in READERS:
@@ -94,10 +95,13 @@ def _unknown(path: Path) -> str:
     if path.is_file():
         if path.suffix == ".npz":
             return f"{path}: {missing_key(npz_keys(path), 'poses (BEAT2, SMPL) or motion (packed, features)')}"
-        return f"{path}: no reader knows this file; known: {formats}"
-    first = next(iter(files_below(path, ("",)).values()), None)
+        return f"{path}: {how_to_convert(path) if is_pickle(path) else f'no reader knows this file; known: {formats}'}"
+    files = files_below(path, ("",))
+    first = next(iter(files.values()), None)
     if first is None:
         return f"{path}: an empty folder; it should hold motion: {formats}"
+    if (pickle := next(filter(is_pickle, files.values()), None)) is not None:
+        return f"{path}: no reader knows its files; {how_to_convert(pickle)}"
     return f"{path}: no reader knows {first.relative_to(path)}{_reason(first)}; known: {formats}"
 
 
@@ -114,5 +118,8 @@ def _reason(file: Path) -> str:
 def _what_is_there(path: Path) -> str:
     if path.is_file():
         return f"it is a file{_reason(path)}"
-    suffixes = Counter(file.suffix or "without suffix" for file in islice(files_below(path, ("",)).values(), 100_000))
-    return "it holds " + (", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(5)) or "no files")
+    files = list(islice(files_below(path, ("",)).values(), 100_000))
+    suffixes = Counter(file.suffix or "without suffix" for file in files)
+    pickle = next(filter(is_pickle, files), None)
+    end = "" if pickle is None else f"; {how_to_convert(pickle)}"
+    return f"it holds {', '.join(f'{count} {suffix}' for suffix, count in suffixes.most_common(5)) or 'no files'}{end}"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ds_rvqvae.config.data import to_say
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.files import read_text
+from ds_rvqvae.files import entries, read_text
 from ds_rvqvae.motion.clip import original_name, take_name, whole_name
 
 LISTED = ("train", "val", "test")
@@ -38,7 +38,7 @@ _DEEPEST = 32
 _LEVELS = 4
 """The depth to which nested folders are searched for lists."""
 _MOST_READ, _SHOWN = 100, 3
-"""The number of files that are read because they may be lists, and the number named in a note."""
+"""The numbers of files read because they may be lists, and named in a note."""
 
 
 class SplitLists:
@@ -154,6 +154,7 @@ def find_lists(
     clip_names: Collection[str],
     version: str | None = None,
     reading_version: int = 2,
+    pieces: bool = False,
 ) -> FoundLists:
     """Finds the lists of a data set: among its clips or beside them, else in folders for lists (`split/`, …) or below.
 
@@ -162,6 +163,8 @@ def find_lists(
         beside: the folder around them, which may hold other data: its lists are used only if they name a clip.
         version: the folder of lists to use, by the end of its path (`rvqvae.data.split_version`).
         reading_version: `rvqvae.data.reading_version`; 1 searches only among the clips and beside them.
+        pieces: the clips are recordings, and lists may name pieces of them: `train_ids.txt` comes before
+            `train_fnames.txt` then. Notes on clips that no list names are left to the caller, who knows the pieces.
 
     Raises:
         UserError: several folders have different lists and no version is given, the version does not exist, or a list
@@ -169,15 +172,16 @@ def find_lists(
     """
     if reading_version == 1:
         return _lists_of_version_1(folders, beside, clip_names)
-    search = _Search(folders, beside, clip_names)
+    search = _Search(folders, beside, clip_names, pieces)
     chosen = search.chosen(version)
     taken = chosen or _Lists("", {}, {})
     around = [*folders, beside] if beside else folders
     lists = SplitLists(*around, files=taken.files, names=taken.names)
-    return FoundLists(lists, (*search.notes(chosen, version), *_notes_of_unlisted(lists, clip_names)))
+    unlisted = () if pieces else notes_of_unlisted(lists, clip_names)
+    return FoundLists(lists, (*search.notes(chosen, version), *unlisted))
 
 
-def _notes_of_unlisted(lists: SplitLists, clip_names: Collection[str]) -> Iterator[str]:
+def notes_of_unlisted(lists: SplitLists, clip_names: Collection[str]) -> Iterator[str]:
     """Yields notes on clips that no list names, with the split that they are counted in."""
     there, unlisted = ", ".join(file.name for file in lists.files), lists.unlisted(clip_names)
     for split in ("val", "additional"):
@@ -219,8 +223,8 @@ class _Lists(NamedTuple):
 class _Search:
     """All lists in the folders of a data set, and the choice among them."""
 
-    def __init__(self, folders: Sequence[Path], beside: Path | None, clip_names: Collection[str]) -> None:
-        self._root, self._beside = folders[-1], beside
+    def __init__(self, folders: Sequence[Path], beside: Path | None, clip_names: Collection[str], pieces: bool) -> None:
+        self._root, self._beside, self._pieces = folders[-1], beside, pieces
         clips = {"/".join(_parts(name)) for name in clip_names}
         self._clips = clips | {take_name(name) for name in clips}
         self._tails = self._clips.union(*(_tails(name) for name in self._clips))
@@ -238,7 +242,7 @@ class _Search:
 
     def _read(self, folder: Path, place: str, is_own: bool) -> _Lists | None:
         """Reads the lists of a folder, if they name a clip, else returns None."""
-        files = _lists_in(folder / place)
+        files = _lists_in(folder / place, self._pieces)
         try:
             lists = _Lists(place, files, {split: _read_names(file) for split, file in files.items()})
         except UserError:
@@ -252,7 +256,8 @@ class _Search:
         return None
 
     def _names_a_clip(self, names: Iterable[str]) -> bool:
-        return any(name in self._tails or not self._clips.isdisjoint(_tails(name)) for name in names)
+        known = {take_name(name) for name in names} if self._pieces else names
+        return any(name in self._tails or not self._clips.isdisjoint(_tails(name)) for name in known)
 
     def chosen(self, version: str | None) -> _Lists | None:
         """Returns the lists to use; raises UserError if that is not clear."""
@@ -314,11 +319,11 @@ def _nearest_lists(folders: Sequence[Path]) -> dict[str, Path]:
     return {split: file for split, file in found.items() if file is not None}
 
 
-def _lists_in(folder: Path) -> dict[str, Path]:
-    """Returns the lists of one folder by split."""
+def _lists_in(folder: Path, pieces: bool) -> dict[str, Path]:
+    """Returns the lists of one folder by split; with `pieces`, lists of pieces come first."""
     there = {name.lower(): folder / name for name in entries(folder) if name.lower() in _FILES}
     found: dict[str, Path] = {}
-    for name, split in _FILES.items():
+    for name, split in sorted(_FILES.items(), key=lambda item: pieces and not item[0].endswith("_ids.txt")):
         if name in there and there[name].is_file():
             found.setdefault(split, there[name])
     return {split: found[split] for split in LISTED if split in found}
@@ -356,15 +361,6 @@ def _words_of(file: Path) -> set[str]:
         return set()
     words = set((_CELL if file.suffix.lower() in (*_ENDS, ".tsv") else _WORD).findall(text))
     return {_without_suffix("/".join(_parts(word.strip()))) for word in words if len(word) <= _LONGEST} - {""}
-
-
-def entries(folder: Path) -> list[str]:
-    """Returns the names of a folder's entries, sorted; an empty list if the folder cannot be read."""
-    try:
-        with os.scandir(folder) as there:
-            return sorted(entry.name for entry in there)
-    except OSError:
-        return []
 
 
 def _shown(words: Sequence[str]) -> str:

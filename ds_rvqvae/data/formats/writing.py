@@ -7,6 +7,7 @@ from ds_rvqvae.data.formats.base import Reader
 from ds_rvqvae.data.formats.bvh import writing as bvh
 from ds_rvqvae.data.formats.features import FeatureFolderReader
 from ds_rvqvae.data.formats.finding import check_regular
+from ds_rvqvae.data.formats.joints import writing as joints
 from ds_rvqvae.data.formats.readers import READERS, open_reader
 from ds_rvqvae.data.formats.smpl import writing as smpl
 from ds_rvqvae.data.formats.written import Writer
@@ -18,7 +19,11 @@ BEAT2, BVH, PACKED = "beat2", "bvh", "packed"
 """Keys of two formats, and of the one that holds several clips."""
 WRITERS = {
     BEAT2: Writer("a BEAT2 npz", ".npz", False, smpl.write_beat2_file),
+    "smpl": Writer("an npz of SMPL's joints", ".npz", False, smpl.write_smpl_file),
+    "aist": Writer("an npz of SMPL's joints", ".npz", False, smpl.write_smpl_file),
+    "motionx": Writer("a Motion-X file", ".npy", False, smpl.write_motionx_file),
     BVH: Writer("a BVH file", ".bvh", True, bvh.write_bvh_file),
+    "joints": Writer("a file of joint positions", ".npy", False, joints.write_joints),
 }
 """The writers by the keys of their readers; motion of other formats is written as a `.npy` matrix of its columns."""
 

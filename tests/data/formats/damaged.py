@@ -8,10 +8,12 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from tests.data.formats.joints.positions import positions
+from tests.data.formats.smpl import published
 from tests.data.motion import beat2_arrays
 
 FRAMES = 40
@@ -47,6 +49,8 @@ class Format(NamedTuple):
     """Makes the arrays from a seed, one array per key; a `.npy` has one array, under any key."""
     folder: str = "."
     """The folder of the clips, relative to the data."""
+    settings: Mapping[str, Any] = {}
+    """Settings of `rvqvae.data` that the files need."""
 
     def content(self, seed: int) -> bytes:
         """Returns a good file."""
@@ -79,6 +83,18 @@ def smplh_arrays(seed: int) -> dict[str, np.ndarray]:
     return {"poses": arrays["poses"][:, :156], "trans": arrays["trans"], "mocap_framerate": np.array(30.00004577)}
 
 
+def split_arrays(seed: int) -> dict[str, np.ndarray]:
+    """Returns a clip with a key per group of joints, `body_pose` first; its root is a matrix."""
+    arrays = published.split_arrays(FRAMES, seed)
+    root = published.in_form(arrays["global_orient"].reshape(FRAMES, 1, 3), "matrix").reshape(FRAMES, 9)
+    return {"body_pose": arrays["body_pose"], **arrays, "global_orient": root}
+
+
+def aist_arrays(seed: int) -> dict[str, np.ndarray]:
+    arrays = published.aist_arrays(FRAMES, seed)
+    return {"smpl_poses": arrays["smpl_poses"], **arrays, "fps": np.array(30)}
+
+
 def matrix_arrays(width: int, seed: int) -> dict[str, np.ndarray]:
     return {"motion": np.random.default_rng(seed).normal(size=(FRAMES, width)).astype(np.float32)}
 
@@ -87,13 +103,25 @@ def bvh_arrays(seed: int) -> dict[str, np.ndarray]:
     return {"values": np.random.default_rng(seed).normal(scale=0.5, size=(FRAMES, 9)).cumsum(axis=0) + 20}
 
 
+def position_arrays(seed: int) -> dict[str, np.ndarray]:
+    return {"joints": positions(FRAMES, seed=seed)}
+
+
 FORMATS = {
     "beat2": Format("beat2", ".npz", 433, lambda seed: beat2_arrays(FRAMES, seed=seed), "smplxflame_30"),
     "smpl": Format("smpl", ".npz", 315, smplh_arrays),
+    "smpl_24": Format("smpl", ".npz", 147, lambda seed: published.smpl_arrays(FRAMES, seed, 30.0)),
+    "smpl_split": Format("smpl", ".npz", 333, split_arrays),
+    "aist": Format("aist", ".npz", 147, aist_arrays, "motions"),
+    "motionx": Format("motionx", ".npy", 371, lambda seed: {"motion": published.motionx_matrix(FRAMES, seed)}),
     "npy": Format("features", ".npy", 12, lambda seed: matrix_arrays(12, seed)),
     "npz": Format("features", ".npz", 12, lambda seed: {**matrix_arrays(12, seed), "fps": np.array(30)}),
     "humanml3d": Format("humanml3d", ".npy", 263, lambda seed: matrix_arrays(263, seed), "new_joint_vecs"),
     "humanml3d_272": Format("humanml3d_272", ".npy", 272, lambda seed: matrix_arrays(272, seed), "motion_data"),
+    "joints": Format("joints", ".npy", 66, position_arrays, "new_joints", {"source_fps": 30.0}),
+    "joints_npz": Format(
+        *("joints", ".npz", 66, lambda seed: {**position_arrays(seed), "fps": np.array(30)}, "new_joints")
+    ),
     "bvh": Format("bvh", ".bvh", 15, bvh_arrays),
 }
 
@@ -178,16 +206,16 @@ def npy_of(text: bytes, numbers: bytes, version: bytes = b"\x01\x00", length: in
 
 def broken_headers(values: np.ndarray) -> dict[str, Damaged]:
     """Yields `.npy` files with good numbers and a bad header."""
-    rows, columns = values.shape
+    rows, columns = len(values), ", ".join(map(str, values.shape[1:]))
     numbers = values.tobytes()
     shapes = {
-        "negative": f"({-rows}, {-columns})",
+        "negative": f"({-rows}, -{columns})",
         "one_negative": f"({-rows}, {columns})",
         "huge": f"({2**62}, 165)",
         "wide": f"(1, {2**47})",
         "overflow": f"({2**32}, {2**32})",
         "none": "()",
-        "flat": f"({rows * columns},)",
+        "flat": f"({values.size},)",
         "five": f"(1, 1, 1, {rows}, {columns})",
         "empty": f"(0, {columns})",
         "zeros": "(0,) * 9",
@@ -325,7 +353,7 @@ def bomb(width: int) -> bytes:
     rows = _BOMB // 4 // width
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", _DEFLATED, compresslevel=1) as archive:
-        smpl = {"poses": width, "trans": 3, "expressions": 100, "mocap_frame_rate": 0}
+        smpl = {"poses": width, "trans": 3, "mocap_frame_rate": 0} | ({"expressions": 100} if width > 100 else {})
         for key, columns in (smpl if width > 12 else {"motion": width}).items():
             with archive.open(f"{key}.npy", "w") as member:
                 if not columns:
@@ -351,7 +379,7 @@ def broken_keys(arrays: dict[str, np.ndarray], key: str, marker: Path) -> dict[s
         found[f"rate_{index}"] = {**arrays, rate: np.array(value)}
     found["rate_pickled"] = {**arrays, rate: npy(np.array(Marker(marker), object), pickles=True)}
     found["rate_words"] = {**arrays, rate: npy_of(header("()", "'<U1'"), b"\xff" * 4)}
-    for name in ("trans", "expressions"):
+    for name in ("trans", "transl", "smpl_trans", "expressions"):
         if name in arrays:
             values = arrays[name]
             found[f"{name}_shorter"] = {**arrays, name: values[:-1]}

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -260,13 +261,15 @@ def test_of_several_formats_the_one_with_the_most_files_is_read_and_the_others_a
     reader = open_reader(folder, DataConfig())
     assert reader.key == "bvh" and len(reader.notes) == 2
     assert (
-        "holds SMPL-X or SMPL-H npz, not read; set rvqvae.data.format to smpl to read that instead" in reader.notes[0]
+        "holds SMPL-X, SMPL-H or SMPL npz, not read; set rvqvae.data.format to smpl to read that instead"
+        in reader.notes[0]
     )
 
 
 def test_readers_are_asked_in_the_order_of_their_certainty():
     order = [reader.key for reader in READERS]
-    assert order == ["packed", "beat2", "humanml3d", "humanml3d_272", "smpl", "bvh", "features"], "a new format too"
+    certain = ["packed", "beat2", "humanml3d", "humanml3d_272", "aist", "motionx", "joints"]
+    assert order == [*certain, "smpl", "bvh", "features"], "a new format too"
     assert {reader.key: f"{reader.__module__}.{reader.__name__}" for reader in READERS} == {
         name: f"ds_rvqvae.data.formats.{place}" for name, place in FORMATS.items()
     }
@@ -357,3 +360,21 @@ def test_nested_folders_are_searched_once_however_they_are_linked(tmp_path):
 def test_readers_are_imported_without_torch():
     code = "import sys, ds_rvqvae.data.formats.readers; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_pickles_are_refused_with_the_line_that_makes_an_npz_of_one(tmp_path):
+    arrays = {"smpl_poses": np.ones((20, 72)), "smpl_trans": np.ones((20, 3)), "smpl_scaling": np.array([90.0])}
+    (tmp_path / "motions").mkdir()
+    (tmp_path / "motions" / "a b.pkl").write_bytes(pickle.dumps(arrays))
+    with pytest.raises(UserError, match=r"no reader knows its files; \.pkl files are pickles") as refusal:
+        open_reader(tmp_path, DataConfig())
+    assert "\n" not in str(refusal.value)
+    line = str(refusal.value).partition("in Python: ")[2]
+    done = subprocess.run([sys.executable, "-c", line], cwd=tmp_path / "motions", capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert open_reader(tmp_path, DataConfig()).clip_names() == ["a b"]
+    (tmp_path / "model.pt").touch()
+    with pytest.raises(UserError, match=r"torch.load\('model.pt', map_location='cpu'\)\)$"):
+        open_reader(tmp_path / "model.pt", DataConfig())
+    reader = open_reader(tmp_path, DataConfig())
+    assert reader.why_passed_over(tmp_path / "model.pt") == "a pickle, which is never loaded"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from ds_rvqvae.config.data import DataConfig
-from ds_rvqvae.data.formats.bvh.motion import BvhReader
+from ds_rvqvae.data.formats.bvh.reader import BvhReader
 from ds_rvqvae.data.formats.packed import PackedReader
 from ds_rvqvae.data.formats.smpl.beat2 import Beat2Reader
 from ds_rvqvae.data.store.rules import Cut, cut_take, find_pieces

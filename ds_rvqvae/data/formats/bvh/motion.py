@@ -1,32 +1,17 @@
-"""Reads motion from BVH files."""
+"""The numbers of a BVH file as rotations and positions."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import DataConfig
-from ds_rvqvae.data.formats.base import FilesReader, files_below
-from ds_rvqvae.data.formats.bvh.bodies import Tree, bones_of, unique_names
-from ds_rvqvae.data.formats.bvh.file import Bvh, Joint, is_motion, read_bvh
-from ds_rvqvae.data.formats.bvh.skeletons import (
-    Z_UP_TO_Y_UP,
-    Unit,
-    check_one_unit,
-    guess_unit,
-    in_words,
-    outermost,
-    recognise_unit,
-    rest_skeleton,
-)
-from ds_rvqvae.data.formats.npz import other_rate
-from ds_rvqvae.errors import UserError
-from ds_rvqvae.motion.clip import ClipError, Take
-from ds_rvqvae.motion.layout import joint_layout
+from ds_rvqvae.data.formats.bvh.bodies import Tree, bones_of
+from ds_rvqvae.data.formats.bvh.file import Bvh, Joint, is_motion
+from ds_rvqvae.data.formats.bvh.skeletons import Unit, guess_unit, in_words, outermost, recognise_unit
+from ds_rvqvae.motion.clip import ClipError
 
-SUFFIX = ".bvh"
 _STILL = 1e-3
 """Metres: position channels that are not read are mentioned if they change by more than this."""
 _FRAMES_AT_ONCE = 1024
@@ -94,91 +79,6 @@ def _figure_of_before(bvh: Bvh, given: float | None, carrier: int, unit: Unit | 
             "rvqvae.data.reading_version 2 to use them"
         )
     return Figure(0, bones_of(bvh.joints), Unit(metres, 0.0, "guessed", None), tuple(notes))
-
-
-class BvhReader(FilesReader):
-    """Reader of one BVH file, or of a folder with BVH files at any depth.
-
-    The columns are the local rotation in 6D of each joint with rotation channels, in the file's order of joints, then
-    the position in metres of the joint that carries the body (`Tree.carrier`). The rotation of this joint is relative
-    to the world.
-    """
-
-    format = "BVH"
-    key = "bvh"
-    suffix = SUFFIX
-    has_up_axis = True
-
-    @classmethod
-    def matches(cls, path: Path) -> bool:
-        return path.suffix.lower() == SUFFIX if path.is_file() else bool(cls.files_of(path))
-
-    @classmethod
-    def files_of(cls, folder: Path) -> dict[str, Path]:
-        return files_below(folder, (SUFFIX,))
-
-    def check(self, names: Sequence[str]) -> None:
-        """Determines the units of all files from their first frames.
-
-        Single files whose unit is not known are left out.
-
-        Raises:
-            UserError: the unit is not known for half of the files or more, or for all of several files with the same
-                skeleton; or files with the same skeleton have different units.
-        """
-        if self.config.reading_version == 1:
-            return
-        units: dict[tuple[float, str], list[float]] = {}
-        unknown: dict[tuple[str, ...], list[str]] = {}
-        known: dict[tuple[str, ...], dict[Path, Unit]] = {}
-        for file in (self._files[name] for name in names if name in self._files):
-            try:
-                bvh = read_bvh(file, first_only=True)
-                if not is_motion(bvh.values).any():
-                    bvh = read_bvh(file)
-            except ClipError:
-                continue  # the packing reports it
-            joints = tuple(joint.name for joint in bvh.joints)
-            try:
-                unit = figure_of(bvh, self.config).unit
-            except ClipError as error:
-                unknown.setdefault(joints, []).append(f"{file}: {error}")
-            else:
-                known.setdefault(joints, {})[file] = unit
-                units.setdefault((unit.metres, unit.how), []).append(unit.height)
-        count = sum(map(len, unknown.values()))
-        total = count + sum(map(len, units.values()))
-        whole = [files for joints, files in unknown.items() if len(files) > 1 and joints not in known]
-        if whole or (count and 2 * count >= total):
-            more = f" (and {count - 1} more of {total} files)" if count > 1 else ""
-            raise UserError([*whole, *unknown.values()][0][0] + more)
-        for of_skeleton in known.values():
-            check_one_unit(of_skeleton)
-        self.readings = tuple(_unit_words(*key, heights) for key, heights in units.items())
-
-    def take_of(self, name: str, file: Path, split: str | None) -> Take:
-        bvh = read_bvh(file)
-        turn = Z_UP_TO_Y_UP if self.config.up_axis == "z" else None
-        names = unique_names(bvh.joints)
-        if not any(joint.axes for joint in bvh.joints):
-            raise ClipError("no joint has rotation channels")
-        figure = figure_of(bvh, self.config)
-        empty = np.asarray(~bvh.values.any(axis=1))
-        notes = (*figure.notes, *_notes(bvh, names, figure, empty))
-        motion = columns_of(bvh, figure, turn)
-        layout = joint_layout([name for name, joint in zip(names, bvh.joints, strict=True) if joint.axes], "position")
-        skeleton = rest_skeleton(bvh.joints, figure.unit.metres * figure.bones, figure.carrier, turn)
-        fps = self.config.source_fps or bvh.fps
-        notes += other_rate(bvh.fps, self.config.source_fps)
-        return Take(name, motion, fps, layout, split, empty, skeleton=skeleton, notes=notes)
-
-
-def _unit_words(metres: float, how: str, heights: Sequence[float]) -> str:
-    """Returns a unit as text for the report: its size, how it was found, and the heights of the bodies."""
-    low, high = (f"{height:.2f}" for height in (min(heights), max(heights)))
-    tall = f", {low} m" if low == high else f", {low} to {high} m"
-    files = f"{len(heights):,} file{'' if len(heights) == 1 else 's'}"
-    return f"{in_words(metres)}, {how}{tall if max(heights) else ''} ({files})"
 
 
 def columns_of(bvh: Bvh, figure: Figure, turn: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
@@ -324,7 +224,7 @@ def euler_rows(angles: NDArray[np.float64], axes: Sequence[int], first: NDArray[
 
 
 @np.errstate(over="ignore")
-def _notes(bvh: Bvh, names: Sequence[str], figure: Figure, empty: NDArray[np.bool_]) -> list[str]:
+def notes_on(bvh: Bvh, names: Sequence[str], figure: Figure, empty: NDArray[np.bool_]) -> list[str]:
     """Returns notes on names and channels of a file that are not read as they are."""
     notes = []
     renamed = [f"{joint.name} {name}" for joint, name in zip(bvh.joints, names, strict=True) if joint.name != name]

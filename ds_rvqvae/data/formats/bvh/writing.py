@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.bvh.bodies import unique_names
 from ds_rvqvae.data.formats.bvh.file import Bvh, Joint, read_bvh
+from ds_rvqvae.data.formats.bvh.kept import kept_joints, local_columns
 from ds_rvqvae.data.formats.bvh.motion import (
     Figure,
     channels_of,
@@ -28,7 +29,7 @@ from ds_rvqvae.data.formats.written import Written
 from ds_rvqvae.files import whole_file
 from ds_rvqvae.motion.clip import ClipError, UnfitError
 from ds_rvqvae.motion.layout import Layout, joint_layout, missing_channels, rotation_columns
-from ds_rvqvae.motion.rotations import resample, rotation_6d_to_matrix
+from ds_rvqvae.motion.rotations import matrix_to_rotation_6d, resample, rotation_6d_to_matrix
 
 
 def write_bvh_file(
@@ -45,7 +46,8 @@ def write_bvh(file: Path, motion: NDArray[Any], layout: Layout, source: Path, co
     Args:
         motion: `[frames, columns]`, as a reader of `source` returns them.
         layout: the columns to write; the source's other joints are kept as in the source, and so are those above the
-            body's carrier.
+            body's carrier. With `rvqvae.data.joints`, a joint makes up for the rotations of the joints between it and
+            the next one above it that is named, so that it is turned as in `motion`.
         source: the BVH file that was read.
         config: the settings with which `source` was read; its `fps` becomes the frame rate of the new file.
 
@@ -60,30 +62,36 @@ def write_bvh(file: Path, motion: NDArray[Any], layout: Layout, source: Path, co
     figure = figure_of(bvh, config)
     fps = config.source_fps or bvh.fps
     names = unique_names(bvh.joints)
-    there = joint_layout([name for name, joint in zip(names, bvh.joints, strict=True) if joint.axes], "position")
+    every = joint_layout([name for name, joint in zip(names, bvh.joints, strict=True) if joint.axes], "position")
+    kept = kept_joints(bvh.joints, figure.carrier, config)
     whole = columns_of(bvh, figure, turn)
     try:
-        whole = resample(whole, rotation_columns(there), fps, config.fps).copy()
+        whole = resample(whole, rotation_columns(every), fps, config.fps).copy()
         values = resample(bvh.values, np.empty((0, 6), np.int64), fps, config.fps).copy()
     except ValueError as error:
         raise ClipError(f"cannot be resampled: {error}") from None
     if len(whole) != len(motion):
         raise UnfitError(f"has {len(whole)} frames at {config.fps:g} fps, but the motion has {len(motion)}")
-    missing = missing_channels(there, layout)
+    missing = missing_channels(kept.layout, layout)
     if missing is not None:
         raise UnfitError(f"has no {missing.name} ({missing.kind})")
-    places = {channels.name: channels for channels in there}
-    above = {names[joint] for joint in path_to(bvh.joints, figure.carrier)[:-1]}
-    for channels in (channels for channels in layout if channels.name not in above):
-        own = places[channels.name]
-        whole[:, own.start : own.stop] = motion[:, channels.start : channels.stop]
-    matrices = rotation_6d_to_matrix(whole[:, rotation_columns(there)])
+    above = {kept.names[joint] for joint in path_to(bvh.joints, figure.carrier)[:-1]}
+    written = tuple(channels for channels in layout if channels.name not in above)
+    local_columns(_orthonormal(motion, written), written, whole, bvh.joints, kept)
+    matrices = rotation_6d_to_matrix(whole[:, rotation_columns(every)])
     _fill(Bvh(bvh.joints, values, fps), figure, matrices, whole[:, -3:] / figure.unit.metres, turn)
     with whole_file(file) as content:
         content.write(_header(source))
         content.write(f"MOTION\nFrames: {len(values)}\nFrame Time: {1 / config.fps:.9g}\n".encode())
         np.savetxt(content, values, fmt="%.6f")
     return fps
+
+
+def _orthonormal(motion: NDArray[Any], layout: Layout) -> NDArray[np.float64]:
+    """Returns motion `[frames, columns]`, float64, whose 6D columns are the first two rows of rotation matrices."""
+    columns, found = rotation_columns(layout), motion.astype(np.float64)
+    found[:, columns] = matrix_to_rotation_6d(rotation_6d_to_matrix(found[:, columns]))
+    return found
 
 
 def _fill(

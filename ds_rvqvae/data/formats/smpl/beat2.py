@@ -28,15 +28,9 @@ from ds_rvqvae.data.formats.base import (
     unused_lists,
     visible_files,
 )
-from ds_rvqvae.data.formats.smpl.poses import (
-    EXPRESSIONS,
-    POSES,
-    TRANS,
-    load_motion,
-    turn_upright,
-    turns_z,
-    write_rotation_6d,
-)
+from ds_rvqvae.data.formats.smpl.fields import EXPRESSIONS, POSES, TRANS, Field, Fields
+from ds_rvqvae.data.formats.smpl.forms import write_rotation_6d
+from ds_rvqvae.data.formats.smpl.poses import given_skeleton, load_motion, said_figure, turn_root, turns_z
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import read_text
 from ds_rvqvae.motion.clip import ClipError, Take
@@ -45,6 +39,7 @@ from ds_rvqvae.motion.layout import NUM_EXPRESSIONS, SMPLX_JOINTS, smplx_layout
 CLIP_FOLDER = "smplxflame_30"
 SPLIT_FILE = "train_test_split.csv"
 MOTION_KEYS = (POSES, TRANS, EXPRESSIONS)
+FIELDS = Fields(SMPLX_JOINTS, (Field(POSES, 0, len(SMPLX_JOINTS), "axis_angle"),), TRANS, expressions=EXPRESSIONS)
 _LOOKED_AT = 16
 """In a folder without `smplxflame_30`, the number of files that are opened to find out whether it is BEAT2."""
 
@@ -66,6 +61,7 @@ class Beat2Reader(Reader):
 
     def __init__(self, path: Path, config: DataConfig) -> None:
         super().__init__(path, config)
+        self.skeleton = given_skeleton(config)
         self._files: dict[str, Path] = {}
         self._split: dict[str, str] = {}
         self._missing: dict[str, str] = {}
@@ -117,9 +113,13 @@ class Beat2Reader(Reader):
         arrays, _, fps, notes = load_motion(self._files[name], MOTION_KEYS, self.config)
         motion = rotations_and_positions(arrays)
         if turns_z(self.config):
-            turn_upright(motion[:, : 6 * len(SMPLX_JOINTS) + 3])
+            turn_root(motion, FIELDS)
         empty = ~np.logical_or.reduce([arrays[key].any(axis=1) for key in MOTION_KEYS])
-        return Take(name, motion, fps, smplx_layout(), self.split_of(name), empty, has_positions=True, notes=notes)
+        layout, split = smplx_layout(), self.split_of(name)
+        return Take(name, motion, fps, layout, split, empty, has_positions=True, skeleton=self.skeleton, notes=notes)
+
+    def check(self, names: Sequence[str]) -> None:
+        self.readings += said_figure(self.skeleton)
 
     def source_of(self, name: str) -> Path | None:
         return self._files.get(name)
@@ -266,17 +266,23 @@ def read_split_file(file: Path) -> dict[str, str]:
         raise UserError(f"{file}: cannot be read: {error}") from None
 
 
-def rotations_and_positions(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
-    """Returns a clip's arrays in `smplx_layout`, with positions instead of velocities, float64 `[frames, 433]`.
-
-    Frames with a NaN keep it. Raises ClipError.
-    """
+def checked_arrays(arrays: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Returns poses, positions and expressions of a clip; raises ClipError if a shape is wrong."""
     poses = matrix(arrays[POSES], POSES, 3 * len(SMPLX_JOINTS))
     positions = matrix(arrays[TRANS], TRANS, 3)
     expressions = matrix(arrays[EXPRESSIONS], EXPRESSIONS, NUM_EXPRESSIONS)
     counts = [len(poses), len(positions), len(expressions)]
     if len(set(counts)) > 1:
         raise ClipError("poses, trans and expressions have {}, {} and {} frames; they must be equal".format(*counts))
+    return poses, positions, expressions
+
+
+def rotations_and_positions(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
+    """Returns a clip's arrays in `smplx_layout`, with positions instead of velocities, float64 `[frames, 433]`.
+
+    Frames with a NaN keep it. Raises ClipError.
+    """
+    poses, positions, expressions = checked_arrays(arrays)
     rotations = 6 * len(SMPLX_JOINTS)
     motion = np.empty((len(poses), rotations + 3 + NUM_EXPRESSIONS))
     write_rotation_6d(poses, motion[:, :rotations])

@@ -1,4 +1,4 @@
-"""SMPL-X and SMPL-H motion, one npz per clip, as in AMASS and similar data sets.
+"""SMPL-X, SMPL-H and SMPL motion, one npz per clip, as in AMASS, AIST++ and similar data sets.
 
 Sources: N. Mahmood et al., "AMASS: Archive of Motion Capture as Surface Shapes", ICCV 2019; G. Pavlakos et al.,
 "Expressive Body Capture: 3D Hands, Face, and Body from a Single Image", CVPR 2019 (SMPL-X); J. Romero et al.,
@@ -19,51 +19,72 @@ from ds_rvqvae.data.formats.base import (
     files_below,
     load_npz,
     load_npz_and_keys,
-    matrix,
     missing_key,
     npz_keys,
     npz_samples,
     said_rate,
 )
 from ds_rvqvae.data.formats.npz import FPS_KEYS, frame_rate, other_rate, rate_of
+from ds_rvqvae.data.formats.smpl.fields import (
+    AIST_POSES,
+    AIST_SCALING,
+    AIST_TRANS,
+    EXPRESSIONS,
+    FORM_WORDS,
+    MOTION_KEYS,
+    POSES,
+    TRANS,
+    USE_PCA,
+    Fields,
+    Form,
+    empty_frames,
+    find_fields,
+    is_motion,
+)
+from ds_rvqvae.data.formats.smpl.forms import layout_of, motion_of
 from ds_rvqvae.data.formats.split_lists import SplitLists
+from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError, Take
-from ds_rvqvae.motion.layout import SMPLH_JOINTS, SMPLX_JOINTS, joint_layout
+from ds_rvqvae.motion.layout import SMPL_JOINTS, SMPLH_JOINTS, SMPLX_JOINTS, SMPLX_PARENTS
+from ds_rvqvae.motion.skeleton import skeleton_from_json
 
-POSES, TRANS, EXPRESSIONS = "poses", "trans", "expressions"
 _FPS_KEYS_BEFORE = FPS_KEYS[:2]
 """The keys that versions up to 0.2 knew."""
 BEAT2_FPS = 30.0
 """Assumed for a file with facial expressions that gives no frame rate."""
-_UNSAID = (
-    f"the file gives no frame rate: BEAT2's {BEAT2_FPS:g} fps is assumed; {to_say('source_fps', 'N')} sets another"
-)
-LAYOUTS = {3 * len(joints): joint_layout(joints, "translation") for joints in (SMPLX_JOINTS, SMPLH_JOINTS)}
-"""Layouts by the number of axis-angle columns."""
+AIST_FPS = 60.0
+"""Assumed for a file with AIST++'s keys that gives no frame rate."""
+_WIDTHS_BEFORE = (3 * len(SMPLX_JOINTS), 3 * len(SMPLH_JOINTS))
+"""The widths of `poses` that versions up to 0.2 knew."""
 _SHAPE_FILES = ("shape.npz", "stagei.npz")
 """Ends of the names of AMASS's files with a subject's shape, which hold no motion."""
-_BLOCK = 512
-"""Frames converted at a time: the temporary arrays of 55 joints stay in the processor's cache. With 4,096 frames they
-do not, and it takes twice as long."""
 
 
 class SmplReader(FilesReader):
-    """Reader of npz files with `poses`, `trans` and the frame rate, in metres and radians: a folder or one file.
+    """Reader of npz files with the rotations and the translation of SMPL's joints: a folder, or one file.
 
-    SMPL-X has 165 columns of axis-angle rotations (55 joints), SMPL-H 156 (52). Facial expressions are not read.
+    Units are metres and radians. `poses` has 165 columns of axis-angle rotations (SMPL-X, 55 joints), 156 (SMPL-H, 52),
+    72 (SMPL, 24) or 66 (the body, 22); or the joints have keys of their own, such as `global_orient` and `body_pose`
+    (`ds_rvqvae.data.formats.smpl.fields`). Matrices and 6D are told apart by their width. Of AIST++, `smpl_trans` is
+    divided by `smpl_scaling`, and 60 frames per second are assumed (`ds_rvqvae.data.formats.smpl.aist`). Facial
+    expressions are not read.
     """
 
-    format = "SMPL-X or SMPL-H npz"
+    format = "SMPL-X, SMPL-H or SMPL npz"
     key = "smpl"
     suffix = ".npz"
     has_body_parts = True
     has_up_axis = True
 
+    def __init__(self, path: Path, config: DataConfig) -> None:
+        self.skeleton = given_skeleton(config)
+        super().__init__(path, config)
+
     @classmethod
     def matches(cls, path: Path) -> bool:
         if path.is_file():
-            return path.suffix.lower() == ".npz" and POSES in npz_keys(path)
-        return any(POSES in keys for keys in npz_samples(cls.files_of(path).values()))
+            return path.suffix.lower() == ".npz" and is_motion(npz_keys(path))
+        return any(is_motion(keys) for keys in npz_samples(cls.files_of(path).values()))
 
     @classmethod
     def files_of(cls, folder: Path) -> dict[str, Path]:
@@ -73,7 +94,7 @@ class SmplReader(FilesReader):
     @classmethod
     def matched_before(cls, path: Path) -> bool:
         if path.is_file():
-            return cls.matches(path)
+            return path.suffix.lower() == ".npz" and POSES in npz_keys(path)
         return any(POSES in keys for keys in npz_samples(cls._files_before(path).values()))
 
     @classmethod
@@ -90,31 +111,71 @@ class SmplReader(FilesReader):
     def why_passed_over(self, file: Path) -> str:
         return "without poses, so without motion" if file.name.endswith(_SHAPE_FILES) else super().why_passed_over(file)
 
+    def check(self, names: Sequence[str]) -> None:
+        self.readings += said_figure(self.skeleton)
+        file = next((self._files[name] for name in names if name in self._files), None)
+        if file is not None and self.config.reading_version > 1:
+            with suppress(ClipError):
+                self.readings += _said_keys(npz_keys(file))
+
     def take_of(self, name: str, file: Path, split: str | None) -> Take:
-        arrays, keys, fps, notes = load_motion(file, (POSES, TRANS), self.config)
-        poses, trans = matrix(arrays[POSES], POSES), matrix(arrays[TRANS], TRANS, 3)
-        if poses.shape[1] not in LAYOUTS:
-            wanted = "165 (SMPL-X, 55 joints) or 156 (SMPL-H, 52)"
-            raise ClipError(f"poses has shape {list(poses.shape)}, not [frames, {wanted}]")
-        if len(poses) != len(trans):
-            raise ClipError(f"poses and trans have {len(poses)} and {len(trans)} frames; they must be equal")
-        layout = LAYOUTS[poses.shape[1]]
-        motion = np.empty((len(poses), layout[-1].stop))
-        write_rotation_6d(poses, motion[:, :-3])
-        motion[:, -3:] = trans
+        arrays, keys, fps, fields, notes = load_fields(file, self.config)
+        motion = motion_of(arrays, fields)
         if self.config.up_axis == "z":
             turn_upright(motion)
         if self.config.format is None and self.config.reading_version > 1 and EXPRESSIONS in keys:
             notes += ("its facial expressions are not read; set rvqvae.data.format to beat2 to read them",)
-        empty = np.asarray(~(poses.any(axis=1) | trans.any(axis=1)))
-        return Take(name, motion, fps, layout, split, empty, has_positions=True, notes=notes)
+        empty = empty_frames(arrays, fields)
+        layout = layout_of(fields)
+        return Take(name, motion, fps, layout, split, empty, has_positions=True, skeleton=self.skeleton, notes=notes)
+
+
+def given_skeleton(config: DataConfig) -> dict[str, Any] | None:
+    """Returns `rvqvae.data.skeleton` if it has SMPL's joints of the body with SMPL's parents, and None without one.
+
+    Raises:
+        UserError: it is another skeleton.
+    """
+    if config.skeleton is None:
+        return None
+    content = config.skeleton
+    assert isinstance(content, dict), "`open_reader` puts the content in place of the file's name"
+    try:
+        skeleton = skeleton_from_json(content, "rvqvae.data.skeleton")
+    except ClipError as error:
+        raise UserError(f"rvqvae.data.skeleton: {error}") from None
+    names = skeleton.joint_names
+    for joint, parent in zip(SMPLX_JOINTS[:22], SMPLX_PARENTS[:22], strict=True):
+        if joint not in names:
+            raise UserError(f"rvqvae.data.skeleton: no joint is called {joint}; SMPL's are {', '.join(SMPL_JOINTS)}")
+        above = skeleton.parents[names.index(joint)]
+        if (names[above] if above >= 0 else None) != (SMPLX_JOINTS[parent] if parent >= 0 else None):
+            raise UserError(f"rvqvae.data.skeleton: {joint} has another parent than SMPL's {SMPLX_JOINTS[parent]}")
+    return content
+
+
+def said_figure(skeleton: dict[str, Any] | None) -> tuple[str, ...]:
+    """Returns which bone lengths the joints' positions are computed with, for a report."""
+    if skeleton is not None:
+        return ("joints' positions: by the bone lengths of rvqvae.data.skeleton",)
+    return ("joints' positions: by the built-in figure of 1.75 m; rvqvae.data.skeleton gives other bone lengths",)
+
+
+def _said_keys(keys: Sequence[str]) -> tuple[str, ...]:
+    """Returns how files with these keys are read, beside files of AMASS's kind."""
+    if POSES in keys:
+        return ()
+    if AIST_POSES in keys:
+        return (f"{AIST_TRANS} is divided by {AIST_SCALING}, as AIST++'s own code does",)
+    there = ", ".join(key for key in keys if key in MOTION_KEYS)
+    return (f"{there} are read, each in the form that its width tells",)
 
 
 def _holds_no_motion(file: Path) -> bool:
     """Returns whether a file is one of a subject's shape, by its name and its keys."""
     if file.name.endswith(_SHAPE_FILES):
         with suppress(ClipError):
-            return POSES not in npz_keys(file)
+            return not is_motion(npz_keys(file))
     return False
 
 
@@ -144,14 +205,74 @@ def load_motion(file: Path, required: Sequence[str], config: DataConfig) -> Load
     before = config.reading_version == 1
     known = _FPS_KEYS_BEFORE if before else FPS_KEYS
     arrays, keys = load_npz_and_keys(file, required, known)
-    if not any(key in arrays for key in known) and EXPRESSIONS not in keys:
+    assumed = None if before else _assumed(keys)
+    if not any(key in arrays for key in known) and EXPRESSIONS not in keys and assumed is None:
         missing = missing_key(keys, f"{', '.join(known[:-1])} or {known[-1]}")
         raise ClipError(missing if before else f"{missing}; give {to_say('source_fps', 'N')}")
     if not before:
-        is_said = any(key in arrays for key in known)
-        return Loaded(arrays, keys, fps_of(arrays), () if is_said else (_UNSAID,))
+        said = rate_of(arrays)
+        if said is not None or assumed is None:
+            return Loaded(arrays, keys, fps_of(arrays), ())
+        fps, whose = assumed
+        another = to_say("source_fps", "N")
+        note = f"the file gives no frame rate: {whose} {fps:g} fps is assumed; {another} sets another"
+        return Loaded(arrays, keys, fps, (note,))
     fps = next((frame_rate(arrays[key], key) for key in known if key in arrays), BEAT2_FPS)
     return Loaded(arrays, keys, fps, _differs_now(file, fps))
+
+
+def _assumed(keys: Sequence[str]) -> tuple[float, str] | None:
+    """Returns the frame rate of a published data set with these keys, and its name; None for other keys."""
+    if EXPRESSIONS in keys:
+        return BEAT2_FPS, "BEAT2's"
+    return (AIST_FPS, "AIST++'s") if AIST_POSES in keys and POSES not in keys else None
+
+
+class LoadedFields(NamedTuple):
+    """The motion of a clip as it is in its file."""
+
+    arrays: dict[str, NDArray[Any]]
+    keys: list[str]
+    fps: float
+    fields: Fields
+    notes: tuple[str, ...]
+
+
+def load_fields(file: Path, config: DataConfig) -> LoadedFields:
+    """Reads the motion of a clip, its frame rate, and where and how the file has it; raises ClipError."""
+    keys = npz_keys(file)
+    if config.reading_version == 1 or not is_motion(keys):
+        wanted: Sequence[str] = (POSES, TRANS)
+    else:
+        wanted = [key for key in (*MOTION_KEYS, USE_PCA) if key in keys]
+    arrays, keys, fps, notes = load_motion(file, wanted, config)
+    fields = find_fields(arrays)
+    if config.reading_version == 1 and arrays[POSES].shape[1:] not in [(width,) for width in _WIDTHS_BEFORE]:
+        raise ClipError(f"poses has shape {list(arrays[POSES].shape)}, not [frames, 165 or 156]")
+    return LoadedFields(arrays, keys, fps, fields, (*notes, *_said_forms(fields), *_differing(arrays, fields)))
+
+
+def _said_forms(fields: Fields) -> tuple[str, ...]:
+    """Returns a note per form other than axis times angle."""
+    forms: dict[Form, list[str]] = {}
+    for field in fields.rotations:
+        forms.setdefault(field.form, []).append(field.key)
+    return tuple(
+        f"{', '.join(keys)}: {FORM_WORDS[form]}, by the width" for form, keys in forms.items() if form != "axis_angle"
+    )
+
+
+def _differing(arrays: Mapping[str, NDArray[Any]], fields: Fields) -> tuple[str, ...]:
+    """Returns a note if keys beside `poses` hold other rotations of the same joints."""
+    whole = fields.rotations[0]
+    differing = []
+    for copy in fields.copies:
+        every = arrays[whole.key].reshape(len(arrays[whole.key]), whole.joints, -1)
+        there = every[:, copy.first : copy.first + copy.joints].reshape(len(every), -1)
+        own = arrays[copy.key].reshape(len(arrays[copy.key]), -1)
+        if there.shape != own.shape or not np.allclose(there, own, atol=1e-4, equal_nan=True):
+            differing.append(copy.key)
+    return (f"{whole.key} is read, and {', '.join(differing)} beside it differ",) if differing else ()
 
 
 def _differs_now(file: Path, fps: float) -> tuple[str, ...]:
@@ -174,42 +295,6 @@ def fps_of(arrays: Mapping[str, NDArray[Any]]) -> float:
     return rate_of(arrays) or BEAT2_FPS
 
 
-def write_rotation_6d(axis_angle: NDArray[Any], out: NDArray[np.floating[Any]]) -> None:
-    """Converts rotations from axis times angle in radians to 6D, and writes them to `out`.
-
-    With the Gibbs vector `g = axis * tan(angle / 2)`, the rotation is `I + 2 / (1 + g·g) * ([g] + [g][g])`. Only its
-    first two rows are computed. This takes one tangent, which NumPy has vectorised, instead of a sine and a cosine. At
-    pi the tangent of the nearest float64 is large but finite.
-
-    Args:
-        axis_angle: real `[frames, 3 * joints]`; a joint with NaN or infinite values becomes NaN.
-        out: float `[frames, 6 * joints]`.
-    """
-    for start in range(0, len(axis_angle), _BLOCK):
-        block = axis_angle[start : start + _BLOCK]
-        _write_block(block.reshape(len(block), -1, 3), out[start : start + _BLOCK].reshape(len(block), -1, 6))
-
-
-def _write_block(axis_angle: NDArray[np.floating[Any]], out: NDArray[np.floating[Any]]) -> None:
-    """Converts `[frames, joints, 3]` to `[frames, joints, 6]`."""
-    gibbs = np.empty((3, *axis_angle.shape[:2]))
-    gibbs[:] = np.moveaxis(axis_angle, 2, 0)
-    x, y, z = gibbs
-    with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinite values are found by the rules
-        angle = np.maximum(np.sqrt(x * x + y * y + z * z), 1e-150)  # gives the limit 1 / 2 instead of 0 / 0
-        gibbs *= np.tan(angle / 2) / angle
-        xx, yy, zz = gibbs * gibbs
-        scale = 2 / (1 + (xx + yy + zz))
-        out[..., 0] = 1 - scale * (yy + zz)
-        out[..., 4] = 1 - scale * (xx + zz)
-        scaled_x, scaled_y, scaled_z = gibbs * scale
-        xy = scaled_x * y
-        out[..., 1] = xy - scaled_z
-        out[..., 3] = xy + scaled_z
-        out[..., 2] = scaled_x * z + scaled_y
-        out[..., 5] = scaled_y * z - scaled_x
-
-
 def turns_z(config: DataConfig) -> bool:
     """Returns whether BEAT2 files are turned so that y points up; versions up to 0.2 turned only other SMPL files."""
     return config.up_axis == "z" and config.reading_version > 1
@@ -220,3 +305,8 @@ def turn_upright(motion: NDArray[np.floating[Any]]) -> None:
     motion[:, 3:6] = np.cross(motion[:, :3], motion[:, 3:6])
     y = motion[:, -2].copy()
     motion[:, -2], motion[:, -1] = motion[:, -1], -y
+
+
+def turn_root(motion: NDArray[np.floating[Any]], fields: Fields) -> None:
+    """Works like `turn_upright` on motion that has other columns after the translation."""
+    turn_upright(motion[:, : 6 * len(fields.joints) + 3])

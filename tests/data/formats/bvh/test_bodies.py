@@ -6,7 +6,7 @@ import pytest
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.bvh.bodies import Tree, bones_of
 from ds_rvqvae.data.formats.bvh.file import Joint, read_bvh
-from ds_rvqvae.data.formats.bvh.motion import BvhReader
+from ds_rvqvae.data.formats.bvh.reader import BvhReader
 from ds_rvqvae.data.formats.bvh.writing import write_bvh
 from ds_rvqvae.motion.clip import ClipError
 from ds_rvqvae.motion.layout import rotation_columns

@@ -14,7 +14,7 @@ from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.bvh import file as bvh_file
 from ds_rvqvae.data.formats.bvh.bodies import Tree, bones_of
 from ds_rvqvae.data.formats.bvh.file import read_bvh
-from ds_rvqvae.data.formats.bvh.motion import BvhReader
+from ds_rvqvae.data.formats.bvh.reader import BvhReader
 from ds_rvqvae.data.formats.writing import open_motion_file
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError, Take
@@ -402,7 +402,10 @@ def test_data_whose_unit_is_not_known_are_refused_before_packing_but_single_file
 
     hand = FIGURE.replace("Hips", "Wrist").replace("mixamorig:Leg", "Thumb")
     child = FIGURE.replace("60.0", "35.0").replace("75.0", "35.0").replace("-85.0", "-65.0")
-    for reader in (folder("hands", 0, 3, hand), folder("both", 9, 2, hand), folder("half", 2, 2, child)):
+    two = folder("both", 9, 2, hand)
+    with pytest.raises(UserError, match=r"2 skeletons: 9 files with 3 joints .*, 2 with 3"):
+        two.check(two.clip_names())
+    for reader in (folder("hands", 0, 3, hand), folder("half", 2, 2, child)):
         with pytest.raises(UserError, match=r"bvh: its unit of length is not known.*--metres_per_unit N") as error:
             reader.check(reader.clip_names())
         assert "\n" not in str(error.value)

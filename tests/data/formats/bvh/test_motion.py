@@ -5,7 +5,7 @@ import pytest
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.bvh.file import read_bvh
-from ds_rvqvae.data.formats.bvh.motion import BvhReader
+from ds_rvqvae.data.formats.bvh.reader import BvhReader
 from ds_rvqvae.data.formats.bvh.writing import write_bvh
 from ds_rvqvae.motion.clip import ClipError
 from ds_rvqvae.motion.layout import Channels, take_channels

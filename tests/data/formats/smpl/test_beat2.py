@@ -199,7 +199,7 @@ def test_versions_before_read_the_parent_as_smplx(beat2):
     reader = open_reader(beat2, DataConfig(reading_version=1))
     assert isinstance(reader, SmplReader)
     assert reader.notes == (
-        "read as versions up to 0.2 did: as SMPL-X or SMPL-H npz, but it is BEAT2 npz; prepare again with "
+        "read as versions up to 0.2 did: as SMPL-X, SMPL-H or SMPL npz, but it is BEAT2 npz; prepare again with "
         "reading_version 2 to read it so",
     )
     shapes = {clip.motion.shape for clip in reader.clips() if isinstance(clip, Clip)}

@@ -10,7 +10,8 @@ from scipy.spatial.transform import Rotation
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.readers import open_reader
 from ds_rvqvae.data.formats.smpl.beat2 import Beat2Reader
-from ds_rvqvae.data.formats.smpl.poses import SmplReader, write_rotation_6d
+from ds_rvqvae.data.formats.smpl.forms import write_rotation_6d
+from ds_rvqvae.data.formats.smpl.poses import SmplReader
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError
 from ds_rvqvae.motion.layout import SMPLH_JOINTS, SMPLX_JOINTS, joint_layout, select_columns
@@ -162,11 +163,11 @@ def test_lists_beside_the_folder_that_name_other_data_are_passed_over(tmp_path):
     ("changes", "reason"),
     [
         (
-            {"poses": np.zeros((240, 72))},
-            r"\[240, 72\], not \[frames, 165 \(SMPL-X, 55 joints\) or 156 \(SMPL-H, 52\)\]",
+            {"poses": np.zeros((240, 69))},
+            r"\[240, 69\], not \[frames, 165 \(SMPL-X, 55 joints\), 156 \(SMPL-H, 52\), 72 \(SMPL, 24\) or 66",
         ),
-        ({"poses": np.zeros((240, 52, 3))}, r"poses has shape \[240, 52, 3\]"),
-        ({"trans": None}, "no key trans; it has gender"),
+        ({"poses": np.zeros((240, 52, 4))}, r"poses has shape \[240, 52, 4\]"),
+        ({"trans": None}, "no key trans or transl: the translation of the root is missing"),
         ({"trans": np.zeros((239, 3))}, "240 and 239 frames"),
         ({"trans": np.zeros((240, 2))}, r"not \[frames, 3\]"),
         (

@@ -1,0 +1,1 @@
+"""Joint positions: the reader and the writer of `[T, J, 3]` arrays."""
