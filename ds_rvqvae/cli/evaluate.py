@@ -328,6 +328,7 @@ def _score(
         "data_path": str(data.config.path),
         "normalised_by": first.name if shares_units else subject.name,
         "protocols": protocols_of(scores),
+        "clips_cut_to": multiple,
         **latencies(tokenizer),
         **spread_of(clips),
         "warnings": [f"{subject.name}: {warning}" for warning in warnings if warning],

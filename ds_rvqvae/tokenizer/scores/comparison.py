@@ -104,6 +104,9 @@ def spread_notes(results: Sequence[dict[str, Any]]) -> list[str]:
 def comparison_notes(results: Sequence[dict[str, Any]]) -> list[str]:
     """Returns notes on what several tokenizers share and do not share."""
     notes = []
+    if len({one["code_rate"] for one in results}) > 1:
+        cut = results[0]["clips_cut_to"]
+        notes.append(f"Clips are cut to a multiple of {cut} frames, so that all tokenizers score the same frames.")
     if len({round(one["bits_per_second"], 6) for one in results}) > 1:
         notes.append("Their bits per second differ: errors are comparable at the same rate only.")
     if any(one["decoder_latency_ms"] is not None for one in results):
