@@ -10,8 +10,9 @@ FORMATS = {
     "bvh": "bvh.reader.BvhReader",
     "humanml3d": "features.HumanML3DReader",
     "humanml3d_272": "features.HumanML3D272Reader",
-    "joints": "joints.reader.JointsReader",
+    "aist": "smpl.aist.AistReader",
     "motionx": "smpl.motionx.MotionXReader",
+    "joints": "joints.reader.JointsReader",
     "features": "features.FeatureFolderReader",
     "packed": "packed.PackedReader",
 }
