@@ -17,7 +17,7 @@ from ds_rvqvae.motion.layout import SMPLX_JOINTS, SMPLX_PARENTS, take_channels
 from ds_rvqvae.motion.skeleton import builtin_skeleton, forward_kinematics, joint_places, skeleton_from_json
 from ds_rvqvae.tokenizer.folder import reading_of
 from tests.cli.commands import make_tokenizer, run
-from tests.data.formats.bvh_files import body, world_of_file, write_body
+from tests.data.formats.bvh_files import body, snapmogen_body, world_of_file, write_body
 from tests.data.formats.damaged import npz
 from tests.data.formats.joints.positions import positions, turns
 from tests.data.motion import write_lists, write_matrices, write_statistics
@@ -144,6 +144,15 @@ def test_a_bvh_file_names_joints_that_follow_its_hierarchy(tmp_path):
     take = reader.take("walk")
     assert [part.name for part in take.layout[1:]] == list(places)[1:] and not take.notes
     assert reader.readings[-1].startswith("1 unit = 1 m, by the size of the bodies")
+
+
+def test_a_bvh_file_without_a_known_unit_gives_names_too(tmp_path):
+    file = write_body(tmp_path / "t_pose.bvh", snapmogen_body())
+    places = world_of_file(file)[0]
+    write_positions(tmp_path / "data" / "walk.npy", 0.02 * np.stack(list(places.values()), axis=1))
+    reader = open_reader(tmp_path / "data", DataConfig(skeleton=str(file)))
+    assert [part.name for part in reader.take("walk").layout[1:]] == list(places)[1:]
+    assert np.linalg.norm(reader.config.skeleton["offsets"][3]) == pytest.approx(0.02 * 4.86, abs=2e-4)
 
 
 @pytest.mark.parametrize(("unit", "metres"), [(100, 0.01), (1000, 0.001), (1 / 0.0254, 0.0254)])
