@@ -39,6 +39,7 @@ from ds_rvqvae.motion.skeleton import Skeleton
 FOLDER = "new_joints"
 """The folder of HumanML3D's and KIT's joint positions."""
 _SUFFIXES = (".npy", ".npz")
+_OF_OTHERS = (".bvh", ".csv")
 _LOOKED_AT = 100
 """Files that decide on the number of joints and on the unit."""
 _MATCHED = 16
@@ -91,7 +92,9 @@ class JointsReader(FilesReader):
         # Data of another format may have joint positions beside them, as AIST++ has.
         is_other = any(file.suffix.lower() == ".npz" and _has_several(file) for file in spread)
         headers = list(_headers(spread))
-        return bool(headers) and not is_other and all(map(_is_positions, headers))
+        if not headers or is_other or not all(map(_is_positions, headers)):
+            return False
+        return path.is_file() or len(files_below(path, _OF_OTHERS)) <= len(files)
 
     @classmethod
     def matches_if_asked(cls, path: Path) -> bool:

@@ -192,6 +192,18 @@ def test_z_up_is_turned_and_lying_bodies_are_refused(tmp_path, humanml3d):
     np.testing.assert_allclose(take.motion[:, :3], positions(seed=3)[:, 0], atol=1e-6)
 
 
+def test_a_folder_of_bvh_files_with_some_positions_is_bvh(tmp_path):
+    for seed in range(3):
+        write_body(tmp_path / "data" / f"{seed}.bvh", body(), seed=seed)
+    write_positions(tmp_path / "data" / "places.npy", positions())
+    reader = open_reader(tmp_path / "data", DataConfig(skeleton=str(skeleton_file(tmp_path / "s.json", 22))))
+    assert reader.key == "bvh"
+    config = DataConfig(format="joints", skeleton=str(tmp_path / "s.json"), joint_names={"a": "b"})
+    reader = open_reader(tmp_path / "data", config)
+    assert reader.clip_names() == ["places"]
+    assert reader.notes[-1] == "no effect on joint positions: rvqvae.data.joint_names"
+
+
 def test_bones_that_change_and_odd_sizes_are_said(tmp_path):
     values = positions()
     values[:, 15] += np.linspace(0, 0.1, len(values))[:, None]
