@@ -87,6 +87,24 @@ def test_a_few_odd_files_are_left_out(two):
     assert len(store.clip_names) == 5 and [left.file for left in store.left_out] == ["theirs/5.bvh"]
 
 
+def test_the_same_joints_in_another_hierarchy_are_said_or_refused(two):
+    moved = [part._replace(parent="Chest") if part.name == "RightForeArm" else part for part in body()]
+    write_body(two / "ours" / "odd.bvh", moved)
+    reader = open_reader(two / "ours", DataConfig())
+    reader.check(reader.clip_names())
+    (note,) = reader.notes
+    assert note.startswith(
+        "odd.bvh: the joints of the other files in another hierarchy: Head is below Chest in one and "
+    )
+    write_body(two / "ours" / "odder.bvh", moved)
+    reader = open_reader(two / "ours", DataConfig())
+    words = (
+        r"5 files with 14 joints .*, 2 with 14 .*, RightForeArm is below RightArm in one and below Chest in the other"
+    )
+    with pytest.raises(UserError, match=words):
+        reader.check(reader.clip_names())
+
+
 def test_one_skeleton_is_taken_and_the_others_are_passed_over(two, capsys):
     store = two.parent / "store"
     (two / "train.txt").write_text("ours/0\ntheirs/5\n")  # a list may name files of both
