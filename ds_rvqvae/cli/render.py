@@ -96,11 +96,12 @@ def _render(args: argparse.Namespace) -> int:
         "size": list(size),
         "clip": clip.name,
         "levels": comparison.levels,
-        "angle_error_deg": float(comparison.angle_error.mean()),
+        "angle_error_deg": comparison.mean_angle,
         "joint_error_mm": float(comparison.mean_distance_mm.mean()),
     }
     what = f"{len(animation)} frames of {size[0]}x{size[1]} at {fps:g} fps"
-    errors = f"{comparison.levels_text}: {result['angle_error_deg']:.2f} degrees, {result['joint_error_mm']:.1f} mm"
+    angle = "" if comparison.mean_angle is None else f"{comparison.mean_angle:.2f} degrees, "
+    errors = f"{comparison.levels_text}: {angle}{comparison.mean_distance_mm.mean():.1f} mm"
     line: Line = [(str(out), "path"), f": {what}; ", (clip.name, "name"), f", {errors}"]
     print_result(args, result, [line], in_files=True)
     return ExitStatus.DONE

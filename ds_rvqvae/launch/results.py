@@ -110,9 +110,10 @@ def _clip_of(data: MotionData, split: str) -> list[str]:
     if is_store(path):
         return [_near(path), "--clip", segment.name, *start]
     files = open_reader(path, data.config).clip_files()
+    name = segment.name if segment.name in files else name  # a listed piece is a clip of its own
     file = files.get(name, path)
-    alone = list(files.values()).count(file) == 1
-    return [_near(file), *([] if alone else ["--clip", name]), *start]
+    alone = list(files.values()).count(file) == 1 and Path(name).name == file.stem
+    return [_near(file), *start] if alone else [_near(path), "--clip", name, *start]
 
 
 def _motion_of(data: MotionData) -> Path:

@@ -123,7 +123,7 @@ def _robot_entries(entries: Mapping[str, Any], joints: int) -> dict[str, Any]:
         lengths = np.linalg.norm(found["rotations"], axis=1)
         if (np.abs(lengths - 1) > 1e-3).any():
             raise ClipError("rotations: a quaternion (w, x, y, z) has not the length 1")
-        found["rotations"] = _matrices_of_quaternions(found["rotations"] / lengths[:, None])
+        found["rotations"] = matrices_of_quaternions(found["rotations"] / lengths[:, None])
     if "axes" in found:
         lengths = np.linalg.norm(found["axes"], axis=1)
         if (np.abs(lengths[lengths > 0] - 1) > 1e-3).any():
@@ -143,7 +143,7 @@ def _robot_entries(entries: Mapping[str, Any], joints: int) -> dict[str, Any]:
     return found
 
 
-def _matrices_of_quaternions(quaternions: NDArray[np.float64]) -> NDArray[np.float64]:
+def matrices_of_quaternions(quaternions: NDArray[np.float64]) -> NDArray[np.float64]:
     """Converts quaternions w, x, y, z of length 1 `[joints, 4]` to matrices `[joints, 3, 3]`."""
     w, x, y, z = quaternions.T
     rows = (

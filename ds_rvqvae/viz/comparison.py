@@ -41,7 +41,8 @@ class Comparison:
         skeleton: its J joints are shown.
         truth, found: joint positions `[T, J, 3]` in metres, of the original and of the reconstruction. Columns that no
             tokenizer covers are the original's in both.
-        angle_error: mean over the tokenizers' rotations, degrees `[T]`, computed as in `evaluate`.
+        angle_error: mean over the tokenizers' rotations, degrees `[T]`, computed as in `evaluate`; NaN without
+            rotations.
         joint_error: distance between the joints once both roots are at the same position, metres `[T, J]`.
         measured: int64, the joints that the mean distance is taken over: those of the tokenizers that move.
         fps: frames per second.
@@ -67,6 +68,11 @@ class Comparison:
     def levels_text(self) -> str:
         """The number of levels decoded, as text."""
         return counted(self.levels, "level")
+
+    @property
+    def mean_angle(self) -> float | None:
+        """Mean angle error in degrees; None without rotations."""
+        return float(self.angle_error.mean()) if np.isfinite(self.angle_error).all() else None
 
     @property
     def mean_distance_mm(self) -> NDArray[np.float64]:

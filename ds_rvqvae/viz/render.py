@@ -51,6 +51,7 @@ class Animation:
             (np.arange(count) * comparison.fps / fps + 0.5).astype(np.int64), len(comparison.truth) - 1
         )
         self._distance_mm = comparison.mean_distance_mm
+        self._curve = self._distance_mm if comparison.mean_angle is None else comparison.angle_error
         self._project()
         self._height = 1.0 + (_CODES if with_codes else 0.0)
         self._panels = (self._from_top(_PANEL_BOTTOM), self._from_top(_PANEL_TOP))
@@ -150,14 +151,16 @@ class Animation:
         shown = self.comparison
         self._seconds = shown.start + np.arange(len(shown.truth)) / shown.fps
         axes = self._figure.add_axes((0.055, 0.085 / self._height, 0.925, 0.125 / self._height))
-        axes.plot(self._seconds, shown.angle_error, color=MIDDLE, linewidth=1.0)
-        axes.axhline(shown.angle_error.mean(), color=_GHOST, linewidth=0.8, zorder=0)
+        axes.plot(self._seconds, self._curve, color=MIDDLE, linewidth=1.0)
+        axes.axhline(self._curve.mean(), color=_GHOST, linewidth=0.8, zorder=0)
         axes.set_xlim(self._seconds[0], max(self._seconds[-1], self._seconds[0] + 1 / shown.fps))
-        axes.set_ylim(0, max(1.15 * float(shown.angle_error.max()), 1e-3))
+        axes.set_ylim(0, max(1.15 * float(self._curve.max()), 1e-3))
         axes.tick_params(labelsize=8, length=2, pad=2)
         axes.spines[["top", "right"]].set_visible(False)
         axes.yaxis.set_major_locator(MaxNLocator(3))
-        heading = f"angle error, degrees; mean {shown.angle_error.mean():.2f}°, {self._distance_mm.mean():.0f} mm"
+        heading = f"joint distance, mm; mean {self._distance_mm.mean():.0f} mm"
+        if shown.mean_angle is not None:
+            heading = f"angle error, degrees; mean {shown.mean_angle:.2f}°, {self._distance_mm.mean():.0f} mm"
         axes.text(0.0, 1.06, heading, transform=axes.transAxes, fontsize=8.5, va="bottom")
         axes.text(
             1.0,
@@ -216,9 +219,10 @@ class Animation:
         found.place(self._found[frame])
         ghost.place(self._truth[frame])
         difference.place(self._found[frame], self._color_of.to_rgba(1000.0 * shown.joint_error[frame]))
-        second, error = self._seconds[frame], shown.angle_error[frame]
+        second, error = self._seconds[frame], self._curve[frame]
         if self._codes is not None:
             self._codes.set_xlim(second - _AROUND, second + _AROUND)
         self._cursor.set_data([second, second], [0, error])
         self._dot.set_data([second], [error])
-        self._clock.set_text(f"{second:.2f} s   {error:.1f}°   {self._distance_mm[frame]:.0f} mm")
+        angle = "" if shown.mean_angle is None else f"{error:.1f}°   "
+        self._clock.set_text(f"{second:.2f} s   {angle}{self._distance_mm[frame]:.0f} mm")

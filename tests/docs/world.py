@@ -8,7 +8,7 @@ import torch
 
 from ds_rvqvae import BodyTokenizer, MotionTokenizer
 from ds_rvqvae.data.demo import write_demo_motion
-from tests.data.formats.bvh_files import body, write_body
+from tests.data.formats.bvh_files import Part, body, write_body
 from tests.data.formats.published import PUBLISHED
 from tests.data.motion import write_matrices, write_packed
 from tests.docs.pages import ROOT
@@ -18,6 +18,8 @@ from tests.train.small import SMALL
 
 BEAT2 = "data/BEAT2/beat_english_v2.0.0"
 CLIP = "2_scott_0_1_1"
+BONES = {"UpLeg": "UpperLeg", "Leg": "LowerLeg"}
+"""Bones of the leg, and their names in the other studio's files."""
 PARTS = ("upper", "hands", "lower_trans")
 RUNS = ("cmu", "beat2", *(f"{name}-beat_english_v2.0.0-upper" for name in ("best", "baseline", "wide", "demo")))
 """All of them are runs of the upper body."""
@@ -37,10 +39,22 @@ def write_motion(world: Path) -> None:
     for name in ("bvh", "cmu"):
         for index in range(4):
             write_body(world / "data" / name / "walk" / f"{index:02d}.bvh", body(), frames=200, seed=index)
+    theirs = {f"{side}{bone}": f"{own}_{side[0]}" for side in ("Left", "Right") for bone, own in BONES.items()}
+    for index in range(4):
+        parts = body() if index % 2 else [_renamed(part, theirs) for part in body()]
+        write_body(world / "data" / "two_studios" / f"{index:02d}.bvh", parts, frames=200, seed=index)
+        places = np.zeros((200, 4, 3)) + np.array([[0, 0.9, 0], [0, 1.2, 0], [0, 1.6, 0], [0, 0, 0.1]])
+        places[:, :, 0] += 0.01 * np.arange(200)[:, None]
+        (world / "data" / "positions").mkdir(exist_ok=True)
+        np.save(world / "data" / "positions" / f"{index}.npy", places)
     for name, published in PUBLISHED.items():
         folder = published.write(world / "data" / name)
         write_matrices(folder / published.clips, published.names, published.width, frames=200)
     write_packed(world / "data" / "cmu" / "task.npz", (200, 200, 200), 150)
+
+
+def _renamed(part: Part, names: dict[str, str]) -> Part:
+    return part._replace(name=names.get(part.name, part.name), parent=names.get(part.parent, part.parent))
 
 
 def link_project(world: Path) -> None:

@@ -7,7 +7,6 @@ no file later.
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from ds_rvqvae.config.data import DESCRIBED, DataConfig
 from ds_rvqvae.data.formats.bvh.file import read_joints
 from ds_rvqvae.data.formats.bvh.kept import turning_tree
 from ds_rvqvae.data.formats.bvh.skeletons import load_skeleton
+from ds_rvqvae.data.formats.robots.model import robot_from_file
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import read_json
 from ds_rvqvae.motion.clip import ClipError
@@ -61,8 +61,7 @@ def _skeleton(file: Path) -> dict[str, Any]:
 def _robot(file: Path) -> dict[str, Any]:
     if file.suffix.lower() == ".json":
         return _object(file)
-    # Imported late: its library is needed for such files only.
-    return dict(import_module("ds_rvqvae.data.formats.robots.model").robot_from_file(file))
+    return robot_from_file(file)
 
 
 def _joints_of(file: Path) -> dict[str, Any]:

@@ -8,10 +8,11 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from tests.data.formats.joints.positions import positions
 from tests.data.formats.smpl import published
 from tests.data.motion import beat2_arrays
 
@@ -48,6 +49,8 @@ class Format(NamedTuple):
     """Makes the arrays from a seed, one array per key; a `.npy` has one array, under any key."""
     folder: str = "."
     """The folder of the clips, relative to the data."""
+    settings: Mapping[str, Any] = {}
+    """Settings of `rvqvae.data` that the files need."""
 
     def content(self, seed: int) -> bytes:
         """Returns a good file."""
@@ -100,6 +103,10 @@ def bvh_arrays(seed: int) -> dict[str, np.ndarray]:
     return {"values": np.random.default_rng(seed).normal(scale=0.5, size=(FRAMES, 9)).cumsum(axis=0) + 20}
 
 
+def position_arrays(seed: int) -> dict[str, np.ndarray]:
+    return {"joints": positions(FRAMES, seed=seed)}
+
+
 FORMATS = {
     "beat2": Format("beat2", ".npz", 433, lambda seed: beat2_arrays(FRAMES, seed=seed), "smplxflame_30"),
     "smpl": Format("smpl", ".npz", 315, smplh_arrays),
@@ -111,6 +118,10 @@ FORMATS = {
     "npz": Format("features", ".npz", 12, lambda seed: {**matrix_arrays(12, seed), "fps": np.array(30)}),
     "humanml3d": Format("humanml3d", ".npy", 263, lambda seed: matrix_arrays(263, seed), "new_joint_vecs"),
     "humanml3d_272": Format("humanml3d_272", ".npy", 272, lambda seed: matrix_arrays(272, seed), "motion_data"),
+    "joints": Format("joints", ".npy", 66, position_arrays, "new_joints", {"source_fps": 30.0}),
+    "joints_npz": Format(
+        *("joints", ".npz", 66, lambda seed: {**position_arrays(seed), "fps": np.array(30)}, "new_joints")
+    ),
     "bvh": Format("bvh", ".bvh", 15, bvh_arrays),
 }
 
@@ -195,16 +206,16 @@ def npy_of(text: bytes, numbers: bytes, version: bytes = b"\x01\x00", length: in
 
 def broken_headers(values: np.ndarray) -> dict[str, Damaged]:
     """Yields `.npy` files with good numbers and a bad header."""
-    rows, columns = values.shape
+    rows, columns = len(values), ", ".join(map(str, values.shape[1:]))
     numbers = values.tobytes()
     shapes = {
-        "negative": f"({-rows}, {-columns})",
+        "negative": f"({-rows}, -{columns})",
         "one_negative": f"({-rows}, {columns})",
         "huge": f"({2**62}, 165)",
         "wide": f"(1, {2**47})",
         "overflow": f"({2**32}, {2**32})",
         "none": "()",
-        "flat": f"({rows * columns},)",
+        "flat": f"({values.size},)",
         "five": f"(1, 1, 1, {rows}, {columns})",
         "empty": f"(0, {columns})",
         "zeros": "(0,) * 9",

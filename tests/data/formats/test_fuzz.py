@@ -122,7 +122,7 @@ def test_damaged_files_are_left_out_by_name(tmp_path, place, name):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            store = prepare(DataConfig(path="data", format=form.key), Path("store"), workers=1).store
+            store = prepare(DataConfig(path="data", format=form.key, **form.settings), Path("store"), workers=1).store
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -141,7 +141,7 @@ def test_damaged_files_are_left_out_by_name(tmp_path, place, name):
     assert there.isdisjoint(name for name, is_certain in damaged.items() if is_certain)
     assert good.isdisjoint(reported)
     assert all(np.isfinite(store.clip(clip)).all() for clip in store.clip_names)
-    alone = prepare(DataConfig(path="good", format=form.key), Path("alone"), workers=1).store
+    alone = prepare(DataConfig(path="good", format=form.key, **form.settings), Path("alone"), workers=1).store
     clips = {stem(clip): clip for clip in alone.clip_names}
     assert clips.keys() == good
     for clip in clips.values():

@@ -84,9 +84,12 @@ class JointsReader(FilesReader):
 
     @classmethod
     def matches(cls, path: Path) -> bool:
-        files = [path] if path.is_file() else files_below(path, _SUFFIXES).values()
-        headers = list(islice(_headers(file for file in files if not is_statistics(file)), _MATCHED))
-        return bool(headers) and all(map(_is_positions, headers))
+        files = [path] if path.is_file() else list(files_below(path, _SUFFIXES).values())
+        spread = [file for file in files[:: -(-len(files) // _MATCHED) or 1] if not is_statistics(file)]
+        # Data of another format may have joint positions beside them, as AIST++ has.
+        is_other = any(file.suffix.lower() == ".npz" and _has_several(file) for file in spread)
+        headers = list(_headers(spread))
+        return bool(headers) and not is_other and all(map(_is_positions, headers))
 
     @classmethod
     def matches_if_asked(cls, path: Path) -> bool:
@@ -120,9 +123,10 @@ class JointsReader(FilesReader):
         config = self.config
         fps = config.source_fps or said or config.fps
         metres = 1.0 if config.metres_per_unit is None else config.metres_per_unit
-        places = metres * values
-        if config.up_axis == "z":
-            places = places @ Z_UP_TO_Y_UP.T
+        with np.errstate(over="ignore", invalid="ignore"):
+            places = metres * values
+            if config.up_axis == "z":
+                places = places @ Z_UP_TO_Y_UP.T
         empty = np.asarray(~values.any(axis=(1, 2)))
         notes = (*other_rate(said, config.source_fps), *_notes(places[~empty], self._skeleton))
         skeleton = described_again(self._skeleton, self._skeleton.offsets)
@@ -160,12 +164,12 @@ class JointsReader(FilesReader):
         return found, published
 
     def _take_rate(self, published: Published | None) -> None:
-        """Takes the rate of a published set, or says that one is assumed."""
-        if published is not None:
+        """Takes the rate of a published set if no file gives one, or says that one is assumed."""
+        said = sum(said_rate(file) is not None for file in islice(self._files.values(), _LOOKED_AT))
+        if published is not None and not said:
             self.config = self.config.with_values({"source_fps": published.fps})
             self.readings += (f"{published.fps:g} fps, as {published.name}'s joint positions have",)
             return
-        said = sum(said_rate(file) is not None for file in islice(self._files.values(), _LOOKED_AT))
         if said < min(len(self._files), _LOOKED_AT):
             self.notes += (
                 f"{'most files do not give their' if said else 'no file gives its'} frame rate: {self.config.fps:g} "
@@ -220,7 +224,8 @@ def joints_layout(skeleton: Skeleton) -> Layout:
 
 def columns_of(places: NDArray[np.float64]) -> NDArray[np.float64]:
     """Returns positions `[T, J, 3]` as columns `[T, 3 J]`; the first three are the root's position."""
-    return np.concatenate([places[:, :1], places[:, 1:] - places[:, :1]], axis=1).reshape(len(places), -1)
+    with np.errstate(over="ignore", invalid="ignore"):  # values that are not finite stay so, and the rules cut them out
+        return np.concatenate([places[:, :1], places[:, 1:] - places[:, :1]], axis=1).reshape(len(places), -1)
 
 
 def read_positions(file: Path, skeleton: Skeleton) -> tuple[NDArray[np.float64], float | None]:
@@ -284,6 +289,13 @@ def _headers(files: Iterable[Path]) -> Iterable[Header]:
             else:
                 headers = npz_headers(file)
                 yield headers[_key_of(headers)]
+
+
+def _has_several(file: Path) -> bool:
+    """Returns whether an npz has several arrays beside its frame rate."""
+    with suppress(ClipError):
+        return len([key for key in npz_headers(file) if key not in FPS_KEYS]) > 1
+    return False
 
 
 def _key_of(headers: dict[str, Header]) -> str:

@@ -19,27 +19,10 @@ from ds_rvqvae.tokenizer.folder import reading_of
 from tests.cli.commands import make_tokenizer, run
 from tests.data.formats.bvh_files import body, world_of_file, write_body
 from tests.data.formats.damaged import npz
+from tests.data.formats.joints.positions import positions, turns
 from tests.data.motion import write_lists, write_matrices, write_statistics
 
 NAMES = {"train": ("000000", "M000000"), "val": ("000001",), "test": ("000002",)}
-
-
-def turns(frames: int, joints: int, seed: int) -> np.ndarray:
-    """Returns small rotations about changing axes, `[frames, joints, 3, 3]`."""
-    from scipy.spatial.transform import Rotation
-
-    rng = np.random.default_rng(seed)
-    phases, speeds = rng.uniform(0, 6, (2, joints, 3))
-    angles = 0.3 * np.sin(phases + 0.05 * speeds * np.arange(frames)[:, None, None])
-    return Rotation.from_rotvec(angles.reshape(-1, 3)).as_matrix().reshape(frames, joints, 3, 3)
-
-
-def positions(frames: int = 40, joints: int = 22, seed: int = 0) -> np.ndarray:
-    """Returns positions of a body that walks, float32 `[frames, joints, 3]`, as in `new_joints`: metres, y up."""
-    skeleton = builtin_skeleton()
-    path = np.stack([0.02 * np.arange(frames) + seed, 0.9 + 0 * np.arange(frames), 0.5 * np.ones(frames)], axis=1)
-    found = forward_kinematics(turns(frames, joints, seed), skeleton.offsets[:joints], SMPLX_PARENTS[:joints], path)
-    return found.astype(np.float32)
 
 
 def kit_positions(frames: int = 40, seed: int = 0) -> np.ndarray:
@@ -274,6 +257,9 @@ def test_positions_are_encoded_and_decoded_to_positions(tmp_path, humanml3d, cap
     decode = ("decode", tmp_path / "tokenizer", tmp_path / "codes", "--out", tmp_path / "motion", "--fps", "source")
     status, result, _ = run(capsys, *decode)
     assert status == 0 and len(result["done"]) == 2
+    video = ("render", tmp_path / "tokenizer", tmp_path / "mine" / "000001.npy", "--out", tmp_path / "v.gif")
+    status, result, _ = run(capsys, *video, "--seconds", 0.1)
+    assert status == 0 and result["angle_error_deg"] is None and result["joint_error_mm"] > 0
     found = np.load(tmp_path / "motion" / "000001.npy")
     assert found.shape == (40, 22, 3) and found.dtype == np.float32
     clip = np.array(store.clip("000001"))
