@@ -55,6 +55,12 @@ def test_smpl_with_24_joints(tmp_path):
     assert clip.fps == 30 and clip.motion.shape == (40, 147)
 
 
+@pytest.mark.parametrize(("part", "columns"), [("whole", 144), ("whole_trans", 147)])
+def test_whole_of_smpl_is_its_24_joints(part, columns):
+    chosen, own = select_columns(joint_layout(SMPL_JOINTS, "translation"), part)
+    assert chosen.tolist() == list(range(columns)) and own[23].name == "right_hand"
+
+
 @pytest.mark.parametrize(("part", "columns"), [("upper", 78), ("lower", 54), ("lower_trans", 57)])
 def test_parts_of_smpl_are_those_that_its_joints_have(part, columns):
     layout = joint_layout(SMPL_JOINTS, "translation")
@@ -65,11 +71,10 @@ def test_parts_of_smpl_are_those_that_its_joints_have(part, columns):
     assert own[-1].stop == columns
 
 
-@pytest.mark.parametrize(
-    ("part", "needs"), [("hands", "left_index1"), ("whole", "left_index1"), ("face", "expressions")]
-)
+@pytest.mark.parametrize(("part", "needs"), [("hands", "left_index1"), ("face", "expressions"), ("face_jaw", "jaw")])
 def test_parts_that_smpl_does_not_have_are_refused(part, needs):
-    with pytest.raises(UserError, match=f"{part} needs {needs}, .* they have the parts upper, lower, lower_trans$"):
+    has = "they have the parts upper, lower, lower_trans, whole, whole_trans$"
+    with pytest.raises(UserError, match=f"{part} needs {needs}, .* {has}"):
         select_columns(joint_layout(SMPL_JOINTS, "translation"), part)
 
 
