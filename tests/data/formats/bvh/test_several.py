@@ -94,7 +94,7 @@ def test_the_same_joints_in_another_hierarchy_are_said_or_refused(two):
     reader.check(reader.clip_names())
     (note,) = reader.notes
     assert note.startswith(
-        "odd.bvh: the joints of the other files in another hierarchy: Head is below Chest in one and "
+        "odd.bvh: the joints of the other files in another hierarchy: RightForeArm is below RightArm"
     )
     write_body(two / "ours" / "odder.bvh", moved)
     reader = open_reader(two / "ours", DataConfig())
