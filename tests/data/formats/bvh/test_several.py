@@ -179,6 +179,10 @@ def test_a_store_and_a_tokenizer_of_the_common_joints_need_no_file(two, tmp_path
     assert run(capsys, "prepare", two, "--out", tmp_path / "store", *flags)[0] == 0
     store = prepare(DataConfig(path=str(tmp_path / "store"), up_axis="y"), workers=1).store
     assert len(store.clip_names) == 8 and store.settings["joints"] == COMMON
+    same = DataConfig(path=str(tmp_path / "store"), joints="common", joint_names=str(two.parent / "names.json"))
+    assert prepare(same, workers=1).store.fingerprint == store.fingerprint
+    with pytest.raises(UserError, match=r"joints: .* was prepared with .*, not \[\"Hips\"\]; prepare it again"):
+        prepare(same.with_values({"joints": ["Hips"]}), workers=1)
     (two.parent / "names.json").unlink()
     tokenizer = make_tokenizer(store.layout)
     tokenizer.details["reading"] = reading_of(store.settings)
