@@ -8,7 +8,7 @@ import pytest
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.bvh.file import read_bvh
-from ds_rvqvae.data.formats.bvh.writing import write_bvh
+from ds_rvqvae.data.formats.bvh.writing import write_bvh, write_bvh_file
 from ds_rvqvae.data.formats.readers import open_reader
 from ds_rvqvae.data.store.prepare import prepare
 from ds_rvqvae.errors import UserError
@@ -147,8 +147,9 @@ def test_rest_poses_that_differ_and_dropped_joints_are_said(two):
     assert bent.endswith("lead to LeftForeArm 20, RightForeArm 20")  # atan(10 / 28) is 19.7 degrees
 
 
-def test_decoded_motion_is_as_decoded_and_dropped_joints_are_the_sources(two, tmp_path):
-    reader = common(two)
+@pytest.mark.parametrize("up_axis", ["y", "z"])
+def test_decoded_motion_is_as_decoded_and_dropped_joints_are_the_sources(two, tmp_path, up_axis):
+    reader = common(two, up_axis=up_axis)
     config = reader.config
     decoded = reader.read("ours/2")
     source = two / "theirs" / "7.bvh"
@@ -172,6 +173,19 @@ def test_decoded_motion_is_as_decoded_and_dropped_joints_are_the_sources(two, tm
     np.testing.assert_allclose(found.motion[:, columns], decoded.motion[:, columns], atol=1e-6)
     rest = np.setdiff1d(np.arange(found.motion.shape[1]), columns)
     np.testing.assert_allclose(found.motion[:, rest], was.motion[:, rest], atol=1e-6)
+
+
+def test_joints_that_cannot_hold_every_rotation_are_said(two, tmp_path):
+    reader = common(two)
+    clip, source = reader.read("ours/2"), two / "theirs" / "7.bvh"
+    assert not write_bvh_file(tmp_path / "a.bvh", clip.motion, clip.layout, 30.0, source, reader.config).notes
+    text = source.read_text().replace("LeftShin", "?", 1)
+    before, _, after = text.partition("?")
+    after = after.replace("CHANNELS 3 Zrotation Xrotation Yrotation", "CHANNELS 3 Zrotation Xrotation Zrotation", 1)
+    source.write_text(f"{before}LeftShin{after}")
+    written = write_bvh_file(tmp_path / "b.bvh", clip.motion, clip.layout, 30.0, source, reader.config)
+    (note,) = written.notes
+    assert note == "joints of the source that turn about fewer than three axes are not quite as decoded: LeftLeg"
 
 
 def test_a_store_and_a_tokenizer_of_the_common_joints_need_no_file(two, tmp_path, capsys):
