@@ -31,8 +31,8 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "data",
         metavar="DATA",
-        help="folder of motion files (BEAT2, SMPL, Motion-X, BVH, joints, robots, HumanML3D, .npy, .npz), one such file, "
-        "or a packed npz",
+        help="folder of motion files (BEAT2, SMPL, Motion-X, BVH, joints, robots, HumanML3D, .npy, .npz), one such "
+        "file, or a packed npz",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the store")
     parser.add_argument(
