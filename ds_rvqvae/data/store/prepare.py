@@ -168,11 +168,15 @@ def _as_asked(path: Path, config: DataConfig) -> Store:
     store = open_store(path)
     defaults = settings_of(DataConfig())
     for key, there, asked in other_settings(store, settings_of(described(config))):
-        # `fps` is compared with the tokenizer's or the run's where it is used.
-        if key != "fps" and asked != defaults.get(key):
+        # `fps` is compared with the tokenizer's or the run's where it is used; common joints are a list in a store.
+        is_same = key == "fps" or asked == defaults.get(key) or (asked == "common" and there is not None)
+        if not is_same:
             how = f", with --set rvqvae.data.{key}={asked} and another --out" if key == "reading_version" else ""
-            was = f"{path} was prepared with {said(there)}, not {said(asked)}"
-            raise UserError(f"rvqvae.data.{key}: {was}; prepare it again from the motion files{how}")
+            was, wanted = said(there), said(asked)
+            raise UserError(
+                f"rvqvae.data.{key}: {path} was prepared with {was}, not {wanted}; prepare it again from the motion "
+                f"files{how}"
+            )
     return store
 
 
