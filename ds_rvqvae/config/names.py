@@ -11,6 +11,7 @@ FORMATS = {
     "humanml3d": "features.HumanML3DReader",
     "humanml3d_272": "features.HumanML3D272Reader",
     "joints": "joints.reader.JointsReader",
+    "robot_csv": "robots.csv.RobotCsvReader",
     "motionx": "smpl.motionx.MotionXReader",
     "features": "features.FeatureFolderReader",
     "packed": "packed.PackedReader",
