@@ -87,14 +87,14 @@ def _facts(store: "Store") -> dict[str, Any]:
 
 def _body_parts(store: "Store") -> dict[str, int]:
     """Returns the number of columns of each built-in body part of these data."""
-    from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, select_columns
+    from ds_rvqvae.motion.layout import body_part_channels, select_columns
 
     there = {part.name for part in store.layout}
     if not store.has_body_parts:
         return {}
     return {
         part: len(select_columns(store.layout, part)[0])
-        for part, channels in BODY_PART_CHANNELS.items()
+        for part, channels in body_part_channels(store.layout).items()
         if there >= set(channels)
     }
 

@@ -10,9 +10,10 @@ FORMATS = {
     "bvh": "bvh.reader.BvhReader",
     "humanml3d": "features.HumanML3DReader",
     "humanml3d_272": "features.HumanML3D272Reader",
+    "aist": "smpl.aist.AistReader",
+    "motionx": "smpl.motionx.MotionXReader",
     "joints": "joints.reader.JointsReader",
     "robot_csv": "robots.csv.RobotCsvReader",
-    "motionx": "smpl.motionx.MotionXReader",
     "features": "features.FeatureFolderReader",
     "packed": "packed.PackedReader",
 }

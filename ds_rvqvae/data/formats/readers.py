@@ -26,6 +26,9 @@ def _reader(place: str) -> type[Reader]:
 READERS = tuple(sorted(map(_reader, FORMATS.values()), key=lambda reader: -reader.certainty))
 """Tried in this order: the first certain match reads; else, of all that match, the one with the most files."""
 
+_OF_BVH = ("joints", "joint_names", "skeleton_of")
+"""Keys of `rvqvae.data` that only BVH files use."""
+
 
 def open_reader(path: Path, config: DataConfig) -> Reader:
     """Returns a reader of a file or folder of motion: the one that `rvqvae.data.format` names, or one that matches.
@@ -41,6 +44,9 @@ def open_reader(path: Path, config: DataConfig) -> Reader:
         chosen = _choose(path, config)
         if config.reading_version == 1:
             chosen.notes += _differs_now(chosen, path, config)
+        unused = [f"rvqvae.data.{key}" for key in _OF_BVH if getattr(config, key) is not None and chosen.key != "bvh"]
+        if unused:
+            chosen.notes += (f"no effect on {chosen.format}: {', '.join(unused)}",)
         return chosen
     except ClipError as error:
         raise UserError(f"{path}: {error}") from None

@@ -21,6 +21,7 @@ BEAT2, BVH, PACKED = "beat2", "bvh", "packed"
 WRITERS = {
     BEAT2: Writer("a BEAT2 npz", ".npz", False, smpl.write_beat2_file),
     "smpl": Writer("an npz of SMPL's joints", ".npz", False, smpl.write_smpl_file),
+    "aist": Writer("an npz of SMPL's joints", ".npz", False, smpl.write_smpl_file),
     "motionx": Writer("a Motion-X file", ".npy", False, smpl.write_motionx_file),
     BVH: Writer("a BVH file", ".bvh", True, bvh.write_bvh_file),
     "robot_csv": Writer("a robot's csv file", ".csv", False, csv_writing.write_robot_csv),

@@ -14,6 +14,7 @@ import numpy as np
 
 from tests.data.formats.joints.positions import positions
 from tests.data.formats.robots.published import walk
+from tests.data.formats.smpl import published
 from tests.data.motion import beat2_arrays
 
 FRAMES = 40
@@ -90,6 +91,18 @@ def smplh_arrays(seed: int) -> dict[str, np.ndarray]:
     return {"poses": arrays["poses"][:, :156], "trans": arrays["trans"], "mocap_framerate": np.array(30.00004577)}
 
 
+def split_arrays(seed: int) -> dict[str, np.ndarray]:
+    """Returns a clip with a key per group of joints, `body_pose` first; its root is a matrix."""
+    arrays = published.split_arrays(FRAMES, seed)
+    root = published.in_form(arrays["global_orient"].reshape(FRAMES, 1, 3), "matrix").reshape(FRAMES, 9)
+    return {"body_pose": arrays["body_pose"], **arrays, "global_orient": root}
+
+
+def aist_arrays(seed: int) -> dict[str, np.ndarray]:
+    arrays = published.aist_arrays(FRAMES, seed)
+    return {"smpl_poses": arrays["smpl_poses"], **arrays, "fps": np.array(30)}
+
+
 def matrix_arrays(width: int, seed: int) -> dict[str, np.ndarray]:
     return {"motion": np.random.default_rng(seed).normal(size=(FRAMES, width)).astype(np.float32)}
 
@@ -110,6 +123,10 @@ def robot_arrays(seed: int) -> dict[str, np.ndarray]:
 FORMATS = {
     "beat2": Format("beat2", ".npz", 433, lambda seed: beat2_arrays(FRAMES, seed=seed), "smplxflame_30"),
     "smpl": Format("smpl", ".npz", 315, smplh_arrays),
+    "smpl_24": Format("smpl", ".npz", 147, lambda seed: published.smpl_arrays(FRAMES, seed, 30.0)),
+    "smpl_split": Format("smpl", ".npz", 333, split_arrays),
+    "aist": Format("aist", ".npz", 147, aist_arrays, "motions"),
+    "motionx": Format("motionx", ".npy", 371, lambda seed: {"motion": published.motionx_matrix(FRAMES, seed)}),
     "npy": Format("features", ".npy", 12, lambda seed: matrix_arrays(12, seed)),
     "npz": Format("features", ".npz", 12, lambda seed: {**matrix_arrays(12, seed), "fps": np.array(30)}),
     "humanml3d": Format("humanml3d", ".npy", 263, lambda seed: matrix_arrays(263, seed), "new_joint_vecs"),
@@ -350,7 +367,7 @@ def bomb(width: int) -> bytes:
     rows = _BOMB // 4 // width
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", _DEFLATED, compresslevel=1) as archive:
-        smpl = {"poses": width, "trans": 3, "expressions": 100, "mocap_frame_rate": 0}
+        smpl = {"poses": width, "trans": 3, "mocap_frame_rate": 0} | ({"expressions": 100} if width > 100 else {})
         for key, columns in (smpl if width > 12 else {"motion": width}).items():
             with archive.open(f"{key}.npy", "w") as member:
                 if not columns:
@@ -376,7 +393,7 @@ def broken_keys(arrays: dict[str, np.ndarray], key: str, marker: Path) -> dict[s
         found[f"rate_{index}"] = {**arrays, rate: np.array(value)}
     found["rate_pickled"] = {**arrays, rate: npy(np.array(Marker(marker), object), pickles=True)}
     found["rate_words"] = {**arrays, rate: npy_of(header("()", "'<U1'"), b"\xff" * 4)}
-    for name in ("trans", "expressions"):
+    for name in ("trans", "transl", "smpl_trans", "expressions"):
         if name in arrays:
             values = arrays[name]
             found[f"{name}_shorter"] = {**arrays, name: values[:-1]}

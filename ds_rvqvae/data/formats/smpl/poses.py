@@ -23,10 +23,8 @@ from ds_rvqvae.data.formats.base import (
     npz_keys,
     npz_samples,
     said_rate,
-    unused_lists,
 )
 from ds_rvqvae.data.formats.npz import FPS_KEYS, frame_rate, other_rate, rate_of
-from ds_rvqvae.data.formats.smpl import aist
 from ds_rvqvae.data.formats.smpl.fields import (
     AIST_POSES,
     AIST_SCALING,
@@ -90,7 +88,7 @@ class SmplReader(FilesReader):
 
     @classmethod
     def files_of(cls, folder: Path) -> dict[str, Path]:
-        files = aist.without_others(files_below(folder, (".npz",)), folder)
+        files = files_below(folder, (".npz",))
         return {name: file for name, file in files.items() if not _holds_no_motion(file)}
 
     @classmethod
@@ -105,20 +103,13 @@ class SmplReader(FilesReader):
         return {name: file for name, file in files.items() if not file.name.endswith(_SHAPE_FILES)}
 
     def _find(self) -> tuple[dict[str, Path], SplitLists]:
-        if self.config.reading_version == 1:
-            files = self._files_before(self.path)
-            return files, self._lists_of(files, [self.path], self.path.parent)
-        files = self.files_of(self.path)
-        lists = aist.find_lists(self.path, files, self.config)
-        if lists is None:
-            return files, self._lists_of(files, [self.path], self.path.parent)
-        self.notes += unused_lists(lists.lists.files, self.config) or lists.notes
-        return files, lists.lists
+        if self.config.reading_version > 1:
+            return super()._find()
+        files = self._files_before(self.path)
+        return files, self._lists_of(files, [self.path], self.path.parent)
 
     def why_passed_over(self, file: Path) -> str:
-        if file.name.endswith(_SHAPE_FILES):
-            return "without poses, so without motion"
-        return aist.why_passed_over(file, self.path) or super().why_passed_over(file)
+        return "without poses, so without motion" if file.name.endswith(_SHAPE_FILES) else super().why_passed_over(file)
 
     def check(self, names: Sequence[str]) -> None:
         self.readings += said_figure(self.skeleton)

@@ -1,6 +1,7 @@
 """BVH folders with several skeletons: the words of the refusal, one skeleton, the common joints, and files of them."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from ds_rvqvae.motion.skeleton import joint_places, skeleton_from_json
 from ds_rvqvae.tokenizer.folder import reading_of
 from tests.cli.commands import make_tokenizer, run
 from tests.data.formats.bvh_files import Part, body, world_of_file, write_body
+from tests.data.formats.damaged import broken_bytes, cut
 
 THEIRS = {
     **{f"{side}Thigh": f"{side}UpLeg" for side in ("Left", "Right")},
@@ -208,6 +210,28 @@ def test_too_few_common_joints_are_refused(two):
         file.write_text(file.read_text().replace("Pelvis", "Hips").replace("Foot", "Sole").replace("Arm", "Limb"))
     with pytest.raises(UserError, match=r"1 joint in common: Hips; --joint_names FILE.json"):
         common(two, joint_names=None)
+
+
+@pytest.mark.parametrize("way", ["common", "skeleton_of"])
+def test_damaged_files_among_two_skeletons_are_left_out(two, way):
+    rng, whole = np.random.default_rng(0), (two / "theirs" / "6.bvh").read_bytes()
+    damaged = [one.content for one in broken_bytes(rng, whole, 64)] + [cut(rng, whole) for _ in range(36)]
+    for index, content in enumerate(damaged):
+        (two / "theirs" / f"damaged_{index:02}.bvh").write_bytes(content)
+    settings = {"joints": "common", "joint_names": str(two.parent / "names.json")}
+    if way == "skeleton_of":
+        settings = {"skeleton_of": str(two / "theirs" / "5.bvh")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        store = prepare(DataConfig(path=str(two), up_axis="y", **settings), workers=1).store
+    stored = {name.partition("#")[0] for name in store.clip_names}
+    left = {entry["file"].removesuffix(".bvh") for entry in store.report()["quarantine"]}
+    counts = store.report()["file_counts"][0]
+    assert {"theirs/5", "theirs/6", "theirs/7"} <= stored and len(
+        [name for name in stored | left if "dam" in name]
+    ) > 90
+    assert counts["read"] + counts["left_out"] + sum(one["files"] for one in counts["passed_over"]) == 108
+    assert all(np.isfinite(store.clip(name)).all() for name in store.clip_names)
 
 
 def test_a_list_of_joints_is_read_from_every_skeleton(two):

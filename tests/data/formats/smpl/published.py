@@ -1,4 +1,4 @@
-"""Motion files of the SMPL family in their published forms; `ds_rvqvae.data.formats.smpl` names the sources.
+"""Motion files of SMPL's family in their published forms; `ds_rvqvae.data.formats.smpl` names the sources.
 
 Rotations are written by scipy and plain numpy, not by the project's own code.
 """
@@ -48,12 +48,12 @@ def save(file: Path, **arrays: np.ndarray) -> Path:
     return file
 
 
-def smpl_arrays(frames: int = 80, seed: int = 0) -> dict[str, np.ndarray]:
+def smpl_arrays(frames: int = 80, seed: int = 0, fps: float = 60.0) -> dict[str, np.ndarray]:
     """Returns a clip of SMPL's 24 joints with AMASS's keys."""
     return {
         "trans": path(frames, seed),
         "gender": np.array("male"),
-        "mocap_framerate": np.array(60.0),
+        "mocap_framerate": np.array(fps),
         "betas": np.linspace(-1, 1, 10),
         "poses": turning(frames, 24, seed).reshape(frames, 72),
     }

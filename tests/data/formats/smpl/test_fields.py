@@ -12,7 +12,7 @@ from ds_rvqvae.data.formats.readers import open_reader
 from ds_rvqvae.data.formats.smpl.fields import find_fields
 from ds_rvqvae.data.store.prepare import prepare
 from ds_rvqvae.errors import UserError
-from ds_rvqvae.motion.clip import ClipError
+from ds_rvqvae.motion.clip import ClipError, LeftOut
 from ds_rvqvae.motion.layout import (
     SMPL_JOINTS,
     SMPLX_JOINTS,
@@ -55,6 +55,12 @@ def test_smpl_with_24_joints(tmp_path):
     assert clip.fps == 30 and clip.motion.shape == (40, 147)
 
 
+@pytest.mark.parametrize(("part", "columns"), [("whole", 144), ("whole_trans", 147)])
+def test_whole_of_smpl_is_its_24_joints(part, columns):
+    chosen, own = select_columns(joint_layout(SMPL_JOINTS, "translation"), part)
+    assert chosen.tolist() == list(range(columns)) and own[23].name == "right_hand"
+
+
 @pytest.mark.parametrize(("part", "columns"), [("upper", 78), ("lower", 54), ("lower_trans", 57)])
 def test_parts_of_smpl_are_those_that_its_joints_have(part, columns):
     layout = joint_layout(SMPL_JOINTS, "translation")
@@ -65,11 +71,10 @@ def test_parts_of_smpl_are_those_that_its_joints_have(part, columns):
     assert own[-1].stop == columns
 
 
-@pytest.mark.parametrize(
-    ("part", "needs"), [("hands", "left_index1"), ("whole", "left_index1"), ("face", "expressions")]
-)
+@pytest.mark.parametrize(("part", "needs"), [("hands", "left_index1"), ("face", "expressions"), ("face_jaw", "jaw")])
 def test_parts_that_smpl_does_not_have_are_refused(part, needs):
-    with pytest.raises(UserError, match=f"{part} needs {needs}, .* they have the parts upper, lower, lower_trans$"):
+    has = "they have the parts upper, lower, lower_trans, whole, whole_trans$"
+    with pytest.raises(UserError, match=f"{part} needs {needs}, .* {has}"):
         select_columns(joint_layout(SMPL_JOINTS, "translation"), part)
 
 
@@ -85,7 +90,7 @@ def test_split_keys_in_every_form_are_the_same_motion(tmp_path, form, flat, name
     said = {
         "axis_angle": "",
         "matrix": "rotation matrices, by the width",
-        "rows_6d": "the first two rows of rotation matrices, one after the other, as pytorch3d writes them (assumed),",
+        "rows_6d": "the first two rows of rotation matrices, one after the other, as pytorch3d writes them (assumed)",
         "columns_6d": "the first two columns of rotation matrices, side by side (3 x 2, row by row), by the width",
     }[form]
     assert len(take.notes) == (form != "axis_angle") and said in " ".join(take.notes)
@@ -223,11 +228,10 @@ def cache(tmp_path, monkeypatch):
 def test_aist_as_published_but_for_the_pickles(tmp_path, kind, clips, at):
     folder = write_aist(tmp_path / "aist") / at
     store = prepare(DataConfig(path=str(folder), split_version=kind), workers=1).store
-    stem = "motions/" if at == "." else ""
-    wanted = {stem + AIST_NAMES[clip]: split for clip, split in zip(clips, ("train", "val", "test"), strict=True)}
-    assert {one.name: one.split for one in store.segments} == {**wanted, stem + AIST_NAMES[3]: "additional"}
+    wanted = {AIST_NAMES[clip]: split for clip, split in zip(clips, ("train", "val", "test"), strict=True)}
+    assert {one.name: one.split for one in store.segments} == {**wanted, AIST_NAMES[3]: "additional"}
     assert store.layout == joint_layout(SMPL_JOINTS, "translation") and store.fps == 30
-    motion = store.clip(stem + AIST_NAMES[clips[0]])
+    motion = store.clip(AIST_NAMES[clips[0]])
     assert np.abs(motion[:, :144] - rows_of(turning(120, 24, clips[0]))[::2]).max() < 1e-6
     assert np.abs(motion[:, 145] - path(120, clips[0])[::2, 1]).max() < 1e-6
     assert np.allclose(store.mean[:144], motion[:, :144].mean(axis=0), atol=1e-6)
@@ -248,8 +252,11 @@ def test_of_two_kinds_of_aist_lists_one_has_to_be_chosen(tmp_path):
     with pytest.raises(UserError, match="split_version text is none of the split lists: crossmodal, pose"):
         open_reader(folder, DataConfig(split_version="text"))
     for file in (folder / "splits").glob("pose_*"):
-        file.unlink()
-    assert open_reader(folder, DataConfig()).take(f"motions/{AIST_NAMES[0]}").split == "train"
+        file.write_text((folder / "splits" / file.name.replace("pose", "crossmodal")).read_text())
+    assert open_reader(folder, DataConfig()).take(AIST_NAMES[0]).split == "train"
+    (folder / "motions" / f"{AIST_NAMES[1]}.npz").unlink()
+    (clip,) = [one for one in open_reader(folder, DataConfig()).clips() if isinstance(one, LeftOut)]
+    assert clip == (f"{AIST_NAMES[1]}.npz", "crossmodal_val.txt lists it, but there is no such file")
 
 
 @pytest.mark.parametrize(
