@@ -23,7 +23,7 @@ from ds_rvqvae.tokenizer.scores.tables import COMPARED, are_comparable
 if TYPE_CHECKING:
     from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
-METHOD = f"{CONFIDENCE:.0%} interval over clips (percentile bootstrap, {RESAMPLES:,} resamples of clips, seed {SEED})"
+_METHOD = f"{CONFIDENCE:.0%} interval over clips (percentile bootstrap, {RESAMPLES:,} resamples of clips, seed {SEED})"
 _SPREAD = tuple(column for column in COMPARED if not column[0].endswith("_truth"))
 """The scores whose spread is shown; that of the original motion is in the JSON only."""
 
@@ -75,7 +75,7 @@ def spread_notes(results: Sequence[dict[str, Any]]) -> list[str]:
     fewest = min(one["clips"] for one in results)
     if fewest < 2:
         return ["One clip gives no interval."]
-    notes = [f"Intervals: {METHOD}."]
+    notes = [f"In brackets: {_METHOD}."]
     if fewest < FEW_CLIPS:
         notes.append(f"The intervals are rough and tend to be too narrow: there are only {counted(fewest, 'clip')}.")
     missing = [

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ds_rvqvae.errors import printable
-from ds_rvqvae.tokenizer.scores.comparison import METHOD
+from ds_rvqvae.tokenizer.scores.comparison import spread_notes
 from ds_rvqvae.tokenizer.scores.protocols import protocol_lines
 from ds_rvqvae.tokenizer.scores.tables import COMPARED, LOWER_IS_BETTER, are_comparable
 
@@ -151,9 +151,8 @@ def _caption(
 ) -> list[str]:
     cells = [cell for _, own in rows for cell in own]
     places = dict.fromkeys(Path(one["data_path"]).name for one in results)
-    found = [f"Motion: {', '.join(places)}.", *(note if note.endswith(".") else f"{note}." for note in notes)]
-    if any(cell.interval for cell in cells):
-        found.append(f"In brackets: {METHOD}.")
+    said = [note if note.endswith(".") else f"{note}." for note in notes]
+    found = [f"Motion: {', '.join(places)}.", *said, *spread_notes(results)]
     if any(cell.is_best for cell in cells):
         found.append("Bold: the best value.")
     if any(cell.is_like_best for cell in cells):

@@ -55,6 +55,7 @@ def test_one_clip_has_no_brackets_and_a_note():
     scored = _scored("a", [1.0])
     table = _table(scored)
     assert table.rows[0][1][0] == Cell("1.0000") and "In brackets" not in table.markdown()
+    assert "Motion: cmu. val: 4 clips. One clip gives no interval." in table.markdown()
     assert spread_notes([scored[0]]) == ["One clip gives no interval."]
     missing, _ = _scored("a", [1.0, float("nan")], l1=None)
     assert "No number and no interval, because a clip's value is not finite: L1 (a)." in spread_notes([missing])
