@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ds_rvqvae.motion.skeleton import Skeleton
     from ds_rvqvae.runs.references import Reference
     from ds_rvqvae.tokenizer.scores.frechet import FrechetFeatures
+    from ds_rvqvae.tokenizer.scores.published.loading import Evaluator
     from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 
@@ -66,6 +67,21 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         help="frames T per input of the encoder of --features (default: 64)",
     )
     parser.add_argument(
+        "--evaluator",
+        type=Path,
+        metavar="FILE",
+        help="published weights that you have: finest.tar of HumanML3D's or KIT's text-motion matching adds FID, "
+        "diversity and matching; AESKConv_240_100.bin of EMAGE adds FGD",
+    )
+    for value in ("mean", "std"):
+        parser.add_argument(
+            f"--evaluator_{value}",
+            type=Path,
+            metavar="FILE",
+            help=f"the {value}.npy of the text-motion matching (default: Comp_v6_KLD01/meta/{value}.npy or "
+            f"Comp_v6_KLD005/meta/{value}.npy beside text_mot_match)",
+        )
+    parser.add_argument(
         "--pictures",
         type=Path,
         metavar="DIR",
@@ -95,11 +111,14 @@ def _evaluate(args: argparse.Namespace) -> int:
     device = chosen_device(args)
     skeleton = load_skeleton(args.skeleton) if args.skeleton else None
     features = FrechetFeatures(args.features, args.feature_window) if args.features else None
+    evaluator = _evaluator(args)
     references = [part for name in args.paths for part in find_tokenizer(name).parts()]
     names = _distinct_names(references)
     subjects = [_open(name, reference, args, device) for name, reference in zip(names, references, strict=True)]
+    for subject in subjects if evaluator is not None else ():
+        _check_evaluator(evaluator, subject)
     folder = _picture_folder(args, references)
-    results = [_score(subject, subjects[0], args.split, skeleton, features) for subject in subjects]
+    results = [_score(subject, subjects[0], args.split, skeleton, features, evaluator) for subject in subjects]
     notes = _notes(results)
     for warning in dict.fromkeys(warning for result in results for warning in result["warnings"]):
         say(f"warning: {warning}")
@@ -120,6 +139,30 @@ def _evaluate(args: argparse.Namespace) -> int:
     for warning in missing:
         say(f"warning: {warning}")
     return ExitStatus.DONE
+
+
+def _evaluator(args: argparse.Namespace) -> Evaluator | None:
+    """Loads `--evaluator`; None without it."""
+    from ds_rvqvae.tokenizer.scores.published.loading import load_evaluator
+
+    if args.evaluator:
+        return load_evaluator(args.evaluator, args.evaluator_mean, args.evaluator_std)
+    if args.evaluator_mean or args.evaluator_std:
+        raise UserError("--evaluator_mean and --evaluator_std belong to --evaluator; give it too")
+    return None
+
+
+def _check_evaluator(evaluator: Evaluator, subject: _Subject) -> None:
+    """Raises UserError unless the evaluator takes the subject's motion."""
+    from ds_rvqvae.motion.rotations import same_rate
+
+    path = str(subject.data.config.path)
+    evaluator.check(subject.data.store.layout, path)
+    if not same_rate(subject.data.fps, evaluator.fps):
+        raise UserError(
+            f"{path}: {subject.data.fps:g} fps, but {evaluator.title} takes {evaluator.fps:g}; score a tokenizer of "
+            "that frame rate"
+        )
 
 
 def _picture_folder(args: argparse.Namespace, references: Sequence[Reference]) -> Path | None:
@@ -236,7 +279,12 @@ def _splits_there(data: MotionData) -> str:
 
 
 def _score(
-    subject: _Subject, first: _Subject, split: str, skeleton: Skeleton | None, features: FrechetFeatures | None
+    subject: _Subject,
+    first: _Subject,
+    split: str,
+    skeleton: Skeleton | None,
+    features: FrechetFeatures | None,
+    evaluator: Evaluator | None,
 ) -> dict[str, Any]:
     """Returns the scores and facts of one tokenizer; in the units of the first tokenizer if the columns are the
     same."""
@@ -248,13 +296,14 @@ def _score(
     tokenizer, data = subject.tokenizer, subject.data
     shares_units = data.layout == first.data.layout
     unit_std = first.data.std if shares_units and subject is not first else None
-    if features is not None:
-        features.clear()
+    for further in (features, evaluator):
+        if further is not None:
+            further.clear()
     device = tokenizer.mean.device
-    scores = evaluate_split(
-        tokenizer.model, data, split, device, skeleton=skeleton, unit_std=unit_std, features=features
-    )
-    warnings = [frechet_warning(scores)] if features is not None else []
+    more = {"skeleton": skeleton, "unit_std": unit_std, "features": features, "evaluator": evaluator}
+    scores = evaluate_split(tokenizer.model, data, split, device, **more)  # type: ignore[arg-type]
+    warnings = [frechet_warning(scores, "frechet")] if features is not None else []
+    warnings += [frechet_warning(scores, "evaluator")] if evaluator is not None else []
     model = tokenizer.model.config
     return {
         "name": subject.name,
