@@ -115,7 +115,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     references = [part for name in args.paths for part in find_tokenizer(name).parts()]
     names = _distinct_names(references)
     subjects = [_open(name, reference, args, device) for name, reference in zip(names, references, strict=True)]
-    for subject in subjects if evaluator is not None else ():
+    for subject in subjects:
         _check_evaluator(evaluator, subject)
     folder = _picture_folder(args, references)
     results = [_score(subject, subjects[0], args.split, skeleton, features, evaluator) for subject in subjects]
@@ -152,10 +152,12 @@ def _evaluator(args: argparse.Namespace) -> Evaluator | None:
     return None
 
 
-def _check_evaluator(evaluator: Evaluator, subject: _Subject) -> None:
-    """Raises UserError unless the evaluator takes the subject's motion."""
+def _check_evaluator(evaluator: Evaluator | None, subject: _Subject) -> None:
+    """Raises UserError unless the evaluator, if there is one, takes the subject's motion."""
     from ds_rvqvae.motion.rotations import same_rate
 
+    if evaluator is None:
+        return
     path = str(subject.data.config.path)
     evaluator.check(subject.data.store.layout, path)
     if not same_rate(subject.data.fps, evaluator.fps):

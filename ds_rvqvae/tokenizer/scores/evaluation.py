@@ -9,7 +9,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from ds_rvqvae.data.dataset import MotionData
-from ds_rvqvae.data.store.segments import Segment
+from ds_rvqvae.data.store.splits import Segment
 from ds_rvqvae.model.exact import exactly
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.motion.skeleton import Skeleton, figure_of

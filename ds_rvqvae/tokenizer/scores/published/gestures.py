@@ -181,8 +181,8 @@ class GestureEvaluator:
     def features(self, motion: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns features `[T / 16, 240]` of motion `[T, C]`."""
         joints = motion[:, self._columns].reshape(len(motion), len(SMPLX_JOINTS), 6)
-        joints = matrix_to_rotation_6d(rotation_6d_to_matrix(joints.astype(np.float64))).reshape(len(motion), -1)
-        features: NDArray[np.float32] = self.encoder(torch.from_numpy(joints).float()[None])[0].numpy()
+        rows = matrix_to_rotation_6d(rotation_6d_to_matrix(joints.astype(np.float64))).reshape(1, len(motion), -1)
+        features: NDArray[np.float32] = self.encoder(torch.from_numpy(rows).float())[0].numpy()
         if not np.isfinite(features).all():
             raise UserError("--evaluator: the features are not finite; the weights do not fit the motion")
         return features

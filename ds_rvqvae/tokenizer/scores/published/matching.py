@@ -152,9 +152,7 @@ class MatchingEvaluator:
         padded = torch.zeros(len(clips), _LONGEST, self.columns)
         for row, clip in zip(padded, clips, strict=True):
             row[: len(clip)] = (clip - self.mean) / self.std
-        embeddings: NDArray[np.float32] = self.motion(
-            self.movement(padded[..., :-_CONTACTS]), lengths // _UNIT
-        ).numpy()
+        embeddings: NDArray[np.float32] = self.motion(self.movement(padded[..., :-_CONTACTS]), lengths // _UNIT).numpy()
         if not np.isfinite(embeddings).all():
             raise UserError("--evaluator: the embeddings are not finite; --evaluator_std must have no zero")
         return embeddings
