@@ -25,7 +25,6 @@ from ds_rvqvae.cli.common import (
 from ds_rvqvae.errors import ExitStatus, UserError, say
 from ds_rvqvae.process.command import print_out
 from ds_rvqvae.process.tolerance import tolerated
-from ds_rvqvae.text import counted
 
 if TYPE_CHECKING:
     from ds_rvqvae.config.data import DataConfig
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from ds_rvqvae.runs.references import Reference
     from ds_rvqvae.tokenizer.scores.frechet import FrechetFeatures
     from ds_rvqvae.tokenizer.scores.papers import PaperTable
+    from ds_rvqvae.tokenizer.scores.published.loading import Evaluator
     from ds_rvqvae.tokenizer.scores.spread import ClipScore
     from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
@@ -74,6 +74,21 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     )
     add_device_flag(parser)
     parser.add_argument(
+        "--evaluator",
+        type=Path,
+        metavar="FILE",
+        help="published weights that you have: finest.tar of HumanML3D's or KIT's text-motion matching adds FID, "
+        "diversity and matching; AESKConv_240_100.bin of EMAGE adds FGD",
+    )
+    for value in ("mean", "std"):
+        parser.add_argument(
+            f"--evaluator_{value}",
+            type=Path,
+            metavar="FILE",
+            help=f"the {value}.npy of the text-motion matching (default: Comp_v6_KLD01/meta/{value}.npy or "
+            f"Comp_v6_KLD005/meta/{value}.npy beside text_mot_match)",
+        )
+    parser.add_argument(
         "--pictures",
         type=Path,
         metavar="DIR",
@@ -103,10 +118,17 @@ class _Subject:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from ds_rvqvae.data.formats.bvh.skeletons import load_skeleton
-    from ds_rvqvae.tokenizer.scores.comparison import all_differences, common_stride, spread_blocks, spread_notes
+    from ds_rvqvae.tokenizer.scores.comparison import (
+        all_differences,
+        common_stride,
+        scored_notes,
+        spread_blocks,
+        spread_notes,
+    )
     from ds_rvqvae.tokenizer.scores.frechet import FrechetFeatures
     from ds_rvqvae.tokenizer.scores.papers import paper_table
     from ds_rvqvae.tokenizer.scores.protocols import protocol_lines
+    from ds_rvqvae.tokenizer.scores.published.loading import check_fits
     from ds_rvqvae.tokenizer.scores.tables import comparison_blocks, score_blocks
 
     # All inputs are checked before the first clip is scored.
@@ -114,17 +136,20 @@ def _evaluate(args: argparse.Namespace) -> int:
     device = chosen_device(args)
     skeleton = load_skeleton(args.skeleton) if args.skeleton else None
     features = FrechetFeatures(args.features, args.feature_window) if args.features else None
+    evaluator = _evaluator(args)
     references = [part for name in args.paths for part in find_tokenizer(name).parts()]
     names = _distinct_names(references)
     subjects = [_open(name, reference, args, device) for name, reference in zip(names, references, strict=True)]
+    for subject in subjects:
+        check_fits(evaluator, subject.data.store.layout, subject.data.fps, str(subject.data.config.path))
     folder = _picture_folder(args, references)
     multiple = common_stride([subject.tokenizer for subject in subjects])
     clips: list[list[ClipScore]] = [[] for _ in subjects]
     results = [
-        _score(subject, subjects[0], args.split, skeleton, features, own, multiple)
+        _score(subject, subjects[0], args.split, skeleton, (features, evaluator), own, multiple)
         for subject, own in zip(subjects, clips, strict=True)
     ]
-    found, notes = all_differences(results, clips), _notes(results)
+    found, notes = all_differences(results, clips), scored_notes(results)
     for warning in dict.fromkeys(warning for result in results for warning in result["warnings"]):
         say(f"warning: {warning}")
     pictures: list[Path] = []
@@ -176,6 +201,17 @@ def _write(
     for form, content in tables.items():
         if form != printed:
             write_output(f"--{form}", getattr(args, form), content)
+
+
+def _evaluator(args: argparse.Namespace) -> Evaluator | None:
+    """Loads `--evaluator`; None without it."""
+    from ds_rvqvae.tokenizer.scores.published.loading import load_evaluator
+
+    if args.evaluator:
+        return load_evaluator(args.evaluator, args.evaluator_mean, args.evaluator_std)
+    if args.evaluator_mean or args.evaluator_std:
+        raise UserError("--evaluator_mean and --evaluator_std belong to --evaluator; give it too")
+    return None
 
 
 def _picture_folder(args: argparse.Namespace, references: Sequence[Reference]) -> Path | None:
@@ -296,7 +332,7 @@ def _score(
     first: _Subject,
     split: str,
     skeleton: Skeleton | None,
-    features: FrechetFeatures | None,
+    encoders: tuple[FrechetFeatures | None, Evaluator | None],
     clips: list[ClipScore],
     multiple: int,
 ) -> dict[str, Any]:
@@ -311,12 +347,15 @@ def _score(
     tokenizer, data = subject.tokenizer, subject.data
     shares_units = data.layout == first.data.layout
     unit_std = first.data.std if shares_units and subject is not first else None
-    if features is not None:
-        features.clear()
+    features, evaluator = encoders
+    for further in encoders:
+        if further is not None:
+            further.clear()
     device = tokenizer.mean.device
-    more: dict[str, Any] = {"skeleton": skeleton, "unit_std": unit_std, "features": features}
+    more: dict[str, Any] = {"skeleton": skeleton, "unit_std": unit_std, "features": features, "evaluator": evaluator}
     scores = evaluate_split(tokenizer.model, data, split, device, clips=clips, multiple=multiple, **more)
-    warnings = [frechet_warning(scores)] if features is not None else []
+    warnings = [frechet_warning(scores, "frechet")] if features is not None else []
+    warnings += [frechet_warning(scores, "evaluator")] if evaluator is not None else []
     model = tokenizer.model.config
     return {
         "name": subject.name,
@@ -333,32 +372,6 @@ def _score(
         **spread_of(clips),
         "warnings": [f"{subject.name}: {warning}" for warning in warnings if warning],
     }
-
-
-def _notes(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns notes that say which numbers can be compared, and on which figure joints are measured."""
-    from ds_rvqvae.tokenizer.scores.comparison import comparison_notes
-    from ds_rvqvae.tokenizer.scores.tables import figure_note
-
-    first = results[0]
-    notes = [f"{first['split']}: {counted(first['clips'], 'clip')}, {first['frames']:,} frames"]
-    if any((one["data_path"], one["clips"], one["frames"]) != _motion(first) for one in results):
-        scored = "; ".join(
-            f"{one['name']} {counted(one['clips'], 'clip')}, {one['frames']:,} frames" for one in results
-        )
-        notes = [f"{first['split']}: {scored}", "Scored on different motion: the rows cannot be compared."]
-    if all(one["normalised_by"] == first["name"] for one in results):
-        notes.append(
-            f"L1, velocity and jitter are in units of the standard deviations of {first['name']}, for all rows."
-        )
-    else:
-        notes.append("L1, velocity and jitter are in each tokenizer's own normalised units: they cannot be compared.")
-    figures = list(dict.fromkeys(note for one in results if (note := figure_note(one))))
-    return [*notes, *(f"MPJPE over {figure}." for figure in figures), *comparison_notes(results)]
-
-
-def _motion(result: dict[str, Any]) -> tuple[str, int, int]:
-    return result["data_path"], result["clips"], result["frames"]
 
 
 def _draw(

@@ -169,14 +169,10 @@ def _as_asked(path: Path, config: DataConfig) -> Store:
     defaults = settings_of(DataConfig())
     for key, there, asked in other_settings(store, settings_of(described(config))):
         # `fps` is compared with the tokenizer's or the run's where it is used; common joints are a list in a store.
-        is_same = key == "fps" or asked == defaults.get(key) or (asked == "common" and there is not None)
-        if not is_same:
+        if not (key == "fps" or asked == defaults.get(key) or (asked == "common" and there is not None)):
             how = f", with --set rvqvae.data.{key}={asked} and another --out" if key == "reading_version" else ""
-            was, wanted = said(there), said(asked)
-            raise UserError(
-                f"rvqvae.data.{key}: {path} was prepared with {was}, not {wanted}; prepare it again from the motion "
-                f"files{how}"
-            )
+            where, was, new = f"rvqvae.data.{key}: {path}", said(there), said(asked)
+            raise UserError(f"{where} was prepared with {was}, not {new}; prepare it again from the motion files{how}")
     return store
 
 

@@ -30,7 +30,7 @@ StateDict = dict[str, Tensor]
 
 def read_weights(file: Path, known: ForeignFormat) -> StateDict:
     """Reads the state dict of the net in a file, without prefixes, in fp32."""
-    content = _load(file)
+    content = load_saved(file, 'torch.save({"net": state_dict}, file)')
     if not isinstance(content, Mapping):
         raise UserError(f"{file}: holds a {type(content).__name__}, not a checkpoint of {known.title}")
     keys = [key for key in known.weights_keys if isinstance(content.get(key), Mapping)]
@@ -53,7 +53,15 @@ def read_weights(file: Path, known: ForeignFormat) -> StateDict:
     return weights
 
 
-def _load(file: Path) -> Any:
+def load_saved(file: Path, advice: str) -> Any:
+    """Reads a file that `torch.save` wrote, without ever running code of it.
+
+    Args:
+        advice: how to save the state dict alone, for the message about a file that holds other Python objects.
+
+    Raises:
+        UserError: the file cannot be read, is damaged, or holds Python objects besides tensors.
+    """
     if file.exists() and not file.is_file():
         raise UserError(f"{file}: not a regular file; name the checkpoint itself")
     try:
@@ -68,7 +76,7 @@ def _load(file: Path) -> Any:
             if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
                 raise UserError(
                     f"{file}: holds Python objects besides tensors, which are never loaded; if you trust it, save "
-                    'only its state dict, as torch.save({"net": state_dict}, file)'
+                    f"only its state dict, as {advice}"
                 ) from None
             raise UserError(f"{file}: not a file that torch saved, or damaged") from None
 

@@ -18,7 +18,7 @@ from ds_rvqvae.tokenizer.scores.spread import (
     intervals,
     same_clips,
 )
-from ds_rvqvae.tokenizer.scores.tables import COMPARED, are_comparable
+from ds_rvqvae.tokenizer.scores.tables import COMPARED, are_comparable, figure_note
 
 if TYPE_CHECKING:
     from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
@@ -151,3 +151,26 @@ def _titled(title: str, unit: str) -> str:
 
 def _interval_text(pair: tuple[float, float] | None, form: str) -> str:
     return "-" if pair is None else f"[{pair[0]:{form}}, {pair[1]:{form}}]"
+
+
+def scored_notes(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns notes that say which numbers can be compared, and on which figure joints are measured."""
+    first = results[0]
+    notes = [f"{first['split']}: {counted(first['clips'], 'clip')}, {first['frames']:,} frames"]
+    if any((one["data_path"], one["clips"], one["frames"]) != _motion(first) for one in results):
+        scored = "; ".join(
+            f"{one['name']} {counted(one['clips'], 'clip')}, {one['frames']:,} frames" for one in results
+        )
+        notes = [f"{first['split']}: {scored}", "Scored on different motion: the rows cannot be compared."]
+    if all(one["normalised_by"] == first["name"] for one in results):
+        notes.append(
+            f"L1, velocity and jitter are in units of the standard deviations of {first['name']}, for all rows."
+        )
+    else:
+        notes.append("L1, velocity and jitter are in each tokenizer's own normalised units: they cannot be compared.")
+    figures = list(dict.fromkeys(note for one in results if (note := figure_note(one))))
+    return [*notes, *(f"MPJPE over {figure}." for figure in figures), *comparison_notes(results)]
+
+
+def _motion(result: dict[str, Any]) -> tuple[str, int, int]:
+    return result["data_path"], result["clips"], result["frames"]

@@ -9,10 +9,13 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from ds_rvqvae.data.dataset import MotionData
+from ds_rvqvae.data.store.splits import Segment
+from ds_rvqvae.model.exact import exactly
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.motion.skeleton import Skeleton, figure_of
 from ds_rvqvae.tokenizer.scores.frechet import FrechetFeatures
 from ds_rvqvae.tokenizer.scores.metrics import ScoreSums
+from ds_rvqvae.tokenizer.scores.published.loading import Evaluator
 from ds_rvqvae.tokenizer.scores.spread import ClipScore
 
 
@@ -29,6 +32,7 @@ def evaluate_split(
     features: FrechetFeatures | None = None,
     clips: list[ClipScore] | None = None,
     multiple: int = 1,
+    evaluator: Evaluator | None = None,
 ) -> dict[str, Any]:
     """Scores complete clips, divided among the ranks; every rank returns the scores of all clips.
 
@@ -41,9 +45,10 @@ def evaluate_split(
         features: adds the Fréchet distance. Its sums are not reduced over ranks, so it works on one rank only.
         clips: gets the scores of each clip of this rank.
         multiple: clips are cut to a multiple of so many frames, besides the model's own down-sampling.
+        evaluator: adds the distances of a published evaluator, which cuts clips in its own way; on one rank only.
     """
-    if features is not None and world_size > 1:
-        raise ValueError("the Fréchet distance is measured on one rank only")
+    if (features is not None or evaluator is not None) and world_size > 1:
+        raise ValueError("Fréchet distances are measured on one rank only")
     mean, std = (torch.from_numpy(values).to(device) for values in (data.mean, data.std))
     unit = None if unit_std is None else torch.from_numpy(unit_std).to(device)
     skeleton = skeleton or skeleton_of(data)
@@ -57,9 +62,36 @@ def evaluate_split(
             clips.append(ClipScore(segment.name, segment.start, len(reconstruction), own.ratios()))
         if features is not None and reconstruction is not None:
             features.add(*(clip * std + mean for clip in (motion[: len(reconstruction)], reconstruction)))
+        if evaluator is not None:
+            _add_published(evaluator, model, data, segment, device)
     if world_size > 1:
         dist.all_reduce(sums.flat)
-    return sums.scores(split) | (features.scores() if features is not None else {})
+    scores = sums.scores(split)
+    for further in (features, evaluator):
+        scores |= further.scores() if further is not None else {}
+    return scores
+
+
+def _add_published(
+    evaluator: Evaluator, model: RVQVAE, data: MotionData, segment: Segment, device: torch.device | str
+) -> None:
+    """Adds a clip, with all columns of its files, to a published evaluator.
+
+    The tokenizer's columns come from the reconstruction of the frames that the evaluator takes, all others from the
+    original. Up to a multiple of the down-sampling the last frame is repeated; what is decoded there is cut off.
+    """
+    frames = evaluator.frames(segment.stop - segment.start)
+    if frames is None:
+        return
+    truth = np.array(data.store.clip(segment.name)[segment.start : segment.stop][frames])
+    motion = data.normalise(truth[:, data.columns])
+    padded = np.pad(motion, ((0, -len(motion) % model.config.code_stride), (0, 0)), mode="edge")
+    with exactly(model), torch.no_grad():
+        codes = model.encode(torch.from_numpy(padded).to(device).unsqueeze(0))
+        decoded = model.decode(codes)[0, : len(motion)].float().cpu().numpy()
+    found = truth.copy()
+    found[:, data.columns] = decoded * data.std + data.mean
+    evaluator.add(truth, found, data.columns)
 
 
 def skeleton_of(data: MotionData) -> Skeleton:

@@ -44,15 +44,19 @@ class Moments:
         return self._scatter / max(self.count - 1, 1)
 
 
-def frechet_distance(first: Moments, second: Moments) -> float:
+def frechet_distance(first: Moments, second: Moments, offset: float = 0.0) -> float:
     """Returns the squared Fréchet (2-Wasserstein) distance of two Gaussians, |m - n|² + tr(A + B - 2 (A B)^½), >= 0.
 
     The trace of the root comes from the eigenvalues of A^½ B A^½, a symmetric matrix with the eigenvalues of A B.
     Unlike a general matrix root they are real even if the covariances are singular, as those of few samples are.
+
+    Args:
+        offset: added to the diagonals of A and B under the root, but not in the traces, as EMAGE's evaluation does.
     """
-    values, vectors = np.linalg.eigh(first.covariance)
+    diagonal = offset * np.eye(len(first.mean))
+    values, vectors = np.linalg.eigh(first.covariance + diagonal)
     root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
-    shared = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ second.covariance @ root), 0)).sum()
+    shared = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ (second.covariance + diagonal) @ root), 0)).sum()
     spread = np.trace(first.covariance) + np.trace(second.covariance) - 2 * shared
     return max(float(((first.mean - second.mean) ** 2).sum() + spread), 0.0)
 
@@ -132,9 +136,13 @@ class FrechetFeatures:
         return vectors
 
 
-def frechet_warning(scores: dict[str, Any]) -> str | None:
-    """Returns a warning if a distance is not reliable, else None."""
-    samples, dimensions = scores["frechet_samples"], scores["frechet_dimensions"]
+def frechet_warning(scores: dict[str, Any], kind: str = "frechet") -> str | None:
+    """Returns a warning if a distance is not reliable, else None.
+
+    Args:
+        kind: frechet, of `--features`, or evaluator, of a published one.
+    """
+    samples, dimensions = scores[f"{kind}_samples"], scores[f"{kind}_dimensions"]
     if samples > dimensions:
         return None
     return (

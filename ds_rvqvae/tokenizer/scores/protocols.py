@@ -20,6 +20,22 @@ _PROTOCOLS = {
         "skating",
         "steps with a foot under 5 cm and over 50 cm/s; GMD, Karunratanakul et al. 2023, but a mean over steps",
     ),
+    "fid": (
+        "FID",
+        "of HumanML3D's or KIT's text-motion matching, Guo et al. 2022; clips cut as by MoMask, Guo et al. 2024, once "
+        "with a fixed seed, not 20 times; every clip counts, pieces of clips named by texts do not",
+    ),
+    "matching": (
+        "matching",
+        "mean distance of a reconstruction's embedding from its original's; this project's own. Not the matching score "
+        "of papers, which is the distance from the text's embedding",
+    ),
+    "diversity": ("diversity", "mean distance of 300 pairs of clips (100 of 300 clips or fewer), fixed seed; as FID"),
+    "fgd": (
+        "FGD",
+        "of the motion autoencoder of EMAGE, Liu et al. 2024, over 55 joints; the joints that a tokenizer does not have "
+        "are the original's, which makes the number smaller than that of a complete body",
+    ),
     "frechet": ("Fréchet", "of the features of --features; comparable only by the same encoder and windows"),
 }
 _MOMASK = "roots aligned, over all joints and the root, positions by recover_from_ric; MoMask, Guo et al. 2024"

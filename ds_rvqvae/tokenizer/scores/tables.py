@@ -46,12 +46,18 @@ COMPARED = (
     ("foot_sliding_truth", _OF_TRUTH, "cm/s", ".2f"),
     ("foot_skating", "skating", "", ".2%"),
     ("foot_skating_truth", _OF_TRUTH, "", ".2%"),
+    ("fid", "FID", "", ".4g"),
+    ("fgd", "FGD", "", ".4g"),
+    ("fgd_joints", "joints", "of 55", "d"),
+    ("matching", "matching", "", ".3f"),
+    ("diversity", "diversity", "", ".3f"),
+    ("diversity_truth", _OF_TRUTH, "", ".3f"),
     ("frechet", "Fréchet", "", ".4g"),
 )
 """Columns of a comparison: key in the scores, title, unit, format."""
 LOWER_IS_BETTER = (
     *("l1", "angle_error_deg", "velocity_error", "mpjpe_mm", "pa_mpjpe_mm", "mpjpe_global_mm", "root_error_mm"),
-    *("root_drift_mm_per_s", "foot_sliding", "foot_skating", "frechet"),
+    *("root_drift_mm_per_s", "foot_sliding", "foot_skating", "frechet", "fid", "matching"),
 )
 
 
@@ -190,11 +196,28 @@ def _further(scores: dict[str, Any]) -> list[Block]:
     if scores.get("foot_skating") is not None:
         skating, truth = scores["foot_skating"], scores["foot_skating_truth"]
         lines.append(f"feet skate in {skating:.2%} of steps (over 50 cm/s below 5 cm), in the original {truth:.2%}")
+    lines += _of_evaluator(scores)
     if scores.get("frechet") is not None:
         samples = f"{scores['frechet_samples']:,} samples in {scores['frechet_dimensions']} dimensions"
         windows = f"windows of {scores['frechet_window']} frames"
-        lines.append(f"Fréchet distance {scores['frechet']:.4g} ({samples}, {windows})")
+        lines.append(f"Fréchet distance {scores['frechet']:.4g} ({samples}, {windows}; not comparable with papers)")
     return lines
+
+
+def _of_evaluator(scores: dict[str, Any]) -> list[Block]:
+    """Returns the lines of a published evaluator's distances."""
+    if scores.get("evaluator") is None:
+        return []
+    samples = f"{scores['evaluator_samples']:,} samples in {scores['evaluator_dimensions']} dimensions"
+    of = f"({samples}, by {scores['evaluator']})"
+    if scores.get("fgd") is not None:
+        joints = f"{scores['fgd_joints']} of 55 joints reconstructed, the others are the original's"
+        return [f"FGD {scores['fgd']:.4g} {of}", *([joints] if scores["fgd_joints"] < 55 else [])]
+    matching = f"matching {scores['matching']:.3f} (reconstruction and original; not the matching with a text)"
+    lines: list[Block] = [f"FID {scores['fid']:.4g} {of}", matching]
+    if scores["diversity"] is None:
+        return [*lines, "diversity - (more than 100 clips are needed)"]
+    return [*lines, f"diversity {scores['diversity']:.3f}, of the original {scores['diversity_truth']:.3f}"]
 
 
 def _text(value: float | None, form: str) -> str:

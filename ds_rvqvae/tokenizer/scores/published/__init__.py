@@ -1,0 +1,1 @@
+"""Published evaluators: nets of other systems whose features papers measure distances in."""
