@@ -118,6 +118,7 @@ class _Subject:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from ds_rvqvae.data.formats.bvh.skeletons import load_skeleton
+    from ds_rvqvae.runs.references import distinct_names
     from ds_rvqvae.tokenizer.scores.comparison import (
         all_differences,
         common_stride,
@@ -138,7 +139,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     features = FrechetFeatures(args.features, args.feature_window) if args.features else None
     evaluator = _evaluator(args)
     references = [part for name in args.paths for part in find_tokenizer(name).parts()]
-    names = _distinct_names(references)
+    names = distinct_names(references)
     subjects = [_open(name, reference, args, device) for name, reference in zip(names, references, strict=True)]
     for subject in subjects:
         check_fits(evaluator, subject.data.store.layout, subject.data.fps, str(subject.data.config.path))
@@ -235,21 +236,6 @@ def _picture_folder(args: argparse.Namespace, references: Sequence[Reference]) -
     if args.pictures:
         import ds_rvqvae.viz.canvas  # noqa: F401  # fails before scoring if nothing can be drawn
     return folder
-
-
-def _distinct_names(references: Sequence[Reference]) -> list[str]:
-    """Returns the shortest ends of the paths that differ; `…/RUN/tokenizer` is named by its run."""
-    parts = [Path(reference.name).resolve().parts for reference in references]
-    parts = [part[:-1] if part[-1] == "tokenizer" and len(part) > 2 else part for part in parts]
-    parts = [(*part[:-2], part[-1]) if part[-2:-1] == ("checkpoints",) else part for part in parts]
-    names = [""] * len(parts)
-    for index, own in enumerate(parts):
-        others = {other for other in parts if other != own}
-        length = next(n for n in range(1, len(own) + 1) if all(other[-n:] != own[-n:] for other in others))
-        name = "/".join(own[-length:]).replace("//", "/")
-        earlier = parts[:index].count(own)
-        names[index] = f"{name} ({earlier + 1})" if earlier else name
-    return names
 
 
 def _open(name: str, reference: Reference, args: argparse.Namespace, device: str) -> _Subject:

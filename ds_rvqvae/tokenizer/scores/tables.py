@@ -57,7 +57,7 @@ COMPARED = (
 """Columns of a comparison: key in the scores, title, unit, format."""
 LOWER_IS_BETTER = (
     *("l1", "angle_error_deg", "velocity_error", "mpjpe_mm", "pa_mpjpe_mm", "mpjpe_global_mm", "root_error_mm"),
-    *("root_drift_mm_per_s", "foot_sliding", "foot_skating", "frechet", "fid", "matching"),
+    *("root_drift_mm_per_s", "foot_sliding", "foot_skating", "frechet", "fid", "fgd", "matching"),
 )
 
 
@@ -132,6 +132,8 @@ def best_cells(
     columns = [column[0] for column in COMPARED if any(result.get(column[0]) is not None for result in results)]
     found = set()
     for index, key in enumerate(columns, start=1):
+        if key == "fgd" and len({result.get("fgd_joints") for result in results}) > 1:
+            continue  # the more joints come from the original, the smaller it is
         values = [result[key] for result in results if result.get(key) is not None]
         if key in LOWER_IS_BETTER and len(set(values)) > 1:
             found |= {(row + 2, index) for row, result in enumerate(results) if result.get(key) == extreme(values)}

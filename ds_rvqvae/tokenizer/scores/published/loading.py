@@ -45,8 +45,8 @@ def load_evaluator(file: Path, mean: Path | None = None, std: Path | None = None
                 raise UserError("--evaluator_mean, --evaluator_std: EMAGE's evaluator has no normalisation; leave out")
             return GestureEvaluator(_gesture_weights(file, content["model_state"]))
     raise UserError(
-        f"--evaluator {file}: not an evaluator that is known here; give text_mot_match/model/finest.tar of HumanML3D or "
-        "KIT, or EMAGE's AESKConv_240_100.bin"
+        f"--evaluator {file}: not an evaluator that is known here; give text_mot_match/model/finest.tar of "
+        "HumanML3D or KIT, or EMAGE's AESKConv_240_100.bin"
     )
 
 
