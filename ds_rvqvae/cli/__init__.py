@@ -45,6 +45,10 @@ _GROUPS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "skeletons and robots": ("skeleton", "robot", "csv_units", "joints", "joint_names", "skeleton_of"),
         "content of the store": ("profile", "fps", "split", "store_dtype", "set"),
     },
+    "evaluate": {
+        "features of encoders": ("features", "feature_window", "evaluator", "evaluator_mean", "evaluator_std"),
+        "the output": ("pictures", "markdown", "latex"),
+    },
     "render": {
         "the motion": ("clip", "levels", "start", "seconds", "skeleton"),
         "the video": ("out", "size", "fps", "codes"),

@@ -58,36 +58,8 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         help="JSON or npz with joint_names, parents and offsets in metres, for joint positions (default: that of the "
         "motion's own files, else a built-in figure)",
     )
-    parser.add_argument(
-        "--features",
-        type=Path,
-        metavar="FILE",
-        help="TorchScript encoder, motion [B, T, C] in the data's own units to [B, D] or [B, T', D]: adds the Fréchet "
-        "distance of its features. Loading it runs its code: give only your own",
-    )
-    parser.add_argument(
-        "--feature_window",
-        type=count,
-        default=64,
-        metavar="FRAMES",
-        help="frames T per input of the encoder of --features (default: 64)",
-    )
+    _add_encoder_flags(parser)
     add_device_flag(parser)
-    parser.add_argument(
-        "--evaluator",
-        type=Path,
-        metavar="FILE",
-        help="published weights that you have: finest.tar of HumanML3D's or KIT's text-motion matching adds FID, "
-        "diversity and matching; AESKConv_240_100.bin of EMAGE adds FGD",
-    )
-    for value in ("mean", "std"):
-        parser.add_argument(
-            f"--evaluator_{value}",
-            type=Path,
-            metavar="FILE",
-            help=f"the {value}.npy of the text-motion matching (default: Comp_v6_KLD01/meta/{value}.npy or "
-            f"Comp_v6_KLD005/meta/{value}.npy beside text_mot_match)",
-        )
     parser.add_argument(
         "--pictures",
         type=Path,
@@ -105,6 +77,39 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
             help=f"the table for a paper in {words}, to FILE or standard output",
         )
     parser.set_defaults(verb=_evaluate)
+
+
+def _add_encoder_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of encoders whose features are compared."""
+    parser.add_argument(
+        "--features",
+        type=Path,
+        metavar="FILE",
+        help="TorchScript encoder, motion [B, T, C] in the data's own units to [B, D] or [B, T', D]: adds the Fréchet "
+        "distance of its features. Loading it runs its code: give only your own",
+    )
+    parser.add_argument(
+        "--feature_window",
+        type=count,
+        default=64,
+        metavar="FRAMES",
+        help="frames T per input of the encoder of --features (default: 64)",
+    )
+    parser.add_argument(
+        "--evaluator",
+        type=Path,
+        metavar="FILE",
+        help="published weights that you have: finest.tar of HumanML3D's or KIT's text-motion matching adds FID, "
+        "diversity and matching; AESKConv_240_100.bin of EMAGE adds FGD",
+    )
+    for value in ("mean", "std"):
+        parser.add_argument(
+            f"--evaluator_{value}",
+            type=Path,
+            metavar="FILE",
+            help=f"the {value}.npy of the text-motion matching (default: Comp_v6_KLD01/meta/{value}.npy or "
+            f"Comp_v6_KLD005/meta/{value}.npy beside text_mot_match)",
+        )
 
 
 @dataclass
