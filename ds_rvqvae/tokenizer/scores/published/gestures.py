@@ -5,11 +5,13 @@ Source: H. Liu et al. 2024, "EMAGE"; `VAESKConv`, its `LocalEncoder` and `FGD` i
 `AESKConv_240_100.bin`. The encoder's layers are skeleton convolutions (Aberman et al. 2020).
 
 Protocol: complete clips at 30 frames per second, cut at the end to a multiple of 32 frames; 330 columns, the 55 joints
-as 6D (the first two rows of the matrix, which is our order too), made orthonormal; not normalised. Each clip gives T / 16
-features of 240 numbers, and all of them one Gaussian. Under the matrix root EMAGE adds 1e-6 to both diagonals, as we do.
+as 6D (the first two rows of the matrix, which is our order too), made orthonormal; not normalised. Each clip gives
+T / 16 features of 240 numbers, and all of them one Gaussian. Under the matrix root EMAGE adds 1e-6 to both diagonals,
+and so do we; a result below 0, which that can give for nearly equal motion, is 0 here.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -119,7 +121,7 @@ class GestureEncoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         edges, self.layers = smplx_edges(), nn.ModuleList()
-        for layer, (before, after) in enumerate(zip(_CHANNELS, _CHANNELS[1:], strict=False)):
+        for layer, (before, after) in enumerate(pairwise(_CHANNELS)):
             groups, new = pooled_edges(edges, last=layer == len(_CHANNELS) - 2)
             self.layers.append(nn.Sequential(_Layer(len(edges), len(groups), before, after)))
             edges = new
