@@ -10,17 +10,19 @@ import pytest
 import torch
 
 from ds_rvqvae import RVQVAE, MotionTokenizer, cli
-from ds_rvqvae.cli.evaluate import _data_config
+from ds_rvqvae.cli.evaluate import _check_evaluator, _data_config, _Subject
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.config.profile import load_profile
 from ds_rvqvae.data.dataset import MotionData
+from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.layout import Channels, feature_layout, select_columns, smplx_layout, take_channels
 from ds_rvqvae.runs.references import find_reference
 from ds_rvqvae.tokenizer.scores.evaluation import evaluate_split
+from ds_rvqvae.tokenizer.scores.published.gestures import GestureEvaluator
 from tests.data.formats.bvh_files import write_bvh_motion
 from tests.data.motion import write_matrices, write_packed
-from tests.tokenizer.scores.published.weights import gesture_checkpoint, matching_checkpoint
+from tests.tokenizer.scores.published.weights import gesture_checkpoint, gesture_weights, matching_checkpoint
 
 CONTRACT = {
     *("split", "clips", "frames", "l1", "angle_error_deg", "velocity_error", "usage", "perplexity", "by_levels"),
@@ -179,20 +181,26 @@ def test_published_evaluators_add_their_distances_and_refuse_other_motion(run, t
     status, _, error = _evaluate(capsys, run, *own)
     assert status == 2 and "belong to --evaluator" in error
 
-    motion = write_matrices(tmp_path / "motion", tuple(map(str, range(101))), 263, frames=46)
-    for fps in (20.0, 30.0):
-        torch.manual_seed(0)
-        tokenizer = MotionTokenizer(RVQVAE(263, MODEL), torch.zeros(263), torch.ones(263), feature_layout(263), fps)
-        tokenizer.save_pretrained(tmp_path / f"{fps:g}")
-    more = ("--data_path", motion, "--split", "all", *line)
-    status, out, error = _evaluate(capsys, tmp_path / "20", *more, "--json")
+    motion = write_matrices(tmp_path / "motion", tuple(map(str, range(20))), 263, frames=46)
+    torch.manual_seed(0)
+    tokenizer = MotionTokenizer(RVQVAE(263, MODEL), torch.zeros(263), torch.ones(263), feature_layout(263), 20.0)
+    file = tmp_path / "scores.json"
+    more = ("--data_path", motion, "--split", "all", *line, "--json", file)
+    tokenizer.save_pretrained(tmp_path / "20")
+    status, out, error = _evaluate(capsys, tmp_path / "20", *more)
     assert status == 0, error
-    scores = json.loads(out)
-    assert scores["evaluator_samples"] == 101 and min(scores["fid"], scores["matching"], scores["diversity"]) > 0
+    scores = json.loads(file.read_text())
+    assert scores["evaluator_samples"] == 20 and min(scores["fid"], scores["matching"]) > 0
     assert "text" in scores["protocols"]["matching"] and "singular" in scores["warnings"][0]
-    assert "matching" in _evaluate(capsys, tmp_path / "20", *more)[1]
-    status, _, error = _evaluate(capsys, tmp_path / "30", *more)
-    assert status == 2 and "30 fps, but the text-motion matching of HumanML3D takes 20" in error
+    assert "diversity - (more than 100 clips are needed)" in out and "not the matching with a text" in out
+
+
+def test_an_evaluator_refuses_another_frame_rate(demo_folder):
+    data = MotionData.open(DataConfig(path=str(demo_folder)))
+    data.fps = 20.0
+    evaluator = GestureEvaluator(gesture_weights())
+    with pytest.raises(UserError, match="20 fps, but the motion autoencoder of EMAGE's evaluation takes 30"):
+        _check_evaluator(evaluator, _Subject("run", None, data))
 
 
 def test_refusals_are_one_line_and_leave_nothing(run, tmp_path, demo_folder, capsys):
