@@ -1,9 +1,12 @@
-"""Load and save the net of a tokenizer's folder."""
+"""Load and save the net of a tokenizer's folder, and read the files of `torch.save`."""
 
 import json
 import logging
+import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -112,3 +115,31 @@ def check_fingerprint(saved: Saved, fingerprint: str | None) -> None:
             f"{str(fingerprint)[:12]} with it; copy or export both again, or remove its key fingerprint if you changed "
             "it on purpose"
         )
+
+
+def load_saved(file: Path, advice: str) -> Any:
+    """Reads a file that `torch.save` wrote, without ever running code of it.
+
+    Args:
+        advice: how to save the state dict alone, for the message about a file that holds other Python objects.
+
+    Raises:
+        UserError: the file cannot be read, is damaged, or holds Python objects besides tensors.
+    """
+    if file.exists() and not file.is_file():
+        raise UserError(f"{file}: not a regular file; name the checkpoint itself")
+    try:
+        opened = file.open("rb")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {(error.strerror or str(error)).lower()}") from None
+    with opened, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return torch.load(opened, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch, zipfile and pickle raise a dozen unrelated types on damaged files
+            if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
+                raise UserError(
+                    f"{file}: holds Python objects besides tensors, which are never loaded; if you trust it, save "
+                    f"only its state dict, as {advice}"
+                ) from None
+            raise UserError(f"{file}: not a file that torch saved, or damaged") from None

@@ -10,16 +10,19 @@ import pytest
 import torch
 
 from ds_rvqvae import RVQVAE, MotionTokenizer, cli
-from ds_rvqvae.cli.evaluate import _data_config
+from ds_rvqvae.cli.evaluate import _check_evaluator, _data_config, _Subject
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.config.profile import load_profile
 from ds_rvqvae.data.dataset import MotionData
-from ds_rvqvae.motion.layout import Channels, select_columns, smplx_layout, take_channels
+from ds_rvqvae.errors import UserError
+from ds_rvqvae.motion.layout import Channels, feature_layout, select_columns, smplx_layout, take_channels
 from ds_rvqvae.runs.references import find_reference
 from ds_rvqvae.tokenizer.scores.evaluation import evaluate_split
+from ds_rvqvae.tokenizer.scores.published.gestures import GestureEvaluator
 from tests.data.formats.bvh_files import write_bvh_motion
-from tests.data.motion import write_packed
+from tests.data.motion import write_matrices, write_packed
+from tests.tokenizer.scores.published.weights import gesture_checkpoint, gesture_weights, matching_checkpoint
 
 CONTRACT = {
     *("split", "clips", "frames", "l1", "angle_error_deg", "velocity_error", "usage", "perplexity", "by_levels"),
@@ -183,6 +186,51 @@ def test_features_give_a_distance_and_a_warning_where_it_says_little(run, tmp_pa
     assert errors == ""  # 120 samples in 50 dimensions
     _, out, errors = _evaluate(capsys, run, "--features", _encoder(tmp_path, columns=8), "--feature_window", "32")
     assert "Fréchet distance" in out and "samples in 50 dimensions: the covariances are singular" in errors
+
+
+def test_published_evaluators_add_their_distances_and_refuse_other_motion(run, tmp_path, capsys):
+    whole = _save(tmp_path / "whole", "whole")
+    data_path = load_profile(run / "profile.json").rvqvae.data.path
+    torch.save(gesture_checkpoint(), tmp_path / "gestures.bin")
+    arguments = ("--data_path", data_path, "--split", "all", "--evaluator", tmp_path / "gestures.bin")
+    status, out, error = _evaluate(capsys, run, whole, *arguments, "--json")
+    assert status == 0, error
+    part, body = json.loads(out)["tokenizers"]
+    assert (part["fgd_joints"], body["fgd_joints"]) == (9, 52) and "original's" in part["protocols"]["fgd"]
+    assert part["evaluator_samples"] == body["evaluator_samples"] > 0 and part["fgd"] is not None
+    status, out, _ = _evaluate(capsys, run, *arguments)
+    assert "9 of 55 joints reconstructed, the others are the original's" in out and "FGD: of the motion" in out
+
+    torch.save(matching_checkpoint(263), tmp_path / "finest.tar")
+    for value in ("mean", "std"):
+        np.save(tmp_path / f"{value}.npy", np.ones(263, np.float32))
+    own = ("--evaluator_mean", tmp_path / "mean.npy", "--evaluator_std", tmp_path / "std.npy")
+    line = ("--evaluator", tmp_path / "finest.tar", *own)
+    status, _, error = _evaluate(capsys, run, *line)
+    assert status == 2 and "takes the 263 of HumanML3D" in error and error.count("\n") == 1
+    status, _, error = _evaluate(capsys, run, *own)
+    assert status == 2 and "belong to --evaluator" in error
+
+    motion = write_matrices(tmp_path / "motion", tuple(map(str, range(20))), 263, frames=46)
+    torch.manual_seed(0)
+    tokenizer = MotionTokenizer(RVQVAE(263, MODEL), torch.zeros(263), torch.ones(263), feature_layout(263), 20.0)
+    file = tmp_path / "scores.json"
+    more = ("--data_path", motion, "--split", "all", *line, "--json", file)
+    tokenizer.save_pretrained(tmp_path / "20")
+    status, out, error = _evaluate(capsys, tmp_path / "20", *more)
+    assert status == 0, error
+    scores = json.loads(file.read_text())
+    assert scores["evaluator_samples"] == 20 and min(scores["fid"], scores["matching"]) > 0
+    assert "text" in scores["protocols"]["matching"] and "singular" in scores["warnings"][0]
+    assert "diversity - (more than 100 clips are needed)" in out and "not the matching with a text" in out
+
+
+def test_an_evaluator_refuses_another_frame_rate(demo_folder):
+    data = MotionData.open(DataConfig(path=str(demo_folder)))
+    data.fps = 20.0
+    evaluator = GestureEvaluator(gesture_weights())
+    with pytest.raises(UserError, match="20 fps, but the motion autoencoder of EMAGE's evaluation takes 30"):
+        _check_evaluator(evaluator, _Subject("run", None, data))
 
 
 def test_refusals_are_one_line_and_leave_nothing(run, tmp_path, demo_folder, capsys):

@@ -1,8 +1,6 @@
 """Read the weights in checkpoints of other systems, and check keys and shapes against our model."""
 
-import pickle
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from ds_rvqvae.data.formats.base import missing_key
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.tokenizer.foreign.formats import FIRST_WEIGHT, ForeignFormat, net_keys
+from ds_rvqvae.tokenizer.weights import load_saved
 
 _VECTORS_AN_UPDATE = 4096
 """Latents in MoMask's batch: 256 windows of 64 frames, 4 frames each."""
@@ -51,34 +50,6 @@ def read_weights(file: Path, known: ForeignFormat) -> StateDict:
     if known.one_codebook and _TRAINED_CODEBOOK in weights:
         weights[known.codebook_key(0)] = weights.pop(_TRAINED_CODEBOOK)
     return weights
-
-
-def load_saved(file: Path, advice: str) -> Any:
-    """Reads a file that `torch.save` wrote, without ever running code of it.
-
-    Args:
-        advice: how to save the state dict alone, for the message about a file that holds other Python objects.
-
-    Raises:
-        UserError: the file cannot be read, is damaged, or holds Python objects besides tensors.
-    """
-    if file.exists() and not file.is_file():
-        raise UserError(f"{file}: not a regular file; name the checkpoint itself")
-    try:
-        opened = file.open("rb")
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {(error.strerror or str(error)).lower()}") from None
-    with opened, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return torch.load(opened, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch, zipfile and pickle raise a dozen unrelated types on damaged files
-            if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
-                raise UserError(
-                    f"{file}: holds Python objects besides tensors, which are never loaded; if you trust it, save "
-                    f"only its state dict, as {advice}"
-                ) from None
-            raise UserError(f"{file}: not a file that torch saved, or damaged") from None
 
 
 def _fp32(value: Any, key: str, file: Path) -> Tensor:

@@ -7,7 +7,7 @@ Source: H. Liu et al. 2024, "EMAGE"; `VAESKConv`, its `LocalEncoder` and `FGD` i
 Protocol: complete clips at 30 frames per second, cut at the end to a multiple of 32 frames; 330 columns, the 55 joints
 as 6D (the first two rows of the matrix, which is our order too), made orthonormal; not normalised. Each clip gives
 T / 16 features of 240 numbers, and all of them one Gaussian. Under the matrix root EMAGE adds 1e-6 to both diagonals,
-as we do.
+and so do we; a result below 0, which that can give for nearly equal motion, is 0 here.
 """
 
 from collections.abc import Sequence

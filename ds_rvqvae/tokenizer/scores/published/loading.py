@@ -13,9 +13,9 @@ from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion import recovery
 from ds_rvqvae.motion.layout import Layout
 from ds_rvqvae.motion.rotations import same_rate
-from ds_rvqvae.tokenizer.foreign.weights import load_saved
 from ds_rvqvae.tokenizer.scores.published.gestures import GestureEncoder, GestureEvaluator
 from ds_rvqvae.tokenizer.scores.published.matching import MatchingEvaluator, MotionEncoder, MovementEncoder
+from ds_rvqvae.tokenizer.weights import load_saved
 
 Evaluator = MatchingEvaluator | GestureEvaluator
 _META = ("Comp_v6_KLD01", "Comp_v6_KLD005")
