@@ -2,8 +2,8 @@
 
 Published forms:
 
-- whole_body_tracking's (https://github.com/HybridRobotics/whole_body_tracking, `scripts/csv_to_npz.py`, and the script of
-  that name in mjlab): `fps` `[1]`, `joint_pos` and `joint_vel` `[T, J]`, `body_pos_w` `[T, B, 3]`, `body_quat_w`
+- whole_body_tracking's (https://github.com/HybridRobotics/whole_body_tracking, `scripts/csv_to_npz.py`, and mjlab's
+  script of that name): `fps` `[1]`, `joint_pos` and `joint_vel` `[T, J]`, `body_pos_w` `[T, B, 3]`, `body_quat_w`
   `[T, B, 4]` (w, x, y, z), `body_lin_vel_w` and `body_ang_vel_w` `[T, B, 3]`; the first body is the base link. Some
   files also have `joint_names` and `body_names`. Isaac Lab counts joints breadth first, MuJoCo depth first.
 - AMASS and others retargeted to robots (pickles of PHC, https://github.com/ZhengyiLuo/PHC, and GMR,
