@@ -202,6 +202,9 @@ def test_poses_beside_split_keys_are_read_and_a_difference_is_said(tmp_path):
     poses = np.concatenate([arrays[key] for key in parts], axis=1)
     file = save(tmp_path / "a.npz", **arrays, poses=poses)
     assert take_of(file).notes == ()
+    reader = open_reader(file, DataConfig())
+    reader.check(["a"])
+    assert f"poses is read; {', '.join(key for key in arrays if key in parts)} hold its joints again" in reader.readings
     arrays["pose_body"] = arrays["pose_body"] + np.float32(0.1)
     take = take_of(save(tmp_path / "a.npz", **arrays, poses=poses))
     assert take.notes == ("poses is read, and pose_body beside it differ",)
