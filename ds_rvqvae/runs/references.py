@@ -11,7 +11,7 @@ A command takes a tokenizer by any of these names:
 | `owner/name`, if there is no such folder | a tokenizer on the Hugging Face hub |
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
