@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ds_rvqvae import RVQVAE, MotionTokenizer, cli
-from ds_rvqvae.cli.evaluate import _check_evaluator, _data_config, _Subject
+from ds_rvqvae.cli.evaluate import _data_config
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.config.profile import load_profile
@@ -20,6 +20,7 @@ from ds_rvqvae.motion.layout import Channels, feature_layout, select_columns, sm
 from ds_rvqvae.runs.references import find_reference
 from ds_rvqvae.tokenizer.scores.evaluation import evaluate_split
 from ds_rvqvae.tokenizer.scores.published.gestures import GestureEvaluator
+from ds_rvqvae.tokenizer.scores.published.loading import check_fits
 from tests.data.formats.bvh_files import write_bvh_motion
 from tests.data.motion import write_matrices, write_packed
 from tests.tokenizer.scores.published.weights import gesture_checkpoint, gesture_weights, matching_checkpoint
@@ -230,7 +231,7 @@ def test_an_evaluator_refuses_another_frame_rate(demo_folder):
     data.fps = 20.0
     evaluator = GestureEvaluator(gesture_weights())
     with pytest.raises(UserError, match="20 fps, but the motion autoencoder of EMAGE's evaluation takes 30"):
-        _check_evaluator(evaluator, _Subject("run", None, data))
+        check_fits(evaluator, data.store.layout, data.fps, "motion")
 
 
 def test_refusals_are_one_line_and_leave_nothing(run, tmp_path, demo_folder, capsys):
