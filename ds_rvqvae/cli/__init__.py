@@ -49,7 +49,10 @@ _GROUPS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "the motion": ("clip", "levels", "start", "seconds", "skeleton"),
         "the video": ("out", "size", "fps", "codes"),
     },
-    "evaluate": {"the results": ("pictures", "json", "markdown", "latex")},
+    "evaluate": {
+        "encoders": ("features", "feature_window", "evaluator", "evaluator_mean", "evaluator_std"),
+        "the results": ("pictures", "json", "markdown", "latex"),
+    },
     "decode": {"the output": ("out", "levels", "fps", "matrices", "overwrite")},
     "import": {
         "its motion": ("mean", "std", "no_normalisation", "fps", "body_part"),

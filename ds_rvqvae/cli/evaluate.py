@@ -72,7 +72,14 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         metavar="FRAMES",
         help="frames T per input of the encoder of --features (default: 64)",
     )
+    _add_evaluator(parser)
     add_device_flag(parser)
+    _add_results(parser)
+    parser.set_defaults(verb=_evaluate)
+
+
+def _add_evaluator(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of published evaluators."""
     parser.add_argument(
         "--evaluator",
         type=Path,
@@ -88,6 +95,10 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
             help=f"the {value}.npy of the text-motion matching (default: Comp_v6_KLD01/meta/{value}.npy or "
             f"Comp_v6_KLD005/meta/{value}.npy beside text_mot_match)",
         )
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say where results go."""
     parser.add_argument(
         "--pictures",
         type=Path,
@@ -104,7 +115,6 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
             metavar="FILE",
             help=f"the table for a paper in {words}, to FILE or standard output",
         )
-    parser.set_defaults(verb=_evaluate)
 
 
 @dataclass
