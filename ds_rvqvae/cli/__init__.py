@@ -45,10 +45,15 @@ _GROUPS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "skeletons and robots": ("skeleton", "robot", "csv_units", "joints", "joint_names", "skeleton_of"),
         "content of the store": ("profile", "fps", "split", "store_dtype", "set"),
     },
+    "evaluate": {
+        "features of encoders": ("features", "feature_window", "evaluator", "evaluator_mean", "evaluator_std"),
+        "the output": ("pictures", "markdown", "latex"),
+    },
     "render": {
         "the motion": ("clip", "levels", "start", "seconds", "skeleton"),
         "the video": ("out", "size", "fps", "codes"),
     },
+    "evaluate": {"the results": ("pictures", "json", "markdown", "latex")},
     "decode": {"the output": ("out", "levels", "fps", "matrices", "overwrite")},
     "import": {
         "its motion": ("mean", "std", "no_normalisation", "fps", "body_part"),
@@ -87,6 +92,7 @@ _EXAMPLES = {
     "evaluate": (
         ("runs/baseline-BEAT2-upper --split test", "a run on its held-out test clips"),
         ("runs/one runs/two", "compare runs"),
+        ("runs/one runs/two --split test --latex table.tex", "their table for a paper"),
     ),
     "render": (("runs/baseline-BEAT2-upper /data/BEAT2/walk.npz --out walk.mp4", "original and reconstruction"),),
     "encode": (("runs/baseline-BEAT2-upper /data/BEAT2 --out codes", "one codes file per clip"),),

@@ -44,14 +44,15 @@ def add_json_flag(parser: argparse.ArgumentParser) -> None:
         "--json",
         nargs="?",
         const="-",
-        type=_json_file,
+        type=output_file,
         metavar="FILE",
         help="results as JSON, to FILE or standard output",
     )
 
 
-def _json_file(text: str) -> str:
-    """Refuses a file that cannot be written before any work is done."""
+def output_file(text: str) -> str:
+    """Parses a file to write, or `-` for standard output, for a flag; refuses a file that cannot be written before any
+    work is done."""
     file = Path(text)
     if text != "-" and (file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK)):
         reason = "is a folder" if file.is_dir() else f"{file.parent} is not a folder that can be written to"
@@ -81,13 +82,22 @@ def print_result(
     blocks = text.split("\n") if isinstance(text, str) else text
     (print_summary if in_files or args.json else print_out)(terminal_of().text(blocks) + "\n")
     if args.json:
-        from ds_rvqvae.files import whole_file
+        write_output("--json", args.json, json.dumps(result, indent=2) + "\n")
 
-        try:
-            with whole_file(Path(args.json)) as content:
-                content.write(json.dumps(result, indent=2).encode() + b"\n")
-        except OSError as error:
-            raise UserError(f"--json {args.json}: cannot be written: {error.strerror}") from None
+
+def write_output(flag: str, file: str, text: str) -> None:
+    """Writes the file that a flag names, completely or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    from ds_rvqvae.files import whole_file
+
+    try:
+        with whole_file(Path(file)) as content:
+            content.write(text.encode())
+    except OSError as error:
+        raise UserError(f"{flag} {file}: cannot be written: {error.strerror}") from None
 
 
 def add_device_flag(parser: argparse.ArgumentParser) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,19 +18,24 @@ from ds_rvqvae.cli.common import (
     chosen_device,
     count,
     find_tokenizer,
+    output_file,
     print_result,
+    write_output,
 )
 from ds_rvqvae.errors import ExitStatus, UserError, say
+from ds_rvqvae.process.command import print_out
 from ds_rvqvae.process.tolerance import tolerated
-from ds_rvqvae.text import counted
 
 if TYPE_CHECKING:
     from ds_rvqvae.config.data import DataConfig
     from ds_rvqvae.data.dataset import MotionData
     from ds_rvqvae.motion.skeleton import Skeleton
+    from ds_rvqvae.process.terminal import Block
     from ds_rvqvae.runs.references import Reference
     from ds_rvqvae.tokenizer.scores.frechet import FrechetFeatures
+    from ds_rvqvae.tokenizer.scores.papers import PaperTable
     from ds_rvqvae.tokenizer.scores.published.loading import Evaluator
+    from ds_rvqvae.tokenizer.scores.spread import ClipScore
     from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
 
 
@@ -52,6 +58,29 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         help="JSON or npz with joint_names, parents and offsets in metres, for joint positions (default: that of the "
         "motion's own files, else a built-in figure)",
     )
+    _add_encoder_flags(parser)
+    add_device_flag(parser)
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="DIR",
+        help="folder for pictures (default: RUN/eval for a single run, else none)",
+    )
+    add_json_flag(parser)
+    for form, words in (("markdown", "Markdown"), ("latex", "LaTeX, with booktabs")):
+        parser.add_argument(
+            f"--{form}",
+            nargs="?",
+            const="-",
+            type=output_file,
+            metavar="FILE",
+            help=f"the table for a paper in {words}, to FILE or standard output",
+        )
+    parser.set_defaults(verb=_evaluate)
+
+
+def _add_encoder_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of encoders whose features are compared."""
     parser.add_argument(
         "--features",
         type=Path,
@@ -81,15 +110,6 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
             help=f"the {value}.npy of the text-motion matching (default: Comp_v6_KLD01/meta/{value}.npy or "
             f"Comp_v6_KLD005/meta/{value}.npy beside text_mot_match)",
         )
-    parser.add_argument(
-        "--pictures",
-        type=Path,
-        metavar="DIR",
-        help="folder for pictures (default: RUN/eval for a single run, else none)",
-    )
-    add_device_flag(parser)
-    add_json_flag(parser)
-    parser.set_defaults(verb=_evaluate)
 
 
 @dataclass
@@ -103,23 +123,39 @@ class _Subject:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from ds_rvqvae.data.formats.bvh.skeletons import load_skeleton
+    from ds_rvqvae.runs.references import distinct_names
+    from ds_rvqvae.tokenizer.scores.comparison import (
+        all_differences,
+        common_stride,
+        scored_notes,
+        spread_blocks,
+        spread_notes,
+    )
     from ds_rvqvae.tokenizer.scores.frechet import FrechetFeatures
+    from ds_rvqvae.tokenizer.scores.papers import paper_table
     from ds_rvqvae.tokenizer.scores.protocols import protocol_lines
+    from ds_rvqvae.tokenizer.scores.published.loading import check_fits
     from ds_rvqvae.tokenizer.scores.tables import comparison_blocks, score_blocks
 
     # All inputs are checked before the first clip is scored.
+    _check_outputs(args)
     device = chosen_device(args)
     skeleton = load_skeleton(args.skeleton) if args.skeleton else None
     features = FrechetFeatures(args.features, args.feature_window) if args.features else None
     evaluator = _evaluator(args)
     references = [part for name in args.paths for part in find_tokenizer(name).parts()]
-    names = _distinct_names(references)
+    names = distinct_names(references)
     subjects = [_open(name, reference, args, device) for name, reference in zip(names, references, strict=True)]
     for subject in subjects:
-        _check_evaluator(evaluator, subject)
+        check_fits(evaluator, subject.data.store.layout, subject.data.fps, str(subject.data.config.path))
     folder = _picture_folder(args, references)
-    results = [_score(subject, subjects[0], args.split, skeleton, features, evaluator) for subject in subjects]
-    notes = _notes(results)
+    multiple = common_stride([subject.tokenizer for subject in subjects])
+    clips: list[list[ClipScore]] = [[] for _ in subjects]
+    results = [
+        _score(subject, subjects[0], args.split, skeleton, (features, evaluator), own, multiple)
+        for subject, own in zip(subjects, clips, strict=True)
+    ]
+    found, notes = all_differences(results, clips), scored_notes(results)
     for warning in dict.fromkeys(warning for result in results for warning in result["warnings"]):
         say(f"warning: {warning}")
     pictures: list[Path] = []
@@ -127,18 +163,50 @@ def _evaluate(args: argparse.Namespace) -> int:
     with tolerated(f"--pictures {folder}: not all pictures are drawn", warn=missing.append):
         pictures.extend(_draw(subjects, results, notes, folder, skeleton) if folder else ())
     if len(results) == 1:
-        result, text = results[0], [*score_blocks(results[0]), "", *protocol_lines(results[0])]
+        result, text = results[0], [*score_blocks(results[0]), ""]
     else:
-        result = {"tokenizers": results, "notes": notes}
+        result = {"tokenizers": results, "differences": found, "notes": [*notes, *spread_notes(results)]}
         text = [block for one in results for block in (*score_blocks(one, name=one["name"]), "")]
-        text += [*comparison_blocks(results, notes), "", *protocol_lines(results[0])]
+        text += [*comparison_blocks(results, notes), ""]
+    text += [*spread_blocks(results, found), "", *protocol_lines(results[0])]
     text += [["picture: ", (str(picture), "path")] for picture in pictures]
-    print_result(args, result, text)
+    _write(args, result, text, lambda: paper_table(results, found, notes))
     if missing and args.pictures:  # the user asked for them
         raise UserError(missing[0])
     for warning in missing:
         say(f"warning: {warning}")
     return ExitStatus.DONE
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Raises UserError if two results would go to the same place."""
+    places: dict[str, str] = {}
+    for flag in ("json", "markdown", "latex"):
+        place = getattr(args, flag)
+        if place in places:
+            words = "standard output" if place == "-" else place
+            raise UserError(f"--{places[place]} and --{flag}: both go to {words}; name a file of its own for one")
+        if place is not None:
+            places[place] = flag
+
+
+def _write(
+    args: argparse.Namespace, result: dict[str, Any], text: Sequence[Block], table: Callable[[], PaperTable]
+) -> None:
+    """Prints the scores and writes the files of `--json`, `--markdown` and `--latex`; a table for a paper that goes to
+    standard output is printed instead of the scores."""
+    forms = [form for form in ("markdown", "latex") if getattr(args, form)]
+    tables = {form: getattr(table(), form)() for form in forms}
+    printed = next((form for form in forms if getattr(args, form) == "-"), None)
+    if printed is None:
+        print_result(args, result, text)
+    else:
+        print_out(tables[printed])
+        if args.json:
+            write_output("--json", args.json, json.dumps(result, indent=2) + "\n")
+    for form, content in tables.items():
+        if form != printed:
+            write_output(f"--{form}", getattr(args, form), content)
 
 
 def _evaluator(args: argparse.Namespace) -> Evaluator | None:
@@ -150,21 +218,6 @@ def _evaluator(args: argparse.Namespace) -> Evaluator | None:
     if args.evaluator_mean or args.evaluator_std:
         raise UserError("--evaluator_mean and --evaluator_std belong to --evaluator; give it too")
     return None
-
-
-def _check_evaluator(evaluator: Evaluator | None, subject: _Subject) -> None:
-    """Raises UserError unless the evaluator, if there is one, takes the subject's motion."""
-    from ds_rvqvae.motion.rotations import same_rate
-
-    if evaluator is None:
-        return
-    path = str(subject.data.config.path)
-    evaluator.check(subject.data.store.layout, path)
-    if not same_rate(subject.data.fps, evaluator.fps):
-        raise UserError(
-            f"{path}: {subject.data.fps:g} fps, but {evaluator.title} takes {evaluator.fps:g}; score a tokenizer of "
-            "that frame rate"
-        )
 
 
 def _picture_folder(args: argparse.Namespace, references: Sequence[Reference]) -> Path | None:
@@ -188,21 +241,6 @@ def _picture_folder(args: argparse.Namespace, references: Sequence[Reference]) -
     if args.pictures:
         import ds_rvqvae.viz.canvas  # noqa: F401  # fails before scoring if nothing can be drawn
     return folder
-
-
-def _distinct_names(references: Sequence[Reference]) -> list[str]:
-    """Returns the shortest ends of the paths that differ; `…/RUN/tokenizer` is named by its run."""
-    parts = [Path(reference.name).resolve().parts for reference in references]
-    parts = [part[:-1] if part[-1] == "tokenizer" and len(part) > 2 else part for part in parts]
-    parts = [(*part[:-2], part[-1]) if part[-2:-1] == ("checkpoints",) else part for part in parts]
-    names = [""] * len(parts)
-    for index, own in enumerate(parts):
-        others = {other for other in parts if other != own}
-        length = next(n for n in range(1, len(own) + 1) if all(other[-n:] != own[-n:] for other in others))
-        name = "/".join(own[-length:]).replace("//", "/")
-        earlier = parts[:index].count(own)
-        names[index] = f"{name} ({earlier + 1})" if earlier else name
-    return names
 
 
 def _open(name: str, reference: Reference, args: argparse.Namespace, device: str) -> _Subject:
@@ -285,12 +323,14 @@ def _score(
     first: _Subject,
     split: str,
     skeleton: Skeleton | None,
-    features: FrechetFeatures | None,
-    evaluator: Evaluator | None,
+    encoders: tuple[FrechetFeatures | None, Evaluator | None],
+    clips: list[ClipScore],
+    multiple: int,
 ) -> dict[str, Any]:
     """Returns the scores and facts of one tokenizer; in the units of the first tokenizer if the columns are the
-    same."""
+    same. `clips` gets the scores of each clip; clips are cut to a multiple of `multiple` frames."""
     from ds_rvqvae.gpu.sizes import parameter_count
+    from ds_rvqvae.tokenizer.scores.comparison import latencies, spread_of
     from ds_rvqvae.tokenizer.scores.evaluation import evaluate_split
     from ds_rvqvae.tokenizer.scores.frechet import frechet_warning
     from ds_rvqvae.tokenizer.scores.protocols import protocols_of
@@ -298,12 +338,13 @@ def _score(
     tokenizer, data = subject.tokenizer, subject.data
     shares_units = data.layout == first.data.layout
     unit_std = first.data.std if shares_units and subject is not first else None
-    for further in (features, evaluator):
+    features, evaluator = encoders
+    for further in encoders:
         if further is not None:
             further.clear()
     device = tokenizer.mean.device
-    more = {"skeleton": skeleton, "unit_std": unit_std, "features": features, "evaluator": evaluator}
-    scores = evaluate_split(tokenizer.model, data, split, device, **more)  # type: ignore[arg-type]
+    more: dict[str, Any] = {"skeleton": skeleton, "unit_std": unit_std, "features": features, "evaluator": evaluator}
+    scores = evaluate_split(tokenizer.model, data, split, device, clips=clips, multiple=multiple, **more)
     warnings = [frechet_warning(scores, "frechet")] if features is not None else []
     warnings += [frechet_warning(scores, "evaluator")] if evaluator is not None else []
     model = tokenizer.model.config
@@ -317,33 +358,11 @@ def _score(
         "data_path": str(data.config.path),
         "normalised_by": first.name if shares_units else subject.name,
         "protocols": protocols_of(scores),
+        "clips_cut_to": multiple,
+        **latencies(tokenizer),
+        **spread_of(clips),
         "warnings": [f"{subject.name}: {warning}" for warning in warnings if warning],
     }
-
-
-def _notes(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns notes that say which numbers can be compared, and on which figure joints are measured."""
-    from ds_rvqvae.tokenizer.scores.tables import figure_note
-
-    first = results[0]
-    notes = [f"{first['split']}: {counted(first['clips'], 'clip')}, {first['frames']:,} frames"]
-    if any((one["data_path"], one["clips"], one["frames"]) != _motion(first) for one in results):
-        scored = "; ".join(
-            f"{one['name']} {counted(one['clips'], 'clip')}, {one['frames']:,} frames" for one in results
-        )
-        notes = [f"{first['split']}: {scored}", "Scored on different motion: the rows cannot be compared."]
-    if all(one["normalised_by"] == first["name"] for one in results):
-        notes.append(
-            f"L1, velocity and jitter are in units of the standard deviations of {first['name']}, for all rows."
-        )
-    else:
-        notes.append("L1, velocity and jitter are in each tokenizer's own normalised units: they cannot be compared.")
-    figures = list(dict.fromkeys(note for one in results if (note := figure_note(one))))
-    return [*notes, *(f"MPJPE over {figure}." for figure in figures)]
-
-
-def _motion(result: dict[str, Any]) -> tuple[str, int, int]:
-    return result["data_path"], result["clips"], result["frames"]
 
 
 def _draw(

@@ -31,14 +31,19 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "data",
         metavar="DATA",
-        help="folder of motion files (BEAT2, SMPL-X, SMPL-H, BVH, HumanML3D, "
-        ".npy, .npz), one such file, or a packed npz",
+        help="folder of motion files (BEAT2, SMPL, Motion-X, BVH, joints, robots, HumanML3D, .npy, .npz), one such "
+        "file, or a packed npz",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the store")
     parser.add_argument(
         "--profile", default="baseline", help="profile with the rvqvae.data settings (default: baseline)"
     )
-    parser.add_argument("--format", choices=FORMATS, help="format of the files (default: recognised from the folder)")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        metavar="NAME",
+        help=f"format of the files: {', '.join(FORMATS)} (default: recognised from the folder)",
+    )
     parser.add_argument("--fps", type=positive_number, metavar="N", help="frames per second (default: the profile's)")
     parser.add_argument(
         "--split", choices=["auto", "time", "hash"], help="how clips are held out (default: the profile's)"

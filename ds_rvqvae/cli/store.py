@@ -87,14 +87,14 @@ def _facts(store: "Store") -> dict[str, Any]:
 
 def _body_parts(store: "Store") -> dict[str, int]:
     """Returns the number of columns of each built-in body part of these data."""
-    from ds_rvqvae.motion.layout import BODY_PART_CHANNELS, select_columns
+    from ds_rvqvae.motion.layout import body_part_channels, select_columns
 
     there = {part.name for part in store.layout}
     if not store.has_body_parts:
         return {}
     return {
         part: len(select_columns(store.layout, part)[0])
-        for part, channels in BODY_PART_CHANNELS.items()
+        for part, channels in body_part_channels(store.layout).items()
         if there >= set(channels)
     }
 
@@ -123,7 +123,7 @@ def _fact_table(store: "Store", facts: dict[str, Any]) -> Table:
         rows.append(
             (split, f"{counted(part['clips'], 'clip')}, {part['frames']:,} frames, {hours_words(part['hours'])}")
         )
-    settings = [f"{key} {_plain(value)}" for key, value in facts["settings"].items()]
+    settings = [f"{key} {_of_setting(key, value)}" for key, value in facts["settings"].items()]
     rows.append(("settings", ", ".join(settings) or "all defaults"))
     rules = [
         f"{rule}: {counted(counts['files'], 'file')}" + (f", {counts['frames']:,} frames" if counts["frames"] else "")
@@ -132,6 +132,14 @@ def _fact_table(store: "Store", facts: dict[str, Any]) -> Table:
     rows.append(("left out", "; ".join(rules) or "nothing"))
     columns = [Column(left=True), Column(wraps=True)]
     return Table(columns, [[(name, "title"), text] for name, text in rows], headed=False)
+
+
+def _of_setting(key: str, value: Any) -> str:
+    """Returns a setting's value; of an object of joints, their number."""
+    from ds_rvqvae.config.data import DESCRIBED
+    from ds_rvqvae.data.formats.described import said
+
+    return said(value) if key in DESCRIBED else _plain(value)
 
 
 def _plain(value: Any) -> str:

@@ -13,6 +13,7 @@ FORMATS = {
     "aist": "smpl.aist.AistReader",
     "motionx": "smpl.motionx.MotionXReader",
     "joints": "joints.reader.JointsReader",
+    "robot_csv": "robots.csv.RobotCsvReader",
     "features": "features.FeatureFolderReader",
     "packed": "packed.PackedReader",
 }

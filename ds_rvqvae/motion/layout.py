@@ -76,6 +76,8 @@ BODY_PART_CHANNELS: dict[str, tuple[str, ...]] = {
     "face_jaw": ("jaw", EXPRESSIONS),
 }
 """Names of the joints and other columns of SMPL-X data that belong to each body part."""
+_OF_SMPL = {"whole": SMPL_JOINTS, "whole_trans": (*SMPL_JOINTS, TRANSLATION)}
+"""Those parts that are others for SMPL, which has one joint per hand."""
 
 
 def smplx_layout() -> Layout:
@@ -101,6 +103,12 @@ def rotation_columns(layout: Layout) -> NDArray[np.int64]:
     return np.asarray(starts, np.int64).reshape(-1, 1) + np.arange(6)
 
 
+def body_part_channels(layout: Layout) -> dict[str, tuple[str, ...]]:
+    """Returns the names of `BODY_PART_CHANNELS`; with SMPL's 24 joints, `whole` has these."""
+    there = {channels.name for channels in layout}
+    return BODY_PART_CHANNELS | (_OF_SMPL if there >= set(SMPL_JOINTS) else {})
+
+
 def select_columns(
     layout: Layout, body_part: str, own_parts: Mapping[str, Sequence[str | int]] | None = None
 ) -> tuple[NDArray[np.int64], Layout]:
@@ -117,12 +125,13 @@ def select_columns(
     if own_parts and body_part in own_parts:
         return take_channels(layout, _own_part(layout, body_part, own_parts[body_part]))
     there = {channels.name for channels in layout}
-    wanted = BODY_PART_CHANNELS.get(body_part, ())
+    channels_of = body_part_channels(layout)
+    wanted = channels_of.get(body_part, ())
     if not there >= set(SMPLX_JOINTS[:22]):
         wanted = tuple(channels.name for channels in layout)
     missing = [name for name in wanted if name not in there]
     if missing or not wanted:
-        parts = [part for part, names in BODY_PART_CHANNELS.items() if there.issuperset(names)]
+        parts = [part for part, names in channels_of.items() if there.issuperset(names)]
         needs = f"needs {missing[0]}, which these data do not have" if missing else "is not known"
         needs += f"; they have the parts {', '.join(parts)}" if parts else ""
         raise UserError(f"rvqvae.data.body_part: {body_part} {needs}")

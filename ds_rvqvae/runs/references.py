@@ -11,7 +11,7 @@ A command takes a tokenizer by any of these names:
 | `owner/name`, if there is no such folder | a tokenizer on the Hugging Face hub |
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -225,3 +225,18 @@ def _hint(folder: Path) -> str:
         return ""
     names = ", ".join(map(str, found[:_SHOWN])) + (", …" if len(found) > _SHOWN else "")
     return f"; it holds {what}, name one of them: {names}"
+
+
+def distinct_names(references: Sequence[Reference]) -> list[str]:
+    """Returns the shortest ends of the paths that differ; `…/RUN/tokenizer` is named by its run."""
+    parts = [Path(reference.name).resolve().parts for reference in references]
+    parts = [part[:-1] if part[-1] == "tokenizer" and len(part) > 2 else part for part in parts]
+    parts = [(*part[:-2], part[-1]) if part[-2:-1] == ("checkpoints",) else part for part in parts]
+    names = [""] * len(parts)
+    for index, own in enumerate(parts):
+        others = {other for other in parts if other != own}
+        length = next(n for n in range(1, len(own) + 1) if all(other[-n:] != own[-n:] for other in others))
+        name = "/".join(own[-length:]).replace("//", "/")
+        earlier = parts[:index].count(own)
+        names[index] = f"{name} ({earlier + 1})" if earlier else name
+    return names

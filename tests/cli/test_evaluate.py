@@ -10,19 +10,17 @@ import pytest
 import torch
 
 from ds_rvqvae import RVQVAE, MotionTokenizer, cli
-from ds_rvqvae.cli.evaluate import _check_evaluator, _data_config, _Subject
+from ds_rvqvae.cli.evaluate import _data_config
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.config.profile import load_profile
 from ds_rvqvae.data.dataset import MotionData
-from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.layout import Channels, feature_layout, select_columns, smplx_layout, take_channels
 from ds_rvqvae.runs.references import find_reference
 from ds_rvqvae.tokenizer.scores.evaluation import evaluate_split
-from ds_rvqvae.tokenizer.scores.published.gestures import GestureEvaluator
 from tests.data.formats.bvh_files import write_bvh_motion
 from tests.data.motion import write_matrices, write_packed
-from tests.tokenizer.scores.published.weights import gesture_checkpoint, gesture_weights, matching_checkpoint
+from tests.tokenizer.scores.published.weights import gesture_checkpoint, matching_checkpoint
 
 CONTRACT = {
     *("split", "clips", "frames", "l1", "angle_error_deg", "velocity_error", "usage", "perplexity", "by_levels"),
@@ -30,11 +28,11 @@ CONTRACT = {
 MODEL = ModelConfig(width=16, depth=1, code_dim=4, nb_code=8, num_quantizers=3)
 
 
-def _save(folder, body_part, levels=3, std=0.5, seed=0):
+def _save(folder, body_part, levels=3, std=0.5, seed=0, **config):
     torch.manual_seed(seed)
     _, layout = select_columns(smplx_layout(), body_part)
     width = layout[-1].stop
-    model = RVQVAE(width, MODEL.model_copy(update={"num_quantizers": levels}))
+    model = RVQVAE(width, MODEL.model_copy(update={"num_quantizers": levels, **config}))
     mean, std = torch.full((width,), 0.1), torch.full((width,), std)
     MotionTokenizer(model, mean, std, layout, 30.0, {"body_part": body_part}).save_pretrained(folder)
     return folder
@@ -126,6 +124,36 @@ def test_several_side_by_side(run, tmp_path, capsys):
     assert len(list(pictures.iterdir())) == 5
 
 
+def test_a_table_for_a_paper(run, tmp_path, demo_folder, capsys):
+    torch.manual_seed(1)
+    other = _save(tmp_path / "slow_50%", "lower_trans", down_t=3)
+    line = [run, other, "--data_path", demo_folder, "--split", "all", "--json", tmp_path / "scores.json"]
+    status, out, errors = _evaluate(capsys, *line, "--markdown", "--latex", tmp_path / "table.tex")
+    assert status == 0, errors
+    table = (tmp_path / "table.tex").read_text()
+    assert r"slow\_50\% & " in table and r"\caption{Motion: " in table and "original motion" in table
+    assert out.startswith("| tokenizer | parameters | ") and "L1 (norm.) ↓" in out
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    first, second = scores["tokenizers"]
+    assert f"all: {first['clips']} clips, {first['frames']:,} frames. " in out
+    # 8 frames per code and 4: both score the same frames.
+    assert first["frames"] == second["frames"] and first["frames"] % 8 == 0 and first["clips_cut_to"] == 8
+    assert "Clips are cut to a multiple of 8 frames, so that all tokenizers score the same frames." in scores["notes"]
+    (pair,) = scores["differences"]
+    assert (pair["first"], pair["second"]) == (first["name"], second["name"])
+    for key, one in pair["scores"].items():
+        assert one["difference"] == pytest.approx(first[key] - second[key], abs=1e-6), key
+        assert one["interval"][0] <= one["interval"][1] and isinstance(one["is_certain"], bool)
+    assert {"l1", "angle_error_deg", "mpjpe_mm", "foot_skating"} < pair["scores"].keys()
+    for one in (first, second):
+        assert (one["confidence"], one["resamples"], one["seed"]) == (0.95, 9999, 0)
+        assert sum(clip["frames"] for clip in one["clips_scores"]) == one["frames"]
+        mean = sum(clip["l1"] * clip["frames"] for clip in one["clips_scores"]) / one["frames"]
+        assert one["l1"] == pytest.approx(mean) and one["intervals"]["l1"][0] < one["l1"] < one["intervals"]["l1"][1]
+    printed = _evaluate(capsys, *line)[1]
+    assert "minus slow_50%, on the same clips:" in printed and "interval of" in printed
+
+
 def test_tokenizers_of_other_columns_are_not_compared(run, tmp_path, demo_folder, capsys):
     upper = _save(tmp_path / "upper", "upper")
     status, out, _ = _evaluate(capsys, run, upper, "--data_path", demo_folder)
@@ -195,14 +223,6 @@ def test_published_evaluators_add_their_distances_and_refuse_other_motion(run, t
     assert "diversity - (more than 100 clips are needed)" in out and "not the matching with a text" in out
 
 
-def test_an_evaluator_refuses_another_frame_rate(demo_folder):
-    data = MotionData.open(DataConfig(path=str(demo_folder)))
-    data.fps = 20.0
-    evaluator = GestureEvaluator(gesture_weights())
-    with pytest.raises(UserError, match="20 fps, but the motion autoencoder of EMAGE's evaluation takes 30"):
-        _check_evaluator(evaluator, _Subject("run", None, data))
-
-
 def test_refusals_are_one_line_and_leave_nothing(run, tmp_path, demo_folder, capsys):
     other = tuple(Channels(f"joint{index}", "rotation_6d", 6 * index, 6 * index + 6) for index in range(9))
     layout = json.dumps([{"name": part.name, "kind": part.kind, "columns": [part.start, part.stop]} for part in other])
@@ -216,6 +236,9 @@ def test_refusals_are_one_line_and_leave_nothing(run, tmp_path, demo_folder, cap
     pictures = tmp_path / "pictures"
     cases = {
         (): "required: RUN",
+        (run, "--latex", tmp_path / "nowhere" / "a.tex"): "a.tex: cannot be written: .*nowhere is not a folder",
+        (run, "--latex", "--markdown"): "--markdown and --latex: both go to standard output",
+        (run, "--latex", tmp_path / "x", "--json", tmp_path / "x"): "--json and --latex: both go to .*x; name a file",
         (tmp_path / "empty",): "not a run's folder",
         (alone,): "no motion to score",
         (run, "--data_path", narrow): "narrow.npz: 5 columns, but the tokenizer takes 57",

@@ -82,8 +82,8 @@ def test_motion_is_encoded_decoded_and_scored(folder, store, tokenizer, tmp_path
     for status, most, command in (
         (1, 3, ["encode", tokenizer, folder, "--out", codes]),
         (0, 1, ["decode", tokenizer, codes, "--out", motion]),
-        (0, 9, ["evaluate", tokenizer, *scored, "--pictures", tmp_path / HOSTILE]),
-        (0, 22, ["evaluate", tokenizer, tokenizer, *scored]),
+        (0, 20, ["evaluate", tokenizer, *scored, "--pictures", tmp_path / HOSTILE]),
+        (0, 40, ["evaluate", tokenizer, tokenizer, *scored]),
         (0, 1, ["export", tokenizer, "--out", tmp_path / f"made{HOSTILE}"]),
         (2, 1, ["render", tokenizer, store, "--out", tmp_path / f"{HOSTILE}.gif"]),
     ):

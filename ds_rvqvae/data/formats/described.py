@@ -13,7 +13,7 @@ from typing import Any
 from ds_rvqvae.config.data import DESCRIBED, DataConfig
 from ds_rvqvae.data.formats.bvh.file import read_joints
 from ds_rvqvae.data.formats.bvh.kept import turning_tree
-from ds_rvqvae.data.formats.bvh.skeletons import load_skeleton
+from ds_rvqvae.data.formats.bvh.skeletons import bvh_skeleton, load_skeleton
 from ds_rvqvae.data.formats.robots.model import robot_from_file
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.files import read_json
@@ -50,6 +50,8 @@ def _skeleton(file: Path) -> dict[str, Any]:
     """Returns `joint_names`, `parents` and, if the file has them, `offsets` in metres."""
     if file.suffix.lower() == ".json":
         return _object(file)
+    if file.suffix.lower() == ".bvh":
+        return bvh_skeleton(file, needs_unit=False)
     skeleton = load_skeleton(file)
     return {
         "joint_names": list(skeleton.joint_names),

@@ -22,6 +22,8 @@ STATISTICS = ("Mean.npy", "Std.npy")
 _STATISTICS_NAMES = tuple(name.lower() for name in STATISTICS)
 _STATISTICS_FOLDERS = ("mean_std", "meta_data", "meta")
 """Those of MotionStreamer and MotionMillion, of SnapMoGen, and of MoMask; BABEL's is called `t2m_babel_mean_std`."""
+_BESIDE_CLIPS = {"face_motion_data": "motion_data", "keypoints2d": "motions", "keypoints3d": "motions"}
+"""Folders of Motion-X and AIST++ that hold no clips, and those of the clips beside them."""
 _NAMED = 3
 """The number of files named for each reason to pass files over."""
 
@@ -39,7 +41,7 @@ def find_files(
     """Finds the files named, of any suffix, and the files of `suffixes` in the folders named, at any depth, each once.
 
     Hidden files and folders are skipped, and so are a data set's statistics and everything beside its folder of clips
-    (`smplxflame_30`, `new_joint_vecs`). Links are followed.
+    (`smplxflame_30`, `new_joint_vecs`), or what Motion-X and AIST++ have beside theirs. Links are followed.
 
     Args:
         leave_out: a folder that is not searched, such as the output folder.
@@ -76,7 +78,10 @@ class _Search(NamedTuple):
             self.left_out.append(LeftOut(str(folder), f"cannot be read: {error.strerror or error}"))
             return
         clip_folders = [entry for entry in entries if entry.name in _CLIP_FOLDERS and _is_folder(entry)]
+        names = {entry.name for entry in entries}
         for entry in clip_folders or entries:
+            if _BESIDE_CLIPS.get(entry.name) in names:
+                continue
             if entry.suffix.lower() in self.suffixes and not is_statistics(entry):
                 yield FoundFile(entry, relative / entry.name)
             elif _is_folder(entry):

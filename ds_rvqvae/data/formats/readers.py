@@ -11,6 +11,7 @@ from ds_rvqvae.config.names import FORMATS
 from ds_rvqvae.data.formats.base import Reader, files_below, missing_key, npz_keys
 from ds_rvqvae.data.formats.described import described
 from ds_rvqvae.data.formats.pickles import how_to_convert, is_pickle
+from ds_rvqvae.data.formats.robots.csv import read_motion
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError
 
@@ -24,6 +25,9 @@ def _reader(place: str) -> type[Reader]:
 
 READERS = tuple(sorted(map(_reader, FORMATS.values()), key=lambda reader: -reader.certainty))
 """Tried in this order: the first certain match reads; else, of all that match, the one with the most files."""
+
+_OF_BVH = ("joints", "joint_names", "skeleton_of")
+"""Keys of `rvqvae.data` that only BVH files use."""
 
 
 def open_reader(path: Path, config: DataConfig) -> Reader:
@@ -40,6 +44,9 @@ def open_reader(path: Path, config: DataConfig) -> Reader:
         chosen = _choose(path, config)
         if config.reading_version == 1:
             chosen.notes += _differs_now(chosen, path, config)
+        unused = [f"rvqvae.data.{key}" for key in _OF_BVH if getattr(config, key) is not None and chosen.key != "bvh"]
+        if unused:
+            chosen.notes += (f"no effect on {chosen.format}: {', '.join(unused)}",)
         return chosen
     except ClipError as error:
         raise UserError(f"{path}: {error}") from None
@@ -95,7 +102,8 @@ def _unknown(path: Path) -> str:
     if path.is_file():
         if path.suffix == ".npz":
             return f"{path}: {missing_key(npz_keys(path), 'poses (BEAT2, SMPL) or motion (packed, features)')}"
-        return f"{path}: {how_to_convert(path) if is_pickle(path) else f'no reader knows this file; known: {formats}'}"
+        no_reader = f"no reader knows this file{_reason(path)}; known: {formats}"
+        return f"{path}: {how_to_convert(path) if is_pickle(path) else no_reader}"
     files = files_below(path, ("",))
     first = next(iter(files.values()), None)
     if first is None:
@@ -106,7 +114,12 @@ def _unknown(path: Path) -> str:
 
 
 def _reason(file: Path) -> str:
-    """Returns the keys of an npz, or the reason why it cannot be read, for a message."""
+    """Returns the keys of an npz, or the reason why it or a csv cannot be read, for a message."""
+    if file.suffix.lower() == ".csv":
+        try:
+            read_motion(file, None, most=100)
+        except ClipError as error:
+            return f" ({error})"
     if file.suffix != ".npz":
         return ""
     try:

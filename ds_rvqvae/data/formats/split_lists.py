@@ -28,7 +28,7 @@ _ENDS = ("", ".txt", ".lst", ".list", ".csv", ".bak", ".old", ".orig")
 _TABLE_ENDS = (*_ENDS, ".json", ".tsv", ".yaml", ".yml")
 """Suffixes of files in any folder that may be a list (`_ENDS`), or a table of several splits."""
 _CELL, _WORD = re.compile(r"[^,;\t\r\n]+"), re.compile(r"[^\s\"',:;\[\]{}]+")
-_SUFFIXES = (".bvh", ".npy", ".npz")
+_SUFFIXES = (".bvh", ".npy", ".npz", ".csv")
 _LARGEST = 2**28
 """The most bytes of a list; no data set needs more."""
 _LONGEST = 4096

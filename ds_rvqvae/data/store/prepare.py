@@ -168,11 +168,11 @@ def _as_asked(path: Path, config: DataConfig) -> Store:
     store = open_store(path)
     defaults = settings_of(DataConfig())
     for key, there, asked in other_settings(store, settings_of(described(config))):
-        # `fps` is compared with the tokenizer's or the run's where it is used.
-        if key != "fps" and asked != defaults.get(key):
+        # `fps` is compared with the tokenizer's or the run's where it is used; common joints are a list in a store.
+        if not (key == "fps" or asked == defaults.get(key) or (asked == "common" and there is not None)):
             how = f", with --set rvqvae.data.{key}={asked} and another --out" if key == "reading_version" else ""
-            was = f"{path} was prepared with {said(there)}, not {said(asked)}"
-            raise UserError(f"rvqvae.data.{key}: {was}; prepare it again from the motion files{how}")
+            where, was, new = f"rvqvae.data.{key}: {path}", said(there), said(asked)
+            raise UserError(f"{where} was prepared with {was}, not {new}; prepare it again from the motion files{how}")
     return store
 
 

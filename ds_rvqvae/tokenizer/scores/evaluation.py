@@ -16,6 +16,7 @@ from ds_rvqvae.motion.skeleton import Skeleton, figure_of
 from ds_rvqvae.tokenizer.scores.frechet import FrechetFeatures
 from ds_rvqvae.tokenizer.scores.metrics import ScoreSums
 from ds_rvqvae.tokenizer.scores.published.loading import Evaluator
+from ds_rvqvae.tokenizer.scores.spread import ClipScore
 
 
 def evaluate_split(
@@ -29,6 +30,8 @@ def evaluate_split(
     skeleton: Skeleton | None = None,
     unit_std: NDArray[np.float32] | None = None,
     features: FrechetFeatures | None = None,
+    clips: list[ClipScore] | None = None,
+    multiple: int = 1,
     evaluator: Evaluator | None = None,
 ) -> dict[str, Any]:
     """Scores complete clips, divided among the ranks; every rank returns the scores of all clips.
@@ -40,16 +43,23 @@ def evaluate_split(
         skeleton: the skeleton whose joints are measured; by default `skeleton_of` the data.
         unit_std: `[C]`, the size of one normalised unit; see `ScoreSums`.
         features: adds the Fréchet distance. Its sums are not reduced over ranks, so it works on one rank only.
+        clips: gets the scores of each clip of this rank.
+        multiple: clips are cut to a multiple of so many frames, besides the model's own down-sampling.
         evaluator: adds the distances of a published evaluator, which cuts clips in its own way; on one rank only.
     """
     if (features is not None or evaluator is not None) and world_size > 1:
         raise ValueError("Fréchet distances are measured on one rank only")
     mean, std = (torch.from_numpy(values).to(device) for values in (data.mean, data.std))
     unit = None if unit_std is None else torch.from_numpy(unit_std).to(device)
-    sums = ScoreSums(model, data.layout, mean, std, data.fps, skeleton or skeleton_of(data), unit)
+    skeleton = skeleton or skeleton_of(data)
+    sums, own = (ScoreSums(model, data.layout, mean, std, data.fps, skeleton, unit) for _ in range(2))
     for segment in data.segments(split)[rank::world_size]:
         motion = torch.from_numpy(data.normalised(segment)).to(device)
-        reconstruction = sums.add(motion)
+        own.flat.zero_()
+        reconstruction = own.add(motion[: len(motion) // multiple * multiple])
+        sums.flat += own.flat
+        if clips is not None and reconstruction is not None:
+            clips.append(ClipScore(segment.name, segment.start, len(reconstruction), own.ratios()))
         if features is not None and reconstruction is not None:
             features.add(*(clip * std + mean for clip in (motion[: len(reconstruction)], reconstruction)))
         if evaluator is not None:

@@ -22,8 +22,6 @@ All are means over frames, so long clips weigh more than short ones. Positions a
   clip. GMD has 20 fps; at another rate five steps are another time.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -105,23 +103,22 @@ class JointErrors:
         for key, feet, speed in zip(("skating_truth", "skating"), (truth, found), speeds, strict=True):
             sums[key] += _skates(feet[..., 1] - floor, speed).sum()
 
-    def scores(self, frames: float, mean: Any) -> dict[str, Any]:
-        """Returns the scores of `KEYS`; `mean(total, count)` divides, and gives None for a count of 0."""
+    def ratios(self, frames: float) -> dict[str, tuple[float, float]]:
+        """Returns total and count of each score of `KEYS` that these joints have; the score is total / count."""
         sums = {key: value.item() for key, value in self._sums.items()}
-        seconds = frames / self.fps
-        has_root = self.joints.has_root
-        return {
-            "mpjpe_global_mm": mean(1000 * sums["world"], frames) if has_root else None,
-            "pa_mpjpe_mm": mean(1000 * sums["pa"], frames),
-            "root_error_mm": mean(1000 * sums["root"], frames) if has_root else None,
-            "root_drift_mm_per_s": mean(1000 * sums["drift"], seconds) if has_root else None,
-            "joint_jerk": mean(sums["jerk"], sums["jerk_steps"]),
-            "joint_jerk_truth": mean(sums["jerk_truth"], sums["jerk_steps"]),
-            "foot_sliding": mean(100 * sums["sliding"], sums["standing"]),
-            "foot_sliding_truth": mean(100 * sums["sliding_truth"], sums["standing"]),
-            "foot_skating": mean(sums["skating"], sums["steps"]),
-            "foot_skating_truth": mean(sums["skating_truth"], sums["steps"]),
+        found = {
+            "mpjpe_global_mm": (1000 * sums["world"], frames),
+            "pa_mpjpe_mm": (1000 * sums["pa"], frames),
+            "root_error_mm": (1000 * sums["root"], frames),
+            "root_drift_mm_per_s": (1000 * sums["drift"], frames / self.fps),
+            "joint_jerk": (sums["jerk"], sums["jerk_steps"]),
+            "joint_jerk_truth": (sums["jerk_truth"], sums["jerk_steps"]),
+            "foot_sliding": (100 * sums["sliding"], sums["standing"]),
+            "foot_sliding_truth": (100 * sums["sliding_truth"], sums["standing"]),
+            "foot_skating": (sums["skating"], sums["steps"]),
+            "foot_skating_truth": (sums["skating_truth"], sums["steps"]),
         }
+        return found if self.joints.has_root else {"pa_mpjpe_mm": found["pa_mpjpe_mm"]}
 
 
 def procrustes_distances(found: Tensor, truth: Tensor) -> Tensor:

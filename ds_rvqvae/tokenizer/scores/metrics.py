@@ -142,15 +142,13 @@ class ScoreSums:
         frames, clips = self.frames.item(), self.clips.item()
         perplexity = perplexity_of(self.counts).tolist()
         by_levels = self._by_levels(frames, clips, perplexity)
-        joints = self.joint_places
-        errors = dict.fromkeys(KEYS) if self.joint_errors is None else self.joint_errors.scores(frames, _mean)
+        joints, ratios = self.joint_places, self.ratios()
         return {
             "split": split,
             "clips": int(clips),
             "frames": int(frames),
             **{key: value for key, value in by_levels[-1].items() if key != "levels"},
-            "jitter_truth": _mean(self.jitter_truth.item(), frames - 3 * clips),
-            **errors,
+            **{key: _mean(*ratios[key]) if key in ratios else None for key in ("jitter_truth", *KEYS)},
             "skeleton": None if joints is None else joints.name,
             "mpjpe_joints": 0 if joints is None else len(joints.measured),
             "code_rate": self.fps / self.model.config.code_stride,
@@ -159,16 +157,30 @@ class ScoreSums:
             "by_levels": by_levels,
         }
 
-    def _by_levels(self, frames: float, clips: float, perplexity: list[float]) -> list[dict[str, Any]]:
+    def ratios(self) -> dict[str, tuple[float, float]]:
+        """Returns total and count of each score with all levels that is a mean: the score is total / count, and
+        totals and counts of several clips add up. Scores that these columns do not have are left out."""
+        frames, clips = self.frames.item(), self.clips.item()
+        found = {key: (totals[-1].item(), count) for key, (totals, count) in self._level_totals(frames, clips).items()}
+        found["jitter_truth"] = (self.jitter_truth.item(), frames - 3 * clips)
+        return found | ({} if self.joint_errors is None else self.joint_errors.ratios(frames))
+
+    def _level_totals(self, frames: float, clips: float) -> dict[str, tuple[Tensor, float]]:
+        """Returns totals by level, and the count, of each score by levels that these columns have."""
         sums = (self.l1, self.angle, self.velocity, self.jitter, 1000 * self.joints)
         counts = (frames, frames, frames - clips, frames - 3 * clips, frames)
         there = (True, self.has_angles, True, True, self.joint_places is not None)
+        rows = zip(_BY_LEVEL, sums, counts, there, strict=True)
+        return {key: (totals, count) for key, totals, count, is_there in rows if is_there}
+
+    def _by_levels(self, frames: float, clips: float, perplexity: list[float]) -> list[dict[str, Any]]:
+        found = self._level_totals(frames, clips)
         code_rate = self.fps / self.model.config.code_stride
         rows = []
         for level in range(len(perplexity)):
             row: dict[str, Any] = {"levels": level + 1}
-            for key, total, count, is_there in zip(_BY_LEVEL, sums, counts, there, strict=True):
-                row[key] = _mean(total[level].item(), count) if is_there else None
+            for key in _BY_LEVEL:
+                row[key] = _mean(found[key][0][level].item(), found[key][1]) if key in found else None
             row["bits_per_second"] = code_rate * (level + 1) * math.log2(self.model.config.nb_code)
             entropy = sum(math.log2(value) for value in perplexity[: level + 1] if value > 0)
             row["entropy_bits_per_second"] = code_rate * entropy

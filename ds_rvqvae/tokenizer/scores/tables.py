@@ -29,6 +29,7 @@ COMPARED = (
     ("code_rate", "codes", "1/s", "g"),
     ("num_quantizers", "levels", "", "d"),
     ("bits_per_second", "rate", "bits/s", ".1f"),
+    ("decoder_latency_ms", "latency", "ms", ".0f"),
     ("l1", "L1", "norm.", ".4f"),
     ("angle_error_deg", "angle", "deg", ".3f"),
     ("velocity_error", "velocity", "norm.", ".4f"),
@@ -111,6 +112,11 @@ def comparison_cells(results: Sequence[dict[str, Any]]) -> list[list[str]]:
     return titles + rows
 
 
+def are_comparable(results: Sequence[dict[str, Any]]) -> bool:
+    """Returns whether several tokenizers were scored on the same motion and in the same units."""
+    return len({(one["data_path"], one["clips"], one["frames"], one["normalised_by"]) for one in results}) <= 1
+
+
 def best_cells(
     results: Sequence[dict[str, Any]], extreme: Callable[[Iterable[float]], float] = min
 ) -> set[tuple[int, int]]:
@@ -121,7 +127,7 @@ def best_cells(
     Args:
         extreme: `max` for the highest error, which is the worst.
     """
-    if len({(one["data_path"], one["clips"], one["frames"], one["normalised_by"]) for one in results}) > 1:
+    if not are_comparable(results):
         return set()
     columns = [column[0] for column in COMPARED if any(result.get(column[0]) is not None for result in results)]
     found = set()

@@ -87,6 +87,29 @@ def body(hips: str = "Hips", parent: str = "", channels: int = 6) -> list[Part]:
     return [Part(hips, parent, (3, 95, -2), channels), *legs[0], *legs[1], *spine, *head, *arms[0], *arms[1]]
 
 
+def snapmogen_body() -> list[Part]:
+    """Returns the 24 joints of SnapMoGen's skeleton (`utils/T_Pose.bvh` of its repository), with about its offsets."""
+
+    def limb(names, parent, *offsets):
+        chain = [f"{name}_bind_JNT" for name in names.split()]
+        parts = [Part(*own) for own in zip(chain, [parent, *chain], offsets, strict=False)]
+        return [*parts, Part("", chain[-1], (0, 0, 0))]
+
+    parts = [Part("ROOT", "", (0, 56.02, -5.66), 6)]
+    spine = "C_spine0001 C_spine0002 C_spine0003 C_neck0001 C_neck0002 C_head"
+    parts += limb(spine, "ROOT", (0, 1.62, 0), (0, 4.94, 0), (0, 4.86, 0), (0, 17.03, 0), (0, 3.25, 0), (0, 5.28, 0))
+    for side, x in (("L", 1), ("R", -1)):
+        arm = f"{side}_clavicle {side}_armUpper0001 {side}_armLower0001 {side}_hand0001"
+        bones = (4.59 * x, 12.07, 0.83), (7.83 * x, 0, -3.45), (16.59 * x, 0, 0), (16.99 * x, 0, 0)
+        parts += limb(arm, "C_spine0003_bind_JNT", *bones)
+    parts.append(Part("C_pelvis0001_bind_JNT", "ROOT", (0, 0, 0)))
+    for side, x in (("L", 1), ("R", -1)):
+        leg = f"{side}_legUpper0001 {side}_legLower0001 {side}_foot0001 {side}_foot0002"
+        bones = (6.6 * x, -6.03, 0.54), (-0.14 * x, -19.19, 0.04), (-0.13 * x, -18.03, -1.04), (0, -5.39, 9.6)
+        parts += limb(leg, "C_pelvis0001_bind_JNT", *bones)
+    return parts
+
+
 _CHANNELS = {
     0: "",
     3: "Zrotation Xrotation Yrotation",

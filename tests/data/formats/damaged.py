@@ -13,11 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tests.data.formats.joints.positions import positions
+from tests.data.formats.robots.published import walk
 from tests.data.formats.smpl import published
 from tests.data.motion import beat2_arrays
 
 FRAMES = 40
 _BOMB = 256 << 20
+_TEXTS = (".bvh", ".csv")
+"""Suffixes of formats in which one changed byte may make another good file."""
 _DEFLATED = zipfile.ZIP_DEFLATED
 Files = Mapping[str, np.ndarray | bytes]
 
@@ -57,6 +60,8 @@ class Format(NamedTuple):
         arrays = self.arrays(seed)
         if self.suffix == ".bvh":
             return bvh(arrays["values"])
+        if self.suffix == ".csv":
+            return csv(arrays["values"])
         return npz(arrays) if self.suffix == ".npz" else npy(*arrays.values())
 
     def damaged(self, marker: Path) -> dict[str, Damaged]:
@@ -65,10 +70,13 @@ class Format(NamedTuple):
         whole = self.content(0)
         rng = np.random.default_rng(sum(self.key.encode()))
         found = {f"bytes_{index:02}": one for index, one in enumerate(broken_bytes(rng, whole, 48))}
-        found |= {f"cut_{index:02}": Damaged(cut(rng, whole), self.suffix != ".bvh") for index in range(16)}
+        found |= {f"cut_{index:02}": Damaged(cut(rng, whole), self.suffix not in _TEXTS) for index in range(16)}
         if self.suffix == ".bvh":
             found |= {f"text_{index:02}": one for index, one in enumerate(broken_bvh(whole.decode()))}
             return found
+        if self.suffix == ".csv":
+            found = {name: one._replace(is_certain=False) for name, one in found.items()}
+            return found | {f"text_{index:02}": one for index, one in enumerate(broken_csv(whole.decode()))}
         key = "poses" if "poses" in arrays else next(iter(arrays))
         for name, one in (broken_headers(arrays[key]) | broken_values(arrays[key], marker)).items():
             inside = npz({**arrays, key: one.content}) if self.suffix == ".npz" else one.content
@@ -107,6 +115,11 @@ def position_arrays(seed: int) -> dict[str, np.ndarray]:
     return {"joints": positions(FRAMES, seed=seed)}
 
 
+def robot_arrays(seed: int) -> dict[str, np.ndarray]:
+    motion = walk(FRAMES, seed)
+    return {"values": np.concatenate([motion.places, motion.turns.as_quat(), motion.angles], axis=1)}
+
+
 FORMATS = {
     "beat2": Format("beat2", ".npz", 433, lambda seed: beat2_arrays(FRAMES, seed=seed), "smplxflame_30"),
     "smpl": Format("smpl", ".npz", 315, smplh_arrays),
@@ -123,6 +136,7 @@ FORMATS = {
         *("joints", ".npz", 66, lambda seed: {**position_arrays(seed), "fps": np.array(30)}, "new_joints")
     ),
     "bvh": Format("bvh", ".bvh", 15, bvh_arrays),
+    "robot_csv": Format("robot_csv", ".csv", 38, robot_arrays),
 }
 
 
@@ -428,3 +442,62 @@ def broken_bvh(text: str) -> Iterator[Damaged]:
     yield Damaged("".join(f"HIERARCHY\nROOT {'{ROOT ' * 10_000}").encode())
     yield Damaged(text.replace("\n", "\r").encode(), False)
     yield Damaged(text.encode("utf-16"))
+
+
+def csv(values: np.ndarray) -> bytes:
+    """Returns numbers as csv without a header."""
+    return "".join(",".join(f"{number:.6f}" for number in row) + "\n" for row in values.tolist()).encode()
+
+
+def broken_csv(text: str) -> Iterator[Damaged]:
+    """Yields csv files in which a cell, a line, the separators or the encoding is damaged."""
+    lines = text.splitlines()
+    cells = [
+        "",
+        " ",
+        "x",
+        "1_0",
+        "0x1F",
+        "1,5",
+        "--1",
+        "1e",
+        "NULL",
+        "\x00",
+        "\u0664",
+        "#",
+        "'1'",
+        "1 2",
+        "9" * 400 + "z",
+    ]
+    for place, cell in ((place, cell) for place in (0, 20) for cell in cells):
+        row = lines[place].split(",")
+        yield Damaged("\n".join([*lines[:place], ",".join([*row[:9], cell, *row[10:]]), *lines[place + 1 :]]).encode())
+    for cell in ("nan", "NaN", "inf", "-inf", "1e999", "1e308", "-1e39"):  # makes one frame unusable
+        row = lines[20].split(",")
+        yield Damaged("\n".join([*lines[:20], ",".join([*row[:9], cell, *row[10:]]), *lines[21:]]).encode(), False)
+    yield Damaged("\n".join([*lines[:20], lines[20] + ",1", *lines[21:]]).encode())
+    yield Damaged("\n".join([*lines[:20], lines[20].rpartition(",")[0], *lines[21:]]).encode())
+    yield Damaged("\n".join(f"{line}," for line in lines).encode())
+    yield Damaged("\n".join(line.rpartition(",")[0] for line in lines[:1]).encode() + b"\n" + "\n".join(lines).encode())
+    yield from (Damaged(text.replace(",", separator).encode()) for separator in (";", "\t", " ", "|", ",,"))
+    yield Damaged(text.replace(",", ";").replace(".", ",").encode())
+    yield Damaged(",".join(["0.1"] * 1_000_000).encode())
+    yield Damaged(("0" * (3 << 20)).encode())
+    yield Damaged("\n".join([*lines[:20], "1" * (3 << 20), *lines[21:]]).encode())
+    yield from map(Damaged, (b"", b"\n" * 100_000, bytes(100_000), b",", b"\xff\xfe" * 1000, b"0,1,2,3\n" * 100))
+    yield Damaged(text.encode("utf-16"))
+    yield Damaged(text.encode()[:900] + b"\xff" + text.encode()[901:])
+    yield Damaged(lines[0].encode() + b"\n")
+    yield Damaged(("\n".join(["0," * 35 + "0"] * FRAMES)).encode())  # a quaternion of zeros
+    yield Damaged(("\n".join(["1e308,-1e308," * 18 + "0"] * FRAMES)).encode())
+    yield from (Damaged(f"{header}\n{text}".encode()) for header in _WRONG_HEADERS)
+    yield Damaged(("\ufeff" + text).encode(), False)
+    yield Damaged(text.replace("\n", "\r\n").encode(), False)
+    yield Damaged(text.replace("\n", "\r").encode(), False)
+
+
+_WRONG_HEADERS = (
+    *("x,y,z", "time," + ",".join(f"c{column}" for column in range(35)), ",".join(["a"] * 36), "a\x00b,c", "\x1b[2J"),
+    *("root_x,root_y,root_z,root_qx,root_qy,root_qz,root_qw," + names for names in ("a,b", ",".join(["a"] * 29))),
+)
+"""Headers that do not name the 36 columns below them."""

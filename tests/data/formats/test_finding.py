@@ -11,6 +11,7 @@ from ds_rvqvae.data.formats.npz import write_npz
 from ds_rvqvae.data.formats.readers import open_reader
 from ds_rvqvae.data.formats.written import write_matrix
 from ds_rvqvae.motion.clip import ClipError
+from tests.data.formats.smpl.published import write_aist, write_motionx
 from tests.data.motion import write_beat2, write_beat2_folder, write_packed
 
 
@@ -113,3 +114,13 @@ def test_thousands_of_files_beside_the_motion_are_one_line(tmp_path):
     touch(tmp_path / "data", *(f"textgrid/{index}.TextGrid" for index in range(2000)))
     count = counted(tmp_path / "data", {"1_a.npz"})
     assert count.seen == 2001 and [(group.files, len(group.first)) for group in count.passed_over] == [(2000, 3)]
+
+
+def test_folders_beside_the_clips_of_motion_x_and_aist_are_no_clips(tmp_path):
+    write_motionx(tmp_path / "motionx")
+    write_aist(tmp_path / "aist")
+    found, _ = find_files([tmp_path / "motionx", tmp_path / "aist"], (".npy", ".npz"))
+    assert {one.relative.parts[0] for one in found} == {"motion_data", "motions"} and len(found) == 4 + 5
+    (tmp_path / "alone" / "keypoints3d").mkdir(parents=True)
+    (tmp_path / "alone" / "keypoints3d" / "a.npz").touch()
+    assert len(find_files([tmp_path / "alone"], (".npz",))[0]) == 1

@@ -38,7 +38,7 @@ def errors_of(truth, found, layout=LAYOUT, skeleton=SKELETON):
     errors = JointErrors(joints, FPS, sums)
     places, found_places = joints.places(truth), joints.places(found)
     errors.add(truth, found, places, found_places)
-    scores = errors.scores(len(truth), _mean)
+    scores = {key: _mean(*ratio) for key, ratio in errors.ratios(len(truth)).items()}
     assert tuple(scores) == KEYS
     apart = (found_places - places)[:, joints.measured].norm(dim=-1).mean().item()
     return {**scores, "mpjpe_mm": 1000 * apart}

@@ -159,6 +159,7 @@ class BvhReader(FilesReader):
                 units.setdefault((unit.metres, unit.how), []).append(unit.height)
         skeletons.check_names()
         skeletons.refuse_several()
+        self.notes += skeletons.rare_notes()
         count = sum(map(len, unknown.values()))
         total = count + sum(map(len, units.values()))
         whole = [files for joints, files in unknown.items() if len(files) > 1 and joints not in known]

@@ -115,6 +115,16 @@ class Skeletons:
         rare = f", and {counted(rest, 'file')} with others" if rest else ""
         return f"{counted(len(kinds), 'skeleton')}: {', '.join(counts)}{rare}"
 
+    def rare_notes(self) -> tuple[str, ...]:
+        """Returns notes on files of rare skeletons that are read all the same: their joints are those of the most
+        common one, in its order, but below other joints."""
+        kinds = [kind for kind, _ in self.counting()]
+        alike = [(kind, found) for kind, found in self._kinds.items() if kind not in kinds and kind[0] == kinds[0][0]]
+        return tuple(
+            f"{_files(found)}: the joints of the other files in another hierarchy: {_moved(kinds[0], [kind])}"
+            for kind, found in alike
+        )
+
     def refuse_several(self) -> None:
         """Raises UserError if there are several skeletons, with what can be done."""
         kinds = self.counting()
@@ -132,6 +142,10 @@ class Skeletons:
             f"{self._path}: {self.words()}; a store has one: {_one(kinds)}, {to_say('joints', 'common')} trains on the "
             f"joints that {both} have ({more}), or prepare a store of each folder"
         )
+
+
+def _files(found: _Found) -> str:
+    return found.files[0].name + (f" and {len(found.files) - 1} more" if len(found.files) > 1 else "")
 
 
 def _one(kinds: Sequence[tuple[Kind, _Found]]) -> str:

@@ -200,6 +200,31 @@ def rest_skeleton(
     }
 
 
+def bvh_skeleton(file: Path, needs_unit: bool = True) -> dict[str, Any]:
+    """Returns the skeleton of a BVH file as `rest_skeleton` does.
+
+    Args:
+        needs_unit: else a file whose unit is not known gives names and parents only.
+
+    Raises:
+        ClipError: the file cannot be read, or its unit is needed and not known.
+    """
+    joints, frame = read_joints(file), None
+    with suppress(ClipError):
+        frame = read_bvh(file, first_only=True).values[0]
+    is_usable = frame is not None and np.isfinite(frame).all() and frame.any()
+    tree = Tree(joints, bones_of(joints, frame if is_usable else None))
+    carrier = tree.carrier()
+    try:
+        metres = recognise_unit(tree, "give it as JSON, with offsets in metres").metres
+    except ClipError:
+        if needs_unit:
+            raise
+        entries = rest_skeleton(joints, tree.bones, carrier)
+        return {key: entries[key] for key in ("joint_names", "parents")}
+    return rest_skeleton(joints, metres * tree.bones, carrier)
+
+
 def load_skeleton(file: Path) -> Skeleton:
     """Reads a skeleton.
 
@@ -219,13 +244,7 @@ def load_skeleton(file: Path) -> Skeleton:
                 offsets = offsets[0]
             return checked_skeleton(arrays["joint_names"].tolist(), arrays["parents"].tolist(), offsets, file.stem)
         if file.suffix.lower() == ".bvh":
-            joints, frame = read_joints(file), None
-            with suppress(ClipError):
-                frame = read_bvh(file, first_only=True).values[0]
-            is_usable = frame is not None and np.isfinite(frame).all() and frame.any()
-            tree = Tree(joints, bones_of(joints, frame if is_usable else None))
-            bones = recognise_unit(tree, "give it as JSON, with offsets in metres").metres * tree.bones
-            return skeleton_from_json(rest_skeleton(joints, bones, tree.carrier()), file.stem)
+            return skeleton_from_json(bvh_skeleton(file), file.stem)
         entries = read_json(file)
         if not isinstance(entries, dict):
             raise ClipError("not an object with joint_names, parents and offsets")

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.bvh.bodies import unique_names
-from ds_rvqvae.data.formats.bvh.file import Bvh, Joint, read_bvh
-from ds_rvqvae.data.formats.bvh.kept import kept_joints, local_columns
+from ds_rvqvae.data.formats.bvh.file import Bvh, Joint, read_bvh, read_joints
+from ds_rvqvae.data.formats.bvh.kept import kept_joints, local_columns, names_of
 from ds_rvqvae.data.formats.bvh.motion import (
     Figure,
     channels_of,
@@ -37,7 +37,22 @@ def write_bvh_file(
 ) -> Written:
     """Writes motion as a BVH file (`ds_rvqvae.data.formats.written.Write`)."""
     assert source is not None  # its writer needs one
-    return Written(write_bvh(file, motion, layout, source, config.model_copy(update={"fps": fps})))
+    source_fps = write_bvh(file, motion, layout, source, config.model_copy(update={"fps": fps}))
+    return Written(source_fps, () if config.joints is None else _notes_on_axes(source, layout, config))
+
+
+def _notes_on_axes(source: Path, layout: Layout, config: DataConfig) -> tuple[str, ...]:
+    """Returns a note on joints of a selection that cannot hold every rotation, so that they are not as decoded."""
+    joints, written = read_joints(source), {channels.name for channels in layout}
+    few = [
+        name
+        for name, joint in zip(names_of(joints, config), joints, strict=True)
+        if name in written and len(set(joint.axes)) < 3
+    ]
+    if not few:
+        return ()
+    more = f" and {len(few) - 1} more" if len(few) > 1 else ""
+    return (f"joints of the source that turn about fewer than three axes are not quite as decoded: {few[0]}{more}",)
 
 
 def write_bvh(file: Path, motion: NDArray[Any], layout: Layout, source: Path, config: DataConfig) -> float:

@@ -39,10 +39,13 @@ from ds_rvqvae.motion.skeleton import Skeleton
 FOLDER = "new_joints"
 """The folder of HumanML3D's and KIT's joint positions."""
 _SUFFIXES = (".npy", ".npz")
+_OF_OTHERS = (".bvh", ".csv")
 _LOOKED_AT = 100
 """Files that decide on the number of joints and on the unit."""
 _MATCHED = 16
 _MOST_JOINTS = 4096
+_FRAMES = 100
+"""Frames of a clip in which its bones and its size are looked at."""
 _RIGID = 0.05
 """A bone whose length changes within a clip by more than this fraction of it is mentioned."""
 _TALL = (0.3, 4.0)
@@ -89,7 +92,9 @@ class JointsReader(FilesReader):
         # Data of another format may have joint positions beside them, as AIST++ has.
         is_other = any(file.suffix.lower() == ".npz" and _has_several(file) for file in spread)
         headers = list(_headers(spread))
-        return bool(headers) and not is_other and all(map(_is_positions, headers))
+        if not headers or is_other or not all(map(_is_positions, headers)):
+            return False
+        return path.is_file() or len(files_below(path, _OF_OTHERS)) <= len(files)
 
     @classmethod
     def matches_if_asked(cls, path: Path) -> bool:
@@ -254,7 +259,8 @@ def read_positions(file: Path, skeleton: Skeleton) -> tuple[NDArray[np.float64],
 
 def _notes(places: NDArray[np.float64], skeleton: Skeleton) -> tuple[str, ...]:
     """Returns notes on bones whose lengths change, and on a body of an odd size."""
-    good = places[np.isfinite(places).all(axis=(1, 2))]
+    some = places[:: -(-len(places) // _FRAMES)] if len(places) else places
+    good = some[np.isfinite(some).all(axis=(1, 2))]
     if not len(good):
         return ()
     notes = []

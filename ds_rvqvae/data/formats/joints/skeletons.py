@@ -110,7 +110,7 @@ def unit_of(path: Path, extents: Mapping[str, float]) -> float:
 def bones_of(skeleton: Skeleton, places: NDArray[np.float64]) -> NDArray[np.float64]:
     """Returns each joint's bone in a frame of a clip, with the length that it has in most frames, `[J, 3]`.
 
-    The frame is the one in which the body is tallest.
+    The frame is the one in which the body is tallest. The root is at x = z = 0.
 
     Args:
         places: `[T, J, 3]` metres, y up, without NaN.
@@ -122,6 +122,7 @@ def bones_of(skeleton: Skeleton, places: NDArray[np.float64]) -> NDArray[np.floa
     lengths = np.median(np.linalg.norm(places[:, 1:] - places[:, parents], axis=-1), axis=0)
     now = np.linalg.norm(bones[1:], axis=1)
     bones[1:] *= (lengths / np.maximum(now, 1e-9))[:, None]
+    bones[0, [0, 2]] = 0
     return bones
 
 

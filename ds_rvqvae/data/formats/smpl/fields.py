@@ -274,13 +274,21 @@ def _refuse(field: Field, good: NDArray[np.bool_], off: NDArray[np.float64], wha
 
 def _off_rotation(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
     """Returns how far `[frames, joints, 3, 3]` are from rotations, `[frames, joints]`; reflections are far."""
-    product = np.einsum("tjrk,tjsk->tjrs", matrices, matrices) - np.eye(3)
-    off: NDArray[np.float64] = np.abs(product).max(axis=(2, 3))
-    return np.where(np.linalg.det(matrices) > 0, off, np.inf)
+    first, second, third = matrices[..., 0, :], matrices[..., 1, :], matrices[..., 2, :]
+    off = _off_pair(first, second)
+    x, y, z = np.moveaxis(first, -1, 0)
+    a, b, c = np.moveaxis(second, -1, 0)
+    for axis, product in enumerate((y * c - z * b, z * a - x * c, x * b - y * a)):
+        # The third row of a rotation is the cross product of the others.
+        np.maximum(off, np.abs(third[..., axis] - product), out=off)
+    return off
 
 
 def _off_pair(one: NDArray[np.float64], two: NDArray[np.float64]) -> NDArray[np.float64]:
     """Returns how far pairs of vectors `[frames, joints, 3]` are from orthonormal, `[frames, joints]`."""
-    dots = [(one * one).sum(axis=2) - 1, (two * two).sum(axis=2) - 1, (one * two).sum(axis=2)]
-    off: NDArray[np.float64] = np.abs(np.stack(dots)).max(axis=0)
+    x, y, z = np.moveaxis(one, -1, 0)
+    a, b, c = np.moveaxis(two, -1, 0)
+    off: NDArray[np.float64] = np.abs(x * x + y * y + z * z - 1)
+    for dot in (a * a + b * b + c * c - 1, x * a + y * b + z * c):
+        np.maximum(off, np.abs(dot), out=off)
     return off

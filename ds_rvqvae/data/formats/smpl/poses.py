@@ -34,6 +34,7 @@ from ds_rvqvae.data.formats.smpl.fields import (
     MOTION_KEYS,
     POSES,
     TRANS,
+    TRANS_KEYS,
     USE_PCA,
     Fields,
     Form,
@@ -163,11 +164,11 @@ def said_figure(skeleton: dict[str, Any] | None) -> tuple[str, ...]:
 
 def _said_keys(keys: Sequence[str]) -> tuple[str, ...]:
     """Returns how files with these keys are read, beside files of AMASS's kind."""
+    there = ", ".join(key for key in keys if key in MOTION_KEYS and key not in (POSES, *TRANS_KEYS))
     if POSES in keys:
-        return ()
+        return (f"{POSES} is read; {there} hold its joints again",) if there else ()
     if AIST_POSES in keys:
         return (f"{AIST_TRANS} is divided by {AIST_SCALING}, as AIST++'s own code does",)
-    there = ", ".join(key for key in keys if key in MOTION_KEYS)
     return (f"{there} are read, each in the form that its width tells",)
 
 

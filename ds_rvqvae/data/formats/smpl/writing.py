@@ -34,6 +34,10 @@ _Y_UP_TO_Z_UP = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
 """A rotation of 90 degrees about x, which reverses the reader's."""
 
 
+_UPRIGHT = (np.pi / 2, 0.0, 0.0)
+"""The same rotation as axis times angle: that of a root at rest in a file with z up."""
+
+
 class Source(NamedTuple):
     """A motion file; a written clip takes from it its form and everything that the features do not have."""
 
@@ -102,7 +106,7 @@ def rest_source(frames: int, fps: float) -> Source:
     )
 
 
-def smpl_at_rest(layout: Layout, frames: int, fps: float) -> tuple[Source, str]:
+def smpl_at_rest(layout: Layout, frames: int, fps: float, has_z_up: bool = False) -> tuple[Source, str]:
     """Returns a source at rest with AMASS's keys and the joints of the first model that has those of `layout`.
 
     The models are SMPL-H, SMPL and SMPL-X, in this order; the second value is the model's name.
@@ -118,8 +122,10 @@ def smpl_at_rest(layout: Layout, frames: int, fps: float) -> tuple[Source, str]:
         "betas": np.zeros(16),
         "poses": np.zeros((frames, 3 * len(joints))),
     }
+    if has_z_up:
+        arrays["poses"][:, :3] = _UPRIGHT
     fields = Fields(joints, (Field("poses", 0, len(joints), "axis_angle"),), "trans")
-    return Source(arrays, [], fps, False, fields, "an npz of SMPL's joints"), model
+    return Source(arrays, [], fps, has_z_up, fields, "an npz of SMPL's joints"), model
 
 
 def write_beat2_file(
@@ -156,20 +162,23 @@ def write_smpl_file(
         content = read_smpl_source(source, config)
         write_beat2(file, motion, layout, fps, content)
         return _written(content, fps)
-    content, model = smpl_at_rest(layout, len(motion), fps)
+    content, model = smpl_at_rest(layout, len(motion), fps, config.up_axis == "z")
     write_beat2(file, motion, layout, fps, content)
-    return Written(0.0, (f"written with {model}'s {len(content.fields.joints)} joints and y up", *at_rest(False)))
+    up = "z" if content.has_z_up else "y"
+    return Written(0.0, (f"written with {model}'s {len(content.fields.joints)} joints and {up} up", *at_rest(False)))
 
 
 def write_motionx_file(
     file: Path, motion: NDArray[Any], layout: Layout, fps: float, source: Path | None, config: DataConfig
 ) -> Written:
     """Writes features as Motion-X's 322 columns (`ds_rvqvae.data.formats.written.Write`)."""
+    has_z_up = config.up_axis == "z"
     if source is None:
-        values, own, has_z_up = matrix(np.zeros((len(motion), motionx.WIDTH), np.float32), "the matrix"), fps, False
+        values, own = matrix(np.zeros((len(motion), motionx.WIDTH), np.float32), "the matrix"), fps
+        values[:, :3] = _UPRIGHT if has_z_up else 0
     else:
         check_regular(source)
-        values, has_z_up = matrix(load_npy(source), "the matrix", motionx.WIDTH), config.up_axis == "z"
+        values = matrix(load_npy(source), "the matrix", motionx.WIDTH)
         own, _ = motionx.rate_of_file(config)
     content = Source(motionx.split_columns(values), [], own, has_z_up, motionx.FIELDS, "a Motion-X file")
     arrays = with_motion(motion, layout, fps, content)

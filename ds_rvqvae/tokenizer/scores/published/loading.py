@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion import recovery
+from ds_rvqvae.motion.layout import Layout
+from ds_rvqvae.motion.rotations import same_rate
 from ds_rvqvae.tokenizer.scores.published.gestures import GestureEncoder, GestureEvaluator
 from ds_rvqvae.tokenizer.scores.published.matching import MatchingEvaluator, MotionEncoder, MovementEncoder
 from ds_rvqvae.tokenizer.weights import load_saved
@@ -128,3 +130,14 @@ def _vector(flag: str, file: Path, width: int) -> NDArray[np.floating[Any]]:
     if not np.isfinite(values).all():
         raise UserError(f"{flag} {file}: holds NaN or infinite values")
     return values
+
+
+def check_fits(evaluator: Evaluator | None, layout: Layout, fps: float, path: str) -> None:
+    """Raises UserError unless an evaluator takes motion with these columns at this frame rate; `path` names it."""
+    if evaluator is None:
+        return
+    evaluator.check(layout, path)
+    if not same_rate(fps, evaluator.fps):
+        raise UserError(
+            f"{path}: {fps:g} fps, but {evaluator.title} takes {evaluator.fps:g}; score a tokenizer of that frame rate"
+        )

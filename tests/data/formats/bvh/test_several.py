@@ -1,13 +1,14 @@
 """BVH folders with several skeletons: the words of the refusal, one skeleton, the common joints, and files of them."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.bvh.file import read_bvh
-from ds_rvqvae.data.formats.bvh.writing import write_bvh
+from ds_rvqvae.data.formats.bvh.writing import write_bvh, write_bvh_file
 from ds_rvqvae.data.formats.readers import open_reader
 from ds_rvqvae.data.store.prepare import prepare
 from ds_rvqvae.errors import UserError
@@ -16,6 +17,7 @@ from ds_rvqvae.motion.skeleton import joint_places, skeleton_from_json
 from ds_rvqvae.tokenizer.folder import reading_of
 from tests.cli.commands import make_tokenizer, run
 from tests.data.formats.bvh_files import Part, body, world_of_file, write_body
+from tests.data.formats.damaged import broken_bytes, cut
 
 THEIRS = {
     **{f"{side}Thigh": f"{side}UpLeg" for side in ("Left", "Right")},
@@ -85,6 +87,22 @@ def test_a_few_odd_files_are_left_out(two):
     assert len(store.clip_names) == 5 and [left.file for left in store.left_out] == ["theirs/5.bvh"]
 
 
+def test_the_same_joints_in_another_hierarchy_are_said_or_refused(two):
+    moved = [part._replace(parent="Chest") if part.name == "RightForeArm" else part for part in body()]
+    write_body(two / "ours" / "odd.bvh", moved)
+    reader = open_reader(two / "ours", DataConfig())
+    reader.check(reader.clip_names())
+    (note,) = reader.notes
+    assert note.startswith(
+        "odd.bvh: the joints of the other files in another hierarchy: RightForeArm is below RightArm"
+    )
+    write_body(two / "ours" / "odder.bvh", moved)
+    reader = open_reader(two / "ours", DataConfig())
+    words = r"5 files with 14 joints .*, 2 with 14 .*, RightForeArm is below RightArm in one and below Chest"
+    with pytest.raises(UserError, match=words):
+        reader.check(reader.clip_names())
+
+
 def test_one_skeleton_is_taken_and_the_others_are_passed_over(two, capsys):
     store = two.parent / "store"
     (two / "train.txt").write_text("ours/0\ntheirs/5\n")  # a list may name files of both
@@ -129,8 +147,9 @@ def test_rest_poses_that_differ_and_dropped_joints_are_said(two):
     assert bent.endswith("lead to LeftForeArm 20, RightForeArm 20")  # atan(10 / 28) is 19.7 degrees
 
 
-def test_decoded_motion_is_as_decoded_and_dropped_joints_are_the_sources(two, tmp_path):
-    reader = common(two)
+@pytest.mark.parametrize("up_axis", ["y", "z"])
+def test_decoded_motion_is_as_decoded_and_dropped_joints_are_the_sources(two, tmp_path, up_axis):
+    reader = common(two, up_axis=up_axis)
     config = reader.config
     decoded = reader.read("ours/2")
     source = two / "theirs" / "7.bvh"
@@ -156,11 +175,28 @@ def test_decoded_motion_is_as_decoded_and_dropped_joints_are_the_sources(two, tm
     np.testing.assert_allclose(found.motion[:, rest], was.motion[:, rest], atol=1e-6)
 
 
+def test_joints_that_cannot_hold_every_rotation_are_said(two, tmp_path):
+    reader = common(two)
+    clip, source = reader.read("ours/2"), two / "theirs" / "7.bvh"
+    assert not write_bvh_file(tmp_path / "a.bvh", clip.motion, clip.layout, 30.0, source, reader.config).notes
+    text = source.read_text().replace("LeftShin", "?", 1)
+    before, _, after = text.partition("?")
+    after = after.replace("CHANNELS 3 Zrotation Xrotation Yrotation", "CHANNELS 3 Zrotation Xrotation Zrotation", 1)
+    source.write_text(f"{before}LeftShin{after}")
+    written = write_bvh_file(tmp_path / "b.bvh", clip.motion, clip.layout, 30.0, source, reader.config)
+    (note,) = written.notes
+    assert note == "joints of the source that turn about fewer than three axes are not quite as decoded: LeftLeg"
+
+
 def test_a_store_and_a_tokenizer_of_the_common_joints_need_no_file(two, tmp_path, capsys):
     flags = ("--joints", "common", "--joint_names", two.parent / "names.json", "--up_axis", "y")
     assert run(capsys, "prepare", two, "--out", tmp_path / "store", *flags)[0] == 0
     store = prepare(DataConfig(path=str(tmp_path / "store"), up_axis="y"), workers=1).store
     assert len(store.clip_names) == 8 and store.settings["joints"] == COMMON
+    same = DataConfig(path=str(tmp_path / "store"), joints="common", joint_names=str(two.parent / "names.json"))
+    assert prepare(same, workers=1).store.fingerprint == store.fingerprint
+    with pytest.raises(UserError, match=r"joints: .* was prepared with .*, not \[\"Hips\"\]; prepare it again"):
+        prepare(same.with_values({"joints": ["Hips"]}), workers=1)
     (two.parent / "names.json").unlink()
     tokenizer = make_tokenizer(store.layout)
     tokenizer.details["reading"] = reading_of(store.settings)
@@ -208,6 +244,28 @@ def test_too_few_common_joints_are_refused(two):
         file.write_text(file.read_text().replace("Pelvis", "Hips").replace("Foot", "Sole").replace("Arm", "Limb"))
     with pytest.raises(UserError, match=r"1 joint in common: Hips; --joint_names FILE.json"):
         common(two, joint_names=None)
+
+
+@pytest.mark.parametrize("way", ["common", "skeleton_of"])
+def test_damaged_files_among_two_skeletons_are_left_out(two, way):
+    rng, whole = np.random.default_rng(0), (two / "theirs" / "6.bvh").read_bytes()
+    damaged = [one.content for one in broken_bytes(rng, whole, 64)] + [cut(rng, whole) for _ in range(36)]
+    for index, content in enumerate(damaged):
+        (two / "theirs" / f"damaged_{index:02}.bvh").write_bytes(content)
+    settings = {"joints": "common", "joint_names": str(two.parent / "names.json")}
+    if way == "skeleton_of":
+        settings = {"skeleton_of": str(two / "theirs" / "5.bvh")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        store = prepare(DataConfig(path=str(two), up_axis="y", **settings), workers=1).store
+    stored = {name.partition("#")[0] for name in store.clip_names}
+    left = {entry["file"].removesuffix(".bvh") for entry in store.report()["quarantine"]}
+    counts = store.report()["file_counts"][0]
+    assert {"theirs/5", "theirs/6", "theirs/7"} <= stored and len(
+        [name for name in stored | left if "dam" in name]
+    ) > 90
+    assert counts["read"] + counts["left_out"] + sum(one["files"] for one in counts["passed_over"]) == 108
+    assert all(np.isfinite(store.clip(name)).all() for name in store.clip_names)
 
 
 def test_a_list_of_joints_is_read_from_every_skeleton(two):

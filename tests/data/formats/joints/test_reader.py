@@ -17,7 +17,7 @@ from ds_rvqvae.motion.layout import SMPLX_JOINTS, SMPLX_PARENTS, take_channels
 from ds_rvqvae.motion.skeleton import builtin_skeleton, forward_kinematics, joint_places, skeleton_from_json
 from ds_rvqvae.tokenizer.folder import reading_of
 from tests.cli.commands import make_tokenizer, run
-from tests.data.formats.bvh_files import body, world_of_file, write_body
+from tests.data.formats.bvh_files import body, snapmogen_body, world_of_file, write_body
 from tests.data.formats.damaged import npz
 from tests.data.formats.joints.positions import positions, turns
 from tests.data.motion import write_lists, write_matrices, write_statistics
@@ -150,6 +150,15 @@ def test_a_bvh_file_names_joints_that_follow_its_hierarchy(tmp_path):
     assert reader.readings[-1].startswith("1 unit = 1 m, by the size of the bodies")
 
 
+def test_a_bvh_file_without_a_known_unit_gives_names_too(tmp_path):
+    file = write_body(tmp_path / "t_pose.bvh", snapmogen_body())
+    places = world_of_file(file)[0]
+    write_positions(tmp_path / "data" / "walk.npy", 0.02 * np.stack(list(places.values()), axis=1))
+    reader = open_reader(tmp_path / "data", DataConfig(skeleton=str(file)))
+    assert [part.name for part in reader.take("walk").layout[1:]] == list(places)[1:]
+    assert np.linalg.norm(reader.config.skeleton["offsets"][3]) == pytest.approx(0.02 * 4.86, abs=2e-4)
+
+
 @pytest.mark.parametrize(("unit", "metres"), [(100, 0.01), (1000, 0.001), (1 / 0.0254, 0.0254)])
 def test_the_unit_is_recognised_by_the_size_of_the_bodies_and_kept(tmp_path, unit, metres):
     for seed in range(3):
@@ -185,6 +194,18 @@ def test_z_up_is_turned_and_lying_bodies_are_refused(tmp_path, humanml3d):
         prepare(DataConfig(path=str(humanml3d / "new_joints")), workers=1)
     take = open_reader(humanml3d / "new_joints", DataConfig(up_axis="z")).take("000000")
     np.testing.assert_allclose(take.motion[:, :3], positions(seed=3)[:, 0], atol=1e-6)
+
+
+def test_a_folder_of_bvh_files_with_some_positions_is_bvh(tmp_path):
+    for seed in range(3):
+        write_body(tmp_path / "data" / f"{seed}.bvh", body(), seed=seed)
+    write_positions(tmp_path / "data" / "places.npy", positions())
+    reader = open_reader(tmp_path / "data", DataConfig(skeleton=str(skeleton_file(tmp_path / "s.json", 22))))
+    assert reader.key == "bvh"
+    config = DataConfig(format="joints", skeleton=str(tmp_path / "s.json"), joint_names={"a": "b"})
+    reader = open_reader(tmp_path / "data", config)
+    assert reader.clip_names() == ["places"]
+    assert reader.notes[-1] == "no effect on joint positions: rvqvae.data.joint_names"
 
 
 def test_bones_that_change_and_odd_sizes_are_said(tmp_path):

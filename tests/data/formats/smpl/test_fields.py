@@ -55,6 +55,12 @@ def test_smpl_with_24_joints(tmp_path):
     assert clip.fps == 30 and clip.motion.shape == (40, 147)
 
 
+@pytest.mark.parametrize(("part", "columns"), [("whole", 144), ("whole_trans", 147)])
+def test_whole_of_smpl_is_its_24_joints(part, columns):
+    chosen, own = select_columns(joint_layout(SMPL_JOINTS, "translation"), part)
+    assert chosen.tolist() == list(range(columns)) and own[23].name == "right_hand"
+
+
 @pytest.mark.parametrize(("part", "columns"), [("upper", 78), ("lower", 54), ("lower_trans", 57)])
 def test_parts_of_smpl_are_those_that_its_joints_have(part, columns):
     layout = joint_layout(SMPL_JOINTS, "translation")
@@ -65,11 +71,10 @@ def test_parts_of_smpl_are_those_that_its_joints_have(part, columns):
     assert own[-1].stop == columns
 
 
-@pytest.mark.parametrize(
-    ("part", "needs"), [("hands", "left_index1"), ("whole", "left_index1"), ("face", "expressions")]
-)
+@pytest.mark.parametrize(("part", "needs"), [("hands", "left_index1"), ("face", "expressions"), ("face_jaw", "jaw")])
 def test_parts_that_smpl_does_not_have_are_refused(part, needs):
-    with pytest.raises(UserError, match=f"{part} needs {needs}, .* they have the parts upper, lower, lower_trans$"):
+    has = "they have the parts upper, lower, lower_trans, whole, whole_trans$"
+    with pytest.raises(UserError, match=f"{part} needs {needs}, .* {has}"):
         select_columns(joint_layout(SMPL_JOINTS, "translation"), part)
 
 
@@ -197,6 +202,9 @@ def test_poses_beside_split_keys_are_read_and_a_difference_is_said(tmp_path):
     poses = np.concatenate([arrays[key] for key in parts], axis=1)
     file = save(tmp_path / "a.npz", **arrays, poses=poses)
     assert take_of(file).notes == ()
+    reader = open_reader(file, DataConfig())
+    reader.check(["a"])
+    assert f"poses is read; {', '.join(key for key in arrays if key in parts)} hold its joints again" in reader.readings
     arrays["pose_body"] = arrays["pose_body"] + np.float32(0.1)
     take = take_of(save(tmp_path / "a.npz", **arrays, poses=poses))
     assert take.notes == ("poses is read, and pose_body beside it differ",)

@@ -139,6 +139,21 @@ def test_without_a_source_amass_keys_are_written(tmp_path, joints, model, column
         assert np.abs(clip.motion[:, there.start : there.stop] - motion[:, part.start : part.stop]).max() < 1e-5
 
 
+@pytest.mark.parametrize(("key", "suffix"), [("smpl", ".npz"), ("motionx", ".npy")])
+@pytest.mark.parametrize("part", ["upper", "lower_trans"])
+def test_without_a_source_z_points_up_as_in_the_files_that_were_encoded(tmp_path, key, suffix, part):
+    config = DataConfig(up_axis="z")
+    clip = open_motion_file(save(tmp_path / "a.npz", **split_arrays()), DataConfig()).read("a")
+    columns, layout = select_columns(clip.layout, part)
+    out = tmp_path / f"b{suffix}"
+    WRITERS[key].write(out, clip.motion[:, columns], layout, 30.0, None, config)
+    again = open_motion_file(out, config).read("b")
+    chosen, _ = select_columns(again.layout, part)
+    assert np.abs(again.motion[:, chosen] - clip.motion[:, columns]).max() < 1e-5
+    if part == "upper":
+        assert np.allclose(again.motion[:, :6], [1, 0, 0, 0, 1, 0], atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "channels", [Channels("left_index1", "rotation_6d", 0, 6), Channels("expressions", "expression", 0, 6)]
 )
