@@ -47,13 +47,12 @@ _GROUPS: Mapping[str, Mapping[str, Sequence[str]]] = {
     },
     "evaluate": {
         "features of encoders": ("features", "feature_window", "evaluator", "evaluator_mean", "evaluator_std"),
-        "the output": ("pictures", "markdown", "latex"),
+        "the results": ("pictures", "json", "markdown", "latex"),
     },
     "render": {
         "the motion": ("clip", "levels", "start", "seconds", "skeleton"),
         "the video": ("out", "size", "fps", "codes"),
     },
-    "evaluate": {"the results": ("pictures", "json", "markdown", "latex")},
     "decode": {"the output": ("out", "levels", "fps", "matrices", "overwrite")},
     "import": {
         "its motion": ("mean", "std", "no_normalisation", "fps", "body_part"),

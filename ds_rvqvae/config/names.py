@@ -14,6 +14,7 @@ FORMATS = {
     "motionx": "smpl.motionx.MotionXReader",
     "joints": "joints.reader.JointsReader",
     "robot_csv": "robots.csv.RobotCsvReader",
+    "robot_npz": "robots.npz.RobotNpzReader",
     "features": "features.FeatureFolderReader",
     "packed": "packed.PackedReader",
 }

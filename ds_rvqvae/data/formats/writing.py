@@ -9,7 +9,7 @@ from ds_rvqvae.data.formats.features import FeatureFolderReader
 from ds_rvqvae.data.formats.finding import check_regular
 from ds_rvqvae.data.formats.joints import writing as joints
 from ds_rvqvae.data.formats.readers import READERS, open_reader
-from ds_rvqvae.data.formats.robots import csv_writing
+from ds_rvqvae.data.formats.robots import csv_writing, npz_writing
 from ds_rvqvae.data.formats.smpl import writing as smpl
 from ds_rvqvae.data.formats.written import Writer
 from ds_rvqvae.motion.clip import ClipError
@@ -25,6 +25,7 @@ WRITERS = {
     "motionx": Writer("a Motion-X file", ".npy", False, smpl.write_motionx_file),
     BVH: Writer("a BVH file", ".bvh", True, bvh.write_bvh_file),
     "robot_csv": Writer("a robot's csv file", ".csv", False, csv_writing.write_robot_csv),
+    "robot_npz": Writer("a robot's npz", ".npz", True, npz_writing.write_robot_npz),
     "joints": Writer("a file of joint positions", ".npy", False, joints.write_joints),
 }
 """The writers by the keys of their readers; motion of other formats is written as a `.npy` matrix of its columns."""

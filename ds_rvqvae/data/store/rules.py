@@ -221,14 +221,21 @@ def _steps(
     """Returns, for each rule about jumps, its name, each step's size `[frames - 1]`, and words for the largest step."""
     steps: list[tuple[str, NDArray[np.float64], Words]] = []
     columns = rotation_columns(take.layout)
-    if rules.max_joint_step is not None and len(columns):
+    hinges = [part.start for part in take.layout if part.kind == "angle"]
+    if rules.max_joint_step is not None and (len(columns) or hinges):
         # If a joint turns by x, its 6D rotations are at least 2 sin(x / 2) apart, and x <= pi sin(x / 2). So the mean
         # angle is at most pi / 2 times the root of the mean squared distance. Few steps need the angles themselves.
         bound = np.degrees(np.pi / 2 * np.sqrt(facts.step))
         uneven = facts.uneven[1:] | facts.uneven[:-1]
-        asked = np.flatnonzero(comparable & (uneven | ~(bound < 0.999 * rules.max_joint_step)))
+        near = comparable if hinges else comparable & (uneven | ~(bound < 0.999 * rules.max_joint_step))
+        asked = np.flatnonzero(near)
         angles = np.zeros(len(comparable))
-        angles[asked] = _mean_angles(take.motion, columns, asked)
+        if len(columns):
+            angles[asked] = _mean_angles(take.motion, columns, asked)
+        if hinges:
+            with np.errstate(over="ignore", invalid="ignore"):
+                turned = np.degrees(np.abs(np.diff(take.motion[:, hinges].astype(np.float64), axis=0)))
+            angles = (len(columns) * angles + turned.sum(axis=1)) / (len(columns) + len(hinges))
         steps.append(("max_joint_step", angles, lambda some: f"joints turn {some.max():.0f} degrees on average"))
     if rules.max_root_step is not None:
         distances = _root_steps(take)

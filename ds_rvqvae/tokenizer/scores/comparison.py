@@ -27,6 +27,9 @@ _METHOD = f"{CONFIDENCE:.0%} interval over clips (percentile bootstrap, {RESAMPL
 _SPREAD = tuple(column for column in COMPARED if not column[0].endswith("_truth"))
 """The scores whose spread is shown; that of the original motion is in the JSON only."""
 
+_TOGETHER = ("fid", "fgd", "matching", "diversity", "frechet")
+"""Scores of the features of all clips, which are no means over frames."""
+
 
 def latencies(tokenizer: "MotionTokenizer") -> dict[str, float | None]:
     """Returns for how many frames, and milliseconds at its frame rate, its streams hold motion back at most, one code
@@ -96,8 +99,9 @@ def spread_notes(results: Sequence[dict[str, Any]]) -> list[str]:
     ]
     if nothing:
         notes.append(f"No number and no interval, because a clip's value is not finite: {', '.join(nothing)}.")
-    if any(one.get("frechet") is not None for one in results):
-        notes.append("The Fréchet distance is of all clips together and has no interval.")
+    together = [title for key, title, _, _ in COMPARED if key in _TOGETHER and any(one.get(key) for one in results)]
+    if together:
+        notes.append(f"Of all clips together, and so without an interval: {', '.join(together)}.")
     return notes
 
 

@@ -33,7 +33,7 @@ _PROTOCOLS = {
     "diversity": ("diversity", "mean distance of 300 pairs of clips (100 of 300 clips or fewer), fixed seed; as FID"),
     "fgd": (
         "FGD",
-        "of the motion autoencoder of EMAGE, Liu et al. 2024, over 55 joints; joints that a tokenizer does not have "
+        "of the motion autoencoder of EMAGE, Liu et al. 2024, over 55 joints; those that a tokenizer does not have "
         "are the original's, which makes the number smaller than that of a complete body",
     ),
     "frechet": ("Fréchet", "of the features of --features; comparable only by the same encoder and windows"),

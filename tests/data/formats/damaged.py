@@ -120,6 +120,11 @@ def robot_arrays(seed: int) -> dict[str, np.ndarray]:
     return {"values": np.concatenate([motion.places, motion.turns.as_quat(), motion.angles], axis=1)}
 
 
+def retargeted_arrays(seed: int) -> dict[str, np.ndarray]:
+    motion = walk(FRAMES, seed)
+    return {"dof": motion.angles, "root_pos": motion.places, "root_rot": motion.turns.as_quat(), "fps": np.array(30)}
+
+
 FORMATS = {
     "beat2": Format("beat2", ".npz", 433, lambda seed: beat2_arrays(FRAMES, seed=seed), "smplxflame_30"),
     "smpl": Format("smpl", ".npz", 315, smplh_arrays),
@@ -136,6 +141,7 @@ FORMATS = {
         *("joints", ".npz", 66, lambda seed: {**position_arrays(seed), "fps": np.array(30)}, "new_joints")
     ),
     "bvh": Format("bvh", ".bvh", 15, bvh_arrays),
+    "robot_npz": Format("robot_npz", ".npz", 38, retargeted_arrays),
     "robot_csv": Format("robot_csv", ".csv", 38, robot_arrays),
 }
 

@@ -269,7 +269,7 @@ def test_of_several_formats_the_one_with_the_most_files_is_read_and_the_others_a
 def test_readers_are_asked_in_the_order_of_their_certainty():
     order = [reader.key for reader in READERS]
     certain = ["packed", "beat2", "humanml3d", "humanml3d_272", "aist", "motionx", "joints"]
-    assert order == [*certain, "smpl", "bvh", "robot_csv", "features"], "a new format too"
+    assert order == [*certain, "smpl", "bvh", "robot_csv", "robot_npz", "features"], "a new format too"
     assert {reader.key: f"{reader.__module__}.{reader.__name__}" for reader in READERS} == {
         name: f"ds_rvqvae.data.formats.{place}" for name, place in FORMATS.items()
     }

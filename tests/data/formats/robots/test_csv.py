@@ -264,3 +264,13 @@ def test_motion_is_written_without_a_source(tmp_path, form, robot):
     again = open_reader(tmp_path / "b.csv", reader.config).read("b")
     assert again.layout == clip.layout
     np.testing.assert_allclose(again.motion, clip.motion, atol=5e-6)
+
+
+def test_jumps_of_angles_are_cut(tmp_path, monkeypatch):
+    monkeypatch.setenv("DS_RVQVAE_CACHE", str(tmp_path / "cache"))
+    angles = walk().angles.copy()
+    angles[30:] += np.radians(40)
+    write_lafan1(tmp_path / "g1" / "a.csv", walk()._replace(angles=angles))
+    write_lafan1(tmp_path / "g1" / "b.csv", walk(seed=1))
+    store = prepare(DataConfig(path=str(tmp_path / "g1")), workers=1).store
+    assert store.clip_names == ["a#0", "a#1", "b"] and store.clip("a#0").shape == (30, 38)
