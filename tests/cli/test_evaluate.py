@@ -15,15 +15,12 @@ from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.config.model import ModelConfig
 from ds_rvqvae.config.profile import load_profile
 from ds_rvqvae.data.dataset import MotionData
-from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.layout import Channels, feature_layout, select_columns, smplx_layout, take_channels
 from ds_rvqvae.runs.references import find_reference
 from ds_rvqvae.tokenizer.scores.evaluation import evaluate_split
-from ds_rvqvae.tokenizer.scores.published.gestures import GestureEvaluator
-from ds_rvqvae.tokenizer.scores.published.loading import check_fits
 from tests.data.formats.bvh_files import write_bvh_motion
 from tests.data.motion import write_matrices, write_packed
-from tests.tokenizer.scores.published.weights import gesture_checkpoint, gesture_weights, matching_checkpoint
+from tests.tokenizer.scores.published.weights import gesture_checkpoint, matching_checkpoint
 
 CONTRACT = {
     *("split", "clips", "frames", "l1", "angle_error_deg", "velocity_error", "usage", "perplexity", "by_levels"),
@@ -224,14 +221,6 @@ def test_published_evaluators_add_their_distances_and_refuse_other_motion(run, t
     assert scores["evaluator_samples"] == 20 and min(scores["fid"], scores["matching"]) > 0
     assert "text" in scores["protocols"]["matching"] and "singular" in scores["warnings"][0]
     assert "diversity - (more than 100 clips are needed)" in out and "not the matching with a text" in out
-
-
-def test_an_evaluator_refuses_another_frame_rate(demo_folder):
-    data = MotionData.open(DataConfig(path=str(demo_folder)))
-    data.fps = 20.0
-    evaluator = GestureEvaluator(gesture_weights())
-    with pytest.raises(UserError, match="20 fps, but the motion autoencoder of EMAGE's evaluation takes 30"):
-        check_fits(evaluator, data.store.layout, data.fps, "motion")
 
 
 def test_refusals_are_one_line_and_leave_nothing(run, tmp_path, demo_folder, capsys):

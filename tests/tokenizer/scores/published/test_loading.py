@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from ds_rvqvae.errors import UserError
+from ds_rvqvae.motion.layout import smplx_layout
 from ds_rvqvae.tokenizer.scores.published.gestures import GestureEvaluator
-from ds_rvqvae.tokenizer.scores.published.loading import load_evaluator
+from ds_rvqvae.tokenizer.scores.published.loading import check_fits, load_evaluator
 from ds_rvqvae.tokenizer.scores.published.matching import MatchingEvaluator
 from tests.tokenizer.scores.published.weights import gesture_checkpoint, matching_checkpoint
 
@@ -118,3 +119,11 @@ def test_a_mean_and_std_that_do_not_fit_are_refused(folder, tmp_path):
             np.save(tmp_path / "std.npy", values)
         with pytest.raises(UserError, match=rf"--evaluator_std .*{message}"):
             load_evaluator(_finest(folder), meta / "mean.npy", tmp_path / "std.npy")
+
+
+def test_motion_at_another_frame_rate_is_refused(folder):
+    evaluator = load_evaluator(folder / "AESKConv_240_100.bin")
+    check_fits(evaluator, smplx_layout(), 30.0, "motion")
+    check_fits(None, smplx_layout(), 20.0, "motion")
+    with pytest.raises(UserError, match="motion: 20 fps, but the motion autoencoder of EMAGE's evaluation takes 30"):
+        check_fits(evaluator, smplx_layout(), 20.0, "motion")
