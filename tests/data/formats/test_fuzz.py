@@ -102,8 +102,8 @@ def stem(name: str) -> str:
     return re.sub(r"#\d+$", "", name).rpartition("/")[2]
 
 
-def test_there_are_hundreds(tmp_path):
-    assert sum(len(form.damaged(tmp_path / "made")) for form in FORMATS.values()) > 900
+def test_there_are_two_thousand(tmp_path):
+    assert sum(len(form.damaged(tmp_path / "made")) for form in FORMATS.values()) > 2000
 
 
 @pytest.mark.timeout(60)
