@@ -37,7 +37,7 @@ JOINT_NAMES = {HUMANML3D: SMPLX_JOINTS[:22], KIT: _KIT_JOINTS, HUMANML3D_272: SM
 NAMES = {
     HUMANML3D: "HumanML3D's joint positions",
     KIT: "KIT's joint positions",
-    HUMANML3D_272: "the joint positions of the 272 columns",
+    HUMANML3D_272: "joint positions of 272 columns",
 }
 """Figures in words."""
 BODY_JOINTS, BODY_PARENTS = SMPLX_JOINTS[:22], SMPLX_PARENTS[:22]
