@@ -123,6 +123,7 @@ class _Subject:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from ds_rvqvae.data.formats.bvh.skeletons import load_skeleton
+    from ds_rvqvae.motion.skeleton import check_skeleton
     from ds_rvqvae.runs.references import distinct_names
     from ds_rvqvae.tokenizer.scores.comparison import (
         all_differences,
@@ -133,7 +134,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     )
     from ds_rvqvae.tokenizer.scores.frechet import FrechetFeatures
     from ds_rvqvae.tokenizer.scores.papers import paper_table
-    from ds_rvqvae.tokenizer.scores.protocols import protocol_lines
+    from ds_rvqvae.tokenizer.scores.protocols import protocol_lines_of_all
     from ds_rvqvae.tokenizer.scores.published.loading import check_fits
     from ds_rvqvae.tokenizer.scores.tables import comparison_blocks, score_blocks
 
@@ -147,6 +148,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     names = distinct_names(references)
     subjects = [_open(name, reference, args, device) for name, reference in zip(names, references, strict=True)]
     for subject in subjects:
+        check_skeleton(skeleton, subject.data.layout)
         check_fits(evaluator, subject.data.store.layout, subject.data.fps, str(subject.data.config.path))
     folder = _picture_folder(args, references)
     multiple = common_stride([subject.tokenizer for subject in subjects])
@@ -168,7 +170,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         result = {"tokenizers": results, "differences": found, "notes": [*notes, *spread_notes(results)]}
         text = [block for one in results for block in (*score_blocks(one, name=one["name"]), "")]
         text += [*comparison_blocks(results, notes), ""]
-    text += [*spread_blocks(results, found), "", *protocol_lines(results[0])]
+    text += [*spread_blocks(results, found), "", *protocol_lines_of_all(results)]
     text += [["picture: ", (str(picture), "path")] for picture in pictures]
     _write(args, result, text, lambda: paper_table(results, found, notes))
     if missing and args.pictures:  # the user asked for them

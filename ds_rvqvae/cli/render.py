@@ -72,7 +72,7 @@ def _render(args: argparse.Namespace) -> int:
     device = chosen_device(args)
 
     from ds_rvqvae.data.formats.bvh.skeletons import load_skeleton
-    from ds_rvqvae.motion.skeleton import figure_of
+    from ds_rvqvae.motion.skeleton import check_skeleton, figure_of
     from ds_rvqvae.runs.tokenizers import open_tokenizer
     from ds_rvqvae.tokenizer.body import BodyTokenizer
     from ds_rvqvae.viz.comparison import compare
@@ -82,7 +82,9 @@ def _render(args: argparse.Namespace) -> int:
     tokenizer = open_tokenizer(find_tokenizer(args.tokenizer), device)
     tokenizers = [*tokenizer.parts.values()] if isinstance(tokenizer, BodyTokenizer) else [tokenizer]
     clip, own = _read_clip(args.motion, args.clip, tokenizers[0])
-    skeleton = given or figure_of(own, args.motion.stem, tokenizers[0].layout if len(tokenizers) == 1 else clip.layout)
+    layout = tokenizers[0].layout if len(tokenizers) == 1 else clip.layout
+    check_skeleton(given, layout)
+    skeleton = given or figure_of(own, args.motion.stem, layout)
     comparison = compare(tokenizers, clip, skeleton, args.levels, args.start, args.seconds)
     fps = _frame_rate(args.fps, clip.fps, out.suffix.lower() == ".gif")
     size = args.size or (_SIZE_WITH_CODES if args.codes else _SIZE)

@@ -150,7 +150,10 @@ class RecoveredJoints:
         self.feet = torch.tensor(feet, dtype=torch.int64, device=device)
 
     def roots(self, motion: Tensor) -> Tensor:
-        """Returns the root's positions, fp64 `[T, 3]` metres, of motion `[T, C]`; they start at x = z = 0."""
+        """Returns the root's positions, fp64 `[T, 3]` metres, of motion `[T, C]`.
+
+        They start at x = z = 0; those of 272 columns start at the first frame's step, as in the published code.
+        """
         return self._world(motion)[:, 0]
 
     def places(self, motion: Tensor) -> Tensor:

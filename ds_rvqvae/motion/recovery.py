@@ -89,7 +89,8 @@ def places_by_positions(motion: NDArray[Any]) -> NDArray[np.float64]:
     """Returns joint positions in the world, metres `[frames, J, 3]`, y up, from the columns of positions.
 
     Args:
-        motion: `[frames, 263 | 251 | 272]` in the data's own units. The root starts at x = z = 0.
+        motion: `[frames, 263 | 251 | 272]` in the data's own units. The root starts at x = z = 0; with 272 columns
+            at the first frame's step, as in the published code.
     """
     width = motion.shape[1]
     motion = motion.astype(np.float64)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion import recovery
 from ds_rvqvae.motion.clip import ClipError
 from ds_rvqvae.motion.layout import MOVING, SMPLX_JOINTS, SMPLX_PARENTS, Channels, Layout, root_channels
@@ -117,7 +118,7 @@ def _robot_entries(entries: Mapping[str, Any], joints: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, width in (("rotations", 4), ("axes", 3)):
         if entries.get(key) is not None:
-            values = _array(entries[key])
+            values = _array(entries[key], key)
             if values.dtype.kind not in "fiu" or values.shape != (joints, width) or not np.isfinite(values).all():
                 raise ClipError(f"{key}: not {width} finite numbers for each of {joints} joints")
             found[key] = values.astype(np.float64)
@@ -138,7 +139,7 @@ def _robot_entries(entries: Mapping[str, Any], joints: int) -> dict[str, Any]:
     if (limits := entries.get("limits")) is not None:
         if not isinstance(limits, list) or len(limits) != joints:
             raise ClipError(f"limits: not one entry for each of {joints} joints")
-        rows = _array([limit if limit is not None else (np.nan, np.nan) for limit in limits])
+        rows = _array([limit if limit is not None else (np.nan, np.nan) for limit in limits], "limits")
         if rows.dtype.kind not in "fiu" or rows.shape != (joints, 2) or (rows[:, 0] > rows[:, 1]).any():
             raise ClipError("limits: not the lowest and the highest value, or null, for each joint")
         found["limits"] = rows.astype(np.float64)
@@ -156,11 +157,11 @@ def matrices_of_quaternions(quaternions: NDArray[np.float64]) -> NDArray[np.floa
     return np.moveaxis(np.array(rows), -1, 0)
 
 
-def _array(offsets: Any) -> NDArray[Any]:
+def _array(values: Any, key: str = "offsets") -> NDArray[Any]:
     try:
-        return np.array(offsets)
-    except ValueError:  # rows of unequal length
-        raise ClipError("offsets: not one x, y, z per joint") from None
+        return np.array(values)
+    except ValueError:
+        raise ClipError(f"{key}: rows of unequal length") from None
 
 
 def checked_skeleton(joint_names: Any, parents: Any, offsets: NDArray[Any], name: str) -> Skeleton:
@@ -212,7 +213,7 @@ def joint_places(motion: NDArray[Any], layout: Layout, skeleton: Skeleton) -> ND
         return places_by_positions(motion)
     joints = {name: index for index, name in enumerate(skeleton.joint_names)}
     root = _root_places(motion, layout)
-    moving = [part for part in layout if part.kind in ("rotation_6d", "angle") and part.name in joints]
+    moving = [part for part in layout if part.kind != "relative_position" and _moves(part, skeleton)]
     placed = [part for part in layout if part.kind == "relative_position" and part.name in joints]
     if placed:
         return _places_as_given(motion, placed, skeleton, root)
@@ -224,7 +225,7 @@ def joint_places(motion: NDArray[Any], layout: Layout, skeleton: Skeleton) -> ND
         joint, columns = joints[part.name], motion[:, part.start : part.stop].astype(np.float64)
         if part.kind == "rotation_6d":
             rotations[:, joint] = rotation_6d_to_matrix(columns)
-        elif skeleton.axes is not None and part.width == 1:
+        elif skeleton.axes is not None:
             if ways is not None and skeleton.slides is not None and skeleton.slides[joint]:
                 ways[:, joint] = columns * skeleton.axes[joint]
             else:
@@ -298,7 +299,7 @@ def moved_joints(layout: Layout, skeleton: Skeleton) -> list[bool]:
     names = skeleton.joint_names
     if recovered_width(layout) is not None:
         return [True] * len(names)
-    turned = {part.name for part in layout if part.kind in ("rotation_6d", "angle")}
+    turned = {part.name for part in layout if part.kind != "relative_position" and _moves(part, skeleton)}
     placed = {part.name for part in layout if part.kind == "relative_position"}
     if placed:
         return [name in placed for name in names]
@@ -321,7 +322,31 @@ def own_joints(layout: Layout, skeleton: Skeleton) -> set[str]:
     """Returns the names of the joints that have columns of their own."""
     if recovered_width(layout) is not None:
         return set(skeleton.joint_names)
-    return {part.name for part in layout if part.kind in MOVING}
+    return {part.name for part in layout if _moves(part, skeleton)}
+
+
+def _moves(part: Channels, skeleton: Skeleton) -> bool:
+    """Returns whether columns move a joint of the skeleton; an angle does only if the joint has an axis."""
+    if part.kind not in MOVING or part.name not in skeleton.joint_names:
+        return False
+    if part.kind != "angle":
+        return True
+    axes = skeleton.axes
+    return axes is not None and part.width == 1 and bool(axes[skeleton.joint_names.index(part.name)].any())
+
+
+def slides_of(skeleton: Skeleton | None) -> frozenset[str]:
+    """Returns the names of joints whose angle is a length, not an angle."""
+    if skeleton is None or skeleton.slides is None:
+        return frozenset()
+    return frozenset(name for name, slides in zip(skeleton.joint_names, skeleton.slides, strict=True) if slides)
+
+
+def check_skeleton(given: Skeleton | None, layout: Layout) -> None:
+    """Raises UserError if a skeleton is given for published columns, which have joints of their own."""
+    width = recovered_width(layout)
+    if given is not None and width is not None:
+        raise UserError(f"--skeleton: {width} columns have {recovery.NAMES[width]}; leave it out")
 
 
 def has_root(layout: Layout) -> bool:

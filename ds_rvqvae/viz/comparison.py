@@ -11,7 +11,7 @@ from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import Clip, ClipError
 from ds_rvqvae.motion.kinematics import joints_of
 from ds_rvqvae.motion.layout import MOVING, Layout, feature_layout
-from ds_rvqvae.motion.skeleton import Skeleton, joint_places
+from ds_rvqvae.motion.skeleton import Skeleton, joint_places, slides_of
 from ds_rvqvae.text import counted
 from ds_rvqvae.tokenizer.folder import columns_for
 from ds_rvqvae.tokenizer.tokenizer import MotionTokenizer
@@ -121,7 +121,7 @@ def compare(
         found[:, own] = tokenizer.decode(codes[:, :levels], lengths=len(found))
         rows.append(_code_rows(tokenizer, codes[:, :levels]))
     truth_places, found_places = (_places(motion, layout, skeleton)[first:last] for motion in (clip.motion, found))
-    angles = list(joint_errors(clip.motion[first:last], found[first:last], covered).values())
+    angles = list(joint_errors(clip.motion[first:last], found[first:last], covered, slides_of(skeleton)).values())
     together = found_places + truth_places[:, :1] - found_places[:, :1]
     return Comparison(
         skeleton=skeleton,

@@ -1,5 +1,6 @@
 """Curves of a clip and its reconstruction over time: joints in degrees, other columns in their own units."""
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ _UNITS = {
     "translation": ("x velocity, m per frame", "height, m", "z velocity, m per frame"),
     "position": ("x, m", "y, m", "z, m"),
     "relative_position": ("x from the root, m", "y from the root, m", "z from the root, m"),
-    "angle": ("angle, radians",),
+    "angle": ("angle, radians, or slide, metres",),
 }
 
 
@@ -30,15 +31,19 @@ class Curve(NamedTuple):
 
 
 def joint_errors(
-    truth: NDArray[np.float32], found: NDArray[np.float32], layout: Layout
+    truth: NDArray[np.float32], found: NDArray[np.float32], layout: Layout, slides: Collection[str] = ()
 ) -> dict[str, NDArray[np.float32]]:
-    """Returns each joint's angle between original and reconstruction `[T, C]`, degrees `[T]`; {} without angles."""
+    """Returns each joint's angle between original and reconstruction `[T, C]`, degrees `[T]`; {} without angles.
+
+    Args:
+        slides: names of joints whose angle is a length, which are left out.
+    """
     columns, errors = rotation_columns(layout), {}
     if len(columns):
         angles = angle_between(*(torch.from_numpy(motion[:, columns].astype(np.float32)) for motion in (truth, found)))
         names = [part.name for part in layout if part.kind == "rotation_6d"]
         errors = dict(zip(names, angles.T.numpy(), strict=True))
-    for part in (part for part in layout if part.kind == "angle" and part.width == 1):
+    for part in (part for part in layout if part.kind == "angle" and part.width == 1 and part.name not in slides):
         errors[part.name] = np.degrees(np.abs(found[:, part.start] - truth[:, part.start]), dtype=np.float32)
     return errors
 

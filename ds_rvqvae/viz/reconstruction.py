@@ -17,7 +17,7 @@ from ds_rvqvae.files import whole_file
 from ds_rvqvae.model.exact import exactly
 from ds_rvqvae.model.rvqvae import RVQVAE
 from ds_rvqvae.motion.layout import Layout
-from ds_rvqvae.motion.skeleton import Skeleton, builtin_skeleton, has_root, joint_places
+from ds_rvqvae.motion.skeleton import Skeleton, builtin_skeleton, has_root, joint_places, slides_of
 from ds_rvqvae.tokenizer.scores.evaluation import skeleton_of
 from ds_rvqvae.viz.canvas import canvas_of, pixels_on
 from ds_rvqvae.viz.curves import Curve, joint_errors, liveliest
@@ -48,7 +48,7 @@ def reconstruction_pictures(
             name = name_words(longest.name, _LONGEST_NAME)
             title = f"{name} ({split}), all {model.config.num_quantizers} levels"
             motion, *found = _reconstructed(model, data, longest, device)
-            errors = [joint_errors(motion, one, data.layout) for one in found]
+            errors = [joint_errors(motion, one, data.layout, slides_of(skeleton)) for one in found]
             by_levels = [float(np.mean([*one.values()])) for one in errors if one]
             yield (
                 split,
@@ -94,7 +94,7 @@ def reconstruction_figure(
         by_levels: mean angle error with 1 … Q levels, degrees.
     """
     skeleton = skeleton or builtin_skeleton()
-    errors = joint_errors(truth, found, layout)
+    errors = joint_errors(truth, found, layout, slides_of(skeleton))
     poses = joint_places(truth, layout, skeleton), joint_places(found, layout, skeleton)
     rows: list[PoseRow] = []
     if poses[0] is not None and poses[1] is not None:

@@ -4,10 +4,27 @@ import numpy as np
 import pytest
 
 from ds_rvqvae.data.formats.bvh.skeletons import load_skeleton
+from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError
-from ds_rvqvae.motion.layout import SMPLX_JOINTS, SMPLX_PARENTS, Channels, smplx_layout
+from ds_rvqvae.motion.kinematics import joints_of
+from ds_rvqvae.motion.layout import (
+    SMPLX_JOINTS,
+    SMPLX_PARENTS,
+    Channels,
+    feature_layout,
+    joint_layout,
+    smplx_layout,
+)
 from ds_rvqvae.motion.rotations import axis_angle_to_matrix, matrix_to_rotation_6d
-from ds_rvqvae.motion.skeleton import builtin_skeleton, forward_kinematics, joint_places, skeleton_from_json
+from ds_rvqvae.motion.skeleton import (
+    builtin_skeleton,
+    check_skeleton,
+    forward_kinematics,
+    joint_places,
+    measured_joints,
+    moved_joints,
+    skeleton_from_json,
+)
 from tests.motion.arm import ARM, load_arm
 
 IDENTITY_6D = [1.0, 0, 0, 0, 1, 0]
@@ -86,3 +103,19 @@ def test_the_skeleton_of_the_cmu_file_carries_its_motion(real_data):
     assert np.allclose(bones, np.linalg.norm(skeleton.offsets[1:], axis=-1))
     height = places[..., 1].max(axis=1) - places[..., 1].min(axis=1)
     assert (height > 1.3).all() and (height < 2.0).all()
+
+
+def test_angles_without_axes_move_no_joint_of_a_figure():
+    names = ("left_knee", "left_ankle", "right_ankle")
+    layout = tuple(Channels(name, "angle", index, index + 1) for index, name in enumerate(names))
+    skeleton = builtin_skeleton()
+    assert measured_joints(layout, skeleton) == [] and not any(moved_joints(layout, skeleton))
+    assert joint_places(np.ones((4, 3)), layout, skeleton) is None
+    assert joints_of(layout, skeleton) is None
+
+
+def test_published_columns_take_no_other_skeleton():
+    check_skeleton(builtin_skeleton(), joint_layout(("pelvis",), "position"))
+    check_skeleton(None, feature_layout(263))
+    with pytest.raises(UserError, match="--skeleton: 272 columns have joint positions of 272 columns; leave it out"):
+        check_skeleton(builtin_skeleton(), feature_layout(272))

@@ -77,7 +77,7 @@ def spread_notes(results: Sequence[dict[str, Any]]) -> list[str]:
     """Returns notes on the intervals: how they were made, and where there are none."""
     fewest = min(one["clips"] for one in results)
     if fewest < 2:
-        return ["One clip gives no interval."]
+        return [f"{'One clip gives' if fewest else 'No clip gives'} no interval."]
     notes = [f"In brackets: {_METHOD}."]
     if fewest < FEW_CLIPS:
         notes.append(f"The intervals are rough and tend to be too narrow: there are only {counted(fewest, 'clip')}.")
@@ -99,7 +99,9 @@ def spread_notes(results: Sequence[dict[str, Any]]) -> list[str]:
     ]
     if nothing:
         notes.append(f"No number and no interval, because a clip's value is not finite: {', '.join(nothing)}.")
-    together = [title for key, title, _, _ in COMPARED if key in _TOGETHER and any(one.get(key) for one in results)]
+    together = [
+        title for key, title, _, _ in COMPARED if key in _TOGETHER and any(one.get(key) is not None for one in results)
+    ]
     if together:
         notes.append(f"Of all clips together, and so without an interval: {', '.join(together)}.")
     return notes

@@ -4,7 +4,8 @@ All are means over frames, so long clips weigh more than short ones. Positions a
 
 - `mpjpe_mm`: distance of joints from their original positions, with aligned roots. Ionescu et al. 2014 (Human3.6M);
   for 263 and 251 columns as in MoMask's evaluation: over all joints, the root with its error of 0 among them, at
-  positions that `recover_from_ric` gives. For other columns it is over the joints that the layout names and can move.
+  positions that `recover_from_ric` gives; for 272 columns the same at those of `recover_from_local_position`. For other
+  columns it is over the joints that the layout names and can move.
 - `mpjpe_global_mm`: the same without alignment, in the world; the root is among the joints.
 - `pa_mpjpe_mm`: the same after the rotation, scale and shift that bring each frame nearest to the original: Procrustes
   alignment (Gower 1975; Umeyama 1991), "protocol 2" of Human3.6M, as in Kanazawa et al. 2018.
@@ -32,6 +33,8 @@ STANDING_HEIGHT = 0.05
 """Metres: a standing foot is at most this much above its lowest position in the clip."""
 STANDING_SPEED = 0.15
 """Metres per second: a standing foot is horizontally slower than this."""
+_FEWEST_TO_ALIGN = 3
+"""Joints: two are always aligned without an error."""
 _LOW, _FAST, _STEPS = 0.05, 0.5, 5
 """GMD's rule: metres, metres per second, and steps of the mean."""
 KEYS = (
@@ -41,7 +44,7 @@ KEYS = (
 """The scores that are measured with all levels only."""
 _SUMS = (
     *("pa", "world", "root", "jerk", "jerk_truth", "drift", "standing", "sliding", "sliding_truth"),
-    *("skating", "skating_truth", "steps", "jerk_steps"),
+    *("skating", "skating_truth", "steps", "jerk_steps", "drift_steps"),
 )
 
 
@@ -76,6 +79,7 @@ class JointErrors:
         apart = (roots[1] - roots[0]).norm(dim=1)
         sums["root"] += apart.sum()
         sums["drift"] += apart[-1]
+        sums["drift_steps"] += len(truth) - 1
         with_root = torch.cat([measured.new_zeros(1), measured[measured != 0]])
         world = [
             own[:, with_root].double() + root[:, None] for own, root in zip((places, found_places), roots, strict=True)
@@ -110,7 +114,7 @@ class JointErrors:
             "mpjpe_global_mm": (1000 * sums["world"], frames),
             "pa_mpjpe_mm": (1000 * sums["pa"], frames),
             "root_error_mm": (1000 * sums["root"], frames),
-            "root_drift_mm_per_s": (1000 * sums["drift"], frames / self.fps),
+            "root_drift_mm_per_s": (1000 * sums["drift"], sums["drift_steps"] / self.fps),
             "joint_jerk": (sums["jerk"], sums["jerk_steps"]),
             "joint_jerk_truth": (sums["jerk_truth"], sums["jerk_steps"]),
             "foot_sliding": (100 * sums["sliding"], sums["standing"]),
@@ -118,15 +122,19 @@ class JointErrors:
             "foot_skating": (sums["skating"], sums["steps"]),
             "foot_skating_truth": (sums["skating_truth"], sums["steps"]),
         }
-        return found if self.joints.has_root else {"pa_mpjpe_mm": found["pa_mpjpe_mm"]}
+        if len(self.joints.measured) < _FEWEST_TO_ALIGN:
+            del found["pa_mpjpe_mm"]
+        return found if self.joints.has_root else {key: found[key] for key in ("pa_mpjpe_mm",) if key in found}
 
 
 def procrustes_distances(found: Tensor, truth: Tensor) -> Tensor:
     """Returns distances `[T, J]` after each frame of `found` is aligned to that of `truth`, both `[T, J, 3]`.
 
     The alignment is the rotation, scale and shift with the smallest squared distance (Umeyama 1991). A figure whose
-    joints are all in one place is only shifted.
+    joints are all in one place is only shifted. A frame with NaN or infinite positions has NaN.
     """
+    finite = torch.isfinite(found).all(dim=2).all(dim=1) & torch.isfinite(truth).all(dim=2).all(dim=1)
+    found, truth = (torch.where(finite[:, None, None], own, 0.0) for own in (found, truth))
     found = found - found.mean(dim=1, keepdim=True)
     truth = truth - truth.mean(dim=1, keepdim=True)
     left, values, right = torch.linalg.svd(truth.transpose(1, 2) @ found)
@@ -136,7 +144,7 @@ def procrustes_distances(found: Tensor, truth: Tensor) -> Tensor:
     scale = torch.where(size > 0, (values * signs).sum(dim=1) / size.clamp(min=1e-30), 1.0)
     turn = left @ (signs.unsqueeze(-1) * right)
     aligned: Tensor = scale[:, None, None] * (found @ turn.transpose(1, 2))
-    return (aligned - truth).square().sum(dim=-1).sqrt()
+    return torch.where(finite[:, None], (aligned - truth).square().sum(dim=-1).sqrt(), torch.nan)
 
 
 def _skates(height: Tensor, speed: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from ds_rvqvae.model.vq import perplexity_of
 from ds_rvqvae.motion.clip import MIN_FRAMES
 from ds_rvqvae.motion.kinematics import angle_between, joints_of
 from ds_rvqvae.motion.layout import Layout, rotation_columns
-from ds_rvqvae.motion.skeleton import Skeleton
+from ds_rvqvae.motion.skeleton import Skeleton, slides_of
 from ds_rvqvae.tokenizer.scores.joints import KEYS, JointErrors
 
 _BY_LEVEL = ("l1", "angle_error_deg", "velocity_error", "jitter", "mpjpe_mm")
@@ -64,7 +64,7 @@ class ScoreSums:
         self.mean, self.std = mean, std
         self.units = None if unit_std is None else std / unit_std
         self.rotations = torch.from_numpy(rotation_columns(layout)).to(device)
-        slides = _slides_of(skeleton)
+        slides = slides_of(skeleton)
         hinges = [part.start for part in layout if part.kind == "angle" and part.name not in slides]
         self.hinges = torch.tensor(hinges, dtype=torch.int64, device=device)
         self.has_angles = bool(hinges) or len(self.rotations) > 0
@@ -186,13 +186,6 @@ class ScoreSums:
             row["entropy_bits_per_second"] = code_rate * entropy
             rows.append(row)
         return rows
-
-
-def _slides_of(skeleton: Skeleton | None) -> set[str]:
-    """Returns the names of joints whose angle is a length, not an angle."""
-    if skeleton is None or skeleton.slides is None:
-        return set()
-    return {name for name, slides in zip(skeleton.joint_names, skeleton.slides, strict=True) if slides}
 
 
 def _mean(total: float, count: float) -> float | None:

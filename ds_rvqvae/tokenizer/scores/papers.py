@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ds_rvqvae.errors import printable
 from ds_rvqvae.tokenizer.scores.comparison import spread_notes
-from ds_rvqvae.tokenizer.scores.protocols import protocol_lines
+from ds_rvqvae.tokenizer.scores.protocols import protocol_lines_of_all
 from ds_rvqvae.tokenizer.scores.tables import COMPARED, LOWER_IS_BETTER, are_comparable
 
 _TRUTH = "_truth"
@@ -157,7 +157,7 @@ def _caption(
         found.append("Bold: the best value.")
     if any(cell.is_like_best for cell in cells):
         found.append("≈: not certain to differ from the best value: the interval of their paired difference has 0.")
-    return [*found, *(f"{line}." for one in results[:1] for line in protocol_lines(one))]
+    return [*found, *(f"{line}." for line in protocol_lines_of_all(results))]
 
 
 def _best(results: Sequence[dict[str, Any]], key: str) -> set[str]:

@@ -1,6 +1,6 @@
 """The protocol that each number of `evaluate` follows, in words, with its source."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ds_rvqvae.motion import recovery
@@ -12,7 +12,10 @@ _PROTOCOLS = {
     "mpjpe_mm": ("MPJPE", "roots aligned, over the joints in use without the root; Human3.6M, Ionescu et al. 2014"),
     "pa_mpjpe_mm": ("PA-MPJPE", "rotated, scaled and shifted frame by frame; protocol 2 of Kanazawa et al. 2018"),
     "mpjpe_global_mm": ("MPJPE in the world", "not aligned, the root among the joints"),
-    "root_error_mm": ("root", "its distance from the original's; both start at x = z = 0 where columns are velocities"),
+    "root_error_mm": (
+        "root",
+        "its distance from the original's; both paths start at the same place where columns are velocities",
+    ),
     "root_drift_mm_per_s": ("drift", "the root's distance in the last frame per second of the clip"),
     "joint_jerk": ("jerk", "third derivative of joints in the world; the jitter of TransPose, Yi et al. 2021"),
     "foot_sliding": ("sliding", "horizontal speed of feet that stand in the original; this project's own"),
@@ -38,17 +41,27 @@ _PROTOCOLS = {
     ),
     "frechet": ("Fréchet", "of the features of --features; comparable only by the same encoder and windows"),
 }
+_STREAMER = (
+    "roots aligned, over all joints and the root, positions by recover_from_local_position; MotionStreamer, Xiao et "
+    "al. 2025"
+)
 _MOMASK = "roots aligned, over all joints and the root, positions by recover_from_ric; MoMask, Guo et al. 2024"
 
 
 def protocols_of(scores: Mapping[str, Any]) -> dict[str, str]:
     """Returns the protocol of each number that was measured, by its key in the scores."""
     found = {key: words for key, (_, words) in _PROTOCOLS.items() if scores.get(key) is not None}
-    if "mpjpe_mm" in found and scores.get("skeleton") in recovery.NAMES.values():
-        found["mpjpe_mm"] = _MOMASK
+    skeleton = scores.get("skeleton")
+    if "mpjpe_mm" in found and skeleton in recovery.NAMES.values():
+        found["mpjpe_mm"] = _STREAMER if skeleton == recovery.NAMES[recovery.HUMANML3D_272] else _MOMASK
     return found
 
 
 def protocol_lines(scores: Mapping[str, Any]) -> list[str]:
     """Returns the same as lines of text."""
     return [f"{_PROTOCOLS[key][0]}: {words}" for key, words in protocols_of(scores).items()]
+
+
+def protocol_lines_of_all(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the lines of several tokenizers, each once; a number with several protocols has a line for each."""
+    return list(dict.fromkeys(line for scores in results for line in protocol_lines(scores)))

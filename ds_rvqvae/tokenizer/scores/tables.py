@@ -166,7 +166,8 @@ def figure_note(scores: dict[str, Any]) -> str | None:
         return None
     skeleton = scores["skeleton"]
     if skeleton in recovery.NAMES.values():
-        return f"{scores['mpjpe_joints']} joints ({skeleton}), the root among them, roots aligned"
+        joints = f"{scores['mpjpe_joints']} joints with the root"
+        return f"{joints} ({skeleton}, recognised by the number of columns), roots aligned"
     figure = "built-in 1.75 m figure" if skeleton == "built-in" else f"skeleton {skeleton}"
     return f"{scores['mpjpe_joints']} joints on the {figure}, roots aligned"
 

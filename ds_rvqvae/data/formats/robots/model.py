@@ -108,7 +108,8 @@ class _Tree:
         self._node_of: dict[int, int] = {}
         """For each body, the node whose frame is the body's."""
         base = self._base(base_link)
-        self._add(base_link or self._name_of_body(base), -1, model.body_pos[base], model.body_quat[base])
+        # The root's rotation in files is in the world, so that of the base at rest does not count.
+        self._add(base_link or self._name_of_body(base), -1, model.body_pos[base], np.array([1.0, 0, 0, 0]))
         self._node_of[base] = 0
         for body in range(1, model.nbody):
             if body != base and int(model.body_parentid[body]) in self._node_of:

@@ -84,7 +84,8 @@ def _checked(file: Path, place: str, weights: Mapping[str, Any], net: nn.Module)
     expected = {key: list(value.shape) for key, value in net.state_dict().items()}
     for key, shape in expected.items():
         value = weights.get(key)
-        if not isinstance(value, Tensor) or not value.is_floating_point():
+        is_plain = isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
+        if not isinstance(value, Tensor) or not is_plain or not value.is_floating_point():
             raise UserError(f"--evaluator {file}: {place} {key} {shape} is missing or holds no floating-point numbers")
         if list(value.shape) != shape:
             raise UserError(f"--evaluator {file}: {place} {key} is {list(value.shape)}, not {shape}")

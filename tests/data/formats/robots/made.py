@@ -54,7 +54,7 @@ def mjcf(joint_pos=(0, 0, 0)):
   <default><default class="limb"><joint range="-90 120" damping="1"/></default></default>
   <asset><mesh name="hull" file="hull.STL"/></asset>
   <worldbody><light pos="0 0 3"/><geom name="floor" type="plane" size="5 5 0.1"/>
-    <body name="pelvis" pos="0 0 0.8"><freejoint name="floating_base"/>
+    <body name="pelvis" pos="0 0 0.8" quat="0.70710678 0 0 0.70710678"><freejoint name="floating_base"/>
       <inertial pos="0 0 0" mass="3" diaginertia="1 1 1"/>
       {legs}{waist}
     </body>
