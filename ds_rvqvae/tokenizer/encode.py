@@ -51,7 +51,7 @@ def encode_files(
 
 
 class _Encoder:
-    suffixes: tuple[str, ...] = (".npz", ".npy", ".bvh", ".csv")
+    suffixes: tuple[str, ...] = (".npz", ".npy", ".bvh")
 
     def __init__(self, tokenizer: ClipTokenizer, out: Path, levels: int | None, overwrite: bool) -> None:
         self.tokenizer, self.out, self.overwrite = tokenizer, out, overwrite
@@ -59,6 +59,8 @@ class _Encoder:
         self.levels = {part: levels or own.model.config.num_quantizers for part, own in tokenizer.parts.items()}
         self.fingerprints = {part: own.fingerprint for part, own in tokenizer.parts.items()}
         own = list(tokenizer.parts.values())
+        if any(part.kind == "angle" for one in own for part in one.layout):
+            self.suffixes += (".csv",)  # other motion may have tables of text or emotions beside it
         self.wanted = own[0].layout if len(own) == 1 else None
         self.model_lock = threading.Lock()
         self.claimed: dict[Path, str] = {}

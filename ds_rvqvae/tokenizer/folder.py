@@ -275,6 +275,8 @@ def columns_for(wanted: Layout, layout: Layout, takes_bare: bool = True) -> NDAr
         return take_channels(layout, [part.name for part in wanted])[0]
     width, wanted_width = layout[-1].stop, wanted[-1].stop
     bare = feature_layout(width)
+    # Flattened joint positions have as many columns as what a tokenizer of joint positions takes, but other ones.
+    takes_bare = takes_bare and all(part.kind != "relative_position" for part in wanted)
     if layout == bare and takes_bare and width == wanted_width:
         return np.arange(width)
     if width != wanted_width and (layout == bare or wanted == feature_layout(wanted_width)):

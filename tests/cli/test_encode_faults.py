@@ -204,7 +204,7 @@ def test_bad_codes_files_among_good_ones(tmp_path, upper, capsys):
 
 REFUSALS = {
     "nothing there": (["{good}/nowhere.npz"], "no such file or folder"),
-    "nothing in it": (["{empty}"], "no .npz, .npy, .bvh or .csv file in it or its subfolders"),
+    "nothing in it": (["{empty}"], "no .npz, .npy or .bvh file in it or its subfolders"),
     "no level": (["{good}", "--levels", "0"], "--levels 0: this tokenizer has levels 1 to 3"),
     "too many levels": (["{good}", "--levels", "4"], "levels 1 to 3"),
     "no workers": (["{good}", "--workers", "0"], "not a whole number from 1"),

@@ -1,7 +1,7 @@
 """Skeletons, robots and names of joints that keys of `rvqvae.data` give by the name of a file.
 
-The file is read once, and the key then holds its content. So a store, a run and a tokenizer have it themselves and need
-no file later.
+The file is read when a reader is opened, and the key then holds its content. So a store and a tokenizer have it
+themselves. A run's profile keeps the name of the file.
 """
 
 import hashlib

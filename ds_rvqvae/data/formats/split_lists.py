@@ -323,7 +323,9 @@ def _lists_in(folder: Path, pieces: bool) -> dict[str, Path]:
     """Returns the lists of one folder by split; with `pieces`, lists of pieces come first."""
     there = {name.lower(): folder / name for name in entries(folder) if name.lower() in _FILES}
     found: dict[str, Path] = {}
-    for name, split in sorted(_FILES.items(), key=lambda item: pieces and not item[0].endswith("_ids.txt")):
+    files = {name: file for name, file in there.items() if pieces and name.endswith("_ids.txt") and file.is_file()}
+    of_pieces = {name for name, file in files.items() if any("#" in word for word in _words_of(file))}
+    for name, split in sorted(_FILES.items(), key=lambda item: item[0] not in of_pieces):
         if name in there and there[name].is_file():
             found.setdefault(split, there[name])
     return {split: found[split] for split in LISTED if split in found}

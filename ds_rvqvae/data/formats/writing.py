@@ -42,9 +42,12 @@ def open_motion_file(file: Path, config: DataConfig, wanted: Layout | None = Non
         UserError: the format is unknown, or the file cannot be read.
     """
     check_regular(file)
+    if config.format is None and wanted is not None and any(part.kind == "relative_position" for part in wanted):
+        config = config.with_values({"format": "joints"})  # flattened positions look like any matrix
     is_bare = wanted is not None and wanted == feature_layout(wanted[-1].stop)
     is_npy = file.suffix.lower() == ".npy"
-    is_matrix = is_npy and (is_bare or not any(reader.certainty and reader.matches(file) for reader in READERS))
+    is_known = config.format is not None or any(reader.certainty and reader.matches(file) for reader in READERS)
+    is_matrix = is_npy and (is_bare or not is_known)
     # The reader of matrices gives the exact reason if it cannot read one.
     reader = FeatureFolderReader(file, config) if is_matrix else open_reader(file, config)
     if not same_rate(reader.fps, config.fps):

@@ -49,8 +49,10 @@ from ds_rvqvae.process.home import expanded
 
 _NEW = "new"
 _SETTINGS = keys_that(DataConfig, DataFacts, lambda facts: facts.store == "setting")
+_FORMATS_BEFORE = {"smpl": "SMPL-X or SMPL-H npz"}
+"""Words of earlier versions for a format, kept in fingerprints, so that stores still match."""
 _IF_SET = keys_that(DataConfig, DataFacts, lambda facts: facts.store == "setting if set")
-"""Keys of `rvqvae.data` that a store depends on; it keeps the second ones only if they are set."""
+"""Keys that a store depends on; it keeps the second ones only if they are set."""
 
 
 class Prepared(NamedTuple):
@@ -94,9 +96,8 @@ def prepare(
         workers: processes that pack; None: one for each core that this process may use.
     """
     if config.path is None:
-        raise UserError(
-            "no motion to read: give --data_path, set DS_RVQVAE_DATA, or try --demo, which makes its own motion"
-        )
+        words = "no motion to read: give --data_path, set DS_RVQVAE_DATA, or try --demo, which makes its own motion"
+        raise UserError(words)
     path = expanded(config.path)
     if is_store(path):
         if out is not None:
@@ -147,7 +148,7 @@ class _Job:
         known = {reader.source_of(file.name): file.content for facts in packed for file in facts.files}
         contents = self.contents(source for source in sources if source not in known) | known
         names = [os.path.relpath(source, reader.path) for source in sources]
-        parts = [VERSION, reader.format, self.settings]
+        parts = [VERSION, _FORMATS_BEFORE.get(reader.key, reader.format), self.settings]
         return hash_of([*parts, *([name, contents[source]] for name, source in zip(names, sources, strict=True))])
 
     def others(self, names: Iterable[str]) -> dict[str, str | None]:

@@ -197,7 +197,10 @@ class JointsReader(FilesReader):
         self.readings += (f"{in_words(metres)}, {how}",)
 
     def _take_bones(self) -> None:
-        """Takes the bones of the first file that can be read as those of the skeleton at rest."""
+        """Takes the bones of the first file that can be read as those of the skeleton at rest.
+
+        They are no setting of a store: another first file must not make it another store.
+        """
         for values in self._sample(most=1).values():
             places = (self.config.metres_per_unit or 1.0) * values[np.isfinite(values).all(axis=(1, 2))]
             if self.config.up_axis == "z":
@@ -205,7 +208,6 @@ class JointsReader(FilesReader):
             entries = described_again(self._skeleton, bones_of(self._skeleton, places))
             with suppress(UserError):  # of no body; each clip has a note then
                 self._skeleton = skeleton_of(self.config.with_values({"skeleton": entries})) or self._skeleton
-                self.config = self.config.with_values({"skeleton": entries})
 
     def _sample(self, most: int = _LOOKED_AT) -> dict[str, NDArray[np.float64]]:
         """Returns the positions in some of the files, spread over all, of those that can be read."""

@@ -102,7 +102,7 @@ class RobotCsvReader(FilesReader):
         if fps is None:
             raise ClipError(f"a csv file gives no frame rate; give {to_say('source_fps', 'N')}")
         if has_w_first(values, form):
-            notes = (*notes, "the robot is upside down in most frames: do its quaternions have w first?")
+            notes = (*notes, "the robot is not upright in most frames: do its quaternions have w first?")
         joints = named_joints(self._robot, len(form.joints), form.names)
         places, matrices, angles, bad = in_metres(values, form, units, slides_of(self._robot, joints))
         if bad:
@@ -128,12 +128,12 @@ class RobotCsvReader(FilesReader):
 
     def _refuse_w_first(self, found: list[tuple[Path, CsvMotion]]) -> None:
         turned = [file for file, (values, form) in found if has_w_first(values, form)]
-        if 2 * len(turned) > len(found) > 1:
+        if 3 * len(turned) > len(found):
             root = [*NAMED_ROOT[:3], NAMED_ROOT[6], *NAMED_ROOT[3:6]]
             raise UserError(
                 f"{self.path}: the root's quaternions seem to have w first, as in {turned[0].name} and {len(turned)} "
-                f"of {len(found)} files: x, y, z, w is read where no header says otherwise; add a header "
-                f"{','.join(root)},… with a name per joint"
+                f"of {len(found)} files: x, y, z, w, which is read without a header, would not hold the robot upright; "
+                f"add a header {','.join(root)},… with a name per joint (or {','.join(NAMED_ROOT)},… if it is right)"
             )
 
     def _take_units(self, found: list[tuple[Path, CsvMotion]]) -> None:

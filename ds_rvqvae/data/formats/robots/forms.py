@@ -39,7 +39,9 @@ _FULL_TURN = 2 * np.pi + 0.1
 """Radians: hinges of humanoids turn less, and a motion in degrees has larger numbers."""
 _HIGHEST = 5.0
 """Metres: the pelvis of a humanoid is lower, and that of a motion in centimetres has larger numbers."""
-_UPRIGHT = 0.5
+_UPRIGHT, _STANDS = 0.5, 0.9
+"""Cosines between the robot's own z axis and the world's: below the first it is not upright, above the second it
+stands."""
 
 
 class Form(NamedTuple):
@@ -56,11 +58,13 @@ class Form(NamedTuple):
     """The column that counts frames."""
     units: Units | None = None
     """The units that the header gives."""
+    has_bones_root: bool = False
+    """Whether the root's columns have BONES-SEED's names."""
 
     @property
     def is_bones(self) -> bool:
         """Whether the header is BONES-SEED's."""
-        return self.names is not None and len(self.turns) == 3 and self.counter == 0
+        return self.has_bones_root and self.counter == 0
 
     @property
     def fps(self) -> float | None:
@@ -90,8 +94,10 @@ def form_of_header(head: Head) -> Form:
     twice = next((name for name in names if not name or names.count(name) > 1), None)
     if twice is not None:
         raise ClipError(f"its header has two joints called {twice[:40]}" if twice else "its header has an empty name")
-    units = _units_of(head.names, start, places)
-    return Form((places[0], places[1], places[2]), turns, tuple(range(start, len(plain))), names, counter, units)
+    joints = tuple(range(start, len(plain)))
+    units = _units_of(head.names, (*(turns if len(turns) == 3 else ()), *joints), places)
+    is_bones = plain[first : first + 6] == list(BONES_ROOT)
+    return Form((places[0], places[1], places[2]), turns, joints, names, counter, units, is_bones)
 
 
 def _letters(names: list[str], first: int, count: int) -> tuple[int, ...] | None:
@@ -109,11 +115,11 @@ def _joint_name(name: str) -> str:
     return name.removeprefix("dof_").removesuffix("_dof")
 
 
-def _units_of(names: tuple[str, ...], joints: int, places: tuple[int, ...]) -> Units | None:
+def _units_of(names: tuple[str, ...], angles: tuple[int, ...], places: tuple[int, ...]) -> Units | None:
     """Returns the units that stand in brackets behind names of the header; raises ClipError if they are mixed."""
     found = [
         {match[1].lower() if (match := _UNIT.search(names[column])) else "" for column in columns}
-        for columns in (places, range(joints, len(names)))
+        for columns in (places, angles)
     ]
     if found == [{"m"}, {"rad"}]:
         return "metres_radians"
@@ -175,16 +181,17 @@ def units_by_numbers(values: NDArray[np.float64], form: Form) -> Units | None:
 
 
 def has_w_first(values: NDArray[np.float64], form: Form) -> bool:
-    """Returns whether the quaternions of a file without a header are surely w, x, y, z.
+    """Returns whether the quaternions of a file without a header seem to be w, x, y, z.
 
-    As x, y, z, w they would hold the robot upside down in most frames, and as w, x, y, z upright.
+    As x, y, z, w they would not hold the robot upright in most frames, and as w, x, y, z they do. If the robot faces
+    backwards (over 120 degrees from +x), both hold it upright, and nothing can be told.
     """
     if form.names is not None or len(form.turns) != 4:
         return False
     with np.errstate(over="ignore", invalid="ignore"):
         a, b, c, _ = values[:, form.turns].T
         as_published, as_w_first = 1 - 2 * (a * a + b * b), 1 - 2 * (b * b + c * c)
-        return bool(np.nanmedian(as_published) < -_UPRIGHT and np.nanmedian(as_w_first) > _UPRIGHT)
+        return bool(np.nanmedian(as_published) < _UPRIGHT and np.nanmedian(as_w_first) > _STANDS)
 
 
 def said_form(form: Form, file: Path) -> str:

@@ -172,6 +172,8 @@ class _Tree:
             own = str(model.joint(joint).name) or f"joint_{joint}"
             if model.jnt_type[joint] in (_FREE, _BALL):
                 raise ClipError(f"joint {own} of {name} is free or a ball; only hinges and slides have one angle")
+            if abs(model.qpos0[model.jnt_qposadr[joint]]) > _STILL:
+                raise ClipError(f"joint {own} has a ref other than 0, which is not read; write the MJCF without it")
             at = model.jnt_pos[joint]
             way = offset + matrices_of_quaternions(rotation[None])[0] @ at if index == 0 else at - before
             node = self._add(own, node, way, rotation if index == 0 else np.array([1.0, 0, 0, 0]))

@@ -40,7 +40,7 @@ def write_robot_npz(
     """Writes a robot's motion as npz (`ds_rvqvae.data.formats.written.Write`).
 
     Bodies of whole_body_tracking's files are placed by the kinematics of `rvqvae.data.robot`; their velocities are
-    central differences, as those of its own `csv_to_npz.py`.
+    central differences of the links' origins; its own `csv_to_npz.py` takes those of a simulator.
     """
     if source is None:
         raise UnfitError("a robot's npz is written with the arrays of a source only")

@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,9 +70,11 @@ def read_numbers(file: Path, head: Head, most: int | None = None) -> NDArray[np.
     try:
         with open_regular(file) as stream, io.TextIOWrapper(stream, "utf-8-sig") as text:
             skipped = 0 if head.names is None else 1
-            values = np.loadtxt(
-                text, np.float64, comments=None, delimiter=",", skiprows=skipped, ndmin=2, max_rows=most
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # by numpy, about a file without numbers
+                values = np.loadtxt(
+                    text, np.float64, comments=None, delimiter=",", skiprows=skipped, ndmin=2, max_rows=most
+                )
     except (RefusedError, UnicodeDecodeError) as error:
         is_text = isinstance(error, UnicodeDecodeError)
         raise ClipError("holds bytes that are not UTF-8 text" if is_text else str(error)) from None

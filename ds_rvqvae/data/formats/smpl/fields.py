@@ -159,9 +159,9 @@ def _split_fields(arrays: Mapping[str, NDArray[Any]]) -> tuple[tuple[str, ...], 
     twice = next((joint for joint in every if every.count(joint) > 1), None)
     if twice is not None:
         raise ClipError(f"{' and '.join(key for key, (own, _) in of_key.items() if twice in own)} both hold {twice}")
-    hands = [key for key in _HANDS if key in of_key]
-    if "left_hand" in every and hands:
-        raise ClipError(f"the body has SMPL's 23 joints with one per hand, and {hands[0]} has fingers")
+    others = [key for key in of_key if key not in (*_ROOT, *_BODIES)]
+    if "left_hand" in every and others:
+        raise ClipError(f"the body has SMPL's 23 joints with one per hand, and {others[0]} is of SMPL-X or SMPL-H")
     order = (*SMPLX_JOINTS, *SMPL_JOINTS[22:])
     joints = tuple(sorted(every, key=order.index))
     found = sorted((joints.index(own[0]), key, len(own), form) for key, (own, form) in of_key.items())

@@ -60,7 +60,7 @@ def test_a_skeleton_is_read_from_a_bvh_file_whatever_its_motion(tmp_path):
         ({"parents": [-1, 0, -1]}, r"wrist \(joint 2\) has parent -1"),
         ({"parents": [1, 0, 0]}, "shoulder is first"),
         ({"offsets": [[0, 0, 0], [1, 0, 0]]}, r"shape \[2, 3\]"),
-        ({"offsets": [[0, 0, 0], [1, 0], [1, 0, 0]]}, "not one x, y, z"),
+        ({"offsets": [[0, 0, 0], [1, 0], [1, 0, 0]]}, "offsets: rows of unequal length"),
         ({"offsets": [["0", "0", "0"]] * 3}, "not numbers"),
         ({"offsets": [[0, 0, 0], [1, 0, float("nan")], [1, 0, 0]]}, "NaN or infinite at elbow"),
         ({"offsets": [[0, 0, 0], [1, 0, 0], [45, 0, 0]]}, "wrist is 45 from its parent; use metres"),

@@ -8,14 +8,14 @@ import pytest
 
 from ds_rvqvae.config.data import DataConfig
 from ds_rvqvae.data.formats.readers import open_reader
-from ds_rvqvae.data.formats.writing import WRITERS
-from ds_rvqvae.data.store.prepare import prepare
+from ds_rvqvae.data.formats.writing import WRITERS, open_motion_file
+from ds_rvqvae.data.store.prepare import prepare, settings_of
 from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion import recovery
 from ds_rvqvae.motion.clip import ClipError, UnfitError
-from ds_rvqvae.motion.layout import SMPLX_JOINTS, SMPLX_PARENTS, take_channels
+from ds_rvqvae.motion.layout import SMPLX_JOINTS, SMPLX_PARENTS, feature_layout, take_channels
 from ds_rvqvae.motion.skeleton import builtin_skeleton, forward_kinematics, joint_places, skeleton_from_json
-from ds_rvqvae.tokenizer.folder import reading_of
+from ds_rvqvae.tokenizer.folder import columns_for, reading_of
 from tests.cli.commands import make_tokenizer, run
 from tests.data.formats.bvh_files import body, snapmogen_body, world_of_file, write_body
 from tests.data.formats.damaged import npz
@@ -156,7 +156,9 @@ def test_a_bvh_file_without_a_known_unit_gives_names_too(tmp_path):
     write_positions(tmp_path / "data" / "walk.npy", 0.02 * np.stack(list(places.values()), axis=1))
     reader = open_reader(tmp_path / "data", DataConfig(skeleton=str(file)))
     assert [part.name for part in reader.take("walk").layout[1:]] == list(places)[1:]
-    assert np.linalg.norm(reader.config.skeleton["offsets"][3]) == pytest.approx(0.02 * 4.86, abs=2e-4)
+    assert np.linalg.norm(reader.take(reader.clip_names()[0]).skeleton["offsets"][3]) == pytest.approx(
+        0.02 * 4.86, abs=2e-4
+    )
 
 
 @pytest.mark.parametrize(("unit", "metres"), [(100, 0.01), (1000, 0.001), (1 / 0.0254, 0.0254)])
@@ -291,3 +293,22 @@ def test_positions_are_encoded_and_decoded_to_positions(tmp_path, humanml3d, cap
     decoded = tokenizer.decode(tokenizer.encode(clip), len(clip))
     np.testing.assert_allclose(found[::2, 1:] - found[::2, :1], decoded[::3, 3:].reshape(-1, 21, 3), atol=1e-5)
     np.testing.assert_allclose(found[0, 0, [0, 2]], np.load(tmp_path / "mine" / "000001.npy")[0, 0, [0, 2]], atol=1e-5)
+
+
+def test_flattened_positions_are_encoded_as_positions_not_as_columns(tmp_path):
+    file = write_positions(tmp_path / "new_joints" / "a.npy", positions(seed=0))
+    wanted = open_reader(file.parent, DataConfig()).take("a").layout
+    np.save(tmp_path / "flat.npy", np.load(file).reshape(-1, 66))
+    entries = {"joint_names": list(recovery.JOINT_NAMES[263]), "parents": list(recovery.parents_of(263))}
+    config = DataConfig(skeleton=entries, source_fps=20, fps=20, metres_per_unit=1)
+    take = open_motion_file(tmp_path / "flat.npy", config, wanted).take("flat")
+    assert take.layout == wanted
+    with pytest.raises(ClipError):
+        columns_for(wanted, feature_layout(66))
+
+
+def test_the_bones_of_the_first_file_are_no_setting(tmp_path):
+    for name, seed in (("b", 0), ("a", 3)):
+        write_positions(tmp_path / "new_joints" / f"{name}.npy", positions(seed=seed))
+        settings = settings_of(open_reader(tmp_path / "new_joints", DataConfig()).config)
+        assert set(settings["skeleton"]) == {"joint_names", "parents"}

@@ -118,8 +118,31 @@ def test_a_quaternion_with_w_first_is_read_by_its_header_and_refused_without_one
         np.savetxt(tmp_path / "bare" / f"{name}.csv", values, "%.8f", ",")
     with pytest.raises(UserError, match=r"seem to have w first, as in a.csv and 2 of 2 files.*root_z,root_qw,root_qx"):
         open_reader(tmp_path / "bare", DataConfig()).check([])
-    note = "the robot is upside down in most frames: do its quaternions have w first?"
-    assert note in open_reader(tmp_path / "bare" / "a.csv", DataConfig()).take("a").notes
+    with pytest.raises(UserError, match="1 of 1 files"):
+        open_reader(tmp_path / "bare" / "a.csv", DataConfig()).check([])
+
+
+@pytest.mark.parametrize("yaw", [0, 70, -100, 115, 160])
+def test_w_first_is_seen_for_headings_up_to_120_degrees(tmp_path, yaw):
+    turns = Rotation.from_euler("z", yaw + 5 * np.sin(np.arange(60) / 9), degrees=True)
+    calm = Motion(walk().places, turns, walk().angles)
+    for name, order in (("right", [0, 1, 2, 3]), ("w_first", [3, 0, 1, 2])):
+        (tmp_path / name).mkdir()
+        values = np.concatenate([calm.places, turns.as_quat()[:, order], calm.angles], axis=1)
+        np.savetxt(tmp_path / name / "a.csv", values, "%.8f", ",")
+    open_reader(tmp_path / "right", DataConfig()).check([])
+    if abs(yaw) < 120:
+        with pytest.raises(UserError, match="seem to have w first"):
+            open_reader(tmp_path / "w_first", DataConfig()).check([])
+
+
+def test_units_of_a_header_hold_for_the_roots_angles_too(tmp_path):
+    root = ["pos_x(m)", "pos_y(m)", "pos_z(m)", *(f"rot_{at}(deg)" for at in "xyz")]
+    values = np.tile([0, 0, 0.8, 0, 0, 30, 0.1, 0.2], (40, 1))
+    np.savetxt(tmp_path / "a.csv", values, "%.6f", ",", header=",".join([*root, "a(rad)", "b(rad)"]), comments="")
+    reader = open_reader(tmp_path / "a.csv", DataConfig(format="robot_csv", source_fps=30))
+    with pytest.raises(ClipError, match="its header gives the units deg, m, rad"):
+        reader.take("a")
 
 
 def test_units_that_numbers_do_not_tell_are_refused_with_the_flag(tmp_path, capsys):

@@ -116,7 +116,9 @@ def test_a_body_without_hands_and_face_and_one_of_smpl(tmp_path):
     take = take_of(save(tmp_path / "b.npz", **hands))
     assert take.layout == joint_layout(SMPL_JOINTS, "translation")
     assert take.motion[:, 6 * 22 : 6 * 24].std() > 0
-    with pytest.raises(ClipError, match="SMPL's 23 joints with one per hand, and left_hand_pose has fingers"):
+    with pytest.raises(
+        ClipError, match="SMPL's 23 joints with one per hand, and left_hand_pose is of SMPL-X or SMPL-H"
+    ):
         take_of(save(tmp_path / "c.npz", **{**hands, "left_hand_pose": arrays["left_hand_pose"]}))
 
 
