@@ -32,6 +32,7 @@ def world(tmp_path, monkeypatch) -> Path:
     made.write_motion(folder)
     made.write_profile(folder)
     made.write_foreign_checkpoints(folder)
+    made.write_evaluator(folder)
     made.train(folder)
     return folder
 

@@ -10,10 +10,13 @@ from ds_rvqvae import BodyTokenizer, MotionTokenizer
 from ds_rvqvae.data.demo import write_demo_motion
 from tests.data.formats.bvh_files import Part, body, write_body
 from tests.data.formats.published import PUBLISHED
+from tests.data.formats.robots.made import mjcf
+from tests.data.formats.robots.published import walk, write_bones, write_lafan1
 from tests.data.motion import write_matrices, write_packed
 from tests.docs.pages import ROOT
 from tests.ranks import finish, start_ranks
 from tests.tokenizer.foreign import checkpoints
+from tests.tokenizer.scores.published.weights import matching_checkpoint
 from tests.train.small import SMALL
 
 BEAT2 = "data/BEAT2/beat_english_v2.0.0"
@@ -49,7 +52,17 @@ def write_motion(world: Path) -> None:
         np.save(world / "data" / "positions" / f"{index}.npy", places)
     for name, published in PUBLISHED.items():
         folder = published.write(world / "data" / name)
-        write_matrices(folder / published.clips, published.names, published.width, frames=200)
+        write_matrices(folder / published.clips, published.names, published.width, frames=190)
+    humanml3d = world / "data" / "HumanML3D"
+    further = [f"00900{index}" for index in range(3)]
+    write_matrices(humanml3d / "new_joint_vecs", further, 263, frames=190)
+    with (humanml3d / "test.txt").open("a") as names:
+        names.write("\n" + "\n".join(further) + "\n")
+    for index in range(4):
+        lafan1, bones = (world / "data" / name for name in ("LAFAN1_Retargeting_Dataset/g1", "bones-seed/g1/csv"))
+        write_lafan1(lafan1 / f"walk{index}.csv", walk(90, index, joints=30))
+        write_bones(bones / f"walk{index}.csv", walk(360, index, 120))
+    (world / "g1_29dof.xml").write_text(mjcf())
     write_packed(world / "data" / "cmu" / "task.npz", (200, 200, 200), 150)
 
 
@@ -69,6 +82,8 @@ def train(world: Path) -> None:
     flags = [*SETTINGS, f"--data_path={world / BEAT2}"]
     named = {part: [f"--body_part={part}", f"--name={part}"] for part in PARTS}
     ranks = [start_ranks(1, ["-m", "ds_rvqvae.train", *flags, "--out=runs/body", *own]) for own in named.values()]
+    features = [*SETTINGS, f"--data_path={world / 'data' / 'HumanML3D'}", "--out=runs", "--name=best-HumanML3D"]
+    ranks.append(start_ranks(1, ["-m", "ds_rvqvae.train", *features]))
     for started in ranks:
         finish(started)
     body = world / "runs" / "body"
@@ -91,6 +106,17 @@ def write_foreign_checkpoints(world: Path) -> None:
     torch.save({"net": weights}, world / "net_300000_upper.pth")
     for name, values in (("mean", np.zeros(330)), ("std", np.ones(330))):
         np.save(world / f"beatx_2_330_{name}.npy", values)
+
+
+def write_evaluator(world: Path) -> None:
+    """Weights of the text-motion matching, made at random, with their mean and std."""
+    folder = world / "checkpoints" / "t2m"
+    weights, meta = folder / "text_mot_match" / "model" / "finest.tar", folder / "Comp_v6_KLD01" / "meta"
+    weights.parent.mkdir(parents=True)
+    meta.mkdir(parents=True)
+    torch.save(matching_checkpoint(263), weights)
+    for name, values in (("mean", np.zeros(263)), ("std", np.ones(263))):
+        np.save(meta / f"{name}.npy", values)
 
 
 def write_profile(world: Path) -> None:
