@@ -188,7 +188,7 @@ BAD_RATES = (0, -30.0, np.nan, np.inf, "30", "fast")
 @pytest.mark.parametrize(
     ("file", "settings", "words"),
     [
-        ("a.txt", {}, r"a\.txt: motion is written as \.npz, \.bvh, \.npy"),
+        ("a.txt", {}, r"a\.txt: motion is written as \.npz, \.npy, \.bvh, \.csv;"),
         ("a.bvh", {}, "takes its hierarchy from a source"),
         ("a.npz", {}, "cannot be stored in a BEAT2 file"),
         ("a.npy", {"fps": 60.0}, "columns of unknown meaning are never resampled"),
