@@ -26,8 +26,14 @@ def _reader(place: str) -> type[Reader]:
 READERS = tuple(sorted(map(_reader, FORMATS.values()), key=lambda reader: -reader.certainty))
 """Tried in this order: the first certain match reads; else, of all that match, the one with the most files."""
 
-_OF_BVH = ("joints", "joint_names", "skeleton_of")
-"""Keys of `rvqvae.data` that only BVH files use."""
+_SMPL = ("smpl", "beat2", "aist", "motionx")
+_USED_BY = {
+    **dict.fromkeys(("joints", "joint_names", "skeleton_of"), ("bvh",)),
+    "robot": ("robot_csv", "robot_npz"),
+    "csv_units": ("robot_csv",),
+    "skeleton": ("joints", *_SMPL),
+}
+"""Keys of `rvqvae.data` that some formats use, with these formats."""
 
 
 def open_reader(path: Path, config: DataConfig) -> Reader:
@@ -44,7 +50,8 @@ def open_reader(path: Path, config: DataConfig) -> Reader:
         chosen = _choose(path, config)
         if config.reading_version == 1:
             chosen.notes += _differs_now(chosen, path, config)
-        unused = [f"rvqvae.data.{key}" for key in _OF_BVH if getattr(config, key) is not None and chosen.key != "bvh"]
+        given = [key for key in _USED_BY if getattr(config, key) is not None]
+        unused = [f"rvqvae.data.{key}" for key in given if chosen.key not in _USED_BY[key]]
         if unused:
             chosen.notes += (f"no effect on {chosen.format}: {', '.join(unused)}",)
         return chosen

@@ -378,3 +378,16 @@ def test_pickles_are_refused_with_the_line_that_makes_an_npz_of_one(tmp_path):
         open_reader(tmp_path / "model.pt", DataConfig())
     reader = open_reader(tmp_path, DataConfig())
     assert reader.why_passed_over(tmp_path / "model.pt") == "a pickle, which is never loaded"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"csv_units": "metres_radians", "joints": "common"}, "rvqvae.data.joints, rvqvae.data.csv_units"),
+        ({"skeleton": {"joint_names": ["a"], "parents": [-1]}}, "rvqvae.data.skeleton"),
+    ],
+)
+def test_settings_of_other_formats_are_said_to_have_no_effect(tmp_path, settings, words):
+    np.save(tmp_path / "a.npy", np.zeros((40, 12), np.float32))
+    reader = open_reader(tmp_path, DataConfig(**settings))
+    assert f"no effect on .npy or .npz feature matrices: {words}" in reader.notes
