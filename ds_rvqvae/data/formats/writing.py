@@ -46,10 +46,14 @@ def open_motion_file(file: Path, config: DataConfig, wanted: Layout | None = Non
         config = config.with_values({"format": "joints"})  # flattened positions look like any matrix
     is_bare = wanted is not None and wanted == feature_layout(wanted[-1].stop)
     is_npy = file.suffix.lower() == ".npy"
-    is_known = config.format is not None or any(reader.certainty and reader.matches(file) for reader in READERS)
-    is_matrix = is_npy and (is_bare or not is_known)
+    is_matrix = is_npy and (is_bare or (config.format is None and not _is_certain(file)))
     # The reader of matrices gives the exact reason if it cannot read one.
     reader = FeatureFolderReader(file, config) if is_matrix else open_reader(file, config)
     if not same_rate(reader.fps, config.fps):
         raise ClipError(f"{reader.fps:g} fps, but {config.fps:g} fps is needed; features are never resampled")
     return reader
+
+
+def _is_certain(file: Path) -> bool:
+    """Returns whether a reader is certain that a file is of its format."""
+    return any(reader.certainty and reader.matches(file) for reader in READERS)

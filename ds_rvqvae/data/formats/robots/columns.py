@@ -11,7 +11,7 @@ from ds_rvqvae.errors import UserError
 from ds_rvqvae.motion.clip import ClipError
 from ds_rvqvae.motion.layout import TRANSLATION, Channels, Layout
 from ds_rvqvae.motion.rotations import matrix_to_rotation_6d
-from ds_rvqvae.motion.skeleton import Skeleton, skeleton_from_json
+from ds_rvqvae.motion.skeleton import Skeleton, skeleton_from_json, slides_of
 
 ROOT = "root"
 """The name of the root's rotation without a robot's file."""
@@ -90,11 +90,10 @@ def motion_of(
     return motion
 
 
-def slides_of(robot: Skeleton | None, joints: Sequence[str]) -> NDArray[np.bool_]:
+def are_slides(robot: Skeleton | None, joints: Sequence[str]) -> NDArray[np.bool_]:
     """Returns whether each joint slides, bool `[joints]`; without a robot none does."""
-    if robot is None or robot.slides is None:
-        return np.zeros(len(joints), bool)
-    return robot.slides[[robot.joint_names.index(name) for name in joints]]
+    slides = slides_of(robot)
+    return np.array([name in slides for name in joints], bool)
 
 
 def limit_notes(robot: Skeleton | None, joints: Sequence[str], angles: NDArray[np.float64]) -> tuple[str, ...]:
@@ -102,7 +101,7 @@ def limit_notes(robot: Skeleton | None, joints: Sequence[str], angles: NDArray[n
     if robot is None or robot.limits is None or not len(angles):
         return ()
     low, high = robot.limits[[robot.joint_names.index(name) for name in joints]].T
-    margin = np.where(slides_of(robot, joints), _BEYOND / 5, _BEYOND)
+    margin = np.where(are_slides(robot, joints), _BEYOND / 5, _BEYOND)
     with np.errstate(invalid="ignore"):
         beyond = ((angles < low - margin) | (angles > high + margin)).sum(axis=0)
     worst = [joint for joint in np.argsort(-beyond, kind="stable").tolist() if beyond[joint]]

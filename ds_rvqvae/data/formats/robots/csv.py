@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from ds_rvqvae.config.data import DataConfig, to_say
 from ds_rvqvae.data.formats.base import FilesReader, files_below
 from ds_rvqvae.data.formats.robots.columns import (
+    are_slides,
     limit_notes,
     motion_of,
     named_joints,
     robot_layout,
     robot_of,
-    slides_of,
 )
 from ds_rvqvae.data.formats.robots.forms import (
     BONES_FPS,
@@ -104,7 +104,7 @@ class RobotCsvReader(FilesReader):
         if has_w_first(values, form):
             notes = (*notes, "the robot is not upright in most frames: do its quaternions have w first?")
         joints = named_joints(self._robot, len(form.joints), form.names)
-        places, matrices, angles, bad = in_metres(values, form, units, slides_of(self._robot, joints))
+        places, matrices, angles, bad = in_metres(values, form, units, are_slides(self._robot, joints))
         if bad:
             notes = (*notes, f"the root's quaternion has not the length 1 in {bad} frames, which are left out")
         motion, layout = motion_of(places, matrices, angles), robot_layout(self._robot, joints)

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from ds_rvqvae.config.data import DataConfig, to_say
 from ds_rvqvae.data.formats.npz import open_regular
 from ds_rvqvae.data.formats.robots.columns import (
+    are_slides,
     motion_of,
     moving_joints,
     named_joints,
     robot_layout,
     robot_of,
-    slides_of,
 )
 from ds_rvqvae.data.formats.robots.csv import in_metres, read_motion, units_of
 from ds_rvqvae.data.formats.robots.forms import BONES_ROOT, NAMED_ROOT, Form, Units
@@ -76,7 +76,7 @@ def write_robot_csv(
         raise UnfitError(f"{missing.name} ({missing.kind}) is no column of this csv file")
     if len(table.values) != len(motion):
         raise UnfitError(f"the source has {len(table.values)} frames at {fps:g} fps, but the motion has {len(motion)}")
-    _put(table, motion.astype(np.float64), layout, slides_of(robot, table.joints))
+    _put(table, motion.astype(np.float64), layout, are_slides(robot, table.joints))
     with whole_file(file) as content:
         _write(content, table)
     notes = at_rest(source is not None)
@@ -90,7 +90,7 @@ def _of_source(source: Path, fps: float, robot: Skeleton | None, config: DataCon
     values, form = read_motion(source, config)
     units, _ = units_of(form, values, config)
     joints = named_joints(robot, len(form.joints), form.names)
-    slides = slides_of(robot, joints)
+    slides = are_slides(robot, joints)
     columns = motion_of(*in_metres(values, form, units, slides)[:3])
     check_finite(columns)
     own = config.source_fps or form.fps
